@@ -1,0 +1,5 @@
+DROP TABLE idempotency_keys;
+DROP TABLE jobs;
+DROP TABLE events;
+DROP TABLE schools;
+DROP TABLE meta;

@@ -1,0 +1,330 @@
+//! Every setting and every bound, named with its unit.
+//!
+//! Settings stand in `[default.tidings]` of `Rocket.toml` and can each be overridden by the environment
+//! as `TIDINGS_<NAME>`. An unknown or invalid one stops the start with a message that names it. Bounds
+//! that nobody needs to set are constants at the end of this file.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Env, Serialized};
+use serde::{Deserialize, Serialize};
+
+use crate::id::SchoolId;
+use crate::kind;
+
+/// Environment variables that begin with `TIDINGS_` and are no settings of the server: the command
+/// line's own, and the test suite's.
+const NOT_SETTINGS: &[&str] = &["url", "token", "require_all", "log"];
+
+/// When a commit must have reached the disk before it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Synchronous {
+    /// A commit that holds a milestone. Every commit survives `kill -9`; this one a power loss too.
+    Milestone,
+    /// Every commit.
+    Full,
+    /// None: a power loss may take the last commits, `kill -9` none.
+    Normal,
+}
+
+/// How `status` is written in messages, unless a request says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StatusCase {
+    /// `in_progress`
+    Lower,
+    /// `IN_PROGRESS`
+    Upper,
+}
+
+/// The settings, with their defaults in [`Settings::default`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where the database and the generated secret live, unless they are named elsewhere.
+    pub data_dir: PathBuf,
+    /// `sqlite:<path>`; `<data_dir>/tidings.db` if absent.
+    pub database_url: Option<String>,
+    /// When a commit must be on the disk.
+    pub synchronous: Synchronous,
+    /// Database connections for reading, and so the most reads at a time.
+    pub reader_connections: u32,
+
+    /// The HS256 secret, at least 32 bytes; made at the first start if absent.
+    pub jwt_secret: Option<String>,
+    /// A PEM file with the public key that tokens are verified with, instead of the secret.
+    pub jwt_public_key_file: Option<PathBuf>,
+    /// `HS256`, or `RS256`, `ES256` or `EdDSA` with a public key.
+    pub jwt_algorithm: String,
+    /// The `iss` that a token must have.
+    pub jwt_issuer: Option<String>,
+    /// The `aud` that a token must have.
+    pub jwt_audience: Option<String>,
+    /// How far, in seconds, clocks may differ when `exp` and `nbf` are judged.
+    pub jwt_leeway_secs: u64,
+    /// How long, in seconds, a ticket opens streams.
+    pub ticket_ttl_secs: u32,
+    /// The cookie that may carry a token.
+    pub cookie_name: String,
+    /// Web origins, beside the server's own, whose pages may use a cookie and read answers.
+    pub allowed_origins: Vec<String>,
+    /// The school that callers without a token may watch. None: a token is required.
+    pub anonymous_school_id: Option<SchoolId>,
+
+    /// At most this many seconds between signs of life on a stream.
+    pub heartbeat_secs: u64,
+    /// Least time in milliseconds between two ticks of a subject on a stream, unless a request says otherwise.
+    pub tick_ms: u64,
+    /// How `status` is written.
+    pub status_case: StatusCase,
+    /// Events that may wait for one slow connection.
+    pub mailbox_capacity: usize,
+    /// Newest events of a school kept in memory for short gaps.
+    pub window_events: usize,
+    /// Most events that a replay may carry before it is answered with a `reset`.
+    pub replay_max_events: u64,
+    /// Streams open at a time, in all.
+    pub max_streams: usize,
+    /// Over this many milliseconds returning clients are spread when the server stops.
+    pub reconnect_spread_ms: u64,
+
+    /// How long, in seconds, events are kept.
+    pub retention_secs: u64,
+    /// How many events of a school are kept.
+    pub retention_events: u64,
+    /// How long, in seconds, a finished job is kept; at least until its events are gone.
+    pub job_retention_secs: u64,
+    /// How long, in seconds, an `Idempotency-Key` is remembered.
+    pub idempotency_ttl_secs: u64,
+
+    /// Silent seconds after which a running job is `stalled`, unless it says otherwise; 0 is never.
+    pub stall_after_secs: u32,
+    /// Silent seconds after which a running job fails with `timeout`, unless it says otherwise; 0 is never.
+    pub timeout_secs: u32,
+
+    /// Largest body of a single command, in bytes.
+    pub body_limit_bytes: u64,
+    /// Largest body of a batch, in bytes.
+    pub batch_limit_bytes: u64,
+    /// Most commands in a batch.
+    pub batch_limit_commands: usize,
+    /// Largest `metadata` of a subject, in bytes.
+    pub metadata_limit_bytes: usize,
+    /// Longest `message`, in bytes.
+    pub message_limit_bytes: usize,
+    /// Largest WebSocket message from a client, in bytes.
+    pub client_message_limit_bytes: usize,
+    /// Most channels on one connection.
+    pub channels_per_connection: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            data_dir: "data".into(),
+            database_url: None,
+            synchronous: Synchronous::Milestone,
+            reader_connections: 4,
+            jwt_secret: None,
+            jwt_public_key_file: None,
+            jwt_algorithm: "HS256".into(),
+            jwt_issuer: None,
+            jwt_audience: None,
+            jwt_leeway_secs: 0,
+            ticket_ttl_secs: 30,
+            cookie_name: "tidings_token".into(),
+            allowed_origins: Vec::new(),
+            anonymous_school_id: None,
+            heartbeat_secs: 15,
+            tick_ms: 100,
+            status_case: StatusCase::Lower,
+            mailbox_capacity: 256,
+            window_events: 1_024,
+            replay_max_events: 1_000_000,
+            max_streams: 50_000,
+            reconnect_spread_ms: 5_000,
+            retention_secs: 7 * 86_400,
+            retention_events: 1_000_000,
+            job_retention_secs: 30 * 86_400,
+            idempotency_ttl_secs: 86_400,
+            stall_after_secs: 60,
+            timeout_secs: 86_400,
+            body_limit_bytes: 256 * 1024,
+            batch_limit_bytes: 16 * 1024 * 1024,
+            batch_limit_commands: 10_000,
+            metadata_limit_bytes: 16 * 1024,
+            message_limit_bytes: 4 * 1024,
+            client_message_limit_bytes: 16 * 1024,
+            channels_per_connection: 100,
+        }
+    }
+}
+
+/// A setting that cannot be used. The message names it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Unknown, or of the wrong type.
+    #[error("{0}")]
+    Figment(Box<figment::Error>),
+    /// Of the right type, but out of range.
+    #[error("setting `{key}` {problem}")]
+    Invalid {
+        /// Which one.
+        key: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl Settings {
+    /// Reads `tidings` in `figment` (Rocket's own), overridden by `TIDINGS_*`.
+    pub fn from_figment(figment: &Figment) -> Result<Settings, ConfigError> {
+        let environment = Env::prefixed("TIDINGS_").ignore(NOT_SETTINGS);
+        let settings: Settings = Figment::from(Serialized::defaults(Settings::default()))
+            .merge(figment.focus("tidings"))
+            .merge(environment)
+            .extract()
+            .map_err(|error| ConfigError::Figment(Box::new(error)))?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// The SQLite file.
+    pub fn database_path(&self) -> Result<PathBuf, ConfigError> {
+        let Some(url) = &self.database_url else {
+            return Ok(self.data_dir.join("tidings.db"));
+        };
+        let problem = || ConfigError::Invalid {
+            key: "database_url",
+            problem: "is not of the form `sqlite:<path>`; other databases are not supported yet".into(),
+        };
+        let path = url.strip_prefix("sqlite:").ok_or_else(problem)?;
+        // `sqlite:///a/b` is `/a/b`; `sqlite://a/b` and `sqlite:a/b` are both relative.
+        let path = path.strip_prefix("//").unwrap_or(path);
+        if path.is_empty() { Err(problem()) } else { Ok(path.into()) }
+    }
+
+    /// The bounds that the kinds' rules enforce.
+    pub fn limits(&self) -> kind::Limits {
+        kind::Limits {
+            message_bytes: self.message_limit_bytes,
+            metadata_bytes: self.metadata_limit_bytes,
+            stall_after_secs: self.stall_after_secs,
+            timeout_secs: self.timeout_secs,
+        }
+    }
+
+    /// Time between signs of life.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_secs(self.heartbeat_secs)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |key, problem: &str| Err(ConfigError::Invalid { key, problem: problem.into() });
+        if self.jwt_secret.as_ref().is_some_and(|secret| secret.len() < crate::auth::SECRET_MIN_BYTES) {
+            return invalid("jwt_secret", "has fewer than 32 bytes");
+        }
+        match (self.jwt_algorithm.as_str(), &self.jwt_public_key_file) {
+            ("HS256", None) | ("RS256" | "ES256" | "EdDSA", Some(_)) => {}
+            ("HS256", Some(_)) => return invalid("jwt_algorithm", "is HS256, which has no public key: name RS256, ES256 or EdDSA"),
+            ("RS256" | "ES256" | "EdDSA", None) => return invalid("jwt_public_key_file", "is missing for this `jwt_algorithm`"),
+            _ => return invalid("jwt_algorithm", "is not one of HS256, RS256, ES256, EdDSA"),
+        }
+        self.database_path()?;
+        if self.tick_ms > TICK_MAX_MS {
+            return invalid("tick_ms", "is above 60000");
+        }
+        let at_least_one = [
+            ("heartbeat_secs", self.heartbeat_secs),
+            ("ticket_ttl_secs", self.ticket_ttl_secs.into()),
+            ("reader_connections", self.reader_connections.into()),
+            ("mailbox_capacity", self.mailbox_capacity as u64),
+            ("window_events", self.window_events as u64),
+            ("replay_max_events", self.replay_max_events),
+            ("max_streams", self.max_streams as u64),
+            ("retention_secs", self.retention_secs),
+            ("retention_events", self.retention_events),
+            ("body_limit_bytes", self.body_limit_bytes),
+            ("batch_limit_bytes", self.batch_limit_bytes),
+            ("batch_limit_commands", self.batch_limit_commands as u64),
+            ("client_message_limit_bytes", self.client_message_limit_bytes as u64),
+            ("channels_per_connection", self.channels_per_connection as u64),
+        ];
+        for (key, value) in at_least_one {
+            if value == 0 {
+                return invalid(key, "is 0; it must be at least 1");
+            }
+        }
+        let at_most = [
+            ("heartbeat_secs", self.heartbeat_secs, 3_600),
+            ("retention_secs", self.retention_secs, CENTURY_SECS),
+            ("job_retention_secs", self.job_retention_secs, CENTURY_SECS),
+            ("idempotency_ttl_secs", self.idempotency_ttl_secs, CENTURY_SECS),
+            ("retention_events", self.retention_events, i64::MAX as u64),
+        ];
+        for (key, value, most) in at_most {
+            if value > most {
+                return invalid(key, &format!("is above {most}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Longer times overflow dates.
+const CENTURY_SECS: u64 = 100 * 366 * 86_400;
+
+/// Largest `?tick_ms=`.
+pub const TICK_MAX_MS: u64 = 60_000;
+/// How long a poll waits for a message when it does not say, in seconds.
+pub const POLL_WAIT_DEFAULT_SECS: u64 = 25;
+/// How long a poll may wait, in seconds.
+pub const POLL_WAIT_MAX_SECS: u64 = 60;
+/// Largest `?padding=`, in bytes.
+pub const PADDING_MAX_BYTES: usize = 64 * 1024;
+/// Longest `Idempotency-Key`, in bytes.
+pub const IDEMPOTENCY_KEY_MAX_BYTES: usize = 128;
+/// Items on a page of a list when a request does not say.
+pub const PAGE_DEFAULT: usize = 50;
+/// Most items on a page of a list.
+pub const PAGE_MAX: usize = 500;
+/// Values that a repeatable filter may have.
+pub const FILTER_VALUES_MAX: usize = 20;
+/// Submissions that may wait for the writer. Beyond them a publisher waits for a place.
+pub const WRITER_QUEUE: usize = 4_096;
+/// Commands in one transaction; a larger batch is a transaction of its own.
+pub const GROUP_MAX_COMMANDS: usize = 1_024;
+/// Committed batches that may wait for the dispatcher. Beyond them the writer waits.
+pub const DISPATCH_QUEUE: usize = 64;
+/// Subject states that the writer keeps, so that it need not read before each write.
+pub const STATE_CACHE: usize = 20_000;
+/// Schools whose log position, and categories whose durations, the writer keeps.
+pub const SCHOOL_CACHE: usize = 10_000;
+/// Finished subjects whose median duration foretells the next one's.
+pub const HISTORY_SAMPLE: usize = 20;
+/// Events or subjects read from the store at a time.
+pub const READ_PAGE: usize = 256;
+/// Events deleted in one transaction of the retention sweep.
+pub const SWEEP_BATCH: usize = 500;
+/// Schools visited in one transaction of the retention sweep.
+pub const SWEEP_SCHOOLS: usize = 100;
+/// Time between two looks for silent jobs.
+pub const WATCHDOG_PERIOD: Duration = Duration::from_secs(1);
+/// Time between two retention sweeps.
+pub const SWEEP_PERIOD: Duration = Duration::from_secs(10);
+/// Overdue jobs looked at in one round of the watchdog.
+pub const WATCHDOG_BATCH: usize = 500;
+/// How long a window without subscribers stays in memory after its last event.
+pub const WINDOW_IDLE: Duration = Duration::from_secs(60);
+/// How long `/readyz` waits for the database and the dispatcher.
+pub const READY_WAIT: Duration = Duration::from_secs(2);
+/// How long a closing handshake may take.
+pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// Frames handed to the socket in one write.
+pub const WRITE_MAX_FRAMES: usize = 64;
+/// How long a WebSocket that takes no bytes is kept. A reader may be slow for long: it costs its
+/// mailbox and nothing more.
+pub const WRITE_STALL: Duration = Duration::from_secs(600);

@@ -1,0 +1,141 @@
+//! What happened: an immutable entry of a school's log.
+//!
+//! An event is made once, when its transaction is written, and shared by `Arc` from there to every
+//! socket. The bytes of each encoding live in it (invariant 8): the first subscriber that needs an
+//! encoding pays for it and all others share the bytes. How events are encoded is [`crate::wire`]'s
+//! business, not this module's.
+
+use std::sync::{Arc, OnceLock};
+
+use chrono::{DateTime, Utc};
+
+use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
+
+/// How an event may be treated when a reader is too slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// A state change: never dropped while it is retained.
+    Milestone,
+    /// Progress within one state: a newer event of the same subject supersedes it.
+    Tick,
+}
+
+/// What a kind says happened, before the store gives it its place in the log.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// The message's `type`, for example `job_progress`.
+    pub name: &'static str,
+    /// Milestone or tick.
+    pub class: Class,
+    /// The subject's status after the event, lower case; subscribers filter by it.
+    pub status: &'static str,
+    /// A second thing to filter by: a job's type.
+    pub category: Option<Arc<str>>,
+    /// The kind's own fields: one compact JSON object with at least one field.
+    pub fields: String,
+}
+
+/// An entry of a school's log, or, with `snapshot`, a subject's present state in the same form.
+#[derive(Debug)]
+pub struct Event {
+    /// The database's life that `seq` belongs to.
+    pub epoch: Epoch,
+    /// Whose log it is.
+    pub school: SchoolId,
+    /// Its place: 1, 2, 3, … without holes, in commit order.
+    pub seq: u64,
+    /// The kind of its subject.
+    pub kind: Kind,
+    /// Its subject.
+    pub subject: SubjectId,
+    /// When it happened, to the millisecond.
+    pub at: DateTime<Utc>,
+    /// True for a state told on connecting rather than a change told live.
+    pub snapshot: bool,
+    /// What happened.
+    pub draft: Draft,
+    frames: Frames,
+}
+
+impl Event {
+    /// An event at its place in the log.
+    pub fn new(cursor: Cursor, school: SchoolId, kind: Kind, subject: SubjectId, at: DateTime<Utc>, draft: Draft) -> Event {
+        let Cursor { epoch, seq } = cursor;
+        Event { epoch, school, seq, kind, subject, at, snapshot: false, draft, frames: Frames::default() }
+    }
+
+    /// The same, told as a present state.
+    pub fn into_snapshot(mut self) -> Event {
+        self.snapshot = true;
+        self
+    }
+
+    /// Where a reader stands who has seen this event.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { epoch: self.epoch, seq: self.seq }
+    }
+
+    /// Whether a newer event of the same subject may replace it.
+    pub fn is_tick(&self) -> bool {
+        self.draft.class == Class::Tick
+    }
+
+    /// The bytes of one encoding, made by `encode` at most once however many ask, and kept.
+    pub fn frame(&self, encoding: u16, encode: impl Fn() -> Vec<u8>) -> &Arc<[u8]> {
+        self.frames.get(encoding, encode)
+    }
+}
+
+/// A list, growing at its end only, of an event's encodings. Few encodings are in use at a time, so
+/// a walk is cheaper than a table with room for all of them, and needs no lock.
+#[derive(Debug, Default)]
+struct Frames(OnceLock<Box<Frame>>);
+
+#[derive(Debug)]
+struct Frame {
+    encoding: u16,
+    bytes: Arc<[u8]>,
+    next: Frames,
+}
+
+impl Frames {
+    fn get(&self, encoding: u16, encode: impl Fn() -> Vec<u8>) -> &Arc<[u8]> {
+        let mut here = self;
+        loop {
+            let frame = here.0.get_or_init(|| {
+                Box::new(Frame { encoding, bytes: encode().into(), next: Frames::default() })
+            });
+            if frame.encoding == encoding {
+                return &frame.bytes;
+            }
+            here = &frame.next;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn an_encoding_is_made_once_however_many_threads_ask() {
+        let frames = Frames::default();
+        let made = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for encoding in [3_u16, 1, 2] {
+                        let bytes = frames.get(encoding, || {
+                            made.fetch_add(1, Ordering::SeqCst);
+                            vec![encoding as u8]
+                        });
+                        assert_eq!(**bytes, [encoding as u8]);
+                    }
+                });
+            }
+        });
+        assert_eq!(made.into_inner(), 3);
+    }
+}

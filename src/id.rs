@@ -1,0 +1,318 @@
+//! Names: schools, kinds, subjects, channels and cursors.
+//!
+//! Everything here is parsed once, at the edge, and is proof afterwards that the text was sound: a
+//! [`SubjectId`] can stand in a URL path, a channel name, an SSE line and a log line without escaping.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest subject id that is accepted, in bytes.
+pub const SUBJECT_ID_MAX_BYTES: usize = 128;
+
+/// A text that is not the name it should be. The message is safe to show to a client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// A school id that is not a whole number above zero.
+    #[error("a school id is a whole number of 1 or more")]
+    School,
+    /// A subject id outside the accepted alphabet or length.
+    #[error("an id has 1 to 128 characters out of A-Z a-z 0-9 . _ : ~ - and is not `.` or `..`")]
+    Subject,
+    /// A channel that is not `<kind>`, `<kind>/<id>` or `schools/<school id>`.
+    #[error("a channel is `<kind>`, `<kind>/<id>` or `schools/<school id>`; kinds: {0}")]
+    Channel(String),
+    /// A cursor that this server cannot have issued.
+    #[error("a cursor looks like `<epoch>-<seq>` and comes from an earlier message")]
+    Cursor,
+}
+
+/// The tenant: the unit of isolation and of ordering. Always 1 or more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i64")]
+pub struct SchoolId(i64);
+
+impl SchoolId {
+    /// The number as it stands in messages and in the database.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl TryFrom<i64> for SchoolId {
+    type Error = NameError;
+
+    fn try_from(number: i64) -> Result<Self, NameError> {
+        if number >= 1 { Ok(SchoolId(number)) } else { Err(NameError::School) }
+    }
+}
+
+impl From<SchoolId> for i64 {
+    fn from(school: SchoolId) -> i64 {
+        school.0
+    }
+}
+
+impl FromStr for SchoolId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        // `i64::from_str` would accept a leading `+`, which is a second spelling of one school.
+        if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(NameError::School);
+        }
+        text.parse::<i64>().map_err(|_| NameError::School)?.try_into()
+    }
+}
+
+impl fmt::Display for SchoolId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A kind of subject, named by its collection in URLs and channels (`jobs`).
+///
+/// Which kinds exist is the business of [`crate::kind`]; this module only carries the name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Kind(&'static str);
+
+impl Kind {
+    pub(crate) const fn new(collection: &'static str) -> Kind {
+        Kind(collection)
+    }
+
+    /// The collection's name, for example `jobs`.
+    pub fn collection(self) -> &'static str {
+        self.0
+    }
+}
+
+/// The id of a thing with a state, unique within its school and kind.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SubjectId(Arc<str>);
+
+impl SubjectId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// A new id that sorts by the time of its making (UUIDv7).
+    pub fn generate() -> SubjectId {
+        SubjectId(uuid::Uuid::now_v7().to_string().into())
+    }
+}
+
+impl FromStr for SubjectId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
+        let fits = (1..=SUBJECT_ID_MAX_BYTES).contains(&text.len());
+        if fits && text.bytes().all(plain) && text != "." && text != ".." {
+            Ok(SubjectId(text.into()))
+        } else {
+            Err(NameError::Subject)
+        }
+    }
+}
+
+impl TryFrom<String> for SubjectId {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl Borrow<str> for SubjectId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SubjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a subscriber listens to inside a school. Its text is the tail of its URL: `/events/<channel>`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Channel {
+    /// Everything of a school.
+    School(SchoolId),
+    /// Every subject of a kind.
+    Collection(Kind),
+    /// One subject.
+    Subject(Kind, SubjectId),
+}
+
+impl Channel {
+    /// Reads a channel's text, given the kinds that exist.
+    pub fn parse(text: &str, kinds: &[Kind]) -> Result<Channel, NameError> {
+        let unknown = || {
+            let names: Vec<_> = kinds.iter().map(|kind| kind.collection()).collect();
+            NameError::Channel(names.join(", "))
+        };
+        let (collection, id) = match text.split_once('/') {
+            Some((collection, id)) => (collection, Some(id)),
+            None => (text, None),
+        };
+        if collection == "schools" {
+            return Ok(Channel::School(id.ok_or_else(unknown)?.parse()?));
+        }
+        let kind = *kinds.iter().find(|kind| kind.collection() == collection).ok_or_else(unknown)?;
+        match id {
+            Some(id) => Ok(Channel::Subject(kind, id.parse()?)),
+            None => Ok(Channel::Collection(kind)),
+        }
+    }
+
+    /// Whether everything heard on `other` is heard on this channel too. A token's channel limit is
+    /// checked with it, so there is no pattern language that could be escaped.
+    pub fn covers(&self, other: &Channel) -> bool {
+        match (self, other) {
+            (Channel::School(mine), Channel::School(theirs)) => mine == theirs,
+            (Channel::School(_), _) => true,
+            (Channel::Collection(mine), Channel::Collection(theirs) | Channel::Subject(theirs, _)) => {
+                mine == theirs
+            }
+            (Channel::Subject(..), Channel::Subject(..)) => self == other,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Channel::School(school) => write!(f, "schools/{school}"),
+            Channel::Collection(kind) => f.write_str(kind.collection()),
+            Channel::Subject(kind, id) => write!(f, "{}/{id}", kind.collection()),
+        }
+    }
+}
+
+/// One life of a database. A cursor from another life is answered with a `reset`, never misread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Epoch(u32);
+
+impl Epoch {
+    /// A new epoch, for a new database.
+    pub fn generate() -> Epoch {
+        Epoch(getrandom::u32().expect("the operating system gives random numbers"))
+    }
+}
+
+impl FromStr for Epoch {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if text.len() == 8 && text.bytes().all(lower_hex) {
+            u32::from_str_radix(text, 16).map(Epoch).map_err(|_| NameError::Cursor)
+        } else {
+            Err(NameError::Cursor)
+        }
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+/// A place in a school's log: everything up to and including `seq` has been seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Cursor {
+    /// The database's life that `seq` belongs to.
+    pub epoch: Epoch,
+    /// The last sequence number seen; 0 is before the first event.
+    pub seq: u64,
+}
+
+impl FromStr for Cursor {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (epoch, seq) = text.split_once('-').ok_or(NameError::Cursor)?;
+        if seq.is_empty() || !seq.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(NameError::Cursor);
+        }
+        let seq = seq.parse().map_err(|_| NameError::Cursor)?;
+        // Sequence numbers are stored as signed 64-bit integers.
+        if seq > i64::MAX as u64 {
+            return Err(NameError::Cursor);
+        }
+        Ok(Cursor { epoch: epoch.parse()?, seq })
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.seq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOBS: Kind = Kind::new("jobs");
+    const DEVICES: Kind = Kind::new("devices");
+
+    fn channel(text: &str) -> Channel {
+        Channel::parse(text, &[JOBS, DEVICES]).unwrap()
+    }
+
+    #[test]
+    fn a_channel_covers_what_it_contains_and_nothing_else() {
+        assert!(channel("schools/1").covers(&channel("jobs/42")));
+        assert!(channel("jobs").covers(&channel("jobs/42")));
+        assert!(channel("jobs/42").covers(&channel("jobs/42")));
+        assert!(!channel("jobs/42").covers(&channel("jobs")));
+        assert!(!channel("jobs/4").covers(&channel("jobs/42")));
+        assert!(!channel("jobs").covers(&channel("devices/42")));
+        assert!(!channel("schools/1").covers(&channel("schools/2")));
+        assert!(!channel("jobs").covers(&channel("schools/1")));
+    }
+
+    #[test]
+    fn names_with_a_second_spelling_or_a_control_character_are_refused() {
+        for text in ["", "a/b", "a b", "a\nb", "a%2fb", ".", "..", "*", "é", &"x".repeat(129)] {
+            assert!(text.parse::<SubjectId>().is_err(), "{text:?}");
+        }
+        for text in ["0", "-1", "+1", "1.0", "", " 1", "99999999999999999999"] {
+            assert!(text.parse::<SchoolId>().is_err(), "{text:?}");
+        }
+        for text in ["", "-", "1-1", "0000000g-1", "00000000-", "00000000--1", "00000000-+1", "ABCDEF00-1"] {
+            assert!(text.parse::<Cursor>().is_err(), "{text:?}");
+        }
+        for text in ["", "/", "jobs/", "*", "jobs/*", "Jobs", "jobs/1/2", "schools", "schools/x"] {
+            assert!(Channel::parse(text, &[JOBS]).is_err(), "{text:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_cursor_reads_back_as_written(epoch: u32, seq in 0..=i64::MAX as u64) {
+            let cursor = Cursor { epoch: Epoch(epoch), seq };
+            assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        }
+
+        #[test]
+        fn no_text_makes_a_parser_panic(text: String) {
+            let _ = text.parse::<Cursor>();
+            let _ = text.parse::<SchoolId>();
+            let _ = text.parse::<SubjectId>();
+            let _ = Channel::parse(&text, &[JOBS]);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What a subscriber listens to: channels of one school, and a filter over them.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+use crate::event::Event;
+use crate::id::{Channel, Kind, SchoolId, SubjectId};
+
+/// Lets through events by category (a job's type) and status. An empty set lets everything through.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Only these categories.
+    pub categories: BTreeSet<String>,
+    /// Only these statuses, lower case.
+    pub statuses: BTreeSet<String>,
+}
+
+impl Filter {
+    /// Whether an event of this status and category passes.
+    pub fn passes(&self, status: &str, category: Option<&str>) -> bool {
+        let category_passes = || category.is_some_and(|category| self.categories.contains(category));
+        (self.statuses.is_empty() || self.statuses.contains(status))
+            && (self.categories.is_empty() || category_passes())
+    }
+}
+
+/// A set of channels of one school, and a filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// Whose.
+    pub school: SchoolId,
+    /// Which; an event on several of them is heard once.
+    pub channels: BTreeSet<Channel>,
+    /// What of them.
+    pub filter: Filter,
+}
+
+impl Scope {
+    /// All of `channels`.
+    pub fn new(school: SchoolId, channels: impl IntoIterator<Item = Channel>) -> Scope {
+        Scope { school, channels: channels.into_iter().collect(), filter: Filter::default() }
+    }
+
+    /// Whether the event is heard.
+    pub fn hears(&self, event: &Event) -> bool {
+        self.school == event.school
+            && self.filter.passes(event.draft.status, event.draft.category.as_deref())
+            && self.listens_to(event.kind, &event.subject)
+    }
+
+    /// Whether a subject is on one of the channels.
+    pub fn listens_to(&self, kind: Kind, subject: &SubjectId) -> bool {
+        self.channels.iter().any(|channel| match channel {
+            Channel::School(school) => *school == self.school,
+            Channel::Collection(collection) => *collection == kind,
+            Channel::Subject(own, id) => *own == kind && id == subject,
+        })
+    }
+
+    /// Whether every subject of `kind` is listened to.
+    pub fn listens_to_all(&self, kind: Kind) -> bool {
+        self.channels.iter().any(|channel| match channel {
+            Channel::School(school) => *school == self.school,
+            Channel::Collection(collection) => *collection == kind,
+            Channel::Subject(..) => false,
+        })
+    }
+
+    /// The single subjects of `kind` that are listened to.
+    pub fn subjects(&self, kind: Kind) -> Vec<&SubjectId> {
+        let of_kind = |channel| match channel {
+            &Channel::Subject(own, ref id) if own == kind => Some(id),
+            _ => None,
+        };
+        self.channels.iter().filter_map(of_kind).collect()
+    }
+}
+
+/// Leaves out ticks that a later event of the same subject in the list supersedes. `events` are in order.
+pub fn without_superseded(mut events: Vec<Arc<Event>>) -> Vec<Arc<Event>> {
+    let mut later: HashSet<(Kind, SubjectId)> = HashSet::with_capacity(events.len());
+    events.reverse();
+    events.retain(|event| {
+        let newest = later.insert((event.kind, event.subject.clone()));
+        newest || !event.is_tick()
+    });
+    events.reverse();
+    events
+}

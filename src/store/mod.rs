@@ -1,0 +1,190 @@
+//! The log and the state behind it: the written contract of a store.
+//!
+//! A store keeps, per school, an ordered log of events and the present state of every subject. It knows
+//! nothing of subscribers. What it promises, and what the contract suite in `tests/it/store_contract.rs`
+//! asks of every implementation:
+//!
+//! - **One transaction.** A command is judged against the subject's state and committed together with its
+//!   event; [`Store::append`] answers after the commit (invariant 1). A command that breaks a rule fails
+//!   alone and leaves its neighbours be. If the commit fails, nothing of it happened.
+//! - **Order.** A school's events are numbered 1, 2, 3, … without holes, in commit order (invariant 2).
+//!   Committed events reach the `committed` channel in that order, after the commit.
+//! - **Reading.** [`Store::replay`] gives what lies after a cursor, [`Store::snapshot`] the present states in
+//!   the order of their last events; each page says how far it reaches. A snapshot up to `head` followed by
+//!   the events after `head` is the whole story. Because a snapshot is told in the order of the log, the
+//!   cursor of any of its entries is a place from which a replay loses nothing.
+//! - **Forgetting.** [`Store::sweep`] removes what is past retention in small steps and moves `floor` with it.
+
+pub mod sqlite;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use tokio::sync::mpsc;
+
+use crate::event::Event;
+use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::kind::job::{Job, Status};
+use crate::kind::{Command, RuleError};
+use crate::scope::Scope;
+
+/// Where committed events go, in commit order.
+pub type Committed = mpsc::Sender<Vec<Arc<Event>>>;
+
+/// A command with its address.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    /// Whom it is for.
+    pub subject: SubjectId,
+    /// What is asked.
+    pub command: Command,
+    /// Makes a retry safe.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// An `Idempotency-Key` and what it was used for.
+#[derive(Debug, Clone)]
+pub struct Idempotency {
+    /// The key, unique within a school.
+    pub key: String,
+    /// A digest of the request: the same key with another request is a mistake.
+    pub fingerprint: String,
+}
+
+/// What became of a command.
+#[derive(Debug, Clone)]
+pub enum Receipt {
+    /// It was committed as this event.
+    Committed(Arc<Event>),
+    /// It changed nothing; this is the present state.
+    Unchanged(Arc<Event>),
+    /// It had been carried out before, under the same key, as this event.
+    Repeated(Arc<Event>),
+}
+
+impl Receipt {
+    /// The event to answer with.
+    pub fn event(&self) -> &Arc<Event> {
+        match self {
+            Receipt::Committed(event) | Receipt::Unchanged(event) | Receipt::Repeated(event) => event,
+        }
+    }
+}
+
+/// A command that had no effect, by its own fault.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum CommandError {
+    /// The kind's rules refuse it.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    /// The key was used for another request.
+    #[error("this Idempotency-Key was used for another request")]
+    KeyReused,
+}
+
+/// A store that cannot do its work. Nothing of the request happened.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The database refuses; the text is for the log.
+    #[error("database: {0}")]
+    Database(String),
+    /// The store is shutting down.
+    #[error("the store has stopped")]
+    Stopped,
+}
+
+/// Part of a log or of a snapshot.
+#[derive(Debug)]
+pub struct Page {
+    /// In the order of `seq`.
+    pub events: Vec<Arc<Event>>,
+    /// Everything in scope up to this `seq` has been told by this page and the ones before it.
+    pub through: u64,
+    /// The newest `seq` of the school when the page was read.
+    pub head: u64,
+    /// Events up to this `seq` are gone.
+    pub floor: u64,
+}
+
+/// A job with its place in the log.
+#[derive(Debug, Clone)]
+pub struct StoredJob {
+    /// Its state.
+    pub job: Job,
+    /// The event that created it; lists are sorted by it.
+    pub created_seq: u64,
+    /// Its state as an event.
+    pub event: Arc<Event>,
+}
+
+/// Which jobs to list, newest first.
+#[derive(Debug, Clone, Default)]
+pub struct JobQuery {
+    /// Only these statuses; all if empty.
+    pub statuses: Vec<Status>,
+    /// Only these types; all if empty.
+    pub job_types: Vec<String>,
+    /// Only jobs with this text in id, message or metadata, case-insensitive for ASCII.
+    pub text: Option<String>,
+    /// Only jobs created before this `seq`: the key of the next page.
+    pub before: Option<u64>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// A page of a list.
+#[derive(Debug)]
+pub struct JobPage {
+    /// Newest first.
+    pub jobs: Vec<StoredJob>,
+    /// The key of the next page, if there is one.
+    pub next: Option<u64>,
+    /// The school's newest `seq` when the page was read: a stream from here goes on where the list ends.
+    pub head: u64,
+}
+
+/// A subject whose silence is worth a look.
+#[derive(Debug, Clone)]
+pub struct Overdue {
+    /// Whose.
+    pub school: SchoolId,
+    /// Which.
+    pub subject: SubjectId,
+    /// What to ask of it.
+    pub command: Command,
+}
+
+/// What a store can do. See the module's page for what it promises.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// The database's life.
+    fn epoch(&self) -> Epoch;
+
+    /// Carries out commands in order and answers each, after the commit.
+    async fn append(&self, school: SchoolId, commands: Vec<Envelope>) -> Result<Vec<Result<Receipt, CommandError>>, StoreError>;
+
+    /// Events in scope after `after`. With `fold`, ticks that a later event in scope supersedes are left out.
+    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError>;
+
+    /// Present states in scope whose last event lies after `after` and not after `upto` (the head, if absent).
+    async fn snapshot(&self, scope: Arc<Scope>, after: u64, upto: Option<u64>) -> Result<Page, StoreError>;
+
+    /// Whether the school has this subject.
+    async fn exists(&self, school: SchoolId, kind: Kind, subject: SubjectId) -> Result<bool, StoreError>;
+
+    /// One job.
+    async fn job(&self, school: SchoolId, id: SubjectId) -> Result<Option<StoredJob>, StoreError>;
+
+    /// A page of jobs.
+    async fn jobs(&self, school: SchoolId, query: JobQuery) -> Result<JobPage, StoreError>;
+
+    /// Subjects to look at, the longest overdue first, at most `limit`.
+    async fn overdue(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<Overdue>, StoreError>;
+
+    /// Removes one batch of what is past retention. True if there may be more.
+    async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError>;
+
+    /// Asks the writer and a reader for a sign of life.
+    async fn ping(&self) -> Result<(), StoreError>;
+}

@@ -1,0 +1,304 @@
+//! The `jobs` table: a job's state as columns that a person can query.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sqlite::{Sqlite, SqliteConnection};
+use serde_json::value::RawValue;
+
+use super::schema::{jobs, schools};
+use super::table::{Address, LastEvent, Selection, Stored, Table, from_millis, millis, unreadable};
+use crate::id::{Epoch, SchoolId, SubjectId};
+use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Rate};
+use crate::kind::{Command, State, job};
+use crate::store::{JobPage, JobQuery, Overdue, StoredJob};
+
+#[derive(Queryable, Selectable, Insertable, AsChangeset)]
+#[diesel(table_name = jobs, treat_none_as_null = true, treat_none_as_default_value = false)]
+#[diesel(check_for_backend(Sqlite))]
+struct JobRow {
+    school_id: i64,
+    job_id: String,
+    job_type: String,
+    status: String,
+    progress: Option<f64>,
+    message: String,
+    metadata: String,
+    attempt: i64,
+    eta_at: Option<i64>,
+    eta_by_history: bool,
+    stalled: bool,
+    cancel_requested: bool,
+    result: Option<String>,
+    error_code: Option<String>,
+    error_message: Option<String>,
+    created_at: i64,
+    heard_at: i64,
+    started_at: Option<i64>,
+    finished_at: Option<i64>,
+    stall_after_secs: i64,
+    timeout_secs: i64,
+    check_at: Option<i64>,
+    typical_secs: Option<f64>,
+    rate_smoothed: Option<f64>,
+    rate_since: Option<i64>,
+    rate_progress: Option<f64>,
+    rate_at: Option<i64>,
+    created_seq: i64,
+    last_seq: i64,
+    last_at: i64,
+}
+
+impl JobRow {
+    fn new(school: SchoolId, id: &SubjectId, stored: &Stored) -> JobRow {
+        let State::Job(job) = &stored.state;
+        let (result, error) = match &job.end {
+            Some(End::Result(result)) => (Some(result.get().to_owned()), None),
+            Some(End::Error(error)) => (None, Some(error)),
+            None => (None, None),
+        };
+        JobRow {
+            school_id: school.get(),
+            job_id: id.as_str().to_owned(),
+            job_type: job.job_type.shared().to_string(),
+            status: job.status.as_str().to_owned(),
+            progress: job.progress,
+            message: job.message.to_string(),
+            metadata: job.metadata.get().to_owned(),
+            attempt: job.attempt.into(),
+            eta_at: job.eta.map(|eta| millis(eta.at)),
+            eta_by_history: job.eta.is_some_and(|eta| eta.source == EtaSource::History),
+            stalled: job.stalled,
+            cancel_requested: job.cancel_requested,
+            result,
+            error_code: error.map(|error| error.code.to_string()),
+            error_message: error.map(|error| error.message.to_string()),
+            created_at: millis(job.created_at),
+            heard_at: millis(job.heard_at),
+            started_at: job.started_at.map(millis),
+            finished_at: job.finished_at.map(millis),
+            stall_after_secs: job.stall_after_secs.into(),
+            timeout_secs: job.timeout_secs.into(),
+            check_at: job.check_at.map(millis),
+            typical_secs: job.typical_secs,
+            rate_smoothed: job.rate.map(|rate| rate.smoothed),
+            rate_since: job.rate.map(|rate| millis(rate.since)),
+            rate_progress: job.rate.map(|rate| rate.progress),
+            rate_at: job.rate.map(|rate| millis(rate.at)),
+            created_seq: stored.created_seq as i64,
+            last_seq: stored.last_seq as i64,
+            last_at: millis(stored.last_at),
+        }
+    }
+
+    fn into_stored(self) -> QueryResult<(SubjectId, Stored)> {
+        let optional = |at: Option<i64>| at.map(from_millis).transpose();
+        let end = match (self.result, self.error_code) {
+            (Some(result), _) => Some(End::Result(raw(result)?)),
+            (None, Some(code)) => {
+                let message = self.error_message.unwrap_or_default().into();
+                Some(End::Error(JobError { code: code.into(), message }))
+            }
+            (None, None) => None,
+        };
+        let source = if self.eta_by_history { EtaSource::History } else { EtaSource::Rate };
+        let rate = match (self.rate_smoothed, self.rate_since, self.rate_progress, self.rate_at) {
+            (Some(smoothed), Some(since), Some(progress), Some(at)) => {
+                Some(Rate { smoothed, since: from_millis(since)?, progress, at: from_millis(at)? })
+            }
+            _ => None,
+        };
+        let job = Job {
+            job_type: self.job_type.parse().map_err(|_| unreadable("a job type"))?,
+            status: self.status.parse().map_err(|_| unreadable("a job status"))?,
+            progress: self.progress,
+            message: self.message.into(),
+            metadata: raw(self.metadata)?,
+            attempt: self.attempt.try_into().map_err(|_| unreadable("an attempt"))?,
+            eta: optional(self.eta_at)?.map(|at| Eta { at, source }),
+            stalled: self.stalled,
+            cancel_requested: self.cancel_requested,
+            end,
+            created_at: from_millis(self.created_at)?,
+            heard_at: from_millis(self.heard_at)?,
+            started_at: optional(self.started_at)?,
+            finished_at: optional(self.finished_at)?,
+            stall_after_secs: self.stall_after_secs.try_into().map_err(|_| unreadable("a number of seconds"))?,
+            timeout_secs: self.timeout_secs.try_into().map_err(|_| unreadable("a number of seconds"))?,
+            check_at: optional(self.check_at)?,
+            typical_secs: self.typical_secs,
+            rate,
+        };
+        let id = self.job_id.parse().map_err(|_| unreadable("a job id"))?;
+        let stored = Stored {
+            state: State::Job(Box::new(job)),
+            created_seq: self.created_seq as u64,
+            last_seq: self.last_seq as u64,
+            last_at: from_millis(self.last_at)?,
+        };
+        Ok((id, stored))
+    }
+}
+
+fn raw(json: String) -> QueryResult<Arc<RawValue>> {
+    RawValue::from_string(json).map(Arc::from).map_err(|_| unreadable("JSON"))
+}
+
+/// Jobs, as the store sees any kind.
+pub(super) struct JobsTable;
+
+impl Table for JobsTable {
+    fn load(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId) -> QueryResult<Option<Stored>> {
+        let row: Option<JobRow> = jobs::table
+            .find((school.get(), subject.as_str()))
+            .select(JobRow::as_select())
+            .first(conn)
+            .optional()?;
+        row.map(|row| Ok(row.into_stored()?.1)).transpose()
+    }
+
+    fn write(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId, stored: &Stored, new: bool) -> QueryResult<()> {
+        let row = JobRow::new(school, subject, stored);
+        let written = if new {
+            diesel::insert_into(jobs::table).values(&row).execute(conn)?
+        } else {
+            let own = jobs::table.find((school.get(), subject.as_str()));
+            diesel::update(own).set(&row).execute(conn)?
+        };
+        if written == 1 { Ok(()) } else { Err(diesel::result::Error::NotFound) }
+    }
+
+    fn snapshot(&self, conn: &mut SqliteConnection, selection: &Selection<'_>) -> QueryResult<Vec<(SubjectId, Stored)>> {
+        let mut query = jobs::table
+            .filter(jobs::school_id.eq(selection.school.get()))
+            .filter(jobs::last_seq.gt(selection.after as i64))
+            .filter(jobs::last_seq.le(selection.upto as i64))
+            .order(jobs::last_seq)
+            .limit(selection.limit as i64)
+            .select(JobRow::as_select())
+            .into_boxed();
+        if let Some(subjects) = &selection.subjects {
+            query = query.filter(jobs::job_id.eq_any(subjects.clone()));
+        }
+        if !selection.filter.statuses.is_empty() {
+            query = query.filter(jobs::status.eq_any(&selection.filter.statuses));
+        }
+        if !selection.filter.categories.is_empty() {
+            query = query.filter(jobs::job_type.eq_any(&selection.filter.categories));
+        }
+        query.load(conn)?.into_iter().map(JobRow::into_stored).collect()
+    }
+
+    fn last_events(&self, conn: &mut SqliteConnection, school: SchoolId, subjects: &[&str]) -> QueryResult<HashMap<String, LastEvent>> {
+        let rows: Vec<(String, i64, String, String)> = jobs::table
+            .filter(jobs::school_id.eq(school.get()))
+            .filter(jobs::job_id.eq_any(subjects))
+            .select((jobs::job_id, jobs::last_seq, jobs::status, jobs::job_type))
+            .load(conn)?;
+        let entry = |(id, seq, status, category)| (id, LastEvent { seq: seq as u64, status, category: Some(category) });
+        Ok(rows.into_iter().map(|(id, seq, status, category): (_, i64, _, _)| entry((id, seq, status, category))).collect())
+    }
+
+    fn durations(&self, conn: &mut SqliteConnection, school: SchoolId, category: &str, limit: usize) -> QueryResult<Vec<f64>> {
+        let rows: Vec<(Option<i64>, Option<i64>)> = jobs::table
+            .filter(jobs::school_id.eq(school.get()))
+            .filter(jobs::job_type.eq(category))
+            .filter(jobs::status.eq("completed"))
+            .order(jobs::finished_at.desc())
+            .limit(limit as i64)
+            .select((jobs::started_at, jobs::finished_at))
+            .load(conn)?;
+        let seconds = |(start, end): (Option<i64>, Option<i64>)| Some((end? - start?) as f64 / 1000.0);
+        Ok(rows.into_iter().filter_map(seconds).collect())
+    }
+
+    fn overdue(&self, conn: &mut SqliteConnection, now: DateTime<Utc>, limit: usize) -> QueryResult<Vec<Overdue>> {
+        let rows: Vec<(i64, String)> = jobs::table
+            .filter(jobs::check_at.le(millis(now)))
+            .order(jobs::check_at)
+            .limit(limit as i64)
+            .select((jobs::school_id, jobs::job_id))
+            .load(conn)?;
+        let overdue = |(school, id): (i64, String)| {
+            Ok(Overdue {
+                school: school.try_into().map_err(|_| unreadable("a school id"))?,
+                subject: id.parse().map_err(|_| unreadable("a job id"))?,
+                command: Command::Job(job::Command::Check),
+            })
+        };
+        rows.into_iter().map(overdue).collect()
+    }
+
+    fn sweep(&self, conn: &mut SqliteConnection, before: DateTime<Utc>, limit: usize) -> QueryResult<Vec<Address>> {
+        let gone: Vec<(i64, String)> = jobs::table
+            .inner_join(schools::table.on(schools::school_id.eq(jobs::school_id)))
+            .filter(jobs::finished_at.lt(millis(before)))
+            .filter(jobs::last_seq.le(schools::floor))
+            .limit(limit as i64)
+            .select((jobs::school_id, jobs::job_id))
+            .load(conn)?;
+        let mut addresses = Vec::with_capacity(gone.len());
+        for (school, id) in gone {
+            diesel::delete(jobs::table.find((school, &id))).execute(conn)?;
+            let school = school.try_into().map_err(|_| unreadable("a school id"))?;
+            addresses.push((school, job::KIND, id.parse().map_err(|_| unreadable("a job id"))?));
+        }
+        Ok(addresses)
+    }
+}
+
+diesel::allow_tables_to_appear_in_same_query!(jobs, schools);
+
+/// One job, with its place.
+pub(super) fn find(conn: &mut SqliteConnection, epoch: Epoch, school: SchoolId, id: &SubjectId) -> QueryResult<Option<StoredJob>> {
+    let stored = JobsTable.load(conn, school, id)?;
+    Ok(stored.map(|stored| into_stored_job(epoch, school, id.clone(), stored)))
+}
+
+/// A page of jobs, newest first.
+pub(super) fn list(conn: &mut SqliteConnection, epoch: Epoch, school: SchoolId, query: &JobQuery, head: u64) -> QueryResult<JobPage> {
+    let statuses: Vec<_> = query.statuses.iter().map(|status| status.as_str()).collect();
+    let mut select = jobs::table
+        .filter(jobs::school_id.eq(school.get()))
+        .order(jobs::created_seq.desc())
+        .limit(query.limit as i64 + 1)
+        .select(JobRow::as_select())
+        .into_boxed();
+    if !statuses.is_empty() {
+        select = select.filter(jobs::status.eq_any(statuses));
+    }
+    if !query.job_types.is_empty() {
+        select = select.filter(jobs::job_type.eq_any(&query.job_types));
+    }
+    if let Some(text) = &query.text {
+        let escaped = text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+        let pattern = format!("%{escaped}%");
+        let in_text = jobs::job_id
+            .like(pattern.clone())
+            .escape('\\')
+            .or(jobs::message.like(pattern.clone()).escape('\\'))
+            .or(jobs::metadata.like(pattern).escape('\\'));
+        select = select.filter(in_text);
+    }
+    if let Some(before) = query.before {
+        select = select.filter(jobs::created_seq.lt(before as i64));
+    }
+    let rows: Vec<JobRow> = select.load(conn)?;
+    let more = rows.len() > query.limit;
+    let stored = rows.into_iter().take(query.limit).map(|row| {
+        let (id, stored) = row.into_stored()?;
+        Ok(into_stored_job(epoch, school, id, stored))
+    });
+    let jobs: Vec<StoredJob> = stored.collect::<QueryResult<_>>()?;
+    let next = jobs.last().filter(|_| more).map(|last| last.created_seq);
+    Ok(JobPage { jobs, next, head })
+}
+
+fn into_stored_job(epoch: Epoch, school: SchoolId, id: SubjectId, stored: Stored) -> StoredJob {
+    let event = Arc::new(stored.snapshot(epoch, school, job::KIND, id));
+    let created_seq = stored.created_seq;
+    let State::Job(job) = stored.state;
+    StoredJob { job: *job, created_seq, event }
+}

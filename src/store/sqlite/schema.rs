@@ -1,0 +1,78 @@
+//! The tables of `migrations/`, for Diesel.
+
+diesel::table! {
+    meta (key) {
+        key -> Text,
+        value -> Text,
+    }
+}
+
+diesel::table! {
+    schools (school_id) {
+        school_id -> BigInt,
+        head -> BigInt,
+        floor -> BigInt,
+    }
+}
+
+diesel::table! {
+    events (school_id, seq) {
+        school_id -> BigInt,
+        seq -> BigInt,
+        kind -> Text,
+        subject_id -> Text,
+        name -> Text,
+        milestone -> Bool,
+        status -> Text,
+        category -> Nullable<Text>,
+        at -> BigInt,
+        fields -> Text,
+    }
+}
+
+diesel::table! {
+    jobs (school_id, job_id) {
+        school_id -> BigInt,
+        job_id -> Text,
+        job_type -> Text,
+        status -> Text,
+        progress -> Nullable<Double>,
+        message -> Text,
+        metadata -> Text,
+        attempt -> BigInt,
+        eta_at -> Nullable<BigInt>,
+        eta_by_history -> Bool,
+        stalled -> Bool,
+        cancel_requested -> Bool,
+        result -> Nullable<Text>,
+        error_code -> Nullable<Text>,
+        error_message -> Nullable<Text>,
+        created_at -> BigInt,
+        heard_at -> BigInt,
+        started_at -> Nullable<BigInt>,
+        finished_at -> Nullable<BigInt>,
+        stall_after_secs -> BigInt,
+        timeout_secs -> BigInt,
+        check_at -> Nullable<BigInt>,
+        typical_secs -> Nullable<Double>,
+        rate_smoothed -> Nullable<Double>,
+        rate_since -> Nullable<BigInt>,
+        rate_progress -> Nullable<Double>,
+        rate_at -> Nullable<BigInt>,
+        created_seq -> BigInt,
+        last_seq -> BigInt,
+        last_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    idempotency_keys (school_id, key) {
+        school_id -> BigInt,
+        key -> Text,
+        fingerprint -> Text,
+        kind -> Text,
+        subject_id -> Text,
+        seq -> BigInt,
+        created_at -> BigInt,
+    }
+}

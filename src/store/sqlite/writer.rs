@@ -1,0 +1,429 @@
+//! The one writer: group commit.
+//!
+//! It takes all submissions that wait, judges their commands one after the other against cached states,
+//! writes states and events of the whole group in one transaction, hands the events to the dispatcher and
+//! only then answers. The judging comes before the transaction, so that a refused command has written
+//! nothing and the writer knows whether the group holds a milestone, which must reach the disk before it
+//! is acknowledged. The caches learn of a group after its commit: if it fails, nothing of it happened.
+//!
+//! Keeps invariants 1 and 2. Nobody else may write to the tables while it runs.
+
+use std::collections::{HashMap, VecDeque};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use chrono::{DateTime, SubsecRound, Utc};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sqlite::SqliteConnection;
+use lru::LruCache;
+use tokio::sync::{mpsc, oneshot};
+
+use super::schema::{events, idempotency_keys, schools};
+use super::table::{Address, EventRow, Stored, TABLES, millis, table, unreadable};
+use super::{Retention, bounds, database_error};
+use crate::config::{self, Settings, Synchronous};
+use crate::event::{Class, Event};
+use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
+use crate::kind::{self, Context, Limits};
+use crate::store::{CommandError, Committed, Envelope, Idempotency, Receipt, StoreError};
+
+type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+type Receipts = Vec<Result<Receipt, CommandError>>;
+
+/// What can be asked of the writer.
+pub(super) enum Work {
+    Append(Submission),
+    Sweep { retention: Retention, now: DateTime<Utc>, answer: Answer<bool> },
+    Ping(Answer<()>),
+}
+
+/// Commands of one request.
+pub(super) struct Submission {
+    pub(super) school: SchoolId,
+    pub(super) commands: Vec<Envelope>,
+    pub(super) answer: Answer<Receipts>,
+}
+
+pub(super) struct Writer {
+    conn: SqliteConnection,
+    epoch: Epoch,
+    limits: Limits,
+    synchronous: Synchronous,
+    committed: Committed,
+    /// Whether the connection now waits for the disk at each commit.
+    waits_for_disk: bool,
+    heads: LruCache<SchoolId, u64>,
+    states: LruCache<Address, Stored>,
+    durations: LruCache<(SchoolId, Arc<str>), VecDeque<f64>>,
+    /// The last school that the retention sweep has visited in this round.
+    swept_school: i64,
+}
+
+/// What a group will write. The caches learn of it after the commit.
+#[derive(Default)]
+struct Group {
+    events: Vec<Arc<Event>>,
+    changed: HashMap<Address, Change>,
+    heads: HashMap<SchoolId, u64>,
+    keys: HashMap<(SchoolId, String), Used>,
+    /// Category and duration in seconds of subjects that ended well.
+    ended: Vec<(SchoolId, Arc<str>, f64)>,
+    milestones: bool,
+}
+
+/// A subject's state after the group, and whether its row is new.
+struct Change {
+    stored: Stored,
+    new: bool,
+}
+
+/// A use of an idempotency key.
+#[derive(Clone)]
+struct Used {
+    fingerprint: String,
+    event: Arc<Event>,
+}
+
+fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
+    LruCache::new(NonZeroUsize::new(capacity).expect("a cache has room"))
+}
+
+impl Writer {
+    pub(super) fn new(conn: SqliteConnection, epoch: Epoch, settings: &Settings, committed: Committed) -> Writer {
+        Writer {
+            conn,
+            epoch,
+            limits: settings.limits(),
+            synchronous: settings.synchronous,
+            committed,
+            waits_for_disk: true,
+            heads: cache(config::SCHOOL_CACHE),
+            states: cache(config::STATE_CACHE),
+            durations: cache(config::SCHOOL_CACHE),
+            swept_school: 0,
+        }
+    }
+
+    /// Works until every handle of the store is gone and the queue is empty.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+        while let Some(work) = queue.blocking_recv() {
+            let mut group = Vec::new();
+            let mut commands = 0;
+            let mut next = Some(work);
+            while let Some(work) = next.take() {
+                match work {
+                    Work::Append(submission) => {
+                        commands += submission.commands.len();
+                        group.push(submission);
+                    }
+                    // Order matters to nobody between these and the group.
+                    Work::Sweep { retention, now, answer } => {
+                        let swept = self.sweep(&retention, now);
+                        let _ = answer.send(swept.map_err(database_error));
+                    }
+                    Work::Ping(answer) => {
+                        let _ = answer.send(self.ping().map_err(database_error));
+                    }
+                }
+                if commands < config::GROUP_MAX_COMMANDS {
+                    next = queue.try_recv().ok();
+                }
+            }
+            if !group.is_empty() {
+                self.commit(group);
+            }
+        }
+    }
+
+    /// Carries out a group and answers everyone in it.
+    fn commit(&mut self, submissions: Vec<Submission>) {
+        let now = Utc::now().trunc_subsecs(3);
+        let mut group = Group::default();
+        let mut judged = Vec::with_capacity(submissions.len());
+        let mut answers = Vec::with_capacity(submissions.len());
+        let result = submissions.into_iter().try_for_each(|submission| {
+            answers.push(submission.answer);
+            let school = submission.school;
+            let receipts = submission.commands.into_iter().map(|envelope| self.judge(&mut group, school, envelope, now));
+            judged.push(receipts.collect::<QueryResult<Receipts>>()?);
+            Ok(())
+        });
+        let written = result.and_then(|()| self.write(&mut group, now));
+        match written {
+            Ok(()) => {
+                if !group.events.is_empty() {
+                    // Fails only when the dispatcher has ended, and then nobody listens.
+                    let _ = self.committed.blocking_send(group.events);
+                }
+                for (answer, receipts) in answers.into_iter().zip(judged) {
+                    // A publisher that has gone does not need to know.
+                    let _ = answer.send(Ok(receipts));
+                }
+            }
+            Err(error) => {
+                let error = database_error(error);
+                tracing::error!(%error, "a commit failed; nothing of it happened");
+                for answer in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Judges one command; what it leads to goes into the group and the caches.
+    fn judge(&mut self, group: &mut Group, school: SchoolId, envelope: Envelope, now: DateTime<Utc>) -> QueryResult<Result<Receipt, CommandError>> {
+        let Envelope { subject, command, idempotency } = envelope;
+        if let Some(idempotency) = &idempotency
+            && let Some(used) = self.used(group, school, idempotency)?
+        {
+            let same = used.fingerprint == idempotency.fingerprint;
+            return Ok(if same { Ok(Receipt::Repeated(used.event)) } else { Err(CommandError::KeyReused) });
+        }
+        let kind = command.kind();
+        let address = (school, kind, subject.clone());
+        let previous = self.stored(group, &address)?;
+        let state = previous.map(|stored| stored.state.clone());
+        let place = previous.map(|stored| (stored.created_seq, stored.last_seq, stored.last_at));
+        let typical_secs = match command.wants_history(state.as_ref()) {
+            Some(category) => self.typical_secs(school, kind, category)?,
+            None => None,
+        };
+        let context = Context { now, limits: &self.limits, typical_secs };
+        let outcome = match kind::apply(&subject, state.as_ref(), &command, &context) {
+            Ok(outcome) => outcome,
+            Err(error) => return Ok(Err(error.into())),
+        };
+
+        let head = self.head(group, school)?;
+        let mut seq = head;
+        let mut first = None;
+        for draft in outcome.drafts {
+            seq += 1;
+            group.milestones |= draft.class == Class::Milestone;
+            let cursor = Cursor { epoch: self.epoch, seq };
+            let event = Arc::new(Event::new(cursor, school, kind, subject.clone(), now, draft));
+            first.get_or_insert_with(|| Arc::clone(&event));
+            group.events.push(event);
+        }
+        if let Some((category, secs)) = outcome.state.duration().filter(|_| first.is_some()) {
+            group.ended.push((school, category, secs));
+        }
+        let (created_seq, last_seq, last_at) = place.unwrap_or((head + 1, head + 1, now));
+        let (last_seq, last_at) = if first.is_some() { (seq, now) } else { (last_seq, last_at) };
+        let stored = Stored { state: outcome.state, created_seq, last_seq, last_at };
+        let receipt = match first {
+            Some(event) => Receipt::Committed(event),
+            None => Receipt::Unchanged(Arc::new(stored.snapshot(self.epoch, school, kind, subject))),
+        };
+        group.heads.insert(school, seq);
+        if let Some(Idempotency { key, fingerprint }) = idempotency {
+            group.keys.insert((school, key), Used { fingerprint, event: Arc::clone(receipt.event()) });
+        }
+        let new = place.is_none() || group.changed.get(&address).is_some_and(|change| change.new);
+        group.changed.insert(address, Change { stored, new });
+        Ok(Ok(receipt))
+    }
+
+    /// The state as the commands before this one leave it.
+    fn stored<'a>(&'a mut self, group: &'a Group, address: &Address) -> QueryResult<Option<&'a Stored>> {
+        if let Some(change) = group.changed.get(address) {
+            return Ok(Some(&change.stored));
+        }
+        if !self.states.contains(address) {
+            let (school, kind, subject) = address;
+            let Some(stored) = table(*kind).load(&mut self.conn, *school, subject)? else {
+                return Ok(None);
+            };
+            self.states.put(address.clone(), stored);
+        }
+        Ok(self.states.get(address))
+    }
+
+    fn head(&mut self, group: &Group, school: SchoolId) -> QueryResult<u64> {
+        if let Some(head) = group.heads.get(&school).or_else(|| self.heads.get(&school)) {
+            return Ok(*head);
+        }
+        let (head, _) = bounds(&mut self.conn, school)?;
+        self.heads.put(school, head);
+        Ok(head)
+    }
+
+    /// The median duration in seconds of the newest subjects of a category.
+    fn typical_secs(&mut self, school: SchoolId, kind: Kind, category: Arc<str>) -> QueryResult<Option<f64>> {
+        let key = (school, category);
+        if !self.durations.contains(&key) {
+            let durations = table(kind).durations(&mut self.conn, school, &key.1, config::HISTORY_SAMPLE)?;
+            self.durations.put(key.clone(), durations.into());
+        }
+        let mut sorted: Vec<f64> = self.durations.get(&key).into_iter().flatten().copied().collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        Ok(sorted.get(sorted.len() / 2).copied())
+    }
+
+    /// An earlier use of the key.
+    fn used(&mut self, group: &Group, school: SchoolId, idempotency: &Idempotency) -> QueryResult<Option<Used>> {
+        if let Some(used) = group.keys.get(&(school, idempotency.key.clone())) {
+            return Ok(Some(used.clone()));
+        }
+        let row: Option<(String, String, String, i64)> = idempotency_keys::table
+            .find((school.get(), &idempotency.key))
+            .select((
+                idempotency_keys::fingerprint,
+                idempotency_keys::kind,
+                idempotency_keys::subject_id,
+                idempotency_keys::seq,
+            ))
+            .first(&mut self.conn)
+            .optional()?;
+        let Some((fingerprint, kind, subject, seq)) = row else {
+            return Ok(None);
+        };
+        let event = events::table
+            .find((school.get(), seq))
+            .filter(events::subject_id.eq(&subject))
+            .select(EventRow::as_select())
+            .first(&mut self.conn)
+            .optional()?;
+        if let Some(row) = event {
+            return Ok(Some(Used { fingerprint, event: Arc::new(row.into_event(self.epoch)?) }));
+        }
+        // The event has been swept: answer with what the subject has become.
+        let kind = kind::known_kind(&kind).ok_or_else(|| unreadable("a kind"))?;
+        let subject: SubjectId = subject.parse().map_err(|_| unreadable("a subject id"))?;
+        let address = (school, kind, subject.clone());
+        let epoch = self.epoch;
+        let stored = self.stored(group, &address)?;
+        Ok(stored.map(|stored| Used { fingerprint, event: Arc::new(stored.snapshot(epoch, school, kind, subject)) }))
+    }
+
+    /// Writes the group in one transaction, then tells the caches.
+    fn write(&mut self, group: &mut Group, now: DateTime<Utc>) -> QueryResult<()> {
+        if group.changed.is_empty() {
+            return Ok(());
+        }
+        self.wait_for_disk(match self.synchronous {
+            Synchronous::Full => true,
+            Synchronous::Normal => false,
+            Synchronous::Milestone => group.milestones,
+        })?;
+        self.conn.immediate_transaction(|conn| {
+            for ((school, kind, subject), change) in &group.changed {
+                table(*kind).write(conn, *school, subject, &change.stored, change.new)?;
+            }
+            for event in &group.events {
+                diesel::insert_into(events::table).values(EventRow::from(&**event)).execute(conn)?;
+            }
+            for (school, head) in &group.heads {
+                let head = *head as i64;
+                diesel::insert_into(schools::table)
+                    .values((schools::school_id.eq(school.get()), schools::head.eq(head), schools::floor.eq(0)))
+                    .on_conflict(schools::school_id)
+                    .do_update()
+                    .set(schools::head.eq(head))
+                    .execute(conn)?;
+            }
+            for ((school, key), used) in &group.keys {
+                diesel::insert_into(idempotency_keys::table)
+                    .values((
+                        idempotency_keys::school_id.eq(school.get()),
+                        idempotency_keys::key.eq(key),
+                        idempotency_keys::fingerprint.eq(&used.fingerprint),
+                        idempotency_keys::kind.eq(used.event.kind.collection()),
+                        idempotency_keys::subject_id.eq(used.event.subject.as_str()),
+                        idempotency_keys::seq.eq(used.event.seq as i64),
+                        idempotency_keys::created_at.eq(millis(now)),
+                    ))
+                    .execute(conn)?;
+            }
+            QueryResult::Ok(())
+        })?;
+        for (address, change) in group.changed.drain() {
+            self.states.put(address, change.stored);
+        }
+        for (school, head) in group.heads.drain() {
+            self.heads.put(school, head);
+        }
+        for (school, category, secs) in group.ended.drain(..) {
+            if let Some(durations) = self.durations.get_mut(&(school, category)) {
+                durations.truncate(config::HISTORY_SAMPLE - 1);
+                durations.push_front(secs);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the next commits wait for the disk. In WAL mode a commit that does not is still safe from a
+    /// killed process, and a later one that does carries it along.
+    fn wait_for_disk(&mut self, wait: bool) -> QueryResult<()> {
+        if wait != self.waits_for_disk {
+            let mode = if wait { "FULL" } else { "NORMAL" };
+            self.conn.batch_execute(&format!("PRAGMA synchronous = {mode}"))?;
+            self.waits_for_disk = wait;
+        }
+        Ok(())
+    }
+
+    /// Removes one batch of what is past retention: events first, then finished subjects, then keys.
+    fn sweep(&mut self, retention: &Retention, now: DateTime<Utc>) -> QueryResult<bool> {
+        let limit = config::SWEEP_BATCH;
+        let oldest = millis(now - retention.age);
+        let swept_school = &mut self.swept_school;
+        let (gone, more) = self.conn.immediate_transaction(|conn| {
+            let kept = retention.events as i64;
+            let visited: Vec<(i64, i64, i64)> = schools::table
+                .filter(schools::school_id.gt(*swept_school))
+                .order(schools::school_id)
+                .limit(config::SWEEP_SCHOOLS as i64)
+                .select((schools::school_id, schools::head, schools::floor))
+                .load(conn)?;
+            let mut more = visited.len() == config::SWEEP_SCHOOLS;
+            *swept_school = if more { visited.last().map_or(0, |(school, ..)| *school) } else { 0 };
+            for (school, head, floor) in visited {
+                let own = events::table.filter(events::school_id.eq(school)).filter(events::seq.gt(floor));
+                let first = own.order(events::seq).limit(1).select((events::seq, events::at));
+                let is_past = |(seq, at): &(i64, i64)| *at < oldest || *seq <= head - kept;
+                if !first.first(conn).optional()?.is_some_and(|row| is_past(&row)) {
+                    continue;
+                }
+                let rows: Vec<(i64, i64)> =
+                    own.order(events::seq).limit(limit as i64).select((events::seq, events::at)).load(conn)?;
+                let past = rows.iter().take_while(|row| is_past(row)).count();
+                if let Some((last, _)) = rows[..past].last() {
+                    diesel::delete(own.filter(events::seq.le(last))).execute(conn)?;
+                    diesel::update(schools::table.find(school)).set(schools::floor.eq(last)).execute(conn)?;
+                    if past == limit {
+                        // This school has more: the next step begins with it again.
+                        *swept_school = school - 1;
+                        more = true;
+                        break;
+                    }
+                }
+            }
+            let mut gone = Vec::new();
+            for (_, table) in TABLES {
+                gone.extend(table.sweep(conn, now - retention.finished, limit)?);
+            }
+            more |= gone.len() >= limit;
+            let old_keys = idempotency_keys::created_at.lt(millis(now - retention.keys));
+            let keys: Vec<(i64, String)> = idempotency_keys::table
+                .filter(old_keys)
+                .limit(limit as i64)
+                .select((idempotency_keys::school_id, idempotency_keys::key))
+                .load(conn)?;
+            for key in &keys {
+                diesel::delete(idempotency_keys::table.find((key.0, &key.1))).execute(conn)?;
+            }
+            more |= keys.len() == limit;
+            QueryResult::Ok((gone, more))
+        })?;
+        for address in &gone {
+            self.states.pop(address);
+        }
+        Ok(more)
+    }
+
+    fn ping(&mut self) -> QueryResult<()> {
+        self.conn.batch_execute("SELECT 1")
+    }
+}

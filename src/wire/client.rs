@@ -1,0 +1,189 @@
+//! What clients send over a WebSocket: `{"type" or "action": "ping" | "subscribe" | "unsubscribe" | "auth", …}`.
+
+use serde_json::{Map, Value};
+
+use crate::id::{Channel, Cursor, NameError};
+use crate::kind;
+
+/// A client's message.
+#[derive(Debug, Clone)]
+pub enum ClientMessage {
+    /// The four letters `ping`, bare or as a JSON string.
+    BarePing,
+    /// `{"type": "ping"}`, with a `timestamp` to echo or without.
+    Ping {
+        /// Sent back as it came.
+        timestamp: Option<Value>,
+    },
+    /// Listen to more.
+    Subscribe {
+        /// What to listen to.
+        channels: Vec<Channel>,
+        /// Where to go on, if not from a snapshot.
+        cursor: Option<Cursor>,
+        /// What was asked, to be acknowledged in the same words.
+        asked: Map<String, Value>,
+    },
+    /// Listen to less.
+    Unsubscribe {
+        /// What not to listen to any more.
+        channels: Vec<Channel>,
+        /// What was asked, to be acknowledged in the same words.
+        asked: Map<String, Value>,
+    },
+    /// Go on with a fresh token.
+    Auth {
+        /// The token.
+        token: String,
+    },
+}
+
+/// A message that cannot be understood. The text goes back to the client.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ClientMessageError {
+    /// Not JSON at all, or not an object.
+    #[error("Invalid JSON format")]
+    Malformed,
+    /// JSON, but no message that this server knows.
+    #[error("Unknown message type; expected ping, subscribe, unsubscribe or auth")]
+    UnknownType,
+    /// A field is missing or has the wrong type.
+    #[error("{0}")]
+    InvalidField(&'static str),
+    /// A channel, id or cursor is not well-formed.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+impl ClientMessageError {
+    /// For programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ClientMessageError::Malformed => "invalid_json",
+            ClientMessageError::UnknownType => "unknown_type",
+            ClientMessageError::InvalidField(_) => "invalid_field",
+            ClientMessageError::Name(NameError::Cursor) => "invalid_cursor",
+            ClientMessageError::Name(_) => "invalid_channel",
+        }
+    }
+}
+
+/// The fields that name what to listen to. A field ending in `s` holds a list.
+const TARGETS: [(&str, &str); 4] = [
+    ("channels", ""),
+    ("job_id", "jobs/"),
+    ("characteristic_id", "characteristics/"),
+    ("characteristic_ids", "characteristics/"),
+];
+
+impl ClientMessage {
+    /// Reads one text message.
+    pub fn parse(text: &str) -> Result<ClientMessage, ClientMessageError> {
+        if matches!(text.trim(), "ping" | "\"ping\"") {
+            return Ok(ClientMessage::BarePing);
+        }
+        let Ok(Value::Object(mut object)) = serde_json::from_str(text) else {
+            return Err(ClientMessageError::Malformed);
+        };
+        let name = object.get("type").or_else(|| object.get("action")).and_then(Value::as_str);
+        match name {
+            Some("ping") => Ok(ClientMessage::Ping { timestamp: object.remove("timestamp") }),
+            Some("subscribe") => {
+                let cursor = match object.get("cursor") {
+                    None | Some(Value::Null) => None,
+                    Some(Value::String(text)) => Some(text.parse()?),
+                    Some(_) => return Err(ClientMessageError::InvalidField("`cursor` is a string")),
+                };
+                let (channels, asked) = targets(&object)?;
+                Ok(ClientMessage::Subscribe { channels, cursor, asked })
+            }
+            Some("unsubscribe") => {
+                let (channels, asked) = targets(&object)?;
+                Ok(ClientMessage::Unsubscribe { channels, asked })
+            }
+            Some("auth") => match object.remove("token") {
+                Some(Value::String(token)) => Ok(ClientMessage::Auth { token }),
+                _ => Err(ClientMessageError::InvalidField("`token` is a string")),
+            },
+            _ => Err(ClientMessageError::UnknownType),
+        }
+    }
+}
+
+fn targets(object: &Map<String, Value>) -> Result<(Vec<Channel>, Map<String, Value>), ClientMessageError> {
+    let mut channels = Vec::new();
+    let mut asked = Map::new();
+    for (field, prefix) in TARGETS {
+        let Some(value) = object.get(field) else { continue };
+        let one = std::slice::from_ref(value);
+        let items = match value {
+            Value::Array(items) if field.ends_with('s') => items,
+            _ if !field.ends_with('s') => one,
+            _ => return Err(ClientMessageError::InvalidField("`channels` and `characteristic_ids` are lists")),
+        };
+        for item in items {
+            let id = match item {
+                Value::String(text) => text.clone(),
+                Value::Number(number) if !prefix.is_empty() => number.to_string(),
+                _ => return Err(ClientMessageError::InvalidField("channels are strings; ids are strings or numbers")),
+            };
+            let channel = kind::channel(&format!("{prefix}{id}"))?;
+            if !channels.contains(&channel) {
+                channels.push(channel);
+            }
+        }
+        asked.insert(field.to_owned(), value.clone());
+    }
+    if channels.is_empty() {
+        return Err(ClientMessageError::InvalidField("nothing named: give `channels`, `job_id` or `characteristic_ids`"));
+    }
+    Ok((channels, asked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn type_and_action_singular_and_plural_mean_the_same() {
+        for text in [
+            r#"{"type":"subscribe","job_id":"42"}"#,
+            r#"{"action":"subscribe","job_id":42}"#,
+            r#"{"action":"subscribe","channels":["jobs/42","jobs/42"]}"#,
+        ] {
+            let Ok(ClientMessage::Subscribe { channels, .. }) = ClientMessage::parse(text) else {
+                panic!("{text}");
+            };
+            assert_eq!(channels, [kind::channel("jobs/42").unwrap()], "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_says_why() {
+        for (text, code) in [
+            ("", "invalid_json"),
+            ("pong", "invalid_json"),
+            ("[]", "invalid_json"),
+            ("{", "invalid_json"),
+            ("{}", "unknown_type"),
+            (r#"{"type":"dance"}"#, "unknown_type"),
+            (r#"{"type":7}"#, "unknown_type"),
+            (r#"{"type":"auth"}"#, "invalid_field"),
+            (r#"{"type":"subscribe"}"#, "invalid_field"),
+            (r#"{"type":"subscribe","channels":"jobs"}"#, "invalid_field"),
+            (r#"{"type":"subscribe","channels":[1]}"#, "invalid_field"),
+            (r#"{"type":"subscribe","channels":["cats"]}"#, "invalid_channel"),
+            (r#"{"type":"subscribe","channels":["jobs"],"cursor":"x"}"#, "invalid_cursor"),
+        ] {
+            let error = ClientMessage::parse(text).unwrap_err();
+            assert_eq!(error.code(), code, "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text: String) {
+            let _ = ClientMessage::parse(&text);
+        }
+    }
+}

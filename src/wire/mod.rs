@@ -1,0 +1,421 @@
+//! The only encoder: what goes out on a stream, as bytes.
+//!
+//! A message is a flat JSON object. The three transports carry the same JSON and differ in framing
+//! only: a WebSocket text frame, an SSE event, an element of a poll's `messages`. An event's bytes are
+//! made once per encoding and kept in the event (invariant 8); control messages and snapshots belong to
+//! one connection and are made for it. What clients send is read in [`client`].
+
+pub mod client;
+
+use std::io::Write;
+use std::sync::Arc;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::event::Event;
+use crate::id::{Cursor, SchoolId};
+
+/// How a message is wrapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// Bare JSON, an element of a poll's answer.
+    Json,
+    /// An SSE event without a name, so that one `onmessage` hears all.
+    Sse,
+    /// An SSE event named after the message's `type`.
+    SseNamed,
+    /// An unmasked, unfragmented WebSocket text frame.
+    WebSocket,
+}
+
+/// One of the forms in which an event may go out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encoding {
+    /// How it is wrapped.
+    pub framing: Framing,
+    /// `status` in upper case, for clients that compare it so.
+    pub upper_status: bool,
+}
+
+impl Encoding {
+    fn key(self) -> u16 {
+        self.framing as u16 | u16::from(self.upper_status) << 8
+    }
+}
+
+/// An event's bytes in one encoding: made on the first call, shared afterwards.
+pub fn event(event: &Event, encoding: Encoding) -> &Arc<[u8]> {
+    event.frame(encoding.key(), || {
+        let json = event_json(event, encoding.upper_status);
+        let cursor = Some(event.cursor());
+        frame(encoding.framing, event.draft.name, cursor, &json)
+    })
+}
+
+/// An event as the bare JSON object, for answers over plain HTTP.
+pub fn event_json(event: &Event, upper_status: bool) -> Vec<u8> {
+    let fields = &event.draft.fields;
+    let mut json = Vec::with_capacity(fields.len() + 160);
+    let Event { school, seq, draft, .. } = event;
+    let at = timestamp(event.at);
+    let (name, cursor) = (draft.name, event.cursor());
+    write!(json, r#"{{"type":"{name}","cursor":"{cursor}","school_id":{school},"seq":{seq},"timestamp":"{at}","#)
+        .expect("writing to memory succeeds");
+    if event.snapshot {
+        json.extend_from_slice(br#""snapshot":true,"#);
+    }
+    if upper_status {
+        json.extend_from_slice(&with_upper_status(fields).as_bytes()[1..]);
+    } else {
+        json.extend_from_slice(&fields.as_bytes()[1..]);
+    }
+    json
+}
+
+fn with_upper_status(fields: &str) -> String {
+    let mut object: Map<String, Value> = serde_json::from_str(fields).expect("an event's fields are an object");
+    if let Some(Value::String(status)) = object.get_mut("status") {
+        status.make_ascii_uppercase();
+    }
+    serde_json::to_string(&object).expect("an object is JSON")
+}
+
+/// A time as it stands in messages: RFC 3339, UTC, milliseconds, `Z`.
+pub fn timestamp(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// Why a cursor could not be honoured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResetReason {
+    /// Events after it are no longer retained.
+    Expired,
+    /// It belongs to another database, or to a later state than this one has.
+    UnknownEpoch,
+    /// More events lie between than a replay may carry.
+    TooFarBehind,
+}
+
+/// Why the server ends a stream. One table: code, reason, and whether to come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Close {
+    /// Everything asked for was said.
+    Done,
+    /// The server stops; come back after `retry_ms`, which is spread over the clients.
+    ShuttingDown {
+        /// This client's own delay in milliseconds.
+        retry_ms: u64,
+    },
+    /// The credential is over; come back with a fresh one.
+    TokenExpired,
+    /// The client broke the WebSocket protocol.
+    ProtocolError,
+    /// A client message was larger than allowed.
+    MessageTooBig,
+    /// The credential does not allow it.
+    Refused,
+    /// The same on `/ws` and `/ws/samples`, whose clients expect this code.
+    RefusedUnauthorized,
+    /// The store could not be read.
+    InternalError,
+}
+
+impl Close {
+    /// The WebSocket close code; 4000 and above are the application's own.
+    pub fn code(self) -> u16 {
+        match self {
+            Close::Done => 1000,
+            Close::ShuttingDown { .. } => 1001,
+            Close::ProtocolError => 1002,
+            Close::Refused => 1008,
+            Close::MessageTooBig => 1009,
+            Close::InternalError => 1011,
+            Close::RefusedUnauthorized => 4001,
+            Close::TokenExpired => 4401,
+        }
+    }
+
+    /// For people and logs.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Close::Done => "done",
+            Close::ShuttingDown { .. } => "the server is shutting down",
+            Close::ProtocolError => "protocol error",
+            Close::Refused | Close::RefusedUnauthorized => "unauthorized",
+            Close::MessageTooBig => "message too big",
+            Close::InternalError => "internal error",
+            Close::TokenExpired => "the token has expired",
+        }
+    }
+
+    /// Whether, and after how many milliseconds, the client does well to come back.
+    pub fn retry_ms(self) -> Option<u64> {
+        match self {
+            Close::ShuttingDown { retry_ms } => Some(retry_ms),
+            Close::TokenExpired => Some(0),
+            Close::InternalError | Close::ProtocolError => Some(5_000),
+            Close::Done | Close::Refused | Close::RefusedUnauthorized | Close::MessageTooBig => None,
+        }
+    }
+}
+
+/// Everything that is said to one connection beside events.
+#[derive(Debug, Clone)]
+pub enum Control {
+    /// First: what was understood.
+    Connected {
+        /// Whose events these are.
+        school: SchoolId,
+        /// What is listened to.
+        channels: Vec<String>,
+        /// A cursor that loses nothing if the stream breaks right here.
+        cursor: Cursor,
+        /// At most this many seconds pass between signs of life.
+        heartbeat_secs: u64,
+        /// When the credential ends.
+        expires_at: Option<DateTime<Utc>>,
+    },
+    /// Snapshot or replay is complete.
+    Ready(Cursor),
+    /// The cursor could not be honoured; a snapshot follows.
+    Reset(ResetReason),
+    /// A sign of life.
+    Heartbeat {
+        /// Everything up to here was delivered or is out of scope.
+        cursor: Cursor,
+        /// Now.
+        at: DateTime<Utc>,
+    },
+    /// The server is about to close.
+    Closing(Close),
+    /// A client message was not understood or not allowed. The connection goes on.
+    Error {
+        /// For programs.
+        code: &'static str,
+        /// For people.
+        message: String,
+    },
+    /// Reply to a ping.
+    Pong {
+        /// What the ping carried.
+        timestamp: Option<Value>,
+    },
+    /// A `subscribe` was carried out.
+    Subscribed {
+        /// What was asked, as it was asked.
+        asked: Map<String, Value>,
+        /// Where the new channels begin.
+        cursor: Cursor,
+    },
+    /// An `unsubscribe` was carried out.
+    Unsubscribed {
+        /// What was asked, as it was asked.
+        asked: Map<String, Value>,
+        /// Where the channels ended.
+        cursor: Cursor,
+    },
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum ControlJson<'a> {
+    Connected {
+        message: &'static str,
+        school_id: SchoolId,
+        channels: &'a [String],
+        cursor: String,
+        heartbeat_secs: u64,
+        expires_at: Option<String>,
+    },
+    Ready {
+        cursor: String,
+    },
+    Reset {
+        reason: ResetReason,
+    },
+    Heartbeat {
+        cursor: String,
+        timestamp: String,
+    },
+    Closing {
+        code: u16,
+        reason: &'static str,
+        reconnect: bool,
+        retry_ms: u64,
+    },
+    Error {
+        error: &'a str,
+        message: &'a str,
+        code: &'static str,
+    },
+    Pong {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        timestamp: &'a Option<Value>,
+    },
+    Subscribed {
+        #[serde(flatten)]
+        asked: &'a Map<String, Value>,
+        cursor: String,
+    },
+    Unsubscribed {
+        #[serde(flatten)]
+        asked: &'a Map<String, Value>,
+        cursor: String,
+    },
+}
+
+impl Control {
+    fn name(&self) -> &'static str {
+        match self {
+            Control::Connected { .. } => "connected",
+            Control::Ready(_) => "ready",
+            Control::Reset(_) => "reset",
+            Control::Heartbeat { .. } => "heartbeat",
+            Control::Closing(_) => "closing",
+            Control::Error { .. } => "error",
+            Control::Pong { .. } => "pong",
+            Control::Subscribed { .. } => "subscribed",
+            Control::Unsubscribed { .. } => "unsubscribed",
+        }
+    }
+
+    /// The message as a JSON object.
+    pub fn json(&self) -> Vec<u8> {
+        let json = match self {
+            Control::Connected { school, channels, cursor, heartbeat_secs, expires_at } => ControlJson::Connected {
+                message: "Connected",
+                school_id: *school,
+                channels,
+                cursor: cursor.to_string(),
+                heartbeat_secs: *heartbeat_secs,
+                expires_at: expires_at.map(timestamp),
+            },
+            Control::Ready(cursor) => ControlJson::Ready { cursor: cursor.to_string() },
+            Control::Reset(reason) => ControlJson::Reset { reason: *reason },
+            Control::Heartbeat { cursor, at } => {
+                ControlJson::Heartbeat { cursor: cursor.to_string(), timestamp: timestamp(*at) }
+            }
+            Control::Closing(close) => ControlJson::Closing {
+                code: close.code(),
+                reason: close.reason(),
+                reconnect: close.retry_ms().is_some(),
+                retry_ms: close.retry_ms().unwrap_or(0),
+            },
+            Control::Error { code, message } => ControlJson::Error { error: message, message, code },
+            Control::Pong { timestamp } => ControlJson::Pong { timestamp },
+            Control::Subscribed { asked, cursor } => ControlJson::Subscribed { asked, cursor: cursor.to_string() },
+            Control::Unsubscribed { asked, cursor } => ControlJson::Unsubscribed { asked, cursor: cursor.to_string() },
+        };
+        serde_json::to_vec(&json).expect("a control message is JSON")
+    }
+}
+
+/// A control message's bytes.
+pub fn control(control: &Control, framing: Framing) -> Vec<u8> {
+    let sse = matches!(framing, Framing::Sse | Framing::SseNamed);
+    match control {
+        // A comment plus an `id:` line: moves Last-Event-ID and reaches no handler.
+        Control::Heartbeat { cursor, .. } if sse => format!(": heartbeat\nid: {cursor}\n\n").into_bytes(),
+        Control::Closing(close) if sse => {
+            let mut bytes = format!("retry: {}\n", close.retry_ms().unwrap_or(0)).into_bytes();
+            bytes.extend(frame(framing, control.name(), None, &control.json()));
+            bytes
+        }
+        Control::Ready(cursor) => frame(framing, control.name(), Some(*cursor), &control.json()),
+        _ => frame(framing, control.name(), None, &control.json()),
+    }
+}
+
+/// Wraps a JSON object. `json` holds no line break: it is compact, and JSON strings escape theirs.
+fn frame(framing: Framing, name: &str, cursor: Option<Cursor>, json: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(json.len() + 64);
+    match framing {
+        Framing::Json => bytes.extend_from_slice(json),
+        Framing::WebSocket => {
+            text_frame_header(json.len(), &mut bytes);
+            bytes.extend_from_slice(json);
+        }
+        Framing::Sse | Framing::SseNamed => {
+            if let Some(cursor) = cursor {
+                write!(bytes, "id: {cursor}\n").expect("writing to memory succeeds");
+            }
+            if framing == Framing::SseNamed {
+                write!(bytes, "event: {name}\n").expect("writing to memory succeeds");
+            }
+            bytes.extend_from_slice(b"data: ");
+            bytes.extend_from_slice(json);
+            bytes.extend_from_slice(b"\n\n");
+        }
+    }
+    bytes
+}
+
+/// The head of a final, unmasked text frame (RFC 6455, 5.2).
+fn text_frame_header(length: usize, bytes: &mut Vec<u8>) {
+    const FINAL_TEXT: u8 = 0x81;
+    bytes.push(FINAL_TEXT);
+    match length {
+        0..=125 => bytes.push(length as u8),
+        126..=0xFFFF => {
+            bytes.push(126);
+            bytes.extend_from_slice(&(length as u16).to_be_bytes());
+        }
+        _ => {
+            bytes.push(127);
+            bytes.extend_from_slice(&(length as u64).to_be_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Class, Draft};
+    use crate::id::{Epoch, Kind};
+
+    fn sample(fields: &str) -> Event {
+        let cursor = Cursor { epoch: "00c0ffee".parse::<Epoch>().unwrap(), seq: 7 };
+        let draft = Draft {
+            name: "job_progress",
+            class: Class::Tick,
+            status: "in_progress",
+            category: None,
+            fields: fields.into(),
+        };
+        let at = DateTime::from_timestamp_millis(1_700_000_000_123).unwrap();
+        Event::new(cursor, 3.try_into().unwrap(), Kind::new("jobs"), "42".parse().unwrap(), at, draft)
+    }
+
+    #[test]
+    fn every_framing_carries_the_same_json() {
+        let sample = sample(r#"{"job_id":"42","status":"in_progress"}"#);
+        let json = r#"{"type":"job_progress","cursor":"00c0ffee-7","school_id":3,"seq":7,"timestamp":"2023-11-14T22:13:20.123Z","job_id":"42","status":"in_progress"}"#;
+        let text = |framing| {
+            let bytes = event(&sample, Encoding { framing, upper_status: false });
+            String::from_utf8_lossy(bytes).into_owned()
+        };
+        assert_eq!(text(Framing::Json), json);
+        assert_eq!(text(Framing::Sse), format!("id: 00c0ffee-7\ndata: {json}\n\n"));
+        assert_eq!(text(Framing::SseNamed), format!("id: 00c0ffee-7\nevent: job_progress\ndata: {json}\n\n"));
+        let frame = event(&sample, Encoding { framing: Framing::WebSocket, upper_status: false });
+        assert_eq!(frame[..4], [0x81, 126, 0, json.len() as u8]);
+        assert_eq!(&frame[4..], json.as_bytes());
+    }
+
+    #[test]
+    fn upper_case_statuses_change_nothing_else() {
+        let sample = sample(r#"{"status":"in_progress","metadata":{"status":"in_progress"}}"#);
+        let json: Value = serde_json::from_slice(&event_json(&sample, true)).unwrap();
+        assert_eq!(json["status"], "IN_PROGRESS");
+        assert_eq!(json["metadata"]["status"], "in_progress");
+    }
+
+    #[test]
+    fn a_snapshot_says_so() {
+        let json: Value = serde_json::from_slice(&event_json(&sample("{\"a\":1}").into_snapshot(), false)).unwrap();
+        assert_eq!(json["snapshot"], true);
+    }
+}

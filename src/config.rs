@@ -76,6 +76,8 @@ pub struct Settings {
 
     /// At most this many seconds between signs of life on a stream.
     pub heartbeat_secs: u64,
+    /// On the endpoints that have it: silence from a client, in seconds, before a `heartbeat` message.
+    pub idle_heartbeat_secs: u64,
     /// Least time in milliseconds between two ticks of a subject on a stream, unless a request says otherwise.
     pub tick_ms: u64,
     /// How `status` is written.
@@ -139,6 +141,7 @@ impl Default for Settings {
             allowed_origins: Vec::new(),
             anonymous_school_id: None,
             heartbeat_secs: 15,
+            idle_heartbeat_secs: 30,
             tick_ms: 100,
             status_case: StatusCase::Lower,
             mailbox_capacity: 256,
@@ -239,6 +242,7 @@ impl Settings {
         }
         let at_least_one = [
             ("heartbeat_secs", self.heartbeat_secs),
+            ("idle_heartbeat_secs", self.idle_heartbeat_secs),
             ("ticket_ttl_secs", self.ticket_ttl_secs.into()),
             ("reader_connections", self.reader_connections.into()),
             ("mailbox_capacity", self.mailbox_capacity as u64),
@@ -299,6 +303,8 @@ pub const WRITER_QUEUE: usize = 4_096;
 pub const GROUP_MAX_COMMANDS: usize = 1_024;
 /// Committed batches that may wait for the dispatcher. Beyond them the writer waits.
 pub const DISPATCH_QUEUE: usize = 64;
+/// Events offered to their readers before other tasks get a turn.
+pub const DISPATCH_SLICE: usize = 64;
 /// Subject states that the writer keeps, so that it need not read before each write.
 pub const STATE_CACHE: usize = 20_000;
 /// Schools whose log position, and categories whose durations, the writer keeps.
@@ -319,10 +325,20 @@ pub const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 pub const WATCHDOG_BATCH: usize = 500;
 /// How long a window without subscribers stays in memory after its last event.
 pub const WINDOW_IDLE: Duration = Duration::from_secs(60);
+/// Largest window, in bytes of events' fields.
+pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Ticks that a stream holds back at a time; one more lets them all go.
+pub const HELD_TICKS_MAX: usize = 1_024;
 /// How long `/readyz` waits for the database and the dispatcher.
 pub const READY_WAIT: Duration = Duration::from_secs(2);
 /// How long a closing handshake may take.
 pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// Bytes of messages after which a poll is answered, though more wait.
+pub const POLL_FULL_BYTES: usize = 1024 * 1024;
+/// Bytes read from a WebSocket at a time.
+pub const SOCKET_READ_BYTES: usize = 4 * 1024;
+/// Time between looks at whether a connection that stops the server may go.
+pub const DRAIN_PERIOD: Duration = Duration::from_millis(20);
 /// Frames handed to the socket in one write.
 pub const WRITE_MAX_FRAMES: usize = 64;
 /// How long a WebSocket that takes no bytes is kept. A reader may be slow for long: it costs its

@@ -1,8 +1,90 @@
+//! Tidings tells people how things are going, live.
+//!
+//! Workers report over HTTP; anyone allowed sees it at once over Server-Sent Events, WebSocket or long
+//! poll: the same channels, the same JSON, the same cursor. A school is an ordered log; everything else
+//! reads it.
+//!
+//! ```text
+//! producer ─HTTP─▶ publish ─▶ store.append ───────────▶ dispatcher ─▶ hub ─▶ mailbox ─▶ SSE │ WebSocket │ poll
+//!                             one transaction:                        per school:          (subscribe = attach,
+//!                             load state, kind::apply,                window + channels     snapshot or replay,
+//!                             write state + event + seq                                     live)
+//! ```
+//!
+//! A producer's command is judged against the subject's state and committed together with its event; the
+//! committed event is encoded once and offered to mailboxes; a connection is a cursor plus a mailbox.
+//! Connecting, reconnecting and lagging are the same act: read from a cursor, then live.
+//!
+//! # Words
+//!
+//! *School*: the tenant, unit of isolation and of ordering. *Subject*: a thing with a state; its *kind* is
+//! its type and rules. *Command*: what a producer asks. *Event*: what happened, immutable; a *milestone* is
+//! never dropped while it is retained, a *tick* may be superseded by a newer one of its subject. *Channel*:
+//! what subscribers listen to inside a school. *Cursor*: epoch and seq. *Window*: the newest events of a
+//! school in memory. *Mailbox*: a connection's bounded queue. *Frame*: an event's bytes in one encoding.
+//!
+//! # Invariants
+//!
+//! Each is proved by tests in `tests/it/invariants.rs` that carry its number.
+//!
+//! 1. Commit precedes fan-out; the producer's answer comes after the commit.
+//! 2. `seq` is dense per school and its order is commit order.
+//! 3. A subscriber sees strictly increasing `seq`, each at most once, or a `reset`. A hole in what it is sent
+//!    is only ever a superseded tick or an event outside its scope.
+//! 4. A milestone inside retention is delivered to every live or resuming subscriber in scope.
+//! 5. Attach to the hub before reading the store: what commits in between would otherwise be in neither.
+//! 6. Every queue, buffer, cache and wait has a named bound ([`config`]). A slow or dead client costs a
+//!    bounded amount and slows nobody else.
+//! 7. The school comes from the credential, never from the payload alone. A stream does not outlive its
+//!    credential.
+//! 8. JSON is serialised once per event and encoding, whatever the number of subscribers.
+//! 9. Empty channels, windows and schools leave memory.
+//! 10. A subject's terminal state is final; progress never falls within an attempt; a kind's rules are pure
+//!     functions of state, command and time.
+//!
+//! # Floors
+//!
+//! Imports go strictly down; `tests/it/floors.rs` reads the `use` lines and fails on a breach.
+//!
+//! ```text
+//! 5  main.rs lib.rs cli/              command line; this map; server()
+//! 4  http/                            the only place that knows Rocket
+//! 3  service.rs publish.rs subscribe/ watchdog.rs    the running whole, the two use cases, the clock
+//! 2  store/  hub/                     log and state │ in-memory fan-out. They do not know one another
+//! 1  kind/ auth.rs wire/ config.rs scope.rs          domain rules; who may; the only encoder; every bound
+//! 0  id.rs event.rs                   names; what happened
+//! ```
+//!
+//! # In another Rocket application
+//!
+//! [`http::fairing`] mounts everything and manages an `Arc<`[`Tidings`]`>`, through which a handler publishes
+//! without an HTTP hop: see `examples/embed.rs`.
+
 pub mod auth;
+pub mod cli;
 pub mod config;
 pub mod event;
+pub mod http;
+pub mod hub;
 pub mod id;
 pub mod kind;
-pub mod wire;
+pub mod publish;
 pub mod scope;
+pub mod service;
 pub mod store;
+pub mod subscribe;
+pub mod watchdog;
+pub mod wire;
+
+use std::sync::Arc;
+
+use rocket::{Build, Rocket};
+
+pub use service::{StartError, Tidings};
+
+/// The whole server, with its settings and Rocket's from `figment`. Needs a Tokio runtime around it.
+pub fn server(figment: figment::Figment) -> Result<Rocket<Build>, StartError> {
+    let settings = config::Settings::from_figment(&figment)?;
+    let tidings = Arc::new(Tidings::start(settings)?);
+    Ok(http::mount(rocket::custom(figment), "/", tidings))
+}

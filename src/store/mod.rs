@@ -185,6 +185,9 @@ pub trait Store: Send + Sync + 'static {
     /// Removes one batch of what is past retention. True if there may be more.
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError>;
 
+    /// Finishes what was asked and lets go of the database. Writes fail from now on.
+    async fn close(&self) -> Result<(), StoreError>;
+
     /// Asks the writer and a reader for a sign of life.
     async fn ping(&self) -> Result<(), StoreError>;
 }

@@ -203,6 +203,11 @@ pub enum Control {
         /// What the ping carried.
         timestamp: Option<Value>,
     },
+    /// A fresh token was accepted.
+    Authenticated {
+        /// When it ends.
+        expires_at: Option<DateTime<Utc>>,
+    },
     /// A `subscribe` was carried out.
     Subscribed {
         /// What was asked, as it was asked.
@@ -255,6 +260,9 @@ enum ControlJson<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         timestamp: &'a Option<Value>,
     },
+    Authenticated {
+        expires_at: Option<String>,
+    },
     Subscribed {
         #[serde(flatten)]
         asked: &'a Map<String, Value>,
@@ -277,6 +285,7 @@ impl Control {
             Control::Closing(_) => "closing",
             Control::Error { .. } => "error",
             Control::Pong { .. } => "pong",
+            Control::Authenticated { .. } => "authenticated",
             Control::Subscribed { .. } => "subscribed",
             Control::Unsubscribed { .. } => "unsubscribed",
         }
@@ -306,6 +315,7 @@ impl Control {
             },
             Control::Error { code, message } => ControlJson::Error { error: message, message, code },
             Control::Pong { timestamp } => ControlJson::Pong { timestamp },
+            Control::Authenticated { expires_at } => ControlJson::Authenticated { expires_at: expires_at.map(timestamp) },
             Control::Subscribed { asked, cursor } => ControlJson::Subscribed { asked, cursor: cursor.to_string() },
             Control::Unsubscribed { asked, cursor } => ControlJson::Unsubscribed { asked, cursor: cursor.to_string() },
         };

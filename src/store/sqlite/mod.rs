@@ -12,7 +12,6 @@ mod writer;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -64,12 +63,10 @@ pub enum OpenError {
 /// The embedded store.
 pub struct SqliteStore {
     epoch: Epoch,
-    work: Option<mpsc::Sender<Work>>,
-    writer: Option<JoinHandle<()>>,
+    work: mpsc::Sender<Work>,
     readers: Pool<ConnectionManager<SqliteConnection>>,
     reading: Arc<Semaphore>,
     retention: Retention,
-    _lock: File,
 }
 
 /// What the sweep removes.
@@ -89,7 +86,9 @@ impl SqliteStore {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|source| file_error(folder, source))?;
         }
-        let lock_path = path.with_added_extension("lock");
+        let mut lock_path = path.as_os_str().to_owned();
+        lock_path.push(".lock");
+        let lock_path = PathBuf::from(lock_path);
         let lock = File::create(&lock_path).map_err(|source| file_error(&lock_path, source))?;
         lock.try_lock().map_err(|_| OpenError::InUse(path.into()))?;
 
@@ -116,17 +115,22 @@ impl SqliteStore {
 
         let (work, queue) = mpsc::channel(config::WRITER_QUEUE);
         let writer = Writer::new(conn, epoch, settings, committed);
-        let writer = std::thread::Builder::new()
+        // The thread ends with the last handle of the store, or by `close`, and holds the lock until then.
+        std::thread::Builder::new()
             .name("tidings-writer".into())
-            .spawn(move || writer.run(queue))
+            .spawn(move || {
+                let closed = writer.run(queue);
+                drop(lock);
+                // Nobody waits if the store was dropped without being closed.
+                let _ = closed.map(|closed| closed.send(Ok(())));
+            })
             .map_err(|source| file_error(path, source))?;
 
         // Settings are checked to be below a century, so these do not overflow.
         let seconds = |secs: u64| TimeDelta::seconds(secs as i64);
         Ok(SqliteStore {
             epoch,
-            work: Some(work),
-            writer: Some(writer),
+            work,
             readers,
             reading: Arc::new(Semaphore::new(settings.reader_connections as usize)),
             retention: Retention {
@@ -135,15 +139,13 @@ impl SqliteStore {
                 finished: seconds(settings.job_retention_secs),
                 keys: seconds(settings.idempotency_ttl_secs),
             },
-            _lock: lock,
         })
     }
 
     /// Hands work to the writer and waits for its answer.
     async fn ask<T>(&self, work: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Work) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let writer = self.work.as_ref().ok_or(StoreError::Stopped)?;
-        writer.send(work(answer)).await.map_err(|_| StoreError::Stopped)?;
+        self.work.send(work(answer)).await.map_err(|_| StoreError::Stopped)?;
         answered.await.map_err(|_| StoreError::Stopped)?
     }
 
@@ -160,17 +162,6 @@ impl SqliteStore {
             SqliteConnection::transaction(&mut conn, read).map_err(database_error)
         });
         task.await.map_err(|_| StoreError::Stopped)?
-    }
-}
-
-impl Drop for SqliteStore {
-    /// Lets the writer finish what was handed to it.
-    fn drop(&mut self) {
-        self.work = None;
-        if let Some(writer) = self.writer.take() {
-            // A writer that panicked has said so already.
-            let _ = writer.join();
-        }
     }
 }
 
@@ -360,6 +351,10 @@ impl Store for SqliteStore {
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
         let retention = self.retention.clone();
         self.ask(|answer| Work::Sweep { retention, now, answer }).await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.ask(Work::Close).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

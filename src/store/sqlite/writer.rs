@@ -28,7 +28,7 @@ use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::{self, Context, Limits};
 use crate::store::{CommandError, Committed, Envelope, Idempotency, Receipt, StoreError};
 
-type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 type Receipts = Vec<Result<Receipt, CommandError>>;
 
 /// What can be asked of the writer.
@@ -36,6 +36,7 @@ pub(super) enum Work {
     Append(Submission),
     Sweep { retention: Retention, now: DateTime<Utc>, answer: Answer<bool> },
     Ping(Answer<()>),
+    Close(Answer<()>),
 }
 
 /// Commands of one request.
@@ -105,8 +106,10 @@ impl Writer {
         }
     }
 
-    /// Works until every handle of the store is gone and the queue is empty.
-    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+    /// Works until it is told to close, and gives back whom to tell; or until every handle of the store is
+    /// gone. What was asked before is done.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Work>) -> Option<Answer<()>> {
+        let mut closed = None;
         while let Some(work) = queue.blocking_recv() {
             let mut group = Vec::new();
             let mut commands = 0;
@@ -125,6 +128,10 @@ impl Writer {
                     Work::Ping(answer) => {
                         let _ = answer.send(self.ping().map_err(database_error));
                     }
+                    Work::Close(answer) => {
+                        closed = Some(answer);
+                        break;
+                    }
                 }
                 if commands < config::GROUP_MAX_COMMANDS {
                     next = queue.try_recv().ok();
@@ -133,7 +140,11 @@ impl Writer {
             if !group.is_empty() {
                 self.commit(group);
             }
+            if closed.is_some() {
+                break;
+            }
         }
+        closed
     }
 
     /// Carries out a group and answers everyone in it.

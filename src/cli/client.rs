@@ -1,0 +1,119 @@
+//! The HTTP and SSE client behind `demo` and `watch`: blocking, ordinary, over the public API only.
+
+use std::io::{BufRead, BufReader};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Exit, Failure};
+
+/// How long a connection attempt may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A server and a credential.
+#[derive(Clone)]
+pub(super) struct Client {
+    agent: ureq::Agent,
+    base: String,
+    token: Option<String>,
+}
+
+impl Client {
+    pub(super) fn new(base: &str, token: Option<String>) -> Client {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .user_agent(concat!("tidings/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Client { agent: config.into(), base: base.trim_end_matches('/').to_owned(), token }
+    }
+
+    /// Posts JSON and gives back the answer; a problem is a [`Failure`] with its detail.
+    pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let mut request = self.agent.post(format!("{}{path}", self.base));
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let response = request.send_json(body).map_err(unreachable)?;
+        let mut response = check(response)?;
+        response.body_mut().read_json().map_err(unreachable)
+    }
+
+    /// Opens an event stream.
+    pub(super) fn events(&self, path_and_query: &str, cursor: Option<&str>) -> Result<Events, Failure> {
+        let mut request = self.agent.get(format!("{}/events{path_and_query}", self.base)).header("Accept", "text/event-stream");
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        if let Some(cursor) = cursor {
+            request = request.header("Last-Event-ID", cursor);
+        }
+        let response = check(request.call().map_err(unreachable)?)?;
+        Ok(Events { lines: BufReader::new(response.into_body().into_reader()), id: None })
+    }
+}
+
+fn unreachable(error: ureq::Error) -> Failure {
+    Failure::new(Exit::Unreachable, error)
+}
+
+fn check(mut response: ureq::http::Response<ureq::Body>) -> Result<ureq::http::Response<ureq::Body>, Failure> {
+    let status = response.status().as_u16();
+    if status < 400 {
+        return Ok(response);
+    }
+    let problem: Value = response.body_mut().read_json().unwrap_or(Value::Null);
+    let detail = problem["detail"].as_str().unwrap_or("no detail");
+    let exit = match status {
+        401 | 403 => Exit::Denied,
+        404 => Exit::NotFound,
+        502..=504 => Exit::Unreachable,
+        _ => Exit::Failed,
+    };
+    Err(Failure::new(exit, format!("{detail} (HTTP {status})")))
+}
+
+/// A stream of messages and signs of life.
+pub(super) struct Events {
+    lines: BufReader<ureq::BodyReader<'static>>,
+    id: Option<String>,
+}
+
+/// What came in.
+#[derive(Debug)]
+pub(super) struct Received {
+    /// A message, or nothing for a sign of life.
+    pub(super) message: Option<Value>,
+    /// The cursor to come back with.
+    pub(super) cursor: Option<String>,
+}
+
+impl Iterator for Events {
+    type Item = Received;
+
+    /// The next event; nothing when the connection is over.
+    fn next(&mut self) -> Option<Received> {
+        let mut data = String::new();
+        let mut any = false;
+        loop {
+            let mut line = String::new();
+            if self.lines.read_line(&mut line).unwrap_or(0) == 0 {
+                return None;
+            }
+            let line = line.trim_end_matches(['\n', '\r']);
+            if line.is_empty() {
+                if !any {
+                    continue;
+                }
+                let message = serde_json::from_str(&data).ok();
+                return Some(Received { message, cursor: self.id.clone() });
+            }
+            any = true;
+            if let Some(id) = line.strip_prefix("id:") {
+                self.id = Some(id.trim_start().to_owned());
+            } else if let Some(text) = line.strip_prefix("data:") {
+                data.push_str(text.strip_prefix(' ').unwrap_or(text));
+            }
+        }
+    }
+}

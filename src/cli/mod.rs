@@ -1,0 +1,117 @@
+//! The command line.
+
+mod client;
+mod demo;
+mod documents;
+mod serve;
+mod token;
+mod watch;
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{ConfigError, Settings};
+
+/// Exit codes that scripts can use. 2 is clap's, for a command line that it cannot read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Exit {
+    /// Something went wrong; standard error says what.
+    Failed = 1,
+    /// The token is missing, invalid, expired or does not reach so far.
+    Denied = 3,
+    /// There is no such thing.
+    NotFound = 4,
+    /// The server cannot be reached.
+    Unreachable = 5,
+    /// The job that was watched failed.
+    JobFailed = 10,
+    /// The job that was watched was cancelled.
+    JobCancelled = 11,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done (watch: the job completed), 1 error, 2 usage, 3 denied, 4 not found, 5 unreachable,
+10 the watched job failed, 11 the watched job was cancelled.";
+
+const EXAMPLES: &str = "\
+Examples:
+  tidings serve
+  tidings demo ~/Documents
+  tidings token --school 1 --role worker --ttl 12h
+  TIDINGS_TOKEN=$(tidings token --school 1 --role viewer) tidings watch jobs
+  tidings watch jobs/42 --json";
+
+/// Tells people how things are going, live.
+#[derive(Debug, Parser)]
+#[command(name = "tidings", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server. Settings: `[default.tidings]` in Rocket.toml, TIDINGS_<NAME>, ROCKET_ADDRESS, ROCKET_PORT.
+    Serve,
+    /// Run the server and work through real documents as an ordinary worker.
+    Demo(demo::Arguments),
+    /// Make a token with this server's secret.
+    Token(token::Arguments),
+    /// Watch a scope: live progress bars, or NDJSON.
+    Watch(watch::Arguments),
+}
+
+/// An error with the exit code that it leads to.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+impl Failure {
+    fn new(exit: Exit, message: impl Display) -> Failure {
+        Failure { exit, message: message.to_string() }
+    }
+}
+
+/// Any other error is plainly one.
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure::new(Exit::Failed, error)
+    }
+}
+
+/// Runs the command that the process was called with.
+pub fn run() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Serve => serve::run(),
+        Command::Demo(arguments) => demo::run(arguments),
+        Command::Token(arguments) => token::run(arguments),
+        Command::Watch(arguments) => watch::run(arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                eprintln!("tidings: {}", failure.message);
+            }
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+/// Rocket's configuration, with our defaults below it.
+fn figment() -> figment::Figment {
+    rocket::Config::figment()
+        .join(("log_level", "off"))
+        .join(("ident", "Tidings"))
+        .join(("shutdown.grace", 5))
+        .join(("shutdown.mercy", 2))
+}
+
+fn settings() -> Result<Settings, ConfigError> {
+    Settings::from_figment(&figment())
+}

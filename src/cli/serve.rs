@@ -1,0 +1,70 @@
+//! `tidings serve`.
+
+use std::sync::Arc;
+
+use rocket::fairing::AdHoc;
+use rocket::{Build, Rocket};
+use tracing_subscriber::filter::{EnvFilter, FilterFn, LevelFilter};
+use tracing_subscriber::prelude::*;
+
+use super::{Exit, Failure};
+use crate::service::Tidings;
+
+/// Which log lines are written, as in `RUST_LOG`.
+const LOG_VARIABLE: &str = "TIDINGS_LOG";
+
+/// Libraries that write whole requests into their logs at some level, credentials and all.
+const SILENCED: [&str; 6] = ["rocket", "_", "hyper", "h2", "tungstenite", "ureq"];
+
+pub(super) fn run() -> Result<(), Failure> {
+    init_logging();
+    rocket::execute(async {
+        let rocket = server()?;
+        launch(rocket).await
+    })
+}
+
+/// Logs to standard error.
+pub(super) fn init_logging() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .with_env_var(LOG_VARIABLE)
+        .from_env_lossy();
+    let discreet = FilterFn::new(|metadata| {
+        let root = metadata.target().split("::").next().unwrap_or_default();
+        !SILENCED.contains(&root)
+    });
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(discreet);
+    // Somebody has set a logger before, if this fails; then that one is used.
+    let _ = tracing_subscriber::registry().with(lines).with(filter).try_init();
+}
+
+/// The server, announcing itself on standard output once it listens.
+pub(super) fn server() -> Result<Rocket<Build>, Failure> {
+    let rocket = crate::server(super::figment())?;
+    Ok(rocket.attach(AdHoc::on_liftoff("Tidings: announce", |rocket| {
+        Box::pin(async move {
+            let config = rocket.config();
+            println!("Tidings listens on http://{}", std::net::SocketAddr::new(config.address, config.port));
+        })
+    })))
+}
+
+/// Serves until it is told to stop, then finishes what was published.
+pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
+    let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
+    let served = rocket.launch().await;
+    if let Some(tidings) = tidings {
+        tidings.close().await?;
+    }
+    match served {
+        Ok(_) => Ok(()),
+        // Connections that Rocket had to cut; everything acknowledged is in the database.
+        Err(error) if matches!(error.kind(), rocket::error::ErrorKind::Shutdown(..)) => {
+            tracing::warn!("some connections did not end in time and were cut");
+            Ok(())
+        }
+        // The message of a launch error names the address or the setting.
+        Err(error) => Err(Failure::new(Exit::Failed, error.kind())),
+    }
+}

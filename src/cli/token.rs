@@ -1,0 +1,111 @@
+//! `tidings token`.
+
+use std::time::Duration;
+
+use chrono::Utc;
+use clap::Args;
+
+use super::{Exit, Failure};
+use crate::auth::{Claims, Keys, Role};
+use crate::id::{Channel, SchoolId};
+use crate::kind;
+
+/// Make a token.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tidings token --school 1 --role viewer
+  tidings token --school 1 --role worker --sub ocr-7 --ttl 30d --channel jobs
+  tidings token --role admin            (all schools)")]
+pub(super) struct Arguments {
+    /// The school; an admin token without one reaches all schools.
+    #[arg(long)]
+    school: Option<SchoolId>,
+    /// viewer, worker or admin.
+    #[arg(long, value_parser = role)]
+    role: Role,
+    /// Who the token is for; it stands in logs.
+    #[arg(long, default_value = "cli")]
+    sub: String,
+    /// How long it is valid: 90s, 30m, 1h, 7d.
+    #[arg(long, default_value = "1h", value_parser = duration)]
+    ttl: Duration,
+    /// Only this channel (repeatable): jobs, jobs/42, schools/1.
+    #[arg(long = "channel", value_parser = channel)]
+    channels: Vec<Channel>,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    if arguments.school.is_none() && arguments.role != Role::Admin {
+        return Err(Failure::new(Exit::Failed, "--school is required unless --role is admin"));
+    }
+    let keys = Keys::from_settings(&super::settings()?)?;
+    let channels = (!arguments.channels.is_empty()).then_some(arguments.channels);
+    println!("{}", mint(&keys, arguments.school, arguments.role, &arguments.sub, arguments.ttl, channels)?);
+    Ok(())
+}
+
+pub(super) fn mint(
+    keys: &Keys,
+    school: Option<SchoolId>,
+    role: Role,
+    sub: &str,
+    ttl: Duration,
+    channels: Option<Vec<Channel>>,
+) -> Result<String, Failure> {
+    let now = Utc::now().timestamp() as f64;
+    let claims = Claims {
+        sub: sub.to_owned(),
+        school_id: school,
+        role,
+        channels: channels.map(|channels| channels.iter().map(Channel::to_string).collect()),
+        exp: now + ttl.as_secs_f64(),
+        iat: Some(now),
+        iss: None,
+        aud: None,
+    };
+    Ok(keys.mint(claims)?)
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    match text {
+        "viewer" => Ok(Role::Viewer),
+        "worker" => Ok(Role::Worker),
+        "admin" => Ok(Role::Admin),
+        _ => Err("is viewer, worker or admin".into()),
+    }
+}
+
+fn channel(text: &str) -> Result<Channel, String> {
+    kind::channel(text).map_err(|error| error.to_string())
+}
+
+/// A number and a unit: `s`, `m`, `h` or `d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let expected = || "is a number and s, m, h or d, for example 30m".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(expected)?;
+    let unit_secs = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err(expected()),
+    };
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    // A century is the longest that does not overflow a date further on.
+    let secs = number.checked_mul(unit_secs).filter(|secs| (1..=3_155_760_000).contains(secs));
+    secs.map(Duration::from_secs).ok_or_else(|| "is from 1s to 36525d".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_number_and_a_unit() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("2d"), Ok(Duration::from_secs(172_800)));
+        for text in ["", "h", "1", "-1h", "1.5h", "0s", "é", "99999999999999999999d", "40000d"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Where a credential stands in a request, and whether a page of another origin may use it.
+//!
+//! In this order: `Authorization: Bearer`, `?token=`, `?ticket=` (streams only), the WebSocket subprotocol
+//! `bearer.<token>`, the cookie. The first one found decides: a bad token never falls back to a weaker one.
+
+use std::sync::Arc;
+
+use rocket::http::Method;
+use rocket::http::uri::Host;
+use rocket::request::{FromRequest, Outcome, Request};
+
+use super::problem::{Kind, Problem};
+use crate::auth::{Access, AuthError, Role};
+use crate::id::SchoolId;
+use crate::service::Tidings;
+
+/// The prefix of a WebSocket subprotocol that carries a token.
+const SUBPROTOCOL_PREFIX: &str = "bearer.";
+
+/// Who calls the API, and about which school.
+pub(super) struct Caller {
+    pub(super) access: Access,
+    pub(super) school: SchoolId,
+}
+
+/// Who opens a stream. Refusing is left to the endpoint: some accept first and then close.
+pub(super) struct Listener(pub(super) Result<Access, Problem>);
+
+impl Caller {
+    /// Checks that the role suffices.
+    pub(super) fn require(&self, role: Role) -> Result<(), Problem> {
+        Ok(self.access.require(role)?)
+    }
+}
+
+/// The running Tidings of this application.
+pub(super) fn tidings<'r>(request: &'r Request<'_>) -> &'r Arc<Tidings> {
+    request.rocket().state::<Arc<Tidings>>().expect("the routes are mounted together with their state")
+}
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Caller {
+    type Error = Problem;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Caller, Problem> {
+        let caller = access(request, false).and_then(|access| {
+            let school = access.school(named_school(request)?)?;
+            Ok(Caller { access, school })
+        });
+        match caller {
+            Ok(caller) => Outcome::Success(caller),
+            Err(problem) => Outcome::Error((rocket::http::Status::new(problem.status()), problem)),
+        }
+    }
+}
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Listener {
+    type Error = std::convert::Infallible;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Listener, Self::Error> {
+        Outcome::Success(Listener(access(request, true)))
+    }
+}
+
+/// The school that `?school_id=` names.
+pub(super) fn named_school(request: &Request<'_>) -> Result<Option<SchoolId>, Problem> {
+    match query(request, "school_id") {
+        None => Ok(None),
+        Some(text) => Ok(Some(text.parse::<SchoolId>()?)),
+    }
+}
+
+/// The first value of a query parameter, decoded.
+pub(super) fn query<'r>(request: &'r Request<'_>, name: &str) -> Option<&'r str> {
+    request.query_fields().find(|field| field.name == name).map(|field| field.value)
+}
+
+/// The subprotocols that the client offers.
+pub(super) fn subprotocols<'r>(request: &'r Request<'_>) -> impl Iterator<Item = &'r str> {
+    request.headers().get("Sec-WebSocket-Protocol").flat_map(|line| line.split(',')).map(str::trim)
+}
+
+/// The subprotocol to answer with: browsers insist on one of those that they offered.
+pub(super) fn chosen_subprotocol<'r>(request: &'r Request<'_>) -> Option<&'r str> {
+    let plain = subprotocols(request).find(|protocol| !protocol.starts_with(SUBPROTOCOL_PREFIX));
+    plain.or_else(|| subprotocols(request).next())
+}
+
+fn access(request: &Request<'_>, stream: bool) -> Result<Access, Problem> {
+    let tidings = tidings(request);
+    let keys = tidings.keys();
+    if let Some(header) = request.headers().get_one("Authorization") {
+        let (scheme, token) = header.split_once(' ').unwrap_or((header, ""));
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(AuthError::Invalid.into());
+        }
+        return Ok(keys.verify(token.trim())?);
+    }
+    if let Some(token) = query(request, "token") {
+        return Ok(keys.verify(token)?);
+    }
+    if stream {
+        if let Some(ticket) = query(request, "ticket") {
+            return Ok(keys.verify_ticket(ticket)?);
+        }
+        if let Some(token) = subprotocols(request).find_map(|protocol| protocol.strip_prefix(SUBPROTOCOL_PREFIX)) {
+            return Ok(keys.verify(token)?);
+        }
+    }
+    let settings = tidings.settings();
+    if let Some(cookie) = request.cookies().get(&settings.cookie_name) {
+        // A browser sends the cookie whoever's page asks: only our own may act or open a socket with it.
+        let acts = !matches!(request.method(), Method::Get | Method::Head | Method::Options);
+        let socket = request.headers().contains("Upgrade");
+        if (acts || socket) && !is_own_page(request, &settings.allowed_origins) {
+            return Err(Problem::new(Kind::CrossOrigin, "the Origin header is not that of this server or an allowed one"));
+        }
+        return Ok(keys.verify(cookie.value())?);
+    }
+    match settings.anonymous_school_id {
+        Some(school) => Ok(Access {
+            subject: "anonymous".into(),
+            school: Some(school),
+            role: Role::Viewer,
+            channels: None,
+            expires_at: None,
+        }),
+        None => Err(AuthError::Missing.into()),
+    }
+}
+
+/// Whether the page that asks, by its `Origin`, is ours or allowed. No `Origin` is no browser page.
+fn is_own_page(request: &Request<'_>, allowed: &[String]) -> bool {
+    let Some(origin) = request.headers().get_one("Origin") else {
+        return true;
+    };
+    let host = request.headers().get_one("Host").and_then(|host| Host::parse(host).ok());
+    let same = |host: Host<'_>| {
+        let own = host.to_string();
+        origin.split_once("://").is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(&own))
+    };
+    allowed.iter().any(|allowed| allowed == origin) || host.is_some_and(same)
+}

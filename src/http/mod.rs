@@ -1,0 +1,68 @@
+//! The only floor that knows Rocket: routes, guards, problems, and the three transports.
+//!
+//! [`routes`] and [`catchers`] can be mounted at any base; [`fairing`] does so, starts Tidings from the
+//! application's own configuration and stops its streams when the application stops.
+
+mod batch;
+mod body;
+mod cors;
+mod credential;
+mod health;
+mod jobs;
+pub mod problem;
+mod stream;
+mod tickets;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rocket::fairing::{AdHoc, Fairing};
+use rocket::{Build, Catcher, Orbit, Rocket, Route};
+
+use crate::config::{DRAIN_PERIOD, Settings};
+use crate::service::Tidings;
+
+/// Every route.
+pub fn routes() -> Vec<Route> {
+    [health::routes(), jobs::routes(), batch::routes(), tickets::routes(), stream::routes(), cors::routes()].concat()
+}
+
+/// Errors of the framework (no such route, a request that it could not read) as problems, too.
+pub fn catchers() -> Vec<Catcher> {
+    rocket::catchers![problem::catch]
+}
+
+/// Starts Tidings from the settings in the application's figment, manages it as `Arc<Tidings>` and mounts
+/// its routes at `base`.
+pub fn fairing(base: &'static str) -> impl Fairing {
+    AdHoc::try_on_ignite("Tidings", move |rocket| async move {
+        let started = Settings::from_figment(rocket.figment()).map_err(Into::into).and_then(Tidings::start);
+        match started {
+            Ok(tidings) => Ok(mount(rocket, base, Arc::new(tidings))),
+            Err(error) => {
+                tracing::error!(%error, "Tidings could not start");
+                Err(rocket)
+            }
+        }
+    })
+}
+
+/// Mounts the routes of a running Tidings at `base`.
+pub fn mount(rocket: Rocket<Build>, base: &'static str, tidings: Arc<Tidings>) -> Rocket<Build> {
+    rocket
+        .manage(tidings)
+        .mount(base, routes())
+        .register(base, catchers())
+        .attach(cors::fairing())
+        .attach(AdHoc::on_shutdown("Tidings: close streams", |rocket| Box::pin(drain(rocket))))
+}
+
+/// Tells every stream to close and waits until they are gone, as long as Rocket lets them.
+async fn drain(rocket: &Rocket<Orbit>) {
+    let Some(tidings) = rocket.state::<Arc<Tidings>>() else { return };
+    tidings.stop();
+    let until = Instant::now() + Duration::from_secs(rocket.config().shutdown.grace.into());
+    while tidings.streams() > 0 && Instant::now() < until {
+        tokio::time::sleep(DRAIN_PERIOD).await;
+    }
+}

@@ -1,0 +1,229 @@
+//! Errors over HTTP: RFC 9457 `application/problem+json`.
+//!
+//! One table says which error becomes which status and `type`. The detail that a client reads and the cause
+//! that is logged are different strings; the cause is logged once, here.
+
+use std::borrow::Cow;
+use std::io::Cursor;
+
+use rocket::http::{ContentType, Header, Status};
+use rocket::request::Request;
+use rocket::response::{self, Responder, Response};
+use serde::Serialize;
+
+use crate::auth::{AuthError, KeyError};
+use crate::hub::HubFull;
+use crate::id::NameError;
+use crate::kind::RuleError;
+use crate::publish::PublishError;
+use crate::service::NotReady;
+use crate::store::{CommandError, StoreError};
+
+/// An error as a client sees it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Problem {
+    /// `urn:tidings:problem:<name>`; the names are in the README.
+    #[serde(rename = "type")]
+    uri: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: Cow<'static, str>,
+    /// The same as the last part of `type`.
+    code: &'static str,
+}
+
+/// What every problem's `type` begins with.
+const URI_PREFIX: &str = "urn:tidings:problem:";
+
+macro_rules! problems {
+    ($($name:ident = $status:literal, $uri:literal, $title:literal;)*) => {
+        /// Every kind of problem.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Kind { $(#[doc = $title] $name),* }
+
+        impl Kind {
+            fn parts(self) -> (u16, &'static str, &'static str) {
+                match self { $(Kind::$name => ($status, concat!("urn:tidings:problem:", $uri), $title)),* }
+            }
+        }
+
+        /// Status, `type` and title of every problem there is.
+        pub const PROBLEMS: &[(u16, &str, &str)] = &[$(($status, concat!("urn:tidings:problem:", $uri), $title)),*];
+    };
+}
+
+problems! {
+    MalformedJson = 400, "malformed-json", "The body is not JSON";
+    InvalidQuery = 400, "invalid-query", "A query parameter is not valid";
+    InvalidCursor = 400, "invalid-cursor", "The cursor is not valid";
+    InvalidHeader = 400, "invalid-header", "A header is not valid";
+    SchoolRequired = 400, "school-required", "The request names no school";
+    BadHandshake = 400, "bad-handshake", "The WebSocket handshake is not valid";
+    BadRequest = 400, "bad-request", "The request could not be read";
+    Unauthorized = 401, "unauthorized", "A valid token is required";
+    Forbidden = 403, "forbidden", "The token does not allow this";
+    CrossOrigin = 403, "cross-origin", "This page may not use the cookie";
+    NotFound = 404, "not-found", "Not found";
+    NotAcceptable = 406, "not-acceptable", "No transport fits the Accept header";
+    AlreadyExists = 409, "already-exists", "The id is taken";
+    Finished = 409, "finished", "It is finished";
+    IllegalTransition = 409, "illegal-transition", "Its status does not allow this";
+    ProgressFell = 409, "progress-fell", "Progress cannot fall";
+    BodyTooLarge = 413, "body-too-large", "The body is too large";
+    InvalidBody = 422, "invalid-body", "The body is JSON, but not what is expected";
+    KeyReused = 422, "idempotency-key-reused", "The key was used for another request";
+    Internal = 500, "internal", "The server failed";
+    Unavailable = 503, "unavailable", "The server cannot do this now";
+}
+
+/// What a client may wait, in seconds, before it tries again.
+const RETRY_AFTER_SECS: u32 = 2;
+
+impl Problem {
+    pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Problem {
+        let (status, uri, title) = kind.parts();
+        let code = uri.strip_prefix(URI_PREFIX).unwrap_or(uri);
+        Problem { uri, title, status, detail: detail.into(), code }
+    }
+
+    pub(crate) fn status(&self) -> u16 {
+        self.status
+    }
+
+    pub(crate) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// The last part of its `type`, for the `code` of a message on a stream.
+    pub(crate) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    pub(crate) fn is(&self, kind: Kind) -> bool {
+        self.uri == kind.parts().1
+    }
+
+    /// An error of ours: the cause is logged, the client is not told.
+    fn internal(kind: Kind, cause: &dyn std::error::Error) -> Problem {
+        tracing::error!(%cause, "a request failed");
+        Problem::new(kind, "the server could not do this; nothing of it happened")
+    }
+}
+
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Problem {
+        let kind = match error {
+            AuthError::Missing | AuthError::Invalid | AuthError::Expired => Kind::Unauthorized,
+            AuthError::Forbidden => Kind::Forbidden,
+            AuthError::SchoolRequired => Kind::SchoolRequired,
+            AuthError::NotFound => Kind::NotFound,
+        };
+        Problem::new(kind, error.to_string())
+    }
+}
+
+impl From<RuleError> for Problem {
+    fn from(error: RuleError) -> Problem {
+        let kind = match error {
+            RuleError::NotFound { .. } => Kind::NotFound,
+            RuleError::AlreadyExists { .. } => Kind::AlreadyExists,
+            RuleError::Finished { .. } => Kind::Finished,
+            RuleError::IllegalTransition { .. } => Kind::IllegalTransition,
+            RuleError::ProgressFell { .. } => Kind::ProgressFell,
+            RuleError::Invalid { .. } => Kind::InvalidBody,
+        };
+        Problem::new(kind, error.to_string())
+    }
+}
+
+impl From<CommandError> for Problem {
+    fn from(error: CommandError) -> Problem {
+        match error {
+            CommandError::Rule(error) => error.into(),
+            CommandError::KeyReused => Problem::new(Kind::KeyReused, error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Problem {
+        Problem::internal(Kind::Unavailable, &error)
+    }
+}
+
+impl From<PublishError> for Problem {
+    fn from(error: PublishError) -> Problem {
+        match error {
+            PublishError::Command(error) => error.into(),
+            PublishError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<HubFull> for Problem {
+    fn from(error: HubFull) -> Problem {
+        Problem::new(Kind::Unavailable, error.to_string())
+    }
+}
+
+impl From<NotReady> for Problem {
+    fn from(error: NotReady) -> Problem {
+        match error {
+            NotReady::Store(error) => error.into(),
+            NotReady::Late | NotReady::Stopping => Problem::new(Kind::Unavailable, error.to_string()),
+        }
+    }
+}
+
+impl From<KeyError> for Problem {
+    fn from(error: KeyError) -> Problem {
+        Problem::internal(Kind::Internal, &error)
+    }
+}
+
+/// Names in a query or a path; a body's are checked while it is read.
+impl From<NameError> for Problem {
+    fn from(error: NameError) -> Problem {
+        let kind = match error {
+            NameError::Cursor => Kind::InvalidCursor,
+            NameError::School | NameError::Subject | NameError::Channel(_) => Kind::InvalidQuery,
+        };
+        Problem::new(kind, error.to_string())
+    }
+}
+
+impl<'r> Responder<'r, 'static> for Problem {
+    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
+        let body = serde_json::to_vec(&self).expect("a problem is JSON");
+        let mut response = Response::build();
+        response
+            .status(Status::new(self.status))
+            .header(ContentType::new("application", "problem+json"))
+            .header(Header::new("Cache-Control", "no-store"))
+            .sized_body(body.len(), Cursor::new(body));
+        match self.status {
+            401 => response.raw_header("WWW-Authenticate", "Bearer"),
+            503 => response.raw_header("Retry-After", RETRY_AFTER_SECS.to_string()),
+            _ => &mut response,
+        };
+        response.ok()
+    }
+}
+
+/// What Rocket itself refuses.
+#[rocket::catch(default)]
+pub(super) fn catch(status: Status, _: &Request<'_>) -> Problem {
+    let kind = match status.code {
+        401 => Kind::Unauthorized,
+        403 => Kind::Forbidden,
+        404 => Kind::NotFound,
+        413 => Kind::BodyTooLarge,
+        422 => Kind::InvalidBody,
+        503 => Kind::Unavailable,
+        400..500 => Kind::BadRequest,
+        _ => Kind::Internal,
+    };
+    let mut problem = Problem::new(kind, status.reason_lossy());
+    problem.status = status.code;
+    problem
+}

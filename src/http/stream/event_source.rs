@@ -1,0 +1,116 @@
+//! Server-Sent Events: a body that copies ready frames out of the subscription, as many as fit in a chunk.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use rocket::http::ContentType;
+use rocket::response::{self, Responder, Response};
+use rocket::Request;
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::params::Params;
+use crate::subscribe::{Delivery, Subscription};
+use crate::wire::{self, Encoding};
+
+/// How long an `EventSource` waits before it reconnects, in milliseconds, unless a `closing` says otherwise.
+const RETRY_MS: u32 = 2_000;
+
+/// Bytes that are being copied out, and how many have been.
+#[derive(Default)]
+pub(super) struct Outgoing {
+    frame: Option<Arc<[u8]>>,
+    copied: usize,
+}
+
+impl Outgoing {
+    pub(super) fn set(&mut self, frame: Arc<[u8]>) {
+        self.frame = Some(frame);
+        self.copied = 0;
+    }
+
+    /// Copies what fits. True if there is room for more.
+    pub(super) fn copy_to(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
+        let Some(frame) = &self.frame else { return buffer.remaining() > 0 };
+        let rest = &frame[self.copied..];
+        let fits = rest.len().min(buffer.remaining());
+        buffer.put_slice(&rest[..fits]);
+        self.copied += fits;
+        if self.copied == frame.len() {
+            self.frame = None;
+        }
+        buffer.remaining() > 0
+    }
+}
+
+/// The headers that keep proxies from holding a stream back or changing it.
+pub(super) fn streamed(content_type: ContentType, body: impl AsyncRead + Send + 'static) -> response::Result<'static> {
+    Response::build()
+        .header(content_type)
+        .raw_header("Cache-Control", "no-cache, no-transform")
+        .raw_header("X-Accel-Buffering", "no")
+        .raw_header("Vary", "Accept")
+        .streamed_body(body)
+        .ok()
+}
+
+/// See the module's page.
+pub(super) struct EventSourceBody {
+    subscription: Subscription,
+    encoding: Encoding,
+    prelude: VecDeque<Arc<[u8]>>,
+    outgoing: Outgoing,
+}
+
+impl EventSourceBody {
+    pub(super) fn new(subscription: Subscription, params: &Params) -> EventSourceBody {
+        let mut prelude = VecDeque::new();
+        if params.padding > 0 {
+            // A comment of so many bytes, for proxies that hold back the first kilobytes.
+            let mut padding = vec![b' '; params.padding.max(4)];
+            padding[0] = b':';
+            let end = padding.len() - 2;
+            padding[end..].copy_from_slice(b"\n\n");
+            prelude.push_back(padding.into());
+        }
+        prelude.push_back(format!("retry: {RETRY_MS}\n\n").into_bytes().into());
+        EventSourceBody { subscription, encoding: params.sse_encoding(), prelude, outgoing: Outgoing::default() }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
+        if let Some(frame) = self.prelude.pop_front() {
+            return Poll::Ready(Some(frame));
+        }
+        let delivery = Pin::new(&mut self.subscription).poll_next(cx);
+        delivery.map(|delivery| {
+            delivery.map(|delivery| match delivery {
+                Delivery::Event(event) => Arc::clone(wire::event(&event, self.encoding)),
+                Delivery::Control(control) => wire::control(&control, self.encoding.framing).into(),
+            })
+        })
+    }
+}
+
+impl AsyncRead for EventSourceBody {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        while self.outgoing.copy_to(buffer) {
+            match self.poll_frame(cx) {
+                Poll::Ready(Some(frame)) => self.outgoing.set(frame),
+                Poll::Ready(None) => break,
+                Poll::Pending if buffer.filled().len() == before => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<'r> Responder<'r, 'static> for EventSourceBody {
+    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
+        streamed(ContentType::EventStream, self)
+    }
+}

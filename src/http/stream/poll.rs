@@ -1,0 +1,137 @@
+//! Long poll: `{"messages": [...], "cursor": …}`, written as it comes, so that a long snapshot needs no
+//! memory of its own.
+//!
+//! The answer ends when something was told and nothing more is ready, when it is full, or when the wait is
+//! over. The cursor is that of the last message, so the next poll goes on exactly there.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use rocket::http::ContentType;
+use rocket::response::{self, Responder};
+use rocket::Request;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::event_source::{Outgoing, streamed};
+use super::params::Params;
+use crate::config::POLL_FULL_BYTES;
+use crate::subscribe::{Delivery, Subscription};
+use crate::wire::{self, Control, Encoding, Framing};
+
+/// See the module's page.
+pub(super) struct PollBody {
+    subscription: Subscription,
+    encoding: Encoding,
+    outgoing: Outgoing,
+    wait: Pin<Box<Sleep>>,
+    stage: Stage,
+    /// Whether `ready` was told: from then on the answer may end.
+    ready: bool,
+    /// Whether there is anything beside `connected` and `ready`.
+    told: bool,
+    messages: usize,
+    bytes: usize,
+}
+
+#[derive(PartialEq)]
+enum Stage {
+    Head,
+    Messages,
+    Ended,
+}
+
+impl PollBody {
+    pub(super) fn new(subscription: Subscription, params: &Params) -> PollBody {
+        PollBody {
+            subscription,
+            encoding: Encoding { framing: Framing::Json, upper_status: params.upper_status },
+            outgoing: Outgoing::default(),
+            wait: Box::pin(sleep(params.wait)),
+            stage: Stage::Head,
+            ready: false,
+            told: false,
+            messages: 0,
+            bytes: 0,
+        }
+    }
+
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
+        match self.stage {
+            Stage::Head => {
+                self.stage = Stage::Messages;
+                Poll::Ready(Some((*br#"{"messages":["#).into()))
+            }
+            Stage::Messages => self.poll_message(cx),
+            Stage::Ended => Poll::Ready(None),
+        }
+    }
+
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
+        if self.ready && self.bytes >= POLL_FULL_BYTES {
+            return self.end();
+        }
+        match Pin::new(&mut self.subscription).poll_next(cx) {
+            Poll::Ready(Some(Delivery::Control(Control::Heartbeat { .. }))) => {
+                // White space between messages: keeps the connection alive and means nothing.
+                Poll::Ready(Some((*b"\n").into()))
+            }
+            Poll::Ready(Some(delivery)) => Poll::Ready(Some(self.message(&delivery))),
+            Poll::Ready(None) => self.end(),
+            Poll::Pending if self.ready && (self.told || self.wait.as_mut().poll(cx).is_ready()) => self.end(),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn message(&mut self, delivery: &Delivery) -> Arc<[u8]> {
+        let (json, tells): (Arc<[u8]>, bool) = match delivery {
+            Delivery::Event(event) => (Arc::clone(wire::event(event, self.encoding)), true),
+            Delivery::Control(control) => {
+                self.ready |= matches!(control, Control::Ready(_) | Control::Closing(_));
+                let tells = !matches!(control, Control::Connected { .. } | Control::Ready(_));
+                (wire::control(control, Framing::Json).into(), tells)
+            }
+        };
+        self.told |= tells;
+        self.messages += 1;
+        self.bytes += json.len();
+        if self.messages == 1 {
+            return json;
+        }
+        let mut separated = Vec::with_capacity(json.len() + 1);
+        separated.push(b',');
+        separated.extend_from_slice(&json);
+        separated.into()
+    }
+
+    fn end(&mut self) -> Poll<Option<Arc<[u8]>>> {
+        self.stage = Stage::Ended;
+        let tail = format!(r#"],"cursor":"{}"}}"#, self.subscription.resume_cursor());
+        Poll::Ready(Some(tail.into_bytes().into()))
+    }
+}
+
+impl AsyncRead for PollBody {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        while self.outgoing.copy_to(buffer) {
+            match self.poll_part(cx) {
+                Poll::Ready(Some(part)) => self.outgoing.set(part),
+                Poll::Ready(None) => break,
+                Poll::Pending if buffer.filled().len() == before => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<'r> Responder<'r, 'static> for PollBody {
+    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
+        streamed(ContentType::JSON, self)
+    }
+}

@@ -1,0 +1,363 @@
+//! A WebSocket connection's life: deliveries out, client messages in, signs of life, the farewell.
+//!
+//! One hand-written future drives everything, so that an idle connection is one small task. It reads only
+//! while there is room for answers, so a client that asks and does not listen is slowed, not buffered.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use chrono::Utc;
+use futures_core::Stream;
+use futures_core::future::BoxFuture;
+use serde_json::{Map, Value};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::dialect::{BarePing, Dialect};
+use super::socket::{End, Incoming, Socket};
+use crate::auth::{Access, AuthError};
+use crate::config::{CLOSE_WAIT, WRITE_STALL};
+use crate::http::problem::Problem;
+use crate::id::{Channel, Cursor};
+use crate::service::Tidings;
+use crate::store::StoreError;
+use crate::subscribe::{Delivery, Subscription};
+use crate::wire::client::{ClientMessage, ClientMessageError};
+use crate::wire::{self, Close, Control, Encoding, Framing};
+
+/// How a connection begins.
+#[expect(clippy::large_enum_variant, reason = "it is moved once, into the connection's task")]
+pub(super) enum Opening {
+    /// With a subscription.
+    Accepted { access: Access, subscription: Subscription },
+    /// Accepted only to be told why not: a refused handshake breaks some proxies, and browsers hide its status.
+    Refused { error: Option<String>, code: &'static str, close: Close },
+}
+
+impl Opening {
+    /// The endpoint's own way to refuse.
+    pub(super) fn refused(problem: Problem, dialect: &Dialect) -> Opening {
+        let error = dialect.explains_refusal.then(|| problem.detail().to_owned());
+        let close = if problem.status() < 500 { dialect.refusal } else { Close::InternalError };
+        Opening::Refused { error, code: problem.code(), close }
+    }
+}
+
+/// A `subscribe` whose subjects are being looked up.
+struct Asking {
+    looking: BoxFuture<'static, Result<Option<Channel>, StoreError>>,
+    channels: Vec<Channel>,
+    cursor: Option<Cursor>,
+    asked: Map<String, Value>,
+}
+
+enum Phase {
+    Open,
+    /// The close frame is queued or sent; its answer is waited for until then.
+    Closing(Instant),
+    /// The connection below is being shut down.
+    Ending,
+}
+
+/// See the module's page.
+pub(super) struct Session {
+    socket: Socket,
+    tidings: Arc<Tidings>,
+    dialect: Dialect,
+    encoding: Encoding,
+    live: Option<(Access, Subscription)>,
+    asking: Option<Box<Asking>>,
+    /// Messages that came in with one that is still being answered. Bounded by one read of the socket.
+    waiting: std::collections::VecDeque<Incoming>,
+    phase: Phase,
+    last_message: Instant,
+    rounds: Pin<Box<Sleep>>,
+}
+
+impl Session {
+    pub(super) fn new(socket: Socket, tidings: Arc<Tidings>, dialect: Dialect, upper_status: bool, opening: Opening) -> Session {
+        let mut session = Session {
+            socket,
+            dialect,
+            encoding: Encoding { framing: Framing::WebSocket, upper_status },
+            live: None,
+            asking: None,
+            waiting: Default::default(),
+            phase: Phase::Open,
+            last_message: Instant::now(),
+            rounds: Box::pin(sleep(Duration::ZERO)),
+            tidings,
+        };
+        match opening {
+            Opening::Accepted { access, subscription } => session.live = Some((access, subscription)),
+            Opening::Refused { error, code, close } => {
+                if let Some(message) = error {
+                    session.send_control(&Control::Error { code, message });
+                }
+                session.begin_close(close);
+            }
+        }
+        session
+    }
+
+    fn send_control(&mut self, control: &Control) {
+        self.socket.send(wire::control(control, Framing::WebSocket).into());
+    }
+
+    fn error(&mut self, code: &'static str, message: impl Into<String>) {
+        self.send_control(&Control::Error { code, message: message.into() });
+    }
+
+    fn begin_close(&mut self, close: Close) {
+        self.socket.close(close);
+        self.live = None;
+        self.asking = None;
+        self.waiting.clear();
+        self.phase = Phase::Closing(Instant::now() + CLOSE_WAIT);
+        self.rounds.as_mut().reset(Instant::now() + CLOSE_WAIT);
+    }
+
+    /// Queues deliveries while there is room. True if there were any.
+    fn take_deliveries(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut any = false;
+        while self.socket.has_room()
+            && let Some((_, subscription)) = &mut self.live
+            && let Poll::Ready(delivery) = Pin::new(subscription).poll_next(cx)
+        {
+            any = true;
+            match delivery {
+                Some(Delivery::Event(event)) => self.socket.send(Arc::clone(wire::event(&event, self.encoding))),
+                Some(Delivery::Control(Control::Heartbeat { cursor, .. })) => self.socket.ping(cursor.to_string()),
+                Some(Delivery::Control(control)) => {
+                    let acknowledges = matches!(
+                        control,
+                        Control::Ready(_) | Control::Subscribed { .. } | Control::Unsubscribed { .. }
+                    );
+                    if self.dialect.acknowledges || !acknowledges {
+                        self.send_control(&control);
+                    }
+                    if let Control::Closing(close) = control {
+                        self.begin_close(close);
+                    }
+                }
+                // The last delivery is `closing`, which has ended the subscription already.
+                None => self.live = None,
+            }
+        }
+        any
+    }
+
+    /// Answers messages while there is room. True if there were any.
+    fn take_messages(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if let Some(asking) = &mut self.asking {
+            let Poll::Ready(missing) = asking.looking.as_mut().poll(cx) else {
+                return Ok(false);
+            };
+            if let Some(asking) = self.asking.take() {
+                self.subscribe(*asking, missing);
+            }
+            return Ok(true);
+        }
+        if !self.socket.has_room() {
+            return Ok(false);
+        }
+        if let Some(incoming) = self.waiting.pop_front() {
+            self.receive(incoming);
+            return Ok(true);
+        }
+        match self.socket.poll_read(cx) {
+            Poll::Ready(Ok(incoming)) => {
+                if let Phase::Open = self.phase {
+                    self.waiting.extend(incoming);
+                }
+                Ok(true)
+            }
+            Poll::Ready(Err(end)) => Err(end),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    fn receive(&mut self, incoming: Incoming) {
+        let text = match incoming {
+            Incoming::Text(text) => text,
+            Incoming::Binary => return self.error("not_text", "Messages are text frames"),
+            Incoming::Control => return,
+        };
+        self.last_message = Instant::now();
+        match ClientMessage::parse(&text) {
+            Ok(ClientMessage::BarePing) => match self.dialect.bare_ping {
+                BarePing::Pong => self.send_control(&Control::Pong { timestamp: None }),
+                BarePing::Error => {
+                    let error = ClientMessageError::Malformed;
+                    self.error(error.code(), error.to_string());
+                }
+            },
+            Ok(ClientMessage::Ping { timestamp }) => self.send_control(&Control::Pong { timestamp }),
+            Ok(ClientMessage::Subscribe { channels, cursor, asked }) => self.ask(channels, cursor, asked),
+            Ok(ClientMessage::Unsubscribe { channels, asked }) => {
+                if let Some((_, subscription)) = &mut self.live {
+                    subscription.unsubscribe(&channels, asked);
+                }
+            }
+            Ok(ClientMessage::Auth { token }) => self.renew(&token),
+            Err(error) => self.error(error.code(), error.to_string()),
+        }
+    }
+
+    /// Checks what may be heard at once, and begins to look whether it exists.
+    fn ask(&mut self, channels: Vec<Channel>, cursor: Option<Cursor>, asked: Map<String, Value>) {
+        let Some((access, subscription)) = &self.live else { return };
+        let scope = subscription.scope();
+        let school = scope.school;
+        let most = self.tidings.settings().channels_per_connection;
+        let added = channels.iter().filter(|channel| !scope.channels.contains(channel)).count();
+        if scope.channels.len() + added > most {
+            return self.error("too_many_channels", format!("A connection has at most {most} channels"));
+        }
+        let refused = channels.iter().find_map(|channel| Some((channel, access.reach(school, channel).err()?)));
+        if let Some((channel, error)) = refused {
+            return match error {
+                AuthError::NotFound => self.not_found(&channel.clone()),
+                _ => self.error("forbidden", error.to_string()),
+            };
+        }
+        let tidings = Arc::clone(&self.tidings);
+        let wanted = channels.clone();
+        let looking = Box::pin(async move {
+            for channel in wanted {
+                if let Channel::Subject(kind, id) = &channel
+                    && !tidings.store().exists(school, *kind, id.clone()).await?
+                {
+                    return Ok(Some(channel));
+                }
+            }
+            Ok(None)
+        });
+        self.asking = Some(Box::new(Asking { looking, channels, cursor, asked }));
+    }
+
+    fn subscribe(&mut self, asking: Asking, missing: Result<Option<Channel>, StoreError>) {
+        match missing {
+            Ok(None) => {
+                if let Some((_, subscription)) = &mut self.live {
+                    subscription.subscribe(asking.channels, asking.cursor, asking.asked);
+                }
+            }
+            Ok(Some(channel)) => self.not_found(&channel),
+            Err(error) => {
+                tracing::error!(%error, "a subscription could not be looked up");
+                self.error("unavailable", "The server cannot do this now");
+            }
+        }
+    }
+
+    fn not_found(&mut self, channel: &Channel) {
+        let what = match channel {
+            Channel::Subject(kind, id) if *kind == crate::kind::job::KIND => format!("Job {id}"),
+            other => other.to_string(),
+        };
+        self.error("not_found", format!("{what} not found"));
+    }
+
+    /// Goes on with a fresh token, if it reaches as far as the old one is used.
+    fn renew(&mut self, token: &str) {
+        let Some((access, subscription)) = &mut self.live else { return };
+        let scope = subscription.scope();
+        let fresh = self.tidings.keys().verify(token).and_then(|fresh| {
+            fresh.school(Some(scope.school))?;
+            scope.channels.iter().try_for_each(|channel| fresh.reach(scope.school, channel))?;
+            Ok(fresh)
+        });
+        match fresh {
+            Ok(fresh) => {
+                let expires_at = fresh.expires_at;
+                subscription.renew(expires_at);
+                *access = fresh;
+                self.send_control(&Control::Authenticated { expires_at });
+            }
+            Err(error) => self.error("unauthorized", error.to_string()),
+        }
+    }
+
+    /// Looks at the clock. False if the connection is to be given up.
+    fn look_at_clock(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.rounds.as_mut().poll(cx).is_ready() {
+            let settings = self.tidings.settings();
+            let heartbeat = settings.heartbeat();
+            let now = Instant::now();
+            if let Phase::Closing(until) = self.phase {
+                if until <= now {
+                    return false;
+                }
+                self.rounds.as_mut().reset(until);
+                continue;
+            }
+            // A peer that takes no byte cannot be asked for a sign of life; one that takes them must give it.
+            let gone = self.socket.stalled_for().is_zero() && self.socket.silent_for() >= heartbeat * 2;
+            if gone || self.socket.stalled_for() >= WRITE_STALL {
+                return false;
+            }
+            let mut next = now + heartbeat / 2;
+            if self.dialect.heartbeat_message {
+                let silence = Duration::from_secs(settings.idle_heartbeat_secs);
+                if self.last_message + silence <= now {
+                    if let Some((_, subscription)) = &self.live {
+                        let cursor = subscription.resume_cursor();
+                        self.send_control(&Control::Heartbeat { cursor, at: Utc::now() });
+                    }
+                    self.last_message = now;
+                }
+                next = next.min(self.last_message + silence);
+            }
+            self.rounds.as_mut().reset(next);
+        }
+        true
+    }
+}
+
+impl Future for Session {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        loop {
+            if let Phase::Ending = this.phase {
+                return this.socket.poll_shutdown(cx);
+            }
+            if !this.look_at_clock(cx) {
+                return Poll::Ready(());
+            }
+            let mut any = this.take_deliveries(cx);
+            match this.take_messages(cx) {
+                Ok(some) => any |= some,
+                Err(End::Gone) => return Poll::Ready(()),
+                Err(End::Broken(close)) => match this.phase {
+                    Phase::Open => {
+                        this.send_control(&Control::Closing(close));
+                        this.begin_close(close);
+                        any = true;
+                    }
+                    // Our close is on its way already.
+                    Phase::Closing(_) | Phase::Ending => any = true,
+                },
+            }
+            let was_full = !this.socket.has_room();
+            match this.socket.poll_write(cx) {
+                // What waited for room has not been asked yet.
+                Poll::Ready(Ok(())) => any |= was_full,
+                Poll::Ready(Err(_)) => {
+                    this.phase = Phase::Ending;
+                    continue;
+                }
+                // Full: room is made only by writing, so there is nothing else to do.
+                Poll::Pending if !this.socket.has_room() => return Poll::Pending,
+                Poll::Pending => {}
+            }
+            if !any {
+                return Poll::Pending;
+            }
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The WebSocket transport: one small task a connection, over the upgraded stream.
+//!
+//! Reading (masking, fragments, control frames, the closing handshake) is tungstenite's, driven without I/O
+//! of its own: bytes from the socket go in, messages and bytes for the socket come out. Data frames do not
+//! pass through it: they are built once per event and shared by every socket, and all that wait go out in
+//! one vectored write. A task spawned by the upgrade handler, rather than the handler itself, holds the
+//! connection, because what the handler awaits would keep the whole request in memory.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Read, Write};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rocket::data::{IoHandler, IoStream};
+use rocket::http::Status;
+use rocket::request::{FromRequest, Outcome, Request};
+use rocket::response::{self, Responder, Response};
+use rocket_ws::WebSocket;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+use tungstenite::Message;
+use tungstenite::error::{CapacityError, Error as ProtocolError};
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext};
+
+use super::dialect::Dialect;
+use super::session::{Opening, Session};
+use crate::config::{SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
+use crate::http::credential::chosen_subprotocol;
+use crate::http::problem::{Kind, Problem};
+use crate::service::Tidings;
+use crate::wire::Close;
+
+/// A sound handshake, or nothing for a request that is none. A broken one is a problem.
+pub(super) struct MaybeHandshake(pub(super) Option<Handshake>);
+
+/// A sound handshake, not answered yet.
+pub(super) struct Handshake {
+    accept_key: String,
+    subprotocol: Option<String>,
+}
+
+impl Handshake {
+    pub(super) fn upgrade(self, tidings: Arc<Tidings>, dialect: Dialect, upper_status: bool, opening: Opening) -> Upgrade {
+        Upgrade { handshake: self, handler: Handler { tidings, dialect, upper_status, opening } }
+    }
+}
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for MaybeHandshake {
+    type Error = Problem;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<MaybeHandshake, Problem> {
+        let asks = |line: &str| line.split(',').any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"));
+        if !request.headers().get("Upgrade").any(asks) {
+            return Outcome::Success(MaybeHandshake(None));
+        }
+        match WebSocket::from_request(request).await {
+            Outcome::Success(socket) => Outcome::Success(MaybeHandshake(Some(Handshake {
+                accept_key: socket.accept_key().to_owned(),
+                subprotocol: chosen_subprotocol(request).map(str::to_owned),
+            }))),
+            Outcome::Forward(_) | Outcome::Error(_) => {
+                let detail = "a handshake has Connection, Upgrade, Sec-WebSocket-Version: 13 and Sec-WebSocket-Key";
+                Outcome::Error((Status::BadRequest, Problem::new(Kind::BadHandshake, detail)))
+            }
+        }
+    }
+}
+
+/// The answer that turns the connection into a WebSocket.
+pub(super) struct Upgrade {
+    handshake: Handshake,
+    handler: Handler,
+}
+
+impl<'r> Responder<'r, 'static> for Upgrade {
+    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
+        let mut response = Response::build();
+        response
+            .raw_header("Sec-WebSocket-Version", "13")
+            .raw_header("Sec-WebSocket-Accept", self.handshake.accept_key);
+        if let Some(subprotocol) = self.handshake.subprotocol {
+            response.raw_header("Sec-WebSocket-Protocol", subprotocol);
+        }
+        response.upgrade("websocket", self.handler).ok()
+    }
+}
+
+struct Handler {
+    tidings: Arc<Tidings>,
+    dialect: Dialect,
+    upper_status: bool,
+    opening: Opening,
+}
+
+#[rocket::async_trait]
+impl IoHandler for Handler {
+    async fn io(self: Pin<Box<Self>>, io: IoStream) -> io::Result<()> {
+        let Handler { tidings, dialect, upper_status, opening } = *Pin::into_inner(self);
+        let socket = Socket::new(io, tidings.settings().client_message_limit_bytes);
+        // Ends with the connection: by the peer, the credential, silence, or the server's stop.
+        tokio::spawn(Session::new(socket, tidings, dialect, upper_status, opening));
+        Ok(())
+    }
+}
+
+/// Something that came in.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Text(String),
+    Binary,
+    /// A ping, a pong, or part of a message: a sign of life.
+    Control,
+}
+
+/// Why a connection is over.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The socket is gone, or both sides have said goodbye.
+    Gone,
+    /// The peer has broken a rule and is to be told so.
+    Broken(Close),
+}
+
+/// Frames out, messages in.
+pub(super) struct Socket {
+    io: IoStream,
+    codec: WebSocketContext,
+    /// Frames to be written, in order; the first one from `written` on.
+    out: VecDeque<Arc<[u8]>>,
+    written: usize,
+    last_progress: Instant,
+    last_heard: Instant,
+    peer_closed: bool,
+    /// The peer broke the protocol: what it still sends is read, so that it can read our close, and ignored.
+    deaf: bool,
+}
+
+/// Ears and mouth of the codec: a slice that has come in, a buffer for what is to go out.
+struct Pipe<'a> {
+    input: &'a [u8],
+    output: Vec<u8>,
+    ended: bool,
+}
+
+impl Read for Pipe<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.input.is_empty() && !self.ended {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.input.read(buffer)
+    }
+}
+
+impl Write for Pipe<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.output.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Socket {
+    fn new(io: IoStream, message_limit: usize) -> Socket {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(256)
+            .write_buffer_size(0)
+            .max_message_size(Some(message_limit))
+            .max_frame_size(Some(message_limit));
+        let now = Instant::now();
+        Socket {
+            io,
+            codec: WebSocketContext::new(Role::Server, Some(config)),
+            out: VecDeque::new(),
+            written: 0,
+            last_progress: now,
+            last_heard: now,
+            peer_closed: false,
+            deaf: false,
+        }
+    }
+
+    /// Whether another frame may be queued.
+    pub(super) fn has_room(&self) -> bool {
+        self.out.len() < WRITE_MAX_FRAMES
+    }
+
+    /// Queues a finished frame.
+    pub(super) fn send(&mut self, frame: Arc<[u8]>) {
+        if self.out.is_empty() {
+            self.last_progress = Instant::now();
+        }
+        self.out.push_back(frame);
+    }
+
+    /// Queues a ping that carries `payload`, at most 125 bytes.
+    pub(super) fn ping(&mut self, payload: String) {
+        // Fails only when the connection is closing, and then a ping is no use.
+        let _ = self.encode(&[], |codec, pipe| codec.write(pipe, Message::Ping(payload.into_bytes().into())));
+    }
+
+    /// Queues the close frame; what comes in afterwards is only waited out.
+    pub(super) fn close(&mut self, close: Close) {
+        let frame = CloseFrame { code: CloseCode::from(close.code()), reason: close.reason().into() };
+        // Fails only when the closing handshake is under way already.
+        let _ = self.encode(&[], |codec, pipe| codec.close(pipe, Some(frame)));
+    }
+
+    /// How long ago the peer was heard of.
+    pub(super) fn silent_for(&self) -> Duration {
+        self.last_heard.elapsed()
+    }
+
+    /// How long the peer has taken no byte, though there are some.
+    pub(super) fn stalled_for(&self) -> Duration {
+        if self.out.is_empty() { Duration::ZERO } else { self.last_progress.elapsed() }
+    }
+
+    /// Runs the codec; what it writes is queued. Its answer counts only where something is read.
+    fn encode<T>(&mut self, input: &[u8], run: impl FnOnce(&mut WebSocketContext, &mut Pipe<'_>) -> T) -> T {
+        let mut pipe = Pipe { input, output: Vec::new(), ended: false };
+        let result = run(&mut self.codec, &mut pipe);
+        if !pipe.output.is_empty() {
+            let output = pipe.output.into();
+            self.send(output);
+        }
+        result
+    }
+
+    /// Writes what is queued. Ready when all of it is written.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        while let Some(first) = self.out.front() {
+            let result = if self.out.len() == 1 {
+                Pin::new(&mut self.io).poll_write(cx, &first[self.written..])
+            } else {
+                let mut slices = [IoSlice::new(&[]); WRITE_MAX_FRAMES];
+                slices[0] = IoSlice::new(&first[self.written..]);
+                let rest = self.out.iter().skip(1).zip(&mut slices[1..]);
+                let count = 1 + rest.map(|(frame, slice)| *slice = IoSlice::new(frame)).count();
+                Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count])
+            };
+            match ready!(result) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(End::Gone)),
+                Ok(count) => self.advance(count),
+            }
+        }
+        if self.peer_closed {
+            return Poll::Ready(Err(End::Gone));
+        }
+        // The stream buffers nothing of its own, so there is nothing to flush.
+        Poll::Ready(Ok(()))
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        self.last_progress = Instant::now();
+        while let Some(first) = self.out.front() {
+            let rest = first.len() - self.written;
+            if count < rest {
+                self.written += count;
+                return;
+            }
+            count -= rest;
+            self.written = 0;
+            self.out.pop_front();
+        }
+        // An idle connection keeps no queue.
+        self.out = VecDeque::new();
+    }
+
+    /// Reads once. Ready with what came in, which may be nothing whole yet.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Incoming>, End>> {
+        if self.peer_closed {
+            return Poll::Pending;
+        }
+        let mut bytes = [0; SOCKET_READ_BYTES];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        if ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer)).is_err() || buffer.filled().is_empty() {
+            return Poll::Ready(Err(End::Gone));
+        }
+        self.last_heard = Instant::now();
+        if self.deaf {
+            return Poll::Ready(Ok(Vec::new()));
+        }
+        let mut incoming = Vec::new();
+        let end = self.encode(buffer.filled(), |codec, pipe| loop {
+            match codec.read(pipe) {
+                Ok(Message::Text(text)) => incoming.push(Incoming::Text(text.as_str().to_owned())),
+                Ok(Message::Binary(_)) => incoming.push(Incoming::Binary),
+                Ok(_) => incoming.push(Incoming::Control),
+                Err(error) => break error,
+            }
+        });
+        let broken = match end {
+            ProtocolError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Ready(Ok(incoming)),
+            // Both sides have said goodbye, or the peer did and our answer is queued.
+            ProtocolError::ConnectionClosed | ProtocolError::AlreadyClosed => {
+                self.peer_closed = true;
+                return Poll::Ready(Ok(incoming));
+            }
+            ProtocolError::Capacity(CapacityError::MessageTooLong { .. }) => Close::MessageTooBig,
+            _ => Close::ProtocolError,
+        };
+        self.deaf = true;
+        Poll::Ready(Err(End::Broken(broken)))
+    }
+
+    /// Ends the connection below.
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.io).poll_shutdown(cx).map(|_| ())
+    }
+}

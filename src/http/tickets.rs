@@ -1,0 +1,61 @@
+//! `POST /api/tickets`: a short-lived ticket for `EventSource`, which cannot send a header.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use rocket::data::Data;
+use rocket::http::Status;
+use rocket::{Route, State, post, routes};
+use serde::{Deserialize, Serialize};
+
+use super::body::{self, Json};
+use super::credential::Caller;
+use super::problem::{Kind, Problem};
+use crate::kind;
+use crate::service::Tidings;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![ticket]
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    channels: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    ticket: String,
+    expires_at: DateTime<Utc>,
+    /// The path to open, with the ticket in it.
+    url: String,
+}
+
+#[post("/api/tickets", data = "<data>")]
+async fn ticket(caller: Result<Caller, Problem>, data: Data<'_>, tidings: &State<Arc<Tidings>>) -> Result<Json, Problem> {
+    let caller = caller?;
+    let settings = tidings.settings();
+    let asked: Asked = body::parse(&body::read(data, settings.body_limit_bytes).await?)?;
+    let invalid = |detail: String| Problem::new(Kind::InvalidBody, detail);
+    if asked.channels.is_empty() || asked.channels.len() > settings.channels_per_connection {
+        return Err(invalid(format!("`channels` has 1 to {} entries", settings.channels_per_connection)));
+    }
+    let mut channels = Vec::with_capacity(asked.channels.len());
+    for text in &asked.channels {
+        let channel = kind::channel(text).map_err(|error| invalid(error.to_string()))?;
+        caller.access.reach(caller.school, &channel)?;
+        channels.push(channel);
+    }
+    let ticket = tidings.keys().ticket(&caller.access, caller.school, &channels, Utc::now())?;
+    let path = match channels.as_slice() {
+        [channel] => format!("/events/{channel}?"),
+        several => {
+            let query: Vec<_> = several.iter().map(|channel| format!("channel={channel}&")).collect();
+            format!("/events?{}", query.concat())
+        }
+    };
+    let answer = Answer { url: format!("{path}ticket={}", ticket.ticket), ticket: ticket.ticket, expires_at: ticket.expires_at };
+    let bytes = serde_json::to_vec(&answer).expect("a ticket is JSON");
+    Ok(Json { status: Status::Created, bytes, location: None })
+}

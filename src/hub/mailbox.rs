@@ -1,0 +1,206 @@
+//! A connection's bounded queue.
+//!
+//! A mailbox that fills up first folds: of the ticks of one subject only the newest stays. If that does
+//! not make room enough it marks itself *lagging* and lets go of everything; its connection, when it comes
+//! round to reading, replays from its own cursor. So milestones are never dropped (invariant 4): what is
+//! not in the mailbox is in the log.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::event::Event;
+use crate::scope::{Filter, without_superseded};
+use crate::wire::Close;
+
+/// See the module's page.
+pub struct Mailbox {
+    capacity: usize,
+    /// Whether ticks may fold; otherwise a full mailbox goes straight to lagging.
+    fold: bool,
+    filter: Filter,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    /// In order of `seq`.
+    events: VecDeque<Arc<Event>>,
+    /// The newest seq taken in, so that an event on several channels is kept once.
+    newest: u64,
+    lagging: bool,
+    close: Option<Close>,
+    reader: Option<Waker>,
+}
+
+/// What a reader finds.
+#[derive(Debug)]
+pub enum Mail {
+    /// Events, in order.
+    Events(VecDeque<Arc<Event>>),
+    /// There were too many: read the log from your own cursor. From now on new events are kept again.
+    Lagging,
+    /// The server wants to close.
+    Close(Close),
+}
+
+impl Mailbox {
+    pub(super) fn new(capacity: usize, fold: bool, filter: Filter) -> Mailbox {
+        Mailbox { capacity, fold, filter, slots: Mutex::default() }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an event in and wakes the reader.
+    pub(super) fn offer(&self, event: &Arc<Event>) {
+        if !self.filter.passes(event.draft.status, event.draft.category.as_deref()) {
+            return;
+        }
+        let mut slots = self.slots();
+        if slots.lagging || event.seq <= slots.newest {
+            return;
+        }
+        slots.newest = event.seq;
+        slots.events.push_back(Arc::clone(event));
+        if slots.events.len() > self.capacity {
+            if self.fold {
+                slots.events = without_superseded(std::mem::take(&mut slots.events).into()).into();
+            }
+            // Half empty, or else the next few events would each fold again.
+            if slots.events.len() > self.capacity / 2 {
+                slots.events = VecDeque::new();
+                slots.lagging = true;
+            }
+        }
+        let reader = slots.reader.take();
+        drop(slots);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// Tells the reader to close. The first word counts.
+    pub fn close(&self, close: Close) {
+        let mut slots = self.slots();
+        slots.close.get_or_insert(close);
+        let reader = slots.reader.take();
+        drop(slots);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// Whether the server wants to close.
+    pub fn closing(&self) -> Option<Close> {
+        self.slots().close
+    }
+
+    /// Whether everything that was offered has been read.
+    pub fn is_drained(&self) -> bool {
+        let slots = self.slots();
+        slots.events.is_empty() && !slots.lagging
+    }
+
+    /// Takes everything out, or registers to be woken.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Mail> {
+        let mut slots = self.slots();
+        if let Some(close) = slots.close {
+            return Poll::Ready(Mail::Close(close));
+        }
+        if slots.lagging {
+            slots.lagging = false;
+            return Poll::Ready(Mail::Lagging);
+        }
+        if !slots.events.is_empty() {
+            // The buffer goes with the events: an idle connection keeps none.
+            return Poll::Ready(Mail::Events(std::mem::take(&mut slots.events)));
+        }
+        match &mut slots.reader {
+            Some(reader) => reader.clone_from(cx.waker()),
+            reader => *reader = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::event::{Class, Draft};
+    use crate::id::{Cursor, Kind};
+
+    pub(in crate::hub) const JOBS: Kind = Kind::new("jobs");
+
+    pub(in crate::hub) fn event(seq: u64, subject: &str, milestone: bool) -> Arc<Event> {
+        let cursor = Cursor { epoch: "00000001".parse().unwrap(), seq };
+        let class = if milestone { Class::Milestone } else { Class::Tick };
+        let draft = Draft { name: "job_progress", class, status: "in_progress", category: None, fields: "{\"a\":1}".into() };
+        Arc::new(Event::new(cursor, 1.try_into().unwrap(), JOBS, subject.parse().unwrap(), DateTime::UNIX_EPOCH, draft))
+    }
+
+    fn take(mailbox: &Mailbox) -> Option<Mail> {
+        match mailbox.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(mail) => Some(mail),
+            Poll::Pending => None,
+        }
+    }
+
+    fn seqs(mailbox: &Mailbox) -> Vec<u64> {
+        match take(mailbox) {
+            Some(Mail::Events(events)) => events.iter().map(|event| event.seq).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_full_mailbox_folds_ticks_and_keeps_milestones() {
+        let mailbox = Mailbox::new(6, true, Filter::default());
+        mailbox.offer(&event(1, "a", true));
+        for seq in 2..=7 {
+            mailbox.offer(&event(seq, "a", false));
+        }
+        assert_eq!(seqs(&mailbox), [1, 7]);
+    }
+
+    #[test]
+    fn a_mailbox_full_of_milestones_lags_and_says_so_once() {
+        let mailbox = Mailbox::new(4, true, Filter::default());
+        for seq in 1..=9 {
+            mailbox.offer(&event(seq, "a", true));
+        }
+        assert!(matches!(take(&mailbox), Some(Mail::Lagging)));
+        mailbox.offer(&event(10, "a", true));
+        assert_eq!(seqs(&mailbox), [10]);
+        assert!(take(&mailbox).is_none());
+    }
+
+    #[test]
+    fn without_folding_a_full_mailbox_lags() {
+        let mailbox = Mailbox::new(4, false, Filter::default());
+        for seq in 1..=5 {
+            mailbox.offer(&event(seq, "a", false));
+        }
+        assert!(matches!(take(&mailbox), Some(Mail::Lagging)));
+    }
+
+    #[test]
+    fn an_event_on_several_channels_is_kept_once() {
+        let mailbox = Mailbox::new(4, true, Filter::default());
+        let twice = event(1, "a", true);
+        mailbox.offer(&twice);
+        mailbox.offer(&twice);
+        assert_eq!(seqs(&mailbox), [1]);
+    }
+
+    #[test]
+    fn a_filter_keeps_out_what_is_not_wanted() {
+        let filter = Filter { statuses: ["failed".to_owned()].into(), ..Filter::default() };
+        let mailbox = Mailbox::new(4, true, filter);
+        mailbox.offer(&event(1, "a", true));
+        assert!(take(&mailbox).is_none());
+    }
+}

@@ -1,0 +1,352 @@
+//! In-memory fan-out: who listens to what, and the newest events of each school.
+//!
+//! Everything of a school is under one short lock that is never held across an await. Offering an event
+//! walks the listeners of its channels and leaves an `Arc` in each mailbox; it awaits nothing, so a slow
+//! reader costs its bounded mailbox and slows nobody (invariant 6). The *window*, a ring of the newest
+//! events, serves short gaps without the database. Schools, channels and windows that nobody uses leave
+//! memory (invariant 9). The hub knows neither the store nor any encoding.
+
+pub mod mailbox;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
+
+use indexmap::IndexMap;
+
+use self::mailbox::Mailbox;
+use crate::config::{WINDOW_IDLE, WINDOW_MAX_BYTES};
+use crate::event::Event;
+use crate::id::{Channel, Kind, SchoolId, SubjectId};
+use crate::scope::Scope;
+use crate::wire::Close;
+
+/// The fan-out of one node.
+pub struct Hub {
+    schools: RwLock<HashMap<SchoolId, Arc<School>>>,
+    window_events: usize,
+    mailbox_capacity: usize,
+    next_mailbox: AtomicU64,
+    attached: AtomicUsize,
+}
+
+struct School {
+    room: Mutex<Room>,
+}
+
+/// What one lock protects.
+struct Room {
+    /// The newest seq that was offered, once one was.
+    head: Option<u64>,
+    /// Newest events, contiguous in `seq`, oldest first.
+    window: VecDeque<Arc<Event>>,
+    window_bytes: usize,
+    last_offer: Instant,
+    everything: Listeners,
+    kinds: HashMap<Kind, Topic>,
+}
+
+/// Dense to walk, and leaving costs the same however many there are.
+type Listeners = IndexMap<u64, Arc<Mailbox>>;
+
+#[derive(Default)]
+struct Topic {
+    all: Listeners,
+    subjects: HashMap<SubjectId, Listeners>,
+}
+
+/// A connection's hold on the hub. Dropping it leaves nothing behind.
+pub struct Attachment {
+    hub: Arc<Hub>,
+    school: Arc<School>,
+    mailbox: Arc<Mailbox>,
+    id: u64,
+    channels: Vec<Channel>,
+}
+
+/// The hub takes part in as many streams as it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the server serves as many streams as it may")]
+pub struct HubFull;
+
+fn lock(school: &School) -> MutexGuard<'_, Room> {
+    // Nothing that can panic runs under the lock; were it poisoned all the same, its data is whole.
+    school.room.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    /// A hub whose schools keep `window_events` events and whose mailboxes hold `mailbox_capacity`.
+    pub fn new(window_events: usize, mailbox_capacity: usize) -> Hub {
+        Hub {
+            schools: RwLock::default(),
+            window_events,
+            mailbox_capacity,
+            next_mailbox: AtomicU64::new(0),
+            attached: AtomicUsize::new(0),
+        }
+    }
+
+    /// Leaves committed events, in commit order, in the mailboxes of those who listen.
+    pub fn offer(&self, events: &[Arc<Event>]) {
+        for of_school in events.chunk_by(|one, next| one.school == next.school) {
+            let school = self.school(of_school[0].school);
+            let mut room = lock(&school);
+            for event in of_school {
+                room.offer(event, self.window_events);
+            }
+        }
+    }
+
+    /// Begins to listen to `scope`. Read the store only afterwards: an event committed between a read and a
+    /// later attachment would be in neither (invariant 5). With `fold`, ticks may fold in the mailbox.
+    pub fn attach(self: &Arc<Self>, scope: &Scope, fold: bool, max_streams: usize) -> Result<Attachment, HubFull> {
+        if self.attached.fetch_add(1, Ordering::Relaxed) >= max_streams {
+            self.attached.fetch_sub(1, Ordering::Relaxed);
+            return Err(HubFull);
+        }
+        let mut attachment = Attachment {
+            hub: Arc::clone(self),
+            school: self.school(scope.school),
+            mailbox: Arc::new(Mailbox::new(self.mailbox_capacity, fold, scope.filter.clone())),
+            id: self.next_mailbox.fetch_add(1, Ordering::Relaxed),
+            channels: Vec::new(),
+        };
+        attachment.listen(scope.channels.iter().cloned());
+        Ok(attachment)
+    }
+
+    /// How many connections are attached.
+    pub fn attached(&self) -> usize {
+        self.attached.load(Ordering::Relaxed)
+    }
+
+    /// How many schools are in memory.
+    pub fn schools(&self) -> usize {
+        self.schools.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Tells every connection to close, each with its own `close`.
+    pub fn close_all(&self, mut close: impl FnMut() -> Close) {
+        let schools: Vec<_> = self.schools.read().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect();
+        for school in schools {
+            let room = lock(&school);
+            room.listeners().for_each(|mailbox| mailbox.close(close()));
+        }
+    }
+
+    /// Forgets schools that nobody listens to and that have been quiet for a while.
+    pub fn forget_idle(&self) {
+        let mut schools = self.schools.write().unwrap_or_else(PoisonError::into_inner);
+        // Whoever attaches or offers holds a clone, got under this lock: with one owner nobody can be about to.
+        schools.retain(|_, school| Arc::strong_count(school) > 1 || lock(school).last_offer.elapsed() < WINDOW_IDLE);
+        if schools.len() < schools.capacity() / 4 {
+            schools.shrink_to_fit();
+        }
+    }
+
+    fn school(&self, id: SchoolId) -> Arc<School> {
+        let found = self.schools.read().unwrap_or_else(PoisonError::into_inner).get(&id).map(Arc::clone);
+        found.unwrap_or_else(|| {
+            let mut schools = self.schools.write().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(schools.entry(id).or_insert_with(|| {
+                Arc::new(School {
+                    room: Mutex::new(Room {
+                        head: None,
+                        window: VecDeque::new(),
+                        window_bytes: 0,
+                        last_offer: Instant::now(),
+                        everything: Listeners::default(),
+                        kinds: HashMap::new(),
+                    }),
+                })
+            }))
+        })
+    }
+}
+
+impl Room {
+    fn offer(&mut self, event: &Arc<Event>, window_events: usize) {
+        if self.head.is_some_and(|head| event.seq <= head) {
+            return;
+        }
+        for mailbox in self.everything.values() {
+            mailbox.offer(event);
+        }
+        if let Some(topic) = self.kinds.get(&event.kind) {
+            let subject = topic.subjects.get(&event.subject);
+            for mailbox in topic.all.values().chain(subject.into_iter().flat_map(Listeners::values)) {
+                mailbox.offer(event);
+            }
+        }
+        if self.head.is_some_and(|head| event.seq != head + 1) {
+            // A window with a hole would be a silent gap.
+            self.window.clear();
+            self.window_bytes = 0;
+        }
+        self.window.push_back(Arc::clone(event));
+        self.window_bytes += event.draft.fields.len();
+        while self.window.len() > window_events || self.window_bytes > WINDOW_MAX_BYTES {
+            let Some(oldest) = self.window.pop_front() else { break };
+            self.window_bytes -= oldest.draft.fields.len();
+        }
+        self.head = Some(event.seq);
+        self.last_offer = Instant::now();
+    }
+
+    fn listeners(&self) -> impl Iterator<Item = &Arc<Mailbox>> {
+        let of_kinds = self.kinds.values().flat_map(|topic| {
+            topic.all.values().chain(topic.subjects.values().flat_map(Listeners::values))
+        });
+        self.everything.values().chain(of_kinds)
+    }
+
+    fn listen(&mut self, channel: &Channel, id: u64, mailbox: &Arc<Mailbox>) {
+        let listeners = match channel {
+            Channel::School(_) => &mut self.everything,
+            Channel::Collection(kind) => &mut self.kinds.entry(*kind).or_default().all,
+            Channel::Subject(kind, subject) => {
+                self.kinds.entry(*kind).or_default().subjects.entry(subject.clone()).or_default()
+            }
+        };
+        listeners.insert(id, Arc::clone(mailbox));
+    }
+
+    fn unlisten(&mut self, channel: &Channel, id: u64) {
+        match channel {
+            Channel::School(_) => leave(&mut self.everything, id),
+            Channel::Collection(kind) | Channel::Subject(kind, _) => {
+                let Some(topic) = self.kinds.get_mut(kind) else { return };
+                if let Channel::Subject(_, subject) = channel {
+                    if let Some(listeners) = topic.subjects.get_mut(subject) {
+                        leave(listeners, id);
+                        if listeners.is_empty() {
+                            topic.subjects.remove(subject);
+                        }
+                    }
+                } else {
+                    leave(&mut topic.all, id);
+                }
+                if topic.all.is_empty() && topic.subjects.is_empty() {
+                    self.kinds.remove(kind);
+                }
+            }
+        }
+    }
+}
+
+fn leave(listeners: &mut Listeners, id: u64) {
+    listeners.swap_remove(&id);
+    if listeners.len() < listeners.capacity() / 4 {
+        listeners.shrink_to(listeners.len() * 2);
+    }
+}
+
+impl Attachment {
+    /// Where the events arrive.
+    pub fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+
+    /// Listens to more.
+    pub fn listen(&mut self, channels: impl IntoIterator<Item = Channel>) {
+        let mut room = lock(&self.school);
+        for channel in channels {
+            room.listen(&channel, self.id, &self.mailbox);
+            self.channels.push(channel);
+        }
+    }
+
+    /// Listens to less.
+    pub fn unlisten(&mut self, channel: &Channel) {
+        lock(&self.school).unlisten(channel, self.id);
+        self.channels.retain(|own| own != channel);
+    }
+
+    /// The newest seq of the school that was offered. All of it in scope has been in the mailbox.
+    pub fn head(&self) -> Option<u64> {
+        lock(&self.school).head
+    }
+
+    /// The events after `after` and the seq up to which they reach, if the window goes back that far.
+    pub fn window(&self, after: u64) -> Option<(Vec<Arc<Event>>, u64)> {
+        let room = lock(&self.school);
+        let head = room.head?;
+        let first = room.window.front().map_or(head + 1, |oldest| oldest.seq);
+        if after > head || after + 1 < first {
+            return None;
+        }
+        let skipped = (after + 1 - first) as usize;
+        Some((room.window.iter().skip(skipped).map(Arc::clone).collect(), head))
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let mut room = lock(&self.school);
+        for channel in &self.channels {
+            room.unlisten(channel, self.id);
+        }
+        drop(room);
+        self.hub.attached.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mailbox::tests::{JOBS, event};
+    use super::*;
+
+    fn hub() -> Arc<Hub> {
+        Arc::new(Hub::new(4, 8))
+    }
+
+    fn scope(channels: &[Channel]) -> Scope {
+        Scope::new(1.try_into().unwrap(), channels.iter().cloned())
+    }
+
+    fn subject(id: &str) -> Channel {
+        Channel::Subject(JOBS, id.parse().unwrap())
+    }
+
+    #[test]
+    fn what_is_left_leaves_memory() {
+        let hub = hub();
+        let everything = Channel::School(1.try_into().unwrap());
+        let scope = scope(&[subject("a"), Channel::Collection(JOBS), everything]);
+        let attachment = hub.attach(&scope, true, 10).unwrap();
+        let school = Arc::clone(&attachment.school);
+        assert_eq!(lock(&school).listeners().count(), 3);
+        drop(attachment);
+        assert!(lock(&school).kinds.is_empty() && lock(&school).everything.is_empty());
+        assert_eq!(hub.attached(), 0);
+    }
+
+    #[test]
+    fn the_window_answers_only_for_what_it_wholly_covers() {
+        let hub = hub();
+        let attachment = hub.attach(&scope(&[]), true, 10).unwrap();
+        assert!(attachment.window(0).is_none(), "nothing offered yet: only the store knows");
+        for seq in 3..=8 {
+            hub.offer(&[event(seq, "a", true)]);
+        }
+        let seqs = |after| attachment.window(after).map(|(events, head)| (events.iter().map(|e| e.seq).collect::<Vec<_>>(), head));
+        assert_eq!(seqs(3), None, "4 has left the window");
+        assert_eq!(seqs(4), Some((vec![5, 6, 7, 8], 8)));
+        assert_eq!(seqs(7), Some((vec![8], 8)));
+        assert_eq!(seqs(8), Some((vec![], 8)));
+        assert_eq!(seqs(9), None, "beyond what was offered");
+        hub.offer(&[event(10, "a", true)]);
+        assert_eq!(seqs(8), None, "9 was never offered: a hole is not a window");
+        assert_eq!(seqs(9), Some((vec![10], 10)));
+    }
+
+    #[test]
+    fn there_is_a_bound_on_streams() {
+        let hub = hub();
+        let first = hub.attach(&scope(&[]), true, 1).unwrap();
+        assert!(hub.attach(&scope(&[]), true, 1).is_err());
+        drop(first);
+        assert!(hub.attach(&scope(&[]), true, 1).is_ok());
+    }
+}

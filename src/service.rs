@@ -1,0 +1,179 @@
+//! The running whole: store, hub and the tasks between them. This is what a Rocket application manages as
+//! state, and what publishes and subscribes without HTTP.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::auth::{KeyError, Keys};
+use crate::config::{ConfigError, DISPATCH_QUEUE, DISPATCH_SLICE, READY_WAIT, Settings};
+use crate::event::Event;
+use crate::hub::Hub;
+use crate::publish::Publisher;
+use crate::store::sqlite::{OpenError, SqliteStore};
+use crate::store::{Committed, Store, StoreError};
+use crate::subscribe::Subscriber;
+use crate::watchdog;
+use crate::wire::Close;
+
+/// A start that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The database.
+    #[error("database {0}")]
+    Open(#[from] OpenError),
+}
+
+/// What is not ready.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReady {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The dispatcher, or either of them is too slow.
+    #[error("no answer within {} s", READY_WAIT.as_secs())]
+    Late,
+    /// The server is shutting down.
+    #[error("the server is shutting down")]
+    Stopping,
+}
+
+/// A running Tidings. Cheap to share by `Arc`; its tasks end with it.
+pub struct Tidings {
+    settings: Settings,
+    keys: Keys,
+    store: Arc<dyn Store>,
+    hub: Arc<Hub>,
+    publisher: Publisher,
+    subscriber: Subscriber,
+    committed: Committed,
+    dispatched: watch::Receiver<u64>,
+    stopping: AtomicBool,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Tidings {
+    /// Opens the store and starts to work. Needs a Tokio runtime around it.
+    pub fn start(settings: Settings) -> Result<Tidings, StartError> {
+        let keys = Keys::from_settings(&settings)?;
+        let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
+        let (committed, batches) = mpsc::channel(DISPATCH_QUEUE);
+        let path = settings.database_path()?;
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&settings, &path, committed.clone())?);
+        let (dispatched, rounds) = watch::channel(0);
+        let tasks = vec![
+            tokio::spawn(dispatch(batches, Arc::clone(&hub), dispatched)),
+            tokio::spawn(watchdog::watch_silence(Arc::clone(&store))),
+            tokio::spawn(watchdog::sweep(Arc::clone(&store), Arc::clone(&hub))),
+        ];
+        Ok(Tidings {
+            keys,
+            publisher: Publisher::new(Arc::clone(&store)),
+            subscriber: Subscriber::new(Arc::clone(&store), Arc::clone(&hub), &settings),
+            settings,
+            store,
+            hub,
+            committed,
+            dispatched: rounds,
+            stopping: AtomicBool::new(false),
+            tasks,
+        })
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Verifies credentials.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// Publishes.
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
+    /// Subscribes.
+    pub fn subscriber(&self) -> &Subscriber {
+        &self.subscriber
+    }
+
+    /// Reads.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// How many streams are open.
+    pub fn streams(&self) -> usize {
+        self.hub.attached()
+    }
+
+    /// Whether [`Tidings::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Whether database and dispatcher work: a round trip through each.
+    pub async fn ready(&self) -> Result<(), NotReady> {
+        if self.is_stopping() {
+            return Err(NotReady::Stopping);
+        }
+        let round_trips = async {
+            self.store.ping().await?;
+            let mut dispatched = self.dispatched.clone();
+            dispatched.mark_unchanged();
+            self.committed.send(Vec::new()).await.map_err(|_| StoreError::Stopped)?;
+            dispatched.changed().await.map_err(|_| StoreError::Stopped)?;
+            Ok(())
+        };
+        tokio::time::timeout(READY_WAIT, round_trips).await.map_err(|_| NotReady::Late)?
+    }
+
+    /// How a stream is closed while the server stops: with a delay of its own, so that clients come back over
+    /// a while and not at once.
+    pub fn farewell(&self) -> Close {
+        let spread = self.settings.reconnect_spread_ms;
+        let random = getrandom::u64().unwrap_or(0);
+        Close::ShuttingDown { retry_ms: if spread == 0 { 0 } else { random % spread } }
+    }
+
+    /// Tells every stream to close. Publications under way are still answered.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.hub.close_all(|| self.farewell());
+    }
+
+    /// Finishes what was published and lets go of the database.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        self.stop();
+        self.store.close().await
+    }
+}
+
+impl Drop for Tidings {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Hands committed events to the hub, in commit order.
+async fn dispatch(mut batches: mpsc::Receiver<Vec<Arc<Event>>>, hub: Arc<Hub>, dispatched: watch::Sender<u64>) {
+    while let Some(events) = batches.recv().await {
+        // A large batch to many readers is much work: others get a turn in between.
+        for part in events.chunks(DISPATCH_SLICE) {
+            hub.offer(part);
+            tokio::task::yield_now().await;
+        }
+        dispatched.send_modify(|rounds| *rounds += 1);
+    }
+}

@@ -1,0 +1,111 @@
+//! Folding ticks by time: at most one tick of a subject per interval on a stream.
+//!
+//! The first tick goes out at once; later ones within the interval fold into the newest. A milestone never
+//! waits: it replaces a held tick of its subject, whose news it carries, and lets all others go before it,
+//! because `seq` only grows. For the same reason a tick waits behind an earlier one that is held; that is
+//! never longer than one interval.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::HELD_TICKS_MAX;
+use crate::event::Event;
+use crate::id::{Kind, SubjectId};
+
+/// So many subjects are remembered before the first look for those that may be forgotten.
+const SENT_MIN: usize = 64;
+
+pub(super) struct Folder {
+    interval: Duration,
+    /// When the last tick of a subject went out, as long as that matters.
+    sent: HashMap<(Kind, SubjectId), Instant>,
+    /// In order of `seq`, at most one of a subject.
+    held: VecDeque<(Arc<Event>, Instant)>,
+    /// The size of `sent` at which to tidy it: doubling keeps the cost per event constant.
+    tidy_at: usize,
+}
+
+impl Folder {
+    /// An interval of zero folds nothing.
+    pub(super) fn new(interval: Duration) -> Folder {
+        Folder { interval, sent: HashMap::new(), held: VecDeque::new(), tidy_at: SENT_MIN }
+    }
+
+    pub(super) fn folds(&self) -> bool {
+        !self.interval.is_zero()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// When the next held tick may go.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.held.front().map(|(_, due)| *due)
+    }
+
+    /// Takes an event in; what may go out now goes to `out`.
+    pub(super) fn push(&mut self, event: Arc<Event>, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
+        if !self.folds() {
+            return out(event);
+        }
+        let same = |held: &Event| held.kind == event.kind && held.subject == event.subject;
+        let superseded = self.held.iter().position(|(held, _)| same(held));
+        let due = superseded.and_then(|index| self.held.remove(index)).map(|(_, due)| due);
+        if !event.is_tick() {
+            self.flush(now, out);
+            return out(event);
+        }
+        let due = due.or_else(|| {
+            let last = self.sent.get(&(event.kind, event.subject.clone()))?;
+            Some(*last + self.interval)
+        });
+        match due {
+            None if self.held.is_empty() => self.send(event, now, out),
+            due => self.held.push_back((event, due.unwrap_or(now))),
+        }
+        if self.held.len() > HELD_TICKS_MAX {
+            self.flush(now, out);
+        }
+        self.release(now, out);
+    }
+
+    /// Lets go what is due.
+    pub(super) fn release(&mut self, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
+        while self.next_due().is_some_and(|due| due <= now) {
+            let Some((event, _)) = self.held.pop_front() else { return };
+            self.send(event, now, out);
+        }
+    }
+
+    /// Forgets when ticks went out, where that no longer matters.
+    pub(super) fn tidy(&mut self, now: Instant) {
+        let interval = self.interval;
+        self.sent.retain(|_, last| *last + interval > now);
+        self.sent.shrink_to_fit();
+        self.tidy_at = (self.sent.len() * 2).max(SENT_MIN);
+    }
+
+    /// Lets everything go.
+    pub(super) fn flush(&mut self, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
+        while let Some((event, _)) = self.held.pop_front() {
+            self.send(event, now, out);
+        }
+    }
+
+    /// Forgets held ticks that are no longer wanted.
+    pub(super) fn retain(&mut self, wanted: impl Fn(&Event) -> bool) {
+        self.held.retain(|(event, _)| wanted(event));
+    }
+
+    fn send(&mut self, event: Arc<Event>, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
+        self.sent.insert((event.kind, event.subject.clone()), now);
+        if self.sent.len() > self.tidy_at {
+            self.tidy(now);
+        }
+        out(event);
+    }
+}

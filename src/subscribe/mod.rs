@@ -1,0 +1,524 @@
+//! The use case *subscribe*: a connection is a cursor plus a mailbox.
+//!
+//! ```text
+//! attach ─▶ connected ─▶ [reset] ─▶ snapshot or replay ─▶ ready ─▶ live ─┬─▶ closing
+//!                          ▲                                 ▲            │ lagging: replay from the own cursor
+//!                          └── the cursor is not honoured    └────────────┘
+//! ```
+//!
+//! A [`Subscription`] is a stream of [`Delivery`]s; the transports differ only in how they write them down.
+//! It attaches to the hub before it reads the store (invariant 5), tells every `seq` at most once and in
+//! order or says `reset` (invariant 3), and ends with its credential (invariant 7). What it holds is
+//! bounded: a page of the store, a mailbox, held ticks (invariant 6). Timers and waits are polled, not
+//! spawned: an idle subscription is one small struct and no task of its own.
+
+mod folder;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_core::Stream;
+use futures_core::future::BoxFuture;
+use serde_json::{Map, Value};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use self::folder::Folder;
+use crate::config::Settings;
+use crate::event::Event;
+use crate::hub::mailbox::Mail;
+use crate::hub::{Attachment, Hub, HubFull};
+use crate::id::{Channel, Cursor};
+use crate::scope::{Scope, without_superseded};
+use crate::store::{Page, Store, StoreError};
+use crate::wire::{Close, Control, ResetReason};
+
+/// What somebody wants to hear.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What.
+    pub scope: Scope,
+    /// From where; from a snapshot if absent.
+    pub from: Option<Cursor>,
+    /// Least time between two ticks of a subject. Zero: every retained event, live and in replay.
+    pub tick: Duration,
+    /// When the credential ends.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// Whether to begin with `connected`.
+    pub greet: bool,
+}
+
+/// One thing to be written down for the client.
+#[derive(Debug, Clone)]
+pub enum Delivery {
+    /// An event or a snapshot.
+    Event(Arc<Event>),
+    /// Anything else. [`Control::Closing`] is the last.
+    Control(Control),
+}
+
+/// Opens subscriptions.
+#[derive(Clone)]
+pub struct Subscriber {
+    store: Arc<dyn Store>,
+    hub: Arc<Hub>,
+    heartbeat: Duration,
+    replay_max_events: u64,
+    max_streams: usize,
+}
+
+/// A step towards being up to date. Mail waits while there are any.
+enum Step {
+    /// Tell the events of `scope` after the position, and move it to the head.
+    CatchUp { scope: Arc<Scope> },
+    /// Tell the present states of `scope`. Those of channels that were `added` to others end at the position;
+    /// otherwise the snapshot sets it.
+    Snapshot { scope: Arc<Scope>, added: Option<Added>, after: u64, upto: Option<u64> },
+    /// Tell the events of added channels after `after`, up to the position.
+    Replay { scope: Arc<Scope>, added: Added, after: u64 },
+    /// Say that everything before has been told.
+    Ready,
+}
+
+/// Channels beside which others are listened to already; what those tell is not told again.
+#[derive(Clone)]
+struct Added {
+    beside: Arc<Scope>,
+}
+
+type Reading = BoxFuture<'static, Result<Page, StoreError>>;
+
+/// A stream of deliveries; see the module's page.
+pub struct Subscription {
+    subscriber: Subscriber,
+    attachment: Attachment,
+    scope: Arc<Scope>,
+    folder: Folder,
+    /// To be delivered next, in order.
+    outbox: VecDeque<Delivery>,
+    plan: VecDeque<Step>,
+    reading: Option<Reading>,
+    /// Everything in scope up to here was told, is superseded, or is held by the folder.
+    position: u64,
+    /// A reader that comes back with this loses nothing.
+    safe: u64,
+    /// Channels were left: what is under way must be looked at again.
+    narrowed: bool,
+    next_heartbeat: Instant,
+    expires: Option<Instant>,
+    timer: Pin<Box<Sleep>>,
+    ended: bool,
+}
+
+impl Subscriber {
+    /// Subscribes to this store through this hub.
+    pub fn new(store: Arc<dyn Store>, hub: Arc<Hub>, settings: &Settings) -> Subscriber {
+        Subscriber {
+            store,
+            hub,
+            heartbeat: settings.heartbeat(),
+            replay_max_events: settings.replay_max_events,
+            max_streams: settings.max_streams,
+        }
+    }
+
+    /// Opens a subscription.
+    pub fn open(&self, request: Request) -> Result<Subscription, HubFull> {
+        let Request { scope, from, tick, expires_at, greet } = request;
+        let folder = Folder::new(tick);
+        // Attach before reading the store: an event committed in between would be in neither.
+        let attachment = self.hub.attach(&scope, folder.folds(), self.max_streams)?;
+        let scope = Arc::new(scope);
+        let now = Instant::now();
+        let mut subscription = Subscription {
+            attachment,
+            folder,
+            outbox: VecDeque::new(),
+            plan: VecDeque::new(),
+            reading: None,
+            position: 0,
+            safe: 0,
+            narrowed: false,
+            next_heartbeat: now + self.heartbeat,
+            expires: None,
+            timer: Box::pin(sleep_until(now + self.heartbeat)),
+            ended: false,
+            subscriber: self.clone(),
+            scope,
+        };
+        subscription.renew(expires_at);
+        let known = from.filter(|cursor| cursor.epoch == self.store.epoch());
+        subscription.safe = known.map_or(0, |cursor| cursor.seq);
+        subscription.position = subscription.safe;
+        if greet {
+            subscription.say(Control::Connected {
+                school: subscription.scope.school,
+                channels: subscription.scope.channels.iter().map(Channel::to_string).collect(),
+                cursor: subscription.cursor(subscription.safe),
+                heartbeat_secs: self.heartbeat.as_secs(),
+                expires_at,
+            });
+        }
+        if !subscription.scope.channels.is_empty() {
+            let scope = Arc::clone(&subscription.scope);
+            subscription.plan_from(scope, None, from);
+            subscription.plan.push_back(Step::Ready);
+        }
+        Ok(subscription)
+    }
+}
+
+impl Subscription {
+    /// What is listened to.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// The cursor to come back with if the stream breaks now.
+    pub fn resume_cursor(&self) -> Cursor {
+        self.cursor(self.safe)
+    }
+
+    /// Whether everything that was known on connecting has been told and nothing waits.
+    pub fn is_up_to_date(&self) -> bool {
+        self.plan.is_empty() && self.outbox.is_empty() && self.folder.is_empty()
+    }
+
+    /// Sets the end of the credential.
+    pub fn renew(&mut self, expires_at: Option<DateTime<Utc>>) {
+        self.expires = expires_at.map(|end| Instant::now() + (end - Utc::now()).to_std().unwrap_or_default());
+        self.set_timer();
+    }
+
+    /// Says something between two events.
+    pub fn say(&mut self, control: Control) {
+        self.outbox.push_back(Delivery::Control(control));
+    }
+
+    /// Ends the stream after what has been said.
+    pub fn close(&mut self, close: Close) {
+        self.say(Control::Closing(close));
+        self.ended = true;
+    }
+
+    /// Listens to more: from `cursor`, or from a snapshot. `asked` is acknowledged first; `ready` follows.
+    pub fn subscribe(&mut self, channels: Vec<Channel>, cursor: Option<Cursor>, asked: Map<String, Value>) {
+        let added: BTreeSet<Channel> = channels.into_iter().filter(|channel| !self.scope.channels.contains(channel)).collect();
+        let first = self.scope.channels.is_empty();
+        self.say(Control::Subscribed { asked, cursor: cursor.filter(|_| first).unwrap_or(self.cursor(self.safe)) });
+        if !added.is_empty() {
+            // Attach before reading the store, here too.
+            self.attachment.listen(added.iter().cloned());
+            let old = Arc::clone(&self.scope);
+            let new = Arc::new(Scope { channels: added.clone(), ..(*old).clone() });
+            Arc::make_mut(&mut self.scope).channels.extend(added);
+            if first {
+                self.plan_from(new, None, cursor);
+            } else {
+                // The old channels first, to a point after the attachment; the new ones then up to that point.
+                self.plan.push_back(Step::CatchUp { scope: Arc::clone(&old) });
+                self.plan_from(new, Some(Added { beside: old }), cursor);
+            }
+        }
+        self.plan.push_back(Step::Ready);
+    }
+
+    /// Listens to less.
+    pub fn unsubscribe(&mut self, channels: &[Channel], asked: Map<String, Value>) {
+        for channel in channels {
+            self.attachment.unlisten(channel);
+            Arc::make_mut(&mut self.scope).channels.remove(channel);
+        }
+        self.narrowed = true;
+        let scope = Arc::clone(&self.scope);
+        self.folder.retain(|event| scope.hears(event));
+        self.outbox.retain(|delivery| !matches!(delivery, Delivery::Event(event) if !scope.hears(event)));
+        self.say(Control::Unsubscribed { asked, cursor: self.cursor(self.safe) });
+    }
+
+    fn cursor(&self, seq: u64) -> Cursor {
+        Cursor { epoch: self.subscriber.store.epoch(), seq }
+    }
+
+    /// Plans to bring `scope` up to date from a cursor, or from nothing.
+    fn plan_from(&mut self, scope: Arc<Scope>, added: Option<Added>, from: Option<Cursor>) {
+        let epoch = self.subscriber.store.epoch();
+        let step = match (from, added) {
+            (Some(cursor), Some(added)) if cursor.epoch == epoch => Step::Replay { scope, added, after: cursor.seq },
+            (Some(cursor), None) if cursor.epoch == epoch => {
+                self.position = cursor.seq;
+                self.safe = cursor.seq;
+                Step::CatchUp { scope }
+            }
+            (from, added) => {
+                if from.is_some() {
+                    self.say(Control::Reset(ResetReason::UnknownEpoch));
+                }
+                Step::Snapshot { scope, added, after: 0, upto: None }
+            }
+        };
+        self.plan.push_back(step);
+    }
+
+    fn deliver(&mut self, event: Arc<Event>) {
+        self.safe = self.safe.max(event.seq);
+        self.outbox.push_back(Delivery::Event(event));
+    }
+
+    /// Takes the next step of the plan. Ready when something has changed.
+    fn poll_plan(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(close) = self.attachment.mailbox().closing() {
+            self.plan.clear();
+            self.reading = None;
+            self.close(close);
+            return Poll::Ready(());
+        }
+        let Some(step) = self.plan.pop_front() else {
+            return Poll::Ready(());
+        };
+        match step {
+            Step::Ready => {
+                // Only a plan that has reached the position may move the cursor of a reader to it.
+                self.safe = self.position;
+                self.say(Control::Ready(self.cursor(self.position)));
+                Poll::Ready(())
+            }
+            Step::CatchUp { scope } => self.poll_catch_up(cx, scope),
+            Step::Replay { scope, added, after } => self.poll_replay(cx, scope, added, after),
+            Step::Snapshot { scope, added, after, upto } => self.poll_snapshot(cx, scope, added, after, upto),
+        }
+    }
+
+    fn poll_catch_up(&mut self, cx: &mut Context<'_>, scope: Arc<Scope>) -> Poll<()> {
+        let after = self.position;
+        if self.reading.is_none()
+            && let Some((events, head)) = self.attachment.window(after)
+        {
+            let heard = events.into_iter().filter(|event| scope.hears(event)).collect();
+            let told = if self.folder.folds() { without_superseded(heard) } else { heard };
+            told.into_iter().for_each(|event| self.deliver(event));
+            self.position = head;
+            return Poll::Ready(());
+        }
+        let Poll::Ready(page) = self.poll_replay_page(cx, &scope, after) else {
+            self.plan.push_front(Step::CatchUp { scope });
+            return Poll::Pending;
+        };
+        let Some(page) = page else { return Poll::Ready(()) };
+        if let Some(reason) = self.cannot_honour(after, &page) {
+            self.say(Control::Reset(reason));
+            if !matches!(self.plan.front(), Some(Step::Ready)) {
+                self.plan.push_front(Step::Ready);
+            }
+            self.plan.push_front(Step::Snapshot { scope, added: None, after: 0, upto: None });
+            return Poll::Ready(());
+        }
+        page.events.into_iter().for_each(|event| self.deliver(event));
+        self.position = page.through;
+        if page.through < page.head {
+            self.plan.push_front(Step::CatchUp { scope });
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_replay(&mut self, cx: &mut Context<'_>, scope: Arc<Scope>, added: Added, after: u64) -> Poll<()> {
+        let Poll::Ready(page) = self.poll_replay_page(cx, &scope, after) else {
+            self.plan.push_front(Step::Replay { scope, added, after });
+            return Poll::Pending;
+        };
+        let Some(page) = page else { return Poll::Ready(()) };
+        if let Some(reason) = self.cannot_honour(after, &page) {
+            self.say(Control::Reset(reason));
+            self.plan.push_front(Step::Snapshot { scope, added: Some(added), after: 0, upto: None });
+            return Poll::Ready(());
+        }
+        // Beyond the position the added channels are live: their mail has been kept since they were added.
+        let upto = self.position;
+        let told = page.events.into_iter().filter(|event| event.seq <= upto && !added.beside.hears(event));
+        self.outbox.extend(told.map(Delivery::Event));
+        if page.through < upto {
+            self.plan.push_front(Step::Replay { scope, added, after: page.through });
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_snapshot(&mut self, cx: &mut Context<'_>, scope: Arc<Scope>, added: Option<Added>, after: u64, upto: Option<u64>) -> Poll<()> {
+        let upto = upto.or_else(|| added.as_ref().map(|_| self.position));
+        let Poll::Ready(page) = self.poll_page(cx, |store| {
+            let scope = Arc::clone(&scope);
+            Box::pin(async move { store.snapshot(scope, after, upto).await })
+        }) else {
+            self.plan.push_front(Step::Snapshot { scope, added, after, upto });
+            return Poll::Pending;
+        };
+        let Some(page) = page else { return Poll::Ready(()) };
+        match &added {
+            Some(added) => {
+                let told = page.events.into_iter().filter(|event| !added.beside.hears(event));
+                self.outbox.extend(told.map(Delivery::Event));
+            }
+            None => {
+                if after == 0 {
+                    // After a reset, what the old cursor had reached says nothing any more.
+                    self.safe = 0;
+                }
+                self.position = page.head;
+                page.events.into_iter().for_each(|event| self.deliver(event));
+            }
+        }
+        if page.through < page.head {
+            self.plan.push_front(Step::Snapshot { scope, added, after: page.through, upto: Some(page.head) });
+        }
+        Poll::Ready(())
+    }
+
+    fn cannot_honour(&self, after: u64, page: &Page) -> Option<ResetReason> {
+        if after > page.head {
+            Some(ResetReason::UnknownEpoch)
+        } else if after < page.floor {
+            Some(ResetReason::Expired)
+        } else if page.head - after > self.subscriber.replay_max_events {
+            Some(ResetReason::TooFarBehind)
+        } else {
+            None
+        }
+    }
+
+    fn poll_replay_page(&mut self, cx: &mut Context<'_>, scope: &Arc<Scope>, after: u64) -> Poll<Option<Page>> {
+        let (scope, fold) = (Arc::clone(scope), self.folder.folds());
+        self.poll_page(cx, |store| Box::pin(async move { store.replay(scope, after, fold).await }))
+    }
+
+    /// Reads a page, `read` being called once for each; nothing if the store failed and the stream ends.
+    fn poll_page(&mut self, cx: &mut Context<'_>, read: impl FnOnce(Arc<dyn Store>) -> Reading) -> Poll<Option<Page>> {
+        let store = &self.subscriber.store;
+        let reading = self.reading.get_or_insert_with(|| read(Arc::clone(store)));
+        let page = ready!(reading.as_mut().poll(cx));
+        self.reading = None;
+        Poll::Ready(match page {
+            Ok(page) => Some(page),
+            Err(error) => {
+                tracing::error!(%error, school.id = %self.scope.school, "a stream could not read the store");
+                self.plan.clear();
+                self.close(Close::InternalError);
+                None
+            }
+        })
+    }
+
+    /// Takes live mail in.
+    fn receive(&mut self, mail: Mail) {
+        match mail {
+            Mail::Events(events) => {
+                let now = Instant::now();
+                for event in events {
+                    if event.seq <= self.position {
+                        continue;
+                    }
+                    self.position = event.seq;
+                    if self.narrowed && !self.scope.hears(&event) {
+                        continue;
+                    }
+                    let Subscription { folder, outbox, safe, .. } = self;
+                    folder.push(event, now, &mut |event| {
+                        *safe = event.seq;
+                        outbox.push_back(Delivery::Event(event));
+                    });
+                }
+                self.set_timer();
+            }
+            Mail::Lagging => {
+                // Held ticks come before what is replayed now.
+                self.release_held(true);
+                let scope = Arc::clone(&self.scope);
+                self.plan.push_back(Step::CatchUp { scope });
+            }
+            Mail::Close(close) => {
+                self.release_held(true);
+                self.close(close);
+            }
+        }
+    }
+
+    fn release_held(&mut self, all: bool) {
+        let now = Instant::now();
+        let Subscription { folder, outbox, safe, .. } = self;
+        let mut out = |event: Arc<Event>| {
+            *safe = event.seq;
+            outbox.push_back(Delivery::Event(event));
+        };
+        if all {
+            folder.flush(now, &mut out);
+        } else {
+            folder.release(now, &mut out);
+        }
+    }
+
+    fn set_timer(&mut self) {
+        let due = [Some(self.next_heartbeat), self.expires, self.folder.next_due()].into_iter().flatten().min();
+        if let Some(due) = due.filter(|due| *due != self.timer.deadline()) {
+            self.timer.as_mut().reset(due);
+        }
+    }
+
+    fn on_timer(&mut self) {
+        let now = Instant::now();
+        if self.expires.is_some_and(|expires| expires <= now) {
+            self.plan.clear();
+            self.reading = None;
+            self.close(Close::TokenExpired);
+            return;
+        }
+        self.release_held(false);
+        if self.next_heartbeat <= now {
+            self.folder.tidy(now);
+            self.move_past_what_is_out_of_scope();
+            self.say(Control::Heartbeat { cursor: self.cursor(self.safe), at: Utc::now() });
+            self.next_heartbeat = now + self.subscriber.heartbeat;
+        }
+        self.set_timer();
+    }
+
+    /// A quiet channel's cursor goes with the school's log, or it would run out of retention.
+    fn move_past_what_is_out_of_scope(&mut self) {
+        // The head first: what was offered up to it is either in the mailbox or not for us.
+        let head = self.attachment.head();
+        let quiet = self.plan.is_empty() && self.folder.is_empty() && self.attachment.mailbox().is_drained();
+        if let Some(head) = head.filter(|_| quiet) {
+            self.position = self.position.max(head);
+            self.safe = self.position;
+        }
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Delivery;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        let this = &mut *self;
+        loop {
+            if let Some(delivery) = this.outbox.pop_front() {
+                if this.outbox.is_empty() {
+                    // An idle connection keeps no buffer.
+                    this.outbox = VecDeque::new();
+                }
+                return Poll::Ready(Some(delivery));
+            }
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            if this.timer.as_mut().poll(cx).is_ready() {
+                this.on_timer();
+            } else if !this.plan.is_empty() {
+                ready!(this.poll_plan(cx));
+            } else {
+                let mail = ready!(this.attachment.mailbox().poll(cx));
+                this.receive(mail);
+            }
+        }
+    }
+}

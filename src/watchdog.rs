@@ -1,0 +1,65 @@
+//! What happens without anybody asking: silent jobs are flagged and failed, old events are removed, idle
+//! schools leave memory. Judgement is the kinds' own (a command like any other); here is only the clock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use chrono::Utc;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::config::{SWEEP_PERIOD, WATCHDOG_BATCH, WATCHDOG_PERIOD};
+use crate::hub::Hub;
+use crate::id::SchoolId;
+use crate::store::{Envelope, Store, StoreError};
+
+/// Looks for silent subjects until it is aborted.
+pub async fn watch_silence(store: Arc<dyn Store>) {
+    let mut rounds = interval(WATCHDOG_PERIOD);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        if let Err(error) = check_overdue(&*store).await {
+            tracing::error!(%error, "the watchdog could not look for silent jobs");
+        }
+    }
+}
+
+async fn check_overdue(store: &dyn Store) -> Result<(), StoreError> {
+    loop {
+        let overdue = store.overdue(Utc::now(), WATCHDOG_BATCH).await?;
+        let full = overdue.len() == WATCHDOG_BATCH;
+        let mut by_school: HashMap<SchoolId, Vec<Envelope>> = HashMap::new();
+        for item in overdue {
+            let envelope = Envelope { subject: item.subject, command: item.command, idempotency: None };
+            by_school.entry(item.school).or_default().push(envelope);
+        }
+        for (school, envelopes) in by_school {
+            for refused in store.append(school, envelopes).await?.into_iter().filter_map(Result::err) {
+                tracing::warn!(school.id = %school, reason = %refused, "a look at a silent job was refused");
+            }
+        }
+        if !full {
+            return Ok(());
+        }
+    }
+}
+
+/// Removes what is past retention until it is aborted.
+pub async fn sweep(store: Arc<dyn Store>, hub: Arc<Hub>) {
+    let mut rounds = interval(SWEEP_PERIOD);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        hub.forget_idle();
+        loop {
+            match store.sweep(Utc::now()).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::error!(%error, "the retention sweep failed");
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -137,17 +137,22 @@ pub struct Claims {
     /// Only these channels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<Vec<String>>,
-    /// Until when.
+    /// Until when. A NumericDate may have a fraction; those made here have none.
+    #[serde(serialize_with = "whole")]
     pub exp: f64,
     /// Made when.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub iat: Option<f64>,
+    #[serde(default, skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pub iat: Option<i64>,
     /// Made by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iss: Option<String>,
     /// Made for. Verified in the raw token, which may hold a list; only written here.
     #[serde(default, skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub aud: Option<String>,
+}
+
+fn whole<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_i64(*seconds as i64)
 }
 
 /// A ticket's claims.

@@ -1,1 +1,188 @@
-fn main(){}
+//! A load program: what the server delivers and accepts, what that costs, and how long it takes.
+//!
+//! `cargo bench --bench load` runs everything; `cargo bench --bench load -- publish` only what is named:
+//! `publish`, `batch`, `fanout`, `channels`, `latency`, `idle`. The server is a process of its own, so that
+//! its CPU time and memory can be told from the load's. Both share the machine: read ratios, not records.
+
+mod server;
+mod subscribers;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use server::{Connection, Server, nanos};
+use subscribers::{Subscribers, TRANSPORTS, Transport};
+
+/// How long each measurement of publishing lasts.
+const PUBLISH_FOR: Duration = Duration::from_secs(5);
+/// How long latency is measured.
+const LATENCY_FOR: Duration = Duration::from_secs(10);
+/// Lines of a batch.
+const BATCH_LINES: usize = 1_000;
+
+#[tokio::main]
+async fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+    println!("{} cores, server built with {}", std::thread::available_parallelism().map_or(0, usize::from), profile());
+    if runs("publish") {
+        for publishers in [1, 16, 64] {
+            publish(publishers, 1).await;
+        }
+    }
+    if runs("batch") {
+        for publishers in [1, 4] {
+            publish(publishers, BATCH_LINES).await;
+        }
+    }
+    if runs("fanout") {
+        for transport in TRANSPORTS {
+            fanout(transport, 1_000, 1).await;
+        }
+    }
+    if runs("channels") {
+        for transport in TRANSPORTS {
+            fanout(transport, 1_000, 1_000).await;
+        }
+    }
+    if runs("latency") {
+        for transport in TRANSPORTS {
+            latency(transport, 1_000).await;
+        }
+    }
+    if runs("idle") {
+        for transport in TRANSPORTS {
+            idle(transport, 4_000).await;
+        }
+    }
+}
+
+fn profile() -> &'static str {
+    if cfg!(debug_assertions) { "debug assertions: figures mean little" } else { "optimisation" }
+}
+
+/// Acknowledged events a second: `publishers` connections, `lines` commands a request.
+async fn publish(publishers: usize, lines: usize) {
+    let server = Server::start().await;
+    server.create_jobs(publishers * if lines == 1 { 1 } else { 100 }).await;
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    let cpu = server.cpu();
+    let start = Instant::now();
+    let tasks: Vec<_> = (0..publishers)
+        .map(|publisher| {
+            let (address, token, acknowledged) = (server.address.clone(), server.worker.clone(), Arc::clone(&acknowledged));
+            tokio::spawn(async move {
+                let mut connection = Connection::open(&address, &token).await;
+                let mut times = Histogram::<u64>::new(3).expect("3 digits");
+                let mut number = 0_u64;
+                while start.elapsed() < PUBLISH_FOR {
+                    let sent = Instant::now();
+                    if lines == 1 {
+                        number += 1;
+                        let body = format!(r#"{{"message":"Processing part {number}"}}"#);
+                        connection.post(&format!("/api/jobs/j{publisher}/progress"), &body).await;
+                    } else {
+                        let mut body = String::with_capacity(lines * 80);
+                        for line in 0..lines {
+                            number += 1;
+                            let job = publisher * 100 + line % 100;
+                            body.push_str(&format!(r#"{{"op":"jobs.progress","job_id":"j{job}","message":"Processing part {number}"}}"#));
+                            body.push('\n');
+                        }
+                        connection.post("/api/batch", &body).await;
+                    }
+                    times.saturating_record(sent.elapsed().as_nanos() as u64);
+                    acknowledged.fetch_add(lines as u64, Ordering::Relaxed);
+                }
+                times
+            })
+        })
+        .collect();
+    let mut times = Histogram::<u64>::new(3).expect("3 digits");
+    for task in tasks {
+        times.add(task.await.expect("a publisher ends well")).expect("same digits");
+    }
+    let (secs, count) = (start.elapsed().as_secs_f64(), acknowledged.load(Ordering::Relaxed) as f64);
+    println!(
+        "publish   {publishers:>3} publishers x {lines:>4}  {:>9.0} acknowledged/s  {:>6.1} us server CPU each  answer {}",
+        count / secs,
+        (server.cpu() - cpu) / count * 1e6,
+        quantiles(&times),
+    );
+}
+
+/// Deliveries a second: every event of `channels` jobs goes to the readers of its channel.
+async fn fanout(transport: Transport, readers: usize, channels: usize) {
+    let server = Server::start().await;
+    server.create_jobs(channels).await;
+    let subscribers = Subscribers::open(&server, transport, readers, |reader| format!("/events/jobs/j{}?tick_ms=0", reader % channels)).await;
+    let before = subscribers.received();
+    let per_event = readers / channels;
+    let events = 2_000_000 / per_event.max(20);
+    let cpu = server.cpu();
+    let start = Instant::now();
+    let mut publisher = Connection::open(&server.address, &server.worker).await;
+    let mut sent = 0;
+    while sent < events {
+        let mut body = String::new();
+        for line in 0..100.min(events - sent) {
+            let job = (sent + line) % channels;
+            body.push_str(&format!(r#"{{"op":"jobs.progress","job_id":"j{job}","message":"{}"}}"#, nanos()));
+            body.push('\n');
+        }
+        publisher.post("/api/batch", &body).await;
+        sent += 100.min(events - sent);
+    }
+    let expected = before + (events * per_event) as u64;
+    subscribers.wait_for(expected).await;
+    let (secs, deliveries) = (start.elapsed().as_secs_f64(), (events * per_event) as f64);
+    println!(
+        "fanout    {transport:<12} {readers} readers, {channels:>4} channels  {:>9.0} deliveries/s  {:>6.2} us server CPU each",
+        deliveries / secs,
+        (server.cpu() - cpu) / deliveries * 1e6,
+    );
+}
+
+/// Publish to receive, at 100 events a second.
+async fn latency(transport: Transport, readers: usize) {
+    let server = Server::start().await;
+    server.create_jobs(1).await;
+    let subscribers = Subscribers::open(&server, transport, readers, |_| "/events/jobs/j0?tick_ms=0".into()).await;
+    subscribers.forget_times();
+    let mut publisher = Connection::open(&server.address, &server.worker).await;
+    let cpu = server.cpu();
+    let mut rounds = tokio::time::interval(Duration::from_millis(10));
+    let start = Instant::now();
+    let mut events = 0;
+    while start.elapsed() < LATENCY_FOR {
+        rounds.tick().await;
+        publisher.post("/api/jobs/j0/progress", &format!(r#"{{"message":"{}"}}"#, nanos())).await;
+        events += 1;
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    println!(
+        "latency   {transport:<12} {readers} readers, {events} events at 100/s  publish to receive {}  {:>5.2} us server CPU a delivery",
+        quantiles(&subscribers.times()),
+        (server.cpu() - cpu) / (events * readers) as f64 * 1e6,
+    );
+}
+
+/// Memory of a connection that waits.
+async fn idle(transport: Transport, readers: usize) {
+    let server = Server::start().await;
+    server.create_jobs(1).await;
+    drop(Subscribers::open(&server, transport, 50, |_| "/events/jobs/j0".into()).await);
+    let before = server.memory();
+    let subscribers = Subscribers::open(&server, transport, readers, |_| "/events/jobs/j0?wait=60".into()).await;
+    let after = server.memory();
+    println!("idle      {transport:<12} {readers} connections  {:>6.1} KiB each", (after - before) as f64 / readers as f64 / 1024.0);
+    drop(subscribers);
+}
+
+fn quantiles(times: &Histogram<u64>) -> String {
+    let at = |quantile| times.value_at_quantile(quantile) as f64 / 1e6;
+    format!("p50 {:.2} ms, p99 {:.2} ms, max {:.1} ms", at(0.5), at(0.99), times.max() as f64 / 1e6)
+}

@@ -52,13 +52,13 @@ pub(super) fn mint(
     ttl: Duration,
     channels: Option<Vec<Channel>>,
 ) -> Result<String, Failure> {
-    let now = Utc::now().timestamp() as f64;
+    let now = Utc::now().timestamp();
     let claims = Claims {
         sub: sub.to_owned(),
         school_id: school,
         role,
         channels: channels.map(|channels| channels.iter().map(Channel::to_string).collect()),
-        exp: now + ttl.as_secs_f64(),
+        exp: now as f64 + ttl.as_secs_f64(),
         iat: Some(now),
         iss: None,
         aud: None,

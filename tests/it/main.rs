@@ -1,1 +1,18 @@
+//! The integration tests: one binary, so that linking happens once. Real servers on port 0, real HTTP, SSE
+//! and WebSocket clients, real SQLite files.
 
+mod support;
+
+mod access;
+mod bad_input;
+mod cli;
+mod durability;
+mod embed;
+mod floors;
+mod invariants;
+mod job_rules;
+mod jobs_api;
+mod quickstart;
+mod store_contract;
+mod streams;
+mod websocket;

@@ -1,0 +1,460 @@
+//! The stream contract, each behaviour told once and run over SSE, WebSocket and long poll.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidings::auth::Role;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::*;
+
+/// Runs a scenario over each transport, each time on a server of its own.
+macro_rules! over_every_transport {
+    ($($(#[$meta:meta])* async fn $name:ident($transport:ident) $body:block)*) => {$(
+        $(#[$meta])*
+        mod $name {
+            use super::*;
+
+            async fn scenario($transport: Transport) $body
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn over_event_source() { scenario(Transport::EventSource).await }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn over_websocket() { scenario(Transport::WebSocket).await }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn over_long_poll() { scenario(Transport::Poll).await }
+        }
+    )*};
+}
+
+over_every_transport! {
+    /// connected, a snapshot of each subject in the order of the log, ready, then live events.
+    async fn a_snapshot_comes_first_and_then_what_happens(transport) {
+        let server = server().await;
+        server.running_job("a").await;
+        server.report("/api/jobs", json!({"job_id": "b", "job_type": "test"})).await;
+        server.report("/api/jobs/a/progress", json!({"progress": 30})).await;
+
+        let mut listener = server.listen(transport, "/jobs").await;
+        let messages = listener.until_ready().await;
+        assert_eq!(field(&messages, "type"), ["connected", "job_progress", "job_progress", "ready"]);
+        assert_eq!(messages[0]["channels"], json!(["jobs"]));
+        assert_eq!((&messages[0]["school_id"], &messages[0]["heartbeat_secs"]), (&json!(1), &json!(15)));
+        assert_eq!(field(&messages[1..3], "job_id"), ["b", "a"], "in the order of their last events");
+        assert_eq!(field(&messages[1..3], "snapshot"), [true, true]);
+        assert_eq!(messages[2]["progress"], 30.0);
+        assert_eq!(messages[3]["cursor"], messages[2]["cursor"]);
+
+        let told = server.report("/api/jobs/a/complete", json!({"result": {"pages": 3}})).await;
+        let heard = listener.next().await.unwrap();
+        assert_eq!(heard, told, "the answer to the write and the event are the same message");
+        assert_eq!((&heard["status"], &heard["progress"]), (&json!("completed"), &json!(100.0)));
+        assert_eq!((heard.get("snapshot"), &heard["result"]), (None, &json!({"pages": 3})));
+        assert_eq!(heard["seq"], 4);
+    }
+
+    async fn a_reader_with_a_cursor_gets_what_it_missed_and_no_snapshot(transport) {
+        let server = server().await;
+        let first = server.running_job("a").await;
+        server.report("/api/jobs/a/progress", json!({"message": "one"})).await;
+        server.report("/api/jobs/a/progress", json!({"message": "two"})).await;
+        server.report("/api/jobs/a/complete", json!({})).await;
+        let scope = "/jobs/a?tick_ms=0";
+        let mut listener = server.resume(transport, scope, first["cursor"].as_str().unwrap()).await;
+        let messages = listener.until_ready().await;
+        assert_eq!(field(&messages, "seq")[1..4], [2, 3, 4]);
+        assert!(messages.iter().all(|message| message.get("snapshot").is_none()));
+        assert_eq!(messages.len(), 5);
+    }
+
+    /// Also when the window does not go back that far and the store replays.
+    async fn a_replay_skips_ticks_that_a_later_event_of_the_replay_supersedes(transport) {
+        for window_events in [1_000, 1] {
+            let server = server_with(json!({"window_events": window_events})).await;
+            let first = server.running_job("a").await;
+            server.running_job("b").await;
+            for progress in 1..=600 {
+                server.report("/api/batch", json!({"op": "jobs.progress", "job_id": "a", "progress": f64::from(progress) / 10.0})).await;
+            }
+            server.report("/api/jobs/b/progress", json!({"progress": 1})).await;
+            let cursor = first["cursor"].as_str().unwrap();
+            let mut listener = server.resume(transport, "/jobs", cursor).await;
+            let messages = listener.until_ready().await;
+            assert_eq!(field(&messages, "seq")[1..messages.len() - 1], [2, 602, 603], "window of {window_events}");
+        }
+    }
+
+    async fn every_retained_event_is_replayed_with_tick_ms_zero(transport) {
+        for window_events in [10_000, 1] {
+            let server = server_with(json!({"window_events": window_events})).await;
+            let first = server.running_job("a").await;
+            let lines: Vec<_> = (1..=700).map(|n| json!({"op": "jobs.progress", "job_id": "a", "message": n.to_string()}).to_string()).collect();
+            let sent = server.request("POST", "/api/batch", &worker(1)).body(lines.join("\n")).send().await.unwrap();
+            assert_eq!(sent.status(), 200);
+            let mut listener = server.resume(transport, "/jobs?tick_ms=0", first["cursor"].as_str().unwrap()).await;
+            let messages = listener.until_ready().await;
+            let seqs: Vec<_> = messages.iter().filter_map(|message| message["seq"].as_u64()).collect();
+            assert_eq!(seqs, (2..=701).collect::<Vec<_>>());
+        }
+    }
+
+    async fn a_cursor_of_another_database_is_answered_with_a_reset_and_a_snapshot(transport) {
+        let server = server().await;
+        server.running_job("a").await;
+        for (cursor, reason) in [("00000000-1", "unknown_epoch")] {
+            let mut listener = server.resume(transport, "/jobs", cursor).await;
+            let messages = listener.until_ready().await;
+            assert_eq!(field(&messages, "type"), ["connected", "reset", "job_progress", "ready"]);
+            assert_eq!((&messages[1]["reason"], &messages[2]["snapshot"]), (&json!(reason), &json!(true)));
+        }
+        let head = server.report("/api/jobs/a/progress", json!({"progress": 5})).await;
+        let beyond = head["cursor"].as_str().unwrap().replace("-2", "-99");
+        let messages = server.resume(transport, "/jobs", &beyond).await.until_ready().await;
+        assert_eq!(messages[1]["reason"], "unknown_epoch", "a state that this database has not reached");
+    }
+
+    async fn a_cursor_before_what_is_retained_is_answered_with_a_reset(transport) {
+        let server = server_with(json!({"retention_events": 2, "window_events": 1})).await;
+        let first = server.running_job("a").await;
+        for progress in [10, 20, 30] {
+            server.report("/api/jobs/a/progress", json!({"progress": progress})).await;
+        }
+        server.tidings.store().sweep(chrono::Utc::now()).await.unwrap();
+        let mut listener = server.resume(transport, "/jobs", first["cursor"].as_str().unwrap()).await;
+        let messages = listener.until_ready().await;
+        assert_eq!(field(&messages, "type"), ["connected", "reset", "job_progress", "ready"]);
+        assert_eq!((&messages[1]["reason"], &messages[2]["progress"]), (&json!("expired"), &json!(30.0)));
+        server.report("/api/jobs/a/progress", json!({"progress": 40})).await;
+        assert_eq!(listener.next().await.unwrap()["progress"], 40.0, "and it goes on live");
+    }
+
+    async fn a_cursor_too_far_behind_is_answered_with_a_reset(transport) {
+        let server = server_with(json!({"replay_max_events": 3, "window_events": 1})).await;
+        let first = server.running_job("a").await;
+        for progress in 1..=5 {
+            server.report("/api/jobs/a/progress", json!({"progress": progress})).await;
+        }
+        let messages = server.resume(transport, "/jobs", first["cursor"].as_str().unwrap()).await.until_ready().await;
+        assert_eq!(messages[1]["reason"], "too_far_behind");
+    }
+
+    async fn filters_really_filter_snapshots_replays_and_live_events(transport) {
+        let server = server().await;
+        for (id, job_type) in [("a", "scan"), ("b", "print"), ("c", "mail")] {
+            server.report("/api/jobs", json!({"job_id": id, "job_type": job_type})).await;
+        }
+        let mut listener = server.listen(transport, "/jobs?job_type=scan&job_type=mail&status=pending&status=FAILED").await;
+        let messages = listener.until_ready().await;
+        assert_eq!(field(&messages[1..3], "job_id"), ["a", "c"]);
+        for id in ["a", "b", "c"] {
+            server.report(&format!("/api/jobs/{id}/start"), json!({})).await;
+            server.report(&format!("/api/jobs/{id}/fail"), json!({"error": {"code": "x", "message": "y"}})).await;
+        }
+        let heard = [listener.next().await.unwrap(), listener.next().await.unwrap()];
+        assert_eq!((field(&heard, "job_id"), field(&heard, "status")), (vec![&json!("a"), &json!("c")], vec![&json!("failed"); 2]));
+    }
+
+    async fn a_set_of_channels_is_one_ordered_stream(transport) {
+        let server = server().await;
+        for id in ["a", "b", "c"] {
+            server.running_job(id).await;
+        }
+        let mut listener = server.listen(transport, "?channel=jobs/a&channel=jobs/b&channel=jobs/a").await;
+        let messages = listener.until_ready().await;
+        assert_eq!(field(&messages[1..3], "job_id"), ["a", "b"]);
+        for id in ["c", "b", "a"] {
+            server.report(&format!("/api/jobs/{id}/complete"), json!({})).await;
+        }
+        assert_eq!(listener.next().await.unwrap()["job_id"], "b");
+        assert_eq!(listener.next().await.unwrap()["job_id"], "a");
+    }
+
+    async fn all_of_a_school_is_told_once_however_many_channels_an_event_is_on(transport) {
+        let server = server().await;
+        server.running_job("a").await;
+        let mut listener = server.listen(transport, "?channel=schools/1&channel=jobs&channel=jobs/a&tick_ms=0").await;
+        listener.until_ready().await;
+        server.report("/api/jobs/a/progress", json!({"progress": 1})).await;
+        server.report("/api/jobs/a/complete", json!({})).await;
+        let heard = listener.take_until(|message| message["status"] == "completed").await;
+        assert_eq!(field(&heard, "seq"), [2, 3]);
+    }
+
+    async fn an_administrator_of_all_schools_names_one(transport) {
+        let server = server().await;
+        server.running_job("a").await;
+        for scope in ["/schools/1", "/jobs?school_id=1"] {
+            let mut listener = Listener::open(transport, &server.url, scope, &admin(), None).await;
+            let messages = listener.until_ready().await;
+            assert_eq!((&messages[0]["school_id"], &messages[1]["job_id"]), (&json!(1), &json!("a")));
+        }
+    }
+
+    async fn statuses_can_be_had_in_upper_case(transport) {
+        let server = server().await;
+        server.running_job("a").await;
+        let mut listener = server.listen(transport, "/jobs/a?status_case=upper").await;
+        assert_eq!(listener.until_ready().await[1]["status"], "IN_PROGRESS");
+        server.report("/api/jobs/a/complete", json!({})).await;
+        assert_eq!(listener.next().await.unwrap()["status"], "COMPLETED");
+    }
+
+    /// The newest state of a busy job is told, few of the steps to it are, and its end always is.
+    async fn ticks_fold_by_time_and_milestones_never_wait(transport) {
+        let server = server().await;
+        server.running_job("a").await;
+        server.running_job("b").await;
+        let mut listener = server.listen(transport, "/jobs?tick_ms=60000").await;
+        listener.until_ready().await;
+        for progress in 1..=50 {
+            server.report("/api/jobs/a/progress", json!({"progress": progress})).await;
+        }
+        // Held ticks of other subjects go before a milestone, in the order of the log.
+        server.report("/api/jobs/b/complete", json!({})).await;
+        server.report("/api/jobs/a/progress", json!({"progress": 60})).await;
+        server.report("/api/jobs/a/complete", json!({})).await;
+        let heard = listener.take_until(|message| message["job_id"] == "a" && message["status"] == "completed").await;
+        let seqs: Vec<u64> = heard.iter().filter_map(|message| message["seq"].as_u64()).collect();
+        assert!(seqs.is_sorted() && seqs.len() <= 5, "{seqs:?}");
+        assert!(seqs.ends_with(&[55]) && seqs.contains(&53), "both milestones: {seqs:?}");
+        assert!(!seqs.contains(&54), "the tick that its own milestone supersedes: {seqs:?}");
+    }
+
+    async fn a_stream_ends_when_its_token_does(transport) {
+        let server = server().await;
+        let soon = (chrono::Utc::now().timestamp_millis() + 1_500) as f64 / 1000.0;
+        let token = sign(&json!({"sub": "x", "school_id": 1, "role": "viewer", "exp": soon}));
+        let mut listener = Listener::open(transport, &server.url, "/jobs", &token, None).await;
+        let connected = listener.next().await.unwrap();
+        assert!(connected["expires_at"].as_str().unwrap().ends_with('Z'));
+        let closing = listener.take_until(|message| message["type"] == "closing").await.pop().unwrap();
+        assert_eq!((&closing["code"], &closing["reconnect"]), (&json!(4401), &json!(true)));
+        assert_eq!(listener.next().await, None);
+        until("the subscription is gone", async || server.tidings.streams() == 0).await;
+    }
+
+    async fn a_stopping_server_says_so_with_a_time_to_come_back(transport) {
+        let server = server_with(json!({"reconnect_spread_ms": 500})).await;
+        server.running_job("a").await;
+        let mut listener = server.listen(transport, "/jobs").await;
+        listener.until_ready().await;
+        let waiting = tokio::spawn(async move { listener.next().await });
+        // The poll must be waiting before the server stops, or it is refused instead.
+        until("the stream is open", async || server.tidings.streams() == 1).await;
+        server.stop().await;
+        let closing = waiting.await.unwrap().unwrap();
+        assert_eq!((&closing["type"], &closing["code"], &closing["reconnect"]), (&json!("closing"), &json!(1001), &json!(true)));
+        assert!(closing["retry_ms"].as_u64().unwrap() < 500);
+    }
+
+    async fn another_school_is_not_heard_and_does_not_exist(transport) {
+        let server = server().await;
+        server.running_job("a").await;
+        let mut other = Listener::open(transport, &server.url, "/jobs", &viewer(2), None).await;
+        assert_eq!(other.until_ready().await.len(), 2, "no snapshot of another school's job");
+        server.report("/api/jobs/a/complete", json!({})).await;
+        // What is heard next is the other school's own: nothing came before it.
+        let (status, own) = server.post("/api/jobs", &worker(2), json!({"job_id": "a", "job_type": "test"})).await;
+        assert_eq!((status, &own["seq"]), (201, &json!(1)), "ids and numbers are a school's own");
+        assert_eq!(other.next().await.unwrap(), own);
+    }
+
+    /// What is out of scope moves the cursor all the same: a quiet channel does not run out of retention.
+    async fn a_heartbeat_carries_the_cursor_past_what_is_out_of_scope(transport) {
+        if transport == Transport::Poll {
+            return; // A poll's answer carries its cursor itself.
+        }
+        let server = server_with(json!({"heartbeat_secs": 1})).await;
+        server.running_job("quiet").await;
+        let mut listener = server.listen(transport, "/jobs/quiet").await;
+        listener.until_ready().await;
+        let other = server.running_job("other").await;
+        let cursor = other["cursor"].as_str().unwrap().to_owned();
+        let mut waiting = tokio::spawn(async move {
+            let message = tokio::time::timeout(Duration::from_secs(3), listener.next()).await;
+            (message.is_err(), listener)
+        });
+        let (quiet, listener) = (&mut waiting).await.unwrap();
+        assert!(quiet, "a heartbeat reaches no handler");
+        assert_eq!(listener.cursor.as_deref(), Some(&*cursor));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_falls_from_one_transport_to_the_next_without_loss_or_repetition() {
+    let server = server().await;
+    server.running_job("a").await;
+    let mut listener = server.listen(Transport::WebSocket, "/jobs?tick_ms=0").await;
+    listener.until_ready().await;
+    let mut heard = Vec::new();
+    for round in 0..12_u32 {
+        for step in 0..5_u32 {
+            server.report("/api/jobs/a/progress", json!({"message": format!("{round}.{step}")})).await;
+        }
+        while heard.len() < (round as usize * 5) + 3 {
+            heard.push(listener.next().await.unwrap()["message"].as_str().unwrap().to_owned());
+        }
+        let cursor = listener.cursor.clone().unwrap();
+        let transport = Transport::ALL[round as usize % 3];
+        listener = server.resume(transport, "/jobs?tick_ms=0", &cursor).await;
+        let replayed = listener.until_ready().await;
+        heard.extend(replayed.iter().filter_map(|message| message["message"].as_str()).filter(|text| text.contains('.')).map(str::to_owned));
+    }
+    let told: Vec<String> = (0..60).map(|n| format!("{}.{}", n / 5, n % 5)).collect();
+    assert_eq!(heard, told);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_many_subjects_comes_in_pages_and_misses_none_that_change_meanwhile() {
+    let server = server().await;
+    let lines: Vec<_> = (0..1_000).map(|n| json!({"op": "jobs.create", "job_id": format!("j{n}"), "job_type": "test", "status": "in_progress"}).to_string()).collect();
+    server.request("POST", "/api/batch", &worker(1)).body(lines.join("\n")).send().await.unwrap();
+    let mut listener = server.listen(Transport::EventSource, "/jobs?tick_ms=0").await;
+    let first = listener.next().await.unwrap();
+    assert_eq!(first["type"], "connected");
+    for n in (0..1_000).step_by(7) {
+        server.report(&format!("/api/jobs/j{n}/complete"), json!({})).await;
+    }
+    server.report("/api/jobs", json!({"job_id": "last", "job_type": "test"})).await;
+    let messages = listener.take_until(|message| message["job_id"] == "last").await;
+    let mut states = std::collections::HashMap::new();
+    let mut seq = 0;
+    for message in messages.iter().filter(|message| message["type"] == "job_progress") {
+        assert!(message["seq"].as_u64().unwrap() > seq, "strictly increasing");
+        seq = message["seq"].as_u64().unwrap();
+        states.insert(message["job_id"].as_str().unwrap().to_owned(), message["status"].clone());
+    }
+    for n in 0..1_000 {
+        let status = if n % 7 == 0 { "completed" } else { "in_progress" };
+        assert_eq!(states[&format!("j{n}")], status, "j{n}");
+    }
+}
+
+/// Sends a raw request and gives all that comes within the first `bytes` bytes or until the end.
+async fn raw(server: &Server, request: String, bytes: usize) -> String {
+    let mut socket = tokio::net::TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let read = async {
+        let mut part = [0; 4096];
+        while answer.len() < bytes {
+            match socket.read(&mut part).await.unwrap() {
+                0 => break,
+                count => answer.extend_from_slice(&part[..count]),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, read).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_over_http_1_0_is_not_chunked_and_ends_with_the_connection() {
+    let server = server().await;
+    server.running_job("a").await;
+    let soon = chrono::Utc::now().timestamp() + 2;
+    let token = sign(&json!({"sub": "x", "school_id": 1, "role": "viewer", "exp": soon}));
+    let request = format!("GET /events/jobs HTTP/1.0\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    let answer = raw(&server, request, usize::MAX).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(!head.to_lowercase().contains("transfer-encoding"), "{head}");
+    assert!(body.starts_with("retry: "), "no chunk sizes: {body}");
+    assert!(body.ends_with("\n\n") && body.contains("\"type\":\"closing\""), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxies_are_told_not_to_hold_a_stream_back() {
+    let server = server().await;
+    let response = server.request("GET", "/events/jobs?padding=2048&named=1", &viewer(1)).send().await.unwrap();
+    let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+    assert_eq!(header("cache-control"), "no-cache, no-transform");
+    assert_eq!(header("x-accel-buffering"), "no");
+    let request = format!("GET /events/jobs?padding=2048&named=1&token={} HTTP/1.0\r\nHost: x\r\n\r\n", viewer(1));
+    let answer = raw(&server, request, 2_400).await;
+    let body = answer.split_once("\r\n\r\n").unwrap().1;
+    assert!(body.starts_with(':') && body.find("\n\n") == Some(2_046), "padding of so many bytes first");
+    assert!(body.contains("event: connected\ndata: {"), "named events: {body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_accept_header_chooses_between_event_stream_and_poll() {
+    let server = server().await;
+    for (accept, content_type) in [
+        (None, "text/event-stream"),
+        (Some("*/*"), "text/event-stream"),
+        (Some("text/event-stream"), "text/event-stream"),
+        (Some("application/json"), "application/json"),
+        (Some("application/json, text/event-stream;q=0.5"), "application/json"),
+        (Some("application/json;q=0.5, */*"), "text/event-stream"),
+        (Some("text/html, */*;q=0.1"), "text/event-stream"),
+    ] {
+        let mut request = server.request("GET", "/events/jobs?wait=0", &viewer(1));
+        if let Some(accept) = accept {
+            request = request.header("Accept", accept);
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.headers()["content-type"], content_type, "{accept:?}");
+    }
+    let (status, problem) = answer(server.request("GET", "/events/jobs", &viewer(1)).header("Accept", "text/html")).await;
+    assert_eq!((status, &problem["code"]), (406, &json!("not-acceptable")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_waits_as_long_as_it_was_asked_to_and_then_answers_with_a_cursor() {
+    let server = server().await;
+    let job = server.running_job("a").await;
+    let path = format!("/events/jobs?wait=1&cursor={}", job["cursor"].as_str().unwrap());
+    let (status, empty) = answer(server.request("GET", &path, &viewer(1)).header("Accept", "application/json")).await;
+    assert_eq!((status, &empty["cursor"]), (200, &job["cursor"]));
+    assert_eq!(field(empty["messages"].as_array().unwrap(), "type"), ["connected", "ready"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_departed_reader_is_noticed_and_leaves_nothing_behind() {
+    let server = server_with(json!({"heartbeat_secs": 1})).await;
+    server.running_job("a").await;
+    for transport in [Transport::EventSource, Transport::WebSocket] {
+        let mut listener = server.listen(transport, "/jobs").await;
+        listener.until_ready().await;
+        assert_eq!(server.tidings.streams(), 1);
+        drop(listener);
+        let noticed = async { until("the stream is gone", async || server.tidings.streams() == 0).await };
+        // Two heartbeats, and a moment for a busy machine.
+        tokio::time::timeout(Duration::from_secs(5), noticed).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_opens_its_own_scope_for_a_while_and_nothing_else() {
+    let server = server_with(json!({"ticket_ttl_secs": 2})).await;
+    server.running_job("a").await;
+    server.running_job("b").await;
+    let (status, ticket) = server.post("/api/tickets", &viewer(1), json!({"channels": ["jobs/a"]})).await;
+    assert_eq!(status, 201);
+    let open = async |path: String| { server.http.get(format!("{}{path}", server.url)).header("Accept", "application/json").send().await.unwrap() };
+    let text = ticket["ticket"].as_str().unwrap();
+    for _ in 0..2 {
+        let answer: Value = open(format!("{}&wait=0", ticket["url"].as_str().unwrap())).await.json().await.unwrap();
+        assert_eq!(answer["messages"][1]["job_id"], "a", "reusable within its time");
+    }
+    for (path, status) in [
+        (format!("/events/jobs/b?ticket={text}"), 403),
+        (format!("/events/jobs?ticket={text}"), 403),
+        (format!("/events/schools/2?ticket={text}"), 404),
+        (format!("/api/jobs/a?ticket={text}"), 401),
+        (format!("/api/jobs/a?token={text}"), 401),
+        (format!("/events/jobs/a?token={text}"), 401),
+        (format!("/events/jobs/a?ticket={}", viewer(1)), 401),
+    ] {
+        assert_eq!(open(path.clone()).await.status(), status, "{path}");
+    }
+    until("the ticket is over", async || open(format!("/events/jobs/a?wait=0&ticket={text}")).await.status() == 401).await;
+    let (status, _) = server.post("/api/tickets", &sign(&{
+        let mut limited = claims(Some(1), Role::Viewer);
+        limited.channels = Some(vec!["jobs/b".into()]);
+        limited
+    }), json!({"channels": ["jobs/a"]})).await;
+    assert_eq!(status, 403, "a ticket reaches no further than the token it is made with");
+}

@@ -1,0 +1,210 @@
+//! One client for three transports: every scenario is told once and run over each.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+
+use futures_util::{SinkExt, Stream, StreamExt};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::{self, Message, client::IntoClientRequest};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+use super::PATIENCE;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    EventSource,
+    WebSocket,
+    Poll,
+}
+
+impl Transport {
+    pub const ALL: [Transport; 3] = [Transport::EventSource, Transport::WebSocket, Transport::Poll];
+}
+
+pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+type Bytes = Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>;
+
+/// An open subscription. Messages come out one by one, whatever carries them.
+pub struct Listener {
+    inner: Inner,
+    /// The cursor to come back with.
+    pub cursor: Option<String>,
+}
+
+enum Inner {
+    EventSource { bytes: Bytes, pending: Vec<u8> },
+    WebSocket(Box<Socket>),
+    Poll { http: reqwest::Client, url: String, token: String, waiting: VecDeque<Value>, next: Option<String>, greeted: bool, over: bool },
+}
+
+/// `http://` as `ws://`, with token and cursor in the query.
+pub fn socket_url(base: &str, path: &str, token: Option<&str>, cursor: Option<&str>) -> String {
+    let mut url = format!("{}{path}", base.replacen("http", "ws", 1));
+    for (name, value) in [("token", token), ("cursor", cursor)] {
+        if let Some(value) = value {
+            url.push(if url.contains('?') { '&' } else { '?' });
+            url.push_str(&format!("{name}={value}"));
+        }
+    }
+    url
+}
+
+/// Opens a WebSocket that must be accepted.
+pub async fn socket(base: &str, path: &str, token: &str) -> Socket {
+    let request = socket_url(base, path, Some(token), None).into_client_request().unwrap();
+    tokio_tungstenite::connect_async(request).await.unwrap().0
+}
+
+/// The next JSON message of a WebSocket, or the code of its close.
+pub async fn receive(socket: &mut Socket) -> Result<Value, Option<u16>> {
+    loop {
+        match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
+            Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),
+            Some(Ok(Message::Close(frame))) => return Err(frame.map(|frame| frame.code.into())),
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return Err(None),
+        }
+    }
+}
+
+/// Sends a text message.
+pub async fn send(socket: &mut Socket, text: &str) {
+    socket.send(Message::text(text)).await.unwrap();
+}
+
+impl Listener {
+    /// Opens `/events<scope>`.
+    pub async fn open(transport: Transport, base: &str, scope: &str, token: &str, cursor: Option<&str>) -> Listener {
+        let path = format!("/events{scope}");
+        let inner = match transport {
+            Transport::EventSource => {
+                let mut request = reqwest::Client::new().get(format!("{base}{path}")).bearer_auth(token);
+                if let Some(cursor) = cursor {
+                    request = request.header("Last-Event-ID", cursor);
+                }
+                let response = request.header("Accept", "text/event-stream").send().await.unwrap();
+                assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
+                assert_eq!(response.headers()["content-type"], "text/event-stream");
+                let bytes = response.bytes_stream().map(|part| part.map(|part| part.to_vec()));
+                Inner::EventSource { bytes: Box::pin(bytes), pending: Vec::new() }
+            }
+            Transport::WebSocket => {
+                let url = socket_url(base, &path, Some(token), cursor);
+                Inner::WebSocket(Box::new(tokio_tungstenite::connect_async(url).await.unwrap().0))
+            }
+            Transport::Poll => Inner::Poll {
+                http: reqwest::Client::new(),
+                // A test that expects nothing should not wait for as long as a person would.
+                url: format!("{base}{path}{}wait=3", if path.contains('?') { '&' } else { '?' }),
+                token: token.into(),
+                waiting: VecDeque::new(),
+                next: cursor.map(str::to_owned),
+                greeted: false,
+                over: false,
+            },
+        };
+        Listener { inner, cursor: cursor.map(str::to_owned) }
+    }
+
+    /// The next message; nothing when the stream is over.
+    pub async fn next(&mut self) -> Option<Value> {
+        timeout(PATIENCE, self.next_message()).await.expect("a message in time")
+    }
+
+    async fn next_message(&mut self) -> Option<Value> {
+        loop {
+            match &mut self.inner {
+                Inner::EventSource { bytes, pending } => {
+                    if let Some(end) = pending.windows(2).position(|pair| pair == b"\n\n") {
+                        let block: Vec<u8> = pending.drain(..end + 2).collect();
+                        let block = String::from_utf8(block).unwrap();
+                        let value = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+                        if let Some(id) = value("id: ") {
+                            self.cursor = Some(id.to_owned());
+                        }
+                        if let Some(data) = value("data: ") {
+                            return Some(serde_json::from_str(data).unwrap());
+                        }
+                        continue;
+                    }
+                    match bytes.next().await {
+                        Some(Ok(part)) => pending.extend(part),
+                        Some(Err(_)) | None => return None,
+                    }
+                }
+                Inner::WebSocket(socket) => match socket.next().await {
+                    Some(Ok(Message::Text(text))) => {
+                        let message: Value = serde_json::from_str(&text).unwrap();
+                        if message["type"] != "connected" && let Some(cursor) = message["cursor"].as_str() {
+                            self.cursor = Some(cursor.to_owned());
+                        }
+                        return Some(message);
+                    }
+                    Some(Ok(Message::Ping(payload))) => {
+                        self.cursor = Some(String::from_utf8(payload.to_vec()).unwrap());
+                    }
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+                    Some(Ok(_)) => {}
+                },
+                Inner::Poll { http, url, token, waiting, next, greeted, over } => {
+                    if let Some(message) = waiting.pop_front() {
+                        // One answer after the other, told as one stream: later greetings are left out.
+                        let greeting = matches!(message["type"].as_str(), Some("connected" | "ready"));
+                        if message["type"] != "connected" && let Some(cursor) = message["cursor"].as_str() {
+                            self.cursor = Some(cursor.to_owned());
+                        }
+                        let first = !*greeted;
+                        *greeted |= message["type"] == "ready";
+                        *over |= message["type"] == "closing";
+                        if !greeting || first {
+                            return Some(message);
+                        }
+                        continue;
+                    }
+                    if *over {
+                        return None;
+                    }
+                    let mut request = http.get(&*url).bearer_auth(&*token).header("Accept", "application/json");
+                    if let Some(cursor) = &*next {
+                        request = request.header("Last-Event-ID", cursor);
+                    }
+                    let response = request.send().await.ok()?;
+                    if response.status() != 200 {
+                        return None;
+                    }
+                    let answer: Value = serde_json::from_str(&response.text().await.ok()?).ok()?;
+                    *next = Some(answer["cursor"].as_str().unwrap().to_owned());
+                    waiting.extend(answer["messages"].as_array().unwrap().iter().cloned());
+                }
+            }
+        }
+    }
+
+    /// The messages up to and with the first that fits.
+    pub async fn take_until(&mut self, fits: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let mut messages = Vec::new();
+        loop {
+            let message = self.next().await.unwrap_or_else(|| panic!("the stream ended after {messages:#?}"));
+            let last = fits(&message);
+            messages.push(message);
+            if last {
+                return messages;
+            }
+        }
+    }
+
+    /// What comes before `ready`.
+    pub async fn until_ready(&mut self) -> Vec<Value> {
+        self.take_until(|message| message["type"] == "ready").await
+    }
+}
+
+/// The status of a WebSocket handshake that is refused.
+pub async fn refused(url: &str) -> u16 {
+    match tokio_tungstenite::connect_async(url).await {
+        Err(tungstenite::Error::Http(response)) => response.status().as_u16(),
+        other => panic!("not refused: {other:?}"),
+    }
+}

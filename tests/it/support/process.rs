@@ -1,0 +1,81 @@
+//! The real binary as a process of its own, for tests that kill it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+
+use super::SECRET;
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    env!("CARGO_BIN_EXE_tidings").into()
+}
+
+/// A call of the binary in `folder`, deaf to the settings of whoever runs the tests.
+pub fn command(folder: &Path) -> Command {
+    let mut command = Command::new(binary());
+    command.current_dir(folder);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TIDINGS_") || name.starts_with("ROCKET_")) {
+        command.env_remove(name);
+    }
+    command.env("ROCKET_PORT", "0").env("TIDINGS_DATA_DIR", folder.join("data")).env("TIDINGS_JWT_SECRET", SECRET);
+    command
+}
+
+/// Runs to the end.
+pub fn run(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+/// A server process; killed when it is dropped.
+pub struct Process {
+    child: Child,
+    pub url: String,
+    /// What it has said on standard output beside its address.
+    pub stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Process {
+    /// Starts `tidings serve` (or what `command` says) and waits until it listens.
+    pub fn start(command: &mut Command) -> Process {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let Some(url) = line.trim().strip_prefix("Tidings listens on ") else {
+            let mut rest = String::new();
+            std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut rest).ok();
+            panic!("the server did not start: {line} {rest}");
+        };
+        Process { url: url.to_owned(), child, stdout }
+    }
+
+    pub fn stderr(&mut self) -> ChildStderr {
+        self.child.stderr.take().unwrap()
+    }
+
+    /// SIGKILL: no chance to tidy up.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and the exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        let sent = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
+        assert!(sent.success());
+        self.child.wait().unwrap().code()
+    }
+
+    /// Waits for the end, and gives the exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -29,8 +29,8 @@ impl Filter {
 pub struct Scope {
     /// Whose.
     pub school: SchoolId,
-    /// Which; an event on several of them is heard once.
-    pub channels: BTreeSet<Channel>,
+    /// Which, each once; an event on several of them is heard once.
+    channels: Vec<Channel>,
     /// What of them.
     pub filter: Filter,
 }
@@ -38,7 +38,38 @@ pub struct Scope {
 impl Scope {
     /// All of `channels`.
     pub fn new(school: SchoolId, channels: impl IntoIterator<Item = Channel>) -> Scope {
-        Scope { school, channels: channels.into_iter().collect(), filter: Filter::default() }
+        let mut scope = Scope { school, channels: Vec::new(), filter: Filter::default() };
+        channels.into_iter().for_each(|channel| scope.add(channel));
+        scope
+    }
+
+    /// The same through a filter.
+    pub fn filtered(self, filter: Filter) -> Scope {
+        Scope { filter, ..self }
+    }
+
+    /// The same filter over other channels.
+    pub fn with_channels(&self, channels: Vec<Channel>) -> Scope {
+        Scope::new(self.school, channels).filtered(self.filter.clone())
+    }
+
+    /// The channels.
+    pub fn channels(&self) -> &[Channel] {
+        &self.channels
+    }
+
+    /// Listens to one more.
+    pub fn add(&mut self, channel: Channel) {
+        if !self.channels.contains(&channel) {
+            // Most connections have one channel, and there are many connections.
+            self.channels.reserve_exact(1);
+            self.channels.push(channel);
+        }
+    }
+
+    /// Listens to one less.
+    pub fn remove(&mut self, channel: &Channel) {
+        self.channels.retain(|own| own != channel);
     }
 
     /// Whether the event is heard.

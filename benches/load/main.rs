@@ -1,7 +1,7 @@
 //! A load program: what the server delivers and accepts, what that costs, and how long it takes.
 //!
 //! `cargo bench --bench load` runs everything; `cargo bench --bench load -- publish` only what is named:
-//! `publish`, `batch`, `fanout`, `channels`, `latency`, `idle`. The server is a process of its own, so that
+//! `floor`, `publish`, `batch`, `fanout`, `channels`, `latency`, `idle`. The server is a process of its own, so that
 //! its CPU time and memory can be told from the load's. Both share the machine: read ratios, not records.
 
 mod server;
@@ -28,6 +28,9 @@ async fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
     println!("{} cores, server built with {}", std::thread::available_parallelism().map_or(0, usize::from), profile());
+    if runs("floor") {
+        floor(1_000).await;
+    }
     if runs("publish") {
         for publishers in [1, 16, 64] {
             publish(publishers, 1).await;
@@ -64,6 +67,41 @@ fn profile() -> &'static str {
     if cfg!(debug_assertions) { "debug assertions: figures mean little" } else { "optimisation" }
 }
 
+/// What the machine itself takes: one thread that writes an event's bytes to as many bare sockets, read by
+/// as many tasks. Nothing that delivers one event with one write to each can be cheaper.
+async fn floor(readers: usize) {
+    const ROUNDS: usize = 300;
+    const EVENT: [u8; 400] = [b'x'; 400];
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let mut sockets = Vec::new();
+    for _ in 0..readers {
+        let mut reader = tokio::net::TcpStream::connect(address).await.expect("listening");
+        tokio::spawn(async move {
+            let mut part = [0; 4096];
+            while tokio::io::AsyncReadExt::read(&mut reader, &mut part).await.is_ok_and(|count| count > 0) {}
+        });
+        let socket = listener.accept().await.expect("connected").0.into_std().expect("registered");
+        socket.set_nonblocking(false).expect("a socket");
+        sockets.push(socket);
+    }
+    let writer = std::thread::spawn(move || {
+        let mut busy = Duration::ZERO;
+        for _ in 0..ROUNDS {
+            let start = Instant::now();
+            for mut socket in &sockets {
+                std::io::Write::write_all(&mut socket, &EVENT).expect("read");
+            }
+            busy += start.elapsed();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        busy
+    });
+    let busy = tokio::task::spawn_blocking(|| writer.join().expect("the writer ends well")).await.expect("joined");
+    let each = busy.as_secs_f64() / (ROUNDS * readers) as f64 * 1e6;
+    println!("floor     one thread, {readers} bare sockets, one write each: {each:.2} us a write, {:.1} ms an event", each * readers as f64 / 1e3);
+}
+
 /// Acknowledged events a second: `publishers` connections, `lines` commands a request.
 async fn publish(publishers: usize, lines: usize) {
     let server = Server::start().await;
@@ -76,7 +114,7 @@ async fn publish(publishers: usize, lines: usize) {
             let (address, token, acknowledged) = (server.address.clone(), server.worker.clone(), Arc::clone(&acknowledged));
             tokio::spawn(async move {
                 let mut connection = Connection::open(&address, &token).await;
-                let mut times = Histogram::<u64>::new(3).expect("3 digits");
+                let mut times = Histogram::<u64>::new_with_max(60_000_000_000, 3).expect("3 digits");
                 let mut number = 0_u64;
                 while start.elapsed() < PUBLISH_FOR {
                     let sent = Instant::now();
@@ -101,7 +139,7 @@ async fn publish(publishers: usize, lines: usize) {
             })
         })
         .collect();
-    let mut times = Histogram::<u64>::new(3).expect("3 digits");
+    let mut times = Histogram::<u64>::new_with_max(60_000_000_000, 3).expect("3 digits");
     for task in tasks {
         times.add(task.await.expect("a publisher ends well")).expect("same digits");
     }

@@ -112,7 +112,7 @@ impl Hub {
             id: self.next_mailbox.fetch_add(1, Ordering::Relaxed),
             channels: Vec::new(),
         };
-        attachment.listen(scope.channels.iter().cloned());
+        attachment.listen(scope.channels().iter().cloned());
         Ok(attachment)
     }
 
@@ -253,6 +253,7 @@ impl Attachment {
         let mut room = lock(&self.school);
         for channel in channels {
             room.listen(&channel, self.id, &self.mailbox);
+            self.channels.reserve_exact(1);
             self.channels.push(channel);
         }
     }

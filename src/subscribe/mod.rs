@@ -14,7 +14,7 @@
 
 mod folder;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -157,13 +157,13 @@ impl Subscriber {
         if greet {
             subscription.say(Control::Connected {
                 school: subscription.scope.school,
-                channels: subscription.scope.channels.iter().map(Channel::to_string).collect(),
+                channels: subscription.scope.channels().iter().map(Channel::to_string).collect(),
                 cursor: subscription.cursor(subscription.safe),
                 heartbeat_secs: self.heartbeat.as_secs(),
                 expires_at,
             });
         }
-        if !subscription.scope.channels.is_empty() {
+        if !subscription.scope.channels().is_empty() {
             let scope = Arc::clone(&subscription.scope);
             subscription.plan_from(scope, None, from);
             subscription.plan.push_back(Step::Ready);
@@ -207,15 +207,16 @@ impl Subscription {
 
     /// Listens to more: from `cursor`, or from a snapshot. `asked` is acknowledged first; `ready` follows.
     pub fn subscribe(&mut self, channels: Vec<Channel>, cursor: Option<Cursor>, asked: Map<String, Value>) {
-        let added: BTreeSet<Channel> = channels.into_iter().filter(|channel| !self.scope.channels.contains(channel)).collect();
-        let first = self.scope.channels.is_empty();
+        let added: Vec<Channel> = channels.into_iter().filter(|channel| !self.scope.channels().contains(channel)).collect();
+        let first = self.scope.channels().is_empty();
         self.say(Control::Subscribed { asked, cursor: cursor.filter(|_| first).unwrap_or(self.cursor(self.safe)) });
         if !added.is_empty() {
             // Attach before reading the store, here too.
             self.attachment.listen(added.iter().cloned());
             let old = Arc::clone(&self.scope);
-            let new = Arc::new(Scope { channels: added.clone(), ..(*old).clone() });
-            Arc::make_mut(&mut self.scope).channels.extend(added);
+            let new = Arc::new(old.with_channels(added.clone()));
+            let all = Arc::make_mut(&mut self.scope);
+            added.into_iter().for_each(|channel| all.add(channel));
             if first {
                 self.plan_from(new, None, cursor);
             } else {
@@ -231,7 +232,7 @@ impl Subscription {
     pub fn unsubscribe(&mut self, channels: &[Channel], asked: Map<String, Value>) {
         for channel in channels {
             self.attachment.unlisten(channel);
-            Arc::make_mut(&mut self.scope).channels.remove(channel);
+            Arc::make_mut(&mut self.scope).remove(channel);
         }
         self.narrowed = true;
         let scope = Arc::clone(&self.scope);

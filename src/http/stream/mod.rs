@@ -85,7 +85,7 @@ async fn events(
         access.reach(school, channel)?;
     }
     require_subjects(tidings, school, &channels).await?;
-    let scope = Scope { filter: params.filter.clone(), ..Scope::new(school, channels) };
+    let scope = Scope::new(school, channels).filtered(params.filter.clone());
     let tick = params.tick.unwrap_or(Dialect::EVENTS.tick(tidings.settings()));
     let subscribe = Subscribe { scope, from: params.from, tick, expires_at: access.expires_at, greet: true };
     let subscription = open(tidings, subscribe)?;
@@ -113,7 +113,7 @@ fn multiplexed(
         let (access, params) = (listener.0?, params?);
         let school = access.school(params.school)?;
         let tick = params.tick.unwrap_or(Dialect::MULTIPLEXED.tick(tidings.settings()));
-        let scope = Scope { filter: params.filter, ..Scope::new(school, []) };
+        let scope = Scope::new(school, []).filtered(params.filter);
         let subscribe = Subscribe { scope, from: None, tick, expires_at: access.expires_at, greet: false };
         Ok((open(tidings, subscribe)?, access))
     };
@@ -155,7 +155,7 @@ async fn open_job(job_id: &str, params: Result<Params, Problem>, listener: Liste
     access.reach(school, &channel)?;
     require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
     let tick = params.tick.unwrap_or(Dialect::JOB_PROGRESS.tick(tidings.settings()));
-    let scope = Scope { filter: params.filter, ..Scope::new(school, [channel]) };
+    let scope = Scope::new(school, [channel]).filtered(params.filter);
     let subscribe = Subscribe { scope, from: params.from, tick, expires_at: access.expires_at, greet: false };
     Ok((open(tidings, subscribe)?, access))
 }

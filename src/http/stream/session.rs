@@ -212,8 +212,8 @@ impl Session {
         let scope = subscription.scope();
         let school = scope.school;
         let most = self.tidings.settings().channels_per_connection;
-        let added = channels.iter().filter(|channel| !scope.channels.contains(channel)).count();
-        if scope.channels.len() + added > most {
+        let added = channels.iter().filter(|channel| !scope.channels().contains(channel)).count();
+        if scope.channels().len() + added > most {
             return self.error("too_many_channels", format!("A connection has at most {most} channels"));
         }
         let refused = channels.iter().find_map(|channel| Some((channel, access.reach(school, channel).err()?)));
@@ -267,7 +267,7 @@ impl Session {
         let scope = subscription.scope();
         let fresh = self.tidings.keys().verify(token).and_then(|fresh| {
             fresh.school(Some(scope.school))?;
-            scope.channels.iter().try_for_each(|channel| fresh.reach(scope.school, channel))?;
+            scope.channels().iter().try_for_each(|channel| fresh.reach(scope.school, channel))?;
             Ok(fresh)
         });
         match fresh {

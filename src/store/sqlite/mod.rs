@@ -239,7 +239,7 @@ fn replay(conn: &mut SqliteConnection, epoch: Epoch, scope: &Scope, after: u64, 
 
 /// The subjects of a scope that names nothing but single subjects of one kind.
 fn single_subjects(scope: &Scope) -> Option<(Kind, Vec<&str>)> {
-    let mut kinds = scope.channels.iter().map(|channel| match channel {
+    let mut kinds = scope.channels().iter().map(|channel| match channel {
         Channel::Subject(kind, _) => Some(*kind),
         Channel::Collection(_) | Channel::School(_) => None,
     });

@@ -124,6 +124,11 @@ impl<'de> Deserialize<'de> for Status {
 pub struct JobType(Arc<str>);
 
 impl JobType {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The shared text.
     pub fn shared(&self) -> Arc<str> {
         Arc::clone(&self.0)

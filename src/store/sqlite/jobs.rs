@@ -1,39 +1,42 @@
 //! The `jobs` table: a job's state as columns that a person can query.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use serde_json::value::RawValue;
 
 use super::schema::{jobs, schools};
+use super::upsert::upsert;
 use super::table::{Address, LastEvent, Selection, Stored, Table, from_millis, millis, unreadable};
 use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Rate};
 use crate::kind::{Command, State, job};
 use crate::store::{JobPage, JobQuery, Overdue, StoredJob};
 
-#[derive(Queryable, Selectable, Insertable, AsChangeset)]
-#[diesel(table_name = jobs, treat_none_as_null = true, treat_none_as_default_value = false)]
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = jobs)]
 #[diesel(check_for_backend(Sqlite))]
-struct JobRow {
+pub(super) struct JobRow<'a> {
     school_id: i64,
-    job_id: String,
-    job_type: String,
-    status: String,
+    job_id: Cow<'a, str>,
+    job_type: Cow<'a, str>,
+    status: Cow<'a, str>,
     progress: Option<f64>,
-    message: String,
-    metadata: String,
+    message: Cow<'a, str>,
+    metadata: Cow<'a, str>,
     attempt: i64,
     eta_at: Option<i64>,
     eta_by_history: bool,
     stalled: bool,
     cancel_requested: bool,
-    result: Option<String>,
-    error_code: Option<String>,
-    error_message: Option<String>,
+    result: Option<Cow<'a, str>>,
+    error_code: Option<Cow<'a, str>>,
+    error_message: Option<Cow<'a, str>>,
     created_at: i64,
     heard_at: i64,
     started_at: Option<i64>,
@@ -51,30 +54,46 @@ struct JobRow {
     last_at: i64,
 }
 
-impl JobRow {
-    fn new(school: SchoolId, id: &SubjectId, stored: &Stored) -> JobRow {
+upsert! {
+    /// Writes a job's row, new or not.
+    UpsertJob<'a>(JobRow<'a>) into "jobs"
+    by (school_id: BigInt, job_id: Text)
+    once (job_type: Text, created_at: BigInt, stall_after_secs: BigInt, timeout_secs: BigInt, created_seq: BigInt)
+    set (
+        status: Text, progress: Nullable<Double>, message: Text, metadata: Text, attempt: BigInt,
+        eta_at: Nullable<BigInt>, eta_by_history: Bool, stalled: Bool, cancel_requested: Bool,
+        result: Nullable<Text>, error_code: Nullable<Text>, error_message: Nullable<Text>,
+        heard_at: BigInt, started_at: Nullable<BigInt>, finished_at: Nullable<BigInt>,
+        check_at: Nullable<BigInt>, typical_secs: Nullable<Double>,
+        rate_smoothed: Nullable<Double>, rate_since: Nullable<BigInt>, rate_progress: Nullable<Double>,
+        rate_at: Nullable<BigInt>, last_seq: BigInt, last_at: BigInt
+    )
+}
+
+impl<'a> JobRow<'a> {
+    fn new(school: SchoolId, id: &'a SubjectId, stored: &'a Stored) -> JobRow<'a> {
         let State::Job(job) = &stored.state;
         let (result, error) = match &job.end {
-            Some(End::Result(result)) => (Some(result.get().to_owned()), None),
+            Some(End::Result(result)) => (Some(result.get().into()), None),
             Some(End::Error(error)) => (None, Some(error)),
             None => (None, None),
         };
         JobRow {
             school_id: school.get(),
-            job_id: id.as_str().to_owned(),
-            job_type: job.job_type.shared().to_string(),
-            status: job.status.as_str().to_owned(),
+            job_id: id.as_str().into(),
+            job_type: job.job_type.as_str().into(),
+            status: job.status.as_str().into(),
             progress: job.progress,
-            message: job.message.to_string(),
-            metadata: job.metadata.get().to_owned(),
+            message: (&*job.message).into(),
+            metadata: job.metadata.get().into(),
             attempt: job.attempt.into(),
             eta_at: job.eta.map(|eta| millis(eta.at)),
             eta_by_history: job.eta.is_some_and(|eta| eta.source == EtaSource::History),
             stalled: job.stalled,
             cancel_requested: job.cancel_requested,
             result,
-            error_code: error.map(|error| error.code.to_string()),
-            error_message: error.map(|error| error.message.to_string()),
+            error_code: error.map(|error| (&*error.code).into()),
+            error_message: error.map(|error| (&*error.message).into()),
             created_at: millis(job.created_at),
             heard_at: millis(job.heard_at),
             started_at: job.started_at.map(millis),
@@ -98,8 +117,8 @@ impl JobRow {
         let end = match (self.result, self.error_code) {
             (Some(result), _) => Some(End::Result(raw(result)?)),
             (None, Some(code)) => {
-                let message = self.error_message.unwrap_or_default().into();
-                Some(End::Error(JobError { code: code.into(), message }))
+                let message = self.error_message.unwrap_or_default().as_ref().into();
+                Some(End::Error(JobError { code: code.as_ref().into(), message }))
             }
             (None, None) => None,
         };
@@ -114,7 +133,7 @@ impl JobRow {
             job_type: self.job_type.parse().map_err(|_| unreadable("a job type"))?,
             status: self.status.parse().map_err(|_| unreadable("a job status"))?,
             progress: self.progress,
-            message: self.message.into(),
+            message: self.message.as_ref().into(),
             metadata: raw(self.metadata)?,
             attempt: self.attempt.try_into().map_err(|_| unreadable("an attempt"))?,
             eta: optional(self.eta_at)?.map(|at| Eta { at, source }),
@@ -142,8 +161,8 @@ impl JobRow {
     }
 }
 
-fn raw(json: String) -> QueryResult<Arc<RawValue>> {
-    RawValue::from_string(json).map(Arc::from).map_err(|_| unreadable("JSON"))
+fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
+    RawValue::from_string(json.into_owned()).map(Arc::from).map_err(|_| unreadable("JSON"))
 }
 
 /// Jobs, as the store sees any kind.
@@ -151,7 +170,7 @@ pub(super) struct JobsTable;
 
 impl Table for JobsTable {
     fn load(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId) -> QueryResult<Option<Stored>> {
-        let row: Option<JobRow> = jobs::table
+        let row: Option<JobRow<'_>> = jobs::table
             .find((school.get(), subject.as_str()))
             .select(JobRow::as_select())
             .first(conn)
@@ -159,15 +178,8 @@ impl Table for JobsTable {
         row.map(|row| Ok(row.into_stored()?.1)).transpose()
     }
 
-    fn write(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId, stored: &Stored, new: bool) -> QueryResult<()> {
-        let row = JobRow::new(school, subject, stored);
-        let written = if new {
-            diesel::insert_into(jobs::table).values(&row).execute(conn)?
-        } else {
-            let own = jobs::table.find((school.get(), subject.as_str()));
-            diesel::update(own).set(&row).execute(conn)?
-        };
-        if written == 1 { Ok(()) } else { Err(diesel::result::Error::NotFound) }
+    fn write(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId, stored: &Stored) -> QueryResult<()> {
+        UpsertJob(&JobRow::new(school, subject, stored)).execute(conn).map(|_| ())
     }
 
     fn snapshot(&self, conn: &mut SqliteConnection, selection: &Selection<'_>) -> QueryResult<Vec<(SubjectId, Stored)>> {
@@ -285,7 +297,7 @@ pub(super) fn list(conn: &mut SqliteConnection, epoch: Epoch, school: SchoolId, 
     if let Some(before) = query.before {
         select = select.filter(jobs::created_seq.lt(before as i64));
     }
-    let rows: Vec<JobRow> = select.load(conn)?;
+    let rows: Vec<JobRow<'_>> = select.load(conn)?;
     let more = rows.len() > query.limit;
     let stored = rows.into_iter().take(query.limit).map(|row| {
         let (id, stored) = row.into_stored()?;

@@ -7,6 +7,7 @@
 mod jobs;
 mod schema;
 mod table;
+mod upsert;
 mod writer;
 
 use std::fs::File;

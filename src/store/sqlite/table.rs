@@ -66,8 +66,8 @@ pub(super) struct Selection<'a> {
 pub(super) trait Table: Sync {
     fn load(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId) -> QueryResult<Option<Stored>>;
 
-    /// Writes a state; `new` if the subject has no row yet.
-    fn write(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId, stored: &Stored, new: bool) -> QueryResult<()>;
+    /// Writes a state, whether the subject has a row already or not.
+    fn write(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId, stored: &Stored) -> QueryResult<()>;
 
     /// Selected states by the order of their last events.
     fn snapshot(&self, conn: &mut SqliteConnection, selection: &Selection<'_>) -> QueryResult<Vec<(SubjectId, Stored)>>;

@@ -15,12 +15,14 @@ use std::sync::Arc;
 use chrono::{DateTime, SubsecRound, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 use tokio::sync::{mpsc, oneshot};
 
 use super::schema::{events, idempotency_keys, schools};
 use super::table::{Address, EventRow, Stored, TABLES, millis, table, unreadable};
+use super::upsert::upsert;
 use super::{Retention, bounds, database_error};
 use crate::config::{self, Settings, Synchronous};
 use crate::event::{Class, Event};
@@ -61,22 +63,28 @@ pub(super) struct Writer {
     swept_school: i64,
 }
 
+/// A row of `schools`; its floor is moved by the sweep alone.
+pub(super) struct SchoolRow {
+    school_id: i64,
+    floor: i64,
+    head: i64,
+}
+
+upsert! {
+    /// Moves a school's head, or begins its log.
+    UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt)
+}
+
 /// What a group will write. The caches learn of it after the commit.
 #[derive(Default)]
 struct Group {
     events: Vec<Arc<Event>>,
-    changed: HashMap<Address, Change>,
+    changed: HashMap<Address, Stored>,
     heads: HashMap<SchoolId, u64>,
     keys: HashMap<(SchoolId, String), Used>,
     /// Category and duration in seconds of subjects that ended well.
     ended: Vec<(SchoolId, Arc<str>, f64)>,
     milestones: bool,
-}
-
-/// A subject's state after the group, and whether its row is new.
-struct Change {
-    stored: Stored,
-    new: bool,
 }
 
 /// A use of an idempotency key.
@@ -231,15 +239,14 @@ impl Writer {
         if let Some(Idempotency { key, fingerprint }) = idempotency {
             group.keys.insert((school, key), Used { fingerprint, event: Arc::clone(receipt.event()) });
         }
-        let new = place.is_none() || group.changed.get(&address).is_some_and(|change| change.new);
-        group.changed.insert(address, Change { stored, new });
+        group.changed.insert(address, stored);
         Ok(Ok(receipt))
     }
 
     /// The state as the commands before this one leave it.
     fn stored<'a>(&'a mut self, group: &'a Group, address: &Address) -> QueryResult<Option<&'a Stored>> {
-        if let Some(change) = group.changed.get(address) {
-            return Ok(Some(&change.stored));
+        if let Some(stored) = group.changed.get(address) {
+            return Ok(Some(stored));
         }
         if !self.states.contains(address) {
             let (school, kind, subject) = address;
@@ -319,20 +326,15 @@ impl Writer {
             Synchronous::Milestone => group.milestones,
         })?;
         self.conn.immediate_transaction(|conn| {
-            for ((school, kind, subject), change) in &group.changed {
-                table(*kind).write(conn, *school, subject, &change.stored, change.new)?;
+            for ((school, kind, subject), stored) in &group.changed {
+                table(*kind).write(conn, *school, subject, stored)?;
             }
             for event in &group.events {
                 diesel::insert_into(events::table).values(EventRow::from(&**event)).execute(conn)?;
             }
             for (school, head) in &group.heads {
-                let head = *head as i64;
-                diesel::insert_into(schools::table)
-                    .values((schools::school_id.eq(school.get()), schools::head.eq(head), schools::floor.eq(0)))
-                    .on_conflict(schools::school_id)
-                    .do_update()
-                    .set(schools::head.eq(head))
-                    .execute(conn)?;
+                let row = SchoolRow { school_id: school.get(), floor: 0, head: *head as i64 };
+                UpsertHead(&row).execute(conn)?;
             }
             for ((school, key), used) in &group.keys {
                 diesel::insert_into(idempotency_keys::table)
@@ -349,8 +351,8 @@ impl Writer {
             }
             QueryResult::Ok(())
         })?;
-        for (address, change) in group.changed.drain() {
-            self.states.put(address, change.stored);
+        for (address, stored) in group.changed.drain() {
+            self.states.put(address, stored);
         }
         for (school, head) in group.heads.drain() {
             self.heads.put(school, head);

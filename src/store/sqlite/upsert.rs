@@ -1,0 +1,53 @@
+//! `INSERT … ON CONFLICT … DO UPDATE` as a prepared statement that is kept.
+//!
+//! Diesel prepares its own updates and upserts anew each time, because their columns may vary; on the
+//! writer's path that would cost more than the write. Here the columns are fixed, so the statement is
+//! cached by its type, which is Diesel's documented way to add a query of one's own.
+
+/// Makes `$name(&row)` an upsert of a row into a table: found by its key, some columns written once, the others each time.
+macro_rules! upsert {
+    (
+        $(#[$meta:meta])*
+        $name:ident<$life:lifetime>($row:ty) into $table:literal
+        by ($first:ident: $first_type:ty $(, $key:ident: $key_type:ty)*)
+        once ($($once:ident: $once_type:ty),*)
+        set ($head:ident: $head_type:ty $(, $column:ident: $column_type:ty)*)
+    ) => {
+        $(#[$meta])*
+        pub(super) struct $name<$life>(pub(super) &$life $row);
+
+        impl diesel::query_builder::QueryFragment<diesel::sqlite::Sqlite> for $name<'_> {
+            fn walk_ast<'b>(
+                &'b self,
+                mut out: diesel::query_builder::AstPass<'_, 'b, diesel::sqlite::Sqlite>,
+            ) -> diesel::QueryResult<()> {
+                let row = self.0;
+                out.push_sql(concat!(
+                    "INSERT INTO ", $table, " (", stringify!($first) $(, ", ", stringify!($key))* $(, ", ", stringify!($once))*,
+                    ", ", stringify!($head) $(, ", ", stringify!($column))*, ") VALUES ("
+                ));
+                out.push_bind_param::<$first_type, _>(&row.$first)?;
+                $(out.push_sql(", "); out.push_bind_param::<$key_type, _>(&row.$key)?;)*
+                $(out.push_sql(", "); out.push_bind_param::<$once_type, _>(&row.$once)?;)*
+                out.push_sql(", ");
+                out.push_bind_param::<$head_type, _>(&row.$head)?;
+                $(out.push_sql(", "); out.push_bind_param::<$column_type, _>(&row.$column)?;)*
+                out.push_sql(concat!(
+                    ") ON CONFLICT (", stringify!($first) $(, ", ", stringify!($key))*, ") DO UPDATE SET ",
+                    stringify!($head), " = excluded.", stringify!($head)
+                    $(, ", ", stringify!($column), " = excluded.", stringify!($column))*
+                ));
+                Ok(())
+            }
+        }
+
+        impl diesel::query_builder::QueryId for $name<'_> {
+            type QueryId = $name<'static>;
+            const HAS_STATIC_QUERY_ID: bool = true;
+        }
+
+        impl diesel::query_dsl::RunQueryDsl<diesel::sqlite::SqliteConnection> for $name<'_> {}
+    };
+}
+
+pub(super) use upsert;

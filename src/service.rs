@@ -65,7 +65,7 @@ impl Tidings {
     pub fn start(settings: Settings) -> Result<Tidings, StartError> {
         let keys = Keys::from_settings(&settings)?;
         let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
-        let (committed, batches) = mpsc::channel(DISPATCH_QUEUE);
+        let (committed, batches) = Committed::channel(DISPATCH_QUEUE);
         let path = settings.database_path()?;
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&settings, &path, committed.clone())?);
         let (dispatched, rounds) = watch::channel(0);
@@ -77,7 +77,7 @@ impl Tidings {
         Ok(Tidings {
             keys,
             publisher: Publisher::new(Arc::clone(&store)),
-            subscriber: Subscriber::new(Arc::clone(&store), Arc::clone(&hub), &settings),
+            subscriber: Subscriber::new(Arc::clone(&store), Arc::clone(&hub), committed.clone(), rounds.clone(), &settings),
             settings,
             store,
             hub,
@@ -132,7 +132,7 @@ impl Tidings {
             self.store.ping().await?;
             let mut dispatched = self.dispatched.clone();
             dispatched.mark_unchanged();
-            self.committed.send(Vec::new()).await.map_err(|_| StoreError::Stopped)?;
+            self.committed.send(Vec::new()).await?;
             dispatched.changed().await.map_err(|_| StoreError::Stopped)?;
             Ok(())
         };

@@ -652,7 +652,7 @@ fn merged(old: Option<&RawValue>, patch: Map<String, Value>, max_bytes: usize) -
     };
     for (key, value) in patch {
         if value.is_null() {
-            object.remove(&key);
+            object.shift_remove(&key);
         } else {
             object.insert(key, value);
         }

@@ -18,6 +18,7 @@
 pub mod sqlite;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -29,8 +30,38 @@ use crate::kind::job::{Job, Status};
 use crate::kind::{Command, RuleError};
 use crate::scope::Scope;
 
-/// Where committed events go, in commit order.
-pub type Committed = mpsc::Sender<Vec<Arc<Event>>>;
+/// Where committed events go, in commit order, and how many batches have gone there.
+#[derive(Clone)]
+pub struct Committed {
+    batches: mpsc::Sender<Vec<Arc<Event>>>,
+    count: Arc<AtomicU64>,
+}
+
+impl Committed {
+    /// A way for at most `capacity` batches at a time, and its end.
+    pub fn channel(capacity: usize) -> (Committed, mpsc::Receiver<Vec<Arc<Event>>>) {
+        let (batches, receiver) = mpsc::channel(capacity);
+        (Committed { batches, count: Arc::default() }, receiver)
+    }
+
+    /// Hands a batch over. To be called after its commit and before anyone is answered, so that whoever was
+    /// answered finds it counted. Fails when nobody listens any more.
+    pub async fn send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        self.batches.send(events).await.map_err(|_| StoreError::Stopped)
+    }
+
+    /// The same from a thread of its own.
+    pub fn blocking_send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        self.batches.blocking_send(events).map_err(|_| StoreError::Stopped)
+    }
+
+    /// How many batches were handed over.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::SeqCst)
+    }
+}
 
 /// A command with its address.
 #[derive(Debug, Clone)]

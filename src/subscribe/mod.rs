@@ -25,6 +25,7 @@ use chrono::{DateTime, Utc};
 use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use serde_json::{Map, Value};
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::folder::Folder;
@@ -34,7 +35,7 @@ use crate::hub::mailbox::Mail;
 use crate::hub::{Attachment, Hub, HubFull};
 use crate::id::{Channel, Cursor};
 use crate::scope::{Scope, without_superseded};
-use crate::store::{Page, Store, StoreError};
+use crate::store::{Committed, Page, Store, StoreError};
 use crate::wire::{Close, Control, ResetReason};
 
 /// What somebody wants to hear.
@@ -66,6 +67,9 @@ pub enum Delivery {
 pub struct Subscriber {
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
+    committed: Committed,
+    /// How many committed batches the hub has been offered.
+    dispatched: watch::Receiver<u64>,
     heartbeat: Duration,
     replay_max_events: u64,
     max_streams: usize,
@@ -74,7 +78,10 @@ pub struct Subscriber {
 /// A step towards being up to date. Mail waits while there are any.
 enum Step {
     /// Tell the events of `scope` after the position, and move it to the head.
-    CatchUp { scope: Arc<Scope> },
+    ///
+    /// Whoever was told that something is committed expects to find it: a catch-up that is not `settled` first
+    /// waits until the hub has been offered all that was committed when it began.
+    CatchUp { scope: Arc<Scope>, settled: bool },
     /// Tell the present states of `scope`. Those of channels that were `added` to others end at the position;
     /// otherwise the snapshot sets it.
     Snapshot { scope: Arc<Scope>, added: Option<Added>, after: u64, upto: Option<u64> },
@@ -102,6 +109,7 @@ pub struct Subscription {
     outbox: VecDeque<Delivery>,
     plan: VecDeque<Step>,
     reading: Option<Reading>,
+    settling: Option<BoxFuture<'static, ()>>,
     /// Everything in scope up to here was told, is superseded, or is held by the folder.
     position: u64,
     /// A reader that comes back with this loses nothing.
@@ -116,10 +124,18 @@ pub struct Subscription {
 
 impl Subscriber {
     /// Subscribes to this store through this hub.
-    pub fn new(store: Arc<dyn Store>, hub: Arc<Hub>, settings: &Settings) -> Subscriber {
+    pub fn new(
+        store: Arc<dyn Store>,
+        hub: Arc<Hub>,
+        committed: Committed,
+        dispatched: watch::Receiver<u64>,
+        settings: &Settings,
+    ) -> Subscriber {
         Subscriber {
             store,
             hub,
+            committed,
+            dispatched,
             heartbeat: settings.heartbeat(),
             replay_max_events: settings.replay_max_events,
             max_streams: settings.max_streams,
@@ -140,6 +156,7 @@ impl Subscriber {
             outbox: VecDeque::new(),
             plan: VecDeque::new(),
             reading: None,
+            settling: None,
             position: 0,
             safe: 0,
             narrowed: false,
@@ -221,7 +238,7 @@ impl Subscription {
                 self.plan_from(new, None, cursor);
             } else {
                 // The old channels first, to a point after the attachment; the new ones then up to that point.
-                self.plan.push_back(Step::CatchUp { scope: Arc::clone(&old) });
+                self.plan.push_back(Step::CatchUp { scope: Arc::clone(&old), settled: false });
                 self.plan_from(new, Some(Added { beside: old }), cursor);
             }
         }
@@ -253,7 +270,7 @@ impl Subscription {
             (Some(cursor), None) if cursor.epoch == epoch => {
                 self.position = cursor.seq;
                 self.safe = cursor.seq;
-                Step::CatchUp { scope }
+                Step::CatchUp { scope, settled: false }
             }
             (from, added) => {
                 if from.is_some() {
@@ -265,6 +282,12 @@ impl Subscription {
         self.plan.push_back(step);
     }
 
+    fn forget_plan(&mut self) {
+        self.plan.clear();
+        self.reading = None;
+        self.settling = None;
+    }
+
     fn deliver(&mut self, event: Arc<Event>) {
         self.safe = self.safe.max(event.seq);
         self.outbox.push_back(Delivery::Event(event));
@@ -273,8 +296,7 @@ impl Subscription {
     /// Takes the next step of the plan. Ready when something has changed.
     fn poll_plan(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(close) = self.attachment.mailbox().closing() {
-            self.plan.clear();
-            self.reading = None;
+            self.forget_plan();
             self.close(close);
             return Poll::Ready(());
         }
@@ -288,10 +310,30 @@ impl Subscription {
                 self.say(Control::Ready(self.cursor(self.position)));
                 Poll::Ready(())
             }
-            Step::CatchUp { scope } => self.poll_catch_up(cx, scope),
+            Step::CatchUp { scope, settled: true } => self.poll_catch_up(cx, scope),
+            Step::CatchUp { scope, settled: false } => {
+                let settled = self.poll_settled(cx);
+                self.plan.push_front(Step::CatchUp { scope, settled: settled.is_ready() });
+                settled
+            }
             Step::Replay { scope, added, after } => self.poll_replay(cx, scope, added, after),
             Step::Snapshot { scope, added, after, upto } => self.poll_snapshot(cx, scope, added, after, upto),
         }
+    }
+
+    /// Ready when the hub has been offered all that was committed when this was first asked.
+    fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Subscriber { committed, dispatched, .. } = &self.subscriber;
+        let settling = self.settling.get_or_insert_with(|| {
+            let (target, mut dispatched) = (committed.count(), dispatched.clone());
+            Box::pin(async move {
+                // Fails when the dispatcher has ended; then the server does, too.
+                let _ = dispatched.wait_for(|count| *count >= target).await;
+            })
+        });
+        ready!(settling.as_mut().poll(cx));
+        self.settling = None;
+        Poll::Ready(())
     }
 
     fn poll_catch_up(&mut self, cx: &mut Context<'_>, scope: Arc<Scope>) -> Poll<()> {
@@ -306,7 +348,7 @@ impl Subscription {
             return Poll::Ready(());
         }
         let Poll::Ready(page) = self.poll_replay_page(cx, &scope, after) else {
-            self.plan.push_front(Step::CatchUp { scope });
+            self.plan.push_front(Step::CatchUp { scope, settled: true });
             return Poll::Pending;
         };
         let Some(page) = page else { return Poll::Ready(()) };
@@ -321,7 +363,7 @@ impl Subscription {
         page.events.into_iter().for_each(|event| self.deliver(event));
         self.position = page.through;
         if page.through < page.head {
-            self.plan.push_front(Step::CatchUp { scope });
+            self.plan.push_front(Step::CatchUp { scope, settled: true });
         }
         Poll::Ready(())
     }
@@ -404,7 +446,7 @@ impl Subscription {
             Ok(page) => Some(page),
             Err(error) => {
                 tracing::error!(%error, school.id = %self.scope.school, "a stream could not read the store");
-                self.plan.clear();
+                self.forget_plan();
                 self.close(Close::InternalError);
                 None
             }
@@ -436,7 +478,7 @@ impl Subscription {
                 // Held ticks come before what is replayed now.
                 self.release_held(true);
                 let scope = Arc::clone(&self.scope);
-                self.plan.push_back(Step::CatchUp { scope });
+                self.plan.push_back(Step::CatchUp { scope, settled: true });
             }
             Mail::Close(close) => {
                 self.release_held(true);
@@ -469,8 +511,7 @@ impl Subscription {
     fn on_timer(&mut self) {
         let now = Instant::now();
         if self.expires.is_some_and(|expires| expires <= now) {
-            self.plan.clear();
-            self.reading = None;
+            self.forget_plan();
             self.close(Close::TokenExpired);
             return;
         }

@@ -1,1 +1,302 @@
+//! The WebSocket endpoints: the multiplexed one, the one of existing progress clients, and the protocol's edges.
 
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use crate::support::listener::{receive, refused, send, socket, socket_url};
+use crate::support::*;
+
+/// What comes up to and with the first message of this type.
+async fn until_type(socket: &mut listener::Socket, name: &str) -> Vec<Value> {
+    let mut messages = Vec::new();
+    loop {
+        messages.push(receive(socket).await.unwrap());
+        if messages.last().unwrap()["type"] == name {
+            return messages;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_multiplexed_socket_says_nothing_until_it_is_asked_and_then_acknowledges() {
+    let server = server().await;
+    server.running_job("a").await;
+    server.running_job("b").await;
+    let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+    send(&mut ws, r#"{"action":"subscribe","job_id":"a"}"#).await;
+    let messages = until_type(&mut ws, "ready").await;
+    assert_eq!(field(&messages, "type"), ["subscribed", "job_progress", "ready"]);
+    assert_eq!((&messages[0]["job_id"], &messages[1]["job_id"]), (&json!("a"), &json!("a")));
+    assert!(messages[0]["cursor"].is_string());
+
+    server.report("/api/jobs/b/progress", json!({"progress": 1})).await;
+    send(&mut ws, r#"{"type":"subscribe","channels":["jobs/b","jobs/a"]}"#).await;
+    let messages = until_type(&mut ws, "ready").await;
+    assert_eq!(field(&messages, "type"), ["subscribed", "job_progress", "ready"], "what is listened to already is not told again");
+    assert_eq!((&messages[1]["job_id"], &messages[1]["snapshot"]), (&json!("b"), &json!(true)));
+
+    server.report("/api/jobs/a/progress", json!({"progress": 2})).await;
+    server.report("/api/jobs/b/progress", json!({"progress": 2})).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["job_id"], "a");
+    assert_eq!(receive(&mut ws).await.unwrap()["job_id"], "b");
+
+    send(&mut ws, r#"{"type":"unsubscribe","job_id":"a"}"#).await;
+    let answer = receive(&mut ws).await.unwrap();
+    assert_eq!((&answer["type"], &answer["job_id"]), (&json!("unsubscribed"), &json!("a")));
+    server.report("/api/jobs/a/complete", json!({})).await;
+    server.report("/api/jobs/b/complete", json!({})).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["job_id"], "b");
+    drop(ws);
+    until("nothing is left", async || server.tidings.streams() == 0).await;
+}
+
+/// Channels that are added with a cursor: what was missed of them, not what the others have told already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_can_be_added_from_a_cursor_while_others_go_on() {
+    for window_events in [1_000, 1] {
+        let server = server_with(json!({"window_events": window_events})).await;
+        let start = server.running_job("a").await;
+        server.running_job("b").await;
+        let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+        send(&mut ws, r#"{"type":"subscribe","channels":["jobs/a"]}"#).await;
+        until_type(&mut ws, "ready").await;
+        for progress in 1..=3 {
+            server.report("/api/jobs/a/progress", json!({"progress": progress})).await;
+            server.report("/api/jobs/b/progress", json!({"progress": progress})).await;
+        }
+        let ask = json!({"type": "subscribe", "channels": ["jobs"], "cursor": start["cursor"]});
+        send(&mut ws, &ask.to_string()).await;
+        let messages = until_type(&mut ws, "ready").await;
+        let of = |id: &str| -> Vec<u64> { messages.iter().filter(|message| message["job_id"] == id).map(|message| message["seq"].as_u64().unwrap()).collect() };
+        assert_eq!((of("a"), of("b")), (vec![3, 5, 7], vec![2, 4, 6, 8]), "window of {window_events}");
+        server.report("/api/jobs/b/complete", json!({})).await;
+        assert_eq!(receive(&mut ws).await.unwrap()["seq"], 9);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_messages_are_answered_and_the_connection_goes_on() {
+    let server = server_with(json!({"channels_per_connection": 2})).await;
+    for id in ["a", "b", "c"] {
+        server.running_job(id).await;
+    }
+    let limited = sign(&{
+        let mut limited = claims(Some(1), tidings::auth::Role::Viewer);
+        limited.channels = Some(vec!["jobs/a".into(), "jobs/b".into(), "jobs/c".into(), "jobs/nobody".into()]);
+        limited
+    });
+    let mut ws = socket(&server.url, "/ws", &limited).await;
+    for (text, code) in [
+        ("ping", "invalid_json"),
+        ("{", "invalid_json"),
+        ("\"text\"", "invalid_json"),
+        (r#"{"type":"dance"}"#, "unknown_type"),
+        (r#"{"type":"subscribe"}"#, "invalid_field"),
+        (r#"{"type":"subscribe","channels":["cats"]}"#, "invalid_channel"),
+        (r#"{"type":"subscribe","channels":["jobs/*"]}"#, "invalid_channel"),
+        (r#"{"type":"subscribe","job_id":"a","cursor":"x"}"#, "invalid_cursor"),
+        (r#"{"type":"subscribe","job_id":"nobody"}"#, "not_found"),
+        (r#"{"type":"subscribe","channels":["schools/2"]}"#, "not_found"),
+        (r#"{"type":"subscribe","channels":["jobs"]}"#, "forbidden"),
+        (r#"{"type":"subscribe","channels":["jobs/a","jobs/b","jobs/c"]}"#, "too_many_channels"),
+        (r#"{"type":"auth","token":"x"}"#, "unauthorized"),
+    ] {
+        send(&mut ws, text).await;
+        let error = receive(&mut ws).await.unwrap();
+        assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!(code)), "{text}");
+        assert_eq!(error["error"], error["message"]);
+    }
+    ws.send(Message::binary(vec![1, 2, 3])).await.unwrap();
+    assert_eq!(receive(&mut ws).await.unwrap()["code"], "not_text");
+    send(&mut ws, r#"{"type":"ping","timestamp":[1,"x"]}"#).await;
+    assert_eq!(receive(&mut ws).await.unwrap(), json!({"type": "pong", "timestamp": [1, "x"]}));
+    send(&mut ws, r#"{"type":"subscribe","job_id":"a"}"#).await;
+    until_type(&mut ws, "ready").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_too_big_is_told_and_closed() {
+    let server = server_with(json!({"client_message_limit_bytes": 1_000})).await;
+    let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+    send(&mut ws, &format!("{{\"type\":\"ping\",\"timestamp\":\"{}\"}}", "x".repeat(100_000))).await;
+    let closing = receive(&mut ws).await.unwrap();
+    assert_eq!((&closing["type"], &closing["code"], &closing["reconnect"]), (&json!("closing"), &json!(1009), &json!(false)));
+    assert_eq!(receive(&mut ws).await, Err(Some(1009)));
+    drop(ws);
+    until("nothing is left", async || server.tidings.streams() == 0).await;
+}
+
+/// Bytes that are no WebSocket frames, an unmasked frame, a reserved opcode: closed, not crashed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_protocol_is_closed_with_1002() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let server = server().await;
+    for garbage in [&b"\x81\x02hi"[..], b"\x83\x80\0\0\0\0", b"GET / HTTP/1.1\r\n\r\n", &[0xff; 64]] {
+        let mut stream = tokio::net::TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
+        let head = format!(
+            "GET /ws?token={} HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            viewer(1)
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let count = stream.read(&mut answer).await.unwrap();
+        assert!(answer[..count].starts_with(b"HTTP/1.1 101"));
+        stream.write_all(garbage).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
+        let close = rest.windows(2).any(|pair| pair == 1002_u16.to_be_bytes());
+        assert!(close, "{garbage:?}: {rest:?}");
+    }
+    until("nothing is left", async || server.tidings.streams() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_on_a_scope_takes_messages_too_and_answers_a_bare_ping() {
+    let server = server().await;
+    server.running_job("a").await;
+    server.running_job("b").await;
+    let mut ws = socket(&server.url, "/events/jobs/a", &viewer(1)).await;
+    until_type(&mut ws, "ready").await;
+    send(&mut ws, "ping").await;
+    assert_eq!(receive(&mut ws).await.unwrap(), json!({"type": "pong"}));
+    send(&mut ws, r#"{"type":"subscribe","job_id":"b"}"#).await;
+    assert_eq!(until_type(&mut ws, "ready").await[1]["job_id"], "b");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scopes_refuse_before_the_upgrade_and_the_older_endpoints_after_it() {
+    let server = server().await;
+    server.running_job("a").await;
+    let url = |path: &str, token: Option<&str>| socket_url(&server.url, path, token, None);
+    assert_eq!(refused(&url("/events/jobs", None)).await, 401);
+    assert_eq!(refused(&url("/events/jobs", Some("x"))).await, 401);
+    assert_eq!(refused(&url("/events/jobs/nobody", Some(&viewer(1)))).await, 404);
+    assert_eq!(refused(&url("/events/jobs/a", Some(&viewer(2)))).await, 404);
+
+    for (path, code) in [("/ws", 4001), ("/progress/ws/a", 1008)] {
+        for token in [None, Some("x")] {
+            let (mut ws, _) = tokio_tungstenite::connect_async(url(path, token)).await.unwrap();
+            let error = receive(&mut ws).await.unwrap();
+            assert_eq!(error["type"], "error", "{path}");
+            assert!(error["error"].as_str().unwrap().contains("token"), "{error}");
+            assert_eq!(receive(&mut ws).await, Err(Some(code)), "{path}");
+        }
+    }
+}
+
+/// `/progress/ws/<job_id>` to the letter: clients of it exist.
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_clients_get_what_they_were_promised() {
+    let server = server_with(json!({"idle_heartbeat_secs": 1})).await;
+    server.running_job("a").await;
+    server.running_job("b").await;
+    server.report("/api/jobs/a/progress", json!({"progress": 33.3, "message": "Processing part 1 of 3", "metadata": {"page": 1}})).await;
+    let mut ws = socket(&server.url, "/progress/ws/a", &viewer(1)).await;
+    let first = receive(&mut ws).await.unwrap();
+    for (name, value) in [("job_id", json!("a")), ("status", json!("in_progress")), ("progress", json!(33.3)), ("message", json!("Processing part 1 of 3")), ("metadata", json!({"page": 1}))] {
+        assert_eq!(first[name], value, "{name}");
+    }
+    assert!(first["timestamp"].is_string(), "the job's present status at once, and no `connected`");
+
+    for text in ["ping", "{", "nonsense"] {
+        send(&mut ws, text).await;
+        let error = receive(&mut ws).await.unwrap();
+        assert_eq!((&error["type"], &error["error"]), (&json!("error"), &json!("Invalid JSON format")), "{text}");
+    }
+    send(&mut ws, r#"{"type":"ping"}"#).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["type"], "pong");
+    send(&mut ws, r#"{"type":"subscribe","job_id":"b"}"#).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["job_id"], "b", "no acknowledgement: the status itself");
+    send(&mut ws, r#"{"type":"subscribe","job_id":"nobody"}"#).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["error"], "Job nobody not found");
+    let silent = receive(&mut ws).await.unwrap();
+    assert_eq!(silent["type"], "heartbeat", "after a client's silence");
+    assert!(silent["timestamp"].is_string());
+    server.report("/api/jobs/a/complete", json!({})).await;
+    let ended = loop {
+        let message = receive(&mut ws).await.unwrap();
+        if message["type"] != "heartbeat" {
+            break message;
+        }
+    };
+    assert_eq!(ended["status"], "completed");
+
+    let mut ws = socket(&server.url, "/progress/ws/nobody", &viewer(1)).await;
+    let error = receive(&mut ws).await.unwrap();
+    assert_eq!((&error["type"], &error["error"]), (&json!("error"), &json!("Job nobody not found")));
+    assert_eq!(receive(&mut ws).await, Err(Some(1000)));
+    let mut ws = socket(&server.url, "/progress/ws/a", &viewer(2)).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["error"], "Job a not found", "another school's job does not exist");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_clients_can_resume_from_a_cursor() {
+    let server = server().await;
+    let start = server.running_job("a").await;
+    for progress in 1..=3 {
+        server.report("/api/jobs/a/progress", json!({"progress": progress})).await;
+    }
+    let url = socket_url(&server.url, "/progress/ws/a", Some(&viewer(1)), start["cursor"].as_str());
+    let (mut ws, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    for progress in 1..=3 {
+        assert_eq!(receive(&mut ws).await.unwrap()["progress"], f64::from(progress));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_token_in_band_keeps_the_stream_open() {
+    let server = server().await;
+    server.running_job("a").await;
+    let soon = (chrono::Utc::now().timestamp_millis() + 2_000) as f64 / 1000.0;
+    let short = sign(&json!({"sub": "x", "school_id": 1, "role": "viewer", "exp": soon}));
+    let mut ws = socket(&server.url, "/events/jobs", &short).await;
+    until_type(&mut ws, "ready").await;
+    for (token, type_) in [(viewer(2), "error"), (viewer(1), "authenticated")] {
+        send(&mut ws, &json!({"type": "auth", "token": token}).to_string()).await;
+        assert_eq!(receive(&mut ws).await.unwrap()["type"], type_);
+    }
+    until("the first token is over", async || (chrono::Utc::now().timestamp_millis() as f64) / 1000.0 > soon + 0.2).await;
+    server.report("/api/jobs/a/complete", json!({})).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["status"], "completed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_may_come_as_a_subprotocol_which_is_answered() {
+    let server = server().await;
+    for (offered, chosen) in [(format!("bearer.{}", viewer(1)), None), (format!("tidings, bearer.{}", viewer(1)), Some("tidings"))] {
+        let mut request = socket_url(&server.url, "/events/jobs", None, None).into_client_request().unwrap();
+        request.headers_mut().insert("Sec-WebSocket-Protocol", offered.parse().unwrap());
+        let (_, response) = tokio_tungstenite::connect_async(request).await.unwrap();
+        assert_eq!(response.headers()["Sec-WebSocket-Protocol"], chosen.unwrap_or(&offered));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_are_pings_that_carry_the_cursor() {
+    let server = server_with(json!({"heartbeat_secs": 1})).await;
+    let job = server.running_job("a").await;
+    let mut ws = socket(&server.url, "/events/jobs", &viewer(1)).await;
+    until_type(&mut ws, "ready").await;
+    let ping = loop {
+        match tokio::time::timeout(PATIENCE, ws.next()).await.unwrap().unwrap().unwrap() {
+            Message::Ping(payload) => break payload,
+            other => assert!(!other.is_text(), "{other}"),
+        }
+    };
+    assert_eq!(&ping[..], job["cursor"].as_str().unwrap().as_bytes());
+}
+
+/// A peer that vanished without a word answers no ping.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_gives_no_sign_of_life_is_given_up() {
+    let server = server_with(json!({"heartbeat_secs": 1})).await;
+    let ws = socket(&server.url, "/events/jobs", &viewer(1)).await;
+    until("it is open", async || server.tidings.streams() == 1).await;
+    // Nobody reads, so nobody answers a ping; the connection itself stays up.
+    let noticed = async { until("it is given up", async || server.tidings.streams() == 0).await };
+    tokio::time::timeout(std::time::Duration::from_secs(6), noticed).await.unwrap();
+    drop(ws);
+}

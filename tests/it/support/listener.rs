@@ -13,24 +13,24 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use super::PATIENCE;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
+pub(crate) enum Transport {
     EventSource,
     WebSocket,
     Poll,
 }
 
 impl Transport {
-    pub const ALL: [Transport; 3] = [Transport::EventSource, Transport::WebSocket, Transport::Poll];
+    pub(crate) const ALL: [Transport; 3] = [Transport::EventSource, Transport::WebSocket, Transport::Poll];
 }
 
-pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 type Bytes = Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>;
 
 /// An open subscription. Messages come out one by one, whatever carries them.
-pub struct Listener {
+pub(crate) struct Listener {
     inner: Inner,
     /// The cursor to come back with.
-    pub cursor: Option<String>,
+    pub(crate) cursor: Option<String>,
 }
 
 enum Inner {
@@ -40,7 +40,7 @@ enum Inner {
 }
 
 /// `http://` as `ws://`, with token and cursor in the query.
-pub fn socket_url(base: &str, path: &str, token: Option<&str>, cursor: Option<&str>) -> String {
+pub(crate) fn socket_url(base: &str, path: &str, token: Option<&str>, cursor: Option<&str>) -> String {
     let mut url = format!("{}{path}", base.replacen("http", "ws", 1));
     for (name, value) in [("token", token), ("cursor", cursor)] {
         if let Some(value) = value {
@@ -52,13 +52,13 @@ pub fn socket_url(base: &str, path: &str, token: Option<&str>, cursor: Option<&s
 }
 
 /// Opens a WebSocket that must be accepted.
-pub async fn socket(base: &str, path: &str, token: &str) -> Socket {
+pub(crate) async fn socket(base: &str, path: &str, token: &str) -> Socket {
     let request = socket_url(base, path, Some(token), None).into_client_request().unwrap();
     tokio_tungstenite::connect_async(request).await.unwrap().0
 }
 
 /// The next JSON message of a WebSocket, or the code of its close.
-pub async fn receive(socket: &mut Socket) -> Result<Value, Option<u16>> {
+pub(crate) async fn receive(socket: &mut Socket) -> Result<Value, Option<u16>> {
     loop {
         match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
             Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),
@@ -70,13 +70,13 @@ pub async fn receive(socket: &mut Socket) -> Result<Value, Option<u16>> {
 }
 
 /// Sends a text message.
-pub async fn send(socket: &mut Socket, text: &str) {
+pub(crate) async fn send(socket: &mut Socket, text: &str) {
     socket.send(Message::text(text)).await.unwrap();
 }
 
 impl Listener {
     /// Opens `/events<scope>`.
-    pub async fn open(transport: Transport, base: &str, scope: &str, token: &str, cursor: Option<&str>) -> Listener {
+    pub(crate) async fn open(transport: Transport, base: &str, scope: &str, token: &str, cursor: Option<&str>) -> Listener {
         let path = format!("/events{scope}");
         let inner = match transport {
             Transport::EventSource => {
@@ -109,7 +109,7 @@ impl Listener {
     }
 
     /// The next message; nothing when the stream is over.
-    pub async fn next(&mut self) -> Option<Value> {
+    pub(crate) async fn next(&mut self) -> Option<Value> {
         timeout(PATIENCE, self.next_message()).await.expect("a message in time")
     }
 
@@ -183,7 +183,7 @@ impl Listener {
     }
 
     /// The messages up to and with the first that fits.
-    pub async fn take_until(&mut self, fits: impl Fn(&Value) -> bool) -> Vec<Value> {
+    pub(crate) async fn take_until(&mut self, fits: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut messages = Vec::new();
         loop {
             let message = self.next().await.unwrap_or_else(|| panic!("the stream ended after {messages:#?}"));
@@ -196,13 +196,13 @@ impl Listener {
     }
 
     /// What comes before `ready`.
-    pub async fn until_ready(&mut self) -> Vec<Value> {
+    pub(crate) async fn until_ready(&mut self) -> Vec<Value> {
         self.take_until(|message| message["type"] == "ready").await
     }
 }
 
 /// The status of a WebSocket handshake that is refused.
-pub async fn refused(url: &str) -> u16 {
+pub(crate) async fn refused(url: &str) -> u16 {
     match tokio_tungstenite::connect_async(url).await {
         Err(tungstenite::Error::Http(response)) => response.status().as_u16(),
         other => panic!("not refused: {other:?}"),

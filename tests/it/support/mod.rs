@@ -1,7 +1,7 @@
 //! A server to talk to, tokens to talk with, and one client for all three transports.
 
-pub mod listener;
-pub mod process;
+pub(crate) mod listener;
+pub(crate) mod process;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,43 +13,43 @@ use tempfile::TempDir;
 use tidings::Tidings;
 use tidings::auth::{Claims, Role};
 
-pub use listener::{Listener, Transport};
+pub(crate) use listener::{Listener, Transport};
 
 /// How long anything may take that is sure to come. Generous: the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The secret of every test server.
-pub const SECRET: &str = "a secret for tests only, long enough for HS256";
+pub(crate) const SECRET: &str = "a secret for tests only, long enough for HS256";
 
 /// A server of its own, with a database of its own; stopped when it is dropped.
-pub struct Server {
-    pub url: String,
-    pub tidings: Arc<Tidings>,
-    pub http: reqwest::Client,
+pub(crate) struct Server {
+    pub(crate) url: String,
+    pub(crate) tidings: Arc<Tidings>,
+    pub(crate) http: reqwest::Client,
     shutdown: rocket::Shutdown,
     served: Option<tokio::task::JoinHandle<()>>,
-    pub folder: Arc<TempDir>,
+    pub(crate) folder: Arc<TempDir>,
 }
 
 /// Starts a server with default settings.
-pub async fn server() -> Server {
+pub(crate) async fn server() -> Server {
     server_with(json!({})).await
 }
 
 /// Starts a server with these settings of Tidings.
-pub async fn server_with(settings: Value) -> Server {
+pub(crate) async fn server_with(settings: Value) -> Server {
     server_in(Arc::new(tempfile::tempdir().unwrap()), settings).await
 }
 
 /// Starts a server on this folder's database.
-pub async fn server_in(folder: Arc<TempDir>, settings: Value) -> Server {
+pub(crate) async fn server_in(folder: Arc<TempDir>, settings: Value) -> Server {
     let figment = figment(&folder, &settings);
     let rocket = tidings::server(figment).unwrap_or_else(|error| panic!("{error}"));
     launch(rocket, folder).await
 }
 
 /// Launches a Rocket application that manages Tidings.
-pub async fn launch(rocket: rocket::Rocket<rocket::Build>, folder: Arc<TempDir>) -> Server {
+pub(crate) async fn launch(rocket: rocket::Rocket<rocket::Build>, folder: Arc<TempDir>) -> Server {
     let (announce, announced) = tokio::sync::oneshot::channel();
     let announce = std::sync::Mutex::new(Some(announce));
     let rocket = rocket.attach(rocket::fairing::AdHoc::on_liftoff("announce", move |rocket| {
@@ -71,7 +71,7 @@ pub async fn launch(rocket: rocket::Rocket<rocket::Build>, folder: Arc<TempDir>)
 }
 
 /// Rocket's configuration for a test: any free port, no signals, these settings.
-pub fn figment(folder: &TempDir, settings: &Value) -> Figment {
+pub(crate) fn figment(folder: &TempDir, settings: &Value) -> Figment {
     let settings: Dict = serde_json::from_value(settings.clone()).unwrap();
     let base = rocket::Config::figment()
         .merge(("address", "127.0.0.1"))
@@ -85,7 +85,7 @@ pub fn figment(folder: &TempDir, settings: &Value) -> Figment {
 
 impl Server {
     /// Stops as on SIGTERM and waits until it has.
-    pub async fn stop(mut self) -> Arc<TempDir> {
+    pub(crate) async fn stop(mut self) -> Arc<TempDir> {
         self.shutdown.clone().notify();
         self.served.take().unwrap().await.unwrap();
         self.tidings.close().await.unwrap();
@@ -93,39 +93,39 @@ impl Server {
     }
 
     /// A request with a token.
-    pub fn request(&self, method: &str, path: &str, token: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, method: &str, path: &str, token: &str) -> reqwest::RequestBuilder {
         self.http.request(method.parse().unwrap(), format!("{}{path}", self.url)).bearer_auth(token)
     }
 
     /// GET, giving status and JSON.
-    pub async fn get(&self, path: &str, token: &str) -> (u16, Value) {
+    pub(crate) async fn get(&self, path: &str, token: &str) -> (u16, Value) {
         answer(self.request("GET", path, token)).await
     }
 
     /// POST of JSON, giving status and JSON.
-    pub async fn post(&self, path: &str, token: &str, body: Value) -> (u16, Value) {
+    pub(crate) async fn post(&self, path: &str, token: &str, body: Value) -> (u16, Value) {
         answer(self.request("POST", path, token).json(&body)).await
     }
 
     /// POST that must succeed, as a worker of school 1.
-    pub async fn report(&self, path: &str, body: Value) -> Value {
+    pub(crate) async fn report(&self, path: &str, body: Value) -> Value {
         let (status, answer) = self.post(path, &worker(1), body.clone()).await;
         assert!(status < 300, "{path} {body}: {status} {answer}");
         answer
     }
 
     /// A running job of school 1.
-    pub async fn running_job(&self, id: &str) -> Value {
+    pub(crate) async fn running_job(&self, id: &str) -> Value {
         self.report("/api/jobs", json!({"job_id": id, "job_type": "test", "status": "in_progress"})).await
     }
 
     /// Listens, as a viewer of school 1.
-    pub async fn listen(&self, transport: Transport, scope: &str) -> Listener {
+    pub(crate) async fn listen(&self, transport: Transport, scope: &str) -> Listener {
         Listener::open(transport, &self.url, scope, &viewer(1), None).await
     }
 
     /// Listens from a cursor, as a viewer of school 1.
-    pub async fn resume(&self, transport: Transport, scope: &str, cursor: &str) -> Listener {
+    pub(crate) async fn resume(&self, transport: Transport, scope: &str, cursor: &str) -> Listener {
         Listener::open(transport, &self.url, scope, &viewer(1), Some(cursor)).await
     }
 }
@@ -137,7 +137,7 @@ impl Drop for Server {
 }
 
 /// Status and JSON of an answer.
-pub async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
+pub(crate) async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
     let response = request.send().await.unwrap();
     let status = response.status().as_u16();
     let text = response.text().await.unwrap();
@@ -146,7 +146,7 @@ pub async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
 }
 
 /// Claims of a token that is valid for ten minutes.
-pub fn claims(school: Option<i64>, role: Role) -> Claims {
+pub(crate) fn claims(school: Option<i64>, role: Role) -> Claims {
     Claims {
         sub: "test".into(),
         school_id: school.map(|school| school.try_into().unwrap()),
@@ -160,26 +160,26 @@ pub fn claims(school: Option<i64>, role: Role) -> Claims {
 }
 
 /// A token signed with the test secret.
-pub fn sign(claims: &impl serde::Serialize) -> String {
+pub(crate) fn sign(claims: &impl serde::Serialize) -> String {
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
 }
 
-pub fn viewer(school: i64) -> String {
+pub(crate) fn viewer(school: i64) -> String {
     sign(&claims(Some(school), Role::Viewer))
 }
 
-pub fn worker(school: i64) -> String {
+pub(crate) fn worker(school: i64) -> String {
     sign(&claims(Some(school), Role::Worker))
 }
 
 /// An administrator of all schools.
-pub fn admin() -> String {
+pub(crate) fn admin() -> String {
     sign(&claims(None, Role::Admin))
 }
 
 /// Waits for a condition, looking every few milliseconds; fails after [`PATIENCE`].
-pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !condition().await {
         assert!(tokio::time::Instant::now() < deadline, "never came true: {what}");
@@ -188,13 +188,13 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 }
 
 /// A field of each message.
-pub fn field<'a>(messages: &'a [Value], name: &str) -> Vec<&'a Value> {
+pub(crate) fn field<'a>(messages: &'a [Value], name: &str) -> Vec<&'a Value> {
     messages.iter().map(|message| &message[name]).collect()
 }
 
 /// A real program that a test needs. Absent, the test is skipped where everyone can see it, or fails where
 /// `TIDINGS_REQUIRE_ALL` is set.
-pub fn needs(program: &str) -> bool {
+pub(crate) fn needs(program: &str) -> bool {
     let found = std::process::Command::new(program).arg("--version").output().is_ok();
     if !found {
         assert!(std::env::var_os("TIDINGS_REQUIRE_ALL").is_none(), "{program} is required and not installed");

@@ -7,12 +7,12 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use super::SECRET;
 
 /// The binary under test.
-pub fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     env!("CARGO_BIN_EXE_tidings").into()
 }
 
 /// A call of the binary in `folder`, deaf to the settings of whoever runs the tests.
-pub fn command(folder: &Path) -> Command {
+pub(crate) fn command(folder: &Path) -> Command {
     let mut command = Command::new(binary());
     command.current_dir(folder);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TIDINGS_") || name.starts_with("ROCKET_")) {
@@ -23,21 +23,21 @@ pub fn command(folder: &Path) -> Command {
 }
 
 /// Runs to the end.
-pub fn run(command: &mut Command) -> Output {
+pub(crate) fn run(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
 
 /// A server process; killed when it is dropped.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
-    pub url: String,
+    pub(crate) url: String,
     /// What it has said on standard output beside its address.
-    pub stdout: BufReader<std::process::ChildStdout>,
+    pub(crate) stdout: BufReader<std::process::ChildStdout>,
 }
 
 impl Process {
     /// Starts `tidings serve` (or what `command` says) and waits until it listens.
-    pub fn start(command: &mut Command) -> Process {
+    pub(crate) fn start(command: &mut Command) -> Process {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
@@ -50,25 +50,25 @@ impl Process {
         Process { url: url.to_owned(), child, stdout }
     }
 
-    pub fn stderr(&mut self) -> ChildStderr {
+    pub(crate) fn stderr(&mut self) -> ChildStderr {
         self.child.stderr.take().unwrap()
     }
 
     /// SIGKILL: no chance to tidy up.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// SIGTERM, and the exit code.
-    pub fn terminate(&mut self) -> Option<i32> {
+    pub(crate) fn terminate(&mut self) -> Option<i32> {
         let sent = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
         assert!(sent.success());
         self.child.wait().unwrap().code()
     }
 
     /// Waits for the end, and gives the exit code.
-    pub fn wait(&mut self) -> Option<i32> {
+    pub(crate) fn wait(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
 }

@@ -72,7 +72,9 @@ pub enum KeyError {
         algorithm: &'static str,
     },
     /// Tokens are made elsewhere: only their public key is configured.
-    #[error("tokens are verified with a public key here (`jwt_public_key_file`), so this server cannot make any")]
+    #[error(
+        "tokens are verified with a public key here (`jwt_public_key_file`), so this server cannot make any"
+    )]
     VerifyOnly,
     /// Signing failed.
     #[error("the token could not be signed: {0}")]
@@ -108,7 +110,11 @@ impl Access {
 
     /// Checks that the role suffices.
     pub fn require(&self, role: Role) -> Result<(), AuthError> {
-        if self.role >= role { Ok(()) } else { Err(AuthError::Forbidden) }
+        if self.role >= role {
+            Ok(())
+        } else {
+            Err(AuthError::Forbidden)
+        }
     }
 
     /// Checks that a channel of `school` is within reach.
@@ -117,7 +123,9 @@ impl Access {
             return Err(AuthError::NotFound);
         }
         match &self.channels {
-            Some(allowed) if !allowed.iter().any(|own| own.covers(channel)) => Err(AuthError::Forbidden),
+            Some(allowed) if !allowed.iter().any(|own| own.covers(channel)) => {
+                Err(AuthError::Forbidden)
+            }
             _ => Ok(()),
         }
     }
@@ -204,7 +212,11 @@ impl Keys {
         let (verify, algorithm, sign) = match &settings.jwt_public_key_file {
             None => {
                 let sign = EncodingKey::from_secret(secret.as_bytes());
-                (DecodingKey::from_secret(secret.as_bytes()), Algorithm::HS256, Some(sign))
+                (
+                    DecodingKey::from_secret(secret.as_bytes()),
+                    Algorithm::HS256,
+                    Some(sign),
+                )
             }
             Some(path) => {
                 let pem = std::fs::read(path).map_err(|source| file_error(path, source))?;
@@ -218,7 +230,10 @@ impl Keys {
                     Algorithm::EdDSA => "EdDSA",
                     _ => "RS256",
                 };
-                let not_a_key = |_| KeyError::NotAKey { path: path.display().to_string(), algorithm: name };
+                let not_a_key = |_| KeyError::NotAKey {
+                    path: path.display().to_string(),
+                    algorithm: name,
+                };
                 (key.map_err(not_a_key)?, algorithm, None)
             }
         };
@@ -236,9 +251,15 @@ impl Keys {
             validation.set_issuer(&[issuer]);
             required.push("iss");
         }
-        validation.required_spec_claims = required.into_iter().map(String::from).collect::<HashSet<_>>();
+        validation.required_spec_claims = required
+            .into_iter()
+            .map(String::from)
+            .collect::<HashSet<_>>();
 
-        let ticket_key = Sha256::new().chain_update(b"tidings ticket\0").chain_update(secret.as_bytes()).finalize();
+        let ticket_key = Sha256::new()
+            .chain_update(b"tidings ticket\0")
+            .chain_update(secret.as_bytes())
+            .finalize();
         let mut ticket_validation = Validation::new(Algorithm::HS256);
         ticket_validation.leeway = 0;
         Ok(Keys {
@@ -256,7 +277,9 @@ impl Keys {
 
     /// What a token lets its bearer do.
     pub fn verify(&self, token: &str) -> Result<Access, AuthError> {
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.verify, &self.validation).map_err(refusal)?.claims;
+        let claims = jsonwebtoken::decode::<Claims>(token, &self.verify, &self.validation)
+            .map_err(refusal)?
+            .claims;
         if claims.school_id.is_none() && claims.role != Role::Admin {
             return Err(AuthError::Invalid);
         }
@@ -271,9 +294,13 @@ impl Keys {
 
     /// What a ticket lets its bearer do: watch the channels that it was made for.
     pub fn verify_ticket(&self, ticket: &str) -> Result<Access, AuthError> {
-        let claims = jsonwebtoken::decode::<TicketClaims>(ticket, &self.ticket_verify, &self.ticket_validation)
-            .map_err(refusal)?
-            .claims;
+        let claims = jsonwebtoken::decode::<TicketClaims>(
+            ticket,
+            &self.ticket_verify,
+            &self.ticket_validation,
+        )
+        .map_err(refusal)?
+        .claims;
         Ok(Access {
             subject: claims.sub,
             school: Some(claims.school_id),
@@ -284,7 +311,13 @@ impl Keys {
     }
 
     /// A ticket for `channels`, which the bearer of `access` must be allowed to hear.
-    pub fn ticket(&self, access: &Access, school: SchoolId, channels: &[Channel], now: DateTime<Utc>) -> Result<Ticket, KeyError> {
+    pub fn ticket(
+        &self,
+        access: &Access,
+        school: SchoolId,
+        channels: &[Channel],
+        now: DateTime<Utc>,
+    ) -> Result<Ticket, KeyError> {
         let mut expires_at = now + self.ticket_ttl;
         if let Some(end) = access.expires_at {
             expires_at = expires_at.min(end);
@@ -296,7 +329,8 @@ impl Keys {
             exp: expires_at.timestamp(),
             session_exp: access.expires_at.map(|end| end.timestamp_millis()),
         };
-        let ticket = jsonwebtoken::encode(&Header::default(), &claims, &self.ticket_sign).map_err(KeyError::Sign)?;
+        let ticket = jsonwebtoken::encode(&Header::default(), &claims, &self.ticket_sign)
+            .map_err(KeyError::Sign)?;
         Ok(Ticket { ticket, expires_at })
     }
 
@@ -318,11 +352,17 @@ fn refusal(error: jsonwebtoken::errors::Error) -> AuthError {
 
 /// A limit that cannot be read is no limit that could be kept, so the token is not valid.
 fn limits(channels: &[String]) -> Result<Vec<Channel>, AuthError> {
-    channels.iter().map(|text| kind::channel(text).map_err(|_| AuthError::Invalid)).collect()
+    channels
+        .iter()
+        .map(|text| kind::channel(text).map_err(|_| AuthError::Invalid))
+        .collect()
 }
 
 fn file_error(path: &Path, source: std::io::Error) -> KeyError {
-    KeyError::File { path: path.display().to_string(), source }
+    KeyError::File {
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 /// The secret kept in the data directory, made there with mode 0600 at the first start.

@@ -202,12 +202,17 @@ impl Settings {
         };
         let problem = || ConfigError::Invalid {
             key: "database_url",
-            problem: "is not of the form `sqlite:<path>`; other databases are not supported yet".into(),
+            problem: "is not of the form `sqlite:<path>`; other databases are not supported yet"
+                .into(),
         };
         let path = url.strip_prefix("sqlite:").ok_or_else(problem)?;
         // `sqlite:///a/b` is `/a/b`; `sqlite://a/b` and `sqlite:a/b` are both relative.
         let path = path.strip_prefix("//").unwrap_or(path);
-        if path.is_empty() { Err(problem()) } else { Ok(path.into()) }
+        if path.is_empty() {
+            Err(problem())
+        } else {
+            Ok(path.into())
+        }
     }
 
     /// The bounds that the kinds' rules enforce.
@@ -226,14 +231,30 @@ impl Settings {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let invalid = |key, problem: &str| Err(ConfigError::Invalid { key, problem: problem.into() });
-        if self.jwt_secret.as_ref().is_some_and(|secret| secret.len() < crate::auth::SECRET_MIN_BYTES) {
+        let invalid = |key, problem: &str| {
+            Err(ConfigError::Invalid {
+                key,
+                problem: problem.into(),
+            })
+        };
+        if self
+            .jwt_secret
+            .as_ref()
+            .is_some_and(|secret| secret.len() < crate::auth::SECRET_MIN_BYTES)
+        {
             return invalid("jwt_secret", "has fewer than 32 bytes");
         }
         match (self.jwt_algorithm.as_str(), &self.jwt_public_key_file) {
             ("HS256", None) | ("RS256" | "ES256" | "EdDSA", Some(_)) => {}
-            ("HS256", Some(_)) => return invalid("jwt_algorithm", "is HS256, which has no public key: name RS256, ES256 or EdDSA"),
-            ("RS256" | "ES256" | "EdDSA", None) => return invalid("jwt_public_key_file", "is missing for this `jwt_algorithm`"),
+            ("HS256", Some(_)) => {
+                return invalid(
+                    "jwt_algorithm",
+                    "is HS256, which has no public key: name RS256, ES256 or EdDSA",
+                );
+            }
+            ("RS256" | "ES256" | "EdDSA", None) => {
+                return invalid("jwt_public_key_file", "is missing for this `jwt_algorithm`");
+            }
             _ => return invalid("jwt_algorithm", "is not one of HS256, RS256, ES256, EdDSA"),
         }
         self.database_path()?;
@@ -254,8 +275,14 @@ impl Settings {
             ("body_limit_bytes", self.body_limit_bytes),
             ("batch_limit_bytes", self.batch_limit_bytes),
             ("batch_limit_commands", self.batch_limit_commands as u64),
-            ("client_message_limit_bytes", self.client_message_limit_bytes as u64),
-            ("channels_per_connection", self.channels_per_connection as u64),
+            (
+                "client_message_limit_bytes",
+                self.client_message_limit_bytes as u64,
+            ),
+            (
+                "channels_per_connection",
+                self.channels_per_connection as u64,
+            ),
         ];
         for (key, value) in at_least_one {
             if value == 0 {
@@ -266,7 +293,11 @@ impl Settings {
             ("heartbeat_secs", self.heartbeat_secs, 3_600),
             ("retention_secs", self.retention_secs, CENTURY_SECS),
             ("job_retention_secs", self.job_retention_secs, CENTURY_SECS),
-            ("idempotency_ttl_secs", self.idempotency_ttl_secs, CENTURY_SECS),
+            (
+                "idempotency_ttl_secs",
+                self.idempotency_ttl_secs,
+                CENTURY_SECS,
+            ),
             ("retention_events", self.retention_events, i64::MAX as u64),
         ];
         for (key, value, most) in at_most {

@@ -59,9 +59,26 @@ pub struct Event {
 
 impl Event {
     /// An event at its place in the log.
-    pub fn new(cursor: Cursor, school: SchoolId, kind: Kind, subject: SubjectId, at: DateTime<Utc>, draft: Draft) -> Event {
+    pub fn new(
+        cursor: Cursor,
+        school: SchoolId,
+        kind: Kind,
+        subject: SubjectId,
+        at: DateTime<Utc>,
+        draft: Draft,
+    ) -> Event {
         let Cursor { epoch, seq } = cursor;
-        Event { epoch, school, seq, kind, subject, at, snapshot: false, draft, frames: Frames::default() }
+        Event {
+            epoch,
+            school,
+            seq,
+            kind,
+            subject,
+            at,
+            snapshot: false,
+            draft,
+            frames: Frames::default(),
+        }
     }
 
     /// The same, told as a present state.
@@ -72,7 +89,10 @@ impl Event {
 
     /// Where a reader stands who has seen this event.
     pub fn cursor(&self) -> Cursor {
-        Cursor { epoch: self.epoch, seq: self.seq }
+        Cursor {
+            epoch: self.epoch,
+            seq: self.seq,
+        }
     }
 
     /// Whether a newer event of the same subject may replace it.
@@ -103,7 +123,11 @@ impl Frames {
         let mut here = self;
         loop {
             let frame = here.0.get_or_init(|| {
-                Box::new(Frame { encoding, bytes: encode().into(), next: Frames::default() })
+                Box::new(Frame {
+                    encoding,
+                    bytes: encode().into(),
+                    next: Frames::default(),
+                })
             });
             if frame.encoding == encoding {
                 return &frame.bytes;

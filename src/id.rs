@@ -46,7 +46,11 @@ impl TryFrom<i64> for SchoolId {
     type Error = NameError;
 
     fn try_from(number: i64) -> Result<Self, NameError> {
-        if number >= 1 { Ok(SchoolId(number)) } else { Err(NameError::School) }
+        if number >= 1 {
+            Ok(SchoolId(number))
+        } else {
+            Err(NameError::School)
+        }
     }
 }
 
@@ -64,7 +68,9 @@ impl FromStr for SchoolId {
         if !text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(NameError::School);
         }
-        text.parse::<i64>().map_err(|_| NameError::School)?.try_into()
+        text.parse::<i64>()
+            .map_err(|_| NameError::School)?
+            .try_into()
     }
 }
 
@@ -167,7 +173,10 @@ impl Channel {
         if collection == "schools" {
             return Ok(Channel::School(id.ok_or_else(unknown)?.parse()?));
         }
-        let kind = *kinds.iter().find(|kind| kind.collection() == collection).ok_or_else(unknown)?;
+        let kind = *kinds
+            .iter()
+            .find(|kind| kind.collection() == collection)
+            .ok_or_else(unknown)?;
         match id {
             Some(id) => Ok(Channel::Subject(kind, id.parse()?)),
             None => Ok(Channel::Collection(kind)),
@@ -180,9 +189,10 @@ impl Channel {
         match (self, other) {
             (Channel::School(mine), Channel::School(theirs)) => mine == theirs,
             (Channel::School(_), _) => true,
-            (Channel::Collection(mine), Channel::Collection(theirs) | Channel::Subject(theirs, _)) => {
-                mine == theirs
-            }
+            (
+                Channel::Collection(mine),
+                Channel::Collection(theirs) | Channel::Subject(theirs, _),
+            ) => mine == theirs,
             (Channel::Subject(..), Channel::Subject(..)) => self == other,
             _ => false,
         }
@@ -216,7 +226,9 @@ impl FromStr for Epoch {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         if text.len() == 8 && text.bytes().all(lower_hex) {
-            u32::from_str_radix(text, 16).map(Epoch).map_err(|_| NameError::Cursor)
+            u32::from_str_radix(text, 16)
+                .map(Epoch)
+                .map_err(|_| NameError::Cursor)
         } else {
             Err(NameError::Cursor)
         }
@@ -251,7 +263,10 @@ impl FromStr for Cursor {
         if seq > i64::MAX as u64 {
             return Err(NameError::Cursor);
         }
-        Ok(Cursor { epoch: epoch.parse()?, seq })
+        Ok(Cursor {
+            epoch: epoch.parse()?,
+            seq,
+        })
     }
 }
 
@@ -286,16 +301,46 @@ mod tests {
 
     #[test]
     fn names_with_a_second_spelling_or_a_control_character_are_refused() {
-        for text in ["", "a/b", "a b", "a\nb", "a%2fb", ".", "..", "*", "é", &"x".repeat(129)] {
+        for text in [
+            "",
+            "a/b",
+            "a b",
+            "a\nb",
+            "a%2fb",
+            ".",
+            "..",
+            "*",
+            "é",
+            &"x".repeat(129),
+        ] {
             assert!(text.parse::<SubjectId>().is_err(), "{text:?}");
         }
         for text in ["0", "-1", "+1", "1.0", "", " 1", "99999999999999999999"] {
             assert!(text.parse::<SchoolId>().is_err(), "{text:?}");
         }
-        for text in ["", "-", "1-1", "0000000g-1", "00000000-", "00000000--1", "00000000-+1", "ABCDEF00-1"] {
+        for text in [
+            "",
+            "-",
+            "1-1",
+            "0000000g-1",
+            "00000000-",
+            "00000000--1",
+            "00000000-+1",
+            "ABCDEF00-1",
+        ] {
             assert!(text.parse::<Cursor>().is_err(), "{text:?}");
         }
-        for text in ["", "/", "jobs/", "*", "jobs/*", "Jobs", "jobs/1/2", "schools", "schools/x"] {
+        for text in [
+            "",
+            "/",
+            "jobs/",
+            "*",
+            "jobs/*",
+            "Jobs",
+            "jobs/1/2",
+            "schools",
+            "schools/x",
+        ] {
             assert!(Channel::parse(text, &[JOBS]).is_err(), "{text:?}");
         }
     }

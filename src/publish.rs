@@ -30,14 +30,22 @@ impl Publisher {
     }
 
     /// Carries out one command.
-    pub async fn publish(&self, school: SchoolId, envelope: Envelope) -> Result<Receipt, PublishError> {
+    pub async fn publish(
+        &self,
+        school: SchoolId,
+        envelope: Envelope,
+    ) -> Result<Receipt, PublishError> {
         let mut receipts = self.store.append(school, vec![envelope]).await?;
         let receipt = receipts.pop().expect("a store answers every command");
         Ok(receipt?)
     }
 
     /// Carries out commands in order, each for itself: one that is refused does not hinder the others.
-    pub async fn batch(&self, school: SchoolId, envelopes: Vec<Envelope>) -> Result<Vec<Result<Receipt, CommandError>>, StoreError> {
+    pub async fn batch(
+        &self,
+        school: SchoolId,
+        envelopes: Vec<Envelope>,
+    ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError> {
         if envelopes.is_empty() {
             return Ok(Vec::new());
         }
@@ -45,13 +53,30 @@ impl Publisher {
     }
 
     /// Makes a job known.
-    pub async fn create_job(&self, school: SchoolId, create: job::Create) -> Result<Receipt, PublishError> {
+    pub async fn create_job(
+        &self,
+        school: SchoolId,
+        create: job::Create,
+    ) -> Result<Receipt, PublishError> {
         self.publish(school, create.into()).await
     }
 
     /// Carries out a job's command.
-    pub async fn job(&self, school: SchoolId, id: SubjectId, command: job::Command) -> Result<Receipt, PublishError> {
-        self.publish(school, Envelope { subject: id, command: Command::Job(command), idempotency: None }).await
+    pub async fn job(
+        &self,
+        school: SchoolId,
+        id: SubjectId,
+        command: job::Command,
+    ) -> Result<Receipt, PublishError> {
+        self.publish(
+            school,
+            Envelope {
+                subject: id,
+                command: Command::Job(command),
+                idempotency: None,
+            },
+        )
+        .await
     }
 }
 
@@ -59,6 +84,10 @@ impl From<job::Create> for Envelope {
     /// The job gets an id if it brings none.
     fn from(create: job::Create) -> Envelope {
         let subject = create.job_id.clone().unwrap_or_else(SubjectId::generate);
-        Envelope { subject, command: Command::Job(job::Command::Create(create)), idempotency: None }
+        Envelope {
+            subject,
+            command: Command::Job(job::Command::Create(create)),
+            idempotency: None,
+        }
     }
 }

@@ -18,7 +18,8 @@ pub struct Filter {
 impl Filter {
     /// Whether an event of this status and category passes.
     pub fn passes(&self, status: &str, category: Option<&str>) -> bool {
-        let category_passes = || category.is_some_and(|category| self.categories.contains(category));
+        let category_passes =
+            || category.is_some_and(|category| self.categories.contains(category));
         (self.statuses.is_empty() || self.statuses.contains(status))
             && (self.categories.is_empty() || category_passes())
     }
@@ -38,7 +39,11 @@ pub struct Scope {
 impl Scope {
     /// All of `channels`.
     pub fn new(school: SchoolId, channels: impl IntoIterator<Item = Channel>) -> Scope {
-        let mut scope = Scope { school, channels: Vec::new(), filter: Filter::default() };
+        let mut scope = Scope {
+            school,
+            channels: Vec::new(),
+            filter: Filter::default(),
+        };
         channels.into_iter().for_each(|channel| scope.add(channel));
         scope
     }
@@ -75,7 +80,9 @@ impl Scope {
     /// Whether the event is heard.
     pub fn hears(&self, event: &Event) -> bool {
         self.school == event.school
-            && self.filter.passes(event.draft.status, event.draft.category.as_deref())
+            && self
+                .filter
+                .passes(event.draft.status, event.draft.category.as_deref())
             && self.listens_to(event.kind, &event.subject)
     }
 

@@ -67,7 +67,8 @@ impl Tidings {
         let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
         let (committed, batches) = Committed::channel(DISPATCH_QUEUE);
         let path = settings.database_path()?;
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&settings, &path, committed.clone())?);
+        let store: Arc<dyn Store> =
+            Arc::new(SqliteStore::open(&settings, &path, committed.clone())?);
         let (dispatched, rounds) = watch::channel(0);
         let tasks = vec![
             tokio::spawn(dispatch(batches, Arc::clone(&hub), dispatched)),
@@ -77,7 +78,13 @@ impl Tidings {
         Ok(Tidings {
             keys,
             publisher: Publisher::new(Arc::clone(&store)),
-            subscriber: Subscriber::new(Arc::clone(&store), Arc::clone(&hub), committed.clone(), rounds.clone(), &settings),
+            subscriber: Subscriber::new(
+                Arc::clone(&store),
+                Arc::clone(&hub),
+                committed.clone(),
+                rounds.clone(),
+                &settings,
+            ),
             settings,
             store,
             hub,
@@ -133,10 +140,15 @@ impl Tidings {
             let mut dispatched = self.dispatched.clone();
             dispatched.mark_unchanged();
             self.committed.send(Vec::new()).await?;
-            dispatched.changed().await.map_err(|_| StoreError::Stopped)?;
+            dispatched
+                .changed()
+                .await
+                .map_err(|_| StoreError::Stopped)?;
             Ok(())
         };
-        tokio::time::timeout(READY_WAIT, round_trips).await.map_err(|_| NotReady::Late)?
+        tokio::time::timeout(READY_WAIT, round_trips)
+            .await
+            .map_err(|_| NotReady::Late)?
     }
 
     /// How a stream is closed while the server stops: with a delay of its own, so that clients come back over
@@ -144,7 +156,9 @@ impl Tidings {
     pub fn farewell(&self) -> Close {
         let spread = self.settings.reconnect_spread_ms;
         let random = getrandom::u64().unwrap_or(0);
-        Close::ShuttingDown { retry_ms: if spread == 0 { 0 } else { random % spread } }
+        Close::ShuttingDown {
+            retry_ms: if spread == 0 { 0 } else { random % spread },
+        }
     }
 
     /// Tells every stream to close. Publications under way are still answered.
@@ -167,7 +181,11 @@ impl Drop for Tidings {
 }
 
 /// Hands committed events to the hub, in commit order.
-async fn dispatch(mut batches: mpsc::Receiver<Vec<Arc<Event>>>, hub: Arc<Hub>, dispatched: watch::Sender<u64>) {
+async fn dispatch(
+    mut batches: mpsc::Receiver<Vec<Arc<Event>>>,
+    hub: Arc<Hub>,
+    dispatched: watch::Sender<u64>,
+) {
     while let Some(events) = batches.recv().await {
         // A large batch to many readers is much work: others get a turn in between.
         for part in events.chunks(DISPATCH_SLICE) {

@@ -30,11 +30,20 @@ async fn check_overdue(store: &dyn Store) -> Result<(), StoreError> {
         let full = overdue.len() == WATCHDOG_BATCH;
         let mut by_school: HashMap<SchoolId, Vec<Envelope>> = HashMap::new();
         for item in overdue {
-            let envelope = Envelope { subject: item.subject, command: item.command, idempotency: None };
+            let envelope = Envelope {
+                subject: item.subject,
+                command: item.command,
+                idempotency: None,
+            };
             by_school.entry(item.school).or_default().push(envelope);
         }
         for (school, envelopes) in by_school {
-            for refused in store.append(school, envelopes).await?.into_iter().filter_map(Result::err) {
+            for refused in store
+                .append(school, envelopes)
+                .await?
+                .into_iter()
+                .filter_map(Result::err)
+            {
                 tracing::warn!(school.id = %school, reason = %refused, "a look at a silent job was refused");
             }
         }

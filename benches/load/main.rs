@@ -25,9 +25,16 @@ const BATCH_LINES: usize = 1_000;
 
 #[tokio::main]
 async fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with("--"))
+        .collect();
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
-    println!("{} cores, server built with {}", std::thread::available_parallelism().map_or(0, usize::from), profile());
+    println!(
+        "{} cores, server built with {}",
+        std::thread::available_parallelism().map_or(0, usize::from),
+        profile()
+    );
     if runs("floor") {
         floor(1_000).await;
     }
@@ -64,7 +71,11 @@ async fn main() {
 }
 
 fn profile() -> &'static str {
-    if cfg!(debug_assertions) { "debug assertions: figures mean little" } else { "optimisation" }
+    if cfg!(debug_assertions) {
+        "debug assertions: figures mean little"
+    } else {
+        "optimisation"
+    }
 }
 
 /// What the machine itself takes: one thread that writes an event's bytes to as many bare sockets, read by
@@ -72,16 +83,29 @@ fn profile() -> &'static str {
 async fn floor(readers: usize) {
     const ROUNDS: usize = 300;
     const EVENT: [u8; 400] = [b'x'; 400];
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
     let address = listener.local_addr().expect("bound");
     let mut sockets = Vec::new();
     for _ in 0..readers {
-        let mut reader = tokio::net::TcpStream::connect(address).await.expect("listening");
+        let mut reader = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("listening");
         tokio::spawn(async move {
             let mut part = [0; 4096];
-            while tokio::io::AsyncReadExt::read(&mut reader, &mut part).await.is_ok_and(|count| count > 0) {}
+            while tokio::io::AsyncReadExt::read(&mut reader, &mut part)
+                .await
+                .is_ok_and(|count| count > 0)
+            {}
         });
-        let socket = listener.accept().await.expect("connected").0.into_std().expect("registered");
+        let socket = listener
+            .accept()
+            .await
+            .expect("connected")
+            .0
+            .into_std()
+            .expect("registered");
         socket.set_nonblocking(false).expect("a socket");
         sockets.push(socket);
     }
@@ -97,15 +121,22 @@ async fn floor(readers: usize) {
         }
         busy
     });
-    let busy = tokio::task::spawn_blocking(|| writer.join().expect("the writer ends well")).await.expect("joined");
+    let busy = tokio::task::spawn_blocking(|| writer.join().expect("the writer ends well"))
+        .await
+        .expect("joined");
     let each = busy.as_secs_f64() / (ROUNDS * readers) as f64 * 1e6;
-    println!("floor     one thread, {readers} bare sockets, one write each: {each:.2} us a write, {:.1} ms an event", each * readers as f64 / 1e3);
+    println!(
+        "floor     one thread, {readers} bare sockets, one write each: {each:.2} us a write, {:.1} ms an event",
+        each * readers as f64 / 1e3
+    );
 }
 
 /// Acknowledged events a second: `publishers` connections, `lines` commands a request.
 async fn publish(publishers: usize, lines: usize) {
     let server = Server::start().await;
-    server.create_jobs(publishers * if lines == 1 { 1 } else { 100 }).await;
+    server
+        .create_jobs(publishers * if lines == 1 { 1 } else { 100 })
+        .await;
     let acknowledged = Arc::new(AtomicU64::new(0));
     let cpu = server.cpu();
     let start = Instant::now();
@@ -127,7 +158,9 @@ async fn publish(publishers: usize, lines: usize) {
                         for line in 0..lines {
                             number += 1;
                             let job = publisher * 100 + line % 100;
-                            body.push_str(&format!(r#"{{"op":"jobs.progress","job_id":"j{job}","message":"Processing part {number}"}}"#));
+                            body.push_str(&format!(
+                                r#"{{"op":"jobs.progress","job_id":"j{job}","message":"Processing part {number}"}}"#
+                            ));
                             body.push('\n');
                         }
                         connection.post("/api/batch", &body).await;
@@ -141,9 +174,14 @@ async fn publish(publishers: usize, lines: usize) {
         .collect();
     let mut times = Histogram::<u64>::new_with_max(60_000_000_000, 3).expect("3 digits");
     for task in tasks {
-        times.add(task.await.expect("a publisher ends well")).expect("same digits");
+        times
+            .add(task.await.expect("a publisher ends well"))
+            .expect("same digits");
     }
-    let (secs, count) = (start.elapsed().as_secs_f64(), acknowledged.load(Ordering::Relaxed) as f64);
+    let (secs, count) = (
+        start.elapsed().as_secs_f64(),
+        acknowledged.load(Ordering::Relaxed) as f64,
+    );
     println!(
         "publish   {publishers:>3} publishers x {lines:>4}  {:>9.0} acknowledged/s  {:>6.1} us server CPU each  answer {}",
         count / secs,
@@ -156,7 +194,10 @@ async fn publish(publishers: usize, lines: usize) {
 async fn fanout(transport: Transport, readers: usize, channels: usize) {
     let server = Server::start().await;
     server.create_jobs(channels).await;
-    let subscribers = Subscribers::open(&server, transport, readers, |reader| format!("/events/jobs/j{}?tick_ms=0", reader % channels)).await;
+    let subscribers = Subscribers::open(&server, transport, readers, |reader| {
+        format!("/events/jobs/j{}?tick_ms=0", reader % channels)
+    })
+    .await;
     let before = subscribers.received();
     let per_event = readers / channels;
     let events = 2_000_000 / per_event.max(20);
@@ -168,7 +209,10 @@ async fn fanout(transport: Transport, readers: usize, channels: usize) {
         let mut body = String::new();
         for line in 0..100.min(events - sent) {
             let job = (sent + line) % channels;
-            body.push_str(&format!(r#"{{"op":"jobs.progress","job_id":"j{job}","message":"{}"}}"#, nanos()));
+            body.push_str(&format!(
+                r#"{{"op":"jobs.progress","job_id":"j{job}","message":"{}"}}"#,
+                nanos()
+            ));
             body.push('\n');
         }
         publisher.post("/api/batch", &body).await;
@@ -188,7 +232,10 @@ async fn fanout(transport: Transport, readers: usize, channels: usize) {
 async fn latency(transport: Transport, readers: usize) {
     let server = Server::start().await;
     server.create_jobs(1).await;
-    let subscribers = Subscribers::open(&server, transport, readers, |_| "/events/jobs/j0?tick_ms=0".into()).await;
+    let subscribers = Subscribers::open(&server, transport, readers, |_| {
+        "/events/jobs/j0?tick_ms=0".into()
+    })
+    .await;
     subscribers.forget_times();
     let mut publisher = Connection::open(&server.address, &server.worker).await;
     let cpu = server.cpu();
@@ -197,7 +244,12 @@ async fn latency(transport: Transport, readers: usize) {
     let mut events = 0;
     while start.elapsed() < LATENCY_FOR {
         rounds.tick().await;
-        publisher.post("/api/jobs/j0/progress", &format!(r#"{{"message":"{}"}}"#, nanos())).await;
+        publisher
+            .post(
+                "/api/jobs/j0/progress",
+                &format!(r#"{{"message":"{}"}}"#, nanos()),
+            )
+            .await;
         events += 1;
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -214,13 +266,24 @@ async fn idle(transport: Transport, readers: usize) {
     server.create_jobs(1).await;
     drop(Subscribers::open(&server, transport, 50, |_| "/events/jobs/j0".into()).await);
     let before = server.memory();
-    let subscribers = Subscribers::open(&server, transport, readers, |_| "/events/jobs/j0?wait=60".into()).await;
+    let subscribers = Subscribers::open(&server, transport, readers, |_| {
+        "/events/jobs/j0?wait=60".into()
+    })
+    .await;
     let after = server.memory();
-    println!("idle      {transport:<12} {readers} connections  {:>6.1} KiB each", (after - before) as f64 / readers as f64 / 1024.0);
+    println!(
+        "idle      {transport:<12} {readers} connections  {:>6.1} KiB each",
+        (after - before) as f64 / readers as f64 / 1024.0
+    );
     drop(subscribers);
 }
 
 fn quantiles(times: &Histogram<u64>) -> String {
     let at = |quantile| times.value_at_quantile(quantile) as f64 / 1e6;
-    format!("p50 {:.2} ms, p99 {:.2} ms, max {:.1} ms", at(0.5), at(0.99), times.max() as f64 / 1e6)
+    format!(
+        "p50 {:.2} ms, p99 {:.2} ms, max {:.1} ms",
+        at(0.5),
+        at(0.99),
+        times.max() as f64 / 1e6
+    )
 }

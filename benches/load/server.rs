@@ -17,7 +17,10 @@ pub(crate) struct Server {
 
 /// Nanoseconds since 1970.
 pub(crate) fn nanos() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_nanos() as u64
 }
 
 impl Server {
@@ -25,38 +28,88 @@ impl Server {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let tidings = || {
             let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
-            command.current_dir(folder.path()).env("ROCKET_PORT", "0").env("TIDINGS_DATA_DIR", folder.path());
+            command
+                .current_dir(folder.path())
+                .env("ROCKET_PORT", "0")
+                .env("TIDINGS_DATA_DIR", folder.path());
             command
         };
-        let token = tidings().args(["token", "--school", "1", "--role", "worker", "--ttl", "1d"]).output().expect("a token");
-        let mut process = tidings().arg("serve").stdout(Stdio::piped()).spawn().expect("the server starts");
+        let token = tidings()
+            .args(["token", "--school", "1", "--role", "worker", "--ttl", "1d"])
+            .output()
+            .expect("a token");
+        let mut process = tidings()
+            .arg("serve")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
         let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        let address = line.trim().rsplit("//").next().expect("an address").to_owned();
-        Server { process, _folder: folder, address, worker: String::from_utf8(token.stdout).expect("ASCII").trim().to_owned() }
+        BufReader::new(process.stdout.take().expect("piped"))
+            .read_line(&mut line)
+            .expect("a line");
+        let address = line
+            .trim()
+            .rsplit("//")
+            .next()
+            .expect("an address")
+            .to_owned();
+        Server {
+            process,
+            _folder: folder,
+            address,
+            worker: String::from_utf8(token.stdout)
+                .expect("ASCII")
+                .trim()
+                .to_owned(),
+        }
     }
 
     /// Running jobs `j0`, `j1`, …
     pub(crate) async fn create_jobs(&self, count: usize) {
-        let line = |n| format!("{{\"op\":\"jobs.create\",\"job_id\":\"j{n}\",\"job_type\":\"load\",\"status\":\"in_progress\"}}\n");
+        let line = |n| {
+            format!(
+                "{{\"op\":\"jobs.create\",\"job_id\":\"j{n}\",\"job_type\":\"load\",\"status\":\"in_progress\"}}\n"
+            )
+        };
         let body: String = (0..count).map(line).collect();
-        Connection::open(&self.address, &self.worker).await.post("/api/batch", &body).await;
+        Connection::open(&self.address, &self.worker)
+            .await
+            .post("/api/batch", &body)
+            .await;
     }
 
     /// Seconds of CPU that the server has used.
     pub(crate) fn cpu(&self) -> f64 {
         const TICKS_PER_SEC: f64 = 100.0;
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).expect("Linux");
-        let fields: Vec<&str> = stat.rsplit(") ").next().expect("a process").split(' ').collect();
-        let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().expect("a number")).sum();
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).expect("Linux");
+        let fields: Vec<&str> = stat
+            .rsplit(") ")
+            .next()
+            .expect("a process")
+            .split(' ')
+            .collect();
+        let ticks: f64 = fields[11..13]
+            .iter()
+            .map(|field| field.parse::<f64>().expect("a number"))
+            .sum();
         ticks / TICKS_PER_SEC
     }
 
     /// Bytes of memory that the server occupies.
     pub(crate) fn memory(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("Linux");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a size");
-        line.split_whitespace().nth(1).expect("a number").parse::<u64>().expect("a number") * 1024
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("Linux");
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .expect("a size");
+        line.split_whitespace()
+            .nth(1)
+            .expect("a number")
+            .parse::<u64>()
+            .expect("a number")
+            * 1024
     }
 }
 
@@ -76,29 +129,65 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) async fn open(address: &str, token: &str) -> Connection {
-        let stream = TcpStream::connect(address).await.expect("the server listens");
+        let stream = TcpStream::connect(address)
+            .await
+            .expect("the server listens");
         stream.set_nodelay(true).expect("TCP");
-        let head = format!("Host: {address}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n");
-        Connection { stream, head, buffer: Vec::new() }
+        let head = format!(
+            "Host: {address}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+        );
+        Connection {
+            stream,
+            head,
+            buffer: Vec::new(),
+        }
     }
 
     /// Posts, and panics unless the answer is a success.
     pub(crate) async fn post(&mut self, path: &str, body: &str) {
-        let request = format!("POST {path} HTTP/1.1\r\n{}Content-Length: {}\r\n\r\n{body}", self.head, body.len());
-        self.stream.write_all(request.as_bytes()).await.expect("the server reads");
+        let request = format!(
+            "POST {path} HTTP/1.1\r\n{}Content-Length: {}\r\n\r\n{body}",
+            self.head,
+            body.len()
+        );
+        self.stream
+            .write_all(request.as_bytes())
+            .await
+            .expect("the server reads");
         self.buffer.clear();
         let mut part = [0; 64 * 1024];
         loop {
-            let count = self.stream.read(&mut part).await.expect("the server answers");
+            let count = self
+                .stream
+                .read(&mut part)
+                .await
+                .expect("the server answers");
             assert!(count > 0, "the server closed");
             self.buffer.extend_from_slice(&part[..count]);
-            let Some(end) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+            let Some(end) = self
+                .buffer
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+            else {
+                continue;
+            };
             let head = String::from_utf8_lossy(&self.buffer[..end]).to_lowercase();
-            assert!(head.starts_with("http/1.1 2"), "{}", String::from_utf8_lossy(&self.buffer));
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+            assert!(
+                head.starts_with("http/1.1 2"),
+                "{}",
+                String::from_utf8_lossy(&self.buffer)
+            );
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "))
+                .expect("a length");
             let whole = end + 4 + length.parse::<usize>().expect("a number");
             while self.buffer.len() < whole {
-                let count = self.stream.read(&mut part).await.expect("the server answers");
+                let count = self
+                    .stream
+                    .read(&mut part)
+                    .await
+                    .expect("the server answers");
                 assert!(count > 0, "the server closed");
                 self.buffer.extend_from_slice(&part[..count]);
             }

@@ -19,7 +19,11 @@ pub(crate) enum Transport {
     Poll,
 }
 
-pub(crate) const TRANSPORTS: [Transport; 3] = [Transport::EventSource, Transport::WebSocket, Transport::Poll];
+pub(crate) const TRANSPORTS: [Transport; 3] = [
+    Transport::EventSource,
+    Transport::WebSocket,
+    Transport::Poll,
+];
 
 impl std::fmt::Display for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -49,12 +53,18 @@ pub(crate) struct Subscribers {
 
 impl Subscribers {
     /// Opens `count` readers and waits until each is live.
-    pub(crate) async fn open(server: &Server, transport: Transport, count: usize, path: impl Fn(usize) -> String) -> Subscribers {
+    pub(crate) async fn open(
+        server: &Server,
+        transport: Transport,
+        count: usize,
+        path: impl Fn(usize) -> String,
+    ) -> Subscribers {
         let tally = Arc::new(Tally::default());
         let opening = Arc::new(Semaphore::new(64));
         let mut tasks = Vec::with_capacity(count);
         for reader in 0..count {
-            let (address, token, path) = (server.address.clone(), server.worker.clone(), path(reader));
+            let (address, token, path) =
+                (server.address.clone(), server.worker.clone(), path(reader));
             let (tally, opening) = (Arc::clone(&tally), Arc::clone(&opening));
             tasks.push(tokio::spawn(async move {
                 let permit = opening.acquire().await.expect("open");
@@ -86,7 +96,9 @@ impl Subscribers {
             }));
         }
         let subscribers = Subscribers { tally, tasks };
-        subscribers.wait(|tally| tally.ready.load(Ordering::Relaxed) >= count as u64).await;
+        subscribers
+            .wait(|tally| tally.ready.load(Ordering::Relaxed) >= count as u64)
+            .await;
         subscribers
     }
 
@@ -95,7 +107,8 @@ impl Subscribers {
     }
 
     pub(crate) async fn wait_for(&self, received: u64) {
-        self.wait(|tally| tally.received.load(Ordering::Relaxed) >= received).await;
+        self.wait(|tally| tally.received.load(Ordering::Relaxed) >= received)
+            .await;
     }
 
     async fn wait(&self, condition: impl Fn(&Tally) -> bool) {
@@ -105,12 +118,18 @@ impl Subscribers {
     }
 
     pub(crate) fn forget_times(&self) {
-        *self.tally.times.lock().expect("whole") = Some(Histogram::new_with_max(60_000_000_000, 3).expect("3 digits"));
+        *self.tally.times.lock().expect("whole") =
+            Some(Histogram::new_with_max(60_000_000_000, 3).expect("3 digits"));
     }
 
     /// Nanoseconds from publication to reception.
     pub(crate) fn times(&self) -> Histogram<u64> {
-        self.tally.times.lock().expect("whole").take().expect("measured")
+        self.tally
+            .times
+            .lock()
+            .expect("whole")
+            .take()
+            .expect("measured")
     }
 }
 
@@ -129,13 +148,18 @@ struct Reader {
 
 impl Reader {
     async fn send(&mut self, request: &str) {
-        self.stream.write_all(request.as_bytes()).await.expect("the server reads");
+        self.stream
+            .write_all(request.as_bytes())
+            .await
+            .expect("the server reads");
     }
 
     /// Reads once and counts. False at the end.
     async fn read_some(&mut self) -> bool {
         let mut part = [0; 32 * 1024];
-        let Ok(count @ 1..) = self.stream.read(&mut part).await else { return false };
+        let Ok(count @ 1..) = self.stream.read(&mut part).await else {
+            return false;
+        };
         self.rest.extend_from_slice(&part[..count]);
         self.count();
         true
@@ -146,7 +170,9 @@ impl Reader {
         let mut whole = Vec::new();
         let mut part = [0; 32 * 1024];
         while !whole.ends_with(b"\r\n0\r\n\r\n") {
-            let Ok(count @ 1..) = self.stream.read(&mut part).await else { return None };
+            let Ok(count @ 1..) = self.stream.read(&mut part).await else {
+                return None;
+            };
             whole.extend_from_slice(&part[..count]);
         }
         let body = find(&whole, b"\r\n\r\n")? + 4;
@@ -156,7 +182,8 @@ impl Reader {
             if length == 0 {
                 break;
             }
-            self.rest.extend_from_slice(&chunks[end + 2..end + 2 + length]);
+            self.rest
+                .extend_from_slice(&chunks[end + 2..end + 2 + length]);
             chunks = &chunks[end + 2 + length + 2..];
         }
         let text = String::from_utf8_lossy(&self.rest).into_owned();
@@ -177,13 +204,19 @@ impl Reader {
         let mut times = Vec::new();
         while let Some(at) = find(&self.rest[from..], MARK) {
             let digits = from + at + MARK.len() - 1;
-            let Some(sent) = self.rest.get(digits..digits + 19) else { break };
+            let Some(sent) = self.rest.get(digits..digits + 19) else {
+                break;
+            };
             times.push(now.saturating_sub(String::from_utf8_lossy(sent).parse().unwrap_or(now)));
             from = digits + 19;
         }
-        self.tally.received.fetch_add(times.len() as u64, Ordering::Relaxed);
+        self.tally
+            .received
+            .fetch_add(times.len() as u64, Ordering::Relaxed);
         if let Some(histogram) = &mut *self.tally.times.lock().expect("whole") {
-            times.into_iter().for_each(|time| histogram.saturating_record(time));
+            times
+                .into_iter()
+                .for_each(|time| histogram.saturating_record(time));
         }
         let keep = self.rest.len().saturating_sub(KEEP).max(from);
         self.rest.drain(..keep);

@@ -25,7 +25,11 @@ impl Client {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .user_agent(concat!("tidings/", env!("CARGO_PKG_VERSION")))
             .build();
-        Client { agent: config.into(), base: base.trim_end_matches('/').to_owned(), token }
+        Client {
+            agent: config.into(),
+            base: base.trim_end_matches('/').to_owned(),
+            token,
+        }
     }
 
     /// Posts JSON and gives back the answer; a problem is a [`Failure`] with its detail.
@@ -40,8 +44,15 @@ impl Client {
     }
 
     /// Opens an event stream.
-    pub(super) fn events(&self, path_and_query: &str, cursor: Option<&str>) -> Result<Events, Failure> {
-        let mut request = self.agent.get(format!("{}/events{path_and_query}", self.base)).header("Accept", "text/event-stream");
+    pub(super) fn events(
+        &self,
+        path_and_query: &str,
+        cursor: Option<&str>,
+    ) -> Result<Events, Failure> {
+        let mut request = self
+            .agent
+            .get(format!("{}/events{path_and_query}", self.base))
+            .header("Accept", "text/event-stream");
         if let Some(token) = &self.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
@@ -49,7 +60,10 @@ impl Client {
             request = request.header("Last-Event-ID", cursor);
         }
         let response = check(request.call().map_err(unreachable)?)?;
-        Ok(Events { lines: BufReader::new(response.into_body().into_reader()), id: None })
+        Ok(Events {
+            lines: BufReader::new(response.into_body().into_reader()),
+            id: None,
+        })
     }
 }
 
@@ -57,7 +71,9 @@ fn unreachable(error: ureq::Error) -> Failure {
     Failure::new(Exit::Unreachable, error)
 }
 
-fn check(mut response: ureq::http::Response<ureq::Body>) -> Result<ureq::http::Response<ureq::Body>, Failure> {
+fn check(
+    mut response: ureq::http::Response<ureq::Body>,
+) -> Result<ureq::http::Response<ureq::Body>, Failure> {
     let status = response.status().as_u16();
     if status < 400 {
         return Ok(response);
@@ -106,7 +122,10 @@ impl Iterator for Events {
                     continue;
                 }
                 let message = serde_json::from_str(&data).ok();
-                return Some(Received { message, cursor: self.id.clone() });
+                return Some(Received {
+                    message,
+                    cursor: self.id.clone(),
+                });
             }
             any = true;
             if let Some(id) = line.strip_prefix("id:") {

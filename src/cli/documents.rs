@@ -47,7 +47,10 @@ impl Reading {
             self.in_word = in_word;
             self.newlines += u64::from(character == '\n');
         }
-        self.ends_with_newline = text.chars().next_back().map_or(self.ends_with_newline, |last| last == '\n');
+        self.ends_with_newline = text
+            .chars()
+            .next_back()
+            .map_or(self.ends_with_newline, |last| last == '\n');
         self.cut = cut.to_vec();
         Ok(())
     }
@@ -58,7 +61,12 @@ impl Reading {
             return Err(NotText(self.bytes - self.cut.len() as u64));
         }
         let unended = self.bytes > 0 && !self.ends_with_newline;
-        let sha256: String = self.digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256: String = self
+            .digest
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         Ok(json!({
             "sha256": sha256,
             "bytes": self.bytes,
@@ -79,11 +87,17 @@ pub(super) fn files(folder: &Path, most: usize) -> io::Result<Vec<PathBuf>> {
             Err(error) if found.is_empty() && folders.is_empty() => return Err(error),
             Err(_) => continue,
         };
-        let mut entries: Vec<_> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
+        let mut entries: Vec<_> = entries
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .collect();
         entries.sort();
         for path in entries {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with('.') || matches!(&*name, "target" | "node_modules" | "data") || path.is_symlink() {
+            if name.starts_with('.')
+                || matches!(&*name, "target" | "node_modules" | "data")
+                || path.is_symlink()
+            {
                 continue;
             }
             if path.is_dir() {
@@ -110,7 +124,11 @@ impl Document {
     pub(super) fn open(path: &Path, part_bytes: usize) -> io::Result<Document> {
         let file = File::open(path)?;
         let bytes = file.metadata()?.len();
-        Ok(Document { file, bytes, part: vec![0; part_bytes] })
+        Ok(Document {
+            file,
+            bytes,
+            part: vec![0; part_bytes],
+        })
     }
 
     pub(super) fn parts(&self) -> u64 {
@@ -149,7 +167,11 @@ mod tests {
         let text = "Größe zählt,\nnicht   Länge. 🦀\nletzte Zeile".as_bytes();
         for part in 1..=text.len() {
             let counts = read(text, part).unwrap();
-            assert_eq!((&counts["lines"], &counts["words"]), (&json!(3), &json!(7)), "{part}");
+            assert_eq!(
+                (&counts["lines"], &counts["words"]),
+                (&json!(3), &json!(7)),
+                "{part}"
+            );
         }
         assert_eq!(read(b"", 8).unwrap()["lines"], 0);
         let of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
@@ -158,7 +180,15 @@ mod tests {
 
     #[test]
     fn what_is_not_text_is_told_by_its_byte() {
-        assert_eq!(read(b"ab\xffcd", 3).unwrap_err().to_string(), "not a text file: no UTF-8 at byte 2");
-        assert_eq!(read("é".as_bytes().split_last().unwrap().1, 3).unwrap_err().0, 0);
+        assert_eq!(
+            read(b"ab\xffcd", 3).unwrap_err().to_string(),
+            "not a text file: no UTF-8 at byte 2"
+        );
+        assert_eq!(
+            read("é".as_bytes().split_last().unwrap().1, 3)
+                .unwrap_err()
+                .0,
+            0
+        );
     }
 }

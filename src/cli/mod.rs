@@ -73,7 +73,10 @@ struct Failure {
 
 impl Failure {
     fn new(exit: Exit, message: impl Display) -> Failure {
-        Failure { exit, message: message.to_string() }
+        Failure {
+            exit,
+            message: message.to_string(),
+        }
     }
 }
 

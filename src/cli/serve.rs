@@ -34,20 +34,30 @@ pub(super) fn init_logging() {
         let root = metadata.target().split("::").next().unwrap_or_default();
         !SILENCED.contains(&root)
     });
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(discreet);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_filter(discreet);
     // Somebody has set a logger before, if this fails; then that one is used.
-    let _ = tracing_subscriber::registry().with(lines).with(filter).try_init();
+    let _ = tracing_subscriber::registry()
+        .with(lines)
+        .with(filter)
+        .try_init();
 }
 
 /// The server, announcing itself on standard output once it listens.
 pub(super) fn server() -> Result<Rocket<Build>, Failure> {
     let rocket = crate::server(super::figment())?;
-    Ok(rocket.attach(AdHoc::on_liftoff("Tidings: announce", |rocket| {
-        Box::pin(async move {
-            let config = rocket.config();
-            println!("Tidings listens on http://{}", std::net::SocketAddr::new(config.address, config.port));
-        })
-    })))
+    Ok(
+        rocket.attach(AdHoc::on_liftoff("Tidings: announce", |rocket| {
+            Box::pin(async move {
+                let config = rocket.config();
+                println!(
+                    "Tidings listens on http://{}",
+                    std::net::SocketAddr::new(config.address, config.port)
+                );
+            })
+        })),
+    )
 }
 
 /// Serves until it is told to stop, then finishes what was published.

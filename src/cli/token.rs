@@ -36,11 +36,24 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.school.is_none() && arguments.role != Role::Admin {
-        return Err(Failure::new(Exit::Failed, "--school is required unless --role is admin"));
+        return Err(Failure::new(
+            Exit::Failed,
+            "--school is required unless --role is admin",
+        ));
     }
     let keys = Keys::from_settings(&super::settings()?)?;
     let channels = (!arguments.channels.is_empty()).then_some(arguments.channels);
-    println!("{}", mint(&keys, arguments.school, arguments.role, &arguments.sub, arguments.ttl, channels)?);
+    println!(
+        "{}",
+        mint(
+            &keys,
+            arguments.school,
+            arguments.role,
+            &arguments.sub,
+            arguments.ttl,
+            channels
+        )?
+    );
     Ok(())
 }
 
@@ -82,7 +95,9 @@ fn channel(text: &str) -> Result<Channel, String> {
 /// A number and a unit: `s`, `m`, `h` or `d`.
 fn duration(text: &str) -> Result<Duration, String> {
     let expected = || "is a number and s, m, h or d, for example 30m".to_owned();
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(expected)?;
+    let (number, unit) = text
+        .split_at_checked(text.len().saturating_sub(1))
+        .ok_or_else(expected)?;
     let unit_secs = match unit {
         "s" => 1,
         "m" => 60,
@@ -92,8 +107,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     };
     let number: u64 = number.parse().map_err(|_| expected())?;
     // A century is the longest that does not overflow a date further on.
-    let secs = number.checked_mul(unit_secs).filter(|secs| (1..=3_155_760_000).contains(secs));
-    secs.map(Duration::from_secs).ok_or_else(|| "is from 1s to 36525d".to_owned())
+    let secs = number
+        .checked_mul(unit_secs)
+        .filter(|secs| (1..=3_155_760_000).contains(secs));
+    secs.map(Duration::from_secs)
+        .ok_or_else(|| "is from 1s to 36525d".to_owned())
 }
 
 #[cfg(test)]
@@ -104,7 +122,17 @@ mod tests {
     fn durations_have_a_number_and_a_unit() {
         assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("2d"), Ok(Duration::from_secs(172_800)));
-        for text in ["", "h", "1", "-1h", "1.5h", "0s", "é", "99999999999999999999d", "40000d"] {
+        for text in [
+            "",
+            "h",
+            "1",
+            "-1h",
+            "1.5h",
+            "0s",
+            "é",
+            "99999999999999999999d",
+            "40000d",
+        ] {
             assert!(duration(text).is_err(), "{text}");
         }
     }

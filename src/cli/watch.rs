@@ -68,9 +68,17 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 delay = RETRY;
                 let (received, messages) = sync_channel(READ_AHEAD);
                 // Ends with the connection, or when nobody takes its messages any more.
-                std::thread::spawn(move || events.map(|event| received.send(event)).take_while(Result::is_ok).for_each(drop));
+                std::thread::spawn(move || {
+                    events
+                        .map(|event| received.send(event))
+                        .take_while(Result::is_ok)
+                        .for_each(drop)
+                });
                 loop {
-                    let Received { message, cursor: at } = match messages.recv_timeout(SILENCE) {
+                    let Received {
+                        message,
+                        cursor: at,
+                    } = match messages.recv_timeout(SILENCE) {
                         Ok(received) => received,
                         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
                     };
@@ -82,11 +90,14 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                             return Err(Failure::new(Exit::Denied, "the token has expired"));
                         }
                         Some("closing") if message["reconnect"] == false => {
-                            let reason = message["reason"].as_str().unwrap_or("closed by the server");
+                            let reason =
+                                message["reason"].as_str().unwrap_or("closed by the server");
                             return Err(Failure::new(Exit::Failed, reason));
                         }
                         Some("closing") => {
-                            delay = Duration::from_millis(message["retry_ms"].as_u64().unwrap_or(0)).clamp(RETRY, RETRY_MAX);
+                            delay =
+                                Duration::from_millis(message["retry_ms"].as_u64().unwrap_or(0))
+                                    .clamp(RETRY, RETRY_MAX);
                         }
                         _ => {}
                     }
@@ -102,10 +113,15 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 }
             }
             // Nobody there from the start is a mistake; later it is a server that will come back.
-            Err(failure) if failure.exit != Exit::Unreachable || !connected_once => return Err(failure),
+            Err(failure) if failure.exit != Exit::Unreachable || !connected_once => {
+                return Err(failure);
+            }
             Err(_) => {}
         }
-        screen.say(&format!("connection lost; trying again in {} s", delay.as_secs()));
+        screen.say(&format!(
+            "connection lost; trying again in {} s",
+            delay.as_secs()
+        ));
         std::thread::sleep(delay);
         delay = (delay * 2).min(RETRY_MAX);
     }
@@ -135,7 +151,11 @@ struct Screen {
 
 impl Screen {
     fn new(json: bool) -> Screen {
-        Screen { json, bars: MultiProgress::new(), jobs: HashMap::new() }
+        Screen {
+            json,
+            bars: MultiProgress::new(),
+            jobs: HashMap::new(),
+        }
     }
 
     fn say(&self, text: &str) {
@@ -158,12 +178,24 @@ impl Screen {
     fn show_job(&mut self, message: &Value) {
         let text = |field: &str| message[field].as_str().unwrap_or_default();
         let (id, status) = (text("job_id"), text("status"));
-        let name = message["metadata"]["path"].as_str().unwrap_or(id).to_owned();
-        let line = || format!("{status:<11} {:>4} {name}  {}", percent(message), text("message"));
+        let name = message["metadata"]["path"]
+            .as_str()
+            .unwrap_or(id)
+            .to_owned();
+        let line = || {
+            format!(
+                "{status:<11} {:>4} {name}  {}",
+                percent(message),
+                text("message")
+            )
+        };
         let ended = outcome(message);
         // Where there is no terminal, and for jobs that were over before we looked, a line each.
         let quiet = ended.is_some() && message["snapshot"] == true && !self.jobs.contains_key(id);
-        if self.bars.is_hidden() || quiet || (self.jobs.len() >= BARS_MAX && !self.jobs.contains_key(id)) {
+        if self.bars.is_hidden()
+            || quiet
+            || (self.jobs.len() >= BARS_MAX && !self.jobs.contains_key(id))
+        {
             if self.bars.is_hidden() {
                 println!("{}", line());
             } else {
@@ -180,8 +212,16 @@ impl Screen {
         });
         bar.set_prefix(name.clone());
         bar.set_position(message["progress"].as_f64().unwrap_or(0.0) as u64);
-        let stalled = if message["stalled"] == true { "STALLED " } else { "" };
-        bar.set_message(format!("{stalled}{}{}", text("message"), time_left(message)));
+        let stalled = if message["stalled"] == true {
+            "STALLED "
+        } else {
+            ""
+        };
+        bar.set_message(format!(
+            "{stalled}{}{}",
+            text("message"),
+            time_left(message)
+        ));
         if ended.is_some() {
             bar.finish_and_clear();
             let line = line();
@@ -196,11 +236,17 @@ impl Screen {
 }
 
 fn percent(message: &Value) -> String {
-    message["progress"].as_f64().map_or("?".to_owned(), |progress| format!("{progress:.0}%"))
+    message["progress"]
+        .as_f64()
+        .map_or("?".to_owned(), |progress| format!("{progress:.0}%"))
 }
 
 fn time_left(message: &Value) -> String {
-    let at = message["eta_at"].as_str().and_then(|at| chrono::DateTime::parse_from_rfc3339(at).ok());
+    let at = message["eta_at"]
+        .as_str()
+        .and_then(|at| chrono::DateTime::parse_from_rfc3339(at).ok());
     let left = at.map(|at| (at.to_utc() - chrono::Utc::now()).num_seconds().max(0));
-    left.map_or(String::new(), |secs| format!(" ({}:{:02} left)", secs / 60, secs % 60))
+    left.map_or(String::new(), |secs| {
+        format!(" ({}:{:02} left)", secs / 60, secs % 60)
+    })
 }

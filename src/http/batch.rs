@@ -37,15 +37,28 @@ async fn batch(
     caller.require(Role::Worker)?;
     let settings = tidings.settings();
     let bytes = body::read(data, settings.batch_limit_bytes).await?;
-    let lines = || bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+    let lines = || {
+        bytes
+            .split(|byte| *byte == b'\n')
+            .map(<[u8]>::trim_ascii)
+            .filter(|line| !line.is_empty())
+    };
     if lines().nth(settings.batch_limit_commands).is_some() {
-        let detail = format!("a batch has at most {} commands", settings.batch_limit_commands);
+        let detail = format!(
+            "a batch has at most {} commands",
+            settings.batch_limit_commands
+        );
         return Err(Problem::new(Kind::BodyTooLarge, detail));
     }
     let mut envelopes = Vec::new();
     let mut refusals = Vec::new();
     for (index, line) in lines().enumerate() {
-        match envelope(line, &caller, key.of_command(index + 1, line), settings.body_limit_bytes) {
+        match envelope(
+            line,
+            &caller,
+            key.of_command(index + 1, line),
+            settings.body_limit_bytes,
+        ) {
             Ok(envelope) => {
                 envelopes.push(envelope);
                 refusals.push(None);
@@ -53,23 +66,32 @@ async fn batch(
             Err(problem) => refusals.push(Some(problem)),
         }
     }
-    let mut receipts = tidings.publisher().batch(caller.school, envelopes).await?.into_iter();
+    let mut receipts = tidings
+        .publisher()
+        .batch(caller.school, envelopes)
+        .await?
+        .into_iter();
     let upper = settings.status_case == StatusCase::Upper;
     let mut answer = Vec::with_capacity(refusals.len() * 512);
     for (index, refusal) in refusals.into_iter().enumerate() {
         let result = match refusal {
             Some(problem) => Err(problem),
-            None => receipts.next().expect("a store answers every command").map_err(Problem::from),
+            None => receipts
+                .next()
+                .expect("a store answers every command")
+                .map_err(Problem::from),
         };
         let number = index + 1;
         match result {
             Ok(receipt) => {
-                write!(answer, r#"{{"line":{number},"status":200,"event":"#).expect("writing to memory succeeds");
+                write!(answer, r#"{{"line":{number},"status":200,"event":"#)
+                    .expect("writing to memory succeeds");
                 answer.extend(wire::event_json(receipt.event(), upper));
             }
             Err(problem) => {
                 let status = problem.status();
-                write!(answer, r#"{{"line":{number},"status":{status},"problem":"#).expect("writing to memory succeeds");
+                write!(answer, r#"{{"line":{number},"status":{status},"problem":"#)
+                    .expect("writing to memory succeeds");
                 serde_json::to_writer(&mut answer, &problem).expect("a problem is JSON");
             }
         }
@@ -83,14 +105,23 @@ struct Rest(Map<String, Value>);
 
 impl Parse for Rest {
     fn body<T: DeserializeOwned>(self) -> Result<T, Problem> {
-        T::deserialize(Value::Object(self.0)).map_err(|error| Problem::new(Kind::InvalidBody, error.to_string()))
+        T::deserialize(Value::Object(self.0))
+            .map_err(|error| Problem::new(Kind::InvalidBody, error.to_string()))
     }
 }
 
 /// Reads `{"op": "jobs.<verb>", "job_id": …, "idempotency_key": …, and the verb's own fields}`.
-fn envelope(line: &[u8], caller: &Caller, key: Option<Idempotency>, limit: u64) -> Result<Envelope, Problem> {
+fn envelope(
+    line: &[u8],
+    caller: &Caller,
+    key: Option<Idempotency>,
+    limit: u64,
+) -> Result<Envelope, Problem> {
     if line.len() as u64 > limit {
-        return Err(Problem::new(Kind::BodyTooLarge, format!("a command has at most {limit} bytes")));
+        return Err(Problem::new(
+            Kind::BodyTooLarge,
+            format!("a command has at most {limit} bytes"),
+        ));
     }
     let invalid = |detail: &str| Problem::new(Kind::InvalidBody, detail.to_owned());
     let mut object: Map<String, Value> = body::parse(line)?;
@@ -100,11 +131,18 @@ fn envelope(line: &[u8], caller: &Caller, key: Option<Idempotency>, limit: u64) 
     let own_key = match object.remove("idempotency_key") {
         None => key,
         Some(Value::String(own)) if (1..=IDEMPOTENCY_KEY_MAX_BYTES).contains(&own.len()) => {
-            Some(Idempotency { key: own, fingerprint: body::fingerprint("batch", line) })
+            Some(Idempotency {
+                key: own,
+                fingerprint: body::fingerprint("batch", line),
+            })
         }
         Some(_) => return Err(invalid("`idempotency_key` is a string of 1 to 128 bytes")),
     };
-    let no_such_op = || invalid("`op` is jobs.create, .queue, .start, .progress, .complete, .fail, .cancel or .retry");
+    let no_such_op = || {
+        invalid(
+            "`op` is jobs.create, .queue, .start, .progress, .complete, .fail, .cancel or .retry",
+        )
+    };
     let verb = op.strip_prefix("jobs.").ok_or_else(no_such_op)?;
     let mut envelope = if verb == "create" {
         Envelope::from(Rest(object).body::<job::Create>()?)
@@ -112,11 +150,20 @@ fn envelope(line: &[u8], caller: &Caller, key: Option<Idempotency>, limit: u64) 
         let Some(Value::String(id)) = object.remove("job_id") else {
             return Err(invalid("`job_id` is missing"));
         };
-        let subject: SubjectId = id.parse().map_err(|_| kind::RuleError::NotFound { noun: "Job", id })?;
+        let subject: SubjectId = id
+            .parse()
+            .map_err(|_| kind::RuleError::NotFound { noun: "Job", id })?;
         let command = jobs::command(verb, Rest(object)).ok_or_else(no_such_op)??;
-        Envelope { subject, command: kind::Command::Job(command), idempotency: None }
+        Envelope {
+            subject,
+            command: kind::Command::Job(command),
+            idempotency: None,
+        }
     };
-    caller.access.reach(caller.school, &Channel::Subject(job::KIND, envelope.subject.clone()))?;
+    caller.access.reach(
+        caller.school,
+        &Channel::Subject(job::KIND, envelope.subject.clone()),
+    )?;
     envelope.idempotency = own_key;
     Ok(envelope)
 }

@@ -17,7 +17,9 @@ fn preflight() -> Status {
 }
 
 pub(super) fn fairing() -> impl Fairing {
-    AdHoc::on_response("Tidings: CORS", |request, response| Box::pin(async move { allow(request, response) }))
+    AdHoc::on_response("Tidings: CORS", |request, response| {
+        Box::pin(async move { allow(request, response) })
+    })
 }
 
 fn allow(request: &Request<'_>, response: &mut Response<'_>) {
@@ -27,14 +29,21 @@ fn allow(request: &Request<'_>, response: &mut Response<'_>) {
     }
     response.adjoin_header(Header::new("Vary", "Origin"));
     let origin = request.headers().get_one("Origin");
-    let Some(origin) = origin.filter(|origin| allowed.iter().any(|allowed| allowed == origin)) else {
+    let Some(origin) = origin.filter(|origin| allowed.iter().any(|allowed| allowed == origin))
+    else {
         return;
     };
-    response.set_header(Header::new("Access-Control-Allow-Origin", origin.to_owned()));
+    response.set_header(Header::new(
+        "Access-Control-Allow-Origin",
+        origin.to_owned(),
+    ));
     response.set_header(Header::new("Access-Control-Allow-Credentials", "true"));
     if request.method() == rocket::http::Method::Options {
         let headers = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID";
-        response.set_header(Header::new("Access-Control-Allow-Methods", "GET, POST, PUT"));
+        response.set_header(Header::new(
+            "Access-Control-Allow-Methods",
+            "GET, POST, PUT",
+        ));
         response.set_header(Header::new("Access-Control-Allow-Headers", headers));
         response.set_header(Header::new("Access-Control-Max-Age", "600"));
     }

@@ -35,7 +35,10 @@ impl Caller {
 
 /// The running Tidings of this application.
 pub(super) fn tidings<'r>(request: &'r Request<'_>) -> &'r Arc<Tidings> {
-    request.rocket().state::<Arc<Tidings>>().expect("the routes are mounted together with their state")
+    request
+        .rocket()
+        .state::<Arc<Tidings>>()
+        .expect("the routes are mounted together with their state")
 }
 
 #[rocket::async_trait]
@@ -73,12 +76,19 @@ pub(super) fn named_school(request: &Request<'_>) -> Result<Option<SchoolId>, Pr
 
 /// The first value of a query parameter, decoded.
 pub(super) fn query<'r>(request: &'r Request<'_>, name: &str) -> Option<&'r str> {
-    request.query_fields().find(|field| field.name == name).map(|field| field.value)
+    request
+        .query_fields()
+        .find(|field| field.name == name)
+        .map(|field| field.value)
 }
 
 /// The subprotocols that the client offers.
 pub(super) fn subprotocols<'r>(request: &'r Request<'_>) -> impl Iterator<Item = &'r str> {
-    request.headers().get("Sec-WebSocket-Protocol").flat_map(|line| line.split(',')).map(str::trim)
+    request
+        .headers()
+        .get("Sec-WebSocket-Protocol")
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
 }
 
 /// The subprotocol to answer with: browsers insist on one of those that they offered.
@@ -104,17 +114,25 @@ fn access(request: &Request<'_>, stream: bool) -> Result<Access, Problem> {
         if let Some(ticket) = query(request, "ticket") {
             return Ok(keys.verify_ticket(ticket)?);
         }
-        if let Some(token) = subprotocols(request).find_map(|protocol| protocol.strip_prefix(SUBPROTOCOL_PREFIX)) {
+        if let Some(token) =
+            subprotocols(request).find_map(|protocol| protocol.strip_prefix(SUBPROTOCOL_PREFIX))
+        {
             return Ok(keys.verify(token)?);
         }
     }
     let settings = tidings.settings();
     if let Some(cookie) = request.cookies().get(&settings.cookie_name) {
         // A browser sends the cookie whoever's page asks: only our own may act or open a socket with it.
-        let acts = !matches!(request.method(), Method::Get | Method::Head | Method::Options);
+        let acts = !matches!(
+            request.method(),
+            Method::Get | Method::Head | Method::Options
+        );
         let socket = request.headers().contains("Upgrade");
         if (acts || socket) && !is_own_page(request, &settings.allowed_origins) {
-            return Err(Problem::new(Kind::CrossOrigin, "the Origin header is not that of this server or an allowed one"));
+            return Err(Problem::new(
+                Kind::CrossOrigin,
+                "the Origin header is not that of this server or an allowed one",
+            ));
         }
         return Ok(keys.verify(cookie.value())?);
     }
@@ -135,10 +153,15 @@ fn is_own_page(request: &Request<'_>, allowed: &[String]) -> bool {
     let Some(origin) = request.headers().get_one("Origin") else {
         return true;
     };
-    let host = request.headers().get_one("Host").and_then(|host| Host::parse(host).ok());
+    let host = request
+        .headers()
+        .get_one("Host")
+        .and_then(|host| Host::parse(host).ok());
     let same = |host: Host<'_>| {
         let own = host.to_string();
-        origin.split_once("://").is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(&own))
+        origin
+            .split_once("://")
+            .is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(&own))
     };
     allowed.iter().any(|allowed| allowed == origin) || host.is_some_and(same)
 }

@@ -61,11 +61,18 @@ async fn create(
     let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
     let create: job::Create = body::parse(&bytes)?;
     let mut envelope = Envelope::from(create);
-    caller.access.reach(caller.school, &Channel::Subject(KIND, envelope.subject.clone()))?;
+    caller.access.reach(
+        caller.school,
+        &Channel::Subject(KIND, envelope.subject.clone()),
+    )?;
     envelope.idempotency = key.with(&bytes);
     let receipt = tidings.publisher().publish(caller.school, envelope).await?;
     let location = Some(format!("/api/jobs/{}", receipt.event().subject));
-    Ok(Json { status: Status::Created, location, ..answer(tidings, &receipt) })
+    Ok(Json {
+        status: Status::Created,
+        location,
+        ..answer(tidings, &receipt)
+    })
 }
 
 #[post("/api/jobs/<id>/<verb>", data = "<data>")]
@@ -80,24 +87,49 @@ async fn act(
     let (caller, key) = (caller?, key?);
     caller.require(Role::Worker)?;
     let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
-    let no_such_verb = || Problem::new(Kind::NotFound, "a job has queue, start, progress, complete, fail, cancel and retry");
+    let no_such_verb = || {
+        Problem::new(
+            Kind::NotFound,
+            "a job has queue, start, progress, complete, fail, cancel and retry",
+        )
+    };
     let command = command(verb, &*bytes).ok_or_else(no_such_verb)??;
     let subject = subject(id)?;
-    caller.access.reach(caller.school, &Channel::Subject(KIND, subject.clone()))?;
-    let envelope = Envelope { subject, command: kind::Command::Job(command), idempotency: key.with(&bytes) };
-    let receipt = tidings.publisher().publish(caller.school, envelope).await.map_err(|error| match error {
-        PublishError::Command(error) => Problem::from(error),
-        PublishError::Store(error) => error.into(),
-    })?;
+    caller
+        .access
+        .reach(caller.school, &Channel::Subject(KIND, subject.clone()))?;
+    let envelope = Envelope {
+        subject,
+        command: kind::Command::Job(command),
+        idempotency: key.with(&bytes),
+    };
+    let receipt = tidings
+        .publisher()
+        .publish(caller.school, envelope)
+        .await
+        .map_err(|error| match error {
+            PublishError::Command(error) => Problem::from(error),
+            PublishError::Store(error) => error.into(),
+        })?;
     Ok(answer(tidings, &receipt))
 }
 
 #[get("/api/jobs/<id>")]
-async fn read(id: &str, caller: Result<Caller, Problem>, tidings: &State<Arc<Tidings>>) -> Result<Json, Problem> {
+async fn read(
+    id: &str,
+    caller: Result<Caller, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
     let caller = caller?;
     let subject = subject(id)?;
-    caller.access.reach(caller.school, &Channel::Subject(KIND, subject.clone()))?;
-    let stored = tidings.store().job(caller.school, subject).await?.ok_or_else(|| not_found(id))?;
+    caller
+        .access
+        .reach(caller.school, &Channel::Subject(KIND, subject.clone()))?;
+    let stored = tidings
+        .store()
+        .job(caller.school, subject)
+        .await?
+        .ok_or_else(|| not_found(id))?;
     Ok(Json::ok(resource(&stored, is_upper(tidings))))
 }
 
@@ -108,7 +140,9 @@ async fn list(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let (caller, ListQuery(asked)) = (caller?, asked?);
-    caller.access.reach(caller.school, &Channel::Collection(KIND))?;
+    caller
+        .access
+        .reach(caller.school, &Channel::Collection(KIND))?;
     let page = tidings.store().jobs(caller.school, asked).await?;
     let mut json = br#"{"jobs":["#.to_vec();
     for (index, stored) in page.jobs.iter().enumerate() {
@@ -117,8 +151,13 @@ async fn list(
         }
         json.extend(resource(stored, is_upper(tidings)));
     }
-    let cursor = Cursor { epoch: tidings.store().epoch(), seq: page.head };
-    let next = page.next.map_or("null".to_owned(), |next| format!("\"{next}\""));
+    let cursor = Cursor {
+        epoch: tidings.store().epoch(),
+        seq: page.head,
+    };
+    let next = page
+        .next
+        .map_or("null".to_owned(), |next| format!("\"{next}\""));
     json.extend(format!(r#"],"next":{next},"cursor":"{cursor}"}}"#).into_bytes());
     Ok(Json::ok(json))
 }
@@ -142,7 +181,10 @@ fn list_query(request: &Request<'_>) -> Result<JobQuery, Problem> {
     let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
     let (statuses, job_types) = job_filters(request)?;
     let number = |name: &str| -> Result<Option<u64>, Problem> {
-        let parse = |text: &str| text.parse().map_err(|_| invalid(format!("`{name}` is not a number from an answer")));
+        let parse = |text: &str| {
+            text.parse()
+                .map_err(|_| invalid(format!("`{name}` is not a number from an answer")))
+        };
         query(request, name).map(parse).transpose()
     };
     let limit = number("limit")?.unwrap_or(PAGE_DEFAULT as u64);
@@ -156,7 +198,9 @@ fn list_query(request: &Request<'_>) -> Result<JobQuery, Problem> {
     Ok(JobQuery {
         statuses,
         job_types,
-        text: query(request, "q").filter(|text| !text.is_empty()).map(str::to_owned),
+        text: query(request, "q")
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned),
         before,
         limit: limit as usize,
     })
@@ -175,7 +219,10 @@ pub(super) fn job_filters(request: &Request<'_>) -> Result<(Vec<JobStatus>, Vec<
         }
     }
     if statuses.len().max(job_types.len()) > FILTER_VALUES_MAX {
-        return Err(Problem::new(Kind::InvalidQuery, format!("a filter has at most {FILTER_VALUES_MAX} values")));
+        return Err(Problem::new(
+            Kind::InvalidQuery,
+            format!("a filter has at most {FILTER_VALUES_MAX} values"),
+        ));
     }
     Ok((statuses, job_types))
 }
@@ -186,7 +233,11 @@ fn subject(id: &str) -> Result<SubjectId, Problem> {
 }
 
 fn not_found(id: &str) -> Problem {
-    RuleError::NotFound { noun: "Job", id: id.to_owned() }.into()
+    RuleError::NotFound {
+        noun: "Job",
+        id: id.to_owned(),
+    }
+    .into()
 }
 
 fn is_upper(tidings: &Tidings) -> bool {
@@ -202,7 +253,11 @@ fn answer(tidings: &Tidings, receipt: &Receipt) -> Json {
 fn resource(stored: &StoredJob, upper: bool) -> Vec<u8> {
     let mut json = wire::event_json(&stored.event, upper);
     json.pop();
-    let optional = |at: Option<_>| at.map_or("null".to_owned(), |at| format!("\"{}\"", wire::timestamp(at)));
+    let optional = |at: Option<_>| {
+        at.map_or("null".to_owned(), |at| {
+            format!("\"{}\"", wire::timestamp(at))
+        })
+    };
     let job = &stored.job;
     let times = format!(
         r#","created_at":"{}","heard_at":"{}","started_at":{},"finished_at":{}}}"#,

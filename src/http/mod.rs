@@ -24,7 +24,15 @@ use crate::service::Tidings;
 
 /// Every route.
 pub fn routes() -> Vec<Route> {
-    [health::routes(), jobs::routes(), batch::routes(), tickets::routes(), stream::routes(), cors::routes()].concat()
+    [
+        health::routes(),
+        jobs::routes(),
+        batch::routes(),
+        tickets::routes(),
+        stream::routes(),
+        cors::routes(),
+    ]
+    .concat()
 }
 
 /// Errors of the framework (no such route, a request that it could not read) as problems, too.
@@ -36,7 +44,9 @@ pub fn catchers() -> Vec<Catcher> {
 /// its routes at `base`.
 pub fn fairing(base: &'static str) -> impl Fairing {
     AdHoc::try_on_ignite("Tidings", move |rocket| async move {
-        let started = Settings::from_figment(rocket.figment()).map_err(Into::into).and_then(Tidings::start);
+        let started = Settings::from_figment(rocket.figment())
+            .map_err(Into::into)
+            .and_then(Tidings::start);
         match started {
             Ok(tidings) => Ok(mount(rocket, base, Arc::new(tidings))),
             Err(error) => {
@@ -54,12 +64,16 @@ pub fn mount(rocket: Rocket<Build>, base: &'static str, tidings: Arc<Tidings>) -
         .mount(base, routes())
         .register(base, catchers())
         .attach(cors::fairing())
-        .attach(AdHoc::on_shutdown("Tidings: close streams", |rocket| Box::pin(drain(rocket))))
+        .attach(AdHoc::on_shutdown("Tidings: close streams", |rocket| {
+            Box::pin(drain(rocket))
+        }))
 }
 
 /// Tells every stream to close and waits until they are gone, as long as Rocket lets them.
 async fn drain(rocket: &Rocket<Orbit>) {
-    let Some(tidings) = rocket.state::<Arc<Tidings>>() else { return };
+    let Some(tidings) = rocket.state::<Arc<Tidings>>() else {
+        return;
+    };
     tidings.stop();
     let until = Instant::now() + Duration::from_secs(rocket.config().shutdown.grace.into());
     while tidings.streams() > 0 && Instant::now() < until {

@@ -83,7 +83,13 @@ impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Problem {
         let (status, uri, title) = kind.parts();
         let code = uri.strip_prefix(URI_PREFIX).unwrap_or(uri);
-        Problem { uri, title, status, detail: detail.into(), code }
+        Problem {
+            uri,
+            title,
+            status,
+            detail: detail.into(),
+            code,
+        }
     }
 
     pub(crate) fn status(&self) -> u16 {
@@ -170,7 +176,9 @@ impl From<NotReady> for Problem {
     fn from(error: NotReady) -> Problem {
         match error {
             NotReady::Store(error) => error.into(),
-            NotReady::Late | NotReady::Stopping => Problem::new(Kind::Unavailable, error.to_string()),
+            NotReady::Late | NotReady::Stopping => {
+                Problem::new(Kind::Unavailable, error.to_string())
+            }
         }
     }
 }

@@ -33,13 +33,20 @@ struct Answer {
 }
 
 #[post("/api/tickets", data = "<data>")]
-async fn ticket(caller: Result<Caller, Problem>, data: Data<'_>, tidings: &State<Arc<Tidings>>) -> Result<Json, Problem> {
+async fn ticket(
+    caller: Result<Caller, Problem>,
+    data: Data<'_>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
     let caller = caller?;
     let settings = tidings.settings();
     let asked: Asked = body::parse(&body::read(data, settings.body_limit_bytes).await?)?;
     let invalid = |detail: String| Problem::new(Kind::InvalidBody, detail);
     if asked.channels.is_empty() || asked.channels.len() > settings.channels_per_connection {
-        return Err(invalid(format!("`channels` has 1 to {} entries", settings.channels_per_connection)));
+        return Err(invalid(format!(
+            "`channels` has 1 to {} entries",
+            settings.channels_per_connection
+        )));
     }
     let mut channels = Vec::with_capacity(asked.channels.len());
     for text in &asked.channels {
@@ -47,15 +54,28 @@ async fn ticket(caller: Result<Caller, Problem>, data: Data<'_>, tidings: &State
         caller.access.reach(caller.school, &channel)?;
         channels.push(channel);
     }
-    let ticket = tidings.keys().ticket(&caller.access, caller.school, &channels, Utc::now())?;
+    let ticket = tidings
+        .keys()
+        .ticket(&caller.access, caller.school, &channels, Utc::now())?;
     let path = match channels.as_slice() {
         [channel] => format!("/events/{channel}?"),
         several => {
-            let query: Vec<_> = several.iter().map(|channel| format!("channel={channel}&")).collect();
+            let query: Vec<_> = several
+                .iter()
+                .map(|channel| format!("channel={channel}&"))
+                .collect();
             format!("/events?{}", query.concat())
         }
     };
-    let answer = Answer { url: format!("{path}ticket={}", ticket.ticket), ticket: ticket.ticket, expires_at: ticket.expires_at };
+    let answer = Answer {
+        url: format!("{path}ticket={}", ticket.ticket),
+        ticket: ticket.ticket,
+        expires_at: ticket.expires_at,
+    };
     let bytes = serde_json::to_vec(&answer).expect("a ticket is JSON");
-    Ok(Json { status: Status::Created, bytes, location: None })
+    Ok(Json {
+        status: Status::Created,
+        bytes,
+        location: None,
+    })
 }

@@ -46,7 +46,12 @@ pub enum Mail {
 
 impl Mailbox {
     pub(super) fn new(capacity: usize, fold: bool, filter: Filter) -> Mailbox {
-        Mailbox { capacity, fold, filter, slots: Mutex::default() }
+        Mailbox {
+            capacity,
+            fold,
+            filter,
+            slots: Mutex::default(),
+        }
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
@@ -55,7 +60,10 @@ impl Mailbox {
 
     /// Takes an event in and wakes the reader.
     pub(super) fn offer(&self, event: &Arc<Event>) {
-        if !self.filter.passes(event.draft.status, event.draft.category.as_deref()) {
+        if !self
+            .filter
+            .passes(event.draft.status, event.draft.category.as_deref())
+        {
             return;
         }
         let mut slots = self.slots();
@@ -136,10 +144,30 @@ pub(super) mod tests {
     pub(in crate::hub) const JOBS: Kind = Kind::new("jobs");
 
     pub(in crate::hub) fn event(seq: u64, subject: &str, milestone: bool) -> Arc<Event> {
-        let cursor = Cursor { epoch: "00000001".parse().unwrap(), seq };
-        let class = if milestone { Class::Milestone } else { Class::Tick };
-        let draft = Draft { name: "job_progress", class, status: "in_progress", category: None, fields: "{\"a\":1}".into() };
-        Arc::new(Event::new(cursor, 1.try_into().unwrap(), JOBS, subject.parse().unwrap(), DateTime::UNIX_EPOCH, draft))
+        let cursor = Cursor {
+            epoch: "00000001".parse().unwrap(),
+            seq,
+        };
+        let class = if milestone {
+            Class::Milestone
+        } else {
+            Class::Tick
+        };
+        let draft = Draft {
+            name: "job_progress",
+            class,
+            status: "in_progress",
+            category: None,
+            fields: "{\"a\":1}".into(),
+        };
+        Arc::new(Event::new(
+            cursor,
+            1.try_into().unwrap(),
+            JOBS,
+            subject.parse().unwrap(),
+            DateTime::UNIX_EPOCH,
+            draft,
+        ))
     }
 
     fn take(mailbox: &Mailbox) -> Option<Mail> {
@@ -198,7 +226,10 @@ pub(super) mod tests {
 
     #[test]
     fn a_filter_keeps_out_what_is_not_wanted() {
-        let filter = Filter { statuses: ["failed".to_owned()].into(), ..Filter::default() };
+        let filter = Filter {
+            statuses: ["failed".to_owned()].into(),
+            ..Filter::default()
+        };
         let mailbox = Mailbox::new(4, true, filter);
         mailbox.offer(&event(1, "a", true));
         assert!(take(&mailbox).is_none());

@@ -100,7 +100,12 @@ impl Hub {
 
     /// Begins to listen to `scope`. Read the store only afterwards: an event committed between a read and a
     /// later attachment would be in neither (invariant 5). With `fold`, ticks may fold in the mailbox.
-    pub fn attach(self: &Arc<Self>, scope: &Scope, fold: bool, max_streams: usize) -> Result<Attachment, HubFull> {
+    pub fn attach(
+        self: &Arc<Self>,
+        scope: &Scope,
+        fold: bool,
+        max_streams: usize,
+    ) -> Result<Attachment, HubFull> {
         if self.attached.fetch_add(1, Ordering::Relaxed) >= max_streams {
             self.attached.fetch_sub(1, Ordering::Relaxed);
             return Err(HubFull);
@@ -108,7 +113,11 @@ impl Hub {
         let mut attachment = Attachment {
             hub: Arc::clone(self),
             school: self.school(scope.school),
-            mailbox: Arc::new(Mailbox::new(self.mailbox_capacity, fold, scope.filter.clone())),
+            mailbox: Arc::new(Mailbox::new(
+                self.mailbox_capacity,
+                fold,
+                scope.filter.clone(),
+            )),
             id: self.next_mailbox.fetch_add(1, Ordering::Relaxed),
             channels: Vec::new(),
         };
@@ -123,12 +132,21 @@ impl Hub {
 
     /// How many schools are in memory.
     pub fn schools(&self) -> usize {
-        self.schools.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.schools
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// Tells every connection to close, each with its own `close`.
     pub fn close_all(&self, mut close: impl FnMut() -> Close) {
-        let schools: Vec<_> = self.schools.read().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect();
+        let schools: Vec<_> = self
+            .schools
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .map(Arc::clone)
+            .collect();
         for school in schools {
             let room = lock(&school);
             room.listeners().for_each(|mailbox| mailbox.close(close()));
@@ -139,14 +157,21 @@ impl Hub {
     pub fn forget_idle(&self) {
         let mut schools = self.schools.write().unwrap_or_else(PoisonError::into_inner);
         // Whoever attaches or offers holds a clone, got under this lock: with one owner nobody can be about to.
-        schools.retain(|_, school| Arc::strong_count(school) > 1 || lock(school).last_offer.elapsed() < WINDOW_IDLE);
+        schools.retain(|_, school| {
+            Arc::strong_count(school) > 1 || lock(school).last_offer.elapsed() < WINDOW_IDLE
+        });
         if schools.len() < schools.capacity() / 4 {
             schools.shrink_to_fit();
         }
     }
 
     fn school(&self, id: SchoolId) -> Arc<School> {
-        let found = self.schools.read().unwrap_or_else(PoisonError::into_inner).get(&id).map(Arc::clone);
+        let found = self
+            .schools
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .map(Arc::clone);
         found.unwrap_or_else(|| {
             let mut schools = self.schools.write().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(schools.entry(id).or_insert_with(|| {
@@ -175,7 +200,11 @@ impl Room {
         }
         if let Some(topic) = self.kinds.get(&event.kind) {
             let subject = topic.subjects.get(&event.subject);
-            for mailbox in topic.all.values().chain(subject.into_iter().flat_map(Listeners::values)) {
+            for mailbox in topic
+                .all
+                .values()
+                .chain(subject.into_iter().flat_map(Listeners::values))
+            {
                 mailbox.offer(event);
             }
         }
@@ -187,7 +216,9 @@ impl Room {
         self.window.push_back(Arc::clone(event));
         self.window_bytes += event.draft.fields.len();
         while self.window.len() > window_events || self.window_bytes > WINDOW_MAX_BYTES {
-            let Some(oldest) = self.window.pop_front() else { break };
+            let Some(oldest) = self.window.pop_front() else {
+                break;
+            };
             self.window_bytes -= oldest.draft.fields.len();
         }
         self.head = Some(event.seq);
@@ -196,7 +227,10 @@ impl Room {
 
     fn listeners(&self) -> impl Iterator<Item = &Arc<Mailbox>> {
         let of_kinds = self.kinds.values().flat_map(|topic| {
-            topic.all.values().chain(topic.subjects.values().flat_map(Listeners::values))
+            topic
+                .all
+                .values()
+                .chain(topic.subjects.values().flat_map(Listeners::values))
         });
         self.everything.values().chain(of_kinds)
     }
@@ -205,9 +239,13 @@ impl Room {
         let listeners = match channel {
             Channel::School(_) => &mut self.everything,
             Channel::Collection(kind) => &mut self.kinds.entry(*kind).or_default().all,
-            Channel::Subject(kind, subject) => {
-                self.kinds.entry(*kind).or_default().subjects.entry(subject.clone()).or_default()
-            }
+            Channel::Subject(kind, subject) => self
+                .kinds
+                .entry(*kind)
+                .or_default()
+                .subjects
+                .entry(subject.clone())
+                .or_default(),
         };
         listeners.insert(id, Arc::clone(mailbox));
     }
@@ -216,7 +254,9 @@ impl Room {
         match channel {
             Channel::School(_) => leave(&mut self.everything, id),
             Channel::Collection(kind) | Channel::Subject(kind, _) => {
-                let Some(topic) = self.kinds.get_mut(kind) else { return };
+                let Some(topic) = self.kinds.get_mut(kind) else {
+                    return;
+                };
                 if let Channel::Subject(_, subject) = channel {
                     if let Some(listeners) = topic.subjects.get_mut(subject) {
                         leave(listeners, id);
@@ -278,7 +318,10 @@ impl Attachment {
             return None;
         }
         let skipped = (after + 1 - first) as usize;
-        Some((room.window.iter().skip(skipped).map(Arc::clone).collect(), head))
+        Some((
+            room.window.iter().skip(skipped).map(Arc::clone).collect(),
+            head,
+        ))
     }
 }
 
@@ -327,11 +370,18 @@ mod tests {
     fn the_window_answers_only_for_what_it_wholly_covers() {
         let hub = hub();
         let attachment = hub.attach(&scope(&[]), true, 10).unwrap();
-        assert!(attachment.window(0).is_none(), "nothing offered yet: only the store knows");
+        assert!(
+            attachment.window(0).is_none(),
+            "nothing offered yet: only the store knows"
+        );
         for seq in 3..=8 {
             hub.offer(&[event(seq, "a", true)]);
         }
-        let seqs = |after| attachment.window(after).map(|(events, head)| (events.iter().map(|e| e.seq).collect::<Vec<_>>(), head));
+        let seqs = |after| {
+            attachment
+                .window(after)
+                .map(|(events, head)| (events.iter().map(|e| e.seq).collect::<Vec<_>>(), head))
+        };
         assert_eq!(seqs(3), None, "4 has left the window");
         assert_eq!(seqs(4), Some((vec![5, 6, 7, 8], 8)));
         assert_eq!(seqs(7), Some((vec![8], 8)));

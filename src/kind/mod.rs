@@ -35,12 +35,20 @@ pub enum State {
 }
 
 /// The rules of whichever kind the command is for.
-pub fn apply(id: &SubjectId, state: Option<&State>, command: &Command, context: &Context<'_>) -> Result<Outcome<State>, RuleError> {
+pub fn apply(
+    id: &SubjectId,
+    state: Option<&State>,
+    command: &Command,
+    context: &Context<'_>,
+) -> Result<Outcome<State>, RuleError> {
     match command {
         Command::Job(command) => {
             let job = state.map(|State::Job(job)| &**job);
             let Outcome { state, drafts } = job::apply(id, job, command, context)?;
-            Ok(Outcome { state: State::Job(Box::new(state)), drafts })
+            Ok(Outcome {
+                state: State::Job(Box::new(state)),
+                drafts,
+            })
         }
     }
 }
@@ -79,12 +87,19 @@ impl State {
 
 /// The one copy of a status or an event's name that was read from the store.
 pub fn known_name(text: &str) -> Option<&'static str> {
-    NAMES.iter().flat_map(|names| names.iter()).copied().find(|name| *name == text)
+    NAMES
+        .iter()
+        .flat_map(|names| names.iter())
+        .copied()
+        .find(|name| *name == text)
 }
 
 /// The kind of this collection.
 pub fn known_kind(collection: &str) -> Option<Kind> {
-    KINDS.iter().copied().find(|kind| kind.collection() == collection)
+    KINDS
+        .iter()
+        .copied()
+        .find(|kind| kind.collection() == collection)
 }
 
 /// Reads a channel's text.
@@ -181,6 +196,9 @@ fn bounded(field: &'static str, text: &str, max_bytes: usize) -> Result<Arc<str>
     if text.len() <= max_bytes {
         Ok(text.into())
     } else {
-        Err(RuleError::Invalid { field, expected: format!("has at most {max_bytes} bytes") })
+        Err(RuleError::Invalid {
+            field,
+            expected: format!("has at most {max_bytes} bytes"),
+        })
     }
 }

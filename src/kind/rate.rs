@@ -24,7 +24,12 @@ pub struct Rate {
 
 impl Rate {
     pub(super) fn starting(progress: f64, now: DateTime<Utc>) -> Rate {
-        Rate { smoothed: 0.0, since: now, progress, at: now }
+        Rate {
+            smoothed: 0.0,
+            since: now,
+            progress,
+            at: now,
+        }
     }
 
     /// Takes in that `progress` percent are reached. Several reports within a millisecond count as one.
@@ -92,7 +97,10 @@ mod tests {
         rate.observe(50.0, at(50));
         let fresh = rate.finish(50.0, at(50)).unwrap();
         let silent = rate.finish(50.0, at(65)).unwrap();
-        assert!(silent - fresh > chrono::TimeDelta::seconds(100), "{fresh} {silent}");
+        assert!(
+            silent - fresh > chrono::TimeDelta::seconds(100),
+            "{fresh} {silent}"
+        );
     }
 
     #[test]

@@ -41,20 +41,31 @@ impl Committed {
     /// A way for at most `capacity` batches at a time, and its end.
     pub fn channel(capacity: usize) -> (Committed, mpsc::Receiver<Vec<Arc<Event>>>) {
         let (batches, receiver) = mpsc::channel(capacity);
-        (Committed { batches, count: Arc::default() }, receiver)
+        (
+            Committed {
+                batches,
+                count: Arc::default(),
+            },
+            receiver,
+        )
     }
 
     /// Hands a batch over. To be called after its commit and before anyone is answered, so that whoever was
     /// answered finds it counted. Fails when nobody listens any more.
     pub async fn send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
         self.count.fetch_add(1, Ordering::SeqCst);
-        self.batches.send(events).await.map_err(|_| StoreError::Stopped)
+        self.batches
+            .send(events)
+            .await
+            .map_err(|_| StoreError::Stopped)
     }
 
     /// The same from a thread of its own.
     pub fn blocking_send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
         self.count.fetch_add(1, Ordering::SeqCst);
-        self.batches.blocking_send(events).map_err(|_| StoreError::Stopped)
+        self.batches
+            .blocking_send(events)
+            .map_err(|_| StoreError::Stopped)
     }
 
     /// How many batches were handed over.
@@ -98,7 +109,9 @@ impl Receipt {
     /// The event to answer with.
     pub fn event(&self) -> &Arc<Event> {
         match self {
-            Receipt::Committed(event) | Receipt::Unchanged(event) | Receipt::Repeated(event) => event,
+            Receipt::Committed(event) | Receipt::Unchanged(event) | Receipt::Repeated(event) => {
+                event
+            }
         }
     }
 }
@@ -193,16 +206,30 @@ pub trait Store: Send + Sync + 'static {
     fn epoch(&self) -> Epoch;
 
     /// Carries out commands in order and answers each, after the commit.
-    async fn append(&self, school: SchoolId, commands: Vec<Envelope>) -> Result<Vec<Result<Receipt, CommandError>>, StoreError>;
+    async fn append(
+        &self,
+        school: SchoolId,
+        commands: Vec<Envelope>,
+    ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError>;
 
     /// Events in scope after `after`. With `fold`, ticks that a later event in scope supersedes are left out.
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError>;
 
     /// Present states in scope whose last event lies after `after` and not after `upto` (the head, if absent).
-    async fn snapshot(&self, scope: Arc<Scope>, after: u64, upto: Option<u64>) -> Result<Page, StoreError>;
+    async fn snapshot(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        upto: Option<u64>,
+    ) -> Result<Page, StoreError>;
 
     /// Whether the school has this subject.
-    async fn exists(&self, school: SchoolId, kind: Kind, subject: SubjectId) -> Result<bool, StoreError>;
+    async fn exists(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        subject: SubjectId,
+    ) -> Result<bool, StoreError>;
 
     /// One job.
     async fn job(&self, school: SchoolId, id: SubjectId) -> Result<Option<StoredJob>, StoreError>;

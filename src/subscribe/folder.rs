@@ -31,7 +31,12 @@ pub(super) struct Folder {
 impl Folder {
     /// An interval of zero folds nothing.
     pub(super) fn new(interval: Duration) -> Folder {
-        Folder { interval, sent: HashMap::new(), held: VecDeque::new(), tidy_at: SENT_MIN }
+        Folder {
+            interval,
+            sent: HashMap::new(),
+            held: VecDeque::new(),
+            tidy_at: SENT_MIN,
+        }
     }
 
     pub(super) fn folds(&self) -> bool {
@@ -48,13 +53,20 @@ impl Folder {
     }
 
     /// Takes an event in; what may go out now goes to `out`.
-    pub(super) fn push(&mut self, event: Arc<Event>, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
+    pub(super) fn push(
+        &mut self,
+        event: Arc<Event>,
+        now: Instant,
+        out: &mut impl FnMut(Arc<Event>),
+    ) {
         if !self.folds() {
             return out(event);
         }
         let same = |held: &Event| held.kind == event.kind && held.subject == event.subject;
         let superseded = self.held.iter().position(|(held, _)| same(held));
-        let due = superseded.and_then(|index| self.held.remove(index)).map(|(_, due)| due);
+        let due = superseded
+            .and_then(|index| self.held.remove(index))
+            .map(|(_, due)| due);
         if !event.is_tick() {
             self.flush(now, out);
             return out(event);
@@ -76,7 +88,9 @@ impl Folder {
     /// Lets go what is due.
     pub(super) fn release(&mut self, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
         while self.next_due().is_some_and(|due| due <= now) {
-            let Some((event, _)) = self.held.pop_front() else { return };
+            let Some((event, _)) = self.held.pop_front() else {
+                return;
+            };
             self.send(event, now, out);
         }
     }

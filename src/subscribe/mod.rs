@@ -12,6 +12,7 @@
 //! bounded: a page of the store, a mailbox, held ticks (invariant 6). Timers and waits are polled, not
 //! spawned: an idle subscription is one small struct and no task of its own.
 
+mod catch_up;
 mod folder;
 
 use std::collections::VecDeque;
@@ -28,15 +29,16 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use self::catch_up::{Added, Step};
 use self::folder::Folder;
 use crate::config::Settings;
 use crate::event::Event;
 use crate::hub::mailbox::Mail;
 use crate::hub::{Attachment, Hub, HubFull};
 use crate::id::{Channel, Cursor};
-use crate::scope::{Scope, without_superseded};
+use crate::scope::Scope;
 use crate::store::{Committed, Page, Store, StoreError};
-use crate::wire::{Close, Control, ResetReason};
+use crate::wire::{Close, Control};
 
 /// What somebody wants to hear.
 #[derive(Debug, Clone)]
@@ -73,28 +75,6 @@ pub struct Subscriber {
     heartbeat: Duration,
     replay_max_events: u64,
     max_streams: usize,
-}
-
-/// A step towards being up to date. Mail waits while there are any.
-enum Step {
-    /// Tell the events of `scope` after the position, and move it to the head.
-    ///
-    /// Whoever was told that something is committed expects to find it: a catch-up that is not `settled` first
-    /// waits until the hub has been offered all that was committed when it began.
-    CatchUp { scope: Arc<Scope>, settled: bool },
-    /// Tell the present states of `scope`. Those of channels that were `added` to others end at the position;
-    /// otherwise the snapshot sets it.
-    Snapshot { scope: Arc<Scope>, added: Option<Added>, after: u64, upto: Option<u64> },
-    /// Tell the events of added channels after `after`, up to the position.
-    Replay { scope: Arc<Scope>, added: Added, after: u64 },
-    /// Say that everything before has been told.
-    Ready,
-}
-
-/// Channels beside which others are listened to already; what those tell is not told again.
-#[derive(Clone)]
-struct Added {
-    beside: Arc<Scope>,
 }
 
 type Reading = BoxFuture<'static, Result<Page, StoreError>>;
@@ -144,7 +124,13 @@ impl Subscriber {
 
     /// Opens a subscription.
     pub fn open(&self, request: Request) -> Result<Subscription, HubFull> {
-        let Request { scope, from, tick, expires_at, greet } = request;
+        let Request {
+            scope,
+            from,
+            tick,
+            expires_at,
+            greet,
+        } = request;
         let folder = Folder::new(tick);
         // Attach before reading the store: an event committed in between would be in neither.
         let attachment = self.hub.attach(&scope, folder.folds(), self.max_streams)?;
@@ -174,7 +160,12 @@ impl Subscriber {
         if greet {
             subscription.say(Control::Connected {
                 school: subscription.scope.school,
-                channels: subscription.scope.channels().iter().map(Channel::to_string).collect(),
+                channels: subscription
+                    .scope
+                    .channels()
+                    .iter()
+                    .map(Channel::to_string)
+                    .collect(),
                 cursor: subscription.cursor(subscription.safe),
                 heartbeat_secs: self.heartbeat.as_secs(),
                 expires_at,
@@ -207,7 +198,8 @@ impl Subscription {
 
     /// Sets the end of the credential.
     pub fn renew(&mut self, expires_at: Option<DateTime<Utc>>) {
-        self.expires = expires_at.map(|end| Instant::now() + (end - Utc::now()).to_std().unwrap_or_default());
+        self.expires =
+            expires_at.map(|end| Instant::now() + (end - Utc::now()).to_std().unwrap_or_default());
         self.set_timer();
     }
 
@@ -223,10 +215,21 @@ impl Subscription {
     }
 
     /// Listens to more: from `cursor`, or from a snapshot. `asked` is acknowledged first; `ready` follows.
-    pub fn subscribe(&mut self, channels: Vec<Channel>, cursor: Option<Cursor>, asked: Map<String, Value>) {
-        let added: Vec<Channel> = channels.into_iter().filter(|channel| !self.scope.channels().contains(channel)).collect();
+    pub fn subscribe(
+        &mut self,
+        channels: Vec<Channel>,
+        cursor: Option<Cursor>,
+        asked: Map<String, Value>,
+    ) {
+        let added: Vec<Channel> = channels
+            .into_iter()
+            .filter(|channel| !self.scope.channels().contains(channel))
+            .collect();
         let first = self.scope.channels().is_empty();
-        self.say(Control::Subscribed { asked, cursor: cursor.filter(|_| first).unwrap_or(self.cursor(self.safe)) });
+        self.say(Control::Subscribed {
+            asked,
+            cursor: cursor.filter(|_| first).unwrap_or(self.cursor(self.safe)),
+        });
         if !added.is_empty() {
             // Attach before reading the store, here too.
             self.attachment.listen(added.iter().cloned());
@@ -238,7 +241,10 @@ impl Subscription {
                 self.plan_from(new, None, cursor);
             } else {
                 // The old channels first, to a point after the attachment; the new ones then up to that point.
-                self.plan.push_back(Step::CatchUp { scope: Arc::clone(&old), settled: false });
+                self.plan.push_back(Step::CatchUp {
+                    scope: Arc::clone(&old),
+                    settled: false,
+                });
                 self.plan_from(new, Some(Added { beside: old }), cursor);
             }
         }
@@ -254,32 +260,19 @@ impl Subscription {
         self.narrowed = true;
         let scope = Arc::clone(&self.scope);
         self.folder.retain(|event| scope.hears(event));
-        self.outbox.retain(|delivery| !matches!(delivery, Delivery::Event(event) if !scope.hears(event)));
-        self.say(Control::Unsubscribed { asked, cursor: self.cursor(self.safe) });
+        self.outbox
+            .retain(|delivery| !matches!(delivery, Delivery::Event(event) if !scope.hears(event)));
+        self.say(Control::Unsubscribed {
+            asked,
+            cursor: self.cursor(self.safe),
+        });
     }
 
     fn cursor(&self, seq: u64) -> Cursor {
-        Cursor { epoch: self.subscriber.store.epoch(), seq }
-    }
-
-    /// Plans to bring `scope` up to date from a cursor, or from nothing.
-    fn plan_from(&mut self, scope: Arc<Scope>, added: Option<Added>, from: Option<Cursor>) {
-        let epoch = self.subscriber.store.epoch();
-        let step = match (from, added) {
-            (Some(cursor), Some(added)) if cursor.epoch == epoch => Step::Replay { scope, added, after: cursor.seq },
-            (Some(cursor), None) if cursor.epoch == epoch => {
-                self.position = cursor.seq;
-                self.safe = cursor.seq;
-                Step::CatchUp { scope, settled: false }
-            }
-            (from, added) => {
-                if from.is_some() {
-                    self.say(Control::Reset(ResetReason::UnknownEpoch));
-                }
-                Step::Snapshot { scope, added, after: 0, upto: None }
-            }
-        };
-        self.plan.push_back(step);
+        Cursor {
+            epoch: self.subscriber.store.epoch(),
+            seq,
+        }
     }
 
     fn forget_plan(&mut self) {
@@ -291,166 +284,6 @@ impl Subscription {
     fn deliver(&mut self, event: Arc<Event>) {
         self.safe = self.safe.max(event.seq);
         self.outbox.push_back(Delivery::Event(event));
-    }
-
-    /// Takes the next step of the plan. Ready when something has changed.
-    fn poll_plan(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(close) = self.attachment.mailbox().closing() {
-            self.forget_plan();
-            self.close(close);
-            return Poll::Ready(());
-        }
-        let Some(step) = self.plan.pop_front() else {
-            return Poll::Ready(());
-        };
-        match step {
-            Step::Ready => {
-                // Only a plan that has reached the position may move the cursor of a reader to it.
-                self.safe = self.position;
-                self.say(Control::Ready(self.cursor(self.position)));
-                Poll::Ready(())
-            }
-            Step::CatchUp { scope, settled: true } => self.poll_catch_up(cx, scope),
-            Step::CatchUp { scope, settled: false } => {
-                let settled = self.poll_settled(cx);
-                self.plan.push_front(Step::CatchUp { scope, settled: settled.is_ready() });
-                settled
-            }
-            Step::Replay { scope, added, after } => self.poll_replay(cx, scope, added, after),
-            Step::Snapshot { scope, added, after, upto } => self.poll_snapshot(cx, scope, added, after, upto),
-        }
-    }
-
-    /// Ready when the hub has been offered all that was committed when this was first asked.
-    fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Subscriber { committed, dispatched, .. } = &self.subscriber;
-        let settling = self.settling.get_or_insert_with(|| {
-            let (target, mut dispatched) = (committed.count(), dispatched.clone());
-            Box::pin(async move {
-                // Fails when the dispatcher has ended; then the server does, too.
-                let _ = dispatched.wait_for(|count| *count >= target).await;
-            })
-        });
-        ready!(settling.as_mut().poll(cx));
-        self.settling = None;
-        Poll::Ready(())
-    }
-
-    fn poll_catch_up(&mut self, cx: &mut Context<'_>, scope: Arc<Scope>) -> Poll<()> {
-        let after = self.position;
-        if self.reading.is_none()
-            && let Some((events, head)) = self.attachment.window(after)
-        {
-            let heard = events.into_iter().filter(|event| scope.hears(event)).collect();
-            let told = if self.folder.folds() { without_superseded(heard) } else { heard };
-            told.into_iter().for_each(|event| self.deliver(event));
-            self.position = head;
-            return Poll::Ready(());
-        }
-        let Poll::Ready(page) = self.poll_replay_page(cx, &scope, after) else {
-            self.plan.push_front(Step::CatchUp { scope, settled: true });
-            return Poll::Pending;
-        };
-        let Some(page) = page else { return Poll::Ready(()) };
-        if let Some(reason) = self.cannot_honour(after, &page) {
-            self.say(Control::Reset(reason));
-            if !matches!(self.plan.front(), Some(Step::Ready)) {
-                self.plan.push_front(Step::Ready);
-            }
-            self.plan.push_front(Step::Snapshot { scope, added: None, after: 0, upto: None });
-            return Poll::Ready(());
-        }
-        page.events.into_iter().for_each(|event| self.deliver(event));
-        self.position = page.through;
-        if page.through < page.head {
-            self.plan.push_front(Step::CatchUp { scope, settled: true });
-        }
-        Poll::Ready(())
-    }
-
-    fn poll_replay(&mut self, cx: &mut Context<'_>, scope: Arc<Scope>, added: Added, after: u64) -> Poll<()> {
-        let Poll::Ready(page) = self.poll_replay_page(cx, &scope, after) else {
-            self.plan.push_front(Step::Replay { scope, added, after });
-            return Poll::Pending;
-        };
-        let Some(page) = page else { return Poll::Ready(()) };
-        if let Some(reason) = self.cannot_honour(after, &page) {
-            self.say(Control::Reset(reason));
-            self.plan.push_front(Step::Snapshot { scope, added: Some(added), after: 0, upto: None });
-            return Poll::Ready(());
-        }
-        // Beyond the position the added channels are live: their mail has been kept since they were added.
-        let upto = self.position;
-        let told = page.events.into_iter().filter(|event| event.seq <= upto && !added.beside.hears(event));
-        self.outbox.extend(told.map(Delivery::Event));
-        if page.through < upto {
-            self.plan.push_front(Step::Replay { scope, added, after: page.through });
-        }
-        Poll::Ready(())
-    }
-
-    fn poll_snapshot(&mut self, cx: &mut Context<'_>, scope: Arc<Scope>, added: Option<Added>, after: u64, upto: Option<u64>) -> Poll<()> {
-        let upto = upto.or_else(|| added.as_ref().map(|_| self.position));
-        let Poll::Ready(page) = self.poll_page(cx, |store| {
-            let scope = Arc::clone(&scope);
-            Box::pin(async move { store.snapshot(scope, after, upto).await })
-        }) else {
-            self.plan.push_front(Step::Snapshot { scope, added, after, upto });
-            return Poll::Pending;
-        };
-        let Some(page) = page else { return Poll::Ready(()) };
-        match &added {
-            Some(added) => {
-                let told = page.events.into_iter().filter(|event| !added.beside.hears(event));
-                self.outbox.extend(told.map(Delivery::Event));
-            }
-            None => {
-                if after == 0 {
-                    // After a reset, what the old cursor had reached says nothing any more.
-                    self.safe = 0;
-                }
-                self.position = page.head;
-                page.events.into_iter().for_each(|event| self.deliver(event));
-            }
-        }
-        if page.through < page.head {
-            self.plan.push_front(Step::Snapshot { scope, added, after: page.through, upto: Some(page.head) });
-        }
-        Poll::Ready(())
-    }
-
-    fn cannot_honour(&self, after: u64, page: &Page) -> Option<ResetReason> {
-        if after > page.head {
-            Some(ResetReason::UnknownEpoch)
-        } else if after < page.floor {
-            Some(ResetReason::Expired)
-        } else if page.head - after > self.subscriber.replay_max_events {
-            Some(ResetReason::TooFarBehind)
-        } else {
-            None
-        }
-    }
-
-    fn poll_replay_page(&mut self, cx: &mut Context<'_>, scope: &Arc<Scope>, after: u64) -> Poll<Option<Page>> {
-        let (scope, fold) = (Arc::clone(scope), self.folder.folds());
-        self.poll_page(cx, |store| Box::pin(async move { store.replay(scope, after, fold).await }))
-    }
-
-    /// Reads a page, `read` being called once for each; nothing if the store failed and the stream ends.
-    fn poll_page(&mut self, cx: &mut Context<'_>, read: impl FnOnce(Arc<dyn Store>) -> Reading) -> Poll<Option<Page>> {
-        let store = &self.subscriber.store;
-        let reading = self.reading.get_or_insert_with(|| read(Arc::clone(store)));
-        let page = ready!(reading.as_mut().poll(cx));
-        self.reading = None;
-        Poll::Ready(match page {
-            Ok(page) => Some(page),
-            Err(error) => {
-                tracing::error!(%error, school.id = %self.scope.school, "a stream could not read the store");
-                self.forget_plan();
-                self.close(Close::InternalError);
-                None
-            }
-        })
     }
 
     /// Takes live mail in.
@@ -466,7 +299,12 @@ impl Subscription {
                     if self.narrowed && !self.scope.hears(&event) {
                         continue;
                     }
-                    let Subscription { folder, outbox, safe, .. } = self;
+                    let Subscription {
+                        folder,
+                        outbox,
+                        safe,
+                        ..
+                    } = self;
                     folder.push(event, now, &mut |event| {
                         *safe = event.seq;
                         outbox.push_back(Delivery::Event(event));
@@ -478,7 +316,10 @@ impl Subscription {
                 // Held ticks come before what is replayed now.
                 self.release_held(true);
                 let scope = Arc::clone(&self.scope);
-                self.plan.push_back(Step::CatchUp { scope, settled: true });
+                self.plan.push_back(Step::CatchUp {
+                    scope,
+                    settled: true,
+                });
             }
             Mail::Close(close) => {
                 self.release_held(true);
@@ -489,7 +330,12 @@ impl Subscription {
 
     fn release_held(&mut self, all: bool) {
         let now = Instant::now();
-        let Subscription { folder, outbox, safe, .. } = self;
+        let Subscription {
+            folder,
+            outbox,
+            safe,
+            ..
+        } = self;
         let mut out = |event: Arc<Event>| {
             *safe = event.seq;
             outbox.push_back(Delivery::Event(event));
@@ -502,7 +348,14 @@ impl Subscription {
     }
 
     fn set_timer(&mut self) {
-        let due = [Some(self.next_heartbeat), self.expires, self.folder.next_due()].into_iter().flatten().min();
+        let due = [
+            Some(self.next_heartbeat),
+            self.expires,
+            self.folder.next_due(),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         if let Some(due) = due.filter(|due| *due != self.timer.deadline()) {
             self.timer.as_mut().reset(due);
         }
@@ -519,7 +372,10 @@ impl Subscription {
         if self.next_heartbeat <= now {
             self.folder.tidy(now);
             self.move_past_what_is_out_of_scope();
-            self.say(Control::Heartbeat { cursor: self.cursor(self.safe), at: Utc::now() });
+            self.say(Control::Heartbeat {
+                cursor: self.cursor(self.safe),
+                at: Utc::now(),
+            });
             self.next_heartbeat = now + self.subscriber.heartbeat;
         }
         self.set_timer();
@@ -529,7 +385,9 @@ impl Subscription {
     fn move_past_what_is_out_of_scope(&mut self) {
         // The head first: what was offered up to it is either in the mailbox or not for us.
         let head = self.attachment.head();
-        let quiet = self.plan.is_empty() && self.folder.is_empty() && self.attachment.mailbox().is_drained();
+        let quiet = self.plan.is_empty()
+            && self.folder.is_empty()
+            && self.attachment.mailbox().is_drained();
         if let Some(head) = head.filter(|_| quiet) {
             self.position = self.position.max(head);
             self.safe = self.position;

@@ -85,17 +85,28 @@ impl ClientMessage {
         let Ok(Value::Object(mut object)) = serde_json::from_str(text) else {
             return Err(ClientMessageError::Malformed);
         };
-        let name = object.get("type").or_else(|| object.get("action")).and_then(Value::as_str);
+        let name = object
+            .get("type")
+            .or_else(|| object.get("action"))
+            .and_then(Value::as_str);
         match name {
-            Some("ping") => Ok(ClientMessage::Ping { timestamp: object.remove("timestamp") }),
+            Some("ping") => Ok(ClientMessage::Ping {
+                timestamp: object.remove("timestamp"),
+            }),
             Some("subscribe") => {
                 let cursor = match object.get("cursor") {
                     None | Some(Value::Null) => None,
                     Some(Value::String(text)) => Some(text.parse()?),
-                    Some(_) => return Err(ClientMessageError::InvalidField("`cursor` is a string")),
+                    Some(_) => {
+                        return Err(ClientMessageError::InvalidField("`cursor` is a string"));
+                    }
                 };
                 let (channels, asked) = targets(&object)?;
-                Ok(ClientMessage::Subscribe { channels, cursor, asked })
+                Ok(ClientMessage::Subscribe {
+                    channels,
+                    cursor,
+                    asked,
+                })
             }
             Some("unsubscribe") => {
                 let (channels, asked) = targets(&object)?;
@@ -110,22 +121,34 @@ impl ClientMessage {
     }
 }
 
-fn targets(object: &Map<String, Value>) -> Result<(Vec<Channel>, Map<String, Value>), ClientMessageError> {
+fn targets(
+    object: &Map<String, Value>,
+) -> Result<(Vec<Channel>, Map<String, Value>), ClientMessageError> {
     let mut channels = Vec::new();
     let mut asked = Map::new();
     for (field, prefix) in TARGETS {
-        let Some(value) = object.get(field) else { continue };
+        let Some(value) = object.get(field) else {
+            continue;
+        };
         let one = std::slice::from_ref(value);
         let items = match value {
             Value::Array(items) if field.ends_with('s') => items,
             _ if !field.ends_with('s') => one,
-            _ => return Err(ClientMessageError::InvalidField("`channels` and `characteristic_ids` are lists")),
+            _ => {
+                return Err(ClientMessageError::InvalidField(
+                    "`channels` and `characteristic_ids` are lists",
+                ));
+            }
         };
         for item in items {
             let id = match item {
                 Value::String(text) => text.clone(),
                 Value::Number(number) if !prefix.is_empty() => number.to_string(),
-                _ => return Err(ClientMessageError::InvalidField("channels are strings; ids are strings or numbers")),
+                _ => {
+                    return Err(ClientMessageError::InvalidField(
+                        "channels are strings; ids are strings or numbers",
+                    ));
+                }
             };
             let channel = kind::channel(&format!("{prefix}{id}"))?;
             if !channels.contains(&channel) {
@@ -135,7 +158,9 @@ fn targets(object: &Map<String, Value>) -> Result<(Vec<Channel>, Map<String, Val
         asked.insert(field.to_owned(), value.clone());
     }
     if channels.is_empty() {
-        return Err(ClientMessageError::InvalidField("nothing named: give `channels`, `job_id` or `characteristic_ids`"));
+        return Err(ClientMessageError::InvalidField(
+            "nothing named: give `channels`, `job_id` or `characteristic_ids`",
+        ));
     }
     Ok((channels, asked))
 }
@@ -172,8 +197,14 @@ mod tests {
             (r#"{"type":"subscribe"}"#, "invalid_field"),
             (r#"{"type":"subscribe","channels":"jobs"}"#, "invalid_field"),
             (r#"{"type":"subscribe","channels":[1]}"#, "invalid_field"),
-            (r#"{"type":"subscribe","channels":["cats"]}"#, "invalid_channel"),
-            (r#"{"type":"subscribe","channels":["jobs"],"cursor":"x"}"#, "invalid_cursor"),
+            (
+                r#"{"type":"subscribe","channels":["cats"]}"#,
+                "invalid_channel",
+            ),
+            (
+                r#"{"type":"subscribe","channels":["jobs"],"cursor":"x"}"#,
+                "invalid_cursor",
+            ),
         ] {
             let error = ClientMessage::parse(text).unwrap_err();
             assert_eq!(error.code(), code, "{text}");

@@ -58,7 +58,9 @@ pub fn event(event: &Event, encoding: Encoding) -> &Arc<[u8]> {
 pub fn event_json(event: &Event, upper_status: bool) -> Vec<u8> {
     let fields = &event.draft.fields;
     let mut json = Vec::with_capacity(fields.len() + 160);
-    let Event { school, seq, draft, .. } = event;
+    let Event {
+        school, seq, draft, ..
+    } = event;
     let at = timestamp(event.at);
     let (name, cursor) = (draft.name, event.cursor());
     write!(json, r#"{{"type":"{name}","cursor":"{cursor}","school_id":{school},"seq":{seq},"timestamp":"{at}","#)
@@ -75,7 +77,8 @@ pub fn event_json(event: &Event, upper_status: bool) -> Vec<u8> {
 }
 
 fn with_upper_status(fields: &str) -> String {
-    let mut object: Map<String, Value> = serde_json::from_str(fields).expect("an event's fields are an object");
+    let mut object: Map<String, Value> =
+        serde_json::from_str(fields).expect("an event's fields are an object");
     if let Some(Value::String(status)) = object.get_mut("status") {
         status.make_ascii_uppercase();
     }
@@ -157,7 +160,9 @@ impl Close {
             Close::ShuttingDown { retry_ms } => Some(retry_ms),
             Close::TokenExpired => Some(0),
             Close::InternalError | Close::ProtocolError => Some(5_000),
-            Close::Done | Close::Refused | Close::RefusedUnauthorized | Close::MessageTooBig => None,
+            Close::Done | Close::Refused | Close::RefusedUnauthorized | Close::MessageTooBig => {
+                None
+            }
         }
     }
 }
@@ -294,7 +299,13 @@ impl Control {
     /// The message as a JSON object.
     pub fn json(&self) -> Vec<u8> {
         let json = match self {
-            Control::Connected { school, channels, cursor, heartbeat_secs, expires_at } => ControlJson::Connected {
+            Control::Connected {
+                school,
+                channels,
+                cursor,
+                heartbeat_secs,
+                expires_at,
+            } => ControlJson::Connected {
                 message: "Connected",
                 school_id: *school,
                 channels,
@@ -302,22 +313,37 @@ impl Control {
                 heartbeat_secs: *heartbeat_secs,
                 expires_at: expires_at.map(timestamp),
             },
-            Control::Ready(cursor) => ControlJson::Ready { cursor: cursor.to_string() },
+            Control::Ready(cursor) => ControlJson::Ready {
+                cursor: cursor.to_string(),
+            },
             Control::Reset(reason) => ControlJson::Reset { reason: *reason },
-            Control::Heartbeat { cursor, at } => {
-                ControlJson::Heartbeat { cursor: cursor.to_string(), timestamp: timestamp(*at) }
-            }
+            Control::Heartbeat { cursor, at } => ControlJson::Heartbeat {
+                cursor: cursor.to_string(),
+                timestamp: timestamp(*at),
+            },
             Control::Closing(close) => ControlJson::Closing {
                 code: close.code(),
                 reason: close.reason(),
                 reconnect: close.retry_ms().is_some(),
                 retry_ms: close.retry_ms().unwrap_or(0),
             },
-            Control::Error { code, message } => ControlJson::Error { error: message, message, code },
+            Control::Error { code, message } => ControlJson::Error {
+                error: message,
+                message,
+                code,
+            },
             Control::Pong { timestamp } => ControlJson::Pong { timestamp },
-            Control::Authenticated { expires_at } => ControlJson::Authenticated { expires_at: expires_at.map(timestamp) },
-            Control::Subscribed { asked, cursor } => ControlJson::Subscribed { asked, cursor: cursor.to_string() },
-            Control::Unsubscribed { asked, cursor } => ControlJson::Unsubscribed { asked, cursor: cursor.to_string() },
+            Control::Authenticated { expires_at } => ControlJson::Authenticated {
+                expires_at: expires_at.map(timestamp),
+            },
+            Control::Subscribed { asked, cursor } => ControlJson::Subscribed {
+                asked,
+                cursor: cursor.to_string(),
+            },
+            Control::Unsubscribed { asked, cursor } => ControlJson::Unsubscribed {
+                asked,
+                cursor: cursor.to_string(),
+            },
         };
         serde_json::to_vec(&json).expect("a control message is JSON")
     }
@@ -328,7 +354,9 @@ pub fn control(control: &Control, framing: Framing) -> Vec<u8> {
     let sse = matches!(framing, Framing::Sse | Framing::SseNamed);
     match control {
         // A comment plus an `id:` line: moves Last-Event-ID and reaches no handler.
-        Control::Heartbeat { cursor, .. } if sse => format!(": heartbeat\nid: {cursor}\n\n").into_bytes(),
+        Control::Heartbeat { cursor, .. } if sse => {
+            format!(": heartbeat\nid: {cursor}\n\n").into_bytes()
+        }
         Control::Closing(close) if sse => {
             let mut bytes = format!("retry: {}\n", close.retry_ms().unwrap_or(0)).into_bytes();
             bytes.extend(frame(framing, control.name(), None, &control.json()));
@@ -350,10 +378,10 @@ fn frame(framing: Framing, name: &str, cursor: Option<Cursor>, json: &[u8]) -> V
         }
         Framing::Sse | Framing::SseNamed => {
             if let Some(cursor) = cursor {
-                write!(bytes, "id: {cursor}\n").expect("writing to memory succeeds");
+                writeln!(bytes, "id: {cursor}").expect("writing to memory succeeds");
             }
             if framing == Framing::SseNamed {
-                write!(bytes, "event: {name}\n").expect("writing to memory succeeds");
+                writeln!(bytes, "event: {name}").expect("writing to memory succeeds");
             }
             bytes.extend_from_slice(b"data: ");
             bytes.extend_from_slice(json);
@@ -387,7 +415,10 @@ mod tests {
     use crate::id::{Epoch, Kind};
 
     fn sample(fields: &str) -> Event {
-        let cursor = Cursor { epoch: "00c0ffee".parse::<Epoch>().unwrap(), seq: 7 };
+        let cursor = Cursor {
+            epoch: "00c0ffee".parse::<Epoch>().unwrap(),
+            seq: 7,
+        };
         let draft = Draft {
             name: "job_progress",
             class: Class::Tick,
@@ -396,7 +427,14 @@ mod tests {
             fields: fields.into(),
         };
         let at = DateTime::from_timestamp_millis(1_700_000_000_123).unwrap();
-        Event::new(cursor, 3.try_into().unwrap(), Kind::new("jobs"), "42".parse().unwrap(), at, draft)
+        Event::new(
+            cursor,
+            3.try_into().unwrap(),
+            Kind::new("jobs"),
+            "42".parse().unwrap(),
+            at,
+            draft,
+        )
     }
 
     #[test]
@@ -404,13 +442,31 @@ mod tests {
         let sample = sample(r#"{"job_id":"42","status":"in_progress"}"#);
         let json = r#"{"type":"job_progress","cursor":"00c0ffee-7","school_id":3,"seq":7,"timestamp":"2023-11-14T22:13:20.123Z","job_id":"42","status":"in_progress"}"#;
         let text = |framing| {
-            let bytes = event(&sample, Encoding { framing, upper_status: false });
+            let bytes = event(
+                &sample,
+                Encoding {
+                    framing,
+                    upper_status: false,
+                },
+            );
             String::from_utf8_lossy(bytes).into_owned()
         };
         assert_eq!(text(Framing::Json), json);
-        assert_eq!(text(Framing::Sse), format!("id: 00c0ffee-7\ndata: {json}\n\n"));
-        assert_eq!(text(Framing::SseNamed), format!("id: 00c0ffee-7\nevent: job_progress\ndata: {json}\n\n"));
-        let frame = event(&sample, Encoding { framing: Framing::WebSocket, upper_status: false });
+        assert_eq!(
+            text(Framing::Sse),
+            format!("id: 00c0ffee-7\ndata: {json}\n\n")
+        );
+        assert_eq!(
+            text(Framing::SseNamed),
+            format!("id: 00c0ffee-7\nevent: job_progress\ndata: {json}\n\n")
+        );
+        let frame = event(
+            &sample,
+            Encoding {
+                framing: Framing::WebSocket,
+                upper_status: false,
+            },
+        );
         assert_eq!(frame[..4], [0x81, 126, 0, json.len() as u8]);
         assert_eq!(&frame[4..], json.as_bytes());
     }
@@ -425,7 +481,9 @@ mod tests {
 
     #[test]
     fn a_snapshot_says_so() {
-        let json: Value = serde_json::from_slice(&event_json(&sample("{\"a\":1}").into_snapshot(), false)).unwrap();
+        let json: Value =
+            serde_json::from_slice(&event_json(&sample("{\"a\":1}").into_snapshot(), false))
+                .unwrap();
         assert_eq!(json["snapshot"], true);
     }
 }

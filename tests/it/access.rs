@@ -19,9 +19,17 @@ fn part(json: &Value) -> String {
     const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::new();
     for chunk in json.to_string().as_bytes().chunks(3) {
-        let word = chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        let word = chunk
+            .iter()
+            .fold(0_u32, |word, byte| word << 8 | u32::from(*byte))
+            << (8 * (3 - chunk.len()));
         for index in 0..=chunk.len() {
-            write!(text, "{}", char::from(ALPHABET[(word >> (18 - 6 * index)) as usize & 63])).unwrap();
+            write!(
+                text,
+                "{}",
+                char::from(ALPHABET[(word >> (18 - 6 * index)) as usize & 63])
+            )
+            .unwrap();
         }
     }
     text
@@ -29,7 +37,8 @@ fn part(json: &Value) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn forged_expired_and_misdirected_tokens() {
-    let server = server_with(json!({"jwt_issuer": "school-office", "jwt_audience": "tidings"})).await;
+    let server =
+        server_with(json!({"jwt_issuer": "school-office", "jwt_audience": "tidings"})).await;
     let now = chrono::Utc::now().timestamp();
     let good = json!({"sub": "x", "school_id": 1, "role": "viewer", "exp": now + 60, "iss": "school-office", "aud": "tidings"});
     let with = |changes: Value| {
@@ -40,34 +49,88 @@ async fn forged_expired_and_misdirected_tokens() {
         claims
     };
     assert_eq!(status(&server, &sign(&good)).await, 200);
-    assert_eq!(status(&server, &sign(&with(json!({"aud": ["other", "tidings"]})))).await, 200);
+    assert_eq!(
+        status(&server, &sign(&with(json!({"aud": ["other", "tidings"]})))).await,
+        200
+    );
     for (attack, claims) in [
         ("expired", with(json!({"exp": now - 1}))),
         ("not yet valid", with(json!({"nbf": now + 60}))),
         ("wrong audience", with(json!({"aud": "other"}))),
         ("wrong issuer", with(json!({"iss": "me"}))),
         ("no expiry", with(json!({"exp": null}))),
-        ("no school and no administrator", with(json!({"school_id": null}))),
+        (
+            "no school and no administrator",
+            with(json!({"school_id": null})),
+        ),
         ("a school that cannot be", with(json!({"school_id": 0}))),
         ("a school as text", with(json!({"school_id": "1"}))),
         ("an unknown role", with(json!({"role": "root"}))),
-        ("a channel limit that cannot be read", with(json!({"channels": ["*"]}))),
+        (
+            "a channel limit that cannot be read",
+            with(json!({"channels": ["*"]})),
+        ),
     ] {
         assert_eq!(status(&server, &sign(&claims)).await, 401, "{attack}");
     }
     let token = sign(&good);
     let (head, signature) = token.rsplit_once('.').unwrap();
-    let none = format!("{}.{}.", part(&json!({"alg": "none", "typ": "JWT"})), part(&good));
-    let unsigned = format!("{}.{}.{signature}", part(&json!({"alg": "none"})), part(&good));
-    let tampered = format!("{}.{}.{signature}", head.split_once('.').unwrap().0, part(&with(json!({"role": "admin"}))));
-    let stronger = encode(&Header::new(Algorithm::HS512), &good, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap();
-    let other_secret = encode(&Header::default(), &good, &EncodingKey::from_secret(b"another secret that is long enough!!")).unwrap();
-    for forged in [&none, &unsigned, &tampered, &stronger, &other_secret, "", "x", "a.b.c", "....."] {
+    let none = format!(
+        "{}.{}.",
+        part(&json!({"alg": "none", "typ": "JWT"})),
+        part(&good)
+    );
+    let unsigned = format!(
+        "{}.{}.{signature}",
+        part(&json!({"alg": "none"})),
+        part(&good)
+    );
+    let tampered = format!(
+        "{}.{}.{signature}",
+        head.split_once('.').unwrap().0,
+        part(&with(json!({"role": "admin"})))
+    );
+    let stronger = encode(
+        &Header::new(Algorithm::HS512),
+        &good,
+        &EncodingKey::from_secret(SECRET.as_bytes()),
+    )
+    .unwrap();
+    let other_secret = encode(
+        &Header::default(),
+        &good,
+        &EncodingKey::from_secret(b"another secret that is long enough!!"),
+    )
+    .unwrap();
+    for forged in [
+        &none,
+        &unsigned,
+        &tampered,
+        &stronger,
+        &other_secret,
+        "",
+        "x",
+        "a.b.c",
+        ".....",
+    ] {
         let (status, problem) = server.get("/api/jobs", forged).await;
-        assert_eq!((status, &problem["code"]), (401, &json!("unauthorized")), "{forged}");
+        assert_eq!(
+            (status, &problem["code"]),
+            (401, &json!("unauthorized")),
+            "{forged}"
+        );
     }
-    assert_eq!(answer(server.http.get(format!("{}/api/jobs", server.url))).await.0, 401, "no token at all");
-    let basic = server.http.get(format!("{}/api/jobs", server.url)).header("Authorization", "Basic eDp5");
+    assert_eq!(
+        answer(server.http.get(format!("{}/api/jobs", server.url)))
+            .await
+            .0,
+        401,
+        "no token at all"
+    );
+    let basic = server
+        .http
+        .get(format!("{}/api/jobs", server.url))
+        .header("Authorization", "Basic eDp5");
     assert_eq!(answer(basic).await.0, 401);
 }
 
@@ -78,16 +141,63 @@ async fn algorithm_confusion() {
         return;
     }
     for (name, algorithm, generate) in [
-        ("RS256", Algorithm::RS256, &["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"][..]),
-        ("ES256", Algorithm::ES256, &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]),
-        ("EdDSA", Algorithm::EdDSA, &["genpkey", "-algorithm", "ed25519"]),
+        (
+            "RS256",
+            Algorithm::RS256,
+            &[
+                "genpkey",
+                "-algorithm",
+                "RSA",
+                "-pkeyopt",
+                "rsa_keygen_bits:2048",
+            ][..],
+        ),
+        (
+            "ES256",
+            Algorithm::ES256,
+            &[
+                "genpkey",
+                "-algorithm",
+                "EC",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+            ],
+        ),
+        (
+            "EdDSA",
+            Algorithm::EdDSA,
+            &["genpkey", "-algorithm", "ed25519"],
+        ),
     ] {
         let folder = std::sync::Arc::new(tempfile::tempdir().unwrap());
-        let (private, public) = (folder.path().join("private.pem"), folder.path().join("public.pem"));
-        let openssl = |arguments: &[&str]| assert!(Command::new("openssl").args(arguments).output().unwrap().status.success());
+        let (private, public) = (
+            folder.path().join("private.pem"),
+            folder.path().join("public.pem"),
+        );
+        let openssl = |arguments: &[&str]| {
+            assert!(
+                Command::new("openssl")
+                    .args(arguments)
+                    .output()
+                    .unwrap()
+                    .status
+                    .success()
+            )
+        };
         openssl(&[generate, &["-out", private.to_str().unwrap()]].concat());
-        openssl(&["pkey", "-in", private.to_str().unwrap(), "-pubout", "-out", public.to_str().unwrap()]);
-        let server = server_in(std::sync::Arc::clone(&folder), json!({"jwt_algorithm": name, "jwt_public_key_file": public})).await;
+        openssl(&[
+            "pkey",
+            "-in",
+            private.to_str().unwrap(),
+            "-pubout",
+            "-out",
+            public.to_str().unwrap(),
+        ]);
+        let server = server_in(
+            std::sync::Arc::clone(&folder),
+            json!({"jwt_algorithm": name, "jwt_public_key_file": public}),
+        )
+        .await;
         let pem = std::fs::read(&private).unwrap();
         let key = match algorithm {
             Algorithm::RS256 => EncodingKey::from_rsa_pem(&pem),
@@ -97,13 +207,38 @@ async fn algorithm_confusion() {
         let claims = claims(Some(1), Role::Viewer);
         let token = encode(&Header::new(algorithm), &claims, &key.unwrap()).unwrap();
         assert_eq!(status(&server, &token).await, 200, "{name}");
-        let confused = encode(&Header::default(), &claims, &EncodingKey::from_secret(&std::fs::read(&public).unwrap())).unwrap();
-        assert_eq!(status(&server, &confused).await, 401, "{name}: the public key as an HMAC secret");
-        assert_eq!(status(&server, &viewer(1)).await, 401, "{name}: the secret opens tickets only");
-        let (made, ticket) = server.post("/api/tickets", &token, json!({"channels": ["jobs"]})).await;
+        let confused = encode(
+            &Header::default(),
+            &claims,
+            &EncodingKey::from_secret(&std::fs::read(&public).unwrap()),
+        )
+        .unwrap();
+        assert_eq!(
+            status(&server, &confused).await,
+            401,
+            "{name}: the public key as an HMAC secret"
+        );
+        assert_eq!(
+            status(&server, &viewer(1)).await,
+            401,
+            "{name}: the secret opens tickets only"
+        );
+        let (made, ticket) = server
+            .post("/api/tickets", &token, json!({"channels": ["jobs"]}))
+            .await;
         assert_eq!(made, 201, "tickets work with public keys, too");
         let url = format!("{}{}&wait=0", server.url, ticket["url"].as_str().unwrap());
-        assert_eq!(server.http.get(url).header("Accept", "application/json").send().await.unwrap().status(), 200);
+        assert_eq!(
+            server
+                .http
+                .get(url)
+                .header("Accept", "application/json")
+                .send()
+                .await
+                .unwrap()
+                .status(),
+            200
+        );
     }
 }
 
@@ -112,12 +247,30 @@ async fn a_role_does_what_it_may_and_no_more() {
     let server = server().await;
     server.running_job("a").await;
     let job = json!({"job_type": "t"});
-    assert_eq!(server.post("/api/jobs", &viewer(1), job.clone()).await.0, 403);
-    assert_eq!(server.post("/api/jobs/a/progress", &viewer(1), json!({})).await.0, 403);
-    assert_eq!(server.post("/api/batch", &viewer(1), json!({})).await.0, 403);
+    assert_eq!(
+        server.post("/api/jobs", &viewer(1), job.clone()).await.0,
+        403
+    );
+    assert_eq!(
+        server
+            .post("/api/jobs/a/progress", &viewer(1), json!({}))
+            .await
+            .0,
+        403
+    );
+    assert_eq!(
+        server.post("/api/batch", &viewer(1), json!({})).await.0,
+        403
+    );
     assert_eq!(server.get("/api/jobs/a", &viewer(1)).await.0, 200);
-    assert_eq!(server.post("/api/jobs", &admin(), job.clone()).await.1["code"], "school-required");
-    assert_eq!(server.post("/api/jobs?school_id=9", &admin(), job).await.0, 201);
+    assert_eq!(
+        server.post("/api/jobs", &admin(), job.clone()).await.1["code"],
+        "school-required"
+    );
+    assert_eq!(
+        server.post("/api/jobs?school_id=9", &admin(), job).await.0,
+        201
+    );
 }
 
 /// The same answer for another school's things as for missing ones, in every endpoint.
@@ -128,29 +281,57 @@ async fn enumeration_of_another_schools_ids() {
     let other = worker(2);
     for (theirs, nobody) in [
         ("GET /api/jobs/theirs", "GET /api/jobs/nobody"),
-        ("POST /api/jobs/theirs/progress", "POST /api/jobs/nobody/progress"),
-        ("POST /api/jobs/theirs/cancel", "POST /api/jobs/nobody/cancel"),
+        (
+            "POST /api/jobs/theirs/progress",
+            "POST /api/jobs/nobody/progress",
+        ),
+        (
+            "POST /api/jobs/theirs/cancel",
+            "POST /api/jobs/nobody/cancel",
+        ),
         ("GET /events/jobs/theirs", "GET /events/jobs/nobody"),
-        ("GET /events?channel=jobs/theirs", "GET /events?channel=jobs/nobody"),
+        (
+            "GET /events?channel=jobs/theirs",
+            "GET /events?channel=jobs/nobody",
+        ),
         ("GET /events/schools/1", "GET /events/schools/3"),
-        ("GET /events/jobs?school_id=1", "GET /events/jobs?school_id=3"),
+        (
+            "GET /events/jobs?school_id=1",
+            "GET /events/jobs?school_id=3",
+        ),
         ("GET /api/jobs?school_id=1", "GET /api/jobs?school_id=3"),
     ] {
         let ask = async |line: &str| {
             let (method, path) = line.split_once(' ').unwrap();
-            let (status, problem) = answer(server.request(method, path, &other).json(&json!({}))).await;
+            let (status, problem) =
+                answer(server.request(method, path, &other).json(&json!({}))).await;
             (status, problem.to_string().replace("theirs", "nobody"))
         };
         let (theirs, nobody) = (ask(theirs).await, ask(nobody).await);
         assert_eq!(theirs.0, 404);
         assert_eq!(theirs, nobody);
     }
-    let (_, made) = server.post("/api/jobs", &other, json!({"job_type": "t", "job_id": "theirs"})).await;
+    let (_, made) = server
+        .post(
+            "/api/jobs",
+            &other,
+            json!({"job_type": "t", "job_id": "theirs"}),
+        )
+        .await;
     assert_eq!((&made["school_id"], &made["seq"]), (&json!(2), &json!(1)));
     let (_, job) = server.get("/api/jobs/theirs", &viewer(1)).await;
     assert_eq!(job["seq"], 1, "untouched");
-    let payload = server.post("/api/jobs", &other, json!({"job_type": "t", "school_id": 1})).await;
-    assert_eq!(payload.0, 422, "a school in the payload is an unknown field");
+    let payload = server
+        .post(
+            "/api/jobs",
+            &other,
+            json!({"job_type": "t", "school_id": 1}),
+        )
+        .await;
+    assert_eq!(
+        payload.0, 422,
+        "a school in the payload is an unknown field"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,14 +359,40 @@ async fn channel_limits_escaped_through_other_spellings() {
         ("/api/jobs/ab", 403),
         ("/api/jobs/a", 200),
     ] {
-        let response = server.request("GET", path, &token).header("Accept", "application/json").send().await.unwrap();
+        let response = server
+            .request("GET", path, &token)
+            .header("Accept", "application/json")
+            .send()
+            .await
+            .unwrap();
         assert_eq!(response.status(), expected, "{path}");
     }
-    assert_eq!(server.post("/api/jobs/ab/progress", &token, json!({})).await.0, 403);
-    assert_eq!(server.post("/api/jobs/a/progress", &token, json!({})).await.0, 200);
-    assert_eq!(server.post("/api/jobs", &token, json!({"job_type": "t"})).await.0, 403);
+    assert_eq!(
+        server
+            .post("/api/jobs/ab/progress", &token, json!({}))
+            .await
+            .0,
+        403
+    );
+    assert_eq!(
+        server
+            .post("/api/jobs/a/progress", &token, json!({}))
+            .await
+            .0,
+        200
+    );
+    assert_eq!(
+        server
+            .post("/api/jobs", &token, json!({"job_type": "t"}))
+            .await
+            .0,
+        403
+    );
     let batch = json!({"op": "jobs.progress", "job_id": "ab"});
-    assert_eq!(server.post("/api/batch", &token, batch).await.1["status"], 403);
+    assert_eq!(
+        server.post("/api/batch", &token, batch).await.1["status"],
+        403
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +402,11 @@ async fn cross_site_requests_with_a_cookie() {
     let host = server.url.trim_start_matches("http://").to_owned();
     let cookie = format!("other=1; tidings_token={}", worker(1));
     let post = async |origin: Option<&str>| {
-        let mut request = server.http.post(format!("{}/api/jobs/a/progress", server.url)).header("Cookie", &cookie).body("{}");
+        let mut request = server
+            .http
+            .post(format!("{}/api/jobs/a/progress", server.url))
+            .header("Cookie", &cookie)
+            .body("{}");
         if let Some(origin) = origin {
             request = request.header("Origin", origin);
         }
@@ -204,21 +415,52 @@ async fn cross_site_requests_with_a_cookie() {
     assert_eq!(post(None).await, 200, "no browser page");
     assert_eq!(post(Some(&format!("http://{host}"))).await, 200);
     assert_eq!(post(Some("https://office.example")).await, 200);
-    for origin in ["https://evil.example", "null", "", &format!("http://{host}.evil.example"), "https://office.example.evil.example"] {
+    for origin in [
+        "https://evil.example",
+        "null",
+        "",
+        &format!("http://{host}.evil.example"),
+        "https://office.example.evil.example",
+    ] {
         assert_eq!(post(Some(origin)).await, 403, "{origin}");
     }
-    for (origin, accepted) in [("https://evil.example", false), ("https://office.example", true)] {
+    for (origin, accepted) in [
+        ("https://evil.example", false),
+        ("https://office.example", true),
+    ] {
         use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-        let mut request = socket_url(&server.url, "/events/jobs", None, None).into_client_request().unwrap();
-        request.headers_mut().insert("Cookie", cookie.parse().unwrap());
-        request.headers_mut().insert("Origin", origin.parse().unwrap());
-        assert_eq!(tokio_tungstenite::connect_async(request).await.is_ok(), accepted, "cross-site WebSocket hijacking from {origin}");
+        let mut request = socket_url(&server.url, "/events/jobs", None, None)
+            .into_client_request()
+            .unwrap();
+        request
+            .headers_mut()
+            .insert("Cookie", cookie.parse().unwrap());
+        request
+            .headers_mut()
+            .insert("Origin", origin.parse().unwrap());
+        assert_eq!(
+            tokio_tungstenite::connect_async(request).await.is_ok(),
+            accepted,
+            "cross-site WebSocket hijacking from {origin}"
+        );
     }
     let preflight = async |origin: &str| {
-        let request = server.http.request(reqwest::Method::OPTIONS, format!("{}/api/jobs", server.url)).header("Origin", origin);
-        request.send().await.unwrap().headers().get("access-control-allow-origin").map(|value| value.to_str().unwrap().to_owned())
+        let request = server
+            .http
+            .request(reqwest::Method::OPTIONS, format!("{}/api/jobs", server.url))
+            .header("Origin", origin);
+        request
+            .send()
+            .await
+            .unwrap()
+            .headers()
+            .get("access-control-allow-origin")
+            .map(|value| value.to_str().unwrap().to_owned())
     };
-    assert_eq!(preflight("https://office.example").await.as_deref(), Some("https://office.example"));
+    assert_eq!(
+        preflight("https://office.example").await.as_deref(),
+        Some("https://office.example")
+    );
     assert_eq!(preflight("https://evil.example").await, None);
 }
 
@@ -227,14 +469,27 @@ async fn without_a_token_one_school_can_be_watched_if_the_settings_say_so() {
     let server = server_with(json!({"anonymous_school_id": 1})).await;
     server.running_job("a").await;
     let ask = async |method: &str, path: &str| {
-        let request = server.http.request(method.parse().unwrap(), format!("{}{path}", server.url)).header("Accept", "application/json");
-        request.json(&json!({})).send().await.unwrap().status().as_u16()
+        let request = server
+            .http
+            .request(method.parse().unwrap(), format!("{}{path}", server.url))
+            .header("Accept", "application/json");
+        request
+            .json(&json!({}))
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
     };
     assert_eq!(ask("GET", "/api/jobs/a").await, 200);
     assert_eq!(ask("GET", "/events/jobs?wait=0").await, 200);
     assert_eq!(ask("POST", "/api/jobs/a/progress").await, 403);
     assert_eq!(ask("GET", "/events/schools/2").await, 404);
-    assert_eq!(status(&server, "bad").await, 401, "a bad token does not fall back");
+    assert_eq!(
+        status(&server, "bad").await,
+        401,
+        "a bad token does not fall back"
+    );
 }
 
 /// Whatever the level: no token, ticket or payload in what the server writes.
@@ -242,19 +497,57 @@ async fn without_a_token_one_school_can_be_watched_if_the_settings_say_so() {
 fn credentials_in_a_log() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = process::command(folder.path());
-    let mut server = process::Process::start(command.arg("serve").env("TIDINGS_LOG", "trace").env("RUST_LOG", "trace"));
+    let mut server = process::Process::start(
+        command
+            .arg("serve")
+            .env("TIDINGS_LOG", "trace")
+            .env("RUST_LOG", "trace"),
+    );
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let http = reqwest::Client::new();
         let url = |path: &str| format!("{}{path}", server.url);
-        http.post(url("/api/jobs")).bearer_auth(worker(1)).json(&json!({"job_type": "t", "job_id": "a", "message": "SECRET-PAYLOAD"})).send().await.unwrap();
-        http.get(url(&format!("/api/jobs?token={}", worker(1)))).send().await.unwrap();
-        http.get(url("/api/jobs?token=BAD-TOKEN")).header("Cookie", "tidings_token=BAD-TOKEN").send().await.unwrap();
-        http.get(url("/nowhere?token=BAD-TOKEN")).bearer_auth("BAD-TOKEN").send().await.unwrap();
-        let ticket: Value = http.post(url("/api/tickets")).bearer_auth(worker(1)).json(&json!({"channels": ["jobs"]})).send().await.unwrap().json().await.unwrap();
-        http.get(url(ticket["url"].as_str().unwrap())).header("Accept", "application/json").send().await.unwrap();
+        http.post(url("/api/jobs"))
+            .bearer_auth(worker(1))
+            .json(&json!({"job_type": "t", "job_id": "a", "message": "SECRET-PAYLOAD"}))
+            .send()
+            .await
+            .unwrap();
+        http.get(url(&format!("/api/jobs?token={}", worker(1))))
+            .send()
+            .await
+            .unwrap();
+        http.get(url("/api/jobs?token=BAD-TOKEN"))
+            .header("Cookie", "tidings_token=BAD-TOKEN")
+            .send()
+            .await
+            .unwrap();
+        http.get(url("/nowhere?token=BAD-TOKEN"))
+            .bearer_auth("BAD-TOKEN")
+            .send()
+            .await
+            .unwrap();
+        let ticket: Value = http
+            .post(url("/api/tickets"))
+            .bearer_auth(worker(1))
+            .json(&json!({"channels": ["jobs"]}))
+            .send()
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap();
+        http.get(url(ticket["url"].as_str().unwrap()))
+            .header("Accept", "application/json")
+            .send()
+            .await
+            .unwrap();
         let mut ws = listener::socket(&server.url, "/ws", &worker(1)).await;
-        listener::send(&mut ws, &json!({"type": "auth", "token": worker(1)}).to_string()).await;
+        listener::send(
+            &mut ws,
+            &json!({"type": "auth", "token": worker(1)}).to_string(),
+        )
+        .await;
         listener::receive(&mut ws).await.unwrap();
     });
     server.terminate();

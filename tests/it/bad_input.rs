@@ -14,31 +14,157 @@ const CASES: &[Case] = &[
     ("POST", "/api/jobs", "[]", 422, "invalid-body"),
     ("POST", "/api/jobs", "null", 422, "invalid-body"),
     ("POST", "/api/jobs", "", 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":7}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":""}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":"a b"}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":"t","colour":1}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":"t","job_type":"t"}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":"t","job_id":"a/b"}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":"t","job_id":"a\r\nb"}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":"t","status":"done"}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":"t","status":"completed"}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":"t","metadata":[]}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":"t","timeout_secs":-1}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs", r#"{"job_type":"t","job_id":"a"}"#, 409, "already-exists"),
-    ("POST", "/api/jobs/a/progress", r#"{"progress":NaN}"#, 400, "malformed-json"),
-    ("POST", "/api/jobs/a/progress", r#"{"progress":1e999}"#, 400, "malformed-json"),
-    ("POST", "/api/jobs/a/progress", r#"{"progress":101}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs/a/progress", r#"{"progress":-0.1}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs/a/progress", r#"{"progress":"50"}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs/a/progress", r#"{"progress":10}"#, 409, "progress-fell"),
-    ("POST", "/api/jobs/a/progress", r#"{"progress":null}"#, 409, "progress-fell"),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":7}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":""}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":"a b"}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":"t","colour":1}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":"t","job_type":"t"}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":"t","job_id":"a/b"}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":"t","job_id":"a\r\nb"}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":"t","status":"done"}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":"t","status":"completed"}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":"t","metadata":[]}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":"t","timeout_secs":-1}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs",
+        r#"{"job_type":"t","job_id":"a"}"#,
+        409,
+        "already-exists",
+    ),
+    (
+        "POST",
+        "/api/jobs/a/progress",
+        r#"{"progress":NaN}"#,
+        400,
+        "malformed-json",
+    ),
+    (
+        "POST",
+        "/api/jobs/a/progress",
+        r#"{"progress":1e999}"#,
+        400,
+        "malformed-json",
+    ),
+    (
+        "POST",
+        "/api/jobs/a/progress",
+        r#"{"progress":101}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs/a/progress",
+        r#"{"progress":-0.1}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs/a/progress",
+        r#"{"progress":"50"}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs/a/progress",
+        r#"{"progress":10}"#,
+        409,
+        "progress-fell",
+    ),
+    (
+        "POST",
+        "/api/jobs/a/progress",
+        r#"{"progress":null}"#,
+        409,
+        "progress-fell",
+    ),
     ("POST", "/api/jobs/a/start", "{}", 409, "illegal-transition"),
     ("POST", "/api/jobs/a/queue", "{}", 409, "illegal-transition"),
     ("POST", "/api/jobs/a/retry", "{}", 409, "illegal-transition"),
     ("POST", "/api/jobs/a/fail", "{}", 422, "invalid-body"),
-    ("POST", "/api/jobs/a/fail", r#"{"error":{"code":"","message":""}}"#, 422, "invalid-body"),
-    ("POST", "/api/jobs/done/progress", r#"{"progress":10}"#, 409, "finished"),
+    (
+        "POST",
+        "/api/jobs/a/fail",
+        r#"{"error":{"code":"","message":""}}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/jobs/done/progress",
+        r#"{"progress":10}"#,
+        409,
+        "finished",
+    ),
     ("POST", "/api/jobs/done/complete", "{}", 409, "finished"),
     ("POST", "/api/jobs/done/retry", "{}", 409, "finished"),
     ("POST", "/api/jobs/nobody/progress", "{}", 404, "not-found"),
@@ -50,15 +176,39 @@ const CASES: &[Case] = &[
     ("GET", "/api/jobs?limit=501", "", 400, "invalid-query"),
     ("GET", "/api/jobs?limit=x", "", 400, "invalid-query"),
     ("GET", "/api/jobs?page=-1", "", 400, "invalid-query"),
-    ("GET", "/api/jobs?page=18446744073709551615", "", 400, "invalid-query"),
+    (
+        "GET",
+        "/api/jobs?page=18446744073709551615",
+        "",
+        400,
+        "invalid-query",
+    ),
     ("GET", "/api/jobs?status=sleeping", "", 400, "invalid-query"),
     ("GET", "/api/jobs?job_type=%00", "", 400, "invalid-query"),
     ("GET", "/api/jobs?school_id=zero", "", 400, "invalid-query"),
     ("GET", "/api/jobs?school_id=2", "", 404, "not-found"),
     ("POST", "/api/tickets", "{}", 422, "invalid-body"),
-    ("POST", "/api/tickets", r#"{"channels":[]}"#, 422, "invalid-body"),
-    ("POST", "/api/tickets", r#"{"channels":["cats"]}"#, 422, "invalid-body"),
-    ("POST", "/api/tickets", r#"{"channels":["schools/2"]}"#, 404, "not-found"),
+    (
+        "POST",
+        "/api/tickets",
+        r#"{"channels":[]}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/tickets",
+        r#"{"channels":["cats"]}"#,
+        422,
+        "invalid-body",
+    ),
+    (
+        "POST",
+        "/api/tickets",
+        r#"{"channels":["schools/2"]}"#,
+        404,
+        "not-found",
+    ),
     ("GET", "/events", "", 400, "invalid-query"),
     ("GET", "/events/cats", "", 404, "not-found"),
     ("GET", "/events/jobs/nobody", "", 404, "not-found"),
@@ -66,15 +216,51 @@ const CASES: &[Case] = &[
     ("GET", "/events/jobs/a%0d%0aX: y", "", 404, "not-found"),
     ("GET", "/events/schools/2", "", 404, "not-found"),
     ("GET", "/events/schools/x", "", 404, "not-found"),
-    ("GET", "/events/jobs?cursor=yesterday", "", 400, "invalid-cursor"),
-    ("GET", "/events/jobs?cursor=00000000-99999999999999999999", "", 400, "invalid-cursor"),
+    (
+        "GET",
+        "/events/jobs?cursor=yesterday",
+        "",
+        400,
+        "invalid-cursor",
+    ),
+    (
+        "GET",
+        "/events/jobs?cursor=00000000-99999999999999999999",
+        "",
+        400,
+        "invalid-cursor",
+    ),
     ("GET", "/events/jobs?tick_ms=-1", "", 400, "invalid-query"),
-    ("GET", "/events/jobs?tick_ms=60001", "", 400, "invalid-query"),
+    (
+        "GET",
+        "/events/jobs?tick_ms=60001",
+        "",
+        400,
+        "invalid-query",
+    ),
     ("GET", "/events/jobs?wait=61", "", 400, "invalid-query"),
-    ("GET", "/events/jobs?padding=1000000", "", 400, "invalid-query"),
+    (
+        "GET",
+        "/events/jobs?padding=1000000",
+        "",
+        400,
+        "invalid-query",
+    ),
     ("GET", "/events/jobs?named=yes", "", 400, "invalid-query"),
-    ("GET", "/events/jobs?status_case=title", "", 400, "invalid-query"),
-    ("GET", "/events/jobs?status=sleeping", "", 400, "invalid-query"),
+    (
+        "GET",
+        "/events/jobs?status_case=title",
+        "",
+        400,
+        "invalid-query",
+    ),
+    (
+        "GET",
+        "/events/jobs?status=sleeping",
+        "",
+        400,
+        "invalid-query",
+    ),
     ("GET", "/ws", "", 400, "bad-handshake"),
     ("GET", "/progress/ws/a", "", 400, "bad-handshake"),
     ("GET", "/nowhere", "", 404, "not-found"),
@@ -85,18 +271,41 @@ const CASES: &[Case] = &[
 async fn every_bad_request_gets_its_problem_and_has_no_effect() {
     let server = server().await;
     server.running_job("a").await;
-    server.report("/api/jobs/a/progress", json!({"progress": 20})).await;
+    server
+        .report("/api/jobs/a/progress", json!({"progress": 20}))
+        .await;
     server.running_job("done").await;
     server.report("/api/jobs/done/complete", json!({})).await;
     let (_, before) = server.get("/api/jobs", &viewer(1)).await;
     for (method, path, body, status, code) in CASES {
-        let response = server.request(method, path, &worker(1)).body(*body).send().await.unwrap();
-        assert_eq!(response.headers().get("content-type").and_then(|value| value.to_str().ok()), Some("application/problem+json"), "{method} {path}");
+        let response = server
+            .request(method, path, &worker(1))
+            .body(*body)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(
+            response
+                .headers()
+                .get("content-type")
+                .and_then(|value| value.to_str().ok()),
+            Some("application/problem+json"),
+            "{method} {path}"
+        );
         let got = response.status().as_u16();
         let problem: Value = response.json().await.unwrap();
-        assert_eq!((got, problem["code"].as_str().unwrap()), (*status, *code), "{method} {path} {body}: {problem}");
+        assert_eq!(
+            (got, problem["code"].as_str().unwrap()),
+            (*status, *code),
+            "{method} {path} {body}: {problem}"
+        );
         assert_eq!(problem["status"], *status);
-        assert!(PROBLEMS.iter().any(|(known, uri, title)| known == status && *uri == problem["type"] && *title == problem["title"]), "{problem}");
+        assert!(
+            PROBLEMS.iter().any(|(known, uri, title)| known == status
+                && *uri == problem["type"]
+                && *title == problem["title"]),
+            "{problem}"
+        );
         assert!(!problem["detail"].as_str().unwrap().is_empty());
     }
     let (_, after) = server.get("/api/jobs", &viewer(1)).await;
@@ -115,20 +324,66 @@ async fn what_is_too_large_is_refused_and_the_limit_is_told() {
     let too_large = (413, Some("body-too-large".to_owned()));
     let invalid = (422, Some("invalid-body".to_owned()));
     let text = |n: usize| "x".repeat(n);
-    assert_eq!(post("/api/jobs/a/progress", json!({"message": text(2_000)}).to_string()).await, too_large);
-    assert_eq!(post("/api/jobs/a/progress", json!({"message": text(51)}).to_string()).await, invalid);
-    assert_eq!(post("/api/jobs/a/progress", json!({"metadata": {"x": text(100)}}).to_string()).await, invalid);
-    assert_eq!(post("/api/jobs/a/fail", json!({"error": {"code": text(65), "message": "m"}}).to_string()).await, invalid);
+    assert_eq!(
+        post(
+            "/api/jobs/a/progress",
+            json!({"message": text(2_000)}).to_string()
+        )
+        .await,
+        too_large
+    );
+    assert_eq!(
+        post(
+            "/api/jobs/a/progress",
+            json!({"message": text(51)}).to_string()
+        )
+        .await,
+        invalid
+    );
+    assert_eq!(
+        post(
+            "/api/jobs/a/progress",
+            json!({"metadata": {"x": text(100)}}).to_string()
+        )
+        .await,
+        invalid
+    );
+    assert_eq!(
+        post(
+            "/api/jobs/a/fail",
+            json!({"error": {"code": text(65), "message": "m"}}).to_string()
+        )
+        .await,
+        invalid
+    );
     assert_eq!(post("/api/batch", text(4_001)).await, too_large);
     assert_eq!(post("/api/batch", "{}\n".repeat(4)).await, too_large);
     let deep = format!("{}{}", "[".repeat(900), "]".repeat(900));
-    assert_eq!(post("/api/jobs/a/complete", format!(r#"{{"result":{deep}}}"#)).await.0, 400, "nesting is bounded");
+    assert_eq!(
+        post("/api/jobs/a/complete", format!(r#"{{"result":{deep}}}"#))
+            .await
+            .0,
+        400,
+        "nesting is bounded"
+    );
     let exactly = json!({"message": text(50)}).to_string();
     assert_eq!(post("/api/jobs/a/progress", exactly).await.0, 200);
     let query: String = (0..21).map(|n| format!("job_type=t{n}&")).collect();
-    assert_eq!(server.get(&format!("/api/jobs?{query}"), &viewer(1)).await.0, 400);
+    assert_eq!(
+        server
+            .get(&format!("/api/jobs?{query}"), &viewer(1))
+            .await
+            .0,
+        400
+    );
     let channels: String = (0..101).map(|n| format!("channel=jobs/{n}&")).collect();
-    assert_eq!(server.get(&format!("/events?{channels}"), &viewer(1)).await.0, 400);
+    assert_eq!(
+        server
+            .get(&format!("/events?{channels}"), &viewer(1))
+            .await
+            .0,
+        400
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,9 +391,16 @@ async fn an_idempotency_key_has_a_form() {
     let server = server().await;
     let long = "k".repeat(129);
     for key in ["", "a b", "é", &long] {
-        let request = server.request("POST", "/api/jobs", &worker(1)).header("Idempotency-Key", key.as_bytes()).json(&json!({"job_type": "t"}));
+        let request = server
+            .request("POST", "/api/jobs", &worker(1))
+            .header("Idempotency-Key", key.as_bytes())
+            .json(&json!({"job_type": "t"}));
         let (status, problem) = answer(request).await;
-        assert_eq!((status, &problem["code"]), (400, &json!("invalid-header")), "{key:?}");
+        assert_eq!(
+            (status, &problem["code"]),
+            (400, &json!("invalid-header")),
+            "{key:?}"
+        );
     }
 }
 
@@ -147,13 +409,30 @@ async fn an_idempotency_key_has_a_form() {
 async fn sse_injection_through_messages_and_names_is_impossible() {
     let server = server().await;
     server.running_job("a").await;
-    let mut listener = server.listen(Transport::EventSource, "/jobs?tick_ms=0").await;
+    let mut listener = server
+        .listen(Transport::EventSource, "/jobs?tick_ms=0")
+        .await;
     listener.until_ready().await;
-    for text in ["one\n\ndata: {\"type\":\"forged\"}\n\n", "\r\rid: 00000000-9\r\r", "\u{2028}\u{2029}\u{0}\u{feff}"] {
-        server.report("/api/jobs/a/progress", json!({"message": text, "metadata": {text: text}})).await;
+    for text in [
+        "one\n\ndata: {\"type\":\"forged\"}\n\n",
+        "\r\rid: 00000000-9\r\r",
+        "\u{2028}\u{2029}\u{0}\u{feff}",
+    ] {
+        server
+            .report(
+                "/api/jobs/a/progress",
+                json!({"message": text, "metadata": {text: text}}),
+            )
+            .await;
         let heard = listener.next().await.unwrap();
-        assert_eq!((&heard["message"], &heard["metadata"][text]), (&json!(text), &json!(text)));
-        assert_eq!(Some(heard["cursor"].as_str().unwrap()), listener.cursor.as_deref());
+        assert_eq!(
+            (&heard["message"], &heard["metadata"][text]),
+            (&json!(text), &json!(text))
+        );
+        assert_eq!(
+            Some(heard["cursor"].as_str().unwrap()),
+            listener.cursor.as_deref()
+        );
     }
 }
 
@@ -174,6 +453,9 @@ fn every_problem_is_documented() {
     let readme = include_str!("../../docs/http-api.md");
     for (status, uri, _) in PROBLEMS {
         let name = uri.rsplit(':').next().unwrap();
-        assert!(readme.contains(&format!("| {status} | `{name}` |")), "{status} {name} is not in docs/http-api.md");
+        assert!(
+            readme.contains(&format!("| {status} | `{name}` |")),
+            "{status} {name} is not in docs/http-api.md"
+        );
     }
 }

@@ -13,25 +13,48 @@ use crate::support::*;
 async fn publish_until_killed(url: String, job: String, acknowledged: Arc<Mutex<Vec<Value>>>) {
     let http = reqwest::Client::new();
     for step in 0.. {
-        let request = http.post(format!("{url}/api/jobs/{job}/progress")).bearer_auth(worker(1)).json(&json!({"message": format!("{job} {step}")}));
-        let Ok(response) = request.send().await else { return };
+        let request = http
+            .post(format!("{url}/api/jobs/{job}/progress"))
+            .bearer_auth(worker(1))
+            .json(&json!({"message": format!("{job} {step}")}));
+        let Ok(response) = request.send().await else {
+            return;
+        };
         if response.status() != 200 {
             return;
         }
-        let Ok(event) = response.json::<Value>().await else { return };
+        let Ok(event) = response.json::<Value>().await else {
+            return;
+        };
         acknowledged.lock().unwrap().push(event);
     }
 }
 
 /// Listens until the server is gone. Gives the numbers of the events (for a first connection those after the
 /// snapshot, led by the number that it ended with) and where the reader stands.
-async fn listen_until_killed(url: String, transport: Transport, cursor: Option<String>) -> (Vec<u64>, Option<String>) {
-    let mut listener = Listener::open(transport, &url, "/jobs?tick_ms=0", &viewer(1), cursor.as_deref()).await;
+async fn listen_until_killed(
+    url: String,
+    transport: Transport,
+    cursor: Option<String>,
+) -> (Vec<u64>, Option<String>) {
+    let mut listener = Listener::open(
+        transport,
+        &url,
+        "/jobs?tick_ms=0",
+        &viewer(1),
+        cursor.as_deref(),
+    )
+    .await;
     let mut heard = Vec::new();
     while let Ok(Some(message)) = tokio::time::timeout(PATIENCE, listener.next()).await {
         assert_ne!(message["type"], "reset", "{message}");
         if message["type"] == "ready" && cursor.is_none() {
-            let seq = message["cursor"].as_str().unwrap().split('-').next_back().unwrap();
+            let seq = message["cursor"]
+                .as_str()
+                .unwrap()
+                .split('-')
+                .next_back()
+                .unwrap();
             heard.push(seq.parse().unwrap());
         }
         if message.get("snapshot").is_none() {
@@ -53,20 +76,42 @@ async fn every_acknowledged_event_survives_sigkill_and_is_read_once_on_another_t
         let http = reqwest::Client::new();
         let job = |publisher| format!("r{round}p{publisher}");
         for publisher in 0..4 {
-            let create = json!({"job_id": job(publisher), "job_type": "t", "status": "in_progress"});
-            let created = http.post(format!("{}/api/jobs", server.url)).bearer_auth(worker(1)).json(&create).send().await.unwrap();
+            let create =
+                json!({"job_id": job(publisher), "job_type": "t", "status": "in_progress"});
+            let created = http
+                .post(format!("{}/api/jobs", server.url))
+                .bearer_auth(worker(1))
+                .json(&create)
+                .send()
+                .await
+                .unwrap();
             let event: Value = created.json().await.unwrap();
             acknowledged.insert(event["seq"].as_u64().unwrap(), event);
         }
         let listeners: Vec<_> = (0..3)
             .map(|reader| {
-                let (url, transport, cursor) = (server.url.clone(), Transport::ALL[(reader + round) % 3], from[reader].clone());
+                let (url, transport, cursor) = (
+                    server.url.clone(),
+                    Transport::ALL[(reader + round) % 3],
+                    from[reader].clone(),
+                );
                 tokio::spawn(listen_until_killed(url, transport, cursor))
             })
             .collect();
         let answers = Arc::new(Mutex::new(Vec::new()));
-        let publishers: Vec<_> = (0..4).map(|publisher| tokio::spawn(publish_until_killed(server.url.clone(), job(publisher), Arc::clone(&answers)))).collect();
-        until("there is much to lose", async || answers.lock().unwrap().len() > 300).await;
+        let publishers: Vec<_> = (0..4)
+            .map(|publisher| {
+                tokio::spawn(publish_until_killed(
+                    server.url.clone(),
+                    job(publisher),
+                    Arc::clone(&answers),
+                ))
+            })
+            .collect();
+        until("there is much to lose", async || {
+            answers.lock().unwrap().len() > 300
+        })
+        .await;
         server.kill();
         for publisher in publishers {
             publisher.await.unwrap();
@@ -78,36 +123,69 @@ async fn every_acknowledged_event_survives_sigkill_and_is_read_once_on_another_t
         }
         for event in answers.lock().unwrap().drain(..) {
             let seq = event["seq"].as_u64().unwrap();
-            assert!(acknowledged.insert(seq, event).is_none(), "{seq} was given twice");
+            assert!(
+                acknowledged.insert(seq, event).is_none(),
+                "{seq} was given twice"
+            );
         }
     }
 
     let mut server = process::Process::start(process::command(folder.path()).arg("serve"));
     // The log itself: dense, and every acknowledged event in it as it was acknowledged.
-    let mut log = Listener::open(Transport::EventSource, &server.url, "/jobs?tick_ms=0", &viewer(1), Some(&from_start(&acknowledged))).await;
+    let mut log = Listener::open(
+        Transport::EventSource,
+        &server.url,
+        "/jobs?tick_ms=0",
+        &viewer(1),
+        Some(&from_start(&acknowledged)),
+    )
+    .await;
     let all = log.until_ready().await;
-    let events: Vec<&Value> = all.iter().filter(|message| message["seq"].is_u64()).collect();
-    let seqs: Vec<u64> = events.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
+    let events: Vec<&Value> = all
+        .iter()
+        .filter(|message| message["seq"].is_u64())
+        .collect();
+    let seqs: Vec<u64> = events
+        .iter()
+        .map(|event| event["seq"].as_u64().unwrap())
+        .collect();
     assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
     for (seq, event) in &acknowledged {
-        assert_eq!(events[*seq as usize - 1], event, "acknowledged, and not there as it was");
+        assert_eq!(
+            events[*seq as usize - 1],
+            event,
+            "acknowledged, and not there as it was"
+        );
     }
     // Each reader, over three transports and three crashes: every event once, in order.
     for (reader, mut story) in stories.into_iter().enumerate() {
         let transport = Transport::ALL[(reader + ROUNDS) % 3];
-        let mut listener = Listener::open(transport, &server.url, "/jobs?tick_ms=0", &viewer(1), from[reader].as_deref()).await;
+        let mut listener = Listener::open(
+            transport,
+            &server.url,
+            "/jobs?tick_ms=0",
+            &viewer(1),
+            from[reader].as_deref(),
+        )
+        .await;
         let rest = listener.until_ready().await;
         story.extend(rest.iter().filter_map(|message| message["seq"].as_u64()));
         // It began with a snapshot, which stands for what was before.
         assert!(story[0] < 100, "it began early");
-        assert_eq!(story, (story[0]..=seqs.len() as u64).collect::<Vec<_>>(), "reader {reader}");
+        assert_eq!(
+            story,
+            (story[0]..=seqs.len() as u64).collect::<Vec<_>>(),
+            "reader {reader}"
+        );
     }
     server.kill();
 }
 
 /// The cursor before the first event, of the same database.
 fn from_start(acknowledged: &HashMap<u64, Value>) -> String {
-    let any = acknowledged.values().next().unwrap()["cursor"].as_str().unwrap();
+    let any = acknowledged.values().next().unwrap()["cursor"]
+        .as_str()
+        .unwrap();
     format!("{}-0", any.split('-').next().unwrap())
 }
 
@@ -117,25 +195,47 @@ async fn sigterm_answers_what_is_under_way_and_leaves_within_the_grace_period() 
     let mut server = process::Process::start(process::command(folder.path()).arg("serve"));
     let http = reqwest::Client::new();
     let create = json!({"job_id": "a", "job_type": "t", "status": "in_progress"});
-    http.post(format!("{}/api/jobs", server.url)).bearer_auth(worker(1)).json(&create).send().await.unwrap();
-    let mut listener = Listener::open(Transport::WebSocket, &server.url, "/jobs", &viewer(1), None).await;
+    http.post(format!("{}/api/jobs", server.url))
+        .bearer_auth(worker(1))
+        .json(&create)
+        .send()
+        .await
+        .unwrap();
+    let mut listener =
+        Listener::open(Transport::WebSocket, &server.url, "/jobs", &viewer(1), None).await;
     listener.until_ready().await;
     let answers = Arc::new(Mutex::new(Vec::new()));
-    let publisher = tokio::spawn(publish_until_killed(server.url.clone(), "a".into(), Arc::clone(&answers)));
+    let publisher = tokio::spawn(publish_until_killed(
+        server.url.clone(),
+        "a".into(),
+        Arc::clone(&answers),
+    ));
     until("it publishes", async || answers.lock().unwrap().len() > 20).await;
     let ended = tokio::task::spawn_blocking(move || {
         let begin = std::time::Instant::now();
         (server.terminate(), begin.elapsed())
     });
-    let heard = listener.take_until(|message| message["type"] == "closing").await;
+    let heard = listener
+        .take_until(|message| message["type"] == "closing")
+        .await;
     assert_eq!(heard.last().unwrap()["code"], 1001);
     let (code, took) = ended.await.unwrap();
     assert_eq!(code, Some(0));
     assert!(took < Duration::from_secs(9), "{took:?}");
     publisher.await.unwrap();
-    let last = answers.lock().unwrap().last().unwrap()["seq"].as_u64().unwrap();
+    let last = answers.lock().unwrap().last().unwrap()["seq"]
+        .as_u64()
+        .unwrap();
     let server = process::Process::start(process::command(folder.path()).arg("serve"));
-    let job: Value = http.get(format!("{}/api/jobs/a", server.url)).bearer_auth(viewer(1)).send().await.unwrap().json().await.unwrap();
+    let job: Value = http
+        .get(format!("{}/api/jobs/a", server.url))
+        .bearer_auth(viewer(1))
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
     assert!(job["seq"].as_u64().unwrap() >= last);
 }
 
@@ -145,7 +245,10 @@ fn a_second_process_does_not_touch_a_database_in_use() {
     let _server = process::Process::start(process::command(folder.path()).arg("serve"));
     let second = process::run(process::command(folder.path()).arg("serve"));
     assert_eq!(second.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&second.stderr).contains("in use by another process"), "{second:?}");
+    assert!(
+        String::from_utf8_lossy(&second.stderr).contains("in use by another process"),
+        "{second:?}"
+    );
 }
 
 #[test]
@@ -157,6 +260,9 @@ fn a_file_that_is_no_database_is_refused_and_left_as_it_is() {
     std::fs::write(&path, &text).unwrap();
     let refused = process::run(process::command(folder.path()).arg("serve"));
     assert_eq!(refused.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("tidings.db"), "{refused:?}");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("tidings.db"),
+        "{refused:?}"
+    );
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
 }

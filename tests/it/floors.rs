@@ -40,7 +40,10 @@ const NEIGHBOURS: &[(&str, &str)] = &[
 ];
 
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+    for entry in fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+    {
         if entry.is_dir() {
             files(&entry, found);
         } else if entry.extension().is_some_and(|extension| extension == "rs") {
@@ -53,12 +56,34 @@ fn sources() -> Vec<(String, PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
     files(&root, &mut found);
-    let module = |path: &Path| path.strip_prefix(&root).unwrap().iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
-    found.into_iter().map(|path| (module(&path), path.clone(), fs::read_to_string(&path).unwrap())).collect()
+    let module = |path: &Path| {
+        path.strip_prefix(&root)
+            .unwrap()
+            .iter()
+            .next()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .trim_end_matches(".rs")
+            .to_owned()
+    };
+    found
+        .into_iter()
+        .map(|path| {
+            (
+                module(&path),
+                path.clone(),
+                fs::read_to_string(&path).unwrap(),
+            )
+        })
+        .collect()
 }
 
 fn floor(module: &str) -> Option<u8> {
-    FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
+    FLOORS
+        .iter()
+        .find(|(name, _)| *name == module)
+        .map(|(_, floor)| *floor)
 }
 
 #[test]
@@ -66,13 +91,25 @@ fn imports_go_strictly_down() {
     let mut seen = 0;
     for (module, path, text) in sources() {
         let own = floor(&module).unwrap_or_else(|| panic!("{} stands on no floor", path.display()));
-        for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+        for line in text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+        {
             for (at, _) in line.match_indices("crate::") {
-                let other: String = line[at + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-                let Some(theirs) = floor(&other).filter(|_| other != module) else { continue };
+                let other: String = line[at + 7..]
+                    .chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect();
+                let Some(theirs) = floor(&other).filter(|_| other != module) else {
+                    continue;
+                };
                 seen += 1;
                 let neighbours = NEIGHBOURS.contains(&(&module, &other));
-                assert!(theirs < own || neighbours, "{}: floor {own} knows {other} on floor {theirs}: {line}", path.display());
+                assert!(
+                    theirs < own || neighbours,
+                    "{}: floor {own} knows {other} on floor {theirs}: {line}",
+                    path.display()
+                );
             }
         }
     }
@@ -82,7 +119,9 @@ fn imports_go_strictly_down() {
 #[test]
 fn only_the_http_floor_and_those_above_know_rocket() {
     for (module, path, text) in sources() {
-        let knows = text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains("rocket"));
+        let knows = text
+            .lines()
+            .any(|line| !line.trim_start().starts_with("//") && line.contains("rocket"));
         assert!(!knows || floor(&module).unwrap() >= 4, "{}", path.display());
     }
 }

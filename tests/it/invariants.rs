@@ -10,7 +10,10 @@ use tidings::wire::{Encoding, Framing};
 use crate::support::*;
 
 fn seqs(messages: &[Value]) -> Vec<u64> {
-    messages.iter().filter_map(|message| message["seq"].as_u64()).collect()
+    messages
+        .iter()
+        .filter_map(|message| message["seq"].as_u64())
+        .collect()
 }
 
 /// 1. What was acknowledged is committed; what is heard is committed.
@@ -21,8 +24,16 @@ async fn invariant_1_commit_precedes_fan_out_and_answer() {
     let mut listener = server.listen(Transport::WebSocket, "/jobs?tick_ms=0").await;
     listener.until_ready().await;
     for progress in 1..=50 {
-        let told = server.report("/api/jobs/a/progress", json!({"progress": progress})).await;
-        let stored = server.tidings.store().job(1.try_into().unwrap(), "a".parse().unwrap()).await.unwrap().unwrap();
+        let told = server
+            .report("/api/jobs/a/progress", json!({"progress": progress}))
+            .await;
+        let stored = server
+            .tidings
+            .store()
+            .job(1.try_into().unwrap(), "a".parse().unwrap())
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(told["seq"], stored.event.seq);
         let heard = listener.next().await.unwrap();
         assert_eq!(heard["seq"], told["seq"]);
@@ -42,10 +53,22 @@ async fn invariant_2_seq_is_dense_and_in_commit_order() {
                 let created = json!({"job_id": job, "job_type": "t", "status": "in_progress"});
                 assert_eq!(server.post("/api/jobs", &token, created).await.0, 201);
                 for step in 0..25 {
-                    let (status, _) = server.post(&format!("/api/jobs/{job}/progress"), &token, json!({"progress": step})).await;
+                    let (status, _) = server
+                        .post(
+                            &format!("/api/jobs/{job}/progress"),
+                            &token,
+                            json!({"progress": step}),
+                        )
+                        .await;
                     assert_eq!(status, 200);
                     // A command that is refused takes no number.
-                    assert_eq!(server.post(&format!("/api/jobs/{job}/queue"), &token, json!({})).await.0, 409);
+                    assert_eq!(
+                        server
+                            .post(&format!("/api/jobs/{job}/queue"), &token, json!({}))
+                            .await
+                            .0,
+                        409
+                    );
                 }
             })
         })
@@ -54,8 +77,16 @@ async fn invariant_2_seq_is_dense_and_in_commit_order() {
         publisher.await.unwrap();
     }
     for school in [1, 2] {
-        let scope = Arc::new(Scope::new(school.try_into().unwrap(), [tidings::kind::channel("jobs").unwrap()]));
-        let page = server.tidings.store().replay(scope, 0, false).await.unwrap();
+        let scope = Arc::new(Scope::new(
+            school.try_into().unwrap(),
+            [tidings::kind::channel("jobs").unwrap()],
+        ));
+        let page = server
+            .tidings
+            .store()
+            .replay(scope, 0, false)
+            .await
+            .unwrap();
         let seqs: Vec<u64> = page.events.iter().map(|event| event.seq).collect();
         assert_eq!(seqs, (1..=4 * 26).collect::<Vec<_>>());
     }
@@ -65,8 +96,14 @@ async fn invariant_2_seq_is_dense_and_in_commit_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn invariants_3_and_4_a_stalled_reader_catches_up_without_a_gap() {
     for transport in [Transport::EventSource, Transport::WebSocket] {
-        for (query, window_events) in [("", 1_024), ("?tick_ms=0", 1_024), ("", 16), ("?tick_ms=0", 16)] {
-            let server = server_with(json!({"mailbox_capacity": 16, "window_events": window_events})).await;
+        for (query, window_events) in [
+            ("", 1_024),
+            ("?tick_ms=0", 1_024),
+            ("", 16),
+            ("?tick_ms=0", 16),
+        ] {
+            let server =
+                server_with(json!({"mailbox_capacity": 16, "window_events": window_events})).await;
             let mut listener = server.listen(transport, &format!("/jobs{query}")).await;
             listener.until_ready().await;
             const JOBS: usize = 100;
@@ -74,23 +111,62 @@ async fn invariants_3_and_4_a_stalled_reader_catches_up_without_a_gap() {
             // Large enough to fill the socket's buffers, so that the mailbox overflows.
             let filler = "x".repeat(2_000);
             for job in 0..JOBS {
-                let mut lines = vec![json!({"op": "jobs.create", "job_id": format!("j{job}"), "job_type": "t", "status": "in_progress"}).to_string()];
-                lines.extend((0..STEPS).map(|step| json!({"op": "jobs.progress", "job_id": format!("j{job}"), "progress": step, "message": filler}).to_string()));
-                lines.push(json!({"op": "jobs.complete", "job_id": format!("j{job}"), "result": job}).to_string());
-                let sent = server.request("POST", "/api/batch", &worker(1)).body(lines.join("\n")).send().await.unwrap();
+                let mut lines = vec![
+                    json!({"op": "jobs.create", "job_id": format!("j{job}"), "job_type": "t", "status": "in_progress"})
+                        .to_string(),
+                ];
+                lines.extend((0..STEPS).map(|step| {
+                    json!({"op": "jobs.progress", "job_id": format!("j{job}"), "progress": step, "message": filler}).to_string()
+                }));
+                lines.push(
+                    json!({"op": "jobs.complete", "job_id": format!("j{job}"), "result": job})
+                        .to_string(),
+                );
+                let sent = server
+                    .request("POST", "/api/batch", &worker(1))
+                    .body(lines.join("\n"))
+                    .send()
+                    .await
+                    .unwrap();
                 assert_eq!(sent.status(), 200);
             }
             let last = format!("j{}", JOBS - 1);
-            let heard = listener.take_until(|message| message["job_id"] == *last && message["status"] == "completed").await;
+            let heard = listener
+                .take_until(|message| {
+                    message["job_id"] == *last && message["status"] == "completed"
+                })
+                .await;
             let seqs = seqs(&heard);
-            assert!(seqs.is_sorted_by(|one, next| one < next), "{transport:?} {query}: strictly increasing");
-            assert!(heard.iter().all(|message| message["type"] == "job_progress"), "no reset");
-            let milestones = |status: &str| heard.iter().filter(|message| message["status"] == status).filter_map(|message| message["result"].as_u64()).collect::<Vec<_>>();
-            assert_eq!(milestones("completed"), (0..JOBS as u64).collect::<Vec<_>>(), "{transport:?} {query}: every end of a job");
+            assert!(
+                seqs.is_sorted_by(|one, next| one < next),
+                "{transport:?} {query}: strictly increasing"
+            );
+            assert!(
+                heard
+                    .iter()
+                    .all(|message| message["type"] == "job_progress"),
+                "no reset"
+            );
+            let milestones = |status: &str| {
+                heard
+                    .iter()
+                    .filter(|message| message["status"] == status)
+                    .filter_map(|message| message["result"].as_u64())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(
+                milestones("completed"),
+                (0..JOBS as u64).collect::<Vec<_>>(),
+                "{transport:?} {query}: every end of a job"
+            );
             if query.is_empty() {
                 continue;
             }
-            assert_eq!(seqs, (1..=(JOBS * (STEPS + 2)) as u64).collect::<Vec<_>>(), "{transport:?}: every retained event");
+            assert_eq!(
+                seqs,
+                (1..=(JOBS * (STEPS + 2)) as u64).collect::<Vec<_>>(),
+                "{transport:?}: every retained event"
+            );
         }
     }
 }
@@ -113,7 +189,12 @@ async fn invariant_3_two_readers_see_the_same_order() {
             let server = Arc::clone(&server);
             tokio::spawn(async move {
                 for progress in 1..=30 {
-                    server.report(&format!("/api/jobs/j{job}/progress"), json!({"progress": progress})).await;
+                    server
+                        .report(
+                            &format!("/api/jobs/j{job}/progress"),
+                            json!({"progress": progress}),
+                        )
+                        .await;
                 }
             })
         })
@@ -133,13 +214,18 @@ async fn invariant_3_two_readers_see_the_same_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn invariant_5_nothing_falls_between_reading_and_listening() {
     let server = Arc::new(server_with(json!({"window_events": 4})).await);
-    let start = server.running_job("a").await["cursor"].as_str().unwrap().to_owned();
+    let start = server.running_job("a").await["cursor"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     const EVENTS: u64 = 400;
     let publisher = {
         let server = Arc::clone(&server);
         tokio::spawn(async move {
             for step in 0..EVENTS {
-                server.report("/api/jobs/a/progress", json!({"message": step.to_string()})).await;
+                server
+                    .report("/api/jobs/a/progress", json!({"message": step.to_string()}))
+                    .await;
             }
         })
     };
@@ -148,8 +234,17 @@ async fn invariant_5_nothing_falls_between_reading_and_listening() {
         let transport = [Transport::EventSource, Transport::WebSocket][round % 2];
         let (server, cursor) = (Arc::clone(&server), (round % 3 > 0).then(|| start.clone()));
         readers.push(tokio::spawn(async move {
-            let mut listener = Listener::open(transport, &server.url, "/jobs?tick_ms=0", &viewer(1), cursor.as_deref()).await;
-            let heard = listener.take_until(|message| message["seq"] == EVENTS + 1).await;
+            let mut listener = Listener::open(
+                transport,
+                &server.url,
+                "/jobs?tick_ms=0",
+                &viewer(1),
+                cursor.as_deref(),
+            )
+            .await;
+            let heard = listener
+                .take_until(|message| message["seq"] == EVENTS + 1)
+                .await;
             let seqs = seqs(&heard);
             let first = if cursor.is_some() { 2 } else { seqs[0] };
             assert_eq!(seqs, (first..=EVENTS + 1).collect::<Vec<_>>());
@@ -175,9 +270,16 @@ async fn invariant_6_a_dead_reader_slows_nobody() {
     lively.until_ready().await;
     let filler = "x".repeat(4_000);
     for step in 0..2_000 {
-        let told = server.report("/api/jobs/a/progress", json!({"message": filler, "metadata": {"step": step}})).await;
+        let told = server
+            .report(
+                "/api/jobs/a/progress",
+                json!({"message": filler, "metadata": {"step": step}}),
+            )
+            .await;
         if step % 100 == 99 {
-            let heard = lively.take_until(|message| message["seq"] == told["seq"]).await;
+            let heard = lively
+                .take_until(|message| message["seq"] == told["seq"])
+                .await;
             assert_eq!(heard.len(), 100);
         }
     }
@@ -190,11 +292,14 @@ async fn invariant_7_a_stream_does_not_outlive_its_credential() {
     server.running_job("a").await;
     let soon = (chrono::Utc::now().timestamp_millis() + 1_200) as f64 / 1000.0;
     let token = sign(&json!({"sub": "x", "school_id": 1, "role": "viewer", "exp": soon}));
-    let mut listener = Listener::open(Transport::WebSocket, &server.url, "/jobs", &token, None).await;
+    let mut listener =
+        Listener::open(Transport::WebSocket, &server.url, "/jobs", &token, None).await;
     // Busy or not.
     let busy = async {
         loop {
-            server.report("/api/jobs/a/progress", json!({"message": "busy"})).await;
+            server
+                .report("/api/jobs/a/progress", json!({"message": "busy"}))
+                .await;
         }
     };
     let ended = async {
@@ -212,10 +317,29 @@ async fn invariant_7_a_stream_does_not_outlive_its_credential() {
 async fn invariant_8_an_event_is_encoded_once_per_encoding() {
     let server = server().await;
     server.running_job("a").await;
-    let scope = Arc::new(Scope::new(1.try_into().unwrap(), [tidings::kind::channel("jobs").unwrap()]));
-    let event = Arc::clone(&server.tidings.store().replay(scope, 0, false).await.unwrap().events[0]);
-    for framing in [Framing::Json, Framing::Sse, Framing::SseNamed, Framing::WebSocket] {
-        let encoding = Encoding { framing, upper_status: false };
+    let scope = Arc::new(Scope::new(
+        1.try_into().unwrap(),
+        [tidings::kind::channel("jobs").unwrap()],
+    ));
+    let event = Arc::clone(
+        &server
+            .tidings
+            .store()
+            .replay(scope, 0, false)
+            .await
+            .unwrap()
+            .events[0],
+    );
+    for framing in [
+        Framing::Json,
+        Framing::Sse,
+        Framing::SseNamed,
+        Framing::WebSocket,
+    ] {
+        let encoding = Encoding {
+            framing,
+            upper_status: false,
+        };
         let first = Arc::clone(tidings::wire::event(&event, encoding));
         assert!(Arc::ptr_eq(&first, tidings::wire::event(&event, encoding)));
     }
@@ -246,10 +370,17 @@ async fn invariant_10_of_two_ends_one_counts() {
         let id = format!("j{round}");
         server.running_job(&id).await;
         let token = worker(1);
-        let (complete, fail) = (format!("/api/jobs/{id}/complete"), format!("/api/jobs/{id}/fail"));
+        let (complete, fail) = (
+            format!("/api/jobs/{id}/complete"),
+            format!("/api/jobs/{id}/fail"),
+        );
         let ends = tokio::join!(
             server.post(&complete, &token, json!({"result": 1})),
-            server.post(&fail, &token, json!({"error": {"code": "x", "message": "y"}})),
+            server.post(
+                &fail,
+                &token,
+                json!({"error": {"code": "x", "message": "y"}})
+            ),
         );
         let mut statuses = [ends.0.0, ends.1.0];
         statuses.sort_unstable();

@@ -7,7 +7,12 @@ use tidings::id::SubjectId;
 use tidings::kind::job::{Command, End, EtaSource, Job, Status, apply};
 use tidings::kind::{Context, Limits, Outcome, RuleError};
 
-const LIMITS: Limits = Limits { message_bytes: 64, metadata_bytes: 128, stall_after_secs: 60, timeout_secs: 300 };
+const LIMITS: Limits = Limits {
+    message_bytes: 64,
+    metadata_bytes: 128,
+    stall_after_secs: 60,
+    timeout_secs: 300,
+};
 
 fn at(secs: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + secs, 0).unwrap()
@@ -17,8 +22,22 @@ fn id() -> SubjectId {
     "j".parse().unwrap()
 }
 
-fn run_with(job: Option<&Job>, command: &Command, secs: i64, typical_secs: Option<f64>) -> Result<Outcome<Job>, RuleError> {
-    apply(&id(), job, command, &Context { now: at(secs), limits: &LIMITS, typical_secs })
+fn run_with(
+    job: Option<&Job>,
+    command: &Command,
+    secs: i64,
+    typical_secs: Option<f64>,
+) -> Result<Outcome<Job>, RuleError> {
+    apply(
+        &id(),
+        job,
+        command,
+        &Context {
+            now: at(secs),
+            limits: &LIMITS,
+            typical_secs,
+        },
+    )
 }
 
 fn run(job: Option<&Job>, command: &Command, secs: i64) -> Result<Outcome<Job>, RuleError> {
@@ -45,7 +64,9 @@ fn job_in(status: Status) -> Job {
         Status::Queued => begun("queued"),
         Status::InProgress => begun("in_progress"),
         Status::Completed => ended(Command::Complete(from(json!({})))),
-        Status::Failed => ended(Command::Fail(from(json!({"error": {"code": "x", "message": "y"}})))),
+        Status::Failed => ended(Command::Fail(from(
+            json!({"error": {"code": "x", "message": "y"}}),
+        ))),
         Status::Cancelled => ended(Command::Cancel(from(json!({"force": true})))),
     }
 }
@@ -68,9 +89,33 @@ fn the_state_machine_is_this_table_and_nothing_else() {
     let table = |from: Status| -> [Option<Status>; 7] {
         match from {
             //            queue         start             progress          complete         fail          cancel           retry
-            Pending => [Some(Queued), Some(InProgress), Some(InProgress), None, Some(Failed), Some(Cancelled), None],
-            Queued => [None, Some(InProgress), Some(InProgress), None, Some(Failed), Some(Cancelled), None],
-            InProgress => [None, None, Some(InProgress), Some(Completed), Some(Failed), Some(Cancelled), None],
+            Pending => [
+                Some(Queued),
+                Some(InProgress),
+                Some(InProgress),
+                None,
+                Some(Failed),
+                Some(Cancelled),
+                None,
+            ],
+            Queued => [
+                None,
+                Some(InProgress),
+                Some(InProgress),
+                None,
+                Some(Failed),
+                Some(Cancelled),
+                None,
+            ],
+            InProgress => [
+                None,
+                None,
+                Some(InProgress),
+                Some(Completed),
+                Some(Failed),
+                Some(Cancelled),
+                None,
+            ],
             Completed => [None; 7],
             Failed | Cancelled => [None, None, None, None, None, None, Some(Queued)],
         }
@@ -81,7 +126,9 @@ fn the_state_machine_is_this_table_and_nothing_else() {
         for (command, expected) in verbs().iter().zip(table(status)) {
             let reached = run(Some(&job), command, 2).map(|outcome| outcome.state.status);
             match (expected, reached) {
-                (Some(expected), Ok(reached)) => assert_eq!(expected, reached, "{status:?} {}", command.action()),
+                (Some(expected), Ok(reached)) => {
+                    assert_eq!(expected, reached, "{status:?} {}", command.action())
+                }
                 (None, Err(RuleError::Finished { .. })) => assert!(status.is_terminal()),
                 (None, Err(RuleError::IllegalTransition { .. })) => assert!(!status.is_terminal()),
                 other => panic!("{status:?} {}: {other:?}", command.action()),
@@ -92,11 +139,23 @@ fn the_state_machine_is_this_table_and_nothing_else() {
 
 #[test]
 fn a_new_job_cannot_be_over_already_and_its_id_is_taken_once() {
-    assert!(matches!(run(None, &create("completed"), 0), Err(RuleError::Invalid { field: "status", .. })));
+    assert!(matches!(
+        run(None, &create("completed"), 0),
+        Err(RuleError::Invalid {
+            field: "status",
+            ..
+        })
+    ));
     let job = job_in(Status::Pending);
-    assert!(matches!(run(Some(&job), &create("pending"), 1), Err(RuleError::AlreadyExists { .. })));
+    assert!(matches!(
+        run(Some(&job), &create("pending"), 1),
+        Err(RuleError::AlreadyExists { .. })
+    ));
     for command in verbs() {
-        assert!(matches!(run(None, &command, 0), Err(RuleError::NotFound { .. })));
+        assert!(matches!(
+            run(None, &command, 0),
+            Err(RuleError::NotFound { .. })
+        ));
     }
 }
 
@@ -107,41 +166,106 @@ fn cancelling_a_running_job_asks_its_worker_once() {
     let asked = run(Some(&job), &ask, 5).unwrap();
     assert!(asked.state.cancel_requested && asked.state.status == Status::InProgress);
     assert_eq!((asked.drafts.len(), &*asked.state.message), (1, "enough"));
-    assert_eq!(asked.state.heard_at, job.heard_at, "whoever asks is not the worker");
-    assert!(run(Some(&asked.state), &ask, 6).unwrap().drafts.is_empty(), "asking again tells nobody anything");
-    let done = run(Some(&asked.state), &Command::Complete(from(json!({}))), 7).unwrap().state;
-    assert_eq!(done.status, Status::Completed, "a worker may finish before it notices");
-    let stopped = run(Some(&asked.state), &Command::Cancel(from(json!({"force": true}))), 7).unwrap().state;
-    let Some(End::Error(error)) = stopped.end else { panic!() };
+    assert_eq!(
+        asked.state.heard_at, job.heard_at,
+        "whoever asks is not the worker"
+    );
+    assert!(
+        run(Some(&asked.state), &ask, 6).unwrap().drafts.is_empty(),
+        "asking again tells nobody anything"
+    );
+    let done = run(Some(&asked.state), &Command::Complete(from(json!({}))), 7)
+        .unwrap()
+        .state;
+    assert_eq!(
+        done.status,
+        Status::Completed,
+        "a worker may finish before it notices"
+    );
+    let stopped = run(
+        Some(&asked.state),
+        &Command::Cancel(from(json!({"force": true}))),
+        7,
+    )
+    .unwrap()
+    .state;
+    let Some(End::Error(error)) = stopped.end else {
+        panic!()
+    };
     assert_eq!(&*error.code, "cancelled");
 }
 
 #[test]
 fn a_retry_is_a_new_attempt_that_begins_at_zero() {
-    let running = run(Some(&job_in(Status::InProgress)), &progress(80.0), 1).unwrap().state;
-    let failed = run(Some(&running), &Command::Fail(from(json!({"error": {"code": "x", "message": "y"}}))), 2).unwrap().state;
-    let again = run(Some(&failed), &Command::Retry(from(json!({}))), 3).unwrap().state;
-    assert_eq!((again.attempt, again.progress, again.status), (2, Some(0.0), Status::Queued));
+    let running = run(Some(&job_in(Status::InProgress)), &progress(80.0), 1)
+        .unwrap()
+        .state;
+    let failed = run(
+        Some(&running),
+        &Command::Fail(from(json!({"error": {"code": "x", "message": "y"}}))),
+        2,
+    )
+    .unwrap()
+    .state;
+    let again = run(Some(&failed), &Command::Retry(from(json!({}))), 3)
+        .unwrap()
+        .state;
+    assert_eq!(
+        (again.attempt, again.progress, again.status),
+        (2, Some(0.0), Status::Queued)
+    );
     assert!(again.end.is_none() && again.started_at.is_none() && again.finished_at.is_none());
-    assert_eq!(run(Some(&again), &progress(1.0), 4).unwrap().state.progress, Some(1.0));
+    assert_eq!(
+        run(Some(&again), &progress(1.0), 4).unwrap().state.progress,
+        Some(1.0)
+    );
 }
 
 #[test]
 fn silence_is_flagged_and_then_ends_the_job() {
     let job = job_in(Status::InProgress);
     assert_eq!(job.check_at, Some(at(60)));
-    assert!(run(Some(&job), &Command::Check, 59).unwrap().drafts.is_empty());
+    assert!(
+        run(Some(&job), &Command::Check, 59)
+            .unwrap()
+            .drafts
+            .is_empty()
+    );
     let stalled = run(Some(&job), &Command::Check, 60).unwrap();
     assert!(stalled.state.stalled && stalled.drafts.len() == 1);
     assert_eq!(stalled.state.check_at, Some(at(300)));
-    assert!(run(Some(&stalled.state), &Command::Check, 61).unwrap().drafts.is_empty(), "told once");
-    let revived = run(Some(&stalled.state), &progress(5.0), 100).unwrap().state;
-    assert!(!revived.stalled && revived.check_at == Some(at(160)), "looked at again in time");
-    let dead = run(Some(&stalled.state), &Command::Check, 300).unwrap().state;
-    let Some(End::Error(error)) = &dead.end else { panic!() };
-    assert_eq!((dead.status, &*error.code, dead.check_at), (Status::Failed, "timeout", None));
+    assert!(
+        run(Some(&stalled.state), &Command::Check, 61)
+            .unwrap()
+            .drafts
+            .is_empty(),
+        "told once"
+    );
+    let revived = run(Some(&stalled.state), &progress(5.0), 100)
+        .unwrap()
+        .state;
+    assert!(
+        !revived.stalled && revived.check_at == Some(at(160)),
+        "looked at again in time"
+    );
+    let dead = run(Some(&stalled.state), &Command::Check, 300)
+        .unwrap()
+        .state;
+    let Some(End::Error(error)) = &dead.end else {
+        panic!()
+    };
+    assert_eq!(
+        (dead.status, &*error.code, dead.check_at),
+        (Status::Failed, "timeout", None)
+    );
     for status in [Status::Pending, Status::Queued, Status::Completed] {
-        assert!(run(Some(&job_in(status)), &Command::Check, 9_999).unwrap().drafts.is_empty(), "only a running job is silent");
+        assert!(
+            run(Some(&job_in(status)), &Command::Check, 9_999)
+                .unwrap()
+                .drafts
+                .is_empty(),
+            "only a running job is silent"
+        );
     }
 }
 
@@ -159,28 +283,69 @@ fn a_busy_job_does_not_move_its_next_look() {
 #[test]
 fn the_end_is_foretold_from_history_and_then_from_the_rate() {
     let queued = job_in(Status::Queued);
-    let started = run_with(Some(&queued), &Command::Start(from(json!({}))), 0, Some(120.0)).unwrap().state;
+    let started = run_with(
+        Some(&queued),
+        &Command::Start(from(json!({}))),
+        0,
+        Some(120.0),
+    )
+    .unwrap()
+    .state;
     let eta = started.eta.unwrap();
     assert_eq!((eta.at, eta.source), (at(120), EtaSource::History));
     let moving = run(Some(&started), &progress(50.0), 100).unwrap().state;
     let eta = moving.eta.unwrap();
     assert_eq!(eta.source, EtaSource::Rate);
     assert!((eta.at - at(200)).num_milliseconds().abs() < 5, "{eta:?}");
-    let done = run(Some(&moving), &Command::Complete(from(json!({}))), 150).unwrap().state;
+    let done = run(Some(&moving), &Command::Complete(from(json!({}))), 150)
+        .unwrap()
+        .state;
     assert!(done.eta.is_none());
-    let late = run(Some(&started), &Command::Progress(from(json!({"message": "still at it"}))), 130).unwrap().state;
+    let late = run(
+        Some(&started),
+        &Command::Progress(from(json!({"message": "still at it"}))),
+        130,
+    )
+    .unwrap()
+    .state;
     assert!(late.eta.is_none(), "what should be over is no estimate");
 }
 
 #[test]
 fn metadata_merges_keeps_its_order_and_is_bounded() {
-    let job = run(None, &Command::Create(from(json!({"job_type": "t", "metadata": {"b": 1, "a": {"x": 1}}}))), 0).unwrap().state;
-    let merged = run(Some(&job), &Command::Progress(from(json!({"metadata": {"c": [1], "b": null, "a": 2}}))), 1).unwrap().state;
+    let job = run(
+        None,
+        &Command::Create(from(
+            json!({"job_type": "t", "metadata": {"b": 1, "a": {"x": 1}}}),
+        )),
+        0,
+    )
+    .unwrap()
+    .state;
+    let merged = run(
+        Some(&job),
+        &Command::Progress(from(json!({"metadata": {"c": [1], "b": null, "a": 2}}))),
+        1,
+    )
+    .unwrap()
+    .state;
     assert_eq!(merged.metadata.get(), r#"{"a":2,"c":[1]}"#);
     let big = Command::Progress(from(json!({"metadata": {"x": "y".repeat(130)}})));
-    assert!(matches!(run(Some(&job), &big, 1), Err(RuleError::Invalid { field: "metadata", .. })));
+    assert!(matches!(
+        run(Some(&job), &big, 1),
+        Err(RuleError::Invalid {
+            field: "metadata",
+            ..
+        })
+    ));
     let long = Command::Progress(from(json!({"message": "y".repeat(65)})));
-    assert!(matches!(run(Some(&job), &long, 1), Err(RuleError::Invalid { field: "message", .. })));
+    assert!(matches!(
+        run(Some(&job), &long, 1),
+        Err(RuleError::Invalid {
+            field: "message",
+            ..
+        })
+    ));
 }
 
 fn any_command() -> impl Strategy<Value = Command> {
@@ -188,11 +353,14 @@ fn any_command() -> impl Strategy<Value = Command> {
         Just(create("pending")),
         Just(Command::Queue(from(json!({"message": "m"})))),
         Just(Command::Start(from(json!({"metadata": {"k": 1}})))),
-        (-10.0..110.0_f64).prop_map(|percent| Command::Progress(from(json!({"progress": percent})))),
+        (-10.0..110.0_f64)
+            .prop_map(|percent| Command::Progress(from(json!({"progress": percent})))),
         Just(Command::Progress(from(json!({"progress": null})))),
         Just(Command::Progress(from(json!({"message": "word"})))),
         Just(Command::Complete(from(json!({"result": [1, 2]})))),
-        Just(Command::Fail(from(json!({"error": {"code": "x", "message": "y"}})))),
+        Just(Command::Fail(from(
+            json!({"error": {"code": "x", "message": "y"}})
+        ))),
         any::<bool>().prop_map(|force| Command::Cancel(from(json!({"force": force})))),
         Just(Command::Retry(from(json!({})))),
         Just(Command::Check),

@@ -7,33 +7,75 @@ use crate::support::*;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_goes_from_start_to_finish_with_one_post_each() {
     let server = server().await;
-    let created = server.request("POST", "/api/jobs", &worker(1)).json(&json!({"job_type": "ocr", "metadata": {"pages": 9}})).send().await.unwrap();
+    let created = server
+        .request("POST", "/api/jobs", &worker(1))
+        .json(&json!({"job_type": "ocr", "metadata": {"pages": 9}}))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(created.status(), 201);
     let location = created.headers()["location"].to_str().unwrap().to_owned();
     let job: Value = created.json().await.unwrap();
     let id = job["job_id"].as_str().unwrap();
     assert_eq!(location, format!("/api/jobs/{id}"));
     assert_eq!(uuid_version(id), '7', "generated ids sort by time");
-    assert_eq!((&job["status"], &job["attempt"], &job["progress"]), (&json!("pending"), &json!(1), &json!(0.0)));
-    let say = async |verb: &str, body: Value| server.report(&format!("/api/jobs/{id}/{verb}"), body).await;
+    assert_eq!(
+        (&job["status"], &job["attempt"], &job["progress"]),
+        (&json!("pending"), &json!(1), &json!(0.0))
+    );
+    let say = async |verb: &str, body: Value| {
+        server.report(&format!("/api/jobs/{id}/{verb}"), body).await
+    };
     assert_eq!(say("queue", json!({})).await["status"], "queued");
-    assert_eq!(say("start", json!({"message": "Reading"})).await["message"], "Reading");
-    let told = say("progress", json!({"progress": 33.3, "metadata": {"page": 3}})).await;
-    assert_eq!((&told["progress"], &told["metadata"]), (&json!(33.3), &json!({"pages": 9, "page": 3})));
+    assert_eq!(
+        say("start", json!({"message": "Reading"})).await["message"],
+        "Reading"
+    );
+    let told = say(
+        "progress",
+        json!({"progress": 33.3, "metadata": {"page": 3}}),
+    )
+    .await;
+    assert_eq!(
+        (&told["progress"], &told["metadata"]),
+        (&json!(33.3), &json!({"pages": 9, "page": 3}))
+    );
     assert_eq!(told["message"], "Reading", "what is not said stays");
     assert_eq!(told["cancel_requested"], false);
     say("cancel", json!({})).await;
-    assert_eq!(say("progress", json!({"progress": 40})).await["cancel_requested"], true, "the worker learns of it");
+    assert_eq!(
+        say("progress", json!({"progress": 40})).await["cancel_requested"],
+        true,
+        "the worker learns of it"
+    );
     let ended = say("cancel", json!({"force": true, "message": "as asked"})).await;
-    assert_eq!((&ended["status"], &ended["error"]), (&json!("cancelled"), &json!({"code": "cancelled", "message": "as asked"})));
+    assert_eq!(
+        (&ended["status"], &ended["error"]),
+        (
+            &json!("cancelled"),
+            &json!({"code": "cancelled", "message": "as asked"})
+        )
+    );
     assert_eq!(say("retry", json!({})).await["attempt"], 2);
     say("start", json!({})).await;
     let done = say("complete", json!({"result": {"text": "…"}})).await;
-    assert_eq!((&done["result"], done.get("error")), (&json!({"text": "…"}), None));
+    assert_eq!(
+        (&done["result"], done.get("error")),
+        (&json!({"text": "…"}), None)
+    );
 
     let (status, read) = server.get(&location, &viewer(1)).await;
-    assert_eq!((status, &read["status"], &read["cursor"]), (200, &json!("completed"), &done["cursor"]));
-    for time in ["created_at", "heard_at", "started_at", "finished_at", "timestamp"] {
+    assert_eq!(
+        (status, &read["status"], &read["cursor"]),
+        (200, &json!("completed"), &done["cursor"])
+    );
+    for time in [
+        "created_at",
+        "heard_at",
+        "started_at",
+        "finished_at",
+        "timestamp",
+    ] {
         assert!(read[time].as_str().unwrap().ends_with('Z'), "{time}");
     }
 }
@@ -47,7 +89,12 @@ async fn the_list_is_paged_filtered_and_goes_over_into_a_stream() {
     let server = server().await;
     for n in 0..25 {
         let job_type = if n % 2 == 0 { "even" } else { "odd" };
-        server.report("/api/jobs", json!({"job_id": format!("j{n}"), "job_type": job_type, "message": format!("Waiting 100% no_{n}")})).await;
+        server
+            .report(
+                "/api/jobs",
+                json!({"job_id": format!("j{n}"), "job_type": job_type, "message": format!("Waiting 100% no_{n}")}),
+            )
+            .await;
     }
     server.report("/api/jobs/j3/start", json!({})).await;
     let list = async |query: &str| {
@@ -55,63 +102,136 @@ async fn the_list_is_paged_filtered_and_goes_over_into_a_stream() {
         assert_eq!(status, 200, "{page}");
         page
     };
-    let ids = |page: &Value| -> Vec<String> { page["jobs"].as_array().unwrap().iter().map(|job| job["job_id"].as_str().unwrap().to_owned()).collect() };
+    let ids = |page: &Value| -> Vec<String> {
+        page["jobs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|job| job["job_id"].as_str().unwrap().to_owned())
+            .collect()
+    };
 
     let mut all = Vec::new();
     let mut query = "?limit=10".to_owned();
     loop {
         let page = list(&query).await;
         all.extend(ids(&page));
-        let Some(next) = page["next"].as_str() else { break };
+        let Some(next) = page["next"].as_str() else {
+            break;
+        };
         // What is made meanwhile does not shift the pages.
-        server.report("/api/jobs", json!({"job_type": "late"})).await;
+        server
+            .report("/api/jobs", json!({"job_type": "late"}))
+            .await;
         query = format!("?limit=10&page={next}");
     }
-    assert_eq!(all, (0..25).rev().map(|n| format!("j{n}")).collect::<Vec<_>>());
+    assert_eq!(
+        all,
+        (0..25).rev().map(|n| format!("j{n}")).collect::<Vec<_>>()
+    );
     assert_eq!(ids(&list("?status=in_progress").await), ["j3"]);
-    assert_eq!(ids(&list("?status=IN_PROGRESS&status=completed").await), ["j3"]);
+    assert_eq!(
+        ids(&list("?status=IN_PROGRESS&status=completed").await),
+        ["j3"]
+    );
     assert_eq!(ids(&list("?job_type=odd&limit=2").await), ["j23", "j21"]);
     assert_eq!(ids(&list("?q=NO_7").await), ["j7"]);
-    assert_eq!(ids(&list("?q=100%25&limit=1").await), ["j24"], "a percent sign is a percent sign");
+    assert_eq!(
+        ids(&list("?q=100%25&limit=1").await),
+        ["j24"],
+        "a percent sign is a percent sign"
+    );
     assert!(ids(&list("?q=n%25_7").await).is_empty(), "and no wildcard");
 
     let cursor = list("").await["cursor"].as_str().unwrap().to_owned();
-    let mut listener = server.resume(Transport::EventSource, "/jobs", &cursor).await;
-    assert_eq!(listener.until_ready().await.len(), 2, "nothing lies between");
-    let told = server.report("/api/jobs/j3/progress", json!({"progress": 1})).await;
+    let mut listener = server
+        .resume(Transport::EventSource, "/jobs", &cursor)
+        .await;
+    assert_eq!(
+        listener.until_ready().await.len(),
+        2,
+        "nothing lies between"
+    );
+    let told = server
+        .report("/api/jobs/j3/progress", json!({"progress": 1}))
+        .await;
     assert_eq!(listener.next().await.unwrap(), told);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retried_request_with_an_idempotency_key_is_carried_out_once() {
     let server = server().await;
-    let send = async |key: &str, path: &str, body: Value| answer(server.request("POST", path, &worker(1)).header("Idempotency-Key", key).json(&body)).await;
+    let send = async |key: &str, path: &str, body: Value| {
+        answer(
+            server
+                .request("POST", path, &worker(1))
+                .header("Idempotency-Key", key)
+                .json(&body),
+        )
+        .await
+    };
     let body = json!({"job_type": "once"});
     let (first_status, first) = send("k1", "/api/jobs", body.clone()).await;
     let (again_status, again) = send("k1", "/api/jobs", body.clone()).await;
-    assert_eq!((first_status, &first), (again_status, &again), "the same answer, id and all");
+    assert_eq!(
+        (first_status, &first),
+        (again_status, &again),
+        "the same answer, id and all"
+    );
     let (status, problem) = send("k1", "/api/jobs", json!({"job_type": "other"})).await;
-    assert_eq!((status, &problem["code"]), (422, &json!("idempotency-key-reused")));
+    assert_eq!(
+        (status, &problem["code"]),
+        (422, &json!("idempotency-key-reused"))
+    );
     let (_, other) = send("k2", "/api/jobs", body).await;
     assert_ne!(first["job_id"], other["job_id"]);
 
     let start = format!("/api/jobs/{}/start", first["job_id"].as_str().unwrap());
     let (_, started) = send("k3", &start, json!({})).await;
-    server.report(&format!("/api/jobs/{}/progress", first["job_id"].as_str().unwrap()), json!({"progress": 9})).await;
-    assert_eq!(send("k3", &start, json!({})).await, (200, started), "not a 409, and the answer of then");
+    server
+        .report(
+            &format!("/api/jobs/{}/progress", first["job_id"].as_str().unwrap()),
+            json!({"progress": 9}),
+        )
+        .await;
+    assert_eq!(
+        send("k3", &start, json!({})).await,
+        (200, started),
+        "not a 409, and the answer of then"
+    );
     // A refused request leaves its key free.
     let complete = format!("/api/jobs/{}/complete", other["job_id"].as_str().unwrap());
     assert_eq!(send("k4", &complete, json!({})).await.0, 409);
-    server.report(&format!("/api/jobs/{}/start", other["job_id"].as_str().unwrap()), json!({})).await;
+    server
+        .report(
+            &format!("/api/jobs/{}/start", other["job_id"].as_str().unwrap()),
+            json!({}),
+        )
+        .await;
     assert_eq!(send("k4", &complete, json!({})).await.0, 200);
-    let (status, elsewhere) = answer(server.request("POST", "/api/jobs", &worker(2)).header("Idempotency-Key", "k1").json(&json!({"job_type": "x"}))).await;
-    assert_eq!((status, &elsewhere["seq"]), (201, &json!(1)), "another school's keys are its own");
+    let (status, elsewhere) = answer(
+        server
+            .request("POST", "/api/jobs", &worker(2))
+            .header("Idempotency-Key", "k1")
+            .json(&json!({"job_type": "x"})),
+    )
+    .await;
+    assert_eq!(
+        (status, &elsewhere["seq"]),
+        (201, &json!(1)),
+        "another school's keys are its own"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idempotency_keys_outlive_the_server() {
     let server = server().await;
-    let create = |server: &Server| server.request("POST", "/api/jobs", &worker(1)).header("Idempotency-Key", "k").json(&json!({"job_type": "once"}));
+    let create = |server: &Server| {
+        server
+            .request("POST", "/api/jobs", &worker(1))
+            .header("Idempotency-Key", "k")
+            .json(&json!({"job_type": "once"}))
+    };
     let first = answer(create(&server)).await;
     let folder = server.stop().await;
     let server = server_in(folder, json!({})).await;
@@ -119,9 +239,26 @@ async fn idempotency_keys_outlive_the_server() {
 }
 
 async fn batch(server: &Server, body: String) -> Vec<Value> {
-    let response = server.request("POST", "/api/batch", &worker(1)).body(body).send().await.unwrap();
-    assert_eq!((response.status().as_u16(), response.headers()["content-type"].to_str().unwrap()), (200, "application/x-ndjson"));
-    response.text().await.unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let response = server
+        .request("POST", "/api/batch", &worker(1))
+        .body(body)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            response.status().as_u16(),
+            response.headers()["content-type"].to_str().unwrap()
+        ),
+        (200, "application/x-ndjson")
+    );
+    response
+        .text()
+        .await
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,26 +279,47 @@ async fn a_batch_answers_line_by_line_and_a_bad_line_hinders_no_other() {
         json!({"op": "jobs.complete", "job_id": "a", "idempotency_key": "own"}).to_string(),
     ];
     let results = batch(&server, lines.join("\r\n")).await;
-    let statuses: Vec<_> = results.iter().map(|result| result["status"].as_u64().unwrap()).collect();
-    assert_eq!(statuses, [200, 200, 400, 200, 409, 404, 422, 422, 422, 200, 200]);
+    let statuses: Vec<_> = results
+        .iter()
+        .map(|result| result["status"].as_u64().unwrap())
+        .collect();
+    assert_eq!(
+        statuses,
+        [200, 200, 400, 200, 409, 404, 422, 422, 422, 200, 200]
+    );
     assert_eq!(field(&results, "line"), (1..=11).collect::<Vec<_>>());
     assert_eq!(results[3]["event"]["progress"], 50.0);
     assert_eq!(results[4]["problem"]["code"], "progress-fell");
     assert_eq!(results[9]["event"], results[10]["event"]);
-    let seqs: Vec<_> = results.iter().filter_map(|result| result["event"]["seq"].as_u64()).collect();
+    let seqs: Vec<_> = results
+        .iter()
+        .filter_map(|result| result["event"]["seq"].as_u64())
+        .collect();
     assert_eq!(seqs, [1, 2, 3, 4, 4]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_with_an_idempotency_key_can_be_sent_again_whole() {
     let server = server().await;
-    let body = (0..3).map(|_| json!({"op": "jobs.create", "job_type": "t"}).to_string()).collect::<Vec<_>>().join("\n");
+    let body = (0..3)
+        .map(|_| json!({"op": "jobs.create", "job_type": "t"}).to_string())
+        .collect::<Vec<_>>()
+        .join("\n");
     let send = async || {
-        let request = server.request("POST", "/api/batch", &worker(1)).header("Idempotency-Key", "b").body(body.clone());
+        let request = server
+            .request("POST", "/api/batch", &worker(1))
+            .header("Idempotency-Key", "b")
+            .body(body.clone());
         request.send().await.unwrap().text().await.unwrap()
     };
     assert_eq!(send().await, send().await);
-    assert_eq!(server.get("/api/jobs", &viewer(1)).await.1["jobs"].as_array().unwrap().len(), 3);
+    assert_eq!(
+        server.get("/api/jobs", &viewer(1)).await.1["jobs"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,11 +327,20 @@ async fn a_silent_job_is_flagged_and_then_failed_and_everyone_is_told() {
     let server = server().await;
     let mut listener = server.listen(Transport::WebSocket, "/jobs").await;
     listener.until_ready().await;
-    server.report("/api/jobs", json!({"job_id": "a", "job_type": "t", "status": "in_progress", "stall_after_secs": 1, "timeout_secs": 2})).await;
-    let heard = listener.take_until(|message| message["status"] == "failed").await;
+    server
+        .report(
+            "/api/jobs",
+            json!({"job_id": "a", "job_type": "t", "status": "in_progress", "stall_after_secs": 1, "timeout_secs": 2}),
+        )
+        .await;
+    let heard = listener
+        .take_until(|message| message["status"] == "failed")
+        .await;
     assert_eq!(field(&heard, "stalled"), [false, true, false]);
     assert_eq!(heard[2]["error"]["code"], "timeout");
-    let (status, problem) = server.post("/api/jobs/a/progress", &worker(1), json!({"progress": 1})).await;
+    let (status, problem) = server
+        .post("/api/jobs/a/progress", &worker(1), json!({"progress": 1}))
+        .await;
     assert_eq!((status, &problem["code"]), (409, &json!("finished")));
 }
 
@@ -183,13 +350,28 @@ async fn finished_jobs_leave_after_their_events_have() {
     server.running_job("done").await;
     server.report("/api/jobs/done/complete", json!({})).await;
     server.running_job("running").await;
-    let jobs = async || server.get("/api/jobs", &viewer(1)).await.1["jobs"].as_array().unwrap().len();
-    let sweep_at = async |hours| while server.tidings.store().sweep(chrono::Utc::now() + chrono::TimeDelta::hours(hours)).await.unwrap() {};
+    let jobs = async || {
+        server.get("/api/jobs", &viewer(1)).await.1["jobs"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    let sweep_at = async |hours| {
+        while server
+            .tidings
+            .store()
+            .sweep(chrono::Utc::now() + chrono::TimeDelta::hours(hours))
+            .await
+            .unwrap()
+        {}
+    };
     sweep_at(0).await;
     assert_eq!(jobs().await, 2);
     sweep_at(3).await;
     assert_eq!(jobs().await, 1, "what still runs stays");
-    let told = server.report("/api/jobs/running/progress", json!({"progress": 5})).await;
+    let told = server
+        .report("/api/jobs/running/progress", json!({"progress": 5}))
+        .await;
     assert_eq!(told["seq"], 4, "numbers are never used again");
 }
 
@@ -197,10 +379,25 @@ async fn finished_jobs_leave_after_their_events_have() {
 async fn health_and_readiness_need_no_token() {
     let server = server().await;
     for path in ["/healthz", "/readyz"] {
-        assert_eq!(server.http.get(format!("{}{path}", server.url)).send().await.unwrap().status(), 200, "{path}");
+        assert_eq!(
+            server
+                .http
+                .get(format!("{}{path}", server.url))
+                .send()
+                .await
+                .unwrap()
+                .status(),
+            200,
+            "{path}"
+        );
     }
     server.tidings.stop();
-    let response = server.http.get(format!("{}/readyz", server.url)).send().await.unwrap();
+    let response = server
+        .http
+        .get(format!("{}/readyz", server.url))
+        .send()
+        .await
+        .unwrap();
     assert_eq!(response.status(), 503);
     assert!(response.headers().contains_key("retry-after"));
 }
@@ -213,17 +410,29 @@ async fn the_median_of_recent_jobs_of_a_type_foretells_the_next_ones_end() {
         server.running_job(&id).await;
         until("a little time has passed", async || {
             let (_, job) = server.get(&format!("/api/jobs/{id}"), &viewer(1)).await;
-            let started = chrono::DateTime::parse_from_rfc3339(job["started_at"].as_str().unwrap()).unwrap();
+            let started =
+                chrono::DateTime::parse_from_rfc3339(job["started_at"].as_str().unwrap()).unwrap();
             (chrono::Utc::now() - started.to_utc()).num_milliseconds() > 300
         })
         .await;
-        server.report(&format!("/api/jobs/{id}/complete"), json!({})).await;
+        server
+            .report(&format!("/api/jobs/{id}/complete"), json!({}))
+            .await;
     }
     let next = server.running_job("next").await;
     assert_eq!(next["eta_source"], "history");
     let at = chrono::DateTime::parse_from_rfc3339(next["eta_at"].as_str().unwrap()).unwrap();
-    let foretold = (at.to_utc() - chrono::DateTime::parse_from_rfc3339(next["timestamp"].as_str().unwrap()).unwrap().to_utc()).num_milliseconds();
+    let foretold = (at.to_utc()
+        - chrono::DateTime::parse_from_rfc3339(next["timestamp"].as_str().unwrap())
+            .unwrap()
+            .to_utc())
+    .num_milliseconds();
     assert!((300..5_000).contains(&foretold), "{foretold} ms");
-    let other = server.report("/api/jobs", json!({"job_type": "other", "status": "in_progress"})).await;
+    let other = server
+        .report(
+            "/api/jobs",
+            json!({"job_type": "other", "status": "in_progress"}),
+        )
+        .await;
     assert_eq!(other["eta_source"], Value::Null);
 }

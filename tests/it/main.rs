@@ -1,11 +1,17 @@
 //! The integration tests: one binary, so that linking happens once. Real servers on port 0, real HTTP, SSE
 //! and WebSocket clients, real SQLite files.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that meets the unexpected should say so and end"
+)]
+
 mod support;
 
 mod access;
 mod bad_input;
 mod cli;
+mod documentation;
 mod durability;
 mod embed;
 mod floors;

@@ -1,1 +1,608 @@
+//! What every store promises (`tidings::store`), asked of each implementation. A new one adds a line to
+//! `stores!` and passes the same.
 
+use std::sync::Arc;
+
+use serde_json::json;
+use tempfile::TempDir;
+use tidings::config::Settings;
+use tidings::event::Event;
+use tidings::id::SchoolId;
+use tidings::kind::job::{self, KIND, Status};
+use tidings::kind::{self, Command, RuleError};
+use tidings::scope::{Filter, Scope};
+use tidings::store::sqlite::SqliteStore;
+use tidings::store::{
+    CommandError, Committed, Envelope, Idempotency, JobQuery, Receipt, Store, StoreError,
+};
+use tokio::sync::mpsc;
+
+/// A store on a place that can be opened again.
+struct Bench {
+    store: Box<dyn Store>,
+    committed: mpsc::Receiver<Vec<Arc<Event>>>,
+    place: TempDir,
+    settings: Settings,
+}
+
+type Open = fn(&TempDir, &Settings, Committed) -> Box<dyn Store>;
+
+fn open_sqlite(place: &TempDir, settings: &Settings, committed: Committed) -> Box<dyn Store> {
+    Box::new(SqliteStore::open(settings, &place.path().join("test.db"), committed).unwrap())
+}
+
+fn bench_in(open: Open, place: TempDir, settings: Settings) -> Bench {
+    let (committed, receiver) = Committed::channel(1_000);
+    let store = open(&place, &settings, committed);
+    Bench {
+        store,
+        committed: receiver,
+        place,
+        settings,
+    }
+}
+
+fn bench(open: Open, settings: Settings) -> Bench {
+    bench_in(open, tempfile::tempdir().unwrap(), settings)
+}
+
+macro_rules! stores {
+    ($($module:ident: $open:path;)*) => {$(
+        mod $module {
+            macro_rules! run {
+                ($name:ident) => {
+                    #[tokio::test(flavor = "multi_thread")]
+                    async fn $name() {
+                        super::$name($open).await
+                    }
+                };
+            }
+            run!(commands_are_answered_in_order_and_a_refused_one_fails_alone);
+            run!(committed_events_are_handed_over_in_order_and_counted_before_the_answer);
+            run!(a_replay_tells_what_lies_after_and_says_how_far_it_reaches);
+            run!(a_replay_of_single_subjects_tells_theirs_only);
+            run!(a_folded_replay_leaves_out_what_is_superseded_within_the_scope);
+            run!(a_snapshot_tells_each_subject_once_in_the_order_of_the_log);
+            run!(schools_know_nothing_of_one_another);
+            run!(an_idempotency_key_is_remembered_until_it_is_swept);
+            run!(sweeping_moves_the_floor_and_keeps_states);
+            run!(everything_is_there_after_reopening);
+            run!(a_closed_store_refuses);
+            run!(overdue_jobs_are_found_by_their_time);
+            run!(many_writers_leave_no_hole);
+        }
+    )*};
+}
+
+stores! {
+    sqlite: crate::store_contract::open_sqlite;
+}
+
+fn school(number: i64) -> SchoolId {
+    number.try_into().unwrap()
+}
+
+fn envelope(id: &str, verb: &str, body: serde_json::Value) -> Envelope {
+    fn from<T: serde::de::DeserializeOwned>(body: serde_json::Value) -> T {
+        serde_json::from_value(body).unwrap()
+    }
+    let command = match verb {
+        "create" => job::Command::Create(from(body)),
+        "start" => job::Command::Start(from(body)),
+        "progress" => job::Command::Progress(from(body)),
+        "complete" => job::Command::Complete(from(body)),
+        "cancel" => job::Command::Cancel(from(body)),
+        "check" => job::Command::Check,
+        other => panic!("{other}"),
+    };
+    Envelope {
+        subject: id.parse().unwrap(),
+        command: Command::Job(command),
+        idempotency: None,
+    }
+}
+
+fn create(id: &str) -> Envelope {
+    envelope(
+        id,
+        "create",
+        json!({"job_type": "t", "status": "in_progress"}),
+    )
+}
+
+fn tick(id: &str) -> Envelope {
+    envelope(id, "progress", json!({"message": "on and on"}))
+}
+
+fn all(number: i64) -> Arc<Scope> {
+    Arc::new(Scope::new(school(number), [kind::channel("jobs").unwrap()]))
+}
+
+fn only(channels: &[&str]) -> Arc<Scope> {
+    Arc::new(Scope::new(
+        school(1),
+        channels.iter().map(|text| kind::channel(text).unwrap()),
+    ))
+}
+
+impl Bench {
+    async fn append(
+        &self,
+        number: i64,
+        envelopes: Vec<Envelope>,
+    ) -> Vec<Result<Receipt, CommandError>> {
+        self.store.append(school(number), envelopes).await.unwrap()
+    }
+
+    async fn done(&self, envelopes: Vec<Envelope>) {
+        for receipt in self.append(1, envelopes).await {
+            receipt.unwrap();
+        }
+    }
+
+    /// Every page of a replay.
+    async fn replayed(&self, scope: &Arc<Scope>, mut after: u64, fold: bool) -> Vec<u64> {
+        let mut seqs = Vec::new();
+        loop {
+            let page = self
+                .store
+                .replay(Arc::clone(scope), after, fold)
+                .await
+                .unwrap();
+            seqs.extend(page.events.iter().map(|event| event.seq));
+            assert!(
+                page.through <= page.head
+                    && page.events.iter().all(|event| event.seq <= page.through)
+            );
+            if page.through == page.head {
+                return seqs;
+            }
+            assert!(page.through > after, "it gets on");
+            after = page.through;
+        }
+    }
+
+    async fn snapshot(&self, scope: &Arc<Scope>) -> Vec<(String, u64)> {
+        let (mut after, mut upto, mut states) = (0, None, Vec::new());
+        loop {
+            let page = self
+                .store
+                .snapshot(Arc::clone(scope), after, upto)
+                .await
+                .unwrap();
+            states.extend(
+                page.events
+                    .iter()
+                    .map(|event| (event.subject.to_string(), event.seq)),
+            );
+            assert!(page.events.iter().all(|event| event.snapshot));
+            if page.through == page.head {
+                return states;
+            }
+            (after, upto) = (page.through, Some(page.head));
+        }
+    }
+
+    async fn reopened(self, open: Open) -> Bench {
+        self.store.close().await.unwrap();
+        drop(self.store);
+        bench_in(open, self.place, self.settings)
+    }
+}
+
+async fn commands_are_answered_in_order_and_a_refused_one_fails_alone(open: Open) {
+    let bench = bench(open, Settings::default());
+    let receipts = bench
+        .append(
+            1,
+            vec![
+                create("a"),
+                create("a"),
+                tick("nobody"),
+                tick("a"),
+                envelope("a", "start", json!({})),
+                envelope("a", "check", json!({})),
+                create("b"),
+            ],
+        )
+        .await;
+    let told: Vec<_> = receipts
+        .iter()
+        .map(|receipt| match receipt {
+            Ok(Receipt::Committed(event)) => format!("{}:{}", event.subject, event.seq),
+            Ok(Receipt::Unchanged(event)) => format!("{}={}", event.subject, event.seq),
+            Ok(Receipt::Repeated(_)) => "repeated".into(),
+            Err(CommandError::Rule(RuleError::AlreadyExists { .. })) => "exists".into(),
+            Err(CommandError::Rule(RuleError::NotFound { .. })) => "nobody".into(),
+            Err(CommandError::Rule(RuleError::IllegalTransition { .. })) => "illegal".into(),
+            Err(other) => panic!("{other}"),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        ["a:1", "exists", "nobody", "a:2", "illegal", "a=2", "b:3"]
+    );
+}
+
+async fn committed_events_are_handed_over_in_order_and_counted_before_the_answer(open: Open) {
+    let mut bench = bench(open, Settings::default());
+    for id in ["a", "b"] {
+        bench.done(vec![create(id), tick(id)]).await;
+        let batch = bench
+            .committed
+            .try_recv()
+            .expect("handed over before the answer");
+        assert_eq!(
+            batch
+                .iter()
+                .map(|event| event.subject.as_str())
+                .collect::<Vec<_>>(),
+            [id, id]
+        );
+    }
+    bench.append(1, vec![create("a")]).await;
+    assert!(
+        bench.committed.try_recv().is_err(),
+        "what was refused did not happen"
+    );
+}
+
+async fn a_replay_tells_what_lies_after_and_says_how_far_it_reaches(open: Open) {
+    let bench = bench(open, Settings::default());
+    let empty = bench.store.replay(all(1), 0, false).await.unwrap();
+    assert_eq!(
+        (empty.events.len(), empty.through, empty.head, empty.floor),
+        (0, 0, 0, 0)
+    );
+    bench.done(vec![create("a")]).await;
+    bench.done((0..1_000).map(|_| tick("a")).collect()).await;
+    assert_eq!(
+        bench.replayed(&all(1), 0, false).await,
+        (1..=1_001).collect::<Vec<_>>()
+    );
+    assert_eq!(bench.replayed(&all(1), 999, false).await, [1_000, 1_001]);
+    assert!(bench.replayed(&all(1), 1_001, false).await.is_empty());
+    let told = bench
+        .store
+        .replay(all(1), 0, false)
+        .await
+        .unwrap()
+        .events
+        .remove(0);
+    let again = bench
+        .store
+        .replay(all(1), 0, false)
+        .await
+        .unwrap()
+        .events
+        .remove(0);
+    assert_eq!(format!("{:?}", told.draft), format!("{:?}", again.draft));
+}
+
+async fn a_replay_of_single_subjects_tells_theirs_only(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench
+        .done(vec![create("a"), create("b"), create("c")])
+        .await;
+    for _ in 0..300 {
+        bench.done(vec![tick("a"), tick("b"), tick("c")]).await;
+    }
+    assert_eq!(
+        bench.replayed(&only(&["jobs/b"]), 0, false).await.len(),
+        301
+    );
+    assert_eq!(
+        bench
+            .replayed(&only(&["jobs/a", "jobs/c"]), 3, false)
+            .await
+            .len(),
+        600
+    );
+    assert_eq!(
+        bench.replayed(&only(&["schools/1"]), 3, false).await.len(),
+        900
+    );
+    assert!(
+        bench
+            .replayed(&only(&["jobs/nobody"]), 0, false)
+            .await
+            .is_empty()
+    );
+}
+
+async fn a_folded_replay_leaves_out_what_is_superseded_within_the_scope(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench.done(vec![create("a"), create("b")]).await;
+    bench.done((0..600).map(|_| tick("a")).collect()).await;
+    bench
+        .done(vec![
+            tick("b"),
+            envelope("a", "complete", json!({})),
+            tick("b"),
+        ])
+        .await;
+    assert_eq!(bench.replayed(&all(1), 0, true).await, [1, 2, 604, 605]);
+    // Of what still runs, the newest is told, though its end is out of scope.
+    let running = Filter {
+        statuses: ["in_progress".to_owned()].into(),
+        ..Filter::default()
+    };
+    let scope = Arc::new((*all(1)).clone().filtered(running));
+    let told = bench.replayed(&scope, 0, true).await;
+    assert!(
+        told.contains(&602) && told.contains(&605) && !told.contains(&604),
+        "{told:?}"
+    );
+}
+
+async fn a_snapshot_tells_each_subject_once_in_the_order_of_the_log(open: Open) {
+    let bench = bench(open, Settings::default());
+    let ids: Vec<String> = (0..600).map(|n| format!("j{n}")).collect();
+    bench.done(ids.iter().map(|id| create(id)).collect()).await;
+    bench
+        .done(vec![tick("j5"), envelope("j3", "complete", json!({}))])
+        .await;
+    let told = bench.snapshot(&all(1)).await;
+    assert_eq!(told.len(), 600);
+    assert!(told.is_sorted_by_key(|(_, seq)| *seq));
+    assert_eq!(
+        told[598..],
+        [("j5".to_owned(), 601), ("j3".to_owned(), 602)]
+    );
+    assert_eq!(
+        bench.snapshot(&only(&["jobs/j3", "jobs/nobody"])).await,
+        [("j3".to_owned(), 602)]
+    );
+    let ended = Filter {
+        statuses: ["completed".to_owned()].into(),
+        ..Filter::default()
+    };
+    assert_eq!(
+        bench
+            .snapshot(&Arc::new((*all(1)).clone().filtered(ended)))
+            .await
+            .len(),
+        1
+    );
+}
+
+async fn schools_know_nothing_of_one_another(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench.done(vec![create("a"), tick("a")]).await;
+    let theirs = bench.append(2, vec![create("a")]).await.remove(0).unwrap();
+    assert_eq!(theirs.event().seq, 1);
+    assert_eq!(bench.replayed(&all(2), 0, false).await, [1]);
+    assert_eq!(bench.snapshot(&all(3)).await, []);
+    assert!(
+        !bench
+            .store
+            .exists(school(3), KIND, "a".parse().unwrap())
+            .await
+            .unwrap()
+    );
+    assert!(
+        bench
+            .store
+            .job(school(3), "a".parse().unwrap())
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let page = bench
+        .store
+        .jobs(
+            school(2),
+            JobQuery {
+                limit: 10,
+                ..JobQuery::default()
+            },
+        )
+        .await
+        .unwrap();
+    assert_eq!((page.jobs.len(), page.head), (1, 1));
+}
+
+async fn an_idempotency_key_is_remembered_until_it_is_swept(open: Open) {
+    let bench = bench(
+        open,
+        Settings {
+            idempotency_ttl_secs: 60,
+            ..Settings::default()
+        },
+    );
+    let keyed = |id: &str, print: &str| Envelope {
+        idempotency: Some(Idempotency {
+            key: "k".into(),
+            fingerprint: print.into(),
+        }),
+        ..create(id)
+    };
+    let receipts = bench
+        .append(1, vec![keyed("a", "x"), keyed("b", "x"), keyed("c", "y")])
+        .await;
+    assert!(matches!(&receipts[0], Ok(Receipt::Committed(event)) if event.subject.as_str() == "a"));
+    assert!(
+        matches!(&receipts[1], Ok(Receipt::Repeated(event)) if event.subject.as_str() == "a"),
+        "within a group"
+    );
+    assert!(matches!(&receipts[2], Err(CommandError::KeyReused)));
+    assert!(
+        matches!(
+            &bench.append(1, vec![keyed("b", "x")]).await[0],
+            Ok(Receipt::Repeated(_))
+        ),
+        "and in a later one"
+    );
+    while bench
+        .store
+        .sweep(chrono::Utc::now() + chrono::TimeDelta::seconds(61))
+        .await
+        .unwrap()
+    {}
+    assert!(matches!(
+        &bench.append(1, vec![keyed("b", "x")]).await[0],
+        Ok(Receipt::Committed(_))
+    ));
+}
+
+async fn sweeping_moves_the_floor_and_keeps_states(open: Open) {
+    let bench = bench(
+        open,
+        Settings {
+            retention_events: 10,
+            ..Settings::default()
+        },
+    );
+    bench.done(vec![create("a"), create("b")]).await;
+    bench.done((0..2_000).map(|_| tick("a")).collect()).await;
+    let mut steps = 0;
+    while bench.store.sweep(chrono::Utc::now()).await.unwrap() {
+        steps += 1;
+        let page = bench.store.replay(all(1), 1_999, false).await.unwrap();
+        assert!(page.floor <= 1_992, "no more than asked");
+    }
+    assert!(steps >= 3, "in small steps");
+    let page = bench.store.replay(all(1), 0, false).await.unwrap();
+    assert_eq!(
+        (page.floor, page.events[0].seq, page.events.len()),
+        (1_992, 1_993, 10)
+    );
+    assert_eq!(
+        bench.snapshot(&all(1)).await,
+        [("b".to_owned(), 2), ("a".to_owned(), 2_002)],
+        "states stay"
+    );
+}
+
+async fn everything_is_there_after_reopening(open: Open) {
+    let bench = bench(open, Settings::default());
+    let epoch = bench.store.epoch();
+    let metadata = json!({"job_type": "t", "status": "in_progress", "metadata": {"z": 1.5, "a": [null, "ü"]}, "timeout_secs": 7});
+    bench
+        .done(vec![
+            envelope("a", "create", metadata),
+            envelope("a", "progress", json!({"progress": 12.5})),
+            create("b"),
+        ])
+        .await;
+    bench
+        .done(vec![envelope(
+            "b",
+            "complete",
+            json!({"result": {"deep": [1]}}),
+        )])
+        .await;
+    let read = async |bench: &Bench, id: &str| {
+        let stored = bench
+            .store
+            .job(school(1), id.parse().unwrap())
+            .await
+            .unwrap()
+            .unwrap();
+        (
+            format!("{:?}", stored.job),
+            stored.event.draft.fields.clone(),
+            stored.event.seq,
+            stored.created_seq,
+        )
+    };
+    let before = (read(&bench, "a").await, read(&bench, "b").await);
+    let bench = bench.reopened(open).await;
+    assert_eq!(bench.store.epoch(), epoch, "the same life");
+    assert_eq!((read(&bench, "a").await, read(&bench, "b").await), before);
+    let next = bench.append(1, vec![tick("a")]).await.remove(0).unwrap();
+    assert_eq!(next.event().seq, 5);
+    assert!(matches!(
+        bench.append(1, vec![tick("b")]).await[0],
+        Err(CommandError::Rule(RuleError::Finished { .. }))
+    ));
+}
+
+async fn a_closed_store_refuses(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench.done(vec![create("a")]).await;
+    bench.store.ping().await.unwrap();
+    bench.store.close().await.unwrap();
+    assert!(matches!(
+        bench.store.append(school(1), vec![tick("a")]).await,
+        Err(StoreError::Stopped)
+    ));
+}
+
+async fn overdue_jobs_are_found_by_their_time(open: Open) {
+    let bench = bench(open, Settings::default());
+    let with = |id: &str, secs: u32| {
+        envelope(
+            id,
+            "create",
+            json!({"job_type": "t", "status": "in_progress", "stall_after_secs": secs, "timeout_secs": 0}),
+        )
+    };
+    bench
+        .done(vec![with("soon", 10), with("later", 100), with("never", 0)])
+        .await;
+    let after = async |secs| {
+        let found = bench
+            .store
+            .overdue(chrono::Utc::now() + chrono::TimeDelta::seconds(secs), 10)
+            .await
+            .unwrap();
+        found
+            .into_iter()
+            .map(|overdue| overdue.subject.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert!(after(0).await.is_empty());
+    assert_eq!(after(11).await, ["soon"]);
+    assert_eq!(
+        after(1_000).await,
+        ["soon", "later"],
+        "the longest overdue first"
+    );
+    bench
+        .done(vec![envelope("soon", "cancel", json!({"force": true}))])
+        .await;
+    assert_eq!(after(1_000).await, ["later"]);
+}
+
+async fn many_writers_leave_no_hole(open: Open) {
+    let bench = Arc::new(bench(open, Settings::default()));
+    let writers: Vec<_> = (0..16)
+        .map(|writer| {
+            let bench = Arc::clone(&bench);
+            tokio::spawn(async move {
+                let (number, id) = (writer % 2 + 1, format!("j{writer}"));
+                bench
+                    .append(number, vec![create(&id)])
+                    .await
+                    .remove(0)
+                    .unwrap();
+                for _ in 0..50 {
+                    bench
+                        .append(number, vec![tick(&id), envelope(&id, "start", json!({}))])
+                        .await
+                        .remove(0)
+                        .unwrap();
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    for number in [1, 2] {
+        assert_eq!(
+            bench.replayed(&all(number), 0, false).await,
+            (1..=8 * 51).collect::<Vec<_>>()
+        );
+    }
+    let query = JobQuery {
+        statuses: vec![Status::InProgress],
+        limit: 100,
+        ..JobQuery::default()
+    };
+    assert_eq!(
+        bench.store.jobs(school(1), query).await.unwrap().jobs.len(),
+        8
+    );
+}

@@ -291,16 +291,32 @@ async fn a_reader_falls_from_one_transport_to_the_next_without_loss_or_repetitio
     let mut heard = Vec::new();
     for round in 0..12_u32 {
         for step in 0..5_u32 {
-            server.report("/api/jobs/a/progress", json!({"message": format!("{round}.{step}")})).await;
+            server
+                .report(
+                    "/api/jobs/a/progress",
+                    json!({"message": format!("{round}.{step}")}),
+                )
+                .await;
         }
         while heard.len() < (round as usize * 5) + 3 {
-            heard.push(listener.next().await.unwrap()["message"].as_str().unwrap().to_owned());
+            heard.push(
+                listener.next().await.unwrap()["message"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned(),
+            );
         }
         let cursor = listener.cursor.clone().unwrap();
         let transport = Transport::ALL[round as usize % 3];
         listener = server.resume(transport, "/jobs?tick_ms=0", &cursor).await;
         let replayed = listener.until_ready().await;
-        heard.extend(replayed.iter().filter_map(|message| message["message"].as_str()).filter(|text| text.contains('.')).map(str::to_owned));
+        heard.extend(
+            replayed
+                .iter()
+                .filter_map(|message| message["message"].as_str())
+                .filter(|text| text.contains('.'))
+                .map(str::to_owned),
+        );
     }
     let told: Vec<String> = (0..60).map(|n| format!("{}.{}", n / 5, n % 5)).collect();
     assert_eq!(heard, told);
@@ -309,32 +325,62 @@ async fn a_reader_falls_from_one_transport_to_the_next_without_loss_or_repetitio
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_of_many_subjects_comes_in_pages_and_misses_none_that_change_meanwhile() {
     let server = server().await;
-    let lines: Vec<_> = (0..1_000).map(|n| json!({"op": "jobs.create", "job_id": format!("j{n}"), "job_type": "test", "status": "in_progress"}).to_string()).collect();
-    server.request("POST", "/api/batch", &worker(1)).body(lines.join("\n")).send().await.unwrap();
-    let mut listener = server.listen(Transport::EventSource, "/jobs?tick_ms=0").await;
+    let lines: Vec<_> = (0..1_000)
+        .map(|n| json!({"op": "jobs.create", "job_id": format!("j{n}"), "job_type": "test", "status": "in_progress"}).to_string())
+        .collect();
+    server
+        .request("POST", "/api/batch", &worker(1))
+        .body(lines.join("\n"))
+        .send()
+        .await
+        .unwrap();
+    let mut listener = server
+        .listen(Transport::EventSource, "/jobs?tick_ms=0")
+        .await;
     let first = listener.next().await.unwrap();
     assert_eq!(first["type"], "connected");
     for n in (0..1_000).step_by(7) {
-        server.report(&format!("/api/jobs/j{n}/complete"), json!({})).await;
+        server
+            .report(&format!("/api/jobs/j{n}/complete"), json!({}))
+            .await;
     }
-    server.report("/api/jobs", json!({"job_id": "last", "job_type": "test"})).await;
-    let messages = listener.take_until(|message| message["job_id"] == "last").await;
+    server
+        .report("/api/jobs", json!({"job_id": "last", "job_type": "test"}))
+        .await;
+    let messages = listener
+        .take_until(|message| message["job_id"] == "last")
+        .await;
     let mut states = std::collections::HashMap::new();
     let mut seq = 0;
-    for message in messages.iter().filter(|message| message["type"] == "job_progress") {
-        assert!(message["seq"].as_u64().unwrap() > seq, "strictly increasing");
+    for message in messages
+        .iter()
+        .filter(|message| message["type"] == "job_progress")
+    {
+        assert!(
+            message["seq"].as_u64().unwrap() > seq,
+            "strictly increasing"
+        );
         seq = message["seq"].as_u64().unwrap();
-        states.insert(message["job_id"].as_str().unwrap().to_owned(), message["status"].clone());
+        states.insert(
+            message["job_id"].as_str().unwrap().to_owned(),
+            message["status"].clone(),
+        );
     }
     for n in 0..1_000 {
-        let status = if n % 7 == 0 { "completed" } else { "in_progress" };
+        let status = if n % 7 == 0 {
+            "completed"
+        } else {
+            "in_progress"
+        };
         assert_eq!(states[&format!("j{n}")], status, "j{n}");
     }
 }
 
 /// Sends a raw request and gives all that comes within the first `bytes` bytes or until the end.
 async fn raw(server: &Server, request: String, bytes: usize) -> String {
-    let mut socket = tokio::net::TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
+    let mut socket = tokio::net::TcpStream::connect(server.url.trim_start_matches("http://"))
+        .await
+        .unwrap();
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     let read = async {
@@ -356,26 +402,43 @@ async fn a_stream_over_http_1_0_is_not_chunked_and_ends_with_the_connection() {
     server.running_job("a").await;
     let soon = chrono::Utc::now().timestamp() + 2;
     let token = sign(&json!({"sub": "x", "school_id": 1, "role": "viewer", "exp": soon}));
-    let request = format!("GET /events/jobs HTTP/1.0\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    let request =
+        format!("GET /events/jobs HTTP/1.0\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
     let answer = raw(&server, request, usize::MAX).await;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(!head.to_lowercase().contains("transfer-encoding"), "{head}");
     assert!(body.starts_with("retry: "), "no chunk sizes: {body}");
-    assert!(body.ends_with("\n\n") && body.contains("\"type\":\"closing\""), "{body}");
+    assert!(
+        body.ends_with("\n\n") && body.contains("\"type\":\"closing\""),
+        "{body}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn proxies_are_told_not_to_hold_a_stream_back() {
     let server = server().await;
-    let response = server.request("GET", "/events/jobs?padding=2048&named=1", &viewer(1)).send().await.unwrap();
+    let response = server
+        .request("GET", "/events/jobs?padding=2048&named=1", &viewer(1))
+        .send()
+        .await
+        .unwrap();
     let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
     assert_eq!(header("cache-control"), "no-cache, no-transform");
     assert_eq!(header("x-accel-buffering"), "no");
-    let request = format!("GET /events/jobs?padding=2048&named=1&token={} HTTP/1.0\r\nHost: x\r\n\r\n", viewer(1));
+    let request = format!(
+        "GET /events/jobs?padding=2048&named=1&token={} HTTP/1.0\r\nHost: x\r\n\r\n",
+        viewer(1)
+    );
     let answer = raw(&server, request, 2_400).await;
     let body = answer.split_once("\r\n\r\n").unwrap().1;
-    assert!(body.starts_with(':') && body.find("\n\n") == Some(2_046), "padding of so many bytes first");
-    assert!(body.contains("event: connected\ndata: {"), "named events: {body}");
+    assert!(
+        body.starts_with(':') && body.find("\n\n") == Some(2_046),
+        "padding of so many bytes first"
+    );
+    assert!(
+        body.contains("event: connected\ndata: {"),
+        "named events: {body}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -386,7 +449,10 @@ async fn the_accept_header_chooses_between_event_stream_and_poll() {
         (Some("*/*"), "text/event-stream"),
         (Some("text/event-stream"), "text/event-stream"),
         (Some("application/json"), "application/json"),
-        (Some("application/json, text/event-stream;q=0.5"), "application/json"),
+        (
+            Some("application/json, text/event-stream;q=0.5"),
+            "application/json",
+        ),
         (Some("application/json;q=0.5, */*"), "text/event-stream"),
         (Some("text/html, */*;q=0.1"), "text/event-stream"),
     ] {
@@ -395,9 +461,18 @@ async fn the_accept_header_chooses_between_event_stream_and_poll() {
             request = request.header("Accept", accept);
         }
         let response = request.send().await.unwrap();
-        assert_eq!(response.headers()["content-type"], content_type, "{accept:?}");
+        assert_eq!(
+            response.headers()["content-type"],
+            content_type,
+            "{accept:?}"
+        );
     }
-    let (status, problem) = answer(server.request("GET", "/events/jobs", &viewer(1)).header("Accept", "text/html")).await;
+    let (status, problem) = answer(
+        server
+            .request("GET", "/events/jobs", &viewer(1))
+            .header("Accept", "text/html"),
+    )
+    .await;
     assert_eq!((status, &problem["code"]), (406, &json!("not-acceptable")));
 }
 
@@ -405,10 +480,21 @@ async fn the_accept_header_chooses_between_event_stream_and_poll() {
 async fn a_poll_waits_as_long_as_it_was_asked_to_and_then_answers_with_a_cursor() {
     let server = server().await;
     let job = server.running_job("a").await;
-    let path = format!("/events/jobs?wait=1&cursor={}", job["cursor"].as_str().unwrap());
-    let (status, empty) = answer(server.request("GET", &path, &viewer(1)).header("Accept", "application/json")).await;
+    let path = format!(
+        "/events/jobs?wait=1&cursor={}",
+        job["cursor"].as_str().unwrap()
+    );
+    let (status, empty) = answer(
+        server
+            .request("GET", &path, &viewer(1))
+            .header("Accept", "application/json"),
+    )
+    .await;
     assert_eq!((status, &empty["cursor"]), (200, &job["cursor"]));
-    assert_eq!(field(empty["messages"].as_array().unwrap(), "type"), ["connected", "ready"]);
+    assert_eq!(
+        field(empty["messages"].as_array().unwrap(), "type"),
+        ["connected", "ready"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -420,9 +506,12 @@ async fn a_departed_reader_is_noticed_and_leaves_nothing_behind() {
         listener.until_ready().await;
         assert_eq!(server.tidings.streams(), 1);
         drop(listener);
-        let noticed = async { until("the stream is gone", async || server.tidings.streams() == 0).await };
+        let noticed =
+            async { until("the stream is gone", async || server.tidings.streams() == 0).await };
         // Two heartbeats, and a moment for a busy machine.
-        tokio::time::timeout(Duration::from_secs(5), noticed).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(5), noticed)
+            .await
+            .unwrap();
     }
 }
 
@@ -431,13 +520,30 @@ async fn a_ticket_opens_its_own_scope_for_a_while_and_nothing_else() {
     let server = server_with(json!({"ticket_ttl_secs": 2})).await;
     server.running_job("a").await;
     server.running_job("b").await;
-    let (status, ticket) = server.post("/api/tickets", &viewer(1), json!({"channels": ["jobs/a"]})).await;
+    let (status, ticket) = server
+        .post("/api/tickets", &viewer(1), json!({"channels": ["jobs/a"]}))
+        .await;
     assert_eq!(status, 201);
-    let open = async |path: String| { server.http.get(format!("{}{path}", server.url)).header("Accept", "application/json").send().await.unwrap() };
+    let open = async |path: String| {
+        server
+            .http
+            .get(format!("{}{path}", server.url))
+            .header("Accept", "application/json")
+            .send()
+            .await
+            .unwrap()
+    };
     let text = ticket["ticket"].as_str().unwrap();
     for _ in 0..2 {
-        let answer: Value = open(format!("{}&wait=0", ticket["url"].as_str().unwrap())).await.json().await.unwrap();
-        assert_eq!(answer["messages"][1]["job_id"], "a", "reusable within its time");
+        let answer: Value = open(format!("{}&wait=0", ticket["url"].as_str().unwrap()))
+            .await
+            .json()
+            .await
+            .unwrap();
+        assert_eq!(
+            answer["messages"][1]["job_id"], "a",
+            "reusable within its time"
+        );
     }
     for (path, status) in [
         (format!("/events/jobs/b?ticket={text}"), 403),
@@ -450,11 +556,26 @@ async fn a_ticket_opens_its_own_scope_for_a_while_and_nothing_else() {
     ] {
         assert_eq!(open(path.clone()).await.status(), status, "{path}");
     }
-    until("the ticket is over", async || open(format!("/events/jobs/a?wait=0&ticket={text}")).await.status() == 401).await;
-    let (status, _) = server.post("/api/tickets", &sign(&{
-        let mut limited = claims(Some(1), Role::Viewer);
-        limited.channels = Some(vec!["jobs/b".into()]);
-        limited
-    }), json!({"channels": ["jobs/a"]})).await;
-    assert_eq!(status, 403, "a ticket reaches no further than the token it is made with");
+    until("the ticket is over", async || {
+        open(format!("/events/jobs/a?wait=0&ticket={text}"))
+            .await
+            .status()
+            == 401
+    })
+    .await;
+    let (status, _) = server
+        .post(
+            "/api/tickets",
+            &sign(&{
+                let mut limited = claims(Some(1), Role::Viewer);
+                limited.channels = Some(vec!["jobs/b".into()]);
+                limited
+            }),
+            json!({"channels": ["jobs/a"]}),
+        )
+        .await;
+    assert_eq!(
+        status, 403,
+        "a ticket reaches no further than the token it is made with"
+    );
 }

@@ -27,24 +27,50 @@ async fn the_multiplexed_socket_says_nothing_until_it_is_asked_and_then_acknowle
     let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
     send(&mut ws, r#"{"action":"subscribe","job_id":"a"}"#).await;
     let messages = until_type(&mut ws, "ready").await;
-    assert_eq!(field(&messages, "type"), ["subscribed", "job_progress", "ready"]);
-    assert_eq!((&messages[0]["job_id"], &messages[1]["job_id"]), (&json!("a"), &json!("a")));
+    assert_eq!(
+        field(&messages, "type"),
+        ["subscribed", "job_progress", "ready"]
+    );
+    assert_eq!(
+        (&messages[0]["job_id"], &messages[1]["job_id"]),
+        (&json!("a"), &json!("a"))
+    );
     assert!(messages[0]["cursor"].is_string());
 
-    server.report("/api/jobs/b/progress", json!({"progress": 1})).await;
-    send(&mut ws, r#"{"type":"subscribe","channels":["jobs/b","jobs/a"]}"#).await;
+    server
+        .report("/api/jobs/b/progress", json!({"progress": 1}))
+        .await;
+    send(
+        &mut ws,
+        r#"{"type":"subscribe","channels":["jobs/b","jobs/a"]}"#,
+    )
+    .await;
     let messages = until_type(&mut ws, "ready").await;
-    assert_eq!(field(&messages, "type"), ["subscribed", "job_progress", "ready"], "what is listened to already is not told again");
-    assert_eq!((&messages[1]["job_id"], &messages[1]["snapshot"]), (&json!("b"), &json!(true)));
+    assert_eq!(
+        field(&messages, "type"),
+        ["subscribed", "job_progress", "ready"],
+        "what is listened to already is not told again"
+    );
+    assert_eq!(
+        (&messages[1]["job_id"], &messages[1]["snapshot"]),
+        (&json!("b"), &json!(true))
+    );
 
-    server.report("/api/jobs/a/progress", json!({"progress": 2})).await;
-    server.report("/api/jobs/b/progress", json!({"progress": 2})).await;
+    server
+        .report("/api/jobs/a/progress", json!({"progress": 2}))
+        .await;
+    server
+        .report("/api/jobs/b/progress", json!({"progress": 2}))
+        .await;
     assert_eq!(receive(&mut ws).await.unwrap()["job_id"], "a");
     assert_eq!(receive(&mut ws).await.unwrap()["job_id"], "b");
 
     send(&mut ws, r#"{"type":"unsubscribe","job_id":"a"}"#).await;
     let answer = receive(&mut ws).await.unwrap();
-    assert_eq!((&answer["type"], &answer["job_id"]), (&json!("unsubscribed"), &json!("a")));
+    assert_eq!(
+        (&answer["type"], &answer["job_id"]),
+        (&json!("unsubscribed"), &json!("a"))
+    );
     server.report("/api/jobs/a/complete", json!({})).await;
     server.report("/api/jobs/b/complete", json!({})).await;
     assert_eq!(receive(&mut ws).await.unwrap()["job_id"], "b");
@@ -63,14 +89,28 @@ async fn a_channel_can_be_added_from_a_cursor_while_others_go_on() {
         send(&mut ws, r#"{"type":"subscribe","channels":["jobs/a"]}"#).await;
         until_type(&mut ws, "ready").await;
         for progress in 1..=3 {
-            server.report("/api/jobs/a/progress", json!({"progress": progress})).await;
-            server.report("/api/jobs/b/progress", json!({"progress": progress})).await;
+            server
+                .report("/api/jobs/a/progress", json!({"progress": progress}))
+                .await;
+            server
+                .report("/api/jobs/b/progress", json!({"progress": progress}))
+                .await;
         }
         let ask = json!({"type": "subscribe", "channels": ["jobs"], "cursor": start["cursor"]});
         send(&mut ws, &ask.to_string()).await;
         let messages = until_type(&mut ws, "ready").await;
-        let of = |id: &str| -> Vec<u64> { messages.iter().filter(|message| message["job_id"] == id).map(|message| message["seq"].as_u64().unwrap()).collect() };
-        assert_eq!((of("a"), of("b")), (vec![3, 5, 7], vec![2, 4, 6, 8]), "window of {window_events}");
+        let of = |id: &str| -> Vec<u64> {
+            messages
+                .iter()
+                .filter(|message| message["job_id"] == id)
+                .map(|message| message["seq"].as_u64().unwrap())
+                .collect()
+        };
+        assert_eq!(
+            (of("a"), of("b")),
+            (vec![3, 5, 7], vec![2, 4, 6, 8]),
+            "window of {window_events}"
+        );
         server.report("/api/jobs/b/complete", json!({})).await;
         assert_eq!(receive(&mut ws).await.unwrap()["seq"], 9);
     }
@@ -84,7 +124,12 @@ async fn bad_messages_are_answered_and_the_connection_goes_on() {
     }
     let limited = sign(&{
         let mut limited = claims(Some(1), tidings::auth::Role::Viewer);
-        limited.channels = Some(vec!["jobs/a".into(), "jobs/b".into(), "jobs/c".into(), "jobs/nobody".into()]);
+        limited.channels = Some(vec![
+            "jobs/a".into(),
+            "jobs/b".into(),
+            "jobs/c".into(),
+            "jobs/nobody".into(),
+        ]);
         limited
     });
     let mut ws = socket(&server.url, "/ws", &limited).await;
@@ -94,24 +139,46 @@ async fn bad_messages_are_answered_and_the_connection_goes_on() {
         ("\"text\"", "invalid_json"),
         (r#"{"type":"dance"}"#, "unknown_type"),
         (r#"{"type":"subscribe"}"#, "invalid_field"),
-        (r#"{"type":"subscribe","channels":["cats"]}"#, "invalid_channel"),
-        (r#"{"type":"subscribe","channels":["jobs/*"]}"#, "invalid_channel"),
-        (r#"{"type":"subscribe","job_id":"a","cursor":"x"}"#, "invalid_cursor"),
+        (
+            r#"{"type":"subscribe","channels":["cats"]}"#,
+            "invalid_channel",
+        ),
+        (
+            r#"{"type":"subscribe","channels":["jobs/*"]}"#,
+            "invalid_channel",
+        ),
+        (
+            r#"{"type":"subscribe","job_id":"a","cursor":"x"}"#,
+            "invalid_cursor",
+        ),
         (r#"{"type":"subscribe","job_id":"nobody"}"#, "not_found"),
-        (r#"{"type":"subscribe","channels":["schools/2"]}"#, "not_found"),
+        (
+            r#"{"type":"subscribe","channels":["schools/2"]}"#,
+            "not_found",
+        ),
         (r#"{"type":"subscribe","channels":["jobs"]}"#, "forbidden"),
-        (r#"{"type":"subscribe","channels":["jobs/a","jobs/b","jobs/c"]}"#, "too_many_channels"),
+        (
+            r#"{"type":"subscribe","channels":["jobs/a","jobs/b","jobs/c"]}"#,
+            "too_many_channels",
+        ),
         (r#"{"type":"auth","token":"x"}"#, "unauthorized"),
     ] {
         send(&mut ws, text).await;
         let error = receive(&mut ws).await.unwrap();
-        assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!(code)), "{text}");
+        assert_eq!(
+            (&error["type"], &error["code"]),
+            (&json!("error"), &json!(code)),
+            "{text}"
+        );
         assert_eq!(error["error"], error["message"]);
     }
     ws.send(Message::binary(vec![1, 2, 3])).await.unwrap();
     assert_eq!(receive(&mut ws).await.unwrap()["code"], "not_text");
     send(&mut ws, r#"{"type":"ping","timestamp":[1,"x"]}"#).await;
-    assert_eq!(receive(&mut ws).await.unwrap(), json!({"type": "pong", "timestamp": [1, "x"]}));
+    assert_eq!(
+        receive(&mut ws).await.unwrap(),
+        json!({"type": "pong", "timestamp": [1, "x"]})
+    );
     send(&mut ws, r#"{"type":"subscribe","job_id":"a"}"#).await;
     until_type(&mut ws, "ready").await;
 }
@@ -120,9 +187,19 @@ async fn bad_messages_are_answered_and_the_connection_goes_on() {
 async fn a_message_that_is_too_big_is_told_and_closed() {
     let server = server_with(json!({"client_message_limit_bytes": 1_000})).await;
     let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
-    send(&mut ws, &format!("{{\"type\":\"ping\",\"timestamp\":\"{}\"}}", "x".repeat(100_000))).await;
+    send(
+        &mut ws,
+        &format!(
+            "{{\"type\":\"ping\",\"timestamp\":\"{}\"}}",
+            "x".repeat(100_000)
+        ),
+    )
+    .await;
     let closing = receive(&mut ws).await.unwrap();
-    assert_eq!((&closing["type"], &closing["code"], &closing["reconnect"]), (&json!("closing"), &json!(1009), &json!(false)));
+    assert_eq!(
+        (&closing["type"], &closing["code"], &closing["reconnect"]),
+        (&json!("closing"), &json!(1009), &json!(false))
+    );
     assert_eq!(receive(&mut ws).await, Err(Some(1009)));
     drop(ws);
     until("nothing is left", async || server.tidings.streams() == 0).await;
@@ -133,8 +210,15 @@ async fn a_message_that_is_too_big_is_told_and_closed() {
 async fn a_broken_protocol_is_closed_with_1002() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let server = server().await;
-    for garbage in [&b"\x81\x02hi"[..], b"\x83\x80\0\0\0\0", b"GET / HTTP/1.1\r\n\r\n", &[0xff; 64]] {
-        let mut stream = tokio::net::TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
+    for garbage in [
+        &b"\x81\x02hi"[..],
+        b"\x83\x80\0\0\0\0",
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[0xff; 64],
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(server.url.trim_start_matches("http://"))
+            .await
+            .unwrap();
         let head = format!(
             "GET /ws?token={} HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
             viewer(1)
@@ -146,7 +230,10 @@ async fn a_broken_protocol_is_closed_with_1002() {
         stream.write_all(garbage).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut rest = Vec::new();
-        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest))
+            .await
+            .unwrap()
+            .unwrap();
         let close = rest.windows(2).any(|pair| pair == 1002_u16.to_be_bytes());
         assert!(close, "{garbage:?}: {rest:?}");
     }
@@ -173,15 +260,23 @@ async fn scopes_refuse_before_the_upgrade_and_the_older_endpoints_after_it() {
     let url = |path: &str, token: Option<&str>| socket_url(&server.url, path, token, None);
     assert_eq!(refused(&url("/events/jobs", None)).await, 401);
     assert_eq!(refused(&url("/events/jobs", Some("x"))).await, 401);
-    assert_eq!(refused(&url("/events/jobs/nobody", Some(&viewer(1)))).await, 404);
+    assert_eq!(
+        refused(&url("/events/jobs/nobody", Some(&viewer(1)))).await,
+        404
+    );
     assert_eq!(refused(&url("/events/jobs/a", Some(&viewer(2)))).await, 404);
 
     for (path, code) in [("/ws", 4001), ("/progress/ws/a", 1008)] {
         for token in [None, Some("x")] {
-            let (mut ws, _) = tokio_tungstenite::connect_async(url(path, token)).await.unwrap();
+            let (mut ws, _) = tokio_tungstenite::connect_async(url(path, token))
+                .await
+                .unwrap();
             let error = receive(&mut ws).await.unwrap();
             assert_eq!(error["type"], "error", "{path}");
-            assert!(error["error"].as_str().unwrap().contains("token"), "{error}");
+            assert!(
+                error["error"].as_str().unwrap().contains("token"),
+                "{error}"
+            );
             assert_eq!(receive(&mut ws).await, Err(Some(code)), "{path}");
         }
     }
@@ -193,25 +288,50 @@ async fn progress_clients_get_what_they_were_promised() {
     let server = server_with(json!({"idle_heartbeat_secs": 1})).await;
     server.running_job("a").await;
     server.running_job("b").await;
-    server.report("/api/jobs/a/progress", json!({"progress": 33.3, "message": "Processing part 1 of 3", "metadata": {"page": 1}})).await;
+    server
+        .report(
+            "/api/jobs/a/progress",
+            json!({"progress": 33.3, "message": "Processing part 1 of 3", "metadata": {"page": 1}}),
+        )
+        .await;
     let mut ws = socket(&server.url, "/progress/ws/a", &viewer(1)).await;
     let first = receive(&mut ws).await.unwrap();
-    for (name, value) in [("job_id", json!("a")), ("status", json!("in_progress")), ("progress", json!(33.3)), ("message", json!("Processing part 1 of 3")), ("metadata", json!({"page": 1}))] {
+    for (name, value) in [
+        ("job_id", json!("a")),
+        ("status", json!("in_progress")),
+        ("progress", json!(33.3)),
+        ("message", json!("Processing part 1 of 3")),
+        ("metadata", json!({"page": 1})),
+    ] {
         assert_eq!(first[name], value, "{name}");
     }
-    assert!(first["timestamp"].is_string(), "the job's present status at once, and no `connected`");
+    assert!(
+        first["timestamp"].is_string(),
+        "the job's present status at once, and no `connected`"
+    );
 
     for text in ["ping", "{", "nonsense"] {
         send(&mut ws, text).await;
         let error = receive(&mut ws).await.unwrap();
-        assert_eq!((&error["type"], &error["error"]), (&json!("error"), &json!("Invalid JSON format")), "{text}");
+        assert_eq!(
+            (&error["type"], &error["error"]),
+            (&json!("error"), &json!("Invalid JSON format")),
+            "{text}"
+        );
     }
     send(&mut ws, r#"{"type":"ping"}"#).await;
     assert_eq!(receive(&mut ws).await.unwrap()["type"], "pong");
     send(&mut ws, r#"{"type":"subscribe","job_id":"b"}"#).await;
-    assert_eq!(receive(&mut ws).await.unwrap()["job_id"], "b", "no acknowledgement: the status itself");
+    assert_eq!(
+        receive(&mut ws).await.unwrap()["job_id"],
+        "b",
+        "no acknowledgement: the status itself"
+    );
     send(&mut ws, r#"{"type":"subscribe","job_id":"nobody"}"#).await;
-    assert_eq!(receive(&mut ws).await.unwrap()["error"], "Job nobody not found");
+    assert_eq!(
+        receive(&mut ws).await.unwrap()["error"],
+        "Job nobody not found"
+    );
     let silent = receive(&mut ws).await.unwrap();
     assert_eq!(silent["type"], "heartbeat", "after a client's silence");
     assert!(silent["timestamp"].is_string());
@@ -226,10 +346,17 @@ async fn progress_clients_get_what_they_were_promised() {
 
     let mut ws = socket(&server.url, "/progress/ws/nobody", &viewer(1)).await;
     let error = receive(&mut ws).await.unwrap();
-    assert_eq!((&error["type"], &error["error"]), (&json!("error"), &json!("Job nobody not found")));
+    assert_eq!(
+        (&error["type"], &error["error"]),
+        (&json!("error"), &json!("Job nobody not found"))
+    );
     assert_eq!(receive(&mut ws).await, Err(Some(1000)));
     let mut ws = socket(&server.url, "/progress/ws/a", &viewer(2)).await;
-    assert_eq!(receive(&mut ws).await.unwrap()["error"], "Job a not found", "another school's job does not exist");
+    assert_eq!(
+        receive(&mut ws).await.unwrap()["error"],
+        "Job a not found",
+        "another school's job does not exist"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,12 +364,22 @@ async fn progress_clients_can_resume_from_a_cursor() {
     let server = server().await;
     let start = server.running_job("a").await;
     for progress in 1..=3 {
-        server.report("/api/jobs/a/progress", json!({"progress": progress})).await;
+        server
+            .report("/api/jobs/a/progress", json!({"progress": progress}))
+            .await;
     }
-    let url = socket_url(&server.url, "/progress/ws/a", Some(&viewer(1)), start["cursor"].as_str());
+    let url = socket_url(
+        &server.url,
+        "/progress/ws/a",
+        Some(&viewer(1)),
+        start["cursor"].as_str(),
+    );
     let (mut ws, _) = tokio_tungstenite::connect_async(url).await.unwrap();
     for progress in 1..=3 {
-        assert_eq!(receive(&mut ws).await.unwrap()["progress"], f64::from(progress));
+        assert_eq!(
+            receive(&mut ws).await.unwrap()["progress"],
+            f64::from(progress)
+        );
     }
 }
 
@@ -255,10 +392,17 @@ async fn a_fresh_token_in_band_keeps_the_stream_open() {
     let mut ws = socket(&server.url, "/events/jobs", &short).await;
     until_type(&mut ws, "ready").await;
     for (token, type_) in [(viewer(2), "error"), (viewer(1), "authenticated")] {
-        send(&mut ws, &json!({"type": "auth", "token": token}).to_string()).await;
+        send(
+            &mut ws,
+            &json!({"type": "auth", "token": token}).to_string(),
+        )
+        .await;
         assert_eq!(receive(&mut ws).await.unwrap()["type"], type_);
     }
-    until("the first token is over", async || (chrono::Utc::now().timestamp_millis() as f64) / 1000.0 > soon + 0.2).await;
+    until("the first token is over", async || {
+        (chrono::Utc::now().timestamp_millis() as f64) / 1000.0 > soon + 0.2
+    })
+    .await;
     server.report("/api/jobs/a/complete", json!({})).await;
     assert_eq!(receive(&mut ws).await.unwrap()["status"], "completed");
 }
@@ -266,11 +410,21 @@ async fn a_fresh_token_in_band_keeps_the_stream_open() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_may_come_as_a_subprotocol_which_is_answered() {
     let server = server().await;
-    for (offered, chosen) in [(format!("bearer.{}", viewer(1)), None), (format!("tidings, bearer.{}", viewer(1)), Some("tidings"))] {
-        let mut request = socket_url(&server.url, "/events/jobs", None, None).into_client_request().unwrap();
-        request.headers_mut().insert("Sec-WebSocket-Protocol", offered.parse().unwrap());
+    for (offered, chosen) in [
+        (format!("bearer.{}", viewer(1)), None),
+        (format!("tidings, bearer.{}", viewer(1)), Some("tidings")),
+    ] {
+        let mut request = socket_url(&server.url, "/events/jobs", None, None)
+            .into_client_request()
+            .unwrap();
+        request
+            .headers_mut()
+            .insert("Sec-WebSocket-Protocol", offered.parse().unwrap());
         let (_, response) = tokio_tungstenite::connect_async(request).await.unwrap();
-        assert_eq!(response.headers()["Sec-WebSocket-Protocol"], chosen.unwrap_or(&offered));
+        assert_eq!(
+            response.headers()["Sec-WebSocket-Protocol"],
+            chosen.unwrap_or(&offered)
+        );
     }
 }
 
@@ -281,7 +435,12 @@ async fn heartbeats_are_pings_that_carry_the_cursor() {
     let mut ws = socket(&server.url, "/events/jobs", &viewer(1)).await;
     until_type(&mut ws, "ready").await;
     let ping = loop {
-        match tokio::time::timeout(PATIENCE, ws.next()).await.unwrap().unwrap().unwrap() {
+        match tokio::time::timeout(PATIENCE, ws.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+        {
             Message::Ping(payload) => break payload,
             other => assert!(!other.is_text(), "{other}"),
         }
@@ -297,6 +456,8 @@ async fn a_socket_that_gives_no_sign_of_life_is_given_up() {
     until("it is open", async || server.tidings.streams() == 1).await;
     // Nobody reads, so nobody answers a ping; the connection itself stays up.
     let noticed = async { until("it is given up", async || server.tidings.streams() == 0).await };
-    tokio::time::timeout(std::time::Duration::from_secs(6), noticed).await.unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(6), noticed)
+        .await
+        .unwrap();
     drop(ws);
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
+use rocket::Request;
 use rocket::http::ContentType;
 use rocket::response::{self, Responder, Response};
-use rocket::Request;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::params::Params;
@@ -34,7 +34,9 @@ impl Outgoing {
 
     /// Copies what fits. True if there is room for more.
     pub(super) fn copy_to(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
-        let Some(frame) = &self.frame else { return buffer.remaining() > 0 };
+        let Some(frame) = &self.frame else {
+            return buffer.remaining() > 0;
+        };
         let rest = &frame[self.copied..];
         let fits = rest.len().min(buffer.remaining());
         buffer.put_slice(&rest[..fits]);
@@ -47,7 +49,10 @@ impl Outgoing {
 }
 
 /// The headers that keep proxies from holding a stream back or changing it.
-pub(super) fn streamed(content_type: ContentType, body: impl AsyncRead + Send + 'static) -> response::Result<'static> {
+pub(super) fn streamed(
+    content_type: ContentType,
+    body: impl AsyncRead + Send + 'static,
+) -> response::Result<'static> {
     Response::build()
         .header(content_type)
         .raw_header("Cache-Control", "no-cache, no-transform")
@@ -77,7 +82,12 @@ impl EventSourceBody {
             prelude.push_back(padding.into());
         }
         prelude.push_back(format!("retry: {RETRY_MS}\n\n").into_bytes().into());
-        EventSourceBody { subscription, encoding: params.sse_encoding(), prelude, outgoing: Outgoing::default() }
+        EventSourceBody {
+            subscription,
+            encoding: params.sse_encoding(),
+            prelude,
+            outgoing: Outgoing::default(),
+        }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
@@ -95,7 +105,11 @@ impl EventSourceBody {
 }
 
 impl AsyncRead for EventSourceBody {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         while self.outgoing.copy_to(buffer) {
             match self.poll_frame(cx) {

@@ -42,7 +42,7 @@ pub(super) fn routes() -> Vec<Route> {
 enum Stream {
     EventSource(Box<EventSourceBody>),
     Poll(Box<PollBody>),
-    Socket(Upgrade),
+    Socket(Box<Upgrade>),
 }
 
 impl<'r> Responder<'r, 'static> for Stream {
@@ -50,7 +50,7 @@ impl<'r> Responder<'r, 'static> for Stream {
         match self {
             Stream::EventSource(body) => (*body).respond_to(request),
             Stream::Poll(body) => (*body).respond_to(request),
-            Stream::Socket(upgrade) => upgrade.respond_to(request),
+            Stream::Socket(upgrade) => (*upgrade).respond_to(request),
         }
     }
 }
@@ -86,16 +86,34 @@ async fn events(
     }
     require_subjects(tidings, school, &channels).await?;
     let scope = Scope::new(school, channels).filtered(params.filter.clone());
-    let tick = params.tick.unwrap_or(Dialect::EVENTS.tick(tidings.settings()));
-    let subscribe = Subscribe { scope, from: params.from, tick, expires_at: access.expires_at, greet: true };
+    let tick = params
+        .tick
+        .unwrap_or(Dialect::EVENTS.tick(tidings.settings()));
+    let subscribe = Subscribe {
+        scope,
+        from: params.from,
+        tick,
+        expires_at: access.expires_at,
+        greet: true,
+    };
     let subscription = open(tidings, subscribe)?;
     Ok(match (params.transport, handshake) {
         (_, Some(handshake)) => {
-            let opening = Opening::Accepted { access, subscription };
-            Stream::Socket(handshake.upgrade(Arc::clone(tidings), Dialect::EVENTS, params.upper_status, opening))
+            let opening = Opening::Accepted {
+                access,
+                subscription,
+            };
+            Stream::Socket(handshake.upgrade(
+                Arc::clone(tidings),
+                Dialect::EVENTS,
+                params.upper_status,
+                opening,
+            ))
         }
         (Transport::Poll, None) => Stream::Poll(Box::new(PollBody::new(subscription, &params))),
-        (Transport::EventSource, None) => Stream::EventSource(Box::new(EventSourceBody::new(subscription, &params))),
+        (Transport::EventSource, None) => {
+            Stream::EventSource(Box::new(EventSourceBody::new(subscription, &params)))
+        }
     })
 }
 
@@ -112,16 +130,32 @@ fn multiplexed(
     let accept = || {
         let (access, params) = (listener.0?, params?);
         let school = access.school(params.school)?;
-        let tick = params.tick.unwrap_or(Dialect::MULTIPLEXED.tick(tidings.settings()));
+        let tick = params
+            .tick
+            .unwrap_or(Dialect::MULTIPLEXED.tick(tidings.settings()));
         let scope = Scope::new(school, []).filtered(params.filter);
-        let subscribe = Subscribe { scope, from: None, tick, expires_at: access.expires_at, greet: false };
+        let subscribe = Subscribe {
+            scope,
+            from: None,
+            tick,
+            expires_at: access.expires_at,
+            greet: false,
+        };
         Ok((open(tidings, subscribe)?, access))
     };
     let opening = match accept() {
-        Ok((subscription, access)) => Opening::Accepted { access, subscription },
+        Ok((subscription, access)) => Opening::Accepted {
+            access,
+            subscription,
+        },
         Err(problem) => Opening::refused(problem, &Dialect::MULTIPLEXED),
     };
-    Ok(Stream::Socket(handshake.upgrade(Arc::clone(tidings), Dialect::MULTIPLEXED, upper, opening)))
+    Ok(Stream::Socket(handshake.upgrade(
+        Arc::clone(tidings),
+        Dialect::MULTIPLEXED,
+        upper,
+        opening,
+    )))
 }
 
 /// `/progress/ws/<job_id>`: one job for clients that know nothing of channels.
@@ -136,7 +170,10 @@ async fn job_progress(
     let handshake = required(handshake)?;
     let upper = params.as_ref().is_ok_and(|params| params.upper_status);
     let opening = match open_job(job_id, params, listener, tidings).await {
-        Ok((subscription, access)) => Opening::Accepted { access, subscription },
+        Ok((subscription, access)) => Opening::Accepted {
+            access,
+            subscription,
+        },
         Err(problem) if problem.is(Kind::NotFound) => Opening::Refused {
             error: Some(format!("Job {job_id} not found")),
             code: "not_found",
@@ -144,31 +181,59 @@ async fn job_progress(
         },
         Err(problem) => Opening::refused(problem, &Dialect::JOB_PROGRESS),
     };
-    Ok(Stream::Socket(handshake.upgrade(Arc::clone(tidings), Dialect::JOB_PROGRESS, upper, opening)))
+    Ok(Stream::Socket(handshake.upgrade(
+        Arc::clone(tidings),
+        Dialect::JOB_PROGRESS,
+        upper,
+        opening,
+    )))
 }
 
-async fn open_job(job_id: &str, params: Result<Params, Problem>, listener: Listener, tidings: &Arc<Tidings>) -> Result<(Subscription, Access), Problem> {
+async fn open_job(
+    job_id: &str,
+    params: Result<Params, Problem>,
+    listener: Listener,
+    tidings: &Arc<Tidings>,
+) -> Result<(Subscription, Access), Problem> {
     let (access, params) = (listener.0?, params?);
     let school = access.school(params.school)?;
     let not_found = |_| Problem::new(Kind::NotFound, "not found");
     let channel = Channel::Subject(job::KIND, job_id.parse().map_err(not_found)?);
     access.reach(school, &channel)?;
     require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
-    let tick = params.tick.unwrap_or(Dialect::JOB_PROGRESS.tick(tidings.settings()));
+    let tick = params
+        .tick
+        .unwrap_or(Dialect::JOB_PROGRESS.tick(tidings.settings()));
     let scope = Scope::new(school, [channel]).filtered(params.filter);
-    let subscribe = Subscribe { scope, from: params.from, tick, expires_at: access.expires_at, greet: false };
+    let subscribe = Subscribe {
+        scope,
+        from: params.from,
+        tick,
+        expires_at: access.expires_at,
+        greet: false,
+    };
     Ok((open(tidings, subscribe)?, access))
 }
 
 fn required(handshake: Result<MaybeHandshake, Problem>) -> Result<Handshake, Problem> {
-    handshake?.0.ok_or_else(|| Problem::new(Kind::BadHandshake, "this is a WebSocket endpoint"))
+    handshake?
+        .0
+        .ok_or_else(|| Problem::new(Kind::BadHandshake, "this is a WebSocket endpoint"))
 }
 
 /// The school and the channels that are asked for. `schools/7` names the school, too.
-fn channels(texts: &[String], params: &Params, access: &Access, tidings: &Tidings) -> Result<(SchoolId, Vec<Channel>), Problem> {
+fn channels(
+    texts: &[String],
+    params: &Params,
+    access: &Access,
+    tidings: &Tidings,
+) -> Result<(SchoolId, Vec<Channel>), Problem> {
     let most = tidings.settings().channels_per_connection;
     if texts.is_empty() || texts.len() > most {
-        return Err(Problem::new(Kind::InvalidQuery, format!("name 1 to {most} channels: /events/<channel> or ?channel=")));
+        return Err(Problem::new(
+            Kind::InvalidQuery,
+            format!("name 1 to {most} channels: /events/<channel> or ?channel="),
+        ));
     }
     let mut channels = Vec::with_capacity(texts.len());
     for text in texts {
@@ -184,9 +249,15 @@ fn channels(texts: &[String], params: &Params, access: &Access, tidings: &Tiding
 }
 
 /// A subject that the school does not have is not found, whether another school has it or none.
-async fn require_subjects(tidings: &Tidings, school: SchoolId, channels: &[Channel]) -> Result<(), Problem> {
+async fn require_subjects(
+    tidings: &Tidings,
+    school: SchoolId,
+    channels: &[Channel],
+) -> Result<(), Problem> {
     for channel in channels {
-        let Channel::Subject(kind, id) = channel else { continue };
+        let Channel::Subject(kind, id) = channel else {
+            continue;
+        };
         if !tidings.store().exists(school, *kind, id.clone()).await? {
             return Err(Problem::new(Kind::NotFound, format!("{channel} not found")));
         }
@@ -198,7 +269,10 @@ fn open(tidings: &Tidings, subscribe: Subscribe) -> Result<Subscription, Problem
     let subscription = tidings.subscriber().open(subscribe)?;
     // A stream that opens while the server stops may have missed the word to close.
     if tidings.is_stopping() {
-        return Err(Problem::new(Kind::Unavailable, "the server is shutting down"));
+        return Err(Problem::new(
+            Kind::Unavailable,
+            "the server is shutting down",
+        ));
     }
     Ok(subscription)
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use rocket::http::{MediaType, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 
-use crate::config::{PADDING_MAX_BYTES, POLL_WAIT_DEFAULT_SECS, POLL_WAIT_MAX_SECS, StatusCase, TICK_MAX_MS};
+use crate::config::{
+    PADDING_MAX_BYTES, POLL_WAIT_DEFAULT_SECS, POLL_WAIT_MAX_SECS, StatusCase, TICK_MAX_MS,
+};
 use crate::http::credential::{named_school, query, tidings};
 use crate::http::jobs::job_filters;
 use crate::http::problem::{Kind, Problem};
@@ -48,8 +50,15 @@ pub(super) struct Params {
 impl Params {
     /// The encoding of an SSE stream.
     pub(super) fn sse_encoding(&self) -> Encoding {
-        let framing = if self.named { Framing::SseNamed } else { Framing::Sse };
-        Encoding { framing, upper_status: self.upper_status }
+        let framing = if self.named {
+            Framing::SseNamed
+        } else {
+            Framing::Sse
+        };
+        Encoding {
+            framing,
+            upper_status: self.upper_status,
+        }
     }
 }
 
@@ -68,11 +77,18 @@ impl<'r> FromRequest<'r> for Params {
 fn params(request: &Request<'_>) -> Result<Params, Problem> {
     let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
     let number = |name: &str, most: u64| -> Result<Option<u64>, Problem> {
-        let Some(text) = query(request, name) else { return Ok(None) };
+        let Some(text) = query(request, name) else {
+            return Ok(None);
+        };
         let number = text.parse().ok().filter(|number| *number <= most);
-        number.map(Some).ok_or_else(|| invalid(format!("`{name}` is a whole number from 0 to {most}")))
+        number
+            .map(Some)
+            .ok_or_else(|| invalid(format!("`{name}` is a whole number from 0 to {most}")))
     };
-    let last_event_id = request.headers().get_one("Last-Event-ID").filter(|id| !id.is_empty());
+    let last_event_id = request
+        .headers()
+        .get_one("Last-Event-ID")
+        .filter(|id| !id.is_empty());
     let from = last_event_id.or_else(|| query(request, "cursor").filter(|text| !text.is_empty()));
     let (statuses, job_types) = job_filters(request)?;
     let upper_status = match query(request, "status_case") {
@@ -88,35 +104,57 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
     };
     Ok(Params {
         transport: transport(request)?,
-        channels: request.query_fields().filter(|field| field.name == "channel").map(|field| field.value.to_owned()).collect(),
+        channels: request
+            .query_fields()
+            .filter(|field| field.name == "channel")
+            .map(|field| field.value.to_owned())
+            .collect(),
         school: named_school(request)?,
         from: from.map(str::parse).transpose()?,
         tick: number("tick_ms", TICK_MAX_MS)?.map(Duration::from_millis),
         filter: Filter {
             categories: job_types.into_iter().collect(),
-            statuses: statuses.into_iter().map(|status| status.as_str().to_owned()).collect(),
+            statuses: statuses
+                .into_iter()
+                .map(|status| status.as_str().to_owned())
+                .collect(),
         },
         upper_status,
         named,
         padding: number("padding", PADDING_MAX_BYTES as u64)?.unwrap_or(0) as usize,
-        wait: Duration::from_secs(number("wait", POLL_WAIT_MAX_SECS)?.unwrap_or(POLL_WAIT_DEFAULT_SECS)),
+        wait: Duration::from_secs(
+            number("wait", POLL_WAIT_MAX_SECS)?.unwrap_or(POLL_WAIT_DEFAULT_SECS),
+        ),
     })
 }
 
 /// The transport that the `Accept` header likes best; SSE if it does not care.
 fn transport(request: &Request<'_>) -> Result<Transport, Problem> {
-    let Some(accept) = request.accept() else { return Ok(Transport::EventSource) };
+    let Some(accept) = request.accept() else {
+        return Ok(Transport::EventSource);
+    };
     let weight = |wanted: &MediaType| {
         let fits = |range: &MediaType| {
-            (range.top() == wanted.top() || range.top() == "*") && (range.sub() == wanted.sub() || range.sub() == "*")
+            (range.top() == wanted.top() || range.top() == "*")
+                && (range.sub() == wanted.sub() || range.sub() == "*")
         };
         // The most specific range decides (RFC 9110, 12.5.1).
-        let best = accept.iter().filter(|range| fits(range.media_type())).max_by_key(|range| range.specificity());
+        let best = accept
+            .iter()
+            .filter(|range| fits(range.media_type()))
+            .max_by_key(|range| range.specificity());
         best.map_or(0.0, |range| range.weight_or(1.0))
     };
     let (stream, json) = (weight(&MediaType::EventStream), weight(&MediaType::JSON));
     if stream == 0.0 && json == 0.0 {
-        return Err(Problem::new(Kind::NotAcceptable, "offered are text/event-stream, application/json and WebSocket"));
+        return Err(Problem::new(
+            Kind::NotAcceptable,
+            "offered are text/event-stream, application/json and WebSocket",
+        ));
     }
-    Ok(if json > stream { Transport::Poll } else { Transport::EventSource })
+    Ok(if json > stream {
+        Transport::Poll
+    } else {
+        Transport::EventSource
+    })
 }

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
+use rocket::Request;
 use rocket::http::ContentType;
 use rocket::response::{self, Responder};
-use rocket::Request;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
@@ -49,7 +49,10 @@ impl PollBody {
     pub(super) fn new(subscription: Subscription, params: &Params) -> PollBody {
         PollBody {
             subscription,
-            encoding: Encoding { framing: Framing::Json, upper_status: params.upper_status },
+            encoding: Encoding {
+                framing: Framing::Json,
+                upper_status: params.upper_status,
+            },
             outgoing: Outgoing::default(),
             wait: Box::pin(sleep(params.wait)),
             stage: Stage::Head,
@@ -82,7 +85,11 @@ impl PollBody {
             }
             Poll::Ready(Some(delivery)) => Poll::Ready(Some(self.message(&delivery))),
             Poll::Ready(None) => self.end(),
-            Poll::Pending if self.ready && (self.told || self.wait.as_mut().poll(cx).is_ready()) => self.end(),
+            Poll::Pending
+                if self.ready && (self.told || self.wait.as_mut().poll(cx).is_ready()) =>
+            {
+                self.end()
+            }
             Poll::Pending => Poll::Pending,
         }
     }
@@ -116,7 +123,11 @@ impl PollBody {
 }
 
 impl AsyncRead for PollBody {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         while self.outgoing.copy_to(buffer) {
             match self.poll_part(cx) {

@@ -28,20 +28,40 @@ use crate::wire::client::{ClientMessage, ClientMessageError};
 use crate::wire::{self, Close, Control, Encoding, Framing};
 
 /// How a connection begins.
-#[expect(clippy::large_enum_variant, reason = "it is moved once, into the connection's task")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is moved once, into the connection's task"
+)]
 pub(super) enum Opening {
     /// With a subscription.
-    Accepted { access: Access, subscription: Subscription },
+    Accepted {
+        access: Access,
+        subscription: Subscription,
+    },
     /// Accepted only to be told why not: a refused handshake breaks some proxies, and browsers hide its status.
-    Refused { error: Option<String>, code: &'static str, close: Close },
+    Refused {
+        error: Option<String>,
+        code: &'static str,
+        close: Close,
+    },
 }
 
 impl Opening {
     /// The endpoint's own way to refuse.
     pub(super) fn refused(problem: Problem, dialect: &Dialect) -> Opening {
-        let error = dialect.explains_refusal.then(|| problem.detail().to_owned());
-        let close = if problem.status() < 500 { dialect.refusal } else { Close::InternalError };
-        Opening::Refused { error, code: problem.code(), close }
+        let error = dialect
+            .explains_refusal
+            .then(|| problem.detail().to_owned());
+        let close = if problem.status() < 500 {
+            dialect.refusal
+        } else {
+            Close::InternalError
+        };
+        Opening::Refused {
+            error,
+            code: problem.code(),
+            close,
+        }
     }
 }
 
@@ -77,11 +97,20 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(socket: Socket, tidings: Arc<Tidings>, dialect: Dialect, upper_status: bool, opening: Opening) -> Session {
+    pub(super) fn new(
+        socket: Socket,
+        tidings: Arc<Tidings>,
+        dialect: Dialect,
+        upper_status: bool,
+        opening: Opening,
+    ) -> Session {
         let mut session = Session {
             socket,
             dialect,
-            encoding: Encoding { framing: Framing::WebSocket, upper_status },
+            encoding: Encoding {
+                framing: Framing::WebSocket,
+                upper_status,
+            },
             live: None,
             asking: None,
             waiting: Default::default(),
@@ -91,7 +120,10 @@ impl Session {
             tidings,
         };
         match opening {
-            Opening::Accepted { access, subscription } => session.live = Some((access, subscription)),
+            Opening::Accepted {
+                access,
+                subscription,
+            } => session.live = Some((access, subscription)),
             Opening::Refused { error, code, close } => {
                 if let Some(message) = error {
                     session.send_control(&Control::Error { code, message });
@@ -103,11 +135,15 @@ impl Session {
     }
 
     fn send_control(&mut self, control: &Control) {
-        self.socket.send(wire::control(control, Framing::WebSocket).into());
+        self.socket
+            .send(wire::control(control, Framing::WebSocket).into());
     }
 
     fn error(&mut self, code: &'static str, message: impl Into<String>) {
-        self.send_control(&Control::Error { code, message: message.into() });
+        self.send_control(&Control::Error {
+            code,
+            message: message.into(),
+        });
     }
 
     fn begin_close(&mut self, close: Close) {
@@ -128,12 +164,18 @@ impl Session {
         {
             any = true;
             match delivery {
-                Some(Delivery::Event(event)) => self.socket.send(Arc::clone(wire::event(&event, self.encoding))),
-                Some(Delivery::Control(Control::Heartbeat { cursor, .. })) => self.socket.ping(cursor.to_string()),
+                Some(Delivery::Event(event)) => self
+                    .socket
+                    .send(Arc::clone(wire::event(&event, self.encoding))),
+                Some(Delivery::Control(Control::Heartbeat { cursor, .. })) => {
+                    self.socket.ping(cursor.to_string())
+                }
                 Some(Delivery::Control(control)) => {
                     let acknowledges = matches!(
                         control,
-                        Control::Ready(_) | Control::Subscribed { .. } | Control::Unsubscribed { .. }
+                        Control::Ready(_)
+                            | Control::Subscribed { .. }
+                            | Control::Unsubscribed { .. }
                     );
                     if self.dialect.acknowledges || !acknowledges {
                         self.send_control(&control);
@@ -194,8 +236,14 @@ impl Session {
                     self.error(error.code(), error.to_string());
                 }
             },
-            Ok(ClientMessage::Ping { timestamp }) => self.send_control(&Control::Pong { timestamp }),
-            Ok(ClientMessage::Subscribe { channels, cursor, asked }) => self.ask(channels, cursor, asked),
+            Ok(ClientMessage::Ping { timestamp }) => {
+                self.send_control(&Control::Pong { timestamp })
+            }
+            Ok(ClientMessage::Subscribe {
+                channels,
+                cursor,
+                asked,
+            }) => self.ask(channels, cursor, asked),
             Ok(ClientMessage::Unsubscribe { channels, asked }) => {
                 if let Some((_, subscription)) = &mut self.live {
                     subscription.unsubscribe(&channels, asked);
@@ -208,15 +256,25 @@ impl Session {
 
     /// Checks what may be heard at once, and begins to look whether it exists.
     fn ask(&mut self, channels: Vec<Channel>, cursor: Option<Cursor>, asked: Map<String, Value>) {
-        let Some((access, subscription)) = &self.live else { return };
+        let Some((access, subscription)) = &self.live else {
+            return;
+        };
         let scope = subscription.scope();
         let school = scope.school;
         let most = self.tidings.settings().channels_per_connection;
-        let added = channels.iter().filter(|channel| !scope.channels().contains(channel)).count();
+        let added = channels
+            .iter()
+            .filter(|channel| !scope.channels().contains(channel))
+            .count();
         if scope.channels().len() + added > most {
-            return self.error("too_many_channels", format!("A connection has at most {most} channels"));
+            return self.error(
+                "too_many_channels",
+                format!("A connection has at most {most} channels"),
+            );
         }
-        let refused = channels.iter().find_map(|channel| Some((channel, access.reach(school, channel).err()?)));
+        let refused = channels
+            .iter()
+            .find_map(|channel| Some((channel, access.reach(school, channel).err()?)));
         if let Some((channel, error)) = refused {
             return match error {
                 AuthError::NotFound => self.not_found(&channel.clone()),
@@ -235,7 +293,12 @@ impl Session {
             }
             Ok(None)
         });
-        self.asking = Some(Box::new(Asking { looking, channels, cursor, asked }));
+        self.asking = Some(Box::new(Asking {
+            looking,
+            channels,
+            cursor,
+            asked,
+        }));
     }
 
     fn subscribe(&mut self, asking: Asking, missing: Result<Option<Channel>, StoreError>) {
@@ -263,11 +326,16 @@ impl Session {
 
     /// Goes on with a fresh token, if it reaches as far as the old one is used.
     fn renew(&mut self, token: &str) {
-        let Some((access, subscription)) = &mut self.live else { return };
+        let Some((access, subscription)) = &mut self.live else {
+            return;
+        };
         let scope = subscription.scope();
         let fresh = self.tidings.keys().verify(token).and_then(|fresh| {
             fresh.school(Some(scope.school))?;
-            scope.channels().iter().try_for_each(|channel| fresh.reach(scope.school, channel))?;
+            scope
+                .channels()
+                .iter()
+                .try_for_each(|channel| fresh.reach(scope.school, channel))?;
             Ok(fresh)
         });
         match fresh {
@@ -295,7 +363,8 @@ impl Session {
                 continue;
             }
             // A peer that takes no byte cannot be asked for a sign of life; one that takes them must give it.
-            let gone = self.socket.stalled_for().is_zero() && self.socket.silent_for() >= heartbeat * 2;
+            let gone =
+                self.socket.stalled_for().is_zero() && self.socket.silent_for() >= heartbeat * 2;
             if gone || self.socket.stalled_for() >= WRITE_STALL {
                 return false;
             }
@@ -305,7 +374,10 @@ impl Session {
                 if self.last_message + silence <= now {
                     if let Some((_, subscription)) = &self.live {
                         let cursor = subscription.resume_cursor();
-                        self.send_control(&Control::Heartbeat { cursor, at: Utc::now() });
+                        self.send_control(&Control::Heartbeat {
+                            cursor,
+                            at: Utc::now(),
+                        });
                     }
                     self.last_message = now;
                 }

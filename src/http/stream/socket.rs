@@ -43,8 +43,23 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    pub(super) fn upgrade(self, tidings: Arc<Tidings>, dialect: Dialect, upper_status: bool, opening: Opening) -> Upgrade {
-        Upgrade { handshake: self, handler: Handler { tidings, dialect, upper_status, opening } }
+    pub(super) fn upgrade(
+        self,
+        tidings: Arc<Tidings>,
+        dialect: Dialect,
+        upper_status: bool,
+        opening: Opening,
+    ) -> Box<Upgrade> {
+        let handler = Handler {
+            tidings,
+            dialect,
+            upper_status,
+            opening,
+        };
+        Box::new(Upgrade {
+            handshake: self,
+            handler,
+        })
     }
 }
 
@@ -53,7 +68,10 @@ impl<'r> FromRequest<'r> for MaybeHandshake {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<MaybeHandshake, Problem> {
-        let asks = |line: &str| line.split(',').any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"));
+        let asks = |line: &str| {
+            line.split(',')
+                .any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
+        };
         if !request.headers().get("Upgrade").any(asks) {
             return Outcome::Success(MaybeHandshake(None));
         }
@@ -99,10 +117,21 @@ struct Handler {
 #[rocket::async_trait]
 impl IoHandler for Handler {
     async fn io(self: Pin<Box<Self>>, io: IoStream) -> io::Result<()> {
-        let Handler { tidings, dialect, upper_status, opening } = *Pin::into_inner(self);
+        let Handler {
+            tidings,
+            dialect,
+            upper_status,
+            opening,
+        } = *Pin::into_inner(self);
         let socket = Socket::new(io, tidings.settings().client_message_limit_bytes);
         // Ends with the connection: by the peer, the credential, silence, or the server's stop.
-        tokio::spawn(Session::new(socket, tidings, dialect, upper_status, opening));
+        tokio::spawn(Session::new(
+            socket,
+            tidings,
+            dialect,
+            upper_status,
+            opening,
+        ));
         Ok(())
     }
 }
@@ -202,12 +231,17 @@ impl Socket {
     /// Queues a ping that carries `payload`, at most 125 bytes.
     pub(super) fn ping(&mut self, payload: String) {
         // Fails only when the connection is closing, and then a ping is no use.
-        let _ = self.encode(&[], |codec, pipe| codec.write(pipe, Message::Ping(payload.into_bytes().into())));
+        let _ = self.encode(&[], |codec, pipe| {
+            codec.write(pipe, Message::Ping(payload.into_bytes().into()))
+        });
     }
 
     /// Queues the close frame; what comes in afterwards is only waited out.
     pub(super) fn close(&mut self, close: Close) {
-        let frame = CloseFrame { code: CloseCode::from(close.code()), reason: close.reason().into() };
+        let frame = CloseFrame {
+            code: CloseCode::from(close.code()),
+            reason: close.reason().into(),
+        };
         // Fails only when the closing handshake is under way already.
         let _ = self.encode(&[], |codec, pipe| codec.close(pipe, Some(frame)));
     }
@@ -219,12 +253,24 @@ impl Socket {
 
     /// How long the peer has taken no byte, though there are some.
     pub(super) fn stalled_for(&self) -> Duration {
-        if self.out.is_empty() { Duration::ZERO } else { self.last_progress.elapsed() }
+        if self.out.is_empty() {
+            Duration::ZERO
+        } else {
+            self.last_progress.elapsed()
+        }
     }
 
     /// Runs the codec; what it writes is queued. Its answer counts only where something is read.
-    fn encode<T>(&mut self, input: &[u8], run: impl FnOnce(&mut WebSocketContext, &mut Pipe<'_>) -> T) -> T {
-        let mut pipe = Pipe { input, output: Vec::new(), ended: false };
+    fn encode<T>(
+        &mut self,
+        input: &[u8],
+        run: impl FnOnce(&mut WebSocketContext, &mut Pipe<'_>) -> T,
+    ) -> T {
+        let mut pipe = Pipe {
+            input,
+            output: Vec::new(),
+            ended: false,
+        };
         let result = run(&mut self.codec, &mut pipe);
         if !pipe.output.is_empty() {
             let output = pipe.output.into();
@@ -242,7 +288,9 @@ impl Socket {
                 let mut slices = [IoSlice::new(&[]); WRITE_MAX_FRAMES];
                 slices[0] = IoSlice::new(&first[self.written..]);
                 let rest = self.out.iter().skip(1).zip(&mut slices[1..]);
-                let count = 1 + rest.map(|(frame, slice)| *slice = IoSlice::new(frame)).count();
+                let count = 1 + rest
+                    .map(|(frame, slice)| *slice = IoSlice::new(frame))
+                    .count();
                 Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count])
             };
             match ready!(result) {
@@ -280,7 +328,9 @@ impl Socket {
         }
         let mut bytes = [0; SOCKET_READ_BYTES];
         let mut buffer = ReadBuf::new(&mut bytes);
-        if ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer)).is_err() || buffer.filled().is_empty() {
+        if ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer)).is_err()
+            || buffer.filled().is_empty()
+        {
             return Poll::Ready(Err(End::Gone));
         }
         self.last_heard = Instant::now();
@@ -288,16 +338,22 @@ impl Socket {
             return Poll::Ready(Ok(Vec::new()));
         }
         let mut incoming = Vec::new();
-        let end = self.encode(buffer.filled(), |codec, pipe| loop {
-            match codec.read(pipe) {
-                Ok(Message::Text(text)) => incoming.push(Incoming::Text(text.as_str().to_owned())),
-                Ok(Message::Binary(_)) => incoming.push(Incoming::Binary),
-                Ok(_) => incoming.push(Incoming::Control),
-                Err(error) => break error,
+        let end = self.encode(buffer.filled(), |codec, pipe| {
+            loop {
+                match codec.read(pipe) {
+                    Ok(Message::Text(text)) => {
+                        incoming.push(Incoming::Text(text.as_str().to_owned()))
+                    }
+                    Ok(Message::Binary(_)) => incoming.push(Incoming::Binary),
+                    Ok(_) => incoming.push(Incoming::Control),
+                    Err(error) => break error,
+                }
             }
         });
         let broken = match end {
-            ProtocolError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Ready(Ok(incoming)),
+            ProtocolError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Poll::Ready(Ok(incoming));
+            }
             // Both sides have said goodbye, or the peer did and our answer is queued.
             ProtocolError::ConnectionClosed | ProtocolError::AlreadyClosed => {
                 self.peer_closed = true;

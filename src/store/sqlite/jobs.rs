@@ -11,8 +11,8 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use serde_json::value::RawValue;
 
 use super::schema::{jobs, schools};
-use super::upsert::upsert;
 use super::table::{Address, LastEvent, Selection, Stored, Table, from_millis, millis, unreadable};
+use super::upsert::upsert;
 use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Rate};
 use crate::kind::{Command, State, job};
@@ -118,24 +118,48 @@ impl<'a> JobRow<'a> {
             (Some(result), _) => Some(End::Result(raw(result)?)),
             (None, Some(code)) => {
                 let message = self.error_message.unwrap_or_default().as_ref().into();
-                Some(End::Error(JobError { code: code.as_ref().into(), message }))
+                Some(End::Error(JobError {
+                    code: code.as_ref().into(),
+                    message,
+                }))
             }
             (None, None) => None,
         };
-        let source = if self.eta_by_history { EtaSource::History } else { EtaSource::Rate };
-        let rate = match (self.rate_smoothed, self.rate_since, self.rate_progress, self.rate_at) {
-            (Some(smoothed), Some(since), Some(progress), Some(at)) => {
-                Some(Rate { smoothed, since: from_millis(since)?, progress, at: from_millis(at)? })
-            }
+        let source = if self.eta_by_history {
+            EtaSource::History
+        } else {
+            EtaSource::Rate
+        };
+        let rate = match (
+            self.rate_smoothed,
+            self.rate_since,
+            self.rate_progress,
+            self.rate_at,
+        ) {
+            (Some(smoothed), Some(since), Some(progress), Some(at)) => Some(Rate {
+                smoothed,
+                since: from_millis(since)?,
+                progress,
+                at: from_millis(at)?,
+            }),
             _ => None,
         };
         let job = Job {
-            job_type: self.job_type.parse().map_err(|_| unreadable("a job type"))?,
-            status: self.status.parse().map_err(|_| unreadable("a job status"))?,
+            job_type: self
+                .job_type
+                .parse()
+                .map_err(|_| unreadable("a job type"))?,
+            status: self
+                .status
+                .parse()
+                .map_err(|_| unreadable("a job status"))?,
             progress: self.progress,
             message: self.message.as_ref().into(),
             metadata: raw(self.metadata)?,
-            attempt: self.attempt.try_into().map_err(|_| unreadable("an attempt"))?,
+            attempt: self
+                .attempt
+                .try_into()
+                .map_err(|_| unreadable("an attempt"))?,
             eta: optional(self.eta_at)?.map(|at| Eta { at, source }),
             stalled: self.stalled,
             cancel_requested: self.cancel_requested,
@@ -144,8 +168,14 @@ impl<'a> JobRow<'a> {
             heard_at: from_millis(self.heard_at)?,
             started_at: optional(self.started_at)?,
             finished_at: optional(self.finished_at)?,
-            stall_after_secs: self.stall_after_secs.try_into().map_err(|_| unreadable("a number of seconds"))?,
-            timeout_secs: self.timeout_secs.try_into().map_err(|_| unreadable("a number of seconds"))?,
+            stall_after_secs: self
+                .stall_after_secs
+                .try_into()
+                .map_err(|_| unreadable("a number of seconds"))?,
+            timeout_secs: self
+                .timeout_secs
+                .try_into()
+                .map_err(|_| unreadable("a number of seconds"))?,
             check_at: optional(self.check_at)?,
             typical_secs: self.typical_secs,
             rate,
@@ -162,14 +192,21 @@ impl<'a> JobRow<'a> {
 }
 
 fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
-    RawValue::from_string(json.into_owned()).map(Arc::from).map_err(|_| unreadable("JSON"))
+    RawValue::from_string(json.into_owned())
+        .map(Arc::from)
+        .map_err(|_| unreadable("JSON"))
 }
 
 /// Jobs, as the store sees any kind.
 pub(super) struct JobsTable;
 
 impl Table for JobsTable {
-    fn load(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId) -> QueryResult<Option<Stored>> {
+    fn load(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        subject: &SubjectId,
+    ) -> QueryResult<Option<Stored>> {
         let row: Option<JobRow<'_>> = jobs::table
             .find((school.get(), subject.as_str()))
             .select(JobRow::as_select())
@@ -178,11 +215,23 @@ impl Table for JobsTable {
         row.map(|row| Ok(row.into_stored()?.1)).transpose()
     }
 
-    fn write(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId, stored: &Stored) -> QueryResult<()> {
-        UpsertJob(&JobRow::new(school, subject, stored)).execute(conn).map(|_| ())
+    fn write(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        subject: &SubjectId,
+        stored: &Stored,
+    ) -> QueryResult<()> {
+        UpsertJob(&JobRow::new(school, subject, stored))
+            .execute(conn)
+            .map(|_| ())
     }
 
-    fn snapshot(&self, conn: &mut SqliteConnection, selection: &Selection<'_>) -> QueryResult<Vec<(SubjectId, Stored)>> {
+    fn snapshot(
+        &self,
+        conn: &mut SqliteConnection,
+        selection: &Selection<'_>,
+    ) -> QueryResult<Vec<(SubjectId, Stored)>> {
         let mut query = jobs::table
             .filter(jobs::school_id.eq(selection.school.get()))
             .filter(jobs::last_seq.gt(selection.after as i64))
@@ -200,20 +249,47 @@ impl Table for JobsTable {
         if !selection.filter.categories.is_empty() {
             query = query.filter(jobs::job_type.eq_any(&selection.filter.categories));
         }
-        query.load(conn)?.into_iter().map(JobRow::into_stored).collect()
+        query
+            .load(conn)?
+            .into_iter()
+            .map(JobRow::into_stored)
+            .collect()
     }
 
-    fn last_events(&self, conn: &mut SqliteConnection, school: SchoolId, subjects: &[&str]) -> QueryResult<HashMap<String, LastEvent>> {
+    fn last_events(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        subjects: &[&str],
+    ) -> QueryResult<HashMap<String, LastEvent>> {
         let rows: Vec<(String, i64, String, String)> = jobs::table
             .filter(jobs::school_id.eq(school.get()))
             .filter(jobs::job_id.eq_any(subjects))
             .select((jobs::job_id, jobs::last_seq, jobs::status, jobs::job_type))
             .load(conn)?;
-        let entry = |(id, seq, status, category)| (id, LastEvent { seq: seq as u64, status, category: Some(category) });
-        Ok(rows.into_iter().map(|(id, seq, status, category): (_, i64, _, _)| entry((id, seq, status, category))).collect())
+        let entry = |(id, seq, status, category)| {
+            (
+                id,
+                LastEvent {
+                    seq: seq as u64,
+                    status,
+                    category: Some(category),
+                },
+            )
+        };
+        Ok(rows
+            .into_iter()
+            .map(|(id, seq, status, category): (_, i64, _, _)| entry((id, seq, status, category)))
+            .collect())
     }
 
-    fn durations(&self, conn: &mut SqliteConnection, school: SchoolId, category: &str, limit: usize) -> QueryResult<Vec<f64>> {
+    fn durations(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        category: &str,
+        limit: usize,
+    ) -> QueryResult<Vec<f64>> {
         let rows: Vec<(Option<i64>, Option<i64>)> = jobs::table
             .filter(jobs::school_id.eq(school.get()))
             .filter(jobs::job_type.eq(category))
@@ -222,11 +298,17 @@ impl Table for JobsTable {
             .limit(limit as i64)
             .select((jobs::started_at, jobs::finished_at))
             .load(conn)?;
-        let seconds = |(start, end): (Option<i64>, Option<i64>)| Some((end? - start?) as f64 / 1000.0);
+        let seconds =
+            |(start, end): (Option<i64>, Option<i64>)| Some((end? - start?) as f64 / 1000.0);
         Ok(rows.into_iter().filter_map(seconds).collect())
     }
 
-    fn overdue(&self, conn: &mut SqliteConnection, now: DateTime<Utc>, limit: usize) -> QueryResult<Vec<Overdue>> {
+    fn overdue(
+        &self,
+        conn: &mut SqliteConnection,
+        now: DateTime<Utc>,
+        limit: usize,
+    ) -> QueryResult<Vec<Overdue>> {
         let rows: Vec<(i64, String)> = jobs::table
             .filter(jobs::check_at.le(millis(now)))
             .order(jobs::check_at)
@@ -243,7 +325,12 @@ impl Table for JobsTable {
         rows.into_iter().map(overdue).collect()
     }
 
-    fn sweep(&self, conn: &mut SqliteConnection, before: DateTime<Utc>, limit: usize) -> QueryResult<Vec<Address>> {
+    fn sweep(
+        &self,
+        conn: &mut SqliteConnection,
+        before: DateTime<Utc>,
+        limit: usize,
+    ) -> QueryResult<Vec<Address>> {
         let gone: Vec<(i64, String)> = jobs::table
             .inner_join(schools::table.on(schools::school_id.eq(jobs::school_id)))
             .filter(jobs::finished_at.lt(millis(before)))
@@ -255,7 +342,11 @@ impl Table for JobsTable {
         for (school, id) in gone {
             diesel::delete(jobs::table.find((school, &id))).execute(conn)?;
             let school = school.try_into().map_err(|_| unreadable("a school id"))?;
-            addresses.push((school, job::KIND, id.parse().map_err(|_| unreadable("a job id"))?));
+            addresses.push((
+                school,
+                job::KIND,
+                id.parse().map_err(|_| unreadable("a job id"))?,
+            ));
         }
         Ok(addresses)
     }
@@ -264,14 +355,29 @@ impl Table for JobsTable {
 diesel::allow_tables_to_appear_in_same_query!(jobs, schools);
 
 /// One job, with its place.
-pub(super) fn find(conn: &mut SqliteConnection, epoch: Epoch, school: SchoolId, id: &SubjectId) -> QueryResult<Option<StoredJob>> {
+pub(super) fn find(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    school: SchoolId,
+    id: &SubjectId,
+) -> QueryResult<Option<StoredJob>> {
     let stored = JobsTable.load(conn, school, id)?;
     Ok(stored.map(|stored| into_stored_job(epoch, school, id.clone(), stored)))
 }
 
 /// A page of jobs, newest first.
-pub(super) fn list(conn: &mut SqliteConnection, epoch: Epoch, school: SchoolId, query: &JobQuery, head: u64) -> QueryResult<JobPage> {
-    let statuses: Vec<_> = query.statuses.iter().map(|status| status.as_str()).collect();
+pub(super) fn list(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    school: SchoolId,
+    query: &JobQuery,
+    head: u64,
+) -> QueryResult<JobPage> {
+    let statuses: Vec<_> = query
+        .statuses
+        .iter()
+        .map(|status| status.as_str())
+        .collect();
     let mut select = jobs::table
         .filter(jobs::school_id.eq(school.get()))
         .order(jobs::created_seq.desc())
@@ -285,7 +391,10 @@ pub(super) fn list(conn: &mut SqliteConnection, epoch: Epoch, school: SchoolId, 
         select = select.filter(jobs::job_type.eq_any(&query.job_types));
     }
     if let Some(text) = &query.text {
-        let escaped = text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+        let escaped = text
+            .replace('\\', "\\\\")
+            .replace('%', "\\%")
+            .replace('_', "\\_");
         let pattern = format!("%{escaped}%");
         let in_text = jobs::job_id
             .like(pattern.clone())
@@ -312,5 +421,9 @@ fn into_stored_job(epoch: Epoch, school: SchoolId, id: SubjectId, stored: Stored
     let event = Arc::new(stored.snapshot(epoch, school, job::KIND, id));
     let created_seq = stored.created_seq;
     let State::Job(job) = stored.state;
-    StoredJob { job: *job, created_seq, event }
+    StoredJob {
+        job: *job,
+        created_seq,
+        event,
+    }
 }

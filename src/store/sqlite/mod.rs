@@ -6,6 +6,7 @@
 
 mod jobs;
 mod schema;
+mod sweep;
 mod table;
 mod upsert;
 mod writer;
@@ -24,9 +25,13 @@ use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use self::schema::{events, meta, schools};
+use self::sweep::Retention;
 use self::table::{EventRow, Selection, TABLES, table};
 use self::writer::{Submission, Work, Writer};
-use super::{CommandError, Committed, Envelope, JobPage, JobQuery, Overdue, Page, Receipt, Store, StoreError, StoredJob};
+use super::{
+    CommandError, Committed, Envelope, JobPage, JobQuery, Overdue, Page, Receipt, Store,
+    StoreError, StoredJob,
+};
 use crate::config::{self, READ_PAGE, Settings};
 use crate::event::Event;
 use crate::id::{Channel, Epoch, Kind, SchoolId, SubjectId};
@@ -70,21 +75,25 @@ pub struct SqliteStore {
     retention: Retention,
 }
 
-/// What the sweep removes.
-#[derive(Debug, Clone)]
-struct Retention {
-    age: TimeDelta,
-    events: u64,
-    finished: TimeDelta,
-    keys: TimeDelta,
-}
-
 impl SqliteStore {
     /// Opens or makes the database and starts its writer, which hands what it commits to `committed`.
-    pub fn open(settings: &Settings, path: &Path, committed: Committed) -> Result<SqliteStore, OpenError> {
-        let file_error = |path: &Path, source| OpenError::File { path: path.into(), source };
-        let database_error = |message: String| OpenError::Database { path: path.into(), message };
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    pub fn open(
+        settings: &Settings,
+        path: &Path,
+        committed: Committed,
+    ) -> Result<SqliteStore, OpenError> {
+        let file_error = |path: &Path, source| OpenError::File {
+            path: path.into(),
+            source,
+        };
+        let database_error = |message: String| OpenError::Database {
+            path: path.into(),
+            message,
+        };
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
             std::fs::create_dir_all(folder).map_err(|source| file_error(folder, source))?;
         }
         let mut lock_path = path.as_os_str().to_owned();
@@ -93,8 +102,11 @@ impl SqliteStore {
         let lock = File::create(&lock_path).map_err(|source| file_error(&lock_path, source))?;
         lock.try_lock().map_err(|_| OpenError::InUse(path.into()))?;
 
-        let url = path.to_str().ok_or_else(|| database_error("its path is not UTF-8".into()))?;
-        let mut conn = SqliteConnection::establish(url).map_err(|error| database_error(error.to_string()))?;
+        let url = path
+            .to_str()
+            .ok_or_else(|| database_error("its path is not UTF-8".into()))?;
+        let mut conn =
+            SqliteConnection::establish(url).map_err(|error| database_error(error.to_string()))?;
         conn.batch_execute(&format!(
             "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS};
              PRAGMA journal_mode = WAL;
@@ -104,7 +116,8 @@ impl SqliteStore {
              PRAGMA temp_store = MEMORY;"
         ))
         .map_err(|error| database_error(error.to_string()))?;
-        conn.run_pending_migrations(MIGRATIONS).map_err(|error| database_error(error.to_string()))?;
+        conn.run_pending_migrations(MIGRATIONS)
+            .map_err(|error| database_error(error.to_string()))?;
         let epoch = epoch(&mut conn).map_err(|error| database_error(error.to_string()))?;
 
         let readers = Pool::builder()
@@ -144,9 +157,15 @@ impl SqliteStore {
     }
 
     /// Hands work to the writer and waits for its answer.
-    async fn ask<T>(&self, work: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Work) -> Result<T, StoreError> {
+    async fn ask<T>(
+        &self,
+        work: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Work,
+    ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        self.work.send(work(answer)).await.map_err(|_| StoreError::Stopped)?;
+        self.work
+            .send(work(answer))
+            .await
+            .map_err(|_| StoreError::Stopped)?;
         answered.await.map_err(|_| StoreError::Stopped)?
     }
 
@@ -155,11 +174,16 @@ impl SqliteStore {
         &self,
         read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let permit = Arc::clone(&self.reading).acquire_owned().await.map_err(|_| StoreError::Stopped)?;
+        let permit = Arc::clone(&self.reading)
+            .acquire_owned()
+            .await
+            .map_err(|_| StoreError::Stopped)?;
         let readers = self.readers.clone();
         let task = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let mut conn = readers.get().map_err(|error| StoreError::Database(error.to_string()))?;
+            let mut conn = readers
+                .get()
+                .map_err(|error| StoreError::Database(error.to_string()))?;
             SqliteConnection::transaction(&mut conn, read).map_err(database_error)
         });
         task.await.map_err(|_| StoreError::Stopped)?
@@ -176,15 +200,21 @@ struct ReadOnly;
 
 impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReadOnly {
     fn on_acquire(&self, conn: &mut SqliteConnection) -> Result<(), diesel::r2d2::Error> {
-        conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}; PRAGMA query_only = ON;"))
-            .map_err(diesel::r2d2::Error::QueryError)
+        conn.batch_execute(&format!(
+            "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}; PRAGMA query_only = ON;"
+        ))
+        .map_err(diesel::r2d2::Error::QueryError)
     }
 }
 
 fn epoch(conn: &mut SqliteConnection) -> QueryResult<Epoch> {
     const KEY: &str = "epoch";
     conn.immediate_transaction(|conn| {
-        let stored: Option<String> = meta::table.find(KEY).select(meta::value).first(conn).optional()?;
+        let stored: Option<String> = meta::table
+            .find(KEY)
+            .select(meta::value)
+            .first(conn)
+            .optional()?;
         if let Some(text) = stored {
             return text.parse().map_err(|_| table::unreadable("an epoch"));
         }
@@ -207,7 +237,13 @@ fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<(u64, u6
     Ok((head as u64, floor as u64))
 }
 
-fn replay(conn: &mut SqliteConnection, epoch: Epoch, scope: &Scope, after: u64, fold: bool) -> QueryResult<Page> {
+fn replay(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    scope: &Scope,
+    after: u64,
+    fold: bool,
+) -> QueryResult<Page> {
     let (head, floor) = bounds(conn, scope.school)?;
     let mut query = events::table
         .filter(events::school_id.eq(scope.school.get()))
@@ -218,10 +254,16 @@ fn replay(conn: &mut SqliteConnection, epoch: Epoch, scope: &Scope, after: u64, 
         .into_boxed();
     if let Some((kind, subjects)) = single_subjects(scope) {
         // Served by the index on subjects, however much the rest of the school has to say.
-        query = query.filter(events::kind.eq(kind.collection())).filter(events::subject_id.eq_any(subjects));
+        query = query
+            .filter(events::kind.eq(kind.collection()))
+            .filter(events::subject_id.eq_any(subjects));
     }
     let rows: Vec<EventRow<'_>> = query.load(conn)?;
-    let through = if rows.len() < READ_PAGE { head } else { rows.last().map_or(head, EventRow::seq) };
+    let through = if rows.len() < READ_PAGE {
+        head
+    } else {
+        rows.last().map_or(head, EventRow::seq)
+    };
     let mut told = Vec::with_capacity(rows.len());
     for row in rows {
         let event = row.into_event(epoch)?;
@@ -235,7 +277,12 @@ fn replay(conn: &mut SqliteConnection, epoch: Epoch, scope: &Scope, after: u64, 
             leave_out_superseded_later(conn, scope, &mut told)?;
         }
     }
-    Ok(Page { events: told, through, head, floor })
+    Ok(Page {
+        events: told,
+        through,
+        head,
+        floor,
+    })
 }
 
 /// The subjects of a scope that names nothing but single subjects of one kind.
@@ -248,35 +295,64 @@ fn single_subjects(scope: &Scope) -> Option<(Kind, Vec<&str>)> {
     if !kinds.all(|other| other == Some(kind)) {
         return None;
     }
-    Some((kind, scope.subjects(kind).into_iter().map(SubjectId::as_str).collect()))
+    Some((
+        kind,
+        scope
+            .subjects(kind)
+            .into_iter()
+            .map(SubjectId::as_str)
+            .collect(),
+    ))
 }
 
 /// Leaves out ticks whose subject has a later event in scope beyond this page.
-fn leave_out_superseded_later(conn: &mut SqliteConnection, scope: &Scope, told: &mut Vec<Arc<Event>>) -> QueryResult<()> {
+fn leave_out_superseded_later(
+    conn: &mut SqliteConnection,
+    scope: &Scope,
+    told: &mut Vec<Arc<Event>>,
+) -> QueryResult<()> {
     for (kind, table) in TABLES {
-        let ticks = told.iter().filter(|event| event.is_tick() && event.kind == *kind);
+        let ticks = told
+            .iter()
+            .filter(|event| event.is_tick() && event.kind == *kind);
         let subjects: Vec<&str> = ticks.map(|event| event.subject.as_str()).collect();
         if subjects.is_empty() {
             continue;
         }
         let last = table.last_events(conn, scope.school, &subjects)?;
         told.retain(|event| {
-            let later = last.get(event.subject.as_str()).filter(|later| later.seq > event.seq);
-            let superseded = later.is_some_and(|later| scope.filter.passes(&later.status, later.category.as_deref()));
+            let later = last
+                .get(event.subject.as_str())
+                .filter(|later| later.seq > event.seq);
+            let superseded = later.is_some_and(|later| {
+                scope
+                    .filter
+                    .passes(&later.status, later.category.as_deref())
+            });
             !(event.is_tick() && event.kind == *kind && superseded)
         });
     }
     Ok(())
 }
 
-fn snapshot(conn: &mut SqliteConnection, epoch: Epoch, scope: &Scope, after: u64, upto: Option<u64>) -> QueryResult<Page> {
+fn snapshot(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    scope: &Scope,
+    after: u64,
+    upto: Option<u64>,
+) -> QueryResult<Page> {
     let (head, floor) = bounds(conn, scope.school)?;
     let upto = upto.unwrap_or(head);
     let mut told = Vec::new();
     let mut through = upto;
     for (kind, table) in TABLES {
         let all = scope.listens_to_all(*kind);
-        let subjects: Vec<_> = scope.subjects(*kind).into_iter().map(SubjectId::as_str).collect();
+        let subjects: Vec<_> = scope
+            .subjects(*kind)
+            .into_iter()
+            .map(SubjectId::as_str)
+            .collect();
         if !all && subjects.is_empty() {
             continue;
         }
@@ -293,11 +369,20 @@ fn snapshot(conn: &mut SqliteConnection, epoch: Epoch, scope: &Scope, after: u64
             // This kind may go on: the page ends where the first of such kinds ends.
             through = through.min(last.last_seq);
         }
-        told.extend(states.into_iter().map(|(id, stored)| stored.snapshot(epoch, scope.school, *kind, id)));
+        told.extend(
+            states
+                .into_iter()
+                .map(|(id, stored)| stored.snapshot(epoch, scope.school, *kind, id)),
+        );
     }
     told.retain(|event| event.seq <= through);
     told.sort_unstable_by_key(|event| event.seq);
-    Ok(Page { events: told.into_iter().map(Arc::new).collect(), through, head: upto, floor })
+    Ok(Page {
+        events: told.into_iter().map(Arc::new).collect(),
+        through,
+        head: upto,
+        floor,
+    })
 }
 
 #[async_trait]
@@ -306,27 +391,52 @@ impl Store for SqliteStore {
         self.epoch
     }
 
-    async fn append(&self, school: SchoolId, commands: Vec<Envelope>) -> Result<Vec<Result<Receipt, CommandError>>, StoreError> {
-        self.ask(|answer| Work::Append(Submission { school, commands, answer })).await
+    async fn append(
+        &self,
+        school: SchoolId,
+        commands: Vec<Envelope>,
+    ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError> {
+        self.ask(|answer| {
+            Work::Append(Submission {
+                school,
+                commands,
+                answer,
+            })
+        })
+        .await
     }
 
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
         let epoch = self.epoch;
-        self.read(move |conn| replay(conn, epoch, &scope, after, fold)).await
+        self.read(move |conn| replay(conn, epoch, &scope, after, fold))
+            .await
     }
 
-    async fn snapshot(&self, scope: Arc<Scope>, after: u64, upto: Option<u64>) -> Result<Page, StoreError> {
+    async fn snapshot(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        upto: Option<u64>,
+    ) -> Result<Page, StoreError> {
         let epoch = self.epoch;
-        self.read(move |conn| snapshot(conn, epoch, &scope, after, upto)).await
+        self.read(move |conn| snapshot(conn, epoch, &scope, after, upto))
+            .await
     }
 
-    async fn exists(&self, school: SchoolId, kind: Kind, subject: SubjectId) -> Result<bool, StoreError> {
-        self.read(move |conn| Ok(table(kind).load(conn, school, &subject)?.is_some())).await
+    async fn exists(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        subject: SubjectId,
+    ) -> Result<bool, StoreError> {
+        self.read(move |conn| Ok(table(kind).load(conn, school, &subject)?.is_some()))
+            .await
     }
 
     async fn job(&self, school: SchoolId, id: SubjectId) -> Result<Option<StoredJob>, StoreError> {
         let epoch = self.epoch;
-        self.read(move |conn| jobs::find(conn, epoch, school, &id)).await
+        self.read(move |conn| jobs::find(conn, epoch, school, &id))
+            .await
     }
 
     async fn jobs(&self, school: SchoolId, query: JobQuery) -> Result<JobPage, StoreError> {
@@ -351,7 +461,12 @@ impl Store for SqliteStore {
 
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
         let retention = self.retention.clone();
-        self.ask(|answer| Work::Sweep { retention, now, answer }).await
+        self.ask(|answer| Work::Sweep {
+            retention,
+            now,
+            answer,
+        })
+        .await
     }
 
     async fn close(&self) -> Result<(), StoreError> {

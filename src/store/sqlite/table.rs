@@ -37,9 +37,18 @@ pub(super) struct Stored {
 
 impl Stored {
     /// The state as an event: its last one, told whole.
-    pub(super) fn snapshot(&self, epoch: Epoch, school: SchoolId, kind: Kind, subject: SubjectId) -> Event {
+    pub(super) fn snapshot(
+        &self,
+        epoch: Epoch,
+        school: SchoolId,
+        kind: Kind,
+        subject: SubjectId,
+    ) -> Event {
         let draft = self.state.describe(&subject);
-        let cursor = Cursor { epoch, seq: self.last_seq };
+        let cursor = Cursor {
+            epoch,
+            seq: self.last_seq,
+        };
         Event::new(cursor, school, kind, subject, self.last_at, draft).into_snapshot()
     }
 }
@@ -64,23 +73,59 @@ pub(super) struct Selection<'a> {
 
 /// A kind's table.
 pub(super) trait Table: Sync {
-    fn load(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId) -> QueryResult<Option<Stored>>;
+    fn load(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        subject: &SubjectId,
+    ) -> QueryResult<Option<Stored>>;
 
     /// Writes a state, whether the subject has a row already or not.
-    fn write(&self, conn: &mut SqliteConnection, school: SchoolId, subject: &SubjectId, stored: &Stored) -> QueryResult<()>;
+    fn write(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        subject: &SubjectId,
+        stored: &Stored,
+    ) -> QueryResult<()>;
 
     /// Selected states by the order of their last events.
-    fn snapshot(&self, conn: &mut SqliteConnection, selection: &Selection<'_>) -> QueryResult<Vec<(SubjectId, Stored)>>;
+    fn snapshot(
+        &self,
+        conn: &mut SqliteConnection,
+        selection: &Selection<'_>,
+    ) -> QueryResult<Vec<(SubjectId, Stored)>>;
 
-    fn last_events(&self, conn: &mut SqliteConnection, school: SchoolId, subjects: &[&str]) -> QueryResult<HashMap<String, LastEvent>>;
+    fn last_events(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        subjects: &[&str],
+    ) -> QueryResult<HashMap<String, LastEvent>>;
 
     /// Durations in seconds of the newest subjects of a category that ended well, newest first.
-    fn durations(&self, conn: &mut SqliteConnection, school: SchoolId, category: &str, limit: usize) -> QueryResult<Vec<f64>>;
+    fn durations(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        category: &str,
+        limit: usize,
+    ) -> QueryResult<Vec<f64>>;
 
-    fn overdue(&self, conn: &mut SqliteConnection, now: DateTime<Utc>, limit: usize) -> QueryResult<Vec<Overdue>>;
+    fn overdue(
+        &self,
+        conn: &mut SqliteConnection,
+        now: DateTime<Utc>,
+        limit: usize,
+    ) -> QueryResult<Vec<Overdue>>;
 
     /// Deletes at most `limit` subjects that ended before `before` and whose events are gone.
-    fn sweep(&self, conn: &mut SqliteConnection, before: DateTime<Utc>, limit: usize) -> QueryResult<Vec<Address>>;
+    fn sweep(
+        &self,
+        conn: &mut SqliteConnection,
+        before: DateTime<Utc>,
+        limit: usize,
+    ) -> QueryResult<Vec<Address>>;
 }
 
 /// A time as it is stored.
@@ -95,7 +140,9 @@ pub(super) fn from_millis(millis: i64) -> QueryResult<DateTime<Utc>> {
 
 /// A stored value that this program did not write.
 pub(super) fn unreadable(what: &str) -> diesel::result::Error {
-    diesel::result::Error::DeserializationError(format!("the database holds {what} that cannot be read").into())
+    diesel::result::Error::DeserializationError(
+        format!("the database holds {what} that cannot be read").into(),
+    )
 }
 
 /// A row of `events`.
@@ -142,15 +189,35 @@ impl EventRow<'_> {
         use crate::kind::{known_kind, known_name};
         let draft = Draft {
             name: known_name(&self.name).ok_or_else(|| unreadable("an event name"))?,
-            class: if self.milestone { Class::Milestone } else { Class::Tick },
+            class: if self.milestone {
+                Class::Milestone
+            } else {
+                Class::Tick
+            },
             status: known_name(&self.status).ok_or_else(|| unreadable("a status"))?,
             category: self.category.map(|category| Arc::from(&*category)),
             fields: self.fields.into_owned(),
         };
-        let cursor = Cursor { epoch, seq: self.seq as u64 };
-        let school = self.school_id.try_into().map_err(|_| unreadable("a school id"))?;
+        let cursor = Cursor {
+            epoch,
+            seq: self.seq as u64,
+        };
+        let school = self
+            .school_id
+            .try_into()
+            .map_err(|_| unreadable("a school id"))?;
         let kind = known_kind(&self.kind).ok_or_else(|| unreadable("a kind"))?;
-        let subject = self.subject_id.parse().map_err(|_| unreadable("a subject id"))?;
-        Ok(Event::new(cursor, school, kind, subject, from_millis(self.at)?, draft))
+        let subject = self
+            .subject_id
+            .parse()
+            .map_err(|_| unreadable("a subject id"))?;
+        Ok(Event::new(
+            cursor,
+            school,
+            kind,
+            subject,
+            from_millis(self.at)?,
+            draft,
+        ))
     }
 }

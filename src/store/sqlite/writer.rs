@@ -20,10 +20,11 @@ use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 use tokio::sync::{mpsc, oneshot};
 
-use super::schema::{events, idempotency_keys, schools};
-use super::table::{Address, EventRow, Stored, TABLES, millis, table, unreadable};
+use super::schema::{events, idempotency_keys};
+use super::sweep::{Retention, sweep};
+use super::table::{Address, EventRow, Stored, millis, table, unreadable};
 use super::upsert::upsert;
-use super::{Retention, bounds, database_error};
+use super::{bounds, database_error};
 use crate::config::{self, Settings, Synchronous};
 use crate::event::{Class, Event};
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
@@ -36,7 +37,11 @@ type Receipts = Vec<Result<Receipt, CommandError>>;
 /// What can be asked of the writer.
 pub(super) enum Work {
     Append(Submission),
-    Sweep { retention: Retention, now: DateTime<Utc>, answer: Answer<bool> },
+    Sweep {
+        retention: Retention,
+        now: DateTime<Utc>,
+        answer: Answer<bool>,
+    },
     Ping(Answer<()>),
     Close(Answer<()>),
 }
@@ -99,7 +104,12 @@ fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
 }
 
 impl Writer {
-    pub(super) fn new(conn: SqliteConnection, epoch: Epoch, settings: &Settings, committed: Committed) -> Writer {
+    pub(super) fn new(
+        conn: SqliteConnection,
+        epoch: Epoch,
+        settings: &Settings,
+        committed: Committed,
+    ) -> Writer {
         Writer {
             conn,
             epoch,
@@ -129,7 +139,11 @@ impl Writer {
                         group.push(submission);
                     }
                     // Order matters to nobody between these and the group.
-                    Work::Sweep { retention, now, answer } => {
+                    Work::Sweep {
+                        retention,
+                        now,
+                        answer,
+                    } => {
                         let swept = self.sweep(&retention, now);
                         let _ = answer.send(swept.map_err(database_error));
                     }
@@ -164,7 +178,10 @@ impl Writer {
         let result = submissions.into_iter().try_for_each(|submission| {
             answers.push(submission.answer);
             let school = submission.school;
-            let receipts = submission.commands.into_iter().map(|envelope| self.judge(&mut group, school, envelope, now));
+            let receipts = submission
+                .commands
+                .into_iter()
+                .map(|envelope| self.judge(&mut group, school, envelope, now));
             judged.push(receipts.collect::<QueryResult<Receipts>>()?);
             Ok(())
         });
@@ -191,13 +208,27 @@ impl Writer {
     }
 
     /// Judges one command; what it leads to goes into the group and the caches.
-    fn judge(&mut self, group: &mut Group, school: SchoolId, envelope: Envelope, now: DateTime<Utc>) -> QueryResult<Result<Receipt, CommandError>> {
-        let Envelope { subject, command, idempotency } = envelope;
+    fn judge(
+        &mut self,
+        group: &mut Group,
+        school: SchoolId,
+        envelope: Envelope,
+        now: DateTime<Utc>,
+    ) -> QueryResult<Result<Receipt, CommandError>> {
+        let Envelope {
+            subject,
+            command,
+            idempotency,
+        } = envelope;
         if let Some(idempotency) = &idempotency
             && let Some(used) = self.used(group, school, idempotency)?
         {
             let same = used.fingerprint == idempotency.fingerprint;
-            return Ok(if same { Ok(Receipt::Repeated(used.event)) } else { Err(CommandError::KeyReused) });
+            return Ok(if same {
+                Ok(Receipt::Repeated(used.event))
+            } else {
+                Err(CommandError::KeyReused)
+            });
         }
         let kind = command.kind();
         let address = (school, kind, subject.clone());
@@ -208,7 +239,11 @@ impl Writer {
             Some(category) => self.typical_secs(school, kind, category)?,
             None => None,
         };
-        let context = Context { now, limits: &self.limits, typical_secs };
+        let context = Context {
+            now,
+            limits: &self.limits,
+            typical_secs,
+        };
         let outcome = match kind::apply(&subject, state.as_ref(), &command, &context) {
             Ok(outcome) => outcome,
             Err(error) => return Ok(Err(error.into())),
@@ -220,8 +255,18 @@ impl Writer {
         for draft in outcome.drafts {
             seq += 1;
             group.milestones |= draft.class == Class::Milestone;
-            let cursor = Cursor { epoch: self.epoch, seq };
-            let event = Arc::new(Event::new(cursor, school, kind, subject.clone(), now, draft));
+            let cursor = Cursor {
+                epoch: self.epoch,
+                seq,
+            };
+            let event = Arc::new(Event::new(
+                cursor,
+                school,
+                kind,
+                subject.clone(),
+                now,
+                draft,
+            ));
             first.get_or_insert_with(|| Arc::clone(&event));
             group.events.push(event);
         }
@@ -229,22 +274,43 @@ impl Writer {
             group.ended.push((school, category, secs));
         }
         let (created_seq, last_seq, last_at) = place.unwrap_or((head + 1, head + 1, now));
-        let (last_seq, last_at) = if first.is_some() { (seq, now) } else { (last_seq, last_at) };
-        let stored = Stored { state: outcome.state, created_seq, last_seq, last_at };
+        let (last_seq, last_at) = if first.is_some() {
+            (seq, now)
+        } else {
+            (last_seq, last_at)
+        };
+        let stored = Stored {
+            state: outcome.state,
+            created_seq,
+            last_seq,
+            last_at,
+        };
         let receipt = match first {
             Some(event) => Receipt::Committed(event),
-            None => Receipt::Unchanged(Arc::new(stored.snapshot(self.epoch, school, kind, subject))),
+            None => {
+                Receipt::Unchanged(Arc::new(stored.snapshot(self.epoch, school, kind, subject)))
+            }
         };
         group.heads.insert(school, seq);
         if let Some(Idempotency { key, fingerprint }) = idempotency {
-            group.keys.insert((school, key), Used { fingerprint, event: Arc::clone(receipt.event()) });
+            group.keys.insert(
+                (school, key),
+                Used {
+                    fingerprint,
+                    event: Arc::clone(receipt.event()),
+                },
+            );
         }
         group.changed.insert(address, stored);
         Ok(Ok(receipt))
     }
 
     /// The state as the commands before this one leave it.
-    fn stored<'a>(&'a mut self, group: &'a Group, address: &Address) -> QueryResult<Option<&'a Stored>> {
+    fn stored<'a>(
+        &'a mut self,
+        group: &'a Group,
+        address: &Address,
+    ) -> QueryResult<Option<&'a Stored>> {
         if let Some(stored) = group.changed.get(address) {
             return Ok(Some(stored));
         }
@@ -268,19 +334,36 @@ impl Writer {
     }
 
     /// The median duration in seconds of the newest subjects of a category.
-    fn typical_secs(&mut self, school: SchoolId, kind: Kind, category: Arc<str>) -> QueryResult<Option<f64>> {
+    fn typical_secs(
+        &mut self,
+        school: SchoolId,
+        kind: Kind,
+        category: Arc<str>,
+    ) -> QueryResult<Option<f64>> {
         let key = (school, category);
         if !self.durations.contains(&key) {
-            let durations = table(kind).durations(&mut self.conn, school, &key.1, config::HISTORY_SAMPLE)?;
+            let durations =
+                table(kind).durations(&mut self.conn, school, &key.1, config::HISTORY_SAMPLE)?;
             self.durations.put(key.clone(), durations.into());
         }
-        let mut sorted: Vec<f64> = self.durations.get(&key).into_iter().flatten().copied().collect();
+        let mut sorted: Vec<f64> = self
+            .durations
+            .get(&key)
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect();
         sorted.sort_unstable_by(f64::total_cmp);
         Ok(sorted.get(sorted.len() / 2).copied())
     }
 
     /// An earlier use of the key.
-    fn used(&mut self, group: &Group, school: SchoolId, idempotency: &Idempotency) -> QueryResult<Option<Used>> {
+    fn used(
+        &mut self,
+        group: &Group,
+        school: SchoolId,
+        idempotency: &Idempotency,
+    ) -> QueryResult<Option<Used>> {
         if let Some(used) = group.keys.get(&(school, idempotency.key.clone())) {
             return Ok(Some(used.clone()));
         }
@@ -304,7 +387,10 @@ impl Writer {
             .first(&mut self.conn)
             .optional()?;
         if let Some(row) = event {
-            return Ok(Some(Used { fingerprint, event: Arc::new(row.into_event(self.epoch)?) }));
+            return Ok(Some(Used {
+                fingerprint,
+                event: Arc::new(row.into_event(self.epoch)?),
+            }));
         }
         // The event has been swept: answer with what the subject has become.
         let kind = kind::known_kind(&kind).ok_or_else(|| unreadable("a kind"))?;
@@ -312,7 +398,10 @@ impl Writer {
         let address = (school, kind, subject.clone());
         let epoch = self.epoch;
         let stored = self.stored(group, &address)?;
-        Ok(stored.map(|stored| Used { fingerprint, event: Arc::new(stored.snapshot(epoch, school, kind, subject)) }))
+        Ok(stored.map(|stored| Used {
+            fingerprint,
+            event: Arc::new(stored.snapshot(epoch, school, kind, subject)),
+        }))
     }
 
     /// Writes the group in one transaction, then tells the caches.
@@ -330,10 +419,16 @@ impl Writer {
                 table(*kind).write(conn, *school, subject, stored)?;
             }
             for event in &group.events {
-                diesel::insert_into(events::table).values(EventRow::from(&**event)).execute(conn)?;
+                diesel::insert_into(events::table)
+                    .values(EventRow::from(&**event))
+                    .execute(conn)?;
             }
             for (school, head) in &group.heads {
-                let row = SchoolRow { school_id: school.get(), floor: 0, head: *head as i64 };
+                let row = SchoolRow {
+                    school_id: school.get(),
+                    floor: 0,
+                    head: *head as i64,
+                };
                 UpsertHead(&row).execute(conn)?;
             }
             for ((school, key), used) in &group.keys {
@@ -371,65 +466,15 @@ impl Writer {
     fn wait_for_disk(&mut self, wait: bool) -> QueryResult<()> {
         if wait != self.waits_for_disk {
             let mode = if wait { "FULL" } else { "NORMAL" };
-            self.conn.batch_execute(&format!("PRAGMA synchronous = {mode}"))?;
+            self.conn
+                .batch_execute(&format!("PRAGMA synchronous = {mode}"))?;
             self.waits_for_disk = wait;
         }
         Ok(())
     }
 
-    /// Removes one batch of what is past retention: events first, then finished subjects, then keys.
     fn sweep(&mut self, retention: &Retention, now: DateTime<Utc>) -> QueryResult<bool> {
-        let limit = config::SWEEP_BATCH;
-        let oldest = millis(now - retention.age);
-        let swept_school = &mut self.swept_school;
-        let (gone, more) = self.conn.immediate_transaction(|conn| {
-            let kept = retention.events as i64;
-            let visited: Vec<(i64, i64, i64)> = schools::table
-                .filter(schools::school_id.gt(*swept_school))
-                .order(schools::school_id)
-                .limit(config::SWEEP_SCHOOLS as i64)
-                .select((schools::school_id, schools::head, schools::floor))
-                .load(conn)?;
-            let mut more = visited.len() == config::SWEEP_SCHOOLS;
-            *swept_school = if more { visited.last().map_or(0, |(school, ..)| *school) } else { 0 };
-            for (school, head, floor) in visited {
-                let own = events::table.filter(events::school_id.eq(school)).filter(events::seq.gt(floor));
-                let first = own.order(events::seq).limit(1).select((events::seq, events::at));
-                let is_past = |(seq, at): &(i64, i64)| *at < oldest || *seq <= head - kept;
-                if !first.first(conn).optional()?.is_some_and(|row| is_past(&row)) {
-                    continue;
-                }
-                let rows: Vec<(i64, i64)> =
-                    own.order(events::seq).limit(limit as i64).select((events::seq, events::at)).load(conn)?;
-                let past = rows.iter().take_while(|row| is_past(row)).count();
-                if let Some((last, _)) = rows[..past].last() {
-                    diesel::delete(own.filter(events::seq.le(last))).execute(conn)?;
-                    diesel::update(schools::table.find(school)).set(schools::floor.eq(last)).execute(conn)?;
-                    if past == limit {
-                        // This school has more: the next step begins with it again.
-                        *swept_school = school - 1;
-                        more = true;
-                        break;
-                    }
-                }
-            }
-            let mut gone = Vec::new();
-            for (_, table) in TABLES {
-                gone.extend(table.sweep(conn, now - retention.finished, limit)?);
-            }
-            more |= gone.len() >= limit;
-            let old_keys = idempotency_keys::created_at.lt(millis(now - retention.keys));
-            let keys: Vec<(i64, String)> = idempotency_keys::table
-                .filter(old_keys)
-                .limit(limit as i64)
-                .select((idempotency_keys::school_id, idempotency_keys::key))
-                .load(conn)?;
-            for key in &keys {
-                diesel::delete(idempotency_keys::table.find((key.0, &key.1))).execute(conn)?;
-            }
-            more |= keys.len() == limit;
-            QueryResult::Ok((gone, more))
-        })?;
+        let (gone, more) = sweep(&mut self.conn, &mut self.swept_school, retention, now)?;
         for address in &gone {
             self.states.pop(address);
         }

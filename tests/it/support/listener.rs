@@ -20,7 +20,11 @@ pub(crate) enum Transport {
 }
 
 impl Transport {
-    pub(crate) const ALL: [Transport; 3] = [Transport::EventSource, Transport::WebSocket, Transport::Poll];
+    pub(crate) const ALL: [Transport; 3] = [
+        Transport::EventSource,
+        Transport::WebSocket,
+        Transport::Poll,
+    ];
 }
 
 pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -34,13 +38,29 @@ pub(crate) struct Listener {
 }
 
 enum Inner {
-    EventSource { bytes: Bytes, pending: Vec<u8> },
+    EventSource {
+        bytes: Bytes,
+        pending: Vec<u8>,
+    },
     WebSocket(Box<Socket>),
-    Poll { http: reqwest::Client, url: String, token: String, waiting: VecDeque<Value>, next: Option<String>, greeted: bool, over: bool },
+    Poll {
+        http: reqwest::Client,
+        url: String,
+        token: String,
+        waiting: VecDeque<Value>,
+        next: Option<String>,
+        greeted: bool,
+        over: bool,
+    },
 }
 
 /// `http://` as `ws://`, with token and cursor in the query.
-pub(crate) fn socket_url(base: &str, path: &str, token: Option<&str>, cursor: Option<&str>) -> String {
+pub(crate) fn socket_url(
+    base: &str,
+    path: &str,
+    token: Option<&str>,
+    cursor: Option<&str>,
+) -> String {
     let mut url = format!("{}{path}", base.replacen("http", "ws", 1));
     for (name, value) in [("token", token), ("cursor", cursor)] {
         if let Some(value) = value {
@@ -53,14 +73,19 @@ pub(crate) fn socket_url(base: &str, path: &str, token: Option<&str>, cursor: Op
 
 /// Opens a WebSocket that must be accepted.
 pub(crate) async fn socket(base: &str, path: &str, token: &str) -> Socket {
-    let request = socket_url(base, path, Some(token), None).into_client_request().unwrap();
+    let request = socket_url(base, path, Some(token), None)
+        .into_client_request()
+        .unwrap();
     tokio_tungstenite::connect_async(request).await.unwrap().0
 }
 
 /// The next JSON message of a WebSocket, or the code of its close.
 pub(crate) async fn receive(socket: &mut Socket) -> Result<Value, Option<u16>> {
     loop {
-        match timeout(PATIENCE, socket.next()).await.expect("a message in time") {
+        match timeout(PATIENCE, socket.next())
+            .await
+            .expect("a message in time")
+        {
             Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),
             Some(Ok(Message::Close(frame))) => return Err(frame.map(|frame| frame.code.into())),
             Some(Ok(_)) => {}
@@ -76,28 +101,50 @@ pub(crate) async fn send(socket: &mut Socket, text: &str) {
 
 impl Listener {
     /// Opens `/events<scope>`.
-    pub(crate) async fn open(transport: Transport, base: &str, scope: &str, token: &str, cursor: Option<&str>) -> Listener {
+    pub(crate) async fn open(
+        transport: Transport,
+        base: &str,
+        scope: &str,
+        token: &str,
+        cursor: Option<&str>,
+    ) -> Listener {
         let path = format!("/events{scope}");
         let inner = match transport {
             Transport::EventSource => {
-                let mut request = reqwest::Client::new().get(format!("{base}{path}")).bearer_auth(token);
+                let mut request = reqwest::Client::new()
+                    .get(format!("{base}{path}"))
+                    .bearer_auth(token);
                 if let Some(cursor) = cursor {
                     request = request.header("Last-Event-ID", cursor);
                 }
-                let response = request.header("Accept", "text/event-stream").send().await.unwrap();
+                let response = request
+                    .header("Accept", "text/event-stream")
+                    .send()
+                    .await
+                    .unwrap();
                 assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
                 assert_eq!(response.headers()["content-type"], "text/event-stream");
-                let bytes = response.bytes_stream().map(|part| part.map(|part| part.to_vec()));
-                Inner::EventSource { bytes: Box::pin(bytes), pending: Vec::new() }
+                let bytes = response
+                    .bytes_stream()
+                    .map(|part| part.map(|part| part.to_vec()));
+                Inner::EventSource {
+                    bytes: Box::pin(bytes),
+                    pending: Vec::new(),
+                }
             }
             Transport::WebSocket => {
                 let url = socket_url(base, &path, Some(token), cursor);
-                Inner::WebSocket(Box::new(tokio_tungstenite::connect_async(url).await.unwrap().0))
+                Inner::WebSocket(Box::new(
+                    tokio_tungstenite::connect_async(url).await.unwrap().0,
+                ))
             }
             Transport::Poll => Inner::Poll {
                 http: reqwest::Client::new(),
                 // A test that expects nothing should not wait for as long as a person would.
-                url: format!("{base}{path}{}wait=3", if path.contains('?') { '&' } else { '?' }),
+                url: format!(
+                    "{base}{path}{}wait=3",
+                    if path.contains('?') { '&' } else { '?' }
+                ),
                 token: token.into(),
                 waiting: VecDeque::new(),
                 next: cursor.map(str::to_owned),
@@ -105,12 +152,17 @@ impl Listener {
                 over: false,
             },
         };
-        Listener { inner, cursor: cursor.map(str::to_owned) }
+        Listener {
+            inner,
+            cursor: cursor.map(str::to_owned),
+        }
     }
 
     /// The next message; nothing when the stream is over.
     pub(crate) async fn next(&mut self) -> Option<Value> {
-        timeout(PATIENCE, self.next_message()).await.expect("a message in time")
+        timeout(PATIENCE, self.next_message())
+            .await
+            .expect("a message in time")
     }
 
     async fn next_message(&mut self) -> Option<Value> {
@@ -120,7 +172,8 @@ impl Listener {
                     if let Some(end) = pending.windows(2).position(|pair| pair == b"\n\n") {
                         let block: Vec<u8> = pending.drain(..end + 2).collect();
                         let block = String::from_utf8(block).unwrap();
-                        let value = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+                        let value =
+                            |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
                         if let Some(id) = value("id: ") {
                             self.cursor = Some(id.to_owned());
                         }
@@ -137,7 +190,9 @@ impl Listener {
                 Inner::WebSocket(socket) => match socket.next().await {
                     Some(Ok(Message::Text(text))) => {
                         let message: Value = serde_json::from_str(&text).unwrap();
-                        if message["type"] != "connected" && let Some(cursor) = message["cursor"].as_str() {
+                        if message["type"] != "connected"
+                            && let Some(cursor) = message["cursor"].as_str()
+                        {
                             self.cursor = Some(cursor.to_owned());
                         }
                         return Some(message);
@@ -148,11 +203,22 @@ impl Listener {
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
                     Some(Ok(_)) => {}
                 },
-                Inner::Poll { http, url, token, waiting, next, greeted, over } => {
+                Inner::Poll {
+                    http,
+                    url,
+                    token,
+                    waiting,
+                    next,
+                    greeted,
+                    over,
+                } => {
                     if let Some(message) = waiting.pop_front() {
                         // One answer after the other, told as one stream: later greetings are left out.
-                        let greeting = matches!(message["type"].as_str(), Some("connected" | "ready"));
-                        if message["type"] != "connected" && let Some(cursor) = message["cursor"].as_str() {
+                        let greeting =
+                            matches!(message["type"].as_str(), Some("connected" | "ready"));
+                        if message["type"] != "connected"
+                            && let Some(cursor) = message["cursor"].as_str()
+                        {
                             self.cursor = Some(cursor.to_owned());
                         }
                         let first = !*greeted;
@@ -166,7 +232,10 @@ impl Listener {
                     if *over {
                         return None;
                     }
-                    let mut request = http.get(&*url).bearer_auth(&*token).header("Accept", "application/json");
+                    let mut request = http
+                        .get(&*url)
+                        .bearer_auth(&*token)
+                        .header("Accept", "application/json");
                     if let Some(cursor) = &*next {
                         request = request.header("Last-Event-ID", cursor);
                     }
@@ -186,7 +255,10 @@ impl Listener {
     pub(crate) async fn take_until(&mut self, fits: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut messages = Vec::new();
         loop {
-            let message = self.next().await.unwrap_or_else(|| panic!("the stream ended after {messages:#?}"));
+            let message = self
+                .next()
+                .await
+                .unwrap_or_else(|| panic!("the stream ended after {messages:#?}"));
             let last = fits(&message);
             messages.push(message);
             if last {

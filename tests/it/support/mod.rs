@@ -52,22 +52,44 @@ pub(crate) async fn server_in(folder: Arc<TempDir>, settings: Value) -> Server {
 pub(crate) async fn launch(rocket: rocket::Rocket<rocket::Build>, folder: Arc<TempDir>) -> Server {
     let (announce, announced) = tokio::sync::oneshot::channel();
     let announce = std::sync::Mutex::new(Some(announce));
-    let rocket = rocket.attach(rocket::fairing::AdHoc::on_liftoff("announce", move |rocket| {
-        Box::pin(async move {
-            let tidings = Arc::clone(rocket.state::<Arc<Tidings>>().unwrap());
-            let port = rocket.config().port;
-            announce.lock().unwrap().take().unwrap().send((port, rocket.shutdown(), tidings)).ok();
-        })
-    }));
+    let rocket = rocket.attach(rocket::fairing::AdHoc::on_liftoff(
+        "announce",
+        move |rocket| {
+            Box::pin(async move {
+                let tidings = Arc::clone(rocket.state::<Arc<Tidings>>().unwrap());
+                let port = rocket.config().port;
+                announce
+                    .lock()
+                    .unwrap()
+                    .take()
+                    .unwrap()
+                    .send((port, rocket.shutdown(), tidings))
+                    .ok();
+            })
+        },
+    ));
     let served = tokio::spawn(async move {
         let rocket = rocket.launch().await;
         if let Err(error) = &rocket {
-            assert!(matches!(error.kind(), rocket::error::ErrorKind::Shutdown(..)), "{error}");
+            assert!(
+                matches!(error.kind(), rocket::error::ErrorKind::Shutdown(..)),
+                "{error}"
+            );
         }
     });
     let (port, shutdown, tidings) = announced.await.expect("the server starts");
-    let http = reqwest::Client::builder().timeout(PATIENCE * 2).build().unwrap();
-    Server { url: format!("http://127.0.0.1:{port}"), tidings, http, shutdown, served: Some(served), folder }
+    let http = reqwest::Client::builder()
+        .timeout(PATIENCE * 2)
+        .build()
+        .unwrap();
+    Server {
+        url: format!("http://127.0.0.1:{port}"),
+        tidings,
+        http,
+        shutdown,
+        served: Some(served),
+        folder,
+    }
 }
 
 /// Rocket's configuration for a test: any free port, no signals, these settings.
@@ -80,7 +102,9 @@ pub(crate) fn figment(folder: &TempDir, settings: &Value) -> Figment {
         .merge(("shutdown", rocket::figment::util::map! { "ctrlc" => Setting::from(false), "grace" => Setting::from(2), "mercy" => Setting::from(1) }))
         .merge(("tidings.data_dir", folder.path()))
         .merge(("tidings.jwt_secret", SECRET));
-    settings.into_iter().fold(base, |figment, (key, value)| figment.merge((format!("tidings.{key}"), value)))
+    settings.into_iter().fold(base, |figment, (key, value)| {
+        figment.merge((format!("tidings.{key}"), value))
+    })
 }
 
 impl Server {
@@ -94,7 +118,9 @@ impl Server {
 
     /// A request with a token.
     pub(crate) fn request(&self, method: &str, path: &str, token: &str) -> reqwest::RequestBuilder {
-        self.http.request(method.parse().unwrap(), format!("{}{path}", self.url)).bearer_auth(token)
+        self.http
+            .request(method.parse().unwrap(), format!("{}{path}", self.url))
+            .bearer_auth(token)
     }
 
     /// GET, giving status and JSON.
@@ -116,7 +142,11 @@ impl Server {
 
     /// A running job of school 1.
     pub(crate) async fn running_job(&self, id: &str) -> Value {
-        self.report("/api/jobs", json!({"job_id": id, "job_type": "test", "status": "in_progress"})).await
+        self.report(
+            "/api/jobs",
+            json!({"job_id": id, "job_type": "test", "status": "in_progress"}),
+        )
+        .await
     }
 
     /// Listens, as a viewer of school 1.
@@ -141,7 +171,8 @@ pub(crate) async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
     let response = request.send().await.unwrap();
     let status = response.status().as_u16();
     let text = response.text().await.unwrap();
-    let json = serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {status} {text:?}"));
+    let json =
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {status} {text:?}"));
     (status, json)
 }
 
@@ -182,7 +213,10 @@ pub(crate) fn admin() -> String {
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !condition().await {
-        assert!(tokio::time::Instant::now() < deadline, "never came true: {what}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "never came true: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -195,9 +229,15 @@ pub(crate) fn field<'a>(messages: &'a [Value], name: &str) -> Vec<&'a Value> {
 /// A real program that a test needs. Absent, the test is skipped where everyone can see it, or fails where
 /// `TIDINGS_REQUIRE_ALL` is set.
 pub(crate) fn needs(program: &str) -> bool {
-    let found = std::process::Command::new(program).arg("--version").output().is_ok();
+    let found = std::process::Command::new(program)
+        .arg("--version")
+        .output()
+        .is_ok();
     if !found {
-        assert!(std::env::var_os("TIDINGS_REQUIRE_ALL").is_none(), "{program} is required and not installed");
+        assert!(
+            std::env::var_os("TIDINGS_REQUIRE_ALL").is_none(),
+            "{program} is required and not installed"
+        );
         eprintln!("SKIPPED: {program} is not installed");
     }
     found

@@ -15,10 +15,15 @@ pub(crate) fn binary() -> PathBuf {
 pub(crate) fn command(folder: &Path) -> Command {
     let mut command = Command::new(binary());
     command.current_dir(folder);
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TIDINGS_") || name.starts_with("ROCKET_")) {
+    for (name, _) in std::env::vars()
+        .filter(|(name, _)| name.starts_with("TIDINGS_") || name.starts_with("ROCKET_"))
+    {
         command.env_remove(name);
     }
-    command.env("ROCKET_PORT", "0").env("TIDINGS_DATA_DIR", folder.join("data")).env("TIDINGS_JWT_SECRET", SECRET);
+    command
+        .env("ROCKET_PORT", "0")
+        .env("TIDINGS_DATA_DIR", folder.join("data"))
+        .env("TIDINGS_JWT_SECRET", SECRET);
     command
 }
 
@@ -29,7 +34,7 @@ pub(crate) fn run(command: &mut Command) -> Output {
 
 /// A server process; killed when it is dropped.
 pub(crate) struct Process {
-    child: Child,
+    child: Guarded,
     pub(crate) url: String,
     /// What it has said on standard output beside its address.
     pub(crate) stdout: BufReader<std::process::ChildStdout>,
@@ -38,44 +43,63 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `tidings serve` (or what `command` says) and waits until it listens.
     pub(crate) fn start(command: &mut Command) -> Process {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut child = Guarded(
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        );
+        let mut stdout = BufReader::new(child.0.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
         let Some(url) = line.trim().strip_prefix("Tidings listens on ") else {
             let mut rest = String::new();
-            std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut rest).ok();
+            std::io::Read::read_to_string(&mut child.0.stderr.take().unwrap(), &mut rest).ok();
             panic!("the server did not start: {line} {rest}");
         };
-        Process { url: url.to_owned(), child, stdout }
+        Process {
+            url: url.to_owned(),
+            child,
+            stdout,
+        }
     }
 
     pub(crate) fn stderr(&mut self) -> ChildStderr {
-        self.child.stderr.take().unwrap()
+        self.child.0.stderr.take().unwrap()
     }
 
     /// SIGKILL: no chance to tidy up.
     pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.child.0.kill().unwrap();
+        self.child.0.wait().unwrap();
     }
 
     /// SIGTERM, and the exit code.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
-        let sent = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status().unwrap();
+        let sent = Command::new("kill")
+            .arg("-TERM")
+            .arg(self.child.0.id().to_string())
+            .status()
+            .unwrap();
         assert!(sent.success());
-        self.child.wait().unwrap().code()
+        self.child.0.wait().unwrap().code()
     }
 
     /// Waits for the end, and gives the exit code.
     pub(crate) fn wait(&mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
+        self.child.0.wait().unwrap().code()
     }
 }
 
-impl Drop for Process {
+/// A child process that is killed when it is dropped.
+pub(crate) struct Guarded(pub(crate) Child);
+
+impl Drop for Guarded {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // Both fail only if it has ended, which is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

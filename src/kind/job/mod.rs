@@ -14,6 +14,8 @@
 //! Silence is judged lazily: [`Job::check_at`] is the next time at which it is worth looking, and it is
 //! not moved by every report, so that a busy job costs one look per stall period and no index churn.
 
+mod command;
+
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -22,6 +24,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
+pub use self::command::{Cancel, Command, Complete, Create, Fail, Note, Progress};
 pub use super::rate::Rate;
 use super::{Context, Outcome, RuleError, bounded, rate};
 use crate::event::{Class, Draft};
@@ -32,7 +35,15 @@ pub const KIND: Kind = Kind::new("jobs");
 /// The `type` of every event of a job.
 pub const EVENT_NAME: &str = "job_progress";
 /// What can stand in an event of a job as its name or status.
-pub const NAMES: &[&str] = &[EVENT_NAME, "pending", "queued", "in_progress", "completed", "failed", "cancelled"];
+pub const NAMES: &[&str] = &[
+    EVENT_NAME,
+    "pending",
+    "queued",
+    "in_progress",
+    "completed",
+    "failed",
+    "cancelled",
+];
 /// The longest `job_type`, in bytes.
 pub const TYPE_MAX_BYTES: usize = 64;
 /// The longest `error.code`, in bytes.
@@ -101,12 +112,15 @@ impl FromStr for Status {
 
     /// Lower case, or all upper case as some existing clients send it.
     fn from_str(text: &str) -> Result<Status, RuleError> {
-        let found = Status::ALL.into_iter().find(|status| {
-            text == status.as_str() || text == status.as_str().to_ascii_uppercase()
-        });
+        let found = Status::ALL
+            .into_iter()
+            .find(|status| text == status.as_str() || text == status.as_str().to_ascii_uppercase());
         found.ok_or_else(|| {
             let names: Vec<_> = Status::ALL.iter().map(|status| status.as_str()).collect();
-            RuleError::Invalid { field: "status", expected: format!("is one of {}", names.join(", ")) }
+            RuleError::Invalid {
+                field: "status",
+                expected: format!("is one of {}", names.join(", ")),
+            }
         })
     }
 }
@@ -143,7 +157,9 @@ impl FromStr for JobType {
             Ok(name) if text.len() <= TYPE_MAX_BYTES => Ok(JobType(name.as_str().into())),
             _ => Err(RuleError::Invalid {
                 field: "job_type",
-                expected: format!("has 1 to {TYPE_MAX_BYTES} characters out of A-Z a-z 0-9 . _ : ~ -"),
+                expected: format!(
+                    "has 1 to {TYPE_MAX_BYTES} characters out of A-Z a-z 0-9 . _ : ~ -"
+                ),
             }),
         }
     }
@@ -238,155 +254,33 @@ pub struct Job {
     pub rate: Option<Rate>,
 }
 
-/// What can be asked of a job. The fields are the bodies of the HTTP calls; unknown ones are refused.
-#[derive(Debug, Clone)]
-pub enum Command {
-    /// Make it known.
-    Create(Create),
-    /// Hand it to a queue.
-    Queue(Note),
-    /// Begin to work.
-    Start(Note),
-    /// Tell how far it is.
-    Progress(Progress),
-    /// End it well.
-    Complete(Complete),
-    /// End it badly.
-    Fail(Fail),
-    /// Ask a running one to stop; end a waiting one.
-    Cancel(Cancel),
-    /// Try a failed or cancelled one again.
-    Retry(Note),
-    /// Look whether it has been silent too long (the watchdog's own command).
-    Check,
-}
-
-/// Body of `POST /api/jobs`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Create {
-    /// The job's id; made up (UUIDv7) if absent.
-    #[serde(default)]
-    pub job_id: Option<SubjectId>,
-    /// The job's type.
-    pub job_type: JobType,
-    /// `pending` (the default), `queued` or `in_progress`.
-    #[serde(default)]
-    pub status: Option<Status>,
-    /// A word for people.
-    #[serde(default)]
-    pub message: Option<String>,
-    /// Anything the producer wants to carry along.
-    #[serde(default)]
-    pub metadata: Option<Map<String, Value>>,
-    /// Silent seconds before `stalled`; 0 is never.
-    #[serde(default)]
-    pub stall_after_secs: Option<u32>,
-    /// Silent seconds before it is failed with code `timeout`; 0 is never.
-    #[serde(default)]
-    pub timeout_secs: Option<u32>,
-}
-
-/// Body of `queue`, `start` and `retry`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Note {
-    /// A word for people.
-    pub message: Option<String>,
-    /// Merged into the job's metadata (RFC 7396, first level: `null` removes a key).
-    pub metadata: Option<Map<String, Value>>,
-}
-
-/// Body of `progress`. An absent field stays as it is.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Progress {
-    /// Percent done, 0 to 100; `null` for "cannot be told", as long as none was told.
-    #[serde(deserialize_with = "present")]
-    pub progress: Option<Option<f64>>,
-    /// A word for people.
-    pub message: Option<String>,
-    /// Merged into the job's metadata.
-    pub metadata: Option<Map<String, Value>>,
-}
-
-/// Body of `complete`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Complete {
-    /// What the work came to: any JSON.
-    pub result: Option<Value>,
-    /// A word for people.
-    pub message: Option<String>,
-}
-
-/// Body of `fail`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Fail {
-    /// What went wrong.
-    pub error: JobError,
-    /// A word for people; the error's message if absent.
-    #[serde(default)]
-    pub message: Option<String>,
-}
-
-/// Body of `cancel`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Cancel {
-    /// A word for people, why.
-    pub message: Option<String>,
-    /// End a running job now: the worker's own confirmation, or an administrator's last resort.
-    pub force: bool,
-}
-
-/// Tells `null` from absent.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<f64>>, D::Error> {
-    Option::<f64>::deserialize(deserializer).map(Some)
-}
-
-impl Command {
-    /// The verb, as in the URL.
-    pub fn action(&self) -> &'static str {
-        match self {
-            Command::Create(_) => "create",
-            Command::Queue(_) => "queue",
-            Command::Start(_) => "start",
-            Command::Progress(_) => "progress",
-            Command::Complete(_) => "complete",
-            Command::Fail(_) => "fail",
-            Command::Cancel(_) => "cancel",
-            Command::Retry(_) => "retry",
-            Command::Check => "check",
-        }
-    }
-}
-
-impl Command {
-    /// The type whose median duration is needed: that of a job which is about to run.
-    pub(super) fn wants_history(&self, job: Option<&Job>) -> Option<Arc<str>> {
-        match (self, job) {
-            (Command::Create(create), None) if create.status == Some(Status::InProgress) => Some(create.job_type.shared()),
-            (Command::Start(_) | Command::Progress(_), Some(job)) if matches!(job.status, Status::Pending | Status::Queued) => {
-                Some(job.job_type.shared())
-            }
-            _ => None,
-        }
-    }
-}
-
 /// The rules: what becomes of a job by a command, and what is told of it. Pure.
-pub fn apply(id: &SubjectId, job: Option<&Job>, command: &Command, context: &Context<'_>) -> Result<Outcome<Job>, RuleError> {
+pub fn apply(
+    id: &SubjectId,
+    job: Option<&Job>,
+    command: &Command,
+    context: &Context<'_>,
+) -> Result<Outcome<Job>, RuleError> {
     let (job, class) = match (command, job) {
         (Command::Create(create), None) => (created(create, context)?, Some(Class::Milestone)),
         (Command::Create(_), Some(_)) => {
-            return Err(RuleError::AlreadyExists { noun: "Job", id: id.to_string() });
+            return Err(RuleError::AlreadyExists {
+                noun: "Job",
+                id: id.to_string(),
+            });
         }
-        (_, None) => return Err(RuleError::NotFound { noun: "Job", id: id.to_string() }),
+        (_, None) => {
+            return Err(RuleError::NotFound {
+                noun: "Job",
+                id: id.to_string(),
+            });
+        }
         (command, Some(job)) => changed(job, command, context)?,
     };
-    let drafts = class.map(|class| draft(id, &job, class)).into_iter().collect();
+    let drafts = class
+        .map(|class| draft(id, &job, class))
+        .into_iter()
+        .collect();
     Ok(Outcome { state: job, drafts })
 }
 
@@ -404,7 +298,11 @@ fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
         status: Status::Pending,
         progress: Some(0.0),
         message: Status::Pending.default_message().into(),
-        metadata: merged(None, create.metadata.clone().unwrap_or_default(), limits.metadata_bytes)?,
+        metadata: merged(
+            None,
+            create.metadata.clone().unwrap_or_default(),
+            limits.metadata_bytes,
+        )?,
         attempt: 1,
         eta: None,
         stalled: false,
@@ -429,13 +327,27 @@ fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
 }
 
 /// The job afterwards, and the class of what happened, if anything did.
-fn changed(job: &Job, command: &Command, context: &Context<'_>) -> Result<(Job, Option<Class>), RuleError> {
-    let illegal = || RuleError::IllegalTransition { action: command.action(), status: job.status.as_str() };
+fn changed(
+    job: &Job,
+    command: &Command,
+    context: &Context<'_>,
+) -> Result<(Job, Option<Class>), RuleError> {
+    let illegal = || RuleError::IllegalTransition {
+        action: command.action(),
+        status: job.status.as_str(),
+    };
     if let Command::Check = command {
         return Ok(checked(job, context));
     }
-    if job.status.is_terminal() && !matches!((command, job.status), (Command::Retry(_), Status::Failed | Status::Cancelled)) {
-        return Err(RuleError::Finished { status: job.status.as_str() });
+    if job.status.is_terminal()
+        && !matches!(
+            (command, job.status),
+            (Command::Retry(_), Status::Failed | Status::Cancelled)
+        )
+    {
+        return Err(RuleError::Finished {
+            status: job.status.as_str(),
+        });
     }
     let mut next = job.clone();
     next.heard_at = context.now;
@@ -477,11 +389,22 @@ fn changed(job: &Job, command: &Command, context: &Context<'_>) -> Result<(Job, 
         Command::Fail(fail) => {
             let code = bounded("error.code", &fail.error.code, CODE_MAX_BYTES)?;
             if code.is_empty() {
-                return Err(RuleError::Invalid { field: "error.code", expected: "is not empty".into() });
+                return Err(RuleError::Invalid {
+                    field: "error.code",
+                    expected: "is not empty".into(),
+                });
             }
-            let message = bounded("error.message", &fail.error.message, context.limits.message_bytes)?;
+            let message = bounded(
+                "error.message",
+                &fail.error.message,
+                context.limits.message_bytes,
+            )?;
             let word = fail.message.as_deref().unwrap_or(&message).to_owned();
-            next.finish(Status::Failed, End::Error(JobError { code, message }), context.now);
+            next.finish(
+                Status::Failed,
+                End::Error(JobError { code, message }),
+                context.now,
+            );
             next.say(Some(&word), context)?;
         }
         Command::Cancel(cancel) => {
@@ -493,9 +416,19 @@ fn changed(job: &Job, command: &Command, context: &Context<'_>) -> Result<(Job, 
                 // Whoever asks is not the worker: silence goes on being counted.
                 next.heard_at = job.heard_at;
             } else {
-                let message = cancel.message.as_deref().unwrap_or(Status::Cancelled.default_message());
+                let message = cancel
+                    .message
+                    .as_deref()
+                    .unwrap_or(Status::Cancelled.default_message());
                 let message = bounded("message", message, context.limits.message_bytes)?;
-                next.finish(Status::Cancelled, End::Error(JobError { code: "cancelled".into(), message }), context.now);
+                next.finish(
+                    Status::Cancelled,
+                    End::Error(JobError {
+                        code: "cancelled".into(),
+                        message,
+                    }),
+                    context.now,
+                );
             }
             next.say(cancel.message.as_deref(), context)?;
         }
@@ -526,11 +459,20 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
     if job.status != Status::InProgress {
         return (next, None);
     }
-    let silent_for = |secs: u32| secs > 0 && context.now - job.heard_at >= TimeDelta::seconds(secs.into());
+    let silent_for =
+        |secs: u32| secs > 0 && context.now - job.heard_at >= TimeDelta::seconds(secs.into());
     if silent_for(job.timeout_secs) {
-        let message: Arc<str> = format!("No word from the worker for {} seconds", job.timeout_secs).into();
+        let message: Arc<str> =
+            format!("No word from the worker for {} seconds", job.timeout_secs).into();
         next.message = Arc::clone(&message);
-        next.finish(Status::Failed, End::Error(JobError { code: "timeout".into(), message }), context.now);
+        next.finish(
+            Status::Failed,
+            End::Error(JobError {
+                code: "timeout".into(),
+                message,
+            }),
+            context.now,
+        );
         return (next, Some(Class::Milestone));
     }
     let stalls = !job.stalled && silent_for(job.stall_after_secs);
@@ -545,7 +487,12 @@ impl Job {
     pub(super) fn duration(&self) -> Option<(Arc<str>, f64)> {
         let elapsed = self.finished_at? - self.started_at?;
         let completed = self.status == Status::Completed;
-        completed.then(|| (self.job_type.shared(), elapsed.num_milliseconds() as f64 / 1000.0))
+        completed.then(|| {
+            (
+                self.job_type.shared(),
+                elapsed.num_milliseconds() as f64 / 1000.0,
+            )
+        })
     }
 
     fn enter(&mut self, status: Status) {
@@ -561,7 +508,9 @@ impl Job {
         self.enter(Status::InProgress);
         self.started_at = Some(context.now);
         self.typical_secs = context.typical_secs;
-        self.rate = self.progress.map(|progress| Rate::starting(progress, context.now));
+        self.rate = self
+            .progress
+            .map(|progress| Rate::starting(progress, context.now));
         self.estimate(context.now);
         self.schedule_check();
     }
@@ -584,9 +533,17 @@ impl Job {
         Ok(())
     }
 
-    fn merge(&mut self, patch: Option<&Map<String, Value>>, context: &Context<'_>) -> Result<(), RuleError> {
+    fn merge(
+        &mut self,
+        patch: Option<&Map<String, Value>>,
+        context: &Context<'_>,
+    ) -> Result<(), RuleError> {
         if let Some(patch) = patch {
-            self.metadata = merged(Some(&self.metadata), patch.clone(), context.limits.metadata_bytes)?;
+            self.metadata = merged(
+                Some(&self.metadata),
+                patch.clone(),
+                context.limits.metadata_bytes,
+            )?;
         }
         Ok(())
     }
@@ -596,23 +553,34 @@ impl Job {
             None => {}
             Some(None) => {
                 if let Some(current) = self.progress.filter(|&progress| progress > 0.0) {
-                    return Err(RuleError::ProgressFell { current, asked: "null".into() });
+                    return Err(RuleError::ProgressFell {
+                        current,
+                        asked: "null".into(),
+                    });
                 }
                 self.progress = None;
                 self.rate = None;
             }
             Some(Some(asked)) => {
                 if !(0.0..=100.0).contains(&asked) {
-                    return Err(RuleError::Invalid { field: "progress", expected: "is a number from 0 to 100, or null".into() });
+                    return Err(RuleError::Invalid {
+                        field: "progress",
+                        expected: "is a number from 0 to 100, or null".into(),
+                    });
                 }
                 let current = self.progress.unwrap_or(0.0);
                 if asked < current {
-                    return Err(RuleError::ProgressFell { current, asked: asked.to_string() });
+                    return Err(RuleError::ProgressFell {
+                        current,
+                        asked: asked.to_string(),
+                    });
                 }
                 // `-0.0` is in the range and not less than 0.0, and would print as `-0.0`.
                 let asked = asked.abs();
                 self.progress = Some(asked);
-                self.rate.get_or_insert(Rate::starting(asked, context.now)).observe(asked, context.now);
+                self.rate
+                    .get_or_insert(Rate::starting(asked, context.now))
+                    .observe(asked, context.now);
             }
         }
         self.say(report.message.as_deref(), context)?;
@@ -629,7 +597,9 @@ impl Job {
             let end = rate::after(self.started_at?, self.typical_secs?)?;
             (end > now).then_some((end, EtaSource::History))
         };
-        self.eta = by_rate().or_else(by_history).map(|(at, source)| Eta { at, source });
+        self.eta = by_rate()
+            .or_else(by_history)
+            .map(|(at, source)| Eta { at, source });
     }
 
     fn schedule_check(&mut self) {
@@ -637,15 +607,24 @@ impl Job {
             self.check_at = None;
             return;
         }
-        let in_secs = |secs: u32| (secs > 0).then(|| self.heard_at + TimeDelta::seconds(secs.into()));
-        let stall = if self.stalled { None } else { in_secs(self.stall_after_secs) };
+        let in_secs =
+            |secs: u32| (secs > 0).then(|| self.heard_at + TimeDelta::seconds(secs.into()));
+        let stall = if self.stalled {
+            None
+        } else {
+            in_secs(self.stall_after_secs)
+        };
         let due = stall.into_iter().chain(in_secs(self.timeout_secs)).min();
         self.check_at = self.check_at.into_iter().chain(due).min();
     }
 }
 
 /// The object after a merge, within its bound.
-fn merged(old: Option<&RawValue>, patch: Map<String, Value>, max_bytes: usize) -> Result<Arc<RawValue>, RuleError> {
+fn merged(
+    old: Option<&RawValue>,
+    patch: Map<String, Value>,
+    max_bytes: usize,
+) -> Result<Arc<RawValue>, RuleError> {
     let mut object: Map<String, Value> = match old {
         Some(old) => serde_json::from_str(old.get()).expect("stored metadata is a JSON object"),
         None => Map::new(),
@@ -659,7 +638,10 @@ fn merged(old: Option<&RawValue>, patch: Map<String, Value>, max_bytes: usize) -
     }
     let raw = to_raw_value(&object).expect("a JSON object is JSON");
     if raw.get().len() > max_bytes {
-        return Err(RuleError::Invalid { field: "metadata", expected: format!("has at most {max_bytes} bytes in all") });
+        return Err(RuleError::Invalid {
+            field: "metadata",
+            expected: format!("has at most {max_bytes} bytes in all"),
+        });
     }
     Ok(raw.into())
 }

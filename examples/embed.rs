@@ -1,0 +1,71 @@
+//! Tidings inside another Rocket application: mounted by a fairing, published to from a handler through
+//! managed state, without an HTTP hop.
+//!
+//! `TIDINGS_ANONYMOUS_SCHOOL_ID=1 cargo run --example embed`, then
+//! `curl -N localhost:8000/live/events/jobs` and `curl -X POST localhost:8000/import`.
+
+use std::sync::Arc;
+
+use rocket::http::Status;
+use rocket::{State, get, post, routes};
+use serde_json::json;
+use tidings::Tidings;
+use tidings::id::SchoolId;
+use tidings::kind::job::{Command, Complete, Create, Progress};
+
+/// The school that this application works for.
+fn school() -> SchoolId {
+    SchoolId::try_from(1).expect("1 is a school")
+}
+
+#[get("/")]
+fn index() -> &'static str {
+    "An application with a life of its own.\n"
+}
+
+/// Imports three rows, and tells everybody how it goes.
+#[post("/import")]
+async fn import(tidings: &State<Arc<Tidings>>) -> Result<String, Status> {
+    let publisher = tidings.publisher();
+    let failed = |_| Status::InternalServerError;
+    let create: Create = from(json!({"job_type": "import", "status": "in_progress"}));
+    let receipt = publisher
+        .create_job(school(), create)
+        .await
+        .map_err(failed)?;
+    let id = receipt.event().subject.clone();
+    for row in 1..=3 {
+        let progress: Progress =
+            from(json!({"progress": f64::from(row) * 30.0, "message": format!("Row {row} of 3")}));
+        publisher
+            .job(school(), id.clone(), Command::Progress(progress))
+            .await
+            .map_err(failed)?;
+    }
+    let complete: Complete = from(json!({"result": {"rows": 3}}));
+    publisher
+        .job(school(), id.clone(), Command::Complete(complete))
+        .await
+        .map_err(failed)?;
+    Ok(format!("{id}\n"))
+}
+
+fn from<T: serde::de::DeserializeOwned>(body: serde_json::Value) -> T {
+    serde_json::from_value(body).expect("the command's own fields")
+}
+
+/// The application, configured by `figment`.
+pub fn application(figment: rocket::figment::Figment) -> rocket::Rocket<rocket::Build> {
+    rocket::custom(figment)
+        .mount("/", routes![index, import])
+        .attach(tidings::http::fairing("/live"))
+}
+
+#[rocket::main]
+#[expect(clippy::result_large_err, reason = "Rocket's own error type")]
+async fn main() -> Result<(), rocket::Error> {
+    application(rocket::Config::figment())
+        .launch()
+        .await
+        .map(drop)
+}

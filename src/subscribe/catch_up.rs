@@ -1,0 +1,346 @@
+//! Becoming up to date: the steps between connecting (or lagging, or adding channels) and being live.
+//!
+//! While there are steps, mail waits in the mailbox, so whatever is committed meanwhile comes after what they
+//! tell. A step reads a page at a time, as fast as the client takes it.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use super::{Delivery, Reading, Subscriber, Subscription};
+use crate::id::Cursor;
+use crate::scope::{Scope, without_superseded};
+use crate::store::{Page, Store};
+use crate::wire::{Close, Control, ResetReason};
+
+/// A step towards being up to date. Mail waits while there are any.
+pub(super) enum Step {
+    /// Tell the events of `scope` after the position, and move it to the head.
+    ///
+    /// Whoever was told that something is committed expects to find it: a catch-up that is not `settled` first
+    /// waits until the hub has been offered all that was committed when it began.
+    CatchUp { scope: Arc<Scope>, settled: bool },
+    /// Tell the present states of `scope`. Those of channels that were `added` to others end at the position;
+    /// otherwise the snapshot sets it.
+    Snapshot {
+        scope: Arc<Scope>,
+        added: Option<Added>,
+        after: u64,
+        upto: Option<u64>,
+    },
+    /// Tell the events of added channels after `after`, up to the position.
+    Replay {
+        scope: Arc<Scope>,
+        added: Added,
+        after: u64,
+    },
+    /// Say that everything before has been told.
+    Ready,
+}
+
+/// Channels beside which others are listened to already; what those tell is not told again.
+#[derive(Clone)]
+pub(super) struct Added {
+    pub(super) beside: Arc<Scope>,
+}
+
+impl Subscription {
+    /// Plans to bring `scope` up to date from a cursor, or from nothing.
+    pub(super) fn plan_from(
+        &mut self,
+        scope: Arc<Scope>,
+        added: Option<Added>,
+        from: Option<Cursor>,
+    ) {
+        let epoch = self.subscriber.store.epoch();
+        let step = match (from, added) {
+            (Some(cursor), Some(added)) if cursor.epoch == epoch => Step::Replay {
+                scope,
+                added,
+                after: cursor.seq,
+            },
+            (Some(cursor), None) if cursor.epoch == epoch => {
+                self.position = cursor.seq;
+                self.safe = cursor.seq;
+                Step::CatchUp {
+                    scope,
+                    settled: false,
+                }
+            }
+            (from, added) => {
+                if from.is_some() {
+                    self.say(Control::Reset(ResetReason::UnknownEpoch));
+                }
+                Step::Snapshot {
+                    scope,
+                    added,
+                    after: 0,
+                    upto: None,
+                }
+            }
+        };
+        self.plan.push_back(step);
+    }
+
+    /// Takes the next step of the plan. Ready when something has changed.
+    pub(super) fn poll_plan(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(close) = self.attachment.mailbox().closing() {
+            self.forget_plan();
+            self.close(close);
+            return Poll::Ready(());
+        }
+        let Some(step) = self.plan.pop_front() else {
+            return Poll::Ready(());
+        };
+        match step {
+            Step::Ready => {
+                // Only a plan that has reached the position may move the cursor of a reader to it.
+                self.safe = self.position;
+                self.say(Control::Ready(self.cursor(self.position)));
+                Poll::Ready(())
+            }
+            Step::CatchUp {
+                scope,
+                settled: true,
+            } => self.poll_catch_up(cx, scope),
+            Step::CatchUp {
+                scope,
+                settled: false,
+            } => {
+                let settled = self.poll_settled(cx);
+                self.plan.push_front(Step::CatchUp {
+                    scope,
+                    settled: settled.is_ready(),
+                });
+                settled
+            }
+            Step::Replay {
+                scope,
+                added,
+                after,
+            } => self.poll_replay(cx, scope, added, after),
+            Step::Snapshot {
+                scope,
+                added,
+                after,
+                upto,
+            } => self.poll_snapshot(cx, scope, added, after, upto),
+        }
+    }
+
+    /// Ready when the hub has been offered all that was committed when this was first asked.
+    fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Subscriber {
+            committed,
+            dispatched,
+            ..
+        } = &self.subscriber;
+        let settling = self.settling.get_or_insert_with(|| {
+            let (target, mut dispatched) = (committed.count(), dispatched.clone());
+            Box::pin(async move {
+                // Fails when the dispatcher has ended; then the server does, too.
+                let _ = dispatched.wait_for(|count| *count >= target).await;
+            })
+        });
+        ready!(settling.as_mut().poll(cx));
+        self.settling = None;
+        Poll::Ready(())
+    }
+
+    fn poll_catch_up(&mut self, cx: &mut Context<'_>, scope: Arc<Scope>) -> Poll<()> {
+        let after = self.position;
+        if self.reading.is_none()
+            && let Some((events, head)) = self.attachment.window(after)
+        {
+            let heard = events
+                .into_iter()
+                .filter(|event| scope.hears(event))
+                .collect();
+            let told = if self.folder.folds() {
+                without_superseded(heard)
+            } else {
+                heard
+            };
+            told.into_iter().for_each(|event| self.deliver(event));
+            self.position = head;
+            return Poll::Ready(());
+        }
+        let Poll::Ready(page) = self.poll_replay_page(cx, &scope, after) else {
+            self.plan.push_front(Step::CatchUp {
+                scope,
+                settled: true,
+            });
+            return Poll::Pending;
+        };
+        let Some(page) = page else {
+            return Poll::Ready(());
+        };
+        if let Some(reason) = self.cannot_honour(after, &page) {
+            self.say(Control::Reset(reason));
+            if !matches!(self.plan.front(), Some(Step::Ready)) {
+                self.plan.push_front(Step::Ready);
+            }
+            self.plan.push_front(Step::Snapshot {
+                scope,
+                added: None,
+                after: 0,
+                upto: None,
+            });
+            return Poll::Ready(());
+        }
+        page.events
+            .into_iter()
+            .for_each(|event| self.deliver(event));
+        self.position = page.through;
+        if page.through < page.head {
+            self.plan.push_front(Step::CatchUp {
+                scope,
+                settled: true,
+            });
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_replay(
+        &mut self,
+        cx: &mut Context<'_>,
+        scope: Arc<Scope>,
+        added: Added,
+        after: u64,
+    ) -> Poll<()> {
+        let Poll::Ready(page) = self.poll_replay_page(cx, &scope, after) else {
+            self.plan.push_front(Step::Replay {
+                scope,
+                added,
+                after,
+            });
+            return Poll::Pending;
+        };
+        let Some(page) = page else {
+            return Poll::Ready(());
+        };
+        if let Some(reason) = self.cannot_honour(after, &page) {
+            self.say(Control::Reset(reason));
+            self.plan.push_front(Step::Snapshot {
+                scope,
+                added: Some(added),
+                after: 0,
+                upto: None,
+            });
+            return Poll::Ready(());
+        }
+        // Beyond the position the added channels are live: their mail has been kept since they were added.
+        let upto = self.position;
+        let told = page
+            .events
+            .into_iter()
+            .filter(|event| event.seq <= upto && !added.beside.hears(event));
+        self.outbox.extend(told.map(Delivery::Event));
+        if page.through < upto {
+            self.plan.push_front(Step::Replay {
+                scope,
+                added,
+                after: page.through,
+            });
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_snapshot(
+        &mut self,
+        cx: &mut Context<'_>,
+        scope: Arc<Scope>,
+        added: Option<Added>,
+        after: u64,
+        upto: Option<u64>,
+    ) -> Poll<()> {
+        let upto = upto.or_else(|| added.as_ref().map(|_| self.position));
+        let Poll::Ready(page) = self.poll_page(cx, |store| {
+            let scope = Arc::clone(&scope);
+            Box::pin(async move { store.snapshot(scope, after, upto).await })
+        }) else {
+            self.plan.push_front(Step::Snapshot {
+                scope,
+                added,
+                after,
+                upto,
+            });
+            return Poll::Pending;
+        };
+        let Some(page) = page else {
+            return Poll::Ready(());
+        };
+        match &added {
+            Some(added) => {
+                let told = page
+                    .events
+                    .into_iter()
+                    .filter(|event| !added.beside.hears(event));
+                self.outbox.extend(told.map(Delivery::Event));
+            }
+            None => {
+                if after == 0 {
+                    // After a reset, what the old cursor had reached says nothing any more.
+                    self.safe = 0;
+                }
+                self.position = page.head;
+                page.events
+                    .into_iter()
+                    .for_each(|event| self.deliver(event));
+            }
+        }
+        if page.through < page.head {
+            self.plan.push_front(Step::Snapshot {
+                scope,
+                added,
+                after: page.through,
+                upto: Some(page.head),
+            });
+        }
+        Poll::Ready(())
+    }
+
+    fn cannot_honour(&self, after: u64, page: &Page) -> Option<ResetReason> {
+        if after > page.head {
+            Some(ResetReason::UnknownEpoch)
+        } else if after < page.floor {
+            Some(ResetReason::Expired)
+        } else if page.head - after > self.subscriber.replay_max_events {
+            Some(ResetReason::TooFarBehind)
+        } else {
+            None
+        }
+    }
+
+    fn poll_replay_page(
+        &mut self,
+        cx: &mut Context<'_>,
+        scope: &Arc<Scope>,
+        after: u64,
+    ) -> Poll<Option<Page>> {
+        let (scope, fold) = (Arc::clone(scope), self.folder.folds());
+        self.poll_page(cx, |store| {
+            Box::pin(async move { store.replay(scope, after, fold).await })
+        })
+    }
+
+    /// Reads a page, `read` being called once for each; nothing if the store failed and the stream ends.
+    fn poll_page(
+        &mut self,
+        cx: &mut Context<'_>,
+        read: impl FnOnce(Arc<dyn Store>) -> Reading,
+    ) -> Poll<Option<Page>> {
+        let store = &self.subscriber.store;
+        let reading = self.reading.get_or_insert_with(|| read(Arc::clone(store)));
+        let page = ready!(reading.as_mut().poll(cx));
+        self.reading = None;
+        Poll::Ready(match page {
+            Ok(page) => Some(page),
+            Err(error) => {
+                tracing::error!(%error, school.id = %self.scope.school, "a stream could not read the store");
+                self.forget_plan();
+                self.close(Close::InternalError);
+                None
+            }
+        })
+    }
+}

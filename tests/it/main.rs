@@ -10,6 +10,7 @@ mod support;
 
 mod access;
 mod bad_input;
+mod browsers_and_proxies;
 mod cli;
 mod documentation;
 mod durability;

@@ -1,6 +1,6 @@
 //! The embedded store: SQLite in WAL mode through Diesel.
 //!
-//! One writer thread owns the only writing connection (see [`writer`]); reads go through an r2d2 pool on
+//! One writer thread owns the only writing connection (`writer.rs`); reads go through an r2d2 pool on
 //! blocking threads, at most as many at a time as the pool has connections. A lock file keeps a second
 //! process out, because the writer caches what it has written.
 

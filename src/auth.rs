@@ -56,15 +56,17 @@ pub enum AuthError {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// A file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("setting `{setting}`: {path}: {source}")]
     File {
+        /// The setting that names it.
+        setting: &'static str,
         /// Which file.
         path: String,
         /// Why not.
         source: std::io::Error,
     },
     /// A file's contents are not a key of the configured algorithm.
-    #[error("{path} holds no public key for {algorithm}")]
+    #[error("setting `jwt_public_key_file`: {path} holds no public key for {algorithm}")]
     NotAKey {
         /// Which file.
         path: String,
@@ -122,11 +124,16 @@ impl Access {
         if matches!(channel, Channel::School(other) if *other != school) {
             return Err(AuthError::NotFound);
         }
-        match &self.channels {
-            Some(allowed) if !allowed.iter().any(|own| own.covers(channel)) => {
-                Err(AuthError::Forbidden)
-            }
-            _ => Ok(()),
+        let Some(allowed) = &self.channels else {
+            return Ok(());
+        };
+        // A limit to another school's channels allows nothing here.
+        let own =
+            |channel: &&Channel| !matches!(channel, Channel::School(other) if *other != school);
+        if allowed.iter().filter(own).any(|own| own.covers(channel)) {
+            Ok(())
+        } else {
+            Err(AuthError::Forbidden)
         }
     }
 }
@@ -188,6 +195,7 @@ pub struct Ticket {
 pub struct Keys {
     verify: DecodingKey,
     validation: Validation,
+    leeway: TimeDelta,
     sign: Option<EncodingKey>,
     ticket_verify: DecodingKey,
     ticket_validation: Validation,
@@ -219,7 +227,8 @@ impl Keys {
                 )
             }
             Some(path) => {
-                let pem = std::fs::read(path).map_err(|source| file_error(path, source))?;
+                let pem = std::fs::read(path)
+                    .map_err(|source| file_error("jwt_public_key_file", path, source))?;
                 let (algorithm, key) = match settings.jwt_algorithm.as_str() {
                     "ES256" => (Algorithm::ES256, DecodingKey::from_ec_pem(&pem)),
                     "EdDSA" => (Algorithm::EdDSA, DecodingKey::from_ed_pem(&pem)),
@@ -265,6 +274,7 @@ impl Keys {
         Ok(Keys {
             verify,
             validation,
+            leeway: TimeDelta::seconds(settings.jwt_leeway_secs as i64),
             sign,
             ticket_verify: DecodingKey::from_secret(&ticket_key),
             ticket_validation,
@@ -288,7 +298,9 @@ impl Keys {
             school: claims.school_id,
             role: claims.role,
             channels: claims.channels.as_deref().map(limits).transpose()?,
-            expires_at: DateTime::from_timestamp_millis((claims.exp * 1000.0) as i64),
+            // Judged by the same clock as the token: a stream that may open may also last.
+            expires_at: DateTime::from_timestamp_millis((claims.exp * 1000.0) as i64)
+                .map(|end| end + self.leeway),
         })
     }
 
@@ -358,8 +370,9 @@ fn limits(channels: &[String]) -> Result<Vec<Channel>, AuthError> {
         .collect()
 }
 
-fn file_error(path: &Path, source: std::io::Error) -> KeyError {
+fn file_error(setting: &'static str, path: &Path, source: std::io::Error) -> KeyError {
     KeyError::File {
+        setting,
         path: path.display().to_string(),
         source,
     }
@@ -373,12 +386,12 @@ fn kept_secret(data_dir: &Path) -> Result<String, KeyError> {
         Ok(secret) if secret.len() >= SECRET_MIN_BYTES => return Ok(secret),
         Ok(_) => {
             let short = std::io::Error::other(format!("holds fewer than {SECRET_MIN_BYTES} bytes"));
-            return Err(file_error(&path, short));
+            return Err(file_error("data_dir", &path, short));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(file_error(&path, error)),
+        Err(error) => return Err(file_error("data_dir", &path, error)),
     }
-    std::fs::create_dir_all(data_dir).map_err(|source| file_error(data_dir, source))?;
+    std::fs::create_dir_all(data_dir).map_err(|source| file_error("data_dir", data_dir, source))?;
     let mut random = [0_u8; 32];
     getrandom::fill(&mut random).expect("the operating system gives random numbers");
     let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -395,10 +408,12 @@ fn kept_secret(data_dir: &Path) -> Result<String, KeyError> {
         std::io::Write::write_all(&mut file, secret.as_bytes())?;
         file.sync_all()?;
         match std::fs::hard_link(&draft, &path) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                std::fs::rename(&draft, &path)?
+            }
             _ => std::fs::remove_file(&draft)?,
         }
         read()
     };
-    write().map_err(|source| file_error(&path, source))
+    write().map_err(|source| file_error("data_dir", &path, source))
 }

@@ -258,6 +258,12 @@ impl Settings {
             _ => return invalid("jwt_algorithm", "is not one of HS256, RS256, ES256, EdDSA"),
         }
         self.database_path()?;
+        if self.metadata_limit_bytes < 2 {
+            return invalid(
+                "metadata_limit_bytes",
+                "is below 2, the size of an empty object",
+            );
+        }
         if self.tick_ms > TICK_MAX_MS {
             return invalid("tick_ms", "is above 60000");
         }
@@ -291,6 +297,9 @@ impl Settings {
         }
         let at_most = [
             ("heartbeat_secs", self.heartbeat_secs, 3_600),
+            ("idle_heartbeat_secs", self.idle_heartbeat_secs, 86_400),
+            ("jwt_leeway_secs", self.jwt_leeway_secs, 86_400),
+            ("reconnect_spread_ms", self.reconnect_spread_ms, 3_600_000),
             ("retention_secs", self.retention_secs, CENTURY_SECS),
             ("job_retention_secs", self.job_retention_secs, CENTURY_SECS),
             (
@@ -322,6 +331,8 @@ pub const POLL_WAIT_MAX_SECS: u64 = 60;
 pub const PADDING_MAX_BYTES: usize = 64 * 1024;
 /// Longest `Idempotency-Key`, in bytes.
 pub const IDEMPOTENCY_KEY_MAX_BYTES: usize = 128;
+/// Longest `?q=`, in bytes.
+pub const QUERY_TEXT_MAX_BYTES: usize = 256;
 /// Items on a page of a list when a request does not say.
 pub const PAGE_DEFAULT: usize = 50;
 /// Most items on a page of a list.
@@ -344,6 +355,8 @@ pub const SCHOOL_CACHE: usize = 10_000;
 pub const HISTORY_SAMPLE: usize = 20;
 /// Events or subjects read from the store at a time.
 pub const READ_PAGE: usize = 256;
+/// Bytes of events' fields read from the store at a time, beside the first event's.
+pub const READ_PAGE_BYTES: usize = 1024 * 1024;
 /// Events deleted in one transaction of the retention sweep.
 pub const SWEEP_BATCH: usize = 500;
 /// Schools visited in one transaction of the retention sweep.
@@ -370,8 +383,10 @@ pub const POLL_FULL_BYTES: usize = 1024 * 1024;
 pub const SOCKET_READ_BYTES: usize = 4 * 1024;
 /// Time between looks at whether a connection that stops the server may go.
 pub const DRAIN_PERIOD: Duration = Duration::from_millis(20);
-/// Frames handed to the socket in one write.
+/// Frames handed to the socket in one write, and deliveries that wait for it.
 pub const WRITE_MAX_FRAMES: usize = 64;
-/// How long a WebSocket that takes no bytes is kept. A reader may be slow for long: it costs its
-/// mailbox and nothing more.
-pub const WRITE_STALL: Duration = Duration::from_secs(600);
+/// Frames that may wait beside them: answers to a client that is heard although it is slow to read.
+pub const ANSWER_FRAMES: usize = 16;
+/// How long a WebSocket that takes no byte at all is kept: it may be gone without a word. A reader that takes
+/// some is slow, and may be for as long as it likes.
+pub const WRITE_STALL: Duration = Duration::from_secs(120);

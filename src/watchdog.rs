@@ -18,8 +18,10 @@ pub async fn watch_silence(store: Arc<dyn Store>) {
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         rounds.tick().await;
-        if let Err(error) = check_overdue(&*store).await {
-            tracing::error!(%error, "the watchdog could not look for silent jobs");
+        match check_overdue(&*store).await {
+            Ok(()) => {}
+            Err(StoreError::Stopped) => return,
+            Err(error) => tracing::error!(%error, "the watchdog could not look for silent jobs"),
         }
     }
 }
@@ -64,6 +66,7 @@ pub async fn sweep(store: Arc<dyn Store>, hub: Arc<Hub>) {
             match store.sweep(Utc::now()).await {
                 Ok(true) => {}
                 Ok(false) => break,
+                Err(StoreError::Stopped) => return,
                 Err(error) => {
                     tracing::error!(%error, "the retention sweep failed");
                     break;

@@ -1,6 +1,6 @@
 -- Times are milliseconds since 1970, UTC: datetime(at / 1000, 'unixepoch') shows one.
 
--- The database's own facts: its epoch.
+-- The database's own facts: its epoch, and in which boot of the machine it is open.
 CREATE TABLE meta (
     key TEXT NOT NULL PRIMARY KEY,
     value TEXT NOT NULL
@@ -66,8 +66,9 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_creation ON jobs (school_id, created_seq);
 CREATE INDEX jobs_by_status ON jobs (school_id, status, created_seq);
 CREATE INDEX jobs_by_type ON jobs (school_id, job_type, created_seq);
--- Snapshots, in the order of the log.
-CREATE INDEX jobs_by_last_event ON jobs (school_id, last_seq);
+-- Snapshots, in the order of the log: of what goes on, and of what has ended. A row is in one of them.
+CREATE INDEX jobs_active ON jobs (school_id, last_seq) WHERE finished_at IS NULL;
+CREATE INDEX jobs_ended ON jobs (school_id, status, last_seq) WHERE finished_at IS NOT NULL;
 -- The watchdog.
 CREATE INDEX jobs_to_check ON jobs (check_at) WHERE check_at IS NOT NULL;
 -- Median durations.

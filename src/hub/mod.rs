@@ -43,6 +43,8 @@ struct Room {
     window: VecDeque<Arc<Event>>,
     window_bytes: usize,
     last_offer: Instant,
+    /// Every mailbox, also one that listens to nothing yet.
+    attached: Listeners,
     everything: Listeners,
     kinds: HashMap<Kind, Topic>,
 }
@@ -121,6 +123,10 @@ impl Hub {
             id: self.next_mailbox.fetch_add(1, Ordering::Relaxed),
             channels: Vec::new(),
         };
+        let mailbox = Arc::clone(&attachment.mailbox);
+        lock(&attachment.school)
+            .attached
+            .insert(attachment.id, mailbox);
         attachment.listen(scope.channels().iter().cloned());
         Ok(attachment)
     }
@@ -149,7 +155,9 @@ impl Hub {
             .collect();
         for school in schools {
             let room = lock(&school);
-            room.listeners().for_each(|mailbox| mailbox.close(close()));
+            room.attached
+                .values()
+                .for_each(|mailbox| mailbox.close(close()));
         }
     }
 
@@ -181,6 +189,7 @@ impl Hub {
                         window: VecDeque::new(),
                         window_bytes: 0,
                         last_offer: Instant::now(),
+                        attached: Listeners::default(),
                         everything: Listeners::default(),
                         kinds: HashMap::new(),
                     }),
@@ -223,16 +232,6 @@ impl Room {
         }
         self.head = Some(event.seq);
         self.last_offer = Instant::now();
-    }
-
-    fn listeners(&self) -> impl Iterator<Item = &Arc<Mailbox>> {
-        let of_kinds = self.kinds.values().flat_map(|topic| {
-            topic
-                .all
-                .values()
-                .chain(topic.subjects.values().flat_map(Listeners::values))
-        });
-        self.everything.values().chain(of_kinds)
     }
 
     fn listen(&mut self, channel: &Channel, id: u64, mailbox: &Arc<Mailbox>) {
@@ -331,6 +330,7 @@ impl Drop for Attachment {
         for channel in &self.channels {
             room.unlisten(channel, self.id);
         }
+        leave(&mut room.attached, self.id);
         drop(room);
         self.hub.attached.fetch_sub(1, Ordering::Relaxed);
     }
@@ -360,9 +360,11 @@ mod tests {
         let scope = scope(&[subject("a"), Channel::Collection(JOBS), everything]);
         let attachment = hub.attach(&scope, true, 10).unwrap();
         let school = Arc::clone(&attachment.school);
-        assert_eq!(lock(&school).listeners().count(), 3);
+        assert_eq!(lock(&school).attached.len(), 1);
+        assert_eq!(lock(&school).everything.len(), 1);
         drop(attachment);
-        assert!(lock(&school).kinds.is_empty() && lock(&school).everything.is_empty());
+        let room = lock(&school);
+        assert!(room.kinds.is_empty() && room.everything.is_empty() && room.attached.is_empty());
         assert_eq!(hub.attached(), 0);
     }
 

@@ -116,6 +116,8 @@ pub struct Context<'a> {
     pub limits: &'a Limits,
     /// The median duration in seconds of recent subjects of the same category, if any finished.
     pub typical_secs: Option<f64>,
+    /// Since when this server has been there to hear anybody: silence before does not count.
+    pub since: DateTime<Utc>,
 }
 
 /// Bounds that the rules enforce. Bytes are UTF-8 bytes.

@@ -53,11 +53,15 @@ impl Committed {
     /// Hands a batch over. To be called after its commit and before anyone is answered, so that whoever was
     /// answered finds it counted. Fails when nobody listens any more.
     pub async fn send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
-        self.count.fetch_add(1, Ordering::SeqCst);
-        self.batches
-            .send(events)
+        // Counted only when it is sure to go: whoever waits in vain for a place may give up.
+        let place = self
+            .batches
+            .reserve()
             .await
-            .map_err(|_| StoreError::Stopped)
+            .map_err(|_| StoreError::Stopped)?;
+        self.count.fetch_add(1, Ordering::SeqCst);
+        place.send(events);
+        Ok(())
     }
 
     /// The same from a thread of its own.

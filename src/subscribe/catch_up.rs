@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::{Delivery, Reading, Subscriber, Subscription};
-use crate::id::Cursor;
+use crate::id::{Channel, Cursor};
 use crate::scope::{Scope, without_superseded};
 use crate::store::{Page, Store};
 use crate::wire::{Close, Control, ResetReason};
@@ -18,7 +18,13 @@ pub(super) enum Step {
     ///
     /// Whoever was told that something is committed expects to find it: a catch-up that is not `settled` first
     /// waits until the hub has been offered all that was committed when it began.
-    CatchUp { scope: Arc<Scope>, settled: bool },
+    ///
+    /// With `from`, the position is set to it first.
+    CatchUp {
+        scope: Arc<Scope>,
+        from: Option<u64>,
+        settled: bool,
+    },
     /// Tell the present states of `scope`. Those of channels that were `added` to others end at the position;
     /// otherwise the snapshot sets it.
     Snapshot {
@@ -43,6 +49,17 @@ pub(super) struct Added {
     pub(super) beside: Arc<Scope>,
 }
 
+impl Step {
+    /// Tells what the hub has been offered since, and waits first for what is on its way there.
+    pub(super) fn catch_up(scope: Arc<Scope>) -> Step {
+        Step::CatchUp {
+            scope,
+            from: None,
+            settled: false,
+        }
+    }
+}
+
 impl Subscription {
     /// Plans to bring `scope` up to date from a cursor, or from nothing.
     pub(super) fn plan_from(
@@ -51,22 +68,19 @@ impl Subscription {
         added: Option<Added>,
         from: Option<Cursor>,
     ) {
-        let epoch = self.subscriber.store.epoch();
-        let step = match (from, added) {
-            (Some(cursor), Some(added)) if cursor.epoch == epoch => Step::Replay {
+        let known = self.known(from);
+        let step = match (known, added) {
+            (Some(after), Some(added)) => Step::Replay {
                 scope,
                 added,
-                after: cursor.seq,
+                after,
             },
-            (Some(cursor), None) if cursor.epoch == epoch => {
-                self.position = cursor.seq;
-                self.safe = cursor.seq;
-                Step::CatchUp {
-                    scope,
-                    settled: false,
-                }
-            }
-            (from, added) => {
+            (Some(after), None) => Step::CatchUp {
+                scope,
+                from: Some(after),
+                settled: false,
+            },
+            (None, added) => {
                 if from.is_some() {
                     self.say(Control::Reset(ResetReason::UnknownEpoch));
                 }
@@ -81,6 +95,33 @@ impl Subscription {
         self.plan.push_back(step);
     }
 
+    /// Leaves channels out of what is planned. Steps that set the position stay, if only for that.
+    pub(super) fn narrow_plan(&mut self, channels: &[Channel]) {
+        // What is being read was asked with the old scope.
+        self.reading = None;
+        self.settling = None;
+        if self.scope.channels().is_empty() {
+            // Nothing is listened to: there is nothing to be brought up to date, and nowhere to stand.
+            self.plan.clear();
+            self.backfill = None;
+            self.outbox
+                .iter_mut()
+                .for_each(|entry| entry.moves_to = None);
+            return;
+        }
+        self.plan.retain_mut(|step| {
+            let (scope, sets_position) = match step {
+                Step::CatchUp { scope, .. } => (scope, true),
+                Step::Snapshot { scope, added, .. } => (scope, added.is_none()),
+                Step::Replay { scope, .. } => (scope, false),
+                Step::Ready => return true,
+            };
+            let narrowed = Arc::make_mut(scope);
+            channels.iter().for_each(|channel| narrowed.remove(channel));
+            sets_position || !narrowed.channels().is_empty()
+        });
+    }
+
     /// Takes the next step of the plan. Ready when something has changed.
     pub(super) fn poll_plan(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(close) = self.attachment.mailbox().closing() {
@@ -93,24 +134,43 @@ impl Subscription {
         };
         match step {
             Step::Ready => {
-                // Only a plan that has reached the position may move the cursor of a reader to it.
-                self.safe = self.position;
-                self.say(Control::Ready(self.cursor(self.position)));
+                let position = self.position;
+                self.push(
+                    Delivery::Control(Control::Ready(self.cursor(position))),
+                    Some(position),
+                );
+                Poll::Ready(())
+            }
+            Step::CatchUp {
+                scope,
+                from: Some(from),
+                settled,
+            } => {
+                self.position = from;
+                self.plan.push_front(Step::CatchUp {
+                    scope,
+                    from: None,
+                    settled,
+                });
                 Poll::Ready(())
             }
             Step::CatchUp {
                 scope,
                 settled: true,
+                ..
             } => self.poll_catch_up(cx, scope),
             Step::CatchUp {
                 scope,
                 settled: false,
+                ..
             } => {
                 let settled = self.poll_settled(cx);
-                self.plan.push_front(Step::CatchUp {
+                let step = Step::CatchUp {
                     scope,
+                    from: None,
                     settled: settled.is_ready(),
-                });
+                };
+                self.plan.push_front(step);
                 settled
             }
             Step::Replay {
@@ -147,6 +207,10 @@ impl Subscription {
     }
 
     fn poll_catch_up(&mut self, cx: &mut Context<'_>, scope: Arc<Scope>) -> Poll<()> {
+        if scope.channels().is_empty() {
+            // Its channels were left. A snapshot of nothing still says where the log ends.
+            return self.poll_snapshot(cx, scope, None, 0, None);
+        }
         let after = self.position;
         if self.reading.is_none()
             && let Some((events, head)) = self.attachment.window(after)
@@ -167,6 +231,7 @@ impl Subscription {
         let Poll::Ready(page) = self.poll_replay_page(cx, &scope, after) else {
             self.plan.push_front(Step::CatchUp {
                 scope,
+                from: None,
                 settled: true,
             });
             return Poll::Pending;
@@ -175,7 +240,7 @@ impl Subscription {
             return Poll::Ready(());
         };
         if let Some(reason) = self.cannot_honour(after, &page) {
-            self.say(Control::Reset(reason));
+            self.push(Delivery::Control(Control::Reset(reason)), Some(0));
             if !matches!(self.plan.front(), Some(Step::Ready)) {
                 self.plan.push_front(Step::Ready);
             }
@@ -194,6 +259,7 @@ impl Subscription {
         if page.through < page.head {
             self.plan.push_front(Step::CatchUp {
                 scope,
+                from: None,
                 settled: true,
             });
         }
@@ -234,7 +300,7 @@ impl Subscription {
             .events
             .into_iter()
             .filter(|event| event.seq <= upto && !added.beside.hears(event));
-        self.outbox.extend(told.map(Delivery::Event));
+        told.for_each(|event| self.push(Delivery::Event(event), None));
         if page.through < upto {
             self.plan.push_front(Step::Replay {
                 scope,
@@ -275,13 +341,9 @@ impl Subscription {
                     .events
                     .into_iter()
                     .filter(|event| !added.beside.hears(event));
-                self.outbox.extend(told.map(Delivery::Event));
+                told.for_each(|event| self.push(Delivery::Event(event), None));
             }
             None => {
-                if after == 0 {
-                    // After a reset, what the old cursor had reached says nothing any more.
-                    self.safe = 0;
-                }
                 self.position = page.head;
                 page.events
                     .into_iter()

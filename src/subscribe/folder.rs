@@ -22,7 +22,7 @@ pub(super) struct Folder {
     interval: Duration,
     /// When the last tick of a subject went out, as long as that matters.
     sent: HashMap<(Kind, SubjectId), Instant>,
-    /// In order of `seq`, at most one of a subject.
+    /// In order of `seq`; of a subject one, and one more while the first is overdue.
     held: VecDeque<(Arc<Event>, Instant)>,
     /// The size of `sent` at which to tidy it: doubling keeps the cost per event constant.
     tidy_at: usize,
@@ -63,18 +63,24 @@ impl Folder {
             return out(event);
         }
         let same = |held: &Event| held.kind == event.kind && held.subject == event.subject;
-        let superseded = self.held.iter().position(|(held, _)| same(held));
-        let due = superseded
-            .and_then(|index| self.held.remove(index))
-            .map(|(_, due)| due);
         if !event.is_tick() {
+            self.held.retain(|(held, _)| !same(held));
             self.flush(now, out);
             return out(event);
         }
-        let due = due.or_else(|| {
-            let last = self.sent.get(&(event.kind, event.subject.clone()))?;
-            Some(*last + self.interval)
-        });
+        let newest = self.held.iter().rposition(|(held, _)| same(held));
+        let due = match newest.map(|index| (index, self.held[index].1)) {
+            Some((index, due)) if due > now => {
+                self.held.remove(index);
+                Some(due)
+            }
+            // Overdue, and held only by those before it: if it were replaced again and again it would never go.
+            Some((_, due)) => Some(due + self.interval),
+            None => self
+                .sent
+                .get(&(event.kind, event.subject.clone()))
+                .map(|last| *last + self.interval),
+        };
         match due {
             None if self.held.is_empty() => self.send(event, now, out),
             due => self.held.push_back((event, due.unwrap_or(now))),

@@ -77,6 +77,14 @@ pub struct Subscriber {
     max_streams: usize,
 }
 
+/// A delivery that waits its turn.
+struct Entry {
+    delivery: Delivery,
+    /// Where a reader stands who has had it. Nothing for what tells of added channels only, and for most
+    /// control messages.
+    moves_to: Option<u64>,
+}
+
 type Reading = BoxFuture<'static, Result<Page, StoreError>>;
 
 /// A stream of deliveries; see the module's page.
@@ -86,14 +94,16 @@ pub struct Subscription {
     scope: Arc<Scope>,
     folder: Folder,
     /// To be delivered next, in order.
-    outbox: VecDeque<Delivery>,
+    outbox: VecDeque<Entry>,
     plan: VecDeque<Step>,
     reading: Option<Reading>,
     settling: Option<BoxFuture<'static, ()>>,
     /// Everything in scope up to here was told, is superseded, or is held by the folder.
     position: u64,
-    /// A reader that comes back with this loses nothing.
+    /// Where a reader stands who has had everything that left the outbox.
     safe: u64,
+    /// While added channels are brought up to date: where a reader of all must come back to.
+    backfill: Option<u64>,
     /// Channels were left: what is under way must be looked at again.
     narrowed: bool,
     next_heartbeat: Instant,
@@ -145,6 +155,7 @@ impl Subscriber {
             settling: None,
             position: 0,
             safe: 0,
+            backfill: None,
             narrowed: false,
             next_heartbeat: now + self.heartbeat,
             expires: None,
@@ -154,9 +165,7 @@ impl Subscriber {
             scope,
         };
         subscription.renew(expires_at);
-        let known = from.filter(|cursor| cursor.epoch == self.store.epoch());
-        subscription.safe = known.map_or(0, |cursor| cursor.seq);
-        subscription.position = subscription.safe;
+        subscription.safe = subscription.known(from).unwrap_or(0);
         if greet {
             subscription.say(Control::Connected {
                 school: subscription.scope.school,
@@ -188,12 +197,10 @@ impl Subscription {
 
     /// The cursor to come back with if the stream breaks now.
     pub fn resume_cursor(&self) -> Cursor {
-        self.cursor(self.safe)
-    }
-
-    /// Whether everything that was known on connecting has been told and nothing waits.
-    pub fn is_up_to_date(&self) -> bool {
-        self.plan.is_empty() && self.outbox.is_empty() && self.folder.is_empty()
+        self.cursor(
+            self.backfill
+                .map_or(self.safe, |backfill| backfill.min(self.safe)),
+        )
     }
 
     /// Sets the end of the credential.
@@ -205,7 +212,20 @@ impl Subscription {
 
     /// Says something between two events.
     pub fn say(&mut self, control: Control) {
-        self.outbox.push_back(Delivery::Control(control));
+        self.push(Delivery::Control(control), None);
+    }
+
+    /// Ends the stream here if its credential has ended; what was not delivered yet never is.
+    pub fn end_if_expired(&mut self) {
+        if !self.ended
+            && self
+                .expires
+                .is_some_and(|expires| expires <= Instant::now())
+        {
+            self.forget_plan();
+            self.outbox.clear();
+            self.close(Close::TokenExpired);
+        }
     }
 
     /// Ends the stream after what has been said.
@@ -221,14 +241,23 @@ impl Subscription {
         cursor: Option<Cursor>,
         asked: Map<String, Value>,
     ) {
+        // Held ticks come before whatever is told from now on.
+        self.release_held(true);
         let added: Vec<Channel> = channels
             .into_iter()
             .filter(|channel| !self.scope.channels().contains(channel))
             .collect();
+        let from = self.known(cursor).unwrap_or(0);
         let first = self.scope.channels().is_empty();
+        if first {
+            self.safe = from;
+        } else if !added.is_empty() {
+            self.backfill = Some(self.backfill.map_or(from, |backfill| backfill.min(from)));
+        }
+        let cursor_of_ack = self.cursor(self.safe);
         self.say(Control::Subscribed {
             asked,
-            cursor: cursor.filter(|_| first).unwrap_or(self.cursor(self.safe)),
+            cursor: cursor_of_ack,
         });
         if !added.is_empty() {
             // Attach before reading the store, here too.
@@ -241,14 +270,20 @@ impl Subscription {
                 self.plan_from(new, None, cursor);
             } else {
                 // The old channels first, to a point after the attachment; the new ones then up to that point.
-                self.plan.push_back(Step::CatchUp {
-                    scope: Arc::clone(&old),
-                    settled: false,
-                });
+                self.plan.push_back(Step::catch_up(Arc::clone(&old)));
                 self.plan_from(new, Some(Added { beside: old }), cursor);
             }
         }
         self.plan.push_back(Step::Ready);
+    }
+
+    /// Tells the present state of channels that are listened to already once more.
+    pub fn tell_again(&mut self, channels: Vec<Channel>) {
+        self.release_held(true);
+        let again = Arc::new(self.scope.with_channels(channels));
+        let nothing = Arc::new(self.scope.with_channels(Vec::new()));
+        self.plan.push_back(Step::catch_up(Arc::clone(&self.scope)));
+        self.plan_from(again, Some(Added { beside: nothing }), None);
     }
 
     /// Listens to less.
@@ -260,12 +295,22 @@ impl Subscription {
         self.narrowed = true;
         let scope = Arc::clone(&self.scope);
         self.folder.retain(|event| scope.hears(event));
-        self.outbox
-            .retain(|delivery| !matches!(delivery, Delivery::Event(event) if !scope.hears(event)));
-        self.say(Control::Unsubscribed {
-            asked,
-            cursor: self.cursor(self.safe),
-        });
+        self.outbox.retain(
+            |entry| !matches!(&entry.delivery, Delivery::Event(event) if !scope.hears(event)),
+        );
+        self.narrow_plan(channels);
+        let cursor = self.resume_cursor();
+        self.say(Control::Unsubscribed { asked, cursor });
+    }
+
+    fn push(&mut self, delivery: Delivery, moves_to: Option<u64>) {
+        self.outbox.push_back(Entry { delivery, moves_to });
+    }
+
+    /// The place that a cursor names, if it is of this database's life.
+    fn known(&self, cursor: Option<Cursor>) -> Option<u64> {
+        let own = cursor.filter(|cursor| cursor.epoch == self.subscriber.store.epoch());
+        own.map(|cursor| cursor.seq)
     }
 
     fn cursor(&self, seq: u64) -> Cursor {
@@ -282,8 +327,8 @@ impl Subscription {
     }
 
     fn deliver(&mut self, event: Arc<Event>) {
-        self.safe = self.safe.max(event.seq);
-        self.outbox.push_back(Delivery::Event(event));
+        let moves_to = Some(event.seq);
+        self.push(Delivery::Event(event), moves_to);
     }
 
     /// Takes live mail in.
@@ -299,15 +344,9 @@ impl Subscription {
                     if self.narrowed && !self.scope.hears(&event) {
                         continue;
                     }
-                    let Subscription {
-                        folder,
-                        outbox,
-                        safe,
-                        ..
-                    } = self;
+                    let Subscription { folder, outbox, .. } = self;
                     folder.push(event, now, &mut |event| {
-                        *safe = event.seq;
-                        outbox.push_back(Delivery::Event(event));
+                        outbox.push_back(Entry::live(event))
                     });
                 }
                 self.set_timer();
@@ -318,6 +357,7 @@ impl Subscription {
                 let scope = Arc::clone(&self.scope);
                 self.plan.push_back(Step::CatchUp {
                     scope,
+                    from: None,
                     settled: true,
                 });
             }
@@ -330,16 +370,8 @@ impl Subscription {
 
     fn release_held(&mut self, all: bool) {
         let now = Instant::now();
-        let Subscription {
-            folder,
-            outbox,
-            safe,
-            ..
-        } = self;
-        let mut out = |event: Arc<Event>| {
-            *safe = event.seq;
-            outbox.push_back(Delivery::Event(event));
-        };
+        let Subscription { folder, outbox, .. } = self;
+        let mut out = |event| outbox.push_back(Entry::live(event));
         if all {
             folder.flush(now, &mut out);
         } else {
@@ -362,18 +394,15 @@ impl Subscription {
     }
 
     fn on_timer(&mut self) {
+        self.end_if_expired();
         let now = Instant::now();
-        if self.expires.is_some_and(|expires| expires <= now) {
-            self.forget_plan();
-            self.close(Close::TokenExpired);
-            return;
-        }
         self.release_held(false);
         if self.next_heartbeat <= now {
             self.folder.tidy(now);
             self.move_past_what_is_out_of_scope();
+            let cursor = self.resume_cursor();
             self.say(Control::Heartbeat {
-                cursor: self.cursor(self.safe),
+                cursor,
                 at: Utc::now(),
             });
             self.next_heartbeat = now + self.subscriber.heartbeat;
@@ -385,12 +414,40 @@ impl Subscription {
     fn move_past_what_is_out_of_scope(&mut self) {
         // The head first: what was offered up to it is either in the mailbox or not for us.
         let head = self.attachment.head();
-        let quiet = self.plan.is_empty()
-            && self.folder.is_empty()
-            && self.attachment.mailbox().is_drained();
-        if let Some(head) = head.filter(|_| quiet) {
+        let told = self.plan.is_empty() && self.folder.is_empty() && self.outbox.is_empty();
+        if let Some(head) = head.filter(|_| told && self.attachment.mailbox().is_drained()) {
             self.position = self.position.max(head);
             self.safe = self.position;
+        }
+    }
+
+    /// Takes note of what leaves the outbox.
+    fn delivered(&mut self, entry: Entry) -> Delivery {
+        let Entry {
+            mut delivery,
+            moves_to,
+        } = entry;
+        self.safe = moves_to.unwrap_or(self.safe);
+        if let Delivery::Control(control) = &mut delivery {
+            if matches!(control, Control::Ready(_)) && self.plan.is_empty() {
+                self.backfill = None;
+            }
+            // Where the reader stands is known only now.
+            control.stamp(self.resume_cursor());
+        }
+        if self.outbox.is_empty() {
+            // An idle connection keeps no buffer.
+            self.outbox = VecDeque::new();
+        }
+        delivery
+    }
+}
+
+impl Entry {
+    fn live(event: Arc<Event>) -> Entry {
+        Entry {
+            moves_to: Some(event.seq),
+            delivery: Delivery::Event(event),
         }
     }
 }
@@ -401,12 +458,8 @@ impl Stream for Subscription {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
         let this = &mut *self;
         loop {
-            if let Some(delivery) = this.outbox.pop_front() {
-                if this.outbox.is_empty() {
-                    // An idle connection keeps no buffer.
-                    this.outbox = VecDeque::new();
-                }
-                return Poll::Ready(Some(delivery));
+            if let Some(entry) = this.outbox.pop_front() {
+                return Poll::Ready(Some(this.delivered(entry)));
             }
             if this.ended {
                 return Poll::Ready(None);

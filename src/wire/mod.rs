@@ -77,8 +77,10 @@ pub fn event_json(event: &Event, upper_status: bool) -> Vec<u8> {
 }
 
 fn with_upper_status(fields: &str) -> String {
-    let mut object: Map<String, Value> =
-        serde_json::from_str(fields).expect("an event's fields are an object");
+    // Too deeply nested to be read back: as it is.
+    let Ok(mut object) = serde_json::from_str::<Map<String, Value>>(fields) else {
+        return fields.to_owned();
+    };
     if let Some(Value::String(status)) = object.get_mut("status") {
         status.make_ascii_uppercase();
     }
@@ -293,6 +295,18 @@ impl Control {
             Control::Authenticated { .. } => "authenticated",
             Control::Subscribed { .. } => "subscribed",
             Control::Unsubscribed { .. } => "unsubscribed",
+        }
+    }
+
+    /// Sets the cursor of messages that say where the reader stands on receiving them.
+    pub fn stamp(&mut self, at: Cursor) {
+        match self {
+            Control::Heartbeat { cursor, .. }
+            | Control::Subscribed { cursor, .. }
+            | Control::Unsubscribed { cursor, .. } => {
+                *cursor = at;
+            }
+            _ => {}
         }
     }
 

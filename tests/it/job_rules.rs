@@ -36,6 +36,7 @@ fn run_with(
             now: at(secs),
             limits: &LIMITS,
             typical_secs,
+            since: at(-1_000_000),
         },
     )
 }

@@ -2,8 +2,7 @@
 //!
 //! ```text
 //! pending ──▶ queued ──▶ in_progress ──▶ completed
-//!    │           │            ├────────▶ failed
-//!    └───────────┴────────────┴────────▶ cancelled        failed, cancelled ──retry──▶ queued (attempt + 1)
+//!    └───────────┴────────────┴────────▶ failed, cancelled ──retry──▶ queued (attempt + 1)
 //! ```
 //!
 //! Steps may be skipped forwards: a worker without a queue starts a pending job, and a progress report
@@ -448,7 +447,7 @@ fn changed(
         }
     }
     next.estimate(context.now);
-    next.schedule_check();
+    next.schedule_check(next.heard_at);
     Ok((next, Some(class)))
 }
 
@@ -459,8 +458,10 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
     if job.status != Status::InProgress {
         return (next, None);
     }
-    let silent_for =
-        |secs: u32| secs > 0 && context.now - job.heard_at >= TimeDelta::seconds(secs.into());
+    // A worker cannot be blamed for what it said while nobody was there to hear it.
+    let heard_at = job.heard_at.max(context.since.min(context.now));
+    let silence = context.now - heard_at;
+    let silent_for = |secs: u32| secs > 0 && silence >= TimeDelta::seconds(secs.into());
     if silent_for(job.timeout_secs) {
         let message: Arc<str> =
             format!("No word from the worker for {} seconds", job.timeout_secs).into();
@@ -476,9 +477,11 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
         return (next, Some(Class::Milestone));
     }
     let stalls = !job.stalled && silent_for(job.stall_after_secs);
-    next.stalled |= stalls;
-    next.estimate(context.now);
-    next.schedule_check();
+    if stalls {
+        next.stalled = true;
+        next.estimate(context.now);
+    }
+    next.schedule_check(heard_at);
     (next, stalls.then_some(Class::Milestone))
 }
 
@@ -512,7 +515,7 @@ impl Job {
             .progress
             .map(|progress| Rate::starting(progress, context.now));
         self.estimate(context.now);
-        self.schedule_check();
+        self.schedule_check(self.heard_at);
     }
 
     fn finish(&mut self, status: Status, end: End, now: DateTime<Utc>) {
@@ -602,13 +605,12 @@ impl Job {
             .map(|(at, source)| Eta { at, source });
     }
 
-    fn schedule_check(&mut self) {
+    fn schedule_check(&mut self, heard_at: DateTime<Utc>) {
         if self.status != Status::InProgress {
             self.check_at = None;
             return;
         }
-        let in_secs =
-            |secs: u32| (secs > 0).then(|| self.heard_at + TimeDelta::seconds(secs.into()));
+        let in_secs = |secs: u32| (secs > 0).then(|| heard_at + TimeDelta::seconds(secs.into()));
         let stall = if self.stalled {
             None
         } else {

@@ -1,7 +1,7 @@
 //! The `jobs` table: a job's state as columns that a person can query.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -14,7 +14,7 @@ use super::schema::{jobs, schools};
 use super::table::{Address, LastEvent, Selection, Stored, Table, from_millis, millis, unreadable};
 use super::upsert::upsert;
 use crate::id::{Epoch, SchoolId, SubjectId};
-use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Rate};
+use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Rate, Status};
 use crate::kind::{Command, State, job};
 use crate::store::{JobPage, JobQuery, Overdue, StoredJob};
 
@@ -232,28 +232,13 @@ impl Table for JobsTable {
         conn: &mut SqliteConnection,
         selection: &Selection<'_>,
     ) -> QueryResult<Vec<(SubjectId, Stored)>> {
-        let mut query = jobs::table
-            .filter(jobs::school_id.eq(selection.school.get()))
-            .filter(jobs::last_seq.gt(selection.after as i64))
-            .filter(jobs::last_seq.le(selection.upto as i64))
-            .order(jobs::last_seq)
-            .limit(selection.limit as i64)
-            .select(JobRow::as_select())
-            .into_boxed();
-        if let Some(subjects) = &selection.subjects {
-            query = query.filter(jobs::job_id.eq_any(subjects.clone()));
-        }
-        if !selection.filter.statuses.is_empty() {
-            query = query.filter(jobs::status.eq_any(&selection.filter.statuses));
-        }
-        if !selection.filter.categories.is_empty() {
-            query = query.filter(jobs::job_type.eq_any(&selection.filter.categories));
-        }
-        query
-            .load(conn)?
-            .into_iter()
-            .map(JobRow::into_stored)
-            .collect()
+        let mut states = match &selection.subjects {
+            Some(subjects) => single_jobs(conn, selection, subjects)?,
+            None => all_jobs(conn, selection)?,
+        };
+        states.sort_unstable_by_key(|(_, stored)| stored.last_seq);
+        states.truncate(selection.limit);
+        Ok(states)
     }
 
     fn last_events(
@@ -352,6 +337,71 @@ impl Table for JobsTable {
     }
 }
 
+/// Selected jobs, by their keys.
+fn single_jobs(
+    conn: &mut SqliteConnection,
+    selection: &Selection<'_>,
+    subjects: &[&SubjectId],
+) -> QueryResult<Vec<(SubjectId, Stored)>> {
+    let mut states = Vec::new();
+    for subject in subjects {
+        let Some(stored) = JobsTable.load(conn, selection.school, subject)? else {
+            continue;
+        };
+        let State::Job(job) = &stored.state;
+        let passes = selection
+            .filter
+            .passes(job.status.as_str(), Some(job.job_type.as_str()));
+        if passes && stored.last_seq > selection.after && stored.last_seq <= selection.upto {
+            states.push(((*subject).clone(), stored));
+        }
+    }
+    Ok(states)
+}
+
+/// The first of those that go on, and of each way to end: every one by an index in the order of the log.
+fn all_jobs(
+    conn: &mut SqliteConnection,
+    selection: &Selection<'_>,
+) -> QueryResult<Vec<(SubjectId, Stored)>> {
+    let wanted = |status: &&Status| {
+        let statuses = &selection.filter.statuses;
+        statuses.is_empty() || statuses.contains(status.as_str())
+    };
+    let (ended, active): (Vec<Status>, Vec<Status>) = Status::ALL
+        .iter()
+        .filter(wanted)
+        .partition(|status| status.is_terminal());
+    let active: Vec<&str> = active.iter().map(|status| status.as_str()).collect();
+    let mut states = Vec::new();
+    let going_on = (!active.is_empty()).then_some(None);
+    for ending in going_on.into_iter().chain(ended.into_iter().map(Some)) {
+        let mut query = jobs::table
+            .filter(jobs::school_id.eq(selection.school.get()))
+            .filter(jobs::last_seq.gt(selection.after as i64))
+            .filter(jobs::last_seq.le(selection.upto as i64))
+            .order(jobs::last_seq)
+            .limit(selection.limit as i64)
+            .select(JobRow::as_select())
+            .into_boxed();
+        query = match ending {
+            Some(status) => query
+                .filter(jobs::finished_at.is_not_null())
+                .filter(jobs::status.eq(status.as_str())),
+            None => query
+                .filter(jobs::finished_at.is_null())
+                .filter(jobs::status.eq_any(active.clone())),
+        };
+        if !selection.filter.categories.is_empty() {
+            query = query.filter(jobs::job_type.eq_any(&selection.filter.categories));
+        }
+        for row in query.load::<JobRow<'_>>(conn)? {
+            states.push(row.into_stored()?);
+        }
+    }
+    Ok(states)
+}
+
 diesel::allow_tables_to_appear_in_same_query!(jobs, schools);
 
 /// One job, with its place.
@@ -373,42 +423,52 @@ pub(super) fn list(
     query: &JobQuery,
     head: u64,
 ) -> QueryResult<JobPage> {
-    let statuses: Vec<_> = query
-        .statuses
-        .iter()
-        .map(|status| status.as_str())
-        .collect();
-    let mut select = jobs::table
-        .filter(jobs::school_id.eq(school.get()))
-        .order(jobs::created_seq.desc())
-        .limit(query.limit as i64 + 1)
-        .select(JobRow::as_select())
-        .into_boxed();
-    if !statuses.is_empty() {
-        select = select.filter(jobs::status.eq_any(statuses));
+    // One query a status: each by an index, newest first.
+    let sources = match query.statuses.as_slice() {
+        [] => vec![None],
+        statuses => statuses
+            .iter()
+            .copied()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .map(Some)
+            .collect(),
+    };
+    let mut found = Vec::new();
+    for source in sources {
+        let mut select = jobs::table
+            .filter(jobs::school_id.eq(school.get()))
+            .order(jobs::created_seq.desc())
+            .limit(query.limit as i64 + 1)
+            .select(JobRow::as_select())
+            .into_boxed();
+        if let Some(status) = source {
+            select = select.filter(jobs::status.eq(status.as_str()));
+        }
+        if !query.job_types.is_empty() {
+            select = select.filter(jobs::job_type.eq_any(&query.job_types));
+        }
+        if let Some(text) = &query.text {
+            let escaped = text
+                .replace('\\', "\\\\")
+                .replace('%', "\\%")
+                .replace('_', "\\_");
+            let pattern = format!("%{escaped}%");
+            let in_text = jobs::job_id
+                .like(pattern.clone())
+                .escape('\\')
+                .or(jobs::message.like(pattern.clone()).escape('\\'))
+                .or(jobs::metadata.like(pattern).escape('\\'));
+            select = select.filter(in_text);
+        }
+        if let Some(before) = query.before {
+            select = select.filter(jobs::created_seq.lt(before as i64));
+        }
+        found.extend(select.load::<JobRow<'_>>(conn)?);
     }
-    if !query.job_types.is_empty() {
-        select = select.filter(jobs::job_type.eq_any(&query.job_types));
-    }
-    if let Some(text) = &query.text {
-        let escaped = text
-            .replace('\\', "\\\\")
-            .replace('%', "\\%")
-            .replace('_', "\\_");
-        let pattern = format!("%{escaped}%");
-        let in_text = jobs::job_id
-            .like(pattern.clone())
-            .escape('\\')
-            .or(jobs::message.like(pattern.clone()).escape('\\'))
-            .or(jobs::metadata.like(pattern).escape('\\'));
-        select = select.filter(in_text);
-    }
-    if let Some(before) = query.before {
-        select = select.filter(jobs::created_seq.lt(before as i64));
-    }
-    let rows: Vec<JobRow<'_>> = select.load(conn)?;
-    let more = rows.len() > query.limit;
-    let stored = rows.into_iter().take(query.limit).map(|row| {
+    found.sort_unstable_by_key(|row| std::cmp::Reverse(row.created_seq));
+    let more = found.len() > query.limit;
+    let stored = found.into_iter().take(query.limit).map(|row| {
         let (id, stored) = row.into_stored()?;
         Ok(into_stored_job(epoch, school, id, stored))
     });

@@ -5,6 +5,7 @@
 //! process out, because the writer caches what it has written.
 
 mod jobs;
+mod read;
 mod schema;
 mod sweep;
 mod table;
@@ -24,18 +25,21 @@ use diesel::sqlite::SqliteConnection;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use self::schema::{events, meta, schools};
+use self::schema::meta;
 use self::sweep::Retention;
-use self::table::{EventRow, Selection, TABLES, table};
+use self::table::{TABLES, table};
 use self::writer::{Submission, Work, Writer};
 use super::{
     CommandError, Committed, Envelope, JobPage, JobQuery, Overdue, Page, Receipt, Store,
     StoreError, StoredJob,
 };
-use crate::config::{self, READ_PAGE, Settings};
-use crate::event::Event;
-use crate::id::{Channel, Epoch, Kind, SchoolId, SubjectId};
+use crate::config::{self, Settings, Synchronous};
+use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::scope::Scope;
+
+/// Keys of `meta`: the epoch, and the boot of the machine in which the database is open.
+const EPOCH: &str = "epoch";
+const OPEN_IN: &str = "open_in";
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
@@ -118,7 +122,8 @@ impl SqliteStore {
         .map_err(|error| database_error(error.to_string()))?;
         conn.run_pending_migrations(MIGRATIONS)
             .map_err(|error| database_error(error.to_string()))?;
-        let epoch = epoch(&mut conn).map_err(|error| database_error(error.to_string()))?;
+        let epoch = epoch(&mut conn, settings.synchronous)
+            .map_err(|error| database_error(error.to_string()))?;
 
         let readers = Pool::builder()
             .max_size(settings.reader_connections)
@@ -207,181 +212,39 @@ impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReadOnly {
     }
 }
 
-fn epoch(conn: &mut SqliteConnection) -> QueryResult<Epoch> {
-    const KEY: &str = "epoch";
+/// The database's life. A new one begins after a power loss that may have taken acknowledged ticks: the numbers
+/// which they had will be given again, and a reader that has seen them must not take the new events for the old.
+fn epoch(conn: &mut SqliteConnection, synchronous: Synchronous) -> QueryResult<Epoch> {
     conn.immediate_transaction(|conn| {
-        let stored: Option<String> = meta::table
-            .find(KEY)
-            .select(meta::value)
-            .first(conn)
-            .optional()?;
-        if let Some(text) = stored {
-            return text.parse().map_err(|_| table::unreadable("an epoch"));
-        }
-        let epoch = Epoch::generate();
-        diesel::insert_into(meta::table)
-            .values((meta::key.eq(KEY), meta::value.eq(epoch.to_string())))
-            .execute(conn)?;
-        Ok(epoch)
-    })
-}
-
-/// Head and floor of a school; both 0 before its first event.
-fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<(u64, u64)> {
-    let row: Option<(i64, i64)> = schools::table
-        .find(school.get())
-        .select((schools::head, schools::floor))
-        .first(conn)
-        .optional()?;
-    let (head, floor) = row.unwrap_or_default();
-    Ok((head as u64, floor as u64))
-}
-
-fn replay(
-    conn: &mut SqliteConnection,
-    epoch: Epoch,
-    scope: &Scope,
-    after: u64,
-    fold: bool,
-) -> QueryResult<Page> {
-    let (head, floor) = bounds(conn, scope.school)?;
-    let mut query = events::table
-        .filter(events::school_id.eq(scope.school.get()))
-        .filter(events::seq.gt(after as i64))
-        .order(events::seq)
-        .limit(READ_PAGE as i64)
-        .select(EventRow::as_select())
-        .into_boxed();
-    if let Some((kind, subjects)) = single_subjects(scope) {
-        // Served by the index on subjects, however much the rest of the school has to say.
-        query = query
-            .filter(events::kind.eq(kind.collection()))
-            .filter(events::subject_id.eq_any(subjects));
-    }
-    let rows: Vec<EventRow<'_>> = query.load(conn)?;
-    let through = if rows.len() < READ_PAGE {
-        head
-    } else {
-        rows.last().map_or(head, EventRow::seq)
-    };
-    let mut told = Vec::with_capacity(rows.len());
-    for row in rows {
-        let event = row.into_event(epoch)?;
-        if scope.hears(&event) {
-            told.push(Arc::new(event));
-        }
-    }
-    if fold {
-        told = crate::scope::without_superseded(told);
-        if through < head {
-            leave_out_superseded_later(conn, scope, &mut told)?;
-        }
-    }
-    Ok(Page {
-        events: told,
-        through,
-        head,
-        floor,
-    })
-}
-
-/// The subjects of a scope that names nothing but single subjects of one kind.
-fn single_subjects(scope: &Scope) -> Option<(Kind, Vec<&str>)> {
-    let mut kinds = scope.channels().iter().map(|channel| match channel {
-        Channel::Subject(kind, _) => Some(*kind),
-        Channel::Collection(_) | Channel::School(_) => None,
-    });
-    let kind = kinds.next()??;
-    if !kinds.all(|other| other == Some(kind)) {
-        return None;
-    }
-    Some((
-        kind,
-        scope
-            .subjects(kind)
-            .into_iter()
-            .map(SubjectId::as_str)
-            .collect(),
-    ))
-}
-
-/// Leaves out ticks whose subject has a later event in scope beyond this page.
-fn leave_out_superseded_later(
-    conn: &mut SqliteConnection,
-    scope: &Scope,
-    told: &mut Vec<Arc<Event>>,
-) -> QueryResult<()> {
-    for (kind, table) in TABLES {
-        let ticks = told
-            .iter()
-            .filter(|event| event.is_tick() && event.kind == *kind);
-        let subjects: Vec<&str> = ticks.map(|event| event.subject.as_str()).collect();
-        if subjects.is_empty() {
-            continue;
-        }
-        let last = table.last_events(conn, scope.school, &subjects)?;
-        told.retain(|event| {
-            let later = last
-                .get(event.subject.as_str())
-                .filter(|later| later.seq > event.seq);
-            let superseded = later.is_some_and(|later| {
-                scope
-                    .filter
-                    .passes(&later.status, later.category.as_deref())
-            });
-            !(event.is_tick() && event.kind == *kind && superseded)
-        });
-    }
-    Ok(())
-}
-
-fn snapshot(
-    conn: &mut SqliteConnection,
-    epoch: Epoch,
-    scope: &Scope,
-    after: u64,
-    upto: Option<u64>,
-) -> QueryResult<Page> {
-    let (head, floor) = bounds(conn, scope.school)?;
-    let upto = upto.unwrap_or(head);
-    let mut told = Vec::new();
-    let mut through = upto;
-    for (kind, table) in TABLES {
-        let all = scope.listens_to_all(*kind);
-        let subjects: Vec<_> = scope
-            .subjects(*kind)
-            .into_iter()
-            .map(SubjectId::as_str)
-            .collect();
-        if !all && subjects.is_empty() {
-            continue;
-        }
-        let selection = Selection {
-            school: scope.school,
-            subjects: (!all).then_some(subjects),
-            filter: &scope.filter,
-            after,
-            upto,
-            limit: READ_PAGE,
+        let fact = |conn: &mut SqliteConnection, key: &str| -> QueryResult<Option<String>> {
+            meta::table
+                .find(key)
+                .select(meta::value)
+                .first(conn)
+                .optional()
         };
-        let states = table.snapshot(conn, &selection)?;
-        if let Some((_, last)) = states.last().filter(|_| states.len() == READ_PAGE) {
-            // This kind may go on: the page ends where the first of such kinds ends.
-            through = through.min(last.last_seq);
+        let set = |conn: &mut SqliteConnection, key: &str, value: String| {
+            diesel::replace_into(meta::table)
+                .values((meta::key.eq(key), meta::value.eq(value)))
+                .execute(conn)
+        };
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let open_in = fact(conn, OPEN_IN)?;
+        let cut_off =
+            open_in.is_some_and(|open_in| open_in != boot) && synchronous != Synchronous::Full;
+        let known = match fact(conn, EPOCH)? {
+            Some(text) => Some(text.parse().map_err(|_| table::unreadable("an epoch"))?),
+            None => None,
+        };
+        if cut_off {
+            tracing::warn!(
+                "the machine stopped while the database was open; readers will begin anew"
+            );
         }
-        told.extend(
-            states
-                .into_iter()
-                .map(|(id, stored)| stored.snapshot(epoch, scope.school, *kind, id)),
-        );
-    }
-    told.retain(|event| event.seq <= through);
-    told.sort_unstable_by_key(|event| event.seq);
-    Ok(Page {
-        events: told.into_iter().map(Arc::new).collect(),
-        through,
-        head: upto,
-        floor,
+        let epoch = known.filter(|_| !cut_off).unwrap_or_else(Epoch::generate);
+        set(conn, EPOCH, epoch.to_string())?;
+        set(conn, OPEN_IN, boot)?;
+        Ok(epoch)
     })
 }
 
@@ -408,7 +271,7 @@ impl Store for SqliteStore {
 
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
         let epoch = self.epoch;
-        self.read(move |conn| replay(conn, epoch, &scope, after, fold))
+        self.read(move |conn| read::replay(conn, epoch, &scope, after, fold))
             .await
     }
 
@@ -419,7 +282,7 @@ impl Store for SqliteStore {
         upto: Option<u64>,
     ) -> Result<Page, StoreError> {
         let epoch = self.epoch;
-        self.read(move |conn| snapshot(conn, epoch, &scope, after, upto))
+        self.read(move |conn| read::snapshot(conn, epoch, &scope, after, upto))
             .await
     }
 
@@ -442,7 +305,7 @@ impl Store for SqliteStore {
     async fn jobs(&self, school: SchoolId, query: JobQuery) -> Result<JobPage, StoreError> {
         let epoch = self.epoch;
         self.read(move |conn| {
-            let (head, _) = bounds(conn, school)?;
+            let (head, _) = read::bounds(conn, school)?;
             jobs::list(conn, epoch, school, &query, head)
         })
         .await

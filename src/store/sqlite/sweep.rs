@@ -41,6 +41,7 @@ pub(super) fn sweep(
         } else {
             0
         };
+        let mut budget = limit;
         for (school, head, floor) in visited {
             let own = events::table
                 .filter(events::school_id.eq(school))
@@ -59,7 +60,7 @@ pub(super) fn sweep(
             }
             let rows: Vec<(i64, i64)> = own
                 .order(events::seq)
-                .limit(limit as i64)
+                .limit(budget as i64)
                 .select((events::seq, events::at))
                 .load(conn)?;
             let past = rows.iter().take_while(|row| is_past(row)).count();
@@ -68,8 +69,9 @@ pub(super) fn sweep(
                 diesel::update(schools::table.find(school))
                     .set(schools::floor.eq(last))
                     .execute(conn)?;
-                if past == limit {
-                    // This school has more: the next step begins with it again.
+                budget -= past;
+                if budget == 0 {
+                    // It may have more: the next step begins with it again.
                     *swept_school = school - 1;
                     more = true;
                     break;

@@ -64,7 +64,7 @@ pub(super) struct LastEvent {
 pub(super) struct Selection<'a> {
     pub(super) school: SchoolId,
     /// Only these, or all of the kind.
-    pub(super) subjects: Option<Vec<&'a str>>,
+    pub(super) subjects: Option<Vec<&'a SubjectId>>,
     pub(super) filter: &'a Filter,
     pub(super) after: u64,
     pub(super) upto: u64,
@@ -180,10 +180,6 @@ impl<'a> From<&'a Event> for EventRow<'a> {
 }
 
 impl EventRow<'_> {
-    pub(super) fn seq(&self) -> u64 {
-        self.seq as u64
-    }
-
     pub(super) fn into_event(self, epoch: Epoch) -> QueryResult<Event> {
         use crate::event::{Class, Draft};
         use crate::kind::{known_kind, known_name};

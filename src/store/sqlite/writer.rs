@@ -20,11 +20,12 @@ use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 use tokio::sync::{mpsc, oneshot};
 
-use super::schema::{events, idempotency_keys};
+use super::read::bounds;
+use super::schema::{events, idempotency_keys, meta};
 use super::sweep::{Retention, sweep};
 use super::table::{Address, EventRow, Stored, millis, table, unreadable};
 use super::upsert::upsert;
-use super::{bounds, database_error};
+use super::{OPEN_IN, database_error};
 use crate::config::{self, Settings, Synchronous};
 use crate::event::{Class, Event};
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
@@ -57,6 +58,8 @@ pub(super) struct Writer {
     conn: SqliteConnection,
     epoch: Epoch,
     limits: Limits,
+    /// When this writer began to hear.
+    since: DateTime<Utc>,
     synchronous: Synchronous,
     committed: Committed,
     /// Whether the connection now waits for the disk at each commit.
@@ -114,6 +117,7 @@ impl Writer {
             conn,
             epoch,
             limits: settings.limits(),
+            since: Utc::now().trunc_subsecs(3),
             synchronous: settings.synchronous,
             committed,
             waits_for_disk: true,
@@ -163,6 +167,12 @@ impl Writer {
                 self.commit(group);
             }
             if closed.is_some() {
+                // A mark that stays only makes readers begin anew.
+                if let Err(error) =
+                    diesel::delete(meta::table.find(OPEN_IN)).execute(&mut self.conn)
+                {
+                    tracing::warn!(%error, "the database could not be marked as closed");
+                }
                 break;
             }
         }
@@ -174,12 +184,18 @@ impl Writer {
         let now = Utc::now().trunc_subsecs(3);
         let mut group = Group::default();
         let mut judged = Vec::with_capacity(submissions.len());
-        let mut answers = Vec::with_capacity(submissions.len());
-        let result = submissions.into_iter().try_for_each(|submission| {
-            answers.push(submission.answer);
-            let school = submission.school;
-            let receipts = submission
-                .commands
+        let (work, answers): (Vec<_>, Vec<_>) = submissions
+            .into_iter()
+            .map(
+                |Submission {
+                     school,
+                     commands,
+                     answer,
+                 }| ((school, commands), answer),
+            )
+            .unzip();
+        let result = work.into_iter().try_for_each(|(school, commands)| {
+            let receipts = commands
                 .into_iter()
                 .map(|envelope| self.judge(&mut group, school, envelope, now));
             judged.push(receipts.collect::<QueryResult<Receipts>>()?);
@@ -243,6 +259,7 @@ impl Writer {
             now,
             limits: &self.limits,
             typical_secs,
+            since: self.since,
         };
         let outcome = match kind::apply(&subject, state.as_ref(), &command, &context) {
             Ok(outcome) => outcome,
@@ -432,7 +449,7 @@ impl Writer {
                 UpsertHead(&row).execute(conn)?;
             }
             for ((school, key), used) in &group.keys {
-                diesel::insert_into(idempotency_keys::table)
+                diesel::replace_into(idempotency_keys::table)
                     .values((
                         idempotency_keys::school_id.eq(school.get()),
                         idempotency_keys::key.eq(key),

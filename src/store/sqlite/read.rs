@@ -1,0 +1,202 @@
+//! Reading the log and the states behind it, a page at a time. Every query here is served by an index in the
+//! order that it is told in; `EXPLAIN QUERY PLAN` must show no sort and no scan.
+
+use std::sync::Arc;
+
+use diesel::connection::DefaultLoadingMode;
+use diesel::prelude::*;
+use diesel::sqlite::SqliteConnection;
+
+use super::schema::{events, schools};
+use super::table::{EventRow, Selection, TABLES};
+use crate::config::{READ_PAGE, READ_PAGE_BYTES};
+use crate::event::Event;
+use crate::id::{Channel, Epoch, Kind, SchoolId, SubjectId};
+use crate::scope::{Scope, without_superseded};
+use crate::store::Page;
+
+/// Head and floor of a school; both 0 before its first event.
+pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<(u64, u64)> {
+    let row: Option<(i64, i64)> = schools::table
+        .find(school.get())
+        .select((schools::head, schools::floor))
+        .first(conn)
+        .optional()?;
+    let (head, floor) = row.unwrap_or_default();
+    Ok((head as u64, floor as u64))
+}
+
+/// Events in scope after `after`; with `fold` without ticks that a later event in scope supersedes.
+pub(super) fn replay(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    scope: &Scope,
+    after: u64,
+    fold: bool,
+) -> QueryResult<Page> {
+    let (head, floor) = bounds(conn, scope.school)?;
+    let sources = match single_subjects(scope) {
+        // Each by the index on subjects, however much the rest of the school has to say.
+        Some(subjects) => subjects.into_iter().map(Some).collect(),
+        None => vec![None],
+    };
+    let mut through = head;
+    let mut told = Vec::new();
+    for source in sources {
+        let part = part(conn, epoch, scope.school, source, after)?;
+        if let Some(last) = part.last().filter(|_| !part.is_whole) {
+            // This source may go on: the page ends where the first of such sources ends.
+            through = through.min(last.seq);
+        }
+        told.extend(part.events);
+    }
+    told.retain(|event| event.seq <= through && scope.hears(event));
+    told.sort_unstable_by_key(|event| event.seq);
+    if fold {
+        told = without_superseded(told);
+        if through < head {
+            leave_out_superseded_later(conn, scope, &mut told)?;
+        }
+    }
+    Ok(Page {
+        events: told,
+        through,
+        head,
+        floor,
+    })
+}
+
+/// The first events of a source.
+struct Part {
+    events: Vec<Arc<Event>>,
+    /// Whether there are no more.
+    is_whole: bool,
+}
+
+impl Part {
+    fn last(&self) -> Option<&Arc<Event>> {
+        self.events.last()
+    }
+}
+
+fn part(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    school: SchoolId,
+    subject: Option<(Kind, &str)>,
+    after: u64,
+) -> QueryResult<Part> {
+    let mut query = events::table
+        .filter(events::school_id.eq(school.get()))
+        .filter(events::seq.gt(after as i64))
+        .order(events::seq)
+        .limit(READ_PAGE as i64)
+        .select(EventRow::as_select())
+        .into_boxed();
+    if let Some((kind, subject)) = subject {
+        query = query
+            .filter(events::kind.eq(kind.collection()))
+            .filter(events::subject_id.eq(subject));
+    }
+    let mut part = Part {
+        events: Vec::new(),
+        is_whole: true,
+    };
+    let mut bytes = 0;
+    for row in query.load_iter::<EventRow<'_>, DefaultLoadingMode>(conn)? {
+        let event = row?.into_event(epoch)?;
+        bytes += event.draft.fields.len();
+        part.events.push(Arc::new(event));
+        if part.events.len() == READ_PAGE || bytes > READ_PAGE_BYTES {
+            part.is_whole = false;
+            break;
+        }
+    }
+    Ok(part)
+}
+
+/// The subjects of a scope that names nothing but single subjects.
+fn single_subjects(scope: &Scope) -> Option<Vec<(Kind, &str)>> {
+    let subject = |channel| match channel {
+        &Channel::Subject(kind, ref id) => Some((kind, SubjectId::as_str(id))),
+        Channel::Collection(_) | Channel::School(_) => None,
+    };
+    scope.channels().iter().map(subject).collect()
+}
+
+/// Leaves out ticks whose subject has a later event in scope beyond this page.
+fn leave_out_superseded_later(
+    conn: &mut SqliteConnection,
+    scope: &Scope,
+    told: &mut Vec<Arc<Event>>,
+) -> QueryResult<()> {
+    for (kind, table) in TABLES {
+        let ticks = told
+            .iter()
+            .filter(|event| event.is_tick() && event.kind == *kind);
+        let subjects: Vec<&str> = ticks.map(|event| event.subject.as_str()).collect();
+        if subjects.is_empty() {
+            continue;
+        }
+        let last = table.last_events(conn, scope.school, &subjects)?;
+        told.retain(|event| {
+            let later = last
+                .get(event.subject.as_str())
+                .filter(|later| later.seq > event.seq);
+            let superseded = later.is_some_and(|later| {
+                scope
+                    .filter
+                    .passes(&later.status, later.category.as_deref())
+            });
+            !(event.is_tick() && event.kind == *kind && superseded)
+        });
+    }
+    Ok(())
+}
+
+/// Present states in scope, in the order of their last events.
+pub(super) fn snapshot(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    scope: &Scope,
+    after: u64,
+    upto: Option<u64>,
+) -> QueryResult<Page> {
+    let (head, floor) = bounds(conn, scope.school)?;
+    let upto = upto.unwrap_or(head);
+    let mut told = Vec::new();
+    let mut through = upto;
+    for (kind, table) in TABLES {
+        let all = scope.listens_to_all(*kind);
+        let subjects = scope.subjects(*kind);
+        if !all && subjects.is_empty() {
+            continue;
+        }
+        let selection = Selection {
+            school: scope.school,
+            subjects: (!all).then_some(subjects),
+            filter: &scope.filter,
+            after,
+            upto,
+            limit: READ_PAGE,
+        };
+        let states = table.snapshot(conn, &selection)?;
+        if let Some((_, last)) = states.last().filter(|_| states.len() == READ_PAGE) {
+            // This kind may go on: the page ends where the first of such kinds ends.
+            through = through.min(last.last_seq);
+        }
+        told.extend(
+            states
+                .into_iter()
+                .map(|(id, stored)| stored.snapshot(epoch, scope.school, *kind, id)),
+        );
+    }
+    told.retain(|event| event.seq <= through);
+    told.sort_unstable_by_key(|event| event.seq);
+    Ok(Page {
+        events: told.into_iter().map(Arc::new).collect(),
+        through,
+        head: upto,
+        floor,
+    })
+}

@@ -43,6 +43,16 @@ impl Client {
         response.body_mut().read_json().map_err(unreachable)
     }
 
+    /// Gets JSON.
+    pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
+        let mut request = self.agent.get(format!("{}{path}", self.base));
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let mut response = check(request.call().map_err(unreachable)?)?;
+        response.body_mut().read_json().map_err(unreachable)
+    }
+
     /// Opens an event stream.
     pub(super) fn events(
         &self,

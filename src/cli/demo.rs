@@ -26,15 +26,15 @@ const TOKEN_TTL: Duration = Duration::from_secs(12 * 3_600);
   tidings demo ~/Documents --pause-ms 500
   ROCKET_PORT=9000 tidings demo --pause-ms 0 --exit")]
 pub(super) struct Arguments {
-    /// Where the documents are.
+    /// Where the documents are: a folder, or one file.
     #[arg(default_value = ".")]
     directory: PathBuf,
     /// The school that the jobs belong to.
     #[arg(long, default_value = "1")]
     school: SchoolId,
     /// Work through at most so many files.
-    #[arg(long, default_value_t = 500)]
-    files: usize,
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    files: u32,
     /// Read so many bytes at a time.
     #[arg(long, default_value_t = 8 * 1024, value_parser = clap::value_parser!(u32).range(1..=64 * 1024 * 1024))]
     part_bytes: u32,
@@ -116,8 +116,14 @@ fn work_through(
         TOKEN_TTL,
         None,
     )?;
+    let mut address = address;
+    if address.ip().is_unspecified() {
+        // Listening everywhere includes here.
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
     let server = format!("http://{address}");
-    let files = files(&arguments.directory, arguments.files).map_err(|error| {
+    let program = std::env::current_exe().unwrap_or_else(|_| "tidings".into());
+    let files = files(&arguments.directory, arguments.files as usize).map_err(|error| {
         Failure::new(
             Exit::Failed,
             format!("{}: {error}", arguments.directory.display()),
@@ -125,7 +131,10 @@ fn work_through(
     })?;
     println!("Watch it, in another terminal:\n");
     println!("  curl -N '{server}/events/jobs?token={viewer}'\n");
-    println!("  TIDINGS_URL={server} TIDINGS_TOKEN={viewer} tidings watch jobs\n");
+    println!(
+        "  TIDINGS_URL={server} TIDINGS_TOKEN={viewer} {} watch jobs\n",
+        program.display()
+    );
     println!(
         "{} documents below {}",
         files.len(),

@@ -76,8 +76,11 @@ impl Reading {
     }
 }
 
-/// The files below `folder`, in order of their names, at most `most`. Hidden ones and build output stay out.
+/// The file, or the files below the folder, in order of their names, at most `most`. Hidden ones and build output stay out.
 pub(super) fn files(folder: &Path, most: usize) -> io::Result<Vec<PathBuf>> {
+    if folder.is_file() {
+        return Ok(vec![folder.to_owned()]);
+    }
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -102,7 +105,7 @@ pub(super) fn files(folder: &Path, most: usize) -> io::Result<Vec<PathBuf>> {
             }
             if path.is_dir() {
                 folders.push(path);
-            } else {
+            } else if path.is_file() {
                 found.push(path);
             }
             if found.len() == most {

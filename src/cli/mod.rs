@@ -14,12 +14,14 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{ConfigError, Settings};
 
-/// Exit codes that scripts can use. 2 is clap's, for a command line that it cannot read.
+/// Exit codes that scripts can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Exit {
     /// Something went wrong; standard error says what.
     Failed = 1,
+    /// The command line does not fit together.
+    Usage = 2,
     /// The token is missing, invalid, expired or does not reach so far.
     Denied = 3,
     /// There is no such thing.

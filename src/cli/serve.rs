@@ -63,6 +63,14 @@ pub(super) fn server() -> Result<Rocket<Build>, Failure> {
 /// Serves until it is told to stop, then finishes what was published.
 pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
+    let setting = |name: &str| rocket.figment().find_value(name).ok();
+    let port = setting("port")
+        .and_then(|port| port.to_u128())
+        .unwrap_or_default();
+    let host = setting("address")
+        .and_then(|address| address.into_string())
+        .unwrap_or_default();
+    let address = format!("{host}:{port}");
     let served = rocket.launch().await;
     if let Some(tidings) = tidings {
         tidings.close().await?;
@@ -74,7 +82,19 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
             tracing::warn!("some connections did not end in time and were cut");
             Ok(())
         }
-        // The message of a launch error names the address or the setting.
-        Err(error) => Err(Failure::new(Exit::Failed, error.kind())),
+        Err(error) => Err(Failure::new(
+            Exit::Failed,
+            launch_error(error.kind(), &address),
+        )),
+    }
+}
+
+/// What Rocket could not do, with the name of the setting or the address.
+fn launch_error(kind: &rocket::error::ErrorKind, address: &str) -> String {
+    use rocket::error::ErrorKind;
+    match kind {
+        ErrorKind::Config(error) => error.to_string(),
+        ErrorKind::Bind(error) => format!("cannot listen on {address}: {error}"),
+        other => other.to_string(),
     }
 }

@@ -37,7 +37,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.school.is_none() && arguments.role != Role::Admin {
         return Err(Failure::new(
-            Exit::Failed,
+            Exit::Usage,
             "--school is required unless --role is admin",
         ));
     }

@@ -11,8 +11,10 @@ use serde_json::Value;
 use super::client::{Client, Received};
 use super::{Exit, Failure};
 
-/// Silence after which a connection counts as lost. The server gives a sign of life every 15 s by default.
+/// Silence after which a connection counts as lost, until the server says how often it gives a sign of life.
 const SILENCE: Duration = Duration::from_secs(60);
+/// And from then on, in such signs.
+const SILENT_HEARTBEATS: u32 = 3;
 /// First and longest delay before a new attempt.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -60,8 +62,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut screen = Screen::new(arguments.json);
     let mut cursor = arguments.cursor.clone();
     let mut delay = RETRY;
+    let mut silence = SILENCE;
     let mut connected_once = false;
     loop {
+        let resumed = cursor.is_some();
         match client.events(&path, cursor.as_deref()) {
             Ok(events) => {
                 connected_once = true;
@@ -78,14 +82,31 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                     let Received {
                         message,
                         cursor: at,
-                    } = match messages.recv_timeout(SILENCE) {
+                    } = match messages.recv_timeout(silence) {
                         Ok(received) => received,
                         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
                     };
                     cursor = at.or(cursor);
                     let Some(message) = message else { continue };
-                    screen.show(&message);
+                    screen.show(&message)?;
                     match message["type"].as_str() {
+                        Some("connected") => {
+                            let heartbeat = message["heartbeat_secs"]
+                                .as_u64()
+                                .unwrap_or(20)
+                                .clamp(1, 3_600);
+                            silence = Duration::from_secs(heartbeat) * SILENT_HEARTBEATS;
+                        }
+                        Some("ready") if resumed => {
+                            // It may have been over before the cursor: then nothing more will be told of it.
+                            if let Some(id) = single {
+                                let job = client.get(&format!("/api/jobs/{id}"))?;
+                                if let Some(outcome) = outcome(&job) {
+                                    screen.show(&job)?;
+                                    return end(outcome);
+                                }
+                            }
+                        }
                         Some("closing") if message["code"] == 4401 => {
                             return Err(Failure::new(Exit::Denied, "the token has expired"));
                         }
@@ -104,11 +125,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                     let own = single.is_some_and(|id| message["job_id"] == id);
                     if let Some(outcome) = outcome(&message).filter(|_| own) {
                         screen.finish();
-                        return match outcome {
-                            Outcome::Completed => Ok(()),
-                            Outcome::Failed => Err(Failure::new(Exit::JobFailed, "")),
-                            Outcome::Cancelled => Err(Failure::new(Exit::JobCancelled, "")),
-                        };
+                        return end(outcome);
                     }
                 }
             }
@@ -124,6 +141,15 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         ));
         std::thread::sleep(delay);
         delay = (delay * 2).min(RETRY_MAX);
+    }
+}
+
+/// The exit that tells the outcome.
+fn end(outcome: Outcome) -> Result<(), Failure> {
+    match outcome {
+        Outcome::Completed => Ok(()),
+        Outcome::Failed => Err(Failure::new(Exit::JobFailed, "")),
+        Outcome::Cancelled => Err(Failure::new(Exit::JobCancelled, "")),
     }
 }
 
@@ -167,72 +193,88 @@ impl Screen {
         }
     }
 
-    fn show(&mut self, message: &Value) {
+    fn show(&mut self, message: &Value) -> Result<(), Failure> {
         if self.json {
-            println!("{message}");
+            print_line(&message.to_string())
         } else if message["job_id"].is_string() {
-            self.show_job(message);
+            self.show_job(message)
+        } else {
+            Ok(())
         }
     }
 
-    fn show_job(&mut self, message: &Value) {
-        let text = |field: &str| message[field].as_str().unwrap_or_default();
+    fn show_job(&mut self, message: &Value) -> Result<(), Failure> {
+        let text = |field: &str| plain(message[field].as_str().unwrap_or_default());
         let (id, status) = (text("job_id"), text("status"));
-        let name = message["metadata"]["path"]
-            .as_str()
-            .unwrap_or(id)
-            .to_owned();
-        let line = || {
-            format!(
-                "{status:<11} {:>4} {name}  {}",
-                percent(message),
-                text("message")
-            )
-        };
-        let ended = outcome(message);
-        // Where there is no terminal, and for jobs that were over before we looked, a line each.
-        let quiet = ended.is_some() && message["snapshot"] == true && !self.jobs.contains_key(id);
-        if self.bars.is_hidden()
-            || quiet
-            || (self.jobs.len() >= BARS_MAX && !self.jobs.contains_key(id))
-        {
-            if self.bars.is_hidden() {
-                println!("{}", line());
-            } else {
-                self.say(&line());
-            }
-            return;
+        let name = plain(message["metadata"]["path"].as_str().unwrap_or(&id));
+        let line = format!(
+            "{status:<11} {:>4} {name}  {}",
+            percent(message),
+            text("message")
+        );
+        let ended = outcome(message).is_some();
+        if self.bars.is_hidden() {
+            return print_line(&line);
+        }
+        // A line each for jobs that were over before we looked, and where the screen is full of bars.
+        let known = self.jobs.contains_key(&id);
+        let told_only = ended && message["snapshot"] == true;
+        if !known && (told_only || self.jobs.len() >= BARS_MAX) {
+            self.say(&line);
+            return Ok(());
         }
         let bars = &self.bars;
-        let bar = self.jobs.entry(id.to_owned()).or_insert_with(|| {
+        let bar = self.jobs.entry(id.clone()).or_insert_with(|| {
             let bar = bars.add(ProgressBar::new(100));
             let style = ProgressStyle::with_template("{prefix:<32!} {bar:24} {pos:>3}% {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
-        bar.set_prefix(name.clone());
-        bar.set_position(message["progress"].as_f64().unwrap_or(0.0) as u64);
         let stalled = if message["stalled"] == true {
             "STALLED "
         } else {
             ""
         };
+        bar.set_prefix(name);
+        bar.set_position(message["progress"].as_f64().unwrap_or(0.0) as u64);
         bar.set_message(format!(
             "{stalled}{}{}",
             text("message"),
             time_left(message)
         ));
-        if ended.is_some() {
+        if ended {
             bar.finish_and_clear();
-            let line = line();
-            self.jobs.remove(id);
+            self.jobs.remove(&id);
             self.say(&line);
         }
+        Ok(())
     }
 
     fn finish(&self) {
         self.jobs.values().for_each(ProgressBar::abandon);
     }
+}
+
+/// What somebody else wrote, without what a terminal would obey.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|character| {
+            if character.is_control() {
+                ' '
+            } else {
+                character
+            }
+        })
+        .collect()
+}
+
+/// Prints a line; nobody there to read it any more is a quiet end.
+fn print_line(line: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{line}").map_err(|error| match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::new(Exit::Failed, ""),
+        _ => error.into(),
+    })
 }
 
 fn percent(message: &Value) -> String {

@@ -10,12 +10,11 @@ use rocket::{Route, State, post, routes};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::body::{self, IdempotencyKey};
+use super::body::{self, IdempotencyKey, UpperStatus};
 use super::credential::Caller;
 use super::jobs::{self, Parse};
 use super::problem::{Kind, Problem};
 use crate::auth::Role;
-use crate::config::{IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
 use crate::id::{Channel, SubjectId};
 use crate::kind::{self, job};
 use crate::service::Tidings;
@@ -30,10 +29,11 @@ pub(super) fn routes() -> Vec<Route> {
 async fn batch(
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
+    upper: Result<UpperStatus, Problem>,
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<(ContentType, Vec<u8>), Problem> {
-    let (caller, key) = (caller?, key?);
+    let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
     caller.require(Role::Worker)?;
     let settings = tidings.settings();
     let bytes = body::read(data, settings.batch_limit_bytes).await?;
@@ -71,7 +71,6 @@ async fn batch(
         .batch(caller.school, envelopes)
         .await?
         .into_iter();
-    let upper = settings.status_case == StatusCase::Upper;
     let mut answer = Vec::with_capacity(refusals.len() * 512);
     for (index, refusal) in refusals.into_iter().enumerate() {
         let result = match refusal {
@@ -130,13 +129,15 @@ fn envelope(
     };
     let own_key = match object.remove("idempotency_key") {
         None => key,
-        Some(Value::String(own)) if (1..=IDEMPOTENCY_KEY_MAX_BYTES).contains(&own.len()) => {
-            Some(Idempotency {
-                key: own,
-                fingerprint: body::fingerprint("batch", line),
-            })
+        Some(Value::String(own)) if body::is_sound_key(&own) => Some(Idempotency {
+            key: own,
+            fingerprint: body::fingerprint("batch", line),
+        }),
+        Some(_) => {
+            return Err(invalid(
+                "`idempotency_key` is a string of 1 to 128 visible ASCII characters",
+            ));
         }
-        Some(_) => return Err(invalid("`idempotency_key` is a string of 1 to 128 bytes")),
     };
     let no_such_op = || {
         invalid(

@@ -9,8 +9,9 @@ use rocket::response::{self, Responder, Response};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use super::credential::{query, tidings};
 use super::problem::{Kind, Problem};
-use crate::config::IDEMPOTENCY_KEY_MAX_BYTES;
+use crate::config::{IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
 use crate::store::Idempotency;
 
 /// Reads a body of at most `limit` bytes.
@@ -69,10 +70,17 @@ impl IdempotencyKey {
     pub(super) fn of_command(&self, number: usize, body: &[u8]) -> Option<Idempotency> {
         let key = self.key.as_ref()?;
         Some(Idempotency {
-            key: format!("{key}#{number}"),
+            // A space, which no header key holds: a key of this form is nobody's own.
+            key: format!("{key} {number}"),
             fingerprint: fingerprint(&self.address, body),
         })
     }
+}
+
+/// Whether a text can be an idempotency key.
+pub(super) fn is_sound_key(key: &str) -> bool {
+    let fits = (1..=IDEMPOTENCY_KEY_MAX_BYTES).contains(&key.len());
+    fits && key.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// What an idempotency key was used for.
@@ -95,9 +103,8 @@ impl<'r> FromRequest<'r> for IdempotencyKey {
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<IdempotencyKey, Problem> {
         let key = request.headers().get_one("Idempotency-Key");
-        let sound = |key: &str| key.bytes().all(|byte| byte.is_ascii_graphic());
         match key {
-            Some(key) if key.is_empty() || key.len() > IDEMPOTENCY_KEY_MAX_BYTES || !sound(key) => {
+            Some(key) if !is_sound_key(key) => {
                 let detail = format!(
                     "Idempotency-Key has 1 to {IDEMPOTENCY_KEY_MAX_BYTES} visible ASCII characters"
                 );
@@ -111,6 +118,48 @@ impl<'r> FromRequest<'r> for IdempotencyKey {
                 address: format!("{} {}", request.method(), request.uri().path()),
             }),
         }
+    }
+}
+
+/// Whether `status` is written in upper case: `?status_case=`, or else the setting.
+pub(super) struct UpperStatus(pub(super) bool);
+
+pub(super) fn upper_status(request: &Request<'_>) -> Result<UpperStatus, Problem> {
+    match query(request, "status_case") {
+        None => Ok(UpperStatus(
+            tidings(request).settings().status_case == StatusCase::Upper,
+        )),
+        Some("upper") => Ok(UpperStatus(true)),
+        Some("lower") => Ok(UpperStatus(false)),
+        Some(_) => Err(Problem::new(
+            Kind::InvalidQuery,
+            "`status_case` is upper or lower",
+        )),
+    }
+}
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for UpperStatus {
+    type Error = Problem;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<UpperStatus, Problem> {
+        match upper_status(request) {
+            Ok(upper) => Outcome::Success(upper),
+            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
+        }
+    }
+}
+
+/// Where the routes are mounted, without a slash at the end, for addresses in answers.
+pub(super) struct Base(pub(super) String);
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Base {
+    type Error = std::convert::Infallible;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Base, Self::Error> {
+        let base = request.route().map_or("", |route| route.uri.base());
+        Outcome::Success(Base(base.trim_end_matches('/').to_owned()))
     }
 }
 

@@ -16,9 +16,14 @@ fn preflight() -> Status {
     Status::NoContent
 }
 
-pub(super) fn fairing() -> impl Fairing {
-    AdHoc::on_response("Tidings: CORS", |request, response| {
-        Box::pin(async move { allow(request, response) })
+/// Only below `base`: an application that we are mounted in has its own mind about its own routes.
+pub(super) fn fairing(base: &'static str) -> impl Fairing {
+    AdHoc::on_response("Tidings: CORS", move |request, response| {
+        Box::pin(async move {
+            if request.uri().path().starts_with(base) {
+                allow(request, response);
+            }
+        })
     })
 }
 

@@ -100,11 +100,12 @@ pub(super) fn chosen_subprotocol<'r>(request: &'r Request<'_>) -> Option<&'r str
 fn access(request: &Request<'_>, stream: bool) -> Result<Access, Problem> {
     let tidings = tidings(request);
     let keys = tidings.keys();
-    if let Some(header) = request.headers().get_one("Authorization") {
-        let (scheme, token) = header.split_once(' ').unwrap_or((header, ""));
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(AuthError::Invalid.into());
-        }
+    // Another scheme is somebody else's login, in front of us, and none of our business.
+    let bearer = request.headers().get("Authorization").find_map(|header| {
+        let (scheme, token) = header.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token)
+    });
+    if let Some(token) = bearer {
         return Ok(keys.verify(token.trim())?);
     }
     if let Some(token) = query(request, "token") {
@@ -120,32 +121,37 @@ fn access(request: &Request<'_>, stream: bool) -> Result<Access, Problem> {
             return Ok(keys.verify(token)?);
         }
     }
+    // What a browser sends by itself, whoever's page asks: only our own pages may act or open a socket with it.
     let settings = tidings.settings();
+    let acts = !matches!(
+        request.method(),
+        Method::Get | Method::Head | Method::Options
+    );
+    let reads_across_origins = request.headers().contains("Upgrade");
+    let from_a_foreign_page =
+        (acts || reads_across_origins) && !is_own_page(request, &settings.allowed_origins);
+    let own_page = || match from_a_foreign_page {
+        true => Err(Problem::new(
+            Kind::CrossOrigin,
+            "the Origin header is not that of this server or an allowed one",
+        )),
+        false => Ok(()),
+    };
     if let Some(cookie) = request.cookies().get(&settings.cookie_name) {
-        // A browser sends the cookie whoever's page asks: only our own may act or open a socket with it.
-        let acts = !matches!(
-            request.method(),
-            Method::Get | Method::Head | Method::Options
-        );
-        let socket = request.headers().contains("Upgrade");
-        if (acts || socket) && !is_own_page(request, &settings.allowed_origins) {
-            return Err(Problem::new(
-                Kind::CrossOrigin,
-                "the Origin header is not that of this server or an allowed one",
-            ));
-        }
+        own_page()?;
         return Ok(keys.verify(cookie.value())?);
     }
-    match settings.anonymous_school_id {
-        Some(school) => Ok(Access {
-            subject: "anonymous".into(),
-            school: Some(school),
-            role: Role::Viewer,
-            channels: None,
-            expires_at: None,
-        }),
-        None => Err(AuthError::Missing.into()),
-    }
+    let Some(school) = settings.anonymous_school_id else {
+        return Err(AuthError::Missing.into());
+    };
+    own_page()?;
+    Ok(Access {
+        subject: "anonymous".into(),
+        school: Some(school),
+        role: Role::Viewer,
+        channels: None,
+        expires_at: None,
+    })
 }
 
 /// Whether the page that asks, by its `Origin`, is ours or allowed. No `Origin` is no browser page.

@@ -7,11 +7,11 @@ use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Route, State, get, post, routes};
 
-use super::body::{self, IdempotencyKey, Json};
+use super::body::{self, Base, IdempotencyKey, Json, UpperStatus};
 use super::credential::{Caller, query};
 use super::problem::{Kind, Problem};
 use crate::auth::Role;
-use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, StatusCase};
+use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, QUERY_TEXT_MAX_BYTES};
 use crate::id::{Channel, Cursor, SubjectId};
 use crate::kind::job::{self, Command, JobType, KIND, Status as JobStatus};
 use crate::kind::{self, RuleError};
@@ -51,12 +51,14 @@ impl Parse for &[u8] {
 
 #[post("/api/jobs", data = "<data>")]
 async fn create(
+    base: Base,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
+    upper: Result<UpperStatus, Problem>,
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let (caller, key) = (caller?, key?);
+    let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
     caller.require(Role::Worker)?;
     let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
     let create: job::Create = body::parse(&bytes)?;
@@ -67,11 +69,11 @@ async fn create(
     )?;
     envelope.idempotency = key.with(&bytes);
     let receipt = tidings.publisher().publish(caller.school, envelope).await?;
-    let location = Some(format!("/api/jobs/{}", receipt.event().subject));
+    let location = Some(format!("{}/api/jobs/{}", base.0, receipt.event().subject));
     Ok(Json {
         status: Status::Created,
         location,
-        ..answer(tidings, &receipt)
+        ..answer(&receipt, upper)
     })
 }
 
@@ -81,10 +83,11 @@ async fn act(
     verb: &str,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
+    upper: Result<UpperStatus, Problem>,
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let (caller, key) = (caller?, key?);
+    let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
     caller.require(Role::Worker)?;
     let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
     let no_such_verb = || {
@@ -111,16 +114,17 @@ async fn act(
             PublishError::Command(error) => Problem::from(error),
             PublishError::Store(error) => error.into(),
         })?;
-    Ok(answer(tidings, &receipt))
+    Ok(answer(&receipt, upper))
 }
 
 #[get("/api/jobs/<id>")]
 async fn read(
     id: &str,
     caller: Result<Caller, Problem>,
+    upper: Result<UpperStatus, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let caller = caller?;
+    let (caller, UpperStatus(upper)) = (caller?, upper?);
     let subject = subject(id)?;
     caller
         .access
@@ -130,16 +134,17 @@ async fn read(
         .job(caller.school, subject)
         .await?
         .ok_or_else(|| not_found(id))?;
-    Ok(Json::ok(resource(&stored, is_upper(tidings))))
+    Ok(Json::ok(resource(&stored, upper)))
 }
 
 #[get("/api/jobs")]
 async fn list(
     caller: Result<Caller, Problem>,
     asked: Result<ListQuery, Problem>,
+    upper: Result<UpperStatus, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let (caller, ListQuery(asked)) = (caller?, asked?);
+    let (caller, ListQuery(asked), UpperStatus(upper)) = (caller?, asked?, upper?);
     caller
         .access
         .reach(caller.school, &Channel::Collection(KIND))?;
@@ -149,7 +154,7 @@ async fn list(
         if index > 0 {
             json.push(b',');
         }
-        json.extend(resource(stored, is_upper(tidings)));
+        json.extend(resource(stored, upper));
     }
     let cursor = Cursor {
         epoch: tidings.store().epoch(),
@@ -191,6 +196,12 @@ fn list_query(request: &Request<'_>) -> Result<JobQuery, Problem> {
     if !(1..=PAGE_MAX as u64).contains(&limit) {
         return Err(invalid(format!("`limit` is from 1 to {PAGE_MAX}")));
     }
+    let text = query(request, "q").filter(|text| !text.is_empty());
+    if text.is_some_and(|text| text.len() > QUERY_TEXT_MAX_BYTES) {
+        return Err(invalid(format!(
+            "`q` has at most {QUERY_TEXT_MAX_BYTES} bytes"
+        )));
+    }
     let before = number("page")?;
     if before.is_some_and(|before| before > i64::MAX as u64) {
         return Err(invalid("`page` is not from an answer".into()));
@@ -198,9 +209,7 @@ fn list_query(request: &Request<'_>) -> Result<JobQuery, Problem> {
     Ok(JobQuery {
         statuses,
         job_types,
-        text: query(request, "q")
-            .filter(|text| !text.is_empty())
-            .map(str::to_owned),
+        text: text.map(str::to_owned),
         before,
         limit: limit as usize,
     })
@@ -240,13 +249,9 @@ fn not_found(id: &str) -> Problem {
     .into()
 }
 
-fn is_upper(tidings: &Tidings) -> bool {
-    tidings.settings().status_case == StatusCase::Upper
-}
-
 /// The answer to a write: the event that it led to.
-fn answer(tidings: &Tidings, receipt: &Receipt) -> Json {
-    Json::ok(wire::event_json(receipt.event(), is_upper(tidings)))
+fn answer(receipt: &Receipt, upper: bool) -> Json {
+    Json::ok(wire::event_json(receipt.event(), upper))
 }
 
 /// A job as a resource: its state as a snapshot has it, and its times.

@@ -63,7 +63,7 @@ pub fn mount(rocket: Rocket<Build>, base: &'static str, tidings: Arc<Tidings>) -
         .manage(tidings)
         .mount(base, routes())
         .register(base, catchers())
-        .attach(cors::fairing())
+        .attach(cors::fairing(base))
         .attach(AdHoc::on_shutdown("Tidings: close streams", |rocket| {
             Box::pin(drain(rocket))
         }))

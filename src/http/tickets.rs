@@ -8,7 +8,7 @@ use rocket::http::Status;
 use rocket::{Route, State, post, routes};
 use serde::{Deserialize, Serialize};
 
-use super::body::{self, Json};
+use super::body::{self, Base, Json};
 use super::credential::Caller;
 use super::problem::{Kind, Problem};
 use crate::kind;
@@ -34,6 +34,7 @@ struct Answer {
 
 #[post("/api/tickets", data = "<data>")]
 async fn ticket(
+    base: Base,
     caller: Result<Caller, Problem>,
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
@@ -68,7 +69,7 @@ async fn ticket(
         }
     };
     let answer = Answer {
-        url: format!("{path}ticket={}", ticket.ticket),
+        url: format!("{}{path}ticket={}", base.0, ticket.ticket),
         ticket: ticket.ticket,
         expires_at: ticket.expires_at,
     };

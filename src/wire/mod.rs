@@ -126,6 +126,12 @@ pub enum Close {
     RefusedUnauthorized,
     /// The store could not be read.
     InternalError,
+    /// A text that is not UTF-8.
+    InvalidText,
+    /// The request itself is not valid.
+    InvalidRequest,
+    /// The server cannot take another stream now.
+    TryAgainLater,
 }
 
 impl Close {
@@ -136,6 +142,9 @@ impl Close {
             Close::ShuttingDown { .. } => 1001,
             Close::ProtocolError => 1002,
             Close::Refused => 1008,
+            Close::InvalidText => 1007,
+            Close::InvalidRequest => 1008,
+            Close::TryAgainLater => 1013,
             Close::MessageTooBig => 1009,
             Close::InternalError => 1011,
             Close::RefusedUnauthorized => 4001,
@@ -152,6 +161,9 @@ impl Close {
             Close::Refused | Close::RefusedUnauthorized => "unauthorized",
             Close::MessageTooBig => "message too big",
             Close::InternalError => "internal error",
+            Close::InvalidText => "a text that is not UTF-8",
+            Close::InvalidRequest => "the request is not valid",
+            Close::TryAgainLater => "try again later",
             Close::TokenExpired => "the token has expired",
         }
     }
@@ -161,10 +173,15 @@ impl Close {
         match self {
             Close::ShuttingDown { retry_ms } => Some(retry_ms),
             Close::TokenExpired => Some(0),
-            Close::InternalError | Close::ProtocolError => Some(5_000),
-            Close::Done | Close::Refused | Close::RefusedUnauthorized | Close::MessageTooBig => {
-                None
-            }
+            Close::InternalError
+            | Close::ProtocolError
+            | Close::InvalidText
+            | Close::TryAgainLater => Some(5_000),
+            Close::Done
+            | Close::Refused
+            | Close::RefusedUnauthorized
+            | Close::InvalidRequest
+            | Close::MessageTooBig => None,
         }
     }
 }

@@ -175,6 +175,20 @@ const CASES: &[Case] = &[
     ("GET", "/api/jobs?limit=0", "", 400, "invalid-query"),
     ("GET", "/api/jobs?limit=501", "", 400, "invalid-query"),
     ("GET", "/api/jobs?limit=x", "", 400, "invalid-query"),
+    (
+        "GET",
+        "/api/jobs?status_case=title",
+        "",
+        400,
+        "invalid-query",
+    ),
+    (
+        "POST",
+        "/api/jobs/a/progress?status_case=title",
+        "{}",
+        400,
+        "invalid-query",
+    ),
     ("GET", "/api/jobs?page=-1", "", 400, "invalid-query"),
     (
         "GET",
@@ -372,6 +386,13 @@ async fn what_is_too_large_is_refused_and_the_limit_is_told() {
     assert_eq!(
         server
             .get(&format!("/api/jobs?{query}"), &viewer(1))
+            .await
+            .0,
+        400
+    );
+    assert_eq!(
+        server
+            .get(&format!("/api/jobs?q={}", text(257)), &viewer(1))
             .await
             .0,
         400

@@ -55,7 +55,7 @@ fn a_token_works_at_once_with_a_secret_made_at_the_first_start_and_kept_private(
 fn tokens_say_what_is_wrong_with_their_arguments() {
     let folder = tempfile::tempdir().unwrap();
     for (arguments, code, word) in [
-        (&["--role", "viewer"][..], 1, "--school"),
+        (&["--role", "viewer"][..], 2, "--school"),
         (&["--school", "0", "--role", "viewer"], 2, "school"),
         (
             &["--school", "1", "--role", "king"],
@@ -95,6 +95,12 @@ fn an_unknown_or_invalid_setting_stops_the_start_and_is_named() {
         ("TIDINGS_JWT_ALGORITHM", "none", "jwt_algorithm"),
         ("TIDINGS_JWT_ALGORITHM", "RS256", "jwt_public_key_file"),
         ("TIDINGS_SYNCHRONOUS", "maybe", "synchronous"),
+        (
+            "TIDINGS_IDLE_HEARTBEAT_SECS",
+            "18446744073709551615",
+            "idle_heartbeat_secs",
+        ),
+        ("TIDINGS_METADATA_LIMIT_BYTES", "1", "metadata_limit_bytes"),
         ("TIDINGS_ANONYMOUS_SCHOOL_ID", "-1", "anonymous_school_id"),
     ] {
         let folder = tempfile::tempdir().unwrap();
@@ -328,7 +334,7 @@ async fn the_demo_works_through_real_documents() {
     .unwrap();
     assert_eq!(code, Some(0), "{said}");
     assert!(
-        said.contains("curl -N 'http://127.0.0.1:") && said.contains("tidings watch"),
+        said.contains("curl -N 'http://127.0.0.1:") && said.contains(" watch jobs"),
         "{said}"
     );
 

@@ -61,6 +61,8 @@ fn every_message_and_close_code_is_documented() {
         Close::Refused,
         Close::RefusedUnauthorized,
         Close::InternalError,
+        Close::InvalidText,
+        Close::TryAgainLater,
     ];
     for close in closes {
         let row = STREAMS

@@ -271,6 +271,29 @@ fn silence_is_flagged_and_then_ends_the_job() {
 }
 
 #[test]
+fn silence_while_the_server_was_away_does_not_count() {
+    let job = job_in(Status::InProgress);
+    let context = Context {
+        now: at(1_000),
+        limits: &LIMITS,
+        typical_secs: None,
+        since: at(990),
+    };
+    let looked = apply(&id(), Some(&job), &Command::Check, &context).unwrap();
+    assert!(looked.drafts.is_empty() && looked.state.check_at == Some(at(990 + 60)));
+    let context = Context {
+        now: at(990 + 60),
+        ..context
+    };
+    assert!(
+        apply(&id(), Some(&looked.state), &Command::Check, &context)
+            .unwrap()
+            .state
+            .stalled
+    );
+}
+
+#[test]
 fn a_busy_job_does_not_move_its_next_look() {
     let mut job = job_in(Status::InProgress);
     for secs in 1..50 {

@@ -330,7 +330,7 @@ async fn a_silent_job_is_flagged_and_then_failed_and_everyone_is_told() {
     server
         .report(
             "/api/jobs",
-            json!({"job_id": "a", "job_type": "t", "status": "in_progress", "stall_after_secs": 1, "timeout_secs": 2}),
+            json!({"job_id": "a", "job_type": "t", "status": "in_progress", "stall_after_secs": 1, "timeout_secs": 5}),
         )
         .await;
     let heard = listener

@@ -65,6 +65,7 @@ macro_rules! stores {
             run!(a_snapshot_tells_each_subject_once_in_the_order_of_the_log);
             run!(schools_know_nothing_of_one_another);
             run!(an_idempotency_key_is_remembered_until_it_is_swept);
+            run!(a_key_that_outlives_its_subject_hinders_nobody);
             run!(sweeping_moves_the_floor_and_keeps_states);
             run!(everything_is_there_after_reopening);
             run!(a_closed_store_refuses);
@@ -181,6 +182,11 @@ impl Bench {
             }
             (after, upto) = (page.through, Some(page.head));
         }
+    }
+
+    fn reopened_without_closing(self, open: Open) -> Bench {
+        drop(self.store);
+        bench_in(open, self.place, self.settings)
     }
 
     async fn reopened(self, open: Open) -> Bench {
@@ -445,6 +451,54 @@ async fn an_idempotency_key_is_remembered_until_it_is_swept(open: Open) {
     ));
 }
 
+async fn a_key_that_outlives_its_subject_hinders_nobody(open: Open) {
+    let bench = bench(
+        open,
+        Settings {
+            retention_secs: 1,
+            job_retention_secs: 1,
+            idempotency_ttl_secs: 86_400,
+            ..Settings::default()
+        },
+    );
+    let keyed = || Envelope {
+        idempotency: Some(Idempotency {
+            key: "k".into(),
+            fingerprint: "x".into(),
+        }),
+        ..create("a")
+    };
+    bench
+        .done(vec![keyed(), envelope("a", "complete", json!({}))])
+        .await;
+    while bench
+        .store
+        .sweep(chrono::Utc::now() + chrono::TimeDelta::seconds(10))
+        .await
+        .unwrap()
+    {}
+    while bench
+        .store
+        .sweep(chrono::Utc::now() + chrono::TimeDelta::seconds(10))
+        .await
+        .unwrap()
+    {}
+    assert!(
+        !bench
+            .store
+            .exists(school(1), KIND, "a".parse().unwrap())
+            .await
+            .unwrap()
+    );
+    let receipts = bench.append(1, vec![create("b"), keyed()]).await;
+    assert!(
+        receipts
+            .iter()
+            .all(|receipt| matches!(receipt, Ok(Receipt::Committed(_)))),
+        "{receipts:?}"
+    );
+}
+
 async fn sweeping_moves_the_floor_and_keeps_states(open: Open) {
     let bench = bench(
         open,
@@ -604,5 +658,32 @@ async fn many_writers_leave_no_hole(open: Open) {
     assert_eq!(
         bench.store.jobs(school(1), query).await.unwrap().jobs.len(),
         8
+    );
+}
+
+/// A power loss may have taken acknowledged ticks: their numbers must not be taken for those of new events.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_loss_an_sqlite_database_begins_a_new_life() {
+    use diesel::connection::{Connection, SimpleConnection};
+    let first = bench(open_sqlite, Settings::default());
+    let epoch = first.store.epoch();
+    first.done(vec![create("a")]).await;
+    let again = first.reopened(open_sqlite).await;
+    assert_eq!(again.store.epoch(), epoch, "closed in good order");
+    again.store.close().await.unwrap();
+    let mark = |sql: &str| {
+        let path = again.place.path().join("test.db");
+        diesel::sqlite::SqliteConnection::establish(path.to_str().unwrap())
+            .unwrap()
+            .batch_execute(sql)
+            .unwrap();
+    };
+    mark("INSERT INTO meta (key, value) VALUES ('open_in', 'an earlier boot')");
+    let cut_off = again.reopened_without_closing(open_sqlite);
+    assert_ne!(cut_off.store.epoch(), epoch);
+    assert_eq!(
+        cut_off.snapshot(&all(1)).await.len(),
+        1,
+        "and everything that reached the disk is there"
     );
 }

@@ -579,3 +579,106 @@ async fn a_ticket_opens_its_own_scope_for_a_while_and_nothing_else() {
         "a ticket reaches no further than the token it is made with"
     );
 }
+
+/// An answer that is full ends in the midst of what there is, and its cursor is that of its last message.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_poll_loses_nothing() {
+    let server = server_with(json!({"window_events": 4})).await;
+    let metadata = "x".repeat(15_000);
+    let start = server.report("/api/jobs", json!({"job_id": "a", "job_type": "t", "status": "in_progress", "metadata": {"x": metadata}})).await;
+    let mut poll = server
+        .resume(
+            Transport::Poll,
+            "/jobs?tick_ms=0",
+            start["cursor"].as_str().unwrap(),
+        )
+        .await;
+    let waiting = tokio::spawn(async move {
+        let heard = poll.take_until(|message| message["seq"] == 601).await;
+        heard
+            .iter()
+            .filter_map(|message| message["seq"].as_u64())
+            .collect::<Vec<_>>()
+    });
+    until("it waits", async || server.tidings.streams() == 1).await;
+    for _ in 0..3 {
+        let lines =
+            vec![json!({"op": "jobs.progress", "job_id": "a", "message": "on"}).to_string(); 200];
+        server
+            .request("POST", "/api/batch", &worker(1))
+            .body(lines.join("\n"))
+            .send()
+            .await
+            .unwrap();
+    }
+    assert_eq!(waiting.await.unwrap(), (2..=601).collect::<Vec<_>>());
+}
+
+/// What clients send that want one answer, not a stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn json_by_name_goes_before_anything_by_wildcard() {
+    let server = server().await;
+    let request = server
+        .request("GET", "/events/jobs?wait=0", &viewer(1))
+        .header("Accept", "application/json, text/plain, */*");
+    assert_eq!(
+        request.send().await.unwrap().headers()["content-type"],
+        "application/json"
+    );
+}
+
+/// A job that ticks fast among many that tick slowly is heard of all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn folding_starves_nobody() {
+    let server = server().await;
+    for id in ["fast", "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7"] {
+        server.running_job(id).await;
+    }
+    let mut listener = server
+        .listen(Transport::WebSocket, "/jobs?tick_ms=100")
+        .await;
+    listener.until_ready().await;
+    let stopped = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let publishing = {
+        let (stopped, url, http) = (
+            std::sync::Arc::clone(&stopped),
+            server.url.clone(),
+            server.http.clone(),
+        );
+        tokio::spawn(async move {
+            for round in 0.. {
+                if stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                    return;
+                }
+                let mut lines =
+                    vec![
+                        json!({"op": "jobs.progress", "job_id": "fast", "message": "on"})
+                            .to_string();
+                        3
+                    ];
+                lines.push(json!({"op": "jobs.progress", "job_id": format!("s{}", round % 8), "message": "on"}).to_string());
+                http.post(format!("{url}/api/batch"))
+                    .bearer_auth(worker(1))
+                    .body(lines.join("\n"))
+                    .send()
+                    .await
+                    .unwrap();
+            }
+        })
+    };
+    let mut others = 0;
+    let mut fast = 0;
+    while fast < 10 {
+        if listener.next().await.unwrap()["job_id"] == "fast" {
+            (fast, others) = (fast + 1, 0);
+        } else {
+            others += 1;
+        }
+        assert!(
+            others < 40,
+            "eight others have had their turn several times each"
+        );
+    }
+    stopped.store(true, std::sync::atomic::Ordering::Relaxed);
+    publishing.await.unwrap();
+}

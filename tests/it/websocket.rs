@@ -461,3 +461,238 @@ async fn a_socket_that_gives_no_sign_of_life_is_given_up() {
         .unwrap();
     drop(ws);
 }
+
+/// Messages sent back to back, while the first is still being carried out: what is left is left, and what is
+/// added from a cursor has no gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn leaving_and_adding_in_the_midst_of_a_snapshot_leaves_no_gap() {
+    let server = server_with(json!({"window_events": 1})).await;
+    let start = server.running_job("b").await;
+    for progress in 1..=5 {
+        server
+            .report("/api/jobs/b/progress", json!({"progress": progress}))
+            .await;
+    }
+    let lines: Vec<_> = (0..1_000)
+        .map(|n| {
+            json!({"op": "jobs.create", "job_id": format!("j{n}"), "job_type": "t"}).to_string()
+        })
+        .collect();
+    server
+        .request("POST", "/api/batch", &worker(1))
+        .body(lines.join("\n"))
+        .send()
+        .await
+        .unwrap();
+    for _ in 0..5 {
+        let mut ws = socket(&server.url, "/ws?tick_ms=0", &viewer(1)).await;
+        send(&mut ws, r#"{"type":"subscribe","channels":["jobs"]}"#).await;
+        send(&mut ws, r#"{"type":"unsubscribe","channels":["jobs"]}"#).await;
+        send(
+            &mut ws,
+            &json!({"type": "subscribe", "job_id": "b", "cursor": start["cursor"]}).to_string(),
+        )
+        .await;
+        until_type(&mut ws, "unsubscribed").await;
+        let messages = until_type(&mut ws, "ready").await;
+        let told: Vec<_> = messages
+            .iter()
+            .filter(|message| message["type"] == "job_progress")
+            .collect();
+        assert!(
+            told.iter().all(|message| message["job_id"] == "b"),
+            "nothing of a channel that was left"
+        );
+        assert_eq!(
+            told.iter()
+                .map(|message| message["seq"].as_u64().unwrap())
+                .collect::<Vec<_>>(),
+            [2, 3, 4, 5, 6]
+        );
+    }
+}
+
+/// One of two channels is left while both are brought up to date: the other one is told whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn leaving_the_older_of_two_channels_does_not_hurt_the_newer() {
+    let server = server_with(json!({"window_events": 1})).await;
+    server.running_job("a").await;
+    server.running_job("b").await;
+    let mut ws = socket(&server.url, "/ws?tick_ms=0", &viewer(1)).await;
+    for text in [
+        r#"{"type":"subscribe","job_id":"a"}"#,
+        r#"{"type":"subscribe","job_id":"b"}"#,
+        r#"{"type":"unsubscribe","job_id":"a"}"#,
+    ] {
+        send(&mut ws, text).await;
+    }
+    let mut heard = Vec::new();
+    while !heard
+        .iter()
+        .any(|message: &Value| message["job_id"] == "b" && message["snapshot"] == true)
+    {
+        heard.push(receive(&mut ws).await.unwrap());
+    }
+    server.report("/api/jobs/a/complete", json!({})).await;
+    server.report("/api/jobs/b/complete", json!({})).await;
+    let ended = loop {
+        let message = receive(&mut ws).await.unwrap();
+        if message["status"] == "completed" {
+            break message;
+        }
+    };
+    assert_eq!(ended["job_id"], "b");
+}
+
+/// A held tick goes before whatever an added channel brings.
+#[tokio::test(flavor = "multi_thread")]
+async fn adding_a_channel_neither_loses_nor_delays_a_held_tick() {
+    let server = server().await;
+    server.running_job("a").await;
+    server.running_job("b").await;
+    let mut ws = socket(&server.url, "/events/jobs/a?tick_ms=60000", &viewer(1)).await;
+    until_type(&mut ws, "ready").await;
+    server
+        .report("/api/jobs/a/progress", json!({"progress": 1}))
+        .await;
+    assert_eq!(receive(&mut ws).await.unwrap()["progress"], 1.0);
+    let held = server
+        .report("/api/jobs/a/progress", json!({"progress": 2}))
+        .await;
+    until("it is on its way to the reader", async || {
+        server.tidings.ready().await.is_ok()
+    })
+    .await;
+    send(&mut ws, r#"{"type":"subscribe","job_id":"b"}"#).await;
+    let messages = until_type(&mut ws, "ready").await;
+    let at = |what: &dyn Fn(&Value) -> bool| messages.iter().position(what).unwrap();
+    assert!(
+        at(&|message| message["seq"] == held["seq"]) < at(&|message| message["type"] == "ready"),
+        "{messages:#?}"
+    );
+    server.report("/api/jobs/a/complete", json!({})).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["status"], "completed");
+}
+
+/// Until an added channel is up to date, the acknowledgement carries a cursor that loses none of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cursor_of_an_acknowledgement_is_safe_for_all_channels() {
+    let server = server().await;
+    let start = server.running_job("a").await;
+    server.running_job("b").await;
+    let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+    send(&mut ws, r#"{"type":"subscribe","job_id":"a"}"#).await;
+    until_type(&mut ws, "ready").await;
+    send(
+        &mut ws,
+        &json!({"type": "subscribe", "job_id": "b", "cursor": start["cursor"]}).to_string(),
+    )
+    .await;
+    let messages = until_type(&mut ws, "ready").await;
+    assert_eq!(messages[0]["cursor"], start["cursor"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_multiplexed_socket_honours_a_cursor_in_its_address() {
+    let server = server().await;
+    let start = server.running_job("a").await;
+    server
+        .report("/api/jobs/a/progress", json!({"progress": 1}))
+        .await;
+    server.report("/api/jobs/a/complete", json!({})).await;
+    let url = socket_url(
+        &server.url,
+        "/ws",
+        Some(&viewer(1)),
+        start["cursor"].as_str(),
+    );
+    let (mut ws, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    send(&mut ws, r#"{"type":"subscribe","job_id":"a"}"#).await;
+    let messages = until_type(&mut ws, "ready").await;
+    assert_eq!(messages[0]["cursor"], start["cursor"]);
+    assert!(
+        messages
+            .iter()
+            .all(|message| message.get("snapshot").is_none())
+    );
+    assert_eq!(messages[messages.len() - 2]["status"], "completed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_without_a_channel_is_told_when_the_server_stops() {
+    let server = server().await;
+    let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+    send(&mut ws, r#"{"type":"ping"}"#).await;
+    receive(&mut ws).await.unwrap();
+    let stopping = tokio::spawn(server.stop());
+    let closing = receive(&mut ws).await.unwrap();
+    assert_eq!(
+        (&closing["type"], &closing["code"]),
+        (&json!("closing"), &json!(1001))
+    );
+    assert_eq!(receive(&mut ws).await, Err(Some(1001)));
+    stopping.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_progress_client_that_subscribes_to_its_own_job_gets_its_status() {
+    let server = server().await;
+    server.running_job("a").await;
+    let mut ws = socket(&server.url, "/progress/ws/a", &viewer(1)).await;
+    receive(&mut ws).await.unwrap();
+    send(&mut ws, r#"{"type":"subscribe","job_id":"a"}"#).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["job_id"], "a");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_request_is_not_called_unauthorized() {
+    let server = server().await;
+    server.running_job("a").await;
+    for path in ["/ws", "/progress/ws/a"] {
+        let url = socket_url(&server.url, path, Some(&viewer(1)), Some("yesterday"));
+        let (mut ws, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+        assert_eq!(receive(&mut ws).await.unwrap()["code"], "invalid-cursor");
+        assert_eq!(receive(&mut ws).await, Err(Some(1008)));
+    }
+    let mut request = socket_url(&server.url, "/events/jobs", Some(&viewer(1)), None)
+        .into_client_request()
+        .unwrap();
+    request
+        .headers_mut()
+        .insert("Accept", "text/html".parse().unwrap());
+    assert!(
+        tokio_tungstenite::connect_async(request).await.is_ok(),
+        "a handshake is not judged by its Accept header"
+    );
+}
+
+/// Slow, but alive: a reader that takes its time with a backlog is not given up for its silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_with_a_backlog_is_not_cut_off() {
+    let server = server_with(json!({"heartbeat_secs": 1})).await;
+    server.running_job("a").await;
+    let mut ws = socket(&server.url, "/events/jobs?tick_ms=0", &viewer(1)).await;
+    until_type(&mut ws, "ready").await;
+    let filler = "x".repeat(4_000);
+    const EVENTS: u64 = 3_000;
+    let lines: Vec<_> = (0..EVENTS)
+        .map(|_| json!({"op": "jobs.progress", "job_id": "a", "message": filler}).to_string())
+        .collect();
+    let sent = server
+        .request("POST", "/api/batch", &worker(1))
+        .body(lines.join("\n"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(sent.status(), 200);
+    let mut seqs = Vec::new();
+    while seqs.len() < EVENTS as usize {
+        let message = receive(&mut ws).await.expect("not cut off");
+        seqs.push(message["seq"].as_u64().unwrap());
+        if seqs.len() % 300 == 0 {
+            // Longer in all than the two heartbeats after which a silent peer counts as gone.
+            tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+        }
+    }
+    assert_eq!(seqs, (2..=EVENTS + 1).collect::<Vec<_>>());
+}

@@ -111,6 +111,7 @@ impl AsyncRead for EventSourceBody {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
+        self.subscription.end_if_expired();
         while self.outgoing.copy_to(buffer) {
             match self.poll_frame(cx) {
                 Poll::Ready(Some(frame)) => self.outgoing.set(frame),

@@ -102,6 +102,7 @@ async fn events(
             let opening = Opening::Accepted {
                 access,
                 subscription,
+                from: None,
             };
             Stream::Socket(handshake.upgrade(
                 Arc::clone(tidings),
@@ -141,12 +142,13 @@ fn multiplexed(
             expires_at: access.expires_at,
             greet: false,
         };
-        Ok((open(tidings, subscribe)?, access))
+        Ok((open(tidings, subscribe)?, access, params.from))
     };
     let opening = match accept() {
-        Ok((subscription, access)) => Opening::Accepted {
+        Ok((subscription, access, from)) => Opening::Accepted {
             access,
             subscription,
+            from,
         },
         Err(problem) => Opening::refused(problem, &Dialect::MULTIPLEXED),
     };
@@ -173,6 +175,7 @@ async fn job_progress(
         Ok((subscription, access)) => Opening::Accepted {
             access,
             subscription,
+            from: None,
         },
         Err(problem) if problem.is(Kind::NotFound) => Opening::Refused {
             error: Some(format!("Job {job_id} not found")),

@@ -5,10 +5,9 @@ use std::time::Duration;
 use rocket::http::{MediaType, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 
-use crate::config::{
-    PADDING_MAX_BYTES, POLL_WAIT_DEFAULT_SECS, POLL_WAIT_MAX_SECS, StatusCase, TICK_MAX_MS,
-};
-use crate::http::credential::{named_school, query, tidings};
+use crate::config::{PADDING_MAX_BYTES, POLL_WAIT_DEFAULT_SECS, POLL_WAIT_MAX_SECS, TICK_MAX_MS};
+use crate::http::body::{UpperStatus, upper_status};
+use crate::http::credential::{named_school, query};
 use crate::http::jobs::job_filters;
 use crate::http::problem::{Kind, Problem};
 use crate::id::{Cursor, SchoolId};
@@ -91,12 +90,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
         .filter(|id| !id.is_empty());
     let from = last_event_id.or_else(|| query(request, "cursor").filter(|text| !text.is_empty()));
     let (statuses, job_types) = job_filters(request)?;
-    let upper_status = match query(request, "status_case") {
-        None => tidings(request).settings().status_case == StatusCase::Upper,
-        Some("upper") => true,
-        Some("lower") => false,
-        Some(_) => return Err(invalid("`status_case` is upper or lower".into())),
-    };
+    let UpperStatus(upper_status) = upper_status(request)?;
     let named = match query(request, "named") {
         None | Some("0") => false,
         Some("1") => true,
@@ -128,12 +122,17 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
     })
 }
 
-/// The transport that the `Accept` header likes best; SSE if it does not care.
+/// The transport that the `Accept` header likes best; SSE if it does not care. One that is named goes before
+/// one that only a wildcard lets in: `application/json, */*` is somebody who wants an answer, not a stream.
 fn transport(request: &Request<'_>) -> Result<Transport, Problem> {
+    if request.headers().contains("Upgrade") {
+        // A handshake; what it accepts otherwise does not matter.
+        return Ok(Transport::EventSource);
+    }
     let Some(accept) = request.accept() else {
         return Ok(Transport::EventSource);
     };
-    let weight = |wanted: &MediaType| {
+    let liking = |wanted: &MediaType| {
         let fits = |range: &MediaType| {
             (range.top() == wanted.top() || range.top() == "*")
                 && (range.sub() == wanted.sub() || range.sub() == "*")
@@ -143,14 +142,14 @@ fn transport(request: &Request<'_>) -> Result<Transport, Problem> {
             .iter()
             .filter(|range| fits(range.media_type()))
             .max_by_key(|range| range.specificity());
-        best.map_or(0.0, |range| range.weight_or(1.0))
+        best.map_or((0.0, 0), |range| {
+            (range.weight_or(1.0), range.specificity())
+        })
     };
-    let (stream, json) = (weight(&MediaType::EventStream), weight(&MediaType::JSON));
-    if stream == 0.0 && json == 0.0 {
-        return Err(Problem::new(
-            Kind::NotAcceptable,
-            "offered are text/event-stream, application/json and WebSocket",
-        ));
+    let (stream, json) = (liking(&MediaType::EventStream), liking(&MediaType::JSON));
+    if stream.0 == 0.0 && json.0 == 0.0 {
+        let detail = "offered are text/event-stream, application/json and WebSocket";
+        return Err(Problem::new(Kind::NotAcceptable, detail));
     }
     Ok(if json > stream {
         Transport::Poll

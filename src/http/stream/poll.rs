@@ -34,6 +34,9 @@ pub(super) struct PollBody {
     ready: bool,
     /// Whether there is anything beside `connected` and `ready`.
     told: bool,
+    /// Whether the cursor of the last message is a place to come back to. Amid a snapshot it is one only as long
+    /// as the log reaches back to it, so a snapshot is told to its end.
+    may_end: bool,
     messages: usize,
     bytes: usize,
 }
@@ -58,6 +61,7 @@ impl PollBody {
             stage: Stage::Head,
             ready: false,
             told: false,
+            may_end: false,
             messages: 0,
             bytes: 0,
         }
@@ -75,7 +79,7 @@ impl PollBody {
     }
 
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
-        if self.ready && self.bytes >= POLL_FULL_BYTES {
+        if self.may_end && self.bytes >= POLL_FULL_BYTES {
             return self.end();
         }
         match Pin::new(&mut self.subscription).poll_next(cx) {
@@ -96,9 +100,13 @@ impl PollBody {
 
     fn message(&mut self, delivery: &Delivery) -> Arc<[u8]> {
         let (json, tells): (Arc<[u8]>, bool) = match delivery {
-            Delivery::Event(event) => (Arc::clone(wire::event(event, self.encoding)), true),
+            Delivery::Event(event) => {
+                self.may_end = !event.snapshot;
+                (Arc::clone(wire::event(event, self.encoding)), true)
+            }
             Delivery::Control(control) => {
                 self.ready |= matches!(control, Control::Ready(_) | Control::Closing(_));
+                self.may_end |= self.ready;
                 let tells = !matches!(control, Control::Connected { .. } | Control::Ready(_));
                 (wire::control(control, Framing::Json).into(), tells)
             }
@@ -129,6 +137,7 @@ impl AsyncRead for PollBody {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
+        self.subscription.end_if_expired();
         while self.outgoing.copy_to(buffer) {
             match self.poll_part(cx) {
                 Poll::Ready(Some(part)) => self.outgoing.set(part),

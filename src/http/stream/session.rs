@@ -37,6 +37,8 @@ pub(super) enum Opening {
     Accepted {
         access: Access,
         subscription: Subscription,
+        /// Where the first `subscribe` goes on, if it does not say itself.
+        from: Option<Cursor>,
     },
     /// Accepted only to be told why not: a refused handshake breaks some proxies, and browsers hide its status.
     Refused {
@@ -52,10 +54,11 @@ impl Opening {
         let error = dialect
             .explains_refusal
             .then(|| problem.detail().to_owned());
-        let close = if problem.status() < 500 {
-            dialect.refusal
-        } else {
-            Close::InternalError
+        let close = match problem.status() {
+            401 | 403 => dialect.refusal,
+            503 => Close::TryAgainLater,
+            400..500 => Close::InvalidRequest,
+            _ => Close::InternalError,
         };
         Opening::Refused {
             error,
@@ -89,6 +92,8 @@ pub(super) struct Session {
     encoding: Encoding,
     live: Option<(Access, Subscription)>,
     asking: Option<Box<Asking>>,
+    /// Where the first `subscribe` goes on, if it does not say itself.
+    from: Option<Cursor>,
     /// Messages that came in with one that is still being answered. Bounded by one read of the socket.
     waiting: std::collections::VecDeque<Incoming>,
     phase: Phase,
@@ -113,6 +118,7 @@ impl Session {
             },
             live: None,
             asking: None,
+            from: None,
             waiting: Default::default(),
             phase: Phase::Open,
             last_message: Instant::now(),
@@ -123,10 +129,17 @@ impl Session {
             Opening::Accepted {
                 access,
                 subscription,
-            } => session.live = Some((access, subscription)),
+                from,
+            } => {
+                session.live = Some((access, subscription));
+                session.from = from;
+            }
             Opening::Refused { error, code, close } => {
                 if let Some(message) = error {
                     session.send_control(&Control::Error { code, message });
+                }
+                if close.retry_ms().is_some() {
+                    session.send_control(&Control::Closing(close));
                 }
                 session.begin_close(close);
             }
@@ -158,6 +171,10 @@ impl Session {
     /// Queues deliveries while there is room. True if there were any.
     fn take_deliveries(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
+        if let Some((_, subscription)) = &mut self.live {
+            // Whether there is room or not: what is not written yet is not for an ended credential.
+            subscription.end_if_expired();
+        }
         while self.socket.has_room()
             && let Some((_, subscription)) = &mut self.live
             && let Poll::Ready(delivery) = Pin::new(subscription).poll_next(cx)
@@ -202,7 +219,7 @@ impl Session {
             }
             return Ok(true);
         }
-        if !self.socket.has_room() {
+        if !self.socket.has_room_for_answers() {
             return Ok(false);
         }
         if let Some(incoming) = self.waiting.pop_front() {
@@ -213,6 +230,12 @@ impl Session {
             Poll::Ready(Ok(incoming)) => {
                 if let Phase::Open = self.phase {
                     self.waiting.extend(incoming);
+                    if self.socket.is_left() {
+                        // The peer has said goodbye, and the answer is queued: nothing may follow it.
+                        self.live = None;
+                        self.phase = Phase::Closing(Instant::now() + CLOSE_WAIT);
+                        self.rounds.as_mut().reset(Instant::now() + CLOSE_WAIT);
+                    }
                 }
                 Ok(true)
             }
@@ -304,8 +327,21 @@ impl Session {
     fn subscribe(&mut self, asking: Asking, missing: Result<Option<Channel>, StoreError>) {
         match missing {
             Ok(None) => {
-                if let Some((_, subscription)) = &mut self.live {
-                    subscription.subscribe(asking.channels, asking.cursor, asking.asked);
+                let from = self.from.take();
+                let Some((_, subscription)) = &mut self.live else {
+                    return;
+                };
+                let heard = subscription.scope().channels();
+                let again: Vec<Channel> = asking
+                    .channels
+                    .iter()
+                    .filter(|channel| heard.contains(channel))
+                    .cloned()
+                    .collect();
+                subscription.subscribe(asking.channels, asking.cursor.or(from), asking.asked);
+                if !self.dialect.acknowledges && !again.is_empty() {
+                    // Without an acknowledgement, the state itself is the answer.
+                    subscription.tell_again(again);
                 }
             }
             Ok(Some(channel)) => self.not_found(&channel),
@@ -368,7 +404,7 @@ impl Session {
             if gone || self.socket.stalled_for() >= WRITE_STALL {
                 return false;
             }
-            let mut next = now + heartbeat / 2;
+            let mut next = now + heartbeat / 4;
             if self.dialect.heartbeat_message {
                 let silence = Duration::from_secs(settings.idle_heartbeat_secs);
                 if self.last_message + silence <= now {
@@ -424,7 +460,7 @@ impl Future for Session {
                     continue;
                 }
                 // Full: room is made only by writing, so there is nothing else to do.
-                Poll::Pending if !this.socket.has_room() => return Poll::Pending,
+                Poll::Pending if !this.socket.has_room_for_answers() => return Poll::Pending,
                 Poll::Pending => {}
             }
             if !any {

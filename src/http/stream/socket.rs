@@ -27,7 +27,7 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext}
 
 use super::dialect::Dialect;
 use super::session::{Opening, Session};
-use crate::config::{SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
+use crate::config::{ANSWER_FRAMES, SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
 use crate::http::credential::chosen_subprotocol;
 use crate::http::problem::{Kind, Problem};
 use crate::service::Tidings;
@@ -164,6 +164,8 @@ pub(super) struct Socket {
     last_progress: Instant,
     last_heard: Instant,
     peer_closed: bool,
+    /// The socket would take no more bytes: when it does again, the peer has taken some.
+    blocked: bool,
     /// The peer broke the protocol: what it still sends is read, so that it can read our close, and ignored.
     deaf: bool,
 }
@@ -211,6 +213,7 @@ impl Socket {
             last_progress: now,
             last_heard: now,
             peer_closed: false,
+            blocked: false,
             deaf: false,
         }
     }
@@ -218,6 +221,16 @@ impl Socket {
     /// Whether another frame may be queued.
     pub(super) fn has_room(&self) -> bool {
         self.out.len() < WRITE_MAX_FRAMES
+    }
+
+    /// Whether another answer may be queued beside them.
+    pub(super) fn has_room_for_answers(&self) -> bool {
+        self.out.len() < WRITE_MAX_FRAMES + ANSWER_FRAMES
+    }
+
+    /// Whether the peer has said goodbye.
+    pub(super) fn is_left(&self) -> bool {
+        self.peer_closed
     }
 
     /// Queues a finished frame.
@@ -293,7 +306,11 @@ impl Socket {
                     .count();
                 Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count])
             };
-            match ready!(result) {
+            let Poll::Ready(result) = result else {
+                self.blocked = true;
+                return Poll::Pending;
+            };
+            match result {
                 Ok(0) | Err(_) => return Poll::Ready(Err(End::Gone)),
                 Ok(count) => self.advance(count),
             }
@@ -307,6 +324,9 @@ impl Socket {
 
     fn advance(&mut self, mut count: usize) {
         self.last_progress = Instant::now();
+        if std::mem::take(&mut self.blocked) {
+            self.last_heard = self.last_progress;
+        }
         while let Some(first) = self.out.front() {
             let rest = first.len() - self.written;
             if count < rest {
@@ -360,6 +380,7 @@ impl Socket {
                 return Poll::Ready(Ok(incoming));
             }
             ProtocolError::Capacity(CapacityError::MessageTooLong { .. }) => Close::MessageTooBig,
+            ProtocolError::Utf8(_) => Close::InvalidText,
             _ => Close::ProtocolError,
         };
         self.deaf = true;

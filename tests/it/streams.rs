@@ -650,8 +650,7 @@ async fn folding_starves_nobody() {
                 if stopped.load(std::sync::atomic::Ordering::Relaxed) {
                     return;
                 }
-                let mut lines =
-                    vec![
+                let mut lines = vec![
                         json!({"op": "jobs.progress", "job_id": "fast", "message": "on"})
                             .to_string();
                         3

@@ -1,6 +1,7 @@
 //! Real intermediaries and real clients: nginx with its defaults, Chromium's own `EventSource` and `WebSocket`,
 //! Python's `websockets`.
 
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -95,6 +96,18 @@ async fn every_transport_works_through_nginx_without_being_held_back() {
                 .await;
             assert_eq!(listener.next().await.unwrap(), told);
         }
+    }
+}
+
+/// A browser with all its processes, of which the one that was started is but the first.
+struct Browser(std::process::Child);
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let group = format!("-{}", self.0.id());
+        // Fails only if none is left, which is what is wanted.
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+        let _ = self.0.wait();
     }
 }
 
@@ -198,11 +211,12 @@ async fn a_browser_comes_back_with_its_cursor_and_misses_nothing() {
             folder.path().join("profile").display()
         ))
         .arg(page)
+        .process_group(0)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let browser = Guarded(browser);
+    let browser = Browser(browser);
     let next = async |reported: &mut mpsc::Receiver<Value>| {
         tokio::time::timeout(PATIENCE * 2, reported.recv())
             .await

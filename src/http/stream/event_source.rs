@@ -48,6 +48,32 @@ impl Outgoing {
     }
 }
 
+/// A body that is made of parts.
+pub(super) trait Parts {
+    fn outgoing(&mut self) -> &mut Outgoing;
+
+    /// The next part; nothing at the end.
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>>;
+}
+
+/// Copies as many parts as are ready and fit.
+pub(super) fn poll_fill(
+    parts: &mut impl Parts,
+    cx: &mut Context<'_>,
+    buffer: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    let before = buffer.filled().len();
+    while parts.outgoing().copy_to(buffer) {
+        match parts.poll_part(cx) {
+            Poll::Ready(Some(part)) => parts.outgoing().set(part),
+            Poll::Ready(None) => break,
+            Poll::Pending if buffer.filled().len() == before => return Poll::Pending,
+            Poll::Pending => break,
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
 /// The headers that keep proxies from holding a stream back or changing it.
 pub(super) fn streamed(
     content_type: ContentType,
@@ -104,23 +130,24 @@ impl EventSourceBody {
     }
 }
 
+impl Parts for EventSourceBody {
+    fn outgoing(&mut self) -> &mut Outgoing {
+        &mut self.outgoing
+    }
+
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
+        self.poll_frame(cx)
+    }
+}
+
 impl AsyncRead for EventSourceBody {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
         self.subscription.end_if_expired();
-        while self.outgoing.copy_to(buffer) {
-            match self.poll_frame(cx) {
-                Poll::Ready(Some(frame)) => self.outgoing.set(frame),
-                Poll::Ready(None) => break,
-                Poll::Pending if buffer.filled().len() == before => return Poll::Pending,
-                Poll::Pending => break,
-            }
-        }
-        Poll::Ready(Ok(()))
+        poll_fill(&mut *self, cx, buffer)
     }
 }
 

@@ -17,7 +17,7 @@ use rocket::response::{self, Responder};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::event_source::{Outgoing, streamed};
+use super::event_source::{Outgoing, Parts, poll_fill, streamed};
 use super::params::Params;
 use crate::config::POLL_FULL_BYTES;
 use crate::subscribe::{Delivery, Subscription};
@@ -64,17 +64,6 @@ impl PollBody {
             may_end: false,
             messages: 0,
             bytes: 0,
-        }
-    }
-
-    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
-        match self.stage {
-            Stage::Head => {
-                self.stage = Stage::Messages;
-                Poll::Ready(Some((*br#"{"messages":["#).into()))
-            }
-            Stage::Messages => self.poll_message(cx),
-            Stage::Ended => Poll::Ready(None),
         }
     }
 
@@ -130,23 +119,31 @@ impl PollBody {
     }
 }
 
+impl Parts for PollBody {
+    fn outgoing(&mut self) -> &mut Outgoing {
+        &mut self.outgoing
+    }
+
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
+        match self.stage {
+            Stage::Head => {
+                self.stage = Stage::Messages;
+                Poll::Ready(Some((*br#"{"messages":["#).into()))
+            }
+            Stage::Messages => self.poll_message(cx),
+            Stage::Ended => Poll::Ready(None),
+        }
+    }
+}
+
 impl AsyncRead for PollBody {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
         self.subscription.end_if_expired();
-        while self.outgoing.copy_to(buffer) {
-            match self.poll_part(cx) {
-                Poll::Ready(Some(part)) => self.outgoing.set(part),
-                Poll::Ready(None) => break,
-                Poll::Pending if buffer.filled().len() == before => return Poll::Pending,
-                Poll::Pending => break,
-            }
-        }
-        Poll::Ready(Ok(()))
+        poll_fill(&mut *self, cx, buffer)
     }
 }
 

@@ -172,7 +172,8 @@ fn outcome(message: &Value) -> Option<Outcome> {
 struct Screen {
     json: bool,
     bars: MultiProgress,
-    jobs: HashMap<String, ProgressBar>,
+    /// The bars of jobs that are not over, and whether they run: those stand above the waiting ones.
+    jobs: HashMap<String, (ProgressBar, bool)>,
 }
 
 impl Screen {
@@ -223,13 +224,19 @@ impl Screen {
             self.say(&line);
             return Ok(());
         }
+        let runs = status.eq_ignore_ascii_case("in_progress");
         let bars = &self.bars;
-        let bar = self.jobs.entry(id.clone()).or_insert_with(|| {
+        let (bar, above) = self.jobs.entry(id.clone()).or_insert_with(|| {
             let bar = bars.add(ProgressBar::new(100));
             let style = ProgressStyle::with_template("{prefix:<32!} {bar:24} {pos:>3}% {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
+            (bar, false)
         });
+        if runs && !*above {
+            bars.remove(bar);
+            *bar = bars.insert(0, bar.clone());
+            *above = true;
+        }
         let stalled = if message["stalled"] == true {
             "STALLED "
         } else {
@@ -251,7 +258,7 @@ impl Screen {
     }
 
     fn finish(&self) {
-        self.jobs.values().for_each(ProgressBar::abandon);
+        self.jobs.values().for_each(|(bar, _)| bar.abandon());
     }
 }
 

@@ -115,7 +115,7 @@ impl SqliteStore {
             "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS};
              PRAGMA journal_mode = WAL;
              PRAGMA synchronous = FULL;
-             PRAGMA wal_autocheckpoint = 4000;
+             PRAGMA wal_autocheckpoint = 1000;
              PRAGMA cache_size = -65536;
              PRAGMA temp_store = MEMORY;"
         ))

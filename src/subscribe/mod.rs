@@ -395,6 +395,10 @@ impl Subscription {
 
     fn on_timer(&mut self) {
         self.end_if_expired();
+        if self.ended {
+            // Nothing follows the farewell.
+            return;
+        }
         let now = Instant::now();
         self.release_held(false);
         if self.next_heartbeat <= now {

@@ -71,6 +71,7 @@ problems! {
     ProgressFell = 409, "progress-fell", "Progress cannot fall";
     BodyTooLarge = 413, "body-too-large", "The body is too large";
     InvalidBody = 422, "invalid-body", "The body is JSON, but not what is expected";
+    UnsupportedVersion = 426, "unsupported-version", "This WebSocket version is not spoken here";
     KeyReused = 422, "idempotency-key-reused", "The key was used for another request";
     Internal = 500, "internal", "The server failed";
     Unavailable = 503, "unavailable", "The server cannot do this now";
@@ -211,6 +212,7 @@ impl<'r> Responder<'r, 'static> for Problem {
             .sized_body(body.len(), Cursor::new(body));
         match self.status {
             401 => response.raw_header("WWW-Authenticate", "Bearer"),
+            426 => response.raw_header("Sec-WebSocket-Version", "13"),
             503 => response.raw_header("Retry-After", RETRY_AFTER_SECS.to_string()),
             _ => &mut response,
         };

@@ -696,3 +696,17 @@ async fn a_slow_reader_with_a_backlog_is_not_cut_off() {
     }
     assert_eq!(seqs, (2..=EVENTS + 1).collect::<Vec<_>>());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_websocket_version_is_told_which_one_is_spoken() {
+    let server = server().await;
+    let request = server
+        .request("GET", "/events/jobs", &viewer(1))
+        .header("Connection", "Upgrade")
+        .header("Upgrade", "websocket")
+        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .header("Sec-WebSocket-Version", "8");
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), 426);
+    assert_eq!(response.headers()["sec-websocket-version"], "13");
+}

@@ -75,6 +75,12 @@ impl<'r> FromRequest<'r> for MaybeHandshake {
         if !request.headers().get("Upgrade").any(asks) {
             return Outcome::Success(MaybeHandshake(None));
         }
+        let version = request.headers().get_one("Sec-WebSocket-Version");
+        if version.is_some_and(|version| version != "13") {
+            let problem =
+                Problem::new(Kind::UnsupportedVersion, "offered is version 13 (RFC 6455)");
+            return Outcome::Error((Status::new(problem.status()), problem));
+        }
         match WebSocket::from_request(request).await {
             Outcome::Success(socket) => Outcome::Success(MaybeHandshake(Some(Handshake {
                 accept_key: socket.accept_key().to_owned(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use chrono::Utc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::config::{SWEEP_PERIOD, WATCHDOG_BATCH, WATCHDOG_PERIOD};
+use crate::config::{SWEEP_PERIOD, WATCHDOG_BATCH, WATCHDOG_PERIOD, WINDOW_IDLE};
 use crate::hub::Hub;
 use crate::id::SchoolId;
 use crate::store::{Envelope, Store, StoreError};
@@ -61,7 +61,7 @@ pub async fn sweep(store: Arc<dyn Store>, hub: Arc<Hub>) {
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         rounds.tick().await;
-        hub.forget_idle();
+        hub.forget_idle(WINDOW_IDLE);
         loop {
             match store.sweep(Utc::now()).await {
                 Ok(true) => {}

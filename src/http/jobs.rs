@@ -15,7 +15,6 @@ use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, QUERY_TEXT_MAX_BY
 use crate::id::{Channel, Cursor, SubjectId};
 use crate::kind::job::{self, Command, JobType, KIND, Status as JobStatus};
 use crate::kind::{self, RuleError};
-use crate::publish::PublishError;
 use crate::service::Tidings;
 use crate::store::{Envelope, JobQuery, Receipt, StoredJob};
 use crate::wire;
@@ -106,14 +105,7 @@ async fn act(
         command: kind::Command::Job(command),
         idempotency: key.with(&bytes),
     };
-    let receipt = tidings
-        .publisher()
-        .publish(caller.school, envelope)
-        .await
-        .map_err(|error| match error {
-            PublishError::Command(error) => Problem::from(error),
-            PublishError::Store(error) => error.into(),
-        })?;
+    let receipt = tidings.publisher().publish(caller.school, envelope).await?;
     Ok(answer(&receipt, upper))
 }
 

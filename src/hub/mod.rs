@@ -11,12 +11,12 @@ pub mod mailbox;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 
 use self::mailbox::Mailbox;
-use crate::config::{WINDOW_IDLE, WINDOW_MAX_BYTES};
+use crate::config::WINDOW_MAX_BYTES;
 use crate::event::Event;
 use crate::id::{Channel, Kind, SchoolId, SubjectId};
 use crate::scope::Scope;
@@ -161,12 +161,12 @@ impl Hub {
         }
     }
 
-    /// Forgets schools that nobody listens to and that have been quiet for a while.
-    pub fn forget_idle(&self) {
+    /// Forgets schools that nobody listens to and that have been quiet for as long as `idle`.
+    pub fn forget_idle(&self, idle: Duration) {
         let mut schools = self.schools.write().unwrap_or_else(PoisonError::into_inner);
         // Whoever attaches or offers holds a clone, got under this lock: with one owner nobody can be about to.
         schools.retain(|_, school| {
-            Arc::strong_count(school) > 1 || lock(school).last_offer.elapsed() < WINDOW_IDLE
+            Arc::strong_count(school) > 1 || lock(school).last_offer.elapsed() < idle
         });
         if schools.len() < schools.capacity() / 4 {
             schools.shrink_to_fit();
@@ -366,6 +366,20 @@ mod tests {
         let room = lock(&school);
         assert!(room.kinds.is_empty() && room.everything.is_empty() && room.attached.is_empty());
         assert_eq!(hub.attached(), 0);
+    }
+
+    #[test]
+    fn a_quiet_school_leaves_memory_and_one_that_is_listened_to_stays() {
+        let hub = hub();
+        hub.offer(&[event(1, "a", true)]);
+        hub.forget_idle(Duration::from_secs(3_600));
+        assert_eq!(hub.schools(), 1, "its window may still be wanted");
+        let attachment = hub.attach(&scope(&[]), true, 10).unwrap();
+        hub.forget_idle(Duration::ZERO);
+        assert_eq!(hub.schools(), 1);
+        drop(attachment);
+        hub.forget_idle(Duration::ZERO);
+        assert_eq!(hub.schools(), 0);
     }
 
     #[test]

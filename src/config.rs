@@ -107,6 +107,9 @@ pub struct Settings {
     /// Silent seconds after which a running job fails with `timeout`, unless it says otherwise; 0 is never.
     pub timeout_secs: u32,
 
+    /// Silent seconds after which an enrollment session ends with `timeout`, unless it says otherwise.
+    pub enrollment_lease_secs: u32,
+
     /// Largest body of a single command, in bytes.
     pub body_limit_bytes: u64,
     /// Largest body of a batch, in bytes.
@@ -155,6 +158,7 @@ impl Default for Settings {
             idempotency_ttl_secs: 86_400,
             stall_after_secs: 60,
             timeout_secs: 86_400,
+            enrollment_lease_secs: 60,
             body_limit_bytes: 256 * 1024,
             batch_limit_bytes: 16 * 1024 * 1024,
             batch_limit_commands: 10_000,
@@ -222,6 +226,7 @@ impl Settings {
             metadata_bytes: self.metadata_limit_bytes,
             stall_after_secs: self.stall_after_secs,
             timeout_secs: self.timeout_secs,
+            enrollment_lease_secs: self.enrollment_lease_secs,
         }
     }
 
@@ -276,6 +281,7 @@ impl Settings {
             ("window_events", self.window_events as u64),
             ("replay_max_events", self.replay_max_events),
             ("max_streams", self.max_streams as u64),
+            ("enrollment_lease_secs", self.enrollment_lease_secs.into()),
             ("retention_secs", self.retention_secs),
             ("retention_events", self.retention_events),
             ("body_limit_bytes", self.body_limit_bytes),
@@ -300,6 +306,11 @@ impl Settings {
             ("idle_heartbeat_secs", self.idle_heartbeat_secs, 86_400),
             ("jwt_leeway_secs", self.jwt_leeway_secs, 86_400),
             ("reconnect_spread_ms", self.reconnect_spread_ms, 3_600_000),
+            (
+                "enrollment_lease_secs",
+                self.enrollment_lease_secs.into(),
+                kind::enrollment::LEASE_MAX_SECS.into(),
+            ),
             ("retention_secs", self.retention_secs, CENTURY_SECS),
             ("job_retention_secs", self.job_retention_secs, CENTURY_SECS),
             (

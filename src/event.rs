@@ -20,11 +20,46 @@ pub enum Class {
     Tick,
 }
 
+/// A message's `type`, and how its events behave.
+#[derive(Debug, PartialEq, Eq)]
+pub struct EventType {
+    /// As it stands in messages, for example `job_progress`.
+    pub name: &'static str,
+    /// Whether it says all that earlier ticks of its subject said, so that they may fold into it.
+    pub supersedes: bool,
+    /// Whether everyone hears it who listens to any subject of its kind, not only to its own.
+    pub wide: bool,
+}
+
+impl EventType {
+    /// The ordinary type: heard by those who listen to its subject, and says all that is to be said of it.
+    pub const fn new(name: &'static str) -> EventType {
+        EventType {
+            name,
+            supersedes: true,
+            wide: false,
+        }
+    }
+
+    /// The same, but earlier ticks keep their worth beside it.
+    pub const fn beside_ticks(self) -> EventType {
+        EventType {
+            supersedes: false,
+            ..self
+        }
+    }
+
+    /// The same, heard by all who listen to any subject of the kind.
+    pub const fn wide(self) -> EventType {
+        EventType { wide: true, ..self }
+    }
+}
+
 /// What a kind says happened, before the store gives it its place in the log.
 #[derive(Debug, Clone)]
 pub struct Draft {
-    /// The message's `type`, for example `job_progress`.
-    pub name: &'static str,
+    /// The message's `type`.
+    pub event_type: &'static EventType,
     /// Milestone or tick.
     pub class: Class,
     /// The subject's status after the event, lower case; subscribers filter by it.
@@ -95,7 +130,7 @@ impl Event {
         }
     }
 
-    /// Whether a newer event of the same subject may replace it.
+    /// Whether a newer event of the same subject that says all may replace it.
     pub fn is_tick(&self) -> bool {
         self.draft.class == Class::Tick
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::id::{SchoolId, SubjectId};
-use crate::kind::{Command, job};
+use crate::kind::{Command, enrollment, job};
 use crate::store::{CommandError, Envelope, Receipt, Store, StoreError};
 
 /// A command that had no effect.
@@ -87,6 +87,18 @@ impl From<job::Create> for Envelope {
         Envelope {
             subject,
             command: Command::Job(job::Command::Create(create)),
+            idempotency: None,
+        }
+    }
+}
+
+impl From<enrollment::Start> for Envelope {
+    /// The session gets an id if it brings none.
+    fn from(start: enrollment::Start) -> Envelope {
+        let subject = start.session_id.clone().unwrap_or_else(SubjectId::generate);
+        Envelope {
+            subject,
+            command: Command::Enrollment(enrollment::Command::Start(start)),
             idempotency: None,
         }
     }

@@ -34,6 +34,8 @@ pub struct Scope {
     channels: Vec<Channel>,
     /// What of them.
     pub filter: Filter,
+    /// Whether a snapshot leaves out subjects that have ended.
+    pub active_only: bool,
 }
 
 impl Scope {
@@ -43,6 +45,7 @@ impl Scope {
             school,
             channels: Vec::new(),
             filter: Filter::default(),
+            active_only: false,
         };
         channels.into_iter().for_each(|channel| scope.add(channel));
         scope
@@ -53,9 +56,20 @@ impl Scope {
         Scope { filter, ..self }
     }
 
+    /// The same, but a snapshot tells only what goes on. What ends later is heard all the same.
+    pub fn of_what_goes_on(self) -> Scope {
+        Scope {
+            active_only: true,
+            ..self
+        }
+    }
+
     /// The same filter over other channels.
     pub fn with_channels(&self, channels: Vec<Channel>) -> Scope {
-        Scope::new(self.school, channels).filtered(self.filter.clone())
+        Scope {
+            active_only: self.active_only,
+            ..Scope::new(self.school, channels).filtered(self.filter.clone())
+        }
     }
 
     /// The channels.
@@ -83,16 +97,13 @@ impl Scope {
             && self
                 .filter
                 .passes(event.draft.status, event.draft.category.as_deref())
-            && self.listens_to(event.kind, &event.subject)
-    }
-
-    /// Whether a subject is on one of the channels.
-    pub fn listens_to(&self, kind: Kind, subject: &SubjectId) -> bool {
-        self.channels.iter().any(|channel| match channel {
-            Channel::School(school) => *school == self.school,
-            Channel::Collection(collection) => *collection == kind,
-            Channel::Subject(own, id) => *own == kind && id == subject,
-        })
+            && self.channels.iter().any(|channel| match channel {
+                Channel::School(school) => *school == self.school,
+                Channel::Collection(kind) => *kind == event.kind,
+                Channel::Subject(kind, id) => {
+                    *kind == event.kind && (*id == event.subject || event.draft.event_type.wide)
+                }
+            })
     }
 
     /// Whether every subject of `kind` is listened to.
@@ -119,8 +130,12 @@ pub fn without_superseded(mut events: Vec<Arc<Event>>) -> Vec<Arc<Event>> {
     let mut later: HashSet<(Kind, SubjectId)> = HashSet::with_capacity(events.len());
     events.reverse();
     events.retain(|event| {
-        let newest = later.insert((event.kind, event.subject.clone()));
-        newest || !event.is_tick()
+        let address = (event.kind, event.subject.clone());
+        let superseded = later.contains(&address);
+        if event.draft.event_type.supersedes {
+            later.insert(address);
+        }
+        !(superseded && event.is_tick())
     });
     events.reverse();
     events

@@ -1,4 +1,4 @@
-//! What happens without anybody asking: silent jobs are flagged and failed, old events are removed, idle
+//! What happens without anybody asking: silent subjects are flagged and ended, old events are removed, idle
 //! schools leave memory. Judgement is the kinds' own (a command like any other); here is only the clock.
 
 use std::collections::HashMap;
@@ -21,7 +21,9 @@ pub async fn watch_silence(store: Arc<dyn Store>) {
         match check_overdue(&*store).await {
             Ok(()) => {}
             Err(StoreError::Stopped) => return,
-            Err(error) => tracing::error!(%error, "the watchdog could not look for silent jobs"),
+            Err(error) => {
+                tracing::error!(%error, "the watchdog could not look for silent subjects")
+            }
         }
     }
 }
@@ -29,7 +31,7 @@ pub async fn watch_silence(store: Arc<dyn Store>) {
 async fn check_overdue(store: &dyn Store) -> Result<(), StoreError> {
     loop {
         let overdue = store.overdue(Utc::now(), WATCHDOG_BATCH).await?;
-        let full = overdue.len() == WATCHDOG_BATCH;
+        let full = overdue.len() >= WATCHDOG_BATCH;
         let mut by_school: HashMap<SchoolId, Vec<Envelope>> = HashMap::new();
         for item in overdue {
             let envelope = Envelope {
@@ -46,7 +48,7 @@ async fn check_overdue(store: &dyn Store) -> Result<(), StoreError> {
                 .into_iter()
                 .filter_map(Result::err)
             {
-                tracing::warn!(school.id = %school, reason = %refused, "a look at a silent job was refused");
+                tracing::warn!(school.id = %school, reason = %refused, "a look at a silent subject was refused");
             }
         }
         if !full {

@@ -11,12 +11,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::body::{self, IdempotencyKey, UpperStatus};
+use super::commands::{self, Parse};
 use super::credential::Caller;
-use super::jobs::{self, Parse};
 use super::problem::{Kind, Problem};
 use crate::auth::Role;
-use crate::id::{Channel, SubjectId};
-use crate::kind::{self, job};
+use crate::id::Channel;
+use crate::kind;
 use crate::service::Tidings;
 use crate::store::{Envelope, Idempotency};
 use crate::wire;
@@ -99,7 +99,7 @@ async fn batch(
     Ok((ContentType::new("application", "x-ndjson"), answer))
 }
 
-/// The rest of a line, once `op`, `job_id` and `idempotency_key` are taken out.
+/// The rest of a line, once `op`, the subject's id and `idempotency_key` are taken out.
 struct Rest(Map<String, Value>);
 
 impl Parse for Rest {
@@ -109,7 +109,7 @@ impl Parse for Rest {
     }
 }
 
-/// Reads `{"op": "jobs.<verb>", "job_id": …, "idempotency_key": …, and the verb's own fields}`.
+/// Reads `{"op": "<collection>.<verb>", "<id field>": …, "idempotency_key": …, and the verb's own fields}`.
 fn envelope(
     line: &[u8],
     caller: &Caller,
@@ -139,31 +139,36 @@ fn envelope(
             ));
         }
     };
-    let no_such_op = || {
-        invalid(
-            "`op` is jobs.create, .queue, .start, .progress, .complete, .fail, .cancel or .retry",
-        )
+    let (collection, verb) = op.split_once('.').unwrap_or((&op, ""));
+    let Some(kind) = kind::known_kind(collection) else {
+        let collections: Vec<_> = kind::KINDS.iter().map(|kind| kind.collection()).collect();
+        return Err(invalid(&format!(
+            "`op` is <collection>.<verb>, of these collections: {}",
+            collections.join(", ")
+        )));
     };
-    let verb = op.strip_prefix("jobs.").ok_or_else(no_such_op)?;
+    let id_field = kind::description(kind).id_field;
+    let no_such_op = || {
+        let verbs = commands::verbs(kind).join(", ");
+        invalid(&format!("`op` of {collection} is create or one of {verbs}"))
+    };
     let mut envelope = if verb == "create" {
-        Envelope::from(Rest(object).body::<job::Create>()?)
+        commands::create(kind, Rest(object)).ok_or_else(no_such_op)??
     } else {
-        let Some(Value::String(id)) = object.remove("job_id") else {
-            return Err(invalid("`job_id` is missing"));
+        let id = match object.remove(id_field) {
+            Some(Value::String(id)) => id,
+            Some(Value::Number(id)) => id.to_string(),
+            _ => return Err(invalid(&format!("`{id_field}` is missing"))),
         };
-        let subject: SubjectId = id
-            .parse()
-            .map_err(|_| kind::RuleError::NotFound { noun: "Job", id })?;
-        let command = jobs::command(verb, Rest(object)).ok_or_else(no_such_op)??;
         Envelope {
-            subject,
-            command: kind::Command::Job(command),
+            subject: commands::subject(kind, &id)?,
+            command: commands::command(kind, verb, Rest(object)).ok_or_else(no_such_op)??,
             idempotency: None,
         }
     };
     caller.access.reach(
         caller.school,
-        &Channel::Subject(job::KIND, envelope.subject.clone()),
+        &Channel::Subject(kind, envelope.subject.clone()),
     )?;
     envelope.idempotency = own_key;
     Ok(envelope)

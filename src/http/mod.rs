@@ -5,12 +5,13 @@
 
 mod batch;
 mod body;
+mod commands;
 mod cors;
 mod credential;
 mod health;
-mod jobs;
 pub mod problem;
 mod stream;
+mod subjects;
 mod tickets;
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::service::Tidings;
 pub fn routes() -> Vec<Route> {
     [
         health::routes(),
-        jobs::routes(),
+        subjects::routes(),
         batch::routes(),
         tickets::routes(),
         stream::routes(),

@@ -67,6 +67,7 @@ problems! {
     NotAcceptable = 406, "not-acceptable", "No transport fits the Accept header";
     AlreadyExists = 409, "already-exists", "The id is taken";
     Finished = 409, "finished", "It is finished";
+    Held = 409, "held", "Another has it";
     IllegalTransition = 409, "illegal-transition", "Its status does not allow this";
     ProgressFell = 409, "progress-fell", "Progress cannot fall";
     BodyTooLarge = 413, "body-too-large", "The body is too large";
@@ -135,6 +136,7 @@ impl From<RuleError> for Problem {
             RuleError::NotFound { .. } => Kind::NotFound,
             RuleError::AlreadyExists { .. } => Kind::AlreadyExists,
             RuleError::Finished { .. } => Kind::Finished,
+            RuleError::Held { .. } => Kind::Held,
             RuleError::IllegalTransition { .. } => Kind::IllegalTransition,
             RuleError::ProgressFell { .. } => Kind::ProgressFell,
             RuleError::Invalid { .. } => Kind::InvalidBody,

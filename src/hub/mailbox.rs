@@ -140,6 +140,7 @@ pub(super) mod tests {
     use super::*;
     use crate::event::{Class, Draft};
     use crate::id::{Cursor, Kind};
+    use crate::kind::job::JOB_PROGRESS;
 
     pub(in crate::hub) const JOBS: Kind = Kind::new("jobs");
 
@@ -154,7 +155,7 @@ pub(super) mod tests {
             Class::Tick
         };
         let draft = Draft {
-            name: "job_progress",
+            event_type: &JOB_PROGRESS,
             class,
             status: "in_progress",
             category: None,

@@ -208,13 +208,14 @@ impl Room {
             mailbox.offer(event);
         }
         if let Some(topic) = self.kinds.get(&event.kind) {
-            let subject = topic.subjects.get(&event.subject);
-            for mailbox in topic
-                .all
-                .values()
-                .chain(subject.into_iter().flat_map(Listeners::values))
-            {
+            for mailbox in topic.all.values() {
                 mailbox.offer(event);
+            }
+            if event.draft.event_type.wide {
+                let listeners = topic.subjects.values().flat_map(Listeners::values);
+                listeners.for_each(|mailbox| mailbox.offer(event));
+            } else if let Some(listeners) = topic.subjects.get(&event.subject) {
+                listeners.values().for_each(|mailbox| mailbox.offer(event));
             }
         }
         if self.head.is_some_and(|head| event.seq != head + 1) {

@@ -1,30 +1,52 @@
 //! The kinds of subject, as pure rules: (state, command, now) → (state, events). No I/O, no clock.
 //!
-//! A kind is one file here, one table in the store, and one line in each of the two lists below;
-//! everything else (log, hub, transports) handles [`Command`]s, [`State`]s and events of any kind
-//! alike. Keeps invariant 10: a terminal state is final, progress never falls within an attempt.
+//! A kind is its own rules here, one table in the store, and one line in each list below; everything else
+//! (log, hub, transports) handles [`Command`]s, [`State`]s and events of any kind alike. Keeps invariant 10:
+//! a terminal state is final, progress never falls within an attempt.
 
+pub mod enrollment;
 pub mod job;
 mod rate;
 
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer};
 
-use crate::event::{Class, Draft};
+use crate::event::{Class, Draft, EventType};
 use crate::id::{Channel, Kind, NameError, SubjectId};
 
-/// Every kind there is.
-pub const KINDS: &[Kind] = &[job::KIND];
+/// The longest `code` of an error, in bytes.
+pub const CODE_MAX_BYTES: usize = 64;
 
-/// Every status that an event can carry and every event's name, to read stored ones back.
-const NAMES: &[&[&str]] = &[job::NAMES];
+/// Every kind there is.
+pub const KINDS: &[Kind] = &[job::KIND, enrollment::KIND];
+
+/// What is fixed of each kind.
+pub static DESCRIPTIONS: &[&Description] = &[&job::DESCRIPTION, &enrollment::DESCRIPTION];
+
+/// What is fixed of a kind.
+#[derive(Debug)]
+pub struct Description {
+    /// Its name in URLs and channels.
+    pub kind: Kind,
+    /// One of them, capitalised, for people.
+    pub noun: &'static str,
+    /// The field of its messages that names the subject.
+    pub id_field: &'static str,
+    /// Every type that its events can have.
+    pub event_types: &'static [&'static EventType],
+    /// Every status that its events can carry.
+    pub statuses: &'static [&'static str],
+}
 
 /// What a producer asks of a subject.
 #[derive(Debug, Clone)]
 pub enum Command {
     /// Of a job.
     Job(job::Command),
+    /// Of an enrollment session.
+    Enrollment(enrollment::Command),
 }
 
 /// What a subject is.
@@ -32,6 +54,8 @@ pub enum Command {
 pub enum State {
     /// A job.
     Job(Box<job::Job>),
+    /// An enrollment session.
+    Enrollment(Box<enrollment::Session>),
 }
 
 /// The rules of whichever kind the command is for.
@@ -42,13 +66,11 @@ pub fn apply(
     context: &Context<'_>,
 ) -> Result<Outcome<State>, RuleError> {
     match command {
-        Command::Job(command) => {
-            let job = state.map(|State::Job(job)| &**job);
-            let Outcome { state, drafts } = job::apply(id, job, command, context)?;
-            Ok(Outcome {
-                state: State::Job(Box::new(state)),
-                drafts,
-            })
+        Command::Job(command) => job::apply(id, state.and_then(State::job), command, context)
+            .map(|own| own.map(State::from)),
+        Command::Enrollment(command) => {
+            enrollment::apply(id, state.and_then(State::enrollment), command, context)
+                .map(|own| own.map(State::from))
         }
     }
 }
@@ -58,22 +80,49 @@ impl Command {
     pub fn kind(&self) -> Kind {
         match self {
             Command::Job(_) => job::KIND,
+            Command::Enrollment(_) => enrollment::KIND,
         }
     }
 
     /// The category whose median duration the rules want to know, if any.
     pub fn wants_history(&self, state: Option<&State>) -> Option<Arc<str>> {
         match self {
-            Command::Job(command) => command.wants_history(state.map(|State::Job(job)| &**job)),
+            Command::Job(command) => command.wants_history(state.and_then(State::job)),
+            Command::Enrollment(_) => None,
+        }
+    }
+
+    /// What the subject would hold alone, so that the rules want to know who holds it now.
+    pub fn wants_holder(&self) -> Option<&str> {
+        match self {
+            Command::Enrollment(command) => command.wants_holder(),
+            Command::Job(_) => None,
         }
     }
 }
 
 impl State {
+    /// The job, if it is one.
+    pub fn job(&self) -> Option<&job::Job> {
+        match self {
+            State::Job(job) => Some(job),
+            _ => None,
+        }
+    }
+
+    /// The enrollment session, if it is one.
+    pub fn enrollment(&self) -> Option<&enrollment::Session> {
+        match self {
+            State::Enrollment(session) => Some(session),
+            _ => None,
+        }
+    }
+
     /// The state as an event that tells it whole.
     pub fn describe(&self, id: &SubjectId) -> Draft {
         match self {
             State::Job(job) => job::draft(id, job, Class::Milestone),
+            State::Enrollment(session) => enrollment::draft(id, session, Class::Milestone),
         }
     }
 
@@ -81,17 +130,41 @@ impl State {
     pub fn duration(&self) -> Option<(Arc<str>, f64)> {
         match self {
             State::Job(job) => job.duration(),
+            State::Enrollment(_) => None,
+        }
+    }
+
+    /// What the subject holds alone of all of its kind in the school.
+    pub fn holds(&self) -> Option<&str> {
+        match self {
+            State::Enrollment(session) => session.holds(),
+            State::Job(_) => None,
         }
     }
 }
 
-/// The one copy of a status or an event's name that was read from the store.
-pub fn known_name(text: &str) -> Option<&'static str> {
-    NAMES
-        .iter()
-        .flat_map(|names| names.iter())
-        .copied()
-        .find(|name| *name == text)
+impl From<job::Job> for State {
+    fn from(job: job::Job) -> State {
+        State::Job(Box::new(job))
+    }
+}
+
+impl From<enrollment::Session> for State {
+    fn from(session: enrollment::Session) -> State {
+        State::Enrollment(Box::new(session))
+    }
+}
+
+/// The one copy of an event's type that was read from the store.
+pub fn known_type(name: &str) -> Option<&'static EventType> {
+    let mut types = DESCRIPTIONS.iter().flat_map(|own| own.event_types);
+    types.find(|own| own.name == name).copied()
+}
+
+/// The one copy of a status that was read from the store or from a request.
+pub fn known_status(text: &str) -> Option<&'static str> {
+    let mut statuses = DESCRIPTIONS.iter().flat_map(|own| own.statuses);
+    statuses.find(|own| **own == text).copied()
 }
 
 /// The kind of this collection.
@@ -102,9 +175,23 @@ pub fn known_kind(collection: &str) -> Option<Kind> {
         .find(|kind| kind.collection() == collection)
 }
 
+/// What is fixed of this kind.
+pub fn description(kind: Kind) -> &'static Description {
+    let found = DESCRIPTIONS.iter().find(|own| own.kind == kind);
+    found.expect("every kind is described")
+}
+
 /// Reads a channel's text.
 pub fn channel(text: &str) -> Result<Channel, NameError> {
     Channel::parse(text, KINDS)
+}
+
+/// That there is no such subject.
+pub fn not_found(kind: Kind, id: impl Into<String>) -> RuleError {
+    RuleError::NotFound {
+        noun: description(kind).noun,
+        id: id.into(),
+    }
 }
 
 /// What the rules may know besides state and command.
@@ -118,6 +205,10 @@ pub struct Context<'a> {
     pub typical_secs: Option<f64>,
     /// Since when this server has been there to hear anybody: silence before does not count.
     pub since: DateTime<Utc>,
+    /// The number that the first event of the outcome will have.
+    pub next_seq: u64,
+    /// Who holds what the command wants to hold.
+    pub holder: Option<&'a SubjectId>,
 }
 
 /// Bounds that the rules enforce. Bytes are UTF-8 bytes.
@@ -131,6 +222,8 @@ pub struct Limits {
     pub stall_after_secs: u32,
     /// After how many silent seconds a running job is failed, unless it says otherwise; 0 is never.
     pub timeout_secs: u32,
+    /// After how many silent seconds an enrollment session ends, unless it says otherwise.
+    pub enrollment_lease_secs: u32,
 }
 
 /// What a command leads to. No drafts: nothing happened that anybody needs to hear.
@@ -140,6 +233,15 @@ pub struct Outcome<S> {
     pub state: S,
     /// What happened, in order.
     pub drafts: Vec<Draft>,
+}
+
+impl<S> Outcome<S> {
+    fn map<T>(self, convert: impl FnOnce(S) -> T) -> Outcome<T> {
+        Outcome {
+            state: convert(self.state),
+            drafts: self.drafts,
+        }
+    }
 }
 
 /// A command that the rules refuse. It has no effect. The texts are safe to show to a client.
@@ -175,6 +277,14 @@ pub enum RuleError {
         /// The present status.
         status: &'static str,
     },
+    /// What it would hold alone is held by another.
+    #[error("{what} is held by {holder}")]
+    Held {
+        /// What, for example `device door-3`.
+        what: String,
+        /// By which subject.
+        holder: String,
+    },
     /// Progress would fall within an attempt.
     #[error("progress is at {current} and cannot fall to {asked} within an attempt")]
     ProgressFell {
@@ -191,6 +301,45 @@ pub enum RuleError {
         /// What it should be.
         expected: String,
     },
+}
+
+/// A code for programs: short and not empty.
+fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
+    let code = bounded(field, text, CODE_MAX_BYTES)?;
+    if code.is_empty() {
+        return Err(RuleError::Invalid {
+            field,
+            expected: "is not empty".into(),
+        });
+    }
+    Ok(code)
+}
+
+/// An id or another short text, which some clients send as a whole number.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum TextOrNumber {
+    Text(String),
+    Number(i64),
+}
+
+impl From<TextOrNumber> for String {
+    fn from(either: TextOrNumber) -> String {
+        match either {
+            TextOrNumber::Text(text) => text,
+            TextOrNumber::Number(number) => number.to_string(),
+        }
+    }
+}
+
+fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let either = Option::<TextOrNumber>::deserialize(deserializer)?;
+    Ok(either.map(String::from))
+}
+
+fn id_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SubjectId, D::Error> {
+    let text = String::from(TextOrNumber::deserialize(deserializer)?);
+    text.parse().map_err(serde::de::Error::custom)
 }
 
 /// Text that fits its bound.

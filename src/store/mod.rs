@@ -26,8 +26,7 @@ use tokio::sync::mpsc;
 
 use crate::event::Event;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
-use crate::kind::job::{Job, Status};
-use crate::kind::{Command, RuleError};
+use crate::kind::{Command, RuleError, State};
 use crate::scope::Scope;
 
 /// Where committed events go, in commit order, and how many batches have gone there.
@@ -155,27 +154,27 @@ pub struct Page {
     pub floor: u64,
 }
 
-/// A job with its place in the log.
+/// A subject with its place in the log.
 #[derive(Debug, Clone)]
-pub struct StoredJob {
+pub struct StoredSubject {
     /// Its state.
-    pub job: Job,
+    pub state: State,
     /// The event that created it; lists are sorted by it.
     pub created_seq: u64,
     /// Its state as an event.
     pub event: Arc<Event>,
 }
 
-/// Which jobs to list, newest first.
+/// Which subjects of a kind to list, newest first.
 #[derive(Debug, Clone, Default)]
-pub struct JobQuery {
+pub struct ListQuery {
     /// Only these statuses; all if empty.
-    pub statuses: Vec<Status>,
-    /// Only these types; all if empty.
-    pub job_types: Vec<String>,
-    /// Only jobs with this text in id, message or metadata, case-insensitive for ASCII.
+    pub statuses: Vec<&'static str>,
+    /// Only these categories (a job's type); all if empty. A kind without categories has no such subject.
+    pub categories: Vec<String>,
+    /// Only subjects with this text in their words (a job's: id, message, metadata), case-insensitive for ASCII.
     pub text: Option<String>,
-    /// Only jobs created before this `seq`: the key of the next page.
+    /// Only subjects created before this `seq`: the key of the next page.
     pub before: Option<u64>,
     /// At most so many.
     pub limit: usize,
@@ -183,9 +182,9 @@ pub struct JobQuery {
 
 /// A page of a list.
 #[derive(Debug)]
-pub struct JobPage {
+pub struct ListPage {
     /// Newest first.
-    pub jobs: Vec<StoredJob>,
+    pub subjects: Vec<StoredSubject>,
     /// The key of the next page, if there is one.
     pub next: Option<u64>,
     /// The school's newest `seq` when the page was read: a stream from here goes on where the list ends.
@@ -235,11 +234,21 @@ pub trait Store: Send + Sync + 'static {
         subject: SubjectId,
     ) -> Result<bool, StoreError>;
 
-    /// One job.
-    async fn job(&self, school: SchoolId, id: SubjectId) -> Result<Option<StoredJob>, StoreError>;
+    /// One subject.
+    async fn subject(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        id: SubjectId,
+    ) -> Result<Option<StoredSubject>, StoreError>;
 
-    /// A page of jobs.
-    async fn jobs(&self, school: SchoolId, query: JobQuery) -> Result<JobPage, StoreError>;
+    /// A page of subjects.
+    async fn subjects(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        query: ListQuery,
+    ) -> Result<ListPage, StoreError>;
 
     /// Subjects to look at, the longest overdue first, at most `limit`.
     async fn overdue(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<Overdue>, StoreError>;

@@ -1,7 +1,7 @@
 //! Folding ticks by time: at most one tick of a subject per interval on a stream.
 //!
 //! The first tick goes out at once; later ones within the interval fold into the newest. A milestone never
-//! waits: it replaces a held tick of its subject, whose news it carries, and lets all others go before it,
+//! waits: it replaces a held tick of its subject, if it carries its news, and lets all others go before it,
 //! because `seq` only grows. For the same reason a tick waits behind an earlier one that is held; that is
 //! never longer than one interval.
 
@@ -64,7 +64,8 @@ impl Folder {
         }
         let same = |held: &Event| held.kind == event.kind && held.subject == event.subject;
         if !event.is_tick() {
-            self.held.retain(|(held, _)| !same(held));
+            let supersedes = event.draft.event_type.supersedes;
+            self.held.retain(|(held, _)| !(supersedes && same(held)));
             self.flush(now, out);
             return out(event);
         }

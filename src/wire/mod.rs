@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::event::Event;
 use crate::id::{Cursor, SchoolId};
+use crate::kind::job;
 
 /// How a message is wrapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +51,7 @@ pub fn event(event: &Event, encoding: Encoding) -> &Arc<[u8]> {
     event.frame(encoding.key(), || {
         let json = event_json(event, encoding.upper_status);
         let cursor = Some(event.cursor());
-        frame(encoding.framing, event.draft.name, cursor, &json)
+        frame(encoding.framing, event.draft.event_type.name, cursor, &json)
     })
 }
 
@@ -62,13 +63,14 @@ pub fn event_json(event: &Event, upper_status: bool) -> Vec<u8> {
         school, seq, draft, ..
     } = event;
     let at = timestamp(event.at);
-    let (name, cursor) = (draft.name, event.cursor());
+    let (name, cursor) = (draft.event_type.name, event.cursor());
     write!(json, r#"{{"type":"{name}","cursor":"{cursor}","school_id":{school},"seq":{seq},"timestamp":"{at}","#)
         .expect("writing to memory succeeds");
     if event.snapshot {
         json.extend_from_slice(br#""snapshot":true,"#);
     }
-    if upper_status {
+    // Upper case is an old habit of the clients of jobs, and of nobody else's.
+    if upper_status && event.kind == job::KIND {
         json.extend_from_slice(&with_upper_status(fields).as_bytes()[1..]);
     } else {
         json.extend_from_slice(&fields.as_bytes()[1..]);
@@ -451,7 +453,7 @@ mod tests {
             seq: 7,
         };
         let draft = Draft {
-            name: "job_progress",
+            event_type: &crate::kind::job::JOB_PROGRESS,
             class: Class::Tick,
             status: "in_progress",
             category: None,

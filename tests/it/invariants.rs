@@ -30,7 +30,11 @@ async fn invariant_1_commit_precedes_fan_out_and_answer() {
         let stored = server
             .tidings
             .store()
-            .job(1.try_into().unwrap(), "a".parse().unwrap())
+            .subject(
+                1.try_into().unwrap(),
+                tidings::kind::job::KIND,
+                "a".parse().unwrap(),
+            )
             .await
             .unwrap()
             .unwrap();

@@ -12,6 +12,7 @@ const LIMITS: Limits = Limits {
     metadata_bytes: 128,
     stall_after_secs: 60,
     timeout_secs: 300,
+    enrollment_lease_secs: 60,
 };
 
 fn at(secs: i64) -> DateTime<Utc> {
@@ -37,6 +38,8 @@ fn run_with(
             limits: &LIMITS,
             typical_secs,
             since: at(-1_000_000),
+            next_seq: 1,
+            holder: None,
         },
     )
 }
@@ -278,6 +281,8 @@ fn silence_while_the_server_was_away_does_not_count() {
         limits: &LIMITS,
         typical_secs: None,
         since: at(990),
+        next_seq: 1,
+        holder: None,
     };
     let looked = apply(&id(), Some(&job), &Command::Check, &context).unwrap();
     assert!(looked.drafts.is_empty() && looked.state.check_at == Some(at(990 + 60)));

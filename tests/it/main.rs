@@ -15,6 +15,7 @@ mod cli;
 mod documentation;
 mod durability;
 mod embed;
+mod enrollments;
 mod floors;
 mod invariants;
 mod job_rules;

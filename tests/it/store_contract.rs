@@ -8,12 +8,12 @@ use tempfile::TempDir;
 use tidings::config::Settings;
 use tidings::event::Event;
 use tidings::id::SchoolId;
-use tidings::kind::job::{self, KIND, Status};
+use tidings::kind::job::{self, KIND};
 use tidings::kind::{self, Command, RuleError};
 use tidings::scope::{Filter, Scope};
 use tidings::store::sqlite::SqliteStore;
 use tidings::store::{
-    CommandError, Committed, Envelope, Idempotency, JobQuery, Receipt, Store, StoreError,
+    CommandError, Committed, Envelope, Idempotency, ListQuery, Receipt, Store, StoreError,
 };
 use tokio::sync::mpsc;
 
@@ -389,23 +389,24 @@ async fn schools_know_nothing_of_one_another(open: Open) {
     assert!(
         bench
             .store
-            .job(school(3), "a".parse().unwrap())
+            .subject(school(3), KIND, "a".parse().unwrap())
             .await
             .unwrap()
             .is_none()
     );
     let page = bench
         .store
-        .jobs(
+        .subjects(
             school(2),
-            JobQuery {
+            KIND,
+            ListQuery {
                 limit: 10,
-                ..JobQuery::default()
+                ..ListQuery::default()
             },
         )
         .await
         .unwrap();
-    assert_eq!((page.jobs.len(), page.head), (1, 1));
+    assert_eq!((page.subjects.len(), page.head), (1, 1));
 }
 
 async fn an_idempotency_key_is_remembered_until_it_is_swept(open: Open) {
@@ -549,12 +550,12 @@ async fn everything_is_there_after_reopening(open: Open) {
     let read = async |bench: &Bench, id: &str| {
         let stored = bench
             .store
-            .job(school(1), id.parse().unwrap())
+            .subject(school(1), KIND, id.parse().unwrap())
             .await
             .unwrap()
             .unwrap();
         (
-            format!("{:?}", stored.job),
+            format!("{:?}", stored.state),
             stored.event.draft.fields.clone(),
             stored.event.seq,
             stored.created_seq,
@@ -650,15 +651,13 @@ async fn many_writers_leave_no_hole(open: Open) {
             (1..=8 * 51).collect::<Vec<_>>()
         );
     }
-    let query = JobQuery {
-        statuses: vec![Status::InProgress],
+    let query = ListQuery {
+        statuses: vec!["in_progress"],
         limit: 100,
-        ..JobQuery::default()
+        ..ListQuery::default()
     };
-    assert_eq!(
-        bench.store.jobs(school(1), query).await.unwrap().jobs.len(),
-        8
-    );
+    let page = bench.store.subjects(school(1), KIND, query).await.unwrap();
+    assert_eq!(page.subjects.len(), 8);
 }
 
 /// A power loss may have taken acknowledged ticks: their numbers must not be taken for those of new events.

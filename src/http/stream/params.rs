@@ -8,8 +8,8 @@ use rocket::request::{FromRequest, Outcome, Request};
 use crate::config::{PADDING_MAX_BYTES, POLL_WAIT_DEFAULT_SECS, POLL_WAIT_MAX_SECS, TICK_MAX_MS};
 use crate::http::body::{UpperStatus, upper_status};
 use crate::http::credential::{named_school, query};
-use crate::http::jobs::job_filters;
 use crate::http::problem::{Kind, Problem};
+use crate::http::subjects::filters;
 use crate::id::{Cursor, SchoolId};
 use crate::scope::Filter;
 use crate::wire::{Encoding, Framing};
@@ -89,7 +89,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
         .get_one("Last-Event-ID")
         .filter(|id| !id.is_empty());
     let from = last_event_id.or_else(|| query(request, "cursor").filter(|text| !text.is_empty()));
-    let (statuses, job_types) = job_filters(request)?;
+    let (statuses, job_types) = filters(request)?;
     let UpperStatus(upper_status) = upper_status(request)?;
     let named = match query(request, "named") {
         None | Some("0") => false,
@@ -108,10 +108,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
         tick: number("tick_ms", TICK_MAX_MS)?.map(Duration::from_millis),
         filter: Filter {
             categories: job_types.into_iter().collect(),
-            statuses: statuses
-                .into_iter()
-                .map(|status| status.as_str().to_owned())
-                .collect(),
+            statuses: statuses.into_iter().map(str::to_owned).collect(),
         },
         upper_status,
         named,

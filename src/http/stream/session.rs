@@ -354,10 +354,10 @@ impl Session {
 
     fn not_found(&mut self, channel: &Channel) {
         let what = match channel {
-            Channel::Subject(kind, id) if *kind == crate::kind::job::KIND => format!("Job {id}"),
-            other => other.to_string(),
+            Channel::Subject(kind, id) => crate::kind::not_found(*kind, id.as_str()).to_string(),
+            other => format!("{other} not found"),
         };
-        self.error("not_found", format!("{what} not found"));
+        self.error("not_found", what);
     }
 
     /// Goes on with a fresh token, if it reaches as far as the old one is used.

@@ -25,29 +25,32 @@ use serde_json::value::RawValue;
 
 pub use self::command::{Cancel, Command, Complete, Create, Fail, Note, Progress};
 pub use self::rules::apply;
-use super::RuleError;
 pub use super::rate::Rate;
-use crate::event::{Class, Draft};
+use super::{Description, RuleError};
+use crate::event::{Class, Draft, EventType};
 use crate::id::{Kind, SubjectId};
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("jobs");
-/// The `type` of every event of a job.
-pub const EVENT_NAME: &str = "job_progress";
-/// What can stand in an event of a job as its name or status.
-pub const NAMES: &[&str] = &[
-    EVENT_NAME,
-    "pending",
-    "queued",
-    "in_progress",
-    "completed",
-    "failed",
-    "cancelled",
-];
+/// The type of every event of a job.
+pub static JOB_PROGRESS: EventType = EventType::new("job_progress");
+/// What is fixed of jobs.
+pub static DESCRIPTION: Description = Description {
+    kind: KIND,
+    noun: "Job",
+    id_field: "job_id",
+    event_types: &[&JOB_PROGRESS],
+    statuses: &[
+        "pending",
+        "queued",
+        "in_progress",
+        "completed",
+        "failed",
+        "cancelled",
+    ],
+};
 /// The longest `job_type`, in bytes.
 pub const TYPE_MAX_BYTES: usize = 64;
-/// The longest `error.code`, in bytes.
-pub const CODE_MAX_BYTES: usize = 64;
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -311,7 +314,7 @@ pub fn draft(id: &SubjectId, job: &Job, class: Class) -> Draft {
         error,
     };
     Draft {
-        name: EVENT_NAME,
+        event_type: &JOB_PROGRESS,
         class,
         status: job.status.as_str(),
         category: Some(job.job_type.shared()),

@@ -7,10 +7,10 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
 use super::command::{Command, Create, Note, Progress};
-use super::{CODE_MAX_BYTES, End, Eta, EtaSource, Job, JobError, Rate, Status, draft};
+use super::{End, Eta, EtaSource, Job, JobError, KIND, Rate, Status, draft};
 use crate::event::Class;
 use crate::id::SubjectId;
-use crate::kind::{Context, Outcome, RuleError, bounded, rate};
+use crate::kind::{Context, Outcome, RuleError, bounded, code, not_found, rate};
 
 /// The rules: what becomes of a job by a command, and what is told of it. Pure.
 pub fn apply(
@@ -28,10 +28,7 @@ pub fn apply(
             });
         }
         (_, None) => {
-            return Err(RuleError::NotFound {
-                noun: "Job",
-                id: id.to_string(),
-            });
+            return Err(not_found(KIND, id.as_str()));
         }
         (command, Some(job)) => changed(job, command, context)?,
     };
@@ -145,13 +142,7 @@ fn changed(
             next.say(complete.message.as_deref(), context)?;
         }
         Command::Fail(fail) => {
-            let code = bounded("error.code", &fail.error.code, CODE_MAX_BYTES)?;
-            if code.is_empty() {
-                return Err(RuleError::Invalid {
-                    field: "error.code",
-                    expected: "is not empty".into(),
-                });
-            }
+            let code = code("error.code", &fail.error.code)?;
             let message = bounded(
                 "error.message",
                 &fail.error.message,

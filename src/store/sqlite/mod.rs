@@ -4,6 +4,7 @@
 //! blocking threads, at most as many at a time as the pool has connections. A lock file keeps a second
 //! process out, because the writer caches what it has written.
 
+mod enrollments;
 mod jobs;
 mod read;
 mod schema;
@@ -30,8 +31,8 @@ use self::sweep::Retention;
 use self::table::{TABLES, table};
 use self::writer::{Submission, Work, Writer};
 use super::{
-    CommandError, Committed, Envelope, JobPage, JobQuery, Overdue, Page, Receipt, Store,
-    StoreError, StoredJob,
+    CommandError, Committed, Envelope, ListPage, ListQuery, Overdue, Page, Receipt, Store,
+    StoreError, StoredSubject,
 };
 use crate::config::{self, Settings, Synchronous};
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
@@ -296,19 +297,29 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn job(&self, school: SchoolId, id: SubjectId) -> Result<Option<StoredJob>, StoreError> {
-        let epoch = self.epoch;
-        self.read(move |conn| jobs::find(conn, epoch, school, &id))
-            .await
-    }
-
-    async fn jobs(&self, school: SchoolId, query: JobQuery) -> Result<JobPage, StoreError> {
+    async fn subject(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        id: SubjectId,
+    ) -> Result<Option<StoredSubject>, StoreError> {
         let epoch = self.epoch;
         self.read(move |conn| {
-            let (head, _) = read::bounds(conn, school)?;
-            jobs::list(conn, epoch, school, &query, head)
+            let stored = table(kind).load(conn, school, &id)?;
+            Ok(stored.map(|stored| stored.into_subject(epoch, school, kind, id)))
         })
         .await
+    }
+
+    async fn subjects(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        query: ListQuery,
+    ) -> Result<ListPage, StoreError> {
+        let epoch = self.epoch;
+        self.read(move |conn| read::list(conn, epoch, school, kind, &query))
+            .await
     }
 
     async fn overdue(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<Overdue>, StoreError> {

@@ -8,12 +8,13 @@ use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
 use super::schema::{events, schools};
-use super::table::{EventRow, Selection, TABLES};
+use super::table::{EventRow, Selection, TABLES, table};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES};
 use crate::event::Event;
-use crate::id::{Channel, Epoch, Kind, SchoolId, SubjectId};
+use crate::id::{Channel, Epoch, Kind, SchoolId};
+use crate::kind::description;
 use crate::scope::{Scope, without_superseded};
-use crate::store::Page;
+use crate::store::{ListPage, ListQuery, Page};
 
 /// Head and floor of a school; both 0 before its first event.
 pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<(u64, u64)> {
@@ -35,15 +36,11 @@ pub(super) fn replay(
     fold: bool,
 ) -> QueryResult<Page> {
     let (head, floor) = bounds(conn, scope.school)?;
-    let sources = match single_subjects(scope) {
-        // Each by the index on subjects, however much the rest of the school has to say.
-        Some(subjects) => subjects.into_iter().map(Some).collect(),
-        None => vec![None],
-    };
+    let sources = sources(scope);
     let mut through = head;
     let mut told = Vec::new();
     for source in sources {
-        let part = part(conn, epoch, scope.school, source, after)?;
+        let part = part(conn, epoch, scope.school, &source, after)?;
         if let Some(last) = part.last().filter(|_| !part.is_whole) {
             // This source may go on: the page ends where the first of such sources ends.
             through = through.min(last.seq);
@@ -52,6 +49,8 @@ pub(super) fn replay(
     }
     told.retain(|event| event.seq <= through && scope.hears(event));
     told.sort_unstable_by_key(|event| event.seq);
+    // A wide event of a subject that is listened to comes from two sources.
+    told.dedup_by_key(|event| event.seq);
     if fold {
         told = without_superseded(told);
         if through < head {
@@ -64,6 +63,33 @@ pub(super) fn replay(
         head,
         floor,
     })
+}
+
+/// A part of a school's log that an index gives in order.
+enum Source<'a> {
+    Everything,
+    Subject(Kind, &'a str),
+    /// What everyone hears who listens to any subject of the kind.
+    Wide(Kind),
+}
+
+/// Where the events of a scope are found: a scope that names nothing but single subjects reads each by the
+/// index on subjects, however much the rest of the school has to say.
+fn sources(scope: &Scope) -> Vec<Source<'_>> {
+    let mut sources = Vec::new();
+    for channel in scope.channels() {
+        let &Channel::Subject(kind, ref id) = channel else {
+            return vec![Source::Everything];
+        };
+        sources.push(Source::Subject(kind, id.as_str()));
+        let has_wide = description(kind).event_types.iter().any(|own| own.wide);
+        let is_there =
+            |source: &Source<'_>| matches!(source, Source::Wide(other) if *other == kind);
+        if has_wide && !sources.iter().any(is_there) {
+            sources.push(Source::Wide(kind));
+        }
+    }
+    sources
 }
 
 /// The first events of a source.
@@ -83,7 +109,7 @@ fn part(
     conn: &mut SqliteConnection,
     epoch: Epoch,
     school: SchoolId,
-    subject: Option<(Kind, &str)>,
+    source: &Source<'_>,
     after: u64,
 ) -> QueryResult<Part> {
     let mut query = events::table
@@ -93,10 +119,18 @@ fn part(
         .limit(READ_PAGE as i64)
         .select(EventRow::as_select())
         .into_boxed();
-    if let Some((kind, subject)) = subject {
-        query = query
-            .filter(events::kind.eq(kind.collection()))
-            .filter(events::subject_id.eq(subject));
+    match source {
+        Source::Everything => {}
+        Source::Subject(kind, subject) => {
+            query = query
+                .filter(events::kind.eq(kind.collection()))
+                .filter(events::subject_id.eq(*subject));
+        }
+        Source::Wide(kind) => {
+            query = query
+                .filter(events::kind.eq(kind.collection()))
+                .filter(events::wide);
+        }
     }
     let mut part = Part {
         events: Vec::new(),
@@ -113,15 +147,6 @@ fn part(
         }
     }
     Ok(part)
-}
-
-/// The subjects of a scope that names nothing but single subjects.
-fn single_subjects(scope: &Scope) -> Option<Vec<(Kind, &str)>> {
-    let subject = |channel| match channel {
-        &Channel::Subject(kind, ref id) => Some((kind, SubjectId::as_str(id))),
-        Channel::Collection(_) | Channel::School(_) => None,
-    };
-    scope.channels().iter().map(subject).collect()
 }
 
 /// Leaves out ticks whose subject has a later event in scope beyond this page.
@@ -176,20 +201,17 @@ pub(super) fn snapshot(
             school: scope.school,
             subjects: (!all).then_some(subjects),
             filter: &scope.filter,
+            active_only: scope.active_only,
             after,
             upto,
             limit: READ_PAGE,
         };
-        let states = table.snapshot(conn, &selection)?;
-        if let Some((_, last)) = states.last().filter(|_| states.len() == READ_PAGE) {
+        let part = table.snapshot(conn, epoch, &selection)?;
+        if let Some(last) = part.last().filter(|_| part.len() == READ_PAGE) {
             // This kind may go on: the page ends where the first of such kinds ends.
-            through = through.min(last.last_seq);
+            through = through.min(last.seq);
         }
-        told.extend(
-            states
-                .into_iter()
-                .map(|(id, stored)| stored.snapshot(epoch, scope.school, *kind, id)),
-        );
+        told.extend(part);
     }
     told.retain(|event| event.seq <= through);
     told.sort_unstable_by_key(|event| event.seq);
@@ -198,5 +220,28 @@ pub(super) fn snapshot(
         through,
         head: upto,
         floor,
+    })
+}
+
+/// A page of subjects, newest first.
+pub(super) fn list(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    school: SchoolId,
+    kind: Kind,
+    query: &ListQuery,
+) -> QueryResult<ListPage> {
+    let (head, _) = bounds(conn, school)?;
+    let mut found = table(kind).list(conn, school, query)?;
+    let more = found.len() > query.limit;
+    found.truncate(query.limit);
+    let last = found.last().map(|(_, stored)| stored.created_seq);
+    let subjects = found
+        .into_iter()
+        .map(|(id, stored)| stored.into_subject(epoch, school, kind, id));
+    Ok(ListPage {
+        subjects: subjects.collect(),
+        next: last.filter(|_| more),
+        head,
     })
 }

@@ -23,6 +23,7 @@ diesel::table! {
         subject_id -> Text,
         name -> Text,
         milestone -> Bool,
+        wide -> Bool,
         status -> Text,
         category -> Nullable<Text>,
         at -> BigInt,
@@ -59,6 +60,30 @@ diesel::table! {
         rate_since -> Nullable<BigInt>,
         rate_progress -> Nullable<Double>,
         rate_at -> Nullable<BigInt>,
+        created_seq -> BigInt,
+        last_seq -> BigInt,
+        last_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    enrollment_sessions (school_id, session_id) {
+        school_id -> BigInt,
+        session_id -> Text,
+        device_id -> Text,
+        student_id -> Nullable<Text>,
+        status -> Text,
+        progress -> BigInt,
+        message -> Text,
+        attempt -> Nullable<BigInt>,
+        total_attempts -> Nullable<BigInt>,
+        quality_score -> Nullable<Double>,
+        error_code -> Nullable<Text>,
+        created_at -> BigInt,
+        heard_at -> BigInt,
+        finished_at -> Nullable<BigInt>,
+        lease_secs -> BigInt,
+        check_at -> Nullable<BigInt>,
         created_seq -> BigInt,
         last_seq -> BigInt,
         last_at -> BigInt,

@@ -1,4 +1,5 @@
-//! What the store needs of a kind's table. A new kind implements [`Table`] and adds a line to [`TABLES`].
+//! What the store needs of a kind's table. A new kind implements [`Table`] and adds a line to [`TABLES`]; what
+//! tables have in common is made by the two macros at the end, from the names of table and columns.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,15 +8,19 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
+use super::enrollments::EnrollmentsTable;
 use super::jobs::JobsTable;
 use crate::event::Event;
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
-use crate::kind::{State, job};
+use crate::kind::{State, enrollment, job};
 use crate::scope::Filter;
-use crate::store::Overdue;
+use crate::store::{ListQuery, Overdue, StoredSubject};
 
 /// The table of each kind.
-pub(super) const TABLES: &[(Kind, &dyn Table)] = &[(job::KIND, &JobsTable)];
+pub(super) const TABLES: &[(Kind, &dyn Table)] = &[
+    (job::KIND, &JobsTable),
+    (enrollment::KIND, &EnrollmentsTable),
+];
 
 /// The table of this kind.
 pub(super) fn table(kind: Kind) -> &'static dyn Table {
@@ -51,24 +56,56 @@ impl Stored {
         };
         Event::new(cursor, school, kind, subject, self.last_at, draft).into_snapshot()
     }
+
+    pub(super) fn into_subject(
+        self,
+        epoch: Epoch,
+        school: SchoolId,
+        kind: Kind,
+        subject: SubjectId,
+    ) -> StoredSubject {
+        StoredSubject {
+            event: Arc::new(self.snapshot(epoch, school, kind, subject)),
+            created_seq: self.created_seq,
+            state: self.state,
+        }
+    }
 }
 
-/// Where a subject stands, as far as folding a replay needs to know.
+/// A subject's last event that supersedes its ticks.
 pub(super) struct LastEvent {
     pub(super) seq: u64,
     pub(super) status: String,
     pub(super) category: Option<String>,
 }
 
-/// Which subjects a snapshot tells.
+/// Which present states a snapshot tells.
 pub(super) struct Selection<'a> {
     pub(super) school: SchoolId,
-    /// Only these, or all of the kind.
+    /// Only these subjects, or all of the kind.
     pub(super) subjects: Option<Vec<&'a SubjectId>>,
     pub(super) filter: &'a Filter,
+    /// Leaves out subjects that have ended.
+    pub(super) active_only: bool,
     pub(super) after: u64,
     pub(super) upto: u64,
     pub(super) limit: usize,
+}
+
+impl Selection<'_> {
+    /// The first of these, in the order of the log, of those that are selected.
+    pub(super) fn first_of(&self, mut told: Vec<Event>) -> Vec<Event> {
+        told.retain(|event| {
+            event.seq > self.after
+                && event.seq <= self.upto
+                && self
+                    .filter
+                    .passes(event.draft.status, event.draft.category.as_deref())
+        });
+        told.sort_unstable_by_key(|event| event.seq);
+        told.truncate(self.limit);
+        told
+    }
 }
 
 /// A kind's table.
@@ -89,43 +126,73 @@ pub(super) trait Table: Sync {
         stored: &Stored,
     ) -> QueryResult<()>;
 
-    /// Selected states by the order of their last events.
+    /// The first `limit` events that tell the present states, in the order of the log. Each has the place of
+    /// the event that it repeats.
     fn snapshot(
         &self,
         conn: &mut SqliteConnection,
+        epoch: Epoch,
         selection: &Selection<'_>,
-    ) -> QueryResult<Vec<(SubjectId, Stored)>>;
+    ) -> QueryResult<Vec<Event>>;
 
-    fn last_events(
+    /// Those listed, newest first, at most one more than the query's limit.
+    fn list(
         &self,
         conn: &mut SqliteConnection,
         school: SchoolId,
-        subjects: &[&str],
-    ) -> QueryResult<HashMap<String, LastEvent>>;
+        query: &ListQuery,
+    ) -> QueryResult<Vec<(SubjectId, Stored)>>;
+
+    /// For a kind that has ticks.
+    fn last_events(
+        &self,
+        _: &mut SqliteConnection,
+        _: SchoolId,
+        _: &[&str],
+    ) -> QueryResult<HashMap<String, LastEvent>> {
+        Ok(HashMap::new())
+    }
 
     /// Durations in seconds of the newest subjects of a category that ended well, newest first.
     fn durations(
         &self,
-        conn: &mut SqliteConnection,
-        school: SchoolId,
-        category: &str,
-        limit: usize,
-    ) -> QueryResult<Vec<f64>>;
+        _: &mut SqliteConnection,
+        _: SchoolId,
+        _category: &str,
+        _limit: usize,
+    ) -> QueryResult<Vec<f64>> {
+        Ok(Vec::new())
+    }
 
+    /// Who holds what only one may hold.
+    fn holder(
+        &self,
+        _: &mut SqliteConnection,
+        _: SchoolId,
+        _what: &str,
+    ) -> QueryResult<Option<SubjectId>> {
+        Ok(None)
+    }
+
+    /// Subjects that wait to be looked at, the longest overdue first.
     fn overdue(
         &self,
-        conn: &mut SqliteConnection,
-        now: DateTime<Utc>,
-        limit: usize,
-    ) -> QueryResult<Vec<Overdue>>;
+        _: &mut SqliteConnection,
+        _now: DateTime<Utc>,
+        _limit: usize,
+    ) -> QueryResult<Vec<Overdue>> {
+        Ok(Vec::new())
+    }
 
     /// Deletes at most `limit` subjects that ended before `before` and whose events are gone.
     fn sweep(
         &self,
-        conn: &mut SqliteConnection,
-        before: DateTime<Utc>,
-        limit: usize,
-    ) -> QueryResult<Vec<Address>>;
+        _: &mut SqliteConnection,
+        _before: DateTime<Utc>,
+        _limit: usize,
+    ) -> QueryResult<Vec<Address>> {
+        Ok(Vec::new())
+    }
 }
 
 /// A time as it is stored.
@@ -156,6 +223,7 @@ pub(super) struct EventRow<'a> {
     subject_id: std::borrow::Cow<'a, str>,
     name: std::borrow::Cow<'a, str>,
     milestone: bool,
+    wide: bool,
     status: std::borrow::Cow<'a, str>,
     category: Option<std::borrow::Cow<'a, str>>,
     at: i64,
@@ -169,8 +237,9 @@ impl<'a> From<&'a Event> for EventRow<'a> {
             seq: event.seq as i64,
             kind: event.kind.collection().into(),
             subject_id: event.subject.as_str().into(),
-            name: event.draft.name.into(),
+            name: event.draft.event_type.name.into(),
             milestone: !event.is_tick(),
+            wide: event.draft.event_type.wide,
             status: event.draft.status.into(),
             category: event.draft.category.as_deref().map(Into::into),
             at: millis(event.at),
@@ -182,15 +251,15 @@ impl<'a> From<&'a Event> for EventRow<'a> {
 impl EventRow<'_> {
     pub(super) fn into_event(self, epoch: Epoch) -> QueryResult<Event> {
         use crate::event::{Class, Draft};
-        use crate::kind::{known_kind, known_name};
+        use crate::kind::{known_kind, known_status, known_type};
         let draft = Draft {
-            name: known_name(&self.name).ok_or_else(|| unreadable("an event name"))?,
+            event_type: known_type(&self.name).ok_or_else(|| unreadable("an event type"))?,
             class: if self.milestone {
                 Class::Milestone
             } else {
                 Class::Tick
             },
-            status: known_name(&self.status).ok_or_else(|| unreadable("a status"))?,
+            status: known_status(&self.status).ok_or_else(|| unreadable("a status"))?,
             category: self.category.map(|category| Arc::from(&*category)),
             fields: self.fields.into_owned(),
         };
@@ -216,4 +285,222 @@ impl EventRow<'_> {
             draft,
         ))
     }
+}
+
+/// Makes the methods of [`Table`] that every table has: `load` and `list`.
+macro_rules! any_table {
+    ($table:ident by $id:ident as $row:ident, searched in [$($text:ident),+], category [$($category:ident)?]) => {
+        fn load(
+            &self,
+            conn: &mut SqliteConnection,
+            school: SchoolId,
+            subject: &SubjectId,
+        ) -> QueryResult<Option<Stored>> {
+            let row: Option<$row<'_>> = $table::table
+                .find((school.get(), subject.as_str()))
+                .select($row::as_select())
+                .first(conn)
+                .optional()?;
+            row.map(|row| Ok(row.into_stored()?.1)).transpose()
+        }
+
+        fn list(
+            &self,
+            conn: &mut SqliteConnection,
+            school: SchoolId,
+            query: &crate::store::ListQuery,
+        ) -> QueryResult<Vec<(SubjectId, Stored)>> {
+            // One query a status: each by an index, newest first.
+            let mut sources: Vec<Option<&str>> = query.statuses.iter().copied().map(Some).collect();
+            sources.sort_unstable();
+            sources.dedup();
+            if sources.is_empty() {
+                sources.push(None);
+            }
+            let mut found = Vec::new();
+            for source in sources {
+                let mut select = $table::table
+                    .filter($table::school_id.eq(school.get()))
+                    .order($table::created_seq.desc())
+                    .limit(query.limit as i64 + 1)
+                    .select($row::as_select())
+                    .into_boxed();
+                if let Some(status) = source {
+                    select = select.filter($table::status.eq(status));
+                }
+                $(if !query.categories.is_empty() {
+                    select = select.filter($table::$category.eq_any(&query.categories));
+                })?
+                if let Some(text) = &query.text {
+                    let pattern = $crate::store::sqlite::table::containing(text);
+                    select = select.filter($crate::store::sqlite::table::either!(
+                        $($table::$text.like(pattern.clone()).escape('\\')),+
+                    ));
+                }
+                if let Some(before) = query.before {
+                    select = select.filter($table::created_seq.lt(before as i64));
+                }
+                found.extend(select.load::<$row<'_>>(conn)?);
+            }
+            found.sort_unstable_by_key(|row| std::cmp::Reverse(row.created_seq));
+            found.truncate(query.limit + 1);
+            found.into_iter().map($row::into_stored).collect()
+        }
+    };
+}
+
+/// Makes the methods of [`Table`] for subjects that end and are told by one event: `snapshot`, `last_events`,
+/// `overdue` and `sweep`.
+macro_rules! table_of_what_ends {
+    (
+        $table:ident by $id:ident as $row:ident, kind $kind:expr, category [$($category:ident)?],
+        ends with $ends:expr, checked by $check:expr
+    ) => {
+        fn snapshot(
+            &self,
+            conn: &mut SqliteConnection,
+            epoch: Epoch,
+            selection: &Selection<'_>,
+        ) -> QueryResult<Vec<Event>> {
+            let mut told = Vec::new();
+            let mut tell = |id: SubjectId, stored: Stored| {
+                told.push(stored.snapshot(epoch, selection.school, $kind, id));
+            };
+            if let Some(subjects) = &selection.subjects {
+                for subject in subjects {
+                    if let Some(stored) = self.load(conn, selection.school, subject)? {
+                        tell((*subject).clone(), stored);
+                    }
+                }
+                return Ok(selection.first_of(told));
+            }
+            // Of what goes on, and of each way to end: each by an index in the order of the log.
+            let wanted = |status: &&str| {
+                let statuses = &selection.filter.statuses;
+                statuses.is_empty() || statuses.contains(*status)
+            };
+            let (ended, active): (Vec<&str>, Vec<&str>) = $crate::kind::description($kind)
+                .statuses
+                .iter()
+                .copied()
+                .filter(wanted)
+                .partition(|status| $ends.contains(status));
+            let going_on = (!active.is_empty()).then_some(None);
+            let ended = ended.into_iter().filter(|_| !selection.active_only).map(Some);
+            for ending in going_on.into_iter().chain(ended) {
+                let mut query = $table::table
+                    .filter($table::school_id.eq(selection.school.get()))
+                    .filter($table::last_seq.gt(selection.after as i64))
+                    .filter($table::last_seq.le(selection.upto as i64))
+                    .order($table::last_seq)
+                    .limit(selection.limit as i64)
+                    .select($row::as_select())
+                    .into_boxed();
+                query = match ending {
+                    Some(status) => query
+                        .filter($table::finished_at.is_not_null())
+                        .filter($table::status.eq(status)),
+                    None => query
+                        .filter($table::finished_at.is_null())
+                        .filter($table::status.eq_any(active.clone())),
+                };
+                $(if !selection.filter.categories.is_empty() {
+                    query = query.filter($table::$category.eq_any(&selection.filter.categories));
+                })?
+                for row in query.load::<$row<'_>>(conn)? {
+                    let (id, stored) = row.into_stored()?;
+                    tell(id, stored);
+                }
+            }
+            Ok(selection.first_of(told))
+        }
+
+        fn last_events(
+            &self,
+            conn: &mut SqliteConnection,
+            school: SchoolId,
+            subjects: &[&str],
+        ) -> QueryResult<HashMap<String, LastEvent>> {
+            let rows: Vec<$row<'_>> = $table::table
+                .filter($table::school_id.eq(school.get()))
+                .filter($table::$id.eq_any(subjects))
+                .select($row::as_select())
+                .load(conn)?;
+            let entry = |row: $row<'_>| {
+                let category: &[Option<String>] = &[$(Some(row.$category.clone().into_owned()))?];
+                let last = LastEvent {
+                    seq: row.last_seq as u64,
+                    status: row.status.into_owned(),
+                    category: category.first().cloned().flatten(),
+                };
+                (row.$id.into_owned(), last)
+            };
+            Ok(rows.into_iter().map(entry).collect())
+        }
+
+        fn overdue(
+            &self,
+            conn: &mut SqliteConnection,
+            now: DateTime<Utc>,
+            limit: usize,
+        ) -> QueryResult<Vec<Overdue>> {
+            let rows: Vec<(i64, String)> = $table::table
+                .filter($table::check_at.le(millis(now)))
+                .order($table::check_at)
+                .limit(limit as i64)
+                .select(($table::school_id, $table::$id))
+                .load(conn)?;
+            let overdue = |(school, id): (i64, String)| {
+                Ok(Overdue {
+                    school: school.try_into().map_err(|_| unreadable("a school id"))?,
+                    subject: id.parse().map_err(|_| unreadable("a subject id"))?,
+                    command: $check,
+                })
+            };
+            rows.into_iter().map(overdue).collect()
+        }
+
+        fn sweep(
+            &self,
+            conn: &mut SqliteConnection,
+            before: DateTime<Utc>,
+            limit: usize,
+        ) -> QueryResult<Vec<Address>> {
+            let gone: Vec<(i64, String)> = $table::table
+                .inner_join(schools::table.on(schools::school_id.eq($table::school_id)))
+                .filter($table::finished_at.lt(millis(before)))
+                .filter($table::last_seq.le(schools::floor))
+                .limit(limit as i64)
+                .select(($table::school_id, $table::$id))
+                .load(conn)?;
+            let mut addresses = Vec::with_capacity(gone.len());
+            for (school, id) in gone {
+                diesel::delete($table::table.find((school, &id))).execute(conn)?;
+                let school = school.try_into().map_err(|_| unreadable("a school id"))?;
+                addresses.push((
+                    school,
+                    $kind,
+                    id.parse().map_err(|_| unreadable("a subject id"))?,
+                ));
+            }
+            Ok(addresses)
+        }
+    };
+}
+
+/// One condition or another.
+macro_rules! either {
+    ($only:expr) => { $only };
+    ($first:expr, $($rest:expr),+) => { $first$(.or($rest))+ };
+}
+
+pub(super) use {any_table, either, table_of_what_ends};
+
+/// A LIKE pattern for a text that contains another; `\\` escapes.
+pub(super) fn containing(text: &str) -> String {
+    let escaped = text
+        .replace('\\', "\\\\")
+        .replace('%', "\\%")
+        .replace('_', "\\_");
+    format!("%{escaped}%")
 }

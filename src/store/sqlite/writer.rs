@@ -29,7 +29,7 @@ use super::{OPEN_IN, database_error};
 use crate::config::{self, Settings, Synchronous};
 use crate::event::{Class, Event};
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
-use crate::kind::{self, Context, Limits};
+use crate::kind::{self, Context, Limits, State};
 use crate::store::{CommandError, Committed, Envelope, Idempotency, Receipt, StoreError};
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -92,6 +92,8 @@ struct Group {
     keys: HashMap<(SchoolId, String), Used>,
     /// Category and duration in seconds of subjects that ended well.
     ended: Vec<(SchoolId, Arc<str>, f64)>,
+    /// Who holds alone what the group gave or took.
+    held: HashMap<(SchoolId, Kind, String), Option<SubjectId>>,
     milestones: bool,
 }
 
@@ -255,18 +257,31 @@ impl Writer {
             Some(category) => self.typical_secs(school, kind, category)?,
             None => None,
         };
+        let holder = match command.wants_holder() {
+            Some(what) => self.holder(group, school, kind, what)?,
+            None => None,
+        };
+        let head = self.head(group, school)?;
         let context = Context {
             now,
             limits: &self.limits,
             typical_secs,
             since: self.since,
+            next_seq: head + 1,
+            holder: holder.as_ref(),
         };
         let outcome = match kind::apply(&subject, state.as_ref(), &command, &context) {
             Ok(outcome) => outcome,
             Err(error) => return Ok(Err(error.into())),
         };
-
-        let head = self.head(group, school)?;
+        for what in state.iter().filter_map(State::holds) {
+            group.held.insert((school, kind, what.to_owned()), None);
+        }
+        if let Some(what) = outcome.state.holds() {
+            group
+                .held
+                .insert((school, kind, what.to_owned()), Some(subject.clone()));
+        }
         let mut seq = head;
         let mut first = None;
         for draft in outcome.drafts {
@@ -339,6 +354,20 @@ impl Writer {
             self.states.put(address.clone(), stored);
         }
         Ok(self.states.get(address))
+    }
+
+    /// Who holds what only one may hold, as the commands before this one leave it.
+    fn holder(
+        &mut self,
+        group: &Group,
+        school: SchoolId,
+        kind: Kind,
+        what: &str,
+    ) -> QueryResult<Option<SubjectId>> {
+        match group.held.get(&(school, kind, what.to_owned())) {
+            Some(holder) => Ok(holder.clone()),
+            None => table(kind).holder(&mut self.conn, school, what),
+        }
     }
 
     fn head(&mut self, group: &Group, school: SchoolId) -> QueryResult<u64> {

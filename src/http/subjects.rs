@@ -1,83 +1,73 @@
-//! `/api/jobs`: publishing and reading jobs.
+//! `/api/<collection>`: publishing and reading subjects of any kind.
 
 use std::sync::Arc;
 
 use rocket::data::Data;
 use rocket::http::Status;
-use rocket::request::{FromRequest, Outcome, Request};
+use rocket::request::{FromParam, FromRequest, Outcome, Request};
 use rocket::{Route, State, get, post, routes};
+use serde_json::{Value, json};
 
 use super::body::{self, Base, IdempotencyKey, Json, UpperStatus};
+use super::commands::{self, subject};
 use super::credential::{Caller, query};
 use super::problem::{Kind, Problem};
 use crate::auth::Role;
 use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, QUERY_TEXT_MAX_BYTES};
 use crate::id::{Channel, Cursor, SubjectId};
-use crate::kind::job::{self, Command, JobType, KIND, Status as JobStatus};
+use crate::kind::job::{JobType, Status as JobStatus};
 use crate::kind::{self, RuleError};
 use crate::service::Tidings;
-use crate::store::{Envelope, JobQuery, Receipt, StoredJob};
+use crate::store::{Envelope, ListQuery, Receipt, StoredSubject};
 use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {
     routes![create, list, read, act]
 }
 
-/// Reads the body of a verb. Nothing if there is no such verb.
-pub(super) fn command(verb: &str, parse: impl Parse) -> Option<Result<Command, Problem>> {
-    Some(match verb {
-        "queue" => parse.body().map(Command::Queue),
-        "start" => parse.body().map(Command::Start),
-        "progress" => parse.body().map(Command::Progress),
-        "complete" => parse.body().map(Command::Complete),
-        "fail" => parse.body().map(Command::Fail),
-        "cancel" => parse.body().map(Command::Cancel),
-        "retry" => parse.body().map(Command::Retry),
-        _ => return None,
-    })
-}
+/// The kind that a path names. Another word is another route's, or nobody's.
+struct Collection(crate::id::Kind);
 
-/// Something that a command's body can be read from.
-pub(super) trait Parse {
-    fn body<T: serde::de::DeserializeOwned>(self) -> Result<T, Problem>;
-}
+impl<'r> FromParam<'r> for Collection {
+    type Error = ();
 
-impl Parse for &[u8] {
-    fn body<T: serde::de::DeserializeOwned>(self) -> Result<T, Problem> {
-        body::parse(self)
+    fn from_param(name: &'r str) -> Result<Collection, ()> {
+        kind::known_kind(name).map(Collection).ok_or(())
     }
 }
 
-#[post("/api/jobs", data = "<data>")]
+#[post("/api/<collection>", data = "<data>", rank = 10)]
 async fn create(
     base: Base,
+    collection: Collection,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
     upper: Result<UpperStatus, Problem>,
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
+    let Collection(kind) = collection;
     let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
     caller.require(Role::Worker)?;
     let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
-    let create: job::Create = body::parse(&bytes)?;
-    let mut envelope = Envelope::from(create);
-    caller.access.reach(
-        caller.school,
-        &Channel::Subject(KIND, envelope.subject.clone()),
-    )?;
+    let mut envelope = commands::create(kind, &*bytes)
+        .ok_or_else(|| Problem::new(Kind::NotFound, "these are made with PUT, by their id"))??;
+    reach(&caller, kind, &envelope.subject)?;
     envelope.idempotency = key.with(&bytes);
     let receipt = tidings.publisher().publish(caller.school, envelope).await?;
-    let location = Some(format!("{}/api/jobs/{}", base.0, receipt.event().subject));
+    let subject = &receipt.event().subject;
+    let location = format!("{}/api/{}/{subject}", base.0, kind.collection());
     Ok(Json {
         status: Status::Created,
-        location,
+        location: Some(location),
         ..answer(&receipt, upper)
     })
 }
 
-#[post("/api/jobs/<id>/<verb>", data = "<data>")]
+#[post("/api/<collection>/<id>/<verb>", data = "<data>", rank = 10)]
+#[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
 async fn act(
+    collection: Collection,
     id: &str,
     verb: &str,
     caller: Result<Caller, Problem>,
@@ -86,63 +76,59 @@ async fn act(
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
+    let Collection(kind) = collection;
     let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
     caller.require(Role::Worker)?;
     let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
-    let no_such_verb = || {
-        Problem::new(
-            Kind::NotFound,
-            "a job has queue, start, progress, complete, fail, cancel and retry",
-        )
-    };
-    let command = command(verb, &*bytes).ok_or_else(no_such_verb)??;
-    let subject = subject(id)?;
-    caller
-        .access
-        .reach(caller.school, &Channel::Subject(KIND, subject.clone()))?;
+    let command =
+        commands::command(kind, verb, &*bytes).ok_or_else(|| commands::no_such_verb(kind))??;
+    let subject = subject(kind, id)?;
+    reach(&caller, kind, &subject)?;
     let envelope = Envelope {
         subject,
-        command: kind::Command::Job(command),
+        command,
         idempotency: key.with(&bytes),
     };
     let receipt = tidings.publisher().publish(caller.school, envelope).await?;
     Ok(answer(&receipt, upper))
 }
 
-#[get("/api/jobs/<id>")]
+#[get("/api/<collection>/<id>", rank = 10)]
 async fn read(
+    collection: Collection,
     id: &str,
     caller: Result<Caller, Problem>,
     upper: Result<UpperStatus, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
+    let Collection(kind) = collection;
     let (caller, UpperStatus(upper)) = (caller?, upper?);
-    let subject = subject(id)?;
-    caller
-        .access
-        .reach(caller.school, &Channel::Subject(KIND, subject.clone()))?;
+    let subject = subject(kind, id)?;
+    reach(&caller, kind, &subject)?;
     let stored = tidings
         .store()
-        .job(caller.school, subject)
+        .subject(caller.school, kind, subject)
         .await?
-        .ok_or_else(|| not_found(id))?;
+        .ok_or_else(|| commands::not_found(kind, id))?;
     Ok(Json::ok(resource(&stored, upper)))
 }
 
-#[get("/api/jobs")]
+#[get("/api/<collection>", rank = 10)]
 async fn list(
+    collection: Collection,
     caller: Result<Caller, Problem>,
-    asked: Result<ListQuery, Problem>,
+    asked: Result<Asked, Problem>,
     upper: Result<UpperStatus, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let (caller, ListQuery(asked), UpperStatus(upper)) = (caller?, asked?, upper?);
+    let Collection(kind) = collection;
+    let (caller, Asked(asked), UpperStatus(upper)) = (caller?, asked?, upper?);
     caller
         .access
-        .reach(caller.school, &Channel::Collection(KIND))?;
-    let page = tidings.store().jobs(caller.school, asked).await?;
-    let mut json = br#"{"jobs":["#.to_vec();
-    for (index, stored) in page.jobs.iter().enumerate() {
+        .reach(caller.school, &Channel::Collection(kind))?;
+    let page = tidings.store().subjects(caller.school, kind, asked).await?;
+    let mut json = format!(r#"{{"{}":["#, kind.collection()).into_bytes();
+    for (index, stored) in page.subjects.iter().enumerate() {
         if index > 0 {
             json.push(b',');
         }
@@ -159,24 +145,30 @@ async fn list(
     Ok(Json::ok(json))
 }
 
+/// Checks that the caller's token reaches a subject.
+fn reach(caller: &Caller, kind: crate::id::Kind, subject: &SubjectId) -> Result<(), Problem> {
+    let channel = Channel::Subject(kind, subject.clone());
+    Ok(caller.access.reach(caller.school, &channel)?)
+}
+
 /// `status`, `job_type` (both repeatable), `q`, `page`, `limit`.
-struct ListQuery(JobQuery);
+struct Asked(ListQuery);
 
 #[rocket::async_trait]
-impl<'r> FromRequest<'r> for ListQuery {
+impl<'r> FromRequest<'r> for Asked {
     type Error = Problem;
 
-    async fn from_request(request: &'r Request<'_>) -> Outcome<ListQuery, Problem> {
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Asked, Problem> {
         match list_query(request) {
-            Ok(query) => Outcome::Success(ListQuery(query)),
+            Ok(query) => Outcome::Success(Asked(query)),
             Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
         }
     }
 }
 
-fn list_query(request: &Request<'_>) -> Result<JobQuery, Problem> {
+fn list_query(request: &Request<'_>) -> Result<ListQuery, Problem> {
     let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
-    let (statuses, job_types) = job_filters(request)?;
+    let (statuses, categories) = filters(request)?;
     let number = |name: &str| -> Result<Option<u64>, Problem> {
         let parse = |text: &str| {
             text.parse()
@@ -198,22 +190,30 @@ fn list_query(request: &Request<'_>) -> Result<JobQuery, Problem> {
     if before.is_some_and(|before| before > i64::MAX as u64) {
         return Err(invalid("`page` is not from an answer".into()));
     }
-    Ok(JobQuery {
+    Ok(ListQuery {
         statuses,
-        job_types,
+        categories,
         text: text.map(str::to_owned),
         before,
         limit: limit as usize,
     })
 }
 
-/// The repeatable filters `status` and `job_type`, each within its bound.
-pub(super) fn job_filters(request: &Request<'_>) -> Result<(Vec<JobStatus>, Vec<String>), Problem> {
+/// The repeatable filters `status` and `job_type`, each within its bound. A job's status may be in upper case.
+pub(super) fn filters(request: &Request<'_>) -> Result<(Vec<&'static str>, Vec<String>), Problem> {
     let (mut statuses, mut job_types) = (Vec::new(), Vec::new());
     let invalid = |error: RuleError| Problem::new(Kind::InvalidQuery, error.to_string());
+    let no_status = || {
+        Problem::new(
+            Kind::InvalidQuery,
+            "`status` is none that a subject can have",
+        )
+    };
     for field in request.query_fields() {
         if field.name == "status" {
-            statuses.push(field.value.parse().map_err(invalid)?);
+            let of_job = || Some(field.value.parse::<JobStatus>().ok()?.as_str());
+            let status = kind::known_status(field.value).or_else(of_job);
+            statuses.push(status.ok_or_else(no_status)?);
         } else if field.name == "job_type" {
             field.value.parse::<JobType>().map_err(invalid)?;
             job_types.push(field.value.to_owned());
@@ -228,41 +228,38 @@ pub(super) fn job_filters(request: &Request<'_>) -> Result<(Vec<JobStatus>, Vec<
     Ok((statuses, job_types))
 }
 
-/// The id in a path. One that cannot exist does not exist.
-fn subject(id: &str) -> Result<SubjectId, Problem> {
-    id.parse().map_err(|_| not_found(id))
-}
-
-fn not_found(id: &str) -> Problem {
-    RuleError::NotFound {
-        noun: "Job",
-        id: id.to_owned(),
-    }
-    .into()
-}
-
 /// The answer to a write: the event that it led to.
-fn answer(receipt: &Receipt, upper: bool) -> Json {
+pub(super) fn answer(receipt: &Receipt, upper: bool) -> Json {
     Json::ok(wire::event_json(receipt.event(), upper))
 }
 
-/// A job as a resource: its state as a snapshot has it, and its times.
-fn resource(stored: &StoredJob, upper: bool) -> Vec<u8> {
+/// A subject as a resource: its state as a snapshot has it, and what belongs to it beside.
+fn resource(stored: &StoredSubject, upper: bool) -> Vec<u8> {
     let mut json = wire::event_json(&stored.event, upper);
-    json.pop();
-    let optional = |at: Option<_>| {
-        at.map_or("null".to_owned(), |at| {
-            format!("\"{}\"", wire::timestamp(at))
-        })
-    };
-    let job = &stored.job;
-    let times = format!(
-        r#","created_at":"{}","heard_at":"{}","started_at":{},"finished_at":{}}}"#,
-        wire::timestamp(job.created_at),
-        wire::timestamp(job.heard_at),
-        optional(job.started_at),
-        optional(job.finished_at),
-    );
-    json.extend(times.into_bytes());
+    let details = serde_json::to_vec(&details(&stored.state)).expect("a value is JSON");
+    if details.len() > 2 {
+        json.pop();
+        json.push(b',');
+        json.extend_from_slice(&details[1..]);
+    }
     json
+}
+
+/// What a resource has beside the fields of its messages.
+fn details(state: &kind::State) -> Value {
+    use wire::timestamp;
+    match state {
+        kind::State::Job(job) => json!({
+            "created_at": timestamp(job.created_at),
+            "heard_at": timestamp(job.heard_at),
+            "started_at": job.started_at.map(timestamp),
+            "finished_at": job.finished_at.map(timestamp),
+        }),
+        kind::State::Enrollment(session) => json!({
+            "created_at": timestamp(session.created_at),
+            "heard_at": timestamp(session.heard_at),
+            "finished_at": session.finished_at.map(timestamp),
+            "lease_secs": session.lease_secs,
+        }),
+    }
 }

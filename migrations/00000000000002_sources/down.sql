@@ -1,0 +1,3 @@
+DROP TABLE enrollment_sessions;
+DROP INDEX events_wide;
+ALTER TABLE events DROP COLUMN wide;

@@ -1,0 +1,37 @@
+-- Events that everyone hears who listens to any subject of their kind.
+ALTER TABLE events ADD COLUMN wide BOOLEAN NOT NULL DEFAULT FALSE;
+CREATE INDEX events_wide ON events (school_id, kind, seq) WHERE wide;
+
+CREATE TABLE enrollment_sessions (
+    school_id BIGINT NOT NULL,
+    session_id TEXT NOT NULL,
+    device_id TEXT NOT NULL,
+    student_id TEXT,
+    status TEXT NOT NULL,
+    progress BIGINT NOT NULL,
+    message TEXT NOT NULL,
+    attempt BIGINT,
+    total_attempts BIGINT,
+    quality_score DOUBLE,
+    error_code TEXT,
+    created_at BIGINT NOT NULL,
+    heard_at BIGINT NOT NULL,
+    finished_at BIGINT,
+    lease_secs BIGINT NOT NULL,
+    check_at BIGINT,
+    created_seq BIGINT NOT NULL,
+    last_seq BIGINT NOT NULL,
+    last_at BIGINT NOT NULL,
+    PRIMARY KEY (school_id, session_id)
+);
+-- Lists, newest first.
+CREATE INDEX enrollments_by_creation ON enrollment_sessions (school_id, created_seq);
+CREATE INDEX enrollments_by_status ON enrollment_sessions (school_id, status, created_seq);
+-- Snapshots, in the order of the log. A row is in one of them.
+CREATE INDEX enrollments_active ON enrollment_sessions (school_id, last_seq) WHERE finished_at IS NULL;
+CREATE INDEX enrollments_ended ON enrollment_sessions (school_id, status, last_seq) WHERE finished_at IS NOT NULL;
+-- Who has a device. The writer sees to it that there is one at a time; rows of one commit come in any order.
+CREATE INDEX enrollments_by_device ON enrollment_sessions (school_id, device_id) WHERE finished_at IS NULL;
+-- The watchdog, and retention.
+CREATE INDEX enrollments_to_check ON enrollment_sessions (check_at) WHERE check_at IS NOT NULL;
+CREATE INDEX enrollments_finished ON enrollment_sessions (finished_at) WHERE finished_at IS NOT NULL;

@@ -109,6 +109,8 @@ pub struct Settings {
 
     /// Silent seconds after which an enrollment session ends with `timeout`, unless it says otherwise.
     pub enrollment_lease_secs: u32,
+    /// Silent seconds after which a device is offline, unless it says otherwise.
+    pub device_lease_secs: u32,
 
     /// Largest body of a single command, in bytes.
     pub body_limit_bytes: u64,
@@ -159,6 +161,7 @@ impl Default for Settings {
             stall_after_secs: 60,
             timeout_secs: 86_400,
             enrollment_lease_secs: 60,
+            device_lease_secs: 40,
             body_limit_bytes: 256 * 1024,
             batch_limit_bytes: 16 * 1024 * 1024,
             batch_limit_commands: 10_000,
@@ -227,6 +230,7 @@ impl Settings {
             stall_after_secs: self.stall_after_secs,
             timeout_secs: self.timeout_secs,
             enrollment_lease_secs: self.enrollment_lease_secs,
+            device_lease_secs: self.device_lease_secs,
         }
     }
 
@@ -282,6 +286,7 @@ impl Settings {
             ("replay_max_events", self.replay_max_events),
             ("max_streams", self.max_streams as u64),
             ("enrollment_lease_secs", self.enrollment_lease_secs.into()),
+            ("device_lease_secs", self.device_lease_secs.into()),
             ("retention_secs", self.retention_secs),
             ("retention_events", self.retention_events),
             ("body_limit_bytes", self.body_limit_bytes),
@@ -310,6 +315,11 @@ impl Settings {
                 "enrollment_lease_secs",
                 self.enrollment_lease_secs.into(),
                 kind::enrollment::LEASE_MAX_SECS.into(),
+            ),
+            (
+                "device_lease_secs",
+                self.device_lease_secs.into(),
+                kind::device::LEASE_MAX_SECS.into(),
             ),
             ("retention_secs", self.retention_secs, CENTURY_SECS),
             ("job_retention_secs", self.job_retention_secs, CENTURY_SECS),
@@ -374,6 +384,12 @@ pub const SWEEP_BATCH: usize = 500;
 pub const SWEEP_SCHOOLS: usize = 100;
 /// Time between two looks for silent jobs.
 pub const WATCHDOG_PERIOD: Duration = Duration::from_secs(1);
+/// Time between two rounds that write down when devices were last heard of.
+pub const PRESENCE_FLUSH_PERIOD: Duration = Duration::from_secs(10);
+/// Time between two looks for leases that are over.
+pub const PRESENCE_PERIOD: Duration = Duration::from_millis(250);
+/// Devices written down or read at a time, so that others get a turn in between.
+pub const PRESENCE_BATCH: usize = 500;
 /// Time between two retention sweeps.
 pub const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 /// Overdue jobs looked at in one round of the watchdog.

@@ -11,6 +11,7 @@ use crate::auth::{KeyError, Keys};
 use crate::config::{ConfigError, DISPATCH_QUEUE, DISPATCH_SLICE, READY_WAIT, Settings};
 use crate::event::Event;
 use crate::hub::Hub;
+use crate::presence::Presence;
 use crate::publish::Publisher;
 use crate::store::sqlite::{OpenError, SqliteStore};
 use crate::store::{Committed, Store, StoreError};
@@ -54,6 +55,7 @@ pub struct Tidings {
     hub: Arc<Hub>,
     publisher: Publisher,
     subscriber: Subscriber,
+    presence: Arc<Presence>,
     committed: Committed,
     dispatched: watch::Receiver<u64>,
     stopping: AtomicBool,
@@ -70,14 +72,19 @@ impl Tidings {
         let store: Arc<dyn Store> =
             Arc::new(SqliteStore::open(&settings, &path, committed.clone())?);
         let (dispatched, rounds) = watch::channel(0);
+        let publisher = Publisher::new(Arc::clone(&store));
+        let presence = Arc::new(Presence::new(Arc::clone(&store), publisher.clone()));
+        let listeners = (Arc::clone(&hub), Arc::clone(&presence));
         let tasks = vec![
-            tokio::spawn(dispatch(batches, Arc::clone(&hub), dispatched)),
+            tokio::spawn(dispatch(batches, listeners, dispatched)),
+            tokio::spawn(Arc::clone(&presence).watch()),
             tokio::spawn(watchdog::watch_silence(Arc::clone(&store))),
             tokio::spawn(watchdog::sweep(Arc::clone(&store), Arc::clone(&hub))),
         ];
         Ok(Tidings {
             keys,
-            publisher: Publisher::new(Arc::clone(&store)),
+            publisher,
+            presence,
             subscriber: Subscriber::new(
                 Arc::clone(&store),
                 Arc::clone(&hub),
@@ -113,6 +120,11 @@ impl Tidings {
     /// Subscribes.
     pub fn subscriber(&self) -> &Subscriber {
         &self.subscriber
+    }
+
+    /// Takes in the beats of devices.
+    pub fn presence(&self) -> &Presence {
+        &self.presence
     }
 
     /// Reads.
@@ -170,6 +182,9 @@ impl Tidings {
     /// Finishes what was published and lets go of the database.
     pub async fn close(&self) -> Result<(), StoreError> {
         self.stop();
+        if let Err(error) = self.presence.flush().await {
+            tracing::warn!(%error, "when devices were last heard of could not be written down");
+        }
         self.store.close().await
     }
 }
@@ -180,16 +195,17 @@ impl Drop for Tidings {
     }
 }
 
-/// Hands committed events to the hub, in commit order.
+/// Hands committed events, in commit order, to those in the server that follow the log.
 async fn dispatch(
     mut batches: mpsc::Receiver<Vec<Arc<Event>>>,
-    hub: Arc<Hub>,
+    (hub, presence): (Arc<Hub>, Arc<Presence>),
     dispatched: watch::Sender<u64>,
 ) {
     while let Some(events) = batches.recv().await {
         // A large batch to many readers is much work: others get a turn in between.
         for part in events.chunks(DISPATCH_SLICE) {
             hub.offer(part);
+            presence.observe(part);
             tokio::task::yield_now().await;
         }
         dispatched.send_modify(|rounds| *rounds += 1);

@@ -35,3 +35,35 @@ CREATE INDEX enrollments_by_device ON enrollment_sessions (school_id, device_id)
 -- The watchdog, and retention.
 CREATE INDEX enrollments_to_check ON enrollment_sessions (check_at) WHERE check_at IS NOT NULL;
 CREATE INDEX enrollments_finished ON enrollment_sessions (finished_at) WHERE finished_at IS NOT NULL;
+
+CREATE TABLE devices (
+    school_id BIGINT NOT NULL,
+    device_id TEXT NOT NULL,
+    name TEXT,
+    status TEXT NOT NULL,
+    last_seen BIGINT,
+    lease_secs BIGINT NOT NULL,
+    flapping BOOLEAN NOT NULL,
+    -- When it last came or went: a JSON list of times.
+    changes TEXT NOT NULL,
+    info TEXT NOT NULL,
+    -- The events that told its status and its info.
+    status_seq BIGINT NOT NULL,
+    status_at BIGINT NOT NULL,
+    info_seq BIGINT,
+    info_at BIGINT,
+    created_at BIGINT NOT NULL,
+    check_at BIGINT,
+    created_seq BIGINT NOT NULL,
+    last_seq BIGINT NOT NULL,
+    last_at BIGINT NOT NULL,
+    PRIMARY KEY (school_id, device_id)
+);
+-- Lists, newest first.
+CREATE INDEX devices_by_creation ON devices (school_id, created_seq);
+CREATE INDEX devices_by_status ON devices (school_id, status, created_seq);
+-- Snapshots, in the order of the log.
+CREATE INDEX devices_by_status_event ON devices (school_id, status_seq);
+CREATE INDEX devices_by_info_event ON devices (school_id, info_seq) WHERE info_seq IS NOT NULL;
+-- The watchdog.
+CREATE INDEX devices_to_check ON devices (check_at) WHERE check_at IS NOT NULL;

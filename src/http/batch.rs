@@ -13,10 +13,11 @@ use serde_json::{Map, Value};
 use super::body::{self, IdempotencyKey, UpperStatus};
 use super::commands::{self, Parse};
 use super::credential::Caller;
+use super::devices;
 use super::problem::{Kind, Problem};
 use crate::auth::Role;
-use crate::id::Channel;
-use crate::kind;
+use crate::id::{Channel, SubjectId};
+use crate::kind::{self, device};
 use crate::service::Tidings;
 use crate::store::{Envelope, Idempotency};
 use crate::wire;
@@ -51,41 +52,46 @@ async fn batch(
         return Err(Problem::new(Kind::BodyTooLarge, detail));
     }
     let mut envelopes = Vec::new();
-    let mut refusals = Vec::new();
+    let mut read = Vec::new();
     for (index, line) in lines().enumerate() {
-        match envelope(
-            line,
-            &caller,
-            key.of_command(index + 1, line),
-            settings.body_limit_bytes,
-        ) {
-            Ok(envelope) => {
+        let key = key.of_command(index + 1, line);
+        let own = match asked(line, &caller, key, settings.body_limit_bytes) {
+            Ok(Asked::Command(envelope)) => {
                 envelopes.push(envelope);
-                refusals.push(None);
+                Ok(None)
             }
-            Err(problem) => refusals.push(Some(problem)),
-        }
+            Ok(Asked::Beat(device)) => Ok(Some(device)),
+            Err(problem) => Err(problem),
+        };
+        read.push(own);
     }
     let mut receipts = tidings
         .publisher()
         .batch(caller.school, envelopes)
         .await?
         .into_iter();
-    let mut answer = Vec::with_capacity(refusals.len() * 512);
-    for (index, refusal) in refusals.into_iter().enumerate() {
-        let result = match refusal {
-            Some(problem) => Err(problem),
-            None => receipts
-                .next()
-                .expect("a store answers every command")
-                .map_err(Problem::from),
-        };
+    let mut answer = Vec::with_capacity(read.len() * 512);
+    for (index, own) in read.into_iter().enumerate() {
         let number = index + 1;
+        let result = match own {
+            Err(problem) => Err(problem),
+            Ok(None) => {
+                let receipt = receipts.next().expect("a store answers every command");
+                let event = receipt.map(|receipt| wire::event_json(receipt.event(), upper));
+                event.map(|json| ("event", json)).map_err(Problem::from)
+            }
+            Ok(Some(device)) => {
+                let beat = tidings.presence().beat(caller.school, &device).await;
+                let json = beat.map(|beat| devices::answer(&device, &beat).to_string());
+                json.map(|json| ("device", json.into_bytes()))
+                    .map_err(Problem::from)
+            }
+        };
         match result {
-            Ok(receipt) => {
-                write!(answer, r#"{{"line":{number},"status":200,"event":"#)
+            Ok((name, json)) => {
+                write!(answer, r#"{{"line":{number},"status":200,"{name}":"#)
                     .expect("writing to memory succeeds");
-                answer.extend(wire::event_json(receipt.event(), upper));
+                answer.extend(json);
             }
             Err(problem) => {
                 let status = problem.status();
@@ -109,13 +115,21 @@ impl Parse for Rest {
     }
 }
 
+/// What a line asks.
+enum Asked {
+    /// Something of the store.
+    Command(Envelope),
+    /// To renew a device's lease.
+    Beat(SubjectId),
+}
+
 /// Reads `{"op": "<collection>.<verb>", "<id field>": …, "idempotency_key": …, and the verb's own fields}`.
-fn envelope(
+fn asked(
     line: &[u8],
     caller: &Caller,
     key: Option<Idempotency>,
     limit: u64,
-) -> Result<Envelope, Problem> {
+) -> Result<Asked, Problem> {
     if line.len() as u64 > limit {
         return Err(Problem::new(
             Kind::BodyTooLarge,
@@ -150,26 +164,39 @@ fn envelope(
     let id_field = kind::description(kind).id_field;
     let no_such_op = || {
         let verbs = commands::verbs(kind).join(", ");
-        invalid(&format!("`op` of {collection} is create or one of {verbs}"))
+        invalid(&format!(
+            "`op` of {collection} is create or put, or one of {verbs}"
+        ))
     };
-    let mut envelope = if verb == "create" {
-        commands::create(kind, Rest(object)).ok_or_else(no_such_op)??
-    } else {
-        let id = match object.remove(id_field) {
-            Some(Value::String(id)) => id,
-            Some(Value::Number(id)) => id.to_string(),
-            _ => return Err(invalid(&format!("`{id_field}` is missing"))),
-        };
-        Envelope {
-            subject: commands::subject(kind, &id)?,
-            command: commands::command(kind, verb, Rest(object)).ok_or_else(no_such_op)??,
-            idempotency: None,
-        }
+    let reach = |subject: &SubjectId| {
+        let channel = Channel::Subject(kind, subject.clone());
+        caller.access.reach(caller.school, &channel)
     };
-    caller.access.reach(
-        caller.school,
-        &Channel::Subject(kind, envelope.subject.clone()),
-    )?;
-    envelope.idempotency = own_key;
-    Ok(envelope)
+    if verb == "create" {
+        let created = commands::create(kind, Rest(object)).ok_or_else(no_such_op)??;
+        reach(&created.subject)?;
+        return Ok(Asked::Command(Envelope {
+            idempotency: own_key,
+            ..created
+        }));
+    }
+    let id = match object.remove(id_field) {
+        Some(Value::String(id)) => id,
+        Some(Value::Number(id)) => id.to_string(),
+        _ => return Err(invalid(&format!("`{id_field}` is missing"))),
+    };
+    let subject = commands::subject(kind, &id)?;
+    reach(&subject)?;
+    if (kind, verb) == (device::KIND, "heartbeat") {
+        return Ok(Asked::Beat(subject));
+    }
+    let command = match verb {
+        "put" => commands::put(kind, Rest(object)),
+        verb => commands::command(kind, verb, Rest(object)),
+    };
+    Ok(Asked::Command(Envelope {
+        subject,
+        command: command.ok_or_else(no_such_op)??,
+        idempotency: own_key,
+    }))
 }

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use super::body;
 use super::problem::{Kind as ProblemKind, Problem};
 use crate::id::{Kind, SubjectId};
-use crate::kind::{Command, enrollment, job};
+use crate::kind::{Command, device, enrollment, job};
 use crate::store::Envelope;
 
 /// Something that a command's body can be read from.
@@ -27,6 +27,7 @@ pub(super) fn verbs(kind: Kind) -> &'static [&'static str] {
             "queue", "start", "progress", "complete", "fail", "cancel", "retry",
         ],
         enrollment::KIND => &["progress", "complete", "error", "cancel"],
+        device::KIND => &["heartbeat", "status", "info"],
         _ => &[],
     }
 }
@@ -36,6 +37,18 @@ pub(super) fn create(kind: Kind, parse: impl Parse) -> Option<Result<Envelope, P
     match kind {
         job::KIND => Some(parse.body::<job::Create>().map(Envelope::from)),
         enrollment::KIND => Some(parse.body::<enrollment::Start>().map(Envelope::from)),
+        _ => None,
+    }
+}
+
+/// Reads the body of `PUT /api/<collection>/<id>`, which makes a subject known or describes it anew. Nothing if
+/// the kind has none.
+pub(super) fn put(kind: Kind, parse: impl Parse) -> Option<Result<Command, Problem>> {
+    match kind {
+        device::KIND => {
+            let register = parse.body().map(device::Command::Register);
+            Some(register.map(Command::Device))
+        }
         _ => None,
     }
 }
@@ -51,6 +64,7 @@ pub(super) fn command(
         enrollment::KIND => {
             enrollment_command(verb, parse).map(|read| read.map(Command::Enrollment))
         }
+        device::KIND => device_command(verb, parse).map(|read| read.map(Command::Device)),
         _ => None,
     }
 }
@@ -79,6 +93,16 @@ fn enrollment_command(
         "complete" => parse.body().map(Command::Complete),
         "error" => parse.body().map(Command::Error),
         "cancel" => parse.body().map(Command::Cancel),
+        _ => return None,
+    })
+}
+
+/// A heartbeat is none of them: it is no command, but renews a lease.
+fn device_command(verb: &str, parse: impl Parse) -> Option<Result<device::Command, Problem>> {
+    use device::Command;
+    Some(match verb {
+        "status" => parse.body().map(Command::Report),
+        "info" => parse.body().map(Command::Info),
         _ => return None,
     })
 }

@@ -8,6 +8,7 @@ mod body;
 mod commands;
 mod cors;
 mod credential;
+mod devices;
 mod health;
 pub mod problem;
 mod stream;
@@ -27,6 +28,7 @@ use crate::service::Tidings;
 pub fn routes() -> Vec<Route> {
     [
         health::routes(),
+        devices::routes(),
         subjects::routes(),
         batch::routes(),
         tickets::routes(),

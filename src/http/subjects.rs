@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rocket::data::Data;
 use rocket::http::Status;
 use rocket::request::{FromParam, FromRequest, Outcome, Request};
-use rocket::{Route, State, get, post, routes};
+use rocket::{Route, State, get, post, put, routes};
 use serde_json::{Value, json};
 
 use super::body::{self, Base, IdempotencyKey, Json, UpperStatus};
@@ -22,7 +22,7 @@ use crate::store::{Envelope, ListQuery, Receipt, StoredSubject};
 use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![create, list, read, act]
+    routes![create, register, list, read, act]
 }
 
 /// The kind that a path names. Another word is another route's, or nobody's.
@@ -62,6 +62,33 @@ async fn create(
         location: Some(location),
         ..answer(&receipt, upper)
     })
+}
+
+#[put("/api/<collection>/<id>", data = "<data>", rank = 10)]
+async fn register(
+    collection: Collection,
+    id: &str,
+    caller: Result<Caller, Problem>,
+    key: Result<IdempotencyKey, Problem>,
+    upper: Result<UpperStatus, Problem>,
+    data: Data<'_>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
+    let Collection(kind) = collection;
+    let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
+    caller.require(Role::Worker)?;
+    let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
+    let command = commands::put(kind, &*bytes)
+        .ok_or_else(|| Problem::new(Kind::NotFound, "these are made with POST"))??;
+    let subject = id.parse::<SubjectId>()?;
+    reach(&caller, kind, &subject)?;
+    let envelope = Envelope {
+        subject,
+        command,
+        idempotency: key.with(&bytes),
+    };
+    let receipt = tidings.publisher().publish(caller.school, envelope).await?;
+    Ok(answer(&receipt, upper))
 }
 
 #[post("/api/<collection>/<id>/<verb>", data = "<data>", rank = 10)]
@@ -260,6 +287,10 @@ fn details(state: &kind::State) -> Value {
             "heard_at": timestamp(session.heard_at),
             "finished_at": session.finished_at.map(timestamp),
             "lease_secs": session.lease_secs,
+        }),
+        kind::State::Device(device) => json!({
+            "info": device.info,
+            "created_at": timestamp(device.created_at),
         }),
     }
 }

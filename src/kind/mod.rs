@@ -4,6 +4,7 @@
 //! (log, hub, transports) handles [`Command`]s, [`State`]s and events of any kind alike. Keeps invariant 10:
 //! a terminal state is final, progress never falls within an attempt.
 
+pub mod device;
 pub mod enrollment;
 pub mod job;
 mod rate;
@@ -12,6 +13,8 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer};
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
 
 use crate::event::{Class, Draft, EventType};
 use crate::id::{Channel, Kind, NameError, SubjectId};
@@ -20,10 +23,14 @@ use crate::id::{Channel, Kind, NameError, SubjectId};
 pub const CODE_MAX_BYTES: usize = 64;
 
 /// Every kind there is.
-pub const KINDS: &[Kind] = &[job::KIND, enrollment::KIND];
+pub const KINDS: &[Kind] = &[job::KIND, enrollment::KIND, device::KIND];
 
 /// What is fixed of each kind.
-pub static DESCRIPTIONS: &[&Description] = &[&job::DESCRIPTION, &enrollment::DESCRIPTION];
+pub static DESCRIPTIONS: &[&Description] = &[
+    &job::DESCRIPTION,
+    &enrollment::DESCRIPTION,
+    &device::DESCRIPTION,
+];
 
 /// What is fixed of a kind.
 #[derive(Debug)]
@@ -47,6 +54,8 @@ pub enum Command {
     Job(job::Command),
     /// Of an enrollment session.
     Enrollment(enrollment::Command),
+    /// Of a device.
+    Device(device::Command),
 }
 
 /// What a subject is.
@@ -56,6 +65,8 @@ pub enum State {
     Job(Box<job::Job>),
     /// An enrollment session.
     Enrollment(Box<enrollment::Session>),
+    /// A device.
+    Device(Box<device::Device>),
 }
 
 /// The rules of whichever kind the command is for.
@@ -72,6 +83,10 @@ pub fn apply(
             enrollment::apply(id, state.and_then(State::enrollment), command, context)
                 .map(|own| own.map(State::from))
         }
+        Command::Device(command) => {
+            device::apply(id, state.and_then(State::device), command, context)
+                .map(|own| own.map(State::from))
+        }
     }
 }
 
@@ -81,6 +96,7 @@ impl Command {
         match self {
             Command::Job(_) => job::KIND,
             Command::Enrollment(_) => enrollment::KIND,
+            Command::Device(_) => device::KIND,
         }
     }
 
@@ -88,7 +104,7 @@ impl Command {
     pub fn wants_history(&self, state: Option<&State>) -> Option<Arc<str>> {
         match self {
             Command::Job(command) => command.wants_history(state.and_then(State::job)),
-            Command::Enrollment(_) => None,
+            _ => None,
         }
     }
 
@@ -96,7 +112,7 @@ impl Command {
     pub fn wants_holder(&self) -> Option<&str> {
         match self {
             Command::Enrollment(command) => command.wants_holder(),
-            Command::Job(_) => None,
+            _ => None,
         }
     }
 }
@@ -118,11 +134,20 @@ impl State {
         }
     }
 
+    /// The device, if it is one.
+    pub fn device(&self) -> Option<&device::Device> {
+        match self {
+            State::Device(device) => Some(device),
+            _ => None,
+        }
+    }
+
     /// The state as an event that tells it whole.
     pub fn describe(&self, id: &SubjectId) -> Draft {
         match self {
             State::Job(job) => job::draft(id, job, Class::Milestone),
             State::Enrollment(session) => enrollment::draft(id, session, Class::Milestone),
+            State::Device(device) => device::status_draft(id, device),
         }
     }
 
@@ -130,7 +155,7 @@ impl State {
     pub fn duration(&self) -> Option<(Arc<str>, f64)> {
         match self {
             State::Job(job) => job.duration(),
-            State::Enrollment(_) => None,
+            _ => None,
         }
     }
 
@@ -138,7 +163,7 @@ impl State {
     pub fn holds(&self) -> Option<&str> {
         match self {
             State::Enrollment(session) => session.holds(),
-            State::Job(_) => None,
+            _ => None,
         }
     }
 }
@@ -152,6 +177,12 @@ impl From<job::Job> for State {
 impl From<enrollment::Session> for State {
     fn from(session: enrollment::Session) -> State {
         State::Enrollment(Box::new(session))
+    }
+}
+
+impl From<device::Device> for State {
+    fn from(device: device::Device) -> State {
+        State::Device(Box::new(device))
     }
 }
 
@@ -224,6 +255,8 @@ pub struct Limits {
     pub timeout_secs: u32,
     /// After how many silent seconds an enrollment session ends, unless it says otherwise.
     pub enrollment_lease_secs: u32,
+    /// After how many silent seconds a device is offline, unless it says otherwise.
+    pub device_lease_secs: u32,
 }
 
 /// What a command leads to. No drafts: nothing happened that anybody needs to hear.
@@ -352,4 +385,31 @@ fn bounded(field: &'static str, text: &str, max_bytes: usize) -> Result<Arc<str>
             expected: format!("has at most {max_bytes} bytes"),
         })
     }
+}
+
+/// A JSON object after a merge (RFC 7396, first level: `null` removes a key), within its bound.
+fn merged(
+    old: Option<&RawValue>,
+    patch: Map<String, Value>,
+    max_bytes: usize,
+) -> Result<Arc<RawValue>, RuleError> {
+    let mut object: Map<String, Value> = match old {
+        Some(old) => serde_json::from_str(old.get()).expect("what is stored is a JSON object"),
+        None => Map::new(),
+    };
+    for (key, value) in patch {
+        if value.is_null() {
+            object.shift_remove(&key);
+        } else {
+            object.insert(key, value);
+        }
+    }
+    let raw = to_raw_value(&object).expect("a JSON object is JSON");
+    if raw.get().len() > max_bytes {
+        return Err(RuleError::Invalid {
+            field: "metadata",
+            expected: format!("has at most {max_bytes} bytes in all"),
+        });
+    }
+    Ok(raw.into())
 }

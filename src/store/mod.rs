@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 
 use crate::event::Event;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::kind::device::Device;
 use crate::kind::{Command, RuleError, State};
 use crate::scope::Scope;
 
@@ -252,6 +253,13 @@ pub trait Store: Send + Sync + 'static {
 
     /// Subjects to look at, the longest overdue first, at most `limit`.
     async fn overdue(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<Overdue>, StoreError>;
+
+    /// Devices that are not known to be gone, by school and id, after this one; at most `limit`.
+    async fn devices_not_offline(
+        &self,
+        after: Option<(SchoolId, SubjectId)>,
+        limit: usize,
+    ) -> Result<Vec<(SchoolId, SubjectId, Device)>, StoreError>;
 
     /// Removes one batch of what is past retention. True if there may be more.
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError>;

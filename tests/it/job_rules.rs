@@ -13,6 +13,7 @@ const LIMITS: Limits = Limits {
     stall_after_secs: 60,
     timeout_secs: 300,
     enrollment_lease_secs: 60,
+    device_lease_secs: 40,
 };
 
 fn at(secs: i64) -> DateTime<Utc> {

@@ -12,6 +12,7 @@ mod access;
 mod bad_input;
 mod browsers_and_proxies;
 mod cli;
+mod devices;
 mod documentation;
 mod durability;
 mod embed;

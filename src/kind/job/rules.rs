@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::to_raw_value;
 use serde_json::{Map, Value};
 
 use super::command::{Command, Create, Note, Progress};
 use super::{End, Eta, EtaSource, Job, JobError, KIND, Rate, Status, draft};
 use crate::event::Class;
 use crate::id::SubjectId;
-use crate::kind::{Context, Outcome, RuleError, bounded, code, not_found, rate};
+use crate::kind::{Context, Outcome, RuleError, bounded, code, merged, not_found, rate};
 
 /// The rules: what becomes of a job by a command, and what is told of it. Pure.
 pub fn apply(
@@ -357,31 +357,4 @@ impl Job {
         let due = stall.into_iter().chain(in_secs(self.timeout_secs)).min();
         self.check_at = self.check_at.into_iter().chain(due).min();
     }
-}
-
-/// The object after a merge, within its bound.
-fn merged(
-    old: Option<&RawValue>,
-    patch: Map<String, Value>,
-    max_bytes: usize,
-) -> Result<Arc<RawValue>, RuleError> {
-    let mut object: Map<String, Value> = match old {
-        Some(old) => serde_json::from_str(old.get()).expect("stored metadata is a JSON object"),
-        None => Map::new(),
-    };
-    for (key, value) in patch {
-        if value.is_null() {
-            object.shift_remove(&key);
-        } else {
-            object.insert(key, value);
-        }
-    }
-    let raw = to_raw_value(&object).expect("a JSON object is JSON");
-    if raw.get().len() > max_bytes {
-        return Err(RuleError::Invalid {
-            field: "metadata",
-            expected: format!("has at most {max_bytes} bytes in all"),
-        });
-    }
-    Ok(raw.into())
 }

@@ -2,17 +2,15 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
-use serde_json::value::RawValue;
 
 use super::schema::{jobs, schools};
 use super::table::{
-    Address, LastEvent, Selection, Stored, Table, any_table, from_millis, millis,
+    Address, LastEvent, Selection, Stored, Table, any_table, from_millis, millis, raw,
     table_of_what_ends, unreadable,
 };
 use super::upsert::upsert;
@@ -192,12 +190,6 @@ impl<'a> JobRow<'a> {
         };
         Ok((id, stored))
     }
-}
-
-pub(super) fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
-    RawValue::from_string(json.into_owned())
-        .map(Arc::from)
-        .map_err(|_| unreadable("JSON"))
 }
 
 /// Jobs, as the store sees any kind.

@@ -4,6 +4,7 @@
 //! blocking threads, at most as many at a time as the pool has connections. A lock file keeps a second
 //! process out, because the writer caches what it has written.
 
+mod devices;
 mod enrollments;
 mod jobs;
 mod read;
@@ -36,6 +37,7 @@ use super::{
 };
 use crate::config::{self, Settings, Synchronous};
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::kind::device::Device;
 use crate::scope::Scope;
 
 /// Keys of `meta`: the epoch, and the boot of the machine in which the database is open.
@@ -331,6 +333,15 @@ impl Store for SqliteStore {
             Ok(overdue)
         })
         .await
+    }
+
+    async fn devices_not_offline(
+        &self,
+        after: Option<(SchoolId, SubjectId)>,
+        limit: usize,
+    ) -> Result<Vec<(SchoolId, SubjectId, Device)>, StoreError> {
+        self.read(move |conn| devices::not_offline(conn, after.as_ref(), limit))
+            .await
     }
 
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {

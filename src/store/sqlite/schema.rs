@@ -91,6 +91,29 @@ diesel::table! {
 }
 
 diesel::table! {
+    devices (school_id, device_id) {
+        school_id -> BigInt,
+        device_id -> Text,
+        name -> Nullable<Text>,
+        status -> Text,
+        last_seen -> Nullable<BigInt>,
+        lease_secs -> BigInt,
+        flapping -> Bool,
+        changes -> Text,
+        info -> Text,
+        status_seq -> BigInt,
+        status_at -> BigInt,
+        info_seq -> Nullable<BigInt>,
+        info_at -> Nullable<BigInt>,
+        created_at -> BigInt,
+        check_at -> Nullable<BigInt>,
+        created_seq -> BigInt,
+        last_seq -> BigInt,
+        last_at -> BigInt,
+    }
+}
+
+diesel::table! {
     idempotency_keys (school_id, key) {
         school_id -> BigInt,
         key -> Text,

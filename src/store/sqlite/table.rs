@@ -1,18 +1,21 @@
 //! What the store needs of a kind's table. A new kind implements [`Table`] and adds a line to [`TABLES`]; what
 //! tables have in common is made by the two macros at the end, from the names of table and columns.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
+use serde_json::value::RawValue;
 
+use super::devices::DevicesTable;
 use super::enrollments::EnrollmentsTable;
 use super::jobs::JobsTable;
 use crate::event::Event;
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
-use crate::kind::{State, enrollment, job};
+use crate::kind::{State, device, enrollment, job};
 use crate::scope::Filter;
 use crate::store::{ListQuery, Overdue, StoredSubject};
 
@@ -20,6 +23,7 @@ use crate::store::{ListQuery, Overdue, StoredSubject};
 pub(super) const TABLES: &[(Kind, &dyn Table)] = &[
     (job::KIND, &JobsTable),
     (enrollment::KIND, &EnrollmentsTable),
+    (device::KIND, &DevicesTable),
 ];
 
 /// The table of this kind.
@@ -212,6 +216,13 @@ pub(super) fn unreadable(what: &str) -> diesel::result::Error {
     )
 }
 
+/// Stored JSON, as it is.
+pub(super) fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
+    RawValue::from_string(json.into_owned())
+        .map(Arc::from)
+        .map_err(|_| unreadable("JSON"))
+}
+
 /// A row of `events`.
 #[derive(Queryable, Selectable, Insertable)]
 #[diesel(table_name = super::schema::events, treat_none_as_default_value = false)]
@@ -219,15 +230,15 @@ pub(super) fn unreadable(what: &str) -> diesel::result::Error {
 pub(super) struct EventRow<'a> {
     school_id: i64,
     seq: i64,
-    kind: std::borrow::Cow<'a, str>,
-    subject_id: std::borrow::Cow<'a, str>,
-    name: std::borrow::Cow<'a, str>,
+    kind: Cow<'a, str>,
+    subject_id: Cow<'a, str>,
+    name: Cow<'a, str>,
     milestone: bool,
     wide: bool,
-    status: std::borrow::Cow<'a, str>,
-    category: Option<std::borrow::Cow<'a, str>>,
+    status: Cow<'a, str>,
+    category: Option<Cow<'a, str>>,
     at: i64,
-    fields: std::borrow::Cow<'a, str>,
+    fields: Cow<'a, str>,
 }
 
 impl<'a> From<&'a Event> for EventRow<'a> {
@@ -444,20 +455,7 @@ macro_rules! table_of_what_ends {
             now: DateTime<Utc>,
             limit: usize,
         ) -> QueryResult<Vec<Overdue>> {
-            let rows: Vec<(i64, String)> = $table::table
-                .filter($table::check_at.le(millis(now)))
-                .order($table::check_at)
-                .limit(limit as i64)
-                .select(($table::school_id, $table::$id))
-                .load(conn)?;
-            let overdue = |(school, id): (i64, String)| {
-                Ok(Overdue {
-                    school: school.try_into().map_err(|_| unreadable("a school id"))?,
-                    subject: id.parse().map_err(|_| unreadable("a subject id"))?,
-                    command: $check,
-                })
-            };
-            rows.into_iter().map(overdue).collect()
+            $crate::store::sqlite::table::overdue_rows!(conn, $table by $id, now, limit, $check)
         }
 
         fn sweep(
@@ -488,13 +486,33 @@ macro_rules! table_of_what_ends {
     };
 }
 
+/// Subjects whose `check_at` has come.
+macro_rules! overdue_rows {
+    ($conn:ident, $table:ident by $id:ident, $now:ident, $limit:ident, $check:expr) => {{
+        let rows: Vec<(i64, String)> = $table::table
+            .filter($table::check_at.le(millis($now)))
+            .order($table::check_at)
+            .limit($limit as i64)
+            .select(($table::school_id, $table::$id))
+            .load($conn)?;
+        let overdue = |(school, id): (i64, String)| {
+            Ok(Overdue {
+                school: school.try_into().map_err(|_| unreadable("a school id"))?,
+                subject: id.parse().map_err(|_| unreadable("a subject id"))?,
+                command: $check,
+            })
+        };
+        rows.into_iter().map(overdue).collect()
+    }};
+}
+
 /// One condition or another.
 macro_rules! either {
     ($only:expr) => { $only };
     ($first:expr, $($rest:expr),+) => { $first$(.or($rest))+ };
 }
 
-pub(super) use {any_table, either, table_of_what_ends};
+pub(super) use {any_table, either, overdue_rows, table_of_what_ends};
 
 /// A LIKE pattern for a text that contains another; `\\` escapes.
 pub(super) fn containing(text: &str) -> String {

@@ -1,0 +1,48 @@
+//! `POST /api/devices/<id>/heartbeat`: the high-rate call. Everything else of devices is in `subjects.rs`.
+
+use std::sync::Arc;
+
+use rocket::{Route, State, post, routes};
+use serde_json::{Value, json};
+
+use super::body::Json;
+use super::commands::subject;
+use super::credential::Caller;
+use super::problem::Problem;
+use crate::auth::Role;
+use crate::id::{Channel, SubjectId};
+use crate::kind::device::KIND;
+use crate::presence::Beat;
+use crate::service::Tidings;
+use crate::wire::timestamp;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![heartbeat]
+}
+
+#[post("/api/devices/<id>/heartbeat")]
+async fn heartbeat(
+    id: &str,
+    caller: Result<Caller, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
+    let caller = caller?;
+    caller.require(Role::Worker)?;
+    let device = subject(KIND, id)?;
+    caller
+        .access
+        .reach(caller.school, &Channel::Subject(KIND, device.clone()))?;
+    let beat = tidings.presence().beat(caller.school, &device).await?;
+    let answer = serde_json::to_vec(&answer(&device, &beat)).expect("a value is JSON");
+    Ok(Json::ok(answer))
+}
+
+/// What a device learns from its beat.
+pub(super) fn answer(device: &SubjectId, beat: &Beat) -> Value {
+    json!({
+        "device_id": device,
+        "status": beat.status.as_str(),
+        "last_seen": timestamp(beat.seen_at),
+        "expires_at": timestamp(beat.expires_at),
+    })
+}

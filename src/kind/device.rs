@@ -1,0 +1,347 @@
+//! A device: registered once, then online or offline.
+//!
+//! ```text
+//! unknown ──two good beats──▶ online ──lease over, or its own word──▶ offline ──two good beats──▶ online
+//!    └───────lease over──────▶ offline
+//! ```
+//!
+//! A device beats about every ten seconds and is offline when a whole lease passes without a beat, or at once
+//! when it says so itself (a last will). Beats are counted in memory ([`crate::presence`]) and come here only
+//! when they change something; the rules decide what that change is. A new server does not know who is there:
+//! what was online is `unknown` for one lease. A device that comes and goes is marked `flapping`, not hidden.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::{Context, Description, Outcome, RuleError, bounded, merged, not_found};
+use crate::event::{Class, Draft, EventType};
+use crate::id::{Kind, SubjectId};
+
+/// The kind's name in URLs and channels.
+pub const KIND: Kind = Kind::new("devices");
+/// A device is there, gone, or not known to be either.
+pub static DEVICE_STATUS_UPDATE: EventType = EventType::new("device_status_update");
+/// What a device says about itself has changed.
+pub static DEVICE_INFO_UPDATE: EventType = EventType::new("device_info_update").beside_ticks();
+/// What is fixed of devices.
+pub static DESCRIPTION: Description = Description {
+    kind: KIND,
+    noun: "Device",
+    id_field: "device_id",
+    event_types: &[&DEVICE_STATUS_UPDATE, &DEVICE_INFO_UPDATE],
+    statuses: &["unknown", "online", "offline"],
+};
+/// The longest `name`, in bytes.
+pub const NAME_MAX_BYTES: usize = 256;
+/// The longest lease, in seconds.
+pub const LEASE_MAX_SECS: u32 = 86_400;
+/// Beats in a row after which a device is online.
+pub const GOOD_BEATS: u32 = 2;
+/// So many changes between online and offline within [`FLAP_WINDOW_SECS`] are flapping.
+pub const FLAP_CHANGES: usize = 4;
+/// See [`FLAP_CHANGES`], in seconds.
+pub const FLAP_WINDOW_SECS: i64 = 300;
+
+/// Whether a device is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Not known yet, for at most one lease.
+    Unknown,
+    /// There.
+    Online,
+    /// Gone.
+    Offline,
+}
+
+impl Status {
+    /// As it stands in messages and in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Unknown => "unknown",
+            Status::Online => "online",
+            Status::Offline => "offline",
+        }
+    }
+
+    /// Reads what [`Status::as_str`] gives.
+    pub fn parse(text: &str) -> Option<Status> {
+        [Status::Unknown, Status::Online, Status::Offline]
+            .into_iter()
+            .find(|own| own.as_str() == text)
+    }
+}
+
+/// What can be asked of a device. Those with a body are HTTP calls; the others are the server's own.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// Make it known, or describe it anew.
+    Register(Register),
+    /// It says itself that it is there or goes.
+    Report(Report),
+    /// It says what it is.
+    Info(Info),
+    /// It was heard of often enough to be there.
+    Arrive {
+        /// When it was last heard of.
+        seen_at: DateTime<Utc>,
+    },
+    /// Its lease is over.
+    Expire {
+        /// When it was last heard of, if that is newer than what is stored.
+        seen_at: Option<DateTime<Utc>>,
+    },
+    /// It was heard of; nothing else changes.
+    Seen {
+        /// When.
+        seen_at: DateTime<Utc>,
+    },
+    /// The server has just started and does not know whether it is there.
+    Doubt,
+    /// Look whether it still flaps (the watchdog's own command).
+    Check,
+}
+
+/// Body of `PUT /api/devices/<id>`. An absent field stays as it is.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Register {
+    /// What people call it.
+    pub name: Option<String>,
+    /// Merged into what is known of it; `null` removes a key.
+    pub info: Option<Map<String, Value>>,
+    /// Silent seconds after which it is offline.
+    pub lease_secs: Option<u32>,
+}
+
+/// Body of `status`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// `online` or `offline`.
+    pub status: Status,
+}
+
+/// Body of `info`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Info {
+    /// Merged into what is known of it; `null` removes a key.
+    pub info: Map<String, Value>,
+}
+
+/// A device's whole state.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// What people call it.
+    pub name: Option<Arc<str>>,
+    /// Whether it is there.
+    pub status: Status,
+    /// When it was last heard of; stays when it goes.
+    pub last_seen: Option<DateTime<Utc>>,
+    /// Silence in seconds before it is offline.
+    pub lease_secs: u32,
+    /// Whether it comes and goes.
+    pub flapping: bool,
+    /// When it last came or went, at most [`FLAP_CHANGES`] times.
+    pub changes: VecDeque<DateTime<Utc>>,
+    /// What it says of itself: a JSON object, compact.
+    pub info: Arc<RawValue>,
+    /// The event that told its status, and when.
+    pub told_status: (u64, DateTime<Utc>),
+    /// The event that told its info, and when, once one did.
+    pub told_info: Option<(u64, DateTime<Utc>)>,
+    /// When it became known.
+    pub created_at: DateTime<Utc>,
+    /// The next time to look whether it still flaps.
+    pub check_at: Option<DateTime<Utc>>,
+}
+
+/// The rules: what becomes of a device by a command, and what is told of it. Pure.
+pub fn apply(
+    id: &SubjectId,
+    device: Option<&Device>,
+    command: &Command,
+    context: &Context<'_>,
+) -> Result<Outcome<Device>, RuleError> {
+    let mut next = match (device, command) {
+        (Some(device), _) => device.clone(),
+        (None, Command::Register(_)) => Device::new(context)?,
+        (None, _) => return Err(not_found(KIND, id.as_str())),
+    };
+    match command {
+        Command::Register(register) => {
+            if let Some(name) = &register.name {
+                next.name = Some(bounded("name", name, NAME_MAX_BYTES)?);
+            }
+            if let Some(lease_secs) = register.lease_secs {
+                next.lease_secs = lease_secs;
+            }
+            if !(1..=LEASE_MAX_SECS).contains(&next.lease_secs) {
+                return Err(RuleError::Invalid {
+                    field: "lease_secs",
+                    expected: format!("is from 1 to {LEASE_MAX_SECS}"),
+                });
+            }
+            if let Some(info) = &register.info {
+                next.merge(info, context)?;
+            }
+        }
+        Command::Info(info) => {
+            next.merge(&info.info, context)?;
+            next.seen(context.now);
+        }
+        Command::Report(report) => match report.status {
+            Status::Unknown => {
+                return Err(RuleError::Invalid {
+                    field: "status",
+                    expected: "is online or offline".into(),
+                });
+            }
+            status => {
+                next.turn(status, context.now);
+                next.seen(context.now);
+            }
+        },
+        Command::Arrive { seen_at } => {
+            next.turn(Status::Online, context.now);
+            next.seen(*seen_at);
+        }
+        Command::Expire { seen_at } => {
+            next.turn(Status::Offline, context.now);
+            seen_at.iter().for_each(|seen_at| next.seen(*seen_at));
+        }
+        Command::Seen { seen_at } => next.seen(*seen_at),
+        Command::Doubt => {
+            if next.status == Status::Online {
+                next.status = Status::Unknown;
+            }
+        }
+        Command::Check => next.judge_flapping(context.now),
+    }
+    let mut seq = context.next_seq;
+    let mut drafts = Vec::new();
+    let is_new = device.is_none();
+    if is_new || device.is_some_and(|before| before.differs_to_listeners(&next)) {
+        next.told_status = (seq, context.now);
+        seq += 1;
+        drafts.push(status_draft(id, &next));
+    }
+    let info_before = device.map_or("{}", |device| device.info.get());
+    if info_before != next.info.get() {
+        next.told_info = Some((seq, context.now));
+        drafts.push(info_draft(id, &next));
+    }
+    Ok(Outcome {
+        state: next,
+        drafts,
+    })
+}
+
+impl Device {
+    fn new(context: &Context<'_>) -> Result<Device, RuleError> {
+        Ok(Device {
+            name: None,
+            status: Status::Unknown,
+            last_seen: None,
+            lease_secs: context.limits.device_lease_secs,
+            flapping: false,
+            changes: VecDeque::new(),
+            info: merged(None, Map::new(), context.limits.metadata_bytes)?,
+            told_status: (context.next_seq, context.now),
+            told_info: None,
+            created_at: context.now,
+            check_at: None,
+        })
+    }
+
+    /// Whether there is something to tell beside the info. `last_seen` alone is not.
+    fn differs_to_listeners(&self, next: &Device) -> bool {
+        (self.status, self.flapping, self.lease_secs, &self.name)
+            != (next.status, next.flapping, next.lease_secs, &next.name)
+    }
+
+    fn seen(&mut self, at: DateTime<Utc>) {
+        self.last_seen = self.last_seen.max(Some(at));
+    }
+
+    fn merge(&mut self, info: &Map<String, Value>, context: &Context<'_>) -> Result<(), RuleError> {
+        let most = context.limits.metadata_bytes;
+        self.info = merged(Some(&self.info), info.clone(), most)?;
+        Ok(())
+    }
+
+    /// Comes or goes.
+    fn turn(&mut self, status: Status, now: DateTime<Utc>) {
+        if self.status == status {
+            return;
+        }
+        self.status = status;
+        self.changes.push_back(now);
+        self.judge_flapping(now);
+    }
+
+    fn judge_flapping(&mut self, now: DateTime<Utc>) {
+        let window = TimeDelta::seconds(FLAP_WINDOW_SECS);
+        self.changes.retain(|at| now - *at < window);
+        while self.changes.len() > FLAP_CHANGES {
+            self.changes.pop_front();
+        }
+        self.flapping = self.changes.len() == FLAP_CHANGES;
+        let oldest = self.changes.front().filter(|_| self.flapping);
+        self.check_at = oldest.map(|at| *at + window);
+    }
+}
+
+#[derive(Serialize)]
+struct StatusFields<'a> {
+    device_id: &'a SubjectId,
+    status: &'static str,
+    last_seen: Option<DateTime<Utc>>,
+    name: Option<&'a str>,
+    flapping: bool,
+    lease_secs: u32,
+}
+
+/// What a device's status looks like as an event.
+pub fn status_draft(id: &SubjectId, device: &Device) -> Draft {
+    let fields = StatusFields {
+        device_id: id,
+        status: device.status.as_str(),
+        last_seen: device.last_seen,
+        name: device.name.as_deref(),
+        flapping: device.flapping,
+        lease_secs: device.lease_secs,
+    };
+    draft(&DEVICE_STATUS_UPDATE, device, &fields)
+}
+
+#[derive(Serialize)]
+struct InfoFields<'a> {
+    device_id: &'a SubjectId,
+    info: &'a RawValue,
+}
+
+/// What a device says of itself, as an event.
+pub fn info_draft(id: &SubjectId, device: &Device) -> Draft {
+    let fields = InfoFields {
+        device_id: id,
+        info: &device.info,
+    };
+    draft(&DEVICE_INFO_UPDATE, device, &fields)
+}
+
+fn draft(event_type: &'static EventType, device: &Device, fields: &impl Serialize) -> Draft {
+    Draft {
+        event_type,
+        class: Class::Milestone,
+        status: device.status.as_str(),
+        category: None,
+        fields: serde_json::to_string(fields).expect("a device is JSON"),
+    }
+}

@@ -1,0 +1,371 @@
+//! Who is there: leases of devices, in memory.
+//!
+//! A beat is a high-rate call. It renews a lease here and reaches the store only when it changes something
+//! (a device comes or goes); when a device was last heard of is written down in batches. What a change means
+//! is the business of the rules in [`crate::kind::device`]; here are only counting and the clock.
+//!
+//! What was decided comes back with the committed events ([`Presence::observe`]), also from a device's own
+//! word and from other handles on the store, so the memory follows the log. It holds one entry for each
+//! device that is not gone, and for a gone one that has begun to beat again.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, SubsecRound, Utc};
+use serde::Deserialize;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::config::{PRESENCE_BATCH, PRESENCE_FLUSH_PERIOD, PRESENCE_PERIOD};
+use crate::event::Event;
+use crate::id::{SchoolId, SubjectId};
+use crate::kind::device::{self, Command, Device, GOOD_BEATS, Status};
+use crate::kind::{self, State};
+use crate::publish::{PublishError, Publisher};
+use crate::store::{CommandError, Envelope, Store, StoreError};
+
+type Address = (SchoolId, SubjectId);
+
+/// Leases of devices.
+pub struct Presence {
+    store: Arc<dyn Store>,
+    publisher: Publisher,
+    leases: Mutex<Leases>,
+}
+
+#[derive(Default)]
+struct Leases {
+    held: HashMap<Address, Lease>,
+    /// When to look at which lease, at its deadline or before. Only the entry at a lease's `look_at` counts.
+    due: BinaryHeap<Reverse<(Instant, Address)>>,
+    /// Whose last beat is not written down yet.
+    unwritten: Vec<Address>,
+}
+
+struct Lease {
+    status: Status,
+    lease: Duration,
+    deadline: Instant,
+    look_at: Instant,
+    /// Beats in a row, each within the lease of the one before.
+    beats: u32,
+    seen_at: Option<DateTime<Utc>>,
+    unwritten: bool,
+    /// The event that told the status.
+    seq: u64,
+}
+
+/// The answer to a beat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beat {
+    /// The device's status after it.
+    pub status: Status,
+    /// When it was heard.
+    pub seen_at: DateTime<Utc>,
+    /// When the device is offline, if no other beat comes.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// What a status event says beside the status.
+#[derive(Deserialize)]
+struct Told {
+    lease_secs: u32,
+}
+
+impl Presence {
+    /// Leases of the devices of this store.
+    pub fn new(store: Arc<dyn Store>, publisher: Publisher) -> Presence {
+        Presence {
+            store,
+            publisher,
+            leases: Mutex::default(),
+        }
+    }
+
+    /// How many leases are held.
+    pub fn leases(&self) -> usize {
+        self.lock().held.len()
+    }
+
+    /// Takes in a beat. The answer comes after the commit of what it changed, if it changed anything.
+    pub async fn beat(&self, school: SchoolId, device: &SubjectId) -> Result<Beat, PublishError> {
+        let address = (school, device.clone());
+        let known = self.lock().beat(&address);
+        let (beat, arrives) = match known {
+            Some(known) => known,
+            None => {
+                let stored = self
+                    .store
+                    .subject(school, device::KIND, device.clone())
+                    .await?;
+                let Some(State::Device(state)) = stored.map(|stored| stored.state) else {
+                    let missing = kind::not_found(device::KIND, device.as_str());
+                    return Err(CommandError::from(missing).into());
+                };
+                let mut leases = self.lock();
+                leases.hold(address.clone(), &state);
+                leases.beat(&address).expect("the lease was just taken")
+            }
+        };
+        if !arrives {
+            return Ok(beat);
+        }
+        let command = Command::Arrive {
+            seen_at: beat.seen_at,
+        };
+        let receipt = self
+            .publisher
+            .publish(school, envelope(device.clone(), command))
+            .await?;
+        self.observe(std::slice::from_ref(receipt.event()));
+        Ok(Beat {
+            status: Status::Online,
+            ..beat
+        })
+    }
+
+    /// Takes note of committed events.
+    pub fn observe(&self, events: &[Arc<Event>]) {
+        let of_status =
+            |event: &&Arc<Event>| *event.draft.event_type == device::DEVICE_STATUS_UPDATE;
+        for event in events.iter().filter(of_status) {
+            let status = Status::parse(event.draft.status);
+            let told = serde_json::from_str::<Told>(&event.draft.fields).ok();
+            if let Some((status, told)) = status.zip(told) {
+                let address = (event.school, event.subject.clone());
+                self.lock()
+                    .observe(address, event.seq, status, told.lease_secs);
+            }
+        }
+    }
+
+    /// Doubts who is there, then watches the leases and writes down who was heard of, until it is aborted.
+    pub async fn watch(self: Arc<Self>) {
+        if let Err(error) = self.doubt_all().await {
+            tracing::error!(%error, "the devices that were online could not be read");
+        }
+        let mut rounds = interval(PRESENCE_PERIOD);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut flushed = Instant::now();
+        loop {
+            rounds.tick().await;
+            let mut done = self.expire().await;
+            if done.is_ok() && flushed.elapsed() >= PRESENCE_FLUSH_PERIOD {
+                done = self.flush().await;
+                flushed = Instant::now();
+            }
+            match done {
+                Ok(()) => {}
+                Err(StoreError::Stopped) => return,
+                Err(error) => tracing::error!(%error, "the leases of devices could not be kept"),
+            }
+        }
+    }
+
+    /// Writes down when devices were last heard of.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let unwritten = self.lock().take_unwritten();
+        let seen = unwritten
+            .into_iter()
+            .map(|(address, seen_at)| (address, Command::Seen { seen_at }));
+        self.carry_out(seen.collect()).await
+    }
+
+    /// A new server does not know who is there: what was online is unknown for one lease.
+    async fn doubt_all(&self) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let page = self
+                .store
+                .devices_not_offline(after.take(), PRESENCE_BATCH)
+                .await?;
+            let Some((school, id, _)) = page.last() else {
+                return Ok(());
+            };
+            after = Some((*school, id.clone()));
+            let mut doubts = Vec::new();
+            for (school, id, device) in page {
+                let address = (school, id);
+                self.lock().hold(address.clone(), &device);
+                if device.status == Status::Online {
+                    doubts.push((address, Command::Doubt));
+                }
+            }
+            self.carry_out(doubts).await?;
+        }
+    }
+
+    /// Ends the leases that are over.
+    async fn expire(&self) -> Result<(), StoreError> {
+        let over = self.lock().take_over(Instant::now());
+        let result = self.carry_out(over.clone()).await;
+        if result.is_err() {
+            // They are still over at the next round.
+            let mut leases = self.lock();
+            for (address, _) in over {
+                leases.look(address, Instant::now());
+            }
+        }
+        result
+    }
+
+    async fn carry_out(&self, commands: Vec<(Address, Command)>) -> Result<(), StoreError> {
+        for part in commands.chunks(PRESENCE_BATCH) {
+            let mut by_school: HashMap<SchoolId, Vec<Envelope>> = HashMap::new();
+            for ((school, id), command) in part {
+                let of_school = by_school.entry(*school).or_default();
+                of_school.push(envelope(id.clone(), command.clone()));
+            }
+            for (school, envelopes) in by_school {
+                for answer in self.publisher.batch(school, envelopes).await? {
+                    match answer {
+                        Ok(receipt) => self.observe(std::slice::from_ref(receipt.event())),
+                        Err(reason) => {
+                            tracing::warn!(school.id = %school, %reason, "a device's lease could not be ended");
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn envelope(subject: SubjectId, command: Command) -> Envelope {
+    Envelope {
+        subject,
+        command: kind::Command::Device(command),
+        idempotency: None,
+    }
+}
+
+impl Leases {
+    /// Holds a lease for a device as it is stored, unless there is one.
+    fn hold(&mut self, address: Address, device: &Device) {
+        let lease = Duration::from_secs(device.lease_secs.into());
+        self.insert(address, device.status, lease, device.told_status.0);
+    }
+
+    fn insert(&mut self, address: Address, status: Status, lease: Duration, seq: u64) {
+        if self.held.contains_key(&address) {
+            return;
+        }
+        let deadline = Instant::now() + lease;
+        self.due.push(Reverse((deadline, address.clone())));
+        self.held.insert(
+            address,
+            Lease {
+                status,
+                lease,
+                deadline,
+                look_at: deadline,
+                beats: 0,
+                seen_at: None,
+                unwritten: false,
+                seq,
+            },
+        );
+    }
+
+    /// Renews a lease, if it is held. The second part says whether the device has now arrived.
+    fn beat(&mut self, address: &Address) -> Option<(Beat, bool)> {
+        let lease = self.held.get_mut(address)?;
+        let seen_at = Utc::now().trunc_subsecs(3);
+        lease.beats = lease.beats.saturating_add(1);
+        lease.seen_at = Some(seen_at);
+        lease.deadline = Instant::now() + lease.lease;
+        if !lease.unwritten {
+            lease.unwritten = true;
+            self.unwritten.push(address.clone());
+        }
+        let beat = Beat {
+            status: lease.status,
+            seen_at,
+            expires_at: seen_at + lease.lease,
+        };
+        let arrives = lease.status != Status::Online && lease.beats >= GOOD_BEATS;
+        Some((beat, arrives))
+    }
+
+    fn observe(&mut self, address: Address, seq: u64, status: Status, lease_secs: u32) {
+        let lease = Duration::from_secs(lease_secs.into());
+        let Some(held) = self.held.get_mut(&address) else {
+            if status != Status::Offline {
+                self.insert(address, status, lease, seq);
+            }
+            return;
+        };
+        if seq <= held.seq {
+            return;
+        }
+        held.seq = seq;
+        if (held.status, held.lease) == (status, lease) {
+            return;
+        }
+        if status == Status::Offline {
+            // Beats before it went do not count for its return.
+            held.beats = 0;
+        }
+        (held.status, held.lease) = (status, lease);
+        held.deadline = Instant::now() + lease;
+        let deadline = held.deadline;
+        // It may be before the time at which the old one would have been looked at.
+        self.look(address, deadline);
+    }
+
+    /// Looks at a lease then, and not at the time that was set before.
+    fn look(&mut self, address: Address, at: Instant) {
+        if let Some(lease) = self.held.get_mut(&address) {
+            lease.look_at = at;
+            self.due.push(Reverse((at, address)));
+        }
+    }
+
+    /// Leases that are over, with what to do about them. A gone device's is simply forgotten.
+    fn take_over(&mut self, now: Instant) -> Vec<(Address, Command)> {
+        let mut over = Vec::new();
+        while self.due.peek().is_some_and(|Reverse((due, _))| *due <= now) {
+            let Some(Reverse((due, address))) = self.due.pop() else {
+                break;
+            };
+            let Some(lease) = self
+                .held
+                .get_mut(&address)
+                .filter(|lease| lease.look_at == due)
+            else {
+                continue;
+            };
+            if lease.deadline > now {
+                let deadline = lease.deadline;
+                self.look(address, deadline);
+            } else if lease.status != Status::Offline {
+                lease.beats = 0;
+                let seen_at = lease.seen_at;
+                over.push((address, Command::Expire { seen_at }));
+            } else if lease.unwritten {
+                // Forgotten once it is written down.
+                self.look(address, now + PRESENCE_FLUSH_PERIOD);
+            } else {
+                self.held.remove(&address);
+            }
+        }
+        over
+    }
+
+    fn take_unwritten(&mut self) -> Vec<(Address, DateTime<Utc>)> {
+        let addresses = std::mem::take(&mut self.unwritten);
+        let mut seen = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            if let Some(lease) = self.held.get_mut(&address) {
+                lease.unwritten = false;
+                seen.extend(lease.seen_at.map(|seen_at| (address, seen_at)));
+            }
+        }
+        seen
+    }
+}

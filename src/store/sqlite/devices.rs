@@ -1,0 +1,273 @@
+//! The `devices` table.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Nullable, Text};
+use diesel::sqlite::{Sqlite, SqliteConnection};
+
+use super::schema::devices;
+use super::table::{
+    Selection, Stored, Table, any_table, from_millis, millis, overdue_rows, raw, unreadable,
+};
+use super::upsert::upsert;
+use crate::event::Event;
+use crate::id::{Cursor, Epoch, SchoolId, SubjectId};
+use crate::kind::device::{Device, Status};
+use crate::kind::{Command, device};
+use crate::store::Overdue;
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = devices)]
+#[diesel(check_for_backend(Sqlite))]
+pub(super) struct DeviceRow<'a> {
+    school_id: i64,
+    device_id: Cow<'a, str>,
+    name: Option<Cow<'a, str>>,
+    status: Cow<'a, str>,
+    last_seen: Option<i64>,
+    lease_secs: i64,
+    flapping: bool,
+    changes: Cow<'a, str>,
+    info: Cow<'a, str>,
+    status_seq: i64,
+    status_at: i64,
+    info_seq: Option<i64>,
+    info_at: Option<i64>,
+    created_at: i64,
+    check_at: Option<i64>,
+    created_seq: i64,
+    last_seq: i64,
+    last_at: i64,
+}
+
+upsert! {
+    /// Writes a device's row, new or not.
+    UpsertDevice<'a>(DeviceRow<'a>) into "devices"
+    by (school_id: BigInt, device_id: Text)
+    once (created_at: BigInt, created_seq: BigInt)
+    set (
+        name: Nullable<Text>, status: Text, last_seen: Nullable<BigInt>, lease_secs: BigInt, flapping: Bool,
+        changes: Text, info: Text, status_seq: BigInt, status_at: BigInt, info_seq: Nullable<BigInt>,
+        info_at: Nullable<BigInt>, check_at: Nullable<BigInt>, last_seq: BigInt, last_at: BigInt
+    )
+}
+
+impl<'a> DeviceRow<'a> {
+    fn new(
+        school: SchoolId,
+        id: &'a SubjectId,
+        device: &'a Device,
+        stored: &'a Stored,
+    ) -> DeviceRow<'a> {
+        let changes: Vec<i64> = device.changes.iter().copied().map(millis).collect();
+        DeviceRow {
+            school_id: school.get(),
+            device_id: id.as_str().into(),
+            name: device.name.as_deref().map(Into::into),
+            status: device.status.as_str().into(),
+            last_seen: device.last_seen.map(millis),
+            lease_secs: device.lease_secs.into(),
+            flapping: device.flapping,
+            changes: serde_json::to_string(&changes)
+                .expect("numbers are JSON")
+                .into(),
+            info: device.info.get().into(),
+            status_seq: device.told_status.0 as i64,
+            status_at: millis(device.told_status.1),
+            info_seq: device.told_info.map(|(seq, _)| seq as i64),
+            info_at: device.told_info.map(|(_, at)| millis(at)),
+            created_at: millis(device.created_at),
+            check_at: device.check_at.map(millis),
+            created_seq: stored.created_seq as i64,
+            last_seq: stored.last_seq as i64,
+            last_at: millis(stored.last_at),
+        }
+    }
+
+    fn into_stored(self) -> QueryResult<(SubjectId, Stored)> {
+        let optional = |at: Option<i64>| at.map(from_millis).transpose();
+        let changes: Vec<i64> =
+            serde_json::from_str(&self.changes).map_err(|_| unreadable("a device's changes"))?;
+        let info_at = optional(self.info_at)?;
+        let device = Device {
+            name: self.name.map(|name| name.as_ref().into()),
+            status: Status::parse(&self.status).ok_or_else(|| unreadable("a device's status"))?,
+            last_seen: optional(self.last_seen)?,
+            lease_secs: self
+                .lease_secs
+                .try_into()
+                .map_err(|_| unreadable("a number of seconds"))?,
+            flapping: self.flapping,
+            changes: changes
+                .into_iter()
+                .map(from_millis)
+                .collect::<QueryResult<VecDeque<_>>>()?,
+            info: raw(self.info)?,
+            told_status: (self.status_seq as u64, from_millis(self.status_at)?),
+            told_info: self.info_seq.zip(info_at).map(|(seq, at)| (seq as u64, at)),
+            created_at: from_millis(self.created_at)?,
+            check_at: optional(self.check_at)?,
+        };
+        let id = self
+            .device_id
+            .parse()
+            .map_err(|_| unreadable("a device id"))?;
+        let stored = Stored {
+            state: device.into(),
+            created_seq: self.created_seq as u64,
+            last_seq: self.last_seq as u64,
+            last_at: from_millis(self.last_at)?,
+        };
+        Ok((id, stored))
+    }
+}
+
+/// Devices, as the store sees any kind.
+pub(super) struct DevicesTable;
+
+impl Table for DevicesTable {
+    any_table!(devices by device_id as DeviceRow, searched in [device_id, name, info], category []);
+
+    fn write(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        subject: &SubjectId,
+        stored: &Stored,
+    ) -> QueryResult<()> {
+        let Some(device) = stored.state.device() else {
+            return Err(unreadable("a device of another kind"));
+        };
+        UpsertDevice(&DeviceRow::new(school, subject, device, stored))
+            .execute(conn)
+            .map(|_| ())
+    }
+
+    fn snapshot(
+        &self,
+        conn: &mut SqliteConnection,
+        epoch: Epoch,
+        selection: &Selection<'_>,
+    ) -> QueryResult<Vec<Event>> {
+        let mut told = Vec::new();
+        let tell_status = |id: &SubjectId, device: &Device| {
+            let (draft, place) = (device::status_draft(id, device), device.told_status);
+            told_event(epoch, selection.school, id, draft, place)
+        };
+        let tell_info = |id: &SubjectId, device: &Device| {
+            let place = device.told_info?;
+            let draft = device::info_draft(id, device);
+            Some(told_event(epoch, selection.school, id, draft, place))
+        };
+        if let Some(subjects) = &selection.subjects {
+            for id in subjects {
+                let stored = self.load(conn, selection.school, id)?;
+                if let Some(device) = stored.as_ref().and_then(|stored| stored.state.device()) {
+                    told.push(tell_status(id, device));
+                    told.extend(tell_info(id, device));
+                }
+            }
+            return Ok(selection.first_of(told));
+        }
+        // Statuses and infos: each by an index in the order of the log.
+        let (after, upto) = (selection.after as i64, selection.upto as i64);
+        let statuses: Vec<&String> = selection.filter.statuses.iter().collect();
+        let all = || {
+            let mut query = devices::table
+                .filter(devices::school_id.eq(selection.school.get()))
+                .limit(selection.limit as i64)
+                .select(DeviceRow::as_select())
+                .into_boxed();
+            if !statuses.is_empty() {
+                query = query.filter(devices::status.eq_any(statuses.clone()));
+            }
+            query
+        };
+        let by_status = all()
+            .filter(devices::status_seq.gt(after))
+            .filter(devices::status_seq.le(upto))
+            .order(devices::status_seq)
+            .load::<DeviceRow<'_>>(conn)?;
+        for row in by_status {
+            let (id, stored) = row.into_stored()?;
+            told.extend(stored.state.device().map(|device| tell_status(&id, device)));
+        }
+        let by_info = all()
+            .filter(devices::info_seq.gt(after))
+            .filter(devices::info_seq.le(upto))
+            .order(devices::info_seq)
+            .load::<DeviceRow<'_>>(conn)?;
+        for row in by_info {
+            let (id, stored) = row.into_stored()?;
+            told.extend(
+                stored
+                    .state
+                    .device()
+                    .and_then(|device| tell_info(&id, device)),
+            );
+        }
+        Ok(selection.first_of(told))
+    }
+
+    fn overdue(
+        &self,
+        conn: &mut SqliteConnection,
+        now: DateTime<Utc>,
+        limit: usize,
+    ) -> QueryResult<Vec<Overdue>> {
+        overdue_rows!(conn, devices by device_id, now, limit, Command::Device(device::Command::Check))
+    }
+}
+
+fn told_event(
+    epoch: Epoch,
+    school: SchoolId,
+    id: &SubjectId,
+    draft: crate::event::Draft,
+    (seq, at): (u64, DateTime<Utc>),
+) -> Event {
+    Event::new(
+        Cursor { epoch, seq },
+        school,
+        device::KIND,
+        id.clone(),
+        at,
+        draft,
+    )
+    .into_snapshot()
+}
+
+/// Devices that are not known to be gone, by school and id, after this one.
+pub(super) fn not_offline(
+    conn: &mut SqliteConnection,
+    after: Option<&(SchoolId, SubjectId)>,
+    limit: usize,
+) -> QueryResult<Vec<(SchoolId, SubjectId, Device)>> {
+    let (school, id) = after.map_or((0, ""), |(school, id)| (school.get(), id.as_str()));
+    let rows = devices::table
+        .filter(devices::status.ne("offline"))
+        .filter(
+            devices::school_id
+                .gt(school)
+                .or(devices::school_id.eq(school).and(devices::device_id.gt(id))),
+        )
+        .order((devices::school_id, devices::device_id))
+        .limit(limit as i64)
+        .select(DeviceRow::as_select())
+        .load::<DeviceRow<'_>>(conn)?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in rows {
+        let school = row
+            .school_id
+            .try_into()
+            .map_err(|_| unreadable("a school id"))?;
+        let (id, stored) = row.into_stored()?;
+        if let crate::kind::State::Device(device) = stored.state {
+            found.push((school, id, *device));
+        }
+    }
+    Ok(found)
+}

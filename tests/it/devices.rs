@@ -1,0 +1,299 @@
+//! Devices: leases, last wills, what a restart does, and what their listeners hear.
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+async fn register(server: &Server, id: &str, body: Value) -> Value {
+    let path = format!("/api/devices/{id}");
+    let (status, answer) = answer(server.request("PUT", &path, &worker(1)).json(&body)).await;
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+async fn beat(server: &Server, id: &str) -> Value {
+    server
+        .report(&format!("/api/devices/{id}/heartbeat"), json!({}))
+        .await
+}
+
+async fn online(server: &Server, id: &str) {
+    beat(server, id).await;
+    assert_eq!(beat(server, id).await["status"], "online");
+}
+
+fn statuses(messages: &[Value]) -> Vec<&str> {
+    messages
+        .iter()
+        .filter(|message| message["type"] == "device_status_update")
+        .map(|message| message["status"].as_str().unwrap())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_is_online_after_two_good_beats_and_offline_after_its_lease_on_every_transport() {
+    for transport in Transport::ALL {
+        let server = server().await;
+        let mut listener = server.listen(transport, "/devices").await;
+        listener.until_ready().await;
+        register(
+            &server,
+            "door",
+            json!({"name": "Front door", "lease_secs": 1}),
+        )
+        .await;
+        assert_eq!(beat(&server, "door").await["status"], "unknown");
+        let second = beat(&server, "door").await;
+        assert_eq!(second["status"], "online");
+        let heard = listener
+            .take_until(|message| message["status"] == "offline")
+            .await;
+        assert_eq!(statuses(&heard), ["unknown", "online", "offline"]);
+        assert_eq!(
+            heard[2]["last_seen"], second["last_seen"],
+            "it stays when the device goes"
+        );
+        assert_eq!(heard[2]["name"], "Front door");
+        online(&server, "door").await;
+        let heard = listener
+            .take_until(|message| message["status"] == "online")
+            .await;
+        assert_eq!(statuses(&heard), ["online"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_beat_writes_no_event_and_is_written_down_in_batches() {
+    let server = server().await;
+    register(&server, "door", json!({})).await;
+    online(&server, "door").await;
+    let (_, before) = server.get("/api/devices", &viewer(1)).await;
+    let mut last = Value::Null;
+    for _ in 0..100 {
+        last = beat(&server, "door").await;
+    }
+    let (_, after) = server.get("/api/devices", &viewer(1)).await;
+    assert_eq!(before["cursor"], after["cursor"], "no event");
+    server.tidings.presence().flush().await.unwrap();
+    let (_, device) = server.get("/api/devices/door", &viewer(1)).await;
+    let seen =
+        |value: &Value| chrono::DateTime::parse_from_rfc3339(value.as_str().unwrap()).unwrap();
+    assert_eq!(seen(&device["last_seen"]), seen(&last["last_seen"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_will_takes_effect_at_once() {
+    let server = server().await;
+    register(&server, "door", json!({})).await;
+    online(&server, "door").await;
+    let mut listener = server.listen(Transport::WebSocket, "/devices/door").await;
+    listener.until_ready().await;
+    let gone = server
+        .report("/api/devices/door/status", json!({"status": "offline"}))
+        .await;
+    assert_eq!(listener.next().await.unwrap(), gone);
+    assert!(gone["last_seen"].is_string());
+    assert_eq!(beat(&server, "door").await["status"], "offline");
+    assert_eq!(beat(&server, "door").await["status"], "online");
+    let again = server
+        .report("/api/devices/door/status", json!({"status": "online"}))
+        .await;
+    assert_eq!(again["snapshot"], true, "nothing has changed: {again}");
+    assert_eq!(listener.next().await.unwrap()["status"], "online");
+    server
+        .report("/api/devices/door/status", json!({"status": "offline"}))
+        .await;
+    let next = listener.next().await.unwrap();
+    assert_eq!(next["status"], "offline", "and nothing was told in between");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_devices_are_unknown_for_one_lease() {
+    let first = server().await;
+    for id in ["comes", "stays-away", "was-off"] {
+        register(&first, id, json!({"lease_secs": 2})).await;
+    }
+    online(&first, "comes").await;
+    online(&first, "stays-away").await;
+    first
+        .report("/api/devices/was-off/status", json!({"status": "offline"}))
+        .await;
+    let (_, before) = first.get("/api/devices", &viewer(1)).await;
+    let folder = first.stop().await;
+    let server = server_in(folder, json!({})).await;
+    let cursor = before["cursor"].as_str().unwrap();
+    let mut listener = server
+        .resume(Transport::EventSource, "/devices", cursor)
+        .await;
+    let doubted = listener
+        .take_until(|message| message["status"] == "unknown")
+        .await;
+    assert!(!statuses(&doubted).contains(&"offline"), "no mass offline");
+    online(&server, "comes").await;
+    let heard = listener
+        .take_until(|message| message["status"] == "offline")
+        .await;
+    assert_eq!(heard.last().unwrap()["device_id"], "stays-away");
+    let came = |message: &&Value| message["device_id"] == "comes" && message["status"] == "online";
+    assert!(heard.iter().any(|message| came(&message)));
+    let silent = |message: &Value| message["device_id"] != "was-off";
+    assert!(doubted.iter().chain(&heard).all(silent));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flapping_is_marked_and_not_hidden() {
+    let server = server().await;
+    register(&server, "door", json!({})).await;
+    let mut marks = Vec::new();
+    for round in 0..5 {
+        let status = if round % 2 == 0 { "online" } else { "offline" };
+        let told = server
+            .report("/api/devices/door/status", json!({"status": status}))
+            .await;
+        assert_eq!(told["status"], status, "each change is told");
+        marks.push(told["flapping"].as_bool().unwrap());
+    }
+    assert_eq!(marks, [false, false, false, true, true]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_tells_status_and_info_and_any_of_its_cursors_is_safe() {
+    let server = server().await;
+    register(
+        &server,
+        "a",
+        json!({"info": {"firmware": "1.0", "model": "X"}}),
+    )
+    .await;
+    register(&server, "b", json!({})).await;
+    server
+        .report("/api/devices/b/info", json!({"info": {"firmware": "2.0"}}))
+        .await;
+    server
+        .report(
+            "/api/devices/a/info",
+            json!({"info": {"firmware": "1.1", "model": null}}),
+        )
+        .await;
+    server
+        .report("/api/devices/a/status", json!({"status": "online"}))
+        .await;
+    let mut listener = server.listen(Transport::WebSocket, "/devices").await;
+    let told = listener.until_ready().await;
+    let told: Vec<_> = told[1..told.len() - 1]
+        .iter()
+        .map(|message| {
+            assert_eq!(message["snapshot"], true);
+            (
+                message["device_id"].as_str().unwrap(),
+                message["type"].as_str().unwrap(),
+                message["seq"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("b", "device_status_update", 3),
+            ("b", "device_info_update", 4),
+            ("a", "device_info_update", 5),
+            ("a", "device_status_update", 6),
+        ]
+    );
+    let epoch = server.tidings.store().epoch();
+    let mut rest = server
+        .resume(Transport::Poll, "/devices", &format!("{epoch}-4"))
+        .await;
+    let told = rest.until_ready().await;
+    let info = told
+        .iter()
+        .find(|message| message["type"] == "device_info_update");
+    assert_eq!(info.unwrap()["info"], json!({"firmware": "1.1"}));
+    let (_, found) = server.get("/api/devices/a", &viewer(1)).await;
+    assert_eq!(
+        (&found["info"], &found["status"]),
+        (&json!({"firmware": "1.1"}), &json!("online"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_beats_for_many_devices_in_a_batch() {
+    let server = server().await;
+    let lines = |op: &str, count: usize| -> String {
+        let line = |number| json!({"op": op, "device_id": format!("d{number}")}).to_string() + "\n";
+        (0..count).map(line).collect()
+    };
+    let send = async |lines: String| -> Vec<Value> {
+        let request = server.request("POST", "/api/batch", &worker(1));
+        let text = request
+            .body(lines)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let registered = send(lines("devices.put", 1_000)).await;
+    assert!(registered.iter().all(|line| line["status"] == 200));
+    send(lines("devices.heartbeat", 1_001)).await;
+    let beaten = send(lines("devices.heartbeat", 1_001)).await;
+    assert!(
+        beaten[..1_000]
+            .iter()
+            .all(|line| line["device"]["status"] == "online")
+    );
+    assert_eq!(beaten[1_000]["status"], 404);
+    let (_, page) = server
+        .get("/api/devices?status=online&limit=500", &viewer(1))
+        .await;
+    assert_eq!(page["devices"].as_array().unwrap().len(), 500);
+    assert!(page["next"].is_string());
+    assert_eq!(server.tidings.presence().leases(), 1_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_device_or_no_status_is_refused() {
+    let server = server().await;
+    register(&server, "door", json!({})).await;
+    for (path, body, status) in [
+        ("/api/devices/other/heartbeat", json!({}), 404),
+        (
+            "/api/devices/other/status",
+            json!({"status": "online"}),
+            404,
+        ),
+        (
+            "/api/devices/door/status",
+            json!({"status": "unknown"}),
+            422,
+        ),
+        ("/api/devices/door/status", json!({"status": "gone"}), 422),
+        ("/api/devices/door/status", json!({}), 422),
+        ("/api/devices/door/info", json!({"info": 3}), 422),
+        (
+            "/api/devices/door/info",
+            json!({"info": {"a": "x".repeat(20_000)}}),
+            422,
+        ),
+        ("/api/devices/door/dance", json!({}), 404),
+        ("/api/devices", json!({}), 404),
+    ] {
+        let (got, problem) = server.post(path, &worker(1), body).await;
+        assert_eq!(got, status, "{path} {problem}");
+    }
+    let (status, _) = server
+        .post("/api/devices/door/heartbeat", &worker(2), json!({}))
+        .await;
+    assert_eq!(status, 404, "another school's");
+    let (status, _) = server
+        .post("/api/devices/door/heartbeat", &viewer(1), json!({}))
+        .await;
+    assert_eq!(status, 403);
+    let wrong = server.request("PUT", "/api/devices/door", &worker(1));
+    let (status, _) = answer(wrong.json(&json!({"lease_secs": 0}))).await;
+    assert_eq!(status, 422);
+}

@@ -417,3 +417,5 @@ pub const ANSWER_FRAMES: usize = 16;
 /// How long a WebSocket that takes no byte at all is kept: it may be gone without a word. A reader that takes
 /// some is slow, and may be for as long as it likes.
 pub const WRITE_STALL: Duration = Duration::from_secs(120);
+/// Active jobs that `initial_state` names on `/ws/upload-progress`; the others' snapshots follow unannounced.
+pub const INITIAL_STATE_MAX: usize = 1_000;

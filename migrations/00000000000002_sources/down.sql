@@ -1,3 +1,5 @@
+DROP TABLE violations;
+DROP TABLE characteristics;
 DROP TABLE devices;
 DROP TABLE enrollment_sessions;
 DROP INDEX events_wide;

@@ -67,3 +67,69 @@ CREATE INDEX devices_by_status_event ON devices (school_id, status_seq);
 CREATE INDEX devices_by_info_event ON devices (school_id, info_seq) WHERE info_seq IS NOT NULL;
 -- The watchdog.
 CREATE INDEX devices_to_check ON devices (check_at) WHERE check_at IS NOT NULL;
+
+CREATE TABLE characteristics (
+    school_id BIGINT NOT NULL,
+    characteristic_id TEXT NOT NULL,
+    name TEXT,
+    unit TEXT,
+    status TEXT NOT NULL,
+    subgroup_size BIGINT NOT NULL,
+    -- JSON: numbers and severities of the rules that are switched on.
+    rules TEXT NOT NULL,
+    center_line DOUBLE,
+    ucl DOUBLE,
+    lcl DOUBLE,
+    limits_method TEXT,
+    limits_samples BIGINT NOT NULL,
+    limits_version BIGINT NOT NULL,
+    -- JSON: the baseline that is being collected, the points that the rules look at, the rules that are broken.
+    baseline TEXT,
+    recent TEXT NOT NULL,
+    runs TEXT NOT NULL,
+    sample_count BIGINT NOT NULL,
+    violation_count BIGINT NOT NULL,
+    -- The last sample, its event, and the fields of its message.
+    sample_id TEXT,
+    sample_seq BIGINT,
+    sample_at BIGINT,
+    sample_fields TEXT,
+    -- The event that told the limits.
+    limits_seq BIGINT NOT NULL,
+    limits_at BIGINT NOT NULL,
+    created_at BIGINT NOT NULL,
+    created_seq BIGINT NOT NULL,
+    last_seq BIGINT NOT NULL,
+    last_at BIGINT NOT NULL,
+    PRIMARY KEY (school_id, characteristic_id)
+);
+-- Lists, newest first.
+CREATE INDEX characteristics_by_creation ON characteristics (school_id, created_seq);
+CREATE INDEX characteristics_by_status ON characteristics (school_id, status, created_seq);
+-- Snapshots, in the order of the log.
+CREATE INDEX characteristics_by_limits_event ON characteristics (school_id, limits_seq);
+CREATE INDEX characteristics_by_sample_event ON characteristics (school_id, sample_seq) WHERE sample_seq IS NOT NULL;
+
+CREATE TABLE violations (
+    school_id BIGINT NOT NULL,
+    characteristic_id TEXT NOT NULL,
+    number BIGINT NOT NULL,
+    sample_id TEXT,
+    rule_id BIGINT NOT NULL,
+    rule_name TEXT NOT NULL,
+    severity TEXT NOT NULL,
+    at BIGINT NOT NULL,
+    -- The event that told it.
+    seq BIGINT NOT NULL,
+    ack_user TEXT,
+    ack_reason TEXT,
+    ack_at BIGINT,
+    PRIMARY KEY (school_id, characteristic_id, number)
+);
+-- Lists, newest first, and snapshots of the open ones, in the order of the log.
+CREATE INDEX violations_by_event ON violations (school_id, seq);
+CREATE INDEX violations_of_characteristic ON violations (school_id, characteristic_id, seq);
+CREATE INDEX violations_open ON violations (school_id, seq) WHERE ack_at IS NULL;
+CREATE INDEX violations_open_of_characteristic ON violations (school_id, characteristic_id, seq) WHERE ack_at IS NULL;
+-- Retention.
+CREATE INDEX violations_by_age ON violations (at);

@@ -15,9 +15,10 @@ use super::commands::{self, Parse};
 use super::credential::Caller;
 use super::devices;
 use super::problem::{Kind, Problem};
+use super::violations;
 use crate::auth::Role;
 use crate::id::{Channel, SubjectId};
-use crate::kind::{self, device};
+use crate::kind::{self, characteristic, device};
 use crate::service::Tidings;
 use crate::store::{Envelope, Idempotency};
 use crate::wire;
@@ -153,6 +154,18 @@ fn asked(
             ));
         }
     };
+    if op == "violations.ack" {
+        let Some(Value::String(id)) = object.remove("violation_id") else {
+            return Err(invalid("`violation_id` is missing"));
+        };
+        let acknowledgement = violations::acknowledgement(&id, &caller.access, Rest(object))?;
+        let channel = Channel::Subject(characteristic::KIND, acknowledgement.subject.clone());
+        caller.access.reach(caller.school, &channel)?;
+        return Ok(Asked::Command(Envelope {
+            idempotency: own_key,
+            ..acknowledgement
+        }));
+    }
     let (collection, verb) = op.split_once('.').unwrap_or((&op, ""));
     let Some(kind) = kind::known_kind(collection) else {
         let collections: Vec<_> = kind::KINDS.iter().map(|kind| kind.collection()).collect();

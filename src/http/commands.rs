@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use super::body;
 use super::problem::{Kind as ProblemKind, Problem};
 use crate::id::{Kind, SubjectId};
-use crate::kind::{Command, device, enrollment, job};
+use crate::kind::{Command, characteristic, device, enrollment, job};
 use crate::store::Envelope;
 
 /// Something that a command's body can be read from.
@@ -28,6 +28,7 @@ pub(super) fn verbs(kind: Kind) -> &'static [&'static str] {
         ],
         enrollment::KIND => &["progress", "complete", "error", "cancel"],
         device::KIND => &["heartbeat", "status", "info"],
+        characteristic::KIND => &["samples", "violations", "limits"],
         _ => &[],
     }
 }
@@ -49,6 +50,10 @@ pub(super) fn put(kind: Kind, parse: impl Parse) -> Option<Result<Command, Probl
             let register = parse.body().map(device::Command::Register);
             Some(register.map(Command::Device))
         }
+        characteristic::KIND => {
+            let register = parse.body().map(characteristic::Command::Register);
+            Some(register.map(Command::Characteristic))
+        }
         _ => None,
     }
 }
@@ -65,6 +70,9 @@ pub(super) fn command(
             enrollment_command(verb, parse).map(|read| read.map(Command::Enrollment))
         }
         device::KIND => device_command(verb, parse).map(|read| read.map(Command::Device)),
+        characteristic::KIND => {
+            characteristic_command(verb, parse).map(|read| read.map(Command::Characteristic))
+        }
         _ => None,
     }
 }
@@ -103,6 +111,19 @@ fn device_command(verb: &str, parse: impl Parse) -> Option<Result<device::Comman
     Some(match verb {
         "status" => parse.body().map(Command::Report),
         "info" => parse.body().map(Command::Info),
+        _ => return None,
+    })
+}
+
+fn characteristic_command(
+    verb: &str,
+    parse: impl Parse,
+) -> Option<Result<characteristic::Command, Problem>> {
+    use characteristic::Command;
+    Some(match verb {
+        "samples" => parse.body().map(Command::Sample),
+        "violations" => parse.body().map(Command::Violation),
+        "limits" => parse.body().map(Command::Limits),
         _ => return None,
     })
 }

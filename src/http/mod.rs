@@ -14,6 +14,7 @@ pub mod problem;
 mod stream;
 mod subjects;
 mod tickets;
+mod violations;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ pub fn routes() -> Vec<Route> {
     [
         health::routes(),
         devices::routes(),
+        violations::routes(),
         subjects::routes(),
         batch::routes(),
         tickets::routes(),

@@ -194,8 +194,25 @@ impl<'r> FromRequest<'r> for Asked {
 }
 
 fn list_query(request: &Request<'_>) -> Result<ListQuery, Problem> {
-    let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
     let (statuses, categories) = filters(request)?;
+    let text = query(request, "q").filter(|text| !text.is_empty());
+    if text.is_some_and(|text| text.len() > QUERY_TEXT_MAX_BYTES) {
+        let detail = format!("`q` has at most {QUERY_TEXT_MAX_BYTES} bytes");
+        return Err(Problem::new(Kind::InvalidQuery, detail));
+    }
+    let (before, limit) = page_of(request)?;
+    Ok(ListQuery {
+        statuses,
+        categories,
+        text: text.map(str::to_owned),
+        before,
+        limit,
+    })
+}
+
+/// `page` and `limit` of any list.
+pub(super) fn page_of(request: &Request<'_>) -> Result<(Option<u64>, usize), Problem> {
+    let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
     let number = |name: &str| -> Result<Option<u64>, Problem> {
         let parse = |text: &str| {
             text.parse()
@@ -207,23 +224,11 @@ fn list_query(request: &Request<'_>) -> Result<ListQuery, Problem> {
     if !(1..=PAGE_MAX as u64).contains(&limit) {
         return Err(invalid(format!("`limit` is from 1 to {PAGE_MAX}")));
     }
-    let text = query(request, "q").filter(|text| !text.is_empty());
-    if text.is_some_and(|text| text.len() > QUERY_TEXT_MAX_BYTES) {
-        return Err(invalid(format!(
-            "`q` has at most {QUERY_TEXT_MAX_BYTES} bytes"
-        )));
-    }
     let before = number("page")?;
     if before.is_some_and(|before| before > i64::MAX as u64) {
         return Err(invalid("`page` is not from an answer".into()));
     }
-    Ok(ListQuery {
-        statuses,
-        categories,
-        text: text.map(str::to_owned),
-        before,
-        limit: limit as usize,
-    })
+    Ok((before, limit as usize))
 }
 
 /// The repeatable filters `status` and `job_type`, each within its bound. A job's status may be in upper case.
@@ -263,7 +268,7 @@ pub(super) fn answer(receipt: &Receipt, upper: bool) -> Json {
 /// A subject as a resource: its state as a snapshot has it, and what belongs to it beside.
 fn resource(stored: &StoredSubject, upper: bool) -> Vec<u8> {
     let mut json = wire::event_json(&stored.event, upper);
-    let details = serde_json::to_vec(&details(&stored.state)).expect("a value is JSON");
+    let details = serde_json::to_vec(&details(stored)).expect("a value is JSON");
     if details.len() > 2 {
         json.pop();
         json.push(b',');
@@ -273,9 +278,9 @@ fn resource(stored: &StoredSubject, upper: bool) -> Vec<u8> {
 }
 
 /// What a resource has beside the fields of its messages.
-fn details(state: &kind::State) -> Value {
+fn details(stored: &StoredSubject) -> Value {
     use wire::timestamp;
-    match state {
+    match &stored.state {
         kind::State::Job(job) => json!({
             "created_at": timestamp(job.created_at),
             "heard_at": timestamp(job.heard_at),
@@ -291,6 +296,23 @@ fn details(state: &kind::State) -> Value {
         kind::State::Device(device) => json!({
             "info": device.info,
             "created_at": timestamp(device.created_at),
+        }),
+        kind::State::Characteristic(own) => json!({
+            "characteristic_id": stored.event.subject,
+            "name": own.name,
+            "unit": own.unit,
+            "status": own.status(),
+            "subgroup_size": own.subgroup_size,
+            "rules": own.rules.iter().map(|(rule, severity)| json!({
+                "rule_id": rule.number(),
+                "rule_name": rule.name(),
+                "severity": severity,
+            })).collect::<Vec<_>>(),
+            "limits_version": own.limits.map(|limits| limits.version),
+            "baseline_collected": own.baseline.as_ref().map(|own| own.collected.len()),
+            "sample_count": own.sample_count,
+            "violation_count": own.violation_count,
+            "created_at": timestamp(own.created_at),
         }),
     }
 }

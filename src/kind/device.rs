@@ -237,10 +237,7 @@ pub fn apply(
         next.told_info = Some((seq, context.now));
         drafts.push(info_draft(id, &next));
     }
-    Ok(Outcome {
-        state: next,
-        drafts,
-    })
+    Ok(Outcome::new(next, drafts))
 }
 
 impl Device {

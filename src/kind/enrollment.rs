@@ -311,10 +311,7 @@ pub fn apply(
         (command, Some(session)) => changed(session, command, context)?,
     };
     let drafts = class.map(|class| draft(id, &session, class));
-    Ok(Outcome {
-        state: session,
-        drafts: drafts.into_iter().collect(),
-    })
+    Ok(Outcome::new(session, drafts.into_iter().collect()))
 }
 
 fn started(start: &Start, context: &Context<'_>) -> Result<Session, RuleError> {

@@ -4,6 +4,7 @@
 //! (log, hub, transports) handles [`Command`]s, [`State`]s and events of any kind alike. Keeps invariant 10:
 //! a terminal state is final, progress never falls within an attempt.
 
+pub mod characteristic;
 pub mod device;
 pub mod enrollment;
 pub mod job;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
+use self::characteristic::Violation;
 use crate::event::{Class, Draft, EventType};
 use crate::id::{Channel, Kind, NameError, SubjectId};
 
@@ -23,13 +25,19 @@ use crate::id::{Channel, Kind, NameError, SubjectId};
 pub const CODE_MAX_BYTES: usize = 64;
 
 /// Every kind there is.
-pub const KINDS: &[Kind] = &[job::KIND, enrollment::KIND, device::KIND];
+pub const KINDS: &[Kind] = &[
+    job::KIND,
+    enrollment::KIND,
+    device::KIND,
+    characteristic::KIND,
+];
 
 /// What is fixed of each kind.
 pub static DESCRIPTIONS: &[&Description] = &[
     &job::DESCRIPTION,
     &enrollment::DESCRIPTION,
     &device::DESCRIPTION,
+    &characteristic::DESCRIPTION,
 ];
 
 /// What is fixed of a kind.
@@ -56,6 +64,8 @@ pub enum Command {
     Enrollment(enrollment::Command),
     /// Of a device.
     Device(device::Command),
+    /// Of a characteristic.
+    Characteristic(characteristic::Command),
 }
 
 /// What a subject is.
@@ -67,6 +77,8 @@ pub enum State {
     Enrollment(Box<enrollment::Session>),
     /// A device.
     Device(Box<device::Device>),
+    /// A characteristic.
+    Characteristic(Box<characteristic::Characteristic>),
 }
 
 /// The rules of whichever kind the command is for.
@@ -87,6 +99,10 @@ pub fn apply(
             device::apply(id, state.and_then(State::device), command, context)
                 .map(|own| own.map(State::from))
         }
+        Command::Characteristic(command) => {
+            characteristic::apply(id, state.and_then(State::characteristic), command, context)
+                .map(|own| own.map(State::from))
+        }
     }
 }
 
@@ -97,6 +113,7 @@ impl Command {
             Command::Job(_) => job::KIND,
             Command::Enrollment(_) => enrollment::KIND,
             Command::Device(_) => device::KIND,
+            Command::Characteristic(_) => characteristic::KIND,
         }
     }
 
@@ -104,6 +121,16 @@ impl Command {
     pub fn wants_history(&self, state: Option<&State>) -> Option<Arc<str>> {
         match self {
             Command::Job(command) => command.wants_history(state.and_then(State::job)),
+            _ => None,
+        }
+    }
+
+    /// The number of the violation that the rules want to know.
+    pub fn wants_violation(&self) -> Option<u64> {
+        match self {
+            Command::Characteristic(characteristic::Command::Acknowledge { number, .. }) => {
+                Some(*number)
+            }
             _ => None,
         }
     }
@@ -142,12 +169,23 @@ impl State {
         }
     }
 
-    /// The state as an event that tells it whole.
+    /// The characteristic, if it is one.
+    pub fn characteristic(&self) -> Option<&characteristic::Characteristic> {
+        match self {
+            State::Characteristic(characteristic) => Some(characteristic),
+            _ => None,
+        }
+    }
+
+    /// The state as an event: of several that tell it, the one that tells what it is.
     pub fn describe(&self, id: &SubjectId) -> Draft {
         match self {
             State::Job(job) => job::draft(id, job, Class::Milestone),
             State::Enrollment(session) => enrollment::draft(id, session, Class::Milestone),
             State::Device(device) => device::status_draft(id, device),
+            State::Characteristic(characteristic) => {
+                characteristic::limits_draft(id, characteristic)
+            }
         }
     }
 
@@ -183,6 +221,12 @@ impl From<enrollment::Session> for State {
 impl From<device::Device> for State {
     fn from(device: device::Device) -> State {
         State::Device(Box::new(device))
+    }
+}
+
+impl From<characteristic::Characteristic> for State {
+    fn from(characteristic: characteristic::Characteristic) -> State {
+        State::Characteristic(Box::new(characteristic))
     }
 }
 
@@ -240,6 +284,8 @@ pub struct Context<'a> {
     pub next_seq: u64,
     /// Who holds what the command wants to hold.
     pub holder: Option<&'a SubjectId>,
+    /// The violation that the command is about.
+    pub violation: Option<&'a Violation>,
 }
 
 /// Bounds that the rules enforce. Bytes are UTF-8 bytes.
@@ -266,13 +312,24 @@ pub struct Outcome<S> {
     pub state: S,
     /// What happened, in order.
     pub drafts: Vec<Draft>,
+    /// Violations that were opened or acknowledged, as they are now.
+    pub violations: Vec<Violation>,
 }
 
 impl<S> Outcome<S> {
+    fn new(state: S, drafts: Vec<Draft>) -> Outcome<S> {
+        Outcome {
+            state,
+            drafts,
+            violations: Vec::new(),
+        }
+    }
+
     fn map<T>(self, convert: impl FnOnce(S) -> T) -> Outcome<T> {
         Outcome {
             state: convert(self.state),
             drafts: self.drafts,
+            violations: self.violations,
         }
     }
 }

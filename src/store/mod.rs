@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 
 use crate::event::Event;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::kind::characteristic::Violation;
 use crate::kind::device::Device;
 use crate::kind::{Command, RuleError, State};
 use crate::scope::Scope;
@@ -192,6 +193,30 @@ pub struct ListPage {
     pub head: u64,
 }
 
+/// Which violations to list, newest first.
+#[derive(Debug, Clone, Default)]
+pub struct ViolationQuery {
+    /// Only those of this characteristic.
+    pub characteristic_id: Option<SubjectId>,
+    /// Only those that are, or are not, acknowledged.
+    pub acknowledged: Option<bool>,
+    /// Only violations opened before this `seq`: the key of the next page.
+    pub before: Option<u64>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// A page of violations.
+#[derive(Debug)]
+pub struct ViolationPage {
+    /// Newest first.
+    pub violations: Vec<Violation>,
+    /// The key of the next page, if there is one.
+    pub next: Option<u64>,
+    /// The school's newest `seq` when the page was read.
+    pub head: u64,
+}
+
 /// A subject whose silence is worth a look.
 #[derive(Debug, Clone)]
 pub struct Overdue {
@@ -250,6 +275,13 @@ pub trait Store: Send + Sync + 'static {
         kind: Kind,
         query: ListQuery,
     ) -> Result<ListPage, StoreError>;
+
+    /// A page of violations of control limits.
+    async fn violations(
+        &self,
+        school: SchoolId,
+        query: ViolationQuery,
+    ) -> Result<ViolationPage, StoreError>;
 
     /// Subjects to look at, the longest overdue first, at most `limit`.
     async fn overdue(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<Overdue>, StoreError>;

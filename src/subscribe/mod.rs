@@ -51,8 +51,8 @@ pub struct Request {
     pub tick: Duration,
     /// When the credential ends.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Whether to begin with `connected`.
-    pub greet: bool,
+    /// Whether to begin with `connected`, and what the endpoint says in it beside.
+    pub greet: Option<Map<String, Value>>,
 }
 
 /// One thing to be written down for the client.
@@ -166,7 +166,7 @@ impl Subscriber {
         };
         subscription.renew(expires_at);
         subscription.safe = subscription.known(from).unwrap_or(0);
-        if greet {
+        if let Some(also) = greet {
             subscription.say(Control::Connected {
                 school: subscription.scope.school,
                 channels: subscription
@@ -178,6 +178,7 @@ impl Subscriber {
                 cursor: subscription.cursor(subscription.safe),
                 heartbeat_secs: self.heartbeat.as_secs(),
                 expires_at,
+                also,
             });
         }
         if !subscription.scope.channels().is_empty() {

@@ -6,6 +6,7 @@
 //! one connection and are made for it. What clients send is read in [`client`].
 
 pub mod client;
+pub mod form;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use self::form::Form;
 use crate::event::Event;
 use crate::id::{Cursor, SchoolId};
 use crate::kind::job;
@@ -36,34 +38,37 @@ pub enum Framing {
 pub struct Encoding {
     /// How it is wrapped.
     pub framing: Framing,
-    /// `status` in upper case, for clients that compare it so.
+    /// In what form its fields are told.
+    pub form: Form,
+    /// A job's `status` in upper case, for clients that compare it so.
     pub upper_status: bool,
 }
 
 impl Encoding {
     fn key(self) -> u16 {
-        self.framing as u16 | u16::from(self.upper_status) << 8
+        self.framing as u16 | (self.form as u16) << 4 | u16::from(self.upper_status) << 8
     }
 }
 
 /// An event's bytes in one encoding: made on the first call, shared afterwards.
 pub fn event(event: &Event, encoding: Encoding) -> &Arc<[u8]> {
     event.frame(encoding.key(), || {
-        let json = event_json(event, encoding.upper_status);
-        let cursor = Some(event.cursor());
-        frame(encoding.framing, event.draft.event_type.name, cursor, &json)
+        let (name, fields) = form::told(event, encoding.form);
+        let json = json(event, name, &fields, encoding.upper_status);
+        frame(encoding.framing, name, Some(event.cursor()), &json)
     })
 }
 
 /// An event as the bare JSON object, for answers over plain HTTP.
 pub fn event_json(event: &Event, upper_status: bool) -> Vec<u8> {
-    let fields = &event.draft.fields;
+    let name = event.draft.event_type.name;
+    json(event, name, &event.draft.fields, upper_status)
+}
+
+fn json(event: &Event, name: &str, fields: &str, upper_status: bool) -> Vec<u8> {
     let mut json = Vec::with_capacity(fields.len() + 160);
-    let Event {
-        school, seq, draft, ..
-    } = event;
-    let at = timestamp(event.at);
-    let (name, cursor) = (draft.event_type.name, event.cursor());
+    let Event { school, seq, .. } = event;
+    let (at, cursor) = (timestamp(event.at), event.cursor());
     write!(json, r#"{{"type":"{name}","cursor":"{cursor}","school_id":{school},"seq":{seq},"timestamp":"{at}","#)
         .expect("writing to memory succeeds");
     if event.snapshot {
@@ -76,6 +81,11 @@ pub fn event_json(event: &Event, upper_status: bool) -> Vec<u8> {
         json.extend_from_slice(&fields.as_bytes()[1..]);
     }
     json
+}
+
+/// A JSON object that is a message of its own kind, wrapped for a WebSocket.
+pub fn text_frame(json: &[u8]) -> Vec<u8> {
+    frame(Framing::WebSocket, "", None, json)
 }
 
 fn with_upper_status(fields: &str) -> String {
@@ -203,6 +213,8 @@ pub enum Control {
         heartbeat_secs: u64,
         /// When the credential ends.
         expires_at: Option<DateTime<Utc>>,
+        /// What an endpoint says beside.
+        also: Map<String, Value>,
     },
     /// Snapshot or replay is complete.
     Ready(Cursor),
@@ -260,6 +272,8 @@ enum ControlJson<'a> {
         cursor: String,
         heartbeat_secs: u64,
         expires_at: Option<String>,
+        #[serde(flatten)]
+        also: &'a Map<String, Value>,
     },
     Ready {
         cursor: String,
@@ -338,6 +352,7 @@ impl Control {
                 cursor,
                 heartbeat_secs,
                 expires_at,
+                also,
             } => ControlJson::Connected {
                 message: "Connected",
                 school_id: *school,
@@ -345,6 +360,7 @@ impl Control {
                 cursor: cursor.to_string(),
                 heartbeat_secs: *heartbeat_secs,
                 expires_at: expires_at.map(timestamp),
+                also,
             },
             Control::Ready(cursor) => ControlJson::Ready {
                 cursor: cursor.to_string(),
@@ -479,6 +495,7 @@ mod tests {
                 &sample,
                 Encoding {
                     framing,
+                    form: Form::Standard,
                     upper_status: false,
                 },
             );
@@ -497,6 +514,7 @@ mod tests {
             &sample,
             Encoding {
                 framing: Framing::WebSocket,
+                form: Form::Standard,
                 upper_status: false,
             },
         );

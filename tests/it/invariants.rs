@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidings::scope::Scope;
+use tidings::wire::form::Form;
 use tidings::wire::{Encoding, Framing};
 
 use crate::support::*;
@@ -342,6 +343,7 @@ async fn invariant_8_an_event_is_encoded_once_per_encoding() {
     ] {
         let encoding = Encoding {
             framing,
+            form: Form::Standard,
             upper_status: false,
         };
         let first = Arc::clone(tidings::wire::event(&event, encoding));

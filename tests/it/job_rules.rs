@@ -41,6 +41,7 @@ fn run_with(
             since: at(-1_000_000),
             next_seq: 1,
             holder: None,
+            violation: None,
         },
     )
 }
@@ -284,6 +285,7 @@ fn silence_while_the_server_was_away_does_not_count() {
         since: at(990),
         next_seq: 1,
         holder: None,
+        violation: None,
     };
     let looked = apply(&id(), Some(&job), &Command::Check, &context).unwrap();
     assert!(looked.drafts.is_empty() && looked.state.check_at == Some(at(990 + 60)));
@@ -409,7 +411,7 @@ proptest! {
             let outcome = run(job.as_ref(), &command, now);
             let again = run(before.as_ref(), &command, now);
             prop_assert_eq!(outcome.is_ok(), again.is_ok(), "the rules depend on nothing but their arguments");
-            let Ok(Outcome { state: after, drafts }) = outcome else { continue };
+            let Ok(Outcome { state: after, drafts, .. }) = outcome else { continue };
             if let Some(before) = &before {
                 let same_attempt = before.attempt == after.attempt;
                 prop_assert!(after.attempt == before.attempt || (matches!(command, Command::Retry(_)) && after.attempt == before.attempt + 1));

@@ -11,6 +11,7 @@ mod support;
 mod access;
 mod bad_input;
 mod browsers_and_proxies;
+mod characteristics;
 mod cli;
 mod devices;
 mod documentation;

@@ -17,6 +17,7 @@ use rocket::http::uri::fmt::Path;
 use rocket::request::FromSegments;
 use rocket::response::{self, Responder};
 use rocket::{Request, Route, State, get, routes};
+use serde_json::{Map, Value};
 
 use self::dialect::Dialect;
 use self::event_source::EventSourceBody;
@@ -28,14 +29,23 @@ use super::credential::Listener;
 use super::problem::{Kind, Problem};
 use crate::auth::Access;
 use crate::id::{Channel, SchoolId};
-use crate::kind::{self, job};
+use crate::kind::{self, device, enrollment, job};
 use crate::scope::Scope;
 use crate::service::Tidings;
 use crate::subscribe::{Request as Subscribe, Subscription};
-use crate::wire::Close;
+use crate::wire::{Close, Encoding, Framing};
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![events, multiplexed, job_progress]
+    routes![
+        events,
+        multiplexed,
+        samples,
+        job_progress,
+        uploads,
+        upload,
+        enrollments,
+        device_status,
+    ]
 }
 
 /// The answer over one of the transports.
@@ -77,26 +87,31 @@ async fn events(
 ) -> Result<Stream, Problem> {
     let (access, params, handshake) = (listener.0?, params?, handshake?.0);
     let mut texts = params.channels.clone();
-    if !path.0.is_empty() {
-        texts.push(path.0);
+    match &params.ids {
+        Some(ids) if kind::known_kind(&path.0).is_some() => {
+            texts.extend(ids.iter().map(|id| format!("{}/{id}", path.0)));
+        }
+        Some(_) => {
+            let detail = "`ids` goes with a collection, as in /events/characteristics?ids=1,2";
+            return Err(Problem::new(Kind::InvalidQuery, detail));
+        }
+        None if path.0.is_empty() => {}
+        None => texts.push(path.0),
     }
     let (school, channels) = channels(&texts, &params, &access, tidings)?;
     for channel in &channels {
         access.reach(school, channel)?;
     }
     require_subjects(tidings, school, &channels).await?;
-    let scope = Scope::new(school, channels).filtered(params.filter.clone());
-    let tick = params
-        .tick
-        .unwrap_or(Dialect::EVENTS.tick(tidings.settings()));
-    let subscribe = Subscribe {
+    let scope = Scope::new(school, channels);
+    let subscription = open(
+        tidings,
+        &Dialect::EVENTS,
+        &params,
+        &access,
         scope,
-        from: params.from,
-        tick,
-        expires_at: access.expires_at,
-        greet: true,
-    };
-    let subscription = open(tidings, subscribe)?;
+        Some(Map::new()),
+    )?;
     Ok(match (params.transport, handshake) {
         (_, Some(handshake)) => {
             let opening = Opening::Accepted {
@@ -104,12 +119,7 @@ async fn events(
                 subscription,
                 from: None,
             };
-            Stream::Socket(handshake.upgrade(
-                Arc::clone(tidings),
-                Dialect::EVENTS,
-                params.upper_status,
-                opening,
-            ))
+            upgrade(handshake, tidings, Dialect::EVENTS, Ok(&params), opening)
         }
         (Transport::Poll, None) => Stream::Poll(Box::new(PollBody::new(subscription, &params))),
         (Transport::EventSource, None) => {
@@ -126,38 +136,46 @@ fn multiplexed(
     handshake: Result<MaybeHandshake, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Stream, Problem> {
+    without_channel(Dialect::MULTIPLEXED, params, listener, handshake, tidings)
+}
+
+/// `/ws/samples`: the same for clients of statistical process control.
+#[get("/ws/samples")]
+fn samples(
+    params: Result<Params, Problem>,
+    listener: Listener,
+    handshake: Result<MaybeHandshake, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Stream, Problem> {
+    without_channel(Dialect::SAMPLES, params, listener, handshake, tidings)
+}
+
+fn without_channel(
+    dialect: Dialect,
+    params: Result<Params, Problem>,
+    listener: Listener,
+    handshake: Result<MaybeHandshake, Problem>,
+    tidings: &Arc<Tidings>,
+) -> Result<Stream, Problem> {
     let handshake = required(handshake)?;
-    let upper = params.as_ref().is_ok_and(|params| params.upper_status);
     let accept = || {
-        let (access, params) = (listener.0?, params?);
-        let school = access.school(params.school)?;
-        let tick = params
-            .tick
-            .unwrap_or(Dialect::MULTIPLEXED.tick(tidings.settings()));
-        let scope = Scope::new(school, []).filtered(params.filter);
-        let subscribe = Subscribe {
-            scope,
-            from: None,
-            tick,
-            expires_at: access.expires_at,
-            greet: false,
-        };
-        Ok((open(tidings, subscribe)?, access, params.from))
-    };
-    let opening = match accept() {
-        Ok((subscription, access, from)) => Opening::Accepted {
+        let (access, params) = (listener.0?, params.as_ref().map_err(Problem::clone)?);
+        let scope = Scope::new(access.school(params.school)?, []);
+        let subscription = open(tidings, &dialect, params, &access, scope, None)?;
+        Ok(Opening::Accepted {
             access,
             subscription,
-            from,
-        },
-        Err(problem) => Opening::refused(problem, &Dialect::MULTIPLEXED),
+            from: params.from,
+        })
     };
-    Ok(Stream::Socket(handshake.upgrade(
-        Arc::clone(tidings),
-        Dialect::MULTIPLEXED,
-        upper,
+    let opening = accept().unwrap_or_else(|problem| Opening::refused(problem, &dialect));
+    Ok(upgrade(
+        handshake,
+        tidings,
+        dialect,
+        params.as_ref().map_err(|_| ()),
         opening,
-    )))
+    ))
 }
 
 /// `/progress/ws/<job_id>`: one job for clients that know nothing of channels.
@@ -169,53 +187,160 @@ async fn job_progress(
     handshake: Result<MaybeHandshake, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Stream, Problem> {
+    let target = Target::Subject(job::KIND, job_id);
+    let dialect = Dialect::JOB_PROGRESS;
+    with_channel(dialect, target, None, params, listener, handshake, tidings).await
+}
+
+/// `/ws/upload-progress`: all jobs, or those of a type, as uploads.
+#[get("/ws/upload-progress")]
+async fn uploads(
+    params: Result<Params, Problem>,
+    listener: Listener,
+    handshake: Result<MaybeHandshake, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Stream, Problem> {
+    let (dialect, target) = (Dialect::UPLOADS, Target::WhatGoesOn(job::KIND));
+    with_channel(dialect, target, None, params, listener, handshake, tidings).await
+}
+
+/// `/ws/upload-progress/<processing_id>`: one of them.
+#[get("/ws/upload-progress/<processing_id>")]
+async fn upload(
+    processing_id: &str,
+    params: Result<Params, Problem>,
+    listener: Listener,
+    handshake: Result<MaybeHandshake, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Stream, Problem> {
+    let target = Target::Subject(job::KIND, processing_id);
+    let dialect = Dialect::UPLOADS;
+    with_channel(dialect, target, None, params, listener, handshake, tidings).await
+}
+
+/// `/ws/enrollment`: a school's enrollment sessions, or one.
+#[get("/ws/enrollment?<session_id>")]
+async fn enrollments(
+    session_id: Option<&str>,
+    params: Result<Params, Problem>,
+    listener: Listener,
+    handshake: Result<MaybeHandshake, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Stream, Problem> {
+    let session_id = session_id.filter(|id| !id.is_empty());
+    let target = match session_id {
+        Some(id) => Target::Subject(enrollment::KIND, id),
+        None => Target::WhatGoesOn(enrollment::KIND),
+    };
+    let mut also = Map::new();
+    also.insert("session_id".into(), session_id.into());
+    let dialect = Dialect::SESSIONS_AND_DEVICES;
+    with_channel(
+        dialect,
+        target,
+        Some(also),
+        params,
+        listener,
+        handshake,
+        tidings,
+    )
+    .await
+}
+
+/// `/ws/device-status`: a school's devices.
+#[get("/ws/device-status")]
+async fn device_status(
+    params: Result<Params, Problem>,
+    listener: Listener,
+    handshake: Result<MaybeHandshake, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Stream, Problem> {
+    let target = Target::WhatGoesOn(device::KIND);
+    let (dialect, also) = (Dialect::SESSIONS_AND_DEVICES, Some(Map::new()));
+    with_channel(dialect, target, also, params, listener, handshake, tidings).await
+}
+
+/// What an endpoint of existing clients listens to.
+enum Target<'a> {
+    /// One subject, by what may be its id.
+    Subject(crate::id::Kind, &'a str),
+    /// A collection, whose ended subjects nobody wants to be told of on connecting.
+    WhatGoesOn(crate::id::Kind),
+}
+
+/// A WebSocket that listens to its endpoint's own channel from the start. It is accepted first, and refused then.
+async fn with_channel(
+    dialect: Dialect,
+    target: Target<'_>,
+    greet: Option<Map<String, Value>>,
+    params: Result<Params, Problem>,
+    listener: Listener,
+    handshake: Result<MaybeHandshake, Problem>,
+    tidings: &Arc<Tidings>,
+) -> Result<Stream, Problem> {
     let handshake = required(handshake)?;
-    let upper = params.as_ref().is_ok_and(|params| params.upper_status);
-    let opening = match open_job(job_id, params, listener, tidings).await {
+    let accept = async {
+        let (access, params) = (listener.0?, params.as_ref().map_err(Problem::clone)?);
+        let school = access.school(params.school)?;
+        let scope = match &target {
+            Target::WhatGoesOn(kind) => {
+                let channel = Channel::Collection(*kind);
+                access.reach(school, &channel)?;
+                Scope::new(school, [channel]).of_what_goes_on()
+            }
+            Target::Subject(kind, id) => {
+                let not_found = |_| Problem::from(kind::not_found(*kind, *id));
+                let channel = Channel::Subject(*kind, id.parse().map_err(not_found)?);
+                access.reach(school, &channel)?;
+                require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
+                Scope::new(school, [channel])
+            }
+        };
+        let subscription = open(tidings, &dialect, params, &access, scope, greet)?;
+        Ok::<_, Problem>((subscription, access))
+    };
+    let opening = match accept.await {
         Ok((subscription, access)) => Opening::Accepted {
             access,
             subscription,
             from: None,
         },
-        Err(problem) if problem.is(Kind::NotFound) => Opening::Refused {
-            error: Some(format!("Job {job_id} not found")),
-            code: "not_found",
-            close: Close::Done,
+        Err(problem) => match target {
+            Target::Subject(kind, id) if problem.is(Kind::NotFound) => Opening::Refused {
+                error: Some(kind::not_found(kind, id).to_string()),
+                code: "not_found",
+                close: Close::Done,
+            },
+            _ => Opening::refused(problem, &dialect),
         },
-        Err(problem) => Opening::refused(problem, &Dialect::JOB_PROGRESS),
     };
-    Ok(Stream::Socket(handshake.upgrade(
-        Arc::clone(tidings),
-        Dialect::JOB_PROGRESS,
-        upper,
+    Ok(upgrade(
+        handshake,
+        tidings,
+        dialect,
+        params.as_ref().map_err(|_| ()),
         opening,
-    )))
+    ))
 }
 
-async fn open_job(
-    job_id: &str,
-    params: Result<Params, Problem>,
-    listener: Listener,
+/// Turns the connection into a WebSocket.
+fn upgrade(
+    handshake: Handshake,
     tidings: &Arc<Tidings>,
-) -> Result<(Subscription, Access), Problem> {
-    let (access, params) = (listener.0?, params?);
-    let school = access.school(params.school)?;
-    let not_found = |_| Problem::new(Kind::NotFound, "not found");
-    let channel = Channel::Subject(job::KIND, job_id.parse().map_err(not_found)?);
-    access.reach(school, &channel)?;
-    require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
-    let tick = params
-        .tick
-        .unwrap_or(Dialect::JOB_PROGRESS.tick(tidings.settings()));
-    let scope = Scope::new(school, [channel]).filtered(params.filter);
-    let subscribe = Subscribe {
-        scope,
-        from: params.from,
-        tick,
-        expires_at: access.expires_at,
-        greet: false,
+    dialect: Dialect,
+    params: Result<&Params, ()>,
+    opening: Opening,
+) -> Stream {
+    let encoding = match params {
+        Ok(params) => params.encoding(Framing::WebSocket, dialect.form),
+        // Nothing is told but why not.
+        Err(()) => Encoding {
+            framing: Framing::WebSocket,
+            form: dialect.form,
+            upper_status: false,
+        },
     };
-    Ok((open(tidings, subscribe)?, access))
+    Stream::Socket(handshake.upgrade(Arc::clone(tidings), dialect, encoding, opening))
 }
 
 fn required(handshake: Result<MaybeHandshake, Problem>) -> Result<Handshake, Problem> {
@@ -268,8 +393,23 @@ async fn require_subjects(
     Ok(())
 }
 
-fn open(tidings: &Tidings, subscribe: Subscribe) -> Result<Subscription, Problem> {
-    let subscription = tidings.subscriber().open(subscribe)?;
+fn open(
+    tidings: &Tidings,
+    dialect: &Dialect,
+    params: &Params,
+    access: &Access,
+    scope: Scope,
+    greet: Option<Map<String, Value>>,
+) -> Result<Subscription, Problem> {
+    // Without a channel yet, the cursor is for the first `subscribe`.
+    let from = params.from.filter(|_| !scope.channels().is_empty());
+    let subscription = tidings.subscriber().open(Subscribe {
+        scope: scope.filtered(params.filter.clone()),
+        from,
+        tick: params.tick.unwrap_or(dialect.tick(tidings.settings())),
+        expires_at: access.expires_at,
+        greet,
+    })?;
     // A stream that opens while the server stops may have missed the word to close.
     if tidings.is_stopping() {
         return Err(Problem::new(

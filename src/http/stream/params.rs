@@ -12,6 +12,7 @@ use crate::http::problem::{Kind, Problem};
 use crate::http::subjects::filters;
 use crate::id::{Cursor, SchoolId};
 use crate::scope::Filter;
+use crate::wire::form::Form;
 use crate::wire::{Encoding, Framing};
 
 /// How to answer a request that is no WebSocket handshake.
@@ -38,6 +39,10 @@ pub(super) struct Params {
     pub(super) filter: Filter,
     /// `?status_case=`, or else the setting.
     pub(super) upper_status: bool,
+    /// `?shape=`.
+    pub(super) form: Option<Form>,
+    /// `?ids=`, which names single subjects of a collection.
+    pub(super) ids: Option<Vec<String>>,
     /// `?named=1`.
     pub(super) named: bool,
     /// `?padding=`, in bytes.
@@ -54,8 +59,14 @@ impl Params {
         } else {
             Framing::Sse
         };
+        self.encoding(framing, Form::Standard)
+    }
+
+    /// The encoding that is asked for, in this form if none is.
+    pub(super) fn encoding(&self, framing: Framing, form: Form) -> Encoding {
         Encoding {
             framing,
+            form: self.form.unwrap_or(form),
             upper_status: self.upper_status,
         }
     }
@@ -96,6 +107,13 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
         Some("1") => true,
         Some(_) => return Err(invalid("`named` is 0 or 1".into())),
     };
+    let form = match query(request, "shape") {
+        None => None,
+        Some("enveloped") => Some(Form::Standard),
+        Some("flat") => Some(Form::Flat),
+        Some(_) => return Err(invalid("`shape` is enveloped or flat".into())),
+    };
+    let ids = query(request, "ids").map(|ids| ids.split(',').map(str::to_owned).collect());
     Ok(Params {
         transport: transport(request)?,
         channels: request
@@ -111,6 +129,8 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
             statuses: statuses.into_iter().map(str::to_owned).collect(),
         },
         upper_status,
+        form,
+        ids,
         named,
         padding: number("padding", PADDING_MAX_BYTES as u64)?.unwrap_or(0) as usize,
         wait: Duration::from_secs(

@@ -21,6 +21,7 @@ use super::event_source::{Outgoing, Parts, poll_fill, streamed};
 use super::params::Params;
 use crate::config::POLL_FULL_BYTES;
 use crate::subscribe::{Delivery, Subscription};
+use crate::wire::form::Form;
 use crate::wire::{self, Control, Encoding, Framing};
 
 /// See the module's page.
@@ -52,10 +53,7 @@ impl PollBody {
     pub(super) fn new(subscription: Subscription, params: &Params) -> PollBody {
         PollBody {
             subscription,
-            encoding: Encoding {
-                framing: Framing::Json,
-                upper_status: params.upper_status,
-            },
+            encoding: params.encoding(Framing::Json, Form::Standard),
             outgoing: Outgoing::default(),
             wait: Box::pin(sleep(params.wait)),
             stage: Stage::Head,

@@ -3,6 +3,7 @@
 //! One hand-written future drives everything, so that an idle connection is one small task. It reads only
 //! while there is room for answers, so a client that asks and does not listen is slowed, not buffered.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,13 +19,15 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::dialect::{BarePing, Dialect};
 use super::socket::{End, Incoming, Socket};
 use crate::auth::{Access, AuthError};
-use crate::config::{CLOSE_WAIT, WRITE_STALL};
+use crate::config::{CLOSE_WAIT, INITIAL_STATE_MAX, WRITE_STALL};
+use crate::event::Event;
 use crate::http::problem::Problem;
 use crate::id::{Channel, Cursor};
 use crate::service::Tidings;
 use crate::store::StoreError;
 use crate::subscribe::{Delivery, Subscription};
 use crate::wire::client::{ClientMessage, ClientMessageError};
+use crate::wire::form::initial_uploads;
 use crate::wire::{self, Close, Control, Encoding, Framing};
 
 /// How a connection begins.
@@ -95,10 +98,14 @@ pub(super) struct Session {
     /// Where the first `subscribe` goes on, if it does not say itself.
     from: Option<Cursor>,
     /// Messages that came in with one that is still being answered. Bounded by one read of the socket.
-    waiting: std::collections::VecDeque<Incoming>,
+    waiting: VecDeque<Incoming>,
     phase: Phase,
     last_message: Instant,
     rounds: Pin<Box<Sleep>>,
+    /// A snapshot that is to be announced, as far as it has come. Bounded by [`INITIAL_STATE_MAX`].
+    gathered: Option<Vec<Arc<Event>>>,
+    /// What was announced and is told now.
+    announced: VecDeque<Arc<Event>>,
 }
 
 impl Session {
@@ -106,16 +113,13 @@ impl Session {
         socket: Socket,
         tidings: Arc<Tidings>,
         dialect: Dialect,
-        upper_status: bool,
+        encoding: Encoding,
         opening: Opening,
     ) -> Session {
         let mut session = Session {
             socket,
             dialect,
-            encoding: Encoding {
-                framing: Framing::WebSocket,
-                upper_status,
-            },
+            encoding,
             live: None,
             asking: None,
             from: None,
@@ -123,6 +127,8 @@ impl Session {
             phase: Phase::Open,
             last_message: Instant::now(),
             rounds: Box::pin(sleep(Duration::ZERO)),
+            gathered: dialect.announces_snapshot.then(Vec::new),
+            announced: VecDeque::new(),
             tidings,
         };
         match opening {
@@ -164,6 +170,8 @@ impl Session {
         self.live = None;
         self.asking = None;
         self.waiting.clear();
+        self.gathered = None;
+        self.announced.clear();
         self.phase = Phase::Closing(Instant::now() + CLOSE_WAIT);
         self.rounds.as_mut().reset(Instant::now() + CLOSE_WAIT);
     }
@@ -175,37 +183,89 @@ impl Session {
             // Whether there is room or not: what is not written yet is not for an ended credential.
             subscription.end_if_expired();
         }
-        while self.socket.has_room()
-            && let Some((_, subscription)) = &mut self.live
-            && let Poll::Ready(delivery) = Pin::new(subscription).poll_next(cx)
-        {
+        while self.socket.has_room() {
+            if let Some(event) = self.announced.pop_front() {
+                self.send_event(&event);
+                any = true;
+                continue;
+            }
+            let Some((_, subscription)) = &mut self.live else {
+                break;
+            };
+            let Poll::Ready(delivery) = Pin::new(subscription).poll_next(cx) else {
+                break;
+            };
             any = true;
             match delivery {
-                Some(Delivery::Event(event)) => self
-                    .socket
-                    .send(Arc::clone(wire::event(&event, self.encoding))),
-                Some(Delivery::Control(Control::Heartbeat { cursor, .. })) => {
-                    self.socket.ping(cursor.to_string())
-                }
-                Some(Delivery::Control(control)) => {
-                    let acknowledges = matches!(
-                        control,
-                        Control::Ready(_)
-                            | Control::Subscribed { .. }
-                            | Control::Unsubscribed { .. }
-                    );
-                    if self.dialect.acknowledges || !acknowledges {
-                        self.send_control(&control);
-                    }
-                    if let Control::Closing(close) = control {
-                        self.begin_close(close);
-                    }
-                }
+                Some(Delivery::Event(event)) => self.take_event(event),
+                Some(Delivery::Control(control)) => self.take_control(control),
                 // The last delivery is `closing`, which has ended the subscription already.
                 None => self.live = None,
             }
         }
         any
+    }
+
+    fn take_event(&mut self, event: Arc<Event>) {
+        if event.snapshot
+            && let Some(gathered) = &mut self.gathered
+        {
+            gathered.push(event);
+            if gathered.len() == INITIAL_STATE_MAX {
+                self.announce();
+            }
+            return;
+        }
+        self.announce();
+        if self.announced.is_empty() {
+            self.send_event(&event);
+        } else {
+            self.announced.push_back(event);
+        }
+    }
+
+    fn send_event(&mut self, event: &Arc<Event>) {
+        self.socket
+            .send(Arc::clone(wire::event(event, self.encoding)));
+    }
+
+    /// Announces the snapshot that has been gathered, and begins to tell it.
+    fn announce(&mut self) {
+        let Some(gathered) = self.gathered.take().filter(|some| !some.is_empty()) else {
+            return;
+        };
+        let json = initial_uploads(gathered.iter().map(|event| &**event));
+        self.socket.send(wire::text_frame(&json).into());
+        self.announced = gathered.into();
+    }
+
+    fn take_control(&mut self, control: Control) {
+        match &control {
+            // What is gathered will give a sign of life soon, and no cursor may go before it.
+            Control::Heartbeat { .. }
+                if self.gathered.as_ref().is_some_and(|some| !some.is_empty()) =>
+            {
+                return;
+            }
+            Control::Heartbeat { cursor, .. } => return self.socket.ping(cursor.to_string()),
+            Control::Ready(_) => {
+                self.announce();
+                if !self.dialect.tells_ready {
+                    return;
+                }
+            }
+            Control::Subscribed { .. } | Control::Unsubscribed { .. } => {
+                if !self.dialect.acknowledges {
+                    return;
+                }
+            }
+            Control::Reset(_) => self.gathered = self.dialect.announces_snapshot.then(Vec::new),
+            _ => {}
+        }
+        self.send_control(&control);
+        if let Control::Closing(close) = control {
+            self.begin_close(close);
+        }
     }
 
     /// Answers messages while there is room. True if there were any.
@@ -254,6 +314,7 @@ impl Session {
         match ClientMessage::parse(&text) {
             Ok(ClientMessage::BarePing) => match self.dialect.bare_ping {
                 BarePing::Pong => self.send_control(&Control::Pong { timestamp: None }),
+                BarePing::BarePong => self.socket.send(wire::text_frame(b"pong").into()),
                 BarePing::Error => {
                     let error = ClientMessageError::Malformed;
                     self.error(error.code(), error.to_string());

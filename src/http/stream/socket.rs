@@ -31,7 +31,7 @@ use crate::config::{ANSWER_FRAMES, SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
 use crate::http::credential::chosen_subprotocol;
 use crate::http::problem::{Kind, Problem};
 use crate::service::Tidings;
-use crate::wire::Close;
+use crate::wire::{Close, Encoding};
 
 /// A sound handshake, or nothing for a request that is none. A broken one is a problem.
 pub(super) struct MaybeHandshake(pub(super) Option<Handshake>);
@@ -47,13 +47,13 @@ impl Handshake {
         self,
         tidings: Arc<Tidings>,
         dialect: Dialect,
-        upper_status: bool,
+        encoding: Encoding,
         opening: Opening,
     ) -> Box<Upgrade> {
         let handler = Handler {
             tidings,
             dialect,
-            upper_status,
+            encoding,
             opening,
         };
         Box::new(Upgrade {
@@ -116,7 +116,7 @@ impl<'r> Responder<'r, 'static> for Upgrade {
 struct Handler {
     tidings: Arc<Tidings>,
     dialect: Dialect,
-    upper_status: bool,
+    encoding: Encoding,
     opening: Opening,
 }
 
@@ -126,18 +126,12 @@ impl IoHandler for Handler {
         let Handler {
             tidings,
             dialect,
-            upper_status,
+            encoding,
             opening,
         } = *Pin::into_inner(self);
         let socket = Socket::new(io, tidings.settings().client_message_limit_bytes);
         // Ends with the connection: by the peer, the credential, silence, or the server's stop.
-        tokio::spawn(Session::new(
-            socket,
-            tidings,
-            dialect,
-            upper_status,
-            opening,
-        ));
+        tokio::spawn(Session::new(socket, tidings, dialect, encoding, opening));
         Ok(())
     }
 }

@@ -36,7 +36,7 @@ pub fn apply(
         .map(|class| draft(id, &job, class))
         .into_iter()
         .collect();
-    Ok(Outcome { state: job, drafts })
+    Ok(Outcome::new(job, drafts))
 }
 
 fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {

@@ -4,6 +4,7 @@
 //! blocking threads, at most as many at a time as the pool has connections. A lock file keeps a second
 //! process out, because the writer caches what it has written.
 
+mod characteristics;
 mod devices;
 mod enrollments;
 mod jobs;
@@ -12,6 +13,7 @@ mod schema;
 mod sweep;
 mod table;
 mod upsert;
+mod violations;
 mod writer;
 
 use std::fs::File;
@@ -33,7 +35,7 @@ use self::table::{TABLES, table};
 use self::writer::{Submission, Work, Writer};
 use super::{
     CommandError, Committed, Envelope, ListPage, ListQuery, Overdue, Page, Receipt, Store,
-    StoreError, StoredSubject,
+    StoreError, StoredSubject, ViolationPage, ViolationQuery,
 };
 use crate::config::{self, Settings, Synchronous};
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
@@ -321,6 +323,15 @@ impl Store for SqliteStore {
     ) -> Result<ListPage, StoreError> {
         let epoch = self.epoch;
         self.read(move |conn| read::list(conn, epoch, school, kind, &query))
+            .await
+    }
+
+    async fn violations(
+        &self,
+        school: SchoolId,
+        query: ViolationQuery,
+    ) -> Result<ViolationPage, StoreError> {
+        self.read(move |conn| violations::list(conn, school, &query))
             .await
     }
 

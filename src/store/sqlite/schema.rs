@@ -114,6 +114,56 @@ diesel::table! {
 }
 
 diesel::table! {
+    characteristics (school_id, characteristic_id) {
+        school_id -> BigInt,
+        characteristic_id -> Text,
+        name -> Nullable<Text>,
+        unit -> Nullable<Text>,
+        status -> Text,
+        subgroup_size -> BigInt,
+        rules -> Text,
+        center_line -> Nullable<Double>,
+        ucl -> Nullable<Double>,
+        lcl -> Nullable<Double>,
+        limits_method -> Nullable<Text>,
+        limits_samples -> BigInt,
+        limits_version -> BigInt,
+        baseline -> Nullable<Text>,
+        recent -> Text,
+        runs -> Text,
+        sample_count -> BigInt,
+        violation_count -> BigInt,
+        sample_id -> Nullable<Text>,
+        sample_seq -> Nullable<BigInt>,
+        sample_at -> Nullable<BigInt>,
+        sample_fields -> Nullable<Text>,
+        limits_seq -> BigInt,
+        limits_at -> BigInt,
+        created_at -> BigInt,
+        created_seq -> BigInt,
+        last_seq -> BigInt,
+        last_at -> BigInt,
+    }
+}
+
+diesel::table! {
+    violations (school_id, characteristic_id, number) {
+        school_id -> BigInt,
+        characteristic_id -> Text,
+        number -> BigInt,
+        sample_id -> Nullable<Text>,
+        rule_id -> BigInt,
+        rule_name -> Text,
+        severity -> Text,
+        at -> BigInt,
+        seq -> BigInt,
+        ack_user -> Nullable<Text>,
+        ack_reason -> Nullable<Text>,
+        ack_at -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
     idempotency_keys (school_id, key) {
         school_id -> BigInt,
         key -> Text,

@@ -6,6 +6,7 @@ use diesel::sqlite::SqliteConnection;
 
 use super::schema::{events, idempotency_keys, schools};
 use super::table::{Address, TABLES, millis};
+use super::violations;
 use crate::config;
 
 /// What the sweep removes.
@@ -83,6 +84,7 @@ pub(super) fn sweep(
             gone.extend(table.sweep(conn, now - retention.finished, limit)?);
         }
         more |= gone.len() >= limit;
+        more |= violations::sweep(conn, now - retention.finished, limit)? == limit;
         let old_keys = idempotency_keys::created_at.lt(millis(now - retention.keys));
         let keys: Vec<(i64, String)> = idempotency_keys::table
             .filter(old_keys)

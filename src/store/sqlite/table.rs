@@ -10,12 +10,13 @@ use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 use serde_json::value::RawValue;
 
+use super::characteristics::CharacteristicsTable;
 use super::devices::DevicesTable;
 use super::enrollments::EnrollmentsTable;
 use super::jobs::JobsTable;
 use crate::event::Event;
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
-use crate::kind::{State, device, enrollment, job};
+use crate::kind::{State, characteristic, device, enrollment, job};
 use crate::scope::Filter;
 use crate::store::{ListQuery, Overdue, StoredSubject};
 
@@ -24,6 +25,7 @@ pub(super) const TABLES: &[(Kind, &dyn Table)] = &[
     (job::KIND, &JobsTable),
     (enrollment::KIND, &EnrollmentsTable),
     (device::KIND, &DevicesTable),
+    (characteristic::KIND, &CharacteristicsTable),
 ];
 
 /// The table of this kind.
@@ -321,6 +323,10 @@ macro_rules! any_table {
             school: SchoolId,
             query: &crate::store::ListQuery,
         ) -> QueryResult<Vec<(SubjectId, Stored)>> {
+            let categories: &[&str] = &[$(stringify!($category))?];
+            if categories.is_empty() && !query.categories.is_empty() {
+                return Ok(Vec::new());
+            }
             // One query a status: each by an index, newest first.
             let mut sources: Vec<Option<&str>> = query.statuses.iter().copied().map(Some).collect();
             sources.sort_unstable();

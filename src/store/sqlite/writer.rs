@@ -25,10 +25,12 @@ use super::schema::{events, idempotency_keys, meta};
 use super::sweep::{Retention, sweep};
 use super::table::{Address, EventRow, Stored, millis, table, unreadable};
 use super::upsert::upsert;
+use super::violations;
 use super::{OPEN_IN, database_error};
 use crate::config::{self, Settings, Synchronous};
 use crate::event::{Class, Event};
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
+use crate::kind::characteristic::Violation;
 use crate::kind::{self, Context, Limits, State};
 use crate::store::{CommandError, Committed, Envelope, Idempotency, Receipt, StoreError};
 
@@ -94,6 +96,7 @@ struct Group {
     ended: Vec<(SchoolId, Arc<str>, f64)>,
     /// Who holds alone what the group gave or took.
     held: HashMap<(SchoolId, Kind, String), Option<SubjectId>>,
+    violations: HashMap<(SchoolId, SubjectId, u64), Violation>,
     milestones: bool,
 }
 
@@ -261,6 +264,10 @@ impl Writer {
             Some(what) => self.holder(group, school, kind, what)?,
             None => None,
         };
+        let violation = match command.wants_violation() {
+            Some(number) => self.violation(group, school, &subject, number)?,
+            None => None,
+        };
         let head = self.head(group, school)?;
         let context = Context {
             now,
@@ -269,6 +276,7 @@ impl Writer {
             since: self.since,
             next_seq: head + 1,
             holder: holder.as_ref(),
+            violation: violation.as_ref(),
         };
         let outcome = match kind::apply(&subject, state.as_ref(), &command, &context) {
             Ok(outcome) => outcome,
@@ -281,6 +289,14 @@ impl Writer {
             group
                 .held
                 .insert((school, kind, what.to_owned()), Some(subject.clone()));
+        }
+        for violation in outcome.violations {
+            let key = (
+                school,
+                violation.characteristic_id.clone(),
+                violation.number,
+            );
+            group.violations.insert(key, violation);
         }
         let mut seq = head;
         let mut first = None;
@@ -354,6 +370,21 @@ impl Writer {
             self.states.put(address.clone(), stored);
         }
         Ok(self.states.get(address))
+    }
+
+    /// A violation, as the commands before this one leave it.
+    fn violation(
+        &mut self,
+        group: &Group,
+        school: SchoolId,
+        characteristic: &SubjectId,
+        number: u64,
+    ) -> QueryResult<Option<Violation>> {
+        let key = (school, characteristic.clone(), number);
+        match group.violations.get(&key) {
+            Some(violation) => Ok(Some(violation.clone())),
+            None => violations::find(&mut self.conn, school, characteristic, number),
+        }
     }
 
     /// Who holds what only one may hold, as the commands before this one leave it.
@@ -463,6 +494,9 @@ impl Writer {
         self.conn.immediate_transaction(|conn| {
             for ((school, kind, subject), stored) in &group.changed {
                 table(*kind).write(conn, *school, subject, stored)?;
+            }
+            for ((school, ..), violation) in &group.violations {
+                violations::write(conn, *school, violation)?;
             }
             for event in &group.events {
                 diesel::insert_into(events::table)

@@ -1,0 +1,195 @@
+//! `/api/violations`: reading violations and acknowledging them; and `PUT /api/characteristics/<id>/limits`.
+
+use std::sync::Arc;
+
+use rocket::data::Data;
+use rocket::http::Status;
+use rocket::request::{FromRequest, Outcome, Request};
+use rocket::{Route, State, get, post, put, routes};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::body::{self, IdempotencyKey, Json};
+use super::commands::{self, Parse};
+use super::credential::{Caller, query};
+use super::problem::{Kind, Problem};
+use super::subjects::{answer, page_of};
+use crate::auth::{Access, Role};
+use crate::id::{Channel, Cursor, SubjectId};
+use crate::kind::characteristic::{self, KIND, Violation, ViolationId};
+use crate::kind::{self, RuleError};
+use crate::service::Tidings;
+use crate::store::{Envelope, ViolationQuery};
+use crate::wire::timestamp;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![list, acknowledge, limits]
+}
+
+/// Body of `ack`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Acknowledge {
+    reason: String,
+    /// On whose behalf; the token's `sub` if absent.
+    #[serde(default)]
+    user: Option<String>,
+}
+
+/// Reads the acknowledgement of a violation.
+pub(super) fn acknowledgement(
+    id: &str,
+    access: &Access,
+    parse: impl Parse,
+) -> Result<Envelope, Problem> {
+    let body: Acknowledge = parse.body()?;
+    let not_found = || RuleError::NotFound {
+        noun: "Violation",
+        id: id.to_owned(),
+    };
+    let id = ViolationId::parse(id).ok_or_else(not_found)?;
+    let user = body.user.unwrap_or_else(|| access.subject.clone());
+    let command = characteristic::Command::Acknowledge {
+        number: id.number,
+        user: user.into(),
+        reason: body.reason,
+    };
+    Ok(Envelope {
+        subject: id.characteristic_id,
+        command: kind::Command::Characteristic(command),
+        idempotency: None,
+    })
+}
+
+#[post("/api/violations/<id>/ack", data = "<data>")]
+async fn acknowledge(
+    id: &str,
+    caller: Result<Caller, Problem>,
+    key: Result<IdempotencyKey, Problem>,
+    data: Data<'_>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
+    let (caller, key) = (caller?, key?);
+    caller.require(Role::Worker)?;
+    let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
+    let mut envelope = acknowledgement(id, &caller.access, &*bytes)?;
+    let channel = Channel::Subject(KIND, envelope.subject.clone());
+    caller.access.reach(caller.school, &channel)?;
+    envelope.idempotency = key.with(&bytes);
+    let published = tidings.publisher().publish(caller.school, envelope).await;
+    match published {
+        Ok(receipt) => Ok(answer(&receipt, false)),
+        // A characteristic that is not there has no violations.
+        Err(error) => match Problem::from(error) {
+            problem if problem.is(Kind::NotFound) => Err(RuleError::NotFound {
+                noun: "Violation",
+                id: id.to_owned(),
+            }
+            .into()),
+            problem => Err(problem),
+        },
+    }
+}
+
+#[put("/api/characteristics/<id>/limits", data = "<data>")]
+async fn limits(
+    id: &str,
+    caller: Result<Caller, Problem>,
+    key: Result<IdempotencyKey, Problem>,
+    data: Data<'_>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
+    let (caller, key) = (caller?, key?);
+    caller.require(Role::Worker)?;
+    let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
+    let subject = commands::subject(KIND, id)?;
+    let channel = Channel::Subject(KIND, subject.clone());
+    caller.access.reach(caller.school, &channel)?;
+    let limits = characteristic::Command::Limits(body::parse(&bytes)?);
+    let envelope = Envelope {
+        subject,
+        command: kind::Command::Characteristic(limits),
+        idempotency: key.with(&bytes),
+    };
+    let receipt = tidings.publisher().publish(caller.school, envelope).await?;
+    Ok(answer(&receipt, false))
+}
+
+#[get("/api/violations")]
+async fn list(
+    caller: Result<Caller, Problem>,
+    asked: Result<Asked, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
+    let (caller, Asked(asked)) = (caller?, asked?);
+    let channel = match &asked.characteristic_id {
+        Some(id) => Channel::Subject(KIND, id.clone()),
+        None => Channel::Collection(KIND),
+    };
+    caller.access.reach(caller.school, &channel)?;
+    let page = tidings.store().violations(caller.school, asked).await?;
+    let cursor = Cursor {
+        epoch: tidings.store().epoch(),
+        seq: page.head,
+    };
+    let answer = json!({
+        "violations": page.violations.iter().map(resource).collect::<Vec<_>>(),
+        "next": page.next.map(|next| next.to_string()),
+        "cursor": cursor.to_string(),
+    });
+    Ok(Json::ok(answer.to_string().into_bytes()))
+}
+
+fn resource(violation: &Violation) -> Value {
+    let acknowledgement = violation.acknowledgement.as_ref();
+    json!({
+        "violation_id": violation.id().to_string(),
+        "characteristic_id": violation.characteristic_id,
+        "sample_id": violation.sample_id.as_deref(),
+        "rule_id": violation.rule_id,
+        "rule_name": &*violation.rule_name,
+        "severity": violation.severity,
+        "timestamp": timestamp(violation.at),
+        "acknowledged": acknowledgement.is_some(),
+        "ack_user": acknowledgement.map(|ack| &*ack.user),
+        "ack_reason": acknowledgement.map(|ack| &*ack.reason),
+        "ack_at": acknowledgement.map(|ack| timestamp(ack.at)),
+    })
+}
+
+/// `characteristic_id`, `acknowledged`, `page`, `limit`.
+struct Asked(ViolationQuery);
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Asked {
+    type Error = Problem;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Asked, Problem> {
+        match violation_query(request) {
+            Ok(query) => Outcome::Success(Asked(query)),
+            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
+        }
+    }
+}
+
+fn violation_query(request: &Request<'_>) -> Result<ViolationQuery, Problem> {
+    let acknowledged = match query(request, "acknowledged") {
+        None => None,
+        Some("true") => Some(true),
+        Some("false") => Some(false),
+        Some(_) => {
+            let detail = "`acknowledged` is true or false";
+            return Err(Problem::new(Kind::InvalidQuery, detail));
+        }
+    };
+    let characteristic_id = query(request, "characteristic_id")
+        .map(str::parse::<SubjectId>)
+        .transpose()?;
+    let (before, limit) = page_of(request)?;
+    Ok(ViolationQuery {
+        characteristic_id,
+        acknowledged,
+        before,
+        limit,
+    })
+}

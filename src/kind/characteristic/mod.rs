@@ -1,0 +1,546 @@
+//! A characteristic: something that is measured again and again, under statistical process control.
+//!
+//! Each sample is judged by the control limits in force, which are given or computed from a *baseline* of the
+//! first samples, and by those of the eight Nelson rules ([`nelson`]) that are switched on. A rule that is
+//! broken opens a violation, once for each run of samples that break it; somebody acknowledges it, with a
+//! reason. The rules look only at samples that the same limits have judged.
+
+pub mod limits;
+pub mod nelson;
+mod rules;
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use self::limits::ControlLimits;
+use self::nelson::Rule;
+pub use self::rules::apply;
+use super::{Description, RuleError};
+use crate::event::{Class, Draft, EventType};
+use crate::id::{Kind, SubjectId};
+
+/// The kind's name in URLs and channels.
+pub const KIND: Kind = Kind::new("characteristics");
+/// A measurement, judged.
+pub static SAMPLE: EventType = EventType::new("sample");
+/// A rule is broken.
+pub static VIOLATION: EventType = EventType::new("violation").beside_ticks();
+/// A violation is acknowledged. It is the concern of everyone who watches the process.
+pub static ACK_UPDATE: EventType = EventType::new("ack_update").beside_ticks().wide();
+/// Other limits are in force, or a baseline is begun.
+pub static CONTROL_LIMITS: EventType = EventType::new("control_limits").beside_ticks();
+/// What is fixed of characteristics.
+pub static DESCRIPTION: Description = Description {
+    kind: KIND,
+    noun: "Characteristic",
+    id_field: "characteristic_id",
+    event_types: &[&SAMPLE, &VIOLATION, &ACK_UPDATE, &CONTROL_LIMITS],
+    statuses: &[IN_CONTROL, OUT_OF_CONTROL],
+};
+/// The last sample breaks no rule, or there is nothing to judge it by.
+pub const IN_CONTROL: &str = "in_control";
+/// The last sample breaks a rule.
+pub const OUT_OF_CONTROL: &str = "out_of_control";
+/// The longest id of a characteristic, in bytes: its samples' and violations' ids are made of it.
+pub const ID_MAX_BYTES: usize = 100;
+/// The longest `name`, `unit` or `rule_name`, in bytes.
+pub const NAME_MAX_BYTES: usize = 256;
+/// The most samples that a baseline may take.
+pub const BASELINE_MAX: u32 = 100;
+/// Samples that a baseline takes when nobody says.
+pub const BASELINE_DEFAULT: u32 = 20;
+/// The largest measurement, up or down; beyond it arithmetic would overflow.
+pub const VALUE_MAX: f64 = 1e100;
+
+/// What can be asked of a characteristic. The fields are the bodies of the HTTP calls; unknown ones are refused.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// Make it known, or describe it anew.
+    Register(Register),
+    /// Set limits, or begin a baseline.
+    Limits(SetLimits),
+    /// A measurement.
+    Sample(NewSample),
+    /// A violation that was found elsewhere.
+    Violation(NewViolation),
+    /// Acknowledge a violation.
+    Acknowledge {
+        /// Its number within the characteristic.
+        number: u64,
+        /// Who.
+        user: Arc<str>,
+        /// Why it is well, or what is done about it.
+        reason: String,
+    },
+}
+
+/// Body of `PUT /api/characteristics/<id>`. An absent field stays as it is.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Register {
+    /// What people call it.
+    pub name: Option<String>,
+    /// Of its measurements.
+    pub unit: Option<String>,
+    /// Values in a sample, 1 to 25; it cannot change once there are samples.
+    pub subgroup_size: Option<u32>,
+    /// The rules that are switched on: numbers, or `{rule_id, severity}`.
+    pub rules: Option<Vec<RuleSetting>>,
+    /// Limits, as in `PUT …/limits`.
+    pub limits: Option<SetLimits>,
+}
+
+/// A rule to switch on.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged)]
+pub enum RuleSetting {
+    /// With its usual severity.
+    Number(u8),
+    /// With a severity of one's own.
+    WithSeverity {
+        /// Nelson's number.
+        rule_id: u8,
+        /// How bad.
+        severity: Severity,
+    },
+}
+
+/// Body of `PUT /api/characteristics/<id>/limits`: the three lines, or a method to compute them.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SetLimits {
+    /// The process mean.
+    pub center_line: Option<f64>,
+    /// Upper control limit.
+    pub ucl: Option<f64>,
+    /// Lower control limit.
+    pub lcl: Option<f64>,
+    /// `moving_range` (samples of one value) or `xbar_r` (of several).
+    pub method: Option<Method>,
+    /// Of how many samples from now on.
+    pub samples: Option<u32>,
+}
+
+/// Body of `samples`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewSample {
+    /// The sample's id; `<characteristic id>.<number>` if absent.
+    #[serde(default, deserialize_with = "super::text_or_number")]
+    pub sample_id: Option<String>,
+    /// The measurement, where a sample is one.
+    #[serde(default)]
+    pub value: Option<f64>,
+    /// The measurements of a subgroup.
+    #[serde(default)]
+    pub values: Option<Vec<f64>>,
+    /// When it was taken; now if absent.
+    #[serde(default)]
+    pub timestamp: Option<DateTime<Utc>>,
+}
+
+/// Body of `violations`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NewViolation {
+    /// Nelson's number, or one's own.
+    pub rule_id: u32,
+    /// For people; a Nelson rule has one of its own.
+    pub rule_name: Option<String>,
+    /// How bad.
+    pub severity: Option<Severity>,
+    /// The sample that shows it; the last one if absent.
+    #[serde(deserialize_with = "super::text_or_number")]
+    pub sample_id: Option<String>,
+}
+
+/// How bad a violation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// To be looked at.
+    Warning,
+    /// To be acted on.
+    Critical,
+}
+
+impl Severity {
+    /// As it stands in messages and in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Warning => "warning",
+            Severity::Critical => "critical",
+        }
+    }
+
+    /// Reads what [`Severity::as_str`] gives.
+    pub fn parse(text: &str) -> Option<Severity> {
+        [Severity::Warning, Severity::Critical]
+            .into_iter()
+            .find(|own| own.as_str() == text)
+    }
+
+    /// A point beyond the limits is critical; the other patterns are warnings.
+    fn usual(rule: Rule) -> Severity {
+        match rule {
+            Rule::BeyondLimits => Severity::Critical,
+            _ => Severity::Warning,
+        }
+    }
+}
+
+/// Where limits come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// From whoever knows.
+    Given,
+    /// From the mean moving range of single values.
+    MovingRange,
+    /// From the mean range of subgroups.
+    XbarR,
+}
+
+impl Method {
+    /// As it stands in messages and in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::Given => "given",
+            Method::MovingRange => "moving_range",
+            Method::XbarR => "xbar_r",
+        }
+    }
+
+    /// Reads what [`Method::as_str`] gives.
+    pub fn parse(text: &str) -> Option<Method> {
+        [Method::Given, Method::MovingRange, Method::XbarR]
+            .into_iter()
+            .find(|own| own.as_str() == text)
+    }
+}
+
+/// Limits in force.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// The lines.
+    pub chart: ControlLimits,
+    /// Where they come from.
+    pub method: Method,
+    /// From how many samples.
+    pub sample_count: u32,
+    /// 1, 2, 3, …: samples say by which limits they were judged.
+    pub version: u32,
+}
+
+/// Samples that are being collected to compute limits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Baseline {
+    /// How.
+    pub method: Method,
+    /// From how many.
+    pub samples: u32,
+    /// Mean and range of those that are there.
+    pub collected: Vec<(f64, f64)>,
+}
+
+/// A characteristic's whole state.
+#[derive(Debug, Clone)]
+pub struct Characteristic {
+    /// What people call it.
+    pub name: Option<Arc<str>>,
+    /// Of its measurements.
+    pub unit: Option<Arc<str>>,
+    /// Values in a sample.
+    pub subgroup_size: u32,
+    /// The rules that are switched on.
+    pub rules: Vec<(Rule, Severity)>,
+    /// The limits in force.
+    pub limits: Option<Limits>,
+    /// The last version of limits that there was.
+    pub limits_version: u32,
+    /// The baseline that is being collected.
+    pub baseline: Option<Baseline>,
+    /// The last points that the limits in force have judged, oldest first, at most [`nelson::WINDOW`].
+    pub recent: Vec<f64>,
+    /// The rules that the last sample breaks, each with the number of its violation.
+    pub runs: Vec<(Rule, u64)>,
+    /// How many samples there were.
+    pub sample_count: u64,
+    /// How many violations there were: the number of the last one.
+    pub violation_count: u64,
+    /// The last sample.
+    pub last_sample: Option<LastSample>,
+    /// The event that told the limits, and when.
+    pub told_limits: (u64, DateTime<Utc>),
+    /// When it became known.
+    pub created_at: DateTime<Utc>,
+}
+
+/// The last sample, as it was told.
+#[derive(Debug, Clone)]
+pub struct LastSample {
+    /// Its id.
+    pub sample_id: Arc<str>,
+    /// Its event.
+    pub seq: u64,
+    /// When it was told.
+    pub at: DateTime<Utc>,
+    /// The fields of its message.
+    pub fields: Arc<str>,
+}
+
+/// A broken rule.
+#[derive(Debug, Clone)]
+pub struct Violation {
+    /// Of which characteristic.
+    pub characteristic_id: SubjectId,
+    /// 1, 2, 3, … within the characteristic.
+    pub number: u64,
+    /// The sample that shows it, if it is known.
+    pub sample_id: Option<Arc<str>>,
+    /// Nelson's number, or somebody's own.
+    pub rule_id: u32,
+    /// For people.
+    pub rule_name: Arc<str>,
+    /// How bad.
+    pub severity: Severity,
+    /// When it was found.
+    pub at: DateTime<Utc>,
+    /// The event that told it.
+    pub seq: u64,
+    /// Who acknowledged it.
+    pub acknowledgement: Option<Acknowledgement>,
+}
+
+/// Who acknowledged a violation, why and when.
+#[derive(Debug, Clone)]
+pub struct Acknowledgement {
+    /// Who.
+    pub user: Arc<str>,
+    /// Why it is well, or what is done about it.
+    pub reason: Arc<str>,
+    /// When.
+    pub at: DateTime<Utc>,
+}
+
+/// The id of a violation: `<characteristic id>.<number>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ViolationId {
+    /// Of which characteristic.
+    pub characteristic_id: SubjectId,
+    /// Which of its violations.
+    pub number: u64,
+}
+
+impl ViolationId {
+    /// Reads an id. Nothing if it can be none.
+    pub fn parse(text: &str) -> Option<ViolationId> {
+        let (characteristic_id, digits) = text.rsplit_once('.')?;
+        let number = digits.parse().ok()?;
+        let id = ViolationId {
+            characteristic_id: characteristic_id.parse().ok()?,
+            number,
+        };
+        // One spelling for each: no leading zeros or signs.
+        (id.to_string() == text).then_some(id)
+    }
+}
+
+impl std::fmt::Display for ViolationId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.characteristic_id, self.number)
+    }
+}
+
+impl Violation {
+    /// Its id.
+    pub fn id(&self) -> ViolationId {
+        ViolationId {
+            characteristic_id: self.characteristic_id.clone(),
+            number: self.number,
+        }
+    }
+}
+
+impl Characteristic {
+    /// Whether the last sample breaks a rule.
+    pub fn status(&self) -> &'static str {
+        if self.runs.is_empty() {
+            IN_CONTROL
+        } else {
+            OUT_OF_CONTROL
+        }
+    }
+}
+
+/// The fields of a characteristic's message: an envelope.
+#[derive(Serialize)]
+struct Envelope<P> {
+    payload: P,
+}
+
+fn draft(
+    event_type: &'static EventType,
+    class: Class,
+    status: &'static str,
+    payload: impl Serialize,
+) -> Draft {
+    Draft {
+        event_type,
+        class,
+        status,
+        category: None,
+        fields: serde_json::to_string(&Envelope { payload }).expect("a payload is JSON"),
+    }
+}
+
+#[derive(Serialize)]
+struct SamplePayload<'a> {
+    sample_id: &'a str,
+    characteristic_id: &'a SubjectId,
+    timestamp: DateTime<Utc>,
+    value: f64,
+    mean: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    range: Option<f64>,
+    zone: Option<&'static str>,
+    in_control: bool,
+    limits_version: Option<u32>,
+    /// Those that this sample opened.
+    violations: Vec<ViolationPayload<'a>>,
+}
+
+#[derive(Serialize)]
+struct ViolationPayload<'a> {
+    violation_id: String,
+    characteristic_id: &'a SubjectId,
+    sample_id: Option<&'a str>,
+    rule_id: u32,
+    rule_name: &'a str,
+    severity: Severity,
+    timestamp: DateTime<Utc>,
+}
+
+impl<'a> From<&'a Violation> for ViolationPayload<'a> {
+    fn from(violation: &'a Violation) -> ViolationPayload<'a> {
+        ViolationPayload {
+            violation_id: violation.id().to_string(),
+            characteristic_id: &violation.characteristic_id,
+            sample_id: violation.sample_id.as_deref(),
+            rule_id: violation.rule_id,
+            rule_name: &violation.rule_name,
+            severity: violation.severity,
+            timestamp: violation.at,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct AckPayload<'a> {
+    violation_id: String,
+    characteristic_id: &'a SubjectId,
+    acknowledged: bool,
+    ack_user: &'a str,
+    ack_reason: &'a str,
+    user: &'a str,
+    reason: &'a str,
+    timestamp: DateTime<Utc>,
+}
+
+#[derive(Serialize)]
+struct LimitsPayload<'a> {
+    characteristic_id: &'a SubjectId,
+    center_line: Option<f64>,
+    ucl: Option<f64>,
+    lcl: Option<f64>,
+    method: Option<Method>,
+    sample_count: u32,
+    limits_version: Option<u32>,
+    baseline: Option<BaselinePayload>,
+}
+
+#[derive(Serialize)]
+struct BaselinePayload {
+    method: Method,
+    samples: u32,
+}
+
+/// The limits in force as an event.
+pub fn limits_draft(id: &SubjectId, characteristic: &Characteristic) -> Draft {
+    let limits = characteristic.limits;
+    let chart = limits.map(|limits| limits.chart);
+    let payload = LimitsPayload {
+        characteristic_id: id,
+        center_line: chart.map(|chart| chart.center_line),
+        ucl: chart.map(|chart| chart.ucl),
+        lcl: chart.map(|chart| chart.lcl),
+        method: limits.map(|limits| limits.method),
+        sample_count: limits.map_or(0, |limits| limits.sample_count),
+        limits_version: limits.map(|limits| limits.version),
+        baseline: characteristic
+            .baseline
+            .as_ref()
+            .map(|baseline| BaselinePayload {
+                method: baseline.method,
+                samples: baseline.samples,
+            }),
+    };
+    let status = characteristic.status();
+    draft(&CONTROL_LIMITS, Class::Milestone, status, payload)
+}
+
+/// The last sample as an event, if there was one.
+pub fn sample_draft(characteristic: &Characteristic) -> Option<Draft> {
+    let last = characteristic.last_sample.as_ref()?;
+    Some(Draft {
+        event_type: &SAMPLE,
+        class: Class::Milestone,
+        status: characteristic.status(),
+        category: None,
+        fields: last.fields.to_string(),
+    })
+}
+
+/// A violation as an event.
+pub fn violation_draft(violation: &Violation) -> Draft {
+    let payload = ViolationPayload::from(violation);
+    draft(&VIOLATION, Class::Milestone, OUT_OF_CONTROL, payload)
+}
+
+fn ack_draft(violation: &Violation, ack: &Acknowledgement, status: &'static str) -> Draft {
+    let payload = AckPayload {
+        violation_id: violation.id().to_string(),
+        characteristic_id: &violation.characteristic_id,
+        acknowledged: true,
+        ack_user: &ack.user,
+        ack_reason: &ack.reason,
+        user: &ack.user,
+        reason: &ack.reason,
+        timestamp: ack.at,
+    };
+    draft(&ACK_UPDATE, Class::Milestone, status, payload)
+}
+
+fn invalid(field: &'static str, expected: impl Into<String>) -> RuleError {
+    RuleError::Invalid {
+        field,
+        expected: expected.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_violation_id_has_one_spelling() {
+        for text in ["a.1", "a.b.12", "7.3", "a..1"] {
+            assert_eq!(ViolationId::parse(text).unwrap().to_string(), text);
+        }
+        for text in ["", "a", "a.", ".1", "a.01", "a.+1", "a.-1", "a.x", "a/b.1"] {
+            assert_eq!(ViolationId::parse(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! The eight Nelson rules: whether the newest point completes or continues a pattern that chance
+//! alone would hardly draw.
+//!
+//! Source: L. S. Nelson, "The Shewhart Control Chart – Tests for Special Causes", Journal of
+//! Quality Technology 16 (1984), pp. 237-239. With each rule a process in control gives a false
+//! signal at fewer than five points in a thousand.
+//!
+//! A rule is asked about the newest point only. Asked again at each new point, it answers yes from
+//! the point that completes the pattern to the last one that continues it. Points lie in zones as
+//! [`ControlLimits::zone`] says, so the sigma above the center line may differ from the one below.
+//! Not here: where limits come from (see [`limits`](super::limits)), and what happens when a rule
+//! is broken.
+
+use super::limits::{ControlLimits, Zone};
+
+/// The most points that any rule looks back, the newest one included.
+pub const WINDOW: usize = 15;
+
+/// A test for special causes, numbered as Nelson numbers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rule {
+    BeyondLimits = 1,
+    OneSided = 2,
+    Trend = 3,
+    Alternation = 4,
+    TwoOfThree = 5,
+    FourOfFive = 6,
+    Stratification = 7,
+    Mixture = 8,
+}
+
+impl Rule {
+    /// All rules, by number.
+    pub const ALL: [Rule; 8] = [
+        Rule::BeyondLimits,
+        Rule::OneSided,
+        Rule::Trend,
+        Rule::Alternation,
+        Rule::TwoOfThree,
+        Rule::FourOfFive,
+        Rule::Stratification,
+        Rule::Mixture,
+    ];
+
+    /// Nelson's number, 1 to 8.
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The rule of this number.
+    pub fn from_number(number: u8) -> Option<Rule> {
+        Rule::ALL.into_iter().find(|rule| rule.number() == number)
+    }
+
+    /// A short name for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Rule::BeyondLimits => "Beyond 3 sigma",
+            Rule::OneSided => "Nine on one side",
+            Rule::Trend => "Six-point trend",
+            Rule::Alternation => "Fourteen alternating",
+            Rule::TwoOfThree => "Two of three beyond 2 sigma",
+            Rule::FourOfFive => "Four of five beyond 1 sigma",
+            Rule::Stratification => "Fifteen within 1 sigma",
+            Rule::Mixture => "Eight outside 1 sigma",
+        }
+    }
+
+    /// The pattern in a sentence.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Rule::BeyondLimits => "One point is more than 3 sigma from the center line.",
+            Rule::OneSided => "Nine points in a row are on the same side of the center line.",
+            Rule::Trend => "Six points in a row are steadily increasing or decreasing.",
+            Rule::Alternation => "Fourteen points in a row alternate up and down.",
+            Rule::TwoOfThree => {
+                "Two of three points in a row are more than 2 sigma from the center line, \
+                 on the same side."
+            }
+            Rule::FourOfFive => {
+                "Four of five points in a row are more than 1 sigma from the center line, \
+                 on the same side."
+            }
+            Rule::Stratification => {
+                "Fifteen points in a row are within 1 sigma of the center line, on either side."
+            }
+            Rule::Mixture => {
+                "Eight points in a row are on both sides of the center line, \
+                 none of them within 1 sigma."
+            }
+        }
+    }
+
+    /// How many points the rule looks at, the newest one included; with fewer it is not broken.
+    pub const fn span(self) -> usize {
+        match self {
+            Rule::BeyondLimits => 1,
+            Rule::OneSided => 9,
+            Rule::Trend => 6,
+            Rule::Alternation => 14,
+            Rule::TwoOfThree => 3,
+            Rule::FourOfFive => 5,
+            Rule::Stratification => WINDOW,
+            Rule::Mixture => 8,
+        }
+    }
+}
+
+/// Whether the newest of `points` breaks `rule`. The points are finite, oldest first; at most the
+/// last [`WINDOW`] are looked at, and with fewer than [`Rule::span`] nothing is broken.
+///
+/// A point on the center line is on neither side of it and ends a run.
+pub fn is_broken(rule: Rule, points: &[f64], limits: &ControlLimits) -> bool {
+    let Some(start) = points.len().checked_sub(rule.span()) else {
+        return false;
+    };
+    let seen = &points[start..];
+    let all = |test: fn(Zone) -> bool| seen.iter().all(|&x| test(limits.zone(x)));
+    let newest_and = |count, test: fn(Zone) -> bool| {
+        let mut hits = seen.iter().rev().map(|&x| test(limits.zone(x)));
+        hits.next() == Some(true) && hits.filter(|&hit| hit).count() >= count
+    };
+    let is_anywhere_above = || seen.iter().any(|&x| x > limits.center_line);
+    let is_anywhere_below = || seen.iter().any(|&x| x < limits.center_line);
+    match rule {
+        Rule::BeyondLimits => all(is_beyond_limits),
+        Rule::OneSided => {
+            seen.iter().all(|&x| x > limits.center_line)
+                || seen.iter().all(|&x| x < limits.center_line)
+        }
+        Rule::Trend => {
+            seen.is_sorted_by(|earlier, later| earlier < later)
+                || seen.is_sorted_by(|earlier, later| earlier > later)
+        }
+        Rule::Alternation => seen.windows(3).all(is_turn),
+        Rule::TwoOfThree => newest_and(1, is_above_two_sigma) || newest_and(1, is_below_two_sigma),
+        Rule::FourOfFive => newest_and(3, is_above_one_sigma) || newest_and(3, is_below_one_sigma),
+        // A chart without width expects no variation, so none of it is missing.
+        Rule::Stratification => limits.lcl < limits.ucl && all(is_within_one_sigma),
+        // On one side only it would be a shift, which Nelson leaves to the rules 2 and 6.
+        Rule::Mixture => {
+            all(|zone| !is_within_one_sigma(zone)) && is_anywhere_above() && is_anywhere_below()
+        }
+    }
+}
+
+/// Whether the middle one of three points is a strict peak or a strict trough.
+fn is_turn(three: &[f64]) -> bool {
+    let (rises, falls) = (three[0] < three[1], three[0] > three[1]);
+    (rises && three[1] > three[2]) || (falls && three[1] < three[2])
+}
+
+fn is_beyond_limits(zone: Zone) -> bool {
+    matches!(zone, Zone::BeyondUcl | Zone::BeyondLcl)
+}
+
+fn is_above_two_sigma(zone: Zone) -> bool {
+    matches!(zone, Zone::BeyondUcl | Zone::ZoneAUpper)
+}
+
+fn is_below_two_sigma(zone: Zone) -> bool {
+    matches!(zone, Zone::BeyondLcl | Zone::ZoneALower)
+}
+
+fn is_above_one_sigma(zone: Zone) -> bool {
+    is_above_two_sigma(zone) || zone == Zone::ZoneBUpper
+}
+
+fn is_below_one_sigma(zone: Zone) -> bool {
+    is_below_two_sigma(zone) || zone == Zone::ZoneBLower
+}
+
+fn is_within_one_sigma(zone: Zone) -> bool {
+    matches!(zone, Zone::ZoneCUpper | Zone::ZoneCLower)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A point's value is its distance from the center line in sigma.
+    const UNIT: ControlLimits = ControlLimits {
+        center_line: 0.0,
+        ucl: 3.0,
+        lcl: -3.0,
+    };
+
+    /// One sigma is 1 above the center line and 2 below it.
+    const LOPSIDED: ControlLimits = ControlLimits {
+        center_line: 0.0,
+        ucl: 3.0,
+        lcl: -6.0,
+    };
+
+    /// Asserts that the rule is broken, or not, by `points` and by their mirror image alike.
+    fn assert_broken(rule: Rule, points: &[f64], expected: bool) {
+        let mirrored: Vec<f64> = points.iter().map(|x| -x).collect();
+        for points in [points, &mirrored] {
+            assert_eq!(is_broken(rule, points, &UNIT), expected, "{points:?}");
+        }
+    }
+
+    /// Asserts that the pattern breaks the rule, and no longer does without its oldest point.
+    fn assert_just_enough(rule: Rule, points: &[f64]) {
+        assert_eq!(points.len(), rule.span());
+        assert_broken(rule, points, true);
+        assert_broken(rule, &points[1..], false);
+        // Nor does anything before the pattern take it away.
+        assert_broken(rule, &[&[0.0; 20], points].concat(), true);
+    }
+
+    /// The points with one of them exchanged.
+    fn with(points: &[f64], index: usize, x: f64) -> Vec<f64> {
+        let mut changed = points.to_vec();
+        changed[index] = x;
+        changed
+    }
+
+    #[test]
+    fn rule_1_needs_one_point_beyond_a_limit() {
+        assert_just_enough(Rule::BeyondLimits, &[3.0_f64.next_up()]);
+        assert_broken(Rule::BeyondLimits, &[3.0], false);
+        assert_broken(Rule::BeyondLimits, &[9.0, 0.0], false);
+    }
+
+    #[test]
+    fn rule_2_needs_nine_on_one_side() {
+        let run = [0.1, 2.0, 0.1, 0.5, 0.4, 0.3, 0.2, 0.2, 0.1];
+        assert_just_enough(Rule::OneSided, &run);
+        for index in 0..run.len() {
+            // A point on the center line is on neither side.
+            assert_broken(Rule::OneSided, &with(&run, index, 0.0), false);
+            assert_broken(Rule::OneSided, &with(&run, index, -0.1), false);
+        }
+    }
+
+    #[test]
+    fn rule_3_needs_six_steadily_rising_or_falling() {
+        let trend = [-0.2, -0.1, 0.0, 0.1, 0.2, 0.3];
+        assert_just_enough(Rule::Trend, &trend);
+        for index in 1..trend.len() {
+            let level = with(&trend, index, trend[index - 1]);
+            assert_broken(Rule::Trend, &level, false);
+        }
+    }
+
+    #[test]
+    fn rule_4_needs_fourteen_alternating() {
+        let run = [0.5, -0.5].repeat(7);
+        assert_just_enough(Rule::Alternation, &run);
+        for index in 1..run.len() {
+            let level = with(&run, index, run[index - 1]);
+            assert_broken(Rule::Alternation, &level, false);
+        }
+        // Alternation is between neighbours, not about the center line.
+        let drifting: Vec<f64> = run
+            .iter()
+            .zip(0..)
+            .map(|(x, i)| x + f64::from(i) / 2.0)
+            .collect();
+        assert_broken(Rule::Alternation, &drifting, true);
+    }
+
+    #[test]
+    fn rule_5_needs_two_of_three_beyond_two_sigma_and_the_newest_among_them() {
+        assert_just_enough(Rule::TwoOfThree, &[2.1, 0.0, 2.1]);
+        assert_just_enough(Rule::TwoOfThree, &[0.0, 2.1, 2.1]);
+        assert_just_enough(Rule::TwoOfThree, &[2.1, -9.0, 9.0]);
+        assert_broken(Rule::TwoOfThree, &[2.1, 2.1, 2.0], false);
+        assert_broken(Rule::TwoOfThree, &[2.0, 2.0, 2.1], false);
+        assert_broken(Rule::TwoOfThree, &[2.1, 0.0, -2.1], false);
+        assert_broken(Rule::TwoOfThree, &[2.1, 0.0, 0.0, 2.1], false);
+    }
+
+    #[test]
+    fn rule_6_needs_four_of_five_beyond_one_sigma_and_the_newest_among_them() {
+        assert_just_enough(Rule::FourOfFive, &[1.1, 1.1, 0.0, 1.1, 1.1]);
+        assert_just_enough(Rule::FourOfFive, &[0.0, 1.1, 1.1, 1.1, 1.1]);
+        assert_just_enough(Rule::FourOfFive, &[1.1, 2.1, -9.0, 9.0, 1.1]);
+        assert_broken(Rule::FourOfFive, &[1.1, 1.1, 1.1, 1.1, 1.0], false);
+        assert_broken(Rule::FourOfFive, &[1.0, 1.1, 1.0, 1.1, 1.1], false);
+        assert_broken(Rule::FourOfFive, &[1.1, 1.1, 0.0, -1.1, 1.1], false);
+        assert_broken(Rule::FourOfFive, &[1.1, 0.0, 1.1, 0.0, 1.1, 1.1], false);
+    }
+
+    #[test]
+    fn rule_7_needs_fifteen_within_one_sigma() {
+        let mut run = [0.5; 15];
+        assert_just_enough(Rule::Stratification, &run);
+        // The boundary and the center line are within, on either side.
+        (run[3], run[7], run[14]) = (1.0, 0.0, -1.0);
+        assert_just_enough(Rule::Stratification, &run);
+        for index in 0..run.len() {
+            let out = with(&run, index, 1.0_f64.next_up());
+            assert_broken(Rule::Stratification, &out, false);
+        }
+    }
+
+    #[test]
+    fn rule_8_needs_eight_off_zone_c_and_both_sides() {
+        let run = [1.1, 1.1, 2.5, -1.1, 1.1, 9.0, 1.1, 1.1];
+        assert_just_enough(Rule::Mixture, &run);
+        for index in 0..run.len() {
+            assert_broken(Rule::Mixture, &with(&run, index, 1.0), false);
+        }
+        assert_broken(Rule::Mixture, &with(&run, 3, 1.1), false);
+    }
+
+    #[test]
+    fn a_pattern_stays_broken_while_it_goes_on() {
+        let signs = [1.0, -1.0].repeat(20);
+        let rising: Vec<f64> = (1..=40).map(f64::from).collect();
+        let patterns = [
+            (Rule::OneSided, vec![0.1; 40]),
+            (Rule::Trend, rising),
+            (Rule::Alternation, signs.clone()),
+            (Rule::FourOfFive, vec![1.5; 40]),
+            (Rule::Stratification, signs.clone()),
+            (Rule::Mixture, signs.iter().map(|sign| sign * 1.5).collect()),
+        ];
+        for (rule, points) in patterns {
+            for count in 0..=points.len() {
+                assert_broken(rule, &points[..count], count >= rule.span());
+            }
+        }
+    }
+
+    #[test]
+    fn each_side_is_measured_in_its_own_sigma() {
+        let broken = |rule, points: &[f64]| is_broken(rule, points, &LOPSIDED);
+        assert!(broken(Rule::BeyondLimits, &[3.5]));
+        assert!(!broken(Rule::BeyondLimits, &[-3.5]));
+        assert!(broken(Rule::TwoOfThree, &[0.0, 2.5, 2.5]));
+        assert!(!broken(Rule::TwoOfThree, &[0.0, -2.5, -2.5]));
+        assert!(broken(Rule::FourOfFive, &[1.5; 5]));
+        assert!(!broken(Rule::FourOfFive, &[-1.5; 5]));
+        assert!(!broken(Rule::Stratification, &[1.5; 15]));
+        assert!(broken(Rule::Stratification, &[-1.5; 15]));
+    }
+
+    #[test]
+    fn a_chart_without_width_reports_departures_and_nothing_else() {
+        let flat = ControlLimits {
+            center_line: 5.0,
+            ucl: 5.0,
+            lcl: 5.0,
+        };
+        for rule in Rule::ALL {
+            assert!(!is_broken(rule, &[5.0; 40], &flat), "{rule:?}");
+        }
+        assert!(is_broken(Rule::BeyondLimits, &[5.0, 5.1], &flat));
+        assert!(is_broken(Rule::OneSided, &[5.1; 9], &flat));
+    }
+
+    #[test]
+    fn no_rule_looks_back_further_than_the_window() {
+        assert_eq!(Rule::ALL.map(Rule::span).into_iter().max(), Some(WINDOW));
+        for rule in Rule::ALL {
+            assert!(!is_broken(rule, &[], &UNIT), "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_is_found_again_by_its_number() {
+        for (rule, number) in Rule::ALL.into_iter().zip(1..) {
+            assert_eq!(rule.number(), number);
+            assert_eq!(Rule::from_number(number), Some(rule));
+        }
+        for stranger in [0, 9, u8::MAX] {
+            assert_eq!(Rule::from_number(stranger), None);
+        }
+    }
+
+    #[test]
+    fn no_two_rules_share_a_name_or_a_description() {
+        let texts: Vec<&str> = Rule::ALL
+            .into_iter()
+            .flat_map(|rule| [rule.name(), rule.description()])
+            .collect();
+        for (index, text) in texts.iter().enumerate() {
+            assert!(!texts[..index].contains(text), "{text}");
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The `characteristics` table. What only the rules read is JSON.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Double, Nullable, Text};
+use diesel::sqlite::{Sqlite, SqliteConnection};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::schema::characteristics;
+use super::table::{
+    LastEvent, Selection, Stored, Table, any_table, from_millis, millis, unreadable,
+};
+use super::upsert::upsert;
+use super::violations;
+use crate::event::{Draft, Event};
+use crate::id::{Cursor, Epoch, SchoolId, SubjectId};
+use crate::kind::characteristic::limits::ControlLimits;
+use crate::kind::characteristic::nelson::Rule;
+use crate::kind::characteristic::{
+    self, Characteristic, LastSample, Limits, Method, OUT_OF_CONTROL, Severity,
+};
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = characteristics)]
+#[diesel(check_for_backend(Sqlite))]
+pub(super) struct CharacteristicRow<'a> {
+    school_id: i64,
+    characteristic_id: Cow<'a, str>,
+    name: Option<Cow<'a, str>>,
+    unit: Option<Cow<'a, str>>,
+    status: Cow<'a, str>,
+    subgroup_size: i64,
+    rules: Cow<'a, str>,
+    center_line: Option<f64>,
+    ucl: Option<f64>,
+    lcl: Option<f64>,
+    limits_method: Option<Cow<'a, str>>,
+    limits_samples: i64,
+    limits_version: i64,
+    baseline: Option<Cow<'a, str>>,
+    recent: Cow<'a, str>,
+    runs: Cow<'a, str>,
+    sample_count: i64,
+    violation_count: i64,
+    sample_id: Option<Cow<'a, str>>,
+    sample_seq: Option<i64>,
+    sample_at: Option<i64>,
+    sample_fields: Option<Cow<'a, str>>,
+    limits_seq: i64,
+    limits_at: i64,
+    created_at: i64,
+    created_seq: i64,
+    last_seq: i64,
+    last_at: i64,
+}
+
+upsert! {
+    /// Writes a characteristic's row, new or not.
+    UpsertCharacteristic<'a>(CharacteristicRow<'a>) into "characteristics"
+    by (school_id: BigInt, characteristic_id: Text)
+    once (created_at: BigInt, created_seq: BigInt)
+    set (
+        name: Nullable<Text>, unit: Nullable<Text>, status: Text, subgroup_size: BigInt, rules: Text,
+        center_line: Nullable<Double>, ucl: Nullable<Double>, lcl: Nullable<Double>,
+        limits_method: Nullable<Text>, limits_samples: BigInt, limits_version: BigInt, baseline: Nullable<Text>,
+        recent: Text, runs: Text, sample_count: BigInt, violation_count: BigInt, sample_id: Nullable<Text>,
+        sample_seq: Nullable<BigInt>, sample_at: Nullable<BigInt>, sample_fields: Nullable<Text>,
+        limits_seq: BigInt, limits_at: BigInt, last_seq: BigInt, last_at: BigInt
+    )
+}
+
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("plain data is JSON")
+}
+
+fn from_json<T: DeserializeOwned>(text: &str) -> QueryResult<T> {
+    serde_json::from_str(text).map_err(|_| unreadable("JSON of a characteristic"))
+}
+
+impl<'a> CharacteristicRow<'a> {
+    fn new(
+        school: SchoolId,
+        id: &'a SubjectId,
+        own: &'a Characteristic,
+        stored: &'a Stored,
+    ) -> CharacteristicRow<'a> {
+        let rules: Vec<_> = own
+            .rules
+            .iter()
+            .map(|(rule, severity)| (rule.number(), severity.as_str()))
+            .collect();
+        let runs: Vec<_> = own
+            .runs
+            .iter()
+            .map(|(rule, number)| (rule.number(), number))
+            .collect();
+        let chart = own.limits.map(|limits| limits.chart);
+        let last = own.last_sample.as_ref();
+        CharacteristicRow {
+            school_id: school.get(),
+            characteristic_id: id.as_str().into(),
+            name: own.name.as_deref().map(Into::into),
+            unit: own.unit.as_deref().map(Into::into),
+            status: own.status().into(),
+            subgroup_size: own.subgroup_size.into(),
+            rules: to_json(&rules).into(),
+            center_line: chart.map(|chart| chart.center_line),
+            ucl: chart.map(|chart| chart.ucl),
+            lcl: chart.map(|chart| chart.lcl),
+            limits_method: own.limits.map(|limits| limits.method.as_str().into()),
+            limits_samples: own.limits.map_or(0, |limits| limits.sample_count.into()),
+            limits_version: own.limits_version.into(),
+            baseline: own.baseline.as_ref().map(|own| to_json(own).into()),
+            recent: to_json(&own.recent).into(),
+            runs: to_json(&runs).into(),
+            sample_count: own.sample_count as i64,
+            violation_count: own.violation_count as i64,
+            sample_id: last.map(|sample| (&*sample.sample_id).into()),
+            sample_seq: last.map(|sample| sample.seq as i64),
+            sample_at: last.map(|sample| millis(sample.at)),
+            sample_fields: last.map(|sample| (&*sample.fields).into()),
+            limits_seq: own.told_limits.0 as i64,
+            limits_at: millis(own.told_limits.1),
+            created_at: millis(own.created_at),
+            created_seq: stored.created_seq as i64,
+            last_seq: stored.last_seq as i64,
+            last_at: millis(stored.last_at),
+        }
+    }
+
+    fn into_stored(self) -> QueryResult<(SubjectId, Stored)> {
+        let rule =
+            |number: u8| Rule::from_number(number).ok_or_else(|| unreadable("a rule's number"));
+        let rules: Vec<(u8, String)> = from_json(&self.rules)?;
+        let rules = rules.into_iter().map(|(number, severity)| {
+            let severity = Severity::parse(&severity).ok_or_else(|| unreadable("a severity"))?;
+            Ok((rule(number)?, severity))
+        });
+        let runs: Vec<(u8, u64)> = from_json(&self.runs)?;
+        let runs = runs
+            .into_iter()
+            .map(|(number, violation)| Ok((rule(number)?, violation)));
+        let count = |count: i64| count.try_into().map_err(|_| unreadable("a number"));
+        let limits_version = count(self.limits_version)?;
+        let chart = match (self.center_line, self.ucl, self.lcl) {
+            (Some(center_line), Some(ucl), Some(lcl)) => Some(ControlLimits {
+                center_line,
+                ucl,
+                lcl,
+            }),
+            _ => None,
+        };
+        let limits = match (chart, self.limits_method.as_deref()) {
+            (Some(chart), Some(method)) => Some(Limits {
+                chart,
+                method: Method::parse(method).ok_or_else(|| unreadable("a method"))?,
+                sample_count: count(self.limits_samples)?,
+                version: limits_version,
+            }),
+            _ => None,
+        };
+        let last_sample = match (
+            self.sample_id,
+            self.sample_seq,
+            self.sample_at,
+            self.sample_fields,
+        ) {
+            (Some(id), Some(seq), Some(at), Some(fields)) => Some(LastSample {
+                sample_id: id.as_ref().into(),
+                seq: seq as u64,
+                at: from_millis(at)?,
+                fields: fields.as_ref().into(),
+            }),
+            _ => None,
+        };
+        let own = Characteristic {
+            name: self.name.map(|name| name.as_ref().into()),
+            unit: self.unit.map(|unit| unit.as_ref().into()),
+            subgroup_size: count(self.subgroup_size)?,
+            rules: rules.collect::<QueryResult<_>>()?,
+            limits,
+            limits_version,
+            baseline: self.baseline.as_deref().map(from_json).transpose()?,
+            recent: from_json(&self.recent)?,
+            runs: runs.collect::<QueryResult<_>>()?,
+            sample_count: self.sample_count as u64,
+            violation_count: self.violation_count as u64,
+            last_sample,
+            told_limits: (self.limits_seq as u64, from_millis(self.limits_at)?),
+            created_at: from_millis(self.created_at)?,
+        };
+        let id = self
+            .characteristic_id
+            .parse()
+            .map_err(|_| unreadable("a characteristic id"))?;
+        let stored = Stored {
+            state: own.into(),
+            created_seq: self.created_seq as u64,
+            last_seq: self.last_seq as u64,
+            last_at: from_millis(self.last_at)?,
+        };
+        Ok((id, stored))
+    }
+}
+
+/// Characteristics, as the store sees any kind.
+pub(super) struct CharacteristicsTable;
+
+impl Table for CharacteristicsTable {
+    any_table!(
+        characteristics by characteristic_id as CharacteristicRow,
+        searched in [characteristic_id, name], category []
+    );
+
+    fn write(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        subject: &SubjectId,
+        stored: &Stored,
+    ) -> QueryResult<()> {
+        let Some(own) = stored.state.characteristic() else {
+            return Err(unreadable("a characteristic of another kind"));
+        };
+        UpsertCharacteristic(&CharacteristicRow::new(school, subject, own, stored))
+            .execute(conn)
+            .map(|_| ())
+    }
+
+    /// Limits, last samples and open violations.
+    fn snapshot(
+        &self,
+        conn: &mut SqliteConnection,
+        epoch: Epoch,
+        selection: &Selection<'_>,
+    ) -> QueryResult<Vec<Event>> {
+        let mut told = Vec::new();
+        let school = selection.school;
+        let mut tell = |id: &SubjectId, draft: Draft, (seq, at)| {
+            let cursor = Cursor { epoch, seq };
+            let event = Event::new(cursor, school, characteristic::KIND, id.clone(), at, draft);
+            told.push(event.into_snapshot());
+        };
+        let range = (selection.after, selection.upto);
+        let wanted = |status: &str| selection.filter.passes(status, None);
+        let open = if wanted(OUT_OF_CONTROL) {
+            match &selection.subjects {
+                None => violations::open(conn, school, None, range, selection.limit)?,
+                Some(ids) => {
+                    let mut open = Vec::new();
+                    for id in ids {
+                        let one = violations::open(conn, school, Some(id), range, selection.limit)?;
+                        open.extend(one);
+                    }
+                    open
+                }
+            }
+        } else {
+            Vec::new()
+        };
+        for violation in open {
+            let draft = characteristic::violation_draft(&violation);
+            let place = (violation.seq, violation.at);
+            tell(&violation.characteristic_id, draft, place);
+        }
+        if let Some(ids) = &selection.subjects {
+            for id in ids {
+                let stored = self.load(conn, school, id)?;
+                let Some(own) = stored.as_ref().and_then(|own| own.state.characteristic()) else {
+                    continue;
+                };
+                tell(id, characteristic::limits_draft(id, own), own.told_limits);
+                if let Some((draft, last)) =
+                    characteristic::sample_draft(own).zip(own.last_sample.as_ref())
+                {
+                    tell(id, draft, (last.seq, last.at));
+                }
+            }
+            return Ok(selection.first_of(told));
+        }
+        // Each by an index in the order of the log.
+        let (after, upto) = (range.0 as i64, range.1 as i64);
+        let statuses: Vec<&String> = selection.filter.statuses.iter().collect();
+        let all = || {
+            let mut query = characteristics::table
+                .filter(characteristics::school_id.eq(school.get()))
+                .limit(selection.limit as i64)
+                .select(CharacteristicRow::as_select())
+                .into_boxed();
+            if !statuses.is_empty() {
+                query = query.filter(characteristics::status.eq_any(statuses.clone()));
+            }
+            query
+        };
+        let by_limits = all()
+            .filter(characteristics::limits_seq.gt(after))
+            .filter(characteristics::limits_seq.le(upto))
+            .order(characteristics::limits_seq)
+            .load::<CharacteristicRow<'_>>(conn)?;
+        for row in by_limits {
+            let (id, stored) = row.into_stored()?;
+            if let Some(own) = stored.state.characteristic() {
+                tell(&id, characteristic::limits_draft(&id, own), own.told_limits);
+            }
+        }
+        let by_sample = all()
+            .filter(characteristics::sample_seq.gt(after))
+            .filter(characteristics::sample_seq.le(upto))
+            .order(characteristics::sample_seq)
+            .load::<CharacteristicRow<'_>>(conn)?;
+        for row in by_sample {
+            let (id, stored) = row.into_stored()?;
+            let own = stored.state.characteristic();
+            let last = own.and_then(|own| Some((characteristic::sample_draft(own)?, own)));
+            if let Some((draft, own)) = last
+                && let Some(last) = &own.last_sample
+            {
+                tell(&id, draft, (last.seq, last.at));
+            }
+        }
+        Ok(selection.first_of(told))
+    }
+
+    /// A sample is superseded by a later sample only.
+    fn last_events(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        subjects: &[&str],
+    ) -> QueryResult<HashMap<String, LastEvent>> {
+        let rows: Vec<(String, Option<i64>, String)> = characteristics::table
+            .filter(characteristics::school_id.eq(school.get()))
+            .filter(characteristics::characteristic_id.eq_any(subjects))
+            .select((
+                characteristics::characteristic_id,
+                characteristics::sample_seq,
+                characteristics::status,
+            ))
+            .load(conn)?;
+        let entry = |(id, seq, status): (String, Option<i64>, String)| {
+            let last = LastEvent {
+                seq: seq? as u64,
+                status,
+                category: None,
+            };
+            Some((id, last))
+        };
+        Ok(rows.into_iter().filter_map(entry).collect())
+    }
+}

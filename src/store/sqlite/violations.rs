@@ -1,0 +1,199 @@
+//! The `violations` table: what characteristics have opened, and who acknowledged it.
+
+use std::borrow::Cow;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Nullable, Text};
+use diesel::sqlite::{Sqlite, SqliteConnection};
+
+use super::read::bounds;
+use super::schema::{schools, violations};
+use super::table::{from_millis, millis, unreadable};
+use super::upsert::upsert;
+use crate::id::{SchoolId, SubjectId};
+use crate::kind::characteristic::{Acknowledgement, Severity, Violation};
+use crate::store::{ViolationPage, ViolationQuery};
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = violations)]
+#[diesel(check_for_backend(Sqlite))]
+pub(super) struct ViolationRow<'a> {
+    school_id: i64,
+    characteristic_id: Cow<'a, str>,
+    number: i64,
+    sample_id: Option<Cow<'a, str>>,
+    rule_id: i64,
+    rule_name: Cow<'a, str>,
+    severity: Cow<'a, str>,
+    at: i64,
+    seq: i64,
+    ack_user: Option<Cow<'a, str>>,
+    ack_reason: Option<Cow<'a, str>>,
+    ack_at: Option<i64>,
+}
+
+upsert! {
+    /// Writes a violation's row, new or not.
+    UpsertViolation<'a>(ViolationRow<'a>) into "violations"
+    by (school_id: BigInt, characteristic_id: Text, number: BigInt)
+    once (
+        sample_id: Nullable<Text>, rule_id: BigInt, rule_name: Text, severity: Text, at: BigInt, seq: BigInt
+    )
+    set (ack_user: Nullable<Text>, ack_reason: Nullable<Text>, ack_at: Nullable<BigInt>)
+}
+
+impl ViolationRow<'_> {
+    fn into_violation(self) -> QueryResult<Violation> {
+        let acknowledgement = match (self.ack_user, self.ack_reason, self.ack_at) {
+            (Some(user), Some(reason), Some(at)) => Some(Acknowledgement {
+                user: user.as_ref().into(),
+                reason: reason.as_ref().into(),
+                at: from_millis(at)?,
+            }),
+            _ => None,
+        };
+        Ok(Violation {
+            characteristic_id: self
+                .characteristic_id
+                .parse()
+                .map_err(|_| unreadable("a characteristic id"))?,
+            number: self.number as u64,
+            sample_id: self.sample_id.map(|id| id.as_ref().into()),
+            rule_id: self
+                .rule_id
+                .try_into()
+                .map_err(|_| unreadable("a rule's number"))?,
+            rule_name: self.rule_name.as_ref().into(),
+            severity: Severity::parse(&self.severity).ok_or_else(|| unreadable("a severity"))?,
+            at: from_millis(self.at)?,
+            seq: self.seq as u64,
+            acknowledgement,
+        })
+    }
+}
+
+pub(super) fn find(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    characteristic: &SubjectId,
+    number: u64,
+) -> QueryResult<Option<Violation>> {
+    let Ok(number) = i64::try_from(number) else {
+        return Ok(None);
+    };
+    let row: Option<ViolationRow<'_>> = violations::table
+        .find((school.get(), characteristic.as_str(), number))
+        .select(ViolationRow::as_select())
+        .first(conn)
+        .optional()?;
+    row.map(ViolationRow::into_violation).transpose()
+}
+
+pub(super) fn write(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    violation: &Violation,
+) -> QueryResult<()> {
+    let acknowledgement = violation.acknowledgement.as_ref();
+    let row = ViolationRow {
+        school_id: school.get(),
+        characteristic_id: violation.characteristic_id.as_str().into(),
+        number: violation.number as i64,
+        sample_id: violation.sample_id.as_deref().map(Into::into),
+        rule_id: violation.rule_id.into(),
+        rule_name: (&*violation.rule_name).into(),
+        severity: violation.severity.as_str().into(),
+        at: millis(violation.at),
+        seq: violation.seq as i64,
+        ack_user: acknowledgement.map(|ack| (&*ack.user).into()),
+        ack_reason: acknowledgement.map(|ack| (&*ack.reason).into()),
+        ack_at: acknowledgement.map(|ack| millis(ack.at)),
+    };
+    UpsertViolation(&row).execute(conn).map(|_| ())
+}
+
+/// Open violations by the order of their events, of one characteristic or of all.
+pub(super) fn open(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    characteristic: Option<&SubjectId>,
+    (after, upto): (u64, u64),
+    limit: usize,
+) -> QueryResult<Vec<Violation>> {
+    let mut query = violations::table
+        .filter(violations::school_id.eq(school.get()))
+        .filter(violations::ack_at.is_null())
+        .filter(violations::seq.gt(after as i64))
+        .filter(violations::seq.le(upto as i64))
+        .order(violations::seq)
+        .limit(limit as i64)
+        .select(ViolationRow::as_select())
+        .into_boxed();
+    if let Some(characteristic) = characteristic {
+        query = query.filter(violations::characteristic_id.eq(characteristic.as_str()));
+    }
+    let rows = query.load::<ViolationRow<'_>>(conn)?;
+    rows.into_iter().map(ViolationRow::into_violation).collect()
+}
+
+/// A page of violations, newest first.
+pub(super) fn list(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    query: &ViolationQuery,
+) -> QueryResult<ViolationPage> {
+    let (head, _) = bounds(conn, school)?;
+    let mut select = violations::table
+        .filter(violations::school_id.eq(school.get()))
+        .order(violations::seq.desc())
+        .limit(query.limit as i64 + 1)
+        .select(ViolationRow::as_select())
+        .into_boxed();
+    if let Some(characteristic) = &query.characteristic_id {
+        select = select.filter(violations::characteristic_id.eq(characteristic.as_str()));
+    }
+    match query.acknowledged {
+        Some(true) => select = select.filter(violations::ack_at.is_not_null()),
+        Some(false) => select = select.filter(violations::ack_at.is_null()),
+        None => {}
+    }
+    if let Some(before) = query.before {
+        select = select.filter(violations::seq.lt(before as i64));
+    }
+    let mut rows = select.load::<ViolationRow<'_>>(conn)?;
+    let more = rows.len() > query.limit;
+    rows.truncate(query.limit);
+    let next = rows.last().map(|row| row.seq as u64).filter(|_| more);
+    let violations = rows.into_iter().map(ViolationRow::into_violation);
+    Ok(ViolationPage {
+        violations: violations.collect::<QueryResult<_>>()?,
+        next,
+        head,
+    })
+}
+
+/// Deletes at most `limit` violations that were found before `before` and whose events are gone.
+pub(super) fn sweep(
+    conn: &mut SqliteConnection,
+    before: DateTime<Utc>,
+    limit: usize,
+) -> QueryResult<usize> {
+    let gone: Vec<(i64, String, i64)> = violations::table
+        .inner_join(schools::table.on(schools::school_id.eq(violations::school_id)))
+        .filter(violations::at.lt(millis(before)))
+        .filter(violations::seq.le(schools::floor))
+        .limit(limit as i64)
+        .select((
+            violations::school_id,
+            violations::characteristic_id,
+            violations::number,
+        ))
+        .load(conn)?;
+    for (school, characteristic, number) in &gone {
+        diesel::delete(violations::table.find((school, characteristic, number))).execute(conn)?;
+    }
+    Ok(gone.len())
+}
+
+diesel::allow_tables_to_appear_in_same_query!(violations, schools);

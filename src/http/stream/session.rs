@@ -254,10 +254,10 @@ impl Session {
                     return;
                 }
             }
-            Control::Subscribed { .. } | Control::Unsubscribed { .. } => {
-                if !self.dialect.acknowledges {
-                    return;
-                }
+            Control::Subscribed { .. } | Control::Unsubscribed { .. }
+                if !self.dialect.acknowledges =>
+            {
+                return;
             }
             Control::Reset(_) => self.gathered = self.dialect.announces_snapshot.then(Vec::new),
             _ => {}

@@ -49,7 +49,8 @@
 //! ```text
 //! 5  main.rs lib.rs cli/              command line; this map; server()
 //! 4  http/                            the only place that knows Rocket
-//! 3  service.rs publish.rs subscribe/ presence.rs watchdog.rs    the running whole, the two use cases, leases, the clock
+//! 3  service.rs publish.rs subscribe/                the running whole, the two use cases
+//!    presence.rs notify/ watchdog.rs                 leases; webhooks, e-mail, MQTT; the clock
 //! 2  store/  hub/                     log and state │ in-memory fan-out. They do not know one another
 //! 1  kind/ auth.rs wire/ config.rs scope.rs          domain rules; who may; the only encoder; every bound
 //! 0  id.rs event.rs                   names; what happened
@@ -68,6 +69,7 @@ pub mod http;
 pub mod hub;
 pub mod id;
 pub mod kind;
+pub mod notify;
 pub mod presence;
 pub mod publish;
 pub mod scope;

@@ -11,6 +11,7 @@ use crate::auth::{KeyError, Keys};
 use crate::config::{ConfigError, DISPATCH_QUEUE, DISPATCH_SLICE, READY_WAIT, Settings};
 use crate::event::Event;
 use crate::hub::Hub;
+use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
 use crate::store::sqlite::{OpenError, SqliteStore};
@@ -28,6 +29,9 @@ pub enum StartError {
     /// A key.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A notifier.
+    #[error(transparent)]
+    Notifier(#[from] NotifierError),
     /// The database.
     #[error("database {0}")]
     Open(#[from] OpenError),
@@ -56,6 +60,7 @@ pub struct Tidings {
     publisher: Publisher,
     subscriber: Subscriber,
     presence: Arc<Presence>,
+    notifiers: Arc<Notifiers>,
     committed: Committed,
     dispatched: watch::Receiver<u64>,
     stopping: AtomicBool,
@@ -65,26 +70,50 @@ pub struct Tidings {
 impl Tidings {
     /// Opens the store and starts to work. Needs a Tokio runtime around it.
     pub fn start(settings: Settings) -> Result<Tidings, StartError> {
+        Tidings::start_with(settings, Vec::new())
+    }
+
+    /// The same with notifiers of the application's own beside those of the settings. Each needs a name of its
+    /// own, by which its place in the logs is remembered.
+    pub fn start_with(
+        settings: Settings,
+        notifiers: Vec<Arc<dyn Notifier>>,
+    ) -> Result<Tidings, StartError> {
+        let mut all = notify::configured(&settings.notifiers)?;
+        all.extend(notifiers);
+        notify::check_names(&all)?;
+        let names: Vec<&str> = all.iter().map(|notifier| notifier.name()).collect();
         let keys = Keys::from_settings(&settings)?;
         let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
         let (committed, batches) = Committed::channel(DISPATCH_QUEUE);
         let path = settings.database_path()?;
-        let store: Arc<dyn Store> =
-            Arc::new(SqliteStore::open(&settings, &path, committed.clone())?);
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(
+            &settings,
+            &path,
+            committed.clone(),
+            &names,
+        )?);
         let (dispatched, rounds) = watch::channel(0);
         let publisher = Publisher::new(Arc::clone(&store));
         let presence = Arc::new(Presence::new(Arc::clone(&store), publisher.clone()));
-        let listeners = (Arc::clone(&hub), Arc::clone(&presence));
-        let tasks = vec![
-            tokio::spawn(dispatch(batches, listeners, dispatched)),
+        let notifiers = Arc::new(Notifiers::new(&store, all));
+        let followers = Followers {
+            hub: Arc::clone(&hub),
+            presence: Arc::clone(&presence),
+            notifiers: Arc::clone(&notifiers),
+        };
+        let mut tasks = vec![
+            tokio::spawn(dispatch(batches, followers, dispatched)),
             tokio::spawn(Arc::clone(&presence).watch()),
             tokio::spawn(watchdog::watch_silence(Arc::clone(&store))),
             tokio::spawn(watchdog::sweep(Arc::clone(&store), Arc::clone(&hub))),
         ];
+        tasks.extend(notifiers.tasks().into_iter().map(tokio::spawn));
         Ok(Tidings {
             keys,
             publisher,
             presence,
+            notifiers,
             subscriber: Subscriber::new(
                 Arc::clone(&store),
                 Arc::clone(&hub),
@@ -125,6 +154,11 @@ impl Tidings {
     /// Takes in the beats of devices.
     pub fn presence(&self) -> &Presence {
         &self.presence
+    }
+
+    /// Those who are told of what happens.
+    pub fn notifiers(&self) -> &Notifiers {
+        &self.notifiers
     }
 
     /// Reads.
@@ -195,17 +229,26 @@ impl Drop for Tidings {
     }
 }
 
-/// Hands committed events, in commit order, to those in the server that follow the log.
+/// Those in the server that follow the log. None of them can fail or delay a publication: each takes note and
+/// does its work elsewhere.
+struct Followers {
+    hub: Arc<Hub>,
+    presence: Arc<Presence>,
+    notifiers: Arc<Notifiers>,
+}
+
+/// Hands committed events to the followers, in commit order.
 async fn dispatch(
     mut batches: mpsc::Receiver<Vec<Arc<Event>>>,
-    (hub, presence): (Arc<Hub>, Arc<Presence>),
+    followers: Followers,
     dispatched: watch::Sender<u64>,
 ) {
     while let Some(events) = batches.recv().await {
         // A large batch to many readers is much work: others get a turn in between.
         for part in events.chunks(DISPATCH_SLICE) {
-            hub.offer(part);
-            presence.observe(part);
+            followers.hub.offer(part);
+            followers.presence.observe(part);
+            followers.notifiers.observe(part);
             tokio::task::yield_now().await;
         }
         dispatched.send_modify(|rounds| *rounds += 1);

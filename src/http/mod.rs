@@ -10,6 +10,7 @@ mod cors;
 mod credential;
 mod devices;
 mod health;
+mod notifiers;
 pub mod problem;
 mod stream;
 mod subjects;
@@ -31,6 +32,7 @@ pub fn routes() -> Vec<Route> {
         health::routes(),
         devices::routes(),
         violations::routes(),
+        notifiers::routes(),
         subjects::routes(),
         batch::routes(),
         tickets::routes(),

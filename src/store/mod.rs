@@ -15,6 +15,7 @@
 //!   cursor of any of its entries is a place from which a replay loses nothing.
 //! - **Forgetting.** [`Store::sweep`] removes what is past retention in small steps and moves `floor` with it.
 
+pub mod notifiers;
 pub mod sqlite;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc;
 
+use self::notifiers::{DeadLetterPage, Progress, Standing};
 use crate::event::Event;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::characteristic::Violation;
@@ -295,6 +297,33 @@ pub trait Store: Send + Sync + 'static {
 
     /// Removes one batch of what is past retention. True if there may be more.
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError>;
+
+    /// Makes a notifier known: a new one begins where the logs end now. Gives the schools in which it is behind.
+    async fn notifier_begins(&self, name: &str) -> Result<Vec<SchoolId>, StoreError>;
+
+    /// Where a notifier stands in a school's log.
+    async fn notifier_cursor(&self, name: &str, school: SchoolId) -> Result<u64, StoreError>;
+
+    /// Moves a notifier's cursor, which never goes back, and counts what came of it, in one commit.
+    async fn notifier_moves(
+        &self,
+        name: &str,
+        school: SchoolId,
+        seq: u64,
+        progress: Progress,
+    ) -> Result<(), StoreError>;
+
+    /// How notifiers stand in a school, and where its log ends.
+    async fn notifiers(&self, school: SchoolId) -> Result<(Vec<Standing>, u64), StoreError>;
+
+    /// Dead letters of a notifier in a school, newest first, before this place.
+    async fn dead_letters(
+        &self,
+        name: &str,
+        school: SchoolId,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<DeadLetterPage, StoreError>;
 
     /// Finishes what was asked and lets go of the database. Writes fail from now on.
     async fn close(&self) -> Result<(), StoreError>;

@@ -28,7 +28,7 @@ struct Bench {
 type Open = fn(&TempDir, &Settings, Committed) -> Box<dyn Store>;
 
 fn open_sqlite(place: &TempDir, settings: &Settings, committed: Committed) -> Box<dyn Store> {
-    Box::new(SqliteStore::open(settings, &place.path().join("test.db"), committed).unwrap())
+    Box::new(SqliteStore::open(settings, &place.path().join("test.db"), committed, &[]).unwrap())
 }
 
 fn bench_in(open: Open, place: TempDir, settings: Settings) -> Bench {

@@ -509,6 +509,23 @@ pub fn violation_draft(violation: &Violation) -> Draft {
     draft(&VIOLATION, Class::Milestone, OUT_OF_CONTROL, payload)
 }
 
+/// How bad the violation is that a message tells of, if it does.
+pub fn severity(draft: &Draft) -> Option<Severity> {
+    #[derive(Deserialize)]
+    struct Told {
+        severity: Severity,
+    }
+    #[derive(Deserialize)]
+    struct Enveloped {
+        payload: Told,
+    }
+    if *draft.event_type != VIOLATION {
+        return None;
+    }
+    let told = serde_json::from_str::<Enveloped>(&draft.fields).ok()?;
+    Some(told.payload.severity)
+}
+
 fn ack_draft(violation: &Violation, ack: &Acknowledgement, status: &'static str) -> Draft {
     let payload = AckPayload {
         violation_id: violation.id().to_string(),

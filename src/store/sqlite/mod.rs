@@ -8,6 +8,7 @@ mod characteristics;
 mod devices;
 mod enrollments;
 mod jobs;
+mod notifiers;
 mod read;
 mod schema;
 mod sweep;
@@ -33,6 +34,7 @@ use self::schema::meta;
 use self::sweep::Retention;
 use self::table::{TABLES, table};
 use self::writer::{Submission, Work, Writer};
+use super::notifiers::{DeadLetterPage, Progress, Standing};
 use super::{
     CommandError, Committed, Envelope, ListPage, ListQuery, Overdue, Page, Receipt, Store,
     StoreError, StoredSubject, ViolationPage, ViolationQuery,
@@ -85,11 +87,13 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens or makes the database and starts its writer, which hands what it commits to `committed`.
+    /// Opens or makes the database and starts its writer, which hands what it commits to `committed`. The
+    /// notifiers of these names are made known before anything is written.
     pub fn open(
         settings: &Settings,
         path: &Path,
         committed: Committed,
+        notifiers: &[&str],
     ) -> Result<SqliteStore, OpenError> {
         let file_error = |path: &Path, source| OpenError::File {
             path: path.into(),
@@ -129,6 +133,11 @@ impl SqliteStore {
             .map_err(|error| database_error(error.to_string()))?;
         let epoch = epoch(&mut conn, settings.synchronous)
             .map_err(|error| database_error(error.to_string()))?;
+
+        for name in notifiers {
+            notifiers::begins(&mut conn, name)
+                .map_err(|error| database_error(error.to_string()))?;
+        }
 
         let readers = Pool::builder()
             .max_size(settings.reader_connections)
@@ -177,6 +186,20 @@ impl SqliteStore {
             .await
             .map_err(|_| StoreError::Stopped)?;
         answered.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    /// Has the writer do a small write of its own.
+    async fn aside<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.ask(|answer| {
+            Work::Aside(Box::new(move |conn| {
+                // Whoever asked may have gone.
+                let _ = answer.send(write(conn).map_err(database_error));
+            }))
+        })
+        .await
     }
 
     /// Runs a read in one transaction, so that all it sees is of one moment.
@@ -363,6 +386,46 @@ impl Store for SqliteStore {
             answer,
         })
         .await
+    }
+
+    async fn notifier_begins(&self, name: &str) -> Result<Vec<SchoolId>, StoreError> {
+        let name = name.to_owned();
+        self.aside(move |conn| notifiers::begins(conn, &name)).await
+    }
+
+    async fn notifier_cursor(&self, name: &str, school: SchoolId) -> Result<u64, StoreError> {
+        let name = name.to_owned();
+        self.read(move |conn| notifiers::cursor(conn, &name, school))
+            .await
+    }
+
+    async fn notifier_moves(
+        &self,
+        name: &str,
+        school: SchoolId,
+        seq: u64,
+        progress: Progress,
+    ) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.aside(move |conn| notifiers::moves(conn, &name, school, seq, &progress))
+            .await
+    }
+
+    async fn notifiers(&self, school: SchoolId) -> Result<(Vec<Standing>, u64), StoreError> {
+        self.read(move |conn| notifiers::standings(conn, school))
+            .await
+    }
+
+    async fn dead_letters(
+        &self,
+        name: &str,
+        school: SchoolId,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<DeadLetterPage, StoreError> {
+        let name = name.to_owned();
+        self.read(move |conn| notifiers::letters(conn, &name, school, before, limit))
+            .await
     }
 
     async fn close(&self) -> Result<(), StoreError> {

@@ -164,6 +164,40 @@ diesel::table! {
 }
 
 diesel::table! {
+    notifiers (name) {
+        name -> Text,
+    }
+}
+
+diesel::table! {
+    notifier_cursors (name, school_id) {
+        name -> Text,
+        school_id -> BigInt,
+        seq -> BigInt,
+        delivered -> BigInt,
+        failed -> BigInt,
+        dead -> BigInt,
+        delivered_at -> Nullable<BigInt>,
+        failed_at -> Nullable<BigInt>,
+        cause -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    dead_letters (name, school_id, seq) {
+        name -> Text,
+        school_id -> BigInt,
+        seq -> BigInt,
+        event_type -> Text,
+        kind -> Text,
+        subject_id -> Text,
+        attempts -> BigInt,
+        cause -> Text,
+        at -> BigInt,
+    }
+}
+
+diesel::table! {
     idempotency_keys (school_id, key) {
         school_id -> BigInt,
         key -> Text,

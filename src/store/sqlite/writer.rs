@@ -45,6 +45,8 @@ pub(super) enum Work {
         now: DateTime<Utc>,
         answer: Answer<bool>,
     },
+    /// A small write of its own, which nobody needs to find after a power loss.
+    Aside(Box<dyn FnOnce(&mut SqliteConnection) + Send>),
     Ping(Answer<()>),
     Close(Answer<()>),
 }
@@ -155,6 +157,14 @@ impl Writer {
                     } => {
                         let swept = self.sweep(&retention, now);
                         let _ = answer.send(swept.map_err(database_error));
+                    }
+                    Work::Aside(write) => {
+                        if let Err(error) =
+                            self.wait_for_disk(self.synchronous == Synchronous::Full)
+                        {
+                            tracing::warn!(%error, "the database does not take a setting");
+                        }
+                        write(&mut self.conn);
                     }
                     Work::Ping(answer) => {
                         let _ = answer.send(self.ping().map_err(database_error));

@@ -4,6 +4,8 @@
 //! as `TIDINGS_<NAME>`. An unknown or invalid one stops the start with a message that names it. Bounds
 //! that nobody needs to set are constants at the end of this file.
 
+pub mod notifiers;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use figment::Figment;
 use figment::providers::{Env, Serialized};
 use serde::{Deserialize, Serialize};
 
+use self::notifiers::NotifierSettings;
 use crate::id::SchoolId;
 use crate::kind;
 
@@ -126,6 +129,9 @@ pub struct Settings {
     pub client_message_limit_bytes: usize,
     /// Most channels on one connection.
     pub channels_per_connection: usize,
+
+    /// Who is told of what happens: webhooks, e-mail, MQTT.
+    pub notifiers: Vec<NotifierSettings>,
 }
 
 impl Default for Settings {
@@ -169,6 +175,7 @@ impl Default for Settings {
             message_limit_bytes: 4 * 1024,
             client_message_limit_bytes: 16 * 1024,
             channels_per_connection: 100,
+            notifiers: Vec::new(),
         }
     }
 }
@@ -267,6 +274,7 @@ impl Settings {
             _ => return invalid("jwt_algorithm", "is not one of HS256, RS256, ES256, EdDSA"),
         }
         self.database_path()?;
+        notifiers::check(&self.notifiers)?;
         if self.metadata_limit_bytes < 2 {
             return invalid(
                 "metadata_limit_bytes",
@@ -419,3 +427,11 @@ pub const ANSWER_FRAMES: usize = 16;
 pub const WRITE_STALL: Duration = Duration::from_secs(120);
 /// Active jobs that `initial_state` names on `/ws/upload-progress`; the others' snapshots follow unannounced.
 pub const INITIAL_STATE_MAX: usize = 1_000;
+/// Longest pause between two attempts to deliver.
+pub const NOTIFY_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Time between two looks at schools where nothing happened that a notifier wants: its place moves on there, too.
+pub const NOTIFY_ROUND: Duration = Duration::from_secs(30);
+/// Dead letters of a notifier that are kept for a school; older ones leave first.
+pub const DEAD_LETTERS_MAX: usize = 1_000;
+/// Longest cause of a failed delivery that is remembered, in characters.
+pub const DELIVERY_CAUSE_MAX_CHARS: usize = 200;

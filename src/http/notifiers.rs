@@ -1,0 +1,132 @@
+//! `GET /api/notifiers`: how those who are told of what happens stand, and what they could not deliver.
+
+use std::sync::Arc;
+
+use rocket::http::Status;
+use rocket::request::{FromRequest, Outcome, Request};
+use rocket::{Route, State, get, routes};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::body::Json;
+use super::credential::Caller;
+use super::problem::{Kind, Problem};
+use super::subjects::page_of;
+use crate::auth::Role;
+use crate::id::{Channel, SchoolId};
+use crate::notify::Shown;
+use crate::service::Tidings;
+use crate::store::notifiers::{DeadLetter, Standing};
+use crate::wire::timestamp;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![list, dead_letters]
+}
+
+/// Notifiers tell of everything in a school: only who may hear and do everything there may look at them.
+fn require(caller: &Caller) -> Result<SchoolId, Problem> {
+    caller.require(Role::Admin)?;
+    let everything = Channel::School(caller.school);
+    caller.access.reach(caller.school, &everything)?;
+    Ok(caller.school)
+}
+
+#[get("/api/notifiers")]
+async fn list(
+    caller: Result<Caller, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
+    let school = require(&caller?)?;
+    let (standings, head) = tidings.store().notifiers(school).await?;
+    let resource = |shown: Shown| {
+        let standing = standings
+            .iter()
+            .find(|standing| standing.name == shown.name);
+        resource(&shown, standing, head)
+    };
+    let notifiers: Vec<Value> = tidings
+        .notifiers()
+        .shown(school)
+        .into_iter()
+        .map(resource)
+        .collect();
+    let answer = json!({ "school_id": school, "notifiers": notifiers });
+    Ok(Json::ok(answer.to_string().into_bytes()))
+}
+
+fn resource(shown: &Shown, standing: Option<&Standing>, head: u64) -> Value {
+    let seq = standing.map_or(0, |standing| standing.seq);
+    let failure = standing.and_then(|standing| standing.last_failure.as_ref());
+    let delivered_at = standing.and_then(|standing| standing.delivered_at);
+    let retry = shown.retry.map(|retry| {
+        let wait = retry.due.saturating_duration_since(Instant::now());
+        json!({
+            "seq": retry.seq,
+            "attempts": retry.attempts,
+            "due_at": timestamp(chrono::Utc::now() + wait),
+        })
+    });
+    json!({
+        "name": shown.name,
+        "medium": shown.medium,
+        "seq": seq,
+        "lag": head.saturating_sub(seq),
+        "delivered": standing.map_or(0, |standing| standing.delivered),
+        "failed_attempts": standing.map_or(0, |standing| standing.failed),
+        "dead_letters": standing.map_or(0, |standing| standing.dead),
+        "delivered_at": delivered_at.map(timestamp),
+        "failed_at": failure.map(|(at, _)| timestamp(*at)),
+        "cause": failure.map(|(_, cause)| cause),
+        "retry": retry,
+    })
+}
+
+#[get("/api/notifiers/<name>/dead-letters")]
+async fn dead_letters(
+    name: &str,
+    caller: Result<Caller, Problem>,
+    page: Result<Page, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
+    let (school, Page(before, limit)) = (require(&caller?)?, page?);
+    let known = tidings.notifiers().shown(school);
+    if !known.iter().any(|shown| shown.name == name) {
+        return Err(Problem::new(Kind::NotFound, "there is no such notifier"));
+    }
+    let page = tidings
+        .store()
+        .dead_letters(name, school, before, limit)
+        .await?;
+    let answer = json!({
+        "dead_letters": page.letters.iter().map(letter).collect::<Vec<_>>(),
+        "next": page.next.map(|next| next.to_string()),
+    });
+    Ok(Json::ok(answer.to_string().into_bytes()))
+}
+
+fn letter(letter: &DeadLetter) -> Value {
+    json!({
+        "seq": letter.seq,
+        "type": letter.event_type,
+        "kind": letter.kind,
+        "subject_id": letter.subject,
+        "attempts": letter.attempts,
+        "cause": letter.cause,
+        "timestamp": timestamp(letter.at),
+    })
+}
+
+/// `page`, `limit`.
+struct Page(Option<u64>, usize);
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Page {
+    type Error = Problem;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Page, Problem> {
+        match page_of(request) {
+            Ok((before, limit)) => Outcome::Success(Page(before, limit)),
+            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
+        }
+    }
+}

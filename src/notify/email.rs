@@ -1,0 +1,352 @@
+//! Delivers a notification as an e-mail, over SMTP.
+//!
+//! A connection lasts for one message. Whether a recipient reads it nobody knows: what counts is that the
+//! server took it. A message is the same at every attempt, its `Message-ID` included, by which servers and
+//! mailboxes recognise a repetition. Certificates are checked against the system's authorities
+//! (`SSL_CERT_FILE` names others).
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use chrono::SecondsFormat;
+use lettre::message::header::{Header, HeaderName, HeaderValue};
+use lettre::message::{Mailbox, MessageBuilder, SinglePart};
+use lettre::transport::smtp;
+use lettre::transport::smtp::authentication::Credentials;
+use lettre::transport::smtp::client::{Tls, TlsParameters};
+use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::notification::{
+    DeliveryError, Medium, Notification, attempt_timeout, not_json, one_line,
+};
+use crate::config::notifiers::{EmailSettings, Security};
+
+/// Most mailboxes that one notifier writes to.
+const RECIPIENTS_MAX: usize = 20;
+
+/// Longest `timeout_secs`.
+const TIMEOUT_MAX_SECS: u64 = 120;
+
+/// Mailboxes behind an SMTP server.
+pub struct Email {
+    from: Mailbox,
+    to: Vec<Mailbox>,
+    timeout: Duration,
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+    /// One message at a time.
+    turn: Semaphore,
+}
+
+impl Email {
+    /// Checks the settings; connects to nothing. The error names the setting and shows no secret.
+    pub fn new(name: &str, settings: EmailSettings) -> Result<Email, String> {
+        let timeout = attempt_timeout(settings.timeout_secs, TIMEOUT_MAX_SECS)?;
+        if settings.host.is_empty() {
+            return Err("setting `host` is empty".into());
+        }
+        if settings.port == 0 {
+            return Err("setting `port` is 0".into());
+        }
+        if !(1..=RECIPIENTS_MAX).contains(&settings.to.len()) {
+            return Err(format!(
+                "setting `to` does not have 1 to {RECIPIENTS_MAX} mailboxes"
+            ));
+        }
+        let to = settings
+            .to
+            .iter()
+            .map(|mailbox| parse_mailbox("to", mailbox));
+        let builder =
+            AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(settings.host.as_str())
+                .port(settings.port)
+                .timeout(Some(timeout))
+                .tls(tls(settings.security, &settings.host)?);
+        let builder = match (settings.username, settings.password) {
+            (Some(username), Some(password)) => {
+                if settings.security == Security::None {
+                    tracing::warn!(
+                        notifier.name = name,
+                        "the mail server's password travels unencrypted"
+                    );
+                }
+                builder.credentials(Credentials::new(username, password.reveal().into()))
+            }
+            (None, None) => builder,
+            (Some(_), None) => return Err("setting `username` needs a `password`".into()),
+            (None, Some(_)) => return Err("setting `password` needs a `username`".into()),
+        };
+        Ok(Email {
+            from: parse_mailbox("from", &settings.from)?,
+            to: to.collect::<Result<_, _>>()?,
+            timeout,
+            transport: builder.build(),
+            turn: Semaphore::new(1),
+        })
+    }
+
+    fn message(&self, notification: &Notification) -> Result<Message, DeliveryError> {
+        let addressed = self
+            .to
+            .iter()
+            .cloned()
+            .fold(MessageBuilder::new(), MessageBuilder::to);
+        addressed
+            .from(self.from.clone())
+            .subject(subject(notification))
+            // The event's own time, and never before 1970, which the header cannot say.
+            .date(SystemTime::from(notification.at).max(SystemTime::UNIX_EPOCH))
+            .message_id(Some(format!(
+                "<{}@{}>",
+                atom(&notification.id),
+                self.from.email.domain()
+            )))
+            .header(AutoSubmitted)
+            // `body` alone would leave out `MIME-Version`, without which the text's encoding means nothing.
+            .singlepart(SinglePart::plain(body(notification)?))
+            .map_err(|_| DeliveryError::Permanent("no message can be made of it".into()))
+    }
+}
+
+#[async_trait]
+impl Medium for Email {
+    fn name(&self) -> &'static str {
+        "email"
+    }
+
+    async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
+        let _turn = self
+            .turn
+            .acquire()
+            .await
+            .expect("nobody closes the semaphore");
+        let message = self.message(notification)?;
+        // Lettre's own limit is for each step.
+        match timeout(self.timeout, self.transport.send(message)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(judge(&error)),
+            Err(_) => Err(DeliveryError::Temporary(format!(
+                "the server did not take it within {} s",
+                self.timeout.as_secs()
+            ))),
+        }
+    }
+}
+
+/// Tells other programs not to answer (RFC 3834).
+#[derive(Clone)]
+struct AutoSubmitted;
+
+impl Header for AutoSubmitted {
+    fn name() -> HeaderName {
+        HeaderName::new_from_ascii_str("Auto-Submitted")
+    }
+
+    fn parse(_: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(AutoSubmitted)
+    }
+
+    fn display(&self) -> HeaderValue {
+        HeaderValue::new(Self::name(), "auto-generated".into())
+    }
+}
+
+fn judge(error: &smtp::Error) -> DeliveryError {
+    let cause = one_line(&error.to_string());
+    if error.is_permanent() {
+        DeliveryError::Permanent(cause)
+    } else {
+        DeliveryError::Temporary(cause)
+    }
+}
+
+fn tls(security: Security, host: &str) -> Result<Tls, String> {
+    let parameters = || {
+        TlsParameters::new(host.into())
+            .map_err(|error| format!("setting `security` cannot be met: {error}"))
+    };
+    Ok(match security {
+        Security::None => Tls::None,
+        Security::Starttls => Tls::Required(parameters()?),
+        Security::Tls => Tls::Wrapper(parameters()?),
+    })
+}
+
+fn parse_mailbox(setting: &str, mailbox: &str) -> Result<Mailbox, String> {
+    mailbox
+        .parse()
+        .map_err(|_| format!("setting `{setting}` has {mailbox:?}, which is no mailbox"))
+}
+
+/// `[Tidings] School 7: job report-7 failed`.
+fn subject(notification: &Notification) -> String {
+    let noun = noun(notification.kind);
+    let text = match &notification.severity {
+        Some(severity) => {
+            // `characteristic_violation` of a characteristic is a `violation`.
+            let event = notification.event_type;
+            let event = event
+                .strip_prefix(noun)
+                .and_then(|rest| rest.strip_prefix('_'))
+                .unwrap_or(event);
+            format!(": {} ({severity})", event.replace('_', " "))
+        }
+        None => format!(" {}", notification.status.replace('_', " ")),
+    };
+    // Lettre encodes what a header cannot hold; a line break would still be one to the reader.
+    one_line(&format!(
+        "[Tidings] School {}: {noun} {}{text}",
+        notification.school_id, notification.subject
+    ))
+}
+
+/// One of a kind.
+fn noun(kind: &str) -> &str {
+    kind.strip_suffix('s').unwrap_or(kind)
+}
+
+/// The main facts, and the event for whoever wants it all.
+fn body(notification: &Notification) -> Result<String, DeliveryError> {
+    let event: serde_json::Value =
+        serde_json::from_slice(&notification.json).map_err(|_| not_json())?;
+    let event = serde_json::to_string_pretty(&event).map_err(|_| not_json())?;
+    let school = notification.school_id.to_string();
+    let at = notification.at.to_rfc3339_opts(SecondsFormat::Secs, true);
+    let facts = [
+        ("School", Some(school.as_str())),
+        ("Kind", Some(noun(notification.kind))),
+        ("Id", Some(&notification.subject)),
+        ("Status", Some(notification.status)),
+        ("Severity", notification.severity.as_deref()),
+        ("Event", Some(notification.event_type)),
+        ("At", Some(&at)),
+        ("Notification", Some(&notification.id)),
+    ];
+    let mut body = String::new();
+    for (label, value) in facts {
+        if let Some(value) = value {
+            writeln!(body, "{:<14}{}", format!("{label}:"), one_line(value))
+                .expect("a string takes all");
+        }
+    }
+    Ok(format!("{body}\n{event}"))
+}
+
+/// `text` as an atom of RFC 5322, distinct for distinct texts: other bytes as `=` and two digits.
+fn atom(text: &str) -> String {
+    let mut atom = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) {
+            atom.push(byte.into());
+        } else {
+            write!(atom, "={byte:02X}").expect("a string takes all");
+        }
+    }
+    atom
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> EmailSettings {
+        EmailSettings {
+            host: "mail.example".into(),
+            port: 587,
+            security: Security::Starttls,
+            username: Some("tidings".into()),
+            password: Some("hush".into()),
+            from: "Tidings <tidings@school.example>".into(),
+            to: vec!["ops@school.example".into()],
+            timeout_secs: 20,
+        }
+    }
+
+    fn notification() -> Notification {
+        Notification {
+            id: "00c0ffee-7-ops-mail".into(),
+            school_id: 7,
+            kind: "jobs",
+            subject: "report-7".into(),
+            event_type: "job_progress",
+            status: "failed",
+            severity: None,
+            at: "2026-03-01T08:00:00Z".parse().unwrap(),
+            json: br#"{"type":"job_progress","job_id":"report-7"}"#.to_vec(),
+        }
+    }
+
+    fn error(settings: EmailSettings) -> String {
+        Email::new("ops", settings).err().unwrap()
+    }
+
+    #[test]
+    fn subjects_are_for_people() {
+        assert_eq!(
+            subject(&notification()),
+            "[Tidings] School 7: job report-7 failed"
+        );
+        let violation = Notification {
+            kind: "characteristics",
+            subject: "temp-1".into(),
+            event_type: "characteristic_violation",
+            severity: Some("critical".into()),
+            ..notification()
+        };
+        assert_eq!(
+            subject(&violation),
+            "[Tidings] School 7: characteristic temp-1: violation (critical)"
+        );
+    }
+
+    #[test]
+    fn a_message_is_the_same_at_every_attempt() {
+        let email = Email::new("ops", settings()).unwrap();
+        let attempt = || email.message(&notification()).unwrap().formatted();
+        assert_eq!(attempt(), attempt());
+        let text = String::from_utf8(attempt()).unwrap();
+        assert!(text.contains("Message-ID: <00c0ffee-7-ops-mail@school.example>\r\n"));
+    }
+
+    #[test]
+    fn message_ids_are_atoms_and_stay_distinct() {
+        assert_eq!(atom("a-b"), "a-b");
+        assert_eq!(atom("a.b> c"), "a=2Eb=3E=20c");
+        assert_ne!(atom("a=2Eb"), atom("a.b"));
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        assert!(Email::new("ops", settings()).is_ok());
+        let to = |to: &[&str]| EmailSettings {
+            to: to.iter().copied().map(String::from).collect(),
+            ..settings()
+        };
+        assert!(error(to(&[])).contains("`to`"));
+        assert!(error(to(&["a@b.example"; 21])).contains("`to`"));
+        assert!(error(to(&["nobody"])).contains("`to`"));
+        assert!(error(to(&["a@b.example\r\nBcc: c@d.example"])).contains("`to`"));
+        let mut bad = settings();
+        bad.from = "nobody".into();
+        assert!(error(bad).contains("`from`"));
+        let mut bad = settings();
+        bad.port = 0;
+        assert!(error(bad).contains("`port`"));
+        let mut bad = settings();
+        bad.timeout_secs = 0;
+        assert!(error(bad).contains("`timeout_secs`"));
+        let mut bad = settings();
+        bad.username = None;
+        assert!(error(bad).contains("`username`"));
+        let mut bad = settings();
+        bad.password = None;
+        assert!(error(bad).contains("`password`"));
+    }
+
+    #[test]
+    fn settings_do_not_show_the_password() {
+        assert!(!format!("{:?}", settings()).contains("hush"));
+    }
+}

@@ -1,0 +1,508 @@
+//! Delivers a notification to an MQTT 3.1.1 broker.
+//!
+//! Delivered means acknowledged: with QoS 1 and 2 the broker has answered this very publish. (With QoS 0
+//! nobody answers; it means handed to the network.) A courier task owns the connection. It connects when
+//! there is something to deliver, keeps the connection alive in between, and forgets it with all its state
+//! at the first failure: nothing is resent behind the runner's back, so what failed here is the runner's
+//! alone to repeat. Certificates are checked against the system's authorities (`SSL_CERT_FILE` names others).
+//!
+//! Deliberately not here: a broker of this version acknowledges also what its access list then discards.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rumqttc::tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use rumqttc::{
+    AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet,
+    QoS, TlsConfiguration, Transport,
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::notification::{
+    DeliveryError, Medium, Notification, attempt_timeout, not_json, one_line,
+};
+use crate::config::notifiers::MqttSettings;
+
+/// Longest `timeout_secs`.
+const TIMEOUT_MAX_SECS: u64 = 60;
+
+/// Least time between a failure and the next attempt to connect.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
+
+/// Time without traffic after which the broker is asked whether it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// Largest message, in bytes.
+const MESSAGE_MAX_BYTES: usize = 1024 * 1024;
+
+/// Room in a packet beside the message, in bytes: the topic and the header.
+const PACKET_OVERHEAD_BYTES: usize = 70_000;
+
+/// Largest packet taken from the broker, in bytes: it sends acknowledgements only.
+const INCOMING_MAX_BYTES: usize = 4 * 1024;
+
+/// Longest `topic`, `client_id` and `username`, in bytes.
+const TEXT_MAX_BYTES: usize = 1_024;
+
+/// A broker.
+pub struct Mqtt {
+    topic: Vec<TopicPart>,
+    route: Route,
+    /// Started by the first delivery, which is certain to run inside Tokio.
+    courier: OnceLock<Courier>,
+}
+
+impl Mqtt {
+    /// Checks the settings; connects to nothing. The error names the setting and shows no secret.
+    pub fn new(name: &str, settings: MqttSettings) -> Result<Mqtt, String> {
+        let topic = parse_topic(&settings.topic)?;
+        let route = Route::new(name, settings)?;
+        Ok(Mqtt {
+            topic,
+            route,
+            courier: OnceLock::new(),
+        })
+    }
+}
+
+#[async_trait]
+impl Medium for Mqtt {
+    fn name(&self) -> &'static str {
+        "mqtt"
+    }
+
+    async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
+        let stopped = || DeliveryError::Temporary("the courier has stopped".into());
+        let (done, outcome) = oneshot::channel();
+        let delivery = Delivery {
+            topic: topic(&self.topic, notification)?,
+            message: message(notification)?,
+            done,
+        };
+        let courier = self
+            .courier
+            .get_or_init(|| Courier::start(self.route.clone()));
+        courier
+            .deliveries
+            .send(delivery)
+            .await
+            .map_err(|_| stopped())?;
+        let outcome = outcome.await.map_err(|_| stopped())?;
+        outcome.map_err(|cause| DeliveryError::Temporary(one_line(&cause)))
+    }
+}
+
+/// One publish, and who waits for it.
+struct Delivery {
+    topic: String,
+    message: Vec<u8>,
+    done: oneshot::Sender<Result<(), String>>,
+}
+
+/// The task that owns the connection. It ends with its owner.
+struct Courier {
+    /// Holds one: what waits beyond it waits in `deliver`.
+    deliveries: mpsc::Sender<Delivery>,
+    task: JoinHandle<()>,
+}
+
+impl Courier {
+    fn start(route: Route) -> Courier {
+        let (deliveries, waiting) = mpsc::channel(1);
+        let task = tokio::spawn(carry(route, waiting));
+        Courier { deliveries, task }
+    }
+}
+
+impl Drop for Courier {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn carry(route: Route, mut waiting: mpsc::Receiver<Delivery>) {
+    let mut connection = None;
+    let mut earliest = Instant::now();
+    while let Some(delivery) = next(&mut waiting, &mut connection).await {
+        sleep_until(earliest).await;
+        let publish = publish(&route, &mut connection, &delivery);
+        let outcome = match timeout(route.timeout, publish).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(format!(
+                "no acknowledgement within {} s",
+                route.timeout.as_secs()
+            )),
+        };
+        if outcome.is_err() {
+            connection = None;
+            earliest = Instant::now() + RECONNECT_PAUSE;
+        }
+        // Whoever waited may have given up.
+        drop(delivery.done.send(outcome));
+    }
+}
+
+/// Waits for a delivery, and meanwhile keeps the connection alive or notices its end.
+async fn next(
+    waiting: &mut mpsc::Receiver<Delivery>,
+    connection: &mut Option<Connection>,
+) -> Option<Delivery> {
+    while let Some(open) = connection {
+        tokio::select! {
+            delivery = waiting.recv() => return delivery,
+            event = open.event_loop.poll() => if let Err(error) = event {
+                tracing::debug!(%error, "the connection to the broker ended");
+                *connection = None;
+            },
+        }
+    }
+    waiting.recv().await
+}
+
+async fn publish(
+    route: &Route,
+    connection: &mut Option<Connection>,
+    delivery: &Delivery,
+) -> Result<(), String> {
+    if let Some(kept) = connection {
+        match kept.publish(route, delivery).await {
+            Ok(()) => return Ok(()),
+            // The broker may have been restarted and nobody noticed yet: no reason to fail the attempt.
+            Err(cause) => tracing::debug!(cause, "a kept connection to the broker failed"),
+        }
+    }
+    let fresh = connection.insert(Connection::new(route));
+    fresh.publish(route, delivery).await
+}
+
+/// One connection, from its first delivery to its first failure. Never polled after a failure, which would
+/// reconnect and resend.
+struct Connection {
+    client: AsyncClient,
+    event_loop: EventLoop,
+}
+
+impl Connection {
+    /// Connects when polled.
+    fn new(route: &Route) -> Connection {
+        let (client, mut event_loop) = AsyncClient::new(route.options.clone(), 1);
+        let mut network = NetworkOptions::new();
+        network.set_tcp_nodelay(true);
+        network.set_connection_timeout(route.timeout.as_secs());
+        event_loop.set_network_options(network);
+        Connection { client, event_loop }
+    }
+
+    /// Publishes, and returns when the broker has acknowledged that publish; there is no other one under way.
+    async fn publish(&mut self, route: &Route, delivery: &Delivery) -> Result<(), String> {
+        self.client
+            .try_publish(
+                delivery.topic.as_str(),
+                route.qos,
+                route.retain,
+                delivery.message.clone(),
+            )
+            // Not its text: it holds the message.
+            .map_err(|_| "the client did not take the message".to_owned())?;
+        let mut sent = None;
+        loop {
+            let event = self.event_loop.poll().await;
+            match event.map_err(|error| cause(&error))? {
+                Event::Outgoing(Outgoing::Publish(_)) if route.qos == QoS::AtMostOnce => {
+                    return Ok(());
+                }
+                Event::Outgoing(Outgoing::Publish(packet)) => sent = Some(packet),
+                Event::Incoming(Packet::PubAck(ack)) if sent == Some(ack.pkid) => return Ok(()),
+                Event::Incoming(Packet::PubComp(done)) if sent == Some(done.pkid) => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn cause(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::Io(error) => format!("the connection failed: {error}"),
+        ConnectionError::Tls(error) => format!("TLS failed: {error}"),
+        ConnectionError::ConnectionRefused(code) => format!("the broker refused: {code:?}"),
+        ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => {
+            "the broker did not answer in time".into()
+        }
+        ConnectionError::NotConnAck(_) => "what answered is no broker".into(),
+        error => format!("the connection failed: {error}"),
+    }
+}
+
+/// The settings, as the client wants them.
+#[derive(Clone)]
+struct Route {
+    options: MqttOptions,
+    qos: QoS,
+    retain: bool,
+    timeout: Duration,
+}
+
+impl Route {
+    fn new(name: &str, settings: MqttSettings) -> Result<Route, String> {
+        let timeout = attempt_timeout(settings.timeout_secs, TIMEOUT_MAX_SECS)?;
+        let qos = match settings.qos {
+            0 => QoS::AtMostOnce,
+            1 => QoS::AtLeastOnce,
+            2 => QoS::ExactlyOnce,
+            _ => return Err("setting `qos` is not 0, 1 or 2".into()),
+        };
+        let client_id = settings
+            .client_id
+            .unwrap_or_else(|| format!("tidings-{name}"));
+        for (setting, text) in [
+            ("host", Some(&settings.host)),
+            ("client_id", Some(&client_id)),
+            ("username", settings.username.as_ref()),
+        ] {
+            if text.is_some_and(|text| !is_text(text)) {
+                return Err(format!("setting `{setting}` is empty or unusable"));
+            }
+        }
+        let port = match settings.port {
+            Some(0) => return Err("setting `port` is 0".into()),
+            Some(port) => port,
+            None if settings.tls => 8883,
+            None => 1883,
+        };
+
+        let mut options = MqttOptions::new(client_id, settings.host, port);
+        options
+            .set_keep_alive(KEEP_ALIVE)
+            .set_clean_session(true)
+            .set_max_packet_size(
+                INCOMING_MAX_BYTES,
+                MESSAGE_MAX_BYTES + PACKET_OVERHEAD_BYTES,
+            );
+        if settings.tls {
+            options.set_transport(Transport::tls_with_config(trusting_the_system()?));
+        }
+        match (settings.username, settings.password) {
+            (Some(username), Some(password)) => {
+                if !settings.tls {
+                    tracing::warn!(
+                        notifier.name = name,
+                        "the broker's password travels unencrypted"
+                    );
+                }
+                options.set_credentials(username, password.reveal().to_owned());
+            }
+            (Some(username), None) => {
+                options.set_credentials(username, "");
+            }
+            (None, None) => {}
+            (None, Some(_)) => return Err("setting `password` needs a `username`".into()),
+        }
+        Ok(Route {
+            options,
+            qos,
+            retain: settings.retain,
+            timeout,
+        })
+    }
+}
+
+fn trusting_the_system() -> Result<TlsConfiguration, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut authorities = RootCertStore::empty();
+    let (usable, _) = authorities.add_parsable_certificates(found.certs);
+    if usable == 0 {
+        return Err("setting `tls` cannot be met: the system has no certificates to trust".into());
+    }
+    let config = ClientConfig::builder()
+        .with_root_certificates(authorities)
+        .with_no_client_auth();
+    Ok(TlsConfiguration::Rustls(Arc::new(config)))
+}
+
+fn is_text(text: &str) -> bool {
+    !text.is_empty() && text.len() <= TEXT_MAX_BYTES && !text.contains(char::is_control)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum TopicPart {
+    Text(String),
+    SchoolId,
+    Kind,
+    Subject,
+    Type,
+}
+
+fn parse_topic(template: &str) -> Result<Vec<TopicPart>, String> {
+    let unusable = || {
+        "setting `topic` is empty, too long, begins with `$`, or has a wildcard, or a placeholder \
+         other than {school_id}, {kind}, {subject} and {type}"
+            .to_owned()
+    };
+    if !is_text(template) || template.starts_with('$') {
+        return Err(unusable());
+    }
+    let mut parts = Vec::new();
+    let mut rest = template;
+    while let Some((text, after)) = rest.split_once('{') {
+        let (placeholder, after) = after.split_once('}').ok_or_else(unusable)?;
+        parts.push(TopicPart::Text(text.into()));
+        parts.push(match placeholder {
+            "school_id" => TopicPart::SchoolId,
+            "kind" => TopicPart::Kind,
+            "subject" => TopicPart::Subject,
+            "type" => TopicPart::Type,
+            _ => return Err(unusable()),
+        });
+        rest = after;
+    }
+    parts.push(TopicPart::Text(rest.into()));
+    let wild =
+        |part: &TopicPart| matches!(part, TopicPart::Text(text) if text.contains(['+', '#', '}']));
+    if parts.iter().any(wild) {
+        return Err(unusable());
+    }
+    Ok(parts)
+}
+
+fn topic(parts: &[TopicPart], notification: &Notification) -> Result<String, DeliveryError> {
+    let mut topic = String::new();
+    for part in parts {
+        match part {
+            TopicPart::Text(text) => topic.push_str(text),
+            TopicPart::SchoolId => topic.push_str(&notification.school_id.to_string()),
+            TopicPart::Kind => topic.push_str(level(notification.kind)?),
+            TopicPart::Subject => topic.push_str(level(&notification.subject)?),
+            TopicPart::Type => topic.push_str(level(notification.event_type)?),
+        }
+    }
+    Ok(topic)
+}
+
+/// Ids have no other characters. One that had `/`, `+`, `#` or `$` would be published where others listen.
+fn level(value: &str) -> Result<&str, DeliveryError> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
+    if is_text(value) && value.bytes().all(allowed) {
+        Ok(value)
+    } else {
+        Err(DeliveryError::Permanent(
+            "the subject or type is no level of a topic".into(),
+        ))
+    }
+}
+
+/// The event in an envelope: MQTT 3.1.1 has no headers for the id.
+fn message(notification: &Notification) -> Result<Vec<u8>, DeliveryError> {
+    #[derive(Serialize)]
+    struct Message<'a> {
+        id: &'a str,
+        r#type: String,
+        data: &'a RawValue,
+    }
+    let message = Message {
+        id: &notification.id,
+        r#type: notification.full_type(),
+        data: notification.event()?,
+    };
+    let message = serde_json::to_vec(&message).map_err(|_| not_json())?;
+    if message.len() > MESSAGE_MAX_BYTES {
+        return Err(DeliveryError::Permanent(format!(
+            "the message is larger than {MESSAGE_MAX_BYTES} bytes"
+        )));
+    }
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> MqttSettings {
+        serde_json::from_str(r#"{"host": "broker.example"}"#).unwrap()
+    }
+
+    fn notification() -> Notification {
+        Notification {
+            id: "00c0ffee-7-ops-broker".into(),
+            school_id: 7,
+            kind: "jobs",
+            subject: "report-7".into(),
+            event_type: "job_progress",
+            status: "failed",
+            severity: None,
+            at: "2026-03-01T08:00:00Z".parse().unwrap(),
+            json: br#"{"type":"job_progress"}"#.to_vec(),
+        }
+    }
+
+    fn error(change: impl FnOnce(&mut MqttSettings)) -> String {
+        let mut settings = settings();
+        change(&mut settings);
+        Mqtt::new("ops", settings).err().unwrap()
+    }
+
+    #[test]
+    fn topics_are_made_of_the_placeholders() {
+        let parts = parse_topic("s/{school_id}/{kind}/{subject}/{type}").unwrap();
+        assert_eq!(
+            topic(&parts, &notification()).unwrap(),
+            "s/7/jobs/report-7/job_progress"
+        );
+        let parts = parse_topic("all").unwrap();
+        assert_eq!(topic(&parts, &notification()).unwrap(), "all");
+    }
+
+    #[test]
+    fn subject_never_leaves_its_level() {
+        let parts = parse_topic("tidings/{school_id}/{kind}/{subject}").unwrap();
+        for subject in ["", "a/b", "+", "a#", "$SYS", "a\0", "a b", "{kind}"] {
+            let stray = Notification {
+                subject: subject.into(),
+                ..notification()
+            };
+            assert!(matches!(
+                topic(&parts, &stray),
+                Err(DeliveryError::Permanent(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        for topic in [
+            "",
+            "a/+/b",
+            "a/#",
+            "$SYS/{kind}",
+            "a/{student}",
+            "a/{kind",
+            "a/kind}",
+            "a\0",
+        ] {
+            assert!(
+                error(|settings| settings.topic = topic.into()).contains("`topic`"),
+                "{topic}"
+            );
+        }
+        assert!(error(|settings| settings.qos = 3).contains("`qos`"));
+        assert!(error(|settings| settings.host.clear()).contains("`host`"));
+        assert!(error(|settings| settings.port = Some(0)).contains("`port`"));
+        assert!(error(|settings| settings.client_id = Some("a\0".into())).contains("`client_id`"));
+        assert!(error(|settings| settings.timeout_secs = 61).contains("`timeout_secs`"));
+        let text = error(|settings| settings.password = Some("hush".into()));
+        assert!(text.contains("`username`") && !text.contains("hush"));
+    }
+
+    #[test]
+    fn what_is_too_large_will_never_do() {
+        let large = Notification {
+            json: format!("{{\"message\":\"{}\"}}", "x".repeat(MESSAGE_MAX_BYTES)).into_bytes(),
+            ..notification()
+        };
+        assert!(matches!(message(&large), Err(DeliveryError::Permanent(_))));
+    }
+}

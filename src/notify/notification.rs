@@ -1,0 +1,106 @@
+//! What is delivered, and the contract of those who deliver it.
+//!
+//! A [`Medium`] makes one attempt and says how it ended. Whom an event concerns, when to try again and
+//! what becomes of the undeliverable is the runner's; nothing here remembers anything.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
+
+use crate::config::DELIVERY_CAUSE_MAX_CHARS;
+
+/// What is delivered.
+#[derive(Debug, Clone)]
+pub struct Notification {
+    /// Unique for this event and notifier, the same at every attempt: to deduplicate by. ASCII without `.`,
+    /// at most 128 bytes, `<epoch>-<school>-<seq>-<notifier>`.
+    pub id: String,
+    /// Whose event it is.
+    pub school_id: i64,
+    /// The kind's collection: `jobs`, `enrollments`, `devices`, `characteristics`.
+    pub kind: &'static str,
+    /// The id of what changed, within its kind.
+    pub subject: String,
+    /// The message's `type`.
+    pub event_type: &'static str,
+    /// The subject's status after the event.
+    pub status: &'static str,
+    /// Of a violation: `warning` or `critical`.
+    pub severity: Option<String>,
+    /// When it happened.
+    pub at: DateTime<Utc>,
+    /// The event's message, a JSON object.
+    pub json: Vec<u8>,
+}
+
+impl Notification {
+    /// `<kind>.<event_type>`: the `type` that receivers of several kinds switch on.
+    pub(crate) fn full_type(&self) -> String {
+        format!("{}.{}", self.kind, self.event_type)
+    }
+
+    /// The event's message, as it is: to be put into another without being parsed and written again.
+    pub(crate) fn event(&self) -> Result<&RawValue, DeliveryError> {
+        serde_json::from_slice(&self.json).map_err(|_| not_json())
+    }
+}
+
+/// Why an attempt failed. The text names the cause, for a log and for an operator: never a secret, a token
+/// or the event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeliveryError {
+    /// Worth another try.
+    #[error("{0}")]
+    Temporary(String),
+    /// Will never do.
+    #[error("{0}")]
+    Permanent(String),
+}
+
+/// A way to deliver.
+///
+/// An attempt ends by itself, within a time that its settings bound. It may have reached the receiver although
+/// it failed (the answer was lost), and is then repeated with the same [`Notification::id`]: delivery is at
+/// least once. One attempt at a time; a second one waits for the first.
+#[async_trait]
+pub trait Medium: Send + Sync {
+    /// `webhook`, `email`, `mqtt`, or an application's own.
+    fn name(&self) -> &'static str;
+
+    /// Makes one attempt.
+    async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError>;
+}
+
+pub(crate) fn not_json() -> DeliveryError {
+    DeliveryError::Permanent("the event is not JSON".into())
+}
+
+/// The setting `timeout_secs`, checked.
+pub(crate) fn attempt_timeout(secs: u64, most: u64) -> Result<Duration, String> {
+    if (1..=most).contains(&secs) {
+        Ok(Duration::from_secs(secs))
+    } else {
+        Err(format!("setting `timeout_secs` is not from 1 to {most}"))
+    }
+}
+
+/// What a peer said, made fit for a log: one line of bounded length.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(DELIVERY_CAUSE_MAX_CHARS)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_said_is_one_short_line() {
+        assert_eq!(one_line("550 no\r\n250 yes"), "550 no  250 yes");
+        assert_eq!(one_line(&"é".repeat(999)).chars().count(), 200);
+    }
+}

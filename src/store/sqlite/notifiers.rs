@@ -1,0 +1,236 @@
+//! What is remembered of notifiers.
+
+use diesel::prelude::*;
+use diesel::sqlite::{Sqlite, SqliteConnection};
+
+use super::read::bounds;
+use super::schema::{dead_letters, notifier_cursors, notifiers, schools};
+use super::table::{from_millis, millis, unreadable};
+use crate::config::DEAD_LETTERS_MAX;
+use crate::id::SchoolId;
+use crate::store::notifiers::{DeadLetter, DeadLetterPage, Progress, Standing};
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = notifier_cursors)]
+#[diesel(check_for_backend(Sqlite))]
+struct CursorRow {
+    name: String,
+    seq: i64,
+    delivered: i64,
+    failed: i64,
+    dead: i64,
+    delivered_at: Option<i64>,
+    failed_at: Option<i64>,
+    cause: Option<String>,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = dead_letters)]
+#[diesel(check_for_backend(Sqlite))]
+struct DeadLetterRow {
+    seq: i64,
+    event_type: String,
+    kind: String,
+    subject_id: String,
+    attempts: i64,
+    cause: String,
+    at: i64,
+}
+
+/// Makes a notifier known, and gives the schools in which it is behind. A new one begins at the end of each log:
+/// nobody wants to be told of the past.
+pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Vec<SchoolId>> {
+    conn.immediate_transaction(|conn| {
+        let is_new = diesel::insert_or_ignore_into(notifiers::table)
+            .values(notifiers::name.eq(name))
+            .execute(conn)?
+            == 1;
+        if is_new {
+            diesel::sql_query(
+                "INSERT INTO notifier_cursors (name, school_id, seq, delivered, failed, dead) \
+                 SELECT ?, school_id, head, 0, 0, 0 FROM schools WHERE true ON CONFLICT DO NOTHING",
+            )
+            .bind::<diesel::sql_types::Text, _>(name)
+            .execute(conn)?;
+        }
+        let own = notifier_cursors::school_id
+            .eq(schools::school_id)
+            .and(notifier_cursors::name.eq(name));
+        let behind: Vec<i64> = schools::table
+            .left_join(notifier_cursors::table.on(own))
+            .filter(
+                notifier_cursors::seq
+                    .nullable()
+                    .is_null()
+                    .or(notifier_cursors::seq
+                        .nullable()
+                        .lt(schools::head.nullable())),
+            )
+            .select(schools::school_id)
+            .load(conn)?;
+        let school = |id: i64| id.try_into().map_err(|_| unreadable("a school id"));
+        behind.into_iter().map(school).collect()
+    })
+}
+
+pub(super) fn cursor(
+    conn: &mut SqliteConnection,
+    name: &str,
+    school: SchoolId,
+) -> QueryResult<u64> {
+    let seq: Option<i64> = notifier_cursors::table
+        .find((name, school.get()))
+        .select(notifier_cursors::seq)
+        .first(conn)
+        .optional()?;
+    Ok(seq.unwrap_or(0) as u64)
+}
+
+pub(super) fn moves(
+    conn: &mut SqliteConnection,
+    name: &str,
+    school: SchoolId,
+    seq: u64,
+    progress: &Progress,
+) -> QueryResult<()> {
+    use notifier_cursors as cursors;
+    conn.immediate_transaction(|conn| {
+        diesel::insert_or_ignore_into(cursors::table)
+            .values((
+                cursors::name.eq(name),
+                cursors::school_id.eq(school.get()),
+                cursors::seq.eq(0),
+                cursors::delivered.eq(0),
+                cursors::failed.eq(0),
+                cursors::dead.eq(0),
+            ))
+            .execute(conn)?;
+        let own = cursors::table.find((name, school.get()));
+        diesel::update(own.filter(cursors::seq.lt(seq as i64)))
+            .set(cursors::seq.eq(seq as i64))
+            .execute(conn)?;
+        if let Some(at) = progress.delivered {
+            diesel::update(own)
+                .set((
+                    cursors::delivered.eq(cursors::delivered + 1),
+                    cursors::delivered_at.eq(millis(at)),
+                ))
+                .execute(conn)?;
+        }
+        if let Some((at, cause)) = &progress.failed {
+            diesel::update(own)
+                .set((
+                    cursors::failed.eq(cursors::failed + 1),
+                    cursors::failed_at.eq(millis(*at)),
+                    cursors::cause.eq(cause),
+                ))
+                .execute(conn)?;
+        }
+        if let Some(letter) = &progress.dead {
+            diesel::update(own)
+                .set(cursors::dead.eq(cursors::dead + 1))
+                .execute(conn)?;
+            bury(conn, name, school, letter)?;
+        }
+        Ok(())
+    })
+}
+
+fn bury(
+    conn: &mut SqliteConnection,
+    name: &str,
+    school: SchoolId,
+    letter: &DeadLetter,
+) -> QueryResult<()> {
+    diesel::replace_into(dead_letters::table)
+        .values((
+            dead_letters::name.eq(name),
+            dead_letters::school_id.eq(school.get()),
+            dead_letters::seq.eq(letter.seq as i64),
+            dead_letters::event_type.eq(&letter.event_type),
+            dead_letters::kind.eq(&letter.kind),
+            dead_letters::subject_id.eq(&letter.subject),
+            dead_letters::attempts.eq(i64::from(letter.attempts)),
+            dead_letters::cause.eq(&letter.cause),
+            dead_letters::at.eq(millis(letter.at)),
+        ))
+        .execute(conn)?;
+    let own = dead_letters::table
+        .filter(dead_letters::name.eq(name))
+        .filter(dead_letters::school_id.eq(school.get()));
+    let too_old: Option<i64> = own
+        .order(dead_letters::seq.desc())
+        .offset(DEAD_LETTERS_MAX as i64)
+        .limit(1)
+        .select(dead_letters::seq)
+        .first(conn)
+        .optional()?;
+    if let Some(seq) = too_old {
+        diesel::delete(own.filter(dead_letters::seq.le(seq))).execute(conn)?;
+    }
+    Ok(())
+}
+
+pub(super) fn standings(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+) -> QueryResult<(Vec<Standing>, u64)> {
+    let (head, _) = bounds(conn, school)?;
+    let rows = notifier_cursors::table
+        .filter(notifier_cursors::school_id.eq(school.get()))
+        .order(notifier_cursors::name)
+        .select(CursorRow::as_select())
+        .load(conn)?;
+    let standing = |row: CursorRow| {
+        let failed_at = row.failed_at.map(from_millis).transpose()?;
+        Ok(Standing {
+            name: row.name,
+            seq: row.seq as u64,
+            delivered: row.delivered as u64,
+            failed: row.failed as u64,
+            dead: row.dead as u64,
+            delivered_at: row.delivered_at.map(from_millis).transpose()?,
+            last_failure: failed_at.zip(row.cause),
+        })
+    };
+    let standings = rows.into_iter().map(standing).collect::<QueryResult<_>>()?;
+    Ok((standings, head))
+}
+
+pub(super) fn letters(
+    conn: &mut SqliteConnection,
+    name: &str,
+    school: SchoolId,
+    before: Option<u64>,
+    limit: usize,
+) -> QueryResult<DeadLetterPage> {
+    let mut query = dead_letters::table
+        .filter(dead_letters::name.eq(name))
+        .filter(dead_letters::school_id.eq(school.get()))
+        .order(dead_letters::seq.desc())
+        .limit(limit as i64 + 1)
+        .select(DeadLetterRow::as_select())
+        .into_boxed();
+    if let Some(before) = before {
+        query = query.filter(dead_letters::seq.lt(before as i64));
+    }
+    let mut rows = query.load(conn)?;
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let letter = |row: DeadLetterRow| {
+        Ok(DeadLetter {
+            seq: row.seq as u64,
+            event_type: row.event_type,
+            kind: row.kind,
+            subject: row.subject_id,
+            attempts: row.attempts.try_into().unwrap_or(u32::MAX),
+            cause: row.cause,
+            at: from_millis(row.at)?,
+        })
+    };
+    let letters: Vec<DeadLetter> = rows.into_iter().map(letter).collect::<QueryResult<_>>()?;
+    let next = letters.last().map(|letter| letter.seq).filter(|_| more);
+    Ok(DeadLetterPage { letters, next })
+}
+
+diesel::allow_tables_to_appear_in_same_query!(notifier_cursors, schools);

@@ -1,0 +1,277 @@
+//! MQTT, through a real broker: Mosquitto.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tidings::config::notifiers::MqttSettings;
+use tidings::notify::mqtt::Mqtt;
+use tidings::notify::notification::Medium as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::Command;
+
+use super::receivers::{
+    Receiver, free_port, make_certificate, notification, rerun_trusting, temporary,
+};
+use crate::support::needs;
+
+const OPEN: &str = "allow_anonymous true";
+
+fn ready() -> bool {
+    needs("mosquitto") && needs("mosquitto_sub")
+}
+
+/// Starts a broker on `port`.
+async fn broker(directory: &TempDir, port: u16, configuration: &str) -> Receiver {
+    let file = directory.path().join("mosquitto.conf");
+    let text = format!("listener {port} 127.0.0.1\n{configuration}\n");
+    std::fs::write(&file, text).unwrap();
+    let mut broker = Receiver::start_logging(Command::new("mosquitto").arg("-c").arg(file));
+    broker.line_with("running").await;
+    broker
+}
+
+/// Starts a subscriber of everything, and waits until it is one.
+async fn subscriber(port: u16) -> Receiver {
+    let mut subscriber = Receiver::start(
+        // `-d` says when the subscription stands; messages are told by their format.
+        Command::new("stdbuf")
+            .args(["-oL", "mosquitto_sub", "-d", "-h", "127.0.0.1"])
+            .args(["-p", &port.to_string(), "-t", "#", "-q", "2"])
+            .args(["-F", "MESSAGE %q %r %t %p"]),
+    );
+    subscriber.line_with("Subscribed").await;
+    subscriber
+}
+
+/// The next message: `<qos> <retained> <topic>`, and its content.
+async fn message(subscriber: &mut Receiver) -> (String, Value) {
+    let line = subscriber.line_with("MESSAGE ").await;
+    let (head, content) = line.split_once(" {").unwrap();
+    let content = serde_json::from_str(&format!("{{{content}")).unwrap();
+    (head.trim_start_matches("MESSAGE ").into(), content)
+}
+
+fn settings(port: u16) -> MqttSettings {
+    let settings = json!({"host": "127.0.0.1", "port": port});
+    serde_json::from_value(settings).unwrap()
+}
+
+fn mqtt(settings: MqttSettings) -> Mqtt {
+    Mqtt::new("ops-broker", settings).unwrap()
+}
+
+#[tokio::test]
+async fn subscriber_gets_what_the_broker_acknowledged_at_every_qos() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let _broker = broker(&directory, port, OPEN).await;
+    let mut subscriber = subscriber(port).await;
+    for qos in [0, 1, 2] {
+        let mqtt = mqtt(MqttSettings {
+            qos,
+            ..settings(port)
+        });
+        for attempt in ["a", "b"] {
+            let id = format!("00c0ffee-{qos}{attempt}-ops-broker");
+            mqtt.deliver(&notification(&id)).await.unwrap();
+            let (head, content) = message(&mut subscriber).await;
+            assert_eq!(head, format!("{qos} 0 tidings/7/jobs/report-7"));
+            assert_eq!(
+                content,
+                json!({
+                    "id": id,
+                    "type": "jobs.job_progress",
+                    "data": {
+                        "type": "job_progress",
+                        "job_id": "report-7",
+                        "message": "Schülerliste – zu groß",
+                    },
+                })
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn retained_message_waits_for_a_later_subscriber() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let _broker = broker(&directory, port, OPEN).await;
+    let mqtt = mqtt(MqttSettings {
+        retain: true,
+        topic: "last/{type}".into(),
+        ..settings(port)
+    });
+    mqtt.deliver(&notification("00c0ffee-3-ops-broker"))
+        .await
+        .unwrap();
+    let mut subscriber = subscriber(port).await;
+    let (head, _) = message(&mut subscriber).await;
+    assert_eq!(head, "1 1 last/job_progress");
+}
+
+#[tokio::test]
+async fn absent_broker_is_temporary_and_found_when_it_comes() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mqtt = mqtt(settings(port));
+    let notification = notification("00c0ffee-4-ops-broker");
+    let cause = temporary(mqtt.deliver(&notification).await);
+    assert!(cause.contains("refused"), "{cause}");
+
+    let _broker = broker(&directory, port, OPEN).await;
+    let mut subscriber = subscriber(port).await;
+    mqtt.deliver(&notification).await.unwrap();
+    let (_, content) = message(&mut subscriber).await;
+    assert_eq!(content["id"], "00c0ffee-4-ops-broker");
+}
+
+#[tokio::test]
+async fn restarted_broker_gets_the_next_notification_once() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mqtt = mqtt(settings(port));
+
+    let first = broker(&directory, port, OPEN).await;
+    mqtt.deliver(&notification("00c0ffee-5-ops-broker"))
+        .await
+        .unwrap();
+    first.stop().await;
+    let _second = broker(&directory, port, OPEN).await;
+    let mut subscriber = subscriber(port).await;
+    mqtt.deliver(&notification("00c0ffee-6-ops-broker"))
+        .await
+        .unwrap();
+    mqtt.deliver(&notification("00c0ffee-7-ops-broker"))
+        .await
+        .unwrap();
+    for id in ["00c0ffee-6-ops-broker", "00c0ffee-7-ops-broker"] {
+        let (_, content) = message(&mut subscriber).await;
+        assert_eq!(content["id"], id);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_acknowledged_is_not_delivered() {
+    // A broker that takes everything and acknowledges connections only. Mosquitto would not do that.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let forgetful = tokio::spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut heard = [0; 4096];
+                let mut said_welcome = false;
+                while connection.read(&mut heard).await.is_ok_and(|read| read > 0) {
+                    if !said_welcome {
+                        connection.write_all(&[0x20, 2, 0, 0]).await.unwrap();
+                        said_welcome = true;
+                    }
+                }
+            });
+        }
+    });
+    let attempt = async |qos| {
+        let mqtt = mqtt(MqttSettings {
+            qos,
+            timeout_secs: 1,
+            ..settings(port)
+        });
+        let outcome = mqtt.deliver(&notification("00c0ffee-8-ops-broker")).await;
+        assert_eq!(temporary(outcome), "no acknowledgement within 1 s");
+    };
+    tokio::join!(attempt(1), attempt(2));
+    forgetful.abort();
+}
+
+#[tokio::test]
+async fn wrong_login_is_temporary_and_shows_no_password() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let _broker = broker(&directory, port, "allow_anonymous false").await;
+    let mqtt = mqtt(MqttSettings {
+        username: Some("tidings".into()),
+        password: Some("hush".into()),
+        ..settings(port)
+    });
+    let outcome = mqtt.deliver(&notification("00c0ffee-9-ops-broker")).await;
+    assert_eq!(temporary(outcome), "the broker refused: NotAuthorized");
+}
+
+#[tokio::test]
+async fn broker_sees_the_client_leave_with_its_owner() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mut broker = broker(&directory, port, OPEN).await;
+    let mqtt = mqtt(settings(port));
+    mqtt.deliver(&notification("00c0ffee-10-ops-broker"))
+        .await
+        .unwrap();
+    broker.line_with("as tidings-ops-broker").await;
+    drop(mqtt);
+    broker.line_with("Client tidings-ops-broker").await;
+}
+
+#[tokio::test]
+async fn certificate_must_be_trusted() {
+    if !ready() || !needs("openssl") {
+        return;
+    }
+    let encrypted = |port| {
+        mqtt(MqttSettings {
+            tls: true,
+            ..settings(port)
+        })
+    };
+    // The second half: in the process that trusts the certificate.
+    if let Some(certificate) = std::env::var_os("TLS_DIRECTORY") {
+        let directory = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let _broker = broker(&directory, port, &with_tls(Path::new(&certificate))).await;
+        let mqtt = encrypted(port);
+        mqtt.deliver(&notification("00c0ffee-11-ops-broker"))
+            .await
+            .unwrap();
+        return;
+    }
+
+    let directory = tempfile::tempdir().unwrap();
+    make_certificate(directory.path());
+    let port = free_port();
+    let _broker = broker(&directory, port, &with_tls(directory.path())).await;
+    let mqtt = encrypted(port);
+    let cause = temporary(mqtt.deliver(&notification("00c0ffee-11-ops-broker")).await);
+    assert!(cause.contains("certificate"), "{cause}");
+    rerun_trusting(
+        directory.path(),
+        module_path!(),
+        "certificate_must_be_trusted",
+    )
+    .await;
+}
+
+fn with_tls(directory: &Path) -> String {
+    format!(
+        "{OPEN}\ncertfile {0}/cert.pem\nkeyfile {0}/key.pem",
+        directory.display()
+    )
+}

@@ -1,0 +1,422 @@
+//! The runner: at least once, in order, through restarts; a dead receiver delays nobody else.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tidings::config::Settings;
+use tidings::config::notifiers::Patience;
+use tidings::event::Event;
+use tidings::notify::Notifier;
+use tidings::notify::notification::{DeliveryError, Notification};
+
+use super::receivers::{Receiver, free_port, needs_python};
+use crate::support::*;
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+fn webhook(name: &str, port: u16, rules: Value) -> Value {
+    let url = format!("http://127.0.0.1:{port}/hook");
+    json!({
+        "name": name,
+        "webhook": {"url": url, "secret": SECRET, "timeout_secs": 1},
+        "rules": rules,
+        "backoff_secs": 0,
+        "attempts": 3,
+    })
+}
+
+/// Ends a job of a school badly.
+async fn fail(server: &Server, school: i64, id: &str) -> Value {
+    let token = worker(school);
+    let create = json!({"job_id": id, "job_type": "t", "status": "in_progress"});
+    let (status, _) = server.post("/api/jobs", &token, create).await;
+    assert_eq!(status, 201);
+    let error = json!({"error": {"code": "broken", "message": "It broke"}});
+    let (status, failed) = server
+        .post(&format!("/api/jobs/{id}/fail"), &token, error)
+        .await;
+    assert_eq!(status, 200);
+    failed
+}
+
+async fn state(server: &Server, school: i64, name: &str) -> Value {
+    let path = format!("/api/notifiers?school_id={school}");
+    let (status, answer) = server.get(&path, &admin()).await;
+    assert_eq!(status, 200, "{answer}");
+    let all = answer["notifiers"].as_array().unwrap();
+    all.iter().find(|own| own["name"] == name).unwrap().clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_rule_names_is_delivered_signed_and_nothing_else() {
+    if !needs_python("standardwebhooks") {
+        return;
+    }
+    let (mut receiver, port) = Receiver::python("webhook.py", &[SECRET, "200"]).await;
+    let rules = json!([
+        {"kinds": ["jobs"], "statuses": ["failed"], "schools": [1]},
+        {"events": ["violation"], "severities": ["critical"]},
+    ]);
+    let settings = json!({"notifiers": [webhook("ops", port, rules)]});
+    let server = server_with(settings).await;
+    fail(&server, 2, "other").await;
+    let failed = fail(&server, 1, "mine").await;
+    let seen = receiver.json().await;
+    assert_eq!(seen["verified"], true);
+    assert_eq!(seen["body"]["type"], "jobs.job_progress");
+    assert_eq!(
+        seen["body"]["data"], failed,
+        "the event as it was published"
+    );
+    let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
+    let body = json!({"limits": limits, "rules": [1, {"rule_id": 8, "severity": "warning"}]});
+    let put = server.request("PUT", "/api/characteristics/bath", &worker(2));
+    assert_eq!(answer(put.json(&body)).await.0, 200);
+    let path = "/api/characteristics/bath/samples";
+    for value in [0.0, 9.0] {
+        server.post(path, &worker(2), json!({"value": value})).await;
+    }
+    let seen = receiver.json().await;
+    assert_eq!(seen["body"]["data"]["payload"]["violation_id"], "bath.1");
+    let id = seen["headers"]["webhook-id"].as_str().unwrap();
+    assert!(id.ends_with("-2-ops") || id.contains("-2-"), "{id}");
+    until("it is counted", async || {
+        state(&server, 1, "ops").await["delivered"] == 1
+    })
+    .await;
+    let own = state(&server, 1, "ops").await;
+    assert_eq!(
+        (&own["medium"], &own["lag"]),
+        (&json!("webhook"), &json!(0))
+    );
+    assert_eq!(
+        receiver.stop().await,
+        Vec::<String>::new(),
+        "and nothing else"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_while_the_receiver_and_the_server_were_down_is_delivered_in_order() {
+    if !needs_python("standardwebhooks") {
+        return;
+    }
+    let dead = free_port();
+    let rules = json!([{"statuses": ["failed"]}]);
+    let mut slow = webhook("ops", dead, rules.clone());
+    slow["backoff_secs"] = json!(60);
+    let first = server_with(json!({"notifiers": [slow]})).await;
+    let mut expected = Vec::new();
+    for number in 0..5 {
+        expected.push(fail(&first, 1, &format!("j{number}")).await);
+    }
+    until("the first attempt failed", async || {
+        state(&first, 1, "ops").await["retry"]["attempts"] == 1
+    })
+    .await;
+    let own = state(&first, 1, "ops").await;
+    assert_eq!(own["delivered"], 0);
+    assert!(own["lag"].as_u64().unwrap() >= 9, "{own}");
+    assert!(own["cause"].as_str().unwrap().contains("connection failed"));
+    let folder = first.stop().await;
+
+    let (mut receiver, port) = Receiver::python("webhook.py", &[SECRET, "500,200"]).await;
+    let settings = json!({"notifiers": [webhook("ops", port, rules)]});
+    let server = server_in(folder, settings).await;
+    let repeated = receiver.json().await;
+    let mut ids = Vec::new();
+    for expected in &expected {
+        let seen = receiver.json().await;
+        assert_eq!(seen["body"]["data"], *expected);
+        ids.push(seen["headers"]["webhook-id"].clone());
+    }
+    assert_eq!(repeated["headers"]["webhook-id"], ids[0], "the same id");
+    ids.dedup();
+    assert_eq!(ids.len(), 5);
+    until("all are counted", async || {
+        let own = state(&server, 1, "ops").await;
+        own["delivered"] == 5 && own["lag"] == 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_last_attempt_an_event_is_a_dead_letter_and_the_next_ones_go_on() {
+    if !needs_python("standardwebhooks") {
+        return;
+    }
+    let (mut receiver, port) =
+        Receiver::python("webhook.py", &[SECRET, "500,500,500,410,200"]).await;
+    let rules = json!([{"statuses": ["failed"]}]);
+    let server = server_with(json!({"notifiers": [webhook("ops", port, rules)]})).await;
+    let mut failed = Vec::new();
+    for number in 0..3 {
+        failed.push(fail(&server, 1, &format!("j{number}")).await);
+    }
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        seen.push(receiver.json().await["body"]["data"]["job_id"].clone());
+    }
+    assert_eq!(seen, ["j0", "j0", "j0", "j1", "j2"]);
+    until("the third is delivered", async || {
+        state(&server, 1, "ops").await["delivered"] == 1
+    })
+    .await;
+    let own = state(&server, 1, "ops").await;
+    assert_eq!(
+        (&own["failed_attempts"], &own["dead_letters"]),
+        (&json!(4), &json!(2))
+    );
+    let path = "/api/notifiers/ops/dead-letters?school_id=1";
+    let (_, page) = server.get(path, &admin()).await;
+    let letters = page["dead_letters"].as_array().unwrap();
+    let shown: Vec<_> = letters
+        .iter()
+        .map(|own| (&own["subject_id"], &own["attempts"], &own["cause"]))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            (&json!("j1"), &json!(1), &json!("answered 410")),
+            (&json!("j0"), &json!(3), &json!("answered 500")),
+        ]
+    );
+    assert_eq!(letters[1]["seq"], failed[0]["seq"]);
+    let (_, first) = server.get(&format!("{path}&limit=1"), &admin()).await;
+    let next = first["next"].as_str().unwrap();
+    let (_, second) = server
+        .get(&format!("{path}&limit=1&page={next}"), &admin())
+        .await;
+    assert_eq!(second["dead_letters"][0], letters[1]);
+}
+
+/// A notifier of an application's own, that keeps what it gets.
+#[derive(Default)]
+struct Kept {
+    refuses_school: Option<i64>,
+    broken: AtomicBool,
+    got: Mutex<Vec<Notification>>,
+}
+
+#[async_trait]
+impl Notifier for Kept {
+    fn name(&self) -> &str {
+        "kept"
+    }
+
+    fn medium(&self) -> &'static str {
+        "memory"
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        event.draft.status == "failed"
+    }
+
+    async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
+        let refused = self.refuses_school == Some(notification.school_id);
+        if refused || self.broken.load(Ordering::SeqCst) {
+            return Err(DeliveryError::Temporary("not now".into()));
+        }
+        self.got.lock().unwrap().push(notification.clone());
+        Ok(())
+    }
+
+    fn patience(&self) -> Patience {
+        Patience {
+            attempts: 100,
+            pause: Duration::from_secs(600),
+        }
+    }
+}
+
+/// A server that has this notifier.
+async fn server_telling(kept: &Arc<Kept>, settings: Value) -> Server {
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let figment = figment(&folder, &settings);
+    let settings = Settings::from_figment(&figment).unwrap();
+    let notifiers: Vec<Arc<dyn Notifier>> = vec![Arc::clone(kept) as _];
+    let tidings = Arc::new(tidings::Tidings::start_with(settings, notifiers).unwrap());
+    let rocket = tidings::http::mount(rocket::custom(figment), "/", tidings);
+    launch(rocket, folder).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_school_whose_delivery_fails_does_not_hold_up_the_others() {
+    let kept = Arc::new(Kept {
+        refuses_school: Some(1),
+        ..Kept::default()
+    });
+    let server = server_telling(&kept, json!({})).await;
+    fail(&server, 1, "stuck").await;
+    until("it was tried", async || {
+        state(&server, 1, "kept").await["failed_attempts"] == 1
+    })
+    .await;
+    for number in 0..3 {
+        fail(&server, 2, &format!("j{number}")).await;
+    }
+    until("the other school is served", async || {
+        kept.got.lock().unwrap().len() == 3
+    })
+    .await;
+    let schools: Vec<i64> = kept
+        .got
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|own| own.school_id)
+        .collect();
+    assert_eq!(schools, [2, 2, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_receiver_delays_neither_publishers_nor_streams_nor_other_notifiers() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let kept = Arc::new(Kept::default());
+    let dead = webhook("dead", port, json!([]));
+    let server = server_telling(&kept, json!({"notifiers": [dead]})).await;
+    let mut listener = server.listen(Transport::WebSocket, "/jobs?tick_ms=0").await;
+    listener.until_ready().await;
+    for number in 0..20 {
+        let failed = fail(&server, 1, &format!("j{number}")).await;
+        let heard = listener
+            .take_until(|message| message["status"] == "failed")
+            .await;
+        assert_eq!(heard.last(), Some(&failed));
+    }
+    until("the other notifier has all", async || {
+        kept.got.lock().unwrap().len() == 20
+    })
+    .await;
+    assert_eq!(state(&server, 1, "dead").await["delivered"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_log_has_forgotten_is_a_dead_letter_and_not_a_silent_gap() {
+    let kept = Arc::new(Kept::default());
+    kept.broken.store(true, Ordering::SeqCst);
+    let server = server_telling(&kept, json!({"retention_events": 2})).await;
+    fail(&server, 1, "lost").await;
+    until("it was tried", async || {
+        state(&server, 1, "kept").await["failed_attempts"] == 1
+    })
+    .await;
+    for number in 0..5 {
+        fail(&server, 1, &format!("j{number}")).await;
+    }
+    let settings = server.tidings.settings().clone();
+    assert_eq!(settings.retention_events, 2);
+    while server
+        .tidings
+        .store()
+        .sweep(chrono::Utc::now())
+        .await
+        .unwrap()
+    {}
+    let folder = server.stop().await;
+    kept.broken.store(false, Ordering::SeqCst);
+    let figment = figment(&folder, &json!({"retention_events": 2}));
+    let settings = Settings::from_figment(&figment).unwrap();
+    let notifiers: Vec<Arc<dyn Notifier>> = vec![Arc::clone(&kept) as _];
+    let tidings = Arc::new(tidings::Tidings::start_with(settings, notifiers).unwrap());
+    let rocket = tidings::http::mount(rocket::custom(figment), "/", tidings);
+    let server = launch(rocket, folder).await;
+    until("what is there is delivered", async || {
+        !kept.got.lock().unwrap().is_empty()
+    })
+    .await;
+    assert_eq!(kept.got.lock().unwrap()[0].subject, "j4");
+    let (_, page) = server
+        .get("/api/notifiers/kept/dead-letters?school_id=1", &admin())
+        .await;
+    let cause = page["dead_letters"][0]["cause"].as_str().unwrap();
+    assert!(cause.contains("past retention"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_notifier_is_not_told_of_the_past() {
+    let first = server().await;
+    fail(&first, 1, "before").await;
+    let folder = first.stop().await;
+    let kept = Arc::new(Kept::default());
+    let figment = figment(&folder, &json!({}));
+    let settings = Settings::from_figment(&figment).unwrap();
+    let notifiers: Vec<Arc<dyn Notifier>> = vec![Arc::clone(&kept) as _];
+    let tidings = Arc::new(tidings::Tidings::start_with(settings, notifiers).unwrap());
+    let rocket = tidings::http::mount(rocket::custom(figment), "/", tidings);
+    let server = launch(rocket, folder).await;
+    fail(&server, 1, "after").await;
+    fail(&server, 2, "a-school-that-is-new").await;
+    until("both are delivered", async || {
+        kept.got.lock().unwrap().len() == 2
+    })
+    .await;
+    let mut subjects: Vec<String> = kept
+        .got
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|own| own.subject.clone())
+        .collect();
+    subjects.sort();
+    assert_eq!(subjects, ["a-school-that-is-new", "after"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_an_administrator_of_the_school_looks_at_notifiers() {
+    let kept = Arc::new(Kept::default());
+    let server = server_telling(&kept, json!({})).await;
+    for (token, status) in [(viewer(1), 403), (worker(1), 403), (admin(), 400)] {
+        assert_eq!(server.get("/api/notifiers", &token).await.0, status);
+    }
+    let own = sign(&claims(Some(1), tidings::auth::Role::Admin));
+    assert_eq!(server.get("/api/notifiers", &own).await.0, 200);
+    assert_eq!(server.get("/api/notifiers?school_id=2", &own).await.0, 404);
+    let missing = "/api/notifiers/nobody/dead-letters";
+    assert_eq!(server.get(missing, &own).await.0, 404);
+}
+
+#[test]
+fn settings_that_cannot_work_stop_the_start_and_show_no_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let hook = |change: &dyn Fn(&mut Value)| {
+        let mut hook = webhook("ops", 80, json!([]));
+        change(&mut hook);
+        let settings = json!({"notifiers": [hook]});
+        let figment = figment(&folder, &settings);
+        match Settings::from_figment(&figment) {
+            Err(error) => error.to_string(),
+            Ok(settings) => match tidings::notify::configured(&settings.notifiers) {
+                Err(error) => error.to_string(),
+                Ok(_) => String::new(),
+            },
+        }
+    };
+    assert_eq!(hook(&|_| {}), "");
+    for (change, word) in [
+        (json!({"name": "Not A Name"}), "name"),
+        (json!({"webhook": null}), "one of"),
+        (json!({"attempts": 0}), "attempts"),
+        (json!({"rules": [{"kinds": ["cats"]}]}), "cats"),
+        (json!({"rules": [{"events": ["cats"]}]}), "cats"),
+        (json!({"rules": [{"statuses": ["cats"]}]}), "cats"),
+        (json!({"rules": [{"color": "red"}]}), "color"),
+        (json!({"retries": 3}), "retries"),
+        (
+            json!({"webhook": {"url": "http://a.example", "secret": "hush"}}),
+            "secret",
+        ),
+    ] {
+        let error = hook(&|own| {
+            for (key, value) in change.as_object().unwrap() {
+                own[key] = value.clone();
+            }
+        });
+        assert!(error.contains(word), "{change}: {error:?}");
+        assert!(!error.contains("hush"), "{error}");
+    }
+}

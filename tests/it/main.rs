@@ -22,6 +22,7 @@ mod floors;
 mod invariants;
 mod job_rules;
 mod jobs_api;
+mod kinds_documentation;
 mod notify;
 mod quickstart;
 mod store_contract;

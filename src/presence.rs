@@ -90,39 +90,73 @@ impl Presence {
 
     /// Takes in a beat. The answer comes after the commit of what it changed, if it changed anything.
     pub async fn beat(&self, school: SchoolId, device: &SubjectId) -> Result<Beat, PublishError> {
+        let mut beats = self.beats(school, std::slice::from_ref(device)).await?;
+        let beat = beats.pop().expect("each beat is answered");
+        Ok(beat?)
+    }
+
+    /// Takes in beats of several devices, and answers each; those who arrive do so in one commit.
+    pub async fn beats(
+        &self,
+        school: SchoolId,
+        devices: &[SubjectId],
+    ) -> Result<Vec<Result<Beat, CommandError>>, StoreError> {
+        let mut beats = Vec::with_capacity(devices.len());
+        let mut arriving = Vec::new();
+        for device in devices {
+            let Some((beat, arrives)) = self.renew(school, device).await? else {
+                let missing = kind::not_found(device::KIND, device.as_str());
+                beats.push(Err(missing.into()));
+                continue;
+            };
+            if arrives {
+                let seen_at = beat.seen_at;
+                arriving.push((beats.len(), device.clone(), Command::Arrive { seen_at }));
+            }
+            beats.push(Ok(beat));
+        }
+        if arriving.is_empty() {
+            return Ok(beats);
+        }
+        let commands = arriving
+            .iter()
+            .map(|(_, device, command)| envelope(device.clone(), command.clone()));
+        let answers = self.publisher.batch(school, commands.collect()).await?;
+        for ((index, ..), answer) in arriving.into_iter().zip(answers) {
+            match answer {
+                Ok(receipt) => {
+                    self.observe(std::slice::from_ref(receipt.event()));
+                    if let Ok(beat) = &mut beats[index] {
+                        beat.status = Status::Online;
+                    }
+                }
+                Err(error) => beats[index] = Err(error),
+            }
+        }
+        Ok(beats)
+    }
+
+    /// Renews a lease, taking it up first if need be. Nothing if there is no such device.
+    async fn renew(
+        &self,
+        school: SchoolId,
+        device: &SubjectId,
+    ) -> Result<Option<(Beat, bool)>, StoreError> {
         let address = (school, device.clone());
         let known = self.lock().beat(&address);
-        let (beat, arrives) = match known {
-            Some(known) => known,
-            None => {
-                let stored = self
-                    .store
-                    .subject(school, device::KIND, device.clone())
-                    .await?;
-                let Some(State::Device(state)) = stored.map(|stored| stored.state) else {
-                    let missing = kind::not_found(device::KIND, device.as_str());
-                    return Err(CommandError::from(missing).into());
-                };
-                let mut leases = self.lock();
-                leases.hold(address.clone(), &state);
-                leases.beat(&address).expect("the lease was just taken")
-            }
-        };
-        if !arrives {
-            return Ok(beat);
+        if known.is_some() {
+            return Ok(known);
         }
-        let command = Command::Arrive {
-            seen_at: beat.seen_at,
-        };
-        let receipt = self
-            .publisher
-            .publish(school, envelope(device.clone(), command))
+        let stored = self
+            .store
+            .subject(school, device::KIND, device.clone())
             .await?;
-        self.observe(std::slice::from_ref(receipt.event()));
-        Ok(Beat {
-            status: Status::Online,
-            ..beat
-        })
+        let Some(State::Device(state)) = stored.map(|stored| stored.state) else {
+            return Ok(None);
+        };
+        let mut leases = self.lock();
+        leases.hold(address.clone(), &state);
+        Ok(leases.beat(&address))
     }
 
     /// Takes note of committed events.

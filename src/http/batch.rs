@@ -53,6 +53,7 @@ async fn batch(
         return Err(Problem::new(Kind::BodyTooLarge, detail));
     }
     let mut envelopes = Vec::new();
+    let mut beating = Vec::new();
     let mut read = Vec::new();
     for (index, line) in lines().enumerate() {
         let key = key.of_command(index + 1, line);
@@ -61,7 +62,10 @@ async fn batch(
                 envelopes.push(envelope);
                 Ok(None)
             }
-            Ok(Asked::Beat(device)) => Ok(Some(device)),
+            Ok(Asked::Beat(device)) => {
+                beating.push(device.clone());
+                Ok(Some(device))
+            }
             Err(problem) => Err(problem),
         };
         read.push(own);
@@ -71,6 +75,9 @@ async fn batch(
         .batch(caller.school, envelopes)
         .await?
         .into_iter();
+    // Beats count after the commands: a device that a line before makes known may beat.
+    let beats = tidings.presence().beats(caller.school, &beating).await?;
+    let mut beats = beats.into_iter();
     let mut answer = Vec::with_capacity(read.len() * 512);
     for (index, own) in read.into_iter().enumerate() {
         let number = index + 1;
@@ -82,7 +89,7 @@ async fn batch(
                 event.map(|json| ("event", json)).map_err(Problem::from)
             }
             Ok(Some(device)) => {
-                let beat = tidings.presence().beat(caller.school, &device).await;
+                let beat = beats.next().expect("each beat is answered");
                 let json = beat.map(|beat| devices::answer(&device, &beat).to_string());
                 json.map(|json| ("device", json.into_bytes()))
                     .map_err(Problem::from)

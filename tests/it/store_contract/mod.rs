@@ -1,6 +1,8 @@
 //! What every store promises (`tidings::store`), asked of each implementation. A new one adds a line to
 //! `stores!` and passes the same.
 
+mod sources;
+
 use std::sync::Arc;
 
 use serde_json::json;
@@ -16,6 +18,8 @@ use tidings::store::{
     CommandError, Committed, Envelope, Idempotency, ListQuery, Receipt, Store, StoreError,
 };
 use tokio::sync::mpsc;
+
+use self::sources::*;
 
 /// A store on a place that can be opened again.
 struct Bench {
@@ -71,6 +75,14 @@ macro_rules! stores {
             run!(a_closed_store_refuses);
             run!(overdue_jobs_are_found_by_their_time);
             run!(many_writers_leave_no_hole);
+            run!(what_one_may_hold_alone_is_held_by_one);
+            run!(a_snapshot_of_several_events_a_subject_is_told_once_and_in_order);
+            run!(a_snapshot_of_what_goes_on_leaves_out_what_has_ended);
+            run!(a_wide_event_is_in_the_replay_of_any_subject_of_its_kind);
+            run!(a_folded_replay_keeps_the_last_sample_before_other_messages);
+            run!(a_violation_is_acknowledged_once);
+            run!(every_kind_is_there_after_reopening);
+            run!(a_notifiers_cursor_is_kept_and_never_goes_back);
         }
     )*};
 }

@@ -1,0 +1,382 @@
+//! What a store promises of the kinds beside jobs, and of notifiers.
+
+use chrono::{SubsecRound, Utc};
+use tidings::kind::{characteristic, device, enrollment};
+use tidings::store::ViolationQuery;
+use tidings::store::notifiers::{DeadLetter, Progress};
+
+use super::*;
+
+fn read<T: serde::de::DeserializeOwned>(body: serde_json::Value) -> T {
+    serde_json::from_value(body).unwrap()
+}
+
+fn to(subject: &str, command: Command) -> Envelope {
+    Envelope {
+        subject: subject.parse().unwrap(),
+        command,
+        idempotency: None,
+    }
+}
+
+fn session(id: &str, command: enrollment::Command) -> Envelope {
+    to(id, Command::Enrollment(command))
+}
+
+fn start(id: &str, device: &str) -> Envelope {
+    let body = json!({"device_id": device});
+    session(id, enrollment::Command::Start(read(body)))
+}
+
+fn cancel(id: &str) -> Envelope {
+    session(id, enrollment::Command::Cancel(read(json!({}))))
+}
+
+fn put_device(id: &str, body: serde_json::Value) -> Envelope {
+    to(id, Command::Device(device::Command::Register(read(body))))
+}
+
+fn put_characteristic(id: &str) -> Envelope {
+    let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
+    let register = read(json!({ "limits": limits }));
+    to(
+        id,
+        Command::Characteristic(characteristic::Command::Register(register)),
+    )
+}
+
+fn sample(id: &str, value: f64) -> Envelope {
+    let sample = read(json!({ "value": value }));
+    to(
+        id,
+        Command::Characteristic(characteristic::Command::Sample(sample)),
+    )
+}
+
+fn acknowledge(id: &str, number: u64) -> Envelope {
+    let acknowledge = characteristic::Command::Acknowledge {
+        number,
+        user: "ann".into(),
+        reason: "known".into(),
+    };
+    to(id, Command::Characteristic(acknowledge))
+}
+
+pub(super) async fn what_one_may_hold_alone_is_held_by_one(open: Open) {
+    let bench = bench(open, Settings::default());
+    let group = vec![start("a", "door"), start("b", "door"), start("c", "gate")];
+    let answers = bench.append(1, group).await;
+    assert!(answers[0].is_ok() && answers[2].is_ok());
+    let held = |answer: &Result<Receipt, CommandError>| {
+        matches!(answer, Err(CommandError::Rule(RuleError::Held { .. })))
+    };
+    assert!(held(&answers[1]), "within one group");
+    assert!(
+        held(&bench.append(1, vec![start("b", "door")]).await[0]),
+        "and later"
+    );
+    let group = vec![
+        cancel("a"),
+        start("b", "door"),
+        cancel("b"),
+        start("d", "door"),
+        start("e", "door"),
+    ];
+    let answers = bench.append(1, group).await;
+    assert!(answers[..4].iter().all(Result::is_ok), "{answers:?}");
+    assert!(held(&answers[4]));
+    let bench = bench.reopened(open).await;
+    assert!(
+        held(&bench.append(1, vec![start("f", "door")]).await[0]),
+        "and after reopening"
+    );
+}
+
+pub(super) async fn a_snapshot_of_several_events_a_subject_is_told_once_and_in_order(open: Open) {
+    let bench = bench(open, Settings::default());
+    let number = 400;
+    let ids: Vec<String> = (0..number).map(|number| format!("d{number}")).collect();
+    bench
+        .done(
+            ids.iter()
+                .map(|id| put_device(id, json!({"info": {"model": 1}})))
+                .collect(),
+        )
+        .await;
+    let report = |id: &String| {
+        let report = read(json!({"status": "online"}));
+        to(id, Command::Device(device::Command::Report(report)))
+    };
+    bench.done(ids.iter().rev().map(report).collect()).await;
+    bench
+        .done(
+            (0..300)
+                .map(|number| put_characteristic(&format!("c{number}")))
+                .collect(),
+        )
+        .await;
+    bench
+        .done(
+            (0..300)
+                .map(|number| sample(&format!("c{number}"), 9.0))
+                .collect(),
+        )
+        .await;
+    bench.done(vec![create("job")]).await;
+    let scope = Arc::new(Scope::new(school(1), [kind::channel("schools/1").unwrap()]));
+    let told = bench.snapshot(&scope).await;
+    assert!(
+        told.is_sorted_by(|one, next| one.1 < next.1),
+        "in the order of the log, each once"
+    );
+    assert_eq!(told.len(), number * 2 + 300 * 3 + 1);
+    let online = Filter {
+        statuses: ["online".to_owned()].into(),
+        ..Filter::default()
+    };
+    let filtered =
+        Arc::new(Scope::new(school(1), [kind::channel("devices").unwrap()]).filtered(online));
+    assert_eq!(bench.snapshot(&filtered).await.len(), number * 2);
+    let replayed = bench.replayed(&scope, 0, false).await;
+    assert_eq!(replayed, (1..=replayed.len() as u64).collect::<Vec<_>>());
+}
+
+pub(super) async fn a_snapshot_of_what_goes_on_leaves_out_what_has_ended(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench
+        .done(vec![
+            start("a", "x"),
+            start("b", "y"),
+            cancel("a"),
+            create("j"),
+            create("k"),
+        ])
+        .await;
+    bench.done(vec![envelope("j", "complete", json!({}))]).await;
+    let of = |channel: &str| Scope::new(school(1), [kind::channel(channel).unwrap()]);
+    for (channel, active) in [("enrollments", "b"), ("jobs", "k")] {
+        let told = bench
+            .snapshot(&Arc::new(of(channel).of_what_goes_on()))
+            .await;
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].0, active);
+        assert_eq!(bench.snapshot(&Arc::new(of(channel))).await.len(), 2);
+    }
+}
+
+pub(super) async fn a_wide_event_is_in_the_replay_of_any_subject_of_its_kind(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench
+        .done(vec![
+            put_characteristic("a"),
+            put_characteristic("b"),
+            create("j"),
+        ])
+        .await;
+    bench
+        .done(vec![
+            sample("a", 9.0),
+            acknowledge("a", 1),
+            sample("a", 0.0),
+            sample("b", 0.0),
+        ])
+        .await;
+    // 4 sample, 5 violation, 6 acknowledgement, 7 and 8 samples.
+    let scope = only(&["characteristics/b"]);
+    assert_eq!(bench.replayed(&scope, 0, false).await, [2, 6, 8]);
+    assert_eq!(bench.replayed(&scope, 0, true).await, [2, 6, 8]);
+    let both = only(&["characteristics/a", "characteristics/b"]);
+    assert_eq!(
+        bench.replayed(&both, 3, false).await,
+        [4, 5, 6, 7, 8],
+        "and once"
+    );
+    assert_eq!(
+        bench.replayed(&both, 3, true).await,
+        [4, 5, 6, 7, 8],
+        "the last samples and milestones"
+    );
+    assert_eq!(bench.replayed(&only(&["jobs/j"]), 0, false).await, [3]);
+}
+
+/// Of a subject's ticks the last one stays, although milestones of another type come after it.
+pub(super) async fn a_folded_replay_keeps_the_last_sample_before_other_messages(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench.done(vec![put_characteristic("a")]).await;
+    let mut group: Vec<Envelope> = (0..600).map(|_| sample("a", 1.0)).collect();
+    group.extend([sample("a", 9.0), sample("a", 1.0), acknowledge("a", 1)]);
+    bench.done(group).await;
+    for scope in [only(&["characteristics/a"]), only(&["characteristics"])] {
+        // 602 breaks a rule and 603 is its violation; 604 is the last sample, 605 the acknowledgement.
+        assert_eq!(
+            bench.replayed(&scope, 0, true).await,
+            [1, 602, 603, 604, 605]
+        );
+    }
+}
+
+pub(super) async fn a_violation_is_acknowledged_once(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench.done(vec![put_characteristic("a")]).await;
+    let group = vec![
+        sample("a", 9.0),
+        acknowledge("a", 1),
+        acknowledge("a", 1),
+        acknowledge("a", 2),
+    ];
+    let answers = bench.append(1, group).await;
+    assert!(answers[0].is_ok() && answers[1].is_ok());
+    assert!(matches!(
+        &answers[2],
+        Err(CommandError::Rule(RuleError::Finished { .. }))
+    ));
+    assert!(matches!(
+        &answers[3],
+        Err(CommandError::Rule(RuleError::NotFound { .. }))
+    ));
+    bench.done(vec![sample("a", 0.0), sample("a", 9.0)]).await;
+    let bench = bench.reopened(open).await;
+    assert!(bench.append(1, vec![acknowledge("a", 1)]).await[0].is_err());
+    let listed = async |acknowledged: Option<bool>| -> Vec<u64> {
+        let query = ViolationQuery {
+            acknowledged,
+            limit: 10,
+            ..ViolationQuery::default()
+        };
+        let page = bench.store.violations(school(1), query).await.unwrap();
+        page.violations
+            .iter()
+            .map(|violation| violation.number)
+            .collect()
+    };
+    assert_eq!(listed(None).await, [2, 1]);
+    assert_eq!(listed(Some(false)).await, [2]);
+    assert_eq!(listed(Some(true)).await, [1]);
+}
+
+pub(super) async fn every_kind_is_there_after_reopening(open: Open) {
+    let bench = bench(open, Settings::default());
+    let scans = read(json!({"device_id": "d", "student_id": "s", "total_attempts": 3}));
+    bench
+        .done(vec![
+            session("s", enrollment::Command::Start(scans)),
+            put_device(
+                "d",
+                json!({"name": "Door", "info": {"a": [1, null]}, "lease_secs": 7}),
+            ),
+            put_characteristic("c"),
+            sample("c", 9.0),
+        ])
+        .await;
+    let told = async |bench: &Bench| {
+        let mut states = Vec::new();
+        for (kind, id) in [
+            (enrollment::KIND, "s"),
+            (device::KIND, "d"),
+            (characteristic::KIND, "c"),
+        ] {
+            let found = bench
+                .store
+                .subject(school(1), kind, id.parse().unwrap())
+                .await;
+            let found = found.unwrap().unwrap();
+            states.push(format!(
+                "{:?} {} {}",
+                found.state, found.created_seq, found.event.seq
+            ));
+        }
+        states
+    };
+    let before = told(&bench).await;
+    let bench = bench.reopened(open).await;
+    assert_eq!(told(&bench).await, before);
+    let awaited = bench.store.devices_not_offline(None, 10).await.unwrap();
+    assert_eq!(awaited.len(), 1);
+    let after = Some((awaited[0].0, awaited[0].1.clone()));
+    assert!(
+        bench
+            .store
+            .devices_not_offline(after, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
+pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
+    let bench = bench(open, Settings::default());
+    let now = Utc::now().trunc_subsecs(3);
+    bench.done(vec![create("a"), create("b")]).await;
+    assert!(
+        bench.store.notifier_begins("ops").await.unwrap().is_empty(),
+        "it begins at the end"
+    );
+    assert_eq!(
+        bench.store.notifier_cursor("ops", school(1)).await.unwrap(),
+        2
+    );
+    bench.done(vec![create("c")]).await;
+    bench.append(2, vec![create("a")]).await;
+    let mut behind = bench.store.notifier_begins("ops").await.unwrap();
+    behind.sort();
+    assert_eq!(behind, [school(1), school(2)]);
+    assert_eq!(
+        bench.store.notifier_cursor("ops", school(2)).await.unwrap(),
+        0,
+        "a new school"
+    );
+    let delivered = Progress {
+        delivered: Some(now),
+        ..Progress::default()
+    };
+    let letter = |seq| DeadLetter {
+        seq,
+        event_type: "job_progress".into(),
+        kind: "jobs".into(),
+        subject: "c".into(),
+        attempts: 3,
+        cause: "answered 500".into(),
+        at: now,
+    };
+    let given_up = |seq| Progress {
+        failed: Some((now, "answered 500".into())),
+        dead: Some(letter(seq)),
+        ..Progress::default()
+    };
+    bench
+        .store
+        .notifier_moves("ops", school(1), 3, delivered)
+        .await
+        .unwrap();
+    bench
+        .store
+        .notifier_moves("ops", school(1), 1, given_up(1))
+        .await
+        .unwrap();
+    let bench = bench.reopened(open).await;
+    let (standings, head) = bench.store.notifiers(school(1)).await.unwrap();
+    assert_eq!((standings.len(), head), (1, 3));
+    let own = &standings[0];
+    assert_eq!((own.seq, own.delivered, own.failed, own.dead), (3, 1, 1, 1));
+    assert_eq!(own.last_failure, Some((now, "answered 500".into())));
+    let page = bench
+        .store
+        .dead_letters("ops", school(1), None, 10)
+        .await
+        .unwrap();
+    assert_eq!((page.letters, page.next), (vec![letter(1)], None));
+    for seq in 2..=1_010 {
+        bench
+            .store
+            .notifier_moves("ops", school(1), seq, given_up(seq))
+            .await
+            .unwrap();
+    }
+    let page = bench
+        .store
+        .dead_letters("ops", school(1), None, 5_000)
+        .await
+        .unwrap();
+    assert_eq!(page.letters.len(), 1_000, "the newest are kept");
+    assert_eq!(page.letters.last().unwrap().seq, 11);
+}

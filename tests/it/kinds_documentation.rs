@@ -117,7 +117,7 @@ async fn job_tables(server: &Server) -> Vec<(&'static str, String)> {
     let statuses: [(&str, &[(&str, Value)]); 6] = [
         ("pending", &[]),
         ("queued", &[("queue", none.clone())]),
-        ("in_progress", &[start.clone()]),
+        ("in_progress", std::slice::from_ref(&start)),
         ("completed", &[start.clone(), ("complete", none.clone())]),
         ("failed", &[("fail", error.clone())]),
         ("cancelled", &[("cancel", none.clone())]),

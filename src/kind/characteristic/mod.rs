@@ -5,7 +5,9 @@
 //! broken opens a violation, once for each run of samples that break it; somebody acknowledges it, with a
 //! reason. The rules look only at samples that the same limits have judged.
 
+mod command;
 pub mod limits;
+mod message;
 pub mod nelson;
 mod rules;
 
@@ -14,11 +16,13 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+pub use self::command::{Command, NewSample, NewViolation, Register, RuleSetting, SetLimits};
 use self::limits::ControlLimits;
+pub use self::message::{limits_draft, sample_draft, severity, violation_draft};
 use self::nelson::Rule;
 pub use self::rules::apply;
 use super::{Description, RuleError};
-use crate::event::{Class, Draft, EventType};
+use crate::event::EventType;
 use crate::id::{Kind, SubjectId};
 
 /// The kind's name in URLs and channels.
@@ -53,108 +57,6 @@ pub const BASELINE_MAX: u32 = 100;
 pub const BASELINE_DEFAULT: u32 = 20;
 /// The largest measurement, up or down; beyond it arithmetic would overflow.
 pub const VALUE_MAX: f64 = 1e100;
-
-/// What can be asked of a characteristic. The fields are the bodies of the HTTP calls; unknown ones are refused.
-#[derive(Debug, Clone)]
-pub enum Command {
-    /// Make it known, or describe it anew.
-    Register(Register),
-    /// Set limits, or begin a baseline.
-    Limits(SetLimits),
-    /// A measurement.
-    Sample(NewSample),
-    /// A violation that was found elsewhere.
-    Violation(NewViolation),
-    /// Acknowledge a violation.
-    Acknowledge {
-        /// Its number within the characteristic.
-        number: u64,
-        /// Who.
-        user: Arc<str>,
-        /// Why it is well, or what is done about it.
-        reason: String,
-    },
-}
-
-/// Body of `PUT /api/characteristics/<id>`. An absent field stays as it is.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Register {
-    /// What people call it.
-    pub name: Option<String>,
-    /// Of its measurements.
-    pub unit: Option<String>,
-    /// Values in a sample, 1 to 25; it cannot change once there are samples.
-    pub subgroup_size: Option<u32>,
-    /// The rules that are switched on: numbers, or `{rule_id, severity}`.
-    pub rules: Option<Vec<RuleSetting>>,
-    /// Limits, as in `PUT …/limits`.
-    pub limits: Option<SetLimits>,
-}
-
-/// A rule to switch on.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(untagged)]
-pub enum RuleSetting {
-    /// With its usual severity.
-    Number(u8),
-    /// With a severity of one's own.
-    WithSeverity {
-        /// Nelson's number.
-        rule_id: u8,
-        /// How bad.
-        severity: Severity,
-    },
-}
-
-/// Body of `PUT /api/characteristics/<id>/limits`: the three lines, or a method to compute them.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SetLimits {
-    /// The process mean.
-    pub center_line: Option<f64>,
-    /// Upper control limit.
-    pub ucl: Option<f64>,
-    /// Lower control limit.
-    pub lcl: Option<f64>,
-    /// `moving_range` (samples of one value) or `xbar_r` (of several).
-    pub method: Option<Method>,
-    /// Of how many samples from now on.
-    pub samples: Option<u32>,
-}
-
-/// Body of `samples`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NewSample {
-    /// The sample's id; `<characteristic id>.<number>` if absent.
-    #[serde(default, deserialize_with = "super::text_or_number")]
-    pub sample_id: Option<String>,
-    /// The measurement, where a sample is one.
-    #[serde(default)]
-    pub value: Option<f64>,
-    /// The measurements of a subgroup.
-    #[serde(default)]
-    pub values: Option<Vec<f64>>,
-    /// When it was taken; now if absent.
-    #[serde(default)]
-    pub timestamp: Option<DateTime<Utc>>,
-}
-
-/// Body of `violations`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct NewViolation {
-    /// Nelson's number, or one's own.
-    pub rule_id: u32,
-    /// For people; a Nelson rule has one of its own.
-    pub rule_name: Option<String>,
-    /// How bad.
-    pub severity: Option<Severity>,
-    /// The sample that shows it; the last one if absent.
-    #[serde(deserialize_with = "super::text_or_number")]
-    pub sample_id: Option<String>,
-}
 
 /// How bad a violation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -373,171 +275,6 @@ impl Characteristic {
             OUT_OF_CONTROL
         }
     }
-}
-
-/// The fields of a characteristic's message: an envelope.
-#[derive(Serialize)]
-struct Envelope<P> {
-    payload: P,
-}
-
-fn draft(
-    event_type: &'static EventType,
-    class: Class,
-    status: &'static str,
-    payload: impl Serialize,
-) -> Draft {
-    Draft {
-        event_type,
-        class,
-        status,
-        category: None,
-        fields: serde_json::to_string(&Envelope { payload }).expect("a payload is JSON"),
-    }
-}
-
-#[derive(Serialize)]
-struct SamplePayload<'a> {
-    sample_id: &'a str,
-    characteristic_id: &'a SubjectId,
-    timestamp: DateTime<Utc>,
-    value: f64,
-    mean: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    range: Option<f64>,
-    zone: Option<&'static str>,
-    in_control: bool,
-    limits_version: Option<u32>,
-    /// Those that this sample opened.
-    violations: Vec<ViolationPayload<'a>>,
-}
-
-#[derive(Serialize)]
-struct ViolationPayload<'a> {
-    violation_id: String,
-    characteristic_id: &'a SubjectId,
-    sample_id: Option<&'a str>,
-    rule_id: u32,
-    rule_name: &'a str,
-    severity: Severity,
-    timestamp: DateTime<Utc>,
-}
-
-impl<'a> From<&'a Violation> for ViolationPayload<'a> {
-    fn from(violation: &'a Violation) -> ViolationPayload<'a> {
-        ViolationPayload {
-            violation_id: violation.id().to_string(),
-            characteristic_id: &violation.characteristic_id,
-            sample_id: violation.sample_id.as_deref(),
-            rule_id: violation.rule_id,
-            rule_name: &violation.rule_name,
-            severity: violation.severity,
-            timestamp: violation.at,
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct AckPayload<'a> {
-    violation_id: String,
-    characteristic_id: &'a SubjectId,
-    acknowledged: bool,
-    ack_user: &'a str,
-    ack_reason: &'a str,
-    user: &'a str,
-    reason: &'a str,
-    timestamp: DateTime<Utc>,
-}
-
-#[derive(Serialize)]
-struct LimitsPayload<'a> {
-    characteristic_id: &'a SubjectId,
-    center_line: Option<f64>,
-    ucl: Option<f64>,
-    lcl: Option<f64>,
-    method: Option<Method>,
-    sample_count: u32,
-    limits_version: Option<u32>,
-    baseline: Option<BaselinePayload>,
-}
-
-#[derive(Serialize)]
-struct BaselinePayload {
-    method: Method,
-    samples: u32,
-}
-
-/// The limits in force as an event.
-pub fn limits_draft(id: &SubjectId, characteristic: &Characteristic) -> Draft {
-    let limits = characteristic.limits;
-    let chart = limits.map(|limits| limits.chart);
-    let payload = LimitsPayload {
-        characteristic_id: id,
-        center_line: chart.map(|chart| chart.center_line),
-        ucl: chart.map(|chart| chart.ucl),
-        lcl: chart.map(|chart| chart.lcl),
-        method: limits.map(|limits| limits.method),
-        sample_count: limits.map_or(0, |limits| limits.sample_count),
-        limits_version: limits.map(|limits| limits.version),
-        baseline: characteristic
-            .baseline
-            .as_ref()
-            .map(|baseline| BaselinePayload {
-                method: baseline.method,
-                samples: baseline.samples,
-            }),
-    };
-    let status = characteristic.status();
-    draft(&CONTROL_LIMITS, Class::Milestone, status, payload)
-}
-
-/// The last sample as an event, if there was one.
-pub fn sample_draft(characteristic: &Characteristic) -> Option<Draft> {
-    let last = characteristic.last_sample.as_ref()?;
-    Some(Draft {
-        event_type: &SAMPLE,
-        class: Class::Milestone,
-        status: characteristic.status(),
-        category: None,
-        fields: last.fields.to_string(),
-    })
-}
-
-/// A violation as an event.
-pub fn violation_draft(violation: &Violation) -> Draft {
-    let payload = ViolationPayload::from(violation);
-    draft(&VIOLATION, Class::Milestone, OUT_OF_CONTROL, payload)
-}
-
-/// How bad the violation is that a message tells of, if it does.
-pub fn severity(draft: &Draft) -> Option<Severity> {
-    #[derive(Deserialize)]
-    struct Told {
-        severity: Severity,
-    }
-    #[derive(Deserialize)]
-    struct Enveloped {
-        payload: Told,
-    }
-    if *draft.event_type != VIOLATION {
-        return None;
-    }
-    let told = serde_json::from_str::<Enveloped>(&draft.fields).ok()?;
-    Some(told.payload.severity)
-}
-
-fn ack_draft(violation: &Violation, ack: &Acknowledgement, status: &'static str) -> Draft {
-    let payload = AckPayload {
-        violation_id: violation.id().to_string(),
-        characteristic_id: &violation.characteristic_id,
-        acknowledged: true,
-        ack_user: &ack.user,
-        ack_reason: &ack.reason,
-        user: &ack.user,
-        reason: &ack.reason,
-        timestamp: ack.at,
-    };
-    draft(&ACK_UPDATE, Class::Milestone, status, payload)
 }
 
 fn invalid(field: &'static str, expected: impl Into<String>) -> RuleError {

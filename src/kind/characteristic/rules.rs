@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::limits::{self, ControlLimits, SUBGROUP_MAX};
+use super::message::{SamplePayload, ack_draft, draft, limits_draft, violation_draft};
 use super::nelson::{Rule, WINDOW, is_broken};
 use super::{
     Acknowledgement, BASELINE_DEFAULT, BASELINE_MAX, Baseline, Characteristic, Command,
     ID_MAX_BYTES, KIND, LastSample, Limits, Method, NAME_MAX_BYTES, NewSample, NewViolation,
-    Register, RuleSetting, SAMPLE, SamplePayload, SetLimits, Severity, VALUE_MAX, Violation,
-    ack_draft, draft, invalid, limits_draft, violation_draft,
+    Register, RuleSetting, SAMPLE, SetLimits, Severity, VALUE_MAX, Violation, invalid,
 };
 use crate::event::{Class, Draft};
 use crate::id::{SUBJECT_ID_MAX_BYTES, SubjectId};

@@ -7,6 +7,7 @@
 mod characteristics;
 mod devices;
 mod enrollments;
+mod events;
 mod jobs;
 mod notifiers;
 mod read;

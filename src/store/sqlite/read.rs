@@ -7,8 +7,9 @@ use diesel::connection::DefaultLoadingMode;
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
+use super::events::EventRow;
 use super::schema::{events, schools};
-use super::table::{EventRow, Selection, TABLES, table};
+use super::table::{Selection, TABLES, table};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES};
 use crate::event::Event;
 use crate::id::{Channel, Epoch, Kind, SchoolId};

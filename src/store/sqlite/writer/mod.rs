@@ -8,7 +8,9 @@
 //!
 //! Keeps invariants 1 and 2. Nobody else may write to the tables while it runs.
 
-use std::collections::{HashMap, VecDeque};
+mod judge;
+
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -20,19 +22,18 @@ use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 use tokio::sync::{mpsc, oneshot};
 
-use super::read::bounds;
+use self::judge::Group;
+use super::events::EventRow;
 use super::schema::{events, idempotency_keys, meta};
 use super::sweep::{Retention, sweep};
-use super::table::{Address, EventRow, Stored, millis, table, unreadable};
+use super::table::{Address, Stored, millis, table};
 use super::upsert::upsert;
 use super::violations;
 use super::{OPEN_IN, database_error};
 use crate::config::{self, Settings, Synchronous};
-use crate::event::{Class, Event};
-use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
-use crate::kind::characteristic::Violation;
-use crate::kind::{self, Context, Limits, State};
-use crate::store::{CommandError, Committed, Envelope, Idempotency, Receipt, StoreError};
+use crate::id::{Epoch, SchoolId};
+use crate::kind::Limits;
+use crate::store::{CommandError, Committed, Envelope, Receipt, StoreError};
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 type Receipts = Vec<Result<Receipt, CommandError>>;
@@ -85,28 +86,6 @@ pub(super) struct SchoolRow {
 upsert! {
     /// Moves a school's head, or begins its log.
     UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt)
-}
-
-/// What a group will write. The caches learn of it after the commit.
-#[derive(Default)]
-struct Group {
-    events: Vec<Arc<Event>>,
-    changed: HashMap<Address, Stored>,
-    heads: HashMap<SchoolId, u64>,
-    keys: HashMap<(SchoolId, String), Used>,
-    /// Category and duration in seconds of subjects that ended well.
-    ended: Vec<(SchoolId, Arc<str>, f64)>,
-    /// Who holds alone what the group gave or took.
-    held: HashMap<(SchoolId, Kind, String), Option<SubjectId>>,
-    violations: HashMap<(SchoolId, SubjectId, u64), Violation>,
-    milestones: bool,
-}
-
-/// A use of an idempotency key.
-#[derive(Clone)]
-struct Used {
-    fingerprint: String,
-    event: Arc<Event>,
 }
 
 fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
@@ -236,259 +215,6 @@ impl Writer {
                 }
             }
         }
-    }
-
-    /// Judges one command; what it leads to goes into the group and the caches.
-    fn judge(
-        &mut self,
-        group: &mut Group,
-        school: SchoolId,
-        envelope: Envelope,
-        now: DateTime<Utc>,
-    ) -> QueryResult<Result<Receipt, CommandError>> {
-        let Envelope {
-            subject,
-            command,
-            idempotency,
-        } = envelope;
-        if let Some(idempotency) = &idempotency
-            && let Some(used) = self.used(group, school, idempotency)?
-        {
-            let same = used.fingerprint == idempotency.fingerprint;
-            return Ok(if same {
-                Ok(Receipt::Repeated(used.event))
-            } else {
-                Err(CommandError::KeyReused)
-            });
-        }
-        let kind = command.kind();
-        let address = (school, kind, subject.clone());
-        let previous = self.stored(group, &address)?;
-        let state = previous.map(|stored| stored.state.clone());
-        let place = previous.map(|stored| (stored.created_seq, stored.last_seq, stored.last_at));
-        let typical_secs = match command.wants_history(state.as_ref()) {
-            Some(category) => self.typical_secs(school, kind, category)?,
-            None => None,
-        };
-        let holder = match command.wants_holder() {
-            Some(what) => self.holder(group, school, kind, what)?,
-            None => None,
-        };
-        let violation = match command.wants_violation() {
-            Some(number) => self.violation(group, school, &subject, number)?,
-            None => None,
-        };
-        let head = self.head(group, school)?;
-        let context = Context {
-            now,
-            limits: &self.limits,
-            typical_secs,
-            since: self.since,
-            next_seq: head + 1,
-            holder: holder.as_ref(),
-            violation: violation.as_ref(),
-        };
-        let outcome = match kind::apply(&subject, state.as_ref(), &command, &context) {
-            Ok(outcome) => outcome,
-            Err(error) => return Ok(Err(error.into())),
-        };
-        for what in state.iter().filter_map(State::holds) {
-            group.held.insert((school, kind, what.to_owned()), None);
-        }
-        if let Some(what) = outcome.state.holds() {
-            group
-                .held
-                .insert((school, kind, what.to_owned()), Some(subject.clone()));
-        }
-        for violation in outcome.violations {
-            let key = (
-                school,
-                violation.characteristic_id.clone(),
-                violation.number,
-            );
-            group.violations.insert(key, violation);
-        }
-        let mut seq = head;
-        let mut first = None;
-        for draft in outcome.drafts {
-            seq += 1;
-            group.milestones |= draft.class == Class::Milestone;
-            let cursor = Cursor {
-                epoch: self.epoch,
-                seq,
-            };
-            let event = Arc::new(Event::new(
-                cursor,
-                school,
-                kind,
-                subject.clone(),
-                now,
-                draft,
-            ));
-            first.get_or_insert_with(|| Arc::clone(&event));
-            group.events.push(event);
-        }
-        if let Some((category, secs)) = outcome.state.duration().filter(|_| first.is_some()) {
-            group.ended.push((school, category, secs));
-        }
-        let (created_seq, last_seq, last_at) = place.unwrap_or((head + 1, head + 1, now));
-        let (last_seq, last_at) = if first.is_some() {
-            (seq, now)
-        } else {
-            (last_seq, last_at)
-        };
-        let stored = Stored {
-            state: outcome.state,
-            created_seq,
-            last_seq,
-            last_at,
-        };
-        let receipt = match first {
-            Some(event) => Receipt::Committed(event),
-            None => {
-                Receipt::Unchanged(Arc::new(stored.snapshot(self.epoch, school, kind, subject)))
-            }
-        };
-        group.heads.insert(school, seq);
-        if let Some(Idempotency { key, fingerprint }) = idempotency {
-            group.keys.insert(
-                (school, key),
-                Used {
-                    fingerprint,
-                    event: Arc::clone(receipt.event()),
-                },
-            );
-        }
-        group.changed.insert(address, stored);
-        Ok(Ok(receipt))
-    }
-
-    /// The state as the commands before this one leave it.
-    fn stored<'a>(
-        &'a mut self,
-        group: &'a Group,
-        address: &Address,
-    ) -> QueryResult<Option<&'a Stored>> {
-        if let Some(stored) = group.changed.get(address) {
-            return Ok(Some(stored));
-        }
-        if !self.states.contains(address) {
-            let (school, kind, subject) = address;
-            let Some(stored) = table(*kind).load(&mut self.conn, *school, subject)? else {
-                return Ok(None);
-            };
-            self.states.put(address.clone(), stored);
-        }
-        Ok(self.states.get(address))
-    }
-
-    /// A violation, as the commands before this one leave it.
-    fn violation(
-        &mut self,
-        group: &Group,
-        school: SchoolId,
-        characteristic: &SubjectId,
-        number: u64,
-    ) -> QueryResult<Option<Violation>> {
-        let key = (school, characteristic.clone(), number);
-        match group.violations.get(&key) {
-            Some(violation) => Ok(Some(violation.clone())),
-            None => violations::find(&mut self.conn, school, characteristic, number),
-        }
-    }
-
-    /// Who holds what only one may hold, as the commands before this one leave it.
-    fn holder(
-        &mut self,
-        group: &Group,
-        school: SchoolId,
-        kind: Kind,
-        what: &str,
-    ) -> QueryResult<Option<SubjectId>> {
-        match group.held.get(&(school, kind, what.to_owned())) {
-            Some(holder) => Ok(holder.clone()),
-            None => table(kind).holder(&mut self.conn, school, what),
-        }
-    }
-
-    fn head(&mut self, group: &Group, school: SchoolId) -> QueryResult<u64> {
-        if let Some(head) = group.heads.get(&school).or_else(|| self.heads.get(&school)) {
-            return Ok(*head);
-        }
-        let (head, _) = bounds(&mut self.conn, school)?;
-        self.heads.put(school, head);
-        Ok(head)
-    }
-
-    /// The median duration in seconds of the newest subjects of a category.
-    fn typical_secs(
-        &mut self,
-        school: SchoolId,
-        kind: Kind,
-        category: Arc<str>,
-    ) -> QueryResult<Option<f64>> {
-        let key = (school, category);
-        if !self.durations.contains(&key) {
-            let durations =
-                table(kind).durations(&mut self.conn, school, &key.1, config::HISTORY_SAMPLE)?;
-            self.durations.put(key.clone(), durations.into());
-        }
-        let mut sorted: Vec<f64> = self
-            .durations
-            .get(&key)
-            .into_iter()
-            .flatten()
-            .copied()
-            .collect();
-        sorted.sort_unstable_by(f64::total_cmp);
-        Ok(sorted.get(sorted.len() / 2).copied())
-    }
-
-    /// An earlier use of the key.
-    fn used(
-        &mut self,
-        group: &Group,
-        school: SchoolId,
-        idempotency: &Idempotency,
-    ) -> QueryResult<Option<Used>> {
-        if let Some(used) = group.keys.get(&(school, idempotency.key.clone())) {
-            return Ok(Some(used.clone()));
-        }
-        let row: Option<(String, String, String, i64)> = idempotency_keys::table
-            .find((school.get(), &idempotency.key))
-            .select((
-                idempotency_keys::fingerprint,
-                idempotency_keys::kind,
-                idempotency_keys::subject_id,
-                idempotency_keys::seq,
-            ))
-            .first(&mut self.conn)
-            .optional()?;
-        let Some((fingerprint, kind, subject, seq)) = row else {
-            return Ok(None);
-        };
-        let event = events::table
-            .find((school.get(), seq))
-            .filter(events::subject_id.eq(&subject))
-            .select(EventRow::as_select())
-            .first(&mut self.conn)
-            .optional()?;
-        if let Some(row) = event {
-            return Ok(Some(Used {
-                fingerprint,
-                event: Arc::new(row.into_event(self.epoch)?),
-            }));
-        }
-        // The event has been swept: answer with what the subject has become.
-        let kind = kind::known_kind(&kind).ok_or_else(|| unreadable("a kind"))?;
-        let subject: SubjectId = subject.parse().map_err(|_| unreadable("a subject id"))?;
-        let address = (school, kind, subject.clone());
-        let epoch = self.epoch;
-        let stored = self.stored(group, &address)?;
-        Ok(stored.map(|stored| Used {
-            fingerprint,
-            event: Arc::new(stored.snapshot(epoch, school, kind, subject)),
-        }))
     }
 
     /// Writes the group in one transaction, then tells the caches.

@@ -1,0 +1,180 @@
+//! What is told of a characteristic: drafts of events, in their envelope.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ACK_UPDATE, Acknowledgement, CONTROL_LIMITS, Characteristic, Method, OUT_OF_CONTROL, SAMPLE,
+    Severity, VIOLATION, Violation,
+};
+use crate::event::{Class, Draft, EventType};
+use crate::id::SubjectId;
+
+/// The fields of a characteristic's message: an envelope.
+#[derive(Serialize)]
+struct Envelope<P> {
+    payload: P,
+}
+
+pub(super) fn draft(
+    event_type: &'static EventType,
+    class: Class,
+    status: &'static str,
+    payload: impl Serialize,
+) -> Draft {
+    Draft {
+        event_type,
+        class,
+        status,
+        category: None,
+        fields: serde_json::to_string(&Envelope { payload }).expect("a payload is JSON"),
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct SamplePayload<'a> {
+    pub(super) sample_id: &'a str,
+    pub(super) characteristic_id: &'a SubjectId,
+    pub(super) timestamp: DateTime<Utc>,
+    pub(super) value: f64,
+    pub(super) mean: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) range: Option<f64>,
+    pub(super) zone: Option<&'static str>,
+    pub(super) in_control: bool,
+    pub(super) limits_version: Option<u32>,
+    /// Those that this sample opened.
+    pub(super) violations: Vec<ViolationPayload<'a>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct ViolationPayload<'a> {
+    violation_id: String,
+    characteristic_id: &'a SubjectId,
+    sample_id: Option<&'a str>,
+    rule_id: u32,
+    rule_name: &'a str,
+    severity: Severity,
+    timestamp: DateTime<Utc>,
+}
+
+impl<'a> From<&'a Violation> for ViolationPayload<'a> {
+    fn from(violation: &'a Violation) -> ViolationPayload<'a> {
+        ViolationPayload {
+            violation_id: violation.id().to_string(),
+            characteristic_id: &violation.characteristic_id,
+            sample_id: violation.sample_id.as_deref(),
+            rule_id: violation.rule_id,
+            rule_name: &violation.rule_name,
+            severity: violation.severity,
+            timestamp: violation.at,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct AckPayload<'a> {
+    violation_id: String,
+    characteristic_id: &'a SubjectId,
+    acknowledged: bool,
+    ack_user: &'a str,
+    ack_reason: &'a str,
+    user: &'a str,
+    reason: &'a str,
+    timestamp: DateTime<Utc>,
+}
+
+#[derive(Serialize)]
+struct LimitsPayload<'a> {
+    characteristic_id: &'a SubjectId,
+    center_line: Option<f64>,
+    ucl: Option<f64>,
+    lcl: Option<f64>,
+    method: Option<Method>,
+    sample_count: u32,
+    limits_version: Option<u32>,
+    baseline: Option<BaselinePayload>,
+}
+
+#[derive(Serialize)]
+struct BaselinePayload {
+    method: Method,
+    samples: u32,
+}
+
+/// The limits in force as an event.
+pub fn limits_draft(id: &SubjectId, characteristic: &Characteristic) -> Draft {
+    let limits = characteristic.limits;
+    let chart = limits.map(|limits| limits.chart);
+    let payload = LimitsPayload {
+        characteristic_id: id,
+        center_line: chart.map(|chart| chart.center_line),
+        ucl: chart.map(|chart| chart.ucl),
+        lcl: chart.map(|chart| chart.lcl),
+        method: limits.map(|limits| limits.method),
+        sample_count: limits.map_or(0, |limits| limits.sample_count),
+        limits_version: limits.map(|limits| limits.version),
+        baseline: characteristic
+            .baseline
+            .as_ref()
+            .map(|baseline| BaselinePayload {
+                method: baseline.method,
+                samples: baseline.samples,
+            }),
+    };
+    let status = characteristic.status();
+    draft(&CONTROL_LIMITS, Class::Milestone, status, payload)
+}
+
+/// The last sample as an event, if there was one.
+pub fn sample_draft(characteristic: &Characteristic) -> Option<Draft> {
+    let last = characteristic.last_sample.as_ref()?;
+    Some(Draft {
+        event_type: &SAMPLE,
+        class: Class::Milestone,
+        status: characteristic.status(),
+        category: None,
+        fields: last.fields.to_string(),
+    })
+}
+
+/// A violation as an event.
+pub fn violation_draft(violation: &Violation) -> Draft {
+    let payload = ViolationPayload::from(violation);
+    draft(&VIOLATION, Class::Milestone, OUT_OF_CONTROL, payload)
+}
+
+/// How bad the violation is that a message tells of, if it does.
+pub fn severity(draft: &Draft) -> Option<Severity> {
+    #[derive(Deserialize)]
+    struct Told {
+        severity: Severity,
+    }
+    #[derive(Deserialize)]
+    struct Enveloped {
+        payload: Told,
+    }
+    if *draft.event_type != VIOLATION {
+        return None;
+    }
+    let told = serde_json::from_str::<Enveloped>(&draft.fields).ok()?;
+    Some(told.payload.severity)
+}
+
+pub(super) fn ack_draft(
+    violation: &Violation,
+    ack: &Acknowledgement,
+    status: &'static str,
+) -> Draft {
+    let payload = AckPayload {
+        violation_id: violation.id().to_string(),
+        characteristic_id: &violation.characteristic_id,
+        acknowledged: true,
+        ack_user: &ack.user,
+        ack_reason: &ack.reason,
+        user: &ack.user,
+        reason: &ack.reason,
+        timestamp: ack.at,
+    };
+    draft(&ACK_UPDATE, Class::Milestone, status, payload)
+}

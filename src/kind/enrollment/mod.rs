@@ -1,0 +1,250 @@
+//! An enrollment session: a person gives a finger to a device, scan by scan.
+//!
+//! ```text
+//! ready ──▶ placing ──▶ capturing ──▶ processing ──▶ complete
+//!   └──────────┴─────────────┴────────────┴────────▶ error, cancelled
+//! ```
+//!
+//! Steps may be skipped forwards; a step back needs a higher `attempt`. Progress is 0, 33 or 66 by status, or,
+//! when the session has `total_attempts`, 33 for each scan that is done; it never falls. A device has one
+//! session at a time. A session whose device says nothing for its lease ends with `timeout`; like a job's,
+//! that silence is judged lazily ([`Session::check_at`]).
+
+mod command;
+mod rules;
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+pub use self::command::{Cancel, Command, Complete, Failure, Report, Start};
+pub use self::rules::apply;
+use super::{Description, RuleError};
+use crate::event::{Class, Draft, EventType};
+use crate::id::{Kind, SubjectId};
+
+/// The kind's name in URLs and channels.
+pub const KIND: Kind = Kind::new("enrollments");
+/// A step of a session.
+pub static ENROLLMENT_PROGRESS: EventType = EventType::new("enrollment_progress");
+/// The end of a session that succeeded.
+pub static ENROLLMENT_COMPLETE: EventType = EventType::new("enrollment_complete");
+/// The end of a session that failed.
+pub static ENROLLMENT_ERROR: EventType = EventType::new("enrollment_error");
+/// The end of a session that was given up.
+pub static ENROLLMENT_CANCELLED: EventType = EventType::new("enrollment_cancelled");
+/// What is fixed of enrollment sessions.
+pub static DESCRIPTION: Description = Description {
+    kind: KIND,
+    noun: "Enrollment session",
+    id_field: "session_id",
+    event_types: &[
+        &ENROLLMENT_PROGRESS,
+        &ENROLLMENT_COMPLETE,
+        &ENROLLMENT_ERROR,
+        &ENROLLMENT_CANCELLED,
+    ],
+    statuses: &[
+        "ready",
+        "placing",
+        "capturing",
+        "processing",
+        "complete",
+        "error",
+        "cancelled",
+    ],
+};
+/// The longest `student_id`, in bytes.
+pub const STUDENT_ID_MAX_BYTES: usize = 128;
+/// The longest lease, in seconds.
+pub const LEASE_MAX_SECS: u32 = 86_400;
+/// The most scans that a session may need.
+pub const ATTEMPTS_MAX: u32 = 100;
+
+/// Why a session failed, with what people are told unless the device says it better.
+pub const ERROR_CODES: [(&str, &str); 5] = [
+    ("duplicate_finger", "This finger is enrolled already"),
+    ("timeout", "The device did not answer in time"),
+    ("device_offline", "The device is offline"),
+    ("student_not_on_device", "The student is not on the device"),
+    ("verification_failed", "The verification failed"),
+];
+
+/// Where a session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
+    /// The device waits for the person.
+    Ready,
+    /// The finger is to be placed.
+    Placing,
+    /// The finger is being scanned.
+    Capturing,
+    /// A scan is being worked on.
+    Processing,
+    /// Enrolled.
+    Complete,
+    /// Failed, with a `code`.
+    Error,
+    /// Given up on request.
+    Cancelled,
+}
+
+impl Status {
+    /// Every status, in the order of a session's life.
+    pub const ALL: [Status; 7] = [
+        Status::Ready,
+        Status::Placing,
+        Status::Capturing,
+        Status::Processing,
+        Status::Complete,
+        Status::Error,
+        Status::Cancelled,
+    ];
+
+    /// As it stands in messages and in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Ready => "ready",
+            Status::Placing => "placing",
+            Status::Capturing => "capturing",
+            Status::Processing => "processing",
+            Status::Complete => "complete",
+            Status::Error => "error",
+            Status::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether the session is over.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Status::Complete | Status::Error | Status::Cancelled)
+    }
+
+    /// Percent done when nobody says otherwise.
+    fn progress(self) -> u8 {
+        match self {
+            Status::Ready => 0,
+            Status::Placing => 33,
+            Status::Complete => 100,
+            _ => 66,
+        }
+    }
+
+    fn default_message(self) -> &'static str {
+        match self {
+            Status::Ready => "Ready",
+            Status::Placing => "Place the finger on the sensor",
+            Status::Capturing => "Capturing",
+            Status::Processing => "Processing",
+            Status::Complete => "Enrollment complete",
+            Status::Error => "Enrollment failed",
+            Status::Cancelled => "Enrollment cancelled",
+        }
+    }
+}
+
+impl FromStr for Status {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Status, RuleError> {
+        let found = Status::ALL.into_iter().find(|own| own.as_str() == text);
+        found.ok_or_else(|| RuleError::Invalid {
+            field: "status",
+            expected: "is one of ready, placing, capturing, processing".into(),
+        })
+    }
+}
+
+/// A session's whole state.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// The device that takes the scans.
+    pub device_id: SubjectId,
+    /// Who is enrolled.
+    pub student_id: Option<Arc<str>>,
+    /// Where it stands.
+    pub status: Status,
+    /// Percent done.
+    pub progress: u8,
+    /// The newest word for people; of a failed session, what went wrong.
+    pub message: Arc<str>,
+    /// Which scan this is.
+    pub attempt: Option<u32>,
+    /// How many scans it takes.
+    pub total_attempts: Option<u32>,
+    /// How good the template is.
+    pub quality_score: Option<f64>,
+    /// Why it failed.
+    pub error_code: Option<Arc<str>>,
+    /// When it began.
+    pub created_at: DateTime<Utc>,
+    /// When the device was last heard of.
+    pub heard_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+    /// Silence in seconds before it ends.
+    pub lease_secs: u32,
+    /// The next time to look for silence; may be earlier than needed, never later.
+    pub check_at: Option<DateTime<Utc>>,
+}
+
+impl Session {
+    /// The device, as long as the session has it to itself.
+    pub(super) fn holds(&self) -> Option<&str> {
+        (!self.status.is_terminal()).then(|| self.device_id.as_str())
+    }
+}
+
+/// A session's own fields in a message.
+#[derive(Serialize)]
+struct Fields<'a> {
+    session_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<u8>,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quality_score: Option<Option<f64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'a str>,
+    device_id: &'a SubjectId,
+    student_id: Option<&'a str>,
+    attempt: Option<u32>,
+    total_attempts: Option<u32>,
+}
+
+/// What a session's state looks like as an event of `class`.
+pub fn draft(id: &SubjectId, session: &Session, class: Class) -> Draft {
+    let failed = session.status == Status::Error;
+    let event_type = match session.status {
+        Status::Complete => &ENROLLMENT_COMPLETE,
+        Status::Error => &ENROLLMENT_ERROR,
+        Status::Cancelled => &ENROLLMENT_CANCELLED,
+        _ => &ENROLLMENT_PROGRESS,
+    };
+    let gave_up = failed || session.status == Status::Cancelled;
+    let fields = Fields {
+        session_id: id.as_str(),
+        progress: (!gave_up).then_some(session.progress),
+        status: session.status.as_str(),
+        message: (!failed).then_some(&session.message),
+        quality_score: (session.status == Status::Complete).then_some(session.quality_score),
+        error: failed.then_some(&session.message),
+        code: session.error_code.as_deref(),
+        device_id: &session.device_id,
+        student_id: session.student_id.as_deref(),
+        attempt: session.attempt,
+        total_attempts: session.total_attempts,
+    };
+    Draft {
+        event_type,
+        class,
+        status: session.status.as_str(),
+        category: None,
+        fields: serde_json::to_string(&fields).expect("a session is JSON"),
+    }
+}

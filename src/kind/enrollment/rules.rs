@@ -1,0 +1,240 @@
+//! What becomes of an enrollment session by a command, and what is told of it. Pure.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::command::{Command, Report, Start};
+use super::{
+    ATTEMPTS_MAX, DESCRIPTION, ERROR_CODES, KIND, LEASE_MAX_SECS, STUDENT_ID_MAX_BYTES, Session,
+    Status, draft,
+};
+use crate::event::Class;
+use crate::id::SubjectId;
+use crate::kind::{Context, Outcome, RuleError, bounded, code, not_found};
+
+/// The rules: what becomes of a session by a command, and what is told of it. Pure.
+pub fn apply(
+    id: &SubjectId,
+    session: Option<&Session>,
+    command: &Command,
+    context: &Context<'_>,
+) -> Result<Outcome<Session>, RuleError> {
+    let (session, class) = match (command, session) {
+        (Command::Start(start), None) => (started(start, context)?, Some(Class::Milestone)),
+        (Command::Start(_), Some(_)) => {
+            return Err(RuleError::AlreadyExists {
+                noun: DESCRIPTION.noun,
+                id: id.to_string(),
+            });
+        }
+        (_, None) => return Err(not_found(KIND, id.as_str())),
+        (Command::Check, Some(session)) => checked(session, context),
+        (command, Some(session)) => changed(session, command, context)?,
+    };
+    let drafts = class.map(|class| draft(id, &session, class));
+    Ok(Outcome::new(session, drafts.into_iter().collect()))
+}
+
+fn started(start: &Start, context: &Context<'_>) -> Result<Session, RuleError> {
+    if let Some(holder) = context.holder {
+        return Err(RuleError::Held {
+            what: format!("device {}", start.device_id),
+            holder: format!("session {holder}"),
+        });
+    }
+    let lease_secs = start
+        .lease_secs
+        .unwrap_or(context.limits.enrollment_lease_secs);
+    if !(1..=LEASE_MAX_SECS).contains(&lease_secs) {
+        return Err(RuleError::Invalid {
+            field: "lease_secs",
+            expected: format!("is from 1 to {LEASE_MAX_SECS}"),
+        });
+    }
+    let student_id = start.student_id.as_deref();
+    let mut session = Session {
+        device_id: start.device_id.clone(),
+        student_id: student_id
+            .map(|student| bounded("student_id", student, STUDENT_ID_MAX_BYTES))
+            .transpose()?,
+        status: Status::Ready,
+        progress: 0,
+        message: Status::Ready.default_message().into(),
+        attempt: None,
+        total_attempts: None,
+        quality_score: None,
+        error_code: None,
+        created_at: context.now,
+        heard_at: context.now,
+        finished_at: None,
+        lease_secs,
+        check_at: None,
+    };
+    session.count(start.total_attempts.map(|_| 1), start.total_attempts)?;
+    session.say(start.message.as_deref(), context)?;
+    session.schedule_check(context.now);
+    Ok(session)
+}
+
+/// The session afterwards, and the class of what happened.
+fn changed(
+    session: &Session,
+    command: &Command,
+    context: &Context<'_>,
+) -> Result<(Session, Option<Class>), RuleError> {
+    if session.status.is_terminal() {
+        return Err(RuleError::Finished {
+            status: session.status.as_str(),
+        });
+    }
+    let mut next = session.clone();
+    next.heard_at = context.now;
+    let mut class = Class::Milestone;
+    match command {
+        Command::Start(_) | Command::Check => {
+            return Err(RuleError::IllegalTransition {
+                action: command.action(),
+                status: session.status.as_str(),
+            });
+        }
+        Command::Progress(report) => {
+            next.advance(session, report, context)?;
+            if (next.status, next.attempt) == (session.status, session.attempt) {
+                class = Class::Tick;
+            }
+        }
+        Command::Complete(complete) => {
+            next.finish(Status::Complete, context.now);
+            next.progress = Status::Complete.progress();
+            next.quality_score = complete.quality_score;
+            next.say(complete.message.as_deref(), context)?;
+        }
+        Command::Error(failure) => {
+            next.finish(Status::Error, context.now);
+            let code = code("code", &failure.code)?;
+            let known = ERROR_CODES.iter().find(|(known, _)| **known == *code);
+            if let Some((_, message)) = known {
+                next.message = (*message).into();
+            }
+            next.error_code = Some(code);
+            next.say(failure.error.as_deref(), context)?;
+        }
+        Command::Cancel(cancel) => {
+            next.finish(Status::Cancelled, context.now);
+            next.say(cancel.message.as_deref(), context)?;
+        }
+    }
+    next.schedule_check(context.now);
+    Ok((next, Some(class)))
+}
+
+/// What silence has done to a session.
+fn checked(session: &Session, context: &Context<'_>) -> (Session, Option<Class>) {
+    let mut next = session.clone();
+    next.check_at = None;
+    if session.status.is_terminal() {
+        return (next, None);
+    }
+    // A device cannot be blamed for what it said while nobody was there to hear it.
+    let heard_at = session.heard_at.max(context.since.min(context.now));
+    if context.now - heard_at < TimeDelta::seconds(session.lease_secs.into()) {
+        next.schedule_check(heard_at);
+        return (next, None);
+    }
+    next.finish(Status::Error, context.now);
+    next.error_code = Some("timeout".into());
+    next.message = format!("No word from the device for {} seconds", session.lease_secs).into();
+    (next, Some(Class::Milestone))
+}
+
+impl Session {
+    fn advance(
+        &mut self,
+        before: &Session,
+        report: &Report,
+        context: &Context<'_>,
+    ) -> Result<(), RuleError> {
+        let status = match &report.status {
+            Some(text) => text.parse()?,
+            None => before.status,
+        };
+        if status.is_terminal() {
+            return Err(RuleError::Invalid {
+                field: "status",
+                expected:
+                    "is one of ready, placing, capturing, processing; an end has its own call"
+                        .into(),
+            });
+        }
+        self.count(report.attempt, report.total_attempts)?;
+        if self.attempt < before.attempt {
+            return Err(RuleError::Invalid {
+                field: "attempt",
+                expected: format!("is not below {}", before.attempt.unwrap_or(1)),
+            });
+        }
+        if status < before.status && self.attempt == before.attempt {
+            return Err(RuleError::IllegalTransition {
+                action: "go back without a new attempt",
+                status: before.status.as_str(),
+            });
+        }
+        let told = match report.progress {
+            Some(told) if (0.0..=100.0).contains(&told) => told as u8,
+            Some(_) => {
+                return Err(RuleError::Invalid {
+                    field: "progress",
+                    expected: "is a number from 0 to 100".into(),
+                });
+            }
+            None => status.progress(),
+        };
+        let scans_done = self.attempt.map(|attempt| attempt.saturating_sub(1));
+        let counted = scans_done.map(|done| done.min(2) as u8 * 33);
+        let by_scans = counted.filter(|_| self.total_attempts.is_some());
+        self.progress = before.progress.max(by_scans.unwrap_or(told));
+        if status != before.status {
+            self.message = status.default_message().into();
+        }
+        self.status = status;
+        self.say(report.message.as_deref(), context)
+    }
+
+    /// Takes in which scan this is, of how many.
+    fn count(&mut self, attempt: Option<u32>, total: Option<u32>) -> Result<(), RuleError> {
+        self.attempt = attempt.or(self.attempt);
+        self.total_attempts = total.or(self.total_attempts);
+        let invalid = |field, most| RuleError::Invalid {
+            field,
+            expected: format!("is from 1 to {most}"),
+        };
+        let most = self.total_attempts.unwrap_or(ATTEMPTS_MAX);
+        if !(1..=ATTEMPTS_MAX).contains(&most) {
+            return Err(invalid("total_attempts", ATTEMPTS_MAX));
+        }
+        match self.attempt {
+            Some(attempt) if !(1..=most).contains(&attempt) => Err(invalid("attempt", most)),
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(&mut self, status: Status, now: DateTime<Utc>) {
+        self.status = status;
+        self.message = status.default_message().into();
+        self.finished_at = Some(now);
+        self.check_at = None;
+    }
+
+    fn say(&mut self, message: Option<&str>, context: &Context<'_>) -> Result<(), RuleError> {
+        if let Some(message) = message {
+            self.message = bounded("message", message, context.limits.message_bytes)?;
+        }
+        Ok(())
+    }
+
+    fn schedule_check(&mut self, heard_at: DateTime<Utc>) {
+        if !self.status.is_terminal() {
+            let due = heard_at + TimeDelta::seconds(self.lease_secs.into());
+            self.check_at = Some(self.check_at.map_or(due, |earlier| earlier.min(due)));
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! A load program: what the server delivers and accepts, what that costs, and how long it takes.
 //!
 //! `cargo bench --bench load` runs everything; `cargo bench --bench load -- publish` only what is named:
-//! `floor`, `publish`, `batch`, `fanout`, `channels`, `latency`, `idle`. The server is a process of its own, so that
+//! `floor`, `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `idle`. The server is a process of its own, so that
 //! its CPU time and memory can be told from the load's. Both share the machine: read ratios, not records.
 
 mod server;
@@ -18,6 +18,8 @@ use subscribers::{Subscribers, TRANSPORTS, Transport};
 
 /// How long each measurement of publishing lasts.
 const PUBLISH_FOR: Duration = Duration::from_secs(5);
+/// How long devices beat: long enough for their last beats to be written down twice.
+const BEAT_FOR: Duration = Duration::from_secs(21);
 /// How long latency is measured.
 const LATENCY_FOR: Duration = Duration::from_secs(10);
 /// Lines of a batch.
@@ -47,6 +49,10 @@ async fn main() {
         for publishers in [1, 4] {
             publish(publishers, BATCH_LINES).await;
         }
+    }
+    if runs("devices") {
+        devices(10_000, Some(Duration::from_secs(10))).await;
+        devices(10_000, None).await;
     }
     if runs("fanout") {
         for transport in TRANSPORTS {
@@ -145,7 +151,7 @@ async fn publish(publishers: usize, lines: usize) {
             let (address, token, acknowledged) = (server.address.clone(), server.worker.clone(), Arc::clone(&acknowledged));
             tokio::spawn(async move {
                 let mut connection = Connection::open(&address, &token).await;
-                let mut times = Histogram::<u64>::new_with_max(60_000_000_000, 3).expect("3 digits");
+                let mut times = histogram();
                 let mut number = 0_u64;
                 while start.elapsed() < PUBLISH_FOR {
                     let sent = Instant::now();
@@ -172,7 +178,7 @@ async fn publish(publishers: usize, lines: usize) {
             })
         })
         .collect();
-    let mut times = Histogram::<u64>::new_with_max(60_000_000_000, 3).expect("3 digits");
+    let mut times = histogram();
     for task in tasks {
         times
             .add(task.await.expect("a publisher ends well"))
@@ -188,6 +194,64 @@ async fn publish(publishers: usize, lines: usize) {
         (server.cpu() - cpu) / count * 1e6,
         quantiles(&times),
     );
+}
+
+/// Beats of `count` online devices over 64 connections: each device once in `period`, or as fast as they go.
+async fn devices(count: usize, period: Option<Duration>) {
+    const CONNECTIONS: usize = 64;
+    let server = Server::start().await;
+    let lines = |op: &str| -> String {
+        let line = |n| format!("{{\"op\":\"devices.{op}\",\"device_id\":\"d{n}\"}}\n");
+        (0..count).map(line).collect()
+    };
+    let mut gateway = Connection::open(&server.address, &server.worker).await;
+    for op in ["put", "heartbeat", "heartbeat"] {
+        gateway.post("/api/batch", &lines(op)).await;
+    }
+    let pause = period.map(|period| period * CONNECTIONS as u32 / count as u32);
+    let (cpu, start) = (server.cpu(), Instant::now());
+    let tasks: Vec<_> = (0..CONNECTIONS)
+        .map(|first| {
+            let (address, token) = (server.address.clone(), server.worker.clone());
+            tokio::spawn(async move {
+                let mut connection = Connection::open(&address, &token).await;
+                let mut times = histogram();
+                let mut rounds = pause.map(tokio::time::interval);
+                let mut device = first;
+                while start.elapsed() < BEAT_FOR {
+                    if let Some(rounds) = &mut rounds {
+                        rounds.tick().await;
+                    }
+                    let sent = Instant::now();
+                    connection
+                        .post(&format!("/api/devices/d{device}/heartbeat"), "")
+                        .await;
+                    times.saturating_record(sent.elapsed().as_nanos() as u64);
+                    device = (device + CONNECTIONS) % count;
+                }
+                times
+            })
+        })
+        .collect();
+    let mut times = histogram();
+    for task in tasks {
+        times
+            .add(task.await.expect("a device ends well"))
+            .expect("same digits");
+    }
+    let (secs, busy) = (start.elapsed().as_secs_f64(), server.cpu() - cpu);
+    println!(
+        "devices   {count} devices, {:<15} {:>7.0} beats/s  {:>5.1} us server CPU each, {:>4.1} % of a core  answer {}",
+        period.map_or("as fast as can".into(), |period| format!("each {period:?}")),
+        times.len() as f64 / secs,
+        busy / times.len() as f64 * 1e6,
+        busy / secs * 100.0,
+        quantiles(&times),
+    );
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_max(60_000_000_000, 3).expect("3 digits")
 }
 
 /// Deliveries a second: every event of `channels` jobs goes to the readers of its channel.

@@ -246,7 +246,7 @@ pub(super) fn filters(request: &Request<'_>) -> Result<(Vec<&'static str>, Vec<S
             let of_job = || Some(field.value.parse::<JobStatus>().ok()?.as_str());
             let status = kind::known_status(field.value).or_else(of_job);
             statuses.push(status.ok_or_else(no_status)?);
-        } else if field.name == "job_type" {
+        } else if field.name == "job_type" && !field.value.is_empty() {
             field.value.parse::<JobType>().map_err(invalid)?;
             job_types.push(field.value.to_owned());
         }

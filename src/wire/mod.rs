@@ -54,7 +54,9 @@ impl Encoding {
 pub fn event(event: &Event, encoding: Encoding) -> &Arc<[u8]> {
     event.frame(encoding.key(), || {
         let (name, fields) = form::told(event, encoding.form);
-        let json = json(event, name, &fields, encoding.upper_status);
+        // An upload's `status` has words of its own.
+        let upper_status = encoding.upper_status && encoding.form != Form::Upload;
+        let json = json(event, name, &fields, upper_status);
         frame(encoding.framing, name, Some(event.cursor()), &json)
     })
 }

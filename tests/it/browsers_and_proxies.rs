@@ -1,7 +1,6 @@
 //! Real intermediaries and real clients: nginx with its defaults, Chromium's own `EventSource` and `WebSocket`,
 //! Python's `websockets`.
 
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use rocket::{State, get, post, routes};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::support::process::Guarded;
+use crate::support::process::{Browser, Guarded};
 use crate::support::*;
 
 /// nginx as Debian ships it, in front of a server; stopped when it is dropped.
@@ -99,18 +98,6 @@ async fn every_transport_works_through_nginx_without_being_held_back() {
     }
 }
 
-/// A browser with all its processes, of which the one that was started is but the first.
-struct Browser(std::process::Child);
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let group = format!("-{}", self.0.id());
-        // Fails only if none is left, which is what is wanted.
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
-        let _ = self.0.wait();
-    }
-}
-
 /// What pages report back.
 struct Reports(mpsc::Sender<Value>);
 
@@ -191,32 +178,7 @@ async fn a_browser_comes_back_with_its_cursor_and_misses_nothing() {
             .replace('=', "%3D"),
         viewer(1)
     );
-    let browser = Command::new("chromium")
-        .args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-        ])
-        .args([
-            "--disable-component-update",
-            "--disable-sync",
-            "--disable-breakpad",
-            "--remote-debugging-port=0",
-        ])
-        .arg(format!(
-            "--user-data-dir={}",
-            folder.path().join("profile").display()
-        ))
-        .arg(page)
-        .process_group(0)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let browser = Browser(browser);
+    let browser = Browser::open(folder.path(), &page);
     let next = async |reported: &mut mpsc::Receiver<Value>| {
         tokio::time::timeout(PATIENCE * 2, reported.recv())
             .await

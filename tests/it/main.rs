@@ -18,6 +18,7 @@ mod documentation;
 mod durability;
 mod embed;
 mod enrollments;
+mod existing_clients;
 mod floors;
 mod invariants;
 mod job_rules;

@@ -710,3 +710,39 @@ async fn another_websocket_version_is_told_which_one_is_spoken() {
     assert_eq!(response.status(), 426);
     assert_eq!(response.headers()["sec-websocket-version"], "13");
 }
+
+/// What is gathered for `initial_state` is told before a cursor that goes past it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_in_the_midst_of_initial_state_does_not_go_before_it() {
+    let server = server().await;
+    let lines: Vec<_> = (1..=600)
+        .map(|n| {
+            json!({"op": "jobs.create", "job_id": format!("j{n}"), "job_type": "t"}).to_string()
+        })
+        .collect();
+    server
+        .request("POST", "/api/batch", &worker(1))
+        .body(lines.join("\n"))
+        .send()
+        .await
+        .unwrap();
+    for _ in 0..20 {
+        let mut ws = socket(&server.url, "/ws/upload-progress", &viewer(1)).await;
+        // One of them arrives between two pages of the snapshot, sooner or later.
+        for _ in 0..30 {
+            send(&mut ws, r#"{"type":"subscribe","channels":["jobs"]}"#).await;
+            tokio::task::yield_now().await;
+        }
+        let (mut told, mut acknowledged) = (0, 0);
+        while acknowledged < 30 {
+            let message = receive(&mut ws).await.unwrap();
+            if message["type"] == "subscribed" {
+                acknowledged += 1;
+                let cursor = message["cursor"].as_str().unwrap();
+                let seq = cursor.rsplit('-').next().unwrap().parse::<u64>();
+                assert_eq!(seq, Ok(told), "what a reader stands at is what it was told");
+            }
+            told = message["seq"].as_u64().unwrap_or(told);
+        }
+    }
+}

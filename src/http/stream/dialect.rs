@@ -21,9 +21,9 @@ pub(super) enum BarePing {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Dialect {
     pub(super) bare_ping: BarePing,
-    /// Whether a refused client is told why by an `error` message before the close.
+    /// Whether a client that may not is told why by an `error` message before the close.
     pub(super) explains_refusal: bool,
-    /// How a refused client is closed.
+    /// How a client that may not is closed.
     pub(super) refusal: Close,
     /// Whether `subscribed` and `unsubscribed` are sent.
     pub(super) acknowledges: bool,

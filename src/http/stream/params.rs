@@ -62,11 +62,12 @@ impl Params {
         self.encoding(framing, Form::Standard)
     }
 
-    /// The encoding that is asked for, in this form if none is.
+    /// The encoding that is asked for, in this form if none is. Uploads have but one.
     pub(super) fn encoding(&self, framing: Framing, form: Form) -> Encoding {
+        let asked = self.form.filter(|_| form != Form::Upload);
         Encoding {
             framing,
-            form: self.form.unwrap_or(form),
+            form: asked.unwrap_or(form),
             upper_status: self.upper_status,
         }
     }

@@ -40,7 +40,7 @@ pub(super) enum Opening {
     Accepted {
         access: Access,
         subscription: Subscription,
-        /// Where the first `subscribe` goes on, if it does not say itself.
+        /// Where the first `subscribe` that does not say itself goes on.
         from: Option<Cursor>,
     },
     /// Accepted only to be told why not: a refused handshake breaks some proxies, and browsers hide its status.
@@ -52,19 +52,16 @@ pub(super) enum Opening {
 }
 
 impl Opening {
-    /// The endpoint's own way to refuse.
+    /// The endpoint's own way to refuse those who may not; whatever else is wrong is told everywhere.
     pub(super) fn refused(problem: Problem, dialect: &Dialect) -> Opening {
-        let error = dialect
-            .explains_refusal
-            .then(|| problem.detail().to_owned());
-        let close = match problem.status() {
-            401 | 403 => dialect.refusal,
-            503 => Close::TryAgainLater,
-            400..500 => Close::InvalidRequest,
-            _ => Close::InternalError,
+        let (close, explains) = match problem.status() {
+            401 | 403 => (dialect.refusal, dialect.explains_refusal),
+            503 => (Close::TryAgainLater, true),
+            400..500 => (Close::InvalidRequest, true),
+            _ => (Close::InternalError, true),
         };
         Opening::Refused {
-            error,
+            error: explains.then(|| problem.detail().to_owned()),
             code: problem.code(),
             close,
         }
@@ -95,7 +92,7 @@ pub(super) struct Session {
     encoding: Encoding,
     live: Option<(Access, Subscription)>,
     asking: Option<Box<Asking>>,
-    /// Where the first `subscribe` goes on, if it does not say itself.
+    /// Where the first `subscribe` that does not say itself goes on.
     from: Option<Cursor>,
     /// Messages that came in with one that is still being answered. Bounded by one read of the socket.
     waiting: VecDeque<Incoming>,
@@ -239,6 +236,14 @@ impl Session {
         self.announced = gathered.into();
     }
 
+    /// Tells what has been gathered before whatever is said next. Happens once, as a connection begins.
+    fn tell_gathered(&mut self) {
+        self.announce();
+        while let Some(event) = self.announced.pop_front() {
+            self.send_event(&event);
+        }
+    }
+
     fn take_control(&mut self, control: Control) {
         match &control {
             // What is gathered will give a sign of life soon, and no cursor may go before it.
@@ -259,6 +264,8 @@ impl Session {
             {
                 return;
             }
+            // Its cursor is that of a reader who has had all that is gathered.
+            Control::Subscribed { .. } | Control::Unsubscribed { .. } => self.tell_gathered(),
             Control::Reset(_) => self.gathered = self.dialect.announces_snapshot.then(Vec::new),
             _ => {}
         }
@@ -388,10 +395,10 @@ impl Session {
     fn subscribe(&mut self, asking: Asking, missing: Result<Option<Channel>, StoreError>) {
         match missing {
             Ok(None) => {
-                let from = self.from.take();
                 let Some((_, subscription)) = &mut self.live else {
                     return;
                 };
+                let from = asking.cursor.or_else(|| self.from.take());
                 let heard = subscription.scope().channels();
                 let again: Vec<Channel> = asking
                     .channels
@@ -399,7 +406,7 @@ impl Session {
                     .filter(|channel| heard.contains(channel))
                     .cloned()
                     .collect();
-                subscription.subscribe(asking.channels, asking.cursor.or(from), asking.asked);
+                subscription.subscribe(asking.channels, from, asking.asked);
                 if !self.dialect.acknowledges && !again.is_empty() {
                     // Without an acknowledgement, the state itself is the answer.
                     subscription.tell_again(again);

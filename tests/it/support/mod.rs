@@ -1,5 +1,6 @@
 //! A server to talk to, tokens to talk with, and one client for all three transports.
 
+pub(crate) mod clients;
 pub(crate) mod listener;
 pub(crate) mod process;
 

@@ -1,6 +1,7 @@
 //! The real binary as a process of its own, for tests that kill it.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
@@ -100,6 +101,50 @@ impl Drop for Guarded {
     fn drop(&mut self) {
         // Both fail only if it has ended, which is what is wanted.
         let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Chromium with all its processes, of which the one that was started is but the first; killed when it is dropped.
+pub(crate) struct Browser(Child);
+
+impl Browser {
+    /// Opens a page. Whatever the browser writes down is below `folder`.
+    pub(crate) fn open(folder: &Path, page: &str) -> Browser {
+        let child = Command::new("chromium")
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--disable-breakpad",
+                "--remote-debugging-port=0",
+            ])
+            .arg(format!(
+                "--user-data-dir={}",
+                folder.join("profile").display()
+            ))
+            .arg(page)
+            .env("TMPDIR", folder)
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Browser(child)
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let group = format!("-{}", self.0.id());
+        // Fails only if none is left, which is what is wanted.
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
         let _ = self.0.wait();
     }
 }

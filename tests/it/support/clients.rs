@@ -1,0 +1,308 @@
+//! Clients that are not ours: Python's `websockets`, Node's `ws`, and a browser's own `WebSocket` and `EventSource`.
+//!
+//! One small script a language, in `tests/clients`, does as it is told and tells what it gets, so that a scenario
+//! is told once, in Rust, and run over each of them.
+
+use std::collections::HashMap;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{ChildStdin, ChildStdout};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::listener::socket_url;
+use super::process::{Browser, Guarded};
+use super::{PATIENCE, Server, needs, skip};
+
+/// More than any scenario says or hears without anybody taking it.
+const LINES: usize = 1_000;
+
+/// A program that speaks with the server on a test's behalf; ended when it is dropped.
+pub(crate) struct Clients {
+    commands: mpsc::Sender<String>,
+    ears: Arc<Ears>,
+    opened: AtomicU64,
+    /// Where the browser's page comes from.
+    pub(crate) origin: Option<String>,
+    _process: Process,
+}
+
+#[expect(dead_code, reason = "it is there to be dropped")]
+enum Process {
+    Script(Guarded),
+    Browser(Browser, tempfile::TempDir),
+}
+
+/// Who waits for what is told of which client.
+type Ears = Mutex<HashMap<u64, mpsc::Sender<(String, Value)>>>;
+
+/// One client of the server.
+pub(crate) struct Client {
+    name: u64,
+    commands: mpsc::Sender<String>,
+    told: mpsc::Receiver<(String, Value)>,
+    /// The last cursor that it was sent.
+    pub(crate) cursor: Option<String>,
+}
+
+impl Clients {
+    /// In Python. `PYTHON` names one that has `websockets`.
+    pub(crate) async fn in_python() -> Option<Clients> {
+        let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/client.py");
+        let wanted = ["-c", "import websockets"];
+        Clients::script(&python, wanted, script, "Python's websockets")
+    }
+
+    /// In Node. `NODE_PATH` names a folder that has `ws`.
+    pub(crate) async fn in_node() -> Option<Clients> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/client.js");
+        let wanted = ["-e", "require('ws')"];
+        Clients::script("node", wanted, script, "Node's ws")
+    }
+
+    fn script(program: &str, wanted: [&str; 2], script: &str, name: &str) -> Option<Clients> {
+        let found = Command::new(program).args(wanted).output();
+        if !found.is_ok_and(|output| output.status.success()) && !skip(name) {
+            return None;
+        }
+        let mut child = Command::new(program)
+            .arg(script)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = ChildStdin::from_std(child.stdin.take().unwrap()).unwrap();
+        let stdout = ChildStdout::from_std(child.stdout.take().unwrap()).unwrap();
+        let (commands, mut orders) = mpsc::channel::<String>(LINES);
+        let ears = Arc::new(Ears::default());
+        // Both end with the process.
+        tokio::spawn(async move {
+            while let Some(order) = orders.recv().await {
+                if stdin
+                    .write_all(format!("{order}\n").as_bytes())
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+        tokio::spawn({
+            let ears = Arc::clone(&ears);
+            async move {
+                let mut lines = BufReader::new(stdout).lines();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    pass_on(&ears, &line).await;
+                }
+            }
+        });
+        let process = Process::Script(Guarded(child));
+        Some(Clients::new(commands, ears, None, process))
+    }
+
+    /// In Chromium, on a page of another origin than the server's.
+    pub(crate) async fn in_a_browser() -> Option<Clients> {
+        if !needs("chromium") {
+            return None;
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = format!("http://{}", listener.local_addr().unwrap());
+        let (commands, orders) = mpsc::channel::<String>(LINES);
+        let ears = Arc::new(Ears::default());
+        // All of them end with the test.
+        tokio::spawn({
+            let (orders, ears) = (Arc::new(orders.into()), Arc::clone(&ears));
+            async move {
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    tokio::spawn(serve_page(stream, Arc::clone(&orders), Arc::clone(&ears)));
+                }
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let browser = Browser::open(folder.path(), &origin);
+        let process = Process::Browser(browser, folder);
+        Some(Clients::new(commands, ears, Some(origin), process))
+    }
+
+    fn new(
+        commands: mpsc::Sender<String>,
+        ears: Arc<Ears>,
+        origin: Option<String>,
+        process: Process,
+    ) -> Clients {
+        Clients {
+            commands,
+            ears,
+            opened: AtomicU64::new(0),
+            origin,
+            _process: process,
+        }
+    }
+
+    /// Opens a WebSocket, which must be accepted, as a viewer of school 1.
+    pub(crate) async fn open(&self, server: &Server, path: &str) -> Client {
+        let token = super::viewer(1);
+        self.open_as(server, path, Some(&token), None).await
+    }
+
+    /// The same from a cursor.
+    pub(crate) async fn resume(&self, server: &Server, path: &str, cursor: &str) -> Client {
+        let token = super::viewer(1);
+        self.open_as(server, path, Some(&token), Some(cursor)).await
+    }
+
+    /// Opens a WebSocket, which must be accepted, with any token.
+    pub(crate) async fn open_as(
+        &self,
+        server: &Server,
+        path: &str,
+        token: Option<&str>,
+        cursor: Option<&str>,
+    ) -> Client {
+        let url = socket_url(&server.url, path, token, cursor);
+        self.client("open", &url).await
+    }
+
+    /// Opens an `EventSource`, which only a browser has.
+    pub(crate) async fn event_source(&self, server: &Server, path: &str) -> Client {
+        self.client("listen", &format!("{}{path}", server.url))
+            .await
+    }
+
+    async fn client(&self, what: &str, url: &str) -> Client {
+        let name = self.opened.fetch_add(1, Ordering::Relaxed);
+        let (tell, told) = mpsc::channel(LINES);
+        self.ears.lock().unwrap().insert(name, tell);
+        let mut client = Client {
+            name,
+            commands: self.commands.clone(),
+            told,
+            cursor: None,
+        };
+        client.command(what, url).await;
+        assert_eq!(client.hear().await.0, "opened", "{url}");
+        client
+    }
+}
+
+impl Client {
+    async fn command(&self, what: &str, value: &str) {
+        let order = json!([self.name, what, value]).to_string();
+        self.commands.send(order).await.unwrap();
+    }
+
+    async fn hear(&mut self) -> (String, Value) {
+        let heard = timeout(PATIENCE, self.told.recv()).await;
+        heard.expect("something in time").expect("the program runs")
+    }
+
+    /// Sends a text message.
+    pub(crate) async fn send(&self, text: &str) {
+        self.command("send", text).await;
+    }
+
+    /// The next text message.
+    pub(crate) async fn text(&mut self) -> String {
+        match self.hear().await {
+            (what, Value::String(text)) if what == "text" => text,
+            other => panic!("no message: {other:?}"),
+        }
+    }
+
+    /// The next message, which must be a JSON object.
+    pub(crate) async fn next(&mut self) -> Value {
+        let text = self.text().await;
+        let message: Value =
+            serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"));
+        if let Some(cursor) = message["cursor"].as_str() {
+            self.cursor = Some(cursor.to_owned());
+        }
+        message
+    }
+
+    /// So many messages.
+    pub(crate) async fn take(&mut self, count: usize) -> Vec<Value> {
+        let mut messages = Vec::new();
+        for _ in 0..count {
+            messages.push(self.next().await);
+        }
+        messages
+    }
+
+    /// What is said next to this.
+    pub(crate) async fn ask(&mut self, text: &str) -> Value {
+        self.send(text).await;
+        self.next().await
+    }
+
+    /// The code of the server's close, which must come next.
+    pub(crate) async fn closed(&mut self) -> Value {
+        match self.hear().await {
+            (what, code) if what == "closed" => code,
+            other => panic!("not closed: {other:?}"),
+        }
+    }
+
+    /// Says goodbye and waits until it is answered; nothing else may come meanwhile.
+    pub(crate) async fn leave(mut self) {
+        self.command("close", "").await;
+        assert_eq!(self.closed().await, 1000);
+    }
+}
+
+async fn pass_on(ears: &Ears, line: &str) {
+    let (name, what, value): (u64, String, Value) = serde_json::from_str(line).unwrap();
+    let ear = ears.lock().unwrap().get(&name).cloned();
+    if let Some(ear) = ear {
+        // Fails when the test does not want to hear any more.
+        let _ = ear.send((what, value)).await;
+    }
+}
+
+/// Serves the page to who asks for it, and speaks with it once it calls back.
+async fn serve_page(
+    mut stream: TcpStream,
+    orders: Arc<tokio::sync::Mutex<mpsc::Receiver<String>>>,
+    ears: Arc<Ears>,
+) {
+    let mut start = [0; 9];
+    // Fails, like all below, when the browser has thought better of it.
+    let _ = stream.peek(&mut start).await;
+    if start != *b"GET /test" {
+        let page = include_str!("../../clients/client.html");
+        let length = page.len();
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close";
+        let answer = format!("{head}\r\nContent-Length: {length}\r\n\r\n{page}");
+        let _ = stream.read(&mut [0; 16_384]).await;
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let _ = stream.shutdown().await;
+        return;
+    }
+    let socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+    let (mut tell, mut told) = socket.split();
+    let mut orders = orders.lock().await;
+    loop {
+        tokio::select! {
+            order = orders.recv() => {
+                let Some(order) = order else { return };
+                if tell.send(Message::text(order)).await.is_err() {
+                    return;
+                }
+            }
+            message = told.next() => match message {
+                Some(Ok(Message::Text(text))) => pass_on(&ears, &text).await,
+                Some(Ok(_)) => {}
+                _ => return,
+            },
+        }
+    }
+}

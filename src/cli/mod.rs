@@ -28,15 +28,15 @@ enum Exit {
     NotFound = 4,
     /// The server cannot be reached.
     Unreachable = 5,
-    /// The job that was watched failed.
-    JobFailed = 10,
-    /// The job that was watched was cancelled.
-    JobCancelled = 11,
+    /// The job or enrollment that was watched failed.
+    WatchedFailed = 10,
+    /// The job or enrollment that was watched was cancelled.
+    WatchedCancelled = 11,
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done (watch: the job completed), 1 error, 2 usage, 3 denied, 4 not found, 5 unreachable,
-10 the watched job failed, 11 the watched job was cancelled.";
+Exit codes: 0 done (watch: the job or enrollment completed), 1 error, 2 usage, 3 denied, 4 not found,
+5 unreachable, 10 what was watched failed, 11 what was watched was cancelled.";
 
 const EXAMPLES: &str = "\
 Examples:

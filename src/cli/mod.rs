@@ -2,7 +2,6 @@
 
 mod client;
 mod demo;
-mod documents;
 mod serve;
 mod token;
 mod watch;
@@ -58,7 +57,7 @@ struct Arguments {
 enum Command {
     /// Run the server. Settings: `[default.tidings]` in Rocket.toml, TIDINGS_<NAME>, ROCKET_ADDRESS, ROCKET_PORT.
     Serve,
-    /// Run the server and work through real documents as an ordinary worker.
+    /// Run the server, work through real documents, and bring a school to life.
     Demo(demo::Arguments),
     /// Make a token with this server's secret.
     Token(token::Arguments),
@@ -71,6 +70,8 @@ enum Command {
 struct Failure {
     exit: Exit,
     message: String,
+    /// The status of the HTTP answer that it was.
+    http_status: Option<u16>,
 }
 
 impl Failure {
@@ -78,7 +79,13 @@ impl Failure {
         Failure {
             exit,
             message: message.to_string(),
+            http_status: None,
         }
+    }
+
+    /// Whether the server refused because the subject is in another state by now (409).
+    fn is_conflict(&self) -> bool {
+        self.http_status == Some(409)
     }
 }
 

@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use serde_json::Value;
+use ureq::http::Response;
+use ureq::{Body, RequestBuilder};
 
 use super::{Exit, Failure};
 
@@ -34,23 +36,20 @@ impl Client {
 
     /// Posts JSON and gives back the answer; a problem is a [`Failure`] with its detail.
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let mut request = self.agent.post(format!("{}{path}", self.base));
-        if let Some(token) = &self.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
-        let response = request.send_json(body).map_err(unreachable)?;
-        let mut response = check(response)?;
-        response.body_mut().read_json().map_err(unreachable)
+        let request = self.agent.post(format!("{}{path}", self.base));
+        answer(self.with_token(request).send_json(body))
+    }
+
+    /// Puts JSON.
+    pub(super) fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let request = self.agent.put(format!("{}{path}", self.base));
+        answer(self.with_token(request).send_json(body))
     }
 
     /// Gets JSON.
     pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
-        let mut request = self.agent.get(format!("{}{path}", self.base));
-        if let Some(token) = &self.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
-        let mut response = check(request.call().map_err(unreachable)?)?;
-        response.body_mut().read_json().map_err(unreachable)
+        let request = self.agent.get(format!("{}{path}", self.base));
+        answer(self.with_token(request).call())
     }
 
     /// Opens an event stream.
@@ -59,13 +58,11 @@ impl Client {
         path_and_query: &str,
         cursor: Option<&str>,
     ) -> Result<Events, Failure> {
-        let mut request = self
+        let request = self
             .agent
             .get(format!("{}/events{path_and_query}", self.base))
             .header("Accept", "text/event-stream");
-        if let Some(token) = &self.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
+        let mut request = self.with_token(request);
         if let Some(cursor) = cursor {
             request = request.header("Last-Event-ID", cursor);
         }
@@ -75,15 +72,25 @@ impl Client {
             id: None,
         })
     }
+
+    fn with_token<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.token {
+            Some(token) => request.header("Authorization", format!("Bearer {token}")),
+            None => request,
+        }
+    }
+}
+
+fn answer(sent: Result<Response<Body>, ureq::Error>) -> Result<Value, Failure> {
+    let mut response = check(sent.map_err(unreachable)?)?;
+    response.body_mut().read_json().map_err(unreachable)
 }
 
 fn unreachable(error: ureq::Error) -> Failure {
     Failure::new(Exit::Unreachable, error)
 }
 
-fn check(
-    mut response: ureq::http::Response<ureq::Body>,
-) -> Result<ureq::http::Response<ureq::Body>, Failure> {
+fn check(mut response: Response<Body>) -> Result<Response<Body>, Failure> {
     let status = response.status().as_u16();
     if status < 400 {
         return Ok(response);
@@ -96,7 +103,10 @@ fn check(
         502..=504 => Exit::Unreachable,
         _ => Exit::Failed,
     };
-    Err(Failure::new(exit, format!("{detail} (HTTP {status})")))
+    Err(Failure {
+        http_status: Some(status),
+        ..Failure::new(exit, format!("{detail} (HTTP {status})"))
+    })
 }
 
 /// A stream of messages and signs of life.

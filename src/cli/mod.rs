@@ -2,7 +2,6 @@
 
 mod client;
 mod demo;
-mod documents;
 mod serve;
 mod token;
 mod watch;
@@ -28,15 +27,15 @@ enum Exit {
     NotFound = 4,
     /// The server cannot be reached.
     Unreachable = 5,
-    /// The job that was watched failed.
-    JobFailed = 10,
-    /// The job that was watched was cancelled.
-    JobCancelled = 11,
+    /// The job or enrollment that was watched failed.
+    WatchedFailed = 10,
+    /// The job or enrollment that was watched was cancelled.
+    WatchedCancelled = 11,
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done (watch: the job completed), 1 error, 2 usage, 3 denied, 4 not found, 5 unreachable,
-10 the watched job failed, 11 the watched job was cancelled.";
+Exit codes: 0 done (watch: the job or enrollment completed), 1 error, 2 usage, 3 denied, 4 not found,
+5 unreachable, 10 what was watched failed, 11 what was watched was cancelled.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,7 +57,7 @@ struct Arguments {
 enum Command {
     /// Run the server. Settings: `[default.tidings]` in Rocket.toml, TIDINGS_<NAME>, ROCKET_ADDRESS, ROCKET_PORT.
     Serve,
-    /// Run the server and work through real documents as an ordinary worker.
+    /// Run the server, work through real documents, and bring a school to life.
     Demo(demo::Arguments),
     /// Make a token with this server's secret.
     Token(token::Arguments),
@@ -71,6 +70,8 @@ enum Command {
 struct Failure {
     exit: Exit,
     message: String,
+    /// The status of the HTTP answer that it was.
+    http_status: Option<u16>,
 }
 
 impl Failure {
@@ -78,7 +79,13 @@ impl Failure {
         Failure {
             exit,
             message: message.to_string(),
+            http_status: None,
         }
+    }
+
+    /// Whether the server refused because the subject is in another state by now (409).
+    fn is_conflict(&self) -> bool {
+        self.http_status == Some(409)
     }
 }
 

@@ -202,6 +202,128 @@ async fn watching_a_job_ends_with_its_outcome() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn watching_an_enrollment_ends_with_its_outcome() {
+    let server = server_with(json!({"heartbeat_secs": 1})).await;
+    let door = json!({"name": "Front door"});
+    server.put("/api/devices/door", door).await;
+    for (id, verb, body, code, told) in [
+        (
+            "good",
+            "complete",
+            json!({"quality_score": 87}),
+            0,
+            "quality 87",
+        ),
+        ("bad", "error", json!({"code": "timeout"}), 10, "(timeout)"),
+        (
+            "stopped",
+            "cancel",
+            json!({"message": "Enough"}),
+            11,
+            "Enough",
+        ),
+    ] {
+        server
+            .report(
+                "/api/enrollments",
+                json!({"session_id": id, "device_id": "door"}),
+            )
+            .await;
+        let mut watching = watch(&server, &[&format!("enrollments/{id}")]);
+        let watched = tokio::task::spawn_blocking(move || run(&mut watching));
+        until("it watches", async || server.tidings.streams() == 1).await;
+        let ended = server
+            .report(&format!("/api/enrollments/{id}/{verb}"), body)
+            .await;
+        let output = watched.await.unwrap();
+        assert_eq!(output.status.code(), Some(code), "{id}");
+        let last = text(&output.stdout).lines().last().unwrap().to_owned();
+        assert!(last.contains(id) && last.contains(told), "{last}");
+        until("the stream is gone", async || server.tidings.streams() == 0).await;
+        // Over before the cursor: nothing more is told of it, and still the outcome is known.
+        let cursor = ended["cursor"].as_str().unwrap();
+        let scope = format!("enrollments/{id}");
+        let mut again = watch(&server, &[&scope, "--cursor", cursor]);
+        let output = tokio::task::spawn_blocking(move || run(&mut again))
+            .await
+            .unwrap();
+        assert_eq!(output.status.code(), Some(code), "{id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watching_a_school_tells_every_kind_in_lines() {
+    let server = server().await;
+    let mut watching = watch(&server, &["schools/1"]);
+    let mut child = Guarded(
+        watching
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    until("it watches", async || server.tidings.streams() == 1).await;
+    server
+        .put(
+            "/api/devices/door",
+            json!({"name": "Front door", "info": {"battery": 9}}),
+        )
+        .await;
+    server
+        .report("/api/devices/door/status", json!({"status": "offline"}))
+        .await;
+    server
+        .report(
+            "/api/enrollments",
+            json!({"session_id": "s", "device_id": "door", "student_id": "Ada", "total_attempts": 3}),
+        )
+        .await;
+    let limits = json!({"center_line": 28, "ucl": 29.5, "lcl": 26.5});
+    server
+        .put("/api/characteristics/bath", json!({"limits": limits}))
+        .await;
+    server
+        .report(
+            "/api/characteristics/bath/samples",
+            json!({"value": 30.00004}),
+        )
+        .await;
+    server
+        .report(
+            "/api/violations/bath.1/ack",
+            json!({"reason": "Heater off", "user": "Kim"}),
+        )
+        .await;
+    server
+        .put(
+            "/api/characteristics/bath",
+            json!({"limits": {"method": "moving_range", "samples": 5}}),
+        )
+        .await;
+    let expected = [
+        ("unknown", "door  Front door"),
+        ("info", r#"door  {"battery":9}"#),
+        ("offline", "door  Front door (last seen 20"),
+        ("ready", "s  door, Ada, scan 1 of 3, 0%: Ready"),
+        ("limits", "bath  26.5 to 29.5 around 28 (given)"),
+        ("sample", "bath  30 beyond_ucl OUT OF CONTROL"),
+        ("violation", "bath.1  rule 1: Beyond 3 sigma, critical"),
+        ("acknowledged", "bath.1  Kim: Heater off"),
+        (
+            "limits",
+            "bath  26.5 to 29.5 around 28 (given), learning from the next 5 samples",
+        ),
+    ];
+    let out = child.0.stdout.take().unwrap();
+    let told = tokio::task::spawn_blocking(move || {
+        let lines = std::io::BufReader::new(out).lines();
+        lines.take(9).collect::<Result<Vec<String>, _>>().unwrap()
+    });
+    for (line, (what, rest)) in told.await.unwrap().iter().zip(expected) {
+        assert!(line.starts_with(&format!("{what:<13}{rest}")), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn watching_says_why_it_cannot() {
     let server = server().await;
     let nobody = std::net::TcpListener::bind("127.0.0.1:0")

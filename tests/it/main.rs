@@ -13,6 +13,7 @@ mod bad_input;
 mod browsers_and_proxies;
 mod characteristics;
 mod cli;
+mod demo;
 mod devices;
 mod documentation;
 mod durability;

@@ -141,6 +141,14 @@ impl Server {
         answer
     }
 
+    /// PUT that must succeed, as a worker of school 1.
+    pub(crate) async fn put(&self, path: &str, body: Value) -> Value {
+        let request = self.request("PUT", path, &worker(1)).json(&body);
+        let (status, answer) = answer(request).await;
+        assert!(status < 300, "{path} {body}: {status} {answer}");
+        answer
+    }
+
     /// A running job of school 1.
     pub(crate) async fn running_job(&self, id: &str) -> Value {
         self.report(

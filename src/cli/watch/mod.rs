@@ -1,13 +1,15 @@
-//! `tidings watch`: live progress bars in the terminal, one a job, or NDJSON.
+//! `tidings watch`: live progress bars in the terminal, one a job, and lines for everything else; or NDJSON.
 
-use std::collections::HashMap;
+mod lines;
+mod screen;
+
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use self::screen::Screen;
 use super::client::{Client, Received};
 use super::{Exit, Failure};
 
@@ -20,18 +22,18 @@ const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Messages read ahead of the terminal.
 const READ_AHEAD: usize = 256;
-/// Bars on the screen at a time; more jobs are told in lines.
-const BARS_MAX: usize = 40;
 
 /// Watch a scope.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   tidings watch jobs
   tidings watch jobs/42                     (exits with the job's outcome)
+  tidings watch enrollments/17              (and with the session's)
+  tidings watch devices
   tidings watch 'jobs?job_type=document&status=failed' --json
   tidings watch schools/1 --url https://tidings.example --token \"$TOKEN\"")]
 pub(super) struct Arguments {
-    /// What follows /events/ in the URL: jobs, jobs/42, schools/1, with a query if you like.
+    /// What follows /events/ in the URL: jobs, jobs/42, devices, schools/1, with a query if you like.
     scope: String,
     /// The server.
     #[arg(long, env = "TIDINGS_URL", default_value = "http://127.0.0.1:8000")]
@@ -47,7 +49,15 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// How a job ended.
+/// The one job or enrollment session that is watched. It has an outcome.
+#[derive(Clone, Copy)]
+struct Single<'a> {
+    collection: &'a str,
+    id_field: &'static str,
+    id: &'a str,
+}
+
+/// How a job or an enrollment session ended.
 #[derive(Clone, Copy)]
 enum Outcome {
     Completed,
@@ -58,7 +68,7 @@ enum Outcome {
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let client = Client::new(&arguments.url, arguments.token.clone());
     let path = format!("/{}", arguments.scope.trim_start_matches('/'));
-    let single = single_job(&arguments.scope);
+    let single = Single::of(&arguments.scope);
     let mut screen = Screen::new(arguments.json);
     let mut cursor = arguments.cursor.clone();
     let mut delay = RETRY;
@@ -99,10 +109,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                         }
                         Some("ready") if resumed => {
                             // It may have been over before the cursor: then nothing more will be told of it.
-                            if let Some(id) = single {
-                                let job = client.get(&format!("/api/jobs/{id}"))?;
-                                if let Some(outcome) = outcome(&job) {
-                                    screen.show(&job)?;
+                            if let Some(Single { collection, id, .. }) = single {
+                                let subject = client.get(&format!("/api/{collection}/{id}"))?;
+                                if let Some(outcome) = outcome(&subject) {
+                                    screen.show(&subject)?;
                                     return end(outcome);
                                 }
                             }
@@ -122,7 +132,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                         }
                         _ => {}
                     }
-                    let own = single.is_some_and(|id| message["job_id"] == id);
+                    let own = single.is_some_and(|single| message[single.id_field] == single.id);
                     if let Some(outcome) = outcome(&message).filter(|_| own) {
                         screen.finish();
                         return end(outcome);
@@ -148,154 +158,35 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 fn end(outcome: Outcome) -> Result<(), Failure> {
     match outcome {
         Outcome::Completed => Ok(()),
-        Outcome::Failed => Err(Failure::new(Exit::JobFailed, "")),
-        Outcome::Cancelled => Err(Failure::new(Exit::JobCancelled, "")),
+        Outcome::Failed => Err(Failure::new(Exit::WatchedFailed, "")),
+        Outcome::Cancelled => Err(Failure::new(Exit::WatchedCancelled, "")),
     }
 }
 
-/// The job's id, if the scope is one job.
-fn single_job(scope: &str) -> Option<&str> {
-    let path = scope.split('?').next()?.trim_start_matches('/');
-    path.strip_prefix("jobs/").filter(|id| !id.is_empty())
+impl<'a> Single<'a> {
+    /// Nothing if the scope is none of those.
+    fn of(scope: &'a str) -> Option<Single<'a>> {
+        let path = scope.split('?').next()?.trim_start_matches('/');
+        let (collection, id) = path.split_once('/').filter(|(_, id)| !id.is_empty())?;
+        let id_field = match collection {
+            "jobs" => "job_id",
+            "enrollments" => "session_id",
+            _ => return None,
+        };
+        Some(Single {
+            collection,
+            id_field,
+            id,
+        })
+    }
 }
 
+/// How it ended, if the message of a job or an enrollment session says so.
 fn outcome(message: &Value) -> Option<Outcome> {
     match message["status"].as_str()?.to_ascii_lowercase().as_str() {
-        "completed" => Some(Outcome::Completed),
-        "failed" => Some(Outcome::Failed),
+        "completed" | "complete" => Some(Outcome::Completed),
+        "failed" | "error" => Some(Outcome::Failed),
         "cancelled" => Some(Outcome::Cancelled),
         _ => None,
     }
-}
-
-/// The terminal, or a pipe.
-struct Screen {
-    json: bool,
-    bars: MultiProgress,
-    /// The bars of jobs that are not over, and whether they run: those stand above the waiting ones.
-    jobs: HashMap<String, (ProgressBar, bool)>,
-}
-
-impl Screen {
-    fn new(json: bool) -> Screen {
-        Screen {
-            json,
-            bars: MultiProgress::new(),
-            jobs: HashMap::new(),
-        }
-    }
-
-    fn say(&self, text: &str) {
-        if self.json || self.bars.is_hidden() {
-            eprintln!("{text}");
-        } else {
-            // A terminal that cannot be written to has nobody to complain to.
-            let _ = self.bars.println(text);
-        }
-    }
-
-    fn show(&mut self, message: &Value) -> Result<(), Failure> {
-        if self.json {
-            print_line(&message.to_string())
-        } else if message["job_id"].is_string() {
-            self.show_job(message)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn show_job(&mut self, message: &Value) -> Result<(), Failure> {
-        let text = |field: &str| plain(message[field].as_str().unwrap_or_default());
-        let (id, status) = (text("job_id"), text("status"));
-        let name = plain(message["metadata"]["path"].as_str().unwrap_or(&id));
-        let line = format!(
-            "{status:<11} {:>4} {name}  {}",
-            percent(message),
-            text("message")
-        );
-        let ended = outcome(message).is_some();
-        if self.bars.is_hidden() {
-            return print_line(&line);
-        }
-        // A line each for jobs that were over before we looked, and where the screen is full of bars.
-        let known = self.jobs.contains_key(&id);
-        let told_only = ended && message["snapshot"] == true;
-        if !known && (told_only || self.jobs.len() >= BARS_MAX) {
-            self.say(&line);
-            return Ok(());
-        }
-        let runs = status.eq_ignore_ascii_case("in_progress");
-        let bars = &self.bars;
-        let (bar, above) = self.jobs.entry(id.clone()).or_insert_with(|| {
-            let bar = bars.add(ProgressBar::new(100));
-            let style = ProgressStyle::with_template("{prefix:<32!} {bar:24} {pos:>3}% {wide_msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            (bar, false)
-        });
-        if runs && !*above {
-            bars.remove(bar);
-            *bar = bars.insert(0, bar.clone());
-            *above = true;
-        }
-        let stalled = if message["stalled"] == true {
-            "STALLED "
-        } else {
-            ""
-        };
-        bar.set_prefix(name);
-        bar.set_position(message["progress"].as_f64().unwrap_or(0.0) as u64);
-        bar.set_message(format!(
-            "{stalled}{}{}",
-            text("message"),
-            time_left(message)
-        ));
-        if ended {
-            bar.finish_and_clear();
-            self.jobs.remove(&id);
-            self.say(&line);
-        }
-        Ok(())
-    }
-
-    fn finish(&self) {
-        self.jobs.values().for_each(|(bar, _)| bar.abandon());
-    }
-}
-
-/// What somebody else wrote, without what a terminal would obey.
-fn plain(text: &str) -> String {
-    text.chars()
-        .map(|character| {
-            if character.is_control() {
-                ' '
-            } else {
-                character
-            }
-        })
-        .collect()
-}
-
-/// Prints a line; nobody there to read it any more is a quiet end.
-fn print_line(line: &str) -> Result<(), Failure> {
-    use std::io::Write;
-    writeln!(std::io::stdout(), "{line}").map_err(|error| match error.kind() {
-        std::io::ErrorKind::BrokenPipe => Failure::new(Exit::Failed, ""),
-        _ => error.into(),
-    })
-}
-
-fn percent(message: &Value) -> String {
-    message["progress"]
-        .as_f64()
-        .map_or("?".to_owned(), |progress| format!("{progress:.0}%"))
-}
-
-fn time_left(message: &Value) -> String {
-    let at = message["eta_at"]
-        .as_str()
-        .and_then(|at| chrono::DateTime::parse_from_rfc3339(at).ok());
-    let left = at.map(|at| (at.to_utc() - chrono::Utc::now()).num_seconds().max(0));
-    left.map_or(String::new(), |secs| {
-        format!(" ({}:{:02} left)", secs / 60, secs % 60)
-    })
 }

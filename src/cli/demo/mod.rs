@@ -1,0 +1,219 @@
+//! `tidings demo`: the server, a worker that reads real documents, and a school that lives beside it. All of it
+//! goes over the public HTTP API, as anybody's own workers and devices would.
+
+mod desk;
+mod documents;
+mod process;
+mod scanner;
+mod school;
+mod stop;
+mod worker;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use clap::Args;
+use rocket::fairing::AdHoc;
+use tokio::sync::oneshot;
+
+use self::school::{Pace, School};
+use self::stop::Stop;
+use self::worker::Worker;
+use super::client::Client;
+use super::{Exit, Failure, serve, token};
+use crate::auth::Role;
+use crate::id::SchoolId;
+use crate::service::Tidings;
+
+/// How long the token is valid that is printed.
+const VIEWER_TTL: Duration = Duration::from_secs(12 * 3_600);
+/// How long that of the worker and the school is, which does not leave the process: as long as it may run.
+const WORKER_TTL: Duration = Duration::from_secs(366 * 24 * 3_600);
+
+/// Run the server, work through real documents, and bring a school to life.
+///
+/// The school has scanners that beat, drop out and come back, people who are enrolled at them, and a swimming
+/// bath under process control.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tidings demo
+  tidings demo ~/Documents --pause-ms 500
+  tidings demo --beat-ms 200                (a school in a hurry)
+  ROCKET_PORT=9000 tidings demo --no-simulators --pause-ms 0 --exit")]
+pub(super) struct Arguments {
+    /// Where the documents are: a folder, or one file.
+    #[arg(default_value = ".")]
+    directory: PathBuf,
+    /// The school that everything belongs to.
+    #[arg(long, default_value = "1")]
+    school: SchoolId,
+    /// Work through at most so many files.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+    files: u32,
+    /// Read so many bytes at a time.
+    #[arg(long, default_value_t = 8 * 1024, value_parser = clap::value_parser!(u32).range(1..=64 * 1024 * 1024))]
+    part_bytes: u32,
+    /// Rest so long between two parts, so that there is something to see.
+    #[arg(long, default_value_t = 100)]
+    pause_ms: u64,
+    /// The school's pace: how often the bath's temperature is taken; the rest goes by it.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(10..=60_000))]
+    beat_ms: u32,
+    /// Only the documents, without a school.
+    #[arg(long)]
+    no_simulators: bool,
+    /// Stop when all files are done, instead of going on.
+    #[arg(long)]
+    exit: bool,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    serve::init_logging();
+    rocket::execute(async {
+        let (listening, address) = oneshot::channel();
+        let listening = Mutex::new(Some(listening));
+        let rocket = serve::server()?.attach(AdHoc::on_liftoff(
+            "Tidings: begin the demo",
+            move |rocket| {
+                let config = rocket.config();
+                let address = SocketAddr::new(config.address, config.port);
+                let listening = listening
+                    .lock()
+                    .ok()
+                    .and_then(|mut listening| listening.take());
+                Box::pin(async move {
+                    // Fails only if the demo was given up before the server listened.
+                    let _ = listening.map(|listening| listening.send((address, rocket.shutdown())));
+                })
+            },
+        ));
+        let tidings = rocket
+            .state::<Arc<Tidings>>()
+            .map(Arc::clone)
+            .expect("the server manages its state");
+        let performance = tokio::spawn(async move {
+            let Ok((address, shutdown)) = address.await else {
+                return Ok(());
+            };
+            let stop = Stop::default();
+            let (ending, ended) = (shutdown.clone(), stop.clone());
+            // Ends with the server.
+            tokio::spawn(async move {
+                ending.await;
+                ended.set();
+            });
+            let performed = tokio::task::spawn_blocking(move || {
+                let performed = perform(&arguments, &tidings, address, &stop);
+                performed.or_else(|failure| {
+                    if stop.is_a_surprise() {
+                        Err(failure)
+                    } else {
+                        Ok(())
+                    }
+                })
+            })
+            .await;
+            shutdown.notify();
+            performed.unwrap_or_else(|error| Err(Failure::new(Exit::Failed, error)))
+        });
+        serve::launch(rocket).await?;
+        // It ends with the server, if not before.
+        performance
+            .await
+            .unwrap_or_else(|error| Err(Failure::new(Exit::Failed, error)))
+    })
+}
+
+/// Does all that the demo does beside serving, until the documents are done or it is time to stop.
+fn perform(
+    arguments: &Arguments,
+    tidings: &Tidings,
+    mut address: SocketAddr,
+    stop: &Stop,
+) -> Result<(), Failure> {
+    let files =
+        documents::files(&arguments.directory, arguments.files as usize).map_err(|error| {
+            Failure::new(
+                Exit::Failed,
+                format!("{}: {error}", arguments.directory.display()),
+            )
+        })?;
+    if address.ip().is_unspecified() {
+        // Listening everywhere includes here.
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let server = format!("http://{address}");
+    let mint = |role, name: &str, ttl| {
+        let school = Some(arguments.school);
+        token::mint(tidings.keys(), school, role, name, ttl, None)
+    };
+    let viewer = mint(Role::Viewer, "demo-viewer", VIEWER_TTL)?;
+    let client = Client::new(
+        &server,
+        Some(mint(Role::Worker, "demo-worker", WORKER_TTL)?),
+    );
+    println!("{}", invitation(arguments, &server, &viewer));
+    println!(
+        "{} documents below {}",
+        files.len(),
+        arguments.directory.display()
+    );
+
+    let pace = Pace {
+        beat: Duration::from_millis(arguments.beat_ms.into()),
+    };
+    let school = (!arguments.no_simulators).then(|| School::open(&client, pace, stop));
+    let school = school.transpose()?;
+    let worker = Worker {
+        client: &client,
+        part_bytes: arguments.part_bytes as usize,
+        pause: Duration::from_millis(arguments.pause_ms),
+        stop,
+    };
+    if worker.work_through(&files)? {
+        let further = match (arguments.exit, arguments.no_simulators) {
+            (true, _) => "",
+            (false, true) => " The server goes on; Ctrl-C ends it.",
+            (false, false) => " The school goes on; Ctrl-C ends it.",
+        };
+        println!("All documents are done.{further}");
+        if !arguments.exit {
+            stop.wait();
+        }
+    }
+    stop.set();
+    if let Some(school) = school {
+        school.join();
+    }
+    Ok(())
+}
+
+/// What there is to watch, ready to paste.
+fn invitation(arguments: &Arguments, server: &str, viewer: &str) -> String {
+    let program = std::env::current_exe().unwrap_or_else(|_| "tidings".into());
+    let everything = format!("schools/{}", arguments.school);
+    let mut scopes = vec![("jobs", "documents that are read")];
+    if !arguments.no_simulators {
+        scopes.extend([
+            ("devices", "scanners that beat, fall silent and come back"),
+            ("enrollments", "people who are enrolled at them, or not"),
+            (
+                "characteristics",
+                "the swimming bath, in and out of control",
+            ),
+            (&*everything, "all of it"),
+        ]);
+    }
+    let (last, _) = scopes.last().expect("there are jobs");
+    let mut text = format!(
+        "Watch it, in another terminal:\n
+  curl -N '{server}/events/{last}?token={viewer}'\n
+  export TIDINGS_URL={server} TIDINGS_TOKEN={viewer}\n"
+    );
+    for (scope, meaning) in &scopes {
+        text += &format!("  {} watch {scope:<16} # {meaning}\n", program.display());
+    }
+    text
+}

@@ -1,0 +1,157 @@
+//! A line for each message that is not a job's.
+
+use serde_json::Value;
+
+/// What a message says, for people. Nothing for what is not news, like `ready`.
+pub(super) fn line(message: &Value) -> Option<String> {
+    let text = match message["type"].as_str()? {
+        "device_status_update" => device(message),
+        "device_info_update" => columns("info", message["device_id"].as_str(), &message["info"]),
+        "enrollment_progress"
+        | "enrollment_complete"
+        | "enrollment_error"
+        | "enrollment_cancelled" => enrollment(message),
+        "sample" => sample(&message["payload"]),
+        "violation" => violation(&message["payload"]),
+        "ack_update" => acknowledgement(&message["payload"]),
+        "control_limits" => limits(&message["payload"]),
+        _ => return None,
+    };
+    Some(plain(&text))
+}
+
+/// What somebody else wrote, without what a terminal would obey.
+pub(super) fn plain(text: &str) -> String {
+    text.chars()
+        .map(|character| {
+            if character.is_control() {
+                ' '
+            } else {
+                character
+            }
+        })
+        .collect()
+}
+
+pub(super) fn percent(message: &Value) -> String {
+    message["progress"]
+        .as_f64()
+        .map_or("?".to_owned(), |progress| format!("{progress:.0}%"))
+}
+
+/// What, of whom, and the rest.
+fn columns(what: &str, whom: Option<&str>, rest: impl std::fmt::Display) -> String {
+    format!("{what:<13}{}  {rest}", whom.unwrap_or("?"))
+}
+
+fn device(message: &Value) -> String {
+    let mut rest = message["name"].as_str().unwrap_or_default().to_owned();
+    if message["status"] != "online"
+        && let Some(seen) = message["last_seen"].as_str()
+    {
+        rest += &format!(" (last seen {seen})");
+    }
+    if message["flapping"] == true {
+        rest += " FLAPPING";
+    }
+    let status = message["status"].as_str().unwrap_or("?");
+    columns(status, message["device_id"].as_str(), rest.trim_start())
+}
+
+fn enrollment(message: &Value) -> String {
+    let text = |field: &str| message[field].as_str().unwrap_or_default();
+    let mut rest = text("device_id").to_owned();
+    if !text("student_id").is_empty() {
+        rest += &format!(", {}", text("student_id"));
+    }
+    if let (Some(attempt), Some(total)) = (
+        message["attempt"].as_u64(),
+        message["total_attempts"].as_u64(),
+    ) {
+        rest += &format!(", scan {attempt} of {total}");
+    }
+    if message["progress"].is_number() {
+        rest += &format!(", {}", percent(message));
+    }
+    match text("code") {
+        "" => rest += &format!(": {}", text("message")),
+        code => rest += &format!(": {} ({code})", text("error")),
+    }
+    if let Some(quality) = message["quality_score"].as_f64() {
+        rest += &format!(", quality {quality}");
+    }
+    columns(text("status"), message["session_id"].as_str(), rest)
+}
+
+fn sample(payload: &Value) -> String {
+    let mut rest = number(&payload["mean"]);
+    if let Some(zone) = payload["zone"].as_str() {
+        rest += &format!(" {zone}");
+    }
+    if payload["in_control"] == false {
+        rest += " OUT OF CONTROL";
+    }
+    columns("sample", payload["characteristic_id"].as_str(), rest)
+}
+
+fn violation(payload: &Value) -> String {
+    let text = |field: &str| payload[field].as_str().unwrap_or("?");
+    let rest = format!(
+        "rule {}: {}, {}",
+        payload["rule_id"],
+        text("rule_name"),
+        text("severity")
+    );
+    columns("violation", payload["violation_id"].as_str(), rest)
+}
+
+fn acknowledgement(payload: &Value) -> String {
+    let text = |field: &str| payload[field].as_str().unwrap_or("?");
+    let rest = format!("{}: {}", text("ack_user"), text("ack_reason"));
+    columns("acknowledged", payload["violation_id"].as_str(), rest)
+}
+
+fn limits(payload: &Value) -> String {
+    let line = |field: &str| number(&payload[field]);
+    let mut rest = match payload["method"].as_str() {
+        Some(method) => format!(
+            "{} to {} around {} ({method})",
+            line("lcl"),
+            line("ucl"),
+            line("center_line")
+        ),
+        None => "none".to_owned(),
+    };
+    if let Some(samples) = payload["baseline"]["samples"].as_u64() {
+        rest += &format!(", learning from the next {samples} samples");
+    }
+    columns("limits", payload["characteristic_id"].as_str(), rest)
+}
+
+/// Computed numbers have more digits than anybody reads.
+fn number(value: &Value) -> String {
+    value.as_f64().map_or("?".to_owned(), |number| {
+        let rounded = (number * 10_000.0).round() / 10_000.0;
+        rounded.to_string()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_not_printed() {
+        let message = json!({"type": "device_status_update", "device_id": "a", "status": "online", "name": "\u{1b}[2J"});
+        assert_eq!(line(&message).unwrap(), "online       a   [2J");
+    }
+
+    #[test]
+    fn what_is_not_news_has_no_line() {
+        for message in [json!({"type": "ready"}), json!({"type": "new"}), json!({})] {
+            assert_eq!(line(&message), None);
+        }
+    }
+}

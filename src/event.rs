@@ -7,9 +7,14 @@
 
 use std::sync::{Arc, OnceLock};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
+
+/// A time as it stands in messages: RFC 3339, UTC, milliseconds, `Z`.
+pub fn timestamp(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
 
 /// How an event may be treated when a reader is too slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

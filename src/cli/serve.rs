@@ -14,7 +14,18 @@ use crate::service::Tidings;
 const LOG_VARIABLE: &str = "TIDINGS_LOG";
 
 /// Libraries that write whole requests into their logs at some level, credentials and all.
-const SILENCED: [&str; 6] = ["rocket", "_", "hyper", "h2", "tungstenite", "ureq"];
+const SILENCED: &[&str] = &[
+    "rocket",
+    "_",
+    "hyper",
+    "h2",
+    "tungstenite",
+    "ureq",
+    "ureq_proto",
+    "lettre",
+    "rumqttc",
+    "rustls",
+];
 
 pub(super) fn run() -> Result<(), Failure> {
     init_logging();

@@ -183,9 +183,9 @@ impl Default for Settings {
 /// A setting that cannot be used. The message names it.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Unknown, or of the wrong type.
+    /// Unknown, or of the wrong type. The text names the setting and not what it was set to: that may be a secret.
     #[error("{0}")]
-    Figment(Box<figment::Error>),
+    Unreadable(String),
     /// Of the right type, but out of range.
     #[error("setting `{key}` {problem}")]
     Invalid {
@@ -199,12 +199,21 @@ pub enum ConfigError {
 impl Settings {
     /// Reads `tidings` in `figment` (Rocket's own), overridden by `TIDINGS_*`.
     pub fn from_figment(figment: &Figment) -> Result<Settings, ConfigError> {
-        let environment = Env::prefixed("TIDINGS_").ignore(NOT_SETTINGS);
-        let settings: Settings = Figment::from(Serialized::defaults(Settings::default()))
-            .merge(figment.focus("tidings"))
+        let unreadable = |error: &figment::Error| ConfigError::Unreadable(discreet(error));
+        let mut environment = Env::prefixed("TIDINGS_").ignore(NOT_SETTINGS);
+        let mut merged = Figment::from(Serialized::defaults(Settings::default()))
+            .merge(figment.focus("tidings"));
+        // In the environment a list of tables is JSON to most people.
+        if let Ok(text) = std::env::var("TIDINGS_NOTIFIERS")
+            && let Ok(notifiers) = serde_json::from_str::<serde_json::Value>(&text)
+        {
+            environment = environment.ignore(&["notifiers"]);
+            merged = merged.merge(Serialized::default("notifiers", notifiers));
+        }
+        let settings: Settings = merged
             .merge(environment)
             .extract()
-            .map_err(|error| ConfigError::Figment(Box::new(error)))?;
+            .map_err(|error| unreadable(&error))?;
         settings.check()?;
         Ok(settings)
     }
@@ -347,6 +356,56 @@ impl Settings {
     }
 }
 
+/// What is wrong with which setting, without its value.
+fn discreet(error: &figment::Error) -> String {
+    use figment::error::Kind;
+    let one = |error: figment::Error| {
+        let problem = match &error.kind {
+            Kind::Message(text) => text.clone(),
+            Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
+                format!("{} where {expected} is expected", type_name(actual))
+            }
+            Kind::InvalidLength(_, expected) => format!("not as many as expected: {expected}"),
+            Kind::Unsupported(actual) => format!("{} is not supported", type_name(actual)),
+            Kind::UnsupportedKey(..) => "a key of this type is not supported".into(),
+            Kind::ISizeOutOfRange(_) | Kind::USizeOutOfRange(_) => "out of range".into(),
+            // These show names, not values.
+            kind => kind.to_string(),
+        };
+        let source = error
+            .metadata
+            .as_ref()
+            .map(|metadata| match &metadata.source {
+                Some(figment::Source::File(path)) => path.display().to_string(),
+                _ => metadata.name.clone().into_owned(),
+            });
+        format!(
+            "{problem}, for setting `{}` in {}",
+            error.path.join("."),
+            source.unwrap_or_else(|| "the settings".into())
+        )
+    };
+    let texts: Vec<String> = error.clone().into_iter().map(one).collect();
+    texts.join("; ")
+}
+
+fn type_name(actual: &figment::error::Actual) -> &'static str {
+    use figment::error::Actual;
+    match actual {
+        Actual::Bool(_) => "a boolean",
+        Actual::Unsigned(_) | Actual::Signed(_) => "a whole number",
+        Actual::Float(_) => "a number",
+        Actual::Char(_) => "a character",
+        Actual::Str(_) => "a text",
+        Actual::Bytes(_) => "bytes",
+        Actual::Unit => "nothing",
+        Actual::Option => "an optional value",
+        Actual::Seq => "a list",
+        Actual::Map => "a table",
+        _ => "something else",
+    }
+}
+
 /// Longer times overflow dates.
 const CENTURY_SECS: u64 = 100 * 366 * 86_400;
 
@@ -427,6 +486,14 @@ pub const ANSWER_FRAMES: usize = 16;
 pub const WRITE_STALL: Duration = Duration::from_secs(120);
 /// Active jobs that `initial_state` names on `/ws/upload-progress`; the others' snapshots follow unannounced.
 pub const INITIAL_STATE_MAX: usize = 1_000;
+/// And as many as have fields of so many bytes together.
+pub const INITIAL_STATE_MAX_BYTES: usize = 1024 * 1024;
+/// Parts of the log that a notifier may still be asked about; beyond them it reads the log itself.
+pub const NOTIFY_INBOX: usize = 64;
+/// Events of a school that a notifier delivers before others get a turn.
+pub const NOTIFY_TURN_EVENTS: usize = 32;
+/// Longest attempt to deliver. The media that there are end sooner.
+pub const DELIVERY_MAX: Duration = Duration::from_secs(150);
 /// Longest pause between two attempts to deliver.
 pub const NOTIFY_PAUSE_MAX: Duration = Duration::from_secs(300);
 /// Time between two looks at schools where nothing happened that a notifier wants: its place moves on there, too.

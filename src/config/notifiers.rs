@@ -48,7 +48,7 @@ pub struct NotifierSettings {
 }
 
 fn attempts() -> u32 {
-    10
+    30
 }
 
 fn backoff_secs() -> u64 {

@@ -1,6 +1,7 @@
 //! `POST /api/batch`: NDJSON, one command a line in, one result a line out, in the same order. The high-rate
 //! way in: one request, one transaction. Each command stands for itself; a refused one hinders no other.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use super::devices;
 use super::problem::{Kind, Problem};
 use super::violations;
 use crate::auth::Role;
-use crate::id::{Channel, SubjectId};
+use crate::id::{Channel, SchoolId, SubjectId};
 use crate::kind::{self, characteristic, device};
 use crate::service::Tidings;
 use crate::store::{Envelope, Idempotency};
@@ -52,50 +53,25 @@ async fn batch(
         );
         return Err(Problem::new(Kind::BodyTooLarge, detail));
     }
-    let mut envelopes = Vec::new();
-    let mut beating = Vec::new();
-    let mut read = Vec::new();
+    let mut run = Run {
+        tidings,
+        school: caller.school,
+        upper,
+        outcomes: Vec::new(),
+        commands: Vec::new(),
+        beats: Vec::new(),
+        beating: HashSet::new(),
+    };
     for (index, line) in lines().enumerate() {
         let key = key.of_command(index + 1, line);
-        let own = match asked(line, &caller, key, settings.body_limit_bytes) {
-            Ok(Asked::Command(envelope)) => {
-                envelopes.push(envelope);
-                Ok(None)
-            }
-            Ok(Asked::Beat(device)) => {
-                beating.push(device.clone());
-                Ok(Some(device))
-            }
-            Err(problem) => Err(problem),
-        };
-        read.push(own);
+        run.take(asked(line, &caller, key, settings.body_limit_bytes))
+            .await?;
     }
-    let mut receipts = tidings
-        .publisher()
-        .batch(caller.school, envelopes)
-        .await?
-        .into_iter();
-    // Beats count after the commands: a device that a line before makes known may beat.
-    let beats = tidings.presence().beats(caller.school, &beating).await?;
-    let mut beats = beats.into_iter();
-    let mut answer = Vec::with_capacity(read.len() * 512);
-    for (index, own) in read.into_iter().enumerate() {
+    run.carry_out().await?;
+    let mut answer = Vec::with_capacity(run.outcomes.len() * 512);
+    for (index, outcome) in run.outcomes.into_iter().enumerate() {
         let number = index + 1;
-        let result = match own {
-            Err(problem) => Err(problem),
-            Ok(None) => {
-                let receipt = receipts.next().expect("a store answers every command");
-                let event = receipt.map(|receipt| wire::event_json(receipt.event(), upper));
-                event.map(|json| ("event", json)).map_err(Problem::from)
-            }
-            Ok(Some(device)) => {
-                let beat = beats.next().expect("each beat is answered");
-                let json = beat.map(|beat| devices::answer(&device, &beat).to_string());
-                json.map(|json| ("device", json.into_bytes()))
-                    .map_err(Problem::from)
-            }
-        };
-        match result {
+        match outcome.expect("every line is carried out") {
             Ok((name, json)) => {
                 write!(answer, r#"{{"line":{number},"status":200,"{name}":"#)
                     .expect("writing to memory succeeds");
@@ -111,6 +87,90 @@ async fn batch(
         answer.extend_from_slice(b"}\n");
     }
     Ok((ContentType::new("application", "x-ndjson"), answer))
+}
+
+/// What came of a line: an answer under its name, or a problem.
+type Outcome = Result<(&'static str, Vec<u8>), Problem>;
+
+/// The lines of a batch, being carried out: all commands in one commit and then all beats, but where a device beats
+/// *before* a command of its own. What concerns one device happens in the order of the lines.
+struct Run<'a> {
+    tidings: &'a Tidings,
+    school: SchoolId,
+    upper: bool,
+    /// Of each line; nothing as long as it waits.
+    outcomes: Vec<Option<Outcome>>,
+    /// Commands that wait, and beats that wait behind them, each with its line.
+    commands: Vec<(usize, Envelope)>,
+    beats: Vec<(usize, SubjectId)>,
+    beating: HashSet<SubjectId>,
+}
+
+impl Run<'_> {
+    async fn take(&mut self, asked: Result<Asked, Problem>) -> Result<(), Problem> {
+        let line = self.outcomes.len();
+        match asked {
+            Err(problem) => {
+                self.outcomes.push(Some(Err(problem)));
+                return Ok(());
+            }
+            Ok(Asked::Beat(device)) => {
+                self.beating.insert(device.clone());
+                self.beats.push((line, device));
+            }
+            Ok(Asked::Command(command)) => {
+                let is_device = command.command.kind() == device::KIND;
+                if is_device && self.beating.contains(&command.subject) {
+                    self.carry_out().await?;
+                }
+                self.commands.push((line, command));
+            }
+        }
+        self.outcomes.push(None);
+        Ok(())
+    }
+
+    /// Carries out what waits. Fails only if nothing of the batch has happened.
+    async fn carry_out(&mut self) -> Result<(), Problem> {
+        let (lines, envelopes): (Vec<_>, Vec<_>) = self.commands.drain(..).unzip();
+        let publisher = self.tidings.publisher();
+        match publisher.batch(self.school, envelopes).await {
+            Ok(receipts) => {
+                for (line, receipt) in lines.into_iter().zip(receipts) {
+                    let event =
+                        receipt.map(|receipt| wire::event_json(receipt.event(), self.upper));
+                    let outcome = event.map(|json| ("event", json)).map_err(Problem::from);
+                    self.outcomes[line] = Some(outcome);
+                }
+            }
+            Err(error) => self.give_up(&lines, error.into())?,
+        }
+        let (lines, devices): (Vec<_>, Vec<_>) = self.beats.drain(..).unzip();
+        self.beating.clear();
+        match self.tidings.presence().beats(self.school, &devices).await {
+            Ok(beats) => {
+                for ((line, device), beat) in lines.into_iter().zip(devices).zip(beats) {
+                    let json = beat.map(|beat| devices::answer(&device, &beat).to_string());
+                    let outcome = json.map(|json| ("device", json.into_bytes()));
+                    self.outcomes[line] = Some(outcome.map_err(Problem::from));
+                }
+            }
+            Err(error) => self.give_up(&lines, error.into())?,
+        }
+        Ok(())
+    }
+
+    /// Lines that the store could not take: the whole batch's failure as long as nothing of it has happened.
+    fn give_up(&mut self, lines: &[usize], problem: Problem) -> Result<(), Problem> {
+        let happened = |outcome: &Option<Outcome>| matches!(outcome, Some(Ok(_)));
+        if !self.outcomes.iter().any(happened) {
+            return Err(problem);
+        }
+        for line in lines {
+            self.outcomes[*line] = Some(Err(problem.clone()));
+        }
+        Ok(())
+    }
 }
 
 /// The rest of a line, once `op`, the subject's id and `idempotency_key` are taken out.

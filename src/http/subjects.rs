@@ -25,28 +25,29 @@ pub(super) fn routes() -> Vec<Route> {
     routes![create, register, list, read, act]
 }
 
-/// The kind that a path names. Another word is another route's, or nobody's.
+/// The kind that a path names.
 struct Collection(crate::id::Kind);
 
 impl<'r> FromParam<'r> for Collection {
-    type Error = ();
+    type Error = Problem;
 
-    fn from_param(name: &'r str) -> Result<Collection, ()> {
-        kind::known_kind(name).map(Collection).ok_or(())
+    fn from_param(name: &'r str) -> Result<Collection, Problem> {
+        let found = kind::known_kind(name).map(Collection);
+        found.ok_or_else(|| Problem::new(Kind::NotFound, "there is no such collection"))
     }
 }
 
 #[post("/api/<collection>", data = "<data>", rank = 10)]
 async fn create(
     base: Base,
-    collection: Collection,
+    collection: Result<Collection, Problem>,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
     upper: Result<UpperStatus, Problem>,
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let Collection(kind) = collection;
+    let Collection(kind) = collection?;
     let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
     caller.require(Role::Worker)?;
     let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
@@ -66,7 +67,7 @@ async fn create(
 
 #[put("/api/<collection>/<id>", data = "<data>", rank = 10)]
 async fn register(
-    collection: Collection,
+    collection: Result<Collection, Problem>,
     id: &str,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
@@ -74,7 +75,7 @@ async fn register(
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let Collection(kind) = collection;
+    let Collection(kind) = collection?;
     let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
     caller.require(Role::Worker)?;
     let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
@@ -94,7 +95,7 @@ async fn register(
 #[post("/api/<collection>/<id>/<verb>", data = "<data>", rank = 10)]
 #[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
 async fn act(
-    collection: Collection,
+    collection: Result<Collection, Problem>,
     id: &str,
     verb: &str,
     caller: Result<Caller, Problem>,
@@ -103,7 +104,7 @@ async fn act(
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let Collection(kind) = collection;
+    let Collection(kind) = collection?;
     let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
     caller.require(Role::Worker)?;
     let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
@@ -122,13 +123,13 @@ async fn act(
 
 #[get("/api/<collection>/<id>", rank = 10)]
 async fn read(
-    collection: Collection,
+    collection: Result<Collection, Problem>,
     id: &str,
     caller: Result<Caller, Problem>,
     upper: Result<UpperStatus, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let Collection(kind) = collection;
+    let Collection(kind) = collection?;
     let (caller, UpperStatus(upper)) = (caller?, upper?);
     let subject = subject(kind, id)?;
     reach(&caller, kind, &subject)?;
@@ -142,13 +143,13 @@ async fn read(
 
 #[get("/api/<collection>", rank = 10)]
 async fn list(
-    collection: Collection,
+    collection: Result<Collection, Problem>,
     caller: Result<Caller, Problem>,
     asked: Result<Asked, Problem>,
     upper: Result<UpperStatus, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let Collection(kind) = collection;
+    let Collection(kind) = collection?;
     let (caller, Asked(asked), UpperStatus(upper)) = (caller?, asked?, upper?);
     caller
         .access

@@ -76,19 +76,8 @@ async fn acknowledge(
     let channel = Channel::Subject(KIND, envelope.subject.clone());
     caller.access.reach(caller.school, &channel)?;
     envelope.idempotency = key.with(&bytes);
-    let published = tidings.publisher().publish(caller.school, envelope).await;
-    match published {
-        Ok(receipt) => Ok(answer(&receipt, false)),
-        // A characteristic that is not there has no violations.
-        Err(error) => match Problem::from(error) {
-            problem if problem.is(Kind::NotFound) => Err(RuleError::NotFound {
-                noun: "Violation",
-                id: id.to_owned(),
-            }
-            .into()),
-            problem => Err(problem),
-        },
-    }
+    let receipt = tidings.publisher().publish(caller.school, envelope).await?;
+    Ok(answer(&receipt, false))
 }
 
 #[put("/api/characteristics/<id>/limits", data = "<data>")]

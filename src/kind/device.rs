@@ -299,6 +299,7 @@ impl Device {
 struct StatusFields<'a> {
     device_id: &'a SubjectId,
     status: &'static str,
+    #[serde(serialize_with = "super::as_optional_timestamp")]
     last_seen: Option<DateTime<Utc>>,
     name: Option<&'a str>,
     flapping: bool,

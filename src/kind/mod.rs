@@ -13,12 +13,12 @@ mod rate;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
 use self::characteristic::Violation;
-use crate::event::{Class, Draft, EventType};
+use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Channel, Kind, NameError, SubjectId};
 
 /// The longest `code` of an error, in bytes.
@@ -427,9 +427,29 @@ fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<S
     Ok(either.map(String::from))
 }
 
+fn optional_id_or_number<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SubjectId>, D::Error> {
+    let text = text_or_number(deserializer)?;
+    let id = text.map(|text| text.parse()).transpose();
+    id.map_err(serde::de::Error::custom)
+}
+
 fn id_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SubjectId, D::Error> {
     let text = String::from(TextOrNumber::deserialize(deserializer)?);
     text.parse().map_err(serde::de::Error::custom)
+}
+
+/// Times in messages have one form.
+fn as_timestamp<S: Serializer>(at: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&timestamp(*at))
+}
+
+fn as_optional_timestamp<S: Serializer>(
+    at: &Option<DateTime<Utc>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    at.map(timestamp).serialize(serializer)
 }
 
 /// Text that fits its bound.

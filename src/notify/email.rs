@@ -155,7 +155,11 @@ impl Header for AutoSubmitted {
 
 fn judge(error: &smtp::Error) -> DeliveryError {
     let cause = one_line(&error.to_string());
-    if error.is_permanent() {
+    // A login that is refused says nothing about the message: somebody will mend it (RFC 4954).
+    let is_login = error
+        .status()
+        .is_some_and(|code| ["530", "534", "535", "538"].contains(&code.to_string().as_str()));
+    if error.is_permanent() && !is_login {
         DeliveryError::Permanent(cause)
     } else {
         DeliveryError::Temporary(cause)

@@ -6,8 +6,8 @@
 //! receiver delays nobody but itself, and what waits for it waits in the log, not in memory.
 //!
 //! ```text
-//! committed events ─▶ Notifiers::observe ─▶ a school's name, if a notifier wants to hear
-//!                                           └─▶ its task: read the log from its cursor ─▶ deliver ─▶ move the cursor
+//! committed events ─▶ Notifiers::observe ─▶ inbox ─▶ its task: is it wanted? then the school has a turn:
+//!                                                    read the log from the cursor ─▶ deliver ─▶ move the cursor
 //! ```
 //!
 //! Delivery is at least once, in the order of each school's log, with an id to recognise a repetition by. A
@@ -19,17 +19,21 @@ pub mod mqtt;
 pub mod notification;
 pub mod webhook;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use chrono::{SubsecRound, Utc};
-use tokio::sync::Notify;
-use tokio::time::{Duration, Instant, sleep_until};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
 use self::notification::{DeliveryError, Medium, Notification, one_line};
 use crate::config::notifiers::{NotifierSettings, Patience, Rule, is_name};
-use crate::config::{NOTIFY_PAUSE_MAX, NOTIFY_ROUND};
+use crate::config::{
+    DELIVERY_MAX, NOTIFY_INBOX, NOTIFY_PAUSE_MAX, NOTIFY_ROUND, NOTIFY_TURN_EVENTS,
+};
 use crate::event::Event;
 use crate::id::{Channel, SchoolId};
 use crate::kind::characteristic;
@@ -47,8 +51,13 @@ pub trait Notifier: Send + Sync + 'static {
     /// By what it delivers.
     fn medium(&self) -> &'static str;
 
-    /// Whether it wants to hear of the event. Asked for every event: it should be quick.
+    /// Whether it wants to hear of the event. Asked for every event, by its own task.
     fn wants(&self, event: &Event) -> bool;
+
+    /// Whether it may ever want to hear of a school. The API shows it to that school's administrators then.
+    fn concerns(&self, _: SchoolId) -> bool {
+        true
+    }
 
     /// Makes one attempt, which must end by itself.
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError>;
@@ -142,6 +151,11 @@ impl Notifier for Configured {
         self.rules.iter().any(|rule| rule.hears(event))
     }
 
+    fn concerns(&self, school: SchoolId) -> bool {
+        let of_school = |rule: &Rule| rule.schools.is_empty() || rule.schools.contains(&school);
+        self.rules.is_empty() || self.rules.iter().any(of_school)
+    }
+
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
         self.medium.deliver(notification).await
     }
@@ -161,15 +175,19 @@ struct Desk {
     notifier: Arc<dyn Notifier>,
     store: Arc<dyn Store>,
     agenda: Mutex<Agenda>,
-    wake: Notify,
+    /// Committed events that the notifier is still to be asked about. It is never asked by the dispatcher: it may be
+    /// an application's own, and slow, or panic.
+    inbox: mpsc::Sender<Vec<Arc<Event>>>,
+    mail: Mutex<Option<mpsc::Receiver<Vec<Arc<Event>>>>>,
 }
 
 /// Which schools have something to look at. Names of schools only: the events wait in the log.
 #[derive(Default)]
 struct Agenda {
-    /// Something wanted happened.
-    waiting: HashSet<SchoolId>,
-    /// Something happened; to be looked at some time.
+    /// In turn, each once.
+    queue: VecDeque<SchoolId>,
+    queued: HashSet<SchoolId>,
+    /// Something happened that is not wanted; to be looked at some time.
     moved: HashSet<SchoolId>,
     /// A delivery failed, and is tried again then.
     failed: HashMap<SchoolId, Retry>,
@@ -201,11 +219,13 @@ impl Notifiers {
     /// These notifiers, reading this store.
     pub fn new(store: &Arc<dyn Store>, notifiers: Vec<Arc<dyn Notifier>>) -> Notifiers {
         let desk = |notifier| {
+            let (inbox, mail) = mpsc::channel(NOTIFY_INBOX);
             Arc::new(Desk {
                 notifier,
                 store: Arc::clone(store),
                 agenda: Mutex::default(),
-                wake: Notify::new(),
+                inbox,
+                mail: Mutex::new(Some(mail)),
             })
         };
         Notifiers {
@@ -213,29 +233,39 @@ impl Notifiers {
         }
     }
 
-    /// The tasks of the notifiers, to be spawned and aborted by the caller.
+    /// The tasks of the notifiers, to be spawned and aborted by the caller, once.
     pub fn tasks(&self) -> Vec<impl Future<Output = ()> + Send + use<>> {
-        self.desks
-            .iter()
-            .map(|desk| Arc::clone(desk).run())
-            .collect()
+        let task = |desk: &Arc<Desk>| {
+            let mail = desk
+                .mail
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take()?;
+            Some(Arc::clone(desk).run(mail))
+        };
+        self.desks.iter().filter_map(task).collect()
     }
 
-    /// Takes note of committed events. Never waits.
+    /// Takes note of committed events. Never waits, and runs no code of a notifier's.
     pub fn observe(&self, events: &[Arc<Event>]) {
         for desk in &self.desks {
-            desk.observe(events);
+            if desk.inbox.try_send(events.to_vec()).is_err() {
+                // It is busy: it will look at these schools' logs without being asked what it wants of them.
+                let mut agenda = desk.agenda();
+                events.iter().for_each(|event| agenda.push(event.school));
+            }
         }
     }
 
-    /// The notifiers, with what they are trying again in this school.
+    /// The notifiers that may concern a school, with what they are trying again there.
     pub fn shown(&self, school: SchoolId) -> Vec<Shown> {
         let shown = |desk: &Arc<Desk>| Shown {
             name: desk.notifier.name().to_owned(),
             medium: desk.notifier.medium(),
             retry: desk.agenda().failed.get(&school).copied(),
         };
-        self.desks.iter().map(shown).collect()
+        let of_school = |desk: &&Arc<Desk>| desk.notifier.concerns(school);
+        self.desks.iter().filter(of_school).map(shown).collect()
     }
 }
 
@@ -249,90 +279,108 @@ enum Turn {
     Failed,
 }
 
+impl Agenda {
+    /// Lets a school have a turn after those that wait.
+    fn push(&mut self, school: SchoolId) {
+        if self.queued.insert(school) {
+            self.queue.push_back(school);
+        }
+    }
+
+    /// The school whose turn it is, and what is to be tried again there.
+    fn pop(&mut self, now: Instant) -> Option<(SchoolId, Option<Retry>)> {
+        let is_due = |retry: &Retry| retry.due <= now;
+        let due = self.failed.iter().filter(|(_, retry)| is_due(retry));
+        let due: Vec<SchoolId> = due.map(|(school, _)| *school).collect();
+        due.into_iter().for_each(|school| self.push(school));
+        while let Some(school) = self.queue.pop_front() {
+            self.queued.remove(&school);
+            match self.failed.get(&school) {
+                None => return Some((school, None)),
+                Some(retry) if is_due(retry) => return Some((school, self.failed.remove(&school))),
+                // Its turn comes when the failed delivery is due.
+                Some(_) => {}
+            }
+        }
+        None
+    }
+}
+
 impl Desk {
     fn agenda(&self) -> MutexGuard<'_, Agenda> {
         self.agenda.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn observe(&self, events: &[Arc<Event>]) {
-        let mut wakes = false;
-        let mut agenda = self.agenda();
+    /// Whether the notifier wants to hear of the event. One that panics hears of it.
+    fn wants(&self, event: &Event) -> bool {
+        catch_unwind(AssertUnwindSafe(|| self.notifier.wants(event))).unwrap_or(true)
+    }
+
+    fn sort(&self, events: &[Arc<Event>]) {
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let school = of_school[0].school;
-            if of_school.iter().any(|event| self.notifier.wants(event)) {
-                wakes |= agenda.waiting.insert(school);
+            let wanted = of_school.iter().any(|event| self.wants(event));
+            let mut agenda = self.agenda();
+            if wanted {
+                agenda.push(school);
             } else {
                 agenda.moved.insert(school);
             }
         }
-        drop(agenda);
-        if wakes {
-            self.wake.notify_one();
-        }
     }
 
     /// Delivers until it is aborted.
-    async fn run(self: Arc<Self>) {
+    async fn run(self: Arc<Self>, mut mail: mpsc::Receiver<Vec<Arc<Event>>>) {
         loop {
             match self.store.notifier_begins(self.notifier.name()).await {
-                Ok(behind) => break self.agenda().waiting.extend(behind),
+                Ok(behind) => {
+                    let mut agenda = self.agenda();
+                    break behind.into_iter().for_each(|school| agenda.push(school));
+                }
                 Err(StoreError::Stopped) => return,
                 Err(error) => {
                     tracing::error!(%error, notifier.name = self.notifier.name(), "a notifier cannot begin");
-                    tokio::time::sleep(NOTIFY_ROUND).await;
+                    sleep(NOTIFY_ROUND).await;
                 }
             }
         }
         let mut round = Instant::now() + NOTIFY_ROUND;
         loop {
+            while let Ok(events) = mail.try_recv() {
+                self.sort(&events);
+            }
             if round <= Instant::now() {
                 let mut agenda = self.agenda();
                 let moved = std::mem::take(&mut agenda.moved);
-                agenda.waiting.extend(moved);
+                moved.into_iter().for_each(|school| agenda.push(school));
                 round = Instant::now() + NOTIFY_ROUND;
             }
-            let Some((school, retry)) = self.next_school() else {
+            let next = self.agenda().pop(Instant::now());
+            let Some((school, retry)) = next else {
                 let due = self.agenda().failed.values().map(|retry| retry.due).min();
                 tokio::select! {
-                    () = self.wake.notified() => {}
+                    events = mail.recv() => match events {
+                        Some(events) => self.sort(&events),
+                        None => return,
+                    },
                     () = sleep_until(due.unwrap_or(round).min(round)) => {}
                 }
                 continue;
             };
             match self.turn(school, retry).await {
                 Ok(Turn::Done | Turn::Failed) => {}
-                Ok(Turn::More) => {
-                    self.agenda().waiting.insert(school);
-                }
+                Ok(Turn::More) => self.agenda().push(school),
                 Err(StoreError::Stopped) => return,
                 Err(error) => {
                     tracing::error!(%error, notifier.name = self.notifier.name(), "a notifier cannot read the log");
-                    self.agenda().waiting.insert(school);
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    self.agenda().push(school);
+                    sleep(Duration::from_secs(1)).await;
                 }
             }
         }
     }
 
-    /// A school that has something to look at now, and what is to be tried again there.
-    fn next_school(&self) -> Option<(SchoolId, Option<Retry>)> {
-        let mut agenda = self.agenda();
-        let now = Instant::now();
-        let due = agenda.failed.iter().find(|(_, retry)| retry.due <= now);
-        if let Some(school) = due.map(|(school, _)| *school) {
-            return Some((school, agenda.failed.remove(&school)));
-        }
-        // A school whose delivery is to be tried again later waits for that.
-        let ready = agenda
-            .waiting
-            .iter()
-            .find(|school| !agenda.failed.contains_key(school));
-        let school = ready.copied()?;
-        agenda.waiting.remove(&school);
-        Some((school, None))
-    }
-
-    /// Reads a page of a school's log and delivers what of it is wanted.
+    /// Reads a page of a school's log and delivers of what is wanted as much as a turn allows.
     async fn turn(&self, school: SchoolId, retry: Option<Retry>) -> Result<Turn, StoreError> {
         let name = self.notifier.name();
         let after = self.store.notifier_cursor(name, school).await?;
@@ -342,11 +390,11 @@ impl Desk {
             self.skip(school, after, page.floor).await?;
             return Ok(Turn::More);
         }
-        for event in page
-            .events
-            .iter()
-            .filter(|event| self.notifier.wants(event))
-        {
+        let wanted = page.events.iter().filter(|event| self.wants(event));
+        for (count, event) in wanted.enumerate() {
+            if count == NOTIFY_TURN_EVENTS {
+                return Ok(Turn::More);
+            }
             if !self.attempt(event, retry).await? {
                 return Ok(Turn::Failed);
             }
@@ -364,10 +412,28 @@ impl Desk {
         })
     }
 
+    /// Makes one attempt, which ends in time and cannot take this task with it.
+    async fn deliver(&self, event: &Event) -> Result<(), DeliveryError> {
+        let (notifier, notification) = (Arc::clone(&self.notifier), self.notification(event));
+        // Ends with this future, whatever comes of it.
+        let mut attempt = JoinSet::new();
+        attempt.spawn(async move { notifier.deliver(&notification).await });
+        match timeout(DELIVERY_MAX, attempt.join_next()).await {
+            Ok(Some(Ok(outcome))) => outcome,
+            Ok(_) => Err(DeliveryError::Temporary("the notifier panicked".into())),
+            Err(_) => {
+                let secs = DELIVERY_MAX.as_secs();
+                Err(DeliveryError::Temporary(format!(
+                    "the attempt did not end within {secs} s"
+                )))
+            }
+        }
+    }
+
     /// Makes one attempt to deliver an event. True if the cursor has moved past it.
     async fn attempt(&self, event: &Arc<Event>, retry: Option<Retry>) -> Result<bool, StoreError> {
         let (name, school) = (self.notifier.name(), event.school);
-        let outcome = self.notifier.deliver(&self.notification(event)).await;
+        let outcome = self.deliver(event).await;
         let attempts = retry
             .filter(|retry| retry.seq == event.seq)
             .map_or(1, |retry| retry.attempts.saturating_add(1));
@@ -421,7 +487,10 @@ impl Desk {
     /// What was not delivered before the log forgot it is a dead letter, too.
     async fn skip(&self, school: SchoolId, after: u64, floor: u64) -> Result<(), StoreError> {
         let now = Utc::now().trunc_subsecs(3);
-        let cause = format!("events {} to {floor} are past retention", after + 1);
+        let cause = format!(
+            "events {} to {floor} are past retention; whether one of them was wanted is not known",
+            after + 1
+        );
         tracing::warn!(notifier.name = self.notifier.name(), school.id = %school, cause, "a notifier comes too late");
         let progress = Progress {
             dead: Some(DeadLetter {

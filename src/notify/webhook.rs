@@ -1,7 +1,7 @@
 //! Delivers a notification as an HTTP POST, signed as <https://www.standardwebhooks.com> specifies.
 //!
-//! The status alone decides: 2xx is delivered, a refusal (4xx, but for 408, 425 and 429) will not be
-//! repeated, anything else will. The answer's body is not read. Redirects are not followed: whom the server
+//! The status alone decides: 2xx is delivered, what is gone (410), too large (413) or not understood (422) will
+//! not be repeated, anything else will. The answer's body is not read. Redirects are not followed: whom the server
 //! talks to is the operator's decision and not a receiver's (SSRF). `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`
 //! are heeded, so that an egress proxy can stand between.
 
@@ -145,14 +145,14 @@ impl Medium for Webhook {
     }
 }
 
+/// A receiver that is being repaired or redeployed answers all sorts of things; few of them are about this message.
 fn judge(status: u16) -> Result<(), DeliveryError> {
     match status {
         200..=299 => Ok(()),
-        408 | 425 | 429 => Err(DeliveryError::Temporary(format!("answered {status}"))),
-        400..=499 => Err(DeliveryError::Permanent(format!("answered {status}"))),
         300..=399 => Err(DeliveryError::Temporary(format!(
             "answered {status}; redirects are not followed"
         ))),
+        410 | 413 | 422 => Err(DeliveryError::Permanent(format!("answered {status}"))),
         _ => Err(DeliveryError::Temporary(format!("answered {status}"))),
     }
 }
@@ -341,10 +341,10 @@ mod tests {
     #[test]
     fn refusals_are_permanent_and_troubles_temporary() {
         assert_eq!(judge(204), Ok(()));
-        for status in [400, 401, 404, 410, 422] {
+        for status in [410, 413, 422] {
             assert!(matches!(judge(status), Err(DeliveryError::Permanent(_))));
         }
-        for status in [301, 307, 408, 425, 429, 500, 502, 503, 599] {
+        for status in [301, 307, 400, 401, 404, 408, 425, 429, 500, 502, 503, 599] {
             assert!(matches!(judge(status), Err(DeliveryError::Temporary(_))));
         }
     }

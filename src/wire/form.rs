@@ -120,11 +120,7 @@ struct JobFields<'a> {
 
 fn upload(event: &Event) -> Option<(&'static str, Value)> {
     let job: JobFields<'_> = serde_json::from_str(&event.draft.fields).ok()?;
-    let (status, is_complete) = match job.status {
-        "completed" => ("completed", true),
-        "failed" | "cancelled" => ("error", true),
-        _ => ("processing", false),
-    };
+    let status = upload_status(job.status);
     let error = job.error.as_ref().map(|error| error["message"].clone());
     let fields = json!({
         "processing_id": job.job_id,
@@ -133,11 +129,21 @@ fn upload(event: &Event) -> Option<(&'static str, Value)> {
         "status": status,
         "progress": whole(job.progress),
         "message": job.message,
-        "isComplete": is_complete,
+        "isComplete": status != PROCESSING,
         "error": error,
         "result": job.result,
     });
     Some(("progress_update", fields))
+}
+
+const PROCESSING: &str = "processing";
+
+fn upload_status(job_status: &str) -> &'static str {
+    match job_status {
+        "completed" => "completed",
+        "failed" | "cancelled" => "error",
+        _ => PROCESSING,
+    }
 }
 
 fn file_id(job: &JobFields<'_>) -> Value {
@@ -150,20 +156,24 @@ fn whole(progress: Option<f64>) -> u64 {
     progress.unwrap_or(0.0).floor() as u64
 }
 
-/// `initial_state` of uploads: the progress of each file.
-pub fn initial_uploads<'a>(jobs: impl IntoIterator<Item = &'a Event>) -> Vec<u8> {
+/// `initial_state` of uploads: the progress of each file that is being worked on. Nothing if none is.
+pub fn initial_uploads<'a>(jobs: impl IntoIterator<Item = &'a Event>) -> Option<Vec<u8>> {
     let mut data = Map::new();
     let mut at = None;
     for event in jobs {
-        at = at.max(Some(event.at));
-        if let Ok(job) = serde_json::from_str::<JobFields<'_>>(&event.draft.fields) {
+        let job = serde_json::from_str::<JobFields<'_>>(&event.draft.fields);
+        if let Some(job) = job
+            .ok()
+            .filter(|job| upload_status(job.status) == PROCESSING)
+        {
             let key = match file_id(&job) {
                 Value::String(id) => id,
                 other => other.to_string(),
             };
             data.insert(key, whole(job.progress).into());
+            at = at.max(Some(event.at));
         }
     }
-    let message = json!({"type": "initial_state", "timestamp": at.map(timestamp), "data": data});
-    message.to_string().into_bytes()
+    let message = json!({"type": "initial_state", "timestamp": timestamp(at?), "data": data});
+    Some(message.to_string().into_bytes())
 }

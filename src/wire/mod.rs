@@ -11,12 +11,13 @@ pub mod form;
 use std::io::Write;
 use std::sync::Arc;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use self::form::Form;
 use crate::event::Event;
+pub use crate::event::timestamp;
 use crate::id::{Cursor, SchoolId};
 use crate::kind::job;
 
@@ -99,11 +100,6 @@ fn with_upper_status(fields: &str) -> String {
         status.make_ascii_uppercase();
     }
     serde_json::to_string(&object).expect("an object is JSON")
-}
-
-/// A time as it stands in messages: RFC 3339, UTC, milliseconds, `Z`.
-pub fn timestamp(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// Why a cursor could not be honoured.

@@ -480,3 +480,27 @@ fn every_problem_is_documented() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_collection_is_not_found() {
+    let server = server().await;
+    for (method, path) in [
+        ("GET", "/api/cats"),
+        ("POST", "/api/cats"),
+        ("GET", "/api/cats/1"),
+        ("PUT", "/api/cats/1"),
+        ("POST", "/api/cats/1/feed"),
+        ("GET", "/api/batch"),
+        ("POST", "/api/violations"),
+        ("GET", "/api/violations/a.1"),
+        ("POST", "/api/notifiers"),
+    ] {
+        let request = server.request(method, path, &worker(1)).json(&json!({}));
+        let (status, problem) = answer(request).await;
+        assert_eq!(
+            (status, &problem["code"]),
+            (404, &json!("not-found")),
+            "{method} {path}"
+        );
+    }
+}

@@ -178,7 +178,7 @@ async fn a_browser_comes_back_with_its_cursor_and_misses_nothing() {
             .replace('=', "%3D"),
         viewer(1)
     );
-    let browser = Browser::open(folder.path(), &page);
+    let browser = Browser::open(folder.path(), &page).await;
     let next = async |reported: &mut mpsc::Receiver<Value>| {
         tokio::time::timeout(PATIENCE * 2, reported.recv())
             .await

@@ -255,6 +255,38 @@ async fn a_gateway_beats_for_many_devices_in_a_batch() {
     assert_eq!(server.tidings.presence().leases(), 1_000);
 }
 
+/// Beats are carried out behind other commands, but never behind a later one of the same device.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_keeps_the_order_of_what_concerns_one_device() {
+    let server = server().await;
+    register(&server, "a", json!({})).await;
+    let lines = [
+        r#"{"op": "devices.heartbeat", "device_id": "a"}"#,
+        r#"{"op": "devices.heartbeat", "device_id": "a"}"#,
+        r#"{"op": "devices.status", "device_id": "a", "status": "offline"}"#,
+        r#"{"op": "devices.heartbeat", "device_id": "b"}"#,
+        r#"{"op": "devices.put", "device_id": "b"}"#,
+        r#"{"op": "devices.heartbeat", "device_id": "b"}"#,
+    ];
+    let request = server.request("POST", "/api/batch", &worker(1));
+    let text = request
+        .body(lines.join("\n"))
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    let results: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(field(&results, "status"), [200, 200, 200, 404, 200, 200]);
+    assert_eq!(results[1]["device"]["status"], "online");
+    let (_, device) = server.get("/api/devices/a", &viewer(1)).await;
+    assert_eq!(device["status"], "offline", "its last will comes last");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_device_or_no_status_is_refused() {
     let server = server().await;

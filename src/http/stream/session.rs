@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::dialect::{BarePing, Dialect};
 use super::socket::{End, Incoming, Socket};
 use crate::auth::{Access, AuthError};
-use crate::config::{CLOSE_WAIT, INITIAL_STATE_MAX, WRITE_STALL};
+use crate::config::{CLOSE_WAIT, INITIAL_STATE_MAX, INITIAL_STATE_MAX_BYTES, WRITE_STALL};
 use crate::event::Event;
 use crate::http::problem::Problem;
 use crate::id::{Channel, Cursor};
@@ -76,6 +76,14 @@ struct Asking {
     asked: Map<String, Value>,
 }
 
+/// A snapshot that is to be announced, as far as it has come.
+#[derive(Default)]
+struct Gathered {
+    events: Vec<Arc<Event>>,
+    /// Of their fields.
+    bytes: usize,
+}
+
 enum Phase {
     Open,
     /// The close frame is queued or sent; its answer is waited for until then.
@@ -99,8 +107,8 @@ pub(super) struct Session {
     phase: Phase,
     last_message: Instant,
     rounds: Pin<Box<Sleep>>,
-    /// A snapshot that is to be announced, as far as it has come. Bounded by [`INITIAL_STATE_MAX`].
-    gathered: Option<Vec<Arc<Event>>>,
+    /// Bounded by [`INITIAL_STATE_MAX`] and [`INITIAL_STATE_MAX_BYTES`].
+    gathered: Option<Gathered>,
     /// What was announced and is told now.
     announced: VecDeque<Arc<Event>>,
 }
@@ -124,7 +132,7 @@ impl Session {
             phase: Phase::Open,
             last_message: Instant::now(),
             rounds: Box::pin(sleep(Duration::ZERO)),
-            gathered: dialect.announces_snapshot.then(Vec::new),
+            gathered: dialect.announces_snapshot.then(Gathered::default),
             announced: VecDeque::new(),
             tidings,
         };
@@ -207,8 +215,11 @@ impl Session {
         if event.snapshot
             && let Some(gathered) = &mut self.gathered
         {
-            gathered.push(event);
-            if gathered.len() == INITIAL_STATE_MAX {
+            gathered.bytes += event.draft.fields.len();
+            gathered.events.push(event);
+            if gathered.events.len() == INITIAL_STATE_MAX
+                || gathered.bytes > INITIAL_STATE_MAX_BYTES
+            {
                 self.announce();
             }
             return;
@@ -228,12 +239,13 @@ impl Session {
 
     /// Announces the snapshot that has been gathered, and begins to tell it.
     fn announce(&mut self) {
-        let Some(gathered) = self.gathered.take().filter(|some| !some.is_empty()) else {
+        let Some(Gathered { events, .. }) = self.gathered.take() else {
             return;
         };
-        let json = initial_uploads(gathered.iter().map(|event| &**event));
-        self.socket.send(wire::text_frame(&json).into());
-        self.announced = gathered.into();
+        if let Some(json) = initial_uploads(events.iter().map(|event| &**event)) {
+            self.socket.send(wire::text_frame(&json).into());
+        }
+        self.announced.extend(events);
     }
 
     /// Tells what has been gathered before whatever is said next. Happens once, as a connection begins.
@@ -248,7 +260,10 @@ impl Session {
         match &control {
             // What is gathered will give a sign of life soon, and no cursor may go before it.
             Control::Heartbeat { .. }
-                if self.gathered.as_ref().is_some_and(|some| !some.is_empty()) =>
+                if self
+                    .gathered
+                    .as_ref()
+                    .is_some_and(|own| !own.events.is_empty()) =>
             {
                 return;
             }
@@ -266,7 +281,9 @@ impl Session {
             }
             // Its cursor is that of a reader who has had all that is gathered.
             Control::Subscribed { .. } | Control::Unsubscribed { .. } => self.tell_gathered(),
-            Control::Reset(_) => self.gathered = self.dialect.announces_snapshot.then(Vec::new),
+            Control::Reset(_) => {
+                self.gathered = self.dialect.announces_snapshot.then(Gathered::default)
+            }
             _ => {}
         }
         self.send_control(&control);

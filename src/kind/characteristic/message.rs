@@ -35,6 +35,7 @@ pub(super) fn draft(
 pub(super) struct SamplePayload<'a> {
     pub(super) sample_id: &'a str,
     pub(super) characteristic_id: &'a SubjectId,
+    #[serde(serialize_with = "crate::kind::as_timestamp")]
     pub(super) timestamp: DateTime<Utc>,
     pub(super) value: f64,
     pub(super) mean: f64,
@@ -55,6 +56,7 @@ pub(super) struct ViolationPayload<'a> {
     rule_id: u32,
     rule_name: &'a str,
     severity: Severity,
+    #[serde(serialize_with = "crate::kind::as_timestamp")]
     timestamp: DateTime<Utc>,
 }
 
@@ -81,6 +83,7 @@ struct AckPayload<'a> {
     ack_reason: &'a str,
     user: &'a str,
     reason: &'a str,
+    #[serde(serialize_with = "crate::kind::as_timestamp")]
     timestamp: DateTime<Utc>,
 }
 

@@ -30,6 +30,8 @@ pub fn apply(
     let mut next = match (characteristic, command) {
         (Some(characteristic), _) => characteristic.clone(),
         (None, Command::Register(_)) => new(id, context)?,
+        // What is not there has no violations.
+        (None, Command::Acknowledge { number, .. }) => return Err(no_violation(id, *number)),
         (None, _) => return Err(not_found(KIND, id.as_str())),
     };
     match command {
@@ -245,10 +247,7 @@ impl Change<'_> {
         reason: &str,
     ) -> Result<(), RuleError> {
         let Some(violation) = self.context.violation else {
-            return Err(RuleError::NotFound {
-                noun: "Violation",
-                id: format!("{}.{number}", self.id),
-            });
+            return Err(no_violation(self.id, number));
         };
         if violation.acknowledgement.is_some() {
             return Err(RuleError::Finished {
@@ -270,6 +269,13 @@ impl Change<'_> {
             ..violation.clone()
         });
         Ok(())
+    }
+}
+
+fn no_violation(id: &SubjectId, number: u64) -> RuleError {
+    RuleError::NotFound {
+        noun: "Violation",
+        id: format!("{id}.{number}"),
     }
 }
 

@@ -26,7 +26,7 @@ pub enum Command {
 #[serde(deny_unknown_fields)]
 pub struct Start {
     /// The session's id; made up (UUIDv7) if absent.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
     pub session_id: Option<SubjectId>,
     /// The device that takes the scans.
     #[serde(deserialize_with = "crate::kind::id_or_number")]

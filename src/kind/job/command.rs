@@ -36,7 +36,7 @@ pub enum Command {
 #[serde(deny_unknown_fields)]
 pub struct Create {
     /// The job's id; made up (UUIDv7) if absent.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
     pub job_id: Option<SubjectId>,
     /// The job's type.
     pub job_type: JobType,

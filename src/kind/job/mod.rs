@@ -281,6 +281,7 @@ struct Fields<'a> {
     message: &'a str,
     metadata: &'a RawValue,
     attempt: u32,
+    #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
     eta_at: Option<DateTime<Utc>>,
     eta_source: Option<EtaSource>,
     stalled: bool,

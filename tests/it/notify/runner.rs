@@ -233,11 +233,11 @@ impl Notifier for Kept {
 }
 
 /// A server that has this notifier.
-async fn server_telling(kept: &Arc<Kept>, settings: Value) -> Server {
+async fn server_telling(notifier: &Arc<impl Notifier>, settings: Value) -> Server {
     let folder = Arc::new(tempfile::tempdir().unwrap());
     let figment = figment(&folder, &settings);
     let settings = Settings::from_figment(&figment).unwrap();
-    let notifiers: Vec<Arc<dyn Notifier>> = vec![Arc::clone(kept) as _];
+    let notifiers: Vec<Arc<dyn Notifier>> = vec![Arc::clone(notifier) as _];
     let tidings = Arc::new(tidings::Tidings::start_with(settings, notifiers).unwrap());
     let rocket = tidings::http::mount(rocket::custom(figment), "/", tidings);
     launch(rocket, folder).await
@@ -277,7 +277,9 @@ async fn a_dead_receiver_delays_neither_publishers_nor_streams_nor_other_notifie
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let kept = Arc::new(Kept::default());
-    let dead = webhook("dead", port, json!([]));
+    let mut dead = webhook("dead", port, json!([]));
+    // Longer than anything here may take: whoever waited for it would be too late.
+    dead["webhook"]["timeout_secs"] = json!(60);
     let server = server_telling(&kept, json!({"notifiers": [dead]})).await;
     let mut listener = server.listen(Transport::WebSocket, "/jobs?tick_ms=0").await;
     listener.until_ready().await;
@@ -292,7 +294,117 @@ async fn a_dead_receiver_delays_neither_publishers_nor_streams_nor_other_notifie
         kept.got.lock().unwrap().len() == 20
     })
     .await;
-    assert_eq!(state(&server, 1, "dead").await["delivered"], 0);
+    let dead = state(&server, 1, "dead").await;
+    assert_eq!(
+        (&dead["delivered"], &dead["failed_attempts"]),
+        (&json!(0), &json!(0)),
+        "still at its first attempt"
+    );
+}
+
+/// A notifier with a fault.
+struct Faulty {
+    panics_in_wants: bool,
+    panics_in_deliver: AtomicBool,
+    got: Mutex<Vec<Notification>>,
+}
+
+#[async_trait]
+impl Notifier for Faulty {
+    fn name(&self) -> &str {
+        "faulty"
+    }
+
+    fn medium(&self) -> &'static str {
+        "memory"
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        assert!(!self.panics_in_wants, "a fault in an application");
+        event.draft.status == "failed"
+    }
+
+    async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
+        let panics = self.panics_in_deliver.swap(false, Ordering::SeqCst);
+        assert!(!panics, "a fault in an application");
+        self.got.lock().unwrap().push(notification.clone());
+        Ok(())
+    }
+
+    fn patience(&self) -> Patience {
+        Patience {
+            attempts: 3,
+            pause: Duration::ZERO,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notifier_that_panics_hinders_nobody_and_goes_on() {
+    for panics_in_wants in [true, false] {
+        let faulty = Arc::new(Faulty {
+            panics_in_wants,
+            panics_in_deliver: AtomicBool::new(true),
+            got: Mutex::default(),
+        });
+        let server = server_telling(&faulty, json!({})).await;
+        let mut listener = server.listen(Transport::WebSocket, "/jobs?tick_ms=0").await;
+        listener.until_ready().await;
+        for number in 0..3 {
+            let failed = fail(&server, 1, &format!("j{number}")).await;
+            let heard = listener
+                .take_until(|message| message["status"] == "failed")
+                .await;
+            assert_eq!(heard.last(), Some(&failed));
+        }
+        until("it goes on", async || {
+            let got = faulty.got.lock().unwrap();
+            got.iter().filter(|own| own.status == "failed").count() == 3
+        })
+        .await;
+        let own = state(&server, 1, "faulty").await;
+        assert_eq!(own["failed_attempts"], 1);
+        assert_eq!(own["cause"], "the notifier panicked");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_of_one_school_does_not_starve_the_others() {
+    let kept = Arc::new(Kept::default());
+    let server = server_telling(&kept, json!({})).await;
+    let lines = |count: usize| -> String {
+        let job = |number: usize| {
+            let create =
+                json!({"op": "jobs.create", "job_id": format!("j{number}"), "job_type": "t"});
+            let error = json!({"code": "broken", "message": "It broke"});
+            let fail = json!({"op": "jobs.fail", "job_id": format!("j{number}"), "error": error});
+            format!("{create}\n{fail}\n")
+        };
+        (0..count).map(job).collect()
+    };
+    let send = async |school: i64, count: usize| {
+        let request = server.request("POST", "/api/batch", &worker(school));
+        let answer = request.body(lines(count)).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+    };
+    send(1, 2_000).await;
+    for school in 2..=11 {
+        send(school, 1).await;
+    }
+    until("all is delivered", async || {
+        kept.got.lock().unwrap().len() == 2_010
+    })
+    .await;
+    let got = kept.got.lock().unwrap();
+    let last = got.iter().rposition(|own| own.school_id != 1).unwrap();
+    assert!(last < 1_500, "they had their turns in between: {last}");
+    let of_first: Vec<&str> = got
+        .iter()
+        .filter(|own| own.school_id == 1)
+        .map(|own| own.subject.as_str())
+        .collect();
+    let expected: Vec<String> = (0..2_000).map(|number| format!("j{number}")).collect();
+    assert_eq!(of_first, expected, "and each school's order is kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -410,6 +522,12 @@ fn settings_that_cannot_work_stop_the_start_and_show_no_secret() {
             json!({"webhook": {"url": "http://a.example", "secret": "hush"}}),
             "secret",
         ),
+        (json!({"webhook": "http://hush.example"}), "webhook"),
+        (json!({"attempts": "hush"}), "attempts"),
+        (
+            json!({"webhook": {"url": "http://a.example", "secret": 4_711}}),
+            "secret",
+        ),
     ] {
         let error = hook(&|own| {
             for (key, value) in change.as_object().unwrap() {
@@ -417,6 +535,41 @@ fn settings_that_cannot_work_stop_the_start_and_show_no_secret() {
             }
         });
         assert!(error.contains(word), "{change}: {error:?}");
-        assert!(!error.contains("hush"), "{error}");
+        assert!(
+            !error.contains("hush") && !error.contains("4711"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn the_environment_holds_notifiers_as_json_and_a_mistake_in_it_shows_no_secret() {
+    use crate::support::process::{command, run};
+    let folder = tempfile::tempdir().unwrap();
+    let serve = |notifiers: &str| {
+        let mut serve = command(folder.path());
+        // Nothing can listen there, so that it always ends.
+        serve
+            .arg("serve")
+            .env("TIDINGS_NOTIFIERS", notifiers)
+            .env("ROCKET_ADDRESS", "192.0.2.1");
+        let output = run(&mut serve);
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let hook = webhook("ops", 80, json!([{"statuses": ["failed"]}]));
+    let listening = serve(&json!([hook]).to_string());
+    assert!(listening.contains("cannot listen"), "{listening}");
+    for mistake in [
+        r#"[{"name":"a","webhook":{"url":"https://h.example/?t=hush","secret":"whsec_hush"}"#,
+        r#"[{"name":"a","webhook":{"url":"https://h.example/?t=hush","secret":12345678}}]"#,
+        r#"[{"name":"a","webhook":"https://h.example/?t=hush"}]"#,
+        r#"[{name="a", email={host="h", port="hush"}}]"#,
+        r#"{"hush": 1}"#,
+    ] {
+        let error = serve(mistake);
+        assert!(error.to_lowercase().contains("notifiers"), "{error}");
+        let shown = error.contains("hush") || error.contains("12345678");
+        assert!(!shown, "{mistake}: {error}");
     }
 }

@@ -71,12 +71,13 @@ async fn receiver_that_is_gone_is_not_asked_again() {
     if !ready() {
         return;
     }
-    let (_receiver, port) = Receiver::python("webhook.py", &[SECRET, "410,404,429"]).await;
+    let (_receiver, port) = Receiver::python("webhook.py", &[SECRET, "410,404,429,422"]).await;
     let webhook = webhook(port);
     let attempt = async || webhook.deliver(&notification("00c0ffee-2-ops-hook")).await;
     assert_eq!(permanent(attempt().await), "answered 410");
-    assert_eq!(permanent(attempt().await), "answered 404");
+    assert_eq!(temporary(attempt().await), "answered 404");
     assert_eq!(temporary(attempt().await), "answered 429");
+    assert_eq!(permanent(attempt().await), "answered 422");
 }
 
 #[tokio::test]

@@ -128,7 +128,7 @@ impl Clients {
             }
         });
         let folder = tempfile::tempdir().unwrap();
-        let browser = Browser::open(folder.path(), &origin);
+        let browser = Browser::open(folder.path(), &origin).await;
         let process = Process::Browser(browser, folder);
         Some(Clients::new(commands, ears, Some(origin), process))
     }

@@ -5,6 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use super::SECRET;
 
 /// The binary under test.
@@ -106,12 +108,19 @@ impl Drop for Guarded {
 }
 
 /// Chromium with all its processes, of which the one that was started is but the first; killed when it is dropped.
-pub(crate) struct Browser(Child);
+pub(crate) struct Browser {
+    first: Child,
+    _turn: SemaphorePermit<'static>,
+}
+
+/// A browser keeps a small machine busy for seconds: one at a time, or those that wait for it lose patience.
+static TURN: Semaphore = Semaphore::const_new(1);
 
 impl Browser {
     /// Opens a page. Whatever the browser writes down is below `folder`.
-    pub(crate) fn open(folder: &Path, page: &str) -> Browser {
-        let child = Command::new("chromium")
+    pub(crate) async fn open(folder: &Path, page: &str) -> Browser {
+        let turn = TURN.acquire().await.unwrap();
+        let first = Command::new("chromium")
             .args([
                 "--headless",
                 "--no-sandbox",
@@ -136,15 +145,15 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        Browser(child)
+        Browser { first, _turn: turn }
     }
 }
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        let group = format!("-{}", self.0.id());
+        let group = format!("-{}", self.first.id());
         // Fails only if none is left, which is what is wanted.
         let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
-        let _ = self.0.wait();
+        let _ = self.first.wait();
     }
 }

@@ -27,6 +27,7 @@ mod jobs_api;
 mod kinds_documentation;
 mod notify;
 mod quickstart;
+mod source_rules;
 mod store_contract;
 mod streams;
 mod websocket;

@@ -1,0 +1,236 @@
+//! The rules of enrollment sessions, devices and characteristics as pure functions: properties of random lives.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tidings::event::{Class, Draft};
+use tidings::id::SubjectId;
+use tidings::kind::characteristic::nelson::{Rule, is_broken};
+use tidings::kind::characteristic::{self, Violation};
+use tidings::kind::{Context, Limits, device, enrollment};
+
+const LIMITS: Limits = Limits {
+    message_bytes: 64,
+    metadata_bytes: 128,
+    stall_after_secs: 60,
+    timeout_secs: 300,
+    enrollment_lease_secs: 60,
+    device_lease_secs: 40,
+};
+
+fn at(secs: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_700_000_000 + secs, 0).unwrap()
+}
+
+fn id() -> SubjectId {
+    "s".parse().unwrap()
+}
+
+fn context<'a>(secs: i64, next_seq: u64, violation: Option<&'a Violation>) -> Context<'a> {
+    Context {
+        now: at(secs),
+        limits: &LIMITS,
+        typical_secs: None,
+        since: at(-1_000_000),
+        next_seq,
+        holder: None,
+        violation,
+    }
+}
+
+fn from<T: serde::de::DeserializeOwned>(body: Value) -> T {
+    serde_json::from_value(body).unwrap()
+}
+
+fn told(draft: &Draft) -> Value {
+    serde_json::from_str(&draft.fields).unwrap()
+}
+
+fn any_enrollment() -> impl Strategy<Value = enrollment::Command> {
+    use enrollment::Command;
+    let statuses = prop::sample::select(vec![
+        "ready",
+        "placing",
+        "capturing",
+        "processing",
+        "complete",
+    ]);
+    let report = (
+        prop::option::of(statuses),
+        prop::option::of(0..6_u32),
+        prop::option::of(-5.0..120.0),
+    );
+    prop_oneof![
+        prop::option::of(0..5_u32).prop_map(|total| {
+            Command::Start(from(json!({"device_id": "d", "total_attempts": total})))
+        }),
+        report.prop_map(|(status, attempt, progress)| {
+            let body = json!({"status": status, "attempt": attempt, "progress": progress});
+            Command::Progress(from(body))
+        }),
+        Just(Command::Complete(from(json!({"quality_score": 80})))),
+        Just(Command::Error(from(json!({"code": "duplicate_finger"})))),
+        Just(Command::Cancel(from(json!({})))),
+        Just(Command::Check),
+        Just(Command::Check),
+    ]
+}
+
+fn any_device() -> impl Strategy<Value = device::Command> {
+    use device::Command;
+    prop_oneof![
+        Just(Command::Register(from(json!({"name": "Door"})))),
+        (0..3_u32).prop_map(|lease| Command::Register(from(json!({"lease_secs": lease})))),
+        Just(Command::Report(from(json!({"status": "online"})))),
+        Just(Command::Report(from(json!({"status": "offline"})))),
+        (0..3_u32).prop_map(|a| Command::Info(from(json!({"info": {"a": a}})))),
+        (0..5_000_i64).prop_map(|secs| Command::Arrive { seen_at: at(secs) }),
+        (0..5_000_i64).prop_map(|secs| Command::Seen { seen_at: at(secs) }),
+        Just(Command::Expire { seen_at: None }),
+        Just(Command::Doubt),
+        Just(Command::Check),
+    ]
+}
+
+fn any_characteristic() -> impl Strategy<Value = characteristic::Command> {
+    use characteristic::Command;
+    let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
+    prop_oneof![
+        1 => Just(Command::Register(from(json!({"rules": [1, 2, 3, 4, 5, 6, 7, 8], "limits": limits.clone()})))),
+        1 => Just(Command::Register(from(json!({"rules": [1, 3]})))),
+        1 => Just(Command::Limits(from(json!({"method": "moving_range", "samples": 3})))),
+        1 => Just(Command::Limits(from(limits))),
+        20 => (-5.0..5.0).prop_map(|value| Command::Sample(from(json!({"value": value})))),
+        5 => (-2..3_i32).prop_map(|value| Command::Sample(from(json!({"value": value})))),
+        1 => Just(Command::Violation(from(json!({"rule_id": 99, "rule_name": "Odd"})))),
+        2 => (1..6_u64).prop_map(|number| Command::Acknowledge {
+            number,
+            user: "ann".into(),
+            reason: "known".into(),
+        }),
+    ]
+}
+
+proptest! {
+    /// Invariant 10: a terminal status is final, progress never falls.
+    #[test]
+    fn no_enrollment_breaks_the_rules(
+        steps in prop::collection::vec((any_enrollment(), 0..50_i64), 1..40),
+    ) {
+        let mut session: Option<enrollment::Session> = None;
+        let mut now = 0;
+        for (command, pause) in steps {
+            now += pause;
+            let outcome = enrollment::apply(&id(), session.as_ref(), &command, &context(now, 1, None));
+            let Ok(outcome) = outcome else { continue };
+            let (before, after) = (session.take(), outcome.state);
+            if let Some(before) = &before {
+                prop_assert!(after.progress >= before.progress);
+                prop_assert!(after.attempt >= before.attempt);
+                if before.status.is_terminal() {
+                    prop_assert!(before.status == after.status && outcome.drafts.is_empty());
+                }
+            }
+            prop_assert_eq!(after.finished_at.is_some(), after.status.is_terminal());
+            prop_assert_eq!(after.check_at.is_some(), !after.status.is_terminal());
+            prop_assert_eq!(after.status == enrollment::Status::Error, after.error_code.is_some());
+            prop_assert_eq!(after.progress == 100, after.status == enrollment::Status::Complete);
+            let silent = (at(now) - after.heard_at).num_seconds() >= i64::from(after.lease_secs);
+            prop_assert!(!(silent && matches!(command, enrollment::Command::Check)) || after.status.is_terminal());
+            for draft in &outcome.drafts {
+                let fields = told(draft);
+                prop_assert_eq!(&fields["status"], draft.status);
+                let changes = before.as_ref().map(|before| before.status) != Some(after.status);
+                prop_assert!(draft.class == Class::Milestone || !changes, "a tick changes no status");
+            }
+            session = Some(after);
+        }
+    }
+
+    /// What is told is what changed, and each event has the place that the state remembers.
+    #[test]
+    fn no_device_breaks_the_rules(steps in prop::collection::vec((any_device(), 0..200_i64), 1..40)) {
+        let mut device: Option<device::Device> = None;
+        let (mut now, mut seq) = (0, 0);
+        for (command, pause) in steps {
+            now += pause;
+            let outcome = device::apply(&id(), device.as_ref(), &command, &context(now, seq + 1, None));
+            let Ok(outcome) = outcome else { continue };
+            let (before, after) = (device.take(), outcome.state);
+            for draft in &outcome.drafts {
+                seq += 1;
+                let is_status = *draft.event_type == device::DEVICE_STATUS_UPDATE;
+                let place = if is_status { Some(after.told_status) } else { after.told_info };
+                prop_assert_eq!(place, Some((seq, at(now))));
+            }
+            if let Some(before) = &before {
+                let changes = before.status != after.status || before.flapping != after.flapping;
+                let tells = outcome.drafts.iter().any(|draft| *draft.event_type == device::DEVICE_STATUS_UPDATE);
+                prop_assert!(tells || !changes, "every change is told");
+                prop_assert!(after.last_seen >= before.last_seen, "it is not seen before it was");
+                if let (true, Some(seen)) = (after.status == device::Status::Offline, before.last_seen) {
+                    prop_assert!(after.last_seen >= Some(seen), "it stays when the device goes");
+                }
+            }
+            prop_assert!(after.changes.len() <= device::FLAP_CHANGES);
+            prop_assert_eq!(after.flapping, after.check_at.is_some());
+            device = Some(after);
+        }
+    }
+
+    /// One violation for each rule and run; what a sample says is what the rules say of the points since the limits.
+    #[test]
+    fn no_characteristic_breaks_the_rules(steps in prop::collection::vec(any_characteristic(), 1..80)) {
+        let mut state: Option<characteristic::Characteristic> = None;
+        let mut violations: Vec<Violation> = Vec::new();
+        let mut seq = 0;
+        for command in steps {
+            let known = match &command {
+                characteristic::Command::Acknowledge { number, .. } => violations.iter().find(|own| own.number == *number),
+                _ => None,
+            };
+            let open = known.is_some_and(|own| own.acknowledgement.is_none());
+            let outcome = characteristic::apply(&id(), state.as_ref(), &command, &context(0, seq + 1, known));
+            if let characteristic::Command::Acknowledge { .. } = command {
+                prop_assert_eq!(outcome.is_ok(), open, "each once");
+            }
+            let Ok(outcome) = outcome else { continue };
+            let (before, after) = (state.take(), outcome.state);
+            let first = seq + 1;
+            seq += outcome.drafts.len() as u64;
+            for violation in &outcome.violations {
+                match violations.iter_mut().find(|own| own.number == violation.number) {
+                    Some(own) => *own = violation.clone(),
+                    None => {
+                        let index = (violation.seq - first) as usize;
+                        let fields = told(&outcome.drafts[index]);
+                        prop_assert_eq!(&fields["payload"]["violation_id"], &json!(violation.id().to_string()));
+                        violations.push(violation.clone());
+                    }
+                }
+            }
+            prop_assert_eq!(after.violation_count, violations.len() as u64);
+            if let characteristic::Command::Sample(_) = command {
+                let fields = told(&outcome.drafts[0]);
+                let payload = &fields["payload"];
+                let judged = before.as_ref().and_then(|before| before.limits);
+                prop_assert_eq!(&payload["limits_version"], &json!(judged.map(|limits| limits.version)));
+                let relearnt = after.limits_version != before.as_ref().map_or(0, |before| before.limits_version);
+                if let (Some(limits), false) = (judged, relearnt) {
+                    let broken: HashSet<Rule> = after.rules.iter().map(|(rule, _)| *rule)
+                        .filter(|rule| is_broken(*rule, &after.recent, &limits.chart)).collect();
+                    let running: HashSet<Rule> = after.runs.iter().map(|(rule, _)| *rule).collect();
+                    prop_assert_eq!(&broken, &running);
+                    let ran: HashSet<Rule> = before.iter().flat_map(|before| before.runs.iter().map(|(rule, _)| *rule)).collect();
+                    prop_assert_eq!(outcome.violations.len(), broken.difference(&ran).count(), "one for each run");
+                }
+                let opens = !outcome.violations.is_empty();
+                prop_assert_eq!(outcome.drafts[0].class == Class::Milestone, opens);
+            }
+            prop_assert!(after.recent.len() <= characteristic::nelson::WINDOW);
+            state = Some(after);
+        }
+    }
+}

@@ -48,6 +48,8 @@ struct Lease {
     lease: Duration,
     deadline: Instant,
     look_at: Instant,
+    /// Whether there is an entry for that; there is none while the end of the lease is being told.
+    is_looked_at: bool,
     /// Beats in a row, each within the lease of the one before.
     beats: u32,
     seen_at: Option<DateTime<Utc>>,
@@ -71,6 +73,7 @@ pub struct Beat {
 #[derive(Deserialize)]
 struct Told {
     lease_secs: u32,
+    last_seen: Option<DateTime<Utc>>,
 }
 
 impl Presence {
@@ -168,23 +171,25 @@ impl Presence {
             let told = serde_json::from_str::<Told>(&event.draft.fields).ok();
             if let Some((status, told)) = status.zip(told) {
                 let address = (event.school, event.subject.clone());
-                self.lock()
-                    .observe(address, event.seq, status, told.lease_secs);
+                self.lock().observe(address, event.seq, status, &told);
             }
         }
     }
 
     /// Doubts who is there, then watches the leases and writes down who was heard of, until it is aborted.
     pub async fn watch(self: Arc<Self>) {
-        if let Err(error) = self.doubt_all().await {
-            tracing::error!(%error, "the devices that were online could not be read");
-        }
         let mut rounds = interval(PRESENCE_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut doubted = None;
+        let mut doubts = true;
         let mut flushed = Instant::now();
         loop {
             rounds.tick().await;
-            let mut done = self.expire().await;
+            // No lease ends before everyone has been doubted: that would be a mass "offline".
+            let mut done = match doubts {
+                true => self.doubt(&mut doubted).await.map(|more| doubts = more),
+                false => self.expire().await,
+            };
             if done.is_ok() && flushed.elapsed() >= PRESENCE_FLUSH_PERIOD {
                 done = self.flush().await;
                 flushed = Instant::now();
@@ -206,18 +211,18 @@ impl Presence {
         self.carry_out(seen.collect()).await
     }
 
-    /// A new server does not know who is there: what was online is unknown for one lease.
-    async fn doubt_all(&self) -> Result<(), StoreError> {
-        let mut after = None;
+    /// A new server does not know who is there: what was online is unknown for one lease. Goes on after `doubted`,
+    /// and gives whether there may be more; after a failure the same is tried again.
+    async fn doubt(&self, doubted: &mut Option<Address>) -> Result<bool, StoreError> {
         loop {
             let page = self
                 .store
-                .devices_not_offline(after.take(), PRESENCE_BATCH)
+                .devices_not_offline(doubted.clone(), PRESENCE_BATCH)
                 .await?;
             let Some((school, id, _)) = page.last() else {
-                return Ok(());
+                return Ok(false);
             };
-            after = Some((*school, id.clone()));
+            let last = (*school, id.clone());
             let mut doubts = Vec::new();
             for (school, id, device) in page {
                 let address = (school, id);
@@ -227,6 +232,7 @@ impl Presence {
                 }
             }
             self.carry_out(doubts).await?;
+            *doubted = Some(last);
         }
     }
 
@@ -298,6 +304,7 @@ impl Leases {
                 lease,
                 deadline,
                 look_at: deadline,
+                is_looked_at: true,
                 beats: 0,
                 seen_at: None,
                 unwritten: false,
@@ -310,9 +317,14 @@ impl Leases {
     fn beat(&mut self, address: &Address) -> Option<(Beat, bool)> {
         let lease = self.held.get_mut(address)?;
         let seen_at = Utc::now().trunc_subsecs(3);
+        let now = Instant::now();
+        if lease.deadline <= now {
+            // It was silent for a whole lease: what it said before does not count.
+            lease.beats = 0;
+        }
         lease.beats = lease.beats.saturating_add(1);
         lease.seen_at = Some(seen_at);
-        lease.deadline = Instant::now() + lease.lease;
+        lease.deadline = now + lease.lease;
         if !lease.unwritten {
             lease.unwritten = true;
             self.unwritten.push(address.clone());
@@ -326,36 +338,44 @@ impl Leases {
         Some((beat, arrives))
     }
 
-    fn observe(&mut self, address: Address, seq: u64, status: Status, lease_secs: u32) {
-        let lease = Duration::from_secs(lease_secs.into());
+    fn observe(&mut self, address: Address, seq: u64, status: Status, told: &Told) {
+        let lease = Duration::from_secs(told.lease_secs.into());
         let Some(held) = self.held.get_mut(&address) else {
             if status != Status::Offline {
                 self.insert(address, status, lease, seq);
             }
             return;
         };
-        if seq <= held.seq {
-            return;
+        if seq >= held.seq {
+            if seq > held.seq && (held.status, held.lease) != (status, lease) {
+                if status == Status::Offline {
+                    // Beats before it went do not count for its return.
+                    held.beats = 0;
+                }
+                (held.status, held.lease) = (status, lease);
+                held.deadline = Instant::now() + lease;
+            }
+            held.seq = seq;
         }
-        held.seq = seq;
-        if (held.status, held.lease) == (status, lease) {
-            return;
+        // Its own word, heard elsewhere, renews the lease as a beat does.
+        let heard = told
+            .last_seen
+            .map(|seen_at| seen_at + held.lease - Utc::now());
+        if let Some(left) = heard.and_then(|left| left.to_std().ok()) {
+            held.deadline = held.deadline.max(Instant::now() + left.min(held.lease));
         }
-        if status == Status::Offline {
-            // Beats before it went do not count for its return.
-            held.beats = 0;
-        }
-        (held.status, held.lease) = (status, lease);
-        held.deadline = Instant::now() + lease;
         let deadline = held.deadline;
-        // It may be before the time at which the old one would have been looked at.
-        self.look(address, deadline);
+        // A later one is found when the lease is looked at.
+        if deadline < held.look_at || !held.is_looked_at {
+            self.look(address, deadline);
+        }
     }
 
     /// Looks at a lease then, and not at the time that was set before.
     fn look(&mut self, address: Address, at: Instant) {
         if let Some(lease) = self.held.get_mut(&address) {
             lease.look_at = at;
+            lease.is_looked_at = true;
             self.due.push(Reverse((at, address)));
         }
     }
@@ -374,6 +394,7 @@ impl Leases {
             else {
                 continue;
             };
+            lease.is_looked_at = false;
             if lease.deadline > now {
                 let deadline = lease.deadline;
                 self.look(address, deadline);

@@ -16,7 +16,15 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether an event of this status and category passes.
+    /// Whether an event passes. A wide one is everyone's concern who listens to its kind, whatever the status of the
+    /// subject that it comes from.
+    pub fn lets_through(&self, event: &Event) -> bool {
+        let draft = &event.draft;
+        let is_wide = draft.event_type.wide && self.categories.is_empty();
+        is_wide || self.passes(draft.status, draft.category.as_deref())
+    }
+
+    /// Whether a subject of this status and category passes.
     pub fn passes(&self, status: &str, category: Option<&str>) -> bool {
         let category_passes =
             || category.is_some_and(|category| self.categories.contains(category));
@@ -94,9 +102,7 @@ impl Scope {
     /// Whether the event is heard.
     pub fn hears(&self, event: &Event) -> bool {
         self.school == event.school
-            && self
-                .filter
-                .passes(event.draft.status, event.draft.category.as_deref())
+            && self.filter.lets_through(event)
             && self.channels.iter().any(|channel| match channel {
                 Channel::School(school) => *school == self.school,
                 Channel::Collection(kind) => *kind == event.kind,

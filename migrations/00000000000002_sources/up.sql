@@ -93,6 +93,7 @@ CREATE TABLE characteristics (
     sample_id TEXT,
     sample_seq BIGINT,
     sample_at BIGINT,
+    sample_status TEXT,
     sample_fields TEXT,
     -- The event that told the limits.
     limits_seq BIGINT NOT NULL,
@@ -132,4 +133,18 @@ CREATE INDEX violations_of_characteristic ON violations (school_id, characterist
 CREATE INDEX violations_open ON violations (school_id, seq) WHERE ack_at IS NULL;
 CREATE INDEX violations_open_of_characteristic ON violations (school_id, characteristic_id, seq) WHERE ack_at IS NULL;
 -- Retention.
-CREATE INDEX violations_by_age ON violations (at);
+CREATE INDEX violations_by_age ON violations (ack_at) WHERE ack_at IS NOT NULL;
+
+-- What the planner must know of a log to read one subject by the index on subjects, and wide events by theirs,
+-- rather than the school's whole log: rough sizes, and how many rows share the first columns of each index.
+ANALYZE sqlite_schema;
+INSERT INTO sqlite_stat1 (tbl, idx, stat) VALUES
+    ('events', 'events', '1000000 100000 1'),
+    ('events', 'events_by_subject', '1000000 100000 50000 20 1'),
+    ('events', 'events_wide', '1000 100 100 1'),
+    ('violations', 'sqlite_autoindex_violations_1', '100000 10000 1000 1'),
+    ('violations', 'violations_of_characteristic', '100000 10000 1000 1'),
+    ('violations', 'violations_open_of_characteristic', '1000 100 5 1'),
+    ('violations', 'violations_by_event', '100000 10000 1'),
+    ('violations', 'violations_open', '1000 100 1');
+ANALYZE sqlite_schema;

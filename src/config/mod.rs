@@ -100,7 +100,8 @@ pub struct Settings {
     pub retention_secs: u64,
     /// How many events of a school are kept.
     pub retention_events: u64,
-    /// How long, in seconds, a finished job is kept; at least until its events are gone.
+    /// How long, in seconds, a finished job or enrollment session and an acknowledged violation are kept; at least
+    /// until their events are gone.
     pub job_retention_secs: u64,
     /// How long, in seconds, an `Idempotency-Key` is remembered.
     pub idempotency_ttl_secs: u64,

@@ -60,10 +60,7 @@ impl Mailbox {
 
     /// Takes an event in and wakes the reader.
     pub(super) fn offer(&self, event: &Arc<Event>) {
-        if !self
-            .filter
-            .passes(event.draft.status, event.draft.category.as_deref())
-        {
+        if !self.filter.lets_through(event) {
             return;
         }
         let mut slots = self.slots();

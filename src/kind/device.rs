@@ -213,8 +213,15 @@ pub fn apply(
             next.seen(*seen_at);
         }
         Command::Expire { seen_at } => {
-            next.turn(Status::Offline, context.now);
             seen_at.iter().for_each(|seen_at| next.seen(*seen_at));
+            let lease = TimeDelta::seconds(next.lease_secs.into());
+            // It may have said something else meanwhile, which renews the lease as a beat does.
+            if next
+                .last_seen
+                .is_none_or(|seen_at| context.now - seen_at >= lease)
+            {
+                next.turn(Status::Offline, context.now);
+            }
         }
         Command::Seen { seen_at } => next.seen(*seen_at),
         Command::Doubt => {
@@ -249,7 +256,7 @@ impl Device {
             lease_secs: context.limits.device_lease_secs,
             flapping: false,
             changes: VecDeque::new(),
-            info: merged(None, Map::new(), context.limits.metadata_bytes)?,
+            info: merged("info", None, Map::new(), context.limits.metadata_bytes)?,
             told_status: (context.next_seq, context.now),
             told_info: None,
             created_at: context.now,
@@ -269,7 +276,7 @@ impl Device {
 
     fn merge(&mut self, info: &Map<String, Value>, context: &Context<'_>) -> Result<(), RuleError> {
         let most = context.limits.metadata_bytes;
-        self.info = merged(Some(&self.info), info.clone(), most)?;
+        self.info = merged("info", Some(&self.info), info.clone(), most)?;
         Ok(())
     }
 
@@ -278,9 +285,12 @@ impl Device {
         if self.status == status {
             return;
         }
-        self.status = status;
-        self.changes.push_back(now);
-        self.judge_flapping(now);
+        let was = std::mem::replace(&mut self.status, status);
+        // That a server did not know is nothing that the device did.
+        if was != Status::Unknown {
+            self.changes.push_back(now);
+            self.judge_flapping(now);
+        }
     }
 
     fn judge_flapping(&mut self, now: DateTime<Utc>) {

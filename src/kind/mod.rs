@@ -407,7 +407,7 @@ fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
 
 /// An id or another short text, which some clients send as a whole number.
 #[derive(serde::Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a text or a whole number")]
 enum TextOrNumber {
     Text(String),
     Number(i64),
@@ -466,6 +466,7 @@ fn bounded(field: &'static str, text: &str, max_bytes: usize) -> Result<Arc<str>
 
 /// A JSON object after a merge (RFC 7396, first level: `null` removes a key), within its bound.
 fn merged(
+    field: &'static str,
     old: Option<&RawValue>,
     patch: Map<String, Value>,
     max_bytes: usize,
@@ -484,7 +485,7 @@ fn merged(
     let raw = to_raw_value(&object).expect("a JSON object is JSON");
     if raw.get().len() > max_bytes {
         return Err(RuleError::Invalid {
-            field: "metadata",
+            field,
             expected: format!("has at most {max_bytes} bytes in all"),
         });
     }

@@ -653,3 +653,135 @@ async fn everything_is_there_after_a_restart() {
     let (status, _) = acknowledge(&server, "a.1", &worker(1), "Late").await;
     assert_eq!(status, 200);
 }
+
+/// Restarting must not change what is judged: a number read back from the database is the number that was written.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_changes_no_measurement_by_a_digit() {
+    let first = server().await;
+    let put = json!({"subgroup_size": 2, "rules": [3], "limits": {"center_line": 50.0, "ucl": 500.0, "lcl": -500.0}});
+    let request = first.request("PUT", "/api/characteristics/a", &worker(1));
+    assert_eq!(answer(request.json(&put)).await.0, 200);
+    let values = |mean: f64| json!({"values": [mean - 0.1, mean + 0.1]});
+    let rising = [10.1, 20.3, 30.7, 40.9, 98.569_069_463_286_95];
+    for mean in rising {
+        first
+            .report("/api/characteristics/a/samples", values(mean))
+            .await;
+    }
+    let before = first.get("/api/characteristics/a", &viewer(1)).await;
+    let folder = first.stop().await;
+    let server = server_in(folder, json!({})).await;
+    assert_eq!(
+        server.get("/api/characteristics/a", &viewer(1)).await,
+        before
+    );
+    let same = server
+        .report("/api/characteristics/a/samples", values(rising[4]))
+        .await;
+    assert_eq!(
+        same["payload"]["violations"],
+        json!([]),
+        "an equal mean rises no further"
+    );
+    let told = put_value(&server, 98.569_069_463_286_95).await;
+    assert_eq!(told.to_string(), "98.56906946328695");
+}
+
+/// The value of a sample, as it is told.
+async fn put_value(server: &Server, value: f64) -> Value {
+    let request = server.request("PUT", "/api/characteristics/single", &worker(1));
+    assert_eq!(answer(request.json(&json!({}))).await.0, 200);
+    sample(server, "single", value).await["value"].clone()
+}
+
+/// A tick is superseded only by what the same filter lets through.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filtered_replay_keeps_the_newest_sample_that_it_lets_through() {
+    let server = server_with(json!({"window_events": 1})).await;
+    around_zero(&server, "a", json!([1])).await;
+    around_zero(&server, "other", json!([])).await;
+    let start = sample(&server, "a", 0.5).await["sample_id"].clone();
+    for _ in 0..300 {
+        sample(&server, "other", 0.0).await;
+    }
+    sample(&server, "a", 9.0).await;
+    put(
+        &server,
+        "a/limits",
+        json!({"center_line": 0.0, "ucl": 30.0, "lcl": -30.0}),
+    )
+    .await;
+    let epoch = server.tidings.store().epoch();
+    let scope = "/characteristics/a?status=in_control";
+    for scope in [scope, "/characteristics?status=in_control"] {
+        let mut listener = server
+            .resume(Transport::EventSource, scope, &format!("{epoch}-0"))
+            .await;
+        let told = listener.until_ready().await;
+        let kept = told
+            .iter()
+            .any(|message| message["payload"]["sample_id"] == start);
+        assert!(kept, "{scope}: {told:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_passes_a_filter_by_status() {
+    let server = server().await;
+    around_zero(&server, "a", json!([1])).await;
+    sample(&server, "a", 9.0).await;
+    sample(&server, "a", 0.0).await;
+    for transport in Transport::ALL {
+        let (_, before) = server.get("/api/violations", &viewer(1)).await;
+        let id = before["violations"][0]["violation_id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let scope = "/characteristics?status=out_of_control";
+        let mut live = server.listen(transport, scope).await;
+        live.until_ready().await;
+        acknowledge(&server, &id, &worker(1), "Known").await;
+        assert_eq!(live.next().await.unwrap()["type"], "ack_update");
+        let cursor = before["cursor"].as_str().unwrap();
+        let mut late = server.resume(transport, scope, cursor).await;
+        let told = late.until_ready().await;
+        assert!(
+            told.iter().any(|message| message["type"] == "ack_update"),
+            "{told:?}"
+        );
+        sample(&server, "a", 9.0).await;
+        sample(&server, "a", 0.0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn switching_rules_off_is_told_if_it_ends_a_run() {
+    let server = server().await;
+    around_zero(&server, "a", json!([1])).await;
+    sample(&server, "a", 9.0).await;
+    let mut listener = server
+        .listen(Transport::WebSocket, "/characteristics/a")
+        .await;
+    listener.until_ready().await;
+    put(&server, "a", json!({"rules": []})).await;
+    assert_eq!(listener.next().await.unwrap()["type"], "control_limits");
+    let (_, now) = server.get("/api/characteristics/a", &viewer(1)).await;
+    assert_eq!(now["status"], "in_control");
+}
+
+/// The same key is answered the same way, also where the first request changed nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_request_that_changed_nothing_is_told_the_present_state() {
+    let server = server().await;
+    around_zero(&server, "a", json!([1])).await;
+    sample(&server, "a", 9.0).await;
+    let again = async || {
+        let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
+        let request = server.request("PUT", "/api/characteristics/a", &worker(1));
+        let request = request.header("Idempotency-Key", "k1");
+        answer(request.json(&json!({"limits": limits, "rules": [1]}))).await
+    };
+    let (status, first) = again().await;
+    assert_eq!((status, &first["type"]), (200, &json!("control_limits")));
+    assert_eq!(again().await, (200, first));
+}

@@ -95,16 +95,18 @@ pub struct NewSample {
 }
 
 /// Body of `violations`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NewViolation {
     /// Nelson's number, or one's own.
     pub rule_id: u32,
     /// For people; a Nelson rule has one of its own.
+    #[serde(default)]
     pub rule_name: Option<String>,
     /// How bad.
+    #[serde(default)]
     pub severity: Option<Severity>,
     /// The sample that shows it; the last one if absent.
-    #[serde(deserialize_with = "crate::kind::text_or_number")]
+    #[serde(default, deserialize_with = "crate::kind::text_or_number")]
     pub sample_id: Option<String>,
 }

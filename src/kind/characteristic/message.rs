@@ -135,7 +135,7 @@ pub fn sample_draft(characteristic: &Characteristic) -> Option<Draft> {
     Some(Draft {
         event_type: &SAMPLE,
         class: Class::Milestone,
-        status: characteristic.status(),
+        status: last.status,
         category: None,
         fields: last.fields.to_string(),
     })

@@ -189,6 +189,8 @@ pub struct LastSample {
     pub seq: u64,
     /// When it was told.
     pub at: DateTime<Utc>,
+    /// The characteristic's status after it.
+    pub status: &'static str,
     /// The fields of its message.
     pub fields: Arc<str>,
 }

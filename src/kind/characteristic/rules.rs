@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use chrono::Datelike;
+
 use super::limits::{self, ControlLimits, SUBGROUP_MAX};
 use super::message::{SamplePayload, ack_draft, draft, limits_draft, violation_draft};
 use super::nelson::{Rule, WINDOW, is_broken};
@@ -36,9 +38,10 @@ pub fn apply(
     };
     match command {
         Command::Register(register) => {
-            let limits_before = (next.limits, next.baseline.clone());
+            let told = |own: &Characteristic| (own.limits, own.baseline.clone(), own.status());
+            let before = told(&next);
             describe(&mut next, register)?;
-            if characteristic.is_none() || limits_before != (next.limits, next.baseline.clone()) {
+            if characteristic.is_none() || before != told(&next) {
                 change.tell_limits(&mut next);
             }
         }
@@ -83,6 +86,12 @@ impl Change<'_> {
     /// Judges a sample by the limits in force, and adds it to the baseline.
     fn take(&mut self, next: &mut Characteristic, sample: &NewSample) -> Result<(), RuleError> {
         let values = values(sample, next.subgroup_size)?;
+        if sample
+            .timestamp
+            .is_some_and(|at| !(1970..10_000).contains(&at.year()))
+        {
+            return Err(invalid("timestamp", "is between the years 1970 and 9999"));
+        }
         let mean = limits::mean(values.iter().copied()).expect("a sample has a value");
         let highest = values.iter().copied().fold(f64::MIN, f64::max);
         let lowest = values.iter().copied().fold(f64::MAX, f64::min);
@@ -123,6 +132,7 @@ impl Change<'_> {
             sample_id,
             seq,
             at: self.context.now,
+            status: next.status(),
         });
         self.drafts.push(told);
         self.drafts.extend(opened.iter().map(violation_draft));
@@ -206,9 +216,11 @@ impl Change<'_> {
             .ok()
             .and_then(Rule::from_number);
         let rule_name = match (&report.rule_name, known) {
-            (Some(name), _) => bounded("rule_name", name, NAME_MAX_BYTES)?,
+            (Some(name), _) if !name.trim().is_empty() => {
+                bounded("rule_name", name, NAME_MAX_BYTES)?
+            }
             (None, Some(rule)) => rule.name().into(),
-            (None, None) => {
+            _ => {
                 return Err(invalid(
                     "rule_name",
                     "is needed for a rule that is none of Nelson's (1 to 8)",
@@ -256,6 +268,9 @@ impl Change<'_> {
         }
         if reason.trim().is_empty() {
             return Err(invalid("reason", "says something"));
+        }
+        if user.trim().is_empty() {
+            return Err(invalid("user", "says who: the token names nobody"));
         }
         let acknowledgement = Acknowledgement {
             user: bounded("user", user, NAME_MAX_BYTES)?,
@@ -364,14 +379,14 @@ fn switched_on(settings: &[RuleSetting]) -> Result<Vec<(Rule, Severity)>, RuleEr
 /// throw away what was learnt since.
 fn is_so_already(now: &Characteristic, asked: &SetLimits) -> bool {
     let samples = asked.samples.unwrap_or(BASELINE_DEFAULT);
-    let learning = now.baseline.as_ref();
-    if let Some(baseline) = learning {
-        return Some(baseline.method) == asked.method && baseline.samples == samples;
+    let lines = (asked.center_line, asked.ucl, asked.lcl);
+    let to_learn = |method| asked.method == Some(method) && lines == (None, None, None);
+    if let Some(baseline) = &now.baseline {
+        return to_learn(baseline.method) && baseline.samples == samples;
     }
     let Some(limits) = now.limits else {
         return false;
     };
-    let lines = (asked.center_line, asked.ucl, asked.lcl);
     match limits.method {
         Method::Given => {
             let ControlLimits {
@@ -379,9 +394,12 @@ fn is_so_already(now: &Characteristic, asked: &SetLimits) -> bool {
                 ucl,
                 lcl,
             } = limits.chart;
+            let only_given = matches!(asked.method, None | Some(Method::Given));
             lines == (Some(center_line), Some(ucl), Some(lcl))
+                && only_given
+                && asked.samples.is_none()
         }
-        method => asked.method == Some(method) && limits.sample_count == samples,
+        method => to_learn(method) && limits.sample_count == samples,
     }
 }
 

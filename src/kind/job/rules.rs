@@ -54,6 +54,7 @@ fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
         progress: Some(0.0),
         message: Status::Pending.default_message().into(),
         metadata: merged(
+            "metadata",
             None,
             create.metadata.clone().unwrap_or_default(),
             limits.metadata_bytes,
@@ -281,6 +282,7 @@ impl Job {
     ) -> Result<(), RuleError> {
         if let Some(patch) = patch {
             self.metadata = merged(
+                "metadata",
                 Some(&self.metadata),
                 patch.clone(),
                 context.limits.metadata_bytes,

@@ -22,6 +22,7 @@ use crate::kind::characteristic::nelson::Rule;
 use crate::kind::characteristic::{
     self, Characteristic, LastSample, Limits, Method, OUT_OF_CONTROL, Severity,
 };
+use crate::kind::known_status;
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = characteristics)]
@@ -48,6 +49,7 @@ pub(super) struct CharacteristicRow<'a> {
     sample_id: Option<Cow<'a, str>>,
     sample_seq: Option<i64>,
     sample_at: Option<i64>,
+    sample_status: Option<Cow<'a, str>>,
     sample_fields: Option<Cow<'a, str>>,
     limits_seq: i64,
     limits_at: i64,
@@ -67,7 +69,8 @@ upsert! {
         center_line: Nullable<Double>, ucl: Nullable<Double>, lcl: Nullable<Double>,
         limits_method: Nullable<Text>, limits_samples: BigInt, limits_version: BigInt, baseline: Nullable<Text>,
         recent: Text, runs: Text, sample_count: BigInt, violation_count: BigInt, sample_id: Nullable<Text>,
-        sample_seq: Nullable<BigInt>, sample_at: Nullable<BigInt>, sample_fields: Nullable<Text>,
+        sample_seq: Nullable<BigInt>, sample_at: Nullable<BigInt>, sample_status: Nullable<Text>,
+        sample_fields: Nullable<Text>,
         limits_seq: BigInt, limits_at: BigInt, last_seq: BigInt, last_at: BigInt
     )
 }
@@ -121,6 +124,7 @@ impl<'a> CharacteristicRow<'a> {
             sample_id: last.map(|sample| (&*sample.sample_id).into()),
             sample_seq: last.map(|sample| sample.seq as i64),
             sample_at: last.map(|sample| millis(sample.at)),
+            sample_status: last.map(|sample| sample.status.into()),
             sample_fields: last.map(|sample| (&*sample.fields).into()),
             limits_seq: own.told_limits.0 as i64,
             limits_at: millis(own.told_limits.1),
@@ -166,12 +170,14 @@ impl<'a> CharacteristicRow<'a> {
             self.sample_id,
             self.sample_seq,
             self.sample_at,
+            self.sample_status,
             self.sample_fields,
         ) {
-            (Some(id), Some(seq), Some(at), Some(fields)) => Some(LastSample {
+            (Some(id), Some(seq), Some(at), Some(status), Some(fields)) => Some(LastSample {
                 sample_id: id.as_ref().into(),
                 seq: seq as u64,
                 at: from_millis(at)?,
+                status: known_status(&status).ok_or_else(|| unreadable("a status"))?,
                 fields: fields.as_ref().into(),
             }),
             _ => None,
@@ -285,17 +291,18 @@ impl Table for CharacteristicsTable {
         let (after, upto) = (range.0 as i64, range.1 as i64);
         let statuses: Vec<&String> = selection.filter.statuses.iter().collect();
         let all = || {
-            let mut query = characteristics::table
+            characteristics::table
                 .filter(characteristics::school_id.eq(school.get()))
                 .limit(selection.limit as i64)
                 .select(CharacteristicRow::as_select())
-                .into_boxed();
-            if !statuses.is_empty() {
-                query = query.filter(characteristics::status.eq_any(statuses.clone()));
-            }
-            query
+                .into_boxed()
         };
-        let by_limits = all()
+        let (mut by_limits, mut by_sample) = (all(), all());
+        if !statuses.is_empty() {
+            by_limits = by_limits.filter(characteristics::status.eq_any(statuses.clone()));
+            by_sample = by_sample.filter(characteristics::sample_status.eq_any(statuses));
+        }
+        let by_limits = by_limits
             .filter(characteristics::limits_seq.gt(after))
             .filter(characteristics::limits_seq.le(upto))
             .order(characteristics::limits_seq)
@@ -306,7 +313,7 @@ impl Table for CharacteristicsTable {
                 tell(&id, characteristic::limits_draft(&id, own), own.told_limits);
             }
         }
-        let by_sample = all()
+        let by_sample = by_sample
             .filter(characteristics::sample_seq.gt(after))
             .filter(characteristics::sample_seq.le(upto))
             .order(characteristics::sample_seq)
@@ -331,19 +338,19 @@ impl Table for CharacteristicsTable {
         school: SchoolId,
         subjects: &[&str],
     ) -> QueryResult<HashMap<String, LastEvent>> {
-        let rows: Vec<(String, Option<i64>, String)> = characteristics::table
+        let rows: Vec<(String, Option<i64>, Option<String>)> = characteristics::table
             .filter(characteristics::school_id.eq(school.get()))
             .filter(characteristics::characteristic_id.eq_any(subjects))
             .select((
                 characteristics::characteristic_id,
                 characteristics::sample_seq,
-                characteristics::status,
+                characteristics::sample_status,
             ))
             .load(conn)?;
-        let entry = |(id, seq, status): (String, Option<i64>, String)| {
+        let entry = |(id, seq, status): (String, Option<i64>, Option<String>)| {
             let last = LastEvent {
                 seq: seq? as u64,
-                status,
+                status: status?,
                 category: None,
             };
             Some((id, last))

@@ -246,3 +246,142 @@ pub(super) fn list(
         head,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use diesel::connection::InstrumentationEvent;
+    use diesel::sql_types::Text;
+    use diesel_migrations::MigrationHarness;
+
+    use super::*;
+    use crate::kind;
+    use crate::scope::Filter;
+    use crate::store::ViolationQuery;
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+
+    /// How SQLite carries out every query that `read` makes.
+    fn plans(read: impl FnOnce(&mut SqliteConnection)) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plans.db");
+        let open = || SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+        open()
+            .run_pending_migrations(super::super::MIGRATIONS)
+            .unwrap();
+        let mut conn = open();
+        let made: Arc<Mutex<Vec<String>>> = Arc::default();
+        let heard = Arc::clone(&made);
+        conn.set_instrumentation(move |event: InstrumentationEvent<'_>| {
+            if let InstrumentationEvent::StartQuery { query, .. } = event {
+                heard.lock().unwrap().push(query.to_string());
+            }
+        });
+        read(&mut conn);
+        let made = std::mem::take(&mut *made.lock().unwrap());
+        let queries = made.iter().filter(|query| query.starts_with("SELECT"));
+        queries
+            .map(|query| {
+                let sql = query.split(" -- binds").next().unwrap();
+                let steps: Vec<Step> = diesel::sql_query(format!("EXPLAIN QUERY PLAN {sql}"))
+                    .load(&mut conn)
+                    .unwrap();
+                let steps: Vec<String> = steps.into_iter().map(|step| step.detail).collect();
+                steps.join("; ")
+            })
+            .collect()
+    }
+
+    fn scope(channels: &[&str]) -> Scope {
+        let channels = channels.iter().map(|text| kind::channel(text).unwrap());
+        Scope::new(1.try_into().unwrap(), channels)
+    }
+
+    #[test]
+    fn every_read_goes_by_an_index_in_the_order_that_it_is_told_in() {
+        let epoch = Epoch::generate();
+        let school = 1.try_into().unwrap();
+        let all = plans(|conn| {
+            let filter = Filter {
+                statuses: ["failed".to_owned(), "online".to_owned()].into(),
+                ..Filter::default()
+            };
+            for scope in [
+                scope(&["schools/1"]),
+                scope(&["jobs"]).of_what_goes_on(),
+                scope(&["schools/1"]).filtered(filter),
+                scope(&["jobs/a", "enrollments/a", "devices/a", "characteristics/a"]),
+            ] {
+                replay(conn, epoch, &scope, 0, true).unwrap();
+                snapshot(conn, epoch, &scope, 0, None).unwrap();
+            }
+            let query = ListQuery {
+                limit: 10,
+                ..ListQuery::default()
+            };
+            for kind in kind::KINDS {
+                list(conn, epoch, school, *kind, &query).unwrap();
+                table(*kind).overdue(conn, chrono::Utc::now(), 10).unwrap();
+                table(*kind).sweep(conn, chrono::Utc::now(), 10).unwrap();
+                table(*kind).holder(conn, school, "door").unwrap();
+            }
+            for acknowledged in [None, Some(true), Some(false)] {
+                let query = ViolationQuery {
+                    acknowledged,
+                    limit: 10,
+                    ..ViolationQuery::default()
+                };
+                super::super::violations::list(conn, school, &query).unwrap();
+            }
+            super::super::devices::not_offline(conn, None, 10).unwrap();
+        });
+        assert!(all.len() > 30, "{all:#?}");
+        for plan in &all {
+            assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+            // Once, at the start, all devices are looked at.
+            let at_start = plan.contains("devices USING INDEX sqlite_autoindex_devices_1");
+            assert!(!plan.contains("SCAN") || at_start, "{plan}");
+        }
+    }
+
+    #[test]
+    fn a_replay_of_one_subject_reads_nothing_else_of_the_log() {
+        let epoch = Epoch::generate();
+        for (channel, indexes) in [
+            ("jobs/a", vec!["events_by_subject"]),
+            ("devices/a", vec!["events_by_subject"]),
+            (
+                "characteristics/a",
+                vec!["events_by_subject", "events_wide"],
+            ),
+        ] {
+            let plans = plans(|conn| {
+                replay(conn, epoch, &scope(&[channel]), 0, false).unwrap();
+            });
+            let of_log: Vec<&String> = plans
+                .iter()
+                .filter(|plan| plan.contains("events"))
+                .collect();
+            assert_eq!(of_log.len(), indexes.len(), "{plans:#?}");
+            for (plan, index) in of_log.iter().zip(indexes) {
+                assert!(
+                    plan.contains(&format!("USING INDEX {index} ")),
+                    "{channel}: {plan}"
+                );
+            }
+        }
+        let plans = plans(|conn| {
+            snapshot(conn, epoch, &scope(&["characteristics/a"]), 0, None).unwrap();
+        });
+        let open = plans.iter().find(|plan| plan.contains("violations"));
+        assert!(
+            open.unwrap().contains("violations_open_of_characteristic"),
+            "{open:?}"
+        );
+    }
+}

@@ -136,6 +136,7 @@ diesel::table! {
         sample_id -> Nullable<Text>,
         sample_seq -> Nullable<BigInt>,
         sample_at -> Nullable<BigInt>,
+        sample_status -> Nullable<Text>,
         sample_fields -> Nullable<Text>,
         limits_seq -> BigInt,
         limits_at -> BigInt,

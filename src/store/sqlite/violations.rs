@@ -173,7 +173,8 @@ pub(super) fn list(
     })
 }
 
-/// Deletes at most `limit` violations that were found before `before` and whose events are gone.
+/// Deletes at most `limit` violations that were acknowledged before `before` and whose events are gone. One that
+/// nobody has acknowledged stays: it is somebody's to do.
 pub(super) fn sweep(
     conn: &mut SqliteConnection,
     before: DateTime<Utc>,
@@ -181,7 +182,7 @@ pub(super) fn sweep(
 ) -> QueryResult<usize> {
     let gone: Vec<(i64, String, i64)> = violations::table
         .inner_join(schools::table.on(schools::school_id.eq(violations::school_id)))
-        .filter(violations::at.lt(millis(before)))
+        .filter(violations::ack_at.lt(millis(before)))
         .filter(violations::seq.le(schools::floor))
         .limit(limit as i64)
         .select((

@@ -83,6 +83,7 @@ macro_rules! stores {
             run!(a_violation_is_acknowledged_once);
             run!(every_kind_is_there_after_reopening);
             run!(a_notifiers_cursor_is_kept_and_never_goes_back);
+            run!(an_open_violation_is_not_swept);
         }
     )*};
 }

@@ -380,3 +380,35 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     assert_eq!(page.letters.len(), 1_000, "the newest are kept");
     assert_eq!(page.letters.last().unwrap().seq, 11);
 }
+
+pub(super) async fn an_open_violation_is_not_swept(open: Open) {
+    let settings = Settings {
+        retention_secs: 1,
+        job_retention_secs: 1,
+        ..Settings::default()
+    };
+    let bench = bench(open, settings);
+    bench
+        .done(vec![
+            put_characteristic("a"),
+            sample("a", 9.0),
+            sample("a", 0.0),
+            sample("a", 9.0),
+        ])
+        .await;
+    bench.done(vec![acknowledge("a", 1)]).await;
+    let later = Utc::now() + chrono::TimeDelta::days(1);
+    while bench.store.sweep(later).await.unwrap() {}
+    let query = ViolationQuery {
+        limit: 10,
+        ..ViolationQuery::default()
+    };
+    let page = bench.store.violations(school(1), query).await.unwrap();
+    let kept: Vec<u64> = page.violations.iter().map(|own| own.number).collect();
+    assert_eq!(
+        kept,
+        [2],
+        "what nobody has acknowledged is still to be done"
+    );
+    bench.done(vec![acknowledge("a", 2)]).await;
+}

@@ -255,7 +255,11 @@ impl Writer {
                         idempotency_keys::fingerprint.eq(&used.fingerprint),
                         idempotency_keys::kind.eq(used.event.kind.collection()),
                         idempotency_keys::subject_id.eq(used.event.subject.as_str()),
-                        idempotency_keys::seq.eq(used.event.seq as i64),
+                        // What changed nothing has no event of its own: a repetition is told the present state.
+                        idempotency_keys::seq.eq(match used.event.snapshot {
+                            true => 0,
+                            false => used.event.seq as i64,
+                        }),
                         idempotency_keys::created_at.eq(millis(now)),
                     ))
                     .execute(conn)?;

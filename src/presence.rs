@@ -277,11 +277,7 @@ impl Presence {
 }
 
 fn envelope(subject: SubjectId, command: Command) -> Envelope {
-    Envelope {
-        subject,
-        command: kind::Command::Device(command),
-        idempotency: None,
-    }
+    Envelope::new(subject, kind::Command::Device(command))
 }
 
 impl Leases {

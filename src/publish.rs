@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::id::{SchoolId, SubjectId};
-use crate::kind::{Command, enrollment, job};
+use crate::kind::{Command, job};
 use crate::store::{CommandError, Envelope, Receipt, Store, StoreError};
 
 /// A command that had no effect.
@@ -68,15 +68,8 @@ impl Publisher {
         id: SubjectId,
         command: job::Command,
     ) -> Result<Receipt, PublishError> {
-        self.publish(
-            school,
-            Envelope {
-                subject: id,
-                command: Command::Job(command),
-                idempotency: None,
-            },
-        )
-        .await
+        self.publish(school, Envelope::new(id, Command::Job(command)))
+            .await
     }
 }
 
@@ -84,22 +77,6 @@ impl From<job::Create> for Envelope {
     /// The job gets an id if it brings none.
     fn from(create: job::Create) -> Envelope {
         let subject = create.job_id.clone().unwrap_or_else(SubjectId::generate);
-        Envelope {
-            subject,
-            command: Command::Job(job::Command::Create(create)),
-            idempotency: None,
-        }
-    }
-}
-
-impl From<enrollment::Start> for Envelope {
-    /// The session gets an id if it brings none.
-    fn from(start: enrollment::Start) -> Envelope {
-        let subject = start.session_id.clone().unwrap_or_else(SubjectId::generate);
-        Envelope {
-            subject,
-            command: Command::Enrollment(enrollment::Command::Start(start)),
-            idempotency: None,
-        }
+        Envelope::new(subject, Command::Job(job::Command::Create(create)))
     }
 }

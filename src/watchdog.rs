@@ -34,11 +34,7 @@ async fn check_overdue(store: &dyn Store) -> Result<(), StoreError> {
         let full = overdue.len() >= WATCHDOG_BATCH;
         let mut by_school: HashMap<SchoolId, Vec<Envelope>> = HashMap::new();
         for item in overdue {
-            let envelope = Envelope {
-                subject: item.subject,
-                command: item.command,
-                idempotency: None,
-            };
+            let envelope = Envelope::new(item.subject, item.command);
             by_school.entry(item.school).or_default().push(envelope);
         }
         for (school, envelopes) in by_school {

@@ -12,14 +12,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::body::{self, IdempotencyKey, UpperStatus};
-use super::commands::{self, Parse};
+use super::commands;
 use super::credential::Caller;
 use super::devices;
 use super::problem::{Kind, Problem};
 use super::violations;
 use crate::auth::Role;
 use crate::id::{Channel, SchoolId, SubjectId};
-use crate::kind::{self, characteristic, device};
+use crate::kind::{self, Body, Command, characteristic, device};
 use crate::service::Tidings;
 use crate::store::{Envelope, Idempotency};
 use crate::wire;
@@ -176,8 +176,10 @@ impl Run<'_> {
 /// The rest of a line, once `op`, the subject's id and `idempotency_key` are taken out.
 struct Rest(Map<String, Value>);
 
-impl Parse for Rest {
-    fn body<T: DeserializeOwned>(self) -> Result<T, Problem> {
+impl Body for Rest {
+    type Error = Problem;
+
+    fn read<T: DeserializeOwned>(self) -> Result<T, Problem> {
         T::deserialize(Value::Object(self.0))
             .map_err(|error| Problem::new(Kind::InvalidBody, error.to_string()))
     }
@@ -243,7 +245,7 @@ fn asked(
     };
     let id_field = kind::description(kind).id_field;
     let no_such_op = || {
-        let verbs = commands::verbs(kind).join(", ");
+        let verbs = kind::description(kind).verbs.join(", ");
         invalid(&format!(
             "`op` of {collection} is create or put, or one of {verbs}"
         ))
@@ -270,10 +272,7 @@ fn asked(
     if (kind, verb) == (device::KIND, "heartbeat") {
         return Ok(Asked::Beat(subject));
     }
-    let command = match verb {
-        "put" => commands::put(kind, Rest(object)),
-        verb => commands::command(kind, verb, Rest(object)),
-    };
+    let command = Command::read(kind, verb, Rest(object));
     Ok(Asked::Command(Envelope {
         subject,
         command: command.ok_or_else(no_such_op)??,

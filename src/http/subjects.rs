@@ -6,17 +6,16 @@ use rocket::data::Data;
 use rocket::http::Status;
 use rocket::request::{FromParam, FromRequest, Outcome, Request};
 use rocket::{Route, State, get, post, put, routes};
-use serde_json::{Value, json};
 
 use super::body::{self, Base, IdempotencyKey, Json, UpperStatus};
-use super::commands::{self, subject};
+use super::commands::{self, Sent, subject};
 use super::credential::{Caller, query};
 use super::problem::{Kind, Problem};
 use crate::auth::Role;
 use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, QUERY_TEXT_MAX_BYTES};
 use crate::id::{Channel, Cursor, SubjectId};
 use crate::kind::job::{JobType, Status as JobStatus};
-use crate::kind::{self, RuleError};
+use crate::kind::{self, Command, RuleError};
 use crate::service::Tidings;
 use crate::store::{Envelope, ListQuery, Receipt, StoredSubject};
 use crate::wire;
@@ -48,14 +47,13 @@ async fn create(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection?;
-    let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
-    caller.require(Role::Worker)?;
-    let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
-    let mut envelope = commands::create(kind, &*bytes)
-        .ok_or_else(|| Problem::new(Kind::NotFound, "these are made with PUT, by their id"))??;
-    reach(&caller, kind, &envelope.subject)?;
-    envelope.idempotency = key.with(&bytes);
-    let receipt = tidings.publisher().publish(caller.school, envelope).await?;
+    let UpperStatus(upper) = upper?;
+    let read = |_: &Caller, bytes: &[u8]| {
+        let made_otherwise =
+            || Problem::new(Kind::NotFound, "these are made with PUT, by their id");
+        commands::create(kind, Sent(bytes)).ok_or_else(made_otherwise)?
+    };
+    let receipt = publish(caller?, key?, data, tidings, read).await?;
     let subject = &receipt.event().subject;
     let location = format!("{}/api/{}/{subject}", base.0, kind.collection());
     Ok(Json {
@@ -76,19 +74,13 @@ async fn register(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection?;
-    let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
-    caller.require(Role::Worker)?;
-    let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
-    let command = commands::put(kind, &*bytes)
-        .ok_or_else(|| Problem::new(Kind::NotFound, "these are made with POST"))??;
-    let subject = id.parse::<SubjectId>()?;
-    reach(&caller, kind, &subject)?;
-    let envelope = Envelope {
-        subject,
-        command,
-        idempotency: key.with(&bytes),
+    let UpperStatus(upper) = upper?;
+    let read = |_: &Caller, bytes: &[u8]| {
+        let made_otherwise = || Problem::new(Kind::NotFound, "these are made with POST");
+        let command = Command::read(kind, "put", Sent(bytes)).ok_or_else(made_otherwise)??;
+        Ok(Envelope::new(id.parse()?, command))
     };
-    let receipt = tidings.publisher().publish(caller.school, envelope).await?;
+    let receipt = publish(caller?, key?, data, tidings, read).await?;
     Ok(answer(&receipt, upper))
 }
 
@@ -105,20 +97,32 @@ async fn act(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection?;
-    let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
+    let UpperStatus(upper) = upper?;
+    let read = |_: &Caller, bytes: &[u8]| {
+        let no_such_verb = || commands::no_such_verb(kind);
+        let is_verb = kind::description(kind).verbs.contains(&verb);
+        let read = is_verb.then(|| Command::read(kind, verb, Sent(bytes)));
+        let command = read.flatten().ok_or_else(no_such_verb)??;
+        Ok(Envelope::new(subject(kind, id)?, command))
+    };
+    let receipt = publish(caller?, key?, data, tidings, read).await?;
+    Ok(answer(&receipt, upper))
+}
+
+/// What every write has in common: the role, the body and what it asks, the token's reach, the key.
+pub(super) async fn publish(
+    caller: Caller,
+    key: IdempotencyKey,
+    data: Data<'_>,
+    tidings: &Tidings,
+    read: impl FnOnce(&Caller, &[u8]) -> Result<Envelope, Problem>,
+) -> Result<Receipt, Problem> {
     caller.require(Role::Worker)?;
     let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
-    let command =
-        commands::command(kind, verb, &*bytes).ok_or_else(|| commands::no_such_verb(kind))??;
-    let subject = subject(kind, id)?;
-    reach(&caller, kind, &subject)?;
-    let envelope = Envelope {
-        subject,
-        command,
-        idempotency: key.with(&bytes),
-    };
-    let receipt = tidings.publisher().publish(caller.school, envelope).await?;
-    Ok(answer(&receipt, upper))
+    let mut envelope = read(&caller, &bytes)?;
+    reach(&caller, envelope.command.kind(), &envelope.subject)?;
+    envelope.idempotency = key.with(&bytes);
+    Ok(tidings.publisher().publish(caller.school, envelope).await?)
 }
 
 #[get("/api/<collection>/<id>", rank = 10)]
@@ -269,51 +273,12 @@ pub(super) fn answer(receipt: &Receipt, upper: bool) -> Json {
 /// A subject as a resource: its state as a snapshot has it, and what belongs to it beside.
 fn resource(stored: &StoredSubject, upper: bool) -> Vec<u8> {
     let mut json = wire::event_json(&stored.event, upper);
-    let details = serde_json::to_vec(&details(stored)).expect("a value is JSON");
+    let details = stored.state.details(&stored.event.subject);
+    let details = serde_json::to_vec(&details).expect("a value is JSON");
     if details.len() > 2 {
         json.pop();
         json.push(b',');
         json.extend_from_slice(&details[1..]);
     }
     json
-}
-
-/// What a resource has beside the fields of its messages.
-fn details(stored: &StoredSubject) -> Value {
-    use wire::timestamp;
-    match &stored.state {
-        kind::State::Job(job) => json!({
-            "created_at": timestamp(job.created_at),
-            "heard_at": timestamp(job.heard_at),
-            "started_at": job.started_at.map(timestamp),
-            "finished_at": job.finished_at.map(timestamp),
-        }),
-        kind::State::Enrollment(session) => json!({
-            "created_at": timestamp(session.created_at),
-            "heard_at": timestamp(session.heard_at),
-            "finished_at": session.finished_at.map(timestamp),
-            "lease_secs": session.lease_secs,
-        }),
-        kind::State::Device(device) => json!({
-            "info": device.info,
-            "created_at": timestamp(device.created_at),
-        }),
-        kind::State::Characteristic(own) => json!({
-            "characteristic_id": stored.event.subject,
-            "name": own.name,
-            "unit": own.unit,
-            "status": own.status(),
-            "subgroup_size": own.subgroup_size,
-            "rules": own.rules.iter().map(|(rule, severity)| json!({
-                "rule_id": rule.number(),
-                "rule_name": rule.name(),
-                "severity": severity,
-            })).collect::<Vec<_>>(),
-            "limits_version": own.limits.map(|limits| limits.version),
-            "baseline_collected": own.baseline.as_ref().map(|own| own.collected.len()),
-            "sample_count": own.sample_count,
-            "violation_count": own.violation_count,
-            "created_at": timestamp(own.created_at),
-        }),
-    }
 }

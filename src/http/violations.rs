@@ -10,14 +10,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body::{self, IdempotencyKey, Json};
-use super::commands::{self, Parse};
+use super::commands::{self, Sent};
 use super::credential::{Caller, query};
 use super::problem::{Kind, Problem};
-use super::subjects::{answer, page_of};
-use crate::auth::{Access, Role};
+use super::subjects::{answer, page_of, publish};
+use crate::auth::Access;
 use crate::id::{Channel, Cursor, SubjectId};
 use crate::kind::characteristic::{self, KIND, Violation, ViolationId};
-use crate::kind::{self, RuleError};
+use crate::kind::{self, Body, RuleError};
 use crate::service::Tidings;
 use crate::store::{Envelope, ViolationQuery};
 use crate::wire::timestamp;
@@ -40,9 +40,9 @@ struct Acknowledge {
 pub(super) fn acknowledgement(
     id: &str,
     access: &Access,
-    parse: impl Parse,
+    body: impl Body<Error = Problem>,
 ) -> Result<Envelope, Problem> {
-    let body: Acknowledge = parse.body()?;
+    let body: Acknowledge = body.read()?;
     let not_found = || RuleError::NotFound {
         noun: "Violation",
         id: id.to_owned(),
@@ -54,11 +54,8 @@ pub(super) fn acknowledgement(
         user: user.into(),
         reason: body.reason,
     };
-    Ok(Envelope {
-        subject: id.characteristic_id,
-        command: kind::Command::Characteristic(command),
-        idempotency: None,
-    })
+    let command = kind::Command::Characteristic(command);
+    Ok(Envelope::new(id.characteristic_id, command))
 }
 
 #[post("/api/violations/<id>/ack", data = "<data>")]
@@ -69,14 +66,8 @@ async fn acknowledge(
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let (caller, key) = (caller?, key?);
-    caller.require(Role::Worker)?;
-    let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
-    let mut envelope = acknowledgement(id, &caller.access, &*bytes)?;
-    let channel = Channel::Subject(KIND, envelope.subject.clone());
-    caller.access.reach(caller.school, &channel)?;
-    envelope.idempotency = key.with(&bytes);
-    let receipt = tidings.publisher().publish(caller.school, envelope).await?;
+    let read = |caller: &Caller, bytes: &[u8]| acknowledgement(id, &caller.access, Sent(bytes));
+    let receipt = publish(caller?, key?, data, tidings, read).await?;
     Ok(answer(&receipt, false))
 }
 
@@ -88,19 +79,12 @@ async fn limits(
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let (caller, key) = (caller?, key?);
-    caller.require(Role::Worker)?;
-    let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
-    let subject = commands::subject(KIND, id)?;
-    let channel = Channel::Subject(KIND, subject.clone());
-    caller.access.reach(caller.school, &channel)?;
-    let limits = characteristic::Command::Limits(body::parse(&bytes)?);
-    let envelope = Envelope {
-        subject,
-        command: kind::Command::Characteristic(limits),
-        idempotency: key.with(&bytes),
+    let read = |_: &Caller, bytes: &[u8]| {
+        let limits = characteristic::Command::Limits(body::parse(bytes)?);
+        let command = kind::Command::Characteristic(limits);
+        Ok(Envelope::new(commands::subject(KIND, id)?, command))
     };
-    let receipt = tidings.publisher().publish(caller.school, envelope).await?;
+    let receipt = publish(caller?, key?, data, tidings, read).await?;
     Ok(answer(&receipt, false))
 }
 

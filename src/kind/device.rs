@@ -16,10 +16,12 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::{Context, Description, Outcome, RuleError, bounded, merged, not_found};
-use crate::event::{Class, Draft, EventType};
+use super::{
+    Body, CommandOf, Context, Description, Outcome, RuleError, Subject, bounded, merged, not_found,
+};
+use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
 
 /// The kind's name in URLs and channels.
@@ -35,6 +37,8 @@ pub static DESCRIPTION: Description = Description {
     id_field: "device_id",
     event_types: &[&DEVICE_STATUS_UPDATE, &DEVICE_INFO_UPDATE],
     statuses: &["unknown", "online", "offline"],
+    // A heartbeat is no command: it renews a lease in memory.
+    verbs: &["heartbeat", "status", "info"],
 };
 /// The longest `name`, in bytes.
 pub const NAME_MAX_BYTES: usize = 256;
@@ -160,6 +164,27 @@ pub struct Device {
     pub created_at: DateTime<Utc>,
     /// The next time to look whether it still flaps.
     pub check_at: Option<DateTime<Utc>>,
+}
+
+impl CommandOf<Device> for Command {
+    fn read<B: Body>(verb: &str, body: B) -> Option<Result<Command, B::Error>> {
+        Some(match verb {
+            "put" => body.read().map(Command::Register),
+            "status" => body.read().map(Command::Report),
+            "info" => body.read().map(Command::Info),
+            _ => return None,
+        })
+    }
+}
+
+impl Subject for Device {
+    fn describe(&self, id: &SubjectId) -> Draft {
+        status_draft(id, self)
+    }
+
+    fn details(&self, _: &SubjectId) -> Value {
+        json!({ "info": self.info, "created_at": timestamp(self.created_at) })
+    }
 }
 
 /// The rules: what becomes of a device by a command, and what is told of it. Pure.

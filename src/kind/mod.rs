@@ -1,8 +1,8 @@
 //! The kinds of subject, as pure rules: (state, command, now) → (state, events). No I/O, no clock.
 //!
-//! A kind is its own rules here, one table in the store, and one line in each list below; everything else
-//! (log, hub, transports) handles [`Command`]s, [`State`]s and events of any kind alike. Keeps invariant 10:
-//! a terminal state is final, progress never falls within an attempt.
+//! A kind is its own module here, one table in the store, and one line in the list of `kinds!`; everything
+//! else (log, hub, transports, API) handles [`Command`]s, [`State`]s and events of any kind alike. Keeps invariant
+//! 10: a terminal state is final, progress never falls within an attempt.
 
 pub mod characteristic;
 pub mod device;
@@ -13,32 +13,17 @@ mod rate;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
 use self::characteristic::Violation;
-use crate::event::{Class, Draft, EventType, timestamp};
+use crate::event::{Draft, EventType, timestamp};
 use crate::id::{Channel, Kind, NameError, SubjectId};
 
 /// The longest `code` of an error, in bytes.
 pub const CODE_MAX_BYTES: usize = 64;
-
-/// Every kind there is.
-pub const KINDS: &[Kind] = &[
-    job::KIND,
-    enrollment::KIND,
-    device::KIND,
-    characteristic::KIND,
-];
-
-/// What is fixed of each kind.
-pub static DESCRIPTIONS: &[&Description] = &[
-    &job::DESCRIPTION,
-    &enrollment::DESCRIPTION,
-    &device::DESCRIPTION,
-    &characteristic::DESCRIPTION,
-];
 
 /// What is fixed of a kind.
 #[derive(Debug)]
@@ -53,180 +38,193 @@ pub struct Description {
     pub event_types: &'static [&'static EventType],
     /// Every status that its events can carry.
     pub statuses: &'static [&'static str],
+    /// What can be done to one that exists: `POST /api/<collection>/<id>/<verb>`.
+    pub verbs: &'static [&'static str],
 }
 
-/// What a producer asks of a subject.
-#[derive(Debug, Clone)]
-pub enum Command {
-    /// Of a job.
-    Job(job::Command),
-    /// Of an enrollment session.
-    Enrollment(enrollment::Command),
-    /// Of a device.
-    Device(device::Command),
-    /// Of a characteristic.
-    Characteristic(characteristic::Command),
-}
-
-/// What a subject is.
-#[derive(Debug, Clone)]
-pub enum State {
-    /// A job.
-    Job(Box<job::Job>),
-    /// An enrollment session.
-    Enrollment(Box<enrollment::Session>),
-    /// A device.
-    Device(Box<device::Device>),
-    /// A characteristic.
-    Characteristic(Box<characteristic::Characteristic>),
-}
-
-/// The rules of whichever kind the command is for.
-pub fn apply(
-    id: &SubjectId,
-    state: Option<&State>,
-    command: &Command,
-    context: &Context<'_>,
-) -> Result<Outcome<State>, RuleError> {
-    match command {
-        Command::Job(command) => job::apply(id, state.and_then(State::job), command, context)
-            .map(|own| own.map(State::from)),
-        Command::Enrollment(command) => {
-            enrollment::apply(id, state.and_then(State::enrollment), command, context)
-                .map(|own| own.map(State::from))
-        }
-        Command::Device(command) => {
-            device::apply(id, state.and_then(State::device), command, context)
-                .map(|own| own.map(State::from))
-        }
-        Command::Characteristic(command) => {
-            characteristic::apply(id, state.and_then(State::characteristic), command, context)
-                .map(|own| own.map(State::from))
-        }
-    }
-}
-
-impl Command {
-    /// The kind of subject that it is for.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Command::Job(_) => job::KIND,
-            Command::Enrollment(_) => enrollment::KIND,
-            Command::Device(_) => device::KIND,
-            Command::Characteristic(_) => characteristic::KIND,
-        }
-    }
-
-    /// The category whose median duration the rules want to know, if any.
-    pub fn wants_history(&self, state: Option<&State>) -> Option<Arc<str>> {
-        match self {
-            Command::Job(command) => command.wants_history(state.and_then(State::job)),
-            _ => None,
-        }
-    }
-
-    /// The number of the violation that the rules want to know.
-    pub fn wants_violation(&self) -> Option<u64> {
-        match self {
-            Command::Characteristic(characteristic::Command::Acknowledge { number, .. }) => {
-                Some(*number)
-            }
-            _ => None,
-        }
-    }
-
-    /// What the subject would hold alone, so that the rules want to know who holds it now.
-    pub fn wants_holder(&self) -> Option<&str> {
-        match self {
-            Command::Enrollment(command) => command.wants_holder(),
-            _ => None,
-        }
-    }
-}
-
-impl State {
-    /// The job, if it is one.
-    pub fn job(&self) -> Option<&job::Job> {
-        match self {
-            State::Job(job) => Some(job),
-            _ => None,
-        }
-    }
-
-    /// The enrollment session, if it is one.
-    pub fn enrollment(&self) -> Option<&enrollment::Session> {
-        match self {
-            State::Enrollment(session) => Some(session),
-            _ => None,
-        }
-    }
-
-    /// The device, if it is one.
-    pub fn device(&self) -> Option<&device::Device> {
-        match self {
-            State::Device(device) => Some(device),
-            _ => None,
-        }
-    }
-
-    /// The characteristic, if it is one.
-    pub fn characteristic(&self) -> Option<&characteristic::Characteristic> {
-        match self {
-            State::Characteristic(characteristic) => Some(characteristic),
-            _ => None,
-        }
-    }
-
+/// What a kind's state says of itself.
+pub trait Subject {
     /// The state as an event: of several that tell it, the one that tells what it is.
-    pub fn describe(&self, id: &SubjectId) -> Draft {
-        match self {
-            State::Job(job) => job::draft(id, job, Class::Milestone),
-            State::Enrollment(session) => enrollment::draft(id, session, Class::Milestone),
-            State::Device(device) => device::status_draft(id, device),
-            State::Characteristic(characteristic) => {
-                characteristic::limits_draft(id, characteristic)
-            }
-        }
-    }
+    fn describe(&self, id: &SubjectId) -> Draft;
+
+    /// What belongs to the subject beside the fields of that event: a JSON object.
+    fn details(&self, id: &SubjectId) -> Value;
 
     /// Category and duration in seconds of a subject that ended well.
-    pub fn duration(&self) -> Option<(Arc<str>, f64)> {
-        match self {
-            State::Job(job) => job.duration(),
-            _ => None,
-        }
+    fn duration(&self) -> Option<(Arc<str>, f64)> {
+        None
     }
 
     /// What the subject holds alone of all of its kind in the school.
-    pub fn holds(&self) -> Option<&str> {
-        match self {
-            State::Enrollment(session) => session.holds(),
-            _ => None,
+    fn holds(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// What a kind's commands say of themselves, `S` being its state.
+pub trait CommandOf<S>: Sized {
+    /// Reads the command of a verb: `create` and `put` make a subject known, the others are the rest of its
+    /// [`Description::verbs`]. Nothing if the kind has no such verb.
+    fn read<B: Body>(verb: &str, body: B) -> Option<Result<Self, B::Error>>;
+
+    /// The id that the command itself gives to the subject which it creates.
+    fn names(&self) -> Option<&SubjectId> {
+        None
+    }
+
+    /// The category whose median duration the rules want to know, if any.
+    fn wants_history(&self, _: Option<&S>) -> Option<Arc<str>> {
+        None
+    }
+
+    /// What the subject would hold alone, so that the rules want to know who holds it now.
+    fn wants_holder(&self) -> Option<&str> {
+        None
+    }
+
+    /// The number of the violation that the rules want to know.
+    fn wants_violation(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Something that a command's fields can be read from.
+pub trait Body {
+    /// Why they cannot.
+    type Error;
+
+    /// Reads them.
+    fn read<T: DeserializeOwned>(self) -> Result<T, Self::Error>;
+}
+
+/// Makes what handles any kind alike, out of one line for each.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident($module:ident::$state:ident) as $name:ident;)*) => {
+        /// Every kind there is.
+        pub const KINDS: &[Kind] = &[$($module::KIND),*];
+
+        /// What is fixed of each kind.
+        pub static DESCRIPTIONS: &[&Description] = &[$(&$module::DESCRIPTION),*];
+
+        /// What a producer asks of a subject.
+        #[derive(Debug, Clone)]
+        pub enum Command { $($(#[$doc])* $variant($module::Command)),* }
+
+        /// What a subject is.
+        #[derive(Debug, Clone)]
+        pub enum State { $($(#[$doc])* $variant(Box<$module::$state>)),* }
+
+        /// The rules of whichever kind the command is for.
+        pub fn apply(
+            id: &SubjectId,
+            state: Option<&State>,
+            command: &Command,
+            context: &Context<'_>,
+        ) -> Result<Outcome<State>, RuleError> {
+            match command {
+                $(Command::$variant(command) => {
+                    let own = state.and_then(State::$name);
+                    let outcome = $module::apply(id, own, command, context)?;
+                    Ok(outcome.map(State::from))
+                })*
+            }
         }
-    }
+
+        impl Command {
+            /// Reads the command of a kind's verb; see [`CommandOf::read`].
+            pub fn read<B: Body>(kind: Kind, verb: &str, body: B) -> Option<Result<Command, B::Error>> {
+                $(if kind == $module::KIND {
+                    let read = $module::Command::read(verb, body)?;
+                    return Some(read.map(Command::$variant));
+                })*
+                None
+            }
+
+            /// The kind of subject that it is for.
+            pub fn kind(&self) -> Kind {
+                match self { $(Command::$variant(_) => $module::KIND),* }
+            }
+
+            /// See [`CommandOf::names`].
+            pub fn names(&self) -> Option<&SubjectId> {
+                match self { $(Command::$variant(command) => command.names()),* }
+            }
+
+            /// See [`CommandOf::wants_history`].
+            pub fn wants_history(&self, state: Option<&State>) -> Option<Arc<str>> {
+                match self {
+                    $(Command::$variant(command) => command.wants_history(state.and_then(State::$name))),*
+                }
+            }
+
+            /// See [`CommandOf::wants_holder`].
+            pub fn wants_holder(&self) -> Option<&str> {
+                match self { $(Command::$variant(command) => command.wants_holder()),* }
+            }
+
+            /// See [`CommandOf::wants_violation`].
+            pub fn wants_violation(&self) -> Option<u64> {
+                match self { $(Command::$variant(command) => command.wants_violation()),* }
+            }
+        }
+
+        impl State {
+            $(
+                /// The state, if it is of this kind.
+                pub fn $name(&self) -> Option<&$module::$state> {
+                    match self {
+                        State::$variant(own) => Some(own),
+                        _ => None,
+                    }
+                }
+            )*
+
+            /// The state as its kind has it.
+            fn subject(&self) -> &dyn Subject {
+                match self { $(State::$variant(own) => &**own),* }
+            }
+        }
+
+        $(
+            impl From<$module::$state> for State {
+                fn from(own: $module::$state) -> State {
+                    State::$variant(Box::new(own))
+                }
+            }
+        )*
+    };
 }
 
-impl From<job::Job> for State {
-    fn from(job: job::Job) -> State {
-        State::Job(Box::new(job))
-    }
+kinds! {
+    /// Of a job.
+    Job(job::Job) as job;
+    /// Of an enrollment session.
+    Enrollment(enrollment::Session) as enrollment;
+    /// Of a device.
+    Device(device::Device) as device;
+    /// Of a characteristic.
+    Characteristic(characteristic::Characteristic) as characteristic;
 }
 
-impl From<enrollment::Session> for State {
-    fn from(session: enrollment::Session) -> State {
-        State::Enrollment(Box::new(session))
+impl State {
+    /// See [`Subject::describe`].
+    pub fn describe(&self, id: &SubjectId) -> Draft {
+        self.subject().describe(id)
     }
-}
 
-impl From<device::Device> for State {
-    fn from(device: device::Device) -> State {
-        State::Device(Box::new(device))
+    /// See [`Subject::details`].
+    pub fn details(&self, id: &SubjectId) -> Value {
+        self.subject().details(id)
     }
-}
 
-impl From<characteristic::Characteristic> for State {
-    fn from(characteristic: characteristic::Characteristic) -> State {
-        State::Characteristic(Box::new(characteristic))
+    /// See [`Subject::duration`].
+    pub fn duration(&self) -> Option<(Arc<str>, f64)> {
+        self.subject().duration()
+    }
+
+    /// See [`Subject::holds`].
+    pub fn holds(&self) -> Option<&str> {
+        self.subject().holds()
     }
 }
 

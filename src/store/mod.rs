@@ -92,6 +92,17 @@ pub struct Envelope {
     pub idempotency: Option<Idempotency>,
 }
 
+impl Envelope {
+    /// A command without a key.
+    pub fn new(subject: SubjectId, command: Command) -> Envelope {
+        Envelope {
+            subject,
+            command,
+            idempotency: None,
+        }
+    }
+}
+
 /// An `Idempotency-Key` and what it was used for.
 #[derive(Debug, Clone)]
 pub struct Idempotency {

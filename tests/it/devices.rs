@@ -203,14 +203,10 @@ async fn everyone_is_doubted_even_if_the_store_fails_at_first() {
             |n| json!({"op": op, "device_id": format!("d{n}"), "lease_secs": 3}).to_string() + "\n";
         (0..600).map(line).collect()
     };
-    let send = async |lines: String| {
-        let request = first.request("POST", "/api/batch", &worker(1));
-        assert_eq!(request.body(lines).send().await.unwrap().status(), 200);
-    };
-    send(lines("devices.put")).await;
+    first.batch(&worker(1), lines("devices.put")).await;
     let beats = lines("devices.heartbeat").replace(r#","lease_secs":3"#, "");
     for _ in 0..2 {
-        send(beats.clone()).await;
+        first.batch(&worker(1), beats.clone()).await;
     }
     let folder = first.stop().await;
     let path = folder.path().join("tidings.db");
@@ -337,20 +333,7 @@ async fn a_gateway_beats_for_many_devices_in_a_batch() {
         let line = |number| json!({"op": op, "device_id": format!("d{number}")}).to_string() + "\n";
         (0..count).map(line).collect()
     };
-    let send = async |lines: String| -> Vec<Value> {
-        let request = server.request("POST", "/api/batch", &worker(1));
-        let text = request
-            .body(lines)
-            .send()
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap();
-        text.lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
-    };
+    let send = async |lines: String| server.batch(&worker(1), lines).await;
     let registered = send(lines("devices.put", 1_000)).await;
     assert!(registered.iter().all(|line| line["status"] == 200));
     send(lines("devices.heartbeat", 1_001)).await;
@@ -382,19 +365,7 @@ async fn a_batch_keeps_the_order_of_what_concerns_one_device() {
         r#"{"op": "devices.put", "device_id": "b"}"#,
         r#"{"op": "devices.heartbeat", "device_id": "b"}"#,
     ];
-    let request = server.request("POST", "/api/batch", &worker(1));
-    let text = request
-        .body(lines.join("\n"))
-        .send()
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
-    let results: Vec<Value> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let results = server.batch(&worker(1), lines.join("\n")).await;
     assert_eq!(field(&results, "status"), [200, 200, 200, 404, 200, 200]);
     assert_eq!(results[1]["device"]["status"], "online");
     let (_, device) = server.get("/api/devices/a", &viewer(1)).await;

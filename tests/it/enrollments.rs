@@ -135,24 +135,8 @@ async fn a_device_has_one_active_session_at_a_time() {
         "\n",
         r#"{"op": "enrollments.create", "session_id": "s3", "device_id": "door"}"#,
     );
-    let answer = server
-        .request("POST", "/api/batch", &worker(1))
-        .body(lines)
-        .send()
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
-    let statuses: Vec<u64> = answer
-        .lines()
-        .map(|line| {
-            serde_json::from_str::<Value>(line).unwrap()["status"]
-                .as_u64()
-                .unwrap()
-        })
-        .collect();
-    assert_eq!(statuses, [200, 200, 409]);
+    let results = server.batch(&worker(1), lines).await;
+    assert_eq!(field(&results, "status"), [200, 200, 409]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,16 +5,9 @@ use proptest::prelude::*;
 use serde_json::json;
 use tidings::id::SubjectId;
 use tidings::kind::job::{Command, End, EtaSource, Job, Status, apply};
-use tidings::kind::{Context, Limits, Outcome, RuleError};
+use tidings::kind::{Context, Outcome, RuleError};
 
-const LIMITS: Limits = Limits {
-    message_bytes: 64,
-    metadata_bytes: 128,
-    stall_after_secs: 60,
-    timeout_secs: 300,
-    enrollment_lease_secs: 60,
-    device_lease_secs: 40,
-};
+use crate::support::LIMITS;
 
 fn at(secs: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + secs, 0).unwrap()

@@ -9,16 +9,9 @@ use tidings::event::{Class, Draft};
 use tidings::id::SubjectId;
 use tidings::kind::characteristic::nelson::{Rule, is_broken};
 use tidings::kind::characteristic::{self, Violation};
-use tidings::kind::{Context, Limits, device, enrollment};
+use tidings::kind::{Context, device, enrollment};
 
-const LIMITS: Limits = Limits {
-    message_bytes: 64,
-    metadata_bytes: 128,
-    stall_after_secs: 60,
-    timeout_secs: 300,
-    enrollment_lease_secs: 60,
-    device_lease_secs: 40,
-};
+use crate::support::LIMITS;
 
 fn at(secs: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + secs, 0).unwrap()

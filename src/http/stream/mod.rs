@@ -5,6 +5,7 @@
 
 mod dialect;
 mod event_source;
+mod opening;
 mod params;
 mod poll;
 mod session;
@@ -21,9 +22,9 @@ use serde_json::{Map, Value};
 
 use self::dialect::Dialect;
 use self::event_source::EventSourceBody;
+use self::opening::Opening;
 use self::params::{Params, Transport};
 use self::poll::PollBody;
-use self::session::Opening;
 use self::socket::{Handshake, MaybeHandshake, Upgrade};
 use super::credential::Listener;
 use super::problem::{Kind, Problem};

@@ -17,11 +17,11 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::dialect::{BarePing, Dialect};
+use super::opening::Opening;
 use super::socket::{End, Incoming, Socket};
 use crate::auth::{Access, AuthError};
 use crate::config::{CLOSE_WAIT, INITIAL_STATE_MAX, INITIAL_STATE_MAX_BYTES, WRITE_STALL};
 use crate::event::Event;
-use crate::http::problem::Problem;
 use crate::id::{Channel, Cursor};
 use crate::service::Tidings;
 use crate::store::StoreError;
@@ -29,44 +29,6 @@ use crate::subscribe::{Delivery, Subscription};
 use crate::wire::client::{ClientMessage, ClientMessageError};
 use crate::wire::form::initial_uploads;
 use crate::wire::{self, Close, Control, Encoding, Framing};
-
-/// How a connection begins.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it is moved once, into the connection's task"
-)]
-pub(super) enum Opening {
-    /// With a subscription.
-    Accepted {
-        access: Access,
-        subscription: Subscription,
-        /// Where the first `subscribe` that does not say itself goes on.
-        from: Option<Cursor>,
-    },
-    /// Accepted only to be told why not: a refused handshake breaks some proxies, and browsers hide its status.
-    Refused {
-        error: Option<String>,
-        code: &'static str,
-        close: Close,
-    },
-}
-
-impl Opening {
-    /// The endpoint's own way to refuse those who may not; whatever else is wrong is told everywhere.
-    pub(super) fn refused(problem: Problem, dialect: &Dialect) -> Opening {
-        let (close, explains) = match problem.status() {
-            401 | 403 => (dialect.refusal, dialect.explains_refusal),
-            503 => (Close::TryAgainLater, true),
-            400..500 => (Close::InvalidRequest, true),
-            _ => (Close::InternalError, true),
-        };
-        Opening::Refused {
-            error: explains.then(|| problem.detail().to_owned()),
-            code: problem.code(),
-            close,
-        }
-    }
-}
 
 /// A `subscribe` whose subjects are being looked up.
 struct Asking {

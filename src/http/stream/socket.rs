@@ -26,7 +26,8 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext};
 
 use super::dialect::Dialect;
-use super::session::{Opening, Session};
+use super::opening::Opening;
+use super::session::Session;
 use crate::config::{ANSWER_FRAMES, SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
 use crate::http::credential::chosen_subprotocol;
 use crate::http::problem::{Kind, Problem};

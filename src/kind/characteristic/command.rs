@@ -5,7 +5,8 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-use super::{Method, Severity};
+use super::{Characteristic, Method, Severity};
+use crate::kind::{Body, CommandOf};
 
 /// What can be asked of a characteristic. The fields are the bodies of the HTTP calls; unknown ones are refused.
 #[derive(Debug, Clone)]
@@ -109,4 +110,23 @@ pub struct NewViolation {
     /// The sample that shows it; the last one if absent.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
     pub sample_id: Option<String>,
+}
+
+impl CommandOf<Characteristic> for Command {
+    fn read<B: Body>(verb: &str, body: B) -> Option<Result<Command, B::Error>> {
+        Some(match verb {
+            "put" => body.read().map(Command::Register),
+            "limits" => body.read().map(Command::Limits),
+            "samples" => body.read().map(Command::Sample),
+            "violations" => body.read().map(Command::Violation),
+            _ => return None,
+        })
+    }
+
+    fn wants_violation(&self) -> Option<u64> {
+        match self {
+            Command::Acknowledge { number, .. } => Some(*number),
+            _ => None,
+        }
+    }
 }

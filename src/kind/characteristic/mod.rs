@@ -15,14 +15,15 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 pub use self::command::{Command, NewSample, NewViolation, Register, RuleSetting, SetLimits};
 use self::limits::ControlLimits;
 pub use self::message::{limits_draft, sample_draft, severity, violation_draft};
 use self::nelson::Rule;
 pub use self::rules::apply;
-use super::{Description, RuleError};
-use crate::event::EventType;
+use super::{Description, RuleError, Subject};
+use crate::event::{Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
 
 /// The kind's name in URLs and channels.
@@ -42,6 +43,7 @@ pub static DESCRIPTION: Description = Description {
     id_field: "characteristic_id",
     event_types: &[&SAMPLE, &VIOLATION, &ACK_UPDATE, &CONTROL_LIMITS],
     statuses: &[IN_CONTROL, OUT_OF_CONTROL],
+    verbs: &["samples", "violations", "limits"],
 };
 /// The last sample breaks no rule, or there is nothing to judge it by.
 pub const IN_CONTROL: &str = "in_control";
@@ -276,6 +278,29 @@ impl Characteristic {
         } else {
             OUT_OF_CONTROL
         }
+    }
+}
+
+impl Subject for Characteristic {
+    fn describe(&self, id: &SubjectId) -> Draft {
+        limits_draft(id, self)
+    }
+
+    fn details(&self, id: &SubjectId) -> Value {
+        let rule = |(rule, severity): &(Rule, Severity)| json!({"rule_id": rule.number(), "rule_name": rule.name(), "severity": severity});
+        json!({
+            "characteristic_id": id,
+            "name": self.name,
+            "unit": self.unit,
+            "status": self.status(),
+            "subgroup_size": self.subgroup_size,
+            "rules": self.rules.iter().map(rule).collect::<Vec<_>>(),
+            "limits_version": self.limits.map(|limits| limits.version),
+            "baseline_collected": self.baseline.as_ref().map(|own| own.collected.len()),
+            "sample_count": self.sample_count,
+            "violation_count": self.violation_count,
+            "created_at": timestamp(self.created_at),
+        })
     }
 }
 

@@ -2,7 +2,9 @@
 
 use serde::Deserialize;
 
+use super::Session;
 use crate::id::SubjectId;
+use crate::kind::{Body, CommandOf};
 
 /// What can be asked of a session. The fields are the bodies of the HTTP calls; unknown ones are refused.
 #[derive(Debug, Clone)]
@@ -91,14 +93,6 @@ pub struct Cancel {
 }
 
 impl Command {
-    /// The device that a session would have to itself.
-    pub(in crate::kind) fn wants_holder(&self) -> Option<&str> {
-        match self {
-            Command::Start(start) => Some(start.device_id.as_str()),
-            _ => None,
-        }
-    }
-
     pub(super) fn action(&self) -> &'static str {
         match self {
             Command::Start(_) => "start",
@@ -107,6 +101,34 @@ impl Command {
             Command::Error(_) => "fail",
             Command::Cancel(_) => "cancel",
             Command::Check => "check",
+        }
+    }
+}
+
+impl CommandOf<Session> for Command {
+    fn read<B: Body>(verb: &str, body: B) -> Option<Result<Command, B::Error>> {
+        Some(match verb {
+            "create" => body.read().map(Command::Start),
+            "progress" => body.read().map(Command::Progress),
+            "complete" => body.read().map(Command::Complete),
+            "error" => body.read().map(Command::Error),
+            "cancel" => body.read().map(Command::Cancel),
+            _ => return None,
+        })
+    }
+
+    fn names(&self) -> Option<&SubjectId> {
+        match self {
+            Command::Start(start) => start.session_id.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The device that a session would have to itself.
+    fn wants_holder(&self) -> Option<&str> {
+        match self {
+            Command::Start(start) => Some(start.device_id.as_str()),
+            _ => None,
         }
     }
 }

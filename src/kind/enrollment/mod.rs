@@ -18,11 +18,12 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde_json::{Value, json};
 
 pub use self::command::{Cancel, Command, Complete, Failure, Report, Start};
 pub use self::rules::apply;
-use super::{Description, RuleError};
-use crate::event::{Class, Draft, EventType};
+use super::{Description, RuleError, Subject};
+use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
 
 /// The kind's name in URLs and channels.
@@ -55,6 +56,7 @@ pub static DESCRIPTION: Description = Description {
         "error",
         "cancelled",
     ],
+    verbs: &["progress", "complete", "error", "cancel"],
 };
 /// The longest `student_id`, in bytes.
 pub const STUDENT_ID_MAX_BYTES: usize = 128;
@@ -189,9 +191,22 @@ pub struct Session {
     pub check_at: Option<DateTime<Utc>>,
 }
 
-impl Session {
+impl Subject for Session {
+    fn describe(&self, id: &SubjectId) -> Draft {
+        draft(id, self, Class::Milestone)
+    }
+
+    fn details(&self, _: &SubjectId) -> Value {
+        json!({
+            "created_at": timestamp(self.created_at),
+            "heard_at": timestamp(self.heard_at),
+            "finished_at": self.finished_at.map(timestamp),
+            "lease_secs": self.lease_secs,
+        })
+    }
+
     /// The device, as long as the session has it to itself.
-    pub(super) fn holds(&self) -> Option<&str> {
+    fn holds(&self) -> Option<&str> {
         (!self.status.is_terminal()).then(|| self.device_id.as_str())
     }
 }

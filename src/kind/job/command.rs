@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{Job, JobError, JobType, Status};
 use crate::id::SubjectId;
+use crate::kind::{Body, CommandOf};
 
 /// What can be asked of a job. The fields are the bodies of the HTTP calls; unknown ones are refused.
 #[derive(Debug, Clone)]
@@ -133,9 +134,30 @@ impl Command {
     }
 }
 
-impl Command {
-    /// The type whose median duration is needed: that of a job which is about to run.
-    pub(in crate::kind) fn wants_history(&self, job: Option<&Job>) -> Option<Arc<str>> {
+impl CommandOf<Job> for Command {
+    fn read<B: Body>(verb: &str, body: B) -> Option<Result<Command, B::Error>> {
+        Some(match verb {
+            "create" => body.read().map(Command::Create),
+            "queue" => body.read().map(Command::Queue),
+            "start" => body.read().map(Command::Start),
+            "progress" => body.read().map(Command::Progress),
+            "complete" => body.read().map(Command::Complete),
+            "fail" => body.read().map(Command::Fail),
+            "cancel" => body.read().map(Command::Cancel),
+            "retry" => body.read().map(Command::Retry),
+            _ => return None,
+        })
+    }
+
+    fn names(&self) -> Option<&SubjectId> {
+        match self {
+            Command::Create(create) => create.job_id.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The type of a job that is about to run.
+    fn wants_history(&self, job: Option<&Job>) -> Option<Arc<str>> {
         match (self, job) {
             (Command::Create(create), None) if create.status == Some(Status::InProgress) => {
                 Some(create.job_type.shared())

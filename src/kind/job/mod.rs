@@ -22,12 +22,13 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 pub use self::command::{Cancel, Command, Complete, Create, Fail, Note, Progress};
 pub use self::rules::apply;
 pub use super::rate::Rate;
-use super::{Description, RuleError};
-use crate::event::{Class, Draft, EventType};
+use super::{Description, RuleError, Subject};
+use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
 
 /// The kind's name in URLs and channels.
@@ -47,6 +48,9 @@ pub static DESCRIPTION: Description = Description {
         "completed",
         "failed",
         "cancelled",
+    ],
+    verbs: &[
+        "queue", "start", "progress", "complete", "fail", "cancel", "retry",
     ],
 };
 /// The longest `job_type`, in bytes.
@@ -257,17 +261,25 @@ pub struct Job {
     pub rate: Option<Rate>,
 }
 
-impl Job {
-    /// Type and duration in seconds, if it completed.
-    pub(in crate::kind) fn duration(&self) -> Option<(Arc<str>, f64)> {
+impl Subject for Job {
+    fn describe(&self, id: &SubjectId) -> Draft {
+        draft(id, self, Class::Milestone)
+    }
+
+    fn details(&self, _: &SubjectId) -> Value {
+        json!({
+            "created_at": timestamp(self.created_at),
+            "heard_at": timestamp(self.heard_at),
+            "started_at": self.started_at.map(timestamp),
+            "finished_at": self.finished_at.map(timestamp),
+        })
+    }
+
+    fn duration(&self) -> Option<(Arc<str>, f64)> {
         let elapsed = self.finished_at? - self.started_at?;
         let completed = self.status == Status::Completed;
-        completed.then(|| {
-            (
-                self.job_type.shared(),
-                elapsed.num_milliseconds() as f64 / 1000.0,
-            )
-        })
+        let secs = elapsed.num_milliseconds() as f64 / 1000.0;
+        completed.then(|| (self.job_type.shared(), secs))
     }
 }
 

@@ -217,24 +217,9 @@ pub(super) struct CharacteristicsTable;
 
 impl Table for CharacteristicsTable {
     any_table!(
-        characteristics by characteristic_id as CharacteristicRow,
+        characteristics by characteristic_id as CharacteristicRow, written by UpsertCharacteristic from characteristic,
         searched in [characteristic_id, name], category []
     );
-
-    fn write(
-        &self,
-        conn: &mut SqliteConnection,
-        school: SchoolId,
-        subject: &SubjectId,
-        stored: &Stored,
-    ) -> QueryResult<()> {
-        let Some(own) = stored.state.characteristic() else {
-            return Err(unreadable("a characteristic of another kind"));
-        };
-        UpsertCharacteristic(&CharacteristicRow::new(school, subject, own, stored))
-            .execute(conn)
-            .map(|_| ())
-    }
 
     /// Limits, last samples and open violations.
     fn snapshot(

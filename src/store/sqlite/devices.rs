@@ -129,22 +129,8 @@ impl<'a> DeviceRow<'a> {
 pub(super) struct DevicesTable;
 
 impl Table for DevicesTable {
-    any_table!(devices by device_id as DeviceRow, searched in [device_id, name, info], category []);
-
-    fn write(
-        &self,
-        conn: &mut SqliteConnection,
-        school: SchoolId,
-        subject: &SubjectId,
-        stored: &Stored,
-    ) -> QueryResult<()> {
-        let Some(device) = stored.state.device() else {
-            return Err(unreadable("a device of another kind"));
-        };
-        UpsertDevice(&DeviceRow::new(school, subject, device, stored))
-            .execute(conn)
-            .map(|_| ())
-    }
+    any_table!(devices by device_id as DeviceRow, written by UpsertDevice from device,
+        searched in [device_id, name, info], category []);
 
     fn snapshot(
         &self,

@@ -133,28 +133,13 @@ const ENDS: [&str; 3] = ["complete", "error", "cancelled"];
 
 impl Table for EnrollmentsTable {
     any_table!(
-        enrollment_sessions by session_id as SessionRow,
+        enrollment_sessions by session_id as SessionRow, written by UpsertSession from enrollment,
         searched in [session_id, device_id, student_id, message], category []
     );
     table_of_what_ends!(
         enrollment_sessions by session_id as SessionRow, kind enrollment::KIND, category [],
         ends with ENDS, checked by Command::Enrollment(enrollment::Command::Check)
     );
-
-    fn write(
-        &self,
-        conn: &mut SqliteConnection,
-        school: SchoolId,
-        subject: &SubjectId,
-        stored: &Stored,
-    ) -> QueryResult<()> {
-        let Some(session) = stored.state.enrollment() else {
-            return Err(unreadable("a session of another kind"));
-        };
-        UpsertSession(&SessionRow::new(school, subject, session, stored))
-            .execute(conn)
-            .map(|_| ())
-    }
 
     fn holder(
         &self,

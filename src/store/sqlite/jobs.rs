@@ -199,26 +199,12 @@ pub(super) struct JobsTable;
 const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
 
 impl Table for JobsTable {
-    any_table!(jobs by job_id as JobRow, searched in [job_id, message, metadata], category [job_type]);
+    any_table!(jobs by job_id as JobRow, written by UpsertJob from job,
+        searched in [job_id, message, metadata], category [job_type]);
     table_of_what_ends!(
         jobs by job_id as JobRow, kind job::KIND, category [job_type],
         ends with ENDS, checked by Command::Job(job::Command::Check)
     );
-
-    fn write(
-        &self,
-        conn: &mut SqliteConnection,
-        school: SchoolId,
-        subject: &SubjectId,
-        stored: &Stored,
-    ) -> QueryResult<()> {
-        let Some(job) = stored.state.job() else {
-            return Err(unreadable("a job of another kind"));
-        };
-        UpsertJob(&JobRow::new(school, subject, job, stored))
-            .execute(conn)
-            .map(|_| ())
-    }
 
     fn durations(
         &self,

@@ -225,9 +225,25 @@ pub(super) fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
         .map_err(|_| unreadable("JSON"))
 }
 
-/// Makes the methods of [`Table`] that every table has: `load` and `list`.
+/// Makes the methods of [`Table`] that every table has: `load`, `write` and `list`.
 macro_rules! any_table {
-    ($table:ident by $id:ident as $row:ident, searched in [$($text:ident),+], category [$($category:ident)?]) => {
+    (
+        $table:ident by $id:ident as $row:ident, written by $upsert:ident from $of_state:ident,
+        searched in [$($text:ident),+], category [$($category:ident)?]
+    ) => {
+        fn write(
+            &self,
+            conn: &mut SqliteConnection,
+            school: SchoolId,
+            subject: &SubjectId,
+            stored: &Stored,
+        ) -> QueryResult<()> {
+            let own = stored.state.$of_state();
+            let own = own.ok_or_else(|| unreadable("a subject of another kind"))?;
+            let row = $row::new(school, subject, own, stored);
+            $upsert(&row).execute(conn).map(|_| ())
+        }
+
         fn load(
             &self,
             conn: &mut SqliteConnection,

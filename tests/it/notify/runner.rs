@@ -234,7 +234,15 @@ impl Notifier for Kept {
 
 /// A server that has this notifier.
 async fn server_telling(notifier: &Arc<impl Notifier>, settings: Value) -> Server {
-    let folder = Arc::new(tempfile::tempdir().unwrap());
+    server_telling_in(Arc::new(tempfile::tempdir().unwrap()), notifier, settings).await
+}
+
+/// The same on this folder's database.
+async fn server_telling_in(
+    folder: Arc<tempfile::TempDir>,
+    notifier: &Arc<impl Notifier>,
+    settings: Value,
+) -> Server {
     let figment = figment(&folder, &settings);
     let settings = Settings::from_figment(&figment).unwrap();
     let notifiers: Vec<Arc<dyn Notifier>> = vec![Arc::clone(notifier) as _];
@@ -383,9 +391,7 @@ async fn a_backlog_of_one_school_does_not_starve_the_others() {
         (0..count).map(job).collect()
     };
     let send = async |school: i64, count: usize| {
-        let request = server.request("POST", "/api/batch", &worker(school));
-        let answer = request.body(lines(count)).send().await.unwrap();
-        assert_eq!(answer.status(), 200);
+        server.batch(&worker(school), lines(count)).await;
     };
     send(1, 2_000).await;
     for school in 2..=11 {
@@ -431,12 +437,7 @@ async fn what_the_log_has_forgotten_is_a_dead_letter_and_not_a_silent_gap() {
     {}
     let folder = server.stop().await;
     kept.broken.store(false, Ordering::SeqCst);
-    let figment = figment(&folder, &json!({"retention_events": 2}));
-    let settings = Settings::from_figment(&figment).unwrap();
-    let notifiers: Vec<Arc<dyn Notifier>> = vec![Arc::clone(&kept) as _];
-    let tidings = Arc::new(tidings::Tidings::start_with(settings, notifiers).unwrap());
-    let rocket = tidings::http::mount(rocket::custom(figment), "/", tidings);
-    let server = launch(rocket, folder).await;
+    let server = server_telling_in(folder, &kept, json!({"retention_events": 2})).await;
     until("what is there is delivered", async || {
         !kept.got.lock().unwrap().is_empty()
     })
@@ -455,12 +456,7 @@ async fn a_new_notifier_is_not_told_of_the_past() {
     fail(&first, 1, "before").await;
     let folder = first.stop().await;
     let kept = Arc::new(Kept::default());
-    let figment = figment(&folder, &json!({}));
-    let settings = Settings::from_figment(&figment).unwrap();
-    let notifiers: Vec<Arc<dyn Notifier>> = vec![Arc::clone(&kept) as _];
-    let tidings = Arc::new(tidings::Tidings::start_with(settings, notifiers).unwrap());
-    let rocket = tidings::http::mount(rocket::custom(figment), "/", tidings);
-    let server = launch(rocket, folder).await;
+    let server = server_telling_in(folder, &kept, json!({})).await;
     fail(&server, 1, "after").await;
     fail(&server, 2, "a-school-that-is-new").await;
     until("both are delivered", async || {

@@ -22,6 +22,16 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// The secret of every test server.
 pub(crate) const SECRET: &str = "a secret for tests only, long enough for HS256";
 
+/// Small bounds for the kinds' rules.
+pub(crate) const LIMITS: tidings::kind::Limits = tidings::kind::Limits {
+    message_bytes: 64,
+    metadata_bytes: 128,
+    stall_after_secs: 60,
+    timeout_secs: 300,
+    enrollment_lease_secs: 60,
+    device_lease_secs: 40,
+};
+
 /// A server of its own, with a database of its own; stopped when it is dropped.
 pub(crate) struct Server {
     pub(crate) url: String,
@@ -147,6 +157,17 @@ impl Server {
         let (status, answer) = answer(request).await;
         assert!(status < 300, "{path} {body}: {status} {answer}");
         answer
+    }
+
+    /// A batch of these lines, giving what each came to.
+    pub(crate) async fn batch(&self, token: &str, lines: impl Into<String>) -> Vec<Value> {
+        let request = self.request("POST", "/api/batch", token).body(lines.into());
+        let response = request.send().await.unwrap();
+        let (status, text) = (response.status(), response.text().await.unwrap());
+        assert_eq!(status, 200, "{text}");
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     /// A running job of school 1.

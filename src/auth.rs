@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -334,6 +334,8 @@ impl Keys {
         if let Some(end) = access.expires_at {
             expires_at = expires_at.min(end);
         }
+        // What is promised is what the ticket says, in whole seconds.
+        let expires_at = expires_at.trunc_subsecs(0);
         let claims = TicketClaims {
             sub: access.subject.clone(),
             school_id: school,

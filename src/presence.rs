@@ -54,7 +54,7 @@ struct Lease {
     beats: u32,
     seen_at: Option<DateTime<Utc>>,
     unwritten: bool,
-    /// The event that told the status.
+    /// The last event of it.
     seq: u64,
 }
 
@@ -69,10 +69,11 @@ pub struct Beat {
     pub expires_at: DateTime<Utc>,
 }
 
-/// What a status event says beside the status.
+/// What a device's event says beside the status.
 #[derive(Deserialize)]
 struct Told {
     lease_secs: u32,
+    #[serde(default)]
     last_seen: Option<DateTime<Utc>>,
 }
 
@@ -164,9 +165,7 @@ impl Presence {
 
     /// Takes note of committed events.
     pub fn observe(&self, events: &[Arc<Event>]) {
-        let of_status =
-            |event: &&Arc<Event>| *event.draft.event_type == device::DEVICE_STATUS_UPDATE;
-        for event in events.iter().filter(of_status) {
+        for event in events.iter().filter(|event| event.kind == device::KIND) {
             let status = Status::parse(event.draft.status);
             let told = serde_json::from_str::<Told>(&event.draft.fields).ok();
             if let Some((status, told)) = status.zip(told) {

@@ -11,6 +11,9 @@ CREATE TABLE notifier_cursors (
     delivered BIGINT NOT NULL,
     failed BIGINT NOT NULL,
     dead BIGINT NOT NULL,
+    -- The event that is being tried again, and how often it was.
+    tried_seq BIGINT,
+    attempts BIGINT NOT NULL,
     delivered_at BIGINT,
     failed_at BIGINT,
     cause TEXT,

@@ -205,11 +205,15 @@ impl Settings {
         let mut merged = Figment::from(Serialized::defaults(Settings::default()))
             .merge(figment.focus("tidings"));
         // In the environment a list of tables is JSON to most people.
-        if let Ok(text) = std::env::var("TIDINGS_NOTIFIERS")
-            && let Ok(notifiers) = serde_json::from_str::<serde_json::Value>(&text)
-        {
-            environment = environment.ignore(&["notifiers"]);
-            merged = merged.merge(Serialized::default("notifiers", notifiers));
+        if let Ok(text) = std::env::var("TIDINGS_NOTIFIERS") {
+            let is_empty = text.trim().is_empty();
+            let read = serde_json::from_str::<serde_json::Value>(&text).ok();
+            if is_empty || read.is_some() {
+                environment = environment.ignore(&["notifiers"]);
+            }
+            if let Some(notifiers) = read {
+                merged = merged.merge(Serialized::default("notifiers", notifiers));
+            }
         }
         let settings: Settings = merged
             .merge(environment)
@@ -491,6 +495,8 @@ pub const INITIAL_STATE_MAX: usize = 1_000;
 pub const INITIAL_STATE_MAX_BYTES: usize = 1024 * 1024;
 /// Parts of the log that a notifier may still be asked about; beyond them it reads the log itself.
 pub const NOTIFY_INBOX: usize = 64;
+/// And so many bytes of their fields.
+pub const NOTIFY_INBOX_BYTES: usize = 1024 * 1024;
 /// Events of a school that a notifier delivers before others get a turn.
 pub const NOTIFY_TURN_EVENTS: usize = 32;
 /// Longest attempt to deliver. The media that there are end sooner.
@@ -503,3 +509,9 @@ pub const NOTIFY_ROUND: Duration = Duration::from_secs(30);
 pub const DEAD_LETTERS_MAX: usize = 1_000;
 /// Longest cause of a failed delivery that is remembered, in characters.
 pub const DELIVERY_CAUSE_MAX_CHARS: usize = 200;
+/// Schools that the monitor offers to whoever reaches all of them.
+pub const MONITOR_SCHOOLS: usize = 200;
+/// Jobs, sessions and violations that the overview of a school shows.
+pub const MONITOR_ROWS: usize = 200;
+/// Samples on a control chart.
+pub const CHART_SAMPLES: usize = 100;

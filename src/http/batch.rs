@@ -245,9 +245,10 @@ fn asked(
     };
     let id_field = kind::description(kind).id_field;
     let no_such_op = || {
-        let verbs = kind::description(kind).verbs.join(", ");
+        let own = kind::description(kind);
+        let (made_by, verbs) = (own.made_by, own.verbs.join(", "));
         invalid(&format!(
-            "`op` of {collection} is create or put, or one of {verbs}"
+            "`op` of {collection} is {made_by} or one of {verbs}"
         ))
     };
     let reach = |subject: &SubjectId| {

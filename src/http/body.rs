@@ -40,6 +40,11 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     } else {
         bytes
     };
+    // A list of an object's values would do for serde.
+    if bytes.trim_ascii().starts_with(b"[") {
+        let detail = "the body is a list, not an object".to_owned();
+        return Err(Problem::new(Kind::InvalidBody, detail));
+    }
     serde_json::from_slice(bytes).map_err(|error| {
         let kind = if error.is_data() {
             Kind::InvalidBody

@@ -97,7 +97,8 @@ pub(super) fn chosen_subprotocol<'r>(request: &'r Request<'_>) -> Option<&'r str
     plain.or_else(|| subprotocols(request).next())
 }
 
-fn access(request: &Request<'_>, stream: bool) -> Result<Access, Problem> {
+/// What the request's credential lets its bearer do.
+pub(super) fn access(request: &Request<'_>, stream: bool) -> Result<Access, Problem> {
     let tidings = tidings(request);
     let keys = tidings.keys();
     // Another scheme is somebody else's login, in front of us, and none of our business.
@@ -155,7 +156,7 @@ fn access(request: &Request<'_>, stream: bool) -> Result<Access, Problem> {
 }
 
 /// Whether the page that asks, by its `Origin`, is ours or allowed. No `Origin` is no browser page.
-fn is_own_page(request: &Request<'_>, allowed: &[String]) -> bool {
+pub(super) fn is_own_page(request: &Request<'_>, allowed: &[String]) -> bool {
     let Some(origin) = request.headers().get_one("Origin") else {
         return true;
     };

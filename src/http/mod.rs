@@ -24,6 +24,7 @@ use rocket::fairing::{AdHoc, Fairing};
 use rocket::{Build, Catcher, Orbit, Rocket, Route};
 
 use crate::config::{DRAIN_PERIOD, Settings};
+use crate::notify::Notifier;
 use crate::service::Tidings;
 
 /// Every route.
@@ -50,10 +51,15 @@ pub fn catchers() -> Vec<Catcher> {
 /// Starts Tidings from the settings in the application's figment, manages it as `Arc<Tidings>` and mounts
 /// its routes at `base`.
 pub fn fairing(base: &'static str) -> impl Fairing {
+    fairing_with(base, Vec::new())
+}
+
+/// The same with notifiers of the application's own beside those of the settings.
+pub fn fairing_with(base: &'static str, notifiers: Vec<Arc<dyn Notifier>>) -> impl Fairing {
     AdHoc::try_on_ignite("Tidings", move |rocket| async move {
         let started = Settings::from_figment(rocket.figment())
             .map_err(Into::into)
-            .and_then(Tidings::start);
+            .and_then(|settings| Tidings::start_with(settings, notifiers));
         match started {
             Ok(tidings) => Ok(mount(rocket, base, Arc::new(tidings))),
             Err(error) => {

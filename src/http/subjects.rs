@@ -13,7 +13,7 @@ use super::credential::{Caller, query};
 use super::problem::{Kind, Problem};
 use crate::auth::Role;
 use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, QUERY_TEXT_MAX_BYTES};
-use crate::id::{Channel, Cursor, SubjectId};
+use crate::id::{Channel, Cursor, NameError, SubjectId};
 use crate::kind::job::{JobType, Status as JobStatus};
 use crate::kind::{self, Command, RuleError};
 use crate::service::Tidings;
@@ -78,7 +78,11 @@ async fn register(
     let read = |_: &Caller, bytes: &[u8]| {
         let made_otherwise = || Problem::new(Kind::NotFound, "these are made with POST");
         let command = Command::read(kind, "put", Sent(bytes)).ok_or_else(made_otherwise)??;
-        Ok(Envelope::new(id.parse()?, command))
+        let subject = id.parse().map_err(|error: NameError| {
+            // It would be made: so it is not missing, but wrong.
+            Problem::new(Kind::InvalidBody, error.to_string())
+        });
+        Ok(Envelope::new(subject?, command))
     };
     let receipt = publish(caller?, key?, data, tidings, read).await?;
     Ok(answer(&receipt, upper))
@@ -184,7 +188,7 @@ fn reach(caller: &Caller, kind: crate::id::Kind, subject: &SubjectId) -> Result<
 }
 
 /// `status`, `job_type` (both repeatable), `q`, `page`, `limit`.
-struct Asked(ListQuery);
+pub(super) struct Asked(pub(super) ListQuery);
 
 #[rocket::async_trait]
 impl<'r> FromRequest<'r> for Asked {

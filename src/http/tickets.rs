@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use rocket::data::Data;
 use rocket::http::Status;
 use rocket::{Route, State, post, routes};
@@ -13,6 +13,7 @@ use super::credential::Caller;
 use super::problem::{Kind, Problem};
 use crate::kind;
 use crate::service::Tidings;
+use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
     routes![ticket]
@@ -27,7 +28,7 @@ struct Asked {
 #[derive(Serialize)]
 struct Answer {
     ticket: String,
-    expires_at: DateTime<Utc>,
+    expires_at: String,
     /// The path to open, with the ticket in it.
     url: String,
 }
@@ -71,7 +72,7 @@ async fn ticket(
     let answer = Answer {
         url: format!("{}{path}ticket={}", base.0, ticket.ticket),
         ticket: ticket.ticket,
-        expires_at: ticket.expires_at,
+        expires_at: timestamp(ticket.expires_at),
     };
     let bytes = serde_json::to_vec(&answer).expect("a ticket is JSON");
     Ok(Json {

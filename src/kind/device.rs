@@ -28,7 +28,7 @@ use crate::id::{Kind, SubjectId};
 pub const KIND: Kind = Kind::new("devices");
 /// A device is there, gone, or not known to be either.
 pub static DEVICE_STATUS_UPDATE: EventType = EventType::new("device_status_update");
-/// What a device says about itself has changed.
+/// What is known of a device beside its status has changed.
 pub static DEVICE_INFO_UPDATE: EventType = EventType::new("device_info_update").beside_ticks();
 /// What is fixed of devices.
 pub static DESCRIPTION: Description = Description {
@@ -38,6 +38,7 @@ pub static DESCRIPTION: Description = Description {
     event_types: &[&DEVICE_STATUS_UPDATE, &DEVICE_INFO_UPDATE],
     statuses: &["unknown", "online", "offline"],
     // A heartbeat is no command: it renews a lease in memory.
+    made_by: "put",
     verbs: &["heartbeat", "status", "info"],
 };
 /// The longest `name`, in bytes.
@@ -259,13 +260,17 @@ pub fn apply(
     let mut seq = context.next_seq;
     let mut drafts = Vec::new();
     let is_new = device.is_none();
-    if is_new || device.is_some_and(|before| before.differs_to_listeners(&next)) {
+    let marks = |own: &Device| (own.status, own.flapping);
+    if device.map(marks) != Some(marks(&next)) {
         next.told_status = (seq, context.now);
         seq += 1;
         drafts.push(status_draft(id, &next));
     }
-    let info_before = device.map_or("{}", |device| device.info.get());
-    if info_before != next.info.get() {
+    let (info, name, lease_secs) = device.map_or(("{}", &None, next.lease_secs), |before| {
+        (before.info.get(), &before.name, before.lease_secs)
+    });
+    let is_described = !is_new && (name, lease_secs) != (&next.name, next.lease_secs);
+    if info != next.info.get() || is_described {
         next.told_info = Some((seq, context.now));
         drafts.push(info_draft(id, &next));
     }
@@ -287,12 +292,6 @@ impl Device {
             created_at: context.now,
             check_at: None,
         })
-    }
-
-    /// Whether there is something to tell beside the info. `last_seen` alone is not.
-    fn differs_to_listeners(&self, next: &Device) -> bool {
-        (self.status, self.flapping, self.lease_secs, &self.name)
-            != (next.status, next.flapping, next.lease_secs, &next.name)
     }
 
     fn seen(&mut self, at: DateTime<Utc>) {
@@ -358,6 +357,8 @@ pub fn status_draft(id: &SubjectId, device: &Device) -> Draft {
 struct InfoFields<'a> {
     device_id: &'a SubjectId,
     info: &'a RawValue,
+    name: Option<&'a str>,
+    lease_secs: u32,
 }
 
 /// What a device says of itself, as an event.
@@ -365,6 +366,8 @@ pub fn info_draft(id: &SubjectId, device: &Device) -> Draft {
     let fields = InfoFields {
         device_id: id,
         info: &device.info,
+        name: device.name.as_deref(),
+        lease_secs: device.lease_secs,
     };
     draft(&DEVICE_INFO_UPDATE, device, &fields)
 }

@@ -38,6 +38,8 @@ pub struct Description {
     pub event_types: &'static [&'static EventType],
     /// Every status that its events can carry.
     pub statuses: &'static [&'static str],
+    /// The verb that makes one known: `create` (by `POST`) or `put`.
+    pub made_by: &'static str,
     /// What can be done to one that exists: `POST /api/<collection>/<id>/<verb>`.
     pub verbs: &'static [&'static str],
 }
@@ -58,6 +60,11 @@ pub trait Subject {
     /// What the subject holds alone of all of its kind in the school.
     fn holds(&self) -> Option<&str> {
         None
+    }
+
+    /// Whether it has ended, and is hardly asked anything any more.
+    fn is_over(&self) -> bool {
+        false
     }
 }
 
@@ -220,6 +227,11 @@ impl State {
     /// See [`Subject::duration`].
     pub fn duration(&self) -> Option<(Arc<str>, f64)> {
         self.subject().duration()
+    }
+
+    /// See [`Subject::is_over`].
+    pub fn is_over(&self) -> bool {
+        self.subject().is_over()
     }
 
     /// See [`Subject::holds`].
@@ -448,6 +460,22 @@ fn as_optional_timestamp<S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     at.map(timestamp).serialize(serializer)
+}
+
+/// Reads a JSON object; a list of its values would do for serde.
+fn from_object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    let object = Map::<String, Value>::deserialize(deserializer)?;
+    T::deserialize(Value::Object(object)).map_err(serde::de::Error::custom)
+}
+
+fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let object = Option::<Map<String, Value>>::deserialize(deserializer)?;
+    let read = object.map(|object| T::deserialize(Value::Object(object)));
+    read.transpose().map_err(serde::de::Error::custom)
 }
 
 /// Text that fits its bound.

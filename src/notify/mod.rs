@@ -21,6 +21,7 @@ pub mod webhook;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -32,13 +33,14 @@ use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 use self::notification::{DeliveryError, Medium, Notification, one_line};
 use crate::config::notifiers::{NotifierSettings, Patience, Rule, is_name};
 use crate::config::{
-    DELIVERY_MAX, NOTIFY_INBOX, NOTIFY_PAUSE_MAX, NOTIFY_ROUND, NOTIFY_TURN_EVENTS,
+    DELIVERY_MAX, NOTIFY_INBOX, NOTIFY_INBOX_BYTES, NOTIFY_PAUSE_MAX, NOTIFY_ROUND,
+    NOTIFY_TURN_EVENTS,
 };
 use crate::event::Event;
 use crate::id::{Channel, SchoolId};
 use crate::kind::characteristic;
 use crate::scope::Scope;
-use crate::store::notifiers::{DeadLetter, Progress};
+use crate::store::notifiers::{DeadLetter, Place, Progress, Tried};
 use crate::store::{Store, StoreError};
 use crate::wire;
 
@@ -178,6 +180,8 @@ struct Desk {
     /// Committed events that the notifier is still to be asked about. It is never asked by the dispatcher: it may be
     /// an application's own, and slow, or panic.
     inbox: mpsc::Sender<Vec<Arc<Event>>>,
+    /// Of the fields of what is in it.
+    inbox_bytes: AtomicUsize,
     mail: Mutex<Option<mpsc::Receiver<Vec<Arc<Event>>>>>,
 }
 
@@ -225,6 +229,7 @@ impl Notifiers {
                 store: Arc::clone(store),
                 agenda: Mutex::default(),
                 inbox,
+                inbox_bytes: AtomicUsize::new(0),
                 mail: Mutex::new(Some(mail)),
             })
         };
@@ -248,8 +253,12 @@ impl Notifiers {
 
     /// Takes note of committed events. Never waits, and runs no code of a notifier's.
     pub fn observe(&self, events: &[Arc<Event>]) {
+        let bytes = bytes(events);
         for desk in &self.desks {
-            if desk.inbox.try_send(events.to_vec()).is_err() {
+            let waiting = desk.inbox_bytes.fetch_add(bytes, Ordering::Relaxed);
+            let fits = waiting + bytes <= NOTIFY_INBOX_BYTES;
+            if !fits || desk.inbox.try_send(events.to_vec()).is_err() {
+                desk.inbox_bytes.fetch_sub(bytes, Ordering::Relaxed);
                 // It is busy: it will look at these schools' logs without being asked what it wants of them.
                 let mut agenda = desk.agenda();
                 events.iter().for_each(|event| agenda.push(event.school));
@@ -287,8 +296,8 @@ impl Agenda {
         }
     }
 
-    /// The school whose turn it is, and what is to be tried again there.
-    fn pop(&mut self, now: Instant) -> Option<(SchoolId, Option<Retry>)> {
+    /// The school whose turn it is.
+    fn pop(&mut self, now: Instant) -> Option<SchoolId> {
         let is_due = |retry: &Retry| retry.due <= now;
         let due = self.failed.iter().filter(|(_, retry)| is_due(retry));
         let due: Vec<SchoolId> = due.map(|(school, _)| *school).collect();
@@ -296,8 +305,11 @@ impl Agenda {
         while let Some(school) = self.queue.pop_front() {
             self.queued.remove(&school);
             match self.failed.get(&school) {
-                None => return Some((school, None)),
-                Some(retry) if is_due(retry) => return Some((school, self.failed.remove(&school))),
+                None => return Some(school),
+                Some(retry) if is_due(retry) => {
+                    self.failed.remove(&school);
+                    return Some(school);
+                }
                 // Its turn comes when the failed delivery is due.
                 Some(_) => {}
             }
@@ -317,6 +329,7 @@ impl Desk {
     }
 
     fn sort(&self, events: &[Arc<Event>]) {
+        self.inbox_bytes.fetch_sub(bytes(events), Ordering::Relaxed);
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let school = of_school[0].school;
             let wanted = of_school.iter().any(|event| self.wants(event));
@@ -356,7 +369,7 @@ impl Desk {
                 round = Instant::now() + NOTIFY_ROUND;
             }
             let next = self.agenda().pop(Instant::now());
-            let Some((school, retry)) = next else {
+            let Some(school) = next else {
                 let due = self.agenda().failed.values().map(|retry| retry.due).min();
                 tokio::select! {
                     events = mail.recv() => match events {
@@ -367,7 +380,7 @@ impl Desk {
                 }
                 continue;
             };
-            match self.turn(school, retry).await {
+            match self.turn(school).await {
                 Ok(Turn::Done | Turn::Failed) => {}
                 Ok(Turn::More) => self.agenda().push(school),
                 Err(StoreError::Stopped) => return,
@@ -381,9 +394,9 @@ impl Desk {
     }
 
     /// Reads a page of a school's log and delivers of what is wanted as much as a turn allows.
-    async fn turn(&self, school: SchoolId, retry: Option<Retry>) -> Result<Turn, StoreError> {
+    async fn turn(&self, school: SchoolId) -> Result<Turn, StoreError> {
         let name = self.notifier.name();
-        let after = self.store.notifier_cursor(name, school).await?;
+        let Place { seq: after, tried } = self.store.notifier_place(name, school).await?;
         let scope = Arc::new(Scope::new(school, [Channel::School(school)]));
         let page = self.store.replay(scope, after, false).await?;
         if after < page.floor {
@@ -395,7 +408,7 @@ impl Desk {
             if count == NOTIFY_TURN_EVENTS {
                 return Ok(Turn::More);
             }
-            if !self.attempt(event, retry).await? {
+            if !self.attempt(event, tried).await? {
                 return Ok(Turn::Failed);
             }
         }
@@ -431,12 +444,12 @@ impl Desk {
     }
 
     /// Makes one attempt to deliver an event. True if the cursor has moved past it.
-    async fn attempt(&self, event: &Arc<Event>, retry: Option<Retry>) -> Result<bool, StoreError> {
+    async fn attempt(&self, event: &Arc<Event>, tried: Option<Tried>) -> Result<bool, StoreError> {
         let (name, school) = (self.notifier.name(), event.school);
         let outcome = self.deliver(event).await;
-        let attempts = retry
-            .filter(|retry| retry.seq == event.seq)
-            .map_or(1, |retry| retry.attempts.saturating_add(1));
+        let attempts = tried
+            .filter(|tried| tried.seq == event.seq)
+            .map_or(1, |tried| tried.attempts.saturating_add(1));
         let now = Utc::now().trunc_subsecs(3);
         let Err(error) = outcome else {
             let progress = Progress {
@@ -457,6 +470,10 @@ impl Desk {
         );
         let progress = Progress {
             failed: Some((now, cause.clone())),
+            tried: (!is_last).then_some(Tried {
+                seq: event.seq,
+                attempts,
+            }),
             dead: is_last.then(|| DeadLetter {
                 seq: event.seq,
                 event_type: event.draft.event_type.name.to_owned(),
@@ -524,6 +541,10 @@ impl Desk {
             json: wire::event_json(event, false),
         }
     }
+}
+
+fn bytes(events: &[Arc<Event>]) -> usize {
+    events.iter().map(|event| event.draft.fields.len()).sum()
 }
 
 /// How long to wait after so many attempts: doubled each time, within bounds.

@@ -25,8 +25,8 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc;
 
-use self::notifiers::{DeadLetterPage, Progress, Standing};
-use crate::event::Event;
+use self::notifiers::{DeadLetterPage, Place, Progress, Standing};
+use crate::event::{Event, EventType};
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::characteristic::Violation;
 use crate::kind::device::Device;
@@ -257,6 +257,16 @@ pub trait Store: Send + Sync + 'static {
     /// Events in scope after `after`. With `fold`, ticks that a later event in scope supersedes are left out.
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError>;
 
+    /// The last events of one type of a subject, oldest first, at most `limit`.
+    async fn last_events(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        subject: SubjectId,
+        event_type: &'static EventType,
+        limit: usize,
+    ) -> Result<Vec<Arc<Event>>, StoreError>;
+
     /// Present states in scope whose last event lies after `after` and not after `upto` (the head, if absent).
     async fn snapshot(
         &self,
@@ -289,6 +299,20 @@ pub trait Store: Send + Sync + 'static {
         query: ListQuery,
     ) -> Result<ListPage, StoreError>;
 
+    /// How many subjects of a kind a school has, by status.
+    async fn counts(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+    ) -> Result<Vec<(&'static str, u64)>, StoreError>;
+
+    /// Schools that have a log, by number, after this one; at most `limit`.
+    async fn schools(
+        &self,
+        after: Option<SchoolId>,
+        limit: usize,
+    ) -> Result<Vec<SchoolId>, StoreError>;
+
     /// A page of violations of control limits.
     async fn violations(
         &self,
@@ -313,7 +337,7 @@ pub trait Store: Send + Sync + 'static {
     async fn notifier_begins(&self, name: &str) -> Result<Vec<SchoolId>, StoreError>;
 
     /// Where a notifier stands in a school's log.
-    async fn notifier_cursor(&self, name: &str, school: SchoolId) -> Result<u64, StoreError>;
+    async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError>;
 
     /// Moves a notifier's cursor, which never goes back, and counts what came of it, in one commit.
     async fn notifier_moves(

@@ -9,8 +9,28 @@ pub struct Progress {
     pub delivered: Option<DateTime<Utc>>,
     /// An attempt failed: when, and why.
     pub failed: Option<(DateTime<Utc>, String)>,
+    /// The event that will be tried again.
+    pub tried: Option<Tried>,
     /// An event is given up.
     pub dead: Option<DeadLetter>,
+}
+
+/// An event whose delivery has failed, but not for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tried {
+    /// Its place in the log.
+    pub seq: u64,
+    /// How often it was tried.
+    pub attempts: u32,
+}
+
+/// Where a notifier stands in a school's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Place {
+    /// Everything up to here is delivered, given up, or not wanted.
+    pub seq: u64,
+    /// The event that is being tried again.
+    pub tried: Option<Tried>,
 }
 
 /// An event that was not delivered and will not be.

@@ -504,3 +504,49 @@ async fn what_is_no_collection_is_not_found() {
         );
     }
 }
+
+/// serde takes a list of a struct's values for the struct.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_no_body() {
+    let server = server().await;
+    server.running_job("j").await;
+    let session = json!({"session_id": "s", "device_id": "d"});
+    server.report("/api/enrollments", session).await;
+    for (method, path, body) in [
+        ("POST", "/api/jobs", json!(["j2", "t"])),
+        ("POST", "/api/jobs/j/progress", json!([55, "hi", null])),
+        ("POST", "/api/jobs/j/complete", json!([])),
+        (
+            "POST",
+            "/api/jobs/j/fail",
+            json!({"error": ["broken", "It broke"]}),
+        ),
+        (
+            "POST",
+            "/api/enrollments",
+            json!(["s2", 5, null, null, null, null]),
+        ),
+        ("POST", "/api/enrollments/s/error", json!(["x", null])),
+        ("POST", "/api/tickets", json!([["jobs"]])),
+        ("PUT", "/api/devices/d", json!(["Door", null, null])),
+        (
+            "PUT",
+            "/api/characteristics/c",
+            json!({"limits": [7, 10, 4]}),
+        ),
+        (
+            "PUT",
+            "/api/characteristics/c",
+            json!({"rules": [{"rule_id": 1, "severity": "warning", "z": 1}]}),
+        ),
+        ("PUT", "/api/devices/a%20b", json!({})),
+    ] {
+        let request = server.request(method, path, &worker(1)).json(&body);
+        let (status, problem) = answer(request).await;
+        assert_eq!(
+            (status, &problem["code"]),
+            (422, &json!("invalid-body")),
+            "{path} {body} {problem}"
+        );
+    }
+}

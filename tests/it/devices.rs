@@ -326,6 +326,34 @@ async fn a_snapshot_tells_status_and_info_and_any_of_its_cursors_is_safe() {
     );
 }
 
+/// Who waits for devices that go must not hear of one that gets another name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_name_or_lease_is_no_change_of_status() {
+    let server = server().await;
+    register(&server, "door", json!({"name": "Door"})).await;
+    let mut listener = server.listen(Transport::WebSocket, "/devices/door").await;
+    listener.until_ready().await;
+    register(
+        &server,
+        "door",
+        json!({"name": "Front door", "lease_secs": 1}),
+    )
+    .await;
+    let told = listener.next().await.unwrap();
+    assert_eq!(
+        (&told["type"], &told["name"], &told["lease_secs"]),
+        (
+            &json!("device_info_update"),
+            &json!("Front door"),
+            &json!(1)
+        )
+    );
+    online(&server, "door").await;
+    assert_eq!(listener.next().await.unwrap()["status"], "online");
+    let gone = listener.next().await.unwrap();
+    assert_eq!(gone["status"], "offline", "after the new lease");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_beats_for_many_devices_in_a_batch() {
     let server = server().await;

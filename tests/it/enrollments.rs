@@ -111,6 +111,15 @@ async fn with_attempts_progress_counts_scans_and_does_not_fall_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_third_is_for_the_end() {
+    let server = server().await;
+    start(&server, "s", "door").await;
+    let body = json!({"progress": 90, "status": "placing"});
+    let told = server.report("/api/enrollments/s/progress", body).await;
+    assert_eq!(told["progress"], 66);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_device_has_one_active_session_at_a_time() {
     let server = server().await;
     start(&server, "s1", "door").await;

@@ -43,12 +43,17 @@ pub struct Register {
     /// The rules that are switched on: numbers, or `{rule_id, severity}`.
     pub rules: Option<Vec<RuleSetting>>,
     /// Limits, as in `PUT …/limits`.
+    #[serde(deserialize_with = "crate::kind::from_optional_object")]
     pub limits: Option<SetLimits>,
 }
 
 /// A rule to switch on.
 #[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "expected a rule's number, or an object with `rule_id` and `severity`"
+)]
 pub enum RuleSetting {
     /// With its usual severity.
     Number(u8),

@@ -43,6 +43,7 @@ pub static DESCRIPTION: Description = Description {
     id_field: "characteristic_id",
     event_types: &[&SAMPLE, &VIOLATION, &ACK_UPDATE, &CONTROL_LIMITS],
     statuses: &[IN_CONTROL, OUT_OF_CONTROL],
+    made_by: "put",
     verbs: &["samples", "violations", "limits"],
 };
 /// The last sample breaks no rule, or there is nothing to judge it by.

@@ -56,6 +56,7 @@ pub static DESCRIPTION: Description = Description {
         "error",
         "cancelled",
     ],
+    made_by: "create",
     verbs: &["progress", "complete", "error", "cancel"],
 };
 /// The longest `student_id`, in bytes.
@@ -203,6 +204,10 @@ impl Subject for Session {
             "finished_at": self.finished_at.map(timestamp),
             "lease_secs": self.lease_secs,
         })
+    }
+
+    fn is_over(&self) -> bool {
+        self.status.is_terminal()
     }
 
     /// The device, as long as the session has it to itself.

@@ -179,7 +179,10 @@ impl Session {
             });
         }
         let told = match report.progress {
-            Some(told) if (0.0..=100.0).contains(&told) => told as u8,
+            // The rest is for the end.
+            Some(told) if (0.0..=100.0).contains(&told) => {
+                (told as u8).min(Status::Processing.progress())
+            }
             Some(_) => {
                 return Err(RuleError::Invalid {
                     field: "progress",

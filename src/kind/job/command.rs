@@ -96,6 +96,7 @@ pub struct Complete {
 #[serde(deny_unknown_fields)]
 pub struct Fail {
     /// What went wrong.
+    #[serde(deserialize_with = "crate::kind::from_object")]
     pub error: JobError,
     /// A word for people; the error's message if absent.
     #[serde(default)]

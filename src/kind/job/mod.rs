@@ -49,6 +49,7 @@ pub static DESCRIPTION: Description = Description {
         "failed",
         "cancelled",
     ],
+    made_by: "create",
     verbs: &[
         "queue", "start", "progress", "complete", "fail", "cancel", "retry",
     ],
@@ -273,6 +274,10 @@ impl Subject for Job {
             "started_at": self.started_at.map(timestamp),
             "finished_at": self.finished_at.map(timestamp),
         })
+    }
+
+    fn is_over(&self) -> bool {
+        self.status.is_terminal()
     }
 
     fn duration(&self) -> Option<(Arc<str>, f64)> {

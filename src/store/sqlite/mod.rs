@@ -35,12 +35,13 @@ use self::schema::meta;
 use self::sweep::Retention;
 use self::table::{TABLES, table};
 use self::writer::{Submission, Work, Writer};
-use super::notifiers::{DeadLetterPage, Progress, Standing};
+use super::notifiers::{DeadLetterPage, Place, Progress, Standing};
 use super::{
     CommandError, Committed, Envelope, ListPage, ListQuery, Overdue, Page, Receipt, Store,
     StoreError, StoredSubject, ViolationPage, ViolationQuery,
 };
 use crate::config::{self, Settings, Synchronous};
+use crate::event::{Event, EventType};
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::device::Device;
 use crate::scope::Scope;
@@ -304,6 +305,21 @@ impl Store for SqliteStore {
             .await
     }
 
+    async fn last_events(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        subject: SubjectId,
+        event_type: &'static EventType,
+        limit: usize,
+    ) -> Result<Vec<Arc<Event>>, StoreError> {
+        let epoch = self.epoch;
+        self.read(move |conn| {
+            read::last_events(conn, epoch, school, kind, &subject, event_type, limit)
+        })
+        .await
+    }
+
     async fn snapshot(
         &self,
         scope: Arc<Scope>,
@@ -347,6 +363,24 @@ impl Store for SqliteStore {
     ) -> Result<ListPage, StoreError> {
         let epoch = self.epoch;
         self.read(move |conn| read::list(conn, epoch, school, kind, &query))
+            .await
+    }
+
+    async fn counts(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+    ) -> Result<Vec<(&'static str, u64)>, StoreError> {
+        self.read(move |conn| read::counts(conn, school, kind))
+            .await
+    }
+
+    async fn schools(
+        &self,
+        after: Option<SchoolId>,
+        limit: usize,
+    ) -> Result<Vec<SchoolId>, StoreError> {
+        self.read(move |conn| read::schools(conn, after, limit))
             .await
     }
 
@@ -394,9 +428,9 @@ impl Store for SqliteStore {
         self.aside(move |conn| notifiers::begins(conn, &name)).await
     }
 
-    async fn notifier_cursor(&self, name: &str, school: SchoolId) -> Result<u64, StoreError> {
+    async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError> {
         let name = name.to_owned();
-        self.read(move |conn| notifiers::cursor(conn, &name, school))
+        self.read(move |conn| notifiers::place(conn, &name, school))
             .await
     }
 

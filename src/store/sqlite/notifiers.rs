@@ -8,7 +8,7 @@ use super::schema::{dead_letters, notifier_cursors, notifiers, schools};
 use super::table::{from_millis, millis, unreadable};
 use crate::config::DEAD_LETTERS_MAX;
 use crate::id::SchoolId;
-use crate::store::notifiers::{DeadLetter, DeadLetterPage, Progress, Standing};
+use crate::store::notifiers::{DeadLetter, DeadLetterPage, Place, Progress, Standing, Tried};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = notifier_cursors)]
@@ -47,8 +47,8 @@ pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Vec
             == 1;
         if is_new {
             diesel::sql_query(
-                "INSERT INTO notifier_cursors (name, school_id, seq, delivered, failed, dead) \
-                 SELECT ?, school_id, head, 0, 0, 0 FROM schools WHERE true ON CONFLICT DO NOTHING",
+                "INSERT INTO notifier_cursors (name, school_id, seq, delivered, failed, dead, attempts) \
+                 SELECT ?, school_id, head, 0, 0, 0, 0 FROM schools WHERE true ON CONFLICT DO NOTHING",
             )
             .bind::<diesel::sql_types::Text, _>(name)
             .execute(conn)?;
@@ -73,17 +73,32 @@ pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Vec
     })
 }
 
-pub(super) fn cursor(
+pub(super) fn place(
     conn: &mut SqliteConnection,
     name: &str,
     school: SchoolId,
-) -> QueryResult<u64> {
-    let seq: Option<i64> = notifier_cursors::table
+) -> QueryResult<Place> {
+    let row: Option<(i64, Option<i64>, i64)> = notifier_cursors::table
         .find((name, school.get()))
-        .select(notifier_cursors::seq)
+        .select((
+            notifier_cursors::seq,
+            notifier_cursors::tried_seq,
+            notifier_cursors::attempts,
+        ))
         .first(conn)
         .optional()?;
-    Ok(seq.unwrap_or(0) as u64)
+    let Some((seq, tried_seq, attempts)) = row else {
+        return Ok(Place::default());
+    };
+    let attempts = attempts.try_into().unwrap_or(u32::MAX);
+    let tried = tried_seq.map(|seq| Tried {
+        seq: seq as u64,
+        attempts,
+    });
+    Ok(Place {
+        seq: seq as u64,
+        tried,
+    })
 }
 
 pub(super) fn moves(
@@ -103,6 +118,7 @@ pub(super) fn moves(
                 cursors::delivered.eq(0),
                 cursors::failed.eq(0),
                 cursors::dead.eq(0),
+                cursors::attempts.eq(0),
             ))
             .execute(conn)?;
         let own = cursors::table.find((name, school.get()));
@@ -117,6 +133,12 @@ pub(super) fn moves(
                 ))
                 .execute(conn)?;
         }
+        diesel::update(own)
+            .set((
+                cursors::tried_seq.eq(progress.tried.map(|tried| tried.seq as i64)),
+                cursors::attempts.eq(progress.tried.map_or(0, |tried| tried.attempts.into())),
+            ))
+            .execute(conn)?;
         if let Some((at, cause)) = &progress.failed {
             diesel::update(own)
                 .set((

@@ -9,11 +9,11 @@ use diesel::sqlite::SqliteConnection;
 
 use super::events::EventRow;
 use super::schema::{events, schools};
-use super::table::{Selection, TABLES, table};
+use super::table::{Selection, TABLES, table, unreadable};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES};
-use crate::event::Event;
-use crate::id::{Channel, Epoch, Kind, SchoolId};
-use crate::kind::description;
+use crate::event::{Event, EventType};
+use crate::id::{Channel, Epoch, Kind, SchoolId, SubjectId};
+use crate::kind::{description, known_status};
 use crate::scope::{Scope, without_superseded};
 use crate::store::{ListPage, ListQuery, Page};
 
@@ -247,6 +247,61 @@ pub(super) fn list(
     })
 }
 
+/// The last events of one type of a subject, oldest first.
+pub(super) fn last_events(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    school: SchoolId,
+    kind: Kind,
+    subject: &SubjectId,
+    event_type: &EventType,
+    limit: usize,
+) -> QueryResult<Vec<Arc<Event>>> {
+    let rows = events::table
+        .filter(events::school_id.eq(school.get()))
+        .filter(events::kind.eq(kind.collection()))
+        .filter(events::subject_id.eq(subject.as_str()))
+        .filter(events::name.eq(event_type.name))
+        .order(events::seq.desc())
+        .limit(limit as i64)
+        .select(EventRow::as_select())
+        .load::<EventRow<'_>>(conn)?;
+    let newest_last = rows.into_iter().rev();
+    newest_last
+        .map(|row| Ok(Arc::new(row.into_event(epoch)?)))
+        .collect()
+}
+
+/// How many subjects of a kind there are, by status; statuses that none has are left out.
+pub(super) fn counts(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    kind: Kind,
+) -> QueryResult<Vec<(&'static str, u64)>> {
+    let counts = table(kind).counts(conn, school)?;
+    let known = |(status, count): (String, i64)| {
+        let status = known_status(&status).ok_or_else(|| unreadable("a status"))?;
+        Ok((status, count as u64))
+    };
+    counts.into_iter().map(known).collect()
+}
+
+/// Schools that have a log, by number.
+pub(super) fn schools(
+    conn: &mut SqliteConnection,
+    after: Option<SchoolId>,
+    limit: usize,
+) -> QueryResult<Vec<SchoolId>> {
+    let ids: Vec<i64> = schools::table
+        .filter(schools::school_id.gt(after.map_or(0, SchoolId::get)))
+        .order(schools::school_id)
+        .limit(limit as i64)
+        .select(schools::school_id)
+        .load(conn)?;
+    let school = |id: i64| id.try_into().map_err(|_| unreadable("a school id"));
+    ids.into_iter().map(school).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -329,6 +384,7 @@ mod tests {
                 table(*kind).overdue(conn, chrono::Utc::now(), 10).unwrap();
                 table(*kind).sweep(conn, chrono::Utc::now(), 10).unwrap();
                 table(*kind).holder(conn, school, "door").unwrap();
+                counts(conn, school, *kind).unwrap();
             }
             for acknowledged in [None, Some(true), Some(false)] {
                 let query = ViolationQuery {
@@ -339,6 +395,7 @@ mod tests {
                 super::super::violations::list(conn, school, &query).unwrap();
             }
             super::super::devices::not_offline(conn, None, 10).unwrap();
+            super::super::violations::sweep(conn, chrono::Utc::now(), 10).unwrap();
         });
         assert!(all.len() > 30, "{all:#?}");
         for plan in &all {

@@ -178,6 +178,8 @@ diesel::table! {
         delivered -> BigInt,
         failed -> BigInt,
         dead -> BigInt,
+        tried_seq -> Nullable<BigInt>,
+        attempts -> BigInt,
         delivered_at -> Nullable<BigInt>,
         failed_at -> Nullable<BigInt>,
         cause -> Nullable<Text>,

@@ -149,6 +149,13 @@ pub(super) trait Table: Sync {
         query: &ListQuery,
     ) -> QueryResult<Vec<(SubjectId, Stored)>>;
 
+    /// How many there are of each status.
+    fn counts(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+    ) -> QueryResult<Vec<(String, i64)>>;
+
     /// For a kind that has ticks.
     fn last_events(
         &self,
@@ -225,7 +232,7 @@ pub(super) fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
         .map_err(|_| unreadable("JSON"))
 }
 
-/// Makes the methods of [`Table`] that every table has: `load`, `write` and `list`.
+/// Makes the methods of [`Table`] that every table has: `load`, `write`, `counts` and `list`.
 macro_rules! any_table {
     (
         $table:ident by $id:ident as $row:ident, written by $upsert:ident from $of_state:ident,
@@ -256,6 +263,18 @@ macro_rules! any_table {
                 .first(conn)
                 .optional()?;
             row.map(|row| Ok(row.into_stored()?.1)).transpose()
+        }
+
+        fn counts(
+            &self,
+            conn: &mut SqliteConnection,
+            school: SchoolId,
+        ) -> QueryResult<Vec<(String, i64)>> {
+            $table::table
+                .filter($table::school_id.eq(school.get()))
+                .group_by($table::status)
+                .select(($table::status, diesel::dsl::count_star()))
+                .load(conn)
         }
 
         fn list(

@@ -98,7 +98,7 @@ over_every_client! {
             chrono::DateTime::parse_from_rfc3339(message["last_seen"].as_str().unwrap()).unwrap()
         };
         assert!(at(&told[2]) >= at(&told[1]), "kept, and not cleared, when it goes");
-        assert_fields(&told[3], &[EVENT, "device_id info"]);
+        assert_fields(&told[3], &[EVENT, "device_id info name lease_secs"]);
         assert_has(&told[3], json!({"type": "device_info_update", "info": {"firmware": "1.1"}}));
         assert_eq!(client.ask("ping").await, json!({"type": "pong"}), "and nothing else");
         // Who comes now is told both: the status and the info.

@@ -450,6 +450,23 @@ async fn what_the_log_has_forgotten_is_a_dead_letter_and_not_a_silent_gap() {
     assert!(cause.contains("past retention"), "{page}");
 }
 
+/// A server that is restarted again and again must not try one event for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_are_counted_through_restarts() {
+    let kept = Arc::new(Kept::default());
+    kept.broken.store(true, Ordering::SeqCst);
+    let mut server = server_telling(&kept, json!({})).await;
+    fail(&server, 1, "j").await;
+    for attempts in 1..=3 {
+        until("it was tried", async || {
+            state(&server, 1, "kept").await["retry"]["attempts"] == attempts
+        })
+        .await;
+        let folder = server.stop().await;
+        server = server_telling_in(folder, &kept, json!({})).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_notifier_is_not_told_of_the_past() {
     let first = server().await;

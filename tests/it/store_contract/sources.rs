@@ -312,7 +312,12 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
         "it begins at the end"
     );
     assert_eq!(
-        bench.store.notifier_cursor("ops", school(1)).await.unwrap(),
+        bench
+            .store
+            .notifier_place("ops", school(1))
+            .await
+            .unwrap()
+            .seq,
         2
     );
     bench.done(vec![create("c")]).await;
@@ -321,7 +326,12 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     behind.sort();
     assert_eq!(behind, [school(1), school(2)]);
     assert_eq!(
-        bench.store.notifier_cursor("ops", school(2)).await.unwrap(),
+        bench
+            .store
+            .notifier_place("ops", school(2))
+            .await
+            .unwrap()
+            .seq,
         0,
         "a new school"
     );

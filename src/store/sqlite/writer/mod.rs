@@ -267,7 +267,12 @@ impl Writer {
             QueryResult::Ok(())
         })?;
         for (address, stored) in group.changed.drain() {
-            self.states.put(address, stored);
+            // What has ended, with its result, is hardly asked for again.
+            if stored.state.is_over() {
+                self.states.pop(&address);
+            } else {
+                self.states.put(address, stored);
+            }
         }
         for (school, head) in group.heads.drain() {
             self.heads.put(school, head);

@@ -10,6 +10,7 @@ mod cors;
 mod credential;
 mod devices;
 mod health;
+mod monitor;
 mod notifiers;
 pub mod problem;
 mod stream;
@@ -39,6 +40,7 @@ pub fn routes() -> Vec<Route> {
         tickets::routes(),
         stream::routes(),
         cors::routes(),
+        monitor::routes(),
     ]
     .concat()
 }
@@ -72,8 +74,11 @@ pub fn fairing_with(base: &'static str, notifiers: Vec<Arc<dyn Notifier>>) -> im
 
 /// Mounts the routes of a running Tidings at `base`.
 pub fn mount(rocket: Rocket<Build>, base: &'static str, tidings: Arc<Tidings>) -> Rocket<Build> {
+    let (pages, assets) = monitor::state();
     rocket
         .manage(tidings)
+        .manage(pages)
+        .manage(assets)
         .mount(base, routes())
         .register(base, catchers())
         .attach(cors::fairing(base))

@@ -25,6 +25,7 @@ mod invariants;
 mod job_rules;
 mod jobs_api;
 mod kinds_documentation;
+mod monitor;
 mod notify;
 mod quickstart;
 mod source_rules;

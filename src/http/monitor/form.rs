@@ -1,0 +1,80 @@
+//! How times and numbers are written for people.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
+
+use crate::wire::timestamp;
+
+/// A time as it is written: how long ago it is, and exactly.
+pub(super) fn time(at: DateTime<Utc>, now: DateTime<Utc>) -> Value {
+    json!({ "exact": timestamp(at), "relative": relative(at - now) })
+}
+
+/// The same of a time that may not have come.
+pub(super) fn optional_time(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Value {
+    at.map_or(Value::Null, |at| time(at, now))
+}
+
+fn relative(distance: TimeDelta) -> String {
+    let span = span(distance.abs());
+    if distance.abs() < TimeDelta::seconds(1) {
+        "now".into()
+    } else if distance < TimeDelta::zero() {
+        format!("{span} ago")
+    } else {
+        format!("in {span}")
+    }
+}
+
+/// A length of time in its one or two largest units.
+pub(super) fn span(length: TimeDelta) -> String {
+    let secs = length.num_seconds();
+    match secs {
+        0..60 => format!("{secs} s"),
+        60..3_600 => format!("{} min", secs / 60),
+        3_600..86_400 => match secs % 3_600 / 60 {
+            0 => format!("{} h", secs / 3_600),
+            minutes => format!("{} h {minutes} min", secs / 3_600),
+        },
+        _ => format!("{} d", secs / 86_400),
+    }
+}
+
+/// A count with its thousands apart.
+pub(super) fn count(count: u64) -> String {
+    let digits = count.to_string();
+    let mut apart = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            apart.push('\u{202f}');
+        }
+        apart.push(digit);
+    }
+    apart
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_as_people_tell_them() {
+        for (secs, text) in [
+            (0, "now"),
+            (-5, "5 s ago"),
+            (-61, "1 min ago"),
+            (-7_260, "2 h 1 min ago"),
+            (-200_000, "2 d ago"),
+            (90, "in 1 min"),
+            (3_600, "in 1 h"),
+        ] {
+            assert_eq!(relative(TimeDelta::seconds(secs)), text);
+        }
+    }
+
+    #[test]
+    fn thousands_stand_apart() {
+        assert_eq!(count(7), "7");
+        assert_eq!(count(1_234_567), "1\u{202f}234\u{202f}567");
+    }
+}

@@ -1,0 +1,108 @@
+//! Templates into answers, with the headers that keep strangers out.
+
+use rocket::Request;
+use rocket::http::{ContentType, Header, Status};
+use rocket::response::{self, Responder, Response};
+use serde_json::Value;
+use tera::Tera;
+
+use super::assets::Assets;
+
+/// Nothing from other hosts, no script and no style in a page, no frame around it.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; \
+     connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// The templates, read once.
+pub(crate) struct Pages {
+    tera: Tera,
+    assets: serde_json::Map<String, Value>,
+}
+
+macro_rules! templates {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_str!(concat!("../../../templates/", $name, ".tera")))),*]
+    };
+}
+
+impl Pages {
+    pub(super) fn new(assets: &Assets) -> Pages {
+        let mut tera = Tera::default();
+        let templates = templates![
+            "base.html",
+            "macros.html",
+            "sign-in.html",
+            "schools.html",
+            "problem.html",
+            "overview.html",
+            "jobs.html",
+            "job.html",
+            "enrollments.html",
+            "devices.html",
+            "characteristics.html",
+            "characteristic.html",
+        ];
+        tera.add_raw_templates(templates)
+            .expect("the embedded templates are sound: a test renders each of them");
+        let files = assets.files();
+        Pages {
+            tera,
+            assets: files
+                .map(|(name, file)| (name.replace('.', "_"), file.into()))
+                .collect(),
+        }
+    }
+
+    pub(super) fn render(&self, template: &str, view: &Value) -> Html {
+        let mut context = tera::Context::from_value(view.clone()).unwrap_or_default();
+        context.insert("assets", &self.assets);
+        context.insert("version", env!("CARGO_PKG_VERSION"));
+        match self.tera.render(template, &context) {
+            Ok(text) => Html {
+                status: Status::Ok,
+                text,
+            },
+            Err(error) => {
+                tracing::error!(template, ?error, "a page could not be rendered");
+                Html {
+                    status: Status::InternalServerError,
+                    text: "The page could not be rendered; the cause is in the server's log."
+                        .into(),
+                }
+            }
+        }
+    }
+}
+
+/// A page.
+pub(super) struct Html {
+    status: Status,
+    text: String,
+}
+
+impl Html {
+    pub(super) fn with_status(self, status: Status) -> Html {
+        Html { status, ..self }
+    }
+}
+
+impl<'r> Responder<'r, 'static> for Html {
+    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
+        let Html { status, text } = self;
+        let mut response = Response::build();
+        response
+            .status(status)
+            .header(ContentType::HTML)
+            .sized_body(text.len(), std::io::Cursor::new(text));
+        for (name, value) in [
+            ("Cache-Control", "no-store"),
+            ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
+            ("Cross-Origin-Opener-Policy", "same-origin"),
+            ("Referrer-Policy", "same-origin"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("X-Frame-Options", "DENY"),
+        ] {
+            response.header(Header::new(name, value));
+        }
+        response.ok()
+    }
+}

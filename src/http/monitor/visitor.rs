@@ -1,0 +1,193 @@
+//! Who looks at a page: by the cookie that signing in has left, or any other credential.
+
+use std::sync::Arc;
+
+use rocket::Request;
+use rocket::http::{Header, Status};
+use rocket::request::{FromRequest, Outcome};
+use rocket::response::{self, Redirect, Responder, Response};
+use serde_json::{Value, json};
+
+use super::page::{Html, Pages};
+use crate::auth::{Access, AuthError, Role};
+use crate::http::body::Base;
+use crate::http::credential;
+use crate::http::problem::Problem;
+use crate::id::{Channel, Kind, SchoolId};
+use crate::service::Tidings;
+use crate::store::StoreError;
+
+/// Whoever asks for a page.
+pub(super) struct Visitor {
+    credential: Result<Access, Problem>,
+    /// Whether the request comes from a page of this server, as far as browsers tell.
+    pub(super) is_own_page: bool,
+    /// Whether the proxy in front spoke TLS with the browser.
+    pub(super) is_encrypted: bool,
+    /// Where to go on after signing in.
+    here: String,
+}
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Visitor {
+    type Error = std::convert::Infallible;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Visitor, Self::Error> {
+        let forwarded = request.headers().get_one("X-Forwarded-Proto");
+        Outcome::Success(Visitor {
+            credential: credential::access(request, false),
+            is_own_page: credential::is_own_page(request, &[]),
+            is_encrypted: forwarded == Some("https"),
+            here: request.uri().to_string(),
+        })
+    }
+}
+
+/// A visitor in a school.
+pub(super) struct Guest {
+    pub(super) access: Access,
+    pub(super) school: SchoolId,
+}
+
+impl Guest {
+    /// Whether everything of a kind may be seen.
+    pub(super) fn may_see(&self, kind: Kind) -> bool {
+        let channel = Channel::Collection(kind);
+        self.access.reach(self.school, &channel).is_ok()
+    }
+
+    /// Whether something may be done.
+    pub(super) fn may_act(&self) -> bool {
+        self.access.require(Role::Worker).is_ok()
+    }
+}
+
+impl Visitor {
+    /// Who it is; whoever is nobody is asked to sign in.
+    pub(super) fn access(&self) -> Result<Access, Refusal> {
+        match &self.credential {
+            Ok(access) => Ok(access.clone()),
+            Err(problem) if problem.status() == 401 => Err(Refusal::SignIn(self.here.clone())),
+            Err(problem) => Err(Refusal::Problem(problem.clone())),
+        }
+    }
+
+    /// The visitor in a school; another school than the own one is not there.
+    pub(super) fn enter(&self, school: &str) -> Result<Guest, Refusal> {
+        let access = self.access()?;
+        let named = school
+            .parse()
+            .map_err(|_| Problem::from(AuthError::NotFound))?;
+        let school = access.school(Some(named)).map_err(Problem::from)?;
+        Ok(Guest { access, school })
+    }
+
+    /// What every template is given, and `own`.
+    pub(super) fn view(&self, base: &Base, own: Value) -> Value {
+        let access = self.credential.as_ref().ok();
+        let mut view = json!({
+            "base": base.0,
+            "visitor": access.map(|access| json!({
+                "name": access.subject,
+                "role": access.role,
+                "all_schools": access.school.is_none(),
+            })),
+        });
+        if let (Some(view), Value::Object(own)) = (view.as_object_mut(), own) {
+            view.extend(own);
+        }
+        view
+    }
+}
+
+/// Why there is no page.
+pub(super) enum Refusal {
+    /// Nobody is signed in; afterwards it goes on here.
+    SignIn(String),
+    /// Anything else.
+    Problem(Problem),
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Refusal {
+        Refusal::Problem(problem)
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Refusal {
+        Refusal::Problem(error.into())
+    }
+}
+
+impl<'r> Responder<'r, 'static> for Refusal {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
+        let base = request.route().map_or("", |route| route.uri.base());
+        let base = base.trim_end_matches('/');
+        match self {
+            Refusal::SignIn(here) => {
+                let next = rocket::http::RawStr::new(&here).percent_encode();
+                Redirect::to(format!("{base}/monitor/sign-in?next={next}")).respond_to(request)
+            }
+            Refusal::Problem(problem) => {
+                let view = json!({
+                    "base": base,
+                    "status": problem.status(),
+                    "detail": problem.detail(),
+                });
+                let pages = request.rocket().state::<Pages>();
+                let pages = pages.expect("the pages are mounted together with their state");
+                let status = Status::new(problem.status());
+                let page: Html = pages.render("problem.html", &view).with_status(status);
+                page.respond_to(request)
+            }
+        }
+    }
+}
+
+/// A redirect that leaves or clears the cookie.
+pub(super) struct SignedIn {
+    /// A `Set-Cookie` header; none if empty.
+    pub(super) cookie: String,
+    pub(super) to: String,
+}
+
+impl<'r> Responder<'r, 'static> for SignedIn {
+    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
+        let mut response = Response::build();
+        response
+            .status(Status::SeeOther)
+            .header(Header::new("Location", self.to))
+            .header(Header::new("Cache-Control", "no-store"));
+        if !self.cookie.is_empty() {
+            response.header(Header::new("Set-Cookie", self.cookie));
+        }
+        response.ok()
+    }
+}
+
+/// The token's characters are those of a cookie's value (RFC 6265): it has been verified.
+pub(super) fn token_cookie(tidings: &Arc<Tidings>, token: &str, encrypted: bool) -> String {
+    let name = &tidings.settings().cookie_name;
+    let secure = if encrypted { "; Secure" } else { "" };
+    format!("{name}={token}; Path=/; HttpOnly; SameSite=Lax{secure}")
+}
+
+pub(super) fn cleared_cookie(tidings: &Arc<Tidings>) -> String {
+    let name = &tidings.settings().cookie_name;
+    format!("{name}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
+}
+
+/// An address below our own pages; anything else could lead astray.
+pub(super) fn own_address(base: &Base, next: &str) -> String {
+    let pages = format!("{}/monitor", base.0);
+    let plain = next
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'\\');
+    let is_own = next == pages || next.starts_with(&format!("{pages}/"));
+    if plain && is_own {
+        next.to_owned()
+    } else {
+        pages
+    }
+}

@@ -1,0 +1,410 @@
+//! The monitoring pages, as a browser without JavaScript sees them.
+
+use reqwest::StatusCode;
+use reqwest::header::{COOKIE, LOCATION, SET_COOKIE};
+use serde_json::json;
+
+use crate::support::*;
+
+/// A browser that follows nothing by itself.
+fn browser() -> reqwest::Client {
+    let policy = reqwest::redirect::Policy::none();
+    reqwest::Client::builder().redirect(policy).build().unwrap()
+}
+
+async fn get(server: &Server, path: &str, token: &str) -> (StatusCode, String) {
+    let request = browser().get(format!("{}{path}", server.url));
+    let request = request.header(COOKIE, format!("tidings_token={token}"));
+    let response = request.send().await.unwrap();
+    (response.status(), response.text().await.unwrap())
+}
+
+async fn page(server: &Server, path: &str, token: &str) -> String {
+    let (status, text) = get(server, path, token).await;
+    assert_eq!(status, 200, "{path}: {text}");
+    text
+}
+
+/// Sends a form as a page of this server does, or of another.
+async fn send(
+    server: &Server,
+    path: &str,
+    token: Option<&str>,
+    origin: &str,
+    form: &str,
+) -> reqwest::Response {
+    let mut request = browser()
+        .post(format!("{}{path}", server.url))
+        .header("Origin", origin)
+        .header("Content-Type", "application/x-www-form-urlencoded")
+        .body(form.to_owned());
+    if let Some(token) = token {
+        request = request.header(COOKIE, format!("tidings_token={token}"));
+    }
+    request.send().await.unwrap()
+}
+
+async fn a_school(server: &Server) {
+    server.running_job("report-7").await;
+    server
+        .report(
+            "/api/jobs/report-7/progress",
+            json!({"progress": 40, "message": "Part 2 of 5"}),
+        )
+        .await;
+    server.running_job("broken").await;
+    let error = json!({"error": {"code": "unreadable", "message": "Cannot read it"}});
+    server.report("/api/jobs/broken/fail", error).await;
+    let session = json!({"session_id": "s", "device_id": "door", "student_id": "Ada"});
+    server.report("/api/enrollments", session).await;
+    let put = async |path: &str, body: serde_json::Value| {
+        let request = server.request("PUT", path, &worker(1)).json(&body);
+        assert_eq!(answer(request).await.0, 200);
+    };
+    put("/api/devices/door", json!({"name": "Front door"})).await;
+    let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
+    put(
+        "/api/characteristics/bath",
+        json!({"name": "Water", "limits": limits}),
+    )
+    .await;
+    for value in [0.0, 1.0, 9.0] {
+        server
+            .report("/api/characteristics/bath/samples", json!({"value": value}))
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_signed_in_is_asked_to_and_goes_on_where_he_wanted() {
+    let server = server().await;
+    let wanted = "/monitor/schools/1/jobs?status=failed";
+    let response = browser()
+        .get(format!("{}{wanted}", server.url))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 303);
+    let asked = response.headers()[LOCATION].to_str().unwrap().to_owned();
+    assert!(asked.starts_with("/monitor/sign-in?next="), "{asked}");
+    let form = browser()
+        .get(format!("{}{asked}", server.url))
+        .send()
+        .await
+        .unwrap();
+    let form = form.text().await.unwrap();
+    assert!(
+        form.contains(r#"value="&#x2F;monitor&#x2F;schools&#x2F;1&#x2F;jobs?status=failed""#),
+        "{form}"
+    );
+    let token = viewer(1);
+    let next = "%2Fmonitor%2Fschools%2F1%2Fjobs%3Fstatus%3Dfailed";
+    let body = format!("token={token}&next={next}");
+    let response = send(&server, "/monitor/sign-in", None, &server.url, &body).await;
+    assert_eq!(
+        (response.status(), &response.headers()[LOCATION]),
+        (StatusCode::SEE_OTHER, &wanted.parse().unwrap())
+    );
+    let cookie = response.headers()[SET_COOKIE].to_str().unwrap();
+    for part in [&*token, "HttpOnly", "SameSite=Lax", "Path=/"] {
+        assert!(cookie.contains(part), "{cookie}");
+    }
+    assert!(
+        !cookie.contains("Secure"),
+        "this connection is not encrypted"
+    );
+    let out = send(&server, "/monitor/sign-out", Some(&token), &server.url, "").await;
+    assert!(
+        out.headers()[SET_COOKIE]
+            .to_str()
+            .unwrap()
+            .contains("Max-Age=0")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signing_in_leads_nobody_astray_and_no_other_site_can_do_it() {
+    let server = server().await;
+    let token = viewer(1);
+    for next in [
+        "https://evil.example/",
+        "//evil.example/",
+        "/monitor/../../evil",
+        "/api/jobs",
+        "%5C%5Cevil",
+        "/monitor%0d%0aX: y",
+    ] {
+        let body = format!("token={token}&next={next}");
+        let response = send(&server, "/monitor/sign-in", None, &server.url, &body).await;
+        let to = response.headers()[LOCATION].to_str().unwrap();
+        assert!(to.starts_with("/monitor"), "{next} led to {to}");
+    }
+    for (token, origin) in [(&*token, "https://evil.example"), ("wrong", &*server.url)] {
+        let body = format!("token={token}&next=");
+        let response = send(&server, "/monitor/sign-in", None, origin, &body).await;
+        assert_eq!(response.status(), 401);
+        assert!(!response.headers().contains_key(SET_COOKIE));
+    }
+    let out = send(
+        &server,
+        "/monitor/sign-out",
+        Some(&token),
+        "https://evil.example",
+        "",
+    )
+    .await;
+    assert!(
+        !out.headers().contains_key(SET_COOKIE),
+        "nor sign anybody out"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_is_complete_without_javascript() {
+    let server = server().await;
+    a_school(&server).await;
+    let token = worker(1);
+    for (path, parts) in [
+        (
+            "",
+            vec![
+                "report-7",
+                r#"aria-valuenow="40""#,
+                "Part 2 of 5",
+                "unreadable",
+                "Ada",
+                "Front door",
+                "Beyond 3 sigma",
+                "Acknowledge",
+            ],
+        ),
+        ("/jobs", vec!["report-7", "broken", "Part 2 of 5"]),
+        (
+            "/jobs/report-7",
+            vec!["Milestones", "Cancel", "Part 2 of 5", "Metadata"],
+        ),
+        ("/jobs/broken", vec!["Cannot read it", "Retry"]),
+        ("/enrollments", vec!["Ada", "door", "ready"]),
+        ("/devices", vec!["Front door", "unknown"]),
+        ("/characteristics", vec!["Water", "out of control", "3.000"]),
+        (
+            "/characteristics/bath",
+            vec![
+                "<svg",
+                "UCL",
+                "3 samples, 1 out of control",
+                "bath.1",
+                "Acknowledge",
+            ],
+        ),
+    ] {
+        let text = page(&server, &format!("/monitor/schools/1{path}"), &token).await;
+        for part in parts {
+            assert!(text.contains(part), "{path} lacks {part}: {text}");
+        }
+        assert!(!text.contains("<script"), "{path}");
+        assert!(text.contains(r#"http-equiv="refresh""#), "it renews itself");
+        assert!(text.len() < 100_000);
+    }
+    let empty = server_with(json!({})).await;
+    for (path, part) in [
+        ("", "Nothing is running"),
+        ("/jobs", "No jobs yet"),
+        ("/enrollments", "Nobody has been enrolled"),
+        ("/devices", "No devices yet"),
+        ("/characteristics", "Nothing is measured"),
+        ("/jobs?q=nothing", "No job fits"),
+    ] {
+        let text = page(&empty, &format!("/monitor/schools/1{path}"), &token).await;
+        assert!(text.contains(part), "{path}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_stand_in_the_address_and_pages_follow_one_another() {
+    let server = server().await;
+    let lines: String = (0..120)
+        .map(|n| {
+            json!({"op": "jobs.create", "job_id": format!("j{n}"), "job_type": "scan"}).to_string()
+                + "\n"
+        })
+        .collect();
+    server.batch(&worker(1), lines).await;
+    server.report("/api/jobs/j7/start", json!({})).await;
+    let token = viewer(1);
+    let text = page(
+        &server,
+        "/monitor/schools/1/jobs?status=in_progress&job_type=scan",
+        &token,
+    )
+    .await;
+    assert!(text.contains("/jobs/j7\"") && !text.contains("/jobs/j8\""));
+    assert!(text.contains(r#"value="in_progress" checked"#));
+    let (mut path, mut seen) = ("/monitor/schools/1/jobs?status=pending".to_owned(), 0);
+    loop {
+        let text = page(&server, &path, &token).await;
+        seen += text.matches("<th scope=\"row\">").count();
+        let Some(at) = text.find("rel=\"next\"") else {
+            break;
+        };
+        let before = &text[..at];
+        let start = before.rfind("href=\"").unwrap() + 6;
+        let href = before[start..]
+            .split('"')
+            .next()
+            .unwrap()
+            .replace("&amp;", "&")
+            .replace("&#x2F;", "/");
+        assert!(href.contains("status=pending"), "{href}");
+        path = format!("/monitor/schools/1/jobs{href}");
+    }
+    assert_eq!(seen, 119);
+    let (status, text) = get(&server, "/monitor/schools/1/jobs?status=dancing", &token).await;
+    assert_eq!(status, 400);
+    assert!(text.contains("<h1>"), "a page, not JSON");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_role_may_not_do_is_not_shown_and_not_done() {
+    let server = server().await;
+    a_school(&server).await;
+    let (viewer, worker) = (viewer(1), worker(1));
+    for path in [
+        "/jobs/report-7",
+        "/jobs/broken",
+        "/characteristics/bath",
+        "",
+    ] {
+        let text = page(&server, &format!("/monitor/schools/1{path}"), &viewer).await;
+        for button in [">Cancel<", ">Retry<", ">Acknowledge<"] {
+            assert!(!text.contains(button), "{path} {button}");
+        }
+    }
+    let forms = [
+        ("/jobs/report-7/cancel", ""),
+        ("/jobs/broken/retry", ""),
+        ("/violations/bath.1/ack", "reason=Known"),
+    ];
+    for (path, form) in forms {
+        let path = format!("/monitor/schools/1{path}");
+        let refused = send(&server, &path, Some(&viewer), &server.url, form).await;
+        assert_eq!(refused.status(), 403, "{path}");
+        let foreign = send(&server, &path, Some(&worker), "https://evil.example", form).await;
+        assert_eq!(foreign.status(), 403, "{path}");
+        let done = send(&server, &path, Some(&worker), &server.url, form).await;
+        assert_eq!(done.status(), 303, "{path}");
+        let again = send(&server, &path, Some(&worker), &server.url, form).await;
+        assert!(matches!(again.status().as_u16(), 303 | 409), "{path}");
+    }
+    let (_, job) = server.get("/api/jobs/report-7", &viewer).await;
+    assert_eq!(job["cancel_requested"], true);
+    let (_, job) = server.get("/api/jobs/broken", &viewer).await;
+    assert_eq!(
+        (&job["status"], &job["attempt"]),
+        (&json!("queued"), &json!(2))
+    );
+    let (_, page) = server.get("/api/violations", &viewer).await;
+    assert_eq!(page["violations"][0]["ack_reason"], "Known");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_school_is_not_there_and_a_limited_token_sees_its_kinds_only() {
+    let server = server().await;
+    a_school(&server).await;
+    for path in [
+        "/monitor/schools/1",
+        "/monitor/schools/1/jobs/report-7",
+        "/monitor/schools/x",
+        "/monitor/schools/2/jobs/report-7",
+    ] {
+        let (status, text) = get(&server, path, &viewer(2)).await;
+        assert_eq!(status, 404, "{path}");
+        assert!(!text.contains("Part 2 of 5"));
+    }
+    let mut limited = claims(Some(1), tidings::auth::Role::Viewer);
+    limited.channels = Some(vec!["devices".into()]);
+    let token = sign(&limited);
+    let text = page(&server, "/monitor/schools/1", &token).await;
+    assert!(text.contains("Front door"));
+    for hidden in ["report-7", "Ada", "Beyond 3 sigma", ">Jobs<"] {
+        assert!(!text.contains(hidden), "{hidden}");
+    }
+    let (status, _) = get(&server, "/monitor/schools/1/jobs", &token).await;
+    assert_eq!(status, 403);
+    let index = page(&server, "/monitor", &admin()).await;
+    assert!(index.contains("School 1"), "{index}");
+    let (status, _) = get(&server, "/monitor", &viewer(1)).await;
+    assert_eq!(status, 303, "who has one school has nothing to choose");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_people_write_is_text_and_nothing_comes_from_elsewhere() {
+    let server = server().await;
+    let evil = "</td><script>alert(1)</script>";
+    server.running_job("j").await;
+    let said = json!({"message": evil, "metadata": {"title": evil}});
+    server.report("/api/jobs/j/progress", said).await;
+    let put = server.request("PUT", "/api/characteristics/c", &worker(1));
+    assert_eq!(answer(put.json(&json!({"name": evil}))).await.0, 200);
+    server
+        .report("/api/characteristics/c/samples", json!({"value": 1.0}))
+        .await;
+    for path in [
+        "",
+        "/jobs",
+        "/jobs/j",
+        "/characteristics",
+        "/characteristics/c",
+        "/jobs?q=%3Cscript%3Ealert(1)",
+    ] {
+        let text = page(&server, &format!("/monitor/schools/1{path}"), &worker(1)).await;
+        assert!(!text.contains("<script"), "{path}: {text}");
+    }
+    let request = browser()
+        .get(format!("{}/monitor/schools/1", server.url))
+        .bearer_auth(worker(1));
+    let response = request.send().await.unwrap();
+    let policy = response.headers()["content-security-policy"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        policy.contains("default-src 'none'") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    for (name, value) in [
+        ("cache-control", "no-store"),
+        ("referrer-policy", "same-origin"),
+        ("x-content-type-options", "nosniff"),
+        ("x-frame-options", "DENY"),
+    ] {
+        assert_eq!(response.headers()[name], value);
+    }
+    let text = response.text().await.unwrap();
+    let start = text.find("/monitor/assets/monitor.").unwrap();
+    let file = text[start..].split('"').next().unwrap();
+    let style = browser()
+        .get(format!("{}{file}", server.url))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(style.status(), 200);
+    assert!(
+        style.headers()["cache-control"]
+            .to_str()
+            .unwrap()
+            .contains("immutable")
+    );
+    assert!(
+        style.headers()["content-type"]
+            .to_str()
+            .unwrap()
+            .starts_with("text/css")
+    );
+    let stale = browser()
+        .get(format!("{}/monitor/assets/monitor.0.css", server.url))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(stale.status(), 404);
+}

@@ -299,6 +299,9 @@ pub trait Store: Send + Sync + 'static {
         query: ListQuery,
     ) -> Result<ListPage, StoreError>;
 
+    /// The newest `seq` of a school.
+    async fn head(&self, school: SchoolId) -> Result<u64, StoreError>;
+
     /// How many subjects of a kind a school has, by status.
     async fn counts(
         &self,

@@ -26,6 +26,7 @@ mod job_rules;
 mod jobs_api;
 mod kinds_documentation;
 mod monitor;
+mod monitor_live;
 mod notify;
 mod quickstart;
 mod source_rules;

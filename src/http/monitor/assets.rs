@@ -1,4 +1,4 @@
-//! Style sheet and the like: embedded in the binary, named by their content, kept by browsers for a year.
+//! Style sheet, script and the like: embedded in the binary, named by their content, kept by browsers for a year.
 
 use rocket::http::{ContentType, Header, Status};
 use rocket::response::{self, Responder, Response};
@@ -37,9 +37,11 @@ impl Assets {
             }
         };
         let style = include_bytes!("../../../templates/monitor.css");
+        let script = include_bytes!("../../../templates/monitor.js");
         let icon = include_bytes!("../../../templates/icon.svg");
         Assets(vec![
             asset("monitor.css", ContentType::CSS, style),
+            asset("monitor.js", ContentType::JavaScript, script),
             asset("icon.svg", ContentType::SVG, icon),
         ])
     }

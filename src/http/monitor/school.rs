@@ -17,7 +17,7 @@ use crate::config::{CHART_SAMPLES, MONITOR_ROWS, PAGE_DEFAULT};
 use crate::http::body::Base;
 use crate::http::problem::{Kind as ProblemKind, Problem};
 use crate::http::subjects::Asked;
-use crate::id::{Channel, Kind, SchoolId, SubjectId};
+use crate::id::{Channel, Cursor, Kind, SchoolId, SubjectId};
 use crate::kind::characteristic::{self, Characteristic, Violation, ViolationId};
 use crate::kind::device::{self, Device};
 use crate::kind::enrollment::{self, Session};
@@ -73,6 +73,11 @@ async fn view(
     tab: &str,
     mut own: Value,
 ) -> Result<Value, StoreError> {
+    // Before anything is read: what happens meanwhile is told by the stream.
+    let seq = tidings.store().head(guest.school).await?;
+    let epoch = tidings.store().epoch();
+    own["cursor"] = Cursor { epoch, seq }.to_string().into();
+    own["stream"] = stream(guest, base).into();
     let totals = totals(tidings, &guest.access, guest.school).await?;
     own["school"] = json!({
         "id": guest.school,
@@ -83,6 +88,21 @@ async fn view(
     own["may_act"] = guest.may_act().into();
     own["rendered_at"] = crate::wire::timestamp(Utc::now()).into();
     Ok(visitor.view(base, own))
+}
+
+/// The stream of all that the visitor may see of the school.
+fn stream(guest: &Guest, base: &Base) -> String {
+    let school = guest.school;
+    if guest.access.reach(school, &Channel::School(school)).is_ok() {
+        return format!("{}/events/schools/{school}", base.0);
+    }
+    let kinds = crate::kind::KINDS
+        .iter()
+        .filter(|kind| guest.may_see(**kind));
+    let channels: Vec<String> = kinds
+        .map(|kind| format!("channel={}&", kind.collection()))
+        .collect();
+    format!("{}/events?{}school_id={school}", base.0, channels.concat())
 }
 
 async fn listed(

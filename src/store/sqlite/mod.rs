@@ -366,6 +366,11 @@ impl Store for SqliteStore {
             .await
     }
 
+    async fn head(&self, school: SchoolId) -> Result<u64, StoreError> {
+        self.read(move |conn| Ok(read::bounds(conn, school)?.0))
+            .await
+    }
+
     async fn counts(
         &self,
         school: SchoolId,

@@ -1,0 +1,101 @@
+//! A page in a real browser, driven over its DevTools protocol.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::listener::{Socket, receive, send};
+use super::process::Browser;
+use super::{PATIENCE, until};
+
+/// A browser with one page.
+pub(crate) struct Page {
+    socket: Socket,
+    calls: u64,
+    _browser: Browser,
+    _folder: TempDir,
+}
+
+impl Page {
+    /// An empty page.
+    pub(crate) async fn open() -> Page {
+        let folder = tempfile::tempdir().unwrap();
+        let browser = Browser::open(folder.path(), "about:blank").await;
+        let address = debugger(folder.path()).await;
+        let (socket, _) = tokio_tungstenite::connect_async(address).await.unwrap();
+        Page {
+            socket,
+            calls: 0,
+            _browser: browser,
+            _folder: folder,
+        }
+    }
+
+    pub(crate) async fn call(&mut self, method: &str, params: Value) -> Value {
+        self.calls += 1;
+        call(&mut self.socket, self.calls, method, params).await
+    }
+
+    /// Leaves a cookie and goes somewhere.
+    pub(crate) async fn go(&mut self, url: &str, token: &str) {
+        let cookie = json!({"name": "tidings_token", "value": token, "url": url, "httpOnly": true});
+        self.call("Network.setCookie", cookie).await;
+        self.call("Page.navigate", json!({ "url": url })).await;
+    }
+
+    /// What a piece of JavaScript comes to.
+    pub(crate) async fn evaluate(&mut self, script: &str) -> Value {
+        let params = json!({"expression": script, "returnByValue": true, "awaitPromise": true});
+        let answer = self.call("Runtime.evaluate", params).await;
+        assert!(
+            answer.get("exceptionDetails").is_none(),
+            "{script}: {answer}"
+        );
+        answer["result"]["value"].clone()
+    }
+
+    /// Waits until a piece of JavaScript is true.
+    pub(crate) async fn until(&mut self, script: &str) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while self.evaluate(script).await != true {
+            if tokio::time::Instant::now() > deadline {
+                let text = self.evaluate("document.body.innerText").await;
+                panic!("never came true: {script}\n{text}");
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+}
+
+async fn call(socket: &mut Socket, id: u64, method: &str, params: Value) -> Value {
+    let message = json!({"id": id, "method": method, "params": params});
+    send(socket, &message.to_string()).await;
+    loop {
+        let answer = receive(socket).await.unwrap();
+        if answer["id"] == id {
+            assert!(answer.get("error").is_none(), "{method}: {answer}");
+            return answer["result"].clone();
+        }
+    }
+}
+
+/// The address of the page's debugger.
+async fn debugger(folder: &Path) -> String {
+    let file = folder.join("profile/DevToolsActivePort");
+    let mut found = None;
+    until("the browser listens", async || {
+        let Ok(text) = std::fs::read_to_string(&file) else {
+            return false;
+        };
+        let port = text.lines().next().unwrap_or_default();
+        let pages = reqwest::get(format!("http://127.0.0.1:{port}/json/list")).await;
+        let Ok(pages) = pages else { return false };
+        let pages: Vec<Value> = pages.json().await.unwrap_or_default();
+        let page = pages.iter().find(|page| page["type"] == "page");
+        found = page.and_then(|page| page["webSocketDebuggerUrl"].as_str().map(str::to_owned));
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
+}

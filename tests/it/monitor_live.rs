@@ -181,3 +181,125 @@ async fn two_tabs_of_a_browser_share_one_stream() {
     page.until(&format!("window.other.{bar}")).await;
     assert_eq!(server.tidings.streams(), 1, "one for both");
 }
+
+/// Every page, light, dark and as wide as a phone: axe-core has nothing to say, and what it looks like is kept below
+/// `target/tmp/monitor`, to be looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_is_accessible() {
+    let axe = std::env::var("NODE_PATH").unwrap_or_default();
+    let axe = std::path::Path::new(&axe).join("axe-core/axe.min.js");
+    let Ok(axe) = std::fs::read_to_string(axe) else {
+        skip("Node's axe-core");
+        return;
+    };
+    if !needs("chromium") {
+        return;
+    }
+    let server = server().await;
+    a_busy_school(&server).await;
+    let mut page = Page::open().await;
+    let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("monitor");
+    let school = "/monitor/schools/1";
+    for (name, path, token) in [
+        ("sign-in", "/monitor/sign-in".to_owned(), String::new()),
+        ("schools", "/monitor".to_owned(), admin()),
+        ("overview", school.to_owned(), worker(1)),
+        ("jobs", format!("{school}/jobs"), worker(1)),
+        ("job", format!("{school}/jobs/report-7"), worker(1)),
+        ("failed-job", format!("{school}/jobs/import-3"), worker(1)),
+        ("enrollments", format!("{school}/enrollments"), worker(1)),
+        ("devices", format!("{school}/devices"), worker(1)),
+        (
+            "characteristics",
+            format!("{school}/characteristics"),
+            worker(1),
+        ),
+        (
+            "characteristic",
+            format!("{school}/characteristics/bath"),
+            worker(1),
+        ),
+        ("nothing", format!("{school}/jobs/nobody"), worker(1)),
+    ] {
+        for (look, width, dark) in [
+            ("light", 1280, false),
+            ("dark", 1280, true),
+            ("phone", 390, false),
+        ] {
+            page.look(width, dark).await;
+            page.go(&format!("{}{path}", server.url), &token).await;
+            page.until(
+                "document.readyState === 'complete' && location.pathname.startsWith('/monitor')",
+            )
+            .await;
+            page.evaluate(&format!("{axe}; true")).await;
+            let found = page
+                .evaluate("axe.run().then(({violations}) => JSON.stringify(violations.map(v => [v.id, v.nodes.map(n => n.html + n.failureSummary)])))")
+                .await;
+            assert_eq!(found, "[]", "{name} {look}");
+            let fits = page
+                .evaluate("document.documentElement.scrollWidth <= innerWidth")
+                .await;
+            assert_eq!(fits, true, "{name} is wider than a {look}");
+            page.screenshot(&kept.join(format!("{name}-{look}.png")))
+                .await;
+        }
+    }
+}
+
+/// Some of everything.
+async fn a_busy_school(server: &Server) {
+    let put = async |path: &str, body: Value| {
+        let request = server.request("PUT", path, &worker(1)).json(&body);
+        assert_eq!(answer(request).await.0, 200);
+    };
+    for (id, percent, message) in [
+        ("report-7", 62, "Processing part 5 of 8"),
+        ("scan-0412", 18, "Reading page 9 of 50"),
+        ("backup", 91, "Copying files"),
+    ] {
+        let create = json!({"job_id": id, "job_type": "document", "status": "in_progress", "metadata": {"title": "Letter"}});
+        server.report("/api/jobs", create).await;
+        let body = json!({"progress": percent, "message": message});
+        server
+            .report(&format!("/api/jobs/{id}/progress"), body)
+            .await;
+    }
+    server.running_job("import-3").await;
+    let error = json!({"error": {"code": "unreadable", "message": "The file is encrypted"}});
+    server.report("/api/jobs/import-3/fail", error).await;
+    for (id, device, status) in [("s1", "library", "capturing"), ("s2", "gate", "placing")] {
+        let session = json!({"session_id": id, "device_id": device, "student_id": "Ada Lovelace", "total_attempts": 3});
+        server.report("/api/enrollments", session).await;
+        let step = json!({"status": status, "attempt": 2});
+        server
+            .report(&format!("/api/enrollments/{id}/progress"), step)
+            .await;
+    }
+    for (id, name, status) in [
+        ("gate", "Main gate", "online"),
+        ("library", "Library", "online"),
+        ("gym", "Gymnasium", "offline"),
+    ] {
+        put(&format!("/api/devices/{id}"), json!({"name": name})).await;
+        server
+            .report(
+                &format!("/api/devices/{id}/status"),
+                json!({"status": status}),
+            )
+            .await;
+    }
+    let limits = json!({"center_line": 28.0, "ucl": 28.6, "lcl": 27.4});
+    put(
+        "/api/characteristics/bath",
+        json!({"name": "Water of the bath", "unit": "°C", "limits": limits, "rules": [1, 2, 3, 5]}),
+    )
+    .await;
+    for index in 0..60_u32 {
+        let wave = (f64::from(index) * 1.7).sin() * 0.3 + f64::from(index) * 0.006;
+        let body = json!({"value": 27.9 + wave});
+        server
+            .report("/api/characteristics/bath/samples", body)
+            .await;
+    }
+}

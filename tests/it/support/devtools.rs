@@ -44,6 +44,28 @@ impl Page {
         self.call("Page.navigate", json!({ "url": url })).await;
     }
 
+    /// How wide the window is, and whether it is dark.
+    pub(crate) async fn look(&mut self, width: u32, dark: bool) {
+        let scheme = if dark { "dark" } else { "light" };
+        let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        self.call("Emulation.setEmulatedMedia", media).await;
+        let size =
+            json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500});
+        self.call("Emulation.setDeviceMetricsOverride", size).await;
+    }
+
+    /// What the page looks like, as a PNG file.
+    pub(crate) async fn screenshot(&mut self, path: &Path) {
+        let params = json!({"format": "png", "captureBeyondViewport": true});
+        let answer = self.call("Page.captureScreenshot", params).await;
+        let bytes = base64::prelude::Engine::decode(
+            &base64::prelude::BASE64_STANDARD,
+            answer["data"].as_str().unwrap(),
+        );
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes.unwrap()).unwrap();
+    }
+
     /// What a piece of JavaScript comes to.
     pub(crate) async fn evaluate(&mut self, script: &str) -> Value {
         let params = json!({"expression": script, "returnByValue": true, "awaitPromise": true});

@@ -50,7 +50,7 @@
 //! 5  main.rs lib.rs cli/              command line; this map; server()
 //! 4  http/                            the only place that knows Rocket
 //! 3  service.rs publish.rs subscribe/                the running whole, the two use cases
-//!    presence.rs notify/ watchdog.rs                 leases; webhooks, e-mail, MQTT; the clock
+//!    presence.rs notify/ watchdog.rs vitals.rs       leases; webhooks, e-mail, MQTT; the clock; own figures
 //! 2  store/  hub/                     log and state │ in-memory fan-out. They do not know one another
 //! 1  kind/ auth.rs wire/ config.rs scope.rs          domain rules; who may; the only encoder; every bound
 //! 0  id.rs event.rs                   names; what happened
@@ -76,6 +76,7 @@ pub mod scope;
 pub mod service;
 pub mod store;
 pub mod subscribe;
+pub mod vitals;
 pub mod watchdog;
 pub mod wire;
 

@@ -17,6 +17,7 @@ use crate::publish::Publisher;
 use crate::store::sqlite::{OpenError, SqliteStore};
 use crate::store::{Committed, Store, StoreError};
 use crate::subscribe::Subscriber;
+use crate::vitals::Vitals;
 use crate::watchdog;
 use crate::wire::Close;
 
@@ -61,6 +62,7 @@ pub struct Tidings {
     subscriber: Subscriber,
     presence: Arc<Presence>,
     notifiers: Arc<Notifiers>,
+    vitals: Arc<Vitals>,
     committed: Committed,
     dispatched: watch::Receiver<u64>,
     stopping: AtomicBool,
@@ -108,12 +110,20 @@ impl Tidings {
             tokio::spawn(watchdog::watch_silence(Arc::clone(&store))),
             tokio::spawn(watchdog::sweep(Arc::clone(&store), Arc::clone(&hub))),
         ];
+        let vitals = Arc::<Vitals>::default();
+        tasks.push(tokio::spawn(Arc::clone(&vitals).watch(
+            Arc::clone(&store),
+            Arc::clone(&hub),
+            committed.clone(),
+            rounds.clone(),
+        )));
         tasks.extend(notifiers.tasks().into_iter().map(tokio::spawn));
         Ok(Tidings {
             keys,
             publisher,
             presence,
             notifiers,
+            vitals,
             subscriber: Subscriber::new(
                 Arc::clone(&store),
                 Arc::clone(&hub),
@@ -159,6 +169,16 @@ impl Tidings {
     /// Those who are told of what happens.
     pub fn notifiers(&self) -> &Notifiers {
         &self.notifiers
+    }
+
+    /// The server's own figures.
+    pub fn vitals(&self) -> &Vitals {
+        &self.vitals
+    }
+
+    /// Who listens.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
     }
 
     /// Reads.

@@ -3,6 +3,7 @@
 //
 // Of the tabs that are to be seen one has the stream (Web Locks) and tells the others (BroadcastChannel). While no
 // tab is to be seen there is none; it goes on where it was, by cursor. A stream that fails is followed by a long poll.
+// A page about what no event tells of (who listens, how long commits take) is asked for anew every few seconds.
 "use strict";
 
 const page = document.body.dataset;
@@ -11,8 +12,10 @@ const REFRESH_MS = 1000; // least time between two looks at the page
 const RETRY_MS = 2000;
 const GREETING_MS = 5000; // until a stream that says nothing counts as failed
 const SSE_TRIES = 2; // failures in a row before long polls are tried
+const SAY_MS = 5000; // least time between two announcements
+const SAY_MOST = 3; // what is announced at once; the others are counted
 
-if (page.stream && status) start();
+if (status && (page.stream || page.renewSecs)) start();
 
 function start() {
   let cursor = page.cursor;
@@ -20,7 +23,9 @@ function start() {
   let state = "connecting";
   let due = null;
   let asked = false;
-  const tabs = new BroadcastChannel("tidings:" + page.stream);
+  const channel = "tidings:" + page.stream;
+  const tabs = new BroadcastChannel(channel);
+  const say = announcer(document.getElementById("milestones"));
 
   tabs.onmessage = ({ data }) => take(data);
 
@@ -29,10 +34,11 @@ function start() {
     tabs.postMessage(message);
   }
 
-  function take({ cursor: at, state: now, changed }) {
+  function take({ cursor: at, state: now, changed, milestone }) {
     if (at) cursor = at;
     if (now) state = now;
     if (changed) plan();
+    if (milestone) say(milestone);
     show();
   }
 
@@ -57,6 +63,7 @@ function start() {
         document.title = fresh.title;
       });
       renewed = Date.now();
+      if (!page.stream) state = "live";
     } catch {
       state = "lost";
     }
@@ -98,7 +105,7 @@ function start() {
   function hear(message, at) {
     if (message.type === "closing") return;
     const silent = ["connected", "ready", "heartbeat"].includes(message.type);
-    tell({ cursor: message.cursor || at, state: "live", changed: !silent });
+    tell({ cursor: message.cursor || at, state: "live", changed: !silent, milestone: milestone(message) });
   }
 
   function stream() {
@@ -139,12 +146,46 @@ function start() {
 
   document.addEventListener("visibilitychange", () => !document.hidden && asked && plan());
   setInterval(show, 1000);
-  (async () => {
+  if (page.renewSecs) {
+    plan();
+    setInterval(plan, page.renewSecs * 1000);
+  }
+  if (page.stream) (async () => {
     for (;;) {
       await visible();
-      await navigator.locks.request("tidings:" + page.stream, lead);
+      await navigator.locks.request(channel, lead);
     }
   })();
+}
+
+// What an event is worth announcing as, if it is: what began or got stuck is seen, what ended is also said.
+function milestone(event) {
+  const { type, snapshot, payload } = event;
+  if (snapshot) return null;
+  const ended = ["completed", "failed", "cancelled"];
+  if (type === "job_progress" && (event.stalled || ended.includes(event.status.toLowerCase()))) {
+    return `Job ${event.job_id} ${event.stalled ? "stalled" : event.status}`;
+  }
+  if (type === "enrollment_complete") return `Enrollment ${event.session_id} complete`;
+  if (type === "enrollment_error") return `Enrollment ${event.session_id} failed: ${event.error}`;
+  if (type === "device_status_update") return `Device ${event.device_id} ${event.status}`;
+  if (type === "violation") return `Violation of ${payload.characteristic_id}: ${payload.rule_name}`;
+  return null;
+}
+
+// Says a few things at a time, and not all the time.
+function announcer(region) {
+  let waiting = [];
+  let timer = null;
+  return (text) => {
+    waiting.push(text);
+    timer ??= setTimeout(() => {
+      const more = waiting.length - SAY_MOST;
+      region.textContent = waiting.slice(0, SAY_MOST).join(". ") + (more > 0 ? `. And ${more} more.` : ".");
+      waiting = [];
+      timer = null;
+    }, SAY_MS);
+  };
 }
 
 // Makes `old` look like `fresh`, touching only what differs. Who types or has something open is left alone.

@@ -513,5 +513,15 @@ pub const DELIVERY_CAUSE_MAX_CHARS: usize = 200;
 pub const MONITOR_SCHOOLS: usize = 200;
 /// Jobs, sessions and violations that the overview of a school shows.
 pub const MONITOR_ROWS: usize = 200;
+/// Connections that the monitor shows, the newest of each school first; the others are counted.
+pub const MONITOR_CONNECTIONS: usize = 200;
+/// Channels of a connection that the monitor names.
+pub const MONITOR_CHANNELS: usize = 4;
+/// Seconds for which a school's events are counted, one by one.
+pub const RATE_SECS: usize = 60;
+/// Seconds for which the server's own figures are kept.
+pub const VITALS_SECS: usize = 300;
+/// Longest name of a reader that is remembered beside a connection, in characters.
+pub const READER_MAX_CHARS: usize = 64;
 /// Samples on a control chart.
 pub const CHART_SAMPLES: usize = 100;

@@ -16,6 +16,7 @@ use crate::auth::Role;
 use crate::id::{Channel, SchoolId};
 use crate::notify::Shown;
 use crate::service::Tidings;
+use crate::store::StoreError;
 use crate::store::notifiers::{DeadLetter, Standing};
 use crate::wire::timestamp;
 
@@ -37,6 +38,16 @@ async fn list(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let school = require(&caller?)?;
+    let notifiers = of_school(tidings, school).await?;
+    let answer = json!({ "school_id": school, "notifiers": notifiers });
+    Ok(Json::ok(answer.to_string().into_bytes()))
+}
+
+/// How each notifier stands with a school.
+pub(super) async fn of_school(
+    tidings: &Tidings,
+    school: SchoolId,
+) -> Result<Vec<Value>, StoreError> {
     let (standings, head) = tidings.store().notifiers(school).await?;
     let resource = |shown: Shown| {
         let standing = standings
@@ -44,14 +55,8 @@ async fn list(
             .find(|standing| standing.name == shown.name);
         resource(&shown, standing, head)
     };
-    let notifiers: Vec<Value> = tidings
-        .notifiers()
-        .shown(school)
-        .into_iter()
-        .map(resource)
-        .collect();
-    let answer = json!({ "school_id": school, "notifiers": notifiers });
-    Ok(Json::ok(answer.to_string().into_bytes()))
+    let shown = tidings.notifiers().shown(school);
+    Ok(shown.into_iter().map(resource).collect())
 }
 
 fn resource(shown: &Shown, standing: Option<&Standing>, head: u64) -> Value {

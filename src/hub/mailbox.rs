@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use chrono::{DateTime, Utc};
+
 use crate::event::Event;
 use crate::scope::{Filter, without_superseded};
 use crate::wire::Close;
@@ -31,6 +33,17 @@ struct Slots {
     lagging: bool,
     close: Option<Close>,
     reader: Option<Waker>,
+}
+
+/// How much waits in a mailbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Depth {
+    /// Events that wait.
+    pub events: usize,
+    /// When the oldest of them happened.
+    pub oldest: Option<DateTime<Utc>>,
+    /// Whether it was too full and its reader has to read the log.
+    pub lagging: bool,
 }
 
 /// What a reader finds.
@@ -108,6 +121,16 @@ impl Mailbox {
         slots.events.is_empty() && !slots.lagging
     }
 
+    /// How much waits.
+    pub fn depth(&self) -> Depth {
+        let slots = self.slots();
+        Depth {
+            events: slots.events.len(),
+            oldest: slots.events.front().map(|event| event.at),
+            lagging: slots.lagging,
+        }
+    }
+
     /// Takes everything out, or registers to be woken.
     pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Mail> {
         let mut slots = self.slots();
@@ -132,8 +155,6 @@ impl Mailbox {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use chrono::DateTime;
-
     use super::*;
     use crate::event::{Class, Draft};
     use crate::id::{Cursor, Kind};

@@ -8,15 +8,16 @@
 
 pub mod mailbox;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use indexmap::IndexMap;
 
-use self::mailbox::Mailbox;
-use crate::config::WINDOW_MAX_BYTES;
+use self::mailbox::{Depth, Mailbox};
+use crate::config::{RATE_SECS, WINDOW_MAX_BYTES};
 use crate::event::Event;
 use crate::id::{Channel, Kind, SchoolId, SubjectId};
 use crate::scope::Scope;
@@ -29,6 +30,7 @@ pub struct Hub {
     mailbox_capacity: usize,
     next_mailbox: AtomicU64,
     attached: AtomicUsize,
+    began: Instant,
 }
 
 struct School {
@@ -43,8 +45,10 @@ struct Room {
     window: VecDeque<Arc<Event>>,
     window_bytes: usize,
     last_offer: Instant,
-    /// Every mailbox, also one that listens to nothing yet.
-    attached: Listeners,
+    /// How many events were offered in each of the last seconds.
+    rate: Rate,
+    /// Everybody, also who listens to nothing yet.
+    attached: IndexMap<u64, Attached>,
     everything: Listeners,
     kinds: HashMap<Kind, Topic>,
 }
@@ -58,13 +62,52 @@ struct Topic {
     subjects: HashMap<SubjectId, Listeners>,
 }
 
+/// Who is on the other end of a connection, for those who look after the server.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    /// By which way the events go: `SSE`, `WebSocket`, `long poll`, or what an application calls its own.
+    pub transport: &'static str,
+    /// The credential's `sub`.
+    pub user: Arc<str>,
+}
+
+struct Attached {
+    reader: Reader,
+    since: DateTime<Utc>,
+    mailbox: Arc<Mailbox>,
+    channels: Vec<Channel>,
+}
+
+/// A connection as it stands.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// The school that it listens to.
+    pub school: SchoolId,
+    /// Who it is.
+    pub reader: Reader,
+    /// When it came.
+    pub since: DateTime<Utc>,
+    /// What it listens to; at most as many as were asked for.
+    pub channels: Vec<Channel>,
+    /// How many channels it listens to.
+    pub channel_count: usize,
+    /// Its queue.
+    pub depth: Depth,
+}
+
+/// Events by the second, for as many seconds as [`RATE_SECS`].
+struct Rate {
+    counts: [u32; RATE_SECS],
+    /// The second of the last count, since the hub began.
+    last: u64,
+}
+
 /// A connection's hold on the hub. Dropping it leaves nothing behind.
 pub struct Attachment {
     hub: Arc<Hub>,
     school: Arc<School>,
     mailbox: Arc<Mailbox>,
     id: u64,
-    channels: Vec<Channel>,
 }
 
 /// The hub takes part in as many streams as it may.
@@ -86,6 +129,7 @@ impl Hub {
             mailbox_capacity,
             next_mailbox: AtomicU64::new(0),
             attached: AtomicUsize::new(0),
+            began: Instant::now(),
         }
     }
 
@@ -93,7 +137,9 @@ impl Hub {
     pub fn offer(&self, events: &[Arc<Event>]) {
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let school = self.school(of_school[0].school);
+            let second = self.began.elapsed().as_secs();
             let mut room = lock(&school);
+            room.rate.count(second, of_school.len() as u32);
             for event in of_school {
                 room.offer(event, self.window_events);
             }
@@ -105,6 +151,7 @@ impl Hub {
     pub fn attach(
         self: &Arc<Self>,
         scope: &Scope,
+        reader: Reader,
         fold: bool,
         max_streams: usize,
     ) -> Result<Attachment, HubFull> {
@@ -112,7 +159,7 @@ impl Hub {
             self.attached.fetch_sub(1, Ordering::Relaxed);
             return Err(HubFull);
         }
-        let mut attachment = Attachment {
+        let attachment = Attachment {
             hub: Arc::clone(self),
             school: self.school(scope.school),
             mailbox: Arc::new(Mailbox::new(
@@ -121,12 +168,16 @@ impl Hub {
                 scope.filter.clone(),
             )),
             id: self.next_mailbox.fetch_add(1, Ordering::Relaxed),
+        };
+        let attached = Attached {
+            reader,
+            since: Utc::now(),
+            mailbox: Arc::clone(&attachment.mailbox),
             channels: Vec::new(),
         };
-        let mailbox = Arc::clone(&attachment.mailbox);
         lock(&attachment.school)
             .attached
-            .insert(attachment.id, mailbox);
+            .insert(attachment.id, attached);
         attachment.listen(scope.channels().iter().cloned());
         Ok(attachment)
     }
@@ -157,8 +208,48 @@ impl Hub {
             let room = lock(&school);
             room.attached
                 .values()
-                .for_each(|mailbox| mailbox.close(close()));
+                .for_each(|attached| attached.mailbox.close(close()));
         }
+    }
+
+    /// The connections of a school, or of all: how many there are by transport, and the newest `limit` of each
+    /// school with at most `channels` of their channels, together at most `limit`. Costs a look at each.
+    pub fn connections(
+        &self,
+        school: Option<SchoolId>,
+        limit: usize,
+        channels: usize,
+    ) -> (BTreeMap<&'static str, usize>, Vec<Connection>) {
+        let schools: Vec<_> = {
+            let schools = self.schools.read().unwrap_or_else(PoisonError::into_inner);
+            let wanted = schools
+                .iter()
+                .filter(|(id, _)| school.is_none_or(|own| own == **id));
+            wanted
+                .map(|(id, school)| (*id, Arc::clone(school)))
+                .collect()
+        };
+        let mut by_transport = BTreeMap::new();
+        let mut connections = Vec::new();
+        for (id, school) in schools {
+            let room = lock(&school);
+            for attached in room.attached.values().rev() {
+                *by_transport.entry(attached.reader.transport).or_default() += 1;
+                if connections.len() < limit {
+                    connections.push(attached.shown(id, channels));
+                }
+            }
+        }
+        (by_transport, connections)
+    }
+
+    /// How many events of a school were offered in each of the last [`RATE_SECS`] seconds, oldest first. The
+    /// present second, which is not over, is not among them.
+    pub fn rate(&self, school: SchoolId) -> [u32; RATE_SECS] {
+        let schools = self.schools.read().unwrap_or_else(PoisonError::into_inner);
+        let second = self.began.elapsed().as_secs();
+        let found = schools.get(&school);
+        found.map_or([0; RATE_SECS], |school| lock(school).rate.until(second))
     }
 
     /// Forgets schools that nobody listens to and that have been quiet for as long as `idle`.
@@ -189,7 +280,8 @@ impl Hub {
                         window: VecDeque::new(),
                         window_bytes: 0,
                         last_offer: Instant::now(),
-                        attached: Listeners::default(),
+                        rate: Rate::default(),
+                        attached: IndexMap::new(),
                         everything: Listeners::default(),
                         kinds: HashMap::new(),
                     }),
@@ -252,7 +344,7 @@ impl Room {
 
     fn unlisten(&mut self, channel: &Channel, id: u64) {
         match channel {
-            Channel::School(_) => leave(&mut self.everything, id),
+            Channel::School(_) => drop(leave(&mut self.everything, id)),
             Channel::Collection(kind) | Channel::Subject(kind, _) => {
                 let Some(topic) = self.kinds.get_mut(kind) else {
                     return;
@@ -275,10 +367,58 @@ impl Room {
     }
 }
 
-fn leave(listeners: &mut Listeners, id: u64) {
-    listeners.swap_remove(&id);
+fn leave<T>(listeners: &mut IndexMap<u64, T>, id: u64) -> Option<T> {
+    let gone = listeners.swap_remove(&id);
     if listeners.len() < listeners.capacity() / 4 {
         listeners.shrink_to(listeners.len() * 2);
+    }
+    gone
+}
+
+impl Attached {
+    fn shown(&self, school: SchoolId, channels: usize) -> Connection {
+        Connection {
+            school,
+            reader: self.reader.clone(),
+            since: self.since,
+            channels: self.channels.iter().take(channels).cloned().collect(),
+            channel_count: self.channels.len(),
+            depth: self.mailbox.depth(),
+        }
+    }
+}
+
+impl Default for Rate {
+    fn default() -> Rate {
+        Rate {
+            counts: [0; RATE_SECS],
+            last: 0,
+        }
+    }
+}
+
+impl Rate {
+    fn count(&mut self, second: u64, events: u32) {
+        self.turn(second);
+        let place = &mut self.counts[second as usize % RATE_SECS];
+        *place = place.saturating_add(events);
+    }
+
+    /// Forgets what the ring has no room for.
+    fn turn(&mut self, second: u64) {
+        let passed = second.saturating_sub(self.last).min(RATE_SECS as u64);
+        for gone in 0..passed {
+            self.counts[(second - gone) as usize % RATE_SECS] = 0;
+        }
+        self.last = self.last.max(second);
+    }
+
+    fn until(&mut self, second: u64) -> [u32; RATE_SECS] {
+        self.turn(second);
+        // The place of the present second is the one before the oldest: it gives way to nothing.
+        let mut counts = self.counts;
+        counts.rotate_left((second as usize + 1) % RATE_SECS);
+        counts
     }
 }
 
@@ -289,19 +429,24 @@ impl Attachment {
     }
 
     /// Listens to more.
-    pub fn listen(&mut self, channels: impl IntoIterator<Item = Channel>) {
+    pub fn listen(&self, channels: impl IntoIterator<Item = Channel>) {
         let mut room = lock(&self.school);
         for channel in channels {
             room.listen(&channel, self.id, &self.mailbox);
-            self.channels.reserve_exact(1);
-            self.channels.push(channel);
+            if let Some(own) = room.attached.get_mut(&self.id) {
+                own.channels.reserve_exact(1);
+                own.channels.push(channel);
+            }
         }
     }
 
     /// Listens to less.
-    pub fn unlisten(&mut self, channel: &Channel) {
-        lock(&self.school).unlisten(channel, self.id);
-        self.channels.retain(|own| own != channel);
+    pub fn unlisten(&self, channel: &Channel) {
+        let mut room = lock(&self.school);
+        room.unlisten(channel, self.id);
+        if let Some(own) = room.attached.get_mut(&self.id) {
+            own.channels.retain(|own| own != channel);
+        }
     }
 
     /// The newest seq of the school that was offered. All of it in scope has been in the mailbox.
@@ -328,10 +473,10 @@ impl Attachment {
 impl Drop for Attachment {
     fn drop(&mut self) {
         let mut room = lock(&self.school);
-        for channel in &self.channels {
+        let own = leave(&mut room.attached, self.id);
+        for channel in own.iter().flat_map(|own| &own.channels) {
             room.unlisten(channel, self.id);
         }
-        leave(&mut room.attached, self.id);
         drop(room);
         self.hub.attached.fetch_sub(1, Ordering::Relaxed);
     }
@@ -350,6 +495,13 @@ mod tests {
         Scope::new(1.try_into().unwrap(), channels.iter().cloned())
     }
 
+    fn reader() -> Reader {
+        Reader {
+            transport: "SSE",
+            user: "u".into(),
+        }
+    }
+
     fn subject(id: &str) -> Channel {
         Channel::Subject(JOBS, id.parse().unwrap())
     }
@@ -359,7 +511,7 @@ mod tests {
         let hub = hub();
         let everything = Channel::School(1.try_into().unwrap());
         let scope = scope(&[subject("a"), Channel::Collection(JOBS), everything]);
-        let attachment = hub.attach(&scope, true, 10).unwrap();
+        let attachment = hub.attach(&scope, reader(), true, 10).unwrap();
         let school = Arc::clone(&attachment.school);
         assert_eq!(lock(&school).attached.len(), 1);
         assert_eq!(lock(&school).everything.len(), 1);
@@ -375,7 +527,7 @@ mod tests {
         hub.offer(&[event(1, "a", true)]);
         hub.forget_idle(Duration::from_secs(3_600));
         assert_eq!(hub.schools(), 1, "its window may still be wanted");
-        let attachment = hub.attach(&scope(&[]), true, 10).unwrap();
+        let attachment = hub.attach(&scope(&[]), reader(), true, 10).unwrap();
         hub.forget_idle(Duration::ZERO);
         assert_eq!(hub.schools(), 1);
         drop(attachment);
@@ -386,7 +538,7 @@ mod tests {
     #[test]
     fn the_window_answers_only_for_what_it_wholly_covers() {
         let hub = hub();
-        let attachment = hub.attach(&scope(&[]), true, 10).unwrap();
+        let attachment = hub.attach(&scope(&[]), reader(), true, 10).unwrap();
         assert!(
             attachment.window(0).is_none(),
             "nothing offered yet: only the store knows"
@@ -412,9 +564,47 @@ mod tests {
     #[test]
     fn there_is_a_bound_on_streams() {
         let hub = hub();
-        let first = hub.attach(&scope(&[]), true, 1).unwrap();
-        assert!(hub.attach(&scope(&[]), true, 1).is_err());
+        let first = hub.attach(&scope(&[]), reader(), true, 1).unwrap();
+        assert!(hub.attach(&scope(&[]), reader(), true, 1).is_err());
         drop(first);
-        assert!(hub.attach(&scope(&[]), true, 1).is_ok());
+        assert!(hub.attach(&scope(&[]), reader(), true, 1).is_ok());
+    }
+
+    #[test]
+    fn connections_are_shown_with_what_waits_for_them() {
+        let hub = hub();
+        let one = hub
+            .attach(&scope(&[subject("a"), subject("b")]), reader(), true, 10)
+            .unwrap();
+        let other = hub
+            .attach(&scope(&[Channel::Collection(JOBS)]), reader(), true, 10)
+            .unwrap();
+        hub.offer(&[event(1, "a", true), event(2, "c", true)]);
+        let (by_transport, connections) = hub.connections(None, 10, 1);
+        assert_eq!(by_transport, BTreeMap::from([("SSE", 2)]));
+        let shown: Vec<_> = connections
+            .iter()
+            .map(|own| (own.channels.len(), own.channel_count, own.depth.events))
+            .collect();
+        assert_eq!(shown, [(1, 1, 2), (1, 2, 1)], "newest first");
+        assert_eq!(hub.connections(None, 1, 1).1.len(), 1);
+        let elsewhere = hub.connections(Some(2.try_into().unwrap()), 10, 1);
+        assert!(elsewhere.0.is_empty() && elsewhere.1.is_empty());
+        one.unlisten(&subject("b"));
+        drop(other);
+        assert_eq!(hub.connections(None, 10, 9).1[0].channel_count, 1);
+    }
+
+    #[test]
+    fn a_rate_forgets_what_is_older_than_its_ring() {
+        let mut rate = Rate::default();
+        rate.count(3, 2);
+        rate.count(3, 3);
+        rate.count(5, 7);
+        let seen = rate.until(6);
+        assert_eq!(seen[RATE_SECS - 4..], [5, 0, 7, 0]);
+        assert_eq!(seen.iter().sum::<u32>(), 12);
+        assert_eq!(rate.until(3 + RATE_SECS as u64).iter().sum::<u32>(), 7);
+        assert_eq!(rate.until(1_000_000), [0; RATE_SECS]);
     }
 }

@@ -20,6 +20,7 @@ pub mod sqlite;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -78,6 +79,49 @@ impl Committed {
     /// How many batches were handed over.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::SeqCst)
+    }
+}
+
+/// What a store has written since it was opened: counted by its writer, read by whoever looks after the server.
+#[derive(Debug, Default)]
+pub struct Meter {
+    events: AtomicU64,
+    commits: AtomicU64,
+    commit_micros: AtomicU64,
+    slowest_micros: AtomicU64,
+}
+
+/// What a [`Meter`] said.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// Events committed.
+    pub events: u64,
+    /// Commits of at least one event.
+    pub commits: u64,
+    /// Microseconds from taking a group up to its commit, of all commits together.
+    pub commit_micros: u64,
+    /// The longest of them since the last reading.
+    pub slowest_micros: u64,
+}
+
+impl Meter {
+    /// Notes a commit.
+    pub fn committed(&self, events: usize, took: Duration) {
+        let micros = took.as_micros() as u64;
+        self.events.fetch_add(events as u64, Ordering::Relaxed);
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.commit_micros.fetch_add(micros, Ordering::Relaxed);
+        self.slowest_micros.fetch_max(micros, Ordering::Relaxed);
+    }
+
+    /// What it says now. The slowest commit is told once.
+    pub fn read(&self) -> Reading {
+        Reading {
+            events: self.events.load(Ordering::Relaxed),
+            commits: self.commits.load(Ordering::Relaxed),
+            commit_micros: self.commit_micros.load(Ordering::Relaxed),
+            slowest_micros: self.slowest_micros.swap(0, Ordering::Relaxed),
+        }
     }
 }
 
@@ -246,6 +290,12 @@ pub struct Overdue {
 pub trait Store: Send + Sync + 'static {
     /// The database's life.
     fn epoch(&self) -> Epoch;
+
+    /// What it has written since it was opened.
+    fn meter(&self) -> &Meter;
+
+    /// How large the database is, in bytes.
+    async fn size(&self) -> Result<u64, StoreError>;
 
     /// Carries out commands in order and answers each, after the commit.
     async fn append(

@@ -34,7 +34,7 @@ use self::folder::Folder;
 use crate::config::Settings;
 use crate::event::Event;
 use crate::hub::mailbox::Mail;
-use crate::hub::{Attachment, Hub, HubFull};
+use crate::hub::{Attachment, Hub, HubFull, Reader};
 use crate::id::{Channel, Cursor};
 use crate::scope::Scope;
 use crate::store::{Committed, Page, Store, StoreError};
@@ -45,6 +45,8 @@ use crate::wire::{Close, Control};
 pub struct Request {
     /// What.
     pub scope: Scope,
+    /// Who asks, and by which way it is told.
+    pub reader: Reader,
     /// From where; from a snapshot if absent.
     pub from: Option<Cursor>,
     /// Least time between two ticks of a subject. Zero: every retained event, live and in replay.
@@ -136,6 +138,7 @@ impl Subscriber {
     pub fn open(&self, request: Request) -> Result<Subscription, HubFull> {
         let Request {
             scope,
+            reader,
             from,
             tick,
             expires_at,
@@ -143,7 +146,9 @@ impl Subscriber {
         } = request;
         let folder = Folder::new(tick);
         // Attach before reading the store: an event committed in between would be in neither.
-        let attachment = self.hub.attach(&scope, folder.folds(), self.max_streams)?;
+        let attachment = self
+            .hub
+            .attach(&scope, reader, folder.folds(), self.max_streams)?;
         let scope = Arc::new(scope);
         let now = Instant::now();
         let mut subscription = Subscription {

@@ -410,3 +410,75 @@ async fn what_people_write_is_text_and_nothing_comes_from_elsewhere() {
         .unwrap();
     assert_eq!(stale.status(), 404);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_system_page_shows_a_school_its_own_and_the_whole_to_whoever_reaches_all() {
+    let server = server().await;
+    server.running_job("report-7").await;
+    let listener = async |scope, school| {
+        let transport = Transport::EventSource;
+        Listener::open(transport, &server.url, scope, &viewer(school), None).await
+    };
+    let here = listener("/jobs", 1).await;
+    let there = listener("/devices", 2).await;
+    let own = page(&server, "/monitor/schools/1/system", &admin_of(1)).await;
+    assert!(
+        own.contains("1 × SSE") && own.contains("<code>jobs</code>"),
+        "{own}"
+    );
+    assert!(
+        !own.contains("<code>devices</code>") && !own.contains("a commit"),
+        "{own}"
+    );
+    let whole = page(&server, "/monitor/system", &admin()).await;
+    for part in [
+        "2 × SSE",
+        "<code>jobs</code>",
+        "<code>devices</code>",
+        "a commit",
+        "<dt>Database</dt>",
+    ] {
+        assert!(whole.contains(part), "{part}: {whole}");
+    }
+    for (path, token, status) in [
+        ("/monitor/schools/1/system", viewer(1), 403),
+        ("/monitor/schools/1/system", worker(1), 403),
+        ("/monitor/schools/1/system", admin_of(2), 404),
+        ("/monitor/system", admin_of(1), 404),
+        ("/monitor/system", viewer(1), 403),
+    ] {
+        assert_eq!(get(&server, path, &token).await.0, status, "{path}");
+    }
+    let overview = page(&server, "/monitor/schools/1", &worker(1)).await;
+    assert!(
+        !overview.contains("/system"),
+        "what may not be seen is not offered"
+    );
+    drop((here, there));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn light_or_dark_is_chosen_without_a_script() {
+    let server = server().await;
+    let form = "theme=dark&next=%2Fmonitor%2Fschools%2F1%2Fjobs%3Fstatus%3Dfailed";
+    let answer = send(&server, "/monitor/look", None, &server.url, form).await;
+    assert_eq!(
+        answer.headers()[LOCATION],
+        "/monitor/schools/1/jobs?status=failed"
+    );
+    let cookie = answer.headers()[SET_COOKIE].to_str().unwrap();
+    assert!(cookie.starts_with("tidings_theme=dark;"), "{cookie}");
+    let look = async |cookie: &str| {
+        let request = browser().get(format!("{}/monitor/sign-in", server.url));
+        let answer = request.header(COOKIE, cookie).send().await.unwrap();
+        answer.text().await.unwrap()
+    };
+    assert!(
+        look("tidings_theme=dark")
+            .await
+            .contains(r#"data-theme="dark""#)
+    );
+    assert!(!look("tidings_theme=%22%3E").await.contains("data-theme"));
+    let other = send(&server, "/monitor/look", None, "http://evil.example", form).await;
+    assert!(other.headers().get(SET_COOKIE).is_none());
+}

@@ -220,6 +220,8 @@ async fn every_page_is_accessible() {
             worker(1),
         ),
         ("nothing", format!("{school}/jobs/nobody"), worker(1)),
+        ("school-system", format!("{school}/system"), admin_of(1)),
+        ("system", "/monitor/system".to_owned(), admin()),
     ] {
         for (look, width, dark) in [
             ("light", 1280, false),
@@ -302,4 +304,33 @@ async fn a_busy_school(server: &Server) {
             .report("/api/characteristics/bath/samples", body)
             .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_listens_is_seen_while_he_does_and_what_ended_is_announced() {
+    if !needs("chromium") {
+        return;
+    }
+    let server = server().await;
+    server.running_job("report-7").await;
+    let mut page = Page::open().await;
+    page.go(
+        &format!("{}/monitor/schools/1/system", server.url),
+        &admin_of(1),
+    )
+    .await;
+    live(&mut page).await;
+    let has = |text: &str| format!("document.getElementById('main').innerText.includes('{text}')");
+    // A WebSocket: its end is noticed at once.
+    let transport = Transport::WebSocket;
+    let listener = Listener::open(transport, &server.url, "/jobs/report-7", &viewer(1), None).await;
+    page.until(&has("jobs/report-7")).await;
+    server
+        .report("/api/jobs/report-7/complete", json!({}))
+        .await;
+    page.until("document.getElementById('milestones').textContent === 'Job report-7 completed.'")
+        .await;
+    drop(listener);
+    page.until(&format!("!{}", has("jobs/report-7"))).await;
+    assert_eq!(page.evaluate(IS_MARKED).await, true, "no reload");
 }

@@ -91,6 +91,48 @@ pub(super) fn control_chart(
     svg
 }
 
+/// A small chart of how something went by the second, newest on the right: `name` tells it from the page's others.
+/// It is drawn as wide as `room` values, so that a server that has just begun shows how short it has been.
+pub(super) fn spark(name: &str, title: &str, values: &[f64], room: usize) -> String {
+    let highest = values.iter().copied().fold(0.0, f64::max);
+    let now = values.last().copied().unwrap_or(0.0);
+    let mut svg = format!(
+        r#"<svg class="spark" viewBox="0 0 {room} 40" preserveAspectRatio="none" role="img" aria-labelledby="{name}-title {name}-text"><title id="{name}-title">{}</title><desc id="{name}-text">{} now, at most {} in the last {} seconds</desc>"#,
+        escaped(title),
+        whole(now),
+        whole(highest),
+        values.len(),
+    );
+    let scale = 38.0 / highest.max(1.0);
+    let first = room.saturating_sub(values.len());
+    let points: Vec<String> = values
+        .iter()
+        .enumerate()
+        .map(|(index, value)| format!("{},{:.1}", first + index, 39.0 - value * scale))
+        .collect();
+    if !points.is_empty() {
+        let last = first + values.len() - 1;
+        write!(
+            svg,
+            r#"<polygon class="area" points="{first},40 {} {last},40"/><polyline class="line" points="{}"/>"#,
+            points.join(" "),
+            points.join(" ")
+        )
+        .expect("a string takes all");
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
+/// A value as it is said: without a fraction where there is none.
+fn whole(value: f64) -> String {
+    if value.fract() == 0.0 {
+        format!("{value:.0}")
+    } else {
+        short(value)
+    }
+}
+
 fn draw_limits(svg: &mut String, limits: &ControlLimits, y: impl Fn(f64) -> f64) {
     let right = WIDTH - LABELS;
     let ControlLimits {
@@ -146,6 +188,20 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_chart_says_what_it_shows() {
+        let svg = spark("rate", "Events & more", &[0.0, 12.0, 3.0], 60);
+        assert!(
+            svg.contains("3 now, at most 12 in the last 3 seconds"),
+            "{svg}"
+        );
+        assert!(
+            svg.contains("Events &amp; more") && svg.contains("57,39.0 58,1.0 59,29.5"),
+            "{svg}"
+        );
+        assert!(!spark("rate", "Nothing yet", &[], 60).contains("NaN"));
+    }
 
     #[test]
     fn a_chart_of_any_numbers_has_numbers_only() {

@@ -40,6 +40,21 @@ pub(super) fn span(length: TimeDelta) -> String {
     }
 }
 
+/// A length of time that is short, in milliseconds.
+pub(super) fn millis(micros: u64) -> String {
+    format!("{:.1} ms", micros as f64 / 1e3)
+}
+
+/// A size in bytes.
+pub(super) fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_024 => format!("{bytes} B"),
+        1_024..1_048_576 => format!("{:.0} KiB", bytes as f64 / 1_024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
 /// A count with its thousands apart.
 pub(super) fn count(count: u64) -> String {
     let digits = count.to_string();

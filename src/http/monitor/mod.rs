@@ -6,10 +6,12 @@ mod chart;
 mod form;
 mod page;
 mod school;
+mod system;
 mod visitor;
 
 use std::sync::Arc;
 
+use chrono::Utc;
 use rocket::form::Form;
 use rocket::http::Status;
 use rocket::response::Redirect;
@@ -20,12 +22,17 @@ use self::assets::Assets;
 use self::page::{Html, Pages};
 use self::visitor::{Refusal, Visitor, cleared_cookie, token_cookie};
 use super::body::Base;
+use crate::auth::Role;
 use crate::config::MONITOR_SCHOOLS;
 use crate::service::Tidings;
 
+/// How often pages look anew at what no event tells of, in seconds.
+const RENEW_SECS: u64 = 3;
+
 pub(super) fn routes() -> Vec<Route> {
-    let mut all = routes![index, sign_in, enter, leave, assets::asset];
+    let mut all = routes![index, sign_in, enter, leave, look, assets::asset];
     all.extend(school::routes());
+    all.extend(system::routes());
     all
 }
 
@@ -57,8 +64,13 @@ async fn index(
             "totals": school::totals(tidings, &access, school).await?,
         }));
     }
-    let view = visitor.view(&base, json!({ "schools": rows }));
-    Ok(Ok(pages.render("schools.html", &view)))
+    let own = json!({
+        "schools": rows,
+        "system": access.require(Role::Admin).is_ok().then(|| format!("{}/monitor/system", base.0)),
+        "renew_secs": RENEW_SECS,
+        "rendered_at": crate::wire::timestamp(Utc::now()),
+    });
+    Ok(Ok(pages.render("schools.html", &visitor.view(&base, own))))
 }
 
 #[get("/monitor/sign-in?<next>")]
@@ -75,7 +87,7 @@ fn enter(
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<visitor::SignedIn, Html> {
+) -> Result<visitor::WithCookie, Html> {
     let SignIn { token, next } = form.into_inner();
     let refused = |problem: &str| {
         let view = visitor.view(&base, json!({ "next": next, "problem": problem }));
@@ -87,7 +99,7 @@ fn enter(
     }
     let token = token.trim();
     match tidings.keys().verify(token) {
-        Ok(_) => Ok(visitor::SignedIn {
+        Ok(_) => Ok(visitor::WithCookie {
             cookie: token_cookie(tidings, token, visitor.is_encrypted),
             to: visitor::own_address(&base, next),
         }),
@@ -96,14 +108,32 @@ fn enter(
 }
 
 #[post("/monitor/sign-out")]
-fn leave(visitor: Visitor, base: Base, tidings: &State<Arc<Tidings>>) -> visitor::SignedIn {
+fn leave(visitor: Visitor, base: Base, tidings: &State<Arc<Tidings>>) -> visitor::WithCookie {
     let to = format!("{}/monitor/sign-in", base.0);
     // Another site must not sign anybody out.
     let cookie = match visitor.is_own_page {
         true => cleared_cookie(tidings),
         false => String::new(),
     };
-    visitor::SignedIn { cookie, to }
+    visitor::WithCookie { cookie, to }
+}
+
+/// Light, dark or as the system has it.
+#[derive(FromForm)]
+struct Look<'r> {
+    theme: &'r str,
+    next: &'r str,
+}
+
+#[post("/monitor/look", data = "<form>")]
+fn look(form: Form<Look<'_>>, visitor: Visitor, base: Base) -> visitor::WithCookie {
+    visitor::WithCookie {
+        cookie: match visitor.is_own_page {
+            true => visitor::theme_cookie(form.theme),
+            false => String::new(),
+        },
+        to: visitor::own_address(&base, form.next),
+    }
 }
 
 /// What the pages need to be managed by the application.

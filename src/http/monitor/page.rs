@@ -40,6 +40,7 @@ impl Pages {
             "devices.html",
             "characteristics.html",
             "characteristic.html",
+            "system.html",
         ];
         tera.add_raw_templates(templates)
             .expect("the embedded templates are sound: a test renders each of them");

@@ -8,12 +8,12 @@ use rocket::response::Redirect;
 use rocket::{FromForm, Route, State, get, post, routes};
 use serde_json::{Value, json};
 
-use super::chart::{Point, control_chart, short};
+use super::chart::{Point, control_chart, short, spark};
 use super::form::{count, optional_time, span, time};
 use super::page::{Html, Pages};
 use super::visitor::{Guest, Refusal, Visitor};
 use crate::auth::{Access, Role};
-use crate::config::{CHART_SAMPLES, MONITOR_ROWS, PAGE_DEFAULT};
+use crate::config::{CHART_SAMPLES, MONITOR_ROWS, PAGE_DEFAULT, RATE_SECS};
 use crate::http::body::Base;
 use crate::http::problem::{Kind as ProblemKind, Problem};
 use crate::http::subjects::Asked;
@@ -65,7 +65,7 @@ pub(super) async fn totals(
 }
 
 /// What a page of a school is given beside its own.
-async fn view(
+pub(super) async fn view(
     visitor: &Visitor,
     guest: &Guest,
     base: &Base,
@@ -86,6 +86,7 @@ async fn view(
     });
     own["tab"] = tab.into();
     own["may_act"] = guest.may_act().into();
+    own["may_look_after"] = guest.may_look_after().into();
     own["rendered_at"] = crate::wire::timestamp(Utc::now()).into();
     Ok(visitor.view(base, own))
 }
@@ -144,7 +145,8 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
         "progress": job.progress.map(|percent| percent.floor() as u64),
         "message": &*job.message,
         "attempt": job.attempt,
-        "eta": job.eta.map(|eta| time(eta.at, now)),
+        // What was to be over by now will be at any moment: nothing worth saying.
+        "eta": job.eta.filter(|eta| eta.at > now).map(|eta| time(eta.at, now)),
         "created": time(job.created_at, now),
         "heard": time(job.heard_at, now),
         "finished": optional_time(job.finished_at, now),
@@ -289,7 +291,14 @@ async fn overview(
         limit: MONITOR_ROWS,
         ..ViolationQuery::default()
     };
+    let rate = tidings.hub().rate(guest.school);
+    let values = rate.map(f64::from);
     let own = json!({
+        "rate": {
+            "now": count(u64::from(rate[RATE_SECS - 1])),
+            "minute": count(rate.iter().map(|events| u64::from(*events)).sum()),
+            "chart": spark("rate", "Events per second", &values, RATE_SECS),
+        },
         "running": rows(&running),
         "failed": rows(&failed),
         "sessions": rows(&sessions),

@@ -26,6 +26,7 @@ pub(super) struct Visitor {
     pub(super) is_encrypted: bool,
     /// Where to go on after signing in.
     here: String,
+    theme: Option<&'static str>,
 }
 
 #[rocket::async_trait]
@@ -39,6 +40,7 @@ impl<'r> FromRequest<'r> for Visitor {
             is_own_page: credential::is_own_page(request, &[]),
             is_encrypted: forwarded == Some("https"),
             here: request.uri().to_string(),
+            theme: theme(request),
         })
     }
 }
@@ -54,6 +56,13 @@ impl Guest {
     pub(super) fn may_see(&self, kind: Kind) -> bool {
         let channel = Channel::Collection(kind);
         self.access.reach(self.school, &channel).is_ok()
+    }
+
+    /// Whether the server itself may be looked at: who listens, and how those stand who are told of everything.
+    pub(super) fn may_look_after(&self) -> bool {
+        let everything = Channel::School(self.school);
+        let reaches = self.access.reach(self.school, &everything).is_ok();
+        reaches && self.access.require(Role::Admin).is_ok()
     }
 
     /// Whether something may be done.
@@ -87,6 +96,8 @@ impl Visitor {
         let access = self.credential.as_ref().ok();
         let mut view = json!({
             "base": base.0,
+            "here": self.here,
+            "theme": self.theme,
             "visitor": access.map(|access| json!({
                 "name": access.subject,
                 "role": access.role,
@@ -132,6 +143,7 @@ impl<'r> Responder<'r, 'static> for Refusal {
             Refusal::Problem(problem) => {
                 let view = json!({
                     "base": base,
+                    "theme": theme(request),
                     "status": problem.status(),
                     "detail": problem.detail(),
                 });
@@ -146,13 +158,13 @@ impl<'r> Responder<'r, 'static> for Refusal {
 }
 
 /// A redirect that leaves or clears the cookie.
-pub(super) struct SignedIn {
+pub(super) struct WithCookie {
     /// A `Set-Cookie` header; none if empty.
     pub(super) cookie: String,
     pub(super) to: String,
 }
 
-impl<'r> Responder<'r, 'static> for SignedIn {
+impl<'r> Responder<'r, 'static> for WithCookie {
     fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
         let mut response = Response::build();
         response
@@ -176,6 +188,28 @@ pub(super) fn token_cookie(tidings: &Arc<Tidings>, token: &str, encrypted: bool)
 pub(super) fn cleared_cookie(tidings: &Arc<Tidings>) -> String {
     let name = &tidings.settings().cookie_name;
     format!("{name}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
+}
+
+/// The cookie that keeps whether the visitor wants it light or dark.
+const THEME_COOKIE: &str = "tidings_theme";
+const THEMES: [&str; 2] = ["light", "dark"];
+
+fn known_theme(name: &str) -> Option<&'static str> {
+    THEMES.into_iter().find(|theme| *theme == name)
+}
+
+fn theme(request: &Request<'_>) -> Option<&'static str> {
+    known_theme(request.cookies().get(THEME_COOKIE)?.value())
+}
+
+/// A cookie for a year; none for a theme that is not known: the system's.
+pub(super) fn theme_cookie(name: &str) -> String {
+    match known_theme(name) {
+        Some(theme) => {
+            format!("{THEME_COOKIE}={theme}; Path=/; HttpOnly; SameSite=Lax; Max-Age=31536000")
+        }
+        None => format!("{THEME_COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0"),
+    }
 }
 
 /// An address below our own pages; anything else could lead astray.

@@ -29,6 +29,8 @@ use self::socket::{Handshake, MaybeHandshake, Upgrade};
 use super::credential::Listener;
 use super::problem::{Kind, Problem};
 use crate::auth::Access;
+use crate::config::READER_MAX_CHARS;
+use crate::hub::Reader;
 use crate::id::{Channel, SchoolId};
 use crate::kind::{self, device, enrollment, job};
 use crate::scope::Scope;
@@ -105,12 +107,17 @@ async fn events(
     }
     require_subjects(tidings, school, &channels).await?;
     let scope = Scope::new(school, channels);
+    let transport = match (&handshake, params.transport) {
+        (Some(_), _) => WEBSOCKET,
+        (None, Transport::Poll) => "long poll",
+        (None, Transport::EventSource) => "SSE",
+    };
     let subscription = open(
         tidings,
         &Dialect::EVENTS,
         &params,
         &access,
-        scope,
+        (transport, scope),
         Some(Map::new()),
     )?;
     Ok(match (params.transport, handshake) {
@@ -162,7 +169,7 @@ fn without_channel(
     let accept = || {
         let (access, params) = (listener.0?, params.as_ref().map_err(Problem::clone)?);
         let scope = Scope::new(access.school(params.school)?, []);
-        let subscription = open(tidings, &dialect, params, &access, scope, None)?;
+        let subscription = open(tidings, &dialect, params, &access, (WEBSOCKET, scope), None)?;
         Ok(Opening::Accepted {
             access,
             subscription,
@@ -297,7 +304,14 @@ async fn with_channel(
                 Scope::new(school, [channel])
             }
         };
-        let subscription = open(tidings, &dialect, params, &access, scope, greet)?;
+        let subscription = open(
+            tidings,
+            &dialect,
+            params,
+            &access,
+            (WEBSOCKET, scope),
+            greet,
+        )?;
         Ok::<_, Problem>((subscription, access))
     };
     let opening = match accept.await {
@@ -394,18 +408,30 @@ async fn require_subjects(
     Ok(())
 }
 
+/// The name of a transport, for those who look after the server.
+const WEBSOCKET: &str = "WebSocket";
+
 fn open(
     tidings: &Tidings,
     dialect: &Dialect,
     params: &Params,
     access: &Access,
-    scope: Scope,
+    (transport, scope): (&'static str, Scope),
     greet: Option<Map<String, Value>>,
 ) -> Result<Subscription, Problem> {
     // Without a channel yet, the cursor is for the first `subscribe`.
     let from = params.from.filter(|_| !scope.channels().is_empty());
     let subscription = tidings.subscriber().open(Subscribe {
         scope: scope.filtered(params.filter.clone()),
+        reader: Reader {
+            transport,
+            user: access
+                .subject
+                .chars()
+                .take(READER_MAX_CHARS)
+                .collect::<String>()
+                .into(),
+        },
         from,
         tick: params.tick.unwrap_or(dialect.tick(tidings.settings())),
         expires_at: access.expires_at,

@@ -37,7 +37,7 @@ use self::table::{TABLES, table};
 use self::writer::{Submission, Work, Writer};
 use super::notifiers::{DeadLetterPage, Place, Progress, Standing};
 use super::{
-    CommandError, Committed, Envelope, ListPage, ListQuery, Overdue, Page, Receipt, Store,
+    CommandError, Committed, Envelope, ListPage, ListQuery, Meter, Overdue, Page, Receipt, Store,
     StoreError, StoredSubject, ViolationPage, ViolationQuery,
 };
 use crate::config::{self, Settings, Synchronous};
@@ -82,6 +82,7 @@ pub enum OpenError {
 /// The embedded store.
 pub struct SqliteStore {
     epoch: Epoch,
+    meter: Arc<Meter>,
     work: mpsc::Sender<Work>,
     readers: Pool<ConnectionManager<SqliteConnection>>,
     reading: Arc<Semaphore>,
@@ -149,7 +150,8 @@ impl SqliteStore {
             .map_err(|error| database_error(error.to_string()))?;
 
         let (work, queue) = mpsc::channel(config::WRITER_QUEUE);
-        let writer = Writer::new(conn, epoch, settings, committed);
+        let meter = Arc::<Meter>::default();
+        let writer = Writer::new(conn, epoch, settings, committed, Arc::clone(&meter));
         // The thread ends with the last handle of the store, or by `close`, and holds the lock until then.
         std::thread::Builder::new()
             .name("tidings-writer".into())
@@ -165,6 +167,7 @@ impl SqliteStore {
         let seconds = |secs: u64| TimeDelta::seconds(secs as i64);
         Ok(SqliteStore {
             epoch,
+            meter,
             work,
             readers,
             reading: Arc::new(Semaphore::new(settings.reader_connections as usize)),
@@ -282,6 +285,14 @@ fn epoch(conn: &mut SqliteConnection, synchronous: Synchronous) -> QueryResult<E
 impl Store for SqliteStore {
     fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    async fn size(&self) -> Result<u64, StoreError> {
+        self.read(read::size).await
     }
 
     async fn append(

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use diesel::connection::DefaultLoadingMode;
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
 use super::events::EventRow;
@@ -300,6 +301,19 @@ pub(super) fn schools(
         .load(conn)?;
     let school = |id: i64| id.try_into().map_err(|_| unreadable("a school id"));
     ids.into_iter().map(school).collect()
+}
+
+/// How large the database is, in bytes, without what has not been moved from its journal yet.
+pub(super) fn size(conn: &mut SqliteConnection) -> QueryResult<u64> {
+    #[derive(QueryableByName)]
+    struct Size {
+        #[diesel(sql_type = BigInt)]
+        bytes: i64,
+    }
+    let pages =
+        "SELECT page_count * page_size AS bytes FROM pragma_page_count(), pragma_page_size()";
+    let size: Size = diesel::sql_query(pages).get_result(conn)?;
+    Ok(size.bytes as u64)
 }
 
 #[cfg(test)]

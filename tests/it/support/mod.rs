@@ -240,6 +240,11 @@ pub(crate) fn admin() -> String {
     sign(&claims(None, Role::Admin))
 }
 
+/// An administrator's token for a school.
+pub(crate) fn admin_of(school: i64) -> String {
+    sign(&claims(Some(school), Role::Admin))
+}
+
 /// Waits for a condition, looking every few milliseconds; fails after [`PATIENCE`].
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;

@@ -13,6 +13,7 @@ mod judge;
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Instant;
 
 use chrono::{DateTime, SubsecRound, Utc};
 use diesel::connection::SimpleConnection;
@@ -33,7 +34,7 @@ use super::{OPEN_IN, database_error};
 use crate::config::{self, Settings, Synchronous};
 use crate::id::{Epoch, SchoolId};
 use crate::kind::Limits;
-use crate::store::{CommandError, Committed, Envelope, Receipt, StoreError};
+use crate::store::{CommandError, Committed, Envelope, Meter, Receipt, StoreError};
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 type Receipts = Vec<Result<Receipt, CommandError>>;
@@ -67,6 +68,7 @@ pub(super) struct Writer {
     since: DateTime<Utc>,
     synchronous: Synchronous,
     committed: Committed,
+    meter: Arc<Meter>,
     /// Whether the connection now waits for the disk at each commit.
     waits_for_disk: bool,
     heads: LruCache<SchoolId, u64>,
@@ -98,6 +100,7 @@ impl Writer {
         epoch: Epoch,
         settings: &Settings,
         committed: Committed,
+        meter: Arc<Meter>,
     ) -> Writer {
         Writer {
             conn,
@@ -106,6 +109,7 @@ impl Writer {
             since: Utc::now().trunc_subsecs(3),
             synchronous: settings.synchronous,
             committed,
+            meter,
             waits_for_disk: true,
             heads: cache(config::SCHOOL_CACHE),
             states: cache(config::STATE_CACHE),
@@ -175,6 +179,7 @@ impl Writer {
 
     /// Carries out a group and answers everyone in it.
     fn commit(&mut self, submissions: Vec<Submission>) {
+        let began = Instant::now();
         let now = Utc::now().trunc_subsecs(3);
         let mut group = Group::default();
         let mut judged = Vec::with_capacity(submissions.len());
@@ -199,6 +204,7 @@ impl Writer {
         match written {
             Ok(()) => {
                 if !group.events.is_empty() {
+                    self.meter.committed(group.events.len(), began.elapsed());
                     // Fails only when the dispatcher has ended, and then nobody listens.
                     let _ = self.committed.blocking_send(group.events);
                 }

@@ -1,0 +1,146 @@
+//! How the server itself is: for a school's administrator as far as it concerns the school, for whoever
+//! reaches all schools the whole.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use rocket::{Route, State, get, routes};
+use serde_json::{Value, json};
+
+use super::RENEW_SECS;
+use super::chart::spark;
+use super::form::{bytes, count, millis, span, time};
+use super::page::{Html, Pages};
+use super::school;
+use super::visitor::{Refusal, Visitor};
+use crate::auth::{AuthError, Role};
+use crate::config::{MONITOR_CHANNELS, MONITOR_CONNECTIONS, VITALS_SECS};
+use crate::http::body::Base;
+use crate::http::notifiers;
+use crate::http::problem::Problem;
+use crate::hub::Connection;
+use crate::id::SchoolId;
+use crate::service::Tidings;
+use crate::store::StoreError;
+use crate::vitals::Second;
+
+/// Seconds over which a rate is told, beside the present second's.
+const MEAN_SECS: usize = 10;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![of_school, of_server]
+}
+
+#[get("/monitor/schools/<school>/system")]
+async fn of_school(
+    school: &str,
+    visitor: Visitor,
+    base: Base,
+    pages: &State<Pages>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Html, Refusal> {
+    let guest = visitor.enter(school)?;
+    if !guest.may_look_after() {
+        return Err(Problem::from(AuthError::Forbidden).into());
+    }
+    let mut own = listeners(tidings, Some(guest.school));
+    own["notifiers"] = notifiers::of_school(tidings, guest.school).await?.into();
+    own["head"] = count(tidings.store().head(guest.school).await?).into();
+    own["renew_secs"] = RENEW_SECS.into();
+    let view = school::view(&visitor, &guest, &base, tidings, "system", own).await?;
+    Ok(pages.render("system.html", &view))
+}
+
+#[get("/monitor/system")]
+async fn of_server(
+    visitor: Visitor,
+    base: Base,
+    pages: &State<Pages>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Html, Refusal> {
+    let access = visitor.access()?;
+    access.require(Role::Admin).map_err(Problem::from)?;
+    if access.school.is_some() || access.channels.is_some() {
+        // Other schools are not there for whoever has one.
+        return Err(Problem::from(AuthError::NotFound).into());
+    }
+    let mut own = listeners(tidings, None);
+    own["server"] = server(tidings).await?;
+    own["renew_secs"] = RENEW_SECS.into();
+    own["rendered_at"] = crate::wire::timestamp(Utc::now()).into();
+    Ok(pages.render("system.html", &visitor.view(&base, own)))
+}
+
+fn listeners(tidings: &Tidings, school: Option<SchoolId>) -> Value {
+    let now = Utc::now();
+    let (by_transport, connections) =
+        tidings
+            .hub()
+            .connections(school, MONITOR_CONNECTIONS, MONITOR_CHANNELS);
+    let all: usize = by_transport.values().sum();
+    json!({
+        "transports": by_transport
+            .iter()
+            .map(|(name, number)| json!({"name": name, "count": count(*number as u64)}))
+            .collect::<Vec<_>>(),
+        "streams": count(all as u64),
+        "more": count((all - connections.len()) as u64),
+        "connections": connections.iter().map(|own| connection(own, now)).collect::<Vec<_>>(),
+    })
+}
+
+fn connection(own: &Connection, now: DateTime<Utc>) -> Value {
+    let more = own.channel_count - own.channels.len();
+    let behind = own.depth.oldest.map(|oldest| now - oldest);
+    json!({
+        "school": own.school,
+        "user": &*own.reader.user,
+        "transport": own.reader.transport,
+        "since": time(own.since, now),
+        "channels": own.channels.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "more": more,
+        "depth": own.depth.events,
+        "lagging": own.depth.lagging,
+        "behind_ms": behind.map_or(0, |behind| behind.num_milliseconds().max(0)),
+    })
+}
+
+async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
+    let settings = tidings.settings();
+    let vitals = tidings.vitals();
+    let seconds = vitals.seconds();
+    let chart = |name: &str, title: &str, of: fn(&Second) -> f64| {
+        let values: Vec<f64> = seconds.iter().map(of).collect();
+        spark(name, title, &values, VITALS_SECS)
+    };
+    let lately = &seconds[seconds.len().saturating_sub(MEAN_SECS)..];
+    let events: u64 = lately.iter().map(|second| second.events).sum();
+    let commits: u64 = lately.iter().map(|second| second.commits).sum();
+    let micros: u64 = lately
+        .iter()
+        .map(|second| second.commit_micros * second.commits)
+        .sum();
+    let slowest = lately.iter().map(|second| second.slowest_micros).max();
+    let per_second = events as f64 / lately.len().max(1) as f64;
+    let group = events as f64 / commits.max(1) as f64;
+    Ok(json!({
+        "events": format!("{per_second:.1}"),
+        "group": format!("{group:.1}"),
+        "commit": millis(micros.checked_div(commits).unwrap_or(0)),
+        "slowest": millis(slowest.unwrap_or(0)),
+        "waiting": seconds.last().map_or(0, |second| second.waiting),
+        "events_chart": chart("events", "Events committed per second", |own| own.events as f64),
+        "streams_chart": chart("streams", "Open streams", |own| own.streams as f64),
+        "commit_chart": chart("commit", "Slowest commit of each second, in milliseconds", |own| {
+            own.slowest_micros as f64 / 1e3
+        }),
+        "database": bytes(tidings.store().size().await?),
+        "schools": tidings.hub().schools(),
+        "max_streams": count(settings.max_streams as u64),
+        "retention": span(chrono::TimeDelta::seconds(settings.retention_secs as i64)),
+        "retention_events": count(settings.retention_events),
+        "job_retention": span(chrono::TimeDelta::seconds(settings.job_retention_secs as i64)),
+        "since": time(vitals.since(), Utc::now()),
+        "mean_secs": MEAN_SECS,
+    }))
+}

@@ -1,0 +1,125 @@
+//! The server's own figures, second by second for the last minutes: what those who look after it ask for.
+//!
+//! One task looks once a second at what others count anyway; nothing on the way of an event waits for it. What
+//! concerns one school (its rate, its connections) is asked of the hub; what the log itself says, of the store.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::config::VITALS_SECS;
+use crate::hub::Hub;
+use crate::store::{Committed, Reading, Store};
+
+/// One second of the server.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub struct Second {
+    /// Events committed in it.
+    pub events: u64,
+    /// Commits in it; each has at least one event.
+    pub commits: u64,
+    /// Mean time of a commit, in microseconds.
+    pub commit_micros: u64,
+    /// Its slowest commit, in microseconds.
+    pub slowest_micros: u64,
+    /// Streams at its end.
+    pub streams: usize,
+    /// Committed batches that the dispatcher had not handed to the streams at its end.
+    pub waiting: u64,
+}
+
+/// See the module's page.
+pub struct Vitals {
+    since: DateTime<Utc>,
+    seconds: Mutex<VecDeque<Second>>,
+}
+
+impl Default for Vitals {
+    fn default() -> Vitals {
+        Vitals {
+            since: Utc::now(),
+            seconds: Mutex::new(VecDeque::with_capacity(VITALS_SECS)),
+        }
+    }
+}
+
+impl Vitals {
+    /// When the server began to work.
+    pub fn since(&self) -> DateTime<Utc> {
+        self.since
+    }
+
+    /// The last seconds, oldest first; at most [`VITALS_SECS`].
+    pub fn seconds(&self) -> Vec<Second> {
+        self.kept().iter().copied().collect()
+    }
+
+    fn kept(&self) -> MutexGuard<'_, VecDeque<Second>> {
+        self.seconds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the pulse once a second until it is aborted.
+    pub async fn watch(
+        self: Arc<Self>,
+        store: Arc<dyn Store>,
+        hub: Arc<Hub>,
+        committed: Committed,
+        dispatched: watch::Receiver<u64>,
+    ) {
+        let mut rounds = interval(Duration::from_secs(1));
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        rounds.tick().await;
+        let mut before = store.meter().read();
+        loop {
+            rounds.tick().await;
+            let now = store.meter().read();
+            let mut second = between(before, now);
+            second.streams = hub.attached();
+            // The dispatcher first: what it has done meanwhile must not look like less than nothing.
+            let done = *dispatched.borrow();
+            second.waiting = committed.count().saturating_sub(done);
+            before = now;
+            let mut seconds = self.kept();
+            if seconds.len() == VITALS_SECS {
+                seconds.pop_front();
+            }
+            seconds.push_back(second);
+        }
+    }
+}
+
+fn between(before: Reading, now: Reading) -> Second {
+    let commits = now.commits.saturating_sub(before.commits);
+    let micros = now.commit_micros.saturating_sub(before.commit_micros);
+    Second {
+        events: now.events.saturating_sub(before.events),
+        commits,
+        commit_micros: micros.checked_div(commits).unwrap_or(0),
+        slowest_micros: now.slowest_micros,
+        ..Second::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_is_what_came_between_two_readings() {
+        let reading = |events, commits, commit_micros| Reading {
+            events,
+            commits,
+            commit_micros,
+            slowest_micros: 900,
+        };
+        let second = between(reading(10, 2, 400), reading(40, 5, 1_900));
+        assert_eq!((second.events, second.commits), (30, 3));
+        assert_eq!((second.commit_micros, second.slowest_micros), (500, 900));
+        let quiet = between(reading(1, 1, 1), reading(1, 1, 1));
+        assert_eq!(quiet.commit_micros, 0, "nothing is divided by nothing");
+    }
+}

@@ -2,9 +2,13 @@
 //! everybody else reads: the store, through the same credentials.
 
 mod assets;
+mod characteristic;
 mod chart;
 mod form;
+mod job;
+mod lists;
 mod page;
+mod rows;
 mod school;
 mod system;
 mod visitor;
@@ -32,6 +36,9 @@ const RENEW_SECS: u64 = 3;
 pub(super) fn routes() -> Vec<Route> {
     let mut all = routes![index, sign_in, enter, leave, look, assets::asset];
     all.extend(school::routes());
+    all.extend(lists::routes());
+    all.extend(job::routes());
+    all.extend(characteristic::routes());
     all.extend(system::routes());
     all
 }

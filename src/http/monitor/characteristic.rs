@@ -1,0 +1,134 @@
+//! A characteristic: its control chart, and its violations to be acknowledged.
+
+use std::sync::Arc;
+
+use chrono::Utc;
+use rocket::form::Form;
+use rocket::response::Redirect;
+use rocket::{FromForm, Route, State, get, post, routes};
+use serde_json::{Value, json};
+
+use super::chart::{Point, control_chart, short};
+use super::form::time;
+use super::page::{Html, Pages};
+use super::rows::rows;
+use super::school::{found, may_act, view, violations};
+use super::visitor::{Refusal, Visitor};
+use crate::config::{CHART_SAMPLES, PAGE_DEFAULT};
+use crate::http::body::Base;
+use crate::http::problem::{Kind as ProblemKind, Problem};
+use crate::kind::Command;
+use crate::kind::characteristic::{self, ViolationId};
+use crate::service::Tidings;
+use crate::store::{Envelope, ViolationQuery};
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![characteristic_page, acknowledge]
+}
+
+#[get("/monitor/schools/<school>/characteristics/<id>")]
+async fn characteristic_page(
+    school: &str,
+    id: &str,
+    visitor: Visitor,
+    base: Base,
+    pages: &State<Pages>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Html, Refusal> {
+    let guest = visitor.enter(school)?;
+    let stored = found(tidings, &guest, characteristic::KIND, id).await?;
+    let subject = stored.event.subject.clone();
+    let now = Utc::now();
+    let samples = tidings
+        .store()
+        .last_events(
+            guest.school,
+            characteristic::KIND,
+            subject.clone(),
+            &characteristic::SAMPLE,
+            CHART_SAMPLES,
+        )
+        .await?;
+    let mut points = Vec::new();
+    let mut table = Vec::new();
+    for event in &samples {
+        let told: Value = serde_json::from_str(&event.draft.fields).unwrap_or_default();
+        let payload = &told["payload"];
+        let Some(value) = payload["mean"].as_f64() else {
+            continue;
+        };
+        let in_control = payload["in_control"] != false;
+        let rules: Vec<&str> = payload["violations"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|own| own["rule_name"].as_str())
+            .collect();
+        let sample = payload["sample_id"].as_str().unwrap_or_default();
+        points.push(Point {
+            value,
+            in_control,
+            title: format!("{sample}: {} {}", short(value), rules.join(", ")),
+        });
+        table.push(json!({
+            "id": sample,
+            "value": short(value),
+            "zone": payload["zone"],
+            "in_control": in_control,
+            "rules": rules.join(", "),
+            "at": time(event.at, now),
+        }));
+    }
+    table.reverse();
+    let own = stored.state.characteristic();
+    let chart = own.and_then(|own| own.limits).map(|limits| limits.chart);
+    let title = own.and_then(|own| own.name.as_deref()).unwrap_or(id);
+    let query = ViolationQuery {
+        characteristic_id: Some(subject),
+        limit: PAGE_DEFAULT,
+        ..ViolationQuery::default()
+    };
+    let own = json!({
+        "own": rows(std::slice::from_ref(&stored)).pop(),
+        "chart": (!points.is_empty()).then(|| control_chart(title, &points, chart.as_ref())),
+        "samples": table,
+        "violations": violations(tidings, &guest, query).await?,
+    });
+    let view = view(&visitor, &guest, &base, tidings, "characteristics", own).await?;
+    Ok(pages.render("characteristic.html", &view))
+}
+
+/// Why a violation is well, or what is done about it.
+#[derive(FromForm)]
+struct Reason<'r> {
+    reason: &'r str,
+}
+
+#[post("/monitor/schools/<school>/violations/<id>/ack", data = "<form>")]
+async fn acknowledge(
+    school: &str,
+    id: &str,
+    form: Form<Reason<'_>>,
+    visitor: Visitor,
+    base: Base,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Redirect, Refusal> {
+    let guest = visitor.enter(school)?;
+    let missing = || Problem::new(ProblemKind::NotFound, "there is no such violation");
+    let violation = ViolationId::parse(id).ok_or_else(missing)?;
+    let subject = violation.characteristic_id;
+    may_act(&visitor, &guest, characteristic::KIND, &subject)?;
+    let command = characteristic::Command::Acknowledge {
+        number: violation.number,
+        user: guest.access.subject.as_str().into(),
+        reason: form.reason.to_owned(),
+    };
+    let to = format!(
+        "{}/monitor/schools/{school}/characteristics/{subject}",
+        base.0
+    );
+    let envelope = Envelope::new(subject, Command::Characteristic(command));
+    let published = tidings.publisher().publish(guest.school, envelope).await;
+    published.map_err(Problem::from)?;
+    Ok(Redirect::to(to))
+}

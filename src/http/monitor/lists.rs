@@ -1,0 +1,159 @@
+//! The lists of each kind: filters, search and place stand in the address.
+
+use std::sync::Arc;
+
+use rocket::{Route, State, get, routes};
+use serde_json::json;
+
+use super::page::{Html, Pages};
+use super::rows::rows;
+use super::school::view;
+use super::visitor::{Refusal, Visitor};
+use crate::config::PAGE_DEFAULT;
+use crate::http::body::Base;
+use crate::http::problem::Problem;
+use crate::http::subjects::Asked;
+use crate::id::{Channel, Kind};
+use crate::kind::{characteristic, device, enrollment, job};
+use crate::service::Tidings;
+use crate::store::ListQuery;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![jobs, enrollments, devices, characteristics]
+}
+
+/// A list of a kind, with filters in the URL.
+async fn list_page(
+    kind: Kind,
+    template: &str,
+    school: &str,
+    asked: Result<Asked, Problem>,
+    (visitor, base, pages, tidings): (Visitor, Base, &Pages, &Tidings),
+) -> Result<Html, Refusal> {
+    let guest = visitor.enter(school)?;
+    let Asked(mut query) = asked?;
+    query.limit = PAGE_DEFAULT;
+    guest
+        .access
+        .reach(guest.school, &Channel::Collection(kind))
+        .map_err(Problem::from)?;
+    let page = tidings
+        .store()
+        .subjects(guest.school, kind, query.clone())
+        .await?;
+    let status =
+        |name: &&'static str| json!({"name": name, "is_on": query.statuses.contains(name)});
+    let statuses = crate::kind::description(kind).statuses.iter();
+    let is_on = !(query.statuses.is_empty() && query.categories.is_empty() && query.text.is_none());
+    let own = json!({
+        "rows": rows(&page.subjects),
+        "next": page.next.map(|next| address(&query, Some(next))),
+        "first": query.before.is_some().then(|| address(&query, None)),
+        "filter": {
+            "text": query.text,
+            "job_type": query.categories.first(),
+            "is_on": is_on,
+            "statuses": statuses.map(status).collect::<Vec<_>>(),
+        },
+    });
+    let view = view(&visitor, &guest, &base, tidings, kind.collection(), own).await?;
+    Ok(pages.render(template, &view))
+}
+
+/// The address of another page of the same list.
+fn address(query: &ListQuery, page: Option<u64>) -> String {
+    let mut fields = Vec::new();
+    fields.extend(
+        query
+            .statuses
+            .iter()
+            .map(|status| ("status", (*status).to_owned())),
+    );
+    fields.extend(query.categories.iter().map(|own| ("job_type", own.clone())));
+    fields.extend(query.text.iter().map(|text| ("q", text.clone())));
+    fields.extend(page.map(|page| ("page", page.to_string())));
+    let field = |(name, value): &(&str, String)| {
+        let value = rocket::http::RawStr::new(value).percent_encode();
+        format!("{name}={value}")
+    };
+    let fields: Vec<String> = fields.iter().map(field).collect();
+    format!("?{}", fields.join("&"))
+}
+
+#[get("/monitor/schools/<school>/jobs")]
+async fn jobs(
+    school: &str,
+    asked: Result<Asked, Problem>,
+    visitor: Visitor,
+    base: Base,
+    pages: &State<Pages>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Html, Refusal> {
+    list_page(
+        job::KIND,
+        "jobs.html",
+        school,
+        asked,
+        (visitor, base, pages, tidings),
+    )
+    .await
+}
+
+#[get("/monitor/schools/<school>/enrollments")]
+async fn enrollments(
+    school: &str,
+    asked: Result<Asked, Problem>,
+    visitor: Visitor,
+    base: Base,
+    pages: &State<Pages>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Html, Refusal> {
+    let template = "enrollments.html";
+    list_page(
+        enrollment::KIND,
+        template,
+        school,
+        asked,
+        (visitor, base, pages, tidings),
+    )
+    .await
+}
+
+#[get("/monitor/schools/<school>/devices")]
+async fn devices(
+    school: &str,
+    asked: Result<Asked, Problem>,
+    visitor: Visitor,
+    base: Base,
+    pages: &State<Pages>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Html, Refusal> {
+    list_page(
+        device::KIND,
+        "devices.html",
+        school,
+        asked,
+        (visitor, base, pages, tidings),
+    )
+    .await
+}
+
+#[get("/monitor/schools/<school>/characteristics")]
+async fn characteristics(
+    school: &str,
+    asked: Result<Asked, Problem>,
+    visitor: Visitor,
+    base: Base,
+    pages: &State<Pages>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Html, Refusal> {
+    let template = "characteristics.html";
+    list_page(
+        characteristic::KIND,
+        template,
+        school,
+        asked,
+        (visitor, base, pages, tidings),
+    )
+    .await
+}

@@ -1,0 +1,128 @@
+//! What a template is told of each kind of subject.
+
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+
+use super::chart::short;
+use super::form::{count, optional_time, span, time};
+use crate::id::SubjectId;
+use crate::kind::State as SubjectState;
+use crate::kind::characteristic::{Characteristic, Violation};
+use crate::kind::device::Device;
+use crate::kind::enrollment::Session;
+use crate::kind::job::{End, Job};
+use crate::store::StoredSubject;
+
+fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
+    let (code, error) = match &job.end {
+        Some(End::Error(error)) => (Some(&*error.code), Some(&*error.message)),
+        _ => (None, None),
+    };
+    let took = job
+        .started_at
+        .map(|start| span(job.finished_at.unwrap_or(now) - start));
+    json!({
+        "id": id,
+        "type": job.job_type,
+        "status": job.status.as_str(),
+        "stalled": job.stalled,
+        "cancel_requested": job.cancel_requested,
+        "progress": job.progress.map(|percent| percent.floor() as u64),
+        "message": &*job.message,
+        "attempt": job.attempt,
+        // What was to be over by now will be at any moment: nothing worth saying.
+        "eta": job.eta.filter(|eta| eta.at > now).map(|eta| time(eta.at, now)),
+        "created": time(job.created_at, now),
+        "heard": time(job.heard_at, now),
+        "finished": optional_time(job.finished_at, now),
+        "took": took,
+        "error": error,
+        "code": code,
+    })
+}
+
+fn session_row(id: &SubjectId, session: &Session, now: DateTime<Utc>) -> Value {
+    json!({
+        "id": id,
+        "device": session.device_id,
+        "student": session.student_id.as_deref(),
+        "status": session.status.as_str(),
+        "progress": session.progress,
+        "message": &*session.message,
+        "attempt": session.attempt,
+        "total_attempts": session.total_attempts,
+        "quality": session.quality_score.map(short),
+        "code": session.error_code.as_deref(),
+        "ended": session.status.is_terminal(),
+        "created": time(session.created_at, now),
+        "heard": time(session.heard_at, now),
+        "finished": optional_time(session.finished_at, now),
+    })
+}
+
+fn device_row(id: &SubjectId, device: &Device, now: DateTime<Utc>) -> Value {
+    json!({
+        "id": id,
+        "name": device.name.as_deref(),
+        "status": device.status.as_str(),
+        "flapping": device.flapping,
+        "seen": optional_time(device.last_seen, now),
+        "since": time(device.told_status.1, now),
+        "lease_secs": device.lease_secs,
+    })
+}
+
+fn characteristic_row(id: &SubjectId, own: &Characteristic, now: DateTime<Utc>) -> Value {
+    let fields = own.last_sample.as_ref().map(|sample| &sample.fields);
+    let told: Option<Value> = fields.and_then(|fields| serde_json::from_str(fields).ok());
+    let value = told
+        .as_ref()
+        .and_then(|told| told["payload"]["mean"].as_f64());
+    json!({
+        "id": id,
+        "name": own.name.as_deref(),
+        "unit": own.unit.as_deref(),
+        "status": own.status(),
+        "value": value.map(short),
+        "zone": told.map(|told| told["payload"]["zone"].clone()),
+        "sampled": optional_time(own.last_sample.as_ref().map(|sample| sample.at), now),
+        "samples": count(own.sample_count),
+        "limits": own.limits.map(|limits| json!({
+            "center_line": short(limits.chart.center_line),
+            "ucl": short(limits.chart.ucl),
+            "lcl": short(limits.chart.lcl),
+            "method": limits.method,
+            "version": limits.version,
+        })),
+        "learning": own.baseline.as_ref().map(|own| json!({"has": own.collected.len(), "wants": own.samples})),
+    })
+}
+
+pub(super) fn violation_row(violation: &Violation, now: DateTime<Utc>) -> Value {
+    let acknowledgement = violation.acknowledgement.as_ref();
+    json!({
+        "id": violation.id().to_string(),
+        "characteristic": violation.characteristic_id,
+        "rule_id": violation.rule_id,
+        "rule": &*violation.rule_name,
+        "severity": violation.severity,
+        "at": time(violation.at, now),
+        "user": acknowledgement.map(|ack| &*ack.user),
+        "reason": acknowledgement.map(|ack| &*ack.reason),
+        "acknowledged": optional_time(acknowledgement.map(|ack| ack.at), now),
+    })
+}
+
+pub(super) fn rows(subjects: &[StoredSubject]) -> Vec<Value> {
+    let now = Utc::now();
+    let row = |stored: &StoredSubject| {
+        let id = &stored.event.subject;
+        match &stored.state {
+            SubjectState::Job(job) => job_row(id, job, now),
+            SubjectState::Enrollment(session) => session_row(id, session, now),
+            SubjectState::Device(device) => device_row(id, device, now),
+            SubjectState::Characteristic(own) => characteristic_row(id, own, now),
+        }
+    };
+    subjects.iter().map(row).collect()
+}

@@ -2,25 +2,37 @@
 // looks like is asked of the server, so that there is one place that renders, and only what differs is touched.
 //
 // Of the tabs that are to be seen one has the stream (Web Locks) and tells the others (BroadcastChannel). While no
-// tab is to be seen there is none; it goes on where it was, by cursor. A stream that fails is followed by a long poll.
-// A page about what no event tells of (who listens, how long commits take) is asked for anew every few seconds.
+// tab is to be seen there is none; it goes on where it was, by cursor. Where Server-Sent Events do not come through,
+// long polls do. A page about what no event tells of (who listens, how long commits take) is asked for anew every
+// few seconds.
 "use strict";
 
 const page = document.body.dataset;
+const main = document.getElementById("main");
 const status = document.getElementById("freshness");
+const pause = document.getElementById("pause");
 const REFRESH_MS = 1000; // least time between two looks at the page
-const RETRY_MS = 2000;
-const GREETING_MS = 5000; // until a stream that says nothing counts as failed
+const RETRY_MS = 2000; // after a failure
+const ROUND_MS = 30000; // longest time without a look at a page that is seen
+const GREETING_MS = 5000; // until a stream that says nothing has failed; afterwards twice its heartbeat
 const SSE_TRIES = 2; // failures in a row before long polls are tried
+const SSE_AGAIN_MS = 300000; // until they are given another try
+const POLL_SECS = 25;
 const SAY_MS = 5000; // least time between two announcements
 const SAY_MOST = 3; // what is announced at once; the others are counted
 
-if (status && (page.stream || page.renewSecs)) start();
+const EXACT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
+const HOUR = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", weekday: "short" });
+let ahead = 0; // of the server's clock over ours
+localize(document, page.renderedAt);
+if (page.stream || page.renewSecs) start();
 
 function start() {
   let cursor = page.cursor;
-  let renewed = Date.now();
-  let state = "connecting";
+  let renewed = Date.now(); // what is seen is of this moment
+  let behind = false; // whether a look at the page has failed since
+  let state = page.stream ? "connecting" : "live";
+  let paused = false;
   let due = null;
   let asked = false;
   const channel = "tidings:" + page.stream;
@@ -38,103 +50,158 @@ function start() {
     if (at) cursor = at;
     if (now) state = now;
     if (changed) plan();
-    if (milestone) say(milestone);
+    if (milestone && !paused) say(milestone);
     show();
   }
 
   // Looks at the page again soon, but not at every event.
   function plan() {
-    if (due || document.hidden) return void (asked = true);
-    due = setTimeout(async () => {
-      due = null;
-      asked = false;
-      await refresh();
-      if (asked) plan();
-    }, Math.max(0, renewed + REFRESH_MS - Date.now()));
+    asked = true;
+    if (due || document.hidden || paused) return;
+    const since = Date.now() - renewed;
+    due = setTimeout(look, behind ? RETRY_MS : Math.max(0, REFRESH_MS - since));
   }
 
-  async function refresh() {
+  async function look() {
+    asked = false;
+    const at = Date.now();
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-      if (answer.redirected || !answer.ok) return location.reload();
+      if (answer.redirected || [401, 403, 404].includes(answer.status)) return location.reload();
+      if (!answer.ok) throw new Error(answer.status);
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-      requestAnimationFrame(() => {
-        morph(document.getElementById("main"), fresh.getElementById("main"));
+      await new Promise(requestAnimationFrame);
+      if (!paused) {
+        localize(fresh, fresh.body.dataset.renderedAt);
+        morph(main, fresh.getElementById("main"));
         document.title = fresh.title;
-      });
-      renewed = Date.now();
-      if (!page.stream) state = "live";
+        renewed = at;
+      }
+      behind = false;
     } catch {
-      state = "lost";
+      behind = asked = true;
     }
+    due = null;
     show();
+    if (asked) plan();
   }
 
   function show() {
-    const age = Math.round((Date.now() - renewed) / 1000);
+    const age = `as of ${span(Math.max(0, Date.now() - renewed))} ago`;
+    const now = paused ? "paused" : behind ? "lost" : state;
     const text = {
       live: "Live",
-      connecting: `Connecting; as of ${age} s ago`,
-      lost: `Connection lost; as of ${age} s ago`,
-    }[state];
+      connecting: `Connecting, ${age}`,
+      lost: `Connection lost, ${age}`,
+      paused: `Paused, ${age}`,
+    }[now];
     if (status.textContent !== text) status.textContent = text;
-    status.dataset.state = state;
+    status.dataset.state = now;
   }
 
   // The stream, while this tab has the lock and somebody looks at it; then another tab may have its turn.
   async function lead() {
-    let failures = 0;
+    let failures = 0; // in a row
+    let mute = 0; // of these, streams that were held back or refused by whatever lies between
+    let pollUntil = 0;
     while (!document.hidden) {
-      const way = failures < SSE_TRIES ? stream : poll;
+      const stop = new AbortController();
+      const hide = () => document.hidden && stop.abort();
+      document.addEventListener("visibilitychange", hide);
+      const begun = Date.now();
+      let rest = 0;
       try {
-        await way();
+        if (begun < pollUntil) {
+          await poll(stop, POLL_SECS);
+        } else if (mute >= SSE_TRIES) {
+          await poll(stop, 0);
+          pollUntil = Date.now() + SSE_AGAIN_MS;
+          mute = SSE_TRIES - 1;
+        } else {
+          rest = await stream(stop);
+          mute = 0;
+          // Not again and again, if somebody cuts it at once.
+          if (Date.now() - begun < RETRY_MS) rest ||= RETRY_MS;
+        }
         failures = 0;
-      } catch {
+      } catch (error) {
+        if (document.hidden) break;
+        // Nobody there is no fault of the way.
+        mute = error instanceof TypeError ? 0 : mute + 1;
         failures += 1;
+        pollUntil = 0;
         tell({ state: "lost" });
-        await new Promise((done) => setTimeout(done, RETRY_MS));
+        rest = failures > 1 && mute !== SSE_TRIES ? RETRY_MS : 0;
+      } finally {
+        document.removeEventListener("visibilitychange", hide);
       }
+      if (rest) await new Promise((done) => setTimeout(done, rest));
     }
   }
 
-  function address() {
+  async function ask(accept, more, signal) {
     const joint = page.stream.includes("?") ? "&" : "?";
-    return `${page.stream}${joint}tick_ms=1000&cursor=${encodeURIComponent(cursor)}`;
-  }
-
-  function hear(message, at) {
-    if (message.type === "closing") return;
-    const silent = ["connected", "ready", "heartbeat"].includes(message.type);
-    tell({ cursor: message.cursor || at, state: "live", changed: !silent, milestone: milestone(message) });
-  }
-
-  function stream() {
-    return new Promise((done, failed) => {
-      const source = new EventSource(address());
-      // A proxy that holds the stream back says nothing; the server greets at once.
-      const silence = setTimeout(() => end(failed), GREETING_MS);
-      const end = (how) => {
-        clearTimeout(silence);
-        source.close();
-        document.removeEventListener("visibilitychange", pause);
-        how();
-      };
-      const pause = () => document.hidden && end(done);
-      document.addEventListener("visibilitychange", pause);
-      source.onmessage = ({ data, lastEventId }) => {
-        clearTimeout(silence);
-        hear(JSON.parse(data), lastEventId);
-      };
-      source.onerror = () => end(failed);
-    });
-  }
-
-  async function poll() {
-    const answer = await fetch(address() + "&wait=25", { headers: { Accept: "application/json" } });
+    const address = `${page.stream}${joint}tick_ms=1000&cursor=${encodeURIComponent(cursor)}${more}`;
+    const answer = await fetch(address, { headers: { Accept: accept }, signal, cache: "no-store" });
+    if ([401, 403, 404].includes(answer.status)) location.reload();
     if (!answer.ok) throw new Error(answer.status);
-    const { messages, cursor: at } = await answer.json();
-    messages.forEach((message) => hear(message, at));
-    tell({ cursor: at, state: "live" });
+    return answer;
+  }
+
+  function hear(message) {
+    const silent = ["connected", "ready", "closing"].includes(message.type);
+    tell({ cursor: message.cursor, state: "live", changed: !silent, milestone: milestone(message) });
+  }
+
+  // Until the server closes, and then how long it wants to be left alone. Fails when nothing is heard. (An
+  // EventSource would not tell of heartbeats, and so not notice that they stop.)
+  async function stream(stop) {
+    let patience = GREETING_MS;
+    let silence = setTimeout(() => stop.abort(), patience);
+    let pause = 0;
+    try {
+      const answer = await ask("text/event-stream", "", stop.signal);
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      let rest = "";
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) return pause;
+        clearTimeout(silence);
+        silence = setTimeout(() => stop.abort(), patience);
+        const blocks = (rest + value).split("\n\n");
+        rest = blocks.pop();
+        for (const block of blocks) {
+          const field = (name) => block.match(new RegExp(`^${name}: ?(.*)$`, "m"))?.[1];
+          if (!field("data")) {
+            tell({ cursor: field("id"), state: "live" });
+            continue;
+          }
+          const message = JSON.parse(field("data"));
+          if (message.heartbeat_secs) patience = message.heartbeat_secs * 2000;
+          if (message.type === "closing") {
+            if (!message.reconnect) return location.reload();
+            pause = message.retry_ms;
+          }
+          hear(message);
+        }
+      }
+    } finally {
+      clearTimeout(silence);
+    }
+  }
+
+  async function poll(stop, wait) {
+    const silence = setTimeout(() => stop.abort(), wait * 1000 + GREETING_MS);
+    try {
+      const answer = await ask("application/json", `&wait=${wait}`, stop.signal);
+      const { messages, cursor: at } = await answer.json();
+      messages.forEach(hear);
+      tell({ cursor: at, state: "live" });
+      // Where much happens, every poll is answered at once.
+      if (messages.length) await new Promise((done) => setTimeout(done, REFRESH_MS));
+    } finally {
+      clearTimeout(silence);
+    }
   }
 
   function visible() {
@@ -144,12 +211,27 @@ function start() {
     });
   }
 
-  document.addEventListener("visibilitychange", () => !document.hidden && asked && plan());
-  setInterval(show, 1000);
-  if (page.renewSecs) {
+  // What is heard by a tab that is not seen, or does not want to, is looked at later.
+  document.addEventListener("visibilitychange", () => asked && plan());
+  addEventListener("offline", () => {
+    behind = true;
     plan();
-    setInterval(plan, page.renewSecs * 1000);
-  }
+    show();
+  });
+  pause.hidden = false;
+  pause.addEventListener("click", () => {
+    paused = !paused;
+    pause.textContent = paused ? "Go on" : "Pause";
+    pause.setAttribute("aria-pressed", paused);
+    if (!paused) plan();
+    show();
+  });
+  setInterval(() => {
+    show();
+    localize(document);
+    if (Date.now() - renewed > (page.renewSecs ? page.renewSecs * 1000 : ROUND_MS)) plan();
+  }, 1000);
+  show();
   if (page.stream) (async () => {
     for (;;) {
       await visible();
@@ -188,6 +270,33 @@ function announcer(region) {
   };
 }
 
+// Tells times as the visitor's clock and zone have them, and how long ago they are now.
+function localize(document, renderedAt) {
+  if (renderedAt) ahead = Date.parse(renderedAt) - Date.now();
+  const now = Date.now() + ahead;
+  for (const time of document.querySelectorAll("#main time")) {
+    const at = new Date(time.dateTime);
+    if (time.title === time.dateTime) time.title = EXACT.format(at);
+    const text = time.dataset.form === "hour" ? HOUR.format(at) : relative(at - now);
+    if (time.textContent !== text) time.textContent = text;
+  }
+}
+
+// In the words of the server.
+function relative(distance) {
+  if (Math.abs(distance) < 1000) return "now";
+  return distance < 0 ? `${span(-distance)} ago` : `in ${span(distance)}`;
+}
+
+function span(ms) {
+  const secs = Math.floor(ms / 1000);
+  if (secs < 60) return `${secs} s`;
+  const mins = Math.floor(secs / 60);
+  if (mins < 60) return `${mins} min`;
+  if (mins < 24 * 60) return `${Math.floor(mins / 60)} h` + (mins % 60 ? ` ${mins % 60} min` : "");
+  return `${Math.floor(mins / 60 / 24)} d`;
+}
+
 // Makes `old` look like `fresh`, touching only what differs. Who types or has something open is left alone.
 function morph(old, fresh) {
   if (old.isEqualNode(fresh)) return;
@@ -198,12 +307,13 @@ function morph(old, fresh) {
     old.nodeValue = fresh.nodeValue;
     return;
   }
-  if (old.nodeName === "FORM" && old.contains(document.activeElement)) return;
+  if (old.nodeName === "FORM" && (old.contains(document.activeElement) || isFilled(old))) return;
+  const isOpen = old.nodeName === "DETAILS" && old.open;
   for (const { name, value } of fresh.attributes) {
     if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
   for (const { name } of [...old.attributes]) {
-    if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+    if (!fresh.hasAttribute(name) && !(isOpen && name === "open")) old.removeAttribute(name);
   }
   const known = new Map();
   for (const child of old.children) if (child.dataset.key) known.set(child.dataset.key, child);
@@ -224,4 +334,13 @@ function morph(old, fresh) {
     at = at.nextSibling;
     gone.remove();
   }
+}
+
+// Whether somebody has written into a form what is not sent yet.
+function isFilled(form) {
+  return [...form.elements].some((own) => own.type === "checkbox"
+    ? own.checked !== own.defaultChecked
+    : own.options
+      ? [...own.options].some((option) => option.selected !== option.defaultSelected)
+      : own.defaultValue !== undefined && own.value !== own.defaultValue);
 }

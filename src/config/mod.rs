@@ -512,7 +512,9 @@ pub const DELIVERY_CAUSE_MAX_CHARS: usize = 200;
 /// Schools that the monitor offers to whoever reaches all of them.
 pub const MONITOR_SCHOOLS: usize = 200;
 /// Jobs, sessions and violations that the overview of a school shows.
-pub const MONITOR_ROWS: usize = 200;
+pub const MONITOR_ROWS: usize = 100;
+/// Failed jobs that the overview of a school shows.
+pub const MONITOR_FAILED: usize = 10;
 /// Connections that the monitor shows, the newest of each school first; the others are counted.
 pub const MONITOR_CONNECTIONS: usize = 200;
 /// Channels of a connection that the monitor names.
@@ -525,3 +527,13 @@ pub const VITALS_SECS: usize = 300;
 pub const READER_MAX_CHARS: usize = 64;
 /// Samples on a control chart.
 pub const CHART_SAMPLES: usize = 100;
+/// Reports on a chart of a job's progress.
+pub const CHART_REPORTS: usize = 500;
+/// Milestones that the page of a job shows, the newest.
+pub const CHART_MILESTONES: usize = 100;
+/// Changes of a device's status that its strip looks at.
+pub const UPTIME_EVENTS: usize = 50;
+/// Hours that a device's strip goes back.
+pub const UPTIME_HOURS: i64 = 24;
+/// Hours for which it is shown how jobs ended.
+pub const ENDINGS_HOURS: i64 = 24;

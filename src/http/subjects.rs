@@ -17,7 +17,7 @@ use crate::id::{Channel, Cursor, NameError, SubjectId};
 use crate::kind::job::{JobType, Status as JobStatus};
 use crate::kind::{self, Command, RuleError};
 use crate::service::Tidings;
-use crate::store::{Envelope, ListQuery, Receipt, StoredSubject};
+use crate::store::{Envelope, ListQuery, Order, Receipt, StoredSubject};
 use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -187,7 +187,7 @@ fn reach(caller: &Caller, kind: crate::id::Kind, subject: &SubjectId) -> Result<
     Ok(caller.access.reach(caller.school, &channel)?)
 }
 
-/// `status`, `job_type` (both repeatable), `q`, `page`, `limit`.
+/// `status`, `job_type` (both repeatable), `q`, `stalled`, `sort`, `page`, `limit`.
 pub(super) struct Asked(pub(super) ListQuery);
 
 #[rocket::async_trait]
@@ -209,12 +209,30 @@ fn list_query(request: &Request<'_>) -> Result<ListQuery, Problem> {
         let detail = format!("`q` has at most {QUERY_TEXT_MAX_BYTES} bytes");
         return Err(Problem::new(Kind::InvalidQuery, detail));
     }
-    let (before, limit) = page_of(request)?;
+    let stalled = match query(request, "stalled").unwrap_or_default() {
+        "" | "false" => false,
+        "true" => true,
+        _ => {
+            let detail = "`stalled` is `true` or `false`";
+            return Err(Problem::new(Kind::InvalidQuery, detail));
+        }
+    };
+    let order = match query(request, "sort").unwrap_or_default() {
+        "" | "newest" => Order::Newest,
+        "oldest" => Order::Oldest,
+        _ => {
+            let detail = "`sort` is `newest` or `oldest`";
+            return Err(Problem::new(Kind::InvalidQuery, detail));
+        }
+    };
+    let (beyond, limit) = page_of(request)?;
     Ok(ListQuery {
         statuses,
         categories,
         text: text.map(str::to_owned),
-        before,
+        stalled,
+        order,
+        beyond,
         limit,
     })
 }

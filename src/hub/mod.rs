@@ -6,6 +6,7 @@
 //! events, serves short gaps without the database. Schools, channels and windows that nobody uses leave
 //! memory (invariant 9). The hub knows neither the store nor any encoding.
 
+mod history;
 pub mod mailbox;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use indexmap::IndexMap;
 
+use self::history::Ring;
 use self::mailbox::{Depth, Mailbox};
 use crate::config::{RATE_SECS, WINDOW_MAX_BYTES};
 use crate::event::Event;
@@ -46,7 +48,9 @@ struct Room {
     window_bytes: usize,
     last_offer: Instant,
     /// How many events were offered in each of the last seconds.
-    rate: Rate,
+    rate: Ring,
+    /// How many connections there were.
+    streams: Ring,
     /// Everybody, also who listens to nothing yet.
     attached: IndexMap<u64, Attached>,
     everything: Listeners,
@@ -95,11 +99,25 @@ pub struct Connection {
     pub depth: Depth,
 }
 
-/// Events by the second, for as many seconds as [`RATE_SECS`].
-struct Rate {
-    counts: [u32; RATE_SECS],
-    /// The second of the last count, since the hub began.
-    last: u64,
+/// What went on in a school lately, by the second.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    /// Events that were offered.
+    pub events: [u32; RATE_SECS],
+    /// Connections at the end of each second.
+    pub streams: [u32; RATE_SECS],
+    /// Connections now.
+    pub attached: usize,
+}
+
+impl Default for History {
+    fn default() -> History {
+        History {
+            events: [0; RATE_SECS],
+            streams: [0; RATE_SECS],
+            attached: 0,
+        }
+    }
 }
 
 /// A connection's hold on the hub. Dropping it leaves nothing behind.
@@ -137,7 +155,7 @@ impl Hub {
     pub fn offer(&self, events: &[Arc<Event>]) {
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let school = self.school(of_school[0].school);
-            let second = self.began.elapsed().as_secs();
+            let second = self.second();
             let mut room = lock(&school);
             room.rate.count(second, of_school.len() as u32);
             for event in of_school {
@@ -175,9 +193,10 @@ impl Hub {
             mailbox: Arc::clone(&attachment.mailbox),
             channels: Vec::new(),
         };
-        lock(&attachment.school)
-            .attached
-            .insert(attachment.id, attached);
+        let mut room = lock(&attachment.school);
+        room.attached.insert(attachment.id, attached);
+        room.note_streams(self.second());
+        drop(room);
         attachment.listen(scope.channels().iter().cloned());
         Ok(attachment)
     }
@@ -243,13 +262,25 @@ impl Hub {
         (by_transport, connections)
     }
 
-    /// How many events of a school were offered in each of the last [`RATE_SECS`] seconds, oldest first. The
-    /// present second, which is not over, is not among them.
-    pub fn rate(&self, school: SchoolId) -> [u32; RATE_SECS] {
+    /// How many events of a school were offered in each of the last [`RATE_SECS`] seconds, and how many connections
+    /// it had, oldest first. The present second, which is not over, is not among them.
+    pub fn history(&self, school: SchoolId) -> History {
         let schools = self.schools.read().unwrap_or_else(PoisonError::into_inner);
-        let second = self.began.elapsed().as_secs();
-        let found = schools.get(&school);
-        found.map_or([0; RATE_SECS], |school| lock(school).rate.until(second))
+        let second = self.second();
+        let Some(school) = schools.get(&school) else {
+            return History::default();
+        };
+        let mut room = lock(school);
+        History {
+            events: room.rate.before(second),
+            streams: room.streams.before(second),
+            attached: room.attached.len(),
+        }
+    }
+
+    /// The present second of its life.
+    fn second(&self) -> u64 {
+        self.began.elapsed().as_secs()
     }
 
     /// Forgets schools that nobody listens to and that have been quiet for as long as `idle`.
@@ -280,7 +311,8 @@ impl Hub {
                         window: VecDeque::new(),
                         window_bytes: 0,
                         last_offer: Instant::now(),
-                        rate: Rate::default(),
+                        rate: Ring::of_counts(),
+                        streams: Ring::of_levels(),
                         attached: IndexMap::new(),
                         everything: Listeners::default(),
                         kinds: HashMap::new(),
@@ -292,6 +324,10 @@ impl Hub {
 }
 
 impl Room {
+    fn note_streams(&mut self, second: u64) {
+        self.streams.level(second, self.attached.len());
+    }
+
     fn offer(&mut self, event: &Arc<Event>, window_events: usize) {
         if self.head.is_some_and(|head| event.seq <= head) {
             return;
@@ -388,40 +424,6 @@ impl Attached {
     }
 }
 
-impl Default for Rate {
-    fn default() -> Rate {
-        Rate {
-            counts: [0; RATE_SECS],
-            last: 0,
-        }
-    }
-}
-
-impl Rate {
-    fn count(&mut self, second: u64, events: u32) {
-        self.turn(second);
-        let place = &mut self.counts[second as usize % RATE_SECS];
-        *place = place.saturating_add(events);
-    }
-
-    /// Forgets what the ring has no room for.
-    fn turn(&mut self, second: u64) {
-        let passed = second.saturating_sub(self.last).min(RATE_SECS as u64);
-        for gone in 0..passed {
-            self.counts[(second - gone) as usize % RATE_SECS] = 0;
-        }
-        self.last = self.last.max(second);
-    }
-
-    fn until(&mut self, second: u64) -> [u32; RATE_SECS] {
-        self.turn(second);
-        // The place of the present second is the one before the oldest: it gives way to nothing.
-        let mut counts = self.counts;
-        counts.rotate_left((second as usize + 1) % RATE_SECS);
-        counts
-    }
-}
-
 impl Attachment {
     /// Where the events arrive.
     pub fn mailbox(&self) -> &Arc<Mailbox> {
@@ -477,6 +479,7 @@ impl Drop for Attachment {
         for channel in own.iter().flat_map(|own| &own.channels) {
             room.unlisten(channel, self.id);
         }
+        room.note_streams(self.hub.second());
         drop(room);
         self.hub.attached.fetch_sub(1, Ordering::Relaxed);
     }
@@ -593,18 +596,5 @@ mod tests {
         one.unlisten(&subject("b"));
         drop(other);
         assert_eq!(hub.connections(None, 10, 9).1[0].channel_count, 1);
-    }
-
-    #[test]
-    fn a_rate_forgets_what_is_older_than_its_ring() {
-        let mut rate = Rate::default();
-        rate.count(3, 2);
-        rate.count(3, 3);
-        rate.count(5, 7);
-        let seen = rate.until(6);
-        assert_eq!(seen[RATE_SECS - 4..], [5, 0, 7, 0]);
-        assert_eq!(seen.iter().sum::<u32>(), 12);
-        assert_eq!(rate.until(3 + RATE_SECS as u64).iter().sum::<u32>(), 7);
-        assert_eq!(rate.until(1_000_000), [0; RATE_SECS]);
     }
 }

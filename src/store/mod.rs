@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc;
 
-use self::notifiers::{DeadLetterPage, Place, Progress, Standing};
+use self::notifiers::{DeadLetterPage, Place, Progress, Standing, Total};
 use crate::event::{Event, EventType};
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::characteristic::Violation;
@@ -224,7 +224,7 @@ pub struct StoredSubject {
     pub event: Arc<Event>,
 }
 
-/// Which subjects of a kind to list, newest first.
+/// Which subjects of a kind to list.
 #[derive(Debug, Clone, Default)]
 pub struct ListQuery {
     /// Only these statuses; all if empty.
@@ -233,16 +233,50 @@ pub struct ListQuery {
     pub categories: Vec<String>,
     /// Only subjects with this text in their words (a job's: id, message, metadata), case-insensitive for ASCII.
     pub text: Option<String>,
-    /// Only subjects created before this `seq`: the key of the next page.
-    pub before: Option<u64>,
+    /// Only jobs that have stalled.
+    pub stalled: bool,
+    /// Which come first.
+    pub order: Order,
+    /// Only subjects created beyond this `seq` in that order: the key of the next page.
+    pub beyond: Option<u64>,
     /// At most so many.
     pub limit: usize,
+}
+
+/// Which events of a subject.
+#[derive(Debug, Clone, Copy)]
+pub enum Which {
+    /// Those of one type.
+    Type(&'static EventType),
+    /// Those that are never left out.
+    Milestones,
+}
+
+/// By when subjects were created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// The newest first.
+    #[default]
+    Newest,
+    /// The oldest first.
+    Oldest,
+}
+
+/// How many subjects ended in one way within a stretch of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ending {
+    /// When the stretch began.
+    pub from: DateTime<Utc>,
+    /// How they ended.
+    pub status: &'static str,
+    /// How many did.
+    pub count: u64,
 }
 
 /// A page of a list.
 #[derive(Debug)]
 pub struct ListPage {
-    /// Newest first.
+    /// In the order that was asked for.
     pub subjects: Vec<StoredSubject>,
     /// The key of the next page, if there is one.
     pub next: Option<u64>,
@@ -307,13 +341,13 @@ pub trait Store: Send + Sync + 'static {
     /// Events in scope after `after`. With `fold`, ticks that a later event in scope supersedes are left out.
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError>;
 
-    /// The last events of one type of a subject, oldest first, at most `limit`.
+    /// The last events of a subject, oldest first, at most `limit`.
     async fn last_events(
         &self,
         school: SchoolId,
         kind: Kind,
         subject: SubjectId,
-        event_type: &'static EventType,
+        which: Which,
         limit: usize,
     ) -> Result<Vec<Arc<Event>>, StoreError>;
 
@@ -359,6 +393,25 @@ pub trait Store: Send + Sync + 'static {
         kind: Kind,
     ) -> Result<Vec<(&'static str, u64)>, StoreError>;
 
+    /// The subjects of a kind that ended in this way, the last first; at most `limit`.
+    async fn ended(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        status: &'static str,
+        limit: usize,
+    ) -> Result<Vec<StoredSubject>, StoreError>;
+
+    /// How the subjects of a kind ended since `since`, counted by stretches of `secs` since 1970. A kind whose
+    /// subjects do not end has none.
+    async fn endings(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        since: DateTime<Utc>,
+        secs: u32,
+    ) -> Result<Vec<Ending>, StoreError>;
+
     /// Schools that have a log, by number, after this one; at most `limit`.
     async fn schools(
         &self,
@@ -403,6 +456,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// How notifiers stand in a school, and where its log ends.
     async fn notifiers(&self, school: SchoolId) -> Result<(Vec<Standing>, u64), StoreError>;
+
+    /// How every notifier that ever began stands with all schools together, by name.
+    async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError>;
 
     /// Dead letters of a notifier in a school, newest first, before this place.
     async fn dead_letters(

@@ -71,6 +71,21 @@ pub struct Standing {
     pub last_failure: Option<(DateTime<Utc>, String)>,
 }
 
+/// How a notifier stands with all schools together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Total {
+    /// The notifier's name.
+    pub name: String,
+    /// Events that lie beyond its cursors.
+    pub lag: u64,
+    /// Events delivered.
+    pub delivered: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Events given up.
+    pub dead: u64,
+}
+
 /// A page of dead letters, newest first.
 #[derive(Debug)]
 pub struct DeadLetterPage {

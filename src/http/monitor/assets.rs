@@ -1,9 +1,12 @@
 //! Style sheet, script and the like: embedded in the binary, named by their content, kept by browsers for a year.
 
+use flate2::Compression;
 use rocket::http::{ContentType, Header, Status};
 use rocket::response::{self, Responder, Response};
 use rocket::{Request, State, get};
 use sha2::{Digest, Sha256};
+
+use super::compression;
 
 /// How long a browser may keep what is named by its content.
 const KEEP: &str = "public, max-age=31536000, immutable";
@@ -18,6 +21,7 @@ struct Asset {
     file: String,
     content_type: ContentType,
     bytes: &'static [u8],
+    packed: Option<Vec<u8>>,
 }
 
 impl Assets {
@@ -34,6 +38,7 @@ impl Assets {
                 file: format!("{stem}.{print}.{extension}"),
                 content_type,
                 bytes,
+                packed: compression::gzip(bytes, Compression::best()),
             }
         };
         let style = include_bytes!("../../../templates/monitor.css");
@@ -53,13 +58,18 @@ impl Assets {
 }
 
 /// A file that a page loads.
-pub(super) struct Loaded(ContentType, &'static [u8]);
+pub(super) struct Loaded<'a>(&'a Asset);
 
-impl<'r> Responder<'r, 'static> for Loaded {
-    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
-        let Loaded(content_type, bytes) = self;
-        Response::build()
-            .header(content_type)
+impl<'r, 'a: 'r> Responder<'r, 'a> for Loaded<'a> {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'a> {
+        let Loaded(asset) = self;
+        let packed = asset.packed.as_deref();
+        let packed = packed.filter(|_| compression::takes_gzip(request));
+        let bytes = packed.unwrap_or(asset.bytes);
+        let mut response = Response::build();
+        compression::say(&mut response, packed.is_some());
+        response
+            .header(asset.content_type.clone())
             .header(Header::new("Cache-Control", KEEP))
             .header(Header::new("X-Content-Type-Options", "nosniff"))
             .sized_body(bytes.len(), std::io::Cursor::new(bytes))
@@ -68,8 +78,7 @@ impl<'r> Responder<'r, 'static> for Loaded {
 }
 
 #[get("/monitor/assets/<file>")]
-pub(super) fn asset(file: &str, assets: &State<Assets>) -> Result<Loaded, Status> {
+pub(super) fn asset<'a>(file: &str, assets: &'a State<Assets>) -> Result<Loaded<'a>, Status> {
     let found = assets.0.iter().find(|asset| asset.file == file);
-    let asset = found.ok_or(Status::NotFound)?;
-    Ok(Loaded(asset.content_type.clone(), asset.bytes))
+    Ok(Loaded(found.ok_or(Status::NotFound)?))
 }

@@ -1,5 +1,6 @@
 //! A characteristic: its control chart, and its violations to be acknowledged.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use chrono::Utc;
@@ -18,9 +19,10 @@ use crate::config::{CHART_SAMPLES, PAGE_DEFAULT};
 use crate::http::body::Base;
 use crate::http::problem::{Kind as ProblemKind, Problem};
 use crate::kind::Command;
+use crate::kind::characteristic::nelson::Rule;
 use crate::kind::characteristic::{self, ViolationId};
 use crate::service::Tidings;
-use crate::store::{Envelope, ViolationQuery};
+use crate::store::{Envelope, ViolationQuery, Which};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![characteristic_page, acknowledge]
@@ -45,12 +47,14 @@ async fn characteristic_page(
             guest.school,
             characteristic::KIND,
             subject.clone(),
-            &characteristic::SAMPLE,
+            Which::Type(&characteristic::SAMPLE),
             CHART_SAMPLES,
         )
         .await?;
     let mut points = Vec::new();
     let mut table = Vec::new();
+    // The rules that colour a point.
+    let mut seen = BTreeSet::new();
     for event in &samples {
         let told: Value = serde_json::from_str(&event.draft.fields).unwrap_or_default();
         let payload = &told["payload"];
@@ -58,28 +62,29 @@ async fn characteristic_page(
             continue;
         };
         let in_control = payload["in_control"] != false;
-        let rules: Vec<&str> = payload["violations"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|own| own["rule_name"].as_str())
-            .collect();
+        let numbers = payload["rules"].as_array().into_iter().flatten();
+        let broken: Vec<Rule> = numbers.filter_map(rule).collect();
+        let rules = broken.iter().map(|rule| rule.name());
+        let rules = rules.collect::<Vec<_>>().join(", ");
         let sample = payload["sample_id"].as_str().unwrap_or_default();
         points.push(Point {
             value,
             in_control,
-            title: format!("{sample}: {} {}", short(value), rules.join(", ")),
+            rule: broken.first().map(|rule| rule.number()),
+            title: format!("{sample}: {} {rules}", short(value)),
         });
+        seen.extend(broken.first());
         table.push(json!({
             "id": sample,
             "value": short(value),
             "zone": payload["zone"],
             "in_control": in_control,
-            "rules": rules.join(", "),
+            "rules": rules,
             "at": time(event.at, now),
         }));
     }
     table.reverse();
+    let key = |rule: &Rule| json!({ "rule": rule.number(), "name": rule.name() });
     let own = stored.state.characteristic();
     let chart = own.and_then(|own| own.limits).map(|limits| limits.chart);
     let title = own.and_then(|own| own.name.as_deref()).unwrap_or(id);
@@ -92,10 +97,16 @@ async fn characteristic_page(
         "own": rows(std::slice::from_ref(&stored)).pop(),
         "chart": (!points.is_empty()).then(|| control_chart(title, &points, chart.as_ref())),
         "samples": table,
+        "broken": seen.iter().map(key).collect::<Vec<_>>(),
         "violations": violations(tidings, &guest, query).await?,
     });
     let view = view(&visitor, &guest, &base, tidings, "characteristics", own).await?;
     Ok(pages.render("characteristic.html", &view))
+}
+
+/// A rule by its number.
+fn rule(number: &Value) -> Option<Rule> {
+    Rule::from_number(number.as_u64()?.try_into().ok()?)
 }
 
 /// Why a violation is well, or what is done about it.

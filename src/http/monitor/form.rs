@@ -15,7 +15,8 @@ pub(super) fn optional_time(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Va
     at.map_or(Value::Null, |at| time(at, now))
 }
 
-fn relative(distance: TimeDelta) -> String {
+/// How long ago something is, or how long until then.
+pub(super) fn relative(distance: TimeDelta) -> String {
     let span = span(distance.abs());
     if distance.abs() < TimeDelta::seconds(1) {
         "now".into()

@@ -2,24 +2,26 @@
 
 use std::sync::Arc;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use rocket::response::Redirect;
 use rocket::{Route, State, get, post, routes};
 use serde_json::{Value, json};
 
-use super::form::time;
+use super::chart::{Report, progress_chart};
+use super::form::{relative, time};
 use super::page::{Html, Pages};
-use super::rows::rows;
+use super::rows::{pretty, rows};
 use super::school::{found, may_act, view};
 use super::visitor::{Refusal, Visitor};
+use crate::config::{CHART_MILESTONES, CHART_REPORTS};
+use crate::event::Event;
 use crate::http::body::Base;
 use crate::http::problem::{Kind as ProblemKind, Problem};
-use crate::id::{Channel, SubjectId};
+use crate::id::SubjectId;
 use crate::kind::Command;
 use crate::kind::job::{self, End};
-use crate::scope::Scope;
 use crate::service::Tidings;
-use crate::store::Envelope;
+use crate::store::{Envelope, Which};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![job_page, act_on_job]
@@ -37,22 +39,22 @@ async fn job_page(
     let guest = visitor.enter(school)?;
     let stored = found(tidings, &guest, job::KIND, id).await?;
     let job = stored.state.job();
-    let pretty = |text: &str| {
-        let value: Option<Value> = serde_json::from_str(text).ok();
-        value.and_then(|value| serde_json::to_string_pretty(&value).ok())
-    };
     let result = job.and_then(|job| match &job.end {
         Some(End::Result(result)) => pretty(result.get()),
         _ => None,
     });
-    let channel = Channel::Subject(job::KIND, stored.event.subject.clone());
-    let scope = Arc::new(Scope::new(guest.school, [channel]));
-    let log = tidings.store().replay(scope, 0, true).await?;
+    let log = async |which, limit| {
+        let subject = stored.event.subject.clone();
+        let store = tidings.store();
+        store
+            .last_events(guest.school, job::KIND, subject, which, limit)
+            .await
+    };
+    let reports = log(Which::Type(&job::JOB_PROGRESS), CHART_REPORTS).await?;
+    let milestones = log(Which::Milestones, CHART_MILESTONES).await?;
     let now = Utc::now();
-    let milestones: Vec<Value> = log
-        .events
+    let milestones: Vec<Value> = milestones
         .iter()
-        .filter(|event| !event.is_tick())
         .map(|event| {
             let told: Value = serde_json::from_str(&event.draft.fields).unwrap_or_default();
             json!({
@@ -70,9 +72,48 @@ async fn job_page(
         "metadata": job.and_then(|job| pretty(job.metadata.get())),
         "result": result,
         "milestones": milestones,
+        "progress": progress(id, &reports, job.and_then(|job| job.finished_at), now),
     });
     let view = view(&visitor, &guest, &base, tidings, "jobs", own).await?;
     Ok(pages.render("job.html", &view))
+}
+
+/// The progress that was reported, as a chart and as a table; nothing if none was.
+fn progress(
+    id: &str,
+    events: &[Arc<Event>],
+    finished: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Option<Value> {
+    let mut reports = Vec::new();
+    let mut rows = Vec::new();
+    for event in events {
+        let told: Value = serde_json::from_str(&event.draft.fields).unwrap_or_default();
+        let (Some(percent), Some(attempt)) = (told["progress"].as_f64(), told["attempt"].as_u64())
+        else {
+            continue;
+        };
+        reports.push(Report {
+            at: event.at,
+            percent,
+            attempt,
+        });
+        rows.push(json!({
+            "at": time(event.at, now),
+            "percent": format!("{percent:.1}"),
+            "message": told["message"],
+            "attempt": attempt,
+        }));
+    }
+    let first = reports.first()?.at;
+    let until = finished.unwrap_or(now);
+    let ends = (relative(first - now), relative(until - now));
+    rows.reverse();
+    Some(json!({
+        "chart": progress_chart(&format!("Progress of {id}"), &reports, until, (&ends.0, &ends.1)),
+        "is_whole": events.len() < CHART_REPORTS,
+        "rows": rows,
+    }))
 }
 
 #[post("/monitor/schools/<school>/jobs/<id>/<verb>")]

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::page::{Html, Pages};
 use super::rows::rows;
 use super::school::view;
+use super::uptime::Uptime;
 use super::visitor::{Refusal, Visitor};
 use crate::config::PAGE_DEFAULT;
 use crate::http::body::Base;
@@ -16,7 +17,7 @@ use crate::http::subjects::Asked;
 use crate::id::{Channel, Kind};
 use crate::kind::{characteristic, device, enrollment, job};
 use crate::service::Tidings;
-use crate::store::ListQuery;
+use crate::store::{ListQuery, Order};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![jobs, enrollments, devices, characteristics]
@@ -44,14 +45,25 @@ async fn list_page(
     let status =
         |name: &&'static str| json!({"name": name, "is_on": query.statuses.contains(name)});
     let statuses = crate::kind::description(kind).statuses.iter();
-    let is_on = !(query.statuses.is_empty() && query.categories.is_empty() && query.text.is_none());
+    let is_on = query.stalled
+        || query.text.is_some()
+        || !(query.statuses.is_empty() && query.categories.is_empty());
+    let mut rows = rows(&page.subjects);
+    for (row, stored) in rows.iter_mut().zip(&page.subjects) {
+        if let Some(device) = stored.state.device() {
+            let uptime = Uptime::read(tidings, guest.school, stored, device).await?;
+            row["uptime"] = uptime.view(stored.event.subject.as_str());
+        }
+    }
     let own = json!({
-        "rows": rows(&page.subjects),
+        "rows": rows,
         "next": page.next.map(|next| address(&query, Some(next))),
-        "first": query.before.is_some().then(|| address(&query, None)),
+        "first": query.beyond.is_some().then(|| address(&query, None)),
         "filter": {
             "text": query.text,
             "job_type": query.categories.first(),
+            "stalled": query.stalled,
+            "sort": sort_name(query.order),
             "is_on": is_on,
             "statuses": statuses.map(status).collect::<Vec<_>>(),
         },
@@ -71,6 +83,10 @@ fn address(query: &ListQuery, page: Option<u64>) -> String {
     );
     fields.extend(query.categories.iter().map(|own| ("job_type", own.clone())));
     fields.extend(query.text.iter().map(|text| ("q", text.clone())));
+    fields.extend(query.stalled.then(|| ("stalled", "true".to_owned())));
+    if query.order != Order::default() {
+        fields.push(("sort", sort_name(query.order).to_owned()));
+    }
     fields.extend(page.map(|page| ("page", page.to_string())));
     let field = |(name, value): &(&str, String)| {
         let value = rocket::http::RawStr::new(value).percent_encode();
@@ -78,6 +94,13 @@ fn address(query: &ListQuery, page: Option<u64>) -> String {
     };
     let fields: Vec<String> = fields.iter().map(field).collect();
     format!("?{}", fields.join("&"))
+}
+
+fn sort_name(order: Order) -> &'static str {
+    match order {
+        Order::Newest => "newest",
+        Order::Oldest => "oldest",
+    }
 }
 
 #[get("/monitor/schools/<school>/jobs")]

@@ -4,6 +4,9 @@
 mod assets;
 mod characteristic;
 mod chart;
+mod compression;
+mod device;
+mod endings;
 mod form;
 mod job;
 mod lists;
@@ -11,6 +14,7 @@ mod page;
 mod rows;
 mod school;
 mod system;
+mod uptime;
 mod visitor;
 
 use std::sync::Arc;
@@ -38,6 +42,7 @@ pub(super) fn routes() -> Vec<Route> {
     all.extend(school::routes());
     all.extend(lists::routes());
     all.extend(job::routes());
+    all.extend(device::routes());
     all.extend(characteristic::routes());
     all.extend(system::routes());
     all

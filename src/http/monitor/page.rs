@@ -1,5 +1,6 @@
 //! Templates into answers, with the headers that keep strangers out.
 
+use flate2::Compression;
 use rocket::Request;
 use rocket::http::{ContentType, Header, Status};
 use rocket::response::{self, Responder, Response};
@@ -7,6 +8,7 @@ use serde_json::Value;
 use tera::Tera;
 
 use super::assets::Assets;
+use super::compression;
 
 /// Nothing from other hosts, no script and no style in a page, no frame around it.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; \
@@ -38,6 +40,7 @@ impl Pages {
             "job.html",
             "enrollments.html",
             "devices.html",
+            "device.html",
             "characteristics.html",
             "characteristic.html",
             "system.html",
@@ -87,13 +90,20 @@ impl Html {
 }
 
 impl<'r> Responder<'r, 'static> for Html {
-    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         let Html { status, text } = self;
+        // What the page says of a visitor and what he asked for does not make its length tell a secret: it has none.
+        let packed = match compression::takes_gzip(request) {
+            true => compression::gzip(text.as_bytes(), Compression::fast()),
+            false => None,
+        };
         let mut response = Response::build();
+        compression::say(&mut response, packed.is_some());
+        let body = packed.unwrap_or_else(|| text.into_bytes());
         response
             .status(status)
             .header(ContentType::HTML)
-            .sized_body(text.len(), std::io::Cursor::new(text));
+            .sized_body(body.len(), std::io::Cursor::new(body));
         for (name, value) in [
             ("Cache-Control", "no-store"),
             ("Content-Security-Policy", CONTENT_SECURITY_POLICY),

@@ -113,6 +113,12 @@ pub(super) fn violation_row(violation: &Violation, now: DateTime<Utc>) -> Value 
     })
 }
 
+/// JSON as people read it.
+pub(super) fn pretty(json: &str) -> Option<String> {
+    let value: Value = serde_json::from_str(json).ok()?;
+    serde_json::to_string_pretty(&value).ok()
+}
+
 pub(super) fn rows(subjects: &[StoredSubject]) -> Vec<Value> {
     let now = Utc::now();
     let row = |stored: &StoredSubject| {

@@ -7,16 +7,17 @@ use rocket::{Route, State, get, routes};
 use serde_json::{Value, json};
 
 use super::chart::spark;
+use super::endings;
 use super::form::count;
 use super::page::{Html, Pages};
 use super::rows::{rows, violation_row};
 use super::visitor::{Guest, Refusal, Visitor};
 use crate::auth::{Access, Role};
-use crate::config::{MONITOR_ROWS, RATE_SECS};
+use crate::config::{MONITOR_FAILED, MONITOR_ROWS, RATE_SECS};
 use crate::http::body::Base;
 use crate::http::problem::{Kind as ProblemKind, Problem};
 use crate::id::{Channel, Cursor, Kind, SchoolId, SubjectId};
-use crate::kind::job::{self, Job};
+use crate::kind::job;
 use crate::kind::{characteristic, device, enrollment};
 use crate::service::Tidings;
 use crate::store::{ListQuery, StoreError, StoredSubject, ViolationQuery};
@@ -129,6 +130,40 @@ pub(super) async fn violations(
         .collect())
 }
 
+/// The jobs that are running, those that are stuck first, and those that failed within a day, the last first.
+async fn jobs(
+    tidings: &Tidings,
+    guest: &Guest,
+) -> Result<(Vec<StoredSubject>, Vec<StoredSubject>), StoreError> {
+    if !guest.may_see(job::KIND) {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let store = tidings.store();
+    let query = ListQuery {
+        statuses: vec!["in_progress"],
+        stalled: true,
+        limit: MONITOR_ROWS,
+        ..ListQuery::default()
+    };
+    let stalled = store.subjects(guest.school, job::KIND, query).await?;
+    let going_on = listed(tidings, guest, job::KIND, &["in_progress"], MONITOR_ROWS).await?;
+    let is_stalled = |stored: &StoredSubject| stored.state.job().is_some_and(|job| job.stalled);
+    let mut running = stalled.subjects;
+    // Between the two reads a job may have gone on, or not.
+    running.retain(is_stalled);
+    running.extend(going_on.into_iter().filter(|stored| !is_stalled(stored)));
+    running.truncate(MONITOR_ROWS);
+    let mut failed = store
+        .ended(guest.school, job::KIND, "failed", MONITOR_FAILED)
+        .await?;
+    let day = Utc::now() - TimeDelta::days(1);
+    failed.retain(|stored| {
+        let ended = stored.state.job().and_then(|job| job.finished_at);
+        ended.is_some_and(|ended| ended > day)
+    });
+    Ok((running, failed))
+}
+
 #[get("/monitor/schools/<school>")]
 async fn overview(
     school: &str,
@@ -138,20 +173,7 @@ async fn overview(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
     let guest = visitor.enter(school)?;
-    let mut running = listed(tidings, &guest, job::KIND, &["in_progress"], MONITOR_ROWS).await?;
-    // What is stuck first, and then what has been heard of last.
-    running.sort_by_key(|stored| {
-        let job = stored.state.job();
-        let place = |job: &Job| (!job.stalled, std::cmp::Reverse(job.heard_at));
-        job.map(place)
-    });
-    let failed = listed(tidings, &guest, job::KIND, &["failed"], 10).await?;
-    let day = Utc::now() - TimeDelta::days(1);
-    let lately = |stored: &&StoredSubject| {
-        let ended = stored.state.job().and_then(|job| job.finished_at);
-        ended.is_some_and(|ended| ended > day)
-    };
-    let failed: Vec<StoredSubject> = failed.iter().filter(lately).cloned().collect();
+    let (running, failed) = jobs(tidings, &guest).await?;
     let active = ["ready", "placing", "capturing", "processing"];
     let sessions = listed(tidings, &guest, enrollment::KIND, &active, MONITOR_ROWS).await?;
     let mut devices = listed(tidings, &guest, device::KIND, &[], MONITOR_ROWS).await?;
@@ -161,15 +183,26 @@ async fn overview(
         limit: MONITOR_ROWS,
         ..ViolationQuery::default()
     };
-    let rate = tidings.hub().rate(guest.school);
-    let values = rate.map(f64::from);
+    let history = tidings.hub().history(guest.school);
+    let small = |name, title, figures: [u32; RATE_SECS]| {
+        spark(name, title, &figures.map(f64::from), RATE_SECS)
+    };
+    let endings = match guest.may_see(job::KIND) {
+        true => endings::view(tidings, guest.school).await?,
+        false => Value::Null,
+    };
     let own = json!({
         "rate": {
-            "now": count(u64::from(rate[RATE_SECS - 1])),
-            "minute": count(rate.iter().map(|events| u64::from(*events)).sum()),
-            "chart": spark("rate", "Events per second", &values, RATE_SECS),
+            "now": count(u64::from(history.events[RATE_SECS - 1])),
+            "chart": small("rate", "Events per second", history.events),
         },
+        "streams": {
+            "now": count(history.attached as u64),
+            "chart": small("streams", "Open streams", history.streams),
+        },
+        "endings": endings,
         "running": rows(&running),
+        "running_more": running.len() == MONITOR_ROWS,
         "failed": rows(&failed),
         "sessions": rows(&sessions),
         "devices": rows(&devices),

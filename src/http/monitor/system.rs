@@ -22,6 +22,7 @@ use crate::hub::Connection;
 use crate::id::SchoolId;
 use crate::service::Tidings;
 use crate::store::StoreError;
+use crate::store::notifiers::Total;
 use crate::vitals::Second;
 
 /// Seconds over which a rate is told, beside the present second's.
@@ -66,6 +67,8 @@ async fn of_server(
     }
     let mut own = listeners(tidings, None);
     own["server"] = server(tidings).await?;
+    let totals = tidings.store().notifier_totals().await?;
+    own["notifier_totals"] = totals.iter().map(notifier).collect();
     own["renew_secs"] = RENEW_SECS.into();
     own["rendered_at"] = crate::wire::timestamp(Utc::now()).into();
     Ok(pages.render("system.html", &visitor.view(&base, own)))
@@ -102,6 +105,16 @@ fn connection(own: &Connection, now: DateTime<Utc>) -> Value {
         "depth": own.depth.events,
         "lagging": own.depth.lagging,
         "behind_ms": behind.map_or(0, |behind| behind.num_milliseconds().max(0)),
+    })
+}
+
+fn notifier(own: &Total) -> Value {
+    json!({
+        "name": own.name,
+        "lag": count(own.lag),
+        "delivered": count(own.delivered),
+        "failed": count(own.failed),
+        "dead": count(own.dead),
     })
 }
 

@@ -43,6 +43,8 @@ pub(super) struct SamplePayload<'a> {
     pub(super) range: Option<f64>,
     pub(super) zone: Option<&'static str>,
     pub(super) in_control: bool,
+    /// The rules that it breaks, by number: also those of a run whose violation stands.
+    pub(super) rules: Vec<u32>,
     pub(super) limits_version: Option<u32>,
     /// Those that this sample opened.
     pub(super) violations: Vec<ViolationPayload<'a>>,

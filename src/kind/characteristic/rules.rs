@@ -117,6 +117,11 @@ impl Change<'_> {
             range: (next.subgroup_size > 1).then_some(range),
             zone: chart.map(|chart| chart.zone(mean).as_str()),
             in_control: next.runs.is_empty(),
+            rules: next
+                .runs
+                .iter()
+                .map(|(rule, _)| rule.number().into())
+                .collect(),
             limits_version,
             violations: opened.iter().map(Into::into).collect(),
         };

@@ -130,7 +130,7 @@ pub(super) struct DevicesTable;
 
 impl Table for DevicesTable {
     any_table!(devices by device_id as DeviceRow, written by UpsertDevice from device,
-        searched in [device_id, name, info], category []);
+        searched in [device_id, name, info], category [], stalls []);
 
     fn snapshot(
         &self,

@@ -200,7 +200,7 @@ const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
 
 impl Table for JobsTable {
     any_table!(jobs by job_id as JobRow, written by UpsertJob from job,
-        searched in [job_id, message, metadata], category [job_type]);
+        searched in [job_id, message, metadata], category [job_type], stalls [stalled]);
     table_of_what_ends!(
         jobs by job_id as JobRow, kind job::KIND, category [job_type],
         ends with ENDS, checked by Command::Job(job::Command::Check)
@@ -225,6 +225,35 @@ impl Table for JobsTable {
             |(start, end): (Option<i64>, Option<i64>)| Some((end? - start?) as f64 / 1000.0);
         Ok(rows.into_iter().filter_map(seconds).collect())
     }
+
+    fn endings(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        since: DateTime<Utc>,
+        millis: i64,
+    ) -> QueryResult<Vec<(i64, String, i64)>> {
+        let rows: Vec<EndingRow> = diesel::sql_query(
+            "SELECT finished_at / ? AS stretch, status, COUNT(*) AS count FROM jobs \
+             WHERE school_id = ? AND finished_at >= ? GROUP BY stretch, status",
+        )
+        .bind::<BigInt, _>(millis)
+        .bind::<BigInt, _>(school.get())
+        .bind::<BigInt, _>(super::table::millis(since))
+        .load(conn)?;
+        let ending = |row: EndingRow| (row.stretch, row.status, row.count);
+        Ok(rows.into_iter().map(ending).collect())
+    }
+}
+
+#[derive(QueryableByName)]
+struct EndingRow {
+    #[diesel(sql_type = BigInt)]
+    stretch: i64,
+    #[diesel(sql_type = Text)]
+    status: String,
+    #[diesel(sql_type = BigInt)]
+    count: i64,
 }
 
 diesel::allow_tables_to_appear_in_same_query!(jobs, schools);

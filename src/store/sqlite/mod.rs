@@ -35,13 +35,13 @@ use self::schema::meta;
 use self::sweep::Retention;
 use self::table::{TABLES, table};
 use self::writer::{Submission, Work, Writer};
-use super::notifiers::{DeadLetterPage, Place, Progress, Standing};
+use super::notifiers::{DeadLetterPage, Place, Progress, Standing, Total};
 use super::{
-    CommandError, Committed, Envelope, ListPage, ListQuery, Meter, Overdue, Page, Receipt, Store,
-    StoreError, StoredSubject, ViolationPage, ViolationQuery,
+    CommandError, Committed, Ending, Envelope, ListPage, ListQuery, Meter, Overdue, Page, Receipt,
+    Store, StoreError, StoredSubject, ViolationPage, ViolationQuery, Which,
 };
 use crate::config::{self, Settings, Synchronous};
-use crate::event::{Event, EventType};
+use crate::event::Event;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::device::Device;
 use crate::scope::Scope;
@@ -321,14 +321,12 @@ impl Store for SqliteStore {
         school: SchoolId,
         kind: Kind,
         subject: SubjectId,
-        event_type: &'static EventType,
+        which: Which,
         limit: usize,
     ) -> Result<Vec<Arc<Event>>, StoreError> {
         let epoch = self.epoch;
-        self.read(move |conn| {
-            read::last_events(conn, epoch, school, kind, &subject, event_type, limit)
-        })
-        .await
+        self.read(move |conn| read::last_events(conn, epoch, school, kind, &subject, which, limit))
+            .await
     }
 
     async fn snapshot(
@@ -388,6 +386,29 @@ impl Store for SqliteStore {
         kind: Kind,
     ) -> Result<Vec<(&'static str, u64)>, StoreError> {
         self.read(move |conn| read::counts(conn, school, kind))
+            .await
+    }
+
+    async fn ended(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        status: &'static str,
+        limit: usize,
+    ) -> Result<Vec<StoredSubject>, StoreError> {
+        let epoch = self.epoch;
+        self.read(move |conn| read::ended(conn, epoch, school, kind, status, limit))
+            .await
+    }
+
+    async fn endings(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        since: DateTime<Utc>,
+        secs: u32,
+    ) -> Result<Vec<Ending>, StoreError> {
+        self.read(move |conn| read::endings(conn, school, kind, since, secs))
             .await
     }
 
@@ -465,6 +486,10 @@ impl Store for SqliteStore {
     async fn notifiers(&self, school: SchoolId) -> Result<(Vec<Standing>, u64), StoreError> {
         self.read(move |conn| notifiers::standings(conn, school))
             .await
+    }
+
+    async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError> {
+        self.read(notifiers::totals).await
     }
 
     async fn dead_letters(

@@ -1,6 +1,7 @@
 //! What is remembered of notifiers.
 
 use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::read::bounds;
@@ -8,7 +9,9 @@ use super::schema::{dead_letters, notifier_cursors, notifiers, schools};
 use super::table::{from_millis, millis, unreadable};
 use crate::config::DEAD_LETTERS_MAX;
 use crate::id::SchoolId;
-use crate::store::notifiers::{DeadLetter, DeadLetterPage, Place, Progress, Standing, Tried};
+use crate::store::notifiers::{
+    DeadLetter, DeadLetterPage, Place, Progress, Standing, Total, Tried,
+};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = notifier_cursors)]
@@ -37,6 +40,20 @@ struct DeadLetterRow {
     at: i64,
 }
 
+#[derive(QueryableByName)]
+struct TotalRow {
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = BigInt)]
+    lag: i64,
+    #[diesel(sql_type = BigInt)]
+    delivered: i64,
+    #[diesel(sql_type = BigInt)]
+    failed: i64,
+    #[diesel(sql_type = BigInt)]
+    dead: i64,
+}
+
 /// Makes a notifier known, and gives the schools in which it is behind. A new one begins at the end of each log:
 /// nobody wants to be told of the past.
 pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Vec<SchoolId>> {
@@ -50,7 +67,7 @@ pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Vec
                 "INSERT INTO notifier_cursors (name, school_id, seq, delivered, failed, dead, attempts) \
                  SELECT ?, school_id, head, 0, 0, 0, 0 FROM schools WHERE true ON CONFLICT DO NOTHING",
             )
-            .bind::<diesel::sql_types::Text, _>(name)
+            .bind::<Text, _>(name)
             .execute(conn)?;
         }
         let own = notifier_cursors::school_id
@@ -217,6 +234,22 @@ pub(super) fn standings(
     };
     let standings = rows.into_iter().map(standing).collect::<QueryResult<_>>()?;
     Ok((standings, head))
+}
+
+pub(super) fn totals(conn: &mut SqliteConnection) -> QueryResult<Vec<Total>> {
+    let rows: Vec<TotalRow> = diesel::sql_query(
+        "SELECT name, SUM(head - seq) AS lag, SUM(delivered) AS delivered, SUM(failed) AS failed, SUM(dead) AS dead \
+         FROM notifier_cursors JOIN schools USING (school_id) GROUP BY name ORDER BY name",
+    )
+    .load(conn)?;
+    let total = |row: TotalRow| Total {
+        name: row.name,
+        lag: row.lag as u64,
+        delivered: row.delivered as u64,
+        failed: row.failed as u64,
+        dead: row.dead as u64,
+    };
+    Ok(rows.into_iter().map(total).collect())
 }
 
 pub(super) fn letters(

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use diesel::connection::DefaultLoadingMode;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
@@ -10,13 +11,13 @@ use diesel::sqlite::SqliteConnection;
 
 use super::events::EventRow;
 use super::schema::{events, schools};
-use super::table::{Selection, TABLES, table, unreadable};
+use super::table::{Selection, TABLES, from_millis, table, unreadable};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES};
-use crate::event::{Event, EventType};
+use crate::event::Event;
 use crate::id::{Channel, Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::{description, known_status};
 use crate::scope::{Scope, without_superseded};
-use crate::store::{ListPage, ListQuery, Page};
+use crate::store::{Ending, ListPage, ListQuery, Page, StoredSubject, Which};
 
 /// Head and floor of a school; both 0 before its first event.
 pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<(u64, u64)> {
@@ -225,7 +226,7 @@ pub(super) fn snapshot(
     })
 }
 
-/// A page of subjects, newest first.
+/// A page of subjects.
 pub(super) fn list(
     conn: &mut SqliteConnection,
     epoch: Epoch,
@@ -248,25 +249,29 @@ pub(super) fn list(
     })
 }
 
-/// The last events of one type of a subject, oldest first.
+/// The last events of a subject, oldest first.
 pub(super) fn last_events(
     conn: &mut SqliteConnection,
     epoch: Epoch,
     school: SchoolId,
     kind: Kind,
     subject: &SubjectId,
-    event_type: &EventType,
+    which: Which,
     limit: usize,
 ) -> QueryResult<Vec<Arc<Event>>> {
-    let rows = events::table
+    let query = events::table
         .filter(events::school_id.eq(school.get()))
         .filter(events::kind.eq(kind.collection()))
         .filter(events::subject_id.eq(subject.as_str()))
-        .filter(events::name.eq(event_type.name))
         .order(events::seq.desc())
         .limit(limit as i64)
         .select(EventRow::as_select())
-        .load::<EventRow<'_>>(conn)?;
+        .into_boxed();
+    let query = match which {
+        Which::Type(event_type) => query.filter(events::name.eq(event_type.name)),
+        Which::Milestones => query.filter(events::milestone),
+    };
+    let rows = query.load::<EventRow<'_>>(conn)?;
     let newest_last = rows.into_iter().rev();
     newest_last
         .map(|row| Ok(Arc::new(row.into_event(epoch)?)))
@@ -285,6 +290,42 @@ pub(super) fn counts(
         Ok((status, count as u64))
     };
     counts.into_iter().map(known).collect()
+}
+
+/// Subjects that ended in one way, the last first.
+pub(super) fn ended(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    school: SchoolId,
+    kind: Kind,
+    status: &str,
+    limit: usize,
+) -> QueryResult<Vec<StoredSubject>> {
+    let found = table(kind).ended(conn, school, status, limit)?;
+    let subjects = found
+        .into_iter()
+        .map(|(id, stored)| stored.into_subject(epoch, school, kind, id));
+    Ok(subjects.collect())
+}
+
+/// How the subjects of a kind ended, by stretches of time.
+pub(super) fn endings(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    kind: Kind,
+    since: DateTime<Utc>,
+    secs: u32,
+) -> QueryResult<Vec<Ending>> {
+    let millis = i64::from(secs.max(1)) * 1_000;
+    let endings = table(kind).endings(conn, school, since, millis)?;
+    let ending = |(stretch, status, count): (i64, String, i64)| {
+        Ok(Ending {
+            from: from_millis(stretch * millis)?,
+            status: known_status(&status).ok_or_else(|| unreadable("a status"))?,
+            count: count as u64,
+        })
+    };
+    endings.into_iter().map(ending).collect()
 }
 
 /// Schools that have a log, by number.
@@ -327,7 +368,7 @@ mod tests {
     use super::*;
     use crate::kind;
     use crate::scope::Filter;
-    use crate::store::ViolationQuery;
+    use crate::store::{Order, ViolationQuery};
 
     #[derive(QueryableByName)]
     struct Step {
@@ -395,6 +436,19 @@ mod tests {
             };
             for kind in kind::KINDS {
                 list(conn, epoch, school, *kind, &query).unwrap();
+                for other in [
+                    ListQuery {
+                        order: Order::Oldest,
+                        ..query.clone()
+                    },
+                    ListQuery {
+                        stalled: true,
+                        ..query.clone()
+                    },
+                ] {
+                    list(conn, epoch, school, *kind, &other).unwrap();
+                }
+                ended(conn, epoch, school, *kind, "failed", 10).unwrap();
                 table(*kind).overdue(conn, chrono::Utc::now(), 10).unwrap();
                 table(*kind).sweep(conn, chrono::Utc::now(), 10).unwrap();
                 table(*kind).holder(conn, school, "door").unwrap();

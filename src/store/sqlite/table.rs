@@ -141,7 +141,7 @@ pub(super) trait Table: Sync {
         selection: &Selection<'_>,
     ) -> QueryResult<Vec<Event>>;
 
-    /// Those listed, newest first, at most one more than the query's limit.
+    /// Those listed, in the query's order, at most one more than its limit.
     fn list(
         &self,
         conn: &mut SqliteConnection,
@@ -174,6 +174,28 @@ pub(super) trait Table: Sync {
         _category: &str,
         _limit: usize,
     ) -> QueryResult<Vec<f64>> {
+        Ok(Vec::new())
+    }
+
+    /// Those that ended in one way, the last first.
+    fn ended(
+        &self,
+        _: &mut SqliteConnection,
+        _: SchoolId,
+        _status: &str,
+        _limit: usize,
+    ) -> QueryResult<Vec<(SubjectId, Stored)>> {
+        Ok(Vec::new())
+    }
+
+    /// How many ended in each way, by stretches of `millis` since 1970: the stretch's number, the status, the count.
+    fn endings(
+        &self,
+        _: &mut SqliteConnection,
+        _: SchoolId,
+        _since: DateTime<Utc>,
+        _millis: i64,
+    ) -> QueryResult<Vec<(i64, String, i64)>> {
         Ok(Vec::new())
     }
 
@@ -236,7 +258,7 @@ pub(super) fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
 macro_rules! any_table {
     (
         $table:ident by $id:ident as $row:ident, written by $upsert:ident from $of_state:ident,
-        searched in [$($text:ident),+], category [$($category:ident)?]
+        searched in [$($text:ident),+], category [$($category:ident)?], stalls [$($stalled:ident)?]
     ) => {
         fn write(
             &self,
@@ -287,7 +309,12 @@ macro_rules! any_table {
             if categories.is_empty() && !query.categories.is_empty() {
                 return Ok(Vec::new());
             }
-            // One query a status: each by an index, newest first.
+            let stalls: &[&str] = &[$(stringify!($stalled))?];
+            if stalls.is_empty() && query.stalled {
+                return Ok(Vec::new());
+            }
+            let newest_first = query.order == crate::store::Order::Newest;
+            // One query a status: each by an index, in the order that is asked for.
             let mut sources: Vec<Option<&str>> = query.statuses.iter().copied().map(Some).collect();
             sources.sort_unstable();
             sources.dedup();
@@ -298,10 +325,16 @@ macro_rules! any_table {
             for source in sources {
                 let mut select = $table::table
                     .filter($table::school_id.eq(school.get()))
-                    .order($table::created_seq.desc())
                     .limit(query.limit as i64 + 1)
                     .select($row::as_select())
                     .into_boxed();
+                select = match newest_first {
+                    true => select.order($table::created_seq.desc()),
+                    false => select.order($table::created_seq.asc()),
+                };
+                $(if query.stalled {
+                    select = select.filter($table::$stalled);
+                })?
                 if let Some(status) = source {
                     select = select.filter($table::status.eq(status));
                 }
@@ -314,12 +347,18 @@ macro_rules! any_table {
                         $($table::$text.like(pattern.clone()).escape('\\')),+
                     ));
                 }
-                if let Some(before) = query.before {
-                    select = select.filter($table::created_seq.lt(before as i64));
+                if let Some(beyond) = query.beyond.map(|seq| seq as i64) {
+                    select = match newest_first {
+                        true => select.filter($table::created_seq.lt(beyond)),
+                        false => select.filter($table::created_seq.gt(beyond)),
+                    };
                 }
                 found.extend(select.load::<$row<'_>>(conn)?);
             }
-            found.sort_unstable_by_key(|row| std::cmp::Reverse(row.created_seq));
+            found.sort_unstable_by_key(|row| match newest_first {
+                true => -row.created_seq,
+                false => row.created_seq,
+            });
             found.truncate(query.limit + 1);
             found.into_iter().map($row::into_stored).collect()
         }
@@ -413,6 +452,24 @@ macro_rules! table_of_what_ends {
                 (row.$id.into_owned(), last)
             };
             Ok(rows.into_iter().map(entry).collect())
+        }
+
+        fn ended(
+            &self,
+            conn: &mut SqliteConnection,
+            school: SchoolId,
+            status: &str,
+            limit: usize,
+        ) -> QueryResult<Vec<(SubjectId, Stored)>> {
+            let rows: Vec<$row<'_>> = $table::table
+                .filter($table::school_id.eq(school.get()))
+                .filter($table::finished_at.is_not_null())
+                .filter($table::status.eq(status))
+                .order($table::last_seq.desc())
+                .limit(limit as i64)
+                .select($row::as_select())
+                .load(conn)?;
+            rows.into_iter().map($row::into_stored).collect()
         }
 
         fn overdue(

@@ -1,0 +1,2 @@
+DROP INDEX jobs_endings;
+DROP INDEX jobs_stalled;

@@ -1,0 +1,40 @@
+//! A device: when it was there, and what it says of itself.
+
+use std::sync::Arc;
+
+use rocket::{Route, State, get, routes};
+use serde_json::json;
+
+use super::page::{Html, Pages};
+use super::rows::{pretty, rows};
+use super::school::{found, view};
+use super::uptime::Uptime;
+use super::visitor::{Refusal, Visitor};
+use crate::http::body::Base;
+use crate::kind::device;
+use crate::service::Tidings;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![device_page]
+}
+
+#[get("/monitor/schools/<school>/devices/<id>")]
+async fn device_page(
+    school: &str,
+    id: &str,
+    visitor: Visitor,
+    base: Base,
+    pages: &State<Pages>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Html, Refusal> {
+    let guest = visitor.enter(school)?;
+    let stored = found(tidings, &guest, device::KIND, id).await?;
+    let mut own = json!({ "device": rows(std::slice::from_ref(&stored)).pop() });
+    if let Some(device) = stored.state.device() {
+        let uptime = Uptime::read(tidings, guest.school, &stored, device).await?;
+        own["device"]["uptime"] = uptime.view(id);
+        own["info"] = pretty(device.info.get()).into();
+    }
+    let view = view(&visitor, &guest, &base, tidings, "devices", own).await?;
+    Ok(pages.render("device.html", &view))
+}

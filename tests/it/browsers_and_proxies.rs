@@ -9,64 +9,9 @@ use rocket::{State, get, post, routes};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use crate::support::nginx::Proxy;
 use crate::support::process::{Browser, Guarded};
 use crate::support::*;
-
-/// nginx as Debian ships it, in front of a server; stopped when it is dropped.
-struct Proxy {
-    _process: Guarded,
-    url: String,
-}
-
-async fn nginx(server: &Server) -> Proxy {
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let folder = server.folder.path().join("nginx");
-    std::fs::create_dir(&folder).unwrap();
-    let (dir, upstream) = (folder.display(), server.url.trim_start_matches("http://"));
-    // No `proxy_buffering off`: the server's own headers must do.
-    let config = format!(
-        "daemon off; master_process off; pid {dir}/pid; error_log {dir}/error.log; events {{}}
-        http {{
-            access_log off; client_body_temp_path {dir}/a; proxy_temp_path {dir}/b; fastcgi_temp_path {dir}/c;
-            uwsgi_temp_path {dir}/d; scgi_temp_path {dir}/e;
-            map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}
-            server {{
-                listen 127.0.0.1:{port};
-                location / {{
-                    proxy_pass http://{upstream}; proxy_http_version 1.1; proxy_set_header Host $http_host;
-                    proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;
-                }}
-                location /old/ {{ proxy_pass http://{upstream}/; proxy_http_version 1.0; }}
-            }}
-        }}"
-    );
-    let path = folder.join("nginx.conf");
-    std::fs::write(&path, config).unwrap();
-    let child = Command::new("nginx")
-        .arg("-c")
-        .arg(&path)
-        .arg("-p")
-        .arg(&folder)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let proxy = Proxy {
-        _process: Guarded(child),
-        url: format!("http://127.0.0.1:{port}"),
-    };
-    until("nginx listens", async || {
-        tokio::net::TcpStream::connect(("127.0.0.1", port))
-            .await
-            .is_ok()
-    })
-    .await;
-    proxy
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_transport_works_through_nginx_without_being_held_back() {
@@ -75,7 +20,7 @@ async fn every_transport_works_through_nginx_without_being_held_back() {
     }
     let server = server().await;
     server.running_job("a").await;
-    let proxy = nginx(&server).await;
+    let proxy = Proxy::open(&server, "").await;
     let bases = [proxy.url.clone(), format!("{}/old", proxy.url)];
     for (transport, base) in Transport::ALL
         .map(|transport| (transport, &bases[0]))

@@ -27,6 +27,7 @@ mod jobs_api;
 mod kinds_documentation;
 mod monitor;
 mod monitor_live;
+mod monitor_visitor;
 mod notify;
 mod quickstart;
 mod source_rules;

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::devtools::Page;
+use crate::support::nginx::Proxy;
 use crate::support::*;
 
 /// Marks the document, so that a reload would be noticed.
@@ -332,5 +333,136 @@ async fn who_listens_is_seen_while_he_does_and_what_ended_is_announced() {
         .await;
     drop(listener);
     page.until(&format!("!{}", has("jobs/report-7"))).await;
+    assert_eq!(page.evaluate(IS_MARKED).await, true, "no reload");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_stuck_comes_first_and_is_seen_to_fail() {
+    if !needs("chromium") {
+        return;
+    }
+    let server = server().await;
+    let stuck = json!({"job_id": "stuck", "job_type": "t", "status": "in_progress", "stall_after_secs": 2, "timeout_secs": 8});
+    server.report("/api/jobs", stuck).await;
+    server.running_job("well").await;
+    let mut page = Page::open().await;
+    page.go(&format!("{}/monitor/schools/1", server.url), &viewer(1))
+        .await;
+    live(&mut page).await;
+    let first = "document.querySelector('.jobs > li')";
+    page.until(&format!(
+        "{first}.dataset.key === 'job-stuck' && {first}.className === 'stalled'"
+    ))
+    .await;
+    let failed = "[...document.querySelectorAll('section')].find(own => own.innerText.includes('Failed in the last day'))";
+    page.until(&format!("{failed}?.innerText.includes('timeout')"))
+        .await;
+    page.until(&format!(
+        "!{first}.textContent.includes('stuck') && document.querySelector('.totals .bad .number').textContent === '1'"
+    ))
+    .await;
+    assert_eq!(page.evaluate(IS_MARKED).await, true, "no reload");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_proxy_holds_streams_back_long_polls_keep_the_page_live() {
+    if !needs("chromium") || !needs("nginx") {
+        return;
+    }
+    let server = server().await;
+    server.running_job("j").await;
+    // Compression waits until there is enough to compress.
+    let holds = "proxy_ignore_headers X-Accel-Buffering; gzip on; gzip_types text/event-stream; gzip_min_length 0;";
+    let proxy = Proxy::open(&server, holds).await;
+    let mut page = Page::open().await;
+    page.go(&format!("{}/monitor/schools/1", proxy.url), &viewer(1))
+        .await;
+    live(&mut page).await;
+    for percent in [30, 60] {
+        let body = json!({ "progress": percent });
+        server.report("/api/jobs/j/progress", body).await;
+        page.until(&format!(
+            "document.querySelector('[role=progressbar]').getAttribute('aria-valuenow') === '{percent}'"
+        ))
+        .await;
+    }
+    until("it has turned to long polls", async || {
+        let (by_transport, _) = server.tidings.hub().connections(None, 10, 10);
+        by_transport.contains_key("long poll")
+    })
+    .await;
+    // An event now comes by the way that is left, not with the next round.
+    server.report("/api/jobs/j/complete", json!({})).await;
+    page.until("!document.querySelector('[data-key=job-j]')")
+        .await;
+    page.until("document.getElementById('freshness').dataset.state === 'live'")
+        .await;
+    assert_eq!(page.evaluate(IS_MARKED).await, true, "no reload");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_nobody_sees_has_no_stream_and_goes_on_where_it_was() {
+    if !needs("chromium") {
+        return;
+    }
+    let server = server_with(json!({"heartbeat_secs": 1})).await;
+    server.running_job("j").await;
+    let mut page = Page::open().await;
+    page.go(&format!("{}/monitor/schools/1", server.url), &viewer(1))
+        .await;
+    live(&mut page).await;
+    let hide = |hidden: bool| {
+        format!(
+            "Object.defineProperty(document, 'hidden', {{value: {hidden}, configurable: true}}); \
+             document.dispatchEvent(new Event('visibilitychange')); true"
+        )
+    };
+    page.evaluate(&hide(true)).await;
+    until("the stream is gone", async || server.tidings.streams() == 0).await;
+    server
+        .report("/api/jobs/j/progress", json!({"progress": 88}))
+        .await;
+    let value = "document.querySelector('[role=progressbar]').getAttribute('aria-valuenow')";
+    assert_eq!(page.evaluate(value).await, "0");
+    page.evaluate(&hide(false)).await;
+    page.until(&format!("{value} === '88'")).await;
+    assert_eq!(server.tidings.streams(), 1);
+    assert_eq!(page.evaluate(IS_MARKED).await, true, "no reload");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_seen_grows_old_in_words_and_a_visitor_can_hold_it() {
+    if !needs("chromium") {
+        return;
+    }
+    let server = server().await;
+    server.running_job("j").await;
+    let mut page = Page::open().await;
+    page.go(
+        &format!("{}/monitor/schools/1/jobs/j", server.url),
+        &viewer(1),
+    )
+    .await;
+    live(&mut page).await;
+    let heard = "[...document.querySelectorAll('dt')].find(own => own.textContent === 'Last heard').nextSibling.textContent";
+    page.until(&format!("{heard} === '3 s ago'")).await;
+    let is_local = "(({title, dateTime}) => title !== dateTime && new Date(dateTime) - new Date(title) < 1000)(document.querySelector('dd time'))";
+    assert_eq!(page.evaluate(is_local).await, true, "as people have it");
+    page.evaluate("document.querySelector('details').open = true; true")
+        .await;
+    page.evaluate("document.getElementById('pause').click(); true")
+        .await;
+    server
+        .report("/api/jobs/j/progress", json!({"progress": 66}))
+        .await;
+    page.until("document.getElementById('freshness').textContent.startsWith('Paused, as of ')")
+        .await;
+    let value = "document.querySelector('[role=progressbar]').getAttribute('aria-valuenow')";
+    assert_eq!(page.evaluate(value).await, "0", "it is held");
+    page.evaluate("document.getElementById('pause').click(); true")
+        .await;
+    page.until(&format!("{value} === '66'")).await;
+    page.until("document.querySelector('details').open && document.querySelectorAll('details tbody tr').length === 2")
+        .await;
     assert_eq!(page.evaluate(IS_MARKED).await, true, "no reload");
 }

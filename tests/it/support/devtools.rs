@@ -41,6 +41,11 @@ impl Page {
     pub(crate) async fn go(&mut self, url: &str, token: &str) {
         let cookie = json!({"name": "tidings_token", "value": token, "url": url, "httpOnly": true});
         self.call("Network.setCookie", cookie).await;
+        self.visit(url).await;
+    }
+
+    /// Goes somewhere with the cookies that are there.
+    pub(crate) async fn visit(&mut self, url: &str) {
         self.call("Page.navigate", json!({ "url": url })).await;
     }
 
@@ -52,6 +57,8 @@ impl Page {
         let size =
             json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500});
         self.call("Emulation.setDeviceMetricsOverride", size).await;
+        self.call("Emulation.setScrollbarsHidden", json!({"hidden": true}))
+            .await;
     }
 
     /// What the page looks like, as a PNG file.
@@ -68,8 +75,7 @@ impl Page {
 
     /// What a piece of JavaScript comes to.
     pub(crate) async fn evaluate(&mut self, script: &str) -> Value {
-        let params = json!({"expression": script, "returnByValue": true, "awaitPromise": true});
-        let answer = self.call("Runtime.evaluate", params).await;
+        let answer = self.try_evaluate(script).await;
         assert!(
             answer.get("exceptionDetails").is_none(),
             "{script}: {answer}"
@@ -77,10 +83,20 @@ impl Page {
         answer["result"]["value"].clone()
     }
 
+    async fn try_evaluate(&mut self, script: &str) -> Value {
+        let params = json!({"expression": script, "returnByValue": true, "awaitPromise": true});
+        self.call("Runtime.evaluate", params).await
+    }
+
     /// Waits until a piece of JavaScript is true.
     pub(crate) async fn until(&mut self, script: &str) {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        while self.evaluate(script).await != true {
+        self.until_within(script, PATIENCE.as_secs()).await;
+    }
+
+    /// Waits so long until a piece of JavaScript is true. Until the document is there, much of it fails.
+    pub(crate) async fn until_within(&mut self, script: &str, secs: u64) {
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(secs);
+        while self.try_evaluate(script).await["result"]["value"] != true {
             if tokio::time::Instant::now() > deadline {
                 let text = self.evaluate("document.body.innerText").await;
                 panic!("never came true: {script}\n{text}");

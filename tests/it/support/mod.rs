@@ -3,6 +3,7 @@
 pub(crate) mod clients;
 pub(crate) mod devtools;
 pub(crate) mod listener;
+pub(crate) mod nginx;
 pub(crate) mod process;
 
 use std::sync::Arc;

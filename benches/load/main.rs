@@ -1,9 +1,10 @@
 //! A load program: what the server delivers and accepts, what that costs, and how long it takes.
 //!
 //! `cargo bench --bench load` runs everything; `cargo bench --bench load -- publish` only what is named:
-//! `floor`, `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `idle`. The server is a process of its own, so that
+//! `floor`, `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `idle`, `pages`, `browser`. The server is a process of its own, so that
 //! its CPU time and memory can be told from the load's. Both share the machine: read ratios, not records.
 
+mod pages;
 mod server;
 mod subscribers;
 
@@ -68,6 +69,12 @@ async fn main() {
         for transport in TRANSPORTS {
             latency(transport, 1_000).await;
         }
+    }
+    if runs("pages") {
+        pages::pages(100_000, 500).await;
+    }
+    if runs("browser") {
+        pages::browser(500, 50).await;
     }
     if runs("idle") {
         for transport in TRANSPORTS {

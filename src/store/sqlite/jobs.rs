@@ -230,19 +230,28 @@ impl Table for JobsTable {
         &self,
         conn: &mut SqliteConnection,
         school: SchoolId,
-        since: DateTime<Utc>,
+        (since, until): (DateTime<Utc>, DateTime<Utc>),
         millis: i64,
     ) -> QueryResult<Vec<(i64, String, i64)>> {
+        // Counting a range of an index is several times cheaper than to group its entries by a computed hour.
         let rows: Vec<EndingRow> = diesel::sql_query(
-            "SELECT finished_at / ? AS stretch, status, COUNT(*) AS count FROM jobs \
-             WHERE school_id = ? AND finished_at >= ? GROUP BY stretch, status",
+            "WITH RECURSIVE stretches (stretch) AS ( \
+                 SELECT ?1 / ?2 UNION ALL SELECT stretch + 1 FROM stretches WHERE stretch < ?3 / ?2) \
+             SELECT stretch, ends.value AS status, (SELECT COUNT(*) FROM jobs \
+                 WHERE school_id = ?4 AND status = ends.value AND finished_at IS NOT NULL \
+                 AND finished_at >= MAX(stretch * ?2, ?1) AND finished_at < (stretch + 1) * ?2) AS count \
+             FROM stretches JOIN json_each(?5) AS ends",
         )
-        .bind::<BigInt, _>(millis)
-        .bind::<BigInt, _>(school.get())
         .bind::<BigInt, _>(super::table::millis(since))
+        .bind::<BigInt, _>(millis)
+        .bind::<BigInt, _>(super::table::millis(until))
+        .bind::<BigInt, _>(school.get())
+        .bind::<Text, _>(serde_json::json!(ENDS).to_string())
         .load(conn)?;
-        let ending = |row: EndingRow| (row.stretch, row.status, row.count);
-        Ok(rows.into_iter().map(ending).collect())
+        let any = rows.into_iter().filter(|row| row.count > 0);
+        Ok(any
+            .map(|row| (row.stretch, row.status, row.count))
+            .collect())
     }
 }
 

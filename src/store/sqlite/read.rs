@@ -317,7 +317,7 @@ pub(super) fn endings(
     secs: u32,
 ) -> QueryResult<Vec<Ending>> {
     let millis = i64::from(secs.max(1)) * 1_000;
-    let endings = table(kind).endings(conn, school, since, millis)?;
+    let endings = table(kind).endings(conn, school, (since, Utc::now()), millis)?;
     let ending = |(stretch, status, count): (i64, String, i64)| {
         Ok(Ending {
             from: from_millis(stretch * millis)?,

@@ -193,7 +193,7 @@ pub(super) trait Table: Sync {
         &self,
         _: &mut SqliteConnection,
         _: SchoolId,
-        _since: DateTime<Utc>,
+        _between: (DateTime<Utc>, DateTime<Utc>),
         _millis: i64,
     ) -> QueryResult<Vec<(i64, String, i64)>> {
         Ok(Vec::new())

@@ -345,6 +345,40 @@ async fn a_silent_job_is_flagged_and_then_failed_and_everyone_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lists_are_sorted_and_those_that_stalled_are_found() {
+    let server = server().await;
+    let stuck =
+        json!({"job_id": "stuck", "job_type": "t", "status": "in_progress", "stall_after_secs": 1});
+    server.report("/api/jobs", stuck).await;
+    for id in ["b", "c"] {
+        server.running_job(id).await;
+    }
+    let list = async |query: &str| {
+        let (status, list) = server.get(&format!("/api/jobs?{query}"), &viewer(1)).await;
+        assert_eq!(status, 200, "{list}");
+        let jobs = list["jobs"].as_array().unwrap().clone();
+        let ids: Vec<String> = field(&jobs, "job_id")
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        (ids.join(" ").replace('"', ""), list["next"].clone())
+    };
+    assert_eq!(list("sort=newest").await.0, "c b stuck");
+    let (first, next) = list("sort=oldest&limit=2").await;
+    assert_eq!(first, "stuck b");
+    let next = format!("sort=oldest&limit=2&page={}", next.as_str().unwrap());
+    assert_eq!(list(&next).await, ("c".into(), Value::Null));
+    until("it is flagged", async || {
+        list("stalled=true").await.0 == "stuck"
+    })
+    .await;
+    for query in ["sort=name", "stalled=perhaps"] {
+        let (status, problem) = server.get(&format!("/api/jobs?{query}"), &viewer(1)).await;
+        assert_eq!((status, &problem["code"]), (400, &json!("invalid-query")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn finished_jobs_leave_after_their_events_have() {
     let server = server_with(json!({"retention_secs": 3_600, "job_retention_secs": 7_200})).await;
     server.running_job("done").await;

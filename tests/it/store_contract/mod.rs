@@ -1,6 +1,7 @@
 //! What every store promises (`tidings::store`), asked of each implementation. A new one adds a line to
 //! `stores!` and passes the same.
 
+mod lists;
 mod sources;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tidings::store::{
 };
 use tokio::sync::mpsc;
 
+use self::lists::*;
 use self::sources::*;
 
 /// A store on a place that can be opened again.
@@ -84,6 +86,9 @@ macro_rules! stores {
             run!(every_kind_is_there_after_reopening);
             run!(a_notifiers_cursor_is_kept_and_never_goes_back);
             run!(an_open_violation_is_not_swept);
+            run!(a_list_is_told_from_either_end_page_by_page);
+            run!(what_ended_is_counted_by_its_time_and_listed_by_its_end);
+            run!(the_last_events_of_a_subject_are_told_in_order);
         }
     )*};
 }

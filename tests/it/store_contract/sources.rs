@@ -3,7 +3,7 @@
 use chrono::{SubsecRound, Utc};
 use tidings::kind::{characteristic, device, enrollment};
 use tidings::store::ViolationQuery;
-use tidings::store::notifiers::{DeadLetter, Progress};
+use tidings::store::notifiers::{DeadLetter, Progress, Total};
 
 use super::*;
 
@@ -369,6 +369,23 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     let own = &standings[0];
     assert_eq!((own.seq, own.delivered, own.failed, own.dead), (3, 1, 1, 1));
     assert_eq!(own.last_failure, Some((now, "answered 500".into())));
+    // Two schools: three events each, of which this one is done with.
+    let other = ["a", "b", "c"].map(create).to_vec();
+    bench.append(2, other).await;
+    bench
+        .store
+        .notifier_moves("ops", school(2), 1, Progress::default())
+        .await
+        .unwrap();
+    let totals = bench.store.notifier_totals().await.unwrap();
+    let total = Total {
+        name: "ops".into(),
+        lag: 2,
+        delivered: 1,
+        failed: 1,
+        dead: 1,
+    };
+    assert_eq!(totals, [total]);
     let page = bench
         .store
         .dead_letters("ops", school(1), None, 10)

@@ -1,0 +1,116 @@
+//! What a store promises of lists and counts, which the monitor reads.
+
+use chrono::{TimeDelta, Utc};
+use tidings::store::{Order, Which};
+
+use super::*;
+
+pub(super) async fn a_list_is_told_from_either_end_page_by_page(open: Open) {
+    let bench = bench(open, Settings::default());
+    let ids = ["a", "b", "c", "d", "e"];
+    bench.done(ids.map(create).to_vec()).await;
+    bench.done(vec![envelope("b", "complete", json!({}))]).await;
+    let list = async |order, statuses: &[&'static str]| {
+        let (mut told, mut beyond) = (Vec::new(), None);
+        loop {
+            let query = ListQuery {
+                statuses: statuses.to_vec(),
+                order,
+                beyond,
+                limit: 2,
+                ..ListQuery::default()
+            };
+            let page = bench.store.subjects(school(1), KIND, query).await.unwrap();
+            assert!(page.subjects.len() <= 2);
+            let ids = page
+                .subjects
+                .iter()
+                .map(|own| own.event.subject.to_string());
+            told.extend(ids);
+            beyond = page.next;
+            if beyond.is_none() {
+                return told.concat();
+            }
+        }
+    };
+    assert_eq!(list(Order::Newest, &[]).await, "edcba");
+    assert_eq!(list(Order::Oldest, &[]).await, "abcde");
+    let both = ["in_progress", "completed"];
+    assert_eq!(list(Order::Oldest, &both).await, "abcde");
+    assert_eq!(list(Order::Oldest, &["in_progress"]).await, "acde");
+    let query = ListQuery {
+        stalled: true,
+        limit: 10,
+        ..ListQuery::default()
+    };
+    let stalled = bench.store.subjects(school(1), KIND, query).await.unwrap();
+    assert!(stalled.subjects.is_empty());
+}
+
+pub(super) async fn what_ended_is_counted_by_its_time_and_listed_by_its_end(open: Open) {
+    let bench = bench(open, Settings::default());
+    let begun = Utc::now();
+    let ids = ["a", "b", "c", "d"];
+    bench.done(ids.map(create).to_vec()).await;
+    // Not in the order in which they were created.
+    for id in ["c", "a"] {
+        bench.done(vec![envelope(id, "complete", json!({}))]).await;
+    }
+    let cancelled = envelope("b", "cancel", json!({"force": true}));
+    bench.done(vec![cancelled]).await;
+    bench.append(2, vec![create("other")]).await;
+    let ended = async |status, limit| {
+        let ended = bench.store.ended(school(1), KIND, status, limit);
+        let ended = ended.await.unwrap();
+        let ids = ended.iter().map(|own| own.event.subject.to_string());
+        ids.collect::<String>()
+    };
+    assert_eq!(ended("completed", 10).await, "ac", "the last first");
+    assert_eq!(ended("completed", 1).await, "a");
+    assert_eq!(ended("cancelled", 10).await, "b");
+    assert_eq!(ended("failed", 10).await, "");
+    let counted = async |number, since| {
+        let endings = bench.store.endings(school(number), KIND, since, 3_600);
+        let mut counted = Vec::new();
+        for ending in endings.await.unwrap() {
+            assert!(ending.from <= Utc::now() && Utc::now() - ending.from < TimeDelta::hours(2));
+            assert_eq!(ending.from.timestamp() % 3_600, 0, "whole hours");
+            counted.push((ending.status, ending.count));
+        }
+        counted.sort_unstable();
+        counted
+    };
+    let since = begun - TimeDelta::hours(5);
+    let counts = counted(1, since).await;
+    let sum = |status| {
+        let of_status = counts.iter().filter(|(own, _)| *own == status);
+        of_status.map(|(_, count)| count).sum::<u64>()
+    };
+    assert_eq!(
+        (sum("completed"), sum("cancelled"), sum("failed")),
+        (2, 1, 0)
+    );
+    assert!(counted(2, since).await.is_empty());
+    assert!(
+        counted(1, Utc::now() + TimeDelta::seconds(1))
+            .await
+            .is_empty()
+    );
+}
+
+pub(super) async fn the_last_events_of_a_subject_are_told_in_order(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench.done(vec![create("a"), create("b")]).await;
+    bench.done(vec![tick("a"), tick("a"), tick("b")]).await;
+    bench.done(vec![envelope("a", "complete", json!({}))]).await;
+    let last = async |which, limit| {
+        let store = &bench.store;
+        let events = store.last_events(school(1), KIND, "a".parse().unwrap(), which, limit);
+        let events = events.await.unwrap();
+        events.iter().map(|event| event.seq).collect::<Vec<_>>()
+    };
+    let any = Which::Type(&job::JOB_PROGRESS);
+    assert_eq!(last(any, 10).await, [1, 3, 4, 6]);
+    assert_eq!(last(any, 2).await, [4, 6]);
+    assert_eq!(last(Which::Milestones, 10).await, [1, 6]);
+}

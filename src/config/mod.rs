@@ -513,6 +513,8 @@ pub const DELIVERY_CAUSE_MAX_CHARS: usize = 200;
 pub const MONITOR_SCHOOLS: usize = 200;
 /// Jobs, sessions and violations that the overview of a school shows.
 pub const MONITOR_ROWS: usize = 100;
+/// Longest title of a job that the monitor shows, in characters.
+pub const MONITOR_TITLE_CHARS: usize = 120;
 /// Failed jobs that the overview of a school shows.
 pub const MONITOR_FAILED: usize = 10;
 /// Connections that the monitor shows, the newest of each school first; the others are counted.

@@ -61,7 +61,12 @@ async fn a_school(server: &Server) {
         let request = server.request("PUT", path, &worker(1)).json(&body);
         assert_eq!(answer(request).await.0, 200);
     };
-    put("/api/devices/door", json!({"name": "Front door"})).await;
+    let info = json!({"firmware": "door-4.2"});
+    put(
+        "/api/devices/door",
+        json!({"name": "Front door", "info": info}),
+    )
+    .await;
     let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
     put(
         "/api/characteristics/bath",
@@ -181,11 +186,27 @@ async fn every_page_is_complete_without_javascript() {
         ("/jobs", vec!["report-7", "broken", "Part 2 of 5"]),
         (
             "/jobs/report-7",
-            vec!["Milestones", "Cancel", "Part 2 of 5", "Metadata"],
+            vec![
+                "Milestones",
+                "Cancel",
+                "Part 2 of 5",
+                "Metadata",
+                "Progress of report-7",
+                "40.0 %",
+            ],
         ),
         ("/jobs/broken", vec!["Cannot read it", "Retry"]),
         ("/enrollments", vec!["Ada", "door", "ready"]),
-        ("/devices", vec!["Front door", "unknown"]),
+        ("/devices", vec!["Front door", "unknown", "0.0 % online"]),
+        (
+            "/devices/door",
+            vec![
+                "Front door",
+                "The last 24 hours of door",
+                "Changes",
+                "door-4.2",
+            ],
+        ),
         ("/characteristics", vec!["Water", "out of control", "3.000"]),
         (
             "/characteristics/bath",
@@ -318,6 +339,8 @@ async fn another_school_is_not_there_and_a_limited_token_sees_its_kinds_only() {
         "/monitor/schools/1/jobs/report-7",
         "/monitor/schools/x",
         "/monitor/schools/2/jobs/report-7",
+        "/monitor/schools/1/devices/door",
+        "/monitor/schools/2/devices/door",
     ] {
         let (status, text) = get(&server, path, &viewer(2)).await;
         assert_eq!(status, 404, "{path}");
@@ -328,7 +351,14 @@ async fn another_school_is_not_there_and_a_limited_token_sees_its_kinds_only() {
     let token = sign(&limited);
     let text = page(&server, "/monitor/schools/1", &token).await;
     assert!(text.contains("Front door"));
-    for hidden in ["report-7", "Ada", "Beyond 3 sigma", ">Jobs<"] {
+    for hidden in [
+        "report-7",
+        "Ada",
+        "Beyond 3 sigma",
+        ">Jobs<",
+        "events a second",
+        "Ended in",
+    ] {
         assert!(!text.contains(hidden), "{hidden}");
     }
     let (status, _) = get(&server, "/monitor/schools/1/jobs", &token).await;

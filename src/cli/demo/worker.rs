@@ -25,7 +25,8 @@ impl Worker<'_> {
     pub(super) fn work_through(&self, files: &[PathBuf]) -> Result<bool, Failure> {
         let mut jobs = Vec::with_capacity(files.len());
         for path in files {
-            let metadata = json!({"path": path.display().to_string()});
+            let title = path.file_name().map(|name| name.to_string_lossy());
+            let metadata = json!({"title": title, "path": path.display().to_string()});
             let job = self.client.post(
                 "/api/jobs",
                 &json!({"job_type": "document", "status": "queued", "metadata": metadata}),

@@ -1,10 +1,12 @@
 //! What a template is told of each kind of subject.
 
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chart::short;
 use super::form::{count, optional_time, span, time};
+use crate::config::MONITOR_TITLE_CHARS;
 use crate::id::SubjectId;
 use crate::kind::State as SubjectState;
 use crate::kind::characteristic::{Characteristic, Violation};
@@ -23,6 +25,7 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
         .map(|start| span(job.finished_at.unwrap_or(now) - start));
     json!({
         "id": id,
+        "title": job_title(job),
         "type": job.job_type,
         "status": job.status.as_str(),
         "stalled": job.stalled,
@@ -39,6 +42,18 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
         "error": error,
         "code": code,
     })
+}
+
+/// What people call a job: its metadata's `title`, if that is a text.
+fn job_title(job: &Job) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Titled {
+        title: Option<Value>,
+    }
+    let titled: Titled = serde_json::from_str(job.metadata.get()).ok()?;
+    let title = titled.title?;
+    let title = title.as_str().filter(|title| !title.trim().is_empty())?;
+    Some(title.chars().take(MONITOR_TITLE_CHARS).collect())
 }
 
 fn session_row(id: &SubjectId, session: &Session, now: DateTime<Utc>) -> Value {

@@ -79,7 +79,7 @@ pub(super) async fn view(
 /// The stream of all that the visitor may see of the school.
 fn stream(guest: &Guest, base: &Base) -> String {
     let school = guest.school;
-    if guest.access.reach(school, &Channel::School(school)).is_ok() {
+    if guest.may_see_all() {
         return format!("{}/events/schools/{school}", base.0);
     }
     let kinds = crate::kind::KINDS
@@ -192,14 +192,12 @@ async fn overview(
         false => Value::Null,
     };
     let own = json!({
-        "rate": {
-            "now": count(u64::from(history.events[RATE_SECS - 1])),
-            "chart": small("rate", "Events per second", history.events),
-        },
-        "streams": {
-            "now": count(history.attached as u64),
-            "chart": small("streams", "Open streams", history.streams),
-        },
+        "lately": guest.may_see_all().then(|| json!({
+            "events": count(u64::from(history.events[RATE_SECS - 1])),
+            "events_chart": small("rate", "Events per second", history.events),
+            "streams": count(history.attached as u64),
+            "streams_chart": small("streams", "Open streams", history.streams),
+        })),
         "endings": endings,
         "running": rows(&running),
         "running_more": running.len() == MONITOR_ROWS,

@@ -60,9 +60,13 @@ impl Guest {
 
     /// Whether the server itself may be looked at: who listens, and how those stand who are told of everything.
     pub(super) fn may_look_after(&self) -> bool {
+        self.may_see_all() && self.access.require(Role::Admin).is_ok()
+    }
+
+    /// Whether nothing in the school is hidden.
+    pub(super) fn may_see_all(&self) -> bool {
         let everything = Channel::School(self.school);
-        let reaches = self.access.reach(self.school, &everything).is_ok();
-        reaches && self.access.require(Role::Admin).is_ok()
+        self.access.reach(self.school, &everything).is_ok()
     }
 
     /// Whether something may be done.

@@ -13,12 +13,14 @@ const status = document.getElementById("freshness");
 const pause = document.getElementById("pause");
 const REFRESH_MS = 1000; // least time between two looks at the page
 const RETRY_MS = 2000; // after a failure
+const PAGE_MS = 8000; // until a page that does not come has failed
 const ROUND_MS = 10000; // longest time without a look at a page that is seen
 const GREETING_MS = 5000; // until a stream that says nothing has failed; afterwards twice its heartbeat
 const HELD_MS = 3000; // until a stream that lags behind a page counts as held back
 const SSE_TRIES = 2; // failures in a row before long polls are tried
 const SSE_AGAIN_MS = 300000; // until they are given another try
 const POLL_SECS = 25;
+const RELOAD_MS = 30000; // least time between two reloads
 const SAY_MS = 5000; // least time between two announcements
 const SAY_MOST = 3; // what is announced at once; the others are counted
 
@@ -30,27 +32,36 @@ if (page.stream || page.renewSecs) start();
 
 function start() {
   let cursor = page.cursor;
-  let renewed = Date.now(); // what is seen is of this moment
+  let renewed = performance.now(); // what is seen is of this moment
   let behind = false; // whether a look at the page has failed since
   let state = page.stream ? "connecting" : "live";
   let paused = false;
   let due = null;
   let asked = false;
   let mute = 0; // streams in a row that were held back or refused by whatever lies between
+  let leading = false; // whether this tab has the stream, or polls
   let streaming = null; // ends the stream, if this tab has it
   const channel = "tidings:" + page.stream;
-  const tabs = new BroadcastChannel(channel);
+  // Over plain HTTP from another host browsers have no locks: there each tab has a stream of its own.
+  const tabs = navigator.locks && new BroadcastChannel(channel);
   const say = announcer(document.getElementById("milestones"));
 
-  tabs.onmessage = ({ data }) => take(data);
+  if (tabs) {
+    tabs.onmessage = ({ data }) => {
+      // A tab that has just come wants to know how things are.
+      if (data.asks) return leading && tabs.postMessage({ cursor, state });
+      take(data);
+    };
+    tabs.postMessage({ asks: true });
+  }
 
   function tell(message) {
     take(message);
-    tabs.postMessage(message);
+    tabs?.postMessage(message);
   }
 
   function take({ cursor: at, state: now, changed, milestone }) {
-    if (at) cursor = at;
+    if (at && (seq(at) > seq(cursor) || epoch(at) !== epoch(cursor))) cursor = at;
     if (now) state = now;
     if (changed) plan();
     if (milestone && !paused) say(milestone);
@@ -61,16 +72,17 @@ function start() {
   function plan() {
     asked = true;
     if (due || document.hidden || paused) return;
-    const since = Date.now() - renewed;
+    const since = performance.now() - renewed;
     due = setTimeout(look, behind ? RETRY_MS : Math.max(0, REFRESH_MS - since));
   }
 
   async function look() {
     asked = false;
-    const at = Date.now();
+    const at = performance.now();
     try {
-      const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-      if (answer.redirected || [401, 403, 404].includes(answer.status)) return location.reload();
+      const signal = AbortSignal.timeout(PAGE_MS);
+      const answer = await fetch(location.href, { headers: { Accept: "text/html" }, signal });
+      if (answer.redirected || [401, 403, 404].includes(answer.status)) reload();
       if (!answer.ok) throw new Error(answer.status);
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       await new Promise(requestAnimationFrame);
@@ -93,7 +105,6 @@ function start() {
   // What is on a page must soon have been told by the stream, too, if that tells all of the school. A proxy may let
   // its beginning pass and hold back the rest.
   function doubt(head) {
-    const seq = (cursor) => Number(cursor.split("-").pop());
     const own = streaming;
     if (!own || !page.stream.includes("/events/schools/") || seq(head) <= seq(cursor)) return;
     setTimeout(() => {
@@ -104,8 +115,9 @@ function start() {
   }
 
   function show() {
-    const age = `as of ${span(Math.max(0, Date.now() - renewed))} ago`;
-    const now = paused ? "paused" : behind ? "lost" : state;
+    const age = `as of ${span(performance.now() - renewed)} ago`;
+    const isOld = performance.now() - renewed > ROUND_MS + PAGE_MS;
+    const now = paused ? "paused" : behind || isOld ? "lost" : state;
     const text = {
       live: "Live",
       connecting: `Connecting, ${age}`,
@@ -119,6 +131,7 @@ function start() {
   // The stream, while this tab has the lock and somebody looks at it; then another tab may have its turn.
   async function lead() {
     let failures = 0; // in a row
+    leading = true;
     let pollUntil = 0;
     while (!document.hidden) {
       const stop = new AbortController();
@@ -155,20 +168,23 @@ function start() {
       }
       if (rest) await new Promise((done) => setTimeout(done, rest));
     }
+    leading = false;
   }
 
   async function ask(accept, more, signal) {
     const joint = page.stream.includes("?") ? "&" : "?";
     const address = `${page.stream}${joint}tick_ms=1000&cursor=${encodeURIComponent(cursor)}${more}`;
     const answer = await fetch(address, { headers: { Accept: accept }, signal, cache: "no-store" });
-    if ([401, 403, 404].includes(answer.status)) location.reload();
+    if ([401, 403, 404].includes(answer.status)) reload();
     if (!answer.ok) throw new Error(answer.status);
     return answer;
   }
 
   function hear(message) {
     const silent = ["connected", "ready", "closing"].includes(message.type);
-    tell({ cursor: message.cursor, state: "live", changed: !silent, milestone: milestone(message) });
+    // Whoever closes will not tell what happens until there is another stream.
+    const state = message.type === "closing" ? "connecting" : "live";
+    tell({ cursor: message.cursor, state, changed: !silent, milestone: milestone(message) });
   }
 
   // Until the server closes, and then how long it wants to be left alone. Fails when nothing is heard. (An
@@ -183,7 +199,10 @@ function start() {
       let rest = "";
       for (;;) {
         const { value, done } = await reader.read();
-        if (done) return pause;
+        if (done) {
+          tell({ state: "connecting" });
+          return pause;
+        }
         clearTimeout(silence);
         silence = setTimeout(() => stop.abort(), patience);
         const blocks = (rest + value).split("\n\n");
@@ -197,7 +216,7 @@ function start() {
           const message = JSON.parse(field("data"));
           if (message.heartbeat_secs) patience = message.heartbeat_secs * 2000;
           if (message.type === "closing") {
-            if (!message.reconnect) return location.reload();
+            if (!message.reconnect) reload();
             pause = message.retry_ms;
           }
           hear(message);
@@ -225,7 +244,7 @@ function start() {
   function visible() {
     if (!document.hidden) return Promise.resolve();
     return new Promise((done) => {
-      document.addEventListener("visibilitychange", () => document.hidden || done());
+      document.addEventListener("visibilitychange", () => done(visible()), { once: true });
     });
   }
 
@@ -240,23 +259,38 @@ function start() {
   pause.addEventListener("click", () => {
     paused = !paused;
     pause.textContent = paused ? "Go on" : "Pause";
-    pause.setAttribute("aria-pressed", paused);
     if (!paused) plan();
     show();
   });
   setInterval(() => {
     show();
     localize(document);
-    if (Date.now() - renewed > (page.renewSecs ? page.renewSecs * 1000 : ROUND_MS)) plan();
+    if (performance.now() - renewed > (page.renewSecs ? page.renewSecs * 1000 : ROUND_MS)) plan();
   }, 1000);
   show();
   if (page.stream) (async () => {
     for (;;) {
       await visible();
-      // Over plain HTTP from another host browsers have no locks: there each tab has a stream of its own.
       await (navigator.locks ? navigator.locks.request(channel, lead) : lead());
     }
   })();
+}
+
+// Once in a while, and not again and again: a page that comes back as it was has no use for it.
+function reload() {
+  const last = Number(sessionStorage.getItem("tidings:reload"));
+  if (Math.abs(Date.now() - last) < RELOAD_MS) throw new Error("this page is not ours any more");
+  sessionStorage.setItem("tidings:reload", Date.now());
+  location.reload();
+}
+
+// The places in a cursor.
+function seq(cursor) {
+  return Number(cursor?.split("-").pop());
+}
+
+function epoch(cursor) {
+  return cursor?.split("-")[0];
 }
 
 // What an event is worth announcing as, if it is: what began or got stuck is seen, what ended is also said.
@@ -335,7 +369,13 @@ function morph(old, fresh) {
     if (!fresh.hasAttribute(name) && !(isOpen && name === "open")) old.removeAttribute(name);
   }
   const known = new Map();
-  for (const child of old.children) if (child.dataset.key) known.set(child.dataset.key, child);
+  const wanted = new Set(Array.from(fresh.children, (child) => child.dataset.key));
+  for (const child of [...old.children]) {
+    if (!child.dataset.key) continue;
+    // What is gone goes first: then what stays need not move, and keeps the focus.
+    if (wanted.has(child.dataset.key)) known.set(child.dataset.key, child);
+    else child.remove();
+  }
   let at = old.firstChild;
   for (const child of fresh.childNodes) {
     const key = child.dataset?.key;
@@ -344,6 +384,7 @@ function morph(old, fresh) {
       old.insertBefore(document.importNode(child, true), at);
       continue;
     }
+    known.delete(key);
     if (same === at) at = at.nextSibling;
     else old.insertBefore(same, at);
     morph(same, child);

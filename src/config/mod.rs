@@ -509,8 +509,8 @@ pub const NOTIFY_ROUND: Duration = Duration::from_secs(30);
 pub const DEAD_LETTERS_MAX: usize = 1_000;
 /// Longest cause of a failed delivery that is remembered, in characters.
 pub const DELIVERY_CAUSE_MAX_CHARS: usize = 200;
-/// Schools that the monitor offers to whoever reaches all of them.
-pub const MONITOR_SCHOOLS: usize = 200;
+/// Schools on a page of the monitor's choice of them.
+pub const MONITOR_SCHOOLS: usize = 50;
 /// Jobs, sessions and violations that the overview of a school shows.
 pub const MONITOR_ROWS: usize = 100;
 /// Longest title of a job that the monitor shows, in characters.

@@ -1,7 +1,7 @@
 //! Where a credential stands in a request, and whether a page of another origin may use it.
 //!
-//! In this order: `Authorization: Bearer`, `?token=`, `?ticket=` (streams only), the WebSocket subprotocol
-//! `bearer.<token>`, the cookie. The first one found decides: a bad token never falls back to a weaker one.
+//! In this order: `Authorization: Bearer`, `?token=` (not on the monitor's pages, whose addresses are kept and
+//! passed on), `?ticket=` (streams only), the WebSocket subprotocol `bearer.<token>`, the cookie. The first one found decides: a bad token never falls back to a weaker one.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ impl<'r> FromRequest<'r> for Caller {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Caller, Problem> {
-        let caller = access(request, false).and_then(|access| {
+        let caller = access(request, Purpose::Call).and_then(|access| {
             let school = access.school(named_school(request)?)?;
             Ok(Caller { access, school })
         });
@@ -62,7 +62,7 @@ impl<'r> FromRequest<'r> for Listener {
     type Error = std::convert::Infallible;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Listener, Self::Error> {
-        Outcome::Success(Listener(access(request, true)))
+        Outcome::Success(Listener(access(request, Purpose::Stream)))
     }
 }
 
@@ -97,8 +97,19 @@ pub(super) fn chosen_subprotocol<'r>(request: &'r Request<'_>) -> Option<&'r str
     plain.or_else(|| subprotocols(request).next())
 }
 
+/// What a request is for: it decides where a credential may stand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A call of the API.
+    Call,
+    /// A stream.
+    Stream,
+    /// A page of the monitor.
+    Page,
+}
+
 /// What the request's credential lets its bearer do.
-pub(super) fn access(request: &Request<'_>, stream: bool) -> Result<Access, Problem> {
+pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, Problem> {
     let tidings = tidings(request);
     let keys = tidings.keys();
     // Another scheme is somebody else's login, in front of us, and none of our business.
@@ -109,10 +120,10 @@ pub(super) fn access(request: &Request<'_>, stream: bool) -> Result<Access, Prob
     if let Some(token) = bearer {
         return Ok(keys.verify(token.trim())?);
     }
-    if let Some(token) = query(request, "token") {
+    if let Some(token) = query(request, "token").filter(|_| purpose != Purpose::Page) {
         return Ok(keys.verify(token)?);
     }
-    if stream {
+    if purpose == Purpose::Stream {
         if let Some(ticket) = query(request, "ticket") {
             return Ok(keys.verify_ticket(ticket)?);
         }

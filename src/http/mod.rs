@@ -81,6 +81,10 @@ pub fn mount(rocket: Rocket<Build>, base: &'static str, tidings: Arc<Tidings>) -
         .manage(assets)
         .mount(base, routes())
         .register(base, catchers())
+        .register(
+            format!("{}/monitor", base.trim_end_matches('/')),
+            monitor::catchers(),
+        )
         .attach(cors::fairing(base))
         .attach(AdHoc::on_shutdown("Tidings: close streams", |rocket| {
             Box::pin(drain(rocket))

@@ -231,8 +231,8 @@ impl Hub {
         }
     }
 
-    /// The connections of a school, or of all: how many there are by transport, and the newest `limit` of each
-    /// school with at most `channels` of their channels, together at most `limit`. Costs a look at each.
+    /// The connections of a school, or of all: how many there are by transport, and `limit` of them with at most
+    /// `channels` of their channels, those that lag first, and then the newest. Costs a look at each.
     pub fn connections(
         &self,
         school: Option<SchoolId>,
@@ -252,13 +252,15 @@ impl Hub {
         let mut connections = Vec::new();
         for (id, school) in schools {
             let room = lock(&school);
-            for attached in room.attached.values().rev() {
+            for attached in room.attached.values() {
                 *by_transport.entry(attached.reader.transport).or_default() += 1;
-                if connections.len() < limit {
-                    connections.push(attached.shown(id, channels));
+                connections.push(attached.shown(id, channels));
+                if connections.len() == limit * 2 {
+                    keep_noteworthy(&mut connections, limit);
                 }
             }
         }
+        keep_noteworthy(&mut connections, limit);
         (by_transport, connections)
     }
 
@@ -401,6 +403,12 @@ impl Room {
             }
         }
     }
+}
+
+/// Those that lag first, and then the newest.
+fn keep_noteworthy(connections: &mut Vec<Connection>, limit: usize) {
+    connections.sort_by_key(|own| (!own.depth.lagging, std::cmp::Reverse(own.since)));
+    connections.truncate(limit);
 }
 
 fn leave<T>(listeners: &mut IndexMap<u64, T>, id: u64) -> Option<T> {

@@ -426,6 +426,9 @@ pub trait Store: Send + Sync + 'static {
         query: ViolationQuery,
     ) -> Result<ViolationPage, StoreError>;
 
+    /// How many violations of a school nobody has acknowledged.
+    async fn open_violations(&self, school: SchoolId) -> Result<u64, StoreError>;
+
     /// Subjects to look at, the longest overdue first, at most `limit`.
     async fn overdue(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<Overdue>, StoreError>;
 

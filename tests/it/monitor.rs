@@ -223,10 +223,10 @@ async fn every_page_is_complete_without_javascript() {
         for part in parts {
             assert!(text.contains(part), "{path} lacks {part}: {text}");
         }
-        assert!(
-            text.contains(r#"<noscript><meta http-equiv="refresh""#),
-            "it renews itself"
-        );
+        // Where a reason can be written, it must not go while it is half there.
+        let may_write = text.contains("name=\"reason\"");
+        let renews = text.contains(r#"<noscript><meta http-equiv="refresh""#);
+        assert_eq!(renews, !may_write, "{path}");
         assert!(text.len() < 100_000);
     }
     let empty = server_with(json!({})).await;
@@ -363,8 +363,32 @@ async fn another_school_is_not_there_and_a_limited_token_sees_its_kinds_only() {
     }
     let (status, _) = get(&server, "/monitor/schools/1/jobs", &token).await;
     assert_eq!(status, 403);
+    // A token for single subjects hears of what the page is about, and sees what belongs to it.
+    limited.channels = Some(vec!["jobs/report-7".into(), "characteristics/bath".into()]);
+    let token = sign(&limited);
+    let text = page(&server, "/monitor/schools/1/jobs/report-7", &token).await;
+    assert!(text.contains("channel=jobs&#x2F;report-7&amp;"), "{text}");
+    let text = page(&server, "/monitor/schools/1/characteristics/bath", &token).await;
+    assert!(text.contains("Beyond 3 sigma") && !text.contains("report-7"));
+    let text = page(&server, "/monitor/schools/1", &token).await;
+    assert!(
+        !text.contains("data-stream"),
+        "nothing of all of it is told"
+    );
+    let (status, _) = get(&server, "/monitor/schools/1/jobs/broken", &token).await;
+    assert_eq!(status, 403);
+    let mut limited = claims(None, tidings::auth::Role::Admin);
+    limited.channels = Some(vec!["jobs".into()]);
+    let index = page(&server, "/monitor", &sign(&limited)).await;
+    assert!(
+        index.contains("–") && !index.contains("How the server is"),
+        "what is not seen is not nothing: {index}"
+    );
     let index = page(&server, "/monitor", &admin()).await;
-    assert!(index.contains("School 1"), "{index}");
+    assert!(
+        index.contains("School 1") && index.contains("How the server is"),
+        "{index}"
+    );
     let (status, _) = get(&server, "/monitor", &viewer(1)).await;
     assert_eq!(status, 303, "who has one school has nothing to choose");
 }
@@ -511,4 +535,30 @@ async fn light_or_dark_is_chosen_without_a_script() {
     assert!(!look("tidings_theme=%22%3E").await.contains("data-theme"));
     let other = send(&server, "/monitor/look", None, "http://evil.example", form).await;
     assert!(other.headers().get(SET_COOKIE).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_in_an_address_opens_no_page_and_a_form_that_came_too_late_leads_back_to_its_page()
+{
+    let server = server().await;
+    server.running_job("j").await;
+    let path = format!("{}/monitor/schools/1?token={}", server.url, worker(1));
+    let answer = browser().get(path).send().await.unwrap();
+    assert_eq!(answer.status(), 303, "nor does it lead round and round");
+    let form = browser()
+        .post(format!("{}/monitor/schools/1/jobs/j/cancel", server.url))
+        .header(
+            "Referer",
+            format!("{}/monitor/schools/1/jobs/j?x=1", server.url),
+        );
+    let answer = form.send().await.unwrap();
+    assert_eq!(
+        answer.headers()["Location"],
+        "/monitor/sign-in?next=%2Fmonitor%2Fschools%2F1%2Fjobs%2Fj%3Fx%3D1"
+    );
+    let (status, text) = get(&server, "/monitor/no/such/page", &worker(1)).await;
+    assert!(
+        status == 404 && text.contains("<h1>Not found</h1>"),
+        "people read it: {text}"
+    );
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use rocket::form::Form;
 use rocket::response::Redirect;
 use rocket::{FromForm, Route, State, get, post, routes};
@@ -37,8 +37,8 @@ async fn characteristic_page(
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
-    let guest = visitor.enter(school)?;
-    let stored = found(tidings, &guest, characteristic::KIND, id).await?;
+    let mut guest = visitor.enter(school, tidings).await?;
+    let stored = found(tidings, &mut guest, characteristic::KIND, id).await?;
     let subject = stored.event.subject.clone();
     let now = Utc::now();
     let samples = tidings
@@ -75,12 +75,13 @@ async fn characteristic_page(
         });
         seen.extend(broken.first());
         table.push(json!({
+            "key": event.seq,
             "id": sample,
             "value": short(value),
             "zone": payload["zone"],
             "in_control": in_control,
             "rules": rules,
-            "at": time(event.at, now),
+            "at": time(sampled_at(payload).unwrap_or(event.at), now),
         }));
     }
     table.reverse();
@@ -104,6 +105,11 @@ async fn characteristic_page(
     Ok(pages.render("characteristic.html", &view))
 }
 
+/// When a sample was taken, which may be long before it was reported.
+fn sampled_at(payload: &Value) -> Option<DateTime<Utc>> {
+    payload["timestamp"].as_str()?.parse().ok()
+}
+
 /// A rule by its number.
 fn rule(number: &Value) -> Option<Rule> {
     Rule::from_number(number.as_u64()?.try_into().ok()?)
@@ -124,7 +130,7 @@ async fn acknowledge(
     base: Base,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Redirect, Refusal> {
-    let guest = visitor.enter(school)?;
+    let guest = visitor.enter(school, tidings).await?;
     let missing = || Problem::new(ProblemKind::NotFound, "there is no such violation");
     let violation = ViolationId::parse(id).ok_or_else(missing)?;
     let subject = violation.characteristic_id;

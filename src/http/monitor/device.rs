@@ -27,8 +27,8 @@ async fn device_page(
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
-    let guest = visitor.enter(school)?;
-    let stored = found(tidings, &guest, device::KIND, id).await?;
+    let mut guest = visitor.enter(school, tidings).await?;
+    let stored = found(tidings, &mut guest, device::KIND, id).await?;
     let mut own = json!({ "device": rows(std::slice::from_ref(&stored)).pop() });
     if let Some(device) = stored.state.device() {
         let uptime = Uptime::read(tidings, guest.school, &stored, device).await?;

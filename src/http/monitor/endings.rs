@@ -17,11 +17,11 @@ const WAYS: [&str; 3] = ["completed", "cancelled", "failed"];
 /// The ends of a school's jobs in the last hours, as a template is told.
 pub(super) async fn view(tidings: &Tidings, school: SchoolId) -> Result<Value, StoreError> {
     let now = Utc::now();
-    let hour = now.duration_trunc(TimeDelta::hours(1)).unwrap_or(now);
-    let since = hour - TimeDelta::hours(ENDINGS_HOURS - 1);
+    let since = now - TimeDelta::hours(ENDINGS_HOURS);
     let store = tidings.store();
     let endings = store.endings(school, job::KIND, since, 3_600).await?;
-    Ok(told(&endings, since, now))
+    let first = since.duration_trunc(TimeDelta::hours(1)).unwrap_or(since);
+    Ok(told(&endings, first, now))
 }
 
 fn told(endings: &[Ending], since: DateTime<Utc>, now: DateTime<Utc>) -> Value {
@@ -29,7 +29,8 @@ fn told(endings: &[Ending], since: DateTime<Utc>, now: DateTime<Utc>) -> Value {
         let fits = |own: &&Ending| own.from == from && own.status == way;
         endings.iter().filter(fits).map(|own| own.count).sum()
     };
-    let hours = (0..ENDINGS_HOURS).map(|hours| since + TimeDelta::hours(hours));
+    // The first hour and the last are parts.
+    let hours = (0..=ENDINGS_HOURS).map(|hours| since + TimeDelta::hours(hours));
     let stretches: Vec<(DateTime<Utc>, Vec<u64>)> = hours
         .map(|from| (from, WAYS.iter().map(|way| of(from, way)).collect()))
         .collect();
@@ -79,7 +80,7 @@ mod tests {
     #[test]
     fn every_hour_has_its_bar_and_the_whole_its_sum() {
         let now = DateTime::from_timestamp(1_000_000 * 3_600 + 60, 0).unwrap();
-        let since = now - TimeDelta::seconds(60) - TimeDelta::hours(ENDINGS_HOURS - 1);
+        let since = now - TimeDelta::seconds(60) - TimeDelta::hours(ENDINGS_HOURS);
         let ending = |hours, status, count| Ending {
             from: since + TimeDelta::hours(hours),
             status,
@@ -87,8 +88,8 @@ mod tests {
         };
         let endings = [
             ending(0, "completed", 1_200),
-            ending(23, "failed", 2),
-            ending(23, "completed", 1),
+            ending(24, "failed", 2),
+            ending(24, "completed", 1),
         ];
         let view = told(&endings, since, now);
         assert_eq!(view["completed"], "1\u{202f}201");
@@ -97,6 +98,6 @@ mod tests {
         assert_eq!(rows.len(), 2);
         assert_eq!(rows[0]["failed"], "2", "the newest first");
         let chart = view["chart"].as_str().unwrap();
-        assert_eq!(chart.matches("<g>").count(), ENDINGS_HOURS as usize);
+        assert_eq!(chart.matches("<g>").count(), ENDINGS_HOURS as usize + 1);
     }
 }

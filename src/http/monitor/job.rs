@@ -36,8 +36,8 @@ async fn job_page(
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
-    let guest = visitor.enter(school)?;
-    let stored = found(tidings, &guest, job::KIND, id).await?;
+    let mut guest = visitor.enter(school, tidings).await?;
+    let stored = found(tidings, &mut guest, job::KIND, id).await?;
     let job = stored.state.job();
     let result = job.and_then(|job| match &job.end {
         Some(End::Result(result)) => pretty(result.get()),
@@ -125,7 +125,7 @@ async fn act_on_job(
     base: Base,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Redirect, Refusal> {
-    let guest = visitor.enter(school)?;
+    let guest = visitor.enter(school, tidings).await?;
     let missing = |_| Problem::from(crate::kind::not_found(job::KIND, id));
     let subject: SubjectId = id.parse().map_err(missing)?;
     may_act(&visitor, &guest, job::KIND, &subject)?;

@@ -31,7 +31,7 @@ async fn list_page(
     asked: Result<Asked, Problem>,
     (visitor, base, pages, tidings): (Visitor, Base, &Pages, &Tidings),
 ) -> Result<Html, Refusal> {
-    let guest = visitor.enter(school)?;
+    let guest = visitor.enter(school, tidings).await?;
     let Asked(mut query) = asked?;
     query.limit = PAGE_DEFAULT;
     guest

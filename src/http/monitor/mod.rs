@@ -23,15 +23,17 @@ use chrono::Utc;
 use rocket::form::Form;
 use rocket::http::Status;
 use rocket::response::Redirect;
-use rocket::{FromForm, Route, State, get, post, routes};
+use rocket::{Catcher, FromForm, Request, Route, State, get, post, routes};
 use serde_json::json;
 
 use self::assets::Assets;
 use self::page::{Html, Pages};
 use self::visitor::{Refusal, Visitor, cleared_cookie, token_cookie};
 use super::body::Base;
-use crate::auth::Role;
+use super::problem::Problem;
+use crate::auth::AuthError;
 use crate::config::MONITOR_SCHOOLS;
+use crate::id::SchoolId;
 use crate::service::Tidings;
 
 /// How often pages look anew at what no event tells of, in seconds.
@@ -56,8 +58,9 @@ struct SignIn<'r> {
 }
 
 /// The school of the token, or the choice of one.
-#[get("/monitor")]
+#[get("/monitor?<after>")]
 async fn index(
+    after: Option<i64>,
     visitor: Visitor,
     base: Base,
     pages: &State<Pages>,
@@ -69,7 +72,12 @@ async fn index(
         return Ok(Err(Redirect::to(address(school))));
     }
     let mut rows = Vec::new();
-    for school in tidings.store().schools(None, MONITOR_SCHOOLS).await? {
+    let after = after.map(SchoolId::try_from).transpose();
+    let after = after.map_err(|_| Problem::from(AuthError::NotFound))?;
+    let schools = tidings.store().schools(after, MONITOR_SCHOOLS).await?;
+    let last = schools.last().filter(|_| schools.len() == MONITOR_SCHOOLS);
+    let next = last.map(|last| format!("{}/monitor?after={last}", base.0));
+    for school in schools {
         rows.push(json!({
             "id": school,
             "href": address(school),
@@ -78,7 +86,9 @@ async fn index(
     }
     let own = json!({
         "schools": rows,
-        "system": access.require(Role::Admin).is_ok().then(|| format!("{}/monitor/system", base.0)),
+        "next": next,
+        "first": after.is_some().then(|| format!("{}/monitor", base.0)),
+        "system": system::may_see(&access).then(|| format!("{}/monitor/system", base.0)),
         "renew_secs": RENEW_SECS,
         "rendered_at": crate::wire::timestamp(Utc::now()),
     });
@@ -146,6 +156,19 @@ fn look(form: Form<Look<'_>>, visitor: Visitor, base: Base) -> visitor::WithCook
         },
         to: visitor::own_address(&base, form.next),
     }
+}
+
+/// What the framework refuses below `/monitor`: people read it.
+#[rocket::catch(default)]
+fn catch(status: Status, request: &Request<'_>) -> Refusal {
+    // A catcher is not mounted: it knows its place by the address.
+    let path = request.uri().path().as_str();
+    let base = path.split_once("/monitor").map_or("", |(base, _)| base);
+    Refusal::Uncaught(status, base.to_owned())
+}
+
+pub(super) fn catchers() -> Vec<Catcher> {
+    rocket::catchers![catch]
 }
 
 /// What the pages need to be managed by the application.

@@ -16,11 +16,18 @@ use crate::auth::{Access, Role};
 use crate::config::{MONITOR_FAILED, MONITOR_ROWS, RATE_SECS};
 use crate::http::body::Base;
 use crate::http::problem::{Kind as ProblemKind, Problem};
+use crate::hub::History;
 use crate::id::{Channel, Cursor, Kind, SchoolId, SubjectId};
 use crate::kind::job;
 use crate::kind::{characteristic, device, enrollment};
 use crate::service::Tidings;
 use crate::store::{ListQuery, StoreError, StoredSubject, ViolationQuery};
+
+/// Seconds of a row of the last minute's table.
+const MINUTE_PART_SECS: usize = 10;
+
+/// The steps of an enrollment session that goes on.
+const ENROLLING: [&str; 4] = ["ready", "placing", "capturing", "processing"];
 
 pub(super) fn routes() -> Vec<Route> {
     routes![overview]
@@ -39,11 +46,16 @@ pub(super) async fn totals(
         }
         let counts = tidings.store().counts(school, *kind).await?;
         let all: u64 = counts.iter().map(|(_, count)| count).sum();
+        let active = counts
+            .iter()
+            .filter(|(status, _)| ENROLLING.contains(status));
+        let active = active.map(|(_, count)| count).sum();
         let mut own: serde_json::Map<String, Value> = counts
             .into_iter()
             .map(|(status, number)| (status.to_owned(), count(number).into()))
             .collect();
         own.insert("all".into(), count(all).into());
+        own.insert("active".into(), count(active).into());
         totals.insert(kind.collection().into(), own.into());
     }
     Ok(totals.into())
@@ -58,10 +70,11 @@ pub(super) async fn view(
     tab: &str,
     mut own: Value,
 ) -> Result<Value, StoreError> {
-    // Before anything is read: what happens meanwhile is told by the stream.
-    let seq = tidings.store().head(guest.school).await?;
-    let epoch = tidings.store().epoch();
-    own["cursor"] = Cursor { epoch, seq }.to_string().into();
+    let cursor = Cursor {
+        epoch: tidings.store().epoch(),
+        seq: guest.head,
+    };
+    own["cursor"] = cursor.to_string().into();
     own["stream"] = stream(guest, base).into();
     let totals = totals(tidings, &guest.access, guest.school).await?;
     own["school"] = json!({
@@ -77,18 +90,31 @@ pub(super) async fn view(
 }
 
 /// The stream of all that the visitor may see of the school.
-fn stream(guest: &Guest, base: &Base) -> String {
+fn stream(guest: &Guest, base: &Base) -> Option<String> {
     let school = guest.school;
     if guest.may_see_all() {
-        return format!("{}/events/schools/{school}", base.0);
+        return Some(format!("{}/events/schools/{school}", base.0));
     }
-    let kinds = crate::kind::KINDS
-        .iter()
-        .filter(|kind| guest.may_see(**kind));
+    // Not all of it: the kinds that may be seen, or at least what the page is about.
+    let kinds = crate::kind::KINDS.iter().copied();
+    let kinds = kinds
+        .filter(|kind| guest.may_see(*kind))
+        .map(Channel::Collection);
+    let within_kinds =
+        |at: &&Channel| matches!(at, Channel::Subject(kind, _) if guest.may_see(*kind));
+    let at = guest.at.as_ref().filter(|at| !within_kinds(at)).cloned();
     let channels: Vec<String> = kinds
-        .map(|kind| format!("channel={}&", kind.collection()))
+        .chain(at)
+        .map(|channel| format!("channel={channel}&"))
         .collect();
-    format!("{}/events?{}school_id={school}", base.0, channels.concat())
+    if channels.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "{}/events?{}school_id={school}",
+        base.0,
+        channels.concat()
+    ))
 }
 
 async fn listed(
@@ -118,7 +144,11 @@ pub(super) async fn violations(
     guest: &Guest,
     query: ViolationQuery,
 ) -> Result<Vec<Value>, StoreError> {
-    if !guest.may_see(characteristic::KIND) {
+    let channel = match &query.characteristic_id {
+        Some(id) => Channel::Subject(characteristic::KIND, id.clone()),
+        None => Channel::Collection(characteristic::KIND),
+    };
+    if guest.access.reach(guest.school, &channel).is_err() {
         return Ok(Vec::new());
     }
     let now = Utc::now();
@@ -130,13 +160,34 @@ pub(super) async fn violations(
         .collect())
 }
 
-/// The jobs that are running, those that are stuck first, and those that failed within a day, the last first.
-async fn jobs(
-    tidings: &Tidings,
-    guest: &Guest,
-) -> Result<(Vec<StoredSubject>, Vec<StoredSubject>), StoreError> {
+/// The devices that the overview shows: those that are gone first.
+async fn devices(tidings: &Tidings, guest: &Guest) -> Result<Vec<StoredSubject>, StoreError> {
+    let mut shown = Vec::new();
+    for statuses in [&["offline"], &["unknown"], &["online"]] {
+        let room = MONITOR_ROWS - shown.len();
+        if room > 0 {
+            let mut own = listed(tidings, guest, device::KIND, statuses, room).await?;
+            own.sort_by(|one, other| one.event.subject.cmp(&other.event.subject));
+            shown.extend(own);
+        }
+    }
+    Ok(shown)
+}
+
+/// The jobs that the overview shows.
+#[derive(Default)]
+struct Jobs {
+    /// Those that are stuck.
+    stalled: Vec<StoredSubject>,
+    /// Those that go on.
+    running: Vec<StoredSubject>,
+    /// Those that failed within a day, the last first.
+    failed: Vec<StoredSubject>,
+}
+
+async fn jobs(tidings: &Tidings, guest: &Guest) -> Result<Jobs, StoreError> {
     if !guest.may_see(job::KIND) {
-        return Ok((Vec::new(), Vec::new()));
+        return Ok(Jobs::default());
     }
     let store = tidings.store();
     let query = ListQuery {
@@ -148,11 +199,9 @@ async fn jobs(
     let stalled = store.subjects(guest.school, job::KIND, query).await?;
     let going_on = listed(tidings, guest, job::KIND, &["in_progress"], MONITOR_ROWS).await?;
     let is_stalled = |stored: &StoredSubject| stored.state.job().is_some_and(|job| job.stalled);
-    let mut running = stalled.subjects;
     // Between the two reads a job may have gone on, or not.
-    running.retain(is_stalled);
-    running.extend(going_on.into_iter().filter(|stored| !is_stalled(stored)));
-    running.truncate(MONITOR_ROWS);
+    let mut running = going_on;
+    running.retain(|stored| !is_stalled(stored));
     let mut failed = store
         .ended(guest.school, job::KIND, "failed", MONITOR_FAILED)
         .await?;
@@ -161,7 +210,27 @@ async fn jobs(
         let ended = stored.state.job().and_then(|job| job.finished_at);
         ended.is_some_and(|ended| ended > day)
     });
-    Ok((running, failed))
+    Ok(Jobs {
+        stalled: stalled.subjects,
+        running,
+        failed,
+    })
+}
+
+/// The small charts in numbers, newest first.
+fn last_minute(history: &History) -> Vec<Value> {
+    let parts = history
+        .events
+        .chunks(MINUTE_PART_SECS)
+        .zip(history.streams.chunks(MINUTE_PART_SECS));
+    let row = |(index, (events, streams)): (usize, (&[u32], &[u32]))| {
+        json!({
+            "secs": RATE_SECS - index * MINUTE_PART_SECS,
+            "events": events.iter().max(),
+            "streams": streams.last(),
+        })
+    };
+    parts.enumerate().map(row).rev().collect()
 }
 
 #[get("/monitor/schools/<school>")]
@@ -172,16 +241,18 @@ async fn overview(
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
-    let guest = visitor.enter(school)?;
-    let (running, failed) = jobs(tidings, &guest).await?;
-    let active = ["ready", "placing", "capturing", "processing"];
-    let sessions = listed(tidings, &guest, enrollment::KIND, &active, MONITOR_ROWS).await?;
-    let mut devices = listed(tidings, &guest, device::KIND, &[], MONITOR_ROWS).await?;
-    devices.sort_by(|one, other| one.event.subject.cmp(&other.event.subject));
+    let guest = visitor.enter(school, tidings).await?;
+    let jobs = jobs(tidings, &guest).await?;
+    let sessions = listed(tidings, &guest, enrollment::KIND, &ENROLLING, MONITOR_ROWS).await?;
+    let devices = devices(tidings, &guest).await?;
     let query = ViolationQuery {
         acknowledged: Some(false),
         limit: MONITOR_ROWS,
         ..ViolationQuery::default()
+    };
+    let open = match guest.may_see(characteristic::KIND) {
+        true => tidings.store().open_violations(guest.school).await?,
+        false => 0,
     };
     let history = tidings.hub().history(guest.school);
     let small = |name, title, figures: [u32; RATE_SECS]| {
@@ -197,14 +268,19 @@ async fn overview(
             "events_chart": small("rate", "Events per second", history.events),
             "streams": count(history.attached as u64),
             "streams_chart": small("streams", "Open streams", history.streams),
+            "rows": last_minute(&history),
         })),
         "endings": endings,
-        "running": rows(&running),
-        "running_more": running.len() == MONITOR_ROWS,
-        "failed": rows(&failed),
+        "stalled": rows(&jobs.stalled),
+        "running": rows(&jobs.running),
+        "running_more": jobs.running.len() == MONITOR_ROWS,
+        "failed": rows(&jobs.failed),
         "sessions": rows(&sessions),
+        "sessions_more": sessions.len() == MONITOR_ROWS,
         "devices": rows(&devices),
+        "devices_more": devices.len() == MONITOR_ROWS,
         "violations": violations(tidings, &guest, query).await?,
+        "violations_open": count(open),
     });
     let view = view(&visitor, &guest, &base, tidings, "overview", own).await?;
     Ok(pages.render("overview.html", &view))
@@ -213,16 +289,16 @@ async fn overview(
 /// A subject of a school that the visitor may see.
 pub(super) async fn found(
     tidings: &Tidings,
-    guest: &Guest,
+    guest: &mut Guest,
     kind: Kind,
     id: &str,
 ) -> Result<StoredSubject, Refusal> {
     let missing = || Problem::from(crate::kind::not_found(kind, id));
     let subject: SubjectId = id.parse().map_err(|_| missing())?;
-    guest
-        .access
-        .reach(guest.school, &Channel::Subject(kind, subject.clone()))
-        .map_err(Problem::from)?;
+    let at = Channel::Subject(kind, subject.clone());
+    let reaches = guest.access.reach(guest.school, &at);
+    reaches.map_err(Problem::from)?;
+    guest.at = Some(at);
     let stored = tidings.store().subject(guest.school, kind, subject).await?;
     Ok(stored.ok_or_else(missing)?)
 }

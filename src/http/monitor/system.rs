@@ -13,7 +13,7 @@ use super::form::{bytes, count, millis, span, time};
 use super::page::{Html, Pages};
 use super::school;
 use super::visitor::{Refusal, Visitor};
-use crate::auth::{AuthError, Role};
+use crate::auth::{Access, AuthError, Role};
 use crate::config::{MONITOR_CHANNELS, MONITOR_CONNECTIONS, VITALS_SECS};
 use crate::http::body::Base;
 use crate::http::notifiers;
@@ -28,6 +28,9 @@ use crate::vitals::Second;
 /// Seconds over which a rate is told, beside the present second's.
 const MEAN_SECS: usize = 10;
 
+/// Seconds of a row of the table beside the charts.
+const TABLE_PART_SECS: usize = 30;
+
 pub(super) fn routes() -> Vec<Route> {
     routes![of_school, of_server]
 }
@@ -40,7 +43,7 @@ async fn of_school(
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
-    let guest = visitor.enter(school)?;
+    let guest = visitor.enter(school, tidings).await?;
     if !guest.may_look_after() {
         return Err(Problem::from(AuthError::Forbidden).into());
     }
@@ -52,6 +55,12 @@ async fn of_school(
     Ok(pages.render("system.html", &view))
 }
 
+/// Whether the whole server may be looked at.
+pub(super) fn may_see(access: &Access) -> bool {
+    let reaches_all = access.school.is_none() && access.channels.is_none();
+    reaches_all && access.require(Role::Admin).is_ok()
+}
+
 #[get("/monitor/system")]
 async fn of_server(
     visitor: Visitor,
@@ -61,7 +70,7 @@ async fn of_server(
 ) -> Result<Html, Refusal> {
     let access = visitor.access()?;
     access.require(Role::Admin).map_err(Problem::from)?;
-    if access.school.is_some() || access.channels.is_some() {
+    if !may_see(&access) {
         // Other schools are not there for whoever has one.
         return Err(Problem::from(AuthError::NotFound).into());
     }
@@ -118,6 +127,18 @@ fn notifier(own: &Total) -> Value {
     })
 }
 
+/// Some seconds of the charts in numbers, counted from now.
+fn part((index, seconds): (usize, &[Second])) -> Value {
+    let events: u64 = seconds.iter().map(|second| second.events).sum();
+    let slowest = seconds.iter().map(|second| second.slowest_micros).max();
+    json!({
+        "secs": index * TABLE_PART_SECS,
+        "events": format!("{:.1}", events as f64 / seconds.len().max(1) as f64),
+        "streams": seconds.last().map(|second| second.streams),
+        "slowest": millis(slowest.unwrap_or(0)),
+    })
+}
+
 async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
     let settings = tidings.settings();
     let vitals = tidings.vitals();
@@ -147,6 +168,7 @@ async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
         "commit_chart": chart("commit", "Slowest commit of each second, in milliseconds", |own| {
             own.slowest_micros as f64 / 1e3
         }),
+        "rows": seconds.rchunks(TABLE_PART_SECS).enumerate().map(part).collect::<Vec<_>>(),
         "database": bytes(tidings.store().size().await?),
         "schools": tidings.hub().schools(),
         "max_streams": count(settings.max_streams as u64),

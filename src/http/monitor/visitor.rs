@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rocket::Request;
-use rocket::http::{Header, Status};
+use rocket::http::{Header, Method, Status};
 use rocket::request::{FromRequest, Outcome};
 use rocket::response::{self, Redirect, Responder, Response};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::page::{Html, Pages};
 use crate::auth::{Access, AuthError, Role};
 use crate::http::body::Base;
-use crate::http::credential;
+use crate::http::credential::{self, Purpose};
 use crate::http::problem::Problem;
 use crate::id::{Channel, Kind, SchoolId};
 use crate::service::Tidings;
@@ -34,12 +34,12 @@ impl<'r> FromRequest<'r> for Visitor {
     type Error = std::convert::Infallible;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Visitor, Self::Error> {
-        let forwarded = request.headers().get_one("X-Forwarded-Proto");
+        let allowed = &credential::tidings(request).settings().allowed_origins;
         Outcome::Success(Visitor {
-            credential: credential::access(request, false),
-            is_own_page: credential::is_own_page(request, &[]),
-            is_encrypted: forwarded == Some("https"),
-            here: request.uri().to_string(),
+            credential: credential::access(request, Purpose::Page),
+            is_own_page: credential::is_own_page(request, allowed),
+            is_encrypted: is_encrypted(request),
+            here: here(request),
             theme: theme(request),
         })
     }
@@ -49,6 +49,10 @@ impl<'r> FromRequest<'r> for Visitor {
 pub(super) struct Guest {
     pub(super) access: Access,
     pub(super) school: SchoolId,
+    /// The end of the school's log before anything else was read: what happens meanwhile is told by the stream.
+    pub(super) head: u64,
+    /// What the page is about, if it is one thing.
+    pub(super) at: Option<Channel>,
 }
 
 impl Guest {
@@ -86,13 +90,19 @@ impl Visitor {
     }
 
     /// The visitor in a school; another school than the own one is not there.
-    pub(super) fn enter(&self, school: &str) -> Result<Guest, Refusal> {
+    pub(super) async fn enter(&self, school: &str, tidings: &Tidings) -> Result<Guest, Refusal> {
         let access = self.access()?;
         let named = school
             .parse()
             .map_err(|_| Problem::from(AuthError::NotFound))?;
         let school = access.school(Some(named)).map_err(Problem::from)?;
-        Ok(Guest { access, school })
+        let head = tidings.store().head(school).await?;
+        Ok(Guest {
+            access,
+            school,
+            head,
+            at: None,
+        })
     }
 
     /// What every template is given, and `own`.
@@ -115,12 +125,41 @@ impl Visitor {
     }
 }
 
+/// Whether the browser spoke TLS with whatever is in front, or with us: it says so itself when it sends a form.
+fn is_encrypted(request: &Request<'_>) -> bool {
+    let headers = request.headers();
+    let forwarded = headers.get("X-Forwarded-Proto");
+    let first = |line: &str| {
+        line.split(',')
+            .next()
+            .is_some_and(|own| own.trim().eq_ignore_ascii_case("https"))
+    };
+    let origin = headers.get_one("Origin");
+    forwarded.into_iter().any(first)
+        || origin.is_some_and(|origin| origin.starts_with("https://"))
+        || request.rocket().config().tls_enabled()
+}
+
+/// Where to go on after signing in: to the page asked for, or to the one whose form was sent.
+fn here(request: &Request<'_>) -> String {
+    if request.method() == Method::Get {
+        return request.uri().to_string();
+    }
+    let referer = request.headers().get_one("Referer").unwrap_or_default();
+    let after_host = referer
+        .split_once("://")
+        .and_then(|(_, rest)| rest.split_once('/'));
+    after_host.map_or(String::new(), |(_, path)| format!("/{path}"))
+}
+
 /// Why there is no page.
 pub(super) enum Refusal {
     /// Nobody is signed in; afterwards it goes on here.
     SignIn(String),
     /// Anything else.
     Problem(Problem),
+    /// What no route has seen, below this base.
+    Uncaught(Status, String),
 }
 
 impl From<Problem> for Refusal {
@@ -145,20 +184,26 @@ impl<'r> Responder<'r, 'static> for Refusal {
                 Redirect::to(format!("{base}/monitor/sign-in?next={next}")).respond_to(request)
             }
             Refusal::Problem(problem) => {
-                let view = json!({
-                    "base": base,
-                    "theme": theme(request),
-                    "status": problem.status(),
-                    "detail": problem.detail(),
-                });
-                let pages = request.rocket().state::<Pages>();
-                let pages = pages.expect("the pages are mounted together with their state");
                 let status = Status::new(problem.status());
-                let page: Html = pages.render("problem.html", &view).with_status(status);
-                page.respond_to(request)
+                refused(request, base, status, problem.detail()).respond_to(request)
+            }
+            Refusal::Uncaught(status, base) => {
+                refused(request, &base, status, status.reason_lossy()).respond_to(request)
             }
         }
     }
+}
+
+fn refused(request: &Request<'_>, base: &str, status: Status, detail: &str) -> Html {
+    let view = json!({
+        "base": base,
+        "theme": theme(request),
+        "status": status.code,
+        "detail": detail,
+    });
+    let pages = request.rocket().state::<Pages>();
+    let pages = pages.expect("the pages are mounted together with their state");
+    pages.render("problem.html", &view).with_status(status)
 }
 
 /// A redirect that leaves or clears the cookie.

@@ -430,6 +430,11 @@ impl Store for SqliteStore {
             .await
     }
 
+    async fn open_violations(&self, school: SchoolId) -> Result<u64, StoreError> {
+        self.read(move |conn| violations::count_open(conn, school))
+            .await
+    }
+
     async fn overdue(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<Overdue>, StoreError> {
         self.read(move |conn| {
             let mut overdue = Vec::new();

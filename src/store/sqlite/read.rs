@@ -394,7 +394,10 @@ mod tests {
         });
         read(&mut conn);
         let made = std::mem::take(&mut *made.lock().unwrap());
-        let queries = made.iter().filter(|query| query.starts_with("SELECT"));
+        let reads = ["SELECT", "WITH"];
+        let queries = made
+            .iter()
+            .filter(|query| reads.iter().any(|word| query.starts_with(word)));
         queries
             .map(|query| {
                 let sql = query.split(" -- binds").next().unwrap();
@@ -453,6 +456,14 @@ mod tests {
                 table(*kind).sweep(conn, chrono::Utc::now(), 10).unwrap();
                 table(*kind).holder(conn, school, "door").unwrap();
                 counts(conn, school, *kind).unwrap();
+                endings(conn, school, *kind, chrono::Utc::now(), 3_600).unwrap();
+                for which in [
+                    Which::Milestones,
+                    Which::Type(kind::description(*kind).event_types[0]),
+                ] {
+                    let subject = "a".parse().unwrap();
+                    last_events(conn, epoch, school, *kind, &subject, which, 10).unwrap();
+                }
             }
             for acknowledged in [None, Some(true), Some(false)] {
                 let query = ViolationQuery {
@@ -462,6 +473,7 @@ mod tests {
                 };
                 super::super::violations::list(conn, school, &query).unwrap();
             }
+            super::super::violations::count_open(conn, school).unwrap();
             super::super::devices::not_offline(conn, None, 10).unwrap();
             super::super::violations::sweep(conn, chrono::Utc::now(), 10).unwrap();
         });
@@ -470,7 +482,12 @@ mod tests {
             assert!(!plan.contains("TEMP B-TREE"), "{plan}");
             // Once, at the start, all devices are looked at.
             let at_start = plan.contains("devices USING INDEX sqlite_autoindex_devices_1");
-            assert!(!plan.contains("SCAN") || at_start, "{plan}");
+            // Hours and ways to end are made up, a few of each.
+            let made_up = plan
+                .replace("SCAN CONSTANT ROW", "")
+                .replace("SCAN stretches", "")
+                .replace("SCAN ends VIRTUAL TABLE", "");
+            assert!(!made_up.contains("SCAN") || at_start, "{plan}");
         }
     }
 

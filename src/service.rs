@@ -15,7 +15,7 @@ use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
 use crate::store::sqlite::{OpenError, SqliteStore};
-use crate::store::{Committed, Store, StoreError};
+use crate::store::{Committed, Log, Store, StoreError};
 use crate::subscribe::Subscriber;
 use crate::vitals::Vitals;
 use crate::watchdog;
@@ -125,7 +125,7 @@ impl Tidings {
             notifiers,
             vitals,
             subscriber: Subscriber::new(
-                Arc::clone(&store),
+                Arc::clone(&store) as Arc<dyn Log>,
                 Arc::clone(&hub),
                 committed.clone(),
                 rounds.clone(),

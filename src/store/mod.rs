@@ -319,12 +319,27 @@ pub struct Overdue {
     pub command: Command,
 }
 
-/// What a store can do. See the module's page for what it promises.
+/// The logs of schools, as far as those who listen need them.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
+pub trait Log: Send + Sync + 'static {
     /// The database's life.
     fn epoch(&self) -> Epoch;
 
+    /// Events in scope after `after`. With `fold`, ticks that a later event in scope supersedes are left out.
+    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError>;
+
+    /// Present states in scope whose last event lies after `after` and not after `upto` (the head, if absent).
+    async fn snapshot(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        upto: Option<u64>,
+    ) -> Result<Page, StoreError>;
+}
+
+/// What a store can do. See the module's page for what it promises.
+#[async_trait]
+pub trait Store: Log {
     /// What it has written since it was opened.
     fn meter(&self) -> &Meter;
 
@@ -338,9 +353,6 @@ pub trait Store: Send + Sync + 'static {
         commands: Vec<Envelope>,
     ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError>;
 
-    /// Events in scope after `after`. With `fold`, ticks that a later event in scope supersedes are left out.
-    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError>;
-
     /// The last events of a subject, oldest first, at most `limit`.
     async fn last_events(
         &self,
@@ -350,14 +362,6 @@ pub trait Store: Send + Sync + 'static {
         which: Which,
         limit: usize,
     ) -> Result<Vec<Arc<Event>>, StoreError>;
-
-    /// Present states in scope whose last event lies after `after` and not after `upto` (the head, if absent).
-    async fn snapshot(
-        &self,
-        scope: Arc<Scope>,
-        after: u64,
-        upto: Option<u64>,
-    ) -> Result<Page, StoreError>;
 
     /// Whether the school has this subject.
     async fn exists(

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use super::{Delivery, Reading, Subscriber, Subscription};
 use crate::id::{Channel, Cursor};
 use crate::scope::{Scope, without_superseded};
-use crate::store::{Page, Store};
+use crate::store::{Log, Page};
 use crate::wire::{Close, Control, ResetReason};
 
 /// A step towards being up to date. Mail waits while there are any.
@@ -320,9 +320,9 @@ impl Subscription {
         upto: Option<u64>,
     ) -> Poll<()> {
         let upto = upto.or_else(|| added.as_ref().map(|_| self.position));
-        let Poll::Ready(page) = self.poll_page(cx, |store| {
+        let Poll::Ready(page) = self.poll_page(cx, |log| {
             let scope = Arc::clone(&scope);
-            Box::pin(async move { store.snapshot(scope, after, upto).await })
+            Box::pin(async move { log.snapshot(scope, after, upto).await })
         }) else {
             self.plan.push_front(Step::Snapshot {
                 scope,
@@ -380,8 +380,8 @@ impl Subscription {
         after: u64,
     ) -> Poll<Option<Page>> {
         let (scope, fold) = (Arc::clone(scope), self.folder.folds());
-        self.poll_page(cx, |store| {
-            Box::pin(async move { store.replay(scope, after, fold).await })
+        self.poll_page(cx, |log| {
+            Box::pin(async move { log.replay(scope, after, fold).await })
         })
     }
 
@@ -389,10 +389,10 @@ impl Subscription {
     fn poll_page(
         &mut self,
         cx: &mut Context<'_>,
-        read: impl FnOnce(Arc<dyn Store>) -> Reading,
+        read: impl FnOnce(Arc<dyn Log>) -> Reading,
     ) -> Poll<Option<Page>> {
-        let store = &self.subscriber.store;
-        let reading = self.reading.get_or_insert_with(|| read(Arc::clone(store)));
+        let log = &self.subscriber.log;
+        let reading = self.reading.get_or_insert_with(|| read(Arc::clone(log)));
         let page = ready!(reading.as_mut().poll(cx));
         self.reading = None;
         Poll::Ready(match page {

@@ -37,7 +37,7 @@ use crate::hub::mailbox::Mail;
 use crate::hub::{Attachment, Hub, HubFull, Reader};
 use crate::id::{Channel, Cursor};
 use crate::scope::Scope;
-use crate::store::{Committed, Page, Store, StoreError};
+use crate::store::{Committed, Log, Page, StoreError};
 use crate::wire::{Close, Control};
 
 /// What somebody wants to hear.
@@ -69,7 +69,7 @@ pub enum Delivery {
 /// Opens subscriptions.
 #[derive(Clone)]
 pub struct Subscriber {
-    store: Arc<dyn Store>,
+    log: Arc<dyn Log>,
     hub: Arc<Hub>,
     committed: Committed,
     /// How many committed batches the hub has been offered.
@@ -115,16 +115,16 @@ pub struct Subscription {
 }
 
 impl Subscriber {
-    /// Subscribes to this store through this hub.
+    /// Subscribes to this log through this hub.
     pub fn new(
-        store: Arc<dyn Store>,
+        log: Arc<dyn Log>,
         hub: Arc<Hub>,
         committed: Committed,
         dispatched: watch::Receiver<u64>,
         settings: &Settings,
     ) -> Subscriber {
         Subscriber {
-            store,
+            log,
             hub,
             committed,
             dispatched,
@@ -315,13 +315,13 @@ impl Subscription {
 
     /// The place that a cursor names, if it is of this database's life.
     fn known(&self, cursor: Option<Cursor>) -> Option<u64> {
-        let own = cursor.filter(|cursor| cursor.epoch == self.subscriber.store.epoch());
+        let own = cursor.filter(|cursor| cursor.epoch == self.subscriber.log.epoch());
         own.map(|cursor| cursor.seq)
     }
 
     fn cursor(&self, seq: u64) -> Cursor {
         Cursor {
-            epoch: self.subscriber.store.epoch(),
+            epoch: self.subscriber.log.epoch(),
             seq,
         }
     }

@@ -37,8 +37,8 @@ use self::table::{TABLES, table};
 use self::writer::{Submission, Work, Writer};
 use super::notifiers::{DeadLetterPage, Place, Progress, Standing, Total};
 use super::{
-    CommandError, Committed, Ending, Envelope, ListPage, ListQuery, Meter, Overdue, Page, Receipt,
-    Store, StoreError, StoredSubject, ViolationPage, ViolationQuery, Which,
+    CommandError, Committed, Ending, Envelope, ListPage, ListQuery, Log, Meter, Overdue, Page,
+    Receipt, Store, StoreError, StoredSubject, ViolationPage, ViolationQuery, Which,
 };
 use crate::config::{self, Settings, Synchronous};
 use crate::event::Event;
@@ -282,11 +282,31 @@ fn epoch(conn: &mut SqliteConnection, synchronous: Synchronous) -> QueryResult<E
 }
 
 #[async_trait]
-impl Store for SqliteStore {
+impl Log for SqliteStore {
     fn epoch(&self) -> Epoch {
         self.epoch
     }
 
+    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
+        let epoch = self.epoch;
+        self.read(move |conn| read::replay(conn, epoch, &scope, after, fold))
+            .await
+    }
+
+    async fn snapshot(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        upto: Option<u64>,
+    ) -> Result<Page, StoreError> {
+        let epoch = self.epoch;
+        self.read(move |conn| read::snapshot(conn, epoch, &scope, after, upto))
+            .await
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
     fn meter(&self) -> &Meter {
         &self.meter
     }
@@ -310,12 +330,6 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
-        let epoch = self.epoch;
-        self.read(move |conn| read::replay(conn, epoch, &scope, after, fold))
-            .await
-    }
-
     async fn last_events(
         &self,
         school: SchoolId,
@@ -326,17 +340,6 @@ impl Store for SqliteStore {
     ) -> Result<Vec<Arc<Event>>, StoreError> {
         let epoch = self.epoch;
         self.read(move |conn| read::last_events(conn, epoch, school, kind, &subject, which, limit))
-            .await
-    }
-
-    async fn snapshot(
-        &self,
-        scope: Arc<Scope>,
-        after: u64,
-        upto: Option<u64>,
-    ) -> Result<Page, StoreError> {
-        let epoch = self.epoch;
-        self.read(move |conn| read::snapshot(conn, epoch, &scope, after, upto))
             .await
     }
 

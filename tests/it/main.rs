@@ -30,6 +30,7 @@ mod monitor_live;
 mod monitor_visitor;
 mod notify;
 mod quickstart;
+mod simulation;
 mod source_rules;
 mod store_contract;
 mod streams;

@@ -1,0 +1,342 @@
+//! A deterministic simulation of log, hub, mailbox and subscription: one thread, time and chance from a seed, and beside
+//! it a simple model of what each client must have been told. Publishers, readers that attach, stall, vanish, come back
+//! and change their channels, crashes between any two steps, power losses, and retention that sweeps underneath.
+//!
+//! A seed that fails names itself; `TIDINGS_SEED=<seed> cargo test --test it simulation` runs it alone. To show that
+//! the model sees what it must, faults are planted at the edges of what is simulated, and each is found.
+
+mod ledger;
+mod reader;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use futures_util::FutureExt;
+use tidings::config::Settings;
+use tidings::event::{Class, Event};
+use tidings::hub::Hub;
+use tidings::id::Channel;
+use tidings::kind;
+use tidings::store::{Committed, Log};
+use tidings::subscribe::Subscriber;
+use tokio::sync::{mpsc, watch};
+
+use self::ledger::Ledger;
+use self::reader::Reader;
+
+/// Seeds of an ordinary run.
+const SEEDS: u64 = 3_000;
+/// Seeds within which a planted fault must be found.
+const SEEDS_FOR_A_FAULT: u64 = 500;
+const STEPS: usize = 300;
+const READERS: usize = 4;
+const SUBJECTS: [&str; 4] = ["a", "b", "c", "d"];
+/// Rounds after which nothing can be under way any more.
+const ROUNDS_TO_SETTLE: usize = 400;
+
+/// What is broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// A subscriber reads the log first and listens then.
+    ReadBeforeListening,
+    /// A wake-up gets lost now and then.
+    LostWakeUp,
+    /// A milestone is taken for a tick, and folds.
+    FoldedMilestone,
+    /// A replay begins one event too late.
+    OffByOne,
+    /// An event is committed but never offered.
+    SkippedOffer,
+}
+
+/// The server between two crashes.
+struct Server {
+    hub: Arc<Hub>,
+    committed: Committed,
+    batches: mpsc::Receiver<Vec<Arc<Event>>>,
+    dispatched: watch::Sender<u64>,
+    subscriber: Subscriber,
+}
+
+struct World {
+    rng: Rng,
+    fault: Option<Fault>,
+    ledger: Arc<Ledger>,
+    server: Server,
+    readers: Vec<Reader>,
+}
+
+fn start(rng: &mut Rng, ledger: &Arc<Ledger>) -> Server {
+    let settings = Settings {
+        window_events: rng.usize(1..=12),
+        mailbox_capacity: rng.usize(2..=8),
+        replay_max_events: 60,
+        heartbeat_secs: 1,
+        ..Settings::default()
+    };
+    let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
+    let (committed, batches) = Committed::channel(1_024);
+    let (dispatched, rounds) = watch::channel(0);
+    let log = Arc::clone(ledger) as Arc<dyn Log>;
+    let subscriber = Subscriber::new(log, Arc::clone(&hub), committed.clone(), rounds, &settings);
+    Server {
+        hub,
+        committed,
+        batches,
+        dispatched,
+        subscriber,
+    }
+}
+
+impl World {
+    fn new(seed: u64, fault: Option<Fault>) -> World {
+        let mut rng = Rng::with_seed(seed);
+        let ledger = Arc::new(Ledger::new(fault));
+        let server = start(&mut rng, &ledger);
+        let mut world = World {
+            rng,
+            fault,
+            ledger,
+            server,
+            readers: Vec::new(),
+        };
+        for _ in 0..READERS {
+            let reader = world.some_reader();
+            world.readers.push(reader);
+        }
+        world
+    }
+
+    fn some_reader(&mut self) -> Reader {
+        let channels = match self.rng.u8(0..4) {
+            0 => vec![self.some_channel()],
+            1 => vec![self.some_channel(), self.some_channel()],
+            2 => vec![kind::channel("schools/1").unwrap()],
+            _ => vec![kind::channel("jobs").unwrap()],
+        };
+        let tick = Duration::from_millis(self.rng.choice([0, 100]).unwrap());
+        let is_multiplexed = self.rng.u8(0..4) == 0;
+        let loses_wake_ups = self.fault == Some(Fault::LostWakeUp);
+        Reader::new(channels, tick, is_multiplexed, loses_wake_ups)
+    }
+
+    fn some_channel(&mut self) -> Channel {
+        let subject = self.rng.choice(SUBJECTS).unwrap();
+        kind::channel(&format!("jobs/{subject}")).unwrap()
+    }
+
+    fn publish(&mut self) {
+        let batch: Vec<Arc<Event>> = (0..self.rng.usize(1..=4))
+            .map(|_| {
+                let subject = self.rng.choice(SUBJECTS).unwrap();
+                let class = match self.rng.u8(0..3) {
+                    0 => Class::Milestone,
+                    _ => Class::Tick,
+                };
+                self.ledger.commit(subject, class)
+            })
+            .collect();
+        // The queue is long enough for all that is ever under way here.
+        let sent = self.server.committed.send(batch).now_or_never();
+        sent.expect("there is room").unwrap();
+    }
+
+    /// Hands one committed batch to the hub.
+    fn dispatch(&mut self) -> bool {
+        let Ok(batch) = self.server.batches.try_recv() else {
+            return false;
+        };
+        let batch: Vec<Arc<Event>> = match self.fault {
+            Some(Fault::FoldedMilestone) => batch.iter().map(as_tick).collect(),
+            Some(Fault::SkippedOffer) if batch.len() == 3 => batch[1..].to_vec(),
+            _ => batch,
+        };
+        self.server.hub.offer(&batch);
+        self.server.dispatched.send_modify(|rounds| *rounds += 1);
+        true
+    }
+
+    fn disk(&mut self) -> bool {
+        let waiting = self.ledger.waiting();
+        if waiting > 0 {
+            self.ledger.turn(self.rng.usize(0..waiting));
+        }
+        waiting > 0
+    }
+
+    /// The process dies between two steps, and another begins. What was committed is there.
+    fn crash(&mut self) {
+        for reader in &mut self.readers {
+            reader.leave();
+        }
+        self.ledger.forget_readers();
+        self.server = start(&mut self.rng, &self.ledger);
+    }
+
+    async fn step(&mut self) -> Result<(), String> {
+        let own = self.rng.usize(0..self.readers.len());
+        match self.rng.u8(0..100) {
+            0..=19 => self.publish(),
+            20..=44 => {
+                self.dispatch();
+            }
+            45..=59 => {
+                self.disk();
+            }
+            60..=81 => {
+                let most = self.rng.usize(1..=4);
+                for reader in &mut self.readers {
+                    if !reader.is_stalled && reader.rings() {
+                        reader.take(most, &self.ledger)?;
+                    }
+                }
+            }
+            82..=88 if !self.readers[own].is_connected() => {
+                self.ledger.note_stale_head();
+                // Something may happen between the thought and the deed.
+                if self.rng.bool() {
+                    self.publish();
+                    self.dispatch();
+                }
+                self.readers[own].connect(&self.server.subscriber, &self.ledger);
+            }
+            82..=84 => self.readers[own].leave(),
+            85..=86 => {
+                self.readers[own] = self.some_reader();
+            }
+            87..=88 if self.readers[own].is_multiplexed() => {
+                let channel = self.some_channel();
+                self.readers[own].change(channel);
+            }
+            89..=91 => {
+                let reader = &mut self.readers[own];
+                reader.is_stalled = !reader.is_stalled;
+            }
+            92..=96 => tokio::time::advance(Duration::from_millis(self.rng.u64(1..400))).await,
+            97 => {
+                let (floor, head) = (self.ledger.floor(), self.ledger.head());
+                self.ledger.sweep(self.rng.u64(floor..=head));
+            }
+            98 => self.crash(),
+            99 if self.rng.bool() => {
+                self.crash();
+                self.ledger.lose_the_last_ticks(self.rng.usize(0..4));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Everything under way comes to its end; then whoever is connected must know all.
+    async fn settle(&mut self) -> Result<(), String> {
+        for reader in &mut self.readers {
+            reader.is_stalled = false;
+            if !reader.is_connected() {
+                reader.connect(&self.server.subscriber, &self.ledger);
+            }
+        }
+        let mut quiet = 0;
+        for _ in 0..ROUNDS_TO_SETTLE {
+            let mut busy = false;
+            while self.dispatch() {
+                busy = true;
+            }
+            while self.disk() {
+                busy = true;
+                tokio::task::yield_now().await;
+            }
+            for reader in &mut self.readers {
+                if reader.rings() {
+                    busy |= reader.take(usize::MAX, &self.ledger)?;
+                }
+            }
+            // Long enough for held ticks, too short for a heartbeat to come in each round.
+            tokio::time::advance(Duration::from_millis(120)).await;
+            tokio::task::yield_now().await;
+            quiet = if busy { 0 } else { quiet + 1 };
+            if quiet == 4 {
+                break;
+            }
+        }
+        for reader in &self.readers {
+            reader.must_be_up_to_date(&self.ledger)?;
+        }
+        Ok(())
+    }
+
+    async fn run(mut self) -> Result<usize, String> {
+        for _ in 0..STEPS {
+            self.step().await?;
+            // Tokio lets a task do only so much before it must let go.
+            tokio::task::yield_now().await;
+        }
+        self.settle().await?;
+        let deliveries = self.readers.iter().map(|reader| reader.deliveries).sum();
+        for reader in &mut self.readers {
+            reader.leave();
+        }
+        self.server.hub.forget_idle(Duration::ZERO);
+        match (self.server.hub.attached(), self.server.hub.schools()) {
+            (0, 0) => Ok(deliveries),
+            left => Err(format!("connections and schools are left: {left:?}")),
+        }
+    }
+}
+
+fn as_tick(event: &Arc<Event>) -> Arc<Event> {
+    let mut draft = event.draft.clone();
+    draft.class = Class::Tick;
+    let (cursor, subject) = (event.cursor(), event.subject.clone());
+    Arc::new(Event::new(
+        cursor,
+        event.school,
+        event.kind,
+        subject,
+        event.at,
+        draft,
+    ))
+}
+
+/// Runs a seed: how much was told, or what went wrong.
+fn run(seed: u64, fault: Option<Fault>) -> Result<usize, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let run = || runtime.block_on(async { World::new(seed, fault).run().await });
+    let outcome = catch_unwind(AssertUnwindSafe(run));
+    outcome.unwrap_or_else(|_| Err("something panicked".into()))
+}
+
+#[test]
+fn whatever_happens_every_reader_is_told_in_order_once_and_without_a_gap() {
+    let seeds: Vec<u64> = match std::env::var("TIDINGS_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) => (0..SEEDS).collect(),
+    };
+    let mut deliveries = 0;
+    for seed in &seeds {
+        match run(*seed, None) {
+            Ok(told) => deliveries += told,
+            Err(fault) => panic!("TIDINGS_SEED={seed}: {fault}"),
+        }
+    }
+    assert!(deliveries > seeds.len() * 40, "much was told: {deliveries}");
+}
+
+#[test]
+fn the_simulation_sees_planted_faults() {
+    for fault in [
+        Fault::ReadBeforeListening,
+        Fault::LostWakeUp,
+        Fault::FoldedMilestone,
+        Fault::OffByOne,
+        Fault::SkippedOffer,
+    ] {
+        let found = (0..SEEDS_FOR_A_FAULT).find_map(|seed| run(seed, Some(fault)).err());
+        assert!(found.is_some(), "{fault:?} goes unseen");
+    }
+}

@@ -1,0 +1,260 @@
+//! A log in memory, read as slowly as the simulation likes.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use chrono::DateTime;
+use tidings::event::{Class, Draft, Event};
+use tidings::id::{Cursor, Epoch, SubjectId};
+use tidings::kind::job;
+use tidings::scope::Scope;
+use tidings::store::{Log, Page, StoreError};
+use tokio::sync::oneshot;
+
+use super::Fault;
+
+/// So few events and states fit into a page that paging happens all the time.
+const EVENTS_A_PAGE: usize = 5;
+const STATES_A_PAGE: usize = 2;
+
+/// The log of one school.
+pub(super) struct Ledger {
+    inner: Mutex<Inner>,
+    fault: Option<Fault>,
+}
+
+struct Inner {
+    epoch: Epoch,
+    /// All that was ever committed: `seq` 1 first.
+    events: Vec<Arc<Event>>,
+    /// Events up to here were swept.
+    floor: u64,
+    /// Reads that wait for the disk.
+    waiting: Vec<oneshot::Sender<()>>,
+    /// What a faulty subscriber has read before it listened: its first page ends here.
+    stale_head: Option<u64>,
+}
+
+pub(super) fn school() -> tidings::id::SchoolId {
+    1.try_into().unwrap()
+}
+
+impl Ledger {
+    pub(super) fn new(fault: Option<Fault>) -> Ledger {
+        Ledger {
+            inner: Mutex::new(Inner {
+                epoch: "00000001".parse().unwrap(),
+                events: Vec::new(),
+                floor: 0,
+                waiting: Vec::new(),
+                stale_head: None,
+            }),
+            fault,
+        }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
+        act(&mut self.inner.lock().unwrap())
+    }
+
+    pub(super) fn head(&self) -> u64 {
+        self.with(|inner| inner.events.len() as u64)
+    }
+
+    pub(super) fn floor(&self) -> u64 {
+        self.with(|inner| inner.floor)
+    }
+
+    /// The event of this number.
+    pub(super) fn event(&self, seq: u64) -> Option<Arc<Event>> {
+        let index = (seq as usize).checked_sub(1)?;
+        self.with(|inner| inner.events.get(index).cloned())
+    }
+
+    pub(super) fn commit(&self, subject: &str, class: Class) -> Arc<Event> {
+        self.with(|inner| {
+            let cursor = Cursor {
+                epoch: inner.epoch,
+                seq: inner.events.len() as u64 + 1,
+            };
+            let draft = Draft {
+                event_type: &job::JOB_PROGRESS,
+                class,
+                status: "in_progress",
+                category: None,
+                fields: "{\"progress\":1}".into(),
+            };
+            let event = Arc::new(event(cursor, subject.parse().unwrap(), draft));
+            inner.events.push(Arc::clone(&event));
+            event
+        })
+    }
+
+    /// Moves the end of what is kept, at most to the head.
+    pub(super) fn sweep(&self, to: u64) {
+        self.with(|inner| inner.floor = inner.floor.max(to));
+    }
+
+    /// Forgets ticks at the end, as a power loss does, and begins a new life.
+    pub(super) fn lose_the_last_ticks(&self, most: usize) {
+        self.with(|inner| {
+            for _ in 0..most {
+                let is_tick = inner.events.last().is_some_and(|event| event.is_tick());
+                if !is_tick || inner.events.len() as u64 <= inner.floor {
+                    break;
+                }
+                inner.events.pop();
+            }
+            let life = u32::from_str_radix(&inner.epoch.to_string(), 16).unwrap() + 1;
+            inner.epoch = format!("{life:08x}").parse().unwrap();
+            let epoch = inner.epoch;
+            for old in &mut inner.events {
+                let cursor = Cursor {
+                    epoch,
+                    seq: old.seq,
+                };
+                *old = Arc::new(event(cursor, old.subject.clone(), old.draft.clone()));
+            }
+        });
+    }
+
+    /// Reads that wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.with(|inner| inner.waiting.len())
+    }
+
+    /// Lets one read have its turn.
+    pub(super) fn turn(&self, index: usize) {
+        let turn = self.with(|inner| inner.waiting.swap_remove(index));
+        // Whoever waited may have left.
+        let _ = turn.send(());
+    }
+
+    /// A crash: nobody waits any more.
+    pub(super) fn forget_readers(&self) {
+        self.with(|inner| inner.waiting.clear());
+    }
+
+    /// A faulty subscriber that reads before it listens has read until here.
+    pub(super) fn note_stale_head(&self) {
+        self.with(|inner| inner.stale_head = Some(inner.events.len() as u64));
+    }
+
+    async fn wait_for_the_disk(&self) -> Result<(), StoreError> {
+        let (turn, waiting) = oneshot::channel();
+        self.with(|inner| inner.waiting.push(turn));
+        waiting.await.map_err(|_| StoreError::Stopped)
+    }
+
+    fn head_to_read(&self, inner: &mut Inner) -> u64 {
+        let stale = inner.stale_head.take();
+        let head = inner.events.len() as u64;
+        match self.fault {
+            Some(Fault::ReadBeforeListening) => stale.unwrap_or(head),
+            _ => head,
+        }
+    }
+}
+
+fn event(cursor: Cursor, subject: SubjectId, draft: Draft) -> Event {
+    Event::new(
+        cursor,
+        school(),
+        job::KIND,
+        subject,
+        DateTime::UNIX_EPOCH,
+        draft,
+    )
+}
+
+#[async_trait]
+impl Log for Ledger {
+    fn epoch(&self) -> Epoch {
+        self.with(|inner| inner.epoch)
+    }
+
+    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
+        self.wait_for_the_disk().await?;
+        let page = self.with(|inner| {
+            let head = self.head_to_read(inner);
+            let from = match self.fault {
+                Some(Fault::OffByOne) => after + 1,
+                _ => after,
+            };
+            let within =
+                |event: &&Arc<Event>| event.seq > from.max(inner.floor) && event.seq <= head;
+            let page: Vec<&Arc<Event>> = inner
+                .events
+                .iter()
+                .filter(within)
+                .take(EVENTS_A_PAGE)
+                .collect();
+            let through = match page.len() {
+                EVENTS_A_PAGE => page[EVENTS_A_PAGE - 1].seq,
+                _ => head,
+            };
+            let superseded = |event: &Event| {
+                let later = inner
+                    .events
+                    .iter()
+                    .filter(|later| later.seq > event.seq && later.seq <= head);
+                event.is_tick()
+                    && later
+                        .into_iter()
+                        .any(|later| later.subject == event.subject && scope.hears(later))
+            };
+            let told = page
+                .into_iter()
+                .filter(|event| scope.hears(event) && !(fold && superseded(event)));
+            Page {
+                events: told.cloned().collect(),
+                through,
+                head,
+                floor: inner.floor,
+            }
+        });
+        self.wait_for_the_disk().await?;
+        Ok(page)
+    }
+
+    async fn snapshot(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        upto: Option<u64>,
+    ) -> Result<Page, StoreError> {
+        self.wait_for_the_disk().await?;
+        let page = self.with(|inner| {
+            let upto = upto.unwrap_or_else(|| self.head_to_read(inner));
+            // States as they are now, also those that have gone on since the first page.
+            let mut last: BTreeMap<&str, &Arc<Event>> = BTreeMap::new();
+            for event in &inner.events {
+                last.insert(event.subject.as_str(), event);
+            }
+            let mut states: Vec<&Arc<Event>> = last
+                .into_values()
+                .filter(|event| event.seq > after && event.seq <= upto && scope.hears(event))
+                .collect();
+            states.sort_unstable_by_key(|event| event.seq);
+            let is_whole = states.len() <= STATES_A_PAGE;
+            states.truncate(STATES_A_PAGE);
+            let through = match is_whole {
+                true => upto,
+                false => states[STATES_A_PAGE - 1].seq,
+            };
+            let told = |state: &&Arc<Event>| {
+                let copy = event(state.cursor(), state.subject.clone(), state.draft.clone());
+                Arc::new(copy.into_snapshot())
+            };
+            Page {
+                events: states.iter().map(told).collect(),
+                through,
+                head: upto,
+                floor: inner.floor,
+            }
+        });
+        self.wait_for_the_disk().await?;
+        Ok(page)
+    }
+}

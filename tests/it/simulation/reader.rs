@@ -1,0 +1,347 @@
+//! A client, and the simple model of what it must have been told.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use futures_util::Stream;
+use serde_json::Map;
+use tidings::event::Event;
+use tidings::hub::Reader as Who;
+use tidings::id::{Channel, Cursor, SubjectId};
+use tidings::scope::Scope;
+use tidings::store::Log;
+use tidings::subscribe::{Delivery, Request, Subscriber, Subscription};
+use tidings::wire::Control;
+
+use super::ledger::Ledger;
+
+/// Every so many wake-ups one gets lost, if that is the fault.
+const LOST_WAKE_UP: u64 = 5;
+
+/// Whether a reader was woken since it last had nothing to do. A runtime polls nobody else.
+#[derive(Default)]
+struct Alarm {
+    rings: AtomicBool,
+    wakes: AtomicU64,
+    is_faulty: bool,
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        let wakes = self.wakes.fetch_add(1, Ordering::Relaxed);
+        if !(self.is_faulty && wakes % LOST_WAKE_UP == LOST_WAKE_UP - 1) {
+            self.rings.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What happens, if it is a single seed that is looked at.
+fn trace(what: std::fmt::Arguments<'_>) {
+    if std::env::var_os("TIDINGS_SEED").is_some() {
+        println!("{what}");
+    }
+}
+
+/// A client over all its sessions.
+pub(super) struct Reader {
+    scope: Scope,
+    tick: Duration,
+    session: Option<Session>,
+    /// Where it comes back to.
+    cursor: Option<Cursor>,
+    shadow: Shadow,
+    /// Takes nothing for the time being.
+    pub(super) is_stalled: bool,
+    loses_wake_ups: bool,
+    /// What it was told in all.
+    pub(super) deliveries: usize,
+}
+
+struct Session {
+    subscription: Subscription,
+    alarm: Arc<Alarm>,
+}
+
+/// What a client knows, and what it must have been told.
+struct Shadow {
+    /// Every retained event is told, not only the newest of each subject.
+    tells_all: bool,
+    /// Channels are added and left: then order holds for each subject.
+    is_multiplexed: bool,
+    /// The last `seq` that was told.
+    last: u64,
+    /// The last event that was told of each subject.
+    told: HashMap<SubjectId, u64>,
+    /// From here on nothing may be missing, and up to `complete` nothing was.
+    since: Option<u64>,
+    complete: u64,
+    is_ready: bool,
+    /// The cursor is of another life: nothing counts before a reset.
+    must_reset: bool,
+}
+
+impl Reader {
+    pub(super) fn new(
+        channels: Vec<Channel>,
+        tick: Duration,
+        is_multiplexed: bool,
+        loses_wake_ups: bool,
+    ) -> Reader {
+        Reader {
+            scope: Scope::new(super::ledger::school(), channels),
+            tick,
+            session: None,
+            cursor: None,
+            shadow: Shadow {
+                tells_all: tick.is_zero(),
+                is_multiplexed,
+                last: 0,
+                told: HashMap::new(),
+                since: None,
+                complete: 0,
+                is_ready: false,
+                must_reset: false,
+            },
+            is_stalled: false,
+            loses_wake_ups,
+            deliveries: 0,
+        }
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.session.is_some()
+    }
+
+    pub(super) fn is_multiplexed(&self) -> bool {
+        self.shadow.is_multiplexed
+    }
+
+    /// Whether there is something to do for it.
+    pub(super) fn rings(&self) -> bool {
+        let rings = |session: &Session| session.alarm.rings.load(Ordering::Relaxed);
+        self.session.as_ref().is_some_and(rings)
+    }
+
+    /// Connects, from its cursor if it has one.
+    pub(super) fn connect(&mut self, subscriber: &Subscriber, ledger: &Ledger) {
+        let subscription = subscriber
+            .open(Request {
+                scope: self.scope.clone(),
+                reader: Who {
+                    transport: "simulation",
+                    user: "reader".into(),
+                },
+                from: self.cursor,
+                tick: self.tick,
+                expires_at: None,
+                greet: None,
+            })
+            .unwrap();
+        let shadow = &mut self.shadow;
+        shadow.is_ready = false;
+        match self.cursor {
+            None => shadow.begin_anew(),
+            // What is asked for later is asked for without a cursor.
+            _ if self.scope.channels().is_empty() => shadow.begin_anew(),
+            Some(cursor) if cursor.epoch != ledger.epoch() => shadow.must_reset = true,
+            Some(cursor) => {
+                shadow.since = Some(cursor.seq);
+                shadow.complete = cursor.seq;
+            }
+        }
+        trace(format_args!(
+            "{:?} connects from {:?}",
+            self.scope.channels(),
+            self.cursor
+        ));
+        let alarm = Arc::new(Alarm {
+            rings: true.into(),
+            is_faulty: self.loses_wake_ups,
+            ..Alarm::default()
+        });
+        self.session = Some(Session {
+            subscription,
+            alarm,
+        });
+    }
+
+    /// Vanishes without a word.
+    pub(super) fn leave(&mut self) {
+        self.session = None;
+        self.is_stalled = false;
+    }
+
+    /// Takes at most `most` deliveries, as long as there are any. Whether it took one.
+    pub(super) fn take(&mut self, most: usize, ledger: &Ledger) -> Result<bool, String> {
+        let mut took = false;
+        for _ in 0..most {
+            let Some(session) = &mut self.session else {
+                break;
+            };
+            session.alarm.rings.store(false, Ordering::Relaxed);
+            let waker = Waker::from(Arc::clone(&session.alarm));
+            let next =
+                Pin::new(&mut session.subscription).poll_next(&mut Context::from_waker(&waker));
+            let delivery = match next {
+                Poll::Pending => break,
+                Poll::Ready(None) => return Err("the stream ended".into()),
+                Poll::Ready(Some(delivery)) => delivery,
+            };
+            // There may be more.
+            session.alarm.rings.store(true, Ordering::Relaxed);
+            took = true;
+            self.deliveries += 1;
+            self.cursor = Some(session.subscription.resume_cursor());
+            trace(format_args!(
+                "{:?} is told {delivery:?}",
+                self.scope.channels()
+            ));
+            match delivery {
+                Delivery::Event(event) => self.shadow.hear(&event, &self.scope, ledger)?,
+                Delivery::Control(control) => self.shadow.note(&control, &self.scope, ledger)?,
+            }
+        }
+        Ok(took)
+    }
+
+    /// Adds a channel, or leaves one.
+    pub(super) fn change(&mut self, channel: Channel) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if self.scope.channels().contains(&channel) {
+            self.scope.remove(&channel);
+            session.subscription.unsubscribe(&[channel], Map::new());
+            let scope = &self.scope;
+            let hears = |subject: &SubjectId| {
+                let own = Channel::Subject(tidings::kind::job::KIND, subject.clone());
+                scope.channels().iter().any(|channel| channel.covers(&own))
+            };
+            self.shadow.told.retain(|subject, _| hears(subject));
+        } else {
+            self.scope.add(channel.clone());
+            session
+                .subscription
+                .subscribe(vec![channel], None, Map::new());
+            self.shadow.is_ready = false;
+        }
+        session.alarm.rings.store(true, Ordering::Relaxed);
+    }
+
+    /// Once nothing is under way any more, it must know the last of everything.
+    pub(super) fn must_be_up_to_date(&self, ledger: &Ledger) -> Result<(), String> {
+        if self.scope.channels().is_empty() {
+            return Ok(());
+        }
+        if !self.shadow.is_ready {
+            return Err("it was never told that it is up to date".into());
+        }
+        let mut last: HashMap<SubjectId, u64> = HashMap::new();
+        for seq in 1..=ledger.head() {
+            let event = ledger.event(seq).expect("committed");
+            if self.scope.hears(&event) {
+                last.insert(event.subject.clone(), seq);
+            }
+        }
+        for (subject, seq) in &last {
+            let told = self.shadow.told.get(subject);
+            if told != Some(seq) {
+                return Err(format!("of {subject} it knows {told:?}, not {seq}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shadow {
+    fn begin_anew(&mut self) {
+        self.last = 0;
+        self.told.clear();
+        self.since = None;
+        self.complete = 0;
+        self.must_reset = false;
+        self.is_ready = false;
+    }
+
+    fn hear(&mut self, event: &Event, scope: &Scope, ledger: &Ledger) -> Result<(), String> {
+        let seq = event.seq;
+        if self.must_reset {
+            return Err(format!(
+                "{seq} was told of another life's cursor without a reset"
+            ));
+        }
+        let original = ledger
+            .event(seq)
+            .ok_or_else(|| format!("{seq} was never committed"))?;
+        if original.subject != event.subject || event.epoch != ledger.epoch() {
+            return Err(format!("{seq} is another event than was committed"));
+        }
+        if !scope.hears(event) {
+            return Err(format!("{seq} was not asked for"));
+        }
+        if !self.is_multiplexed {
+            if seq <= self.last {
+                return Err(format!("{seq} was told after {}", self.last));
+            }
+            if !event.snapshot {
+                self.nothing_is_missing(seq - 1, scope, ledger)?;
+                self.complete = self.complete.max(seq);
+            }
+        }
+        self.last = seq;
+        let told = self.told.entry(event.subject.clone()).or_default();
+        *told = seq.max(*told);
+        Ok(())
+    }
+
+    fn note(&mut self, control: &Control, scope: &Scope, ledger: &Ledger) -> Result<(), String> {
+        match control {
+            Control::Reset(_) => {
+                self.begin_anew();
+                Ok(())
+            }
+            Control::Ready(cursor) => {
+                self.is_ready = true;
+                self.promised(*cursor, scope, ledger)
+            }
+            Control::Heartbeat { cursor, .. } => self.promised(*cursor, scope, ledger),
+            Control::Closing(close) => Err(format!("it was closed: {close:?}")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Who comes back with this cursor is told nothing before it any more.
+    fn promised(&mut self, cursor: Cursor, scope: &Scope, ledger: &Ledger) -> Result<(), String> {
+        if self.is_multiplexed {
+            return Ok(());
+        }
+        if cursor.seq > ledger.head() {
+            return Err(format!("{cursor} lies beyond the log"));
+        }
+        if self.since.is_some() {
+            self.nothing_is_missing(cursor.seq, scope, ledger)?;
+        } else if self.is_ready {
+            self.since = Some(cursor.seq);
+        }
+        self.complete = self.complete.max(cursor.seq);
+        Ok(())
+    }
+
+    /// Up to `upto` every milestone was told, or every event; what was superseded may be missing.
+    fn nothing_is_missing(&self, upto: u64, scope: &Scope, ledger: &Ledger) -> Result<(), String> {
+        let Some(since) = self.since else {
+            return Ok(());
+        };
+        for seq in self.complete.max(since) + 1..=upto {
+            let event = ledger.event(seq).ok_or("a cursor beyond the log")?;
+            if scope.hears(&event) && (self.tells_all || !event.is_tick()) {
+                return Err(format!("{seq} was left out"));
+            }
+        }
+        Ok(())
+    }
+}

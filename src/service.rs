@@ -17,6 +17,7 @@ use crate::publish::Publisher;
 use crate::store::sqlite::{OpenError, SqliteStore};
 use crate::store::{Committed, Log, Store, StoreError};
 use crate::subscribe::Subscriber;
+use crate::throttle::Throttle;
 use crate::vitals::Vitals;
 use crate::watchdog;
 use crate::wire::Close;
@@ -65,6 +66,7 @@ pub struct Tidings {
     vitals: Arc<Vitals>,
     committed: Committed,
     dispatched: watch::Receiver<u64>,
+    publishes: Throttle,
     stopping: AtomicBool,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -131,6 +133,7 @@ impl Tidings {
                 rounds.clone(),
                 &settings,
             ),
+            publishes: Throttle::new(settings.publishing_pace()),
             settings,
             store,
             hub,
@@ -161,6 +164,11 @@ impl Tidings {
         &self.subscriber
     }
 
+    /// How fast each may publish.
+    pub fn publishes(&self) -> &Throttle {
+        &self.publishes
+    }
+
     /// Takes in the beats of devices.
     pub fn presence(&self) -> &Presence {
         &self.presence
@@ -189,6 +197,12 @@ impl Tidings {
     /// How many streams are open.
     pub fn streams(&self) -> usize {
         self.hub.attached()
+    }
+
+    /// How many committed batches the streams have not been offered yet.
+    pub fn undispatched(&self) -> u64 {
+        let dispatched = *self.dispatched.borrow();
+        self.committed.count().saturating_sub(dispatched)
     }
 
     /// Whether [`Tidings::stop`] was called.

@@ -3,7 +3,7 @@
 //! One task looks once a second at what others count anyway; nothing on the way of an event waits for it. What
 //! concerns one school (its rate, its connections) is asked of the hub; what the log itself says, of the store.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +36,8 @@ pub struct Second {
 pub struct Vitals {
     since: DateTime<Utc>,
     seconds: Mutex<VecDeque<Second>>,
+    /// How often somebody was told no, by the code of what he was told. The codes are few and fixed.
+    refusals: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Default for Vitals {
@@ -43,6 +45,7 @@ impl Default for Vitals {
         Vitals {
             since: Utc::now(),
             seconds: Mutex::new(VecDeque::with_capacity(VITALS_SECS)),
+            refusals: Mutex::default(),
         }
     }
 }
@@ -56,6 +59,20 @@ impl Vitals {
     /// The last seconds, oldest first; at most [`VITALS_SECS`].
     pub fn seconds(&self) -> Vec<Second> {
         self.kept().iter().copied().collect()
+    }
+
+    /// Notes that somebody was told no.
+    pub fn refused(&self, code: &'static str) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        *refusals.entry(code).or_default() += 1;
+    }
+
+    /// How often somebody was told no since the start, by code.
+    pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
+        self.refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<Second>> {

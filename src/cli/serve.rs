@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use rocket::fairing::AdHoc;
 use rocket::{Build, Rocket};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::{EnvFilter, FilterFn, LevelFilter};
 use tracing_subscriber::prelude::*;
 
 use super::{Exit, Failure};
 use crate::service::Tidings;
 
+/// What is added to a signal's number in the exit code of a process that it has ended.
+const SIGNALLED: i32 = 128;
 /// Which log lines are written, as in `RUST_LOG`.
 const LOG_VARIABLE: &str = "TIDINGS_LOG";
 
@@ -71,6 +74,26 @@ pub(super) fn server() -> Result<Rocket<Build>, Failure> {
     )
 }
 
+/// Who asks a second time does not want to wait any longer. Nothing acknowledged is lost: that is on the disk.
+fn leave_at_once_if_asked_again() -> AdHoc {
+    AdHoc::on_shutdown("Tidings: a second signal", |_| {
+        Box::pin(async {
+            let asked = [(SignalKind::terminate(), 15), (SignalKind::interrupt(), 2)];
+            for (kind, number) in asked {
+                let Ok(mut signals) = signal(kind) else {
+                    continue;
+                };
+                tokio::spawn(async move {
+                    if signals.recv().await.is_some() {
+                        tracing::warn!("asked to stop a second time: leaving at once");
+                        std::process::exit(SIGNALLED + number);
+                    }
+                });
+            }
+        })
+    })
+}
+
 /// Serves until it is told to stop, then finishes what was published.
 pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
@@ -82,7 +105,7 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
         .and_then(|address| address.into_string())
         .unwrap_or_default();
     let address = format!("{host}:{port}");
-    let served = rocket.launch().await;
+    let served = rocket.attach(leave_at_once_if_asked_again()).launch().await;
     if let Some(tidings) = tidings {
         tidings.close().await?;
     }

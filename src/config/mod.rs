@@ -14,12 +14,13 @@ use figment::providers::{Env, Serialized};
 use serde::{Deserialize, Serialize};
 
 use self::notifiers::NotifierSettings;
-use crate::id::SchoolId;
-use crate::kind;
+use crate::id::{Kind, SchoolId};
+use crate::kind::{self, characteristic, device, enrollment, job};
+use crate::throttle::Pace;
 
 /// Environment variables that begin with `TIDINGS_` and are no settings of the server: the command
 /// line's own, and the test suite's.
-const NOT_SETTINGS: &[&str] = &["url", "token", "require_all", "log"];
+const NOT_SETTINGS: &[&str] = &["url", "token", "require_all", "log", "seed"];
 
 /// When a commit must have reached the disk before it is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,19 @@ pub enum StatusCase {
     Upper,
 }
 
+/// How many streams may be open at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ceilings {
+    /// In all.
+    pub server: usize,
+    /// Of a school.
+    pub school: usize,
+    /// Of a user in a school.
+    pub user: usize,
+    /// From an address.
+    pub address: usize,
+}
+
 /// The settings, with their defaults in [`Settings::default`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +67,8 @@ pub struct Settings {
     pub database_url: Option<String>,
     /// When a commit must be on the disk.
     pub synchronous: Synchronous,
+    /// Whether the database is looked through at the start, so that a damaged one is not served.
+    pub check_database: bool,
     /// Database connections for reading, and so the most reads at a time.
     pub reader_connections: u32,
 
@@ -93,6 +109,12 @@ pub struct Settings {
     pub replay_max_events: u64,
     /// Streams open at a time, in all.
     pub max_streams: usize,
+    /// Streams of a school open at a time.
+    pub max_streams_per_school: usize,
+    /// Streams open at a time with tokens of one `sub`, in a school.
+    pub max_streams_per_user: usize,
+    /// Streams open at a time from one address: that of the connection, or what the proxy in front says in `X-Real-IP`.
+    pub max_streams_per_address: usize,
     /// Over this many milliseconds returning clients are spread when the server stops.
     pub reconnect_spread_ms: u64,
 
@@ -128,8 +150,20 @@ pub struct Settings {
     pub message_limit_bytes: usize,
     /// Largest WebSocket message from a client, in bytes.
     pub client_message_limit_bytes: usize,
+    /// Messages a second that a WebSocket client may send, and twice as many at once; 0 is no limit.
+    pub client_messages_per_sec: u32,
     /// Most channels on one connection.
     pub channels_per_connection: usize,
+    /// Commands and beats a second with tokens of one `sub`, and at least a whole batch at once; 0 is no limit.
+    pub publishes_per_sec: u32,
+    /// Most jobs of a school that are kept.
+    pub jobs_per_school: u64,
+    /// Most enrollment sessions of a school that are kept.
+    pub enrollments_per_school: u64,
+    /// Most devices of a school.
+    pub devices_per_school: u64,
+    /// Most characteristics of a school.
+    pub characteristics_per_school: u64,
 
     /// Who is told of what happens: webhooks, e-mail, MQTT.
     pub notifiers: Vec<NotifierSettings>,
@@ -141,6 +175,7 @@ impl Default for Settings {
             data_dir: "data".into(),
             database_url: None,
             synchronous: Synchronous::Milestone,
+            check_database: true,
             reader_connections: 4,
             jwt_secret: None,
             jwt_public_key_file: None,
@@ -160,6 +195,9 @@ impl Default for Settings {
             window_events: 1_024,
             replay_max_events: 1_000_000,
             max_streams: 50_000,
+            max_streams_per_school: 20_000,
+            max_streams_per_user: 10_000,
+            max_streams_per_address: 20_000,
             reconnect_spread_ms: 5_000,
             retention_secs: 7 * 86_400,
             retention_events: 1_000_000,
@@ -175,7 +213,13 @@ impl Default for Settings {
             metadata_limit_bytes: 16 * 1024,
             message_limit_bytes: 4 * 1024,
             client_message_limit_bytes: 16 * 1024,
+            client_messages_per_sec: 100,
             channels_per_connection: 100,
+            publishes_per_sec: 20_000,
+            jobs_per_school: 10_000_000,
+            enrollments_per_school: 10_000_000,
+            devices_per_school: 100_000,
+            characteristics_per_school: 10_000,
             notifiers: Vec::new(),
         }
     }
@@ -255,6 +299,39 @@ impl Settings {
         }
     }
 
+    /// How many subjects of a kind a school may have.
+    pub fn most_of(&self, kind: Kind) -> u64 {
+        match kind {
+            job::KIND => self.jobs_per_school,
+            enrollment::KIND => self.enrollments_per_school,
+            device::KIND => self.devices_per_school,
+            characteristic::KIND => self.characteristics_per_school,
+            _ => u64::MAX,
+        }
+    }
+
+    /// How many streams may be open.
+    pub fn ceilings(&self) -> Ceilings {
+        Ceilings {
+            server: self.max_streams,
+            school: self.max_streams_per_school,
+            user: self.max_streams_per_user,
+            address: self.max_streams_per_address,
+        }
+    }
+
+    /// How fast somebody may publish.
+    pub fn publishing_pace(&self) -> Option<Pace> {
+        let batch = u32::try_from(self.batch_limit_commands).unwrap_or(u32::MAX);
+        Pace::new(self.publishes_per_sec, batch)
+    }
+
+    /// How fast a client may send messages.
+    pub fn client_pace(&self) -> Option<Pace> {
+        let pace = self.client_messages_per_sec;
+        Pace::new(pace, pace.saturating_mul(2))
+    }
+
     /// Time between signs of life.
     pub fn heartbeat(&self) -> Duration {
         Duration::from_secs(self.heartbeat_secs)
@@ -307,6 +384,19 @@ impl Settings {
             ("window_events", self.window_events as u64),
             ("replay_max_events", self.replay_max_events),
             ("max_streams", self.max_streams as u64),
+            ("max_streams_per_school", self.max_streams_per_school as u64),
+            ("max_streams_per_user", self.max_streams_per_user as u64),
+            (
+                "max_streams_per_address",
+                self.max_streams_per_address as u64,
+            ),
+            ("jobs_per_school", self.jobs_per_school),
+            ("enrollments_per_school", self.enrollments_per_school),
+            ("devices_per_school", self.devices_per_school),
+            (
+                "characteristics_per_school",
+                self.characteristics_per_school,
+            ),
             ("enrollment_lease_secs", self.enrollment_lease_secs.into()),
             ("device_lease_secs", self.device_lease_secs.into()),
             ("retention_secs", self.retention_secs),
@@ -509,6 +599,10 @@ pub const NOTIFY_ROUND: Duration = Duration::from_secs(30);
 pub const DEAD_LETTERS_MAX: usize = 1_000;
 /// Longest cause of a failed delivery that is remembered, in characters.
 pub const DELIVERY_CAUSE_MAX_CHARS: usize = 200;
+/// A look through the database that takes longer than this is worth a line in the log.
+pub const CHECK_IS_LONG: Duration = Duration::from_secs(5);
+/// Those whose pace is remembered.
+pub const THROTTLED_MAX: usize = 10_000;
 /// Schools on a page of the monitor's choice of them.
 pub const MONITOR_SCHOOLS: usize = 50;
 /// Jobs, sessions and violations that the overview of a school shows.

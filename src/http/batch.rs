@@ -53,6 +53,7 @@ async fn batch(
         );
         return Err(Problem::new(Kind::BodyTooLarge, detail));
     }
+    caller.may_publish(tidings, lines().count())?;
     let mut run = Run {
         tidings,
         school: caller.school,
@@ -78,6 +79,7 @@ async fn batch(
                 answer.extend(json);
             }
             Err(problem) => {
+                tidings.vitals().refused(problem.code());
                 let status = problem.status();
                 write!(answer, r#"{{"line":{number},"status":{status},"problem":"#)
                     .expect("writing to memory succeeds");

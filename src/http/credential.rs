@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rocket::http::Method;
 use rocket::http::uri::Host;
 use rocket::request::{FromRequest, Outcome, Request};
+use tokio::time::Instant;
 
 use super::problem::{Kind, Problem};
 use crate::auth::{Access, AuthError, Role};
@@ -31,6 +32,23 @@ impl Caller {
     pub(super) fn require(&self, role: Role) -> Result<(), Problem> {
         Ok(self.access.require(role)?)
     }
+
+    /// Checks that so many commands or beats may be published now.
+    pub(super) fn may_publish(&self, tidings: &Tidings, commands: usize) -> Result<(), Problem> {
+        self.require(Role::Worker)?;
+        let count = u32::try_from(commands).unwrap_or(u32::MAX);
+        let user = &self.access.subject;
+        let taken = tidings
+            .publishes()
+            .take(self.school, user, count, Instant::now());
+        taken.map_err(|wait| {
+            let most = tidings.settings().publishes_per_sec;
+            let detail = format!(
+                "at most {most} commands a second may be published with tokens of one `sub`"
+            );
+            Problem::too_fast(detail, wait)
+        })
+    }
 }
 
 /// The running Tidings of this application.
@@ -52,6 +70,21 @@ impl<'r> FromRequest<'r> for Caller {
         });
         match caller {
             Ok(caller) => Outcome::Success(caller),
+            Err(problem) => Outcome::Error((rocket::http::Status::new(problem.status()), problem)),
+        }
+    }
+}
+
+/// Who calls about no school in particular.
+pub(super) struct Anybody(pub(super) Access);
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Anybody {
+    type Error = Problem;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Anybody, Problem> {
+        match access(request, Purpose::Call) {
+            Ok(access) => Outcome::Success(Anybody(access)),
             Err(problem) => Outcome::Error((rocket::http::Status::new(problem.status()), problem)),
         }
     }

@@ -10,6 +10,7 @@ mod cors;
 mod credential;
 mod devices;
 mod health;
+mod metrics;
 mod monitor;
 mod notifiers;
 pub mod problem;
@@ -40,6 +41,7 @@ pub fn routes() -> Vec<Route> {
         tickets::routes(),
         stream::routes(),
         cors::routes(),
+        metrics::routes(),
         monitor::routes(),
     ]
     .concat()

@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 use std::io::Cursor;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rocket::http::{ContentType, Header, Status};
 use rocket::request::Request;
@@ -16,7 +18,7 @@ use crate::hub::HubFull;
 use crate::id::NameError;
 use crate::kind::RuleError;
 use crate::publish::PublishError;
-use crate::service::NotReady;
+use crate::service::{NotReady, Tidings};
 use crate::store::{CommandError, StoreError};
 
 /// An error as a client sees it.
@@ -30,6 +32,9 @@ pub struct Problem {
     detail: Cow<'static, str>,
     /// The same as the last part of `type`.
     code: &'static str,
+    /// What a client may wait, in seconds, before it tries again; a header.
+    #[serde(skip)]
+    retry_after_secs: Option<u64>,
 }
 
 /// What every problem's `type` begins with.
@@ -74,12 +79,15 @@ problems! {
     InvalidBody = 422, "invalid-body", "The body is JSON, but not what is expected";
     UnsupportedVersion = 426, "unsupported-version", "This WebSocket version is not spoken here";
     KeyReused = 422, "idempotency-key-reused", "The key was used for another request";
+    TooManyStreams = 429, "too-many-streams", "There are as many streams as there may be";
+    TooFast = 429, "too-fast", "Too much in too short a time";
+    TooManySubjects = 409, "too-many-subjects", "The school has as many as it may";
     Internal = 500, "internal", "The server failed";
     Unavailable = 503, "unavailable", "The server cannot do this now";
 }
 
 /// What a client may wait, in seconds, before it tries again.
-const RETRY_AFTER_SECS: u32 = 2;
+const RETRY_AFTER_SECS: u64 = 2;
 
 impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Problem {
@@ -91,6 +99,19 @@ impl Problem {
             status,
             detail: detail.into(),
             code,
+            retry_after_secs: match status {
+                429 | 503 => Some(RETRY_AFTER_SECS),
+                _ => None,
+            },
+        }
+    }
+
+    /// Somebody goes on too fast; after `wait` he may again.
+    pub(crate) fn too_fast(detail: impl Into<Cow<'static, str>>, wait: Duration) -> Problem {
+        Problem {
+            // A second is the least that the header can say.
+            retry_after_secs: Some(wait.as_secs() + 1),
+            ..Problem::new(Kind::TooFast, detail)
         }
     }
 
@@ -140,6 +161,7 @@ impl From<RuleError> for Problem {
             RuleError::IllegalTransition { .. } => Kind::IllegalTransition,
             RuleError::ProgressFell { .. } => Kind::ProgressFell,
             RuleError::Invalid { .. } => Kind::InvalidBody,
+            RuleError::TooMany { .. } => Kind::TooManySubjects,
         };
         Problem::new(kind, error.to_string())
     }
@@ -171,7 +193,11 @@ impl From<PublishError> for Problem {
 
 impl From<HubFull> for Problem {
     fn from(error: HubFull) -> Problem {
-        Problem::new(Kind::Unavailable, error.to_string())
+        let kind = match error {
+            HubFull::Server => Kind::Unavailable,
+            HubFull::School | HubFull::User | HubFull::Address => Kind::TooManyStreams,
+        };
+        Problem::new(kind, error.to_string())
     }
 }
 
@@ -204,7 +230,10 @@ impl From<NameError> for Problem {
 }
 
 impl<'r> Responder<'r, 'static> for Problem {
-    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
+        if let Some(tidings) = request.rocket().state::<Arc<Tidings>>() {
+            tidings.vitals().refused(self.code);
+        }
         let body = serde_json::to_vec(&self).expect("a problem is JSON");
         let mut response = Response::build();
         response
@@ -215,9 +244,11 @@ impl<'r> Responder<'r, 'static> for Problem {
         match self.status {
             401 => response.raw_header("WWW-Authenticate", "Bearer"),
             426 => response.raw_header("Sec-WebSocket-Version", "13"),
-            503 => response.raw_header("Retry-After", RETRY_AFTER_SECS.to_string()),
             _ => &mut response,
         };
+        if let Some(secs) = self.retry_after_secs {
+            response.raw_header("Retry-After", secs.to_string());
+        }
         response.ok()
     }
 }

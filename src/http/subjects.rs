@@ -11,7 +11,6 @@ use super::body::{self, Base, IdempotencyKey, Json, UpperStatus};
 use super::commands::{self, Sent, subject};
 use super::credential::{Caller, query};
 use super::problem::{Kind, Problem};
-use crate::auth::Role;
 use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, QUERY_TEXT_MAX_BYTES};
 use crate::id::{Channel, Cursor, NameError, SubjectId};
 use crate::kind::job::{JobType, Status as JobStatus};
@@ -121,7 +120,7 @@ pub(super) async fn publish(
     tidings: &Tidings,
     read: impl FnOnce(&Caller, &[u8]) -> Result<Envelope, Problem>,
 ) -> Result<Receipt, Problem> {
-    caller.require(Role::Worker)?;
+    caller.may_publish(tidings, 1)?;
     let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
     let mut envelope = read(&caller, &bytes)?;
     reach(&caller, envelope.command.kind(), &envelope.subject)?;

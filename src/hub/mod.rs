@@ -10,6 +10,7 @@ mod history;
 pub mod mailbox;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use indexmap::IndexMap;
 
 use self::history::Ring;
 use self::mailbox::{Depth, Mailbox};
-use crate::config::{RATE_SECS, WINDOW_MAX_BYTES};
+use crate::config::{Ceilings, RATE_SECS, WINDOW_MAX_BYTES};
 use crate::event::Event;
 use crate::id::{Channel, Kind, SchoolId, SubjectId};
 use crate::scope::Scope;
@@ -32,6 +33,8 @@ pub struct Hub {
     mailbox_capacity: usize,
     next_mailbox: AtomicU64,
     attached: AtomicUsize,
+    /// Connections from each address.
+    addresses: Mutex<HashMap<IpAddr, usize>>,
     began: Instant,
 }
 
@@ -53,6 +56,8 @@ struct Room {
     streams: Ring,
     /// Everybody, also who listens to nothing yet.
     attached: IndexMap<u64, Attached>,
+    /// Connections of each user.
+    users: HashMap<Arc<str>, usize>,
     everything: Listeners,
     kinds: HashMap<Kind, Topic>,
 }
@@ -73,6 +78,8 @@ pub struct Reader {
     pub transport: &'static str,
     /// The credential's `sub`.
     pub user: Arc<str>,
+    /// From where, if that is known.
+    pub address: Option<IpAddr>,
 }
 
 struct Attached {
@@ -128,10 +135,22 @@ pub struct Attachment {
     id: u64,
 }
 
-/// The hub takes part in as many streams as it may.
+/// There are as many streams as there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the server serves as many streams as it may")]
-pub struct HubFull;
+pub enum HubFull {
+    /// In all.
+    #[error("the server serves as many streams as it may")]
+    Server,
+    /// Of the school.
+    #[error("the school has as many streams as it may")]
+    School,
+    /// Of the user.
+    #[error("this user has as many streams as he may")]
+    User,
+    /// From the address.
+    #[error("there are as many streams from this address as there may be")]
+    Address,
+}
 
 fn lock(school: &School) -> MutexGuard<'_, Room> {
     // Nothing that can panic runs under the lock; were it poisoned all the same, its data is whole.
@@ -147,6 +166,7 @@ impl Hub {
             mailbox_capacity,
             next_mailbox: AtomicU64::new(0),
             attached: AtomicUsize::new(0),
+            addresses: Mutex::default(),
             began: Instant::now(),
         }
     }
@@ -171,14 +191,9 @@ impl Hub {
         scope: &Scope,
         reader: Reader,
         fold: bool,
-        max_streams: usize,
+        ceilings: &Ceilings,
     ) -> Result<Attachment, HubFull> {
-        if self.attached.fetch_add(1, Ordering::Relaxed) >= max_streams {
-            self.attached.fetch_sub(1, Ordering::Relaxed);
-            return Err(HubFull);
-        }
         let attachment = Attachment {
-            hub: Arc::clone(self),
             school: self.school(scope.school),
             mailbox: Arc::new(Mailbox::new(
                 self.mailbox_capacity,
@@ -186,19 +201,47 @@ impl Hub {
                 scope.filter.clone(),
             )),
             id: self.next_mailbox.fetch_add(1, Ordering::Relaxed),
+            hub: Arc::clone(self),
         };
+        self.admit(&attachment, reader, ceilings)?;
+        attachment.listen(scope.channels().iter().cloned());
+        Ok(attachment)
+    }
+
+    /// Gives a connection its place among all, and among those of its school, its user and its address.
+    fn admit(
+        &self,
+        attachment: &Attachment,
+        reader: Reader,
+        ceilings: &Ceilings,
+    ) -> Result<(), HubFull> {
+        let mut addresses = self.addresses();
+        let mut room = lock(&attachment.school);
+        let of_user = room.users.get(&reader.user).copied().unwrap_or(0);
+        let of_address = reader.address.and_then(|own| addresses.get(&own).copied());
+        if self.attached() >= ceilings.server {
+            return Err(HubFull::Server);
+        } else if room.attached.len() >= ceilings.school {
+            return Err(HubFull::School);
+        } else if of_user >= ceilings.user {
+            return Err(HubFull::User);
+        } else if of_address.unwrap_or(0) >= ceilings.address {
+            return Err(HubFull::Address);
+        }
+        self.attached.fetch_add(1, Ordering::Relaxed);
+        *room.users.entry(Arc::clone(&reader.user)).or_default() += 1;
+        if let Some(address) = reader.address {
+            *addresses.entry(address).or_default() += 1;
+        }
         let attached = Attached {
             reader,
             since: Utc::now(),
             mailbox: Arc::clone(&attachment.mailbox),
             channels: Vec::new(),
         };
-        let mut room = lock(&attachment.school);
         room.attached.insert(attachment.id, attached);
         room.note_streams(self.second());
-        drop(room);
-        attachment.listen(scope.channels().iter().cloned());
-        Ok(attachment)
+        Ok(())
     }
 
     /// How many connections are attached.
@@ -280,6 +323,12 @@ impl Hub {
         }
     }
 
+    fn addresses(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The present second of its life.
     fn second(&self) -> u64 {
         self.began.elapsed().as_secs()
@@ -316,6 +365,7 @@ impl Hub {
                         rate: Ring::of_counts(),
                         streams: Ring::of_levels(),
                         attached: IndexMap::new(),
+                        users: HashMap::new(),
                         everything: Listeners::default(),
                         kinds: HashMap::new(),
                     }),
@@ -405,6 +455,16 @@ impl Room {
     }
 }
 
+/// Forgets whoever has none left.
+fn one_less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
 /// Those that lag first, and then the newest.
 fn keep_noteworthy(connections: &mut Vec<Connection>, limit: usize) {
     connections.sort_by_key(|own| (!own.depth.lagging, std::cmp::Reverse(own.since)));
@@ -482,13 +542,20 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
+        let mut addresses = self.hub.addresses();
         let mut room = lock(&self.school);
-        let own = leave(&mut room.attached, self.id);
-        for channel in own.iter().flat_map(|own| &own.channels) {
+        let Some(own) = leave(&mut room.attached, self.id) else {
+            // It was never let in.
+            return;
+        };
+        for channel in &own.channels {
             room.unlisten(channel, self.id);
         }
+        one_less(&mut room.users, &own.reader.user);
+        if let Some(address) = own.reader.address {
+            one_less(&mut addresses, &address);
+        }
         room.note_streams(self.hub.second());
-        drop(room);
         self.hub.attached.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -506,9 +573,19 @@ mod tests {
         Scope::new(1.try_into().unwrap(), channels.iter().cloned())
     }
 
+    fn most(server: usize) -> Ceilings {
+        Ceilings {
+            server,
+            school: 10,
+            user: 10,
+            address: 10,
+        }
+    }
+
     fn reader() -> Reader {
         Reader {
             transport: "SSE",
+            address: None,
             user: "u".into(),
         }
     }
@@ -522,7 +599,7 @@ mod tests {
         let hub = hub();
         let everything = Channel::School(1.try_into().unwrap());
         let scope = scope(&[subject("a"), Channel::Collection(JOBS), everything]);
-        let attachment = hub.attach(&scope, reader(), true, 10).unwrap();
+        let attachment = hub.attach(&scope, reader(), true, &most(10)).unwrap();
         let school = Arc::clone(&attachment.school);
         assert_eq!(lock(&school).attached.len(), 1);
         assert_eq!(lock(&school).everything.len(), 1);
@@ -538,7 +615,7 @@ mod tests {
         hub.offer(&[event(1, "a", true)]);
         hub.forget_idle(Duration::from_secs(3_600));
         assert_eq!(hub.schools(), 1, "its window may still be wanted");
-        let attachment = hub.attach(&scope(&[]), reader(), true, 10).unwrap();
+        let attachment = hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
         hub.forget_idle(Duration::ZERO);
         assert_eq!(hub.schools(), 1);
         drop(attachment);
@@ -549,7 +626,7 @@ mod tests {
     #[test]
     fn the_window_answers_only_for_what_it_wholly_covers() {
         let hub = hub();
-        let attachment = hub.attach(&scope(&[]), reader(), true, 10).unwrap();
+        let attachment = hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
         assert!(
             attachment.window(0).is_none(),
             "nothing offered yet: only the store knows"
@@ -575,20 +652,30 @@ mod tests {
     #[test]
     fn there_is_a_bound_on_streams() {
         let hub = hub();
-        let first = hub.attach(&scope(&[]), reader(), true, 1).unwrap();
-        assert!(hub.attach(&scope(&[]), reader(), true, 1).is_err());
+        let first = hub.attach(&scope(&[]), reader(), true, &most(1)).unwrap();
+        assert!(hub.attach(&scope(&[]), reader(), true, &most(1)).is_err());
         drop(first);
-        assert!(hub.attach(&scope(&[]), reader(), true, 1).is_ok());
+        assert!(hub.attach(&scope(&[]), reader(), true, &most(1)).is_ok());
     }
 
     #[test]
     fn connections_are_shown_with_what_waits_for_them() {
         let hub = hub();
         let one = hub
-            .attach(&scope(&[subject("a"), subject("b")]), reader(), true, 10)
+            .attach(
+                &scope(&[subject("a"), subject("b")]),
+                reader(),
+                true,
+                &most(10),
+            )
             .unwrap();
         let other = hub
-            .attach(&scope(&[Channel::Collection(JOBS)]), reader(), true, 10)
+            .attach(
+                &scope(&[Channel::Collection(JOBS)]),
+                reader(),
+                true,
+                &most(10),
+            )
             .unwrap();
         hub.offer(&[event(1, "a", true), event(2, "c", true)]);
         let (by_transport, connections) = hub.connections(None, 10, 1);

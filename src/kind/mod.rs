@@ -393,6 +393,14 @@ pub enum RuleError {
         /// What was asked, in percent or `null`.
         asked: String,
     },
+    /// The school has as many of them as it may.
+    #[error("the school has {most} {collection}, and may have no more")]
+    TooMany {
+        /// Of which kind.
+        collection: &'static str,
+        /// How many it may have.
+        most: u64,
+    },
     /// A field's value is out of its range.
     #[error("`{field}` {expected}")]
     Invalid {

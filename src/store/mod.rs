@@ -117,10 +117,18 @@ impl Meter {
     /// What it says now. The slowest commit is told once.
     pub fn read(&self) -> Reading {
         Reading {
+            slowest_micros: self.slowest_micros.swap(0, Ordering::Relaxed),
+            ..self.peek()
+        }
+    }
+
+    /// What it says now, for as many as ask.
+    pub fn peek(&self) -> Reading {
+        Reading {
             events: self.events.load(Ordering::Relaxed),
             commits: self.commits.load(Ordering::Relaxed),
             commit_micros: self.commit_micros.load(Ordering::Relaxed),
-            slowest_micros: self.slowest_micros.swap(0, Ordering::Relaxed),
+            slowest_micros: self.slowest_micros.load(Ordering::Relaxed),
         }
     }
 }

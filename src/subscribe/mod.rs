@@ -31,7 +31,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::catch_up::{Added, Step};
 use self::folder::Folder;
-use crate::config::Settings;
+use crate::config::{Ceilings, Settings};
 use crate::event::Event;
 use crate::hub::mailbox::Mail;
 use crate::hub::{Attachment, Hub, HubFull, Reader};
@@ -76,7 +76,7 @@ pub struct Subscriber {
     dispatched: watch::Receiver<u64>,
     heartbeat: Duration,
     replay_max_events: u64,
-    max_streams: usize,
+    ceilings: Ceilings,
 }
 
 /// A delivery that waits its turn.
@@ -130,7 +130,7 @@ impl Subscriber {
             dispatched,
             heartbeat: settings.heartbeat(),
             replay_max_events: settings.replay_max_events,
-            max_streams: settings.max_streams,
+            ceilings: settings.ceilings(),
         }
     }
 
@@ -148,7 +148,7 @@ impl Subscriber {
         // Attach before reading the store: an event committed in between would be in neither.
         let attachment = self
             .hub
-            .attach(&scope, reader, folder.folds(), self.max_streams)?;
+            .attach(&scope, reader, folder.folds(), &self.ceilings)?;
         let scope = Arc::new(scope);
         let now = Instant::now();
         let mut subscription = Subscription {

@@ -266,3 +266,71 @@ fn a_file_that_is_no_database_is_refused_and_left_as_it_is() {
     );
     assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_stream_is_told_when_to_come_back_and_a_second_signal_waits_for_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = process::Process::start(process::command(folder.path()).arg("serve"));
+    let mut listeners = Vec::new();
+    for number in 0..12 {
+        // A poll that is not under way has nothing to be told.
+        let transport = [Transport::EventSource, Transport::WebSocket][number % 2];
+        let mut listener = Listener::open(transport, &server.url, "/jobs", &viewer(1), None).await;
+        listener.until_ready().await;
+        listeners.push(listener);
+    }
+    // A request whose body does not come: it is waited for as long as the grace period lasts.
+    let address = server.url.trim_start_matches("http://").to_owned();
+    let mut stuck = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let request = format!(
+        "POST /api/jobs HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nContent-Length: 1000\r\n\r\n{{",
+        worker(1)
+    );
+    tokio::io::AsyncWriteExt::write_all(&mut stuck, request.as_bytes())
+        .await
+        .unwrap();
+    server.signal("TERM");
+    let mut delays = std::collections::BTreeSet::new();
+    for listener in &mut listeners {
+        let heard = listener
+            .take_until(|message| message["type"] == "closing")
+            .await;
+        let closing = heard.last().unwrap();
+        assert_eq!(
+            (&closing["code"], &closing["reconnect"]),
+            (&json!(1001), &json!(true))
+        );
+        delays.insert(closing["retry_ms"].as_u64().unwrap());
+    }
+    assert!(delays.len() > 8, "each has its own: {delays:?}");
+    assert!(delays.iter().all(|delay| *delay < 5_000), "{delays:?}");
+    server.signal("TERM");
+    let code = tokio::task::spawn_blocking(move || server.wait())
+        .await
+        .unwrap();
+    drop(stuck);
+    assert_eq!(
+        code,
+        Some(143),
+        "at once, and not at the end of the grace period"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_is_not_ready_and_takes_no_more_streams() {
+    let server = server().await;
+    assert_eq!(
+        reqwest::get(format!("{}/readyz", server.url))
+            .await
+            .unwrap()
+            .status(),
+        200
+    );
+    server.tidings.stop();
+    let ready = reqwest::get(format!("{}/readyz", server.url))
+        .await
+        .unwrap();
+    assert_eq!(ready.status(), 503);
+    // What is under way is still answered.
+    server.running_job("a").await;
+}

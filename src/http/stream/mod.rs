@@ -425,6 +425,7 @@ fn open(
         scope: scope.filtered(params.filter.clone()),
         reader: Reader {
             transport,
+            address: params.address,
             user: access
                 .subject
                 .chars()

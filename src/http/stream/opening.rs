@@ -33,7 +33,7 @@ impl Opening {
     pub(super) fn refused(problem: Problem, dialect: &Dialect) -> Opening {
         let (close, explains) = match problem.status() {
             401 | 403 => (dialect.refusal, dialect.explains_refusal),
-            503 => (Close::TryAgainLater, true),
+            429 | 503 => (Close::TryAgainLater, true),
             400..500 => (Close::InvalidRequest, true),
             _ => (Close::InternalError, true),
         };

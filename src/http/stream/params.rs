@@ -1,5 +1,6 @@
 //! What a stream's query and headers ask for.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rocket::http::{MediaType, Status};
@@ -27,6 +28,8 @@ pub(super) enum Transport {
 pub(super) struct Params {
     /// `Accept`.
     pub(super) transport: Transport,
+    /// Where the request comes from, as far as that is known.
+    pub(super) address: Option<IpAddr>,
     /// `?channel=`, repeatable.
     pub(super) channels: Vec<String>,
     /// `?school_id=`.
@@ -117,6 +120,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
     let ids = query(request, "ids").map(|ids| ids.split(',').map(str::to_owned).collect());
     Ok(Params {
         transport: transport(request)?,
+        address: request.client_ip(),
         channels: request
             .query_fields()
             .filter(|field| field.name == "channel")

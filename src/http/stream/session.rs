@@ -26,6 +26,7 @@ use crate::id::{Channel, Cursor};
 use crate::service::Tidings;
 use crate::store::StoreError;
 use crate::subscribe::{Delivery, Subscription};
+use crate::throttle::{Bucket, Pace};
 use crate::wire::client::{ClientMessage, ClientMessageError};
 use crate::wire::form::initial_uploads;
 use crate::wire::{self, Close, Control, Encoding, Framing};
@@ -68,6 +69,8 @@ pub(super) struct Session {
     waiting: VecDeque<Incoming>,
     phase: Phase,
     last_message: Instant,
+    /// How fast the client may go on, and what is left of that.
+    pace: Option<(Pace, Bucket)>,
     rounds: Pin<Box<Sleep>>,
     /// Bounded by [`INITIAL_STATE_MAX`] and [`INITIAL_STATE_MAX_BYTES`].
     gathered: Option<Gathered>,
@@ -93,6 +96,10 @@ impl Session {
             waiting: Default::default(),
             phase: Phase::Open,
             last_message: Instant::now(),
+            pace: tidings
+                .settings()
+                .client_pace()
+                .map(|pace| (pace, pace.bucket(Instant::now()))),
             rounds: Box::pin(sleep(Duration::ZERO)),
             gathered: dialect.announces_snapshot.then(Gathered::default),
             announced: VecDeque::new(),
@@ -126,10 +133,18 @@ impl Session {
     }
 
     fn error(&mut self, code: &'static str, message: impl Into<String>) {
+        self.tidings.vitals().refused(code);
         self.send_control(&Control::Error {
             code,
             message: message.into(),
         });
+    }
+
+    /// The client goes too far: it is told so, and may come back later.
+    fn give_up(&mut self, code: &'static str, message: &str) {
+        self.error(code, message);
+        self.send_control(&Control::Closing(Close::TryAgainLater));
+        self.begin_close(Close::TryAgainLater);
     }
 
     fn begin_close(&mut self, close: Close) {
@@ -291,6 +306,14 @@ impl Session {
     }
 
     fn receive(&mut self, incoming: Incoming) {
+        if let Some((pace, bucket)) = &mut self.pace
+            && bucket.take(*pace, 1, Instant::now()).is_err()
+        {
+            return self.give_up(
+                "too_fast",
+                "There are too many messages in too short a time",
+            );
+        }
         let text = match incoming {
             Incoming::Text(text) => text,
             Incoming::Binary => return self.error("not_text", "Messages are text frames"),

@@ -21,12 +21,14 @@ mod writer;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
+use diesel::sql_types::Text;
 use diesel::sqlite::SqliteConnection;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -40,7 +42,7 @@ use super::{
     CommandError, Committed, Ending, Envelope, ListPage, ListQuery, Log, Meter, Overdue, Page,
     Receipt, Store, StoreError, StoredSubject, ViolationPage, ViolationQuery, Which,
 };
-use crate::config::{self, Settings, Synchronous};
+use crate::config::{self, CHECK_IS_LONG, Settings, Synchronous};
 use crate::event::Event;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::device::Device;
@@ -121,6 +123,7 @@ impl SqliteStore {
         let url = path
             .to_str()
             .ok_or_else(|| database_error("its path is not UTF-8".into()))?;
+        is_whole_or_new(path).map_err(|problem| database_error(problem.into()))?;
         let mut conn =
             SqliteConnection::establish(url).map_err(|error| database_error(error.to_string()))?;
         conn.batch_execute(&format!(
@@ -132,6 +135,9 @@ impl SqliteStore {
              PRAGMA temp_store = MEMORY;"
         ))
         .map_err(|error| database_error(error.to_string()))?;
+        if settings.check_database {
+            check(&mut conn).map_err(database_error)?;
+        }
         conn.run_pending_migrations(MIGRATIONS)
             .map_err(|error| database_error(error.to_string()))?;
         let epoch = epoch(&mut conn, settings.synchronous)
@@ -230,6 +236,42 @@ impl SqliteStore {
 
 fn database_error(error: diesel::result::Error) -> StoreError {
     StoreError::Database(error.to_string())
+}
+
+/// A journal without its database is what is left of one: SQLite would begin a new one and throw it away.
+fn is_whole_or_new(path: &Path) -> Result<(), &'static str> {
+    let mut journal = path.as_os_str().to_owned();
+    journal.push("-wal");
+    let has_journal = std::fs::metadata(journal).is_ok_and(|journal| journal.len() > 0);
+    match has_journal && !path.exists() {
+        true => Err("it is missing, but its journal (-wal) is there"),
+        false => Ok(()),
+    }
+}
+
+/// Looks at every page. A damaged database is not served: what is wrong would come out at any time.
+fn check(conn: &mut SqliteConnection) -> Result<(), String> {
+    #[derive(QueryableByName)]
+    struct Found {
+        #[diesel(sql_type = Text)]
+        quick_check: String,
+    }
+    let begun = Instant::now();
+    let found: Vec<Found> = diesel::sql_query("PRAGMA quick_check(1)")
+        .load(conn)
+        .map_err(|error| error.to_string())?;
+    if begun.elapsed() > CHECK_IS_LONG {
+        let secs = begun.elapsed().as_secs();
+        tracing::info!(
+            secs,
+            "the database was looked through; `check_database = false` leaves it out"
+        );
+    }
+    match found.first() {
+        Some(found) if found.quick_check == "ok" => Ok(()),
+        Some(found) => Err(format!("it is damaged: {}", found.quick_check)),
+        None => Err("it cannot be looked through".into()),
+    }
 }
 
 /// Readers cannot write, and wait for nothing but a checkpoint.

@@ -134,6 +134,7 @@ impl Reader {
                 reader: Who {
                     transport: "simulation",
                     user: "reader".into(),
+                    address: None,
                 },
                 from: self.cursor,
                 tick: self.tick,

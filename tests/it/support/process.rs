@@ -73,6 +73,13 @@ impl Process {
         self.child.0.stderr.take().unwrap()
     }
 
+    /// Sends a signal, by its name.
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.child.0.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status();
+        assert!(sent.unwrap().success());
+    }
+
     /// SIGKILL: no chance to tidy up.
     pub(crate) fn kill(&mut self) {
         self.child.0.kill().unwrap();
@@ -81,13 +88,8 @@ impl Process {
 
     /// SIGTERM, and the exit code.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
-        let sent = Command::new("kill")
-            .arg("-TERM")
-            .arg(self.child.0.id().to_string())
-            .status()
-            .unwrap();
-        assert!(sent.success());
-        self.child.0.wait().unwrap().code()
+        self.signal("TERM");
+        self.wait()
     }
 
     /// Waits for the end, and gives the exit code.

@@ -19,7 +19,7 @@ use crate::config;
 use crate::event::{Class, Event};
 use crate::id::{Cursor, Kind, SchoolId, SubjectId};
 use crate::kind::characteristic::Violation;
-use crate::kind::{self, Context, State};
+use crate::kind::{self, Context, RuleError, State};
 use crate::store::{CommandError, Envelope, Idempotency, Receipt};
 
 /// What a group will write. The caches learn of it after the commit.
@@ -34,6 +34,8 @@ pub(super) struct Group {
     /// Who holds alone what the group gave or took.
     pub(super) held: HashMap<(SchoolId, Kind, String), Option<SubjectId>>,
     pub(super) violations: HashMap<(SchoolId, SubjectId, u64), Violation>,
+    /// How many subjects it makes.
+    pub(super) created: HashMap<(SchoolId, Kind), u64>,
     pub(super) milestones: bool,
 }
 
@@ -99,6 +101,11 @@ impl Writer {
             Ok(outcome) => outcome,
             Err(error) => return Ok(Err(error.into())),
         };
+        if place.is_none()
+            && let Some(refused) = self.one_more(group, school, kind)?
+        {
+            return Ok(Err(refused.into()));
+        }
         for what in state.iter().filter_map(State::holds) {
             group.held.insert((school, kind, what.to_owned()), None);
         }
@@ -168,6 +175,34 @@ impl Writer {
         }
         group.changed.insert(address, stored);
         Ok(Ok(receipt))
+    }
+
+    /// Counts a subject that is made, or says that there are too many.
+    fn one_more(
+        &mut self,
+        group: &mut Group,
+        school: SchoolId,
+        kind: Kind,
+    ) -> QueryResult<Option<RuleError>> {
+        let key = (school, kind);
+        if !self.counts.contains(&key) {
+            // Once a school: from then on it is counted with.
+            let counts = table(kind).counts(&mut self.conn, school)?;
+            let all: i64 = counts.iter().map(|(_, count)| count).sum();
+            self.counts.put(key, all as u64);
+        }
+        let stored = self.counts.get(&key).copied().unwrap_or(0);
+        let created = group.created.entry(key).or_default();
+        let most = self.most.iter().find(|(own, _)| *own == kind);
+        let most = most.map_or(u64::MAX, |(_, most)| *most);
+        if stored + *created >= most {
+            return Ok(Some(RuleError::TooMany {
+                collection: kind.collection(),
+                most,
+            }));
+        }
+        *created += 1;
+        Ok(None)
     }
 
     /// The state as the commands before this one leave it.

@@ -32,8 +32,8 @@ use super::upsert::upsert;
 use super::violations;
 use super::{OPEN_IN, database_error};
 use crate::config::{self, Settings, Synchronous};
-use crate::id::{Epoch, SchoolId};
-use crate::kind::Limits;
+use crate::id::{Epoch, Kind, SchoolId};
+use crate::kind::{self, Limits};
 use crate::store::{CommandError, Committed, Envelope, Meter, Receipt, StoreError};
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -72,6 +72,10 @@ pub(super) struct Writer {
     /// Whether the connection now waits for the disk at each commit.
     waits_for_disk: bool,
     heads: LruCache<SchoolId, u64>,
+    /// How many subjects a school has.
+    counts: LruCache<(SchoolId, Kind), u64>,
+    /// And how many it may have.
+    most: Vec<(Kind, u64)>,
     states: LruCache<Address, Stored>,
     durations: LruCache<(SchoolId, Arc<str>), VecDeque<f64>>,
     /// The last school that the retention sweep has visited in this round.
@@ -112,6 +116,11 @@ impl Writer {
             meter,
             waits_for_disk: true,
             heads: cache(config::SCHOOL_CACHE),
+            counts: cache(config::SCHOOL_CACHE),
+            most: kind::KINDS
+                .iter()
+                .map(|kind| (*kind, settings.most_of(*kind)))
+                .collect(),
             states: cache(config::STATE_CACHE),
             durations: cache(config::SCHOOL_CACHE),
             swept_school: 0,
@@ -283,6 +292,11 @@ impl Writer {
         for (school, head) in group.heads.drain() {
             self.heads.put(school, head);
         }
+        for (key, created) in group.created.drain() {
+            if let Some(count) = self.counts.get_mut(&key) {
+                *count += created;
+            }
+        }
         for (school, category, secs) in group.ended.drain(..) {
             if let Some(durations) = self.durations.get_mut(&(school, category)) {
                 durations.truncate(config::HISTORY_SAMPLE - 1);
@@ -308,6 +322,8 @@ impl Writer {
         let (gone, more) = sweep(&mut self.conn, &mut self.swept_school, retention, now)?;
         for address in &gone {
             self.states.pop(address);
+            // Counted anew when it matters.
+            self.counts.pop(&(address.0, address.1));
         }
         Ok(more)
     }

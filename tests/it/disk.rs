@@ -1,0 +1,268 @@
+//! What can happen to a database: damage, a file that is gone, no right to write, somebody else's lock, a full disk; and
+//! a clock that jumps. The server says so, loses nothing that it has acknowledged, and never begins anew in silence.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use diesel::connection::{Connection, SimpleConnection};
+use serde_json::{Value, json};
+
+use crate::support::process::{Process, binary, command, run};
+use crate::support::*;
+
+fn database(folder: &Path) -> PathBuf {
+    folder.join("data/tidings.db")
+}
+
+async fn post(url: &str, path: &str, body: Value) -> (u16, Value) {
+    let request = reqwest::Client::new().post(format!("{url}{path}"));
+    answer(request.bearer_auth(worker(1)).json(&body)).await
+}
+
+/// Fills a database with some jobs, and leaves it closed in good order.
+async fn some_jobs(folder: &Path, count: usize) {
+    let mut server = Process::start(command(folder).arg("serve"));
+    for number in 0..count {
+        let metadata = json!({"text": "x".repeat(2_000)});
+        let body = json!({"job_id": format!("j{number}"), "job_type": "t", "metadata": metadata});
+        assert_eq!(post(&server.url, "/api/jobs", body).await.0, 201);
+    }
+    assert_eq!(server.terminate(), Some(0));
+}
+
+/// Everything that a school's log tells, by `seq`.
+async fn log(url: &str) -> Vec<u64> {
+    let token = viewer(1);
+    let address = format!("{url}/events/schools/1?tick_ms=0&wait=0&token={token}");
+    let from_start = async |cursor: &str| {
+        let request = reqwest::Client::new().get(format!("{address}&cursor={cursor}"));
+        answer(request.header("Accept", "application/json")).await.1
+    };
+    let (_, list) =
+        answer(reqwest::Client::new().get(format!("{url}/api/jobs?token={token}"))).await;
+    let epoch = list["cursor"]
+        .as_str()
+        .unwrap()
+        .split('-')
+        .next()
+        .unwrap()
+        .to_owned();
+    let (mut cursor, mut seqs) = (format!("{epoch}-0"), Vec::new());
+    loop {
+        let page = from_start(&cursor).await;
+        let messages = page["messages"].as_array().unwrap();
+        assert!(
+            messages.iter().all(|message| message["type"] != "reset"),
+            "{page}"
+        );
+        let told: Vec<u64> = messages
+            .iter()
+            .filter_map(|message| message["seq"].as_u64())
+            .collect();
+        seqs.extend(&told);
+        if told.is_empty() {
+            return seqs;
+        }
+        cursor = page["cursor"].as_str().unwrap().to_owned();
+    }
+}
+
+fn refusal(folder: &Path) -> String {
+    let refused = run(command(folder).arg("serve"));
+    assert_eq!(refused.status.code(), Some(1));
+    String::from_utf8_lossy(&refused.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_database_is_not_served_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    some_jobs(folder.path(), 40).await;
+    let path = database(folder.path());
+    let whole = std::fs::read(&path).unwrap();
+    // Somewhere in the middle, and cut off.
+    let mut scratched = whole.clone();
+    let middle = scratched.len() / 2 / 4_096 * 4_096;
+    scratched[middle..middle + 4_096].fill(0xa5);
+    let cut = whole[..whole.len() / 2].to_vec();
+    for damaged in [scratched, cut] {
+        std::fs::write(&path, &damaged).unwrap();
+        let said = refusal(folder.path());
+        assert!(
+            said.contains("tidings.db") && (said.contains("damaged") || said.contains("malformed")),
+            "{said}"
+        );
+        assert_eq!(std::fs::read(&path).unwrap().len(), damaged.len());
+    }
+    std::fs::write(&path, &whole).unwrap();
+    let server = Process::start(command(folder.path()).arg("serve"));
+    assert_eq!(log(&server.url).await, (1..=40).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_gone_from_its_journal_is_not_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Process::start(command(folder.path()).arg("serve"));
+    let body = json!({"job_id": "a", "job_type": "t"});
+    assert_eq!(post(&server.url, "/api/jobs", body).await.0, 201);
+    server.kill();
+    std::fs::remove_file(database(folder.path())).unwrap();
+    let said = refusal(folder.path());
+    assert!(said.contains("missing"), "{said}");
+    assert!(!database(folder.path()).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_may_not_be_written_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    some_jobs(folder.path(), 1).await;
+    // Root may write everything: somebody else must try.
+    let copy = folder.path().join("tidings");
+    std::fs::copy(binary(), &copy).unwrap();
+    let set = |mode: &str, path: &Path| {
+        assert!(
+            Command::new("chmod")
+                .args(["-R", mode])
+                .arg(path)
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+    set("a+rX,a-w", folder.path());
+    let mut command = Command::new(&copy);
+    command
+        .arg("serve")
+        .current_dir(folder.path())
+        .env("ROCKET_PORT", "0")
+        .env("TIDINGS_DATA_DIR", folder.path().join("data"))
+        .env("TIDINGS_JWT_SECRET", format!("\"{}\"", "s".repeat(32)));
+    if std::fs::write(folder.path().join("data/probe"), "").is_ok() {
+        // We are root.
+        command.uid(65_534).gid(65_534);
+    }
+    let refused = run(&mut command);
+    set("u+w", folder.path());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("tidings.db"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_elses_lock_is_waited_for_and_then_told_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Process::start(command(folder.path()).arg("serve"));
+    let create = |id: &str| json!({"job_id": id, "job_type": "t"});
+    assert_eq!(post(&server.url, "/api/jobs", create("a")).await.0, 201);
+    let path = database(folder.path());
+    let mut other = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    other.batch_execute("BEGIN IMMEDIATE").unwrap();
+    let (status, problem) = post(&server.url, "/api/jobs", create("b")).await;
+    assert_eq!((status, &problem["code"]), (503, &json!("unavailable")));
+    // Whoever reads is not concerned.
+    assert_eq!(log(&server.url).await, [1]);
+    other.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(post(&server.url, "/api/jobs", create("b")).await.0, 201);
+    assert_eq!(log(&server.url).await, [1, 2], "and no number was lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_is_told_and_what_was_acknowledged_is_there_once_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    some_jobs(folder.path(), 1).await;
+    // No file may grow beyond this: writing fails as it does on a full disk.
+    let serve = command(folder.path());
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 600; exec \"$0\" serve"])
+        .arg(serve.get_program())
+        .current_dir(folder.path());
+    for (name, value) in serve.get_envs() {
+        limited.env(name, value.unwrap_or_default());
+    }
+    let mut server = Process::start(&mut limited);
+    let (mut acknowledged, mut refused) = (1, 0);
+    for number in 0..2_000 {
+        let metadata = json!({"text": "y".repeat(4_000)});
+        let body = json!({"job_id": format!("k{number}"), "job_type": "t", "metadata": metadata});
+        match post(&server.url, "/api/jobs", body).await.0 {
+            201 => acknowledged += 1,
+            503 => refused += 1,
+            other => panic!("{other}"),
+        }
+        if refused == 5 {
+            break;
+        }
+    }
+    assert_eq!(refused, 5, "after {acknowledged}");
+    server.kill();
+    let server = Process::start(command(folder.path()).arg("serve"));
+    let told = log(&server.url).await;
+    assert_eq!(told, (1..=acknowledged).collect::<Vec<u64>>());
+    let body = json!({"job_id": "again", "job_type": "t"});
+    assert_eq!(post(&server.url, "/api/jobs", body).await.0, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_jumps_changes_neither_order_nor_progress() {
+    if !needs("faketime") {
+        return;
+    }
+    let library = Command::new("sh")
+        .args([
+            "-c",
+            "find /usr/lib* /lib -name 'libfaketime.so.1' 2>/dev/null | head -n 1",
+        ])
+        .output()
+        .unwrap();
+    let library = String::from_utf8(library.stdout).unwrap().trim().to_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let clock = folder.path().join("clock");
+    let set = |offset: &str| std::fs::write(&clock, offset).unwrap();
+    set("+0");
+    let mut command = command(folder.path());
+    command
+        .arg("serve")
+        .env("LD_PRELOAD", library)
+        .env("FAKETIME_TIMESTAMP_FILE", &clock)
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("DONT_FAKE_MONOTONIC", "1");
+    let server = Process::start(&mut command);
+    let mut claims = claims(Some(1), tidings::auth::Role::Worker);
+    claims.exp += 30.0 * 86_400.0;
+    let token = sign(&claims);
+    let send = async |path: &str, body: Value| {
+        let request = reqwest::Client::new().post(format!("{}{path}", server.url));
+        answer(request.bearer_auth(&token).json(&body)).await
+    };
+    let create = json!({"job_id": "j", "job_type": "t", "status": "in_progress", "stall_after_secs": 0, "timeout_secs": 0});
+    assert_eq!(send("/api/jobs", create).await.0, 201);
+    let mut listener = Listener::open(
+        Transport::WebSocket,
+        &server.url,
+        "/jobs?tick_ms=0",
+        &token,
+        None,
+    )
+    .await;
+    listener.until_ready().await;
+    for (percent, offset) in [
+        (10, "+0"),
+        (20, "+2d"),
+        (30, "-3h"),
+        (40, "+5h"),
+        (50, "-1d"),
+    ] {
+        set(offset);
+        let (status, told) = send("/api/jobs/j/progress", json!({ "progress": percent })).await;
+        assert_eq!(status, 200, "{told}");
+        let heard = listener.next().await.unwrap();
+        assert_eq!(
+            (&heard["seq"], &heard["progress"]),
+            (&told["seq"], &json!(f64::from(percent)))
+        );
+    }
+    let (status, told) = send("/api/jobs/j/complete", json!({})).await;
+    assert_eq!((status, &told["seq"]), (200, &json!(7)));
+    assert_eq!(listener.next().await.unwrap()["status"], "completed");
+}

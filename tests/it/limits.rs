@@ -1,0 +1,215 @@
+//! Limits, each with its setting: what goes beyond is refused with a reason, is counted, and hurts nobody else.
+
+use serde_json::{Value, json};
+
+use crate::support::*;
+
+/// How often something was refused, as the figures tell.
+async fn refusals(server: &Server, code: &str) -> u64 {
+    let answer = server.request("GET", "/metrics", &admin()).send().await;
+    let text = answer.unwrap().text().await.unwrap();
+    let name = format!("tidings_refusals_total{{code=\"{code}\"}} ");
+    let found = text.lines().find_map(|line| line.strip_prefix(&name));
+    found.map_or(0, |count| count.parse().unwrap())
+}
+
+fn user(name: &str) -> String {
+    let mut own = claims(Some(1), tidings::auth::Role::Worker);
+    own.sub = name.into();
+    sign(&own)
+}
+
+/// Opens a stream, and keeps it open as long as the answer.
+async fn open(server: &Server, token: &str, address: &str) -> reqwest::Response {
+    let request = server.request("GET", "/events/jobs", token);
+    let request = request.header("Accept", "text/event-stream");
+    request.header("X-Real-IP", address).send().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_are_limited_by_user_by_address_by_school_and_in_all() {
+    let settings = json!({
+        "max_streams_per_user": 2, "max_streams_per_address": 3, "max_streams_per_school": 5, "max_streams": 6,
+        "heartbeat_secs": 1,
+    });
+    let server = server_with(settings).await;
+    let mut kept = Vec::new();
+    for (name, address, status) in [
+        ("ada", "10.0.0.1", 200),
+        ("ada", "10.0.0.1", 200),
+        ("ada", "10.0.0.1", 429),
+        ("ada", "10.0.0.2", 429),
+        ("bob", "10.0.0.1", 200),
+        ("cy", "10.0.0.1", 429),
+        ("cy", "10.0.0.2", 200),
+        ("cy", "10.0.0.2", 200),
+        ("dee", "10.0.0.3", 429),
+    ] {
+        let answer = open(&server, &user(name), address).await;
+        assert_eq!(answer.status(), status, "{name} from {address}");
+        if status == 429 {
+            assert!(answer.headers().contains_key("Retry-After"));
+            let problem: Value = answer.json().await.unwrap();
+            assert_eq!(problem["code"], "too-many-streams", "{problem}");
+        } else {
+            kept.push(answer);
+        }
+    }
+    // Another school has room, until the server has not.
+    let other = open(&server, &viewer(2), "10.0.0.4").await;
+    assert_eq!(other.status(), 200);
+    assert_eq!(open(&server, &viewer(3), "10.0.0.5").await.status(), 503);
+    assert_eq!(server.tidings.streams(), 6);
+    assert_eq!(refusals(&server, "too-many-streams").await, 4);
+    // Whoever leaves makes room.
+    kept.clear();
+    until("they are noticed to have left", async || {
+        open(&server, &user("ada"), "10.0.0.1").await.status() == 200
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_publishes_too_fast_waits_and_others_do_not() {
+    let settings = json!({"publishes_per_sec": 2, "batch_limit_commands": 5});
+    let server = server_with(settings).await;
+    let create = json!({"job_id": "j", "job_type": "t", "status": "in_progress"});
+    let ada = user("ada");
+    assert_eq!(server.post("/api/jobs", &ada, create).await.0, 201);
+    let report = |token: &str| {
+        let request = server.request("POST", "/api/jobs/j/progress", token);
+        request.json(&json!({"progress": 1})).send()
+    };
+    let mut refused = None;
+    for _ in 0..10 {
+        let answer = report(&ada).await.unwrap();
+        if answer.status() == 429 {
+            refused = Some(answer);
+            break;
+        }
+    }
+    let refused = refused.expect("five at once, and then two a second");
+    let wait: u64 = refused.headers()["Retry-After"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((1..=2).contains(&wait));
+    let problem: Value = refused.json().await.unwrap();
+    assert_eq!(problem["code"], "too-fast");
+    assert_eq!(report(&user("bob")).await.unwrap().status(), 200);
+    // A batch is taken whole or not at all.
+    let lines = "{\"op\":\"jobs.progress\",\"job_id\":\"j\",\"progress\":2}\n".repeat(5);
+    let batch = server.request("POST", "/api/batch", &ada).body(lines);
+    assert_eq!(batch.send().await.unwrap().status(), 429);
+    let (_, job) = server.get("/api/jobs/j", &ada).await;
+    assert_eq!(job["progress"], 1.0);
+    until("there is room again", async || {
+        report(&ada).await.unwrap().status() == 200
+    })
+    .await;
+    assert!(refusals(&server, "too-fast").await >= 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sends_too_much_is_told_and_closed() {
+    let server = server_with(json!({"client_messages_per_sec": 5})).await;
+    let mut socket = listener::socket(&server.url, "/ws", &viewer(1)).await;
+    for _ in 0..50 {
+        listener::send(&mut socket, r#"{"type":"ping"}"#).await;
+    }
+    let mut heard = Vec::new();
+    let code = loop {
+        match listener::receive(&mut socket).await {
+            Ok(message) => heard.push(message),
+            Err(code) => break code,
+        }
+    };
+    let types = field(&heard, "type");
+    let pongs = types.iter().filter(|own| **own == "pong").count();
+    assert!((10..50).contains(&pongs), "{pongs} were answered");
+    assert_eq!(types[types.len() - 2..], ["error", "closing"]);
+    assert_eq!(heard[heard.len() - 2]["code"], "too_fast");
+    assert_eq!(code, Some(1013));
+    assert_eq!(refusals(&server, "too_fast").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_school_has_so_many_subjects_and_no_more_also_after_a_restart() {
+    let settings = json!({
+        "jobs_per_school": 3, "devices_per_school": 1, "enrollments_per_school": 1, "characteristics_per_school": 1,
+    });
+    let first = server_with(settings.clone()).await;
+    let lines: String = (0..5)
+        .map(|n| format!("{{\"op\":\"jobs.create\",\"job_id\":\"j{n}\",\"job_type\":\"t\"}}\n"))
+        .collect();
+    let told = first.batch(&worker(1), lines).await;
+    assert_eq!(field(&told, "status"), [200, 200, 200, 409, 409]);
+    assert_eq!(told[3]["problem"]["code"], "too-many-subjects");
+    // What is there goes on, and another school has its own.
+    first.report("/api/jobs/j0/start", json!({})).await;
+    let job = json!({"job_id": "theirs", "job_type": "t"});
+    assert_eq!(first.post("/api/jobs", &worker(2), job).await.0, 201);
+    for (path, body) in [
+        ("/api/devices", json!({})),
+        ("/api/characteristics", json!({})),
+    ] {
+        for (id, status) in [("a", 200), ("b", 409), ("a", 200)] {
+            let request = first.request("PUT", &format!("{path}/{id}"), &worker(1));
+            assert_eq!(answer(request.json(&body)).await.0, status, "{path} {id}");
+        }
+    }
+    for (id, status) in [("s1", 201), ("s2", 409)] {
+        let session = json!({"session_id": id, "device_id": id});
+        let told = first.post("/api/enrollments", &worker(1), session).await;
+        assert_eq!(told.0, status, "{told:?}");
+    }
+    let second = server_in(first.stop().await, settings).await;
+    let job = json!({"job_id": "one-more", "job_type": "t"});
+    assert_eq!(second.post("/api/jobs", &worker(1), job).await.0, 409);
+    assert_eq!(refusals(&second, "too-many-subjects").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_figures_are_for_whoever_looks_after_the_whole() {
+    let server = server().await;
+    server.running_job("j").await;
+    let mut listener = server.listen(Transport::WebSocket, "/jobs").await;
+    listener.until_ready().await;
+    for token in [worker(1), admin_of(1)] {
+        assert_eq!(server.get("/metrics", &token).await.0, 403);
+    }
+    assert_eq!(server.get("/metrics", "no token").await.0, 401);
+    let answer = server
+        .request("GET", "/metrics", &admin())
+        .send()
+        .await
+        .unwrap();
+    let format = answer.headers()["Content-Type"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    assert!(format.starts_with("text/plain; version=0.0.4"), "{format}");
+    let text = answer.text().await.unwrap();
+    for line in [
+        "tidings_events_committed_total 1",
+        "tidings_streams{transport=\"WebSocket\"} 1",
+        "tidings_refusals_total{code=\"forbidden\"} 2",
+        "tidings_refusals_total{code=\"unauthorized\"} 1",
+        "# TYPE tidings_commit_seconds_total counter",
+    ] {
+        assert!(
+            text.lines().any(|own| own == line),
+            "{line} is not in:\n{text}"
+        );
+    }
+    // Each figure is explained before it is told.
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+        assert!(
+            line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(),
+            "{line}"
+        );
+    }
+}

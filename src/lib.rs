@@ -76,6 +76,7 @@ pub mod scope;
 pub mod service;
 pub mod store;
 pub mod subscribe;
+mod sync;
 pub mod throttle;
 pub mod vitals;
 pub mod watchdog;

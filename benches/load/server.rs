@@ -33,6 +33,8 @@ impl Server {
                 .env("ROCKET_PORT", "0")
                 // All load comes from one user at one address.
                 .env("TIDINGS_PUBLISHES_PER_SEC", "0")
+                .env("TIDINGS_MAX_STREAMS_PER_USER", "50000")
+                .env("TIDINGS_MAX_STREAMS_PER_ADDRESS", "50000")
                 .env("TIDINGS_DATA_DIR", folder.path());
             command
         };

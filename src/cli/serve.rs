@@ -74,24 +74,26 @@ pub(super) fn server() -> Result<Rocket<Build>, Failure> {
     )
 }
 
-/// Who asks a second time does not want to wait any longer. Nothing acknowledged is lost: that is on the disk.
-fn leave_at_once_if_asked_again() -> AdHoc {
-    AdHoc::on_shutdown("Tidings: a second signal", |_| {
-        Box::pin(async {
-            let asked = [(SignalKind::terminate(), 15), (SignalKind::interrupt(), 2)];
-            for (kind, number) in asked {
-                let Ok(mut signals) = signal(kind) else {
-                    continue;
-                };
-                tokio::spawn(async move {
-                    if signals.recv().await.is_some() {
-                        tracing::warn!("asked to stop a second time: leaving at once");
-                        std::process::exit(SIGNALLED + number);
-                    }
-                });
+/// Who asks a second time does not want to wait any longer. What was acknowledged is on the disk; only when devices were
+/// last heard of may be missing.
+fn leave_at_once_if_asked_again() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        let mut asked = false;
+        loop {
+            let number = tokio::select! {
+                _ = terminate.recv() => 15,
+                _ = interrupt.recv() => 2,
+            };
+            if asked {
+                tracing::warn!("asked to stop a second time: leaving at once");
+                std::process::exit(SIGNALLED + number);
             }
-        })
-    })
+            asked = true;
+        }
+    });
+    Ok(())
 }
 
 /// Serves until it is told to stop, then finishes what was published.
@@ -105,7 +107,10 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
         .and_then(|address| address.into_string())
         .unwrap_or_default();
     let address = format!("{host}:{port}");
-    let served = rocket.attach(leave_at_once_if_asked_again()).launch().await;
+    if let Err(error) = leave_at_once_if_asked_again() {
+        tracing::warn!(%error, "signals cannot be listened to");
+    }
+    let served = rocket.launch().await;
     if let Some(tidings) = tidings {
         tidings.close().await?;
     }

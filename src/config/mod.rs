@@ -111,9 +111,9 @@ pub struct Settings {
     pub max_streams: usize,
     /// Streams of a school open at a time.
     pub max_streams_per_school: usize,
-    /// Streams open at a time with tokens of one `sub`, in a school.
+    /// Streams open at a time with tokens of one `sub` in a school; those without one are of one user.
     pub max_streams_per_user: usize,
-    /// Streams open at a time from one address: that of the connection, or what the proxy in front says in `X-Real-IP`.
+    /// Streams open at a time from one address (of IPv6, one /64): that of the connection, or what `X-Real-IP` says.
     pub max_streams_per_address: usize,
     /// Over this many milliseconds returning clients are spread when the server stops.
     pub reconnect_spread_ms: u64,
@@ -154,7 +154,7 @@ pub struct Settings {
     pub client_messages_per_sec: u32,
     /// Most channels on one connection.
     pub channels_per_connection: usize,
-    /// Commands and beats a second with tokens of one `sub`, and at least a whole batch at once; 0 is no limit.
+    /// Commands and beats a second with tokens of one `sub` in a school, and at least a whole batch at once; 0 is no limit.
     pub publishes_per_sec: u32,
     /// Most jobs of a school that are kept.
     pub jobs_per_school: u64,
@@ -196,7 +196,7 @@ impl Default for Settings {
             replay_max_events: 1_000_000,
             max_streams: 50_000,
             max_streams_per_school: 20_000,
-            max_streams_per_user: 10_000,
+            max_streams_per_user: 1_000,
             max_streams_per_address: 20_000,
             reconnect_spread_ms: 5_000,
             retention_secs: 7 * 86_400,
@@ -620,7 +620,7 @@ pub const RATE_SECS: usize = 60;
 /// Seconds for which the server's own figures are kept.
 pub const VITALS_SECS: usize = 300;
 /// Longest name of a reader that is remembered beside a connection, in characters.
-pub const READER_MAX_CHARS: usize = 64;
+pub const READER_MAX_CHARS: usize = 256;
 /// Samples on a control chart.
 pub const CHART_SAMPLES: usize = 100;
 /// Reports on a chart of a job's progress.

@@ -35,20 +35,28 @@ impl Caller {
 
     /// Checks that so many commands or beats may be published now.
     pub(super) fn may_publish(&self, tidings: &Tidings, commands: usize) -> Result<(), Problem> {
-        self.require(Role::Worker)?;
-        let count = u32::try_from(commands).unwrap_or(u32::MAX);
-        let user = &self.access.subject;
-        let taken = tidings
-            .publishes()
-            .take(self.school, user, count, Instant::now());
-        taken.map_err(|wait| {
-            let most = tidings.settings().publishes_per_sec;
-            let detail = format!(
-                "at most {most} commands a second may be published with tokens of one `sub`"
-            );
-            Problem::too_fast(detail, wait)
-        })
+        may_publish(tidings, &self.access, self.school, commands)
     }
+}
+
+/// Checks that somebody may publish so much in a school now.
+pub(super) fn may_publish(
+    tidings: &Tidings,
+    access: &Access,
+    school: SchoolId,
+    commands: usize,
+) -> Result<(), Problem> {
+    access.require(Role::Worker)?;
+    let count = u32::try_from(commands).unwrap_or(u32::MAX);
+    let taken = tidings
+        .publishes()
+        .take(school, &access.subject, count, Instant::now());
+    taken.map_err(|wait| {
+        let most = tidings.settings().publishes_per_sec;
+        let detail =
+            format!("at most {most} commands a second may be published with tokens of one `sub`");
+        Problem::too_fast(detail, wait)
+    })
 }
 
 /// The running Tidings of this application.

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use chrono::Utc;
 use rocket::http::ContentType;
 use rocket::{Route, State, get, routes};
+use tokio::time::timeout;
 
 use super::credential::Anybody;
 use super::problem::Problem;
 use crate::auth::{AuthError, Role};
+use crate::config::READY_WAIT;
 use crate::service::Tidings;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -101,13 +103,16 @@ async fn metrics(
         "Schools that are in use.",
         hub.schools() as f64,
     );
-    figure(
-        out,
-        "database_bytes",
-        "gauge",
-        "Size of the database.",
-        store.size().await? as f64,
-    );
+    // The other figures are told all the more when the database has trouble.
+    if let Ok(Ok(bytes)) = timeout(READY_WAIT, store.size()).await {
+        figure(
+            out,
+            "database_bytes",
+            "gauge",
+            "Size of the database.",
+            bytes as f64,
+        );
+    }
     let uptime = (Utc::now() - vitals.since()).num_milliseconds() as f64 / 1e3;
     figure(
         out,

@@ -6,13 +6,14 @@
 //! not in the mailbox is in the log.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use chrono::{DateTime, Utc};
 
 use crate::event::Event;
 use crate::scope::{Filter, without_superseded};
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::wire::Close;
 
 /// See the module's page.
@@ -160,7 +161,7 @@ pub(super) mod tests {
     use crate::id::{Cursor, Kind};
     use crate::kind::job::JOB_PROGRESS;
 
-    pub(in crate::hub) const JOBS: Kind = Kind::new("jobs");
+    pub(in crate::hub) const JOBS: Kind = crate::kind::job::KIND;
 
     pub(in crate::hub) fn event(seq: u64, subject: &str, milestone: bool) -> Arc<Event> {
         let cursor = Cursor {

@@ -11,8 +11,7 @@ pub mod mailbox;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -24,6 +23,8 @@ use crate::config::{Ceilings, RATE_SECS, WINDOW_MAX_BYTES};
 use crate::event::Event;
 use crate::id::{Channel, Kind, SchoolId, SubjectId};
 use crate::scope::Scope;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use crate::wire::Close;
 
 /// The fan-out of one node.
@@ -215,24 +216,30 @@ impl Hub {
         reader: Reader,
         ceilings: &Ceilings,
     ) -> Result<(), HubFull> {
-        let mut addresses = self.addresses();
-        let mut room = lock(&attachment.school);
-        let of_user = room.users.get(&reader.user).copied().unwrap_or(0);
-        let of_address = reader.address.and_then(|own| addresses.get(&own).copied());
-        if self.attached() >= ceilings.server {
+        let place = |all: usize| (all < ceilings.server).then_some(all + 1);
+        let relaxed = Ordering::Relaxed;
+        if self.attached.fetch_update(relaxed, relaxed, place).is_err() {
             return Err(HubFull::Server);
-        } else if room.attached.len() >= ceilings.school {
-            return Err(HubFull::School);
-        } else if of_user >= ceilings.user {
-            return Err(HubFull::User);
-        } else if of_address.unwrap_or(0) >= ceilings.address {
+        }
+        // No lock is held while another is waited for: a busy school must not keep others waiting.
+        let address = reader.address.map(network);
+        if !address.is_none_or(|address| self.admit_from(address, ceilings.address)) {
+            self.attached.fetch_sub(1, relaxed);
             return Err(HubFull::Address);
         }
-        self.attached.fetch_add(1, Ordering::Relaxed);
-        *room.users.entry(Arc::clone(&reader.user)).or_default() += 1;
-        if let Some(address) = reader.address {
-            *addresses.entry(address).or_default() += 1;
+        let mut room = lock(&attachment.school);
+        let of_user = room.users.get(&reader.user).copied().unwrap_or(0);
+        let refused = match () {
+            () if room.attached.len() >= ceilings.school => Some(HubFull::School),
+            () if of_user >= ceilings.user => Some(HubFull::User),
+            () => None,
+        };
+        if let Some(refused) = refused {
+            drop(room);
+            self.give_back(address);
+            return Err(refused);
         }
+        *room.users.entry(Arc::clone(&reader.user)).or_default() += 1;
         let attached = Attached {
             reader,
             since: Utc::now(),
@@ -242,6 +249,23 @@ impl Hub {
         room.attached.insert(attachment.id, attached);
         room.note_streams(self.second());
         Ok(())
+    }
+
+    /// Counts a connection from an address, if there may be one more.
+    fn admit_from(&self, address: IpAddr, most: usize) -> bool {
+        let mut addresses = self.addresses();
+        let count = addresses.entry(address).or_default();
+        let has_room = *count < most;
+        *count += usize::from(has_room);
+        has_room
+    }
+
+    /// Gives back what a connection had among all and among those from its address.
+    fn give_back(&self, address: Option<IpAddr>) {
+        if let Some(address) = address {
+            one_less(&mut self.addresses(), &address);
+        }
+        self.attached.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// How many connections are attached.
@@ -297,6 +321,9 @@ impl Hub {
             let room = lock(&school);
             for attached in room.attached.values() {
                 *by_transport.entry(attached.reader.transport).or_default() += 1;
+                if limit == 0 {
+                    continue;
+                }
                 connections.push(attached.shown(id, channels));
                 if connections.len() == limit * 2 {
                     keep_noteworthy(&mut connections, limit);
@@ -455,6 +482,17 @@ impl Room {
     }
 }
 
+/// What counts as one address: who has an IPv6 address has a whole network of them.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = u128::from(address) >> 64 << 64;
+            IpAddr::V6(network.into())
+        }
+        address => address,
+    }
+}
+
 /// Forgets whoever has none left.
 fn one_less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
@@ -542,7 +580,6 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        let mut addresses = self.hub.addresses();
         let mut room = lock(&self.school);
         let Some(own) = leave(&mut room.attached, self.id) else {
             // It was never let in.
@@ -552,11 +589,9 @@ impl Drop for Attachment {
             room.unlisten(channel, self.id);
         }
         one_less(&mut room.users, &own.reader.user);
-        if let Some(address) = own.reader.address {
-            one_less(&mut addresses, &address);
-        }
         room.note_streams(self.hub.second());
-        self.hub.attached.fetch_sub(1, Ordering::Relaxed);
+        drop(room);
+        self.hub.give_back(own.reader.address.map(network));
     }
 }
 

@@ -92,7 +92,7 @@ async fn a_damaged_database_is_not_served_and_left_as_it_is() {
             said.contains("tidings.db") && (said.contains("damaged") || said.contains("malformed")),
             "{said}"
         );
-        assert_eq!(std::fs::read(&path).unwrap().len(), damaged.len());
+        assert_eq!(std::fs::read(&path).unwrap(), damaged, "as it was");
     }
     std::fs::write(&path, &whole).unwrap();
     let server = Process::start(command(folder.path()).arg("serve"));
@@ -106,10 +106,20 @@ async fn a_database_that_is_gone_from_its_journal_is_not_replaced() {
     let body = json!({"job_id": "a", "job_type": "t"});
     assert_eq!(post(&server.url, "/api/jobs", body).await.0, 201);
     server.kill();
-    std::fs::remove_file(database(folder.path())).unwrap();
-    let said = refusal(folder.path());
-    assert!(said.contains("missing"), "{said}");
-    assert!(!database(folder.path()).exists());
+    let path = database(folder.path());
+    let whole = std::fs::read(&path).unwrap();
+    let journal = path.with_extension("db-wal");
+    let journal_was = std::fs::read(&journal).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(refusal(folder.path()).contains("missing"));
+    assert!(!path.exists());
+    std::fs::write(&path, "").unwrap();
+    assert!(refusal(folder.path()).contains("missing"));
+    assert_eq!(std::fs::read(&journal).unwrap(), journal_was);
+    // With its database it is all there.
+    std::fs::write(&path, whole).unwrap();
+    let server = Process::start(command(folder.path()).arg("serve"));
+    assert_eq!(log(&server.url).await, [1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,7 +228,12 @@ async fn a_clock_that_jumps_changes_neither_order_nor_progress() {
     let library = String::from_utf8(library.stdout).unwrap().trim().to_owned();
     let folder = tempfile::tempdir().unwrap();
     let clock = folder.path().join("clock");
-    let set = |offset: &str| std::fs::write(&clock, offset).unwrap();
+    let set = |offset: &str| {
+        // At once: an empty file is no time.
+        let next = clock.with_extension("next");
+        std::fs::write(&next, offset).unwrap();
+        std::fs::rename(next, &clock).unwrap();
+    };
     set("+0");
     let mut command = command(folder.path());
     command

@@ -283,12 +283,18 @@ async fn every_stream_is_told_when_to_come_back_and_a_second_signal_waits_for_no
     let address = server.url.trim_start_matches("http://").to_owned();
     let mut stuck = tokio::net::TcpStream::connect(&address).await.unwrap();
     let request = format!(
-        "POST /api/jobs HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nContent-Length: 1000\r\n\r\n{{",
+        "POST /api/jobs HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {}\r\nExpect: 100-continue\r\nContent-Length: 1000\r\n\r\n",
         worker(1)
     );
     tokio::io::AsyncWriteExt::write_all(&mut stuck, request.as_bytes())
         .await
         .unwrap();
+    // It is being read once the server asks for its body.
+    let mut answer = [0; 12];
+    tokio::io::AsyncReadExt::read_exact(&mut stuck, &mut answer)
+        .await
+        .unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100");
     server.signal("TERM");
     let mut delays = std::collections::BTreeSet::new();
     for listener in &mut listeners {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Each module's floor. Those of one floor do not know one another, but for those named in [`NEIGHBOURS`].
 const FLOORS: &[(&str, u8)] = &[
     ("id", 0),
+    ("sync", 0),
     ("event", 0),
     ("scope", 1),
     ("kind", 1),

@@ -32,6 +32,8 @@ const SEEDS: u64 = 3_000;
 const SEEDS_FOR_A_FAULT: u64 = 500;
 const STEPS: usize = 300;
 const READERS: usize = 4;
+/// Events beyond which a replay is answered with a reset.
+const REPLAY_MAX: u64 = 60;
 const SUBJECTS: [&str; 4] = ["a", "b", "c", "d"];
 /// Rounds after which nothing can be under way any more.
 const ROUNDS_TO_SETTLE: usize = 400;
@@ -72,7 +74,7 @@ fn start(rng: &mut Rng, ledger: &Arc<Ledger>) -> Server {
     let settings = Settings {
         window_events: rng.usize(1..=12),
         mailbox_capacity: rng.usize(2..=8),
-        replay_max_events: 60,
+        replay_max_events: REPLAY_MAX,
         heartbeat_secs: 1,
         ..Settings::default()
     };

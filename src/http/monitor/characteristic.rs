@@ -134,7 +134,7 @@ async fn acknowledge(
     let missing = || Problem::new(ProblemKind::NotFound, "there is no such violation");
     let violation = ViolationId::parse(id).ok_or_else(missing)?;
     let subject = violation.characteristic_id;
-    may_act(&visitor, &guest, characteristic::KIND, &subject)?;
+    may_act(tidings, &visitor, &guest, characteristic::KIND, &subject)?;
     let command = characteristic::Command::Acknowledge {
         number: violation.number,
         user: guest.access.subject.as_str().into(),

@@ -128,7 +128,7 @@ async fn act_on_job(
     let guest = visitor.enter(school, tidings).await?;
     let missing = |_| Problem::from(crate::kind::not_found(job::KIND, id));
     let subject: SubjectId = id.parse().map_err(missing)?;
-    may_act(&visitor, &guest, job::KIND, &subject)?;
+    may_act(tidings, &visitor, &guest, job::KIND, &subject)?;
     let command = match verb {
         "cancel" => job::Command::Cancel(job::Cancel::default()),
         "retry" => job::Command::Retry(job::Note::default()),

@@ -184,6 +184,9 @@ impl<'r> Responder<'r, 'static> for Refusal {
                 Redirect::to(format!("{base}/monitor/sign-in?next={next}")).respond_to(request)
             }
             Refusal::Problem(problem) => {
+                credential::tidings(request)
+                    .vitals()
+                    .refused(problem.code());
                 let status = Status::new(problem.status());
                 refused(request, base, status, problem.detail()).respond_to(request)
             }

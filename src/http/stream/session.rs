@@ -115,6 +115,7 @@ impl Session {
                 session.from = from;
             }
             Opening::Refused { error, code, close } => {
+                session.tidings.vitals().refused(code);
                 if let Some(message) = error {
                     session.send_control(&Control::Error { code, message });
                 }
@@ -306,7 +307,9 @@ impl Session {
     }
 
     fn receive(&mut self, incoming: Incoming) {
-        if let Some((pace, bucket)) = &mut self.pace
+        // Pings and pongs are the protocol's own.
+        if !matches!(incoming, Incoming::Control)
+            && let Some((pace, bucket)) = &mut self.pace
             && bucket.take(*pace, 1, Instant::now()).is_err()
         {
             return self.give_up(

@@ -124,6 +124,9 @@ impl SqliteStore {
             .to_str()
             .ok_or_else(|| database_error("its path is not UTF-8".into()))?;
         is_whole_or_new(path).map_err(|problem| database_error(problem.into()))?;
+        if settings.check_database && path.exists() {
+            check(url).map_err(database_error)?;
+        }
         let mut conn =
             SqliteConnection::establish(url).map_err(|error| database_error(error.to_string()))?;
         conn.batch_execute(&format!(
@@ -135,9 +138,6 @@ impl SqliteStore {
              PRAGMA temp_store = MEMORY;"
         ))
         .map_err(|error| database_error(error.to_string()))?;
-        if settings.check_database {
-            check(&mut conn).map_err(database_error)?;
-        }
         conn.run_pending_migrations(MIGRATIONS)
             .map_err(|error| database_error(error.to_string()))?;
         let epoch = epoch(&mut conn, settings.synchronous)
@@ -242,23 +242,32 @@ fn database_error(error: diesel::result::Error) -> StoreError {
 fn is_whole_or_new(path: &Path) -> Result<(), &'static str> {
     let mut journal = path.as_os_str().to_owned();
     journal.push("-wal");
-    let has_journal = std::fs::metadata(journal).is_ok_and(|journal| journal.len() > 0);
-    match has_journal && !path.exists() {
-        true => Err("it is missing, but its journal (-wal) is there"),
+    let has_bytes = |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
+    match has_bytes(Path::new(&journal)) && !has_bytes(path) {
+        true => Err("it is missing or empty, but its journal (-wal) is there"),
         false => Ok(()),
     }
 }
 
-/// Looks at every page. A damaged database is not served: what is wrong would come out at any time.
-fn check(conn: &mut SqliteConnection) -> Result<(), String> {
+/// Looks at every page, and changes none: what is damaged is somebody's to save. A damaged database is not served, for
+/// what is wrong would come out at any time.
+fn check(path: &str) -> Result<(), String> {
     #[derive(QueryableByName)]
     struct Found {
         #[diesel(sql_type = Text)]
         quick_check: String,
     }
     let begun = Instant::now();
+    let escaped = path
+        .replace('%', "%25")
+        .replace('?', "%3f")
+        .replace('#', "%23");
+    let mut conn = SqliteConnection::establish(&format!("file:{escaped}?mode=ro"))
+        .map_err(|error| error.to_string())?;
+    conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))
+        .map_err(|error| error.to_string())?;
     let found: Vec<Found> = diesel::sql_query("PRAGMA quick_check(1)")
-        .load(conn)
+        .load(&mut conn)
         .map_err(|error| error.to_string())?;
     if begun.elapsed() > CHECK_IS_LONG {
         let secs = begun.elapsed().as_secs();

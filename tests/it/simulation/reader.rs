@@ -196,14 +196,17 @@ impl Reader {
             session.alarm.rings.store(true, Ordering::Relaxed);
             took = true;
             self.deliveries += 1;
-            self.cursor = Some(session.subscription.resume_cursor());
+            let before = self.cursor.replace(session.subscription.resume_cursor());
             trace(format_args!(
                 "{:?} is told {delivery:?}",
                 self.scope.channels()
             ));
             match delivery {
                 Delivery::Event(event) => self.shadow.hear(&event, &self.scope, ledger)?,
-                Delivery::Control(control) => self.shadow.note(&control, &self.scope, ledger)?,
+                Delivery::Control(control) => {
+                    let at = before.map_or(0, |cursor| cursor.seq);
+                    self.shadow.note(&control, at, &self.scope, ledger)?;
+                }
             }
         }
         Ok(took)
@@ -299,9 +302,19 @@ impl Shadow {
         Ok(())
     }
 
-    fn note(&mut self, control: &Control, scope: &Scope, ledger: &Ledger) -> Result<(), String> {
+    fn note(
+        &mut self,
+        control: &Control,
+        at: u64,
+        scope: &Scope,
+        ledger: &Ledger,
+    ) -> Result<(), String> {
         match control {
-            Control::Reset(_) => {
+            Control::Reset(reason) => {
+                let too_far = ledger.head() - at.min(ledger.head()) > super::REPLAY_MAX;
+                if !(self.must_reset || at < ledger.floor() || too_far) {
+                    return Err(format!("a reset at {at} without need: {reason:?}"));
+                }
                 self.begin_anew();
                 Ok(())
             }

@@ -116,7 +116,7 @@ impl Writer {
             meter,
             waits_for_disk: true,
             heads: cache(config::SCHOOL_CACHE),
-            counts: cache(config::SCHOOL_CACHE),
+            counts: cache(config::SCHOOL_CACHE * kind::KINDS.len()),
             most: kind::KINDS
                 .iter()
                 .map(|kind| (*kind, settings.most_of(*kind)))
@@ -322,8 +322,9 @@ impl Writer {
         let (gone, more) = sweep(&mut self.conn, &mut self.swept_school, retention, now)?;
         for address in &gone {
             self.states.pop(address);
-            // Counted anew when it matters.
-            self.counts.pop(&(address.0, address.1));
+            if let Some(count) = self.counts.get_mut(&(address.0, address.1)) {
+                *count -= 1;
+            }
         }
         Ok(more)
     }

@@ -1,0 +1,8 @@
+//! Locks and atomics of the hub. `tests/interleavings.rs` compiles the hub with others in their place, which try out
+//! every order in which threads can come to them.
+
+pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+
+pub(crate) mod atomic {
+    pub(crate) use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+}

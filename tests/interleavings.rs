@@ -1,0 +1,270 @@
+//! Interleavings of the threads that meet in the hub: its own source, with locks that hand control to a scheduler which
+//! tries them out. A wake-up that gets lost is a deadlock here, and is found as one.
+
+#[path = "../src/hub/mod.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "the hub as it is, of which a part is used here"
+)]
+mod hub;
+
+/// What the hub knows of the rest.
+mod config {
+    pub(crate) use tidings::config::{Ceilings, RATE_SECS, WINDOW_MAX_BYTES};
+}
+mod event {
+    pub(crate) use tidings::event::{Class, Draft, Event};
+}
+mod kind {
+    pub(crate) use tidings::kind::{channel, job};
+}
+mod id {
+    pub(crate) use tidings::id::{Channel, Cursor, Kind, SchoolId, SubjectId};
+}
+mod scope {
+    pub(crate) use tidings::scope::{Filter, Scope, without_superseded};
+}
+mod wire {
+    pub(crate) use tidings::wire::Close;
+}
+/// The locks that are watched.
+mod sync {
+    pub(crate) use shuttle::sync::{Mutex, MutexGuard, RwLock};
+    pub(crate) use std::sync::PoisonError;
+
+    pub(crate) mod atomic {
+        pub(crate) use shuttle::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+    }
+}
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use shuttle::sync::Mutex;
+use shuttle::thread::{self, Thread};
+use tidings::event::{Class, Draft, Event};
+use tidings::id::Cursor;
+use tidings::scope::Scope;
+use tidings::wire::Close;
+
+use hub::mailbox::{Mail, Mailbox};
+use hub::{Attachment, Hub, Reader};
+
+/// Schedules that are tried one after the other, and as many of those in which threads are kept waiting the longest.
+const SCHEDULES: usize = 3_000;
+/// So many times a thread that could go on is kept from it.
+const DEPTH: usize = 3;
+
+fn event(seq: u64, class: Class) -> Arc<Event> {
+    let cursor = Cursor {
+        epoch: "00000001".parse().expect("eight digits"),
+        seq,
+    };
+    let draft = Draft {
+        event_type: &kind::job::JOB_PROGRESS,
+        class,
+        status: "in_progress",
+        category: None,
+        fields: "{}".into(),
+    };
+    let school = 1.try_into().expect("positive");
+    let subject = "a".parse().expect("an id");
+    let at = chrono::DateTime::UNIX_EPOCH;
+    Arc::new(Event::new(
+        cursor,
+        school,
+        kind::job::KIND,
+        subject,
+        at,
+        draft,
+    ))
+}
+
+fn listen(hub: &Arc<Hub>) -> Attachment {
+    let channel = kind::channel("jobs").expect("a channel");
+    let scope = Scope::new(1.try_into().expect("positive"), [channel]);
+    let reader = Reader {
+        transport: "test",
+        user: "reader".into(),
+        address: None,
+    };
+    let ceilings = tidings::config::Settings::default().ceilings();
+    let attached = hub.attach(&scope, reader, true, &ceilings);
+    attached.expect("there is room")
+}
+
+/// Wakes a thread.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for mail as a task does: asleep until it is woken.
+fn next(mailbox: &Mailbox) -> Mail {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    loop {
+        match mailbox.poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(mail) => return mail,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+/// Goes on by an event, unless it is known already.
+fn follow(position: u64, event: &Arc<Event>) -> u64 {
+    if event.seq > position {
+        assert_eq!(event.seq, position + 1, "a gap");
+    }
+    position.max(event.seq)
+}
+
+/// Whoever waits is woken, whatever comes when.
+fn no_wake_up_is_lost() {
+    let hub = Arc::new(Hub::new(8, 8));
+    let attachment = listen(&hub);
+    let publisher = thread::spawn(move || {
+        for seq in 1..=2 {
+            hub.offer(&[event(seq, Class::Milestone)]);
+        }
+    });
+    let mut heard = Vec::new();
+    while heard.len() < 2 {
+        match next(attachment.mailbox()) {
+            Mail::Events(events) => heard.extend(events.iter().map(|event| event.seq)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(heard, [1, 2]);
+    publisher.join().expect("it ends well");
+}
+
+/// A mailbox that is too small says so, and what comes afterwards is kept: nothing falls between.
+fn what_a_lagging_reader_misses_it_is_told_to_read() {
+    let hub = Arc::new(Hub::new(8, 2));
+    let attachment = listen(&hub);
+    let log = Arc::new(Mutex::new(0));
+    let written = Arc::clone(&log);
+    let publisher = thread::spawn(move || {
+        for seq in 1..=4 {
+            *written.lock().expect("whole") = seq;
+            hub.offer(&[event(seq, Class::Milestone)]);
+        }
+    });
+    let mut position = 0;
+    while position < 4 {
+        match next(attachment.mailbox()) {
+            Mail::Events(events) => {
+                position = events.iter().fold(position, follow);
+            }
+            // It reads the log.
+            Mail::Lagging => position = position.max(*log.lock().expect("whole")),
+            Mail::Close(_) => panic!("nobody closes"),
+        }
+    }
+    publisher.join().expect("it ends well");
+}
+
+/// Whoever is told to close hears of it, asleep or not.
+fn a_close_is_heard_among_events() {
+    let hub = Arc::new(Hub::new(8, 8));
+    let attachment = listen(&hub);
+    let (publishing, closing) = (Arc::clone(&hub), hub);
+    let publisher = thread::spawn(move || publishing.offer(&[event(1, Class::Tick)]));
+    let closer = thread::spawn(move || closing.close_all(|| Close::Done));
+    loop {
+        if let Mail::Close(close) = next(attachment.mailbox()) {
+            assert_eq!(close, Close::Done);
+            break;
+        }
+    }
+    publisher.join().expect("it ends well");
+    closer.join().expect("it ends well");
+}
+
+/// Invariant 5: an event is in what is read after listening, or in the mailbox, or in both.
+fn nothing_falls_between_listening_and_reading() {
+    let hub = Arc::new(Hub::new(8, 8));
+    let log = Arc::new(Mutex::new(0));
+    let (offering, written) = (Arc::clone(&hub), Arc::clone(&log));
+    let publisher = thread::spawn(move || {
+        for seq in 1..=2 {
+            *written.lock().expect("whole") = seq;
+            offering.offer(&[event(seq, Class::Milestone)]);
+        }
+    });
+    let attachment = listen(&hub);
+    let mut position: u64 = *log.lock().expect("whole");
+    while position < 2 {
+        match next(attachment.mailbox()) {
+            Mail::Events(events) => {
+                position = events.iter().fold(position, follow);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    publisher.join().expect("it ends well");
+    drop(attachment);
+    assert_eq!(hub.attached(), 0);
+}
+
+/// Coming and going at once leaves nothing behind, and no limit is exceeded.
+fn places_are_given_once_and_given_back() {
+    let hub = Arc::new(Hub::new(8, 8));
+    let come_and_go = |hub: Arc<Hub>| {
+        thread::spawn(move || {
+            let channel = kind::channel("jobs").expect("a channel");
+            let scope = Scope::new(1.try_into().expect("positive"), [channel]);
+            let reader = Reader {
+                transport: "test",
+                user: "reader".into(),
+                address: Some([127, 0, 0, 1].into()),
+            };
+            let ceilings = config::Ceilings {
+                server: 1,
+                school: 1,
+                user: 1,
+                address: 1,
+            };
+            let attached = hub.attach(&scope, reader, true, &ceilings);
+            assert!(hub.attached() <= 1);
+            drop(attached);
+        })
+    };
+    let threads = [come_and_go(Arc::clone(&hub)), come_and_go(Arc::clone(&hub))];
+    for thread in threads {
+        thread.join().expect("it ends well");
+    }
+    assert_eq!(hub.attached(), 0);
+}
+
+fn main() {
+    let scenarios: [(&str, fn()); 5] = [
+        ("no wake-up is lost", no_wake_up_is_lost),
+        (
+            "what a lagging reader misses it is told to read",
+            what_a_lagging_reader_misses_it_is_told_to_read,
+        ),
+        (
+            "a close is heard among events",
+            a_close_is_heard_among_events,
+        ),
+        (
+            "nothing falls between listening and reading",
+            nothing_falls_between_listening_and_reading,
+        ),
+        (
+            "places are given once and given back",
+            places_are_given_once_and_given_back,
+        ),
+    ];
+    for (name, scenario) in scenarios {
+        shuttle::check_dfs(scenario, Some(SCHEDULES));
+        shuttle::check_pct(scenario, SCHEDULES, DEPTH);
+        println!("interleavings: {name} ... ok");
+    }
+}

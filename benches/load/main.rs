@@ -1,7 +1,7 @@
 //! A load program: what the server delivers and accepts, what that costs, and how long it takes.
 //!
 //! `cargo bench --bench load` runs everything; `cargo bench --bench load -- publish` only what is named:
-//! `floor`, `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `idle`, `pages`, `browser`. The server is a process of its own, so that
+//! `floor`, `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `fold`, `idle`, `pages`, `browser`. The server is a process of its own, so that
 //! its CPU time and memory can be told from the load's. Both share the machine: read ratios, not records.
 
 mod pages;
@@ -75,6 +75,11 @@ async fn main() {
     }
     if runs("browser") {
         pages::browser(500, 50).await;
+    }
+    if runs("fold") {
+        for transport in TRANSPORTS {
+            fold(transport, 1_000).await;
+        }
     }
     if runs("idle") {
         for transport in TRANSPORTS {
@@ -328,6 +333,32 @@ async fn latency(transport: Transport, readers: usize) {
         "latency   {transport:<12} {readers} readers, {events} events at 100/s  publish to receive {}  {:>5.2} us server CPU a delivery",
         quantiles(&subscribers.times()),
         (server.cpu() - cpu) / (events * readers) as f64 * 1e6,
+    );
+}
+
+/// What an event costs the server at 100 events a second on one subject, with ticks folded and not.
+async fn fold(transport: Transport, readers: usize) {
+    let mut costs = Vec::new();
+    for tick_ms in [0, 100, 1_000] {
+        let server = Server::start().await;
+        server.create_jobs(1).await;
+        let path = format!("/events/jobs/j0?tick_ms={tick_ms}");
+        let subscribers = Subscribers::open(&server, transport, readers, |_| path.clone()).await;
+        let mut publisher = Connection::open(&server.address, &server.worker).await;
+        let mut rounds = tokio::time::interval(Duration::from_millis(10));
+        let (start, cpu, mut events) = (Instant::now(), server.cpu(), 0);
+        while start.elapsed() < LATENCY_FOR {
+            rounds.tick().await;
+            let body = format!(r#"{{"message":"{}"}}"#, nanos());
+            publisher.post("/api/jobs/j0/progress", &body).await;
+            events += 1;
+        }
+        costs.push((server.cpu() - cpu) / f64::from(events) * 1e3);
+        drop(subscribers);
+    }
+    println!(
+        "fold      {transport:<12} {readers} readers at 100/s  {:>6.2} ms server CPU an event unfolded, {:>6.2} ms with 100 ms, {:>6.2} ms with 1 s",
+        costs[0], costs[1], costs[2]
     );
 }
 

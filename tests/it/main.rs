@@ -9,6 +9,7 @@
 mod support;
 
 mod access;
+mod attacks;
 mod bad_input;
 mod browsers_and_proxies;
 mod characteristics;

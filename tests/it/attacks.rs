@@ -1,0 +1,372 @@
+//! What strangers try, by the attack's name. Forged tokens, escaped limits, enumeration and cross-site requests with a
+//! cookie are in `access.rs`; what is merely wrong in `bad_input.rs`.
+
+use fastrand::Rng;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::*;
+
+/// Sends bytes as they are, and gives what is answered before the connection ends or rests.
+async fn raw(server: &Server, request: &[u8]) -> Vec<u8> {
+    let address = server.url.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The server may have closed before it has read all.
+    let _ = stream.write_all(request).await;
+    let mut answer = Vec::new();
+    let mut part = [0; 4_096];
+    loop {
+        let read = tokio::time::timeout(std::time::Duration::from_secs(2), stream.read(&mut part));
+        match read.await {
+            Ok(Ok(count)) if count > 0 => answer.extend_from_slice(&part[..count]),
+            _ => return answer,
+        }
+        if answer.len() > 64 * 1024 {
+            return answer;
+        }
+    }
+}
+
+fn status(answer: &[u8]) -> Option<u16> {
+    let line = std::str::from_utf8(answer.get(..12)?).ok()?;
+    line.strip_prefix("HTTP/1.1 ")?.parse().ok()
+}
+
+fn request(line: &str, token: &str, more: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n{more}\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body].concat()
+}
+
+/// Nothing has changed, and everything works.
+async fn is_well(server: &Server, jobs: usize) {
+    let (status, list) = server.get("/api/jobs?limit=500", &viewer(1)).await;
+    assert_eq!(
+        (status, list["jobs"].as_array().unwrap().len()),
+        (200, jobs)
+    );
+    let health = reqwest::get(format!("{}/readyz", server.url))
+        .await
+        .unwrap();
+    assert_eq!(health.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn path_tricks() {
+    let server = server().await;
+    server.running_job("ours").await;
+    let theirs = json!({"job_id": "theirs", "job_type": "t"});
+    server.post("/api/jobs", &worker(2), theirs).await;
+    for path in [
+        "/api/jobs/../jobs/theirs",
+        "/api/jobs/..%2fjobs%2ftheirs",
+        "/api/jobs/%2e%2e/%2e%2e/etc/passwd",
+        "/api/jobs/theirs%00",
+        "/api/jobs/theirs%0a",
+        "/api/jobs/theirs;school_id=2",
+        "/api/jobs/theirs?school_id=2",
+        "/api//jobs/theirs",
+        "/api/jobs/theirs/",
+        "//api/jobs/theirs",
+        "/api/jobs/THEIRS",
+        "/events/jobs/theirs",
+        "/events/jobs/%74heirs",
+        "/events/schools/2",
+        "/monitor/schools/2/jobs/theirs",
+        "/monitor/assets/../../Cargo.toml",
+        "/monitor/assets/%2e%2e%2f%2e%2e%2fCargo.toml",
+        "/monitor/assets/monitor.css",
+    ] {
+        let answer = raw(
+            &server,
+            &request(&format!("GET {path}"), &worker(1), "", b""),
+        )
+        .await;
+        let status = status(&answer);
+        assert!(
+            matches!(status, Some(400 | 404 | 422)),
+            "{path}: {status:?}"
+        );
+        let text = String::from_utf8_lossy(&answer);
+        assert!(
+            !text.contains("\"job_type\"") && !text.contains("[package]"),
+            "{path}: {text}"
+        );
+    }
+    is_well(&server, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oversized_headers_and_endless_requests() {
+    let server = server().await;
+    let token = viewer(1);
+    let long = format!("X-Long: {}\r\n", "x".repeat(1024 * 1024));
+    let many = "X-Many: x\r\n".repeat(5_000);
+    for more in [long, many] {
+        let answer = raw(&server, &request("GET /api/jobs", &token, &more, b"")).await;
+        // hyper answers 431, or has closed before it was asked all.
+        let status = status(&answer);
+        assert!(matches!(status, None | Some(400 | 431)), "{status:?}");
+    }
+    let uri = format!("GET /api/jobs?q={}", "x".repeat(100_000));
+    let answer = raw(&server, &request(&uri, &token, "", b"")).await;
+    assert!(matches!(status(&answer), None | Some(400 | 414 | 431)));
+    is_well(&server, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compression_bombs() {
+    let server = server().await;
+    // Ten megabytes of nothing in ten kilobytes: it is taken for the bytes that it is, and these are no JSON.
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut encoder, &vec![b' '; 10 * 1024 * 1024]).unwrap();
+    let bomb = encoder.finish().unwrap();
+    assert!(bomb.len() < 64 * 1024);
+    for path in ["/api/jobs", "/api/batch"] {
+        let more = "Content-Encoding: gzip\r\nContent-Type: application/json\r\n";
+        let answer = raw(
+            &server,
+            &request(&format!("POST {path}"), &worker(1), more, &bomb),
+        )
+        .await;
+        let text = String::from_utf8_lossy(&answer);
+        assert!(
+            status(&answer) == Some(400) || text.contains("\"status\":400"),
+            "{path}: {text}"
+        );
+    }
+    is_well(&server, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn header_injection_through_names_and_addresses() {
+    let server = server().await;
+    let evil = "a%0d%0aSet-Cookie:%20evil=1";
+    for path in [
+        format!("/monitor/sign-in?next={evil}"),
+        format!("/monitor/schools/1?x={evil}"),
+        format!("/api/jobs/{evil}"),
+        format!("/events/jobs/{evil}"),
+    ] {
+        let answer = raw(
+            &server,
+            &request(&format!("GET {path}"), &worker(1), "", b""),
+        )
+        .await;
+        let text = String::from_utf8_lossy(&answer).to_lowercase();
+        let head = text.split("\r\n\r\n").next().unwrap();
+        assert!(!head.contains("set-cookie: evil"), "{path}: {head}");
+    }
+    let more = "Content-Type: application/x-www-form-urlencoded\r\n";
+    for token in ["x".to_owned(), worker(1)] {
+        let form = format!("token={token}&next=%2Fmonitor%0d%0aSet-Cookie%3A+evil%3D1");
+        let post = request("POST /monitor/sign-in", "", more, form.as_bytes());
+        let answer = String::from_utf8_lossy(&raw(&server, &post).await).to_lowercase();
+        let head = answer.split("\r\n\r\n").next().unwrap();
+        assert!(!head.contains("evil"), "{head}");
+    }
+    let origin = "Origin: http://evil.example\r\nX-Forwarded-Proto: https\r\n";
+    let answer = raw(&server, &request("GET /api/jobs", &worker(1), origin, b"")).await;
+    let text = String::from_utf8_lossy(&answer).to_lowercase();
+    assert!(
+        !text.contains("access-control-allow-origin: http://evil.example"),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn request_smuggling_through_two_lengths() {
+    let server = server().await;
+    let token = worker(1);
+    let inner = format!(
+        "POST /api/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 36\r\n\r\n{{\"job_id\":\"smuggled\",\"job_type\":\"t\"}}"
+    );
+    for lengths in [
+        "Content-Length: 0\r\nTransfer-Encoding: chunked\r\n".to_owned(),
+        format!("Content-Length: 0\r\nContent-Length: {}\r\n", inner.len()),
+    ] {
+        let head = format!(
+            "GET /api/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n{lengths}\r\n",
+            viewer(1)
+        );
+        raw(
+            &server,
+            [head.as_bytes(), inner.as_bytes()].concat().as_slice(),
+        )
+        .await;
+    }
+    is_well(&server, 0).await;
+}
+
+/// Requests that are sound, to be spoiled.
+fn corpus() -> Vec<(String, Vec<u8>)> {
+    let text = include_str!("corpus/requests.txt");
+    let requests = text
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let pair = |line: &str| {
+        let (line, body) = line.split_once(" | ").unwrap_or((line, ""));
+        (line.to_owned(), body.replace("\\n", "\n").into_bytes())
+    };
+    requests.map(pair).collect()
+}
+
+/// Changes some bytes, cuts, repeats, or puts in what programs stumble over.
+fn spoil(rng: &mut Rng, bytes: &mut Vec<u8>) {
+    const STUMBLES: [&[u8]; 14] = [
+        b"\0",
+        b"\xff\xfe",
+        b"%00",
+        b"%ff",
+        b"\"",
+        b"{",
+        b"[[[[[[[[",
+        b"1e999",
+        b"-1",
+        b"99999999999999999999",
+        b"null",
+        b"\xe2\x80\xa8",
+        b"\\ud800",
+        b"&&==",
+    ];
+    for _ in 0..rng.usize(1..=4) {
+        let at = rng.usize(0..=bytes.len());
+        match rng.u8(0..5) {
+            0 if at < bytes.len() => bytes[at] = rng.u8(..),
+            1 => bytes.truncate(at),
+            2 => {
+                let part = bytes[at..].to_vec();
+                bytes.extend(part);
+            }
+            3 if at < bytes.len() => {
+                bytes.remove(at);
+            }
+            _ => {
+                let stumble = rng.choice(STUMBLES).unwrap();
+                bytes.splice(at..at, stumble.iter().copied());
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuzzed_requests_are_answered_and_break_nothing() {
+    let server = server().await;
+    server.running_job("a").await;
+    let corpus = corpus();
+    let seed = std::env::var("TIDINGS_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let mut rng = Rng::with_seed(seed);
+    let http = reqwest::Client::new();
+    for round in 0..1_500 {
+        let (line, body) = rng.choice(&corpus).unwrap();
+        let (method, path) = line.split_once(' ').unwrap();
+        let (mut path, mut body) = (path.as_bytes().to_vec(), body.clone());
+        match body.is_empty() || rng.bool() {
+            true => spoil(&mut rng, &mut path),
+            false => spoil(&mut rng, &mut body),
+        }
+        // What no client library lets through is tried as it is; now and then, for it takes a connection each.
+        let Ok(text) = String::from_utf8(path.clone()) else {
+            continue;
+        };
+        let Ok(address) = reqwest::Url::parse(&format!("{}{text}", server.url)) else {
+            continue;
+        };
+        if address.port() != reqwest::Url::parse(&server.url).unwrap().port() {
+            continue;
+        }
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        let sent = http
+            .request(method.clone(), address.clone())
+            .bearer_auth(worker(1));
+        let sent = sent
+            .header("Accept", "application/json")
+            .body(body.clone())
+            .send()
+            .await;
+        let answer = sent.unwrap_or_else(|error| {
+            panic!("seed {seed}, round {round}: {method} {address}: {error}")
+        });
+        let status = answer.status().as_u16();
+        assert!(
+            status < 500,
+            "seed {seed}, round {round}: {method} {address} {:?}: {status}",
+            String::from_utf8_lossy(&body)
+        );
+    }
+    let health = reqwest::get(format!("{}/readyz", server.url))
+        .await
+        .unwrap();
+    assert_eq!(health.status(), 200);
+    // The log is whole, whatever of it was sound after all.
+    let mut listener = server
+        .resume(
+            Transport::EventSource,
+            "/schools/1?tick_ms=0",
+            &first_cursor(&server).await,
+        )
+        .await;
+    let told = listener.until_ready().await;
+    let seqs: Vec<u64> = told
+        .iter()
+        .filter_map(|message| message["seq"].as_u64())
+        .collect();
+    assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
+}
+
+async fn first_cursor(server: &Server) -> String {
+    let (_, list) = server.get("/api/jobs", &viewer(1)).await;
+    let epoch = list["cursor"]
+        .as_str()
+        .unwrap()
+        .split('-')
+        .next()
+        .unwrap()
+        .to_owned();
+    format!("{epoch}-0")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuzzed_client_messages_are_answered_and_break_nothing() {
+    let server = server_with(json!({"client_messages_per_sec": 0})).await;
+    server.running_job("a").await;
+    let sound = [
+        r#"{"type":"subscribe","channels":["jobs","jobs/a"],"cursor":"00000001-1"}"#,
+        r#"{"action":"unsubscribe","job_id":"a"}"#,
+        r#"{"type":"subscribe","characteristic_ids":[1,2]}"#,
+        r#"{"type":"ping","timestamp":"now"}"#,
+        r#"{"type":"auth","token":"x.y.z"}"#,
+        "ping",
+    ];
+    let seed = std::env::var("TIDINGS_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let mut rng = Rng::with_seed(seed);
+    for path in [
+        "/ws",
+        "/events/jobs",
+        "/progress/ws/a",
+        "/ws/samples",
+        "/ws/upload-progress",
+    ] {
+        let mut socket = listener::socket(&server.url, path, &viewer(1)).await;
+        for _ in 0..200 {
+            let mut message = rng.choice(sound).unwrap().as_bytes().to_vec();
+            spoil(&mut rng, &mut message);
+            listener::send(&mut socket, &String::from_utf8_lossy(&message)).await;
+        }
+        listener::send(&mut socket, r#"{"type":"ping","timestamp":"the last"}"#).await;
+        loop {
+            // Bare texts are no JSON: `receive` is for messages.
+            let message = futures_util::StreamExt::next(&mut socket).await;
+            let message = message.unwrap_or_else(|| panic!("seed {seed}: {path} was closed"));
+            let text = message.unwrap().into_text().unwrap_or_default();
+            let told: Value = serde_json::from_str(&text).unwrap_or_default();
+            if told["type"] == "pong" && told["timestamp"] == "the last" {
+                break;
+            }
+        }
+    }
+    is_well(&server, 1).await;
+}

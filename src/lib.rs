@@ -25,7 +25,8 @@
 //!
 //! # Invariants
 //!
-//! Each is proved by tests in `tests/it/invariants.rs` that carry its number.
+//! Each is proved by tests in `tests/it/invariants.rs` that carry its number, and 2 to 5 and 9 by a simulation in
+//! `tests/it/simulation.rs`, whose seeds make publishers, readers, crashes and retention meet in thousands of ways.
 //!
 //! 1. Commit precedes fan-out; the producer's answer comes after the commit.
 //! 2. `seq` is dense per school and its order is commit order.
@@ -52,8 +53,8 @@
 //! 3  service.rs publish.rs subscribe/                the running whole, the two use cases
 //!    presence.rs notify/ watchdog.rs vitals.rs       leases; webhooks, e-mail, MQTT; the clock; own figures
 //! 2  store/  hub/                     log and state │ in-memory fan-out. They do not know one another
-//! 1  kind/ auth.rs wire/ config.rs scope.rs          domain rules; who may; the only encoder; every bound
-//! 0  id.rs event.rs                   names; what happened
+//! 1  kind/ auth.rs wire/ config.rs scope.rs throttle.rs     domain rules; who may; the only encoder; every bound
+//! 0  id.rs event.rs sync.rs           names; what happened; locks
 //! ```
 //!
 //! # In another Rocket application

@@ -66,7 +66,7 @@ async fn listen_until_killed(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_acknowledged_event_survives_sigkill_and_is_read_once_on_another_transport() {
-    const ROUNDS: usize = 3;
+    const ROUNDS: usize = 8;
     let folder = tempfile::tempdir().unwrap();
     let mut acknowledged: HashMap<u64, Value> = HashMap::new();
     let mut from: Vec<Option<String>> = vec![None; 3];
@@ -108,8 +108,10 @@ async fn every_acknowledged_event_survives_sigkill_and_is_read_once_on_another_t
                 ))
             })
             .collect();
-        until("there is much to lose", async || {
-            answers.lock().unwrap().len() > 300
+        // At some moment: now there is little to lose, now much.
+        let enough = fastrand::usize(1..400);
+        until("there is something to lose", async || {
+            answers.lock().unwrap().len() > enough
         })
         .await;
         server.kill();

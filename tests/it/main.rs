@@ -33,6 +33,7 @@ mod monitor_live;
 mod monitor_visitor;
 mod notify;
 mod quickstart;
+mod rfc6455;
 mod simulation;
 mod source_rules;
 mod store_contract;

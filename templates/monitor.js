@@ -117,7 +117,7 @@ function start() {
   function show() {
     const age = `as of ${span(performance.now() - renewed)} ago`;
     const isOld = performance.now() - renewed > ROUND_MS + PAGE_MS;
-    const now = paused ? "paused" : behind || isOld ? "lost" : state;
+    const now = paused ? "paused" : behind ? "lost" : isOld && state === "live" ? "connecting" : state;
     const text = {
       live: "Live",
       connecting: `Connecting, ${age}`,

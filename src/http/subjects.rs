@@ -24,7 +24,7 @@ pub(super) fn routes() -> Vec<Route> {
 }
 
 /// The kind that a path names.
-struct Collection(crate::id::Kind);
+pub(super) struct Collection(pub(super) crate::id::Kind);
 
 impl<'r> FromParam<'r> for Collection {
     type Error = Problem;

@@ -9,7 +9,7 @@
 //!   alone and leaves its neighbours be. If the commit fails, nothing of it happened.
 //! - **Order.** A school's events are numbered 1, 2, 3, … without holes, in commit order (invariant 2).
 //!   Committed events reach the `committed` channel in that order, after the commit.
-//! - **Reading.** [`Store::replay`] gives what lies after a cursor, [`Store::snapshot`] the present states in
+//! - **Reading.** [`Log::replay`] gives what lies after a cursor, [`Log::snapshot`] the present states in
 //!   the order of their last events; each page says how far it reaches. A snapshot up to `head` followed by
 //!   the events after `head` is the whole story. Because a snapshot is told in the order of the log, the
 //!   cursor of any of its entries is a place from which a replay loses nothing.

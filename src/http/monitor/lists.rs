@@ -13,26 +13,27 @@ use super::visitor::{Refusal, Visitor};
 use crate::config::PAGE_DEFAULT;
 use crate::http::body::Base;
 use crate::http::problem::Problem;
-use crate::http::subjects::Asked;
-use crate::id::{Channel, Kind};
-use crate::kind::{characteristic, device, enrollment, job};
+use crate::http::subjects::{Asked, Collection};
+use crate::id::Channel;
 use crate::service::Tidings;
 use crate::store::{ListQuery, Order};
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![jobs, enrollments, devices, characteristics]
+    routes![list]
 }
 
-/// A list of a kind, with filters in the URL.
-async fn list_page(
-    kind: Kind,
-    template: &str,
+#[get("/monitor/schools/<school>/<collection>", rank = 10)]
+async fn list(
     school: &str,
+    collection: Result<Collection, Problem>,
     asked: Result<Asked, Problem>,
-    (visitor, base, pages, tidings): (Visitor, Base, &Pages, &Tidings),
+    visitor: Visitor,
+    base: Base,
+    pages: &State<Pages>,
+    tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
     let guest = visitor.enter(school, tidings).await?;
-    let Asked(mut query) = asked?;
+    let (Collection(kind), Asked(mut query)) = (collection?, asked?);
     query.limit = PAGE_DEFAULT;
     guest
         .access
@@ -69,7 +70,8 @@ async fn list_page(
         },
     });
     let view = view(&visitor, &guest, &base, tidings, kind.collection(), own).await?;
-    Ok(pages.render(template, &view))
+    let template = format!("{}.html", kind.collection());
+    Ok(pages.render(&template, &view))
 }
 
 /// The address of another page of the same list.
@@ -101,82 +103,4 @@ fn sort_name(order: Order) -> &'static str {
         Order::Newest => "newest",
         Order::Oldest => "oldest",
     }
-}
-
-#[get("/monitor/schools/<school>/jobs")]
-async fn jobs(
-    school: &str,
-    asked: Result<Asked, Problem>,
-    visitor: Visitor,
-    base: Base,
-    pages: &State<Pages>,
-    tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
-    list_page(
-        job::KIND,
-        "jobs.html",
-        school,
-        asked,
-        (visitor, base, pages, tidings),
-    )
-    .await
-}
-
-#[get("/monitor/schools/<school>/enrollments")]
-async fn enrollments(
-    school: &str,
-    asked: Result<Asked, Problem>,
-    visitor: Visitor,
-    base: Base,
-    pages: &State<Pages>,
-    tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
-    let template = "enrollments.html";
-    list_page(
-        enrollment::KIND,
-        template,
-        school,
-        asked,
-        (visitor, base, pages, tidings),
-    )
-    .await
-}
-
-#[get("/monitor/schools/<school>/devices")]
-async fn devices(
-    school: &str,
-    asked: Result<Asked, Problem>,
-    visitor: Visitor,
-    base: Base,
-    pages: &State<Pages>,
-    tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
-    list_page(
-        device::KIND,
-        "devices.html",
-        school,
-        asked,
-        (visitor, base, pages, tidings),
-    )
-    .await
-}
-
-#[get("/monitor/schools/<school>/characteristics")]
-async fn characteristics(
-    school: &str,
-    asked: Result<Asked, Problem>,
-    visitor: Visitor,
-    base: Base,
-    pages: &State<Pages>,
-    tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
-    let template = "characteristics.html";
-    list_page(
-        characteristic::KIND,
-        template,
-        school,
-        asked,
-        (visitor, base, pages, tidings),
-    )
-    .await
 }

@@ -1,0 +1,133 @@
+//! Bounds that nobody needs to set, each named with its unit.
+
+use std::time::Duration;
+
+/// Largest `?tick_ms=`.
+pub const TICK_MAX_MS: u64 = 60_000;
+/// How long a poll waits for a message when it does not say, in seconds.
+pub const POLL_WAIT_DEFAULT_SECS: u64 = 25;
+/// How long a poll may wait, in seconds.
+pub const POLL_WAIT_MAX_SECS: u64 = 60;
+/// Largest `?padding=`, in bytes.
+pub const PADDING_MAX_BYTES: usize = 64 * 1024;
+/// Longest `Idempotency-Key`, in bytes.
+pub const IDEMPOTENCY_KEY_MAX_BYTES: usize = 128;
+/// Longest `?q=`, in bytes.
+pub const QUERY_TEXT_MAX_BYTES: usize = 256;
+/// Items on a page of a list when a request does not say.
+pub const PAGE_DEFAULT: usize = 50;
+/// Most items on a page of a list.
+pub const PAGE_MAX: usize = 500;
+/// Values that a repeatable filter may have.
+pub const FILTER_VALUES_MAX: usize = 20;
+/// Submissions that may wait for the writer. Beyond them a publisher waits for a place.
+pub const WRITER_QUEUE: usize = 4_096;
+/// Commands in one transaction; a larger batch is a transaction of its own.
+pub const GROUP_MAX_COMMANDS: usize = 1_024;
+/// Committed batches that may wait for the dispatcher. Beyond them the writer waits.
+pub const DISPATCH_QUEUE: usize = 64;
+/// Events offered to their readers before other tasks get a turn.
+pub const DISPATCH_SLICE: usize = 64;
+/// Subject states that the writer keeps, so that it need not read before each write.
+pub const STATE_CACHE: usize = 20_000;
+/// Schools whose log position, and categories whose durations, the writer keeps.
+pub const SCHOOL_CACHE: usize = 10_000;
+/// Finished subjects whose median duration foretells the next one's.
+pub const HISTORY_SAMPLE: usize = 20;
+/// Events or subjects read from the store at a time.
+pub const READ_PAGE: usize = 256;
+/// Bytes of events' fields read from the store at a time, beside the first event's.
+pub const READ_PAGE_BYTES: usize = 1024 * 1024;
+/// Events deleted in one transaction of the retention sweep.
+pub const SWEEP_BATCH: usize = 500;
+/// Schools visited in one transaction of the retention sweep.
+pub const SWEEP_SCHOOLS: usize = 100;
+/// Time between two looks for silent jobs.
+pub const WATCHDOG_PERIOD: Duration = Duration::from_secs(1);
+/// Time between two rounds that write down when devices were last heard of.
+pub const PRESENCE_FLUSH_PERIOD: Duration = Duration::from_secs(10);
+/// Time between two looks for leases that are over.
+pub const PRESENCE_PERIOD: Duration = Duration::from_millis(250);
+/// Devices written down or read at a time, so that others get a turn in between.
+pub const PRESENCE_BATCH: usize = 500;
+/// Time between two retention sweeps.
+pub const SWEEP_PERIOD: Duration = Duration::from_secs(10);
+/// Overdue jobs looked at in one round of the watchdog.
+pub const WATCHDOG_BATCH: usize = 500;
+/// How long a window without subscribers stays in memory after its last event.
+pub const WINDOW_IDLE: Duration = Duration::from_secs(60);
+/// Largest window, in bytes of events' fields.
+pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Ticks that a stream holds back at a time; one more lets them all go.
+pub const HELD_TICKS_MAX: usize = 1_024;
+/// How long `/readyz` waits for the database and the dispatcher.
+pub const READY_WAIT: Duration = Duration::from_secs(2);
+/// How long a closing handshake may take.
+pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// Bytes of messages after which a poll is answered, though more wait.
+pub const POLL_FULL_BYTES: usize = 1024 * 1024;
+/// Bytes read from a WebSocket at a time.
+pub const SOCKET_READ_BYTES: usize = 4 * 1024;
+/// Time between looks at whether a connection that stops the server may go.
+pub const DRAIN_PERIOD: Duration = Duration::from_millis(20);
+/// Frames handed to the socket in one write, and deliveries that wait for it.
+pub const WRITE_MAX_FRAMES: usize = 64;
+/// Frames that may wait beside them: answers to a client that is heard although it is slow to read.
+pub const ANSWER_FRAMES: usize = 16;
+/// How long a WebSocket that takes no byte at all is kept: it may be gone without a word. A reader that takes
+/// some is slow, and may be for as long as it likes.
+pub const WRITE_STALL: Duration = Duration::from_secs(120);
+/// Active jobs that `initial_state` names on `/ws/upload-progress`; the others' snapshots follow unannounced.
+pub const INITIAL_STATE_MAX: usize = 1_000;
+/// And as many as have fields of so many bytes together.
+pub const INITIAL_STATE_MAX_BYTES: usize = 1024 * 1024;
+/// Parts of the log that a notifier may still be asked about; beyond them it reads the log itself.
+pub const NOTIFY_INBOX: usize = 64;
+/// And so many bytes of their fields.
+pub const NOTIFY_INBOX_BYTES: usize = 1024 * 1024;
+/// Events of a school that a notifier delivers before others get a turn.
+pub const NOTIFY_TURN_EVENTS: usize = 32;
+/// Longest attempt to deliver. The media that there are end sooner.
+pub const DELIVERY_MAX: Duration = Duration::from_secs(150);
+/// Longest pause between two attempts to deliver.
+pub const NOTIFY_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Time between two looks at schools where nothing happened that a notifier wants: its place moves on there, too.
+pub const NOTIFY_ROUND: Duration = Duration::from_secs(30);
+/// Dead letters of a notifier that are kept for a school; older ones leave first.
+pub const DEAD_LETTERS_MAX: usize = 1_000;
+/// Longest cause of a failed delivery that is remembered, in characters.
+pub const DELIVERY_CAUSE_MAX_CHARS: usize = 200;
+/// A look through the database that takes longer than this is worth a line in the log.
+pub const CHECK_IS_LONG: Duration = Duration::from_secs(5);
+/// Those whose pace is remembered.
+pub const THROTTLED_MAX: usize = 10_000;
+/// Schools on a page of the monitor's choice of them.
+pub const MONITOR_SCHOOLS: usize = 50;
+/// Jobs, sessions and violations that the overview of a school shows.
+pub const MONITOR_ROWS: usize = 100;
+/// Longest title of a job that the monitor shows, in characters.
+pub const MONITOR_TITLE_CHARS: usize = 120;
+/// Failed jobs that the overview of a school shows.
+pub const MONITOR_FAILED: usize = 10;
+/// Connections that the monitor shows, the newest of each school first; the others are counted.
+pub const MONITOR_CONNECTIONS: usize = 200;
+/// Channels of a connection that the monitor names.
+pub const MONITOR_CHANNELS: usize = 4;
+/// Seconds for which a school's events are counted, one by one.
+pub const RATE_SECS: usize = 60;
+/// Seconds for which the server's own figures are kept.
+pub const VITALS_SECS: usize = 300;
+/// Longest name of a reader that is remembered beside a connection, in characters.
+pub const READER_MAX_CHARS: usize = 256;
+/// Samples on a control chart.
+pub const CHART_SAMPLES: usize = 100;
+/// Reports on a chart of a job's progress.
+pub const CHART_REPORTS: usize = 500;
+/// Milestones that the page of a job shows, the newest.
+pub const CHART_MILESTONES: usize = 100;
+/// Changes of a device's status that its strip looks at.
+pub const UPTIME_EVENTS: usize = 50;
+/// Hours that a device's strip goes back.
+pub const UPTIME_HOURS: i64 = 24;
+/// Hours for which it is shown how jobs ended.
+pub const ENDINGS_HOURS: i64 = 24;

@@ -1,0 +1,132 @@
+//! What the hub promises by itself.
+
+use super::mailbox::tests::{JOBS, event};
+use super::*;
+
+fn hub() -> Arc<Hub> {
+    Arc::new(Hub::new(4, 8))
+}
+
+fn scope(channels: &[Channel]) -> Scope {
+    Scope::new(1.try_into().unwrap(), channels.iter().cloned())
+}
+
+fn most(server: usize) -> Ceilings {
+    Ceilings {
+        server,
+        school: 10,
+        user: 10,
+        address: 10,
+    }
+}
+
+fn reader() -> Reader {
+    Reader {
+        transport: "SSE",
+        address: None,
+        user: "u".into(),
+    }
+}
+
+fn subject(id: &str) -> Channel {
+    Channel::Subject(JOBS, id.parse().unwrap())
+}
+
+#[test]
+fn what_is_left_leaves_memory() {
+    let hub = hub();
+    let everything = Channel::School(1.try_into().unwrap());
+    let scope = scope(&[subject("a"), Channel::Collection(JOBS), everything]);
+    let attachment = hub.attach(&scope, reader(), true, &most(10)).unwrap();
+    let school = Arc::clone(&attachment.school);
+    assert_eq!(lock(&school).attached.len(), 1);
+    assert_eq!(lock(&school).everything.len(), 1);
+    drop(attachment);
+    let room = lock(&school);
+    assert!(room.kinds.is_empty() && room.everything.is_empty() && room.attached.is_empty());
+    assert_eq!(hub.attached(), 0);
+}
+
+#[test]
+fn a_quiet_school_leaves_memory_and_one_that_is_listened_to_stays() {
+    let hub = hub();
+    hub.offer(&[event(1, "a", true)]);
+    hub.forget_idle(Duration::from_secs(3_600));
+    assert_eq!(hub.schools(), 1, "its window may still be wanted");
+    let attachment = hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
+    hub.forget_idle(Duration::ZERO);
+    assert_eq!(hub.schools(), 1);
+    drop(attachment);
+    hub.forget_idle(Duration::ZERO);
+    assert_eq!(hub.schools(), 0);
+}
+
+#[test]
+fn the_window_answers_only_for_what_it_wholly_covers() {
+    let hub = hub();
+    let attachment = hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
+    assert!(
+        attachment.window(0).is_none(),
+        "nothing offered yet: only the store knows"
+    );
+    for seq in 3..=8 {
+        hub.offer(&[event(seq, "a", true)]);
+    }
+    let seqs = |after| {
+        attachment
+            .window(after)
+            .map(|(events, head)| (events.iter().map(|e| e.seq).collect::<Vec<_>>(), head))
+    };
+    assert_eq!(seqs(3), None, "4 has left the window");
+    assert_eq!(seqs(4), Some((vec![5, 6, 7, 8], 8)));
+    assert_eq!(seqs(7), Some((vec![8], 8)));
+    assert_eq!(seqs(8), Some((vec![], 8)));
+    assert_eq!(seqs(9), None, "beyond what was offered");
+    hub.offer(&[event(10, "a", true)]);
+    assert_eq!(seqs(8), None, "9 was never offered: a hole is not a window");
+    assert_eq!(seqs(9), Some((vec![10], 10)));
+}
+
+#[test]
+fn there_is_a_bound_on_streams() {
+    let hub = hub();
+    let first = hub.attach(&scope(&[]), reader(), true, &most(1)).unwrap();
+    assert!(hub.attach(&scope(&[]), reader(), true, &most(1)).is_err());
+    drop(first);
+    assert!(hub.attach(&scope(&[]), reader(), true, &most(1)).is_ok());
+}
+
+#[test]
+fn connections_are_shown_with_what_waits_for_them() {
+    let hub = hub();
+    let one = hub
+        .attach(
+            &scope(&[subject("a"), subject("b")]),
+            reader(),
+            true,
+            &most(10),
+        )
+        .unwrap();
+    let other = hub
+        .attach(
+            &scope(&[Channel::Collection(JOBS)]),
+            reader(),
+            true,
+            &most(10),
+        )
+        .unwrap();
+    hub.offer(&[event(1, "a", true), event(2, "c", true)]);
+    let (by_transport, connections) = hub.connections(None, 10, 1);
+    assert_eq!(by_transport, BTreeMap::from([("SSE", 2)]));
+    let shown: Vec<_> = connections
+        .iter()
+        .map(|own| (own.channels.len(), own.channel_count, own.depth.events))
+        .collect();
+    assert_eq!(shown, [(1, 1, 2), (1, 2, 1)], "newest first");
+    assert_eq!(hub.connections(None, 1, 1).1.len(), 1);
+    let elsewhere = hub.connections(Some(2.try_into().unwrap()), 10, 1);
+    assert!(elsewhere.0.is_empty() && elsewhere.1.is_empty());
+    one.unlisten(&subject("b"));
+    drop(other);
+    assert_eq!(hub.connections(None, 10, 9).1[0].channel_count, 1);
+}

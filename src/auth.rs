@@ -119,6 +119,11 @@ impl Access {
         }
     }
 
+    /// Whether it is that of an administrator of all schools, of whom nothing is kept: he looks after the server.
+    pub fn looks_after_all(&self) -> bool {
+        self.school.is_none() && self.channels.is_none() && self.role >= Role::Admin
+    }
+
     /// Checks that a channel of `school` is within reach.
     pub fn reach(&self, school: SchoolId, channel: &Channel) -> Result<(), AuthError> {
         if matches!(channel, Channel::School(other) if *other != school) {

@@ -210,6 +210,7 @@ async fn every_page_is_accessible() {
         ("failed-job", format!("{school}/jobs/import-3"), worker(1)),
         ("enrollments", format!("{school}/enrollments"), worker(1)),
         ("devices", format!("{school}/devices"), worker(1)),
+        ("device", format!("{school}/devices/gym"), worker(1)),
         (
             "characteristics",
             format!("{school}/characteristics"),

@@ -88,7 +88,7 @@ async fn index(
         "schools": rows,
         "next": next,
         "first": after.is_some().then(|| format!("{}/monitor", base.0)),
-        "system": system::may_see(&access).then(|| format!("{}/monitor/system", base.0)),
+        "system": access.looks_after_all().then(|| format!("{}/monitor/system", base.0)),
         "renew_secs": RENEW_SECS,
         "rendered_at": crate::wire::timestamp(Utc::now()),
     });

@@ -13,7 +13,7 @@ use super::form::{bytes, count, millis, span, time};
 use super::page::{Html, Pages};
 use super::school;
 use super::visitor::{Refusal, Visitor};
-use crate::auth::{Access, AuthError, Role};
+use crate::auth::{AuthError, Role};
 use crate::config::{MONITOR_CHANNELS, MONITOR_CONNECTIONS, VITALS_SECS};
 use crate::http::body::Base;
 use crate::http::notifiers;
@@ -55,12 +55,6 @@ async fn of_school(
     Ok(pages.render("system.html", &view))
 }
 
-/// Whether the whole server may be looked at.
-pub(super) fn may_see(access: &Access) -> bool {
-    let reaches_all = access.school.is_none() && access.channels.is_none();
-    reaches_all && access.require(Role::Admin).is_ok()
-}
-
 #[get("/monitor/system")]
 async fn of_server(
     visitor: Visitor,
@@ -70,7 +64,7 @@ async fn of_server(
 ) -> Result<Html, Refusal> {
     let access = visitor.access()?;
     access.require(Role::Admin).map_err(Problem::from)?;
-    if !may_see(&access) {
+    if !access.looks_after_all() {
         // Other schools are not there for whoever has one.
         return Err(Problem::from(AuthError::NotFound).into());
     }

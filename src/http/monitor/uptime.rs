@@ -86,7 +86,7 @@ impl Uptime {
             stretch.from >= self.from && stretch.status == Status::Offline.as_str()
         };
         let drops = self.stretches.iter().filter(is_drop).count();
-        let text = format!("Online {percent:.1} % of {known}, gone {drops} times");
+        let text = format!("Online {percent:.1} % of {known}, {drops} × gone");
         let title = format!("The last {UPTIME_HOURS} hours of {id}");
         let window = (self.from, self.until);
         // Ids of devices have no place in those of a page: any two differ by their letters.
@@ -127,7 +127,7 @@ mod tests {
         ]);
         let view = whole.view("gate");
         assert_eq!(view["percent"], "87.5");
-        assert_eq!(view["text"], "Online 87.5 % of 1 d, gone 1 times");
+        assert_eq!(view["text"], "Online 87.5 % of 1 d, 1 × gone");
         assert_eq!(view["changes"].as_array().unwrap().len(), 3);
         let young = of(vec![stretch(2, "unknown"), stretch(1, "online")]);
         assert_eq!(young.view("gate")["percent"], "50.0");

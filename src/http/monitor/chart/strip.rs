@@ -6,6 +6,8 @@ use super::Svg;
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 10.0;
+/// The width of what was shorter.
+const SHORTEST: f64 = 1.5;
 
 /// A state that lasted until the next begins.
 #[derive(Clone)]
@@ -35,7 +37,8 @@ pub(in crate::http::monitor) fn strip(
         let end = stretches.get(index + 1).map_or(until, |next| next.from);
         let (left, right) = (x(stretch.from), x(end));
         // What was short is still to be seen.
-        let width = (right - left).max(1.5);
+        let width = (right - left).max(SHORTEST);
+        let left = left.min(WIDTH - width);
         svg.put(format_args!(
             r#"<rect class="{}" x="{left:.1}" width="{width:.1}" height="{HEIGHT}"/>"#,
             stretch.status
@@ -62,6 +65,7 @@ mod tests {
             stretch(-5, "online"),
             stretch(12, "offline"),
             stretch(18, "online"),
+            stretch(24, "unknown"),
         ];
         let svg = strip("door", "Front door", "", &stretches, (from, at(24)));
         assert!(
@@ -74,6 +78,10 @@ mod tests {
         );
         assert!(
             svg.contains(r#"class="online" x="360.0" width="120.0""#),
+            "{svg}"
+        );
+        assert!(
+            svg.contains(r#"class="unknown" x="478.5" width="1.5""#),
             "{svg}"
         );
     }

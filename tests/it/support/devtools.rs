@@ -34,7 +34,9 @@ impl Page {
 
     pub(crate) async fn call(&mut self, method: &str, params: Value) -> Value {
         self.calls += 1;
-        call(&mut self.socket, self.calls, method, params).await
+        let answer = ask(&mut self.socket, self.calls, method, params).await;
+        assert!(answer.get("error").is_none(), "{method}: {answer}");
+        answer["result"].clone()
     }
 
     /// Leaves a cookie and goes somewhere.
@@ -83,9 +85,15 @@ impl Page {
         answer["result"]["value"].clone()
     }
 
+    /// The same, though it may fail: also because the page goes somewhere else meanwhile.
     async fn try_evaluate(&mut self, script: &str) -> Value {
         let params = json!({"expression": script, "returnByValue": true, "awaitPromise": true});
-        self.call("Runtime.evaluate", params).await
+        self.calls += 1;
+        let answer = ask(&mut self.socket, self.calls, "Runtime.evaluate", params).await;
+        match answer.get("error") {
+            Some(error) => json!({ "exceptionDetails": error }),
+            None => answer["result"].clone(),
+        }
     }
 
     /// Waits until a piece of JavaScript is true.
@@ -106,14 +114,13 @@ impl Page {
     }
 }
 
-async fn call(socket: &mut Socket, id: u64, method: &str, params: Value) -> Value {
+async fn ask(socket: &mut Socket, id: u64, method: &str, params: Value) -> Value {
     let message = json!({"id": id, "method": method, "params": params});
     send(socket, &message.to_string()).await;
     loop {
         let answer = receive(socket).await.unwrap();
         if answer["id"] == id {
-            assert!(answer.get("error").is_none(), "{method}: {answer}");
-            return answer["result"].clone();
+            return answer;
         }
     }
 }

@@ -92,6 +92,7 @@ fn the_guarantees_name_tests_that_exist() {
         ("access", include_str!("access.rs")),
         ("characteristics", include_str!("characteristics.rs")),
         ("sources", include_str!("store_contract/sources.rs")),
+        ("echo", include_str!("../../src/http/stream/echo.rs")),
         ("runner", include_str!("notify/runner.rs")),
     ];
     let mut named = 0;

@@ -4,12 +4,16 @@
 //! subscription is opened and handed to the transport that the request asks for.
 
 mod dialect;
+#[cfg(test)]
+mod echo;
 mod event_source;
+mod handshake;
 mod opening;
 mod params;
 mod poll;
 mod session;
 mod socket;
+mod text;
 
 use std::sync::Arc;
 
@@ -22,10 +26,10 @@ use serde_json::{Map, Value};
 
 use self::dialect::Dialect;
 use self::event_source::EventSourceBody;
+use self::handshake::{Handler, Handshake, MaybeHandshake, Upgrade};
 use self::opening::Opening;
 use self::params::{Params, Transport};
 use self::poll::PollBody;
-use self::socket::{Handshake, MaybeHandshake, Upgrade};
 use super::credential::Listener;
 use super::problem::{Kind, Problem};
 use crate::auth::Access;
@@ -55,7 +59,7 @@ pub(super) fn routes() -> Vec<Route> {
 enum Stream {
     EventSource(Box<EventSourceBody>),
     Poll(Box<PollBody>),
-    Socket(Box<Upgrade>),
+    Socket(Box<Upgrade<Handler>>),
 }
 
 impl<'r> Responder<'r, 'static> for Stream {
@@ -355,7 +359,12 @@ fn upgrade(
             upper_status: false,
         },
     };
-    Stream::Socket(handshake.upgrade(Arc::clone(tidings), dialect, encoding, opening))
+    Stream::Socket(handshake.accept(Handler {
+        tidings: Arc::clone(tidings),
+        dialect,
+        encoding,
+        opening,
+    }))
 }
 
 fn required(handshake: Result<MaybeHandshake, Problem>) -> Result<Handshake, Problem> {

@@ -319,7 +319,7 @@ impl Session {
         }
         let text = match incoming {
             Incoming::Text(text) => text,
-            Incoming::Binary => return self.error("not_text", "Messages are text frames"),
+            Incoming::Binary(_) => return self.error("not_text", "Messages are text frames"),
             Incoming::Control => return,
         };
         self.last_message = Instant::now();

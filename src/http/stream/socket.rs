@@ -1,10 +1,9 @@
-//! The WebSocket transport: one small task a connection, over the upgraded stream.
+//! A WebSocket's frames out and messages in, over the upgraded stream.
 //!
 //! Reading (masking, fragments, control frames, the closing handshake) is tungstenite's, driven without I/O
 //! of its own: bytes from the socket go in, messages and bytes for the socket come out. Data frames do not
 //! pass through it: they are built once per event and shared by every socket, and all that wait go out in
-//! one vectored write. A task spawned by the upgrade handler, rather than the handler itself, holds the
-//! connection, because what the handler awaits would keep the whole request in memory.
+//! one vectored write.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
@@ -13,135 +12,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rocket::data::{IoHandler, IoStream};
-use rocket::http::Status;
-use rocket::request::{FromRequest, Outcome, Request};
-use rocket::response::{self, Responder, Response};
-use rocket_ws::WebSocket;
+use rocket::data::IoStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
-use tungstenite::Message;
 use tungstenite::error::{CapacityError, Error as ProtocolError};
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext};
+use tungstenite::{Bytes, Message};
 
-use super::dialect::Dialect;
-use super::opening::Opening;
-use super::session::Session;
+use super::text::TextWatch;
 use crate::config::{ANSWER_FRAMES, SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
-use crate::http::credential::chosen_subprotocol;
-use crate::http::problem::{Kind, Problem};
-use crate::service::Tidings;
-use crate::wire::{Close, Encoding};
-
-/// A sound handshake, or nothing for a request that is none. A broken one is a problem.
-pub(super) struct MaybeHandshake(pub(super) Option<Handshake>);
-
-/// A sound handshake, not answered yet.
-pub(super) struct Handshake {
-    accept_key: String,
-    subprotocol: Option<String>,
-}
-
-impl Handshake {
-    pub(super) fn upgrade(
-        self,
-        tidings: Arc<Tidings>,
-        dialect: Dialect,
-        encoding: Encoding,
-        opening: Opening,
-    ) -> Box<Upgrade> {
-        let handler = Handler {
-            tidings,
-            dialect,
-            encoding,
-            opening,
-        };
-        Box::new(Upgrade {
-            handshake: self,
-            handler,
-        })
-    }
-}
-
-#[rocket::async_trait]
-impl<'r> FromRequest<'r> for MaybeHandshake {
-    type Error = Problem;
-
-    async fn from_request(request: &'r Request<'_>) -> Outcome<MaybeHandshake, Problem> {
-        let asks = |line: &str| {
-            line.split(',')
-                .any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
-        };
-        if !request.headers().get("Upgrade").any(asks) {
-            return Outcome::Success(MaybeHandshake(None));
-        }
-        let version = request.headers().get_one("Sec-WebSocket-Version");
-        if version.is_some_and(|version| version != "13") {
-            let problem =
-                Problem::new(Kind::UnsupportedVersion, "offered is version 13 (RFC 6455)");
-            return Outcome::Error((Status::new(problem.status()), problem));
-        }
-        match WebSocket::from_request(request).await {
-            Outcome::Success(socket) => Outcome::Success(MaybeHandshake(Some(Handshake {
-                accept_key: socket.accept_key().to_owned(),
-                subprotocol: chosen_subprotocol(request).map(str::to_owned),
-            }))),
-            Outcome::Forward(_) | Outcome::Error(_) => {
-                let detail = "a handshake has Connection, Upgrade, Sec-WebSocket-Version: 13 and Sec-WebSocket-Key";
-                Outcome::Error((Status::BadRequest, Problem::new(Kind::BadHandshake, detail)))
-            }
-        }
-    }
-}
-
-/// The answer that turns the connection into a WebSocket.
-pub(super) struct Upgrade {
-    handshake: Handshake,
-    handler: Handler,
-}
-
-impl<'r> Responder<'r, 'static> for Upgrade {
-    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
-        let mut response = Response::build();
-        response
-            .raw_header("Sec-WebSocket-Version", "13")
-            .raw_header("Sec-WebSocket-Accept", self.handshake.accept_key);
-        if let Some(subprotocol) = self.handshake.subprotocol {
-            response.raw_header("Sec-WebSocket-Protocol", subprotocol);
-        }
-        response.upgrade("websocket", self.handler).ok()
-    }
-}
-
-struct Handler {
-    tidings: Arc<Tidings>,
-    dialect: Dialect,
-    encoding: Encoding,
-    opening: Opening,
-}
-
-#[rocket::async_trait]
-impl IoHandler for Handler {
-    async fn io(self: Pin<Box<Self>>, io: IoStream) -> io::Result<()> {
-        let Handler {
-            tidings,
-            dialect,
-            encoding,
-            opening,
-        } = *Pin::into_inner(self);
-        let socket = Socket::new(io, tidings.settings().client_message_limit_bytes);
-        // Ends with the connection: by the peer, the credential, silence, or the server's stop.
-        tokio::spawn(Session::new(socket, tidings, dialect, encoding, opening));
-        Ok(())
-    }
-}
+use crate::wire::Close;
 
 /// Something that came in.
 #[derive(Debug)]
 pub(super) enum Incoming {
     Text(String),
-    Binary,
+    Binary(#[cfg_attr(not(test), expect(dead_code, reason = "only refused"))] Bytes),
     /// A ping, a pong, or part of a message: a sign of life.
     Control,
 }
@@ -159,6 +46,7 @@ pub(super) enum End {
 pub(super) struct Socket {
     io: IoStream,
     codec: WebSocketContext,
+    text: TextWatch,
     /// Frames to be written, in order; the first one from `written` on.
     out: VecDeque<Arc<[u8]>>,
     written: usize,
@@ -169,6 +57,10 @@ pub(super) struct Socket {
     blocked: bool,
     /// The peer broke the protocol: what it still sends is read, so that it can read our close, and ignored.
     deaf: bool,
+    /// How it did, until that is told: after what it had said before.
+    broken: Option<Close>,
+    /// Our close is queued or written.
+    closed: bool,
 }
 
 /// Ears and mouth of the codec: a slice that has come in, a buffer for what is to go out.
@@ -199,7 +91,7 @@ impl Write for Pipe<'_> {
 }
 
 impl Socket {
-    fn new(io: IoStream, message_limit: usize) -> Socket {
+    pub(super) fn new(io: IoStream, message_limit: usize) -> Socket {
         let config = WebSocketConfig::default()
             .read_buffer_size(256)
             .write_buffer_size(0)
@@ -209,6 +101,7 @@ impl Socket {
         Socket {
             io,
             codec: WebSocketContext::new(Role::Server, Some(config)),
+            text: TextWatch::default(),
             out: VecDeque::new(),
             written: 0,
             last_progress: now,
@@ -216,6 +109,8 @@ impl Socket {
             peer_closed: false,
             blocked: false,
             deaf: false,
+            broken: None,
+            closed: false,
         }
     }
 
@@ -256,6 +151,7 @@ impl Socket {
             code: CloseCode::from(close.code()),
             reason: close.reason().into(),
         };
+        self.closed = true;
         // Fails only when the closing handshake is under way already.
         let _ = self.encode(&[], |codec, pipe| codec.close(pipe, Some(frame)));
     }
@@ -319,6 +215,11 @@ impl Socket {
         if self.peer_closed {
             return Poll::Ready(Err(End::Gone));
         }
+        if self.deaf && self.closed {
+            // Its answer would not be understood. Closing one direction only, so that what it has sent already
+            // does not take our close from it.
+            return self.poll_shutdown(cx).map(Ok);
+        }
         // The stream buffers nothing of its own, so there is nothing to flush.
         Poll::Ready(Ok(()))
     }
@@ -344,6 +245,9 @@ impl Socket {
 
     /// Reads once. Ready with what came in, which may be nothing whole yet.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Incoming>, End>> {
+        if let Some(broken) = self.broken.take() {
+            return Poll::Ready(Err(End::Broken(broken)));
+        }
         if self.peer_closed {
             return Poll::Pending;
         }
@@ -365,7 +269,7 @@ impl Socket {
                     Ok(Message::Text(text)) => {
                         incoming.push(Incoming::Text(text.as_str().to_owned()))
                     }
-                    Ok(Message::Binary(_)) => incoming.push(Incoming::Binary),
+                    Ok(Message::Binary(bytes)) => incoming.push(Incoming::Binary(bytes)),
                     Ok(_) => incoming.push(Incoming::Control),
                     Err(error) => break error,
                 }
@@ -373,7 +277,10 @@ impl Socket {
         });
         let broken = match end {
             ProtocolError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Poll::Ready(Ok(incoming));
+                if self.text.read(buffer.filled()) {
+                    return Poll::Ready(Ok(incoming));
+                }
+                Close::InvalidText
             }
             // Both sides have said goodbye, or the peer did and our answer is queued.
             ProtocolError::ConnectionClosed | ProtocolError::AlreadyClosed => {
@@ -385,7 +292,8 @@ impl Socket {
             _ => Close::ProtocolError,
         };
         self.deaf = true;
-        Poll::Ready(Err(End::Broken(broken)))
+        self.broken = Some(broken);
+        Poll::Ready(Ok(incoming))
     }
 
     /// Ends the connection below.

@@ -1,0 +1,74 @@
+//! Text that is none is found as it comes in, not when its frame is whole.
+
+use std::io::Cursor;
+
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{Data, OpCode};
+
+/// Reads along with the codec, which has found the frames themselves sound. Keeps a few bytes, and none between messages.
+#[derive(Default)]
+pub(super) struct TextWatch {
+    /// A frame's header, as far as it has come.
+    header: Vec<u8>,
+    mask: [u8; 4],
+    /// Of the present frame's payload.
+    seen: u64,
+    length: u64,
+    /// Whether the present message is text.
+    is_text: bool,
+    /// Whether the present frame is a part of it.
+    is_data: bool,
+    /// A character's bytes, as far as they have come.
+    rest: Vec<u8>,
+}
+
+impl TextWatch {
+    /// Whether what has come in may still be text.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> bool {
+        while let [first, after @ ..] = bytes {
+            if self.seen == self.length {
+                self.header.push(*first);
+                self.begin_frame();
+                bytes = after;
+                continue;
+            }
+            let left = usize::try_from(self.length - self.seen).unwrap_or(usize::MAX);
+            let (payload, next) = bytes.split_at(left.min(bytes.len()));
+            if self.is_text && self.is_data && !self.read_text(payload) {
+                return false;
+            }
+            self.seen += payload.len() as u64;
+            bytes = next;
+        }
+        true
+    }
+
+    fn begin_frame(&mut self) {
+        let Ok(Some((header, length))) = FrameHeader::parse(&mut Cursor::new(&self.header)) else {
+            return;
+        };
+        self.header = Vec::new();
+        self.mask = header.mask.unwrap_or_default();
+        (self.seen, self.length) = (0, length);
+        self.is_data = matches!(header.opcode, OpCode::Data(_));
+        if let OpCode::Data(data @ (Data::Text | Data::Binary)) = header.opcode {
+            self.is_text = data == Data::Text;
+            self.rest = Vec::new();
+        }
+    }
+
+    fn read_text(&mut self, payload: &[u8]) -> bool {
+        let offset = (self.seen % 4) as usize;
+        let mask = self.mask.iter().cycle().skip(offset);
+        let mut text = std::mem::take(&mut self.rest);
+        text.extend(payload.iter().zip(mask).map(|(byte, mask)| byte ^ mask));
+        match std::str::from_utf8(&text) {
+            Ok(_) => true,
+            Err(error) if error.error_len().is_some() => false,
+            Err(error) => {
+                self.rest = text.split_off(error.valid_up_to());
+                true
+            }
+        }
+    }
+}

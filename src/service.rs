@@ -8,9 +8,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::auth::{KeyError, Keys};
-use crate::config::{ConfigError, DISPATCH_QUEUE, DISPATCH_SLICE, READY_WAIT, Settings};
+use crate::config::{
+    ConfigError, DISPATCH_QUEUE, DISPATCH_SLICE, READY_WAIT, Settings, WAKE_AT_ONCE,
+};
 use crate::event::Event;
-use crate::hub::Hub;
+use crate::hub::{Hub, Waiting};
 use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
@@ -280,11 +282,22 @@ async fn dispatch(
     while let Some(events) = batches.recv().await {
         // A large batch to many readers is much work: others get a turn in between.
         for part in events.chunks(DISPATCH_SLICE) {
-            followers.hub.offer(part);
+            if let Some(crowd) = followers.hub.offer(part).wake_some(WAKE_AT_ONCE) {
+                tokio::spawn(wake_in_turns(crowd));
+            }
             followers.presence.observe(part);
             followers.notifiers.observe(part);
             tokio::task::yield_now().await;
         }
         dispatched.send_modify(|rounds| *rounds += 1);
+    }
+}
+
+/// Wakes a crowd a few at a time, so that whoever listens to something else need not stand in line behind it.
+async fn wake_in_turns(crowd: Waiting) {
+    let mut left = Some(crowd);
+    while let Some(crowd) = left {
+        tokio::task::yield_now().await;
+        left = crowd.wake_some(WAKE_AT_ONCE);
     }
 }

@@ -129,7 +129,7 @@ fn no_wake_up_is_lost() {
     let attachment = listen(&hub);
     let publisher = thread::spawn(move || {
         for seq in 1..=2 {
-            hub.offer(&[event(seq, Class::Milestone)]);
+            hub.offer(&[event(seq, Class::Milestone)]).wake();
         }
     });
     let mut heard = Vec::new();
@@ -152,7 +152,7 @@ fn what_a_lagging_reader_misses_it_is_told_to_read() {
     let publisher = thread::spawn(move || {
         for seq in 1..=4 {
             *written.lock().expect("whole") = seq;
-            hub.offer(&[event(seq, Class::Milestone)]);
+            hub.offer(&[event(seq, Class::Milestone)]).wake();
         }
     });
     let mut position = 0;
@@ -174,7 +174,7 @@ fn a_close_is_heard_among_events() {
     let hub = Arc::new(Hub::new(8, 8));
     let attachment = listen(&hub);
     let (publishing, closing) = (Arc::clone(&hub), hub);
-    let publisher = thread::spawn(move || publishing.offer(&[event(1, Class::Tick)]));
+    let publisher = thread::spawn(move || publishing.offer(&[event(1, Class::Tick)]).wake());
     let closer = thread::spawn(move || closing.close_all(|| Close::Done));
     loop {
         if let Mail::Close(close) = next(attachment.mailbox()) {
@@ -194,7 +194,7 @@ fn nothing_falls_between_listening_and_reading() {
     let publisher = thread::spawn(move || {
         for seq in 1..=2 {
             *written.lock().expect("whole") = seq;
-            offering.offer(&[event(seq, Class::Milestone)]);
+            offering.offer(&[event(seq, Class::Milestone)]).wake();
         }
     });
     let attachment = listen(&hub);

@@ -1,10 +1,12 @@
 //! A load program: what the server delivers and accepts, what that costs, and how long it takes.
 //!
 //! `cargo bench --bench load` runs everything; `cargo bench --bench load -- publish` only what is named:
-//! `floor`, `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `fold`, `idle`, `pages`, `browser`. The server is a process of its own, so that
+//! `floor`, `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `fold`, `idle`,
+//! `crowd`, `slow`, `burst`, `reconnect`, `pages`, `browser`. The server is a process of its own, so that
 //! its CPU time and memory can be told from the load's. Both share the machine: read ratios, not records.
 
 mod pages;
+mod pressure;
 mod server;
 mod subscribers;
 
@@ -32,6 +34,9 @@ async fn main() {
         .skip(1)
         .filter(|argument| !argument.starts_with("--"))
         .collect();
+    if wanted.first().is_some_and(|first| first == pressure::CROWD) {
+        return pressure::be_a_crowd(&wanted).await;
+    }
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
     println!(
         "{} cores, server built with {}",
@@ -80,6 +85,18 @@ async fn main() {
         for transport in TRANSPORTS {
             fold(transport, 1_000).await;
         }
+    }
+    if runs("crowd") {
+        pressure::crowd(10_000).await;
+    }
+    if runs("slow") {
+        pressure::slow(200, 200).await;
+    }
+    if runs("burst") {
+        pressure::burst(200, 100_000).await;
+    }
+    if runs("reconnect") {
+        pressure::reconnect(10_000, 100).await;
     }
     if runs("idle") {
         for transport in TRANSPORTS {

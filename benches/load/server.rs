@@ -1,6 +1,8 @@
 //! The server as a process of its own, and a frugal HTTP connection to it.
 
 use std::io::{BufRead, BufReader};
+use std::ops::Range;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,9 +12,40 @@ use tokio::net::TcpStream;
 
 pub(crate) struct Server {
     process: Child,
-    _folder: TempDir,
+    folder: TempDir,
     pub(crate) address: String,
     pub(crate) worker: String,
+}
+
+/// The server's program, its data in `folder`.
+fn tidings(folder: &Path, port: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+    command
+        .current_dir(folder)
+        .env("ROCKET_PORT", port)
+        // All load comes from one user at one address.
+        .env("TIDINGS_PUBLISHES_PER_SEC", "0")
+        .env("TIDINGS_MAX_STREAMS_PER_USER", "50000")
+        .env("TIDINGS_MAX_STREAMS_PER_ADDRESS", "50000")
+        // The load's readers answer no ping, and are not to be given up for that.
+        .env("TIDINGS_HEARTBEAT_SECS", "600")
+        .env("TIDINGS_DATA_DIR", folder);
+    command
+}
+
+/// Starts it, and waits until it listens.
+fn serve(folder: &Path, port: &str) -> (Child, String) {
+    let mut process = tidings(folder, port)
+        .arg("serve")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the server starts");
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().expect("piped"))
+        .read_line(&mut line)
+        .expect("a line");
+    let address = line.trim().rsplit("//").next().expect("an address");
+    (process, address.to_owned())
 }
 
 /// Nanoseconds since 1970.
@@ -26,40 +59,14 @@ pub(crate) fn nanos() -> u64 {
 impl Server {
     pub(crate) async fn start() -> Server {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let tidings = || {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
-            command
-                .current_dir(folder.path())
-                .env("ROCKET_PORT", "0")
-                // All load comes from one user at one address.
-                .env("TIDINGS_PUBLISHES_PER_SEC", "0")
-                .env("TIDINGS_MAX_STREAMS_PER_USER", "50000")
-                .env("TIDINGS_MAX_STREAMS_PER_ADDRESS", "50000")
-                .env("TIDINGS_DATA_DIR", folder.path());
-            command
-        };
-        let token = tidings()
+        let token = tidings(folder.path(), "0")
             .args(["token", "--school", "1", "--role", "worker", "--ttl", "1d"])
             .output()
             .expect("a token");
-        let mut process = tidings()
-            .arg("serve")
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the server starts");
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().expect("piped"))
-            .read_line(&mut line)
-            .expect("a line");
-        let address = line
-            .trim()
-            .rsplit("//")
-            .next()
-            .expect("an address")
-            .to_owned();
+        let (process, address) = serve(folder.path(), "0");
         Server {
             process,
-            _folder: folder,
+            folder,
             address,
             worker: String::from_utf8(token.stdout)
                 .expect("ASCII")
@@ -68,18 +75,45 @@ impl Server {
         }
     }
 
+    /// Kills the server and starts it anew, at the same address.
+    pub(crate) fn restart(&mut self) {
+        self.process.kill().expect("the server runs");
+        self.process.wait().expect("the server ends");
+        let port = self.address.rsplit(':').next().expect("a port");
+        (self.process, self.address) = serve(self.folder.path(), port);
+    }
+
     /// Running jobs `j0`, `j1`, …
     pub(crate) async fn create_jobs(&self, count: usize) {
+        self.create_some_jobs(0..count).await;
+    }
+
+    /// Running jobs of these numbers.
+    pub(crate) async fn create_some_jobs(&self, numbers: Range<usize>) {
         let line = |n| {
             format!(
                 "{{\"op\":\"jobs.create\",\"job_id\":\"j{n}\",\"job_type\":\"load\",\"status\":\"in_progress\"}}\n"
             )
         };
-        let body: String = (0..count).map(line).collect();
+        let body: String = numbers.map(line).collect();
         Connection::open(&self.address, &self.worker)
             .await
             .post("/api/batch", &body)
             .await;
+    }
+
+    /// Where the log of the school ends.
+    pub(crate) async fn cursor(&self) -> String {
+        let page: serde_json::Value = reqwest::Client::new()
+            .get(format!("http://{}/api/jobs?limit=1", self.address))
+            .bearer_auth(&self.worker)
+            .send()
+            .await
+            .expect("an answer")
+            .json()
+            .await
+            .expect("JSON");
+        page["cursor"].as_str().expect("a cursor").to_owned()
     }
 
     /// Seconds of CPU that the server has used.
@@ -102,18 +136,23 @@ impl Server {
 
     /// Bytes of memory that the server occupies.
     pub(crate) fn memory(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// The most bytes of memory that it has occupied.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, size: &str) -> u64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("Linux");
         let line = status
             .lines()
-            .find(|line| line.starts_with("VmRSS:"))
+            .find(|line| line.starts_with(size))
             .expect("a size");
-        line.split_whitespace()
-            .nth(1)
-            .expect("a number")
-            .parse::<u64>()
-            .expect("a number")
-            * 1024
+        let kilobytes = line.split_whitespace().nth(1).expect("a number");
+        kilobytes.parse::<u64>().expect("a number") * 1024
     }
 }
 

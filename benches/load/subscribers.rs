@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hdrhistogram::Histogram;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::server::{Server, nanos};
@@ -38,11 +38,14 @@ impl std::fmt::Display for Transport {
 /// Every live event holds this once, and a publication's time in nanoseconds after it.
 const MARK: &[u8] = b"\"message\":\"1";
 const READY: &[u8] = b"\"type\":\"ready\"";
+const ENDED: &[u8] = b"\"status\":\"completed\"";
 
 #[derive(Default)]
 struct Tally {
     received: AtomicU64,
     ready: AtomicU64,
+    ended: AtomicU64,
+    paused: watch::Sender<bool>,
     times: Mutex<Option<Histogram<u64>>>,
 }
 
@@ -59,12 +62,30 @@ impl Subscribers {
         count: usize,
         path: impl Fn(usize) -> String,
     ) -> Subscribers {
+        let subscribers = Subscribers::begin(
+            (&server.address, &server.worker),
+            transport,
+            count,
+            64,
+            path,
+        );
+        subscribers.live(count).await;
+        subscribers
+    }
+
+    /// Opens `count` readers, `at_once` of them at the same time.
+    pub(crate) fn begin(
+        (address, token): (&str, &str),
+        transport: Transport,
+        count: usize,
+        at_once: usize,
+        path: impl Fn(usize) -> String,
+    ) -> Subscribers {
         let tally = Arc::new(Tally::default());
-        let opening = Arc::new(Semaphore::new(64));
+        let opening = Arc::new(Semaphore::new(at_once));
         let mut tasks = Vec::with_capacity(count);
         for reader in 0..count {
-            let (address, token, path) =
-                (server.address.clone(), server.worker.clone(), path(reader));
+            let (address, token, path) = (address.to_owned(), token.to_owned(), path(reader));
             let (tally, opening) = (Arc::clone(&tally), Arc::clone(&opening));
             tasks.push(tokio::spawn(async move {
                 let permit = opening.acquire().await.expect("open");
@@ -95,11 +116,13 @@ impl Subscribers {
                 while reader.read_some().await {}
             }));
         }
-        let subscribers = Subscribers { tally, tasks };
-        subscribers
-            .wait(|tally| tally.ready.load(Ordering::Relaxed) >= count as u64)
+        Subscribers { tally, tasks }
+    }
+
+    /// Waits until `count` of them are live.
+    pub(crate) async fn live(&self, count: usize) {
+        self.wait(|tally| tally.ready.load(Ordering::Relaxed) >= count as u64)
             .await;
-        subscribers
     }
 
     pub(crate) fn received(&self) -> u64 {
@@ -108,6 +131,17 @@ impl Subscribers {
 
     pub(crate) async fn wait_for(&self, received: u64) {
         self.wait(|tally| tally.received.load(Ordering::Relaxed) >= received)
+            .await;
+    }
+
+    /// Has readers that are live read nothing for a while.
+    pub(crate) fn stop_reading(&self, paused: bool) {
+        self.tally.paused.send_replace(paused);
+    }
+
+    /// Waits until they have heard of the end of `count` jobs.
+    pub(crate) async fn ended(&self, count: usize) {
+        self.wait(|tally| tally.ended.load(Ordering::Relaxed) >= count as u64)
             .await;
     }
 
@@ -156,6 +190,10 @@ impl Reader {
 
     /// Reads once and counts. False at the end.
     async fn read_some(&mut self) -> bool {
+        if self.live && *self.tally.paused.borrow() {
+            let mut paused = self.tally.paused.subscribe();
+            let _ = paused.wait_for(|paused| !paused).await;
+        }
         let mut part = [0; 32 * 1024];
         let Ok(count @ 1..) = self.stream.read(&mut part).await else {
             return false;
@@ -192,9 +230,9 @@ impl Reader {
         Some(cursor.to_owned())
     }
 
-    /// Counts the marks in what was read, and keeps what may be the beginning of one.
+    /// Counts the marks in what was read, and keeps what may be the beginning of one, and the status before it.
     fn count(&mut self) {
-        const KEEP: usize = MARK.len() + 20;
+        const KEEP: usize = MARK.len() + 20 + 100;
         if !self.live && find(&self.rest, READY).is_some() {
             self.live = true;
             self.tally.ready.fetch_add(1, Ordering::Relaxed);
@@ -207,6 +245,10 @@ impl Reader {
             let Some(sent) = self.rest.get(digits..digits + 19) else {
                 break;
             };
+            // Its status is told before its message.
+            if find(&self.rest[from..digits], ENDED).is_some() {
+                self.tally.ended.fetch_add(1, Ordering::Relaxed);
+            }
             times.push(now.saturating_sub(String::from_utf8_lossy(sent).parse().unwrap_or(now)));
             from = digits + 19;
         }

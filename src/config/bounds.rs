@@ -28,6 +28,8 @@ pub const GROUP_MAX_COMMANDS: usize = 1_024;
 pub const DISPATCH_QUEUE: usize = 64;
 /// Events offered to their readers before other tasks get a turn.
 pub const DISPATCH_SLICE: usize = 64;
+/// Readers of one event that are woken before other tasks get a turn.
+pub const WAKE_AT_ONCE: usize = 64;
 /// Subject states that the writer keeps, so that it need not read before each write.
 pub const STATE_CACHE: usize = 20_000;
 /// Schools whose log position, and categories whose durations, the writer keeps.

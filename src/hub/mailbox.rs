@@ -72,14 +72,14 @@ impl Mailbox {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an event in and wakes the reader.
-    pub(super) fn offer(&self, event: &Arc<Event>) {
+    /// Takes an event in. Gives the reader if it waits, and is to be woken.
+    pub(super) fn offer(&self, event: &Arc<Event>) -> Option<Waker> {
         if !self.filter.lets_through(event) {
-            return;
+            return None;
         }
         let mut slots = self.slots();
         if slots.lagging || event.seq <= slots.newest {
-            return;
+            return None;
         }
         slots.newest = event.seq;
         slots.events.push_back(Arc::clone(event));
@@ -93,11 +93,7 @@ impl Mailbox {
                 slots.lagging = true;
             }
         }
-        let reader = slots.reader.take();
-        drop(slots);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
+        slots.reader.take()
     }
 
     /// Tells the reader to close. The first word counts.

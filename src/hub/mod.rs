@@ -12,6 +12,7 @@ pub mod mailbox;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -128,6 +129,25 @@ impl Default for History {
     }
 }
 
+/// Readers that have been left something, and wait to be told so. Each is here at most once.
+#[derive(Default)]
+#[must_use = "nobody else wakes them"]
+pub struct Waiting(Vec<Waker>);
+
+impl Waiting {
+    /// Wakes all of them.
+    pub fn wake(self) {
+        self.0.into_iter().for_each(Waker::wake);
+    }
+
+    /// Wakes as many as `at_once`, and gives the rest, if there is any.
+    pub fn wake_some(mut self, at_once: usize) -> Option<Waiting> {
+        let first = self.0.len().saturating_sub(at_once);
+        self.0.drain(first..).for_each(Waker::wake);
+        (first > 0).then_some(self)
+    }
+}
+
 /// A connection's hold on the hub. Dropping it leaves nothing behind.
 pub struct Attachment {
     hub: Arc<Hub>,
@@ -172,17 +192,19 @@ impl Hub {
         }
     }
 
-    /// Leaves committed events, in commit order, in the mailboxes of those who listen.
-    pub fn offer(&self, events: &[Arc<Event>]) {
+    /// Leaves committed events, in commit order, in the mailboxes of those who listen. Gives those who wait for them.
+    pub fn offer(&self, events: &[Arc<Event>]) -> Waiting {
+        let mut waiting = Waiting::default();
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let school = self.school(of_school[0].school);
             let second = self.second();
             let mut room = lock(&school);
             room.rate.count(second, of_school.len() as u32);
             for event in of_school {
-                room.offer(event, self.window_events);
+                room.offer(event, self.window_events, &mut waiting);
             }
         }
+        waiting
     }
 
     /// Begins to listen to `scope`. Read the store only afterwards: an event committed between a read and a
@@ -407,22 +429,19 @@ impl Room {
         self.streams.level(second, self.attached.len());
     }
 
-    fn offer(&mut self, event: &Arc<Event>, window_events: usize) {
+    fn offer(&mut self, event: &Arc<Event>, window_events: usize, waiting: &mut Waiting) {
         if self.head.is_some_and(|head| event.seq <= head) {
             return;
         }
-        for mailbox in self.everything.values() {
-            mailbox.offer(event);
-        }
+        let mut leave = |mailbox: &Arc<Mailbox>| waiting.0.extend(mailbox.offer(event));
+        self.everything.values().for_each(&mut leave);
         if let Some(topic) = self.kinds.get(&event.kind) {
-            for mailbox in topic.all.values() {
-                mailbox.offer(event);
-            }
+            topic.all.values().for_each(&mut leave);
             if event.draft.event_type.wide {
                 let listeners = topic.subjects.values().flat_map(Listeners::values);
-                listeners.for_each(|mailbox| mailbox.offer(event));
+                listeners.for_each(&mut leave);
             } else if let Some(listeners) = topic.subjects.get(&event.subject) {
-                listeners.values().for_each(|mailbox| mailbox.offer(event));
+                listeners.values().for_each(&mut leave);
             }
         }
         if self.head.is_some_and(|head| event.seq != head + 1) {

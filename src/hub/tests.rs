@@ -50,7 +50,7 @@ fn what_is_left_leaves_memory() {
 #[test]
 fn a_quiet_school_leaves_memory_and_one_that_is_listened_to_stays() {
     let hub = hub();
-    hub.offer(&[event(1, "a", true)]);
+    hub.offer(&[event(1, "a", true)]).wake();
     hub.forget_idle(Duration::from_secs(3_600));
     assert_eq!(hub.schools(), 1, "its window may still be wanted");
     let attachment = hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
@@ -70,7 +70,7 @@ fn the_window_answers_only_for_what_it_wholly_covers() {
         "nothing offered yet: only the store knows"
     );
     for seq in 3..=8 {
-        hub.offer(&[event(seq, "a", true)]);
+        hub.offer(&[event(seq, "a", true)]).wake();
     }
     let seqs = |after| {
         attachment
@@ -82,7 +82,7 @@ fn the_window_answers_only_for_what_it_wholly_covers() {
     assert_eq!(seqs(7), Some((vec![8], 8)));
     assert_eq!(seqs(8), Some((vec![], 8)));
     assert_eq!(seqs(9), None, "beyond what was offered");
-    hub.offer(&[event(10, "a", true)]);
+    hub.offer(&[event(10, "a", true)]).wake();
     assert_eq!(seqs(8), None, "9 was never offered: a hole is not a window");
     assert_eq!(seqs(9), Some((vec![10], 10)));
 }
@@ -115,7 +115,8 @@ fn connections_are_shown_with_what_waits_for_them() {
             &most(10),
         )
         .unwrap();
-    hub.offer(&[event(1, "a", true), event(2, "c", true)]);
+    hub.offer(&[event(1, "a", true), event(2, "c", true)])
+        .wake();
     let (by_transport, connections) = hub.connections(None, 10, 1);
     assert_eq!(by_transport, BTreeMap::from([("SSE", 2)]));
     let shown: Vec<_> = connections

@@ -88,6 +88,7 @@ fn the_guarantees_name_tests_that_exist() {
         ("simulation", include_str!("simulation.rs")),
         ("disk", include_str!("disk.rs")),
         ("limits", include_str!("limits.rs")),
+        ("pressure", include_str!("pressure.rs")),
         ("attacks", include_str!("attacks.rs")),
         ("access", include_str!("access.rs")),
         ("characteristics", include_str!("characteristics.rs")),

@@ -32,6 +32,7 @@ mod monitor;
 mod monitor_live;
 mod monitor_visitor;
 mod notify;
+mod pressure;
 mod quickstart;
 mod rfc6455;
 mod simulation;

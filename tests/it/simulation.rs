@@ -155,7 +155,7 @@ impl World {
             Some(Fault::SkippedOffer) if batch.len() == 3 => batch[1..].to_vec(),
             _ => batch,
         };
-        self.server.hub.offer(&batch);
+        self.server.hub.offer(&batch).wake();
         self.server.dispatched.send_modify(|rounds| *rounds += 1);
         true
     }

@@ -1,0 +1,226 @@
+//! Hard times: readers that hardly read, or vanish, and everybody coming back at once. What it costs stays within what
+//! the documentation says, and nothing is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::support::*;
+
+/// As docs/configuration.md says, in bytes: a connection's own, whatever carries it; a page of the log that it holds
+/// while it is behind; a school's window with all that surrounds its events.
+const CONNECTION: usize = 64 * 1024;
+const PAGE: usize = 1024 * 1024;
+const SCHOOL: usize = 16 * 1024 * 1024;
+/// What is on its way between publishers, the writer and the dispatcher, and the database's own cache.
+const UNDER_WAY: usize = 64 * 1024 * 1024;
+
+/// Opens a stream by hand, with hardly any room for what comes.
+async fn narrow(url: &str, transport: Transport, path: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4 * 1024).unwrap();
+    let address = url.trim_start_matches("http://");
+    let mut stream = socket.connect(address.parse().unwrap()).await.unwrap();
+    let wanted = match transport {
+        Transport::WebSocket => {
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        }
+        _ => "Accept: text/event-stream\r\n",
+    };
+    let token = viewer(1);
+    let head =
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n{wanted}\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).await.unwrap();
+    assert!(matches!(&status[9..], b"101" | b"200"));
+    stream
+}
+
+/// 100,000 events of 1,000 jobs while 80 readers take nothing and 80 a byte a second. (With mailboxes without a bound it took
+/// 445 MB instead of 117.)
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_to_readers_that_hardly_read_stays_within_the_stated_memory_and_loses_no_milestone()
+{
+    const JOBS: usize = 1_000;
+    const EVENTS_EACH: usize = 100;
+    const EACH: usize = 40;
+    /// So that nothing folds but what must.
+    const EVERY: &str = "/jobs?tick_ms=0";
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = process::command(folder.path());
+    command.arg("serve");
+    command.env("TIDINGS_PUBLISHES_PER_SEC", "0");
+    let server = process::Process::start(&mut command);
+    let http = reqwest::Client::new();
+    let batch = async |lines: Vec<Value>| {
+        let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let request = http.post(format!("{}/api/batch", server.url));
+        let sent = request.bearer_auth(worker(1)).body(lines).send().await;
+        assert_eq!(sent.unwrap().status(), 200);
+    };
+
+    let mut stalled = Vec::new();
+    let mut dripping = tokio::task::JoinSet::new();
+    for transport in [Transport::EventSource, Transport::WebSocket] {
+        for _ in 0..EACH {
+            let mut listener =
+                Listener::open(transport, &server.url, EVERY, &viewer(1), None).await;
+            listener.until_ready().await;
+            stalled.push(listener);
+            let mut stream = narrow(&server.url, transport, &format!("/events{EVERY}")).await;
+            dripping.spawn(async move {
+                while stream.read_u8().await.is_ok() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            });
+        }
+    }
+    let mut lively =
+        Listener::open(Transport::WebSocket, &server.url, "/jobs", &viewer(1), None).await;
+    lively.until_ready().await;
+    let before = server.memory();
+    let last = format!("j{}", JOBS - 1);
+    let is_last =
+        move |message: &Value| message["job_id"] == *last && message["status"] == "completed";
+    let told = tokio::spawn({
+        let is_last = is_last.clone();
+        async move { lively.take_until(is_last).await }
+    });
+
+    let filler = "x".repeat(600);
+    for jobs in (0..JOBS).collect::<Vec<_>>().chunks(10) {
+        let mut lines = Vec::new();
+        for job in jobs {
+            let id = format!("j{job}");
+            lines.push(json!({"op": "jobs.create", "job_id": id, "job_type": "t", "status": "in_progress"}));
+            lines.extend((2..EVENTS_EACH).map(|step| {
+                json!({"op": "jobs.progress", "job_id": id, "progress": step, "message": filler})
+            }));
+            lines.push(json!({"op": "jobs.complete", "job_id": id, "result": job}));
+        }
+        batch(lines).await;
+    }
+    let told = told.await.unwrap();
+    let grown = server.peak_memory() - before;
+    let readers = EACH * 4 + 1;
+    let stated = readers * (CONNECTION + PAGE) + SCHOOL + UNDER_WAY;
+    assert!(grown < stated, "{grown} bytes more, {stated} are stated");
+
+    // Of those that took nothing, one of each transport has the patience to read it all now.
+    let mut stories = vec![(told, None)];
+    for mut listener in [stalled.swap_remove(EACH), stalled.swap_remove(0)] {
+        stories.push((
+            listener.take_until(&is_last).await,
+            Some(JOBS * EVENTS_EACH),
+        ));
+    }
+    for (story, whole) in stories {
+        let of_events: Vec<&Value> = story
+            .iter()
+            .filter(|message| message["seq"].is_u64())
+            .collect();
+        assert!(of_events.is_sorted_by(|one, next| one["seq"].as_u64() < next["seq"].as_u64()));
+        let ends: Vec<u64> = story
+            .iter()
+            .filter_map(|message| message["result"].as_u64())
+            .collect();
+        assert_eq!(ends, (0..JOBS as u64).collect::<Vec<_>>());
+        assert!(story.iter().all(|message| message["type"] != "reset"));
+        assert!(whole.is_none_or(|whole| of_events.len() == whole));
+    }
+}
+
+/// Killed, started again, and everybody is back in the same instant, each from where it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_come_back_all_at_once_after_a_restart_are_told_what_they_missed_once() {
+    const CLIENTS: usize = 300;
+    const EVENTS: usize = 60;
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = process::Process::start(&mut process::command(folder.path()).arg("serve"));
+    let http = reqwest::Client::new();
+    let mut cursors = Vec::new();
+    let created = json!({"job_id": "a", "job_type": "t", "status": "in_progress"});
+    for step in 0..=EVENTS {
+        let (path, body) = match step {
+            0 => ("jobs", created.clone()),
+            _ => ("jobs/a/progress", json!({"message": step.to_string()})),
+        };
+        let request = http.post(format!("{}/api/{path}", server.url));
+        let (status, event) = answer(request.bearer_auth(worker(1)).json(&body)).await;
+        assert!(status < 300, "{event}");
+        cursors.push(event["cursor"].as_str().unwrap().to_owned());
+    }
+    server.kill();
+    let server = process::Process::start(&mut process::command(folder.path()).arg("serve"));
+    let together = Arc::new(tokio::sync::Barrier::new(CLIENTS));
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..CLIENTS {
+        let (url, together) = (server.url.clone(), Arc::clone(&together));
+        let known = client % EVENTS;
+        let cursor = cursors[known].clone();
+        clients.spawn(async move {
+            together.wait().await;
+            let transport = Transport::ALL[client % 3];
+            let token = viewer(1);
+            let mut listener =
+                Listener::open(transport, &url, "/jobs/a?tick_ms=0", &token, Some(&cursor)).await;
+            let missed = listener.until_ready().await;
+            let seqs: Vec<usize> = missed
+                .iter()
+                .filter_map(|message| message["seq"].as_u64())
+                .map(|seq| seq as usize)
+                .collect();
+            assert_eq!(
+                seqs,
+                (known + 2..=EVENTS + 1).collect::<Vec<_>>(),
+                "{transport:?}"
+            );
+        });
+    }
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+}
+
+/// A peer whose machine is gone sends neither a FIN nor an answer. What stands for it here swallows everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_vanish_without_a_word_lose_their_place() {
+    let server = server_with(json!({"heartbeat_secs": 1})).await;
+    server.running_job("a").await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gateway = listener.local_addr().unwrap();
+    let (cut, is_cut) = tokio::sync::watch::channel(false);
+    let target = server.url.trim_start_matches("http://").to_owned();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (target, mut is_cut) = (target.clone(), is_cut.clone());
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(target).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    () = async { is_cut.wait_for(|cut| *cut).await.map(drop).unwrap() } => {}
+                }
+                // From here on the server's bytes are taken and lead nowhere, and none come back.
+                let _ = tokio::io::copy(&mut far, &mut tokio::io::sink()).await;
+            });
+        }
+    });
+    let base = format!("http://{gateway}");
+    let mut readers = Vec::new();
+    for _ in 0..3 {
+        let mut reader =
+            Listener::open(Transport::WebSocket, &base, "/jobs/a", &viewer(1), None).await;
+        reader.until_ready().await;
+        readers.push(reader);
+    }
+    assert_eq!(server.tidings.streams(), 3);
+    cut.send(true).unwrap();
+    until("their places are free", async || {
+        server.tidings.streams() == 0
+    })
+    .await;
+}

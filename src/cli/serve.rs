@@ -74,6 +74,21 @@ pub(super) fn server() -> Result<Rocket<Build>, Failure> {
     )
 }
 
+/// Each stream is an open file, and a service gets no more than 1,024 unless it asks.
+fn raise_open_files(wanted: usize) {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) if limit < wanted as u64 => {
+            tracing::warn!(
+                limit,
+                max_streams = wanted,
+                "fewer files may be open than streams"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit on open files cannot be raised"),
+    }
+}
+
 /// Who asks a second time does not want to wait any longer. What was acknowledged is on the disk; only when devices were
 /// last heard of may be missing.
 fn leave_at_once_if_asked_again() -> std::io::Result<()> {
@@ -99,6 +114,9 @@ fn leave_at_once_if_asked_again() -> std::io::Result<()> {
 /// Serves until it is told to stop, then finishes what was published.
 pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
+    if let Some(tidings) = &tidings {
+        raise_open_files(tidings.settings().max_streams);
+    }
     let setting = |name: &str| rocket.figment().find_value(name).ok();
     let port = setting("port")
         .and_then(|port| port.to_u128())

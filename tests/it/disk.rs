@@ -8,7 +8,7 @@ use std::process::Command;
 use diesel::connection::{Connection, SimpleConnection};
 use serde_json::{Value, json};
 
-use crate::support::process::{Process, binary, command, run};
+use crate::support::process::{Process, binary, command, limited, run};
 use crate::support::*;
 
 fn database(folder: &Path) -> PathBuf {
@@ -181,15 +181,7 @@ async fn a_disk_that_is_full_is_told_and_what_was_acknowledged_is_there_once_in_
     let folder = tempfile::tempdir().unwrap();
     some_jobs(folder.path(), 1).await;
     // No file may grow beyond this: writing fails as it does on a full disk.
-    let serve = command(folder.path());
-    let mut limited = Command::new("sh");
-    limited
-        .args(["-c", "trap '' XFSZ; ulimit -f 600; exec \"$0\" serve"])
-        .arg(serve.get_program())
-        .current_dir(folder.path());
-    for (name, value) in serve.get_envs() {
-        limited.env(name, value.unwrap_or_default());
-    }
+    let mut limited = limited(folder.path(), "trap '' XFSZ; ulimit -f 600");
     let mut server = Process::start(&mut limited);
     let (mut acknowledged, mut refused) = (1, 0);
     for number in 0..2_000 {

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::support::process::{Process, limited};
 use crate::support::*;
 
 /// How often something was refused, as the figures tell.
@@ -212,4 +213,62 @@ async fn the_figures_are_for_whoever_looks_after_the_whole() {
             "{line}"
         );
     }
+}
+
+/// Opens streams. Gives those that were answered.
+async fn open_many(url: &str, count: usize) -> Vec<Listener> {
+    let mut open = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let url = url.to_owned();
+        open.spawn(async move {
+            let token = viewer(1);
+            let opening = Listener::open(Transport::WebSocket, &url, "/jobs", &token, None);
+            tokio::time::timeout(std::time::Duration::from_secs(2), opening)
+                .await
+                .ok()
+        });
+    }
+    let mut opened = Vec::new();
+    while let Some(listener) = open.join_next().await {
+        opened.extend(listener.unwrap());
+    }
+    opened
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_asks_for_as_many_open_files_as_it_may_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Process::start(&mut limited(folder.path(), "ulimit -Sn 64"));
+    assert_eq!(open_many(&server.url, 200).await.len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_more_files_may_be_open_those_that_are_go_on_and_places_are_given_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Process::start(&mut limited(folder.path(), "ulimit -n 100"));
+    let http = reqwest::Client::new();
+    let post = async |path: &str, body: Value| {
+        let request = http.post(format!("{}/api/{path}", server.url));
+        answer(request.bearer_auth(worker(1)).json(&body)).await
+    };
+    let running = json!({"job_id": "a", "job_type": "t", "status": "in_progress"});
+    assert_eq!(post("jobs", running).await.0, 201);
+    let mut opened = open_many(&server.url, 200).await;
+    assert!((20..100).contains(&opened.len()), "{}", opened.len());
+    // By the connection that it has.
+    assert_eq!(
+        post("jobs/a/progress", json!({"progress": 50})).await.0,
+        200
+    );
+    for listener in &mut opened {
+        listener
+            .take_until(|message| message["progress"] == 50.0)
+            .await;
+    }
+    drop(opened);
+    until("there is room again", async || {
+        open_many(&server.url, 20).await.len() == 20
+    })
+    .await;
+    assert_eq!(post("jobs/a/complete", json!({})).await.0, 200);
 }

@@ -140,7 +140,7 @@ async fn clients_that_come_back_all_at_once_after_a_restart_are_told_what_they_m
     const CLIENTS: usize = 300;
     const EVENTS: usize = 60;
     let folder = tempfile::tempdir().unwrap();
-    let mut server = process::Process::start(&mut process::command(folder.path()).arg("serve"));
+    let mut server = process::Process::start(process::command(folder.path()).arg("serve"));
     let http = reqwest::Client::new();
     let mut cursors = Vec::new();
     let created = json!({"job_id": "a", "job_type": "t", "status": "in_progress"});
@@ -155,7 +155,7 @@ async fn clients_that_come_back_all_at_once_after_a_restart_are_told_what_they_m
         cursors.push(event["cursor"].as_str().unwrap().to_owned());
     }
     server.kill();
-    let server = process::Process::start(&mut process::command(folder.path()).arg("serve"));
+    let server = process::Process::start(process::command(folder.path()).arg("serve"));
     let together = Arc::new(tokio::sync::Barrier::new(CLIENTS));
     let mut clients = tokio::task::JoinSet::new();
     for client in 0..CLIENTS {

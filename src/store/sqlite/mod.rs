@@ -150,6 +150,9 @@ impl SqliteStore {
 
         let readers = Pool::builder()
             .max_size(settings.reader_connections)
+            // All of them now, and for good: later there may be no more files to be had.
+            .max_lifetime(None)
+            .idle_timeout(None)
             .connection_customizer(Box::new(ReadOnly))
             .test_on_check_out(false)
             .build(ConnectionManager::new(url))
@@ -290,7 +293,10 @@ struct ReadOnly;
 impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReadOnly {
     fn on_acquire(&self, conn: &mut SqliteConnection) -> Result<(), diesel::r2d2::Error> {
         conn.batch_execute(&format!(
-            "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}; PRAGMA query_only = ON;"
+            "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS};
+             PRAGMA query_only = ON;
+             PRAGMA temp_store = MEMORY;
+             SELECT key FROM meta LIMIT 1;"
         ))
         .map_err(diesel::r2d2::Error::QueryError)
     }

@@ -30,6 +30,20 @@ pub(crate) fn command(folder: &Path) -> Command {
     command
 }
 
+/// `tidings serve` in `folder`, in a shell that has been told `limits` first.
+pub(crate) fn limited(folder: &Path, limits: &str) -> Command {
+    let serve = command(folder);
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", &format!("{limits}; exec \"$0\" serve")])
+        .arg(serve.get_program())
+        .current_dir(folder);
+    for (name, value) in serve.get_envs() {
+        limited.env(name, value.unwrap_or_default());
+    }
+    limited
+}
+
 /// Runs to the end.
 pub(crate) fn run(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap()

@@ -207,6 +207,17 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
     })
 }
 
+/// Whether TLS was spoken with us, or, as it says, with whatever is in front.
+pub(super) fn is_encrypted(request: &Request<'_>) -> bool {
+    let first = |line: &str| {
+        line.split(',')
+            .next()
+            .is_some_and(|own| own.trim().eq_ignore_ascii_case("https"))
+    };
+    let mut forwarded = request.headers().get("X-Forwarded-Proto");
+    forwarded.any(first) || request.rocket().config().tls_enabled()
+}
+
 /// Whether the page that asks, by its `Origin`, is ours or allowed. No `Origin` is no browser page.
 pub(super) fn is_own_page(request: &Request<'_>, allowed: &[String]) -> bool {
     let Some(origin) = request.headers().get_one("Origin") else {
@@ -218,9 +229,11 @@ pub(super) fn is_own_page(request: &Request<'_>, allowed: &[String]) -> bool {
         .and_then(|host| Host::parse(host).ok());
     let same = |host: Host<'_>| {
         let own = host.to_string();
-        origin
-            .split_once("://")
-            .is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(&own))
+        origin.split_once("://").is_some_and(|(scheme, origin)| {
+            // Behind a proxy that says nothing, the browser may have spoken either.
+            let spoken = scheme == "https" || (scheme == "http" && !is_encrypted(request));
+            spoken && origin.eq_ignore_ascii_case(&own)
+        })
     };
     allowed.iter().any(|allowed| allowed == origin) || host.is_some_and(same)
 }

@@ -115,6 +115,10 @@ impl Problem {
         }
     }
 
+    pub(crate) fn retry_after_secs(&self) -> Option<u64> {
+        self.retry_after_secs
+    }
+
     pub(crate) fn status(&self) -> u16 {
         self.status
     }

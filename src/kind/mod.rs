@@ -382,8 +382,8 @@ pub enum RuleError {
     Held {
         /// What, for example `device door-3`.
         what: String,
-        /// By which subject.
-        holder: String,
+        /// By what.
+        holder: &'static str,
     },
     /// Progress would fall within an attempt.
     #[error("progress is at {current} and cannot fall to {asked} within an attempt")]

@@ -292,6 +292,17 @@ impl Subscription {
         self.plan_from(again, Some(Added { beside: nothing }), None);
     }
 
+    /// Whether an acknowledgement has not been told yet. Nothing more is asked for meanwhile, or who asks and does not
+    /// listen could have any number of them kept.
+    pub fn owes_acknowledgement(&self) -> bool {
+        self.outbox.iter().any(|entry| {
+            matches!(
+                entry.delivery,
+                Delivery::Control(Control::Subscribed { .. } | Control::Unsubscribed { .. })
+            )
+        })
+    }
+
     /// Listens to less.
     pub fn unsubscribe(&mut self, channels: &[Channel], asked: Map<String, Value>) {
         for channel in channels {

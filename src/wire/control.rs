@@ -31,6 +31,8 @@ pub enum Close {
     },
     /// The credential is over; come back with a fresh one.
     TokenExpired,
+    /// The client answers no ping.
+    Silent,
     /// The client broke the WebSocket protocol.
     ProtocolError,
     /// A client message was larger than allowed.
@@ -64,6 +66,7 @@ impl Close {
             Close::InternalError => 1011,
             Close::RefusedUnauthorized => 4001,
             Close::TokenExpired => 4401,
+            Close::Silent => 4408,
         }
     }
 
@@ -80,6 +83,7 @@ impl Close {
             Close::InvalidRequest => "the request is not valid",
             Close::TryAgainLater => "try again later",
             Close::TokenExpired => "the token has expired",
+            Close::Silent => "no sign of life",
         }
     }
 
@@ -91,6 +95,7 @@ impl Close {
             Close::InternalError
             | Close::ProtocolError
             | Close::InvalidText
+            | Close::Silent
             | Close::TryAgainLater => Some(5_000),
             Close::Done
             | Close::Refused

@@ -63,6 +63,7 @@ fn every_message_and_close_code_is_documented() {
         Close::InternalError,
         Close::InvalidText,
         Close::TryAgainLater,
+        Close::Silent,
     ];
     for close in closes {
         let row = STREAMS

@@ -24,6 +24,7 @@ mod enrollments;
 mod existing_clients;
 mod floors;
 mod invariants;
+mod isolation;
 mod job_rules;
 mod jobs_api;
 mod kinds_documentation;

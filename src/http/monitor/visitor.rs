@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rocket::Request;
-use rocket::http::{Header, Method, Status};
+use rocket::http::{Header, Method, RawStr, Status};
 use rocket::request::{FromRequest, Outcome};
 use rocket::response::{self, Redirect, Responder, Response};
 use serde_json::{Value, json};
@@ -127,29 +127,39 @@ impl Visitor {
 
 /// Whether the browser spoke TLS with whatever is in front, or with us: it says so itself when it sends a form.
 fn is_encrypted(request: &Request<'_>) -> bool {
-    let headers = request.headers();
-    let forwarded = headers.get("X-Forwarded-Proto");
-    let first = |line: &str| {
-        line.split(',')
-            .next()
-            .is_some_and(|own| own.trim().eq_ignore_ascii_case("https"))
-    };
-    let origin = headers.get_one("Origin");
-    forwarded.into_iter().any(first)
-        || origin.is_some_and(|origin| origin.starts_with("https://"))
-        || request.rocket().config().tls_enabled()
+    let origin = request.headers().get_one("Origin");
+    credential::is_encrypted(request) || origin.is_some_and(|origin| origin.starts_with("https://"))
 }
 
 /// Where to go on after signing in: to the page asked for, or to the one whose form was sent.
 fn here(request: &Request<'_>) -> String {
     if request.method() == Method::Get {
-        return request.uri().to_string();
+        return without_credentials(&request.uri().to_string());
     }
     let referer = request.headers().get_one("Referer").unwrap_or_default();
     let after_host = referer
         .split_once("://")
         .and_then(|(_, rest)| rest.split_once('/'));
-    after_host.map_or(String::new(), |(_, path)| format!("/{path}"))
+    after_host.map_or(String::new(), |(_, path)| {
+        without_credentials(&format!("/{path}"))
+    })
+}
+
+/// An address that may be told to others: without what it has in its query to prove who asks.
+fn without_credentials(address: &str) -> String {
+    let Some((path, query)) = address.split_once('?') else {
+        return address.to_owned();
+    };
+    let is_open = |part: &&str| {
+        let name = part.split('=').next().unwrap_or_default();
+        let name = RawStr::new(name).percent_decode_lossy();
+        !matches!(&*name, "token" | "ticket")
+    };
+    let kept: Vec<&str> = query.split('&').filter(is_open).collect();
+    match kept.is_empty() {
+        true => path.to_owned(),
+        false => format!("{path}?{}", kept.join("&")),
+    }
 }
 
 /// Why there is no page.
@@ -180,7 +190,7 @@ impl<'r> Responder<'r, 'static> for Refusal {
         let base = base.trim_end_matches('/');
         match self {
             Refusal::SignIn(here) => {
-                let next = rocket::http::RawStr::new(&here).percent_encode();
+                let next = RawStr::new(&here).percent_encode();
                 Redirect::to(format!("{base}/monitor/sign-in?next={next}")).respond_to(request)
             }
             Refusal::Problem(problem) => {
@@ -188,7 +198,12 @@ impl<'r> Responder<'r, 'static> for Refusal {
                     .vitals()
                     .refused(problem.code());
                 let status = Status::new(problem.status());
-                refused(request, base, status, problem.detail()).respond_to(request)
+                let page = refused(request, base, status, problem.detail());
+                let mut response = page.respond_to(request)?;
+                if let Some(secs) = problem.retry_after_secs() {
+                    response.set_raw_header("Retry-After", secs.to_string());
+                }
+                Ok(response)
             }
             Refusal::Uncaught(status, base) => {
                 refused(request, &base, status, status.reason_lossy()).respond_to(request)

@@ -39,16 +39,19 @@ impl Handshake {
     }
 }
 
+/// Whether the connection is to become a WebSocket. There are clients that always offer to go on with `h2c`.
+pub(super) fn asks_for_websocket(request: &Request<'_>) -> bool {
+    let is_websocket = |protocol: &str| protocol.trim().eq_ignore_ascii_case("websocket");
+    let mut lines = request.headers().get("Upgrade");
+    lines.any(|line| line.split(',').any(is_websocket))
+}
+
 #[rocket::async_trait]
 impl<'r> FromRequest<'r> for MaybeHandshake {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<MaybeHandshake, Problem> {
-        let asks = |line: &str| {
-            line.split(',')
-                .any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
-        };
-        if !request.headers().get("Upgrade").any(asks) {
+        if !asks_for_websocket(request) {
             return Outcome::Success(MaybeHandshake(None));
         }
         let version = request.headers().get_one("Sec-WebSocket-Version");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rocket::http::{MediaType, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 
+use super::handshake::asks_for_websocket;
 use crate::config::{PADDING_MAX_BYTES, POLL_WAIT_DEFAULT_SECS, POLL_WAIT_MAX_SECS, TICK_MAX_MS};
 use crate::http::body::{UpperStatus, upper_status};
 use crate::http::credential::{named_school, query};
@@ -147,7 +148,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
 /// The transport that the `Accept` header likes best; SSE if it does not care. One that is named goes before
 /// one that only a wildcard lets in: `application/json, */*` is somebody who wants an answer, not a stream.
 fn transport(request: &Request<'_>) -> Result<Transport, Problem> {
-    if request.headers().contains("Upgrade") {
+    if asks_for_websocket(request) {
         // A handshake; what it accepts otherwise does not matter.
         return Ok(Transport::EventSource);
     }

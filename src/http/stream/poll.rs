@@ -92,6 +92,10 @@ impl PollBody {
                 (Arc::clone(wire::event(event, self.encoding)), true)
             }
             Delivery::Control(control) => {
+                if let Control::Reset(_) = control {
+                    // A snapshot follows, which is told to its end.
+                    (self.ready, self.may_end) = (false, false);
+                }
                 self.ready |= matches!(control, Control::Ready(_) | Control::Closing(_));
                 self.may_end |= self.ready;
                 let tells = !matches!(control, Control::Connected { .. } | Control::Ready(_));

@@ -281,7 +281,8 @@ impl Session {
             }
             return Ok(true);
         }
-        if !self.socket.has_room_for_answers() {
+        let owes = |(_, subscription): &(_, Subscription)| subscription.owes_acknowledgement();
+        if !self.socket.has_room_for_answers() || self.live.as_ref().is_some_and(owes) {
             return Ok(false);
         }
         if let Some(incoming) = self.waiting.pop_front() {
@@ -471,11 +472,14 @@ impl Session {
                 self.rounds.as_mut().reset(until);
                 continue;
             }
-            // A peer that takes no byte cannot be asked for a sign of life; one that takes them must give it.
-            let gone =
-                self.socket.stalled_for().is_zero() && self.socket.silent_for() >= heartbeat * 2;
-            if gone || self.socket.stalled_for() >= WRITE_STALL {
+            if self.socket.stalled_for() >= WRITE_STALL {
                 return false;
+            }
+            // A peer that takes no byte cannot be asked for a sign of life; one that takes them must give it.
+            if self.socket.stalled_for().is_zero() && self.socket.silent_for() >= heartbeat * 2 {
+                self.send_control(&Control::Closing(Close::Silent));
+                self.begin_close(Close::Silent);
+                continue;
             }
             let mut next = now + heartbeat / 4;
             if self.dialect.heartbeat_message {

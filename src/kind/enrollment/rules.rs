@@ -35,10 +35,11 @@ pub fn apply(
 }
 
 fn started(start: &Start, context: &Context<'_>) -> Result<Session, RuleError> {
-    if let Some(holder) = context.holder {
+    if context.holder.is_some() {
+        // Which one is not for everybody who may name the device.
         return Err(RuleError::Held {
             what: format!("device {}", start.device_id),
-            holder: format!("session {holder}"),
+            holder: "another session",
         });
     }
     let lease_secs = start

@@ -326,6 +326,18 @@ async fn channel_limits_escaped_within_a_websocket() {
             .0;
         assert!(matches!(status, 403 | 404), "{path}: {status}");
     }
+    // An acknowledgement is for whoever may listen to a characteristic, be it another one.
+    let mut limited = claims(Some(1), Role::Viewer);
+    limited.channels = Some(vec!["characteristics/other".into()]);
+    server.put("/api/characteristics/other", json!({})).await;
+    let scope = "/characteristics/other";
+    let mut listener =
+        Listener::open(Transport::Poll, &server.url, scope, &sign(&limited), None).await;
+    listener.until_ready().await;
+    server
+        .report("/api/violations/theirs.1/ack", json!({"reason": "seen"}))
+        .await;
+    assert_eq!(listener.next().await.unwrap()["type"], "ack_update");
     // Who holds a device is not told to those who may only name it.
     let mut limited = claims(Some(1), Role::Worker);
     limited.channels = Some(vec!["enrollments/x".into()]);

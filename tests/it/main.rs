@@ -40,4 +40,5 @@ mod simulation;
 mod source_rules;
 mod store_contract;
 mod streams;
+mod switches;
 mod websocket;

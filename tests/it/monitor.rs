@@ -545,6 +545,11 @@ async fn a_token_in_an_address_opens_no_page_and_a_form_that_came_too_late_leads
     let path = format!("{}/monitor/schools/1?token={}", server.url, worker(1));
     let answer = browser().get(path).send().await.unwrap();
     assert_eq!(answer.status(), 303, "nor does it lead round and round");
+    let next = answer.headers()["Location"].to_str().unwrap();
+    assert_eq!(
+        next, "/monitor/sign-in?next=%2Fmonitor%2Fschools%2F1",
+        "the token is not repeated"
+    );
     let form = browser()
         .post(format!("{}/monitor/schools/1/jobs/j/cancel", server.url))
         .header(
@@ -561,4 +566,21 @@ async fn a_token_in_an_address_opens_no_page_and_a_form_that_came_too_late_leads
         status == 404 && text.contains("<h1>Not found</h1>"),
         "people read it: {text}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_sent_too_fast_are_told_when_to_come_back() {
+    let server = server_with(json!({"publishes_per_sec": 1, "batch_limit_commands": 2})).await;
+    server.running_job("j").await;
+    let mut last = StatusCode::SEE_OTHER;
+    for _ in 0..10 {
+        let path = "/monitor/schools/1/jobs/j/cancel";
+        let answer = send(&server, path, Some(&worker(1)), &server.url, "").await;
+        last = answer.status();
+        if last == StatusCode::TOO_MANY_REQUESTS {
+            assert!(answer.headers().contains_key("Retry-After"));
+            break;
+        }
+    }
+    assert_eq!(last, StatusCode::TOO_MANY_REQUESTS);
 }

@@ -224,3 +224,44 @@ async fn readers_that_vanish_without_a_word_lose_their_place() {
     })
     .await;
 }
+
+/// Asking without listening: the acknowledgements would pile up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_and_does_not_listen_is_slowed_and_costs_a_bounded_amount() {
+    const CLIENTS: usize = 4;
+    /// What one may send before it is stopped: what the kernel's buffers take, and some.
+    const SENT_MAX: usize = 32 * 1024 * 1024;
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = process::command(folder.path());
+    let server = process::Process::start(
+        command
+            .arg("serve")
+            .env("TIDINGS_CLIENT_MESSAGES_PER_SEC", "0"),
+    );
+    let before = server.memory();
+    let many = vec!["jobs"; 2_000];
+    let message = json!({"type": "subscribe", "channels": many}).to_string();
+    // Masked with zeros, which changes nothing.
+    let mut frame = vec![0x81, 0x80 | 126];
+    frame.extend((message.len() as u16).to_be_bytes());
+    frame.extend([0; 4]);
+    frame.extend(message.as_bytes());
+    for _ in 0..CLIENTS {
+        let mut stream = narrow(&server.url, Transport::WebSocket, "/ws").await;
+        let mut sent = 0;
+        // Until it is not heard any more.
+        while let Ok(written) =
+            tokio::time::timeout(Duration::from_secs(2), stream.write_all(&frame)).await
+        {
+            written.unwrap();
+            sent += frame.len();
+            assert!(sent < SENT_MAX, "it is heard for ever");
+        }
+        // It is gone when it is dropped: the next one finds what it cost.
+    }
+    let grown = server.peak_memory() - before;
+    assert!(
+        grown < CLIENTS * (CONNECTION + PAGE) + SCHOOL,
+        "{grown} bytes more"
+    );
+}

@@ -32,12 +32,15 @@ pub struct Second {
     pub waiting: u64,
 }
 
+/// How often somebody was told no, by the code of what he was told and the setting that was reached, if one was. There are
+/// few of either, and all are known.
+pub type Refusals = BTreeMap<(&'static str, Option<&'static str>), u64>;
+
 /// See the module's page.
 pub struct Vitals {
     since: DateTime<Utc>,
     seconds: Mutex<VecDeque<Second>>,
-    /// How often somebody was told no, by the code of what he was told. The codes are few and fixed.
-    refusals: Mutex<BTreeMap<&'static str, u64>>,
+    refusals: Mutex<Refusals>,
 }
 
 impl Default for Vitals {
@@ -61,14 +64,14 @@ impl Vitals {
         self.kept().iter().copied().collect()
     }
 
-    /// Notes that somebody was told no.
-    pub fn refused(&self, code: &'static str) {
+    /// Notes that somebody was told no, and which setting he had reached.
+    pub fn refused(&self, code: &'static str, limit: Option<&'static str>) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        *refusals.entry(code).or_default() += 1;
+        *refusals.entry((code, limit)).or_default() += 1;
     }
 
-    /// How often somebody was told no since the start, by code.
-    pub fn refusals(&self) -> BTreeMap<&'static str, u64> {
+    /// How often somebody was told no since the start.
+    pub fn refusals(&self) -> Refusals {
         self.refusals
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -301,14 +301,22 @@ impl Settings {
         }
     }
 
-    /// How many subjects of a kind a school may have.
-    pub fn most_of(&self, kind: Kind) -> u64 {
+    /// The largest body of a single command in bytes, and the setting that says so.
+    pub fn body_limit(&self) -> (u64, &'static str) {
+        (self.body_limit_bytes, "body_limit_bytes")
+    }
+
+    /// How many subjects of a kind a school may have, and the setting that says so.
+    pub fn most_of(&self, kind: Kind) -> Option<(u64, &'static str)> {
         match kind {
-            job::KIND => self.jobs_per_school,
-            enrollment::KIND => self.enrollments_per_school,
-            device::KIND => self.devices_per_school,
-            characteristic::KIND => self.characteristics_per_school,
-            _ => u64::MAX,
+            job::KIND => Some((self.jobs_per_school, "jobs_per_school")),
+            enrollment::KIND => Some((self.enrollments_per_school, "enrollments_per_school")),
+            device::KIND => Some((self.devices_per_school, "devices_per_school")),
+            characteristic::KIND => Some((
+                self.characteristics_per_school,
+                "characteristics_per_school",
+            )),
+            _ => None,
         }
     }
 

@@ -39,7 +39,7 @@ async fn batch(
     let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
     caller.require(Role::Worker)?;
     let settings = tidings.settings();
-    let bytes = body::read(data, settings.batch_limit_bytes).await?;
+    let bytes = body::read(data, (settings.batch_limit_bytes, "batch_limit_bytes")).await?;
     let lines = || {
         bytes
             .split(|byte| *byte == b'\n')
@@ -51,7 +51,7 @@ async fn batch(
             "a batch has at most {} commands",
             settings.batch_limit_commands
         );
-        return Err(Problem::new(Kind::BodyTooLarge, detail));
+        return Err(Problem::new(Kind::BodyTooLarge, detail).of_limit("batch_limit_commands"));
     }
     caller.may_publish(tidings, lines().count())?;
     let mut run = Run {
@@ -79,7 +79,7 @@ async fn batch(
                 answer.extend(json);
             }
             Err(problem) => {
-                tidings.vitals().refused(problem.code());
+                tidings.vitals().refused(problem.code(), problem.limit());
                 let status = problem.status();
                 write!(answer, r#"{{"line":{number},"status":{status},"problem":"#)
                     .expect("writing to memory succeeds");
@@ -206,7 +206,8 @@ fn asked(
         return Err(Problem::new(
             Kind::BodyTooLarge,
             format!("a command has at most {limit} bytes"),
-        ));
+        )
+        .of_limit("body_limit_bytes"));
     }
     let invalid = |detail: &str| Problem::new(Kind::InvalidBody, detail.to_owned());
     let mut object: Map<String, Value> = body::parse(line)?;

@@ -14,8 +14,11 @@ use super::problem::{Kind, Problem};
 use crate::config::{IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
 use crate::store::Idempotency;
 
-/// Reads a body of at most `limit` bytes.
-pub(super) async fn read(data: Data<'_>, limit: u64) -> Result<Vec<u8>, Problem> {
+/// Reads a body of at most `limit` bytes, which `setting` says.
+pub(super) async fn read(
+    data: Data<'_>,
+    (limit, setting): (u64, &'static str),
+) -> Result<Vec<u8>, Problem> {
     // One byte more than allowed tells a body at the limit from one above it.
     let bytes = data
         .open(ByteUnit::from(limit.saturating_add(1)))
@@ -28,7 +31,8 @@ pub(super) async fn read(data: Data<'_>, limit: u64) -> Result<Vec<u8>, Problem>
         return Err(Problem::new(
             Kind::BodyTooLarge,
             format!("a body has at most {limit} bytes here"),
-        ));
+        )
+        .of_limit(setting));
     }
     Ok(bytes)
 }

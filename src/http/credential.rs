@@ -55,7 +55,7 @@ pub(super) fn may_publish(
         let most = tidings.settings().publishes_per_sec;
         let detail =
             format!("at most {most} commands a second may be published with tokens of one `sub`");
-        Problem::too_fast(detail, wait)
+        Problem::too_fast(detail, wait).of_limit("publishes_per_sec")
     })
 }
 

@@ -124,14 +124,12 @@ async fn metrics(
         out,
         "refusals_total",
         "counter",
-        "Requests, lines of batches and client messages that were refused, by the code of the problem.",
+        "Requests, lines of batches and client messages that were refused, by the code of the problem and the setting that was reached.",
     );
-    for (code, count) in vitals.refusals() {
-        sample(
-            out,
-            &format!("tidings_refusals_total{{code=\"{code}\"}}"),
-            count as f64,
-        );
+    for ((code, limit), count) in vitals.refusals() {
+        let limit = limit.unwrap_or_default();
+        let name = format!("tidings_refusals_total{{code=\"{code}\",limit=\"{limit}\"}}");
+        sample(out, &name, count as f64);
     }
     let format =
         ContentType::new("text", "plain").with_params([("version", "0.0.4"), ("charset", "utf-8")]);

@@ -32,6 +32,9 @@ pub struct Problem {
     detail: Cow<'static, str>,
     /// The same as the last part of `type`.
     code: &'static str,
+    /// The setting that has been reached, if one has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<&'static str>,
     /// What a client may wait, in seconds, before it tries again; a header.
     #[serde(skip)]
     retry_after_secs: Option<u64>,
@@ -99,6 +102,7 @@ impl Problem {
             status,
             detail: detail.into(),
             code,
+            limit: None,
             retry_after_secs: match status {
                 429 | 503 => Some(RETRY_AFTER_SECS),
                 _ => None,
@@ -113,6 +117,18 @@ impl Problem {
             retry_after_secs: Some(wait.as_secs() + 1),
             ..Problem::new(Kind::TooFast, detail)
         }
+    }
+
+    /// The same, because of a setting.
+    pub(crate) fn of_limit(self, setting: &'static str) -> Problem {
+        Problem {
+            limit: Some(setting),
+            ..self
+        }
+    }
+
+    pub(crate) fn limit(&self) -> Option<&'static str> {
+        self.limit
     }
 
     pub(crate) fn retry_after_secs(&self) -> Option<u64> {
@@ -164,10 +180,17 @@ impl From<RuleError> for Problem {
             RuleError::Held { .. } => Kind::Held,
             RuleError::IllegalTransition { .. } => Kind::IllegalTransition,
             RuleError::ProgressFell { .. } => Kind::ProgressFell,
-            RuleError::Invalid { .. } => Kind::InvalidBody,
+            RuleError::TooLarge { .. } | RuleError::Invalid { .. } => Kind::InvalidBody,
             RuleError::TooMany { .. } => Kind::TooManySubjects,
         };
-        Problem::new(kind, error.to_string())
+        Problem {
+            limit: match error {
+                RuleError::TooLarge { most, .. } => most.setting,
+                RuleError::TooMany { setting, .. } => Some(setting),
+                _ => None,
+            },
+            ..Problem::new(kind, error.to_string())
+        }
     }
 }
 
@@ -197,11 +220,13 @@ impl From<PublishError> for Problem {
 
 impl From<HubFull> for Problem {
     fn from(error: HubFull) -> Problem {
-        let kind = match error {
-            HubFull::Server => Kind::Unavailable,
-            HubFull::School | HubFull::User | HubFull::Address => Kind::TooManyStreams,
+        let (kind, setting) = match error {
+            HubFull::Server => (Kind::Unavailable, "max_streams"),
+            HubFull::School => (Kind::TooManyStreams, "max_streams_per_school"),
+            HubFull::User => (Kind::TooManyStreams, "max_streams_per_user"),
+            HubFull::Address => (Kind::TooManyStreams, "max_streams_per_address"),
         };
-        Problem::new(kind, error.to_string())
+        Problem::new(kind, error.to_string()).of_limit(setting)
     }
 }
 
@@ -236,7 +261,7 @@ impl From<NameError> for Problem {
 impl<'r> Responder<'r, 'static> for Problem {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         if let Some(tidings) = request.rocket().state::<Arc<Tidings>>() {
-            tidings.vitals().refused(self.code);
+            tidings.vitals().refused(self.code, self.limit);
         }
         let body = serde_json::to_vec(&self).expect("a problem is JSON");
         let mut response = Response::build();

@@ -121,7 +121,7 @@ pub(super) async fn publish(
     read: impl FnOnce(&Caller, &[u8]) -> Result<Envelope, Problem>,
 ) -> Result<Receipt, Problem> {
     caller.may_publish(tidings, 1)?;
-    let bytes = body::read(data, tidings.settings().body_limit_bytes).await?;
+    let bytes = body::read(data, tidings.settings().body_limit()).await?;
     let mut envelope = read(&caller, &bytes)?;
     reach(&caller, envelope.command.kind(), &envelope.subject)?;
     envelope.idempotency = key.with(&bytes);

@@ -42,13 +42,14 @@ async fn ticket(
 ) -> Result<Json, Problem> {
     let caller = caller?;
     let settings = tidings.settings();
-    let asked: Asked = body::parse(&body::read(data, settings.body_limit_bytes).await?)?;
+    let asked: Asked = body::parse(&body::read(data, settings.body_limit()).await?)?;
     let invalid = |detail: String| Problem::new(Kind::InvalidBody, detail);
     if asked.channels.is_empty() || asked.channels.len() > settings.channels_per_connection {
         return Err(invalid(format!(
             "`channels` has 1 to {} entries",
             settings.channels_per_connection
-        )));
+        ))
+        .of_limit("channels_per_connection"));
     }
     let mut channels = Vec::with_capacity(asked.channels.len());
     for text in &asked.channels {

@@ -19,7 +19,8 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Body, CommandOf, Context, Description, Outcome, RuleError, Subject, bounded, merged, not_found,
+    Body, Bound, CommandOf, Context, Description, Outcome, RuleError, Subject, bounded, merged,
+    not_found,
 };
 use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
@@ -203,7 +204,7 @@ pub fn apply(
     match command {
         Command::Register(register) => {
             if let Some(name) = &register.name {
-                next.name = Some(bounded("name", name, NAME_MAX_BYTES)?);
+                next.name = Some(bounded("name", name, Bound::constant(NAME_MAX_BYTES))?);
             }
             if let Some(lease_secs) = register.lease_secs {
                 next.lease_secs = lease_secs;
@@ -286,7 +287,7 @@ impl Device {
             lease_secs: context.limits.device_lease_secs,
             flapping: false,
             changes: VecDeque::new(),
-            info: merged("info", None, Map::new(), context.limits.metadata_bytes)?,
+            info: merged("info", None, Map::new(), context.limits.metadata())?,
             told_status: (context.next_seq, context.now),
             told_info: None,
             created_at: context.now,
@@ -299,7 +300,7 @@ impl Device {
     }
 
     fn merge(&mut self, info: &Map<String, Value>, context: &Context<'_>) -> Result<(), RuleError> {
-        let most = context.limits.metadata_bytes;
+        let most = context.limits.metadata();
         self.info = merged("info", Some(&self.info), info.clone(), most)?;
         Ok(())
     }

@@ -315,6 +315,40 @@ pub struct Limits {
     pub device_lease_secs: u32,
 }
 
+/// How large a value may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// In UTF-8 bytes.
+    pub bytes: usize,
+    /// The setting that says so, if there is one.
+    pub setting: Option<&'static str>,
+}
+
+impl Bound {
+    const fn constant(bytes: usize) -> Bound {
+        Bound {
+            bytes,
+            setting: None,
+        }
+    }
+}
+
+impl Limits {
+    fn message(&self) -> Bound {
+        Bound {
+            bytes: self.message_bytes,
+            setting: Some("message_limit_bytes"),
+        }
+    }
+
+    fn metadata(&self) -> Bound {
+        Bound {
+            bytes: self.metadata_bytes,
+            setting: Some("metadata_limit_bytes"),
+        }
+    }
+}
+
 /// What a command leads to. No drafts: nothing happened that anybody needs to hear.
 #[derive(Debug)]
 pub struct Outcome<S> {
@@ -400,6 +434,16 @@ pub enum RuleError {
         collection: &'static str,
         /// How many it may have.
         most: u64,
+        /// The setting that says so.
+        setting: &'static str,
+    },
+    /// A field's value is too large.
+    #[error("`{field}` has at most {} bytes", .most.bytes)]
+    TooLarge {
+        /// The field.
+        field: &'static str,
+        /// How large it may be.
+        most: Bound,
     },
     /// A field's value is out of its range.
     #[error("`{field}` {expected}")]
@@ -413,7 +457,7 @@ pub enum RuleError {
 
 /// A code for programs: short and not empty.
 fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
-    let code = bounded(field, text, CODE_MAX_BYTES)?;
+    let code = bounded(field, text, Bound::constant(CODE_MAX_BYTES))?;
     if code.is_empty() {
         return Err(RuleError::Invalid {
             field,
@@ -487,14 +531,10 @@ fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
 }
 
 /// Text that fits its bound.
-fn bounded(field: &'static str, text: &str, max_bytes: usize) -> Result<Arc<str>, RuleError> {
-    if text.len() <= max_bytes {
-        Ok(text.into())
-    } else {
-        Err(RuleError::Invalid {
-            field,
-            expected: format!("has at most {max_bytes} bytes"),
-        })
+fn bounded(field: &'static str, text: &str, most: Bound) -> Result<Arc<str>, RuleError> {
+    match text.len() <= most.bytes {
+        true => Ok(text.into()),
+        false => Err(RuleError::TooLarge { field, most }),
     }
 }
 
@@ -503,7 +543,7 @@ fn merged(
     field: &'static str,
     old: Option<&RawValue>,
     patch: Map<String, Value>,
-    max_bytes: usize,
+    most: Bound,
 ) -> Result<Arc<RawValue>, RuleError> {
     let mut object: Map<String, Value> = match old {
         Some(old) => serde_json::from_str(old.get()).expect("what is stored is a JSON object"),
@@ -517,11 +557,8 @@ fn merged(
         }
     }
     let raw = to_raw_value(&object).expect("a JSON object is JSON");
-    if raw.get().len() > max_bytes {
-        return Err(RuleError::Invalid {
-            field,
-            expected: format!("has at most {max_bytes} bytes in all"),
-        });
+    if raw.get().len() > most.bytes {
+        return Err(RuleError::TooLarge { field, most });
     }
     Ok(raw.into())
 }

@@ -358,7 +358,7 @@ fn metadata_merges_keeps_its_order_and_is_bounded() {
     let big = Command::Progress(from(json!({"metadata": {"x": "y".repeat(130)}})));
     assert!(matches!(
         run(Some(&job), &big, 1),
-        Err(RuleError::Invalid {
+        Err(RuleError::TooLarge {
             field: "metadata",
             ..
         })
@@ -366,7 +366,7 @@ fn metadata_merges_keeps_its_order_and_is_bounded() {
     let long = Command::Progress(from(json!({"message": "y".repeat(65)})));
     assert!(matches!(
         run(Some(&job), &long, 1),
-        Err(RuleError::Invalid {
+        Err(RuleError::TooLarge {
             field: "message",
             ..
         })

@@ -5,11 +5,11 @@ use serde_json::{Value, json};
 use crate::support::process::{Process, limited};
 use crate::support::*;
 
-/// How often something was refused, as the figures tell.
-async fn refusals(server: &Server, code: &str) -> u64 {
+/// How often something was refused, as the figures tell: by its code and the setting that was reached.
+async fn refusals(server: &Server, code: &str, limit: &str) -> u64 {
     let answer = server.request("GET", "/metrics", &admin()).send().await;
     let text = answer.unwrap().text().await.unwrap();
-    let name = format!("tidings_refusals_total{{code=\"{code}\"}} ");
+    let name = format!("tidings_refusals_total{{code=\"{code}\",limit=\"{limit}\"}} ");
     let found = text.lines().find_map(|line| line.strip_prefix(&name));
     found.map_or(0, |count| count.parse().unwrap())
 }
@@ -61,7 +61,14 @@ async fn streams_are_limited_by_user_by_address_by_school_and_in_all() {
     assert_eq!(other.status(), 200);
     assert_eq!(open(&server, &viewer(3), "10.0.0.5").await.status(), 503);
     assert_eq!(server.tidings.streams(), 6);
-    assert_eq!(refusals(&server, "too-many-streams").await, 4);
+    for (code, limit, times) in [
+        ("too-many-streams", "max_streams_per_user", 2),
+        ("too-many-streams", "max_streams_per_address", 1),
+        ("too-many-streams", "max_streams_per_school", 1),
+        ("unavailable", "max_streams", 1),
+    ] {
+        assert_eq!(refusals(&server, code, limit).await, times, "{limit}");
+    }
     // Whoever leaves makes room.
     kept.clear();
     until("they are noticed to have left", async || {
@@ -109,7 +116,7 @@ async fn who_publishes_too_fast_waits_and_others_do_not() {
         report(&ada).await.unwrap().status() == 200
     })
     .await;
-    assert!(refusals(&server, "too-fast").await >= 2);
+    assert!(refusals(&server, "too-fast", "publishes_per_sec").await >= 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,7 +139,10 @@ async fn a_client_that_sends_too_much_is_told_and_closed() {
     assert_eq!(types[types.len() - 2..], ["error", "closing"]);
     assert_eq!(heard[heard.len() - 2]["code"], "too_fast");
     assert_eq!(code, Some(1013));
-    assert_eq!(refusals(&server, "too_fast").await, 1);
+    assert_eq!(
+        refusals(&server, "too_fast", "client_messages_per_sec").await,
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,7 +178,230 @@ async fn a_school_has_so_many_subjects_and_no_more_also_after_a_restart() {
     let second = server_in(first.stop().await, settings).await;
     let job = json!({"job_id": "one-more", "job_type": "t"});
     assert_eq!(second.post("/api/jobs", &worker(1), job).await.0, 409);
-    assert_eq!(refusals(&second, "too-many-subjects").await, 1);
+    assert_eq!(
+        refusals(&second, "too-many-subjects", "jobs_per_school").await,
+        1
+    );
+}
+
+/// Whatever is too large or too much: which setting says so stands in the answer and in the figures.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_is_refused_and_the_setting_named() {
+    let settings = json!({
+        "body_limit_bytes": 2_000, "batch_limit_bytes": 4_000, "batch_limit_commands": 3, "metadata_limit_bytes": 100,
+        "message_limit_bytes": 50, "channels_per_connection": 2, "client_message_limit_bytes": 500,
+        "devices_per_school": 1, "enrollments_per_school": 1, "characteristics_per_school": 1,
+    });
+    let server = server_with(settings).await;
+    server.running_job("a").await;
+    server.put("/api/devices/d", json!({})).await;
+    server.put("/api/characteristics/c", json!({})).await;
+    let session =
+        |id: &str| json!({"session_id": id, "device_id": id, "student_id": "s"}).to_string();
+    let first = server
+        .request("POST", "/api/enrollments", &worker(1))
+        .body(session("d"));
+    assert_eq!(answer(first).await.0, 201);
+    let text = |length: usize| "x".repeat(length);
+    let line =
+        |message: usize| json!({"op": "jobs.progress", "job_id": "a", "message": text(message)});
+    let lines = |count: usize, message: usize| format!("{}\n", line(message)).repeat(count);
+    for (method, path, body, status, code, limit) in [
+        (
+            "POST",
+            "/api/jobs",
+            json!({"job_type": text(3_000)}).to_string(),
+            413,
+            "body-too-large",
+            "body_limit_bytes",
+        ),
+        (
+            "POST",
+            "/api/tickets",
+            json!({"channels": [text(3_000)]}).to_string(),
+            413,
+            "body-too-large",
+            "body_limit_bytes",
+        ),
+        (
+            "POST",
+            "/api/batch",
+            lines(2, 2_500),
+            413,
+            "body-too-large",
+            "batch_limit_bytes",
+        ),
+        (
+            "POST",
+            "/api/batch",
+            lines(4, 5),
+            413,
+            "body-too-large",
+            "batch_limit_commands",
+        ),
+        (
+            "POST",
+            "/api/jobs/a/progress",
+            json!({"message": text(51)}).to_string(),
+            422,
+            "invalid-body",
+            "message_limit_bytes",
+        ),
+        (
+            "POST",
+            "/api/jobs/a/progress",
+            json!({"metadata": {"text": text(100)}}).to_string(),
+            422,
+            "invalid-body",
+            "metadata_limit_bytes",
+        ),
+        (
+            "POST",
+            "/api/devices/d/info",
+            json!({"info": {"text": text(100)}}).to_string(),
+            422,
+            "invalid-body",
+            "metadata_limit_bytes",
+        ),
+        (
+            "GET",
+            "/events?channel=jobs/a&channel=devices&channel=enrollments",
+            String::new(),
+            400,
+            "invalid-query",
+            "channels_per_connection",
+        ),
+        (
+            "POST",
+            "/api/tickets",
+            json!({"channels": ["jobs", "devices", "enrollments"]}).to_string(),
+            422,
+            "invalid-body",
+            "channels_per_connection",
+        ),
+        (
+            "PUT",
+            "/api/devices/e",
+            "{}".into(),
+            409,
+            "too-many-subjects",
+            "devices_per_school",
+        ),
+        (
+            "PUT",
+            "/api/characteristics/e",
+            "{}".into(),
+            409,
+            "too-many-subjects",
+            "characteristics_per_school",
+        ),
+        (
+            "POST",
+            "/api/enrollments",
+            session("e"),
+            409,
+            "too-many-subjects",
+            "enrollments_per_school",
+        ),
+    ] {
+        let before = refusals(&server, code, limit).await;
+        let (got, problem) = answer(server.request(method, path, &worker(1)).body(body)).await;
+        assert_eq!(
+            (got, &problem["code"]),
+            (status, &json!(code)),
+            "{method} {path}: {problem}"
+        );
+        assert_eq!(problem["limit"], limit, "{method} {path}: {problem}");
+        assert_eq!(refusals(&server, code, limit).await, before + 1, "{limit}");
+    }
+    // A line of a batch is as large as the body of its command.
+    let told = server.batch(&worker(1), lines(1, 2_100)).await;
+    assert_eq!(
+        (&told[0]["status"], &told[0]["problem"]["limit"]),
+        (&json!(413), &json!("body_limit_bytes"))
+    );
+    // Over a WebSocket.
+    let mut ws = listener::socket(&server.url, "/ws", &viewer(1)).await;
+    let wanted = json!({"type": "subscribe", "channels": ["jobs", "devices", "enrollments"]});
+    listener::send(&mut ws, &wanted.to_string()).await;
+    assert_eq!(
+        listener::receive(&mut ws).await.unwrap()["code"],
+        "too_many_channels"
+    );
+    assert_eq!(
+        refusals(&server, "too_many_channels", "channels_per_connection").await,
+        1
+    );
+    listener::send(&mut ws, &text(600)).await;
+    assert_eq!(listener::receive(&mut ws).await.unwrap()["code"], 1009);
+    assert_eq!(
+        refusals(&server, "too_big", "client_message_limit_bytes").await,
+        1
+    );
+    // None of it has happened.
+    assert_eq!(server.get("/api/jobs/a", &viewer(1)).await.1["seq"], 1);
+}
+
+/// Places are counted together, whatever carries the streams.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_are_counted_over_every_transport() {
+    let server = server_with(json!({"max_streams_per_user": 3})).await;
+    let told = server.running_job("a").await;
+    let token = viewer(1);
+    let _event_source = server.listen(Transport::EventSource, "/jobs").await;
+    let mut socket = listener::socket(&server.url, "/ws", &token).await;
+    let poll = server
+        .request("GET", "/events/jobs?wait=30", &token)
+        .header("Last-Event-ID", told["cursor"].as_str().unwrap())
+        .header("Accept", "application/json");
+    let mut poll = poll.send().await.unwrap();
+    assert!(poll.chunk().await.unwrap().is_some());
+    for accept in ["text/event-stream", "application/json"] {
+        let request = server
+            .request("GET", "/events/jobs", &token)
+            .header("Accept", accept);
+        let (status, problem) = answer(request).await;
+        assert_eq!(
+            (status, &problem["limit"]),
+            (429, &json!("max_streams_per_user"))
+        );
+    }
+    let url = listener::socket_url(&server.url, "/events/jobs", Some(&token), None);
+    assert_eq!(listener::refused(&url).await, 429);
+    // Those that are accepted first are told so and closed.
+    for path in [
+        "/ws",
+        "/ws/samples",
+        "/progress/ws/a",
+        "/ws/device-status",
+        "/ws/enrollment",
+        "/ws/upload-progress",
+    ] {
+        let mut refused = listener::socket(&server.url, path, &token).await;
+        let mut said = Vec::new();
+        let code = loop {
+            match listener::receive(&mut refused).await {
+                Ok(message) => said.push(message),
+                Err(code) => break code,
+            }
+        };
+        assert_eq!(code, Some(1013), "{path}: {said:?}");
+        assert_eq!(said[0]["code"], "too-many-streams", "{path}");
+    }
+    assert_eq!(
+        refusals(&server, "too-many-streams", "max_streams_per_user").await,
+        9
+    );
+    listener::send(
+        &mut socket,
+        &json!({"type": "subscribe", "channels": ["jobs"]}).to_string(),
+    )
+    .await;
+    assert_eq!(
+        listener::receive(&mut socket).await.unwrap()["type"],
+        "subscribed",
+        "and those that are there go on"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,8 +428,8 @@ async fn the_figures_are_for_whoever_looks_after_the_whole() {
     for line in [
         "tidings_events_committed_total 1",
         "tidings_streams{transport=\"WebSocket\"} 1",
-        "tidings_refusals_total{code=\"forbidden\"} 2",
-        "tidings_refusals_total{code=\"unauthorized\"} 1",
+        "tidings_refusals_total{code=\"forbidden\",limit=\"\"} 2",
+        "tidings_refusals_total{code=\"unauthorized\",limit=\"\"} 1",
         "# TYPE tidings_commit_seconds_total counter",
     ] {
         assert!(

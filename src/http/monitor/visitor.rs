@@ -196,7 +196,7 @@ impl<'r> Responder<'r, 'static> for Refusal {
             Refusal::Problem(problem) => {
                 credential::tidings(request)
                     .vitals()
-                    .refused(problem.code());
+                    .refused(problem.code(), problem.limit());
                 let status = Status::new(problem.status());
                 let page = refused(request, base, status, problem.detail());
                 let mut response = page.respond_to(request)?;

@@ -329,6 +329,7 @@ async fn with_channel(
                 error: Some(kind::not_found(kind, id).to_string()),
                 code: "not_found",
                 close: Close::Done,
+                limit: None,
             },
             _ => Opening::refused(problem, &dialect),
         },
@@ -385,7 +386,8 @@ fn channels(
         return Err(Problem::new(
             Kind::InvalidQuery,
             format!("name 1 to {most} channels: /events/<channel> or ?channel="),
-        ));
+        )
+        .of_limit("channels_per_connection"));
     }
     let mut channels = Vec::with_capacity(texts.len());
     for text in texts {

@@ -24,6 +24,7 @@ pub(super) enum Opening {
     Refused {
         error: Option<String>,
         code: &'static str,
+        limit: Option<&'static str>,
         close: Close,
     },
 }
@@ -40,6 +41,7 @@ impl Opening {
         Opening::Refused {
             error: explains.then(|| problem.detail().to_owned()),
             code: problem.code(),
+            limit: problem.limit(),
             close,
         }
     }

@@ -114,8 +114,13 @@ impl Session {
                 session.live = Some((access, subscription));
                 session.from = from;
             }
-            Opening::Refused { error, code, close } => {
-                session.tidings.vitals().refused(code);
+            Opening::Refused {
+                error,
+                code,
+                limit,
+                close,
+            } => {
+                session.tidings.vitals().refused(code, limit);
                 if let Some(message) = error {
                     session.send_control(&Control::Error { code, message });
                 }
@@ -134,7 +139,17 @@ impl Session {
     }
 
     fn error(&mut self, code: &'static str, message: impl Into<String>) {
-        self.tidings.vitals().refused(code);
+        self.refuse(code, None, message);
+    }
+
+    /// The same, because of a setting.
+    fn refuse(
+        &mut self,
+        code: &'static str,
+        limit: Option<&'static str>,
+        message: impl Into<String>,
+    ) {
+        self.tidings.vitals().refused(code, limit);
         self.send_control(&Control::Error {
             code,
             message: message.into(),
@@ -142,8 +157,8 @@ impl Session {
     }
 
     /// The client goes too far: it is told so, and may come back later.
-    fn give_up(&mut self, code: &'static str, message: &str) {
-        self.error(code, message);
+    fn give_up(&mut self, code: &'static str, limit: &'static str, message: &str) {
+        self.refuse(code, Some(limit), message);
         self.send_control(&Control::Closing(Close::TryAgainLater));
         self.begin_close(Close::TryAgainLater);
     }
@@ -315,6 +330,7 @@ impl Session {
         {
             return self.give_up(
                 "too_fast",
+                "client_messages_per_sec",
                 "There are too many messages in too short a time",
             );
         }
@@ -364,8 +380,9 @@ impl Session {
             .filter(|channel| !scope.channels().contains(channel))
             .count();
         if scope.channels().len() + added > most {
-            return self.error(
+            return self.refuse(
                 "too_many_channels",
+                Some("channels_per_connection"),
                 format!("A connection has at most {most} channels"),
             );
         }
@@ -520,6 +537,10 @@ impl Future for Session {
                 Err(End::Gone) => return Poll::Ready(()),
                 Err(End::Broken(close)) => match this.phase {
                     Phase::Open => {
+                        if let Close::MessageTooBig = close {
+                            let limit = "client_message_limit_bytes";
+                            this.tidings.vitals().refused("too_big", Some(limit));
+                        }
                         this.send_control(&Control::Closing(close));
                         this.begin_close(close);
                         any = true;

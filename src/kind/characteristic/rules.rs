@@ -14,7 +14,7 @@ use super::{
 };
 use crate::event::{Class, Draft};
 use crate::id::{SUBJECT_ID_MAX_BYTES, SubjectId};
-use crate::kind::{Context, Outcome, RuleError, bounded, not_found};
+use crate::kind::{Bound, Context, Outcome, RuleError, bounded, not_found};
 
 /// The rules: what becomes of a characteristic by a command, and what is told of it.
 pub fn apply(
@@ -222,7 +222,7 @@ impl Change<'_> {
             .and_then(Rule::from_number);
         let rule_name = match (&report.rule_name, known) {
             (Some(name), _) if !name.trim().is_empty() => {
-                bounded("rule_name", name, NAME_MAX_BYTES)?
+                bounded("rule_name", name, Bound::constant(NAME_MAX_BYTES))?
             }
             (None, Some(rule)) => rule.name().into(),
             _ => {
@@ -278,8 +278,8 @@ impl Change<'_> {
             return Err(invalid("user", "says who: the token names nobody"));
         }
         let acknowledgement = Acknowledgement {
-            user: bounded("user", user, NAME_MAX_BYTES)?,
-            reason: bounded("reason", reason, self.context.limits.message_bytes)?,
+            user: bounded("user", user, Bound::constant(NAME_MAX_BYTES))?,
+            reason: bounded("reason", reason, self.context.limits.message())?,
             at: self.context.now,
         };
         self.drafts
@@ -326,10 +326,10 @@ fn new(id: &SubjectId, context: &Context<'_>) -> Result<Characteristic, RuleErro
 
 fn describe(next: &mut Characteristic, register: &Register) -> Result<(), RuleError> {
     if let Some(name) = &register.name {
-        next.name = Some(bounded("name", name, NAME_MAX_BYTES)?);
+        next.name = Some(bounded("name", name, Bound::constant(NAME_MAX_BYTES))?);
     }
     if let Some(unit) = &register.unit {
-        next.unit = Some(bounded("unit", unit, NAME_MAX_BYTES)?);
+        next.unit = Some(bounded("unit", unit, Bound::constant(NAME_MAX_BYTES))?);
     }
     if let Some(size) = register.subgroup_size {
         if !(1..=SUBGROUP_MAX as u32).contains(&size) {

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::event::Class;
 use crate::id::SubjectId;
-use crate::kind::{Context, Outcome, RuleError, bounded, code, not_found};
+use crate::kind::{Bound, Context, Outcome, RuleError, bounded, code, not_found};
 
 /// The rules: what becomes of a session by a command, and what is told of it. Pure.
 pub fn apply(
@@ -55,7 +55,7 @@ fn started(start: &Start, context: &Context<'_>) -> Result<Session, RuleError> {
     let mut session = Session {
         device_id: start.device_id.clone(),
         student_id: student_id
-            .map(|student| bounded("student_id", student, STUDENT_ID_MAX_BYTES))
+            .map(|student| bounded("student_id", student, Bound::constant(STUDENT_ID_MAX_BYTES)))
             .transpose()?,
         status: Status::Ready,
         progress: 0,
@@ -230,7 +230,7 @@ impl Session {
 
     fn say(&mut self, message: Option<&str>, context: &Context<'_>) -> Result<(), RuleError> {
         if let Some(message) = message {
-            self.message = bounded("message", message, context.limits.message_bytes)?;
+            self.message = bounded("message", message, context.limits.message())?;
         }
         Ok(())
     }

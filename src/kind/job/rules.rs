@@ -57,7 +57,7 @@ fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
             "metadata",
             None,
             create.metadata.clone().unwrap_or_default(),
-            limits.metadata_bytes,
+            limits.metadata(),
         )?,
         attempt: 1,
         eta: None,
@@ -147,7 +147,7 @@ fn changed(
             let message = bounded(
                 "error.message",
                 &fail.error.message,
-                context.limits.message_bytes,
+                context.limits.message(),
             )?;
             let word = fail.message.as_deref().unwrap_or(&message).to_owned();
             next.finish(
@@ -170,7 +170,7 @@ fn changed(
                     .message
                     .as_deref()
                     .unwrap_or(Status::Cancelled.default_message());
-                let message = bounded("message", message, context.limits.message_bytes)?;
+                let message = bounded("message", message, context.limits.message())?;
                 next.finish(
                     Status::Cancelled,
                     End::Error(JobError {
@@ -270,7 +270,7 @@ impl Job {
 
     fn say(&mut self, message: Option<&str>, context: &Context<'_>) -> Result<(), RuleError> {
         if let Some(message) = message {
-            self.message = bounded("message", message, context.limits.message_bytes)?;
+            self.message = bounded("message", message, context.limits.message())?;
         }
         Ok(())
     }
@@ -285,7 +285,7 @@ impl Job {
                 "metadata",
                 Some(&self.metadata),
                 patch.clone(),
-                context.limits.metadata_bytes,
+                context.limits.metadata(),
             )?;
         }
         Ok(())

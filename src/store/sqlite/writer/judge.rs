@@ -193,12 +193,13 @@ impl Writer {
         }
         let stored = self.counts.get(&key).copied().unwrap_or(0);
         let created = group.created.entry(key).or_default();
-        let most = self.most.iter().find(|(own, _)| *own == kind);
-        let most = most.map_or(u64::MAX, |(_, most)| *most);
-        if stored + *created >= most {
+        if let Some((_, most, setting)) = self.most.iter().find(|(own, ..)| *own == kind)
+            && stored + *created >= *most
+        {
             return Ok(Some(RuleError::TooMany {
                 collection: kind.collection(),
-                most,
+                most: *most,
+                setting,
             }));
         }
         *created += 1;

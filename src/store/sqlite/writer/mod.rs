@@ -75,7 +75,7 @@ pub(super) struct Writer {
     /// How many subjects a school has.
     counts: LruCache<(SchoolId, Kind), u64>,
     /// And how many it may have.
-    most: Vec<(Kind, u64)>,
+    most: Vec<(Kind, u64, &'static str)>,
     states: LruCache<Address, Stored>,
     durations: LruCache<(SchoolId, Arc<str>), VecDeque<f64>>,
     /// The last school that the retention sweep has visited in this round.
@@ -119,7 +119,10 @@ impl Writer {
             counts: cache(config::SCHOOL_CACHE * kind::KINDS.len()),
             most: kind::KINDS
                 .iter()
-                .map(|kind| (*kind, settings.most_of(*kind)))
+                .filter_map(|kind| {
+                    let (most, setting) = settings.most_of(*kind)?;
+                    Some((*kind, most, setting))
+                })
                 .collect(),
             states: cache(config::STATE_CACHE),
             durations: cache(config::SCHOOL_CACHE),

@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench load` runs everything; `cargo bench --bench load -- publish` only what is named:
 //! `floor`, `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `fold`, `idle`,
-//! `crowd`, `slow`, `burst`, `reconnect`, `pages`, `browser`. The server is a process of its own, so that
+//! `crowd`, `slow`, `burst`, `reconnect`, `refusals`, `pages`, `browser`. The server is a process of its own, so that
 //! its CPU time and memory can be told from the load's. Both share the machine: read ratios, not records.
 
 mod pages;
@@ -97,6 +97,9 @@ async fn main() {
     }
     if runs("reconnect") {
         pressure::reconnect(10_000, 100).await;
+    }
+    if runs("refusals") {
+        pressure::refusals(3_000).await;
     }
     if runs("idle") {
         for transport in TRANSPORTS {

@@ -304,3 +304,45 @@ pub(crate) async fn reconnect(clients: usize, missed: usize) {
         );
     }
 }
+
+/// How long it takes to say that there is no such thing: to somebody of another school, of what there is and of what there
+/// is not. Asked in turns, so that both see the same machine.
+pub(crate) async fn refusals(times: usize) {
+    let server = Server::start().await;
+    server.create_jobs(1_000).await;
+    let other = server.token(2);
+    let http = reqwest::Client::new();
+    for (method, path) in [
+        ("GET", "/api/jobs/*"),
+        ("POST", "/api/jobs/*/cancel"),
+        ("GET", "/events/jobs/*"),
+        ("GET", "/events/schools/*"),
+        ("GET", "/monitor/schools/2/jobs/*"),
+    ] {
+        let (theirs, nobody) = match path.contains("schools/*") {
+            true => ("1", "3"),
+            false => ("j7", "x7"),
+        };
+        let mut taken = [crate::histogram(), crate::histogram()];
+        for round in 0..times * 2 {
+            let name = [theirs, nobody][round % 2];
+            let url = format!("http://{}{}", server.address, path.replace('*', name));
+            let request = http.request(method.parse().expect("a method"), url);
+            let asked = Instant::now();
+            let answer = request
+                .bearer_auth(&other)
+                .body("{}")
+                .send()
+                .await
+                .expect("an answer");
+            assert_eq!(answer.status(), 404, "{method} {path}");
+            answer.bytes().await.expect("a body");
+            taken[round % 2].saturating_record(asked.elapsed().as_nanos() as u64);
+        }
+        let [theirs, nobody] = taken.map(|own| own.value_at_quantile(0.5) as f64 / 1e3);
+        println!(
+            "refusals  {method:<4} {path:<26} median {theirs:>6.1} us of another school's, {nobody:>6.1} us of nobody's: x{:.3}",
+            theirs / nobody
+        );
+    }
+}

@@ -33,6 +33,18 @@ fn tidings(folder: &Path, port: &str) -> Command {
     command
 }
 
+fn token(folder: &Path, school: u32) -> String {
+    let school = school.to_string();
+    let token = tidings(folder, "0")
+        .args([
+            "token", "--school", &school, "--role", "worker", "--ttl", "1d",
+        ])
+        .output()
+        .expect("a token");
+    let token = String::from_utf8(token.stdout).expect("ASCII");
+    token.trim().to_owned()
+}
+
 /// Starts it, and waits until it listens.
 fn serve(folder: &Path, port: &str) -> (Child, String) {
     let mut process = tidings(folder, port)
@@ -59,20 +71,19 @@ pub(crate) fn nanos() -> u64 {
 impl Server {
     pub(crate) async fn start() -> Server {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let token = tidings(folder.path(), "0")
-            .args(["token", "--school", "1", "--role", "worker", "--ttl", "1d"])
-            .output()
-            .expect("a token");
+        let worker = token(folder.path(), 1);
         let (process, address) = serve(folder.path(), "0");
         Server {
             process,
             folder,
             address,
-            worker: String::from_utf8(token.stdout)
-                .expect("ASCII")
-                .trim()
-                .to_owned(),
+            worker,
         }
+    }
+
+    /// A worker's token for a school.
+    pub(crate) fn token(&self, school: u32) -> String {
+        token(self.folder.path(), school)
     }
 
     /// Kills the server and starts it anew, at the same address.

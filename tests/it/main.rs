@@ -15,6 +15,7 @@ mod browsers_and_proxies;
 mod characteristics;
 mod cli;
 mod demo;
+mod dependencies;
 mod devices;
 mod disk;
 mod documentation;

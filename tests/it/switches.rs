@@ -503,3 +503,40 @@ async fn who_answers_no_ping_is_told_before_it_is_given_up() {
         "and the close has the same code"
     );
 }
+
+/// A poll that waits gives signs of life that mean nothing, and its cursor has passed what is not for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_that_waits_shows_that_it_lives_and_its_cursor_moves_past_what_is_out_of_scope() {
+    let server = server_with(json!({"heartbeat_secs": 1})).await;
+    let known = server.running_job("quiet").await;
+    let request = server.request("GET", "/events/jobs/quiet?wait=3", &viewer(1));
+    let request = request.header("Accept", "application/json");
+    let request = request.header("Last-Event-ID", known["cursor"].as_str().unwrap());
+    let mut waiting = request.send().await.unwrap();
+    for (name, value) in [
+        ("cache-control", "no-cache, no-transform"),
+        ("x-accel-buffering", "no"),
+    ] {
+        assert_eq!(waiting.headers()[name], value);
+    }
+    let other = server.running_job("other").await;
+    let (mut text, mut alone) = (String::new(), 0);
+    while let Some(part) = waiting.chunk().await.unwrap() {
+        alone += usize::from(&*part == b"\n");
+        text += std::str::from_utf8(&part).unwrap();
+    }
+    assert!(alone >= 1, "{text:?}");
+    let answer: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        field(answer["messages"].as_array().unwrap(), "type"),
+        ["connected", "ready"]
+    );
+    assert_eq!(answer["cursor"], other["cursor"]);
+    // When what it knew is no longer kept, what it was told is.
+    for transport in Transport::ALL {
+        let cursor = answer["cursor"].as_str().unwrap();
+        let mut listener = server.resume(transport, "/jobs/quiet", cursor).await;
+        let told = listener.until_ready().await;
+        assert_eq!(field(&told, "type"), ["connected", "ready"]);
+    }
+}

@@ -108,7 +108,7 @@ impl Wake for Unpark {
 fn next(mailbox: &Mailbox) -> Mail {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     loop {
-        match mailbox.poll(&mut Context::from_waker(&waker)) {
+        match mailbox.poll(&mut Context::from_waker(&waker), false) {
             Poll::Ready(mail) => return mail,
             Poll::Pending => thread::park(),
         }

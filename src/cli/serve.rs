@@ -9,10 +9,13 @@ use tracing_subscriber::filter::{EnvFilter, FilterFn, LevelFilter};
 use tracing_subscriber::prelude::*;
 
 use super::{Exit, Failure};
+use crate::config::Settings;
 use crate::service::Tidings;
 
 /// What is added to a signal's number in the exit code of a process that it has ended.
 const SIGNALLED: i32 = 128;
+/// Files that are open beside streams and readers of the database: publishers, the writer, the runtime.
+const OTHER_FILES: u64 = 128;
 /// Which log lines are written, as in `RUST_LOG`.
 const LOG_VARIABLE: &str = "TIDINGS_LOG";
 
@@ -75,13 +78,17 @@ pub(super) fn server() -> Result<Rocket<Build>, Failure> {
 }
 
 /// Each stream is an open file, and a service gets no more than 1,024 unless it asks.
-fn raise_open_files(wanted: usize) {
+fn raise_open_files(settings: &Settings) {
+    let max_streams = settings.max_streams as u64;
+    // A reader of the database has it open with its journal and their index.
+    let wanted = max_streams + 3 * u64::from(settings.reader_connections) + OTHER_FILES;
     match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) if limit < wanted as u64 => {
+        Ok(limit) if limit < wanted => {
             tracing::warn!(
                 limit,
-                max_streams = wanted,
-                "fewer files may be open than streams"
+                wanted,
+                max_streams,
+                "fewer files may be open than that many streams need"
             );
         }
         Ok(_) => {}
@@ -115,7 +122,7 @@ fn leave_at_once_if_asked_again() -> std::io::Result<()> {
 pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
     if let Some(tidings) = &tidings {
-        raise_open_files(tidings.settings().max_streams);
+        raise_open_files(tidings.settings());
     }
     let setting = |name: &str| rocket.figment().find_value(name).ok();
     let port = setting("port")

@@ -209,10 +209,10 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
 
 /// Whether TLS was spoken with us, or, as it says, with whatever is in front.
 pub(super) fn is_encrypted(request: &Request<'_>) -> bool {
+    // Some proxies say `wss` of a handshake.
     let first = |line: &str| {
-        line.split(',')
-            .next()
-            .is_some_and(|own| own.trim().eq_ignore_ascii_case("https"))
+        let own = line.split(',').next().unwrap_or_default().trim();
+        own.eq_ignore_ascii_case("https") || own.eq_ignore_ascii_case("wss")
     };
     let mut forwarded = request.headers().get("X-Forwarded-Proto");
     forwarded.any(first) || request.rocket().config().tls_enabled()

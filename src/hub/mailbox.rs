@@ -34,6 +34,8 @@ struct Slots {
     lagging: bool,
     close: Option<Close>,
     reader: Option<Waker>,
+    /// The reader looks again by itself before it can tell another tick.
+    patient: bool,
 }
 
 /// How much waits in a mailbox.
@@ -83,6 +85,9 @@ impl Mailbox {
         }
         slots.newest = event.seq;
         slots.events.push_back(Arc::clone(event));
+        if slots.patient && event.is_tick() && slots.events.len() < self.capacity / 4 {
+            return None;
+        }
         if slots.events.len() > self.capacity {
             if self.fold {
                 slots.events = without_superseded(std::mem::take(&mut slots.events).into()).into();
@@ -128,8 +133,9 @@ impl Mailbox {
         }
     }
 
-    /// Takes everything out, or registers to be woken.
-    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Mail> {
+    /// Takes everything out, or registers to be woken: by whatever comes next, or, if the reader is `patient`, not for
+    /// a few ticks, because it looks again by itself before it can tell another.
+    pub fn poll(&self, cx: &mut Context<'_>, patient: bool) -> Poll<Mail> {
         let mut slots = self.slots();
         if let Some(close) = slots.close {
             return Poll::Ready(Mail::Close(close));
@@ -142,6 +148,7 @@ impl Mailbox {
             // The buffer goes with the events: an idle connection keeps none.
             return Poll::Ready(Mail::Events(std::mem::take(&mut slots.events)));
         }
+        slots.patient = patient;
         match &mut slots.reader {
             Some(reader) => reader.clone_from(cx.waker()),
             reader => *reader = Some(cx.waker().clone()),
@@ -187,7 +194,7 @@ pub(super) mod tests {
     }
 
     fn take(mailbox: &Mailbox) -> Option<Mail> {
-        match mailbox.poll(&mut Context::from_waker(Waker::noop())) {
+        match mailbox.poll(&mut Context::from_waker(Waker::noop()), false) {
             Poll::Ready(mail) => Some(mail),
             Poll::Pending => None,
         }
@@ -229,6 +236,31 @@ pub(super) mod tests {
             mailbox.offer(&event(seq, "a", false));
         }
         assert!(matches!(take(&mailbox), Some(Mail::Lagging)));
+    }
+
+    #[test]
+    fn who_is_patient_is_woken_by_a_milestone_by_many_ticks_and_by_a_close() {
+        let mailbox = Mailbox::new(16, true, Filter::default());
+        let wait = |patient| {
+            while mailbox
+                .poll(&mut Context::from_waker(Waker::noop()), patient)
+                .is_ready()
+            {}
+        };
+        wait(true);
+        assert!(mailbox.offer(&event(1, "a", false)).is_none());
+        assert!(mailbox.offer(&event(2, "a", true)).is_some());
+        wait(true);
+        let woken = |seq| mailbox.offer(&event(seq, "a", false)).is_some();
+        assert_eq!(
+            [3, 4, 5, 6, 7].map(woken),
+            [false, false, false, true, false]
+        );
+        wait(false);
+        assert!(woken(8), "who is not is woken by anything");
+        wait(true);
+        mailbox.close(Close::Done);
+        assert!(mailbox.slots().reader.is_none());
     }
 
     #[test]

@@ -31,7 +31,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::catch_up::{Added, Step};
 use self::folder::Folder;
-use crate::config::{Ceilings, Settings};
+use crate::config::{Ceilings, PLANNED_STEPS_MAX, Settings};
 use crate::event::Event;
 use crate::hub::mailbox::Mail;
 use crate::hub::{Attachment, Hub, HubFull, Reader};
@@ -292,15 +292,16 @@ impl Subscription {
         self.plan_from(again, Some(Added { beside: nothing }), None);
     }
 
-    /// Whether an acknowledgement has not been told yet. Nothing more is asked for meanwhile, or who asks and does not
-    /// listen could have any number of them kept.
-    pub fn owes_acknowledgement(&self) -> bool {
-        self.outbox.iter().any(|entry| {
+    /// Whether it has enough to do: an acknowledgement has not been told yet, or many steps are planned. Nothing more
+    /// is asked for meanwhile, or who asks faster than he can be told could have any amount kept.
+    pub fn is_busy(&self) -> bool {
+        let owes = |entry: &Entry| {
             matches!(
                 entry.delivery,
                 Delivery::Control(Control::Subscribed { .. } | Control::Unsubscribed { .. })
             )
-        })
+        };
+        self.plan.len() >= PLANNED_STEPS_MAX || self.outbox.iter().any(owes)
     }
 
     /// Listens to less.
@@ -348,11 +349,21 @@ impl Subscription {
         self.push(Delivery::Event(event), moves_to);
     }
 
-    /// Takes live mail in.
-    fn receive(&mut self, mail: Mail) {
+    /// What has come in without a word since ticks are held takes their place before they are let go.
+    fn take_quiet_mail(&mut self, cx: &mut Context<'_>) {
+        let due = self.folder.next_due();
+        if let Some(due) = due.filter(|_| self.plan.is_empty())
+            && let Poll::Ready(mail) = self.attachment.mailbox().poll(cx, true)
+        {
+            let before = due - Duration::from_nanos(1);
+            self.receive(mail, before.min(Instant::now()));
+        }
+    }
+
+    /// Takes live mail in, which came at `now`.
+    fn receive(&mut self, mail: Mail, now: Instant) {
         match mail {
             Mail::Events(events) => {
-                let now = Instant::now();
                 for event in events {
                     if event.seq <= self.position {
                         continue;
@@ -486,12 +497,15 @@ impl Stream for Subscription {
                 return Poll::Ready(None);
             }
             if this.timer.as_mut().poll(cx).is_ready() {
+                this.take_quiet_mail(cx);
                 this.on_timer();
             } else if !this.plan.is_empty() {
                 ready!(this.poll_plan(cx));
             } else {
-                let mail = ready!(this.attachment.mailbox().poll(cx));
-                this.receive(mail);
+                // A tick is told after those that are held, so that none needs attention before they are due.
+                let patient = !this.folder.is_empty();
+                let mail = ready!(this.attachment.mailbox().poll(cx, patient));
+                this.receive(mail, Instant::now());
             }
         }
     }

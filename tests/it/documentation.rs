@@ -91,6 +91,7 @@ fn the_guarantees_name_tests_that_exist() {
         ("limits", include_str!("limits.rs")),
         ("pressure", include_str!("pressure.rs")),
         ("isolation", include_str!("isolation.rs")),
+        ("dependencies", include_str!("dependencies.rs")),
         ("switches", include_str!("switches.rs")),
         ("attacks", include_str!("attacks.rs")),
         ("access", include_str!("access.rs")),

@@ -416,6 +416,16 @@ async fn cross_site_websocket_hijacking_and_cross_site_request_forgery() {
     }
     assert_eq!(head(&server).await, before, "nothing has happened");
     // Behind a proxy that speaks TLS, a page that does not is not ours.
+    for (origin, spoken) in [("https", true), ("http", false)] {
+        let mut request = socket_url(&server.url, "/events/jobs", None, None)
+            .into_client_request()
+            .unwrap();
+        let headers = request.headers_mut();
+        headers.insert("Cookie", cookie.parse().unwrap());
+        headers.insert("Origin", format!("{origin}://{host}").parse().unwrap());
+        headers.insert("X-Forwarded-Proto", "wss".parse().unwrap());
+        assert_eq!(connect_async(request).await.is_ok(), spoken, "{origin}");
+    }
     for (origin, status) in [("https", 200), ("http", 403)] {
         let request = server
             .http
@@ -438,9 +448,7 @@ async fn ticket_reuse_outside_its_scope() {
     let server = server_with(json!({"max_streams_per_user": 2})).await;
     things(&server).await;
     server.running_job("other").await;
-    let soon = (chrono::Utc::now().timestamp_millis() + 2_500) as f64 / 1000.0;
     let mut own = claims(Some(1), Role::Viewer);
-    own.exp = soon;
     let wanted = json!({"channels": ["jobs/theirs"]});
     let (status, ticket) = server
         .post("/api/tickets", &sign(&own), wanted.clone())
@@ -494,6 +502,9 @@ async fn ticket_reuse_outside_its_scope() {
     );
 
     // Its streams count as its user's, and end with the token that it was made with.
+    own.exp = (chrono::Utc::now().timestamp_millis() + 5_000) as f64 / 1000.0;
+    let (_, ticket) = server.post("/api/tickets", &sign(&own), wanted).await;
+    let ticket = ticket["ticket"].as_str().unwrap();
     let url = format!(
         "{}?ticket={ticket}",
         socket_url(&server.url, "/events/jobs/theirs", None, None)

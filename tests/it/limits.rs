@@ -1,5 +1,7 @@
 //! Limits, each with its setting: what goes beyond is refused with a reason, is counted, and hurts nobody else.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::process::{Process, limited};
@@ -449,16 +451,14 @@ async fn the_figures_are_for_whoever_looks_after_the_whole() {
 }
 
 /// Opens streams. Gives those that were answered.
-async fn open_many(url: &str, count: usize) -> Vec<Listener> {
+async fn open_many(url: &str, count: usize, patience: Duration) -> Vec<Listener> {
     let mut open = tokio::task::JoinSet::new();
     for _ in 0..count {
         let url = url.to_owned();
         open.spawn(async move {
             let token = viewer(1);
             let opening = Listener::open(Transport::WebSocket, &url, "/jobs", &token, None);
-            tokio::time::timeout(std::time::Duration::from_secs(2), opening)
-                .await
-                .ok()
+            tokio::time::timeout(patience, opening).await.ok()
         });
     }
     let mut opened = Vec::new();
@@ -472,7 +472,7 @@ async fn open_many(url: &str, count: usize) -> Vec<Listener> {
 async fn a_server_asks_for_as_many_open_files_as_it_may_have() {
     let folder = tempfile::tempdir().unwrap();
     let server = Process::start(&mut limited(folder.path(), "ulimit -Sn 64"));
-    assert_eq!(open_many(&server.url, 200).await.len(), 200);
+    assert_eq!(open_many(&server.url, 200, PATIENCE).await.len(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -486,7 +486,7 @@ async fn where_no_more_files_may_be_open_those_that_are_go_on_and_places_are_giv
     };
     let running = json!({"job_id": "a", "job_type": "t", "status": "in_progress"});
     assert_eq!(post("jobs", running).await.0, 201);
-    let mut opened = open_many(&server.url, 200).await;
+    let mut opened = open_many(&server.url, 200, Duration::from_secs(2)).await;
     assert!((20..100).contains(&opened.len()), "{}", opened.len());
     // By the connection that it has.
     assert_eq!(
@@ -500,7 +500,7 @@ async fn where_no_more_files_may_be_open_those_that_are_go_on_and_places_are_giv
     }
     drop(opened);
     until("there is room again", async || {
-        open_many(&server.url, 20).await.len() == 20
+        open_many(&server.url, 20, PATIENCE).await.len() == 20
     })
     .await;
     assert_eq!(post("jobs/a/complete", json!({})).await.0, 200);

@@ -225,43 +225,87 @@ async fn readers_that_vanish_without_a_word_lose_their_place() {
     .await;
 }
 
+/// A text frame, masked with zeros, which changes nothing.
+fn text_frame(text: &str) -> Vec<u8> {
+    let mut frame = vec![0x81, 0x80 | 126];
+    frame.extend((text.len() as u16).to_be_bytes());
+    frame.extend([0; 4]);
+    frame.extend(text.as_bytes());
+    frame
+}
+
+/// A server whose clients may ask as fast as they can.
+fn patient_server(folder: &std::path::Path) -> process::Process {
+    let mut command = process::command(folder);
+    let command = command
+        .arg("serve")
+        .env("TIDINGS_CLIENT_MESSAGES_PER_SEC", "0");
+    process::Process::start(command)
+}
+
 /// Asking without listening: the acknowledgements would pile up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_asks_and_does_not_listen_is_slowed_and_costs_a_bounded_amount() {
-    const CLIENTS: usize = 4;
+    const CLIENTS: usize = 2;
     /// What one may send before it is stopped: what the kernel's buffers take, and some.
     const SENT_MAX: usize = 32 * 1024 * 1024;
     let folder = tempfile::tempdir().unwrap();
-    let mut command = process::command(folder.path());
-    let server = process::Process::start(
-        command
-            .arg("serve")
-            .env("TIDINGS_CLIENT_MESSAGES_PER_SEC", "0"),
-    );
+    let server = patient_server(folder.path());
     let before = server.memory();
     let many = vec!["jobs"; 2_000];
-    let message = json!({"type": "subscribe", "channels": many}).to_string();
-    // Masked with zeros, which changes nothing.
-    let mut frame = vec![0x81, 0x80 | 126];
-    frame.extend((message.len() as u16).to_be_bytes());
-    frame.extend([0; 4]);
-    frame.extend(message.as_bytes());
+    let frame = text_frame(&json!({"type": "subscribe", "channels": many}).to_string());
+    let mut open = Vec::new();
     for _ in 0..CLIENTS {
         let mut stream = narrow(&server.url, Transport::WebSocket, "/ws").await;
         let mut sent = 0;
         // Until it is not heard any more.
         while let Ok(written) =
-            tokio::time::timeout(Duration::from_secs(2), stream.write_all(&frame)).await
+            tokio::time::timeout(Duration::from_secs(4), stream.write_all(&frame)).await
         {
             written.unwrap();
             sent += frame.len();
             assert!(sent < SENT_MAX, "it is heard for ever");
         }
-        // It is gone when it is dropped: the next one finds what it cost.
+        open.push(stream);
     }
     let grown = server.peak_memory() - before;
     assert!(
         grown < CLIENTS * (CONNECTION + PAGE) + SCHOOL,
         "{grown} bytes more"
+    );
+}
+
+/// Where an answer is the state itself: who asks faster than he can be told is heard no faster than that, or what is to be
+/// told would pile up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_faster_than_it_can_be_told_is_heard_as_fast_as_it_is_told() {
+    const QUESTIONS: usize = 500;
+    let server = server_with(json!({"client_messages_per_sec": 0})).await;
+    server.running_job("a").await;
+    let mut stream = narrow(&server.url, Transport::WebSocket, "/progress/ws/a").await;
+    let question = json!({"type": "subscribe", "channels": ["jobs"]});
+    let mut asked = text_frame(&question.to_string()).repeat(QUESTIONS);
+    let last = json!({"type": "ping", "timestamp": "the last"});
+    asked.extend(text_frame(&last.to_string()));
+    let (mut reading, mut writing) = stream.split();
+    let asking = writing.write_all(&asked);
+    let hearing = async {
+        let mut heard = Vec::new();
+        while !heard.ends_with(br#""timestamp":"the last"}"#) {
+            let mut part = [0; 64 * 1024];
+            let count = reading.read(&mut part).await.unwrap();
+            assert!(count > 0, "it was closed");
+            heard.extend_from_slice(&part[..count]);
+        }
+        String::from_utf8_lossy(&heard)
+            .matches(r#""job_id":"a""#)
+            .count()
+    };
+    let (asked, told) = tokio::join!(asking, hearing);
+    asked.unwrap();
+    let ahead = QUESTIONS.saturating_sub(told);
+    assert!(
+        ahead <= tidings::config::PLANNED_STEPS_MAX,
+        "{ahead} are to be told yet"
     );
 }

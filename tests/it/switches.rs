@@ -169,8 +169,8 @@ async fn a_reset_in_mid_stream_is_followed_by_a_snapshot_on_any_transport() {
             let mut listener = server.listen(transport, scope).await;
             listener.until_ready().await;
             // Large enough to fill the socket's buffers while nobody reads.
-            let text = "x".repeat(2_000);
-            for _ in 0..10 {
+            let text = "x".repeat(4_000);
+            for _ in 0..15 {
                 let line = json!({"op": "jobs.progress", "job_id": "a", "message": text});
                 server
                     .batch(&worker(1), format!("{line}\n").repeat(500))

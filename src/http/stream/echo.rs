@@ -4,12 +4,13 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rocket::data::{IoHandler, IoStream};
 use rocket::{get, routes};
+use tokio::process::Command;
 use tokio::time::timeout;
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
@@ -21,6 +22,8 @@ use crate::wire;
 
 /// The suite sends messages of 16 MiB.
 const MESSAGE_LIMIT: usize = 16 << 20;
+/// How long all of the cases may take.
+const CASES_WAIT: Duration = Duration::from_secs(300);
 /// What a peer may take to answer our close.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
@@ -82,19 +85,23 @@ fn accept(handshake: Result<MaybeHandshake, Problem>) -> Option<Box<Upgrade<Echo
 }
 
 /// Runs the suite's cases; `None` if they are not installed.
-fn run_cases(port: u16) -> Option<Output> {
+async fn run_cases(port: u16) -> Option<Output> {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let installed = Command::new(&python)
         .args(["-c", INSTALLED])
         .output()
+        .await
         .is_ok_and(|output| output.status.success());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/conformance.py");
-    installed.then(|| {
-        Command::new(&python)
-            .args([script, &format!("ws://127.0.0.1:{port}/")])
-            .output()
-            .unwrap()
-    })
+    if !installed {
+        return None;
+    }
+    let cases = Command::new(&python)
+        .args([script, &format!("ws://127.0.0.1:{port}/")])
+        .kill_on_drop(true)
+        .output();
+    let cases = timeout(CASES_WAIT, cases).await;
+    Some(cases.expect("a case that hangs has failed").unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,10 +130,10 @@ async fn every_case_of_the_autobahn_suite_is_passed_strictly() {
     let server = tokio::spawn(rocket.launch());
     let port = port.await.unwrap();
 
-    let cases = tokio::task::spawn_blocking(move || run_cases(port)).await;
+    let cases = run_cases(port).await;
     shutdown.notify();
     server.await.unwrap().unwrap();
-    let Some(output) = cases.unwrap() else {
+    let Some(output) = cases else {
         assert!(std::env::var_os("TIDINGS_REQUIRE_ALL").is_none());
         eprintln!("SKIPPED: the Autobahn test suite is not installed");
         return;

@@ -296,8 +296,8 @@ impl Session {
             }
             return Ok(true);
         }
-        let owes = |(_, subscription): &(_, Subscription)| subscription.owes_acknowledgement();
-        if !self.socket.has_room_for_answers() || self.live.as_ref().is_some_and(owes) {
+        let is_busy = |(_, subscription): &(_, Subscription)| subscription.is_busy();
+        if !self.socket.has_room_for_answers() || self.live.as_ref().is_some_and(is_busy) {
             return Ok(false);
         }
         if let Some(incoming) = self.waiting.pop_front() {

@@ -21,7 +21,7 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext}
 use tungstenite::{Bytes, Message};
 
 use super::text::TextWatch;
-use crate::config::{ANSWER_FRAMES, SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
+use crate::config::{ANSWER_FRAMES, DEAF_MAX_BYTES, SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
 use crate::wire::Close;
 
 /// Something that came in.
@@ -57,6 +57,8 @@ pub(super) struct Socket {
     blocked: bool,
     /// The peer broke the protocol: what it still sends is read, so that it can read our close, and ignored.
     deaf: bool,
+    /// So many bytes of it.
+    ignored: usize,
     /// How it did, until that is told: after what it had said before.
     broken: Option<Close>,
     /// Our close is queued or written.
@@ -109,6 +111,7 @@ impl Socket {
             peer_closed: false,
             blocked: false,
             deaf: false,
+            ignored: 0,
             broken: None,
             closed: false,
         }
@@ -260,7 +263,11 @@ impl Socket {
         }
         self.last_heard = Instant::now();
         if self.deaf {
-            return Poll::Ready(Ok(Vec::new()));
+            self.ignored += buffer.filled().len();
+            return Poll::Ready(match self.ignored > DEAF_MAX_BYTES {
+                true => Err(End::Gone),
+                false => Ok(Vec::new()),
+            });
         }
         let mut incoming = Vec::new();
         let end = self.encode(buffer.filled(), |codec, pipe| {

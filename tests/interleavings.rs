@@ -106,9 +106,13 @@ impl Wake for Unpark {
 
 /// Waits for mail as a task does: asleep until it is woken.
 fn next(mailbox: &Mailbox) -> Mail {
+    wait(mailbox, false)
+}
+
+fn wait(mailbox: &Mailbox, patient: bool) -> Mail {
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     loop {
-        match mailbox.poll(&mut Context::from_waker(&waker), false) {
+        match mailbox.poll(&mut Context::from_waker(&waker), patient) {
             Poll::Ready(mail) => return mail,
             Poll::Pending => thread::park(),
         }
@@ -135,6 +139,25 @@ fn no_wake_up_is_lost() {
     let mut heard = Vec::new();
     while heard.len() < 2 {
         match next(attachment.mailbox()) {
+            Mail::Events(events) => heard.extend(events.iter().map(|event| event.seq)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(heard, [1, 2]);
+    publisher.join().expect("it ends well");
+}
+
+/// Who can wait for ticks is woken by what cannot wait, and finds both.
+fn who_is_patient_is_woken_by_a_milestone() {
+    let hub = Arc::new(Hub::new(8, 16));
+    let attachment = listen(&hub);
+    let publisher = thread::spawn(move || {
+        hub.offer(&[event(1, Class::Tick)]).wake();
+        hub.offer(&[event(2, Class::Milestone)]).wake();
+    });
+    let mut heard = Vec::new();
+    while heard.last() != Some(&2) {
+        match wait(attachment.mailbox(), true) {
             Mail::Events(events) => heard.extend(events.iter().map(|event| event.seq)),
             other => panic!("{other:?}"),
         }
@@ -243,8 +266,12 @@ fn places_are_given_once_and_given_back() {
 }
 
 fn main() {
-    let scenarios: [(&str, fn()); 5] = [
+    let scenarios: [(&str, fn()); 6] = [
         ("no wake-up is lost", no_wake_up_is_lost),
+        (
+            "who is patient is woken by a milestone",
+            who_is_patient_is_woken_by_a_milestone,
+        ),
         (
             "what a lagging reader misses it is told to read",
             what_a_lagging_reader_misses_it_is_told_to_read,

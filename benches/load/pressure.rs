@@ -214,6 +214,18 @@ pub(crate) async fn slow(readers: usize, slow: usize) {
     }
 }
 
+/// Lines of a batch: a report of one job after the other.
+fn reports(numbers: std::ops::Range<usize>) -> String {
+    let line = |n: usize| {
+        format!(
+            "{{\"op\":\"jobs.progress\",\"job_id\":\"j{}\",\"message\":\"{}\"}}\n",
+            n % 100,
+            nanos()
+        )
+    };
+    numbers.map(line).collect()
+}
+
 /// A burst of `events` to readers that lag behind: what it costs in memory, and how long they take when they read again.
 pub(crate) async fn burst(readers: usize, events: usize) {
     for transport in [Transport::EventSource, Transport::WebSocket] {
@@ -228,18 +240,8 @@ pub(crate) async fn burst(readers: usize, events: usize) {
             let start = Instant::now();
             let mut publisher = Connection::open(&server.address, &server.worker).await;
             for first in (0..events).step_by(1_000) {
-                let line = |n: usize| {
-                    format!(
-                        "{{\"op\":\"jobs.progress\",\"job_id\":\"j{}\",\"message\":\"{}\"}}\n",
-                        n % 100,
-                        nanos()
-                    )
-                };
                 publisher
-                    .post(
-                        "/api/batch",
-                        &(first..first + 1_000).map(line).collect::<String>(),
-                    )
+                    .post("/api/batch", &reports(first..first + 1_000))
                     .await;
             }
             let published = start.elapsed();
@@ -274,16 +276,7 @@ pub(crate) async fn reconnect(clients: usize, missed: usize) {
         server.create_jobs(100).await;
         let cursor = server.cursor().await;
         let mut publisher = Connection::open(&server.address, &server.worker).await;
-        let line = |n: usize| {
-            format!(
-                "{{\"op\":\"jobs.progress\",\"job_id\":\"j{}\",\"message\":\"{}\"}}\n",
-                n % 100,
-                nanos()
-            )
-        };
-        publisher
-            .post("/api/batch", &(0..missed).map(line).collect::<String>())
-            .await;
+        publisher.post("/api/batch", &reports(0..missed)).await;
         server.restart();
         let (memory, cpu, start) = (server.memory(), server.cpu(), Instant::now());
         let path = |_| format!("/events/jobs?tick_ms=0&cursor={cursor}");

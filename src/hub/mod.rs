@@ -2,7 +2,8 @@
 //!
 //! Everything of a school is under one short lock that is never held across an await. Offering an event
 //! walks the listeners of its channels and leaves an `Arc` in each mailbox; it awaits nothing, so a slow
-//! reader costs its bounded mailbox and slows nobody (invariant 6). The *window*, a ring of the newest
+//! reader costs its bounded mailbox and slows nobody (invariant 6). Who waits is given to whoever offers, to be
+//! woken: a crowd a few at a time, with others' turns in between. The *window*, a ring of the newest
 //! events, serves short gaps without the database. Schools, channels and windows that nobody uses leave
 //! memory (invariant 9). The hub knows neither the store nor any encoding.
 

@@ -9,7 +9,7 @@ use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use crate::support::listener::{receive, refused, send, socket, socket_url};
+use crate::support::listener::{receive, refused, send, socket, socket_url, until_closed};
 use crate::support::*;
 
 /// One of each kind, all named `theirs`, in school 1.
@@ -48,16 +48,9 @@ async fn head(server: &Server) -> Value {
     server.get("/api/jobs", &viewer(1)).await.1["cursor"].clone()
 }
 
-/// All that is said over a WebSocket until it is closed, and the code of its close.
+/// What a WebSocket is told that is closed again.
 async fn farewell(url: &str) -> (Vec<Value>, Option<u16>) {
-    let mut socket = connect_async(url).await.unwrap().0;
-    let mut said = Vec::new();
-    loop {
-        match receive(&mut socket).await {
-            Ok(message) => said.push(message),
-            Err(code) => return (said, code),
-        }
-    }
+    until_closed(&mut connect_async(url).await.unwrap().0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -512,13 +505,7 @@ async fn ticket_reuse_outside_its_scope() {
     let mut first = connect_async(&url).await.unwrap().0;
     let _second = connect_async(&url).await.unwrap();
     assert_eq!(refused(&url).await, 429);
-    let mut said = Vec::new();
-    let code = loop {
-        match receive(&mut first).await {
-            Ok(message) => said.push(message),
-            Err(code) => break code,
-        }
-    };
+    let (said, code) = until_closed(&mut first).await;
     assert_eq!(
         (code, &said.last().unwrap()["code"]),
         (Some(4401), &json!(4401))

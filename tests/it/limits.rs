@@ -128,13 +128,7 @@ async fn a_client_that_sends_too_much_is_told_and_closed() {
     for _ in 0..50 {
         listener::send(&mut socket, r#"{"type":"ping"}"#).await;
     }
-    let mut heard = Vec::new();
-    let code = loop {
-        match listener::receive(&mut socket).await {
-            Ok(message) => heard.push(message),
-            Err(code) => break code,
-        }
-    };
+    let (heard, code) = listener::until_closed(&mut socket).await;
     let types = field(&heard, "type");
     let pongs = types.iter().filter(|own| **own == "pong").count();
     assert!((10..50).contains(&pongs), "{pongs} were answered");
@@ -380,13 +374,7 @@ async fn streams_are_counted_over_every_transport() {
         "/ws/upload-progress",
     ] {
         let mut refused = listener::socket(&server.url, path, &token).await;
-        let mut said = Vec::new();
-        let code = loop {
-            match listener::receive(&mut refused).await {
-                Ok(message) => said.push(message),
-                Err(code) => break code,
-            }
-        };
+        let (said, code) = listener::until_closed(&mut refused).await;
         assert_eq!(code, Some(1013), "{path}: {said:?}");
         assert_eq!(said[0]["code"], "too-many-streams", "{path}");
     }

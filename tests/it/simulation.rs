@@ -1,6 +1,6 @@
 //! A deterministic simulation of log, hub, mailbox and subscription: one thread, time and chance from a seed, and beside
 //! it a simple model of what each client must have been told. Publishers, readers that attach, stall, vanish, come back
-//! and change their channels, crashes between any two steps, power losses, and retention that sweeps underneath.
+//! and change their channels, some with a filter, crashes between any two steps, power losses, and retention that sweeps underneath.
 //!
 //! A seed that fails names itself; `TIDINGS_SEED=<seed> cargo test --test it simulation` runs it alone. To show that
 //! the model sees what it must, faults are planted at the edges of what is simulated, and each is found.
@@ -19,6 +19,7 @@ use tidings::event::{Class, Event};
 use tidings::hub::Hub;
 use tidings::id::Channel;
 use tidings::kind;
+use tidings::scope::Filter;
 use tidings::store::{Committed, Log};
 use tidings::subscribe::Subscriber;
 use tokio::sync::{mpsc, watch};
@@ -118,10 +119,17 @@ impl World {
             2 => vec![kind::channel("schools/1").unwrap()],
             _ => vec![kind::channel("jobs").unwrap()],
         };
+        let mut filter = Filter::default();
+        if self.rng.u8(0..4) == 0 {
+            let subject = self.rng.choice(SUBJECTS).unwrap();
+            filter
+                .categories
+                .insert(ledger::category(subject).to_owned());
+        }
         let tick = Duration::from_millis(self.rng.choice([0, 100]).unwrap());
         let is_multiplexed = self.rng.u8(0..4) == 0;
         let loses_wake_ups = self.fault == Some(Fault::LostWakeUp);
-        Reader::new(channels, tick, is_multiplexed, loses_wake_ups)
+        Reader::new(channels, filter, tick, is_multiplexed, loses_wake_ups)
     }
 
     fn some_channel(&mut self) -> Channel {

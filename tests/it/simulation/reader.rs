@@ -12,7 +12,7 @@ use serde_json::Map;
 use tidings::event::Event;
 use tidings::hub::Reader as Who;
 use tidings::id::{Channel, Cursor, SubjectId};
-use tidings::scope::Scope;
+use tidings::scope::{Filter, Scope};
 use tidings::store::Log;
 use tidings::subscribe::{Delivery, Request, Subscriber, Subscription};
 use tidings::wire::Control;
@@ -87,12 +87,13 @@ struct Shadow {
 impl Reader {
     pub(super) fn new(
         channels: Vec<Channel>,
+        filter: Filter,
         tick: Duration,
         is_multiplexed: bool,
         loses_wake_ups: bool,
     ) -> Reader {
         Reader {
-            scope: Scope::new(super::ledger::school(), channels),
+            scope: Scope::new(super::ledger::school(), channels).filtered(filter),
             tick,
             session: None,
             cursor: None,

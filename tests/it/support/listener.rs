@@ -94,6 +94,17 @@ pub(crate) async fn receive(socket: &mut Socket) -> Result<Value, Option<u16>> {
     }
 }
 
+/// All that is said until it is closed, and the code of the close.
+pub(crate) async fn until_closed(socket: &mut Socket) -> (Vec<Value>, Option<u16>) {
+    let mut said = Vec::new();
+    loop {
+        match receive(socket).await {
+            Ok(message) => said.push(message),
+            Err(code) => return (said, code),
+        }
+    }
+}
+
 /// Sends a text message.
 pub(crate) async fn send(socket: &mut Socket, text: &str) {
     socket.send(Message::text(text)).await.unwrap();

@@ -52,10 +52,11 @@ impl Folder {
         self.held.front().map(|(_, due)| *due)
     }
 
-    /// Takes an event in; what may go out now goes to `out`.
+    /// Takes an event in that has `arrived` by `now`; what may go out goes to `out`.
     pub(super) fn push(
         &mut self,
         event: Arc<Event>,
+        arrived: Instant,
         now: Instant,
         out: &mut impl FnMut(Arc<Event>),
     ) {
@@ -71,7 +72,7 @@ impl Folder {
         }
         let newest = self.held.iter().rposition(|(held, _)| same(held));
         let due = match newest.map(|index| (index, self.held[index].1)) {
-            Some((index, due)) if due > now => {
+            Some((index, due)) if due > arrived => {
                 self.held.remove(index);
                 Some(due)
             }
@@ -89,12 +90,17 @@ impl Folder {
         if self.held.len() > HELD_TICKS_MAX {
             self.flush(now, out);
         }
-        self.release(now, out);
+        self.release(arrived, now, out);
     }
 
-    /// Lets go what is due.
-    pub(super) fn release(&mut self, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
-        while self.next_due().is_some_and(|due| due <= now) {
+    /// Lets go, `now`, what was due by `then`.
+    pub(super) fn release(
+        &mut self,
+        then: Instant,
+        now: Instant,
+        out: &mut impl FnMut(Arc<Event>),
+    ) {
+        while self.next_due().is_some_and(|due| due <= then) {
             let Some((event, _)) = self.held.pop_front() else {
                 return;
             };

@@ -316,6 +316,9 @@ impl Subscription {
         self.outbox.retain(
             |entry| !matches!(&entry.delivery, Delivery::Event(event) if !scope.hears(event)),
         );
+        // What was held behind what is forgotten may be due.
+        self.release_held(false);
+        self.set_timer();
         self.narrow_plan(channels);
         let cursor = self.resume_cursor();
         self.say(Control::Unsubscribed { asked, cursor });
@@ -356,14 +359,16 @@ impl Subscription {
             && let Poll::Ready(mail) = self.attachment.mailbox().poll(cx, true)
         {
             let before = due - Duration::from_nanos(1);
-            self.receive(mail, before.min(Instant::now()));
+            self.receive(mail, before);
         }
     }
 
-    /// Takes live mail in, which came at `now`.
-    fn receive(&mut self, mail: Mail, now: Instant) {
+    /// Takes live mail in, which came by `then` if not now.
+    fn receive(&mut self, mail: Mail, then: Instant) {
         match mail {
             Mail::Events(events) => {
+                let now = Instant::now();
+                let arrived = then.min(now);
                 for event in events {
                     if event.seq <= self.position {
                         continue;
@@ -373,7 +378,7 @@ impl Subscription {
                         continue;
                     }
                     let Subscription { folder, outbox, .. } = self;
-                    folder.push(event, now, &mut |event| {
+                    folder.push(event, arrived, now, &mut |event| {
                         outbox.push_back(Entry::live(event))
                     });
                 }
@@ -403,7 +408,7 @@ impl Subscription {
         if all {
             folder.flush(now, &mut out);
         } else {
-            folder.release(now, &mut out);
+            folder.release(now, now, &mut out);
         }
     }
 

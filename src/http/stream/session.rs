@@ -285,6 +285,12 @@ impl Session {
         }
     }
 
+    /// Whether there is enough to be told before more is asked for.
+    fn is_busy(&self) -> bool {
+        let live = self.live.as_ref();
+        live.is_some_and(|(_, subscription)| subscription.is_busy())
+    }
+
     /// Answers messages while there is room. True if there were any.
     fn take_messages(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         if let Some(asking) = &mut self.asking {
@@ -296,8 +302,7 @@ impl Session {
             }
             return Ok(true);
         }
-        let is_busy = |(_, subscription): &(_, Subscription)| subscription.is_busy();
-        if !self.socket.has_room_for_answers() || self.live.as_ref().is_some_and(is_busy) {
+        if !self.socket.has_room_for_answers() || self.is_busy() {
             return Ok(false);
         }
         if let Some(incoming) = self.waiting.pop_front() {
@@ -492,8 +497,10 @@ impl Session {
             if self.socket.stalled_for() >= WRITE_STALL {
                 return false;
             }
-            // A peer that takes no byte cannot be asked for a sign of life; one that takes them must give it.
-            if self.socket.stalled_for().is_zero() && self.socket.silent_for() >= heartbeat * 2 {
+            // A peer that takes no byte cannot be asked for a sign of life; one that takes them must give it, unless it
+            // is not listened to just now.
+            let is_asked = self.socket.stalled_for().is_zero() && !self.is_busy();
+            if is_asked && self.socket.silent_for() >= heartbeat * 2 {
                 self.send_control(&Control::Closing(Close::Silent));
                 self.begin_close(Close::Silent);
                 continue;

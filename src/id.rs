@@ -216,7 +216,9 @@ pub struct Epoch(u32);
 impl Epoch {
     /// A new epoch, for a new database.
     pub fn generate() -> Epoch {
-        Epoch(getrandom::u32().expect("the operating system gives random numbers"))
+        let random = getrandom::u32().expect("the operating system gives random numbers");
+        // Zero is no database's: see [`Cursor::FOREIGN`].
+        Epoch(random.max(1))
     }
 }
 
@@ -248,6 +250,14 @@ pub struct Cursor {
     pub epoch: Epoch,
     /// The last sequence number seen; 0 is before the first event.
     pub seq: u64,
+}
+
+impl Cursor {
+    /// A place in a log that is not ours: no database has its epoch, so it is answered with a `reset`.
+    pub const FOREIGN: Cursor = Cursor {
+        epoch: Epoch(0),
+        seq: 0,
+    };
 }
 
 impl FromStr for Cursor {

@@ -40,6 +40,8 @@ pub struct Scope {
     pub school: SchoolId,
     /// Which, each once; an event on several of them is heard once.
     channels: Vec<Channel>,
+    /// Whose wide events are heard, whatever the channels are.
+    wide: Option<Kind>,
     /// What of them.
     pub filter: Filter,
     /// Whether a snapshot leaves out subjects that have ended.
@@ -52,6 +54,7 @@ impl Scope {
         let mut scope = Scope {
             school,
             channels: Vec::new(),
+            wide: None,
             filter: Filter::default(),
             active_only: false,
         };
@@ -72,12 +75,31 @@ impl Scope {
         }
     }
 
+    /// The same, and the wide events of a kind in addition.
+    pub fn with_wide(self, kind: Kind) -> Scope {
+        Scope {
+            wide: Some(kind),
+            ..self
+        }
+    }
+
     /// The same filter over other channels.
     pub fn with_channels(&self, channels: Vec<Channel>) -> Scope {
         Scope {
             active_only: self.active_only,
+            wide: self.wide,
             ..Scope::new(self.school, channels).filtered(self.filter.clone())
         }
+    }
+
+    /// The kind whose wide events are heard, whatever the channels are.
+    pub fn wide(&self) -> Option<Kind> {
+        self.wide
+    }
+
+    /// Whether nothing is heard.
+    pub fn is_empty(&self) -> bool {
+        self.channels.is_empty() && self.wide.is_none()
     }
 
     /// The channels.
@@ -101,15 +123,19 @@ impl Scope {
 
     /// Whether the event is heard.
     pub fn hears(&self, event: &Event) -> bool {
-        self.school == event.school
-            && self.filter.lets_through(event)
-            && self.channels.iter().any(|channel| match channel {
+        let hears_wide = || event.draft.event_type.wide && self.wide == Some(event.kind);
+        let on_a_channel = || {
+            self.channels.iter().any(|channel| match channel {
                 Channel::School(school) => *school == self.school,
                 Channel::Collection(kind) => *kind == event.kind,
                 Channel::Subject(kind, id) => {
                     *kind == event.kind && (*id == event.subject || event.draft.event_type.wide)
                 }
             })
+        };
+        self.school == event.school
+            && self.filter.lets_through(event)
+            && (hears_wide() || on_a_channel())
     }
 
     /// Whether every subject of `kind` is listened to.

@@ -181,14 +181,13 @@ function start() {
   }
 
   function hear(message) {
-    const silent = ["connected", "ready", "closing"].includes(message.type);
+    const silent = ["connected", "ready", "heartbeat", "closing"].includes(message.type);
     // Whoever closes will not tell what happens until there is another stream.
     const state = message.type === "closing" ? "connecting" : "live";
     tell({ cursor: message.cursor, state, changed: !silent, milestone: milestone(message) });
   }
 
-  // Until the server closes, and then how long it wants to be left alone. Fails when nothing is heard. (An
-  // EventSource would not tell of heartbeats, and so not notice that they stop.)
+  // Until the server closes, and then how long it wants to be left alone. Fails when nothing is heard.
   async function stream(stop) {
     let patience = GREETING_MS;
     let silence = setTimeout(() => stop.abort(), patience);
@@ -208,12 +207,7 @@ function start() {
         const blocks = (rest + value).split("\n\n");
         rest = blocks.pop();
         for (const block of blocks) {
-          const field = (name) => block.match(new RegExp(`^${name}: ?(.*)$`, "m"))?.[1];
-          if (!field("data")) {
-            tell({ cursor: field("id"), state: "live" });
-            continue;
-          }
-          const message = JSON.parse(field("data"));
+          const message = JSON.parse(block.match(/^data: (.*)$/m)[1]);
           if (message.heartbeat_secs) patience = message.heartbeat_secs * 2000;
           if (message.type === "closing") {
             if (!message.reconnect) reload();

@@ -131,6 +131,7 @@ impl Iterator for Events {
     fn next(&mut self) -> Option<Received> {
         let mut data = String::new();
         let mut any = false;
+        let mut is_heartbeat = false;
         loop {
             let mut line = String::new();
             if self.lines.read_line(&mut line).unwrap_or(0) == 0 {
@@ -141,7 +142,7 @@ impl Iterator for Events {
                 if !any {
                     continue;
                 }
-                let message = serde_json::from_str(&data).ok();
+                let message = serde_json::from_str(&data).ok().filter(|_| !is_heartbeat);
                 return Some(Received {
                     message,
                     cursor: self.id.clone(),
@@ -150,6 +151,8 @@ impl Iterator for Events {
             any = true;
             if let Some(id) = line.strip_prefix("id:") {
                 self.id = Some(id.trim_start().to_owned());
+            } else if line == "event: heartbeat" {
+                is_heartbeat = true;
             } else if let Some(text) = line.strip_prefix("data:") {
                 data.push_str(text.strip_prefix(' ').unwrap_or(text));
             }

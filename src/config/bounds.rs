@@ -8,6 +8,8 @@ pub const TICK_MAX_MS: u64 = 60_000;
 pub const POLL_WAIT_DEFAULT_SECS: u64 = 25;
 /// How long a poll may wait, in seconds.
 pub const POLL_WAIT_MAX_SECS: u64 = 60;
+/// Smallest `?max_event_bytes=`: what remains of an event has to fit.
+pub const EVENT_LIMIT_MIN_BYTES: usize = 1_024;
 /// Largest `?padding=`, in bytes.
 pub const PADDING_MAX_BYTES: usize = 64 * 1024;
 /// Longest `Idempotency-Key`, in bytes.

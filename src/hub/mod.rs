@@ -71,6 +71,8 @@ type Listeners = IndexMap<u64, Arc<Mailbox>>;
 #[derive(Default)]
 struct Topic {
     all: Listeners,
+    /// Who hears its wide events only.
+    wide: Listeners,
     subjects: HashMap<SubjectId, Listeners>,
 }
 
@@ -90,6 +92,7 @@ struct Attached {
     since: DateTime<Utc>,
     mailbox: Arc<Mailbox>,
     channels: Vec<Channel>,
+    wide: Option<Kind>,
 }
 
 /// A connection as it stands.
@@ -229,6 +232,9 @@ impl Hub {
         };
         self.admit(&attachment, reader, ceilings)?;
         attachment.listen(scope.channels().iter().cloned());
+        if let Some(kind) = scope.wide() {
+            attachment.listen_to_wide(kind);
+        }
         Ok(attachment)
     }
 
@@ -268,6 +274,7 @@ impl Hub {
             since: Utc::now(),
             mailbox: Arc::clone(&attachment.mailbox),
             channels: Vec::new(),
+            wide: None,
         };
         room.attached.insert(attachment.id, attached);
         room.note_streams(self.second());
@@ -440,7 +447,7 @@ impl Room {
             topic.all.values().for_each(&mut leave);
             if event.draft.event_type.wide {
                 let listeners = topic.subjects.values().flat_map(Listeners::values);
-                listeners.for_each(&mut leave);
+                topic.wide.values().chain(listeners).for_each(&mut leave);
             } else if let Some(listeners) = topic.subjects.get(&event.subject) {
                 listeners.values().for_each(&mut leave);
             }
@@ -494,10 +501,25 @@ impl Room {
                 } else {
                     leave(&mut topic.all, id);
                 }
-                if topic.all.is_empty() && topic.subjects.is_empty() {
-                    self.kinds.remove(kind);
-                }
+                self.forget_unheard(*kind);
             }
+        }
+    }
+
+    fn unlisten_wide(&mut self, kind: Kind, id: u64) {
+        if let Some(topic) = self.kinds.get_mut(&kind) {
+            leave(&mut topic.wide, id);
+            self.forget_unheard(kind);
+        }
+    }
+
+    /// Forgets a kind that nobody listens to.
+    fn forget_unheard(&mut self, kind: Kind) {
+        let is_unheard = |topic: &Topic| {
+            topic.all.is_empty() && topic.wide.is_empty() && topic.subjects.is_empty()
+        };
+        if self.kinds.get(&kind).is_some_and(is_unheard) {
+            self.kinds.remove(&kind);
         }
     }
 }
@@ -568,6 +590,16 @@ impl Attachment {
         }
     }
 
+    /// Listens to the wide events of a kind, too, until it is dropped.
+    pub fn listen_to_wide(&self, kind: Kind) {
+        let mut room = lock(&self.school);
+        let wide = &mut room.kinds.entry(kind).or_default().wide;
+        wide.insert(self.id, Arc::clone(&self.mailbox));
+        if let Some(own) = room.attached.get_mut(&self.id) {
+            own.wide = Some(kind);
+        }
+    }
+
     /// Listens to less.
     pub fn unlisten(&self, channel: &Channel) {
         let mut room = lock(&self.school);
@@ -607,6 +639,9 @@ impl Drop for Attachment {
         };
         for channel in &own.channels {
             room.unlisten(channel, self.id);
+        }
+        if let Some(kind) = own.wide {
+            room.unlisten_wide(kind, self.id);
         }
         one_less(&mut room.users, &own.reader.user);
         room.note_streams(self.hub.second());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::{Delivery, Reading, Subscriber, Subscription};
+use crate::event::Event;
 use crate::id::{Channel, Cursor};
 use crate::scope::{Scope, without_superseded};
 use crate::store::{Log, Page};
@@ -47,6 +48,15 @@ pub(super) enum Step {
 #[derive(Clone)]
 pub(super) struct Added {
     pub(super) beside: Arc<Scope>,
+    /// From which `seq` on those were listened to.
+    pub(super) since: u64,
+}
+
+impl Added {
+    /// Whether an event is told by the other channels.
+    fn tells(&self, event: &Event) -> bool {
+        event.seq >= self.since && self.beside.hears(event)
+    }
 }
 
 impl Step {
@@ -101,7 +111,7 @@ impl Subscription {
         self.reading = None;
         self.settling = None;
         if self.scope.channels().is_empty() {
-            // Nothing is listened to: there is nothing to be brought up to date, and nowhere to stand.
+            // No channel is listened to: there is nothing to be brought up to date, and nowhere to stand.
             self.plan.clear();
             self.backfill = None;
             self.outbox
@@ -207,7 +217,7 @@ impl Subscription {
     }
 
     fn poll_catch_up(&mut self, cx: &mut Context<'_>, scope: Arc<Scope>) -> Poll<()> {
-        if scope.channels().is_empty() {
+        if scope.is_empty() {
             // Its channels were left. A snapshot of nothing still says where the log ends.
             return self.poll_snapshot(cx, scope, None, 0, None);
         }
@@ -299,7 +309,7 @@ impl Subscription {
         let told = page
             .events
             .into_iter()
-            .filter(|event| event.seq <= upto && !added.beside.hears(event));
+            .filter(|event| event.seq <= upto && !added.tells(event));
         told.for_each(|event| self.push(Delivery::Event(event), None));
         if page.through < upto {
             self.plan.push_front(Step::Replay {
@@ -337,10 +347,7 @@ impl Subscription {
         };
         match &added {
             Some(added) => {
-                let told = page
-                    .events
-                    .into_iter()
-                    .filter(|event| !added.beside.hears(event));
+                let told = page.events.into_iter().filter(|event| !added.tells(event));
                 told.for_each(|event| self.push(Delivery::Event(event), None));
             }
             None => {

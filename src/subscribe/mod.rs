@@ -35,7 +35,7 @@ use crate::config::{Ceilings, PLANNED_STEPS_MAX, Settings};
 use crate::event::Event;
 use crate::hub::mailbox::Mail;
 use crate::hub::{Attachment, Hub, HubFull, Reader};
-use crate::id::{Channel, Cursor};
+use crate::id::{Channel, Cursor, Kind};
 use crate::scope::Scope;
 use crate::store::{Committed, Log, Page, StoreError};
 use crate::wire::{Close, Control};
@@ -106,6 +106,8 @@ pub struct Subscription {
     safe: u64,
     /// While added channels are brought up to date: where a reader of all must come back to.
     backfill: Option<u64>,
+    /// The first wide event that was told while no channel was listened to: from here on none of them was missed.
+    wide_since: Option<u64>,
     /// Channels were left: what is under way must be looked at again.
     narrowed: bool,
     next_heartbeat: Instant,
@@ -161,6 +163,7 @@ impl Subscriber {
             position: 0,
             safe: 0,
             backfill: None,
+            wide_since: None,
             narrowed: false,
             next_heartbeat: now + self.heartbeat,
             expires: None,
@@ -254,7 +257,7 @@ impl Subscription {
             .filter(|channel| !self.scope.channels().contains(channel))
             .collect();
         let from = self.known(cursor).unwrap_or(0);
-        let first = self.scope.channels().is_empty();
+        let first = self.scope.channels().is_empty() && self.wide_since.is_none();
         if first {
             self.safe = from;
         } else if !added.is_empty() {
@@ -268,28 +271,47 @@ impl Subscription {
         if !added.is_empty() {
             // Attach before reading the store, here too.
             self.attachment.listen(added.iter().cloned());
-            let old = Arc::clone(&self.scope);
-            let new = Arc::new(old.with_channels(added.clone()));
+            let added_to = Added {
+                beside: Arc::clone(&self.scope),
+                since: match self.scope.channels() {
+                    [] => self.wide_since.unwrap_or(0),
+                    _ => 0,
+                },
+            };
+            let new = Arc::new(self.scope.with_channels(added.clone()));
             let all = Arc::make_mut(&mut self.scope);
             added.into_iter().for_each(|channel| all.add(channel));
             if first {
                 self.plan_from(new, None, cursor);
             } else {
                 // The old channels first, to a point after the attachment; the new ones then up to that point.
-                self.plan.push_back(Step::catch_up(Arc::clone(&old)));
-                self.plan_from(new, Some(Added { beside: old }), cursor);
+                self.plan
+                    .push_back(Step::catch_up(Arc::clone(&added_to.beside)));
+                self.plan_from(new, Some(added_to), cursor);
             }
         }
         self.plan.push_back(Step::Ready);
+    }
+
+    /// Hears the wide events of a kind from now on, or, as long as no channel is listened to, from the cursor of the first
+    /// [`Subscription::subscribe`].
+    pub fn hear_wide(&mut self, kind: Kind) {
+        if self.scope.wide() != Some(kind) {
+            self.attachment.listen_to_wide(kind);
+            self.scope = Arc::new(Scope::clone(&self.scope).with_wide(kind));
+        }
     }
 
     /// Tells the present state of channels that are listened to already once more.
     pub fn tell_again(&mut self, channels: Vec<Channel>) {
         self.release_held(true);
         let again = Arc::new(self.scope.with_channels(channels));
-        let nothing = Arc::new(self.scope.with_channels(Vec::new()));
+        let nothing = Added {
+            beside: Arc::new(Scope::new(self.scope.school, [])),
+            since: 0,
+        };
         self.plan.push_back(Step::catch_up(Arc::clone(&self.scope)));
-        self.plan_from(again, Some(Added { beside: nothing }), None);
+        self.plan_from(again, Some(nothing), None);
     }
 
     /// Whether it has enough to do: an acknowledgement has not been told yet, or many steps are planned. Nothing more
@@ -309,6 +331,9 @@ impl Subscription {
         for channel in channels {
             self.attachment.unlisten(channel);
             Arc::make_mut(&mut self.scope).remove(channel);
+        }
+        if self.scope.channels().is_empty() && self.scope.wide().is_some() {
+            self.wide_since.get_or_insert(self.position + 1);
         }
         self.narrowed = true;
         let scope = Arc::clone(&self.scope);
@@ -374,6 +399,9 @@ impl Subscription {
                         continue;
                     }
                     self.position = event.seq;
+                    if self.scope.channels().is_empty() {
+                        self.wide_since.get_or_insert(event.seq);
+                    }
                     if self.narrowed && !self.scope.hears(&event) {
                         continue;
                     }

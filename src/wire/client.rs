@@ -68,7 +68,7 @@ impl ClientMessageError {
     }
 }
 
-/// The fields that name what to listen to. A field ending in `s` holds a list.
+/// The fields that name what to listen to. A field ending in `s` holds a list, or the only item of one.
 const TARGETS: [(&str, &str); 4] = [
     ("channels", ""),
     ("job_id", "jobs/"),
@@ -96,6 +96,7 @@ impl ClientMessage {
             Some("subscribe") => {
                 let cursor = match object.get("cursor") {
                     None | Some(Value::Null) => None,
+                    Some(Value::String(text)) if text.is_empty() => None,
                     Some(Value::String(text)) => Some(text.parse()?),
                     Some(_) => {
                         return Err(ClientMessageError::InvalidField("`cursor` is a string"));
@@ -130,15 +131,9 @@ fn targets(
         let Some(value) = object.get(field) else {
             continue;
         };
-        let one = std::slice::from_ref(value);
         let items = match value {
             Value::Array(items) if field.ends_with('s') => items,
-            _ if !field.ends_with('s') => one,
-            _ => {
-                return Err(ClientMessageError::InvalidField(
-                    "`channels` and `characteristic_ids` are lists",
-                ));
-            }
+            one => std::slice::from_ref(one),
         };
         for item in items {
             let id = match item {
@@ -157,7 +152,7 @@ fn targets(
         }
         asked.insert(field.to_owned(), value.clone());
     }
-    if channels.is_empty() {
+    if asked.is_empty() {
         return Err(ClientMessageError::InvalidField(
             "nothing named: give `channels`, `job_id` or `characteristic_ids`",
         ));
@@ -195,7 +190,8 @@ mod tests {
             (r#"{"type":7}"#, "unknown_type"),
             (r#"{"type":"auth"}"#, "invalid_field"),
             (r#"{"type":"subscribe"}"#, "invalid_field"),
-            (r#"{"type":"subscribe","channels":"jobs"}"#, "invalid_field"),
+            (r#"{"type":"subscribe","job_id":[1]}"#, "invalid_field"),
+            (r#"{"type":"subscribe","channels":null}"#, "invalid_field"),
             (r#"{"type":"subscribe","channels":[1]}"#, "invalid_field"),
             (
                 r#"{"type":"subscribe","channels":["cats"]}"#,
@@ -209,6 +205,26 @@ mod tests {
             let error = ClientMessage::parse(text).unwrap_err();
             assert_eq!(error.code(), code, "{text}");
         }
+    }
+
+    #[test]
+    fn a_list_may_be_empty_or_its_only_item() {
+        let channels = |text: &str| match ClientMessage::parse(text) {
+            Ok(ClientMessage::Subscribe { channels, .. }) => channels,
+            other => panic!("{text}: {other:?}"),
+        };
+        for text in [
+            r#"{"type":"subscribe","characteristic_ids":7}"#,
+            r#"{"type":"subscribe","characteristic_ids":"7"}"#,
+            r#"{"type":"subscribe","channels":"characteristics/7"}"#,
+        ] {
+            let expected = kind::channel("characteristics/7").unwrap();
+            assert_eq!(channels(text), [expected], "{text}");
+        }
+        assert_eq!(
+            channels(r#"{"type":"subscribe","characteristic_ids":[]}"#),
+            []
+        );
     }
 
     proptest::proptest! {

@@ -143,6 +143,8 @@ pub enum Control {
         code: &'static str,
         /// For people.
         message: String,
+        /// The channels that it is about, if it is about channels.
+        channels: Vec<String>,
     },
     /// Reply to a ping.
     Pong {
@@ -203,6 +205,8 @@ enum ControlJson<'a> {
         error: &'a str,
         message: &'a str,
         code: &'static str,
+        #[serde(skip_serializing_if = "<[String]>::is_empty")]
+        channels: &'a [String],
     },
     Pong {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -284,10 +288,15 @@ impl Control {
                 reconnect: close.retry_ms().is_some(),
                 retry_ms: close.retry_ms().unwrap_or(0),
             },
-            Control::Error { code, message } => ControlJson::Error {
+            Control::Error {
+                code,
+                message,
+                channels,
+            } => ControlJson::Error {
                 error: message,
                 message,
                 code,
+                channels,
             },
             Control::Pong { timestamp } => ControlJson::Pong { timestamp },
             Control::Authenticated { expires_at } => ControlJson::Authenticated {

@@ -64,11 +64,11 @@ fn flat(event: &Event) -> Option<(&'static str, Value)> {
                 "zone": take("zone"),
                 "in_control": take("in_control"),
             },
-            "violations": violations.iter().map(with_plain_id).collect::<Vec<_>>(),
+            "violations": violations.iter().map(flat_violation).collect::<Vec<_>>(),
         });
         ("sample", fields)
     } else if *event_type == characteristic::VIOLATION {
-        let violation = with_plain_id(&Value::Object(payload));
+        let violation = flat_violation(&Value::Object(payload));
         ("violation", json!({ "violation": violation }))
     } else if *event_type == characteristic::ACK_UPDATE {
         let fields = json!({
@@ -89,15 +89,18 @@ fn flat(event: &Event) -> Option<(&'static str, Value)> {
     })
 }
 
-/// A violation whose id is its `id`.
-fn with_plain_id(violation: &Value) -> Value {
+/// A violation as the older form has it: its id is its `id`, and its severity is in capitals.
+fn flat_violation(violation: &Value) -> Value {
     let mut plain = Map::new();
     for (name, value) in violation.as_object().into_iter().flatten() {
-        let name = match name.as_str() {
-            "violation_id" => "id",
-            name => name,
+        let (name, value) = match (name.as_str(), value) {
+            ("violation_id", id) => ("id", id.clone()),
+            ("severity", Value::String(severity)) => {
+                ("severity", severity.to_ascii_uppercase().into())
+            }
+            (name, value) => (name, value.clone()),
         };
-        plain.insert(name.to_owned(), value.clone());
+        plain.insert(name.to_owned(), value);
     }
     Value::Object(plain)
 }
@@ -129,7 +132,8 @@ fn upload(event: &Event) -> Option<(&'static str, Value)> {
         "status": status,
         "progress": whole(job.progress),
         "message": job.message,
-        "isComplete": status != PROCESSING,
+        // Only a success: pages take an upload that is complete out of view, and an error with it.
+        "isComplete": status == COMPLETED,
         "error": error,
         "result": job.result,
     });
@@ -137,10 +141,11 @@ fn upload(event: &Event) -> Option<(&'static str, Value)> {
 }
 
 const PROCESSING: &str = "processing";
+const COMPLETED: &str = "completed";
 
 fn upload_status(job_status: &str) -> &'static str {
     match job_status {
-        "completed" => "completed",
+        "completed" => COMPLETED,
         "failed" | "cancelled" => "error",
         _ => PROCESSING,
     }

@@ -7,14 +7,18 @@
 
 pub mod client;
 mod control;
+mod fields;
 pub mod form;
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 pub use self::control::{Close, Control, ResetReason};
+use self::fields::Cut;
+pub use self::fields::numeric_id;
 use self::form::Form;
 use crate::event::Event;
 pub use crate::event::timestamp;
@@ -43,24 +47,82 @@ pub struct Encoding {
     pub form: Form,
     /// A job's `status` in upper case, for clients that compare it so.
     pub upper_status: bool,
+    /// Ids that are plain decimal integers as JSON numbers, for clients that compare them so.
+    pub numeric_ids: bool,
+    /// The most bytes of an event's JSON; a larger one goes out without its `result`, `metadata` and `info`.
+    pub max_event_bytes: Option<usize>,
 }
 
 impl Encoding {
-    fn key(self) -> u16 {
-        self.framing as u16 | (self.form as u16) << 4 | u16::from(self.upper_status) << 8
+    /// The standard form.
+    pub fn new(framing: Framing) -> Encoding {
+        Encoding {
+            framing,
+            form: Form::Standard,
+            upper_status: false,
+            numeric_ids: false,
+            max_event_bytes: None,
+        }
+    }
+
+    /// Names a frame among an event's frames. The size limit is no part of it: it only selects a cut, so that readers
+    /// with different limits share the same few frames.
+    fn key(self, cut: Cut) -> u16 {
+        self.framing as u16
+            | (self.form as u16) << 4
+            | u16::from(self.upper_status) << 8
+            | u16::from(self.numeric_ids) << 9
+            | (cut as u16) << 10
     }
 }
 
 /// An event's bytes in one encoding: made on the first call, shared afterwards.
 pub fn event(event: &Event, encoding: Encoding) -> &Arc<[u8]> {
-    event.frame(encoding.key(), || {
+    let whole = framed(event, encoding, Cut::Nothing);
+    let Some(most) = encoding.max_event_bytes else {
+        return whole;
+    };
+    let fits = |frame: &[u8]| json_of(encoding.framing, frame).len() <= most;
+    if fits(whole) {
+        return whole;
+    }
+    let without_result = framed(event, encoding, Cut::Result);
+    match fits(without_result) {
+        true => without_result,
+        false => framed(event, encoding, Cut::All),
+    }
+}
+
+fn framed(event: &Event, encoding: Encoding, cut: Cut) -> &Arc<[u8]> {
+    event.frame(encoding.key(cut), || {
         let (name, fields) = form::told(event, encoding.form);
+        let fields = fields::adapted(fields, encoding.numeric_ids, cut);
         // An upload's `status` has words of its own.
         let upper_status = encoding.upper_status && encoding.form != Form::Upload;
         let json = json(event, name, &fields, upper_status);
         frame(encoding.framing, name, Some(event.cursor()), &json)
     })
 }
+
+/// The JSON in a frame.
+fn json_of(framing: Framing, frame: &[u8]) -> &[u8] {
+    let start = match framing {
+        Framing::Json => 0,
+        Framing::WebSocket => match frame.get(1) {
+            Some(127) => 10,
+            Some(126) => 4,
+            _ => 2,
+        },
+        Framing::Sse | Framing::SseNamed => {
+            let data = frame.windows(DATA.len()).position(|part| part == DATA);
+            data.map_or(0, |at| at + DATA.len())
+        }
+    };
+    frame[start.min(frame.len())..].trim_ascii_end()
+}
+
+/// What comes before the JSON in an SSE block.
+const DATA: &[u8] = b"data: ";
 
 /// An event as the bare JSON object, for answers over plain HTTP.
 pub fn event_json(event: &Event, upper_status: bool) -> Vec<u8> {
@@ -106,9 +168,18 @@ fn with_upper_status(fields: &str) -> String {
 pub fn control(control: &Control, framing: Framing) -> Vec<u8> {
     let sse = matches!(framing, Framing::Sse | Framing::SseNamed);
     match control {
-        // A comment plus an `id:` line: moves Last-Event-ID and reaches no handler.
-        Control::Heartbeat { cursor, .. } if sse => {
-            format!(": heartbeat\nid: {cursor}\n\n").into_bytes()
+        // Named on every SSE stream: it moves Last-Event-ID, reaches no `onmessage`, and can be listened for. A block
+        // without data would reach the handlers of popular clients as an empty message.
+        Control::Heartbeat { cursor, .. } if sse => frame(
+            Framing::SseNamed,
+            control.name(),
+            Some(*cursor),
+            &control.json(),
+        ),
+        Control::Connected { .. } if sse => {
+            let mut bytes = format!("retry: {RETRY_MS}\n").into_bytes();
+            bytes.extend(frame(framing, control.name(), None, &control.json()));
+            bytes
         }
         Control::Closing(close) if sse => {
             let mut bytes = format!("retry: {}\n", close.retry_ms().unwrap_or(0)).into_bytes();
@@ -120,8 +191,12 @@ pub fn control(control: &Control, framing: Framing) -> Vec<u8> {
     }
 }
 
+/// How long an `EventSource` waits before it reconnects, in milliseconds, unless a `closing` says otherwise.
+const RETRY_MS: u32 = 2_000;
+
 /// Wraps a JSON object. `json` holds no line break: it is compact, and JSON strings escape theirs.
 fn frame(framing: Framing, name: &str, cursor: Option<Cursor>, json: &[u8]) -> Vec<u8> {
+    let json = &*without_line_separators(json);
     let mut bytes = Vec::with_capacity(json.len() + 64);
     match framing {
         Framing::Json => bytes.extend_from_slice(json),
@@ -136,12 +211,37 @@ fn frame(framing: Framing, name: &str, cursor: Option<Cursor>, json: &[u8]) -> V
             if framing == Framing::SseNamed {
                 writeln!(bytes, "event: {name}").expect("writing to memory succeeds");
             }
-            bytes.extend_from_slice(b"data: ");
+            bytes.extend_from_slice(DATA);
             bytes.extend_from_slice(json);
             bytes.extend_from_slice(b"\n\n");
         }
     }
     bytes
+}
+
+/// U+0085, U+2028 and U+2029 as escapes. JSON allows them raw, but readers that split text into lines by Unicode's
+/// rules, such as Python's `splitlines`, would cut a message in two. Outside of strings JSON has none of them.
+fn without_line_separators(json: &[u8]) -> Cow<'_, [u8]> {
+    let escape_at = |rest: &[u8]| match rest {
+        [0xC2, 0x85, ..] => Some((2, br"\u0085")),
+        [0xE2, 0x80, 0xA8, ..] => Some((3, br"\u2028")),
+        [0xE2, 0x80, 0xA9, ..] => Some((3, br"\u2029")),
+        _ => None,
+    };
+    let mut escaped = Vec::new();
+    let mut copied = 0;
+    for at in 0..json.len() {
+        if let Some((length, escape)) = escape_at(&json[at..]) {
+            escaped.extend_from_slice(&json[copied..at]);
+            escaped.extend_from_slice(escape);
+            copied = at + length;
+        }
+    }
+    if copied == 0 {
+        return json.into();
+    }
+    escaped.extend_from_slice(&json[copied..]);
+    escaped.into()
 }
 
 /// The head of a final, unmasked text frame (RFC 6455, 5.2).
@@ -197,14 +297,7 @@ mod tests {
         let sample = sample(r#"{"job_id":"42","status":"in_progress"}"#);
         let json = r#"{"type":"job_progress","cursor":"00c0ffee-7","school_id":3,"seq":7,"timestamp":"2023-11-14T22:13:20.123Z","job_id":"42","status":"in_progress"}"#;
         let text = |framing| {
-            let bytes = event(
-                &sample,
-                Encoding {
-                    framing,
-                    form: Form::Standard,
-                    upper_status: false,
-                },
-            );
+            let bytes = event(&sample, Encoding::new(framing));
             String::from_utf8_lossy(bytes).into_owned()
         };
         assert_eq!(text(Framing::Json), json);
@@ -216,14 +309,7 @@ mod tests {
             text(Framing::SseNamed),
             format!("id: 00c0ffee-7\nevent: job_progress\ndata: {json}\n\n")
         );
-        let frame = event(
-            &sample,
-            Encoding {
-                framing: Framing::WebSocket,
-                form: Form::Standard,
-                upper_status: false,
-            },
-        );
+        let frame = event(&sample, Encoding::new(Framing::WebSocket));
         assert_eq!(frame[..4], [0x81, 126, 0, json.len() as u8]);
         assert_eq!(&frame[4..], json.as_bytes());
     }
@@ -234,6 +320,59 @@ mod tests {
         let json: Value = serde_json::from_slice(&event_json(&sample, true)).unwrap();
         assert_eq!(json["status"], "IN_PROGRESS");
         assert_eq!(json["metadata"]["status"], "in_progress");
+    }
+
+    #[test]
+    fn unicode_line_separators_are_escaped_in_every_framing() {
+        let fields = "{\"message\":\"a\u{2028}b\u{2029}c\u{85}d\u{2030}\u{c4}\"}";
+        let sample = sample(fields);
+        for framing in [
+            Framing::Json,
+            Framing::Sse,
+            Framing::SseNamed,
+            Framing::WebSocket,
+        ] {
+            let frame = event(&sample, Encoding::new(framing));
+            let json = std::str::from_utf8(json_of(framing, frame)).unwrap();
+            assert!(json.contains(r"a\u2028b\u2029c\u0085d"), "{json}");
+            let read: Value = serde_json::from_str(json).unwrap();
+            assert_eq!(read["message"], "a\u{2028}b\u{2029}c\u{85}d\u{2030}\u{c4}");
+        }
+    }
+
+    #[test]
+    fn an_event_beyond_the_limit_loses_its_result_and_then_its_metadata() {
+        let fields = format!(
+            r#"{{"job_id":"42","metadata":{{"a":"{}"}},"result":"{}"}}"#,
+            "m".repeat(1_000),
+            "r".repeat(1_000)
+        );
+        let sample = sample(&fields);
+        let read = |most| {
+            let encoding = Encoding {
+                max_event_bytes: Some(most),
+                ..Encoding::new(Framing::WebSocket)
+            };
+            let json = json_of(encoding.framing, event(&sample, encoding));
+            serde_json::from_slice::<Value>(json).unwrap()
+        };
+        let whole = read(10_000);
+        assert_eq!(whole.get("truncated"), None);
+        let cut = read(2_000);
+        assert_eq!(cut["truncated"], true);
+        assert_eq!(
+            (&cut["result"], &cut["metadata"]),
+            (&Value::Null, &whole["metadata"])
+        );
+        let bare = read(500);
+        assert_eq!(
+            (&bare["truncated"], &bare["result"]),
+            (&true.into(), &Value::Null)
+        );
+        assert_eq!(
+            (&bare["metadata"], &bare["job_id"]),
+            (&serde_json::json!({}), &"42".into())
+        );
     }
 
     #[test]

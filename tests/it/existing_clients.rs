@@ -84,7 +84,7 @@ const SAMPLES: Endpoint = Endpoint {
     bare_ping: BarePing::Error,
     subscribe: Some(r#"{"type":"subscribe","characteristic_ids":[1]}"#),
     first: "subscribed",
-    scope: "/characteristics?ids=1&shape=flat&",
+    scope: "/characteristics?ids=1&shape=flat&id_type=number&",
 };
 const UPLOADS: Endpoint = Endpoint {
     path: "/ws/upload-progress",
@@ -104,7 +104,7 @@ const ENDPOINTS: [Endpoint; 11] = [
     },
     Endpoint {
         path: "/ws/device-status",
-        scope: "/devices?",
+        scope: "/devices?id_type=number&",
         ..ENROLLMENT
     },
     Endpoint {
@@ -118,7 +118,7 @@ const ENDPOINTS: [Endpoint; 11] = [
     SAMPLES,
     Endpoint {
         path: "/ws/samples?shape=enveloped",
-        scope: "/characteristics/1?",
+        scope: "/characteristics/1?id_type=number&",
         ..SAMPLES
     },
     Endpoint {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidings::scope::Scope;
-use tidings::wire::form::Form;
 use tidings::wire::{Encoding, Framing};
 
 use crate::support::*;
@@ -341,11 +340,7 @@ async fn invariant_8_an_event_is_encoded_once_per_encoding() {
         Framing::SseNamed,
         Framing::WebSocket,
     ] {
-        let encoding = Encoding {
-            framing,
-            form: Form::Standard,
-            upper_status: false,
-        };
+        let encoding = Encoding::new(framing);
         let first = Arc::clone(tidings::wire::event(&event, encoding));
         assert!(Arc::ptr_eq(&first, tidings::wire::event(&event, encoding)));
     }

@@ -432,8 +432,8 @@ async fn proxies_are_told_not_to_hold_a_stream_back() {
     let answer = raw(&server, request, 2_400).await;
     let body = answer.split_once("\r\n\r\n").unwrap().1;
     assert!(
-        body.starts_with(':') && body.find("\n\n") == Some(2_046),
-        "padding of so many bytes first"
+        body.starts_with(':') && body.find("\nretry: ") == Some(2_047),
+        "padding of so many bytes first, in the block of the first message: {body}"
     );
     assert!(
         body.contains("event: connected\ndata: {"),
@@ -680,4 +680,170 @@ async fn folding_starves_nobody() {
     }
     stopped.store(true, std::sync::atomic::Ordering::Relaxed);
     publishing.await.unwrap();
+}
+
+/// The blocks of an SSE stream up to one that contains `last`, as they are written.
+async fn blocks_until(server: &Server, path: &str, last: &str) -> Vec<String> {
+    let mut response = server
+        .request("GET", path, &viewer(1))
+        .send()
+        .await
+        .unwrap();
+    let mut text = String::new();
+    while !(text.contains(last) && text.ends_with("\n\n")) {
+        let part = tokio::time::timeout(PATIENCE, response.chunk())
+            .await
+            .unwrap();
+        text.push_str(std::str::from_utf8(&part.unwrap().unwrap()).unwrap());
+    }
+    text.split_terminator("\n\n").map(str::to_owned).collect()
+}
+
+/// Popular clients hand a block without data to their handlers as an empty message.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_sse_block_has_data_and_a_heartbeat_is_a_named_event() {
+    let server = server_with(json!({"heartbeat_secs": 1})).await;
+    server.running_job("a").await;
+    for query in ["", "?padding=500", "?named=1"] {
+        let path = format!("/events/jobs{query}");
+        let blocks = blocks_until(&server, &path, "heartbeat\"").await;
+        for block in &blocks {
+            let lines = block.lines().filter(|line| line.starts_with("data: "));
+            assert_eq!(lines.count(), 1, "{block}");
+        }
+        let first = &blocks[0];
+        assert!(
+            first.contains("retry: 2000\n") && first.contains("\"connected\""),
+            "{first}"
+        );
+        let heartbeat = blocks.last().unwrap();
+        let line = |name: &str| {
+            let mut lines = heartbeat.lines();
+            lines.find_map(|line| line.strip_prefix(name)).unwrap()
+        };
+        assert_eq!(line("event: "), "heartbeat", "{heartbeat}");
+        let data: Value = serde_json::from_str(line("data: ")).unwrap();
+        assert_eq!(
+            (&data["type"], &data["cursor"]),
+            (&json!("heartbeat"), &json!(line("id: ")))
+        );
+        assert!(data["timestamp"].is_string());
+    }
+}
+
+/// What an earlier server at this address gave a client is none of the client's fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_last_event_id_is_a_reset_and_an_empty_one_a_fresh_start() {
+    let server = server().await;
+    server.running_job("a").await;
+    let messages = async |query: &str, header: Option<&str>| {
+        let path = format!("/events/jobs?wait=0{query}");
+        let request = server.request("GET", &path, &viewer(1));
+        let request = request.header("Accept", "application/json");
+        let request = match header {
+            Some(id) => request.header("Last-Event-ID", id),
+            None => request,
+        };
+        let (status, answer) = answer(request).await;
+        let types = answer["messages"].as_array().map(|told| {
+            let types = told.iter().map(|own| own["type"].as_str().unwrap());
+            types.collect::<Vec<_>>().join(" ")
+        });
+        (status, types.unwrap_or_default())
+    };
+    let (fresh, reset) = (
+        (200, "connected job_progress ready".to_owned()),
+        (200, "connected reset job_progress ready".to_owned()),
+    );
+    for foreign in [
+        "0",
+        "17",
+        "01890a5d-ac96-774b-bcce-b302099a8057",
+        "urn:uuid:5e94c686-2c0b-4f9b-958c-92ccc3bbb4eb",
+        "1700000000000-0",
+        "deadbeef-1",
+    ] {
+        assert_eq!(messages("", Some(foreign)).await, reset, "{foreign}");
+        for name in ["lastEventId", "last-event-id"] {
+            let query = format!("&{name}={foreign}");
+            assert_eq!(messages(&query, None).await, reset, "{query}");
+        }
+    }
+    for empty in ["&cursor=", "&lastEventId=", "&last-event-id="] {
+        assert_eq!(messages(empty, None).await, fresh, "{empty}");
+    }
+    assert_eq!(messages("", Some("")).await, fresh);
+    assert_eq!(
+        messages("&cursor=0", None).await.0,
+        400,
+        "the client's own word"
+    );
+}
+
+/// Polyfills cannot send a header, and put it into the address.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_polyfills_send_in_place_of_last_event_id_is_the_cursor() {
+    let server = server().await;
+    let from = server.running_job("a").await["cursor"].clone();
+    for message in ["one", "two"] {
+        let body = json!({"message": message});
+        server.report("/api/jobs/a/progress", body).await;
+    }
+    for name in ["lastEventId", "last-event-id", "cursor"] {
+        let query = format!("/jobs?tick_ms=0&{name}={}", from.as_str().unwrap());
+        for transport in Transport::ALL {
+            let told = server.listen(transport, &query).await.until_ready().await;
+            let told: Vec<_> = told
+                .iter()
+                .filter_map(|own| own["message"].as_str())
+                .collect();
+            assert_eq!(told, ["Connected", "one", "two"], "{transport:?} {query}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_on_the_size_of_events_cuts_what_is_large_and_says_so() {
+    let server = server().await;
+    let create = json!({"job_id": "a", "job_type": "t", "metadata": {"note": "n".repeat(3_000)}});
+    server.report("/api/jobs", create).await;
+    server.report("/api/jobs/a/start", json!({})).await;
+    let result = json!({"result": {"text": "r".repeat(9_000)}});
+    server.report("/api/jobs/a/complete", result).await;
+    for transport in Transport::ALL {
+        for (most, result, note) in [
+            (20_000, true, true),
+            (6_000, false, true),
+            (1_024, false, false),
+        ] {
+            let scope = format!("/jobs/a?max_event_bytes={most}");
+            let told = server.listen(transport, &scope).await.until_ready().await;
+            let job = told
+                .iter()
+                .find(|own| own["type"] == "job_progress")
+                .unwrap();
+            assert_eq!(
+                (
+                    job["result"].is_object(),
+                    job["metadata"]["note"].is_string()
+                ),
+                (result, note),
+                "{transport:?} {most}"
+            );
+            assert_eq!(job["truncated"] == true, !(result && note));
+            assert_eq!(
+                (&job["status"], &job["progress"]),
+                (&json!("completed"), &json!(100.0))
+            );
+        }
+    }
+    for wrong in ["1023", "0", "-1", "x"] {
+        let path = format!("/events/jobs?max_event_bytes={wrong}");
+        let (status, problem) = server.get(&path, &viewer(1)).await;
+        assert_eq!(
+            (status, &problem["code"]),
+            (400, &json!("invalid-query")),
+            "{wrong}"
+        );
+    }
 }

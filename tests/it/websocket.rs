@@ -151,7 +151,6 @@ async fn bad_messages_are_answered_and_the_connection_goes_on() {
             r#"{"type":"subscribe","job_id":"a","cursor":"x"}"#,
             "invalid_cursor",
         ),
-        (r#"{"type":"subscribe","job_id":"nobody"}"#, "not_found"),
         (
             r#"{"type":"subscribe","channels":["schools/2"]}"#,
             "not_found",
@@ -741,6 +740,336 @@ async fn an_acknowledgement_in_the_midst_of_initial_state_does_not_go_before_it(
                 assert_eq!(seq, Ok(told), "what a reader stands at is what it was told");
             }
             told = message["seq"].as_u64().unwrap_or(told);
+        }
+    }
+}
+
+/// Front ends hold the ids of devices and of all that concerns characteristics as numbers, and compare with `===`.
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_that_are_plain_integers_are_numbers_where_clients_compare_them_so() {
+    let server = server().await;
+    for id in ["21", "021", "9007199254740992"] {
+        server.put(&format!("/api/devices/{id}"), json!({})).await;
+    }
+    let limits = json!({"limits": {"center_line": 0.0, "ucl": 3.0, "lcl": -3.0}});
+    server.put("/api/characteristics/7", limits).await;
+    for (path, first) in [
+        ("/ws/device-status", json!(21)),
+        ("/ws/device-status?id_type=string", json!("21")),
+        ("/ws/device-status?id_type=number", json!(21)),
+    ] {
+        let mut ws = socket(&server.url, path, &viewer(1)).await;
+        until_type(&mut ws, "connected").await;
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            ids.push(receive(&mut ws).await.unwrap()["device_id"].clone());
+        }
+        let expected = [first, json!("021"), json!("9007199254740992")];
+        assert_eq!(ids, expected, "{path}");
+    }
+    let mut numeric = socket(&server.url, "/ws/samples", &viewer(1)).await;
+    let mut text = socket(&server.url, "/ws?shape=flat", &viewer(1)).await;
+    for (ws, asked, id) in [
+        (&mut numeric, json!(["7"]), json!(7)),
+        (&mut text, json!(["7"]), json!("7")),
+    ] {
+        let subscribe = json!({"type": "subscribe", "characteristic_ids": asked});
+        send(ws, &subscribe.to_string()).await;
+        let told = until_type(ws, "limits_update").await;
+        assert_eq!(told[0]["characteristic_ids"], json!([id]));
+        assert_eq!(told.last().unwrap()["characteristic_id"], id);
+    }
+    let sample = json!({"value": 9.0, "sample_id": 5});
+    server
+        .report("/api/characteristics/7/samples", sample)
+        .await;
+    let ack = json!({"reason": "known", "user": "Ada"});
+    server.report("/api/violations/7.1/ack", ack).await;
+    for (ws, id, sample_id) in [
+        (&mut numeric, json!(7), json!(5)),
+        (&mut text, json!("7"), json!("5")),
+    ] {
+        let told = until_type(ws, "ack_update").await;
+        let of = |name: &str| told.iter().find(|own| own["type"] == name).unwrap();
+        let sample = of("sample");
+        assert_eq!(sample["characteristic_id"], id);
+        assert_eq!(
+            (
+                &sample["sample"]["id"],
+                &sample["sample"]["characteristic_id"]
+            ),
+            (&sample_id, &id)
+        );
+        let violation = &of("violation")["violation"];
+        assert_eq!(
+            (&violation["sample_id"], &violation["characteristic_id"]),
+            (&sample_id, &id)
+        );
+        assert_eq!(sample["violations"][0], *violation);
+        assert_eq!(violation["id"], "7.1", "no integer");
+        assert_eq!(violation["severity"], "CRITICAL");
+        assert_eq!(told.last().unwrap()["characteristic_id"], id);
+    }
+    let url = socket_url(
+        &server.url,
+        "/events/jobs?id_type=float",
+        Some(&viewer(1)),
+        None,
+    );
+    assert_eq!(refused(&url).await, 400);
+}
+
+/// On any stream, over each transport.
+#[tokio::test(flavor = "multi_thread")]
+async fn id_type_is_understood_on_every_stream() {
+    let server = server().await;
+    server.running_job("42").await;
+    server.put("/api/devices/21", json!({})).await;
+    for transport in Transport::ALL {
+        for (scope, number) in [
+            ("/schools/1?id_type=number", true),
+            ("/schools/1?id_type=string", false),
+            ("/schools/1", false),
+        ] {
+            let mut listener = server.listen(transport, scope).await;
+            let told = listener.until_ready().await;
+            let id = |name: &str| {
+                let mut ids = told.iter().filter_map(|own| own.get(name));
+                ids.next().cloned().unwrap()
+            };
+            let expected = match number {
+                true => (json!(42), json!(21)),
+                false => (json!("42"), json!("21")),
+            };
+            assert_eq!(
+                (id("job_id"), id("device_id")),
+                expected,
+                "{transport:?} {scope}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_exist_yet_is_named_and_heard_of_from_its_creation() {
+    let server = server().await;
+    let limits = json!({"limits": {"center_line": 0.0, "ucl": 3.0, "lcl": -3.0}});
+    server.put("/api/characteristics/1", limits.clone()).await;
+    let mut ws = socket(&server.url, "/ws/samples", &viewer(1)).await;
+    send(
+        &mut ws,
+        r#"{"type":"subscribe","characteristic_ids":[1,98,99]}"#,
+    )
+    .await;
+    let told = until_type(&mut ws, "limits_update").await;
+    assert_eq!(
+        field(&told, "type"),
+        ["error", "subscribed", "limits_update"]
+    );
+    assert_eq!(told[0]["code"], "not_found");
+    let missing = json!(["characteristics/98", "characteristics/99"]);
+    assert_eq!(told[0]["channels"], missing);
+    for id in ["98", "99"] {
+        assert!(
+            told[0]["error"].as_str().unwrap().contains(id),
+            "{}",
+            told[0]
+        );
+    }
+    assert_eq!(told[1]["characteristic_ids"], json!([1, 98, 99]));
+    assert_eq!(told[2]["characteristic_id"], 1);
+    server.put("/api/characteristics/99", limits).await;
+    let sample = json!({"value": 0.5});
+    server
+        .report("/api/characteristics/99/samples", sample)
+        .await;
+    let told = until_type(&mut ws, "sample").await;
+    assert_eq!(field(&told, "characteristic_id"), [99, 99]);
+
+    // The same for any kind, and for a single one.
+    let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+    send(&mut ws, r#"{"type":"subscribe","job_id":"later"}"#).await;
+    let told = until_type(&mut ws, "ready").await;
+    assert_eq!(field(&told, "type"), ["error", "subscribed", "ready"]);
+    assert_eq!(told[0]["error"], "Job later not found");
+    server.running_job("later").await;
+    assert_eq!(receive(&mut ws).await.unwrap()["job_id"], "later");
+    for asked in [r#"{"type":"subscribe","characteristic_ids":[]}"#] {
+        send(&mut ws, asked).await;
+        let told = until_type(&mut ws, "ready").await;
+        assert_eq!(
+            field(&told, "type"),
+            ["subscribed", "ready"],
+            "nothing, and so no error"
+        );
+    }
+}
+
+/// "All connected clients": whatever a connection has subscribed to, if anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_reaches_every_connection_of_the_school() {
+    let server = server().await;
+    let limits = json!({"limits": {"center_line": 0.0, "ucl": 3.0, "lcl": -3.0}});
+    for id in ["1", "2"] {
+        server
+            .put(&format!("/api/characteristics/{id}"), limits.clone())
+            .await;
+    }
+    server.running_job("a").await;
+    let limited = |channels: &[&str]| {
+        let mut limited = claims(Some(1), tidings::auth::Role::Viewer);
+        limited.channels = Some(channels.iter().map(|own| (*own).to_owned()).collect());
+        sign(&limited)
+    };
+    let mut hearing = Vec::new();
+    for (path, subscribe, token) in [
+        ("/ws/samples", None, viewer(1)),
+        ("/ws", None, viewer(1)),
+        (
+            "/ws",
+            Some(r#"{"type":"subscribe","job_id":"a"}"#),
+            viewer(1),
+        ),
+        (
+            "/ws/samples",
+            Some(r#"{"type":"subscribe","characteristic_ids":[2]}"#),
+            viewer(1),
+        ),
+        ("/ws", None, limited(&["characteristics/2"])),
+    ] {
+        let mut ws = socket(&server.url, path, &token).await;
+        if let Some(subscribe) = subscribe {
+            send(&mut ws, subscribe).await;
+            until_type(&mut ws, "subscribed").await;
+        }
+        hearing.push((path, ws));
+    }
+    let mut deaf = Vec::new();
+    for (path, token) in [
+        ("/ws/samples", viewer(2)),
+        ("/ws", limited(&["jobs"])),
+        ("/progress/ws/a", viewer(1)),
+    ] {
+        let mut ws = socket(&server.url, path, &token).await;
+        if path.contains("progress") {
+            until_type(&mut ws, "job_progress").await;
+        }
+        deaf.push((path, ws));
+    }
+    let sample = json!({"value": 9.0});
+    server
+        .report("/api/characteristics/1/samples", sample)
+        .await;
+    let ack = json!({"reason": "known", "user": "Ada"});
+    server.report("/api/violations/1.1/ack", ack).await;
+    for (path, ws) in &mut hearing {
+        let told = until_type(ws, "ack_update").await;
+        let other = [
+            "ack_update",
+            "limits_update",
+            "control_limits",
+            "ready",
+            "job_progress",
+        ];
+        assert!(
+            told.iter()
+                .all(|own| other.contains(&own["type"].as_str().unwrap())),
+            "{path}: {told:?}"
+        );
+    }
+    for (path, ws) in &mut deaf {
+        send(ws, r#"{"type":"ping"}"#).await;
+        assert_eq!(receive(ws).await.unwrap()["type"], "pong", "{path}");
+    }
+    // Whoever subscribes later, with an older cursor, is told it once.
+    let (_, ws) = &mut hearing[1];
+    let start = json!({"type": "subscribe", "characteristic_ids": [1]});
+    send(ws, &start.to_string()).await;
+    let told = until_type(ws, "ready").await;
+    assert!(
+        told.iter().all(|own| own["type"] != "ack_update"),
+        "{told:?}"
+    );
+}
+
+/// Where a cursor is brought, what is told before the first `subscribe` would lead past it.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledgements_before_the_first_subscription_leave_no_gap() {
+    let server = server().await;
+    let limits = json!({"limits": {"center_line": 0.0, "ucl": 3.0, "lcl": -3.0}});
+    server.put("/api/characteristics/1", limits).await;
+    let from = server.running_job("a").await["cursor"].clone();
+    let report = async |message: &str| {
+        let body = json!({"message": message});
+        server.report("/api/jobs/a/progress", body).await;
+    };
+    let acknowledge = async |number: usize| {
+        for value in [9.0, 0.0] {
+            let sample = json!({"value": value});
+            server
+                .report("/api/characteristics/1/samples", sample)
+                .await;
+        }
+        let ack = json!({"reason": "known", "user": "Ada"});
+        let path = format!("/api/violations/1.{number}/ack");
+        server.report(&path, ack).await
+    };
+    report("one").await;
+    let first = acknowledge(1).await["seq"].clone();
+    let url = socket_url(&server.url, "/ws", Some(&viewer(1)), from.as_str());
+    let (mut with_cursor, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    let mut without = socket(&server.url, "/ws", &viewer(1)).await;
+    send(&mut without, r#"{"type":"ping"}"#).await;
+    until_type(&mut without, "pong").await;
+    let second = acknowledge(2).await["seq"].clone();
+    assert_eq!(receive(&mut without).await.unwrap()["seq"], second);
+    report("two").await;
+
+    send(&mut with_cursor, r#"{"type":"subscribe","job_id":"a"}"#).await;
+    let told = until_type(&mut with_cursor, "ready").await;
+    let acks = |told: &[Value]| -> Vec<Value> {
+        let acks = told.iter().filter(|own| own["type"] == "ack_update");
+        acks.map(|own| own["seq"].clone()).collect()
+    };
+    let messages = |told: &[Value]| -> Vec<Value> {
+        let reports = told.iter().filter(|own| own["type"] == "job_progress");
+        reports.map(|own| own["message"].clone()).collect()
+    };
+    assert_eq!(acks(&told), [first.clone(), second.clone()]);
+    assert_eq!(messages(&told), ["one", "two"]);
+
+    let subscribe = json!({"type": "subscribe", "job_id": "a", "cursor": from});
+    send(&mut without, &subscribe.to_string()).await;
+    let told = until_type(&mut without, "ready").await;
+    assert_eq!(
+        acks(&told),
+        [first],
+        "what was told before is not told again"
+    );
+    assert_eq!(messages(&told), ["one", "two"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_may_be_a_message_in_addition_to_the_ping() {
+    let server = server_with(json!({"heartbeat_secs": 1})).await;
+    server.running_job("a").await;
+    let mut ws = socket(&server.url, "/events/jobs?heartbeat=message", &viewer(1)).await;
+    until_type(&mut ws, "ready").await;
+    let mut pinged = false;
+    loop {
+        match ws.next().await.unwrap().unwrap() {
+            Message::Ping(_) => pinged = true,
+            Message::Text(text) => {
+                let told: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(told["type"], "heartbeat");
+                assert!(
+                    told["cursor"].is_string() && told["timestamp"].is_string(),
+                    "{told}"
+                );
+                assert!(pinged);
+                break;
+            }
+            other => panic!("{other:?}"),
         }
     }
 }

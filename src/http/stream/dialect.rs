@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::params::Params;
 use crate::config::Settings;
-use crate::wire::Close;
 use crate::wire::form::Form;
+use crate::wire::{Close, Encoding, Framing};
 
 /// What a bare text `ping` is answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +31,14 @@ pub(super) struct Dialect {
     /// Whether `ready` is sent.
     pub(super) tells_ready: bool,
     /// Whether a `heartbeat` message follows a client's silence.
+    pub(super) idle_heartbeat: bool,
+    /// Whether a `heartbeat` message goes with each ping.
     pub(super) heartbeat_message: bool,
+    /// Whether ids that are plain decimal integers are numbers; if that is not said, they are texts, and what a client
+    /// asked for is acknowledged as it wrote it.
+    pub(super) numeric_ids: Option<bool>,
+    /// Whether every connection hears of acknowledged violations, whatever it subscribes to.
+    pub(super) hears_acknowledgements: bool,
     /// Whether a snapshot is announced by `initial_state`.
     pub(super) announces_snapshot: bool,
     /// The form of events when the request does not say.
@@ -47,7 +55,10 @@ impl Dialect {
         refusal: Close::Refused,
         acknowledges: true,
         tells_ready: true,
+        idle_heartbeat: false,
         heartbeat_message: false,
+        numeric_ids: None,
+        hears_acknowledgements: false,
         announces_snapshot: false,
         form: Form::Standard,
         folds: true,
@@ -56,6 +67,7 @@ impl Dialect {
     pub(super) const MULTIPLEXED: Dialect = Dialect {
         bare_ping: BarePing::Error,
         refusal: Close::RefusedUnauthorized,
+        hears_acknowledgements: true,
         folds: false,
         ..Dialect::EVENTS
     };
@@ -63,6 +75,7 @@ impl Dialect {
     pub(super) const SAMPLES: Dialect = Dialect {
         tells_ready: false,
         form: Form::Flat,
+        numeric_ids: Some(true),
         ..Dialect::MULTIPLEXED
     };
     /// `/progress/ws/<job_id>`
@@ -70,24 +83,46 @@ impl Dialect {
         bare_ping: BarePing::Error,
         acknowledges: false,
         tells_ready: false,
-        heartbeat_message: true,
+        idle_heartbeat: true,
         folds: false,
         ..Dialect::EVENTS
     };
-    /// `/ws/enrollment` and `/ws/device-status`
-    pub(super) const SESSIONS_AND_DEVICES: Dialect = Dialect {
+    /// `/ws/enrollment`
+    pub(super) const ENROLLMENTS: Dialect = Dialect {
         explains_refusal: false,
         tells_ready: false,
         folds: false,
         ..Dialect::EVENTS
+    };
+    /// `/ws/device-status`
+    pub(super) const DEVICES: Dialect = Dialect {
+        numeric_ids: Some(true),
+        ..Dialect::ENROLLMENTS
     };
     /// `/ws/upload-progress`
     pub(super) const UPLOADS: Dialect = Dialect {
         bare_ping: BarePing::BarePong,
         announces_snapshot: true,
         form: Form::Upload,
-        ..Dialect::SESSIONS_AND_DEVICES
+        ..Dialect::ENROLLMENTS
     };
+
+    /// The same, with what the request asks for.
+    pub(super) fn asked(self, params: &Params) -> Dialect {
+        Dialect {
+            heartbeat_message: params.heartbeat_message,
+            numeric_ids: params.numeric_ids.or(self.numeric_ids),
+            ..self
+        }
+    }
+
+    /// How events are encoded for a request.
+    pub(super) fn encoding(&self, params: &Params) -> Encoding {
+        Encoding {
+            numeric_ids: self.numeric_ids.unwrap_or(false),
+            ..params.encoding(Framing::WebSocket, self.form)
+        }
+    }
 
     /// Least time between two ticks when the request does not say.
     pub(super) fn tick(&self, settings: &Settings) -> Duration {

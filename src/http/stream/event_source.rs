@@ -1,6 +1,5 @@
 //! Server-Sent Events: a body that copies ready frames out of the subscription, as many as fit in a chunk.
 
-use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,9 +14,6 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::params::Params;
 use crate::subscribe::{Delivery, Subscription};
 use crate::wire::{self, Encoding};
-
-/// How long an `EventSource` waits before it reconnects, in milliseconds, unless a `closing` says otherwise.
-const RETRY_MS: u32 = 2_000;
 
 /// Bytes that are being copied out, and how many have been.
 #[derive(Default)]
@@ -92,22 +88,17 @@ pub(super) fn streamed(
 pub(super) struct EventSourceBody {
     subscription: Subscription,
     encoding: Encoding,
-    prelude: VecDeque<Arc<[u8]>>,
+    /// What comes before the first message.
+    prelude: Option<Arc<[u8]>>,
     outgoing: Outgoing,
 }
 
 impl EventSourceBody {
     pub(super) fn new(subscription: Subscription, params: &Params) -> EventSourceBody {
-        let mut prelude = VecDeque::new();
-        if params.padding > 0 {
-            // A comment of so many bytes, for proxies that hold back the first kilobytes.
-            let mut padding = vec![b' '; params.padding.max(4)];
-            padding[0] = b':';
-            let end = padding.len() - 2;
-            padding[end..].copy_from_slice(b"\n\n");
-            prelude.push_back(padding.into());
-        }
-        prelude.push_back(format!("retry: {RETRY_MS}\n\n").into_bytes().into());
+        // A comment of so many bytes, for proxies that hold back the first kilobytes. It is part of the first block: a
+        // block without data would reach the handlers of popular clients.
+        let padding = || format!(":{:width$}\n", "", width = params.padding.max(2) - 2);
+        let prelude = (params.padding > 0).then(|| padding().into_bytes().into());
         EventSourceBody {
             subscription,
             encoding: params.sse_encoding(),
@@ -117,7 +108,7 @@ impl EventSourceBody {
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
-        if let Some(frame) = self.prelude.pop_front() {
+        if let Some(frame) = self.prelude.take() {
             return Poll::Ready(Some(frame));
         }
         let delivery = Pin::new(&mut self.subscription).poll_next(cx);

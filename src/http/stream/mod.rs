@@ -36,7 +36,7 @@ use crate::auth::Access;
 use crate::config::READER_MAX_CHARS;
 use crate::hub::Reader;
 use crate::id::{Channel, SchoolId};
-use crate::kind::{self, device, enrollment, job};
+use crate::kind::{self, characteristic, device, enrollment, job};
 use crate::scope::Scope;
 use crate::service::Tidings;
 use crate::subscribe::{Request as Subscribe, Subscription};
@@ -172,7 +172,11 @@ fn without_channel(
     let handshake = required(handshake)?;
     let accept = || {
         let (access, params) = (listener.0?, params.as_ref().map_err(Problem::clone)?);
-        let scope = Scope::new(access.school(params.school)?, []);
+        let mut scope = Scope::new(access.school(params.school)?, []);
+        // A cursor is for what is subscribed to. Until then nothing is told that would lead past it.
+        if params.from.is_none() && hears_acknowledgements(&dialect, &access, scope.school) {
+            scope = scope.with_wide(characteristic::KIND);
+        }
         let subscription = open(tidings, &dialect, params, &access, (WEBSOCKET, scope), None)?;
         Ok(Opening::Accepted {
             access,
@@ -188,6 +192,17 @@ fn without_channel(
         params.as_ref().map_err(|_| ()),
         opening,
     ))
+}
+
+/// Whether a connection hears of acknowledged violations whatever it subscribes to: its token must reach a
+/// characteristic.
+fn hears_acknowledgements(dialect: &Dialect, access: &Access, school: SchoolId) -> bool {
+    let reaches_one = |channel: &Channel| match channel {
+        Channel::School(own) => *own == school,
+        Channel::Collection(kind) | Channel::Subject(kind, _) => *kind == characteristic::KIND,
+    };
+    let channels = access.channels.as_deref();
+    dialect.hears_acknowledgements && channels.is_none_or(|own| own.iter().any(reaches_one))
 }
 
 /// `/progress/ws/<job_id>`: one job for clients that know nothing of channels.
@@ -246,7 +261,7 @@ async fn enrollments(
     };
     let mut also = Map::new();
     also.insert("session_id".into(), session_id.into());
-    let dialect = Dialect::SESSIONS_AND_DEVICES;
+    let dialect = Dialect::ENROLLMENTS;
     with_channel(
         dialect,
         target,
@@ -268,7 +283,7 @@ async fn device_status(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Stream, Problem> {
     let target = Target::WhatGoesOn(device::KIND);
-    let (dialect, also) = (Dialect::SESSIONS_AND_DEVICES, Some(Map::new()));
+    let (dialect, also) = (Dialect::DEVICES, Some(Map::new()));
     with_channel(dialect, target, also, params, listener, handshake, tidings).await
 }
 
@@ -351,14 +366,13 @@ fn upgrade(
     params: Result<&Params, ()>,
     opening: Opening,
 ) -> Stream {
-    let encoding = match params {
-        Ok(params) => params.encoding(Framing::WebSocket, dialect.form),
+    let (dialect, encoding) = match params {
+        Ok(params) => {
+            let dialect = dialect.asked(params);
+            (dialect, dialect.encoding(params))
+        }
         // Nothing is told but why not.
-        Err(()) => Encoding {
-            framing: Framing::WebSocket,
-            form: dialect.form,
-            upper_status: false,
-        },
+        Err(()) => (dialect, Encoding::new(Framing::WebSocket)),
     };
     Stream::Socket(handshake.accept(Handler {
         tidings: Arc::clone(tidings),

@@ -7,7 +7,10 @@ use rocket::http::{MediaType, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 
 use super::handshake::asks_for_websocket;
-use crate::config::{PADDING_MAX_BYTES, POLL_WAIT_DEFAULT_SECS, POLL_WAIT_MAX_SECS, TICK_MAX_MS};
+use crate::config::{
+    EVENT_LIMIT_MIN_BYTES, PADDING_MAX_BYTES, POLL_WAIT_DEFAULT_SECS, POLL_WAIT_MAX_SECS,
+    TICK_MAX_MS,
+};
 use crate::http::body::{UpperStatus, upper_status};
 use crate::http::credential::{named_school, query};
 use crate::http::problem::{Kind, Problem};
@@ -35,7 +38,7 @@ pub(super) struct Params {
     pub(super) channels: Vec<String>,
     /// `?school_id=`.
     pub(super) school: Option<SchoolId>,
-    /// `Last-Event-ID`, which an `EventSource` sends when it comes back, or else `?cursor=`.
+    /// Where to go on: see [`resumed_from`].
     pub(super) from: Option<Cursor>,
     /// `?tick_ms=`.
     pub(super) tick: Option<Duration>,
@@ -45,6 +48,12 @@ pub(super) struct Params {
     pub(super) upper_status: bool,
     /// `?shape=`.
     pub(super) form: Option<Form>,
+    /// `?id_type=`: whether ids that are plain decimal integers are numbers.
+    pub(super) numeric_ids: Option<bool>,
+    /// `?max_event_bytes=`.
+    pub(super) max_event_bytes: Option<usize>,
+    /// `?heartbeat=message`: a WebSocket gets a `heartbeat` message with each ping.
+    pub(super) heartbeat_message: bool,
     /// `?ids=`, which names single subjects of a collection.
     pub(super) ids: Option<Vec<String>>,
     /// `?named=1`.
@@ -73,6 +82,8 @@ impl Params {
             framing,
             form: asked.unwrap_or(form),
             upper_status: self.upper_status,
+            numeric_ids: self.numeric_ids.unwrap_or(false),
+            max_event_bytes: self.max_event_bytes,
         }
     }
 }
@@ -100,11 +111,6 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
             .map(Some)
             .ok_or_else(|| invalid(format!("`{name}` is a whole number from 0 to {most}")))
     };
-    let last_event_id = request
-        .headers()
-        .get_one("Last-Event-ID")
-        .filter(|id| !id.is_empty());
-    let from = last_event_id.or_else(|| query(request, "cursor").filter(|text| !text.is_empty()));
     let (statuses, job_types) = filters(request)?;
     let UpperStatus(upper_status) = upper_status(request)?;
     let named = match query(request, "named") {
@@ -118,6 +124,26 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
         Some("flat") => Some(Form::Flat),
         Some(_) => return Err(invalid("`shape` is enveloped or flat".into())),
     };
+    let numeric_ids = match query(request, "id_type") {
+        None => None,
+        Some("number") => Some(true),
+        Some("string") => Some(false),
+        Some(_) => return Err(invalid("`id_type` is number or string".into())),
+    };
+    let heartbeat_message = match query(request, "heartbeat") {
+        None | Some("ping") => false,
+        Some("message") => true,
+        Some(_) => return Err(invalid("`heartbeat` is ping or message".into())),
+    };
+    let max_event_bytes = match query(request, "max_event_bytes").map(str::parse::<usize>) {
+        None => None,
+        Some(Ok(most)) if most >= EVENT_LIMIT_MIN_BYTES => Some(most),
+        Some(_) => {
+            let detail =
+                format!("`max_event_bytes` is a whole number of {EVENT_LIMIT_MIN_BYTES} or more");
+            return Err(invalid(detail));
+        }
+    };
     let ids = query(request, "ids").map(|ids| ids.split(',').map(str::to_owned).collect());
     Ok(Params {
         transport: transport(request)?,
@@ -128,7 +154,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
             .map(|field| field.value.to_owned())
             .collect(),
         school: named_school(request)?,
-        from: from.map(str::parse).transpose()?,
+        from: resumed_from(request)?,
         tick: number("tick_ms", TICK_MAX_MS)?.map(Duration::from_millis),
         filter: Filter {
             categories: job_types.into_iter().collect(),
@@ -136,6 +162,9 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
         },
         upper_status,
         form,
+        numeric_ids,
+        max_event_bytes,
+        heartbeat_message,
         ids,
         named,
         padding: number("padding", PADDING_MAX_BYTES as u64)?.unwrap_or(0) as usize,
@@ -143,6 +172,26 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
             number("wait", POLL_WAIT_MAX_SECS)?.unwrap_or(POLL_WAIT_DEFAULT_SECS),
         ),
     })
+}
+
+/// The `Last-Event-ID` header, which an `EventSource` sends when it reconnects; else `?lastEventId=` or
+/// `?last-event-id=`, which polyfills send in its place; else `?cursor=`.
+///
+/// A client cannot help what an earlier server at this address gave it as `Last-Event-ID`, so an id that is not ours is
+/// no error: it names an event that this log does not have. Only `?cursor=` is the client's own word.
+fn resumed_from(request: &Request<'_>) -> Result<Option<Cursor>, Problem> {
+    let header = request.headers().get_one("Last-Event-ID");
+    let last_event_id = [
+        header,
+        query(request, "lastEventId"),
+        query(request, "last-event-id"),
+    ];
+    let given = |text: &&str| !text.is_empty();
+    if let Some(id) = last_event_id.into_iter().flatten().find(given) {
+        return Ok(Some(id.parse().unwrap_or(Cursor::FOREIGN)));
+    }
+    let cursor = query(request, "cursor").filter(given);
+    Ok(cursor.map(str::parse).transpose()?)
 }
 
 /// The transport that the `Accept` header likes best; SSE if it does not care. One that is named goes before

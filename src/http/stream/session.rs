@@ -17,12 +17,14 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::dialect::{BarePing, Dialect};
+use super::hears_acknowledgements;
 use super::opening::Opening;
 use super::socket::{End, Incoming, Socket};
 use crate::auth::{Access, AuthError};
 use crate::config::{CLOSE_WAIT, INITIAL_STATE_MAX, INITIAL_STATE_MAX_BYTES, WRITE_STALL};
 use crate::event::Event;
 use crate::id::{Channel, Cursor};
+use crate::kind::{self, characteristic};
 use crate::service::Tidings;
 use crate::store::StoreError;
 use crate::subscribe::{Delivery, Subscription};
@@ -33,7 +35,7 @@ use crate::wire::{self, Close, Control, Encoding, Framing};
 
 /// A `subscribe` whose subjects are being looked up.
 struct Asking {
-    looking: BoxFuture<'static, Result<Option<Channel>, StoreError>>,
+    looking: BoxFuture<'static, Result<Vec<Channel>, StoreError>>,
     channels: Vec<Channel>,
     cursor: Option<Cursor>,
     asked: Map<String, Value>,
@@ -122,7 +124,11 @@ impl Session {
             } => {
                 session.tidings.vitals().refused(code, limit);
                 if let Some(message) = error {
-                    session.send_control(&Control::Error { code, message });
+                    session.send_control(&Control::Error {
+                        code,
+                        message,
+                        channels: Vec::new(),
+                    });
                 }
                 if close.retry_ms().is_some() {
                     session.send_control(&Control::Closing(close));
@@ -153,6 +159,7 @@ impl Session {
         self.send_control(&Control::Error {
             code,
             message: message.into(),
+            channels: Vec::new(),
         });
     }
 
@@ -260,7 +267,13 @@ impl Session {
             {
                 return;
             }
-            Control::Heartbeat { cursor, .. } => return self.socket.ping(cursor.to_string()),
+            Control::Heartbeat { cursor, .. } => {
+                // A message alone would tell the client of us, and us nothing of the client.
+                self.socket.ping(cursor.to_string());
+                if !self.dialect.heartbeat_message {
+                    return;
+                }
+            }
             Control::Ready(_) => {
                 self.announce();
                 if !self.dialect.tells_ready {
@@ -363,6 +376,7 @@ impl Session {
                 asked,
             }) => self.ask(channels, cursor, asked),
             Ok(ClientMessage::Unsubscribe { channels, asked }) => {
+                let asked = self.acknowledged(asked);
                 if let Some((_, subscription)) = &mut self.live {
                     subscription.unsubscribe(&channels, asked);
                 }
@@ -396,21 +410,23 @@ impl Session {
             .find_map(|channel| Some((channel, access.reach(school, channel).err()?)));
         if let Some((channel, error)) = refused {
             return match error {
-                AuthError::NotFound => self.not_found(&channel.clone()),
+                AuthError::NotFound => self.not_found(vec![channel.clone()]),
                 _ => self.error("forbidden", error.to_string()),
             };
         }
+        let asked = self.acknowledged(asked);
         let tidings = Arc::clone(&self.tidings);
         let wanted = channels.clone();
         let looking = Box::pin(async move {
+            let mut missing = Vec::new();
             for channel in wanted {
                 if let Channel::Subject(kind, id) = &channel
                     && !tidings.store().exists(school, *kind, id.clone()).await?
                 {
-                    return Ok(Some(channel));
+                    missing.push(channel);
                 }
             }
-            Ok(None)
+            Ok(missing)
         });
         self.asking = Some(Box::new(Asking {
             looking,
@@ -420,13 +436,23 @@ impl Session {
         }));
     }
 
-    fn subscribe(&mut self, asking: Asking, missing: Result<Option<Channel>, StoreError>) {
+    /// Listens to all that was asked for. What does not exist yet is named, and heard from its creation on.
+    fn subscribe(&mut self, asking: Asking, missing: Result<Vec<Channel>, StoreError>) {
         match missing {
-            Ok(None) => {
-                let Some((_, subscription)) = &mut self.live else {
+            Ok(missing) => {
+                if !missing.is_empty() {
+                    self.not_found(missing);
+                }
+                let Some((access, subscription)) = &mut self.live else {
                     return;
                 };
-                let from = asking.cursor.or_else(|| self.from.take());
+                let from = match asking.channels.is_empty() {
+                    true => None,
+                    false => asking.cursor.or_else(|| self.from.take()),
+                };
+                if hears_acknowledgements(&self.dialect, access, subscription.scope().school) {
+                    subscription.hear_wide(characteristic::KIND);
+                }
                 let heard = subscription.scope().channels();
                 let again: Vec<Channel> = asking
                     .channels
@@ -440,7 +466,6 @@ impl Session {
                     subscription.tell_again(again);
                 }
             }
-            Ok(Some(channel)) => self.not_found(&channel),
             Err(error) => {
                 tracing::error!(%error, "a subscription could not be looked up");
                 self.error("unavailable", "The server cannot do this now");
@@ -448,12 +473,26 @@ impl Session {
         }
     }
 
-    fn not_found(&mut self, channel: &Channel) {
-        let what = match channel {
-            Channel::Subject(kind, id) => crate::kind::not_found(*kind, id.as_str()).to_string(),
-            other => format!("{other} not found"),
+    /// What was asked, in the words of its acknowledgement.
+    fn acknowledged(&self, asked: Map<String, Value>) -> Map<String, Value> {
+        match self.dialect.numeric_ids {
+            Some(numeric) => with_ids(asked, numeric),
+            None => asked,
+        }
+    }
+
+    fn not_found(&mut self, missing: Vec<Channel>) {
+        let channels: Vec<String> = missing.iter().map(Channel::to_string).collect();
+        let message = match missing.as_slice() {
+            [Channel::Subject(kind, id)] => kind::not_found(*kind, id.as_str()).to_string(),
+            _ => format!("Not found: {}", channels.join(", ")),
         };
-        self.error("not_found", what);
+        self.tidings.vitals().refused("not_found", None);
+        self.send_control(&Control::Error {
+            code: "not_found",
+            message,
+            channels,
+        });
     }
 
     /// Goes on with a fresh token, if it reaches as far as the old one is used.
@@ -464,6 +503,11 @@ impl Session {
         let scope = subscription.scope();
         let fresh = self.tidings.keys().verify(token).and_then(|fresh| {
             fresh.school(Some(scope.school))?;
+            if scope.wide().is_some()
+                && !hears_acknowledgements(&self.dialect, &fresh, scope.school)
+            {
+                return Err(AuthError::Forbidden);
+            }
             scope
                 .channels()
                 .iter()
@@ -506,7 +550,7 @@ impl Session {
                 continue;
             }
             let mut next = now + heartbeat / 4;
-            if self.dialect.heartbeat_message {
+            if self.dialect.idle_heartbeat {
                 let silence = Duration::from_secs(settings.idle_heartbeat_secs);
                 if self.last_message + silence <= now {
                     if let Some((_, subscription)) = &self.live {
@@ -524,6 +568,25 @@ impl Session {
         }
         true
     }
+}
+
+/// What a client asked for with its ids as numbers, as far as they can be, or as texts.
+fn with_ids(asked: Map<String, Value>, numeric: bool) -> Map<String, Value> {
+    fn with_id(id: Value, numeric: bool) -> Value {
+        match id {
+            Value::Array(ids) => ids.into_iter().map(|id| with_id(id, numeric)).collect(),
+            Value::String(text) if numeric => match wire::numeric_id(&text) {
+                Some(number) => number.into(),
+                None => text.into(),
+            },
+            Value::Number(number) if !numeric => number.to_string().into(),
+            other => other,
+        }
+    }
+    asked
+        .into_iter()
+        .map(|(field, id)| (field, with_id(id, numeric)))
+        .collect()
 }
 
 impl Future for Session {

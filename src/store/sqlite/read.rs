@@ -79,7 +79,7 @@ enum Source<'a> {
 /// Where the events of a scope are found: a scope that names nothing but single subjects reads each by the
 /// index on subjects, however much the rest of the school has to say.
 fn sources(scope: &Scope) -> Vec<Source<'_>> {
-    let mut sources = Vec::new();
+    let mut sources: Vec<_> = scope.wide().map(Source::Wide).into_iter().collect();
     for channel in scope.channels() {
         let &Channel::Subject(kind, ref id) = channel else {
             return vec![Source::Everything];

@@ -118,7 +118,7 @@ fn assert_uploads_of(uploads: &[Value], jobs: &[Value]) {
         };
         assert_has(
             upload,
-            json!({"status": status, "isComplete": status != "processing"}),
+            json!({"status": status, "isComplete": status == "completed"}),
         );
         assert_has(
             upload,

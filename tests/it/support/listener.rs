@@ -188,7 +188,9 @@ impl Listener {
                         if let Some(id) = value("id: ") {
                             self.cursor = Some(id.to_owned());
                         }
-                        if let Some(data) = value("data: ") {
+                        // As a native EventSource does: a named event is not for `onmessage`.
+                        let heard = value("event: ") != Some("heartbeat");
+                        if let Some(data) = value("data: ").filter(|_| heard) {
                             return Some(serde_json::from_str(data).unwrap());
                         }
                         continue;

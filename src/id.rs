@@ -1,14 +1,25 @@
 //! Names: schools, kinds, subjects, channels and cursors.
 //!
 //! Everything here is parsed once, at the edge, and is proof afterwards that the text was sound: a
-//! [`SubjectId`] can stand in a URL path, a channel name, an SSE line and a log line without escaping.
+//! [`SubjectId`] can stand in a line of a log or a message as it is, and percent-encoded ([`SubjectId::encoded`]) in a
+//! URL path, a channel name and a level of a topic.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
+
+/// What is percent-encoded of an id: all but the characters that RFC 3986 reserves for nothing, and the colon, which a
+/// path may hold.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b':');
 
 /// The longest subject id that is accepted, in bytes.
 pub const SUBJECT_ID_MAX_BYTES: usize = 128;
@@ -19,12 +30,15 @@ pub enum NameError {
     /// A school id that is not a whole number above zero.
     #[error("a school id is a whole number of 1 or more")]
     School,
-    /// A subject id outside the accepted alphabet or length.
-    #[error("an id has 1 to 128 characters out of A-Z a-z 0-9 . _ : ~ - and is not `.` or `..`")]
+    /// A subject id that is empty, too long or has control characters.
+    #[error("an id has 1 to 128 bytes of text without control characters, and is not `.` or `..`")]
     Subject,
     /// A channel that is not `<kind>`, `<kind>/<id>` or `schools/<school id>`.
     #[error("a channel is `<kind>`, `<kind>/<id>` or `schools/<school id>`; kinds: {0}")]
     Channel(String),
+    /// A channel whose id is not encoded as it should be.
+    #[error("in a channel, `/` and `%` of an id are written as %2F and %25, as in `jobs/a%2Fb`")]
+    Encoding,
     /// A cursor that this server cannot have issued.
     #[error("a cursor looks like `<epoch>-<seq>` and comes from an earlier message")]
     Cursor,
@@ -108,6 +122,11 @@ impl SubjectId {
         &self.0
     }
 
+    /// The id as a segment of a URL path or of a channel name.
+    pub fn encoded(&self) -> impl fmt::Display {
+        utf8_percent_encode(&self.0, ENCODED)
+    }
+
     /// A new id that sorts by the time of its making (UUIDv7).
     pub fn generate() -> SubjectId {
         SubjectId(uuid::Uuid::now_v7().to_string().into())
@@ -118,9 +137,10 @@ impl FromStr for SubjectId {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
         let fits = (1..=SUBJECT_ID_MAX_BYTES).contains(&text.len());
-        if fits && text.bytes().all(plain) && text != "." && text != ".." {
+        // Clients take a segment `.` or `..` for a way through the path, also when it is percent-encoded.
+        let is_a_step = text == "." || text == "..";
+        if fits && !text.chars().any(char::is_control) && !is_a_step {
             Ok(SubjectId(text.into()))
         } else {
             Err(NameError::Subject)
@@ -148,7 +168,8 @@ impl fmt::Display for SubjectId {
     }
 }
 
-/// What a subscriber listens to inside a school. Its text is the tail of its URL: `/events/<channel>`.
+/// What a subscriber listens to inside a school. Its text is the tail of its URL, `/events/<channel>`, in which an id is
+/// percent-encoded.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Channel {
     /// Everything of a school.
@@ -178,9 +199,14 @@ impl Channel {
             .find(|kind| kind.collection() == collection)
             .ok_or_else(unknown)?;
         match id {
-            Some(id) => Ok(Channel::Subject(kind, id.parse()?)),
+            Some(id) => Ok(Channel::Subject(kind, decoded(id)?.parse()?)),
             None => Ok(Channel::Collection(kind)),
         }
+    }
+
+    /// Its text as a value in a query. Reading the query takes off one encoding, and must leave the id's own.
+    pub fn in_query(&self) -> String {
+        self.to_string().replace('%', "%25")
     }
 
     /// Whether everything heard on `other` is heard on this channel too. A token's channel limit is
@@ -204,9 +230,23 @@ impl fmt::Display for Channel {
         match self {
             Channel::School(school) => write!(f, "schools/{school}"),
             Channel::Collection(kind) => f.write_str(kind.collection()),
-            Channel::Subject(kind, id) => write!(f, "{}/{id}", kind.collection()),
+            Channel::Subject(kind, id) => write!(f, "{}/{}", kind.collection(), id.encoded()),
         }
     }
+}
+
+/// The id in a channel's text. Only `/` and `%` must be encoded in it; what else is may be.
+fn decoded(text: &str) -> Result<Cow<'_, str>, NameError> {
+    let is_escape = |rest: &str| {
+        let digits = rest.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    if text.contains('/') || !text.split('%').skip(1).all(is_escape) {
+        return Err(NameError::Encoding);
+    }
+    percent_decode_str(text)
+        .decode_utf8()
+        .map_err(|_| NameError::Encoding)
 }
 
 /// One life of a database. A cursor from another life is answered with a `reset`, never misread.
@@ -310,18 +350,50 @@ mod tests {
     }
 
     #[test]
-    fn names_with_a_second_spelling_or_a_control_character_are_refused() {
+    fn an_id_is_any_text_without_control_characters() {
+        let longest = "é".repeat(64);
         for text in [
-            "",
             "a/b",
             "a b",
-            "a\nb",
             "a%2fb",
-            ".",
-            "..",
+            "...",
             "*",
             "é",
+            " ",
+            "100%.pdf",
+            "Zeugnis 3.pdf",
+            "作业",
+            "?#&+;=",
+            &longest,
+        ] {
+            let id: SubjectId = text.parse().unwrap();
+            let channel = Channel::Subject(JOBS, id);
+            assert_eq!(
+                Channel::parse(&channel.to_string(), &[JOBS]),
+                Ok(channel),
+                "{text:?}"
+            );
+        }
+        assert_eq!(
+            channel("jobs/a b%2Fc%25").to_string(),
+            "jobs/a%20b%2Fc%25",
+            "what need not be encoded may stand as it is"
+        );
+        assert_eq!(channel("jobs/a:1~x_y-z").to_string(), "jobs/a:1~x_y-z");
+    }
+
+    #[test]
+    fn names_that_cannot_be_addressed_are_refused() {
+        for text in [
+            "",
+            "a\nb",
+            "a\0",
+            "\u{7f}",
+            "\u{85}",
+            ".",
+            "..",
             &"x".repeat(129),
+            &"é".repeat(65),
         ] {
             assert!(text.parse::<SubjectId>().is_err(), "{text:?}");
         }
@@ -345,9 +417,14 @@ mod tests {
             "/",
             "jobs/",
             "*",
-            "jobs/*",
             "Jobs",
             "jobs/1/2",
+            "jobs/100%",
+            "jobs/%zz",
+            "jobs/%+1",
+            "jobs/%ff",
+            "jobs/%00",
+            "jobs/%2E%2E",
             "schools",
             "schools/x",
         ] {

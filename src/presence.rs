@@ -163,6 +163,18 @@ impl Presence {
         Ok(leases.beat(&address))
     }
 
+    /// Completes a report that a device is not there with when it was last heard of, which the store may not know yet.
+    pub fn complete(&self, school: SchoolId, envelope: &mut Envelope) {
+        if let kind::Command::Device(Command::Report(report)) = &mut envelope.command
+            && report.status != Status::Online
+            && report.last_seen.is_none()
+        {
+            let address = (school, envelope.subject.clone());
+            let leases = self.lock();
+            report.last_seen = leases.held.get(&address).and_then(|lease| lease.seen_at);
+        }
+    }
+
     /// Takes note of committed events.
     pub fn observe(&self, events: &[Arc<Event>]) {
         for event in events.iter().filter(|event| event.kind == device::KIND) {

@@ -16,10 +16,11 @@ use super::commands;
 use super::credential::Caller;
 use super::devices;
 use super::problem::{Kind, Problem};
-use super::violations;
+use super::violations::{self, Act};
 use crate::auth::Role;
 use crate::id::{Channel, SchoolId, SubjectId};
-use crate::kind::{self, Body, Command, characteristic, device};
+use crate::kind::characteristic::{self, ViolationId};
+use crate::kind::{self, Body, Command, device};
 use crate::service::Tidings;
 use crate::store::{Envelope, Idempotency};
 use crate::wire;
@@ -56,6 +57,7 @@ async fn batch(
     caller.may_publish(tidings, lines().count())?;
     let mut run = Run {
         tidings,
+        caller: &caller,
         school: caller.school,
         upper,
         outcomes: Vec::new(),
@@ -98,6 +100,7 @@ type Outcome = Result<(&'static str, Vec<u8>), Problem>;
 /// *before* a command of its own. What concerns one device happens in the order of the lines.
 struct Run<'a> {
     tidings: &'a Tidings,
+    caller: &'a Caller,
     school: SchoolId,
     upper: bool,
     /// Of each line; nothing as long as it waits.
@@ -120,7 +123,21 @@ impl Run<'_> {
                 self.beating.insert(device.clone());
                 self.beats.push((line, device));
             }
-            Ok(Asked::Command(command)) => {
+            Ok(Asked::Violation(own)) => {
+                // The violation may be opened by a line before.
+                if ViolationId::parse(&own.id).is_none() && !self.commands.is_empty() {
+                    self.carry_out().await?;
+                }
+                match own.command(self.tidings, self.caller).await {
+                    Ok(command) => self.commands.push((line, command)),
+                    Err(problem) => {
+                        self.outcomes.push(Some(Err(problem)));
+                        return Ok(());
+                    }
+                }
+            }
+            Ok(Asked::Command(mut command)) => {
+                self.tidings.presence().complete(self.school, &mut command);
                 let is_device = command.command.kind() == device::KIND;
                 if is_device && self.beating.contains(&command.subject) {
                     self.carry_out().await?;
@@ -191,8 +208,30 @@ impl Body for Rest {
 enum Asked {
     /// Something of the store.
     Command(Envelope),
+    /// Something to be done to a violation.
+    Violation(OfViolation),
     /// To renew a device's lease.
     Beat(SubjectId),
+}
+
+/// What a line asks of a violation.
+struct OfViolation {
+    id: String,
+    act: Act,
+    rest: Rest,
+    idempotency: Option<Idempotency>,
+}
+
+impl OfViolation {
+    async fn command(self, tidings: &Tidings, caller: &Caller) -> Result<Envelope, Problem> {
+        let address = violations::address(tidings, caller.school, &self.id).await?;
+        let channel = Channel::Subject(characteristic::KIND, address.characteristic_id.clone());
+        caller.access.reach(caller.school, &channel)?;
+        Ok(Envelope {
+            idempotency: self.idempotency,
+            ..violations::command(address, self.act, &caller.access, self.rest)?
+        })
+    }
 }
 
 /// Reads `{"op": "<collection>.<verb>", "<id field>": …, "idempotency_key": …, and the verb's own fields}`.
@@ -226,16 +265,12 @@ fn asked(
             ));
         }
     };
-    if op == "violations.ack" {
-        let Some(Value::String(id)) = object.remove("violation_id") else {
-            return Err(invalid("`violation_id` is missing"));
-        };
-        let acknowledgement = violations::acknowledgement(&id, &caller.access, Rest(object))?;
-        let channel = Channel::Subject(characteristic::KIND, acknowledgement.subject.clone());
-        caller.access.reach(caller.school, &channel)?;
-        return Ok(Asked::Command(Envelope {
+    if let Some(act) = op.strip_prefix("violations.").and_then(Act::read) {
+        return Ok(Asked::Violation(OfViolation {
+            id: id_of(&mut object, "violation_id")?,
+            act,
+            rest: Rest(object),
             idempotency: own_key,
-            ..acknowledgement
         }));
     }
     let (collection, verb) = op.split_once('.').unwrap_or((&op, ""));
@@ -266,11 +301,7 @@ fn asked(
             ..created
         }));
     }
-    let id = match object.remove(id_field) {
-        Some(Value::String(id)) => id,
-        Some(Value::Number(id)) => id.to_string(),
-        _ => return Err(invalid(&format!("`{id_field}` is missing"))),
-    };
+    let id = id_of(&mut object, id_field)?;
     let subject = commands::subject(kind, &id)?;
     reach(&subject)?;
     if (kind, verb) == (device::KIND, "heartbeat") {
@@ -282,4 +313,16 @@ fn asked(
         command: command.ok_or_else(no_such_op)??,
         idempotency: own_key,
     }))
+}
+
+/// Takes an id out of a line. Some clients send it as a number.
+fn id_of(object: &mut Map<String, Value>, field: &str) -> Result<String, Problem> {
+    match object.remove(field) {
+        Some(Value::String(id)) => Ok(id),
+        Some(Value::Number(id)) => Ok(id.to_string()),
+        _ => Err(Problem::new(
+            Kind::InvalidBody,
+            format!("`{field}` is missing"),
+        )),
+    }
 }

@@ -252,7 +252,10 @@ impl From<NameError> for Problem {
     fn from(error: NameError) -> Problem {
         let kind = match error {
             NameError::Cursor => Kind::InvalidCursor,
-            NameError::School | NameError::Subject | NameError::Channel(_) => Kind::InvalidQuery,
+            NameError::School
+            | NameError::Subject
+            | NameError::Channel(_)
+            | NameError::Encoding => Kind::InvalidQuery,
         };
         Problem::new(kind, error.to_string())
     }

@@ -54,7 +54,7 @@ async fn create(
     };
     let receipt = publish(caller?, key?, data, tidings, read).await?;
     let subject = &receipt.event().subject;
-    let location = format!("{}/api/{}/{subject}", base.0, kind.collection());
+    let location = format!("{}/api/{}/{}", base.0, kind.collection(), subject.encoded());
     Ok(Json {
         status: Status::Created,
         location: Some(location),
@@ -125,6 +125,7 @@ pub(super) async fn publish(
     let mut envelope = read(&caller, &bytes)?;
     reach(&caller, envelope.command.kind(), &envelope.subject)?;
     envelope.idempotency = key.with(&bytes);
+    tidings.presence().complete(caller.school, &mut envelope);
     Ok(tidings.publisher().publish(caller.school, envelope).await?)
 }
 

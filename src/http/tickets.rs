@@ -65,7 +65,7 @@ async fn ticket(
         several => {
             let query: Vec<_> = several
                 .iter()
-                .map(|channel| format!("channel={channel}&"))
+                .map(|channel| format!("channel={}&", channel.in_query()))
                 .collect();
             format!("/events?{}", query.concat())
         }

@@ -1,4 +1,4 @@
-//! `/api/violations`: reading violations and acknowledging them; and `PUT /api/characteristics/<id>/limits`.
+//! `/api/violations`: reading violations, acknowledging them and taking that back; and `PUT /api/characteristics/<id>/limits`.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use super::commands::{self, Sent};
 use super::credential::{Caller, query};
 use super::problem::{Kind, Problem};
 use super::subjects::{answer, page_of, publish};
-use crate::auth::Access;
-use crate::id::{Channel, Cursor, SubjectId};
+use crate::auth::{Access, Role};
+use crate::id::{Channel, Cursor, SchoolId, SubjectId};
 use crate::kind::characteristic::{self, KIND, Violation, ViolationId};
 use crate::kind::{self, Body, RuleError};
 use crate::service::Tidings;
@@ -23,10 +23,10 @@ use crate::store::{Envelope, ViolationQuery};
 use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![list, acknowledge, limits]
+    routes![list, act, limits]
 }
 
-/// Body of `ack`.
+/// Body of `ack` and `unack`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Acknowledge {
@@ -36,38 +36,94 @@ struct Acknowledge {
     user: Option<String>,
 }
 
-/// Reads the acknowledgement of a violation.
-pub(super) fn acknowledgement(
+/// What is done to a violation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Act {
+    /// Acknowledge it.
+    Acknowledge,
+    /// Take that back.
+    Unacknowledge,
+}
+
+impl Act {
+    /// Reads the verb of a call or of a batch's line.
+    pub(super) fn read(verb: &str) -> Option<Act> {
+        match verb {
+            "ack" => Some(Act::Acknowledge),
+            "unack" => Some(Act::Unacknowledge),
+            _ => None,
+        }
+    }
+}
+
+/// Which characteristic's violation an id names, and its number there. A publisher's own id is looked up.
+pub(super) async fn address(
+    tidings: &Tidings,
+    school: SchoolId,
     id: &str,
-    access: &Access,
-    body: impl Body<Error = Problem>,
-) -> Result<Envelope, Problem> {
-    let body: Acknowledge = body.read()?;
+) -> Result<ViolationId, Problem> {
+    if let Some(id) = ViolationId::parse(id) {
+        return Ok(id);
+    }
+    let query = ViolationQuery {
+        own_id: Some(id.to_owned()),
+        limit: 1,
+        ..ViolationQuery::default()
+    };
+    let found = tidings.store().violations(school, query).await?;
+    let found = found.violations.into_iter().next();
+    let found = found.map(|own| ViolationId {
+        characteristic_id: own.characteristic_id,
+        number: own.number,
+    });
     let not_found = || RuleError::NotFound {
         noun: "Violation",
         id: id.to_owned(),
     };
-    let id = ViolationId::parse(id).ok_or_else(not_found)?;
+    Ok(found.ok_or_else(not_found)?)
+}
+
+/// Reads what is done to the violation at this address.
+pub(super) fn command(
+    id: ViolationId,
+    act: Act,
+    access: &Access,
+    body: impl Body<Error = Problem>,
+) -> Result<Envelope, Problem> {
+    let body: Acknowledge = body.read()?;
     let user = body.user.unwrap_or_else(|| access.subject.clone());
-    let command = characteristic::Command::Acknowledge {
+    let asked = characteristic::Acknowledge {
         number: id.number,
         user: user.into(),
         reason: body.reason,
+    };
+    let command = match act {
+        Act::Acknowledge => characteristic::Command::Acknowledge(asked),
+        Act::Unacknowledge => characteristic::Command::Unacknowledge(asked),
     };
     let command = kind::Command::Characteristic(command);
     Ok(Envelope::new(id.characteristic_id, command))
 }
 
-#[post("/api/violations/<id>/ack", data = "<data>")]
-async fn acknowledge(
+#[post("/api/violations/<id>/<verb>", data = "<data>")]
+async fn act(
     id: &str,
+    verb: &str,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let read = |caller: &Caller, bytes: &[u8]| acknowledgement(id, &caller.access, Sent(bytes));
-    let receipt = publish(caller?, key?, data, tidings, read).await?;
+    let (caller, key) = (caller?, key?);
+    let no_such_verb = || {
+        let detail = "what can be done to this violation: ack, unack";
+        Problem::new(Kind::NotFound, detail)
+    };
+    let act = Act::read(verb).ok_or_else(no_such_verb)?;
+    caller.require(Role::Worker)?;
+    let address = address(tidings, caller.school, id).await?;
+    let read = |caller: &Caller, bytes: &[u8]| command(address, act, &caller.access, Sent(bytes));
+    let receipt = publish(caller, key, data, tidings, read).await?;
     Ok(answer(&receipt, false))
 }
 
@@ -116,7 +172,7 @@ async fn list(
 fn resource(violation: &Violation) -> Value {
     let acknowledgement = violation.acknowledgement.as_ref();
     json!({
-        "violation_id": violation.id().to_string(),
+        "violation_id": violation.id(),
         "characteristic_id": violation.characteristic_id,
         "sample_id": violation.sample_id.as_deref(),
         "rule_id": violation.rule_id,
@@ -161,6 +217,7 @@ fn violation_query(request: &Request<'_>) -> Result<ViolationQuery, Problem> {
     let (before, limit) = page_of(request)?;
     Ok(ViolationQuery {
         characteristic_id,
+        own_id: None,
         acknowledged,
         before,
         limit,

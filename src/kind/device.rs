@@ -6,14 +6,14 @@
 //! ```
 //!
 //! A device beats about every ten seconds and is offline when a whole lease passes without a beat, or at once
-//! when it says so itself (a last will). Beats are counted in memory ([`crate::presence`]) and come here only
+//! when it is said to be (a last will, a health checker). `last_seen` is the time of its own last report. Beats are counted in memory ([`crate::presence`]) and come here only
 //! when they change something; the rules decide what that change is. A new server does not know who is there:
 //! what was online is `unknown` for one lease. A device that comes and goes is marked `flapping`, not hidden.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -46,6 +46,8 @@ pub static DESCRIPTION: Description = Description {
 pub const NAME_MAX_BYTES: usize = 256;
 /// The longest lease, in seconds.
 pub const LEASE_MAX_SECS: u32 = 86_400;
+/// How far, in seconds, the clock of whoever reports may be ahead.
+pub const CLOCK_SKEW_SECS: i64 = 5;
 /// Beats in a row after which a device is online.
 pub const GOOD_BEATS: u32 = 2;
 /// So many changes between online and offline within [`FLAP_WINDOW_SECS`] are flapping.
@@ -88,7 +90,7 @@ impl Status {
 pub enum Command {
     /// Make it known, or describe it anew.
     Register(Register),
-    /// It says itself that it is there or goes.
+    /// It is said to be there, to be gone, or to be neither for sure.
     Report(Report),
     /// It says what it is.
     Info(Info),
@@ -125,12 +127,19 @@ pub struct Register {
     pub lease_secs: Option<u32>,
 }
 
-/// Body of `status`.
+/// Body of `status`: from the device itself, or from somebody who looks after it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
-    /// `online` or `offline`.
+    /// `online`, `offline` or `unknown`.
     pub status: Status,
+    /// When the device was last heard of, if whoever reports knows it better: of a device that is online, now if absent;
+    /// of another, what is known stays.
+    #[serde(default, deserialize_with = "crate::kind::optional_time")]
+    pub last_seen: Option<DateTime<Utc>>,
+    /// Silent seconds after which it is offline. Makes the device known if it is not yet.
+    #[serde(default)]
+    pub lease_secs: Option<u32>,
 }
 
 /// Body of `info`.
@@ -199,6 +208,7 @@ pub fn apply(
     let mut next = match (device, command) {
         (Some(device), _) => device.clone(),
         (None, Command::Register(_)) => Device::new(context)?,
+        (None, Command::Report(report)) if report.lease_secs.is_some() => Device::new(context)?,
         (None, _) => return Err(not_found(KIND, id.as_str())),
     };
     match command {
@@ -206,15 +216,7 @@ pub fn apply(
             if let Some(name) = &register.name {
                 next.name = Some(bounded("name", name, Bound::constant(NAME_MAX_BYTES))?);
             }
-            if let Some(lease_secs) = register.lease_secs {
-                next.lease_secs = lease_secs;
-            }
-            if !(1..=LEASE_MAX_SECS).contains(&next.lease_secs) {
-                return Err(RuleError::Invalid {
-                    field: "lease_secs",
-                    expected: format!("is from 1 to {LEASE_MAX_SECS}"),
-                });
-            }
+            next.lease(register.lease_secs)?;
             if let Some(info) = &register.info {
                 next.merge(info, context)?;
             }
@@ -223,18 +225,17 @@ pub fn apply(
             next.merge(&info.info, context)?;
             next.seen(context.now);
         }
-        Command::Report(report) => match report.status {
-            Status::Unknown => {
-                return Err(RuleError::Invalid {
-                    field: "status",
-                    expected: "is online or offline".into(),
-                });
-            }
-            status => {
-                next.turn(status, context.now);
-                next.seen(context.now);
-            }
-        },
+        Command::Report(report) => {
+            next.lease(report.lease_secs)?;
+            // That a device is gone is nothing that it reports itself, and its last word stays its last.
+            let seen_at = match (report.last_seen, report.status) {
+                (Some(seen_at), _) => Some(past(seen_at, context)?),
+                (None, Status::Online) => Some(context.now),
+                (None, Status::Offline | Status::Unknown) => None,
+            };
+            seen_at.iter().for_each(|seen_at| next.seen(*seen_at));
+            next.turn(report.status, context.now);
+        }
         Command::Arrive { seen_at } => {
             next.turn(Status::Online, context.now);
             next.seen(*seen_at);
@@ -295,6 +296,17 @@ impl Device {
         })
     }
 
+    fn lease(&mut self, secs: Option<u32>) -> Result<(), RuleError> {
+        self.lease_secs = secs.unwrap_or(self.lease_secs);
+        if !(1..=LEASE_MAX_SECS).contains(&self.lease_secs) {
+            return Err(RuleError::Invalid {
+                field: "lease_secs",
+                expected: format!("is from 1 to {LEASE_MAX_SECS}"),
+            });
+        }
+        Ok(())
+    }
+
     fn seen(&mut self, at: DateTime<Utc>) {
         self.last_seen = self.last_seen.max(Some(at));
     }
@@ -328,6 +340,17 @@ impl Device {
         let oldest = self.changes.front().filter(|_| self.flapping);
         self.check_at = oldest.map(|at| *at + window);
     }
+}
+
+/// A time that is over. Clocks differ a little: one that is just ahead means now.
+fn past(at: DateTime<Utc>, context: &Context<'_>) -> Result<DateTime<Utc>, RuleError> {
+    if at > context.now + TimeDelta::seconds(CLOCK_SKEW_SECS) {
+        return Err(RuleError::Invalid {
+            field: "last_seen",
+            expected: "is not in the future".into(),
+        });
+    }
+    Ok(at.trunc_subsecs(3).min(context.now))
 }
 
 #[derive(Serialize)]

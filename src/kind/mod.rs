@@ -12,7 +12,7 @@ mod rate;
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, NaiveDateTime, Timelike, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
@@ -24,6 +24,9 @@ use crate::id::{Channel, Kind, NameError, SubjectId};
 
 /// The longest `code` of an error, in bytes.
 pub const CODE_MAX_BYTES: usize = 64;
+
+/// The `code` of an error that came without one.
+pub const PLAIN_ERROR_CODE: &str = "error";
 
 /// What is fixed of a kind.
 #[derive(Debug)]
@@ -92,6 +95,11 @@ pub trait CommandOf<S>: Sized {
     /// The number of the violation that the rules want to know.
     fn wants_violation(&self) -> Option<u64> {
         None
+    }
+
+    /// The publisher's own ids of the violations that it would open: the rules want to know whether one is taken.
+    fn opens_violations(&self) -> Vec<&str> {
+        Vec::new()
     }
 }
 
@@ -167,6 +175,11 @@ macro_rules! kinds {
             /// See [`CommandOf::wants_holder`].
             pub fn wants_holder(&self) -> Option<&str> {
                 match self { $(Command::$variant(command) => command.wants_holder()),* }
+            }
+
+            /// See [`CommandOf::opens_violations`].
+            pub fn opens_violations(&self) -> Vec<&str> {
+                match self { $(Command::$variant(command) => command.opens_violations()),* }
             }
 
             /// See [`CommandOf::wants_violation`].
@@ -296,6 +309,8 @@ pub struct Context<'a> {
     pub holder: Option<&'a SubjectId>,
     /// The violation that the command is about.
     pub violation: Option<&'a Violation>,
+    /// An id of a violation that the command would open, and that another has.
+    pub taken_violation: Option<&'a str>,
 }
 
 /// Bounds that the rules enforce. Bytes are UTF-8 bytes.
@@ -356,6 +371,8 @@ pub struct Outcome<S> {
     pub state: S,
     /// What happened, in order.
     pub drafts: Vec<Draft>,
+    /// Which of them answers the command, by its index.
+    pub answer: usize,
     /// Violations that were opened or acknowledged, as they are now.
     pub violations: Vec<Violation>,
 }
@@ -365,6 +382,7 @@ impl<S> Outcome<S> {
         Outcome {
             state,
             drafts,
+            answer: 0,
             violations: Vec::new(),
         }
     }
@@ -373,6 +391,7 @@ impl<S> Outcome<S> {
         Outcome {
             state: convert(self.state),
             drafts: self.drafts,
+            answer: self.answer,
             violations: self.violations,
         }
     }
@@ -484,6 +503,12 @@ impl From<TextOrNumber> for String {
     }
 }
 
+/// A short name for programs: 1 to `most` characters out of A-Z a-z 0-9 . _ : ~ -
+fn is_plain_name(text: &str, most: usize) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
+    (1..=most).contains(&text.len()) && text.bytes().all(is_plain)
+}
+
 fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let either = Option::<TextOrNumber>::deserialize(deserializer)?;
     Ok(either.map(String::from))
@@ -497,9 +522,33 @@ fn optional_id_or_number<'de, D: Deserializer<'de>>(
     id.map_err(serde::de::Error::custom)
 }
 
-fn id_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SubjectId, D::Error> {
-    let text = String::from(TextOrNumber::deserialize(deserializer)?);
-    text.parse().map_err(serde::de::Error::custom)
+/// A time: RFC 3339, or ISO 8601 without a zone, which is read as UTC.
+fn read_time(text: &str) -> Result<DateTime<Utc>, String> {
+    let without_zone = || {
+        let formats = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"];
+        let mut read = formats
+            .iter()
+            .filter_map(|format| NaiveDateTime::parse_from_str(text, format).ok());
+        read.next().map(|at| at.and_utc())
+    };
+    let at = DateTime::parse_from_rfc3339(text)
+        .map(|at| at.to_utc())
+        .ok()
+        .or_else(without_zone)
+        .ok_or("a time is written as in 2026-01-31T09:30:00Z")?;
+    // What clients cannot read is not told to them. A leap second is written as the 60th.
+    if !(1970..10_000).contains(&at.year()) || at.nanosecond() >= 1_000_000_000 {
+        return Err("a time lies between 1970 and 9999, and its seconds are from 0 to 59".into());
+    }
+    Ok(at)
+}
+
+fn optional_time<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<DateTime<Utc>>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    let at = text.map(|text| read_time(&text)).transpose();
+    at.map_err(serde::de::Error::custom)
 }
 
 /// Times in messages have one form.
@@ -515,13 +564,6 @@ fn as_optional_timestamp<S: Serializer>(
 }
 
 /// Reads a JSON object; a list of its values would do for serde.
-fn from_object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
-    deserializer: D,
-) -> Result<T, D::Error> {
-    let object = Map::<String, Value>::deserialize(deserializer)?;
-    T::deserialize(Value::Object(object)).map_err(serde::de::Error::custom)
-}
-
 fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
@@ -561,4 +603,41 @@ fn merged(
         return Err(RuleError::TooLarge { field, most });
     }
     Ok(raw.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_without_a_zone_is_utc_and_one_that_clients_cannot_read_is_refused() {
+        for (text, read) in [
+            ("2026-01-31T09:30:00Z", "2026-01-31T09:30:00.000Z"),
+            ("2026-01-31T09:30:00.123456", "2026-01-31T09:30:00.123Z"),
+            ("2026-01-31 09:30:00", "2026-01-31T09:30:00.000Z"),
+            ("2026-01-31T09:30:00+05:30", "2026-01-31T04:00:00.000Z"),
+            ("2026-01-31 09:30:00.5+00:00", "2026-01-31T09:30:00.500Z"),
+        ] {
+            assert_eq!(
+                read_time(text).map(timestamp),
+                Ok(read.to_owned()),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "today",
+            "2026-01-31",
+            "2026-13-01T00:00:00",
+            "2026-12-31T23:59:60Z",
+            "2026-12-31T23:59:60",
+            "10000-01-01T00:00:00Z",
+            "+10000-01-01T00:00:00",
+            "1969-12-31T23:59:59Z",
+            "2026-01-31T09:30:00+24:00",
+            "9999-12-31T23:59:59-23:59",
+        ] {
+            assert!(read_time(text).is_err(), "{text}");
+        }
+    }
 }

@@ -27,6 +27,7 @@ use super::notification::{
     DeliveryError, Medium, Notification, attempt_timeout, not_json, one_line,
 };
 use crate::config::notifiers::MqttSettings;
+use crate::id::SubjectId;
 
 /// Longest `timeout_secs`.
 const TIMEOUT_MAX_SECS: u64 = 60;
@@ -375,24 +376,19 @@ fn topic(parts: &[TopicPart], notification: &Notification) -> Result<String, Del
         match part {
             TopicPart::Text(text) => topic.push_str(text),
             TopicPart::SchoolId => topic.push_str(&notification.school_id.to_string()),
-            TopicPart::Kind => topic.push_str(level(notification.kind)?),
-            TopicPart::Subject => topic.push_str(level(&notification.subject)?),
-            TopicPart::Type => topic.push_str(level(notification.event_type)?),
+            TopicPart::Kind => topic.push_str(notification.kind),
+            TopicPart::Subject => topic.push_str(&level(&notification.subject)?),
+            TopicPart::Type => topic.push_str(notification.event_type),
         }
     }
     Ok(topic)
 }
 
-/// Ids have no other characters. One that had `/`, `+`, `#` or `$` would be published where others listen.
-fn level(value: &str) -> Result<&str, DeliveryError> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
-    if is_text(value) && value.bytes().all(allowed) {
-        Ok(value)
-    } else {
-        Err(DeliveryError::Permanent(
-            "the subject or type is no level of a topic".into(),
-        ))
-    }
+/// A subject's id as one level of a topic. Raw, a `/`, `+`, `#` or `$` in it would publish where others listen.
+fn level(subject: &str) -> Result<String, DeliveryError> {
+    let id = subject.parse::<SubjectId>();
+    id.map(|id| id.encoded().to_string())
+        .map_err(|_| DeliveryError::Permanent("the subject is no level of a topic".into()))
 }
 
 /// The event in an envelope: MQTT 3.1.1 has no headers for the id.
@@ -459,15 +455,25 @@ mod tests {
     #[test]
     fn subject_never_leaves_its_level() {
         let parts = parse_topic("tidings/{school_id}/{kind}/{subject}").unwrap();
-        for subject in ["", "a/b", "+", "a#", "$SYS", "a\0", "a b", "{kind}"] {
+        let of = |subject: &str| {
             let stray = Notification {
                 subject: subject.into(),
                 ..notification()
             };
-            assert!(matches!(
-                topic(&parts, &stray),
-                Err(DeliveryError::Permanent(_))
-            ));
+            topic(&parts, &stray)
+        };
+        for (subject, level) in [
+            ("a/b", "a%2Fb"),
+            ("+", "%2B"),
+            ("a#", "a%23"),
+            ("$SYS", "%24SYS"),
+            ("a b", "a%20b"),
+            ("{kind}", "%7Bkind%7D"),
+        ] {
+            assert_eq!(of(subject).unwrap(), format!("tidings/7/jobs/{level}"));
+        }
+        for subject in ["", "a\0", ".."] {
+            assert!(matches!(of(subject), Err(DeliveryError::Permanent(_))));
         }
     }
 

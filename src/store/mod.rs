@@ -297,6 +297,8 @@ pub struct ListPage {
 pub struct ViolationQuery {
     /// Only those of this characteristic.
     pub characteristic_id: Option<SubjectId>,
+    /// Only the one that its publisher calls so.
+    pub own_id: Option<String>,
     /// Only those that are, or are not, acknowledged.
     pub acknowledged: Option<bool>,
     /// Only violations opened before this `seq`: the key of the next page.

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use crate::id::{Channel, Cursor, NameError};
-use crate::kind;
+use crate::id::{Channel, Cursor, Kind, NameError};
+use crate::kind::{self, characteristic, job};
 
 /// A client's message.
 #[derive(Debug, Clone)]
@@ -69,11 +69,11 @@ impl ClientMessageError {
 }
 
 /// The fields that name what to listen to. A field ending in `s` holds a list, or the only item of one.
-const TARGETS: [(&str, &str); 4] = [
-    ("channels", ""),
-    ("job_id", "jobs/"),
-    ("characteristic_id", "characteristics/"),
-    ("characteristic_ids", "characteristics/"),
+const TARGETS: [(&str, Option<Kind>); 4] = [
+    ("channels", None),
+    ("job_id", Some(job::KIND)),
+    ("characteristic_id", Some(characteristic::KIND)),
+    ("characteristic_ids", Some(characteristic::KIND)),
 ];
 
 impl ClientMessage {
@@ -127,7 +127,7 @@ fn targets(
 ) -> Result<(Vec<Channel>, Map<String, Value>), ClientMessageError> {
     let mut channels = Vec::new();
     let mut asked = Map::new();
-    for (field, prefix) in TARGETS {
+    for (field, kind) in TARGETS {
         let Some(value) = object.get(field) else {
             continue;
         };
@@ -138,14 +138,17 @@ fn targets(
         for item in items {
             let id = match item {
                 Value::String(text) => text.clone(),
-                Value::Number(number) if !prefix.is_empty() => number.to_string(),
+                Value::Number(number) if kind.is_some() => number.to_string(),
                 _ => {
                     return Err(ClientMessageError::InvalidField(
                         "channels are strings; ids are strings or numbers",
                     ));
                 }
             };
-            let channel = kind::channel(&format!("{prefix}{id}"))?;
+            let channel = match kind {
+                Some(kind) => Channel::Subject(kind, id.parse()?),
+                None => kind::channel(&id)?,
+            };
             if !channels.contains(&channel) {
                 channels.push(channel);
             }

@@ -52,7 +52,7 @@ const CASES: &[Case] = &[
     (
         "POST",
         "/api/jobs",
-        r#"{"job_type":"t","job_id":"a/b"}"#,
+        r#"{"job_type":"t","job_id":".."}"#,
         422,
         "invalid-body",
     ),
@@ -539,7 +539,7 @@ async fn a_list_is_no_body() {
             "/api/characteristics/c",
             json!({"rules": [{"rule_id": 1, "severity": "warning", "z": 1}]}),
         ),
-        ("PUT", "/api/devices/a%20b", json!({})),
+        ("PUT", "/api/devices/a%0Ab", json!({})),
     ] {
         let request = server.request(method, path, &worker(1)).json(&body);
         let (status, problem) = answer(request).await;

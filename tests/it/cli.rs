@@ -302,7 +302,7 @@ async fn watching_a_school_tells_every_kind_in_lines() {
     let expected = [
         ("unknown", "door  Front door"),
         ("info", r#"door  {"battery":9}"#),
-        ("offline", "door  Front door (last seen 20"),
+        ("offline", "door  Front door"),
         ("ready", "s  door, Ada, scan 1 of 3, 0%: Ready"),
         ("limits", "bath  26.5 to 29.5 around 28 (given)"),
         ("sample", "bath  30 beyond_ucl OUT OF CONTROL"),

@@ -413,7 +413,17 @@ async fn what_is_no_device_or_no_status_is_refused() {
         ),
         (
             "/api/devices/door/status",
-            json!({"status": "unknown"}),
+            json!({"status": "online", "last_seen": "2999-01-01T00:00:00Z"}),
+            422,
+        ),
+        (
+            "/api/devices/door/status",
+            json!({"status": "offline", "last_seen": "yesterday"}),
+            422,
+        ),
+        (
+            "/api/devices/other/status",
+            json!({"status": "online", "lease_secs": 0}),
             422,
         ),
         ("/api/devices/door/status", json!({"status": "gone"}), 422),

@@ -35,6 +35,7 @@ fn run_with(
             next_seq: 1,
             holder: None,
             violation: None,
+            taken_violation: None,
         },
     )
 }
@@ -92,7 +93,7 @@ fn the_state_machine_is_this_table_and_nothing_else() {
                 Some(Queued),
                 Some(InProgress),
                 Some(InProgress),
-                None,
+                Some(Completed),
                 Some(Failed),
                 Some(Cancelled),
                 None,
@@ -101,7 +102,7 @@ fn the_state_machine_is_this_table_and_nothing_else() {
                 None,
                 Some(InProgress),
                 Some(InProgress),
-                None,
+                Some(Completed),
                 Some(Failed),
                 Some(Cancelled),
                 None,
@@ -279,6 +280,7 @@ fn silence_while_the_server_was_away_does_not_count() {
         next_seq: 1,
         holder: None,
         violation: None,
+        taken_violation: None,
     };
     let looked = apply(&id(), Some(&job), &Command::Check, &context).unwrap();
     assert!(looked.drafts.is_empty() && looked.state.check_at == Some(at(990 + 60)));
@@ -424,7 +426,8 @@ proptest! {
             prop_assert_eq!(after.check_at.is_some(), after.status == Status::InProgress);
             for draft in &drafts {
                 let told: serde_json::Value = serde_json::from_str(&draft.fields).unwrap();
-                prop_assert_eq!(told.get("result").is_some() as u8 + told.get("error").is_some() as u8, after.status.is_terminal() as u8);
+                let status: Status = told["status"].as_str().unwrap().parse().unwrap();
+                prop_assert_eq!(told.get("result").is_some() as u8 + told.get("error").is_some() as u8, status.is_terminal() as u8);
                 prop_assert!(draft.class == tidings::event::Class::Milestone || before.as_ref().map(|b| b.status) == Some(after.status),
                     "a tick changes no status");
             }

@@ -201,7 +201,8 @@ async fn a_retried_request_with_an_idempotency_key_is_carried_out_once() {
     );
     // A refused request leaves its key free.
     let complete = format!("/api/jobs/{}/complete", other["job_id"].as_str().unwrap());
-    assert_eq!(send("k4", &complete, json!({})).await.0, 409);
+    let retry = format!("/api/jobs/{}/retry", other["job_id"].as_str().unwrap());
+    assert_eq!(send("k4", &retry, json!({})).await.0, 409);
     server
         .report(
             &format!("/api/jobs/{}/start", other["job_id"].as_str().unwrap()),

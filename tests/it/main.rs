@@ -22,6 +22,7 @@ mod documentation;
 mod durability;
 mod embed;
 mod enrollments;
+mod existing_backends;
 mod existing_clients;
 mod floors;
 mod invariants;

@@ -17,10 +17,11 @@ use super::school::{found, may_act, view, violations};
 use super::visitor::{Refusal, Visitor};
 use crate::config::{CHART_SAMPLES, PAGE_DEFAULT};
 use crate::http::body::Base;
-use crate::http::problem::{Kind as ProblemKind, Problem};
+use crate::http::problem::Problem;
+use crate::http::violations::address;
 use crate::kind::Command;
+use crate::kind::characteristic;
 use crate::kind::characteristic::nelson::Rule;
-use crate::kind::characteristic::{self, ViolationId};
 use crate::service::Tidings;
 use crate::store::{Envelope, ViolationQuery, Which};
 
@@ -87,7 +88,8 @@ async fn characteristic_page(
     table.reverse();
     let key = |rule: &Rule| json!({ "rule": rule.number(), "name": rule.name() });
     let own = stored.state.characteristic();
-    let chart = own.and_then(|own| own.limits).map(|limits| limits.chart);
+    let chart = own.and_then(|own| own.limits.as_ref());
+    let chart = chart.map(|limits| limits.chart);
     let title = own.and_then(|own| own.name.as_deref()).unwrap_or(id);
     let query = ViolationQuery {
         characteristic_id: Some(subject),
@@ -131,18 +133,18 @@ async fn acknowledge(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Redirect, Refusal> {
     let guest = visitor.enter(school, tidings).await?;
-    let missing = || Problem::new(ProblemKind::NotFound, "there is no such violation");
-    let violation = ViolationId::parse(id).ok_or_else(missing)?;
+    let violation = address(tidings, guest.school, id).await?;
     let subject = violation.characteristic_id;
     may_act(tidings, &visitor, &guest, characteristic::KIND, &subject)?;
-    let command = characteristic::Command::Acknowledge {
+    let command = characteristic::Command::Acknowledge(characteristic::Acknowledge {
         number: violation.number,
         user: guest.access.subject.as_str().into(),
         reason: form.reason.to_owned(),
-    };
+    });
     let to = format!(
-        "{}/monitor/schools/{school}/characteristics/{subject}",
-        base.0
+        "{}/monitor/schools/{school}/characteristics/{}",
+        base.0,
+        subject.encoded()
     );
     let envelope = Envelope::new(subject, Command::Characteristic(command));
     let published = tidings.publisher().publish(guest.school, envelope).await;

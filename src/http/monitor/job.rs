@@ -134,11 +134,12 @@ async fn act_on_job(
         "retry" => job::Command::Retry(job::Note::default()),
         _ => return Err(Problem::new(ProblemKind::NotFound, "there is no such button").into()),
     };
+    let address = subject.encoded().to_string();
     let envelope = Envelope::new(subject, Command::Job(command));
     let published = tidings.publisher().publish(guest.school, envelope).await;
     published.map_err(Problem::from)?;
     Ok(Redirect::to(format!(
-        "{}/monitor/schools/{school}/jobs/{id}",
+        "{}/monitor/schools/{school}/jobs/{address}",
         base.0
     )))
 }

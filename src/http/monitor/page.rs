@@ -1,5 +1,7 @@
 //! Templates into answers, with the headers that keep strangers out.
 
+use std::collections::HashMap;
+
 use flate2::Compression;
 use rocket::Request;
 use rocket::http::{ContentType, Header, Status};
@@ -29,6 +31,7 @@ macro_rules! templates {
 impl Pages {
     pub(super) fn new(assets: &Assets) -> Pages {
         let mut tera = Tera::default();
+        tera.register_filter("segment", segment);
         let templates = templates![
             "base.html",
             "macros.html",
@@ -116,4 +119,14 @@ impl<'r> Responder<'r, 'static> for Html {
         }
         response.ok()
     }
+}
+
+/// An id as a segment of a path.
+fn segment(value: &tera::Value, _: &HashMap<String, tera::Value>) -> tera::Result<tera::Value> {
+    let id = value.as_str().unwrap_or_default();
+    Ok(
+        percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC)
+            .to_string()
+            .into(),
+    )
 }

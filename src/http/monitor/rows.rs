@@ -102,10 +102,10 @@ fn characteristic_row(id: &SubjectId, own: &Characteristic, now: DateTime<Utc>) 
         "zone": told.map(|told| told["payload"]["zone"].clone()),
         "sampled": optional_time(own.last_sample.as_ref().map(|sample| sample.at), now),
         "samples": count(own.sample_count),
-        "limits": own.limits.map(|limits| json!({
+        "limits": own.limits.as_ref().map(|limits| json!({
             "center_line": short(limits.chart.center_line),
-            "ucl": short(limits.chart.ucl),
-            "lcl": short(limits.chart.lcl),
+            "ucl": limits.chart.upper().map(short),
+            "lcl": limits.chart.lower().map(short),
             "method": limits.method,
             "version": limits.version,
         })),
@@ -116,7 +116,7 @@ fn characteristic_row(id: &SubjectId, own: &Characteristic, now: DateTime<Utc>) 
 pub(super) fn violation_row(violation: &Violation, now: DateTime<Utc>) -> Value {
     let acknowledgement = violation.acknowledgement.as_ref();
     json!({
-        "id": violation.id().to_string(),
+        "id": violation.id(),
         "characteristic": violation.characteristic_id,
         "rule_id": violation.rule_id,
         "rule": &*violation.rule_name,

@@ -106,7 +106,7 @@ fn stream(guest: &Guest, base: &Base) -> Option<String> {
     let at = guest.at.as_ref().filter(|at| !within_kinds(at)).cloned();
     let channels: Vec<String> = kinds
         .chain(at)
-        .map(|channel| format!("channel={channel}&"))
+        .map(|channel| format!("channel={}&", channel.in_query()))
         .collect();
     if channels.is_empty() {
         return None;

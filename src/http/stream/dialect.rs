@@ -37,6 +37,9 @@ pub(super) struct Dialect {
     /// Whether ids that are plain decimal integers are numbers; if that is not said, they are texts, and what a client
     /// asked for is acknowledged as it wrote it.
     pub(super) numeric_ids: Option<bool>,
+    /// Whether a subject that had ended before the connection is left out, so that a page which comes back does not take
+    /// its end for a second one.
+    pub(super) leaves_out_ended: bool,
     /// Whether every connection hears of acknowledged violations, whatever it subscribes to.
     pub(super) hears_acknowledgements: bool,
     /// Whether a snapshot is announced by `initial_state`.
@@ -58,6 +61,7 @@ impl Dialect {
         idle_heartbeat: false,
         heartbeat_message: false,
         numeric_ids: None,
+        leaves_out_ended: false,
         hears_acknowledgements: false,
         announces_snapshot: false,
         form: Form::Standard,
@@ -90,6 +94,7 @@ impl Dialect {
     /// `/ws/enrollment`
     pub(super) const ENROLLMENTS: Dialect = Dialect {
         explains_refusal: false,
+        leaves_out_ended: true,
         tells_ready: false,
         folds: false,
         ..Dialect::EVENTS
@@ -104,6 +109,7 @@ impl Dialect {
         bare_ping: BarePing::BarePong,
         announces_snapshot: true,
         form: Form::Upload,
+        leaves_out_ended: false,
         ..Dialect::ENROLLMENTS
     };
 

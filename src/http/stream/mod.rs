@@ -35,7 +35,7 @@ use super::problem::{Kind, Problem};
 use crate::auth::Access;
 use crate::config::READER_MAX_CHARS;
 use crate::hub::Reader;
-use crate::id::{Channel, SchoolId};
+use crate::id::{Channel, SchoolId, SubjectId};
 use crate::kind::{self, characteristic, device, enrollment, job};
 use crate::scope::Scope;
 use crate::service::Tidings;
@@ -72,14 +72,19 @@ impl<'r> Responder<'r, 'static> for Stream {
     }
 }
 
-/// What follows `/events`, decoded, as a channel's text.
+/// What follows `/events`, as a channel's text: what is encoded in a segment stays so.
 struct ChannelPath(String);
 
 impl<'r> FromSegments<'r> for ChannelPath {
     type Error = std::convert::Infallible;
 
     fn from_segments(segments: Segments<'r, Path>) -> Result<Self, Self::Error> {
-        Ok(ChannelPath(segments.collect::<Vec<_>>().join("/")))
+        let encoded = |segment: &str| match segment.parse::<SubjectId>() {
+            Ok(id) => id.encoded().to_string(),
+            Err(_) => segment.to_owned(),
+        };
+        let segments: Vec<_> = segments.map(encoded).collect();
+        Ok(ChannelPath(segments.join("/")))
     }
 }
 
@@ -96,7 +101,10 @@ async fn events(
     let mut texts = params.channels.clone();
     match &params.ids {
         Some(ids) if kind::known_kind(&path.0).is_some() => {
-            texts.extend(ids.iter().map(|id| format!("{}/{id}", path.0)));
+            for id in ids {
+                let id: SubjectId = id.parse()?;
+                texts.push(format!("{}/{}", path.0, id.encoded()));
+            }
         }
         Some(_) => {
             let detail = "`ids` goes with a collection, as in /events/characteristics?ids=1,2";
@@ -320,7 +328,11 @@ async fn with_channel(
                 let channel = Channel::Subject(*kind, id.parse().map_err(not_found)?);
                 access.reach(school, &channel)?;
                 require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
-                Scope::new(school, [channel])
+                let scope = Scope::new(school, [channel]);
+                match dialect.leaves_out_ended {
+                    true => scope.of_what_goes_on(),
+                    false => scope,
+                }
             }
         };
         let subscription = open(

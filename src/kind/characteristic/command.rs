@@ -20,14 +20,20 @@ pub enum Command {
     /// A violation that was found elsewhere.
     Violation(NewViolation),
     /// Acknowledge a violation.
-    Acknowledge {
-        /// Its number within the characteristic.
-        number: u64,
-        /// Who.
-        user: Arc<str>,
-        /// Why it is well, or what is done about it.
-        reason: String,
-    },
+    Acknowledge(Acknowledge),
+    /// Take the acknowledgement of a violation back.
+    Unacknowledge(Acknowledge),
+}
+
+/// Of a violation, by its number within the characteristic.
+#[derive(Debug, Clone)]
+pub struct Acknowledge {
+    /// Its number within the characteristic.
+    pub number: u64,
+    /// Who.
+    pub user: Arc<str>,
+    /// Why it is well, or what is done about it; or why that does not hold.
+    pub reason: String,
 }
 
 /// Body of `PUT /api/characteristics/<id>`. An absent field stays as it is.
@@ -66,20 +72,22 @@ pub enum RuleSetting {
     },
 }
 
-/// Body of `PUT /api/characteristics/<id>/limits`: the three lines, or a method to compute them.
+/// Body of `PUT /api/characteristics/<id>/limits`: the lines, or a method to compute them.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SetLimits {
     /// The process mean.
     pub center_line: Option<f64>,
-    /// Upper control limit.
+    /// Upper control limit; nothing if there is only a lower one.
     pub ucl: Option<f64>,
-    /// Lower control limit.
+    /// Lower control limit; nothing if there is only an upper one.
     pub lcl: Option<f64>,
-    /// `moving_range` (samples of one value) or `xbar_r` (of several).
+    /// Without lines `moving_range` (samples of one value) or `xbar_r` (of several); with them how they were found.
     pub method: Option<Method>,
-    /// Of how many samples from now on.
+    /// Of how many samples from now on lines are computed.
     pub samples: Option<u32>,
+    /// From how many samples the given lines were found.
+    pub sample_count: Option<u32>,
 }
 
 /// Body of `samples`.
@@ -96,14 +104,33 @@ pub struct NewSample {
     #[serde(default)]
     pub values: Option<Vec<f64>>,
     /// When it was taken; now if absent.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::kind::optional_time")]
     pub timestamp: Option<DateTime<Utc>>,
+    /// The publisher's verdict: the zone, in its own words. With any part of a verdict the sample is not judged here.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// The publisher's verdict: whether the process is in control; if absent, whether there are no `violations`.
+    #[serde(default)]
+    pub in_control: Option<bool>,
+    /// The publisher's verdict: what the sample opens.
+    #[serde(default)]
+    pub violations: Option<Vec<NewViolation>>,
+}
+
+impl NewSample {
+    /// Whether the publisher has judged it.
+    pub(super) fn is_judged(&self) -> bool {
+        self.zone.is_some() || self.in_control.is_some() || self.violations.is_some()
+    }
 }
 
 /// Body of `violations`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewViolation {
+    /// The violation's id; `<characteristic id>.<number>` if absent.
+    #[serde(default, deserialize_with = "crate::kind::text_or_number")]
+    pub violation_id: Option<String>,
     /// Nelson's number, or one's own.
     pub rule_id: u32,
     /// For people; a Nelson rule has one of its own.
@@ -112,9 +139,12 @@ pub struct NewViolation {
     /// How bad.
     #[serde(default)]
     pub severity: Option<Severity>,
-    /// The sample that shows it; the last one if absent.
+    /// The sample that shows it; the last one if absent, or the one that it comes with.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
     pub sample_id: Option<String>,
+    /// When it was found; now if absent.
+    #[serde(default, deserialize_with = "crate::kind::optional_time")]
+    pub timestamp: Option<DateTime<Utc>>,
 }
 
 impl CommandOf<Characteristic> for Command {
@@ -130,8 +160,18 @@ impl CommandOf<Characteristic> for Command {
 
     fn wants_violation(&self) -> Option<u64> {
         match self {
-            Command::Acknowledge { number, .. } => Some(*number),
+            Command::Acknowledge(own) | Command::Unacknowledge(own) => Some(own.number),
             _ => None,
         }
+    }
+
+    fn opens_violations(&self) -> Vec<&str> {
+        let violations = match self {
+            Command::Violation(violation) => std::slice::from_ref(violation),
+            Command::Sample(sample) => sample.violations.as_deref().unwrap_or_default(),
+            _ => &[],
+        };
+        let ids = violations.iter().map(|own| own.violation_id.as_deref());
+        ids.flatten().collect()
     }
 }

@@ -12,6 +12,9 @@
 /// The largest subgroup that the d2 constants are tabulated for.
 pub const SUBGROUP_MAX: usize = 25;
 
+/// How much rounding changes a number, at most, as a part of it.
+const ROUNDING: f64 = 1e-12;
+
 /// The smallest subgroup that has a range.
 const SUBGROUP_MIN: usize = 2;
 
@@ -29,8 +32,9 @@ const D2: [f64; SUBGROUP_MAX - SUBGROUP_MIN + 1] = [
 
 /// Center line and control limits, in the unit of the points on the chart.
 ///
-/// `lcl <= center_line <= ucl`, all finite. The limits need not be symmetric: a sigma above the
-/// center line is a third of the way to `ucl`, a sigma below it a third of the way to `lcl`.
+/// `lcl <= center_line <= ucl`. The limits need not be symmetric: a sigma above the center line is a
+/// third of the way to `ucl`, a sigma below it a third of the way to `lcl`. Where there is no limit on
+/// one side, it is infinitely far away, and so are that side's zones B and A.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ControlLimits {
     /// The process mean.
@@ -65,6 +69,26 @@ impl ControlLimits {
         } else {
             Zone::BeyondLcl
         }
+    }
+
+    /// The upper control limit, if there is one.
+    pub fn upper(&self) -> Option<f64> {
+        Some(self.ucl).filter(|line| line.is_finite())
+    }
+
+    /// The lower control limit, if there is one.
+    pub fn lower(&self) -> Option<f64> {
+        Some(self.lcl).filter(|line| line.is_finite())
+    }
+
+    /// Whether there is nothing between the limits, or between the center line and the only limit: nothing could be judged
+    /// by them. What rounding makes of nothing counts as nothing.
+    pub fn are_without_width(&self) -> bool {
+        let (upper, lower) = (
+            self.upper().unwrap_or(self.center_line),
+            self.lower().unwrap_or(self.center_line),
+        );
+        upper - lower <= ROUNDING * upper.abs().max(lower.abs())
     }
 
     fn above(&self, sigmas: f64) -> f64 {

@@ -1,5 +1,7 @@
 //! What is told of a characteristic: drafts of events, in their envelope.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -41,8 +43,10 @@ pub(super) struct SamplePayload<'a> {
     pub(super) mean: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) range: Option<f64>,
-    pub(super) zone: Option<&'static str>,
+    pub(super) zone: Option<&'a str>,
     pub(super) in_control: bool,
+    /// `server` or `publisher`; nothing as long as there is nothing to judge it by.
+    pub(super) judged_by: Option<&'static str>,
     /// The rules that it breaks, by number: also those of a run whose violation stands.
     pub(super) rules: Vec<u32>,
     pub(super) limits_version: Option<u32>,
@@ -52,7 +56,7 @@ pub(super) struct SamplePayload<'a> {
 
 #[derive(Serialize)]
 pub(super) struct ViolationPayload<'a> {
-    violation_id: String,
+    violation_id: Cow<'a, str>,
     characteristic_id: &'a SubjectId,
     sample_id: Option<&'a str>,
     rule_id: u32,
@@ -65,7 +69,7 @@ pub(super) struct ViolationPayload<'a> {
 impl<'a> From<&'a Violation> for ViolationPayload<'a> {
     fn from(violation: &'a Violation) -> ViolationPayload<'a> {
         ViolationPayload {
-            violation_id: violation.id().to_string(),
+            violation_id: violation.id(),
             characteristic_id: &violation.characteristic_id,
             sample_id: violation.sample_id.as_deref(),
             rule_id: violation.rule_id,
@@ -78,11 +82,11 @@ impl<'a> From<&'a Violation> for ViolationPayload<'a> {
 
 #[derive(Serialize)]
 struct AckPayload<'a> {
-    violation_id: String,
+    violation_id: Cow<'a, str>,
     characteristic_id: &'a SubjectId,
     acknowledged: bool,
-    ack_user: &'a str,
-    ack_reason: &'a str,
+    ack_user: Option<&'a str>,
+    ack_reason: Option<&'a str>,
     user: &'a str,
     reason: &'a str,
     #[serde(serialize_with = "crate::kind::as_timestamp")]
@@ -95,35 +99,35 @@ struct LimitsPayload<'a> {
     center_line: Option<f64>,
     ucl: Option<f64>,
     lcl: Option<f64>,
-    method: Option<Method>,
+    method: Option<&'a Method>,
     sample_count: u32,
     limits_version: Option<u32>,
-    baseline: Option<BaselinePayload>,
+    baseline: Option<BaselinePayload<'a>>,
 }
 
 #[derive(Serialize)]
-struct BaselinePayload {
-    method: Method,
+struct BaselinePayload<'a> {
+    method: &'a Method,
     samples: u32,
 }
 
 /// The limits in force as an event.
 pub fn limits_draft(id: &SubjectId, characteristic: &Characteristic) -> Draft {
-    let limits = characteristic.limits;
+    let limits = characteristic.limits.as_ref();
     let chart = limits.map(|limits| limits.chart);
     let payload = LimitsPayload {
         characteristic_id: id,
         center_line: chart.map(|chart| chart.center_line),
-        ucl: chart.map(|chart| chart.ucl),
-        lcl: chart.map(|chart| chart.lcl),
-        method: limits.map(|limits| limits.method),
+        ucl: chart.and_then(|chart| chart.upper()),
+        lcl: chart.and_then(|chart| chart.lower()),
+        method: limits.map(|limits| &limits.method),
         sample_count: limits.map_or(0, |limits| limits.sample_count),
         limits_version: limits.map(|limits| limits.version),
         baseline: characteristic
             .baseline
             .as_ref()
             .map(|baseline| BaselinePayload {
-                method: baseline.method,
+                method: &baseline.method,
                 samples: baseline.samples,
             }),
     };
@@ -166,20 +170,22 @@ pub fn severity(draft: &Draft) -> Option<Severity> {
     Some(told.payload.severity)
 }
 
+/// That a violation is acknowledged as `act` says, or that `act` has taken that back.
 pub(super) fn ack_draft(
     violation: &Violation,
-    ack: &Acknowledgement,
+    act: &Acknowledgement,
     status: &'static str,
 ) -> Draft {
+    let ack = violation.acknowledgement.as_ref();
     let payload = AckPayload {
-        violation_id: violation.id().to_string(),
+        violation_id: violation.id(),
         characteristic_id: &violation.characteristic_id,
-        acknowledged: true,
-        ack_user: &ack.user,
-        ack_reason: &ack.reason,
-        user: &ack.user,
-        reason: &ack.reason,
-        timestamp: ack.at,
+        acknowledged: ack.is_some(),
+        ack_user: ack.map(|ack| &*ack.user),
+        ack_reason: ack.map(|ack| &*ack.reason),
+        user: &act.user,
+        reason: &act.reason,
+        timestamp: act.at,
     };
     draft(&ACK_UPDATE, Class::Milestone, status, payload)
 }

@@ -3,7 +3,8 @@
 //! Each sample is judged by the control limits in force, which are given or computed from a *baseline* of the
 //! first samples, and by those of the eight Nelson rules ([`nelson`]) that are switched on. A rule that is
 //! broken opens a violation, once for each run of samples that break it; somebody acknowledges it, with a
-//! reason. The rules look only at samples that the same limits have judged.
+//! reason, and may take that back. The rules look only at samples that the same limits have judged. A sample that comes
+//! with its publisher's own verdict is not judged here: the verdict is passed on.
 
 mod command;
 pub mod limits;
@@ -11,13 +12,16 @@ mod message;
 pub mod nelson;
 mod rules;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
-pub use self::command::{Command, NewSample, NewViolation, Register, RuleSetting, SetLimits};
+pub use self::command::{
+    Acknowledge, Command, NewSample, NewViolation, Register, RuleSetting, SetLimits,
+};
 use self::limits::ControlLimits;
 pub use self::message::{limits_draft, sample_draft, severity, violation_draft};
 use self::nelson::Rule;
@@ -54,6 +58,8 @@ pub const OUT_OF_CONTROL: &str = "out_of_control";
 pub const ID_MAX_BYTES: usize = 100;
 /// The longest `name`, `unit` or `rule_name`, in bytes.
 pub const NAME_MAX_BYTES: usize = 256;
+/// The most violations that a sample may come with.
+pub const SAMPLE_VIOLATIONS_MAX: usize = 32;
 /// The most samples that a baseline may take.
 pub const BASELINE_MAX: u32 = 100;
 /// Samples that a baseline takes when nobody says.
@@ -62,9 +68,11 @@ pub const BASELINE_DEFAULT: u32 = 20;
 pub const VALUE_MAX: f64 = 1e100;
 
 /// How bad a violation is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
+    /// To be known.
+    Info,
     /// To be looked at.
     Warning,
     /// To be acted on.
@@ -75,6 +83,7 @@ impl Severity {
     /// As it stands in messages and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
+            Severity::Info => "info",
             Severity::Warning => "warning",
             Severity::Critical => "critical",
         }
@@ -82,7 +91,7 @@ impl Severity {
 
     /// Reads what [`Severity::as_str`] gives.
     pub fn parse(text: &str) -> Option<Severity> {
-        [Severity::Warning, Severity::Critical]
+        [Severity::Info, Severity::Warning, Severity::Critical]
             .into_iter()
             .find(|own| own.as_str() == text)
     }
@@ -96,9 +105,18 @@ impl Severity {
     }
 }
 
+impl<'de> Deserialize<'de> for Severity {
+    /// In any case.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Severity, D::Error> {
+        let text = String::deserialize(deserializer)?.to_ascii_lowercase();
+        Severity::parse(&text).ok_or_else(|| {
+            serde::de::Error::custom("a severity is `info`, `warning` or `critical`, in any case")
+        })
+    }
+}
+
 /// Where limits come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Method {
     /// From whoever knows.
     Given,
@@ -106,28 +124,43 @@ pub enum Method {
     MovingRange,
     /// From the mean range of subgroups.
     XbarR,
+    /// From whoever knows, by a method of their own.
+    Named(Arc<str>),
 }
 
 impl Method {
     /// As it stands in messages and in the database.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &str {
         match self {
             Method::Given => "given",
             Method::MovingRange => "moving_range",
             Method::XbarR => "xbar_r",
+            Method::Named(name) => name,
         }
     }
 
     /// Reads what [`Method::as_str`] gives.
-    pub fn parse(text: &str) -> Option<Method> {
-        [Method::Given, Method::MovingRange, Method::XbarR]
-            .into_iter()
-            .find(|own| own.as_str() == text)
+    pub fn parse(text: &str) -> Method {
+        let known = [Method::Given, Method::MovingRange, Method::XbarR];
+        let found = known.into_iter().find(|own| own.as_str() == text);
+        found.unwrap_or_else(|| Method::Named(text.into()))
+    }
+}
+
+impl Serialize for Method {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Method {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Method, D::Error> {
+        String::deserialize(deserializer).map(|text| Method::parse(&text))
     }
 }
 
 /// Limits in force.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
     /// The lines.
     pub chart: ControlLimits,
@@ -171,6 +204,8 @@ pub struct Characteristic {
     pub recent: Vec<f64>,
     /// The rules that the last sample breaks, each with the number of its violation.
     pub runs: Vec<(Rule, u64)>,
+    /// Whether the last sample was in control, if its publisher has judged it.
+    pub publisher_in_control: Option<bool>,
     /// How many samples there were.
     pub sample_count: u64,
     /// How many violations there were: the number of the last one.
@@ -205,6 +240,8 @@ pub struct Violation {
     pub characteristic_id: SubjectId,
     /// 1, 2, 3, … within the characteristic.
     pub number: u64,
+    /// The publisher's own id of it, which is then its id.
+    pub own_id: Option<Arc<str>>,
     /// The sample that shows it, if it is known.
     pub sample_id: Option<Arc<str>>,
     /// Nelson's number, or somebody's own.
@@ -232,7 +269,7 @@ pub struct Acknowledgement {
     pub at: DateTime<Utc>,
 }
 
-/// The id of a violation: `<characteristic id>.<number>`.
+/// The id of a violation whose publisher gave it none: `<characteristic id>.<number>`. No publisher's own id has this form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ViolationId {
     /// Of which characteristic.
@@ -263,10 +300,10 @@ impl std::fmt::Display for ViolationId {
 
 impl Violation {
     /// Its id.
-    pub fn id(&self) -> ViolationId {
-        ViolationId {
-            characteristic_id: self.characteristic_id.clone(),
-            number: self.number,
+    pub fn id(&self) -> Cow<'_, str> {
+        match &self.own_id {
+            Some(own) => Cow::Borrowed(own),
+            None => Cow::Owned(format!("{}.{}", self.characteristic_id, self.number)),
         }
     }
 }
@@ -274,10 +311,9 @@ impl Violation {
 impl Characteristic {
     /// Whether the last sample breaks a rule.
     pub fn status(&self) -> &'static str {
-        if self.runs.is_empty() {
-            IN_CONTROL
-        } else {
-            OUT_OF_CONTROL
+        match self.publisher_in_control.unwrap_or(self.runs.is_empty()) {
+            true => IN_CONTROL,
+            false => OUT_OF_CONTROL,
         }
     }
 }
@@ -296,7 +332,7 @@ impl Subject for Characteristic {
             "status": self.status(),
             "subgroup_size": self.subgroup_size,
             "rules": self.rules.iter().map(rule).collect::<Vec<_>>(),
-            "limits_version": self.limits.map(|limits| limits.version),
+            "limits_version": self.limits.as_ref().map(|limits| limits.version),
             "baseline_collected": self.baseline.as_ref().map(|own| own.collected.len()),
             "sample_count": self.sample_count,
             "violation_count": self.violation_count,

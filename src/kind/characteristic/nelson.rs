@@ -135,8 +135,12 @@ pub fn is_broken(rule: Rule, points: &[f64], limits: &ControlLimits) -> bool {
         Rule::Alternation => seen.windows(3).all(is_turn),
         Rule::TwoOfThree => newest_and(1, is_above_two_sigma) || newest_and(1, is_below_two_sigma),
         Rule::FourOfFive => newest_and(3, is_above_one_sigma) || newest_and(3, is_below_one_sigma),
-        // A chart without width expects no variation, so none of it is missing.
-        Rule::Stratification => limits.lcl < limits.ucl && all(is_within_one_sigma),
+        // A chart without width expects no variation, so none of it is missing; and where there is no limit, nobody
+        // knows how much is to be expected.
+        Rule::Stratification => {
+            let is_two_sided = limits.upper().is_some() && limits.lower().is_some();
+            is_two_sided && limits.lcl < limits.ucl && all(is_within_one_sigma)
+        }
         // On one side only it would be a shift, which Nelson leaves to the rules 2 and 6.
         Rule::Mixture => {
             all(|zone| !is_within_one_sigma(zone)) && is_anywhere_above() && is_anywhere_below()

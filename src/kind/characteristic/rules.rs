@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use chrono::Datelike;
-
 use super::limits::{self, ControlLimits, SUBGROUP_MAX};
 use super::message::{SamplePayload, ack_draft, draft, limits_draft, violation_draft};
 use super::nelson::{Rule, WINDOW, is_broken};
 use super::{
-    Acknowledgement, BASELINE_DEFAULT, BASELINE_MAX, Baseline, Characteristic, Command,
-    ID_MAX_BYTES, KIND, LastSample, Limits, Method, NAME_MAX_BYTES, NewSample, NewViolation,
-    Register, RuleSetting, SAMPLE, SetLimits, Severity, VALUE_MAX, Violation, invalid,
+    Acknowledge, Acknowledgement, BASELINE_DEFAULT, BASELINE_MAX, Baseline, Characteristic,
+    Command, ID_MAX_BYTES, IN_CONTROL, KIND, LastSample, Limits, Method, NAME_MAX_BYTES, NewSample,
+    NewViolation, Register, RuleSetting, SAMPLE, SAMPLE_VIOLATIONS_MAX, SetLimits, Severity,
+    VALUE_MAX, Violation, ViolationId, invalid,
 };
 use crate::event::{Class, Draft};
 use crate::id::{SUBJECT_ID_MAX_BYTES, SubjectId};
@@ -33,12 +32,15 @@ pub fn apply(
         (Some(characteristic), _) => characteristic.clone(),
         (None, Command::Register(_)) => new(id, context)?,
         // What is not there has no violations.
-        (None, Command::Acknowledge { number, .. }) => return Err(no_violation(id, *number)),
+        (None, Command::Acknowledge(own) | Command::Unacknowledge(own)) => {
+            return Err(no_violation(id, own.number));
+        }
         (None, _) => return Err(not_found(KIND, id.as_str())),
     };
     match command {
         Command::Register(register) => {
-            let told = |own: &Characteristic| (own.limits, own.baseline.clone(), own.status());
+            let told =
+                |own: &Characteristic| (own.limits.clone(), own.baseline.clone(), own.status());
             let before = told(&next);
             describe(&mut next, register)?;
             if characteristic.is_none() || before != told(&next) {
@@ -51,16 +53,12 @@ pub fn apply(
         }
         Command::Sample(sample) => change.take(&mut next, sample)?,
         Command::Violation(violation) => change.report(&mut next, violation)?,
-        Command::Acknowledge {
-            number,
-            user,
-            reason,
-        } => change.acknowledge(&next, *number, user, reason)?,
+        Command::Acknowledge(own) => change.acknowledge(&next, own, true)?,
+        Command::Unacknowledge(own) => change.acknowledge(&next, own, false)?,
     }
     Ok(Outcome {
-        state: next,
-        drafts: change.drafts,
         violations: change.violations,
+        ..Outcome::new(next, change.drafts)
     })
 }
 
@@ -86,27 +84,29 @@ impl Change<'_> {
     /// Judges a sample by the limits in force, and adds it to the baseline.
     fn take(&mut self, next: &mut Characteristic, sample: &NewSample) -> Result<(), RuleError> {
         let values = values(sample, next.subgroup_size)?;
-        if sample
-            .timestamp
-            .is_some_and(|at| !(1970..10_000).contains(&at.year()))
-        {
-            return Err(invalid("timestamp", "is between the years 1970 and 9999"));
-        }
         let mean = limits::mean(values.iter().copied()).expect("a sample has a value");
         let highest = values.iter().copied().fold(f64::MIN, f64::max);
         let lowest = values.iter().copied().fold(f64::MAX, f64::min);
         let range = highest - lowest;
         next.sample_count += 1;
         let sample_id: Arc<str> = match &sample.sample_id {
-            Some(own) => sample_id(own)?,
+            Some(own) => short_id("sample_id", own)?,
             None => format!("{}.{}", self.id, next.sample_count).into(),
         };
-        let chart = next.limits.map(|limits| limits.chart);
-        let limits_version = next.limits.map(|limits| limits.version);
+        let limits = next.limits.as_ref();
+        let chart = limits.map(|limits| limits.chart);
+        let limits_version = limits.map(|limits| limits.version);
         let seq = self.next_seq();
+        let is_judged = sample.is_judged();
         let opened = match &chart {
+            _ if is_judged => self.relay(next, sample, &sample_id)?,
             Some(chart) => self.judge(next, mean, chart, &sample_id),
             None => Vec::new(),
+        };
+        let zone = match &chart {
+            _ if is_judged => sample.zone.as_deref(),
+            Some(chart) => Some(chart.zone(mean).as_str()),
+            None => None,
         };
         let payload = SamplePayload {
             sample_id: &sample_id,
@@ -115,13 +115,20 @@ impl Change<'_> {
             value: mean,
             mean,
             range: (next.subgroup_size > 1).then_some(range),
-            zone: chart.map(|chart| chart.zone(mean).as_str()),
-            in_control: next.runs.is_empty(),
-            rules: next
-                .runs
-                .iter()
-                .map(|(rule, _)| rule.number().into())
-                .collect(),
+            zone,
+            in_control: next.status() == IN_CONTROL,
+            judged_by: match is_judged {
+                true => Some("publisher"),
+                false => chart.is_some().then_some("server"),
+            },
+            rules: match is_judged {
+                true => opened.iter().map(|own| own.rule_id).collect(),
+                false => next
+                    .runs
+                    .iter()
+                    .map(|(rule, _)| rule.number().into())
+                    .collect(),
+            },
             limits_version,
             violations: opened.iter().map(Into::into).collect(),
         };
@@ -154,6 +161,7 @@ impl Change<'_> {
         chart: &ControlLimits,
         sample_id: &Arc<str>,
     ) -> Vec<Violation> {
+        next.publisher_in_control = None;
         if next.recent.len() == WINDOW {
             next.recent.remove(0);
         }
@@ -173,6 +181,7 @@ impl Change<'_> {
                 opened.push(Violation {
                     characteristic_id: self.id.clone(),
                     number,
+                    own_id: None,
                     sample_id: Some(Arc::clone(sample_id)),
                     rule_id: rule.number().into(),
                     rule_name: rule.name().into(),
@@ -187,6 +196,38 @@ impl Change<'_> {
         opened
     }
 
+    /// Takes over what the publisher says of a sample. The server's own rules begin anew after it.
+    fn relay(
+        &self,
+        next: &mut Characteristic,
+        sample: &NewSample,
+        sample_id: &Arc<str>,
+    ) -> Result<Vec<Violation>, RuleError> {
+        if let Some(zone) = &sample.zone {
+            bounded("zone", zone, Bound::constant(NAME_MAX_BYTES))?;
+        }
+        let reports = sample.violations.as_deref().unwrap_or_default();
+        if reports.len() > SAMPLE_VIOLATIONS_MAX {
+            let expected = format!("has at most {SAMPLE_VIOLATIONS_MAX} entries");
+            return Err(invalid("violations", expected));
+        }
+        next.recent.clear();
+        next.runs.clear();
+        next.publisher_in_control = Some(sample.in_control.unwrap_or(reports.is_empty()));
+        let mut opened: Vec<Violation> = Vec::with_capacity(reports.len());
+        for report in reports {
+            // After the sample's own event, and one another.
+            let seq = self.next_seq() + 1 + opened.len() as u64;
+            let violation = self.found_elsewhere(next, report, Some(sample_id), seq)?;
+            let is_named = |own: &Violation| own.own_id.is_some() && own.own_id == violation.own_id;
+            if opened.iter().any(is_named) {
+                return Err(invalid("violation_id", "names each violation once"));
+            }
+            opened.push(violation);
+        }
+        Ok(opened)
+    }
+
     /// Adds a sample to the baseline, and computes limits once that is whole.
     fn learn(&mut self, next: &mut Characteristic, mean: f64, range: f64) {
         let Some(baseline) = &mut next.baseline else {
@@ -196,18 +237,21 @@ impl Change<'_> {
         if baseline.collected.len() < baseline.samples as usize {
             return;
         }
-        let (method, samples) = (baseline.method, baseline.samples);
+        let (method, samples) = (baseline.method.clone(), baseline.samples);
         let chart = match method {
             Method::XbarR => limits::xbar_r(&baseline.collected, next.subgroup_size as usize),
-            Method::MovingRange | Method::Given => {
+            Method::MovingRange | Method::Given | Method::Named(_) => {
                 let means: Vec<f64> = baseline.collected.iter().map(|(mean, _)| *mean).collect();
                 limits::moving_range(&means)
             }
         };
+        let Some(chart) = chart.filter(|chart| !chart.are_without_width()) else {
+            // Samples without variation say nothing of it: learning goes on with the next one.
+            baseline.collected.remove(0);
+            return;
+        };
         next.baseline = None;
-        if let Some(chart) = chart {
-            enforce(next, chart, method, samples);
-        }
+        enforce(next, chart, method, samples);
         self.tell_limits(next);
     }
 
@@ -217,6 +261,22 @@ impl Change<'_> {
         next: &mut Characteristic,
         report: &NewViolation,
     ) -> Result<(), RuleError> {
+        let last = next.last_sample.as_ref();
+        let last = last.map(|sample| Arc::clone(&sample.sample_id));
+        let violation = self.found_elsewhere(next, report, last.as_ref(), self.next_seq())?;
+        self.drafts.push(violation_draft(&violation));
+        self.violations.push(violation);
+        Ok(())
+    }
+
+    /// The violation that a publisher reports, of this sample if the report names none.
+    fn found_elsewhere(
+        &self,
+        next: &mut Characteristic,
+        report: &NewViolation,
+        sample: Option<&Arc<str>>,
+        seq: u64,
+    ) -> Result<Violation, RuleError> {
         let known = u8::try_from(report.rule_id)
             .ok()
             .and_then(Rule::from_number);
@@ -232,62 +292,88 @@ impl Change<'_> {
                 ));
             }
         };
-        let last = next.last_sample.as_ref();
         let sample_id = match &report.sample_id {
-            Some(own) => Some(sample_id(own)?),
-            None => last.map(|sample| Arc::clone(&sample.sample_id)),
+            Some(own) => Some(short_id("sample_id", own)?),
+            None => sample.map(Arc::clone),
+        };
+        let own_id = match &report.violation_id {
+            Some(own) => Some(self.own_violation_id(own)?),
+            None => None,
         };
         next.violation_count += 1;
-        let violation = Violation {
+        Ok(Violation {
             characteristic_id: self.id.clone(),
             number: next.violation_count,
+            own_id,
             sample_id,
             rule_id: report.rule_id,
             rule_name,
             severity: report
                 .severity
                 .unwrap_or_else(|| known.map_or(Severity::Warning, Severity::usual)),
-            at: self.context.now,
-            seq: self.next_seq(),
+            at: report.timestamp.unwrap_or(self.context.now),
+            seq,
             acknowledgement: None,
-        };
-        self.drafts.push(violation_draft(&violation));
-        self.violations.push(violation);
-        Ok(())
+        })
     }
 
+    fn own_violation_id(&self, text: &str) -> Result<Arc<str>, RuleError> {
+        if ViolationId::parse(text).is_some() {
+            return Err(invalid(
+                "violation_id",
+                "does not end in a full stop and a number: such ids are the server's",
+            ));
+        }
+        if self.context.taken_violation == Some(text) {
+            return Err(RuleError::AlreadyExists {
+                noun: "Violation",
+                id: text.to_owned(),
+            });
+        }
+        short_id("violation_id", text)
+    }
+
+    /// Acknowledges a violation, or takes that back.
     fn acknowledge(
         &mut self,
         next: &Characteristic,
-        number: u64,
-        user: &Arc<str>,
-        reason: &str,
+        asked: &Acknowledge,
+        acknowledged: bool,
     ) -> Result<(), RuleError> {
         let Some(violation) = self.context.violation else {
-            return Err(no_violation(self.id, number));
+            return Err(no_violation(self.id, asked.number));
         };
-        if violation.acknowledgement.is_some() {
-            return Err(RuleError::Finished {
-                status: "acknowledged",
-            });
+        match (acknowledged, violation.acknowledgement.is_some()) {
+            (true, true) => {
+                return Err(RuleError::Finished {
+                    status: "acknowledged",
+                });
+            }
+            (false, false) => {
+                return Err(RuleError::IllegalTransition {
+                    action: "take back the acknowledgement",
+                    status: "open",
+                });
+            }
+            (true, false) | (false, true) => {}
         }
-        if reason.trim().is_empty() {
+        if asked.reason.trim().is_empty() {
             return Err(invalid("reason", "says something"));
         }
-        if user.trim().is_empty() {
+        if asked.user.trim().is_empty() {
             return Err(invalid("user", "says who: the token names nobody"));
         }
-        let acknowledgement = Acknowledgement {
-            user: bounded("user", user, Bound::constant(NAME_MAX_BYTES))?,
-            reason: bounded("reason", reason, self.context.limits.message())?,
+        let act = Acknowledgement {
+            user: bounded("user", &asked.user, Bound::constant(NAME_MAX_BYTES))?,
+            reason: bounded("reason", &asked.reason, self.context.limits.message())?,
             at: self.context.now,
         };
-        self.drafts
-            .push(ack_draft(violation, &acknowledgement, next.status()));
-        self.violations.push(Violation {
-            acknowledgement: Some(acknowledgement),
+        let violation = Violation {
+            acknowledgement: acknowledged.then(|| act.clone()),
             ..violation.clone()
-        });
+        };
+        self.drafts.push(ack_draft(&violation, &act, next.status()));
+        self.violations.push(violation);
         Ok(())
     }
 }
@@ -303,7 +389,7 @@ fn new(id: &SubjectId, context: &Context<'_>) -> Result<Characteristic, RuleErro
     if id.as_str().len() > ID_MAX_BYTES {
         return Err(invalid(
             "characteristic_id",
-            format!("has at most {ID_MAX_BYTES} characters"),
+            format!("has at most {ID_MAX_BYTES} bytes"),
         ));
     }
     Ok(Characteristic {
@@ -316,6 +402,7 @@ fn new(id: &SubjectId, context: &Context<'_>) -> Result<Characteristic, RuleErro
         baseline: None,
         recent: Vec::new(),
         runs: Vec::new(),
+        publisher_in_control: None,
         sample_count: 0,
         violation_count: 0,
         last_sample: None,
@@ -383,68 +470,61 @@ fn switched_on(settings: &[RuleSetting]) -> Result<Vec<(Rule, Severity)>, RuleEr
 /// Whether what is asked has been carried out: whoever describes a characteristic at each start does not mean to
 /// throw away what was learnt since.
 fn is_so_already(now: &Characteristic, asked: &SetLimits) -> bool {
-    let samples = asked.samples.unwrap_or(BASELINE_DEFAULT);
-    let lines = (asked.center_line, asked.ucl, asked.lcl);
-    let to_learn = |method| asked.method == Some(method) && lines == (None, None, None);
-    if let Some(baseline) = &now.baseline {
-        return to_learn(baseline.method) && baseline.samples == samples;
+    if let Some(given) = asked.lines() {
+        let is_so = |limits: &Limits| {
+            let count = asked.sample_count.unwrap_or(0);
+            limits.chart == given
+                && limits.method == asked.method.clone().unwrap_or(Method::Given)
+                && limits.sample_count == count
+        };
+        return now.baseline.is_none() && now.limits.as_ref().is_some_and(is_so);
     }
-    let Some(limits) = now.limits else {
-        return false;
-    };
-    match limits.method {
-        Method::Given => {
-            let ControlLimits {
-                center_line,
-                ucl,
-                lcl,
-            } = limits.chart;
-            let only_given = matches!(asked.method, None | Some(Method::Given));
-            lines == (Some(center_line), Some(ucl), Some(lcl))
-                && only_given
-                && asked.samples.is_none()
-        }
-        method => to_learn(method) && limits.sample_count == samples,
+    let samples = asked.samples.unwrap_or(BASELINE_DEFAULT);
+    let to_learn =
+        |method: &Method, count| asked.method.as_ref() == Some(method) && samples == count;
+    match (&now.baseline, &now.limits) {
+        (Some(baseline), _) => to_learn(&baseline.method, baseline.samples),
+        (None, Some(limits)) => to_learn(&limits.method, limits.sample_count),
+        (None, None) => false,
     }
 }
 
 /// Sets the limits that are given, or begins a baseline; until that is whole the old limits stay in force.
 fn set_limits(next: &mut Characteristic, set: &SetLimits) -> Result<(), RuleError> {
-    let lines = (set.center_line, set.ucl, set.lcl);
-    match (lines, set.method) {
-        ((Some(center_line), Some(ucl), Some(lcl)), None | Some(Method::Given)) => {
-            let in_order = lcl <= center_line && center_line <= ucl && lcl < ucl;
-            let fit = [center_line, ucl, lcl]
-                .iter()
-                .all(|line| line.abs() <= VALUE_MAX);
-            if !in_order || !fit {
-                return Err(invalid("ucl", "is above `lcl`, with `center_line` between"));
-            }
-            if set.samples.is_some() {
-                return Err(invalid("samples", "goes with a `method`"));
-            }
-            let chart = ControlLimits {
-                center_line,
-                ucl,
-                lcl,
-            };
-            next.baseline = None;
-            enforce(next, chart, Method::Given, 0);
-            Ok(())
+    if let Some(chart) = set.lines() {
+        let in_order = chart.lcl <= chart.center_line && chart.center_line <= chart.ucl;
+        let given = [Some(chart.center_line), chart.upper(), chart.lower()];
+        let fit = given.iter().flatten().all(|line| line.abs() <= VALUE_MAX);
+        if !in_order || !fit || chart.are_without_width() {
+            return Err(invalid("ucl", "is above `lcl`, with `center_line` between"));
         }
-        ((None, None, None), Some(method @ (Method::MovingRange | Method::XbarR))) => {
+        if set.samples.is_some() {
+            return Err(invalid("samples", "goes with a `method` and without lines"));
+        }
+        let method = set.method.clone().unwrap_or(Method::Given);
+        bounded("method", method.as_str(), Bound::constant(NAME_MAX_BYTES))?;
+        next.baseline = None;
+        enforce(next, chart, method, set.sample_count.unwrap_or(0));
+        return Ok(());
+    }
+    let has_lines = (set.center_line, set.ucl, set.lcl) != (None, None, None);
+    match &set.method {
+        Some(method @ (Method::MovingRange | Method::XbarR)) if !has_lines => {
+            if set.sample_count.is_some() {
+                return Err(invalid("sample_count", "goes with lines"));
+            }
             let samples = set.samples.unwrap_or(BASELINE_DEFAULT);
             if !(2..=BASELINE_MAX).contains(&samples) {
                 return Err(invalid("samples", format!("is from 2 to {BASELINE_MAX}")));
             }
-            if (method == Method::XbarR) != (next.subgroup_size > 1) {
+            if (*method == Method::XbarR) != (next.subgroup_size > 1) {
                 return Err(invalid(
                     "method",
                     "is moving_range for samples of one value and xbar_r for subgroups",
                 ));
             }
             next.baseline = Some(Baseline {
-                method,
+                method: method.clone(),
                 samples,
                 collected: Vec::new(),
             });
@@ -452,8 +532,22 @@ fn set_limits(next: &mut Characteristic, set: &SetLimits) -> Result<(), RuleErro
         }
         _ => Err(invalid(
             "limits",
-            "are `center_line`, `ucl` and `lcl`, or a `method` (moving_range, xbar_r) and `samples`",
+            "are `center_line` with `ucl`, `lcl` or both, or a `method` (moving_range, xbar_r) and `samples`",
         )),
+    }
+}
+
+impl SetLimits {
+    /// The lines, if enough of them are given.
+    fn lines(&self) -> Option<ControlLimits> {
+        let center_line = self
+            .center_line
+            .filter(|_| self.ucl.or(self.lcl).is_some())?;
+        Some(ControlLimits {
+            center_line,
+            ucl: self.ucl.unwrap_or(f64::INFINITY),
+            lcl: self.lcl.unwrap_or(f64::NEG_INFINITY),
+        })
     }
 }
 
@@ -494,12 +588,13 @@ fn values(sample: &NewSample, size: u32) -> Result<&[f64], RuleError> {
     Ok(values)
 }
 
-fn sample_id(text: &str) -> Result<Arc<str>, RuleError> {
+/// The publisher's own id of a sample or a violation.
+fn short_id(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
     let fits = text.parse::<SubjectId>();
     fits.map(|id| id.as_str().into()).map_err(|_| {
         invalid(
-            "sample_id",
-            format!("has 1 to {SUBJECT_ID_MAX_BYTES} characters out of A-Z a-z 0-9 . _ : ~ -"),
+            field,
+            format!("has 1 to {SUBJECT_ID_MAX_BYTES} bytes of text without control characters"),
         )
     })
 }

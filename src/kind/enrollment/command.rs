@@ -30,9 +30,9 @@ pub struct Start {
     /// The session's id; made up (UUIDv7) if absent.
     #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
     pub session_id: Option<SubjectId>,
-    /// The device that takes the scans.
-    #[serde(deserialize_with = "crate::kind::id_or_number")]
-    pub device_id: SubjectId,
+    /// The device that takes the scans, if the session is to have one to itself.
+    #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
+    pub device_id: Option<SubjectId>,
     /// Who is enrolled.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
     pub student_id: Option<String>,
@@ -57,7 +57,7 @@ pub struct Report {
     pub progress: Option<f64>,
     /// A word for people.
     pub message: Option<String>,
-    /// Which scan this is, from 1.
+    /// Which scan this is, from 1. A status that lies before the present one counts the next scan by itself.
     pub attempt: Option<u32>,
     /// How many scans it takes.
     pub total_attempts: Option<u32>,
@@ -74,13 +74,13 @@ pub struct Complete {
 }
 
 /// Body of `error`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Failure {
-    /// For programs: one of [`ERROR_CODES`](super::ERROR_CODES) or the device's own.
-    pub code: String,
+    /// For programs: one of [`ERROR_CODES`](super::ERROR_CODES) or the device's own; `error` if there is none.
+    pub code: Option<String>,
     /// For people.
-    #[serde(default, alias = "message")]
+    #[serde(alias = "message")]
     pub error: Option<String>,
 }
 
@@ -127,7 +127,7 @@ impl CommandOf<Session> for Command {
     /// The device that a session would have to itself.
     fn wants_holder(&self) -> Option<&str> {
         match self {
-            Command::Start(start) => Some(start.device_id.as_str()),
+            Command::Start(start) => start.device_id.as_ref().map(SubjectId::as_str),
             _ => None,
         }
     }

@@ -5,7 +5,7 @@
 //!   └──────────┴─────────────┴────────────┴────────▶ error, cancelled
 //! ```
 //!
-//! Steps may be skipped forwards; a step back needs a higher `attempt`. Progress is 0, 33 or 66 by status, or,
+//! Steps may be skipped forwards; a step back begins the next scan, a higher `attempt`. Progress is 0, 33 or 66 by status, or,
 //! when the session has `total_attempts`, 33 for each scan that is done; it never falls. A device has one
 //! session at a time. A session whose device says nothing for its lease ends with `timeout`; like a job's,
 //! that silence is judged lazily ([`Session::check_at`]).
@@ -162,8 +162,8 @@ impl FromStr for Status {
 /// A session's whole state.
 #[derive(Debug, Clone)]
 pub struct Session {
-    /// The device that takes the scans.
-    pub device_id: SubjectId,
+    /// The device that takes the scans, if the session has one to itself.
+    pub device_id: Option<SubjectId>,
     /// Who is enrolled.
     pub student_id: Option<Arc<str>>,
     /// Where it stands.
@@ -212,7 +212,11 @@ impl Subject for Session {
 
     /// The device, as long as the session has it to itself.
     fn holds(&self) -> Option<&str> {
-        (!self.status.is_terminal()).then(|| self.device_id.as_str())
+        let device = self
+            .device_id
+            .as_ref()
+            .filter(|_| !self.status.is_terminal());
+        device.map(SubjectId::as_str)
     }
 }
 
@@ -231,7 +235,7 @@ struct Fields<'a> {
     error: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'a str>,
-    device_id: &'a SubjectId,
+    device_id: Option<&'a SubjectId>,
     student_id: Option<&'a str>,
     attempt: Option<u32>,
     total_attempts: Option<u32>,
@@ -255,7 +259,7 @@ pub fn draft(id: &SubjectId, session: &Session, class: Class) -> Draft {
         quality_score: (session.status == Status::Complete).then_some(session.quality_score),
         error: failed.then_some(&session.message),
         code: session.error_code.as_deref(),
-        device_id: &session.device_id,
+        device_id: session.device_id.as_ref(),
         student_id: session.student_id.as_deref(),
         attempt: session.attempt,
         total_attempts: session.total_attempts,

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::event::Class;
 use crate::id::SubjectId;
-use crate::kind::{Bound, Context, Outcome, RuleError, bounded, code, not_found};
+use crate::kind::{Bound, Context, Outcome, PLAIN_ERROR_CODE, RuleError, bounded, code, not_found};
 
 /// The rules: what becomes of a session by a command, and what is told of it. Pure.
 pub fn apply(
@@ -35,10 +35,14 @@ pub fn apply(
 }
 
 fn started(start: &Start, context: &Context<'_>) -> Result<Session, RuleError> {
-    if context.holder.is_some() {
+    if let Some(device) = start
+        .device_id
+        .as_ref()
+        .filter(|_| context.holder.is_some())
+    {
         // Which one is not for everybody who may name the device.
         return Err(RuleError::Held {
-            what: format!("device {}", start.device_id),
+            what: format!("device {device}"),
             holder: "another session",
         });
     }
@@ -111,7 +115,7 @@ fn changed(
         }
         Command::Error(failure) => {
             next.finish(Status::Error, context.now);
-            let code = code("code", &failure.code)?;
+            let code = code("code", failure.code.as_deref().unwrap_or(PLAIN_ERROR_CODE))?;
             let known = ERROR_CODES.iter().find(|(known, _)| **known == *code);
             if let Some((_, message)) = known {
                 next.message = (*message).into();
@@ -166,14 +170,21 @@ impl Session {
                         .into(),
             });
         }
-        self.count(report.attempt, report.total_attempts)?;
+        let begins_again = status < before.status && report.attempt.is_none();
+        let most = report
+            .total_attempts
+            .or(self.total_attempts)
+            .unwrap_or(ATTEMPTS_MAX);
+        let next = before.attempt.unwrap_or(1).saturating_add(1).min(most);
+        let attempt = report.attempt.or(begins_again.then_some(next));
+        self.count(attempt, report.total_attempts)?;
         if self.attempt < before.attempt {
             return Err(RuleError::Invalid {
                 field: "attempt",
                 expected: format!("is not below {}", before.attempt.unwrap_or(1)),
             });
         }
-        if status < before.status && self.attempt == before.attempt {
+        if status < before.status && self.attempt == before.attempt && !begins_again {
             return Err(RuleError::IllegalTransition {
                 action: "go back without a new attempt",
                 status: before.status.as_str(),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{Job, JobError, JobType, Status};
 use crate::id::SubjectId;
-use crate::kind::{Body, CommandOf};
+use crate::kind::{Body, CommandOf, PLAIN_ERROR_CODE};
 
 /// What can be asked of a job. The fields are the bodies of the HTTP calls; unknown ones are refused.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub enum Command {
     /// Hand it to a queue.
     Queue(Note),
     /// Begin to work.
-    Start(Note),
+    Start(Start),
     /// Tell how far it is.
     Progress(Progress),
     /// End it well.
@@ -58,7 +58,22 @@ pub struct Create {
     pub timeout_secs: Option<u32>,
 }
 
-/// Body of `queue`, `start` and `retry`.
+impl Create {
+    /// With nothing but its type.
+    pub(super) fn of_type(job_type: JobType) -> Create {
+        Create {
+            job_id: None,
+            job_type,
+            status: None,
+            message: None,
+            metadata: None,
+            stall_after_secs: None,
+            timeout_secs: None,
+        }
+    }
+}
+
+/// Body of `queue` and `retry`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Note {
@@ -68,10 +83,24 @@ pub struct Note {
     pub metadata: Option<Map<String, Value>>,
 }
 
+/// Body of `start`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Start {
+    /// Makes the job known if it is not yet.
+    pub job_type: Option<JobType>,
+    /// A word for people.
+    pub message: Option<String>,
+    /// Merged into the job's metadata.
+    pub metadata: Option<Map<String, Value>>,
+}
+
 /// Body of `progress`. An absent field stays as it is.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Progress {
+    /// Makes the job known, and starts it, if it is not yet.
+    pub job_type: Option<JobType>,
     /// Percent done, 0 to 100; `null` for "cannot be told", as long as none was told.
     #[serde(deserialize_with = "present")]
     pub progress: Option<Option<f64>>,
@@ -89,18 +118,23 @@ pub struct Complete {
     pub result: Option<Value>,
     /// A word for people.
     pub message: Option<String>,
+    /// Merged into the job's metadata.
+    pub metadata: Option<Map<String, Value>>,
 }
 
 /// Body of `fail`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fail {
-    /// What went wrong.
-    #[serde(deserialize_with = "crate::kind::from_object")]
+    /// What went wrong: `{code, message}`, or only the message.
+    #[serde(deserialize_with = "error_or_message")]
     pub error: JobError,
     /// A word for people; the error's message if absent.
     #[serde(default)]
     pub message: Option<String>,
+    /// Merged into the job's metadata.
+    #[serde(default)]
+    pub metadata: Option<Map<String, Value>>,
 }
 
 /// Body of `cancel`.
@@ -118,7 +152,30 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<f
     Option::<f64>::deserialize(deserializer).map(Some)
 }
 
+/// An error that says nothing but what went wrong gets a code that says no more.
+fn error_or_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobError, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(message) => Ok(JobError {
+            code: PLAIN_ERROR_CODE.into(),
+            message: message.into(),
+        }),
+        error @ Value::Object(_) => JobError::deserialize(error).map_err(serde::de::Error::custom),
+        _ => Err(serde::de::Error::custom(
+            "`error` is an object with `code` and `message`, or a text",
+        )),
+    }
+}
+
 impl Command {
+    /// The type that a report names, so that it may make the job known.
+    pub(super) fn job_type(&self) -> Option<&JobType> {
+        match self {
+            Command::Start(start) => start.job_type.as_ref(),
+            Command::Progress(report) => report.job_type.as_ref(),
+            _ => None,
+        }
+    }
+
     /// The verb, as in the URL.
     pub fn action(&self) -> &'static str {
         match self {
@@ -163,6 +220,7 @@ impl CommandOf<Job> for Command {
             (Command::Create(create), None) if create.status == Some(Status::InProgress) => {
                 Some(create.job_type.shared())
             }
+            (command, None) => command.job_type().map(JobType::shared),
             (Command::Start(_) | Command::Progress(_), Some(job))
                 if matches!(job.status, Status::Pending | Status::Queued) =>
             {

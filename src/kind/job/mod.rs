@@ -5,8 +5,9 @@
 //!    └───────────┴────────────┴────────▶ failed, cancelled ──retry──▶ queued (attempt + 1)
 //! ```
 //!
-//! Steps may be skipped forwards: a worker without a queue starts a pending job, and a progress report
-//! starts a job that is not running yet. Cancelling a running job only *asks*: the worker learns of it
+//! Steps may be skipped forwards: a worker without a queue starts a pending job, a progress report starts a job that is
+//! not running yet, and one that is completed without having been started is told as `in_progress` first. `start` and
+//! `progress` also make a job known if they name its `job_type`, so that one call is enough to report. Cancelling a running job only *asks*: the worker learns of it
 //! in the answer to its next report and ends the job with `force`. A terminal status is final for its
 //! attempt; `retry` opens a new attempt of a failed or cancelled job, and only that.
 //!
@@ -24,10 +25,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-pub use self::command::{Cancel, Command, Complete, Create, Fail, Note, Progress};
+pub use self::command::{Cancel, Command, Complete, Create, Fail, Note, Progress, Start};
 pub use self::rules::apply;
 pub use super::rate::Rate;
-use super::{Description, RuleError, Subject};
+use super::{Description, PLAIN_ERROR_CODE, RuleError, Subject, is_plain_name};
 use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
 
@@ -140,7 +141,7 @@ impl<'de> Deserialize<'de> for Status {
     }
 }
 
-/// A job's type: a short name out of the alphabet of ids.
+/// A job's type: a short name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct JobType(Arc<str>);
@@ -161,9 +162,9 @@ impl FromStr for JobType {
     type Err = RuleError;
 
     fn from_str(text: &str) -> Result<JobType, RuleError> {
-        match text.parse::<SubjectId>() {
-            Ok(name) if text.len() <= TYPE_MAX_BYTES => Ok(JobType(name.as_str().into())),
-            _ => Err(RuleError::Invalid {
+        match is_plain_name(text, TYPE_MAX_BYTES) && text != "." && text != ".." {
+            true => Ok(JobType(text.into())),
+            false => Err(RuleError::Invalid {
                 field: "job_type",
                 expected: format!(
                     "has 1 to {TYPE_MAX_BYTES} characters out of A-Z a-z 0-9 . _ : ~ -"
@@ -185,10 +186,15 @@ impl TryFrom<String> for JobType {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobError {
-    /// For programs: `timeout`, `cancelled`, or the worker's own.
+    /// For programs: `timeout`, `cancelled`, or the worker's own; `error` if it gave none.
+    #[serde(default = "plain_code")]
     pub code: Arc<str>,
     /// For people.
     pub message: Arc<str>,
+}
+
+fn plain_code() -> Arc<str> {
+    PLAIN_ERROR_CODE.into()
 }
 
 /// How a finished job ended.

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::value::to_raw_value;
 use serde_json::{Map, Value};
 
-use super::command::{Command, Create, Note, Progress};
+use super::command::{Command, Create, Note, Progress, Start};
 use super::{End, Eta, EtaSource, Job, JobError, KIND, Rate, Status, draft};
 use crate::event::Class;
 use crate::id::SubjectId;
@@ -19,24 +19,51 @@ pub fn apply(
     command: &Command,
     context: &Context<'_>,
 ) -> Result<Outcome<Job>, RuleError> {
-    let (job, class) = match (command, job) {
-        (Command::Create(create), None) => (created(create, context)?, Some(Class::Milestone)),
+    let (job, told) = match (command, job) {
+        (Command::Create(create), None) => {
+            let job = created(create, context)?;
+            (job.clone(), vec![(job, Class::Milestone)])
+        }
         (Command::Create(_), Some(_)) => {
             return Err(RuleError::AlreadyExists {
                 noun: "Job",
                 id: id.to_string(),
             });
         }
-        (_, None) => {
-            return Err(not_found(KIND, id.as_str()));
+        (command, None) => {
+            let Some(job_type) = command.job_type() else {
+                return Err(not_found(KIND, id.as_str()));
+            };
+            let new = created(&Create::of_type(job_type.clone()), context)?;
+            let (job, _) = changed(&new, command, context)?;
+            (job.clone(), vec![(job, Class::Milestone)])
         }
-        (command, Some(job)) => changed(job, command, context)?,
+        (Command::Complete(_), Some(waiting))
+            if matches!(waiting.status, Status::Pending | Status::Queued) =>
+        {
+            let (running, _) = changed(waiting, &Command::Start(Start::default()), context)?;
+            let (job, _) = changed(&running, command, context)?;
+            (
+                job.clone(),
+                vec![(running, Class::Milestone), (job, Class::Milestone)],
+            )
+        }
+        (command, Some(job)) => {
+            let (job, class) = changed(job, command, context)?;
+            (
+                job.clone(),
+                class.map(|class| (job, class)).into_iter().collect(),
+            )
+        }
     };
-    let drafts = class
-        .map(|class| draft(id, &job, class))
-        .into_iter()
+    let drafts: Vec<_> = told
+        .iter()
+        .map(|(told, class)| draft(id, told, *class))
         .collect();
-    Ok(Outcome::new(job, drafts))
+    Ok(Outcome {
+        answer: drafts.len().saturating_sub(1),
+        ..Outcome::new(job, drafts)
+    })
 }
 
 fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
@@ -92,6 +119,15 @@ fn changed(
         action: command.action(),
         status: job.status.as_str(),
     };
+    if command.job_type().is_some_and(|own| *own != job.job_type) {
+        return Err(RuleError::Invalid {
+            field: "job_type",
+            expected: format!(
+                "is {}, with which the job was created",
+                job.job_type.as_str()
+            ),
+        });
+    }
     if let Command::Check = command {
         return Ok(checked(job, context));
     }
@@ -117,12 +153,13 @@ fn changed(
             next.enter(Status::Queued);
             next.note(note, context)?;
         }
-        Command::Start(note) => {
+        Command::Start(start) => {
             if job.status == Status::InProgress {
                 return Err(illegal());
             }
             next.start(context);
-            next.note(note, context)?;
+            next.say(start.message.as_deref(), context)?;
+            next.merge(start.metadata.as_ref(), context)?;
         }
         Command::Progress(report) => {
             if job.status != Status::InProgress {
@@ -141,6 +178,7 @@ fn changed(
             next.finish(Status::Completed, End::Result(result.into()), context.now);
             next.progress = Some(100.0);
             next.say(complete.message.as_deref(), context)?;
+            next.merge(complete.metadata.as_ref(), context)?;
         }
         Command::Fail(fail) => {
             let code = code("error.code", &fail.error.code)?;
@@ -156,6 +194,7 @@ fn changed(
                 context.now,
             );
             next.say(Some(&word), context)?;
+            next.merge(fail.metadata.as_ref(), context)?;
         }
         Command::Cancel(cancel) => {
             if job.status == Status::InProgress && !cancel.force {

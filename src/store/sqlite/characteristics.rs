@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Double, Nullable, Text};
+use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -44,6 +44,7 @@ pub(super) struct CharacteristicRow<'a> {
     baseline: Option<Cow<'a, str>>,
     recent: Cow<'a, str>,
     runs: Cow<'a, str>,
+    publisher_in_control: Option<bool>,
     sample_count: i64,
     violation_count: i64,
     sample_id: Option<Cow<'a, str>>,
@@ -68,7 +69,7 @@ upsert! {
         name: Nullable<Text>, unit: Nullable<Text>, status: Text, subgroup_size: BigInt, rules: Text,
         center_line: Nullable<Double>, ucl: Nullable<Double>, lcl: Nullable<Double>,
         limits_method: Nullable<Text>, limits_samples: BigInt, limits_version: BigInt, baseline: Nullable<Text>,
-        recent: Text, runs: Text, sample_count: BigInt, violation_count: BigInt, sample_id: Nullable<Text>,
+        recent: Text, runs: Text, publisher_in_control: Nullable<Bool>, sample_count: BigInt, violation_count: BigInt, sample_id: Nullable<Text>,
         sample_seq: Nullable<BigInt>, sample_at: Nullable<BigInt>, sample_status: Nullable<Text>,
         sample_fields: Nullable<Text>,
         limits_seq: BigInt, limits_at: BigInt, last_seq: BigInt, last_at: BigInt
@@ -100,7 +101,8 @@ impl<'a> CharacteristicRow<'a> {
             .iter()
             .map(|(rule, number)| (rule.number(), number))
             .collect();
-        let chart = own.limits.map(|limits| limits.chart);
+        let limits = own.limits.as_ref();
+        let chart = limits.map(|limits| limits.chart);
         let last = own.last_sample.as_ref();
         CharacteristicRow {
             school_id: school.get(),
@@ -111,14 +113,15 @@ impl<'a> CharacteristicRow<'a> {
             subgroup_size: own.subgroup_size.into(),
             rules: to_json(&rules).into(),
             center_line: chart.map(|chart| chart.center_line),
-            ucl: chart.map(|chart| chart.ucl),
-            lcl: chart.map(|chart| chart.lcl),
-            limits_method: own.limits.map(|limits| limits.method.as_str().into()),
-            limits_samples: own.limits.map_or(0, |limits| limits.sample_count.into()),
+            ucl: chart.and_then(|chart| chart.upper()),
+            lcl: chart.and_then(|chart| chart.lower()),
+            limits_method: limits.map(|limits| limits.method.as_str().into()),
+            limits_samples: limits.map_or(0, |limits| limits.sample_count.into()),
             limits_version: own.limits_version.into(),
             baseline: own.baseline.as_ref().map(|own| to_json(own).into()),
             recent: to_json(&own.recent).into(),
             runs: to_json(&runs).into(),
+            publisher_in_control: own.publisher_in_control,
             sample_count: own.sample_count as i64,
             violation_count: own.violation_count as i64,
             sample_id: last.map(|sample| (&*sample.sample_id).into()),
@@ -149,18 +152,15 @@ impl<'a> CharacteristicRow<'a> {
             .map(|(number, violation)| Ok((rule(number)?, violation)));
         let count = |count: i64| count.try_into().map_err(|_| unreadable("a number"));
         let limits_version = count(self.limits_version)?;
-        let chart = match (self.center_line, self.ucl, self.lcl) {
-            (Some(center_line), Some(ucl), Some(lcl)) => Some(ControlLimits {
-                center_line,
-                ucl,
-                lcl,
-            }),
-            _ => None,
-        };
+        let chart = self.center_line.map(|center_line| ControlLimits {
+            center_line,
+            ucl: self.ucl.unwrap_or(f64::INFINITY),
+            lcl: self.lcl.unwrap_or(f64::NEG_INFINITY),
+        });
         let limits = match (chart, self.limits_method.as_deref()) {
             (Some(chart), Some(method)) => Some(Limits {
                 chart,
-                method: Method::parse(method).ok_or_else(|| unreadable("a method"))?,
+                method: Method::parse(method),
                 sample_count: count(self.limits_samples)?,
                 version: limits_version,
             }),
@@ -192,6 +192,7 @@ impl<'a> CharacteristicRow<'a> {
             baseline: self.baseline.as_deref().map(from_json).transpose()?,
             recent: from_json(&self.recent)?,
             runs: runs.collect::<QueryResult<_>>()?,
+            publisher_in_control: self.publisher_in_control,
             sample_count: self.sample_count as u64,
             violation_count: self.violation_count as u64,
             last_sample,

@@ -26,7 +26,7 @@ use crate::store::Overdue;
 pub(super) struct SessionRow<'a> {
     school_id: i64,
     session_id: Cow<'a, str>,
-    device_id: Cow<'a, str>,
+    device_id: Option<Cow<'a, str>>,
     student_id: Option<Cow<'a, str>>,
     status: Cow<'a, str>,
     progress: i64,
@@ -50,7 +50,7 @@ upsert! {
     UpsertSession<'a>(SessionRow<'a>) into "enrollment_sessions"
     by (school_id: BigInt, session_id: Text)
     once (
-        device_id: Text, student_id: Nullable<Text>, created_at: BigInt, lease_secs: BigInt, created_seq: BigInt
+        device_id: Nullable<Text>, student_id: Nullable<Text>, created_at: BigInt, lease_secs: BigInt, created_seq: BigInt
     )
     set (
         status: Text, progress: BigInt, message: Text, attempt: Nullable<BigInt>, total_attempts: Nullable<BigInt>,
@@ -69,7 +69,7 @@ impl<'a> SessionRow<'a> {
         SessionRow {
             school_id: school.get(),
             session_id: id.as_str().into(),
-            device_id: session.device_id.as_str().into(),
+            device_id: session.device_id.as_ref().map(|id| id.as_str().into()),
             student_id: session.student_id.as_deref().map(Into::into),
             status: session.status.as_str().into(),
             progress: session.progress.into(),
@@ -94,7 +94,7 @@ impl<'a> SessionRow<'a> {
         let id = |text: Cow<'_, str>| text.parse().map_err(|_| unreadable("an id"));
         let count = |count: i64| count.try_into().map_err(|_| unreadable("a number"));
         let session = Session {
-            device_id: id(self.device_id)?,
+            device_id: self.device_id.map(id).transpose()?,
             student_id: self.student_id.map(|student| student.as_ref().into()),
             status: self
                 .status

@@ -384,7 +384,9 @@ macro_rules! table_of_what_ends {
             };
             if let Some(subjects) = &selection.subjects {
                 for subject in subjects {
-                    if let Some(stored) = self.load(conn, selection.school, subject)? {
+                    let stored = self.load(conn, selection.school, subject)?;
+                    let left_out = |own: &Stored| selection.active_only && own.state.is_over();
+                    if let Some(stored) = stored.filter(|own| !left_out(own)) {
                         tell((*subject).clone(), stored);
                     }
                 }

@@ -22,6 +22,7 @@ pub(super) struct ViolationRow<'a> {
     school_id: i64,
     characteristic_id: Cow<'a, str>,
     number: i64,
+    own_id: Option<Cow<'a, str>>,
     sample_id: Option<Cow<'a, str>>,
     rule_id: i64,
     rule_name: Cow<'a, str>,
@@ -38,7 +39,7 @@ upsert! {
     UpsertViolation<'a>(ViolationRow<'a>) into "violations"
     by (school_id: BigInt, characteristic_id: Text, number: BigInt)
     once (
-        sample_id: Nullable<Text>, rule_id: BigInt, rule_name: Text, severity: Text, at: BigInt, seq: BigInt
+        own_id: Nullable<Text>, sample_id: Nullable<Text>, rule_id: BigInt, rule_name: Text, severity: Text, at: BigInt, seq: BigInt
     )
     set (ack_user: Nullable<Text>, ack_reason: Nullable<Text>, ack_at: Nullable<BigInt>)
 }
@@ -59,6 +60,7 @@ impl ViolationRow<'_> {
                 .parse()
                 .map_err(|_| unreadable("a characteristic id"))?,
             number: self.number as u64,
+            own_id: self.own_id.map(|id| id.as_ref().into()),
             sample_id: self.sample_id.map(|id| id.as_ref().into()),
             rule_id: self
                 .rule_id
@@ -90,6 +92,21 @@ pub(super) fn find(
     row.map(ViolationRow::into_violation).transpose()
 }
 
+/// The violation that its publisher calls so.
+pub(super) fn find_own(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    own_id: &str,
+) -> QueryResult<Option<Violation>> {
+    let row: Option<ViolationRow<'_>> = violations::table
+        .filter(violations::school_id.eq(school.get()))
+        .filter(violations::own_id.eq(own_id))
+        .select(ViolationRow::as_select())
+        .first(conn)
+        .optional()?;
+    row.map(ViolationRow::into_violation).transpose()
+}
+
 pub(super) fn write(
     conn: &mut SqliteConnection,
     school: SchoolId,
@@ -100,6 +117,7 @@ pub(super) fn write(
         school_id: school.get(),
         characteristic_id: violation.characteristic_id.as_str().into(),
         number: violation.number as i64,
+        own_id: violation.own_id.as_deref().map(Into::into),
         sample_id: violation.sample_id.as_deref().map(Into::into),
         rule_id: violation.rule_id.into(),
         rule_name: (&*violation.rule_name).into(),
@@ -152,6 +170,9 @@ pub(super) fn list(
         .into_boxed();
     if let Some(characteristic) = &query.characteristic_id {
         select = select.filter(violations::characteristic_id.eq(characteristic.as_str()));
+    }
+    if let Some(own_id) = &query.own_id {
+        select = select.filter(violations::own_id.eq(own_id));
     }
     match query.acknowledged {
         Some(true) => select = select.filter(violations::ack_at.is_not_null()),

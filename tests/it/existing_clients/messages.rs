@@ -5,7 +5,7 @@ use super::*;
 /// The fields of a session that WIRE names as extra.
 const SESSION: &str = "session_id status device_id student_id attempt total_attempts";
 const DEVICE: &str = "device_id status last_seen name flapping lease_secs";
-const SAMPLE: &str = "sample_id characteristic_id timestamp value mean zone in_control rules limits_version violations";
+const SAMPLE: &str = "sample_id characteristic_id timestamp value mean zone in_control judged_by rules limits_version violations";
 const VIOLATION: &str =
     "violation_id characteristic_id sample_id rule_id rule_name severity timestamp";
 const ACKNOWLEDGEMENT: &str =

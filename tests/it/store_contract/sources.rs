@@ -54,11 +54,11 @@ fn sample(id: &str, value: f64) -> Envelope {
 }
 
 fn acknowledge(id: &str, number: u64) -> Envelope {
-    let acknowledge = characteristic::Command::Acknowledge {
+    let acknowledge = characteristic::Command::Acknowledge(characteristic::Acknowledge {
         number,
         user: "ann".into(),
         reason: "known".into(),
-    };
+    });
     to(id, Command::Characteristic(acknowledge))
 }
 

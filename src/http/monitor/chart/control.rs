@@ -27,8 +27,11 @@ pub(in crate::http::monitor) fn control_chart(
     limits: Option<&ControlLimits>,
 ) -> String {
     let lines: Vec<f64> = limits
-        .map(|limits| vec![limits.lcl, limits.center_line, limits.ucl])
-        .unwrap_or_default();
+        .map(|limits| [limits.lower(), Some(limits.center_line), limits.upper()])
+        .into_iter()
+        .flatten()
+        .flatten()
+        .collect();
     let values = || {
         points
             .iter()
@@ -78,11 +81,12 @@ pub(in crate::http::monitor) fn control_chart(
 
 fn draw_limits(svg: &mut Svg, limits: &ControlLimits, y: impl Fn(f64) -> f64) {
     let right = WIDTH - LABELS;
-    let ControlLimits {
-        center_line,
-        ucl,
-        lcl,
-    } = *limits;
+    let center_line = limits.center_line;
+    // A side without a limit has no zones either.
+    let (ucl, lcl) = (
+        limits.upper().unwrap_or(center_line),
+        limits.lower().unwrap_or(center_line),
+    );
     for (class, sigmas) in [("zone-a", 3.0), ("zone-b", 2.0), ("zone-c", 1.0)] {
         let (top, bottom) = (
             y(center_line + (ucl - center_line) * sigmas / 3.0),
@@ -94,10 +98,13 @@ fn draw_limits(svg: &mut Svg, limits: &ControlLimits, y: impl Fn(f64) -> f64) {
         ));
     }
     for (class, name, value) in [
-        ("limit", "UCL", ucl),
-        ("center", "CL", center_line),
-        ("limit", "LCL", lcl),
+        ("limit", "UCL", limits.upper()),
+        ("center", "CL", Some(center_line)),
+        ("limit", "LCL", limits.lower()),
     ] {
+        let Some(value) = value else {
+            continue;
+        };
         let at = y(value);
         svg.put(format_args!(
             r#"<line class="{class}" x1="0" x2="{right}" y1="{at:.1}" y2="{at:.1}"/><text x="{}" y="{:.1}">{name} {}</text>"#,
@@ -125,13 +132,18 @@ mod tests {
             ucl: 0.0,
             lcl: 0.0,
         };
+        let one_sided = ControlLimits {
+            ucl: f64::INFINITY,
+            lcl: -3.0,
+            ..limits
+        };
         for points in [
             vec![],
             vec![point(0.0)],
             vec![point(1e100), point(-1e100)],
             vec![point(5.0); 3],
         ] {
-            for limits in [None, Some(&limits)] {
+            for limits in [None, Some(&limits), Some(&one_sided)] {
                 let svg = control_chart("A & B", &points, limits);
                 assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
                 assert!(!svg.contains("<b>") && svg.contains("A &amp; B"));

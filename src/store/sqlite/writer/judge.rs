@@ -3,7 +3,7 @@
 //! Each command is judged against the state as the commands before it leave it: in the group, in the caches, or in
 //! the database.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -34,6 +34,8 @@ pub(super) struct Group {
     /// Who holds alone what the group gave or took.
     pub(super) held: HashMap<(SchoolId, Kind, String), Option<SubjectId>>,
     pub(super) violations: HashMap<(SchoolId, SubjectId, u64), Violation>,
+    /// Publishers' own ids of violations that it opens.
+    pub(super) violation_ids: HashSet<(SchoolId, Arc<str>)>,
     /// How many subjects it makes.
     pub(super) created: HashMap<(SchoolId, Kind), u64>,
     pub(super) milestones: bool,
@@ -87,6 +89,14 @@ impl Writer {
             Some(number) => self.violation(group, school, &subject, number)?,
             None => None,
         };
+        let mut taken_violation = None;
+        for own_id in command.opens_violations() {
+            let in_group = group.violation_ids.contains(&(school, own_id.into()));
+            if in_group || violations::find_own(&mut self.conn, school, own_id)?.is_some() {
+                taken_violation = Some(own_id);
+                break;
+            }
+        }
         let head = self.head(group, school)?;
         let context = Context {
             now,
@@ -96,6 +106,7 @@ impl Writer {
             next_seq: head + 1,
             holder: holder.as_ref(),
             violation: violation.as_ref(),
+            taken_violation,
         };
         let outcome = match kind::apply(&subject, state.as_ref(), &command, &context) {
             Ok(outcome) => outcome,
@@ -120,11 +131,15 @@ impl Writer {
                 violation.characteristic_id.clone(),
                 violation.number,
             );
+            let own_id = violation.own_id.as_ref().map(Arc::clone);
+            group
+                .violation_ids
+                .extend(own_id.map(|own_id| (school, own_id)));
             group.violations.insert(key, violation);
         }
         let mut seq = head;
-        let mut first = None;
-        for draft in outcome.drafts {
+        let mut answer = None;
+        for (index, draft) in outcome.drafts.into_iter().enumerate() {
             seq += 1;
             group.milestones |= draft.class == Class::Milestone;
             let cursor = Cursor {
@@ -139,14 +154,16 @@ impl Writer {
                 now,
                 draft,
             ));
-            first.get_or_insert_with(|| Arc::clone(&event));
+            if index == outcome.answer {
+                answer = Some(Arc::clone(&event));
+            }
             group.events.push(event);
         }
-        if let Some((category, secs)) = outcome.state.duration().filter(|_| first.is_some()) {
+        if let Some((category, secs)) = outcome.state.duration().filter(|_| answer.is_some()) {
             group.ended.push((school, category, secs));
         }
         let (created_seq, last_seq, last_at) = place.unwrap_or((head + 1, head + 1, now));
-        let (last_seq, last_at) = if first.is_some() {
+        let (last_seq, last_at) = if answer.is_some() {
             (seq, now)
         } else {
             (last_seq, last_at)
@@ -157,7 +174,7 @@ impl Writer {
             last_seq,
             last_at,
         };
-        let receipt = match first {
+        let receipt = match answer {
             Some(event) => Receipt::Committed(event),
             None => {
                 Receipt::Unchanged(Arc::new(stored.snapshot(self.epoch, school, kind, subject)))

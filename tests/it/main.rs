@@ -37,6 +37,7 @@ mod monitor_visitor;
 mod notify;
 mod pressure;
 mod quickstart;
+mod reconnecting;
 mod rfc6455;
 mod simulation;
 mod source_rules;

@@ -1,0 +1,87 @@
+//! The loop that ships for browsers: it stays connected where an `EventSource` alone would end for good.
+
+use serde_json::{Value, json};
+
+use crate::support::devtools::Page;
+use crate::support::process::{Process, command};
+use crate::support::*;
+
+/// The shipped module, for a page that cannot import it.
+fn module() -> String {
+    include_str!("../../examples/browser/listen.js")
+        .replace("export async function", "async function")
+}
+
+/// The states that a page was told, by their `seq`.
+async fn told(page: &mut Page) -> Vec<u64> {
+    let seqs = "window.told.filter((own) => own.seq).map((own) => own.seq)";
+    let seqs = page.evaluate(seqs).await;
+    serde_json::from_value(seqs).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_stays_connected_through_restarts_and_expired_tickets() {
+    if !needs("chromium") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let start = |port: &str| {
+        let mut serve = command(folder.path());
+        serve.arg("serve").env("ROCKET_PORT", port);
+        // A ticket is over before the server is back.
+        serve.env("TIDINGS_TICKET_TTL_SECS", "1");
+        serve.env("TIDINGS_RECONNECT_SPREAD_MS", "0");
+        Process::start(&mut serve)
+    };
+    let mut server = start("0");
+    let url = server.url.clone();
+    let port = url.rsplit(':').next().unwrap().to_owned();
+    let http = reqwest::Client::new();
+    let post = async |path: &str, body: Value| {
+        let request = http
+            .post(format!("{url}/api/jobs{path}"))
+            .bearer_auth(worker(1));
+        let (status, answer) = answer(request.json(&body)).await;
+        assert!(status < 300, "{answer}");
+    };
+    post(
+        "",
+        json!({"job_id": "a", "job_type": "t", "status": "in_progress"}),
+    )
+    .await;
+    let mut page = Page::open().await;
+    page.visit(&format!("{url}/healthz")).await;
+    page.until("location.pathname === '/healthz'").await;
+    page.evaluate(&format!(
+        "{} window.told = []; window.states = []; listen({{ channels: ['jobs'], token: () => '{}', \
+         onMessage: (message) => told.push(message), onState: (state) => states.push(state) }}); true",
+        module(),
+        viewer(1)
+    ))
+    .await;
+    page.until("told.some((own) => own.type === 'ready')").await;
+    // Once told when to come back, and once without a word.
+    for (seq, is_told) in [(2, true), (3, false)] {
+        if is_told {
+            server.terminate();
+        } else {
+            server.kill();
+        }
+        page.until("states.at(-1) === false").await;
+        server = start(&port);
+        let message = format!("after restart {seq}");
+        post("/a/progress", json!({"message": message})).await;
+        page.until_within(&format!("told.some((own) => own.seq === {seq})"), 60)
+            .await;
+    }
+    post("/a/complete", json!({})).await;
+    page.until("told.some((own) => own.status === 'completed')")
+        .await;
+    let seqs = told(&mut page).await;
+    assert!(
+        seqs.is_sorted_by(|one, next| one < next),
+        "each once and in order: {seqs:?}"
+    );
+    let snapshots = "told.filter((own) => own.snapshot).length";
+    assert_eq!(page.evaluate(snapshots).await, 1, "and it never began anew");
+}

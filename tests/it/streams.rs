@@ -425,6 +425,7 @@ async fn proxies_are_told_not_to_hold_a_stream_back() {
     let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
     assert_eq!(header("cache-control"), "no-cache, no-transform");
     assert_eq!(header("x-accel-buffering"), "no");
+    assert_eq!(header("incremental"), "?1");
     let request = format!(
         "GET /events/jobs?padding=2048&named=1&token={} HTTP/1.0\r\nHost: x\r\n\r\n",
         viewer(1)

@@ -516,6 +516,7 @@ async fn a_poll_that_waits_shows_that_it_lives_and_its_cursor_moves_past_what_is
     for (name, value) in [
         ("cache-control", "no-cache, no-transform"),
         ("x-accel-buffering", "no"),
+        ("incremental", "?1"),
     ] {
         assert_eq!(waiting.headers()[name], value);
     }

@@ -79,6 +79,8 @@ pub(super) fn streamed(
         .header(content_type)
         .raw_header("Cache-Control", "no-cache, no-transform")
         .raw_header("X-Accel-Buffering", "no")
+        // The same for proxies other than nginx, as draft-ietf-httpbis-incremental specifies it.
+        .raw_header("Incremental", "?1")
         .raw_header("Vary", "Accept")
         .streamed_body(body)
         .ok()

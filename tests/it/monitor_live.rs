@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::devtools::Page;
-use crate::support::nginx::Proxy;
+use crate::support::proxy::{Program, Proxy};
 use crate::support::*;
 
 /// Marks the document, so that a reload would be noticed.
@@ -371,8 +371,8 @@ async fn where_a_proxy_holds_streams_back_long_polls_keep_the_page_live() {
     let server = server().await;
     server.running_job("j").await;
     // Compression waits until there is enough to compress.
-    let holds = "proxy_ignore_headers X-Accel-Buffering; gzip on; gzip_types text/event-stream; gzip_min_length 0;";
-    let proxy = Proxy::open(&server, holds).await;
+    let holds = "location / { proxy_ignore_headers X-Accel-Buffering; gzip on; gzip_types text/event-stream; gzip_min_length 0;";
+    let proxy = Proxy::open(Program::Nginx, &server, &[("location / {", holds)]).await;
     let mut page = Page::open().await;
     page.go(&format!("{}/monitor/schools/1", proxy.url), &viewer(1))
         .await;

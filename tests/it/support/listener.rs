@@ -5,6 +5,7 @@ use std::pin::Pin;
 
 use futures_util::{SinkExt, Stream, StreamExt};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{self, Message, client::IntoClientRequest};
@@ -110,6 +111,29 @@ pub(crate) async fn send(socket: &mut Socket, text: &str) {
     socket.send(Message::text(text)).await.unwrap();
 }
 
+/// A WebSocket handshake that must be accepted, in a tunnel through a forward proxy at this address if there is one.
+pub(crate) async fn handshake(url: String, tunnel: Option<&str>) -> Socket {
+    let request = url.into_client_request().unwrap();
+    let Some(proxy) = tunnel else {
+        return tokio_tungstenite::connect_async(request).await.unwrap().0;
+    };
+    let mut stream = TcpStream::connect(proxy).await.unwrap();
+    let server = request.uri().authority().unwrap();
+    let connect = format!("CONNECT {server} HTTP/1.1\r\nHost: {server}\r\n\r\n");
+    stream.write_all(connect.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let stream = MaybeTlsStream::Plain(stream);
+    tokio_tungstenite::client_async(request, stream)
+        .await
+        .unwrap()
+        .0
+}
+
 impl Listener {
     /// Opens `/events<scope>`.
     pub(crate) async fn open(
@@ -119,12 +143,27 @@ impl Listener {
         token: &str,
         cursor: Option<&str>,
     ) -> Listener {
+        Listener::open_through(None, transport, base, scope, token, cursor).await
+    }
+
+    /// The same through the forward proxy at an address, as a browser does: WebSockets in a tunnel.
+    pub(crate) async fn open_through(
+        proxy: Option<&str>,
+        transport: Transport,
+        base: &str,
+        scope: &str,
+        token: &str,
+        cursor: Option<&str>,
+    ) -> Listener {
+        let mut http = reqwest::Client::builder();
+        if let Some(proxy) = proxy {
+            http = http.proxy(reqwest::Proxy::all(format!("http://{proxy}")).unwrap());
+        }
+        let http = http.build().unwrap();
         let path = format!("/events{scope}");
         let inner = match transport {
             Transport::EventSource => {
-                let mut request = reqwest::Client::new()
-                    .get(format!("{base}{path}"))
-                    .bearer_auth(token);
+                let mut request = http.get(format!("{base}{path}")).bearer_auth(token);
                 if let Some(cursor) = cursor {
                     request = request.header("Last-Event-ID", cursor);
                 }
@@ -145,12 +184,10 @@ impl Listener {
             }
             Transport::WebSocket => {
                 let url = socket_url(base, &path, Some(token), cursor);
-                Inner::WebSocket(Box::new(
-                    tokio_tungstenite::connect_async(url).await.unwrap().0,
-                ))
+                Inner::WebSocket(Box::new(handshake(url, proxy).await))
             }
             Transport::Poll => Inner::Poll {
-                http: reqwest::Client::new(),
+                http,
                 // A test that expects nothing should not wait for as long as a person would.
                 url: format!(
                     "{base}{path}{}wait=3",

@@ -3,8 +3,8 @@
 pub(crate) mod clients;
 pub(crate) mod devtools;
 pub(crate) mod listener;
-pub(crate) mod nginx;
 pub(crate) mod process;
+pub(crate) mod proxy;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -141,9 +141,38 @@ impl Drop for Guarded {
     }
 }
 
-/// Chromium with all its processes, of which the one that was started is but the first; killed when it is dropped.
+/// A process and all that it starts, in a process group of their own; killed when it is dropped.
+pub(crate) struct Group(Child);
+
+impl Group {
+    pub(crate) fn start(command: &mut Command) -> Group {
+        Group(command.process_group(0).spawn().unwrap())
+    }
+
+    /// Whether the first process, the one that was started, still runs.
+    pub(crate) fn runs(&self) -> bool {
+        // Not `try_wait`: once it has been waited for, its id may be another group's by the time that this one is
+        // killed.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
+        !stat.contains(") Z ")
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let group = format!("-{}", self.0.id());
+        // Fails only if none is left, which is what is wanted.
+        let _ = Command::new("kill")
+            .args(["-s", "KILL", "--", &group])
+            .stderr(Stdio::null())
+            .status();
+        let _ = self.0.wait();
+    }
+}
+
+/// Chromium with all its processes; killed when it is dropped.
 pub(crate) struct Browser {
-    first: Child,
+    _processes: Group,
     _turn: SemaphorePermit<'static>,
 }
 
@@ -154,7 +183,8 @@ impl Browser {
     /// Opens a page. Whatever the browser writes down is below `folder`.
     pub(crate) async fn open(folder: &Path, page: &str) -> Browser {
         let turn = TURN.acquire().await.unwrap();
-        let first = Command::new("chromium")
+        let mut command = Command::new("chromium");
+        command
             .args([
                 "--headless",
                 "--no-sandbox",
@@ -173,21 +203,12 @@ impl Browser {
             ))
             .arg(page)
             .env("TMPDIR", folder)
-            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Browser { first, _turn: turn }
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let group = format!("-{}", self.first.id());
-        // Fails only if none is left, which is what is wanted.
-        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
-        let _ = self.first.wait();
+            .stderr(Stdio::null());
+        Browser {
+            _processes: Group::start(&mut command),
+            _turn: turn,
+        }
     }
 }

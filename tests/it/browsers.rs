@@ -1,5 +1,4 @@
-//! Real intermediaries and real clients: nginx with its defaults, Chromium's own `EventSource` and `WebSocket`,
-//! Python's `websockets`.
+//! Real clients: Chromium's own `EventSource` and `WebSocket`, Python's `websockets`.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -9,39 +8,8 @@ use rocket::{State, get, post, routes};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::support::nginx::Proxy;
 use crate::support::process::{Browser, Guarded};
 use crate::support::*;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_transport_works_through_nginx_without_being_held_back() {
-    if !needs("nginx") {
-        return;
-    }
-    let server = server().await;
-    server.running_job("a").await;
-    let proxy = Proxy::open(&server, "").await;
-    let bases = [proxy.url.clone(), format!("{}/old", proxy.url)];
-    for (transport, base) in Transport::ALL
-        .map(|transport| (transport, &bases[0]))
-        .into_iter()
-        .chain([(Transport::EventSource, &bases[1])])
-    {
-        let mut listener =
-            Listener::open(transport, base, "/jobs?tick_ms=0", &viewer(1), None).await;
-        listener.until_ready().await;
-        for step in 0..3 {
-            // One small event at a time: it comes without waiting for a buffer to fill.
-            let told = server
-                .report(
-                    "/api/jobs/a/progress",
-                    json!({"message": format!("{transport:?} {step}")}),
-                )
-                .await;
-            assert_eq!(listener.next().await.unwrap(), told);
-        }
-    }
-}
 
 /// What pages report back.
 struct Reports(mpsc::Sender<Value>);

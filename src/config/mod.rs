@@ -6,6 +6,8 @@
 
 mod bounds;
 pub mod notifiers;
+pub mod origin;
+pub mod proxy;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::bounds::*;
 use self::notifiers::NotifierSettings;
+use self::origin::AllowedOrigins;
+use self::proxy::{Network, PathPrefix};
 use crate::id::{Kind, SchoolId};
 use crate::kind::{self, characteristic, device, enrollment, job};
 use crate::throttle::Pace;
@@ -90,8 +94,12 @@ pub struct Settings {
     pub ticket_ttl_secs: u32,
     /// The cookie that may carry a token.
     pub cookie_name: String,
-    /// Web origins, beside the server's own, whose pages may use a cookie and read answers.
-    pub allowed_origins: Vec<String>,
+    /// Web origins, in addition to the server's own, whose pages may read answers and use a cookie.
+    pub allowed_origins: AllowedOrigins,
+    /// Addresses and networks of proxies whose `X-Forwarded-*` and `X-Real-IP` are believed.
+    pub trusted_proxies: Vec<Network>,
+    /// The path below which a proxy serves Tidings.
+    pub base_path: Option<PathPrefix>,
     /// The school that callers without a token may watch. None: a token is required.
     pub anonymous_school_id: Option<SchoolId>,
 
@@ -115,7 +123,7 @@ pub struct Settings {
     pub max_streams_per_school: usize,
     /// Streams open at a time with tokens of one `sub` in a school; those without one are of one user.
     pub max_streams_per_user: usize,
-    /// Streams open at a time from one address (of IPv6, one /64): that of the connection, or what `X-Real-IP` says.
+    /// Streams open at a time from one address (of IPv6, one /64): that of the connection, or what a trusted proxy says.
     pub max_streams_per_address: usize,
     /// Over this many milliseconds returning clients are spread when the server stops.
     pub reconnect_spread_ms: u64,
@@ -187,7 +195,9 @@ impl Default for Settings {
             jwt_leeway_secs: 0,
             ticket_ttl_secs: 30,
             cookie_name: "tidings_token".into(),
-            allowed_origins: Vec::new(),
+            allowed_origins: AllowedOrigins::default(),
+            trusted_proxies: Network::loopback(),
+            base_path: None,
             anonymous_school_id: None,
             heartbeat_secs: 15,
             idle_heartbeat_secs: 30,

@@ -1,10 +1,26 @@
-//! Answers for pages of other origins, if the settings allow them.
+//! Answers for pages of other origins, if `allowed_origins` says so.
+//!
+//! A page of an origin that is named may also use the cookie. One that only `*` lets in may not: browsers then send and
+//! show nothing that needs one (`Access-Control-Allow-Credentials` is absent).
 
 use rocket::fairing::{AdHoc, Fairing};
-use rocket::http::{Header, Status};
+use rocket::http::{Header, Method, Status};
 use rocket::{Request, Response, Route};
 
 use super::credential::tidings;
+use super::forwarded::{self, Page};
+
+/// The methods of our routes.
+const METHODS: &str = "GET, HEAD, POST, PUT, OPTIONS";
+/// The headers that our clients and the usual libraries send. Others are allowed when a page asks for them.
+const REQUEST_HEADERS: &str = "Accept, Authorization, Cache-Control, Content-Type, Idempotency-Key, Last-Event-ID, Pragma, \
+     X-Requested-With";
+/// The headers that a page may read, in addition to those that any page may.
+const EXPOSED_HEADERS: &str = "Location, Retry-After, WWW-Authenticate";
+/// How long, in seconds, a browser remembers the answer to a preflight request.
+const PREFLIGHT_AGE_SECS: &str = "600";
+/// Longest list of headers that a page may ask for, in bytes. Of a longer one only [`REQUEST_HEADERS`] are allowed.
+const ASKED_HEADERS_MAX_BYTES: usize = 1_024;
 
 pub(super) fn routes() -> Vec<Route> {
     rocket::routes![preflight]
@@ -18,9 +34,11 @@ fn preflight() -> Status {
 
 /// Only below `base`: an application that we are mounted in has its own mind about its own routes.
 pub(super) fn fairing(base: &'static str) -> impl Fairing {
+    let base = base.trim_end_matches('/');
     AdHoc::on_response("Tidings: CORS", move |request, response| {
         Box::pin(async move {
-            if request.uri().path().starts_with(base) {
+            let below = request.uri().path().as_str().strip_prefix(base);
+            if below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
                 allow(request, response);
             }
         })
@@ -33,23 +51,66 @@ fn allow(request: &Request<'_>, response: &mut Response<'_>) {
         return;
     }
     response.adjoin_header(Header::new("Vary", "Origin"));
-    let origin = request.headers().get_one("Origin");
-    let Some(origin) = origin.filter(|origin| allowed.iter().any(|allowed| allowed == origin))
-    else {
-        return;
+    let is_named = match forwarded::page(request) {
+        Page::At(origin) => allowed.names(&origin),
+        Page::None => return,
+        Page::Unknown => false,
     };
-    response.set_header(Header::new(
-        "Access-Control-Allow-Origin",
-        origin.to_owned(),
-    ));
-    response.set_header(Header::new("Access-Control-Allow-Credentials", "true"));
-    if request.method() == rocket::http::Method::Options {
-        let headers = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID";
-        response.set_header(Header::new(
-            "Access-Control-Allow-Methods",
-            "GET, POST, PUT",
-        ));
-        response.set_header(Header::new("Access-Control-Allow-Headers", headers));
-        response.set_header(Header::new("Access-Control-Max-Age", "600"));
+    if !is_named && !allowed.has_any() {
+        return;
     }
+    let mut set = |name, value: String| response.set_header(Header::new(name, value));
+    // As it was written: browsers compare it letter by letter.
+    let origin = request.headers().get_one("Origin").filter(|_| is_named);
+    set("Access-Control-Allow-Origin", origin.unwrap_or("*").into());
+    if is_named {
+        set("Access-Control-Allow-Credentials", "true".into());
+    }
+    if request.method() != Method::Options {
+        set("Access-Control-Expose-Headers", EXPOSED_HEADERS.into());
+        return;
+    }
+    set("Access-Control-Allow-Methods", METHODS.into());
+    set("Access-Control-Allow-Headers", request_headers(request));
+    set("Access-Control-Max-Age", PREFLIGHT_AGE_SECS.into());
+    let asked = "Access-Control-Request-Private-Network";
+    if is_named && request.headers().get_one(asked) == Some("true") {
+        set("Access-Control-Allow-Private-Network", "true".into());
+    }
+    response.adjoin_header(Header::new("Vary", "Access-Control-Request-Headers"));
+}
+
+/// The usual headers, and those that the page asks for: libraries add their own (`X-XSRF-TOKEN`, `traceparent`), which
+/// mean nothing to us.
+fn request_headers(request: &Request<'_>) -> String {
+    let mut allowed = REQUEST_HEADERS.to_owned();
+    let asked: Vec<&str> = request
+        .headers()
+        .get("Access-Control-Request-Headers")
+        .collect();
+    let asked = asked.join(",");
+    if asked.len() > ASKED_HEADERS_MAX_BYTES {
+        return allowed;
+    }
+    let names = asked.split(',').map(str::trim);
+    for name in names.filter(|name| is_token(name) && !is_of_proxies(name)) {
+        let mut known = allowed.split(", ");
+        if !known.any(|known| known.eq_ignore_ascii_case(name)) {
+            allowed.push_str(", ");
+            allowed.push_str(name);
+        }
+    }
+    allowed
+}
+
+/// Whether a text can be a header's name (RFC 9110, 5.6.2).
+fn is_token(text: &str) -> bool {
+    let of_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(of_token)
+}
+
+/// Whether a header is for proxies to write, and not for pages.
+fn is_of_proxies(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.starts_with("x-forwarded-") || matches!(&*name, "forwarded" | "x-real-ip")
 }

@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use rocket::http::Method;
-use rocket::http::uri::Host;
 use rocket::request::{FromRequest, Outcome, Request};
 use tokio::time::Instant;
 
+use super::forwarded::is_own_page;
 use super::problem::{Kind, Problem};
 use crate::auth::{Access, AuthError, Role};
 use crate::id::SchoolId;
@@ -130,6 +130,7 @@ pub(super) fn subprotocols<'r>(request: &'r Request<'_>) -> impl Iterator<Item =
         .get("Sec-WebSocket-Protocol")
         .flat_map(|line| line.split(','))
         .map(str::trim)
+        .filter(|protocol| !protocol.is_empty())
 }
 
 /// The subprotocol to answer with: browsers insist on one of those that they offered.
@@ -181,8 +182,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
         Method::Get | Method::Head | Method::Options
     );
     let reads_across_origins = request.headers().contains("Upgrade");
-    let from_a_foreign_page =
-        (acts || reads_across_origins) && !is_own_page(request, &settings.allowed_origins);
+    let from_a_foreign_page = (acts || reads_across_origins) && !is_own_page(request);
     let own_page = || match from_a_foreign_page {
         true => Err(Problem::new(
             Kind::CrossOrigin,
@@ -197,7 +197,10 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
     let Some(school) = settings.anonymous_school_id else {
         return Err(AuthError::Missing.into());
     };
-    own_page()?;
+    // The request brings no cookie, so a foreign page gains nobody's rights with it: `*` may allow it.
+    if !settings.allowed_origins.has_any() {
+        own_page()?;
+    }
     Ok(Access {
         subject: "anonymous".into(),
         school: Some(school),
@@ -205,35 +208,4 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
         channels: None,
         expires_at: None,
     })
-}
-
-/// Whether TLS was spoken with us, or, as it says, with whatever is in front.
-pub(super) fn is_encrypted(request: &Request<'_>) -> bool {
-    // Some proxies say `wss` of a handshake.
-    let first = |line: &str| {
-        let own = line.split(',').next().unwrap_or_default().trim();
-        own.eq_ignore_ascii_case("https") || own.eq_ignore_ascii_case("wss")
-    };
-    let mut forwarded = request.headers().get("X-Forwarded-Proto");
-    forwarded.any(first) || request.rocket().config().tls_enabled()
-}
-
-/// Whether the page that asks, by its `Origin`, is ours or allowed. No `Origin` is no browser page.
-pub(super) fn is_own_page(request: &Request<'_>, allowed: &[String]) -> bool {
-    let Some(origin) = request.headers().get_one("Origin") else {
-        return true;
-    };
-    let host = request
-        .headers()
-        .get_one("Host")
-        .and_then(|host| Host::parse(host).ok());
-    let same = |host: Host<'_>| {
-        let own = host.to_string();
-        origin.split_once("://").is_some_and(|(scheme, origin)| {
-            // Behind a proxy that says nothing, the browser may have spoken either.
-            let spoken = scheme == "https" || (scheme == "http" && !is_encrypted(request));
-            spoken && origin.eq_ignore_ascii_case(&own)
-        })
-    };
-    allowed.iter().any(|allowed| allowed == origin) || host.is_some_and(same)
 }

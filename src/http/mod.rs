@@ -9,6 +9,7 @@ mod commands;
 mod cors;
 mod credential;
 mod devices;
+mod forwarded;
 mod health;
 mod metrics;
 mod monitor;

@@ -35,6 +35,7 @@ mod monitor;
 mod monitor_live;
 mod monitor_visitor;
 mod notify;
+mod origins;
 mod pressure;
 mod proxies;
 mod quickstart;

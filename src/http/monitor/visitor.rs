@@ -12,6 +12,7 @@ use super::page::{Html, Pages};
 use crate::auth::{Access, AuthError, Role};
 use crate::http::body::Base;
 use crate::http::credential::{self, Purpose};
+use crate::http::forwarded::{self, Page};
 use crate::http::problem::Problem;
 use crate::id::{Channel, Kind, SchoolId};
 use crate::service::Tidings;
@@ -34,10 +35,9 @@ impl<'r> FromRequest<'r> for Visitor {
     type Error = std::convert::Infallible;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Visitor, Self::Error> {
-        let allowed = &credential::tidings(request).settings().allowed_origins;
         Outcome::Success(Visitor {
             credential: credential::access(request, Purpose::Page),
-            is_own_page: credential::is_own_page(request, allowed),
+            is_own_page: forwarded::is_own_page(request),
             is_encrypted: is_encrypted(request),
             here: here(request),
             theme: theme(request),
@@ -127,8 +127,8 @@ impl Visitor {
 
 /// Whether the browser spoke TLS with whatever is in front, or with us: it says so itself when it sends a form.
 fn is_encrypted(request: &Request<'_>) -> bool {
-    let origin = request.headers().get_one("Origin");
-    credential::is_encrypted(request) || origin.is_some_and(|origin| origin.starts_with("https://"))
+    let is_of_https = |page| matches!(page, Page::At(origin) if origin.scheme() == "https");
+    forwarded::is_encrypted(request) || is_of_https(forwarded::page(request))
 }
 
 /// Where to go on after signing in: to the page asked for, or to the one whose form was sent.

@@ -13,6 +13,7 @@ use crate::config::{
 };
 use crate::http::body::{UpperStatus, upper_status};
 use crate::http::credential::{named_school, query};
+use crate::http::forwarded::client_address;
 use crate::http::problem::{Kind, Problem};
 use crate::http::subjects::filters;
 use crate::id::{Cursor, SchoolId};
@@ -147,7 +148,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
     let ids = query(request, "ids").map(|ids| ids.split(',').map(str::to_owned).collect());
     Ok(Params {
         transport: transport(request)?,
-        address: request.client_ip(),
+        address: client_address(request),
         channels: request
             .query_fields()
             .filter(|field| field.name == "channel")

@@ -1,0 +1,146 @@
+//! What a trusted proxy says of a request: the host, port and scheme that the browser used, and the client's address.
+//!
+//! Any client can write these headers, so they count only on a connection from one of `trusted_proxies`. If several
+//! proxies have each added a value, the first one is that of the outermost proxy.
+
+use std::net::{IpAddr, SocketAddr};
+
+use rocket::Request;
+
+use super::credential::tidings;
+use crate::config::Settings;
+use crate::config::origin::{Authority, Origin, parse_port};
+
+fn settings<'r>(request: &'r Request<'_>) -> &'r Settings {
+    tidings(request).settings()
+}
+
+fn is_trusted(request: &Request<'_>, address: IpAddr) -> bool {
+    let mut proxies = settings(request).trusted_proxies.iter();
+    proxies.any(|network| network.contains(address))
+}
+
+/// Returns the values of a header in order, or nothing if the connection is not from a trusted proxy.
+pub(super) fn told<'r>(
+    request: &'r Request<'_>,
+    name: &str,
+) -> impl DoubleEndedIterator<Item = &'r str> {
+    let peer = request.remote().map(|peer| peer.ip());
+    let is_told = peer.is_some_and(|peer| is_trusted(request, peer));
+    let lines: Vec<&str> = request.headers().get(name).collect();
+    lines
+        .into_iter()
+        .filter(move |_| is_told)
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
+}
+
+/// Whether TLS was spoken with us, or, as it says, with a trusted proxy.
+pub(super) fn is_encrypted(request: &Request<'_>) -> bool {
+    // Some proxies say `wss` of a handshake.
+    let is_secure = |scheme: &str| matches!(&*scheme.to_ascii_lowercase(), "https" | "wss");
+    let scheme = told(request, "X-Forwarded-Proto").next();
+    scheme.is_some_and(is_secure) || request.rocket().config().tls_enabled()
+}
+
+/// The page that asks, by its `Origin`.
+pub(super) enum Page {
+    /// No `Origin`: the client is no browser, or the request is a plain GET of the server's own page.
+    None,
+    /// A page of this origin.
+    At(Origin),
+    /// `null`, an invalid origin, or more than one.
+    Unknown,
+}
+
+pub(super) fn page(request: &Request<'_>) -> Page {
+    let mut origins = request.headers().get("Origin");
+    match (origins.next(), origins.next()) {
+        (None, _) => Page::None,
+        (Some(origin), None) => Origin::parse(origin).map_or(Page::Unknown, Page::At),
+        (Some(_), Some(_)) => Page::Unknown,
+    }
+}
+
+/// Whether the page that asks is ours, or of an origin that `allowed_origins` names. No `Origin` is no page.
+pub(super) fn is_own_page(request: &Request<'_>) -> bool {
+    match page(request) {
+        Page::None => true,
+        Page::At(origin) => {
+            settings(request).allowed_origins.names(&origin) || is_ours(request, &origin)
+        }
+        Page::Unknown => false,
+    }
+}
+
+/// Whether an origin is the address under which the browser knows this server.
+fn is_ours(request: &Request<'_>, origin: &Origin) -> bool {
+    let forwarded = told(request, "X-Forwarded-Host").next();
+    let host = forwarded
+        .and_then(Authority::parse)
+        .or_else(|| Authority::parse(request.headers().get_one("Host")?));
+    let Some(Authority { host, port }) = host else {
+        return false;
+    };
+    // Behind a proxy that says nothing, the browser may have spoken either.
+    let is_spoken = match origin.scheme() {
+        "https" => true,
+        "http" => !is_encrypted(request),
+        _ => false,
+    };
+    let is_port = match port {
+        None => {
+            let forwarded = told(request, "X-Forwarded-Port").next();
+            origin.port() == origin.default_port()
+                || origin.port() == forwarded.and_then(parse_port)
+        }
+        // The default of what a proxy speaks with us stands for that of what the browser speaks with the proxy.
+        Some(80) => matches!(
+            (origin.scheme(), origin.port()),
+            (_, Some(80)) | ("https", Some(443))
+        ),
+        port => origin.port() == port,
+    };
+    is_spoken && is_port && host == *origin.host()
+}
+
+/// Returns the client's address: the peer's, or what a trusted proxy says in Rocket's `ip_header` (`X-Real-IP`) or else
+/// in `X-Forwarded-For`. None if there is no connection.
+pub(super) fn client_address(request: &Request<'_>) -> Option<IpAddr> {
+    let peer = request.remote()?.ip().to_canonical();
+    // `ip_header = false` means that no header is to be believed.
+    let Some(header) = &request.rocket().config().ip_header else {
+        return Some(peer);
+    };
+    if let Some(address) = told(request, header.as_str())
+        .next()
+        .and_then(parse_address)
+        && !header.as_str().eq_ignore_ascii_case("X-Forwarded-For")
+    {
+        return Some(address);
+    }
+    // Each proxy appends its peer's address. The last one that is not a trusted proxy is the client's; the client itself
+    // may have written everything before it.
+    let mut client = peer;
+    for text in told(request, "X-Forwarded-For").rev() {
+        let Some(address) = parse_address(text) else {
+            break;
+        };
+        client = address;
+        if !is_trusted(request, address) {
+            break;
+        }
+    }
+    Some(client)
+}
+
+/// An address, with which some proxies tell a port.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let address = bare.unwrap_or(text).parse();
+    let with_port = || text.parse().map(|address: SocketAddr| address.ip());
+    let address: IpAddr = address.or_else(|_| with_port()).ok()?;
+    Some(address.to_canonical())
+}

@@ -9,6 +9,7 @@ use rocket::response::{self, Responder, Response};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use super::base_path;
 use super::credential::{query, tidings};
 use super::problem::{Kind, Problem};
 use crate::config::{IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
@@ -159,16 +160,28 @@ impl<'r> FromRequest<'r> for UpperStatus {
     }
 }
 
-/// Where the routes are mounted, without a slash at the end, for addresses in answers.
+/// Where the browser finds our routes, without a slash at the end, for addresses in answers: where a proxy serves us,
+/// and where they are mounted.
 pub(super) struct Base(pub(super) String);
+
+impl Base {
+    pub(super) fn of(request: &Request<'_>) -> Base {
+        let mounted = request.route().map_or("", |route| route.uri.base());
+        let prefix = base_path::prefix(request);
+        Base(format!(
+            "{}{}",
+            prefix.as_str(),
+            mounted.trim_end_matches('/')
+        ))
+    }
+}
 
 #[rocket::async_trait]
 impl<'r> FromRequest<'r> for Base {
     type Error = std::convert::Infallible;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Base, Self::Error> {
-        let base = request.route().map_or("", |route| route.uri.base());
-        Outcome::Success(Base(base.trim_end_matches('/').to_owned()))
+        Outcome::Success(Base::of(request))
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`routes`] and [`catchers`] can be mounted at any base; [`fairing`] does so, starts Tidings from the
 //! application's own configuration and stops its streams when the application stops.
 
+mod base_path;
 mod batch;
 mod body;
 mod commands;
@@ -78,6 +79,11 @@ pub fn fairing_with(base: &'static str, notifiers: Vec<Arc<dyn Notifier>>) -> im
 /// Mounts the routes of a running Tidings at `base`.
 pub fn mount(rocket: Rocket<Build>, base: &'static str, tidings: Arc<Tidings>) -> Rocket<Build> {
     let (pages, assets) = monitor::state();
+    let base_path = tidings.settings().base_path.clone();
+    let rocket = match base_path {
+        Some(prefix) => rocket.attach(base_path::fairing(base, prefix)),
+        None => rocket,
+    };
     rocket
         .manage(tidings)
         .manage(pages)

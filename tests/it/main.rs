@@ -11,6 +11,7 @@ mod support;
 mod access;
 mod attacks;
 mod bad_input;
+mod behind_proxy;
 mod browsers;
 mod characteristics;
 mod cli;

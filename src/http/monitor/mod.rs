@@ -29,6 +29,7 @@ use serde_json::json;
 use self::assets::Assets;
 use self::page::{Html, Pages};
 use self::visitor::{Refusal, Visitor, cleared_cookie, token_cookie};
+use super::base_path;
 use super::body::Base;
 use super::problem::Problem;
 use crate::auth::AuthError;
@@ -122,7 +123,7 @@ fn enter(
     let token = token.trim();
     match tidings.keys().verify(token) {
         Ok(_) => Ok(visitor::WithCookie {
-            cookie: token_cookie(tidings, token, visitor.is_encrypted),
+            cookie: token_cookie(tidings, &visitor, token),
             to: visitor::own_address(&base, next),
         }),
         Err(error) => Err(refused(&format!("That did not work: {error}."))),
@@ -134,7 +135,7 @@ fn leave(visitor: Visitor, base: Base, tidings: &State<Arc<Tidings>>) -> visitor
     let to = format!("{}/monitor/sign-in", base.0);
     // Another site must not sign anybody out.
     let cookie = match visitor.is_own_page {
-        true => cleared_cookie(tidings),
+        true => cleared_cookie(tidings, &visitor),
         false => String::new(),
     };
     visitor::WithCookie { cookie, to }
@@ -151,7 +152,7 @@ struct Look<'r> {
 fn look(form: Form<Look<'_>>, visitor: Visitor, base: Base) -> visitor::WithCookie {
     visitor::WithCookie {
         cookie: match visitor.is_own_page {
-            true => visitor::theme_cookie(form.theme),
+            true => visitor::theme_cookie(&visitor, form.theme),
             false => String::new(),
         },
         to: visitor::own_address(&base, form.next),
@@ -163,8 +164,9 @@ fn look(form: Form<Look<'_>>, visitor: Visitor, base: Base) -> visitor::WithCook
 fn catch(status: Status, request: &Request<'_>) -> Refusal {
     // A catcher is not mounted: it knows its place by the address.
     let path = request.uri().path().as_str();
-    let base = path.split_once("/monitor").map_or("", |(base, _)| base);
-    Refusal::Uncaught(status, base.to_owned())
+    let mounted = path.split_once("/monitor").map_or("", |(base, _)| base);
+    let prefix = base_path::prefix(request);
+    Refusal::Uncaught(status, format!("{}{mounted}", prefix.as_str()))
 }
 
 pub(super) fn catchers() -> Vec<Catcher> {

@@ -1,7 +1,5 @@
 //! Who looks at a page: by the cookie that signing in has left, or any other credential.
 
-use std::sync::Arc;
-
 use rocket::Request;
 use rocket::http::{Header, Method, RawStr, Status};
 use rocket::request::{FromRequest, Outcome};
@@ -10,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::page::{Html, Pages};
 use crate::auth::{Access, AuthError, Role};
+use crate::http::base_path;
 use crate::http::body::Base;
 use crate::http::credential::{self, Purpose};
 use crate::http::forwarded::{self, Page};
@@ -24,9 +23,11 @@ pub(super) struct Visitor {
     /// Whether the request comes from a page of this server, as far as browsers tell.
     pub(super) is_own_page: bool,
     /// Whether the proxy in front spoke TLS with the browser.
-    pub(super) is_encrypted: bool,
+    is_encrypted: bool,
     /// Where to go on after signing in.
     here: String,
+    /// Whose cookies are sent with every request to this server, and not with those to its neighbours.
+    cookie_path: String,
     theme: Option<&'static str>,
 }
 
@@ -40,6 +41,10 @@ impl<'r> FromRequest<'r> for Visitor {
             is_own_page: forwarded::is_own_page(request),
             is_encrypted: is_encrypted(request),
             here: here(request),
+            cookie_path: match base_path::prefix(request).as_str() {
+                "" => "/".into(),
+                prefix => prefix.into(),
+            },
             theme: theme(request),
         })
     }
@@ -134,7 +139,12 @@ fn is_encrypted(request: &Request<'_>) -> bool {
 /// Where to go on after signing in: to the page asked for, or to the one whose form was sent.
 fn here(request: &Request<'_>) -> String {
     if request.method() == Method::Get {
-        return without_credentials(&request.uri().to_string());
+        let prefix = base_path::prefix(request);
+        return format!(
+            "{}{}",
+            prefix.as_str(),
+            without_credentials(&request.uri().to_string())
+        );
     }
     let referer = request.headers().get_one("Referer").unwrap_or_default();
     let after_host = referer
@@ -186,8 +196,7 @@ impl From<StoreError> for Refusal {
 
 impl<'r> Responder<'r, 'static> for Refusal {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
-        let base = request.route().map_or("", |route| route.uri.base());
-        let base = base.trim_end_matches('/');
+        let Base(base) = &Base::of(request);
         match self {
             Refusal::SignIn(here) => {
                 let next = RawStr::new(&here).percent_encode();
@@ -246,20 +255,24 @@ impl<'r> Responder<'r, 'static> for WithCookie {
 }
 
 /// The token's characters are those of a cookie's value (RFC 6265): it has been verified.
-pub(super) fn token_cookie(tidings: &Arc<Tidings>, token: &str, encrypted: bool) -> String {
+pub(super) fn token_cookie(tidings: &Tidings, visitor: &Visitor, token: &str) -> String {
     let name = &tidings.settings().cookie_name;
-    let secure = if encrypted { "; Secure" } else { "" };
-    format!("{name}={token}; Path=/; HttpOnly; SameSite=Lax{secure}")
+    let secure = if visitor.is_encrypted { "; Secure" } else { "" };
+    let path = &visitor.cookie_path;
+    format!("{name}={token}; Path={path}; HttpOnly; SameSite=Lax{secure}")
 }
 
-pub(super) fn cleared_cookie(tidings: &Arc<Tidings>) -> String {
+pub(super) fn cleared_cookie(tidings: &Tidings, visitor: &Visitor) -> String {
     let name = &tidings.settings().cookie_name;
-    format!("{name}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0")
+    let path = &visitor.cookie_path;
+    format!("{name}=; Path={path}; HttpOnly; SameSite=Lax; Max-Age=0")
 }
 
 /// The cookie that keeps whether the visitor wants it light or dark.
 const THEME_COOKIE: &str = "tidings_theme";
 const THEMES: [&str; 2] = ["light", "dark"];
+/// How long it is kept: a year.
+const THEME_SECS: u32 = 365 * 86_400;
 
 fn known_theme(name: &str) -> Option<&'static str> {
     THEMES.into_iter().find(|theme| *theme == name)
@@ -270,13 +283,10 @@ fn theme(request: &Request<'_>) -> Option<&'static str> {
 }
 
 /// A cookie for a year; none for a theme that is not known: the system's.
-pub(super) fn theme_cookie(name: &str) -> String {
-    match known_theme(name) {
-        Some(theme) => {
-            format!("{THEME_COOKIE}={theme}; Path=/; HttpOnly; SameSite=Lax; Max-Age=31536000")
-        }
-        None => format!("{THEME_COOKIE}=; Path=/; HttpOnly; SameSite=Lax; Max-Age=0"),
-    }
+pub(super) fn theme_cookie(visitor: &Visitor, name: &str) -> String {
+    let path = &visitor.cookie_path;
+    let (theme, age_secs) = known_theme(name).map_or(("", 0), |theme| (theme, THEME_SECS));
+    format!("{THEME_COOKIE}={theme}; Path={path}; HttpOnly; SameSite=Lax; Max-Age={age_secs}")
 }
 
 /// An address below our own pages; anything else could lead astray.

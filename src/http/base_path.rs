@@ -1,0 +1,70 @@
+//! The path below which a proxy serves us: `base_path`, or what a trusted proxy says of a request.
+
+use std::collections::HashSet;
+
+use rocket::Request;
+use rocket::fairing::{AdHoc, Fairing};
+use rocket::http::uri::Origin;
+
+use super::credential::tidings;
+use super::forwarded::told;
+use crate::config::proxy::PathPrefix;
+
+/// Returns the prefix that every generated URL begins with.
+pub(super) fn prefix(request: &Request<'_>) -> PathPrefix {
+    // Each proxy on the way appends the prefix that it has removed.
+    let mut parts = told(request, "X-Forwarded-Prefix")
+        .filter(|part| !part.is_empty())
+        .peekable();
+    let forwarded = parts.peek().is_some().then(|| {
+        parts.try_fold(PathPrefix::default(), |outer, part| {
+            outer.join(&PathPrefix::parse(part)?)
+        })
+    });
+    forwarded
+        .flatten()
+        .or_else(|| tidings(request).settings().base_path.clone())
+        .unwrap_or_default()
+}
+
+/// The first parts of our routes' paths.
+struct Own {
+    base: &'static str,
+    parts: HashSet<String>,
+}
+
+impl Own {
+    fn has(&self, path: &str) -> bool {
+        let part = path
+            .strip_prefix(self.base)
+            .and_then(|below| below.strip_prefix('/'))
+            .and_then(|below| below.split('/').next());
+        part.is_some_and(|part| self.parts.contains(part))
+    }
+}
+
+/// Removes `base_path` before routing where the proxy passes it on, from paths of ours below `base`. A path that is ours
+/// as it stands is left alone: there the proxy has removed the prefix, which may have the name of one of our routes.
+pub(super) fn fairing(base: &'static str, prefix: PathPrefix) -> impl Fairing {
+    let routes = super::routes();
+    let first_part = |route: &rocket::Route| route.uri.path().split('/').nth(1).map(str::to_owned);
+    let parts = routes.iter().filter_map(first_part);
+    let own = Own {
+        base: base.trim_end_matches('/'),
+        parts: parts.filter(|part| !part.starts_with('<')).collect(),
+    };
+    AdHoc::on_request("Tidings: base path", move |request, _| {
+        let uri = request.uri();
+        let path = uri.path().as_str();
+        let rest = path.strip_prefix(prefix.as_str());
+        if let Some(rest) = rest.filter(|rest| own.has(rest) && !own.has(path)) {
+            let query = uri
+                .query()
+                .map_or(String::new(), |query| format!("?{query}"));
+            if let Ok(uri) = Origin::parse_owned(format!("{rest}{query}")) {
+                request.set_uri(uri);
+            }
+        }
+        Box::pin(async {})
+    })
+}

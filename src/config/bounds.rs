@@ -1,5 +1,6 @@
 //! Bounds that nobody needs to set, each named with its unit.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 /// Largest `?tick_ms=`.
@@ -68,6 +69,8 @@ pub const HELD_TICKS_MAX: usize = 1_024;
 pub const PLANNED_STEPS_MAX: usize = 32;
 /// Bytes that are still read from a WebSocket client after it has broken the protocol, so that it can read why it is closed.
 pub const DEAF_MAX_BYTES: usize = 1024 * 1024;
+/// Handshakes over HTTP/1.0 that are remembered until they are routed, at most.
+pub const OLD_HANDSHAKES: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not 0");
 /// How long `/readyz` waits for the database and the dispatcher.
 pub const READY_WAIT: Duration = Duration::from_secs(2);
 /// How long a closing handshake may take.

@@ -31,6 +31,8 @@ use crate::config::{DRAIN_PERIOD, Settings};
 use crate::notify::Notifier;
 use crate::service::Tidings;
 
+pub use self::stream::OldHandshakes;
+
 /// Every route.
 pub fn routes() -> Vec<Route> {
     [
@@ -95,6 +97,7 @@ pub fn mount(rocket: Rocket<Build>, base: &'static str, tidings: Arc<Tidings>) -
             monitor::catchers(),
         )
         .attach(cors::fairing(base))
+        .attach(stream::fairing())
         .attach(AdHoc::on_shutdown("Tidings: close streams", |rocket| {
             Box::pin(drain(rocket))
         }))

@@ -275,7 +275,11 @@ impl<'r> Responder<'r, 'static> for Problem {
             .sized_body(body.len(), Cursor::new(body));
         match self.status {
             401 => response.raw_header("WWW-Authenticate", "Bearer"),
-            426 => response.raw_header("Sec-WebSocket-Version", "13"),
+            // RFC 9110, 15.5.22 and 7.8: what to upgrade to, which concerns this connection only.
+            426 => response
+                .raw_header("Sec-WebSocket-Version", "13")
+                .raw_header("Upgrade", "websocket")
+                .raw_header("Connection", "Upgrade"),
             _ => &mut response,
         };
         if let Some(secs) = self.retry_after_secs {

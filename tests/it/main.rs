@@ -26,6 +26,7 @@ mod enrollments;
 mod existing_backends;
 mod existing_clients;
 mod floors;
+mod handshake;
 mod invariants;
 mod isolation;
 mod job_rules;

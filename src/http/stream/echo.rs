@@ -81,7 +81,7 @@ fn converse(socket: &mut Socket, cx: &mut Context<'_>) -> Poll<End> {
 
 #[get("/")]
 fn accept(handshake: Result<MaybeHandshake, Problem>) -> Option<Box<Upgrade<Echo>>> {
-    Some(handshake.ok()?.0?.accept(Echo))
+    Some(handshake.ok()?.sound()?.accept(Echo))
 }
 
 /// Runs the suite's cases; `None` if they are not installed.

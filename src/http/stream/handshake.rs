@@ -1,12 +1,18 @@
 //! The WebSocket handshake. A task spawned by the upgrade handler, rather than the handler itself, holds the
 //! connection, because what the handler awaits would keep the whole request in memory.
 
+use std::borrow::Cow;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use lru::LruCache;
 use rocket::data::{IoHandler, IoStream};
-use rocket::http::Status;
+use rocket::fairing::{AdHoc, Fairing};
+use rocket::http::{Method, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::{self, Responder, Response};
 use rocket_ws::WebSocket;
@@ -15,13 +21,21 @@ use super::dialect::Dialect;
 use super::opening::Opening;
 use super::session::Session;
 use super::socket::Socket;
+use crate::config::OLD_HANDSHAKES;
 use crate::http::credential::chosen_subprotocol;
 use crate::http::problem::{Kind, Problem};
 use crate::service::Tidings;
 use crate::wire::Encoding;
 
-/// A sound handshake, or nothing for a request that is none. A broken one is a problem.
-pub(super) struct MaybeHandshake(pub(super) Option<Handshake>);
+/// The result of reading a request as a WebSocket handshake. A broken one is a [`Problem`].
+pub(super) enum MaybeHandshake {
+    /// The request asks for no WebSocket.
+    None,
+    /// The request asks for one over HTTP/1.0, which has no upgrade.
+    TooOld,
+    /// A sound handshake.
+    Sound(Handshake),
+}
 
 /// A sound handshake, not answered yet.
 pub(super) struct Handshake {
@@ -39,11 +53,194 @@ impl Handshake {
     }
 }
 
+/// What a proxy must do for WebSockets, in nginx's words.
+const PROXY_SETTINGS: &str = "nginx: `proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; \
+     proxy_set_header Connection \"upgrade\";`";
+
+/// Bytes of a handshake's key.
+const KEY_BYTES: usize = 16;
+
+/// Base64 as RFC 6455 wants it. The bits after the last byte mean nothing, and some clients set them.
+const KEY_ENGINE: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
+
+/// The items of a header that is a list, over all of its lines.
+fn items<'r>(request: &'r Request<'_>, name: &str) -> impl Iterator<Item = &'r str> {
+    let lines = request.headers().get(name);
+    lines.flat_map(|line| line.split(',')).map(str::trim)
+}
+
 /// Whether the connection is to become a WebSocket. There are clients that always offer to go on with `h2c`.
-pub(super) fn asks_for_websocket(request: &Request<'_>) -> bool {
-    let is_websocket = |protocol: &str| protocol.trim().eq_ignore_ascii_case("websocket");
-    let mut lines = request.headers().get("Upgrade");
-    lines.any(|line| line.split(',').any(is_websocket))
+fn asks_for_websocket(request: &Request<'_>) -> bool {
+    items(request, "Upgrade").any(|protocol| protocol.eq_ignore_ascii_case("websocket"))
+}
+
+/// Handshakes that came over HTTP/1.0, by their keys.
+///
+/// Rocket 0.5.2 does not tell guards the version of HTTP, and answers such a handshake with a 101 that opens nothing. So
+/// whoever learns of the version otherwise, as `tidings serve` does, notes the key here before the request is routed,
+/// and manages a clone of this in the application. Without it, a request over HTTP/1.0 is known only by its lack of a
+/// `Host`.
+#[derive(Clone)]
+pub struct OldHandshakes(Arc<Mutex<LruCache<String, ()>>>);
+
+impl Default for OldHandshakes {
+    fn default() -> OldHandshakes {
+        OldHandshakes(Arc::new(Mutex::new(LruCache::new(OLD_HANDSHAKES))))
+    }
+}
+
+impl OldHandshakes {
+    fn keys(&self) -> MutexGuard<'_, LruCache<String, ()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the `Sec-WebSocket-Key` of a request over HTTP/1.0 that is about to be routed.
+    pub fn note(&self, key: &str) {
+        self.keys().put(key.to_owned(), ());
+    }
+
+    fn take(&self, key: &str) -> bool {
+        self.keys().pop(key).is_some()
+    }
+}
+
+/// Why the connection cannot be upgraded, whatever the headers say. Determined before routing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    None,
+    /// HTTP/1.0 has no upgrade.
+    Version,
+    /// A handshake is a GET. Rocket routes a HEAD as one.
+    Method,
+}
+
+/// Records what guards can no longer see: the method before routing, and whether the key was noted.
+pub(in crate::http) fn fairing() -> impl Fairing {
+    AdHoc::on_request("Tidings: handshakes", |request, _| {
+        let obstacle = if is_too_old(request) {
+            Obstacle::Version
+        } else if request.method() != Method::Get {
+            Obstacle::Method
+        } else {
+            Obstacle::None
+        };
+        request.local_cache(|| obstacle);
+        Box::pin(async {})
+    })
+}
+
+fn obstacle(request: &Request<'_>) -> Obstacle {
+    *request.local_cache(|| Obstacle::None)
+}
+
+/// Whether the request came over HTTP/1.0. HTTP/1.1 demands `Host`.
+fn is_too_old(request: &Request<'_>) -> bool {
+    let noted = request.rocket().state::<OldHandshakes>();
+    let key = request.headers().get_one("Sec-WebSocket-Key");
+    let is_noted = noted.zip(key).is_some_and(|(noted, key)| noted.take(key));
+    is_noted || !request.headers().contains("Host")
+}
+
+/// Whether the request is answered as a handshake.
+pub(super) fn opens_websocket(request: &Request<'_>) -> bool {
+    asks_for_websocket(request) && obstacle(request) == Obstacle::None
+}
+
+fn bad(detail: impl Into<Cow<'static, str>>) -> Problem {
+    Problem::new(Kind::BadHandshake, detail)
+}
+
+/// Checks what RFC 6455, 4.2.1 demands of a handshake that has `Upgrade`, but for the key.
+fn check(request: &Request<'_>) -> Result<(), Problem> {
+    if !items(request, "Connection").any(|option| option.eq_ignore_ascii_case("upgrade")) {
+        let detail = format!(
+            "`Upgrade: websocket` without `Connection: Upgrade`: a proxy in between removed it; {PROXY_SETTINGS}"
+        );
+        return Err(bad(detail));
+    }
+    let mut versions = request.headers().get("Sec-WebSocket-Version");
+    match (versions.next(), versions.next()) {
+        (Some("13"), None) => Ok(()),
+        (None, _) => Err(bad(
+            "Sec-WebSocket-Version is missing: offered is version 13 (RFC 6455)",
+        )),
+        _ => {
+            let detail = "Sec-WebSocket-Version names another version than 13, or several: offered is 13 (RFC 6455)";
+            Err(Problem::new(Kind::UnsupportedVersion, detail))
+        }
+    }
+}
+
+/// Checks that the key is there once and is what RFC 6455, 4.1 demands.
+fn check_key(request: &Request<'_>) -> Result<(), Problem> {
+    let mut keys = request.headers().get("Sec-WebSocket-Key");
+    match (keys.next(), keys.next()) {
+        (None, _) => Err(bad("Sec-WebSocket-Key is missing")),
+        (Some(_), Some(_)) => Err(bad(
+            "Sec-WebSocket-Key is there more than once: a handshake has one",
+        )),
+        (Some(key), None) => match KEY_ENGINE.decode(key.trim()) {
+            Ok(bytes) if bytes.len() == KEY_BYTES => Ok(()),
+            _ => Err(bad(format!(
+                "Sec-WebSocket-Key is not {KEY_BYTES} bytes in base64, such as `dGhlIHNhbXBsZSBub25jZQ==`"
+            ))),
+        },
+    }
+}
+
+impl MaybeHandshake {
+    async fn read(request: &Request<'_>) -> Result<MaybeHandshake, Problem> {
+        if !asks_for_websocket(request) {
+            if request.headers().contains("Sec-WebSocket-Key") {
+                let detail = format!(
+                    "Sec-WebSocket-Key without `Upgrade: websocket`: a proxy in between removed Upgrade; \
+                     {PROXY_SETTINGS}"
+                );
+                return Err(bad(detail));
+            }
+            return Ok(MaybeHandshake::None);
+        }
+        match obstacle(request) {
+            Obstacle::None => {}
+            Obstacle::Version => return Ok(MaybeHandshake::TooOld),
+            Obstacle::Method => return Ok(MaybeHandshake::None),
+        }
+        check(request)?;
+        check_key(request)?;
+        let Outcome::Success(socket) = WebSocket::from_request(request).await else {
+            return Err(bad("this is no WebSocket handshake (RFC 6455)"));
+        };
+        Ok(MaybeHandshake::Sound(Handshake {
+            accept_key: socket.accept_key().to_owned(),
+            subprotocol: chosen_subprotocol(request).map(str::to_owned),
+        }))
+    }
+
+    /// The handshake, if the connection is to become a WebSocket and can.
+    pub(super) fn sound(self) -> Option<Handshake> {
+        match self {
+            MaybeHandshake::Sound(handshake) => Some(handshake),
+            MaybeHandshake::None | MaybeHandshake::TooOld => None,
+        }
+    }
+
+    /// The handshake, where there is nothing but WebSockets.
+    pub(super) fn required(self) -> Result<Handshake, Problem> {
+        match self {
+            MaybeHandshake::Sound(handshake) => Ok(handshake),
+            MaybeHandshake::TooOld => Err(bad(format!(
+                "a WebSocket needs HTTP/1.1, and the request came over HTTP/1.0 from a proxy in between; \
+                 {PROXY_SETTINGS}"
+            ))),
+            MaybeHandshake::None => Err(bad(
+                "this is a WebSocket endpoint: open it with `ws://` or `wss://`. Over Server-Sent Events and long poll \
+                 the same is told by /events/…",
+            )),
+        }
+    }
 }
 
 #[rocket::async_trait]
@@ -51,24 +248,9 @@ impl<'r> FromRequest<'r> for MaybeHandshake {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<MaybeHandshake, Problem> {
-        if !asks_for_websocket(request) {
-            return Outcome::Success(MaybeHandshake(None));
-        }
-        let version = request.headers().get_one("Sec-WebSocket-Version");
-        if version.is_some_and(|version| version != "13") {
-            let problem =
-                Problem::new(Kind::UnsupportedVersion, "offered is version 13 (RFC 6455)");
-            return Outcome::Error((Status::new(problem.status()), problem));
-        }
-        match WebSocket::from_request(request).await {
-            Outcome::Success(socket) => Outcome::Success(MaybeHandshake(Some(Handshake {
-                accept_key: socket.accept_key().to_owned(),
-                subprotocol: chosen_subprotocol(request).map(str::to_owned),
-            }))),
-            Outcome::Forward(_) | Outcome::Error(_) => {
-                let detail = "a handshake has Connection, Upgrade, Sec-WebSocket-Version: 13 and Sec-WebSocket-Key";
-                Outcome::Error((Status::BadRequest, Problem::new(Kind::BadHandshake, detail)))
-            }
+        match MaybeHandshake::read(request).await {
+            Ok(handshake) => Outcome::Success(handshake),
+            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
         }
     }
 }
@@ -88,7 +270,12 @@ impl<'r, H: IoHandler + 'static> Responder<'r, 'static> for Upgrade<H> {
         if let Some(subprotocol) = self.handshake.subprotocol {
             response.raw_header("Sec-WebSocket-Protocol", subprotocol);
         }
-        response.upgrade("websocket", self.handler).ok()
+        response
+            // Rocket tells the length of an empty body, and a 101 must not have one (RFC 9110, 8.6): bridges to HTTP/2
+            // refuse it. Of a streamed body it does not know the length.
+            .streamed_body(tokio::io::empty())
+            .upgrade("websocket", self.handler)
+            .ok()
     }
 }
 

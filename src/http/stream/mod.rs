@@ -26,6 +26,8 @@ use serde_json::{Map, Value};
 
 use self::dialect::Dialect;
 use self::event_source::EventSourceBody;
+pub use self::handshake::OldHandshakes;
+pub(super) use self::handshake::fairing;
 use self::handshake::{Handler, Handshake, MaybeHandshake, Upgrade};
 use self::opening::Opening;
 use self::params::{Params, Transport};
@@ -97,7 +99,7 @@ async fn events(
     handshake: Result<MaybeHandshake, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Stream, Problem> {
-    let (access, params, handshake) = (listener.0?, params?, handshake?.0);
+    let (access, params, handshake) = (listener.0?, params?, handshake?.sound());
     let mut texts = params.channels.clone();
     match &params.ids {
         Some(ids) if kind::known_kind(&path.0).is_some() => {
@@ -177,7 +179,7 @@ fn without_channel(
     handshake: Result<MaybeHandshake, Problem>,
     tidings: &Arc<Tidings>,
 ) -> Result<Stream, Problem> {
-    let handshake = required(handshake)?;
+    let handshake = handshake?.required()?;
     let accept = || {
         let (access, params) = (listener.0?, params.as_ref().map_err(Problem::clone)?);
         let mut scope = Scope::new(access.school(params.school)?, []);
@@ -313,7 +315,7 @@ async fn with_channel(
     handshake: Result<MaybeHandshake, Problem>,
     tidings: &Arc<Tidings>,
 ) -> Result<Stream, Problem> {
-    let handshake = required(handshake)?;
+    let handshake = handshake?.required()?;
     let accept = async {
         let (access, params) = (listener.0?, params.as_ref().map_err(Problem::clone)?);
         let school = access.school(params.school)?;
@@ -392,12 +394,6 @@ fn upgrade(
         encoding,
         opening,
     }))
-}
-
-fn required(handshake: Result<MaybeHandshake, Problem>) -> Result<Handshake, Problem> {
-    handshake?
-        .0
-        .ok_or_else(|| Problem::new(Kind::BadHandshake, "this is a WebSocket endpoint"))
 }
 
 /// The school and the channels that are asked for. `schools/7` names the school, too.

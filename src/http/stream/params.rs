@@ -6,7 +6,7 @@ use std::time::Duration;
 use rocket::http::{MediaType, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 
-use super::handshake::asks_for_websocket;
+use super::handshake::opens_websocket;
 use crate::config::{
     EVENT_LIMIT_MIN_BYTES, PADDING_MAX_BYTES, POLL_WAIT_DEFAULT_SECS, POLL_WAIT_MAX_SECS,
     TICK_MAX_MS,
@@ -198,7 +198,7 @@ fn resumed_from(request: &Request<'_>) -> Result<Option<Cursor>, Problem> {
 /// The transport that the `Accept` header likes best; SSE if it does not care. One that is named goes before
 /// one that only a wildcard lets in: `application/json, */*` is somebody who wants an answer, not a stream.
 fn transport(request: &Request<'_>) -> Result<Transport, Problem> {
-    if asks_for_websocket(request) {
+    if opens_websocket(request) {
         // A handshake; what it accepts otherwise does not matter.
         return Ok(Transport::EventSource);
     }

@@ -2,6 +2,7 @@
 
 mod client;
 mod demo;
+mod http_version;
 mod serve;
 mod token;
 mod watch;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use rocket::fairing::AdHoc;
 use rocket::{Build, Rocket};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::filter::{EnvFilter, FilterFn, LevelFilter};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, FilterFn, LevelFilter};
 use tracing_subscriber::prelude::*;
 
-use super::{Exit, Failure};
+use super::{Exit, Failure, http_version};
 use crate::config::Settings;
+use crate::http::OldHandshakes;
 use crate::service::Tidings;
 
 /// What is added to a signal's number in the exit code of a process that it has ended.
@@ -34,15 +35,15 @@ const SILENCED: &[&str] = &[
 ];
 
 pub(super) fn run() -> Result<(), Failure> {
-    init_logging();
+    let old = init_logging();
     rocket::execute(async {
-        let rocket = server()?;
+        let rocket = server(old)?;
         launch(rocket).await
     })
 }
 
-/// Logs to standard error.
-pub(super) fn init_logging() {
+/// Logs to standard error. What comes back learns from Rocket's log which handshakes come over HTTP/1.0.
+pub(super) fn init_logging() -> OldHandshakes {
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .with_env_var(LOG_VARIABLE)
@@ -53,17 +54,19 @@ pub(super) fn init_logging() {
     });
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_filter(discreet);
+        .with_filter(filter.and(discreet));
+    let old = OldHandshakes::default();
     // Somebody has set a logger before, if this fails; then that one is used.
     let _ = tracing_subscriber::registry()
         .with(lines)
-        .with(filter)
+        .with(http_version::layer(old.clone()))
         .try_init();
+    old
 }
 
 /// The server, announcing itself on standard output once it listens.
-pub(super) fn server() -> Result<Rocket<Build>, Failure> {
-    let rocket = crate::server(super::figment())?;
+pub(super) fn server(old: OldHandshakes) -> Result<Rocket<Build>, Failure> {
+    let rocket = crate::server(super::figment())?.manage(old);
     Ok(
         rocket.attach(AdHoc::on_liftoff("Tidings: announce", |rocket| {
             Box::pin(async move {

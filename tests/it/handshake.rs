@@ -5,6 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::support::process::{Process, command};
 use crate::support::*;
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -331,6 +332,53 @@ async fn empty_subprotocols_are_passed_over() {
         let chosen = chosen.map(|chosen| chosen.replace("TOKEN", &viewer(1)).to_lowercase());
         assert_eq!(line, chosen.as_deref(), "{offered}");
     }
+}
+
+/// What a proxy sends that passes `Upgrade` on and speaks HTTP/1.0 with us, as nginx does by default.
+#[tokio::test(flavor = "multi_thread")]
+async fn http_1_0_is_not_upgraded_but_served_what_it_can_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Process::start(command(folder.path()).arg("serve"));
+    let handshake = format!(
+        "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n"
+    );
+    let line =
+        |path: &str, version: &str| format!("GET {path}?wait=0&token={} HTTP/{version}", viewer(1));
+    for headers in [
+        format!("Host: x\r\n{handshake}"),
+        format!("Host: x\r\nX-Version: HTTP/1.1\r\n{handshake}"),
+        handshake.clone(),
+    ] {
+        let answer = ask(&server.url, &line("/events/jobs", "1.0"), &headers).await;
+        assert_eq!(answer.status(), "200", "{headers}");
+        assert!(
+            answer.has("content-type: text/event-stream"),
+            "{}",
+            answer.head
+        );
+        assert!(!answer.head.contains("upgrade"), "{}", answer.head);
+        let polling = format!("{headers}Accept: application/json\r\n");
+        let answer = ask(&server.url, &line("/events/jobs", "1.0"), &polling).await;
+        assert!(
+            answer.has("content-type: application/json"),
+            "{}",
+            answer.head
+        );
+        for path in ENDPOINTS {
+            let answer = ask(&server.url, &line(path, "1.0"), &headers).await;
+            assert_eq!(answer.status(), "400", "{path}");
+            let detail = answer.detail();
+            assert!(
+                detail.contains("HTTP/1.0") && detail.contains("proxy_http_version 1.1"),
+                "{detail}"
+            );
+        }
+    }
+    // The same key over HTTP/1.1 is as good as any, also where HTTP/1.0 had it on a route that takes none.
+    let headers = format!("Host: x\r\n{handshake}");
+    ask(&server.url, &line("/healthz", "1.0"), &headers).await;
+    let answer = ask(&server.url, &line("/events/jobs", "1.1"), &headers).await;
+    assert_eq!(answer.status(), "101");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -70,11 +70,11 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
-    serve::init_logging();
+    let old = serve::init_logging();
     rocket::execute(async {
         let (listening, address) = oneshot::channel();
         let listening = Mutex::new(Some(listening));
-        let rocket = serve::server()?.attach(AdHoc::on_liftoff(
+        let rocket = serve::server(old)?.attach(AdHoc::on_liftoff(
             "Tidings: begin the demo",
             move |rocket| {
                 let config = rocket.config();

@@ -53,7 +53,7 @@
 //! 3  service.rs publish.rs subscribe/                the running whole, the two use cases
 //!    presence.rs notify/ watchdog.rs vitals.rs       leases; webhooks, e-mail, MQTT; the clock; own figures
 //! 2  store/  hub/                     log and state │ in-memory fan-out. They do not know one another
-//! 1  kind/ auth.rs wire/ config.rs scope.rs throttle.rs     domain rules; who may; the only encoder; every bound
+//! 1  kind/ auth/ wire/ config/ scope.rs throttle.rs     domain rules; who may; the only encoder; every bound
 //! 0  id.rs event.rs sync.rs           names; what happened; locks
 //! ```
 //!

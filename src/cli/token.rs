@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{Exit, Failure};
 use crate::auth::{Claims, Keys, Role};
+use crate::config::SCHOOLS_PER_TOKEN_MAX;
 use crate::id::{Channel, SchoolId};
 use crate::kind;
 
@@ -15,11 +16,19 @@ use crate::kind;
 #[command(after_help = "Examples:
   tidings token --school 1 --role viewer
   tidings token --school 1 --role worker --sub ocr-7 --ttl 30d --channel jobs
+  tidings token --schools 1,2 --role worker
+  tidings token --all-schools --role worker
   tidings token --role admin            (all schools)")]
 pub(super) struct Arguments {
     /// The school; an admin token without one reaches all schools.
     #[arg(long)]
     school: Option<SchoolId>,
+    /// Several schools, separated by commas; requests name one of them.
+    #[arg(long, value_delimiter = ',', conflicts_with = "school")]
+    schools: Vec<SchoolId>,
+    /// All schools, for a worker; requests name one.
+    #[arg(long, conflicts_with_all = ["school", "schools"])]
+    all_schools: bool,
     /// viewer, worker or admin.
     #[arg(long, value_parser = role)]
     role: Role,
@@ -35,57 +44,54 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
-    if arguments.school.is_none() && arguments.role != Role::Admin {
-        return Err(Failure::new(
-            Exit::Usage,
-            "--school is required unless --role is admin",
-        ));
+    let is_for_all = arguments.school.is_none() && arguments.schools.is_empty();
+    if is_for_all && arguments.role == Role::Viewer {
+        let problem = "--school or --schools is required for --role viewer";
+        return Err(Failure::new(Exit::Usage, problem));
+    }
+    // Left out by mistake, it would reach too far.
+    if is_for_all && arguments.role == Role::Worker && !arguments.all_schools {
+        let problem = "--school, --schools or --all-schools is required for --role worker";
+        return Err(Failure::new(Exit::Usage, problem));
+    }
+    if arguments.schools.len() > SCHOOLS_PER_TOKEN_MAX {
+        let problem = format!("--schools takes at most {SCHOOLS_PER_TOKEN_MAX} schools");
+        return Err(Failure::new(Exit::Usage, problem));
     }
     let keys = Keys::from_settings(&super::settings()?)?;
     let channels = (!arguments.channels.is_empty()).then_some(arguments.channels);
-    println!(
-        "{}",
-        mint(
-            &keys,
+    let claims = Claims {
+        schools: (!arguments.schools.is_empty()).then_some(arguments.schools),
+        channels: channels.map(|channels| channels.iter().map(Channel::to_string).collect()),
+        ..claims(
             arguments.school,
             arguments.role,
             &arguments.sub,
             arguments.ttl,
-            channels
-        )?
-    );
+        )
+    };
+    println!("{}", keys.mint(claims)?);
     Ok(())
 }
 
-pub(super) fn mint(
-    keys: &Keys,
-    school: Option<SchoolId>,
-    role: Role,
-    sub: &str,
-    ttl: Duration,
-    channels: Option<Vec<Channel>>,
-) -> Result<String, Failure> {
+/// Claims that hold from now on, without a limit to some channels.
+pub(super) fn claims(school: Option<SchoolId>, role: Role, sub: &str, ttl: Duration) -> Claims {
     let now = Utc::now().timestamp();
-    let claims = Claims {
+    Claims {
         sub: sub.to_owned(),
         school_id: school,
+        schools: None,
         role,
-        channels: channels.map(|channels| channels.iter().map(Channel::to_string).collect()),
+        channels: None,
         exp: now as f64 + ttl.as_secs_f64(),
         iat: Some(now),
         iss: None,
         aud: None,
-    };
-    Ok(keys.mint(claims)?)
+    }
 }
 
 fn role(text: &str) -> Result<Role, String> {
-    match text {
-        "viewer" => Ok(Role::Viewer),
-        "worker" => Ok(Role::Worker),
-        "admin" => Ok(Role::Admin),
-        _ => Err("is viewer, worker or admin".into()),
-    }
+    Role::by_name(text).ok_or_else(|| "is viewer, worker or admin".into())
 }
 
 fn channel(text: &str) -> Result<Channel, String> {

@@ -11,6 +11,8 @@ pub const POLL_WAIT_DEFAULT_SECS: u64 = 25;
 pub const POLL_WAIT_MAX_SECS: u64 = 60;
 /// Smallest `?max_event_bytes=`: what remains of an event has to fit.
 pub const EVENT_LIMIT_MIN_BYTES: usize = 1_024;
+/// Schools that a token may name.
+pub const SCHOOLS_PER_TOKEN_MAX: usize = 1_000;
 /// Largest `?padding=`, in bytes.
 pub const PADDING_MAX_BYTES: usize = 64 * 1024;
 /// Longest `Idempotency-Key`, in bytes.

@@ -9,6 +9,7 @@ pub mod notifiers;
 pub mod origin;
 pub mod proxy;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ pub use self::bounds::*;
 use self::notifiers::NotifierSettings;
 use self::origin::AllowedOrigins;
 use self::proxy::{Network, PathPrefix};
+use crate::auth::{Role, SCHOOL_CLAIM, check_place};
 use crate::id::{Kind, SchoolId};
 use crate::kind::{self, characteristic, device, enrollment, job};
 use crate::throttle::Pace;
@@ -88,7 +90,19 @@ pub struct Settings {
     pub jwt_issuer: Option<String>,
     /// The `aud` that a token must have.
     pub jwt_audience: Option<String>,
-    /// How far, in seconds, clocks may differ when `exp` and `nbf` are judged.
+    /// The claim that says who it is: its name, or a JSON pointer to it.
+    pub jwt_subject_claim: String,
+    /// The claim that says which school, in the same way.
+    pub jwt_school_claim: String,
+    /// The claim that says which role, in the same way.
+    pub jwt_role_claim: String,
+    /// What roles of an existing login are called here, as in `{school_admin = "admin"}`.
+    pub jwt_roles: BTreeMap<String, Role>,
+    /// The role of tokens that name none. None: they are refused.
+    pub jwt_default_role: Option<Role>,
+    /// The school of tokens that name none. None: they are refused.
+    pub jwt_default_school_id: Option<SchoolId>,
+    /// How far, in seconds, clocks may differ when `exp`, `nbf` and `iat` are judged.
     pub jwt_leeway_secs: u64,
     /// How long, in seconds, a ticket opens streams.
     pub ticket_ttl_secs: u32,
@@ -192,7 +206,13 @@ impl Default for Settings {
             jwt_algorithm: "HS256".into(),
             jwt_issuer: None,
             jwt_audience: None,
-            jwt_leeway_secs: 0,
+            jwt_subject_claim: "sub".into(),
+            jwt_school_claim: SCHOOL_CLAIM.into(),
+            jwt_role_claim: "role".into(),
+            jwt_roles: BTreeMap::new(),
+            jwt_default_role: None,
+            jwt_default_school_id: None,
+            jwt_leeway_secs: 5,
             ticket_ttl_secs: 30,
             cookie_name: "tidings_token".into(),
             allowed_origins: AllowedOrigins::default(),
@@ -260,15 +280,18 @@ impl Settings {
         let mut environment = Env::prefixed("TIDINGS_").ignore(NOT_SETTINGS);
         let mut merged = Figment::from(Serialized::defaults(Settings::default()))
             .merge(figment.focus("tidings"));
-        // In the environment a list of tables is JSON to most people.
-        if let Ok(text) = std::env::var("TIDINGS_NOTIFIERS") {
+        // In the environment a table, or a list of them, is JSON to most people.
+        for name in ["notifiers", "jwt_roles"] {
+            let Ok(text) = std::env::var(format!("TIDINGS_{}", name.to_uppercase())) else {
+                continue;
+            };
             let is_empty = text.trim().is_empty();
             let read = serde_json::from_str::<serde_json::Value>(&text).ok();
             if is_empty || read.is_some() {
-                environment = environment.ignore(&["notifiers"]);
+                environment = environment.ignore(&[name]);
             }
-            if let Some(notifiers) = read {
-                merged = merged.merge(Serialized::default("notifiers", notifiers));
+            if let Some(value) = read {
+                merged = merged.merge(Serialized::default(name, value));
             }
         }
         let settings: Settings = merged
@@ -370,6 +393,15 @@ impl Settings {
             .is_some_and(|secret| secret.len() < crate::auth::SECRET_MIN_BYTES)
         {
             return invalid("jwt_secret", "has fewer than 32 bytes");
+        }
+        for (key, place) in [
+            ("jwt_subject_claim", &self.jwt_subject_claim),
+            ("jwt_school_claim", &self.jwt_school_claim),
+            ("jwt_role_claim", &self.jwt_role_claim),
+        ] {
+            if let Err(problem) = check_place(place) {
+                return invalid(key, problem);
+            }
         }
         match (self.jwt_algorithm.as_str(), &self.jwt_public_key_file) {
             ("HS256", None) | ("RS256" | "ES256" | "EdDSA", Some(_)) => {}

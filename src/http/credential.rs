@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::forwarded::is_own_page;
 use super::problem::{Kind, Problem};
-use crate::auth::{Access, AuthError, Role};
+use crate::auth::{Access, AuthError, Role, Schools};
 use crate::id::SchoolId;
 use crate::service::Tidings;
 
@@ -203,7 +203,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
     }
     Ok(Access {
         subject: "anonymous".into(),
-        school: Some(school),
+        schools: Schools::One(school),
         role: Role::Viewer,
         channels: None,
         expires_at: None,

@@ -44,7 +44,7 @@ async fn metrics(
 ) -> Result<(ContentType, String), Problem> {
     let Anybody(access) = caller?;
     if !access.looks_after_all() {
-        return Err(AuthError::Forbidden.into());
+        return Err(AuthError::NotForAll.into());
     }
     let (hub, vitals, store) = (tidings.hub(), tidings.vitals(), tidings.store());
     let meter = store.meter().peek();

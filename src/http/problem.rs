@@ -162,8 +162,14 @@ impl Problem {
 impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Problem {
         let kind = match error {
-            AuthError::Missing | AuthError::Invalid | AuthError::Expired => Kind::Unauthorized,
-            AuthError::Forbidden => Kind::Forbidden,
+            AuthError::Missing
+            | AuthError::Invalid(_)
+            | AuthError::Expired { .. }
+            | AuthError::InvalidTicket(_)
+            | AuthError::ExpiredTicket => Kind::Unauthorized,
+            AuthError::Role { .. } | AuthError::Channel(_) | AuthError::NotForAll => {
+                Kind::Forbidden
+            }
             AuthError::SchoolRequired => Kind::SchoolRequired,
             AuthError::NotFound => Kind::NotFound,
         };

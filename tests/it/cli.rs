@@ -56,6 +56,15 @@ fn tokens_say_what_is_wrong_with_their_arguments() {
     let folder = tempfile::tempdir().unwrap();
     for (arguments, code, word) in [
         (&["--role", "viewer"][..], 2, "--school"),
+        (&["--role", "viewer", "--all-schools"], 2, "--schools"),
+        (&["--role", "worker"], 2, "--all-schools"),
+        (&["--schools", "1,0", "--role", "worker"], 2, "school"),
+        (&["--schools", "", "--role", "worker"], 2, "school"),
+        (
+            &["--school", "1", "--schools", "2", "--role", "worker"],
+            2,
+            "--schools",
+        ),
         (&["--school", "0", "--role", "viewer"], 2, "school"),
         (
             &["--school", "1", "--role", "king"],
@@ -85,6 +94,22 @@ fn tokens_say_what_is_wrong_with_their_arguments() {
 }
 
 #[test]
+fn a_token_for_several_schools_reaches_them_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = |arguments: &[&str]| text(&token(folder.path(), arguments).stdout);
+    let some = made(&["--schools", "1,2", "--role", "worker"]);
+    let all = made(&["--all-schools", "--role", "worker"]);
+    let server = Process::start(command(folder.path()).arg("serve"));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for (token, school, expected) in [(&some, 2, 201), (&some, 3, 404), (&all, 3, 201)] {
+        let url = format!("{}/api/jobs?school_id={school}", server.url);
+        let request = reqwest::Client::new().post(url).bearer_auth(token.trim());
+        let (status, job) = runtime.block_on(answer(request.json(&json!({"job_type": "t"}))));
+        assert_eq!(status, expected, "{job}");
+    }
+}
+
+#[test]
 fn an_unknown_or_invalid_setting_stops_the_start_and_is_named() {
     for (name, value, word) in [
         ("TIDINGS_COLOUR", "red", "colour"),
@@ -94,6 +119,20 @@ fn an_unknown_or_invalid_setting_stops_the_start_and_is_named() {
         ("TIDINGS_JWT_SECRET", "short", "jwt_secret"),
         ("TIDINGS_JWT_ALGORITHM", "none", "jwt_algorithm"),
         ("TIDINGS_JWT_ALGORITHM", "RS256", "jwt_public_key_file"),
+        ("TIDINGS_JWT_ROLES", r#"{head="boss"}"#, "jwt_roles"),
+        ("TIDINGS_JWT_ROLES", r#"{"head": "Admin"}"#, "jwt_roles"),
+        ("TIDINGS_JWT_ROLES", "head", "jwt_roles"),
+        ("TIDINGS_JWT_ROLES", "[]", "jwt_roles"),
+        ("TIDINGS_JWT_ROLE_CLAIM", "/realm/a~2", "jwt_role_claim"),
+        ("TIDINGS_JWT_SCHOOL_CLAIM", "/~", "jwt_school_claim"),
+        ("TIDINGS_JWT_SUBJECT_CLAIM", "", "jwt_subject_claim"),
+        ("TIDINGS_JWT_DEFAULT_ROLE", "boss", "jwt_default_role"),
+        (
+            "TIDINGS_JWT_DEFAULT_SCHOOL_ID",
+            "0",
+            "jwt_default_school_id",
+        ),
+        ("TIDINGS_JWT_LEEWAY_SECS", "-1", "jwt_leeway_secs"),
         ("TIDINGS_SYNCHRONOUS", "maybe", "synchronous"),
         (
             "TIDINGS_IDLE_HEARTBEAT_SECS",

@@ -33,6 +33,7 @@ mod job_rules;
 mod jobs_api;
 mod kinds_documentation;
 mod limits;
+mod logins;
 mod monitor;
 mod monitor_live;
 mod monitor_visitor;

@@ -146,8 +146,8 @@ fn perform(
     }
     let server = format!("http://{address}");
     let mint = |role, name: &str, ttl| {
-        let school = Some(arguments.school);
-        token::mint(tidings.keys(), school, role, name, ttl, None)
+        let claims = token::claims(Some(arguments.school), role, name, ttl);
+        tidings.keys().mint(claims)
     };
     let viewer = mint(Role::Viewer, "demo-viewer", VIEWER_TTL)?;
     let client = Client::new(

@@ -32,7 +32,7 @@ use self::visitor::{Refusal, Visitor, cleared_cookie, token_cookie};
 use super::base_path;
 use super::body::Base;
 use super::problem::Problem;
-use crate::auth::AuthError;
+use crate::auth::{AuthError, Schools};
 use crate::config::MONITOR_SCHOOLS;
 use crate::id::SchoolId;
 use crate::service::Tidings;
@@ -68,14 +68,18 @@ async fn index(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Result<Html, Redirect>, Refusal> {
     let access = visitor.access()?;
-    let address = |school| format!("{}/monitor/schools/{school}", base.0);
-    if let Some(school) = access.school {
-        return Ok(Err(Redirect::to(address(school))));
-    }
+    let address = |school: SchoolId| format!("{}/monitor/schools/{school}", base.0);
     let mut rows = Vec::new();
     let after = after.map(SchoolId::try_from).transpose();
     let after = after.map_err(|_| Problem::from(AuthError::NotFound))?;
-    let schools = tidings.store().schools(after, MONITOR_SCHOOLS).await?;
+    let schools: Vec<SchoolId> = match &access.schools {
+        Schools::One(school) => return Ok(Err(Redirect::to(address(*school)))),
+        Schools::Listed(listed) => {
+            let rest = listed.iter().filter(|own| Some(**own) > after);
+            rest.take(MONITOR_SCHOOLS).copied().collect()
+        }
+        Schools::All => tidings.store().schools(after, MONITOR_SCHOOLS).await?,
+    };
     let last = schools.last().filter(|_| schools.len() == MONITOR_SCHOOLS);
     let next = last.map(|last| format!("{}/monitor?after={last}", base.0));
     for school in schools {

@@ -19,7 +19,7 @@ use crate::http::body::Base;
 use crate::http::notifiers;
 use crate::http::problem::Problem;
 use crate::hub::Connection;
-use crate::id::SchoolId;
+use crate::id::{Channel, SchoolId};
 use crate::service::Tidings;
 use crate::store::StoreError;
 use crate::store::notifiers::Total;
@@ -44,9 +44,10 @@ async fn of_school(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
     let guest = visitor.enter(school, tidings).await?;
-    if !guest.may_look_after() {
-        return Err(Problem::from(AuthError::Forbidden).into());
-    }
+    let access = &guest.access;
+    let may = access.require(Role::Admin);
+    may.and_then(|()| access.reach(guest.school, &Channel::School(guest.school)))
+        .map_err(Problem::from)?;
     let mut own = listeners(tidings, Some(guest.school));
     own["notifiers"] = notifiers::of_school(tidings, guest.school).await?.into();
     own["head"] = count(tidings.store().head(guest.school).await?).into();

@@ -7,7 +7,7 @@ use rocket::response::{self, Redirect, Responder, Response};
 use serde_json::{Value, json};
 
 use super::page::{Html, Pages};
-use crate::auth::{Access, AuthError, Role};
+use crate::auth::{Access, AuthError, Role, Schools};
 use crate::http::base_path;
 use crate::http::body::Base;
 use crate::http::credential::{self, Purpose};
@@ -120,7 +120,7 @@ impl Visitor {
             "visitor": access.map(|access| json!({
                 "name": access.subject,
                 "role": access.role,
-                "all_schools": access.school.is_none(),
+                "all_schools": access.schools == Schools::All,
             })),
         });
         if let (Some(view), Value::Object(own)) = (view.as_object_mut(), own) {

@@ -506,7 +506,8 @@ impl Session {
             if scope.wide().is_some()
                 && !hears_acknowledgements(&self.dialect, &fresh, scope.school)
             {
-                return Err(AuthError::Forbidden);
+                let acknowledged = Channel::Collection(characteristic::KIND);
+                return Err(AuthError::Channel(acknowledged));
             }
             scope
                 .channels()
@@ -520,6 +521,10 @@ impl Session {
                 subscription.renew(expires_at);
                 *access = fresh;
                 self.send_control(&Control::Authenticated { expires_at });
+            }
+            Err(AuthError::NotFound) => {
+                let reason = "the token does not reach the school of this stream";
+                self.error("unauthorized", reason);
             }
             Err(error) => self.error("unauthorized", error.to_string()),
         }

@@ -213,6 +213,7 @@ pub(crate) fn claims(school: Option<i64>, role: Role) -> Claims {
     Claims {
         sub: "test".into(),
         school_id: school.map(|school| school.try_into().unwrap()),
+        schools: None,
         role,
         channels: None,
         exp: (chrono::Utc::now().timestamp() + 600) as f64,

@@ -1,18 +1,28 @@
 //! Who may: JSON Web Tokens in, [`Access`] out. Keeps invariant 7.
 //!
-//! A token names a school, a role and, if it likes, the only channels it may hear. A *ticket* is a
+//! A token names a school or several, a role and, if it likes, the only channels it may hear. A *ticket* is a
 //! short-lived token of the server's own for `EventSource`, which cannot send a header: it is signed
 //! with a key derived for tickets alone, so neither can ever pass for the other. Where in a request a
 //! credential stands is the business of the HTTP layer.
+//!
+//! Tokens have one source: the secret, or a public key. `token.rs` verifies signatures, `claims.rs` says what claims
+//! mean.
 
-use std::collections::HashSet;
+mod claims;
+mod token;
+
 use std::path::Path;
+use std::sync::Arc;
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use self::claims::ClaimRules;
+pub use self::claims::{Claims, SCHOOL_CLAIM, check_place};
+pub use self::token::TokenError;
+use self::token::{KeySet, VerifyingKey, verified};
 use crate::config::Settings;
 use crate::id::{Channel, SchoolId};
 use crate::kind;
@@ -25,27 +35,67 @@ pub enum Role {
     Viewer,
     /// Report.
     Worker,
-    /// Everything, and all schools if the token names none.
+    /// Everything.
     Admin,
 }
 
-/// A credential that does not let in, or not so far. The texts are safe to show.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+impl Role {
+    /// Every role.
+    pub const ALL: [Role; 3] = [Role::Viewer, Role::Worker, Role::Admin];
+
+    /// Its name in tokens and settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Viewer => "viewer",
+            Role::Worker => "worker",
+            Role::Admin => "admin",
+        }
+    }
+
+    /// The role of this name.
+    pub fn by_name(name: &str) -> Option<Role> {
+        Role::ALL.into_iter().find(|role| role.name() == name)
+    }
+}
+
+/// A credential that does not let in, or not so far. The texts are safe to show and to log: they name what failed, and
+/// hold no value of the token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// No credential was given.
-    #[error("a token is required")]
+    #[error("a token is required: `Authorization: Bearer <token>`, `?token=` or the cookie")]
     Missing,
-    /// Not a token of ours: form, algorithm, signature, issuer, audience or claims.
-    #[error("the token is not valid")]
-    Invalid,
+    /// Not a token that is accepted here.
+    #[error("the token is not valid: {0}")]
+    Invalid(#[from] TokenError),
     /// It was one.
-    #[error("the token has expired")]
-    Expired,
-    /// It is sound, but its role or channels do not reach so far.
-    #[error("the token does not allow this")]
-    Forbidden,
-    /// The token reaches all schools, and the request names none.
-    #[error("this token reaches all schools: name one with ?school_id=")]
+    #[error("the token has expired: `exp` was {ago_secs} s ago")]
+    Expired {
+        /// How long ago, in whole seconds.
+        ago_secs: u64,
+    },
+    /// Not a ticket of this server.
+    #[error("the ticket is not valid: {0}")]
+    InvalidTicket(TokenError),
+    /// It was one.
+    #[error("the ticket has expired: it opens streams for a short while only")]
+    ExpiredTicket,
+    /// The token is sound, but its role may not do this.
+    #[error("the token does not allow this: its role is {has}, and {needed} is needed", has = .has.name(), needed = .needed.name())]
+    Role {
+        /// The token's.
+        has: Role,
+        /// The least that would do.
+        needed: Role,
+    },
+    /// The token is sound, but limited to other channels.
+    #[error("the token does not allow this: its `channels` do not cover {0}")]
+    Channel(Channel),
+    /// Only who looks after the whole server may do this.
+    #[error("the token does not allow this: role admin, all schools and all channels are needed")]
+    NotForAll,
+    /// The token reaches several schools, and the request names none.
+    #[error("this token reaches several schools: name one with `?school_id=`")]
     SchoolRequired,
     /// Another school's: as good as not there.
     #[error("not found")]
@@ -78,9 +128,23 @@ pub enum KeyError {
         "tokens are verified with a public key here (`jwt_public_key_file`), so this server cannot make any"
     )]
     VerifyOnly,
+    /// The settings give the role's name another meaning, and no name to the role.
+    #[error("setting `jwt_roles` leaves no name for role {}, so no token can have it", .0.name())]
+    NoName(Role),
     /// Signing failed.
     #[error("the token could not be signed: {0}")]
     Sign(jsonwebtoken::errors::Error),
+}
+
+/// The schools that a credential reaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Schools {
+    /// This one: a request need not name it.
+    One(SchoolId),
+    /// These, in order; a request names one of them.
+    Listed(Arc<[SchoolId]>),
+    /// All; a request names one.
+    All,
 }
 
 /// What a credential lets its bearer do.
@@ -88,8 +152,8 @@ pub enum KeyError {
 pub struct Access {
     /// Who, for logs.
     pub subject: String,
-    /// The one school, or nothing for all of them.
-    pub school: Option<SchoolId>,
+    /// Where.
+    pub schools: Schools,
     /// How much.
     pub role: Role,
     /// The only channels that may be heard and written, if limited.
@@ -99,29 +163,33 @@ pub struct Access {
 }
 
 impl Access {
-    /// The school that a request is about.
+    /// The school that a request is about. One that is out of reach is not there.
     pub fn school(&self, named: Option<SchoolId>) -> Result<SchoolId, AuthError> {
-        match (self.school, named) {
-            (Some(own), None) => Ok(own),
-            (Some(own), Some(named)) if own == named => Ok(own),
-            (Some(_), Some(_)) => Err(AuthError::NotFound),
-            (None, Some(named)) => Ok(named),
-            (None, None) => Err(AuthError::SchoolRequired),
-        }
+        let named = match (&self.schools, named) {
+            (Schools::One(own), None) => return Ok(*own),
+            (_, None) => return Err(AuthError::SchoolRequired),
+            (_, Some(named)) => named,
+        };
+        let reaches = match &self.schools {
+            Schools::One(own) => *own == named,
+            Schools::Listed(listed) => listed.contains(&named),
+            Schools::All => true,
+        };
+        reaches.then_some(named).ok_or(AuthError::NotFound)
     }
 
     /// Checks that the role suffices.
-    pub fn require(&self, role: Role) -> Result<(), AuthError> {
-        if self.role >= role {
-            Ok(())
-        } else {
-            Err(AuthError::Forbidden)
+    pub fn require(&self, needed: Role) -> Result<(), AuthError> {
+        let has = self.role;
+        match has >= needed {
+            true => Ok(()),
+            false => Err(AuthError::Role { has, needed }),
         }
     }
 
     /// Whether it is that of an administrator of all schools, of whom nothing is kept: he looks after the server.
     pub fn looks_after_all(&self) -> bool {
-        self.school.is_none() && self.channels.is_none() && self.role >= Role::Admin
+        self.schools == Schools::All && self.channels.is_none() && self.role >= Role::Admin
     }
 
     /// Checks that a channel of `school` is within reach.
@@ -138,41 +206,9 @@ impl Access {
         if allowed.iter().filter(own).any(|own| own.covers(channel)) {
             Ok(())
         } else {
-            Err(AuthError::Forbidden)
+            Err(AuthError::Channel(channel.clone()))
         }
     }
-}
-
-/// A token's claims. `exp` and `nbf` are seconds since 1970.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Claims {
-    /// Who.
-    #[serde(default)]
-    pub sub: String,
-    /// Which school; null with role `admin` for all.
-    #[serde(default)]
-    pub school_id: Option<SchoolId>,
-    /// How much.
-    pub role: Role,
-    /// Only these channels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub channels: Option<Vec<String>>,
-    /// Until when. A NumericDate may have a fraction; those made here have none.
-    #[serde(serialize_with = "whole")]
-    pub exp: f64,
-    /// Made when.
-    #[serde(default, skip_deserializing, skip_serializing_if = "Option::is_none")]
-    pub iat: Option<i64>,
-    /// Made by.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub iss: Option<String>,
-    /// Made for. Verified in the raw token, which may hold a list; only written here.
-    #[serde(default, skip_deserializing, skip_serializing_if = "Option::is_none")]
-    pub aud: Option<String>,
-}
-
-fn whole<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_i64(*seconds as i64)
 }
 
 /// A ticket's claims.
@@ -198,12 +234,10 @@ pub struct Ticket {
 
 /// Verifies credentials and makes tickets; makes tokens too where it holds the secret.
 pub struct Keys {
-    verify: DecodingKey,
-    validation: Validation,
-    leeway: TimeDelta,
+    keys: KeySet,
+    rules: ClaimRules,
     sign: Option<EncodingKey>,
-    ticket_verify: DecodingKey,
-    ticket_validation: Validation,
+    ticket_verify: KeySet,
     ticket_sign: EncodingKey,
     ticket_ttl: TimeDelta,
     issuer: Option<String>,
@@ -222,67 +256,26 @@ impl Keys {
             Some(secret) => secret.clone(),
             None => kept_secret(&settings.data_dir)?,
         };
-        let (verify, algorithm, sign) = match &settings.jwt_public_key_file {
+        let public = settings.jwt_public_key_file.as_deref();
+        let public = public.map(|path| public_key(path, &settings.jwt_algorithm));
+        // The secret is for tickets alone where there is a public key.
+        let (keys, sign) = match public.transpose()? {
+            Some((algorithm, key)) => (only(algorithm, key), None),
             None => {
+                let key = DecodingKey::from_secret(secret.as_bytes());
                 let sign = EncodingKey::from_secret(secret.as_bytes());
-                (
-                    DecodingKey::from_secret(secret.as_bytes()),
-                    Algorithm::HS256,
-                    Some(sign),
-                )
-            }
-            Some(path) => {
-                let pem = std::fs::read(path)
-                    .map_err(|source| file_error("jwt_public_key_file", path, source))?;
-                let (algorithm, key) = match settings.jwt_algorithm.as_str() {
-                    "ES256" => (Algorithm::ES256, DecodingKey::from_ec_pem(&pem)),
-                    "EdDSA" => (Algorithm::EdDSA, DecodingKey::from_ed_pem(&pem)),
-                    _ => (Algorithm::RS256, DecodingKey::from_rsa_pem(&pem)),
-                };
-                let name = match algorithm {
-                    Algorithm::ES256 => "ES256",
-                    Algorithm::EdDSA => "EdDSA",
-                    _ => "RS256",
-                };
-                let not_a_key = |_| KeyError::NotAKey {
-                    path: path.display().to_string(),
-                    algorithm: name,
-                };
-                (key.map_err(not_a_key)?, algorithm, None)
+                (only(Algorithm::HS256, key), Some(sign))
             }
         };
-        // One algorithm only: a public key must never be tried as an HMAC secret.
-        let mut validation = Validation::new(algorithm);
-        validation.leeway = settings.jwt_leeway_secs;
-        validation.validate_nbf = true;
-        validation.validate_aud = settings.jwt_audience.is_some();
-        let mut required = vec!["exp"];
-        if let Some(audience) = &settings.jwt_audience {
-            validation.set_audience(&[audience]);
-            required.push("aud");
-        }
-        if let Some(issuer) = &settings.jwt_issuer {
-            validation.set_issuer(&[issuer]);
-            required.push("iss");
-        }
-        validation.required_spec_claims = required
-            .into_iter()
-            .map(String::from)
-            .collect::<HashSet<_>>();
-
         let ticket_key = Sha256::new()
             .chain_update(b"tidings ticket\0")
             .chain_update(secret.as_bytes())
             .finalize();
-        let mut ticket_validation = Validation::new(Algorithm::HS256);
-        ticket_validation.leeway = 0;
         Ok(Keys {
-            verify,
-            validation,
-            leeway: TimeDelta::seconds(settings.jwt_leeway_secs as i64),
+            keys,
+            rules: ClaimRules::new(settings),
             sign,
-            ticket_verify: DecodingKey::from_secret(&ticket_key),
-            ticket_validation,
+            ticket_verify: only(Algorithm::HS256, DecodingKey::from_secret(&ticket_key)),
             ticket_sign: EncodingKey::from_secret(&ticket_key),
             ticket_ttl: TimeDelta::seconds(settings.ticket_ttl_secs.into()),
             issuer: settings.jwt_issuer.clone(),
@@ -292,37 +285,26 @@ impl Keys {
 
     /// What a token lets its bearer do.
     pub fn verify(&self, token: &str) -> Result<Access, AuthError> {
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.verify, &self.validation)
-            .map_err(refusal)?
-            .claims;
-        if claims.school_id.is_none() && claims.role != Role::Admin {
-            return Err(AuthError::Invalid);
-        }
-        Ok(Access {
-            subject: claims.sub,
-            school: claims.school_id,
-            role: claims.role,
-            channels: claims.channels.as_deref().map(limits).transpose()?,
-            // Judged by the same clock as the token: a stream that may open may also last.
-            expires_at: DateTime::from_timestamp_millis((claims.exp * 1000.0) as i64)
-                .map(|end| end + self.leeway),
-        })
+        let claims = verified(token, &self.keys)?;
+        self.rules.read(&claims, Utc::now())
     }
 
     /// What a ticket lets its bearer do: watch the channels that it was made for.
     pub fn verify_ticket(&self, ticket: &str) -> Result<Access, AuthError> {
-        let claims = jsonwebtoken::decode::<TicketClaims>(
-            ticket,
-            &self.ticket_verify,
-            &self.ticket_validation,
-        )
-        .map_err(refusal)?
-        .claims;
+        let invalid = AuthError::InvalidTicket;
+        let claims = verified(ticket, &self.ticket_verify).map_err(invalid)?;
+        let claims = serde_json::from_value::<TicketClaims>(claims);
+        let claims = claims.map_err(|_| invalid(TokenError::Payload))?;
+        if claims.exp < Utc::now().timestamp() {
+            return Err(AuthError::ExpiredTicket);
+        }
+        let channels = claims.channels.iter().map(|text| kind::channel(text));
+        let channels = channels.collect::<Result<Vec<Channel>, _>>();
         Ok(Access {
             subject: claims.sub,
-            school: Some(claims.school_id),
+            schools: Schools::One(claims.school_id),
             role: Role::Viewer,
-            channels: Some(limits(&claims.channels)?),
+            channels: Some(channels.map_err(|_| invalid(TokenError::Payload))?),
             expires_at: claims.session_exp.and_then(DateTime::from_timestamp_millis),
         })
     }
@@ -353,28 +335,40 @@ impl Keys {
         Ok(Ticket { ticket, expires_at })
     }
 
-    /// Makes a token, with the configured issuer and audience.
+    /// Makes a token, with the configured issuer and audience, and claims and roles named as they are read here.
     pub fn mint(&self, mut claims: Claims) -> Result<String, KeyError> {
         let key = self.sign.as_ref().ok_or(KeyError::VerifyOnly)?;
         claims.iss = self.issuer.clone();
         claims.aud = self.audience.clone();
+        let no_name = KeyError::NoName(claims.role);
+        let claims = self.rules.written(&claims).ok_or(no_name)?;
         jsonwebtoken::encode(&Header::default(), &claims, key).map_err(KeyError::Sign)
     }
 }
 
-fn refusal(error: jsonwebtoken::errors::Error) -> AuthError {
-    match error.kind() {
-        jsonwebtoken::errors::ErrorKind::ExpiredSignature => AuthError::Expired,
-        _ => AuthError::Invalid,
-    }
+/// The one key that there is, for one algorithm.
+fn only(algorithm: Algorithm, key: DecodingKey) -> KeySet {
+    KeySet(vec![VerifyingKey {
+        kid: None,
+        algorithms: vec![algorithm],
+        key,
+    }])
 }
 
-/// A limit that cannot be read is no limit that could be kept, so the token is not valid.
-fn limits(channels: &[String]) -> Result<Vec<Channel>, AuthError> {
-    channels
-        .iter()
-        .map(|text| kind::channel(text).map_err(|_| AuthError::Invalid))
-        .collect()
+/// The public key in a PEM file.
+fn public_key(path: &Path, algorithm: &str) -> Result<(Algorithm, DecodingKey), KeyError> {
+    let setting = "jwt_public_key_file";
+    let pem = std::fs::read(path).map_err(|source| file_error(setting, path, source))?;
+    let (name, algorithm, key) = match algorithm {
+        "ES256" => ("ES256", Algorithm::ES256, DecodingKey::from_ec_pem(&pem)),
+        "EdDSA" => ("EdDSA", Algorithm::EdDSA, DecodingKey::from_ed_pem(&pem)),
+        _ => ("RS256", Algorithm::RS256, DecodingKey::from_rsa_pem(&pem)),
+    };
+    let not_a_key = |_| KeyError::NotAKey {
+        path: path.display().to_string(),
+        algorithm: name,
+    };
+    Ok((algorithm, key.map_err(not_a_key)?))
 }
 
 fn file_error(setting: &'static str, path: &Path, source: std::io::Error) -> KeyError {

@@ -1,0 +1,188 @@
+//! The compact form of a signed token (RFC 7515): three parts, a header, a signature. What the claims mean is the
+//! business of `claims.rs`.
+//!
+//! A claim is looked at only after the signature is verified, so that nobody learns anything from the refusal of a
+//! token that he has made up.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, DecodingKey};
+use serde_json::Value;
+
+/// Why a token is not valid. Every text is safe to show and to log: it names a check, a claim or a setting, and no value
+/// of the token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Not the compact form of a signed token.
+    #[error("it is not three parts in base64url, separated by dots")]
+    Form,
+    /// No header of a signed token.
+    #[error("its header is not a JSON object with the algorithm in `alg`")]
+    Header,
+    /// None of the algorithms that the configured keys are for.
+    #[error("its algorithm (`alg`), {named}, is not accepted here; accepted: {accepted}")]
+    Algorithm {
+        /// The algorithm, if it is one that is known.
+        named: &'static str,
+        /// Those that are accepted.
+        accepted: String,
+    },
+    /// Whoever made it wants it refused by those who do not know an extension (RFC 7515, 4.1.11).
+    #[error("its `crit` header demands an extension that this server does not know")]
+    Critical,
+    /// Signed with a key that is not configured, as it says itself.
+    #[error("its `kid` names none of the keys that are configured")]
+    UnknownKey,
+    /// Not signed with a configured key, or changed since.
+    #[error("its signature does not fit")]
+    Signature,
+    /// The payload is something else than claims.
+    #[error("its claims are not a JSON object")]
+    Payload,
+    /// A claim that is missing, of the wrong form, or says no.
+    #[error("`{claim}` {problem}")]
+    Claim {
+        /// The claim's name, or where it is looked for.
+        claim: Cow<'static, str>,
+        /// What is wrong with it.
+        problem: Cow<'static, str>,
+    },
+}
+
+impl TokenError {
+    pub(super) fn claim(
+        claim: impl Into<Cow<'static, str>>,
+        problem: impl Into<Cow<'static, str>>,
+    ) -> TokenError {
+        TokenError::Claim {
+            claim: claim.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// Every algorithm that there is, by its name in `alg`.
+const ALGORITHMS: [(&str, Algorithm); 12] = [
+    ("HS256", Algorithm::HS256),
+    ("HS384", Algorithm::HS384),
+    ("HS512", Algorithm::HS512),
+    ("RS256", Algorithm::RS256),
+    ("RS384", Algorithm::RS384),
+    ("RS512", Algorithm::RS512),
+    ("PS256", Algorithm::PS256),
+    ("PS384", Algorithm::PS384),
+    ("PS512", Algorithm::PS512),
+    ("ES256", Algorithm::ES256),
+    ("ES384", Algorithm::ES384),
+    ("EdDSA", Algorithm::EdDSA),
+];
+
+/// A key that verifies signatures.
+pub(super) struct VerifyingKey {
+    /// Its name in `kid`, if it has one.
+    pub(super) kid: Option<String>,
+    /// What it may be used for, and nothing else: a public key must never be tried as an HMAC secret.
+    pub(super) algorithms: Vec<Algorithm>,
+    pub(super) key: DecodingKey,
+}
+
+/// The keys of which one must have signed a token.
+pub(super) struct KeySet(pub(super) Vec<VerifyingKey>);
+
+impl KeySet {
+    /// The names of the algorithms that its keys are for.
+    fn accepted(&self) -> String {
+        let used = |own: &Algorithm| self.0.iter().any(|key| key.algorithms.contains(own));
+        let names: Vec<&str> = ALGORITHMS
+            .iter()
+            .filter(|(_, own)| used(own))
+            .map(|(name, _)| *name)
+            .collect();
+        match names.is_empty() {
+            true => "none, as there is no key".into(),
+            false => names.join(", "),
+        }
+    }
+
+    /// The keys that may have signed a token: those of its `kid`, or else those without a name of their own.
+    fn candidates(
+        &self,
+        algorithm: Algorithm,
+        kid: Option<&str>,
+    ) -> impl Iterator<Item = &VerifyingKey> {
+        let fits = move |key: &&VerifyingKey| key.algorithms.contains(&algorithm);
+        let named = kid.filter(|kid| self.0.iter().any(|key| key.kid.as_deref() == Some(kid)));
+        self.0
+            .iter()
+            .filter(fits)
+            .filter(move |key| match (named, kid) {
+                (Some(named), _) => key.kid.as_deref() == Some(named),
+                (None, Some(_)) => key.kid.is_none(),
+                (None, None) => true,
+            })
+    }
+}
+
+/// A key's algorithm by its name in `alg`.
+pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
+    let known = ALGORITHMS.iter().find(|(own, _)| *own == name);
+    known.map(|(_, algorithm)| *algorithm)
+}
+
+/// The claims of a token that one of `keys` has signed.
+pub(super) fn verified(token: &str, keys: &KeySet) -> Result<Value, TokenError> {
+    let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Form)?;
+    let (header, payload) = message.split_once('.').ok_or(TokenError::Form)?;
+    if payload.contains('.') {
+        return Err(TokenError::Form);
+    }
+    let header = decoded(header).ok_or(TokenError::Form)?;
+    let header = object(&header).ok_or(TokenError::Header)?;
+    let alg = header["alg"].as_str().ok_or(TokenError::Header)?;
+    let algorithm =
+        algorithm(alg).filter(|own| keys.0.iter().any(|key| key.algorithms.contains(own)));
+    let Some(algorithm) = algorithm else {
+        let known = ALGORITHMS.iter().find(|(own, _)| *own == alg);
+        return Err(TokenError::Algorithm {
+            named: match (known, alg) {
+                (Some((name, _)), _) => name,
+                (None, "none") => "none",
+                (None, _) => "which is not a known one",
+            },
+            accepted: keys.accepted(),
+        });
+    };
+    // No extension is known here, and an empty list is not allowed.
+    if header.get("crit").is_some() {
+        return Err(TokenError::Critical);
+    }
+    let kid = match &header["kid"] {
+        Value::Null => None,
+        Value::String(kid) => Some(kid.as_str()),
+        _ => return Err(TokenError::Header),
+    };
+    let mut candidates = keys.candidates(algorithm, kid).peekable();
+    if candidates.peek().is_none() {
+        return Err(TokenError::UnknownKey);
+    }
+    let fits = |own: &VerifyingKey| {
+        let message = message.as_bytes();
+        jsonwebtoken::crypto::verify(signature, message, &own.key, algorithm).unwrap_or(false)
+    };
+    if !candidates.any(fits) {
+        return Err(TokenError::Signature);
+    }
+    let claims = decoded(payload).ok_or(TokenError::Payload)?;
+    object(&claims).ok_or(TokenError::Payload)
+}
+
+fn decoded(part: &str) -> Option<Vec<u8>> {
+    URL_SAFE_NO_PAD.decode(part).ok()
+}
+
+fn object(json: &[u8]) -> Option<Value> {
+    let value = serde_json::from_slice::<Value>(json).ok();
+    value.filter(Value::is_object)
+}

@@ -1,0 +1,426 @@
+//! Tokens of an existing login: its names for claims and roles.
+
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde_json::{Value, json};
+use tidings::auth::{Access, Keys, Role, Schools};
+use tidings::config::Settings;
+
+use crate::support::*;
+
+fn now() -> i64 {
+    chrono::Utc::now().timestamp()
+}
+
+/// A token with these claims that is valid for a minute.
+fn valid(mut claims: Value) -> String {
+    claims["exp"] = json!(now() + 60);
+    sign(&claims)
+}
+
+fn keys(settings: &Value) -> Keys {
+    let folder = tempfile::tempdir().unwrap();
+    let figment = figment(&folder, settings);
+    Keys::from_settings(&Settings::from_figment(&figment).unwrap()).unwrap()
+}
+
+/// What a token lets its bearer do, or why it is refused.
+fn read(settings: &Value, claims: Value) -> Result<Access, String> {
+    let access = keys(settings).verify(&valid(claims));
+    access.map_err(|error| error.to_string())
+}
+
+fn one(school: i64) -> Schools {
+    Schools::One(school.try_into().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_kinds_of_token_of_an_existing_login_are_let_in_as_the_settings_say() {
+    let server = server_with(json!({
+        "jwt_roles": {"school_admin": "admin"},
+        "jwt_default_role": "viewer",
+        "jwt_default_school_id": 3,
+    }))
+    .await;
+    server.running_job("a").await;
+    let of_school = json!({"sub": "7", "email": "a@b.example", "school_id": 1, "role": "school_admin", "iat": now(), "typ": "access"});
+    let of_school = valid(of_school);
+    assert_eq!(server.get("/api/jobs/a", &of_school).await.0, 200);
+    assert_eq!(server.get("/api/notifiers", &of_school).await.0, 200);
+    assert_eq!(
+        server.get("/api/jobs?school_id=3", &of_school).await.0,
+        404,
+        "and no other school"
+    );
+    let of_process = json!({"sub": "1", "username": "ann", "type": "access", "iat": now()});
+    let of_process = valid(of_process);
+    let mut listener = Listener::open(
+        Transport::EventSource,
+        &server.url,
+        "/jobs",
+        &of_process,
+        None,
+    )
+    .await;
+    let told = listener.until_ready().await;
+    assert_eq!(told[0]["school_id"], 3);
+    assert!(
+        told.iter().all(|message| message["job_id"].is_null()),
+        "nothing of school 1"
+    );
+    let job = json!({"job_type": "t"});
+    let (status, problem) = server.post("/api/jobs", &of_process, job).await;
+    assert_eq!((status, &problem["code"]), (403, &json!("forbidden")));
+    // Our own names are valid as before, and no others.
+    assert_eq!(server.get("/api/jobs/a", &viewer(1)).await.0, 200);
+    let unknown = valid(json!({"school_id": 1, "role": "teacher"}));
+    let (status, problem) = server.get("/api/jobs/a", &unknown).await;
+    assert_eq!(status, 401);
+    assert_eq!(
+        problem["detail"],
+        "the token is not valid: `role` is not one of viewer, worker, admin, school_admin"
+    );
+}
+
+#[test]
+fn claims_are_found_by_name_or_by_json_pointer() {
+    let settings = json!({
+        "jwt_school_claim": "https://login.example/school",
+        "jwt_role_claim": "/realm_access/roles/0",
+        "jwt_subject_claim": "/user/a~1b",
+        "jwt_roles": {"realm.head": "admin"},
+    });
+    let claims = json!({
+        "https://login.example/school": "12",
+        "realm_access": {"roles": ["realm.head", "offline"]},
+        "user": {"a/b": 42},
+        // Of the same names as ours, and meant for somebody else.
+        "sub": "other", "role": "viewer", "school_id": 9,
+    });
+    let access = read(&settings, claims.clone()).unwrap();
+    assert_eq!(access.schools, one(12), "a school in digits is read");
+    assert_eq!(access.role, Role::Admin);
+    assert_eq!(access.subject, "42", "a subject that is a number is read");
+    let mut none = claims.clone();
+    none["realm_access"] = json!({"roles": []});
+    assert_eq!(
+        read(&settings, none).unwrap_err(),
+        "the token is not valid: `/realm_access/roles/0` is missing, and no `jwt_default_role` is set"
+    );
+    let list = json!({"jwt_role_claim": "roles"});
+    let refused = read(&list, json!({"school_id": 1, "roles": ["admin"]})).unwrap_err();
+    assert!(refused.contains("`roles` is a list"), "{refused}");
+}
+
+/// What each combination of school, schools and role reaches.
+#[test]
+fn a_default_stands_in_for_what_is_absent_and_null_means_all_schools_where_the_token_says_its_role()
+{
+    let listed = |all: &[i64]| {
+        let schools = all.iter().map(|own| (*own).try_into().unwrap());
+        Ok(Schools::Listed(schools.collect()))
+    };
+    let none = json!({});
+    let defaults = json!({"jwt_default_role": "worker", "jwt_default_school_id": 5, "jwt_roles": {"head": "admin"}});
+    let foreign = json!({"jwt_school_claim": "tenant", "jwt_roles": {"head": "admin"}});
+    let only_role = json!({"jwt_default_role": "admin"});
+    for (settings, claims, expected) in [
+        (&none, json!({"school_id": 1, "role": "viewer"}), Ok(one(1))),
+        (
+            &none,
+            json!({"school_id": "1", "role": "viewer"}),
+            Ok(one(1)),
+        ),
+        (
+            &none,
+            json!({"school_id": null, "role": "admin"}),
+            Ok(Schools::All),
+        ),
+        (
+            &none,
+            json!({"school_id": null, "role": "worker"}),
+            Ok(Schools::All),
+        ),
+        (
+            &none,
+            json!({"school_id": null, "role": "viewer"}),
+            Err("`school_id` is null"),
+        ),
+        (&none, json!({"role": "admin"}), Ok(Schools::All)),
+        (
+            &none,
+            json!({"role": "worker"}),
+            Err("`school_id` is missing"),
+        ),
+        (&none, json!({"school_id": 1}), Err("`role` is missing")),
+        (
+            &none,
+            json!({"school_id": null, "schools": [2, "1", 2], "role": "worker"}),
+            listed(&[1, 2]),
+        ),
+        (
+            &none,
+            json!({"schools": [2, 1], "role": "viewer"}),
+            listed(&[1, 2]),
+        ),
+        (&none, json!({"schools": [2], "role": "viewer"}), Ok(one(2))),
+        (
+            &none,
+            json!({"school_id": 1, "schools": [1, 2], "role": "viewer"}),
+            Ok(one(1)),
+        ),
+        (
+            &none,
+            json!({"school_id": 3, "schools": [1, 2], "role": "admin"}),
+            Err("`school_id` is not one of `schools`"),
+        ),
+        (
+            &none,
+            json!({"school_id": null, "schools": [], "role": "admin"}),
+            Err("`schools` names no school"),
+        ),
+        (
+            &none,
+            json!({"school_id": null, "schools": [1, 0], "role": "admin"}),
+            Err("`schools` is not a list of whole numbers"),
+        ),
+        (
+            &none,
+            json!({"school_id": null, "schools": "1,2", "role": "admin"}),
+            Err("`schools` is not a list"),
+        ),
+        (
+            &none,
+            json!({"school_id": null, "schools": vec![1; 1_001], "role": "admin"}),
+            Err("`schools` names more than 1000"),
+        ),
+        (&defaults, json!({}), Ok(one(5))),
+        (&defaults, json!({"role": null}), Ok(one(5))),
+        (&defaults, json!({"school_id": null}), Ok(one(5))),
+        (&defaults, json!({"school_id": 1}), Ok(one(1))),
+        (&defaults, json!({"role": "admin"}), Ok(one(5))),
+        (
+            &defaults,
+            json!({"role": "admin", "school_id": null}),
+            Ok(Schools::All),
+        ),
+        (
+            &defaults,
+            json!({"role": "head", "school_id": null}),
+            Ok(Schools::All),
+        ),
+        (
+            &defaults,
+            json!({"role": "viewer", "school_id": null}),
+            Err("`school_id` is null"),
+        ),
+        (&defaults, json!({"schools": [7, 8]}), listed(&[7, 8])),
+        (&only_role, json!({}), Err("`school_id` is missing")),
+        (
+            &only_role,
+            json!({"school_id": null}),
+            Err("`school_id` is missing"),
+        ),
+        (
+            &foreign,
+            json!({"role": "head", "tenant": null}),
+            Err("`tenant` is missing"),
+        ),
+        (
+            &foreign,
+            json!({"role": "head"}),
+            Err("`tenant` is missing"),
+        ),
+        (
+            &foreign,
+            json!({"role": "admin", "tenant": null}),
+            Ok(Schools::All),
+        ),
+        (
+            &foreign,
+            json!({"role": "head", "tenant": 4, "school_id": null}),
+            Ok(one(4)),
+        ),
+    ] {
+        let access = read(settings, claims.clone()).map(|access| access.schools);
+        match expected {
+            Ok(expected) => assert_eq!(access, Ok(expected), "{claims} {settings}"),
+            Err(reason) => {
+                let refused = access.unwrap_err();
+                assert!(refused.contains(reason), "{claims} {settings}: {refused}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_school_or_subject_of_another_form_is_refused_and_named() {
+    for school in [
+        json!(0),
+        json!(-1),
+        json!(1.5),
+        json!("0"),
+        json!("+1"),
+        json!("1 "),
+        json!(""),
+        json!("one"),
+        json!(true),
+        json!([1]),
+        json!({"id": 1}),
+    ] {
+        let refused = read(&json!({}), json!({"school_id": school, "role": "viewer"}));
+        let reason = "the token is not valid: `school_id` is not a whole number of 1 or more, as a number or in digits";
+        assert_eq!(refused.unwrap_err(), reason, "{school}");
+    }
+    let refused = read(
+        &json!({}),
+        json!({"sub": {}, "school_id": 1, "role": "viewer"}),
+    );
+    assert!(refused.unwrap_err().contains("`sub` is neither"));
+}
+
+#[test]
+fn a_map_says_what_our_own_names_mean_in_another_login() {
+    let settings = json!({"jwt_roles": {"admin": "viewer", "root": "admin"}});
+    let role =
+        |name: &str| read(&settings, json!({"school_id": 1, "role": name})).map(|own| own.role);
+    assert_eq!(role("admin"), Ok(Role::Viewer), "the map goes first");
+    assert_eq!(role("root"), Ok(Role::Admin));
+    assert_eq!(
+        role("worker"),
+        Ok(Role::Worker),
+        "and adds to our own names"
+    );
+    assert!(role("Root").is_err(), "names are told apart by case");
+}
+
+#[test]
+fn a_token_that_is_made_here_is_read_here_whatever_claims_and_roles_are_called() {
+    let settings = json!({
+        "jwt_school_claim": "/realm/school/0",
+        "jwt_role_claim": "/realm/role",
+        "jwt_subject_claim": "name",
+        "jwt_roles": {"admin": "viewer", "root": "admin"},
+    });
+    let keys = keys(&settings);
+    for (school, role) in [
+        (Some(4), Role::Admin),
+        (Some(4), Role::Viewer),
+        (None, Role::Worker),
+    ] {
+        let access = keys
+            .verify(&keys.mint(claims(school, role)).unwrap())
+            .unwrap();
+        assert_eq!((access.role, &*access.subject), (role, "test"));
+        assert_eq!(access.schools, school.map_or(Schools::All, one));
+    }
+    let nameless = self::keys(&json!({"jwt_roles": {"admin": "viewer"}}));
+    let refused = nameless.mint(claims(Some(1), Role::Admin)).unwrap_err();
+    assert!(refused.to_string().contains("jwt_roles"), "{refused}");
+}
+
+#[test]
+fn a_refresh_token_is_no_access_token() {
+    let claims = |name: &str, value: &str| {
+        let mut claims = json!({"school_id": 1, "role": "viewer"});
+        claims[name] = json!(value);
+        claims
+    };
+    for name in ["type", "typ", "token_type", "token_use"] {
+        for value in ["refresh", "Refresh", "refresh_token"] {
+            let refused = read(&json!({}), claims(name, value)).unwrap_err();
+            assert!(refused.contains(&format!("`{name}`")), "{refused}");
+        }
+        assert!(read(&json!({}), claims(name, "access")).is_ok());
+    }
+}
+
+#[test]
+fn clocks_may_differ_by_five_seconds_unless_the_settings_say_otherwise() {
+    let judged = |settings: &Value, claims: Value| {
+        let mut all = json!({"school_id": 1, "role": "viewer", "exp": now() + 60});
+        for (name, value) in claims.as_object().unwrap() {
+            all[name] = value.clone();
+        }
+        let access = keys(settings).verify(&sign(&all));
+        access.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let default = json!({});
+    assert_eq!(judged(&default, json!({"nbf": now() + 4})), Ok(()));
+    assert_eq!(
+        judged(&default, json!({"iat": now() + 4, "nbf": null})),
+        Ok(())
+    );
+    assert_eq!(judged(&default, json!({"exp": now() - 2})), Ok(()));
+    let none = json!({"jwt_leeway_secs": 0});
+    for (settings, claims, word) in [
+        (&none, json!({"nbf": now() + 30}), "`nbf` is "),
+        (&none, json!({"iat": now() + 30}), "`iat` is "),
+        (&none, json!({"exp": now() - 1}), "`exp` was "),
+        (
+            &default,
+            json!({"nbf": now() + 90}),
+            " s ahead; clocks may differ by 5 s (`jwt_leeway_secs`)",
+        ),
+        (&default, json!({"iat": now() + 90}), " s ahead"),
+        (
+            &default,
+            json!({"exp": now() - 90}),
+            "the token has expired: `exp` was 9",
+        ),
+        (&default, json!({"exp": null}), "`exp` is missing"),
+        (&default, json!({"exp": "soon"}), "`exp` is not a number"),
+        (&default, json!({"iat": "now"}), "`iat` is not a number"),
+    ] {
+        let refused = judged(settings, claims.clone()).unwrap_err();
+        assert!(refused.contains(word), "{claims}: {refused}");
+    }
+}
+
+/// RFC 7515, 4.1.11.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_with_a_critical_extension_is_refused() {
+    let server = server().await;
+    let signed = |crit: Option<Vec<String>>| {
+        let header = Header {
+            crit,
+            ..Header::default()
+        };
+        let key = EncodingKey::from_secret(SECRET.as_bytes());
+        encode(&header, &claims(Some(1), Role::Viewer), &key).unwrap()
+    };
+    assert_eq!(server.get("/api/jobs", &signed(None)).await.0, 200);
+    for crit in [vec!["b64".to_owned()], vec!["exp".into()], vec![]] {
+        let (status, problem) = server.get("/api/jobs", &signed(Some(crit))).await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(status == 401 && detail.contains("`crit`"), "{problem}");
+    }
+}
+
+/// In the file and in the environment, as a table and as JSON.
+#[test]
+fn roles_are_mapped_from_the_file_and_from_the_environment() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let token = valid(json!({"uid": 5, "org": {"school": "1"}, "role": "school_admin"}));
+    let file =
+        "[default.tidings]\njwt_school_claim = \"/org/school\"\njwt_subject_claim = \"uid\"\n";
+    let roles = "[default.tidings.jwt_roles]\nschool_admin = \"admin\"\n";
+    for (text, environment) in [
+        (format!("{file}{roles}"), None),
+        (file.to_owned(), Some(r#"{school_admin="admin"}"#)),
+        (file.to_owned(), Some(r#"{"school_admin": "admin"}"#)),
+        (format!("{file}{roles}"), Some("")),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("Rocket.toml"), text).unwrap();
+        let mut command = process::command(folder.path());
+        command.arg("serve");
+        if let Some(environment) = environment {
+            command.env("TIDINGS_JWT_ROLES", environment);
+        }
+        let server = process::Process::start(&mut command);
+        let url = format!("{}/api/notifiers", server.url);
+        let request = reqwest::Client::new().get(url).bearer_auth(&token);
+        let (status, answer) = runtime.block_on(answer(request));
+        assert_eq!(status, 200, "{environment:?}: {answer}");
+    }
+}

@@ -58,7 +58,7 @@ pub enum NotReady {
 /// A running Tidings. Cheap to share by `Arc`; its tasks end with it.
 pub struct Tidings {
     settings: Settings,
-    keys: Keys,
+    keys: Arc<Keys>,
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
     publisher: Publisher,
@@ -89,7 +89,7 @@ impl Tidings {
         all.extend(notifiers);
         notify::check_names(&all)?;
         let names: Vec<&str> = all.iter().map(|notifier| notifier.name()).collect();
-        let keys = Keys::from_settings(&settings)?;
+        let keys = Arc::new(Keys::from_settings(&settings)?);
         let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
         let (committed, batches) = Committed::channel(DISPATCH_QUEUE);
         let path = settings.database_path()?;
@@ -121,6 +121,9 @@ impl Tidings {
             committed.clone(),
             rounds.clone(),
         )));
+        if keys.is_watched() {
+            tasks.push(tokio::spawn(Arc::clone(&keys).watch()));
+        }
         tasks.extend(notifiers.tasks().into_iter().map(tokio::spawn));
         Ok(Tidings {
             keys,

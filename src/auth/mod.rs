@@ -5,10 +5,11 @@
 //! with a key derived for tickets alone, so neither can ever pass for the other. Where in a request a
 //! credential stands is the business of the HTTP layer.
 //!
-//! Tokens have one source: the secret, or a public key. `token.rs` verifies signatures, `claims.rs` says what claims
-//! mean.
+//! Tokens have one source: the secret, or one public key, or a file of public keys. `token.rs` verifies signatures,
+//! `claims.rs` says what claims mean, `jwks.rs` keeps the file of keys.
 
 mod claims;
+mod jwks;
 mod token;
 
 use std::path::Path;
@@ -18,12 +19,14 @@ use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::time::{MissedTickBehavior, interval};
 
 use self::claims::ClaimRules;
 pub use self::claims::{Claims, SCHOOL_CLAIM, check_place};
+use self::jwks::JwksFile;
 pub use self::token::TokenError;
 use self::token::{KeySet, VerifyingKey, verified};
-use crate::config::Settings;
+use crate::config::{JWKS_PERIOD, Settings};
 use crate::id::{Channel, SchoolId};
 use crate::kind;
 
@@ -123,9 +126,17 @@ pub enum KeyError {
         /// The configured algorithm.
         algorithm: &'static str,
     },
-    /// Tokens are made elsewhere: only their public key is configured.
+    /// A file's contents are not a set of keys, or none of them can be used.
+    #[error("setting `jwt_jwks_file`: {path} {problem}")]
+    NotAKeySet {
+        /// Which file.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Tokens are made elsewhere: only public keys are configured.
     #[error(
-        "tokens are verified with a public key here (`jwt_public_key_file`), so this server cannot make any"
+        "tokens are verified with public keys here (`jwt_public_key_file` or `jwt_jwks_file`), so this server cannot make any"
     )]
     VerifyOnly,
     /// The settings give the role's name another meaning, and no name to the role.
@@ -234,7 +245,7 @@ pub struct Ticket {
 
 /// Verifies credentials and makes tickets; makes tokens too where it holds the secret.
 pub struct Keys {
-    keys: KeySet,
+    source: Source,
     rules: ClaimRules,
     sign: Option<EncodingKey>,
     ticket_verify: KeySet,
@@ -242,6 +253,14 @@ pub struct Keys {
     ticket_ttl: TimeDelta,
     issuer: Option<String>,
     audience: Option<String>,
+}
+
+/// What tokens are verified with. There is one, so that a token can be traced to who made it.
+enum Source {
+    /// The secret, or the public key.
+    Fixed(Arc<KeySet>),
+    /// The public keys in a file.
+    File(JwksFile),
 }
 
 /// The file in the data directory that keeps a secret which nobody configured.
@@ -256,23 +275,28 @@ impl Keys {
             Some(secret) => secret.clone(),
             None => kept_secret(&settings.data_dir)?,
         };
-        let public = settings.jwt_public_key_file.as_deref();
-        let public = public.map(|path| public_key(path, &settings.jwt_algorithm));
-        // The secret is for tickets alone where there is a public key.
-        let (keys, sign) = match public.transpose()? {
-            Some((algorithm, key)) => (only(algorithm, key), None),
-            None => {
-                let key = DecodingKey::from_secret(secret.as_bytes());
-                let sign = EncodingKey::from_secret(secret.as_bytes());
-                (only(Algorithm::HS256, key), Some(sign))
+        let public = match (&settings.jwt_jwks_file, &settings.jwt_public_key_file) {
+            (Some(path), _) => Some(Source::File(JwksFile::open(path)?)),
+            (None, Some(path)) => {
+                let (algorithm, key) = public_key(path, &settings.jwt_algorithm)?;
+                Some(Source::Fixed(Arc::new(only(algorithm, key))))
             }
+            (None, None) => None,
+        };
+        // The secret is for tickets alone where there are public keys.
+        let sign = public
+            .is_none()
+            .then(|| EncodingKey::from_secret(secret.as_bytes()));
+        let by_secret = || {
+            let key = DecodingKey::from_secret(secret.as_bytes());
+            Source::Fixed(Arc::new(only(Algorithm::HS256, key)))
         };
         let ticket_key = Sha256::new()
             .chain_update(b"tidings ticket\0")
             .chain_update(secret.as_bytes())
             .finalize();
         Ok(Keys {
-            keys,
+            source: public.unwrap_or_else(by_secret),
             rules: ClaimRules::new(settings),
             sign,
             ticket_verify: only(Algorithm::HS256, DecodingKey::from_secret(&ticket_key)),
@@ -285,8 +309,11 @@ impl Keys {
 
     /// What a token lets its bearer do.
     pub fn verify(&self, token: &str) -> Result<Access, AuthError> {
-        let claims = verified(token, &self.keys)?;
-        self.rules.read(&claims, Utc::now())
+        let keys = match &self.source {
+            Source::Fixed(keys) => Arc::clone(keys),
+            Source::File(file) => file.keys(),
+        };
+        self.rules.read(&verified(token, &keys)?, Utc::now())
     }
 
     /// What a ticket lets its bearer do: watch the channels that it was made for.
@@ -307,6 +334,30 @@ impl Keys {
             channels: Some(channels.map_err(|_| invalid(TokenError::Payload))?),
             expires_at: claims.session_exp.and_then(DateTime::from_timestamp_millis),
         })
+    }
+
+    /// Whether [`Keys::watch`] has anything to watch.
+    pub fn is_watched(&self) -> bool {
+        matches!(self.source, Source::File(_))
+    }
+
+    /// Takes over the keys in the file whenever it changes, until it is aborted.
+    pub async fn watch(self: Arc<Keys>) {
+        let mut rounds = interval(JWKS_PERIOD);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while self.is_watched() {
+            rounds.tick().await;
+            let keys = Arc::clone(&self);
+            // A file may lie on a disk that is slow to answer: nobody else is to wait for it.
+            let read = tokio::task::spawn_blocking(move || {
+                if let Source::File(file) = &keys.source {
+                    file.reread();
+                }
+            });
+            if let Err(error) = read.await {
+                tracing::error!(%error, "`jwt_jwks_file` could not be looked at");
+            }
+        }
     }
 
     /// A ticket for `channels`, which the bearer of `access` must be allowed to hear.

@@ -33,7 +33,7 @@ pub enum TokenError {
     #[error("its `crit` header demands an extension that this server does not know")]
     Critical,
     /// Signed with a key that is not configured, as it says itself.
-    #[error("its `kid` names none of the keys that are configured")]
+    #[error("its `kid` names none of the keys in `jwt_jwks_file`")]
     UnknownKey,
     /// Not signed with a configured key, or changed since.
     #[error("its signature does not fit")]

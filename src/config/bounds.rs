@@ -11,6 +11,12 @@ pub const POLL_WAIT_DEFAULT_SECS: u64 = 25;
 pub const POLL_WAIT_MAX_SECS: u64 = 60;
 /// Smallest `?max_event_bytes=`: what remains of an event has to fit.
 pub const EVENT_LIMIT_MIN_BYTES: usize = 1_024;
+/// Largest file of public keys that tokens are verified with, in bytes.
+pub const JWKS_FILE_MAX_BYTES: usize = 256 * 1024;
+/// Keys in that file: a token that names none is tried with each.
+pub const JWKS_KEYS_MAX: usize = 64;
+/// Time between two looks at whether it has changed.
+pub const JWKS_PERIOD: Duration = Duration::from_secs(1);
 /// Schools that a token may name.
 pub const SCHOOLS_PER_TOKEN_MAX: usize = 1_000;
 /// Largest `?padding=`, in bytes.

@@ -84,6 +84,8 @@ pub struct Settings {
     pub jwt_secret: Option<String>,
     /// A PEM file with the public key that tokens are verified with, instead of the secret.
     pub jwt_public_key_file: Option<PathBuf>,
+    /// A JSON Web Key Set with the public keys that tokens are verified with, instead of either; reread when it changes.
+    pub jwt_jwks_file: Option<PathBuf>,
     /// `HS256`, or `RS256`, `ES256` or `EdDSA` with a public key.
     pub jwt_algorithm: String,
     /// The `iss` that a token must have.
@@ -203,6 +205,7 @@ impl Default for Settings {
             reader_connections: 4,
             jwt_secret: None,
             jwt_public_key_file: None,
+            jwt_jwks_file: None,
             jwt_algorithm: "HS256".into(),
             jwt_issuer: None,
             jwt_audience: None,
@@ -401,6 +404,20 @@ impl Settings {
         ] {
             if let Err(problem) = check_place(place) {
                 return invalid(key, problem);
+            }
+        }
+        if self.jwt_jwks_file.is_some() {
+            if self.jwt_public_key_file.is_some() {
+                return invalid(
+                    "jwt_jwks_file",
+                    "is set together with `jwt_public_key_file`: tokens have one source",
+                );
+            }
+            if self.jwt_algorithm != "HS256" {
+                return invalid(
+                    "jwt_algorithm",
+                    "is set together with `jwt_jwks_file`, whose keys name their algorithms themselves",
+                );
             }
         }
         match (self.jwt_algorithm.as_str(), &self.jwt_public_key_file) {

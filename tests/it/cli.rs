@@ -94,6 +94,22 @@ fn tokens_say_what_is_wrong_with_their_arguments() {
 }
 
 #[test]
+fn tokens_have_one_source() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, value, word) in [
+        ("TIDINGS_JWT_PUBLIC_KEY_FILE", "key.pem", "jwt_jwks_file"),
+        ("TIDINGS_JWT_ALGORITHM", "ES256", "jwt_algorithm"),
+    ] {
+        let mut command = command(folder.path());
+        command.env("TIDINGS_JWT_JWKS_FILE", "keys.json");
+        let output = run(command.arg("serve").env(name, value));
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        let said = text(&output.stderr);
+        assert!(said.contains(word), "{name}={value}: {said}");
+    }
+}
+
+#[test]
 fn a_token_for_several_schools_reaches_them_and_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let made = |arguments: &[&str]| text(&token(folder.path(), arguments).stdout);
@@ -119,6 +135,8 @@ fn an_unknown_or_invalid_setting_stops_the_start_and_is_named() {
         ("TIDINGS_JWT_SECRET", "short", "jwt_secret"),
         ("TIDINGS_JWT_ALGORITHM", "none", "jwt_algorithm"),
         ("TIDINGS_JWT_ALGORITHM", "RS256", "jwt_public_key_file"),
+        ("TIDINGS_JWT_JWKS_FILE", "/nowhere/keys", "jwt_jwks_file"),
+        ("TIDINGS_JWT_JWKS_FILE", "/", "jwt_jwks_file"),
         ("TIDINGS_JWT_ROLES", r#"{head="boss"}"#, "jwt_roles"),
         ("TIDINGS_JWT_ROLES", r#"{"head": "Admin"}"#, "jwt_roles"),
         ("TIDINGS_JWT_ROLES", "head", "jwt_roles"),

@@ -51,7 +51,8 @@
 //! 5  main.rs lib.rs cli/              command line; this map; server()
 //! 4  http/                            the only place that knows Rocket
 //! 3  service.rs publish.rs subscribe/                the running whole, the two use cases
-//!    presence.rs notify/ watchdog.rs vitals.rs       leases; webhooks, e-mail, MQTT; the clock; own figures
+//!    presence.rs notify/ watchdog.rs                 leases; webhooks, e-mail, MQTT; the clock
+//!    vitals.rs refusals.rs                           own figures; what the log says of refusals
 //! 2  store/  hub/                     log and state │ in-memory fan-out. They do not know one another
 //! 1  kind/ auth/ wire/ config/ scope.rs throttle.rs     domain rules; who may; the only encoder; every bound
 //! 0  id.rs event.rs sync.rs           names; what happened; locks
@@ -73,6 +74,7 @@ pub mod kind;
 pub mod notify;
 pub mod presence;
 pub mod publish;
+pub mod refusals;
 pub mod scope;
 pub mod service;
 pub mod store;

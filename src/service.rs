@@ -16,6 +16,7 @@ use crate::hub::{Hub, Waiting};
 use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
+use crate::refusals::Refusals;
 use crate::store::sqlite::{OpenError, SqliteStore};
 use crate::store::{Committed, Log, Store, StoreError};
 use crate::subscribe::Subscriber;
@@ -66,6 +67,7 @@ pub struct Tidings {
     presence: Arc<Presence>,
     notifiers: Arc<Notifiers>,
     vitals: Arc<Vitals>,
+    refusals: Arc<Refusals>,
     committed: Committed,
     dispatched: watch::Receiver<u64>,
     publishes: Throttle,
@@ -121,6 +123,8 @@ impl Tidings {
             committed.clone(),
             rounds.clone(),
         )));
+        let refusals = Arc::<Refusals>::default();
+        tasks.push(tokio::spawn(Arc::clone(&refusals).watch()));
         if keys.is_watched() {
             tasks.push(tokio::spawn(Arc::clone(&keys).watch()));
         }
@@ -131,6 +135,7 @@ impl Tidings {
             presence,
             notifiers,
             vitals,
+            refusals,
             subscriber: Subscriber::new(
                 Arc::clone(&store) as Arc<dyn Log>,
                 Arc::clone(&hub),
@@ -187,6 +192,11 @@ impl Tidings {
     /// The server's own figures.
     pub fn vitals(&self) -> &Vitals {
         &self.vitals
+    }
+
+    /// What the log says of refusals.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// Who listens.

@@ -1,5 +1,6 @@
 //! `tidings serve`.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 use rocket::fairing::AdHoc;
@@ -54,6 +55,8 @@ pub(super) fn init_logging() -> OldHandshakes {
     });
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
+        // In a file, colours stand in the way of whoever searches it.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_filter(filter.and(discreet));
     let old = OldHandshakes::default();
     // Somebody has set a logger before, if this fails; then that one is used.

@@ -17,6 +17,12 @@ pub const JWKS_FILE_MAX_BYTES: usize = 256 * 1024;
 pub const JWKS_KEYS_MAX: usize = 64;
 /// Time between two looks at whether it has changed.
 pub const JWKS_PERIOD: Duration = Duration::from_secs(1);
+/// Refused credentials that the log tells of in a period; the others are counted.
+pub const REFUSALS_TOLD: usize = 20;
+/// The period.
+pub const REFUSALS_PERIOD: Duration = Duration::from_secs(10);
+/// Longest path of a request that the log tells, in characters.
+pub const ROUTE_MAX_CHARS: usize = 200;
 /// Schools that a token may name.
 pub const SCHOOLS_PER_TOKEN_MAX: usize = 1_000;
 /// Largest `?padding=`, in bytes.

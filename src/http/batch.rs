@@ -21,6 +21,7 @@ use crate::auth::Role;
 use crate::id::{Channel, SchoolId, SubjectId};
 use crate::kind::characteristic::{self, ViolationId};
 use crate::kind::{self, Body, Command, device};
+use crate::refusals::Origin;
 use crate::service::Tidings;
 use crate::store::{Envelope, Idempotency};
 use crate::wire;
@@ -32,6 +33,7 @@ pub(super) fn routes() -> Vec<Route> {
 #[post("/api/batch", data = "<data>")]
 async fn batch(
     caller: Result<Caller, Problem>,
+    origin: Origin,
     key: Result<IdempotencyKey, Problem>,
     upper: Result<UpperStatus, Problem>,
     data: Data<'_>,
@@ -81,7 +83,7 @@ async fn batch(
                 answer.extend(json);
             }
             Err(problem) => {
-                tidings.vitals().refused(problem.code(), problem.limit());
+                problem.note(tidings, &origin);
                 let status = problem.status();
                 write!(answer, r#"{{"line":{number},"status":{status},"problem":"#)
                     .expect("writing to memory succeeds");

@@ -13,6 +13,7 @@ use super::forwarded::is_own_page;
 use super::problem::{Kind, Problem};
 use crate::auth::{Access, AuthError, Role, Schools};
 use crate::id::SchoolId;
+use crate::refusals::Origin;
 use crate::service::Tidings;
 
 /// The prefix of a WebSocket subprotocol that carries a token.
@@ -25,7 +26,10 @@ pub(super) struct Caller {
 }
 
 /// Who opens a stream. Refusing is left to the endpoint: some accept first and then close.
-pub(super) struct Listener(pub(super) Result<Access, Problem>);
+pub(super) struct Listener {
+    pub(super) access: Result<Access, Problem>,
+    pub(super) origin: Origin,
+}
 
 impl Caller {
     /// Checks that the role suffices.
@@ -103,7 +107,24 @@ impl<'r> FromRequest<'r> for Listener {
     type Error = std::convert::Infallible;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Listener, Self::Error> {
-        Outcome::Success(Listener(access(request, Purpose::Stream)))
+        Outcome::Success(Listener {
+            access: access(request, Purpose::Stream),
+            origin: origin(request),
+        })
+    }
+}
+
+/// Where a request comes from, for the log.
+pub(super) fn origin(request: &Request<'_>) -> Origin {
+    Origin::new(request.uri().path().as_str(), request.client_ip())
+}
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Origin {
+    type Error = std::convert::Infallible;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Origin, Self::Error> {
+        Outcome::Success(origin(request))
     }
 }
 

@@ -13,11 +13,13 @@ use rocket::request::Request;
 use rocket::response::{self, Responder, Response};
 use serde::Serialize;
 
+use super::credential::origin;
 use crate::auth::{AuthError, KeyError};
 use crate::hub::HubFull;
 use crate::id::NameError;
 use crate::kind::RuleError;
 use crate::publish::PublishError;
+use crate::refusals::Origin;
 use crate::service::{NotReady, Tidings};
 use crate::store::{CommandError, StoreError};
 
@@ -38,6 +40,9 @@ pub struct Problem {
     /// What a client may wait, in seconds, before it tries again; a header.
     #[serde(skip)]
     retry_after_secs: Option<u64>,
+    /// Whether it is only that no credential was given.
+    #[serde(skip)]
+    lacks_credential: bool,
 }
 
 /// What every problem's `type` begins with.
@@ -107,6 +112,7 @@ impl Problem {
                 429 | 503 => Some(RETRY_AFTER_SECS),
                 _ => None,
             },
+            lacks_credential: false,
         }
     }
 
@@ -127,12 +133,12 @@ impl Problem {
         }
     }
 
-    pub(crate) fn limit(&self) -> Option<&'static str> {
-        self.limit
-    }
-
     pub(crate) fn retry_after_secs(&self) -> Option<u64> {
         self.retry_after_secs
+    }
+
+    pub(crate) fn lacks_credential(&self) -> bool {
+        self.lacks_credential
     }
 
     pub(crate) fn status(&self) -> u16 {
@@ -150,6 +156,17 @@ impl Problem {
 
     pub(crate) fn is(&self, kind: Kind) -> bool {
         self.uri == kind.parts().1
+    }
+
+    /// Counts it, and tells the log. Done once, where it is told to whom it concerns.
+    pub(crate) fn note(&self, tidings: &Tidings, origin: &Origin) {
+        tidings.vitals().refused(self.code, self.limit);
+        match self.status {
+            401 | 403 => tidings
+                .refusals()
+                .credential(origin, self.code, &self.detail),
+            _ => tidings.refusals().request(origin, self.code),
+        }
     }
 
     /// An error of ours: the cause is logged, the client is not told.
@@ -173,7 +190,10 @@ impl From<AuthError> for Problem {
             AuthError::SchoolRequired => Kind::SchoolRequired,
             AuthError::NotFound => Kind::NotFound,
         };
-        Problem::new(kind, error.to_string())
+        Problem {
+            lacks_credential: error == AuthError::Missing,
+            ..Problem::new(kind, error.to_string())
+        }
     }
 }
 
@@ -270,7 +290,7 @@ impl From<NameError> for Problem {
 impl<'r> Responder<'r, 'static> for Problem {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         if let Some(tidings) = request.rocket().state::<Arc<Tidings>>() {
-            tidings.vitals().refused(self.code, self.limit);
+            self.note(tidings, &origin(request));
         }
         let body = serde_json::to_vec(&self).expect("a problem is JSON");
         let mut response = Response::build();

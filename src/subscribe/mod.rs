@@ -14,6 +14,7 @@
 
 mod catch_up;
 mod folder;
+mod life;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -31,6 +32,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::catch_up::{Added, Step};
 use self::folder::Folder;
+use self::life::Life;
 use crate::config::{Ceilings, PLANNED_STEPS_MAX, Settings};
 use crate::event::Event;
 use crate::hub::mailbox::Mail;
@@ -114,6 +116,7 @@ pub struct Subscription {
     expires: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     ended: bool,
+    life: Life,
 }
 
 impl Subscriber {
@@ -150,7 +153,8 @@ impl Subscriber {
         // Attach before reading the store: an event committed in between would be in neither.
         let attachment = self
             .hub
-            .attach(&scope, reader, folder.folds(), &self.ceilings)?;
+            .attach(&scope, reader.clone(), folder.folds(), &self.ceilings)?;
+        let life = Life::begin(&scope, &reader);
         let scope = Arc::new(scope);
         let now = Instant::now();
         let mut subscription = Subscription {
@@ -169,6 +173,7 @@ impl Subscriber {
             expires: None,
             timer: Box::pin(sleep_until(now + self.heartbeat)),
             ended: false,
+            life,
             subscriber: self.clone(),
             scope,
         };
@@ -241,6 +246,12 @@ impl Subscription {
     pub fn close(&mut self, close: Close) {
         self.say(Control::Closing(close));
         self.ended = true;
+        self.life.ends(close.reason());
+    }
+
+    /// Notes, for the log, why the transport lets go of it.
+    pub fn ends(&mut self, reason: &'static str) {
+        self.life.ends(reason);
     }
 
     /// Listens to more: from `cursor`, or from a snapshot. `asked` is acknowledged first; `ready` follows.
@@ -493,6 +504,9 @@ impl Subscription {
             moves_to,
         } = entry;
         self.safe = moves_to.unwrap_or(self.safe);
+        if let Delivery::Event(_) = &delivery {
+            self.life.count_event();
+        }
         if let Delivery::Control(control) = &mut delivery {
             if matches!(control, Control::Ready(_)) && self.plan.is_empty() {
                 self.backfill = None;

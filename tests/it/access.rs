@@ -644,6 +644,157 @@ async fn a_refused_socket_or_renewal_is_told_the_same_as_a_refused_call() {
     assert_eq!(problem["detail"], channels);
 }
 
+/// Runs `tidings serve` with this `TIDINGS_LOG`, and gives its log.
+fn log_of(level: &str, visit: impl AsyncFnOnce(&str)) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = process::command(folder.path());
+    let command = command.arg("serve").env("TIDINGS_LOG", level);
+    let mut server = process::Process::start(command);
+    // Read all the while: a full pipe would hold the server up.
+    let mut stderr = server.stderr();
+    let reader = std::thread::spawn(move || {
+        let mut log = String::new();
+        std::io::Read::read_to_string(&mut stderr, &mut log).unwrap();
+        log
+    });
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(visit(&server.url));
+    server.terminate();
+    reader.join().unwrap()
+}
+
+#[test]
+fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
+    let log = log_of("info", async |url| {
+        let http = reqwest::Client::new();
+        let mut bad = json!(claims(Some(1), Role::Viewer));
+        bad["role"] = json!("SECRET-ROLE");
+        let bad = sign(&bad);
+        let get = async |path: &str| {
+            let request = http.get(format!("{url}{path}"));
+            request.send().await.unwrap().status().as_u16()
+        };
+        assert_eq!(get(&format!("/api/devices?token={bad}")).await, 401);
+        assert_eq!(get(&format!("/events/jobs/{bad}")).await, 401);
+        let mut socket = listener::socket(url, "/ws/enrollment", &bad).await;
+        listener::until_closed(&mut socket).await;
+        let mut socket = listener::socket(url, "/ws", &viewer(1)).await;
+        let message = json!({"type": "auth", "token": bad});
+        listener::send(&mut socket, &message.to_string()).await;
+        listener::receive(&mut socket).await.unwrap();
+        let form = http.post(format!("{url}/monitor/sign-in"));
+        let form = form.header("Content-Type", "application/x-www-form-urlencoded");
+        let form = form.body(format!("next=&token={bad}")).send().await;
+        assert_eq!(form.unwrap().status(), 401);
+        let page = http.get(format!("{url}/monitor/system"));
+        let page = page.header("Cookie", format!("tidings_token={bad}"));
+        assert_eq!(page.send().await.unwrap().status(), 200, "the sign-in page");
+        let forbidden = http.post(format!("{url}/api/jobs")).bearer_auth(viewer(1));
+        assert_eq!(forbidden.send().await.unwrap().status(), 403);
+        // Nobody is signed in: that is no refusal.
+        assert_eq!(get("/monitor").await, 200);
+    });
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("a credential was refused"))
+        .collect();
+    let expected = [
+        (
+            "/api/devices",
+            "unauthorized",
+            "`role` is not one of viewer, worker, admin",
+        ),
+        ("/events/jobs/...", "unauthorized", "a token is required"),
+        ("/ws/enrollment", "unauthorized", "`role` is not one of"),
+        ("/ws", "unauthorized", "`role` is not one of"),
+        ("/monitor/sign-in", "unauthorized", "`role` is not one of"),
+        ("/monitor/system", "unauthorized", "`role` is not one of"),
+        (
+            "/api/jobs",
+            "forbidden",
+            "its role is viewer, and worker is needed",
+        ),
+    ];
+    assert_eq!(lines.len(), expected.len(), "{log}");
+    for (line, (route, code, reason)) in lines.iter().zip(expected) {
+        let route = format!("route=\"{route}\"");
+        let code = format!("code=\"{code}\"");
+        for part in ["INFO", &route, "address=127.0.0.1", &code, reason] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+    for secret in ["eyJ", "SECRET", SECRET] {
+        assert!(!log.contains(secret), "{secret} stands in the log:\n{log}");
+    }
+}
+
+#[test]
+fn so_many_refusals_are_logged_and_the_others_counted() {
+    const REFUSALS: usize = 100;
+    let log = log_of("info", async |url| {
+        let http = reqwest::Client::new();
+        for _ in 0..REFUSALS {
+            let request = http.get(format!("{url}/api/jobs?token=BAD-TOKEN"));
+            assert_eq!(request.send().await.unwrap().status(), 401);
+        }
+    });
+    let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    let told = count("a credential was refused");
+    // A busy machine may take more than one period for that.
+    assert!((1..REFUSALS).contains(&told), "{told}");
+    assert!(!log.contains("BAD-TOKEN"));
+}
+
+#[test]
+fn each_stream_stands_in_the_log_at_debug_from_its_opening_to_its_end() {
+    let log = log_of("debug", async |url| {
+        let http = reqwest::Client::new();
+        let report = http.post(format!("{url}/api/jobs")).bearer_auth(worker(1));
+        let job = json!({"job_id": "a", "job_type": "t", "message": "SECRET-PAYLOAD"});
+        assert_eq!(answer(report.json(&job)).await.0, 201);
+        for transport in Transport::ALL {
+            let mut token = claims(Some(1), Role::Viewer);
+            token.sub = "ann\nINFO".into();
+            let mut listener = Listener::open(transport, url, "/jobs", &sign(&token), None).await;
+            listener.until_ready().await;
+        }
+        let mut soon = json!(claims(Some(1), Role::Viewer));
+        soon["exp"] = json!(chrono::Utc::now().timestamp() - 3);
+        let mut socket = listener::socket(url, "/ws", &sign(&soon)).await;
+        let (_, code) = listener::until_closed(&mut socket).await;
+        assert_eq!(code, Some(4401));
+        let refused = socket_url(url, "/events/jobs/nobody", Some(&viewer(1)), None);
+        assert_eq!(listener::refused(&refused).await, 404);
+        let mut socket = listener::socket(url, "/progress/ws/nobody", &viewer(1)).await;
+        listener::until_closed(&mut socket).await;
+    });
+    let find = |parts: &[&str]| {
+        let fits = |line: &&str| parts.iter().all(|part| line.contains(part));
+        assert!(log.lines().any(|line| fits(&line)), "{parts:?}\n{log}");
+    };
+    for transport in ["SSE", "WebSocket", "long poll"] {
+        let transport = format!("transport=\"{transport}\"");
+        let who = r#"address=127.0.0.1 user="ann\nINFO""#;
+        find(&["DEBUG", "opened channels=1", &transport, "school.id=1", who]);
+        find(&["DEBUG", "ended reason=", &transport, "events=1", who]);
+    }
+    find(&["ended reason=\"the poll has been answered\""]);
+    find(&["ended reason=\"the token has expired\"", "events=0"]);
+    find(&[
+        "refused",
+        "route=\"/events/jobs/nobody\"",
+        "code=\"not-found\"",
+    ]);
+    find(&[
+        "refused",
+        "route=\"/progress/ws/nobody\"",
+        "code=\"not_found\"",
+    ]);
+    for secret in ["eyJ", "SECRET-PAYLOAD", SECRET] {
+        assert!(!log.contains(secret), "{secret} stands in the log:\n{log}");
+    }
+}
+
 /// Whatever the level: no token, ticket or payload in what the server writes.
 #[test]
 fn credentials_in_a_log() {

@@ -35,6 +35,7 @@ use super::problem::Problem;
 use crate::auth::{AuthError, Schools};
 use crate::config::MONITOR_SCHOOLS;
 use crate::id::SchoolId;
+use crate::refusals::Origin;
 use crate::service::Tidings;
 
 /// How often pages look anew at what no event tells of, in seconds.
@@ -111,6 +112,7 @@ fn sign_in(next: Option<&str>, visitor: Visitor, base: Base, pages: &State<Pages
 fn enter(
     form: Form<SignIn<'_>>,
     visitor: Visitor,
+    origin: Origin,
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
@@ -130,7 +132,11 @@ fn enter(
             cookie: token_cookie(tidings, &visitor, token),
             to: visitor::own_address(&base, next),
         }),
-        Err(error) => Err(refused(&format!("That did not work: {error}."))),
+        Err(error) => {
+            let page = refused(&format!("That did not work: {error}."));
+            Problem::from(error).note(tidings, &origin);
+            Err(page)
+        }
     }
 }
 

@@ -89,7 +89,10 @@ impl Visitor {
     pub(super) fn access(&self) -> Result<Access, Refusal> {
         match &self.credential {
             Ok(access) => Ok(access.clone()),
-            Err(problem) if problem.status() == 401 => Err(Refusal::SignIn(self.here.clone())),
+            Err(problem) if problem.status() == 401 => Err(Refusal::SignIn {
+                next: self.here.clone(),
+                why: (!problem.lacks_credential()).then(|| Box::new(problem.clone())),
+            }),
             Err(problem) => Err(Refusal::Problem(problem.clone())),
         }
     }
@@ -174,8 +177,13 @@ fn without_credentials(address: &str) -> String {
 
 /// Why there is no page.
 pub(super) enum Refusal {
-    /// Nobody is signed in; afterwards it goes on here.
-    SignIn(String),
+    /// Nobody is signed in.
+    SignIn {
+        /// Where it goes on afterwards.
+        next: String,
+        /// Why the credential that came with the request is refused, if one did.
+        why: Option<Box<Problem>>,
+    },
     /// Anything else.
     Problem(Problem),
     /// What no route has seen, below this base.
@@ -198,14 +206,15 @@ impl<'r> Responder<'r, 'static> for Refusal {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         let Base(base) = &Base::of(request);
         match self {
-            Refusal::SignIn(here) => {
-                let next = RawStr::new(&here).percent_encode();
+            Refusal::SignIn { next, why } => {
+                if let Some(problem) = why {
+                    problem.note(credential::tidings(request), &credential::origin(request));
+                }
+                let next = RawStr::new(&next).percent_encode();
                 Redirect::to(format!("{base}/monitor/sign-in?next={next}")).respond_to(request)
             }
             Refusal::Problem(problem) => {
-                credential::tidings(request)
-                    .vitals()
-                    .refused(problem.code(), problem.limit());
+                problem.note(credential::tidings(request), &credential::origin(request));
                 let status = Status::new(problem.status());
                 let page = refused(request, base, status, problem.detail());
                 let mut response = page.respond_to(request)?;

@@ -39,6 +39,7 @@ use crate::config::READER_MAX_CHARS;
 use crate::hub::Reader;
 use crate::id::{Channel, SchoolId, SubjectId};
 use crate::kind::{self, characteristic, device, enrollment, job};
+use crate::refusals::Origin;
 use crate::scope::Scope;
 use crate::service::Tidings;
 use crate::subscribe::{Request as Subscribe, Subscription};
@@ -99,7 +100,8 @@ async fn events(
     handshake: Result<MaybeHandshake, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Stream, Problem> {
-    let (access, params, handshake) = (listener.0?, params?, handshake?.sound());
+    let Listener { access, origin } = listener;
+    let (access, params, handshake) = (access?, params?, handshake?.sound());
     let mut texts = params.channels.clone();
     match &params.ids {
         Some(ids) if kind::known_kind(&path.0).is_some() => {
@@ -137,6 +139,7 @@ async fn events(
     Ok(match (params.transport, handshake) {
         (_, Some(handshake)) => {
             let opening = Opening::Accepted {
+                origin,
                 access,
                 subscription,
                 from: None,
@@ -180,21 +183,26 @@ fn without_channel(
     tidings: &Arc<Tidings>,
 ) -> Result<Stream, Problem> {
     let handshake = handshake?.required()?;
+    let Listener { access, origin } = listener;
     let accept = || {
-        let (access, params) = (listener.0?, params.as_ref().map_err(Problem::clone)?);
+        let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
         let mut scope = Scope::new(access.school(params.school)?, []);
         // A cursor is for what is subscribed to. Until then nothing is told that would lead past it.
         if params.from.is_none() && hears_acknowledgements(&dialect, &access, scope.school) {
             scope = scope.with_wide(characteristic::KIND);
         }
         let subscription = open(tidings, &dialect, params, &access, (WEBSOCKET, scope), None)?;
-        Ok(Opening::Accepted {
+        Ok((subscription, access, params.from))
+    };
+    let opening = match accept() {
+        Ok((subscription, access, from)) => Opening::Accepted {
+            origin,
             access,
             subscription,
-            from: params.from,
-        })
+            from,
+        },
+        Err(problem) => refused(problem, &dialect, tidings, &origin),
     };
-    let opening = accept().unwrap_or_else(|problem| Opening::refused(problem, &dialect));
     Ok(upgrade(
         handshake,
         tidings,
@@ -316,8 +324,9 @@ async fn with_channel(
     tidings: &Arc<Tidings>,
 ) -> Result<Stream, Problem> {
     let handshake = handshake?.required()?;
+    let Listener { access, origin } = listener;
     let accept = async {
-        let (access, params) = (listener.0?, params.as_ref().map_err(Problem::clone)?);
+        let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
         let school = access.school(params.school)?;
         let scope = match &target {
             Target::WhatGoesOn(kind) => {
@@ -349,18 +358,23 @@ async fn with_channel(
     };
     let opening = match accept.await {
         Ok((subscription, access)) => Opening::Accepted {
+            origin,
             access,
             subscription,
             from: None,
         },
         Err(problem) => match target {
-            Target::Subject(kind, id) if problem.is(Kind::NotFound) => Opening::Refused {
-                error: Some(kind::not_found(kind, id).to_string()),
-                code: "not_found",
-                close: Close::Done,
-                limit: None,
-            },
-            _ => Opening::refused(problem, &dialect),
+            Target::Subject(kind, id) if problem.is(Kind::NotFound) => {
+                const CODE: &str = "not_found";
+                tidings.vitals().refused(CODE, None);
+                tidings.refusals().request(&origin, CODE);
+                Opening::Refused {
+                    error: Some(kind::not_found(kind, id).to_string()),
+                    code: CODE,
+                    close: Close::Done,
+                }
+            }
+            _ => refused(problem, &dialect, tidings, &origin),
         },
     };
     Ok(upgrade(
@@ -370,6 +384,12 @@ async fn with_channel(
         params.as_ref().map_err(|_| ()),
         opening,
     ))
+}
+
+/// A connection that is accepted only to be told why not.
+fn refused(problem: Problem, dialect: &Dialect, tidings: &Tidings, origin: &Origin) -> Opening {
+    problem.note(tidings, origin);
+    Opening::refused(problem, dialect)
 }
 
 /// Turns the connection into a WebSocket.

@@ -4,6 +4,7 @@ use super::dialect::Dialect;
 use crate::auth::Access;
 use crate::http::problem::Problem;
 use crate::id::Cursor;
+use crate::refusals::Origin;
 use crate::subscribe::Subscription;
 use crate::wire::Close;
 
@@ -15,6 +16,7 @@ use crate::wire::Close;
 pub(super) enum Opening {
     /// With a subscription.
     Accepted {
+        origin: Origin,
         access: Access,
         subscription: Subscription,
         /// Where the first `subscribe` that does not say itself goes on.
@@ -24,13 +26,13 @@ pub(super) enum Opening {
     Refused {
         error: Option<String>,
         code: &'static str,
-        limit: Option<&'static str>,
         close: Close,
     },
 }
 
 impl Opening {
-    /// The endpoint's own way to refuse those who may not; whatever else is wrong is told everywhere.
+    /// The endpoint's own way to refuse those who may not; whatever else is wrong is told everywhere. It is noted
+    /// before, by whoever knows where the request came from.
     pub(super) fn refused(problem: Problem, dialect: &Dialect) -> Opening {
         let (close, explains) = match problem.status() {
             401 | 403 => (dialect.refusal, dialect.explains_refusal),
@@ -41,7 +43,6 @@ impl Opening {
         Opening::Refused {
             error: explains.then(|| problem.detail().to_owned()),
             code: problem.code(),
-            limit: problem.limit(),
             close,
         }
     }

@@ -116,6 +116,7 @@ impl PollBody {
 
     fn end(&mut self) -> Poll<Option<Arc<[u8]>>> {
         self.stage = Stage::Ended;
+        self.subscription.ends("the poll has been answered");
         let tail = format!(r#"],"cursor":"{}"}}"#, self.subscription.resume_cursor());
         Poll::Ready(Some(tail.into_bytes().into()))
     }

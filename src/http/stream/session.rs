@@ -25,6 +25,7 @@ use crate::config::{CLOSE_WAIT, INITIAL_STATE_MAX, INITIAL_STATE_MAX_BYTES, WRIT
 use crate::event::Event;
 use crate::id::{Channel, Cursor};
 use crate::kind::{self, characteristic};
+use crate::refusals::Origin;
 use crate::service::Tidings;
 use crate::store::StoreError;
 use crate::subscribe::{Delivery, Subscription};
@@ -64,6 +65,8 @@ pub(super) struct Session {
     dialect: Dialect,
     encoding: Encoding,
     live: Option<(Access, Subscription)>,
+    /// Where the client is, for the log. Nothing for one that was refused at the start.
+    origin: Option<Origin>,
     asking: Option<Box<Asking>>,
     /// Where the first `subscribe` that does not say itself goes on.
     from: Option<Cursor>,
@@ -93,6 +96,7 @@ impl Session {
             dialect,
             encoding,
             live: None,
+            origin: None,
             asking: None,
             from: None,
             waiting: Default::default(),
@@ -109,20 +113,16 @@ impl Session {
         };
         match opening {
             Opening::Accepted {
+                origin,
                 access,
                 subscription,
                 from,
             } => {
                 session.live = Some((access, subscription));
+                session.origin = Some(origin);
                 session.from = from;
             }
-            Opening::Refused {
-                error,
-                code,
-                limit,
-                close,
-            } => {
-                session.tidings.vitals().refused(code, limit);
+            Opening::Refused { error, code, close } => {
                 if let Some(message) = error {
                     session.send_control(&Control::Error {
                         code,
@@ -155,10 +155,30 @@ impl Session {
         limit: Option<&'static str>,
         message: impl Into<String>,
     ) {
-        self.tidings.vitals().refused(code, limit);
+        self.note(code, limit);
         self.send_control(&Control::Error {
             code,
             message: message.into(),
+            channels: Vec::new(),
+        });
+    }
+
+    fn note(&self, code: &'static str, limit: Option<&'static str>) {
+        self.tidings.vitals().refused(code, limit);
+        if let Some(origin) = &self.origin {
+            self.tidings.refusals().request(origin, code);
+        }
+    }
+
+    /// The credential does not reach so far, or is none: the log is told why.
+    fn deny(&mut self, code: &'static str, reason: &str) {
+        self.tidings.vitals().refused(code, None);
+        if let Some(origin) = &self.origin {
+            self.tidings.refusals().credential(origin, code, reason);
+        }
+        self.send_control(&Control::Error {
+            code,
+            message: reason.to_owned(),
             channels: Vec::new(),
         });
     }
@@ -172,6 +192,9 @@ impl Session {
 
     fn begin_close(&mut self, close: Close) {
         self.socket.close(close);
+        if let Some((_, subscription)) = &mut self.live {
+            subscription.ends(close.reason());
+        }
         self.live = None;
         self.asking = None;
         self.waiting.clear();
@@ -411,7 +434,7 @@ impl Session {
         if let Some((channel, error)) = refused {
             return match error {
                 AuthError::NotFound => self.not_found(vec![channel.clone()]),
-                _ => self.error("forbidden", error.to_string()),
+                _ => self.deny("forbidden", &error.to_string()),
             };
         }
         let asked = self.acknowledged(asked);
@@ -487,7 +510,7 @@ impl Session {
             [Channel::Subject(kind, id)] => kind::not_found(*kind, id.as_str()).to_string(),
             _ => format!("Not found: {}", channels.join(", ")),
         };
-        self.tidings.vitals().refused("not_found", None);
+        self.note("not_found", None);
         self.send_control(&Control::Error {
             code: "not_found",
             message,
@@ -524,9 +547,9 @@ impl Session {
             }
             Err(AuthError::NotFound) => {
                 let reason = "the token does not reach the school of this stream";
-                self.error("unauthorized", reason);
+                self.deny("unauthorized", reason);
             }
-            Err(error) => self.error("unauthorized", error.to_string()),
+            Err(error) => self.deny("unauthorized", &error.to_string()),
         }
     }
 
@@ -544,6 +567,9 @@ impl Session {
                 continue;
             }
             if self.socket.stalled_for() >= WRITE_STALL {
+                if let Some((_, subscription)) = &mut self.live {
+                    subscription.ends("the client has taken nothing for too long");
+                }
                 return false;
             }
             // A peer that takes no byte cannot be asked for a sign of life; one that takes them must give it, unless it
@@ -614,7 +640,7 @@ impl Future for Session {
                     Phase::Open => {
                         if let Close::MessageTooBig = close {
                             let limit = "client_message_limit_bytes";
-                            this.tidings.vitals().refused("too_big", Some(limit));
+                            this.note("too_big", Some(limit));
                         }
                         this.send_control(&Control::Closing(close));
                         this.begin_close(close);

@@ -87,12 +87,32 @@ impl Throttle {
         count: u32,
         now: Instant,
     ) -> Result<(), Duration> {
+        self.take_all(&[(school, count)], user, now)
+    }
+
+    /// The same in several schools, each of which is named once: from every bucket, or from none.
+    pub fn take_all(
+        &self,
+        counts: &[(SchoolId, u32)],
+        user: &str,
+        now: Instant,
+    ) -> Result<(), Duration> {
         let Some(pace) = self.pace else {
             return Ok(());
         };
+        let user: Arc<str> = user.into();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = buckets.get_or_insert_mut((school, user.into()), || pace.bucket(now));
-        bucket.take(pace, count, now)
+        let mut taken = Vec::with_capacity(counts.len());
+        for (school, count) in counts {
+            let who = (*school, Arc::clone(&user));
+            let mut bucket = *buckets.get_or_insert(who.clone(), || pace.bucket(now));
+            bucket.take(pace, *count, now)?;
+            taken.push((who, bucket));
+        }
+        for (who, bucket) in taken {
+            buckets.put(who, bucket);
+        }
+        Ok(())
     }
 }
 
@@ -132,6 +152,10 @@ mod tests {
         assert!(throttle.take(school(1), "ada", 1, now).is_err());
         assert!(throttle.take(school(1), "bob", 1, now).is_ok());
         assert!(throttle.take(school(2), "ada", 1, now).is_ok());
+        let both = [(school(3), 1), (school(1), 1)];
+        assert!(throttle.take_all(&both, "ada", now).is_err());
+        let of_third = throttle.take(school(3), "ada", 1, now);
+        assert!(of_third.is_ok(), "all or nothing");
         assert_eq!(Pace::new(0, 7), None);
         let open = Throttle::new(None);
         assert!((0..1_000).all(|_| open.take(school(1), "ada", u32::MAX, now).is_ok()));

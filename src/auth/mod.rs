@@ -98,7 +98,9 @@ pub enum AuthError {
     #[error("the token does not allow this: role admin, all schools and all channels are needed")]
     NotForAll,
     /// The token reaches several schools, and the request names none.
-    #[error("this token reaches several schools: name one with `?school_id=`")]
+    #[error(
+        "this token reaches several schools: name one with `?school_id=`, or with `school_id` in a line of a batch"
+    )]
     SchoolRequired,
     /// Another school's: as good as not there.
     #[error("not found")]

@@ -41,6 +41,8 @@ pub const FILTER_VALUES_MAX: usize = 20;
 pub const WRITER_QUEUE: usize = 4_096;
 /// Commands in one transaction; a larger batch is a transaction of its own.
 pub const GROUP_MAX_COMMANDS: usize = 1_024;
+/// Schools of one batch whose commands are carried out at a time.
+pub const BATCH_SCHOOLS_AT_ONCE: usize = 32;
 /// Committed batches that may wait for the dispatcher. Beyond them the writer waits.
 pub const DISPATCH_QUEUE: usize = 64;
 /// Events offered to their readers before other tasks get a turn.

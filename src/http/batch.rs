@@ -1,7 +1,8 @@
 //! `POST /api/batch`: NDJSON, one command a line in, one result a line out, in the same order. The high-rate
-//! way in: one request, one transaction. Each command stands for itself; a refused one hinders no other.
+//! way in: one request, one transaction for each school. Each command stands for itself; a refused one hinders no
+//! other. A line may name its school; without, it is that of the request.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -10,20 +11,23 @@ use rocket::http::ContentType;
 use rocket::{Route, State, post, routes};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use tokio::task::JoinSet;
 
 use super::body::{self, IdempotencyKey, UpperStatus};
 use super::commands;
-use super::credential::Caller;
+use super::credential::{Anybody, NamedSchool, may_publish_in};
 use super::devices;
 use super::problem::{Kind, Problem};
 use super::violations::{self, Act};
-use crate::auth::Role;
+use crate::auth::{Access, Role};
+use crate::config::BATCH_SCHOOLS_AT_ONCE;
 use crate::id::{Channel, SchoolId, SubjectId};
 use crate::kind::characteristic::{self, ViolationId};
 use crate::kind::{self, Body, Command, device};
+use crate::presence::Beat;
 use crate::refusals::Origin;
 use crate::service::Tidings;
-use crate::store::{Envelope, Idempotency};
+use crate::store::{CommandError, Envelope, Idempotency, Receipt};
 use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -32,15 +36,20 @@ pub(super) fn routes() -> Vec<Route> {
 
 #[post("/api/batch", data = "<data>")]
 async fn batch(
-    caller: Result<Caller, Problem>,
+    caller: Result<Anybody, Problem>,
+    school: Result<NamedSchool, Problem>,
     origin: Origin,
     key: Result<IdempotencyKey, Problem>,
     upper: Result<UpperStatus, Problem>,
     data: Data<'_>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<(ContentType, Vec<u8>), Problem> {
-    let (caller, key, UpperStatus(upper)) = (caller?, key?, upper?);
-    caller.require(Role::Worker)?;
+    let (Anybody(access), NamedSchool(named)) = (caller?, school?);
+    let (key, UpperStatus(upper)) = (key?, upper?);
+    access.require(Role::Worker)?;
+    if named.is_some() {
+        access.school(named)?;
+    }
     let settings = tidings.settings();
     let bytes = body::read(data, (settings.batch_limit_bytes, "batch_limit_bytes")).await?;
     let lines = || {
@@ -56,21 +65,31 @@ async fn batch(
         );
         return Err(Problem::new(Kind::BodyTooLarge, detail).of_limit("batch_limit_commands"));
     }
-    caller.may_publish(tidings, lines().count())?;
+    let reader = LineReader {
+        access: &access,
+        named,
+        limit: settings.body_limit_bytes,
+    };
+    let asked: Vec<Line> = lines()
+        .enumerate()
+        .map(|(index, line)| reader.read(line, key.of_command(index + 1, line)))
+        .collect();
+    // A line that cannot be read counts, too, where it is known for which school it would be.
+    let mut counts: BTreeMap<SchoolId, u32> = BTreeMap::new();
+    for school in asked.iter().filter_map(|line| line.school) {
+        *counts.entry(school).or_default() += 1;
+    }
+    let counts: Vec<(SchoolId, u32)> = counts.into_iter().collect();
+    may_publish_in(tidings, &access, &counts)?;
     let mut run = Run {
         tidings,
-        caller: &caller,
-        school: caller.school,
+        access: &access,
         upper,
         outcomes: Vec::new(),
-        commands: Vec::new(),
-        beats: Vec::new(),
-        beating: HashSet::new(),
+        waiting: BTreeMap::new(),
     };
-    for (index, line) in lines().enumerate() {
-        let key = key.of_command(index + 1, line);
-        run.take(asked(line, &caller, key, settings.body_limit_bytes))
-            .await?;
+    for line in asked {
+        run.take(line).await?;
     }
     run.carry_out().await?;
     let mut answer = Vec::with_capacity(run.outcomes.len() * 512);
@@ -98,97 +117,154 @@ async fn batch(
 /// What came of a line: an answer under its name, or a problem.
 type Outcome = Result<(&'static str, Vec<u8>), Problem>;
 
-/// The lines of a batch, being carried out: all commands in one commit and then all beats, but where a device beats
-/// *before* a command of its own. What concerns one device happens in the order of the lines.
+/// The lines of a batch, being carried out: of each school all commands in one commit and then all beats, but where a
+/// device beats *before* a command of its own. What concerns one device happens in the order of the lines.
 struct Run<'a> {
-    tidings: &'a Tidings,
-    caller: &'a Caller,
-    school: SchoolId,
+    tidings: &'a Arc<Tidings>,
+    access: &'a Access,
     upper: bool,
     /// Of each line; nothing as long as it waits.
     outcomes: Vec<Option<Outcome>>,
-    /// Commands that wait, and beats that wait behind them, each with its line.
+    waiting: BTreeMap<SchoolId, Waiting>,
+}
+
+/// What waits in one school.
+#[derive(Default)]
+struct Waiting {
+    /// Commands, and beats that wait behind them, each with its line.
     commands: Vec<(usize, Envelope)>,
     beats: Vec<(usize, SubjectId)>,
     beating: HashSet<SubjectId>,
 }
 
+/// What came of the lines of one school: of all commands together, and of all beats.
+type Done = [(Vec<usize>, Result<Vec<Outcome>, Problem>); 2];
+
+impl Waiting {
+    async fn carry_out(self, school: SchoolId, tidings: &Tidings, upper: bool) -> Done {
+        let (lines, envelopes): (Vec<_>, Vec<_>) = self.commands.into_iter().unzip();
+        let receipts = tidings.publisher().batch(school, envelopes).await;
+        let event = |receipt: Result<Receipt, CommandError>| -> Outcome {
+            Ok(("event", wire::event_json(receipt?.event(), upper)))
+        };
+        let events = receipts.map(|receipts| receipts.into_iter().map(event).collect());
+        let commands = (lines, events.map_err(Problem::from));
+
+        let (lines, devices): (Vec<_>, Vec<_>) = self.beats.into_iter().unzip();
+        let beats = tidings.presence().beats(school, &devices).await;
+        let device = |(device, beat): (&SubjectId, Result<Beat, CommandError>)| -> Outcome {
+            let json = devices::answer(device, &beat?).to_string();
+            Ok(("device", json.into_bytes()))
+        };
+        let beats = beats.map(|beats| devices.iter().zip(beats).map(device).collect());
+        [commands, (lines, beats.map_err(Problem::from))]
+    }
+}
+
 impl Run<'_> {
-    async fn take(&mut self, asked: Result<Asked, Problem>) -> Result<(), Problem> {
-        let line = self.outcomes.len();
-        match asked {
+    async fn take(&mut self, line: Line) -> Result<(), Problem> {
+        let number = self.outcomes.len();
+        let (school, asked) = match line.asked {
+            Ok(sound) => sound,
             Err(problem) => {
                 self.outcomes.push(Some(Err(problem)));
                 return Ok(());
             }
-            Ok(Asked::Beat(device)) => {
-                self.beating.insert(device.clone());
-                self.beats.push((line, device));
+        };
+        self.outcomes.push(None);
+        let waiting = self.waiting.entry(school).or_default();
+        match asked {
+            Asked::Beat(device) => {
+                waiting.beating.insert(device.clone());
+                waiting.beats.push((number, device));
             }
-            Ok(Asked::Violation(own)) => {
+            Asked::Violation(own) => {
                 // The violation may be opened by a line before.
-                if ViolationId::parse(&own.id).is_none() && !self.commands.is_empty() {
-                    self.carry_out().await?;
+                if ViolationId::parse(&own.id).is_none() && !waiting.commands.is_empty() {
+                    self.carry_out_in(school).await?;
                 }
-                match own.command(self.tidings, self.caller).await {
-                    Ok(command) => self.commands.push((line, command)),
-                    Err(problem) => {
-                        self.outcomes.push(Some(Err(problem)));
-                        return Ok(());
+                match own.command(self.tidings, self.access, school).await {
+                    Ok(command) => {
+                        let waiting = self.waiting.entry(school).or_default();
+                        waiting.commands.push((number, command));
                     }
+                    Err(problem) => self.outcomes[number] = Some(Err(problem)),
                 }
             }
-            Ok(Asked::Command(mut command)) => {
-                self.tidings.presence().complete(self.school, &mut command);
+            Asked::Command(mut command) => {
+                self.tidings.presence().complete(school, &mut command);
                 let is_device = command.command.kind() == device::KIND;
-                if is_device && self.beating.contains(&command.subject) {
-                    self.carry_out().await?;
+                if is_device && waiting.beating.contains(&command.subject) {
+                    self.carry_out_in(school).await?;
                 }
-                self.commands.push((line, command));
+                let waiting = self.waiting.entry(school).or_default();
+                waiting.commands.push((number, command));
             }
         }
-        self.outcomes.push(None);
         Ok(())
+    }
+
+    /// Carries out what waits in one school, so that what comes after it there finds it done.
+    async fn carry_out_in(&mut self, school: SchoolId) -> Result<(), Problem> {
+        let Some(waiting) = self.waiting.remove(&school) else {
+            return Ok(());
+        };
+        let done = waiting.carry_out(school, self.tidings, self.upper).await;
+        self.note([done])
     }
 
     /// Carries out what waits. Fails only if nothing of the batch has happened.
     async fn carry_out(&mut self) -> Result<(), Problem> {
-        let (lines, envelopes): (Vec<_>, Vec<_>) = self.commands.drain(..).unzip();
-        let publisher = self.tidings.publisher();
-        match publisher.batch(self.school, envelopes).await {
-            Ok(receipts) => {
-                for (line, receipt) in lines.into_iter().zip(receipts) {
-                    let event =
-                        receipt.map(|receipt| wire::event_json(receipt.event(), self.upper));
-                    let outcome = event.map(|json| ("event", json)).map_err(Problem::from);
-                    self.outcomes[line] = Some(outcome);
-                }
+        let upper = self.upper;
+        let mut schools = std::mem::take(&mut self.waiting).into_iter();
+        if schools.len() < 2 {
+            for (school, waiting) in schools {
+                let done = waiting.carry_out(school, self.tidings, upper).await;
+                self.note([done])?;
             }
-            Err(error) => self.give_up(&lines, error.into())?,
+            return Ok(());
         }
-        let (lines, devices): (Vec<_>, Vec<_>) = self.beats.drain(..).unzip();
-        self.beating.clear();
-        match self.tidings.presence().beats(self.school, &devices).await {
-            Ok(beats) => {
-                for ((line, device), beat) in lines.into_iter().zip(devices).zip(beats) {
-                    let json = beat.map(|beat| devices::answer(&device, &beat).to_string());
-                    let outcome = json.map(|json| ("device", json.into_bytes()));
-                    self.outcomes[line] = Some(outcome.map_err(Problem::from));
-                }
+        // Several at a time share a commit of the writer. They end with the request.
+        let mut tasks = JoinSet::new();
+        let mut all = Vec::with_capacity(schools.len());
+        loop {
+            while tasks.len() < BATCH_SCHOOLS_AT_ONCE
+                && let Some((school, waiting)) = schools.next()
+            {
+                let tidings = Arc::clone(self.tidings);
+                tasks.spawn(async move { waiting.carry_out(school, &tidings, upper).await });
             }
-            Err(error) => self.give_up(&lines, error.into())?,
+            match tasks.join_next().await {
+                Some(done) => all.push(done.expect("what carries out lines does not panic")),
+                None => break,
+            }
         }
-        Ok(())
+        self.note(all)
     }
 
-    /// Lines that the store could not take: the whole batch's failure as long as nothing of it has happened.
-    fn give_up(&mut self, lines: &[usize], problem: Problem) -> Result<(), Problem> {
-        let happened = |outcome: &Option<Outcome>| matches!(outcome, Some(Ok(_)));
-        if !self.outcomes.iter().any(happened) {
-            return Err(problem);
+    /// Takes note of what came of lines. Those that the store could not take are the whole batch's failure as long as
+    /// nothing of it has happened.
+    fn note(&mut self, done: impl IntoIterator<Item = Done>) -> Result<(), Problem> {
+        let mut failed = Vec::new();
+        for (lines, result) in done.into_iter().flatten() {
+            match result {
+                Ok(outcomes) => {
+                    for (line, outcome) in lines.into_iter().zip(outcomes) {
+                        self.outcomes[line] = Some(outcome);
+                    }
+                }
+                Err(problem) => failed.push((lines, problem)),
+            }
         }
-        for line in lines {
-            self.outcomes[*line] = Some(Err(problem.clone()));
+        let happened = |outcome: &Option<Outcome>| matches!(outcome, Some(Ok(_)));
+        let has_happened = self.outcomes.iter().any(happened);
+        for (lines, problem) in failed {
+            if !has_happened {
+                return Err(problem);
+            }
+            for line in lines {
+                self.outcomes[line] = Some(Err(problem.clone()));
+            }
         }
         Ok(())
     }
@@ -204,6 +280,13 @@ impl Body for Rest {
         T::deserialize(Value::Object(self.0))
             .map_err(|error| Problem::new(Kind::InvalidBody, error.to_string()))
     }
+}
+
+/// A line, as far as it could be read.
+struct Line {
+    /// Whom it counts for; nothing where that cannot be told.
+    school: Option<SchoolId>,
+    asked: Result<(SchoolId, Asked), Problem>,
 }
 
 /// What a line asks.
@@ -225,33 +308,84 @@ struct OfViolation {
 }
 
 impl OfViolation {
-    async fn command(self, tidings: &Tidings, caller: &Caller) -> Result<Envelope, Problem> {
-        let address = violations::address(tidings, caller.school, &self.id).await?;
+    async fn command(
+        self,
+        tidings: &Tidings,
+        access: &Access,
+        school: SchoolId,
+    ) -> Result<Envelope, Problem> {
+        let address = violations::address(tidings, school, &self.id).await?;
         let channel = Channel::Subject(characteristic::KIND, address.characteristic_id.clone());
-        caller.access.reach(caller.school, &channel)?;
+        access.reach(school, &channel)?;
         Ok(Envelope {
             idempotency: self.idempotency,
-            ..violations::command(address, self.act, &caller.access, self.rest)?
+            ..violations::command(address, self.act, access, self.rest)?
         })
     }
 }
 
-/// Reads `{"op": "<collection>.<verb>", "<id field>": …, "idempotency_key": …, and the verb's own fields}`.
-fn asked(
-    line: &[u8],
-    caller: &Caller,
-    key: Option<Idempotency>,
+/// Reads lines.
+struct LineReader<'a> {
+    access: &'a Access,
+    /// The school of the lines that name none.
+    named: Option<SchoolId>,
+    /// The longest line, in bytes.
     limit: u64,
-) -> Result<Asked, Problem> {
-    if line.len() as u64 > limit {
-        return Err(Problem::new(
-            Kind::BodyTooLarge,
-            format!("a command has at most {limit} bytes"),
-        )
-        .of_limit("body_limit_bytes"));
+}
+
+impl LineReader<'_> {
+    fn read(&self, line: &[u8], key: Option<Idempotency>) -> Line {
+        let mut school = self.access.school(self.named).ok();
+        let asked = self.asked(line, key, &mut school);
+        Line { school, asked }
     }
+
+    /// Reads `{"op": "<collection>.<verb>", "<id field>": …, "school_id": …, "idempotency_key": …, and the verb's own
+    /// fields}`.
+    fn asked(
+        &self,
+        line: &[u8],
+        key: Option<Idempotency>,
+        school: &mut Option<SchoolId>,
+    ) -> Result<(SchoolId, Asked), Problem> {
+        let limit = self.limit;
+        if line.len() as u64 > limit {
+            let detail = format!("a command has at most {limit} bytes");
+            return Err(Problem::new(Kind::BodyTooLarge, detail).of_limit("body_limit_bytes"));
+        }
+        let mut object: Map<String, Value> = body::parse(line)?;
+        let own = match object.remove("school_id") {
+            None | Some(Value::Null) => None,
+            Some(Value::Number(number)) => {
+                Some(number.as_i64().and_then(|own| own.try_into().ok()))
+            }
+            Some(Value::String(digits)) => Some(digits.parse().ok()),
+            Some(_) => Some(None),
+        };
+        let named = match own {
+            None => self.named,
+            Some(Some(own)) => Some(own),
+            Some(None) => {
+                let detail = "`school_id` is a whole number of 1 or more, as a number or in digits";
+                return Err(Problem::new(Kind::InvalidBody, detail));
+            }
+        };
+        *school = None;
+        let reached = self.access.school(named)?;
+        *school = Some(reached);
+        Ok((reached, asked(object, line, self.access, reached, key)?))
+    }
+}
+
+/// Reads what a line asks of a school that is within reach.
+fn asked(
+    mut object: Map<String, Value>,
+    line: &[u8],
+    access: &Access,
+    school: SchoolId,
+    key: Option<Idempotency>,
+) -> Result<Asked, Problem> {
     let invalid = |detail: &str| Problem::new(Kind::InvalidBody, detail.to_owned());
-    let mut object: Map<String, Value> = body::parse(line)?;
     let Some(Value::String(op)) = object.remove("op") else {
         return Err(invalid("`op` is missing, for example \"jobs.progress\""));
     };
@@ -293,7 +427,7 @@ fn asked(
     };
     let reach = |subject: &SubjectId| {
         let channel = Channel::Subject(kind, subject.clone());
-        caller.access.reach(caller.school, &channel)
+        access.reach(school, &channel)
     };
     if verb == "create" {
         let created = commands::create(kind, Rest(object)).ok_or_else(no_such_op)??;

@@ -50,11 +50,20 @@ pub(super) fn may_publish(
     school: SchoolId,
     commands: usize,
 ) -> Result<(), Problem> {
-    access.require(Role::Worker)?;
     let count = u32::try_from(commands).unwrap_or(u32::MAX);
+    may_publish_in(tidings, access, &[(school, count)])
+}
+
+/// The same in several schools at once, each of which is named once.
+pub(super) fn may_publish_in(
+    tidings: &Tidings,
+    access: &Access,
+    counts: &[(SchoolId, u32)],
+) -> Result<(), Problem> {
+    access.require(Role::Worker)?;
     let taken = tidings
         .publishes()
-        .take(school, &access.subject, count, Instant::now());
+        .take_all(counts, &access.subject, Instant::now());
     taken.map_err(|wait| {
         let most = tidings.settings().publishes_per_sec;
         let detail =
@@ -125,6 +134,21 @@ impl<'r> FromRequest<'r> for Origin {
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Origin, Self::Error> {
         Outcome::Success(origin(request))
+    }
+}
+
+/// The school that `?school_id=` names, whether it is within reach or not.
+pub(super) struct NamedSchool(pub(super) Option<SchoolId>);
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for NamedSchool {
+    type Error = Problem;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<NamedSchool, Problem> {
+        match named_school(request) {
+            Ok(school) => Outcome::Success(NamedSchool(school)),
+            Err(problem) => Outcome::Error((rocket::http::Status::new(problem.status()), problem)),
+        }
     }
 }
 

@@ -48,6 +48,15 @@ async fn head(server: &Server) -> Value {
     server.get("/api/jobs", &viewer(1)).await.1["cursor"].clone()
 }
 
+/// An address that names a school, if it names none yet.
+fn with_query(path: &str, query: &str) -> String {
+    let begins = if path.contains('?') { '&' } else { '?' };
+    match query.is_empty() || path.contains("school_id=") {
+        true => path.to_owned(),
+        false => format!("{path}{begins}{query}"),
+    }
+}
+
 /// What a WebSocket is told that is closed again.
 async fn farewell(url: &str) -> (Vec<Value>, Option<u16>) {
     until_closed(&mut connect_async(url).await.unwrap().0).await
@@ -55,10 +64,20 @@ async fn farewell(url: &str) -> (Vec<Value>, Option<u16>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_schools_ids_over_every_way_in() {
+    not_there_for(&admin_of(2), "").await;
+}
+
+/// The same for a token of several schools, which names with each request that it is about another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_schools_ids_over_every_way_in_with_a_token_for_several_schools() {
+    not_there_for(&for_schools(&[2, 4], Role::Admin), "school_id=2").await;
+}
+
+async fn not_there_for(other: &str, query: &str) {
     let server = server().await;
     things(&server).await;
     let before = head(&server).await;
-    let other = admin_of(2);
+    let about = |path: &str| with_query(path, query);
     let mut pairs = Vec::new();
     for kind in KINDS {
         let collection = kind.collection();
@@ -111,7 +130,7 @@ async fn another_schools_ids_over_every_way_in() {
         ),
     ]);
     let ask = async |method: &str, path: &str, body: &Value| {
-        let mut request = server.request(method, path, &other);
+        let mut request = server.request(method, &about(path), other);
         if method != "GET" && !path.starts_with("/monitor") {
             request = request.json(body);
         } else if method == "POST" {
@@ -156,10 +175,17 @@ async fn another_schools_ids_over_every_way_in() {
             .map(|line| format!("{line}\n"))
             .collect::<String>()
     };
-    let theirs = server.batch(&other, text(&lines)).await;
-    let missing = server
-        .batch(&other, text(&lines).replace("theirs", "nobody"))
-        .await;
+    let batch = async |text: String| -> Vec<Value> {
+        let request = server.request("POST", &about("/api/batch"), other);
+        let answer = request.body(text).send().await.unwrap();
+        let answer = answer.text().await.unwrap();
+        let lines = answer
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap());
+        lines.collect()
+    };
+    let theirs = batch(text(&lines)).await;
+    let missing = batch(text(&lines).replace("theirs", "nobody")).await;
     for ((line, theirs), missing) in lines.iter().zip(theirs).zip(missing) {
         assert_eq!(theirs["status"], 404, "{line}: {theirs}");
         assert_eq!(
@@ -167,11 +193,24 @@ async fn another_schools_ids_over_every_way_in() {
             missing.to_string()
         );
     }
+    // A line that names their school is as good as one that names a school that nobody has.
+    for line in &mut lines {
+        line["school_id"] = json!(1);
+    }
+    let theirs = batch(text(&lines)).await;
+    for line in &mut lines {
+        line["school_id"] = json!("3");
+    }
+    let missing = batch(text(&lines)).await;
+    for (theirs, missing) in theirs.iter().zip(&missing) {
+        assert_eq!((&theirs["status"], theirs), (&json!(404), missing));
+    }
     assert_eq!(head(&server).await, before, "nothing has happened there");
 
     // What is made under a name that they have is one's own.
     for path in ["/api/devices/theirs", "/api/characteristics/theirs"] {
-        let (status, made) = answer(server.request("PUT", path, &other).json(&json!({}))).await;
+        let request = server.request("PUT", &about(path), other);
+        let (status, made) = answer(request.json(&json!({}))).await;
         assert_eq!((status, &made["school_id"]), (200, &json!(2)), "{path}");
     }
     assert_eq!(head(&server).await, before, "nothing has happened there");
@@ -179,9 +218,19 @@ async fn another_schools_ids_over_every_way_in() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_schools_ids_over_every_websocket() {
+    not_heard_by(&viewer(2), "").await;
+}
+
+/// The same for a token of several schools, which names with each socket that it is about another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_schools_ids_over_every_websocket_with_a_token_for_several_schools() {
+    not_heard_by(&for_schools(&[2, 4], Role::Viewer), "school_id=2").await;
+}
+
+async fn not_heard_by(other: &str, query: &str) {
     let server = server().await;
     things(&server).await;
-    let other = viewer(2);
+    let about = |path: &str| with_query(path, query);
     for path in [
         "/progress/ws/theirs",
         "/ws/upload-progress/theirs",
@@ -196,7 +245,7 @@ async fn another_schools_ids_over_every_websocket() {
             text.replace("theirs", "nobody")
                 .replace("school_id=1", "school_id=3")
         };
-        let url = |path: &str| socket_url(&server.url, path, Some(&other), None);
+        let url = |path: &str| socket_url(&server.url, &about(path), Some(other), None);
         let theirs = farewell(&url(path)).await;
         let missing = farewell(&url(&nobody(path.to_owned()))).await;
         assert!(theirs.1.is_some(), "{path}: {theirs:?}");
@@ -215,10 +264,11 @@ async fn another_schools_ids_over_every_websocket() {
         "schools/1",
         "enrollments?channel=jobs/theirs",
     ] {
-        let url = socket_url(&server.url, &format!("/events/{scope}"), Some(&other), None);
+        let path = about(&format!("/events/{scope}"));
+        let url = socket_url(&server.url, &path, Some(other), None);
         assert_eq!(refused(&url).await, 404, "{scope}");
     }
-    let mut ws = socket(&server.url, "/ws", &other).await;
+    let mut ws = socket(&server.url, &about("/ws"), other).await;
     for wanted in [
         json!({"channels": ["jobs/theirs"]}),
         json!({"channels": ["devices/theirs"]}),

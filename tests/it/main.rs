@@ -44,6 +44,7 @@ mod proxies;
 mod quickstart;
 mod reconnecting;
 mod rfc6455;
+mod several_schools;
 mod simulation;
 mod source_rules;
 mod store_contract;

@@ -247,6 +247,14 @@ pub(crate) fn admin_of(school: i64) -> String {
     sign(&claims(Some(school), Role::Admin))
 }
 
+/// A token for these schools.
+pub(crate) fn for_schools(schools: &[i64], role: Role) -> String {
+    let mut claims = claims(None, role);
+    let schools = schools.iter().map(|own| (*own).try_into().unwrap());
+    claims.schools = Some(schools.collect());
+    sign(&claims)
+}
+
 /// Waits for a condition, looking every few milliseconds; fails after [`PATIENCE`].
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;

@@ -173,6 +173,7 @@ impl ClaimRules {
             role,
             channels: channels(claims)?,
             expires_at,
+            returns_until: None,
         })
     }
 

@@ -27,7 +27,7 @@ use self::jwks::JwksFile;
 pub use self::token::TokenError;
 use self::token::{KeySet, VerifyingKey, verified};
 use crate::config::{JWKS_PERIOD, Settings};
-use crate::id::{Channel, SchoolId};
+use crate::id::{Channel, Cursor, SchoolId};
 use crate::kind;
 
 /// What somebody may do. Each role may do what the one before it may.
@@ -173,6 +173,8 @@ pub struct Access {
     pub channels: Option<Vec<Channel>>,
     /// When it ends.
     pub expires_at: Option<DateTime<Utc>>,
+    /// Until when its bearer can come back with it, if that is not as long as it lasts: that of a ticket.
+    pub returns_until: Option<DateTime<Utc>>,
 }
 
 impl Access {
@@ -234,6 +236,8 @@ struct TicketClaims {
     exp: i64,
     /// The end of the token that it was made with, and so of the streams opened with it.
     session_exp: Option<i64>,
+    /// Where the school's log ended when it was made: what is read with it lies there or after.
+    from: String,
 }
 
 /// A ticket, as handed out.
@@ -253,6 +257,7 @@ pub struct Keys {
     ticket_verify: KeySet,
     ticket_sign: EncodingKey,
     ticket_ttl: TimeDelta,
+    ticket_grace: TimeDelta,
     issuer: Option<String>,
     audience: Option<String>,
 }
@@ -304,6 +309,7 @@ impl Keys {
             ticket_verify: only(Algorithm::HS256, DecodingKey::from_secret(&ticket_key)),
             ticket_sign: EncodingKey::from_secret(&ticket_key),
             ticket_ttl: TimeDelta::seconds(settings.ticket_ttl_secs.into()),
+            ticket_grace: TimeDelta::seconds(settings.ticket_grace_secs.into()),
             issuer: settings.jwt_issuer.clone(),
             audience: settings.jwt_audience.clone(),
         })
@@ -319,12 +325,25 @@ impl Keys {
     }
 
     /// What a ticket lets its bearer do: watch the channels that it was made for.
-    pub fn verify_ticket(&self, ticket: &str) -> Result<Access, AuthError> {
+    ///
+    /// An `EventSource` reconnects with the same URL, and ends for good if that is refused. So a ticket that has expired is
+    /// good for a while longer, together with the cursor of something that was read with it.
+    pub fn verify_ticket(&self, ticket: &str, cursor: Option<Cursor>) -> Result<Access, AuthError> {
         let invalid = AuthError::InvalidTicket;
         let claims = verified(ticket, &self.ticket_verify).map_err(invalid)?;
         let claims = serde_json::from_value::<TicketClaims>(claims);
         let claims = claims.map_err(|_| invalid(TokenError::Payload))?;
-        if claims.exp < Utc::now().timestamp() {
+        let session_end = claims.session_exp.and_then(DateTime::from_timestamp_millis);
+        let from: Option<Cursor> = claims.from.parse().ok();
+        let was_read_with_it = cursor
+            .zip(from)
+            .is_some_and(|(cursor, from)| cursor.epoch == from.epoch && cursor.seq >= from.seq);
+        let now = Utc::now();
+        let returns_until = DateTime::from_timestamp(claims.exp, 0)
+            .map(|end| end + self.ticket_grace)
+            .map(|end| session_end.map_or(end, |session| session.min(end)));
+        let is_returning = was_read_with_it && returns_until.is_some_and(|until| now <= until);
+        if claims.exp < now.timestamp() && !is_returning {
             return Err(AuthError::ExpiredTicket);
         }
         let channels = claims.channels.iter().map(|text| kind::channel(text));
@@ -334,7 +353,8 @@ impl Keys {
             schools: Schools::One(claims.school_id),
             role: Role::Viewer,
             channels: Some(channels.map_err(|_| invalid(TokenError::Payload))?),
-            expires_at: claims.session_exp.and_then(DateTime::from_timestamp_millis),
+            expires_at: session_end,
+            returns_until,
         })
     }
 
@@ -362,13 +382,14 @@ impl Keys {
         }
     }
 
-    /// A ticket for `channels`, which the bearer of `access` must be allowed to hear.
+    /// A ticket for `channels`, which the bearer of `access` must be allowed to hear; `from` is where the school's log ends
+    /// `now`.
     pub fn ticket(
         &self,
         access: &Access,
         school: SchoolId,
         channels: &[Channel],
-        now: DateTime<Utc>,
+        (from, now): (Cursor, DateTime<Utc>),
     ) -> Result<Ticket, KeyError> {
         let mut expires_at = now + self.ticket_ttl;
         if let Some(end) = access.expires_at {
@@ -382,6 +403,7 @@ impl Keys {
             channels: channels.iter().map(Channel::to_string).collect(),
             exp: expires_at.timestamp(),
             session_exp: access.expires_at.map(|end| end.timestamp_millis()),
+            from: from.to_string(),
         };
         let ticket = jsonwebtoken::encode(&Header::default(), &claims, &self.ticket_sign)
             .map_err(KeyError::Sign)?;

@@ -108,6 +108,8 @@ pub struct Settings {
     pub jwt_leeway_secs: u64,
     /// How long, in seconds, a ticket opens streams.
     pub ticket_ttl_secs: u32,
+    /// How long, in seconds, an expired ticket is good for reconnecting with the cursor of what was read with it.
+    pub ticket_grace_secs: u32,
     /// The cookie that may carry a token.
     pub cookie_name: String,
     /// Web origins, in addition to the server's own, whose pages may read answers and use a cookie.
@@ -217,6 +219,7 @@ impl Default for Settings {
             jwt_default_school_id: None,
             jwt_leeway_secs: 5,
             ticket_ttl_secs: 30,
+            ticket_grace_secs: 600,
             cookie_name: "tidings_token".into(),
             allowed_origins: AllowedOrigins::default(),
             trusted_proxies: Network::loopback(),
@@ -491,6 +494,7 @@ impl Settings {
             ("heartbeat_secs", self.heartbeat_secs, 3_600),
             ("idle_heartbeat_secs", self.idle_heartbeat_secs, 86_400),
             ("jwt_leeway_secs", self.jwt_leeway_secs, 86_400),
+            ("ticket_grace_secs", self.ticket_grace_secs.into(), 86_400),
             ("reconnect_spread_ms", self.reconnect_spread_ms, 3_600_000),
             (
                 "enrollment_lease_secs",

@@ -145,7 +145,10 @@ impl Waiting {
         let (lines, envelopes): (Vec<_>, Vec<_>) = self.commands.into_iter().unzip();
         let receipts = tidings.publisher().batch(school, envelopes).await;
         let event = |receipt: Result<Receipt, CommandError>| -> Outcome {
-            Ok(("event", wire::event_json(receipt?.event(), upper)))
+            let receipt = receipt?;
+            let event = receipt.event();
+            tidings.presence().observe(std::slice::from_ref(event));
+            Ok(("event", wire::event_json(event, upper)))
         };
         let events = receipts.map(|receipts| receipts.into_iter().map(event).collect());
         let commands = (lines, events.map_err(Problem::from));

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::forwarded::is_own_page;
 use super::problem::{Kind, Problem};
+use super::stream::resumed_from;
 use crate::auth::{Access, AuthError, Role, Schools};
 use crate::id::SchoolId;
 use crate::refusals::Origin;
@@ -212,7 +213,8 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
     }
     if purpose == Purpose::Stream {
         if let Some(ticket) = query(request, "ticket") {
-            return Ok(keys.verify_ticket(ticket)?);
+            let cursor = resumed_from(request).ok().flatten();
+            return Ok(keys.verify_ticket(ticket, cursor)?);
         }
         if let Some(token) =
             subprotocols(request).find_map(|protocol| protocol.strip_prefix(SUBPROTOCOL_PREFIX))
@@ -252,5 +254,6 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
         role: Role::Viewer,
         channels: None,
         expires_at: None,
+        returns_until: None,
     })
 }

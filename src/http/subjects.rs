@@ -126,7 +126,12 @@ pub(super) async fn publish(
     reach(&caller, envelope.command.kind(), &envelope.subject)?;
     envelope.idempotency = key.with(&bytes);
     tidings.presence().complete(caller.school, &mut envelope);
-    Ok(tidings.publisher().publish(caller.school, envelope).await?)
+    let receipt = tidings.publisher().publish(caller.school, envelope).await?;
+    // Whoever was answered finds what was said: the same event on its way through the log may come later.
+    tidings
+        .presence()
+        .observe(std::slice::from_ref(receipt.event()));
+    Ok(receipt)
 }
 
 #[get("/api/<collection>/<id>", rank = 10)]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::body::{self, Base, Json};
 use super::credential::Caller;
 use super::problem::{Kind, Problem};
+use crate::id::Cursor;
 use crate::kind;
 use crate::service::Tidings;
 use crate::wire::timestamp;
@@ -57,9 +58,14 @@ async fn ticket(
         caller.access.reach(caller.school, &channel)?;
         channels.push(channel);
     }
+    let from = Cursor {
+        epoch: tidings.store().epoch(),
+        seq: tidings.store().head(caller.school).await?,
+    };
+    let made = (from, Utc::now());
     let ticket = tidings
         .keys()
-        .ticket(&caller.access, caller.school, &channels, Utc::now())?;
+        .ticket(&caller.access, caller.school, &channels, made)?;
     let path = match channels.as_slice() {
         [channel] => format!("/events/{channel}?"),
         several => {

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use serde_json::{Map, Value};
@@ -55,6 +55,8 @@ pub struct Request {
     pub tick: Duration,
     /// When the credential ends.
     pub expires_at: Option<DateTime<Utc>>,
+    /// Until when a client can come back with it, if that is not as long as it lasts.
+    pub returns_until: Option<DateTime<Utc>>,
     /// Whether to begin with `connected`, and what the endpoint says in it beside.
     pub greet: Option<Map<String, Value>>,
 }
@@ -114,6 +116,7 @@ pub struct Subscription {
     narrowed: bool,
     next_heartbeat: Instant,
     expires: Option<Instant>,
+    returns_until: Option<DateTime<Utc>>,
     timer: Pin<Box<Sleep>>,
     ended: bool,
     life: Life,
@@ -147,6 +150,7 @@ impl Subscriber {
             from,
             tick,
             expires_at,
+            returns_until,
             greet,
         } = request;
         let folder = Folder::new(tick);
@@ -171,6 +175,7 @@ impl Subscriber {
             narrowed: false,
             next_heartbeat: now + self.heartbeat,
             expires: None,
+            returns_until,
             timer: Box::pin(sleep_until(now + self.heartbeat)),
             ended: false,
             life,
@@ -242,9 +247,20 @@ impl Subscription {
         }
     }
 
+    /// The farewell: it promises a reconnection only if the client can come back with what it came with.
+    pub fn closing(&self, close: Close) -> Control {
+        let pause = TimeDelta::milliseconds(close.retry_ms().unwrap_or(0) as i64);
+        let back_at = Utc::now() + pause;
+        Control::Closing {
+            close,
+            can_return: self.returns_until.is_none_or(|until| back_at <= until),
+        }
+    }
+
     /// Ends the stream after what has been said.
     pub fn close(&mut self, close: Close) {
-        self.say(Control::Closing(close));
+        let closing = self.closing(close);
+        self.say(closing);
         self.ended = true;
         self.life.ends(close.reason());
     }

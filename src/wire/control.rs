@@ -136,7 +136,12 @@ pub enum Control {
         at: DateTime<Utc>,
     },
     /// The server is about to close.
-    Closing(Close),
+    Closing {
+        /// Why.
+        close: Close,
+        /// Whether the client can come back with the credential that it has, if it does well to come back.
+        can_return: bool,
+    },
     /// A client message was not understood or not allowed. The connection goes on.
     Error {
         /// For programs.
@@ -234,7 +239,7 @@ impl Control {
             Control::Ready(_) => "ready",
             Control::Reset(_) => "reset",
             Control::Heartbeat { .. } => "heartbeat",
-            Control::Closing(_) => "closing",
+            Control::Closing { .. } => "closing",
             Control::Error { .. } => "error",
             Control::Pong { .. } => "pong",
             Control::Authenticated { .. } => "authenticated",
@@ -282,10 +287,10 @@ impl Control {
                 cursor: cursor.to_string(),
                 timestamp: timestamp(*at),
             },
-            Control::Closing(close) => ControlJson::Closing {
+            Control::Closing { close, can_return } => ControlJson::Closing {
                 code: close.code(),
                 reason: close.reason(),
-                reconnect: close.retry_ms().is_some(),
+                reconnect: *can_return && close.retry_ms().is_some(),
                 retry_ms: close.retry_ms().unwrap_or(0),
             },
             Control::Error {

@@ -181,7 +181,7 @@ pub fn control(control: &Control, framing: Framing) -> Vec<u8> {
             bytes.extend(frame(framing, control.name(), None, &control.json()));
             bytes
         }
-        Control::Closing(close) if sse => {
+        Control::Closing { close, .. } if sse => {
             let mut bytes = format!("retry: {}\n", close.retry_ms().unwrap_or(0)).into_bytes();
             bytes.extend(frame(framing, control.name(), None, &control.json()));
             bytes

@@ -30,6 +30,7 @@ pub use self::handshake::OldHandshakes;
 pub(super) use self::handshake::fairing;
 use self::handshake::{Handler, Handshake, MaybeHandshake, Upgrade};
 use self::opening::Opening;
+pub(super) use self::params::resumed_from;
 use self::params::{Params, Transport};
 use self::poll::PollBody;
 use super::credential::Listener;
@@ -489,6 +490,7 @@ fn open(
         from,
         tick: params.tick.unwrap_or(dialect.tick(tidings.settings())),
         expires_at: access.expires_at,
+        returns_until: access.returns_until,
         greet,
     })?;
     // A stream that opens while the server stops may have missed the word to close.

@@ -180,7 +180,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
 ///
 /// A client cannot help what an earlier server at this address gave it as `Last-Event-ID`, so an id that is not ours is
 /// no error: it names an event that this log does not have. Only `?cursor=` is the client's own word.
-fn resumed_from(request: &Request<'_>) -> Result<Option<Cursor>, Problem> {
+pub(in crate::http) fn resumed_from(request: &Request<'_>) -> Result<Option<Cursor>, Problem> {
     let header = request.headers().get_one("Last-Event-ID");
     let last_event_id = [
         header,

@@ -96,7 +96,7 @@ impl PollBody {
                     // A snapshot follows, which is told to its end.
                     (self.ready, self.may_end) = (false, false);
                 }
-                self.ready |= matches!(control, Control::Ready(_) | Control::Closing(_));
+                self.ready |= matches!(control, Control::Ready(_) | Control::Closing { .. });
                 self.may_end |= self.ready;
                 let tells = !matches!(control, Control::Connected { .. } | Control::Ready(_));
                 (wire::control(control, Framing::Json).into(), tells)

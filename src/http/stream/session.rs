@@ -131,7 +131,7 @@ impl Session {
                     });
                 }
                 if close.retry_ms().is_some() {
-                    session.send_control(&Control::Closing(close));
+                    session.say_closing(close);
                 }
                 session.begin_close(close);
             }
@@ -142,6 +142,15 @@ impl Session {
     fn send_control(&mut self, control: &Control) {
         self.socket
             .send(wire::control(control, Framing::WebSocket).into());
+    }
+
+    fn say_closing(&mut self, close: Close) {
+        let can_return = true;
+        let closing = match &self.live {
+            Some((_, subscription)) => subscription.closing(close),
+            None => Control::Closing { close, can_return },
+        };
+        self.send_control(&closing);
     }
 
     fn error(&mut self, code: &'static str, message: impl Into<String>) {
@@ -186,7 +195,7 @@ impl Session {
     /// The client goes too far: it is told so, and may come back later.
     fn give_up(&mut self, code: &'static str, limit: &'static str, message: &str) {
         self.refuse(code, Some(limit), message);
-        self.send_control(&Control::Closing(Close::TryAgainLater));
+        self.say_closing(Close::TryAgainLater);
         self.begin_close(Close::TryAgainLater);
     }
 
@@ -316,7 +325,7 @@ impl Session {
             _ => {}
         }
         self.send_control(&control);
-        if let Control::Closing(close) = control {
+        if let Control::Closing { close, .. } = control {
             self.begin_close(close);
         }
     }
@@ -576,7 +585,7 @@ impl Session {
             // is not listened to just now.
             let is_asked = self.socket.stalled_for().is_zero() && !self.is_busy();
             if is_asked && self.socket.silent_for() >= heartbeat * 2 {
-                self.send_control(&Control::Closing(Close::Silent));
+                self.say_closing(Close::Silent);
                 self.begin_close(Close::Silent);
                 continue;
             }
@@ -642,7 +651,7 @@ impl Future for Session {
                             let limit = "client_message_limit_bytes";
                             this.note("too_big", Some(limit));
                         }
-                        this.send_control(&Control::Closing(close));
+                        this.say_closing(close);
                         this.begin_close(close);
                         any = true;
                     }

@@ -357,7 +357,7 @@ mod tests {
         for text in ["a.1", "a.b.12", "7.3", "a..1"] {
             assert_eq!(ViolationId::parse(text).unwrap().to_string(), text);
         }
-        for text in ["", "a", "a.", ".1", "a.01", "a.+1", "a.-1", "a.x", "a/b.1"] {
+        for text in ["", "a", "a.", ".1", "a.01", "a.+1", "a.-1", "a.x", "a\n.1"] {
             assert_eq!(ViolationId::parse(text), None, "{text}");
         }
     }

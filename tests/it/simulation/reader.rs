@@ -140,6 +140,7 @@ impl Reader {
                 from: self.cursor,
                 tick: self.tick,
                 expires_at: None,
+                returns_until: None,
                 greet: None,
             })
             .unwrap();
@@ -324,7 +325,7 @@ impl Shadow {
                 self.promised(*cursor, scope, ledger)
             }
             Control::Heartbeat { cursor, .. } => self.promised(*cursor, scope, ledger),
-            Control::Closing(close) => Err(format!("it was closed: {close:?}")),
+            Control::Closing { close, .. } => Err(format!("it was closed: {close:?}")),
             _ => Ok(()),
         }
     }

@@ -409,6 +409,9 @@ impl Settings {
                 return invalid(key, problem);
             }
         }
+        if self.jwt_roles.contains_key("") {
+            return invalid("jwt_roles", "holds a role without a name");
+        }
         if self.jwt_jwks_file.is_some() {
             if self.jwt_public_key_file.is_some() {
                 return invalid(

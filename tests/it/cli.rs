@@ -140,6 +140,7 @@ fn an_unknown_or_invalid_setting_stops_the_start_and_is_named() {
         ("TIDINGS_JWT_ROLES", r#"{head="boss"}"#, "jwt_roles"),
         ("TIDINGS_JWT_ROLES", r#"{"head": "Admin"}"#, "jwt_roles"),
         ("TIDINGS_JWT_ROLES", "head", "jwt_roles"),
+        ("TIDINGS_JWT_ROLES", r#"{"": "admin"}"#, "jwt_roles"),
         ("TIDINGS_JWT_ROLES", "[]", "jwt_roles"),
         ("TIDINGS_JWT_ROLE_CLAIM", "/realm/a~2", "jwt_role_claim"),
         ("TIDINGS_JWT_SCHOOL_CLAIM", "/~", "jwt_school_claim"),

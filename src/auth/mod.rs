@@ -91,8 +91,8 @@ pub enum AuthError {
         /// The least that would do.
         needed: Role,
     },
-    /// The token is sound, but limited to other channels.
-    #[error("the token does not allow this: its `channels` do not cover {0}")]
+    /// The token is sound, but limited to other channels. An id is not repeated: it may be any text, and the log has it.
+    #[error("the token does not allow this: its `channels` do not cover the {} asked for", collection(.0))]
     Channel(Channel),
     /// Only who looks after the whole server may do this.
     #[error("the token does not allow this: role admin, all schools and all channels are needed")]
@@ -223,6 +223,13 @@ impl Access {
         } else {
             Err(AuthError::Channel(channel.clone()))
         }
+    }
+}
+
+fn collection(channel: &Channel) -> &'static str {
+    match channel {
+        Channel::School(_) => "whole school",
+        Channel::Collection(kind) | Channel::Subject(kind, _) => kind.collection(),
     }
 }
 

@@ -640,7 +640,8 @@ async fn a_refused_socket_or_renewal_is_told_the_same_as_a_refused_call() {
     let mut limited = claims(Some(1), Role::Viewer);
     limited.channels = Some(vec!["jobs/a".into()]);
     let (_, problem) = server.get("/events/devices", &sign(&limited)).await;
-    let channels = "the token does not allow this: its `channels` do not cover devices";
+    let channels =
+        "the token does not allow this: its `channels` do not cover the devices asked for";
     assert_eq!(problem["detail"], channels);
 }
 
@@ -689,6 +690,11 @@ fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
         let page = http.get(format!("{url}/monitor/system"));
         let page = page.header("Cookie", format!("tidings_token={bad}"));
         assert_eq!(page.send().await.unwrap().status(), 200, "the sign-in page");
+        let mut limited = claims(Some(1), Role::Viewer);
+        limited.channels = Some(vec!["devices".into()]);
+        let elsewhere = http.get(format!("{url}/events?channel=jobs/SECRET-ID"));
+        let elsewhere = elsewhere.bearer_auth(sign(&limited)).send().await;
+        assert_eq!(elsewhere.unwrap().status(), 403);
         let forbidden = http.post(format!("{url}/api/jobs")).bearer_auth(viewer(1));
         assert_eq!(forbidden.send().await.unwrap().status(), 403);
         // Nobody is signed in: that is no refusal.
@@ -709,6 +715,11 @@ fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
         ("/ws", "unauthorized", "`role` is not one of"),
         ("/monitor/sign-in", "unauthorized", "`role` is not one of"),
         ("/monitor/system", "unauthorized", "`role` is not one of"),
+        (
+            "/events",
+            "forbidden",
+            "its `channels` do not cover the jobs asked for",
+        ),
         (
             "/api/jobs",
             "forbidden",

@@ -89,6 +89,7 @@ fn listen(hub: &Arc<Hub>) -> Attachment {
         transport: "test",
         user: "reader".into(),
         address: None,
+        peer: None,
     };
     let ceilings = tidings::config::Settings::default().ceilings();
     let attached = hub.attach(&scope, reader, true, &ceilings);
@@ -246,6 +247,7 @@ fn places_are_given_once_and_given_back() {
                 transport: "test",
                 user: "reader".into(),
                 address: Some([127, 0, 0, 1].into()),
+                peer: None,
             };
             let ceilings = config::Ceilings {
                 server: 1,

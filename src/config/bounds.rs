@@ -104,6 +104,14 @@ pub const ANSWER_FRAMES: usize = 16;
 /// How long a WebSocket that takes no byte at all is kept: it may be gone without a word. A reader that takes
 /// some is slow, and may be for as long as it likes.
 pub const WRITE_STALL: Duration = Duration::from_secs(120);
+/// Least and most time between two looks for connections whose peers are dead.
+pub const DEAD_PEER_LOOK_MIN: Duration = Duration::from_millis(250);
+/// See [`DEAD_PEER_LOOK_MIN`].
+pub const DEAD_PEER_LOOK_MAX: Duration = Duration::from_secs(5);
+/// Retransmissions of the same bytes that stay unanswered before a peer counts as dead.
+pub const DEAD_PEER_RETRANSMISSIONS: u8 = 3;
+/// Probes, of an idle connection or of a closed window, that stay unanswered before a peer counts as dead.
+pub const DEAD_PEER_PROBES: u8 = 2;
 /// Active jobs that `initial_state` names on `/ws/upload-progress`; the others' snapshots follow unannounced.
 pub const INITIAL_STATE_MAX: usize = 1_000;
 /// And as many as have fields of so many bytes together.

@@ -123,6 +123,9 @@ pub struct Settings {
 
     /// At most this many seconds between signs of life on a stream.
     pub heartbeat_secs: u64,
+    /// Silence of a reader's machine, in seconds, after which its connection is closed: it acknowledges nothing that it is
+    /// sent. Two heartbeats if absent; 0 is never.
+    pub dead_peer_timeout_secs: Option<u64>,
     /// On the endpoints that have it: silence from a client, in seconds, before a `heartbeat` message.
     pub idle_heartbeat_secs: u64,
     /// Least time in milliseconds between two ticks of a subject on a stream, unless a request says otherwise.
@@ -226,6 +229,7 @@ impl Default for Settings {
             base_path: None,
             anonymous_school_id: None,
             heartbeat_secs: 15,
+            dead_peer_timeout_secs: None,
             idle_heartbeat_secs: 30,
             tick_ms: 100,
             status_case: StatusCase::Lower,
@@ -386,6 +390,14 @@ impl Settings {
         Duration::from_secs(self.heartbeat_secs)
     }
 
+    /// How long a connection's peer may acknowledge nothing before the connection is closed; none if it may for ever.
+    pub fn dead_peer_timeout(&self) -> Option<Duration> {
+        let secs = self
+            .dead_peer_timeout_secs
+            .unwrap_or(self.heartbeat_secs * 2);
+        (secs > 0).then(|| Duration::from_secs(secs))
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let invalid = |key, problem: &str| {
             Err(ConfigError::Invalid {
@@ -495,6 +507,11 @@ impl Settings {
         }
         let at_most = [
             ("heartbeat_secs", self.heartbeat_secs, 3_600),
+            (
+                "dead_peer_timeout_secs",
+                self.dead_peer_timeout_secs.unwrap_or_default(),
+                7_200,
+            ),
             ("idle_heartbeat_secs", self.idle_heartbeat_secs, 86_400),
             ("jwt_leeway_secs", self.jwt_leeway_secs, 86_400),
             ("ticket_grace_secs", self.ticket_grace_secs.into(), 86_400),

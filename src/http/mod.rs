@@ -9,6 +9,7 @@ mod body;
 mod commands;
 mod cors;
 mod credential;
+mod dead_peers;
 mod devices;
 mod forwarded;
 mod health;
@@ -98,6 +99,7 @@ pub fn mount(rocket: Rocket<Build>, base: &'static str, tidings: Arc<Tidings>) -
         )
         .attach(cors::fairing(base))
         .attach(stream::fairing())
+        .attach(dead_peers::DeadPeers::default())
         .attach(AdHoc::on_shutdown("Tidings: close streams", |rocket| {
             Box::pin(drain(rocket))
         }))

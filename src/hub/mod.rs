@@ -10,8 +10,8 @@
 mod history;
 pub mod mailbox;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -85,6 +85,8 @@ pub struct Reader {
     pub user: Arc<str>,
     /// From where, if that is known.
     pub address: Option<IpAddr>,
+    /// The other end of the connection itself, which may be a proxy's; none without a connection.
+    pub peer: Option<SocketAddr>,
 }
 
 struct Attached {
@@ -313,6 +315,23 @@ impl Hub {
 
     /// Tells every connection to close, each with its own `close`.
     pub fn close_all(&self, mut close: impl FnMut() -> Close) {
+        self.each_attached(|attached| attached.mailbox.close(close()));
+    }
+
+    /// Tells the connections with these peers to close.
+    pub fn close_peers(&self, peers: &HashSet<SocketAddr>, close: Close) {
+        self.each_attached(|attached| {
+            if attached
+                .reader
+                .peer
+                .is_some_and(|peer| peers.contains(&peer))
+            {
+                attached.mailbox.close(close);
+            }
+        });
+    }
+
+    fn each_attached(&self, mut visit: impl FnMut(&Attached)) {
         let schools: Vec<_> = self
             .schools
             .read()
@@ -322,9 +341,7 @@ impl Hub {
             .collect();
         for school in schools {
             let room = lock(&school);
-            room.attached
-                .values()
-                .for_each(|attached| attached.mailbox.close(close()));
+            room.attached.values().for_each(&mut visit);
         }
     }
 

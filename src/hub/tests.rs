@@ -24,6 +24,7 @@ fn reader() -> Reader {
     Reader {
         transport: "SSE",
         address: None,
+        peer: None,
         user: "u".into(),
     }
 }

@@ -85,6 +85,7 @@ fn the_guarantees_name_tests_that_exist() {
     let readme = include_str!("../../README.md");
     let sources = [
         ("durability", include_str!("durability.rs")),
+        ("dead_peers", include_str!("dead_peers.rs")),
         ("invariants", include_str!("invariants.rs")),
         ("simulation", include_str!("simulation.rs")),
         ("disk", include_str!("disk.rs")),

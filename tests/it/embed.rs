@@ -12,7 +12,7 @@ use crate::support::*;
     unreachable_pub,
     reason = "its `main` is the example's own; the application is what is tested"
 )]
-mod example;
+pub(crate) mod example;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_publishes_from_its_own_handler_and_serves_streams_beside_its_own_routes() {

@@ -15,6 +15,8 @@ mod behind_proxy;
 mod browsers;
 mod characteristics;
 mod cli;
+#[cfg(target_os = "linux")]
+mod dead_peers;
 mod demo;
 mod dependencies;
 mod devices;

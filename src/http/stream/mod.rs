@@ -480,6 +480,7 @@ fn open(
         reader: Reader {
             transport,
             address: params.address,
+            peer: params.peer,
             user: access
                 .subject
                 .chars()

@@ -1,6 +1,6 @@
 //! What a stream's query and headers ask for.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rocket::http::{MediaType, Status};
@@ -35,6 +35,8 @@ pub(super) struct Params {
     pub(super) transport: Transport,
     /// Where the request comes from, as far as that is known.
     pub(super) address: Option<IpAddr>,
+    /// The other end of its connection.
+    pub(super) peer: Option<SocketAddr>,
     /// `?channel=`, repeatable.
     pub(super) channels: Vec<String>,
     /// `?school_id=`.
@@ -149,6 +151,10 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
     Ok(Params {
         transport: transport(request)?,
         address: client_address(request),
+        // Without the scope of an IPv6 address, which the kernel does not tell of a connection either.
+        peer: request
+            .remote()
+            .map(|peer| SocketAddr::new(peer.ip(), peer.port())),
         channels: request
             .query_fields()
             .filter(|field| field.name == "channel")

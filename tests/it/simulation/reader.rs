@@ -136,6 +136,7 @@ impl Reader {
                     transport: "simulation",
                     user: "reader".into(),
                     address: None,
+                    peer: None,
                 },
                 from: self.cursor,
                 tick: self.tick,

@@ -3,6 +3,8 @@
 pub(crate) mod clients;
 pub(crate) mod devtools;
 pub(crate) mod listener;
+#[cfg(target_os = "linux")]
+pub(crate) mod network;
 pub(crate) mod process;
 pub(crate) mod proxy;
 

@@ -3,8 +3,9 @@
 use std::io::IsTerminal;
 use std::sync::Arc;
 
+use rocket::config::Sig;
 use rocket::fairing::AdHoc;
-use rocket::{Build, Rocket};
+use rocket::{Build, Orbit, Rocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::{EnvFilter, FilterExt, FilterFn, LevelFilter};
 use tracing_subscriber::prelude::*;
@@ -73,6 +74,9 @@ pub(super) fn server(old: OldHandshakes) -> Result<Rocket<Build>, Failure> {
     Ok(
         rocket.attach(AdHoc::on_liftoff("Tidings: announce", |rocket| {
             Box::pin(async move {
+                if let Err(error) = listen_to_signals(rocket) {
+                    tracing::warn!(%error, "signals cannot be listened to");
+                }
                 let config = rocket.config();
                 println!(
                     "Tidings listens on http://{}",
@@ -104,21 +108,29 @@ fn raise_open_files(settings: &Settings) {
 
 /// Who asks a second time does not want to wait any longer. What was acknowledged is on the disk; only when devices were
 /// last heard of may be missing.
-fn leave_at_once_if_asked_again() -> std::io::Result<()> {
+///
+/// Rocket listens to signals a moment after liftoff. One that comes before is passed on, as it would be lost otherwise.
+fn listen_to_signals(rocket: &Rocket<Orbit>) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let shutdown = rocket.shutdown();
+    let settings = &rocket.config().shutdown;
+    let (by_terminate, by_interrupt) = (settings.signals.contains(&Sig::Term), settings.ctrlc);
     tokio::spawn(async move {
         let mut asked = false;
         loop {
-            let number = tokio::select! {
-                _ = terminate.recv() => 15,
-                _ = interrupt.recv() => 2,
+            let (number, stops) = tokio::select! {
+                _ = terminate.recv() => (15, by_terminate),
+                _ = interrupt.recv() => (2, by_interrupt),
             };
             if asked {
                 tracing::warn!("asked to stop a second time: leaving at once");
                 std::process::exit(SIGNALLED + number);
             }
             asked = true;
+            if stops {
+                shutdown.clone().notify();
+            }
         }
     });
     Ok(())
@@ -138,9 +150,6 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
         .and_then(|address| address.into_string())
         .unwrap_or_default();
     let address = format!("{host}:{port}");
-    if let Err(error) = leave_at_once_if_asked_again() {
-        tracing::warn!(%error, "signals cannot be listened to");
-    }
     let served = rocket.launch().await;
     if let Some(tidings) = tidings {
         tidings.close().await?;

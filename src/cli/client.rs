@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::Response;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Body, RequestBuilder};
 
 use super::{Exit, Failure};
@@ -21,10 +22,30 @@ pub(super) struct Client {
 }
 
 impl Client {
+    /// For a server anywhere. Whom the system trusts is trusted, or whom `SSL_CERT_FILE` names.
     pub(super) fn new(base: &str, token: Option<String>) -> Client {
+        let mut tls = TlsConfig::builder();
+        if base.starts_with("https:") {
+            let trusted = rustls_native_certs::load_native_certs().certs;
+            let trusted = trusted
+                .iter()
+                .map(|own| Certificate::from_der(own).to_owned());
+            tls = tls.root_certs(RootCerts::from(trusted));
+        }
+        Client::with(base, token, tls.build())
+    }
+
+    /// For the server of this very process. Its certificate is for the names that others know it by, and is not verified.
+    pub(super) fn of_own_server(base: &str, token: Option<String>) -> Client {
+        let tls = TlsConfig::builder().disable_verification(true).build();
+        Client::with(base, token, tls)
+    }
+
+    fn with(base: &str, token: Option<String>, tls: TlsConfig) -> Client {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_TIMEOUT))
+            .tls_config(tls)
             .user_agent(concat!("tidings/", env!("CARGO_PKG_VERSION")))
             .build();
         Client {

@@ -56,7 +56,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server. Settings: `[default.tidings]` in Rocket.toml, TIDINGS_<NAME>, ROCKET_ADDRESS, ROCKET_PORT.
+    /// Run the server. Settings: `[default.tidings]` in Rocket.toml, TIDINGS_<NAME>, ROCKET_ADDRESS, ROCKET_PORT, ROCKET_TLS.
     Serve,
     /// Run the server, work through real documents, and bring a school to life.
     Demo(demo::Arguments),

@@ -1,6 +1,7 @@
 //! `tidings serve`.
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rocket::config::Sig;
@@ -78,13 +79,21 @@ pub(super) fn server(old: OldHandshakes) -> Result<Rocket<Build>, Failure> {
                     tracing::warn!(%error, "signals cannot be listened to");
                 }
                 let config = rocket.config();
-                println!(
-                    "Tidings listens on http://{}",
-                    std::net::SocketAddr::new(config.address, config.port)
-                );
+                let address = SocketAddr::new(config.address, config.port);
+                println!("Tidings listens on {}", url(config, address));
             })
         })),
     )
+}
+
+/// Where the server is found, at this address.
+pub(super) fn url(config: &rocket::Config, address: SocketAddr) -> String {
+    let scheme = if config.tls_enabled() {
+        "https"
+    } else {
+        "http"
+    };
+    format!("{scheme}://{address}")
 }
 
 /// Each stream is an open file, and a service gets no more than 1,024 unless it asks.
@@ -173,6 +182,10 @@ fn launch_error(kind: &rocket::error::ErrorKind, address: &str) -> String {
     use rocket::error::ErrorKind;
     match kind {
         ErrorKind::Config(error) => error.to_string(),
+        // Rocket's own words for its certificate and key, of which each begins or goes on like this.
+        ErrorKind::Bind(error) | ErrorKind::Io(error) if error.to_string().contains(" TLS ") => {
+            format!("the files of the setting `tls` (`certs`, `key`) cannot be used: {error}")
+        }
         ErrorKind::Bind(error) => format!("cannot listen on {address}: {error}"),
         other => other.to_string(),
     }

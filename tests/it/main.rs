@@ -52,4 +52,5 @@ mod source_rules;
 mod store_contract;
 mod streams;
 mod switches;
+mod tls;
 mod websocket;

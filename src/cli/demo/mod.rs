@@ -72,20 +72,25 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let old = serve::init_logging();
     rocket::execute(async {
-        let (listening, address) = oneshot::channel();
+        let (listening, listens) = oneshot::channel();
         let listening = Mutex::new(Some(listening));
         let rocket = serve::server(old)?.attach(AdHoc::on_liftoff(
             "Tidings: begin the demo",
             move |rocket| {
                 let config = rocket.config();
-                let address = SocketAddr::new(config.address, config.port);
+                let mut address = SocketAddr::new(config.address, config.port);
+                if address.ip().is_unspecified() {
+                    // Listening everywhere includes here.
+                    address.set_ip(Ipv4Addr::LOCALHOST.into());
+                }
+                let url = serve::url(config, address);
                 let listening = listening
                     .lock()
                     .ok()
                     .and_then(|mut listening| listening.take());
                 Box::pin(async move {
                     // Fails only if the demo was given up before the server listened.
-                    let _ = listening.map(|listening| listening.send((address, rocket.shutdown())));
+                    let _ = listening.map(|listening| listening.send((url, rocket.shutdown())));
                 })
             },
         ));
@@ -94,7 +99,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             .map(Arc::clone)
             .expect("the server manages its state");
         let performance = tokio::spawn(async move {
-            let Ok((address, shutdown)) = address.await else {
+            let Ok((server, shutdown)) = listens.await else {
                 return Ok(());
             };
             let stop = Stop::default();
@@ -105,7 +110,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 ended.set();
             });
             let performed = tokio::task::spawn_blocking(move || {
-                let performed = perform(&arguments, &tidings, address, &stop);
+                let performed = perform(&arguments, &tidings, &server, &stop);
                 performed.or_else(|failure| {
                     if stop.is_a_surprise() {
                         Err(failure)
@@ -130,7 +135,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 fn perform(
     arguments: &Arguments,
     tidings: &Tidings,
-    mut address: SocketAddr,
+    server: &str,
     stop: &Stop,
 ) -> Result<(), Failure> {
     let files =
@@ -140,21 +145,14 @@ fn perform(
                 format!("{}: {error}", arguments.directory.display()),
             )
         })?;
-    if address.ip().is_unspecified() {
-        // Listening everywhere includes here.
-        address.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
-    let server = format!("http://{address}");
     let mint = |role, name: &str, ttl| {
         let claims = token::claims(Some(arguments.school), role, name, ttl);
         tidings.keys().mint(claims)
     };
     let viewer = mint(Role::Viewer, "demo-viewer", VIEWER_TTL)?;
-    let client = Client::new(
-        &server,
-        Some(mint(Role::Worker, "demo-worker", WORKER_TTL)?),
-    );
-    println!("{}", invitation(arguments, &server, &viewer));
+    let client =
+        Client::of_own_server(server, Some(mint(Role::Worker, "demo-worker", WORKER_TTL)?));
+    println!("{}", invitation(arguments, server, &viewer));
     println!(
         "{} documents below {}",
         files.len(),

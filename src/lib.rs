@@ -91,8 +91,10 @@ use rocket::{Build, Rocket};
 
 pub use service::{StartError, Tidings};
 
-/// The whole server, with its settings and Rocket's from `figment`. Needs a Tokio runtime around it.
+/// The whole server, with its settings and Rocket's from `figment`, of which none may be without an effect. Needs a Tokio
+/// runtime around it.
 pub fn server(figment: figment::Figment) -> Result<Rocket<Build>, StartError> {
+    http::framework::check(&figment)?;
     let settings = config::Settings::from_figment(&figment)?;
     let tidings = Arc::new(Tidings::start(settings)?);
     Ok(http::mount(rocket::custom(figment), "/", tidings))

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{ConfigError, Settings};
+use crate::http::framework;
 
 /// Exit codes that scripts can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,15 +117,37 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Rocket's configuration, with our defaults below it.
-fn figment() -> figment::Figment {
-    rocket::Config::figment()
+/// Rocket's settings that do not reach its logger, which is not in use here.
+const ABOUT_LOGS: &[(&str, &str)] = &[
+    (
+        rocket::Config::LOG_LEVEL,
+        "has no effect: what is logged is chosen with TIDINGS_LOG",
+    ),
+    (
+        rocket::Config::CLI_COLORS,
+        "has no effect: NO_COLOR=1 in the environment makes the log plain",
+    ),
+];
+
+/// Rocket's configuration, with our defaults below it. Nothing in it is without an effect.
+fn figment() -> Result<figment::Figment, ConfigError> {
+    let figment = rocket::Config::figment();
+    let is_read = figment
+        .metadata()
+        .any(|metadata| matches!(metadata.source, Some(figment::Source::File(_))));
+    if std::env::var_os("ROCKET_CONFIG").is_some() && !is_read {
+        let problem = "ROCKET_CONFIG names a file that does not exist";
+        return Err(ConfigError::Unreadable(problem.into()));
+    }
+    framework::check(&figment)?;
+    framework::refuse(&figment, ABOUT_LOGS)?;
+    Ok(figment
         .join(("log_level", "off"))
         .join(("ident", "Tidings"))
         .join(("shutdown.grace", 5))
-        .join(("shutdown.mercy", 2))
+        .join(("shutdown.mercy", 2)))
 }
 
 fn settings() -> Result<Settings, ConfigError> {
-    Settings::from_figment(&figment())
+    Settings::from_figment(&figment()?)
 }

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use figment::Figment;
 use rocket::config::Sig;
 use rocket::fairing::AdHoc;
 use rocket::{Build, Orbit, Rocket};
@@ -39,8 +40,10 @@ const SILENCED: &[&str] = &[
 
 pub(super) fn run() -> Result<(), Failure> {
     let old = init_logging();
+    // Before Rocket reads them for its runtime, and shows what it cannot read.
+    let figment = super::figment()?;
     rocket::execute(async {
-        let rocket = server(old)?;
+        let rocket = server(figment, old)?;
         launch(rocket).await
     })
 }
@@ -70,8 +73,8 @@ pub(super) fn init_logging() -> OldHandshakes {
 }
 
 /// The server, announcing itself on standard output once it listens.
-pub(super) fn server(old: OldHandshakes) -> Result<Rocket<Build>, Failure> {
-    let rocket = crate::server(super::figment())?.manage(old);
+pub(super) fn server(figment: Figment, old: OldHandshakes) -> Result<Rocket<Build>, Failure> {
+    let rocket = crate::server(figment)?.manage(old);
     Ok(
         rocket.attach(AdHoc::on_liftoff("Tidings: announce", |rocket| {
             Box::pin(async move {

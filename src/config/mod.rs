@@ -283,10 +283,23 @@ pub enum ConfigError {
     },
 }
 
+impl From<&figment::Error> for ConfigError {
+    fn from(error: &figment::Error) -> ConfigError {
+        ConfigError::Unreadable(discreet(error))
+    }
+}
+
 impl Settings {
     /// Reads `tidings` in `figment` (Rocket's own), overridden by `TIDINGS_*`.
     pub fn from_figment(figment: &Figment) -> Result<Settings, ConfigError> {
-        let unreadable = |error: &figment::Error| ConfigError::Unreadable(discreet(error));
+        if figment
+            .find_value("tidings")
+            .is_ok_and(|table| table.as_dict().is_none())
+        {
+            return Err(ConfigError::Unreadable(
+                "setting `tidings` is not a table".into(),
+            ));
+        }
         let mut environment = Env::prefixed("TIDINGS_").ignore(NOT_SETTINGS);
         let mut merged = Figment::from(Serialized::defaults(Settings::default()))
             .merge(figment.focus("tidings"));
@@ -307,7 +320,7 @@ impl Settings {
         let settings: Settings = merged
             .merge(environment)
             .extract()
-            .map_err(|error| unreadable(&error))?;
+            .map_err(|error| ConfigError::from(&error))?;
         settings.check()?;
         Ok(settings)
     }
@@ -549,7 +562,7 @@ fn discreet(error: &figment::Error) -> String {
     use figment::error::Kind;
     let one = |error: figment::Error| {
         let problem = match &error.kind {
-            Kind::Message(text) => text.clone(),
+            Kind::Message(text) => parse_problem(text).unwrap_or_else(|| text.clone()),
             Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
                 format!("{} where {expected} is expected", type_name(actual))
             }
@@ -567,14 +580,37 @@ fn discreet(error: &figment::Error) -> String {
                 Some(figment::Source::File(path)) => path.display().to_string(),
                 _ => metadata.name.clone().into_owned(),
             });
-        format!(
-            "{problem}, for setting `{}` in {}",
-            error.path.join("."),
-            source.unwrap_or_else(|| "the settings".into())
-        )
+        let source = source.unwrap_or_else(|| "the settings".into());
+        match error.path.join(".") {
+            path if path.is_empty() => format!("{problem}, in {source}"),
+            path => format!("{problem}, for setting `{path}` in {source}"),
+        }
     };
     let texts: Vec<String> = error.clone().into_iter().map(one).collect();
     texts.join("; ")
+}
+
+/// Of a file that cannot be parsed: where it is wrong, with the setting's name. The parser's own text shows the line, in which
+/// there may be a secret.
+fn parse_problem(text: &str) -> Option<String> {
+    let mut lines = text.lines();
+    let place = lines
+        .next()
+        .filter(|line| line.starts_with("TOML parse error"))?;
+    let shown = lines
+        .filter_map(|line| line.split_once(" | "))
+        .find(|(number, _)| number.trim().parse::<u32>().is_ok());
+    let is_name = |c: char| c.is_alphanumeric() || "-_.[]".contains(c);
+    let name: String = shown.map_or_else(String::new, |(_, line)| {
+        line.trim().chars().take_while(|c| is_name(*c)).collect()
+    });
+    let is_misplaced = text.contains("expected a map");
+    Some(match is_misplaced {
+        true => {
+            format!("{place}: `{name}` stands at the top, where only tables such as `[default]` do")
+        }
+        false => format!("{place}, at `{name}`"),
+    })
 }
 
 fn type_name(actual: &figment::error::Actual) -> &'static str {

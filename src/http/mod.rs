@@ -12,6 +12,7 @@ mod credential;
 mod dead_peers;
 mod devices;
 mod forwarded;
+pub(crate) mod framework;
 mod health;
 mod metrics;
 mod monitor;

@@ -47,6 +47,7 @@ mod quickstart;
 mod reconnecting;
 mod rfc6455;
 mod several_schools;
+mod settings;
 mod simulation;
 mod source_rules;
 mod store_contract;

@@ -71,10 +71,11 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let old = serve::init_logging();
+    let figment = super::figment()?;
     rocket::execute(async {
         let (listening, listens) = oneshot::channel();
         let listening = Mutex::new(Some(listening));
-        let rocket = serve::server(old)?.attach(AdHoc::on_liftoff(
+        let rocket = serve::server(figment, old)?.attach(AdHoc::on_liftoff(
             "Tidings: begin the demo",
             move |rocket| {
                 let config = rocket.config();

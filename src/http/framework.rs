@@ -1,0 +1,263 @@
+//! Rocket's own settings, checked: whatever this build ignores, and whatever stands where nobody reads it, is refused with
+//! its name. Rocket itself passes over what it does not know.
+//!
+//! Only the server on its own does this. An application that mounts Tidings owns its settings, and only the table `tidings`
+//! of them is checked, by [`Settings::from_figment`](crate::config::Settings::from_figment).
+//!
+//! No message shows what a setting is set to: that may be a secret.
+
+use figment::value::{Dict, Tag, Value};
+use figment::{Figment, Metadata, Profile, Provider, Source};
+use rocket::Config;
+
+use crate::config::{ConfigError, Settings};
+
+/// The table of Tidings in a profile.
+const TIDINGS: &str = "tidings";
+/// Read by Rocket before there are any settings, and then seen among them as `ROCKET_CONFIG`.
+const CONFIG: &str = "config";
+/// Rocket's tables, with what has an effect of each.
+const TABLES: &[(&str, &[&str])] = &[
+    (
+        Config::SHUTDOWN,
+        &["ctrlc", "signals", "grace", "mercy", "force"],
+    ),
+    (
+        Config::TLS,
+        &["certs", "key", "ciphers", "prefer_server_cipher_order"],
+    ),
+    // Those of the monitor's forms.
+    (Config::LIMITS, &["form", "data-form", "string"]),
+];
+/// What else of Rocket's has an effect.
+const EFFECTIVE: &[&str] = &[
+    Config::ADDRESS,
+    Config::PORT,
+    Config::WORKERS,
+    Config::MAX_BLOCKING,
+    Config::IDENT,
+    Config::IP_HEADER,
+    Config::KEEP_ALIVE,
+    Config::LOG_LEVEL,
+    Config::CLI_COLORS,
+];
+
+/// Fails on the first setting without an effect, and on one of Rocket's that is of the wrong type.
+pub(crate) fn check(figment: &Figment) -> Result<(), ConfigError> {
+    let data = figment.data().map_err(|error| ConfigError::from(&error))?;
+    let check = Check {
+        figment,
+        of_tidings: names_of_tidings(),
+    };
+    for (profile, table) in &data {
+        check.profile(profile, data.contains_key(figment.profile()))?;
+        for (key, value) in table {
+            check.key(profile, key, value)?;
+        }
+    }
+    let config = Config::try_from(figment).map_err(|error| ConfigError::from(&error))?;
+    let at_least_one = [
+        (Config::WORKERS, config.workers),
+        (Config::MAX_BLOCKING, config.max_blocking),
+    ];
+    for (key, value) in at_least_one {
+        if value == 0 {
+            let problem = "is 0; it must be at least 1".into();
+            return Err(ConfigError::Invalid { key, problem });
+        }
+    }
+    Ok(())
+}
+
+/// Fails if one of these is set at all, with what to do instead.
+pub(crate) fn refuse(figment: &Figment, settings: &[(&str, &str)]) -> Result<(), ConfigError> {
+    let data = figment.data().map_err(|error| ConfigError::from(&error))?;
+    let check = Check {
+        figment,
+        of_tidings: Vec::new(),
+    };
+    for (profile, table) in &data {
+        for (key, instead) in settings {
+            if let Some(value) = table.get(*key)
+                && check.is_given(value.tag())
+            {
+                return check.refuse(profile, &[key], value.tag(), instead);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn names_of_tidings() -> Vec<String> {
+    let defaults = serde_json::to_value(Settings::default()).expect("settings are plain data");
+    let names = defaults.as_object().expect("settings are a table").keys();
+    names.cloned().collect()
+}
+
+struct Check<'a> {
+    figment: &'a Figment,
+    of_tidings: Vec<String>,
+}
+
+impl Check<'_> {
+    /// A table at the top of a file is a profile. One that nobody has selected is fine where profiles are in use.
+    fn profile(&self, profile: &Profile, selected_exists: bool) -> Result<(), ConfigError> {
+        let own = [
+            Profile::Default,
+            Profile::Global,
+            Config::DEBUG_PROFILE,
+            Config::RELEASE_PROFILE,
+        ];
+        let selected = self.figment.profile();
+        if own.contains(profile) || profile == selected {
+            return Ok(());
+        }
+        let name = profile.as_str().as_str();
+        let problem = if self.is_name(name) {
+            format!("stands at the top, where profiles do; `[default.{name}]` has an effect")
+        } else if own.contains(selected) && std::env::var_os("ROCKET_PROFILE").is_none() {
+            format!(
+                "is a profile that is not selected: ROCKET_PROFILE={name} selects it, and `[default]` needs no selection. To keep \
+                 tables of other profiles in the file, set ROCKET_PROFILE to the one in use, which is `{selected}`"
+            )
+        } else if !own.contains(selected) && !selected_exists {
+            format!("is not selected, and there is no `[{selected}]`, which ROCKET_PROFILE selects")
+        } else {
+            return Ok(());
+        };
+        Err(ConfigError::Unreadable(format!(
+            "table `[{name}]` {problem}"
+        )))
+    }
+
+    fn is_name(&self, name: &str) -> bool {
+        name == TIDINGS
+            || Config::PARAMETERS.contains(&name)
+            || self.of_tidings.iter().any(|own| own == name)
+    }
+
+    fn key(&self, profile: &Profile, key: &str, value: &Value) -> Result<(), ConfigError> {
+        if !self.is_given(value.tag()) && value.as_dict().is_none() {
+            return Ok(());
+        }
+        let refuse = |problem: &str| self.refuse(profile, &[key], value.tag(), problem);
+        if key == TIDINGS {
+            return match value.as_dict() {
+                Some(table) => self.own_table(profile, table),
+                None => refuse("is not a table"),
+            };
+        }
+        if let Some((_, effective)) = TABLES.iter().find(|(name, _)| *name == key) {
+            let Some(table) = value.as_dict() else {
+                return refuse("is not a table");
+            };
+            return self.framework_table(profile, key, table, effective);
+        }
+        match key {
+            Config::KEEP_ALIVE if value.to_i128() != Some(0) => refuse(
+                "has no effect unless it is 0, which closes each connection after its request: \
+                 without it connections are kept, however long they are idle",
+            ),
+            _ if EFFECTIVE.contains(&key) => Ok(()),
+            CONFIG if self.is_of_environment(value.tag()) => Ok(()),
+            Config::SECRET_KEY => refuse(
+                "has no effect: there are no private cookies. Tokens are signed with `jwt_secret` of Tidings",
+            ),
+            Config::TEMP_DIR => refuse("has no effect: nothing is kept in temporary files"),
+            _ if self.of_tidings.iter().any(|own| own == key) => {
+                let variable = key.to_uppercase();
+                refuse(&format!(
+                    "is one of Tidings: it stands in `[default.tidings]`, or in TIDINGS_{variable}"
+                ))
+            }
+            _ => refuse(
+                "is not known here. Rocket's stand in `[default]` or ROCKET_<NAME>, those of Tidings in `[default.tidings]` or TIDINGS_<NAME>",
+            ),
+        }
+    }
+
+    /// Settings of Tidings are checked when they are read; those of a profile that is not selected are not read.
+    fn own_table(&self, profile: &Profile, table: &Dict) -> Result<(), ConfigError> {
+        for (key, value) in table {
+            if self.of_tidings.iter().any(|own| own == key) {
+                continue;
+            }
+            let problem = if Config::PARAMETERS.contains(&key.as_str()) {
+                let variable = key.to_uppercase();
+                format!("is one of Rocket: it stands in `[default]`, or in ROCKET_{variable}")
+            } else {
+                "is not known: docs/configuration.md has all of them".into()
+            };
+            return self.refuse(profile, &[TIDINGS, key], value.tag(), &problem);
+        }
+        Ok(())
+    }
+
+    fn framework_table(
+        &self,
+        profile: &Profile,
+        name: &str,
+        table: &Dict,
+        effective: &[&str],
+    ) -> Result<(), ConfigError> {
+        for (key, value) in table {
+            let refuse = |problem: &str| self.refuse(profile, &[name, key], value.tag(), problem);
+            if !self.is_given(value.tag()) {
+                continue;
+            }
+            if !effective.contains(&key.as_str()) {
+                return refuse(match (name, key.as_str()) {
+                    (Config::TLS, "mutual") => {
+                        "is not supported: certificates of clients are not asked for. A proxy in front can do so"
+                    }
+                    (Config::LIMITS, _) => {
+                        "has no effect: bodies are limited by `body_limit_bytes` and others of Tidings"
+                    }
+                    _ => "is not known",
+                });
+            }
+            let is_empty = value.as_array().is_some_and(<[Value]>::is_empty);
+            if (name, key.as_str()) == (Config::TLS, "ciphers") && is_empty {
+                return refuse("is empty, which would switch TLS off");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody has said so, and it is not just Rocket's default.
+    fn is_given(&self, tag: Tag) -> bool {
+        let metadata = self.figment.get_metadata(tag);
+        !metadata.is_some_and(|metadata| metadata.name.starts_with("rocket::Config"))
+    }
+
+    fn is_of_environment(&self, tag: Tag) -> bool {
+        self.figment.get_metadata(tag).is_some_and(is_environment)
+    }
+
+    fn refuse(
+        &self,
+        profile: &Profile,
+        path: &[&str],
+        tag: Tag,
+        problem: &str,
+    ) -> Result<(), ConfigError> {
+        let key = path.join(".");
+        let place = match self.figment.get_metadata(tag) {
+            Some(metadata) if is_environment(metadata) => {
+                format!("`ROCKET_{}` in the environment", key.to_uppercase())
+            }
+            Some(Metadata {
+                source: Some(Source::File(path)),
+                ..
+            }) => format!("`{profile}.{key}` in {}", path.display()),
+            _ => format!("`{profile}.{key}`"),
+        };
+        Err(ConfigError::Unreadable(format!(
+            "setting {place} {problem}"
+        )))
+    }
+}
+
+fn is_environment(metadata: &Metadata) -> bool {
+    metadata.source.is_none() && metadata.name.contains("environment variable")
+}

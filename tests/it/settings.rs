@@ -1,0 +1,259 @@
+//! No setting is without an effect: whatever is ignored, or stands where nobody reads it, stops the start and is named.
+
+use crate::support::process::{Process, command, run};
+
+const NO_VALUE: &str = "hunter2-hunter2-hunter2-hunter2-hunter2";
+
+/// What a command says that must not succeed, with this file and environment.
+fn said(arguments: &[&str], file: &str, environment: &[(&str, &str)]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("Rocket.toml"), file).unwrap();
+    let mut command = command(folder.path());
+    let output = run(command
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .env("RUST_BACKTRACE", "0"));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let case = format!("{arguments:?} {file} {environment:?}: {said}");
+    assert_eq!(output.status.code(), Some(1), "{case}");
+    assert!(said.starts_with("tidings: "), "{case}");
+    assert!(!said.contains(NO_VALUE), "{case}");
+    assert!(!folder.path().join("data/tidings.db").exists(), "{case}");
+    said
+}
+
+fn refused(file: &str, words: &[&str]) {
+    let said = said(&["serve"], file, &[]);
+    for word in words {
+        assert!(said.contains(word), "{word} is not in: {said}");
+    }
+}
+
+#[test]
+fn a_setting_in_a_wrong_table_is_named_with_the_right_one() {
+    let own = "heartbeat_secs = 5\n";
+    for (file, words) in [
+        (
+            format!("[tidings]\n{own}"),
+            ["`[tidings]`", "`[default.tidings]`"],
+        ),
+        (
+            format!("[default]\n{own}"),
+            ["default.heartbeat_secs", "`[default.tidings]`"],
+        ),
+        (
+            format!("[global]\n{own}"),
+            ["global.heartbeat_secs", "`[default.tidings]`"],
+        ),
+        (
+            format!("[release]\n{own}"),
+            ["release.heartbeat_secs", "`[default.tidings]`"],
+        ),
+        (own.to_owned(), ["`heartbeat_secs`", "`[default]`"]),
+        (
+            format!("jwt_secret = \"{NO_VALUE}\"\n"),
+            ["`jwt_secret`", "`[default]`"],
+        ),
+        (
+            "[[notifiers]]\nname = \"a\"\n".into(),
+            ["`[[notifiers]]`", "`[default]`"],
+        ),
+        (
+            "[notifiers]\nname = \"a\"\n".into(),
+            ["`[notifiers]`", "`[default.notifiers]`"],
+        ),
+        (
+            "[tls]\ncerts = \"a\"\nkey = \"b\"\n".into(),
+            ["`[tls]`", "`[default.tls]`"],
+        ),
+        (
+            "[shutdown]\ngrace = 1\n".into(),
+            ["`[shutdown]`", "`[default.shutdown]`"],
+        ),
+        (
+            "[default.tidings]\nport = 80\n".into(),
+            ["default.tidings.port", "`[default]`"],
+        ),
+        (
+            format!("[default.tidings.tls]\nkey = \"{NO_VALUE}\"\n"),
+            ["default.tidings.tls", "`[default]`"],
+        ),
+        (
+            format!("[default.tiding]\n{own}"),
+            ["default.tiding", "`[default.tidings]`"],
+        ),
+        (
+            format!("[defualt.tidings]\n{own}"),
+            ["`[defualt]`", "`[default]`"],
+        ),
+        (
+            format!("[production.tidings]\n{own}"),
+            ["`[production]`", "ROCKET_PROFILE=production"],
+        ),
+        (
+            "[default]\ntidings = 5\n".into(),
+            ["default.tidings", "table"],
+        ),
+        ("[default]\ntls = 5\n".into(), ["default.tls", "table"]),
+    ] {
+        refused(&file, &words);
+    }
+}
+
+#[test]
+fn a_setting_that_this_build_ignores_is_named() {
+    let secret = format!("[default]\nsecret_key = \"{NO_VALUE}\"\n");
+    for (file, words) in [
+        (&*secret, ["default.secret_key", "no effect"]),
+        (
+            "[default]\ntemplate_dir = \"t\"\n",
+            ["default.template_dir", "not known"],
+        ),
+        (
+            "[default]\ntemp_dir = \"t\"\n",
+            ["default.temp_dir", "no effect"],
+        ),
+        (
+            "[default]\nlog_level = \"debug\"\n",
+            ["default.log_level", "TIDINGS_LOG"],
+        ),
+        (
+            "[default]\ncli_colors = false\n",
+            ["default.cli_colors", "NO_COLOR"],
+        ),
+        (
+            "[default]\nkeep_alive = 60\n",
+            ["default.keep_alive", "no effect"],
+        ),
+        ("[default]\nPort = 80\n", ["default.Port", "not known"]),
+        ("[debug]\nprt = 80\n", ["debug.prt", "not known"]),
+        (
+            "[default.databases.main]\nurl = \"x\"\n",
+            ["default.databases", "not known"],
+        ),
+        (
+            "[default.limits]\njson = \"1MiB\"\n",
+            ["default.limits.json", "body_limit_bytes"],
+        ),
+        (
+            "[default.shutdown]\ngrase = 1\n",
+            ["default.shutdown.grase", "not known"],
+        ),
+        (
+            "[default.tls.mutual]\nca_certs = \"a\"\n",
+            ["default.tls.mutual", "not supported"],
+        ),
+        (
+            "[default.tls]\ncertificate = \"a\"\n",
+            ["default.tls.certificate", "not known"],
+        ),
+        (
+            "[default.tls]\ncerts = \"a\"\nkey = \"b\"\nciphers = []\n",
+            ["default.tls.ciphers", "empty"],
+        ),
+        (
+            "[release.tidings]\nheartbeets = 3\n",
+            ["release.tidings.heartbeets", "Rocket.toml"],
+        ),
+    ] {
+        refused(file, &words);
+    }
+}
+
+#[test]
+fn an_environment_variable_that_nothing_reads_is_named_by_every_command_that_reads_settings() {
+    for (name, value) in [
+        ("ROCKET_FOO", NO_VALUE),
+        ("ROCKET_SECRET_KEY", NO_VALUE),
+        ("ROCKET_HEARTBEAT_SECS", "5"),
+        ("ROCKET_TEMPLATE_DIR", "t"),
+        ("ROCKET_LOG_LEVEL", "debug"),
+        ("ROCKET_LIMITS", "{json=5}"),
+        ("ROCKET_TLS", NO_VALUE),
+        (
+            "ROCKET_TLS",
+            "{certs=\"a\",key=\"b\",mutual={ca_certs=\"c\"}}",
+        ),
+        ("ROCKET_TIDINGS", "{heartbeets=5}"),
+        ("ROCKET_CONFIG", "nowhere.toml"),
+        ("TIDINGS_FOO", NO_VALUE),
+        ("TIDINGS_PORT", "80"),
+    ] {
+        let token = ["token", "--school", "1", "--role", "viewer"];
+        for arguments in [&["serve"][..], &["demo", "--exit"], &token] {
+            let said = said(arguments, "", &[(name, value)]).to_uppercase();
+            let named = name.strip_prefix("TIDINGS_").unwrap_or(name);
+            assert!(said.contains(named), "{name}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_setting_of_rockets_that_cannot_be_used_is_named_without_its_value() {
+    for (name, value) in [
+        ("ROCKET_PORT", NO_VALUE),
+        ("ROCKET_ADDRESS", NO_VALUE),
+        ("ROCKET_WORKERS", "0"),
+        ("ROCKET_MAX_BLOCKING", "0"),
+        ("ROCKET_KEEP_ALIVE", NO_VALUE),
+        (
+            "ROCKET_SHUTDOWN",
+            "{grace=\"hunter2-hunter2-hunter2-hunter2-hunter2\"}",
+        ),
+        ("ROCKET_TLS", "{certs=\"a\"}"),
+    ] {
+        let said = said(&["serve"], "", &[(name, value)]).to_uppercase();
+        let named = name.trim_start_matches("ROCKET_");
+        assert!(said.contains(named), "{name}: {said}");
+    }
+    refused(
+        &format!("[default.tidings]\njwt_secret = {NO_VALUE}\n"),
+        &["line 2", "jwt_secret"],
+    );
+}
+
+#[test]
+fn settings_of_profiles_and_of_rocket_that_have_an_effect_are_accepted() {
+    let all = "[default]\naddress = \"127.0.0.1\"\nworkers = 2\nmax_blocking = 64\nident = false\nip_header = false\nkeep_alive = 0\n\
+         [default.limits]\nform = \"8KiB\"\n[default.shutdown]\ngrace = 1\nmercy = 1\nsignals = [\"term\"]\nctrlc = true\nforce = true\n\
+         [default.tidings]\nheartbeat_secs = 5\n[debug.tidings]\ntick_ms = 1\n[release.tidings]\ntick_ms = 2\n[global.tidings]\nwindow_events = 9\n";
+    let own = "[staging.tidings]\ntick_ms = 1\n[production.tidings]\ntick_ms = 2\n";
+    for (file, environment) in [
+        (all, &[][..]),
+        (own, &[("ROCKET_PROFILE", "staging")]),
+        (own, &[("ROCKET_PROFILE", "release")]),
+        ("", &[("ROCKET_PROFILE", "production")]),
+        ("", &[("ROCKET_TIDINGS", "{heartbeat_secs=5}")]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("Own.toml"), file).unwrap();
+        let mut command = command(folder.path());
+        command
+            .arg("serve")
+            .env("ROCKET_CONFIG", "Own.toml")
+            .envs(environment.iter().copied());
+        let mut server = Process::start(&mut command);
+        assert_eq!(server.terminate(), Some(0), "{file} {environment:?}");
+    }
+    let said = said(&["serve"], own, &[("ROCKET_PROFILE", "stagging")]);
+    assert!(
+        said.contains("`[stagging]`") && said.contains("ROCKET_PROFILE"),
+        "{said}"
+    );
+}
+
+/// Another application's settings are its own business; the table of Tidings is not.
+#[test]
+fn an_application_that_mounts_tidings_keeps_its_own_settings() {
+    use rocket::figment::Figment;
+    use tidings::config::Settings;
+    let figment = Figment::new()
+        .merge(("template_dir", "t"))
+        .merge(("secret_key", "s"));
+    assert!(Settings::from_figment(&figment).is_ok());
+    for (key, value) in [("tidings.heartbeets", 5), ("tidings", 5)] {
+        let error = Settings::from_figment(&figment.clone().merge((key, value))).unwrap_err();
+        let named = key.rsplit('.').next().unwrap();
+        assert!(error.to_string().contains(named), "{error}");
+    }
+}

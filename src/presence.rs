@@ -163,15 +163,17 @@ impl Presence {
         Ok(leases.beat(&address))
     }
 
-    /// Completes a report that a device is not there with when it was last heard of, which the store may not know yet.
+    /// Completes a report of somebody else with when the device was last heard of, which the store may not know yet.
     pub fn complete(&self, school: SchoolId, envelope: &mut Envelope) {
-        if let kind::Command::Device(Command::Report(report)) = &mut envelope.command
-            && report.status != Status::Online
-            && report.last_seen.is_none()
-        {
+        let kind::Command::Device(Command::Report(report)) = &mut envelope.command else {
+            return;
+        };
+        // That it is online, and no more, is heard now.
+        if report.status != Status::Online || report.last_seen.is_some() {
             let address = (school, envelope.subject.clone());
             let leases = self.lock();
-            report.last_seen = leases.held.get(&address).and_then(|lease| lease.seen_at);
+            let seen_at = leases.held.get(&address).and_then(|lease| lease.seen_at);
+            report.last_seen = report.last_seen.max(seen_at);
         }
     }
 

@@ -83,6 +83,11 @@ impl Scope {
         }
     }
 
+    /// The same without wide events that are on none of its channels.
+    pub fn without_wide(self) -> Scope {
+        Scope { wide: None, ..self }
+    }
+
     /// The same filter over other channels.
     pub fn with_channels(&self, channels: Vec<Channel>) -> Scope {
         Scope {
@@ -123,19 +128,26 @@ impl Scope {
 
     /// Whether the event is heard.
     pub fn hears(&self, event: &Event) -> bool {
-        let hears_wide = || event.draft.event_type.wide && self.wide == Some(event.kind);
-        let on_a_channel = || {
-            self.channels.iter().any(|channel| match channel {
+        let hears_wide = || {
+            event.draft.event_type.wide
+                && self.wide == Some(event.kind)
+                && self.school == event.school
+                && self.filter.lets_through(event)
+        };
+        self.hears_on_a_channel(event) || hears_wide()
+    }
+
+    /// Whether the event is heard because of a channel.
+    pub fn hears_on_a_channel(&self, event: &Event) -> bool {
+        self.school == event.school
+            && self.filter.lets_through(event)
+            && self.channels.iter().any(|channel| match channel {
                 Channel::School(school) => *school == self.school,
                 Channel::Collection(kind) => *kind == event.kind,
                 Channel::Subject(kind, id) => {
                     *kind == event.kind && (*id == event.subject || event.draft.event_type.wide)
                 }
             })
-        };
-        self.school == event.school
-            && self.filter.lets_through(event)
-            && (hears_wide() || on_a_channel())
     }
 
     /// Whether every subject of `kind` is listened to.

@@ -1,12 +1,14 @@
 // Listens to Tidings in a browser and stays connected: a module to copy into your own pages.
 //
 // An EventSource reconnects by itself only as long as its URL keeps working. A ticket in it expires, and at any status
-// other than 200 an EventSource ends for good. So this loop asks for a new ticket each time and goes on at its cursor.
+// other than 200 an EventSource ends for good. So this loop asks for a new ticket each time and resumes at its cursor.
 
 const PAUSE_MS = 1000;
 const PAUSE_MAX_MS = 30_000;
 // Until `connected` says how often a heartbeat comes.
 const PATIENCE_MS = 30_000;
+// Tokens in a row that may be refused, because the last one expired on its way.
+const REFUSALS_MAX = 3;
 
 /**
  * Calls `onMessage` with each message, in order, each event once, until `signal` is aborted.
@@ -14,51 +16,84 @@ const PATIENCE_MS = 30_000;
  * @param {object} options
  * @param {string} [options.server] where Tidings is; the page's own server if absent
  * @param {string[]} options.channels what to listen to: `jobs`, `jobs/42`, `schools/7`
- * @param {() => string | Promise<string>} options.token gives a valid token, a fresh one when the old one has expired
+ * @param {() => string | Promise<string>} options.token returns a valid token, a fresh one when the old one has expired
  * @param {(message: object) => void} options.onMessage also gets `connected`, `ready`, `reset` and `closing`
  * @param {(isConnected: boolean) => void} [options.onState] is told when the connection is lost and when it is back
- * @param {string} [options.cursor] where to go on; a snapshot comes first if absent
+ * @param {string} [options.cursor] where to resume; a snapshot comes first if absent
  * @param {AbortSignal} [options.signal]
- * @returns {Promise<string>} the cursor at which it ended. Rejects if the token is not allowed to listen.
+ * @returns {Promise<string>} the cursor to resume at, once `signal` is aborted. Rejects if the server refuses for good
+ *   (a token without access, a channel that does not exist) or if `token` or `onMessage` throws; the error's `cause` is
+ *   what was thrown, and its `cursor` is where to resume.
  */
 export async function listen(options) {
   const { server = "", channels, token, onMessage, onState = () => {}, signal } = options;
   let { cursor = "" } = options;
   let pause = PAUSE_MS;
+  let refusals = 0;
   while (!signal?.aborted) {
+    let wait = 0;
     try {
-      const path = await ticketPath(server, channels, await token(), signal);
-      const url = `${server}${path}&cursor=${encodeURIComponent(cursor)}`;
-      const wait = await stream(url, signal, (message, at) => {
-        // First the message, then its cursor: an error in `onMessage` must not lose it.
+      const fresh = await call(token);
+      const { url } = await ask("POST", `${server}/api/tickets`, signal, fresh, { channels });
+      const address = `${server}${url}`;
+      // An EventSource does not say why it was refused, and a channel that does not exist would be tried for ever.
+      await ask("HEAD", address, signal);
+      wait = await stream(`${address}&cursor=${encodeURIComponent(cursor)}`, signal, (message, at) => {
+        if (message.type === "connected") onState(true);
+        if (message.type === "ready") [pause, refusals] = [PAUSE_MS, 0];
+        // First the message, then its cursor: what `onMessage` could not take is told again.
         if (message.type !== "heartbeat") onMessage(message);
         cursor = at || cursor;
-        if (message.type === "connected") onState(true);
-        if (message.type === "ready") pause = PAUSE_MS;
       });
-      pause = Math.max(pause, wait);
     } catch (error) {
-      if (error.isFinal || signal?.aborted) throw error;
+      if (signal?.aborted) break;
+      refusals = error.status === 401 ? refusals + 1 : 0;
+      if (error.isFinal || refusals === REFUSALS_MAX) throw Object.assign(error, { cursor });
+      wait = error.retryMs ?? 0;
     }
     onState(false);
     // Each client its own time: they do not all come back in the same moment.
-    await new Promise((done) => setTimeout(done, pause * (0.5 + Math.random())));
+    await sleep(Math.max(wait, pause) * (1 + Math.random()), signal);
     pause = Math.min(pause * 2, PAUSE_MAX_MS);
   }
   return cursor;
 }
 
-async function ticketPath(server, channels, token, signal) {
-  const answer = await fetch(`${server}/api/tickets`, {
-    method: "POST",
-    headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" },
-    body: JSON.stringify({ channels }),
-    signal,
+/** What the page's own function returns; what it throws is final. */
+async function call(own, ...values) {
+  try {
+    return await own(...values);
+  } catch (cause) {
+    throw Object.assign(new Error("a function of the page failed", { cause }), { isFinal: true });
+  }
+}
+
+/** Asks the server, and gives its JSON. Fails with what a refusal means for the loop. */
+async function ask(method, url, signal, token, body) {
+  const headers = {};
+  if (token) headers.Authorization = `Bearer ${token}`;
+  const answer = await fetch(url, { method, headers, body: body && JSON.stringify(body), signal });
+  const json = await answer.json().catch(() => ({}));
+  if (answer.ok) return json;
+  throw Object.assign(new Error(json.detail ?? `HTTP ${answer.status}`), {
+    status: answer.status,
+    // 401 may be a token that has just expired, and the next one is asked for.
+    isFinal: [400, 403, 404, 422].includes(answer.status),
+    retryMs: Number(answer.headers.get("Retry-After") ?? 0) * 1000,
   });
-  const { url, detail } = await answer.json();
-  if (answer.ok) return url;
-  // 401 may be a token that has just expired: the next one is asked for. What is not allowed stays so.
-  throw Object.assign(new Error(detail), { isFinal: [403, 404, 422].includes(answer.status) });
+}
+
+function sleep(ms, signal) {
+  return new Promise((done) => {
+    const wake = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", wake);
+      done();
+    };
+    const timer = setTimeout(wake, ms);
+    signal?.addEventListener("abort", wake);
+    if (signal?.aborted) wake();
+  });
 }
 
 /** Reads one stream to its end, and gives how long the server wants to be left alone, in milliseconds. */
@@ -68,14 +103,18 @@ function stream(url, signal, onMessage) {
     let patience = PATIENCE_MS;
     let wait = 0;
     let timer;
-    const end = (finish, value) => {
+    const stop = () => {
       clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
       source.close();
-      finish(value);
+    };
+    const end = () => {
+      stop();
+      ended(wait);
     };
     const live = () => {
       clearTimeout(timer);
-      timer = setTimeout(() => end(ended, wait), patience);
+      timer = setTimeout(end, patience);
     };
     const hear = ({ data, lastEventId }) => {
       live();
@@ -85,15 +124,17 @@ function stream(url, signal, onMessage) {
       if (message.type === "closing") wait = message.retry_ms;
       try {
         onMessage(message, lastEventId);
-      } catch (error) {
-        end(failed, Object.assign(error, { isFinal: true }));
+      } catch (cause) {
+        stop();
+        failed(Object.assign(new Error("`onMessage` failed", { cause }), { isFinal: true }));
       }
     };
     source.onmessage = hear;
     source.addEventListener("heartbeat", hear);
     // Its own reconnection would come back with an expired ticket.
-    source.onerror = () => end(ended, wait);
-    signal?.addEventListener("abort", () => end(ended, wait));
+    source.onerror = end;
+    signal?.addEventListener("abort", end);
     live();
+    if (signal?.aborted) end();
   });
 }

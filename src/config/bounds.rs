@@ -9,7 +9,7 @@ pub const TICK_MAX_MS: u64 = 60_000;
 pub const POLL_WAIT_DEFAULT_SECS: u64 = 25;
 /// How long a poll may wait, in seconds.
 pub const POLL_WAIT_MAX_SECS: u64 = 60;
-/// Smallest `?max_event_bytes=`: what remains of an event has to fit.
+/// Smallest `?max_event_bytes=`.
 pub const EVENT_LIMIT_MIN_BYTES: usize = 1_024;
 /// Largest file of public keys that tokens are verified with, in bytes.
 pub const JWKS_FILE_MAX_BYTES: usize = 256 * 1024;

@@ -195,11 +195,11 @@ impl Run<'_> {
                 }
             }
             Asked::Command(mut command) => {
-                self.tidings.presence().complete(school, &mut command);
                 let is_device = command.command.kind() == device::KIND;
                 if is_device && waiting.beating.contains(&command.subject) {
                     self.carry_out_in(school).await?;
                 }
+                self.tidings.presence().complete(school, &mut command);
                 let waiting = self.waiting.entry(school).or_default();
                 waiting.commands.push((number, command));
             }

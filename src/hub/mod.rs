@@ -607,13 +607,22 @@ impl Attachment {
         }
     }
 
-    /// Listens to the wide events of a kind, too, until it is dropped.
+    /// Listens to the wide events of a kind, too.
     pub fn listen_to_wide(&self, kind: Kind) {
         let mut room = lock(&self.school);
         let wide = &mut room.kinds.entry(kind).or_default().wide;
         wide.insert(self.id, Arc::clone(&self.mailbox));
         if let Some(own) = room.attached.get_mut(&self.id) {
             own.wide = Some(kind);
+        }
+    }
+
+    /// Listens to no wide events but those on its channels.
+    pub fn unlisten_wide(&self) {
+        let mut room = lock(&self.school);
+        let wide = room.attached.get_mut(&self.id);
+        if let Some(kind) = wide.and_then(|own| own.wide.take()) {
+            room.unlisten_wide(kind, self.id);
         }
     }
 

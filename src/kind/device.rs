@@ -1,14 +1,15 @@
 //! A device: registered once, then online or offline.
 //!
 //! ```text
-//! unknown ──two good beats──▶ online ──lease over, or its own word──▶ offline ──two good beats──▶ online
+//! unknown ──two good beats──▶ online ──lease over, or a report──▶ offline ──two good beats──▶ online
 //!    └───────lease over──────▶ offline
 //! ```
 //!
-//! A device beats about every ten seconds and is offline when a whole lease passes without a beat, or at once
-//! when it is said to be (a last will, a health checker). `last_seen` is the time of its own last report. Beats are counted in memory ([`crate::presence`]) and come here only
-//! when they change something; the rules decide what that change is. A new server does not know who is there:
-//! what was online is `unknown` for one lease. A device that comes and goes is marked `flapping`, not hidden.
+//! A device beats about every ten seconds and is offline when a whole lease passes without a beat, or at once when it is
+//! reported so (a last will, a health checker). `last_seen` is the time of its own last report. Beats are counted in
+//! memory ([`crate::presence`]) and come here only when they change something; the rules decide what that change is. A
+//! new server does not know who is there: what was online is `unknown` for one lease. A device that comes and goes is
+//! marked `flapping`, not hidden.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -221,10 +222,8 @@ pub fn apply(
                 next.merge(info, context)?;
             }
         }
-        Command::Info(info) => {
-            next.merge(&info.info, context)?;
-            next.seen(context.now);
-        }
+        // Anybody may tell what a device is: it need not have been heard of.
+        Command::Info(info) => next.merge(&info.info, context)?,
         Command::Report(report) => {
             next.lease(report.lease_secs)?;
             // That a device is gone is nothing that it reports itself, and its last word stays its last.
@@ -323,8 +322,8 @@ impl Device {
             return;
         }
         let was = std::mem::replace(&mut self.status, status);
-        // That a server did not know is nothing that the device did.
-        if was != Status::Unknown {
+        // That somebody did not know is nothing that the device did.
+        if was != Status::Unknown && status != Status::Unknown {
             self.changes.push_back(now);
             self.judge_flapping(now);
         }

@@ -48,14 +48,15 @@ pub(super) enum Step {
 #[derive(Clone)]
 pub(super) struct Added {
     pub(super) beside: Arc<Scope>,
-    /// From which `seq` on those were listened to.
-    pub(super) since: u64,
+    /// Wide events that are on none of those channels are told by them after this `seq`.
+    pub(super) wide_from: u64,
 }
 
 impl Added {
     /// Whether an event is told by the other channels.
     fn tells(&self, event: &Event) -> bool {
-        event.seq >= self.since && self.beside.hears(event)
+        self.beside.hears_on_a_channel(event)
+            || (event.seq > self.wide_from && self.beside.hears(event))
     }
 }
 
@@ -110,10 +111,13 @@ impl Subscription {
         // What is being read was asked with the old scope.
         self.reading = None;
         self.settling = None;
-        if self.scope.channels().is_empty() {
-            // No channel is listened to: there is nothing to be brought up to date, and nowhere to stand.
-            self.plan.clear();
+        let is_left = self.scope.channels().is_empty();
+        if is_left {
             self.backfill = None;
+        }
+        if self.scope.is_empty() {
+            // Nothing is listened to: there is nothing to be brought up to date, and nowhere to stand.
+            self.plan.clear();
             self.outbox
                 .iter_mut()
                 .for_each(|entry| entry.moves_to = None);
@@ -124,7 +128,8 @@ impl Subscription {
                 Step::CatchUp { scope, .. } => (scope, true),
                 Step::Snapshot { scope, added, .. } => (scope, added.is_none()),
                 Step::Replay { scope, .. } => (scope, false),
-                Step::Ready => return true,
+                // Of nothing there is nothing to be complete.
+                Step::Ready => return !is_left,
             };
             let narrowed = Arc::make_mut(scope);
             channels.iter().for_each(|channel| narrowed.remove(channel));
@@ -352,6 +357,7 @@ impl Subscription {
             }
             None => {
                 self.position = page.head;
+                self.wide_from = page.head;
                 page.events
                     .into_iter()
                     .for_each(|event| self.deliver(event));

@@ -110,8 +110,8 @@ pub struct Subscription {
     safe: u64,
     /// While added channels are brought up to date: where a reader of all must come back to.
     backfill: Option<u64>,
-    /// The first wide event that was told while no channel was listened to: from here on none of them was missed.
-    wide_since: Option<u64>,
+    /// Of the wide events that are on no channel, those after this `seq` are told, each in its turn.
+    wide_from: u64,
     /// Channels were left: what is under way must be looked at again.
     narrowed: bool,
     next_heartbeat: Instant,
@@ -171,7 +171,7 @@ impl Subscriber {
             position: 0,
             safe: 0,
             backfill: None,
-            wide_since: None,
+            wide_from: 0,
             narrowed: false,
             next_heartbeat: now + self.heartbeat,
             expires: None,
@@ -199,9 +199,14 @@ impl Subscriber {
                 also,
             });
         }
-        if !subscription.scope.channels().is_empty() {
+        subscription.wide_from = subscription.safe;
+        if subscription.scope.is_empty() {
+            subscription.position = subscription.safe;
+        } else {
             let scope = Arc::clone(&subscription.scope);
             subscription.plan_from(scope, None, from);
+        }
+        if !subscription.scope.channels().is_empty() {
             subscription.plan.push_back(Step::Ready);
         }
         Ok(subscription)
@@ -270,12 +275,14 @@ impl Subscription {
         self.life.ends(reason);
     }
 
-    /// Listens to more: from `cursor`, or from a snapshot. `asked` is acknowledged first; `ready` follows.
+    /// Listens to more: from `cursor`, or from a snapshot; and to the `wide` events of a kind. `asked` is acknowledged first;
+    /// `ready` follows.
     pub fn subscribe(
         &mut self,
         channels: Vec<Channel>,
         cursor: Option<Cursor>,
         asked: Map<String, Value>,
+        wide: Option<Kind>,
     ) {
         // Held ticks come before whatever is told from now on.
         self.release_held(true);
@@ -284,10 +291,18 @@ impl Subscription {
             .filter(|channel| !self.scope.channels().contains(channel))
             .collect();
         let from = self.known(cursor).unwrap_or(0);
-        let first = self.scope.channels().is_empty() && self.wide_since.is_none();
-        if first {
+        let first = self.scope.is_empty();
+        if let Some(kind) = wide.filter(|_| self.scope.wide().is_none() && !added.is_empty()) {
+            self.attachment.listen_to_wide(kind);
+            self.scope = Arc::new(Scope::clone(&self.scope).with_wide(kind));
+            // A snapshot says itself where it ends.
+            self.wide_from = if first { from } else { self.position };
+        }
+        if added.is_empty() {
+            // Nothing changes.
+        } else if first {
             self.safe = from;
-        } else if !added.is_empty() {
+        } else {
             self.backfill = Some(self.backfill.map_or(from, |backfill| backfill.min(from)));
         }
         let cursor_of_ack = self.cursor(self.safe);
@@ -300,10 +315,7 @@ impl Subscription {
             self.attachment.listen(added.iter().cloned());
             let added_to = Added {
                 beside: Arc::clone(&self.scope),
-                since: match self.scope.channels() {
-                    [] => self.wide_since.unwrap_or(0),
-                    _ => 0,
-                },
+                wide_from: self.wide_from,
             };
             let new = Arc::new(self.scope.with_channels(added.clone()));
             let all = Arc::make_mut(&mut self.scope);
@@ -320,13 +332,23 @@ impl Subscription {
         self.plan.push_back(Step::Ready);
     }
 
-    /// Hears the wide events of a kind from now on, or, as long as no channel is listened to, from the cursor of the first
-    /// [`Subscription::subscribe`].
-    pub fn hear_wide(&mut self, kind: Kind) {
-        if self.scope.wide() != Some(kind) {
-            self.attachment.listen_to_wide(kind);
-            self.scope = Arc::new(Scope::clone(&self.scope).with_wide(kind));
+    /// Hears no wide events any more but those on its channels.
+    pub fn leave_wide(&mut self) {
+        if self.scope.wide().is_some() {
+            self.attachment.unlisten_wide();
+            self.scope = Arc::new(Scope::clone(&self.scope).without_wide());
+            self.forget_unheard();
         }
+    }
+
+    /// Takes back what waits to be told and is not listened to any more.
+    fn forget_unheard(&mut self) {
+        self.narrowed = true;
+        let scope = Arc::clone(&self.scope);
+        self.folder.retain(|event| scope.hears(event));
+        self.outbox.retain(
+            |entry| !matches!(&entry.delivery, Delivery::Event(event) if !scope.hears(event)),
+        );
     }
 
     /// Tells the present state of channels that are listened to already once more.
@@ -335,7 +357,7 @@ impl Subscription {
         let again = Arc::new(self.scope.with_channels(channels));
         let nothing = Added {
             beside: Arc::new(Scope::new(self.scope.school, [])),
-            since: 0,
+            wide_from: self.wide_from,
         };
         self.plan.push_back(Step::catch_up(Arc::clone(&self.scope)));
         self.plan_from(again, Some(nothing), None);
@@ -359,15 +381,7 @@ impl Subscription {
             self.attachment.unlisten(channel);
             Arc::make_mut(&mut self.scope).remove(channel);
         }
-        if self.scope.channels().is_empty() && self.scope.wide().is_some() {
-            self.wide_since.get_or_insert(self.position + 1);
-        }
-        self.narrowed = true;
-        let scope = Arc::clone(&self.scope);
-        self.folder.retain(|event| scope.hears(event));
-        self.outbox.retain(
-            |entry| !matches!(&entry.delivery, Delivery::Event(event) if !scope.hears(event)),
-        );
+        self.forget_unheard();
         // What was held behind what is forgotten may be due.
         self.release_held(false);
         self.set_timer();
@@ -426,9 +440,6 @@ impl Subscription {
                         continue;
                     }
                     self.position = event.seq;
-                    if self.scope.channels().is_empty() {
-                        self.wide_since.get_or_insert(event.seq);
-                    }
                     if self.narrowed && !self.scope.hears(&event) {
                         continue;
                     }

@@ -112,12 +112,16 @@ fn shorten(members: &mut Members<'_>, cut: Cut) {
         "metadata" | "info" if cut == Cut::All => Some("{}"),
         _ => None,
     };
+    let mut is_cut = false;
     for (name, value) in members.iter_mut() {
-        if let Some(empty) = empty(name) {
+        if let Some(empty) = empty(name).filter(|empty| *empty != value.get()) {
             *value = raw(empty.to_owned());
+            is_cut = true;
         }
     }
-    members.insert("truncated".to_owned(), raw("true".to_owned()));
+    if is_cut {
+        members.insert("truncated".to_owned(), raw("true".to_owned()));
+    }
 }
 
 #[cfg(test)]

@@ -74,6 +74,7 @@ fn flat(event: &Event) -> Option<(&'static str, Value)> {
         let fields = json!({
             "violation_id": take("violation_id"),
             "characteristic_id": take("characteristic_id"),
+            "acknowledged": take("acknowledged"),
             "ack_user": take("ack_user"),
             "ack_reason": take("ack_reason"),
         });
@@ -108,7 +109,8 @@ fn flat_violation(violation: &Value) -> Value {
 /// What of a job's fields an upload's progress is made of.
 #[derive(Deserialize)]
 struct JobFields<'a> {
-    job_id: &'a str,
+    #[serde(borrow)]
+    job_id: Cow<'a, str>,
     job_type: &'a str,
     status: &'a str,
     progress: Option<f64>,
@@ -153,7 +155,7 @@ fn upload_status(job_status: &str) -> &'static str {
 
 fn file_id(job: &JobFields<'_>) -> Value {
     let own = job.metadata.get("file_id").filter(|id| !id.is_null());
-    own.cloned().unwrap_or_else(|| job.job_id.into())
+    own.cloned().unwrap_or_else(|| job.job_id.as_ref().into())
 }
 
 /// Progress as a whole number: done only when it is done.

@@ -734,3 +734,108 @@ async fn a_session_that_had_ended_before_a_connection_is_not_told_again() {
         "enrollment_complete"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_may_have_any_name() {
+    let server = server().await;
+    for id in ["a\"b.pdf", "c\\d.pdf", "e\u{2028}f"] {
+        let create = json!({"job_id": id, "job_type": "upload", "status": "in_progress"});
+        server.report("/api/jobs", create).await;
+    }
+    let mut ws = socket(&server.url, "/ws/upload-progress", &viewer(1)).await;
+    let first = receive(&mut ws).await.unwrap();
+    assert_eq!(
+        (&first["type"], first["data"].as_object().unwrap().len()),
+        (&json!("initial_state"), 3)
+    );
+    for id in ["a\"b.pdf", "c\\d.pdf", "e\u{2028}f"] {
+        let told = receive(&mut ws).await.unwrap();
+        assert_eq!(
+            (&told["type"], &told["file_id"]),
+            (&json!("progress_update"), &json!(id))
+        );
+    }
+    let page = server.request("GET", "/monitor/schools/1/jobs", &viewer(1));
+    let page = page.send().await.unwrap().text().await.unwrap();
+    assert!(
+        page.contains("a&quot;b.pdf</a>") && !page.contains("&amp;quot;"),
+        "{page}"
+    );
+}
+
+/// A verdict is that of one sample.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publishers_verdict_does_not_outlive_its_sample() {
+    let server = server().await;
+    server.put("/api/characteristics/a", json!({})).await;
+    let report = async |body: Value| server.report("/api/characteristics/a/samples", body).await;
+    let told = report(json!({"value": 1, "in_control": false})).await;
+    assert_eq!(told["payload"]["in_control"], false);
+    let told = report(json!({"value": 1})).await;
+    assert_eq!(
+        (
+            &told["payload"]["judged_by"],
+            &told["payload"]["in_control"]
+        ),
+        (&Value::Null, &json!(true))
+    );
+    report(json!({"value": 1, "in_control": false})).await;
+    characteristic(&server, "a").await;
+    let (_, found) = server.get("/api/characteristics/a", &viewer(1)).await;
+    assert_eq!(
+        found["status"], "in_control",
+        "by these limits nothing has been judged"
+    );
+}
+
+/// A job that was never started says nothing of how long its like take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_never_started_foretells_no_duration() {
+    let server = server().await;
+    for id in ["a", "b", "c"] {
+        let create = json!({"job_id": id, "job_type": "t"});
+        server.report("/api/jobs", create).await;
+        server
+            .report(&format!("/api/jobs/{id}/complete"), json!({}))
+            .await;
+    }
+    let started = server
+        .report("/api/jobs/d/start", json!({"job_type": "t"}))
+        .await;
+    assert_eq!(
+        (&started["eta_at"], &started["eta_source"]),
+        (&Value::Null, &Value::Null)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn last_seen_takes_in_beats_that_came_just_before_and_does_not_go_back() {
+    let server = server().await;
+    server.put("/api/devices/21", json!({})).await;
+    let lines = [
+        r#"{"op": "devices.heartbeat", "device_id": 21}"#,
+        r#"{"op": "devices.status", "device_id": 21, "status": "offline"}"#,
+        r#"{"op": "devices.status", "device_id": 21, "status": "unknown", "last_seen": "2020-01-01T00:00:00"}"#,
+        r#"{"op": "devices.status", "device_id": 21, "status": "online", "last_seen": "2020-01-01T00:00:00"}"#,
+    ];
+    let answers = server.batch(&worker(1), lines.join("\n")).await;
+    let beat = at(&answers[0]["device"]);
+    for answer in &answers[1..] {
+        assert_eq!(at(&answer["event"]), beat, "{answer}");
+    }
+    // Nor does somebody who does not know make a device flap.
+    for _ in 0..4 {
+        for status in ["unknown", "offline"] {
+            let body = json!({"status": status});
+            let told = server.report("/api/devices/21/status", body).await;
+            assert_eq!(told["flapping"], false);
+        }
+    }
+    // What a device is can be known without its having been heard of.
+    server.put("/api/devices/22", json!({})).await;
+    server
+        .report("/api/devices/22/info", json!({"info": {"model": "X"}}))
+        .await;
+    let (_, found) = server.get("/api/devices/22", &viewer(1)).await;
+    assert_eq!(found["last_seen"], Value::Null);
+}

@@ -85,3 +85,49 @@ async fn a_page_stays_connected_through_restarts_and_expired_tickets() {
     let snapshots = "told.filter((own) => own.snapshot).length";
     assert_eq!(page.evaluate(snapshots).await, 1, "and it never began anew");
 }
+
+/// What will not be better tomorrow is told to the page, and what the page throws ends the loop.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_is_told_what_cannot_be_and_stops_when_it_likes() {
+    if !needs("chromium") {
+        return;
+    }
+    let server = server().await;
+    server.running_job("a").await;
+    let mut page = Page::open().await;
+    page.visit(&format!("{}/healthz", server.url)).await;
+    page.until("location.pathname === '/healthz'").await;
+    page.evaluate(&format!("{} window.listen = listen; true", module()))
+        .await;
+    let outcome = |options: &str| {
+        format!(
+            "listen({{ channels: ['jobs'], token: () => '{}', onMessage() {{}}, {options} }}) \
+             .then((cursor) => 'ended ' + typeof cursor, \
+                   ({{ status, cause, cursor }}) => `${{status ?? cause}} ${{typeof cursor}}`)",
+            viewer(1)
+        )
+    };
+    for (options, expected) in [
+        ("channels: ['jobs/nope']", "404 string"),
+        ("channels: ['cats']", "422 string"),
+        ("channels: ['schools/2']", "404 string"),
+        ("token: () => 'none'", "401 string"),
+        ("token: () => { throw 'no login' }", "no login string"),
+        ("token: () => Promise.reject()", "undefined string"),
+        ("onMessage() { throw 'oops' }", "oops string"),
+        ("onMessage() { throw null }", "null string"),
+        ("signal: AbortSignal.abort()", "ended string"),
+        ("signal: AbortSignal.timeout(300)", "ended string"),
+        (
+            "signal: AbortSignal.timeout(300), token: () => new Promise((done) => setTimeout(done, 400, 'none'))",
+            "ended string",
+        ),
+    ] {
+        let told = page.evaluate(&outcome(options)).await;
+        assert_eq!(told, expected, "{options}");
+    }
+    until("no stream is left open", async || {
+        server.tidings.streams() == 0
+    })
+    .await;
+}

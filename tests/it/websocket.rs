@@ -1073,3 +1073,196 @@ async fn a_heartbeat_may_be_a_message_in_addition_to_the_ping() {
         }
     }
 }
+
+/// An acknowledgement of school 1, and what is needed for one.
+struct Acknowledging<'a> {
+    server: &'a Server,
+    violations: u64,
+}
+
+impl Acknowledging<'_> {
+    async fn of(server: &Server) -> Acknowledging<'_> {
+        server.put("/api/characteristics/c", json!({})).await;
+        let violations = 0;
+        Acknowledging { server, violations }
+    }
+
+    /// So many violations that are acknowledged at once. Gives the `seq`s of the acknowledgements.
+    async fn happen(&mut self, count: u64) -> Vec<u64> {
+        let mut lines = Vec::new();
+        for number in self.violations + 1..=self.violations + count {
+            lines.push(
+                json!({"op": "characteristics.violations", "characteristic_id": "c", "rule_id": 1}),
+            );
+            let id = format!("c.{number}");
+            lines.push(json!({"op": "violations.ack", "violation_id": id, "reason": "known"}));
+        }
+        self.violations += count;
+        let lines: Vec<_> = lines.iter().map(Value::to_string).collect();
+        let answers = self.server.batch(&worker(1), lines.join("\n")).await;
+        let acks = answers.iter().skip(1).step_by(2);
+        acks.map(|answer| answer["event"]["seq"].as_u64().unwrap())
+            .collect()
+    }
+}
+
+fn acks(told: &[Value]) -> Vec<u64> {
+    let acks = told.iter().filter(|own| own["type"] == "ack_update");
+    acks.map(|own| own["seq"].as_u64().unwrap()).collect()
+}
+
+/// What every connection hears anyway is no reason to leave it out of a replay that goes back further.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_beside_other_channels_has_the_acknowledgements_from_before_the_connection() {
+    let server = server().await;
+    let mut acknowledging = Acknowledging::of(&server).await;
+    let from = server.running_job("a").await["cursor"].clone();
+    let before = acknowledging.happen(3).await;
+    let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+    send(&mut ws, r#"{"type":"subscribe","channels":["jobs"]}"#).await;
+    let told = until_type(&mut ws, "ready").await;
+    assert!(acks(&told).is_empty(), "{told:?}");
+    let after = acknowledging.happen(1).await;
+    let subscribe = json!({"type": "subscribe", "channels": ["characteristics"], "cursor": from});
+    send(&mut ws, &subscribe.to_string()).await;
+    let told = until_type(&mut ws, "ready").await;
+    let mut heard = acks(&told);
+    heard.sort_unstable();
+    assert_eq!(heard, [before, after].concat(), "each once");
+}
+
+/// Also one that is committed in the very moment in which the connection subscribes to something.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_in_the_moment_of_a_subscription_is_heard() {
+    let server = server().await;
+    server.running_job("a").await;
+    let mut acknowledging = Acknowledging::of(&server).await;
+    for _ in 0..60 {
+        let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+        // A message that is answered: the connection is open on both sides.
+        send(&mut ws, r#"{"type":"ping"}"#).await;
+        until_type(&mut ws, "pong").await;
+        let subscribe = async {
+            send(&mut ws, r#"{"type":"subscribe","job_id":"a"}"#).await;
+            until_type(&mut ws, "ready").await
+        };
+        let (told, committed) = tokio::join!(subscribe, acknowledging.happen(1));
+        let mut heard = acks(&told);
+        if heard.is_empty() {
+            heard = acks(&until_type(&mut ws, "ack_update").await);
+        }
+        assert_eq!(heard, committed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_channels_that_lags_hears_each_acknowledgement_once() {
+    let server = server_with(json!({"mailbox_capacity": 8})).await;
+    let mut acknowledging = Acknowledging::of(&server).await;
+    let from = server.running_job("a").await["cursor"].clone();
+    acknowledging.happen(20).await;
+    let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+    send(&mut ws, r#"{"type":"ping"}"#).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["type"], "pong");
+    let committed = acknowledging.happen(1_000).await;
+    let mut heard = Vec::new();
+    while heard.len() < committed.len() {
+        let told = receive(&mut ws).await.unwrap();
+        assert_eq!(told["type"], "ack_update");
+        heard.push(told["seq"].as_u64().unwrap());
+    }
+    assert_eq!(
+        heard, committed,
+        "in order, and none from before the connection"
+    );
+    let subscribe = json!({"type": "subscribe", "job_id": "a", "cursor": from});
+    send(&mut ws, &subscribe.to_string()).await;
+    let told = until_type(&mut ws, "ready").await;
+    assert_eq!(acks(&told).len(), 20, "those from before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaving_channels_amid_a_replay_leaves_no_acknowledgement_out() {
+    let server = server().await;
+    let mut acknowledging = Acknowledging::of(&server).await;
+    let from = server.running_job("a").await["cursor"].clone();
+    let mut committed = acknowledging.happen(600).await;
+    for _ in 0..10 {
+        let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+        let subscribe =
+            json!({"type": "subscribe", "channels": ["characteristics"], "cursor": from});
+        send(&mut ws, &subscribe.to_string()).await;
+        send(
+            &mut ws,
+            r#"{"type":"unsubscribe","channels":["characteristics"]}"#,
+        )
+        .await;
+        let mut told = until_type(&mut ws, "unsubscribed").await;
+        committed.extend(acknowledging.happen(1).await);
+        let cursor = told.last().unwrap()["cursor"].clone();
+        let reached: u64 = cursor
+            .as_str()
+            .unwrap()
+            .rsplit('-')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        let subscribe =
+            json!({"type": "subscribe", "channels": ["characteristics"], "cursor": cursor});
+        send(&mut ws, &subscribe.to_string()).await;
+        told.extend(until_type(&mut ws, "ready").await);
+        let mut heard: Vec<u64> = acks(&told)
+            .into_iter()
+            .filter(|seq| *seq > reached)
+            .collect();
+        heard.sort_unstable();
+        let expected: Vec<u64> = committed
+            .iter()
+            .copied()
+            .filter(|seq| *seq > reached)
+            .collect();
+        assert_eq!(heard, expected, "from {reached} on");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_before_the_first_subscription_keeps_the_cursor_that_was_brought() {
+    let server = server_with(json!({"heartbeat_secs": 1})).await;
+    let from = server.running_job("a").await["cursor"].clone();
+    server
+        .report("/api/jobs/a/progress", json!({"progress": 5}))
+        .await;
+    let path = "/ws?heartbeat=message";
+    let url = socket_url(&server.url, path, Some(&viewer(1)), from.as_str());
+    let (mut ws, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    let told = until_type(&mut ws, "heartbeat").await;
+    assert_eq!(told.last().unwrap()["cursor"], from);
+    // One that brought none stands where it came in; a subscription to nothing does not move it.
+    let mut ws = socket(&server.url, path, &viewer(1)).await;
+    send(&mut ws, r#"{"type":"subscribe","characteristic_ids":[]}"#).await;
+    let told = until_type(&mut ws, "heartbeat").await;
+    for told in &told {
+        assert!(told["cursor"].as_str().unwrap().ends_with("-2"), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_without_characteristics_renews_a_connection_that_heard_acknowledgements() {
+    let server = server().await;
+    server.running_job("a").await;
+    let mut acknowledging = Acknowledging::of(&server).await;
+    let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+    send(&mut ws, r#"{"type":"subscribe","job_id":"a"}"#).await;
+    until_type(&mut ws, "ready").await;
+    let mut limited = claims(Some(1), tidings::auth::Role::Viewer);
+    limited.channels = Some(vec!["jobs".into()]);
+    let auth = json!({"type": "auth", "token": sign(&limited)});
+    send(&mut ws, &auth.to_string()).await;
+    until_type(&mut ws, "authenticated").await;
+    acknowledging.happen(1).await;
+    server
+        .report("/api/jobs/a/progress", json!({"progress": 5}))
+        .await;
+    assert_eq!(receive(&mut ws).await.unwrap()["type"], "job_progress");
+}

@@ -60,10 +60,9 @@ fn device(message: &Value) -> String {
 
 fn enrollment(message: &Value) -> String {
     let text = |field: &str| message[field].as_str().unwrap_or_default();
-    let mut rest = text("device_id").to_owned();
-    if !text("student_id").is_empty() {
-        rest += &format!(", {}", text("student_id"));
-    }
+    let who = [text("device_id"), text("student_id")];
+    let known = who.into_iter().filter(|text| !text.is_empty());
+    let mut rest = known.collect::<Vec<_>>().join(", ");
     if let (Some(attempt), Some(total)) = (
         message["attempt"].as_u64(),
         message["total_attempts"].as_u64(),
@@ -107,8 +106,12 @@ fn violation(payload: &Value) -> String {
 
 fn acknowledgement(payload: &Value) -> String {
     let text = |field: &str| payload[field].as_str().unwrap_or("?");
-    let rest = format!("{}: {}", text("ack_user"), text("ack_reason"));
-    columns("acknowledged", payload["violation_id"].as_str(), rest)
+    let rest = format!("{}: {}", text("user"), text("reason"));
+    let what = match payload["acknowledged"] == false {
+        true => "open again",
+        false => "acknowledged",
+    };
+    columns(what, payload["violation_id"].as_str(), rest)
 }
 
 fn limits(payload: &Value) -> String {

@@ -12,6 +12,8 @@ use serde_json::Value;
 use self::screen::Screen;
 use super::client::{Client, Received};
 use super::{Exit, Failure};
+use crate::id::{Channel, SubjectId};
+use crate::kind::{self, enrollment, job};
 
 /// Silence after which a connection counts as lost, until the server says how often it gives a sign of life.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -50,11 +52,10 @@ pub(super) struct Arguments {
 }
 
 /// The one job or enrollment session that is watched. It has an outcome.
-#[derive(Clone, Copy)]
-struct Single<'a> {
-    collection: &'a str,
+struct Single {
+    collection: &'static str,
     id_field: &'static str,
-    id: &'a str,
+    id: SubjectId,
 }
 
 /// How a job or an enrollment session ended.
@@ -67,7 +68,7 @@ enum Outcome {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let client = Client::new(&arguments.url, arguments.token.clone());
-    let path = format!("/{}", arguments.scope.trim_start_matches('/'));
+    let path = address(&arguments.scope);
     let single = Single::of(&arguments.scope);
     let mut screen = Screen::new(arguments.json);
     let mut cursor = arguments.cursor.clone();
@@ -109,7 +110,8 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                         }
                         Some("ready") if resumed => {
                             // It may have been over before the cursor: then nothing more will be told of it.
-                            if let Some(Single { collection, id, .. }) = single {
+                            if let Some(Single { collection, id, .. }) = &single {
+                                let id = id.encoded();
                                 let subject = client.get(&format!("/api/{collection}/{id}"))?;
                                 if let Some(outcome) = outcome(&subject) {
                                     screen.show(&subject)?;
@@ -132,7 +134,8 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                         }
                         _ => {}
                     }
-                    let own = single.is_some_and(|single| message[single.id_field] == single.id);
+                    let is_own = |single: &Single| message[single.id_field] == single.id.as_str();
+                    let own = single.as_ref().is_some_and(is_own);
                     if let Some(outcome) = outcome(&message).filter(|_| own) {
                         screen.finish();
                         return end(outcome);
@@ -163,18 +166,30 @@ fn end(outcome: Outcome) -> Result<(), Failure> {
     }
 }
 
-impl<'a> Single<'a> {
+/// The path and query below `/events` of a scope, in which an id may stand as it is or percent-encoded.
+fn address(scope: &str) -> String {
+    let scope = scope.trim_start_matches('/');
+    let (path, query) = scope.split_at(scope.find('?').unwrap_or(scope.len()));
+    match kind::channel(path) {
+        Ok(channel) => format!("/{channel}{query}"),
+        // What is none is for the server to say.
+        Err(_) => format!("/{scope}"),
+    }
+}
+
+impl Single {
     /// Nothing if the scope is none of those.
-    fn of(scope: &'a str) -> Option<Single<'a>> {
+    fn of(scope: &str) -> Option<Single> {
         let path = scope.split('?').next()?.trim_start_matches('/');
-        let (collection, id) = path.split_once('/').filter(|(_, id)| !id.is_empty())?;
-        let id_field = match collection {
-            "jobs" => "job_id",
-            "enrollments" => "session_id",
+        let Ok(Channel::Subject(kind, id)) = kind::channel(path) else {
+            return None;
+        };
+        let id_field = match kind {
+            job::KIND | enrollment::KIND => kind::description(kind).id_field,
             _ => return None,
         };
         Some(Single {
-            collection,
+            collection: kind.collection(),
             id_field,
             id,
         })

@@ -26,6 +26,7 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
     json!({
         "id": id,
         "title": job_title(job),
+        "label": job_title(job).as_deref().unwrap_or(id.as_str()),
         "type": job.job_type,
         "status": job.status.as_str(),
         "stalled": job.stalled,
@@ -79,6 +80,7 @@ fn device_row(id: &SubjectId, device: &Device, now: DateTime<Utc>) -> Value {
     json!({
         "id": id,
         "name": device.name.as_deref(),
+        "label": device.name.as_deref().unwrap_or(id.as_str()),
         "status": device.status.as_str(),
         "flapping": device.flapping,
         "seen": optional_time(device.last_seen, now),
@@ -96,6 +98,7 @@ fn characteristic_row(id: &SubjectId, own: &Characteristic, now: DateTime<Utc>) 
     json!({
         "id": id,
         "name": own.name.as_deref(),
+        "label": own.name.as_deref().unwrap_or(id.as_str()),
         "unit": own.unit.as_deref(),
         "status": own.status(),
         "value": value.map(short),

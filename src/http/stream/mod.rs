@@ -38,13 +38,13 @@ use super::problem::{Kind, Problem};
 use crate::auth::Access;
 use crate::config::READER_MAX_CHARS;
 use crate::hub::Reader;
-use crate::id::{Channel, SchoolId, SubjectId};
+use crate::id::{Channel, Cursor, SchoolId, SubjectId};
 use crate::kind::{self, characteristic, device, enrollment, job};
 use crate::refusals::Origin;
 use crate::scope::Scope;
 use crate::service::Tidings;
 use crate::subscribe::{Request as Subscribe, Subscription};
-use crate::wire::{Close, Encoding, Framing};
+use crate::wire::{Close, Encoding, Framing, numeric_id};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![
@@ -134,7 +134,8 @@ async fn events(
         &Dialect::EVENTS,
         &params,
         &access,
-        (transport, scope),
+        (transport, params.from),
+        scope,
         Some(Map::new()),
     )?;
     Ok(match (params.transport, handshake) {
@@ -156,27 +157,27 @@ async fn events(
 
 /// `/ws`: a WebSocket that starts with no channel.
 #[get("/ws")]
-fn multiplexed(
+async fn multiplexed(
     params: Result<Params, Problem>,
     listener: Listener,
     handshake: Result<MaybeHandshake, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Stream, Problem> {
-    without_channel(Dialect::MULTIPLEXED, params, listener, handshake, tidings)
+    without_channel(Dialect::MULTIPLEXED, params, listener, handshake, tidings).await
 }
 
 /// `/ws/samples`: the same for clients of statistical process control.
 #[get("/ws/samples")]
-fn samples(
+async fn samples(
     params: Result<Params, Problem>,
     listener: Listener,
     handshake: Result<MaybeHandshake, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Stream, Problem> {
-    without_channel(Dialect::SAMPLES, params, listener, handshake, tidings)
+    without_channel(Dialect::SAMPLES, params, listener, handshake, tidings).await
 }
 
-fn without_channel(
+async fn without_channel(
     dialect: Dialect,
     params: Result<Params, Problem>,
     listener: Listener,
@@ -185,17 +186,24 @@ fn without_channel(
 ) -> Result<Stream, Problem> {
     let handshake = handshake?.required()?;
     let Listener { access, origin } = listener;
-    let accept = || {
+    let accept = async {
         let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
         let mut scope = Scope::new(access.school(params.school)?, []);
         // A cursor is for what is subscribed to. Until then nothing is told that would lead past it.
         if params.from.is_none() && hears_acknowledgements(&dialect, &access, scope.school) {
             scope = scope.with_wide(characteristic::KIND);
         }
-        let subscription = open(tidings, &dialect, params, &access, (WEBSOCKET, scope), None)?;
-        Ok((subscription, access, params.from))
+        // What is heard from the start is heard from here on. Read before attaching: what is committed in between is
+        // found in the log.
+        let here = Cursor {
+            epoch: tidings.store().epoch(),
+            seq: tidings.store().head(scope.school).await?,
+        };
+        let how = (WEBSOCKET, Some(here));
+        let subscription = open(tidings, &dialect, params, &access, how, scope, None)?;
+        Ok::<_, Problem>((subscription, access, params.from))
     };
-    let opening = match accept() {
+    let opening = match accept.await {
         Ok((subscription, access, from)) => Opening::Accepted {
             origin,
             access,
@@ -279,7 +287,14 @@ async fn enrollments(
         None => Target::WhatGoesOn(enrollment::KIND),
     };
     let mut also = Map::new();
-    also.insert("session_id".into(), session_id.into());
+    let numeric_id = || {
+        let is_numeric = params
+            .as_ref()
+            .is_ok_and(|own| own.numeric_ids == Some(true));
+        session_id.filter(|_| is_numeric).and_then(numeric_id)
+    };
+    let told_id = numeric_id().map_or_else(|| session_id.into(), Value::from);
+    also.insert("session_id".into(), told_id);
     let dialect = Dialect::ENROLLMENTS;
     with_channel(
         dialect,
@@ -341,7 +356,8 @@ async fn with_channel(
                 access.reach(school, &channel)?;
                 require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
                 let scope = Scope::new(school, [channel]);
-                match dialect.leaves_out_ended {
+                // Whoever brings a cursor asks for what happened after it, whatever has become of that.
+                match dialect.leaves_out_ended && params.from.is_none() {
                     true => scope.of_what_goes_on(),
                     false => scope,
                 }
@@ -352,7 +368,8 @@ async fn with_channel(
             &dialect,
             params,
             &access,
-            (WEBSOCKET, scope),
+            (WEBSOCKET, params.from),
+            scope,
             greet,
         )?;
         Ok::<_, Problem>((subscription, access))
@@ -470,11 +487,10 @@ fn open(
     dialect: &Dialect,
     params: &Params,
     access: &Access,
-    (transport, scope): (&'static str, Scope),
+    (transport, from): (&'static str, Option<Cursor>),
+    scope: Scope,
     greet: Option<Map<String, Value>>,
 ) -> Result<Subscription, Problem> {
-    // Without a channel yet, the cursor is for the first `subscribe`.
-    let from = params.from.filter(|_| !scope.channels().is_empty());
     let subscription = tidings.subscriber().open(Subscribe {
         scope: scope.filtered(params.filter.clone()),
         reader: Reader {

@@ -288,7 +288,11 @@ impl Session {
         }
     }
 
-    fn take_control(&mut self, control: Control) {
+    fn take_control(&mut self, mut control: Control) {
+        if let (Control::Heartbeat { cursor, .. }, Some(from)) = (&mut control, self.from) {
+            // What is not subscribed to yet has not been read either.
+            *cursor = from;
+        }
         match &control {
             // What is gathered will give a sign of life soon, and no cursor may go before it.
             Control::Heartbeat { .. }
@@ -482,9 +486,9 @@ impl Session {
                     true => None,
                     false => asking.cursor.or_else(|| self.from.take()),
                 };
-                if hears_acknowledgements(&self.dialect, access, subscription.scope().school) {
-                    subscription.hear_wide(characteristic::KIND);
-                }
+                let school = subscription.scope().school;
+                let wide = hears_acknowledgements(&self.dialect, access, school)
+                    .then_some(characteristic::KIND);
                 let heard = subscription.scope().channels();
                 let again: Vec<Channel> = asking
                     .channels
@@ -492,7 +496,7 @@ impl Session {
                     .filter(|channel| heard.contains(channel))
                     .cloned()
                     .collect();
-                subscription.subscribe(asking.channels, from, asking.asked);
+                subscription.subscribe(asking.channels, from, asking.asked, wide);
                 if !self.dialect.acknowledges && !again.is_empty() {
                     // Without an acknowledgement, the state itself is the answer.
                     subscription.tell_again(again);
@@ -535,12 +539,6 @@ impl Session {
         let scope = subscription.scope();
         let fresh = self.tidings.keys().verify(token).and_then(|fresh| {
             fresh.school(Some(scope.school))?;
-            if scope.wide().is_some()
-                && !hears_acknowledgements(&self.dialect, &fresh, scope.school)
-            {
-                let acknowledged = Channel::Collection(characteristic::KIND);
-                return Err(AuthError::Channel(acknowledged));
-            }
             scope
                 .channels()
                 .iter()
@@ -551,6 +549,10 @@ impl Session {
             Ok(fresh) => {
                 let expires_at = fresh.expires_at;
                 subscription.renew(expires_at);
+                let school = subscription.scope().school;
+                if !hears_acknowledgements(&self.dialect, &fresh, school) {
+                    subscription.leave_wide();
+                }
                 *access = fresh;
                 self.send_control(&Control::Authenticated { expires_at });
             }

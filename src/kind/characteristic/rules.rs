@@ -98,6 +98,9 @@ impl Change<'_> {
         let limits_version = limits.map(|limits| limits.version);
         let seq = self.next_seq();
         let is_judged = sample.is_judged();
+        if !is_judged {
+            next.publisher_in_control = None;
+        }
         let opened = match &chart {
             _ if is_judged => self.relay(next, sample, &sample_id)?,
             Some(chart) => self.judge(next, mean, chart, &sample_id),
@@ -161,7 +164,6 @@ impl Change<'_> {
         chart: &ControlLimits,
         sample_id: &Arc<str>,
     ) -> Vec<Violation> {
-        next.publisher_in_control = None;
         if next.recent.len() == WINDOW {
             next.recent.remove(0);
         }
@@ -280,12 +282,14 @@ impl Change<'_> {
         let known = u8::try_from(report.rule_id)
             .ok()
             .and_then(Rule::from_number);
-        let rule_name = match (&report.rule_name, known) {
-            (Some(name), _) if !name.trim().is_empty() => {
-                bounded("rule_name", name, Bound::constant(NAME_MAX_BYTES))?
-            }
+        let own_name = report
+            .rule_name
+            .as_deref()
+            .filter(|name| !name.trim().is_empty());
+        let rule_name = match (own_name, known) {
+            (Some(name), _) => bounded("rule_name", name, Bound::constant(NAME_MAX_BYTES))?,
             (None, Some(rule)) => rule.name().into(),
-            _ => {
+            (None, None) => {
                 return Err(invalid(
                     "rule_name",
                     "is needed for a rule that is none of Nelson's (1 to 8)",
@@ -502,6 +506,9 @@ fn set_limits(next: &mut Characteristic, set: &SetLimits) -> Result<(), RuleErro
             return Err(invalid("samples", "goes with a `method` and without lines"));
         }
         let method = set.method.clone().unwrap_or(Method::Given);
+        if method.as_str().trim().is_empty() {
+            return Err(invalid("method", "says something, or is left out"));
+        }
         bounded("method", method.as_str(), Bound::constant(NAME_MAX_BYTES))?;
         next.baseline = None;
         enforce(next, chart, method, set.sample_count.unwrap_or(0));
@@ -562,6 +569,7 @@ fn enforce(next: &mut Characteristic, chart: ControlLimits, method: Method, samp
     });
     next.recent.clear();
     next.runs.clear();
+    next.publisher_in_control = None;
 }
 
 /// The values of a sample, as many as a subgroup has.

@@ -288,7 +288,8 @@ impl Subject for Job {
 
     fn duration(&self) -> Option<(Arc<str>, f64)> {
         let elapsed = self.finished_at? - self.started_at?;
-        let completed = self.status == Status::Completed;
+        // One that was told to be done without ever having been told to run took nobody knows how long.
+        let completed = self.status == Status::Completed && !elapsed.is_zero();
         let secs = elapsed.num_milliseconds() as f64 / 1000.0;
         completed.then(|| (self.job_type.shared(), secs))
     }

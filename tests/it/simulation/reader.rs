@@ -233,7 +233,7 @@ impl Reader {
             self.scope.add(channel.clone());
             session
                 .subscription
-                .subscribe(vec![channel], None, Map::new());
+                .subscribe(vec![channel], None, Map::new(), None);
             self.shadow.is_ready = false;
         }
         session.alarm.rings.store(true, Ordering::Relaxed);

@@ -125,7 +125,7 @@ const ABOUT_LOGS: &[(&str, &str)] = &[
     ),
     (
         rocket::Config::CLI_COLORS,
-        "has no effect: NO_COLOR=1 in the environment makes the log plain",
+        "has no effect: the log has colours on a terminal, and nowhere else",
     ),
 ];
 

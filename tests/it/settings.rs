@@ -119,7 +119,7 @@ fn a_setting_that_this_build_ignores_is_named() {
         ),
         (
             "[default]\ncli_colors = false\n",
-            ["default.cli_colors", "NO_COLOR"],
+            ["default.cli_colors", "terminal"],
         ),
         (
             "[default]\nkeep_alive = 60\n",

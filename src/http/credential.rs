@@ -9,7 +9,7 @@ use rocket::http::Method;
 use rocket::request::{FromRequest, Outcome, Request};
 use tokio::time::Instant;
 
-use super::forwarded::is_own_page;
+use super::forwarded::{client_address, is_own_page};
 use super::problem::{Kind, Problem};
 use super::stream::resumed_from;
 use crate::auth::{Access, AuthError, Role, Schools};
@@ -126,7 +126,7 @@ impl<'r> FromRequest<'r> for Listener {
 
 /// Where a request comes from, for the log.
 pub(super) fn origin(request: &Request<'_>) -> Origin {
-    Origin::new(request.uri().path().as_str(), request.client_ip())
+    Origin::new(request.uri().path().as_str(), client_address(request))
 }
 
 #[rocket::async_trait]

@@ -647,10 +647,14 @@ async fn a_refused_socket_or_renewal_is_told_the_same_as_a_refused_call() {
 
 /// Runs `tidings serve` with this `TIDINGS_LOG`, and gives its log.
 fn log_of(level: &str, visit: impl AsyncFnOnce(&str)) -> String {
+    log_with(&[("TIDINGS_LOG", level)], visit)
+}
+
+fn log_with(environment: &[(&str, &str)], visit: impl AsyncFnOnce(&str)) -> String {
     let folder = tempfile::tempdir().unwrap();
     let mut command = process::command(folder.path());
-    let command = command.arg("serve").env("TIDINGS_LOG", level);
-    let mut server = process::Process::start(command);
+    command.arg("serve").envs(environment.iter().copied());
+    let mut server = process::Process::start(&mut command);
     // Read all the while: a full pipe would hold the server up.
     let mut stderr = server.stderr();
     let reader = std::thread::spawn(move || {
@@ -736,6 +740,18 @@ fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
     }
     for secret in ["eyJ", "SECRET", SECRET] {
         assert!(!log.contains(secret), "{secret} stands in the log:\n{log}");
+    }
+}
+
+#[test]
+fn the_log_believes_only_trusted_proxies_of_where_a_refused_request_came_from() {
+    for (trusted, address) in [("[\"127.0.0.1\"]", "192.0.2.7"), ("[]", "127.0.0.1")] {
+        let log = log_with(&[("TIDINGS_TRUSTED_PROXIES", trusted)], async |url| {
+            let request = reqwest::Client::new().get(format!("{url}/api/jobs"));
+            let request = request.header("X-Real-IP", "192.0.2.7").bearer_auth("x");
+            assert_eq!(answer(request).await.0, 401);
+        });
+        assert!(log.contains(&format!("address={address} ")), "{log}");
     }
 }
 

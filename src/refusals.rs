@@ -13,18 +13,18 @@ use crate::config::{REFUSALS_PERIOD, REFUSALS_TOLD, ROUTE_MAX_CHARS};
 
 /// Where a request comes from, and what it is for.
 #[derive(Debug, Clone)]
-pub struct Origin {
+pub struct RequestSource {
     route: Box<str>,
     address: Option<IpAddr>,
 }
 
-impl Origin {
+impl RequestSource {
     /// The path of a request, without its query, and the address that it comes from.
-    pub fn new(path: &str, address: Option<IpAddr>) -> Origin {
+    pub fn new(path: &str, address: Option<IpAddr>) -> RequestSource {
         let parts: Vec<&str> = path.split('/').map(without_token).collect();
         let shown = |own: char| if own.is_ascii_graphic() { own } else { '?' };
         let route: String = parts.join("/").chars().take(ROUTE_MAX_CHARS).collect();
-        Origin {
+        RequestSource {
             route: route.chars().map(shown).collect::<String>().into(),
             address,
         }
@@ -69,8 +69,8 @@ impl Default for Refusals {
 
 impl Refusals {
     /// Tells of a credential that was refused, or that does not reach so far.
-    pub fn credential(&self, origin: &Origin, code: &str, reason: &str) {
-        let (route, address) = (&*origin.route, origin.address());
+    pub fn credential(&self, source: &RequestSource, code: &str, reason: &str) {
+        let (route, address) = (&*source.route, source.address());
         let may_tell = self.may_tell(Instant::now());
         if may_tell {
             tracing::info!(route, %address, code, reason, "a credential was refused");
@@ -80,9 +80,9 @@ impl Refusals {
     }
 
     /// Tells of any other request, or message of a WebSocket's client, that was refused.
-    pub fn request(&self, origin: &Origin, code: &str) {
+    pub fn request(&self, source: &RequestSource, code: &str) {
         if tracing::enabled!(tracing::Level::DEBUG) {
-            let (route, address) = (&*origin.route, origin.address());
+            let (route, address) = (&*source.route, source.address());
             tracing::debug!(route, %address, code, "a request was refused");
         }
     }
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_route_is_told_without_what_could_be_a_token_or_a_second_line() {
-        let route = |path: &str| Origin::new(path, None).route;
+        let route = |path: &str| RequestSource::new(path, None).route;
         assert_eq!(&*route("/events/jobs/a.b.c"), "/events/jobs/a.b.c");
         let token = format!("{0}.{0}.{0}", "eyJhbGciOiJIUzI1NiJ9");
         assert_eq!(&*route(&format!("/events/{token}")), "/events/...");

@@ -25,7 +25,7 @@ use crate::id::{Channel, SchoolId, SubjectId};
 use crate::kind::characteristic::{self, ViolationId};
 use crate::kind::{self, Body, Command, device};
 use crate::presence::Beat;
-use crate::refusals::Origin;
+use crate::refusals::RequestSource;
 use crate::service::Tidings;
 use crate::store::{CommandError, Envelope, Idempotency, Receipt};
 use crate::wire;
@@ -38,7 +38,7 @@ pub(super) fn routes() -> Vec<Route> {
 async fn batch(
     caller: Result<Anybody, Problem>,
     school: Result<NamedSchool, Problem>,
-    origin: Origin,
+    source: RequestSource,
     key: Result<IdempotencyKey, Problem>,
     upper: Result<UpperStatus, Problem>,
     data: Data<'_>,
@@ -102,7 +102,7 @@ async fn batch(
                 answer.extend(json);
             }
             Err(problem) => {
-                problem.note(tidings, &origin);
+                problem.note(tidings, &source);
                 let status = problem.status();
                 write!(answer, r#"{{"line":{number},"status":{status},"problem":"#)
                     .expect("writing to memory succeeds");

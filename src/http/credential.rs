@@ -14,7 +14,7 @@ use super::problem::{Kind, Problem};
 use super::stream::resumed_from;
 use crate::auth::{Access, AuthError, Role, Schools};
 use crate::id::SchoolId;
-use crate::refusals::Origin;
+use crate::refusals::RequestSource;
 use crate::service::Tidings;
 
 /// The prefix of a WebSocket subprotocol that carries a token.
@@ -29,7 +29,7 @@ pub(super) struct Caller {
 /// Who opens a stream. Refusing is left to the endpoint: some accept first and then close.
 pub(super) struct Listener {
     pub(super) access: Result<Access, Problem>,
-    pub(super) origin: Origin,
+    pub(super) source: RequestSource,
 }
 
 impl Caller {
@@ -119,22 +119,22 @@ impl<'r> FromRequest<'r> for Listener {
     async fn from_request(request: &'r Request<'_>) -> Outcome<Listener, Self::Error> {
         Outcome::Success(Listener {
             access: access(request, Purpose::Stream),
-            origin: origin(request),
+            source: source(request),
         })
     }
 }
 
 /// Where a request comes from, for the log.
-pub(super) fn origin(request: &Request<'_>) -> Origin {
-    Origin::new(request.uri().path().as_str(), client_address(request))
+pub(super) fn source(request: &Request<'_>) -> RequestSource {
+    RequestSource::new(request.uri().path().as_str(), client_address(request))
 }
 
 #[rocket::async_trait]
-impl<'r> FromRequest<'r> for Origin {
+impl<'r> FromRequest<'r> for RequestSource {
     type Error = std::convert::Infallible;
 
-    async fn from_request(request: &'r Request<'_>) -> Outcome<Origin, Self::Error> {
-        Outcome::Success(origin(request))
+    async fn from_request(request: &'r Request<'_>) -> Outcome<RequestSource, Self::Error> {
+        Outcome::Success(source(request))
     }
 }
 

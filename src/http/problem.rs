@@ -13,13 +13,13 @@ use rocket::request::Request;
 use rocket::response::{self, Responder, Response};
 use serde::Serialize;
 
-use super::credential::origin;
+use super::credential::source;
 use crate::auth::{AuthError, KeyError};
 use crate::hub::HubFull;
 use crate::id::NameError;
 use crate::kind::RuleError;
 use crate::publish::PublishError;
-use crate::refusals::Origin;
+use crate::refusals::RequestSource;
 use crate::service::{NotReady, Tidings};
 use crate::store::{CommandError, StoreError};
 
@@ -159,13 +159,13 @@ impl Problem {
     }
 
     /// Counts it, and tells the log. Done once, where it is told to whom it concerns.
-    pub(crate) fn note(&self, tidings: &Tidings, origin: &Origin) {
+    pub(crate) fn note(&self, tidings: &Tidings, source: &RequestSource) {
         tidings.vitals().refused(self.code, self.limit);
         match self.status {
             401 | 403 => tidings
                 .refusals()
-                .credential(origin, self.code, &self.detail),
-            _ => tidings.refusals().request(origin, self.code),
+                .credential(source, self.code, &self.detail),
+            _ => tidings.refusals().request(source, self.code),
         }
     }
 
@@ -290,7 +290,7 @@ impl From<NameError> for Problem {
 impl<'r> Responder<'r, 'static> for Problem {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         if let Some(tidings) = request.rocket().state::<Arc<Tidings>>() {
-            self.note(tidings, &origin(request));
+            self.note(tidings, &source(request));
         }
         let body = serde_json::to_vec(&self).expect("a problem is JSON");
         let mut response = Response::build();

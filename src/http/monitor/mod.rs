@@ -35,7 +35,7 @@ use super::problem::Problem;
 use crate::auth::{AuthError, Schools};
 use crate::config::MONITOR_SCHOOLS;
 use crate::id::SchoolId;
-use crate::refusals::Origin;
+use crate::refusals::RequestSource;
 use crate::service::Tidings;
 
 /// How often pages look anew at what no event tells of, in seconds.
@@ -112,7 +112,7 @@ fn sign_in(next: Option<&str>, visitor: Visitor, base: Base, pages: &State<Pages
 fn enter(
     form: Form<SignIn<'_>>,
     visitor: Visitor,
-    origin: Origin,
+    source: RequestSource,
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
@@ -134,7 +134,7 @@ fn enter(
         }),
         Err(error) => {
             let page = refused(&format!("That did not work: {error}."));
-            Problem::from(error).note(tidings, &origin);
+            Problem::from(error).note(tidings, &source);
             Err(page)
         }
     }

@@ -208,13 +208,13 @@ impl<'r> Responder<'r, 'static> for Refusal {
         match self {
             Refusal::SignIn { next, why } => {
                 if let Some(problem) = why {
-                    problem.note(credential::tidings(request), &credential::origin(request));
+                    problem.note(credential::tidings(request), &credential::source(request));
                 }
                 let next = RawStr::new(&next).percent_encode();
                 Redirect::to(format!("{base}/monitor/sign-in?next={next}")).respond_to(request)
             }
             Refusal::Problem(problem) => {
-                problem.note(credential::tidings(request), &credential::origin(request));
+                problem.note(credential::tidings(request), &credential::source(request));
                 let status = Status::new(problem.status());
                 let page = refused(request, base, status, problem.detail());
                 let mut response = page.respond_to(request)?;

@@ -40,7 +40,7 @@ use crate::config::READER_MAX_CHARS;
 use crate::hub::Reader;
 use crate::id::{Channel, Cursor, SchoolId, SubjectId};
 use crate::kind::{self, characteristic, device, enrollment, job};
-use crate::refusals::Origin;
+use crate::refusals::RequestSource;
 use crate::scope::Scope;
 use crate::service::Tidings;
 use crate::subscribe::{Request as Subscribe, Subscription};
@@ -101,7 +101,7 @@ async fn events(
     handshake: Result<MaybeHandshake, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Stream, Problem> {
-    let Listener { access, origin } = listener;
+    let Listener { access, source } = listener;
     let (access, params, handshake) = (access?, params?, handshake?.sound());
     let mut texts = params.channels.clone();
     match &params.ids {
@@ -141,7 +141,7 @@ async fn events(
     Ok(match (params.transport, handshake) {
         (_, Some(handshake)) => {
             let opening = Opening::Accepted {
-                origin,
+                source,
                 access,
                 subscription,
                 from: None,
@@ -185,7 +185,7 @@ async fn without_channel(
     tidings: &Arc<Tidings>,
 ) -> Result<Stream, Problem> {
     let handshake = handshake?.required()?;
-    let Listener { access, origin } = listener;
+    let Listener { access, source } = listener;
     let accept = async {
         let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
         let mut scope = Scope::new(access.school(params.school)?, []);
@@ -205,12 +205,12 @@ async fn without_channel(
     };
     let opening = match accept.await {
         Ok((subscription, access, from)) => Opening::Accepted {
-            origin,
+            source,
             access,
             subscription,
             from,
         },
-        Err(problem) => refused(problem, &dialect, tidings, &origin),
+        Err(problem) => refused(problem, &dialect, tidings, &source),
     };
     Ok(upgrade(
         handshake,
@@ -340,7 +340,7 @@ async fn with_channel(
     tidings: &Arc<Tidings>,
 ) -> Result<Stream, Problem> {
     let handshake = handshake?.required()?;
-    let Listener { access, origin } = listener;
+    let Listener { access, source } = listener;
     let accept = async {
         let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
         let school = access.school(params.school)?;
@@ -376,7 +376,7 @@ async fn with_channel(
     };
     let opening = match accept.await {
         Ok((subscription, access)) => Opening::Accepted {
-            origin,
+            source,
             access,
             subscription,
             from: None,
@@ -385,14 +385,14 @@ async fn with_channel(
             Target::Subject(kind, id) if problem.is(Kind::NotFound) => {
                 const CODE: &str = "not_found";
                 tidings.vitals().refused(CODE, None);
-                tidings.refusals().request(&origin, CODE);
+                tidings.refusals().request(&source, CODE);
                 Opening::Refused {
                     error: Some(kind::not_found(kind, id).to_string()),
                     code: CODE,
                     close: Close::Done,
                 }
             }
-            _ => refused(problem, &dialect, tidings, &origin),
+            _ => refused(problem, &dialect, tidings, &source),
         },
     };
     Ok(upgrade(
@@ -405,8 +405,13 @@ async fn with_channel(
 }
 
 /// A connection that is accepted only to be told why not.
-fn refused(problem: Problem, dialect: &Dialect, tidings: &Tidings, origin: &Origin) -> Opening {
-    problem.note(tidings, origin);
+fn refused(
+    problem: Problem,
+    dialect: &Dialect,
+    tidings: &Tidings,
+    source: &RequestSource,
+) -> Opening {
+    problem.note(tidings, source);
     Opening::refused(problem, dialect)
 }
 

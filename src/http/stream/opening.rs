@@ -4,7 +4,7 @@ use super::dialect::Dialect;
 use crate::auth::Access;
 use crate::http::problem::Problem;
 use crate::id::Cursor;
-use crate::refusals::Origin;
+use crate::refusals::RequestSource;
 use crate::subscribe::Subscription;
 use crate::wire::Close;
 
@@ -16,7 +16,7 @@ use crate::wire::Close;
 pub(super) enum Opening {
     /// With a subscription.
     Accepted {
-        origin: Origin,
+        source: RequestSource,
         access: Access,
         subscription: Subscription,
         /// Where the first `subscribe` that does not say itself goes on.

@@ -25,7 +25,7 @@ use crate::config::{CLOSE_WAIT, INITIAL_STATE_MAX, INITIAL_STATE_MAX_BYTES, WRIT
 use crate::event::Event;
 use crate::id::{Channel, Cursor};
 use crate::kind::{self, characteristic};
-use crate::refusals::Origin;
+use crate::refusals::RequestSource;
 use crate::service::Tidings;
 use crate::store::StoreError;
 use crate::subscribe::{Delivery, Subscription};
@@ -66,7 +66,7 @@ pub(super) struct Session {
     encoding: Encoding,
     live: Option<(Access, Subscription)>,
     /// Where the client is, for the log. Nothing for one that was refused at the start.
-    origin: Option<Origin>,
+    source: Option<RequestSource>,
     asking: Option<Box<Asking>>,
     /// Where the first `subscribe` that does not say itself goes on.
     from: Option<Cursor>,
@@ -96,7 +96,7 @@ impl Session {
             dialect,
             encoding,
             live: None,
-            origin: None,
+            source: None,
             asking: None,
             from: None,
             waiting: Default::default(),
@@ -113,13 +113,13 @@ impl Session {
         };
         match opening {
             Opening::Accepted {
-                origin,
+                source,
                 access,
                 subscription,
                 from,
             } => {
                 session.live = Some((access, subscription));
-                session.origin = Some(origin);
+                session.source = Some(source);
                 session.from = from;
             }
             Opening::Refused { error, code, close } => {
@@ -174,16 +174,16 @@ impl Session {
 
     fn note(&self, code: &'static str, limit: Option<&'static str>) {
         self.tidings.vitals().refused(code, limit);
-        if let Some(origin) = &self.origin {
-            self.tidings.refusals().request(origin, code);
+        if let Some(source) = &self.source {
+            self.tidings.refusals().request(source, code);
         }
     }
 
     /// The credential does not reach so far, or is none: the log is told why.
     fn deny(&mut self, code: &'static str, reason: &str) {
         self.tidings.vitals().refused(code, None);
-        if let Some(origin) = &self.origin {
-            self.tidings.refusals().credential(origin, code, reason);
+        if let Some(source) = &self.source {
+            self.tidings.refusals().credential(source, code, reason);
         }
         self.send_control(&Control::Error {
             code,

@@ -87,6 +87,8 @@ fn the_guarantees_name_tests_that_exist() {
         ("durability", include_str!("durability.rs")),
         ("dead_peers", include_str!("dead_peers.rs")),
         ("invariants", include_str!("invariants.rs")),
+        ("proxies", include_str!("proxies.rs")),
+        ("reconnecting", include_str!("reconnecting.rs")),
         ("simulation", include_str!("simulation.rs")),
         ("disk", include_str!("disk.rs")),
         ("limits", include_str!("limits.rs")),

@@ -101,6 +101,11 @@ fn seen(head: Head) -> String {
 
 struct Head(Value);
 
+/// What the server believes of a proxy in addition, and a client might send.
+const FORGEABLE: [&str; 3] = ["X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix"];
+/// An address that is nobody's, and no port either.
+const FORGED: &str = "203.0.113.9";
+
 #[rocket::async_trait]
 impl<'r> FromRequest<'r> for Head {
     type Error = std::convert::Infallible;
@@ -110,6 +115,12 @@ impl<'r> FromRequest<'r> for Head {
         for name in ["Host", "X-Real-IP", "X-Forwarded-For", "X-Forwarded-Proto"] {
             head[name] = request.headers().get(name).collect();
         }
+        // Of the others, a proxy may set its own.
+        let is_forged = |name: &&str| {
+            let mut values = request.headers().get(name);
+            values.any(|value| value.contains(FORGED))
+        };
+        head["forged"] = FORGEABLE.into_iter().filter(is_forged).collect();
         Outcome::Success(Head(head))
     }
 }
@@ -363,16 +374,19 @@ async fn the_server_is_told_who_asks_and_how(program: Program) {
     let Some(site) = Site::open(program, json!({}), &[]).await else {
         return;
     };
-    let forged = "203.0.113.9";
-    let request = site.http().get(format!("{}/seen", site.url));
-    let request = request.header("X-Real-IP", forged);
-    let request = request.header("X-Forwarded-For", forged);
+    let mut request = site.http().get(format!("{}/seen", site.url));
+    for name in ["X-Real-IP", "X-Forwarded-For"]
+        .into_iter()
+        .chain(FORGEABLE)
+    {
+        request = request.header(name, FORGED);
+    }
     let (_, plain) = answer(request.header("X-Forwarded-Proto", "ftp")).await;
     let expected = |url: &str, scheme: &str| {
         let host = url.split_once("://").unwrap().1;
         json!({
             "address": "127.0.0.1", "Host": [host], "X-Real-IP": ["127.0.0.1"],
-            "X-Forwarded-For": ["127.0.0.1"], "X-Forwarded-Proto": [scheme],
+            "X-Forwarded-For": ["127.0.0.1"], "X-Forwarded-Proto": [scheme], "forged": [],
         })
     };
     assert_eq!(plain, expected(&site.url, "http"));
@@ -380,8 +394,9 @@ async fn the_server_is_told_who_asks_and_how(program: Program) {
         return;
     }
     let mut curl = site.curl("/seen");
-    for name in ["X-Real-IP", "X-Forwarded-For", "X-Forwarded-Proto"] {
-        curl.args(["--header", &format!("{name}: {forged}")]);
+    let others = ["X-Real-IP", "X-Forwarded-For", "X-Forwarded-Proto"];
+    for name in others.into_iter().chain(FORGEABLE) {
+        curl.args(["--header", &format!("{name}: {FORGED}")]);
     }
     let output = curl.output().await.unwrap();
     let secure: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -196,7 +196,7 @@ over_every_client! {
                 "characteristic_id sample violations",
                 "characteristic_id sample violations",
                 "violation",
-                "violation_id characteristic_id ack_user ack_reason",
+                "violation_id characteristic_id acknowledged ack_user ack_reason",
                 "characteristic_id ucl lcl center_line",
             ]) {
                 assert_fields(message, &[EVENT, fields]);

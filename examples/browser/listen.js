@@ -35,7 +35,8 @@ export async function listen(options) {
     try {
       const fresh = await call(token);
       const { url } = await ask("POST", `${server}/api/tickets`, signal, fresh, { channels });
-      const address = `${server}${url}`;
+      // It may be below a path, which `url` has, too.
+      const address = new URL(url, new URL(`${server}/api/tickets`, location.href)).href;
       // An EventSource does not say why it was refused, and a channel that does not exist would be tried for ever.
       await ask("HEAD", address, signal);
       wait = await stream(`${address}&cursor=${encodeURIComponent(cursor)}`, signal, (message, at) => {

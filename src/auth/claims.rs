@@ -187,7 +187,7 @@ impl ClaimRules {
         let leeway = self.leeway.num_seconds();
         let exp = seconds(claims, "exp")?.ok_or(TokenError::claim("exp", "is missing"))?;
         if now >= exp + leeway as f64 {
-            let ago_secs = (now - exp).max(0.0) as u64;
+            let ago_secs = (now - exp).clamp(0.0, LAST_SECOND) as u64;
             return Err(AuthError::Expired { ago_secs });
         }
         for name in ["nbf", "iat"] {
@@ -272,7 +272,7 @@ impl ClaimRules {
         // role is not meant to reach all schools either.
         let means_all = match origin {
             Origin::Own => true,
-            Origin::Mapped => self.school.0 == SCHOOL_CLAIM,
+            Origin::Mapped => self.school.0 == SCHOOL_CLAIM && self.default_school.is_none(),
             Origin::Default => false,
         };
         if named.is_some() && means_all {
@@ -351,6 +351,7 @@ fn listed(claims: &Value) -> Result<Option<Arc<[SchoolId]>>, TokenError> {
     let wrong = |problem: String| TokenError::claim(SCHOOLS_CLAIM, problem);
     let entries = match &claims[SCHOOLS_CLAIM] {
         Value::Null => return Ok(None),
+        Value::String(all) if all == "all" => return Ok(None),
         Value::Array(entries) if !entries.is_empty() => entries,
         Value::Array(_) => return Err(wrong("names no school".into())),
         _ => return Err(wrong("is not a list of school ids".into())),

@@ -27,7 +27,7 @@ use self::jwks::JwksFile;
 pub use self::token::TokenError;
 use self::token::{KeySet, VerifyingKey, verified};
 use crate::config::{JWKS_PERIOD, Settings};
-use crate::id::{Channel, Cursor, SchoolId};
+use crate::id::{Channel, Cursor, Epoch, SchoolId};
 use crate::kind;
 
 /// What somebody may do. Each role may do what the one before it may.
@@ -243,8 +243,8 @@ struct TicketClaims {
     exp: i64,
     /// The end of the token that it was made with, and so of the streams opened with it.
     session_exp: Option<i64>,
-    /// Where the school's log ended when it was made: what is read with it lies there or after.
-    from: String,
+    /// The life of the database that it is for.
+    epoch: String,
 }
 
 /// A ticket, as handed out.
@@ -334,22 +334,19 @@ impl Keys {
     /// What a ticket lets its bearer do: watch the channels that it was made for.
     ///
     /// An `EventSource` reconnects with the same URL, and ends for good if that is refused. So a ticket that has expired is
-    /// good for a while longer, together with the cursor of something that was read with it.
+    /// good for a while longer, together with a cursor: that of somebody who has been here.
     pub fn verify_ticket(&self, ticket: &str, cursor: Option<Cursor>) -> Result<Access, AuthError> {
         let invalid = AuthError::InvalidTicket;
         let claims = verified(ticket, &self.ticket_verify).map_err(invalid)?;
         let claims = serde_json::from_value::<TicketClaims>(claims);
         let claims = claims.map_err(|_| invalid(TokenError::Payload))?;
         let session_end = claims.session_exp.and_then(DateTime::from_timestamp_millis);
-        let from: Option<Cursor> = claims.from.parse().ok();
-        let was_read_with_it = cursor
-            .zip(from)
-            .is_some_and(|(cursor, from)| cursor.epoch == from.epoch && cursor.seq >= from.seq);
+        let is_of_ours = cursor.is_some_and(|cursor| cursor.epoch.to_string() == claims.epoch);
         let now = Utc::now();
         let returns_until = DateTime::from_timestamp(claims.exp, 0)
             .map(|end| end + self.ticket_grace)
             .map(|end| session_end.map_or(end, |session| session.min(end)));
-        let is_returning = was_read_with_it && returns_until.is_some_and(|until| now <= until);
+        let is_returning = is_of_ours && returns_until.is_some_and(|until| now <= until);
         if claims.exp < now.timestamp() && !is_returning {
             return Err(AuthError::ExpiredTicket);
         }
@@ -389,14 +386,13 @@ impl Keys {
         }
     }
 
-    /// A ticket for `channels`, which the bearer of `access` must be allowed to hear; `from` is where the school's log ends
-    /// `now`.
+    /// A ticket for `channels`, which the bearer of `access` must be allowed to hear.
     pub fn ticket(
         &self,
         access: &Access,
         school: SchoolId,
         channels: &[Channel],
-        (from, now): (Cursor, DateTime<Utc>),
+        (epoch, now): (Epoch, DateTime<Utc>),
     ) -> Result<Ticket, KeyError> {
         let mut expires_at = now + self.ticket_ttl;
         if let Some(end) = access.expires_at {
@@ -410,7 +406,7 @@ impl Keys {
             channels: channels.iter().map(Channel::to_string).collect(),
             exp: expires_at.timestamp(),
             session_exp: access.expires_at.map(|end| end.timestamp_millis()),
-            from: from.to_string(),
+            epoch: epoch.to_string(),
         };
         let ticket = jsonwebtoken::encode(&Header::default(), &claims, &self.ticket_sign)
             .map_err(KeyError::Sign)?;

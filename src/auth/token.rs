@@ -35,6 +35,9 @@ pub enum TokenError {
     /// Signed with a key that is not configured, as it says itself.
     #[error("its `kid` names none of the keys in `jwt_jwks_file`")]
     UnknownKey,
+    /// Signed with a key that is configured for something else.
+    #[error("the key that its `kid` names in `jwt_jwks_file` is not for its `alg`")]
+    KeyOfOtherAlgorithm,
     /// Not signed with a configured key, or changed since.
     #[error("its signature does not fit")]
     Signature,
@@ -165,7 +168,11 @@ pub(super) fn verified(token: &str, keys: &KeySet) -> Result<Value, TokenError> 
     };
     let mut candidates = keys.candidates(algorithm, kid).peekable();
     if candidates.peek().is_none() {
-        return Err(TokenError::UnknownKey);
+        let is_there = keys.0.iter().any(|key| key.kid.as_deref() == kid);
+        return Err(match is_there {
+            true => TokenError::KeyOfOtherAlgorithm,
+            false => TokenError::UnknownKey,
+        });
     }
     let fits = |own: &VerifyingKey| {
         let message = message.as_bytes();

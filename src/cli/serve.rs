@@ -19,7 +19,7 @@ use crate::service::Tidings;
 
 /// What is added to a signal's number in the exit code of a process that it has ended.
 const SIGNALLED: i32 = 128;
-/// Files that are open beside streams and readers of the database: publishers, the writer, the runtime.
+/// Files that are open in addition to streams and readers of the database: publishers, the writer, the runtime.
 const OTHER_FILES: u64 = 128;
 /// Which log lines are written, as in `RUST_LOG`.
 const LOG_VARIABLE: &str = "TIDINGS_LOG";

@@ -57,7 +57,7 @@ pub const SCHOOL_CACHE: usize = 10_000;
 pub const HISTORY_SAMPLE: usize = 20;
 /// Events or subjects read from the store at a time.
 pub const READ_PAGE: usize = 256;
-/// Bytes of events' fields read from the store at a time, beside the first event's.
+/// Bytes of events' fields read from the store at a time, in addition to the first event's.
 pub const READ_PAGE_BYTES: usize = 1024 * 1024;
 /// Events deleted in one transaction of the retention sweep.
 pub const SWEEP_BATCH: usize = 500;
@@ -99,7 +99,7 @@ pub const SOCKET_READ_BYTES: usize = 4 * 1024;
 pub const DRAIN_PERIOD: Duration = Duration::from_millis(20);
 /// Frames handed to the socket in one write, and deliveries that wait for it.
 pub const WRITE_MAX_FRAMES: usize = 64;
-/// Frames that may wait beside them: answers to a client that is heard although it is slow to read.
+/// Frames that may wait in addition to them: answers to a client that is heard although it is slow to read.
 pub const ANSWER_FRAMES: usize = 16;
 /// How long a WebSocket that takes no byte at all is kept: it may be gone without a word. A reader that takes
 /// some is slow, and may be for as long as it likes.
@@ -152,7 +152,7 @@ pub const MONITOR_CHANNELS: usize = 4;
 pub const RATE_SECS: usize = 60;
 /// Seconds for which the server's own figures are kept.
 pub const VITALS_SECS: usize = 300;
-/// Longest name of a reader that is remembered beside a connection, in characters.
+/// Longest name of a reader that is remembered with a connection, in characters.
 pub const READER_MAX_CHARS: usize = 256;
 /// Samples on a control chart.
 pub const CHART_SAMPLES: usize = 100;

@@ -108,7 +108,7 @@ pub struct Settings {
     pub jwt_leeway_secs: u64,
     /// How long, in seconds, a ticket opens streams.
     pub ticket_ttl_secs: u32,
-    /// How long, in seconds, an expired ticket is good for reconnecting with the cursor of what was read with it.
+    /// How long, in seconds, an expired ticket is good for reconnecting with a cursor.
     pub ticket_grace_secs: u32,
     /// The cookie that may carry a token.
     pub cookie_name: String,

@@ -202,7 +202,8 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
     let keys = tidings.keys();
     // Another scheme is somebody else's login, in front of us, and none of our business.
     let bearer = request.headers().get("Authorization").find_map(|header| {
-        let (scheme, token) = header.split_once(' ')?;
+        let header = header.trim();
+        let (scheme, token) = header.split_once([' ', '\t']).unwrap_or((header, ""));
         scheme.eq_ignore_ascii_case("bearer").then_some(token)
     });
     if let Some(token) = bearer {

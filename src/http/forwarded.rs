@@ -88,12 +88,12 @@ fn is_ours(request: &Request<'_>, origin: &Origin) -> bool {
         "http" => !is_encrypted(request),
         _ => false,
     };
-    let is_port = match port {
-        None => {
-            let forwarded = told(request, "X-Forwarded-Port").next();
-            origin.port() == origin.default_port()
-                || origin.port() == forwarded.and_then(parse_port)
-        }
+    // What a proxy says of the port counts where the name that it passes on has none.
+    let told_port = told(request, "X-Forwarded-Port")
+        .next()
+        .and_then(parse_port);
+    let is_port = match port.or(told_port) {
+        None => origin.port() == origin.default_port(),
         // The default of what a proxy speaks with us stands for that of what the browser speaks with the proxy.
         Some(80) => matches!(
             (origin.scheme(), origin.port()),

@@ -64,7 +64,7 @@ pub fn fairing(base: &'static str) -> impl Fairing {
     fairing_with(base, Vec::new())
 }
 
-/// The same with notifiers of the application's own beside those of the settings.
+/// The same with notifiers of the application's own in addition to those of the settings.
 pub fn fairing_with(base: &'static str, notifiers: Vec<Arc<dyn Notifier>>) -> impl Fairing {
     AdHoc::try_on_ignite("Tidings", move |rocket| async move {
         let started = Settings::from_figment(rocket.figment())

@@ -297,7 +297,7 @@ pub(super) fn answer(receipt: &Receipt, upper: bool) -> Json {
     Json::ok(wire::event_json(receipt.event(), upper))
 }
 
-/// A subject as a resource: its state as a snapshot has it, and what belongs to it beside.
+/// A subject as a resource: its state as a snapshot has it, and what else belongs to it.
 fn resource(stored: &StoredSubject, upper: bool) -> Vec<u8> {
     let mut json = wire::event_json(&stored.event, upper);
     let details = stored.state.details(&stored.event.subject);

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use super::body::{self, Base, Json};
 use super::credential::Caller;
 use super::problem::{Kind, Problem};
-use crate::id::Cursor;
 use crate::kind;
 use crate::service::Tidings;
 use crate::wire::timestamp;
@@ -58,11 +57,7 @@ async fn ticket(
         caller.access.reach(caller.school, &channel)?;
         channels.push(channel);
     }
-    let from = Cursor {
-        epoch: tidings.store().epoch(),
-        seq: tidings.store().head(caller.school).await?,
-    };
-    let made = (from, Utc::now());
+    let made = (tidings.store().epoch(), Utc::now());
     let ticket = tidings
         .keys()
         .ticket(&caller.access, caller.school, &channels, made)?;

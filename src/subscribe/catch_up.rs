@@ -108,32 +108,39 @@ impl Subscription {
 
     /// Leaves channels out of what is planned. Steps that set the position stay, if only for that.
     pub(super) fn narrow_plan(&mut self, channels: &[Channel]) {
-        // What is being read was asked with the old scope.
-        self.reading = None;
-        self.settling = None;
-        let is_left = self.scope.channels().is_empty();
-        if is_left {
+        if self.scope.channels().is_empty() {
             self.backfill = None;
+            // Of nothing there is nothing to be complete.
+            self.plan.retain(|step| !matches!(step, Step::Ready));
         }
         if self.scope.is_empty() {
-            // Nothing is listened to: there is nothing to be brought up to date, and nowhere to stand.
-            self.plan.clear();
+            // There is nothing to be brought up to date, and nowhere to stand.
+            self.forget_plan();
             self.outbox
                 .iter_mut()
                 .for_each(|entry| entry.moves_to = None);
             return;
         }
+        self.narrow_steps(|scope| {
+            channels.iter().for_each(|channel| scope.remove(channel));
+        });
+    }
+
+    /// Makes the scopes smaller of what is planned. Steps that set the position stay, if only for that.
+    pub(super) fn narrow_steps(&mut self, narrow: impl Fn(&mut Scope)) {
+        // What is being read was asked with the old scope.
+        self.reading = None;
+        self.settling = None;
         self.plan.retain_mut(|step| {
             let (scope, sets_position) = match step {
                 Step::CatchUp { scope, .. } => (scope, true),
                 Step::Snapshot { scope, added, .. } => (scope, added.is_none()),
                 Step::Replay { scope, .. } => (scope, false),
-                // Of nothing there is nothing to be complete.
-                Step::Ready => return !is_left,
+                Step::Ready => return true,
             };
             let narrowed = Arc::make_mut(scope);
-            channels.iter().for_each(|channel| narrowed.remove(channel));
-            sets_position || !narrowed.channels().is_empty()
+            narrow(narrowed);
+            sets_position || !narrowed.is_empty()
         });
     }
 
@@ -300,6 +307,7 @@ impl Subscription {
             return Poll::Ready(());
         };
         if let Some(reason) = self.cannot_honour(after, &page) {
+            self.wide_from = self.wide_from.max(added.wide_from);
             self.say(Control::Reset(reason));
             self.plan.push_front(Step::Snapshot {
                 scope,

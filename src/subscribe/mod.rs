@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use serde_json::{Map, Value};
@@ -254,11 +254,15 @@ impl Subscription {
 
     /// The farewell: it promises a reconnection only if the client can come back with what it came with.
     pub fn closing(&self, close: Close) -> Control {
-        let pause = TimeDelta::milliseconds(close.retry_ms().unwrap_or(0) as i64);
-        let back_at = Utc::now() + pause;
+        let pause = Duration::from_millis(close.retry_ms().unwrap_or(0));
+        let is_valid = self
+            .returns_until
+            .is_none_or(|until| Utc::now() + pause <= until);
+        // That the credential has ended is said by the code itself: whoever comes back then brings another.
+        let outlasts = |end| close == Close::TokenExpired || Instant::now() + pause < end;
         Control::Closing {
             close,
-            can_return: self.returns_until.is_none_or(|until| back_at <= until),
+            can_return: is_valid && self.expires.is_none_or(outlasts),
         }
     }
 
@@ -317,6 +321,10 @@ impl Subscription {
                 beside: Arc::clone(&self.scope),
                 wide_from: self.wide_from,
             };
+            if let Some(after) = self.known(cursor).filter(|_| !first) {
+                // What is replayed now has the wide events after its cursor, too.
+                self.wide_from = self.wide_from.min(after);
+            }
             let new = Arc::new(self.scope.with_channels(added.clone()));
             let all = Arc::make_mut(&mut self.scope);
             added.into_iter().for_each(|channel| all.add(channel));
@@ -332,12 +340,23 @@ impl Subscription {
         self.plan.push_back(Step::Ready);
     }
 
+    /// Hears the wide events of a kind from now on.
+    pub fn hear_wide(&mut self, kind: Kind) {
+        // What is under way would move the position past them.
+        if self.scope.wide().is_none() && self.plan.is_empty() {
+            self.attachment.listen_to_wide(kind);
+            self.scope = Arc::new(Scope::clone(&self.scope).with_wide(kind));
+            self.wide_from = self.position;
+        }
+    }
+
     /// Hears no wide events any more but those on its channels.
     pub fn leave_wide(&mut self) {
         if self.scope.wide().is_some() {
             self.attachment.unlisten_wide();
             self.scope = Arc::new(Scope::clone(&self.scope).without_wide());
             self.forget_unheard();
+            self.narrow_steps(|scope| *scope = scope.clone().without_wide());
         }
     }
 

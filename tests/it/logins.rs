@@ -127,6 +127,7 @@ fn a_default_stands_in_for_what_is_absent_and_null_means_all_schools_where_the_t
     };
     let none = json!({});
     let defaults = json!({"jwt_default_role": "worker", "jwt_default_school_id": 5, "jwt_roles": {"head": "admin"}});
+    let mapped = json!({"jwt_roles": {"head": "admin"}});
     let foreign = json!({"jwt_school_claim": "tenant", "jwt_roles": {"head": "admin"}});
     let only_role = json!({"jwt_default_role": "admin"});
     for (settings, claims, expected) in [
@@ -212,6 +213,16 @@ fn a_default_stands_in_for_what_is_absent_and_null_means_all_schools_where_the_t
         (
             &defaults,
             json!({"role": "head", "school_id": null}),
+            Ok(one(5)),
+        ),
+        (
+            &mapped,
+            json!({"role": "head", "school_id": null}),
+            Ok(Schools::All),
+        ),
+        (
+            &none,
+            json!({"role": "worker", "school_id": null, "schools": "all"}),
             Ok(Schools::All),
         ),
         (

@@ -131,3 +131,26 @@ async fn a_page_is_told_what_cannot_be_and_stops_when_it_likes() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_listens_to_a_server_below_a_path() {
+    if !needs("chromium") {
+        return;
+    }
+    let server = server_with(json!({"base_path": "/tidings"})).await;
+    server.running_job("a").await;
+    let mut page = Page::open().await;
+    page.visit(&format!("{}/healthz", server.url)).await;
+    page.until("location.pathname === '/healthz'").await;
+    page.evaluate(&format!("{} window.told = []; true", module()))
+        .await;
+    for base in ["/tidings".to_owned(), format!("{}/tidings", server.url)] {
+        page.evaluate(&format!(
+            "told.length = 0; listen({{ server: '{base}', channels: ['jobs'], token: () => '{}', \
+             onMessage: (message) => told.push(message) }}); true",
+            viewer(1)
+        ))
+        .await;
+        page.until("told.some((own) => own.type === 'ready')").await;
+    }
+}

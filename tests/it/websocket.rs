@@ -1129,6 +1129,19 @@ async fn a_replay_beside_other_channels_has_the_acknowledgements_from_before_the
     let mut heard = acks(&told);
     heard.sort_unstable();
     assert_eq!(heard, [before, after].concat(), "each once");
+
+    // Nor does a second replay from the same cursor repeat them.
+    let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+    let mut heard = Vec::new();
+    for channel in ["jobs/a", "devices", "characteristics"] {
+        let subscribe = json!({"type": "subscribe", "channels": [channel], "cursor": from});
+        send(&mut ws, &subscribe.to_string()).await;
+        heard.extend(acks(&until_type(&mut ws, "ready").await));
+    }
+    heard.sort_unstable();
+    assert_eq!(heard.len(), 4, "{heard:?}");
+    heard.dedup();
+    assert_eq!(heard.len(), 4, "each once: {heard:?}");
 }
 
 /// Also one that is committed in the very moment in which the connection subscribes to something.
@@ -1265,4 +1278,10 @@ async fn a_token_without_characteristics_renews_a_connection_that_heard_acknowle
         .report("/api/jobs/a/progress", json!({"progress": 5}))
         .await;
     assert_eq!(receive(&mut ws).await.unwrap()["type"], "job_progress");
+    // And the other way round.
+    let auth = json!({"type": "auth", "token": viewer(1)});
+    send(&mut ws, &auth.to_string()).await;
+    until_type(&mut ws, "authenticated").await;
+    acknowledging.happen(1).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["type"], "ack_update");
 }

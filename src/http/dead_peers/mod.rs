@@ -153,7 +153,7 @@ mod platform {
         let pause = (timeout / LOOKS).clamp(DEAD_PEER_LOOK_MIN, DEAD_PEER_LOOK_MAX);
         // So that who is not found by one look is found by the next, in time.
         let least = timeout.saturating_sub(pause);
-        let mut may_close = true;
+        let (mut may_close, mut may_ask) = (true, true);
         loop {
             tokio::time::sleep(pause).await;
             let Some(streams) = tidings.upgrade().map(|tidings| tidings.streams()) else {
@@ -166,13 +166,17 @@ mod platform {
             let found = match found.map_err(io::Error::other).flatten() {
                 Ok(found) if found.is_empty() => continue,
                 Ok(found) => found,
+                // It may be for want of a descriptor, which the dead may hold: the next look may do better.
                 Err(error) => {
+                    if !std::mem::take(&mut may_ask) {
+                        continue;
+                    }
                     tracing::warn!(
                         %error,
                         "the kernel does not tell the state of connections: readers that vanish without a word keep their place for up to {} s",
                         timeout.max(WRITE_STALL).as_secs()
                     );
-                    return;
+                    continue;
                 }
             };
             let peers: HashSet<SocketAddr> = found.iter().map(|own| own.peer).collect();

@@ -136,12 +136,18 @@ fn obstacle(request: &Request<'_>) -> Obstacle {
     *request.local_cache(|| Obstacle::None)
 }
 
-/// Whether the request came over HTTP/1.0. HTTP/1.1 demands `Host`.
+/// Whether the request came over HTTP/1.0, or looks so. HTTP/1.1 demands `Host`.
 fn is_too_old(request: &Request<'_>) -> bool {
     let noted = request.rocket().state::<OldHandshakes>();
     let key = request.headers().get_one("Sec-WebSocket-Key");
     let is_noted = noted.zip(key).is_some_and(|(noted, key)| noted.take(key));
-    is_noted || !request.headers().contains("Host")
+    is_noted || !request.headers().contains("Host") || has_nothing_of_a_handshake(request)
+}
+
+/// Whether nothing but `Upgrade` is left of a handshake: whoever asks so could not go on with a WebSocket.
+fn has_nothing_of_a_handshake(request: &Request<'_>) -> bool {
+    let headers = request.headers();
+    !headers.contains("Sec-WebSocket-Key") && !headers.contains("Sec-WebSocket-Version")
 }
 
 /// Whether the request is answered as a handshake.

@@ -33,7 +33,7 @@ pub(super) struct PollBody {
     stage: Stage,
     /// Whether `ready` was told: from then on the answer may end.
     ready: bool,
-    /// Whether there is anything beside `connected` and `ready`.
+    /// Whether there is anything but `connected` and `ready`.
     told: bool,
     /// Whether the cursor of the last message is a place to come back to. Amid a snapshot it is one only as long
     /// as the log reaches back to it, so a snapshot is told to its end.

@@ -550,8 +550,11 @@ impl Session {
                 let expires_at = fresh.expires_at;
                 subscription.renew(expires_at);
                 let school = subscription.scope().school;
-                if !hears_acknowledgements(&self.dialect, &fresh, school) {
+                let hears = hears_acknowledgements(&self.dialect, &fresh, school);
+                if !hears {
                     subscription.leave_wide();
+                } else if self.from.is_none() {
+                    subscription.hear_wide(characteristic::KIND);
                 }
                 *access = fresh;
                 self.send_control(&Control::Authenticated { expires_at });

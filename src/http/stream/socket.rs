@@ -122,7 +122,7 @@ impl Socket {
         self.out.len() < WRITE_MAX_FRAMES
     }
 
-    /// Whether another answer may be queued beside them.
+    /// Whether another answer may be queued in addition to them.
     pub(super) fn has_room_for_answers(&self) -> bool {
         self.out.len() < WRITE_MAX_FRAMES + ANSWER_FRAMES
     }

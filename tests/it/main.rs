@@ -9,6 +9,7 @@
 mod support;
 
 mod access;
+mod acknowledgements;
 mod attacks;
 mod bad_input;
 mod behind_proxy;

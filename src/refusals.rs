@@ -1,6 +1,6 @@
 //! What the log says of those who are told no: from where, for what, and why.
 //!
-//! Refused credentials are told at `info`, so that whoever sets up a login sees what is wrong with its tokens; at most
+//! Refused credentials are logged at `info`, to show what is wrong with the tokens of a login that is being set up; at most
 //! [`REFUSALS_TOLD`] in [`REFUSALS_PERIOD`], or anybody could fill the log. The others are counted, and told at `debug`,
 //! as is every other refusal. No query, no credential and no payload is among it.
 

@@ -1,4 +1,4 @@
-//! What a token's claims mean here, whoever made it.
+//! What a token's claims mean here, whatever login made it.
 //!
 //! An existing login has names of its own for claims and roles; settings say what they are here. Whether a token may do
 //! something is decided by the settings' claim alone: a claim of the same name as ours may mean something else elsewhere.

@@ -1,7 +1,7 @@
 //! Many public keys in one file: a JSON Web Key Set (RFC 7517), read anew when it changes.
 //!
 //! A key that cannot verify signatures is passed over, as the RFC wants it. A symmetric key is never used: the file is
-//! made to be published, so whoever has read it could sign with it.
+//! made to be published, so anybody who has read it could sign with it.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

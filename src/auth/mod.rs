@@ -102,7 +102,7 @@ pub enum AuthError {
         "this token reaches several schools: name one with `?school_id=`, or with `school_id` in a line of a batch"
     )]
     SchoolRequired,
-    /// Another school's: as good as not there.
+    /// Another school's: reported as not found.
     #[error("not found")]
     NotFound,
 }

@@ -29,7 +29,7 @@ pub enum TokenError {
         /// Those that are accepted.
         accepted: String,
     },
-    /// Whoever made it wants it refused by those who do not know an extension (RFC 7515, 4.1.11).
+    /// Its maker wants it refused by those who do not know an extension (RFC 7515, 4.1.11).
     #[error("its `crit` header demands an extension that this server does not know")]
     Critical,
     /// Signed with a key that is not configured, as it says itself.

@@ -60,7 +60,7 @@ pub(super) fn init_logging() -> OldHandshakes {
     });
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        // In a file, colours stand in the way of whoever searches it.
+        // In a file, colours get in the way of a search.
         .with_ansi(std::io::stderr().is_terminal())
         .with_filter(filter.and(discreet));
     let old = OldHandshakes::default();

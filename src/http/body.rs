@@ -7,6 +7,7 @@ use rocket::http::{ContentType, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::{self, Responder, Response};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::base_path;
@@ -38,8 +39,9 @@ pub(super) async fn read(
     Ok(bytes)
 }
 
-/// Reads JSON; an empty body stands for `{}`.
+/// Reads JSON; an empty body stands for `{}`. Some programs begin a text with a byte order mark.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     let bytes = if bytes.trim_ascii().is_empty() {
         b"{}"
     } else {
@@ -93,18 +95,43 @@ pub(super) fn is_sound_key(key: &str) -> bool {
     fits && key.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// What an idempotency key was used for.
+/// What an idempotency key was used for: the address, and what the body means rather than how it is written.
 pub(super) fn fingerprint(address: &str, body: &[u8]) -> String {
+    let meaning = parse::<Value>(body).map(canonical);
     let digest = Sha256::new()
         .chain_update(address)
         .chain_update(b"\n")
-        .chain_update(body)
+        .chain_update(meaning.map_or(body.to_vec(), |meaning| meaning.to_string().into_bytes()))
         .finalize();
     digest
         .iter()
         .take(16)
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+/// The same JSON in one spelling (as RFC 8785 has it): members by name, and a number that is whole without a fraction.
+fn canonical(value: Value) -> Value {
+    /// Whole numbers are exact below this.
+    const EXACT_BELOW: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Object(object) => {
+            let mut members: Vec<_> = object.into_iter().collect();
+            members.sort_unstable_by(|(one, _), (next, _)| one.cmp(next));
+            let members = members.into_iter();
+            members
+                .map(|(name, value)| (name, canonical(value)))
+                .collect()
+        }
+        Value::Array(items) => items.into_iter().map(canonical).collect(),
+        Value::Number(number) if number.is_f64() => match number.as_f64() {
+            Some(whole) if whole.fract() == 0.0 && whole.abs() < EXACT_BELOW => {
+                (whole as i64).into()
+            }
+            _ => Value::Number(number),
+        },
+        other => other,
+    }
 }
 
 #[rocket::async_trait]

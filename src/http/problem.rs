@@ -26,7 +26,7 @@ use crate::store::{CommandError, StoreError};
 /// An error as a client sees it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Problem {
-    /// `urn:tidings:problem:<name>`; the names are in the README.
+    /// `urn:tidings:problem:<name>`; the names are in `docs/http-api.md`.
     #[serde(rename = "type")]
     uri: &'static str,
     title: &'static str,
@@ -81,8 +81,8 @@ problems! {
     AlreadyExists = 409, "already-exists", "The id is taken";
     Finished = 409, "finished", "It is finished";
     Held = 409, "held", "Another has it";
+    StaleAttempt = 409, "stale-attempt", "The report is about another attempt";
     IllegalTransition = 409, "illegal-transition", "Its status does not allow this";
-    ProgressFell = 409, "progress-fell", "Progress cannot fall";
     BodyTooLarge = 413, "body-too-large", "The body is too large";
     InvalidBody = 422, "invalid-body", "The body is JSON, but not what is expected";
     UnsupportedVersion = 426, "unsupported-version", "This WebSocket version is not spoken here";
@@ -205,7 +205,7 @@ impl From<RuleError> for Problem {
             RuleError::Finished { .. } => Kind::Finished,
             RuleError::Held { .. } => Kind::Held,
             RuleError::IllegalTransition { .. } => Kind::IllegalTransition,
-            RuleError::ProgressFell { .. } => Kind::ProgressFell,
+            RuleError::StaleAttempt { .. } => Kind::StaleAttempt,
             RuleError::TooLarge { .. } | RuleError::Invalid { .. } => Kind::InvalidBody,
             RuleError::TooMany { .. } => Kind::TooManySubjects,
         };

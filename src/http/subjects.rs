@@ -127,7 +127,7 @@ pub(super) async fn publish(
     envelope.idempotency = key.with(&bytes);
     tidings.presence().complete(caller.school, &mut envelope);
     let receipt = tidings.publisher().publish(caller.school, envelope).await?;
-    // Whoever was answered finds what was said: the same event on its way through the log may come later.
+    // A client that was answered finds its own report: the same event may come later by way of the log.
     tidings
         .presence()
         .observe(std::slice::from_ref(receipt.event()));
@@ -158,12 +158,12 @@ async fn read(
 async fn list(
     collection: Result<Collection, Problem>,
     caller: Result<Caller, Problem>,
-    asked: Result<Asked, Problem>,
+    asked: Result<Strictly, Problem>,
     upper: Result<UpperStatus, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection?;
-    let (caller, Asked(asked), UpperStatus(upper)) = (caller?, asked?, upper?);
+    let (caller, Strictly(Asked(asked)), UpperStatus(upper)) = (caller?, asked?, upper?);
     caller
         .access
         .reach(caller.school, &Channel::Collection(kind))?;
@@ -203,6 +203,44 @@ impl<'r> FromRequest<'r> for Asked {
         match list_query(request) {
             Ok(query) => Outcome::Success(Asked(query)),
             Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
+        }
+    }
+}
+
+/// The same, and nothing else.
+struct Strictly(Asked);
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Strictly {
+    type Error = Problem;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Strictly, Problem> {
+        let own = [
+            "status", "job_type", "q", "stalled", "sort", "page", "limit",
+        ];
+        match only_known(request, &own).and_then(|()| list_query(request)) {
+            Ok(query) => Outcome::Success(Strictly(Asked(query))),
+            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
+        }
+    }
+}
+
+/// Parameters that any call of the API may have.
+const COMMON: [&str; 3] = ["school_id", "token", "status_case"];
+
+/// Refuses parameters that a list does not have: a misspelt filter must not return everything.
+pub(super) fn only_known(request: &Request<'_>, own: &[&str]) -> Result<(), Problem> {
+    let is_known = |name: &str| own.contains(&name) || COMMON.contains(&name);
+    let mut names = request.query_fields().map(|field| field.name);
+    match names.find(|name| !is_known(name.source().as_str())) {
+        None => Ok(()),
+        Some(_) => {
+            let detail = format!(
+                "the query has a parameter that this list does not have; it has {} and {}",
+                own.join(", "),
+                COMMON.join(", ")
+            );
+            Err(Problem::new(Kind::InvalidQuery, detail))
         }
     }
 }

@@ -13,7 +13,7 @@ use super::body::{self, IdempotencyKey, Json};
 use super::commands::{self, Sent};
 use super::credential::{Caller, query};
 use super::problem::{Kind, Problem};
-use super::subjects::{answer, page_of, publish};
+use super::subjects::{answer, only_known, page_of, publish};
 use crate::auth::{Access, Role};
 use crate::id::{Channel, Cursor, SchoolId, SubjectId};
 use crate::kind::characteristic::{self, KIND, Violation, ViolationId};
@@ -202,6 +202,8 @@ impl<'r> FromRequest<'r> for Asked {
 }
 
 fn violation_query(request: &Request<'_>) -> Result<ViolationQuery, Problem> {
+    let own = ["characteristic_id", "acknowledged", "page", "limit"];
+    only_known(request, &own)?;
     let acknowledged = match query(request, "acknowledged") {
         None => None,
         Some("true") => Some(true),

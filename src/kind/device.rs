@@ -47,7 +47,7 @@ pub static DESCRIPTION: Description = Description {
 pub const NAME_MAX_BYTES: usize = 256;
 /// The longest lease, in seconds.
 pub const LEASE_MAX_SECS: u32 = 86_400;
-/// How far, in seconds, the clock of whoever reports may be ahead.
+/// How far, in seconds, the clock of the reporter may be ahead.
 pub const CLOCK_SKEW_SECS: i64 = 5;
 /// Beats in a row after which a device is online.
 pub const GOOD_BEATS: u32 = 2;
@@ -134,7 +134,7 @@ pub struct Register {
 pub struct Report {
     /// `online`, `offline` or `unknown`.
     pub status: Status,
-    /// When the device was last heard of, if whoever reports knows it better: of a device that is online, now if absent;
+    /// When the device was last heard of, if the reporter knows it: of a device that is online, now if absent;
     /// of another, what is known stays.
     #[serde(default, deserialize_with = "crate::kind::optional_time")]
     pub last_seen: Option<DateTime<Utc>>,

@@ -438,13 +438,13 @@ pub enum RuleError {
         /// By what.
         holder: &'static str,
     },
-    /// Progress would fall within an attempt.
-    #[error("progress is at {current} and cannot fall to {asked} within an attempt")]
-    ProgressFell {
-        /// The present progress in percent.
-        current: f64,
-        /// What was asked, in percent or `null`.
-        asked: String,
+    /// It is about an attempt that is not the present one.
+    #[error("`attempt` is {told}, and the present attempt is {current}")]
+    StaleAttempt {
+        /// The present attempt.
+        current: u32,
+        /// The attempt that the report is about.
+        told: u32,
     },
     /// The school has as many of them as it may.
     #[error("the school has {most} {collection}, and may have no more")]

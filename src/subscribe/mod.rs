@@ -258,7 +258,7 @@ impl Subscription {
         let is_valid = self
             .returns_until
             .is_none_or(|until| Utc::now() + pause <= until);
-        // That the credential has ended is said by the code itself: whoever comes back then brings another.
+        // The code itself says that the credential has ended: a client that comes back brings another.
         let outlasts = |end| close == Close::TokenExpired || Instant::now() + pause < end;
         Control::Closing {
             close,

@@ -228,6 +228,9 @@ fn without_line_separators(json: &[u8]) -> Cow<'_, [u8]> {
         [0xE2, 0x80, 0xA9, ..] => Some((3, br"\u2029")),
         _ => None,
     };
+    if !json.iter().any(|byte| matches!(byte, 0xC2 | 0xE2)) {
+        return json.into();
+    }
     let mut escaped = Vec::new();
     let mut copied = 0;
     for at in 0..json.len() {

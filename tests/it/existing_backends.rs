@@ -63,7 +63,7 @@ async fn last_seen_is_the_time_of_a_devices_own_last_report() {
     let told = &server.batch(&worker(1), lines).await[0]["event"];
     assert_eq!(at(told), at(&beat), "in a batch, too");
 
-    // Whoever looks after a device may know when it was heard of, with or without a zone.
+    // A health checker may know when a device was heard of; its times may lack a zone.
     let told = status(
         "checked",
         json!({"status": "online", "last_seen": "2026-01-31T09:30:00"}),
@@ -719,7 +719,7 @@ async fn a_session_that_had_ended_before_a_connection_is_not_told_again() {
             assert_eq!(told["session_id"], "t", "{path}: {told}");
         }
     }
-    // Whoever knows where it stood is told what it missed.
+    // A page that brings its cursor is told what it missed.
     let url = format!("{path}&cursor=");
     let (_, before) = server.get("/api/enrollments/t", &viewer(1)).await;
     let mut ws = socket(

@@ -286,17 +286,20 @@ async fn a_batch_answers_line_by_line_and_a_bad_line_hinders_no_other() {
         .collect();
     assert_eq!(
         statuses,
-        [200, 200, 400, 200, 409, 404, 422, 422, 422, 200, 200]
+        [200, 200, 400, 200, 200, 404, 422, 422, 422, 200, 200]
     );
     assert_eq!(field(&results, "line"), (1..=11).collect::<Vec<_>>());
     assert_eq!(results[3]["event"]["progress"], 50.0);
-    assert_eq!(results[4]["problem"]["code"], "progress-fell");
+    assert_eq!(
+        results[4]["event"]["progress"], 50.0,
+        "the higher one stays"
+    );
     assert_eq!(results[9]["event"], results[10]["event"]);
     let seqs: Vec<_> = results
         .iter()
         .filter_map(|result| result["event"]["seq"].as_u64())
         .collect();
-    assert_eq!(seqs, [1, 2, 3, 4, 4]);
+    assert_eq!(seqs, [1, 2, 3, 4, 5, 5]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -470,4 +473,154 @@ async fn the_median_of_recent_jobs_of_a_type_foretells_the_next_ones_end() {
         )
         .await;
     assert_eq!(other["eta_source"], Value::Null);
+}
+
+/// A worker that reports is alive, whatever number it reports.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_with_a_lower_progress_is_a_sign_of_life_that_keeps_the_higher_one() {
+    let server = server().await;
+    server.running_job("a").await;
+    server
+        .report("/api/jobs/a/progress", json!({"progress": 40}))
+        .await;
+    for lower in [
+        json!(10),
+        json!(39.9999999999),
+        json!(null),
+        json!(0),
+        json!(-0.0),
+    ] {
+        let body = json!({"progress": lower, "message": format!("at {lower}"), "metadata": {"seen": lower}});
+        let told = server.report("/api/jobs/a/progress", body).await;
+        assert_eq!(
+            (&told["progress"], &told["message"]),
+            (&json!(40.0), &json!(format!("at {lower}")))
+        );
+    }
+    // What a division makes of the ends of the range is no error.
+    for (asked, kept) in [
+        (-1e-10, 40.0),
+        (99.99999999999999, 99.99999999999999),
+        (100.00000000000001, 100.0),
+    ] {
+        let told = server
+            .report("/api/jobs/a/progress", json!({"progress": asked}))
+            .await;
+        assert_eq!(told["progress"], kept, "{asked}");
+    }
+    for wrong in [-0.001, 100.001, 1e300] {
+        let body = json!({"progress": wrong});
+        assert_eq!(
+            server
+                .post("/api/jobs/a/progress", &worker(1), body)
+                .await
+                .0,
+            422,
+            "{wrong}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_misspelt_filter_does_not_return_everything() {
+    let server = server().await;
+    server.running_job("a").await;
+    for path in [
+        "/api/jobs?state=failed",
+        "/api/jobs?Status=failed",
+        "/api/jobs?status%20=failed",
+        "/api/jobs?status=failed&limt=1",
+        "/api/jobs?status[]=failed",
+        "/api/devices?job-type=x",
+        "/api/violations?acknowleged=false",
+    ] {
+        let (status, problem) = server.get(path, &viewer(1)).await;
+        assert_eq!(
+            (status, &problem["code"]),
+            (400, &json!("invalid-query")),
+            "{path}"
+        );
+    }
+    for path in [
+        "/api/jobs?status=failed&job_type=t&q=x&stalled=true&sort=oldest&limit=3&school_id=1&status_case=upper",
+        "/api/violations?acknowledged=false&characteristic_id=x&limit=3",
+    ] {
+        assert_eq!(server.get(path, &viewer(1)).await.0, 200, "{path}");
+    }
+    let url = format!("{}/api/jobs?token={}", server.url, viewer(1));
+    assert_eq!(server.http.get(url).send().await.unwrap().status(), 200);
+}
+
+/// A library may write the same request in another way when it repeats it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idempotency_key_is_of_what_a_request_means_and_not_of_its_bytes() {
+    let server = server().await;
+    let send = async |body: &str| {
+        let request = server.request("POST", "/api/jobs", &worker(1));
+        let request = request.header("Idempotency-Key", "k");
+        answer(request.body(body.to_owned())).await
+    };
+    let (status, first) = send(r#"{"job_type":"t","metadata":{"a":1,"b":[1.5,2]}}"#).await;
+    assert_eq!(status, 201);
+    for same in [
+        r#"{ "metadata": {"b": [1.5, 2.0], "a": 1}, "job_type": "t" }"#,
+        "\u{feff}{\"job_type\":\"\\u0074\",\"metadata\":{\"a\":1.0e0,\"b\":[15e-1,2]}}",
+    ] {
+        assert_eq!(send(same).await, (201, first.clone()), "{same}");
+    }
+    for other in [
+        r#"{"job_type":"t","metadata":{"a":1,"b":[2,1.5]}}"#,
+        r#"{"job_type":"t","metadata":{"a":"1","b":[1.5,2]}}"#,
+        r#"{"job_type":"t"}"#,
+    ] {
+        assert_eq!(
+            send(other).await.1["code"],
+            "idempotency-key-reused",
+            "{other}"
+        );
+    }
+}
+
+/// After a retry, the worker of the attempt before may still be alive.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_of_another_attempt_has_no_effect() {
+    let server = server().await;
+    server.running_job("a").await;
+    server
+        .report("/api/jobs/a/fail", json!({"error": "lost", "attempt": 1}))
+        .await;
+    server.report("/api/jobs/a/retry", json!({})).await;
+    let started = server
+        .report("/api/jobs/a/start", json!({"attempt": 2}))
+        .await;
+    assert_eq!(started["attempt"], 2);
+    let (_, before) = server.get("/api/jobs/a", &viewer(1)).await;
+    for (verb, body) in [
+        ("progress", json!({"progress": 90})),
+        ("complete", json!({"result": 1})),
+        ("fail", json!({"error": "lost"})),
+        ("cancel", json!({"force": true})),
+        ("start", json!({})),
+    ] {
+        for attempt in [1, 3] {
+            let mut body = body.clone();
+            body["attempt"] = json!(attempt);
+            let path = format!("/api/jobs/a/{verb}");
+            let (status, problem) = server.post(&path, &worker(1), body).await;
+            let refused = (status, &problem["code"]);
+            assert_eq!(refused, (409, &json!("stale-attempt")), "{verb} {attempt}");
+        }
+    }
+    assert_eq!(server.get("/api/jobs/a", &viewer(1)).await.1, before);
+    let told = server
+        .report(
+            "/api/jobs/a/complete",
+            json!({"attempt": 2, "result": "mine"}),
+        )
+        .await;
+    assert_eq!(told["result"], "mine");
+    // Also when it is over: a worker learns that it was not its own end.
+    let body = json!({"attempt": 1, "result": "not mine"});
+    let (_, problem) = server.post("/api/jobs/a/complete", &worker(1), body).await;
+    assert_eq!(problem["code"], "stale-attempt");
 }

@@ -25,7 +25,7 @@ pub(super) fn listening_on(address: SocketAddr) -> io::Result<Vec<OwnedFd>> {
     Ok(sockets)
 }
 
-/// Shuts the sockets with these inodes down in both directions, so that whoever reads or writes them is told.
+/// Shuts the sockets with these inodes down in both directions, so that their readers and writers are told.
 pub(super) fn shut_down(inodes: &HashSet<u64>) -> io::Result<()> {
     for socket in duplicates(|inode| inodes.contains(&inode))? {
         let file = File::from(socket);

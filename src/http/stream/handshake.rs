@@ -144,7 +144,7 @@ fn is_too_old(request: &Request<'_>) -> bool {
     is_noted || !request.headers().contains("Host") || has_nothing_of_a_handshake(request)
 }
 
-/// Whether nothing but `Upgrade` is left of a handshake: whoever asks so could not go on with a WebSocket.
+/// Whether nothing but `Upgrade` is left of a handshake: such a client could not go on with a WebSocket.
 fn has_nothing_of_a_handshake(request: &Request<'_>) -> bool {
     let headers = request.headers();
     !headers.contains("Sec-WebSocket-Key") && !headers.contains("Sec-WebSocket-Version")

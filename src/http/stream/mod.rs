@@ -356,7 +356,7 @@ async fn with_channel(
                 access.reach(school, &channel)?;
                 require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
                 let scope = Scope::new(school, [channel]);
-                // Whoever brings a cursor asks for what happened after it, whatever has become of that.
+                // A client that brings a cursor asks for what happened after it, also if that was the end.
                 match dialect.leaves_out_ended && params.from.is_none() {
                     true => scope.of_what_goes_on(),
                     false => scope,

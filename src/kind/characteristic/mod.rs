@@ -124,7 +124,7 @@ pub enum Method {
     MovingRange,
     /// From the mean range of subgroups.
     XbarR,
-    /// From whoever knows, by a method of their own.
+    /// Given, with the publisher's own name for the method.
     Named(Arc<str>),
 }
 

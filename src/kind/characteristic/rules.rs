@@ -248,7 +248,7 @@ impl Change<'_> {
             }
         };
         let Some(chart) = chart.filter(|chart| !chart.are_without_width()) else {
-            // Samples without variation say nothing of it: learning goes on with the next one.
+            // Samples that do not vary give limits without width: learning goes on with the next one.
             baseline.collected.remove(0);
             return;
         };

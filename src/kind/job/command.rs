@@ -87,6 +87,8 @@ pub struct Note {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Start {
+    /// The attempt that is reported on; refused if it is not the present one.
+    pub attempt: Option<u32>,
     /// Makes the job known if it is not yet.
     pub job_type: Option<JobType>,
     /// A word for people.
@@ -99,6 +101,8 @@ pub struct Start {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Progress {
+    /// The attempt that is reported on; refused if it is not the present one.
+    pub attempt: Option<u32>,
     /// Makes the job known, and starts it, if it is not yet.
     pub job_type: Option<JobType>,
     /// Percent done, 0 to 100; `null` for "cannot be told", as long as none was told.
@@ -114,6 +118,8 @@ pub struct Progress {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Complete {
+    /// The attempt that is reported on; refused if it is not the present one.
+    pub attempt: Option<u32>,
     /// What the work came to: any JSON.
     pub result: Option<Value>,
     /// A word for people.
@@ -126,6 +132,9 @@ pub struct Complete {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fail {
+    /// The attempt that is reported on; refused if it is not the present one.
+    #[serde(default)]
+    pub attempt: Option<u32>,
     /// What went wrong: `{code, message}`, or only the message.
     #[serde(deserialize_with = "error_or_message")]
     pub error: JobError,
@@ -141,6 +150,8 @@ pub struct Fail {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cancel {
+    /// The attempt that is reported on; refused if it is not the present one.
+    pub attempt: Option<u32>,
     /// A word for people, why.
     pub message: Option<String>,
     /// End a running job now: the worker's own confirmation, or an administrator's last resort.
@@ -173,6 +184,18 @@ impl Command {
             Command::Start(start) => start.job_type.as_ref(),
             Command::Progress(report) => report.job_type.as_ref(),
             _ => None,
+        }
+    }
+
+    /// The attempt that a report is about, if it says so.
+    pub(super) fn attempt(&self) -> Option<u32> {
+        match self {
+            Command::Start(start) => start.attempt,
+            Command::Progress(report) => report.attempt,
+            Command::Complete(complete) => complete.attempt,
+            Command::Fail(fail) => fail.attempt,
+            Command::Cancel(cancel) => cancel.attempt,
+            Command::Create(_) | Command::Queue(_) | Command::Retry(_) | Command::Check => None,
         }
     }
 

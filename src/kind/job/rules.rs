@@ -131,6 +131,13 @@ fn changed(
     if let Command::Check = command {
         return Ok(checked(job, context));
     }
+    // Before anything else: whatever became of the job, a worker of another attempt is told that it is that.
+    if let Some(told) = command.attempt().filter(|told| *told != job.attempt) {
+        return Err(RuleError::StaleAttempt {
+            current: job.attempt,
+            told,
+        });
+    }
     if job.status.is_terminal()
         && !matches!(
             (command, job.status),
@@ -275,6 +282,17 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
     (next, stalls.then_some(Class::Milestone))
 }
 
+/// What a division makes of the ends of the range is meant to be them.
+fn without_float_noise(progress: f64) -> f64 {
+    const NOISE: f64 = 1e-9;
+    match progress {
+        // Also `-0.0`, which would print as such.
+        low if (-NOISE..=0.0).contains(&low) => 0.0,
+        high if (100.0..=100.0 + NOISE).contains(&high) => 100.0,
+        other => other,
+    }
+}
+
 impl Job {
     fn enter(&mut self, status: Status) {
         self.status = status;
@@ -332,37 +350,26 @@ impl Job {
 
     fn advance(&mut self, report: &Progress, context: &Context<'_>) -> Result<(), RuleError> {
         match report.progress {
-            None => {}
-            Some(None) => {
-                if let Some(current) = self.progress.filter(|&progress| progress > 0.0) {
-                    return Err(RuleError::ProgressFell {
-                        current,
-                        asked: "null".into(),
-                    });
-                }
+            // That it cannot be told takes nothing back of what was.
+            Some(None) if self.progress.is_none_or(|progress| progress == 0.0) => {
                 self.progress = None;
                 self.rate = None;
             }
+            None | Some(None) => {}
             Some(Some(asked)) => {
+                let asked = without_float_noise(asked);
                 if !(0.0..=100.0).contains(&asked) {
                     return Err(RuleError::Invalid {
                         field: "progress",
                         expected: "is a number from 0 to 100, or null".into(),
                     });
                 }
-                let current = self.progress.unwrap_or(0.0);
-                if asked < current {
-                    return Err(RuleError::ProgressFell {
-                        current,
-                        asked: asked.to_string(),
-                    });
-                }
-                // `-0.0` is in the range and not less than 0.0, and would print as `-0.0`.
-                let asked = asked.abs();
-                self.progress = Some(asked);
+                // A lower number is a sign of life all the same: the higher one stays, and what else is told counts.
+                let reached = self.progress.map_or(asked, |current| current.max(asked));
+                self.progress = Some(reached);
                 self.rate
-                    .get_or_insert(Rate::starting(asked, context.now))
-                    .observe(asked, context.now);
+                    .get_or_insert(Rate::starting(reached, context.now))
+                    .observe(reached, context.now);
             }
         }
         self.say(report.message.as_deref(), context)?;

@@ -510,7 +510,7 @@ async fn bad_bodies_are_refused_with_a_reason() {
     let server = server().await;
     around_zero(&server, "a", json!([1])).await;
     sample(&server, "a", 9.0).await;
-    let long = "x".repeat(101);
+    let long = "x".repeat(129);
     for (method, path, body, status) in [
         ("PUT", "characteristics/b", json!({"rules": [9]}), 422),
         ("PUT", "characteristics/b", json!({"rules": [1, 1]}), 422),

@@ -839,3 +839,38 @@ async fn last_seen_takes_in_beats_that_came_just_before_and_does_not_go_back() {
     let (_, found) = server.get("/api/devices/22", &viewer(1)).await;
     assert_eq!(found["last_seen"], Value::Null);
 }
+
+/// Also a characteristic's, though the ids of its samples and violations are made of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_of_any_kind_may_have_128_bytes() {
+    let server = server().await;
+    let id = "x".repeat(128);
+    server.put(&format!("/api/devices/{id}"), json!({})).await;
+    server
+        .report("/api/jobs", json!({"job_id": id, "job_type": "t"}))
+        .await;
+    server
+        .report("/api/enrollments", json!({"session_id": id}))
+        .await;
+    characteristic(&server, &id).await;
+    let path = format!("/api/characteristics/{id}");
+    let told = server
+        .report(&format!("{path}/samples"), json!({"value": 9}))
+        .await;
+    let sample_id = told["payload"]["sample_id"].clone();
+    assert_eq!(sample_id, format!("{id}.1"));
+    let body = json!({"rule_id": 2, "sample_id": sample_id});
+    let told = server.report(&format!("{path}/violations"), body).await;
+    let violation_id = told["payload"]["violation_id"].as_str().unwrap();
+    let ack = json!({"reason": "known"});
+    server
+        .report(&format!("/api/violations/{violation_id}/ack"), ack)
+        .await;
+    let (status, _) = answer(
+        server
+            .request("PUT", &format!("{path}x"), &worker(1))
+            .json(&json!({})),
+    )
+    .await;
+    assert_eq!(status, 422);
+}

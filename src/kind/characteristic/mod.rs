@@ -28,7 +28,7 @@ use self::nelson::Rule;
 pub use self::rules::apply;
 use super::{Description, RuleError, Subject};
 use crate::event::{Draft, EventType, timestamp};
-use crate::id::{Kind, SubjectId};
+use crate::id::{Kind, SUBJECT_ID_MAX_BYTES, SubjectId};
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("characteristics");
@@ -54,8 +54,8 @@ pub static DESCRIPTION: Description = Description {
 pub const IN_CONTROL: &str = "in_control";
 /// The last sample breaks a rule.
 pub const OUT_OF_CONTROL: &str = "out_of_control";
-/// The longest id of a characteristic, in bytes: its samples' and violations' ids are made of it.
-pub const ID_MAX_BYTES: usize = 100;
+/// The longest id of a sample or a violation, in bytes: as it is made of that of its characteristic and a number.
+pub const PART_ID_MAX_BYTES: usize = SUBJECT_ID_MAX_BYTES + 21;
 /// The longest `name`, `unit` or `rule_name`, in bytes.
 pub const NAME_MAX_BYTES: usize = 256;
 /// The most violations that a sample may come with.

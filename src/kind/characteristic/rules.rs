@@ -7,12 +7,12 @@ use super::message::{SamplePayload, ack_draft, draft, limits_draft, violation_dr
 use super::nelson::{Rule, WINDOW, is_broken};
 use super::{
     Acknowledge, Acknowledgement, BASELINE_DEFAULT, BASELINE_MAX, Baseline, Characteristic,
-    Command, ID_MAX_BYTES, IN_CONTROL, KIND, LastSample, Limits, Method, NAME_MAX_BYTES, NewSample,
-    NewViolation, Register, RuleSetting, SAMPLE, SAMPLE_VIOLATIONS_MAX, SetLimits, Severity,
+    Command, IN_CONTROL, KIND, LastSample, Limits, Method, NAME_MAX_BYTES, NewSample, NewViolation,
+    PART_ID_MAX_BYTES, Register, RuleSetting, SAMPLE, SAMPLE_VIOLATIONS_MAX, SetLimits, Severity,
     VALUE_MAX, Violation, ViolationId, invalid,
 };
 use crate::event::{Class, Draft};
-use crate::id::{SUBJECT_ID_MAX_BYTES, SubjectId};
+use crate::id::SubjectId;
 use crate::kind::{Bound, Context, Outcome, RuleError, bounded, not_found};
 
 /// The rules: what becomes of a characteristic by a command, and what is told of it.
@@ -30,7 +30,7 @@ pub fn apply(
     };
     let mut next = match (characteristic, command) {
         (Some(characteristic), _) => characteristic.clone(),
-        (None, Command::Register(_)) => new(id, context)?,
+        (None, Command::Register(_)) => new(context),
         // What is not there has no violations.
         (None, Command::Acknowledge(own) | Command::Unacknowledge(own)) => {
             return Err(no_violation(id, own.number));
@@ -389,14 +389,8 @@ fn no_violation(id: &SubjectId, number: u64) -> RuleError {
     }
 }
 
-fn new(id: &SubjectId, context: &Context<'_>) -> Result<Characteristic, RuleError> {
-    if id.as_str().len() > ID_MAX_BYTES {
-        return Err(invalid(
-            "characteristic_id",
-            format!("has at most {ID_MAX_BYTES} bytes"),
-        ));
-    }
-    Ok(Characteristic {
+fn new(context: &Context<'_>) -> Characteristic {
+    Characteristic {
         name: None,
         unit: None,
         subgroup_size: 1,
@@ -412,7 +406,7 @@ fn new(id: &SubjectId, context: &Context<'_>) -> Result<Characteristic, RuleErro
         last_sample: None,
         told_limits: (context.next_seq, context.now),
         created_at: context.now,
-    })
+    }
 }
 
 fn describe(next: &mut Characteristic, register: &Register) -> Result<(), RuleError> {
@@ -598,11 +592,12 @@ fn values(sample: &NewSample, size: u32) -> Result<&[f64], RuleError> {
 
 /// The publisher's own id of a sample or a violation.
 fn short_id(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
-    let fits = text.parse::<SubjectId>();
-    fits.map(|id| id.as_str().into()).map_err(|_| {
-        invalid(
+    let fits = (1..=PART_ID_MAX_BYTES).contains(&text.len());
+    match fits && !text.chars().any(char::is_control) {
+        true => Ok(text.into()),
+        false => Err(invalid(
             field,
-            format!("has 1 to {SUBJECT_ID_MAX_BYTES} bytes of text without control characters"),
-        )
-    })
+            format!("has 1 to {PART_ID_MAX_BYTES} bytes of text without control characters"),
+        )),
+    }
 }

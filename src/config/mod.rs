@@ -10,12 +10,15 @@ pub mod origin;
 pub mod proxy;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use figment::Figment;
 use figment::providers::{Env, Serialized};
-use serde::{Deserialize, Serialize};
+use serde::de::{IntoDeserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::bounds::*;
 use self::notifiers::NotifierSettings;
@@ -115,6 +118,7 @@ pub struct Settings {
     /// Web origins, in addition to the server's own, whose pages may read answers and use a cookie.
     pub allowed_origins: AllowedOrigins,
     /// Addresses and networks of proxies whose `X-Forwarded-*` and `X-Real-IP` are believed.
+    #[serde(deserialize_with = "one_or_many")]
     pub trusted_proxies: Vec<Network>,
     /// The path below which a proxy serves Tidings.
     pub base_path: Option<PathPrefix>,
@@ -555,6 +559,37 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// Reads a list, or its only item: in the environment one value needs no brackets.
+fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct OneOrMany<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of texts, as in `[\"…\"]`, or one text")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<T>, E> {
+            T::deserialize(text.into_deserializer()).map(|one| vec![one])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+            let mut all = Vec::new();
+            while let Some(item) = items.next_element()? {
+                all.push(item);
+            }
+            Ok(all)
+        }
+    }
+
+    deserializer.deserialize_any(OneOrMany(PhantomData))
 }
 
 /// What is wrong with which setting, without its value.

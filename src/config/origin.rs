@@ -296,7 +296,7 @@ fn without_user(entry: &str) -> String {
 /// Whose pages may read answers, and whose may use a cookie.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct AllowedOrigins(Vec<AllowedOrigin>);
+pub struct AllowedOrigins(#[serde(deserialize_with = "super::one_or_many")] Vec<AllowedOrigin>);
 
 impl AllowedOrigins {
     /// Whether no page but the server's own may read answers.

@@ -745,7 +745,11 @@ fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
 
 #[test]
 fn the_log_believes_only_trusted_proxies_of_where_a_refused_request_came_from() {
-    for (trusted, address) in [("[\"127.0.0.1\"]", "192.0.2.7"), ("[]", "127.0.0.1")] {
+    for (trusted, address) in [
+        ("[\"127.0.0.1\"]", "192.0.2.7"),
+        ("127.0.0.1", "192.0.2.7"),
+        ("[]", "127.0.0.1"),
+    ] {
         let log = log_with(&[("TIDINGS_TRUSTED_PROXIES", trusted)], async |url| {
             let request = reqwest::Client::new().get(format!("{url}/api/jobs"));
             let request = request.header("X-Real-IP", "192.0.2.7").bearer_auth("x");

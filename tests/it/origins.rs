@@ -365,3 +365,20 @@ fn a_proxy_or_a_path_that_cannot_be_prevents_the_start_with_the_right_form() {
         assert!(read(name, value.clone()).is_ok(), "{name} {value}");
     }
 }
+
+/// In the environment one value needs no brackets.
+#[test]
+fn a_list_may_be_its_only_item() {
+    for (name, one) in [
+        ("allowed_origins", "*"),
+        ("allowed_origins", "https://office.example"),
+        ("trusted_proxies", "10.0.0.0/8"),
+    ] {
+        let alone = read(name, json!(one)).unwrap();
+        let listed = read(name, json!([one])).unwrap();
+        assert_eq!(alone.allowed_origins, listed.allowed_origins, "{one}");
+        assert_eq!(alone.trusted_proxies, listed.trusted_proxies, "{one}");
+    }
+    let problem = read("allowed_origins", json!("office.example")).unwrap_err();
+    assert!(problem.contains("https://office.example"), "{problem}");
+}

@@ -8,7 +8,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rocket::http::{ContentType, Header, Status};
+use rocket::http::{ContentType, Header, Method, RawStr, Status};
 use rocket::request::Request;
 use rocket::response::{self, Responder, Response};
 use serde::Serialize;
@@ -40,6 +40,9 @@ pub struct Problem {
     /// What a client may wait, in seconds, before it tries again; a header.
     #[serde(skip)]
     retry_after_secs: Option<u64>,
+    /// The methods that the address takes; a header.
+    #[serde(skip)]
+    allow: Option<String>,
     /// Whether it is only that no credential was given.
     #[serde(skip)]
     lacks_credential: bool,
@@ -77,6 +80,7 @@ problems! {
     Forbidden = 403, "forbidden", "The token does not allow this";
     CrossOrigin = 403, "cross-origin", "This page may not use the cookie";
     NotFound = 404, "not-found", "Not found";
+    MethodNotAllowed = 405, "method-not-allowed", "The address does not take this method";
     NotAcceptable = 406, "not-acceptable", "No transport fits the Accept header";
     AlreadyExists = 409, "already-exists", "The id is taken";
     Finished = 409, "finished", "It is finished";
@@ -112,6 +116,7 @@ impl Problem {
                 429 | 503 => Some(RETRY_AFTER_SECS),
                 _ => None,
             },
+            allow: None,
             lacks_credential: false,
         }
     }
@@ -308,6 +313,9 @@ impl<'r> Responder<'r, 'static> for Problem {
                 .raw_header("Connection", "Upgrade"),
             _ => &mut response,
         };
+        if let Some(methods) = self.allow {
+            response.raw_header("Allow", methods);
+        }
         if let Some(secs) = self.retry_after_secs {
             response.raw_header("Retry-After", secs.to_string());
         }
@@ -315,9 +323,52 @@ impl<'r> Responder<'r, 'static> for Problem {
     }
 }
 
+/// The methods that an address takes, as far as the routes tell: Rocket answers another one as it does an address that
+/// there is not.
+fn allowed_methods(request: &Request<'_>) -> Vec<Method> {
+    let mut methods = Vec::new();
+    let asked = request.uri().path();
+    let asked: Vec<&str> = asked.raw_segments().map(RawStr::as_str).collect();
+    for route in request.rocket().routes() {
+        // That of the preflight is for every address.
+        if route.method != Method::Options && fits(route.uri.path(), &asked) {
+            methods.push(route.method);
+            methods.extend((route.method == Method::Get).then_some(Method::Head));
+        }
+    }
+    methods.sort_unstable_by_key(|method| method.as_str());
+    methods.dedup();
+    methods
+}
+
+/// Whether an address has the form of a route, in which `<x>` stands for a segment and `<x..>` for the rest.
+fn fits(route: &str, asked: &[&str]) -> bool {
+    let mut asked = asked.iter();
+    for part in route.split('/').filter(|part| !part.is_empty()) {
+        match (part.ends_with("..>"), asked.next()) {
+            (true, _) => return true,
+            (false, Some(segment)) if part.starts_with('<') || part == *segment => {}
+            (false, _) => return false,
+        }
+    }
+    asked.next().is_none()
+}
+
 /// What Rocket itself refuses.
 #[rocket::catch(default)]
-pub(super) fn catch(status: Status, _: &Request<'_>) -> Problem {
+pub(super) fn catch(status: Status, request: &Request<'_>) -> Problem {
+    if status == Status::NotFound {
+        let allowed = allowed_methods(request);
+        if !allowed.is_empty() && !allowed.contains(&request.method()) {
+            let names: Vec<_> = allowed.iter().map(|method| method.as_str()).collect();
+            let names = names.join(", ");
+            let detail = format!("this address takes {names}");
+            return Problem {
+                allow: Some(names),
+                ..Problem::new(Kind::MethodNotAllowed, detail)
+            };
+        }
+    }
     let kind = match status.code {
         401 => Kind::Unauthorized,
         403 => Kind::Forbidden,

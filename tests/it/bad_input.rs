@@ -264,7 +264,7 @@ const CASES: &[Case] = &[
     ("GET", "/ws", "", 400, "bad-handshake"),
     ("GET", "/progress/ws/a", "", 400, "bad-handshake"),
     ("GET", "/nowhere", "", 404, "not-found"),
-    ("DELETE", "/api/jobs/a", "", 404, "not-found"),
+    ("DELETE", "/api/jobs/a", "", 405, "method-not-allowed"),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -534,5 +534,32 @@ async fn a_list_is_no_body() {
             (422, &json!("invalid-body")),
             "{path} {body} {problem}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_method_is_told_which_ones_the_address_takes() {
+    let server = server().await;
+    server.running_job("a").await;
+    for (method, path, allow) in [
+        ("DELETE", "/api/jobs", "GET, HEAD, POST"),
+        ("PATCH", "/api/jobs/a", "GET, HEAD, PUT"),
+        ("GET", "/api/jobs/a/start", "POST"),
+        ("PUT", "/api/jobs/a/start", "POST"),
+        ("POST", "/events/jobs", "GET, HEAD"),
+        ("POST", "/ws", "GET, HEAD"),
+        ("DELETE", "/api/characteristics/a/limits", "POST, PUT"),
+        ("POST", "/healthz", "GET, HEAD"),
+    ] {
+        let request = server.request(method, path, &worker(1));
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 405, "{method} {path}");
+        assert_eq!(response.headers()["allow"], allow, "{method} {path}");
+        let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+        assert_eq!(problem["code"], "method-not-allowed");
+    }
+    for path in ["/nowhere", "/api", "/api/jobs/a/b/c"] {
+        let (status, _) = answer(server.request("DELETE", path, &worker(1))).await;
+        assert_eq!(status, 404, "{path}");
     }
 }

@@ -40,9 +40,6 @@ pub struct Problem {
     /// What a client may wait, in seconds, before it tries again; a header.
     #[serde(skip)]
     retry_after_secs: Option<u64>,
-    /// The methods that the address takes; a header.
-    #[serde(skip)]
-    allow: Option<String>,
     /// Whether it is only that no credential was given.
     #[serde(skip)]
     lacks_credential: bool,
@@ -116,7 +113,6 @@ impl Problem {
                 429 | 503 => Some(RETRY_AFTER_SECS),
                 _ => None,
             },
-            allow: None,
             lacks_credential: false,
         }
     }
@@ -313,9 +309,6 @@ impl<'r> Responder<'r, 'static> for Problem {
                 .raw_header("Connection", "Upgrade"),
             _ => &mut response,
         };
-        if let Some(methods) = self.allow {
-            response.raw_header("Allow", methods);
-        }
         if let Some(secs) = self.retry_after_secs {
             response.raw_header("Retry-After", secs.to_string());
         }
@@ -354,18 +347,35 @@ fn fits(route: &str, asked: &[&str]) -> bool {
     asked.next().is_none()
 }
 
+/// The answer to what Rocket itself refuses.
+pub(super) struct Caught {
+    problem: Problem,
+    /// The methods that the address takes, when it is the method that does not fit.
+    allow: Option<String>,
+}
+
+impl<'r> Responder<'r, 'static> for Caught {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
+        let mut response = self.problem.respond_to(request)?;
+        if let Some(methods) = self.allow {
+            response.set_raw_header("Allow", methods);
+        }
+        Ok(response)
+    }
+}
+
 /// What Rocket itself refuses.
 #[rocket::catch(default)]
-pub(super) fn catch(status: Status, request: &Request<'_>) -> Problem {
+pub(super) fn catch(status: Status, request: &Request<'_>) -> Caught {
     if status == Status::NotFound {
         let allowed = allowed_methods(request);
         if !allowed.is_empty() && !allowed.contains(&request.method()) {
             let names: Vec<_> = allowed.iter().map(|method| method.as_str()).collect();
             let names = names.join(", ");
             let detail = format!("this address takes {names}");
-            return Problem {
+            return Caught {
+                problem: Problem::new(Kind::MethodNotAllowed, detail),
                 allow: Some(names),
-                ..Problem::new(Kind::MethodNotAllowed, detail)
             };
         }
     }
@@ -381,5 +391,8 @@ pub(super) fn catch(status: Status, request: &Request<'_>) -> Problem {
     };
     let mut problem = Problem::new(kind, status.reason_lossy());
     problem.status = status.code;
-    problem
+    Caught {
+        problem,
+        allow: None,
+    }
 }

@@ -6,14 +6,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::sync::Arc;
 
-use rocket::data::Data;
 use rocket::http::ContentType;
 use rocket::{Route, State, post, routes};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::task::JoinSet;
 
-use super::body::{self, IdempotencyKey, UpperStatus};
+use super::body::{self, IdempotencyKey, Unread, UpperStatus};
 use super::commands;
 use super::credential::{Anybody, NamedSchool, may_publish_in};
 use super::devices;
@@ -34,14 +33,14 @@ pub(super) fn routes() -> Vec<Route> {
     routes![batch]
 }
 
-#[post("/api/batch", data = "<data>")]
+#[post("/api/batch", data = "<body>")]
 async fn batch(
     caller: Result<Anybody, Problem>,
     school: Result<NamedSchool, Problem>,
     source: RequestSource,
     key: Result<IdempotencyKey, Problem>,
     upper: Result<UpperStatus, Problem>,
-    data: Data<'_>,
+    body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<(ContentType, Vec<u8>), Problem> {
     let (Anybody(access), NamedSchool(named)) = (caller?, school?);
@@ -51,7 +50,9 @@ async fn batch(
         access.school(named)?;
     }
     let settings = tidings.settings();
-    let bytes = body::read(data, (settings.batch_limit_bytes, "batch_limit_bytes")).await?;
+    let bytes = body?
+        .read((settings.batch_limit_bytes, "batch_limit_bytes"))
+        .await?;
     let lines = || {
         bytes
             .split(|byte| *byte == b'\n')

@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use rocket::data::{ByteUnit, Data};
+use rocket::data::{self, ByteUnit, Data, FromData};
 use rocket::http::{ContentType, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::{self, Responder, Response};
@@ -16,27 +16,56 @@ use super::problem::{Kind, Problem};
 use crate::config::{IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
 use crate::store::Idempotency;
 
-/// Reads a body of at most `limit` bytes, which `setting` says.
-pub(super) async fn read(
-    data: Data<'_>,
-    (limit, setting): (u64, &'static str),
-) -> Result<Vec<u8>, Problem> {
-    // One byte more than allowed tells a body at the limit from one above it.
-    let bytes = data
-        .open(ByteUnit::from(limit.saturating_add(1)))
-        .into_bytes()
-        .await;
-    let bytes = bytes
-        .map_err(|error| Problem::new(Kind::BadRequest, error.to_string()))?
-        .into_inner();
-    if bytes.len() as u64 > limit {
-        return Err(Problem::new(
-            Kind::BodyTooLarge,
-            format!("a body has at most {limit} bytes here"),
-        )
-        .of_limit(setting));
+/// A body that is not read yet.
+pub(super) struct Unread<'r>(Data<'r>);
+
+impl Unread<'_> {
+    /// Reads at most `limit` bytes, which `setting` says.
+    pub(super) async fn read(
+        self,
+        (limit, setting): (u64, &'static str),
+    ) -> Result<Vec<u8>, Problem> {
+        // One byte more than allowed tells a body at the limit from one above it.
+        let bytes = self
+            .0
+            .open(ByteUnit::from(limit.saturating_add(1)))
+            .into_bytes()
+            .await;
+        let bytes = bytes
+            .map_err(|error| Problem::new(Kind::BadRequest, error.to_string()))?
+            .into_inner();
+        if bytes.len() as u64 > limit {
+            return Err(Problem::new(
+                Kind::BodyTooLarge,
+                format!("a body has at most {limit} bytes here"),
+            )
+            .of_limit(setting));
+        }
+        Ok(bytes)
     }
-    Ok(bytes)
+}
+
+#[rocket::async_trait]
+impl<'r> FromData<'r> for Unread<'r> {
+    type Error = Problem;
+
+    async fn from_data(request: &'r Request<'_>, data: Data<'r>) -> data::Outcome<'r, Unread<'r>> {
+        let mut codings = request
+            .headers()
+            .get("Content-Encoding")
+            .flat_map(|line| line.split(','))
+            .map(str::trim);
+        let foreign =
+            codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("identity"));
+        match foreign {
+            None => data::Outcome::Success(Unread(data)),
+            Some(_) => {
+                let detail = "Content-Encoding: a body is sent as it is (identity), not compressed";
+                let problem = Problem::new(Kind::UnsupportedEncoding, detail);
+                data::Outcome::Error((Status::UnsupportedMediaType, problem))
+            }
+        }
+    }
 }
 
 /// Reads JSON; an empty body stands for `{}`. Some programs begin a text with a byte order mark.

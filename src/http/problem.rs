@@ -85,6 +85,7 @@ problems! {
     StaleAttempt = 409, "stale-attempt", "The report is about another attempt";
     IllegalTransition = 409, "illegal-transition", "Its status does not allow this";
     BodyTooLarge = 413, "body-too-large", "The body is too large";
+    UnsupportedEncoding = 415, "unsupported-encoding", "The body's encoding is not read here";
     InvalidBody = 422, "invalid-body", "The body is JSON, but not what is expected";
     UnsupportedVersion = 426, "unsupported-version", "This WebSocket version is not spoken here";
     KeyReused = 422, "idempotency-key-reused", "The key was used for another request";
@@ -302,6 +303,8 @@ impl<'r> Responder<'r, 'static> for Problem {
             .sized_body(body.len(), Cursor::new(body));
         match self.status {
             401 => response.raw_header("WWW-Authenticate", "Bearer"),
+            // RFC 9110, 12.5.3: what would have been read.
+            415 => response.raw_header("Accept-Encoding", "identity"),
             // RFC 9110, 15.5.22 and 7.8: what to upgrade to, which concerns this connection only.
             426 => response
                 .raw_header("Sec-WebSocket-Version", "13")

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use rocket::data::Data;
 use rocket::http::Status;
 use rocket::request::{FromParam, FromRequest, Outcome, Request};
 use rocket::{Route, State, get, post, put, routes};
 
-use super::body::{self, Base, IdempotencyKey, Json, UpperStatus};
+use super::body::{Base, IdempotencyKey, Json, Unread, UpperStatus};
 use super::commands::{self, Sent, subject};
 use super::credential::{Caller, query};
 use super::problem::{Kind, Problem};
@@ -35,14 +34,14 @@ impl<'r> FromParam<'r> for Collection {
     }
 }
 
-#[post("/api/<collection>", data = "<data>", rank = 10)]
+#[post("/api/<collection>", data = "<body>", rank = 10)]
 async fn create(
     base: Base,
     collection: Result<Collection, Problem>,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
     upper: Result<UpperStatus, Problem>,
-    data: Data<'_>,
+    body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection?;
@@ -52,7 +51,7 @@ async fn create(
             || Problem::new(Kind::NotFound, "these are made with PUT, by their id");
         commands::create(kind, Sent(bytes)).ok_or_else(made_otherwise)?
     };
-    let receipt = publish(caller?, key?, data, tidings, read).await?;
+    let receipt = publish(caller?, key?, body?, tidings, read).await?;
     let subject = &receipt.event().subject;
     let location = format!("{}/api/{}/{}", base.0, kind.collection(), subject.encoded());
     Ok(Json {
@@ -62,14 +61,14 @@ async fn create(
     })
 }
 
-#[put("/api/<collection>/<id>", data = "<data>", rank = 10)]
+#[put("/api/<collection>/<id>", data = "<body>", rank = 10)]
 async fn register(
     collection: Result<Collection, Problem>,
     id: &str,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
     upper: Result<UpperStatus, Problem>,
-    data: Data<'_>,
+    body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection?;
@@ -83,11 +82,11 @@ async fn register(
         });
         Ok(Envelope::new(subject?, command))
     };
-    let receipt = publish(caller?, key?, data, tidings, read).await?;
+    let receipt = publish(caller?, key?, body?, tidings, read).await?;
     Ok(answer(&receipt, upper))
 }
 
-#[post("/api/<collection>/<id>/<verb>", data = "<data>", rank = 10)]
+#[post("/api/<collection>/<id>/<verb>", data = "<body>", rank = 10)]
 #[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
 async fn act(
     collection: Result<Collection, Problem>,
@@ -96,7 +95,7 @@ async fn act(
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
     upper: Result<UpperStatus, Problem>,
-    data: Data<'_>,
+    body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection?;
@@ -108,7 +107,7 @@ async fn act(
         let command = read.flatten().ok_or_else(no_such_verb)??;
         Ok(Envelope::new(subject(kind, id)?, command))
     };
-    let receipt = publish(caller?, key?, data, tidings, read).await?;
+    let receipt = publish(caller?, key?, body?, tidings, read).await?;
     Ok(answer(&receipt, upper))
 }
 
@@ -116,12 +115,12 @@ async fn act(
 pub(super) async fn publish(
     caller: Caller,
     key: IdempotencyKey,
-    data: Data<'_>,
+    body: Unread<'_>,
     tidings: &Tidings,
     read: impl FnOnce(&Caller, &[u8]) -> Result<Envelope, Problem>,
 ) -> Result<Receipt, Problem> {
     caller.may_publish(tidings, 1)?;
-    let bytes = body::read(data, tidings.settings().body_limit()).await?;
+    let bytes = body.read(tidings.settings().body_limit()).await?;
     let mut envelope = read(&caller, &bytes)?;
     reach(&caller, envelope.command.kind(), &envelope.subject)?;
     envelope.idempotency = key.with(&bytes);

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use chrono::Utc;
-use rocket::data::Data;
 use rocket::http::Status;
 use rocket::{Route, State, post, routes};
 use serde::{Deserialize, Serialize};
 
-use super::body::{self, Base, Json};
+use super::body::{self, Base, Json, Unread};
 use super::credential::Caller;
 use super::problem::{Kind, Problem};
 use crate::kind;
@@ -33,16 +32,16 @@ struct Answer {
     url: String,
 }
 
-#[post("/api/tickets", data = "<data>")]
+#[post("/api/tickets", data = "<body>")]
 async fn ticket(
     base: Base,
     caller: Result<Caller, Problem>,
-    data: Data<'_>,
+    body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let caller = caller?;
     let settings = tidings.settings();
-    let asked: Asked = body::parse(&body::read(data, settings.body_limit()).await?)?;
+    let asked: Asked = body::parse(&body?.read(settings.body_limit()).await?)?;
     let invalid = |detail: String| Problem::new(Kind::InvalidBody, detail);
     if asked.channels.is_empty() || asked.channels.len() > settings.channels_per_connection {
         return Err(invalid(format!(

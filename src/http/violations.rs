@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use rocket::data::Data;
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Route, State, get, post, put, routes};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::body::{self, IdempotencyKey, Json};
+use super::body::{self, IdempotencyKey, Json, Unread};
 use super::commands::{self, Sent};
 use super::credential::{Caller, query};
 use super::problem::{Kind, Problem};
@@ -105,13 +104,13 @@ pub(super) fn command(
     Ok(Envelope::new(id.characteristic_id, command))
 }
 
-#[post("/api/violations/<id>/<verb>", data = "<data>")]
+#[post("/api/violations/<id>/<verb>", data = "<body>")]
 async fn act(
     id: &str,
     verb: &str,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
-    data: Data<'_>,
+    body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let (caller, key) = (caller?, key?);
@@ -123,16 +122,16 @@ async fn act(
     caller.require(Role::Worker)?;
     let address = address(tidings, caller.school, id).await?;
     let read = |caller: &Caller, bytes: &[u8]| command(address, act, &caller.access, Sent(bytes));
-    let receipt = publish(caller, key, data, tidings, read).await?;
+    let receipt = publish(caller, key, body?, tidings, read).await?;
     Ok(answer(&receipt, false))
 }
 
-#[put("/api/characteristics/<id>/limits", data = "<data>")]
+#[put("/api/characteristics/<id>/limits", data = "<body>")]
 async fn limits(
     id: &str,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
-    data: Data<'_>,
+    body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let read = |_: &Caller, bytes: &[u8]| {
@@ -140,7 +139,7 @@ async fn limits(
         let command = kind::Command::Characteristic(limits);
         Ok(Envelope::new(commands::subject(KIND, id)?, command))
     };
-    let receipt = publish(caller?, key?, data, tidings, read).await?;
+    let receipt = publish(caller?, key?, body?, tidings, read).await?;
     Ok(answer(&receipt, false))
 }
 

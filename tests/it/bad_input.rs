@@ -563,3 +563,33 @@ async fn a_wrong_method_is_told_which_ones_the_address_takes() {
         assert_eq!(status, 404, "{path}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_body_is_refused_by_its_encoding_and_not_taken_for_broken_json() {
+    let server = server().await;
+    let body = r#"{"job_type":"ocr"}"#;
+    for path in [
+        "/api/jobs",
+        "/api/jobs/a/start",
+        "/api/batch",
+        "/api/tickets",
+    ] {
+        for coding in ["gzip", "br", "identity, zstd", "GZIP"] {
+            let request = server.request("POST", path, &worker(1)).body(body);
+            let response = request.header("Content-Encoding", coding).send().await;
+            let response = response.unwrap();
+            assert_eq!(response.status(), 415, "{path} {coding}");
+            assert_eq!(response.headers()["accept-encoding"], "identity");
+            let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+            assert_eq!(problem["code"], "unsupported-encoding");
+        }
+    }
+    for coding in ["identity", "Identity", ""] {
+        let request = server.request("POST", "/api/jobs", &worker(1)).body(body);
+        let (status, _) = answer(request.header("Content-Encoding", coding)).await;
+        assert!(status == 200 || status == 201, "{coding}: {status}");
+    }
+    let nobody = server.request("POST", "/api/jobs", "no.token.this");
+    let (status, _) = answer(nobody.header("Content-Encoding", "gzip")).await;
+    assert_eq!(status, 401, "who asks comes first");
+}

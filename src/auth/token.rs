@@ -1,8 +1,8 @@
 //! The compact form of a signed token (RFC 7515): three parts, a header, a signature. What the claims mean is the
 //! business of `claims.rs`.
 //!
-//! A claim is looked at only after the signature is verified, so that nobody learns anything from the refusal of a
-//! token that he has made up.
+//! A claim is looked at only after the signature is verified, so that the refusal of a
+//! forged token reveals nothing.
 
 use std::borrow::Cow;
 

@@ -246,8 +246,7 @@ impl Run<'_> {
         self.note(all)
     }
 
-    /// Takes note of what came of lines. Those that the store could not take are the whole batch's failure as long as
-    /// nothing of it has happened.
+    /// Records the outcome of lines. If the store failed and no line has been written yet, the whole batch fails.
     fn note(&mut self, done: impl IntoIterator<Item = Done>) -> Result<(), Problem> {
         let mut failed = Vec::new();
         for (lines, result) in done.into_iter().flatten() {

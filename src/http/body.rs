@@ -126,11 +126,11 @@ pub(super) fn is_sound_key(key: &str) -> bool {
 
 /// What an idempotency key was used for: the address, and what the body means rather than how it is written.
 pub(super) fn fingerprint(address: &str, body: &[u8]) -> String {
-    let meaning = parse::<Value>(body).map(canonical);
+    let meaning = parse::<Value>(body).map(|value| canonical(value).to_string());
     let digest = Sha256::new()
         .chain_update(address)
         .chain_update(b"\n")
-        .chain_update(meaning.map_or(body.to_vec(), |meaning| meaning.to_string().into_bytes()))
+        .chain_update(meaning.as_ref().map_or(body, |meaning| meaning.as_bytes()))
         .finalize();
     digest
         .iter()

@@ -45,7 +45,7 @@ pub(super) fn is_encrypted(request: &Request<'_>) -> bool {
 
 /// The page that asks, by its `Origin`.
 pub(super) enum Page {
-    /// No `Origin`: the client is no browser, or the request is a plain GET of the server's own page.
+    /// No `Origin`: the client is not a browser, or the request is a plain GET of the server's own page.
     None,
     /// A page of this origin.
     At(Origin),

@@ -233,9 +233,12 @@ pub(super) fn only_known(request: &Request<'_>, own: &[&str]) -> Result<(), Prob
     let mut names = request.query_fields().map(|field| field.name);
     match names.find(|name| !is_known(name.source().as_str())) {
         None => Ok(()),
-        Some(_) => {
+        Some(name) => {
+            /// Enough to recognise a misspelt name by.
+            const SHOWN_CHARS: usize = 64;
+            let name: String = name.source().as_str().chars().take(SHOWN_CHARS).collect();
             let detail = format!(
-                "the query has a parameter that this list does not have; it has {} and {}",
+                "`{name}` is not a parameter of this list; it has {} and {}",
                 own.join(", "),
                 COMMON.join(", ")
             );

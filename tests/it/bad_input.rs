@@ -593,3 +593,19 @@ async fn a_compressed_body_is_refused_by_its_encoding_and_not_taken_for_broken_j
     let (status, _) = answer(nobody.header("Content-Encoding", "gzip")).await;
     assert_eq!(status, 401, "who asks comes first");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_misspelt_filter_is_named_and_the_name_is_cut_short() {
+    let server = server().await;
+    for list in ["jobs", "devices", "enrollments", "violations"] {
+        let path = format!("/api/{list}?statsu=failed");
+        let (status, problem) = answer(server.request("GET", &path, &worker(1))).await;
+        assert_eq!(status, 400, "{list}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("`statsu`"), "{detail}");
+    }
+    let path = format!("/api/jobs?{}=1", "é".repeat(1_000));
+    let (status, problem) = answer(server.request("GET", &path, &worker(1))).await;
+    assert_eq!(status, 400);
+    assert!(problem["detail"].as_str().unwrap().len() < 500);
+}

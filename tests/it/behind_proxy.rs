@@ -1,5 +1,5 @@
-//! Behind a proxy: below a path prefix, under another name, for clients at other addresses. And what whoever is no
-//! trusted proxy writes into the same headers.
+//! Behind a proxy: below a path prefix, under another name, for clients at other addresses. Also, what
+//! the same headers do when they come from a client that is not a trusted proxy.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -132,7 +132,7 @@ async fn everything_leads_below(way: &Way) {
     let path = cookie
         .split("; ")
         .find_map(|part| part.strip_prefix("Path="));
-    // Not to whoever else is served by the same host.
+    // The cookie is not sent to other applications on the same host.
     let path = format!("{}/", path.unwrap());
     assert!(
         path.len() > 1 && way.public.starts_with(path.trim_end_matches('/')),
@@ -255,7 +255,7 @@ async fn everything_stays_below_a_prefix_and_the_place_in_another_application() 
         let rocket = rocket::custom(figment).attach(tidings::http::fairing("/live"));
         let server = launch(rocket, folder).await;
         let mut way = Way::new(server, "/tidings/live", internal, &[]);
-        // Whoever is no browser does not come through the proxy.
+        // Clients other than browsers connect without the proxy.
         way.server.url = format!("{}/live", way.url);
         everything_leads_below(&way).await;
     }
@@ -392,7 +392,7 @@ async fn a_trusted_proxy_tells_the_name_that_the_browser_knows() {
             status,
             "{headers:?} {origin}"
         );
-        // Whoever may write anything may write this, too.
+        // A client that may set every header may set these as well.
         let believed =
             headers.iter().any(|(name, _)| *name == "Host") && !headers.contains(&(PORT, "8443"));
         let status = if believed { 200 } else { 403 };

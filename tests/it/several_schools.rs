@@ -51,7 +51,7 @@ async fn a_worker_for_several_schools_names_one_with_each_request() {
     assert_eq!(server.get("/api/jobs/a", &viewer(3)).await.0, 404);
     let (status, _) = server.post("/api/jobs?school_id=3", &all, job).await;
     assert_eq!(status, 201, "all schools are all schools");
-    // Whoever reaches all schools as a worker does not look after the server.
+    // A worker of all schools may not see how the server itself is doing.
     for (path, code) in [("/metrics", 403), ("/monitor/system", 403)] {
         let status = server.request("GET", path, &all).send().await.unwrap();
         assert_eq!(status.status(), code, "{path}");

@@ -80,8 +80,8 @@ fn asks_for_websocket(request: &Request<'_>) -> bool {
 /// Handshakes that came over HTTP/1.0, by their keys.
 ///
 /// Rocket 0.5.2 does not tell guards the version of HTTP, and answers such a handshake with a 101 that opens nothing. So
-/// whoever learns of the version otherwise, as `tidings serve` does, notes the key here before the request is routed,
-/// and manages a clone of this in the application. Without it, a request over HTTP/1.0 is known only by its lack of a
+/// an application that can tell the version, as `tidings serve` can, records the key here before the request is routed,
+/// and manages a clone of this as Rocket state. Without it, a request over HTTP/1.0 is known only by its lack of a
 /// `Host`.
 #[derive(Clone)]
 pub struct OldHandshakes(Arc<Mutex<LruCache<String, ()>>>);

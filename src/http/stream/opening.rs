@@ -31,8 +31,8 @@ pub(super) enum Opening {
 }
 
 impl Opening {
-    /// The endpoint's own way to refuse those who may not; whatever else is wrong is told everywhere. It is noted
-    /// before, by whoever knows where the request came from.
+    /// The endpoint's own way to refuse those who may not; whatever else is wrong is told everywhere. The caller
+    /// has recorded it, because it knows where the request came from.
     pub(super) fn refused(problem: Problem, dialect: &Dialect) -> Opening {
         let (close, explains) = match problem.status() {
             401 | 403 => (dialect.refusal, dialect.explains_refusal),

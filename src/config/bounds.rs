@@ -51,9 +51,9 @@ pub const DISPATCH_SLICE: usize = 64;
 pub const WAKE_AT_ONCE: usize = 64;
 /// Subject states that the writer keeps, so that it need not read before each write.
 pub const STATE_CACHE: usize = 20_000;
-/// Schools whose log position, and categories whose durations, the writer keeps.
+/// Schools whose log position, and categories whose history, the writer keeps.
 pub const SCHOOL_CACHE: usize = 10_000;
-/// Finished subjects whose median duration foretells the next one's.
+/// Finished subjects that foretell how the next one goes.
 pub const HISTORY_SAMPLE: usize = 20;
 /// Events or subjects read from the store at a time.
 pub const READ_PAGE: usize = 256;

@@ -8,7 +8,6 @@ pub mod characteristic;
 pub mod device;
 pub mod enrollment;
 pub mod job;
-mod rate;
 
 use std::sync::Arc;
 
@@ -19,6 +18,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
 use self::characteristic::Violation;
+use self::job::{History, Past};
 use crate::event::{Draft, EventType, timestamp};
 use crate::id::{Channel, Kind, NameError, SubjectId};
 
@@ -55,8 +55,8 @@ pub trait Subject {
     /// What belongs to the subject beside the fields of that event: a JSON object.
     fn details(&self, id: &SubjectId) -> Value;
 
-    /// Category and duration in seconds of a subject that ended well.
-    fn duration(&self) -> Option<(Arc<str>, f64)> {
+    /// Category, and what a subject that ended well teaches of it.
+    fn past(&self) -> Option<(Arc<str>, Past)> {
         None
     }
 
@@ -82,7 +82,7 @@ pub trait CommandOf<S>: Sized {
         None
     }
 
-    /// The category whose median duration the rules want to know, if any.
+    /// The category whose history the rules want to know, if any.
     fn wants_history(&self, _: Option<&S>) -> Option<Arc<str>> {
         None
     }
@@ -237,9 +237,9 @@ impl State {
         self.subject().details(id)
     }
 
-    /// See [`Subject::duration`].
-    pub fn duration(&self) -> Option<(Arc<str>, f64)> {
-        self.subject().duration()
+    /// See [`Subject::past`].
+    pub fn past(&self) -> Option<(Arc<str>, Past)> {
+        self.subject().past()
     }
 
     /// See [`Subject::is_over`].
@@ -299,8 +299,8 @@ pub struct Context<'a> {
     pub now: DateTime<Utc>,
     /// Bounds on what producers may send.
     pub limits: &'a Limits,
-    /// The median duration in seconds of recent subjects of the same category, if any finished.
-    pub typical_secs: Option<f64>,
+    /// What recent subjects of the same category teach, if any finished.
+    pub history: Option<History>,
     /// Since when this server has been there to hear anybody: silence before does not count.
     pub since: DateTime<Utc>,
     /// The number that the first event of the outcome will have.

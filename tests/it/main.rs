@@ -54,5 +54,6 @@ mod source_rules;
 mod store_contract;
 mod streams;
 mod switches;
+mod time_left;
 mod tls;
 mod websocket;

@@ -25,7 +25,7 @@ fn context<'a>(secs: i64, next_seq: u64, violation: Option<&'a Violation>) -> Co
     Context {
         now: at(secs),
         limits: &LIMITS,
-        typical_secs: None,
+        history: None,
         since: at(-1_000_000),
         next_seq,
         holder: None,

@@ -23,6 +23,8 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
     let took = job
         .started_at
         .map(|start| span(job.finished_at.unwrap_or(now) - start));
+    // What was to be over by now will be at any moment: nothing worth saying.
+    let eta = job.eta.filter(|eta| eta.at > now);
     json!({
         "id": id,
         "title": job_title(job),
@@ -34,8 +36,9 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
         "progress": job.progress.map(|percent| percent.floor() as u64),
         "message": &*job.message,
         "attempt": job.attempt,
-        // What was to be over by now will be at any moment: nothing worth saying.
-        "eta": job.eta.filter(|eta| eta.at > now).map(|eta| time(eta.at, now)),
+        "eta": eta.map(|eta| time(eta.at, now)),
+        "eta_low": eta.map(|eta| time(eta.low_at.max(now), now)),
+        "eta_high": eta.map(|eta| time(eta.high_at, now)),
         "created": time(job.created_at, now),
         "heard": time(job.heard_at, now),
         "finished": optional_time(job.finished_at, now),

@@ -15,6 +15,7 @@
 //! not moved by every report, so that a busy job costs one look per stall period and no index churn.
 
 mod command;
+mod estimate;
 mod rules;
 
 use std::str::FromStr;
@@ -26,8 +27,8 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 pub use self::command::{Cancel, Command, Complete, Create, Fail, Note, Progress, Start};
+pub use self::estimate::{Course, Estimator, Eta, EtaSource, History, Past};
 pub use self::rules::apply;
-pub use super::rate::Rate;
 use super::{Description, PLAIN_ERROR_CODE, RuleError, Subject, is_plain_name};
 use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
@@ -206,25 +207,6 @@ pub enum End {
     Error(JobError),
 }
 
-/// Where an estimate of the end comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EtaSource {
-    /// This attempt's own rate of progress.
-    Rate,
-    /// The median duration of recent jobs of the same type.
-    History,
-}
-
-/// Estimated end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Eta {
-    /// The estimated time of completion.
-    pub at: DateTime<Utc>,
-    /// What the estimate rests on.
-    pub source: EtaSource,
-}
-
 /// A job's whole state.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -262,10 +244,10 @@ pub struct Job {
     pub timeout_secs: u32,
     /// The next time to look for silence; may be earlier than needed, never later.
     pub check_at: Option<DateTime<Utc>>,
-    /// Median duration of its like, as known when it started.
-    pub typical_secs: Option<f64>,
-    /// How fast it runs.
-    pub rate: Option<Rate>,
+    /// What the end is estimated from, while it runs.
+    pub estimator: Option<Box<Estimator>>,
+    /// What one that is completed teaches of its type.
+    pub past: Option<Past>,
 }
 
 impl Subject for Job {
@@ -286,12 +268,8 @@ impl Subject for Job {
         self.status.is_terminal()
     }
 
-    fn duration(&self) -> Option<(Arc<str>, f64)> {
-        let elapsed = self.finished_at? - self.started_at?;
-        // One that was told to be done without ever having been told to run took nobody knows how long.
-        let completed = self.status == Status::Completed && !elapsed.is_zero();
-        let secs = elapsed.num_milliseconds() as f64 / 1000.0;
-        completed.then(|| (self.job_type.shared(), secs))
+    fn past(&self) -> Option<(Arc<str>, Past)> {
+        self.past.map(|past| (self.job_type.shared(), past))
     }
 }
 
@@ -307,6 +285,10 @@ struct Fields<'a> {
     attempt: u32,
     #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
     eta_at: Option<DateTime<Utc>>,
+    #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
+    eta_low_at: Option<DateTime<Utc>>,
+    #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
+    eta_high_at: Option<DateTime<Utc>>,
     eta_source: Option<EtaSource>,
     stalled: bool,
     cancel_requested: bool,
@@ -332,6 +314,8 @@ pub fn draft(id: &SubjectId, job: &Job, class: Class) -> Draft {
         metadata: &job.metadata,
         attempt: job.attempt,
         eta_at: job.eta.map(|eta| eta.at),
+        eta_low_at: job.eta.map(|eta| eta.low_at),
+        eta_high_at: job.eta.map(|eta| eta.high_at),
         eta_source: job.eta.map(|eta| eta.source),
         stalled: job.stalled,
         cancel_requested: job.cancel_requested,

@@ -7,10 +7,10 @@ use serde_json::value::to_raw_value;
 use serde_json::{Map, Value};
 
 use super::command::{Command, Create, Note, Progress, Start};
-use super::{End, Eta, EtaSource, Job, JobError, KIND, Rate, Status, draft};
+use super::{End, Estimator, Job, JobError, KIND, Status, draft};
 use crate::event::Class;
 use crate::id::SubjectId;
-use crate::kind::{Context, Outcome, RuleError, bounded, code, merged, not_found, rate};
+use crate::kind::{Context, Outcome, RuleError, bounded, code, merged, not_found};
 
 /// The rules: what becomes of a job by a command, and what is told of it. Pure.
 pub fn apply(
@@ -98,8 +98,8 @@ fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
         stall_after_secs: create.stall_after_secs.unwrap_or(limits.stall_after_secs),
         timeout_secs: create.timeout_secs.unwrap_or(limits.timeout_secs),
         check_at: None,
-        typical_secs: None,
-        rate: None,
+        estimator: None,
+        past: None,
     };
     match status {
         Status::InProgress => job.start(context),
@@ -238,13 +238,13 @@ fn changed(
             next.end = None;
             next.started_at = None;
             next.finished_at = None;
-            next.typical_secs = None;
+            next.past = None;
             next.enter(Status::Queued);
             next.note(note, context)?;
         }
     }
     next.estimate(context.now);
-    next.schedule_check(next.heard_at);
+    next.schedule_check(next.heard_at, context.now);
     Ok((next, Some(class)))
 }
 
@@ -274,12 +274,24 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
         return (next, Some(Class::Milestone));
     }
     let stalls = !job.stalled && silent_for(job.stall_after_secs);
-    if stalls {
+    let class = if stalls {
         next.stalled = true;
         next.estimate(context.now);
-    }
-    next.schedule_check(heard_at);
-    (next, stalls.then_some(Class::Milestone))
+        Some(Class::Milestone)
+    } else {
+        // The silence may belie what was foretold.
+        next.estimate(context.now);
+        let outdated = match (&job.eta, &next.eta) {
+            (Some(told), Some(later)) => told.is_outdated_by(later, context.now),
+            (told, later) => told.is_some() || later.is_some(),
+        };
+        if !outdated {
+            next.eta = job.eta;
+        }
+        outdated.then_some(Class::Tick)
+    };
+    next.schedule_check(heard_at, context.now);
+    (next, class)
 }
 
 /// What a division makes of the ends of the range is meant to be them.
@@ -298,7 +310,7 @@ impl Job {
         self.status = status;
         self.message = status.default_message().into();
         self.stalled = false;
-        self.rate = None;
+        self.estimator = None;
         self.eta = None;
         self.check_at = None;
     }
@@ -306,15 +318,15 @@ impl Job {
     fn start(&mut self, context: &Context<'_>) {
         self.enter(Status::InProgress);
         self.started_at = Some(context.now);
-        self.typical_secs = context.typical_secs;
-        self.rate = self
-            .progress
-            .map(|progress| Rate::starting(progress, context.now));
+        let estimator = Estimator::starting(context.now, context.history);
+        self.estimator = Some(Box::new(estimator));
         self.estimate(context.now);
-        self.schedule_check(self.heard_at);
+        self.schedule_check(self.heard_at, context.now);
     }
 
     fn finish(&mut self, status: Status, end: End, now: DateTime<Utc>) {
+        let past = self.estimator.as_ref().and_then(|own| own.past(now));
+        self.past = past.filter(|_| status == Status::Completed);
         self.enter(status);
         self.end = Some(end);
         self.finished_at = Some(now);
@@ -353,7 +365,6 @@ impl Job {
             // That it cannot be told takes nothing back of what was.
             Some(None) if self.progress.is_none_or(|progress| progress == 0.0) => {
                 self.progress = None;
-                self.rate = None;
             }
             None | Some(None) => {}
             Some(Some(asked)) => {
@@ -367,8 +378,8 @@ impl Job {
                 // A lower number is a sign of life all the same: the higher one stays, and what else is told counts.
                 let reached = self.progress.map_or(asked, |current| current.max(asked));
                 self.progress = Some(reached);
-                self.rate
-                    .get_or_insert(Rate::starting(reached, context.now))
+                self.estimator
+                    .get_or_insert_with(|| Box::new(Estimator::starting(context.now, None)))
                     .observe(reached, context.now);
             }
         }
@@ -376,33 +387,35 @@ impl Job {
         self.merge(report.metadata.as_ref(), context)
     }
 
+    /// Foretells the end; of a job that is not running, or silent for too long, there is nothing to tell.
     fn estimate(&mut self, now: DateTime<Utc>) {
-        self.eta = None;
-        if self.status != Status::InProgress {
-            return;
-        }
-        let by_rate = || Some((self.rate?.finish(self.progress?, now)?, EtaSource::Rate));
-        let by_history = || {
-            let end = rate::after(self.started_at?, self.typical_secs?)?;
-            (end > now).then_some((end, EtaSource::History))
-        };
-        self.eta = by_rate()
-            .or_else(by_history)
-            .map(|(at, source)| Eta { at, source });
+        let runs = self.status == Status::InProgress && !self.stalled;
+        let estimator = self.estimator.as_ref().filter(|_| runs);
+        self.eta = estimator.and_then(|own| own.estimate(now));
     }
 
-    fn schedule_check(&mut self, heard_at: DateTime<Utc>) {
+    fn schedule_check(&mut self, heard_at: DateTime<Utc>, now: DateTime<Utc>) {
+        let planned = self.check_at.take();
         if self.status != Status::InProgress {
-            self.check_at = None;
             return;
         }
         let in_secs = |secs: u32| (secs > 0).then(|| heard_at + TimeDelta::seconds(secs.into()));
-        let stall = if self.stalled {
-            None
-        } else {
-            in_secs(self.stall_after_secs)
+        let stall = in_secs(self.stall_after_secs).filter(|_| !self.stalled);
+        let dues = [stall, in_secs(self.timeout_secs), self.revise_at(now)];
+        let due = dues.into_iter().flatten().min();
+        // A busy job's time is moved when half of it is over: it is not looked at, and its index entry rarely changes.
+        let is_good = |planned: &DateTime<Utc>| {
+            due.is_some_and(|due| *planned <= due && *planned - now >= (due - now) / 2)
         };
-        let due = stall.into_iter().chain(in_secs(self.timeout_secs)).min();
-        self.check_at = self.check_at.into_iter().chain(due).min();
+        self.check_at = planned.filter(is_good).or(due);
+    }
+
+    /// When the estimate is to be looked at again if nothing is heard: it must not lie in the past.
+    fn revise_at(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        /// An end that is foretold for sooner than that is let pass for so long.
+        const GRACE: TimeDelta = TimeDelta::seconds(2);
+        let lapses = self.eta?.at.max(now + GRACE);
+        let look = self.estimator.as_ref()?.look_at(now);
+        Some(look.map_or(lapses, |look| look.min(lapses)))
     }
 }

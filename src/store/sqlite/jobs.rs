@@ -2,11 +2,15 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::io;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::ser::Formatter;
 
 use super::schema::{jobs, schools};
 use super::table::{
@@ -16,7 +20,7 @@ use super::table::{
 use super::upsert::upsert;
 use crate::event::Event;
 use crate::id::{Epoch, SchoolId, SubjectId};
-use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Rate};
+use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Past};
 use crate::kind::{Command, job};
 use crate::store::Overdue;
 
@@ -33,7 +37,9 @@ pub(super) struct JobRow<'a> {
     metadata: Cow<'a, str>,
     attempt: i64,
     eta_at: Option<i64>,
-    eta_by_history: bool,
+    eta_low_at: Option<i64>,
+    eta_high_at: Option<i64>,
+    eta_source: Option<Cow<'a, str>>,
     stalled: bool,
     cancel_requested: bool,
     result: Option<Cow<'a, str>>,
@@ -46,11 +52,8 @@ pub(super) struct JobRow<'a> {
     stall_after_secs: i64,
     timeout_secs: i64,
     check_at: Option<i64>,
-    typical_secs: Option<f64>,
-    rate_smoothed: Option<f64>,
-    rate_since: Option<i64>,
-    rate_progress: Option<f64>,
-    rate_at: Option<i64>,
+    estimator: Option<Cow<'a, str>>,
+    past: Option<Cow<'a, str>>,
     created_seq: i64,
     last_seq: i64,
     last_at: i64,
@@ -63,12 +66,10 @@ upsert! {
     once (job_type: Text, created_at: BigInt, stall_after_secs: BigInt, timeout_secs: BigInt, created_seq: BigInt)
     set (
         status: Text, progress: Nullable<Double>, message: Text, metadata: Text, attempt: BigInt,
-        eta_at: Nullable<BigInt>, eta_by_history: Bool, stalled: Bool, cancel_requested: Bool,
+        eta_at: Nullable<BigInt>, eta_low_at: Nullable<BigInt>, eta_high_at: Nullable<BigInt>, eta_source: Nullable<Text>, stalled: Bool, cancel_requested: Bool,
         result: Nullable<Text>, error_code: Nullable<Text>, error_message: Nullable<Text>,
         heard_at: BigInt, started_at: Nullable<BigInt>, finished_at: Nullable<BigInt>,
-        check_at: Nullable<BigInt>, typical_secs: Nullable<Double>,
-        rate_smoothed: Nullable<Double>, rate_since: Nullable<BigInt>, rate_progress: Nullable<Double>,
-        rate_at: Nullable<BigInt>, last_seq: BigInt, last_at: BigInt
+        check_at: Nullable<BigInt>, estimator: Nullable<Text>, past: Nullable<Text>, last_seq: BigInt, last_at: BigInt
     )
 }
 
@@ -89,7 +90,9 @@ impl<'a> JobRow<'a> {
             metadata: job.metadata.get().into(),
             attempt: job.attempt.into(),
             eta_at: job.eta.map(|eta| millis(eta.at)),
-            eta_by_history: job.eta.is_some_and(|eta| eta.source == EtaSource::History),
+            eta_low_at: job.eta.map(|eta| millis(eta.low_at)),
+            eta_high_at: job.eta.map(|eta| millis(eta.high_at)),
+            eta_source: job.eta.map(|eta| eta.source.as_str().into()),
             stalled: job.stalled,
             cancel_requested: job.cancel_requested,
             result,
@@ -102,11 +105,8 @@ impl<'a> JobRow<'a> {
             stall_after_secs: job.stall_after_secs.into(),
             timeout_secs: job.timeout_secs.into(),
             check_at: job.check_at.map(millis),
-            typical_secs: job.typical_secs,
-            rate_smoothed: job.rate.map(|rate| rate.smoothed),
-            rate_since: job.rate.map(|rate| millis(rate.since)),
-            rate_progress: job.rate.map(|rate| rate.progress),
-            rate_at: job.rate.map(|rate| millis(rate.at)),
+            estimator: job.estimator.as_ref().map(|own| short_json(own).into()),
+            past: job.past.as_ref().map(|own| short_json(own).into()),
             created_seq: stored.created_seq as i64,
             last_seq: stored.last_seq as i64,
             last_at: millis(stored.last_at),
@@ -126,22 +126,20 @@ impl<'a> JobRow<'a> {
             }
             (None, None) => None,
         };
-        let source = if self.eta_by_history {
-            EtaSource::History
-        } else {
-            EtaSource::Rate
-        };
-        let rate = match (
-            self.rate_smoothed,
-            self.rate_since,
-            self.rate_progress,
-            self.rate_at,
+        let eta = match (
+            self.eta_at,
+            self.eta_low_at,
+            self.eta_high_at,
+            self.eta_source,
         ) {
-            (Some(smoothed), Some(since), Some(progress), Some(at)) => Some(Rate {
-                smoothed,
-                since: from_millis(since)?,
-                progress,
+            (Some(at), Some(low_at), Some(high_at), Some(source)) => Some(Eta {
                 at: from_millis(at)?,
+                low_at: from_millis(low_at)?,
+                high_at: from_millis(high_at)?,
+                source: EtaSource::ALL
+                    .into_iter()
+                    .find(|own| own.as_str() == source)
+                    .ok_or_else(|| unreadable("a source of an estimate"))?,
             }),
             _ => None,
         };
@@ -161,7 +159,7 @@ impl<'a> JobRow<'a> {
                 .attempt
                 .try_into()
                 .map_err(|_| unreadable("an attempt"))?,
-            eta: optional(self.eta_at)?.map(|at| Eta { at, source }),
+            eta,
             stalled: self.stalled,
             cancel_requested: self.cancel_requested,
             end,
@@ -178,8 +176,8 @@ impl<'a> JobRow<'a> {
                 .try_into()
                 .map_err(|_| unreadable("a number of seconds"))?,
             check_at: optional(self.check_at)?,
-            typical_secs: self.typical_secs,
-            rate,
+            estimator: json(self.estimator, "an estimator")?,
+            past: json(self.past, "a duration")?,
         };
         let id = self.job_id.parse().map_err(|_| unreadable("a job id"))?;
         let stored = Stored {
@@ -190,6 +188,32 @@ impl<'a> JobRow<'a> {
         };
         Ok((id, stored))
     }
+}
+
+/// As JSON with seven digits: an estimate has no more.
+fn short_json(value: &impl Serialize) -> String {
+    struct SevenDigits;
+    impl Formatter for SevenDigits {
+        fn write_f64<W: ?Sized + io::Write>(
+            &mut self,
+            writer: &mut W,
+            value: f64,
+        ) -> io::Result<()> {
+            write!(writer, "{:e}", value as f32)
+        }
+    }
+    let mut text = Vec::new();
+    let mut writer = serde_json::Serializer::with_formatter(&mut text, SevenDigits);
+    value.serialize(&mut writer).expect("figures are JSON");
+    String::from_utf8(text).expect("JSON is UTF-8")
+}
+
+fn json<T: DeserializeOwned>(
+    text: Option<Cow<'_, str>>,
+    what: &'static str,
+) -> QueryResult<Option<T>> {
+    text.map(|text| serde_json::from_str(&text).map_err(|_| unreadable(what)))
+        .transpose()
 }
 
 /// Jobs, as the store sees any kind.
@@ -206,24 +230,23 @@ impl Table for JobsTable {
         ends with ENDS, checked by Command::Job(job::Command::Check)
     );
 
-    fn durations(
+    fn past(
         &self,
         conn: &mut SqliteConnection,
         school: SchoolId,
         category: &str,
         limit: usize,
-    ) -> QueryResult<Vec<f64>> {
-        let rows: Vec<(Option<i64>, Option<i64>)> = jobs::table
+    ) -> QueryResult<Vec<Past>> {
+        let rows: Vec<Option<String>> = jobs::table
             .filter(jobs::school_id.eq(school.get()))
             .filter(jobs::job_type.eq(category))
             .filter(jobs::status.eq("completed"))
             .order(jobs::finished_at.desc())
             .limit(limit as i64)
-            .select((jobs::started_at, jobs::finished_at))
+            .select(jobs::past)
             .load(conn)?;
-        let seconds =
-            |(start, end): (Option<i64>, Option<i64>)| Some((end? - start?) as f64 / 1000.0);
-        Ok(rows.into_iter().filter_map(seconds).collect())
+        let read = |text: Option<String>| json(text.map(Cow::Owned), "a duration").transpose();
+        rows.into_iter().filter_map(read).collect()
     }
 
     fn endings(

@@ -16,6 +16,7 @@ use super::enrollments::EnrollmentsTable;
 use super::jobs::JobsTable;
 use crate::event::Event;
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
+use crate::kind::job::Past;
 use crate::kind::{State, characteristic, device, enrollment, job};
 use crate::scope::Filter;
 use crate::store::{ListQuery, Overdue, StoredSubject};
@@ -166,14 +167,14 @@ pub(super) trait Table: Sync {
         Ok(HashMap::new())
     }
 
-    /// Durations in seconds of the newest subjects of a category that ended well, newest first.
-    fn durations(
+    /// What the newest subjects of a category teach that ended well, newest first.
+    fn past(
         &self,
         _: &mut SqliteConnection,
         _: SchoolId,
         _category: &str,
         _limit: usize,
-    ) -> QueryResult<Vec<f64>> {
+    ) -> QueryResult<Vec<Past>> {
         Ok(Vec::new())
     }
 

@@ -14,7 +14,7 @@ const LIMITS: &str =
     "characteristic_id center_line ucl lcl method sample_count limits_version baseline";
 const UPLOAD: &str =
     "processing_id file_id job_type status progress message isComplete error result";
-const JOB: &str = "job_id job_type status progress message metadata attempt eta_at eta_source stalled cancel_requested";
+const JOB: &str = "job_id job_type status progress message metadata attempt eta_at eta_low_at eta_high_at eta_source stalled cancel_requested";
 
 over_every_client! {
     async fn an_enrollment_is_told_in_its_four_messages(clients) {

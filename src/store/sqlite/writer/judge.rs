@@ -19,6 +19,7 @@ use crate::config;
 use crate::event::{Class, Event};
 use crate::id::{Cursor, Kind, SchoolId, SubjectId};
 use crate::kind::characteristic::Violation;
+use crate::kind::job::{History, Past};
 use crate::kind::{self, Context, RuleError, State};
 use crate::store::{CommandError, Envelope, Idempotency, Receipt};
 
@@ -29,8 +30,8 @@ pub(super) struct Group {
     pub(super) changed: HashMap<Address, Stored>,
     pub(super) heads: HashMap<SchoolId, u64>,
     pub(super) keys: HashMap<(SchoolId, String), Used>,
-    /// Category and duration in seconds of subjects that ended well.
-    pub(super) ended: Vec<(SchoolId, Arc<str>, f64)>,
+    /// Category of subjects that ended well, and what they teach of it.
+    pub(super) ended: Vec<(SchoolId, Arc<str>, Past)>,
     /// Who holds alone what the group gave or took.
     pub(super) held: HashMap<(SchoolId, Kind, String), Option<SubjectId>>,
     pub(super) violations: HashMap<(SchoolId, SubjectId, u64), Violation>,
@@ -77,8 +78,8 @@ impl Writer {
         let previous = self.stored(group, &address)?;
         let state = previous.map(|stored| stored.state.clone());
         let place = previous.map(|stored| (stored.created_seq, stored.last_seq, stored.last_at));
-        let typical_secs = match command.wants_history(state.as_ref()) {
-            Some(category) => self.typical_secs(school, kind, category)?,
+        let history = match command.wants_history(state.as_ref()) {
+            Some(category) => self.history(school, kind, category)?,
             None => None,
         };
         let holder = match command.wants_holder() {
@@ -101,7 +102,7 @@ impl Writer {
         let context = Context {
             now,
             limits: &self.limits,
-            typical_secs,
+            history,
             since: self.since,
             next_seq: head + 1,
             holder: holder.as_ref(),
@@ -159,8 +160,8 @@ impl Writer {
             }
             group.events.push(event);
         }
-        if let Some((category, secs)) = outcome.state.duration().filter(|_| answer.is_some()) {
-            group.ended.push((school, category, secs));
+        if let Some((category, past)) = outcome.state.past().filter(|_| answer.is_some()) {
+            group.ended.push((school, category, past));
         }
         let (created_seq, last_seq, last_at) = place.unwrap_or((head + 1, head + 1, now));
         let (last_seq, last_at) = if answer.is_some() {
@@ -280,28 +281,20 @@ impl Writer {
         Ok(head)
     }
 
-    /// The median duration in seconds of the newest subjects of a category.
-    fn typical_secs(
+    /// What the newest subjects of a category teach that ended well.
+    fn history(
         &mut self,
         school: SchoolId,
         kind: Kind,
         category: Arc<str>,
-    ) -> QueryResult<Option<f64>> {
+    ) -> QueryResult<Option<History>> {
         let key = (school, category);
-        if !self.durations.contains(&key) {
-            let durations =
-                table(kind).durations(&mut self.conn, school, &key.1, config::HISTORY_SAMPLE)?;
-            self.durations.put(key.clone(), durations.into());
+        if !self.past.contains(&key) {
+            let past = table(kind).past(&mut self.conn, school, &key.1, config::HISTORY_SAMPLE)?;
+            self.past.put(key.clone(), past.into());
         }
-        let mut sorted: Vec<f64> = self
-            .durations
-            .get(&key)
-            .into_iter()
-            .flatten()
-            .copied()
-            .collect();
-        sorted.sort_unstable_by(f64::total_cmp);
-        Ok(sorted.get(sorted.len() / 2).copied())
+        let past = self.past.get_mut(&key);
+        Ok(past.and_then(|past| History::of(past.make_contiguous())))
     }
 
     /// An earlier use of the key.

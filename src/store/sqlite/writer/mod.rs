@@ -33,6 +33,7 @@ use super::violations;
 use super::{OPEN_IN, database_error};
 use crate::config::{self, Settings, Synchronous};
 use crate::id::{Epoch, Kind, SchoolId};
+use crate::kind::job::Past;
 use crate::kind::{self, Limits};
 use crate::store::{CommandError, Committed, Envelope, Meter, Receipt, StoreError};
 
@@ -77,7 +78,7 @@ pub(super) struct Writer {
     /// And how many it may have.
     most: Vec<(Kind, u64, &'static str)>,
     states: LruCache<Address, Stored>,
-    durations: LruCache<(SchoolId, Arc<str>), VecDeque<f64>>,
+    past: LruCache<(SchoolId, Arc<str>), VecDeque<Past>>,
     /// The last school that the retention sweep has visited in this round.
     swept_school: i64,
 }
@@ -125,7 +126,7 @@ impl Writer {
                 })
                 .collect(),
             states: cache(config::STATE_CACHE),
-            durations: cache(config::SCHOOL_CACHE),
+            past: cache(config::SCHOOL_CACHE),
             swept_school: 0,
         }
     }
@@ -300,10 +301,10 @@ impl Writer {
                 *count += created;
             }
         }
-        for (school, category, secs) in group.ended.drain(..) {
-            if let Some(durations) = self.durations.get_mut(&(school, category)) {
-                durations.truncate(config::HISTORY_SAMPLE - 1);
-                durations.push_front(secs);
+        for (school, category, own) in group.ended.drain(..) {
+            if let Some(past) = self.past.get_mut(&(school, category)) {
+                past.truncate(config::HISTORY_SAMPLE - 1);
+                past.push_front(own);
             }
         }
         Ok(())

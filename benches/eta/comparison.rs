@@ -1,0 +1,146 @@
+//! How each rule does in each workload.
+
+use super::rules::{Average, Indicatif, Median, Ours, Rule, Tqdm};
+use super::workloads::{Run, Workload};
+
+/// The rules, ours first.
+pub(crate) const RULES: [&str; 5] = ["tidings", "tqdm", "indicatif", "average", "history"];
+/// Times at which a run is looked at, evenly spaced.
+const LOOKS: usize = 200;
+/// An estimate is far off if it is too long or too short by more than this factor.
+const FAR_OFF: f64 = 3.0;
+
+/// What came of one rule in one workload.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Score {
+    /// The median factor between what was told and what was true.
+    pub(crate) factor: f64,
+    /// The mean share of a run during which it was far off, or told nothing although another rule did.
+    pub(crate) off: f64,
+}
+
+/// What came of one workload.
+pub(crate) struct Row {
+    /// The workload.
+    pub(crate) name: &'static str,
+    /// By rule. Nothing for a rule that never tells anything.
+    pub(crate) scores: [Option<Score>; RULES.len()],
+    /// How often the truth was within the range that was told.
+    pub(crate) coverage: f64,
+    /// How often there was a range.
+    pub(crate) ranges: usize,
+}
+
+impl Row {
+    /// Ours.
+    pub(crate) fn own(&self) -> Score {
+        self.scores[0].expect("ours tells something")
+    }
+
+    fn others(&self) -> impl Iterator<Item = Score> {
+        self.scores[1..].iter().flatten().copied()
+    }
+
+    /// The best of the others' factors.
+    pub(crate) fn best_factor(&self) -> f64 {
+        self.others()
+            .map(|own| own.factor)
+            .fold(f64::INFINITY, f64::min)
+    }
+
+    /// The least of the others' shares.
+    pub(crate) fn least_off(&self) -> f64 {
+        self.others()
+            .map(|own| own.off)
+            .fold(f64::INFINITY, f64::min)
+    }
+
+    /// Best or within 5 % of the best, and not far off for more than a tenth of a run where another manages that.
+    pub(crate) fn reaches_the_goal(&self) -> bool {
+        let own = self.own();
+        own.factor <= self.best_factor() * 1.05 && (own.off <= 0.10 || self.least_off() > 0.10)
+    }
+}
+
+/// Looks at one run; adds the factors, and returns the shares that were far off and how many ranges held the truth.
+fn follow(
+    run: &Run,
+    factors: &mut [Vec<f64>; RULES.len()],
+) -> ([f64; RULES.len()], (usize, usize)) {
+    let mut ours = Ours::new(run);
+    let (mut tqdm, mut indicatif) = (Tqdm::default(), Indicatif::default());
+    let (mut average, mut median) = (Average::default(), Median::of(&run.earlier));
+    let mut reports = run.reports.iter().peekable();
+    let mut off = [0.0; RULES.len()];
+    let (mut looks, mut within, mut ranges) = (0.0, 0, 0);
+    for look in 0..LOOKS {
+        let at = run.end * (look as f64 + 0.5) / LOOKS as f64;
+        while let Some((time, progress)) = reports.next_if(|(time, _)| *time <= at) {
+            let rules: [&mut dyn Rule; RULES.len()] = [
+                &mut ours,
+                &mut tqdm,
+                &mut indicatif,
+                &mut average,
+                &mut median,
+            ];
+            for rule in rules {
+                rule.report(*time, *progress);
+            }
+        }
+        let rules: [&mut dyn Rule; RULES.len()] = [
+            &mut ours,
+            &mut tqdm,
+            &mut indicatif,
+            &mut average,
+            &mut median,
+        ];
+        let left = rules.map(|rule| rule.left(at));
+        // Of a stalled job nothing is told, and before there is evidence nobody can.
+        if at < run.from || ours.is_stalled(at) || left.iter().all(Option::is_none) {
+            continue;
+        }
+        looks += 1.0;
+        let truth = run.end - at;
+        for (rule, left) in left.iter().enumerate() {
+            let factor = left.map(|left| {
+                let left = left.max(0.001);
+                (left / truth).max(truth / left)
+            });
+            factors[rule].extend(factor);
+            if factor.is_none_or(|factor| factor > FAR_OFF) {
+                off[rule] += 1.0;
+            }
+        }
+        if let Some((low, high)) = ours.range(at) {
+            ranges += 1;
+            within += usize::from((low..=high).contains(&truth));
+        }
+    }
+    (off.map(|off| off / f64::max(looks, 1.0)), (within, ranges))
+}
+
+/// Measures a workload.
+pub(crate) fn compare(workload: &Workload) -> Row {
+    let mut factors: [Vec<f64>; RULES.len()] = Default::default();
+    let mut off = [0.0; RULES.len()];
+    let (mut within, mut ranges) = (0, 0);
+    for run in &workload.runs {
+        let (own, held) = follow(run, &mut factors);
+        off.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+        within += held.0;
+        ranges += held.1;
+    }
+    let mut off = off.map(|off| off / workload.runs.len() as f64).into_iter();
+    let scores = factors.map(|mut factors| {
+        factors.sort_by(f64::total_cmp);
+        let off = off.next().expect("one for each rule");
+        let factor = *factors.get(factors.len() / 2)?;
+        Some(Score { factor, off })
+    });
+    Row {
+        name: workload.name,
+        scores,
+        coverage: within as f64 / f64::max(ranges as f64, 1.0),
+        ranges,
+    }
+}

@@ -1,0 +1,38 @@
+//! How well the time left is told, in virtual time, against the rules that others have published:
+//! `cargo bench --bench eta [-- [jobs of each workload] [seed]]`.
+
+mod comparison;
+mod rules;
+mod workloads;
+
+fn main() {
+    // Cargo adds `--bench`.
+    let mut numbers = std::env::args().filter_map(|own| own.parse().ok());
+    let (jobs, seed) = (numbers.next().unwrap_or(40), numbers.next().unwrap_or(0));
+    println!(
+        "Median factor between told and true time left / share of the run off by more than 3×"
+    );
+    let rules = comparison::RULES.map(|rule| format!("{rule:>15}"));
+    println!("{:30}{}  range holds the end", "", rules.concat());
+    let (mut missed, mut within, mut ranges) = (0, 0.0, 0);
+    for workload in workloads::all(jobs, seed) {
+        let row = comparison::compare(&workload);
+        let cells = row.scores.map(|score| match score {
+            Some(own) if own.factor >= 1000.0 => {
+                format!("{:>8} /{:>3.0} %", "> 1000", own.off * 100.0)
+            }
+            Some(own) => format!("{:>8.2} /{:>3.0} %", own.factor, own.off * 100.0),
+            None => format!("{:>15}", "–"),
+        });
+        let mark = if row.reaches_the_goal() { "" } else { "  !" };
+        let coverage = row.coverage * 100.0;
+        println!("{:30}{}{coverage:>6.0} %{mark}", row.name, cells.concat());
+        missed += usize::from(!row.reaches_the_goal());
+        within += row.coverage * row.ranges as f64;
+        ranges += row.ranges;
+    }
+    println!(
+        "{missed} rows miss the goal; the range holds the end in {:.0} %",
+        100.0 * within / ranges as f64
+    );
+}

@@ -22,6 +22,7 @@
 //! never dropped while it is retained, a *tick* may be superseded by a newer one of its subject. *Channel*:
 //! what subscribers listen to inside a school. *Cursor*: epoch and seq. *Window*: the newest events of a
 //! school in memory. *Mailbox*: a connection's bounded queue. *Frame*: an event's bytes in one encoding.
+//! *Uptime*: the time during which the server was up, over all its starts; silence is measured in it ([`uptime`]).
 //!
 //! # Invariants
 //!
@@ -55,7 +56,7 @@
 //!    vitals.rs refusals.rs                           own figures; what the log says of refusals
 //! 2  store/  hub/                     log and state │ in-memory fan-out. They do not know one another
 //! 1  kind/ auth/ wire/ config/ scope.rs throttle.rs     domain rules; who may; the only encoder; every bound
-//! 0  id.rs event.rs sync.rs           names; what happened; locks
+//! 0  id.rs event.rs sync.rs uptime.rs                names; what happened; locks; the clock of silence
 //! ```
 //!
 //! # In another Rocket application
@@ -81,6 +82,7 @@ pub mod store;
 pub mod subscribe;
 mod sync;
 pub mod throttle;
+pub mod uptime;
 pub mod vitals;
 pub mod watchdog;
 pub mod wire;

@@ -4,6 +4,10 @@
 //! (a device comes or goes); when a device was last heard of is written down in batches. What a change means
 //! is the business of the rules in [`crate::kind::device`]; here are only counting and the clock.
 //!
+//! Leases are measured in [uptime](crate::uptime), and a restart does not renew them: each goes on with what was left of
+//! it. A server that was killed may have heard of a device without writing it down. That is made good once, when the
+//! device is doubted: from then on, until it is back, each of its beats is written down at the next round.
+//!
 //! What was decided comes back with the committed events ([`Presence::observe`]), also from a device's own
 //! word and from other handles on the store, so the memory follows the log. It holds one entry for each
 //! device that is not gone, and for a gone one that has begun to beat again.
@@ -15,15 +19,18 @@ use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, Utc};
 use serde::Deserialize;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{PRESENCE_BATCH, PRESENCE_FLUSH_PERIOD, PRESENCE_PERIOD};
 use crate::event::Event;
 use crate::id::{SchoolId, SubjectId};
-use crate::kind::device::{self, Command, Device, GOOD_BEATS, Status};
+use crate::kind::device::{
+    self, CLOCK_SKEW_SECS, Command, Device, GOOD_BEATS, Heard, Standing, Status, is_leased_anew,
+};
 use crate::kind::{self, State};
 use crate::publish::{PublishError, Publisher};
 use crate::store::{CommandError, Envelope, Store, StoreError};
+use crate::uptime::{Uptime, UptimeClock};
 
 type Address = (SchoolId, SubjectId);
 
@@ -31,6 +38,7 @@ type Address = (SchoolId, SubjectId);
 pub struct Presence {
     store: Arc<dyn Store>,
     publisher: Publisher,
+    clock: UptimeClock,
     leases: Mutex<Leases>,
 }
 
@@ -38,21 +46,24 @@ pub struct Presence {
 struct Leases {
     held: HashMap<Address, Lease>,
     /// When to look at which lease, at its deadline or before. Only the entry at a lease's `look_at` counts.
-    due: BinaryHeap<Reverse<(Instant, Address)>>,
+    due: BinaryHeap<Reverse<(Uptime, Address)>>,
     /// Whose last beat is not written down yet.
     unwritten: Vec<Address>,
+    /// Those of them that are not known to be there, so that it is to be written down soon.
+    urgent: Vec<Address>,
 }
 
 struct Lease {
     status: Status,
-    lease: Duration,
-    deadline: Instant,
-    look_at: Instant,
+    lease_secs: u32,
+    deadline: Uptime,
+    look_at: Uptime,
     /// Whether there is an entry for that; there is none while the end of the lease is being told.
     is_looked_at: bool,
     /// Beats in a row, each within the lease of the one before.
     beats: u32,
-    seen_at: Option<DateTime<Utc>>,
+    /// Its last beat.
+    heard: Option<Heard>,
     unwritten: bool,
     /// The last event of it.
     seq: u64,
@@ -69,6 +80,12 @@ pub struct Beat {
     pub expires_at: DateTime<Utc>,
 }
 
+/// A beat, as it is answered and as it is written down.
+struct Renewed {
+    told: Beat,
+    heard: Heard,
+}
+
 /// What a device's event says beside the status.
 #[derive(Deserialize)]
 struct Told {
@@ -81,6 +98,7 @@ impl Presence {
     /// Leases of the devices of this store.
     pub fn new(store: Arc<dyn Store>, publisher: Publisher) -> Presence {
         Presence {
+            clock: store.uptime(),
             store,
             publisher,
             leases: Mutex::default(),
@@ -114,10 +132,9 @@ impl Presence {
                 continue;
             };
             if arrives {
-                let seen_at = beat.seen_at;
-                arriving.push((beats.len(), device.clone(), Command::Arrive { seen_at }));
+                arriving.push((beats.len(), device.clone(), Command::Arrive(beat.heard)));
             }
-            beats.push(Ok(beat));
+            beats.push(Ok(beat.told));
         }
         if arriving.is_empty() {
             return Ok(beats);
@@ -145,9 +162,9 @@ impl Presence {
         &self,
         school: SchoolId,
         device: &SubjectId,
-    ) -> Result<Option<(Beat, bool)>, StoreError> {
+    ) -> Result<Option<(Renewed, bool)>, StoreError> {
         let address = (school, device.clone());
-        let known = self.lock().beat(&address);
+        let known = self.lock().beat(&address, self.clock.now());
         if known.is_some() {
             return Ok(known);
         }
@@ -158,9 +175,10 @@ impl Presence {
         let Some(State::Device(state)) = stored.map(|stored| stored.state) else {
             return Ok(None);
         };
+        let now = self.clock.now();
         let mut leases = self.lock();
-        leases.hold(address.clone(), &state);
-        Ok(leases.beat(&address))
+        leases.hold(address.clone(), &state, now);
+        Ok(leases.beat(&address, now))
     }
 
     /// Completes a report of somebody else with when the device was last heard of, which the store may not know yet.
@@ -172,8 +190,8 @@ impl Presence {
         if report.status != Status::Online || report.last_seen.is_some() {
             let address = (school, envelope.subject.clone());
             let leases = self.lock();
-            let seen_at = leases.held.get(&address).and_then(|lease| lease.seen_at);
-            report.last_seen = report.last_seen.max(seen_at);
+            let heard = leases.held.get(&address).and_then(|lease| lease.heard);
+            report.last_seen = report.last_seen.max(heard.map(|heard| heard.at));
         }
     }
 
@@ -184,7 +202,8 @@ impl Presence {
             let told = serde_json::from_str::<Told>(&event.draft.fields).ok();
             if let Some((status, told)) = status.zip(told) {
                 let address = (event.school, event.subject.clone());
-                self.lock().observe(address, event.seq, status, &told);
+                let now = self.clock.now();
+                self.lock().observe(address, event.seq, status, &told, now);
             }
         }
     }
@@ -195,7 +214,7 @@ impl Presence {
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut doubted = None;
         let mut doubts = true;
-        let mut flushed = Instant::now();
+        let mut flushed = self.clock.now();
         loop {
             rounds.tick().await;
             // No lease ends before everyone has been doubted: that would be a mass "offline".
@@ -203,9 +222,11 @@ impl Presence {
                 true => self.doubt(&mut doubted).await.map(|more| doubts = more),
                 false => self.expire().await,
             };
-            if done.is_ok() && flushed.elapsed() >= PRESENCE_FLUSH_PERIOD {
+            if done.is_ok() && self.clock.now().since(flushed) >= PRESENCE_FLUSH_PERIOD {
                 done = self.flush().await;
-                flushed = Instant::now();
+                flushed = self.clock.now();
+            } else if done.is_ok() {
+                done = self.flush_urgent().await;
             }
             match done {
                 Ok(()) => {}
@@ -217,16 +238,32 @@ impl Presence {
 
     /// Writes down when devices were last heard of.
     pub async fn flush(&self) -> Result<(), StoreError> {
-        let unwritten = self.lock().take_unwritten();
-        let seen = unwritten
-            .into_iter()
-            .map(|(address, seen_at)| (address, Command::Seen { seen_at }));
-        self.carry_out(seen.collect()).await
+        let seen = self.lock().take_unwritten();
+        self.write_down(seen).await
     }
 
-    /// A new server does not know who is there: what was online is unknown for one lease. Goes on after `doubted`,
-    /// and gives whether there may be more; after a failure the same is tried again.
+    /// The same for devices that are not known to be there.
+    async fn flush_urgent(&self) -> Result<(), StoreError> {
+        let seen = self.lock().take_urgent();
+        self.write_down(seen).await
+    }
+
+    async fn write_down(&self, seen: Vec<(Address, Command)>) -> Result<(), StoreError> {
+        let result = self.carry_out(&seen).await;
+        if result.is_err() {
+            // They are written down with the next.
+            self.lock().put_back(seen);
+        }
+        result
+    }
+
+    /// A new server does not know who is there: what was online is unknown for what is left of its lease. Goes on after
+    /// `doubted`, and returns whether there may be more; after a failure the same is tried again.
     async fn doubt(&self, doubted: &mut Option<Address>) -> Result<bool, StoreError> {
+        let unwritten = match self.clock.was_cut_off() {
+            true => PRESENCE_FLUSH_PERIOD,
+            false => Duration::ZERO,
+        };
         loop {
             let page = self
                 .store
@@ -239,31 +276,36 @@ impl Presence {
             let mut doubts = Vec::new();
             for (school, id, device) in page {
                 let address = (school, id);
-                self.lock().hold(address.clone(), &device);
-                if device.status == Status::Online {
-                    doubts.push((address, Command::Doubt));
+                let is_online = device.status == Status::Online;
+                let leased = match is_online {
+                    true => device.doubted_from(unwritten, self.clock.now()),
+                    false => device.lease_uptime,
+                };
+                self.lock().hold(address.clone(), &device, leased);
+                if is_online {
+                    doubts.push((address, Command::Doubt { unwritten }));
                 }
             }
-            self.carry_out(doubts).await?;
+            self.carry_out(&doubts).await?;
             *doubted = Some(last);
         }
     }
 
     /// Ends the leases that are over.
     async fn expire(&self) -> Result<(), StoreError> {
-        let over = self.lock().take_over(Instant::now());
-        let result = self.carry_out(over.clone()).await;
+        let over = self.lock().take_over(self.clock.now());
+        let result = self.carry_out(&over).await;
         if result.is_err() {
             // They are still over at the next round.
             let mut leases = self.lock();
             for (address, _) in over {
-                leases.look(address, Instant::now());
+                leases.look(address, self.clock.now());
             }
         }
         result
     }
 
-    async fn carry_out(&self, commands: Vec<(Address, Command)>) -> Result<(), StoreError> {
+    async fn carry_out(&self, commands: &[(Address, Command)]) -> Result<(), StoreError> {
         for part in commands.chunks(PRESENCE_BATCH) {
             let mut by_school: HashMap<SchoolId, Vec<Envelope>> = HashMap::new();
             for ((school, id), command) in part {
@@ -293,29 +335,34 @@ fn envelope(subject: SubjectId, command: Command) -> Envelope {
     Envelope::new(subject, kind::Command::Device(command))
 }
 
+fn lease(secs: u32) -> Duration {
+    Duration::from_secs(secs.into())
+}
+
 impl Leases {
-    /// Holds a lease for a device as it is stored, unless there is one.
-    fn hold(&mut self, address: Address, device: &Device) {
-        let lease = Duration::from_secs(device.lease_secs.into());
-        self.insert(address, device.status, lease, device.told_status.0);
+    /// Holds a lease that counts from `leased` for a device as it is stored, unless there is one.
+    fn hold(&mut self, address: Address, device: &Device, leased: Uptime) {
+        let (status, lease_secs) = device.standing();
+        self.insert(address, (status, lease_secs), leased, device.told_status.0);
     }
 
-    fn insert(&mut self, address: Address, status: Status, lease: Duration, seq: u64) {
+    fn insert(&mut self, address: Address, standing: Standing, leased: Uptime, seq: u64) {
         if self.held.contains_key(&address) {
             return;
         }
-        let deadline = Instant::now() + lease;
+        let (status, lease_secs) = standing;
+        let deadline = leased + lease(lease_secs);
         self.due.push(Reverse((deadline, address.clone())));
         self.held.insert(
             address,
             Lease {
                 status,
-                lease,
+                lease_secs,
                 deadline,
                 look_at: deadline,
                 is_looked_at: true,
                 beats: 0,
-                seen_at: None,
+                heard: None,
                 unwritten: false,
                 seq,
             },
@@ -323,55 +370,67 @@ impl Leases {
     }
 
     /// Renews a lease, if it is held. The second part says whether the device has now arrived.
-    fn beat(&mut self, address: &Address) -> Option<(Beat, bool)> {
-        let lease = self.held.get_mut(address)?;
-        let seen_at = Utc::now().trunc_subsecs(3);
-        let now = Instant::now();
-        if lease.deadline <= now {
-            // It was silent for a whole lease: what it said before does not count.
-            lease.beats = 0;
-        }
-        lease.beats = lease.beats.saturating_add(1);
-        lease.seen_at = Some(seen_at);
-        lease.deadline = now + lease.lease;
-        if !lease.unwritten {
-            lease.unwritten = true;
-            self.unwritten.push(address.clone());
-        }
-        let beat = Beat {
-            status: lease.status,
-            seen_at,
-            expires_at: seen_at + lease.lease,
+    fn beat(&mut self, address: &Address, now: Uptime) -> Option<(Renewed, bool)> {
+        let held = self.held.get_mut(address)?;
+        let heard = Heard {
+            at: Utc::now().trunc_subsecs(3),
+            uptime: now,
         };
-        let arrives = lease.status != Status::Online && lease.beats >= GOOD_BEATS;
-        Some((beat, arrives))
+        if held.deadline <= now {
+            // It was silent for a whole lease: what it said before does not count.
+            held.beats = 0;
+        }
+        held.beats = held.beats.saturating_add(1);
+        held.heard = Some(heard);
+        held.deadline = now + lease(held.lease_secs);
+        if !held.unwritten {
+            held.unwritten = true;
+            let queue = match held.status {
+                Status::Unknown => &mut self.urgent,
+                Status::Online | Status::Offline => &mut self.unwritten,
+            };
+            queue.push(address.clone());
+        }
+        let told = Beat {
+            status: held.status,
+            seen_at: heard.at,
+            expires_at: heard.at + lease(held.lease_secs),
+        };
+        let arrives = held.status != Status::Online && held.beats >= GOOD_BEATS;
+        Some((Renewed { told, heard }, arrives))
     }
 
-    fn observe(&mut self, address: Address, seq: u64, status: Status, told: &Told) {
-        let lease = Duration::from_secs(told.lease_secs.into());
+    fn observe(&mut self, address: Address, seq: u64, status: Status, told: &Told, now: Uptime) {
+        let standing = (status, told.lease_secs);
         let Some(held) = self.held.get_mut(&address) else {
             if status != Status::Offline {
-                self.insert(address, status, lease, seq);
+                self.insert(address, standing, now, seq);
             }
             return;
         };
-        if seq >= held.seq {
-            if seq > held.seq && (held.status, held.lease) != (status, lease) {
-                if status == Status::Offline {
-                    // Beats before it went do not count for its return.
-                    held.beats = 0;
-                }
-                (held.status, held.lease) = (status, lease);
-                held.deadline = Instant::now() + lease;
+        let before = (held.status, held.lease_secs);
+        if seq > held.seq {
+            if before != standing && status == Status::Offline {
+                // Beats before it went do not count for its return.
+                held.beats = 0;
+            }
+            if before.0 != status && status == Status::Unknown && held.unwritten {
+                self.urgent.push(address.clone());
+            }
+            (held.status, held.lease_secs) = standing;
+            if is_leased_anew(before, standing) {
+                held.deadline = now + lease(held.lease_secs);
             }
             held.seq = seq;
         }
-        // Its own word, heard elsewhere, renews the lease as a beat does.
-        let heard = told
-            .last_seen
-            .map(|seen_at| seen_at + held.lease - Utc::now());
-        if let Some(left) = heard.and_then(|left| left.to_std().ok()) {
-            held.deadline = held.deadline.max(Instant::now() + left.min(held.lease));
+        // Its own word, heard elsewhere, renews the lease as a beat does. One that lies ahead was heard before the wall clock
+        // was set back, and says nothing.
+        let whole = lease(held.lease_secs);
+        let most = whole + Duration::from_secs(CLOCK_SKEW_SECS.unsigned_abs());
+        let left = told.last_seen.map(|seen_at| seen_at + whole - Utc::now());
+        let left = left.and_then(|left| left.to_std().ok());
+        if let Some(left) = left.filter(|left| *left <= most) {
+            held.deadline = held.deadline.max(now + left.min(whole));
         }
         let deadline = held.deadline;
         // A later one is found when the lease is looked at.
@@ -381,7 +440,7 @@ impl Leases {
     }
 
     /// Looks at a lease then, and not at the time that was set before.
-    fn look(&mut self, address: Address, at: Instant) {
+    fn look(&mut self, address: Address, at: Uptime) {
         if let Some(lease) = self.held.get_mut(&address) {
             lease.look_at = at;
             lease.is_looked_at = true;
@@ -390,7 +449,7 @@ impl Leases {
     }
 
     /// Leases that are over, with what to do about them. A gone device's is simply forgotten.
-    fn take_over(&mut self, now: Instant) -> Vec<(Address, Command)> {
+    fn take_over(&mut self, now: Uptime) -> Vec<(Address, Command)> {
         let mut over = Vec::new();
         while self.due.peek().is_some_and(|Reverse((due, _))| *due <= now) {
             let Some(Reverse((due, address))) = self.due.pop() else {
@@ -409,8 +468,7 @@ impl Leases {
                 self.look(address, deadline);
             } else if lease.status != Status::Offline {
                 lease.beats = 0;
-                let seen_at = lease.seen_at;
-                over.push((address, Command::Expire { seen_at }));
+                over.push((address, Command::Expire(lease.heard)));
             } else if lease.unwritten {
                 // Forgotten once it is written down.
                 self.look(address, now + PRESENCE_FLUSH_PERIOD);
@@ -421,13 +479,33 @@ impl Leases {
         over
     }
 
-    fn take_unwritten(&mut self) -> Vec<(Address, DateTime<Utc>)> {
-        let addresses = std::mem::take(&mut self.unwritten);
+    fn take_unwritten(&mut self) -> Vec<(Address, Command)> {
+        let mut addresses = std::mem::take(&mut self.urgent);
+        addresses.append(&mut self.unwritten);
+        self.last_words(addresses)
+    }
+
+    fn take_urgent(&mut self) -> Vec<(Address, Command)> {
+        let addresses = std::mem::take(&mut self.urgent);
+        self.last_words(addresses)
+    }
+
+    fn put_back(&mut self, seen: Vec<(Address, Command)>) {
+        for (address, _) in seen {
+            if let Some(lease) = self.held.get_mut(&address) {
+                lease.unwritten = true;
+                self.unwritten.push(address);
+            }
+        }
+    }
+
+    /// What is to be written down of these, unless it has been.
+    fn last_words(&mut self, addresses: Vec<Address>) -> Vec<(Address, Command)> {
         let mut seen = Vec::with_capacity(addresses.len());
         for address in addresses {
-            if let Some(lease) = self.held.get_mut(&address) {
+            if let Some(lease) = self.held.get_mut(&address).filter(|lease| lease.unwritten) {
                 lease.unwritten = false;
-                seen.extend(lease.seen_at.map(|seen_at| (address, seen_at)));
+                seen.extend(lease.heard.map(|heard| (address, Command::Seen(heard))));
             }
         }
         seen

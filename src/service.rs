@@ -114,6 +114,7 @@ impl Tidings {
             tokio::spawn(dispatch(batches, followers, dispatched)),
             tokio::spawn(Arc::clone(&presence).watch()),
             tokio::spawn(watchdog::watch_silence(Arc::clone(&store))),
+            tokio::spawn(watchdog::keep_uptime(Arc::clone(&store))),
             tokio::spawn(watchdog::sweep(Arc::clone(&store), Arc::clone(&hub))),
         ];
         let vitals = Arc::<Vitals>::default();

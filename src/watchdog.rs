@@ -1,5 +1,5 @@
-//! What happens without anybody asking: silent subjects are flagged and ended, old events are removed, idle
-//! schools leave memory. Judgement is the kinds' own (a command like any other); here is only the clock.
+//! What happens without anybody asking: silent subjects are flagged and ended, the uptime is saved, old events are
+//! removed, idle schools leave memory. Judgement is the kinds' own (a command like any other); here is only the clock.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use chrono::Utc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::config::{SWEEP_PERIOD, WATCHDOG_BATCH, WATCHDOG_PERIOD, WINDOW_IDLE};
+use crate::config::{SWEEP_PERIOD, UPTIME_PERIOD, WATCHDOG_BATCH, WATCHDOG_PERIOD, WINDOW_IDLE};
 use crate::hub::Hub;
 use crate::id::SchoolId;
 use crate::store::{Envelope, Store, StoreError};
@@ -30,7 +30,8 @@ pub async fn watch_silence(store: Arc<dyn Store>) {
 
 async fn check_overdue(store: &dyn Store) -> Result<(), StoreError> {
     loop {
-        let overdue = store.overdue(Utc::now(), WATCHDOG_BATCH).await?;
+        let now = store.uptime().now();
+        let overdue = store.overdue(now, WATCHDOG_BATCH).await?;
         let full = overdue.len() >= WATCHDOG_BATCH;
         let mut by_school: HashMap<SchoolId, Vec<Envelope>> = HashMap::new();
         for item in overdue {
@@ -49,6 +50,20 @@ async fn check_overdue(store: &dyn Store) -> Result<(), StoreError> {
         }
         if !full {
             return Ok(());
+        }
+    }
+}
+
+/// Saves the uptime until it is aborted.
+pub async fn keep_uptime(store: Arc<dyn Store>) {
+    let mut rounds = interval(UPTIME_PERIOD);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        match store.save_uptime().await {
+            Ok(()) => {}
+            Err(StoreError::Stopped) => return,
+            Err(error) => tracing::error!(%error, "the uptime could not be saved"),
         }
     }
 }

@@ -144,7 +144,7 @@ impl Rule for Median {
 pub(crate) struct Ours {
     estimator: Estimator,
     told: Option<Eta>,
-    look: Option<DateTime<Utc>>,
+    look: Option<f64>,
     heard: f64,
     stall_after: Option<f64>,
 }
@@ -182,7 +182,8 @@ impl Ours {
 
     fn tell(&mut self, at: f64) {
         self.told = self.estimator.estimate(time(at));
-        self.look = self.estimator.look_at(time(at));
+        let look = self.estimator.look_in(time(at));
+        self.look = look.map(|wait| at + wait.as_secs_f64());
     }
 
     /// Whether nothing has been heard for so long that nothing is told.
@@ -211,7 +212,7 @@ impl Rule for Ours {
         // As the watchdog does.
         while let Some(eta) = self.told {
             let lapses = secs(eta.at).max(self.heard + 1.0);
-            let due = self.look.map_or(lapses, |look| secs(look).min(lapses));
+            let due = self.look.map_or(lapses, |look| look.min(lapses));
             if due > at || self.is_stalled(due) {
                 break;
             }

@@ -63,7 +63,9 @@ pub const READ_PAGE_BYTES: usize = 1024 * 1024;
 pub const SWEEP_BATCH: usize = 500;
 /// Schools visited in one transaction of the retention sweep.
 pub const SWEEP_SCHOOLS: usize = 100;
-/// Time between two looks for silent jobs.
+/// Time between two moments at which the uptime is saved, if no commit saves it: the most of it that a kill may lose.
+pub const UPTIME_PERIOD: Duration = Duration::from_secs(1);
+/// Time between two looks for silent subjects.
 pub const WATCHDOG_PERIOD: Duration = Duration::from_secs(1);
 /// Time between two rounds that write down when devices were last heard of.
 pub const PRESENCE_FLUSH_PERIOD: Duration = Duration::from_secs(10);

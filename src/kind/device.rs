@@ -8,11 +8,13 @@
 //! A device beats about every ten seconds and is offline when a whole lease passes without a beat, or at once when it is
 //! reported so (a last will, a health checker). `last_seen` is the time of its own last report. Beats are counted in
 //! memory ([`crate::presence`]) and come here only when they change something; the rules decide what that change is. A
-//! new server does not know who is there: what was online is `unknown` for one lease. A device that comes and goes is
-//! marked `flapping`, not hidden.
+//! lease is measured in [uptime](crate::uptime), and a restart does not renew it: a new server does not know who is
+//! there, so what was online is `unknown` for what is left of its lease. A device that comes and goes is marked
+//! `flapping`, not hidden.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,7 @@ use super::{
 };
 use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
+use crate::uptime::Uptime;
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("devices");
@@ -53,14 +56,14 @@ pub const CLOCK_SKEW_SECS: i64 = 5;
 pub const GOOD_BEATS: u32 = 2;
 /// So many changes between online and offline within [`FLAP_WINDOW_SECS`] are flapping.
 pub const FLAP_CHANGES: usize = 4;
-/// See [`FLAP_CHANGES`], in seconds.
-pub const FLAP_WINDOW_SECS: i64 = 300;
+/// See [`FLAP_CHANGES`], in seconds of uptime.
+pub const FLAP_WINDOW_SECS: u64 = 300;
 
 /// Whether a device is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Not known yet, for at most one lease.
+    /// Not known, for at most one lease.
     Unknown,
     /// There.
     Online,
@@ -96,24 +99,28 @@ pub enum Command {
     /// It says what it is.
     Info(Info),
     /// It was heard of often enough to be there.
-    Arrive {
-        /// When it was last heard of.
-        seen_at: DateTime<Utc>,
-    },
-    /// Its lease is over.
-    Expire {
-        /// When it was last heard of, if that is newer than what is stored.
-        seen_at: Option<DateTime<Utc>>,
-    },
+    Arrive(Heard),
+    /// Its lease is over. With when it was last heard of, if that is newer than what is stored.
+    Expire(Option<Heard>),
     /// It was heard of; nothing else changes.
-    Seen {
-        /// When.
-        seen_at: DateTime<Utc>,
-    },
+    Seen(Heard),
     /// The server has just started and does not know whether it is there.
-    Doubt,
+    Doubt {
+        /// How long before the server ended the device may have been heard of without that being written down: this is
+        /// added to its lease, once.
+        unwritten: Duration,
+    },
     /// Look whether it still flaps (the watchdog's own command).
     Check,
+}
+
+/// When a device was last heard of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// For people.
+    pub at: DateTime<Utc>,
+    /// For its lease.
+    pub uptime: Uptime,
 }
 
 /// Body of `PUT /api/devices/<id>`. An absent field stays as it is.
@@ -162,10 +169,12 @@ pub struct Device {
     pub last_seen: Option<DateTime<Utc>>,
     /// Silence in seconds before it is offline.
     pub lease_secs: u32,
+    /// From when the lease counts: when the device was last heard of, or when its status or lease was last changed.
+    pub lease_uptime: Uptime,
     /// Whether it comes and goes.
     pub flapping: bool,
     /// When it last came or went, at most [`FLAP_CHANGES`] times.
-    pub changes: VecDeque<DateTime<Utc>>,
+    pub changes: VecDeque<Uptime>,
     /// What it says of itself: a JSON object, compact.
     pub info: Arc<RawValue>,
     /// The event that told its status, and when.
@@ -174,8 +183,8 @@ pub struct Device {
     pub told_info: Option<(u64, DateTime<Utc>)>,
     /// When it became known.
     pub created_at: DateTime<Utc>,
-    /// The next time to look whether it still flaps.
-    pub check_at: Option<DateTime<Utc>>,
+    /// When to look next whether it still flaps.
+    pub check_uptime: Option<Uptime>,
 }
 
 impl CommandOf<Device> for Command {
@@ -232,31 +241,38 @@ pub fn apply(
                 (None, Status::Online) => Some(context.now),
                 (None, Status::Offline | Status::Unknown) => None,
             };
-            seen_at.iter().for_each(|seen_at| next.seen(*seen_at));
-            next.turn(report.status, context.now);
+            // It was heard elsewhere, whether this server was up or not.
+            let heard = |at: DateTime<Utc>| Heard {
+                at,
+                uptime: context
+                    .uptime
+                    .before((context.now - at).to_std().unwrap_or_default()),
+            };
+            seen_at.map(heard).iter().for_each(|heard| next.hear(heard));
+            next.turn(report.status, context.uptime);
         }
-        Command::Arrive { seen_at } => {
-            next.turn(Status::Online, context.now);
-            next.seen(*seen_at);
+        Command::Arrive(heard) => {
+            next.turn(Status::Online, context.uptime);
+            next.hear(heard);
         }
-        Command::Expire { seen_at } => {
-            seen_at.iter().for_each(|seen_at| next.seen(*seen_at));
-            let lease = TimeDelta::seconds(next.lease_secs.into());
+        Command::Expire(heard) => {
+            heard.iter().for_each(|heard| next.hear(heard));
             // It may have said something else meanwhile, which renews the lease as a beat does.
-            if next
-                .last_seen
-                .is_none_or(|seen_at| context.now - seen_at >= lease)
-            {
-                next.turn(Status::Offline, context.now);
+            if next.lease_is_over(context.uptime) {
+                next.turn(Status::Offline, context.uptime);
             }
         }
-        Command::Seen { seen_at } => next.seen(*seen_at),
-        Command::Doubt => {
+        Command::Seen(heard) => next.hear(heard),
+        Command::Doubt { unwritten } => {
             if next.status == Status::Online {
                 next.status = Status::Unknown;
+                next.lease_uptime = next.doubted_from(*unwritten, context.uptime);
             }
         }
-        Command::Check => next.judge_flapping(context.now),
+        Command::Check => next.judge_flapping(context.uptime),
+    }
+    if device.is_some_and(|before| is_leased_anew(before.standing(), next.standing())) {
+        next.lease_uptime = context.uptime;
     }
     let mut seq = context.next_seq;
     let mut drafts = Vec::new();
@@ -285,13 +301,14 @@ impl Device {
             status: Status::Unknown,
             last_seen: None,
             lease_secs: context.limits.device_lease_secs,
+            lease_uptime: context.uptime,
             flapping: false,
             changes: VecDeque::new(),
             info: merged("info", None, Map::new(), context.limits.metadata())?,
             told_status: (context.next_seq, context.now),
             told_info: None,
             created_at: context.now,
-            check_at: None,
+            check_uptime: None,
         })
     }
 
@@ -306,8 +323,24 @@ impl Device {
         Ok(())
     }
 
-    fn seen(&mut self, at: DateTime<Utc>) {
-        self.last_seen = self.last_seen.max(Some(at));
+    /// What says whether the device is there, and for how long.
+    pub fn standing(&self) -> Standing {
+        (self.status, self.lease_secs)
+    }
+
+    /// From when its lease counts once it is doubted after a start, if it may have been heard of for so long without that
+    /// being written down.
+    pub fn doubted_from(&self, unwritten: Duration, now: Uptime) -> Uptime {
+        (self.lease_uptime + unwritten).min(now)
+    }
+
+    fn lease_is_over(&self, now: Uptime) -> bool {
+        now.since(self.lease_uptime) >= Duration::from_secs(self.lease_secs.into())
+    }
+
+    fn hear(&mut self, heard: &Heard) {
+        self.last_seen = self.last_seen.max(Some(heard.at));
+        self.lease_uptime = self.lease_uptime.max(heard.uptime);
     }
 
     fn merge(&mut self, info: &Map<String, Value>, context: &Context<'_>) -> Result<(), RuleError> {
@@ -317,7 +350,7 @@ impl Device {
     }
 
     /// Comes or goes.
-    fn turn(&mut self, status: Status, now: DateTime<Utc>) {
+    fn turn(&mut self, status: Status, now: Uptime) {
         if self.status == status {
             return;
         }
@@ -329,16 +362,26 @@ impl Device {
         }
     }
 
-    fn judge_flapping(&mut self, now: DateTime<Utc>) {
-        let window = TimeDelta::seconds(FLAP_WINDOW_SECS);
-        self.changes.retain(|at| now - *at < window);
+    fn judge_flapping(&mut self, now: Uptime) {
+        let window = Duration::from_secs(FLAP_WINDOW_SECS);
+        self.changes.retain(|at| now.since(*at) < window);
         while self.changes.len() > FLAP_CHANGES {
             self.changes.pop_front();
         }
         self.flapping = self.changes.len() == FLAP_CHANGES;
         let oldest = self.changes.front().filter(|_| self.flapping);
-        self.check_at = oldest.map(|at| *at + window);
+        self.check_uptime = oldest.map(|at| *at + window);
     }
+}
+
+/// A device's status and lease in seconds.
+pub type Standing = (Status, u32);
+
+/// Whether a change of status or lease begins a new lease. That somebody does not know whether a device is there is no
+/// sign of life: the lease goes on.
+pub fn is_leased_anew(before: Standing, after: Standing) -> bool {
+    let is_doubt = (before.0, after.0) == (Status::Online, Status::Unknown);
+    before.1 != after.1 || (before.0 != after.0 && !is_doubt)
 }
 
 /// A time that is over. Clocks differ a little: one that is just ahead means now.

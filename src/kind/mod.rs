@@ -21,6 +21,7 @@ use self::characteristic::Violation;
 use self::job::{History, Past};
 use crate::event::{Draft, EventType, timestamp};
 use crate::id::{Channel, Kind, NameError, SubjectId};
+use crate::uptime::Uptime;
 
 /// The longest `code` of an error, in bytes.
 pub const CODE_MAX_BYTES: usize = 64;
@@ -301,8 +302,8 @@ pub struct Context<'a> {
     pub limits: &'a Limits,
     /// What recent subjects of the same category teach, if any finished.
     pub history: Option<History>,
-    /// Since when this server has been there to hear anybody: silence before does not count.
-    pub since: DateTime<Utc>,
+    /// The present, as silence is measured.
+    pub uptime: Uptime,
     /// The number that the first event of the outcome will have.
     pub next_seq: u64,
     /// Who holds what the command wants to hold.

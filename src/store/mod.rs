@@ -33,6 +33,7 @@ use crate::kind::characteristic::Violation;
 use crate::kind::device::Device;
 use crate::kind::{Command, RuleError, State};
 use crate::scope::Scope;
+use crate::uptime::{Uptime, UptimeClock};
 
 /// Where committed events go, in commit order, and how many batches have gone there.
 #[derive(Clone)]
@@ -350,6 +351,13 @@ pub trait Log: Send + Sync + 'static {
 /// What a store can do. See the module's page for what it promises.
 #[async_trait]
 pub trait Store: Log {
+    /// The clock of silence, which goes on where it was at the end of the store's life before; see [`crate::uptime`].
+    fn uptime(&self) -> UptimeClock;
+
+    /// Saves the uptime, as every commit does, so that a killed server goes on from here. Nobody needs to find it after a
+    /// power loss.
+    async fn save_uptime(&self) -> Result<(), StoreError>;
+
     /// What it has written since it was opened.
     fn meter(&self) -> &Meter;
 
@@ -444,7 +452,7 @@ pub trait Store: Log {
     async fn open_violations(&self, school: SchoolId) -> Result<u64, StoreError>;
 
     /// Subjects to look at, the longest overdue first, at most `limit`.
-    async fn overdue(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<Overdue>, StoreError>;
+    async fn overdue(&self, now: Uptime, limit: usize) -> Result<Vec<Overdue>, StoreError>;
 
     /// Devices that are not known to be gone, by school and id, after this one; at most `limit`.
     async fn devices_not_offline(

@@ -108,10 +108,10 @@ async fn a_last_will_takes_effect_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_restart_devices_are_unknown_for_one_lease() {
+async fn after_a_restart_a_device_is_unknown_for_what_is_left_of_its_lease() {
     let first = server().await;
     for id in ["comes", "stays-away", "was-off"] {
-        register(&first, id, json!({"lease_secs": 2})).await;
+        register(&first, id, json!({"lease_secs": 4})).await;
     }
     online(&first, "comes").await;
     online(&first, "stays-away").await;

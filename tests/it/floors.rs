@@ -8,6 +8,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("id", 0),
     ("sync", 0),
     ("event", 0),
+    ("uptime", 0),
     ("scope", 1),
     ("kind", 1),
     ("auth", 1),

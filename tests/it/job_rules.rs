@@ -6,6 +6,7 @@ use serde_json::json;
 use tidings::id::SubjectId;
 use tidings::kind::job::{Command, End, History, Job, Status, apply};
 use tidings::kind::{Context, Outcome, RuleError};
+use tidings::uptime::Uptime;
 
 use crate::support::LIMITS;
 
@@ -13,8 +14,26 @@ pub(crate) fn at(secs: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + secs, 0).unwrap()
 }
 
+/// Uptime in the tests that know no downtime: it goes with the wall clock.
+fn up(secs: i64) -> Uptime {
+    Uptime::from_millis(secs.unsigned_abs() * 1_000)
+}
+
 fn id() -> SubjectId {
     "j".parse().unwrap()
+}
+
+fn context(secs: i64, history: Option<History>) -> Context<'static> {
+    Context {
+        now: at(secs),
+        limits: &LIMITS,
+        history,
+        uptime: up(secs),
+        next_seq: 1,
+        holder: None,
+        violation: None,
+        taken_violation: None,
+    }
 }
 
 pub(crate) fn run_with(
@@ -23,21 +42,7 @@ pub(crate) fn run_with(
     secs: i64,
     history: Option<History>,
 ) -> Result<Outcome<Job>, RuleError> {
-    apply(
-        &id(),
-        job,
-        command,
-        &Context {
-            now: at(secs),
-            limits: &LIMITS,
-            history,
-            since: at(-1_000_000),
-            next_seq: 1,
-            holder: None,
-            violation: None,
-            taken_violation: None,
-        },
-    )
+    apply(&id(), job, command, &context(secs, history))
 }
 
 pub(crate) fn run(
@@ -228,7 +233,7 @@ fn a_retry_is_a_new_attempt_that_begins_at_zero() {
 #[test]
 fn silence_is_flagged_and_then_ends_the_job() {
     let job = job_in(Status::InProgress);
-    assert_eq!(job.check_at, Some(at(60)));
+    assert_eq!(job.check_uptime, Some(up(60)));
     assert!(
         run(Some(&job), &Command::Check, 59)
             .unwrap()
@@ -237,7 +242,7 @@ fn silence_is_flagged_and_then_ends_the_job() {
     );
     let stalled = run(Some(&job), &Command::Check, 60).unwrap();
     assert!(stalled.state.stalled && stalled.drafts.len() == 1);
-    assert_eq!(stalled.state.check_at, Some(at(300)));
+    assert_eq!(stalled.state.check_uptime, Some(up(300)));
     assert!(
         run(Some(&stalled.state), &Command::Check, 61)
             .unwrap()
@@ -249,7 +254,7 @@ fn silence_is_flagged_and_then_ends_the_job() {
         .unwrap()
         .state;
     assert!(
-        !revived.stalled && revived.check_at == Some(at(160)),
+        !revived.stalled && revived.check_uptime == Some(up(160)),
         "looked at again in time"
     );
     let dead = run(Some(&stalled.state), &Command::Check, 300)
@@ -259,7 +264,7 @@ fn silence_is_flagged_and_then_ends_the_job() {
         panic!()
     };
     assert_eq!(
-        (dead.status, &*error.code, dead.check_at),
+        (dead.status, &*error.code, dead.check_uptime),
         (Status::Failed, "timeout", None)
     );
     for status in [Status::Pending, Status::Queued, Status::Completed] {
@@ -274,30 +279,25 @@ fn silence_is_flagged_and_then_ends_the_job() {
 }
 
 #[test]
-fn silence_while_the_server_was_away_does_not_count() {
+fn silence_is_uptime_whatever_the_wall_clock_says() {
     let job = job_in(Status::InProgress);
-    let context = Context {
-        now: at(1_000),
-        limits: &LIMITS,
-        history: None,
-        since: at(990),
-        next_seq: 1,
-        holder: None,
-        violation: None,
-        taken_violation: None,
+    let look = |job: &Job, wall: i64, uptime: i64| {
+        let context = Context {
+            now: at(wall),
+            uptime: up(uptime),
+            ..context(0, None)
+        };
+        apply(&id(), Some(job), &Command::Check, &context).unwrap()
     };
-    let looked = apply(&id(), Some(&job), &Command::Check, &context).unwrap();
-    assert!(looked.drafts.is_empty() && looked.state.check_at == Some(at(990 + 60)));
-    let context = Context {
-        now: at(990 + 60),
-        ..context
-    };
-    assert!(
-        apply(&id(), Some(&looked.state), &Command::Check, &context)
-            .unwrap()
-            .state
-            .stalled
-    );
+    // Years of downtime, or of a clock that was wrong, and one that was set back.
+    for wall in [100_000_000, 59, -100_000_000] {
+        let looked = look(&job, wall, 59);
+        assert!(looked.drafts.is_empty() && looked.state.check_uptime == Some(up(60)));
+        let stalled = look(&looked.state, wall, 60).state;
+        assert!(stalled.stalled);
+        assert_eq!(look(&stalled, wall, 299).state.status, Status::InProgress);
+        assert_eq!(look(&stalled, wall, 300).state.status, Status::Failed);
+    }
 }
 
 #[test]
@@ -306,8 +306,8 @@ fn a_busy_job_is_never_looked_at_and_rarely_moves_its_next_look() {
     let mut looks = std::collections::HashSet::new();
     for secs in 1..100 {
         job = run(Some(&job), &progress(secs as f64), secs).unwrap().state;
-        let look = job.check_at.unwrap();
-        assert!(look > at(secs) && look <= at(secs + 60), "{look}");
+        let look = job.check_uptime.unwrap();
+        assert!(look > up(secs) && look <= up(secs + 60), "{look:?}");
         looks.insert(look);
     }
     assert!(
@@ -402,7 +402,7 @@ proptest! {
             prop_assert_eq!(after.status == Status::Completed, matches!(after.end, Some(End::Result(_))));
             prop_assert!(!after.stalled || after.status == Status::InProgress);
             prop_assert!(drafts.is_empty() || after.eta.is_none_or(|eta| eta.at >= at(now) - TimeDelta::milliseconds(1)), "no end is foretold that has passed");
-            prop_assert_eq!(after.check_at.is_some(), after.status == Status::InProgress);
+            prop_assert_eq!(after.check_uptime.is_some(), after.status == Status::InProgress);
             for draft in &drafts {
                 let told: serde_json::Value = serde_json::from_str(&draft.fields).unwrap();
                 let status: Status = told["status"].as_str().unwrap().parse().unwrap();

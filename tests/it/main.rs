@@ -49,6 +49,7 @@ mod reconnecting;
 mod rfc6455;
 mod settings;
 mod several_schools;
+mod silence;
 mod simulation;
 mod source_rules;
 mod store_contract;

@@ -1,6 +1,7 @@
 //! The rules of enrollment sessions, devices and characteristics as pure functions: properties of random lives.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
@@ -10,11 +11,23 @@ use tidings::id::SubjectId;
 use tidings::kind::characteristic::nelson::{Rule, is_broken};
 use tidings::kind::characteristic::{self, Violation};
 use tidings::kind::{Context, device, enrollment};
+use tidings::uptime::Uptime;
 
 use crate::support::LIMITS;
 
 fn at(secs: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_700_000_000 + secs, 0).unwrap()
+}
+
+fn up(secs: i64) -> Uptime {
+    Uptime::from_millis(secs.unsigned_abs() * 1_000)
+}
+
+fn heard(secs: i64) -> device::Heard {
+    device::Heard {
+        at: at(secs),
+        uptime: up(secs),
+    }
 }
 
 fn id() -> SubjectId {
@@ -26,7 +39,7 @@ fn context<'a>(secs: i64, next_seq: u64, violation: Option<&'a Violation>) -> Co
         now: at(secs),
         limits: &LIMITS,
         history: None,
-        since: at(-1_000_000),
+        uptime: up(secs),
         next_seq,
         holder: None,
         violation,
@@ -80,10 +93,12 @@ fn any_device() -> impl Strategy<Value = device::Command> {
         Just(Command::Report(from(json!({"status": "online"})))),
         Just(Command::Report(from(json!({"status": "offline"})))),
         (0..3_u32).prop_map(|a| Command::Info(from(json!({"info": {"a": a}})))),
-        (0..5_000_i64).prop_map(|secs| Command::Arrive { seen_at: at(secs) }),
-        (0..5_000_i64).prop_map(|secs| Command::Seen { seen_at: at(secs) }),
-        Just(Command::Expire { seen_at: None }),
-        Just(Command::Doubt),
+        (0..5_000_i64).prop_map(|secs| Command::Arrive(heard(secs))),
+        (0..5_000_i64).prop_map(|secs| Command::Seen(heard(secs))),
+        Just(Command::Expire(None)),
+        Just(Command::Doubt {
+            unwritten: Duration::from_secs(10)
+        }),
         Just(Command::Check),
     ]
 }
@@ -133,10 +148,10 @@ proptest! {
                 }
             }
             prop_assert_eq!(after.finished_at.is_some(), after.status.is_terminal());
-            prop_assert_eq!(after.check_at.is_some(), !after.status.is_terminal());
+            prop_assert_eq!(after.check_uptime.is_some(), !after.status.is_terminal());
             prop_assert_eq!(after.status == enrollment::Status::Error, after.error_code.is_some());
             prop_assert_eq!(after.progress == 100, after.status == enrollment::Status::Complete);
-            let silent = (at(now) - after.heard_at).num_seconds() >= i64::from(after.lease_secs);
+            let silent = up(now).since(after.heard_uptime).as_secs() >= u64::from(after.lease_secs);
             prop_assert!(!(silent && matches!(command, enrollment::Command::Check)) || after.status.is_terminal());
             for draft in &outcome.drafts {
                 let fields = told(draft);
@@ -174,8 +189,35 @@ proptest! {
                 }
             }
             prop_assert!(after.changes.len() <= device::FLAP_CHANGES);
-            prop_assert_eq!(after.flapping, after.check_at.is_some());
+            prop_assert_eq!(after.flapping, after.check_uptime.is_some());
             device = Some(after);
+        }
+    }
+
+    /// A lease is over when it is, in uptime, whatever the wall clock says and however often the server starts anew. What
+    /// was not written down before an unexpected end is made up for once.
+    #[test]
+    fn no_restart_renews_a_lease(
+        pauses in prop::collection::vec((0..20_i64, -100_000..100_000_i64), 1..20),
+        heard_at in 0..50_i64,
+    ) {
+        use device::{Command, Status};
+        let apply = |state: &device::Device, command: &Command, uptime: i64, wall: i64| {
+            let context = Context { now: at(wall), ..context(uptime, 1, None) };
+            device::apply(&id(), Some(state), command, &context).unwrap().state
+        };
+        let register = Command::Register(from(json!({"lease_secs": 30})));
+        let new = device::apply(&id(), None, &register, &context(0, 1, None)).unwrap().state;
+        let mut device = apply(&new, &Command::Arrive(heard(heard_at)), heard_at, heard_at);
+        let doubt = Command::Doubt { unwritten: Duration::from_secs(10) };
+        let (mut now, mut due) = (heard_at, None);
+        for (pause, wall) in pauses {
+            now += pause;
+            device = apply(&device, &doubt, now, wall);
+            let due = *due.get_or_insert(now.min(heard_at + 10) + 30);
+            device = apply(&device, &Command::Expire(None), now, wall);
+            let expected = if now >= due { Status::Offline } else { Status::Unknown };
+            prop_assert_eq!(device.status, expected, "at {}, due at {}", now, due);
         }
     }
 

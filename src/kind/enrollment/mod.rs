@@ -8,7 +8,7 @@
 //! Steps may be skipped forwards; a step back begins the next scan, a higher `attempt`. Progress is 0, 33 or 66 by status, or,
 //! when the session has `total_attempts`, 33 for each scan that is done; it never falls. A device has one
 //! session at a time. A session whose device says nothing for its lease ends with `timeout`; like a job's,
-//! that silence is judged lazily ([`Session::check_at`]).
+//! that silence is measured in [uptime](crate::uptime) and judged lazily ([`Session::check_uptime`]).
 
 mod command;
 mod rules;
@@ -25,6 +25,7 @@ pub use self::rules::apply;
 use super::{Description, RuleError, Subject};
 use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
+use crate::uptime::Uptime;
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("enrollments");
@@ -184,12 +185,14 @@ pub struct Session {
     pub created_at: DateTime<Utc>,
     /// When the device was last heard of.
     pub heard_at: DateTime<Utc>,
+    /// The same, as silence is measured.
+    pub heard_uptime: Uptime,
     /// When it ended.
     pub finished_at: Option<DateTime<Utc>>,
     /// Silence in seconds before it ends.
     pub lease_secs: u32,
-    /// The next time to look for silence; may be earlier than needed, never later.
-    pub check_at: Option<DateTime<Utc>>,
+    /// When to look for silence next; may be earlier than needed, never later.
+    pub check_uptime: Option<Uptime>,
 }
 
 impl Subject for Session {

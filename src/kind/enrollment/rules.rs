@@ -1,6 +1,8 @@
 //! What becomes of an enrollment session by a command, and what is told of it. Pure.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
 
 use super::command::{Command, Report, Start};
 use super::{
@@ -70,13 +72,14 @@ fn started(start: &Start, context: &Context<'_>) -> Result<Session, RuleError> {
         error_code: None,
         created_at: context.now,
         heard_at: context.now,
+        heard_uptime: context.uptime,
         finished_at: None,
         lease_secs,
-        check_at: None,
+        check_uptime: None,
     };
     session.count(start.total_attempts.map(|_| 1), start.total_attempts)?;
     session.say(start.message.as_deref(), context)?;
-    session.schedule_check(context.now);
+    session.schedule_check();
     Ok(session)
 }
 
@@ -92,7 +95,7 @@ fn changed(
         });
     }
     let mut next = session.clone();
-    next.heard_at = context.now;
+    (next.heard_at, next.heard_uptime) = (context.now, context.uptime);
     let mut class = Class::Milestone;
     match command {
         Command::Start(_) | Command::Check => {
@@ -128,21 +131,20 @@ fn changed(
             next.say(cancel.message.as_deref(), context)?;
         }
     }
-    next.schedule_check(context.now);
+    next.schedule_check();
     Ok((next, Some(class)))
 }
 
 /// What silence has done to a session.
 fn checked(session: &Session, context: &Context<'_>) -> (Session, Option<Class>) {
     let mut next = session.clone();
-    next.check_at = None;
+    next.check_uptime = None;
     if session.status.is_terminal() {
         return (next, None);
     }
-    // A device cannot be blamed for what it said while nobody was there to hear it.
-    let heard_at = session.heard_at.max(context.since.min(context.now));
-    if context.now - heard_at < TimeDelta::seconds(session.lease_secs.into()) {
-        next.schedule_check(heard_at);
+    let silence = context.uptime.since(session.heard_uptime);
+    if silence < session.lease() {
+        next.schedule_check();
         return (next, None);
     }
     next.finish(Status::Error, context.now);
@@ -236,7 +238,7 @@ impl Session {
         self.status = status;
         self.message = status.default_message().into();
         self.finished_at = Some(now);
-        self.check_at = None;
+        self.check_uptime = None;
     }
 
     fn say(&mut self, message: Option<&str>, context: &Context<'_>) -> Result<(), RuleError> {
@@ -246,10 +248,14 @@ impl Session {
         Ok(())
     }
 
-    fn schedule_check(&mut self, heard_at: DateTime<Utc>) {
+    fn lease(&self) -> Duration {
+        Duration::from_secs(self.lease_secs.into())
+    }
+
+    fn schedule_check(&mut self) {
         if !self.status.is_terminal() {
-            let due = heard_at + TimeDelta::seconds(self.lease_secs.into());
-            self.check_at = Some(self.check_at.map_or(due, |earlier| earlier.min(due)));
+            let due = self.heard_uptime + self.lease();
+            self.check_uptime = Some(self.check_uptime.map_or(due, |earlier| earlier.min(due)));
         }
     }
 }

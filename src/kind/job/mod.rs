@@ -11,8 +11,9 @@
 //! in the answer to its next report and ends the job with `force`. A terminal status is final for its
 //! attempt; `retry` opens a new attempt of a failed or cancelled job, and only that.
 //!
-//! Silence is judged lazily: [`Job::check_at`] is the next time at which it is worth looking, and it is
-//! not moved by every report, so that a busy job costs one look per stall period and no index churn.
+//! Silence is measured in [uptime](crate::uptime) and judged lazily: [`Job::check_uptime`] is the next moment at which it
+//! is worth looking: for silence, and for an estimate that has lapsed. A report moves it only when half of the time until
+//! then is over, so that a busy job is never looked at, and its index entry rarely changes.
 
 mod command;
 mod estimate;
@@ -32,6 +33,7 @@ pub use self::rules::apply;
 use super::{Description, PLAIN_ERROR_CODE, RuleError, Subject, is_plain_name};
 use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
+use crate::uptime::Uptime;
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("jobs");
@@ -232,8 +234,10 @@ pub struct Job {
     pub end: Option<End>,
     /// When it became known.
     pub created_at: DateTime<Utc>,
-    /// When the worker, or whoever acted, was last heard of.
+    /// When the worker, or anyone who acted, was last heard of.
     pub heard_at: DateTime<Utc>,
+    /// The same, as silence is measured.
+    pub heard_uptime: Uptime,
     /// When this attempt started to run.
     pub started_at: Option<DateTime<Utc>>,
     /// When it ended.
@@ -242,8 +246,8 @@ pub struct Job {
     pub stall_after_secs: u32,
     /// Silence in seconds before it is failed; 0 is never.
     pub timeout_secs: u32,
-    /// The next time to look for silence; may be earlier than needed, never later.
-    pub check_at: Option<DateTime<Utc>>,
+    /// When to look for silence next, and whether the estimate holds; may be earlier than needed, never later.
+    pub check_uptime: Option<Uptime>,
     /// What the end is estimated from, while it runs.
     pub estimator: Option<Box<Estimator>>,
     /// What one that is completed teaches of its type.

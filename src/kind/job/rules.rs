@@ -1,8 +1,9 @@
 //! What becomes of a job by a command, and what is told of it. Pure: nothing here knows a clock or a store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde_json::value::to_raw_value;
 use serde_json::{Map, Value};
 
@@ -11,6 +12,7 @@ use super::{End, Estimator, Job, JobError, KIND, Status, draft};
 use crate::event::Class;
 use crate::id::SubjectId;
 use crate::kind::{Context, Outcome, RuleError, bounded, code, merged, not_found};
+use crate::uptime::Uptime;
 
 /// The rules: what becomes of a job by a command, and what is told of it. Pure.
 pub fn apply(
@@ -93,11 +95,12 @@ fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
         end: None,
         created_at: context.now,
         heard_at: context.now,
+        heard_uptime: context.uptime,
         started_at: None,
         finished_at: None,
         stall_after_secs: create.stall_after_secs.unwrap_or(limits.stall_after_secs),
         timeout_secs: create.timeout_secs.unwrap_or(limits.timeout_secs),
-        check_at: None,
+        check_uptime: None,
         estimator: None,
         past: None,
     };
@@ -149,7 +152,7 @@ fn changed(
         });
     }
     let mut next = job.clone();
-    next.heard_at = context.now;
+    (next.heard_at, next.heard_uptime) = (context.now, context.uptime);
     let mut class = Class::Milestone;
     match command {
         Command::Create(_) | Command::Check => return Err(illegal()),
@@ -209,8 +212,8 @@ fn changed(
                     return Ok((job.clone(), None));
                 }
                 next.cancel_requested = true;
-                // Whoever asks is not the worker: silence goes on being counted.
-                next.heard_at = job.heard_at;
+                // The one who asks is not the worker: silence goes on being counted.
+                (next.heard_at, next.heard_uptime) = (job.heard_at, job.heard_uptime);
             } else {
                 let message = cancel
                     .message
@@ -244,21 +247,19 @@ fn changed(
         }
     }
     next.estimate(context.now);
-    next.schedule_check(next.heard_at, context.now);
+    next.schedule_check(context);
     Ok((next, Some(class)))
 }
 
 /// What silence has done to a job.
 fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
     let mut next = job.clone();
-    next.check_at = None;
+    next.check_uptime = None;
     if job.status != Status::InProgress {
         return (next, None);
     }
-    // A worker cannot be blamed for what it said while nobody was there to hear it.
-    let heard_at = job.heard_at.max(context.since.min(context.now));
-    let silence = context.now - heard_at;
-    let silent_for = |secs: u32| secs > 0 && silence >= TimeDelta::seconds(secs.into());
+    let silence = context.uptime.since(job.heard_uptime);
+    let silent_for = |secs: u32| secs > 0 && silence >= Duration::from_secs(secs.into());
     if silent_for(job.timeout_secs) {
         let message: Arc<str> =
             format!("No word from the worker for {} seconds", job.timeout_secs).into();
@@ -290,7 +291,7 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
         }
         outdated.then_some(Class::Tick)
     };
-    next.schedule_check(heard_at, context.now);
+    next.schedule_check(context);
     (next, class)
 }
 
@@ -312,7 +313,7 @@ impl Job {
         self.stalled = false;
         self.estimator = None;
         self.eta = None;
-        self.check_at = None;
+        self.check_uptime = None;
     }
 
     fn start(&mut self, context: &Context<'_>) {
@@ -321,7 +322,7 @@ impl Job {
         let estimator = Estimator::starting(context.now, context.history);
         self.estimator = Some(Box::new(estimator));
         self.estimate(context.now);
-        self.schedule_check(self.heard_at, context.now);
+        self.schedule_check(context);
     }
 
     fn finish(&mut self, status: Status, end: End, now: DateTime<Utc>) {
@@ -394,28 +395,37 @@ impl Job {
         self.eta = estimator.and_then(|own| own.estimate(now));
     }
 
-    fn schedule_check(&mut self, heard_at: DateTime<Utc>, now: DateTime<Utc>) {
-        let planned = self.check_at.take();
+    fn schedule_check(&mut self, context: &Context<'_>) {
+        let planned = self.check_uptime.take();
         if self.status != Status::InProgress {
             return;
         }
-        let in_secs = |secs: u32| (secs > 0).then(|| heard_at + TimeDelta::seconds(secs.into()));
+        let heard = self.heard_uptime;
+        let in_secs = |secs: u32| (secs > 0).then(|| heard + Duration::from_secs(secs.into()));
         let stall = in_secs(self.stall_after_secs).filter(|_| !self.stalled);
-        let dues = [stall, in_secs(self.timeout_secs), self.revise_at(now)];
-        let due = dues.into_iter().flatten().min();
-        // A busy job's time is moved when half of it is over: it is not looked at, and its index entry rarely changes.
-        let is_good = |planned: &DateTime<Utc>| {
-            due.is_some_and(|due| *planned <= due && *planned - now >= (due - now) / 2)
+        let revise = self
+            .revise_in(context.now)
+            .map(|wait| context.uptime + wait);
+        let dues = [stall, in_secs(self.timeout_secs), revise];
+        let Some(due) = dues.into_iter().flatten().min() else {
+            return;
         };
-        self.check_at = planned.filter(is_good).or(due);
+        // A busy job's time is moved when half of it is over: it is not looked at, and its index entry rarely changes.
+        let half = due.since(context.uptime) / 2;
+        let is_good = |planned: &Uptime| *planned <= due && planned.since(context.uptime) >= half;
+        self.check_uptime = planned.filter(is_good).or(Some(due));
     }
 
     /// When the estimate is to be looked at again if nothing is heard: it must not lie in the past.
-    fn revise_at(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    fn revise_in(&self, now: DateTime<Utc>) -> Option<Duration> {
         /// An end that is foretold for sooner than that is let pass for so long.
-        const GRACE: TimeDelta = TimeDelta::seconds(2);
-        let lapses = self.eta?.at.max(now + GRACE);
-        let look = self.estimator.as_ref()?.look_at(now);
-        Some(look.map_or(lapses, |look| look.min(lapses)))
+        const GRACE: Duration = Duration::from_secs(2);
+        let lapse = (self.eta?.at - now).to_std().unwrap_or_default().max(GRACE);
+        Some(
+            self.estimator
+                .as_ref()?
+                .look_in(now)
+                .map_or(lapse, |look| look.min(lapse)),
+        )
     }
 }

@@ -11,6 +11,7 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use super::schema::devices;
 use super::table::{
     Selection, Stored, Table, any_table, from_millis, millis, overdue_rows, raw, unreadable,
+    uptime, uptime_millis,
 };
 use super::upsert::upsert;
 use crate::event::Event;
@@ -18,6 +19,7 @@ use crate::id::{Cursor, Epoch, SchoolId, SubjectId};
 use crate::kind::device::{Device, Status};
 use crate::kind::{Command, device};
 use crate::store::Overdue;
+use crate::uptime::Uptime;
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = devices)]
@@ -29,6 +31,7 @@ pub(super) struct DeviceRow<'a> {
     status: Cow<'a, str>,
     last_seen: Option<i64>,
     lease_secs: i64,
+    lease_uptime: i64,
     flapping: bool,
     changes: Cow<'a, str>,
     info: Cow<'a, str>,
@@ -37,7 +40,7 @@ pub(super) struct DeviceRow<'a> {
     info_seq: Option<i64>,
     info_at: Option<i64>,
     created_at: i64,
-    check_at: Option<i64>,
+    check_uptime: Option<i64>,
     created_seq: i64,
     last_seq: i64,
     last_at: i64,
@@ -49,9 +52,9 @@ upsert! {
     by (school_id: BigInt, device_id: Text)
     once (created_at: BigInt, created_seq: BigInt)
     set (
-        name: Nullable<Text>, status: Text, last_seen: Nullable<BigInt>, lease_secs: BigInt, flapping: Bool,
+        name: Nullable<Text>, status: Text, last_seen: Nullable<BigInt>, lease_secs: BigInt, lease_uptime: BigInt, flapping: Bool,
         changes: Text, info: Text, status_seq: BigInt, status_at: BigInt, info_seq: Nullable<BigInt>,
-        info_at: Nullable<BigInt>, check_at: Nullable<BigInt>, last_seq: BigInt, last_at: BigInt
+        info_at: Nullable<BigInt>, check_uptime: Nullable<BigInt>, last_seq: BigInt, last_at: BigInt
     )
 }
 
@@ -62,7 +65,7 @@ impl<'a> DeviceRow<'a> {
         device: &'a Device,
         stored: &'a Stored,
     ) -> DeviceRow<'a> {
-        let changes: Vec<i64> = device.changes.iter().copied().map(millis).collect();
+        let changes: Vec<i64> = device.changes.iter().copied().map(uptime_millis).collect();
         DeviceRow {
             school_id: school.get(),
             device_id: id.as_str().into(),
@@ -70,6 +73,7 @@ impl<'a> DeviceRow<'a> {
             status: device.status.as_str().into(),
             last_seen: device.last_seen.map(millis),
             lease_secs: device.lease_secs.into(),
+            lease_uptime: uptime_millis(device.lease_uptime),
             flapping: device.flapping,
             changes: serde_json::to_string(&changes)
                 .expect("numbers are JSON")
@@ -80,7 +84,7 @@ impl<'a> DeviceRow<'a> {
             info_seq: device.told_info.map(|(seq, _)| seq as i64),
             info_at: device.told_info.map(|(_, at)| millis(at)),
             created_at: millis(device.created_at),
-            check_at: device.check_at.map(millis),
+            check_uptime: device.check_uptime.map(uptime_millis),
             created_seq: stored.created_seq as i64,
             last_seq: stored.last_seq as i64,
             last_at: millis(stored.last_at),
@@ -100,16 +104,17 @@ impl<'a> DeviceRow<'a> {
                 .lease_secs
                 .try_into()
                 .map_err(|_| unreadable("a number of seconds"))?,
+            lease_uptime: uptime(self.lease_uptime)?,
             flapping: self.flapping,
             changes: changes
                 .into_iter()
-                .map(from_millis)
+                .map(uptime)
                 .collect::<QueryResult<VecDeque<_>>>()?,
             info: raw(self.info)?,
             told_status: (self.status_seq as u64, from_millis(self.status_at)?),
             told_info: self.info_seq.zip(info_at).map(|(seq, at)| (seq as u64, at)),
             created_at: from_millis(self.created_at)?,
-            check_at: optional(self.check_at)?,
+            check_uptime: self.check_uptime.map(uptime).transpose()?,
         };
         let id = self
             .device_id
@@ -201,7 +206,7 @@ impl Table for DevicesTable {
     fn overdue(
         &self,
         conn: &mut SqliteConnection,
-        now: DateTime<Utc>,
+        now: Uptime,
         limit: usize,
     ) -> QueryResult<Vec<Overdue>> {
         overdue_rows!(conn, devices by device_id, now, limit, Command::Device(device::Command::Check))

@@ -11,7 +11,7 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use super::schema::{enrollment_sessions, schools};
 use super::table::{
     Address, LastEvent, Selection, Stored, Table, any_table, from_millis, millis,
-    table_of_what_ends, unreadable,
+    table_of_what_ends, unreadable, uptime, uptime_millis,
 };
 use super::upsert::upsert;
 use crate::event::Event;
@@ -19,6 +19,7 @@ use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::enrollment::Session;
 use crate::kind::{Command, enrollment};
 use crate::store::Overdue;
+use crate::uptime::Uptime;
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = enrollment_sessions)]
@@ -37,9 +38,10 @@ pub(super) struct SessionRow<'a> {
     error_code: Option<Cow<'a, str>>,
     created_at: i64,
     heard_at: i64,
+    heard_uptime: i64,
     finished_at: Option<i64>,
     lease_secs: i64,
-    check_at: Option<i64>,
+    check_uptime: Option<i64>,
     created_seq: i64,
     last_seq: i64,
     last_at: i64,
@@ -54,8 +56,8 @@ upsert! {
     )
     set (
         status: Text, progress: BigInt, message: Text, attempt: Nullable<BigInt>, total_attempts: Nullable<BigInt>,
-        quality_score: Nullable<Double>, error_code: Nullable<Text>, heard_at: BigInt,
-        finished_at: Nullable<BigInt>, check_at: Nullable<BigInt>, last_seq: BigInt, last_at: BigInt
+        quality_score: Nullable<Double>, error_code: Nullable<Text>, heard_at: BigInt, heard_uptime: BigInt,
+        finished_at: Nullable<BigInt>, check_uptime: Nullable<BigInt>, last_seq: BigInt, last_at: BigInt
     )
 }
 
@@ -80,9 +82,10 @@ impl<'a> SessionRow<'a> {
             error_code: session.error_code.as_deref().map(Into::into),
             created_at: millis(session.created_at),
             heard_at: millis(session.heard_at),
+            heard_uptime: uptime_millis(session.heard_uptime),
             finished_at: session.finished_at.map(millis),
             lease_secs: session.lease_secs.into(),
-            check_at: session.check_at.map(millis),
+            check_uptime: session.check_uptime.map(uptime_millis),
             created_seq: stored.created_seq as i64,
             last_seq: stored.last_seq as i64,
             last_at: millis(stored.last_at),
@@ -111,9 +114,10 @@ impl<'a> SessionRow<'a> {
             error_code: self.error_code.map(|code| code.as_ref().into()),
             created_at: from_millis(self.created_at)?,
             heard_at: from_millis(self.heard_at)?,
+            heard_uptime: uptime(self.heard_uptime)?,
             finished_at: optional(self.finished_at)?,
             lease_secs: count(self.lease_secs)?,
-            check_at: optional(self.check_at)?,
+            check_uptime: self.check_uptime.map(uptime).transpose()?,
         };
         let stored = Stored {
             state: session.into(),

@@ -15,7 +15,7 @@ use serde_json::ser::Formatter;
 use super::schema::{jobs, schools};
 use super::table::{
     Address, LastEvent, Selection, Stored, Table, any_table, from_millis, millis, raw,
-    table_of_what_ends, unreadable,
+    table_of_what_ends, unreadable, uptime, uptime_millis,
 };
 use super::upsert::upsert;
 use crate::event::Event;
@@ -23,6 +23,7 @@ use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Past};
 use crate::kind::{Command, job};
 use crate::store::Overdue;
+use crate::uptime::Uptime;
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = jobs)]
@@ -47,11 +48,12 @@ pub(super) struct JobRow<'a> {
     error_message: Option<Cow<'a, str>>,
     created_at: i64,
     heard_at: i64,
+    heard_uptime: i64,
     started_at: Option<i64>,
     finished_at: Option<i64>,
     stall_after_secs: i64,
     timeout_secs: i64,
-    check_at: Option<i64>,
+    check_uptime: Option<i64>,
     estimator: Option<Cow<'a, str>>,
     past: Option<Cow<'a, str>>,
     created_seq: i64,
@@ -68,8 +70,8 @@ upsert! {
         status: Text, progress: Nullable<Double>, message: Text, metadata: Text, attempt: BigInt,
         eta_at: Nullable<BigInt>, eta_low_at: Nullable<BigInt>, eta_high_at: Nullable<BigInt>, eta_source: Nullable<Text>, stalled: Bool, cancel_requested: Bool,
         result: Nullable<Text>, error_code: Nullable<Text>, error_message: Nullable<Text>,
-        heard_at: BigInt, started_at: Nullable<BigInt>, finished_at: Nullable<BigInt>,
-        check_at: Nullable<BigInt>, estimator: Nullable<Text>, past: Nullable<Text>, last_seq: BigInt, last_at: BigInt
+        heard_at: BigInt, heard_uptime: BigInt, started_at: Nullable<BigInt>, finished_at: Nullable<BigInt>,
+        check_uptime: Nullable<BigInt>, estimator: Nullable<Text>, past: Nullable<Text>, last_seq: BigInt, last_at: BigInt
     )
 }
 
@@ -100,11 +102,12 @@ impl<'a> JobRow<'a> {
             error_message: error.map(|error| (&*error.message).into()),
             created_at: millis(job.created_at),
             heard_at: millis(job.heard_at),
+            heard_uptime: uptime_millis(job.heard_uptime),
             started_at: job.started_at.map(millis),
             finished_at: job.finished_at.map(millis),
             stall_after_secs: job.stall_after_secs.into(),
             timeout_secs: job.timeout_secs.into(),
-            check_at: job.check_at.map(millis),
+            check_uptime: job.check_uptime.map(uptime_millis),
             estimator: job.estimator.as_ref().map(|own| short_json(own).into()),
             past: job.past.as_ref().map(|own| short_json(own).into()),
             created_seq: stored.created_seq as i64,
@@ -165,6 +168,7 @@ impl<'a> JobRow<'a> {
             end,
             created_at: from_millis(self.created_at)?,
             heard_at: from_millis(self.heard_at)?,
+            heard_uptime: uptime(self.heard_uptime)?,
             started_at: optional(self.started_at)?,
             finished_at: optional(self.finished_at)?,
             stall_after_secs: self
@@ -175,7 +179,7 @@ impl<'a> JobRow<'a> {
                 .timeout_secs
                 .try_into()
                 .map_err(|_| unreadable("a number of seconds"))?,
-            check_at: optional(self.check_at)?,
+            check_uptime: self.check_uptime.map(uptime).transpose()?,
             estimator: json(self.estimator, "an estimator")?,
             past: json(self.past, "a duration")?,
         };

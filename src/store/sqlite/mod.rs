@@ -47,10 +47,12 @@ use crate::event::Event;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::device::Device;
 use crate::scope::Scope;
+use crate::uptime::{Uptime, UptimeClock};
 
-/// Keys of `meta`: the epoch, and the boot of the machine in which the database is open.
+/// Keys of `meta`: the epoch, the boot of the machine in which the database is open, and the uptime in milliseconds.
 const EPOCH: &str = "epoch";
 const OPEN_IN: &str = "open_in";
+const UPTIME: &str = "uptime";
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
@@ -84,6 +86,7 @@ pub enum OpenError {
 /// The embedded store.
 pub struct SqliteStore {
     epoch: Epoch,
+    uptime: UptimeClock,
     meter: Arc<Meter>,
     work: mpsc::Sender<Work>,
     readers: Pool<ConnectionManager<SqliteConnection>>,
@@ -140,7 +143,7 @@ impl SqliteStore {
         .map_err(|error| database_error(error.to_string()))?;
         conn.run_pending_migrations(MIGRATIONS)
             .map_err(|error| database_error(error.to_string()))?;
-        let epoch = epoch(&mut conn, settings.synchronous)
+        let (epoch, uptime) = life(&mut conn, settings.synchronous)
             .map_err(|error| database_error(error.to_string()))?;
 
         for name in notifiers {
@@ -160,7 +163,13 @@ impl SqliteStore {
 
         let (work, queue) = mpsc::channel(config::WRITER_QUEUE);
         let meter = Arc::<Meter>::default();
-        let writer = Writer::new(conn, epoch, settings, committed, Arc::clone(&meter));
+        let writer = Writer::new(
+            conn,
+            (epoch, uptime),
+            settings,
+            committed,
+            Arc::clone(&meter),
+        );
         // The thread ends with the last handle of the store, or by `close`, and holds the lock until then.
         std::thread::Builder::new()
             .name("tidings-writer".into())
@@ -176,6 +185,7 @@ impl SqliteStore {
         let seconds = |secs: u64| TimeDelta::seconds(secs as i64);
         Ok(SqliteStore {
             epoch,
+            uptime,
             meter,
             work,
             readers,
@@ -302,9 +312,12 @@ impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReadOnly {
     }
 }
 
-/// The database's life. A new one begins after a power loss that may have taken acknowledged ticks: the numbers
-/// which they had will be given again, and a reader that has seen them must not take the new events for the old.
-fn epoch(conn: &mut SqliteConnection, synchronous: Synchronous) -> QueryResult<Epoch> {
+/// The database's life, and its uptime. A new life begins after a power loss that may have taken acknowledged ticks: the
+/// numbers which they had will be given again, and a reader that has seen them must not take the new events for the old.
+fn life(
+    conn: &mut SqliteConnection,
+    synchronous: Synchronous,
+) -> QueryResult<(Epoch, UptimeClock)> {
     conn.immediate_transaction(|conn| {
         let fact = |conn: &mut SqliteConnection, key: &str| -> QueryResult<Option<String>> {
             meta::table
@@ -320,6 +333,7 @@ fn epoch(conn: &mut SqliteConnection, synchronous: Synchronous) -> QueryResult<E
         };
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let open_in = fact(conn, OPEN_IN)?;
+        let was_open = open_in.is_some();
         let cut_off =
             open_in.is_some_and(|open_in| open_in != boot) && synchronous != Synchronous::Full;
         let known = match fact(conn, EPOCH)? {
@@ -334,7 +348,12 @@ fn epoch(conn: &mut SqliteConnection, synchronous: Synchronous) -> QueryResult<E
         let epoch = known.filter(|_| !cut_off).unwrap_or_else(Epoch::generate);
         set(conn, EPOCH, epoch.to_string())?;
         set(conn, OPEN_IN, boot)?;
-        Ok(epoch)
+        let saved = match fact(conn, UPTIME)? {
+            Some(text) => Some(text.parse().map_err(|_| table::unreadable("an uptime"))?),
+            None => None,
+        };
+        let saved = Uptime::from_millis(saved.unwrap_or_default());
+        Ok((epoch, UptimeClock::resume(saved, was_open)))
     })
 }
 
@@ -364,6 +383,14 @@ impl Log for SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
+    fn uptime(&self) -> UptimeClock {
+        self.uptime
+    }
+
+    async fn save_uptime(&self) -> Result<(), StoreError> {
+        self.ask(Work::SaveUptime).await
+    }
+
     fn meter(&self) -> &Meter {
         &self.meter
     }
@@ -495,7 +522,7 @@ impl Store for SqliteStore {
             .await
     }
 
-    async fn overdue(&self, now: DateTime<Utc>, limit: usize) -> Result<Vec<Overdue>, StoreError> {
+    async fn overdue(&self, now: Uptime, limit: usize) -> Result<Vec<Overdue>, StoreError> {
         self.read(move |conn| {
             let mut overdue = Vec::new();
             for (_, table) in TABLES {

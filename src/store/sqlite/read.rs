@@ -452,7 +452,7 @@ mod tests {
                     list(conn, epoch, school, *kind, &other).unwrap();
                 }
                 ended(conn, epoch, school, *kind, "failed", 10).unwrap();
-                table(*kind).overdue(conn, chrono::Utc::now(), 10).unwrap();
+                table(*kind).overdue(conn, Default::default(), 10).unwrap();
                 table(*kind).sweep(conn, chrono::Utc::now(), 10).unwrap();
                 table(*kind).holder(conn, school, "door").unwrap();
                 counts(conn, school, *kind).unwrap();

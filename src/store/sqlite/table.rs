@@ -20,6 +20,7 @@ use crate::kind::job::Past;
 use crate::kind::{State, characteristic, device, enrollment, job};
 use crate::scope::Filter;
 use crate::store::{ListQuery, Overdue, StoredSubject};
+use crate::uptime::Uptime;
 
 /// The table of each kind.
 pub(super) const TABLES: &[(Kind, &dyn Table)] = &[
@@ -214,7 +215,7 @@ pub(super) trait Table: Sync {
     fn overdue(
         &self,
         _: &mut SqliteConnection,
-        _now: DateTime<Utc>,
+        _now: Uptime,
         _limit: usize,
     ) -> QueryResult<Vec<Overdue>> {
         Ok(Vec::new())
@@ -239,6 +240,19 @@ pub(super) fn millis(at: DateTime<Utc>) -> i64 {
 /// A stored time.
 pub(super) fn from_millis(millis: i64) -> QueryResult<DateTime<Utc>> {
     DateTime::from_timestamp_millis(millis).ok_or_else(|| unreadable("a time"))
+}
+
+/// A moment of uptime as it is stored.
+pub(super) fn uptime_millis(at: Uptime) -> i64 {
+    at.millis().try_into().unwrap_or(i64::MAX)
+}
+
+/// A stored moment of uptime.
+pub(super) fn uptime(millis: i64) -> QueryResult<Uptime> {
+    let millis = millis.try_into();
+    millis
+        .map(Uptime::from_millis)
+        .map_err(|_| unreadable("an uptime"))
 }
 
 /// A stored value that this program did not write.
@@ -478,7 +492,7 @@ macro_rules! table_of_what_ends {
         fn overdue(
             &self,
             conn: &mut SqliteConnection,
-            now: DateTime<Utc>,
+            now: Uptime,
             limit: usize,
         ) -> QueryResult<Vec<Overdue>> {
             $crate::store::sqlite::table::overdue_rows!(conn, $table by $id, now, limit, $check)
@@ -512,12 +526,12 @@ macro_rules! table_of_what_ends {
     };
 }
 
-/// Subjects whose `check_at` has come.
+/// Subjects whose `check_uptime` has come.
 macro_rules! overdue_rows {
     ($conn:ident, $table:ident by $id:ident, $now:ident, $limit:ident, $check:expr) => {{
         let rows: Vec<(i64, String)> = $table::table
-            .filter($table::check_at.le(millis($now)))
-            .order($table::check_at)
+            .filter($table::check_uptime.le(uptime_millis($now)))
+            .order($table::check_uptime)
             .limit($limit as i64)
             .select(($table::school_id, $table::$id))
             .load($conn)?;

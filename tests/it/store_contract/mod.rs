@@ -5,19 +5,22 @@ mod lists;
 mod sources;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
 use tidings::config::Settings;
 use tidings::event::Event;
-use tidings::id::SchoolId;
+use tidings::id::{SchoolId, SubjectId};
 use tidings::kind::job::{self, KIND};
 use tidings::kind::{self, Command, RuleError};
 use tidings::scope::{Filter, Scope};
 use tidings::store::sqlite::SqliteStore;
 use tidings::store::{
     CommandError, Committed, Envelope, Idempotency, ListQuery, Receipt, Store, StoreError,
+    StoredSubject,
 };
+use tidings::uptime::Uptime;
 use tokio::sync::mpsc;
 
 use self::lists::*;
@@ -76,6 +79,7 @@ macro_rules! stores {
             run!(everything_is_there_after_reopening);
             run!(a_closed_store_refuses);
             run!(overdue_jobs_are_found_by_their_time);
+            run!(the_uptime_goes_on_where_it_ended_or_was_saved);
             run!(many_writers_leave_no_hole);
             run!(what_one_may_hold_alone_is_held_by_one);
             run!(a_snapshot_of_several_events_a_subject_is_told_once_and_in_order);
@@ -205,6 +209,16 @@ impl Bench {
     fn reopened_without_closing(self, open: Open) -> Bench {
         drop(self.store);
         bench_in(open, self.place, self.settings)
+    }
+
+    /// What would be found if the process died now: a copy of the place, opened.
+    fn cut_off(&self, open: Open) -> Bench {
+        let place = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(self.place.path()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), place.path().join(file.file_name())).unwrap();
+        }
+        bench_in(open, place, self.settings.clone())
     }
 
     async fn reopened(self, open: Open) -> Bench {
@@ -617,7 +631,7 @@ async fn overdue_jobs_are_found_by_their_time(open: Open) {
     let after = async |secs| {
         let found = bench
             .store
-            .overdue(chrono::Utc::now() + chrono::TimeDelta::seconds(secs), 10)
+            .overdue(bench.store.uptime().now() + Duration::from_secs(secs), 10)
             .await
             .unwrap();
         found
@@ -636,6 +650,31 @@ async fn overdue_jobs_are_found_by_their_time(open: Open) {
         .done(vec![envelope("soon", "cancel", json!({"force": true}))])
         .await;
     assert_eq!(after(1_000).await, ["later"]);
+}
+
+/// A clean end loses nothing of it, a commit and `save_uptime` nothing of what was before them.
+async fn the_uptime_goes_on_where_it_ended_or_was_saved(open: Open) {
+    let bench = bench(open, Settings::default());
+    assert!(!bench.store.uptime().was_cut_off());
+    let at_first = bench.store.uptime().now();
+    assert!(at_first < Uptime::from_millis(60_000), "a new database");
+    let bench = bench.reopened(open).await;
+    let uptime = bench.store.uptime();
+    assert!(uptime.now() >= at_first && !uptime.was_cut_off());
+    let before_commit = uptime.now();
+    bench.done(vec![create("a")]).await;
+    let bench = bench.cut_off(open);
+    let uptime = bench.store.uptime();
+    assert!(uptime.now() >= before_commit && uptime.was_cut_off());
+    let before_save = uptime.now();
+    bench.store.save_uptime().await.unwrap();
+    let bench = bench.cut_off(open);
+    assert!(bench.store.uptime().now() >= before_save);
+    let heard = |subject: &StoredSubject| subject.state.job().unwrap().heard_uptime;
+    let id: SubjectId = "a".parse().unwrap();
+    let job = bench.store.subject(school(1), KIND, id).await.unwrap();
+    let heard = job.as_ref().map(heard).unwrap();
+    assert!(heard >= before_commit && heard <= before_save);
 }
 
 async fn many_writers_leave_no_hole(open: Open) {

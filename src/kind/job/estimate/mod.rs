@@ -14,6 +14,8 @@
 mod history;
 mod pace;
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -239,16 +241,15 @@ impl Estimator {
         })
     }
 
-    /// When to look at the estimate again if nothing is heard: when a step is clearly overdue, and then ever more rarely.
-    pub fn look_at(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    /// After how long to look at the estimate again if nothing is heard: when a step is clearly overdue, and then ever
+    /// more rarely.
+    pub fn look_in(&self, now: DateTime<Utc>) -> Option<Duration> {
         let step = self.pace.outlook()?.pace * self.pace.step();
         let silence = (self.elapsed(now) - self.at).max(0.0);
         let secs = (LOOK_STEPS * step - silence)
             .max(LOOK_GROWTH * silence)
             .max(LOOK_MIN_SECS);
-        now.checked_add_signed(TimeDelta::milliseconds(
-            (secs.min(HORIZON_SECS) * 1000.0) as i64,
-        ))
+        Some(Duration::from_secs_f64(secs.min(HORIZON_SECS)))
     }
 
     /// How the attempt went that is done now, for the jobs of its type that follow. Nothing if it went on from where

@@ -22,6 +22,14 @@ use crate::kind::characteristic::Violation;
 use crate::kind::job::{History, Past};
 use crate::kind::{self, Context, RuleError, State};
 use crate::store::{CommandError, Envelope, Idempotency, Receipt};
+use crate::uptime::Uptime;
+
+/// When a group is judged.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) at: DateTime<Utc>,
+    pub(super) uptime: Uptime,
+}
 
 /// What a group will write. The caches learn of it after the commit.
 #[derive(Default)]
@@ -56,7 +64,7 @@ impl Writer {
         group: &mut Group,
         school: SchoolId,
         envelope: Envelope,
-        now: DateTime<Utc>,
+        Moment { at: now, uptime }: Moment,
     ) -> QueryResult<Result<Receipt, CommandError>> {
         let Envelope {
             subject,
@@ -103,7 +111,7 @@ impl Writer {
             now,
             limits: &self.limits,
             history,
-            since: self.since,
+            uptime,
             next_seq: head + 1,
             holder: holder.as_ref(),
             violation: violation.as_ref(),

@@ -23,19 +23,20 @@ use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 use tokio::sync::{mpsc, oneshot};
 
-use self::judge::Group;
+use self::judge::{Group, Moment};
 use super::events::EventRow;
 use super::schema::{events, idempotency_keys, meta};
 use super::sweep::{Retention, sweep};
 use super::table::{Address, Stored, millis, table};
 use super::upsert::upsert;
 use super::violations;
-use super::{OPEN_IN, database_error};
+use super::{BUSY_TIMEOUT_MS, OPEN_IN, UPTIME, database_error};
 use crate::config::{self, Settings, Synchronous};
 use crate::id::{Epoch, Kind, SchoolId};
 use crate::kind::job::Past;
 use crate::kind::{self, Limits};
 use crate::store::{CommandError, Committed, Envelope, Meter, Receipt, StoreError};
+use crate::uptime::{Uptime, UptimeClock};
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 type Receipts = Vec<Result<Receipt, CommandError>>;
@@ -50,6 +51,7 @@ pub(super) enum Work {
     },
     /// A small write of its own, which nobody needs to find after a power loss.
     Aside(Box<dyn FnOnce(&mut SqliteConnection) + Send>),
+    SaveUptime(Answer<()>),
     Ping(Answer<()>),
     Close(Answer<()>),
 }
@@ -64,9 +66,8 @@ pub(super) struct Submission {
 pub(super) struct Writer {
     conn: SqliteConnection,
     epoch: Epoch,
+    uptime: UptimeClock,
     limits: Limits,
-    /// When this writer began to hear.
-    since: DateTime<Utc>,
     synchronous: Synchronous,
     committed: Committed,
     meter: Arc<Meter>,
@@ -95,6 +96,16 @@ upsert! {
     UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt)
 }
 
+fn set_uptime(conn: &mut SqliteConnection, now: Uptime) -> QueryResult<()> {
+    diesel::replace_into(meta::table)
+        .values((
+            meta::key.eq(UPTIME),
+            meta::value.eq(now.millis().to_string()),
+        ))
+        .execute(conn)?;
+    Ok(())
+}
+
 fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
     LruCache::new(NonZeroUsize::new(capacity).expect("a cache has room"))
 }
@@ -102,7 +113,7 @@ fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
 impl Writer {
     pub(super) fn new(
         conn: SqliteConnection,
-        epoch: Epoch,
+        (epoch, uptime): (Epoch, UptimeClock),
         settings: &Settings,
         committed: Committed,
         meter: Arc<Meter>,
@@ -110,8 +121,8 @@ impl Writer {
         Writer {
             conn,
             epoch,
+            uptime,
             limits: settings.limits(),
-            since: Utc::now().trunc_subsecs(3),
             synchronous: settings.synchronous,
             committed,
             meter,
@@ -162,6 +173,9 @@ impl Writer {
                         }
                         write(&mut self.conn);
                     }
+                    Work::SaveUptime(answer) => {
+                        let _ = answer.send(self.save_uptime().map_err(database_error));
+                    }
                     Work::Ping(answer) => {
                         let _ = answer.send(self.ping().map_err(database_error));
                     }
@@ -179,9 +193,7 @@ impl Writer {
             }
             if closed.is_some() {
                 // A mark that stays only makes readers begin anew.
-                if let Err(error) =
-                    diesel::delete(meta::table.find(OPEN_IN)).execute(&mut self.conn)
-                {
+                if let Err(error) = self.mark_as_closed() {
                     tracing::warn!(%error, "the database could not be marked as closed");
                 }
                 break;
@@ -193,7 +205,10 @@ impl Writer {
     /// Carries out a group and answers everyone in it.
     fn commit(&mut self, submissions: Vec<Submission>) {
         let began = Instant::now();
-        let now = Utc::now().trunc_subsecs(3);
+        let now = Moment {
+            at: Utc::now().trunc_subsecs(3),
+            uptime: self.uptime.now(),
+        };
         let mut group = Group::default();
         let mut judged = Vec::with_capacity(submissions.len());
         let (work, answers): (Vec<_>, Vec<_>) = submissions
@@ -237,7 +252,7 @@ impl Writer {
     }
 
     /// Writes the group in one transaction, then tells the caches.
-    fn write(&mut self, group: &mut Group, now: DateTime<Utc>) -> QueryResult<()> {
+    fn write(&mut self, group: &mut Group, now: Moment) -> QueryResult<()> {
         if group.changed.is_empty() {
             return Ok(());
         }
@@ -279,11 +294,11 @@ impl Writer {
                             true => 0,
                             false => used.event.seq as i64,
                         }),
-                        idempotency_keys::created_at.eq(millis(now)),
+                        idempotency_keys::created_at.eq(millis(now.at)),
                     ))
                     .execute(conn)?;
             }
-            QueryResult::Ok(())
+            set_uptime(conn, now.uptime)
         })?;
         for (address, stored) in group.changed.drain() {
             // What has ended, with its result, is hardly asked for again.
@@ -331,6 +346,26 @@ impl Writer {
             }
         }
         Ok(more)
+    }
+
+    /// It waits for no disk, whatever the settings say, and for nobody's lock: there is little to lose, and publishers
+    /// would wait behind it.
+    fn save_uptime(&mut self) -> QueryResult<()> {
+        self.wait_for_disk(false)?;
+        self.conn.batch_execute("PRAGMA busy_timeout = 0")?;
+        let saved = set_uptime(&mut self.conn, self.uptime.now());
+        self.conn
+            .batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))?;
+        saved
+    }
+
+    fn mark_as_closed(&mut self) -> QueryResult<()> {
+        let now = self.uptime.now();
+        self.conn.immediate_transaction(|conn| {
+            set_uptime(conn, now)?;
+            diesel::delete(meta::table.find(OPEN_IN)).execute(conn)?;
+            QueryResult::Ok(())
+        })
     }
 
     fn ping(&mut self) -> QueryResult<()> {

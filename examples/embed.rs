@@ -34,15 +34,17 @@ async fn import(tidings: &State<Arc<Tidings>>) -> Result<String, Status> {
         .await
         .map_err(failed)?;
     let id = receipt.event().subject.clone();
+    // Reports name their attempt: of a new job, the first.
     for row in 1..=3 {
-        let progress: Progress =
-            from(json!({"progress": f64::from(row) * 30.0, "message": format!("Row {row} of 3")}));
+        let progress: Progress = from(
+            json!({"attempt": 1, "progress": f64::from(row) * 30.0, "message": format!("Row {row} of 3")}),
+        );
         publisher
             .job(school(), id.clone(), Command::Progress(progress))
             .await
             .map_err(failed)?;
     }
-    let complete: Complete = from(json!({"result": {"rows": 3}}));
+    let complete: Complete = from(json!({"attempt": 1, "result": {"rows": 3}}));
     publisher
         .job(school(), id.clone(), Command::Complete(complete))
         .await

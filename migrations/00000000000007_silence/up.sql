@@ -5,6 +5,9 @@ ALTER TABLE enrollment_sessions ADD COLUMN heard_uptime BIGINT NOT NULL DEFAULT 
 -- The uptime from which a device's lease counts.
 ALTER TABLE devices ADD COLUMN lease_uptime BIGINT NOT NULL DEFAULT 0;
 
+-- Who has reported on a job, in its present attempt and in earlier ones: JSON.
+ALTER TABLE jobs ADD COLUMN reporters TEXT;
+
 -- When to look is an uptime, too. At 0 they are looked at once, and then when they need it.
 ALTER TABLE jobs RENAME COLUMN check_at TO check_uptime;
 UPDATE jobs SET check_uptime = 0 WHERE check_uptime IS NOT NULL;

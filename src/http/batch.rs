@@ -85,6 +85,7 @@ async fn batch(
     let mut run = Run {
         tidings,
         access: &access,
+        sub: access.subject.as_str().into(),
         upper,
         outcomes: Vec::new(),
         waiting: BTreeMap::new(),
@@ -123,6 +124,8 @@ type Outcome = Result<(&'static str, Vec<u8>), Problem>;
 struct Run<'a> {
     tidings: &'a Arc<Tidings>,
     access: &'a Access,
+    /// Who asks.
+    sub: Arc<str>,
     upper: bool,
     /// Of each line; nothing as long as it waits.
     outcomes: Vec<Option<Outcome>>,
@@ -200,6 +203,7 @@ impl Run<'_> {
                 if is_device && waiting.beating.contains(&command.subject) {
                     self.carry_out_in(school).await?;
                 }
+                command.sub = Some(Arc::clone(&self.sub));
                 self.tidings.presence().complete(school, &mut command);
                 let waiting = self.waiting.entry(school).or_default();
                 waiting.commands.push((number, command));
@@ -448,9 +452,8 @@ fn asked(
     }
     let command = Command::read(kind, verb, Rest(object));
     Ok(Asked::Command(Envelope {
-        subject,
-        command: command.ok_or_else(no_such_op)??,
         idempotency: own_key,
+        ..Envelope::new(subject, command.ok_or_else(no_such_op)??)
     }))
 }
 

@@ -207,7 +207,7 @@ impl From<RuleError> for Problem {
             RuleError::Finished { .. } => Kind::Finished,
             RuleError::Held { .. } => Kind::Held,
             RuleError::IllegalTransition { .. } => Kind::IllegalTransition,
-            RuleError::StaleAttempt { .. } => Kind::StaleAttempt,
+            RuleError::StaleAttempt { .. } | RuleError::StaleWorker { .. } => Kind::StaleAttempt,
             RuleError::TooLarge { .. } | RuleError::Invalid { .. } => Kind::InvalidBody,
             RuleError::TooMany { .. } => Kind::TooManySubjects,
         };

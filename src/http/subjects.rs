@@ -123,6 +123,7 @@ pub(super) async fn publish(
     let bytes = body.read(tidings.settings().body_limit()).await?;
     let mut envelope = read(&caller, &bytes)?;
     reach(&caller, envelope.command.kind(), &envelope.subject)?;
+    envelope.sub = Some(caller.access.subject.as_str().into());
     envelope.idempotency = key.with(&bytes);
     tidings.presence().complete(caller.school, &mut envelope);
     let receipt = tidings.publisher().publish(caller.school, envelope).await?;

@@ -304,6 +304,8 @@ pub struct Context<'a> {
     pub history: Option<History>,
     /// The present, as silence is measured.
     pub uptime: Uptime,
+    /// The `sub` of the token that the command came with, if it came with one.
+    pub sub: Option<&'a str>,
     /// The number that the first event of the outcome will have.
     pub next_seq: u64,
     /// Who holds what the command wants to hold.
@@ -446,6 +448,15 @@ pub enum RuleError {
         current: u32,
         /// The attempt that the report is about.
         told: u32,
+    },
+    /// It does not say which attempt it is about, and comes from a worker of an earlier one.
+    #[error(
+        "`attempt` is missing: this worker has reported on an earlier attempt only, and the present one is {current}; \
+         one that works on the present attempt calls `start` or sends `attempt`: {current}"
+    )]
+    StaleWorker {
+        /// The present attempt.
+        current: u32,
     },
     /// The school has as many of them as it may.
     #[error("the school has {most} {collection}, and may have no more")]

@@ -141,16 +141,19 @@ pub struct Envelope {
     pub subject: SubjectId,
     /// What is asked.
     pub command: Command,
+    /// The `sub` of the token that it came with, if it came with one.
+    pub sub: Option<Arc<str>>,
     /// Makes a retry safe.
     pub idempotency: Option<Idempotency>,
 }
 
 impl Envelope {
-    /// A command without a key.
+    /// A command of nobody's, without a key.
     pub fn new(subject: SubjectId, command: Command) -> Envelope {
         Envelope {
             subject,
             command,
+            sub: None,
             idempotency: None,
         }
     }

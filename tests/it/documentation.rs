@@ -86,6 +86,7 @@ fn the_guarantees_name_tests_that_exist() {
     let sources = [
         ("durability", include_str!("durability.rs")),
         ("dead_peers", include_str!("dead_peers.rs")),
+        ("fencing", include_str!("fencing.rs")),
         ("silence", include_str!("silence.rs")),
         ("invariants", include_str!("invariants.rs")),
         ("proxies", include_str!("proxies.rs")),

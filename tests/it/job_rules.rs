@@ -1,11 +1,13 @@
 //! The job's rules as pure functions: every transition, and properties of random lives.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use proptest::prelude::*;
 use serde_json::json;
 use tidings::id::SubjectId;
 use tidings::kind::job::{Command, End, History, Job, Status, apply};
-use tidings::kind::{Context, Outcome, RuleError};
+use tidings::kind::{Body, CommandOf, Context, Outcome, RuleError};
 use tidings::uptime::Uptime;
 
 use crate::support::LIMITS;
@@ -29,6 +31,7 @@ fn context(secs: i64, history: Option<History>) -> Context<'static> {
         limits: &LIMITS,
         history,
         uptime: up(secs),
+        sub: None,
         next_seq: 1,
         holder: None,
         violation: None,
@@ -354,6 +357,54 @@ fn metadata_merges_keeps_its_order_and_is_bounded() {
     ));
 }
 
+/// The worker of attempt 1 is believed dead, and the job is tried again.
+#[test]
+fn a_worker_of_an_earlier_attempt_changes_nothing_unless_it_joins_the_present_one() {
+    let as_worker = |body: serde_json::Value, name: &str| {
+        let mut body = body;
+        body["worker"] = json!(name);
+        body
+    };
+    let begun = job_in(Status::Queued);
+    let start = |name: &str| Command::Start(from(as_worker(json!({}), name)));
+    let fail = Command::Fail(from(json!({"error": "lost", "attempt": 1})));
+    let running = run(Some(&begun), &start("a"), 1).unwrap().state;
+    let failed = run(Some(&running), &fail, 2).unwrap().state;
+    let again = run(Some(&failed), &Command::Retry(from(json!({}))), 3)
+        .unwrap()
+        .state;
+    let restarted = run(Some(&again), &start("b"), 4).unwrap().state;
+    let reports = |name: &str| {
+        [
+            Command::Progress(from(as_worker(json!({"progress": 90}), name))),
+            Command::Complete(from(as_worker(json!({}), name))),
+            Command::Fail(from(as_worker(json!({"error": "x"}), name))),
+            Command::Cancel(from(as_worker(json!({"force": true}), name))),
+        ]
+    };
+    let over = run(Some(&restarted), &reports("b")[1], 5).unwrap().state;
+    for job in [&again, &restarted, &over] {
+        for report in reports("a") {
+            let refused = run(Some(job), &report, 5).map(|outcome| outcome.state.status);
+            assert_eq!(refused, Err(RuleError::StaleWorker { current: 2 }));
+        }
+    }
+    for name in ["b", "never heard of"] {
+        for report in reports(name) {
+            assert!(run(Some(&restarted), &report, 5).is_ok(), "{name}");
+        }
+    }
+    // It joins by starting the job, or by the number of the present attempt.
+    let by_start = run(Some(&again), &start("a"), 4).unwrap().state;
+    let by_number = Command::Progress(from(json!({"worker": "a", "attempt": 2})));
+    let by_number = run(Some(&restarted), &by_number, 5).unwrap().state;
+    for joined in [by_start, by_number] {
+        for report in reports("a") {
+            assert!(run(Some(&joined), &report, 6).is_ok());
+        }
+    }
+}
+
 fn any_command() -> impl Strategy<Value = Command> {
     prop_oneof![
         Just(create("pending")),
@@ -371,6 +422,34 @@ fn any_command() -> impl Strategy<Value = Command> {
         Just(Command::Retry(from(json!({})))),
         Just(Command::Check),
     ]
+}
+
+/// A command's fields, as they are.
+struct Direct(serde_json::Value);
+
+impl Body for Direct {
+    type Error = serde_json::Error;
+
+    fn read<T: serde::de::DeserializeOwned>(self) -> Result<T, serde_json::Error> {
+        serde_json::from_value(self.0)
+    }
+}
+
+fn any_report() -> impl Strategy<Value = (&'static str, serde_json::Value)> {
+    prop::sample::select(vec![
+        ("start", json!({})),
+        ("start", json!({})),
+        ("progress", json!({"message": "word"})),
+        ("complete", json!({})),
+        ("fail", json!({"error": "x"})),
+        ("fail", json!({"error": "x"})),
+        ("cancel", json!({"force": false})),
+        ("cancel", json!({"force": true})),
+        ("retry", json!({})),
+        ("retry", json!({})),
+        ("retry", json!({})),
+        ("queue", json!({})),
+    ])
 }
 
 proptest! {
@@ -411,6 +490,56 @@ proptest! {
                     "a tick changes no status");
             }
             job = Some(after);
+        }
+    }
+
+    /// Fencing, against a model that remembers of each reporter the last attempt that it joined.
+    #[test]
+    fn a_stale_reporter_never_changes_a_later_attempt(
+        steps in prop::collection::vec((any_report(), 0..3_usize, any::<bool>(), prop::option::of(1..4_u32)), 1..80),
+    ) {
+        let names = ["a", "b", "c"];
+        let mut job = job_in(Status::Queued);
+        let mut joined: HashMap<(bool, usize), u32> = HashMap::new();
+        for (now, ((verb, mut body), who, by_token, attempt)) in (1..).zip(steps) {
+            let mut context = context(now, None);
+            let is_report = !matches!(verb, "retry" | "queue");
+            if by_token {
+                context.sub = Some(names[who]);
+            } else if is_report {
+                body["worker"] = json!(names[who]);
+            }
+            let attempt = attempt.filter(|_| is_report);
+            if let Some(attempt) = attempt {
+                body["attempt"] = json!(attempt);
+            }
+            let is_fenced = match verb {
+                "progress" | "complete" | "fail" => true,
+                "cancel" => body["force"] == true,
+                _ => false,
+            };
+            let command = Command::read(verb, Direct(body)).unwrap().unwrap();
+            let outcome = apply(&id(), Some(&job), &command, &context);
+            let last = joined.get(&(by_token, who)).copied();
+            let expected = match attempt {
+                Some(told) if told != job.attempt => Some(RuleError::StaleAttempt { current: job.attempt, told }),
+                None if is_fenced && last.is_some_and(|last| last < job.attempt) => {
+                    Some(RuleError::StaleWorker { current: job.attempt })
+                }
+                _ => None,
+            };
+            match (outcome, expected) {
+                (outcome, Some(expected)) => prop_assert_eq!(outcome.map(|_| ()), Err(expected)),
+                (Err(error), None) => prop_assert!(
+                    !matches!(error, RuleError::StaleAttempt { .. } | RuleError::StaleWorker { .. }), "{}", error
+                ),
+                (Ok(outcome), None) => {
+                    job = outcome.state;
+                    if matches!(verb, "start" | "progress" | "complete" | "fail") {
+                        joined.insert((by_token, who), job.attempt);
+                    }
+                }
+            }
         }
     }
 }

@@ -28,6 +28,7 @@ mod embed;
 mod enrollments;
 mod existing_backends;
 mod existing_clients;
+mod fencing;
 mod floors;
 mod handshake;
 mod invariants;

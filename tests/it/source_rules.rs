@@ -40,6 +40,7 @@ fn context<'a>(secs: i64, next_seq: u64, violation: Option<&'a Violation>) -> Co
         limits: &LIMITS,
         history: None,
         uptime: up(secs),
+        sub: None,
         next_seq,
         holder: None,
         violation,

@@ -10,6 +10,9 @@ use super::stop::Stop;
 use crate::cli::Failure;
 use crate::cli::client::Client;
 
+/// What the worker calls itself.
+const NAME: &str = "demo";
+
 /// Reads documents.
 pub(super) struct Worker<'a> {
     pub(super) client: &'a Client,
@@ -48,15 +51,19 @@ impl Worker<'_> {
 
     /// Works on one document from start to end, and gives back the job as it ended. Nothing if it was time to stop.
     fn process(&self, path: &Path, id: &str) -> Result<Option<Value>, Failure> {
-        let report =
-            |verb: &str, body: Value| self.client.post(&format!("/api/jobs/{id}/{verb}"), &body);
+        let started = self.client.post(
+            &format!("/api/jobs/{id}/start"),
+            &json!({"message": format!("Reading {}", path.display()), "worker": NAME}),
+        )?;
+        // Every report says which attempt it is about: if the job is given up and tried again, this one changes nothing.
+        let report = |verb: &str, mut body: Value| {
+            body["attempt"] = started["attempt"].clone();
+            body["worker"] = NAME.into();
+            self.client.post(&format!("/api/jobs/{id}/{verb}"), &body)
+        };
         let fail = |code: &str, message: String| {
             report("fail", json!({"error": {"code": code, "message": message}})).map(Some)
         };
-        report(
-            "start",
-            json!({"message": format!("Reading {}", path.display())}),
-        )?;
         let mut document = match Document::open(path, self.part_bytes) {
             Ok(document) => document,
             Err(error) => {

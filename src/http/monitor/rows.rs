@@ -36,6 +36,7 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
         "progress": job.progress.map(|percent| percent.floor() as u64),
         "message": &*job.message,
         "attempt": job.attempt,
+        "worker": job.reporters.worker(),
         "eta": eta.map(|eta| time(eta.at, now)),
         "eta_low": eta.map(|eta| time(eta.low_at.max(now), now)),
         "eta_high": eta.map(|eta| time(eta.high_at, now)),

@@ -89,6 +89,8 @@ pub struct Note {
 pub struct Start {
     /// The attempt that is reported on; refused if it is not the present one.
     pub attempt: Option<u32>,
+    /// Which worker reports, in its own words; the token's `sub` stands for it if absent.
+    pub worker: Option<String>,
     /// Makes the job known if it is not yet.
     pub job_type: Option<JobType>,
     /// A word for people.
@@ -103,6 +105,8 @@ pub struct Start {
 pub struct Progress {
     /// The attempt that is reported on; refused if it is not the present one.
     pub attempt: Option<u32>,
+    /// Which worker reports, in its own words; the token's `sub` stands for it if absent.
+    pub worker: Option<String>,
     /// Makes the job known, and starts it, if it is not yet.
     pub job_type: Option<JobType>,
     /// Percent done, 0 to 100; `null` for "cannot be told", as long as none was told.
@@ -120,6 +124,8 @@ pub struct Progress {
 pub struct Complete {
     /// The attempt that is reported on; refused if it is not the present one.
     pub attempt: Option<u32>,
+    /// Which worker reports, in its own words; the token's `sub` stands for it if absent.
+    pub worker: Option<String>,
     /// What the work came to: any JSON.
     pub result: Option<Value>,
     /// A word for people.
@@ -135,6 +141,9 @@ pub struct Fail {
     /// The attempt that is reported on; refused if it is not the present one.
     #[serde(default)]
     pub attempt: Option<u32>,
+    /// Which worker reports, in its own words; the token's `sub` stands for it if absent.
+    #[serde(default)]
+    pub worker: Option<String>,
     /// What went wrong: `{code, message}`, or only the message.
     #[serde(deserialize_with = "error_or_message")]
     pub error: JobError,
@@ -152,6 +161,8 @@ pub struct Fail {
 pub struct Cancel {
     /// The attempt that is reported on; refused if it is not the present one.
     pub attempt: Option<u32>,
+    /// Which worker reports, in its own words; the token's `sub` stands for it if absent.
+    pub worker: Option<String>,
     /// A word for people, why.
     pub message: Option<String>,
     /// End a running job now: the worker's own confirmation, or an administrator's last resort.
@@ -196,6 +207,35 @@ impl Command {
             Command::Fail(fail) => fail.attempt,
             Command::Cancel(cancel) => cancel.attempt,
             Command::Create(_) | Command::Queue(_) | Command::Retry(_) | Command::Check => None,
+        }
+    }
+
+    /// Which worker it is that reports, if it says so.
+    pub(super) fn worker(&self) -> Option<&str> {
+        match self {
+            Command::Start(start) => start.worker.as_deref(),
+            Command::Progress(report) => report.worker.as_deref(),
+            Command::Complete(complete) => complete.worker.as_deref(),
+            Command::Fail(fail) => fail.worker.as_deref(),
+            Command::Cancel(cancel) => cancel.worker.as_deref(),
+            Command::Create(_) | Command::Queue(_) | Command::Retry(_) | Command::Check => None,
+        }
+    }
+
+    /// Whether the one who sends it is a worker of the job. Others, too, may cancel it.
+    pub(super) fn is_of_worker(&self) -> bool {
+        matches!(
+            self,
+            Command::Start(_) | Command::Progress(_) | Command::Complete(_) | Command::Fail(_)
+        )
+    }
+
+    /// Whether it is to be refused from a worker of an earlier attempt. Starting the job is how to join the present one.
+    pub(super) fn is_fenced(&self) -> bool {
+        match self {
+            Command::Progress(_) | Command::Complete(_) | Command::Fail(_) => true,
+            Command::Cancel(cancel) => cancel.force,
+            _ => false,
         }
     }
 

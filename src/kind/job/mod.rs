@@ -9,7 +9,8 @@
 //! not running yet, and one that is completed without having been started is told as `in_progress` first. `start` and
 //! `progress` also make a job known if they name its `job_type`, so that one call is enough to report. Cancelling a running job only *asks*: the worker learns of it
 //! in the answer to its next report and ends the job with `force`. A terminal status is final for its
-//! attempt; `retry` opens a new attempt of a failed or cancelled job, and only that.
+//! attempt; `retry` opens a new attempt of a failed or cancelled job, and only that. A report on another attempt than the
+//! present one has no effect, also one that does not say so, where it can be told ([`reporters`]).
 //!
 //! Silence is measured in [uptime](crate::uptime) and judged lazily: [`Job::check_uptime`] is the next moment at which it
 //! is worth looking: for silence, and for an estimate that has lapsed. A report moves it only when half of the time until
@@ -17,6 +18,7 @@
 
 mod command;
 mod estimate;
+mod reporters;
 mod rules;
 
 use std::str::FromStr;
@@ -29,6 +31,7 @@ use serde_json::{Value, json};
 
 pub use self::command::{Cancel, Command, Complete, Create, Fail, Note, Progress, Start};
 pub use self::estimate::{Course, Estimator, Eta, EtaSource, History, Past};
+pub use self::reporters::{REPORTERS_MAX, Reporters, SUB_MAX_BYTES, WORKER_MAX_BYTES};
 pub use self::rules::apply;
 use super::{Description, PLAIN_ERROR_CODE, RuleError, Subject, is_plain_name};
 use crate::event::{Class, Draft, EventType, timestamp};
@@ -224,6 +227,8 @@ pub struct Job {
     pub metadata: Arc<RawValue>,
     /// 1, and one more with every retry.
     pub attempt: u32,
+    /// Who has reported.
+    pub reporters: Arc<Reporters>,
     /// When it will be done, if that can be told.
     pub eta: Option<Eta>,
     /// Whether a running job has been silent for too long.
@@ -265,6 +270,7 @@ impl Subject for Job {
             "heard_at": timestamp(self.heard_at),
             "started_at": self.started_at.map(timestamp),
             "finished_at": self.finished_at.map(timestamp),
+            "worker": self.reporters.worker(),
         })
     }
 

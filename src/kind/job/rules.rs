@@ -8,6 +8,7 @@ use serde_json::value::to_raw_value;
 use serde_json::{Map, Value};
 
 use super::command::{Command, Create, Note, Progress, Start};
+use super::reporters::Reporter;
 use super::{End, Estimator, Job, JobError, KIND, Status, draft};
 use crate::event::Class;
 use crate::id::SubjectId;
@@ -21,7 +22,11 @@ pub fn apply(
     command: &Command,
     context: &Context<'_>,
 ) -> Result<Outcome<Job>, RuleError> {
-    let (job, told) = match (command, job) {
+    let reporter = Reporter::of(command.worker(), context.sub)?;
+    if let Some(job) = job {
+        fence(job, command, reporter.as_ref())?;
+    }
+    let (mut job, told) = match (command, job) {
         (Command::Create(create), None) => {
             let job = created(create, context)?;
             (job.clone(), vec![(job, Class::Milestone)])
@@ -37,6 +42,7 @@ pub fn apply(
                 return Err(not_found(KIND, id.as_str()));
             };
             let new = created(&Create::of_type(job_type.clone()), context)?;
+            fence(&new, command, None)?;
             let (job, _) = changed(&new, command, context)?;
             (job.clone(), vec![(job, Class::Milestone)])
         }
@@ -58,6 +64,11 @@ pub fn apply(
             )
         }
     };
+    if let Some(reporter) =
+        reporter.filter(|own| command.is_of_worker() && !job.reporters.is_last(own))
+    {
+        Arc::make_mut(&mut job.reporters).join(reporter);
+    }
     let drafts: Vec<_> = told
         .iter()
         .map(|(told, class)| draft(id, told, *class))
@@ -66,6 +77,18 @@ pub fn apply(
         answer: drafts.len().saturating_sub(1),
         ..Outcome::new(job, drafts)
     })
+}
+
+/// Refuses a report on an attempt that is not the present one, whatever became of the job.
+fn fence(job: &Job, command: &Command, reporter: Option<&Reporter>) -> Result<(), RuleError> {
+    let current = job.attempt;
+    match (command.attempt(), reporter) {
+        (Some(told), _) if told != current => Err(RuleError::StaleAttempt { current, told }),
+        (None, Some(own)) if command.is_fenced() && job.reporters.is_stale(own) => {
+            Err(RuleError::StaleWorker { current })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
@@ -89,6 +112,7 @@ fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
             limits.metadata(),
         )?,
         attempt: 1,
+        reporters: Arc::default(),
         eta: None,
         stalled: false,
         cancel_requested: false,
@@ -133,13 +157,6 @@ fn changed(
     }
     if let Command::Check = command {
         return Ok(checked(job, context));
-    }
-    // Before anything else: whatever became of the job, a worker of another attempt is told that it is that.
-    if let Some(told) = command.attempt().filter(|told| *told != job.attempt) {
-        return Err(RuleError::StaleAttempt {
-            current: job.attempt,
-            told,
-        });
     }
     if job.status.is_terminal()
         && !matches!(
@@ -236,6 +253,7 @@ fn changed(
                 return Err(illegal());
             }
             next.attempt = job.attempt.saturating_add(1);
+            Arc::make_mut(&mut next.reporters).begin_attempt();
             next.progress = Some(0.0);
             next.cancel_requested = false;
             next.end = None;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -20,7 +21,7 @@ use super::table::{
 use super::upsert::upsert;
 use crate::event::Event;
 use crate::id::{Epoch, SchoolId, SubjectId};
-use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Past};
+use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Past, Reporters};
 use crate::kind::{Command, job};
 use crate::store::Overdue;
 use crate::uptime::Uptime;
@@ -37,6 +38,7 @@ pub(super) struct JobRow<'a> {
     message: Cow<'a, str>,
     metadata: Cow<'a, str>,
     attempt: i64,
+    reporters: Option<Cow<'a, str>>,
     eta_at: Option<i64>,
     eta_low_at: Option<i64>,
     eta_high_at: Option<i64>,
@@ -67,8 +69,9 @@ upsert! {
     by (school_id: BigInt, job_id: Text)
     once (job_type: Text, created_at: BigInt, stall_after_secs: BigInt, timeout_secs: BigInt, created_seq: BigInt)
     set (
-        status: Text, progress: Nullable<Double>, message: Text, metadata: Text, attempt: BigInt,
-        eta_at: Nullable<BigInt>, eta_low_at: Nullable<BigInt>, eta_high_at: Nullable<BigInt>, eta_source: Nullable<Text>, stalled: Bool, cancel_requested: Bool,
+        status: Text, progress: Nullable<Double>, message: Text, metadata: Text, attempt: BigInt, reporters: Nullable<Text>,
+        eta_at: Nullable<BigInt>, eta_low_at: Nullable<BigInt>, eta_high_at: Nullable<BigInt>,
+        eta_source: Nullable<Text>, stalled: Bool, cancel_requested: Bool,
         result: Nullable<Text>, error_code: Nullable<Text>, error_message: Nullable<Text>,
         heard_at: BigInt, heard_uptime: BigInt, started_at: Nullable<BigInt>, finished_at: Nullable<BigInt>,
         check_uptime: Nullable<BigInt>, estimator: Nullable<Text>, past: Nullable<Text>, last_seq: BigInt, last_at: BigInt
@@ -91,6 +94,10 @@ impl<'a> JobRow<'a> {
             message: (&*job.message).into(),
             metadata: job.metadata.get().into(),
             attempt: job.attempt.into(),
+            reporters: (!job.reporters.is_empty()).then(|| {
+                let json = serde_json::to_string(&*job.reporters);
+                json.expect("names are JSON").into()
+            }),
             eta_at: job.eta.map(|eta| millis(eta.at)),
             eta_low_at: job.eta.map(|eta| millis(eta.low_at)),
             eta_high_at: job.eta.map(|eta| millis(eta.high_at)),
@@ -162,6 +169,9 @@ impl<'a> JobRow<'a> {
                 .attempt
                 .try_into()
                 .map_err(|_| unreadable("an attempt"))?,
+            reporters: json(self.reporters, "a job's reporters")?
+                .map(Arc::new)
+                .unwrap_or_default(),
             eta,
             stalled: self.stalled,
             cancel_requested: self.cancel_requested,

@@ -41,6 +41,7 @@ diesel::table! {
         message -> Text,
         metadata -> Text,
         attempt -> BigInt,
+        reporters -> Nullable<Text>,
         eta_at -> Nullable<BigInt>,
         eta_low_at -> Nullable<BigInt>,
         eta_high_at -> Nullable<BigInt>,

@@ -118,11 +118,7 @@ fn envelope(id: &str, verb: &str, body: serde_json::Value) -> Envelope {
         "check" => job::Command::Check,
         other => panic!("{other}"),
     };
-    Envelope {
-        subject: id.parse().unwrap(),
-        command: Command::Job(command),
-        idempotency: None,
-    }
+    Envelope::new(id.parse().unwrap(), Command::Job(command))
 }
 
 fn create(id: &str) -> Envelope {

@@ -12,11 +12,7 @@ fn read<T: serde::de::DeserializeOwned>(body: serde_json::Value) -> T {
 }
 
 fn to(subject: &str, command: Command) -> Envelope {
-    Envelope {
-        subject: subject.parse().unwrap(),
-        command,
-        idempotency: None,
-    }
+    Envelope::new(subject.parse().unwrap(), command)
 }
 
 fn session(id: &str, command: enrollment::Command) -> Envelope {

@@ -69,6 +69,7 @@ impl Writer {
         let Envelope {
             subject,
             command,
+            sub,
             idempotency,
         } = envelope;
         if let Some(idempotency) = &idempotency
@@ -112,6 +113,7 @@ impl Writer {
             limits: &self.limits,
             history,
             uptime,
+            sub: sub.as_deref(),
             next_seq: head + 1,
             holder: holder.as_ref(),
             violation: violation.as_ref(),

@@ -1,0 +1,228 @@
+//! Fencing: a worker that was given up, and does not know it, cannot change the attempt that came after it.
+
+use serde_json::{Value, json};
+use tidings::auth::Role;
+
+use crate::support::*;
+
+/// A token of school 1 for somebody.
+fn token(sub: &str, role: Role) -> String {
+    let mut own = claims(Some(1), role);
+    own.sub = sub.into();
+    sign(&own)
+}
+
+/// A report with a token, and what became of it.
+async fn send(server: &Server, token: &str, verb: &str, body: Value) -> (u16, Value) {
+    server
+        .post(&format!("/api/jobs/j/{verb}"), token, body)
+        .await
+}
+
+async fn sent(server: &Server, token: &str, verb: &str, body: Value) -> Value {
+    let (status, answer) = send(server, token, verb, body).await;
+    assert_eq!(status, 200, "{verb}: {answer}");
+    answer
+}
+
+/// A job whose first attempt, by the bearer of this token, failed, and which is queued again.
+async fn retried(server: &Server, first: &str, as_worker: Option<&str>) {
+    let job = json!({"job_id": "j", "job_type": "t", "status": "queued"});
+    server.report("/api/jobs", job).await;
+    let started = sent(server, first, "start", json!({"worker": as_worker})).await;
+    assert_eq!(started["attempt"], 1, "a start returns the attempt");
+    sent(
+        server,
+        first,
+        "progress",
+        json!({"worker": as_worker, "progress": 10}),
+    )
+    .await;
+    let admin = token("ann", Role::Admin);
+    sent(server, &admin, "cancel", json!({"force": true})).await;
+    sent(server, &admin, "retry", json!({})).await;
+}
+
+const REPORTS: [(&str, &str); 4] = [
+    ("progress", r#"{"progress": 90}"#),
+    ("complete", r#"{"result": "old"}"#),
+    ("fail", r#"{"error": "old"}"#),
+    ("cancel", r#"{"force": true}"#),
+];
+
+/// Known by the `sub` of its token, or by what it calls itself where all have one token.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unlabelled_report_of_a_worker_of_an_earlier_attempt_has_no_effect() {
+    for name in [None, Some("host-1/4711")] {
+        let server = server().await;
+        let (old, new) = match name {
+            None => (token("old", Role::Worker), token("new", Role::Worker)),
+            Some(_) => (worker(1), worker(1)),
+        };
+        retried(&server, &old, name).await;
+        let new_name = name.map(|_| "host-2/42");
+        for starts in [false, true] {
+            if starts {
+                let started = sent(&server, &new, "start", json!({"worker": new_name})).await;
+                assert_eq!(started["attempt"], 2);
+            }
+            let (_, before) = server.get("/api/jobs/j", &viewer(1)).await;
+            let mut listener = server.listen(Transport::WebSocket, "/jobs/j").await;
+            listener.until_ready().await;
+            for (verb, body) in REPORTS {
+                let mut body: Value = serde_json::from_str(body).unwrap();
+                body["worker"] = json!(name);
+                let (status, problem) = send(&server, &old, verb, body.clone()).await;
+                assert_eq!(
+                    (status, &problem["code"]),
+                    (409, &json!("stale-attempt")),
+                    "{verb}"
+                );
+                let detail = problem["detail"].as_str().unwrap();
+                assert!(
+                    detail.contains("`start`") && detail.contains("`attempt`: 2"),
+                    "{detail}"
+                );
+                body["op"] = format!("jobs.{verb}").into();
+                body["job_id"] = "j".into();
+                let lines = server.batch(&old, body.to_string()).await;
+                assert_eq!(
+                    lines[0]["problem"]["code"], "stale-attempt",
+                    "{verb} in a batch"
+                );
+            }
+            assert_eq!(server.get("/api/jobs/j", &viewer(1)).await.1, before);
+            // Nobody has heard of them: the next message is the new worker's.
+            if starts {
+                let body = json!({"worker": new_name, "progress": 20});
+                let told = sent(&server, &new, "progress", body).await;
+                assert_eq!(listener.next().await.unwrap(), told);
+            }
+        }
+        let done = sent(
+            &server,
+            &new,
+            "complete",
+            json!({"worker": new_name, "result": "new"}),
+        )
+        .await;
+        assert_eq!(done["result"], "new");
+        let (_, problem) = send(&server, &old, "complete", json!({"worker": name})).await;
+        assert_eq!(
+            problem["code"], "stale-attempt",
+            "it learns that it was not its own end"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_takes_a_job_again_by_start_or_by_the_number_of_the_attempt() {
+    for (verb, joins) in [("start", json!({})), ("progress", json!({"attempt": 2}))] {
+        let server = server().await;
+        let same = token("same", Role::Worker);
+        retried(&server, &same, None).await;
+        assert_eq!(send(&server, &same, "progress", json!({})).await.0, 409);
+        sent(&server, &same, verb, joins).await;
+        let told = sent(&server, &same, "progress", json!({"progress": 5})).await;
+        assert_eq!(
+            (&told["attempt"], &told["progress"]),
+            (&json!(2), &json!(5.0))
+        );
+        sent(&server, &same, "complete", json!({})).await;
+    }
+}
+
+/// Who forces the end of a job is no worker of it, however often.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_may_force_the_end_of_every_attempt() {
+    let server = server().await;
+    let admin = token("ann", Role::Admin);
+    retried(&server, &token("old", Role::Worker), None).await;
+    for attempt in 2..5 {
+        let starts = json!({"attempt": attempt});
+        sent(&server, &token("new", Role::Worker), "start", starts).await;
+        let ended = sent(&server, &admin, "cancel", json!({"force": true})).await;
+        assert_eq!(ended["status"], "cancelled");
+        sent(&server, &admin, "retry", json!({})).await;
+    }
+}
+
+/// Also a restart later, and an answer that got lost is given again all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reported_is_known_after_a_restart_and_a_repeated_request_gets_its_first_answer() {
+    let first = server().await;
+    let old = token("old", Role::Worker);
+    let keyed = async |server: &Server| {
+        let request = server.request("POST", "/api/jobs/j/progress", &old);
+        let request = request
+            .header("Idempotency-Key", "k")
+            .json(&json!({"progress": 3}));
+        answer(request).await
+    };
+    let job = json!({"job_id": "j", "job_type": "t", "status": "in_progress"});
+    first.report("/api/jobs", job).await;
+    let told = keyed(&first).await;
+    assert_eq!(told.0, 200);
+    sent(&first, &old, "fail", json!({"error": "x"})).await;
+    sent(&first, &token("ann", Role::Admin), "retry", json!({})).await;
+    let server = server_in(first.stop().await, json!({})).await;
+    assert_eq!(keyed(&server).await, told);
+    let (status, problem) = send(&server, &old, "progress", json!({"progress": 4})).await;
+    assert_eq!((status, &problem["code"]), (409, &json!("stale-attempt")));
+    let (_, job) = server.get("/api/jobs/j", &viewer(1)).await;
+    assert_eq!(
+        (&job["attempt"], &job["progress"]),
+        (&json!(2), &json!(0.0))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_worker_is_told_with_the_job_and_on_its_page_and_not_to_listeners() {
+    let server = server().await;
+    let event = server.running_job("j").await;
+    let worker_of = async || server.get("/api/jobs/j", &viewer(1)).await.1["worker"].clone();
+    assert_eq!(worker_of().await, Value::Null);
+    for name in ["a<b", "host-2"] {
+        let told = sent(&server, &worker(1), "progress", json!({"worker": name})).await;
+        let fields = |event: &Value| {
+            event
+                .as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            fields(&told),
+            fields(&event),
+            "an event has the fields that it had"
+        );
+        assert_eq!(worker_of().await, *name);
+        let page = server.request("GET", "/monitor/schools/1/jobs/j", &viewer(1));
+        let page = page.send().await.unwrap().text().await.unwrap();
+        let shown = name.replace('<', "&lt;");
+        assert!(
+            page.contains(&format!("<dt>Worker</dt><dd>{shown}</dd>")),
+            "{page}"
+        );
+    }
+    for (wrong, detail) in [
+        (json!(""), "`worker` is a text of 1 to 128 bytes, or absent"),
+        (json!("x".repeat(129)), "`worker` has at most 128 bytes"),
+    ] {
+        for (verb, body) in REPORTS {
+            let mut body: Value = serde_json::from_str(body).unwrap();
+            body["worker"] = wrong.clone();
+            let (status, problem) = send(&server, &worker(1), verb, body).await;
+            assert_eq!(
+                (status, &problem["detail"]),
+                (422, &json!(detail)),
+                "{verb}"
+            );
+        }
+    }
+    sent(&server, &worker(1), "fail", json!({"error": "x"})).await;
+    assert_eq!(worker_of().await, "host-2", "it stays with the attempt");
+    sent(&server, &worker(1), "retry", json!({})).await;
+    assert_eq!(worker_of().await, Value::Null);
+}

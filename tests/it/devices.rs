@@ -250,6 +250,28 @@ async fn everyone_is_doubted_even_if_the_store_fails_at_first() {
     );
 }
 
+/// A disk that is full for a moment must not make a device older than it is at the next start.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_written_down_of_a_device_is_written_down_later() {
+    use diesel::connection::{Connection, SimpleConnection};
+    let server = server().await;
+    register(&server, "door", json!({"lease_secs": 600})).await;
+    online(&server, "door").await;
+    let path = server.folder.path().join("tidings.db");
+    let mut conn = diesel::sqlite::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    conn.batch_execute(
+        "PRAGMA busy_timeout = 5000;
+         CREATE TRIGGER full BEFORE UPDATE ON devices BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+    )
+    .unwrap();
+    let last = beat(&server, "door").await;
+    assert!(server.tidings.presence().flush().await.is_err());
+    conn.batch_execute("DROP TRIGGER full").unwrap();
+    server.tidings.presence().flush().await.unwrap();
+    let (_, device) = server.get("/api/devices/door", &viewer(1)).await;
+    assert_eq!(device["last_seen"], last["last_seen"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn flapping_is_marked_and_not_hidden() {
     let server = server().await;

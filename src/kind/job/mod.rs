@@ -10,7 +10,7 @@
 //! `progress` also make a job known if they name its `job_type`, so that one call is enough to report. Cancelling a running job only *asks*: the worker learns of it
 //! in the answer to its next report and ends the job with `force`. A terminal status is final for its
 //! attempt; `retry` opens a new attempt of a failed or cancelled job, and only that. A report on another attempt than the
-//! present one has no effect, also one that does not say so, where it can be told ([`reporters`]).
+//! present one has no effect, also one that does not say so, where it can be told ([`Reporters`]).
 //!
 //! Silence is measured in [uptime](crate::uptime) and judged lazily: [`Job::check_uptime`] is the next moment at which it
 //! is worth looking: for silence, and for an estimate that has lapsed. A report moves it only when half of the time until

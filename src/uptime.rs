@@ -1,7 +1,7 @@
 //! The clock that silence is measured with: time during which the server was up, over all its starts together.
 //!
-//! A worker or a device cannot be blamed for what it said while nobody was there to hear it, and a restart is no sign of
-//! life. So silence is the uptime that has passed since a subject was last heard of: downtime does not count, and all
+//! A worker or a device cannot be blamed for what it said while nobody was there to hear it, and a restart must not
+//! renew anything. So silence is the uptime that has passed since a subject was last heard of: downtime does not count, and all
 //! other time does. The wall clock, which may be set back or forth, has no part in it, and neither has the time during
 //! which the machine was suspended.
 //!

@@ -132,7 +132,7 @@ async fn a_worker_takes_a_job_again_by_start_or_by_the_number_of_the_attempt() {
     }
 }
 
-/// Who forces the end of a job is no worker of it, however often.
+/// Forcing the end of a job makes nobody a worker of it, however often.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_administrator_may_force_the_end_of_every_attempt() {
     let server = server().await;

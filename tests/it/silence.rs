@@ -1,4 +1,4 @@
-//! Silence is uptime: a restart is no sign of life, and downtime is no silence. Real restarts of the real binary, and
+//! Silence is measured in uptime: a restart does not count as a sign of life, nor downtime as silence. Real restarts of the real binary, and
 //! clocks that jump while the server is down.
 
 use std::path::Path;
@@ -280,7 +280,7 @@ async fn told(server: &Server) -> [Value; 4] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hours_of_downtime_are_no_silence() {
+async fn hours_of_downtime_do_not_count_as_silence() {
     let first = server().await;
     begun(&first, 600).await;
     let folder = first.stop().await;

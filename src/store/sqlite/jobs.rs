@@ -21,7 +21,7 @@ use super::table::{
 use super::upsert::upsert;
 use crate::event::Event;
 use crate::id::{Epoch, SchoolId, SubjectId};
-use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Past, Reporters};
+use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Past};
 use crate::kind::{Command, job};
 use crate::store::Overdue;
 use crate::uptime::Uptime;

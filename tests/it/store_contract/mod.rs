@@ -648,7 +648,7 @@ async fn overdue_jobs_are_found_by_their_time(open: Open) {
     assert_eq!(after(1_000).await, ["later"]);
 }
 
-/// A clean end loses nothing of it, a commit and `save_uptime` nothing of what was before them.
+/// After a clean end all of it is there; after a crash, all that had passed by the last commit or `save_uptime`.
 async fn the_uptime_goes_on_where_it_ended_or_was_saved(open: Open) {
     let bench = bench(open, Settings::default());
     assert!(!bench.store.uptime().was_cut_off());

@@ -15,6 +15,7 @@ use super::credential::{query, tidings};
 use super::problem::{Kind, Problem};
 use crate::config::{IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
 use crate::store::Idempotency;
+use crate::wire::json::{self, JsonError};
 
 /// A body that is not read yet.
 pub(super) struct Unread<'r>(Data<'r>);
@@ -68,24 +69,24 @@ impl<'r> FromData<'r> for Unread<'r> {
     }
 }
 
-/// Reads JSON; an empty body stands for `{}`. Some programs begin a text with a byte order mark.
+/// Reads JSON after an optional byte order mark; an empty body stands for `{}`.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    let bytes = if bytes.trim_ascii().is_empty() {
-        b"{}"
-    } else {
-        bytes
-    };
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let at = error.valid_up_to();
+        let detail = format!("JSON is UTF-8; the byte at offset {at} is not");
+        Problem::new(Kind::MalformedJson, detail)
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     // A list of an object's values would do for serde.
-    if bytes.trim_ascii().starts_with(b"[") {
-        let detail = "the body is a list, not an object".to_owned();
+    if text.trim_ascii().starts_with('[') {
+        let detail = "the body is a list, not an object";
         return Err(Problem::new(Kind::InvalidBody, detail));
     }
-    serde_json::from_slice(bytes).map_err(|error| {
-        let kind = if error.is_data() {
-            Kind::InvalidBody
-        } else {
-            Kind::MalformedJson
+    let is_empty = text.trim_ascii().is_empty();
+    json::read(if is_empty { "{}" } else { text }).map_err(|error| {
+        let kind = match error {
+            JsonError::Malformed(_) => Kind::MalformedJson,
+            JsonError::Unexpected(_) | JsonError::Inexact(_) => Kind::InvalidBody,
         };
         Problem::new(kind, error.to_string())
     })

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+pub use super::json::InexactNumber;
+use super::json::{self, JsonError};
 use crate::id::{Channel, Cursor, Kind, NameError};
 use crate::kind::{self, characteristic, job};
 
@@ -50,6 +52,9 @@ pub enum ClientMessageError {
     /// A field is missing or has the wrong type.
     #[error("{0}")]
     InvalidField(&'static str),
+    /// A number would be rounded.
+    #[error(transparent)]
+    InexactNumber(#[from] InexactNumber),
     /// A channel, id or cursor is not well-formed.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -61,7 +66,9 @@ impl ClientMessageError {
         match self {
             ClientMessageError::Malformed => "invalid_json",
             ClientMessageError::UnknownType => "unknown_type",
-            ClientMessageError::InvalidField(_) => "invalid_field",
+            ClientMessageError::InvalidField(_) | ClientMessageError::InexactNumber(_) => {
+                "invalid_field"
+            }
             ClientMessageError::Name(NameError::Cursor) => "invalid_cursor",
             ClientMessageError::Name(_) => "invalid_channel",
         }
@@ -82,8 +89,10 @@ impl ClientMessage {
         if matches!(text.trim(), "ping" | "\"ping\"") {
             return Ok(ClientMessage::BarePing);
         }
-        let Ok(Value::Object(mut object)) = serde_json::from_str(text) else {
-            return Err(ClientMessageError::Malformed);
+        let mut object = match json::read(text) {
+            Ok(Value::Object(object)) => object,
+            Err(JsonError::Inexact(error)) => return Err(error.into()),
+            Ok(_) | Err(_) => return Err(ClientMessageError::Malformed),
         };
         let name = object
             .get("type")
@@ -192,6 +201,10 @@ mod tests {
             (r#"{"type":"dance"}"#, "unknown_type"),
             (r#"{"type":7}"#, "unknown_type"),
             (r#"{"type":"auth"}"#, "invalid_field"),
+            (
+                r#"{"type":"ping","timestamp":18446744073709551616}"#,
+                "invalid_field",
+            ),
             (r#"{"type":"subscribe"}"#, "invalid_field"),
             (r#"{"type":"subscribe","job_id":[1]}"#, "invalid_field"),
             (r#"{"type":"subscribe","channels":null}"#, "invalid_field"),
@@ -208,6 +221,15 @@ mod tests {
             let error = ClientMessage::parse(text).unwrap_err();
             assert_eq!(error.code(), code, "{text}");
         }
+    }
+
+    #[test]
+    fn a_lone_surrogate_in_a_message_is_the_replacement_character() {
+        let text = r#"{"type":"subscribe","job_id":"a\ud800"}"#;
+        let Ok(ClientMessage::Subscribe { channels, .. }) = ClientMessage::parse(text) else {
+            panic!("{text}");
+        };
+        assert_eq!(channels, [kind::channel("jobs/a\u{fffd}").unwrap()]);
     }
 
     #[test]

@@ -3,12 +3,13 @@
 //! A message is a flat JSON object. The three transports carry the same JSON and differ in framing
 //! only: a WebSocket text frame, an SSE event, an element of a poll's `messages`. An event's bytes are
 //! made once per encoding and kept in the event (invariant 8); control messages and snapshots belong to
-//! one connection and are made for it. What clients send is read in [`client`].
+//! one connection and are made for it. What clients send is read in [`client`] and `json`.
 
 pub mod client;
 mod control;
 mod fields;
 pub mod form;
+pub(crate) mod json;
 
 use std::borrow::Cow;
 use std::io::Write;

@@ -109,8 +109,8 @@ const CASES: &[Case] = &[
         "POST",
         "/api/jobs/a/progress",
         r#"{"progress":1e999}"#,
-        400,
-        "malformed-json",
+        422,
+        "invalid-body",
     ),
     (
         "POST",

@@ -26,6 +26,7 @@ mod documentation;
 mod durability;
 mod embed;
 mod enrollments;
+mod exact_input;
 mod existing_backends;
 mod existing_clients;
 mod fencing;

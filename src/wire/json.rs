@@ -1,0 +1,288 @@
+//! Reads JSON that clients send, so that nothing in it is changed without a word.
+//!
+//! - A whole number has to fit into 64 bits, with or without a sign, and any other number into a double. Every other number would
+//!   be rounded: it is refused with its place.
+//! - An escaped surrogate without its partner (`"\ud800"`) stands for no character. It becomes U+FFFD: publishers pass on what
+//!   programs print, and losing the report would be worse than losing the character.
+//!
+//! `serde_json` could keep every number as it is written (`arbitrary_precision`), but features are shared by all crates of a
+//! program: an application that embeds this one would get another `serde_json`.
+
+use std::borrow::Cow;
+
+use serde::de::{DeserializeOwned, IgnoredAny};
+
+/// The most characters of a number or of its place that an error shows.
+const SHOWN_CHARS: usize = 64;
+
+/// A number that cannot be kept as it was sent.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error(
+    "`{place}` is {number}: a whole number is from {} to {}, and any other number has to fit into a double; send what does not \
+     fit as text",
+    i64::MIN,
+    u64::MAX
+)]
+pub struct InexactNumber {
+    /// Where it stands, for example `metadata.serials[2]`.
+    place: String,
+    number: String,
+}
+
+/// A text that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JsonError {
+    /// It is not JSON.
+    #[error("{0}")]
+    Malformed(serde_json::Error),
+    /// It is JSON, but a field is missing, unknown or of the wrong type.
+    #[error("{0}")]
+    Unexpected(serde_json::Error),
+    /// One of its numbers would be rounded.
+    #[error(transparent)]
+    Inexact(#[from] InexactNumber),
+}
+
+/// Reads a text that a client sent.
+pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
+    let text = &*without_lone_surrogates(text);
+    let error = match serde_json::from_str(text) {
+        Ok(value) => return exact(text).map(|()| value).map_err(JsonError::from),
+        Err(error) => error,
+    };
+    if error.is_data() {
+        return Err(JsonError::Unexpected(error));
+    }
+    // `1e999` is JSON, and still an error of syntax to serde.
+    if serde_json::from_str::<IgnoredAny>(text).is_ok() {
+        exact(text)?;
+    }
+    Err(JsonError::Malformed(error))
+}
+
+/// Replaces each escaped surrogate that has no partner by an escaped U+FFFD, which is as long: positions stay the same.
+fn without_lone_surrogates(text: &str) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    let (mut mended, mut copied, mut at) = (String::new(), 0, 0);
+    while let Some(found) = bytes
+        .get(at..)
+        .and_then(|rest| rest.iter().position(|byte| *byte == b'\\'))
+    {
+        at += found;
+        at += match (surrogate(bytes, at), surrogate(bytes, at + 6)) {
+            (Some(Surrogate::High), Some(Surrogate::Low)) => 12,
+            (Some(_), _) => {
+                mended.push_str(&text[copied..at]);
+                mended.push_str("\\ufffd");
+                copied = at + 6;
+                6
+            }
+            // Any other escape has two characters or more; the second may be a backslash.
+            (None, _) => 2,
+        };
+    }
+    if copied == 0 {
+        return Cow::Borrowed(text);
+    }
+    mended.push_str(&text[copied..]);
+    Cow::Owned(mended)
+}
+
+enum Surrogate {
+    High,
+    Low,
+}
+
+/// The escaped surrogate that begins here, if one does.
+fn surrogate(bytes: &[u8], at: usize) -> Option<Surrogate> {
+    match bytes.get(at..at + 6)? {
+        [b'\\', b'u', b'd' | b'D', half, x, y]
+            if x.is_ascii_hexdigit() && y.is_ascii_hexdigit() =>
+        {
+            match half.to_ascii_lowercase() {
+                b'8' | b'9' | b'a' | b'b' => Some(Surrogate::High),
+                b'c'..=b'f' => Some(Surrogate::Low),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+/// A step on the way to a value.
+enum Step<'a> {
+    Member(&'a str),
+    Item(usize),
+}
+
+/// Fails on the first number of a JSON text that would be rounded.
+fn exact(json: &str) -> Result<(), InexactNumber> {
+    let bytes = json.as_bytes();
+    let (mut way, mut at, mut last_text) = (Vec::new(), 0, "");
+    while let Some(byte) = bytes.get(at) {
+        let begun = at;
+        at += 1;
+        match byte {
+            b'"' => {
+                at = end_of_text(bytes, at);
+                last_text = json.get(begun + 1..at - 1).unwrap_or_default();
+            }
+            b'{' => way.push(Step::Member("")),
+            b'[' => way.push(Step::Item(0)),
+            b'}' | b']' => {
+                way.pop();
+            }
+            b':' => {
+                if let Some(Step::Member(name)) = way.last_mut() {
+                    *name = last_text;
+                }
+            }
+            b',' => {
+                if let Some(Step::Item(index)) = way.last_mut() {
+                    *index += 1;
+                }
+            }
+            b'-' | b'0'..=b'9' => {
+                let of_number = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
+                at += bytes[at..]
+                    .iter()
+                    .take_while(|byte| of_number(byte))
+                    .count();
+                let number = &json[begun..at];
+                if !is_exact(number) {
+                    return Err(InexactNumber {
+                        place: place(&way),
+                        number: shortened(number),
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The place behind the closing quote of a text.
+fn end_of_text(bytes: &[u8], mut at: usize) -> usize {
+    loop {
+        match bytes.get(at) {
+            None => return bytes.len(),
+            Some(b'"') => return at + 1,
+            Some(b'\\') => at += 2,
+            Some(_) => at += 1,
+        }
+    }
+}
+
+/// Whether a number is kept: as it is, or as the double that is nearest to it.
+fn is_exact(number: &str) -> bool {
+    let is_whole = !number.contains(['.', 'e', 'E']);
+    if is_whole {
+        return number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok();
+    }
+    let significand = number.split(['e', 'E']).next().unwrap_or_default();
+    let is_zero = !significand.contains(|digit| matches!(digit, '1'..='9'));
+    let read = number.parse::<f64>();
+    read.is_ok_and(|read| read.is_finite() && (read == 0.0) == is_zero)
+}
+
+fn place(way: &[Step<'_>]) -> String {
+    let mut place = String::new();
+    for step in way {
+        match step {
+            Step::Member(name) if place.is_empty() => place.push_str(name),
+            Step::Member(name) => place.extend([".", name]),
+            Step::Item(index) => place.push_str(&format!("[{index}]")),
+        }
+        if place.len() > SHOWN_CHARS * 4 {
+            break;
+        }
+    }
+    shortened(&place)
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn a_lone_surrogate_becomes_the_replacement_character_and_a_pair_stays() {
+        for (sent, kept) in [
+            (r#""\ud800""#, "\u{fffd}"),
+            (r#""\uDFFF""#, "\u{fffd}"),
+            (r#""\udc00\ud800""#, "\u{fffd}\u{fffd}"),
+            (r#""\ud800\ud800\udc00""#, "\u{fffd}\u{10000}"),
+            (r#""\ud83d\ude00""#, "😀"),
+            (r#""\ud83d\n""#, "\u{fffd}\n"),
+            (r#""\ud83d\u0041""#, "\u{fffd}A"),
+            (r#""\ud83dé""#, "\u{fffd}é"),
+            (r#""\\ud800""#, r"\ud800"),
+            (r#""\\\ud800""#, "\\\u{fffd}"),
+            (r#""\ud7ff\ue000""#, "\u{d7ff}\u{e000}"),
+        ] {
+            assert_eq!(read::<Value>(sent).unwrap(), kept, "{sent}");
+        }
+        let whole = r#"{"a":"\\ud800 \u00e9 \ud83d\ude00"}"#;
+        assert!(matches!(without_lone_surrogates(whole), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_number_that_would_be_rounded_is_refused_by_its_place() {
+        for (sent, place) in [
+            (r#"{"a": {"b": [1, "2", 18446744073709551616]}}"#, "a.b[2]"),
+            (r#"{"a": 1, "b": -9223372036854775809}"#, "b"),
+            (r#"[{"a]": 0}, [], {"b\"}": 1e400}]"#, r#"[2].b\"}"#),
+            (r#"{"é": 123456789012345678901234567890 }"#, "é"),
+            (r#"{"a": -1e999}"#, "a"),
+            (r#"{"a": 1e-999}"#, "a"),
+        ] {
+            match read::<Value>(sent) {
+                Err(JsonError::Inexact(error)) => assert_eq!(error.place, place, "{sent}"),
+                other => panic!("{sent}: {other:?}"),
+            }
+        }
+        let long = format!(r#"{{"{}": {}}}"#, "é".repeat(1_000), "9".repeat(1_000));
+        assert!(read::<Value>(&long).unwrap_err().to_string().len() < 600);
+        for sent in [
+            "0",
+            "-0",
+            "0e999",
+            "0.0e-999",
+            "1e308",
+            "5e-324",
+            "18446744073709551615",
+            "-9223372036854775808",
+            "0.12345678901234567890123",
+            r#""18446744073709551616 \" 1e999""#,
+        ] {
+            assert!(read::<Value>(sent).is_ok(), "{sent}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(text: String) {
+            let _ = read::<Value>(&text);
+            let _ = exact(&text);
+        }
+
+        /// Of the signs that matter, in any order: what is read reads the same when it is written and read again.
+        #[test]
+        fn what_is_read_is_kept(text in r#"[\[\]{},:" \\ud8cf0-9.eE+-]{0,40}"#) {
+            let _ = exact(&text);
+            if let Ok(value) = read::<Value>(&text) {
+                prop_assert_eq!(read::<Value>(&value.to_string()).unwrap(), value);
+            }
+        }
+    }
+}

@@ -243,7 +243,8 @@ pub struct ListQuery {
     pub statuses: Vec<&'static str>,
     /// Only these categories (a job's type); all if empty. A kind without categories has no such subject.
     pub categories: Vec<String>,
-    /// Only subjects with this text in their words (a job's: id, message, metadata), case-insensitive for ASCII.
+    /// Only those with this text in their id, message, error or the values of their metadata; case does not count, and
+    /// nothing has a text with U+0000.
     pub text: Option<String>,
     /// Only jobs that have stalled.
     pub stalled: bool,

@@ -49,6 +49,7 @@ mod proxies;
 mod quickstart;
 mod reconnecting;
 mod rfc6455;
+mod search;
 mod settings;
 mod several_schools;
 mod silence;

@@ -219,7 +219,7 @@ pub(super) struct CharacteristicsTable;
 impl Table for CharacteristicsTable {
     any_table!(
         characteristics by characteristic_id as CharacteristicRow, written by UpsertCharacteristic from characteristic,
-        searched in [characteristic_id, name], category [], stalls []
+        searched in [characteristic_id, name] and values of [], category [], stalls []
     );
 
     /// Limits, last samples and open violations.

@@ -135,7 +135,7 @@ pub(super) struct DevicesTable;
 
 impl Table for DevicesTable {
     any_table!(devices by device_id as DeviceRow, written by UpsertDevice from device,
-        searched in [device_id, name, info], category [], stalls []);
+        searched in [device_id, name] and values of [info], category [], stalls []);
 
     fn snapshot(
         &self,

@@ -138,7 +138,7 @@ const ENDS: [&str; 3] = ["complete", "error", "cancelled"];
 impl Table for EnrollmentsTable {
     any_table!(
         enrollment_sessions by session_id as SessionRow, written by UpsertSession from enrollment,
-        searched in [session_id, device_id, student_id, message], category [], stalls []
+        searched in [session_id, device_id, student_id, message, error_code] and values of [], category [], stalls []
     );
     table_of_what_ends!(
         enrollment_sessions by session_id as SessionRow, kind enrollment::KIND, category [],

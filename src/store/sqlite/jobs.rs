@@ -238,7 +238,7 @@ const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
 
 impl Table for JobsTable {
     any_table!(jobs by job_id as JobRow, written by UpsertJob from job,
-        searched in [job_id, message, metadata], category [job_type], stalls [stalled]);
+        searched in [job_id, message, error_code, error_message] and values of [metadata], category [job_type], stalls [stalled]);
     table_of_what_ends!(
         jobs by job_id as JobRow, kind job::KIND, category [job_type],
         ends with ENDS, checked by Command::Job(job::Command::Check)

@@ -12,6 +12,7 @@ mod jobs;
 mod notifiers;
 mod read;
 mod schema;
+mod search;
 mod sweep;
 mod table;
 mod upsert;
@@ -308,6 +309,7 @@ impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReadOnly {
              PRAGMA temp_store = MEMORY;
              SELECT key FROM meta LIMIT 1;"
         ))
+        .and_then(|()| search::register(conn))
         .map_err(diesel::r2d2::Error::QueryError)
     }
 }

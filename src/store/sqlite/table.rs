@@ -273,7 +273,7 @@ pub(super) fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
 macro_rules! any_table {
     (
         $table:ident by $id:ident as $row:ident, written by $upsert:ident from $of_state:ident,
-        searched in [$($text:ident),+], category [$($category:ident)?], stalls [$($stalled:ident)?]
+        searched in [$($text:ident),+] and values of [$($json:ident),*], category [$($category:ident)?], stalls [$($stalled:ident)?]
     ) => {
         fn write(
             &self,
@@ -328,6 +328,11 @@ macro_rules! any_table {
             if stalls.is_empty() && query.stalled {
                 return Ok(Vec::new());
             }
+            let wanted = match query.text.as_deref().map($crate::store::sqlite::search::wanted) {
+                // Nothing can match.
+                Some(None) => return Ok(Vec::new()),
+                wanted => wanted.flatten(),
+            };
             let newest_first = query.order == crate::store::Order::Newest;
             // One query a status: each by an index, in the order that is asked for.
             let mut sources: Vec<Option<&str>> = query.statuses.iter().copied().map(Some).collect();
@@ -356,10 +361,11 @@ macro_rules! any_table {
                 $(if !query.categories.is_empty() {
                     select = select.filter($table::$category.eq_any(&query.categories));
                 })?
-                if let Some(text) = &query.text {
-                    let pattern = $crate::store::sqlite::table::containing(text);
+                if let Some(wanted) = &wanted {
+                    use $crate::store::sqlite::search;
                     select = select.filter($crate::store::sqlite::table::either!(
-                        $($table::$text.like(pattern.clone()).escape('\\')),+
+                        $(search::mentions($table::$text.nullable(), wanted)),+
+                        $(, search::mentions_value($table::$json, wanted))*
                     ));
                 }
                 if let Some(beyond) = query.beyond.map(|seq| seq as i64) {
@@ -553,12 +559,3 @@ macro_rules! either {
 }
 
 pub(super) use {any_table, either, overdue_rows, table_of_what_ends};
-
-/// A LIKE pattern for a text that contains another; `\\` escapes.
-pub(super) fn containing(text: &str) -> String {
-    let escaped = text
-        .replace('\\', "\\\\")
-        .replace('%', "\\%")
-        .replace('_', "\\_");
-    format!("%{escaped}%")
-}

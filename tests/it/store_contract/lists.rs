@@ -47,6 +47,32 @@ pub(super) async fn a_list_is_told_from_either_end_page_by_page(open: Open) {
     assert!(stalled.subjects.is_empty());
 }
 
+pub(super) async fn a_search_finds_texts_and_values_in_any_case(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench.done(["a", "b"].map(create).to_vec()).await;
+    let told = json!({"message": "Größe_1", "metadata": {"key": ["Line\nÉ", 7.5]}});
+    bench.done(vec![envelope("a", "progress", told)]).await;
+    let found = async |text: &str| {
+        let query = ListQuery {
+            text: Some(text.into()),
+            limit: 10,
+            ..ListQuery::default()
+        };
+        let page = bench.store.subjects(school(1), KIND, query).await.unwrap();
+        let ids = page
+            .subjects
+            .iter()
+            .map(|own| own.event.subject.to_string());
+        ids.collect::<String>()
+    };
+    for text in ["GRÖSSE_", "line\né", "e\u{301}", "7.5", "A"] {
+        assert_eq!(found(text).await, "a", "{text}");
+    }
+    for text in ["key", "%", "\"", "GROSSE", "\0", "größe\0"] {
+        assert_eq!(found(text).await, "", "{text:?}");
+    }
+}
+
 pub(super) async fn what_ended_is_counted_by_its_time_and_listed_by_its_end(open: Open) {
     let bench = bench(open, Settings::default());
     let begun = Utc::now();

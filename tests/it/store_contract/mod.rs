@@ -91,6 +91,7 @@ macro_rules! stores {
             run!(a_notifiers_cursor_is_kept_and_never_goes_back);
             run!(an_open_violation_is_not_swept);
             run!(a_list_is_told_from_either_end_page_by_page);
+            run!(a_search_finds_texts_and_values_in_any_case);
             run!(what_ended_is_counted_by_its_time_and_listed_by_its_end);
             run!(the_last_events_of_a_subject_are_told_in_order);
         }

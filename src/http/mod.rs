@@ -14,6 +14,7 @@ mod devices;
 mod forwarded;
 pub(crate) mod framework;
 mod health;
+mod methods;
 mod metrics;
 mod monitor;
 mod notifiers;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Route, State, get, routes};
 use serde_json::{Value, json};
@@ -11,7 +10,7 @@ use tokio::time::Instant;
 use super::body::Json;
 use super::credential::Caller;
 use super::problem::{Kind, Problem};
-use super::subjects::page_of;
+use super::subjects::{only_known, page_of};
 use crate::auth::Role;
 use crate::id::{Channel, SchoolId};
 use crate::notify::Shown;
@@ -35,9 +34,11 @@ fn require(caller: &Caller) -> Result<SchoolId, Problem> {
 #[get("/api/notifiers")]
 async fn list(
     caller: Result<Caller, Problem>,
+    whole: Result<Whole, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let school = require(&caller?)?;
+    let Whole = whole?;
     let notifiers = of_school(tidings, school).await?;
     let answer = json!({ "school_id": school, "notifiers": notifiers });
     Ok(Json::ok(answer.to_string().into_bytes()))
@@ -121,6 +122,18 @@ fn letter(letter: &DeadLetter) -> Value {
     })
 }
 
+/// A list that is told whole: it has no parameters of its own.
+struct Whole;
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Whole {
+    type Error = Problem;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Whole, Problem> {
+        Problem::outcome(only_known(request, &[]).map(|()| Whole))
+    }
+}
+
 /// `page`, `limit`.
 struct Page(Option<u64>, usize);
 
@@ -129,9 +142,7 @@ impl<'r> FromRequest<'r> for Page {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Page, Problem> {
-        match page_of(request) {
-            Ok((before, limit)) => Outcome::Success(Page(before, limit)),
-            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
-        }
+        let page = only_known(request, &["page", "limit"]).and_then(|()| page_of(request));
+        Problem::outcome(page.map(|(before, limit)| Page(before, limit)))
     }
 }

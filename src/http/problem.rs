@@ -8,12 +8,13 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rocket::http::{ContentType, Header, Method, RawStr, Status};
-use rocket::request::Request;
+use rocket::http::{ContentType, Header, Status};
+use rocket::request::{Outcome, Request};
 use rocket::response::{self, Responder, Response};
 use serde::Serialize;
 
 use super::credential::source;
+use super::methods;
 use crate::auth::{AuthError, KeyError};
 use crate::hub::HubFull;
 use crate::id::NameError;
@@ -171,6 +172,14 @@ impl Problem {
         }
     }
 
+    /// What a guard comes to that reads something of a request.
+    pub(super) fn outcome<T>(read: Result<T, Problem>) -> Outcome<T, Problem> {
+        match read {
+            Ok(value) => Outcome::Success(value),
+            Err(problem) => Outcome::Error((Status::new(problem.status), problem)),
+        }
+    }
+
     /// An error of ours: the cause is logged, the client is not told.
     fn internal(kind: Kind, cause: &dyn std::error::Error) -> Problem {
         tracing::error!(%cause, "a request failed");
@@ -319,37 +328,6 @@ impl<'r> Responder<'r, 'static> for Problem {
     }
 }
 
-/// The methods that an address takes, as far as the routes tell: Rocket answers another one as it does an address that
-/// there is not.
-fn allowed_methods(request: &Request<'_>) -> Vec<Method> {
-    let mut methods = Vec::new();
-    let asked = request.uri().path();
-    let asked: Vec<&str> = asked.raw_segments().map(RawStr::as_str).collect();
-    for route in request.rocket().routes() {
-        // That of the preflight is for every address.
-        if route.method != Method::Options && fits(route.uri.path(), &asked) {
-            methods.push(route.method);
-            methods.extend((route.method == Method::Get).then_some(Method::Head));
-        }
-    }
-    methods.sort_unstable_by_key(|method| method.as_str());
-    methods.dedup();
-    methods
-}
-
-/// Whether an address has the form of a route, in which `<x>` stands for a segment and `<x..>` for the rest.
-fn fits(route: &str, asked: &[&str]) -> bool {
-    let mut asked = asked.iter();
-    for part in route.split('/').filter(|part| !part.is_empty()) {
-        match (part.ends_with("..>"), asked.next()) {
-            (true, _) => return true,
-            (false, Some(segment)) if part.starts_with('<') || part == *segment => {}
-            (false, _) => return false,
-        }
-    }
-    asked.next().is_none()
-}
-
 /// The answer to what Rocket itself refuses.
 pub(super) struct Caught {
     problem: Problem,
@@ -371,21 +349,23 @@ impl<'r> Responder<'r, 'static> for Caught {
 #[rocket::catch(default)]
 pub(super) fn catch(status: Status, request: &Request<'_>) -> Caught {
     if status == Status::NotFound {
-        let allowed = allowed_methods(request);
-        if !allowed.is_empty() && !allowed.contains(&request.method()) {
-            let names: Vec<_> = allowed.iter().map(|method| method.as_str()).collect();
-            let names = names.join(", ");
-            let detail = format!("this address takes {names}");
-            return Caught {
-                problem: Problem::new(Kind::MethodNotAllowed, detail),
+        return match methods::instead(request) {
+            Some(names) => Caught {
+                problem: Problem::new(
+                    Kind::MethodNotAllowed,
+                    format!("this address takes {names}"),
+                ),
                 allow: Some(names),
-            };
-        }
+            },
+            None => Caught {
+                problem: methods::nothing_here(request),
+                allow: None,
+            },
+        };
     }
     let kind = match status.code {
         401 => Kind::Unauthorized,
         403 => Kind::Forbidden,
-        404 => Kind::NotFound,
         413 => Kind::BodyTooLarge,
         422 => Kind::InvalidBody,
         503 => Kind::Unavailable,

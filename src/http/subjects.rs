@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use rocket::http::Status;
-use rocket::request::{FromParam, FromRequest, Outcome, Request};
+use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Route, State, get, post, put, routes};
 
 use super::body::{Base, IdempotencyKey, Json, Unread, UpperStatus};
 use super::commands::{self, Sent, subject};
 use super::credential::{Caller, query};
+use super::methods::Collection;
 use super::problem::{Kind, Problem};
 use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, QUERY_TEXT_MAX_BYTES};
 use crate::id::{Channel, Cursor, NameError, SubjectId};
@@ -22,34 +23,20 @@ pub(super) fn routes() -> Vec<Route> {
     routes![create, register, list, read, act]
 }
 
-/// The kind that a path names.
-pub(super) struct Collection(pub(super) crate::id::Kind);
-
-impl<'r> FromParam<'r> for Collection {
-    type Error = Problem;
-
-    fn from_param(name: &'r str) -> Result<Collection, Problem> {
-        let found = kind::known_kind(name).map(Collection);
-        found.ok_or_else(|| Problem::new(Kind::NotFound, "there is no such collection"))
-    }
-}
-
-#[post("/api/<collection>", data = "<body>", rank = 10)]
+#[post("/api/<_>", data = "<body>", rank = 10)]
 async fn create(
     base: Base,
-    collection: Result<Collection, Problem>,
+    collection: Collection,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
     upper: Result<UpperStatus, Problem>,
     body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let Collection(kind) = collection?;
+    let Collection(kind) = collection;
     let UpperStatus(upper) = upper?;
     let read = |_: &Caller, bytes: &[u8]| {
-        let made_otherwise =
-            || Problem::new(Kind::NotFound, "these are made with PUT, by their id");
-        commands::create(kind, Sent(bytes)).ok_or_else(made_otherwise)?
+        commands::create(kind, Sent(bytes)).expect("a collection takes POST if that makes one")
     };
     let receipt = publish(caller?, key?, body?, tidings, read).await?;
     let subject = &receipt.event().subject;
@@ -61,9 +48,9 @@ async fn create(
     })
 }
 
-#[put("/api/<collection>/<id>", data = "<body>", rank = 10)]
+#[put("/api/<_>/<id>", data = "<body>", rank = 10)]
 async fn register(
-    collection: Result<Collection, Problem>,
+    collection: Collection,
     id: &str,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
@@ -71,11 +58,11 @@ async fn register(
     body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let Collection(kind) = collection?;
+    let Collection(kind) = collection;
     let UpperStatus(upper) = upper?;
     let read = |_: &Caller, bytes: &[u8]| {
-        let made_otherwise = || Problem::new(Kind::NotFound, "these are made with POST");
-        let command = Command::read(kind, "put", Sent(bytes)).ok_or_else(made_otherwise)??;
+        let command = Command::read(kind, "put", Sent(bytes));
+        let command = command.expect("a collection takes PUT if that makes one")?;
         let subject = id.parse().map_err(|error: NameError| {
             // It would be made: so it is not missing, but wrong.
             Problem::new(Kind::InvalidBody, error.to_string())
@@ -86,10 +73,10 @@ async fn register(
     Ok(answer(&receipt, upper))
 }
 
-#[post("/api/<collection>/<id>/<verb>", data = "<body>", rank = 10)]
+#[post("/api/<_>/<id>/<verb>", data = "<body>", rank = 10)]
 #[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
 async fn act(
-    collection: Result<Collection, Problem>,
+    collection: Collection,
     id: &str,
     verb: &str,
     caller: Result<Caller, Problem>,
@@ -98,13 +85,11 @@ async fn act(
     body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let Collection(kind) = collection?;
+    let Collection(kind) = collection;
     let UpperStatus(upper) = upper?;
     let read = |_: &Caller, bytes: &[u8]| {
         let no_such_verb = || commands::no_such_verb(kind);
-        let is_verb = kind::description(kind).verbs.contains(&verb);
-        let read = is_verb.then(|| Command::read(kind, verb, Sent(bytes)));
-        let command = read.flatten().ok_or_else(no_such_verb)??;
+        let command = Command::read(kind, verb, Sent(bytes)).ok_or_else(no_such_verb)??;
         Ok(Envelope::new(subject(kind, id)?, command))
     };
     let receipt = publish(caller?, key?, body?, tidings, read).await?;
@@ -134,15 +119,15 @@ pub(super) async fn publish(
     Ok(receipt)
 }
 
-#[get("/api/<collection>/<id>", rank = 10)]
+#[get("/api/<_>/<id>", rank = 10)]
 async fn read(
-    collection: Result<Collection, Problem>,
+    collection: Collection,
     id: &str,
     caller: Result<Caller, Problem>,
     upper: Result<UpperStatus, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let Collection(kind) = collection?;
+    let Collection(kind) = collection;
     let (caller, UpperStatus(upper)) = (caller?, upper?);
     let subject = subject(kind, id)?;
     reach(&caller, kind, &subject)?;
@@ -154,15 +139,15 @@ async fn read(
     Ok(Json::ok(resource(&stored, upper)))
 }
 
-#[get("/api/<collection>", rank = 10)]
+#[get("/api/<_>", rank = 10)]
 async fn list(
-    collection: Result<Collection, Problem>,
+    collection: Collection,
     caller: Result<Caller, Problem>,
     asked: Result<Strictly, Problem>,
     upper: Result<UpperStatus, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let Collection(kind) = collection?;
+    let Collection(kind) = collection;
     let (caller, Strictly(Asked(asked)), UpperStatus(upper)) = (caller?, asked?, upper?);
     caller
         .access
@@ -200,10 +185,7 @@ impl<'r> FromRequest<'r> for Asked {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Asked, Problem> {
-        match list_query(request) {
-            Ok(query) => Outcome::Success(Asked(query)),
-            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
-        }
+        Problem::outcome(list_query(request).map(Asked))
     }
 }
 
@@ -218,10 +200,8 @@ impl<'r> FromRequest<'r> for Strictly {
         let own = [
             "status", "job_type", "q", "stalled", "sort", "page", "limit",
         ];
-        match only_known(request, &own).and_then(|()| list_query(request)) {
-            Ok(query) => Outcome::Success(Strictly(Asked(query))),
-            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
-        }
+        let query = only_known(request, &own).and_then(|()| list_query(request));
+        Problem::outcome(query.map(|query| Strictly(Asked(query))))
     }
 }
 
@@ -238,11 +218,8 @@ pub(super) fn only_known(request: &Request<'_>, own: &[&str]) -> Result<(), Prob
             /// Enough to recognise a misspelt name by.
             const SHOWN_CHARS: usize = 64;
             let name: String = name.source().as_str().chars().take(SHOWN_CHARS).collect();
-            let detail = format!(
-                "`{name}` is not a parameter of this list; it has {} and {}",
-                own.join(", "),
-                COMMON.join(", ")
-            );
+            let known = [own, &COMMON].concat().join(", ");
+            let detail = format!("`{name}` is not a parameter of this list; it has {known}");
             Err(Problem::new(Kind::InvalidQuery, detail))
         }
     }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Route, State, get, post, put, routes};
 use serde::Deserialize;
@@ -22,7 +21,7 @@ use crate::store::{Envelope, ViolationQuery};
 use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![list, act, limits]
+    routes![list, acknowledge, unacknowledge, limits]
 }
 
 /// Body of `ack` and `unack`.
@@ -104,21 +103,36 @@ pub(super) fn command(
     Ok(Envelope::new(id.characteristic_id, command))
 }
 
-#[post("/api/violations/<id>/<verb>", data = "<body>")]
-async fn act(
+#[post("/api/violations/<id>/ack", data = "<body>")]
+async fn acknowledge(
     id: &str,
-    verb: &str,
     caller: Result<Caller, Problem>,
     key: Result<IdempotencyKey, Problem>,
     body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let (caller, key) = (caller?, key?);
-    let no_such_verb = || {
-        let detail = "what can be done to this violation: ack, unack";
-        Problem::new(Kind::NotFound, detail)
-    };
-    let act = Act::read(verb).ok_or_else(no_such_verb)?;
+    carry_out(Act::Acknowledge, id, caller?, key?, body, tidings).await
+}
+
+#[post("/api/violations/<id>/unack", data = "<body>")]
+async fn unacknowledge(
+    id: &str,
+    caller: Result<Caller, Problem>,
+    key: Result<IdempotencyKey, Problem>,
+    body: Result<Unread<'_>, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
+    carry_out(Act::Unacknowledge, id, caller?, key?, body, tidings).await
+}
+
+async fn carry_out(
+    act: Act,
+    id: &str,
+    caller: Caller,
+    key: IdempotencyKey,
+    body: Result<Unread<'_>, Problem>,
+    tidings: &Tidings,
+) -> Result<Json, Problem> {
     caller.require(Role::Worker)?;
     let address = address(tidings, caller.school, id).await?;
     let read = |caller: &Caller, bytes: &[u8]| command(address, act, &caller.access, Sent(bytes));
@@ -193,10 +207,7 @@ impl<'r> FromRequest<'r> for Asked {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Asked, Problem> {
-        match violation_query(request) {
-            Ok(query) => Outcome::Success(Asked(query)),
-            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
-        }
+        Problem::outcome(violation_query(request).map(Asked))
     }
 }
 

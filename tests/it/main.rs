@@ -39,6 +39,7 @@ mod jobs_api;
 mod kinds_documentation;
 mod limits;
 mod logins;
+mod methods;
 mod monitor;
 mod monitor_live;
 mod monitor_visitor;

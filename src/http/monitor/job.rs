@@ -16,7 +16,7 @@ use super::visitor::{Refusal, Visitor};
 use crate::config::{CHART_MILESTONES, CHART_REPORTS};
 use crate::event::Event;
 use crate::http::body::Base;
-use crate::http::problem::{Kind as ProblemKind, Problem};
+use crate::http::problem::Problem;
 use crate::id::SubjectId;
 use crate::kind::Command;
 use crate::kind::job::{self, End};
@@ -24,7 +24,7 @@ use crate::service::Tidings;
 use crate::store::{Envelope, Which};
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![job_page, act_on_job]
+    routes![job_page, cancel, retry]
 }
 
 #[get("/monitor/schools/<school>/jobs/<id>")]
@@ -116,24 +116,42 @@ fn progress(
     }))
 }
 
-#[post("/monitor/schools/<school>/jobs/<id>/<verb>")]
-async fn act_on_job(
+#[post("/monitor/schools/<school>/jobs/<id>/cancel")]
+async fn cancel(
     school: &str,
     id: &str,
-    verb: &str,
     visitor: Visitor,
     base: Base,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Redirect, Refusal> {
+    let cancel = job::Command::Cancel(job::Cancel::default());
+    act_on_job(cancel, school, id, &visitor, &base, tidings).await
+}
+
+#[post("/monitor/schools/<school>/jobs/<id>/retry")]
+async fn retry(
+    school: &str,
+    id: &str,
+    visitor: Visitor,
+    base: Base,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Redirect, Refusal> {
+    let retry = job::Command::Retry(job::Note::default());
+    act_on_job(retry, school, id, &visitor, &base, tidings).await
+}
+
+async fn act_on_job(
+    command: job::Command,
+    school: &str,
+    id: &str,
+    visitor: &Visitor,
+    base: &Base,
+    tidings: &Tidings,
+) -> Result<Redirect, Refusal> {
     let guest = visitor.enter(school, tidings).await?;
     let missing = |_| Problem::from(crate::kind::not_found(job::KIND, id));
     let subject: SubjectId = id.parse().map_err(missing)?;
-    may_act(tidings, &visitor, &guest, job::KIND, &subject)?;
-    let command = match verb {
-        "cancel" => job::Command::Cancel(job::Cancel::default()),
-        "retry" => job::Command::Retry(job::Note::default()),
-        _ => return Err(Problem::new(ProblemKind::NotFound, "there is no such button").into()),
-    };
+    may_act(tidings, visitor, &guest, job::KIND, &subject)?;
     let address = subject.encoded().to_string();
     let envelope = Envelope::new(subject, Command::Job(command));
     let published = tidings.publisher().publish(guest.school, envelope).await;

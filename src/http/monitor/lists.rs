@@ -12,8 +12,9 @@ use super::uptime::Uptime;
 use super::visitor::{Refusal, Visitor};
 use crate::config::PAGE_DEFAULT;
 use crate::http::body::Base;
+use crate::http::methods::Collection;
 use crate::http::problem::Problem;
-use crate::http::subjects::{Asked, Collection};
+use crate::http::subjects::Asked;
 use crate::id::Channel;
 use crate::service::Tidings;
 use crate::store::{ListQuery, Order};
@@ -22,10 +23,10 @@ pub(super) fn routes() -> Vec<Route> {
     routes![list]
 }
 
-#[get("/monitor/schools/<school>/<collection>", rank = 10)]
+#[get("/monitor/schools/<school>/<_>", rank = 10)]
 async fn list(
+    collection: Collection,
     school: &str,
-    collection: Result<Collection, Problem>,
     asked: Result<Asked, Problem>,
     visitor: Visitor,
     base: Base,
@@ -33,7 +34,7 @@ async fn list(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
     let guest = visitor.enter(school, tidings).await?;
-    let (Collection(kind), Asked(mut query)) = (collection?, asked?);
+    let (Collection(kind), Asked(mut query)) = (collection, asked?);
     query.limit = PAGE_DEFAULT;
     guest
         .access

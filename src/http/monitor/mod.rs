@@ -31,6 +31,7 @@ use self::page::{Html, Pages};
 use self::visitor::{Refusal, Visitor, cleared_cookie, token_cookie};
 use super::base_path;
 use super::body::Base;
+use super::methods;
 use super::problem::Problem;
 use crate::auth::{AuthError, Schools};
 use crate::config::MONITOR_SCHOOLS;
@@ -176,7 +177,13 @@ fn catch(status: Status, request: &Request<'_>) -> Refusal {
     let path = request.uri().path().as_str();
     let mounted = path.split_once("/monitor").map_or("", |(base, _)| base);
     let prefix = base_path::prefix(request);
-    Refusal::Uncaught(status, format!("{}{mounted}", prefix.as_str()))
+    let is_missing = status == Status::NotFound;
+    let allow = is_missing.then(|| methods::instead(request)).flatten();
+    Refusal::Uncaught {
+        status: allow.as_ref().map_or(status, |_| Status::MethodNotAllowed),
+        allow,
+        base: format!("{}{mounted}", prefix.as_str()),
+    }
 }
 
 pub(super) fn catchers() -> Vec<Catcher> {

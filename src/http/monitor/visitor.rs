@@ -186,8 +186,14 @@ pub(super) enum Refusal {
     },
     /// Anything else.
     Problem(Problem),
-    /// What no route has seen, below this base.
-    Uncaught(Status, String),
+    /// What no route has taken.
+    Uncaught {
+        status: Status,
+        /// The methods that the address takes, when it is the method that does not fit.
+        allow: Option<String>,
+        /// Where the pages are.
+        base: String,
+    },
 }
 
 impl From<Problem> for Refusal {
@@ -223,8 +229,17 @@ impl<'r> Responder<'r, 'static> for Refusal {
                 }
                 Ok(response)
             }
-            Refusal::Uncaught(status, base) => {
-                refused(request, &base, status, status.reason_lossy()).respond_to(request)
+            Refusal::Uncaught {
+                status,
+                allow,
+                base,
+            } => {
+                let page = refused(request, &base, status, status.reason_lossy());
+                let mut response = page.respond_to(request)?;
+                if let Some(methods) = allow {
+                    response.set_raw_header("Allow", methods);
+                }
+                Ok(response)
             }
         }
     }

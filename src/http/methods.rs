@@ -1,0 +1,122 @@
+//! Which methods an address takes: 405 and `Allow`.
+//!
+//! Rocket knows addresses by their form only. What a collection takes depends on its kind, too: jobs are made with `POST` and
+//! devices with `PUT`, and each kind has its own verbs. [`Collection`] leaves an address to other routes if its kind does not
+//! take the method, and the same rule says what `Allow` names, so that the two agree.
+
+use std::convert::Infallible;
+
+use rocket::Route;
+use rocket::http::{Method, RawStr, Status};
+use rocket::request::{FromRequest, Outcome, Request};
+
+use super::commands;
+use super::problem::{Kind as ProblemKind, Problem};
+use crate::id::Kind;
+use crate::kind;
+
+/// What stands for a collection in the path of a route. No other segment is without a name.
+const COLLECTION: &str = "<_>";
+
+/// The kind that `<_>` in a route's path names. The route is passed over if that is none, or takes no such call.
+pub(super) struct Collection(pub(super) Kind);
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Collection {
+    type Error = Infallible;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Collection, Infallible> {
+        let route = request.route().expect("a guard is asked by a route");
+        match kind_at(route, &segments(request)) {
+            Some(kind) => Outcome::Success(Collection(kind)),
+            None => Outcome::Forward(Status::NotFound),
+        }
+    }
+}
+
+/// The kind that an address names where a route has `<_>`, if the kind takes such a call.
+fn kind_at(route: &Route, address: &[&str]) -> Option<Kind> {
+    let parts = || route.uri.path().split('/').filter(|part| !part.is_empty());
+    let place = parts().position(|part| part == COLLECTION)?;
+    let kind = named_kind(address.get(place)?)?;
+    let own = kind::description(kind);
+    let takes = match (route.method, &address[place + 1..]) {
+        (Method::Post, []) => own.made_by == "create",
+        (Method::Put, [_]) => own.made_by == "put",
+        (Method::Post, [_, verb]) => own.verbs.contains(&&*decoded(verb)),
+        _ => true,
+    };
+    takes.then_some(kind)
+}
+
+fn named_kind(segment: &str) -> Option<Kind> {
+    kind::known_kind(&decoded(segment))
+}
+
+fn decoded(segment: &str) -> String {
+    let decoded = RawStr::new(segment).percent_decode_lossy();
+    decoded.into_owned()
+}
+
+fn segments<'r>(request: &'r Request<'_>) -> Vec<&'r str> {
+    let path = request.uri().path();
+    path.raw_segments().map(RawStr::as_str).collect()
+}
+
+/// Whether an address has the form of a route, in which `<x>` stands for a segment and `<x..>` for the rest.
+fn fits(route: &Route, address: &[&str]) -> bool {
+    let mut address = address.iter();
+    for part in route.uri.path().split('/').filter(|part| !part.is_empty()) {
+        match (part.ends_with("..>"), address.next()) {
+            (true, _) => return true,
+            (false, Some(segment)) if part.starts_with('<') || part == *segment => {}
+            (false, _) => return false,
+        }
+    }
+    address.next().is_none()
+}
+
+/// Routes whose form an address has. That of the preflight is for every address, and counts for none.
+fn fitting<'r>(request: &'r Request<'_>, address: &[&str]) -> impl Iterator<Item = &'r Route> {
+    let routes = request.rocket().routes();
+    routes.filter(|route| route.method != Method::Options && fits(route, address))
+}
+
+/// The methods that the address takes, as `Allow` names them, if the request's is none of them.
+pub(super) fn instead(request: &Request<'_>) -> Option<String> {
+    let address = segments(request);
+    let takes = |route: &&Route| {
+        !route.uri.path().contains(COLLECTION) || kind_at(route, &address).is_some()
+    };
+    let mut methods = Vec::new();
+    for route in fitting(request, &address).filter(takes) {
+        methods.push(route.method);
+        methods.extend((route.method == Method::Get).then_some(Method::Head));
+    }
+    methods.sort_unstable_by_key(|method| method.as_str());
+    methods.dedup();
+    if methods.is_empty() || methods.contains(&request.method()) {
+        return None;
+    }
+    let names: Vec<_> = methods.iter().map(|method| method.as_str()).collect();
+    Some(names.join(", "))
+}
+
+/// That there is nothing at the address, and what there is near it.
+pub(super) fn nothing_here(request: &Request<'_>) -> Problem {
+    let address = segments(request);
+    let named = |route: &Route| {
+        let mut parts = route.uri.path().split('/').filter(|part| !part.is_empty());
+        let place = parts.position(|part| part == COLLECTION)?;
+        named_kind(address.get(place)?)
+    };
+    if let Some(kind) = fitting(request, &address).find_map(named) {
+        return commands::no_such_verb(kind);
+    }
+    let collections: Vec<_> = kind::KINDS.iter().map(|kind| kind.collection()).collect();
+    let detail = format!(
+        "there is nothing at this address; the collections below /api are {} and violations",
+        collections.join(", ")
+    );
+    Problem::new(ProblemKind::NotFound, detail)
+}

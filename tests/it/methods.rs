@@ -1,0 +1,211 @@
+//! Every address takes exactly the methods that `Allow` names when another one is used.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use reqwest::header::ALLOW;
+use serde_json::json;
+
+use crate::embed::example;
+use crate::support::*;
+
+const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+
+/// Addresses with the methods that they take.
+const ADDRESSES: &[(&str, &str)] = &[
+    ("/healthz", "GET, HEAD"),
+    ("/readyz", "GET, HEAD"),
+    ("/metrics", "GET, HEAD"),
+    ("/api/batch", "POST"),
+    ("/api/tickets", "POST"),
+    ("/api/jobs", "GET, HEAD, POST"),
+    ("/api/jobs/a", "GET, HEAD"),
+    ("/api/jobs/a/queue", "POST"),
+    ("/api/jobs/a/start", "POST"),
+    ("/api/jobs/a/progress", "POST"),
+    ("/api/jobs/a/complete", "POST"),
+    ("/api/jobs/a/fail", "POST"),
+    ("/api/jobs/a/cancel", "POST"),
+    ("/api/jobs/a/retry", "POST"),
+    ("/api/j%6Fbs/a/retr%79", "POST"),
+    ("/api/enrollments", "GET, HEAD, POST"),
+    ("/api/enrollments/s", "GET, HEAD"),
+    ("/api/enrollments/s/progress", "POST"),
+    ("/api/enrollments/s/complete", "POST"),
+    ("/api/enrollments/s/error", "POST"),
+    ("/api/enrollments/s/cancel", "POST"),
+    ("/api/devices", "GET, HEAD"),
+    ("/api/devices/d", "GET, HEAD, PUT"),
+    ("/api/devices/d/heartbeat", "POST"),
+    ("/api/devices/d/status", "POST"),
+    ("/api/devices/d/info", "POST"),
+    ("/api/characteristics", "GET, HEAD"),
+    ("/api/characteristics/c", "GET, HEAD, PUT"),
+    ("/api/characteristics/c/samples", "POST"),
+    ("/api/characteristics/c/violations", "POST"),
+    ("/api/characteristics/c/limits", "POST, PUT"),
+    ("/api/violations", "GET, HEAD"),
+    ("/api/violations/c.1/ack", "POST"),
+    ("/api/violations/c.1/unack", "POST"),
+    ("/api/notifiers", "GET, HEAD"),
+    ("/api/notifiers/n/dead-letters", "GET, HEAD"),
+    ("/events/jobs", "GET, HEAD"),
+    ("/ws", "GET, HEAD"),
+    ("/ws/samples", "GET, HEAD"),
+    ("/ws/enrollment", "GET, HEAD"),
+    ("/ws/device-status", "GET, HEAD"),
+    ("/ws/upload-progress", "GET, HEAD"),
+    ("/ws/upload-progress/a", "GET, HEAD"),
+    ("/progress/ws/a", "GET, HEAD"),
+    ("/monitor", "GET, HEAD"),
+    ("/monitor/sign-in", "GET, HEAD, POST"),
+    ("/monitor/sign-out", "POST"),
+    ("/monitor/look", "POST"),
+    ("/monitor/system", "GET, HEAD"),
+    ("/monitor/schools/1", "GET, HEAD"),
+    ("/monitor/schools/1/jobs", "GET, HEAD"),
+    ("/monitor/schools/1/devices", "GET, HEAD"),
+    ("/monitor/schools/1/system", "GET, HEAD"),
+    ("/monitor/schools/1/jobs/a", "GET, HEAD"),
+    ("/monitor/schools/1/jobs/a/cancel", "POST"),
+    ("/monitor/schools/1/jobs/a/retry", "POST"),
+    ("/monitor/schools/1/devices/d", "GET, HEAD"),
+    ("/monitor/schools/1/characteristics/c", "GET, HEAD"),
+    ("/monitor/schools/1/violations/c.1/ack", "POST"),
+];
+
+/// Where there is nothing, whatever the method.
+const NOTHING: &[&str] = &[
+    "/nowhere",
+    "/api",
+    "/api/cats",
+    "/api/cats/1",
+    "/api/cats/1/feed",
+    "/api/jobs/a/dance",
+    "/api/jobs/a/start/now",
+    "/api/devices/d/retry",
+    "/api/batch/1",
+    "/api/tickets/1/2",
+    "/api/violations/c.1",
+    "/api/violations/c.1/forget",
+    "/api/notifiers/n",
+    "/healthz/now",
+    "/ws/cats",
+    "/monitor/cats",
+    "/monitor/schools/1/cats",
+    "/monitor/schools/1/jobs/a/dance",
+];
+
+/// Asks every address for every method, below `base`.
+async fn every_address_is_exact(server: &Server, base: &str) {
+    let post = async |path: &str, body| {
+        let request = server.request("POST", &format!("{base}{path}"), &worker(1));
+        assert!(
+            request
+                .json(&body)
+                .send()
+                .await
+                .unwrap()
+                .status()
+                .is_success()
+        );
+    };
+    let put = async |path: &str| {
+        let request = server.request("PUT", &format!("{base}{path}"), &worker(1));
+        assert!(
+            request
+                .json(&json!({}))
+                .send()
+                .await
+                .unwrap()
+                .status()
+                .is_success()
+        );
+    };
+    post("/api/jobs", json!({"job_id": "a", "job_type": "t"})).await;
+    post("/api/enrollments", json!({"session_id": "s"})).await;
+    put("/api/devices/d").await;
+    put("/api/characteristics/c").await;
+    let violation = json!({"rule_id": 1, "rule_name": "Odd"});
+    post("/api/characteristics/c/violations", violation).await;
+    for method in METHODS {
+        for (path, allowed) in ADDRESSES {
+            let request = server.request(method, &format!("{base}{path}"), &worker(1));
+            let response = request.send().await.unwrap();
+            let (status, allow) = (response.status().as_u16(), response.headers().get(ALLOW));
+            let what = format!("{method} {base}{path}: {status} {allow:?}");
+            if allowed.split(", ").any(|own| own == method) {
+                assert!(
+                    ![404, 405, 500].contains(&status) && allow.is_none(),
+                    "{what}"
+                );
+            } else {
+                assert_eq!(status, 405, "{what}");
+                assert_eq!(allow.unwrap(), allowed, "{what}");
+            }
+        }
+        for path in NOTHING {
+            let request = server.request(method, &format!("{base}{path}"), &worker(1));
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 404, "{method} {base}{path}");
+            assert_eq!(response.headers().get(ALLOW), None, "{method} {base}{path}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_address_takes_exactly_the_methods_that_it_names_wherever_it_is_mounted() {
+    let server = server().await;
+    every_address_is_exact(&server, "").await;
+    drop(server);
+    let server = server_with(json!({"base_path": "/tidings"})).await;
+    every_address_is_exact(&server, "/tidings").await;
+    drop(server);
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let application = example::application(figment(&folder, &json!({})));
+    let server = launch(application, folder).await;
+    every_address_is_exact(&server, "/live").await;
+    let own = server.http.delete(format!("{}/import", server.url));
+    assert_eq!(
+        own.send().await.unwrap().status(),
+        404,
+        "the application's own"
+    );
+}
+
+/// The table above knows every route, and every verb of every kind.
+#[test]
+fn every_route_is_in_the_table() {
+    let parts = |path: &str| path.split('/').map(str::to_owned).collect::<Vec<_>>();
+    let is_known = |route: &rocket::Route| {
+        let form = parts(route.uri.path());
+        ADDRESSES.iter().any(|(path, allowed)| {
+            let path = parts(path);
+            let fits = |(form, own): (&String, &String)| form.starts_with('<') || form == own;
+            let is_one = |own| own == route.method.as_str();
+            let is_open = form.last().is_some_and(|last| last.ends_with("..>"));
+            (is_open || form.len() == path.len())
+                && form.iter().zip(&path).all(fits)
+                && allowed.split(", ").any(is_one)
+        })
+    };
+    let unknown: BTreeSet<String> = tidings::http::routes()
+        .iter()
+        .filter(|route| route.method != rocket::http::Method::Options && !is_known(route))
+        .map(|route| format!("{} {}", route.method, route.uri.path()))
+        .collect();
+    // Its name has a digest in it.
+    let assets = "GET /monitor/assets/<file>".to_owned();
+    assert_eq!(unknown, BTreeSet::from([assets]));
+    for kind in tidings::kind::DESCRIPTIONS {
+        for verb in kind.verbs {
+            let collection = kind.kind.collection();
+            let is_of_verb = |path: &str| {
+                path.starts_with(&format!("/api/{collection}/"))
+                    && path.ends_with(&format!("/{verb}"))
+            };
+            let mut paths = ADDRESSES.iter().map(|(path, _)| path);
+            assert!(paths.any(|path| is_of_verb(path)), "{collection} {verb}");
+        }
+    }
+}

@@ -169,23 +169,22 @@ impl<'r> FromRequest<'r> for IdempotencyKey {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<IdempotencyKey, Problem> {
-        let key = request.headers().get_one("Idempotency-Key");
-        match key {
-            Some(key) if !is_sound_key(key) => {
-                let detail = format!(
-                    "Idempotency-Key has 1 to {IDEMPOTENCY_KEY_MAX_BYTES} visible ASCII characters"
-                );
-                Outcome::Error((
-                    Status::BadRequest,
-                    Problem::new(Kind::InvalidHeader, detail),
-                ))
-            }
-            key => Outcome::Success(IdempotencyKey {
-                key: key.map(str::to_owned),
-                address: format!("{} {}", request.method(), request.uri().path()),
-            }),
-        }
+        Problem::outcome(idempotency_key(request))
     }
+}
+
+fn idempotency_key(request: &Request<'_>) -> Result<IdempotencyKey, Problem> {
+    let key = request.headers().get_one("Idempotency-Key");
+    if key.is_some_and(|key| !is_sound_key(key)) {
+        let detail = format!(
+            "Idempotency-Key has 1 to {IDEMPOTENCY_KEY_MAX_BYTES} visible ASCII characters"
+        );
+        return Err(Problem::new(Kind::InvalidHeader, detail));
+    }
+    Ok(IdempotencyKey {
+        key: key.map(str::to_owned),
+        address: format!("{} {}", request.method(), request.uri().path()),
+    })
 }
 
 /// Whether `status` is written in upper case: `?status_case=`, or else the setting.
@@ -210,10 +209,7 @@ impl<'r> FromRequest<'r> for UpperStatus {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<UpperStatus, Problem> {
-        match upper_status(request) {
-            Ok(upper) => Outcome::Success(upper),
-            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
-        }
+        Problem::outcome(upper_status(request))
     }
 }
 

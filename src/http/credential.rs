@@ -90,10 +90,7 @@ impl<'r> FromRequest<'r> for Caller {
             let school = access.school(named_school(request)?)?;
             Ok(Caller { access, school })
         });
-        match caller {
-            Ok(caller) => Outcome::Success(caller),
-            Err(problem) => Outcome::Error((rocket::http::Status::new(problem.status()), problem)),
-        }
+        Problem::outcome(caller)
     }
 }
 
@@ -105,10 +102,7 @@ impl<'r> FromRequest<'r> for Anybody {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Anybody, Problem> {
-        match access(request, Purpose::Call) {
-            Ok(access) => Outcome::Success(Anybody(access)),
-            Err(problem) => Outcome::Error((rocket::http::Status::new(problem.status()), problem)),
-        }
+        Problem::outcome(access(request, Purpose::Call).map(Anybody))
     }
 }
 
@@ -146,10 +140,7 @@ impl<'r> FromRequest<'r> for NamedSchool {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<NamedSchool, Problem> {
-        match named_school(request) {
-            Ok(school) => Outcome::Success(NamedSchool(school)),
-            Err(problem) => Outcome::Error((rocket::http::Status::new(problem.status()), problem)),
-        }
+        Problem::outcome(named_school(request).map(NamedSchool))
     }
 }
 

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use lru::LruCache;
 use rocket::data::{IoHandler, IoStream};
 use rocket::fairing::{AdHoc, Fairing};
-use rocket::http::{Method, Status};
+use rocket::http::Method;
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::{self, Responder, Response};
 use rocket_ws::WebSocket;
@@ -254,10 +254,7 @@ impl<'r> FromRequest<'r> for MaybeHandshake {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<MaybeHandshake, Problem> {
-        match MaybeHandshake::read(request).await {
-            Ok(handshake) => Outcome::Success(handshake),
-            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
-        }
+        Problem::outcome(MaybeHandshake::read(request).await)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use rocket::http::{MediaType, Status};
+use rocket::http::MediaType;
 use rocket::request::{FromRequest, Outcome, Request};
 
 use super::handshake::opens_websocket;
@@ -96,10 +96,7 @@ impl<'r> FromRequest<'r> for Params {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Params, Problem> {
-        match params(request) {
-            Ok(params) => Outcome::Success(params),
-            Err(problem) => Outcome::Error((Status::new(problem.status()), problem)),
-        }
+        Problem::outcome(params(request))
     }
 }
 

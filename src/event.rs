@@ -46,7 +46,7 @@ impl EventType {
         }
     }
 
-    /// The same, but earlier ticks keep their worth beside it.
+    /// The same, but it does not supersede earlier ticks.
     pub const fn beside_ticks(self) -> EventType {
         EventType {
             supersedes: false,

@@ -257,7 +257,7 @@ impl Epoch {
     /// A new epoch, for a new database.
     pub fn generate() -> Epoch {
         let random = getrandom::u32().expect("the operating system gives random numbers");
-        // Zero is no database's: see [`Cursor::FOREIGN`].
+        // No database has the epoch zero: see [`Cursor::FOREIGN`].
         Epoch(random.max(1))
     }
 }

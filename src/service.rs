@@ -81,7 +81,7 @@ impl Tidings {
         Tidings::start_with(settings, Vec::new())
     }
 
-    /// The same with notifiers of the application's own beside those of the settings. Each needs a name of its
+    /// The same with notifiers of the application's own in addition to those of the settings. Each needs a name of its
     /// own, by which its place in the logs is remembered.
     pub fn start_with(
         settings: Settings,
@@ -307,7 +307,7 @@ async fn dispatch(
     }
 }
 
-/// Wakes a crowd a few at a time, so that whoever listens to something else need not stand in line behind it.
+/// Wakes a crowd a few at a time, so that readers of other channels need not wait for all of it.
 async fn wake_in_turns(crowd: Waiting) {
     let mut left = Some(crowd);
     while let Some(crowd) = left {

@@ -30,9 +30,9 @@ type Who = (SchoolId, Arc<str>);
 
 /// A bucket for everybody.
 pub struct Throttle {
-    /// Nothing if everybody may go as fast as he can.
+    /// `None` if there is no limit.
     pace: Option<Pace>,
-    /// Of those who were here last: whoever is forgotten has a full bucket again.
+    /// Of the latest users; a user who is forgotten has a full bucket again.
     buckets: Mutex<LruCache<Who, Bucket>>,
 }
 
@@ -79,7 +79,7 @@ impl Throttle {
         }
     }
 
-    /// Takes `count` from somebody's bucket, or says how long he has to wait. More than a bucket holds is never there.
+    /// Takes `count` from a user's bucket, or returns how long to wait. A bucket never holds more than its size.
     pub fn take(
         &self,
         school: SchoolId,

@@ -182,7 +182,7 @@ function start() {
 
   function hear(message) {
     const silent = ["connected", "ready", "heartbeat", "closing"].includes(message.type);
-    // Whoever closes will not tell what happens until there is another stream.
+    // After `closing` no events come until there is another stream.
     const state = message.type === "closing" ? "connecting" : "live";
     tell({ cursor: message.cursor, state, changed: !silent, milestone: milestone(message) });
   }

@@ -128,7 +128,7 @@ fn follow(position: u64, event: &Arc<Event>) -> u64 {
     position.max(event.seq)
 }
 
-/// Whoever waits is woken, whatever comes when.
+/// A reader that waits is woken, in whatever order things happen.
 fn no_wake_up_is_lost() {
     let hub = Arc::new(Hub::new(8, 8));
     let attachment = listen(&hub);
@@ -193,7 +193,7 @@ fn what_a_lagging_reader_misses_it_is_told_to_read() {
     publisher.join().expect("it ends well");
 }
 
-/// Whoever is told to close hears of it, asleep or not.
+/// A reader that is told to close learns of it, asleep or not.
 fn a_close_is_heard_among_events() {
     let hub = Arc::new(Hub::new(8, 8));
     let attachment = listen(&hub);

@@ -1,5 +1,5 @@
-//! What hard times cost: crowds, bursts, readers that do not read, everybody coming back at once. Who reads must notice
-//! nothing of those who do not.
+//! What hard times cost: crowds, bursts, readers that do not read, everybody coming back at once. Readers must not
+//! notice those that do not read.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -51,7 +51,7 @@ fn compare(calm: &Histogram<u64>, busy: &Histogram<u64>) -> String {
 }
 
 /// Readers of the job `j0` in a process of their own, which leaves the processors to others: what is measured is what
-/// they cost the server, not what they cost whoever reads.
+/// they cost the server, not what they cost the reader.
 struct Crowd(Child);
 
 impl Crowd {
@@ -334,7 +334,7 @@ pub(crate) async fn refusals(times: usize) {
         }
         let [theirs, nobody] = taken.map(|own| own.value_at_quantile(0.5) as f64 / 1e3);
         println!(
-            "refusals  {method:<4} {path:<26} median {theirs:>6.1} us of another school's, {nobody:>6.1} us of nobody's: x{:.3}",
+            "refusals  {method:<4} {path:<26} median {theirs:>6.1} us for another school's, {nobody:>6.1} us for one that does not exist: x{:.3}",
             theirs / nobody
         );
     }

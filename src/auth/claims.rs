@@ -370,7 +370,7 @@ fn listed(claims: &Value) -> Result<Option<Arc<[SchoolId]>>, TokenError> {
     Ok(Some(schools.into()))
 }
 
-/// A limit that cannot be read is no limit that could be kept, so the token is not valid.
+/// A limit that cannot be read cannot be enforced, so the token is not valid.
 fn channels(claims: &Value) -> Result<Option<Vec<Channel>>, TokenError> {
     let wrong = || TokenError::claim("channels", "is not a list of channels that there are");
     let entries = match &claims["channels"] {

@@ -136,7 +136,7 @@ fn digest(bytes: &[u8]) -> Vec<u8> {
     Sha256::digest(bytes).to_vec()
 }
 
-/// The keys that can be used, and why the others cannot. Fails if it is no set of keys at all.
+/// The keys that can be used, and why the others cannot. Fails if it is not a set of keys at all.
 fn parse(bytes: &[u8]) -> Result<(KeySet, Vec<String>), String> {
     let set: Value = serde_json::from_slice(bytes).map_err(|_| "is not JSON")?;
     let Value::Array(entries) = &set["keys"] else {

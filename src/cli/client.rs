@@ -55,7 +55,7 @@ impl Client {
         }
     }
 
-    /// Posts JSON and gives back the answer; a problem is a [`Failure`] with its detail.
+    /// Posts JSON and returns the answer; a problem is a [`Failure`] with its detail.
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let request = self.agent.post(format!("{}{path}", self.base));
         answer(self.with_token(request).send_json(body))

@@ -29,7 +29,7 @@ use crate::id::{Kind, SchoolId};
 use crate::kind::{self, characteristic, device, enrollment, job};
 use crate::throttle::Pace;
 
-/// Environment variables that begin with `TIDINGS_` and are no settings of the server: the command
+/// Environment variables that begin with `TIDINGS_` but are not settings of the server: the command
 /// line's own, and the test suite's.
 const NOT_SETTINGS: &[&str] = &["url", "token", "require_all", "log", "seed"];
 
@@ -185,11 +185,11 @@ pub struct Settings {
     pub message_limit_bytes: usize,
     /// Largest WebSocket message from a client, in bytes.
     pub client_message_limit_bytes: usize,
-    /// Messages a second that a WebSocket client may send, and twice as many at once; 0 is no limit.
+    /// Messages a second that a WebSocket client may send, and twice as many at once; 0 means no limit.
     pub client_messages_per_sec: u32,
     /// Most channels on one connection.
     pub channels_per_connection: usize,
-    /// Commands and beats a second with tokens of one `sub` in a school, and at least a whole batch at once; 0 is no limit.
+    /// Commands and beats a second with tokens of one `sub` in a school, and at least a whole batch at once; 0 means no limit.
     pub publishes_per_sec: u32,
     /// Most jobs of a school that are kept.
     pub jobs_per_school: u64,

@@ -99,7 +99,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Reads the value of an `Origin` header. Nothing for `null` and for what is no origin.
+    /// Reads the value of an `Origin` header. Returns `None` for `null` and for anything that is not an origin.
     pub fn parse(text: &str) -> Option<Origin> {
         match pattern(text) {
             Ok(AllowedOrigin::One(origin)) => Some(origin),

@@ -104,7 +104,7 @@ impl From<Network> for String {
 #[serde(try_from = "String", into = "String")]
 pub struct PathPrefix(String);
 
-/// A `base_path` that is none.
+/// A `base_path` that is not valid.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "`{0}` is not the path below which a proxy serves Tidings; write `/tidings`: segments of letters, digits, `-`, \

@@ -221,7 +221,7 @@ impl Run<'_> {
         self.note([done])
     }
 
-    /// Carries out what waits. Fails only if nothing of the batch has happened.
+    /// Carries out what waits. Fails only if the batch had no effect.
     async fn carry_out(&mut self) -> Result<(), Problem> {
         let upper = self.upper;
         let mut schools = std::mem::take(&mut self.waiting).into_iter();

@@ -112,7 +112,7 @@ impl IdempotencyKey {
     pub(super) fn of_command(&self, number: usize, body: &[u8]) -> Option<Idempotency> {
         let key = self.key.as_ref()?;
         Some(Idempotency {
-            // A space, which no header key holds: a key of this form is nobody's own.
+            // A space, which no header may contain: no client can send a key of this form.
             key: format!("{key} {number}"),
             fingerprint: fingerprint(&self.address, body),
         })

@@ -191,7 +191,7 @@ pub(super) enum Purpose {
 pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, Problem> {
     let tidings = tidings(request);
     let keys = tidings.keys();
-    // Another scheme is somebody else's login, in front of us, and none of our business.
+    // Another scheme belongs to a login in front of this server, and is ignored.
     let bearer = request.headers().get("Authorization").find_map(|header| {
         let header = header.trim();
         let (scheme, token) = header.split_once([' ', '\t']).unwrap_or((header, ""));
@@ -214,7 +214,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
             return Ok(keys.verify(token)?);
         }
     }
-    // What a browser sends by itself, whoever's page asks: only our own pages may act or open a socket with it.
+    // A browser sends a cookie for any page that asks: only our own pages may act or open a socket with it.
     let settings = tidings.settings();
     let acts = !matches!(
         request.method(),
@@ -236,7 +236,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
     let Some(school) = settings.anonymous_school_id else {
         return Err(AuthError::Missing.into());
     };
-    // The request brings no cookie, so a foreign page gains nobody's rights with it: `*` may allow it.
+    // The request brings no cookie, so a page of another origin gains no rights by it: `*` may allow it.
     if !settings.allowed_origins.has_any() {
         own_page()?;
     }

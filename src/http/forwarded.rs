@@ -62,7 +62,7 @@ pub(super) fn page(request: &Request<'_>) -> Page {
     }
 }
 
-/// Whether the page that asks is ours, or of an origin that `allowed_origins` names. No `Origin` is no page.
+/// Whether the page that asks is ours, or of an origin that `allowed_origins` names. A request without `Origin` does not come from a page.
 pub(super) fn is_own_page(request: &Request<'_>) -> bool {
     match page(request) {
         Page::None => true,

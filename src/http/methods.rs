@@ -18,7 +18,7 @@ use crate::kind;
 /// What stands for a collection in the path of a route. No other segment is without a name.
 const COLLECTION: &str = "<_>";
 
-/// The kind that `<_>` in a route's path names. The route is passed over if that is none, or takes no such call.
+/// The kind that `<_>` in a route's path names. The route is passed over if there is no such kind, or if it does not take the call.
 pub(super) struct Collection(pub(super) Kind);
 
 #[rocket::async_trait]

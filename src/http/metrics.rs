@@ -1,4 +1,4 @@
-//! `GET /metrics`: the server's own figures in the text format of Prometheus, for whoever looks after it.
+//! `GET /metrics`: the server's own figures in the text format of Prometheus, for administrators of all schools.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ fn sample(text: &mut String, name: &str, value: f64) {
     writeln!(text, "{name} {value}").expect("a string takes all");
 }
 
-/// They concern all schools: only who reaches all of them and may do everything may see them.
+/// They concern all schools: only administrators of all schools may see them.
 #[get("/metrics")]
 async fn metrics(
     caller: Result<Anybody, Problem>,

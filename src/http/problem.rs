@@ -183,7 +183,10 @@ impl Problem {
     /// An error of ours: the cause is logged, the client is not told.
     fn internal(kind: Kind, cause: &dyn std::error::Error) -> Problem {
         tracing::error!(%cause, "a request failed");
-        Problem::new(kind, "the server could not do this; nothing of it happened")
+        Problem::new(
+            kind,
+            "the server could not do this, and nothing has changed",
+        )
     }
 }
 

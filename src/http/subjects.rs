@@ -288,7 +288,7 @@ pub(super) fn filters(request: &Request<'_>) -> Result<(Vec<&'static str>, Vec<S
     let no_status = || {
         Problem::new(
             Kind::InvalidQuery,
-            "`status` is none that a subject can have",
+            "`status` is not a status that a subject can have",
         )
     };
     for field in request.query_fields() {

@@ -74,7 +74,7 @@ impl Mailbox {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an event in. Gives the reader if it waits, and is to be woken.
+    /// Takes an event in. Returns the reader if it waits and has to be woken.
     pub(super) fn offer(&self, event: &Arc<Event>) -> Option<Waker> {
         if !self.filter.lets_through(event) {
             return None;

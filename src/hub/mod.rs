@@ -2,8 +2,8 @@
 //!
 //! Everything of a school is under one short lock that is never held across an await. Offering an event
 //! walks the listeners of its channels and leaves an `Arc` in each mailbox; it awaits nothing, so a slow
-//! reader costs its bounded mailbox and slows nobody (invariant 6). Who waits is given to whoever offers, to be
-//! woken: a crowd a few at a time, with others' turns in between. The *window*, a ring of the newest
+//! reader costs its bounded mailbox and slows nobody (invariant 6). The caller gets the readers that wait and
+//! wakes them: a crowd a few at a time, with other tasks' turns in between. The *window*, a ring of the newest
 //! events, serves short gaps without the database. Schools, channels and windows that nobody uses leave
 //! memory (invariant 9). The hub knows neither the store nor any encoding.
 
@@ -146,7 +146,7 @@ impl Waiting {
         self.0.into_iter().for_each(Waker::wake);
     }
 
-    /// Wakes as many as `at_once`, and gives the rest, if there is any.
+    /// Wakes as many as `at_once`, and returns the rest, if there is any.
     pub fn wake_some(mut self, at_once: usize) -> Option<Waiting> {
         let first = self.0.len().saturating_sub(at_once);
         self.0.drain(first..).for_each(Waker::wake);
@@ -198,7 +198,7 @@ impl Hub {
         }
     }
 
-    /// Leaves committed events, in commit order, in the mailboxes of those who listen. Gives those who wait for them.
+    /// Leaves committed events, in commit order, in the mailboxes of those who listen. Returns those who wait for them.
     pub fn offer(&self, events: &[Arc<Event>]) -> Waiting {
         let mut waiting = Waiting::default();
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
@@ -292,7 +292,7 @@ impl Hub {
         has_room
     }
 
-    /// Gives back what a connection had among all and among those from its address.
+    /// Frees a connection's place among all and among those from its address.
     fn give_back(&self, address: Option<IpAddr>) {
         if let Some(address) = address {
             one_less(&mut self.addresses(), &address);
@@ -411,7 +411,7 @@ impl Hub {
     /// Forgets schools that nobody listens to and that have been quiet for as long as `idle`.
     pub fn forget_idle(&self, idle: Duration) {
         let mut schools = self.schools.write().unwrap_or_else(PoisonError::into_inner);
-        // Whoever attaches or offers holds a clone, got under this lock: with one owner nobody can be about to.
+        // Attaching and offering need a clone, which is made under this lock: with one owner, neither is under way.
         schools.retain(|_, school| {
             Arc::strong_count(school) > 1 || lock(school).last_offer.elapsed() < idle
         });
@@ -552,7 +552,7 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Forgets whoever has none left.
+/// Counts one less, and forgets a key that has none left.
 fn one_less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;

@@ -33,7 +33,7 @@ use crate::uptime::Uptime;
 pub const KIND: Kind = Kind::new("devices");
 /// A device is there, gone, or not known to be either.
 pub static DEVICE_STATUS_UPDATE: EventType = EventType::new("device_status_update");
-/// What is known of a device beside its status has changed.
+/// What is known of a device has changed, other than its status.
 pub static DEVICE_INFO_UPDATE: EventType = EventType::new("device_info_update").beside_ticks();
 /// What is fixed of devices.
 pub static DESCRIPTION: Description = Description {
@@ -42,7 +42,7 @@ pub static DESCRIPTION: Description = Description {
     id_field: "device_id",
     event_types: &[&DEVICE_STATUS_UPDATE, &DEVICE_INFO_UPDATE],
     statuses: &["unknown", "online", "offline"],
-    // A heartbeat is no command: it renews a lease in memory.
+    // A heartbeat is not a command: it renews a lease in memory.
     made_by: "put",
     verbs: &["heartbeat", "status", "info"],
 };
@@ -81,7 +81,7 @@ impl Status {
         }
     }
 
-    /// Reads what [`Status::as_str`] gives.
+    /// Reads what [`Status::as_str`] returns.
     pub fn parse(text: &str) -> Option<Status> {
         [Status::Unknown, Status::Online, Status::Offline]
             .into_iter()

@@ -53,7 +53,7 @@ pub trait Subject {
     /// The state as an event: of several that tell it, the one that tells what it is.
     fn describe(&self, id: &SubjectId) -> Draft;
 
-    /// What belongs to the subject beside the fields of that event: a JSON object.
+    /// What belongs to the subject in addition to the fields of that event: a JSON object.
     fn details(&self, id: &SubjectId) -> Value;
 
     /// Category, and what a subject that ended well teaches of it.

@@ -1,15 +1,15 @@
 //! The log and the state behind it: the written contract of a store.
 //!
-//! A store keeps, per school, an ordered log of events and the present state of every subject. It knows
-//! nothing of subscribers. What it promises, and what the contract suite in `tests/it/store_contract.rs`
+//! A store keeps, per school, an ordered log of events and the present state of every subject. It does not
+//! know subscribers. What it promises, and what the contract suite in `tests/it/store_contract.rs`
 //! asks of every implementation:
 //!
 //! - **One transaction.** A command is judged against the subject's state and committed together with its
 //!   event; [`Store::append`] answers after the commit (invariant 1). A command that breaks a rule fails
-//!   alone and leaves its neighbours be. If the commit fails, nothing of it happened.
+//!   alone and leaves its neighbours be. If the commit fails, it had no effect.
 //! - **Order.** A school's events are numbered 1, 2, 3, … without holes, in commit order (invariant 2).
 //!   Committed events reach the `committed` channel in that order, after the commit.
-//! - **Reading.** [`Log::replay`] gives what lies after a cursor, [`Log::snapshot`] the present states in
+//! - **Reading.** [`Log::replay`] returns what lies after a cursor, [`Log::snapshot`] the present states in
 //!   the order of their last events; each page says how far it reaches. A snapshot up to `head` followed by
 //!   the events after `head` is the whole story. Because a snapshot is told in the order of the log, the
 //!   cursor of any of its entries is a place from which a replay loses nothing.
@@ -55,10 +55,10 @@ impl Committed {
         )
     }
 
-    /// Hands a batch over. To be called after its commit and before anyone is answered, so that whoever was
-    /// answered finds it counted. Fails when nobody listens any more.
+    /// Hands a batch over. To be called after its commit and before anyone is answered, so that a client that
+    /// was answered finds it counted. Fails when nobody listens any more.
     pub async fn send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
-        // Counted only when it is sure to go: whoever waits in vain for a place may give up.
+        // Counted only when it is sure to go: a caller may give up while it waits for a place.
         let place = self
             .batches
             .reserve()
@@ -83,7 +83,7 @@ impl Committed {
     }
 }
 
-/// What a store has written since it was opened: counted by its writer, read by whoever looks after the server.
+/// What a store has written since it was opened: counted by its writer, read for the server's figures.
 #[derive(Debug, Default)]
 pub struct Meter {
     events: AtomicU64,
@@ -201,7 +201,7 @@ pub enum CommandError {
     KeyReused,
 }
 
-/// A store that cannot do its work. Nothing of the request happened.
+/// A store that cannot do its work. The request had no effect.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The database refuses; the text is for the log.
@@ -468,7 +468,7 @@ pub trait Store: Log {
     /// Removes one batch of what is past retention. True if there may be more.
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError>;
 
-    /// Makes a notifier known: a new one begins where the logs end now. Gives the schools in which it is behind.
+    /// Makes a notifier known: a new one begins where the logs end now. Returns the schools in which it is behind.
     async fn notifier_begins(&self, name: &str) -> Result<Vec<SchoolId>, StoreError>;
 
     /// Where a notifier stands in a school's log.

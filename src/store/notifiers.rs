@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-/// What came of a turn, beside the cursor.
+/// What came of a turn, in addition to the cursor.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
     /// An event was delivered, and when.

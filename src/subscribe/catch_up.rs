@@ -17,8 +17,8 @@ use crate::wire::{Close, Control, ResetReason};
 pub(super) enum Step {
     /// Tell the events of `scope` after the position, and move it to the head.
     ///
-    /// Whoever was told that something is committed expects to find it: a catch-up that is not `settled` first
-    /// waits until the hub has been offered all that was committed when it began.
+    /// A client that was told of a commit expects to find it: a catch-up that is not `settled` first waits until the
+    /// hub has been offered everything that was committed when the catch-up began.
     ///
     /// With `from`, the position is set to it first.
     CatchUp {
@@ -44,7 +44,7 @@ pub(super) enum Step {
     Ready,
 }
 
-/// Channels beside which others are listened to already; what those tell is not told again.
+/// Channels that are added to others; an event of those others is not sent again.
 #[derive(Clone)]
 pub(super) struct Added {
     pub(super) beside: Arc<Scope>,

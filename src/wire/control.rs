@@ -1,4 +1,4 @@
-//! What is said to one connection beside events.
+//! What is sent to one connection in addition to events.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -106,7 +106,7 @@ impl Close {
     }
 }
 
-/// Everything that is said to one connection beside events.
+/// Everything that is sent to one connection in addition to events.
 #[derive(Debug, Clone)]
 pub enum Control {
     /// First: what was understood.

@@ -1,4 +1,4 @@
-//! The forms of an event that existing clients expect beside the standard one.
+//! The forms of an event that existing clients expect, in addition to the standard one.
 //!
 //! *Flat* is the older form of a characteristic's messages, without the envelope; *upload* tells a job as the
 //! progress of a file. Both are made from the standard fields, once for each event (invariant 8); an event
@@ -26,7 +26,7 @@ pub enum Form {
     Upload,
 }
 
-/// The message's `type` and the fields beside those that every event has: a JSON object.
+/// The message's `type` and the fields in addition to those that every event has: a JSON object.
 pub(super) fn told(event: &Event, form: Form) -> (&'static str, Cow<'_, str>) {
     let other = match form {
         Form::Flat if event.kind == characteristic::KIND => flat(event),

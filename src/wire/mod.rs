@@ -66,7 +66,7 @@ impl Encoding {
         }
     }
 
-    /// Names a frame among an event's frames. The size limit is no part of it: it only selects a cut, so that readers
+    /// Names a frame among an event's frames. The size limit is not part of it: it only selects a cut, so that readers
     /// with different limits share the same few frames.
     fn key(self, cut: Cut) -> u16 {
         self.framing as u16

@@ -134,7 +134,7 @@ async fn forged_expired_and_misdirected_tokens() {
     assert_eq!(answer(basic).await.0, 401);
 }
 
-/// Public keys: each algorithm verifies its own tokens, and its public key is no HMAC secret.
+/// Public keys: each algorithm verifies its own tokens, and its public key is not an HMAC secret.
 #[tokio::test(flavor = "multi_thread")]
 async fn algorithm_confusion() {
     if !needs("openssl") {
@@ -701,7 +701,7 @@ fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
         assert_eq!(elsewhere.unwrap().status(), 403);
         let forbidden = http.post(format!("{url}/api/jobs")).bearer_auth(viewer(1));
         assert_eq!(forbidden.send().await.unwrap().status(), 403);
-        // Nobody is signed in: that is no refusal.
+        // Nobody is signed in, which is not a refusal.
         assert_eq!(get("/monitor").await, 200);
     });
     let lines: Vec<&str> = log
@@ -927,7 +927,7 @@ async fn an_expired_ticket_reconnects_for_a_while_with_a_cursor() {
         (status, &told["messages"][1]["progress"]),
         (200, &json!(2.0))
     );
-    // Any cursor that somebody was sent will do, but what is none proves nothing.
+    // Any cursor that a client was sent will do; a text that is not a cursor proves nothing.
     assert_eq!(open(Some(&before)).await.0, 200);
     for cursor in [&json!("0"), &json!("00000000-99")] {
         let (status, problem) = open(Some(cursor)).await;

@@ -164,7 +164,7 @@ impl Acknowledging<'_> {
         Acknowledging { server, violations }
     }
 
-    /// So many violations that are acknowledged at once. Gives the `seq`s of the acknowledgements.
+    /// So many violations that are acknowledged at once. Returns the `seq`s of the acknowledgements.
     async fn happen(&mut self, count: u64) -> Vec<u64> {
         let mut lines = Vec::new();
         for number in self.violations + 1..=self.violations + count {
@@ -188,7 +188,7 @@ fn acks(told: &[Value]) -> Vec<u64> {
     acks.map(|own| own["seq"].as_u64().unwrap()).collect()
 }
 
-/// What every connection hears anyway is no reason to leave it out of a replay that goes back further.
+/// An event that every connection hears live still belongs in a replay that goes back further.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_beside_other_channels_has_the_acknowledgements_from_before_the_connection() {
     let server = server().await;

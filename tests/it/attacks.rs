@@ -358,7 +358,7 @@ async fn fuzzed_client_messages_are_answered_and_break_nothing() {
         }
         listener::send(&mut socket, r#"{"type":"ping","timestamp":"the last"}"#).await;
         loop {
-            // Bare texts are no JSON: `receive` is for messages.
+            // Bare texts are not JSON: `receive` is for messages.
             let message = futures_util::StreamExt::next(&mut socket).await;
             let message = message.unwrap_or_else(|| panic!("seed {seed}: {path} was closed"));
             let text = message.unwrap().into_text().unwrap_or_default();

@@ -43,7 +43,7 @@ async fn far_reader(
     stream
 }
 
-/// Reads until this was told, and gives back all.
+/// Reads until this was told, and returns everything.
 async fn read_to(stream: &mut TcpStream, wanted: &str) -> String {
     let mut told = Vec::new();
     while !String::from_utf8_lossy(&told).contains(wanted) {

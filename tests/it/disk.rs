@@ -169,7 +169,7 @@ async fn somebody_elses_lock_is_waited_for_and_then_told_and_nothing_is_lost() {
     other.batch_execute("BEGIN IMMEDIATE").unwrap();
     let (status, problem) = post(&server.url, "/api/jobs", create("b")).await;
     assert_eq!((status, &problem["code"]), (503, &json!("unavailable")));
-    // Whoever reads is not concerned.
+    // Readers are not affected.
     assert_eq!(log(&server.url).await, [1]);
     other.batch_execute("ROLLBACK").unwrap();
     assert_eq!(post(&server.url, "/api/jobs", create("b")).await.0, 201);
@@ -221,7 +221,7 @@ async fn a_clock_that_jumps_changes_neither_order_nor_progress() {
     let folder = tempfile::tempdir().unwrap();
     let clock = folder.path().join("clock");
     let set = |offset: &str| {
-        // At once: an empty file is no time.
+        // At once: an empty file takes no time.
         let next = clock.with_extension("next");
         std::fs::write(&next, offset).unwrap();
         std::fs::rename(next, &clock).unwrap();

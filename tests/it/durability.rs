@@ -30,7 +30,7 @@ async fn publish_until_killed(url: String, job: String, acknowledged: Arc<Mutex<
     }
 }
 
-/// Listens until the server is gone. Gives the numbers of the events (for a first connection those after the
+/// Listens until the server is gone. Returns the numbers of the events (for a first connection those after the
 /// snapshot, led by the number that it ended with) and where the reader stands.
 async fn listen_until_killed(
     url: String,

@@ -365,7 +365,7 @@ async fn limits_may_be_one_sided_and_say_where_they_come_from_but_not_be_without
         let request = server.request("PUT", &path, &worker(1)).json(&wrong);
         assert_eq!(answer(request).await.0, 422, "{wrong}");
     }
-    // Nor when they are estimated: what does not vary says nothing of variation, and learning goes on.
+    // Nor when they are estimated: constant values show no variation, and learning goes on.
     let request = server.request("PUT", "/api/characteristics/c/limits", &worker(1));
     answer(request.json(&json!({"method": "moving_range", "samples": 3}))).await;
     for _ in 0..5 {
@@ -788,7 +788,7 @@ async fn a_publishers_verdict_does_not_outlive_its_sample() {
     );
 }
 
-/// A job that was never started says nothing of how long its like take.
+/// A job that was never started does not count in the durations of its type.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_was_never_started_foretells_no_duration() {
     let server = server().await;

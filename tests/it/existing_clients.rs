@@ -244,7 +244,7 @@ async fn events_until(client: &mut Client, last: &Value) -> Vec<Value> {
     }
 }
 
-/// Lets things happen until one is heard live: snapshot and `ready` are told then. Gives its `seq`.
+/// Lets things happen until one is heard live: snapshot and `ready` are told then. Returns its `seq`.
 async fn until_live(
     endpoint: &Endpoint,
     client: &mut Client,

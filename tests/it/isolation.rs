@@ -376,7 +376,7 @@ async fn channel_limits_escaped_within_a_websocket() {
             .0;
         assert!(matches!(status, 403 | 404), "{path}: {status}");
     }
-    // An acknowledgement is for whoever may listen to a characteristic, be it another one.
+    // An acknowledgement is for anyone who may listen to a characteristic, even another one.
     let mut limited = claims(Some(1), Role::Viewer);
     limited.channels = Some(vec!["characteristics/other".into()]);
     server.put("/api/characteristics/other", json!({})).await;

@@ -180,7 +180,7 @@ fn cancelling_a_running_job_asks_its_worker_once() {
     assert_eq!((asked.drafts.len(), &*asked.state.message), (1, "enough"));
     assert_eq!(
         asked.state.heard_at, job.heard_at,
-        "whoever asks is not the worker"
+        "the client that asks is not the worker"
     );
     assert!(
         run(Some(&asked.state), &ask, 6).unwrap().drafts.is_empty(),
@@ -453,7 +453,7 @@ fn any_report() -> impl Strategy<Value = (&'static str, serde_json::Value)> {
 }
 
 proptest! {
-    /// Invariant 10, over random lives: whatever is asked, in whatever order and at whatever pace.
+    /// Invariant 10, over random lives: any commands, in any order and at any pace.
     #[test]
     fn no_life_breaks_the_rules(steps in prop::collection::vec((any_command(), 0..200_i64), 1..60)) {
         let mut job: Option<Job> = None;

@@ -497,7 +497,7 @@ async fn a_report_with_a_lower_progress_is_a_sign_of_life_that_keeps_the_higher_
             (&json!(40.0), &json!(format!("at {lower}")))
         );
     }
-    // What a division makes of the ends of the range is no error.
+    // Rounding at the ends of the range is not an error.
     for (asked, kept) in [
         (-1e-10, 40.0),
         (99.99999999999999, 99.99999999999999),

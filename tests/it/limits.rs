@@ -71,7 +71,7 @@ async fn streams_are_limited_by_user_by_address_by_school_and_in_all() {
     ] {
         assert_eq!(refusals(&server, code, limit).await, times, "{limit}");
     }
-    // Whoever leaves makes room.
+    // A reader that leaves makes room.
     kept.clear();
     until("they are noticed to have left", async || {
         open(&server, &user("ada"), "10.0.0.1").await.status() == 200
@@ -180,7 +180,7 @@ async fn a_school_has_so_many_subjects_and_no_more_also_after_a_restart() {
     );
 }
 
-/// Whatever is too large or too much: which setting says so stands in the answer and in the figures.
+/// The answer and the figures name the setting that was exceeded.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_large_is_refused_and_the_setting_named() {
     let settings = json!({
@@ -395,7 +395,7 @@ async fn streams_are_counted_over_every_transport() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_figures_are_for_whoever_looks_after_the_whole() {
+async fn the_figures_are_for_administrators_of_all_schools() {
     let server = server().await;
     server.running_job("j").await;
     let mut listener = server.listen(Transport::WebSocket, "/jobs").await;
@@ -438,7 +438,7 @@ async fn the_figures_are_for_whoever_looks_after_the_whole() {
     }
 }
 
-/// Opens streams. Gives those that were answered.
+/// Opens streams. Returns those that were answered.
 async fn open_many(url: &str, count: usize, patience: Duration) -> Vec<Listener> {
     let mut open = tokio::task::JoinSet::new();
     for _ in 0..count {

@@ -71,7 +71,7 @@ async fn both_kinds_of_token_of_an_existing_login_are_let_in_as_the_settings_say
     assert_eq!(told[0]["school_id"], 3);
     assert!(
         told.iter().all(|message| message["job_id"].is_null()),
-        "nothing of school 1"
+        "no event of school 1"
     );
     let job = json!({"job_type": "t"});
     let (status, problem) = server.post("/api/jobs", &of_process, job).await;

@@ -371,10 +371,7 @@ async fn another_school_is_not_there_and_a_limited_token_sees_its_kinds_only() {
     let text = page(&server, "/monitor/schools/1/characteristics/bath", &token).await;
     assert!(text.contains("Beyond 3 sigma") && !text.contains("report-7"));
     let text = page(&server, "/monitor/schools/1", &token).await;
-    assert!(
-        !text.contains("data-stream"),
-        "nothing of all of it is told"
-    );
+    assert!(!text.contains("data-stream"), "no page shows any of it");
     let (status, _) = get(&server, "/monitor/schools/1/jobs/broken", &token).await;
     assert_eq!(status, 403);
     let mut limited = claims(None, tidings::auth::Role::Admin);
@@ -466,7 +463,7 @@ async fn what_people_write_is_text_and_nothing_comes_from_elsewhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_system_page_shows_a_school_its_own_and_the_whole_to_whoever_reaches_all() {
+async fn the_system_page_shows_a_school_its_own_and_everything_to_those_who_reach_all() {
     let server = server().await;
     server.running_job("report-7").await;
     let listener = async |scope, school| {

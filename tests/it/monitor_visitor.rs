@@ -206,7 +206,7 @@ async fn without_a_script_the_page_is_complete_and_renews_itself() {
     .await;
     page.go(&format!("{}/monitor/schools/1", server.url), &worker(1))
         .await;
-    // Ours are no scripts of the page: they run all the same.
+    // Our scripts are not inline, so they still run.
     let value = "document.querySelector('[data-key=job-j] [role=progressbar]')?.getAttribute('aria-valuenow')";
     page.until(&format!("{value} === '0'")).await;
     assert_eq!(

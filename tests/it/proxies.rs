@@ -103,7 +103,7 @@ struct Head(Value);
 
 /// What the server believes of a proxy in addition, and a client might send.
 const FORGEABLE: [&str; 3] = ["X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix"];
-/// An address that is nobody's, and no port either.
+/// An address that no machine here has, without a port.
 const FORGED: &str = "203.0.113.9";
 
 #[rocket::async_trait]

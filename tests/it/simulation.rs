@@ -239,7 +239,7 @@ impl World {
         Ok(())
     }
 
-    /// Everything under way comes to its end; then whoever is connected must know all.
+    /// Everything under way comes to its end; then every connected reader must know everything.
     async fn settle(&mut self) -> Result<(), String> {
         for reader in &mut self.readers {
             reader.is_stalled = false;

@@ -732,7 +732,7 @@ async fn every_sse_block_has_data_and_a_heartbeat_is_a_named_event() {
     }
 }
 
-/// What an earlier server at this address gave a client is none of the client's fault.
+/// A client may bring a cursor of an earlier server at this address; that is not its fault.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_last_event_id_is_a_reset_and_an_empty_one_a_fresh_start() {
     let server = server().await;

@@ -204,7 +204,7 @@ async fn a_message_that_is_too_big_is_told_and_closed() {
     until("nothing is left", async || server.tidings.streams() == 0).await;
 }
 
-/// Bytes that are no WebSocket frames, an unmasked frame, a reserved opcode: closed, not crashed.
+/// Bytes that are not WebSocket frames, an unmasked frame, a reserved opcode: closed, not crashed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_protocol_is_closed_with_1002() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -500,7 +500,7 @@ async fn leaving_and_adding_in_the_midst_of_a_snapshot_leaves_no_gap() {
             .collect();
         assert!(
             told.iter().all(|message| message["job_id"] == "b"),
-            "nothing of a channel that was left"
+            "no event of a channel that was left"
         );
         assert_eq!(
             told.iter()

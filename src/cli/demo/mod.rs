@@ -1,4 +1,4 @@
-//! `tidings demo`: the server, a worker that reads real documents, and a school that lives beside it. All of it
+//! `tidings demo`: the server, a worker that reads real documents, and a school that lives next to it. All of it
 //! goes over the public HTTP API, as anybody's own workers and devices would.
 
 mod desk;
@@ -132,7 +132,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     })
 }
 
-/// Does all that the demo does beside serving, until the documents are done or it is time to stop.
+/// Does everything that the demo does in addition to serving, until the documents are done or it is time to stop.
 fn perform(
     arguments: &Arguments,
     tidings: &Tidings,

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// How long a server's end may be felt (a request fails) before it is known here.
 const NEWS_DELAY: Duration = Duration::from_millis(500);
 
-/// Shared by everything that the demo does beside serving. Once set it stays so.
+/// Shared by everything that the demo does in addition to serving. Once set it stays so.
 #[derive(Clone, Default)]
 pub(super) struct Stop(Arc<Shared>);
 

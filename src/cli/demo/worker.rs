@@ -49,7 +49,7 @@ impl Worker<'_> {
         Ok(true)
     }
 
-    /// Works on one document from start to end, and gives back the job as it ended. Nothing if it was time to stop.
+    /// Works on one document from start to end, and returns the job as it ended, or `None` if it was time to stop.
     fn process(&self, path: &Path, id: &str) -> Result<Option<Value>, Failure> {
         let started = self.client.post(
             &format!("/api/jobs/{id}/start"),

@@ -172,13 +172,13 @@ fn address(scope: &str) -> String {
     let (path, query) = scope.split_at(scope.find('?').unwrap_or(scope.len()));
     match kind::channel(path) {
         Ok(channel) => format!("/{channel}{query}"),
-        // What is none is for the server to say.
+        // The server says what is wrong with any other.
         Err(_) => format!("/{scope}"),
     }
 }
 
 impl Single {
-    /// Nothing if the scope is none of those.
+    /// Returns `None` for any other scope.
     fn of(scope: &str) -> Option<Single> {
         let path = scope.split('?').next()?.trim_start_matches('/');
         let Ok(Channel::Subject(kind, id)) = kind::channel(path) else {

@@ -22,7 +22,7 @@ pub(super) fn gzip(bytes: &[u8], how: Compression) -> Option<Vec<u8>> {
     (packed.len() < bytes.len()).then_some(packed)
 }
 
-/// Whether whoever asks can read gzip.
+/// Whether the client reads gzip.
 pub(super) fn takes_gzip(request: &Request<'_>) -> bool {
     let mut accepted = request.headers().get("Accept-Encoding");
     accepted.any(|header| header.split(',').any(names_gzip))
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_compressed_for_whoever_takes_it() {
+    fn it_is_compressed_for_clients_that_read_gzip() {
         for (header, takes) in [
             ("gzip", true),
             (" GZIP;q=0.5", true),

@@ -62,7 +62,7 @@ pub(super) async fn totals(
     Ok(totals.into())
 }
 
-/// What a page of a school is given beside its own.
+/// What every page of a school is given in addition to its own values.
 pub(super) async fn view(
     visitor: &Visitor,
     guest: &Guest,

@@ -1,5 +1,5 @@
-//! How the server itself is: for a school's administrator as far as it concerns the school, for whoever
-//! reaches all schools the whole.
+//! How the server itself is: an administrator of a school sees what concerns the school, and one of all schools sees
+//! everything.
 
 use std::sync::Arc;
 
@@ -25,10 +25,10 @@ use crate::store::StoreError;
 use crate::store::notifiers::Total;
 use crate::vitals::Second;
 
-/// Seconds over which a rate is told, beside the present second's.
+/// Seconds over which a rate is shown, in addition to the present second's.
 const MEAN_SECS: usize = 10;
 
-/// Seconds of a row of the table beside the charts.
+/// Seconds of a row of the table next to the charts.
 const TABLE_PART_SECS: usize = 30;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -66,7 +66,7 @@ async fn of_server(
     let access = visitor.access()?;
     access.require(Role::Admin).map_err(Problem::from)?;
     if !access.looks_after_all() {
-        // Other schools are not there for whoever has one.
+        // For an administrator of one school the others do not exist.
         return Err(Problem::from(AuthError::NotFound).into());
     }
     let mut own = listeners(tidings, None);

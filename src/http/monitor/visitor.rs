@@ -17,7 +17,7 @@ use crate::id::{Channel, Kind, SchoolId};
 use crate::service::Tidings;
 use crate::store::StoreError;
 
-/// Whoever asks for a page.
+/// The person who asks for a page.
 pub(super) struct Visitor {
     credential: Result<Access, Problem>,
     /// Whether the request comes from a page of this server, as far as browsers tell.
@@ -85,7 +85,7 @@ impl Guest {
 }
 
 impl Visitor {
-    /// Who it is; whoever is nobody is asked to sign in.
+    /// What the visitor may do. A visitor without a valid token is asked to sign in.
     pub(super) fn access(&self) -> Result<Access, Refusal> {
         match &self.credential {
             Ok(access) => Ok(access.clone()),
@@ -133,7 +133,7 @@ impl Visitor {
     }
 }
 
-/// Whether the browser spoke TLS with whatever is in front, or with us: it says so itself when it sends a form.
+/// Whether the browser spoke TLS with the proxy in front, or with this server: it says so itself when it sends a form.
 fn is_encrypted(request: &Request<'_>) -> bool {
     let is_of_https = |page| matches!(page, Page::At(origin) if origin.scheme() == "https");
     forwarded::is_encrypted(request) || is_of_https(forwarded::page(request))

@@ -217,7 +217,7 @@ impl MaybeHandshake {
         check(request)?;
         check_key(request)?;
         let Outcome::Success(socket) = WebSocket::from_request(request).await else {
-            return Err(bad("this is no WebSocket handshake (RFC 6455)"));
+            return Err(bad("this is not a WebSocket handshake (RFC 6455)"));
         };
         Ok(MaybeHandshake::Sound(Handshake {
             accept_key: socket.accept_key().to_owned(),

@@ -232,7 +232,7 @@ fn hears_acknowledgements(dialect: &Dialect, access: &Access, school: SchoolId) 
     dialect.hears_acknowledgements && channels.is_none_or(|own| own.iter().any(reaches_one))
 }
 
-/// `/progress/ws/<job_id>`: one job for clients that know nothing of channels.
+/// `/progress/ws/<job_id>`: one job, for clients that do not know channels.
 #[get("/progress/ws/<job_id>")]
 async fn job_progress(
     job_id: &str,

@@ -21,7 +21,7 @@ use crate::scope::Filter;
 use crate::wire::form::Form;
 use crate::wire::{Encoding, Framing};
 
-/// How to answer a request that is no WebSocket handshake.
+/// How to answer a request that is not a WebSocket handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transport {
     EventSource,

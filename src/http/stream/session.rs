@@ -280,7 +280,7 @@ impl Session {
         self.announced.extend(events);
     }
 
-    /// Tells what has been gathered before whatever is said next. Happens once, as a connection begins.
+    /// Sends what has been gathered before anything else is sent. Happens once, as a connection begins.
     fn tell_gathered(&mut self) {
         self.announce();
         while let Some(event) = self.announced.pop_front() {
@@ -304,7 +304,7 @@ impl Session {
                 return;
             }
             Control::Heartbeat { cursor, .. } => {
-                // A message alone would tell the client of us, and us nothing of the client.
+                // A message alone would show the client that we are alive, but not show us that the client is.
                 self.socket.ping(cursor.to_string());
                 if !self.dialect.heartbeat_message {
                     return;

@@ -142,7 +142,7 @@ impl Socket {
 
     /// Queues a ping that carries `payload`, at most 125 bytes.
     pub(super) fn ping(&mut self, payload: String) {
-        // Fails only when the connection is closing, and then a ping is no use.
+        // Fails only when the connection is closing, when a ping is useless.
         let _ = self.encode(&[], |codec, pipe| {
             codec.write(pipe, Message::Ping(payload.into_bytes().into()))
         });
@@ -223,7 +223,7 @@ impl Socket {
             // does not take our close from it.
             return self.poll_shutdown(cx).map(Ok);
         }
-        // The stream buffers nothing of its own, so there is nothing to flush.
+        // The stream has no buffer of its own, so there is nothing to flush.
         Poll::Ready(Ok(()))
     }
 

@@ -1,4 +1,4 @@
-//! Text that is none is found as it comes in, not when its frame is whole.
+//! Bytes that are not UTF-8 are found as they come in, not when their frame is complete.
 
 use std::io::Cursor;
 

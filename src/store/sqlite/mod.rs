@@ -220,7 +220,7 @@ impl SqliteStore {
     ) -> Result<T, StoreError> {
         self.ask(|answer| {
             Work::Aside(Box::new(move |conn| {
-                // Whoever asked may have gone.
+                // The caller may have gone.
                 let _ = answer.send(write(conn).map_err(database_error));
             }))
         })
@@ -263,8 +263,8 @@ fn is_whole_or_new(path: &Path) -> Result<(), &'static str> {
     }
 }
 
-/// Looks at every page, and changes none: what is damaged is somebody's to save. A damaged database is not served, for
-/// what is wrong would come out at any time.
+/// Looks at every page, and changes none: the owner may want to save what is left. A damaged database is not served,
+/// because its damage could show at any time.
 fn check(path: &str) -> Result<(), String> {
     #[derive(QueryableByName)]
     struct Found {

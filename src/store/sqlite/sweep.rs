@@ -18,7 +18,7 @@ pub(super) struct Retention {
     pub(super) keys: TimeDelta,
 }
 
-/// Removes one batch of what is past retention: events first, then finished subjects, then keys. Gives the
+/// Removes one batch of what is past retention: events first, then finished subjects, then keys. Returns the
 /// subjects that are gone, and whether there may be more. `swept_school` is where the next batch begins.
 pub(super) fn sweep(
     conn: &mut SqliteConnection,

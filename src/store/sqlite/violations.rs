@@ -205,7 +205,7 @@ pub(super) fn count_open(conn: &mut SqliteConnection, school: SchoolId) -> Query
 }
 
 /// Deletes at most `limit` violations that were acknowledged before `before` and whose events are gone. One that
-/// nobody has acknowledged stays: it is somebody's to do.
+/// nobody has acknowledged stays: it still needs attention.
 pub(super) fn sweep(
     conn: &mut SqliteConnection,
     before: DateTime<Utc>,

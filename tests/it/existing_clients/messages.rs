@@ -186,7 +186,7 @@ over_every_client! {
             }));
             heard.push(told);
         }
-        assert!(heard.windows(2).all(|pair| pair[0] == pair[1]), "the same, whoever tells it");
+        assert!(heard.windows(2).all(|pair| pair[0] == pair[1]), "the same on every endpoint");
         let enveloped_told = heard.swap_remove(0);
         let mut heard = Vec::new();
         for client in &mut flat {
@@ -208,7 +208,7 @@ over_every_client! {
             assert_eq!((&told[0]["violations"], &told[1]["violations"][0]), (&json!([]), &told[2]["violation"]));
             heard.push(told);
         }
-        assert!(heard.windows(2).all(|pair| pair[0] == pair[1]), "the same, whoever tells it");
+        assert!(heard.windows(2).all(|pair| pair[0] == pair[1]), "the same on every endpoint");
         let flat_told = heard.swap_remove(0);
         for (flat, enveloped) in flat_told.iter().zip(&enveloped_told) {
             for name in EVENT.split(' ').filter(|name| *name != "type") {
@@ -230,7 +230,7 @@ over_every_client! {
         for client in [&mut others_flat, &mut others].into_iter().chain(&mut flat).chain(&mut enveloped) {
             assert_eq!(client.ask(r#"{"action":"ping"}"#).await, json!({"type": "pong"}), "and nothing else");
         }
-        // Whoever leaves a characteristic hears the others all the same.
+        // A client that leaves one characteristic still hears the others.
         let client = &mut flat[0];
         let left = client.ask(r#"{"action":"unsubscribe","characteristic_ids":["2"]}"#).await;
         assert_has(&left, json!({"type": "unsubscribed", "characteristic_ids": [2]}));

@@ -135,7 +135,7 @@ impl Ledger {
     /// Lets one read have its turn.
     pub(super) fn turn(&self, index: usize) {
         let turn = self.with(|inner| inner.waiting.swap_remove(index));
-        // Whoever waited may have left.
+        // The reader that waited may have left.
         let _ = turn.send(());
     }
 

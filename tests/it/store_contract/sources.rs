@@ -1,4 +1,4 @@
-//! What a store promises of the kinds beside jobs, and of notifiers.
+//! What a store promises of the kinds other than jobs, and of notifiers.
 
 use chrono::{SubsecRound, Utc};
 use tidings::kind::{characteristic, device, enrollment};

@@ -14,7 +14,7 @@ pub(crate) fn binary() -> PathBuf {
     env!("CARGO_BIN_EXE_tidings").into()
 }
 
-/// A call of the binary in `folder`, deaf to the settings of whoever runs the tests.
+/// A call of the binary in `folder`, without the settings of the person who runs the tests.
 pub(crate) fn command(folder: &Path) -> Command {
     let mut command = Command::new(binary());
     command.current_dir(folder);
@@ -53,7 +53,7 @@ pub(crate) fn run(command: &mut Command) -> Output {
 pub(crate) struct Process {
     child: Guarded,
     pub(crate) url: String,
-    /// What it has said on standard output beside its address.
+    /// What it has written to standard output in addition to its address.
     pub(crate) stdout: BufReader<std::process::ChildStdout>,
 }
 

@@ -91,7 +91,7 @@ impl Program {
         blocks.any(|(title, _)| block(title).contains(passage))
     }
 
-    /// What the page's configuration must say otherwise to run in `dir` beside others.
+    /// What the page's configuration must say otherwise to run in `dir` next to others.
     fn substitutions(self, dir: &str) -> Vec<(&'static str, String)> {
         let inside = |name: &str| format!("{dir}/{name}");
         match self {

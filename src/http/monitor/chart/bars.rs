@@ -7,8 +7,8 @@ const BAR: f64 = 10.0;
 /// Between two bars.
 const GAP: f64 = 2.0;
 
-/// A bar for each stretch, oldest first, each with its counts from the bottom up; `classes` colour them, `titles` are
-/// for whoever points at a bar.
+/// A bar for each stretch, oldest first, each with its counts from the bottom up; `classes` colour them, `titles` appear
+/// when the pointer rests on a bar.
 pub(in crate::http::monitor) fn bars(
     name: &str,
     (title, text): (&str, &str),

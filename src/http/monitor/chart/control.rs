@@ -16,7 +16,7 @@ pub(in crate::http::monitor) struct Point {
     pub(in crate::http::monitor) in_control: bool,
     /// The rule that it breaks, which colours it.
     pub(in crate::http::monitor) rule: Option<u8>,
-    /// For whoever points at it.
+    /// Appears when the pointer rests on it.
     pub(in crate::http::monitor) title: String,
 }
 

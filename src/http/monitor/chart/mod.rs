@@ -1,5 +1,5 @@
 //! Charts as SVG, drawn on the server and coloured by the style sheet. A chart has a title and a description for
-//! those who do not see it; the table beside it has the numbers.
+//! those who do not see it; the table next to it has the numbers.
 
 mod bars;
 mod control;
@@ -54,7 +54,7 @@ fn corners(points: impl Iterator<Item = (f64, f64)>) -> String {
     corners.join(" ")
 }
 
-/// A number as it fits beside a chart.
+/// A number, short enough to stand next to a chart.
 pub(super) fn short(value: f64) -> String {
     let size = value.abs();
     if size != 0.0 && !(0.001..1e6).contains(&size) {

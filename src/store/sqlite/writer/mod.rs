@@ -4,7 +4,7 @@
 //! writes states and events of the whole group in one transaction, hands the events to the dispatcher and
 //! only then answers. The judging comes before the transaction, so that a refused command has written
 //! nothing and the writer knows whether the group holds a milestone, which must reach the disk before it
-//! is acknowledged. The caches learn of a group after its commit: if it fails, nothing of it happened.
+//! is acknowledged. The caches learn of a group after its commit: if it fails, it had no effect.
 //!
 //! Keeps invariants 1 and 2. Nobody else may write to the tables while it runs.
 
@@ -142,7 +142,7 @@ impl Writer {
         }
     }
 
-    /// Works until it is told to close, and gives back whom to tell; or until every handle of the store is
+    /// Works until it is told to close, and returns whom to answer then; or until every handle of the store is
     /// gone. What was asked before is done.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Work>) -> Option<Answer<()>> {
         let mut closed = None;
@@ -243,7 +243,7 @@ impl Writer {
             }
             Err(error) => {
                 let error = database_error(error);
-                tracing::error!(%error, "a commit failed; nothing of it happened");
+                tracing::error!(%error, "a commit failed and had no effect");
                 for answer in answers {
                     let _ = answer.send(Err(error.clone()));
                 }

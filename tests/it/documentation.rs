@@ -104,6 +104,8 @@ fn the_guarantees_name_tests_that_exist() {
         ("sources", include_str!("store_contract/sources.rs")),
         ("echo", include_str!("../../src/http/stream/echo.rs")),
         ("runner", include_str!("notify/runner.rs")),
+        ("exact_input", include_str!("exact_input.rs")),
+        ("methods", include_str!("methods.rs")),
     ];
     let mut named = 0;
     for row in readme

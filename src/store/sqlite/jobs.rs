@@ -11,7 +11,7 @@ use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::ser::Formatter;
+use serde_json::ser::{CompactFormatter, Formatter};
 
 use super::schema::{jobs, schools};
 use super::table::{
@@ -213,7 +213,7 @@ fn short_json(value: &impl Serialize) -> String {
             writer: &mut W,
             value: f64,
         ) -> io::Result<()> {
-            write!(writer, "{:e}", value as f32)
+            CompactFormatter.write_f32(writer, value as f32)
         }
     }
     let mut text = Vec::new();

@@ -127,6 +127,9 @@ pub(super) struct Pace {
     carried: [f64; OPINIONS],
     /// Mean square of the logarithm of a step's duration against what was expected.
     pub(super) scatter: f64,
+    /// What is expected of the rest, as the last step left it. Not stored.
+    #[serde(skip)]
+    outlook: Option<Outlook>,
 }
 
 impl Pace {
@@ -143,12 +146,14 @@ impl Pace {
         self.all.add(1.0, secs, percent);
         self.recent.add(KEEP_PER_STEP, secs, percent);
         self.write_down();
+        self.outlook = self.weigh();
     }
 
     /// Takes in that time counts as work which was held to be a pause.
     pub(super) fn count_in(&mut self, secs: f64) {
         self.worked += secs;
         self.all.0 += secs;
+        self.outlook = None;
     }
 
     /// A usual step, in percent.
@@ -210,6 +215,11 @@ impl Pace {
 
     /// What is expected of the rest; nothing before the first step.
     pub(super) fn outlook(&self) -> Option<Outlook> {
+        self.outlook.or_else(|| self.weigh())
+    }
+
+    /// Weighs the opinions.
+    fn weigh(&self) -> Option<Outlook> {
         let now = self.checkpoints.last()?;
         let (mut regrets, mut weight, mut errors) = ([0.0; OPINIONS], 0.0, 0.0);
         for record in self.checkpoints.iter().filter_map(|old| self.record(old)) {

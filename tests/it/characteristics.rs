@@ -50,10 +50,11 @@ fn the_rules_agree_with_an_independent_implementation() {
             ucl: chart.ucl,
             lcl: chart.lcl,
         };
+        let lines = limits.lines();
         for (index, expected) in chart.broken.iter().enumerate() {
             let seen = &chart.points[..=index];
             for rule in Rule::ALL {
-                let broken = is_broken(rule, seen, &limits);
+                let broken = is_broken(rule, seen, &lines);
                 let theirs = expected.contains(&rule.number());
                 assert_eq!(broken, theirs, "rule {} on {seen:?}", rule.number());
                 verdicts[usize::from(rule.number())] += usize::from(broken);
@@ -563,7 +564,7 @@ async fn bad_bodies_are_refused_with_a_reason() {
         (
             "POST",
             "characteristics/a/samples",
-            json!({"value": 1e200}),
+            json!({"value": 1e301}),
             422,
         ),
         (
@@ -652,6 +653,56 @@ async fn everything_is_there_after_a_restart() {
     assert_eq!(ninth["violations"][0]["violation_id"], "a.2");
     let (status, _) = acknowledge(&server, "a.1", &worker(1), "Late").await;
     assert_eq!(status, 200);
+}
+
+/// What a person with pencil and paper says of the same numbers.
+#[tokio::test(flavor = "multi_thread")]
+async fn ties_and_means_fall_as_on_paper() {
+    let server = server().await;
+    let limits = json!({"center_line": 0.3, "ucl": 0.6, "lcl": 0.0});
+    put(
+        &server,
+        "a",
+        json!({"limits": limits, "rules": [1, 2, 6, 7]}),
+    )
+    .await;
+    for (value, zone) in [
+        (0.4, "zone_c_upper"),
+        (0.1 + 0.3, "zone_c_upper"),
+        (0.4001, "zone_b_upper"),
+        (0.5, "zone_b_upper"),
+        (0.6, "zone_a_upper"),
+        (0.1, "zone_b_lower"),
+        (0.2, "zone_c_lower"),
+        (0.3, "zone_c_upper"),
+        (0.1 + 0.2, "zone_c_upper"),
+        (0.0, "zone_a_lower"),
+        (-0.0001, "beyond_lcl"),
+    ] {
+        let told = sample(&server, "a", value).await;
+        assert_eq!(told["zone"], zone, "{value}");
+    }
+    put(&server, "five", json!({"subgroup_size": 5})).await;
+    let values = json!({"values": [0.72, 0.60, 0.85, 0.58, 0.60]});
+    let told = server
+        .report("/api/characteristics/five/samples", values)
+        .await;
+    assert_eq!(told["payload"]["mean"].to_string(), "0.67");
+    assert_eq!(told["payload"]["range"].to_string(), "0.27");
+    // Huge values are judged like others, and tiny spreads beside a large mean are seen.
+    for (id, center_line, sigma) in [("huge", 0.0, 3e299), ("tiny", 1e6, 1e-6)] {
+        let limits = json!({"center_line": center_line, "ucl": center_line + 3.0 * sigma, "lcl": center_line - 3.0 * sigma});
+        put(&server, id, json!({"limits": limits})).await;
+        for (sigmas, zone) in [
+            (0.5, "zone_c_upper"),
+            (1.5, "zone_b_upper"),
+            (-2.5, "zone_a_lower"),
+            (3.2, "beyond_ucl"),
+        ] {
+            let told = sample(&server, id, center_line + sigmas * sigma).await;
+            assert_eq!(told["zone"], zone, "{id} {sigmas}");
+        }
+    }
 }
 
 /// Restarting must not change what is judged: a number read back from the database is the number that was written.

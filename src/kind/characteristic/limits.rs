@@ -1,34 +1,33 @@
 //! A control chart's limits, its zones, and how both are computed from in-control data.
 //!
-//! A Shewhart chart has a center line and two control limits three sigma away from it. Sigma is
-//! estimated from the short-term variation only (moving ranges, or ranges within subgroups): the
-//! overall standard deviation would take in the very shifts that the chart shall show.
+//! A Shewhart chart has a center line and two control limits three sigma away from it. Sigma is estimated from the
+//! short-term variation only (moving ranges, or ranges or standard deviations within subgroups): the overall standard
+//! deviation would include the very shifts that the chart shall show. The same data give the limits of the chart that
+//! watches this variation itself: MR, R or S (see [`dispersion`](super::dispersion)).
 //!
-//! The zones C, B and A are the bands of one, two and three sigma. They are found by comparison
-//! with thresholds and never by division by sigma, so that a chart without any width is no special
-//! case. The tests that look at several points are in [`nelson`](super::nelson). Not here: range
-//! and standard deviation charts, and attribute charts (p, np, c, u).
+//! The zones C, B and A are the bands of one, two and three sigma. A point is compared with the lines between them
+//! ([`Lines`]), which are exact and rounded once, so that a point that is on a line on paper is on it here, and with a
+//! tolerance of [`TOLERANCE`] sigma, so that a publisher's own rounding does not push it off. A point on a line
+//! belongs to the inner zone; one on the center line is on neither side of it.
+//!
+//! The tests that look at several points are in [`nelson`](super::nelson). Not here: attribute charts (p, np, c, u).
 
-/// The largest subgroup that the d2 constants are tabulated for.
-pub const SUBGROUP_MAX: usize = 25;
+use std::cmp::Ordering;
 
-/// How much rounding changes a number, at most, as a part of it.
-const ROUNDING: f64 = 1e-12;
+use num_traits::Signed;
 
-/// The smallest subgroup that has a range.
-const SUBGROUP_MIN: usize = 2;
+use super::Collected;
+use super::exact::{self, BigRational, Decimals, decimal, rounded};
+use super::factors::{self, Factors, factors};
 
-/// d2, the mean range of n values from a normal distribution of standard deviation 1, for n from
-/// [`SUBGROUP_MIN`] to [`SUBGROUP_MAX`]: a mean range divided by d2(n) estimates sigma.
-///
-/// Source: ASTM MNL 7, "Manual on Presentation of Data and Control Chart Analysis", factors for
-/// control limits; the same table is in D. C. Montgomery, "Introduction to Statistical Quality
-/// Control", Appendix VI, "Factors for Constructing Variables Control Charts".
-const D2: [f64; SUBGROUP_MAX - SUBGROUP_MIN + 1] = [
-    1.128, 1.693, 2.059, 2.326, 2.534, 2.704, 2.847, 2.970, // 2 to 9
-    3.078, 3.173, 3.258, 3.336, 3.407, 3.472, 3.532, 3.588, // 10 to 17
-    3.640, 3.689, 3.735, 3.778, 3.819, 3.858, 3.895, 3.931, // 18 to 25
-];
+/// The largest subgroup that there are factors for.
+pub const SUBGROUP_MAX: usize = *factors::SIZES.end();
+
+/// How far from a line a point still counts as on it, in sigma; and how far apart two points still count as equal.
+pub const TOLERANCE: f64 = 1e-9;
+
+/// How much the rounding of a publisher changes a number, at most, as a part of it.
+const ROUNDING: f64 = 1e-14;
 
 /// Center line and control limits, in the unit of the points on the chart.
 ///
@@ -46,31 +45,6 @@ pub struct ControlLimits {
 }
 
 impl ControlLimits {
-    /// The zone that the finite `x` lies in. A point on a boundary belongs to the inner zone, so
-    /// that only a point past a control limit is beyond it; one on the center line is in the upper
-    /// zone C.
-    ///
-    /// On a chart without width every point off the center line is beyond a limit.
-    pub fn zone(&self, x: f64) -> Zone {
-        if x > self.ucl {
-            Zone::BeyondUcl
-        } else if x > self.above(2.0) {
-            Zone::ZoneAUpper
-        } else if x > self.above(1.0) {
-            Zone::ZoneBUpper
-        } else if x >= self.center_line {
-            Zone::ZoneCUpper
-        } else if x >= self.below(1.0) {
-            Zone::ZoneCLower
-        } else if x >= self.below(2.0) {
-            Zone::ZoneBLower
-        } else if x >= self.lcl {
-            Zone::ZoneALower
-        } else {
-            Zone::BeyondLcl
-        }
-    }
-
     /// The upper control limit, if there is one.
     pub fn upper(&self) -> Option<f64> {
         Some(self.ucl).filter(|line| line.is_finite())
@@ -91,23 +65,111 @@ impl ControlLimits {
         upper - lower <= ROUNDING * upper.abs().max(lower.abs())
     }
 
-    fn above(&self, sigmas: f64) -> f64 {
-        self.center_line + (self.ucl - self.center_line) * sigmas / 3.0
+    /// The lines that points are compared with.
+    pub fn lines(&self) -> Lines {
+        let sigmas = [self.ucl - self.center_line, self.center_line - self.lcl];
+        let sigmas = sigmas.map(|width| width / 3.0).into_iter();
+        let narrowest = sigmas
+            .filter(|sigma| sigma.is_finite() && *sigma > 0.0)
+            .reduce(f64::min);
+        Lines {
+            limits: *self,
+            above: between(self.center_line, self.ucl),
+            below: between(self.center_line, self.lcl),
+            tolerance: TOLERANCE * narrowest.unwrap_or(0.0),
+        }
     }
 
-    fn below(&self, sigmas: f64) -> f64 {
-        self.center_line - (self.center_line - self.lcl) * sigmas / 3.0
+    /// The limits so far on either side of a center line, rounded.
+    fn symmetric(center_line: &BigRational, reach: &BigRational) -> ControlLimits {
+        ControlLimits {
+            center_line: rounded(center_line),
+            ucl: rounded(&(center_line + reach)),
+            lcl: rounded(&(center_line - reach)),
+        }
     }
 
-    /// The limits three of these sigmas away from `center_line`, if they are numbers at all.
-    fn symmetric(center_line: f64, sigma: f64) -> Option<ControlLimits> {
-        let limits = ControlLimits {
-            center_line,
-            ucl: center_line + 3.0 * sigma,
-            lcl: center_line - 3.0 * sigma,
-        };
-        // A center line that is not finite leaves no finite limit either.
-        (limits.ucl.is_finite() && limits.lcl.is_finite()).then_some(limits)
+    /// The limits that are these parts of a center line.
+    fn proportional(center_line: &BigRational, (lower, upper): (f64, f64)) -> ControlLimits {
+        ControlLimits {
+            center_line: rounded(center_line),
+            ucl: rounded(&(center_line * decimal(upper))),
+            lcl: rounded(&(center_line * decimal(lower))),
+        }
+    }
+}
+
+/// The lines at one and two sigma, each the double that is nearest to where it is on paper.
+fn between(center_line: f64, limit: f64) -> [f64; 2] {
+    if limit.is_infinite() {
+        return [limit; 2];
+    }
+    [
+        mean(&[center_line, center_line, limit]),
+        mean(&[center_line, limit, limit]),
+    ]
+}
+
+/// A chart's lines, and how points are compared with them and with one another.
+///
+/// A point is on a line if it is the double nearest to it, or within [`TOLERANCE`] sigma; sigma is that of the narrower
+/// side. On a chart without width there is no tolerance, and every point off the center line is beyond a limit.
+#[derive(Debug, Clone, Copy)]
+pub struct Lines {
+    limits: ControlLimits,
+    /// One and two sigma above the center line.
+    above: [f64; 2],
+    /// One and two sigma below the center line.
+    below: [f64; 2],
+    tolerance: f64,
+}
+
+impl Lines {
+    /// How a finite point lies to a line or to another point: equal within the tolerance.
+    pub fn compare(&self, x: f64, other: f64) -> Ordering {
+        let distance = x - other;
+        if distance > self.tolerance {
+            Ordering::Greater
+        } else if distance < -self.tolerance {
+            Ordering::Less
+        } else {
+            Ordering::Equal
+        }
+    }
+
+    /// On which side of the center line a finite point is; `Equal` is neither.
+    pub fn side(&self, x: f64) -> Ordering {
+        self.compare(x, self.limits.center_line)
+    }
+
+    /// The zone that a finite point lies in. A point on a boundary belongs to the inner zone, so that only a point past
+    /// a control limit is beyond it; one on the center line is in the upper zone C.
+    pub fn zone(&self, x: f64) -> Zone {
+        let is_above = |line| self.compare(x, line) == Ordering::Greater;
+        let is_below = |line| self.compare(x, line) == Ordering::Less;
+        if is_above(self.limits.ucl) {
+            Zone::BeyondUcl
+        } else if is_below(self.limits.lcl) {
+            Zone::BeyondLcl
+        } else if is_above(self.above[1]) {
+            Zone::ZoneAUpper
+        } else if is_above(self.above[0]) {
+            Zone::ZoneBUpper
+        } else if is_below(self.below[1]) {
+            Zone::ZoneALower
+        } else if is_below(self.below[0]) {
+            Zone::ZoneBLower
+        } else if is_below(self.limits.center_line) {
+            Zone::ZoneCLower
+        } else {
+            Zone::ZoneCUpper
+        }
+    }
+
+    /// Whether both sides have a limit, and there is something between: how much variation is to be expected.
+    pub fn expect_variation(&self) -> bool {
+        let is_two_sided = self.limits.upper().is_some() && self.limits.lower().is_some();
+        is_two_sided && self.limits.lcl < self.limits.ucl
     }
 }
 
@@ -160,41 +222,85 @@ impl Zone {
     }
 }
 
-/// Limits of an individuals chart (X of an X-mR chart): sigma is the mean moving range of two
-/// successive values over d2(2). Nothing for fewer than two values, nor if the result is not finite.
-pub fn moving_range(values: &[f64]) -> Option<ControlLimits> {
-    let ranges = values.windows(2).map(|pair| (pair[1] - pair[0]).abs());
-    let mean_range = mean(ranges)?;
-    ControlLimits::symmetric(mean(values.iter().copied())?, mean_range / d2(2)?)
+/// The limits that a baseline gives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Charts {
+    /// Of the values or means.
+    pub location: ControlLimits,
+    /// Of their moving ranges, ranges or standard deviations.
+    pub dispersion: ControlLimits,
 }
 
-/// Limits of an X-bar chart with sigma from the ranges (X-bar/R). Each item is the mean and the
-/// range of one subgroup of `size` values. Nothing without a subgroup, for a `size` outside 2 to
-/// [`SUBGROUP_MAX`], nor if the result is not finite.
-pub fn xbar_r(subgroups: &[(f64, f64)], size: usize) -> Option<ControlLimits> {
-    let grand_mean = mean(subgroups.iter().map(|&(mean, _)| mean))?;
-    let mean_range = mean(subgroups.iter().map(|&(_, range)| range))?;
+/// Limits of an individuals chart and its moving ranges (I-MR): sigma is the mean moving range of two successive values
+/// over d2(2). Nothing of fewer than two values.
+pub fn moving_range(collected: &[Collected]) -> Option<Charts> {
+    let values: Vec<BigRational> = collected.iter().map(|own| own.mean(1)).collect();
+    let ranges = values.windows(2).map(|pair| (&pair[1] - &pair[0]).abs());
+    let mean_range = exact::mean(&ranges.collect::<Vec<_>>())?;
+    let own = factors(2)?;
+    Some(Charts {
+        location: ControlLimits::symmetric(
+            &exact::mean(&values)?,
+            &(three(&mean_range) / decimal(own.d2)),
+        ),
+        dispersion: ControlLimits::proportional(&mean_range, own.range),
+    })
+}
+
+/// Limits of the means and the ranges of subgroups of `size` values (X-bar/R). Nothing without a subgroup, nor for a
+/// size that there are no factors for.
+pub fn xbar_r(collected: &[Collected], size: usize) -> Option<Charts> {
+    subgroups(collected, size, |own| (own.d2, own.range))
+}
+
+/// Limits of the means and the standard deviations of subgroups of `size` values (X-bar/S): the limits of the means
+/// are A3 = 3 / (c4 √n) mean standard deviations away. Nothing without a subgroup, nor for a size that there are no
+/// factors for.
+pub fn xbar_s(collected: &[Collected], size: usize) -> Option<Charts> {
+    subgroups(collected, size, |own| (own.c4, own.deviation))
+}
+
+/// Limits of subgroups, by the factor from their mean dispersion to sigma and those of the dispersion's own limits.
+fn subgroups(
+    collected: &[Collected],
+    size: usize,
+    pick: fn(Factors) -> (f64, (f64, f64)),
+) -> Option<Charts> {
+    let (to_sigma, own_limits) = pick(factors(size)?);
+    let means: Vec<BigRational> = collected.iter().map(|own| own.mean(size)).collect();
+    let spreads = collected.iter().map(|own| decimal(own.spread()));
+    let mean_spread = exact::mean(&spreads.collect::<Vec<_>>())?;
     // The mean of n values varies by the square root of n less than one value does.
-    let sigma = mean_range / (d2(size)? * (size as f64).sqrt());
-    ControlLimits::symmetric(grand_mean, sigma)
+    let single = three(&mean_spread) / decimal(to_sigma);
+    let reach = exact::root(&(&single * &single / BigRational::from_integer(size.into())));
+    Some(Charts {
+        location: ControlLimits::symmetric(&exact::mean(&means)?, &reach),
+        dispersion: ControlLimits::proportional(&mean_spread, own_limits),
+    })
 }
 
-/// The arithmetic mean, or nothing of nothing. Take a subgroup's mean with it, too.
-///
-/// It sums distances from the first value: equal values have exactly that value as their mean. Ten
-/// times 0.1 summed up plainly and divided by ten is less than 0.1, and on the chart without width
-/// that equal values make, each of them would then be beyond a limit.
-pub fn mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
-    let mut values = values.into_iter();
-    let first = values.next()?;
-    let (sum, count) = values.fold((0.0, 1.0), |(sum, count), value| {
-        (sum + (value - first), count + 1.0)
-    });
-    Some(first + sum / count)
+fn three(fraction: &BigRational) -> BigRational {
+    fraction * BigRational::from_integer(3.into())
 }
 
-fn d2(size: usize) -> Option<f64> {
-    D2.get(size.checked_sub(SUBGROUP_MIN)?).copied()
+/// The sum of finite values, as the nearest double.
+pub fn total(values: &[f64]) -> f64 {
+    rounded(&Decimals::new(values).total())
+}
+
+/// The arithmetic mean of finite values, of one at least, as the nearest double: that of decimals is as on paper.
+pub fn mean(values: &[f64]) -> f64 {
+    rounded(&Decimals::new(values).mean())
+}
+
+/// The distance from the lowest to the highest of finite values.
+pub fn range(values: &[f64]) -> f64 {
+    rounded(&Decimals::new(values).range())
+}
+
+/// The standard deviation of a sample of two finite values or more.
+pub fn deviation(values: &[f64]) -> f64 {
+    rounded(&exact::root(&Decimals::new(values).variance()))
 }
 
 #[cfg(test)]
@@ -259,14 +365,25 @@ mod tests {
         [74.01, 74.005, 74.029, 74.0, 74.02],
     ];
 
-    /// Mean and range of each of these subgroups.
-    fn summaries(subgroups: &[[f64; 5]]) -> Vec<(f64, f64)> {
-        let summary = |values: &[f64; 5]| {
-            let top = values.iter().copied().fold(f64::MIN, f64::max);
-            let bottom = values.iter().copied().fold(f64::MAX, f64::min);
-            (mean(*values).unwrap(), top - bottom)
+    fn singles(values: &[f64]) -> Vec<Collected> {
+        let single = |value: &f64| Collected::Measured {
+            sum: *value,
+            spread: 0.0,
+        };
+        values.iter().map(single).collect()
+    }
+
+    /// These subgroups, with their ranges or standard deviations.
+    fn summaries(subgroups: &[[f64; 5]], spread: fn(&[f64]) -> f64) -> Vec<Collected> {
+        let summary = |values: &[f64; 5]| Collected::Measured {
+            sum: total(values),
+            spread: spread(values),
         };
         subgroups.iter().map(summary).collect()
+    }
+
+    fn individuals(values: &[f64]) -> ControlLimits {
+        moving_range(&singles(values)).unwrap().location
     }
 
     fn assert_near(actual: f64, published: f64, tolerance: f64) {
@@ -278,35 +395,47 @@ mod tests {
 
     #[test]
     fn individuals_chart_of_the_nist_handbook_is_reproduced() {
-        let limits = moving_range(&FLOWRATE).unwrap();
+        let limits = individuals(&FLOWRATE);
         assert_near(limits.center_line, 50.81, 1e-9);
         assert_near(limits.ucl, 55.8041, 5e-5);
         assert_near(limits.lcl, 45.8159, 5e-5);
         // The handbook finds this process in control: no point is outside.
         for x in FLOWRATE {
-            let zone = limits.zone(x);
+            let zone = limits.lines().zone(x);
             assert!(!matches!(zone, Zone::BeyondUcl | Zone::BeyondLcl), "{x}");
         }
     }
 
     #[test]
-    fn piston_ring_chart_of_montgomery_is_reproduced() {
-        let in_control = summaries(&PISTON_RINGS[..25]);
-        let mean_range = mean(in_control.iter().map(|&(_, range)| range)).unwrap();
-        assert_near(mean_range, 0.02276, 1e-9);
-        let limits = xbar_r(&in_control, 5).unwrap();
+    fn piston_ring_charts_of_montgomery_are_reproduced() {
+        let charts = xbar_r(&summaries(&PISTON_RINGS[..25], range), 5).unwrap();
+        let limits = charts.location;
         assert_near(limits.center_line, 74.001176, 1e-9);
         assert_near(limits.ucl, 74.01430, 5e-6);
         assert_near(limits.lcl, 73.98805, 5e-6);
+        let ranges = charts.dispersion;
+        assert_eq!((ranges.center_line, ranges.lcl), (0.02276, 0.0));
+        assert_near(ranges.ucl, 0.04812, 1e-5);
+        let charts = xbar_s(&summaries(&PISTON_RINGS[..25], deviation), 5).unwrap();
+        let limits = charts.location;
+        assert_near(limits.center_line, 74.001176, 1e-9);
+        // X-bar-bar ± A3 S-bar, S-bar being what the R package qcc gives.
+        assert_near(limits.ucl, 74.001176 + 1.427 * 0.009240037, 1e-5);
+        assert_near(limits.lcl, 74.001176 - 1.427 * 0.009240037, 1e-5);
+        let deviations = charts.dispersion;
+        assert_near(deviations.center_line, 0.009240037, 1e-9);
+        assert_near(deviations.ucl, 2.089 * 0.009240037, 1e-8);
+        assert_eq!(deviations.lcl, 0.0);
     }
 
     #[test]
     fn piston_rings_leave_control_at_subgroups_37_to_39() {
-        let limits = xbar_r(&summaries(&PISTON_RINGS[..25]), 5).unwrap();
-        let beyond: Vec<usize> = summaries(&PISTON_RINGS)
+        let limits = xbar_r(&summaries(&PISTON_RINGS[..25], range), 5).unwrap();
+        let lines = limits.location.lines();
+        let beyond: Vec<usize> = PISTON_RINGS
             .iter()
             .zip(1..)
-            .filter(|((mean, _), _)| limits.zone(*mean) == Zone::BeyondUcl)
+            .filter(|(values, _)| lines.zone(mean(*values)) == Zone::BeyondUcl)
             .map(|(_, number)| number)
             .collect();
         assert_eq!(beyond, [37, 38, 39]);
@@ -325,7 +454,7 @@ mod tests {
             (3.0, Zone::BeyondLcl),
         ];
         for (x, zone) in expected {
-            assert_eq!(LOPSIDED.zone(x), zone, "{x}");
+            assert_eq!(LOPSIDED.lines().zone(x), zone, "{x}");
         }
     }
 
@@ -340,110 +469,153 @@ mod tests {
             (4.0, Zone::ZoneALower, Zone::BeyondLcl),
         ];
         for (x, inner, outer) in expected {
-            assert_eq!(LOPSIDED.zone(x), inner, "{x}");
+            assert_eq!(LOPSIDED.lines().zone(x), inner, "{x}");
+            let further = 2.0 * TOLERANCE;
             let outwards = if x > LOPSIDED.center_line {
-                x.next_up()
+                x + further
             } else {
-                x.next_down()
+                x - further
             };
-            assert_eq!(LOPSIDED.zone(outwards), outer, "{outwards}");
+            assert_eq!(LOPSIDED.lines().zone(outwards), outer, "{outwards}");
         }
-        assert_eq!(LOPSIDED.zone(10.0), Zone::ZoneCUpper);
-        assert_eq!(LOPSIDED.zone(10.0_f64.next_down()), Zone::ZoneCLower);
+        assert_eq!(LOPSIDED.lines().zone(10.0), Zone::ZoneCUpper);
+        assert_eq!(LOPSIDED.lines().zone(10.0 - 1e-8), Zone::ZoneCLower);
     }
 
     #[test]
     fn a_chart_without_width_has_only_its_center_line_within_limits() {
-        let flat = moving_range(&[5.0, 5.0, 5.0]).unwrap();
+        let flat = individuals(&[5.0, 5.0, 5.0]);
         assert_eq!((flat.lcl, flat.center_line, flat.ucl), (5.0, 5.0, 5.0));
-        assert_eq!(flat.zone(5.0), Zone::ZoneCUpper);
-        assert_eq!(flat.zone(5.0_f64.next_up()), Zone::BeyondUcl);
-        assert_eq!(flat.zone(5.0_f64.next_down()), Zone::BeyondLcl);
+        let lines = flat.lines();
+        assert_eq!(lines.zone(5.0), Zone::ZoneCUpper);
+        assert_eq!(lines.zone(5.0_f64.next_up()), Zone::BeyondUcl);
+        assert_eq!(lines.zone(5.0_f64.next_down()), Zone::BeyondLcl);
     }
 
     #[test]
     fn equal_values_are_never_beyond_the_limits_they_make() {
         for count in 2..100 {
-            let limits = moving_range(&vec![0.1; count]).unwrap();
-            assert_eq!(limits.zone(0.1), Zone::ZoneCUpper, "{count} values");
-            let limits = xbar_r(&vec![(0.1, 0.0); count], 5).unwrap();
-            assert_eq!(limits.zone(0.1), Zone::ZoneCUpper, "{count} subgroups");
+            let lines = individuals(&vec![0.1; count]).lines();
+            assert_eq!(lines.zone(0.1), Zone::ZoneCUpper, "{count} values");
+            let subgroups = summaries(&vec![[0.1; 5]; count], range);
+            let lines = xbar_r(&subgroups, 5).unwrap().location.lines();
+            assert_eq!(lines.zone(0.1), Zone::ZoneCUpper, "{count} subgroups");
+        }
+    }
+
+    /// A sigma of 1 that is tiny beside the mean, huge, or barely above nothing.
+    #[test]
+    fn points_on_lines_of_any_magnitude_are_on_them_and_their_neighbours_are_not() {
+        for (center_line, sigma) in [
+            (1e6, 1e-6),
+            (1e15, 0.25),
+            (0.0, 1e299),
+            (-1e300, 1e298),
+            (0.0, 1e-300),
+            (1e300, 1e285),
+        ] {
+            let limits = ControlLimits {
+                center_line,
+                ucl: center_line + 3.0 * sigma,
+                lcl: center_line - 3.0 * sigma,
+            };
+            let lines = limits.lines();
+            for (line, inner, outer) in [
+                (limits.ucl, Zone::ZoneAUpper, Zone::BeyondUcl),
+                (lines.above[1], Zone::ZoneBUpper, Zone::ZoneAUpper),
+                (lines.above[0], Zone::ZoneCUpper, Zone::ZoneBUpper),
+            ] {
+                assert_eq!(lines.zone(line), inner, "{line}");
+                let further = line.next_up().max(line + 1e-8 * sigma);
+                assert_eq!(lines.zone(further), outer, "{further}");
+            }
+            assert_eq!(lines.side(center_line), Ordering::Equal);
         }
     }
 
     #[test]
     fn an_individuals_chart_needs_two_values() {
         assert_eq!(moving_range(&[]), None);
-        assert_eq!(moving_range(&[1.0]), None);
-        let limits = moving_range(&[1.0, 1.0 + 1.128]).unwrap();
+        assert_eq!(moving_range(&singles(&[1.0])), None);
+        let limits = individuals(&[1.0, 1.0 + 1.128]);
         assert_near(limits.ucl - limits.center_line, 3.0, 1e-12);
         assert_near(limits.center_line - limits.lcl, 3.0, 1e-12);
     }
 
     #[test]
     fn a_subgroup_chart_needs_a_subgroup_of_tabulated_size() {
-        assert_eq!(xbar_r(&[], 5), None);
-        for size in [0, 1, SUBGROUP_MAX + 1, usize::MAX] {
-            assert_eq!(xbar_r(&[(1.0, 1.0)], size), None, "{size}");
-        }
-        for size in SUBGROUP_MIN..=SUBGROUP_MAX {
-            assert!(xbar_r(&[(1.0, 1.0)], size).is_some(), "{size}");
-        }
-    }
-
-    /// The mean range of `size` standard normal values: the integral of 1 - F^n - (1 - F)^n, F being
-    /// the distribution function, which is summed up along the way (midpoint rule).
-    fn integrated_d2(size: usize) -> f64 {
-        const STEP: f64 = 1e-3;
-        let power = i32::try_from(size).unwrap();
-        let (mut below, mut sum) = (0.0_f64, 0.0);
-        for i in -8000..8000 {
-            let x = (f64::from(i) + 0.5) * STEP;
-            let density = (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt();
-            let f = below + density * STEP / 2.0;
-            below += density * STEP;
-            sum += (1.0 - f.powi(power) - (1.0 - f).powi(power)) * STEP;
-        }
-        sum
-    }
-
-    #[test]
-    fn each_tabulated_d2_is_the_rounded_mean_range() {
-        for size in SUBGROUP_MIN..=SUBGROUP_MAX {
-            assert_near(d2(size).unwrap(), integrated_d2(size), 0.5e-3);
+        let unit = [Collected::Summary(1.0, 1.0)];
+        for chart in [xbar_r, xbar_s] {
+            assert_eq!(chart(&[], 5), None);
+            for size in [0, 1, SUBGROUP_MAX + 1, usize::MAX] {
+                assert_eq!(chart(&unit, size), None, "{size}");
+            }
+            for size in 2..=SUBGROUP_MAX {
+                assert!(chart(&unit, size).is_some(), "{size}");
+            }
         }
     }
 
     #[test]
-    fn limits_from_ranges_agree_with_the_tabulated_a2() {
-        // A2 = 3 / (d2 sqrt(n)), Montgomery, Appendix VI.
+    fn limits_of_means_agree_with_the_tabulated_a2_and_a3() {
+        // A2 = 3 / (d2 √n), A3 = 3 / (c4 √n); Montgomery, Appendix VI.
         let tabulated = [
-            (2, 1.880),
-            (3, 1.023),
-            (5, 0.577),
-            (10, 0.308),
-            (15, 0.223),
-            (20, 0.180),
-            (25, 0.153),
+            (2, 1.880, 2.659),
+            (3, 1.023, 1.954),
+            (5, 0.577, 1.427),
+            (10, 0.308, 0.975),
+            (15, 0.223, 0.789),
+            (20, 0.180, 0.680),
+            (25, 0.153, 0.606),
         ];
-        for (size, a2) in tabulated {
-            let limits = xbar_r(&[(0.0, 1.0)], size).unwrap();
-            assert_near(limits.ucl, a2, 1e-3);
-            assert_near(limits.lcl, -a2, 1e-3);
+        let unit = [Collected::Summary(0.0, 1.0)];
+        for (size, a2, a3) in tabulated {
+            for (chart, factor) in [(xbar_r(&unit, size), a2), (xbar_s(&unit, size), a3)] {
+                let limits = chart.unwrap().location;
+                assert_near(limits.ucl, factor, 1e-3);
+                assert_eq!(limits.lcl, -limits.ucl);
+            }
         }
     }
 
+    /// The largest that a characteristic takes; see `VALUE_MAX`.
     #[test]
-    fn limits_that_are_not_finite_are_no_limits() {
-        assert_eq!(moving_range(&[f64::MAX, f64::MIN]), None);
-        assert_eq!(moving_range(&[f64::MAX, 0.0]), None);
-        assert_eq!(moving_range(&[1.0, f64::NAN]), None);
-        assert_eq!(moving_range(&[1.0, f64::INFINITY]), None);
-        assert_eq!(xbar_r(&[(f64::MAX, 1e308)], 2), None);
-        assert_eq!(xbar_r(&[(f64::MIN, 1e308)], 2), None);
-        assert_eq!(xbar_r(&[(0.0, f64::MAX)], 2), None);
-        assert_eq!(xbar_r(&[(f64::NAN, 1.0)], 5), None);
-        assert_eq!(xbar_r(&[(1.0, f64::INFINITY)], 5), None);
+    fn limits_of_the_largest_values_are_finite() {
+        let ends = [1e300, -1e300];
+        let charts = [
+            moving_range(&singles(&ends)),
+            xbar_r(&[Collected::Summary(1e300, 2e300)], 2),
+            xbar_s(&[Collected::Summary(-1e300, 2e300)], 2),
+        ];
+        for chart in charts {
+            let Charts {
+                location,
+                dispersion,
+            } = chart.unwrap();
+            for limits in [location, dispersion] {
+                assert!(limits.upper().is_some() && limits.lower().is_some());
+                assert!(limits.lines().expect_variation());
+            }
+        }
+        assert_eq!((mean(&ends), range(&ends)), (0.0, 2e300));
+    }
+
+    #[test]
+    fn what_has_a_decimal_form_on_paper_has_it_here() {
+        assert_eq!(mean(&[0.72, 0.60, 0.85, 0.58, 0.60]), 0.67);
+        assert_eq!(range(&[0.3, 0.1, 0.2]), 0.2);
+        assert_eq!(deviation(&[0.1, 0.2, 0.3]), 0.1);
+        assert_eq!(total(&[0.1, 0.2]), 0.3);
+        // Thirds: their sums have an end, so the mean of the means has one.
+        let thirds = [[0.1, 0.1, 0.2], [0.2, 0.2, 0.1]].map(|values| Collected::Measured {
+            sum: total(&values),
+            spread: range(&values),
+        });
+        let charts = xbar_r(&thirds, 3).unwrap();
+        assert_eq!(charts.location.center_line, 0.15);
+        assert_eq!(charts.dispersion.ucl, 0.2574);
+        let limits = individuals(&[0.1, 0.1 + 1.128]);
+        assert_eq!((limits.ucl, limits.lcl), (3.664, -2.336));
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //! with its publisher's own verdict is not judged here: the verdict is passed on.
 
 mod command;
+mod exact;
+mod factors;
 pub mod limits;
 mod message;
 pub mod nelson;
@@ -16,12 +18,14 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use num_bigint::BigInt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 pub use self::command::{
     Acknowledge, Command, NewSample, NewViolation, Register, RuleSetting, SetLimits,
 };
+use self::exact::BigRational;
 use self::limits::ControlLimits;
 pub use self::message::{limits_draft, sample_draft, severity, violation_draft};
 use self::nelson::Rule;
@@ -64,8 +68,8 @@ pub const SAMPLE_VIOLATIONS_MAX: usize = 32;
 pub const BASELINE_MAX: u32 = 100;
 /// Samples that a baseline takes when nobody says.
 pub const BASELINE_DEFAULT: u32 = 20;
-/// The largest measurement, up or down; beyond it arithmetic would overflow.
-pub const VALUE_MAX: f64 = 1e100;
+/// The largest measurement, up or down: limits that are computed from the largest still fit.
+pub const VALUE_MAX: f64 = 1e300;
 
 /// How bad a violation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -179,8 +183,40 @@ pub struct Baseline {
     pub method: Method,
     /// From how many.
     pub samples: u32,
-    /// Mean and range of those that are there.
-    pub collected: Vec<(f64, f64)>,
+    /// Those that are there, in their order.
+    pub collected: Vec<Collected>,
+}
+
+/// What a baseline keeps of a sample: numbers from which its limits come out as on paper.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Collected {
+    /// A sample. A mean may have no end as a decimal (1/3); the sum that it is made of has one.
+    Measured {
+        /// The sum of its values.
+        sum: f64,
+        /// Their range or standard deviation, whichever the method needs; 0 for a single value.
+        spread: f64,
+    },
+    /// Mean and range of a sample: how the first edition kept it.
+    Summary(f64, f64),
+}
+
+impl Collected {
+    /// The mean of a sample of so many values.
+    fn mean(&self, size: usize) -> BigRational {
+        match self {
+            Collected::Measured { sum, .. } => exact::decimal(*sum) / BigInt::from(size),
+            Collected::Summary(mean, _) => exact::decimal(*mean),
+        }
+    }
+
+    /// The range or standard deviation of a sample.
+    fn spread(&self) -> f64 {
+        match *self {
+            Collected::Measured { spread, .. } | Collected::Summary(_, spread) => spread,
+        }
+    }
 }
 
 /// A characteristic's whole state.

@@ -7,11 +7,13 @@
 //!
 //! A rule is asked about the newest point only. Asked again at each new point, it answers yes from
 //! the point that completes the pattern to the last one that continues it. Points lie in zones as
-//! [`ControlLimits::zone`] says, so the sigma above the center line may differ from the one below.
+//! [`Lines::zone`] says, so the sigma above the center line may differ from the one below.
 //! Not here: where limits come from (see [`limits`](super::limits)), and what happens when a rule
 //! is broken.
 
-use super::limits::{ControlLimits, Zone};
+use std::cmp::Ordering;
+
+use super::limits::{Lines, Zone};
 
 /// The most points that any rule looks back, the newest one included.
 pub const WINDOW: usize = 15;
@@ -107,51 +109,49 @@ impl Rule {
 }
 
 /// Whether the newest of `points` breaks `rule`. The points are finite, oldest first; at most the
-/// last [`WINDOW`] are looked at, and with fewer than [`Rule::span`] nothing is broken.
+/// last [`WINDOW`] are looked at.
 ///
-/// A point on the center line is on neither side of it and ends a run.
-pub fn is_broken(rule: Rule, points: &[f64], limits: &ControlLimits) -> bool {
+/// A point on the center line is on neither side of it and ends a run; of two points that are equal neither is
+/// higher. What is on a line, and what is equal, is said by [`Lines`].
+pub fn is_broken(rule: Rule, points: &[f64], lines: &Lines) -> bool {
     let Some(start) = points.len().checked_sub(rule.span()) else {
         return false;
     };
     let seen = &points[start..];
-    let all = |test: fn(Zone) -> bool| seen.iter().all(|&x| test(limits.zone(x)));
+    let all = |test: fn(Zone) -> bool| seen.iter().all(|&x| test(lines.zone(x)));
+    let all_move = |way: Ordering| {
+        seen.windows(2)
+            .all(|pair| lines.compare(pair[1], pair[0]) == way)
+    };
+    let all_on = |side: Ordering| seen.iter().all(|&x| lines.side(x) == side);
+    let any_on = |side: Ordering| seen.iter().any(|&x| lines.side(x) == side);
     let newest_and = |count, test: fn(Zone) -> bool| {
-        let mut hits = seen.iter().rev().map(|&x| test(limits.zone(x)));
+        let mut hits = seen.iter().rev().map(|&x| test(lines.zone(x)));
         hits.next() == Some(true) && hits.filter(|&hit| hit).count() >= count
     };
-    let is_anywhere_above = || seen.iter().any(|&x| x > limits.center_line);
-    let is_anywhere_below = || seen.iter().any(|&x| x < limits.center_line);
     match rule {
         Rule::BeyondLimits => all(is_beyond_limits),
-        Rule::OneSided => {
-            seen.iter().all(|&x| x > limits.center_line)
-                || seen.iter().all(|&x| x < limits.center_line)
-        }
-        Rule::Trend => {
-            seen.is_sorted_by(|earlier, later| earlier < later)
-                || seen.is_sorted_by(|earlier, later| earlier > later)
-        }
-        Rule::Alternation => seen.windows(3).all(is_turn),
+        Rule::OneSided => all_on(Ordering::Greater) || all_on(Ordering::Less),
+        Rule::Trend => all_move(Ordering::Greater) || all_move(Ordering::Less),
+        Rule::Alternation => seen.windows(3).all(|three| is_turn(three, lines)),
         Rule::TwoOfThree => newest_and(1, is_above_two_sigma) || newest_and(1, is_below_two_sigma),
         Rule::FourOfFive => newest_and(3, is_above_one_sigma) || newest_and(3, is_below_one_sigma),
         // A chart without width expects no variation, so none of it is missing; and where there is no limit, nobody
         // knows how much is to be expected.
-        Rule::Stratification => {
-            let is_two_sided = limits.upper().is_some() && limits.lower().is_some();
-            is_two_sided && limits.lcl < limits.ucl && all(is_within_one_sigma)
-        }
+        Rule::Stratification => lines.expect_variation() && all(is_within_one_sigma),
         // On one side only it would be a shift, which Nelson leaves to the rules 2 and 6.
         Rule::Mixture => {
-            all(|zone| !is_within_one_sigma(zone)) && is_anywhere_above() && is_anywhere_below()
+            all(|zone| !is_within_one_sigma(zone))
+                && any_on(Ordering::Greater)
+                && any_on(Ordering::Less)
         }
     }
 }
 
 /// Whether the middle one of three points is a strict peak or a strict trough.
-fn is_turn(three: &[f64]) -> bool {
-    let (rises, falls) = (three[0] < three[1], three[0] > three[1]);
-    (rises && three[1] > three[2]) || (falls && three[1] < three[2])
+fn is_turn(three: &[f64], lines: &Lines) -> bool {
+    let first = lines.compare(three[1], three[0]);
+    first != Ordering::Equal && lines.compare(three[1], three[2]) == first
 }
 
 fn is_beyond_limits(zone: Zone) -> bool {
@@ -180,7 +180,11 @@ fn is_within_one_sigma(zone: Zone) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::limits::ControlLimits;
     use super::*;
+
+    /// Past a line that a point at 1, 2 or 3 is on: the tolerance is 1e-9 sigma.
+    const A_LITTLE: f64 = 1e-8;
 
     /// A point's value is its distance from the center line in sigma.
     const UNIT: ControlLimits = ControlLimits {
@@ -200,7 +204,11 @@ mod tests {
     fn assert_broken(rule: Rule, points: &[f64], expected: bool) {
         let mirrored: Vec<f64> = points.iter().map(|x| -x).collect();
         for points in [points, &mirrored] {
-            assert_eq!(is_broken(rule, points, &UNIT), expected, "{points:?}");
+            assert_eq!(
+                is_broken(rule, points, &UNIT.lines()),
+                expected,
+                "{points:?}"
+            );
         }
     }
 
@@ -222,7 +230,7 @@ mod tests {
 
     #[test]
     fn rule_1_needs_one_point_beyond_a_limit() {
-        assert_just_enough(Rule::BeyondLimits, &[3.0_f64.next_up()]);
+        assert_just_enough(Rule::BeyondLimits, &[3.0 + A_LITTLE]);
         assert_broken(Rule::BeyondLimits, &[3.0], false);
         assert_broken(Rule::BeyondLimits, &[9.0, 0.0], false);
     }
@@ -295,7 +303,7 @@ mod tests {
         (run[3], run[7], run[14]) = (1.0, 0.0, -1.0);
         assert_just_enough(Rule::Stratification, &run);
         for index in 0..run.len() {
-            let out = with(&run, index, 1.0_f64.next_up());
+            let out = with(&run, index, 1.0 + A_LITTLE);
             assert_broken(Rule::Stratification, &out, false);
         }
     }
@@ -308,6 +316,29 @@ mod tests {
             assert_broken(Rule::Mixture, &with(&run, index, 1.0), false);
         }
         assert_broken(Rule::Mixture, &with(&run, 3, 1.1), false);
+    }
+
+    /// 0.1 + 0.2 is a publisher's 0.3.
+    #[test]
+    fn what_a_publisher_rounds_is_on_the_line_and_equal_to_its_neighbour() {
+        let lines = ControlLimits {
+            center_line: 0.3,
+            ucl: 0.6,
+            lcl: 0.0,
+        }
+        .lines();
+        let (on_the_line, on_the_sigma) = (0.1 + 0.2, 0.1 + 0.3);
+        assert!(on_the_line > 0.3);
+        assert!(!is_broken(Rule::OneSided, &[on_the_line; 9], &lines));
+        assert!(!is_broken(Rule::FourOfFive, &[on_the_sigma; 5], &lines));
+        assert!(is_broken(Rule::Stratification, &[on_the_sigma; 15], &lines));
+        assert!(!is_broken(Rule::BeyondLimits, &[0.1 + 0.5 + 1e-16], &lines));
+        let level = [-0.1, 0.0, 0.1, 0.2, 0.3, on_the_line];
+        assert!(!is_broken(Rule::Trend, &level, &lines));
+        let mut turns = [0.2, 0.3].repeat(7);
+        assert!(is_broken(Rule::Alternation, &turns, &lines));
+        turns[6] = on_the_line;
+        assert!(!is_broken(Rule::Alternation, &turns, &lines));
     }
 
     #[test]
@@ -331,7 +362,7 @@ mod tests {
 
     #[test]
     fn each_side_is_measured_in_its_own_sigma() {
-        let broken = |rule, points: &[f64]| is_broken(rule, points, &LOPSIDED);
+        let broken = |rule, points: &[f64]| is_broken(rule, points, &LOPSIDED.lines());
         assert!(broken(Rule::BeyondLimits, &[3.5]));
         assert!(!broken(Rule::BeyondLimits, &[-3.5]));
         assert!(broken(Rule::TwoOfThree, &[0.0, 2.5, 2.5]));
@@ -348,7 +379,8 @@ mod tests {
             center_line: 5.0,
             ucl: 5.0,
             lcl: 5.0,
-        };
+        }
+        .lines();
         for rule in Rule::ALL {
             assert!(!is_broken(rule, &[5.0; 40], &flat), "{rule:?}");
         }
@@ -360,7 +392,7 @@ mod tests {
     fn no_rule_looks_back_further_than_the_window() {
         assert_eq!(Rule::ALL.map(Rule::span).into_iter().max(), Some(WINDOW));
         for rule in Rule::ALL {
-            assert!(!is_broken(rule, &[], &UNIT), "{rule:?}");
+            assert!(!is_broken(rule, &[], &UNIT.lines()), "{rule:?}");
         }
     }
 

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::limits::{self, ControlLimits, SUBGROUP_MAX};
+use super::limits::{self, ControlLimits, Lines, SUBGROUP_MAX};
 use super::message::{SamplePayload, ack_draft, draft, limits_draft, violation_draft};
 use super::nelson::{Rule, WINDOW, is_broken};
 use super::{
     Acknowledge, Acknowledgement, BASELINE_DEFAULT, BASELINE_MAX, Baseline, Characteristic,
-    Command, IN_CONTROL, KIND, LastSample, Limits, Method, NAME_MAX_BYTES, NewSample, NewViolation,
-    PART_ID_MAX_BYTES, Register, RuleSetting, SAMPLE, SAMPLE_VIOLATIONS_MAX, SetLimits, Severity,
-    VALUE_MAX, Violation, ViolationId, invalid,
+    Collected, Command, IN_CONTROL, KIND, LastSample, Limits, Method, NAME_MAX_BYTES, NewSample,
+    NewViolation, PART_ID_MAX_BYTES, Register, RuleSetting, SAMPLE, SAMPLE_VIOLATIONS_MAX,
+    SetLimits, Severity, VALUE_MAX, Violation, ViolationId, invalid,
 };
 use crate::event::{Class, Draft};
 use crate::id::SubjectId;
@@ -84,31 +84,29 @@ impl Change<'_> {
     /// Judges a sample by the limits in force, and adds it to the baseline.
     fn take(&mut self, next: &mut Characteristic, sample: &NewSample) -> Result<(), RuleError> {
         let values = values(sample, next.subgroup_size)?;
-        let mean = limits::mean(values.iter().copied()).expect("a sample has a value");
-        let highest = values.iter().copied().fold(f64::MIN, f64::max);
-        let lowest = values.iter().copied().fold(f64::MAX, f64::min);
-        let range = highest - lowest;
+        let mean = limits::mean(values);
+        let range = limits::range(values);
         next.sample_count += 1;
         let sample_id: Arc<str> = match &sample.sample_id {
             Some(own) => short_id("sample_id", own)?,
             None => format!("{}.{}", self.id, next.sample_count).into(),
         };
         let limits = next.limits.as_ref();
-        let chart = limits.map(|limits| limits.chart);
+        let lines = limits.map(|limits| limits.chart.lines());
         let limits_version = limits.map(|limits| limits.version);
         let seq = self.next_seq();
         let is_judged = sample.is_judged();
         if !is_judged {
             next.publisher_in_control = None;
         }
-        let opened = match &chart {
+        let opened = match &lines {
             _ if is_judged => self.relay(next, sample, &sample_id)?,
-            Some(chart) => self.judge(next, mean, chart, &sample_id),
+            Some(lines) => self.judge(next, mean, lines, &sample_id),
             None => Vec::new(),
         };
-        let zone = match &chart {
+        let zone = match &lines {
             _ if is_judged => sample.zone.as_deref(),
-            Some(chart) => Some(chart.zone(mean).as_str()),
+            Some(lines) => Some(lines.zone(mean).as_str()),
             None => None,
         };
         let payload = SamplePayload {
@@ -122,7 +120,7 @@ impl Change<'_> {
             in_control: next.status() == IN_CONTROL,
             judged_by: match is_judged {
                 true => Some("publisher"),
-                false => chart.is_some().then_some("server"),
+                false => lines.is_some().then_some("server"),
             },
             rules: match is_judged {
                 true => opened.iter().map(|own| own.rule_id).collect(),
@@ -152,7 +150,13 @@ impl Change<'_> {
         self.drafts.push(told);
         self.drafts.extend(opened.iter().map(violation_draft));
         self.violations.extend(opened);
-        self.learn(next, mean, range);
+        self.learn(
+            next,
+            Collected::Measured {
+                sum: limits::total(values),
+                spread: range,
+            },
+        );
         Ok(())
     }
 
@@ -161,7 +165,7 @@ impl Change<'_> {
         &self,
         next: &mut Characteristic,
         mean: f64,
-        chart: &ControlLimits,
+        lines: &Lines,
         sample_id: &Arc<str>,
     ) -> Vec<Violation> {
         if next.recent.len() == WINDOW {
@@ -171,7 +175,7 @@ impl Change<'_> {
         let before = std::mem::take(&mut next.runs);
         let mut opened = Vec::new();
         for (rule, severity) in &next.rules {
-            if !is_broken(*rule, &next.recent, chart) {
+            if !is_broken(*rule, &next.recent, lines) {
                 continue;
             }
             // While the run lasts, its one violation stands.
@@ -231,22 +235,22 @@ impl Change<'_> {
     }
 
     /// Adds a sample to the baseline, and computes limits once that is whole.
-    fn learn(&mut self, next: &mut Characteristic, mean: f64, range: f64) {
+    fn learn(&mut self, next: &mut Characteristic, measured: Collected) {
         let Some(baseline) = &mut next.baseline else {
             return;
         };
-        baseline.collected.push((mean, range));
+        baseline.collected.push(measured);
         if baseline.collected.len() < baseline.samples as usize {
             return;
         }
         let (method, samples) = (baseline.method.clone(), baseline.samples);
-        let chart = match method {
+        let charts = match method {
             Method::XbarR => limits::xbar_r(&baseline.collected, next.subgroup_size as usize),
             Method::MovingRange | Method::Given | Method::Named(_) => {
-                let means: Vec<f64> = baseline.collected.iter().map(|(mean, _)| *mean).collect();
-                limits::moving_range(&means)
+                limits::moving_range(&baseline.collected)
             }
         };
+        let chart = charts.map(|charts| charts.location);
         let Some(chart) = chart.filter(|chart| !chart.are_without_width()) else {
             // Samples that do not vary give limits without width: learning goes on with the next one.
             baseline.collected.remove(0);

@@ -15,7 +15,9 @@ both is made up for here:
   Zone C"; the package also marks eight on one side. So a side is looked for here.
 - Rule 7: a point exactly on one sigma. Nelson does not say; the package lets it end the run, we
   count it to the inner zone as in rules 1, 5, 6 and 8. So such points are moved inside.
-Rules 5 and 6 need a full window of three and five points, also at the start of a series.
+Rules 5 and 6 need a full window of three and five points there, also at the start of a series, where two points
+beyond 2 sigma are two of three already, and four beyond 1 sigma four of five. So a point on the center line, which
+counts for neither, goes before the series.
 """
 
 import json
@@ -41,8 +43,9 @@ def marks_last(values, rule):
 
 def broken_at_last(points, z):
     inside = np.where(np.abs(z) == 1, 0, z)
+    led = np.concatenate([[0.0], z])
     # Trend and alternation are matters of the points alone, whatever the limits are.
-    seen_by = {3: points, 4: points, 7: inside}
+    seen_by = {3: points, 4: points, 5: led, 6: led, 7: inside}
     broken = [rule for rule in range(1, 9) if marks_last(seen_by.get(rule, z), rule)]
     if 8 in broken and abs(np.sign(z[-8:]).sum()) == 8:
         broken.remove(8)

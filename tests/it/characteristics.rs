@@ -655,6 +655,21 @@ async fn everything_is_there_after_a_restart() {
     assert_eq!(status, 200);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_that_is_certain_does_not_wait_for_a_full_window() {
+    let server = server().await;
+    for (rule, value, number) in [(5, 2.5, 2), (6, -1.5, 4), (2, 0.5, 9)] {
+        let id = format!("rule-{rule}");
+        around_zero(&server, &id, json!([rule])).await;
+        for count in 1..=10 {
+            let told = sample(&server, &id, value).await;
+            let opens = told["violations"].as_array().unwrap().len();
+            assert_eq!(opens, usize::from(count == number), "{told}");
+            assert_eq!(told["in_control"], count < number, "{told}");
+        }
+    }
+}
+
 /// What a person with pencil and paper says of the same numbers.
 #[tokio::test(flavor = "multi_thread")]
 async fn ties_and_means_fall_as_on_paper() {

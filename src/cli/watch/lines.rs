@@ -83,7 +83,10 @@ fn enrollment(message: &Value) -> String {
 }
 
 fn sample(payload: &Value) -> String {
-    let mut rest = number(&payload["mean"]);
+    let mut rest = match payload["mean"].is_null() {
+        true => "not measured".to_owned(),
+        false => number(&payload["mean"]),
+    };
     if let Some(zone) = payload["zone"].as_str() {
         rest += &format!(" {zone}");
     }

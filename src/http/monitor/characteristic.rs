@@ -25,6 +25,9 @@ use crate::kind::characteristic::nelson::Rule;
 use crate::service::Tidings;
 use crate::store::{Envelope, ViolationQuery, Which};
 
+/// What the page says of a gap.
+const NOT_MEASURED: &str = "not measured";
+
 pub(super) fn routes() -> Vec<Route> {
     routes![characteristic_page, acknowledge]
 }
@@ -59,9 +62,8 @@ async fn characteristic_page(
     for event in &samples {
         let told: Value = serde_json::from_str(&event.draft.fields).unwrap_or_default();
         let payload = &told["payload"];
-        let Some(value) = payload["mean"].as_f64() else {
-            continue;
-        };
+        let value = payload["mean"].as_f64();
+        let shown = value.map_or(NOT_MEASURED.to_owned(), short);
         let in_control = payload["in_control"] != false;
         let numbers = payload["rules"].as_array().into_iter().flatten();
         let broken: Vec<Rule> = numbers.filter_map(rule).collect();
@@ -72,13 +74,13 @@ async fn characteristic_page(
             value,
             in_control,
             rule: broken.first().map(|rule| rule.number()),
-            title: format!("{sample}: {} {rules}", short(value)),
+            title: format!("{sample}: {shown} {rules}"),
         });
         seen.extend(broken.first());
         table.push(json!({
             "key": event.seq,
             "id": sample,
-            "value": short(value),
+            "value": shown,
             "zone": payload["zone"],
             "in_control": in_control,
             "rules": rules,

@@ -116,7 +116,7 @@ fn characteristic_row(id: &SubjectId, own: &Characteristic, now: DateTime<Utc>) 
             "method": limits.method,
             "version": limits.version,
         })),
-        "learning": own.baseline.as_ref().map(|own| json!({"has": own.collected.len(), "wants": own.samples})),
+        "learning": own.baseline.as_ref().map(|own| json!({"has": own.measured(), "wants": own.samples})),
     })
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{Characteristic, Method, Severity};
 use crate::kind::{Body, CommandOf};
@@ -97,12 +97,12 @@ pub struct NewSample {
     /// The sample's id; `<characteristic id>.<number>` if absent.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
     pub sample_id: Option<String>,
-    /// The measurement, where a sample is one.
-    #[serde(default)]
-    pub value: Option<f64>,
-    /// The measurements of a subgroup.
-    #[serde(default)]
-    pub values: Option<Vec<f64>>,
+    /// The measurement, where a sample is one. Null is a gap: nothing was measured.
+    #[serde(default, deserialize_with = "null_or_not")]
+    pub value: Option<Option<f64>>,
+    /// The measurements of a subgroup. Null, or nothing but nulls, is a gap.
+    #[serde(default, deserialize_with = "null_or_not")]
+    pub values: Option<Option<Vec<Option<f64>>>>,
     /// When it was taken; now if absent.
     #[serde(default, deserialize_with = "crate::kind::optional_time")]
     pub timestamp: Option<DateTime<Utc>>,
@@ -115,6 +115,13 @@ pub struct NewSample {
     /// The publisher's verdict: what the sample opens.
     #[serde(default)]
     pub violations: Option<Vec<NewViolation>>,
+}
+
+/// Tells a field that is null from one that is absent.
+fn null_or_not<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 impl NewSample {

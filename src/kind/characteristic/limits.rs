@@ -232,11 +232,15 @@ pub struct Charts {
 }
 
 /// Limits of an individuals chart and its moving ranges (I-MR): sigma is the mean moving range of two successive values
-/// over d2(2). Nothing of fewer than two values.
+/// over d2(2). There is no moving range across a gap; nothing if there is none at all.
 pub fn moving_range(collected: &[Collected]) -> Option<Charts> {
-    let values: Vec<BigRational> = collected.iter().map(|own| own.mean(1)).collect();
-    let ranges = values.windows(2).map(|pair| (&pair[1] - &pair[0]).abs());
+    let values: Vec<Option<BigRational>> = collected.iter().map(|own| own.mean(1)).collect();
+    let ranges = values.windows(2).filter_map(|pair| match pair {
+        [Some(earlier), Some(later)] => Some((later - earlier).abs()),
+        _ => None,
+    });
     let mean_range = exact::mean(&ranges.collect::<Vec<_>>())?;
+    let values: Vec<BigRational> = values.into_iter().flatten().collect();
     let own = factors(2)?;
     Some(Charts {
         location: ControlLimits::symmetric(
@@ -267,9 +271,9 @@ fn subgroups(
     pick: fn(Factors) -> (f64, (f64, f64)),
 ) -> Option<Charts> {
     let (to_sigma, own_limits) = pick(factors(size)?);
-    let means: Vec<BigRational> = collected.iter().map(|own| own.mean(size)).collect();
-    let spreads = collected.iter().map(|own| decimal(own.spread()));
-    let mean_spread = exact::mean(&spreads.collect::<Vec<_>>())?;
+    let means: Vec<BigRational> = collected.iter().filter_map(|own| own.mean(size)).collect();
+    let spreads = collected.iter().filter_map(Collected::spread);
+    let mean_spread = exact::mean(&spreads.map(decimal).collect::<Vec<_>>())?;
     // The mean of n values varies by the square root of n less than one value does.
     let single = three(&mean_spread) / decimal(to_sigma);
     let reach = exact::root(&(&single * &single / BigRational::from_integer(size.into())));
@@ -540,6 +544,25 @@ mod tests {
         let limits = individuals(&[1.0, 1.0 + 1.128]);
         assert_near(limits.ucl - limits.center_line, 3.0, 1e-12);
         assert_near(limits.center_line - limits.lcl, 3.0, 1e-12);
+    }
+
+    #[test]
+    fn a_gap_is_no_value_and_has_no_moving_range_on_either_side() {
+        let mut values = singles(&[1.0, 2.0, 12.0, 15.0]);
+        values.insert(2, Collected::Gap);
+        let charts = moving_range(&values).unwrap();
+        assert_eq!(charts.location.center_line, 7.5);
+        assert_eq!(charts.dispersion.center_line, 2.0);
+        let apart = [values[0], Collected::Gap, values[1]];
+        assert_eq!(moving_range(&apart), None);
+        let subgroups = [
+            Collected::Summary(1.0, 1.0),
+            Collected::Gap,
+            Collected::Summary(3.0, 2.0),
+        ];
+        let charts = xbar_r(&subgroups, 5).unwrap();
+        assert_eq!(charts.location.center_line, 2.0);
+        assert_eq!(charts.dispersion.center_line, 1.5);
     }
 
     #[test]

@@ -39,8 +39,9 @@ pub(super) struct SamplePayload<'a> {
     pub(super) characteristic_id: &'a SubjectId,
     #[serde(serialize_with = "crate::kind::as_timestamp")]
     pub(super) timestamp: DateTime<Utc>,
-    pub(super) value: f64,
-    pub(super) mean: f64,
+    /// Nothing of a gap, as `mean` and `zone`.
+    pub(super) value: Option<f64>,
+    pub(super) mean: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) range: Option<f64>,
     pub(super) zone: Option<&'a str>,

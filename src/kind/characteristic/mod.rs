@@ -4,7 +4,7 @@
 //! first samples, and by those of the eight Nelson rules ([`nelson`]) that are switched on. A rule that is
 //! broken opens a violation, once for each run of samples that break it; somebody acknowledges it, with a
 //! reason, and may take that back. The rules look only at samples that the same limits have judged. A sample that comes
-//! with its publisher's own verdict is not judged here: the verdict is passed on.
+//! with its publisher's own verdict is not judged here: the verdict is passed on. One without a value is a gap.
 
 mod command;
 mod exact;
@@ -13,6 +13,7 @@ pub mod limits;
 mod message;
 pub mod nelson;
 mod rules;
+mod sampling;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -200,21 +201,42 @@ pub enum Collected {
     },
     /// Mean and range of a sample: how the first edition kept it.
     Summary(f64, f64),
+    /// Nothing was measured.
+    Gap,
+}
+
+impl Baseline {
+    /// How many samples are there, without gaps.
+    pub fn measured(&self) -> usize {
+        let is_gap = |own: &&Collected| **own == Collected::Gap;
+        self.collected.len() - self.collected.iter().filter(is_gap).count()
+    }
+
+    /// Drops the oldest sample, and a gap that is then the first.
+    fn forget_first(&mut self) {
+        let count = match self.collected.get(1) {
+            Some(Collected::Gap) => 2,
+            _ => 1,
+        };
+        self.collected.drain(..count.min(self.collected.len()));
+    }
 }
 
 impl Collected {
     /// The mean of a sample of so many values.
-    fn mean(&self, size: usize) -> BigRational {
+    fn mean(&self, size: usize) -> Option<BigRational> {
         match self {
-            Collected::Measured { sum, .. } => exact::decimal(*sum) / BigInt::from(size),
-            Collected::Summary(mean, _) => exact::decimal(*mean),
+            Collected::Measured { sum, .. } => Some(exact::decimal(*sum) / BigInt::from(size)),
+            Collected::Summary(mean, _) => Some(exact::decimal(*mean)),
+            Collected::Gap => None,
         }
     }
 
     /// The range or standard deviation of a sample.
-    fn spread(&self) -> f64 {
+    fn spread(&self) -> Option<f64> {
         match *self {
-            Collected::Measured { spread, .. } | Collected::Summary(_, spread) => spread,
+            Collected::Measured { spread, .. } | Collected::Summary(_, spread) => Some(spread),
+            Collected::Gap => None,
         }
     }
 }
@@ -369,7 +391,7 @@ impl Subject for Characteristic {
             "subgroup_size": self.subgroup_size,
             "rules": self.rules.iter().map(rule).collect::<Vec<_>>(),
             "limits_version": self.limits.as_ref().map(|limits| limits.version),
-            "baseline_collected": self.baseline.as_ref().map(|own| own.collected.len()),
+            "baseline_collected": self.baseline.as_ref().map(Baseline::measured),
             "sample_count": self.sample_count,
             "violation_count": self.violation_count,
             "created_at": timestamp(self.created_at),

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use super::limits::{self, ControlLimits, Lines, SUBGROUP_MAX};
-use super::message::{SamplePayload, ack_draft, draft, limits_draft, violation_draft};
-use super::nelson::{Rule, WINDOW, is_broken};
+use super::limits::{ControlLimits, SUBGROUP_MAX};
+use super::message::{ack_draft, limits_draft, violation_draft};
+use super::nelson::Rule;
 use super::{
     Acknowledge, Acknowledgement, BASELINE_DEFAULT, BASELINE_MAX, Baseline, Characteristic,
-    Collected, Command, IN_CONTROL, KIND, LastSample, Limits, Method, NAME_MAX_BYTES, NewSample,
-    NewViolation, PART_ID_MAX_BYTES, Register, RuleSetting, SAMPLE, SAMPLE_VIOLATIONS_MAX,
-    SetLimits, Severity, VALUE_MAX, Violation, ViolationId, invalid,
+    Command, KIND, Limits, Method, NAME_MAX_BYTES, NewViolation, PART_ID_MAX_BYTES, Register,
+    RuleSetting, SetLimits, Severity, VALUE_MAX, Violation, ViolationId, invalid,
 };
-use crate::event::{Class, Draft};
+use crate::event::Draft;
 use crate::id::SubjectId;
 use crate::kind::{Bound, Context, Outcome, RuleError, bounded, not_found};
 
@@ -62,203 +61,23 @@ pub fn apply(
     })
 }
 
-/// What a command leads to beside the new state.
-struct Change<'a> {
-    id: &'a SubjectId,
-    context: &'a Context<'a>,
-    drafts: Vec<Draft>,
-    violations: Vec<Violation>,
+/// What a command leads to in addition to the new state.
+pub(super) struct Change<'a> {
+    pub(super) id: &'a SubjectId,
+    pub(super) context: &'a Context<'a>,
+    pub(super) drafts: Vec<Draft>,
+    pub(super) violations: Vec<Violation>,
 }
 
 impl Change<'_> {
     /// The number that the next event will have.
-    fn next_seq(&self) -> u64 {
+    pub(super) fn next_seq(&self) -> u64 {
         self.context.next_seq + self.drafts.len() as u64
     }
 
-    fn tell_limits(&mut self, next: &mut Characteristic) {
+    pub(super) fn tell_limits(&mut self, next: &mut Characteristic) {
         next.told_limits = (self.next_seq(), self.context.now);
         self.drafts.push(limits_draft(self.id, next));
-    }
-
-    /// Judges a sample by the limits in force, and adds it to the baseline.
-    fn take(&mut self, next: &mut Characteristic, sample: &NewSample) -> Result<(), RuleError> {
-        let values = values(sample, next.subgroup_size)?;
-        let mean = limits::mean(values);
-        let range = limits::range(values);
-        next.sample_count += 1;
-        let sample_id: Arc<str> = match &sample.sample_id {
-            Some(own) => short_id("sample_id", own)?,
-            None => format!("{}.{}", self.id, next.sample_count).into(),
-        };
-        let limits = next.limits.as_ref();
-        let lines = limits.map(|limits| limits.chart.lines());
-        let limits_version = limits.map(|limits| limits.version);
-        let seq = self.next_seq();
-        let is_judged = sample.is_judged();
-        if !is_judged {
-            next.publisher_in_control = None;
-        }
-        let opened = match &lines {
-            _ if is_judged => self.relay(next, sample, &sample_id)?,
-            Some(lines) => self.judge(next, mean, lines, &sample_id),
-            None => Vec::new(),
-        };
-        let zone = match &lines {
-            _ if is_judged => sample.zone.as_deref(),
-            Some(lines) => Some(lines.zone(mean).as_str()),
-            None => None,
-        };
-        let payload = SamplePayload {
-            sample_id: &sample_id,
-            characteristic_id: self.id,
-            timestamp: sample.timestamp.unwrap_or(self.context.now),
-            value: mean,
-            mean,
-            range: (next.subgroup_size > 1).then_some(range),
-            zone,
-            in_control: next.status() == IN_CONTROL,
-            judged_by: match is_judged {
-                true => Some("publisher"),
-                false => lines.is_some().then_some("server"),
-            },
-            rules: match is_judged {
-                true => opened.iter().map(|own| own.rule_id).collect(),
-                false => next
-                    .runs
-                    .iter()
-                    .map(|(rule, _)| rule.number().into())
-                    .collect(),
-            },
-            limits_version,
-            violations: opened.iter().map(Into::into).collect(),
-        };
-        // One that opens a violation is what the violation points to: it must not fold away.
-        let class = if opened.is_empty() {
-            Class::Tick
-        } else {
-            Class::Milestone
-        };
-        let told = draft(&SAMPLE, class, next.status(), payload);
-        next.last_sample = Some(LastSample {
-            fields: told.fields.as_str().into(),
-            sample_id,
-            seq,
-            at: self.context.now,
-            status: next.status(),
-        });
-        self.drafts.push(told);
-        self.drafts.extend(opened.iter().map(violation_draft));
-        self.violations.extend(opened);
-        self.learn(
-            next,
-            Collected::Measured {
-                sum: limits::total(values),
-                spread: range,
-            },
-        );
-        Ok(())
-    }
-
-    /// The violations that a point opens. Which rules it breaks is kept.
-    fn judge(
-        &self,
-        next: &mut Characteristic,
-        mean: f64,
-        lines: &Lines,
-        sample_id: &Arc<str>,
-    ) -> Vec<Violation> {
-        if next.recent.len() == WINDOW {
-            next.recent.remove(0);
-        }
-        next.recent.push(mean);
-        let before = std::mem::take(&mut next.runs);
-        let mut opened = Vec::new();
-        for (rule, severity) in &next.rules {
-            if !is_broken(*rule, &next.recent, lines) {
-                continue;
-            }
-            // While the run lasts, its one violation stands.
-            let standing = before.iter().find(|(running, _)| running == rule);
-            let number = standing.map_or(next.violation_count + 1, |(_, number)| *number);
-            next.runs.push((*rule, number));
-            if standing.is_none() {
-                next.violation_count = number;
-                opened.push(Violation {
-                    characteristic_id: self.id.clone(),
-                    number,
-                    own_id: None,
-                    sample_id: Some(Arc::clone(sample_id)),
-                    rule_id: rule.number().into(),
-                    rule_name: rule.name().into(),
-                    severity: *severity,
-                    at: self.context.now,
-                    // After the sample's own event.
-                    seq: self.next_seq() + 1 + opened.len() as u64,
-                    acknowledgement: None,
-                });
-            }
-        }
-        opened
-    }
-
-    /// Takes over what the publisher says of a sample. The server's own rules begin anew after it.
-    fn relay(
-        &self,
-        next: &mut Characteristic,
-        sample: &NewSample,
-        sample_id: &Arc<str>,
-    ) -> Result<Vec<Violation>, RuleError> {
-        if let Some(zone) = &sample.zone {
-            bounded("zone", zone, Bound::constant(NAME_MAX_BYTES))?;
-        }
-        let reports = sample.violations.as_deref().unwrap_or_default();
-        if reports.len() > SAMPLE_VIOLATIONS_MAX {
-            let expected = format!("has at most {SAMPLE_VIOLATIONS_MAX} entries");
-            return Err(invalid("violations", expected));
-        }
-        next.recent.clear();
-        next.runs.clear();
-        next.publisher_in_control = Some(sample.in_control.unwrap_or(reports.is_empty()));
-        let mut opened: Vec<Violation> = Vec::with_capacity(reports.len());
-        for report in reports {
-            // After the sample's own event, and one another.
-            let seq = self.next_seq() + 1 + opened.len() as u64;
-            let violation = self.found_elsewhere(next, report, Some(sample_id), seq)?;
-            let is_named = |own: &Violation| own.own_id.is_some() && own.own_id == violation.own_id;
-            if opened.iter().any(is_named) {
-                return Err(invalid("violation_id", "names each violation once"));
-            }
-            opened.push(violation);
-        }
-        Ok(opened)
-    }
-
-    /// Adds a sample to the baseline, and computes limits once that is whole.
-    fn learn(&mut self, next: &mut Characteristic, measured: Collected) {
-        let Some(baseline) = &mut next.baseline else {
-            return;
-        };
-        baseline.collected.push(measured);
-        if baseline.collected.len() < baseline.samples as usize {
-            return;
-        }
-        let (method, samples) = (baseline.method.clone(), baseline.samples);
-        let charts = match method {
-            Method::XbarR => limits::xbar_r(&baseline.collected, next.subgroup_size as usize),
-            Method::MovingRange | Method::Given | Method::Named(_) => {
-                limits::moving_range(&baseline.collected)
-            }
-        };
-        let chart = charts.map(|charts| charts.location);
-        let Some(chart) = chart.filter(|chart| !chart.are_without_width()) else {
-            // Samples that do not vary give limits without width: learning goes on with the next one.
-            baseline.collected.remove(0);
-            return;
-        };
-        next.baseline = None;
-        enforce(next, chart, method, samples);
-        self.tell_limits(next);
     }
 
     /// Opens a violation that was found elsewhere.
@@ -276,7 +95,7 @@ impl Change<'_> {
     }
 
     /// The violation that a publisher reports, of this sample if the report names none.
-    fn found_elsewhere(
+    pub(super) fn found_elsewhere(
         &self,
         next: &mut Characteristic,
         report: &NewViolation,
@@ -557,7 +376,12 @@ impl SetLimits {
 }
 
 /// Puts limits in force. What the old ones have judged says nothing about the new ones.
-fn enforce(next: &mut Characteristic, chart: ControlLimits, method: Method, sample_count: u32) {
+pub(super) fn enforce(
+    next: &mut Characteristic,
+    chart: ControlLimits,
+    method: Method,
+    sample_count: u32,
+) {
     next.limits_version += 1;
     next.limits = Some(Limits {
         chart,
@@ -570,32 +394,8 @@ fn enforce(next: &mut Characteristic, chart: ControlLimits, method: Method, samp
     next.publisher_in_control = None;
 }
 
-/// The values of a sample, as many as a subgroup has.
-fn values(sample: &NewSample, size: u32) -> Result<&[f64], RuleError> {
-    let values = match (&sample.value, &sample.values) {
-        (Some(value), None) => std::slice::from_ref(value),
-        (None, Some(values)) => values,
-        _ => {
-            return Err(invalid(
-                "value",
-                "or `values` is needed, and only one of them",
-            ));
-        }
-    };
-    if values.len() != size as usize {
-        return Err(invalid("values", format!("has {size} of them here")));
-    }
-    if values.iter().any(|value| value.abs() > VALUE_MAX) {
-        return Err(invalid(
-            "value",
-            format!("is from -{VALUE_MAX:e} to {VALUE_MAX:e}"),
-        ));
-    }
-    Ok(values)
-}
-
 /// The publisher's own id of a sample or a violation.
-fn short_id(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
+pub(super) fn short_id(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
     let fits = (1..=PART_ID_MAX_BYTES).contains(&text.len());
     match fits && !text.chars().any(char::is_control) {
         true => Ok(text.into()),

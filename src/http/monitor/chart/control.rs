@@ -12,7 +12,8 @@ const LABELS: f64 = 64.0;
 /// A sample.
 #[derive(Clone)]
 pub(in crate::http::monitor) struct Point {
-    pub(in crate::http::monitor) value: f64,
+    /// Nothing of a gap: its place stays empty, and no line leads across it.
+    pub(in crate::http::monitor) value: Option<f64>,
     pub(in crate::http::monitor) in_control: bool,
     /// The rule that it breaks, which colours it.
     pub(in crate::http::monitor) rule: Option<u8>,
@@ -35,11 +36,11 @@ pub(in crate::http::monitor) fn control_chart(
     let values = || {
         points
             .iter()
-            .map(|point| point.value)
+            .filter_map(|point| point.value)
             .chain(lines.iter().copied())
     };
-    let lowest = values().fold(f64::MAX, f64::min);
-    let highest = values().fold(f64::MIN, f64::max);
+    let lowest = values().reduce(f64::min).unwrap_or(0.0);
+    let highest = values().reduce(f64::max).unwrap_or(0.0);
     let (middle, half) = ((lowest + highest) / 2.0, (highest - lowest) / 2.0);
     // A little air, also around a flat line.
     let reach = if half > 0.0 { half * 1.15 } else { 1.0 };
@@ -49,20 +50,34 @@ pub(in crate::http::monitor) fn control_chart(
     let x = |index: usize| MARGIN + room * index as f64 / last;
 
     let out = points.iter().filter(|point| !point.in_control).count();
-    let text = format!("{} samples, {out} out of control", points.len());
+    let gaps = points.iter().filter(|point| point.value.is_none()).count();
+    let gaps = match gaps {
+        0 => String::new(),
+        _ => format!(", {gaps} not measured"),
+    };
+    let text = format!("{} samples, {out} out of control{gaps}", points.len());
     let mut svg = Svg::new("chart", "control", (WIDTH, HEIGHT), title, &text);
     if let Some(limits) = limits {
         draw_limits(&mut svg, limits, y);
     }
-    let line = points
+    let places: Vec<Option<(f64, f64)>> = points
         .iter()
         .enumerate()
-        .map(|(index, point)| (x(index), y(point.value)));
-    svg.put(format_args!(
-        r#"<polyline class="line" points="{}"/>"#,
-        corners(line)
-    ));
-    for (index, point) in points.iter().enumerate() {
+        .map(|(index, point)| Some((x(index), y(point.value?))))
+        .collect();
+    for stretch in places.split(Option::is_none) {
+        if !stretch.is_empty() {
+            let line = stretch.iter().copied().flatten();
+            svg.put(format_args!(
+                r#"<polyline class="line" points="{}"/>"#,
+                corners(line)
+            ));
+        }
+    }
+    for (point, place) in points.iter().zip(&places) {
+        let Some((x, y)) = *place else {
+            continue;
+        };
         let radius = if point.in_control { 3 } else { 5 };
         let class = match (point.in_control, point.rule) {
             (true, _) => "point".to_owned(),
@@ -70,9 +85,7 @@ pub(in crate::http::monitor) fn control_chart(
             (false, Some(rule)) => format!("point out rule-{rule}"),
         };
         svg.put(format_args!(
-            r#"<circle class="{class}" cx="{:.1}" cy="{:.1}" r="{radius}"><title>{}</title></circle>"#,
-            x(index),
-            y(point.value),
+            r#"<circle class="{class}" cx="{x:.1}" cy="{y:.1}" r="{radius}"><title>{}</title></circle>"#,
             escaped(&point.title)
         ));
     }
@@ -121,8 +134,14 @@ mod tests {
 
     #[test]
     fn a_chart_of_any_numbers_has_numbers_only() {
+        let gap = Point {
+            value: None,
+            in_control: true,
+            rule: None,
+            title: String::new(),
+        };
         let point = |value| Point {
-            value,
+            value: Some(value),
             in_control: value < 1.0,
             rule: Some(1),
             title: "<b>".into(),
@@ -140,8 +159,10 @@ mod tests {
         for points in [
             vec![],
             vec![point(0.0)],
-            vec![point(1e100), point(-1e100)],
+            vec![point(1e300), point(-1e300)],
             vec![point(5.0); 3],
+            vec![gap.clone(); 2],
+            vec![gap, point(5.0)],
         ] {
             for limits in [None, Some(&limits), Some(&one_sided)] {
                 let svg = control_chart("A & B", &points, limits);

@@ -1,0 +1,294 @@
+//! What becomes of a characteristic by a sample: it is judged, told, and learnt from. Pure.
+//!
+//! A sample without a value is a gap: nothing was measured. It is told, and not judged. What goes on from sample to
+//! sample ends at it: the points that the rules look at, their runs, and moving ranges.
+
+use std::sync::Arc;
+
+use super::limits;
+use super::message::{SamplePayload, draft, violation_draft};
+use super::nelson::{WINDOW, is_broken};
+use super::rules::{Change, enforce, short_id};
+use super::{
+    Characteristic, Collected, IN_CONTROL, LastSample, Limits, Method, NAME_MAX_BYTES, NewSample,
+    SAMPLE, SAMPLE_VIOLATIONS_MAX, VALUE_MAX, Violation, invalid,
+};
+use crate::event::Class;
+use crate::kind::{Bound, RuleError, bounded};
+
+/// What was measured: the values of a sample, as many as a subgroup has.
+struct Measured {
+    values: Vec<f64>,
+    mean: f64,
+    range: f64,
+}
+
+/// What a sample means. Of a gap, and as long as there are no limits, nothing.
+#[derive(Default)]
+struct Verdict {
+    zone: Option<Arc<str>>,
+    /// `server` or `publisher`.
+    judged_by: Option<&'static str>,
+    /// The rules that the sample breaks, by number.
+    rules: Vec<u32>,
+    limits_version: Option<u32>,
+    /// The violations that it opens.
+    opened: Vec<Violation>,
+}
+
+impl Change<'_> {
+    /// Judges a sample by the limits in force, tells it, and adds it to the baseline.
+    pub(super) fn take(
+        &mut self,
+        next: &mut Characteristic,
+        sample: &NewSample,
+    ) -> Result<(), RuleError> {
+        let measured = measured(sample, next.subgroup_size)?;
+        next.sample_count += 1;
+        let sample_id: Arc<str> = match &sample.sample_id {
+            Some(own) => short_id("sample_id", own)?,
+            None => format!("{}.{}", self.id, next.sample_count).into(),
+        };
+        let verdict = match (&measured, next.limits.clone()) {
+            (None, _) => pass_over(next, sample)?,
+            (Some(_), _) if sample.is_judged() => self.relay(next, sample, &sample_id)?,
+            (Some(measured), Some(limits)) => self.judge(next, measured, &limits, &sample_id),
+            (Some(_), None) => {
+                next.publisher_in_control = None;
+                Verdict::default()
+            }
+        };
+        self.tell_sample(next, sample, sample_id, measured.as_ref(), verdict);
+        self.learn(next, measured.as_ref());
+        Ok(())
+    }
+
+    /// Tells a sample, and the violations that it opens.
+    fn tell_sample(
+        &mut self,
+        next: &mut Characteristic,
+        sample: &NewSample,
+        sample_id: Arc<str>,
+        measured: Option<&Measured>,
+        verdict: Verdict,
+    ) {
+        let mean = measured.map(|own| own.mean);
+        let range = measured.map(|own| own.range);
+        let payload = SamplePayload {
+            sample_id: &sample_id,
+            characteristic_id: self.id,
+            timestamp: sample.timestamp.unwrap_or(self.context.now),
+            value: mean,
+            mean,
+            range: range.filter(|_| next.subgroup_size > 1),
+            zone: verdict.zone.as_deref(),
+            in_control: next.status() == IN_CONTROL,
+            judged_by: verdict.judged_by,
+            rules: verdict.rules,
+            limits_version: verdict.limits_version,
+            violations: verdict.opened.iter().map(Into::into).collect(),
+        };
+        // One that opens a violation is what the violation points to: it must not fold away.
+        let class = if verdict.opened.is_empty() {
+            Class::Tick
+        } else {
+            Class::Milestone
+        };
+        let seq = self.next_seq();
+        let told = draft(&SAMPLE, class, next.status(), payload);
+        next.last_sample = Some(LastSample {
+            fields: told.fields.as_str().into(),
+            sample_id,
+            seq,
+            at: self.context.now,
+            status: next.status(),
+        });
+        self.drafts.push(told);
+        self.drafts
+            .extend(verdict.opened.iter().map(violation_draft));
+        self.violations.extend(verdict.opened);
+    }
+
+    /// What the limits in force say of a sample. Which rules it breaks is kept.
+    fn judge(
+        &self,
+        next: &mut Characteristic,
+        measured: &Measured,
+        limits: &Limits,
+        sample_id: &Arc<str>,
+    ) -> Verdict {
+        let (mean, lines) = (measured.mean, limits.chart.lines());
+        next.publisher_in_control = None;
+        if next.recent.len() == WINDOW {
+            next.recent.remove(0);
+        }
+        next.recent.push(mean);
+        let before = std::mem::take(&mut next.runs);
+        let mut opened = Vec::new();
+        for (rule, severity) in &next.rules {
+            if !is_broken(*rule, &next.recent, &lines) {
+                continue;
+            }
+            // While the run lasts, its one violation stands.
+            let standing = before.iter().find(|(running, _)| running == rule);
+            let number = standing.map_or(next.violation_count + 1, |(_, number)| *number);
+            next.runs.push((*rule, number));
+            if standing.is_none() {
+                next.violation_count = number;
+                opened.push(Violation {
+                    characteristic_id: self.id.clone(),
+                    number,
+                    own_id: None,
+                    sample_id: Some(Arc::clone(sample_id)),
+                    rule_id: rule.number().into(),
+                    rule_name: rule.name().into(),
+                    severity: *severity,
+                    at: self.context.now,
+                    // After the sample's own event.
+                    seq: self.next_seq() + 1 + opened.len() as u64,
+                    acknowledgement: None,
+                });
+            }
+        }
+        Verdict {
+            zone: Some(lines.zone(mean).as_str().into()),
+            judged_by: Some("server"),
+            rules: next
+                .runs
+                .iter()
+                .map(|(rule, _)| rule.number().into())
+                .collect(),
+            limits_version: Some(limits.version),
+            opened,
+        }
+    }
+
+    /// Takes over what the publisher says of a sample. The server's own rules begin anew after it.
+    fn relay(
+        &self,
+        next: &mut Characteristic,
+        sample: &NewSample,
+        sample_id: &Arc<str>,
+    ) -> Result<Verdict, RuleError> {
+        if let Some(zone) = &sample.zone {
+            bounded("zone", zone, Bound::constant(NAME_MAX_BYTES))?;
+        }
+        let reports = sample.violations.as_deref().unwrap_or_default();
+        if reports.len() > SAMPLE_VIOLATIONS_MAX {
+            let expected = format!("has at most {SAMPLE_VIOLATIONS_MAX} entries");
+            return Err(invalid("violations", expected));
+        }
+        next.recent.clear();
+        next.runs.clear();
+        next.publisher_in_control = Some(sample.in_control.unwrap_or(reports.is_empty()));
+        let mut opened: Vec<Violation> = Vec::with_capacity(reports.len());
+        for report in reports {
+            // After the sample's own event, and one another.
+            let seq = self.next_seq() + 1 + opened.len() as u64;
+            let violation = self.found_elsewhere(next, report, Some(sample_id), seq)?;
+            let is_named = |own: &Violation| own.own_id.is_some() && own.own_id == violation.own_id;
+            if opened.iter().any(is_named) {
+                return Err(invalid("violation_id", "names each violation once"));
+            }
+            opened.push(violation);
+        }
+        Ok(Verdict {
+            zone: sample.zone.as_deref().map(Into::into),
+            judged_by: Some("publisher"),
+            rules: opened.iter().map(|own| own.rule_id).collect(),
+            limits_version: next.limits.as_ref().map(|limits| limits.version),
+            opened,
+        })
+    }
+
+    /// Adds a sample to the baseline, and computes limits once that is whole.
+    fn learn(&mut self, next: &mut Characteristic, measured: Option<&Measured>) {
+        let Some(baseline) = &mut next.baseline else {
+            return;
+        };
+        let collected = &mut baseline.collected;
+        let Some(measured) = measured else {
+            // One gap is as good as several, and before the first value there is nothing that it could interrupt.
+            if !matches!(collected.last(), None | Some(Collected::Gap)) {
+                collected.push(Collected::Gap);
+            }
+            return;
+        };
+        collected.push(Collected::Measured {
+            sum: limits::total(&measured.values),
+            spread: measured.range,
+        });
+        if baseline.measured() < baseline.samples as usize {
+            return;
+        }
+        let (method, samples) = (baseline.method.clone(), baseline.samples);
+        let charts = match method {
+            Method::XbarR => limits::xbar_r(&baseline.collected, next.subgroup_size as usize),
+            Method::MovingRange | Method::Given | Method::Named(_) => {
+                limits::moving_range(&baseline.collected)
+            }
+        };
+        let chart = charts.map(|charts| charts.location);
+        let Some(chart) = chart.filter(|chart| !chart.are_without_width()) else {
+            // Samples that do not vary give limits without width: learning goes on with the next one.
+            baseline.forget_first();
+            return;
+        };
+        next.baseline = None;
+        enforce(next, chart, method, samples);
+        self.tell_limits(next);
+    }
+}
+
+/// What is measured after a gap has no neighbours before it.
+fn pass_over(next: &mut Characteristic, sample: &NewSample) -> Result<Verdict, RuleError> {
+    let verdict = [
+        ("zone", sample.zone.is_some()),
+        ("in_control", sample.in_control.is_some()),
+        ("violations", sample.violations.is_some()),
+    ];
+    if let Some((field, _)) = verdict.into_iter().find(|(_, is_there)| *is_there) {
+        let expected = "is left out where the value is null: a gap has no verdict";
+        return Err(invalid(field, expected));
+    }
+    next.recent.clear();
+    next.runs.clear();
+    next.publisher_in_control = None;
+    Ok(Verdict::default())
+}
+
+/// What a sample says was measured; nothing if it is a gap.
+fn measured(sample: &NewSample, size: u32) -> Result<Option<Measured>, RuleError> {
+    let values: &[Option<f64>] = match (&sample.value, &sample.values) {
+        (Some(value @ Some(_)), None | Some(None)) => std::slice::from_ref(value),
+        (None | Some(None), Some(Some(values))) => values,
+        (Some(None), None | Some(None)) | (None, Some(None)) => return Ok(None),
+        (Some(Some(_)), Some(Some(_))) | (None, None) => {
+            let expected =
+                "or `values` is needed, and only one of them; null is a gap: nothing was measured";
+            return Err(invalid("value", expected));
+        }
+    };
+    if values.len() != size as usize {
+        return Err(invalid("values", format!("has {size} of them here")));
+    }
+    let known: Vec<f64> = values.iter().copied().flatten().collect();
+    if known.is_empty() {
+        return Ok(None);
+    }
+    if known.len() < values.len() {
+        let expected = format!(
+            "has {size} numbers, or is null: limits for subgroups of {size} do not judge one with measurements missing"
+        );
+        return Err(invalid("values", expected));
+    }
+    if known.iter().any(|value| value.abs() > VALUE_MAX) {
+        let expected = format!("is from -{VALUE_MAX:e} to {VALUE_MAX:e}");
+        return Err(invalid("value", expected));
+    }
+    Ok(Some(Measured {
+        mean: limits::mean(&known),
+        range: limits::range(&known),
+        values: known,
+    }))
+}

@@ -188,6 +188,7 @@ fn resource(violation: &Violation) -> Value {
         "violation_id": violation.id(),
         "characteristic_id": violation.characteristic_id,
         "sample_id": violation.sample_id.as_deref(),
+        "chart": violation.chart,
         "rule_id": violation.rule_id,
         "rule_name": &*violation.rule_name,
         "severity": violation.severity,

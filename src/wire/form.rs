@@ -54,7 +54,7 @@ fn flat(event: &Event) -> Option<(&'static str, Value)> {
     Some(if *event_type == characteristic::SAMPLE {
         let violations = take("violations");
         let violations = violations.as_array().map(Vec::as_slice).unwrap_or_default();
-        let fields = json!({
+        let mut fields = json!({
             "characteristic_id": take("characteristic_id"),
             "sample": {
                 "id": take("sample_id"),
@@ -66,6 +66,9 @@ fn flat(event: &Event) -> Option<(&'static str, Value)> {
             },
             "violations": violations.iter().map(flat_violation).collect::<Vec<_>>(),
         });
+        if let Some(point) = payload.remove("dispersion") {
+            fields["sample"]["dispersion"] = point;
+        }
         ("sample", fields)
     } else if *event_type == characteristic::VIOLATION {
         let violation = flat_violation(&Value::Object(payload));
@@ -80,12 +83,15 @@ fn flat(event: &Event) -> Option<(&'static str, Value)> {
         });
         ("ack_update", fields)
     } else {
-        let fields = json!({
+        let mut fields = json!({
             "characteristic_id": take("characteristic_id"),
             "ucl": take("ucl"),
             "lcl": take("lcl"),
             "center_line": take("center_line"),
         });
+        if let Some(chart) = payload.remove("dispersion") {
+            fields["dispersion"] = chart;
+        }
         ("limits_update", fields)
     })
 }

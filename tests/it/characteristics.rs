@@ -53,7 +53,10 @@ fn the_rules_agree_with_an_independent_implementation() {
         let lines = limits.lines();
         for (index, expected) in chart.broken.iter().enumerate() {
             let seen = &chart.points[..=index];
-            for rule in Rule::ALL {
+            let nelson = Rule::ALL
+                .into_iter()
+                .filter(|rule| *rule != Rule::Dispersion);
+            for rule in nelson {
                 let broken = is_broken(rule, seen, &lines);
                 let theirs = expected.contains(&rule.number());
                 assert_eq!(broken, theirs, "rule {} on {seen:?}", rule.number());

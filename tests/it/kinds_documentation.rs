@@ -262,8 +262,9 @@ async fn characteristic_tables(server: &Server) -> Vec<(&'static str, String)> {
             ]
         })
         .collect();
-    let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
-    let register = json!({"limits": limits, "subgroup_size": 2});
+    let dispersion = json!({"chart": "r", "center_line": 0.2, "ucl": 0.4});
+    let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0, "dispersion": dispersion});
+    let register = json!({"limits": limits, "subgroup_size": 2, "rules": [1, 101]});
     let put = server.request("PUT", "/api/characteristics/a", &worker(1));
     let (_, begun) = answer(put.json(&register)).await;
     let path = "/api/characteristics/a/samples";

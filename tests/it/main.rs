@@ -15,6 +15,7 @@ mod bad_input;
 mod behind_proxy;
 mod browsers;
 mod characteristics;
+mod charts;
 mod cli;
 #[cfg(target_os = "linux")]
 mod dead_peers;

@@ -116,8 +116,8 @@ fn any_characteristic() -> impl Strategy<Value = characteristic::Command> {
     use characteristic::Command;
     let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
     prop_oneof![
-        1 => Just(Command::Register(from(json!({"rules": [1, 2, 3, 4, 5, 6, 7, 8], "limits": limits.clone()})))),
-        1 => Just(Command::Register(from(json!({"rules": [1, 3]})))),
+        1 => Just(Command::Register(from(json!({"rules": [1, 2, 3, 4, 5, 6, 7, 8, 101], "limits": limits.clone()})))),
+        1 => Just(Command::Register(from(json!({"rules": [1, 3, 101]})))),
         1 => Just(Command::Limits(from(json!({"method": "moving_range", "samples": 3})))),
         1 => Just(Command::Limits(from(limits))),
         20 => (-5.0..5.0).prop_map(|value| Command::Sample(from(json!({"value": value})))),
@@ -271,8 +271,13 @@ proptest! {
                 prop_assert!(!is_gap || after.recent.is_empty() && after.runs.is_empty());
                 let relearnt = after.limits_version != before.as_ref().map_or(0, |before| before.limits_version);
                 if let (Some(limits), false) = (judged, relearnt) {
+                    let dispersion = payload["dispersion"]["zone"].as_str().unwrap_or_default();
+                    let is_broken = |rule: &Rule| match rule {
+                        Rule::Dispersion => dispersion.starts_with("beyond"),
+                        _ => is_broken(*rule, &after.recent, &limits.chart.lines()),
+                    };
                     let broken: HashSet<Rule> = after.rules.iter().map(|(rule, _)| *rule)
-                        .filter(|rule| is_broken(*rule, &after.recent, &limits.chart.lines())).collect();
+                        .filter(is_broken).collect();
                     let running: HashSet<Rule> = after.runs.iter().map(|(rule, _)| *rule).collect();
                     prop_assert_eq!(&broken, &running);
                     let ran: HashSet<Rule> = before.iter().flat_map(|before| before.runs.iter().map(|(rule, _)| *rule)).collect();

@@ -16,11 +16,13 @@ use super::rows::rows;
 use super::school::{found, may_act, view, violations};
 use super::visitor::{Refusal, Visitor};
 use crate::config::{CHART_SAMPLES, PAGE_DEFAULT};
+use crate::event::Event;
 use crate::http::body::Base;
 use crate::http::problem::Problem;
 use crate::http::violations::address;
 use crate::kind::Command;
 use crate::kind::characteristic;
+use crate::kind::characteristic::dispersion::Dispersion;
 use crate::kind::characteristic::nelson::Rule;
 use crate::service::Tidings;
 use crate::store::{Envelope, ViolationQuery, Which};
@@ -44,7 +46,6 @@ async fn characteristic_page(
     let mut guest = visitor.enter(school, tidings).await?;
     let stored = found(tidings, &mut guest, characteristic::KIND, id).await?;
     let subject = stored.event.subject.clone();
-    let now = Utc::now();
     let samples = tidings
         .store()
         .last_events(
@@ -55,11 +56,48 @@ async fn characteristic_page(
             CHART_SAMPLES,
         )
         .await?;
-    let mut points = Vec::new();
-    let mut table = Vec::new();
-    // The rules that colour a point.
-    let mut seen = BTreeSet::new();
+    let own = stored.state.characteristic();
+    let limits = own.and_then(|own| own.limits.as_ref());
+    let dispersion = limits.and_then(|limits| limits.dispersion);
+    let now = Utc::now();
+    let mut shown = Shown::default();
     for event in &samples {
+        shown.add(event, dispersion.as_ref(), now);
+    }
+    shown.table.reverse();
+    let key = |rule: &Rule| json!({ "rule": rule.number(), "name": rule.name() });
+    let chart = limits.map(|limits| limits.chart);
+    let title = own.and_then(|own| own.name.as_deref()).unwrap_or(id);
+    let query = ViolationQuery {
+        characteristic_id: Some(subject),
+        limit: PAGE_DEFAULT,
+        ..ViolationQuery::default()
+    };
+    let own = json!({
+        "own": rows(std::slice::from_ref(&stored)).pop(),
+        "chart": (!samples.is_empty()).then(|| control_chart("control", title, &shown.points, chart.as_ref())),
+        "dispersion": dispersion.map(|own| spread_chart(title, &own, &shown.spreads)),
+        "samples": shown.table,
+        "broken": shown.broken.iter().map(key).collect::<Vec<_>>(),
+        "violations": violations(tidings, &guest, query).await?,
+    });
+    let view = view(&visitor, &guest, &base, tidings, "characteristics", own).await?;
+    Ok(pages.render("characteristic.html", &view))
+}
+
+/// The samples as the page shows them.
+#[derive(Default)]
+struct Shown {
+    points: Vec<Point>,
+    /// On the dispersion chart, if there is one.
+    spreads: Vec<Point>,
+    table: Vec<Value>,
+    /// The rules that colour a point.
+    broken: BTreeSet<Rule>,
+}
+
+impl Shown {
+    fn add(&mut self, event: &Event, dispersion: Option<&Dispersion>, now: DateTime<Utc>) {
         let told: Value = serde_json::from_str(&event.draft.fields).unwrap_or_default();
         let payload = &told["payload"];
         let value = payload["mean"].as_f64();
@@ -70,14 +108,22 @@ async fn characteristic_page(
         let rules = broken.iter().map(|rule| rule.name());
         let rules = rules.collect::<Vec<_>>().join(", ");
         let sample = payload["sample_id"].as_str().unwrap_or_default();
-        points.push(Point {
+        // A point has the colour of a rule of its own chart.
+        let (spread, own): (Vec<Rule>, Vec<Rule>) =
+            broken.iter().partition(|rule| **rule == Rule::Dispersion);
+        if let Some(dispersion) = dispersion {
+            let point = spread_point(sample, dispersion, payload, spread.first());
+            self.spreads.push(point);
+        }
+        self.points.push(Point {
             value,
-            in_control,
-            rule: broken.first().map(|rule| rule.number()),
+            in_control: in_control || own.is_empty() && !spread.is_empty(),
+            rule: own.first().map(|rule| rule.number()),
             title: format!("{sample}: {shown} {rules}"),
         });
-        seen.extend(broken.first());
-        table.push(json!({
+        self.broken.extend(own.first());
+        self.broken.extend(spread.first());
+        self.table.push(json!({
             "key": event.seq,
             "id": sample,
             "value": shown,
@@ -87,26 +133,28 @@ async fn characteristic_page(
             "at": time(sampled_at(payload).unwrap_or(event.at), now),
         }));
     }
-    table.reverse();
-    let key = |rule: &Rule| json!({ "rule": rule.number(), "name": rule.name() });
-    let own = stored.state.characteristic();
-    let chart = own.and_then(|own| own.limits.as_ref());
-    let chart = chart.map(|limits| limits.chart);
-    let title = own.and_then(|own| own.name.as_deref()).unwrap_or(id);
-    let query = ViolationQuery {
-        characteristic_id: Some(subject),
-        limit: PAGE_DEFAULT,
-        ..ViolationQuery::default()
-    };
-    let own = json!({
-        "own": rows(std::slice::from_ref(&stored)).pop(),
-        "chart": (!points.is_empty()).then(|| control_chart(title, &points, chart.as_ref())),
-        "samples": table,
-        "broken": seen.iter().map(key).collect::<Vec<_>>(),
-        "violations": violations(tidings, &guest, query).await?,
-    });
-    let view = view(&visitor, &guest, &base, tidings, "characteristics", own).await?;
-    Ok(pages.render("characteristic.html", &view))
+}
+
+/// The point of a sample on the dispersion chart; a gap where it has none there.
+fn spread_point(sample: &str, own: &Dispersion, payload: &Value, rule: Option<&Rule>) -> Point {
+    let told = &payload["dispersion"];
+    let is_on_it = told["chart"] == own.chart.as_str();
+    let value = told["value"].as_f64().filter(|_| is_on_it);
+    Point {
+        value,
+        in_control: rule.is_none(),
+        rule: rule.map(|rule| rule.number()),
+        title: format!("{sample}: {}", value.map_or(String::new(), short)),
+    }
+}
+
+/// The dispersion chart, if a sample has a point on it, and what it shows.
+fn spread_chart(title: &str, own: &Dispersion, spreads: &[Point]) -> Value {
+    let what = own.chart.points();
+    let has_points = spreads.iter().any(|point| point.value.is_some());
+    let title = format!("{title}: {what}");
+    let chart = || control_chart("dispersion", &title, spreads, Some(&own.limits()));
+    json!({ "chart": has_points.then(chart), "points": what })
 }
 
 /// When a sample was taken, which may be long before it was reported.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer};
 
+use super::dispersion::{Chart, Dispersion};
 use super::{Characteristic, Method, Severity};
 use crate::kind::{Body, CommandOf};
 
@@ -65,7 +66,7 @@ pub enum RuleSetting {
     Number(u8),
     /// With a severity of one's own.
     WithSeverity {
-        /// Nelson's number.
+        /// Its number.
         rule_id: u8,
         /// How bad.
         severity: Severity,
@@ -82,12 +83,16 @@ pub struct SetLimits {
     pub ucl: Option<f64>,
     /// Lower control limit; nothing if there is only an upper one.
     pub lcl: Option<f64>,
-    /// Without lines `moving_range` (samples of one value) or `xbar_r` (of several); with them how they were found.
+    /// Without lines `moving_range` (samples of one value), `xbar_r` or `xbar_s` (of several); with them how they were
+    /// found.
     pub method: Option<Method>,
     /// Of how many samples from now on lines are computed.
     pub samples: Option<u32>,
     /// From how many samples the given lines were found.
     pub sample_count: Option<u32>,
+    /// With lines: the chart of the variation, and its lines.
+    #[serde(deserialize_with = "crate::kind::from_optional_object")]
+    pub dispersion: Option<Dispersion>,
 }
 
 /// Body of `samples`.
@@ -138,11 +143,14 @@ pub struct NewViolation {
     /// The violation's id; `<characteristic id>.<number>` if absent.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
     pub violation_id: Option<String>,
-    /// Nelson's number, or one's own.
+    /// Nelson's number, 101, or one's own.
     pub rule_id: u32,
-    /// For people; a Nelson rule has one of its own.
+    /// For people; the rules 1 to 8 and 101 have one of their own.
     #[serde(default)]
     pub rule_name: Option<String>,
+    /// The dispersion chart, if it was found on one.
+    #[serde(default)]
+    pub chart: Option<Chart>,
     /// How bad.
     #[serde(default)]
     pub severity: Option<Severity>,

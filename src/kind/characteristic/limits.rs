@@ -202,6 +202,11 @@ impl Zone {
         Zone::BeyondLcl,
     ];
 
+    /// Whether it is past a control limit.
+    pub const fn is_beyond(self) -> bool {
+        matches!(self, Zone::BeyondUcl | Zone::BeyondLcl)
+    }
+
     /// The zone's name on the wire and in the database.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::dispersion::{Chart, Dispersion, Point};
 use super::{
     ACK_UPDATE, Acknowledgement, CONTROL_LIMITS, Characteristic, Method, OUT_OF_CONTROL, SAMPLE,
     Severity, VIOLATION, Violation,
@@ -15,6 +16,12 @@ use crate::id::SubjectId;
 /// The fields of a characteristic's message: an envelope.
 #[derive(Serialize)]
 struct Envelope<P> {
+    payload: P,
+}
+
+/// The same, as it is read.
+#[derive(Deserialize)]
+struct Enveloped<P> {
     payload: P,
 }
 
@@ -44,6 +51,8 @@ pub(super) struct SamplePayload<'a> {
     pub(super) mean: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) range: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) dispersion: Option<Point>,
     pub(super) zone: Option<&'a str>,
     pub(super) in_control: bool,
     /// `server` or `publisher`; nothing as long as there is nothing to judge it by.
@@ -60,6 +69,8 @@ pub(super) struct ViolationPayload<'a> {
     violation_id: Cow<'a, str>,
     characteristic_id: &'a SubjectId,
     sample_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chart: Option<Chart>,
     rule_id: u32,
     rule_name: &'a str,
     severity: Severity,
@@ -73,6 +84,7 @@ impl<'a> From<&'a Violation> for ViolationPayload<'a> {
             violation_id: violation.id(),
             characteristic_id: &violation.characteristic_id,
             sample_id: violation.sample_id.as_deref(),
+            chart: violation.chart,
             rule_id: violation.rule_id,
             rule_name: &violation.rule_name,
             severity: violation.severity,
@@ -100,6 +112,8 @@ struct LimitsPayload<'a> {
     center_line: Option<f64>,
     ucl: Option<f64>,
     lcl: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dispersion: Option<Dispersion>,
     method: Option<&'a Method>,
     sample_count: u32,
     limits_version: Option<u32>,
@@ -121,6 +135,7 @@ pub fn limits_draft(id: &SubjectId, characteristic: &Characteristic) -> Draft {
         center_line: chart.map(|chart| chart.center_line),
         ucl: chart.and_then(|chart| chart.upper()),
         lcl: chart.and_then(|chart| chart.lower()),
+        dispersion: limits.and_then(|limits| limits.dispersion),
         method: limits.map(|limits| &limits.method),
         sample_count: limits.map_or(0, |limits| limits.sample_count),
         limits_version: limits.map(|limits| limits.version),
@@ -148,6 +163,16 @@ pub fn sample_draft(characteristic: &Characteristic) -> Option<Draft> {
     })
 }
 
+/// The value or mean that the fields of a sample's message tell; nothing of a gap.
+pub fn sample_value(fields: &str) -> Option<f64> {
+    #[derive(Deserialize)]
+    struct Told {
+        mean: Option<f64>,
+    }
+    let told = serde_json::from_str::<Enveloped<Told>>(fields).ok()?;
+    told.payload.mean
+}
+
 /// A violation as an event.
 pub fn violation_draft(violation: &Violation) -> Draft {
     let payload = ViolationPayload::from(violation);
@@ -160,14 +185,10 @@ pub fn severity(draft: &Draft) -> Option<Severity> {
     struct Told {
         severity: Severity,
     }
-    #[derive(Deserialize)]
-    struct Enveloped {
-        payload: Told,
-    }
     if *draft.event_type != VIOLATION {
         return None;
     }
-    let told = serde_json::from_str::<Enveloped>(&draft.fields).ok()?;
+    let told = serde_json::from_str::<Enveloped<Told>>(&draft.fields).ok()?;
     Some(told.payload.severity)
 }
 

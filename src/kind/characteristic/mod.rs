@@ -1,12 +1,14 @@
 //! A characteristic: something that is measured again and again, under statistical process control.
 //!
 //! Each sample is judged by the control limits in force, which are given or computed from a *baseline* of the
-//! first samples, and by those of the eight Nelson rules ([`nelson`]) that are switched on. A rule that is
+//! first samples, and by those of the rules ([`nelson`]) that are switched on: the eight of Nelson, and one of the chart that
+//! watches the variation ([`dispersion`]). A rule that is
 //! broken opens a violation, once for each run of samples that break it; somebody acknowledges it, with a
 //! reason, and may take that back. The rules look only at samples that the same limits have judged. A sample that comes
 //! with its publisher's own verdict is not judged here: the verdict is passed on. One without a value is a gap.
 
 mod command;
+pub mod dispersion;
 mod exact;
 mod factors;
 pub mod limits;
@@ -14,6 +16,7 @@ mod message;
 pub mod nelson;
 mod rules;
 mod sampling;
+mod setting;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -26,9 +29,10 @@ use serde_json::{Value, json};
 pub use self::command::{
     Acknowledge, Command, NewSample, NewViolation, Register, RuleSetting, SetLimits,
 };
+use self::dispersion::{Chart, Dispersion};
 use self::exact::BigRational;
 use self::limits::ControlLimits;
-pub use self::message::{limits_draft, sample_draft, severity, violation_draft};
+pub use self::message::{limits_draft, sample_draft, sample_value, severity, violation_draft};
 use self::nelson::Rule;
 pub use self::rules::apply;
 use super::{Description, RuleError, Subject};
@@ -104,7 +108,7 @@ impl Severity {
     /// A point beyond the limits is critical; the other patterns are warnings.
     fn usual(rule: Rule) -> Severity {
         match rule {
-            Rule::BeyondLimits => Severity::Critical,
+            Rule::BeyondLimits | Rule::Dispersion => Severity::Critical,
             _ => Severity::Warning,
         }
     }
@@ -123,12 +127,14 @@ impl<'de> Deserialize<'de> for Severity {
 /// Where limits come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Method {
-    /// From whoever knows.
+    /// From the publisher, who does not say how.
     Given,
     /// From the mean moving range of single values.
     MovingRange,
     /// From the mean range of subgroups.
     XbarR,
+    /// From the mean standard deviation of subgroups.
+    XbarS,
     /// Given, with the publisher's own name for the method.
     Named(Arc<str>),
 }
@@ -140,13 +146,24 @@ impl Method {
             Method::Given => "given",
             Method::MovingRange => "moving_range",
             Method::XbarR => "xbar_r",
+            Method::XbarS => "xbar_s",
             Method::Named(name) => name,
         }
     }
 
-    /// Reads what [`Method::as_str`] gives.
+    /// Whether it computes limits from a baseline.
+    fn is_computed(&self) -> bool {
+        matches!(self, Method::MovingRange | Method::XbarR | Method::XbarS)
+    }
+
+    /// Reads what [`Method::as_str`] returns.
     pub fn parse(text: &str) -> Method {
-        let known = [Method::Given, Method::MovingRange, Method::XbarR];
+        let known = [
+            Method::Given,
+            Method::MovingRange,
+            Method::XbarR,
+            Method::XbarS,
+        ];
         let found = known.into_iter().find(|own| own.as_str() == text);
         found.unwrap_or_else(|| Method::Named(text.into()))
     }
@@ -169,6 +186,8 @@ impl<'de> Deserialize<'de> for Method {
 pub struct Limits {
     /// The lines.
     pub chart: ControlLimits,
+    /// The chart of the variation, if there is one.
+    pub dispersion: Option<Dispersion>,
     /// Where they come from.
     pub method: Method,
     /// From how many samples.
@@ -194,7 +213,7 @@ pub struct Baseline {
 pub enum Collected {
     /// A sample. A mean may have no end as a decimal (1/3); the sum that it is made of has one.
     Measured {
-        /// The sum of its values.
+        /// The sum of its values: exact, unless it has more digits than a double.
         sum: f64,
         /// Their range or standard deviation, whichever the method needs; 0 for a single value.
         spread: f64,
@@ -285,6 +304,8 @@ pub struct LastSample {
     pub seq: u64,
     /// When it was told.
     pub at: DateTime<Utc>,
+    /// Its value or mean; nothing of a gap.
+    pub value: Option<f64>,
     /// The characteristic's status after it.
     pub status: &'static str,
     /// The fields of its message.
@@ -302,6 +323,8 @@ pub struct Violation {
     pub own_id: Option<Arc<str>>,
     /// The sample that shows it, if it is known.
     pub sample_id: Option<Arc<str>>,
+    /// The dispersion chart, if it was found on one.
+    pub chart: Option<Chart>,
     /// Nelson's number, or somebody's own.
     pub rule_id: u32,
     /// For people.

@@ -1,5 +1,5 @@
 //! The eight Nelson rules: whether the newest point completes or continues a pattern that chance
-//! alone would hardly draw.
+//! alone would hardly draw. A ninth is the first of them on the chart of the variation.
 //!
 //! Source: L. S. Nelson, "The Shewhart Control Chart – Tests for Special Causes", Journal of
 //! Quality Technology 16 (1984), pp. 237-239. With each rule a process in control gives a false
@@ -29,11 +29,13 @@ pub enum Rule {
     FourOfFive = 6,
     Stratification = 7,
     Mixture = 8,
+    /// Not one of Nelson's: rule 1, on the chart of the variation.
+    Dispersion = 101,
 }
 
 impl Rule {
     /// All rules, by number.
-    pub const ALL: [Rule; 8] = [
+    pub const ALL: [Rule; 9] = [
         Rule::BeyondLimits,
         Rule::OneSided,
         Rule::Trend,
@@ -42,9 +44,10 @@ impl Rule {
         Rule::FourOfFive,
         Rule::Stratification,
         Rule::Mixture,
+        Rule::Dispersion,
     ];
 
-    /// Nelson's number, 1 to 8.
+    /// Nelson's number, 1 to 8; 101 is his rule 1 on the dispersion chart.
     pub const fn number(self) -> u8 {
         self as u8
     }
@@ -65,6 +68,7 @@ impl Rule {
             Rule::FourOfFive => "Four of five beyond 1 sigma",
             Rule::Stratification => "Fifteen within 1 sigma",
             Rule::Mixture => "Eight outside 1 sigma",
+            Rule::Dispersion => "Dispersion beyond limits",
         }
     }
 
@@ -90,13 +94,16 @@ impl Rule {
                 "Eight points in a row are on both sides of the center line, \
                  none of them within 1 sigma."
             }
+            Rule::Dispersion => {
+                "One moving range, range or standard deviation is beyond a limit of its own chart."
+            }
         }
     }
 
     /// How many points the rule looks at, the newest one included.
     pub const fn span(self) -> usize {
         match self {
-            Rule::BeyondLimits => 1,
+            Rule::BeyondLimits | Rule::Dispersion => 1,
             Rule::OneSided => 9,
             Rule::Trend => 6,
             Rule::Alternation => 14,
@@ -121,6 +128,9 @@ impl Rule {
 /// Whether the newest of `points` breaks `rule`. The points are finite, oldest first; at most the
 /// last [`WINDOW`] are looked at, and with fewer than [`Rule::needs`] nothing is broken.
 ///
+/// Points and lines are those of the chart of values or means, but for [`Rule::Dispersion`] those of the dispersion
+/// chart.
+///
 /// A point on the center line is on neither side of it and ends a run; of two points that are equal neither is
 /// higher. What is on a line, and what is equal, is said by [`Lines`].
 pub fn is_broken(rule: Rule, points: &[f64], lines: &Lines) -> bool {
@@ -140,7 +150,7 @@ pub fn is_broken(rule: Rule, points: &[f64], lines: &Lines) -> bool {
         hits.next() == Some(true) && hits.filter(|&hit| hit).count() >= count
     };
     match rule {
-        Rule::BeyondLimits => all(is_beyond_limits),
+        Rule::BeyondLimits | Rule::Dispersion => all(Zone::is_beyond),
         Rule::OneSided => all_on(Ordering::Greater) || all_on(Ordering::Less),
         Rule::Trend => all_move(Ordering::Greater) || all_move(Ordering::Less),
         Rule::Alternation => seen.windows(3).all(|three| is_turn(three, lines)),
@@ -162,10 +172,6 @@ pub fn is_broken(rule: Rule, points: &[f64], lines: &Lines) -> bool {
 fn is_turn(three: &[f64], lines: &Lines) -> bool {
     let first = lines.compare(three[1], three[0]);
     first != Ordering::Equal && lines.compare(three[1], three[2]) == first
-}
-
-fn is_beyond_limits(zone: Zone) -> bool {
-    matches!(zone, Zone::BeyondUcl | Zone::BeyondLcl)
 }
 
 fn is_above_two_sigma(zone: Zone) -> bool {
@@ -409,11 +415,11 @@ mod tests {
 
     #[test]
     fn a_rule_is_found_again_by_its_number() {
-        for (rule, number) in Rule::ALL.into_iter().zip(1..) {
+        for (rule, number) in Rule::ALL.into_iter().zip((1..=8).chain([101])) {
             assert_eq!(rule.number(), number);
             assert_eq!(Rule::from_number(number), Some(rule));
         }
-        for stranger in [0, 9, u8::MAX] {
+        for stranger in [0, 9, 100, u8::MAX] {
             assert_eq!(Rule::from_number(stranger), None);
         }
     }

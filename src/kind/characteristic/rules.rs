@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::limits::{ControlLimits, SUBGROUP_MAX};
+use super::limits::SUBGROUP_MAX;
 use super::message::{ack_draft, limits_draft, violation_draft};
 use super::nelson::Rule;
+use super::setting::{is_so_already, set_limits};
 use super::{
-    Acknowledge, Acknowledgement, BASELINE_DEFAULT, BASELINE_MAX, Baseline, Characteristic,
-    Command, KIND, Limits, Method, NAME_MAX_BYTES, NewViolation, PART_ID_MAX_BYTES, Register,
-    RuleSetting, SetLimits, Severity, VALUE_MAX, Violation, ViolationId, invalid,
+    Acknowledge, Acknowledgement, Characteristic, Command, KIND, NAME_MAX_BYTES, NewViolation,
+    PART_ID_MAX_BYTES, Register, RuleSetting, Severity, Violation, ViolationId, invalid,
 };
 use crate::event::Draft;
 use crate::id::SubjectId;
@@ -115,7 +115,7 @@ impl Change<'_> {
             (None, None) => {
                 return Err(invalid(
                     "rule_name",
-                    "is needed for a rule that is none of Nelson's (1 to 8)",
+                    "is needed for a rule other than 1 to 8 and 101",
                 ));
             }
         };
@@ -133,6 +133,7 @@ impl Change<'_> {
             number: next.violation_count,
             own_id,
             sample_id,
+            chart: report.chart,
             rule_id: report.rule_id,
             rule_name,
             severity: report
@@ -251,8 +252,11 @@ fn describe(next: &mut Characteristic, register: &Register) -> Result<(), RuleEr
             ));
         }
         if size != next.subgroup_size {
-            // What was to be collected does not fit any more.
+            // What was to be collected does not fit any more, nor does the chart of the variation.
             next.baseline = None;
+            if let Some(limits) = &mut next.limits {
+                limits.dispersion = None;
+            }
         }
         next.subgroup_size = size;
     }
@@ -277,8 +281,12 @@ fn switched_on(settings: &[RuleSetting]) -> Result<Vec<(Rule, Severity)>, RuleEr
             RuleSetting::Number(number) => (number, None),
             RuleSetting::WithSeverity { rule_id, severity } => (rule_id, Some(severity)),
         };
-        let rule = Rule::from_number(number)
-            .ok_or_else(|| invalid("rules", "are Nelson's, by their numbers 1 to 8"))?;
+        let rule = Rule::from_number(number).ok_or_else(|| {
+            invalid(
+                "rules",
+                "are 1 to 8 (Nelson's) and 101 (of the dispersion chart)",
+            )
+        })?;
         if rules.iter().any(|(own, _)| *own == rule) {
             return Err(invalid("rules", "names each rule once"));
         }
@@ -286,112 +294,6 @@ fn switched_on(settings: &[RuleSetting]) -> Result<Vec<(Rule, Severity)>, RuleEr
     }
     rules.sort_unstable_by_key(|(rule, _)| rule.number());
     Ok(rules)
-}
-
-/// Whether what is asked has been carried out: whoever describes a characteristic at each start does not mean to
-/// throw away what was learnt since.
-fn is_so_already(now: &Characteristic, asked: &SetLimits) -> bool {
-    if let Some(given) = asked.lines() {
-        let is_so = |limits: &Limits| {
-            let count = asked.sample_count.unwrap_or(0);
-            limits.chart == given
-                && limits.method == asked.method.clone().unwrap_or(Method::Given)
-                && limits.sample_count == count
-        };
-        return now.baseline.is_none() && now.limits.as_ref().is_some_and(is_so);
-    }
-    let samples = asked.samples.unwrap_or(BASELINE_DEFAULT);
-    let to_learn =
-        |method: &Method, count| asked.method.as_ref() == Some(method) && samples == count;
-    match (&now.baseline, &now.limits) {
-        (Some(baseline), _) => to_learn(&baseline.method, baseline.samples),
-        (None, Some(limits)) => to_learn(&limits.method, limits.sample_count),
-        (None, None) => false,
-    }
-}
-
-/// Sets the limits that are given, or begins a baseline; until that is whole the old limits stay in force.
-fn set_limits(next: &mut Characteristic, set: &SetLimits) -> Result<(), RuleError> {
-    if let Some(chart) = set.lines() {
-        let in_order = chart.lcl <= chart.center_line && chart.center_line <= chart.ucl;
-        let given = [Some(chart.center_line), chart.upper(), chart.lower()];
-        let fit = given.iter().flatten().all(|line| line.abs() <= VALUE_MAX);
-        if !in_order || !fit || chart.are_without_width() {
-            return Err(invalid("ucl", "is above `lcl`, with `center_line` between"));
-        }
-        if set.samples.is_some() {
-            return Err(invalid("samples", "goes with a `method` and without lines"));
-        }
-        let method = set.method.clone().unwrap_or(Method::Given);
-        if method.as_str().trim().is_empty() {
-            return Err(invalid("method", "says something, or is left out"));
-        }
-        bounded("method", method.as_str(), Bound::constant(NAME_MAX_BYTES))?;
-        next.baseline = None;
-        enforce(next, chart, method, set.sample_count.unwrap_or(0));
-        return Ok(());
-    }
-    let has_lines = (set.center_line, set.ucl, set.lcl) != (None, None, None);
-    match &set.method {
-        Some(method @ (Method::MovingRange | Method::XbarR)) if !has_lines => {
-            if set.sample_count.is_some() {
-                return Err(invalid("sample_count", "goes with lines"));
-            }
-            let samples = set.samples.unwrap_or(BASELINE_DEFAULT);
-            if !(2..=BASELINE_MAX).contains(&samples) {
-                return Err(invalid("samples", format!("is from 2 to {BASELINE_MAX}")));
-            }
-            if (*method == Method::XbarR) != (next.subgroup_size > 1) {
-                return Err(invalid(
-                    "method",
-                    "is moving_range for samples of one value and xbar_r for subgroups",
-                ));
-            }
-            next.baseline = Some(Baseline {
-                method: method.clone(),
-                samples,
-                collected: Vec::new(),
-            });
-            Ok(())
-        }
-        _ => Err(invalid(
-            "limits",
-            "are `center_line` with `ucl`, `lcl` or both, or a `method` (moving_range, xbar_r) and `samples`",
-        )),
-    }
-}
-
-impl SetLimits {
-    /// The lines, if enough of them are given.
-    fn lines(&self) -> Option<ControlLimits> {
-        let center_line = self
-            .center_line
-            .filter(|_| self.ucl.or(self.lcl).is_some())?;
-        Some(ControlLimits {
-            center_line,
-            ucl: self.ucl.unwrap_or(f64::INFINITY),
-            lcl: self.lcl.unwrap_or(f64::NEG_INFINITY),
-        })
-    }
-}
-
-/// Puts limits in force. What the old ones have judged says nothing about the new ones.
-pub(super) fn enforce(
-    next: &mut Characteristic,
-    chart: ControlLimits,
-    method: Method,
-    sample_count: u32,
-) {
-    next.limits_version += 1;
-    next.limits = Some(Limits {
-        chart,
-        method,
-        sample_count,
-        version: next.limits_version,
-    });
-    next.recent.clear();
-    next.runs.clear();
-    next.publisher_in_control = None;
 }
 
 /// The publisher's own id of a sample or a violation.

@@ -5,10 +5,12 @@
 
 use std::sync::Arc;
 
+use super::dispersion::{Chart, Dispersion, Point};
 use super::limits;
 use super::message::{SamplePayload, draft, violation_draft};
-use super::nelson::{WINDOW, is_broken};
-use super::rules::{Change, enforce, short_id};
+use super::nelson::{Rule, WINDOW, is_broken};
+use super::rules::{Change, short_id};
+use super::setting::enforce;
 use super::{
     Characteristic, Collected, IN_CONTROL, LastSample, Limits, Method, NAME_MAX_BYTES, NewSample,
     SAMPLE, SAMPLE_VIOLATIONS_MAX, VALUE_MAX, Violation, invalid,
@@ -27,6 +29,8 @@ struct Measured {
 #[derive(Default)]
 struct Verdict {
     zone: Option<Arc<str>>,
+    /// The point on the dispersion chart.
+    dispersion: Option<Point>,
     /// `server` or `publisher`.
     judged_by: Option<&'static str>,
     /// The rules that the sample breaks, by number.
@@ -81,6 +85,7 @@ impl Change<'_> {
             value: mean,
             mean,
             range: range.filter(|_| next.subgroup_size > 1),
+            dispersion: verdict.dispersion,
             zone: verdict.zone.as_deref(),
             in_control: next.status() == IN_CONTROL,
             judged_by: verdict.judged_by,
@@ -101,6 +106,7 @@ impl Change<'_> {
             sample_id,
             seq,
             at: self.context.now,
+            value: mean,
             status: next.status(),
         });
         self.drafts.push(told);
@@ -118,6 +124,10 @@ impl Change<'_> {
         sample_id: &Arc<str>,
     ) -> Verdict {
         let (mean, lines) = (measured.mean, limits.chart.lines());
+        let previous = next.last_sample.as_ref().and_then(|last| last.value);
+        let dispersion = limits
+            .dispersion
+            .and_then(|own| own.judge(&measured.values, previous));
         next.publisher_in_control = None;
         if next.recent.len() == WINDOW {
             next.recent.remove(0);
@@ -126,7 +136,11 @@ impl Change<'_> {
         let before = std::mem::take(&mut next.runs);
         let mut opened = Vec::new();
         for (rule, severity) in &next.rules {
-            if !is_broken(*rule, &next.recent, &lines) {
+            let is_broken = match rule {
+                Rule::Dispersion => dispersion.is_some_and(|point| point.zone.is_beyond()),
+                _ => is_broken(*rule, &next.recent, &lines),
+            };
+            if !is_broken {
                 continue;
             }
             // While the run lasts, its one violation stands.
@@ -140,6 +154,10 @@ impl Change<'_> {
                     number,
                     own_id: None,
                     sample_id: Some(Arc::clone(sample_id)),
+                    chart: match rule {
+                        Rule::Dispersion => dispersion.map(|point| point.chart),
+                        _ => None,
+                    },
                     rule_id: rule.number().into(),
                     rule_name: rule.name().into(),
                     severity: *severity,
@@ -152,6 +170,7 @@ impl Change<'_> {
         }
         Verdict {
             zone: Some(lines.zone(mean).as_str().into()),
+            dispersion,
             judged_by: Some("server"),
             rules: next
                 .runs
@@ -194,6 +213,7 @@ impl Change<'_> {
         }
         Ok(Verdict {
             zone: sample.zone.as_deref().map(Into::into),
+            dispersion: None,
             judged_by: Some("publisher"),
             rules: opened.iter().map(|own| own.rule_id).collect(),
             limits_version: next.limits.as_ref().map(|limits| limits.version),
@@ -216,26 +236,31 @@ impl Change<'_> {
         };
         collected.push(Collected::Measured {
             sum: limits::total(&measured.values),
-            spread: measured.range,
+            spread: match baseline.method {
+                Method::XbarS => limits::deviation(&measured.values),
+                _ => measured.range,
+            },
         });
         if baseline.measured() < baseline.samples as usize {
             return;
         }
         let (method, samples) = (baseline.method.clone(), baseline.samples);
-        let charts = match method {
-            Method::XbarR => limits::xbar_r(&baseline.collected, next.subgroup_size as usize),
+        let (collected, size) = (&baseline.collected, next.subgroup_size as usize);
+        let (charts, dispersion) = match method {
+            Method::XbarR => (limits::xbar_r(collected, size), Chart::Ranges),
+            Method::XbarS => (limits::xbar_s(collected, size), Chart::Deviations),
             Method::MovingRange | Method::Given | Method::Named(_) => {
-                limits::moving_range(&baseline.collected)
+                (limits::moving_range(collected), Chart::MovingRanges)
             }
         };
-        let chart = charts.map(|charts| charts.location);
-        let Some(chart) = chart.filter(|chart| !chart.are_without_width()) else {
+        let Some(charts) = charts.filter(|own| !own.location.are_without_width()) else {
             // Samples that do not vary give limits without width: learning goes on with the next one.
             baseline.forget_first();
             return;
         };
         next.baseline = None;
-        enforce(next, chart, method, samples);
+        let dispersion = Dispersion::new(dispersion, &charts.dispersion);
+        enforce(next, charts.location, Some(dispersion), method, samples);
         self.tell_limits(next);
     }
 }

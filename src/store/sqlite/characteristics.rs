@@ -58,6 +58,7 @@ pub(super) struct CharacteristicRow<'a> {
     created_seq: i64,
     last_seq: i64,
     last_at: i64,
+    dispersion: Option<Cow<'a, str>>,
 }
 
 upsert! {
@@ -72,7 +73,8 @@ upsert! {
         recent: Text, runs: Text, publisher_in_control: Nullable<Bool>, sample_count: BigInt, violation_count: BigInt, sample_id: Nullable<Text>,
         sample_seq: Nullable<BigInt>, sample_at: Nullable<BigInt>, sample_status: Nullable<Text>,
         sample_fields: Nullable<Text>,
-        limits_seq: BigInt, limits_at: BigInt, last_seq: BigInt, last_at: BigInt
+        limits_seq: BigInt, limits_at: BigInt, last_seq: BigInt, last_at: BigInt,
+        dispersion: Nullable<Text>
     )
 }
 
@@ -135,6 +137,9 @@ impl<'a> CharacteristicRow<'a> {
             created_seq: stored.created_seq as i64,
             last_seq: stored.last_seq as i64,
             last_at: millis(stored.last_at),
+            dispersion: limits
+                .and_then(|own| own.dispersion.as_ref())
+                .map(|own| to_json(own).into()),
         }
     }
 
@@ -160,6 +165,7 @@ impl<'a> CharacteristicRow<'a> {
         let limits = match (chart, self.limits_method.as_deref()) {
             (Some(chart), Some(method)) => Some(Limits {
                 chart,
+                dispersion: self.dispersion.as_deref().map(from_json).transpose()?,
                 method: Method::parse(method),
                 sample_count: count(self.limits_samples)?,
                 version: limits_version,
@@ -177,6 +183,7 @@ impl<'a> CharacteristicRow<'a> {
                 sample_id: id.as_ref().into(),
                 seq: seq as u64,
                 at: from_millis(at)?,
+                value: characteristic::sample_value(&fields),
                 status: known_status(&status).ok_or_else(|| unreadable("a status"))?,
                 fields: fields.as_ref().into(),
             }),

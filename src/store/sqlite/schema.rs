@@ -148,6 +148,7 @@ diesel::table! {
         created_seq -> BigInt,
         last_seq -> BigInt,
         last_at -> BigInt,
+        dispersion -> Nullable<Text>,
     }
 }
 
@@ -166,6 +167,7 @@ diesel::table! {
         ack_user -> Nullable<Text>,
         ack_reason -> Nullable<Text>,
         ack_at -> Nullable<BigInt>,
+        chart -> Nullable<Text>,
     }
 }
 

@@ -12,6 +12,7 @@ use super::schema::{schools, violations};
 use super::table::{from_millis, millis, unreadable};
 use super::upsert::upsert;
 use crate::id::{SchoolId, SubjectId};
+use crate::kind::characteristic::dispersion::Chart;
 use crate::kind::characteristic::{Acknowledgement, Severity, Violation};
 use crate::store::{ViolationPage, ViolationQuery};
 
@@ -32,6 +33,7 @@ pub(super) struct ViolationRow<'a> {
     ack_user: Option<Cow<'a, str>>,
     ack_reason: Option<Cow<'a, str>>,
     ack_at: Option<i64>,
+    chart: Option<Cow<'a, str>>,
 }
 
 upsert! {
@@ -39,7 +41,8 @@ upsert! {
     UpsertViolation<'a>(ViolationRow<'a>) into "violations"
     by (school_id: BigInt, characteristic_id: Text, number: BigInt)
     once (
-        own_id: Nullable<Text>, sample_id: Nullable<Text>, rule_id: BigInt, rule_name: Text, severity: Text, at: BigInt, seq: BigInt
+        own_id: Nullable<Text>, sample_id: Nullable<Text>, rule_id: BigInt, rule_name: Text, severity: Text, at: BigInt, seq: BigInt,
+        chart: Nullable<Text>
     )
     set (ack_user: Nullable<Text>, ack_reason: Nullable<Text>, ack_at: Nullable<BigInt>)
 }
@@ -62,6 +65,10 @@ impl ViolationRow<'_> {
             number: self.number as u64,
             own_id: self.own_id.map(|id| id.as_ref().into()),
             sample_id: self.sample_id.map(|id| id.as_ref().into()),
+            chart: match self.chart {
+                Some(name) => Some(Chart::parse(&name).ok_or_else(|| unreadable("a chart"))?),
+                None => None,
+            },
             rule_id: self
                 .rule_id
                 .try_into()
@@ -127,6 +134,7 @@ pub(super) fn write(
         ack_user: acknowledgement.map(|ack| (&*ack.user).into()),
         ack_reason: acknowledgement.map(|ack| (&*ack.reason).into()),
         ack_at: acknowledgement.map(|ack| millis(ack.at)),
+        chart: violation.chart.map(|chart| chart.as_str().into()),
     };
     UpsertViolation(&row).execute(conn).map(|_| ())
 }

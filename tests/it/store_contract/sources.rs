@@ -32,21 +32,21 @@ fn put_device(id: &str, body: serde_json::Value) -> Envelope {
     to(id, Command::Device(device::Command::Register(read(body))))
 }
 
+fn read_characteristic(body: serde_json::Value) -> Command {
+    Command::Characteristic(characteristic::Command::Register(read(body)))
+}
+
+fn read_sample(body: serde_json::Value) -> Command {
+    Command::Characteristic(characteristic::Command::Sample(read(body)))
+}
+
 fn put_characteristic(id: &str) -> Envelope {
     let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
-    let register = read(json!({ "limits": limits }));
-    to(
-        id,
-        Command::Characteristic(characteristic::Command::Register(register)),
-    )
+    to(id, read_characteristic(json!({ "limits": limits })))
 }
 
 fn sample(id: &str, value: f64) -> Envelope {
-    let sample = read(json!({ "value": value }));
-    to(
-        id,
-        Command::Characteristic(characteristic::Command::Sample(sample)),
-    )
+    to(id, read_sample(json!({ "value": value })))
 }
 
 fn acknowledge(id: &str, number: u64) -> Envelope {
@@ -262,6 +262,14 @@ pub(super) async fn every_kind_is_there_after_reopening(open: Open) {
             ),
             put_characteristic("c"),
             sample("c", 9.0),
+            to("learning", read_characteristic(json!({"subgroup_size": 2, "limits": {"method": "xbar_s", "samples": 2}}))),
+            to("learning", read_sample(json!({"values": [1.0, 2.0]}))),
+            to("learning", read_sample(json!({"values": null}))),
+            to("charted", read_characteristic(json!({"rules": [101], "limits": {
+                "center_line": 0.3, "ucl": 0.6, "dispersion": {"chart": "mr", "center_line": 0.1, "ucl": 0.2}
+            }}))),
+            to("charted", read_sample(json!({"value": 0.1}))),
+            to("charted", read_sample(json!({"value": 0.5}))),
         ])
         .await;
     let told = async |bench: &Bench| {
@@ -270,6 +278,8 @@ pub(super) async fn every_kind_is_there_after_reopening(open: Open) {
             (enrollment::KIND, "s"),
             (device::KIND, "d"),
             (characteristic::KIND, "c"),
+            (characteristic::KIND, "learning"),
+            (characteristic::KIND, "charted"),
         ] {
             let found = bench
                 .store
@@ -283,9 +293,20 @@ pub(super) async fn every_kind_is_there_after_reopening(open: Open) {
         }
         states
     };
+    let violations = async |bench: &Bench| {
+        let query = ViolationQuery {
+            limit: 10,
+            ..ViolationQuery::default()
+        };
+        let page = bench.store.violations(school(1), query).await.unwrap();
+        format!("{:?}", page.violations)
+    };
     let before = told(&bench).await;
+    let opened = violations(&bench).await;
+    assert!(opened.contains("MovingRanges"), "{opened}");
     let bench = bench.reopened(open).await;
     assert_eq!(told(&bench).await, before);
+    assert_eq!(violations(&bench).await, opened);
     let awaited = bench.store.devices_not_offline(None, 10).await.unwrap();
     assert_eq!(awaited.len(), 1);
     let after = Some((awaited[0].0, awaited[0].1.clone()));

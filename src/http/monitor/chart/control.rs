@@ -21,8 +21,10 @@ pub(in crate::http::monitor) struct Point {
     pub(in crate::http::monitor) title: String,
 }
 
-/// The points in order, the centre line, the limits and the zones between.
+/// The points in order, the centre line, the limits and the zones between. `name` tells the chart from the page's
+/// others.
 pub(in crate::http::monitor) fn control_chart(
+    name: &str,
     title: &str,
     points: &[Point],
     limits: Option<&ControlLimits>,
@@ -53,10 +55,10 @@ pub(in crate::http::monitor) fn control_chart(
     let gaps = points.iter().filter(|point| point.value.is_none()).count();
     let gaps = match gaps {
         0 => String::new(),
-        _ => format!(", {gaps} not measured"),
+        _ => format!(", {gaps} without a value"),
     };
     let text = format!("{} samples, {out} out of control{gaps}", points.len());
-    let mut svg = Svg::new("chart", "control", (WIDTH, HEIGHT), title, &text);
+    let mut svg = Svg::new("chart", name, (WIDTH, HEIGHT), title, &text);
     if let Some(limits) = limits {
         draw_limits(&mut svg, limits, y);
     }
@@ -165,7 +167,7 @@ mod tests {
             vec![gap, point(5.0)],
         ] {
             for limits in [None, Some(&limits), Some(&one_sided)] {
-                let svg = control_chart("A & B", &points, limits);
+                let svg = control_chart("control", "A & B", &points, limits);
                 assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
                 assert!(!svg.contains("<b>") && svg.contains("A &amp; B"));
             }

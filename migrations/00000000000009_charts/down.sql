@@ -1,0 +1,2 @@
+ALTER TABLE violations DROP COLUMN chart;
+ALTER TABLE characteristics DROP COLUMN dispersion;

@@ -1,0 +1,174 @@
+//! The chart of the variation: moving ranges of single values (MR), or ranges (R) or standard deviations (S) within
+//! subgroups. It has a center line and limits of its own, and each sample is a point on it in addition to that on the
+//! chart of the values or means. Only one rule is customary on it: a point beyond its limits
+//! ([`Rule::Dispersion`](super::nelson::Rule::Dispersion)).
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::invalid;
+use super::limits::{self, ControlLimits, Zone};
+use super::setting::are_in_order;
+use crate::kind::RuleError;
+
+/// A dispersion chart, by what its points are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chart {
+    /// Distances between successive single values.
+    MovingRanges,
+    /// Ranges of subgroups.
+    Ranges,
+    /// Standard deviations of subgroups.
+    Deviations,
+}
+
+impl Chart {
+    const ALL: [Chart; 3] = [Chart::MovingRanges, Chart::Ranges, Chart::Deviations];
+
+    /// As it stands in messages and in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Chart::MovingRanges => "mr",
+            Chart::Ranges => "r",
+            Chart::Deviations => "s",
+        }
+    }
+
+    /// What its points are, for people.
+    pub const fn points(self) -> &'static str {
+        match self {
+            Chart::MovingRanges => "Moving ranges",
+            Chart::Ranges => "Ranges",
+            Chart::Deviations => "Standard deviations",
+        }
+    }
+
+    /// Reads what [`Chart::as_str`] returns.
+    pub fn parse(text: &str) -> Option<Chart> {
+        Chart::ALL.into_iter().find(|own| own.as_str() == text)
+    }
+
+    /// The point of a sample on it, `previous` being the value that was measured just before. Nothing
+    /// if there is none.
+    pub(super) fn point(self, values: &[f64], previous: Option<f64>) -> Option<f64> {
+        match (self, values) {
+            (Chart::MovingRanges, [value]) => Some(limits::range(&[previous?, *value])),
+            (Chart::Ranges, [_, _, ..]) => Some(limits::range(values)),
+            (Chart::Deviations, [_, _, ..]) => Some(limits::deviation(values)),
+            _ => None,
+        }
+    }
+}
+
+impl Serialize for Chart {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Chart {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Chart, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Chart::parse(&text)
+            .ok_or_else(|| serde::de::Error::custom("a dispersion chart is `mr`, `r` or `s`"))
+    }
+}
+
+/// A dispersion chart: what its points are, and its lines. The form is that of messages, of the API and of the
+/// database.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dispersion {
+    /// `mr`, `r` or `s`.
+    pub chart: Chart,
+    /// The mean of its points.
+    pub center_line: f64,
+    /// Upper control limit, if there is one.
+    #[serde(default)]
+    pub ucl: Option<f64>,
+    /// Lower control limit, if there is one. No point is below 0.
+    #[serde(default)]
+    pub lcl: Option<f64>,
+}
+
+impl Dispersion {
+    pub(super) fn new(chart: Chart, limits: &ControlLimits) -> Dispersion {
+        Dispersion {
+            chart,
+            center_line: limits.center_line,
+            ucl: limits.upper(),
+            lcl: limits.lower(),
+        }
+    }
+
+    /// Its lines.
+    pub fn limits(&self) -> ControlLimits {
+        ControlLimits {
+            center_line: self.center_line,
+            ucl: self.ucl.unwrap_or(f64::INFINITY),
+            lcl: self.lcl.unwrap_or(f64::NEG_INFINITY),
+        }
+    }
+
+    /// The point of a sample on it, judged; `previous` is the value that was measured just before.
+    pub(super) fn judge(&self, values: &[f64], previous: Option<f64>) -> Option<Point> {
+        let value = self.chart.point(values, previous)?;
+        Some(Point {
+            chart: self.chart,
+            value,
+            zone: self.limits().lines().zone(value),
+        })
+    }
+
+    /// Whether a publisher may give this for samples of so many values.
+    pub(super) fn check(&self, size: u32) -> Result<(), RuleError> {
+        let fits = match self.chart {
+            Chart::MovingRanges => size == 1,
+            Chart::Ranges | Chart::Deviations => size > 1,
+        };
+        if !fits {
+            let expected = "has the `chart` mr for samples of one value, and r or s for subgroups";
+            return Err(invalid("dispersion", expected));
+        }
+        if !are_in_order(&self.limits()) {
+            let expected = "has a `center_line` with `ucl`, `lcl` or both, `ucl` above `lcl` and `center_line` between";
+            return Err(invalid("dispersion", expected));
+        }
+        Ok(())
+    }
+}
+
+/// A point on a dispersion chart, judged.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Point {
+    pub(super) chart: Chart,
+    pub(super) value: f64,
+    #[serde(serialize_with = "by_name")]
+    pub(super) zone: Zone,
+}
+
+fn by_name<S: Serializer>(zone: &Zone, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(zone.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chart_is_found_again_by_its_name() {
+        for chart in Chart::ALL {
+            assert_eq!(Chart::parse(chart.as_str()), Some(chart));
+        }
+        assert_eq!(Chart::parse("R"), None);
+    }
+
+    #[test]
+    fn a_moving_range_needs_a_neighbour_and_a_range_a_subgroup() {
+        assert_eq!(Chart::MovingRanges.point(&[0.3], Some(0.1)), Some(0.2));
+        assert_eq!(Chart::MovingRanges.point(&[0.3], None), None);
+        assert_eq!(Chart::Ranges.point(&[0.3, 0.1, 0.2], None), Some(0.2));
+        assert_eq!(Chart::Deviations.point(&[0.3, 0.1, 0.2], None), Some(0.1));
+        assert_eq!(Chart::Ranges.point(&[0.3], None), None);
+        assert_eq!(Chart::MovingRanges.point(&[0.3, 0.1], Some(0.2)), None);
+    }
+}

@@ -134,6 +134,9 @@ pub const NOTIFY_ROUND: Duration = Duration::from_secs(30);
 pub const DEAD_LETTERS_MAX: usize = 1_000;
 /// Longest cause of a failed delivery that is remembered, in characters.
 pub const DELIVERY_CAUSE_MAX_CHARS: usize = 200;
+/// Longest title of a subject in a notification, in characters. With it the subject of an e-mail stays below the 998
+/// bytes of a line (RFC 5322), and below what [`DELIVERY_CAUSE_MAX_CHARS`] lets through.
+pub const NOTIFICATION_TITLE_MAX_CHARS: usize = 100;
 /// A look through the database that takes longer than this is worth a line in the log.
 pub const CHECK_IS_LONG: Duration = Duration::from_secs(5);
 /// Those whose pace is remembered.

@@ -203,6 +203,10 @@ impl Subject for Device {
         status_draft(id, self)
     }
 
+    fn title(&self) -> Option<String> {
+        self.name.as_deref().map(Into::into)
+    }
+
     fn details(&self, _: &SubjectId) -> Value {
         json!({ "info": self.info, "created_at": timestamp(self.created_at) })
     }

@@ -56,6 +56,11 @@ pub trait Subject {
     /// What belongs to the subject in addition to the fields of that event: a JSON object.
     fn details(&self, id: &SubjectId) -> Value;
 
+    /// What people call the subject, as its publisher wrote it. Nothing if it has only its id.
+    fn title(&self) -> Option<String> {
+        None
+    }
+
     /// Category, and what a subject that ended well teaches of it.
     fn past(&self) -> Option<(Arc<str>, Past)> {
         None
@@ -236,6 +241,11 @@ impl State {
     /// See [`Subject::details`].
     pub fn details(&self, id: &SubjectId) -> Value {
         self.subject().details(id)
+    }
+
+    /// See [`Subject::title`].
+    pub fn title(&self) -> Option<String> {
+        self.subject().title()
     }
 
     /// See [`Subject::past`].

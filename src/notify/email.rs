@@ -184,7 +184,7 @@ fn parse_mailbox(setting: &str, mailbox: &str) -> Result<Mailbox, String> {
         .map_err(|_| format!("setting `{setting}` has {mailbox:?}, which is no mailbox"))
 }
 
-/// `[Tidings] School 7: job report-7 failed`.
+/// `[Tidings] School 7: job "Class list" failed`; without a title: `[Tidings] School 7: job report-7 failed`.
 fn subject(notification: &Notification) -> String {
     let noun = noun(notification.kind);
     let text = match &notification.severity {
@@ -199,10 +199,14 @@ fn subject(notification: &Notification) -> String {
         }
         None => format!(" {}", notification.status.replace('_', " ")),
     };
-    // Lettre encodes what a header cannot hold; a line break would still be one to the reader.
+    let name = match &notification.title {
+        Some(title) => format!("\"{title}\""),
+        None => notification.subject.clone(),
+    };
+    // Lettre encodes and folds what a header cannot hold; a line break would still be one to the reader.
     one_line(&format!(
-        "[Tidings] School {}: {noun} {}{text}",
-        notification.school_id, notification.subject
+        "[Tidings] School {}: {noun} {name}{text}",
+        notification.school_id
     ))
 }
 
@@ -222,6 +226,7 @@ fn body(notification: &Notification) -> Result<String, DeliveryError> {
         ("School", Some(school.as_str())),
         ("Kind", Some(noun(notification.kind))),
         ("Id", Some(&notification.subject)),
+        ("Title", notification.title.as_deref()),
         ("Status", Some(notification.status)),
         ("Severity", notification.severity.as_deref()),
         ("Event", Some(notification.event_type)),
@@ -274,6 +279,7 @@ mod tests {
             school_id: 7,
             kind: "jobs",
             subject: "report-7".into(),
+            title: None,
             event_type: "job_progress",
             status: "failed",
             severity: None,
@@ -291,6 +297,14 @@ mod tests {
         assert_eq!(
             subject(&notification()),
             "[Tidings] School 7: job report-7 failed"
+        );
+        let titled = Notification {
+            title: Some("Class list 7b".into()),
+            ..notification()
+        };
+        assert_eq!(
+            subject(&titled),
+            "[Tidings] School 7: job \"Class list 7b\" failed"
         );
         let violation = Notification {
             kind: "characteristics",

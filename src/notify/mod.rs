@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
-use self::notification::{DeliveryError, Medium, Notification, one_line};
+use self::notification::{DeliveryError, Medium, Notification, bounded_title, one_line};
 use crate::config::notifiers::{NotifierSettings, Patience, Rule, is_name};
 use crate::config::{
     DELIVERY_MAX, NOTIFY_INBOX, NOTIFY_INBOX_BYTES, NOTIFY_PAUSE_MAX, NOTIFY_ROUND,
@@ -426,8 +426,8 @@ impl Desk {
     }
 
     /// Makes one attempt, which ends in time and cannot take this task with it.
-    async fn deliver(&self, event: &Event) -> Result<(), DeliveryError> {
-        let (notifier, notification) = (Arc::clone(&self.notifier), self.notification(event));
+    async fn deliver(&self, notification: Notification) -> Result<(), DeliveryError> {
+        let notifier = Arc::clone(&self.notifier);
         // Ends with this future, whatever comes of it.
         let mut attempt = JoinSet::new();
         attempt.spawn(async move { notifier.deliver(&notification).await });
@@ -446,7 +446,7 @@ impl Desk {
     /// Makes one attempt to deliver an event. True if the cursor has moved past it.
     async fn attempt(&self, event: &Arc<Event>, tried: Option<Tried>) -> Result<bool, StoreError> {
         let (name, school) = (self.notifier.name(), event.school);
-        let outcome = self.deliver(event).await;
+        let outcome = self.deliver(self.notification(event).await?).await;
         let attempts = tried
             .filter(|tried| tried.seq == event.seq)
             .map_or(1, |tried| tried.attempts.saturating_add(1));
@@ -526,20 +526,25 @@ impl Desk {
             .await
     }
 
-    fn notification(&self, event: &Event) -> Notification {
+    async fn notification(&self, event: &Event) -> Result<Notification, StoreError> {
         let name = self.notifier.name();
         let severity = characteristic::severity(&event.draft);
-        Notification {
+        let (school, kind, subject) = (event.school, event.kind, event.subject.clone());
+        // Not every event tells it. A subject that is past retention has none.
+        let stored = self.store.subject(school, kind, subject).await?;
+        let title = stored.and_then(|stored| stored.state.title());
+        Ok(Notification {
             id: format!("{}-{}-{}-{name}", event.epoch, event.school, event.seq),
             school_id: event.school.get(),
             kind: event.kind.collection(),
             subject: event.subject.to_string(),
+            title: title.as_deref().map(bounded_title),
             event_type: event.draft.event_type.name,
             status: event.draft.status,
             severity: severity.map(|severity| severity.as_str().to_owned()),
             at: event.at,
             json: wire::event_json(event, false),
-        }
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
-use crate::config::DELIVERY_CAUSE_MAX_CHARS;
+use crate::config::{DELIVERY_CAUSE_MAX_CHARS, NOTIFICATION_TITLE_MAX_CHARS};
 
 /// What is delivered.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct Notification {
     pub kind: &'static str,
     /// The id of what changed, within its kind.
     pub subject: String,
+    /// What people call it, as far as [`NOTIFICATION_TITLE_MAX_CHARS`] go. Any text: nothing is encoded yet.
+    pub title: Option<String>,
     /// The message's `type`.
     pub event_type: &'static str,
     /// The subject's status after the event.
@@ -86,6 +88,16 @@ pub(crate) fn attempt_timeout(secs: u64, most: u64) -> Result<Duration, String> 
     }
 }
 
+/// A title of bounded length; `…` stands for what is cut off.
+pub(crate) fn bounded_title(title: &str) -> String {
+    let title = title.trim();
+    if title.chars().count() <= NOTIFICATION_TITLE_MAX_CHARS {
+        return title.to_owned();
+    }
+    let kept = title.chars().take(NOTIFICATION_TITLE_MAX_CHARS - 1);
+    kept.collect::<String>().trim_end().to_owned() + "…"
+}
+
 /// What a peer said, made fit for a log: one line of bounded length.
 pub(crate) fn one_line(text: &str) -> String {
     text.chars()
@@ -97,6 +109,16 @@ pub(crate) fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_title_is_cut_between_characters() {
+        assert_eq!(bounded_title(" Class list "), "Class list");
+        let most = "é".repeat(NOTIFICATION_TITLE_MAX_CHARS);
+        assert_eq!(bounded_title(&most), most);
+        let cut = bounded_title(&"é".repeat(600));
+        assert_eq!(cut.chars().count(), NOTIFICATION_TITLE_MAX_CHARS);
+        assert!(cut.ends_with("é…"), "{cut}");
+    }
 
     #[test]
     fn what_a_peer_said_is_one_short_line() {

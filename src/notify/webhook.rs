@@ -328,6 +328,7 @@ mod tests {
             school_id: 7,
             kind: "jobs",
             subject: "report-7".into(),
+            title: None,
             event_type: "job_progress",
             status: "failed",
             severity: None,

@@ -32,6 +32,7 @@ class Receiver:
             "to": envelope.rcpt_tos,
             "headers": [[name.lower(), str(value)] for name, value in message.items()],
             "body": message.get_content(),
+            "longest_line": max(map(len, envelope.content.splitlines())),
             "encrypted": session.ssl is not None,
             "login": session.auth_data,
         }

@@ -1,18 +1,17 @@
 //! What a template is told of each kind of subject.
 
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chart::short;
 use super::form::{count, optional_time, span, time};
 use crate::config::MONITOR_TITLE_CHARS;
 use crate::id::SubjectId;
-use crate::kind::State as SubjectState;
 use crate::kind::characteristic::{Characteristic, Violation};
 use crate::kind::device::Device;
 use crate::kind::enrollment::Session;
 use crate::kind::job::{End, Job};
+use crate::kind::{State as SubjectState, Subject as _};
 use crate::store::StoredSubject;
 
 fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
@@ -49,15 +48,9 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
     })
 }
 
-/// What people call a job: its metadata's `title`, if that is a text.
+/// What people call a job, as far as there is room for it.
 fn job_title(job: &Job) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Titled {
-        title: Option<Value>,
-    }
-    let titled: Titled = serde_json::from_str(job.metadata.get()).ok()?;
-    let title = titled.title?;
-    let title = title.as_str().filter(|title| !title.trim().is_empty())?;
+    let title = job.title()?;
     Some(title.chars().take(MONITOR_TITLE_CHARS).collect())
 }
 

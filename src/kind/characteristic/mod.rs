@@ -404,6 +404,10 @@ impl Subject for Characteristic {
         limits_draft(id, self)
     }
 
+    fn title(&self) -> Option<String> {
+        self.name.as_deref().map(Into::into)
+    }
+
     fn details(&self, id: &SubjectId) -> Value {
         let rule = |(rule, severity): &(Rule, Severity)| json!({"rule_id": rule.number(), "rule_name": rule.name(), "severity": severity});
         json!({

@@ -200,6 +200,12 @@ impl Subject for Session {
         draft(id, self, Class::Milestone)
     }
 
+    /// Whom it is for: the session has no name of its own.
+    fn title(&self) -> Option<String> {
+        let student = self.student_id.as_deref();
+        student.map(|student| format!("student {student}"))
+    }
+
     fn details(&self, _: &SubjectId) -> Value {
         json!({
             "created_at": timestamp(self.created_at),

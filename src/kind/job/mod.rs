@@ -264,6 +264,18 @@ impl Subject for Job {
         draft(id, self, Class::Milestone)
     }
 
+    /// `metadata.title`, if that is a text.
+    fn title(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Titled {
+            title: Option<Value>,
+        }
+        let titled: Titled = serde_json::from_str(self.metadata.get()).ok()?;
+        let title = titled.title?;
+        let title = title.as_str().filter(|title| !title.trim().is_empty())?;
+        Some(title.to_owned())
+    }
+
     fn details(&self, _: &SubjectId) -> Value {
         json!({
             "created_at": timestamp(self.created_at),

@@ -11,7 +11,7 @@ use super::receivers::{
     Receiver, free_port, make_certificate, needs_python, notification, permanent, rerun_trusting,
     temporary,
 };
-use crate::support::needs;
+use crate::support::{Server, needs, server_with};
 
 fn settings(port: u16, to: &[&str]) -> EmailSettings {
     EmailSettings {
@@ -99,6 +99,7 @@ async fn line_breaks_in_an_event_make_no_headers() {
     let attack = "x\r\nBcc: thief@evil.example\r\n\r\nbody";
     let notification = Notification {
         subject: attack.into(),
+        title: Some(attack.into()),
         severity: Some(attack.into()),
         ..notification("00c0ffee-2\r\nX-Injected: yes")
     };
@@ -131,6 +132,114 @@ async fn line_breaks_in_an_event_make_no_headers() {
     let subject = header(&message, "subject")[0];
     assert!(!subject.contains(['\r', '\n']) && subject.contains("x  Bcc: thief@evil.example"));
     assert!(message["body"].as_str().unwrap().starts_with("School:"));
+}
+
+/// A server whose notifier `office` writes of all that ends, fails or goes away.
+async fn server_writing(port: u16) -> Server {
+    let rules = json!([
+        {"kinds": ["jobs"], "statuses": ["failed"]},
+        {"kinds": ["enrollments"], "statuses": ["error"]},
+        {"kinds": ["devices"], "statuses": ["offline"]},
+        {"events": ["violation"]},
+    ]);
+    let office = json!({"name": "office", "rules": rules, "email": settings(port, &["office@school.example"])});
+    server_with(json!({"notifiers": [office]})).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subject_names_the_title_and_else_the_id() {
+    if !ready() {
+        return;
+    }
+    let (mut receiver, port) = Receiver::python("smtp.py", &[]).await;
+    let server = server_writing(port).await;
+    let mut subject_of = async |path: &str, body: Value| {
+        server.report(path, body).await;
+        let message = receiver.json().await;
+        assert_eq!(message["to"], json!(["office@school.example"]));
+        header(&message, "subject")[0].to_owned()
+    };
+
+    let long = "Zeugnisliste für „7b“ ".repeat(30);
+    let kept: String = long.chars().take(99).collect();
+    let cut = format!("{}…", kept.trim_end());
+    for (id, title, shown) in [
+        ("a", Value::Null, "a".to_owned()),
+        ("b", json!("   "), "b".into()),
+        ("c", json!(7), "c".into()),
+        ("d", json!("Class list 7b"), "\"Class list 7b\"".into()),
+        (
+            "e",
+            json!("Schülerliste – 名簿"),
+            "\"Schülerliste – 名簿\"".into(),
+        ),
+        ("f", json!(long), format!("\"{cut}\"")),
+        (
+            "g",
+            json!("x\r\nBcc: thief@evil.example"),
+            "\"x  Bcc: thief@evil.example\"".into(),
+        ),
+        (
+            "h",
+            json!("x".repeat(600)),
+            format!("\"{}…\"", "x".repeat(99)),
+        ),
+    ] {
+        let create = json!({
+            "job_id": id, "job_type": "t", "status": "in_progress", "metadata": {"title": title},
+        });
+        server.report("/api/jobs", create).await;
+        let error = json!({"error": {"code": "broken", "message": "It broke"}});
+        let told = subject_of(&format!("/api/jobs/{id}/fail"), error).await;
+        assert_eq!(told, format!("[Tidings] School 1: job {shown} failed"));
+    }
+
+    server
+        .put("/api/devices/door", json!({"name": "Main door"}))
+        .await;
+    server
+        .report("/api/devices/door/status", json!({"status": "online"}))
+        .await;
+    let told = subject_of("/api/devices/door/status", json!({"status": "offline"})).await;
+    assert_eq!(told, "[Tidings] School 1: device \"Main door\" offline");
+
+    let session = json!({"session_id": "s1", "student_id": "42"});
+    server.report("/api/enrollments", session).await;
+    let told = subject_of("/api/enrollments/s1/error", json!({"code": "timeout"})).await;
+    assert_eq!(told, "[Tidings] School 1: enrollment \"student 42\" error");
+
+    let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
+    let bath = json!({"name": "Bath temperature", "limits": limits, "rules": [1]});
+    server.put("/api/characteristics/bath", bath).await;
+    let told = subject_of("/api/characteristics/bath/samples", json!({"value": 9.0})).await;
+    assert_eq!(
+        told,
+        "[Tidings] School 1: characteristic \"Bath temperature\": violation (critical)"
+    );
+}
+
+#[tokio::test]
+async fn no_line_of_a_message_is_longer_than_a_server_must_take() {
+    if !ready() {
+        return;
+    }
+    let (mut receiver, port) = Receiver::python("smtp.py", &[]).await;
+    let email = email(port, &["ops@school.example"]);
+    for title in ["名".repeat(100), "x".repeat(100), "é x".repeat(33)] {
+        let notification = Notification {
+            title: Some(title.clone()),
+            ..notification("00c0ffee-8-ops-mail")
+        };
+        email.deliver(&notification).await.unwrap();
+        let message = receiver.json().await;
+        let told = header(&message, "subject")[0];
+        assert_eq!(told, format!("[Tidings] School 7: job \"{title}\" failed"));
+        // RFC 5322, 2.1.1.
+        assert!(
+            message["longest_line"].as_u64().unwrap() <= 998,
+            "{message}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -157,6 +157,7 @@ pub(crate) fn notification(id: &str) -> Notification {
         school_id: 7,
         kind: "jobs",
         subject: "report-7".into(),
+        title: None,
         event_type: "job_progress",
         status: "failed",
         severity: None,

@@ -124,6 +124,14 @@ pub const NOTIFY_INBOX: usize = 64;
 pub const NOTIFY_INBOX_BYTES: usize = 1024 * 1024;
 /// Events of a school that a notifier delivers before others get a turn.
 pub const NOTIFY_TURN_EVENTS: usize = 32;
+/// Subjects of a school that a notifier sets aside. While there are so many, the school waits for the next one.
+pub const NOTIFY_SET_ASIDE_MAX: usize = 100;
+/// Attempts after which a subject is set aside when the receiver may be at fault as well as the event.
+pub const NOTIFY_UNCERTAIN_ATTEMPTS: u32 = 2;
+/// Subjects of a school that are set aside so without a delivery in between. After them the receiver is taken to be down.
+pub const NOTIFY_UNCERTAIN_MAX: u32 = 10;
+/// Longest time that a receiver's `Retry-After` is heeded for.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 /// Longest attempt to deliver. The media that there are end sooner.
 pub const DELIVERY_MAX: Duration = Duration::from_secs(150);
 /// Longest pause between two attempts to deliver.

@@ -1,4 +1,4 @@
-//! `GET /api/notifiers`: how those who are told of what happens stand, and what they could not deliver.
+//! `GET /api/notifiers`: how those who are told of what happens stand, what waits, and what they could not deliver.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use crate::id::{Channel, SchoolId};
 use crate::notify::Shown;
 use crate::service::Tidings;
 use crate::store::StoreError;
-use crate::store::notifiers::{DeadLetter, Standing};
+use crate::store::notifiers::{DeadLetter, SetAside, Standing};
 use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![list, dead_letters]
+    routes![list, set_aside, dead_letters]
 }
 
 /// Notifiers tell of everything in a school: only who may hear and do everything there may look at them.
@@ -77,6 +77,7 @@ fn resource(shown: &Shown, standing: Option<&Standing>, head: u64) -> Value {
         "medium": shown.medium,
         "seq": seq,
         "lag": head.saturating_sub(seq),
+        "set_aside": standing.map_or(0, |standing| standing.set_aside),
         "delivered": standing.map_or(0, |standing| standing.delivered),
         "failed_attempts": standing.map_or(0, |standing| standing.failed),
         "dead_letters": standing.map_or(0, |standing| standing.dead),
@@ -84,6 +85,42 @@ fn resource(shown: &Shown, standing: Option<&Standing>, head: u64) -> Value {
         "failed_at": failure.map(|(at, _)| timestamp(*at)),
         "cause": failure.map(|(_, cause)| cause),
         "retry": retry,
+    })
+}
+
+fn require_known(tidings: &Tidings, school: SchoolId, name: &str) -> Result<(), Problem> {
+    let known = tidings.notifiers().shown(school);
+    match known.iter().any(|shown| shown.name == name) {
+        true => Ok(()),
+        false => Err(Problem::new(Kind::NotFound, "there is no such notifier")),
+    }
+}
+
+/// All of them: there are not many.
+#[get("/api/notifiers/<name>/set-aside")]
+async fn set_aside(
+    name: &str,
+    caller: Result<Caller, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
+    let school = require(&caller?)?;
+    require_known(tidings, school, name)?;
+    let mut place = tidings.store().notifier_place(name, school).await?;
+    place.set_aside.sort_by_key(|own| own.due);
+    let subjects: Vec<Value> = place.set_aside.iter().map(subject).collect();
+    let answer = json!({ "set_aside": subjects });
+    Ok(Json::ok(answer.to_string().into_bytes()))
+}
+
+fn subject(own: &SetAside) -> Value {
+    json!({
+        "kind": own.kind.collection(),
+        "subject_id": own.subject,
+        "seq": own.seq,
+        "type": own.event_type,
+        "attempts": own.attempts,
+        "cause": own.cause,
+        "due_at": timestamp(own.due),
     })
 }
 
@@ -95,10 +132,7 @@ async fn dead_letters(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let (school, Page(before, limit)) = (require(&caller?)?, page?);
-    let known = tidings.notifiers().shown(school);
-    if !known.iter().any(|shown| shown.name == name) {
-        return Err(Problem::new(Kind::NotFound, "there is no such notifier"));
-    }
+    require_known(tidings, school, name)?;
     let page = tidings
         .store()
         .dead_letters(name, school, before, limit)

@@ -127,7 +127,7 @@ impl Medium for Email {
         match timeout(self.timeout, self.transport.send(message)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(judge(&error)),
-            Err(_) => Err(DeliveryError::Temporary(format!(
+            Err(_) => Err(DeliveryError::unavailable(format!(
                 "the server did not take it within {} s",
                 self.timeout.as_secs()
             ))),
@@ -153,6 +153,7 @@ impl Header for AutoSubmitted {
     }
 }
 
+/// A 4xx asks for another try later (greylisting, a full mailbox), and would be the answer to the next message, too.
 fn judge(error: &smtp::Error) -> DeliveryError {
     let cause = one_line(&error.to_string());
     // A login that is refused says nothing about the message: somebody will mend it (RFC 4954).
@@ -162,7 +163,7 @@ fn judge(error: &smtp::Error) -> DeliveryError {
     if error.is_permanent() && !is_login {
         DeliveryError::Permanent(cause)
     } else {
-        DeliveryError::Temporary(cause)
+        DeliveryError::unavailable(cause)
     }
 }
 

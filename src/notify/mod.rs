@@ -10,15 +10,17 @@
 //!                                                    read the log from the cursor ─▶ deliver ─▶ move the cursor
 //! ```
 //!
-//! Delivery is at least once, in the order of each school's log, with an id to recognise a repetition by. A
-//! failed attempt is repeated after a pause that doubles; meanwhile other schools have their turn. After the
-//! last attempt, or a refusal, the event becomes a dead letter and the cursor moves on.
+//! Delivery is at least once, in the order of each subject, with an id to recognise a repetition by. What a failed attempt
+//! delays depends on whose fault it is ([`DeliveryError`]): an event that the receiver refuses is set aside, and only its
+//! subject waits (see `set_aside.rs`); a receiver that is down is tried again after a pause that doubles, and the school waits.
+//! After the last attempt, or a refusal for good, the event becomes a dead letter.
 
 pub mod email;
 pub mod mqtt;
 pub mod notification;
 mod runner;
 mod schedule;
+mod set_aside;
 pub mod webhook;
 
 use std::sync::Arc;

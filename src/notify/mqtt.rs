@@ -78,7 +78,7 @@ impl Medium for Mqtt {
     }
 
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
-        let stopped = || DeliveryError::Temporary("the courier has stopped".into());
+        let stopped = || DeliveryError::unavailable("the courier has stopped");
         let (done, outcome) = oneshot::channel();
         let delivery = Delivery {
             topic: topic(&self.topic, notification)?,
@@ -94,7 +94,7 @@ impl Medium for Mqtt {
             .await
             .map_err(|_| stopped())?;
         let outcome = outcome.await.map_err(|_| stopped())?;
-        outcome.map_err(|cause| DeliveryError::Temporary(one_line(&cause)))
+        outcome.map_err(|cause| DeliveryError::unavailable(one_line(&cause)))
     }
 }
 

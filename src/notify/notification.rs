@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
-use crate::config::{DELIVERY_CAUSE_MAX_CHARS, NOTIFICATION_TITLE_MAX_CHARS};
+use crate::config::{DELIVERY_CAUSE_MAX_CHARS, NOTIFICATION_TITLE_MAX_CHARS, RETRY_AFTER_MAX};
 
 /// What is delivered.
 #[derive(Debug, Clone)]
@@ -49,16 +49,61 @@ impl Notification {
     }
 }
 
-/// Why an attempt failed. The text names the cause, for a log and for an operator: never a secret, a token
-/// or the event.
+/// Why an attempt failed, and whose fault that is. The text names the cause, for a log and for an operator: never a
+/// secret, a token or the event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeliveryError {
-    /// Worth another try.
+    /// The receiver takes nothing at present, whatever the event: everything of the school waits.
+    #[error("{cause}")]
+    Unavailable {
+        /// What happened.
+        cause: String,
+        /// How long it asks to be left alone. Nothing of any school is tried before.
+        retry_after: Option<Duration>,
+    },
+    /// The receiver works and refuses this event: the events of its subject wait, all others go on.
+    #[error("{cause}")]
+    Refused {
+        /// What it answered.
+        cause: String,
+        /// How long to wait with this subject.
+        retry_after: Option<Duration>,
+    },
+    /// It failed, and the receiver may be at fault as well as the event. How it takes other events will tell.
     #[error("{0}")]
-    Temporary(String),
-    /// Will never do.
+    Failed(String),
+    /// The event will never be taken: it is given up at once.
     #[error("{0}")]
     Permanent(String),
+}
+
+impl DeliveryError {
+    /// The receiver takes nothing at present, and does not say for how long.
+    pub fn unavailable(cause: impl Into<String>) -> DeliveryError {
+        DeliveryError::Unavailable {
+            cause: cause.into(),
+            retry_after: None,
+        }
+    }
+
+    /// The receiver refuses this event, and does not say when it would not.
+    pub fn refused(cause: impl Into<String>) -> DeliveryError {
+        DeliveryError::Refused {
+            cause: cause.into(),
+            retry_after: None,
+        }
+    }
+
+    /// How long the receiver asks to wait, as far as that is heeded.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            DeliveryError::Unavailable { retry_after, .. }
+            | DeliveryError::Refused { retry_after, .. } => {
+                retry_after.map(|asked| asked.min(RETRY_AFTER_MAX))
+            }
+            DeliveryError::Failed(_) | DeliveryError::Permanent(_) => None,
+        }
+    }
 }
 
 /// A way to deliver.

@@ -1,33 +1,37 @@
 //! The task of one notifier: reads the logs of schools in turn, and delivers.
+//!
+//! Promises: at least once, in the order of each subject. The cursor passes an event only when that is delivered, given up,
+//! not wanted, or of a subject that is set aside; and it is set aside in the commit that moves the cursor. So nothing is
+//! lost, whenever the process is killed. What is in memory ([`Schedule`]) only says when to try.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use chrono::{SubsecRound, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 
 use super::Notifier;
 use super::notification::{DeliveryError, Notification, bounded_title, one_line};
-use super::schedule::{Retry, Schedule};
+use super::schedule::{Retry, Schedule, pause};
 use crate::config::{
-    DELIVERY_MAX, NOTIFY_INBOX, NOTIFY_INBOX_BYTES, NOTIFY_PAUSE_MAX, NOTIFY_ROUND,
-    NOTIFY_TURN_EVENTS,
+    DELIVERY_MAX, NOTIFY_INBOX, NOTIFY_INBOX_BYTES, NOTIFY_ROUND, NOTIFY_SET_ASIDE_MAX,
+    NOTIFY_TURN_EVENTS, NOTIFY_UNCERTAIN_ATTEMPTS, RETRY_AFTER_MAX,
 };
 use crate::event::Event;
 use crate::id::{Channel, SchoolId};
 use crate::kind::characteristic;
 use crate::scope::Scope;
-use crate::store::notifiers::{DeadLetter, Place, Progress, Tried};
+use crate::store::notifiers::{Change, DeadLetter, Place, Progress, SetAside, Tried};
 use crate::store::{Store, StoreError};
 use crate::wire;
 
 /// A notifier and what waits for it.
 pub(super) struct Runner {
-    notifier: Arc<dyn Notifier>,
-    store: Arc<dyn Store>,
+    pub(super) notifier: Arc<dyn Notifier>,
+    pub(super) store: Arc<dyn Store>,
     schedule: Mutex<Schedule>,
     /// Committed events that the notifier is still to be asked about. It is never asked by the dispatcher: it may be
     /// an application's own, and slow, or panic.
@@ -37,14 +41,23 @@ pub(super) struct Runner {
     waiting: Mutex<Option<mpsc::Receiver<Vec<Arc<Event>>>>>,
 }
 
-/// What a turn came to.
-enum Turn {
-    /// All that was there is done.
-    Done,
-    /// There is more.
-    More,
-    /// An attempt failed.
-    Failed,
+/// An attempt that failed.
+pub(super) struct Failure {
+    pub(super) error: DeliveryError,
+    /// How often the event was tried, this time included.
+    attempts: u32,
+    at: DateTime<Utc>,
+}
+
+/// What follows from a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The event becomes a dead letter.
+    GiveUp,
+    /// The receiver is down: the school waits.
+    Down,
+    /// Only the event is tried again.
+    Retry,
 }
 
 impl Runner {
@@ -85,15 +98,15 @@ impl Runner {
 
     /// What is being tried again in a school.
     pub(super) fn retry(&self, school: SchoolId) -> Option<Retry> {
-        self.schedule().failed.get(&school).copied()
+        self.schedule().retry(school)
     }
 
-    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+    pub(super) fn schedule(&self) -> MutexGuard<'_, Schedule> {
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the notifier wants to hear of the event. One that panics hears of it.
-    fn wants(&self, event: &Event) -> bool {
+    pub(super) fn wants(&self, event: &Event) -> bool {
         catch_unwind(AssertUnwindSafe(|| self.notifier.wants(event))).unwrap_or(true)
     }
 
@@ -106,25 +119,15 @@ impl Runner {
             if wanted {
                 schedule.push(school);
             } else {
-                schedule.moved.insert(school);
+                schedule.moved(school);
             }
         }
     }
 
     /// Delivers until it is aborted.
     pub(super) async fn run(self: Arc<Self>, mut waiting: mpsc::Receiver<Vec<Arc<Event>>>) {
-        loop {
-            match self.store.notifier_begins(self.notifier.name()).await {
-                Ok(behind) => {
-                    let mut schedule = self.schedule();
-                    break behind.into_iter().for_each(|school| schedule.push(school));
-                }
-                Err(StoreError::Stopped) => return,
-                Err(error) => {
-                    tracing::error!(%error, notifier.name = self.notifier.name(), "a notifier cannot begin");
-                    sleep(NOTIFY_ROUND).await;
-                }
-            }
+        if self.begin().await.is_err() {
+            return;
         }
         let mut round = Instant::now() + NOTIFY_ROUND;
         loop {
@@ -132,14 +135,12 @@ impl Runner {
                 self.sort(&events);
             }
             if round <= Instant::now() {
-                let mut schedule = self.schedule();
-                let moved = std::mem::take(&mut schedule.moved);
-                moved.into_iter().for_each(|school| schedule.push(school));
+                self.schedule().push_moved();
                 round = Instant::now() + NOTIFY_ROUND;
             }
             let next = self.schedule().pop(Instant::now());
             let Some(school) = next else {
-                let due = self.schedule().failed.values().map(|retry| retry.due).min();
+                let due = self.schedule().due();
                 tokio::select! {
                     events = waiting.recv() => match events {
                         Some(events) => self.sort(&events),
@@ -150,8 +151,8 @@ impl Runner {
                 continue;
             };
             match self.turn(school).await {
-                Ok(Turn::Done | Turn::Failed) => {}
-                Ok(Turn::More) => self.schedule().push(school),
+                Ok(false) => {}
+                Ok(true) => self.schedule().push(school),
                 Err(StoreError::Stopped) => return,
                 Err(error) => {
                     tracing::error!(%error, notifier.name = self.notifier.name(), "a notifier cannot read the log");
@@ -162,36 +163,174 @@ impl Runner {
         }
     }
 
-    /// Reads a page of a school's log and delivers of what is wanted as much as a turn allows.
-    async fn turn(&self, school: SchoolId) -> Result<Turn, StoreError> {
+    /// Finds out where there is something to do. Fails only if the store has stopped.
+    async fn begin(&self) -> Result<(), StoreError> {
+        loop {
+            match self.store.notifier_begins(self.notifier.name()).await {
+                Ok(begun) => {
+                    let mut schedule = self.schedule();
+                    if let Some(at) = begun.not_before {
+                        schedule.wait_until(Instant::now() + until(at, Utc::now()));
+                    }
+                    begun
+                        .behind
+                        .into_iter()
+                        .for_each(|school| schedule.push(school));
+                    return Ok(());
+                }
+                Err(StoreError::Stopped) => return Err(StoreError::Stopped),
+                Err(error) => {
+                    tracing::error!(%error, notifier.name = self.notifier.name(), "a notifier cannot begin");
+                    sleep(NOTIFY_ROUND).await;
+                }
+            }
+        }
+    }
+
+    /// One turn of a school: of the subjects that are set aside the one that has been due longest, then the log from the
+    /// cursor. Each part ends with its first failed attempt, so that refusals cost the other schools little. True if
+    /// there is more to do at once.
+    async fn turn(&self, school: SchoolId) -> Result<bool, StoreError> {
         let name = self.notifier.name();
-        let Place { seq: after, tried } = self.store.notifier_place(name, school).await?;
+        let mut place = self.store.notifier_place(name, school).await?;
+        let more = self.turn_at(school, &mut place).await;
+        let now = Utc::now();
+        let due = place.set_aside.iter().map(|own| until(own.due, now)).min();
+        let due = due.map(|wait| Instant::now() + wait);
+        self.schedule().set_aside(school, due);
+        more
+    }
+
+    async fn turn_at(&self, school: SchoolId, place: &mut Place) -> Result<bool, StoreError> {
+        let now = Utc::now();
+        let due = place
+            .set_aside
+            .iter()
+            .filter(|own| until(own.due, now).is_zero());
+        if let Some(own) = due.min_by_key(|own| own.due).cloned()
+            && !self.resume(school, place, own).await?
+        {
+            return Ok(false);
+        }
+        if !self.schedule().resumes(school, Instant::now()) {
+            return Ok(false);
+        }
+        self.advance(school, place).await
+    }
+
+    /// Reads a page of a school's log and delivers of what is wanted as much as a turn allows.
+    async fn advance(&self, school: SchoolId, place: &mut Place) -> Result<bool, StoreError> {
         let scope = Arc::new(Scope::new(school, [Channel::School(school)]));
-        let page = self.store.replay(scope, after, false).await?;
-        if after < page.floor {
-            self.skip(school, after, page.floor).await?;
-            return Ok(Turn::More);
+        let page = self.store.replay(scope, place.seq, false).await?;
+        if place.seq < page.floor {
+            self.skip(school, place.seq, page.floor).await?;
+            return Ok(true);
         }
-        let wanted = page.events.iter().filter(|event| self.wants(event));
-        for (count, event) in wanted.enumerate() {
+        let mut count = 0;
+        for event in &page.events {
+            if place.is_set_aside(event) || !self.wants(event) {
+                continue;
+            }
             if count == NOTIFY_TURN_EVENTS {
-                return Ok(Turn::More);
+                return Ok(true);
             }
-            if !self.attempt(event, tried).await? {
-                return Ok(Turn::Failed);
-            }
+            count += 1;
+            let tried = place.tried.filter(|tried| tried.seq == event.seq);
+            let attempts = tried.map_or(0, |tried| tried.attempts);
+            let Err(failure) = self.attempt(event, attempts).await? else {
+                let delivered = Progress {
+                    delivered: Some(Utc::now().trunc_subsecs(3)),
+                    ..Progress::default()
+                };
+                self.record(school, event.seq, delivered).await?;
+                continue;
+            };
+            return self.fails_at_cursor(event, place, failure).await;
         }
-        if page.through > after {
-            let progress = Progress::default();
-            self.store
-                .notifier_moves(name, school, page.through, progress)
+        if page.through > place.seq {
+            self.record(school, page.through, Progress::default())
                 .await?;
         }
-        Ok(if page.through < page.head {
-            Turn::More
-        } else {
-            Turn::Done
-        })
+        Ok(page.through < page.head)
+    }
+
+    /// Writes down what came of the event at the cursor. True if the cursor moves on.
+    async fn fails_at_cursor(
+        &self,
+        event: &Event,
+        place: &mut Place,
+        failure: Failure,
+    ) -> Result<bool, StoreError> {
+        let (school, first) = (event.school, self.notifier.patience().pause);
+        let asked = failure.error.retry_after();
+        let verdict = self.verdict(school, &failure);
+        let mut progress = failure.progress(verdict, event);
+        if verdict == Verdict::GiveUp {
+            self.record(school, event.seq, progress).await?;
+            return Ok(true);
+        }
+        let is_certain = matches!(failure.error, DeliveryError::Refused { .. });
+        let is_enough = is_certain || failure.attempts >= NOTIFY_UNCERTAIN_ATTEMPTS;
+        let has_room = place.set_aside.len() < NOTIFY_SET_ASIDE_MAX;
+        if verdict == Verdict::Retry && is_enough && has_room {
+            let own = failure.set_aside(event, first);
+            progress.set_aside = Some(Change::Put(own.clone()));
+            self.record(school, event.seq, progress).await?;
+            place.set_aside.push(own);
+            if !is_certain {
+                self.schedule().suspects(school);
+            }
+            return Ok(true);
+        }
+        progress.tried = Some(Tried {
+            seq: event.seq,
+            attempts: failure.attempts,
+        });
+        // The cursor stays before the event.
+        self.record(school, event.seq - 1, progress).await?;
+        let mut schedule = self.schedule();
+        let due = match verdict {
+            Verdict::Down => schedule.is_down(school, first, asked),
+            _ => Instant::now() + pause(first, failure.attempts).max(asked.unwrap_or_default()),
+        };
+        let (seq, attempts) = (event.seq, failure.attempts);
+        schedule.retries(school, Retry { seq, attempts, due });
+        Ok(false)
+    }
+
+    pub(super) async fn record(
+        &self,
+        school: SchoolId,
+        seq: u64,
+        progress: Progress,
+    ) -> Result<(), StoreError> {
+        let name = self.notifier.name();
+        self.store.notifier_moves(name, school, seq, progress).await
+    }
+
+    /// What a failure means, which depends on what else the receiver took of late.
+    pub(super) fn verdict(&self, school: SchoolId, failure: &Failure) -> Verdict {
+        let is_last = failure.attempts >= self.notifier.patience().attempts;
+        let mut schedule = self.schedule();
+        let verdict = match failure.error {
+            DeliveryError::Permanent(_) => Verdict::GiveUp,
+            _ if is_last => Verdict::GiveUp,
+            DeliveryError::Unavailable { .. } => Verdict::Down,
+            DeliveryError::Failed(_) if schedule.is_suspect(school) => Verdict::Down,
+            DeliveryError::Failed(_) | DeliveryError::Refused { .. } => Verdict::Retry,
+        };
+        if verdict != Verdict::Down {
+            schedule.answered(school);
+        }
+        if let Some(asked) = failure.asked_of_all() {
+            schedule.wait_until(Instant::now() + asked);
+        }
+        let cause = one_line(&failure.error.to_string());
+        tracing::warn!(
+            notifier.name = self.notifier.name(), school.id = %school, attempts = failure.attempts, cause, ?verdict,
+            "a notification was not delivered"
+        );
+        verdict
     }
 
     /// Makes one attempt, which ends in time and cannot take this task with it.
@@ -202,72 +341,31 @@ impl Runner {
         attempt.spawn(async move { notifier.deliver(&notification).await });
         match timeout(DELIVERY_MAX, attempt.join_next()).await {
             Ok(Some(Ok(outcome))) => outcome,
-            Ok(_) => Err(DeliveryError::Temporary("the notifier panicked".into())),
+            Ok(_) => Err(DeliveryError::Failed("the notifier panicked".into())),
             Err(_) => {
                 let secs = DELIVERY_MAX.as_secs();
-                Err(DeliveryError::Temporary(format!(
+                Err(DeliveryError::unavailable(format!(
                     "the attempt did not end within {secs} s"
                 )))
             }
         }
     }
 
-    /// Makes one attempt to deliver an event. True if the cursor has moved past it.
-    async fn attempt(&self, event: &Arc<Event>, tried: Option<Tried>) -> Result<bool, StoreError> {
-        let (name, school) = (self.notifier.name(), event.school);
+    /// Makes one attempt to deliver an event that was tried `before` times.
+    pub(super) async fn attempt(
+        &self,
+        event: &Event,
+        before: u32,
+    ) -> Result<Result<(), Failure>, StoreError> {
         let outcome = self.deliver(self.notification(event).await?).await;
-        let attempts = tried
-            .filter(|tried| tried.seq == event.seq)
-            .map_or(1, |tried| tried.attempts.saturating_add(1));
-        let now = Utc::now().trunc_subsecs(3);
-        let Err(error) = outcome else {
-            let progress = Progress {
-                delivered: Some(now),
-                ..Progress::default()
-            };
-            self.store
-                .notifier_moves(name, school, event.seq, progress)
-                .await?;
-            return Ok(true);
-        };
-        let cause = one_line(&error.to_string());
-        let patience = self.notifier.patience();
-        let is_last = matches!(error, DeliveryError::Permanent(_)) || attempts >= patience.attempts;
-        tracing::warn!(
-            notifier.name = name, school.id = %school, event.seq = event.seq, attempts, cause, is_last,
-            "a notification was not delivered"
-        );
-        let progress = Progress {
-            failed: Some((now, cause.clone())),
-            tried: (!is_last).then_some(Tried {
-                seq: event.seq,
-                attempts,
-            }),
-            dead: is_last.then(|| DeadLetter {
-                seq: event.seq,
-                event_type: event.draft.event_type.name.to_owned(),
-                kind: event.kind.collection().to_owned(),
-                subject: event.subject.to_string(),
-                attempts,
-                cause,
-                at: now,
-            }),
-            ..Progress::default()
-        };
-        // A failed attempt that is not the last one leaves the cursor where it is.
-        let moves_to = if is_last { event.seq } else { event.seq - 1 };
-        self.store
-            .notifier_moves(name, school, moves_to, progress)
-            .await?;
-        if !is_last {
-            let retry = Retry {
-                seq: event.seq,
-                attempts,
-                due: Instant::now() + pause(patience.pause, attempts),
-            };
-            self.schedule().failed.insert(school, retry);
+        if outcome.is_ok() {
+            self.schedule().delivered(event.school);
         }
-        Ok(is_last)
+        Ok(outcome.map_err(|error| Failure {
+            error,
+            attempts: before.saturating_add(1),
+            at: Utc::now().trunc_subsecs(3),
+        }))
     }
 
     /// What was not delivered before the log forgot it is a dead letter, too.
@@ -317,14 +415,74 @@ impl Runner {
     }
 }
 
-fn bytes(events: &[Arc<Event>]) -> usize {
-    events.iter().map(|event| event.draft.fields.len()).sum()
+impl Failure {
+    /// How long the receiver asks to be left alone with whatever it is.
+    fn asked_of_all(&self) -> Option<Duration> {
+        match self.error {
+            DeliveryError::Unavailable { .. } => self.error.retry_after(),
+            _ => None,
+        }
+    }
+
+    /// What is written down of it in any case.
+    pub(super) fn progress(&self, verdict: Verdict, event: &Event) -> Progress {
+        let cause = one_line(&self.error.to_string());
+        Progress {
+            failed: Some((self.at, cause.clone())),
+            dead: (verdict == Verdict::GiveUp).then(|| DeadLetter {
+                seq: event.seq,
+                event_type: event.draft.event_type.name.to_owned(),
+                kind: event.kind.collection().to_owned(),
+                subject: event.subject.to_string(),
+                attempts: self.attempts,
+                cause,
+                at: self.at,
+            }),
+            not_before: self.asked_of_all().map(|asked| in_future(self.at, asked)),
+            ..Progress::default()
+        }
+    }
+
+    /// The event's subject, set aside until it is tried again.
+    pub(super) fn set_aside(&self, event: &Event, first: Duration) -> SetAside {
+        let asked = self.error.retry_after().unwrap_or_default();
+        SetAside {
+            kind: event.kind,
+            subject: event.subject.clone(),
+            seq: event.seq,
+            event_type: event.draft.event_type.name.to_owned(),
+            attempts: self.attempts,
+            cause: one_line(&self.error.to_string()),
+            due: in_future(self.at, pause(first, self.attempts).max(asked)),
+        }
+    }
 }
 
-/// How long to wait after so many attempts: doubled each time, within bounds.
-fn pause(first: Duration, attempts: u32) -> Duration {
-    let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1));
-    first.saturating_mul(doubled).min(NOTIFY_PAUSE_MAX)
+/// What a time in whole milliseconds may be later than it has to be.
+const ROUNDING: Duration = Duration::from_millis(1);
+
+/// A time in whole milliseconds, as it is kept: not before `wait` is over.
+fn in_future(now: DateTime<Utc>, wait: Duration) -> DateTime<Utc> {
+    let wait = TimeDelta::from_std(wait).unwrap_or(TimeDelta::MAX);
+    let exact = now.checked_add_signed(wait).unwrap_or(now);
+    match wait.is_zero() {
+        true => exact,
+        false => exact.trunc_subsecs(3) + TimeDelta::milliseconds(1),
+    }
+}
+
+/// How long it is until a time that was written down. One that is too far off was written by a clock that has been set
+/// back since, and counts for nothing.
+fn until(at: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
+    let wait = (at - now).to_std().unwrap_or_default();
+    match wait <= RETRY_AFTER_MAX + ROUNDING {
+        true => wait,
+        false => Duration::ZERO,
+    }
+}
+
+fn bytes(events: &[Arc<Event>]) -> usize {
+    events.iter().map(|event| event.draft.fields.len()).sum()
 }
 
 #[cfg(test)]
@@ -332,11 +490,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_their_bound() {
-        let first = Duration::from_secs(1);
-        let secs: Vec<u64> = [1, 2, 3, 9, 10, 99]
-            .map(|attempts| pause(first, attempts).as_secs())
-            .into();
-        assert_eq!(secs, [1, 2, 4, 256, 300, 300]);
+    fn a_time_is_kept_so_that_nothing_is_tried_before_it() {
+        let now = "2026-03-01T08:00:00.0009Z".parse().unwrap();
+        for millis in [1, 999, 1_000, 3_600_000] {
+            let wait = Duration::from_millis(millis);
+            let kept = in_future(now, wait);
+            assert_eq!(kept, kept.trunc_subsecs(3));
+            let left = until(kept, now);
+            assert!(left >= wait && left <= wait + ROUNDING, "{left:?}");
+        }
+        assert_eq!(until(now - TimeDelta::seconds(1), now), Duration::ZERO);
+        assert_eq!(until(now + TimeDelta::days(1), now), Duration::ZERO);
     }
 }

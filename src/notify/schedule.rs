@@ -1,21 +1,29 @@
-//! Which schools have something to look at, and when.
+//! When a school has its turn with a notifier.
+//!
+//! A school waits in line while it has something to look at. One in which a delivery failed has its turn when that is
+//! due, and nothing is tried anywhere before the time that the receiver asked for (`Retry-After`). Names and times only:
+//! the events wait in the log.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::config::{NOTIFY_PAUSE_MAX, NOTIFY_UNCERTAIN_MAX};
 use crate::id::SchoolId;
 
-/// Which schools have something to look at. Names of schools only: the events wait in the log.
+/// Which schools have something to look at.
 #[derive(Default)]
 pub(super) struct Schedule {
     /// In turn, each once.
-    pub(super) queue: VecDeque<SchoolId>,
-    pub(super) queued: HashSet<SchoolId>,
+    queue: VecDeque<SchoolId>,
+    queued: HashSet<SchoolId>,
     /// Something happened that is not wanted; to be looked at some time.
-    pub(super) moved: HashSet<SchoolId>,
-    /// A delivery failed, and is tried again then.
-    pub(super) failed: HashMap<SchoolId, Retry>,
+    moved: HashSet<SchoolId>,
+    /// Where a delivery failed.
+    troubles: HashMap<SchoolId, Trouble>,
+    /// The receiver asked to be left alone until then.
+    not_before: Option<Instant>,
 }
 
 /// A delivery that is to be tried again.
@@ -29,6 +37,38 @@ pub struct Retry {
     pub due: Instant,
 }
 
+/// A school where a delivery failed.
+#[derive(Default)]
+struct Trouble {
+    /// The receiver could not be reached: nothing of the school is tried before, and something is then.
+    down_until: Option<Instant>,
+    /// Attempts in a row that did not reach it.
+    outages: u32,
+    /// The event at the cursor is tried again.
+    retry: Option<Retry>,
+    /// When the first of the subjects that are set aside is tried again.
+    set_aside: Option<Instant>,
+    /// Subjects set aside since the last delivery although the receiver may be at fault as well as the event.
+    uncertain: u32,
+}
+
+impl Trouble {
+    /// When there is something to do, whatever happens in the school.
+    fn due(&self) -> Option<Instant> {
+        let retry = self.retry.map(|retry| retry.due);
+        let first = [retry, self.set_aside].into_iter().flatten().min();
+        self.down_until.or(first)
+    }
+
+    /// Whether the school can have a turn.
+    fn is_ready(&self, now: Instant) -> bool {
+        match (self.down_until, self.retry) {
+            (None, None) => true,
+            _ => self.due().is_some_and(|due| due <= now),
+        }
+    }
+}
+
 impl Schedule {
     /// Lets a school have a turn after those that wait.
     pub(super) fn push(&mut self, school: SchoolId) {
@@ -37,24 +77,212 @@ impl Schedule {
         }
     }
 
+    /// Notes that something happened in a school that is not wanted.
+    pub(super) fn moved(&mut self, school: SchoolId) {
+        self.moved.insert(school);
+    }
+
+    /// Lets the schools have a turn in which something happened that is not wanted.
+    pub(super) fn push_moved(&mut self) {
+        for school in std::mem::take(&mut self.moved) {
+            self.push(school);
+        }
+    }
+
     /// The school whose turn it is.
     pub(super) fn pop(&mut self, now: Instant) -> Option<SchoolId> {
-        let is_due = |retry: &Retry| retry.due <= now;
-        let due = self.failed.iter().filter(|(_, retry)| is_due(retry));
+        if self.not_before.is_some_and(|until| now < until) {
+            return None;
+        }
+        let is_due = |own: &Trouble| own.due().is_some_and(|due| due <= now);
+        let due = self.troubles.iter().filter(|(_, own)| is_due(own));
         let due: Vec<SchoolId> = due.map(|(school, _)| *school).collect();
         due.into_iter().for_each(|school| self.push(school));
         while let Some(school) = self.queue.pop_front() {
             self.queued.remove(&school);
-            match self.failed.get(&school) {
-                None => return Some(school),
-                Some(retry) if is_due(retry) => {
-                    self.failed.remove(&school);
-                    return Some(school);
-                }
-                // Its turn comes when the failed delivery is due.
-                Some(_) => {}
+            let Some(own) = self.troubles.get_mut(&school) else {
+                return Some(school);
+            };
+            // Otherwise its turn comes when the failed delivery is due.
+            if own.is_ready(now) {
+                own.down_until = None;
+                return Some(school);
             }
         }
         None
+    }
+
+    /// When a school has its turn next, if nothing happens.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let queued = self.queue.front().and(self.not_before);
+        let due = self.troubles.values().filter_map(Trouble::due);
+        let first = due.chain(queued).min()?;
+        Some(self.not_before.map_or(first, |until| until.max(first)))
+    }
+
+    /// Whether the event at a school's cursor may be tried. If so, what was noted of its last attempt is forgotten.
+    pub(super) fn resumes(&mut self, school: SchoolId, now: Instant) -> bool {
+        let Some(own) = self.troubles.get_mut(&school) else {
+            return true;
+        };
+        let waits = own.retry.is_some_and(|retry| now < retry.due);
+        if !waits {
+            own.retry = None;
+        }
+        !waits
+    }
+
+    /// The event at a school's cursor is to be tried again.
+    pub(super) fn retries(&mut self, school: SchoolId, retry: Retry) {
+        self.trouble(school).retry = Some(retry);
+    }
+
+    /// What is being tried again at a school's cursor.
+    pub(super) fn retry(&self, school: SchoolId) -> Option<Retry> {
+        let own = self.troubles.get(&school)?;
+        let retry = own.retry?;
+        let due = self.not_before.map_or(retry.due, |at| at.max(retry.due));
+        Some(Retry { due, ..retry })
+    }
+
+    /// The receiver could not be reached. Returns when it is tried again, which is not before the time that it `asked` for.
+    pub(super) fn is_down(
+        &mut self,
+        school: SchoolId,
+        first: Duration,
+        asked: Option<Duration>,
+    ) -> Instant {
+        let now = Instant::now();
+        let own = self.trouble(school);
+        own.outages = own.outages.saturating_add(1);
+        let wait = pause(first, own.outages).max(asked.unwrap_or_default());
+        own.down_until = Some(now + wait);
+        now + wait
+    }
+
+    /// Nothing is tried before.
+    pub(super) fn wait_until(&mut self, at: Instant) {
+        self.not_before = Some(self.not_before.map_or(at, |known| known.max(at)));
+    }
+
+    /// The receiver took an event of the school: it is there.
+    pub(super) fn delivered(&mut self, school: SchoolId) {
+        self.answered(school);
+        if let Some(own) = self.troubles.get_mut(&school) {
+            own.uncertain = 0;
+        }
+    }
+
+    /// The receiver answered, or waiting for it is over.
+    pub(super) fn answered(&mut self, school: SchoolId) {
+        if let Some(own) = self.troubles.get_mut(&school) {
+            (own.outages, own.down_until) = (0, None);
+        }
+    }
+
+    /// Whether so many events failed in a row that the receiver must be down.
+    pub(super) fn is_suspect(&self, school: SchoolId) -> bool {
+        let own = self.troubles.get(&school);
+        own.is_some_and(|own| own.uncertain >= NOTIFY_UNCERTAIN_MAX)
+    }
+
+    /// A subject is set aside although the receiver may be at fault.
+    pub(super) fn suspects(&mut self, school: SchoolId) {
+        let own = self.trouble(school);
+        own.uncertain = own.uncertain.saturating_add(1);
+    }
+
+    /// When the first of the subjects that are set aside in a school is due. After each turn of the school.
+    pub(super) fn set_aside(&mut self, school: SchoolId, due: Option<Instant>) {
+        if due.is_some() || self.troubles.contains_key(&school) {
+            self.trouble(school).set_aside = due;
+        }
+        let is_over = |own: &Trouble| own.due().is_none() && own.uncertain == 0;
+        if self.troubles.get(&school).is_some_and(is_over) {
+            self.troubles.remove(&school);
+        }
+    }
+
+    fn trouble(&mut self, school: SchoolId) -> &mut Trouble {
+        self.troubles.entry(school).or_default()
+    }
+}
+
+/// How long to wait after so many attempts: doubled each time, within bounds.
+pub(super) fn pause(first: Duration, attempts: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1));
+    first.saturating_mul(doubled).min(NOTIFY_PAUSE_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn school(number: i64) -> SchoolId {
+        number.try_into().unwrap()
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn pauses_double_up_to_their_bound() {
+        let secs: Vec<u64> = [1, 2, 3, 9, 10, 99]
+            .map(|attempts| pause(SECOND, attempts).as_secs())
+            .into();
+        assert_eq!(secs, [1, 2, 4, 256, 300, 300]);
+    }
+
+    #[test]
+    fn nothing_is_tried_anywhere_before_the_time_that_the_receiver_asked_for() {
+        let mut schedule = Schedule::default();
+        schedule.push(school(2));
+        let due = schedule.is_down(school(1), SECOND, Some(60 * SECOND));
+        schedule.wait_until(due);
+        schedule.retries(
+            school(1),
+            Retry {
+                seq: 1,
+                attempts: 1,
+                due,
+            },
+        );
+        assert_eq!(schedule.pop(due - SECOND), None);
+        assert_eq!(schedule.due(), Some(due));
+        assert_eq!(schedule.pop(due), Some(school(2)));
+        assert_eq!(schedule.pop(due), Some(school(1)));
+    }
+
+    #[test]
+    fn a_school_waits_for_its_cursor_and_has_turns_for_what_is_set_aside() {
+        let mut schedule = Schedule::default();
+        let now = Instant::now();
+        let retry = Retry {
+            seq: 9,
+            attempts: 3,
+            due: now + 60 * SECOND,
+        };
+        schedule.retries(school(1), retry);
+        schedule.push(school(1));
+        assert_eq!(schedule.pop(now), None, "its cursor waits");
+        schedule.set_aside(school(1), Some(now + SECOND));
+        assert_eq!(schedule.due(), Some(now + SECOND));
+        assert_eq!(schedule.pop(now + SECOND), Some(school(1)));
+        assert!(!schedule.resumes(school(1), now + SECOND));
+        assert!(schedule.resumes(school(1), retry.due));
+        // A receiver that is down is asked nothing at all.
+        let down = schedule.is_down(school(1), 120 * SECOND, None);
+        assert_eq!(schedule.pop(down - SECOND), None);
+        assert_eq!(schedule.pop(down), Some(school(1)));
+    }
+
+    #[test]
+    fn a_school_without_trouble_leaves_memory() {
+        let mut schedule = Schedule::default();
+        schedule.is_down(school(1), SECOND, None);
+        schedule.suspects(school(1));
+        schedule.set_aside(school(1), Some(Instant::now()));
+        schedule.delivered(school(1));
+        schedule.set_aside(school(1), None);
+        assert!(schedule.troubles.is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! Delivers a notification as an HTTP POST, signed as <https://www.standardwebhooks.com> specifies.
 //!
-//! The status alone decides: 2xx is delivered, what is gone (410), too large (413) or not understood (422) will
-//! not be repeated, anything else will. The answer's body is not read. Redirects are not followed: whom the server
+//! The status decides: 2xx is delivered, the others are told apart by whose fault they are (see [`DeliveryError`] and the
+//! function `judge`). `Retry-After` is heeded. The answer's body is not read. Redirects are not followed: whom the server
 //! talks to is the operator's decision and not a receiver's (SSRF). `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`
 //! are heeded, so that an egress proxy can stand between.
 
@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use sha2::Sha256;
 use tokio::sync::Semaphore;
+use ureq::http::header::RETRY_AFTER;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::notification::{
@@ -100,7 +101,7 @@ impl Webhook {
         Ok(request)
     }
 
-    fn temporary(&self, error: &ureq::Error) -> DeliveryError {
+    fn unreachable(&self, error: &ureq::Error) -> DeliveryError {
         let cause = match error {
             ureq::Error::Timeout(_) => format!("no answer within {} s", self.timeout.as_secs()),
             ureq::Error::HostNotFound => "the host was not found".into(),
@@ -113,7 +114,7 @@ impl Webhook {
             // Not its text: it may hold the URL, and that a token.
             _ => "the request failed".into(),
         };
-        DeliveryError::Temporary(one_line(&cause))
+        DeliveryError::unavailable(one_line(&cause))
     }
 }
 
@@ -133,28 +134,58 @@ impl Medium for Webhook {
         let sent = tokio::task::spawn_blocking(move || {
             // In here, so that a caller who gives up does not let a second request begin.
             let _turn = turn;
-            agent.run(request).map(|answer| answer.status().as_u16())
+            let answer = agent.run(request)?;
+            let asked = retry_after(answer.headers(), Utc::now());
+            Ok((answer.status().as_u16(), asked))
         });
         match sent.await {
-            Ok(Ok(status)) => judge(status),
-            Ok(Err(error)) => Err(self.temporary(&error)),
-            Err(_) => Err(DeliveryError::Temporary(
-                "the request was not finished".into(),
-            )),
+            Ok(Ok((status, asked))) => judge(status, asked),
+            Ok(Err(error)) => Err(self.unreachable(&error)),
+            Err(_) => Err(DeliveryError::unavailable("the request was not finished")),
         }
     }
 }
 
-/// A receiver that is being repaired or redeployed answers all sorts of things; few of them are about this message.
-fn judge(status: u16) -> Result<(), DeliveryError> {
-    match status {
-        200..=299 => Ok(()),
-        300..=399 => Err(DeliveryError::Temporary(format!(
-            "answered {status}; redirects are not followed"
-        ))),
-        410 | 413 | 422 => Err(DeliveryError::Permanent(format!("answered {status}"))),
-        _ => Err(DeliveryError::Temporary(format!("answered {status}"))),
+/// Tells a receiver that refuses the event from one that takes nothing. Where a status is used for both (a wrong path, an
+/// expired password and a subject that the receiver does not know are all answered 401 to 404; a receiver that falls over
+/// one event and one that falls over all are answered 500) the answers to other events tell.
+fn judge(status: u16, retry_after: Option<Duration>) -> Result<(), DeliveryError> {
+    let mut cause = format!("answered {status}");
+    if let Some(asked) = retry_after {
+        cause += &format!(", Retry-After: {} s", asked.as_secs());
     }
+    Err(match status {
+        200..=299 => return Ok(()),
+        300..=399 => {
+            let cause = cause + "; redirects are not followed";
+            DeliveryError::Unavailable { cause, retry_after }
+        }
+        // RFC 9110, 15.5.14: with `Retry-After` it is too large at present only.
+        410 | 422 => DeliveryError::Permanent(cause),
+        413 if retry_after.is_none() => DeliveryError::Permanent(cause),
+        408 | 425 | 429 | 502..=504 => DeliveryError::Unavailable { cause, retry_after },
+        // Who says when to come back speaks of more than one event.
+        401 | 403..=405 | 407 | 500..=599 if retry_after.is_some() => {
+            DeliveryError::Unavailable { cause, retry_after }
+        }
+        401 | 403..=405 | 407 | 500..=599 => DeliveryError::Failed(cause),
+        400..=499 => DeliveryError::Refused { cause, retry_after },
+        _ => DeliveryError::Unavailable { cause, retry_after },
+    })
+}
+
+/// `Retry-After` (RFC 9110, 10.2.3): seconds, or a date. What is neither, or past, is ignored.
+fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let wait = if is_number {
+        // Digits that are no number of 64 bits are too many.
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        let date = httpdate::parse_http_date(text).ok()?;
+        date.duration_since(now.into()).ok()?
+    };
+    (!wait.is_zero()).then_some(wait)
 }
 
 /// The envelope that Standard Webhooks recommends.
@@ -220,6 +251,7 @@ fn parse_headers(headers: &BTreeMap<String, Secret>) -> Result<HeaderMap, String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RETRY_AFTER_MAX;
 
     fn settings(secret: &str) -> WebhookSettings {
         WebhookSettings {
@@ -340,13 +372,78 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_permanent_and_troubles_temporary() {
-        assert_eq!(judge(204), Ok(()));
+    fn an_answer_says_whose_fault_it_is() {
+        let judge = |status| judge(status, None);
+        for status in [200, 204, 299] {
+            assert_eq!(judge(status), Ok(()));
+        }
         for status in [410, 413, 422] {
             assert!(matches!(judge(status), Err(DeliveryError::Permanent(_))));
         }
-        for status in [301, 307, 400, 401, 404, 408, 425, 429, 500, 502, 503, 599] {
-            assert!(matches!(judge(status), Err(DeliveryError::Temporary(_))));
+        for status in [400, 402, 406, 409, 411, 415, 418, 421, 423, 424, 451, 499] {
+            assert!(matches!(judge(status), Err(DeliveryError::Refused { .. })));
         }
+        for status in [401, 403, 404, 405, 407, 500, 501, 505, 507, 599] {
+            assert!(matches!(judge(status), Err(DeliveryError::Failed(_))));
+        }
+        for status in [301, 307, 408, 425, 429, 502, 503, 504, 600, 999] {
+            let error = judge(status).unwrap_err();
+            assert!(
+                matches!(error, DeliveryError::Unavailable { .. }),
+                "{status}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_time_that_the_receiver_names_is_heeded_within_bounds() {
+        let asked = Some(Duration::from_secs(7));
+        let of = |status| judge(status, asked).unwrap_err();
+        for status in [400, 409, 413] {
+            assert!(matches!(of(status), DeliveryError::Refused { .. }));
+            assert_eq!(of(status).retry_after(), asked);
+        }
+        for status in [301, 403, 404, 408, 429, 500, 503] {
+            assert!(matches!(of(status), DeliveryError::Unavailable { .. }));
+            assert_eq!(of(status).retry_after(), asked);
+        }
+        assert_eq!(of(503).to_string(), "answered 503, Retry-After: 7 s");
+        let error = judge(429, Some(Duration::MAX)).unwrap_err();
+        assert_eq!(error.retry_after(), Some(RETRY_AFTER_MAX));
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_anything_else_is_ignored() {
+        let now = "1994-11-06T08:49:30Z".parse().unwrap();
+        let read = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(text));
+            retry_after(&headers, now).map(|wait| wait.as_secs())
+        };
+        assert_eq!(read("120"), Some(120));
+        assert_eq!(read(" 7 "), Some(7));
+        assert_eq!(read("99999999999999999999999"), Some(u64::MAX));
+        for date in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
+            assert_eq!(read(date), Some(7), "{date}");
+        }
+        for text in [
+            "",
+            "0",
+            "-1",
+            "+5",
+            "1.5",
+            "5 s",
+            "soon",
+            "Sun, 06 Nov 1994 08:49:30 GMT",
+            "Sat, 05 Nov 1994 08:49:37 GMT",
+            "Sun, 99 Nov 1994 08:49:37 GMT",
+        ] {
+            assert_eq!(read(text), None, "{text:?}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 }

@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc;
 
-use self::notifiers::{DeadLetterPage, Place, Progress, Standing, Total};
+use self::notifiers::{Begun, DeadLetterPage, Place, Progress, Standing, Total};
 use crate::event::{Event, EventType};
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::characteristic::Violation;
@@ -468,13 +468,14 @@ pub trait Store: Log {
     /// Removes one batch of what is past retention. True if there may be more.
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError>;
 
-    /// Makes a notifier known: a new one begins where the logs end now. Returns the schools in which it is behind.
-    async fn notifier_begins(&self, name: &str) -> Result<Vec<SchoolId>, StoreError>;
+    /// Makes a notifier known: a new one begins where the logs end now.
+    async fn notifier_begins(&self, name: &str) -> Result<Begun, StoreError>;
 
     /// Where a notifier stands in a school's log.
     async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError>;
 
-    /// Moves a notifier's cursor, which never goes back, and counts what came of it, in one commit.
+    /// Moves a notifier's cursor, which never goes back, counts what came of it, and sets a subject aside or lifts it,
+    /// in one commit.
     async fn notifier_moves(
         &self,
         name: &str,

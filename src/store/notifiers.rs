@@ -1,6 +1,18 @@
-//! What a store remembers of notifiers: a cursor in each school's log, counts, and dead letters.
+//! What a store remembers of notifiers: a cursor in each school's log, subjects set aside, counts, and dead letters.
 
 use chrono::{DateTime, Utc};
+
+use crate::event::Event;
+use crate::id::{Kind, SchoolId, SubjectId};
+
+/// Where a notifier begins.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Begun {
+    /// The schools in which it has something to do: it is behind, or subjects are set aside.
+    pub behind: Vec<SchoolId>,
+    /// When its receiver asked to be tried again.
+    pub not_before: Option<DateTime<Utc>>,
+}
 
 /// What came of a turn, in addition to the cursor.
 #[derive(Debug, Clone, Default)]
@@ -9,10 +21,43 @@ pub struct Progress {
     pub delivered: Option<DateTime<Utc>>,
     /// An attempt failed: when, and why.
     pub failed: Option<(DateTime<Utc>, String)>,
-    /// The event that will be tried again.
+    /// The event at the cursor that will be tried again.
     pub tried: Option<Tried>,
     /// An event is given up.
     pub dead: Option<DeadLetter>,
+    /// What became of a subject that is set aside.
+    pub set_aside: Option<Change>,
+    /// The receiver asked to be tried again at this time.
+    pub not_before: Option<DateTime<Utc>>,
+}
+
+/// What became of a subject that is set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It is set aside, or still is.
+    Put(SetAside),
+    /// It is no longer: what is said of it after the cursor is delivered in its turn.
+    Lift(Kind, SubjectId),
+}
+
+/// A subject whose events wait because the receiver refuses the first of them. Those up to the cursor are delivered from
+/// here, in order; the cursor goes on without them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAside {
+    /// The subject's kind.
+    pub kind: Kind,
+    /// Its id within the kind.
+    pub subject: SubjectId,
+    /// Everything of the subject before this place is delivered, given up, or not wanted.
+    pub seq: u64,
+    /// The type of the event at this place; empty if it was not tried yet.
+    pub event_type: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// Why the last attempt failed.
+    pub cause: String,
+    /// When it is tried again.
+    pub due: DateTime<Utc>,
 }
 
 /// An event whose delivery has failed, but not for good.
@@ -25,12 +70,28 @@ pub struct Tried {
 }
 
 /// Where a notifier stands in a school's log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Place {
-    /// Everything up to here is delivered, given up, or not wanted.
+    /// Everything up to here is delivered, given up, not wanted, or of a subject that is set aside.
     pub seq: u64,
     /// The event that is being tried again.
     pub tried: Option<Tried>,
+    /// Subjects that are set aside, by kind and id.
+    pub set_aside: Vec<SetAside>,
+}
+
+impl Place {
+    /// Whether the event waits behind another one of its subject.
+    pub fn is_set_aside(&self, event: &Event) -> bool {
+        self.set_aside.iter().any(|own| own.is_of(event))
+    }
+}
+
+impl SetAside {
+    /// Whether the event is of this subject.
+    pub fn is_of(&self, event: &Event) -> bool {
+        self.kind == event.kind && self.subject == event.subject
+    }
 }
 
 /// An event that was not delivered and will not be.
@@ -57,8 +118,10 @@ pub struct DeadLetter {
 pub struct Standing {
     /// The notifier's name.
     pub name: String,
-    /// Everything up to here is delivered, given up, or not wanted.
+    /// Everything up to here is delivered, given up, not wanted, or of a subject that is set aside.
     pub seq: u64,
+    /// Subjects that are set aside.
+    pub set_aside: u64,
     /// Events delivered.
     pub delivered: u64,
     /// Attempts that failed.
@@ -78,6 +141,8 @@ pub struct Total {
     pub name: String,
     /// Events that lie beyond its cursors.
     pub lag: u64,
+    /// Subjects that are set aside.
+    pub set_aside: u64,
     /// Events delivered.
     pub delivered: u64,
     /// Attempts that failed.

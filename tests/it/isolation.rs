@@ -109,6 +109,11 @@ async fn not_there_for(other: &str, query: &str) {
         ("GET", "/api/violations?school_id=1".into(), Value::Null),
         ("GET", "/api/notifiers?school_id=1".into(), Value::Null),
         (
+            "GET",
+            "/api/notifiers/ops/set-aside?school_id=1".into(),
+            Value::Null,
+        ),
+        (
             "POST",
             "/api/batch?school_id=1".into(),
             json!({"op": "jobs.cancel", "job_id": "theirs"}),

@@ -116,6 +116,7 @@ fn notifier(own: &Total) -> Value {
     json!({
         "name": own.name,
         "lag": count(own.lag),
+        "set_aside": count(own.set_aside),
         "delivered": count(own.delivered),
         "failed": count(own.failed),
         "dead": count(own.dead),

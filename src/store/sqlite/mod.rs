@@ -38,7 +38,7 @@ use self::schema::meta;
 use self::sweep::Retention;
 use self::table::{TABLES, table};
 use self::writer::{Submission, Work, Writer};
-use super::notifiers::{DeadLetterPage, Place, Progress, Standing, Total};
+use super::notifiers::{Begun, DeadLetterPage, Place, Progress, Standing, Total};
 use super::{
     CommandError, Committed, Ending, Envelope, ListPage, ListQuery, Log, Meter, Overdue, Page,
     Receipt, Store, StoreError, StoredSubject, ViolationPage, ViolationQuery, Which,
@@ -554,7 +554,7 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn notifier_begins(&self, name: &str) -> Result<Vec<SchoolId>, StoreError> {
+    async fn notifier_begins(&self, name: &str) -> Result<Begun, StoreError> {
         let name = name.to_owned();
         self.aside(move |conn| notifiers::begins(conn, &name)).await
     }

@@ -5,12 +5,13 @@ use diesel::sql_types::{BigInt, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::read::bounds;
-use super::schema::{dead_letters, notifier_cursors, notifiers, schools};
+use super::schema::{dead_letters, notifier_cursors, notifier_set_aside, notifiers, schools};
 use super::table::{from_millis, millis, unreadable};
 use crate::config::DEAD_LETTERS_MAX;
-use crate::id::SchoolId;
+use crate::id::{Kind, SchoolId, SubjectId};
+use crate::kind::known_kind;
 use crate::store::notifiers::{
-    DeadLetter, DeadLetterPage, Place, Progress, Standing, Total, Tried,
+    Begun, Change, DeadLetter, DeadLetterPage, Place, Progress, SetAside, Standing, Total, Tried,
 };
 
 #[derive(Queryable, Selectable)]
@@ -25,6 +26,34 @@ struct CursorRow {
     delivered_at: Option<i64>,
     failed_at: Option<i64>,
     cause: Option<String>,
+}
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = notifier_set_aside)]
+#[diesel(check_for_backend(Sqlite))]
+struct SetAsideRow {
+    kind: String,
+    subject_id: String,
+    seq: i64,
+    event_type: String,
+    attempts: i64,
+    cause: String,
+    due_at: i64,
+}
+
+impl SetAsideRow {
+    fn into_set_aside(self) -> QueryResult<SetAside> {
+        let subject = self.subject_id.parse();
+        Ok(SetAside {
+            kind: known_kind(&self.kind).ok_or_else(|| unreadable("a kind"))?,
+            subject: subject.map_err(|_| unreadable("a subject id"))?,
+            seq: self.seq as u64,
+            event_type: self.event_type,
+            attempts: self.attempts.try_into().unwrap_or(u32::MAX),
+            cause: self.cause,
+            due: from_millis(self.due_at)?,
+        })
+    }
 }
 
 #[derive(Queryable, Selectable)]
@@ -47,6 +76,8 @@ struct TotalRow {
     #[diesel(sql_type = BigInt)]
     lag: i64,
     #[diesel(sql_type = BigInt)]
+    set_aside: i64,
+    #[diesel(sql_type = BigInt)]
     delivered: i64,
     #[diesel(sql_type = BigInt)]
     failed: i64,
@@ -54,9 +85,8 @@ struct TotalRow {
     dead: i64,
 }
 
-/// Makes a notifier known, and gives the schools in which it is behind. A new one begins at the end of each log:
-/// nobody wants to be told of the past.
-pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Vec<SchoolId>> {
+/// Makes a notifier known. A new one begins at the end of each log: nobody wants to be told of the past.
+pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Begun> {
     conn.immediate_transaction(|conn| {
         let is_new = diesel::insert_or_ignore_into(notifiers::table)
             .values(notifiers::name.eq(name))
@@ -85,8 +115,22 @@ pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Vec
             )
             .select(schools::school_id)
             .load(conn)?;
+        let mut of_set_aside: Vec<i64> = notifier_set_aside::table
+            .filter(notifier_set_aside::name.eq(name))
+            .select(notifier_set_aside::school_id)
+            .distinct()
+            .load(conn)?;
+        of_set_aside.retain(|school| !behind.contains(school));
+        let not_before: Option<i64> = notifiers::table
+            .find(name)
+            .select(notifiers::not_before)
+            .first(conn)?;
         let school = |id: i64| id.try_into().map_err(|_| unreadable("a school id"));
-        behind.into_iter().map(school).collect()
+        let schools = behind.into_iter().chain(of_set_aside).map(school);
+        Ok(Begun {
+            behind: schools.collect::<QueryResult<_>>()?,
+            not_before: not_before.map(from_millis).transpose()?,
+        })
     })
 }
 
@@ -112,9 +156,16 @@ pub(super) fn place(
         seq: seq as u64,
         attempts,
     });
+    let rows: Vec<SetAsideRow> = notifier_set_aside::table
+        .filter(notifier_set_aside::name.eq(name))
+        .filter(notifier_set_aside::school_id.eq(school.get()))
+        .select(SetAsideRow::as_select())
+        .load(conn)?;
+    let set_aside = rows.into_iter().map(SetAsideRow::into_set_aside);
     Ok(Place {
         seq: seq as u64,
         tried,
+        set_aside: set_aside.collect::<QueryResult<_>>()?,
     })
 }
 
@@ -171,8 +222,53 @@ pub(super) fn moves(
                 .execute(conn)?;
             bury(conn, name, school, letter)?;
         }
+        match &progress.set_aside {
+            Some(Change::Put(own)) => put(conn, name, school, own)?,
+            Some(Change::Lift(kind, subject)) => lift(conn, name, school, *kind, subject)?,
+            None => {}
+        }
+        if let Some(at) = progress.not_before {
+            diesel::update(notifiers::table.find(name))
+                .set(notifiers::not_before.eq(millis(at)))
+                .execute(conn)?;
+        }
         Ok(())
     })
+}
+
+fn put(
+    conn: &mut SqliteConnection,
+    name: &str,
+    school: SchoolId,
+    own: &SetAside,
+) -> QueryResult<()> {
+    use notifier_set_aside as rows;
+    diesel::replace_into(rows::table)
+        .values((
+            rows::name.eq(name),
+            rows::school_id.eq(school.get()),
+            rows::kind.eq(own.kind.collection()),
+            rows::subject_id.eq(own.subject.as_str()),
+            rows::seq.eq(own.seq as i64),
+            rows::event_type.eq(&own.event_type),
+            rows::attempts.eq(i64::from(own.attempts)),
+            rows::cause.eq(&own.cause),
+            rows::due_at.eq(millis(own.due)),
+        ))
+        .execute(conn)?;
+    Ok(())
+}
+
+fn lift(
+    conn: &mut SqliteConnection,
+    name: &str,
+    school: SchoolId,
+    kind: Kind,
+    subject: &SubjectId,
+) -> QueryResult<()> {
+    let key = (name, school.get(), kind.collection(), subject.as_str());
+    diesel::delete(notifier_set_aside::table.find(key)).execute(conn)?;
+    Ok(())
 }
 
 fn bury(
@@ -220,11 +316,18 @@ pub(super) fn standings(
         .order(notifier_cursors::name)
         .select(CursorRow::as_select())
         .load(conn)?;
+    let set_aside: Vec<(String, i64)> = notifier_set_aside::table
+        .filter(notifier_set_aside::school_id.eq(school.get()))
+        .group_by(notifier_set_aside::name)
+        .select((notifier_set_aside::name, diesel::dsl::count_star()))
+        .load(conn)?;
     let standing = |row: CursorRow| {
         let failed_at = row.failed_at.map(from_millis).transpose()?;
+        let own = set_aside.iter().find(|(name, _)| *name == row.name);
         Ok(Standing {
             name: row.name,
             seq: row.seq as u64,
+            set_aside: own.map_or(0, |(_, count)| *count as u64),
             delivered: row.delivered as u64,
             failed: row.failed as u64,
             dead: row.dead as u64,
@@ -238,13 +341,15 @@ pub(super) fn standings(
 
 pub(super) fn totals(conn: &mut SqliteConnection) -> QueryResult<Vec<Total>> {
     let rows: Vec<TotalRow> = diesel::sql_query(
-        "SELECT name, SUM(head - seq) AS lag, SUM(delivered) AS delivered, SUM(failed) AS failed, SUM(dead) AS dead \
+        "SELECT name, SUM(head - seq) AS lag, SUM(delivered) AS delivered, SUM(failed) AS failed, SUM(dead) AS dead, \
+         (SELECT COUNT(*) FROM notifier_set_aside WHERE notifier_set_aside.name = notifier_cursors.name) AS set_aside \
          FROM notifier_cursors JOIN schools USING (school_id) GROUP BY name ORDER BY name",
     )
     .load(conn)?;
     let total = |row: TotalRow| Total {
         name: row.name,
         lag: row.lag as u64,
+        set_aside: row.set_aside as u64,
         delivered: row.delivered as u64,
         failed: row.failed as u64,
         dead: row.dead as u64,

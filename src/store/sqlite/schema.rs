@@ -174,6 +174,21 @@ diesel::table! {
 diesel::table! {
     notifiers (name) {
         name -> Text,
+        not_before -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
+    notifier_set_aside (name, school_id, kind, subject_id) {
+        name -> Text,
+        school_id -> BigInt,
+        kind -> Text,
+        subject_id -> Text,
+        seq -> BigInt,
+        event_type -> Text,
+        attempts -> BigInt,
+        cause -> Text,
+        due_at -> BigInt,
     }
 }
 

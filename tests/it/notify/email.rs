@@ -9,7 +9,7 @@ use tidings::notify::notification::{Medium as _, Notification};
 
 use super::receivers::{
     Receiver, free_port, make_certificate, needs_python, notification, permanent, rerun_trusting,
-    temporary,
+    unavailable,
 };
 use crate::support::{Server, needs, server_with};
 
@@ -243,7 +243,7 @@ async fn no_line_of_a_message_is_longer_than_a_server_must_take() {
 }
 
 #[tokio::test]
-async fn refused_mailbox_is_permanent_and_a_busy_one_temporary() {
+async fn refused_mailbox_is_permanent_and_a_busy_one_unavailable() {
     if !ready() {
         return;
     }
@@ -256,15 +256,15 @@ async fn refused_mailbox_is_permanent_and_a_busy_one_temporary() {
         "{cause}"
     );
     let busy = email(port, &["busy@school.example"]);
-    let cause = temporary(busy.deliver(&notification).await);
+    let cause = unavailable(busy.deliver(&notification).await);
     assert!(cause.contains("451"), "{cause}");
     assert!(receiver.stop().await.is_empty());
 }
 
 #[tokio::test]
-async fn nobody_there_is_temporary() {
+async fn nobody_there_is_unavailable() {
     let email = email(free_port(), &["ops@school.example"]);
-    let cause = temporary(email.deliver(&notification("00c0ffee-4-ops-mail")).await);
+    let cause = unavailable(email.deliver(&notification("00c0ffee-4-ops-mail")).await);
     assert!(cause.contains("refused"), "{cause}");
 }
 
@@ -275,7 +275,7 @@ async fn server_that_says_nothing_is_left_in_time() {
     let mut settings = settings(port, &["ops@school.example"]);
     settings.timeout_secs = 1;
     let email = Email::new("ops-mail", settings).unwrap();
-    temporary(email.deliver(&notification("00c0ffee-5-ops-mail")).await);
+    unavailable(email.deliver(&notification("00c0ffee-5-ops-mail")).await);
 }
 
 #[tokio::test]
@@ -285,7 +285,7 @@ async fn server_without_tls_gets_no_message_and_no_password() {
     }
     let (receiver, port) = Receiver::python("smtp.py", &[]).await;
     let email = Email::new("ops-mail", encrypted(port, "hush")).unwrap();
-    let cause = temporary(email.deliver(&notification("00c0ffee-6-ops-mail")).await);
+    let cause = unavailable(email.deliver(&notification("00c0ffee-6-ops-mail")).await);
     assert!(!cause.contains("hush"), "{cause}");
     assert!(receiver.stop().await.is_empty());
 }
@@ -311,7 +311,7 @@ async fn certificate_must_be_trusted_and_the_login_right() {
         let notification = notification("00c0ffee-7-ops-mail");
         let wrong = Email::new("ops-mail", encrypted(port, "wrong-hush")).unwrap();
         // Somebody will mend it: that is no reason to give the event up.
-        let cause = temporary(wrong.deliver(&notification).await);
+        let cause = unavailable(wrong.deliver(&notification).await);
         assert!(cause.contains("535") && !cause.contains("hush"), "{cause}");
         let email = Email::new("ops-mail", encrypted(port, "hush")).unwrap();
         email.deliver(&notification).await.unwrap();
@@ -326,7 +326,7 @@ async fn certificate_must_be_trusted_and_the_login_right() {
     let path = directory.path().to_str().unwrap();
     let (receiver, port) = Receiver::python("smtp.py", &[path]).await;
     let email = Email::new("ops-mail", encrypted(port, "hush")).unwrap();
-    let cause = temporary(email.deliver(&notification("00c0ffee-7-ops-mail")).await);
+    let cause = unavailable(email.deliver(&notification("00c0ffee-7-ops-mail")).await);
     assert!(cause.contains("certificate"), "{cause}");
     assert!(receiver.stop().await.is_empty());
     let name = "certificate_must_be_trusted_and_the_login_right";

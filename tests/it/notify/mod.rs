@@ -3,5 +3,7 @@
 mod email;
 mod mqtt;
 mod receivers;
+mod retry_after;
 mod runner;
+mod set_aside;
 mod webhook;

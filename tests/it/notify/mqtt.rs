@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 use super::receivers::{
-    Receiver, free_port, make_certificate, notification, rerun_trusting, temporary,
+    Receiver, free_port, make_certificate, notification, rerun_trusting, unavailable,
 };
 use crate::support::needs;
 
@@ -118,7 +118,7 @@ async fn retained_message_waits_for_a_later_subscriber() {
 }
 
 #[tokio::test]
-async fn absent_broker_is_temporary_and_found_when_it_comes() {
+async fn absent_broker_is_unavailable_and_found_when_it_comes() {
     if !ready() {
         return;
     }
@@ -126,7 +126,7 @@ async fn absent_broker_is_temporary_and_found_when_it_comes() {
     let port = free_port();
     let mqtt = mqtt(settings(port));
     let notification = notification("00c0ffee-4-ops-broker");
-    let cause = temporary(mqtt.deliver(&notification).await);
+    let cause = unavailable(mqtt.deliver(&notification).await);
     assert!(cause.contains("refused"), "{cause}");
 
     let _broker = broker(&directory, port, OPEN).await;
@@ -191,14 +191,14 @@ async fn what_is_not_acknowledged_is_not_delivered() {
             ..settings(port)
         });
         let outcome = mqtt.deliver(&notification("00c0ffee-8-ops-broker")).await;
-        assert_eq!(temporary(outcome), "no acknowledgement within 1 s");
+        assert_eq!(unavailable(outcome), "no acknowledgement within 1 s");
     };
     tokio::join!(attempt(1), attempt(2));
     forgetful.abort();
 }
 
 #[tokio::test]
-async fn wrong_login_is_temporary_and_shows_no_password() {
+async fn wrong_login_is_no_fault_of_the_event_and_shows_no_password() {
     if !ready() {
         return;
     }
@@ -211,7 +211,7 @@ async fn wrong_login_is_temporary_and_shows_no_password() {
         ..settings(port)
     });
     let outcome = mqtt.deliver(&notification("00c0ffee-9-ops-broker")).await;
-    assert_eq!(temporary(outcome), "the broker refused: NotAuthorized");
+    assert_eq!(unavailable(outcome), "the broker refused: NotAuthorized");
 }
 
 #[tokio::test]
@@ -259,7 +259,7 @@ async fn certificate_must_be_trusted() {
     let port = free_port();
     let _broker = broker(&directory, port, &with_tls(directory.path())).await;
     let mqtt = encrypted(port);
-    let cause = temporary(mqtt.deliver(&notification("00c0ffee-11-ops-broker")).await);
+    let cause = unavailable(mqtt.deliver(&notification("00c0ffee-11-ops-broker")).await);
     assert!(cause.contains("certificate"), "{cause}");
     rerun_trusting(
         directory.path(),

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::Stdio;
 
 use tidings::notify::notification::{DeliveryError, Notification};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::support::{PATIENCE, skip};
@@ -13,7 +14,8 @@ use crate::support::{PATIENCE, skip};
 /// A program that receives. It ends with its owner.
 pub(crate) struct Receiver {
     child: Child,
-    lines: Lines<BufReader<Box<dyn AsyncRead + Send + Unpin>>>,
+    /// What it says is taken off its hands at once: it would wait for a reader otherwise, and answer nobody.
+    lines: mpsc::UnboundedReceiver<String>,
 }
 
 impl Receiver {
@@ -32,7 +34,14 @@ impl Receiver {
     }
 
     fn new(child: Child, output: Box<dyn AsyncRead + Send + Unpin>) -> Receiver {
-        let lines = BufReader::new(output).lines();
+        let (said, lines) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let mut output = BufReader::new(output).lines();
+            while let Ok(Some(line)) = output.next_line().await {
+                // The test may have ended.
+                said.send(line).ok();
+            }
+        });
         Receiver { child, lines }
     }
 
@@ -48,10 +57,8 @@ impl Receiver {
 
     /// The next line that it says.
     pub(crate) async fn line(&mut self) -> String {
-        let line = timeout(PATIENCE, self.lines.next_line()).await;
-        line.expect("it says nothing")
-            .unwrap()
-            .expect("it has ended")
+        let line = timeout(PATIENCE, self.lines.recv()).await;
+        line.expect("it says nothing").expect("it has ended")
     }
 
     /// The next line, which is JSON.
@@ -73,7 +80,7 @@ impl Receiver {
     pub(crate) async fn stop(mut self) -> Vec<String> {
         self.child.kill().await.unwrap();
         let mut rest = Vec::new();
-        while let Ok(Some(line)) = self.lines.next_line().await {
+        while let Some(line) = self.lines.recv().await {
             rest.push(line);
         }
         rest
@@ -167,10 +174,18 @@ pub(crate) fn notification(id: &str) -> Notification {
     }
 }
 
-/// The text of a failure that another attempt may mend.
-pub(crate) fn temporary(outcome: Result<(), DeliveryError>) -> String {
+/// The text of a failure that says that the receiver is down.
+pub(crate) fn unavailable(outcome: Result<(), DeliveryError>) -> String {
     match outcome {
-        Err(DeliveryError::Temporary(cause)) => cause,
+        Err(DeliveryError::Unavailable { cause, .. }) => cause,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The text of a failure that may be the event's or the receiver's.
+pub(crate) fn failed(outcome: Result<(), DeliveryError>) -> String {
+    match outcome {
+        Err(DeliveryError::Failed(cause)) => cause,
         other => panic!("{other:?}"),
     }
 }

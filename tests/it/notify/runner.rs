@@ -15,9 +15,9 @@ use tidings::notify::notification::{DeliveryError, Notification};
 use super::receivers::{Receiver, free_port, needs_python};
 use crate::support::*;
 
-const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+pub(super) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-fn webhook(name: &str, port: u16, rules: Value) -> Value {
+pub(super) fn webhook(name: &str, port: u16, rules: Value) -> Value {
     let url = format!("http://127.0.0.1:{port}/hook");
     json!({
         "name": name,
@@ -29,7 +29,7 @@ fn webhook(name: &str, port: u16, rules: Value) -> Value {
 }
 
 /// Ends a job of a school badly.
-async fn fail(server: &Server, school: i64, id: &str) -> Value {
+pub(super) async fn fail(server: &Server, school: i64, id: &str) -> Value {
     let token = worker(school);
     let create = json!({"job_id": id, "job_type": "t", "status": "in_progress"});
     let (status, _) = server.post("/api/jobs", &token, create).await;
@@ -42,7 +42,7 @@ async fn fail(server: &Server, school: i64, id: &str) -> Value {
     failed
 }
 
-async fn state(server: &Server, school: i64, name: &str) -> Value {
+pub(super) async fn state(server: &Server, school: i64, name: &str) -> Value {
     let path = format!("/api/notifiers?school_id={school}");
     let (status, answer) = server.get(&path, &admin()).await;
     assert_eq!(status, 200, "{answer}");
@@ -218,7 +218,7 @@ impl Notifier for Kept {
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
         let refused = self.refuses_school == Some(notification.school_id);
         if refused || self.broken.load(Ordering::SeqCst) {
-            return Err(DeliveryError::Temporary("not now".into()));
+            return Err(DeliveryError::unavailable("not now"));
         }
         self.got.lock().unwrap().push(notification.clone());
         Ok(())

@@ -8,7 +8,9 @@ use tidings::config::notifiers::WebhookSettings;
 use tidings::notify::notification::Medium as _;
 use tidings::notify::webhook::Webhook;
 
-use super::receivers::{Receiver, free_port, needs_python, notification, permanent, temporary};
+use super::receivers::{
+    Receiver, failed, free_port, needs_python, notification, permanent, unavailable,
+};
 use crate::support::PATIENCE;
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -37,10 +39,7 @@ async fn failed_attempt_is_repeated_with_the_same_id_and_a_valid_signature() {
     let webhook = webhook(port);
     let notification = notification("00c0ffee-1-ops-hook");
 
-    assert_eq!(
-        temporary(webhook.deliver(&notification).await),
-        "answered 500"
-    );
+    assert_eq!(failed(webhook.deliver(&notification).await), "answered 500");
     webhook.deliver(&notification).await.unwrap();
 
     for _ in 0..2 {
@@ -75,8 +74,8 @@ async fn receiver_that_is_gone_is_not_asked_again() {
     let webhook = webhook(port);
     let attempt = async || webhook.deliver(&notification("00c0ffee-2-ops-hook")).await;
     assert_eq!(permanent(attempt().await), "answered 410");
-    assert_eq!(temporary(attempt().await), "answered 404");
-    assert_eq!(temporary(attempt().await), "answered 429");
+    assert_eq!(failed(attempt().await), "answered 404");
+    assert_eq!(unavailable(attempt().await), "answered 429");
     assert_eq!(permanent(attempt().await), "answered 422");
 }
 
@@ -90,7 +89,7 @@ async fn redirects_are_not_followed() {
     let webhook = webhook(port);
     let attempt = async || webhook.deliver(&notification("00c0ffee-3-ops-hook")).await;
     for status in [301, 302, 303, 307, 308] {
-        let cause = temporary(attempt().await);
+        let cause = unavailable(attempt().await);
         assert_eq!(
             cause,
             format!("answered {status}; redirects are not followed")
@@ -120,14 +119,14 @@ async fn receiver_that_never_answers_is_left_in_time() {
     let webhook = Webhook::new(settings).unwrap();
     let start = Instant::now();
     let outcome = webhook.deliver(&notification("00c0ffee-4-ops-hook")).await;
-    assert_eq!(temporary(outcome), "no answer within 1 s");
+    assert_eq!(unavailable(outcome), "no answer within 1 s");
     assert!(start.elapsed() < PATIENCE);
 }
 
 #[tokio::test]
-async fn nobody_there_is_temporary() {
+async fn nobody_there_is_unavailable() {
     let webhook = webhook(free_port());
-    let cause = temporary(webhook.deliver(&notification("00c0ffee-5-ops-hook")).await);
+    let cause = unavailable(webhook.deliver(&notification("00c0ffee-5-ops-hook")).await);
     assert!(cause.contains("refused"), "{cause}");
 }
 

@@ -89,6 +89,7 @@ macro_rules! stores {
             run!(a_violation_is_acknowledged_once);
             run!(every_kind_is_there_after_reopening);
             run!(a_notifiers_cursor_is_kept_and_never_goes_back);
+            run!(what_a_notifier_sets_aside_is_kept_until_it_is_lifted);
             run!(an_open_violation_is_not_swept);
             run!(a_list_is_told_from_either_end_page_by_page);
             run!(a_search_finds_texts_and_values_in_any_case);

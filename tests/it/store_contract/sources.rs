@@ -3,7 +3,7 @@
 use chrono::{SubsecRound, Utc};
 use tidings::kind::{characteristic, device, enrollment};
 use tidings::store::ViolationQuery;
-use tidings::store::notifiers::{DeadLetter, Progress, Total};
+use tidings::store::notifiers::{Begun, Change, DeadLetter, Progress, SetAside, Total, Tried};
 
 use super::*;
 
@@ -325,7 +325,7 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     let now = Utc::now().trunc_subsecs(3);
     bench.done(vec![create("a"), create("b")]).await;
     assert!(
-        bench.store.notifier_begins("ops").await.unwrap().is_empty(),
+        bench.store.notifier_begins("ops").await.unwrap() == Begun::default(),
         "it begins at the end"
     );
     assert_eq!(
@@ -339,7 +339,7 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     );
     bench.done(vec![create("c")]).await;
     bench.append(2, vec![create("a")]).await;
-    let mut behind = bench.store.notifier_begins("ops").await.unwrap();
+    let mut behind = bench.store.notifier_begins("ops").await.unwrap().behind;
     behind.sort();
     assert_eq!(behind, [school(1), school(2)]);
     assert_eq!(
@@ -398,6 +398,7 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     let total = Total {
         name: "ops".into(),
         lag: 2,
+        set_aside: 0,
         delivered: 1,
         failed: 1,
         dead: 1,
@@ -423,6 +424,73 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
         .unwrap();
     assert_eq!(page.letters.len(), 1_000, "the newest are kept");
     assert_eq!(page.letters.last().unwrap().seq, 11);
+}
+
+pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: Open) {
+    let bench = bench(open, Settings::default());
+    let now = Utc::now().trunc_subsecs(3);
+    bench.store.notifier_begins("ops").await.unwrap();
+    bench.store.notifier_begins("other").await.unwrap();
+    let all = ["a", "b", "c"].map(create).to_vec();
+    bench.append(1, all.clone()).await;
+    bench.append(2, all).await;
+    let own = |id: &str, seq, attempts| SetAside {
+        kind: KIND,
+        subject: id.parse().unwrap(),
+        seq,
+        event_type: "job_progress".into(),
+        attempts,
+        cause: "answered 400".into(),
+        due: now,
+    };
+    let moves = async |school, seq, progress| {
+        let moved = bench.store.notifier_moves("ops", school, seq, progress);
+        moved.await.unwrap();
+    };
+    let changes = |change| Progress {
+        set_aside: Some(change),
+        ..Progress::default()
+    };
+    let tried = Some(Tried {
+        seq: 3,
+        attempts: 2,
+    });
+    moves(school(1), 1, changes(Change::Put(own("a", 1, 1)))).await;
+    moves(school(1), 2, changes(Change::Put(own("b", 2, 1)))).await;
+    let again = Progress {
+        tried,
+        not_before: Some(now),
+        ..changes(Change::Put(own("a", 1, 2)))
+    };
+    moves(school(1), 2, again).await;
+    for number in [1, 2] {
+        moves(school(number), 3, Progress::default()).await;
+    }
+
+    let bench = bench.reopened(open).await;
+    let begun = bench.store.notifier_begins("ops").await.unwrap();
+    assert_eq!(begun.behind, [school(1)], "not behind, but not done");
+    assert_eq!(begun.not_before, Some(now));
+    let other = bench.store.notifier_begins("other").await.unwrap();
+    assert_eq!(other.behind.len(), 2);
+    assert_eq!(other.not_before, None);
+    let mut place = bench.store.notifier_place("ops", school(1)).await.unwrap();
+    place.set_aside.sort_by_key(|own| own.seq);
+    assert_eq!((place.seq, place.tried), (3, None));
+    assert_eq!(place.set_aside, [own("a", 1, 2), own("b", 2, 1)]);
+    for (name, number) in [("ops", 2), ("other", 1)] {
+        let place = bench.store.notifier_place(name, school(number)).await;
+        assert_eq!(place.unwrap().set_aside, []);
+    }
+    let (standings, _) = bench.store.notifiers(school(1)).await.unwrap();
+    assert_eq!(standings[0].set_aside, 2);
+    let totals = bench.store.notifier_totals().await.unwrap();
+    assert_eq!((totals[0].set_aside, totals[0].lag), (2, 0));
+    let lifted = changes(Change::Lift(KIND, "a".parse().unwrap()));
+    let moved = bench.store.notifier_moves("ops", school(1), 3, lifted);
+    moved.await.unwrap();
+    let place = bench.store.notifier_place("ops", school(1)).await.unwrap();
+    assert_eq!(place.set_aside, [own("b", 2, 1)]);
 }
 
 pub(super) async fn an_open_violation_is_not_swept(open: Open) {

@@ -266,6 +266,7 @@ impl Tidings {
     /// Finishes what was published and lets go of the database.
     pub async fn close(&self) -> Result<(), StoreError> {
         self.stop();
+        self.notifiers.close().await;
         if let Err(error) = self.presence.flush().await {
             tracing::warn!(%error, "when devices were last heard of could not be written down");
         }

@@ -134,6 +134,8 @@ pub const NOTIFY_UNCERTAIN_MAX: u32 = 10;
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 /// Longest attempt to deliver. The media that there are end sooner.
 pub const DELIVERY_MAX: Duration = Duration::from_secs(150);
+/// How long a notifier may take to say goodbye.
+pub const NOTIFIER_STOP_MAX: Duration = Duration::from_secs(3);
 /// Longest pause between two attempts to deliver.
 pub const NOTIFY_PAUSE_MAX: Duration = Duration::from_secs(300);
 /// Time between two looks at schools where nothing happened that a notifier wants: its place moves on there, too.

@@ -273,6 +273,10 @@ pub struct MqttSettings {
     /// What to publish to, with the placeholders `{school_id}`, `{kind}`, `{subject}` and `{type}`.
     #[serde(default = "mqtt_topic")]
     pub topic: String,
+    /// Where `online` and `offline` are told, retained: `<prefix>/<name>/status` if absent, the prefix being the levels of
+    /// `topic` before its first placeholder. Empty: nowhere.
+    #[serde(default)]
+    pub status_topic: Option<String>,
     /// 0: at most once; 1: at least once; 2: exactly once as far as the broker, per attempt.
     #[serde(default = "mqtt_qos")]
     pub qos: u8,

@@ -26,10 +26,13 @@ pub mod webhook;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use self::notification::{DeliveryError, Medium, Notification};
 use self::runner::Runner;
 pub use self::schedule::Retry;
+use crate::config::NOTIFIER_STOP_MAX;
 use crate::config::notifiers::{NotifierSettings, Patience, Rule, is_name};
 use crate::event::Event;
 use crate::id::SchoolId;
@@ -54,6 +57,12 @@ pub trait Notifier: Send + Sync + 'static {
 
     /// Makes one attempt, which must end by itself.
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError>;
+
+    /// Called once, inside Tokio, before the first attempt. It must not wait.
+    fn start(&self) {}
+
+    /// Called once when the server stops in order, after the last attempt, and given [`NOTIFIER_STOP_MAX`].
+    async fn stop(&self) {}
 
     /// When to try again, and when to give up.
     fn patience(&self) -> Patience {
@@ -153,6 +162,14 @@ impl Notifier for Configured {
         self.medium.deliver(notification).await
     }
 
+    fn start(&self) {
+        self.medium.start();
+    }
+
+    async fn stop(&self) {
+        self.medium.stop().await;
+    }
+
     fn patience(&self) -> Patience {
         self.patience
     }
@@ -161,6 +178,8 @@ impl Notifier for Configured {
 /// All notifiers of a server.
 pub struct Notifiers {
     runners: Vec<Arc<Runner>>,
+    /// Heard by each task for as long as it runs.
+    stopping: watch::Sender<bool>,
 }
 
 /// A notifier, as the API shows it.
@@ -180,6 +199,7 @@ impl Notifiers {
         let runner = |notifier| Arc::new(Runner::new(Arc::clone(store), notifier));
         Notifiers {
             runners: notifiers.into_iter().map(runner).collect(),
+            stopping: watch::Sender::new(false),
         }
     }
 
@@ -187,9 +207,34 @@ impl Notifiers {
     pub fn tasks(&self) -> Vec<impl Future<Output = ()> + Send + use<>> {
         let task = |runner: &Arc<Runner>| {
             let inbox = runner.take_inbox()?;
-            Some(Arc::clone(runner).run(inbox))
+            let (runner, mut stopping) = (Arc::clone(runner), self.stopping.subscribe());
+            Some(async move {
+                tokio::select! {
+                    () = runner.run(inbox) => {}
+                    _ = stopping.wait_for(|stopping| *stopping) => {}
+                }
+                if timeout(NOTIFIER_STOP_MAX, runner.notifier().stop())
+                    .await
+                    .is_err()
+                {
+                    let name = runner.notifier().name();
+                    tracing::warn!(notifier.name = name, "a notifier did not stop in time");
+                }
+            })
         };
         self.runners.iter().filter_map(task).collect()
+    }
+
+    /// Ends the tasks in order, and waits until they have. What is under way is tried again after the next start.
+    pub async fn close(&self) {
+        self.stopping.send_replace(true);
+        // An application's own may hold its thread up: nobody waits for that.
+        if timeout(2 * NOTIFIER_STOP_MAX, self.stopping.closed())
+            .await
+            .is_err()
+        {
+            tracing::warn!("a notifier does not stop");
+        }
     }
 
     /// Takes note of committed events. Never waits, and runs no code of a notifier's.

@@ -118,6 +118,12 @@ pub trait Medium: Send + Sync {
 
     /// Makes one attempt.
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError>;
+
+    /// Called once, inside Tokio, before the first attempt.
+    fn start(&self) {}
+
+    /// Called once, after the last attempt: to say goodbye.
+    async fn stop(&self) {}
 }
 
 pub(crate) fn not_json() -> DeliveryError {

@@ -125,7 +125,14 @@ impl Runner {
     }
 
     /// Delivers until it is aborted.
-    pub(super) async fn run(self: Arc<Self>, mut waiting: mpsc::Receiver<Vec<Arc<Event>>>) {
+    pub(super) async fn run(&self, mut waiting: mpsc::Receiver<Vec<Arc<Event>>>) {
+        // An application's own may panic: it is asked to deliver all the same.
+        if catch_unwind(AssertUnwindSafe(|| self.notifier.start())).is_err() {
+            tracing::error!(
+                notifier.name = self.notifier.name(),
+                "a notifier panicked at its start"
+            );
+        }
         if self.begin().await.is_err() {
             return;
         }

@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidings::config::notifiers::MqttSettings;
 use tidings::notify::mqtt::Mqtt;
-use tidings::notify::notification::Medium as _;
+use tidings::notify::notification::{DeliveryError, Medium as _, Notification};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 use super::receivers::{
     Receiver, free_port, make_certificate, notification, rerun_trusting, unavailable,
 };
-use crate::support::needs;
+use crate::support::{needs, process};
 
 const OPEN: &str = "allow_anonymous true";
 
@@ -44,12 +44,23 @@ async fn subscriber(port: u16) -> Receiver {
     subscriber
 }
 
-/// The next message: `<qos> <retained> <topic>`, and its content.
+/// The next event: `<qos> <retained> <topic>`, and its content.
 async fn message(subscriber: &mut Receiver) -> (String, Value) {
-    let line = subscriber.line_with("MESSAGE ").await;
+    let line = loop {
+        let line = subscriber.line_with("MESSAGE ").await;
+        if !line.contains("/status ") {
+            break line;
+        }
+    };
     let (head, content) = line.split_once(" {").unwrap();
     let content = serde_json::from_str(&format!("{{{content}")).unwrap();
     (head.trim_start_matches("MESSAGE ").into(), content)
+}
+
+/// The next status: `<qos> <retained> <topic> <status>`.
+async fn status(subscriber: &mut Receiver) -> String {
+    let line = subscriber.line_with("/status ").await;
+    line.trim_start_matches("MESSAGE ").into()
 }
 
 fn settings(port: u16) -> MqttSettings {
@@ -229,6 +240,156 @@ async fn broker_sees_the_client_leave_with_its_owner() {
     broker.line_with("as tidings-ops-broker").await;
     drop(mqtt);
     broker.line_with("Client tidings-ops-broker").await;
+}
+
+/// `tidings serve` with a notifier `building` at this broker.
+fn serve(folder: &TempDir, port: u16) -> process::Process {
+    let building = json!([{"name": "building", "mqtt": {"host": "127.0.0.1", "port": port}}]);
+    let mut serve = process::command(folder.path());
+    serve
+        .arg("serve")
+        .env("TIDINGS_NOTIFIERS", building.to_string());
+    process::Process::start(&mut serve)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_broker_tells_whether_the_server_is_online_however_it_ends() {
+    if !ready() {
+        return;
+    }
+    let (directory, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let port = free_port();
+    let _broker = broker(&directory, port, OPEN).await;
+    let mut first = subscriber(port).await;
+    for is_killed in [true, false] {
+        let mut server = serve(&folder, port);
+        assert_eq!(
+            status(&mut first).await,
+            "1 0 tidings/building/status online"
+        );
+        let mut late = subscriber(port).await;
+        assert_eq!(
+            status(&mut late).await,
+            "1 1 tidings/building/status online"
+        );
+        if is_killed {
+            server.kill();
+        } else {
+            assert_eq!(server.terminate(), Some(0));
+        }
+        assert_eq!(
+            status(&mut first).await,
+            "1 0 tidings/building/status offline"
+        );
+        let mut late = subscriber(port).await;
+        assert_eq!(
+            status(&mut late).await,
+            "1 1 tidings/building/status offline"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_has_lost_the_status_is_told_again() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mqtt = mqtt(MqttSettings {
+        status_topic: Some("own/status".into()),
+        ..settings(port)
+    });
+    mqtt.start();
+    for _ in 0..2 {
+        let broker = broker(&directory, port, OPEN).await;
+        let mut subscriber = subscriber(port).await;
+        let told = status(&mut subscriber).await;
+        assert!(told.ends_with(" own/status online"), "{told}");
+        broker.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_order_says_so_itself() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mut broker = broker(&directory, port, OPEN).await;
+    let mut subscriber = subscriber(port).await;
+    let mqtt = mqtt(settings(port));
+    mqtt.start();
+    assert_eq!(
+        status(&mut subscriber).await,
+        "1 0 tidings/ops-broker/status online"
+    );
+    mqtt.stop().await;
+    assert_eq!(
+        status(&mut subscriber).await,
+        "1 0 tidings/ops-broker/status offline"
+    );
+    // An orderly end, by Mosquitto's own account: the will was not needed.
+    broker
+        .line_with("Client tidings-ops-broker disconnected.")
+        .await;
+    let outcome = mqtt.deliver(&notification("00c0ffee-12-ops-broker")).await;
+    assert_eq!(unavailable(outcome), "the courier has stopped");
+}
+
+#[tokio::test]
+async fn nobody_is_told_of_the_status_where_nobody_is_to_be() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let _broker = broker(&directory, port, OPEN).await;
+    let mut subscriber = subscriber(port).await;
+    let mqtt = mqtt(MqttSettings {
+        status_topic: Some(String::new()),
+        ..settings(port)
+    });
+    let notification = notification("00c0ffee-13-ops-broker");
+    mqtt.deliver(&notification).await.unwrap();
+    mqtt.stop().await;
+    let line = subscriber.line_with("MESSAGE ").await;
+    assert!(line.contains("tidings/7/jobs/report-7"), "{line}");
+    let rest = subscriber.stop().await;
+    assert!(
+        !rest.iter().any(|line| line.contains("MESSAGE")),
+        "{rest:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_message_that_the_broker_breaks_off_at_is_refused_and_others_are_taken() {
+    if !ready() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let configuration = format!("{OPEN}\nmax_packet_size 1000");
+    let _broker = broker(&directory, port, &configuration).await;
+    let mqtt = mqtt(settings(port));
+    let small = notification("00c0ffee-14-ops-broker");
+    let large = Notification {
+        json: json!({"message": "x".repeat(2_000)})
+            .to_string()
+            .into_bytes(),
+        ..notification("00c0ffee-15-ops-broker")
+    };
+    for _ in 0..2 {
+        mqtt.deliver(&small).await.unwrap();
+        match mqtt.deliver(&large).await {
+            Err(DeliveryError::Refused { cause, .. }) => {
+                assert!(cause.contains("broke off at this message"), "{cause}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    mqtt.deliver(&small).await.unwrap();
 }
 
 #[tokio::test]

@@ -1,39 +1,36 @@
-//! Delivers a notification to an MQTT 3.1.1 broker.
+//! Delivers a notification to an MQTT 3.1.1 broker, and tells there whether this server is online.
 //!
 //! Delivered means acknowledged: with QoS 1 and 2 the broker has answered this very publish. (With QoS 0
-//! nobody answers; it means handed to the network.) A courier task owns the connection. It connects when
-//! there is something to deliver, keeps the connection alive in between, and forgets it with all its state
-//! at the first failure: nothing is resent behind the runner's back, so what failed here is the runner's
-//! alone to repeat. Certificates are checked against the system's authorities (`SSL_CERT_FILE` names others).
+//! nobody answers; it means handed to the network.) A courier task owns the connection, keeps it open between deliveries,
+//! and forgets it with all its state at the first failure: nothing is resent behind the runner's back, so what failed here
+//! is the runner's alone to repeat. Certificates are checked against the system's authorities (`SSL_CERT_FILE` names
+//! others).
+//!
+//! The status topic has a retained `online` while the connection stands: it is the first thing published on each. The
+//! broker itself publishes `offline` when the connection ends without a word (the last will); a courier that is stopped
+//! does so before it leaves, because an orderly `DISCONNECT` discards the will.
 //!
 //! Deliberately not here: a broker of this version acknowledges also what its access list then discards.
+
+mod courier;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rumqttc::tokio_rustls::rustls::{ClientConfig, RootCertStore};
-use rumqttc::{
-    AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet,
-    QoS, TlsConfiguration, Transport,
-};
+use rumqttc::{LastWill, MqttOptions, QoS, TlsConfiguration, Transport};
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::oneshot;
 
-use super::notification::{
-    DeliveryError, Medium, Notification, attempt_timeout, not_json, one_line,
-};
+use self::courier::{Courier, Delivery, OFFLINE};
+use super::notification::{DeliveryError, Medium, Notification, attempt_timeout, not_json};
 use crate::config::notifiers::MqttSettings;
 use crate::id::SubjectId;
 
 /// Longest `timeout_secs`.
 const TIMEOUT_MAX_SECS: u64 = 60;
-
-/// Least time between a failure and the next attempt to connect.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
 /// Time without traffic after which the broker is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -54,7 +51,7 @@ const TEXT_MAX_BYTES: usize = 1_024;
 pub struct Mqtt {
     topic: Vec<TopicPart>,
     route: Route,
-    /// Started by the first delivery, which is certain to run inside Tokio.
+    /// Started inside Tokio, by [`Medium::start`] or by the first delivery.
     courier: OnceLock<Courier>,
 }
 
@@ -62,12 +59,22 @@ impl Mqtt {
     /// Checks the settings; connects to nothing. The error names the setting and shows no secret.
     pub fn new(name: &str, settings: MqttSettings) -> Result<Mqtt, String> {
         let topic = parse_topic(&settings.topic)?;
-        let route = Route::new(name, settings)?;
+        let status = match &settings.status_topic {
+            None => Some(default_status_topic(&topic, name)),
+            Some(off) if off.is_empty() => None,
+            Some(own) => Some(parse_status_topic(own)?),
+        };
+        let route = Route::new(name, settings, status)?;
         Ok(Mqtt {
             topic,
             route,
             courier: OnceLock::new(),
         })
+    }
+
+    fn courier(&self) -> &Courier {
+        self.courier
+            .get_or_init(|| Courier::start(self.route.clone()))
     }
 }
 
@@ -85,157 +92,19 @@ impl Medium for Mqtt {
             message: message(notification)?,
             done,
         };
-        let courier = self
-            .courier
-            .get_or_init(|| Courier::start(self.route.clone()));
-        courier
-            .deliveries
-            .send(delivery)
-            .await
-            .map_err(|_| stopped())?;
-        let outcome = outcome.await.map_err(|_| stopped())?;
-        outcome.map_err(|cause| DeliveryError::unavailable(one_line(&cause)))
+        let deliveries = &self.courier().deliveries;
+        deliveries.send(delivery).await.map_err(|_| stopped())?;
+        outcome.await.map_err(|_| stopped())?
     }
-}
 
-/// One publish, and who waits for it.
-struct Delivery {
-    topic: String,
-    message: Vec<u8>,
-    done: oneshot::Sender<Result<(), String>>,
-}
-
-/// The task that owns the connection. It ends with its owner.
-struct Courier {
-    /// Holds one: what waits beyond it waits in `deliver`.
-    deliveries: mpsc::Sender<Delivery>,
-    task: JoinHandle<()>,
-}
-
-impl Courier {
-    fn start(route: Route) -> Courier {
-        let (deliveries, waiting) = mpsc::channel(1);
-        let task = tokio::spawn(carry(route, waiting));
-        Courier { deliveries, task }
+    fn start(&self) {
+        self.courier();
     }
-}
 
-impl Drop for Courier {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn carry(route: Route, mut waiting: mpsc::Receiver<Delivery>) {
-    let mut connection = None;
-    let mut earliest = Instant::now();
-    while let Some(delivery) = next(&mut waiting, &mut connection).await {
-        sleep_until(earliest).await;
-        let publish = publish(&route, &mut connection, &delivery);
-        let outcome = match timeout(route.timeout, publish).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(format!(
-                "no acknowledgement within {} s",
-                route.timeout.as_secs()
-            )),
-        };
-        if outcome.is_err() {
-            connection = None;
-            earliest = Instant::now() + RECONNECT_PAUSE;
+    async fn stop(&self) {
+        if let Some(courier) = self.courier.get() {
+            courier.stop().await;
         }
-        // Whoever waited may have given up.
-        drop(delivery.done.send(outcome));
-    }
-}
-
-/// Waits for a delivery, and meanwhile keeps the connection alive or notices its end.
-async fn next(
-    waiting: &mut mpsc::Receiver<Delivery>,
-    connection: &mut Option<Connection>,
-) -> Option<Delivery> {
-    while let Some(open) = connection {
-        tokio::select! {
-            delivery = waiting.recv() => return delivery,
-            event = open.event_loop.poll() => if let Err(error) = event {
-                tracing::debug!(%error, "the connection to the broker ended");
-                *connection = None;
-            },
-        }
-    }
-    waiting.recv().await
-}
-
-async fn publish(
-    route: &Route,
-    connection: &mut Option<Connection>,
-    delivery: &Delivery,
-) -> Result<(), String> {
-    if let Some(kept) = connection {
-        match kept.publish(route, delivery).await {
-            Ok(()) => return Ok(()),
-            // The broker may have been restarted and nobody noticed yet: no reason to fail the attempt.
-            Err(cause) => tracing::debug!(cause, "a kept connection to the broker failed"),
-        }
-    }
-    let fresh = connection.insert(Connection::new(route));
-    fresh.publish(route, delivery).await
-}
-
-/// One connection, from its first delivery to its first failure. Never polled after a failure, which would
-/// reconnect and resend.
-struct Connection {
-    client: AsyncClient,
-    event_loop: EventLoop,
-}
-
-impl Connection {
-    /// Connects when polled.
-    fn new(route: &Route) -> Connection {
-        let (client, mut event_loop) = AsyncClient::new(route.options.clone(), 1);
-        let mut network = NetworkOptions::new();
-        network.set_tcp_nodelay(true);
-        network.set_connection_timeout(route.timeout.as_secs());
-        event_loop.set_network_options(network);
-        Connection { client, event_loop }
-    }
-
-    /// Publishes, and returns when the broker has acknowledged that publish; there is no other one under way.
-    async fn publish(&mut self, route: &Route, delivery: &Delivery) -> Result<(), String> {
-        self.client
-            .try_publish(
-                delivery.topic.as_str(),
-                route.qos,
-                route.retain,
-                delivery.message.clone(),
-            )
-            // Not its text: it holds the message.
-            .map_err(|_| "the client did not take the message".to_owned())?;
-        let mut sent = None;
-        loop {
-            let event = self.event_loop.poll().await;
-            match event.map_err(|error| cause(&error))? {
-                Event::Outgoing(Outgoing::Publish(_)) if route.qos == QoS::AtMostOnce => {
-                    return Ok(());
-                }
-                Event::Outgoing(Outgoing::Publish(packet)) => sent = Some(packet),
-                Event::Incoming(Packet::PubAck(ack)) if sent == Some(ack.pkid) => return Ok(()),
-                Event::Incoming(Packet::PubComp(done)) if sent == Some(done.pkid) => return Ok(()),
-                _ => {}
-            }
-        }
-    }
-}
-
-fn cause(error: &ConnectionError) -> String {
-    match error {
-        ConnectionError::Io(error) => format!("the connection failed: {error}"),
-        ConnectionError::Tls(error) => format!("TLS failed: {error}"),
-        ConnectionError::ConnectionRefused(code) => format!("the broker refused: {code:?}"),
-        ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => {
-            "the broker did not answer in time".into()
-        }
-        ConnectionError::NotConnAck(_) => "what answered is no broker".into(),
-        error => format!("the connection failed: {error}"),
     }
 }
 
@@ -246,10 +115,17 @@ struct Route {
     qos: QoS,
     retain: bool,
     timeout: Duration,
+    /// Where it is told whether this client is online.
+    status: Option<String>,
 }
 
 impl Route {
-    fn new(name: &str, settings: MqttSettings) -> Result<Route, String> {
+    fn too_late(&self) -> String {
+        let secs = self.timeout.as_secs();
+        format!("no acknowledgement within {secs} s")
+    }
+
+    fn new(name: &str, settings: MqttSettings, status: Option<String>) -> Result<Route, String> {
         let timeout = attempt_timeout(settings.timeout_secs, TIMEOUT_MAX_SECS)?;
         let qos = match settings.qos {
             0 => QoS::AtMostOnce,
@@ -259,6 +135,7 @@ impl Route {
         };
         let client_id = settings
             .client_id
+            .clone()
             .unwrap_or_else(|| format!("tidings-{name}"));
         for (setting, text) in [
             ("host", Some(&settings.host)),
@@ -276,7 +153,7 @@ impl Route {
             None => 1883,
         };
 
-        let mut options = MqttOptions::new(client_id, settings.host, port);
+        let mut options = MqttOptions::new(client_id, settings.host.as_str(), port);
         options
             .set_keep_alive(KEEP_ALIVE)
             .set_clean_session(true)
@@ -284,31 +161,44 @@ impl Route {
                 INCOMING_MAX_BYTES,
                 MESSAGE_MAX_BYTES + PACKET_OVERHEAD_BYTES,
             );
+        if let Some(topic) = &status {
+            let will = LastWill::new(topic, OFFLINE, QoS::AtLeastOnce, true);
+            options.set_last_will(will);
+        }
         if settings.tls {
             options.set_transport(Transport::tls_with_config(trusting_the_system()?));
         }
-        match (settings.username, settings.password) {
-            (Some(username), Some(password)) => {
-                if !settings.tls {
-                    tracing::warn!(
-                        notifier.name = name,
-                        "the broker's password travels unencrypted"
-                    );
-                }
-                options.set_credentials(username, password.reveal().to_owned());
-            }
-            (Some(username), None) => {
-                options.set_credentials(username, "");
-            }
-            (None, None) => {}
-            (None, Some(_)) => return Err("setting `password` needs a `username`".into()),
+        if let Some((username, password)) = credentials(name, &settings)? {
+            options.set_credentials(username, password);
         }
         Ok(Route {
             options,
             qos,
             retain: settings.retain,
             timeout,
+            status,
         })
+    }
+}
+
+/// Whom to log in as, and with which password.
+fn credentials(name: &str, settings: &MqttSettings) -> Result<Option<(String, String)>, String> {
+    let password = settings
+        .password
+        .as_ref()
+        .map(|own| own.reveal().to_owned());
+    match (settings.username.clone(), password) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err("setting `password` needs a `username`".into()),
+        (Some(username), password) => {
+            if password.is_some() && !settings.tls {
+                tracing::warn!(
+                    notifier.name = name,
+                    "the broker's password travels unencrypted"
+                );
+            }
+            Ok(Some((username, password.unwrap_or_default())))
+        }
     }
 }
 
@@ -368,6 +258,32 @@ fn parse_topic(template: &str) -> Result<Vec<TopicPart>, String> {
         return Err(unusable());
     }
     Ok(parts)
+}
+
+/// `<prefix>/<name>/status`, the prefix being the levels before the first placeholder: a client that may publish the events
+/// below it is likely to be allowed this, too.
+fn default_status_topic(parts: &[TopicPart], name: &str) -> String {
+    let prefix = match parts.first() {
+        Some(TopicPart::Text(text)) => text.rsplit_once('/').map(|(prefix, _)| prefix),
+        _ => None,
+    };
+    let prefix = prefix
+        .filter(|prefix| !prefix.is_empty())
+        .unwrap_or("tidings");
+    format!("{prefix}/{name}/status")
+}
+
+fn parse_status_topic(topic: &str) -> Result<String, String> {
+    let is_usable =
+        is_text(topic) && !topic.starts_with('$') && !topic.contains(['+', '#', '{', '}']);
+    match is_usable {
+        true => Ok(topic.to_owned()),
+        false => Err(
+            "setting `status_topic` is too long, begins with `$`, or has a wildcard, a placeholder or a control character; \
+             a plain topic, or \"\" for none, is accepted"
+                .into(),
+        ),
+    }
 }
 
 fn topic(parts: &[TopicPart], notification: &Notification) -> Result<String, DeliveryError> {
@@ -454,6 +370,21 @@ mod tests {
     }
 
     #[test]
+    fn the_status_is_told_beside_the_events() {
+        for (topic, status) in [
+            ("tidings/{school_id}/{kind}/{subject}", "tidings/ops/status"),
+            ("a/b/school-{school_id}/{kind}", "a/b/ops/status"),
+            ("{kind}/{subject}", "tidings/ops/status"),
+            ("/{kind}", "tidings/ops/status"),
+            ("building/alerts", "building/ops/status"),
+            ("all", "tidings/ops/status"),
+        ] {
+            let parts = parse_topic(topic).unwrap();
+            assert_eq!(default_status_topic(&parts, "ops"), status, "{topic}");
+        }
+    }
+
+    #[test]
     fn subject_never_leaves_its_level() {
         let parts = parse_topic("tidings/{school_id}/{kind}/{subject}").unwrap();
         let of = |subject: &str| {
@@ -494,6 +425,10 @@ mod tests {
                 error(|settings| settings.topic = topic.into()).contains("`topic`"),
                 "{topic}"
             );
+        }
+        for topic in ["a/+", "#", "$SYS/x", "a/{kind}", "a\0"] {
+            let text = error(|settings| settings.status_topic = Some(topic.into()));
+            assert!(text.contains("`status_topic`"), "{text}");
         }
         assert!(error(|settings| settings.qos = 3).contains("`qos`"));
         assert!(error(|settings| settings.host.clear()).contains("`host`"));

@@ -13,6 +13,7 @@ use super::problem::Problem;
 use crate::auth::AuthError;
 use crate::config::READY_WAIT;
 use crate::service::Tidings;
+use crate::store::notifiers::Total;
 
 pub(super) fn routes() -> Vec<Route> {
     routes![metrics]
@@ -34,6 +35,47 @@ fn head(text: &mut String, name: &str, kind: &str, help: &str) {
 
 fn sample(text: &mut String, name: &str, value: f64) {
     writeln!(text, "{name} {value}").expect("a string takes all");
+}
+
+/// How the notifiers stand, all schools together.
+fn notifiers(text: &mut String, totals: &[Total]) {
+    let mut figure = |name: &str, kind: &str, help: &str, of: fn(&Total) -> u64| {
+        head(text, name, kind, help);
+        for own in totals {
+            let series = format!("tidings_{name}{{notifier=\"{}\"}}", own.name);
+            sample(text, &series, of(own) as f64);
+        }
+    };
+    figure(
+        "notifier_delivered_total",
+        "counter",
+        "Events that a notifier has delivered.",
+        |own| own.delivered,
+    );
+    figure(
+        "notifier_failed_attempts_total",
+        "counter",
+        "Attempts of a notifier that failed.",
+        |own| own.failed,
+    );
+    figure(
+        "notifier_dead_letters_total",
+        "counter",
+        "Events that a notifier has given up.",
+        |own| own.dead,
+    );
+    figure(
+        "notifier_lag_events",
+        "gauge",
+        "Events that a notifier has not looked at yet.",
+        |own| own.lag,
+    );
+    figure(
+        "notifier_set_aside_subjects",
+        "gauge",
+        "Subjects whose events wait because the receiver refuses the first of them.",
+        |own| own.set_aside,
+    );
 }
 
 /// They concern all schools: only administrators of all schools may see them.
@@ -111,6 +153,9 @@ async fn metrics(
             "Size of the database.",
             bytes as f64,
         );
+    }
+    if let Ok(Ok(totals)) = timeout(READY_WAIT, store.notifier_totals()).await {
+        notifiers(out, &totals);
     }
     let uptime = (Utc::now() - vitals.since()).num_milliseconds() as f64 / 1e3;
     figure(

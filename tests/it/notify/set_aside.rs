@@ -121,6 +121,16 @@ async fn an_event_that_is_refused_for_ever_holds_up_its_subject_and_not_the_scho
     let page = server.request("GET", "/monitor/schools/1/system", &admin_of(1));
     let page = page.send().await.unwrap().text().await.unwrap();
     assert!(page.contains("Subjects set aside"), "{page}");
+    let metrics = server.request("GET", "/metrics", &admin());
+    let metrics = metrics.send().await.unwrap().text().await.unwrap();
+    for figure in [
+        "tidings_notifier_delivered_total{notifier=\"ops\"} 1001",
+        "tidings_notifier_failed_attempts_total{notifier=\"ops\"} 1",
+        "tidings_notifier_dead_letters_total{notifier=\"ops\"} 0",
+        "tidings_notifier_set_aside_subjects{notifier=\"ops\"} 1",
+    ] {
+        assert!(metrics.contains(figure), "{figure}: {metrics}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

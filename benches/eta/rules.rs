@@ -1,5 +1,7 @@
 //! The rules that are compared: ours, and what others have published.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use tidings::kind::job::{Estimator, Eta, History, Past};
 
@@ -181,8 +183,8 @@ impl Ours {
     }
 
     fn tell(&mut self, at: f64) {
-        self.told = self.estimator.estimate(time(at));
-        let look = self.estimator.look_in(time(at));
+        self.told = self.estimator.estimate(time(at), Duration::ZERO);
+        let look = self.estimator.look_in(time(at), Duration::ZERO);
         self.look = look.map(|wait| at + wait.as_secs_f64());
     }
 

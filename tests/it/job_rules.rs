@@ -21,11 +21,11 @@ fn up(secs: i64) -> Uptime {
     Uptime::from_millis(secs.unsigned_abs() * 1_000)
 }
 
-fn id() -> SubjectId {
+pub(crate) fn id() -> SubjectId {
     "j".parse().unwrap()
 }
 
-fn context(secs: i64, history: Option<History>) -> Context<'static> {
+pub(crate) fn context(secs: i64, history: Option<History>) -> Context<'static> {
     Context {
         now: at(secs),
         limits: &LIMITS,

@@ -1,11 +1,15 @@
 //! The time left: what the rules foretell, when, and how that compares with what others have published.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use tidings::event::Class;
-use tidings::kind::job::{Command, Estimator, EtaSource, History, Job, Past, Status};
+use tidings::kind::job::{Command, Estimator, EtaSource, History, Job, Past, Status, apply};
 
-use crate::job_rules::{at, from, job_in, progress, run, run_with};
+use tidings::kind::Context;
+
+use crate::job_rules::{at, context, from, id, job_in, progress, run, run_with};
 
 #[path = "../../benches/eta/comparison.rs"]
 mod comparison;
@@ -156,6 +160,20 @@ fn an_end_that_lapses_in_silence_is_told_anew_until_the_job_is_stalled() {
 }
 
 #[test]
+fn downtime_and_a_step_of_the_clock_are_no_silence_of_the_worker() {
+    let job = steady(300);
+    let told = secs_until(job.eta.unwrap().at, 300);
+    // An hour later by the wall clock, of which the server was up for five seconds.
+    let context = Context {
+        now: at(300 + 3_600),
+        ..context(305, None)
+    };
+    let looked = apply(&id(), Some(&job), &Command::Check, &context).unwrap();
+    let left = secs_until(looked.state.eta.unwrap().at, 300 + 3_600);
+    assert!((left - told).abs() < 20.0, "{left} s, {told} s before");
+}
+
+#[test]
 fn a_clock_that_is_set_back_spoils_nothing() {
     let mut job = steady(300);
     for step in 0..20 {
@@ -182,7 +200,7 @@ fn a_job_of_a_million_reports_is_followed_and_its_state_stays_small() {
         estimator.observe(f64::from(report) * 100.0 / f64::from(reports), now);
     }
     let now = start + TimeDelta::milliseconds(i64::from(reports) * 5);
-    let left = (estimator.estimate(now).unwrap().at - now).num_seconds();
+    let left = (estimator.estimate(now, Duration::ZERO).unwrap().at - now).num_seconds();
     assert!((4_900..5_100).contains(&left), "{left} of 5000 s");
     let stored = serde_json::to_string(&estimator).unwrap();
     assert!(stored.len() < 4_000, "{} bytes", stored.len());
@@ -198,7 +216,10 @@ fn what_is_read_from_the_store_foretells_the_same() {
         kept.observe(percent, now);
         read = serde_json::from_value(serde_json::to_value(&read).unwrap()).unwrap();
         read.observe(percent, now);
-        assert_eq!(kept.estimate(now), read.estimate(now));
+        assert_eq!(
+            kept.estimate(now, Duration::ZERO),
+            read.estimate(now, Duration::ZERO)
+        );
     }
 }
 

@@ -264,7 +264,7 @@ fn changed(
             next.note(note, context)?;
         }
     }
-    next.estimate(context.now);
+    next.estimate(context);
     next.schedule_check(context);
     Ok((next, Some(class)))
 }
@@ -295,11 +295,11 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
     let stalls = !job.stalled && silent_for(job.stall_after_secs);
     let class = if stalls {
         next.stalled = true;
-        next.estimate(context.now);
+        next.estimate(context);
         Some(Class::Milestone)
     } else {
         // The silence may belie what was foretold.
-        next.estimate(context.now);
+        next.estimate(context);
         let outdated = match (&job.eta, &next.eta) {
             (Some(told), Some(later)) => told.is_outdated_by(later, context.now),
             (told, later) => told.is_some() || later.is_some(),
@@ -339,7 +339,7 @@ impl Job {
         self.started_at = Some(context.now);
         let estimator = Estimator::starting(context.now, context.history);
         self.estimator = Some(Box::new(estimator));
-        self.estimate(context.now);
+        self.estimate(context);
         self.schedule_check(context);
     }
 
@@ -407,10 +407,17 @@ impl Job {
     }
 
     /// Foretells the end; of a job that is not running, or silent for too long, there is nothing to tell.
-    fn estimate(&mut self, now: DateTime<Utc>) {
+    fn estimate(&mut self, context: &Context<'_>) {
         let runs = self.status == Status::InProgress && !self.stalled;
         let estimator = self.estimator.as_ref().filter(|_| runs);
-        self.eta = estimator.and_then(|own| own.estimate(now));
+        self.eta = estimator.and_then(|own| own.estimate(context.now, self.away(context)));
+    }
+
+    /// How much of the silence is downtime, or a step of the wall clock: the estimate is by that clock.
+    fn away(&self, context: &Context<'_>) -> Duration {
+        let silence = context.now - self.heard_at;
+        let heard = context.uptime.since(self.heard_uptime);
+        silence.to_std().unwrap_or_default().saturating_sub(heard)
     }
 
     fn schedule_check(&mut self, context: &Context<'_>) {
@@ -421,9 +428,7 @@ impl Job {
         let heard = self.heard_uptime;
         let in_secs = |secs: u32| (secs > 0).then(|| heard + Duration::from_secs(secs.into()));
         let stall = in_secs(self.stall_after_secs).filter(|_| !self.stalled);
-        let revise = self
-            .revise_in(context.now)
-            .map(|wait| context.uptime + wait);
+        let revise = self.revise_in(context).map(|wait| context.uptime + wait);
         let dues = [stall, in_secs(self.timeout_secs), revise];
         let Some(due) = dues.into_iter().flatten().min() else {
             return;
@@ -435,15 +440,15 @@ impl Job {
     }
 
     /// When the estimate is to be looked at again if nothing is heard: it must not lie in the past.
-    fn revise_in(&self, now: DateTime<Utc>) -> Option<Duration> {
+    fn revise_in(&self, context: &Context<'_>) -> Option<Duration> {
         /// An end that is foretold for sooner than that is let pass for so long.
         const GRACE: Duration = Duration::from_secs(2);
-        let lapse = (self.eta?.at - now).to_std().unwrap_or_default().max(GRACE);
-        Some(
-            self.estimator
-                .as_ref()?
-                .look_in(now)
-                .map_or(lapse, |look| look.min(lapse)),
-        )
+        let left = self.eta?.at - context.now;
+        let lapse = left.to_std().unwrap_or_default().max(GRACE);
+        let look = self
+            .estimator
+            .as_ref()?
+            .look_in(context.now, self.away(context));
+        Some(look.map_or(lapse, |look| look.min(lapse)))
     }
 }

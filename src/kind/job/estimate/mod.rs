@@ -216,10 +216,10 @@ impl Estimator {
         self.pace.steps >= PAUSE_STEPS && secs > PAUSE_FACTOR * self.longest.max(expected)
     }
 
-    /// The end, as far as it can be told.
-    pub fn estimate(&self, now: DateTime<Utc>) -> Option<Eta> {
+    /// The end, as far as it can be told. `away` is how much of the silence nobody was there to hear anything.
+    pub fn estimate(&self, now: DateTime<Utc>, away: Duration) -> Option<Eta> {
         let elapsed = self.elapsed(now);
-        let left = match (self.by_pace(elapsed), self.by_history(elapsed)) {
+        let left = match (self.by_pace(elapsed, away), self.by_history(elapsed)) {
             (Some(own), Some(usual)) => Self::weighed(own, usual),
             (own, usual) => own.or(usual)?,
         };
@@ -243,9 +243,9 @@ impl Estimator {
 
     /// After how long to look at the estimate again if nothing is heard: when a step is clearly overdue, and then ever
     /// more rarely.
-    pub fn look_in(&self, now: DateTime<Utc>) -> Option<Duration> {
+    pub fn look_in(&self, now: DateTime<Utc>, away: Duration) -> Option<Duration> {
         let step = self.pace.outlook()?.pace * self.pace.step();
-        let silence = (self.elapsed(now) - self.at).max(0.0);
+        let silence = self.silence(self.elapsed(now), away);
         let secs = (LOOK_STEPS * step - silence)
             .max(LOOK_GROWTH * silence)
             .max(LOOK_MIN_SECS);
@@ -276,12 +276,12 @@ impl Estimator {
     }
 
     /// By the attempt's own pace, once there is one.
-    fn by_pace(&self, elapsed: f64) -> Option<Left> {
+    fn by_pace(&self, elapsed: f64, away: Duration) -> Option<Left> {
         let outlook = self.pace.outlook()?;
         let rest = 100.0 - self.share_of_time(self.progress);
         let step = self.pace.step().min(rest);
         let due = outlook.pace * step;
-        let silence = (elapsed - self.at).max(0.0);
+        let silence = self.silence(elapsed, away);
         let plain = (rest - step) * outlook.pace;
         let lull = self.lull(silence, due, plain);
         // Silence beyond what is usual tells of the steps to come, too: if it is a pause, as far as such pauses recur.
@@ -392,6 +392,11 @@ impl Estimator {
     fn share_of_time(&self, progress: f64) -> f64 {
         self.history
             .map_or(progress, |history| history.share_of_time(progress))
+    }
+
+    /// Seconds since the last step.
+    fn silence(&self, elapsed: f64, away: Duration) -> f64 {
+        (elapsed - self.at - away.as_secs_f64()).max(0.0)
     }
 
     fn elapsed(&self, now: DateTime<Utc>) -> f64 {

@@ -616,7 +616,7 @@ async fn bad_bodies_are_refused_with_a_reason() {
             json!({"reason": "x"}),
             404,
         ),
-        ("POST", "characteristics", json!({}), 404),
+        ("POST", "characteristics", json!({}), 405),
     ] {
         let request = server.request(method, &format!("/api/{path}"), &worker(1));
         let (got, problem) = answer(request.json(&body)).await;
@@ -625,7 +625,7 @@ async fn bad_bodies_are_refused_with_a_reason() {
     }
     let (status, theirs) = acknowledge(&server, "a.1", &worker(2), "Not mine").await;
     let (_, missing) = acknowledge(&server, "zz.1", &worker(1), "x").await;
-    assert_eq!(status, 404, "another school's is as good as not there");
+    assert_eq!(status, 404, "another school's is not found");
     assert_eq!(
         theirs["detail"].as_str().unwrap().replace("a.1", ""),
         missing["detail"].as_str().unwrap().replace("zz.1", "")

@@ -457,7 +457,7 @@ async fn what_is_no_device_or_no_status_is_refused() {
             422,
         ),
         ("/api/devices/door/dance", json!({}), 404),
-        ("/api/devices", json!({}), 404),
+        ("/api/devices", json!({}), 405),
     ] {
         let (got, problem) = server.post(path, &worker(1), body).await;
         assert_eq!(got, status, "{path} {problem}");

@@ -62,41 +62,57 @@ impl Row {
     }
 }
 
+/// Each rule, at work on one run.
+struct Field {
+    ours: Ours,
+    tqdm: Tqdm,
+    indicatif: Indicatif,
+    average: Average,
+    median: Median,
+}
+
+impl Field {
+    fn new(run: &Run) -> Field {
+        Field {
+            ours: Ours::new(run),
+            tqdm: Tqdm::default(),
+            indicatif: Indicatif::default(),
+            average: Average::default(),
+            median: Median::of(&run.earlier),
+        }
+    }
+
+    /// In the order of [`RULES`].
+    fn rules(&mut self) -> [&mut dyn Rule; RULES.len()] {
+        [
+            &mut self.ours,
+            &mut self.tqdm,
+            &mut self.indicatif,
+            &mut self.average,
+            &mut self.median,
+        ]
+    }
+}
+
 /// Looks at one run; adds the factors, and returns the shares that were far off and how many ranges held the truth.
 fn follow(
     run: &Run,
     factors: &mut [Vec<f64>; RULES.len()],
 ) -> ([f64; RULES.len()], (usize, usize)) {
-    let mut ours = Ours::new(run);
-    let (mut tqdm, mut indicatif) = (Tqdm::default(), Indicatif::default());
-    let (mut average, mut median) = (Average::default(), Median::of(&run.earlier));
+    let mut field = Field::new(run);
     let mut reports = run.reports.iter().peekable();
     let mut off = [0.0; RULES.len()];
     let (mut looks, mut within, mut ranges) = (0.0, 0, 0);
     for look in 0..LOOKS {
         let at = run.end * (look as f64 + 0.5) / LOOKS as f64;
         while let Some((time, progress)) = reports.next_if(|(time, _)| *time <= at) {
-            let rules: [&mut dyn Rule; RULES.len()] = [
-                &mut ours,
-                &mut tqdm,
-                &mut indicatif,
-                &mut average,
-                &mut median,
-            ];
-            for rule in rules {
+            for rule in field.rules() {
                 rule.report(*time, *progress);
             }
         }
-        let rules: [&mut dyn Rule; RULES.len()] = [
-            &mut ours,
-            &mut tqdm,
-            &mut indicatif,
-            &mut average,
-            &mut median,
-        ];
-        let left = rules.map(|rule| rule.left(at));
+        let left = field.rules().map(|rule| rule.left(at));
         // Of a stalled job nothing is told, and before there is evidence nobody can.
-        if at < run.from || ours.is_stalled(at) || left.iter().all(Option::is_none) {
+        if at < run.from || field.ours.is_stalled(at) || left.iter().all(Option::is_none) {
             continue;
         }
         looks += 1.0;
@@ -111,7 +127,7 @@ fn follow(
                 off[rule] += 1.0;
             }
         }
-        if let Some((low, high)) = ours.range(at) {
+        if let Some((low, high)) = field.ours.range(at) {
             ranges += 1;
             within += usize::from((low..=high).contains(&truth));
         }

@@ -35,6 +35,10 @@ pub const QUERY_TEXT_MAX_BYTES: usize = 256;
 pub const PAGE_DEFAULT: usize = 50;
 /// Most items on a page of a list.
 pub const PAGE_MAX: usize = 500;
+/// The longest `Accept`, in bytes, over all of its lines. Browsers send some 200; its ranges are compared with one another.
+pub const ACCEPT_MAX_BYTES: usize = 1_024;
+/// Parameters that a query may have. It is walked once for each name that is looked for.
+pub const QUERY_FIELDS_MAX: usize = 1_024;
 /// Values that a repeatable filter may have.
 pub const FILTER_VALUES_MAX: usize = 20;
 /// Submissions that may wait for the writer. Beyond them a publisher waits for a place.

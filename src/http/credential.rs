@@ -13,6 +13,7 @@ use super::forwarded::{client_address, is_own_page};
 use super::problem::{Kind, Problem};
 use super::stream::resumed_from;
 use crate::auth::{Access, AuthError, Role, Schools};
+use crate::config::QUERY_FIELDS_MAX;
 use crate::id::SchoolId;
 use crate::refusals::RequestSource;
 use crate::service::Tidings;
@@ -152,6 +153,17 @@ pub(super) fn named_school(request: &Request<'_>) -> Result<Option<SchoolId>, Pr
     }
 }
 
+/// Refuses a query that is long to walk, before anything is looked for in it.
+pub(super) fn bounded_query(request: &Request<'_>) -> Result<(), Problem> {
+    match request.query_fields().nth(QUERY_FIELDS_MAX) {
+        None => Ok(()),
+        Some(_) => {
+            let detail = format!("a query has at most {QUERY_FIELDS_MAX} parameters");
+            Err(Problem::new(Kind::InvalidQuery, detail))
+        }
+    }
+}
+
 /// The first value of a query parameter, decoded.
 pub(super) fn query<'r>(request: &'r Request<'_>, name: &str) -> Option<&'r str> {
     request
@@ -189,6 +201,7 @@ pub(super) enum Purpose {
 
 /// What the request's credential lets its bearer do.
 pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, Problem> {
+    bounded_query(request)?;
     let tidings = tidings(request);
     let keys = tidings.keys();
     // Another scheme belongs to a login in front of this server, and is ignored.

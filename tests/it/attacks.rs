@@ -55,6 +55,54 @@ async fn is_well(server: &Server, jobs: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_accept_header_or_a_query_of_any_length_is_refused_before_it_is_walked() {
+    let server = server().await;
+    let (ranges, fields) = ("*/*,".repeat(60_000), "a=1&".repeat(30_000));
+    let accept = format!("Accept: {ranges}\r\n");
+    let asked = request("GET /events/jobs", &viewer(1), &accept, b"");
+    let answer = raw(&server, &asked).await;
+    assert_eq!(status(&answer), Some(400));
+    let text = String::from_utf8_lossy(&answer);
+    assert!(text.contains("`Accept` has 240000 bytes"), "{text}");
+    for path in ["/events/jobs", "/ws", "/ws/samples", "/progress/ws/1"] {
+        for stranger in [
+            request(&format!("GET {path}"), "none", &accept, b""),
+            request(&format!("GET {path}?{fields}"), "none", "", b""),
+        ] {
+            let answer = raw(&server, &stranger).await;
+            assert!(matches!(status(&answer), Some(400..=499)), "{path}");
+        }
+    }
+    for path in [
+        "/api/jobs",
+        "/api/violations",
+        "/api/notifiers",
+        "/monitor/1",
+    ] {
+        let many = request(&format!("GET {path}?{fields}"), "none", "", b"");
+        let answer = raw(&server, &many).await;
+        assert!(
+            matches!(status(&answer), Some(400 | 404 | 414 | 431)),
+            "{path}"
+        );
+    }
+    is_well(&server, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_accept_header_of_several_lines_is_one_list() {
+    let server = server().await;
+    let lines = "Accept: text/html\r\nAccept: application/json;q=0.9\r\n";
+    let answer = raw(
+        &server,
+        &request("GET /events/jobs?wait=0", &viewer(1), lines, b""),
+    )
+    .await;
+    let text = String::from_utf8_lossy(&answer);
+    assert!(text.contains("\"messages\""), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn path_tricks() {
     let server = server().await;
     server.running_job("ours").await;

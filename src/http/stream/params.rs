@@ -3,16 +3,16 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use rocket::http::MediaType;
+use rocket::http::{Accept, MediaType};
 use rocket::request::{FromRequest, Outcome, Request};
 
 use super::handshake::opens_websocket;
 use crate::config::{
-    EVENT_LIMIT_MIN_BYTES, PADDING_MAX_BYTES, POLL_WAIT_DEFAULT_SECS, POLL_WAIT_MAX_SECS,
-    TICK_MAX_MS,
+    ACCEPT_MAX_BYTES, EVENT_LIMIT_MIN_BYTES, PADDING_MAX_BYTES, POLL_WAIT_DEFAULT_SECS,
+    POLL_WAIT_MAX_SECS, TICK_MAX_MS,
 };
 use crate::http::body::{UpperStatus, upper_status};
-use crate::http::credential::{named_school, query};
+use crate::http::credential::{bounded_query, named_school, query};
 use crate::http::forwarded::client_address;
 use crate::http::problem::{Kind, Problem};
 use crate::http::subjects::filters;
@@ -101,6 +101,7 @@ impl<'r> FromRequest<'r> for Params {
 }
 
 fn params(request: &Request<'_>) -> Result<Params, Problem> {
+    bounded_query(request)?;
     let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
     let number = |name: &str, most: u64| -> Result<Option<u64>, Problem> {
         let Some(text) = query(request, name) else {
@@ -198,6 +199,17 @@ pub(in crate::http) fn resumed_from(request: &Request<'_>) -> Result<Option<Curs
     Ok(cursor.map(str::parse).transpose()?)
 }
 
+/// What `Accept` says, if it can be read. Rocket's own reading takes time and memory with the square of its length.
+fn accepted(request: &Request<'_>) -> Result<Option<Accept>, Problem> {
+    let lines: Vec<&str> = request.headers().get("Accept").collect();
+    let bytes: usize = lines.iter().map(|line| line.len()).sum();
+    if bytes > ACCEPT_MAX_BYTES {
+        let detail = format!("`Accept` has {bytes} bytes; at most {ACCEPT_MAX_BYTES} are read");
+        return Err(Problem::new(Kind::InvalidHeader, detail));
+    }
+    Ok(lines.join(", ").parse().ok())
+}
+
 /// The transport that the `Accept` header likes best; SSE if it does not care. One that is named goes before
 /// one that only a wildcard lets in: `application/json, */*` is somebody who wants an answer, not a stream.
 fn transport(request: &Request<'_>) -> Result<Transport, Problem> {
@@ -205,7 +217,7 @@ fn transport(request: &Request<'_>) -> Result<Transport, Problem> {
         // A handshake; what it accepts otherwise does not matter.
         return Ok(Transport::EventSource);
     }
-    let Some(accept) = request.accept() else {
+    let Some(accept) = accepted(request)? else {
         return Ok(Transport::EventSource);
     };
     let liking = |wanted: &MediaType| {

@@ -594,6 +594,14 @@ fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     read.transpose().map_err(serde::de::Error::custom)
 }
 
+/// A number from 0 to 100; what a division makes of the ends of the range is meant to be them.
+fn percent(told: f64) -> Option<f64> {
+    const NOISE: f64 = 1e-9;
+    // The sum makes 0 of `-0.0`, which would print as such.
+    let clamped = told.clamp(0.0, 100.0) + 0.0;
+    ((told - clamped).abs() <= NOISE).then_some(clamped)
+}
+
 /// Text that fits its bound.
 fn bounded(field: &'static str, text: &str, most: Bound) -> Result<Arc<str>, RuleError> {
     match text.len() <= most.bytes {

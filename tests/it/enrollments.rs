@@ -224,6 +224,17 @@ async fn a_session_whose_device_falls_silent_ends_with_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn float_noise_at_the_ends_of_the_range_is_no_error() {
+    let server = server().await;
+    start(&server, "s", "door").await;
+    for (told, kept) in [(-1e-10, 0), (50.0, 50), (100.00000000000001, 66)] {
+        let body = json!({"progress": told});
+        let answer = server.report("/api/enrollments/s/progress", body).await;
+        assert_eq!(answer["progress"], kept, "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_bodies_are_refused_with_a_reason() {
     let server = server().await;
     start(&server, "s", "door").await;

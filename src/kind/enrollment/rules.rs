@@ -11,7 +11,9 @@ use super::{
 };
 use crate::event::Class;
 use crate::id::SubjectId;
-use crate::kind::{Bound, Context, Outcome, PLAIN_ERROR_CODE, RuleError, bounded, code, not_found};
+use crate::kind::{
+    Bound, Context, Outcome, PLAIN_ERROR_CODE, RuleError, bounded, code, not_found, percent,
+};
 
 /// The rules: what becomes of a session by a command, and what is told of it. Pure.
 pub fn apply(
@@ -193,15 +195,13 @@ impl Session {
             });
         }
         let told = match report.progress {
-            // The rest is for the end.
-            Some(told) if (0.0..=100.0).contains(&told) => {
-                (told as u8).min(Status::Processing.progress())
-            }
-            Some(_) => {
-                return Err(RuleError::Invalid {
+            Some(told) => {
+                let told = percent(told).ok_or_else(|| RuleError::Invalid {
                     field: "progress",
                     expected: "is a number from 0 to 100".into(),
-                });
+                })?;
+                // The rest is for the end.
+                (told as u8).min(Status::Processing.progress())
             }
             None => status.progress(),
         };

@@ -12,7 +12,7 @@ use super::reporters::Reporter;
 use super::{End, Estimator, Job, JobError, KIND, Status, draft};
 use crate::event::Class;
 use crate::id::SubjectId;
-use crate::kind::{Context, Outcome, RuleError, bounded, code, merged, not_found};
+use crate::kind::{Context, Outcome, RuleError, bounded, code, merged, not_found, percent};
 use crate::uptime::Uptime;
 
 /// The rules: what becomes of a job by a command, and what is told of it. Pure.
@@ -313,17 +313,6 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
     (next, class)
 }
 
-/// What a division makes of the ends of the range is meant to be them.
-fn without_float_noise(progress: f64) -> f64 {
-    const NOISE: f64 = 1e-9;
-    match progress {
-        // Also `-0.0`, which would print as such.
-        low if (-NOISE..=0.0).contains(&low) => 0.0,
-        high if (100.0..=100.0 + NOISE).contains(&high) => 100.0,
-        other => other,
-    }
-}
-
 impl Job {
     fn enter(&mut self, status: Status) {
         self.status = status;
@@ -387,13 +376,10 @@ impl Job {
             }
             None | Some(None) => {}
             Some(Some(asked)) => {
-                let asked = without_float_noise(asked);
-                if !(0.0..=100.0).contains(&asked) {
-                    return Err(RuleError::Invalid {
-                        field: "progress",
-                        expected: "is a number from 0 to 100, or null".into(),
-                    });
-                }
+                let asked = percent(asked).ok_or_else(|| RuleError::Invalid {
+                    field: "progress",
+                    expected: "is a number from 0 to 100, or null".into(),
+                })?;
                 // A lower number is a sign of life all the same: the higher one stays, and what else is told counts.
                 let reached = self.progress.map_or(asked, |current| current.max(asked));
                 self.progress = Some(reached);

@@ -115,6 +115,32 @@ async fn an_unlabelled_report_of_a_worker_of_an_earlier_attempt_has_no_effect() 
     }
 }
 
+/// `worker` in the first report, and only the token in those that follow.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_has_said_who_it_is_is_known_by_its_token_too() {
+    // Each has a token of its own: the old one's is known.
+    let server = server().await;
+    let (old, new) = (token("old", Role::Worker), token("new", Role::Worker));
+    retried(&server, &old, Some("host-1")).await;
+    sent(&server, &new, "start", json!({"worker": "host-2"})).await;
+    for (verb, body) in REPORTS {
+        let body = serde_json::from_str(body).unwrap();
+        let (status, problem) = send(&server, &old, verb, body).await;
+        let refused = (status, &problem["code"]);
+        assert_eq!(refused, (409, &json!("stale-attempt")), "{verb}");
+    }
+    sent(&server, &new, "complete", json!({"result": "new"})).await;
+    // Both have the same token, so that the one that has joined may leave its name out.
+    let server = self::server().await;
+    let same = token("same", Role::Worker);
+    retried(&server, &same, Some("host-1")).await;
+    sent(&server, &same, "start", json!({"worker": "host-2"})).await;
+    let (status, _) = send(&server, &same, "progress", json!({"worker": "host-1"})).await;
+    assert_eq!(status, 409, "the name says more than the token");
+    sent(&server, &same, "progress", json!({"progress": 5})).await;
+    sent(&server, &same, "complete", json!({})).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_takes_a_job_again_by_start_or_by_the_number_of_the_attempt() {
     for (verb, joins) in [("start", json!({})), ("progress", json!({"attempt": 2}))] {

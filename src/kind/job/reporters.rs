@@ -6,6 +6,7 @@
 //! joins by `start`, which a worker that takes the job again calls and one that was given up does not, or by a report
 //! that names the present attempt. One that was never heard of is taken for a worker of the present attempt.
 //!
+//! A worker that says which it is, is known by its token, too: it may say so in one report and not in the next.
 //! Workers that share a token and do not say which `worker` they are cannot be told apart.
 
 use std::sync::Arc;
@@ -20,25 +21,27 @@ pub const WORKER_MAX_BYTES: usize = 128;
 /// The longest `sub` by which a reporter is known, in bytes: what OpenID Connect allows. A longer one is nobody's.
 pub const SUB_MAX_BYTES: usize = 255;
 
-/// Reporters of the present attempt that are remembered, and of all earlier ones together: those that joined last.
+/// Names of reporters of the present attempt that are remembered, and of all earlier ones together: those that joined last.
 pub const REPORTERS_MAX: usize = 16;
 
-/// Who reports.
+/// A name of the one who reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Reporter {
     /// What the report itself says.
     Worker(Arc<str>),
-    /// Otherwise the `sub` of the token that it came with.
+    /// The `sub` of the token that it came with.
     Sub(Arc<str>),
 }
 
 impl Reporter {
-    /// Who reports, if that can be told.
-    pub(super) fn of(
-        worker: Option<&str>,
-        sub: Option<&str>,
-    ) -> Result<Option<Reporter>, RuleError> {
+    /// Who reports, as far as that can be told: all names, the most precise one at the end.
+    pub(super) fn of(worker: Option<&str>, sub: Option<&str>) -> Result<Vec<Reporter>, RuleError> {
+        let known = sub.filter(|sub| (1..=SUB_MAX_BYTES).contains(&sub.len()));
+        let mut names: Vec<_> = known
+            .map(|sub| Reporter::Sub(sub.into()))
+            .into_iter()
+            .collect();
         if let Some(worker) = worker {
             let worker = bounded("worker", worker, Bound::constant(WORKER_MAX_BYTES))?;
             if worker.is_empty() {
@@ -47,10 +50,9 @@ impl Reporter {
                     expected: format!("is a text of 1 to {WORKER_MAX_BYTES} bytes, or absent"),
                 });
             }
-            return Ok(Some(Reporter::Worker(worker)));
+            names.push(Reporter::Worker(worker));
         }
-        let known = sub.filter(|sub| (1..=SUB_MAX_BYTES).contains(&sub.len()));
-        Ok(known.map(|sub| Reporter::Sub(sub.into())))
+        Ok(names)
     }
 }
 
@@ -83,11 +85,11 @@ impl Reporters {
         self.earlier.contains(reporter)
     }
 
-    /// It reports on the present attempt.
-    pub(super) fn join(&mut self, reporter: Reporter) {
-        self.earlier.retain(|own| *own != reporter);
-        self.present.retain(|own| *own != reporter);
-        self.present.push(reporter);
+    /// The bearer of these names reports on the present attempt.
+    pub(super) fn join(&mut self, names: &[Reporter]) {
+        self.earlier.retain(|own| !names.contains(own));
+        self.present.retain(|own| !names.contains(own));
+        self.present.extend_from_slice(names);
         keep_last(&mut self.present);
     }
 
@@ -97,9 +99,9 @@ impl Reporters {
         keep_last(&mut self.earlier);
     }
 
-    /// Whether a report of its would change nothing here.
-    pub(super) fn is_last(&self, reporter: &Reporter) -> bool {
-        self.present.last() == Some(reporter)
+    /// Whether a report under these names would change nothing here.
+    pub(super) fn are_last(&self, names: &[Reporter]) -> bool {
+        self.present.ends_with(names)
     }
 }
 
@@ -113,14 +115,14 @@ mod tests {
     use super::*;
 
     fn worker(name: &str) -> Reporter {
-        Reporter::of(Some(name), None).unwrap().unwrap()
+        Reporter::of(Some(name), None).unwrap().remove(0)
     }
 
     #[test]
     fn as_many_reporters_are_remembered_as_there_is_room_for_the_newest_first() {
         let mut reporters = Reporters::default();
         for number in 0..40 {
-            reporters.join(worker(&format!("w{number}")));
+            reporters.join(&[worker(&format!("w{number}"))]);
         }
         assert_eq!(reporters.worker(), Some("w39"));
         reporters.begin_attempt();
@@ -132,9 +134,9 @@ mod tests {
     #[test]
     fn a_worker_is_not_taken_for_a_token_of_the_same_name() {
         let mut reporters = Reporters::default();
-        reporters.join(worker("a"));
+        reporters.join(&[worker("a")]);
         reporters.begin_attempt();
-        let by_token = Reporter::of(None, Some("a")).unwrap().unwrap();
+        let by_token = Reporter::of(None, Some("a")).unwrap().remove(0);
         assert!(reporters.is_stale(&worker("a")) && !reporters.is_stale(&by_token));
     }
 
@@ -145,7 +147,7 @@ mod tests {
             Some(String::new()),
             Some("x".repeat(SUB_MAX_BYTES + 1)),
         ] {
-            assert_eq!(Reporter::of(None, sub.as_deref()), Ok(None));
+            assert_eq!(Reporter::of(None, sub.as_deref()), Ok(vec![]));
         }
         for name in [String::new(), "x".repeat(WORKER_MAX_BYTES + 1)] {
             assert!(Reporter::of(Some(&name), None).is_err());

@@ -22,9 +22,9 @@ pub fn apply(
     command: &Command,
     context: &Context<'_>,
 ) -> Result<Outcome<Job>, RuleError> {
-    let reporter = Reporter::of(command.worker(), context.sub)?;
+    let names = Reporter::of(command.worker(), context.sub)?;
     if let Some(job) = job {
-        fence(job, command, reporter.as_ref())?;
+        fence(job, command, names.last())?;
     }
     let (mut job, told) = match (command, job) {
         (Command::Create(create), None) => {
@@ -64,10 +64,8 @@ pub fn apply(
             )
         }
     };
-    if let Some(reporter) =
-        reporter.filter(|own| command.is_of_worker() && !job.reporters.is_last(own))
-    {
-        Arc::make_mut(&mut job.reporters).join(reporter);
+    if command.is_of_worker() && !job.reporters.are_last(&names) {
+        Arc::make_mut(&mut job.reporters).join(&names);
     }
     let drafts: Vec<_> = told
         .iter()

@@ -326,7 +326,7 @@ async fn a_wall_clock_that_was_set_back_does_not_keep_the_silent_alive() {
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
-/// A database as it was before silence was measured in uptime, with something in it that was silent for long.
+/// A database as it was before the end was estimated with a range and silence measured in uptime, with something in it that was silent for long.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_earlier_version_stored_counts_as_heard_of_at_the_upgrade() {
     let folder = Arc::new(tempfile::tempdir().unwrap());

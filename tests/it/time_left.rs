@@ -262,3 +262,25 @@ fn no_published_rule_tells_the_time_left_better() {
         "the range holds the end in {coverage:.2}"
     );
 }
+
+#[test]
+fn of_a_job_at_100_percent_that_is_not_completed_yet_nothing_absurd_is_foretold() {
+    for history in [None, alike(40.0), alike(4_000.0)] {
+        let start = Command::Create(from(json!({"job_type": "t", "status": "in_progress"})));
+        let mut job = run_with(None, &start, 0, history).unwrap().state;
+        for step in 0..=10 {
+            let report = progress(f64::from(step) * 10.0);
+            job = run(Some(&job), &report, i64::from(step) * 10)
+                .unwrap()
+                .state;
+        }
+        for secs in 100..130 {
+            let eta = job.eta.unwrap();
+            let now = at(secs);
+            assert!(eta.low_at > now && eta.low_at <= eta.at && eta.at <= eta.high_at);
+            let most = secs_until(eta.high_at, secs);
+            assert!(most < 1_500.0, "{most} s at {secs} s, {eta:?}");
+            job = run(Some(&job), &message(), secs + 1).unwrap().state;
+        }
+    }
+}

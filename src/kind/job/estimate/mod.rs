@@ -60,6 +60,8 @@ const RANGE: f64 = 1.2816;
 const DEVIATION_MIN: f64 = 0.01;
 /// The largest.
 const DEVIATION_MAX: f64 = 1.5;
+/// An end that is told lies ahead, also of a job that has reported 100 % and is not completed yet.
+const LEFT_MIN_SECS: f64 = 0.001;
 /// Nothing beyond that is an estimate.
 const HORIZON_SECS: f64 = 10.0 * 365.0 * 86_400.0;
 /// A weight below which a source is not named.
@@ -229,8 +231,7 @@ impl Estimator {
             return None;
         }
         let after = |secs: f64| {
-            // At least a millisecond: an end that is told lies ahead.
-            let millis = (secs.min(HORIZON_SECS) * 1000.0).round().max(1.0) as i64;
+            let millis = (secs.clamp(LEFT_MIN_SECS, HORIZON_SECS) * 1000.0).round() as i64;
             now.checked_add_signed(TimeDelta::milliseconds(millis))
         };
         Some(Eta {
@@ -295,13 +296,13 @@ impl Estimator {
             true => self.recurrence(pauses) * longer(pauses),
             false => 0.0,
         };
-        let secs = plain * (slower + more).exp() + lull;
-        let lull_share = lull * self.pace.scatter.sqrt().max(0.1) / secs.max(f64::MIN_POSITIVE);
+        let secs = (plain * (slower + more).exp() + lull).max(LEFT_MIN_SECS);
+        let lull_share = lull * self.pace.scatter.sqrt().max(0.1) / secs;
         let variance =
             (outlook.variance + more * more).min(VARIANCE_MAX) + 0.5 * lull_share * lull_share;
         Some(Left {
             secs,
-            error: secs * variance.sqrt(),
+            error: secs * variance.sqrt().max(DEVIATION_MIN),
             source: EtaSource::Rate,
         })
     }

@@ -199,7 +199,7 @@ impl CommandOf<Device> for Command {
 }
 
 impl Subject for Device {
-    fn describe(&self, id: &SubjectId) -> Draft {
+    fn describe(&self, id: &SubjectId, _: DateTime<Utc>) -> Draft {
         status_draft(id, self)
     }
 

@@ -50,8 +50,8 @@ pub struct Description {
 
 /// What a kind's state says of itself.
 pub trait Subject {
-    /// The state as an event: of several that tell it, the one that tells what it is.
-    fn describe(&self, id: &SubjectId) -> Draft;
+    /// The state as an event, as it may be told at `now`: of several that tell it, the one that tells what it is.
+    fn describe(&self, id: &SubjectId, now: DateTime<Utc>) -> Draft;
 
     /// What belongs to the subject in addition to the fields of that event: a JSON object.
     fn details(&self, id: &SubjectId) -> Value;
@@ -234,8 +234,8 @@ kinds! {
 
 impl State {
     /// See [`Subject::describe`].
-    pub fn describe(&self, id: &SubjectId) -> Draft {
-        self.subject().describe(id)
+    pub fn describe(&self, id: &SubjectId, now: DateTime<Utc>) -> Draft {
+        self.subject().describe(id, now)
     }
 
     /// See [`Subject::details`].

@@ -234,7 +234,10 @@ async fn a_device_that_beats_is_never_offline_however_often_the_server_is_killed
 fn move_wall_clock(database: &Path, hours: i64) {
     let by = hours * 3_600_000;
     let times = [
-        ("jobs", "created_at heard_at started_at last_at"),
+        (
+            "jobs",
+            "created_at heard_at started_at last_at eta_at eta_low_at eta_high_at",
+        ),
         ("enrollment_sessions", "created_at heard_at last_at"),
         ("devices", "last_seen status_at created_at last_at"),
         ("events", "at"),
@@ -248,6 +251,11 @@ fn move_wall_clock(database: &Path, hours: i64) {
         conn.batch_execute(&format!("UPDATE {table} SET {moved}"))
             .unwrap();
     }
+    conn.batch_execute(&format!(
+        "UPDATE jobs SET estimator = json_set(estimator, '$.since', json_extract(estimator, '$.since') - ({by})) \
+         WHERE estimator IS NOT NULL"
+    ))
+    .unwrap();
 }
 
 async fn begun(server: &Server, secs: u32) {
@@ -303,6 +311,43 @@ async fn hours_of_downtime_do_not_count_as_silence() {
             .await;
         assert_eq!(beat["status"], status);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_passed_while_the_server_was_down_is_told_anew_at_its_start() {
+    let first = server().await;
+    first.running_job("j").await;
+    let mut told = json!(null);
+    let mut progress = 0;
+    while told["eta_at"].is_null() {
+        progress += 1;
+        told = first
+            .report("/api/jobs/j/progress", json!({"progress": progress}))
+            .await;
+    }
+    let folder = first.stop().await;
+    let database = folder.path().join("tidings.db");
+    move_wall_clock(&database, 12);
+    // It was not to be looked at for hours of uptime.
+    connect(&database)
+        .batch_execute("UPDATE jobs SET check_uptime = check_uptime + 36000000")
+        .unwrap();
+    let server = server_in(folder, json!({})).await;
+    let end_of = |job: &Value| {
+        let end = job["eta_at"].as_str()?;
+        let end = chrono::DateTime::parse_from_rfc3339(end).unwrap();
+        Some(end.to_utc())
+    };
+    until("a later end is told", async || {
+        let asked = chrono::Utc::now();
+        let (_, job) = server.get("/api/jobs/j", &viewer(1)).await;
+        let (_, list) = server.get("/api/jobs", &viewer(1)).await;
+        for job in [&job, &list["jobs"][0]] {
+            assert!(end_of(job).is_none_or(|end| end > asked), "{job}");
+        }
+        job["seq"].as_u64() > told["seq"].as_u64()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use serde_json::json;
 use tidings::event::Class;
 use tidings::kind::job::{Command, Estimator, EtaSource, History, Job, Past, Status, apply};
 
-use tidings::kind::Context;
+use tidings::kind::{Context, Subject};
 
 use crate::job_rules::{at, context, from, id, job_in, progress, run, run_with};
 
@@ -283,4 +283,18 @@ fn of_a_job_at_100_percent_that_is_not_completed_yet_nothing_absurd_is_foretold(
             job = run(Some(&job), &message(), secs + 1).unwrap().state;
         }
     }
+}
+
+#[test]
+fn an_end_that_has_passed_is_not_told_to_anyone_who_asks() {
+    let job = steady(300);
+    let eta = job.eta.unwrap();
+    let told = |now: DateTime<Utc>| -> serde_json::Value {
+        serde_json::from_str(&job.describe(&id(), now).fields).unwrap()
+    };
+    let times = ["eta_at", "eta_low_at", "eta_high_at", "eta_source"];
+    assert!(times.iter().all(|name| told(at(300))[name].is_string()));
+    let late = told(eta.low_at + TimeDelta::seconds(1));
+    assert!(late["eta_low_at"].as_str() > told(at(300))["eta_low_at"].as_str());
+    assert!(times.iter().all(|name| told(eta.at)[name].is_null()));
 }

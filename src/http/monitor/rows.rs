@@ -23,7 +23,7 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
         .started_at
         .map(|start| span(job.finished_at.unwrap_or(now) - start));
     // What was to be over by now will be at any moment: nothing worth saying.
-    let eta = job.eta.filter(|eta| eta.at > now);
+    let eta = job.eta.and_then(|eta| eta.as_of(now));
     json!({
         "id": id,
         "title": job_title(job),
@@ -37,7 +37,7 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
         "attempt": job.attempt,
         "worker": job.reporters.worker(),
         "eta": eta.map(|eta| time(eta.at, now)),
-        "eta_low": eta.map(|eta| time(eta.low_at.max(now), now)),
+        "eta_low": eta.map(|eta| time(eta.low_at, now)),
         "eta_high": eta.map(|eta| time(eta.high_at, now)),
         "created": time(job.created_at, now),
         "heard": time(job.heard_at, now),

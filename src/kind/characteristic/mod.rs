@@ -400,7 +400,7 @@ impl Characteristic {
 }
 
 impl Subject for Characteristic {
-    fn describe(&self, id: &SubjectId) -> Draft {
+    fn describe(&self, id: &SubjectId, _: DateTime<Utc>) -> Draft {
         limits_draft(id, self)
     }
 

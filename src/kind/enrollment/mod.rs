@@ -196,7 +196,7 @@ pub struct Session {
 }
 
 impl Subject for Session {
-    fn describe(&self, id: &SubjectId) -> Draft {
+    fn describe(&self, id: &SubjectId, _: DateTime<Utc>) -> Draft {
         draft(id, self, Class::Milestone)
     }
 

@@ -260,8 +260,9 @@ pub struct Job {
 }
 
 impl Subject for Job {
-    fn describe(&self, id: &SubjectId) -> Draft {
-        draft(id, self, Class::Milestone)
+    fn describe(&self, id: &SubjectId, now: DateTime<Utc>) -> Draft {
+        let eta = self.eta.and_then(|eta| eta.as_of(now));
+        told(id, self, eta, Class::Milestone)
     }
 
     /// `metadata.title`, if that is a text.
@@ -322,6 +323,10 @@ struct Fields<'a> {
 
 /// What a job's state looks like as an event of `class`.
 pub fn draft(id: &SubjectId, job: &Job, class: Class) -> Draft {
+    told(id, job, job.eta, class)
+}
+
+fn told(id: &SubjectId, job: &Job, eta: Option<Eta>, class: Class) -> Draft {
     let (result, error) = match &job.end {
         Some(End::Result(result)) => (Some(&**result), None),
         Some(End::Error(error)) => (None, Some(error)),
@@ -335,10 +340,10 @@ pub fn draft(id: &SubjectId, job: &Job, class: Class) -> Draft {
         message: &job.message,
         metadata: &job.metadata,
         attempt: job.attempt,
-        eta_at: job.eta.map(|eta| eta.at),
-        eta_low_at: job.eta.map(|eta| eta.low_at),
-        eta_high_at: job.eta.map(|eta| eta.high_at),
-        eta_source: job.eta.map(|eta| eta.source),
+        eta_at: eta.map(|eta| eta.at),
+        eta_low_at: eta.map(|eta| eta.low_at),
+        eta_high_at: eta.map(|eta| eta.high_at),
+        eta_source: eta.map(|eta| eta.source),
         stalled: job.stalled,
         cancel_requested: job.cancel_requested,
         result,

@@ -230,6 +230,22 @@ fn json<T: DeserializeOwned>(
         .transpose()
 }
 
+/// Has those jobs looked at next whose end was foretold for a time that has passed: while the server was down, the
+/// uptime at which to look did not come nearer.
+pub(super) fn look_at_lapsed(
+    conn: &mut SqliteConnection,
+    now: DateTime<Utc>,
+    uptime: Uptime,
+) -> QueryResult<()> {
+    let lapsed = jobs::table
+        .filter(jobs::check_uptime.gt(uptime_millis(uptime)))
+        .filter(jobs::eta_at.le(millis(now)));
+    diesel::update(lapsed)
+        .set(jobs::check_uptime.eq(uptime_millis(uptime)))
+        .execute(conn)?;
+    Ok(())
+}
+
 /// Jobs, as the store sees any kind.
 pub(super) struct JobsTable;
 

@@ -146,6 +146,8 @@ impl SqliteStore {
             .map_err(|error| database_error(error.to_string()))?;
         let (epoch, uptime) = life(&mut conn, settings.synchronous)
             .map_err(|error| database_error(error.to_string()))?;
+        jobs::look_at_lapsed(&mut conn, Utc::now(), uptime.now())
+            .map_err(|error| database_error(error.to_string()))?;
 
         for name in notifiers {
             notifiers::begins(&mut conn, name)

@@ -57,7 +57,7 @@ impl Stored {
         kind: Kind,
         subject: SubjectId,
     ) -> Event {
-        let draft = self.state.describe(&subject);
+        let draft = self.state.describe(&subject, Utc::now());
         let cursor = Cursor {
             epoch,
             seq: self.last_seq,

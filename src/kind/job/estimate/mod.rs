@@ -115,6 +115,14 @@ pub struct Eta {
 }
 
 impl Eta {
+    /// As it may still be told at `now`. Nothing once it has passed: a later one is told before long.
+    pub fn as_of(self, now: DateTime<Utc>) -> Option<Eta> {
+        (self.at > now).then(|| Eta {
+            low_at: self.low_at.max(now),
+            ..self
+        })
+    }
+
     /// Whether `later`, made at `now` without anything new from the worker, is worth telling.
     pub fn is_outdated_by(&self, later: &Eta, now: DateTime<Utc>) -> bool {
         let left = |eta: &Eta| seconds(eta.at - now);

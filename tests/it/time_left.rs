@@ -263,6 +263,55 @@ fn no_published_rule_tells_the_time_left_better() {
     );
 }
 
+/// What has been heard since does not make silence of it.
+#[test]
+fn downtime_is_no_silence_either_once_the_worker_is_heard_again() {
+    let job = steady(300);
+    let told = secs_until(job.eta.unwrap().at, 300);
+    // Six minutes later by the wall clock, of which the server was up for some seconds.
+    let later = |job: &Job, command: &Command, secs: i64| {
+        let context = Context {
+            now: at(360 + secs),
+            ..context(secs, None)
+        };
+        let state = apply(&id(), Some(job), command, &context).unwrap().state;
+        let left = secs_until(state.eta.unwrap().at, 360 + secs);
+        (state, left)
+    };
+    for word in [message(), progress(30.0), progress(10.0), cancel()] {
+        let (spoken, left) = later(&job, &word, 305);
+        assert!(
+            (left - told).abs() < 20.0,
+            "{word:?}: {left} s, {told} s before"
+        );
+        // A worker that stood still meanwhile, and one that went on.
+        for (next, rest) in [(31.0, 690.0), (67.0, 330.0)] {
+            let (_, left) = later(&spoken, &progress(next), 310);
+            assert!((left - rest).abs() < 30.0, "{word:?}: {left} of {rest} s");
+        }
+    }
+}
+
+fn cancel() -> Command {
+    Command::Cancel(from(json!({})))
+}
+
+#[test]
+fn downtimes_are_no_pauses_that_recur() {
+    let mut job = steady(300);
+    for (night, step) in (1..=4).zip(31..) {
+        let context = Context {
+            now: at(300 + night * 3_600),
+            ..context(300 + night * 10, None)
+        };
+        job = apply(&id(), Some(&job), &progress(f64::from(step)), &context)
+            .unwrap()
+            .state;
+    }
+    let left = secs_until(job.eta.unwrap().at, 300 + 4 * 3_600);
+    assert!((600.0..720.0).contains(&left), "{left} of 660 s");
+}
+
 #[test]
 fn of_a_job_at_100_percent_that_is_not_completed_yet_nothing_absurd_is_foretold() {
     for history in [None, alike(40.0), alike(4_000.0)] {

@@ -167,7 +167,7 @@ fn changed(
         });
     }
     let mut next = job.clone();
-    (next.heard_at, next.heard_uptime) = (context.now, context.uptime);
+    next.hear(context);
     let mut class = Class::Milestone;
     match command {
         Command::Create(_) | Command::Check => return Err(illegal()),
@@ -229,6 +229,7 @@ fn changed(
                 next.cancel_requested = true;
                 // The one who asks is not the worker: silence goes on being counted.
                 (next.heard_at, next.heard_uptime) = (job.heard_at, job.heard_uptime);
+                next.estimator.clone_from(&job.estimator);
             } else {
                 let message = cancel
                     .message
@@ -319,6 +320,14 @@ impl Job {
         self.estimator = None;
         self.eta = None;
         self.check_uptime = None;
+    }
+
+    fn hear(&mut self, context: &Context<'_>) {
+        let away = self.away(context);
+        if let Some(estimator) = &mut self.estimator {
+            estimator.hear(away);
+        }
+        (self.heard_at, self.heard_uptime) = (context.now, context.uptime);
     }
 
     fn start(&mut self, context: &Context<'_>) {

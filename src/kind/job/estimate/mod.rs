@@ -157,6 +157,9 @@ pub struct Estimator {
     longest: f64,
     /// A pause that does not count as work, in seconds.
     pause: f64,
+    /// How many seconds since the newest value nobody was there to hear anything.
+    #[serde(default)]
+    away: f64,
     tenths: Tenths,
     pace: Pace,
 }
@@ -172,9 +175,15 @@ impl Estimator {
             progress: 0.0,
             longest: 0.0,
             pause: 0.0,
+            away: 0.0,
             tenths: Tenths::default(),
             pace: Pace::default(),
         }
+    }
+
+    /// Takes in that something was heard again, after nobody had been there to hear anything for so long.
+    pub fn hear(&mut self, away: Duration) {
+        self.away += away.as_secs_f64();
     }
 
     /// Takes in that `progress` percent are reached. Several reports within a millisecond count as one.
@@ -183,7 +192,7 @@ impl Estimator {
         let Some(first) = self.first else {
             self.tenths.reach((0.0, 0.0), (at, progress));
             self.first = Some((at, progress));
-            (self.at, self.progress) = (at, progress);
+            (self.at, self.progress, self.away) = (at, progress, 0.0);
             return;
         };
         let secs = at - self.at;
@@ -199,7 +208,7 @@ impl Estimator {
         self.tenths.reach((self.at, self.progress), (at, progress));
         let work = self.without_pause(secs, percent);
         self.pace.learn(work, percent, self.share_of_time(progress));
-        (self.at, self.progress) = (at, progress);
+        (self.at, self.progress, self.away) = (at, progress, 0.0);
     }
 
     /// What of a step counts as work.
@@ -208,6 +217,14 @@ impl Estimator {
             .pace
             .outlook()
             .map_or(secs, |outlook| outlook.pace * percent);
+        // While nobody was there to hear it, the worker may have gone on or stood still: whichever fits better.
+        let heard = (secs - self.away).max(0.0);
+        let misfit = |secs: f64| (secs / expected).ln().abs();
+        let secs = if misfit(heard) < misfit(secs) {
+            heard
+        } else {
+            secs
+        };
         if !self.is_pause(secs, expected) {
             self.longest = self.longest.max(secs);
             return secs;
@@ -405,7 +422,7 @@ impl Estimator {
 
     /// Seconds since the last step.
     fn silence(&self, elapsed: f64, away: Duration) -> f64 {
-        (elapsed - self.at - away.as_secs_f64()).max(0.0)
+        (elapsed - self.at - self.away - away.as_secs_f64()).max(0.0)
     }
 
     fn elapsed(&self, now: DateTime<Utc>) -> f64 {

@@ -385,7 +385,7 @@ impl Estimator {
             }
         }
         let secs = whole - (elapsed - since);
-        (secs > 0.0).then(|| Left {
+        (secs > 0.0).then_some(Left {
             secs,
             error: history.spread * whole,
             source: EtaSource::History,

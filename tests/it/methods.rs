@@ -49,6 +49,7 @@ const ADDRESSES: &[(&str, &str)] = &[
     ("/api/violations/c.1/unack", "POST"),
     ("/api/notifiers", "GET, HEAD"),
     ("/api/notifiers/n/dead-letters", "GET, HEAD"),
+    ("/api/notifiers/n/set-aside", "GET, HEAD"),
     ("/events/jobs", "GET, HEAD"),
     ("/ws", "GET, HEAD"),
     ("/ws/samples", "GET, HEAD"),

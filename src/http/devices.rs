@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rocket::{Route, State, post, routes};
 use serde_json::{Value, json};
 
-use super::body::Json;
+use super::body::{Json, Unread};
 use super::commands::subject;
 use super::credential::Caller;
 use super::problem::Problem;
@@ -19,14 +19,17 @@ pub(super) fn routes() -> Vec<Route> {
     routes![heartbeat]
 }
 
-#[post("/api/devices/<id>/heartbeat")]
+/// The body says nothing and is not read, but it has to be of a form that could be.
+#[post("/api/devices/<id>/heartbeat", data = "<body>")]
 async fn heartbeat(
     id: &str,
     caller: Result<Caller, Problem>,
+    body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let caller = caller?;
     caller.may_publish(tidings, 1)?;
+    body?;
     let device = subject(KIND, id)?;
     caller
         .access

@@ -545,6 +545,7 @@ async fn a_compressed_body_is_refused_by_its_encoding_and_not_taken_for_broken_j
     for path in [
         "/api/jobs",
         "/api/jobs/a/start",
+        "/api/devices/d/heartbeat",
         "/api/batch",
         "/api/tickets",
     ] {

@@ -208,21 +208,30 @@ impl<'r> FromRequest<'r> for Strictly {
 /// Parameters that any call of the API may have.
 const COMMON: [&str; 3] = ["school_id", "token", "status_case"];
 
-/// Refuses parameters that a list does not have: a misspelt filter must not return everything.
+/// Parameters of which each value counts.
+const REPEATABLE: [&str; 2] = ["status", "job_type"];
+
+/// Refuses parameters that a list does not have, and second values that would be passed over: a filter that has no effect
+/// must not return everything.
 pub(super) fn only_known(request: &Request<'_>, own: &[&str]) -> Result<(), Problem> {
-    let is_known = |name: &str| own.contains(&name) || COMMON.contains(&name);
-    let mut names = request.query_fields().map(|field| field.name);
-    match names.find(|name| !is_known(name.source().as_str())) {
-        None => Ok(()),
-        Some(name) => {
+    let mut seen: Vec<&str> = Vec::new();
+    for field in request.query_fields() {
+        let name = field.name.source().as_str();
+        if !own.contains(&name) && !COMMON.contains(&name) {
             /// Enough to recognise a misspelt name by.
             const SHOWN_CHARS: usize = 64;
-            let name: String = name.source().as_str().chars().take(SHOWN_CHARS).collect();
+            let name: String = name.chars().take(SHOWN_CHARS).collect();
             let known = [own, &COMMON].concat().join(", ");
             let detail = format!("`{name}` is not a parameter of this list; it has {known}");
-            Err(Problem::new(Kind::InvalidQuery, detail))
+            return Err(Problem::new(Kind::InvalidQuery, detail));
         }
+        if seen.contains(&name) && !REPEATABLE.contains(&name) {
+            let detail = format!("`{name}` is given more than once; it has one value here");
+            return Err(Problem::new(Kind::InvalidQuery, detail));
+        }
+        seen.push(name);
     }
+    Ok(())
 }
 
 fn list_query(request: &Request<'_>) -> Result<ListQuery, Problem> {

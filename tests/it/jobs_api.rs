@@ -551,6 +551,29 @@ async fn a_misspelt_filter_does_not_return_everything() {
     assert_eq!(server.http.get(url).send().await.unwrap().status(), 200);
 }
 
+/// One of two values would have no effect.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_with_one_value_is_not_given_twice() {
+    let server = server().await;
+    server.running_job("a").await;
+    for path in [
+        "/api/jobs?q=a&q=b",
+        "/api/jobs?status=failed&limit=3&limit=3",
+        "/api/devices?sort=oldest&sort=newest",
+        "/api/violations?acknowledged=true&acknowledged=false",
+        "/api/violations?characteristic_id=x&characteristic_id=y",
+    ] {
+        let (status, problem) = server.get(path, &viewer(1)).await;
+        assert_eq!(
+            (status, &problem["code"]),
+            (400, &json!("invalid-query")),
+            "{path}"
+        );
+    }
+    let both = "/api/jobs?status=failed&status=in_progress&job_type=ocr&job_type=t";
+    assert_eq!(server.get(both, &viewer(1)).await.0, 200);
+}
+
 /// A library may write the same request in another way when it repeats it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idempotency_key_is_of_what_a_request_means_and_not_of_its_bytes() {

@@ -7,7 +7,7 @@ use rocket::http::{ContentType, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::{self, Responder, Response};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Number, Value};
 use sha2::{Digest, Sha256};
 
 use super::base_path;
@@ -142,8 +142,6 @@ pub(super) fn fingerprint(address: &str, body: &[u8]) -> String {
 
 /// The same JSON in one spelling (as RFC 8785 has it): members by name, and a number that is whole without a fraction.
 fn canonical(value: Value) -> Value {
-    /// Whole numbers are exact below this.
-    const EXACT_BELOW: f64 = 9_007_199_254_740_992.0;
     match value {
         Value::Object(object) => {
             let mut members: Vec<_> = object.into_iter().collect();
@@ -154,14 +152,20 @@ fn canonical(value: Value) -> Value {
                 .collect()
         }
         Value::Array(items) => items.into_iter().map(canonical).collect(),
-        Value::Number(number) if number.is_f64() => match number.as_f64() {
-            Some(whole) if whole.fract() == 0.0 && whole.abs() < EXACT_BELOW => {
-                (whole as i64).into()
-            }
-            _ => Value::Number(number),
-        },
+        Value::Number(number) => Value::Number(without_fraction(&number).unwrap_or(number)),
         other => other,
     }
+}
+
+/// A double that is whole, as the integer that it is exactly, if that has 64 bits.
+fn without_fraction(number: &Number) -> Option<Number> {
+    let double = number.as_f64().filter(|_| number.is_f64())?;
+    let bounds = i64::MIN as f64..u64::MAX as f64;
+    let is_whole = double.fract() == 0.0 && bounds.contains(&double);
+    is_whole.then(|| match double < 0.0 {
+        true => (double as i64).into(),
+        false => (double as u64).into(),
+    })
 }
 
 #[rocket::async_trait]
@@ -183,8 +187,20 @@ fn idempotency_key(request: &Request<'_>) -> Result<IdempotencyKey, Problem> {
     }
     Ok(IdempotencyKey {
         key: key.map(str::to_owned),
-        address: format!("{} {}", request.method(), request.uri().path()),
+        address: address(request),
     })
+}
+
+/// What a request does to what, in one spelling: the path without its percent-encoding, and without a slash at its end.
+fn address(request: &Request<'_>) -> String {
+    let mut address = request.method().to_string();
+    address.push(' ');
+    let segments = request.uri().path().raw_segments();
+    for segment in segments.filter(|segment| !segment.is_empty()) {
+        address.push('/');
+        address.push_str(&segment.percent_decode_lossy());
+    }
+    address
 }
 
 /// Whether `status` is written in upper case: `?status_case=`, or else the setting.

@@ -604,6 +604,49 @@ async fn an_idempotency_key_is_of_what_a_request_means_and_not_of_its_bytes() {
     }
 }
 
+/// 1e16 is a whole number, and `%61` is an `a`.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idempotency_key_knows_a_number_and_an_address_in_any_spelling() {
+    let server = server().await;
+    server.running_job("a b").await;
+    let send = async |key: &str, path: &str, number: &str| {
+        let request = server.request("POST", path, &worker(1));
+        let request = request.header("Idempotency-Key", key);
+        answer(request.body(format!(r#"{{"metadata":{{"n":{number}}}}}"#))).await
+    };
+    let path = "/api/jobs/a%20b/progress";
+    for (key, number, same) in [
+        ("e16", "1e16", "10000000000000000"),
+        ("e19", "10000000000000000000", "1.0e19"),
+        ("2-63", "-9223372036854775808", "-9223372036854775808.0"),
+        ("2-53", "9007199254740992.0", "9007199254740992"),
+        ("0", "-0", "0"),
+    ] {
+        let first = send(key, path, number).await;
+        assert_eq!(first.0, 200, "{key}");
+        for path in [
+            path,
+            "/api/jobs/%61%20b/%70rogress",
+            "/api/jobs/a%20b/progress/",
+        ] {
+            assert_eq!(send(key, path, same).await, first, "{key} {path}");
+        }
+    }
+    for (key, path, number) in [
+        ("2-53", path, "9007199254740993"),
+        ("e19", path, "10000000000000000001"),
+        ("0", path, "0.5"),
+        ("0", "/api/jobs/a%2520b/progress", "0"),
+    ] {
+        let (_, problem) = send(key, path, number).await;
+        let code = &problem["code"];
+        assert!(
+            code == "idempotency-key-reused" || code == "not-found",
+            "{key} {path} {problem}"
+        );
+    }
+}
+
 /// After a retry, the worker of the attempt before may still be alive.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_report_of_another_attempt_has_no_effect() {

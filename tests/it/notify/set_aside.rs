@@ -199,7 +199,7 @@ async fn a_refused_event_is_given_up_in_the_end_and_the_next_of_its_subject_has_
     let server = server_with(settings).await;
     let first = fail(&server, 1, "s").await;
     server.report("/api/jobs/s/retry", json!({})).await;
-    let error = json!({"error": {"code": "again", "message": "Again"}});
+    let error = json!({"attempt": 2, "error": {"code": "again", "message": "Again"}});
     let second = server.report("/api/jobs/s/fail", error).await;
     fail(&server, 1, "o").await;
     assert_eq!(taken(&mut receiver).await.0, "o");
@@ -373,7 +373,7 @@ async fn what_is_set_aside_and_past_retention_is_a_dead_letter_with_its_cause() 
     assert_eq!(state(&server, 1, "ops").await["set_aside"], 0);
     // What is said of it from now on is told again.
     answers(port, json!({})).await;
-    let error = json!({"error": {"code": "again", "message": "Again"}});
+    let error = json!({"attempt": 2, "error": {"code": "again", "message": "Again"}});
     server.report("/api/jobs/s/fail", error).await;
     assert_eq!(taken(&mut receiver).await.0, "s");
 }

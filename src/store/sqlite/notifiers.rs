@@ -293,16 +293,14 @@ fn bury(
     let own = dead_letters::table
         .filter(dead_letters::name.eq(name))
         .filter(dead_letters::school_id.eq(school.get()));
-    let too_old: Option<i64> = own
-        .order(dead_letters::seq.desc())
+    // By when they were given up: what was set aside is, long after later events.
+    let too_many: Vec<i64> = own
+        .order((dead_letters::at.desc(), dead_letters::seq.desc()))
         .offset(DEAD_LETTERS_MAX as i64)
-        .limit(1)
+        .limit(i64::MAX)
         .select(dead_letters::seq)
-        .first(conn)
-        .optional()?;
-    if let Some(seq) = too_old {
-        diesel::delete(own.filter(dead_letters::seq.le(seq))).execute(conn)?;
-    }
+        .load(conn)?;
+    diesel::delete(own.filter(dead_letters::seq.eq_any(too_many))).execute(conn)?;
     Ok(())
 }
 

@@ -424,6 +424,23 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
         .unwrap();
     assert_eq!(page.letters.len(), 1_000, "the newest are kept");
     assert_eq!(page.letters.last().unwrap().seq, 11);
+    // What was set aside is given up after later events.
+    let late = DeadLetter {
+        at: now + chrono::TimeDelta::hours(1),
+        ..letter(5)
+    };
+    let given_up_late = Progress {
+        dead: Some(late.clone()),
+        ..Progress::default()
+    };
+    let moved = bench
+        .store
+        .notifier_moves("ops", school(1), 1_010, given_up_late);
+    moved.await.unwrap();
+    let page = bench.store.dead_letters("ops", school(1), None, 5_000);
+    let letters = page.await.unwrap().letters;
+    assert_eq!((letters.len(), letters.last()), (1_000, Some(&late)));
+    assert_eq!(letters[letters.len() - 2].seq, 12);
 }
 
 pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: Open) {

@@ -33,6 +33,7 @@ mod existing_clients;
 mod fencing;
 mod floors;
 mod handshake;
+mod install;
 mod invariants;
 mod isolation;
 mod job_rules;

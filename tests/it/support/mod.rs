@@ -5,6 +5,7 @@ pub(crate) mod devtools;
 pub(crate) mod listener;
 #[cfg(target_os = "linux")]
 pub(crate) mod network;
+pub(crate) mod page;
 pub(crate) mod process;
 pub(crate) mod proxy;
 

@@ -42,6 +42,7 @@ mod kinds_documentation;
 mod limits;
 mod logins;
 mod methods;
+mod migrating;
 mod monitor;
 mod monitor_live;
 mod monitor_visitor;

@@ -64,4 +64,5 @@ mod streams;
 mod switches;
 mod time_left;
 mod tls;
+mod troubleshooting;
 mod websocket;

@@ -33,6 +33,22 @@ use crate::throttle::Pace;
 /// line's own, and the test suite's.
 const NOT_SETTINGS: &[&str] = &["url", "token", "require_all", "log", "seed"];
 
+/// Settings that are texts. In the environment they are taken as they stand, also where they look like a number: `0123`.
+const TEXTS: &[&str] = &[
+    "data_dir",
+    "database_url",
+    "jwt_secret",
+    "jwt_public_key_file",
+    "jwt_jwks_file",
+    "jwt_algorithm",
+    "jwt_issuer",
+    "jwt_audience",
+    "jwt_subject_claim",
+    "jwt_school_claim",
+    "jwt_role_claim",
+    "cookie_name",
+];
+
 /// When a commit must have reached the disk before it is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -319,6 +335,17 @@ impl Settings {
             }
             if let Some(value) = read {
                 merged = merged.merge(Serialized::default(name, value));
+            }
+        }
+        for name in TEXTS {
+            let Ok(text) = std::env::var(format!("TIDINGS_{}", name.to_uppercase())) else {
+                continue;
+            };
+            if let Ok(figment::value::Value::Num(..) | figment::value::Value::Bool(..)) =
+                text.parse()
+            {
+                environment = environment.ignore(&[name]);
+                merged = merged.merge(Serialized::default(name, text));
             }
         }
         let settings: Settings = merged

@@ -257,3 +257,55 @@ fn an_application_that_mounts_tidings_keeps_its_own_settings() {
         assert!(error.to_string().contains(named), "{error}");
     }
 }
+
+/// A secret, a path or an issuer may consist of digits.
+#[test]
+fn a_text_of_digits_in_the_environment_needs_no_quotes() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, value) in [
+        ("TIDINGS_JWT_SECRET", "01234567890123456789012345678901"),
+        ("TIDINGS_JWT_ISSUER", "0123"),
+        ("TIDINGS_JWT_AUDIENCE", "12.50"),
+        ("TIDINGS_JWT_ISSUER", "true"),
+        ("TIDINGS_JWT_SUBJECT_CLAIM", "7"),
+        ("TIDINGS_COOKIE_NAME", "123"),
+        ("TIDINGS_DATA_DIR", "456"),
+    ] {
+        for value in [value.to_owned(), format!("\"{value}\"")] {
+            let mut command = command(folder.path());
+            command
+                .args(["token", "--school", "1", "--role", "viewer"])
+                .env(name, &value);
+            let output = run(&mut command);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.success(), "{name}={value}: {said}");
+            let token = String::from_utf8(output.stdout).unwrap();
+            let claims = token.split('.').nth(1).unwrap();
+            let claims =
+                base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, claims)
+                    .unwrap();
+            let claims = String::from_utf8(claims).unwrap();
+            let told = value.trim_matches('"');
+            if name.ends_with("ISSUER") || name.ends_with("AUDIENCE") {
+                assert!(claims.contains(&format!(":\"{told}\"")), "{claims}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_nearest_rocket_toml_at_or_above_the_folder_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let inner = folder.path().join("a/b");
+    std::fs::create_dir_all(&inner).unwrap();
+    let start = || {
+        let mut command = command(folder.path());
+        run(command.arg("serve").current_dir(&inner))
+    };
+    for (file, setting) in [("Rocket.toml", "outer"), ("a/Rocket.toml", "nearer")] {
+        let wrong = format!("[default.tidings]\n{setting} = 1\n");
+        std::fs::write(folder.path().join(file), wrong).unwrap();
+        let said = String::from_utf8(start().stderr).unwrap();
+        assert!(said.contains(setting), "{said}");
+    }
+}

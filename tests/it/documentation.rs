@@ -1,10 +1,14 @@
 //! The documentation says what the code does: names, defaults, messages.
 
+use std::path::Path;
+
 use figment::providers::Serialized;
 use rocket::figment;
 use serde_json::Value;
 use tidings::config::Settings;
 use tidings::wire::Close;
+
+use crate::support::page::text;
 
 const STREAMS: &str = include_str!("../../docs/streams.md");
 const SETTINGS: &str = include_str!("../../docs/configuration.md");
@@ -120,4 +124,54 @@ fn the_guarantees_name_tests_that_exist() {
         named += 1;
     }
     assert!(named >= 26);
+}
+
+/// What GitHub makes of a heading.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = heading
+        .chars()
+        .filter(|own| own.is_alphanumeric() || " -_".contains(*own));
+    kept.map(|own| if own == ' ' { '-' } else { own }).collect()
+}
+
+#[test]
+fn every_page_is_in_the_readme_and_every_link_leads_to_a_heading_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = vec!["README.md".to_owned()];
+    for entry in root.join("docs").read_dir().unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".md") {
+            let link = format!("](docs/{name})");
+            assert!(
+                text("README.md").contains(&link),
+                "{name} is not in the README"
+            );
+            pages.push(format!("docs/{name}"));
+        }
+    }
+    let mut links = 0;
+    for page in &pages {
+        let content = text(page);
+        let targets = content.split("](").skip(1);
+        let targets = targets.map(|rest| rest.split(')').next().unwrap());
+        for target in targets.filter(|target| !target.contains("://") && !target.contains(' ')) {
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let path = match file {
+                "" => root.join(page),
+                file => root.join(page).parent().unwrap().join(file),
+            };
+            assert!(path.exists(), "{page}: {target}");
+            if !heading.is_empty() {
+                let target = std::fs::read_to_string(&path).unwrap();
+                let mut headings = target.lines().filter(|line| line.starts_with('#'));
+                assert!(
+                    headings.any(|own| anchor(own) == heading),
+                    "{page}: #{heading} in {file}"
+                );
+            }
+            links += 1;
+        }
+    }
+    assert!(links > 80, "{links}");
 }

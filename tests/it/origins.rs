@@ -104,6 +104,21 @@ async fn a_page_is_the_servers_own_whatever_its_spelling_and_default_port() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_without_an_origin_counts_as_it_comes_from_no_page() {
+    let server = server().await;
+    server.running_job("a").await;
+    assert_eq!(write(&server, &[]).await, 200);
+    for origin in [
+        "null",
+        "",
+        "https://x https://y",
+        "http://elsewhere.example",
+    ] {
+        assert_eq!(write(&server, &[("Origin", origin)]).await, 403, "{origin}");
+    }
+}
+
 /// One request without following where it leads.
 async fn once(request: reqwest::RequestBuilder) -> (u16, HeaderMap) {
     let request = request.build().unwrap();

@@ -16,7 +16,7 @@ use crate::id::{Channel, Cursor, NameError, SubjectId};
 use crate::kind::job::{JobType, Status as JobStatus};
 use crate::kind::{self, Command, RuleError};
 use crate::service::Tidings;
-use crate::store::{Envelope, ListQuery, Order, Receipt, StoredSubject};
+use crate::store::{Envelope, ListQuery, Order, Receipt, Stalled, StoredSubject};
 use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -242,8 +242,8 @@ fn list_query(request: &Request<'_>) -> Result<ListQuery, Problem> {
         return Err(Problem::new(Kind::InvalidQuery, detail));
     }
     let stalled = match query(request, "stalled").unwrap_or_default() {
-        "" | "false" => false,
-        "true" => true,
+        "" | "false" => Stalled::Ignored,
+        "true" => Stalled::Only,
         _ => {
             let detail = "`stalled` is `true` or `false`";
             return Err(Problem::new(Kind::InvalidQuery, detail));

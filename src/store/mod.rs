@@ -246,14 +246,29 @@ pub struct ListQuery {
     /// Only those with this text in their id, message, error or the values of their metadata; case does not count, and
     /// nothing has a text with U+0000.
     pub text: Option<String>,
-    /// Only jobs that have stalled.
-    pub stalled: bool,
+    /// Whether it counts that a job has stalled.
+    pub stalled: Stalled,
     /// Which come first.
     pub order: Order,
     /// Only subjects created beyond this `seq` in that order: the key of the next page.
     pub beyond: Option<u64>,
     /// At most so many.
     pub limit: usize,
+}
+
+/// Whether it counts for a list that a job has stalled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stalled {
+    /// No.
+    #[default]
+    Ignored,
+    /// Of the statuses asked for, only what has stalled.
+    Only,
+    /// `stalled` is a status of its own: what has stalled is listed under that alone.
+    Apart {
+        /// Whether it is one of the statuses asked for.
+        wanted: bool,
+    },
 }
 
 /// Which events of a subject.
@@ -418,6 +433,18 @@ pub trait Store: Log {
         school: SchoolId,
         kind: Kind,
     ) -> Result<Vec<(&'static str, u64)>, StoreError>;
+
+    /// How many subjects of a kind have stalled. A kind whose subjects do not stall has none.
+    async fn stalled(&self, school: SchoolId, kind: Kind) -> Result<u64, StoreError>;
+
+    /// How many subjects of a kind ended in this way since `since`. A kind whose subjects do not end has none.
+    async fn ended_since(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        status: &'static str,
+        since: DateTime<Utc>,
+    ) -> Result<u64, StoreError>;
 
     /// The subjects of a kind that ended in this way, the last first; at most `limit`.
     async fn ended(

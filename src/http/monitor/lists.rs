@@ -17,7 +17,7 @@ use crate::http::problem::Problem;
 use crate::http::subjects::Asked;
 use crate::id::Channel;
 use crate::service::Tidings;
-use crate::store::{ListQuery, Order};
+use crate::store::{ListQuery, Order, Stalled};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![list]
@@ -47,7 +47,8 @@ async fn list(
     let status =
         |name: &&'static str| json!({"name": name, "is_on": query.statuses.contains(name)});
     let statuses = crate::kind::description(kind).statuses.iter();
-    let is_on = query.stalled
+    let is_stalled = query.stalled == Stalled::Only;
+    let is_on = is_stalled
         || query.text.is_some()
         || !(query.statuses.is_empty() && query.categories.is_empty());
     let mut rows = rows(&page.subjects);
@@ -64,7 +65,7 @@ async fn list(
         "filter": {
             "text": query.text,
             "job_type": query.categories.first(),
-            "stalled": query.stalled,
+            "stalled": is_stalled,
             "sort": sort_name(query.order),
             "is_on": is_on,
             "statuses": statuses.map(status).collect::<Vec<_>>(),
@@ -86,7 +87,8 @@ fn address(query: &ListQuery, page: Option<u64>) -> String {
     );
     fields.extend(query.categories.iter().map(|own| ("job_type", own.clone())));
     fields.extend(query.text.iter().map(|text| ("q", text.clone())));
-    fields.extend(query.stalled.then(|| ("stalled", "true".to_owned())));
+    let is_stalled = query.stalled == Stalled::Only;
+    fields.extend(is_stalled.then(|| ("stalled", "true".to_owned())));
     if query.order != Order::default() {
         fields.push(("sort", sort_name(query.order).to_owned()));
     }

@@ -22,7 +22,7 @@ use crate::id::{Channel, Cursor, Kind, SchoolId, SubjectId};
 use crate::kind::job;
 use crate::kind::{characteristic, device, enrollment};
 use crate::service::Tidings;
-use crate::store::{ListQuery, StoreError, StoredSubject, ViolationQuery};
+use crate::store::{ListQuery, Stalled, StoreError, StoredSubject, ViolationQuery};
 
 /// Seconds of a row of the last minute's table.
 const MINUTE_PART_SECS: usize = 10;
@@ -193,7 +193,7 @@ async fn jobs(tidings: &Tidings, guest: &Guest) -> Result<Jobs, StoreError> {
     let store = tidings.store();
     let query = ListQuery {
         statuses: vec!["in_progress"],
-        stalled: true,
+        stalled: Stalled::Only,
         limit: MONITOR_ROWS,
         ..ListQuery::default()
     };

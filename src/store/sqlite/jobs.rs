@@ -279,6 +279,29 @@ impl Table for JobsTable {
         rows.into_iter().filter_map(read).collect()
     }
 
+    fn stalled(&self, conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<i64> {
+        jobs::table
+            .filter(jobs::school_id.eq(school.get()))
+            .filter(jobs::stalled)
+            .count()
+            .get_result(conn)
+    }
+
+    fn ended_since(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        status: &str,
+        since: DateTime<Utc>,
+    ) -> QueryResult<i64> {
+        jobs::table
+            .filter(jobs::school_id.eq(school.get()))
+            .filter(jobs::status.eq(status))
+            .filter(jobs::finished_at.ge(millis(since)))
+            .count()
+            .get_result(conn)
+    }
+
     fn endings(
         &self,
         conn: &mut SqliteConnection,

@@ -480,6 +480,22 @@ impl Store for SqliteStore {
             .await
     }
 
+    async fn stalled(&self, school: SchoolId, kind: Kind) -> Result<u64, StoreError> {
+        self.read(move |conn| read::stalled(conn, school, kind))
+            .await
+    }
+
+    async fn ended_since(
+        &self,
+        school: SchoolId,
+        kind: Kind,
+        status: &'static str,
+        since: DateTime<Utc>,
+    ) -> Result<u64, StoreError> {
+        self.read(move |conn| read::ended_since(conn, school, kind, status, since))
+            .await
+    }
+
     async fn ended(
         &self,
         school: SchoolId,

@@ -292,6 +292,26 @@ pub(super) fn counts(
     counts.into_iter().map(known).collect()
 }
 
+/// How many subjects of a kind have stalled.
+pub(super) fn stalled(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    kind: Kind,
+) -> QueryResult<u64> {
+    Ok(table(kind).stalled(conn, school)? as u64)
+}
+
+/// How many subjects ended in one way since a moment.
+pub(super) fn ended_since(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    kind: Kind,
+    status: &str,
+    since: DateTime<Utc>,
+) -> QueryResult<u64> {
+    Ok(table(kind).ended_since(conn, school, status, since)? as u64)
+}
+
 /// Subjects that ended in one way, the last first.
 pub(super) fn ended(
     conn: &mut SqliteConnection,
@@ -368,7 +388,7 @@ mod tests {
     use super::*;
     use crate::kind;
     use crate::scope::Filter;
-    use crate::store::{Order, ViolationQuery};
+    use crate::store::{Order, Stalled, ViolationQuery};
 
     #[derive(QueryableByName)]
     struct Step {
@@ -445,13 +465,20 @@ mod tests {
                         ..query.clone()
                     },
                     ListQuery {
-                        stalled: true,
+                        stalled: Stalled::Only,
+                        ..query.clone()
+                    },
+                    ListQuery {
+                        statuses: vec!["in_progress", "failed"],
+                        stalled: Stalled::Apart { wanted: true },
                         ..query.clone()
                     },
                 ] {
                     list(conn, epoch, school, *kind, &other).unwrap();
                 }
                 ended(conn, epoch, school, *kind, "failed", 10).unwrap();
+                ended_since(conn, school, *kind, "failed", chrono::Utc::now()).unwrap();
+                stalled(conn, school, *kind).unwrap();
                 table(*kind).overdue(conn, Default::default(), 10).unwrap();
                 table(*kind).sweep(conn, chrono::Utc::now(), 10).unwrap();
                 table(*kind).holder(conn, school, "door").unwrap();

@@ -19,7 +19,7 @@ use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::job::Past;
 use crate::kind::{State, characteristic, device, enrollment, job};
 use crate::scope::Filter;
-use crate::store::{ListQuery, Overdue, StoredSubject};
+use crate::store::{ListQuery, Overdue, Stalled, StoredSubject};
 use crate::uptime::Uptime;
 
 /// The table of each kind.
@@ -158,6 +158,22 @@ pub(super) trait Table: Sync {
         school: SchoolId,
     ) -> QueryResult<Vec<(String, i64)>>;
 
+    /// How many have stalled.
+    fn stalled(&self, _: &mut SqliteConnection, _: SchoolId) -> QueryResult<i64> {
+        Ok(0)
+    }
+
+    /// How many ended in one way since a moment.
+    fn ended_since(
+        &self,
+        _: &mut SqliteConnection,
+        _: SchoolId,
+        _status: &str,
+        _since: DateTime<Utc>,
+    ) -> QueryResult<i64> {
+        Ok(0)
+    }
+
     /// For a kind that has ticks.
     fn last_events(
         &self,
@@ -269,6 +285,26 @@ pub(super) fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
         .map_err(|_| unreadable("JSON"))
 }
 
+/// What a list is read from, which have no subject in common: a status, or all, and whether it has stalled if that counts.
+pub(super) fn sources(query: &ListQuery) -> Vec<(Option<&'static str>, Option<bool>)> {
+    let has_stalled = match query.stalled {
+        Stalled::Ignored => None,
+        Stalled::Only => Some(true),
+        Stalled::Apart { .. } => Some(false),
+    };
+    let stalled_too = query.stalled == Stalled::Apart { wanted: true };
+    let mut statuses: Vec<Option<&str>> = query.statuses.iter().copied().map(Some).collect();
+    statuses.sort_unstable();
+    statuses.dedup();
+    if statuses.is_empty() && !stalled_too {
+        statuses.push(None);
+    }
+    let with_status = statuses.into_iter().map(|status| (status, has_stalled));
+    with_status
+        .chain(stalled_too.then_some((None, Some(true))))
+        .collect()
+}
+
 /// Makes the methods of [`Table`] that every table has: `load`, `write`, `counts` and `list`.
 macro_rules! any_table {
     (
@@ -325,9 +361,6 @@ macro_rules! any_table {
                 return Ok(Vec::new());
             }
             let stalls: &[&str] = &[$(stringify!($stalled))?];
-            if stalls.is_empty() && query.stalled {
-                return Ok(Vec::new());
-            }
             let wanted = match query.text.as_deref().map($crate::store::sqlite::search::wanted) {
                 // Nothing can match.
                 Some(None) => return Ok(Vec::new()),
@@ -335,14 +368,11 @@ macro_rules! any_table {
             };
             let newest_first = query.order == crate::store::Order::Newest;
             // One query a status: each by an index, in the order that is asked for.
-            let mut sources: Vec<Option<&str>> = query.statuses.iter().copied().map(Some).collect();
-            sources.sort_unstable();
-            sources.dedup();
-            if sources.is_empty() {
-                sources.push(None);
-            }
             let mut found = Vec::new();
-            for source in sources {
+            for (status, has_stalled) in $crate::store::sqlite::table::sources(query) {
+                if stalls.is_empty() && has_stalled == Some(true) {
+                    continue;
+                }
                 let mut select = $table::table
                     .filter($table::school_id.eq(school.get()))
                     .limit(query.limit as i64 + 1)
@@ -352,10 +382,12 @@ macro_rules! any_table {
                     true => select.order($table::created_seq.desc()),
                     false => select.order($table::created_seq.asc()),
                 };
-                $(if query.stalled {
-                    select = select.filter($table::$stalled);
-                })?
-                if let Some(status) = source {
+                $(select = match has_stalled {
+                    Some(true) => select.filter($table::$stalled),
+                    Some(false) => select.filter(diesel::dsl::not($table::$stalled)),
+                    None => select,
+                };)?
+                if let Some(status) = status {
                     select = select.filter($table::status.eq(status));
                 }
                 $(if !query.categories.is_empty() {

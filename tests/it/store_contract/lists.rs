@@ -1,9 +1,10 @@
 //! What a store promises of lists and counts, which the monitor reads.
 
 use chrono::{TimeDelta, Utc};
-use tidings::store::{Order, Which};
+use tidings::store::{Order, Stalled, Which};
 
 use super::*;
+use crate::support::until;
 
 pub(super) async fn a_list_is_told_from_either_end_page_by_page(open: Open) {
     let bench = bench(open, Settings::default());
@@ -38,13 +39,67 @@ pub(super) async fn a_list_is_told_from_either_end_page_by_page(open: Open) {
     let both = ["in_progress", "completed"];
     assert_eq!(list(Order::Oldest, &both).await, "abcde");
     assert_eq!(list(Order::Oldest, &["in_progress"]).await, "acde");
-    let query = ListQuery {
-        stalled: true,
-        limit: 10,
-        ..ListQuery::default()
+}
+
+pub(super) async fn what_has_stalled_is_listed_within_its_status_or_apart_from_it(open: Open) {
+    let bench = bench(open, Settings::default());
+    let silent = |id| {
+        let body = json!({"job_type": "t", "status": "in_progress", "stall_after_secs": 1});
+        envelope(id, "create", body)
     };
-    let stalled = bench.store.subjects(school(1), KIND, query).await.unwrap();
-    assert!(stalled.subjects.is_empty());
+    let made = vec![
+        silent("a"),
+        create("b"),
+        silent("c"),
+        create("d"),
+        silent("e"),
+    ];
+    bench.done(made).await;
+    bench.done(vec![envelope("b", "complete", json!({}))]).await;
+    until("they have stalled", async || {
+        let checks = ["a", "c", "e"].map(|id| envelope(id, "check", json!({})));
+        bench.append(1, checks.to_vec()).await;
+        bench.store.stalled(school(1), KIND).await.unwrap() == 3
+    })
+    .await;
+    assert_eq!(bench.store.stalled(school(2), KIND).await.unwrap(), 0);
+    let list = async |stalled, statuses: &[&'static str]| {
+        let (mut told, mut beyond) = (String::new(), None);
+        loop {
+            let query = ListQuery {
+                statuses: statuses.to_vec(),
+                stalled,
+                order: Order::Oldest,
+                beyond,
+                limit: 2,
+                ..ListQuery::default()
+            };
+            let page = bench.store.subjects(school(1), KIND, query).await.unwrap();
+            let ids = page.subjects.iter();
+            told.extend(ids.map(|own| own.event.subject.to_string()));
+            beyond = page.next;
+            if beyond.is_none() {
+                return told;
+            }
+        }
+    };
+    let apart = |wanted| Stalled::Apart { wanted };
+    for (stalled, statuses, ids) in [
+        (Stalled::Ignored, &["in_progress"][..], "acde"),
+        (Stalled::Only, &[], "ace"),
+        (Stalled::Only, &["completed"], ""),
+        (apart(true), &[], "ace"),
+        (apart(true), &["completed"], "abce"),
+        (apart(true), &["completed", "in_progress"], "abcde"),
+        (apart(false), &["completed", "in_progress"], "bd"),
+        (apart(false), &[], "bd"),
+    ] {
+        assert_eq!(
+            list(stalled, statuses).await,
+            ids,
+            "{stalled:?} {statuses:?}"
+        );
+    }
 }
 
 pub(super) async fn a_search_finds_texts_and_values_in_any_case(open: Open) {
@@ -107,6 +162,15 @@ pub(super) async fn what_ended_is_counted_by_its_time_and_listed_by_its_end(open
         counted
     };
     let since = begun - TimeDelta::hours(5);
+    for (status, since, count) in [
+        ("completed", since, 2),
+        ("cancelled", since, 1),
+        ("failed", since, 0),
+        ("completed", Utc::now() + TimeDelta::seconds(1), 0),
+    ] {
+        let counted = bench.store.ended_since(school(1), KIND, status, since);
+        assert_eq!(counted.await.unwrap(), count, "{status}");
+    }
     let counts = counted(1, since).await;
     let sum = |status| {
         let of_status = counts.iter().filter(|(own, _)| *own == status);

@@ -92,6 +92,7 @@ macro_rules! stores {
             run!(what_a_notifier_sets_aside_is_kept_until_it_is_lifted);
             run!(an_open_violation_is_not_swept);
             run!(a_list_is_told_from_either_end_page_by_page);
+            run!(what_has_stalled_is_listed_within_its_status_or_apart_from_it);
             run!(a_search_finds_texts_and_values_in_any_case);
             run!(what_ended_is_counted_by_its_time_and_listed_by_its_end);
             run!(the_last_events_of_a_subject_are_told_in_order);

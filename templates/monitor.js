@@ -24,8 +24,11 @@ const RELOAD_MS = 30000; // least time between two reloads
 const SAY_MS = 5000; // least time between two announcements
 const SAY_MOST = 3; // what is announced at once; the others are counted
 
-const EXACT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
-const HOUR = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", weekday: "short" });
+const DAY = { month: "short", day: "numeric" };
+const MOMENT = { ...DAY, hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "short" };
+const EXACT = new Intl.DateTimeFormat(undefined, MOMENT);
+const EXACT_WITH_YEAR = new Intl.DateTimeFormat(undefined, { ...MOMENT, year: "numeric" });
+const HOUR = new Intl.DateTimeFormat(undefined, { ...DAY, hour: "2-digit", minute: "2-digit", weekday: "short" });
 let ahead = 0; // of the server's clock over ours
 localize(document, page.renderedAt);
 if (page.stream || page.renewSecs) start();
@@ -323,10 +326,18 @@ function localize(document, renderedAt) {
   const now = Date.now() + ahead;
   for (const time of document.querySelectorAll("#main time")) {
     const at = new Date(time.dateTime);
-    if (time.title === time.dateTime) time.title = EXACT.format(at);
-    const text = time.dataset.form === "hour" ? HOUR.format(at) : relative(at - now);
-    if (time.textContent !== text) time.textContent = text;
+    if (time.dataset.form === "hour") {
+      write(time, HOUR.format(at));
+      continue;
+    }
+    const isThisYear = at.getFullYear() === new Date(now).getFullYear();
+    write(time.querySelector(".ago"), relative(at - now));
+    write(time.querySelector(".at"), (isThisYear ? EXACT : EXACT_WITH_YEAR).format(at));
   }
+}
+
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 // In the words of the server.

@@ -157,12 +157,10 @@ pub const CHECK_IS_LONG: Duration = Duration::from_secs(5);
 pub const THROTTLED_MAX: usize = 10_000;
 /// Schools on a page of the monitor's choice of them.
 pub const MONITOR_SCHOOLS: usize = 50;
-/// Jobs, sessions and violations that the overview of a school shows.
-pub const MONITOR_ROWS: usize = 100;
+/// Rows of each list on the overview of a school; the others are counted.
+pub const OVERVIEW_ROWS: usize = 10;
 /// Longest title of a job that the monitor shows, in characters.
 pub const MONITOR_TITLE_CHARS: usize = 120;
-/// Failed jobs that the overview of a school shows.
-pub const MONITOR_FAILED: usize = 10;
 /// Connections that the monitor shows, the newest of each school first; the others are counted.
 pub const MONITOR_CONNECTIONS: usize = 200;
 /// Channels of a connection that the monitor names.

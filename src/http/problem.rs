@@ -44,6 +44,9 @@ pub struct Problem {
     /// Whether it is only that no credential was given.
     #[serde(skip)]
     lacks_credential: bool,
+    /// How long ago the credential expired, in seconds, if that is what is wrong.
+    #[serde(skip)]
+    expired_secs: Option<u32>,
 }
 
 /// What every problem's `type` begins with.
@@ -116,6 +119,7 @@ impl Problem {
                 _ => None,
             },
             lacks_credential: false,
+            expired_secs: None,
         }
     }
 
@@ -142,6 +146,10 @@ impl Problem {
 
     pub(crate) fn lacks_credential(&self) -> bool {
         self.lacks_credential
+    }
+
+    pub(crate) fn expired_secs(&self) -> Option<u32> {
+        self.expired_secs
     }
 
     pub(crate) fn status(&self) -> u16 {
@@ -206,6 +214,10 @@ impl From<AuthError> for Problem {
         };
         Problem {
             lacks_credential: error == AuthError::Missing,
+            expired_secs: match error {
+                AuthError::Expired { ago_secs } => Some(ago_secs.try_into().unwrap_or(u32::MAX)),
+                _ => None,
+            },
             ..Problem::new(kind, error.to_string())
         }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rocket::form::ValueField;
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Route, State, get, post, put, routes};
@@ -143,12 +144,12 @@ async fn read(
 async fn list(
     collection: Collection,
     caller: Result<Caller, Problem>,
-    asked: Result<Strictly, Problem>,
+    asked: Result<Asked, Problem>,
     upper: Result<UpperStatus, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection;
-    let (caller, Strictly(Asked(asked)), UpperStatus(upper)) = (caller?, asked?, upper?);
+    let (caller, Asked(asked), UpperStatus(upper)) = (caller?, asked?, upper?);
     caller
         .access
         .reach(caller.school, &Channel::Collection(kind))?;
@@ -177,33 +178,49 @@ fn reach(caller: &Caller, kind: crate::id::Kind, subject: &SubjectId) -> Result<
     Ok(caller.access.reach(caller.school, &channel)?)
 }
 
-/// `status`, `job_type` (both repeatable), `q`, `stalled`, `sort`, `page`, `limit`.
-pub(super) struct Asked(pub(super) ListQuery);
+/// `status`, `job_type` (both repeatable), `q`, `stalled`, `sort`, `page`, `limit`, and nothing else.
+struct Asked(ListQuery);
 
 #[rocket::async_trait]
 impl<'r> FromRequest<'r> for Asked {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Asked, Problem> {
-        Problem::outcome(list_query(request).map(Asked))
-    }
-}
-
-/// The same, and nothing else.
-struct Strictly(Asked);
-
-#[rocket::async_trait]
-impl<'r> FromRequest<'r> for Strictly {
-    type Error = Problem;
-
-    async fn from_request(request: &'r Request<'_>) -> Outcome<Strictly, Problem> {
         let own = [
             "status", "job_type", "q", "stalled", "sort", "page", "limit",
         ];
-        let query = only_known(request, &own).and_then(|()| list_query(request));
-        Problem::outcome(query.map(|query| Strictly(Asked(query))))
+        let query = only_known(request, &own).and_then(|()| list_query(request, |_| true));
+        Problem::outcome(query.map(Asked))
     }
 }
+
+/// The same as a page of the monitor asks it: there `stalled` is one more status, of which any may fit.
+pub(super) struct Ticked(pub(super) ListQuery);
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Ticked {
+    type Error = Problem;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Ticked, Problem> {
+        Problem::outcome(ticked(request).map(Ticked))
+    }
+}
+
+fn ticked(request: &Request<'_>) -> Result<ListQuery, Problem> {
+    let is_status =
+        |field: &ValueField<'_>| !(field.name == "status" && field.value == STALLED_STATUS);
+    let mut asked = list_query(request, is_status)?;
+    let wanted =
+        asked.stalled == Stalled::Only || !request.query_fields().all(|field| is_status(&field));
+    asked.stalled = match wanted || !asked.statuses.is_empty() {
+        true => Stalled::Apart { wanted },
+        false => Stalled::Ignored,
+    };
+    Ok(asked)
+}
+
+/// What a page calls a job that has stalled, next to the statuses.
+pub(super) const STALLED_STATUS: &str = "stalled";
 
 /// Parameters that any call of the API may have.
 const COMMON: [&str; 3] = ["school_id", "token", "status_case"];
@@ -234,8 +251,12 @@ pub(super) fn only_known(request: &Request<'_>, own: &[&str]) -> Result<(), Prob
     Ok(())
 }
 
-fn list_query(request: &Request<'_>) -> Result<ListQuery, Problem> {
-    let (statuses, categories) = filters(request)?;
+/// What a list is asked for, by the fields that count.
+fn list_query(
+    request: &Request<'_>,
+    counts: impl Fn(&ValueField<'_>) -> bool,
+) -> Result<ListQuery, Problem> {
+    let (statuses, categories) = filters_in(request.query_fields().filter(counts))?;
     let text = query(request, "q").filter(|text| !text.is_empty());
     if text.is_some_and(|text| text.len() > QUERY_TEXT_MAX_BYTES) {
         let detail = format!("`q` has at most {QUERY_TEXT_MAX_BYTES} bytes");
@@ -291,7 +312,14 @@ pub(super) fn page_of(request: &Request<'_>) -> Result<(Option<u64>, usize), Pro
 }
 
 /// The repeatable filters `status` and `job_type`, each within its bound. A job's status may be in upper case.
-pub(super) fn filters(request: &Request<'_>) -> Result<(Vec<&'static str>, Vec<String>), Problem> {
+pub(super) fn filters(request: &Request<'_>) -> Result<Filters, Problem> {
+    filters_in(request.query_fields())
+}
+
+/// Statuses and types of jobs.
+type Filters = (Vec<&'static str>, Vec<String>);
+
+fn filters_in<'r>(fields: impl Iterator<Item = ValueField<'r>>) -> Result<Filters, Problem> {
     let (mut statuses, mut job_types) = (Vec::new(), Vec::new());
     let invalid = |error: RuleError| Problem::new(Kind::InvalidQuery, error.to_string());
     let no_status = || {
@@ -300,7 +328,7 @@ pub(super) fn filters(request: &Request<'_>) -> Result<(Vec<&'static str>, Vec<S
             "`status` is not a status that a subject can have",
         )
     };
-    for field in request.query_fields() {
+    for field in fields {
         if field.name == "status" {
             let of_job = || Some(field.value.parse::<JobStatus>().ok()?.as_str());
             let status = kind::known_status(field.value).or_else(of_job);

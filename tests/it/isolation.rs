@@ -122,6 +122,7 @@ async fn not_there_for(other: &str, query: &str) {
         ("GET", "/events/schools/1".into(), Value::Null),
         ("GET", "/monitor/schools/1".into(), Value::Null),
         ("GET", "/monitor/schools/1/jobs".into(), Value::Null),
+        ("GET", "/monitor/schools/1/violations".into(), Value::Null),
         ("GET", "/monitor/schools/1/jobs/theirs".into(), Value::Null),
         (
             "POST",

@@ -72,6 +72,7 @@ const ADDRESSES: &[(&str, &str)] = &[
     ("/monitor/schools/1/jobs/a/retry", "POST"),
     ("/monitor/schools/1/devices/d", "GET, HEAD"),
     ("/monitor/schools/1/characteristics/c", "GET, HEAD"),
+    ("/monitor/schools/1/violations", "GET, HEAD"),
     ("/monitor/schools/1/violations/c.1/ack", "POST"),
 ];
 

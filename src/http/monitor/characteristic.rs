@@ -73,13 +73,15 @@ async fn characteristic_page(
         limit: PAGE_DEFAULT,
         ..ViolationQuery::default()
     };
+    let (violations, _) = violations(tidings, &guest, query).await?;
     let own = json!({
         "own": rows(std::slice::from_ref(&stored)).pop(),
         "chart": (!samples.is_empty()).then(|| control_chart("control", title, &shown.points, chart.as_ref())),
         "dispersion": dispersion.map(|own| spread_chart(title, &own, &shown.spreads)),
         "samples": shown.table,
         "broken": shown.broken.iter().map(key).collect::<Vec<_>>(),
-        "violations": violations(tidings, &guest, query).await?,
+        "may_write": !violations.is_empty(),
+        "violations": violations,
     });
     let view = view(&visitor, &guest, &base, tidings, "characteristics", own).await?;
     Ok(pages.render("characteristic.html", &view))

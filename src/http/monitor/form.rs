@@ -1,13 +1,22 @@
 //! How times and numbers are written for people.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use crate::wire::timestamp;
 
-/// A time as it is written: how long ago it is, and exactly.
+/// A time for programs, and as people read it: how long ago it is, and when it was.
 pub(super) fn time(at: DateTime<Utc>, now: DateTime<Utc>) -> Value {
-    json!({ "exact": timestamp(at), "relative": relative(at - now) })
+    json!({ "exact": timestamp(at), "relative": relative(at - now), "written": written(at, now) })
+}
+
+/// A moment with its date. The year goes without saying if it is this one.
+pub(super) fn written(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    let format = match at.year() == now.year() {
+        true => "%-d %b, %H:%M:%S UTC",
+        false => "%-d %b %Y, %H:%M:%S UTC",
+    };
+    at.format(format).to_string()
 }
 
 /// The same of a time that may not have come.
@@ -86,6 +95,14 @@ mod tests {
         ] {
             assert_eq!(relative(TimeDelta::seconds(secs)), text);
         }
+    }
+
+    #[test]
+    fn a_moment_has_its_date_and_another_years_also_that() {
+        let at = "2026-11-05T07:08:09Z".parse().unwrap();
+        assert_eq!(written(at, at), "5 Nov, 07:08:09 UTC");
+        let later = at + TimeDelta::days(100);
+        assert_eq!(written(at, later), "5 Nov 2026, 07:08:09 UTC");
     }
 
     #[test]

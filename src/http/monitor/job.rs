@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use rocket::form::Form;
 use rocket::response::Redirect;
-use rocket::{Route, State, get, post, routes};
+use rocket::{FromForm, Route, State, get, post, routes};
 use serde_json::{Value, json};
 
 use super::chart::{Report, progress_chart};
-use super::form::{relative, time};
+use super::form::{optional_time, time};
 use super::page::{Html, Pages};
 use super::rows::{pretty, rows};
 use super::school::{found, may_act, view};
@@ -62,7 +63,7 @@ async fn job_page(
                 "status": event.draft.status,
                 "message": told["message"],
                 "stalled": told["stalled"],
-                "cancel_requested": told["cancel_requested"],
+                "is_asked": told["cancel_requested"] == true && told["status"] == "in_progress",
                 "attempt": told["attempt"],
             })
         })
@@ -78,14 +79,14 @@ async fn job_page(
     Ok(pages.render("job.html", &view))
 }
 
-/// The progress that was reported, as a chart and as a table; nothing if none was.
+/// What was told of the progress, as a table, and as a chart from the first report on; nothing if nothing was.
 fn progress(
     id: &str,
     events: &[Arc<Event>],
     finished: Option<DateTime<Utc>>,
     now: DateTime<Utc>,
 ) -> Option<Value> {
-    let mut reports = Vec::new();
+    let mut reports: Vec<Report> = Vec::new();
     let mut rows = Vec::new();
     for event in events {
         let told: Value = serde_json::from_str(&event.draft.fields).unwrap_or_default();
@@ -93,38 +94,64 @@ fn progress(
         else {
             continue;
         };
-        reports.push(Report {
-            at: event.at,
-            percent,
-            attempt,
-        });
+        // An attempt is at 0 before anything is reported: a line begins where it leaves that.
+        let goes_on = reports.last().is_some_and(|last| last.attempt == attempt);
+        let is_report = percent > 0.0 || goes_on;
+        if is_report {
+            reports.push(Report {
+                at: event.at,
+                percent,
+                attempt,
+            });
+        }
         rows.push(json!({
             "at": time(event.at, now),
-            "percent": format!("{percent:.1}"),
+            "percent": is_report.then(|| format!("{percent:.1}")),
             "message": told["message"],
             "attempt": attempt,
         }));
     }
-    let first = reports.first()?.at;
-    let until = finished.unwrap_or(now);
-    let ends = (relative(first - now), relative(until - now));
+    if rows.is_empty() {
+        return None;
+    }
     rows.reverse();
+    let until = finished.unwrap_or(now);
+    let title = format!("Progress of {id}");
+    let first = reports.first().map(|report| report.at);
     Some(json!({
-        "chart": progress_chart(&format!("Progress of {id}"), &reports, until, (&ends.0, &ends.1)),
+        "chart": first.map(|_| progress_chart(&title, &reports, until)),
+        "from": optional_time(first, now),
+        "until": time(until, now),
         "is_whole": events.len() < CHART_REPORTS,
         "rows": rows,
     }))
 }
 
-#[post("/monitor/schools/<school>/jobs/<id>/cancel")]
+/// Which attempt a visitor wants to end, and whether he asks the worker or ends it himself.
+#[derive(FromForm)]
+struct Ending {
+    #[field(default = None)]
+    attempt: Option<u32>,
+    #[field(default = false)]
+    force: bool,
+}
+
+/// Without a form that can be read, it asks.
+#[post("/monitor/schools/<school>/jobs/<id>/cancel", data = "<form>")]
 async fn cancel(
     school: &str,
     id: &str,
+    form: Option<Form<Ending>>,
     visitor: Visitor,
     base: Base,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Redirect, Refusal> {
-    let cancel = job::Command::Cancel(job::Cancel::default());
+    let form = form.as_deref();
+    let cancel = job::Command::Cancel(job::Cancel {
+        attempt: form.and_then(|form| form.attempt),
+        force: form.is_some_and(|form| form.force),
+        ..job::Cancel::default()
+    });
     act_on_job(cancel, school, id, &visitor, &base, tidings).await
 }
 

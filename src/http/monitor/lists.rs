@@ -7,34 +7,67 @@ use serde_json::json;
 
 use super::page::{Html, Pages};
 use super::rows::rows;
-use super::school::view;
+use super::school::{view, violations};
 use super::uptime::Uptime;
 use super::visitor::{Refusal, Visitor};
 use crate::config::PAGE_DEFAULT;
 use crate::http::body::Base;
 use crate::http::methods::Collection;
 use crate::http::problem::Problem;
-use crate::http::subjects::Asked;
+use crate::http::subjects::{STALLED_STATUS, Ticked};
 use crate::id::Channel;
+use crate::kind::characteristic;
 use crate::service::Tidings;
-use crate::store::{ListQuery, Order, Stalled};
+use crate::store::{ListQuery, Order, Stalled, ViolationQuery};
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![list]
+    routes![list, open_violations]
 }
 
-#[get("/monitor/schools/<school>/<_>", rank = 10)]
-async fn list(
-    collection: Collection,
+/// The violations that nobody has acknowledged.
+#[get("/monitor/schools/<school>/violations?<page>")]
+async fn open_violations(
     school: &str,
-    asked: Result<Asked, Problem>,
+    page: Option<u64>,
     visitor: Visitor,
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
     let guest = visitor.enter(school, tidings).await?;
-    let (Collection(kind), Asked(mut query)) = (collection, asked?);
+    let all = Channel::Collection(characteristic::KIND);
+    let reaches = guest.access.reach(guest.school, &all);
+    reaches.map_err(Problem::from)?;
+    let query = ViolationQuery {
+        acknowledged: Some(false),
+        before: page.map(|page| page.min(i64::MAX as u64)),
+        limit: PAGE_DEFAULT,
+        ..ViolationQuery::default()
+    };
+    let (rows, next) = violations(tidings, &guest, query).await?;
+    let own = json!({
+        "may_write": !rows.is_empty(),
+        "violations": rows,
+        "next": next.map(|next| format!("?page={next}")),
+        "first": page.is_some().then_some("?"),
+    });
+    let tab = characteristic::KIND.collection();
+    let view = view(&visitor, &guest, &base, tidings, tab, own).await?;
+    Ok(pages.render("violations.html", &view))
+}
+
+#[get("/monitor/schools/<school>/<_>", rank = 10)]
+async fn list(
+    collection: Collection,
+    school: &str,
+    asked: Result<Ticked, Problem>,
+    visitor: Visitor,
+    base: Base,
+    pages: &State<Pages>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Html, Refusal> {
+    let guest = visitor.enter(school, tidings).await?;
+    let (Collection(kind), Ticked(mut query)) = (collection, asked?);
     query.limit = PAGE_DEFAULT;
     guest
         .access
@@ -47,8 +80,8 @@ async fn list(
     let status =
         |name: &&'static str| json!({"name": name, "is_on": query.statuses.contains(name)});
     let statuses = crate::kind::description(kind).statuses.iter();
-    let is_stalled = query.stalled == Stalled::Only;
-    let is_on = is_stalled
+    let wants_stalled = query.stalled == Stalled::Apart { wanted: true };
+    let is_on = wants_stalled
         || query.text.is_some()
         || !(query.statuses.is_empty() && query.categories.is_empty());
     let mut rows = rows(&page.subjects);
@@ -65,7 +98,7 @@ async fn list(
         "filter": {
             "text": query.text,
             "job_type": query.categories.first(),
-            "stalled": is_stalled,
+            "stalled": wants_stalled,
             "sort": sort_name(query.order),
             "is_on": is_on,
             "statuses": statuses.map(status).collect::<Vec<_>>(),
@@ -87,8 +120,8 @@ fn address(query: &ListQuery, page: Option<u64>) -> String {
     );
     fields.extend(query.categories.iter().map(|own| ("job_type", own.clone())));
     fields.extend(query.text.iter().map(|text| ("q", text.clone())));
-    let is_stalled = query.stalled == Stalled::Only;
-    fields.extend(is_stalled.then(|| ("stalled", "true".to_owned())));
+    let wants_stalled = query.stalled == Stalled::Apart { wanted: true };
+    fields.extend(wants_stalled.then(|| ("status", STALLED_STATUS.to_owned())));
     if query.order != Order::default() {
         fields.push(("sort", sort_name(query.order).to_owned()));
     }

@@ -14,12 +14,13 @@ mod page;
 mod rows;
 mod school;
 mod system;
+mod totals;
 mod uptime;
 mod visitor;
 
 use std::sync::Arc;
 
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use rocket::form::Form;
 use rocket::http::Status;
 use rocket::response::Redirect;
@@ -88,7 +89,7 @@ async fn index(
         rows.push(json!({
             "id": school,
             "href": address(school),
-            "totals": school::totals(tidings, &access, school).await?,
+            "totals": totals::Totals::read(tidings, &access, school).await?.view(),
         }));
     }
     let own = json!({
@@ -104,8 +105,18 @@ async fn index(
 
 #[get("/monitor/sign-in?<next>")]
 fn sign_in(next: Option<&str>, visitor: Visitor, base: Base, pages: &State<Pages>) -> Html {
-    let view = visitor.view(&base, json!({ "next": next.unwrap_or_default() }));
+    let problem = visitor.expired_secs().map(expired);
+    let own = json!({ "next": next.unwrap_or_default(), "problem": problem });
+    let view = visitor.view(&base, own);
     pages.render("sign-in.html", &view)
+}
+
+/// Says that a token has expired, and when, if that is so many seconds ago.
+fn expired(ago_secs: u32) -> String {
+    let now = Utc::now();
+    let at = now - TimeDelta::seconds(ago_secs.into());
+    let (ago, written) = (form::relative(at - now), form::written(at, now));
+    format!("Your token expired {ago} ({written}). Sign in with a new one.")
 }
 
 /// Keeps a token that is good in a cookie that no script can read.
@@ -134,9 +145,11 @@ fn enter(
             to: visitor::own_address(&base, next),
         }),
         Err(error) => {
-            let page = refused(&format!("That did not work: {error}."));
-            Problem::from(error).note(tidings, &source);
-            Err(page)
+            let problem = Problem::from(error);
+            problem.note(tidings, &source);
+            let why = problem.expired_secs().map(expired);
+            let why = why.unwrap_or_else(|| format!("That did not work: {}.", problem.detail()));
+            Err(refused(&why))
         }
     }
 }

@@ -46,6 +46,7 @@ impl Pages {
             "device.html",
             "characteristics.html",
             "characteristic.html",
+            "violations.html",
             "system.html",
         ];
         tera.add_raw_templates(templates)

@@ -10,7 +10,7 @@ use crate::id::SubjectId;
 use crate::kind::characteristic::{Characteristic, Violation};
 use crate::kind::device::Device;
 use crate::kind::enrollment::Session;
-use crate::kind::job::{End, Job};
+use crate::kind::job::{End, Job, Status};
 use crate::kind::{State as SubjectState, Subject as _};
 use crate::store::StoredSubject;
 
@@ -32,7 +32,9 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
         "status": job.status.as_str(),
         "stalled": job.stalled,
         "cancel_requested": job.cancel_requested,
-        "progress": job.progress.map(|percent| percent.floor() as u64),
+        "progress": told_progress(job).map(|percent| percent.floor() as u64),
+        "progress_word": progress_word(job),
+        "is_running": job.status == Status::InProgress,
         "message": &*job.message,
         "attempt": job.attempt,
         "worker": job.reporters.worker(),
@@ -46,6 +48,21 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
         "error": error,
         "code": code,
     })
+}
+
+/// How far a job is, if its worker has said so.
+fn told_progress(job: &Job) -> Option<f64> {
+    job.progress.filter(|_| job.has_told_progress())
+}
+
+/// What stands for the percentage of a job that has none.
+fn progress_word(job: &Job) -> &'static str {
+    match job.status {
+        Status::Pending | Status::Queued => "waiting",
+        Status::InProgress if job.progress.is_none() => "cannot be told",
+        Status::InProgress => "not reported yet",
+        Status::Completed | Status::Failed | Status::Cancelled => "not reported",
+    }
 }
 
 /// What people call a job, as far as there is room for it.

@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 
 use super::chart::spark;
 use super::endings;
-use super::form::count;
+use super::form::{count, time};
 use super::page::{Html, Pages};
 use super::rows::{rows, violation_row};
+use super::totals::{ENROLLING, Totals};
 use super::visitor::{Guest, Refusal, Visitor};
-use crate::auth::Access;
-use crate::config::{MONITOR_FAILED, MONITOR_ROWS, RATE_SECS};
+use crate::config::{ENDINGS_HOURS, OVERVIEW_ROWS, RATE_SECS};
 use crate::http::body::Base;
 use crate::http::credential::may_publish;
 use crate::http::problem::{Kind as ProblemKind, Problem};
 use crate::hub::History;
-use crate::id::{Channel, Cursor, Kind, SchoolId, SubjectId};
+use crate::id::{Channel, Cursor, Kind, SubjectId};
 use crate::kind::job;
 use crate::kind::{characteristic, device, enrollment};
 use crate::service::Tidings;
@@ -27,39 +27,8 @@ use crate::store::{ListQuery, Stalled, StoreError, StoredSubject, ViolationQuery
 /// Seconds of a row of the last minute's table.
 const MINUTE_PART_SECS: usize = 10;
 
-/// The steps of an enrollment session that goes on.
-const ENROLLING: [&str; 4] = ["ready", "placing", "capturing", "processing"];
-
 pub(super) fn routes() -> Vec<Route> {
     routes![overview]
-}
-
-/// How many subjects of each kind there are, by status, of the kinds that the visitor may see.
-pub(super) async fn totals(
-    tidings: &Tidings,
-    access: &Access,
-    school: SchoolId,
-) -> Result<Value, StoreError> {
-    let mut totals = serde_json::Map::new();
-    for kind in crate::kind::KINDS {
-        if access.reach(school, &Channel::Collection(*kind)).is_err() {
-            continue;
-        }
-        let counts = tidings.store().counts(school, *kind).await?;
-        let all: u64 = counts.iter().map(|(_, count)| count).sum();
-        let active = counts
-            .iter()
-            .filter(|(status, _)| ENROLLING.contains(status));
-        let active = active.map(|(_, count)| count).sum();
-        let mut own: serde_json::Map<String, Value> = counts
-            .into_iter()
-            .map(|(status, number)| (status.to_owned(), count(number).into()))
-            .collect();
-        own.insert("all".into(), count(all).into());
-        own.insert("active".into(), count(active).into());
-        totals.insert(kind.collection().into(), own.into());
-    }
-    Ok(totals.into())
 }
 
 /// What every page of a school is given in addition to its own values.
@@ -69,25 +38,40 @@ pub(super) async fn view(
     base: &Base,
     tidings: &Tidings,
     tab: &str,
-    mut own: Value,
+    own: Value,
 ) -> Result<Value, StoreError> {
+    let totals = Totals::read(tidings, &guest.access, guest.school).await?;
+    Ok(view_with(&totals, visitor, guest, base, tidings, tab, own))
+}
+
+/// The same with totals that have been read already.
+fn view_with(
+    totals: &Totals,
+    visitor: &Visitor,
+    guest: &Guest,
+    base: &Base,
+    tidings: &Tidings,
+    tab: &str,
+    mut own: Value,
+) -> Value {
     let cursor = Cursor {
         epoch: tidings.store().epoch(),
         seq: guest.head,
     };
     own["cursor"] = cursor.to_string().into();
     own["stream"] = stream(guest, base).into();
-    let totals = totals(tidings, &guest.access, guest.school).await?;
-    own["school"] = json!({
-        "id": guest.school,
-        "href": format!("{}/monitor/schools/{}", base.0, guest.school),
-        "totals": totals,
-    });
+    own["school"] = guest.place(&base.0);
+    own["totals"] = totals.view();
+    own["wrong"] = match totals.wrong() {
+        0 => Value::Null,
+        wrong => count(wrong).into(),
+    };
     own["tab"] = tab.into();
     own["may_act"] = guest.may_act().into();
-    own["may_look_after"] = guest.may_look_after().into();
-    own["rendered_at"] = crate::wire::timestamp(Utc::now()).into();
-    Ok(visitor.view(base, own))
+    let now = Utc::now();
+    own["rendered_at"] = crate::wire::timestamp(now).into();
+    own["as_of"] = time(now, now);
+    visitor.view(base, own)
 }
 
 /// The stream of all that the visitor may see of the school.
@@ -118,6 +102,33 @@ fn stream(guest: &Guest, base: &Base) -> Option<String> {
     ))
 }
 
+/// What the overview shows of something, and how much of it there is.
+struct Part {
+    rows: Vec<Value>,
+    total: u64,
+}
+
+impl Part {
+    /// The first of so many. A list that is not full is all there is, whatever was counted a moment earlier.
+    fn of(rows: Vec<Value>, counted: u64) -> Part {
+        let shown = rows.len() as u64;
+        let total = match rows.len() < OVERVIEW_ROWS {
+            true => shown,
+            false => counted.max(shown),
+        };
+        Part { rows, total }
+    }
+
+    fn view(self) -> Value {
+        let more = self.total - self.rows.len() as u64;
+        json!({
+            "rows": self.rows,
+            "total": count(self.total),
+            "more": (more > 0).then(|| count(more)),
+        })
+    }
+}
+
 async fn listed(
     tidings: &Tidings,
     guest: &Guest,
@@ -128,44 +139,67 @@ async fn listed(
     if !guest.may_see(kind) {
         return Ok(Vec::new());
     }
+    // What has stalled has a list of its own.
     let query = ListQuery {
         statuses: statuses.to_vec(),
+        stalled: Stalled::Apart { wanted: false },
         limit,
         ..ListQuery::default()
     };
-    Ok(tidings
-        .store()
-        .subjects(guest.school, kind, query)
-        .await?
-        .subjects)
+    let page = tidings.store().subjects(guest.school, kind, query).await?;
+    Ok(page.subjects)
 }
 
+/// Jobs that have stalled, and those that failed within a day, the last first.
+async fn troubled_jobs(
+    tidings: &Tidings,
+    guest: &Guest,
+) -> Result<(Vec<StoredSubject>, Vec<StoredSubject>), StoreError> {
+    if !guest.may_see(job::KIND) {
+        return Ok(Default::default());
+    }
+    let store = tidings.store();
+    let query = ListQuery {
+        stalled: Stalled::Only,
+        limit: OVERVIEW_ROWS,
+        ..ListQuery::default()
+    };
+    let stalled = store.subjects(guest.school, job::KIND, query).await?;
+    let mut failed = store
+        .ended(guest.school, job::KIND, "failed", OVERVIEW_ROWS)
+        .await?;
+    let day = Utc::now() - TimeDelta::hours(ENDINGS_HOURS);
+    failed.retain(|stored| {
+        let ended = stored.state.job().and_then(|job| job.finished_at);
+        ended.is_some_and(|ended| ended >= day)
+    });
+    Ok((stalled.subjects, failed))
+}
+
+/// A page of the violations that the visitor may see, and the key of the next.
 pub(super) async fn violations(
     tidings: &Tidings,
     guest: &Guest,
     query: ViolationQuery,
-) -> Result<Vec<Value>, StoreError> {
+) -> Result<(Vec<Value>, Option<u64>), StoreError> {
     let channel = match &query.characteristic_id {
         Some(id) => Channel::Subject(characteristic::KIND, id.clone()),
         None => Channel::Collection(characteristic::KIND),
     };
     if guest.access.reach(guest.school, &channel).is_err() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), None));
     }
     let now = Utc::now();
     let page = tidings.store().violations(guest.school, query).await?;
-    Ok(page
-        .violations
-        .iter()
-        .map(|own| violation_row(own, now))
-        .collect())
+    let rows = page.violations.iter().map(|own| violation_row(own, now));
+    Ok((rows.collect(), page.next))
 }
 
 /// The devices that the overview shows: those that are gone first.
 async fn devices(tidings: &Tidings, guest: &Guest) -> Result<Vec<StoredSubject>, StoreError> {
     let mut shown = Vec::new();
     for statuses in [&["offline"], &["unknown"], &["online"]] {
-        let room = MONITOR_ROWS - shown.len();
+        let room = OVERVIEW_ROWS - shown.len();
         if room > 0 {
             let mut own = listed(tidings, guest, device::KIND, statuses, room).await?;
             own.sort_by(|one, other| one.event.subject.cmp(&other.event.subject));
@@ -173,49 +207,6 @@ async fn devices(tidings: &Tidings, guest: &Guest) -> Result<Vec<StoredSubject>,
         }
     }
     Ok(shown)
-}
-
-/// The jobs that the overview shows.
-#[derive(Default)]
-struct Jobs {
-    /// Those that are stuck.
-    stalled: Vec<StoredSubject>,
-    /// Those that go on.
-    running: Vec<StoredSubject>,
-    /// Those that failed within a day, the last first.
-    failed: Vec<StoredSubject>,
-}
-
-async fn jobs(tidings: &Tidings, guest: &Guest) -> Result<Jobs, StoreError> {
-    if !guest.may_see(job::KIND) {
-        return Ok(Jobs::default());
-    }
-    let store = tidings.store();
-    let query = ListQuery {
-        statuses: vec!["in_progress"],
-        stalled: Stalled::Only,
-        limit: MONITOR_ROWS,
-        ..ListQuery::default()
-    };
-    let stalled = store.subjects(guest.school, job::KIND, query).await?;
-    let going_on = listed(tidings, guest, job::KIND, &["in_progress"], MONITOR_ROWS).await?;
-    let is_stalled = |stored: &StoredSubject| stored.state.job().is_some_and(|job| job.stalled);
-    // Between the two reads a job may have gone on, or not.
-    let mut running = going_on;
-    running.retain(|stored| !is_stalled(stored));
-    let mut failed = store
-        .ended(guest.school, job::KIND, "failed", MONITOR_FAILED)
-        .await?;
-    let day = Utc::now() - TimeDelta::days(1);
-    failed.retain(|stored| {
-        let ended = stored.state.job().and_then(|job| job.finished_at);
-        ended.is_some_and(|ended| ended > day)
-    });
-    Ok(Jobs {
-        stalled: stalled.subjects,
-        running,
-        failed,
-    })
 }
 
 /// The small charts in numbers, newest first.
@@ -243,48 +234,52 @@ async fn overview(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
     let guest = visitor.enter(school, tidings).await?;
-    let jobs = jobs(tidings, &guest).await?;
-    let sessions = listed(tidings, &guest, enrollment::KIND, &ENROLLING, MONITOR_ROWS).await?;
-    let devices = devices(tidings, &guest).await?;
-    let query = ViolationQuery {
+    let totals = Totals::read(tidings, &guest.access, guest.school).await?;
+    let part = |kind, name, subjects: Vec<StoredSubject>| {
+        Part::of(rows(&subjects), totals.of(kind, name)).view()
+    };
+    let (stalled, failed) = troubled_jobs(tidings, &guest).await?;
+    let list = async |kind, statuses| listed(tidings, &guest, kind, statuses, OVERVIEW_ROWS).await;
+    let running = list(job::KIND, &["in_progress"]).await?;
+    let sessions = list(enrollment::KIND, &ENROLLING).await?;
+    let open = ViolationQuery {
         acknowledged: Some(false),
-        limit: MONITOR_ROWS,
+        limit: OVERVIEW_ROWS,
         ..ViolationQuery::default()
     };
-    let open = match guest.may_see(characteristic::KIND) {
-        true => tidings.store().open_violations(guest.school).await?,
-        false => 0,
-    };
-    let history = tidings.hub().history(guest.school);
-    let small = |name, title, figures: [u32; RATE_SECS]| {
-        spark(name, title, &figures.map(f64::from), RATE_SECS)
-    };
+    let (open, _) = violations(tidings, &guest, open).await?;
     let endings = match guest.may_see(job::KIND) {
         true => endings::view(tidings, guest.school).await?,
         false => Value::Null,
     };
     let own = json!({
-        "lately": guest.may_see_all().then(|| json!({
-            "events": count(u64::from(history.events[RATE_SECS - 1])),
-            "events_chart": small("rate", "Events per second", history.events),
-            "streams": count(history.attached as u64),
-            "streams_chart": small("streams", "Open streams", history.streams),
-            "rows": last_minute(&history),
-        })),
+        "lately": guest.may_see_all().then(|| lately(&tidings.hub().history(guest.school))),
         "endings": endings,
-        "stalled": rows(&jobs.stalled),
-        "running": rows(&jobs.running),
-        "running_more": jobs.running.len() == MONITOR_ROWS,
-        "failed": rows(&jobs.failed),
-        "sessions": rows(&sessions),
-        "sessions_more": sessions.len() == MONITOR_ROWS,
-        "devices": rows(&devices),
-        "devices_more": devices.len() == MONITOR_ROWS,
-        "violations": violations(tidings, &guest, query).await?,
-        "violations_open": count(open),
+        "stalled": part(job::KIND, "stalled", stalled),
+        "running": part(job::KIND, "running", running),
+        "waiting": totals.of(job::KIND, "waiting"),
+        "failed": part(job::KIND, "failed_lately", failed),
+        "sessions": part(enrollment::KIND, "active", sessions),
+        "devices": part(device::KIND, "all", devices(tidings, &guest).await?),
+        "may_write": !open.is_empty(),
+        "violations": Part::of(open, totals.of(characteristic::KIND, "open_violations")).view(),
     });
-    let view = view(&visitor, &guest, &base, tidings, "overview", own).await?;
+    let view = view_with(&totals, &visitor, &guest, &base, tidings, "overview", own);
     Ok(pages.render("overview.html", &view))
+}
+
+/// What has happened in a school within a minute, in numbers and as small charts.
+fn lately(history: &History) -> Value {
+    let small = |name, title, figures: [u32; RATE_SECS]| {
+        spark(name, title, &figures.map(f64::from), RATE_SECS)
+    };
+    json!({
+        "events": count(u64::from(history.events[RATE_SECS - 1])),
+        "events_chart": small("rate", "Events per second", history.events),
+        "streams": count(history.attached as u64),
+        "streams_chart": small("streams", "Open streams", history.streams),
+        "rows": last_minute(history),
+    })
 }
 
 /// A subject of a school that the visitor may see.

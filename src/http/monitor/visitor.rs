@@ -36,17 +36,7 @@ impl<'r> FromRequest<'r> for Visitor {
     type Error = std::convert::Infallible;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Visitor, Self::Error> {
-        Outcome::Success(Visitor {
-            credential: credential::access(request, Purpose::Page),
-            is_own_page: forwarded::is_own_page(request),
-            is_encrypted: is_encrypted(request),
-            here: here(request),
-            cookie_path: match base_path::prefix(request).as_str() {
-                "" => "/".into(),
-                prefix => prefix.into(),
-            },
-            theme: theme(request),
-        })
+        Outcome::Success(Visitor::of(request))
     }
 }
 
@@ -67,15 +57,15 @@ impl Guest {
         self.access.reach(self.school, &channel).is_ok()
     }
 
-    /// Whether the server itself may be looked at: who listens, and how those stand who are told of everything.
-    pub(super) fn may_look_after(&self) -> bool {
-        self.may_see_all() && self.access.require(Role::Admin).is_ok()
-    }
-
     /// Whether nothing in the school is hidden.
     pub(super) fn may_see_all(&self) -> bool {
         let everything = Channel::School(self.school);
         self.access.reach(self.school, &everything).is_ok()
+    }
+
+    /// The school as a template is told it, with what of it may be seen.
+    pub(super) fn place(&self, base: &str) -> Value {
+        place(&self.access, self.school, base)
     }
 
     /// Whether something may be done.
@@ -84,7 +74,40 @@ impl Guest {
     }
 }
 
+/// A school as the navigation of its pages is told it.
+fn place(access: &Access, school: SchoolId, base: &str) -> Value {
+    let kinds = crate::kind::KINDS.iter().copied();
+    let seen = kinds.filter(|kind| access.reach(school, &Channel::Collection(*kind)).is_ok());
+    let sees_all = access.reach(school, &Channel::School(school)).is_ok();
+    json!({
+        "id": school,
+        "href": format!("{base}/monitor/schools/{school}"),
+        "sees": seen.map(Kind::collection).collect::<Vec<_>>(),
+        // The server itself: who listens, and how those stand who are told of everything.
+        "may_look_after": sees_all && access.require(Role::Admin).is_ok(),
+    })
+}
+
 impl Visitor {
+    fn of(request: &Request<'_>) -> Visitor {
+        Visitor {
+            credential: credential::access(request, Purpose::Page),
+            is_own_page: forwarded::is_own_page(request),
+            is_encrypted: is_encrypted(request),
+            here: here(request),
+            cookie_path: match base_path::prefix(request).as_str() {
+                "" => "/".into(),
+                prefix => prefix.into(),
+            },
+            theme: theme(request),
+        }
+    }
+
+    /// How long ago, in seconds, the visitor's token expired, if that is why it does not count any more.
+    pub(super) fn expired_secs(&self) -> Option<u32> {
+        self.credential.as_ref().err()?.expired_secs()
+    }
+
     /// What the visitor may do. A visitor without a valid token is asked to sign in.
     pub(super) fn access(&self) -> Result<Access, Refusal> {
         match &self.credential {
@@ -111,6 +134,18 @@ impl Visitor {
             head,
             at: None,
         })
+    }
+
+    /// The school whose pages a visitor is among who has come to one that is not there: the one of the address, if it is within
+    /// reach, or else the only one.
+    fn school_near(&self, request: &Request<'_>, base: &str) -> Option<Value> {
+        let access = self.credential.as_ref().ok()?;
+        let mut segments = request.uri().path().raw_segments();
+        segments.find(|segment| *segment == "schools");
+        let named = segments.next().and_then(|own| own.as_str().parse().ok());
+        let near = named.and_then(|named| access.school(Some(named)).ok());
+        let school = near.or_else(|| access.school(None).ok())?;
+        Some(place(access, school, base))
     }
 
     /// What every template is given, and `own`.
@@ -246,12 +281,16 @@ impl<'r> Responder<'r, 'static> for Refusal {
 }
 
 fn refused(request: &Request<'_>, base: &str, status: Status, detail: &str) -> Html {
-    let view = json!({
-        "base": base,
-        "theme": theme(request),
+    let visitor = Visitor::of(request);
+    let own = json!({
         "status": status.code,
         "detail": detail,
+        // Nothing on it tells one missing address from another.
+        "here": null,
+        "school": visitor.school_near(request, base),
+        "tab": "",
     });
+    let view = visitor.view(&Base(base.to_owned()), own);
     let pages = request.rocket().state::<Pages>();
     let pages = pages.expect("the pages are mounted together with their state");
     pages.render("problem.html", &view).with_status(status)

@@ -313,6 +313,14 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
 }
 
 impl Job {
+    /// Whether the present attempt's worker has said how far it is. Until then `progress` is 0, which says nothing. Of an attempt
+    /// that ended at 0 it is not known any more, and counts as no.
+    pub fn has_told_progress(&self) -> bool {
+        let is_begun = |progress| progress > 0.0;
+        let observed = self.estimator.as_ref();
+        self.progress.is_some_and(is_begun) || observed.is_some_and(|own| own.has_observed())
+    }
+
     fn enter(&mut self, status: Status) {
         self.status = status;
         self.message = status.default_message().into();

@@ -63,16 +63,36 @@ impl Page {
             .await;
     }
 
+    /// A small phone, which is touched.
+    pub(crate) async fn phone(&mut self) {
+        self.look(360, false).await;
+        let size = json!({"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": true});
+        self.call("Emulation.setDeviceMetricsOverride", size).await;
+        self.call(
+            "Emulation.setTouchEmulationEnabled",
+            json!({"enabled": true}),
+        )
+        .await;
+    }
+
+    /// A sheet of paper: A4 at 96 dots an inch, as it is printed.
+    pub(crate) async fn paper(&mut self) {
+        self.look(794, false).await;
+        self.call("Emulation.setEmulatedMedia", json!({"media": "print"}))
+            .await;
+    }
+
+    /// What the page is printed as.
+    pub(crate) async fn pdf(&mut self, path: &Path) {
+        let answer = self.call("Page.printToPDF", json!({})).await;
+        keep(path, &answer["data"]);
+    }
+
     /// What the page looks like, as a PNG file.
     pub(crate) async fn screenshot(&mut self, path: &Path) {
         let params = json!({"format": "png", "captureBeyondViewport": true});
         let answer = self.call("Page.captureScreenshot", params).await;
-        let bytes = base64::prelude::Engine::decode(
-            &base64::prelude::BASE64_STANDARD,
-            answer["data"].as_str().unwrap(),
-        );
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes.unwrap()).unwrap();
+        keep(path, &answer["data"]);
     }
 
     /// What a piece of JavaScript comes to.
@@ -112,6 +132,14 @@ impl Page {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     }
+}
+
+/// Writes down what the browser has told in base 64.
+fn keep(path: &Path, data: &Value) {
+    let bytes =
+        base64::prelude::Engine::decode(&base64::prelude::BASE64_STANDARD, data.as_str().unwrap());
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, bytes.unwrap()).unwrap();
 }
 
 async fn ask(socket: &mut Socket, id: u64, method: &str, params: Value) -> Value {

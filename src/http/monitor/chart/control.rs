@@ -1,13 +1,12 @@
 //! Control charts: samples in order, between the limits that judge them.
 
-use super::{Svg, corners, escaped, short};
+use super::{Svg, escaped, short};
 use crate::kind::characteristic::limits::ControlLimits;
 
-const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 240.0;
 const MARGIN: f64 = 8.0;
-/// For the names of the lines.
-const LABELS: f64 = 64.0;
+/// Across, in percent.
+const SIDE: f64 = 1.5;
 
 /// A sample.
 #[derive(Clone)]
@@ -47,9 +46,8 @@ pub(in crate::http::monitor) fn control_chart(
     // A little air, also around a flat line.
     let reach = if half > 0.0 { half * 1.15 } else { 1.0 };
     let y = |value: f64| HEIGHT / 2.0 - (value - middle) / reach * (HEIGHT / 2.0 - MARGIN);
-    let room = WIDTH - LABELS - 2.0 * MARGIN;
     let last = points.len().saturating_sub(1).max(1) as f64;
-    let x = |index: usize| MARGIN + room * index as f64 / last;
+    let x = |index: usize| SIDE + (100.0 - 2.0 * SIDE) * index as f64 / last;
 
     let out = points.iter().filter(|point| !point.in_control).count();
     let gaps = points.iter().filter(|point| point.value.is_none()).count();
@@ -58,7 +56,7 @@ pub(in crate::http::monitor) fn control_chart(
         _ => format!(", {gaps} without a value"),
     };
     let text = format!("{} samples, {out} out of control{gaps}", points.len());
-    let mut svg = Svg::new("chart", name, (WIDTH, HEIGHT), title, &text);
+    let mut svg = Svg::with_words(name, HEIGHT, title, &text);
     if let Some(limits) = limits {
         draw_limits(&mut svg, limits, y);
     }
@@ -69,11 +67,7 @@ pub(in crate::http::monitor) fn control_chart(
         .collect();
     for stretch in places.split(Option::is_none) {
         if !stretch.is_empty() {
-            let line = stretch.iter().copied().flatten();
-            svg.put(format_args!(
-                r#"<polyline class="line" points="{}"/>"#,
-                corners(line)
-            ));
+            svg.line(stretch.iter().copied().flatten(), HEIGHT);
         }
     }
     for (point, place) in points.iter().zip(&places) {
@@ -87,15 +81,42 @@ pub(in crate::http::monitor) fn control_chart(
             (false, Some(rule)) => format!("point out rule-{rule}"),
         };
         svg.put(format_args!(
-            r#"<circle class="{class}" cx="{x:.1}" cy="{y:.1}" r="{radius}"><title>{}</title></circle>"#,
+            r#"<circle class="{class}" cx="{x:.2}%" cy="{y:.1}" r="{radius}"><title>{}</title></circle>"#,
             escaped(&point.title)
         ));
     }
-    svg.end()
+    let names = limits.map(|limits| names(limits, y)).unwrap_or_default();
+    svg.end_with_names(HEIGHT, names.into_iter())
+}
+
+/// The lines of the chart that there are: how each is drawn, its name and its value.
+fn lines(limits: &ControlLimits) -> impl Iterator<Item = (&'static str, &'static str, f64)> {
+    [
+        ("limit", "UCL", limits.upper()),
+        ("center", "CL", Some(limits.center_line)),
+        ("limit", "LCL", limits.lower()),
+    ]
+    .into_iter()
+    .filter_map(|(class, name, value)| Some((class, name, value?)))
+}
+
+/// The names of the lines next to them, apart from one another where the lines are not.
+fn names(limits: &ControlLimits, y: impl Fn(f64) -> f64) -> Vec<(f64, String)> {
+    /// The least from one name to the next.
+    const APART: f64 = 13.0;
+    let lines: Vec<_> = lines(limits).collect();
+    let mut free = 0.0_f64;
+    let place = |(index, (_, name, value)): (usize, &(_, &str, f64))| {
+        let below = (lines.len() - 1 - index) as f64 * APART;
+        free = (y(*value) + 4.0)
+            .max(free + APART)
+            .min(HEIGHT - 4.0 - below);
+        (free, format!("{name} {}", short(*value)))
+    };
+    lines.iter().enumerate().map(place).collect()
 }
 
 fn draw_limits(svg: &mut Svg, limits: &ControlLimits, y: impl Fn(f64) -> f64) {
-    let right = WIDTH - LABELS;
     let center_line = limits.center_line;
     // A side without a limit has no zones either.
     let (ucl, lcl) = (
@@ -109,23 +130,13 @@ fn draw_limits(svg: &mut Svg, limits: &ControlLimits, y: impl Fn(f64) -> f64) {
         );
         let height = (bottom - top).max(0.0);
         svg.put(format_args!(
-            r#"<rect class="{class}" x="0" y="{top:.1}" width="{right}" height="{height:.1}"/>"#
+            r#"<rect class="{class}" x="0" y="{top:.1}" width="100%" height="{height:.1}"/>"#
         ));
     }
-    for (class, name, value) in [
-        ("limit", "UCL", limits.upper()),
-        ("center", "CL", Some(center_line)),
-        ("limit", "LCL", limits.lower()),
-    ] {
-        let Some(value) = value else {
-            continue;
-        };
+    for (class, _, value) in lines(limits) {
         let at = y(value);
         svg.put(format_args!(
-            r#"<line class="{class}" x1="0" x2="{right}" y1="{at:.1}" y2="{at:.1}"/><text x="{}" y="{:.1}">{name} {}</text>"#,
-            right + 4.0,
-            at + 4.0,
-            short(value)
+            r#"<line class="{class}" x1="0" x2="100%" y1="{at:.1}" y2="{at:.1}"/>"#
         ));
     }
 }
@@ -170,6 +181,26 @@ mod tests {
                 let svg = control_chart("control", "A & B", &points, limits);
                 assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
                 assert!(!svg.contains("<b>") && svg.contains("A &amp; B"));
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_lines_that_lie_on_one_another_do_not() {
+        for (ucl, lcl) in [(0.0, 0.0), (3.0, -3.0), (0.01, 0.0), (f64::INFINITY, 0.0)] {
+            let limits = ControlLimits {
+                center_line: 0.0,
+                ucl,
+                lcl,
+            };
+            for at in [0.0, 5.0, HEIGHT / 2.0, HEIGHT] {
+                let names = names(&limits, |value| at - value);
+                let apart = |pair: &[(f64, String)]| pair[1].0 - pair[0].0 >= 12.9;
+                assert!(names.windows(2).all(apart), "{names:?}");
+                assert!(
+                    names.iter().all(|(y, _)| (10.0..HEIGHT).contains(y)),
+                    "{names:?}"
+                );
             }
         }
     }

@@ -1,5 +1,8 @@
 //! Charts as SVG, drawn on the server and coloured by the style sheet. A chart has a title and a description for
 //! those who do not see it; the table next to it has the numbers.
+//!
+//! One with words is as wide as its place and so many pixels high, and nothing in it is scaled: its words have the size that the
+//! style sheet gives them, also on a phone. Across, it counts in percent; down, in pixels. The others are stretched.
 
 mod bars;
 mod control;
@@ -19,16 +22,24 @@ pub(super) use self::strip::{Stretch, strip};
 struct Svg(String);
 
 impl Svg {
-    /// A drawing of so many units, scaled to its place on the page. `name` tells it from the page's others.
+    /// A drawing without words of so many units, stretched to its place on the page. `name` tells it from the page's others.
     fn new(class: &str, name: &str, (width, height): (f64, f64), title: &str, text: &str) -> Svg {
-        // A chart of words keeps its proportions; one without is stretched.
-        let fit = match class {
-            "chart" => "",
-            _ => r#" preserveAspectRatio="none""#,
-        };
+        let size = format!(r#"viewBox="0 0 {width} {height}" preserveAspectRatio="none""#);
+        Svg::of(class, name, &size, title, text)
+    }
+
+    /// A drawing with words, so many pixels high: the part that has none, and the names next to it.
+    fn with_words(name: &str, height: f64, title: &str, text: &str) -> Svg {
+        let size = format!(r#"width="100%" height="{height}""#);
+        let mut svg = Svg::of("plot", name, &size, title, text);
+        svg.0.insert_str(0, r#"<div class="chart">"#);
+        svg
+    }
+
+    fn of(class: &str, name: &str, size: &str, title: &str, text: &str) -> Svg {
         let mut svg = Svg(String::with_capacity(1_024));
         svg.put(format_args!(
-            r#"<svg class="{class}" viewBox="0 0 {width} {height}"{fit} role="img" aria-labelledby="{name}-title {name}-text">"#
+            r#"<svg class="{class}" {size} role="img" aria-labelledby="{name}-title {name}-text">"#
         ));
         svg.put(format_args!(
             r#"<title id="{name}-title">{}</title><desc id="{name}-text">{}</desc>"#,
@@ -42,6 +53,29 @@ impl Svg {
         self.0.write_fmt(what).expect("a string takes all");
     }
 
+    /// A line in a plot of this height, which is stretched to its width.
+    fn line(&mut self, points: impl Iterator<Item = (f64, f64)>, height: f64) {
+        self.put(format_args!(
+            r#"<svg width="100%" height="{height}" viewBox="0 0 100 {height}" preserveAspectRatio="none"><polyline class="line" points="{}"/></svg>"#,
+            corners(points)
+        ));
+    }
+
+    /// Ends a drawing with words: names, each so many pixels down.
+    fn end_with_names(mut self, height: f64, names: impl Iterator<Item = (f64, String)>) -> String {
+        self.put(format_args!(
+            r#"</svg><svg class="names" width="88" height="{height}" aria-hidden="true">"#
+        ));
+        for (y, name) in names {
+            self.put(format_args!(
+                r#"<text x="100%" y="{y:.1}">{}</text>"#,
+                escaped(&name)
+            ));
+        }
+        self.put(format_args!("</svg></div>"));
+        self.0
+    }
+
     fn end(mut self) -> String {
         self.0.push_str("</svg>");
         self.0
@@ -50,7 +84,7 @@ impl Svg {
 
 /// The corners of a line.
 fn corners(points: impl Iterator<Item = (f64, f64)>) -> String {
-    let corners: Vec<String> = points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    let corners: Vec<String> = points.map(|(x, y)| format!("{x:.2},{y:.1}")).collect();
     corners.join(" ")
 }
 

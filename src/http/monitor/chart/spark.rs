@@ -47,7 +47,7 @@ mod tests {
             "{svg}"
         );
         assert!(
-            svg.contains("Events &amp; more") && svg.contains("57.0,39.0 58.0,1.0 59.0,29.5"),
+            svg.contains("Events &amp; more") && svg.contains("57.00,39.0 58.00,1.0 59.00,29.5"),
             "{svg}"
         );
         assert!(!spark("rate", "Nothing yet", &[], 60).contains("NaN"));

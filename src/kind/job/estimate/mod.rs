@@ -181,6 +181,11 @@ impl Estimator {
         }
     }
 
+    /// Whether any value has been observed.
+    pub fn has_observed(&self) -> bool {
+        self.first.is_some()
+    }
+
     /// Takes in that something was heard again, after nobody had been there to hear anything for so long.
     pub fn hear(&mut self, away: Duration) {
         self.away += away.as_secs_f64();

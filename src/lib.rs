@@ -99,5 +99,5 @@ pub fn server(figment: figment::Figment) -> Result<Rocket<Build>, StartError> {
     http::framework::check(&figment)?;
     let settings = config::Settings::from_figment(&figment)?;
     let tidings = Arc::new(Tidings::start(settings)?);
-    Ok(http::mount(rocket::custom(figment), "/", tidings))
+    Ok(http::mount_alone(rocket::custom(figment), tidings))
 }

@@ -30,27 +30,31 @@ pub(super) fn prefix(request: &Request<'_>) -> PathPrefix {
 /// The first parts of our routes' paths.
 struct Own {
     base: &'static str,
+    /// Whether the base itself is ours.
+    has_home: bool,
     parts: HashSet<String>,
 }
 
 impl Own {
     fn has(&self, path: &str) -> bool {
-        let part = path
-            .strip_prefix(self.base)
-            .and_then(|below| below.strip_prefix('/'))
-            .and_then(|below| below.split('/').next());
+        let below = match path.strip_prefix(self.base) {
+            Some("" | "/") => return self.has_home,
+            below => below.and_then(|below| below.strip_prefix('/')),
+        };
+        let part = below.and_then(|below| below.split('/').next());
         part.is_some_and(|part| self.parts.contains(part))
     }
 }
 
 /// Removes `base_path` before routing where the proxy passes it on, from paths of ours below `base`. A path that is ours
 /// as it stands is left alone: there the proxy has removed the prefix, which may have the name of one of our routes.
-pub(super) fn fairing(base: &'static str, prefix: PathPrefix) -> impl Fairing {
+pub(super) fn fairing(base: &'static str, has_home: bool, prefix: PathPrefix) -> impl Fairing {
     let routes = super::routes();
     let first_part = |route: &rocket::Route| route.uri.path().split('/').nth(1).map(str::to_owned);
     let parts = routes.iter().filter_map(first_part);
     let own = Own {
         base: base.trim_end_matches('/'),
+        has_home,
         parts: parts.filter(|part| !part.starts_with('<')).collect(),
     };
     AdHoc::on_request("Tidings: base path", move |request, _| {
@@ -61,6 +65,7 @@ pub(super) fn fairing(base: &'static str, prefix: PathPrefix) -> impl Fairing {
             let query = uri
                 .query()
                 .map_or(String::new(), |query| format!("?{query}"));
+            let rest = if rest.is_empty() { "/" } else { rest };
             if let Ok(uri) = Origin::parse_owned(format!("{rest}{query}")) {
                 request.set_uri(uri);
             }

@@ -81,13 +81,32 @@ pub fn fairing_with(base: &'static str, notifiers: Vec<Arc<dyn Notifier>>) -> im
     })
 }
 
-/// Mounts the routes of a running Tidings at `base`.
+/// Mounts the routes of a running Tidings at `base`, which leads to the monitor unless it is the application's own root.
 pub fn mount(rocket: Rocket<Build>, base: &'static str, tidings: Arc<Tidings>) -> Rocket<Build> {
+    let has_home = !base.trim_matches('/').is_empty();
+    mount_at(rocket, base, has_home, tidings)
+}
+
+/// Mounts the routes of a running Tidings as the whole of an application.
+pub(crate) fn mount_alone(rocket: Rocket<Build>, tidings: Arc<Tidings>) -> Rocket<Build> {
+    mount_at(rocket, "/", true, tidings)
+}
+
+fn mount_at(
+    rocket: Rocket<Build>,
+    base: &'static str,
+    has_home: bool,
+    tidings: Arc<Tidings>,
+) -> Rocket<Build> {
     let (pages, assets) = monitor::state();
     let base_path = tidings.settings().base_path.clone();
     let rocket = match base_path {
-        Some(prefix) => rocket.attach(base_path::fairing(base, prefix)),
+        Some(prefix) => rocket.attach(base_path::fairing(base, has_home, prefix)),
         None => rocket,
+    };
+    let rocket = match has_home {
+        true => rocket.mount(base, monitor::home()),
+        false => rocket,
     };
     rocket
         .manage(tidings)

@@ -581,3 +581,32 @@ async fn forms_sent_too_fast_are_told_when_to_come_back() {
     }
     assert_eq!(last, StatusCode::TOO_MANY_REQUESTS);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_root_leads_to_the_monitor_except_that_of_another_application() {
+    let http = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .unwrap();
+    let leads = async |server: &Server, path: &str, to: &str| {
+        let asked = http.get(format!("{}{path}", server.url));
+        let response = asked.send().await.unwrap();
+        assert_eq!(response.status(), 303, "{path}");
+        assert_eq!(response.headers()[LOCATION], to, "{path}");
+    };
+    let server = server().await;
+    leads(&server, "/", "/monitor").await;
+    drop(server);
+    let server = server_with(json!({"base_path": "/tidings"})).await;
+    for path in ["/", "/tidings", "/tidings/"] {
+        leads(&server, path, "/tidings/monitor").await;
+    }
+    drop(server);
+    let folder = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let application = crate::embed::example::application(figment(&folder, &json!({})));
+    let server = launch(application, folder).await;
+    leads(&server, "/live", "/live/monitor").await;
+    let own = http.get(format!("{}/", server.url)).send().await.unwrap();
+    assert_eq!(own.status(), 200);
+    assert!(own.text().await.unwrap().starts_with("An application"));
+}

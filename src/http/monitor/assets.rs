@@ -43,10 +43,12 @@ impl Assets {
         };
         let style = include_bytes!("../../../templates/monitor.css");
         let script = include_bytes!("../../../templates/monitor.js");
+        let sign_in = include_bytes!("../../../templates/signin.js");
         let icon = include_bytes!("../../../templates/icon.svg");
         Assets(vec![
             asset("monitor.css", ContentType::CSS, style),
             asset("monitor.js", ContentType::JavaScript, script),
+            asset("signin.js", ContentType::JavaScript, sign_in),
             asset("icon.svg", ContentType::SVG, icon),
         ])
     }

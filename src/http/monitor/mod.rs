@@ -54,6 +54,16 @@ pub(super) fn routes() -> Vec<Route> {
     all
 }
 
+/// What is at the root of a server that is Tidings and nothing else.
+pub(super) fn home() -> Vec<Route> {
+    routes![to_the_pages]
+}
+
+#[get("/")]
+fn to_the_pages(base: Base) -> Redirect {
+    Redirect::to(format!("{}/monitor", base.0))
+}
+
 /// A token, and where its bearer wanted to go.
 #[derive(FromForm)]
 struct SignIn<'r> {

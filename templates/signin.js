@@ -1,0 +1,13 @@
+// Signs in with the token of a link, `/monitor/sign-in#token=…`. Browsers send nothing of what follows `#`: it is in no log
+// and in no `Referer`. It leaves the address, and with it the history, before anything else happens.
+"use strict";
+
+const token = new URLSearchParams(location.hash.slice(1)).get("token");
+if (token) {
+  history.replaceState(null, "", location.pathname + location.search);
+  const form = document.querySelector("form:has(input[name=token])");
+  form.elements.token.value = token;
+  // A visitor who is signed in decides: somebody else's link must not change who they are.
+  if (document.querySelector("form.account")) form.querySelector("button").focus();
+  else form.requestSubmit();
+}

@@ -17,7 +17,7 @@ use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
 use crate::refusals::Refusals;
-use crate::store::sqlite::{OpenError, SqliteStore};
+use crate::store::sqlite::{self, OpenError, SqliteStore};
 use crate::store::{Committed, Log, Store, StoreError};
 use crate::subscribe::Subscriber;
 use crate::throttle::Throttle;
@@ -91,10 +91,12 @@ impl Tidings {
         all.extend(notifiers);
         notify::check_names(&all)?;
         let names: Vec<&str> = all.iter().map(|notifier| notifier.name()).collect();
+        let path = settings.database_path()?;
+        // Before a secret is made.
+        sqlite::check_place(&settings, &path)?;
         let keys = Arc::new(Keys::from_settings(&settings)?);
         let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
         let (committed, batches) = Committed::channel(DISPATCH_QUEUE);
-        let path = settings.database_path()?;
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(
             &settings,
             &path,

@@ -3,6 +3,16 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+/// Most `workers`: threads of the runtime.
+pub const WORKERS_MAX: usize = 1_024;
+/// Most `max_blocking`: threads for what blocks.
+pub const BLOCKING_MAX: usize = 16_384;
+/// Most `reader_connections`: each is open files and a cache.
+pub const READER_CONNECTIONS_MAX: u64 = 1_024;
+/// Most `mailbox_capacity`, in events.
+pub const MAILBOX_CAPACITY_MAX: u64 = 1_000_000;
+/// Most `window_events`.
+pub const WINDOW_EVENTS_MAX: u64 = 100_000_000;
 /// Largest `?tick_ms=`.
 pub const TICK_MAX_MS: u64 = 60_000;
 /// How long a poll waits for a message when it does not say, in seconds.

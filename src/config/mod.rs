@@ -5,6 +5,7 @@
 //! that nobody needs to set are constants in `bounds.rs`.
 
 mod bounds;
+mod error;
 pub mod notifiers;
 pub mod origin;
 pub mod proxy;
@@ -21,6 +22,8 @@ use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::bounds::*;
+pub use self::error::ConfigError;
+pub(crate) use self::error::place;
 use self::notifiers::NotifierSettings;
 use self::origin::AllowedOrigins;
 use self::proxy::{Network, PathPrefix};
@@ -90,7 +93,7 @@ pub struct Ceilings {
 pub struct Settings {
     /// Where the database and the generated secret live, unless they are named elsewhere.
     pub data_dir: PathBuf,
-    /// `sqlite:<path>`; `<data_dir>/tidings.db` if absent.
+    /// `sqlite:<path>`, or the path alone; `<data_dir>/tidings.db` if absent.
     pub database_url: Option<String>,
     /// When a commit must be on the disk.
     pub synchronous: Synchronous,
@@ -287,28 +290,6 @@ impl Default for Settings {
     }
 }
 
-/// A setting that cannot be used. The message names it.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// Unknown, or of the wrong type. The text names the setting and not what it was set to: that may be a secret.
-    #[error("{0}")]
-    Unreadable(String),
-    /// Of the right type, but out of range.
-    #[error("setting `{key}` {problem}")]
-    Invalid {
-        /// Which one.
-        key: &'static str,
-        /// What is wrong.
-        problem: String,
-    },
-}
-
-impl From<&figment::Error> for ConfigError {
-    fn from(error: &figment::Error) -> ConfigError {
-        ConfigError::Unreadable(discreet(error))
-    }
-}
-
 impl Settings {
     /// Reads `tidings` in `figment` (Rocket's own), overridden by `TIDINGS_*`.
     pub fn from_figment(figment: &Figment) -> Result<Settings, ConfigError> {
@@ -348,11 +329,11 @@ impl Settings {
                 merged = merged.merge(Serialized::default(name, text));
             }
         }
+        let merged = merged.merge(environment);
         let settings: Settings = merged
-            .merge(environment)
             .extract()
-            .map_err(|error| ConfigError::from(&error))?;
-        settings.check()?;
+            .map_err(|error| ConfigError::read(&error, &merged))?;
+        settings.check().map_err(|error| error.found_in(&merged))?;
         Ok(settings)
     }
 
@@ -361,18 +342,29 @@ impl Settings {
         let Some(url) = &self.database_url else {
             return Ok(self.data_dir.join("tidings.db"));
         };
-        let problem = || ConfigError::Invalid {
-            key: "database_url",
-            problem: "is not of the form `sqlite:<path>`; other databases are not supported yet"
-                .into(),
+        let invalid = |problem: &str| {
+            Err(ConfigError::Invalid {
+                key: "database_url",
+                problem: problem.into(),
+            })
         };
-        let path = url.strip_prefix("sqlite:").ok_or_else(problem)?;
-        // `sqlite:///a/b` is `/a/b`; `sqlite://a/b` and `sqlite:a/b` are both relative.
-        let path = path.strip_prefix("//").unwrap_or(path);
-        if path.is_empty() {
-            Err(problem())
-        } else {
-            Ok(path.into())
+        let path = match url.split_once(':') {
+            // `sqlite:///a/b` is `/a/b`; `sqlite://a/b` and `sqlite:a/b` are both relative.
+            Some(("sqlite", path)) => path.strip_prefix("//").unwrap_or(path),
+            Some((scheme, _)) if is_scheme(scheme) => {
+                return invalid(
+                    "names another database than SQLite; write `sqlite:<path>`, or the path alone",
+                );
+            }
+            _ => url,
+        };
+        match path {
+            "" => invalid("has no path; write `sqlite:<path>`, or the path alone"),
+            // To SQLite these are no files.
+            _ if path == ":memory:" || path.starts_with("file:") => {
+                invalid("is not the path of a file; write `sqlite:<path>`, or the path alone")
+            }
+            path => Ok(path.into()),
         }
     }
 
@@ -495,6 +487,13 @@ impl Settings {
             }
             _ => return invalid("jwt_algorithm", "is not one of HS256, RS256, ES256, EdDSA"),
         }
+        if self.data_dir.as_os_str().is_empty() {
+            return invalid("data_dir", "is empty; write the path of a folder");
+        }
+        if !is_cookie_name(&self.cookie_name) {
+            let problem = "is not a cookie's name; write letters, digits, `-`, `_` and `.`";
+            return invalid("cookie_name", problem);
+        }
         self.database_path()?;
         notifiers::check(&self.notifiers)?;
         if self.metadata_limit_bytes < 2 {
@@ -578,6 +577,21 @@ impl Settings {
                 CENTURY_SECS,
             ),
             ("retention_events", self.retention_events, i64::MAX as u64),
+            (
+                "reader_connections",
+                self.reader_connections.into(),
+                READER_CONNECTIONS_MAX,
+            ),
+            (
+                "mailbox_capacity",
+                self.mailbox_capacity as u64,
+                MAILBOX_CAPACITY_MAX,
+            ),
+            (
+                "window_events",
+                self.window_events as u64,
+                WINDOW_EVENTS_MAX,
+            ),
         ];
         for (key, value, most) in at_most {
             if value > most {
@@ -586,6 +600,20 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// Whether this is the scheme of a URL (RFC 3986, 3.1), and not the beginning of a path. One letter is a drive.
+fn is_scheme(text: &str) -> bool {
+    let is_of_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+    text.len() > 1
+        && text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.bytes().all(is_of_scheme)
+}
+
+/// Whether this is a token (RFC 6265, 4.1.1).
+fn is_cookie_name(name: &str) -> bool {
+    let is_of_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(is_of_token)
 }
 
 /// Reads a list, or its only item: in the environment one value needs no brackets.
@@ -617,79 +645,6 @@ where
     }
 
     deserializer.deserialize_any(OneOrMany(PhantomData))
-}
-
-/// What is wrong with which setting, without its value.
-fn discreet(error: &figment::Error) -> String {
-    use figment::error::Kind;
-    let one = |error: figment::Error| {
-        let problem = match &error.kind {
-            Kind::Message(text) => parse_problem(text).unwrap_or_else(|| text.clone()),
-            Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
-                format!("{} where {expected} is expected", type_name(actual))
-            }
-            Kind::InvalidLength(_, expected) => format!("not as many as expected: {expected}"),
-            Kind::Unsupported(actual) => format!("{} is not supported", type_name(actual)),
-            Kind::UnsupportedKey(..) => "a key of this type is not supported".into(),
-            Kind::ISizeOutOfRange(_) | Kind::USizeOutOfRange(_) => "out of range".into(),
-            // These show names, not values.
-            kind => kind.to_string(),
-        };
-        let source = error
-            .metadata
-            .as_ref()
-            .map(|metadata| match &metadata.source {
-                Some(figment::Source::File(path)) => path.display().to_string(),
-                _ => metadata.name.clone().into_owned(),
-            });
-        let source = source.unwrap_or_else(|| "the settings".into());
-        match error.path.join(".") {
-            path if path.is_empty() => format!("{problem}, in {source}"),
-            path => format!("{problem}, for setting `{path}` in {source}"),
-        }
-    };
-    let texts: Vec<String> = error.clone().into_iter().map(one).collect();
-    texts.join("; ")
-}
-
-/// Of a file that cannot be parsed: where it is wrong, with the setting's name. The parser's own text shows the line, in which
-/// there may be a secret.
-fn parse_problem(text: &str) -> Option<String> {
-    let mut lines = text.lines();
-    let place = lines
-        .next()
-        .filter(|line| line.starts_with("TOML parse error"))?;
-    let shown = lines
-        .filter_map(|line| line.split_once(" | "))
-        .find(|(number, _)| number.trim().parse::<u32>().is_ok());
-    let is_name = |c: char| c.is_alphanumeric() || "-_.[]".contains(c);
-    let name: String = shown.map_or_else(String::new, |(_, line)| {
-        line.trim().chars().take_while(|c| is_name(*c)).collect()
-    });
-    let is_misplaced = text.contains("expected a map");
-    Some(match is_misplaced {
-        true => {
-            format!("{place}: `{name}` stands at the top, where only tables such as `[default]` do")
-        }
-        false => format!("{place}, at `{name}`"),
-    })
-}
-
-fn type_name(actual: &figment::error::Actual) -> &'static str {
-    use figment::error::Actual;
-    match actual {
-        Actual::Bool(_) => "a boolean",
-        Actual::Unsigned(_) | Actual::Signed(_) => "a whole number",
-        Actual::Float(_) => "a number",
-        Actual::Char(_) => "a character",
-        Actual::Str(_) => "a text",
-        Actual::Bytes(_) => "bytes",
-        Actual::Unit => "nothing",
-        Actual::Option => "an optional value",
-        Actual::Seq => "a list",
-        Actual::Map => "a table",
-        _ => "something else",
-    }
 }
 
 /// Longer times overflow dates.

@@ -7,10 +7,10 @@
 //! No message shows what a setting is set to: that may be a secret.
 
 use figment::value::{Dict, Tag, Value};
-use figment::{Figment, Metadata, Profile, Provider, Source};
+use figment::{Figment, Metadata, Profile, Provider};
 use rocket::Config;
 
-use crate::config::{ConfigError, Settings};
+use crate::config::{BLOCKING_MAX, ConfigError, Settings, WORKERS_MAX, place};
 
 /// The table of Tidings in a profile.
 const TIDINGS: &str = "tidings";
@@ -44,7 +44,9 @@ const EFFECTIVE: &[&str] = &[
 
 /// Fails on the first setting without an effect, and on one of Rocket's that is of the wrong type.
 pub(crate) fn check(figment: &Figment) -> Result<(), ConfigError> {
-    let data = figment.data().map_err(|error| ConfigError::from(&error))?;
+    let data = figment
+        .data()
+        .map_err(|error| ConfigError::read(&error, figment))?;
     let check = Check {
         figment,
         of_tidings: names_of_tidings(),
@@ -55,15 +57,16 @@ pub(crate) fn check(figment: &Figment) -> Result<(), ConfigError> {
             check.key(profile, key, value)?;
         }
     }
-    let config = Config::try_from(figment).map_err(|error| ConfigError::from(&error))?;
-    let at_least_one = [
-        (Config::WORKERS, config.workers),
-        (Config::MAX_BLOCKING, config.max_blocking),
+    let config = Config::try_from(figment).map_err(|error| ConfigError::read(&error, figment))?;
+    // Rocket's runtime panics without a thread, and with more than the system has.
+    let bounded = [
+        (Config::WORKERS, config.workers, WORKERS_MAX),
+        (Config::MAX_BLOCKING, config.max_blocking, BLOCKING_MAX),
     ];
-    for (key, value) in at_least_one {
-        if value == 0 {
-            let problem = "is 0; it must be at least 1".into();
-            return Err(ConfigError::Invalid { key, problem });
+    for (key, value, most) in bounded {
+        if !(1..=most).contains(&value) {
+            let problem = format!("must be a whole number from 1 to {most}");
+            return Err(ConfigError::Invalid { key, problem }.found_in(figment));
         }
     }
     Ok(())
@@ -71,7 +74,9 @@ pub(crate) fn check(figment: &Figment) -> Result<(), ConfigError> {
 
 /// Fails if one of these is set at all, with what to do instead.
 pub(crate) fn refuse(figment: &Figment, settings: &[(&str, &str)]) -> Result<(), ConfigError> {
-    let data = figment.data().map_err(|error| ConfigError::from(&error))?;
+    let data = figment
+        .data()
+        .map_err(|error| ConfigError::read(&error, figment))?;
     let check = Check {
         figment,
         of_tidings: Vec::new(),
@@ -241,17 +246,11 @@ impl Check<'_> {
         tag: Tag,
         problem: &str,
     ) -> Result<(), ConfigError> {
-        let key = path.join(".");
-        let place = match self.figment.get_metadata(tag) {
-            Some(metadata) if is_environment(metadata) => {
-                format!("`ROCKET_{}` in the environment", key.to_uppercase())
-            }
-            Some(Metadata {
-                source: Some(Source::File(path)),
-                ..
-            }) => format!("`{profile}.{key}` in {}", path.display()),
-            _ => format!("`{profile}.{key}`"),
-        };
+        let metadata = self.figment.get_metadata(tag);
+        let is_of_profile = metadata.is_some_and(|metadata| !is_environment(metadata));
+        let in_profile = [&[profile.as_str().as_str()], path].concat();
+        let path = if is_of_profile { &in_profile } else { path };
+        let place = place(metadata, path);
         Err(ConfigError::Unreadable(format!(
             "setting {place} {problem}"
         )))

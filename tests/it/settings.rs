@@ -213,6 +213,144 @@ fn a_setting_of_rockets_that_cannot_be_used_is_named_without_its_value() {
 }
 
 #[test]
+fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
+    let number = "a whole number";
+    for (name, value, words) in [
+        ("ROCKET_WORKERS", "0", ["`workers`", "from 1 to"]),
+        ("ROCKET_WORKERS", "100000", ["`workers`", "from 1 to"]),
+        ("ROCKET_WORKERS", "some", ["`workers`", number]),
+        (
+            "ROCKET_MAX_BLOCKING",
+            "99999999",
+            ["`max_blocking`", "from 1 to"],
+        ),
+        ("ROCKET_PORT", "99999", ["`port`", "from 0 to 65535"]),
+        ("ROCKET_ADDRESS", "localhost", ["`address`", "IP address"]),
+        (
+            "ROCKET_SHUTDOWN",
+            "{grace=-1}",
+            ["`shutdown.grace`", number],
+        ),
+        ("ROCKET_LIMITS", "{form=\"x\"}", ["`limits.form`", "64KiB"]),
+        ("ROCKET_IDENT", "a\nb", ["`ident`", "a text"]),
+        ("TIDINGS_TICK_MS", "", ["`tick_ms`", number]),
+        (
+            "TIDINGS_HEARTBEAT_SECS",
+            "0",
+            ["`heartbeat_secs`", "at least 1"],
+        ),
+        (
+            "TIDINGS_CHECK_DATABASE",
+            "maybe",
+            ["`check_database`", "true or false"],
+        ),
+        ("TIDINGS_SYNCHRONOUS", "5", ["`synchronous`", "`milestone`"]),
+        (
+            "TIDINGS_STATUS_CASE",
+            "x",
+            ["`status_case`", "`lower`, `upper`"],
+        ),
+        (
+            "TIDINGS_READER_CONNECTIONS",
+            "4294967295",
+            ["`reader_connections`", "above"],
+        ),
+        (
+            "TIDINGS_WINDOW_EVENTS",
+            "18446744073709551615",
+            ["`window_events`", "above"],
+        ),
+        ("TIDINGS_COOKIE_NAME", "a b", ["`cookie_name`", "cookie"]),
+        ("TIDINGS_DATA_DIR", "", ["`data_dir`", "empty"]),
+        (
+            "TIDINGS_NOTIFIERS",
+            "[{}]",
+            ["`notifiers.0`", "`name` is missing"],
+        ),
+        (
+            "TIDINGS_DATABASE_URL",
+            ":memory:",
+            ["`database_url`", "sqlite:<path>"],
+        ),
+        ("TIDINGS_LOG", "a=b=c", ["TIDINGS_LOG", "debug"]),
+    ] {
+        let said = said(&["serve"], "", &[(name, value)]);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        for word in words.into_iter().chain([name]) {
+            assert!(
+                said.contains(word),
+                "{name}={value}: {word} is not in: {said}"
+            );
+        }
+    }
+    for (file, word) in [
+        ("[default", "line 1"),
+        ("x", "line 1"),
+        ("default = 5\n", "`default`"),
+        ("[default]\nport = 1\nport = 2\n", "`port`"),
+        ("[default]\nworkers = 0\n", "`workers`"),
+        ("[default]\nworkers = []\n", "`workers`"),
+        (
+            "[default.tidings]\nheartbeat_secs = 0\n",
+            "`heartbeat_secs`",
+        ),
+        ("[default.tidings]\ndatabase_url = 5\n", "`database_url`"),
+        ("[default.tidings]\nnotifiers = \"x\"\n", "`notifiers`"),
+    ] {
+        for arguments in [
+            &["serve"][..],
+            &["demo", "--exit"],
+            &["token", "--role", "admin"],
+        ] {
+            let said = said(arguments, file, &[]);
+            assert_eq!(said.lines().count(), 1, "{said}");
+            assert!(
+                said.contains(word) && said.contains("Rocket.toml"),
+                "{file}: {said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_database_is_made_in_a_folder_that_exists_or_in_data_dir_and_nowhere_else() {
+    for (url, file) in [
+        ("own.db", "own.db"),
+        ("./own.db", "own.db"),
+        ("sqlite:own.db", "own.db"),
+        ("sqlite://data/own.db", "data/own.db"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = command(folder.path());
+        let mut server = Process::start(command.arg("serve").env("TIDINGS_DATABASE_URL", url));
+        assert_eq!(server.terminate(), Some(0));
+        assert!(folder.path().join(file).exists(), "{url}");
+    }
+    for url in [
+        "sqlite:nowhere/own.db",
+        "nowhere/own.db",
+        "data/deeper/own.db",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = command(folder.path());
+        command
+            .env("TIDINGS_DATABASE_URL", url)
+            .env_remove("TIDINGS_JWT_SECRET");
+        let output = run(command.arg("serve"));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let missing = folder.path().join(url.trim_start_matches("sqlite:"));
+        let missing = missing.parent().unwrap().display().to_string();
+        assert!(
+            said.contains(&missing) && said.contains("database_url"),
+            "{said}"
+        );
+        let begun = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(begun, 0, "nothing was begun");
+    }
+}
+
+#[test]
 fn settings_of_profiles_and_of_rocket_that_have_an_effect_are_accepted() {
     let all = "[default]\naddress = \"127.0.0.1\"\nworkers = 2\nmax_blocking = 64\nident = false\nip_header = false\nkeep_alive = 0\n\
          [default.limits]\nform = \"8KiB\"\n[default.shutdown]\ngrace = 1\nmercy = 1\nsignals = [\"term\"]\nctrlc = true\nforce = true\n\

@@ -71,6 +71,17 @@ pub enum OpenError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Its folder is missing, and is not `data_dir`, which is made: a mistyped path would begin an empty database.
+    #[error("{path}: there is no folder {folder}; make it, or correct the setting `database_url`")]
+    NoFolder {
+        /// Of the database.
+        path: PathBuf,
+        /// Which is missing.
+        folder: PathBuf,
+    },
+    /// Something that is not a file is in its place.
+    #[error("{0} is a folder; the setting `database_url` must be the path of a file")]
+    IsFolder(PathBuf),
     /// Somebody else has it.
     #[error("{0} is in use by another process")]
     InUse(PathBuf),
@@ -95,6 +106,22 @@ pub struct SqliteStore {
     retention: Retention,
 }
 
+/// Fails where a database cannot be, before anything is written.
+pub fn check_place(settings: &Settings, path: &Path) -> Result<(), OpenError> {
+    if path.is_dir() {
+        return Err(OpenError::IsFolder(path.into()));
+    }
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let folder = absolute(path).parent().map(Path::to_path_buf);
+    match folder.filter(|folder| !folder.is_dir()) {
+        Some(folder) if folder != absolute(&settings.data_dir) => Err(OpenError::NoFolder {
+            path: path.into(),
+            folder,
+        }),
+        _ => Ok(()),
+    }
+}
+
 impl SqliteStore {
     /// Opens or makes the database and starts its writer, which hands what it commits to `committed`. The
     /// notifiers of these names are made known before anything is written.
@@ -112,6 +139,7 @@ impl SqliteStore {
             path: path.into(),
             message,
         };
+        check_place(settings, path)?;
         if let Some(folder) = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())

@@ -1,0 +1,195 @@
+//! Settings that cannot be used: which, where it is set, what is wrong with it and what would be accepted, in one sentence.
+//! Never its value: that may be a secret.
+
+use figment::error::{Actual, Kind};
+use figment::{Figment, Metadata, Source};
+
+/// A setting that cannot be used. The message names it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Unknown, of the wrong type, or in the wrong place.
+    #[error("{0}")]
+    Unreadable(String),
+    /// Of the right type, but out of range.
+    #[error("setting `{key}` {problem}")]
+    Invalid {
+        /// Which one.
+        key: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl ConfigError {
+    /// Of what could not be read from `figment`.
+    pub(crate) fn read(error: &figment::Error, figment: &Figment) -> ConfigError {
+        let texts: Vec<String> = error
+            .clone()
+            .into_iter()
+            .map(|error| sentence(&error, figment))
+            .collect();
+        ConfigError::Unreadable(texts.join("; "))
+    }
+
+    /// The same with the place in which it is set.
+    pub(crate) fn found_in(self, figment: &Figment) -> ConfigError {
+        match self {
+            ConfigError::Invalid { key, problem } => {
+                let place = place(figment.find_metadata(key), &[key]);
+                ConfigError::Unreadable(format!("setting {place} {problem}"))
+            }
+            other => other,
+        }
+    }
+}
+
+/// A setting by its name and where it is set: the variable, or the file.
+pub(crate) fn place(metadata: Option<&Metadata>, path: &[&str]) -> String {
+    let name = path.join(".");
+    let root = path.first().copied().unwrap_or_default().to_uppercase();
+    let Some(metadata) = metadata else {
+        return format!("`{name}`");
+    };
+    if let Some(Source::File(file)) = &metadata.source {
+        return format!("`{name}` in {}", file.display());
+    }
+    match variable_prefix(metadata) {
+        Some(prefix) => format!("`{name}` ({prefix}{root} in the environment)"),
+        None => format!("`{name}`"),
+    }
+}
+
+/// What the names of the variables begin with, if that is where the setting comes from.
+fn variable_prefix(metadata: &Metadata) -> Option<&str> {
+    // A table or a list in JSON, which `Settings::from_figment` reads itself.
+    if metadata.name == std::any::type_name::<serde_json::Value>() {
+        return Some("TIDINGS_");
+    }
+    let (prefix, _) = metadata
+        .name
+        .strip_prefix('`')?
+        .split_once("` environment variable")?;
+    Some(prefix)
+}
+
+fn sentence(error: &figment::Error, figment: &Figment) -> String {
+    if error.path.is_empty()
+        && let Kind::Message(text) = &error.kind
+    {
+        // The file cannot be parsed, or not even be read. It is Rocket's only one.
+        let of_file = |metadata: &Metadata| match &metadata.source {
+            Some(Source::File(path)) => Some(path.display().to_string()),
+            _ => None,
+        };
+        let file = figment.metadata().find_map(of_file);
+        let file = file.map_or(String::new(), |file| format!("{file}: "));
+        let problem = parse_problem(text).unwrap_or_else(|| text.trim().replace('\n', " "));
+        return format!("{file}{problem}");
+    }
+    let path: Vec<&str> = error.path.iter().map(String::as_str).collect();
+    let place = match path[..] {
+        [] => "the settings".to_owned(),
+        _ => format!("setting {}", place(error.metadata.as_ref(), &path)),
+    };
+    match &error.kind {
+        Kind::Message(text) if text == "invalid IP address syntax" => {
+            format!("{place} must be an IP address, such as `127.0.0.1` or `::`, and not a name")
+        }
+        Kind::Message(text) => format!("{place}: {text}"),
+        Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
+            let accepted = accepted(expected);
+            let is_whole = matches!(actual, Actual::Signed(_) | Actual::Unsigned(_));
+            match is_whole && accepted.starts_with("a whole number") {
+                true => format!("{place} must be {accepted}, and is outside that range"),
+                false => format!("{place} must be {accepted}, and is {}", type_name(actual)),
+            }
+        }
+        Kind::InvalidLength(_, expected) => format!("{place} must be {}", accepted(expected)),
+        Kind::UnknownVariant(_, known) => format!("{place} must be one of {}", listed(known)),
+        // At the top it is a setting, of which there are too many to list.
+        Kind::UnknownField(name, _) if path.is_empty() => {
+            let place = self::place(error.metadata.as_ref(), &[name]);
+            format!("setting {place} is not known: docs/configuration.md has all of them")
+        }
+        Kind::UnknownField(name, known) => {
+            format!("{place}: `{name}` is not known, only {}", listed(known))
+        }
+        Kind::MissingField(name) => format!("{place}: `{name}` is missing"),
+        Kind::DuplicateField(name) => format!("{place}: `{name}` is there twice"),
+        Kind::ISizeOutOfRange(_) | Kind::USizeOutOfRange(_) => format!("{place} is out of range"),
+        Kind::Unsupported(actual) => format!("{place} must not be {}", type_name(actual)),
+        Kind::UnsupportedKey(..) => format!("{place} has a key that is not a text"),
+    }
+}
+
+fn listed(names: &[&str]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    names.join(", ")
+}
+
+/// What is expected, in words for people instead of Rust's types.
+fn accepted(expected: &str) -> &str {
+    match expected {
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number from 0 on",
+        "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a boolean" | "bool" => "true or false",
+        "a string" | "string" | "str" => "a text, in quotes",
+        "path string" => "a path, in quotes",
+        "sequence" | "a sequence" => "a list",
+        "map" | "a map" => "a table",
+        "a server ident string or `false`" => "a text without control characters, or `false`",
+        "a valid header name or `false`" => "the name of a header, or `false`",
+        "byte unit string" | "a byte unit as an integer or string" => "a size such as `64KiB`",
+        "enum Synchronous" => "`milestone`, `full` or `normal`",
+        "enum StatusCase" => "`lower` or `upper`",
+        "enum Role" => "`viewer`, `worker` or `admin`",
+        other => match other.starts_with("struct ") {
+            true => "a table",
+            false => other,
+        },
+    }
+}
+
+/// Of a file that cannot be parsed: where it is wrong, with the setting's name. The parser's own text shows the line, in which
+/// there may be a secret.
+fn parse_problem(text: &str) -> Option<String> {
+    let mut lines = text.lines();
+    let place = lines
+        .next()
+        .filter(|line| line.starts_with("TOML parse error"))?;
+    let shown = lines
+        .filter_map(|line| line.split_once(" | "))
+        .find(|(number, _)| number.trim().parse::<u32>().is_ok());
+    let is_name = |c: char| c.is_alphanumeric() || "-_.[]".contains(c);
+    let name: String = shown.map_or_else(String::new, |(_, line)| {
+        line.trim().chars().take_while(|c| is_name(*c)).collect()
+    });
+    let is_misplaced = text.contains("expected a map");
+    Some(match is_misplaced {
+        true => {
+            format!("{place}: `{name}` stands at the top, where only tables such as `[default]` do")
+        }
+        false => format!("{place}, at `{name}`"),
+    })
+}
+
+fn type_name(actual: &Actual) -> &'static str {
+    match actual {
+        Actual::Bool(_) => "a boolean",
+        Actual::Unsigned(_) | Actual::Signed(_) => "a whole number",
+        Actual::Float(_) => "a number with a fraction",
+        Actual::Char(_) => "a character",
+        Actual::Str(text) if text.is_empty() => "empty",
+        Actual::Str(_) => "a text",
+        Actual::Bytes(_) => "bytes",
+        Actual::Unit => "nothing",
+        Actual::Option => "an optional value",
+        Actual::Seq => "a list",
+        Actual::Map => "a table",
+        _ => "something else",
+    }
+}

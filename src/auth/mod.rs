@@ -120,6 +120,15 @@ pub enum KeyError {
         /// Why not.
         source: std::io::Error,
     },
+    /// A server that has never been started here has no secret yet.
+    #[error(
+        "there is no secret of a server at {path}: run this in the folder of the server, name the server's data folder with --data-dir \
+         or `data_dir` (TIDINGS_DATA_DIR), or its secret with `jwt_secret` (TIDINGS_JWT_SECRET); `tidings serve` makes a secret at its first start"
+    )]
+    NoSecret {
+        /// Where it would be.
+        path: String,
+    },
     /// A file's contents are not a key of the configured algorithm.
     #[error("setting `jwt_public_key_file`: {path} holds no public key for {algorithm}")]
     NotAKey {
@@ -283,6 +292,20 @@ const SECRET_FILE: &str = "jwt_secret";
 pub const SECRET_MIN_BYTES: usize = 32;
 
 impl Keys {
+    /// The keys of a server that has been started before. Makes no secret: one that no server has signs nothing that any accepts.
+    pub fn of_server(settings: &Settings) -> Result<Keys, KeyError> {
+        if settings.jwt_jwks_file.is_some() || settings.jwt_public_key_file.is_some() {
+            return Err(KeyError::VerifyOnly);
+        }
+        let path = settings.data_dir.join(SECRET_FILE);
+        if settings.jwt_secret.is_none() && !path.exists() {
+            let path = std::path::absolute(&path).unwrap_or(path);
+            let path = path.display().to_string();
+            return Err(KeyError::NoSecret { path });
+        }
+        Keys::from_settings(settings)
+    }
+
     /// The keys that the settings name; makes and keeps a secret if they name none.
     pub fn from_settings(settings: &Settings) -> Result<Keys, KeyError> {
         let secret = match &settings.jwt_secret {

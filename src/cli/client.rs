@@ -6,12 +6,15 @@ use std::time::Duration;
 use serde_json::Value;
 use ureq::http::Response;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::typestate::WithBody;
 use ureq::{Body, RequestBuilder};
 
 use super::{Exit, Failure};
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an answer may take. Streams have none.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A server and a credential.
 #[derive(Clone)]
@@ -57,20 +60,33 @@ impl Client {
 
     /// Posts JSON and returns the answer; a problem is a [`Failure`] with its detail.
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let request = self.agent.post(format!("{}{path}", self.base));
-        answer(self.with_token(request).send_json(body))
+        self.answer(self.to_post(path).send_json(body))
+    }
+
+    /// Posts commands, one a line. What becomes of each is not told.
+    pub(super) fn batch(&self, commands: &[Value]) -> Result<(), Failure> {
+        let lines: String = commands
+            .iter()
+            .map(|command| format!("{command}\n"))
+            .collect();
+        let sent = self.to_post("/api/batch").send(lines);
+        self.check(sent).map(drop)
+    }
+
+    fn to_post(&self, path: &str) -> RequestBuilder<WithBody> {
+        in_time(self.with_token(self.agent.post(format!("{}{path}", self.base))))
     }
 
     /// Puts JSON.
     pub(super) fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let request = self.agent.put(format!("{}{path}", self.base));
-        answer(self.with_token(request).send_json(body))
+        self.answer(in_time(self.with_token(request)).send_json(body))
     }
 
     /// Gets JSON.
     pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
         let request = self.agent.get(format!("{}{path}", self.base));
-        answer(self.with_token(request).call())
+        self.answer(in_time(self.with_token(request)).call())
     }
 
     /// Opens an event stream.
@@ -87,7 +103,7 @@ impl Client {
         if let Some(cursor) = cursor {
             request = request.header("Last-Event-ID", cursor);
         }
-        let response = check(request.call().map_err(unreachable)?)?;
+        let response = self.check(request.call())?;
         Ok(Events {
             lines: BufReader::new(response.into_body().into_reader()),
             id: None,
@@ -100,34 +116,56 @@ impl Client {
             None => request,
         }
     }
-}
 
-fn answer(sent: Result<Response<Body>, ureq::Error>) -> Result<Value, Failure> {
-    let mut response = check(sent.map_err(unreachable)?)?;
-    response.body_mut().read_json().map_err(unreachable)
-}
-
-fn unreachable(error: ureq::Error) -> Failure {
-    Failure::new(Exit::Unreachable, error)
-}
-
-fn check(mut response: Response<Body>) -> Result<Response<Body>, Failure> {
-    let status = response.status().as_u16();
-    if status < 400 {
-        return Ok(response);
+    fn answer(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Value, Failure> {
+        let mut response = self.check(sent)?;
+        let answer = response.body_mut().read_json();
+        answer.map_err(|error| self.unreachable(error))
     }
-    let problem: Value = response.body_mut().read_json().unwrap_or(Value::Null);
-    let detail = problem["detail"].as_str().unwrap_or("no detail");
-    let exit = match status {
-        401 | 403 => Exit::Denied,
-        404 => Exit::NotFound,
-        502..=504 => Exit::Unreachable,
-        _ => Exit::Failed,
-    };
-    Err(Failure {
-        http_status: Some(status),
-        ..Failure::new(exit, format!("{detail} (HTTP {status})"))
-    })
+
+    fn unreachable(&self, error: ureq::Error) -> Failure {
+        let cause = match error {
+            ureq::Error::Io(error) => error.to_string(),
+            other => other.to_string(),
+        };
+        Failure::new(
+            Exit::Unreachable,
+            format!("cannot reach {}: {cause}", self.base),
+        )
+    }
+
+    /// A problem is a [`Failure`] with its detail.
+    fn check(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, Failure> {
+        let mut response = sent.map_err(|error| self.unreachable(error))?;
+        let status = response.status().as_u16();
+        if status < 400 {
+            return Ok(response);
+        }
+        let problem: Value = response.body_mut().read_json().unwrap_or(Value::Null);
+        let detail = problem["detail"].as_str().unwrap_or("no detail");
+        let exit = match status {
+            400 => Exit::Usage,
+            401 | 403 => Exit::Denied,
+            404 => Exit::NotFound,
+            502..=504 => Exit::Unreachable,
+            _ => Exit::Failed,
+        };
+        let message = match exit {
+            Exit::Unreachable => format!("cannot reach {}: {detail} (HTTP {status})", self.base),
+            _ => format!("{detail} (HTTP {status})"),
+        };
+        Err(Failure {
+            http_status: Some(status),
+            ..Failure::new(exit, message)
+        })
+    }
+}
+
+fn in_time<B>(request: RequestBuilder<B>) -> RequestBuilder<B> {
+    request
+        .config()
+        .timeout_global(Some(ANSWER_TIMEOUT))
+        .build()
 }
 
 /// A stream of messages and signs of life.

@@ -4,10 +4,12 @@ mod client;
 mod demo;
 mod http_version;
 mod serve;
+mod terminal;
 mod token;
 mod watch;
 
 use std::fmt::Display;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -36,8 +38,15 @@ enum Exit {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done (watch: the job or enrollment completed), 1 error, 2 usage, 3 denied, 4 not found,
-5 unreachable, 10 what was watched failed, 11 what was watched was cancelled.";
+Exit codes:
+   0  done (watch: the job or enrollment completed)
+   1  an error, which standard error names; or, without a word, the reader of standard output has gone
+   2  the command line cannot be used
+   3  denied: the token is missing, invalid or expired, or does not reach so far
+   4  there is no such thing
+   5  the server cannot be reached
+  10  the job or enrollment that was watched failed
+  11  the job or enrollment that was watched was cancelled";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -89,6 +98,14 @@ impl Failure {
     fn is_conflict(&self) -> bool {
         self.http_status == Some(409)
     }
+
+    /// Whether the same request may succeed a moment later.
+    fn is_passing(&self) -> bool {
+        match self.http_status {
+            Some(status) => status == 429 || status >= 500,
+            None => self.exit == Exit::Unreachable,
+        }
+    }
 }
 
 /// Any other error is plainly one.
@@ -100,7 +117,11 @@ impl<E: std::error::Error> From<E> for Failure {
 
 /// Runs the command that the process was called with.
 pub fn run() -> ExitCode {
-    let outcome = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return explain(&error),
+    };
+    let outcome = match arguments.command {
         Command::Serve => serve::run(),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Token(arguments) => token::run(arguments),
@@ -110,11 +131,29 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.message.is_empty() {
-                eprintln!("tidings: {}", failure.message);
+                terminal::complain(&format!("tidings: {}", failure.message));
             }
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// Prints help, or what is wrong with the command line. Whether with colours is for clap to see.
+fn explain(error: &clap::Error) -> ExitCode {
+    let is_plain = |argument: std::ffi::OsString| terminal::is_plain(&argument.to_string_lossy());
+    if std::env::args_os().all(is_plain) {
+        // The reader may have gone.
+        let _ = error.print();
+    } else {
+        // It quotes arguments as they are.
+        let text = error.render().to_string();
+        text.lines().for_each(terminal::complain);
+    }
+    ExitCode::from(if error.use_stderr() {
+        Exit::Usage as u8
+    } else {
+        0
+    })
 }
 
 /// Rocket's settings that do not reach its logger, which is not in use here.
@@ -135,9 +174,21 @@ fn figment() -> Result<figment::Figment, ConfigError> {
     let is_read = figment
         .metadata()
         .any(|metadata| matches!(metadata.source, Some(figment::Source::File(_))));
-    if std::env::var_os("ROCKET_CONFIG").is_some() && !is_read {
-        let problem = "ROCKET_CONFIG names a file that does not exist";
-        return Err(ConfigError::Unreadable(problem.into()));
+    if !is_read {
+        let named = std::env::var_os("ROCKET_CONFIG");
+        let problem = match &named {
+            Some(path) if Path::new(path).exists() => {
+                "ROCKET_CONFIG names something that is not a file"
+            }
+            Some(_) => "ROCKET_CONFIG names a file that does not exist",
+            None if Path::new("Rocket.toml").exists() => {
+                "Rocket.toml, in this folder, is not a file"
+            }
+            None => "",
+        };
+        if !problem.is_empty() {
+            return Err(ConfigError::Unreadable(problem.into()));
+        }
     }
     framework::check(&figment)?;
     framework::refuse(&figment, ABOUT_LOGS)?;

@@ -1,6 +1,5 @@
 //! `tidings serve`.
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::{EnvFilter, FilterExt, FilterFn, LevelFilter};
 use tracing_subscriber::prelude::*;
 
-use super::{Exit, Failure, http_version};
+use super::{Exit, Failure, http_version, terminal};
 use crate::config::Settings;
 use crate::http::OldHandshakes;
 use crate::service::Tidings;
@@ -39,29 +38,36 @@ const SILENCED: &[&str] = &[
 ];
 
 pub(super) fn run() -> Result<(), Failure> {
-    let old = init_logging();
+    let old = init_logging()?;
     // Before Rocket reads them for its runtime, and shows what it cannot read.
     let figment = super::figment()?;
     rocket::execute(async {
-        let rocket = server(figment, old)?;
+        let rocket = server(figment, old, None)?;
         launch(rocket).await
     })
 }
 
 /// Logs to standard error. What comes back learns from Rocket's log which handshakes come over HTTP/1.0.
-pub(super) fn init_logging() -> OldHandshakes {
+pub(super) fn init_logging() -> Result<OldHandshakes, Failure> {
+    let chosen = std::env::var_os(LOG_VARIABLE).unwrap_or_default();
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        .with_env_var(LOG_VARIABLE)
-        .from_env_lossy();
+        .parse(chosen.to_string_lossy());
+    let filter = filter.map_err(|_| {
+        let problem = "is not a filter of log lines; write `debug`, or `warn,tidings::cli=info`";
+        Failure::new(
+            Exit::Failed,
+            format!("{LOG_VARIABLE} in the environment {problem}"),
+        )
+    })?;
     let discreet = FilterFn::new(|metadata| {
         let root = metadata.target().split("::").next().unwrap_or_default();
         !SILENCED.contains(&root)
     });
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(|| terminal::Log)
         // In a file, colours get in the way of a search.
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(terminal::has_colours(&std::io::stderr()))
         .with_filter(filter.and(discreet));
     let old = OldHandshakes::default();
     // Somebody has set a logger before, if this fails; then that one is used.
@@ -69,21 +75,32 @@ pub(super) fn init_logging() -> OldHandshakes {
         .with(lines)
         .with(http_version::layer(old.clone()))
         .try_init();
-    old
+    Ok(old)
 }
 
+/// What the first signal does instead of stopping the server.
+pub(super) type AtSignal = Arc<dyn Fn() + Send + Sync>;
+
 /// The server, announcing itself on standard output once it listens.
-pub(super) fn server(figment: Figment, old: OldHandshakes) -> Result<Rocket<Build>, Failure> {
+pub(super) fn server(
+    figment: Figment,
+    old: OldHandshakes,
+    at_signal: Option<AtSignal>,
+) -> Result<Rocket<Build>, Failure> {
     let rocket = crate::server(figment)?.manage(old);
     Ok(
         rocket.attach(AdHoc::on_liftoff("Tidings: announce", |rocket| {
             Box::pin(async move {
-                if let Err(error) = listen_to_signals(rocket) {
+                if let Err(error) = listen_to_signals(rocket, at_signal) {
                     tracing::warn!(%error, "signals cannot be listened to");
                 }
                 let config = rocket.config();
                 let address = SocketAddr::new(config.address, config.port);
-                println!("Tidings listens on {}", url(config, address));
+                let line = format!("Tidings listens on {}", url(config, address));
+                // A server is not there for its output.
+                if terminal::print_line(&line).is_err() {
+                    tracing::warn!("{line}, which standard output does not take");
+                }
             })
         })),
     )
@@ -122,7 +139,7 @@ fn raise_open_files(settings: &Settings) {
 /// last heard of may be missing.
 ///
 /// Rocket listens to signals a moment after liftoff. One that comes before is passed on, as it would be lost otherwise.
-fn listen_to_signals(rocket: &Rocket<Orbit>) -> std::io::Result<()> {
+fn listen_to_signals(rocket: &Rocket<Orbit>, at_signal: Option<AtSignal>) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let shutdown = rocket.shutdown();
@@ -140,8 +157,10 @@ fn listen_to_signals(rocket: &Rocket<Orbit>) -> std::io::Result<()> {
                 std::process::exit(SIGNALLED + number);
             }
             asked = true;
-            if stops {
-                shutdown.clone().notify();
+            match &at_signal {
+                Some(act) => act(),
+                None if stops => shutdown.clone().notify(),
+                None => {}
             }
         }
     });

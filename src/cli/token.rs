@@ -1,11 +1,12 @@
 //! `tidings token`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::Utc;
 use clap::Args;
 
-use super::{Exit, Failure};
+use super::{Exit, Failure, terminal};
 use crate::auth::{Claims, Keys, Role};
 use crate::config::SCHOOLS_PER_TOKEN_MAX;
 use crate::id::{Channel, SchoolId};
@@ -18,7 +19,10 @@ use crate::kind;
   tidings token --school 1 --role worker --sub ocr-7 --ttl 30d --channel jobs
   tidings token --schools 1,2 --role worker
   tidings token --all-schools --role worker
-  tidings token --role admin            (all schools)")]
+  tidings token --role admin            (all schools)
+  tidings token --school 1 --role worker --data-dir /var/lib/tidings
+
+The secret is that of the server: run this in its folder, with its settings, or with --data-dir.")]
 pub(super) struct Arguments {
     /// The school; an admin token without one reaches all schools.
     #[arg(long)]
@@ -41,6 +45,9 @@ pub(super) struct Arguments {
     /// Only this channel (repeatable): jobs, jobs/42, schools/1.
     #[arg(long = "channel", value_parser = channel)]
     channels: Vec<Channel>,
+    /// The server's `data_dir`, in which its secret is; as the settings say if absent.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -58,7 +65,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         let problem = format!("--schools takes at most {SCHOOLS_PER_TOKEN_MAX} schools");
         return Err(Failure::new(Exit::Usage, problem));
     }
-    let keys = Keys::from_settings(&super::settings()?)?;
+    let mut settings = super::settings()?;
+    if let Some(folder) = arguments.data_dir {
+        settings.data_dir = folder;
+    }
+    let keys = Keys::of_server(&settings)?;
     let channels = (!arguments.channels.is_empty()).then_some(arguments.channels);
     let claims = Claims {
         schools: (!arguments.schools.is_empty()).then_some(arguments.schools),
@@ -70,8 +81,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             arguments.ttl,
         )
     };
-    println!("{}", keys.mint(claims)?);
-    Ok(())
+    terminal::print_line(&keys.mint(claims)?)
 }
 
 /// Claims that hold from now on, without a limit to some channels.

@@ -7,7 +7,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use crate::support::process::{Process, command};
+use crate::support::devtools::Page;
+use crate::support::process::{Process, command, run};
 use crate::support::*;
 
 /// A demo on this folder's database, without documents.
@@ -40,7 +41,9 @@ fn end(mut process: Process) -> String {
     let mut said = String::new();
     errors.read_to_string(&mut said).unwrap();
     said.lines()
-        .filter(|line| line.contains("has ended") || line.contains("ERROR"))
+        .filter(|line| {
+            line.contains("tries again") || line.contains("ERROR") || line.starts_with("demo: ")
+        })
         .collect()
 }
 
@@ -194,7 +197,7 @@ async fn a_second_demo_on_the_same_database_goes_on_with_what_was_learnt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_simulator_that_is_refused_ends_alone_and_says_why() {
+async fn a_simulator_that_is_refused_says_why_and_hinders_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Process::start(command(folder.path()).arg("serve"));
     let http = reqwest::Client::new();
@@ -211,13 +214,13 @@ async fn a_simulator_that_is_refused_ends_alone_and_says_why() {
     let mut process = start(folder.path(), &[]);
     let mut line = String::new();
     let mut errors = std::io::BufReader::new(process.stderr());
-    while !line.contains("has ended") {
+    while !line.contains("tries again later") {
         line.clear();
         let length = std::io::BufRead::read_line(&mut errors, &mut line).unwrap();
         assert!(length > 0, "it ended without a word of that");
     }
     assert!(
-        line.starts_with("bath-chlorine has ended: ") && line.contains("subgroup_size"),
+        line.starts_with("bath-chlorine tries again later: ") && line.contains("subgroup_size"),
         "{line}"
     );
     let mut listener = listen(&process).await;
@@ -240,7 +243,7 @@ async fn the_school_ends_with_the_documents_if_asked_and_can_be_left_out() {
         let mut complaints = String::new();
         process.stderr().read_to_string(&mut complaints).unwrap();
         assert_eq!(process.wait(), Some(0), "{complaints}");
-        assert!(!complaints.contains("has ended"), "{complaints}");
+        assert!(!complaints.contains("tries again"), "{complaints}");
         let school = arguments.len() == 1;
         assert_eq!(said.contains(" watch devices"), school, "{said}");
         if !school {
@@ -253,4 +256,197 @@ async fn the_school_ends_with_the_documents_if_asked_and_can_be_left_out() {
             }
         }
     }
+}
+
+/// The jobs in a folder's database in one of these states, by their titles.
+async fn titles(folder: &Path, statuses: &[&str]) -> BTreeSet<String> {
+    let server = Process::start(command(folder).arg("serve"));
+    let query: String = statuses
+        .iter()
+        .map(|status| format!("&status={status}"))
+        .collect();
+    let list = reqwest::Client::new()
+        .get(format!("{}/api/jobs?limit=500{query}", server.url))
+        .bearer_auth(viewer(1));
+    let (_, list) = answer(list).await;
+    let jobs = list["jobs"].as_array().unwrap();
+    let title = |job: &Value| job["metadata"]["title"].as_str().unwrap().to_owned();
+    jobs.iter().map(title).collect()
+}
+
+/// The states of a job that is not over.
+const OPEN: [&str; 3] = ["pending", "queued", "in_progress"];
+
+fn write_documents(folder: &Path, names: &[&str]) {
+    std::fs::create_dir_all(folder.join("documents")).unwrap();
+    for name in names {
+        std::fs::write(folder.join("documents").join(name), "many parts").unwrap();
+    }
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_is_cancelled_while_it_waits_is_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    write_documents(folder.path(), &["a", "b", "c"]);
+    let process = start(
+        folder.path(),
+        &["--part-bytes", "1", "--pause-ms", "100", "--no-simulators"],
+    );
+    let mut listener = listen(&process).await;
+    let named = |title: &'static str| move |message: &Value| message["metadata"]["title"] == title;
+    let told = listener.take_until(named("b")).await;
+    let id = told.last().unwrap()["job_id"].as_str().unwrap().to_owned();
+    let cancel = reqwest::Client::new()
+        .post(format!("{}/api/jobs/{id}/cancel", process.url))
+        .bearer_auth(worker(1))
+        .json(&json!({"force": true}));
+    let (status, job) = answer(cancel).await;
+    assert_eq!((status, &job["status"]), (200, &json!("cancelled")));
+    let is_c = named("c");
+    listener
+        .take_until(|message| is_c(message) && message["status"] == "completed")
+        .await;
+    assert_eq!(end(process), "", "a cancelled document is no fault");
+    let cancelled = titles(folder.path(), &["cancelled"]).await;
+    assert!(cancelled.contains("b"), "{cancelled:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_demo_leaves_nothing_that_waits_or_runs() {
+    for signal in ["INT", "TERM"] {
+        let folder = tempfile::tempdir().unwrap();
+        write_documents(folder.path(), &["a", "b", "c"]);
+        let slowly = ["--part-bytes", "1", "--pause-ms", "600000"];
+        let mut process = start(folder.path(), &slowly);
+        let mut listener = listen(&process).await;
+        listener
+            .take_until(|message| message["message"] == "Processing part 1 of 10")
+            .await;
+        process.signal(signal);
+        assert_eq!(process.wait(), Some(0), "{signal}");
+        let open = titles(folder.path(), &OPEN).await;
+        assert_eq!(open, BTreeSet::new(), "{signal}");
+        let cancelled = titles(folder.path(), &["cancelled"]).await;
+        assert_eq!(cancelled, set(&["a", "b", "c"]), "{signal}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_demo_has_left_is_cancelled_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    write_documents(folder.path(), &["a", "b"]);
+    let slowly = ["--part-bytes", "1", "--pause-ms", "600000"];
+    let mut process = start(folder.path(), &slowly);
+    let mut listener = listen(&process).await;
+    listener
+        .take_until(|message| message["message"] == "Processing part 1 of 10")
+        .await;
+    process.kill();
+    assert_eq!(titles(folder.path(), &OPEN).await, set(&["a", "b"]));
+    let quickly = ["--exit", "--no-simulators", "--pause-ms", "0"];
+    let mut next = start(folder.path(), &quickly);
+    // It writes to the end.
+    let mut said = String::new();
+    next.stdout.read_to_string(&mut said).unwrap();
+    assert_eq!(next.wait(), Some(0));
+    assert_eq!(titles(folder.path(), &OPEN).await, BTreeSet::new());
+    let completed = titles(folder.path(), &["completed"]).await;
+    assert_eq!(completed, set(&["a", "b"]), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_refusal_of_the_server_ends_the_demo() {
+    for (name, value, refused) in [
+        ("TIDINGS_JOBS_PER_SCHOOL", "1", 2),
+        ("TIDINGS_BODY_LIMIT_BYTES", "20", 3),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        write_documents(folder.path(), &["a", "b", "c"]);
+        let mut demo = command(folder.path());
+        demo.env(name, value).args([
+            "demo",
+            "documents",
+            "--exit",
+            "--no-simulators",
+            "--pause-ms",
+            "0",
+        ]);
+        let output = tokio::task::spawn_blocking(move || run(&mut demo));
+        let output = output.await.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        let lines = said.lines().filter(|line| line.contains(" is left out: "));
+        assert_eq!(lines.count(), refused, "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_its_documents_the_demo_goes_on_with_new_ones_and_what_is_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("documents")).unwrap();
+    std::fs::write(folder.path().join("documents/picture"), [0xff]).unwrap();
+    let process = start(folder.path(), &["--no-simulators", "--pause-ms", "0"]);
+    let mut listener = listen(&process).await;
+    let failed = |message: &Value| message["status"] == "failed";
+    let first = listener.take_until(failed).await;
+    let first = first.last().unwrap()["job_id"].as_str().unwrap().to_owned();
+    listener
+        .take_until(|message| failed(message) && message["job_id"] != *first)
+        .await;
+    let retry = reqwest::Client::new()
+        .post(format!("{}/api/jobs/{first}/retry", process.url))
+        .bearer_auth(worker(1))
+        .json(&json!({}));
+    assert_eq!(answer(retry).await.0, 200);
+    listener
+        .take_until(|message| {
+            failed(message) && message["job_id"] == *first && message["attempt"] == 2
+        })
+        .await;
+    assert_eq!(end(process), "");
+}
+
+#[test]
+fn a_demo_whose_documents_cannot_be_read_fails_before_it_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(command(folder.path()).args(["demo", "/nope"]));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("tidings: "), "{said}");
+    assert!(said.contains("/nope"), "{said}");
+    assert!(!folder.path().join("data").exists(), "nothing was begun");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demos_link_signs_in_as_a_worker_and_leaves_no_token_in_the_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = start(folder.path(), &["--no-simulators"]);
+    let mut link = String::new();
+    while !link.contains("/monitor/sign-in#token=") {
+        link.clear();
+        let length = std::io::BufRead::read_line(&mut process.stdout, &mut link).unwrap();
+        assert!(length > 0, "there is no link");
+    }
+    let link = link.trim();
+    if needs("chromium") {
+        let mut page = Page::open().await;
+        page.visit(link).await;
+        page.until("location.href.endsWith('/monitor/schools/1')")
+            .await;
+        page.until("document.body.innerText.includes('demo-visitor (worker)')")
+            .await;
+        // A visitor who is signed in decides; the token has left the address.
+        page.visit(link).await;
+        page.until(
+            "location.pathname === '/monitor/sign-in' && location.hash === '' \
+             && !!document.querySelector('input[name=token]')?.value",
+        )
+        .await;
+    }
+    assert_eq!(process.terminate(), Some(0));
 }

@@ -194,6 +194,14 @@ impl Simulator for Desk {
             done => done,
         }
     }
+
+    fn leave(&mut self, client: &Client) {
+        if let Some(session) = self.session.take() {
+            let body = json!({"message": "The demo has ended"});
+            // If this fails, the session ends when its lease does.
+            let _ = client.post(&format!("/api/enrollments/{}/cancel", session.id), &body);
+        }
+    }
 }
 
 #[cfg(test)]

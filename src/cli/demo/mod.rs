@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Args;
+use figment::providers::Serialized;
 use rocket::fairing::AdHoc;
 use tokio::sync::oneshot;
 
@@ -22,13 +23,14 @@ use self::school::{Pace, School};
 use self::stop::Stop;
 use self::worker::Worker;
 use super::client::Client;
+use super::terminal::{plain, print_line};
 use super::{Exit, Failure, serve, token};
 use crate::auth::Role;
 use crate::id::SchoolId;
 use crate::service::Tidings;
 
-/// How long the token is valid that is printed.
-const VIEWER_TTL: Duration = Duration::from_secs(12 * 3_600);
+/// How long the tokens are valid that are printed.
+const PRINTED_TTL: Duration = Duration::from_secs(12 * 3_600);
 /// How long that of the worker and the school is, which does not leave the process: as long as it may run.
 const WORKER_TTL: Duration = Duration::from_secs(366 * 24 * 3_600);
 
@@ -64,18 +66,32 @@ pub(super) struct Arguments {
     /// Only the documents, without a school.
     #[arg(long)]
     no_simulators: bool,
-    /// Stop when all files are done, instead of going on.
+    /// Stop when all files are done, instead of going on with some of them anew now and then.
     #[arg(long)]
     exit: bool,
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
-    let old = serve::init_logging();
-    let figment = super::figment()?;
+    let old = serve::init_logging()?;
+    // What is left when a signal comes is cancelled while the server still listens: the demo ends first, then the server.
+    let figment = super::figment()?
+        .merge(Serialized::global("shutdown.ctrlc", false))
+        .merge(Serialized::global("shutdown.signals", [(); 0]));
+    let folder = &arguments.directory;
+    let files = documents::files(folder, arguments.files as usize).map_err(|error| {
+        let folder = folder.display();
+        Failure::new(
+            Exit::Failed,
+            format!("cannot read documents below {folder}: {error}"),
+        )
+    })?;
     rocket::execute(async {
         let (listening, listens) = oneshot::channel();
         let listening = Mutex::new(Some(listening));
-        let rocket = serve::server(figment, old)?.attach(AdHoc::on_liftoff(
+        let stop = Stop::default();
+        let signalled = stop.clone();
+        let at_signal: serve::AtSignal = Arc::new(move || signalled.set());
+        let rocket = serve::server(figment, old, Some(at_signal))?.attach(AdHoc::on_liftoff(
             "Tidings: begin the demo",
             move |rocket| {
                 let config = rocket.config();
@@ -103,7 +119,6 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             let Ok((server, shutdown)) = listens.await else {
                 return Ok(());
             };
-            let stop = Stop::default();
             let (ending, ended) = (shutdown.clone(), stop.clone());
             // Ends with the server.
             tokio::spawn(async move {
@@ -111,14 +126,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 ended.set();
             });
             let performed = tokio::task::spawn_blocking(move || {
-                let performed = perform(&arguments, &tidings, &server, &stop);
-                performed.or_else(|failure| {
-                    if stop.is_a_surprise() {
-                        Err(failure)
-                    } else {
-                        Ok(())
-                    }
-                })
+                perform(&arguments, &files, &tidings, &server, &stop)
             })
             .await;
             shutdown.notify();
@@ -132,65 +140,65 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     })
 }
 
-/// Does everything that the demo does in addition to serving, until the documents are done or it is time to stop.
+/// Does everything that the demo does in addition to serving, until it is time to stop. No answer of the server ends it.
 fn perform(
     arguments: &Arguments,
+    files: &[PathBuf],
     tidings: &Tidings,
     server: &str,
     stop: &Stop,
 ) -> Result<(), Failure> {
-    let files =
-        documents::files(&arguments.directory, arguments.files as usize).map_err(|error| {
-            Failure::new(
-                Exit::Failed,
-                format!("{}: {error}", arguments.directory.display()),
-            )
-        })?;
     let mint = |role, name: &str, ttl| {
         let claims = token::claims(Some(arguments.school), role, name, ttl);
         tidings.keys().mint(claims)
     };
-    let viewer = mint(Role::Viewer, "demo-viewer", VIEWER_TTL)?;
     let client =
         Client::of_own_server(server, Some(mint(Role::Worker, "demo-worker", WORKER_TTL)?));
-    println!("{}", invitation(arguments, server, &viewer));
-    println!(
-        "{} documents below {}",
-        files.len(),
-        arguments.directory.display()
-    );
-
     let pace = Pace {
         beat: Duration::from_millis(arguments.beat_ms.into()),
     };
-    let school = (!arguments.no_simulators).then(|| School::open(&client, pace, stop));
-    let school = school.transpose()?;
     let worker = Worker {
         client: &client,
+        files,
         part_bytes: arguments.part_bytes as usize,
         pause: Duration::from_millis(arguments.pause_ms),
+        pace,
         stop,
     };
-    if worker.work_through(&files)? {
-        let further = match (arguments.exit, arguments.no_simulators) {
-            (true, _) => "",
-            (false, true) => " The server goes on; Ctrl-C ends it.",
-            (false, false) => " The school goes on; Ctrl-C ends it.",
-        };
-        println!("All documents are done.{further}");
-        if !arguments.exit {
-            stop.wait();
-        }
-    }
+    let visitor = mint(Role::Worker, "demo-visitor", PRINTED_TTL)?;
+    let viewer = mint(Role::Viewer, "demo-viewer", PRINTED_TTL)?;
+    print_line(&invitation(arguments, server, &visitor, &viewer))?;
+    let folder = plain(&arguments.directory.to_string_lossy());
+    print_line(&format!("{} documents below {folder}", files.len()))?;
+
+    worker.cancel_leftovers();
+    let school = (!arguments.no_simulators).then(|| School::open(&client, pace, stop));
+    let school = school.transpose()?;
+    let worked = work(arguments, &worker);
     stop.set();
     if let Some(school) = school {
         school.join();
     }
-    Ok(())
+    worker.cancel_leftovers();
+    worked
+}
+
+/// Works through the documents, and goes on afterwards unless it is to end then.
+fn work(arguments: &Arguments, worker: &Worker<'_>) -> Result<(), Failure> {
+    if !worker.work_through()? {
+        return Ok(());
+    }
+    if arguments.exit {
+        return print_line("All documents are done.");
+    }
+    print_line(
+        "All documents are done. The demo goes on, with one of them anew now and then; Ctrl-C ends it.",
+    )?;
+    worker.go_on()
 }
 
 /// What there is to watch, ready to paste.
-fn invitation(arguments: &Arguments, server: &str, viewer: &str) -> String {
+fn invitation(arguments: &Arguments, server: &str, visitor: &str, viewer: &str) -> String {
     let program = std::env::current_exe().unwrap_or_else(|_| "tidings".into());
     let everything = format!("schools/{}", arguments.school);
     let mut scopes = vec![("jobs", "documents that are read")];
@@ -207,12 +215,17 @@ fn invitation(arguments: &Arguments, server: &str, viewer: &str) -> String {
     }
     let (last, _) = scopes.last().expect("there are jobs");
     let mut text = format!(
-        "Watch it, in another terminal:\n
+        "Watch it, in a browser, signed in as a worker (the link is as good as a password):\n
+  {server}/monitor/sign-in#token={visitor}\n
+in another terminal:\n
   curl -N '{server}/events/{last}?token={viewer}'\n
   export TIDINGS_URL={server} TIDINGS_TOKEN={viewer}\n"
     );
     for (scope, meaning) in &scopes {
-        text += &format!("  {} watch {scope:<16} # {meaning}\n", program.display());
+        text += &format!(
+            "  {} watch {scope:<16} # {meaning}\n",
+            plain(&program.to_string_lossy())
+        );
     }
     text
 }

@@ -8,11 +8,14 @@ use super::desk::Desk;
 use super::process::{self, Process};
 use super::scanner::{self, Scanner};
 use super::stop::Stop;
-use crate::cli::Failure;
 use crate::cli::client::Client;
+use crate::cli::{Failure, terminal};
 
 /// People are enrolled at so many scanners at a time.
 const DESKS: u32 = 2;
+
+/// Longest time, in beats, until what is refused tries again.
+const AGAIN_MAX_BEATS: u32 = 64;
 
 /// How fast the school lives.
 #[derive(Debug, Clone, Copy)]
@@ -39,8 +42,11 @@ pub(super) trait Simulator: Send {
     /// What it is, for people.
     fn name(&self) -> String;
 
-    /// Does the next thing, and says how long it rests then. An error ends it.
+    /// Does the next thing, and returns how long it rests then. After an error it tries again later.
     fn step(&mut self, client: &Client) -> Result<Duration, Failure>;
+
+    /// Ends what it has begun, as well as it can: it is time to stop.
+    fn leave(&mut self, _client: &Client) {}
 }
 
 /// The threads of a school.
@@ -67,7 +73,7 @@ impl School {
                 let (client, stop) = (client.clone(), stop.clone());
                 Builder::new()
                     .name(simulator.name())
-                    .spawn(move || live(simulator, &client, &stop))
+                    .spawn(move || live(simulator, &client, pace, &stop))
             })
             .collect::<Result<_, _>>()?;
         Ok(School { threads })
@@ -83,19 +89,29 @@ impl School {
     }
 }
 
-fn live(mut simulator: Box<dyn Simulator>, client: &Client, stop: &Stop) {
+fn live(mut simulator: Box<dyn Simulator>, client: &Client, pace: Pace, stop: &Stop) {
     let mut rest = Duration::ZERO;
+    let mut again_beats = 1;
+    let mut told = String::new();
     while stop.rest(rest) {
         match simulator.step(client) {
-            Ok(next) => rest = next,
+            Ok(next) => {
+                rest = next;
+                again_beats = 1;
+            }
             Err(failure) => {
-                if stop.is_a_surprise() {
-                    eprintln!("{} has ended: {}", simulator.name(), failure.message);
+                // Once, however often it is refused.
+                if told != failure.message && stop.is_a_surprise() {
+                    let name = simulator.name();
+                    terminal::complain(&format!("{name} tries again later: {}", failure.message));
+                    told = failure.message;
                 }
-                return;
+                rest = pace.beats(again_beats);
+                again_beats = (again_beats * 2).min(AGAIN_MAX_BEATS);
             }
         }
     }
+    simulator.leave(client);
 }
 
 #[cfg(test)]

@@ -33,12 +33,6 @@ impl Stop {
         !*waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Rests until the end.
-    pub(super) fn wait(&self) {
-        let waited = self.0.change.wait_while(self.lock(), |is_set| !*is_set);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-    }
-
     /// Whether an error that was just met needs telling: not if it is only the server's end.
     pub(super) fn is_a_surprise(&self) -> bool {
         self.rest(NEWS_DELAY)
@@ -64,6 +58,5 @@ mod tests {
         stop.set();
         assert!(!resting.join().unwrap());
         assert!(!stop.rest(Duration::MAX));
-        stop.wait();
     }
 }

@@ -1,4 +1,5 @@
-//! An ordinary worker: it reads documents, one job each, and reports over HTTP.
+//! An ordinary worker: it reads documents, one job each, and reports over HTTP. What the server refuses costs it a document
+//! at most; it logs that in a line and goes on.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,72 +7,227 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::documents::{Document, Reading};
+use super::school::Pace;
 use super::stop::Stop;
-use crate::cli::Failure;
 use crate::cli::client::Client;
+use crate::cli::terminal::{plain, print_line};
+use crate::cli::{Failure, terminal};
 
 /// What the worker calls itself.
 const NAME: &str = "demo";
+/// Its type of job, and the mark in the metadata by which it knows its own.
+const JOB_TYPE: &str = "document";
+const SOURCE: &str = "tidings demo";
+/// How often a request is made that does not get through, and the rest after the first of them; then twice as long each time.
+const TRIES: u32 = 4;
+const RETRY: Duration = Duration::from_millis(500);
+/// Jobs that are asked for, and cancelled, at a time.
+const PAGE: usize = 500;
+/// Beats between two looks for something to do once the documents are done, at most.
+const IDLE_BEATS: u32 = 10;
+/// One look in so many begins a document anew.
+const LOOKS_PER_DOCUMENT: u32 = 3;
 
 /// Reads documents.
 pub(super) struct Worker<'a> {
     pub(super) client: &'a Client,
+    /// What may be read.
+    pub(super) files: &'a [PathBuf],
     /// Bytes that are read at a time.
     pub(super) part_bytes: usize,
     /// The rest between two parts.
     pub(super) pause: Duration,
+    pub(super) pace: Pace,
     pub(super) stop: &'a Stop,
 }
 
+/// A document that waits for its turn.
+struct Waiting<'a> {
+    path: &'a Path,
+    job_id: String,
+}
+
+/// Why a document was left before its end.
+enum Left {
+    /// It is time to stop.
+    Stopped,
+    /// A request was refused, or did not get through.
+    Refused(Failure),
+}
+
+impl From<Failure> for Left {
+    fn from(failure: Failure) -> Left {
+        Left::Refused(failure)
+    }
+}
+
 impl Worker<'_> {
-    /// Works through these files. Whether it got to the end before it was time to stop.
-    pub(super) fn work_through(&self, files: &[PathBuf]) -> Result<bool, Failure> {
-        let mut jobs = Vec::with_capacity(files.len());
-        for path in files {
-            let title = path.file_name().map(|name| name.to_string_lossy());
-            let metadata = json!({"title": title, "path": path.display().to_string()});
-            let job = self.client.post(
-                "/api/jobs",
-                &json!({"job_type": "document", "status": "queued", "metadata": metadata}),
-            )?;
-            jobs.push(job["job_id"].as_str().unwrap_or_default().to_owned());
-        }
-        for (path, id) in files.iter().zip(&jobs) {
-            let Some(ended) = self.process(path, id)? else {
+    /// Works through the files. Returns whether it got to the end before it was time to stop. Fails only if nobody reads
+    /// what it prints.
+    pub(super) fn work_through(&self) -> Result<bool, Failure> {
+        let queue: Vec<_> = self
+            .files
+            .iter()
+            .filter_map(|path| self.queue(path))
+            .collect();
+        for waiting in &queue {
+            if !self.work_on(waiting)? {
                 return Ok(false);
-            };
-            println!(
-                "{:<10} {}",
-                ended["status"].as_str().unwrap_or("?"),
-                path.display()
-            );
+            }
         }
-        Ok(true)
+        Ok(self.stop.rest(Duration::ZERO))
     }
 
-    /// Works on one document from start to end, and returns the job as it ended, or `None` if it was time to stop.
-    fn process(&self, path: &Path, id: &str) -> Result<Option<Value>, Failure> {
-        let started = self.client.post(
+    /// Goes on until it is time to stop: with what somebody has tried again, and with a document of its own now and then.
+    pub(super) fn go_on(&self) -> Result<(), Failure> {
+        let mut chance = fastrand::Rng::new();
+        while self
+            .stop
+            .rest(self.pace.beats(chance.u32(IDLE_BEATS / 2..=IDLE_BEATS)))
+        {
+            let mut queue = self.tried_again();
+            if chance.u32(0..LOOKS_PER_DOCUMENT) == 0
+                && let Some(path) = chance.choice(self.files)
+            {
+                queue.extend(self.queue(path));
+            }
+            for waiting in &queue {
+                if !self.work_on(waiting)? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Cancels the jobs of a demo that are not over: those that it leaves when it ends, or that an earlier one has left.
+    pub(super) fn cancel_leftovers(&self) {
+        let cancelled = self.open_jobs().and_then(|jobs| {
+            let cancel = |job: &Value| {
+                json!({"op": "jobs.cancel", "job_id": job["job_id"], "force": true, "worker": NAME, "message": "The demo has ended"})
+            };
+            let commands: Vec<Value> = jobs.iter().map(cancel).collect();
+            commands.chunks(PAGE).try_for_each(|some| self.client.batch(some))
+        });
+        if let Err(failure) = cancelled {
+            self.log("jobs that are not over cannot be cancelled", &failure);
+        }
+    }
+
+    /// The jobs of a demo that are not over.
+    fn open_jobs(&self) -> Result<Vec<Value>, Failure> {
+        let first = format!(
+            "/api/jobs?job_type={JOB_TYPE}&status=pending&status=queued&status=in_progress&limit={PAGE}"
+        );
+        let mut own = Vec::new();
+        let mut address = first.clone();
+        loop {
+            let mut page = self.client.get(&address)?;
+            if let Some(jobs) = page["jobs"].as_array_mut() {
+                let is_own = |job: &Value| job["metadata"]["source"] == SOURCE;
+                own.extend(std::mem::take(jobs).into_iter().filter(is_own));
+            }
+            match page["next"].as_str() {
+                Some(next) => address = format!("{first}&page={next}"),
+                None => return Ok(own),
+            }
+        }
+    }
+
+    /// Documents that wait although they have had their turn. What is marked as running is nobody's: reports were lost.
+    fn tried_again(&self) -> Vec<Waiting<'_>> {
+        let jobs = self.open_jobs().unwrap_or_default();
+        if jobs.iter().any(|job| job["status"] == "in_progress") {
+            self.cancel_leftovers();
+        }
+        let waiting = jobs.iter().filter(|job| job["status"] != "in_progress");
+        waiting
+            .filter_map(|job| {
+                // Nothing is read but what may be: a job may be anybody's.
+                let named = job["metadata"]["path"].as_str()?;
+                let is_named = |path: &&PathBuf| path.to_string_lossy() == named;
+                Some(Waiting {
+                    path: self.files.iter().find(is_named)?,
+                    job_id: job["job_id"].as_str()?.to_owned(),
+                })
+            })
+            .collect()
+    }
+
+    /// Makes a job of a document.
+    fn queue<'p>(&self, path: &'p Path) -> Option<Waiting<'p>> {
+        if !self.stop.rest(Duration::ZERO) {
+            return None;
+        }
+        // Of its own making: if an answer is lost, the request can be made again.
+        let job_id = uuid::Uuid::now_v7().to_string();
+        let metadata =
+            json!({"title": title(path), "path": path.to_string_lossy(), "source": SOURCE});
+        let body = json!({"job_id": job_id, "job_type": JOB_TYPE, "status": "queued", "metadata": metadata});
+        let is_there = || self.client.get(&format!("/api/jobs/{job_id}")).is_ok();
+        match self.send("/api/jobs", &body) {
+            // It may be there although the answer was lost.
+            Err(failure) if !(failure.is_conflict() && is_there()) => {
+                self.log(&format!("{} is left out", title(path)), &failure);
+                None
+            }
+            _ => Some(Waiting { path, job_id }),
+        }
+    }
+
+    /// Works on a document and tells its end. Returns whether to go on.
+    fn work_on(&self, waiting: &Waiting<'_>) -> Result<bool, Failure> {
+        let Waiting { path, job_id } = waiting;
+        let status = match self.process(path, job_id) {
+            Ok(job) => job["status"].clone(),
+            Err(Left::Stopped) => return Ok(false),
+            // Somebody has ended it: it is not for us any more.
+            Err(Left::Refused(failure)) if failure.is_conflict() => {
+                let job = self.client.get(&format!("/api/jobs/{job_id}"));
+                job.map_or(Value::Null, |job| job["status"].clone())
+            }
+            Err(Left::Refused(failure)) => {
+                self.log(&format!("{} is left as it is", title(path)), &failure);
+                return Ok(self.stop.rest(Duration::ZERO));
+            }
+        };
+        let status = status.as_str().unwrap_or("left");
+        print_line(&format!(
+            "{:<10} {}",
+            plain(status),
+            plain(&path.to_string_lossy())
+        ))?;
+        Ok(self.stop.rest(Duration::ZERO))
+    }
+
+    /// Works on a document from start to end, and returns the job as it ended.
+    fn process(&self, path: &Path, id: &str) -> Result<Value, Left> {
+        let started = self.send(
             &format!("/api/jobs/{id}/start"),
-            &json!({"message": format!("Reading {}", path.display()), "worker": NAME}),
+            &json!({"message": format!("Reading {}", title(path)), "worker": NAME}),
         )?;
         // Every report says which attempt it is about: if the job is given up and tried again, this one changes nothing.
         let report = |verb: &str, mut body: Value| {
             body["attempt"] = started["attempt"].clone();
             body["worker"] = NAME.into();
-            self.client.post(&format!("/api/jobs/{id}/{verb}"), &body)
+            (format!("/api/jobs/{id}/{verb}"), body)
+        };
+        let end = |verb: &str, body: Value| {
+            let (path, body) = report(verb, body);
+            Ok(self.send(&path, &body)?)
         };
         let fail = |code: &str, message: String| {
-            report("fail", json!({"error": {"code": code, "message": message}})).map(Some)
+            end("fail", json!({"error": {"code": code, "message": message}}))
+        };
+        let unreadable = |error| {
+            fail(
+                "unreadable",
+                format!("cannot read {}: {error}", title(path)),
+            )
         };
         let mut document = match Document::open(path, self.part_bytes) {
             Ok(document) => document,
-            Err(error) => {
-                return fail(
-                    "unreadable",
-                    format!("cannot read {}: {error}", path.display()),
-                );
-            }
+            Err(error) => return unreadable(error),
         };
         let (bytes, parts) = (document.bytes, document.parts());
         let mut reading = Reading::default();
@@ -80,12 +236,7 @@ impl Worker<'_> {
             let part = match document.read_part() {
                 Ok([]) => break,
                 Ok(part) => part,
-                Err(error) => {
-                    return fail(
-                        "unreadable",
-                        format!("cannot read {}: {error}", path.display()),
-                    );
-                }
+                Err(error) => return unreadable(error),
             };
             if let Err(error) = reading.take(part) {
                 return fail("not_text", error.to_string());
@@ -94,23 +245,50 @@ impl Worker<'_> {
             // A file that grows while it is read is done when it is read, not before.
             let percent = (done as f64 / bytes.max(done) as f64 * 100.0).clamp(0.0, 100.0);
             let message = format!("Processing part {number} of {}", parts.max(number));
-            let answer = report(
-                "progress",
-                json!({"progress": (percent * 100.0).round() / 100.0, "message": message}),
-            )?;
-            if answer["cancel_requested"] == true {
-                let stopped = json!({"force": true, "message": "Stopped on request"});
-                return report("cancel", stopped).map(Some);
+            let progress =
+                json!({"progress": (percent * 100.0).round() / 100.0, "message": message});
+            let (address, body) = report("progress", progress);
+            match self.client.post(&address, &body) {
+                Ok(answer) if answer["cancel_requested"] == true => {
+                    let stopped = json!({"force": true, "message": "Stopped on request"});
+                    return end("cancel", stopped);
+                }
+                Ok(_) => {}
+                // The next report makes up for this one.
+                Err(failure) if failure.is_passing() => self.log("a report was lost", &failure),
+                Err(failure) => return Err(failure.into()),
             }
             if !self.stop.rest(self.pause) {
-                return Ok(None);
+                return Err(Left::Stopped);
             }
         }
         match reading.finish() {
-            Ok(counts) => {
-                report("complete", json!({"result": counts, "message": "Counted"})).map(Some)
-            }
+            Ok(counts) => end("complete", json!({"result": counts, "message": "Counted"})),
             Err(error) => fail("not_text", error.to_string()),
         }
     }
+
+    /// Posts, and does so again while the server cannot be reached or is busy.
+    fn send(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        let mut delay = RETRY;
+        for _ in 1..TRIES {
+            match self.client.post(path, body) {
+                Err(failure) if failure.is_passing() && self.stop.rest(delay) => delay *= 2,
+                answer => return answer,
+            }
+        }
+        self.client.post(path, body)
+    }
+
+    fn log(&self, what: &str, failure: &Failure) {
+        if self.stop.is_a_surprise() {
+            terminal::complain(&format!("{NAME}: {what}: {}", failure.message));
+        }
+    }
+}
+
+/// What people know a document by.
+fn title(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    plain(&name.to_string_lossy())
 }

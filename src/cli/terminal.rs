@@ -1,0 +1,124 @@
+//! What the command line writes: nothing that a terminal would obey, colours only where they are wanted, and no panic when
+//! the reader has gone.
+
+use std::io::{self, IsTerminal, Write};
+
+use serde_json::Value;
+
+use super::{Exit, Failure};
+
+/// Prints a line on standard output. A reader that has gone is a quiet end: a failure without a message.
+pub(super) fn print_line(line: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    let written = writeln!(out, "{line}").and_then(|()| out.flush());
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::new(Exit::Failed, ""),
+        _ => Failure::new(
+            Exit::Failed,
+            format!("cannot write to standard output: {error}"),
+        ),
+    })
+}
+
+/// Prints a line on standard error.
+pub(super) fn complain(line: &str) {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(io::stderr(), "{}", plain(line));
+}
+
+/// Whether to write colours there. `NO_COLOR` is a convention: <https://no-color.org>.
+pub(super) fn has_colours(stream: &impl IsTerminal) -> bool {
+    let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !is_unwanted
+}
+
+/// Whether a terminal would obey the character, or show its neighbours in another order.
+fn is_obeyed(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
+        )
+}
+
+/// Whether there is anything in the text that a terminal would obey.
+pub(super) fn is_plain(text: &str) -> bool {
+    !text.contains(is_obeyed)
+}
+
+/// Text from elsewhere (file names, titles, messages of a server) in one line, with what a terminal would obey escaped: `\u{1b}`.
+pub(super) fn plain(text: &str) -> String {
+    escaped(text, is_obeyed)
+}
+
+fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for character in text.chars() {
+        match is_escaped(character) {
+            true => plain.extend(character.escape_default()),
+            false => plain.push(character),
+        }
+    }
+    plain
+}
+
+/// JSON in a line. What a terminal would obey is escaped, which changes no value.
+pub(super) fn json_line(value: &Value) -> String {
+    let mut line = String::new();
+    // JSON itself is ASCII without control characters, so that those which are left are within strings.
+    for character in value.to_string().chars() {
+        match is_obeyed(character) {
+            true => line += &format!("\\u{:04x}", u32::from(character)),
+            false => line.push(character),
+        }
+    }
+    line
+}
+
+/// Standard error, as the log writes to it: an event at a time.
+pub(super) struct Log;
+
+impl Write for Log {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        // The escape character is left to the subscriber, which writes its colours with it and escapes those of others.
+        let is_escaped = |character| is_obeyed(character) && character != '\u{1b}';
+        let line = escaped(text.trim_end_matches('\n'), is_escaped);
+        // Nobody is left to tell if this fails.
+        let _ = writeln!(io::stderr(), "{line}");
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_escaped() {
+        for (text, shown) in [
+            ("\u{1b}[2J", "\\u{1b}[2J"),
+            ("a\nb\t", "a\\nb\\t"),
+            ("\u{9b}31m\u{7f}", "\\u{9b}31m\\u{7f}"),
+            ("gpj\u{202e}exe", "gpj\\u{202e}exe"),
+            ("Größe 🦀 عربى", "Größe 🦀 عربى"),
+        ] {
+            assert_eq!(plain(text), shown);
+            assert_eq!(is_plain(text), text == shown);
+        }
+    }
+
+    #[test]
+    fn json_keeps_its_values_and_has_nothing_that_a_terminal_would_obey() {
+        let value = json!({"a\u{9b}": "\u{1b}[2J\u{7f}\u{202e}é"});
+        let line = json_line(&value);
+        assert!(is_plain(&line), "{line}");
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), value);
+    }
+}

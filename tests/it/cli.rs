@@ -18,13 +18,14 @@ fn token(folder: &Path, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn a_token_works_at_once_with_a_secret_made_at_the_first_start_and_kept_private() {
+fn a_token_is_made_with_the_secret_that_the_server_has_made_and_keeps_private() {
     let folder = tempfile::tempdir().unwrap();
     let without_secret = |arguments: &[&str]| {
         let mut command = command(folder.path());
         command.env_remove("TIDINGS_JWT_SECRET").args(arguments);
         command
     };
+    let server = Process::start(&mut without_secret(&["serve"]));
     let made = text(
         &run(&mut without_secret(&[
             "token", "--school", "7", "--role", "worker",
@@ -39,7 +40,6 @@ fn a_token_works_at_once_with_a_secret_made_at_the_first_start_and_kept_private(
         0o600
     );
     let kept = std::fs::read_to_string(&secret).unwrap();
-    let server = Process::start(&mut without_secret(&["serve"]));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (status, job) = runtime.block_on(answer(
         reqwest::Client::new()
@@ -49,6 +49,208 @@ fn a_token_works_at_once_with_a_secret_made_at_the_first_start_and_kept_private(
     ));
     assert_eq!((status, &job["school_id"]), (201, &json!(7)));
     assert_eq!(std::fs::read_to_string(&secret).unwrap(), kept);
+}
+
+#[test]
+fn a_token_where_no_server_has_been_makes_no_secret_and_says_where_it_looked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (here, elsewhere) = (folder.path().join("here"), folder.path().join("elsewhere"));
+    std::fs::create_dir(&here).unwrap();
+    let make = |arguments: &[&str]| {
+        let mut command = command(&here);
+        command
+            .env_remove("TIDINGS_JWT_SECRET")
+            .env_remove("TIDINGS_DATA_DIR")
+            .args(["token", "--school", "1", "--role", "viewer"]);
+        run(command.args(arguments))
+    };
+    let named = elsewhere.to_str().unwrap().to_owned();
+    for (arguments, place) in [
+        (&[][..], here.join("data/jwt_secret")),
+        (&["--data-dir", &named], elsewhere.join("jwt_secret")),
+    ] {
+        let output = make(arguments);
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(text(&output.stdout), "");
+        let said = text(&output.stderr);
+        for word in [place.to_str().unwrap(), "--data-dir", "TIDINGS_DATA_DIR"] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    }
+    assert_eq!(std::fs::read_dir(&here).unwrap().count(), 0);
+    assert!(!elsewhere.exists());
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::fs::write(elsewhere.join("jwt_secret"), SECRET).unwrap();
+    assert!(make(&["--data-dir", &named]).status.success());
+}
+
+/// A pipe that nobody reads.
+fn unread() -> std::io::PipeWriter {
+    std::io::pipe().unwrap().1
+}
+
+/// Runs to the end, with the standard output that has been chosen.
+fn run_as_it_is(command: &mut Command) -> Output {
+    let child = command
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_gone_is_a_quiet_end() {
+    let server = server().await;
+    server.running_job("a").await;
+    let folder = tempfile::tempdir().unwrap();
+    let documents = folder.path().join("documents");
+    std::fs::create_dir(&documents).unwrap();
+    let documents = documents.to_str().unwrap();
+    for (arguments, code) in [
+        (&["token", "--role", "admin"][..], 1),
+        (&["demo", documents, "--no-simulators"], 1),
+        (&["watch", "jobs"], 1),
+        (&["watch", "jobs", "--json"], 1),
+        (&["--help"], 0),
+    ] {
+        let mut command = command(folder.path());
+        command
+            .args(arguments)
+            .env("TIDINGS_URL", &server.url)
+            .env("TIDINGS_TOKEN", viewer(1))
+            .env("TIDINGS_LOG", "error")
+            .stdout(unread());
+        let ended = tokio::task::spawn_blocking(move || run_as_it_is(&mut command));
+        let output = ended.await.unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+    }
+    // Neither output is read.
+    for arguments in [
+        &["token", "--role", "king"][..],
+        &["token", "--role", "admin"],
+    ] {
+        let mut command = command(folder.path());
+        command.args(arguments).stdout(unread()).stderr(unread());
+        let code = command.status().unwrap().code();
+        assert!(
+            code.is_some_and(|code| (1..=2).contains(&code)),
+            "{arguments:?}: {code:?}"
+        );
+    }
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = std::fs::File::create("/dev/full").unwrap();
+    let mut command = command(folder.path());
+    let output = run_as_it_is(command.args(["token", "--role", "admin"]).stdout(full));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("cannot write to standard output"));
+}
+
+/// Runs a command in a terminal of its own.
+fn in_terminal(command: &Command, before: &str) -> Command {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<String> = words
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    let mut terminal = Command::new("script");
+    terminal
+        .args([
+            "-qefc",
+            &format!("{before} {}", words.join(" ")),
+            "/dev/null",
+        ])
+        .current_dir(command.get_current_dir().unwrap())
+        .env("TERM", "xterm-256color")
+        .env_remove("NO_COLOR");
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => terminal.env(name, value),
+            None => terminal.env_remove(name),
+        };
+    }
+    terminal
+}
+
+#[test]
+fn colours_are_for_terminals_and_for_those_who_want_them() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("documents")).unwrap();
+    let called = |arguments: &[&str]| {
+        let mut called = command(folder.path());
+        called.env("TIDINGS_LOG", "debug").args(arguments);
+        called
+    };
+    // The one is wrong, and the other logs.
+    for (arguments, code) in [
+        (&["dance"][..], 2),
+        (&["demo", "documents", "--exit", "--no-simulators"], 0),
+    ] {
+        let output = run(&mut called(arguments));
+        assert_eq!(output.status.code(), Some(code));
+        let said = text(&output.stderr);
+        assert!(!said.is_empty() && !said.contains('\u{1b}'), "{said}");
+        if !needs("script") {
+            continue;
+        }
+        for (is_wanted, no_colour) in [(true, ""), (false, "1")] {
+            let mut terminal = in_terminal(&called(arguments), "");
+            let output = run(terminal.env("NO_COLOR", no_colour));
+            assert_eq!(output.status.code(), Some(code));
+            let said = text(&output.stdout);
+            assert_eq!(said.contains('\u{1b}'), is_wanted, "{said}");
+        }
+    }
+}
+
+/// What a terminal would obey or show in another order.
+fn is_obeyed(character: char) -> bool {
+    character.is_control() && character != '\n' || ('\u{202a}'..='\u{202e}').contains(&character)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_a_terminal_would_obey_reaches_it() {
+    let nasty = "a\u{1b}[31m\u{7}\u{202e}gpj.txt";
+    let folder = tempfile::tempdir().unwrap();
+    let documents = folder.path().join("documents");
+    std::fs::create_dir(&documents).unwrap();
+    std::fs::write(documents.join(nasty), "abc").unwrap();
+    let mut demo = command(folder.path());
+    demo.arg("demo")
+        .arg(&documents)
+        .args(["--exit", "--no-simulators"]);
+    let output = tokio::task::spawn_blocking(move || run(&mut demo))
+        .await
+        .unwrap();
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(
+        said.contains("completed") && said.contains("\\u{1b}[31m"),
+        "{said}"
+    );
+    assert!(!said.contains(is_obeyed), "{said:?}");
+
+    let server = server().await;
+    let body = json!({"job_id": "j", "job_type": "t", "status": "in_progress", "metadata": {"title": nasty}});
+    server.report("/api/jobs", body).await;
+    let done = json!({"message": "\u{202e}done"});
+    server.report("/api/jobs/j/complete", done).await;
+    for (arguments, word) in [
+        (&["jobs/j"][..], "\\u{202e}done"),
+        (&["jobs/j", "--json"], "\\u202edone"),
+        (&["jobs?status=\u{1b}[31m"], "percent-encoded"),
+        (&["jobs?status=%1B[31m"], "HTTP 400"),
+    ] {
+        let mut watching = watch(&server, arguments);
+        let output = tokio::task::spawn_blocking(move || run(&mut watching))
+            .await
+            .unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(said.contains(word), "{word}: {said}");
+        assert!(!said.contains(is_obeyed), "{said:?}");
+    }
 }
 
 #[test]
@@ -392,7 +594,15 @@ async fn watching_says_why_it_cannot() {
         ("jobs/nobody", "", String::new(), 4),
         ("jobs", "TIDINGS_TOKEN", "bad".into(), 3),
         ("jobs", "TIDINGS_URL", format!("http://{nobody}"), 5),
-        ("jobs?tick_ms=x", "", String::new(), 1),
+        ("jobs?tick_ms=x", "", String::new(), 2),
+        ("jobs?tick_ms= ", "", String::new(), 2),
+        ("", "", String::new(), 2),
+        ("cats", "", String::new(), 2),
+        ("jo bs", "", String::new(), 2),
+        ("jobs", "TIDINGS_URL", "nope".into(), 2),
+        ("jobs", "TIDINGS_URL", "http://".into(), 2),
+        ("jobs", "TIDINGS_URL", "ftp://127.0.0.1".into(), 2),
+        ("jobs", "TIDINGS_TOKEN", "a\nb".into(), 2),
     ] {
         let mut watching = watch(&server, &[scope]);
         if !name.is_empty() {
@@ -407,7 +617,103 @@ async fn watching_says_why_it_cannot() {
             "{scope} {name}: {}",
             text(&output.stderr)
         );
-        assert!(text(&output.stderr).starts_with("tidings: "));
+        let said = text(&output.stderr);
+        assert!(said.starts_with("tidings: ") || said.starts_with("error: "));
+        if code == 5 {
+            assert!(said.contains(&format!("http://{nobody}")), "{said}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watched_jobs_are_named_by_title_or_path_or_id() {
+    let server = server().await;
+    for (id, metadata, name) in [
+        (
+            "a",
+            json!({"title": "Yearbook", "path": "/docs/y"}),
+            "Yearbook",
+        ),
+        ("b", json!({"path": "/docs/z"}), "/docs/z"),
+        ("c", json!({}), "c"),
+    ] {
+        let body =
+            json!({"job_id": id, "job_type": "t", "status": "in_progress", "metadata": metadata});
+        server.report("/api/jobs", body).await;
+        let path = format!("/api/jobs/{id}/complete");
+        server.report(&path, json!({"message": "Bound"})).await;
+        let mut watching = watch(&server, &[&format!("jobs/{id}")]);
+        let output = tokio::task::spawn_blocking(move || run(&mut watching))
+            .await
+            .unwrap();
+        let line = format!("completed   100% {name}  Bound\n");
+        assert_eq!(text(&output.stdout), line);
+    }
+}
+
+/// What a terminal of so many columns shows, row by row: it begins a new one where the text does, or where one is full.
+fn rows(output: &str, columns: usize) -> Vec<String> {
+    let output = console::strip_ansi_codes(output);
+    let mut rows = vec![String::new()];
+    for character in output.chars() {
+        let row = rows.last_mut().unwrap();
+        let width = console::measure_text_width(character.encode_utf8(&mut [0; 4]));
+        if character == '\n' || character == '\r' {
+            rows.push(String::new());
+        } else if console::measure_text_width(row) + width > columns {
+            rows.push(character.into());
+        } else {
+            row.push(character);
+        }
+    }
+    rows
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bars_stay_in_view_in_24_rows_and_60_columns() {
+    if !needs("script") {
+        return;
+    }
+    let server = server().await;
+    for number in 0..40 {
+        let title = format!("{number} {}", "名簿".repeat(50));
+        let body = json!({"job_id": format!("j{number}"), "job_type": "t", "status": "in_progress", "message": "word ".repeat(40), "metadata": {"title": title}});
+        server.report("/api/jobs", body).await;
+    }
+    let watching = watch(&server, &["jobs"]);
+    let mut terminal = in_terminal(&watching, "stty rows 24 cols 60; exec");
+    let mut child = Guarded(
+        terminal
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut out = child.0.stdout.take().unwrap();
+    let seen = tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        let mut part = [0; 4096];
+        // 20 rows are for bars, of which the last counts the others.
+        while !text(&bytes).contains("and 21 more (21 running, 0 waiting)") {
+            let length = out.read(&mut part).unwrap();
+            assert!(length > 0, "it ended: {}", text(&bytes));
+            bytes.extend_from_slice(&part[..length]);
+        }
+        text(&bytes)
+    });
+    let seen = tokio::time::timeout(PATIENCE, seen)
+        .await
+        .expect("it is seen")
+        .unwrap();
+    let rows = rows(&seen, 60);
+    let is_cut = |row: &String| row.contains("名簿") && row.contains('…');
+    assert!(rows.iter().any(is_cut), "{seen}");
+    // A row that is wider than the terminal would go on in the next.
+    for row in rows.iter().filter(|row| !row.trim().is_empty()) {
+        let is_first = |first: char| first.is_ascii_digit();
+        assert!(
+            row.starts_with(is_first) || row.starts_with("and "),
+            "{row:?}"
+        );
     }
 }
 
@@ -457,20 +763,28 @@ async fn watching_resumes_after_a_lost_connection() {
     );
     report("/a/progress", json!({"progress": 10})).await;
     report("/a/complete", json!({})).await;
-    let (rest, code) = tokio::task::spawn_blocking(move || {
+    let (rest, said, code) = tokio::task::spawn_blocking(move || {
         let mut rest = Vec::new();
         loop {
             let message = next();
             let last = message["status"] == "completed";
             rest.push(message);
             if last {
-                return (rest, child.0.wait().unwrap().code());
+                let mut said = String::new();
+                let mut errors = child.0.stderr.take().unwrap();
+                errors.read_to_string(&mut said).unwrap();
+                return (rest, said, child.0.wait().unwrap().code());
             }
         }
     })
     .await
     .unwrap();
     assert_eq!(code, Some(0));
+    let url = format!("http://127.0.0.1:{port}");
+    let lost = format!("connection to {url} lost; trying again in");
+    assert!(said.starts_with(&lost), "{said}");
+    let back = format!("connected again to {url}\n");
+    assert!(said.ends_with(&back), "{said}");
     let seqs: Vec<_> = rest
         .iter()
         .filter_map(|message| message["seq"].as_u64())
@@ -603,7 +917,10 @@ fn help_has_examples_and_exit_codes() {
             "{arguments:?}"
         );
     }
-    assert!(text(&run(command(folder.path()).arg("--help")).stdout).contains("Exit codes:"));
+    for arguments in [&["--help"][..], &["watch", "--help"]] {
+        let help = text(&run(command(folder.path()).args(arguments)).stdout);
+        assert!(help.contains("Exit codes:"), "{help}");
+    }
     assert_eq!(
         run(command(folder.path()).arg("dance")).status.code(),
         Some(2)

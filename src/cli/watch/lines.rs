@@ -1,9 +1,15 @@
-//! A line for each message that is not a job's.
+//! A line for each message.
 
+use console::truncate_str;
 use serde_json::Value;
+
+use crate::cli::terminal::plain;
 
 /// What a message says, for people. Nothing for what is not news, like `ready`.
 pub(super) fn line(message: &Value) -> Option<String> {
+    if message["job_id"].is_string() {
+        return Some(job(message, None));
+    }
     let text = match message["type"].as_str()? {
         "device_status_update" => device(message),
         "device_info_update" => columns("info", message["device_id"].as_str(), &message["info"]),
@@ -20,17 +26,23 @@ pub(super) fn line(message: &Value) -> Option<String> {
     Some(plain(&text))
 }
 
-/// What somebody else wrote, without what a terminal would obey.
-pub(super) fn plain(text: &str) -> String {
-    text.chars()
-        .map(|character| {
-            if character.is_control() {
-                ' '
-            } else {
-                character
-            }
-        })
-        .collect()
+/// What people know a job by: its title, or its path, or else its id.
+pub(super) fn name(message: &Value) -> String {
+    let metadata = &message["metadata"];
+    let names = [&metadata["title"], &metadata["path"], &message["job_id"]];
+    let mut names = names.into_iter().filter_map(Value::as_str);
+    plain(names.find(|name| !name.trim().is_empty()).unwrap_or("?"))
+}
+
+/// What a message says of a job, with so much of its name.
+pub(super) fn job(message: &Value, name_columns: Option<usize>) -> String {
+    let text = |field: &str| plain(message[field].as_str().unwrap_or_default());
+    let mut name = name(message);
+    if let Some(columns) = name_columns {
+        name = truncate_str(&name, columns, "…").into_owned();
+    }
+    let (status, percent) = (text("status"), percent(message));
+    format!("{status:<11} {percent:>4} {name}  {}", text("message"))
 }
 
 pub(super) fn percent(message: &Value) -> String {
@@ -151,7 +163,23 @@ mod tests {
     #[test]
     fn what_a_terminal_would_obey_is_not_printed() {
         let message = json!({"type": "device_status_update", "device_id": "a", "status": "online", "name": "\u{1b}[2J"});
-        assert_eq!(line(&message).unwrap(), "online       a   [2J");
+        assert_eq!(line(&message).unwrap(), "online       a  \\u{1b}[2J");
+    }
+
+    #[test]
+    fn a_job_is_named_by_its_title_or_its_path_or_its_id() {
+        for (metadata, expected) in [
+            (json!({"title": "Yearbook", "path": "/a/b"}), "Yearbook"),
+            (json!({"title": " ", "path": "/a/b"}), "/a/b"),
+            (json!({"title": 7}), "42"),
+            (json!(null), "42"),
+            (json!({"title": "a\u{1b}[31m"}), "a\\u{1b}[31m"),
+        ] {
+            assert_eq!(
+                name(&json!({"job_id": "42", "metadata": metadata})),
+                expected
+            );
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::Value;
+use ureq::http::Uri;
 
 use self::screen::Screen;
 use super::client::{Client, Received};
@@ -33,18 +34,22 @@ const READ_AHEAD: usize = 256;
   tidings watch enrollments/17              (and with the session's)
   tidings watch devices
   tidings watch 'jobs?job_type=document&status=failed' --json
-  tidings watch schools/1 --url https://tidings.example --token \"$TOKEN\"")]
+  tidings watch schools/1 --url https://tidings.example --token \"$TOKEN\"
+
+Exit codes: 0 the job or enrollment that was watched completed, 10 it failed, 11 it was cancelled, 2 the command
+line cannot be used, 3 denied, 4 no such thing, 5 the server cannot be reached, 1 another error, or nobody reads on.")]
 pub(super) struct Arguments {
     /// What follows /events/ in the URL: jobs, jobs/42, devices, schools/1, with a query if you like.
+    #[arg(value_parser = scope)]
     scope: String,
     /// The server.
-    #[arg(long, env = "TIDINGS_URL", default_value = "http://127.0.0.1:8000")]
+    #[arg(long, env = "TIDINGS_URL", default_value = "http://127.0.0.1:8000", value_parser = url)]
     url: String,
     /// A token; better in the environment than on a command line that others can see.
     #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Go on from this cursor instead of a snapshot.
-    #[arg(long)]
+    #[arg(long, value_parser = cursor)]
     cursor: Option<String>,
     /// Print every message as a line of JSON.
     #[arg(long)]
@@ -67,7 +72,14 @@ enum Outcome {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
-    let client = Client::new(&arguments.url, arguments.token.clone());
+    // An empty variable is none.
+    let token = arguments.token.filter(|token| !token.is_empty());
+    // Not checked by a parser of clap's, which would show it.
+    if token.as_ref().is_some_and(|token| !is_visible(token)) {
+        let problem = "the token (--token, TIDINGS_TOKEN) has characters that no token has, such as blanks or line breaks";
+        return Err(Failure::new(Exit::Usage, problem));
+    }
+    let client = Client::new(&arguments.url, token);
     let path = address(&arguments.scope);
     let single = Single::of(&arguments.scope);
     let mut screen = Screen::new(arguments.json);
@@ -75,10 +87,15 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut delay = RETRY;
     let mut silence = SILENCE;
     let mut connected_once = false;
+    let mut is_lost = false;
     loop {
         let resumed = cursor.is_some();
+        let mut problem = format!("connection to {} lost", arguments.url);
         match client.events(&path, cursor.as_deref()) {
             Ok(events) => {
+                if std::mem::take(&mut is_lost) {
+                    screen.say(&format!("connected again to {}", arguments.url));
+                }
                 connected_once = true;
                 delay = RETRY;
                 let (received, messages) = sync_channel(READ_AHEAD);
@@ -143,15 +160,12 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 }
             }
             // Nobody there from the start is a mistake; later it is a server that will come back.
-            Err(failure) if failure.exit != Exit::Unreachable || !connected_once => {
-                return Err(failure);
-            }
-            Err(_) => {}
+            Err(failure) if !failure.is_passing() || !connected_once => return Err(failure),
+            Err(failure) => problem = failure.message,
         }
-        screen.say(&format!(
-            "connection lost; trying again in {} s",
-            delay.as_secs()
-        ));
+        is_lost = true;
+        let secs = delay.as_secs();
+        screen.say(&format!("{problem}; trying again in {secs} s"));
         std::thread::sleep(delay);
         delay = (delay * 2).min(RETRY_MAX);
     }
@@ -166,14 +180,58 @@ fn end(outcome: Outcome) -> Result<(), Failure> {
     }
 }
 
+/// Whether the text can stand in a header: visible ASCII.
+fn is_visible(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn cursor(text: &str) -> Result<String, String> {
+    match is_visible(text) && !text.is_empty() {
+        true => Ok(text.to_owned()),
+        false => Err("is the `cursor` of a message or a list, without blanks".into()),
+    }
+}
+
+/// The address of a server, to which paths are appended.
+fn url(text: &str) -> Result<String, String> {
+    let parsed = text.parse::<Uri>().ok();
+    let is_server = parsed.is_some_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && uri.query().is_none()
+            && !text.contains('#')
+            && !text.contains('@')
+    });
+    match is_server {
+        true => Ok(text.to_owned()),
+        false => Err("is the address of a server, such as https://tidings.example".into()),
+    }
+}
+
+fn scope(text: &str) -> Result<String, String> {
+    let path = text.trim_start_matches('/');
+    let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
+    // Without a path the query names channels.
+    if path.is_empty() && !query.contains("channel=") {
+        return Err("is empty; write jobs, jobs/42, devices, schools/1".into());
+    }
+    if !path.is_empty() {
+        kind::channel(path).map_err(|error| error.to_string())?;
+    }
+    match is_visible(query) && !query.contains('#') {
+        true => Ok(text.to_owned()),
+        false => Err("has a query with characters that must be percent-encoded".into()),
+    }
+}
+
 /// The path and query below `/events` of a scope, in which an id may stand as it is or percent-encoded.
 fn address(scope: &str) -> String {
     let scope = scope.trim_start_matches('/');
     let (path, query) = scope.split_at(scope.find('?').unwrap_or(scope.len()));
     match kind::channel(path) {
         Ok(channel) => format!("/{channel}{query}"),
-        // The server says what is wrong with any other.
-        Err(_) => format!("/{scope}"),
+        // Checked already: there is no path, and the query names channels.
+        Err(_) => query.to_owned(),
     }
 }
 

@@ -1,129 +1,255 @@
-//! The terminal: a bar for each job that is not over, and lines above them.
+//! The terminal: a bar for each job that is not over, as many as fit, and lines above them. Or lines alone, where what is
+//! printed goes to a file or another program.
 
-use std::collections::HashMap;
+use std::io::{IsTerminal, stderr, stdout};
+use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use console::{Alignment, Term, pad_str, truncate_str};
+use indexmap::IndexMap;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
-use super::lines::{self, percent, plain};
+use super::lines::{self, percent};
 use super::outcome;
-use crate::cli::{Exit, Failure};
+use crate::cli::Failure;
+use crate::cli::terminal::{complain, json_line, plain, print_line};
 
-/// Bars on the screen at a time; more jobs are told in lines.
+/// Bars on the screen at a time, however high it is.
 const BARS_MAX: usize = 40;
+/// Rows of the screen that are left to lines above the bars.
+const LINES_MIN: usize = 4;
+/// Jobs that are remembered; more are told in lines.
+const JOBS_MAX: usize = 10_000;
+/// Time between two looks at the bars: what has come too fast to be drawn is drawn then.
+const REDRAW: Duration = Duration::from_millis(250);
 
 /// The terminal, or a pipe.
 pub(super) struct Screen {
     json: bool,
-    bars: MultiProgress,
-    /// The bars of jobs that are not over, and whether they run: those stand above the waiting ones.
-    jobs: HashMap<String, (ProgressBar, bool)>,
+    bars: Option<Bars>,
 }
 
 impl Screen {
     pub(super) fn new(json: bool) -> Screen {
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let has_bars = !json && !is_dumb && stdout().is_terminal() && stderr().is_terminal();
         Screen {
             json,
-            bars: MultiProgress::new(),
-            jobs: HashMap::new(),
+            bars: has_bars.then(Bars::new),
         }
     }
 
+    /// Tells how the connection is.
     pub(super) fn say(&self, text: &str) {
-        if self.json || self.bars.is_hidden() {
-            eprintln!("{text}");
-        } else {
-            // A terminal that cannot be written to has nobody to complain to.
-            let _ = self.bars.println(text);
+        match &self.bars {
+            Some(bars) => bars.say(&plain(text)),
+            None => complain(text),
         }
     }
 
     pub(super) fn show(&mut self, message: &Value) -> Result<(), Failure> {
         if self.json {
-            print_line(&message.to_string())
-        } else if message["job_id"].is_string() {
-            self.show_job(message)
-        } else if let Some(line) = lines::line(message) {
-            self.tell(&line)
-        } else {
-            Ok(())
+            return print_line(&json_line(message));
         }
+        let (Some(bars), Some(id)) = (&mut self.bars, message["job_id"].as_str()) else {
+            return lines::line(message).map_or(Ok(()), |line| self.tell(&line));
+        };
+        if let Some(line) = bars.show(id, message) {
+            bars.say(&line);
+        }
+        Ok(())
     }
 
     /// Tells a line of news: above the bars, or where a script reads it.
     fn tell(&self, line: &str) -> Result<(), Failure> {
-        if self.bars.is_hidden() {
-            return print_line(line);
+        match &self.bars {
+            Some(bars) => {
+                bars.say(line);
+                Ok(())
+            }
+            None => print_line(line),
         }
-        self.say(line);
-        Ok(())
     }
 
-    fn show_job(&mut self, message: &Value) -> Result<(), Failure> {
-        let text = |field: &str| plain(message[field].as_str().unwrap_or_default());
-        let (id, status) = (text("job_id"), text("status"));
-        let name = plain(message["metadata"]["path"].as_str().unwrap_or(&id));
-        let line = format!(
-            "{status:<11} {:>4} {name}  {}",
-            percent(message),
-            text("message")
-        );
-        let ended = outcome(message).is_some();
-        if self.bars.is_hidden() {
-            return self.tell(&line);
-        }
-        // A line each for jobs that were over before we looked, and where the screen is full of bars.
-        let known = self.jobs.contains_key(&id);
-        let told_only = ended && message["snapshot"] == true;
-        if !known && (told_only || self.jobs.len() >= BARS_MAX) {
-            self.say(&line);
-            return Ok(());
-        }
-        let runs = status.eq_ignore_ascii_case("in_progress");
-        let bars = &self.bars;
-        let (bar, above) = self.jobs.entry(id.clone()).or_insert_with(|| {
-            let bar = bars.add(ProgressBar::new(100));
-            let style = ProgressStyle::with_template("{prefix:<32!} {bar:24} {pos:>3}% {wide_msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            (bar, false)
-        });
-        if runs && !*above {
-            bars.remove(bar);
-            *bar = bars.insert(0, bar.clone());
-            *above = true;
-        }
-        let stalled = if message["stalled"] == true {
-            "STALLED "
-        } else {
-            ""
-        };
-        bar.set_prefix(name);
-        bar.set_position(message["progress"].as_f64().unwrap_or(0.0) as u64);
-        bar.set_message(format!(
-            "{stalled}{}{}",
-            text("message"),
-            time_left(message)
-        ));
-        if ended {
-            bar.finish_and_clear();
-            self.jobs.remove(&id);
-            self.say(&line);
-        }
-        Ok(())
-    }
-
+    /// Leaves the bars as they are.
     pub(super) fn finish(&self) {
-        self.jobs.values().for_each(|(bar, _)| bar.abandon());
+        if let Some(bars) = &self.bars {
+            bars.slots.iter().for_each(ProgressBar::abandon);
+        }
     }
 }
 
-/// Prints a line; nobody there to read it any more is a quiet end.
-fn print_line(line: &str) -> Result<(), Failure> {
-    use std::io::Write;
-    writeln!(std::io::stdout(), "{line}").map_err(|error| match error.kind() {
-        std::io::ErrorKind::BrokenPipe => Failure::new(Exit::Failed, ""),
-        _ => error.into(),
-    })
+/// A job that is not over.
+struct Job {
+    name: String,
+    progress: f64,
+    /// What stands after the bar.
+    text: String,
+}
+
+/// How wide everything is, and how many jobs have a row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Layout {
+    columns: usize,
+    rows: usize,
+}
+
+impl Layout {
+    fn of_terminal() -> Layout {
+        let (rows, columns) = Term::stderr().size();
+        Layout {
+            columns: usize::from(columns),
+            rows: usize::from(rows)
+                .saturating_sub(LINES_MIN)
+                .clamp(1, BARS_MAX),
+        }
+    }
+
+    fn name(self) -> usize {
+        (self.columns * 2 / 5).clamp(8, 32)
+    }
+
+    fn bar(self) -> usize {
+        (self.columns / 5).clamp(4, 24)
+    }
+
+    /// The rest but for two blanks and the last column: a row that fills a terminal may take a second one.
+    fn text(self) -> usize {
+        self.columns.saturating_sub(self.name() + self.bar() + 3)
+    }
+
+    fn style(self) -> ProgressStyle {
+        let template = format!("{{prefix}} {{bar:{}}} {{msg}}", self.bar());
+        ProgressStyle::with_template(&template).expect("the template is well-formed")
+    }
+}
+
+/// The bars: rows that are filled anew with whatever is most worth seeing.
+struct Bars {
+    bars: MultiProgress,
+    layout: Layout,
+    /// The rows that are on the screen.
+    slots: Vec<ProgressBar>,
+    /// Jobs that run stand above those that wait, each in the order in which they came.
+    running: IndexMap<String, Job>,
+    waiting: IndexMap<String, Job>,
+}
+
+impl Bars {
+    fn new() -> Bars {
+        Bars {
+            bars: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
+            layout: Layout::of_terminal(),
+            slots: Vec::new(),
+            running: IndexMap::new(),
+            waiting: IndexMap::new(),
+        }
+    }
+
+    fn say(&self, line: &str) {
+        let line = truncate_str(line, self.layout.columns, "…");
+        // A terminal that cannot be written to has nobody to complain to.
+        let _ = self.bars.println(line);
+    }
+
+    /// Takes in what is told of a job. Returns the line that tells it instead of a bar.
+    fn show(&mut self, id: &str, message: &Value) -> Option<String> {
+        let is_over = outcome(message).is_some();
+        let known = self.running.contains_key(id) || self.waiting.contains_key(id);
+        let is_full = self.running.len() + self.waiting.len() >= JOBS_MAX;
+        let mut line = None;
+        if is_over || (!known && is_full) {
+            line = Some(lines::job(message, Some(self.layout.name())));
+            self.running.shift_remove(id);
+            self.waiting.shift_remove(id);
+        } else {
+            let job = Job {
+                name: lines::name(message),
+                progress: message["progress"].as_f64().unwrap_or(0.0),
+                text: text(message),
+            };
+            let status = message["status"].as_str().unwrap_or_default();
+            if status.eq_ignore_ascii_case("in_progress") {
+                self.waiting.shift_remove(id);
+                self.running.insert(id.to_owned(), job);
+            } else {
+                self.running.shift_remove(id);
+                self.waiting.insert(id.to_owned(), job);
+            }
+        }
+        self.draw();
+        line
+    }
+
+    /// Fills the rows: the first jobs, and in the last row how many there are in addition.
+    fn draw(&mut self) {
+        let layout = Layout::of_terminal();
+        let is_new = layout != self.layout;
+        self.layout = layout;
+        let jobs = self.running.len() + self.waiting.len();
+        let has_more = jobs > layout.rows;
+        let shown = if has_more { layout.rows - 1 } else { jobs };
+        let wanted = shown + usize::from(has_more);
+        while self.slots.len() > wanted {
+            let slot = self.slots.pop().expect("there are more than enough");
+            slot.finish_and_clear();
+            self.bars.remove(&slot);
+        }
+        while self.slots.len() < wanted {
+            let slot = self
+                .bars
+                .add(ProgressBar::new(100).with_style(layout.style()));
+            if self.slots.is_empty() {
+                slot.enable_steady_tick(REDRAW);
+            }
+            self.slots.push(slot);
+        }
+        let all = self.running.values().chain(self.waiting.values());
+        for (slot, job) in self.slots.iter().zip(all.take(shown)) {
+            if is_new {
+                slot.set_style(layout.style());
+            }
+            let name = pad_str(&job.name, layout.name(), Alignment::Left, Some("…"));
+            if slot.prefix() != name {
+                slot.set_style(layout.style());
+                slot.set_prefix(name.into_owned());
+            }
+            let text = truncate_str(&job.text, layout.text(), "…");
+            if slot.message() != text {
+                slot.set_message(text.into_owned());
+            }
+            let position = job.progress as u64;
+            if slot.position() != position {
+                slot.set_position(position);
+            }
+        }
+        if has_more {
+            let running = self.running.len().saturating_sub(shown);
+            let more = jobs - shown;
+            let slot = self
+                .slots
+                .last()
+                .expect("a row is for those that are not shown");
+            let style = ProgressStyle::with_template("{msg}");
+            slot.set_style(style.expect("the template is well-formed"));
+            slot.set_prefix("");
+            let waiting = more - running;
+            let text = format!("and {more} more ({running} running, {waiting} waiting)");
+            let most = layout.columns.saturating_sub(1);
+            slot.set_message(truncate_str(&text, most, "…").into_owned());
+        }
+    }
+}
+
+/// What stands after the bar of a job.
+fn text(message: &Value) -> String {
+    let stalled = match message["stalled"] == true {
+        true => "STALLED ",
+        false => "",
+    };
+    let said = plain(message["message"].as_str().unwrap_or_default());
+    let left = time_left(message);
+    format!("{:>4} {stalled}{left}{said}", percent(message))
 }
 
 fn time_left(message: &Value) -> String {
@@ -132,6 +258,62 @@ fn time_left(message: &Value) -> String {
         .and_then(|at| chrono::DateTime::parse_from_rfc3339(at).ok());
     let left = at.map(|at| (at.to_utc() - chrono::Utc::now()).num_seconds().max(0));
     left.map_or(String::new(), |secs| {
-        format!(" ({}:{:02} left)", secs / 60, secs % 60)
+        format!("{}:{:02} left ", secs / 60, secs % 60)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use console::measure_text_width;
+    use serde_json::json;
+
+    use super::*;
+
+    fn bars(rows: usize) -> Bars {
+        Bars {
+            bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+            layout: Layout { columns: 60, rows },
+            ..Bars::new()
+        }
+    }
+
+    #[test]
+    fn running_jobs_stand_above_waiting_ones_and_those_that_do_not_fit_are_counted() {
+        let mut bars = bars(Layout::of_terminal().rows);
+        let rows = bars.layout.rows;
+        for number in 0..rows + 11 {
+            let message = json!({"job_id": number.to_string(), "status": "queued", "metadata": {"title": format!("Waiting {number}")}});
+            assert_eq!(bars.show(&number.to_string(), &message), None);
+        }
+        let message =
+            json!({"status": "in_progress", "progress": 40, "metadata": {"title": "At work"}});
+        bars.show("x", &message);
+        assert_eq!(bars.slots.len(), rows);
+        assert_eq!(bars.slots[0].prefix().trim(), "At work");
+        assert_eq!(bars.slots[0].position(), 40);
+        let last = bars.slots[rows - 1].message();
+        assert_eq!(last, "and 13 more (0 running, 13 waiting)");
+        let told = bars.show(
+            "x",
+            &json!({"status": "completed", "metadata": {"title": "At work"}}),
+        );
+        assert!(told.unwrap().starts_with("completed"));
+        assert_eq!(bars.slots[0].prefix().trim(), "Waiting 0");
+    }
+
+    #[test]
+    fn a_long_name_is_cut_by_its_width() {
+        let layout = Layout {
+            columns: 60,
+            rows: 20,
+        };
+        for name in ["名".repeat(100), "e\u{301}".repeat(100), "a".to_owned()] {
+            let shown = pad_str(&name, layout.name(), Alignment::Left, Some("…"));
+            assert!(
+                measure_text_width(&shown).abs_diff(layout.name()) <= 1,
+                "{shown}"
+            );
+        }
+        assert!(layout.name() + layout.bar() + 12 < layout.columns);
+    }
 }

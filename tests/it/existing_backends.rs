@@ -758,7 +758,7 @@ async fn an_upload_may_have_any_name() {
     let page = server.request("GET", "/monitor/schools/1/jobs", &viewer(1));
     let page = page.send().await.unwrap().text().await.unwrap();
     assert!(
-        page.contains("a&quot;b.pdf</a>") && !page.contains("&amp;quot;"),
+        page.contains("a&quot;b.pdf</bdi></a>") && !page.contains("&amp;quot;"),
         "{page}"
     );
 }

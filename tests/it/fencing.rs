@@ -228,7 +228,7 @@ async fn the_worker_is_told_with_the_job_and_on_its_page_and_not_to_listeners() 
         let page = page.send().await.unwrap().text().await.unwrap();
         let shown = name.replace('<', "&lt;");
         assert!(
-            page.contains(&format!("<dt>Worker</dt><dd>{shown}</dd>")),
+            page.contains(&format!("<dt>Worker</dt><dd><bdi>{shown}</bdi></dd>")),
             "{page}"
         );
     }

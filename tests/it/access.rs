@@ -669,6 +669,16 @@ fn log_with(environment: &[(&str, &str)], visit: impl AsyncFnOnce(&str)) -> Stri
 }
 
 #[test]
+fn the_log_says_nothing_of_how_a_route_was_found() {
+    let log = log_of("info", async |url| {
+        let put = reqwest::Client::new().put(format!("{url}/api/characteristics/c"));
+        let put = put.bearer_auth(worker(1)).json(&json!({}));
+        assert!(put.send().await.unwrap().status().is_success());
+    });
+    assert!(!log.contains("forwarding"), "{log}");
+}
+
+#[test]
 fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
     let log = log_of("info", async |url| {
         let http = reqwest::Client::new();

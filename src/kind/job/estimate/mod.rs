@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use self::history::Tenths;
 pub use self::history::{Course, History, Past};
-use self::pace::Pace;
+use self::pace::{Pace, Step};
 
 /// A step that takes so many times the longest so far, and the expected, is a pause.
 const PAUSE_FACTOR: f64 = 5.4;
@@ -29,6 +29,8 @@ const PAUSE_FACTOR: f64 = 5.4;
 const STEP_MIN: f64 = 1e-4;
 /// From so many steps on, pauses can be told from work.
 const PAUSE_STEPS: u32 = 3;
+/// So many steps with a pause in a row are no pauses: the pace has changed.
+const PAUSES_IN_A_ROW: u32 = 3;
 /// A pause of at least this share of the one before is of its kind.
 const PAUSE_LIKENESS: f64 = 0.25;
 /// The odds that a pause recurs, at the time when both are as likely from where it is.
@@ -153,8 +155,12 @@ pub struct Estimator {
     at: f64,
     /// That value, in percent.
     progress: f64,
-    /// The longest step that counts as work, in seconds.
+    /// The longest step without a pause, in seconds.
     longest: f64,
+    /// The shortest and the longest of the pauses that recur, in seconds.
+    recurring: Option<(f64, f64)>,
+    /// Steps with a pause since the last without.
+    pauses_in_a_row: u32,
     /// A pause that does not count as work, in seconds.
     pause: f64,
     /// How many seconds since the newest value nobody was there to hear anything.
@@ -174,6 +180,8 @@ impl Estimator {
             at: 0.0,
             progress: 0.0,
             longest: 0.0,
+            recurring: None,
+            pauses_in_a_row: 0,
             pause: 0.0,
             away: 0.0,
             tenths: Tenths::default(),
@@ -211,13 +219,13 @@ impl Estimator {
             return;
         }
         self.tenths.reach((self.at, self.progress), (at, progress));
-        let work = self.without_pause(secs, percent);
-        self.pace.learn(work, percent, self.share_of_time(progress));
+        let step = self.without_pause(secs, percent);
+        self.pace.learn(step, percent, self.share_of_time(progress));
         (self.at, self.progress, self.away) = (at, progress, 0.0);
     }
 
     /// What of a step counts as work.
-    fn without_pause(&mut self, secs: f64, percent: f64) -> f64 {
+    fn without_pause(&mut self, secs: f64, percent: f64) -> Step {
         let expected = self
             .pace
             .outlook()
@@ -230,18 +238,55 @@ impl Estimator {
         } else {
             secs
         };
+        if self.recurring.is_some() {
+            return self.with_recurring_pauses(secs, percent);
+        }
         if !self.is_pause(secs, expected) {
+            self.pauses_in_a_row = 0;
             self.longest = self.longest.max(secs);
-            return secs;
+            return Step::plain(secs);
         }
         if self.pause > 0.0 && secs > PAUSE_LIKENESS * self.pause {
-            self.pace.count_in(self.pause);
-            self.pause = 0.0;
+            let pause = std::mem::take(&mut self.pause);
+            // Two in a row are no pauses: the pace has changed.
+            let recurs = self.pauses_in_a_row == 0;
+            self.pace.count_in(pause, recurs);
+            self.pauses_in_a_row = 1;
+            if recurs {
+                self.recurring = Some((pause.min(secs), pause.max(secs)));
+                return self.pause_in(secs, percent);
+            }
             self.longest = secs;
-            return secs;
+            return Step::plain(secs);
         }
+        self.pauses_in_a_row = 1;
         self.pause += secs - expected;
-        expected
+        Step::plain(expected)
+    }
+
+    /// The same once pauses are known to recur: they are work, and told from the steps between them.
+    fn with_recurring_pauses(&mut self, secs: f64, percent: f64) -> Step {
+        let (shortest, longest) = self.recurring.unwrap_or_default();
+        if secs <= (PAUSE_LIKENESS * shortest).max(PAUSE_FACTOR * self.longest) {
+            self.pauses_in_a_row = 0;
+            self.longest = self.longest.max(secs);
+            return Step::plain(secs);
+        }
+        self.pauses_in_a_row += 1;
+        if self.pauses_in_a_row >= PAUSES_IN_A_ROW {
+            self.recurring = None;
+            self.longest = secs;
+            self.pace.forget_pauses();
+            return Step::plain(secs);
+        }
+        self.recurring = Some((shortest.min(secs), longest.max(secs)));
+        self.pause_in(secs, percent)
+    }
+
+    /// A step in which there was a pause.
+    fn pause_in(&self, secs: f64, percent: f64) -> Step {
+        let pause = secs - self.pace.without_pauses(percent).min(secs);
+        Step { secs, pause }
     }
 
     fn is_pause(&self, secs: f64, expected: f64) -> bool {
@@ -316,9 +361,10 @@ impl Estimator {
         let plain = (rest - step) * outlook.pace;
         let lull = self.lull(silence, due, plain);
         // Silence beyond what is usual tells of the steps to come, too: if it is a pause, as far as such pauses recur.
-        let overdue = (silence - due).max(0.0);
+        let usual = self.recurring.map_or(0.0, |(_, longest)| longest);
+        let overdue = (silence - due.max(usual)).max(0.0);
         let longer = |secs: f64| ((self.pace.worked + secs) / self.pace.worked).ln();
-        let (slower, pauses) = match self.is_pause(silence, due) {
+        let (slower, pauses) = match self.recurring.is_none() && self.is_pause(silence, due) {
             true => (0.0, self.pause + overdue),
             false => (self.unevenness() * longer(overdue), self.pause),
         };
@@ -354,7 +400,8 @@ impl Estimator {
         }
         let least = uneven + (OVERDUE_MIN.0 + OVERDUE_MIN.1 * deviation) * overdue;
         // There were longer ones, so that this one may be like them.
-        let most = if silence < self.longest {
+        let longest = self.recurring.map_or(self.longest, |(_, longest)| longest);
+        let most = if silence < longest {
             uneven
         } else {
             OVERDUE_WORK * work

@@ -102,6 +102,21 @@ struct Record {
     least: f64,
 }
 
+/// How long a step took.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Step {
+    /// In seconds.
+    pub(super) secs: f64,
+    /// How much of it was a pause, of those that recur.
+    pub(super) pause: f64,
+}
+
+impl Step {
+    pub(super) fn plain(secs: f64) -> Step {
+        Step { secs, pause: 0.0 }
+    }
+}
+
 /// What is expected of the rest.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outlook {
@@ -121,7 +136,10 @@ pub(super) struct Pace {
     /// Percent reached.
     progress: f64,
     all: Memory,
+    /// The last steps, without their pauses.
     recent: Memory,
+    /// Seconds of pauses that recur, which are a part of the work.
+    paused: f64,
     checkpoints: Vec<Checkpoint>,
     /// Sum of the records whose checkpoints are not kept any more.
     carried: [f64; OPINIONS],
@@ -134,7 +152,8 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Takes in a step that led up to `progress`.
-    pub(super) fn learn(&mut self, secs: f64, percent: f64, progress: f64) {
+    pub(super) fn learn(&mut self, step: Step, percent: f64, progress: f64) {
+        let Step { secs, pause } = step;
         if let Some(outlook) = self.outlook().filter(|_| self.steps >= SCATTER_FROM) {
             let error = (secs / (outlook.pace * percent)).ln();
             let seen = f64::from(self.steps - SCATTER_FROM).min(SCATTER_STEPS);
@@ -144,16 +163,30 @@ impl Pace {
         self.worked += secs;
         self.progress = progress;
         self.all.add(1.0, secs, percent);
-        self.recent.add(KEEP_PER_STEP, secs, percent);
+        self.recent.add(KEEP_PER_STEP, secs - pause, percent);
+        self.paused += pause;
         self.write_down();
         self.outlook = self.weigh();
     }
 
-    /// Takes in that time counts as work which was held to be a pause.
-    pub(super) fn count_in(&mut self, secs: f64) {
+    /// Takes in that time counts as work which was held to be a pause; and whether such pauses recur.
+    pub(super) fn count_in(&mut self, secs: f64, recurs: bool) {
         self.worked += secs;
         self.all.0 += secs;
+        if recurs {
+            self.paused += secs;
+        }
         self.outlook = None;
+    }
+
+    /// Takes in that what were held to be pauses is the pace.
+    pub(super) fn forget_pauses(&mut self) {
+        self.paused = 0.0;
+    }
+
+    /// What so many percent take without a pause, in seconds.
+    pub(super) fn without_pauses(&self, percent: f64) -> f64 {
+        self.recent.0 / self.recent.1 * percent
     }
 
     /// A usual step, in percent.
@@ -163,7 +196,9 @@ impl Pace {
     }
 
     fn write_down(&mut self) {
-        let (average, recent) = (self.all.pace(), self.recent.pace());
+        let average = self.all.pace();
+        // There were few pauses among the last steps, or many: on average there are as many as in all.
+        let recent = (self.without_pauses(1.0) + self.paused / self.all.1).ln();
         // The middle of what the average is over lies half of the way back.
         let half_way = (self.all.1 / 2.0).max(1.0);
         self.checkpoints.push(Checkpoint {

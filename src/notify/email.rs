@@ -216,7 +216,7 @@ fn noun(kind: &str) -> &str {
     kind.strip_suffix('s').unwrap_or(kind)
 }
 
-/// The main facts, and the event for whoever wants it all.
+/// The main facts, followed by the whole event.
 fn body(notification: &Notification) -> Result<String, DeliveryError> {
     let event: serde_json::Value =
         serde_json::from_slice(&notification.json).map_err(|_| not_json())?;

@@ -1,8 +1,8 @@
 //! Notifiers: readers of the log that tell somebody outside.
 //!
 //! A notifier is a cursor in each school's log, as a connection is, only that its cursor is kept in the
-//! database: what happened while the receiver, or this server, was down is delivered afterwards. Whoever
-//! publishes knows nothing of notifiers and never waits for one. Each has a task of its own, so a slow or dead
+//! database: what happened while the receiver, or this server, was down is delivered afterwards.
+//! A publisher knows nothing of notifiers and never waits for one. Each has a task of its own, so a slow or dead
 //! receiver delays nobody but itself, and what waits for it waits in the log, not in memory.
 //!
 //! ```text

@@ -82,7 +82,7 @@ fn messages_and_repeated_values_leave_the_end_where_it_is() {
         let moved = (spoken.eta.unwrap().at - told).num_milliseconds().abs();
         assert!(moved < 1_000, "after {secs} s it has moved by {moved} ms");
     }
-    // That somebody asks it to stop says nothing of its pace.
+    // A request to cancel does not change the pace.
     let asked = run(Some(&spoken), &Command::Cancel(from(json!({}))), 309)
         .unwrap()
         .state;

@@ -215,7 +215,7 @@ fn invitation(arguments: &Arguments, server: &str, visitor: &str, viewer: &str) 
     }
     let (last, _) = scopes.last().expect("there are jobs");
     let mut text = format!(
-        "Watch it, in a browser, signed in as a worker (the link is as good as a password):\n
+        "Watch it, in a browser, signed in as a worker (keep the link as secret as a password):\n
   {server}/monitor/sign-in#token={visitor}\n
 in another terminal:\n
   curl -N '{server}/events/{last}?token={viewer}'\n

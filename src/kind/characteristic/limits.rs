@@ -512,7 +512,7 @@ mod tests {
         }
     }
 
-    /// A sigma of 1 that is tiny beside the mean, huge, or barely above nothing.
+    /// A sigma that is tiny compared with the mean, huge, or close to zero.
     #[test]
     fn points_on_lines_of_any_magnitude_are_on_them_and_their_neighbours_are_not() {
         for (center_line, sigma) in [

@@ -228,7 +228,7 @@ impl Change<'_> {
         };
         let collected = &mut baseline.collected;
         let Some(measured) = measured else {
-            // One gap is as good as several, and before the first value there is nothing that it could interrupt.
+            // A second gap in a row changes nothing, and before the first value there is nothing to interrupt.
             if !matches!(collected.last(), None | Some(Collected::Gap)) {
                 collected.push(Collected::Gap);
             }

@@ -126,7 +126,7 @@ impl Link {
             };
             let Some(delivery) = delivery else { return };
             let outcome = self.deliver(&delivery).await;
-            // Whoever waited may have given up.
+            // The task that waited may have given up.
             drop(delivery.done.send(outcome));
         }
     }

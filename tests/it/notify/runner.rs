@@ -286,7 +286,7 @@ async fn a_dead_receiver_delays_neither_publishers_nor_streams_nor_other_notifie
     let port = silent.local_addr().unwrap().port();
     let kept = Arc::new(Kept::default());
     let mut dead = webhook("dead", port, json!([]));
-    // Longer than anything here may take: whoever waited for it would be too late.
+    // Longer than anything here may take: a test that waited for it would be too late.
     dead["webhook"]["timeout_secs"] = json!(60);
     let server = server_telling(&kept, json!({"notifiers": [dead]})).await;
     let mut listener = server.listen(Transport::WebSocket, "/jobs?tick_ms=0").await;

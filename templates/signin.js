@@ -2,8 +2,9 @@
 // and in no `Referer`. It leaves the address, and with it the history, before anything else happens.
 "use strict";
 
-const token = new URLSearchParams(location.hash.slice(1)).get("token");
-if (token) {
+function signIn() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!token) return;
   history.replaceState(null, "", location.pathname + location.search);
   const form = document.querySelector("form:has(input[name=token])");
   form.elements.token.value = token;
@@ -11,3 +12,7 @@ if (token) {
   if (document.querySelector("form.account")) form.querySelector("button").focus();
   else form.requestSubmit();
 }
+
+signIn();
+// The link may be opened where the page is open already: then only what follows `#` changes.
+addEventListener("hashchange", signIn);

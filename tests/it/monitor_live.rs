@@ -242,7 +242,9 @@ async fn every_page_is_accessible() {
                 .await;
             assert_eq!(found, "[]", "{name} {look}");
             let fits = page
-                .evaluate("document.documentElement.scrollWidth <= innerWidth")
+                .evaluate(
+                    "document.documentElement.scrollWidth <= document.documentElement.clientWidth",
+                )
                 .await;
             assert_eq!(fits, true, "{name} is wider than a {look}");
             page.screenshot(&kept.join(format!("{name}-{look}.png")))

@@ -98,6 +98,9 @@ pub use service::{StartError, Tidings};
 pub fn server(figment: figment::Figment) -> Result<Rocket<Build>, StartError> {
     http::framework::check(&figment)?;
     let settings = config::Settings::from_figment(&figment)?;
-    let tidings = Arc::new(Tidings::start(settings)?);
-    Ok(http::mount_alone(rocket::custom(figment), tidings))
+    let tidings = Tidings::start(settings).map_err(|error| error.found_in(&figment))?;
+    Ok(http::mount_alone(
+        rocket::custom(figment),
+        Arc::new(tidings),
+    ))
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use figment::Figment;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -40,6 +41,22 @@ pub enum StartError {
     /// The database.
     #[error("database {0}")]
     Open(#[from] OpenError),
+}
+
+impl StartError {
+    /// The same with the place in which the setting is set that led to it.
+    pub(crate) fn found_in(self, figment: &Figment) -> StartError {
+        let setting = match &self {
+            StartError::Key(error) => error.setting(),
+            StartError::Open(OpenError::InUse(_)) => None,
+            StartError::Open(_) => Some(Settings::of_database(figment)),
+            StartError::Config(_) | StartError::Notifier(_) => None,
+        };
+        match setting {
+            Some(key) => ConfigError::led_to(&self, key, figment).into(),
+            None => self,
+        }
+    }
 }
 
 /// What is not ready.

@@ -158,6 +158,19 @@ pub enum KeyError {
     Sign(jsonwebtoken::errors::Error),
 }
 
+impl KeyError {
+    /// The setting that its text names, if it is one that led to it.
+    pub(crate) fn setting(&self) -> Option<&'static str> {
+        match self {
+            KeyError::File { setting, .. } => Some(setting),
+            KeyError::NotAKey { .. } => Some("jwt_public_key_file"),
+            KeyError::NotAKeySet { .. } => Some("jwt_jwks_file"),
+            KeyError::NoName(_) => Some("jwt_roles"),
+            KeyError::NoSecret { .. } | KeyError::VerifyOnly | KeyError::Sign(_) => None,
+        }
+    }
+}
+
 /// The schools that a credential reaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Schools {

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{ConfigError, Settings};
+use crate::config::ConfigError;
 use crate::http::framework;
 
 /// Exit codes that scripts can use.
@@ -197,8 +197,4 @@ fn figment() -> Result<figment::Figment, ConfigError> {
         .join(("ident", "Tidings"))
         .join(("shutdown.grace", 5))
         .join(("shutdown.mercy", 2)))
-}
-
-fn settings() -> Result<Settings, ConfigError> {
-    Settings::from_figment(&figment()?)
 }

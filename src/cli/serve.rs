@@ -12,7 +12,7 @@ use tracing_subscriber::filter::{EnvFilter, FilterExt, FilterFn, LevelFilter};
 use tracing_subscriber::prelude::*;
 
 use super::{Exit, Failure, http_version, terminal};
-use crate::config::Settings;
+use crate::config::{self, Settings};
 use crate::http::OldHandshakes;
 use crate::service::Tidings;
 
@@ -183,6 +183,7 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
         .and_then(|address| address.into_string())
         .unwrap_or_default();
     let address = format!("{host}:{port}");
+    let tls = config::place(rocket.figment().find_metadata("tls"), &["tls"]);
     let served = rocket.launch().await;
     if let Some(tidings) = tidings {
         tidings.close().await?;
@@ -196,19 +197,19 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
         }
         Err(error) => Err(Failure::new(
             Exit::Failed,
-            launch_error(error.kind(), &address),
+            launch_error(error.kind(), &address, &tls),
         )),
     }
 }
 
 /// What Rocket could not do, with the name of the setting or the address.
-fn launch_error(kind: &rocket::error::ErrorKind, address: &str) -> String {
+fn launch_error(kind: &rocket::error::ErrorKind, address: &str, tls: &str) -> String {
     use rocket::error::ErrorKind;
     match kind {
         ErrorKind::Config(error) => error.to_string(),
         // Rocket's own words for its certificate and key, of which each begins or goes on like this.
         ErrorKind::Bind(error) | ErrorKind::Io(error) if error.to_string().contains(" TLS ") => {
-            format!("the files of the setting `tls` (`certs`, `key`) cannot be used: {error}")
+            format!("the files of the setting {tls}, `certs` and `key`, cannot be used: {error}")
         }
         ErrorKind::Bind(error) => format!("cannot listen on {address}: {error}"),
         other => other.to_string(),

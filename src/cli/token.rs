@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{Exit, Failure, terminal};
 use crate::auth::{Claims, Keys, Role};
-use crate::config::SCHOOLS_PER_TOKEN_MAX;
+use crate::config::{ConfigError, SCHOOLS_PER_TOKEN_MAX, Settings};
 use crate::id::{Channel, SchoolId};
 use crate::kind;
 
@@ -65,11 +65,15 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         let problem = format!("--schools takes at most {SCHOOLS_PER_TOKEN_MAX} schools");
         return Err(Failure::new(Exit::Usage, problem));
     }
-    let mut settings = super::settings()?;
+    let figment = super::figment()?;
+    let mut settings = Settings::from_figment(&figment)?;
     if let Some(folder) = arguments.data_dir {
         settings.data_dir = folder;
     }
-    let keys = Keys::of_server(&settings)?;
+    let keys = Keys::of_server(&settings).map_err(|error| match error.setting() {
+        Some(key) => ConfigError::led_to(&error, key, &figment).into(),
+        None => Failure::from(error),
+    })?;
     let channels = (!arguments.channels.is_empty()).then_some(arguments.channels);
     let claims = Claims {
         schools: (!arguments.schools.is_empty()).then_some(arguments.schools),

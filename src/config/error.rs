@@ -4,6 +4,11 @@
 use figment::error::{Actual, Kind};
 use figment::{Figment, Metadata, Source};
 
+use super::{Settings, ranges};
+
+/// One in so many characters of a name may be a slip.
+const TYPO_SHARE: usize = 4;
+
 /// A setting that cannot be used. The message names it.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -43,6 +48,22 @@ impl ConfigError {
     }
 }
 
+impl ConfigError {
+    /// Of an error that a setting has led to, with the place in which the setting is set.
+    pub(crate) fn led_to(
+        error: &impl std::fmt::Display,
+        key: &str,
+        figment: &Figment,
+    ) -> ConfigError {
+        let (text, place) = (error.to_string(), Settings::place(figment, key));
+        let name = format!("`{key}`");
+        ConfigError::Unreadable(match text.contains(&name) {
+            true => text.replacen(&name, &place, 1),
+            false => format!("setting {place}: {text}"),
+        })
+    }
+}
+
 /// A setting by its name and where it is set: the variable, or the file.
 pub(crate) fn place(metadata: Option<&Metadata>, path: &[&str]) -> String {
     let name = path.join(".");
@@ -61,10 +82,6 @@ pub(crate) fn place(metadata: Option<&Metadata>, path: &[&str]) -> String {
 
 /// What the names of the variables begin with, if that is where the setting comes from.
 fn variable_prefix(metadata: &Metadata) -> Option<&str> {
-    // A table or a list in JSON, which `Settings::from_figment` reads itself.
-    if metadata.name == std::any::type_name::<serde_json::Value>() {
-        return Some("TIDINGS_");
-    }
     let (prefix, _) = metadata
         .name
         .strip_prefix('`')?
@@ -97,7 +114,9 @@ fn sentence(error: &figment::Error, figment: &Figment) -> String {
         }
         Kind::Message(text) => format!("{place}: {text}"),
         Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
-            let accepted = accepted(expected);
+            let range = path.first().filter(|_| path.len() == 1);
+            let range = range.and_then(|key| ranges::accepted(key));
+            let accepted = range.as_deref().unwrap_or_else(|| accepted(expected));
             let is_whole = matches!(actual, Actual::Signed(_) | Actual::Unsigned(_));
             match is_whole && accepted.starts_with("a whole number") {
                 true => format!("{place} must be {accepted}, and is outside that range"),
@@ -107,9 +126,9 @@ fn sentence(error: &figment::Error, figment: &Figment) -> String {
         Kind::InvalidLength(_, expected) => format!("{place} must be {}", accepted(expected)),
         Kind::UnknownVariant(_, known) => format!("{place} must be one of {}", listed(known)),
         // At the top it is a setting, of which there are too many to list.
-        Kind::UnknownField(name, _) if path.is_empty() => {
+        Kind::UnknownField(name, known) if path.is_empty() || path[..] == [name] => {
             let place = self::place(error.metadata.as_ref(), &[name]);
-            format!("setting {place} is not known: docs/configuration.md has all of them")
+            format!("setting {place} is not known{}", nearest(name, known))
         }
         Kind::UnknownField(name, known) => {
             format!("{place}: `{name}` is not known, only {}", listed(known))
@@ -119,6 +138,19 @@ fn sentence(error: &figment::Error, figment: &Figment) -> String {
         Kind::ISizeOutOfRange(_) | Kind::USizeOutOfRange(_) => format!("{place} is out of range"),
         Kind::Unsupported(actual) => format!("{place} must not be {}", type_name(actual)),
         Kind::UnsupportedKey(..) => format!("{place} has a key that is not a text"),
+    }
+}
+
+/// What to look at instead of an unknown name: the nearest that is known, or else the page of all.
+pub(crate) fn nearest(name: &str, known: &[impl AsRef<str>]) -> String {
+    let distance = |other: &str| strsim::osa_distance(&name.to_lowercase(), other);
+    let nearest = known
+        .iter()
+        .map(AsRef::as_ref)
+        .min_by_key(|other| distance(other));
+    match nearest.filter(|other| distance(other) <= other.len().div_ceil(TYPO_SHARE)) {
+        Some(nearest) => format!(": is `{nearest}` meant?"),
+        None => ": docs/configuration.md has all of them".into(),
     }
 }
 

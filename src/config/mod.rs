@@ -9,6 +9,7 @@ mod error;
 pub mod notifiers;
 pub mod origin;
 pub mod proxy;
+pub(crate) mod ranges;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,14 +17,15 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use figment::Figment;
 use figment::providers::{Env, Serialized};
+use figment::value::{Dict, Value};
+use figment::{Figment, Metadata, Profile, Provider};
 use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::bounds::*;
 pub use self::error::ConfigError;
-pub(crate) use self::error::place;
+pub(crate) use self::error::{nearest, place};
 use self::notifiers::NotifierSettings;
 use self::origin::AllowedOrigins;
 use self::proxy::{Network, PathPrefix};
@@ -301,40 +303,27 @@ impl Settings {
                 "setting `tidings` is not a table".into(),
             ));
         }
-        let mut environment = Env::prefixed("TIDINGS_").ignore(NOT_SETTINGS);
-        let mut merged = Figment::from(Serialized::defaults(Settings::default()))
-            .merge(figment.focus("tidings"));
-        // In the environment a table, or a list of them, is JSON to most people.
-        for name in ["notifiers", "jwt_roles"] {
-            let Ok(text) = std::env::var(format!("TIDINGS_{}", name.to_uppercase())) else {
-                continue;
-            };
-            let is_empty = text.trim().is_empty();
-            let read = serde_json::from_str::<serde_json::Value>(&text).ok();
-            if is_empty || read.is_some() {
-                environment = environment.ignore(&[name]);
-            }
-            if let Some(value) = read {
-                merged = merged.merge(Serialized::default(name, value));
-            }
-        }
-        for name in TEXTS {
-            let Ok(text) = std::env::var(format!("TIDINGS_{}", name.to_uppercase())) else {
-                continue;
-            };
-            if let Ok(figment::value::Value::Num(..) | figment::value::Value::Bool(..)) =
-                text.parse()
-            {
-                environment = environment.ignore(&[name]);
-                merged = merged.merge(Serialized::default(name, text));
-            }
-        }
-        let merged = merged.merge(environment);
+        let merged = merged(figment);
         let settings: Settings = merged
             .extract()
             .map_err(|error| ConfigError::read(&error, &merged))?;
         settings.check().map_err(|error| error.found_in(&merged))?;
         Ok(settings)
+    }
+
+    /// A setting by its name and where it is set: the variable, or the file.
+    pub(crate) fn place(figment: &Figment, key: &str) -> String {
+        place(merged(figment).find_metadata(key), &[key])
+    }
+
+    /// The setting that says where the database is.
+    pub(crate) fn of_database(figment: &Figment) -> &'static str {
+        let url = merged(figment).extract_inner::<String>("database_url");
+        if url.is_ok() {
+            "database_url"
+        } else {
+            "data_dir"
+        }
     }
 
     /// The SQLite file.
@@ -496,109 +485,62 @@ impl Settings {
         }
         self.database_path()?;
         notifiers::check(&self.notifiers)?;
-        if self.metadata_limit_bytes < 2 {
-            return invalid(
-                "metadata_limit_bytes",
-                "is below 2, the size of an empty object",
-            );
-        }
-        if self.tick_ms > TICK_MAX_MS {
-            return invalid("tick_ms", "is above 60000");
-        }
-        let at_least_one = [
-            ("heartbeat_secs", self.heartbeat_secs),
-            ("idle_heartbeat_secs", self.idle_heartbeat_secs),
-            ("ticket_ttl_secs", self.ticket_ttl_secs.into()),
-            ("reader_connections", self.reader_connections.into()),
-            ("mailbox_capacity", self.mailbox_capacity as u64),
-            ("window_events", self.window_events as u64),
-            ("replay_max_events", self.replay_max_events),
-            ("max_streams", self.max_streams as u64),
-            ("max_streams_per_school", self.max_streams_per_school as u64),
-            ("max_streams_per_user", self.max_streams_per_user as u64),
-            (
-                "max_streams_per_address",
-                self.max_streams_per_address as u64,
-            ),
-            ("jobs_per_school", self.jobs_per_school),
-            ("enrollments_per_school", self.enrollments_per_school),
-            ("devices_per_school", self.devices_per_school),
-            (
-                "characteristics_per_school",
-                self.characteristics_per_school,
-            ),
-            ("enrollment_lease_secs", self.enrollment_lease_secs.into()),
-            ("device_lease_secs", self.device_lease_secs.into()),
-            ("retention_secs", self.retention_secs),
-            ("retention_events", self.retention_events),
-            ("body_limit_bytes", self.body_limit_bytes),
-            ("batch_limit_bytes", self.batch_limit_bytes),
-            ("batch_limit_commands", self.batch_limit_commands as u64),
-            (
-                "client_message_limit_bytes",
-                self.client_message_limit_bytes as u64,
-            ),
-            (
-                "channels_per_connection",
-                self.channels_per_connection as u64,
-            ),
-        ];
-        for (key, value) in at_least_one {
-            if value == 0 {
-                return invalid(key, "is 0; it must be at least 1");
-            }
-        }
-        let at_most = [
-            ("heartbeat_secs", self.heartbeat_secs, 3_600),
-            (
-                "dead_peer_timeout_secs",
-                self.dead_peer_timeout_secs.unwrap_or_default(),
-                7_200,
-            ),
-            ("idle_heartbeat_secs", self.idle_heartbeat_secs, 86_400),
-            ("jwt_leeway_secs", self.jwt_leeway_secs, 86_400),
-            ("ticket_grace_secs", self.ticket_grace_secs.into(), 86_400),
-            ("reconnect_spread_ms", self.reconnect_spread_ms, 3_600_000),
-            (
-                "enrollment_lease_secs",
-                self.enrollment_lease_secs.into(),
-                kind::enrollment::LEASE_MAX_SECS.into(),
-            ),
-            (
-                "device_lease_secs",
-                self.device_lease_secs.into(),
-                kind::device::LEASE_MAX_SECS.into(),
-            ),
-            ("retention_secs", self.retention_secs, CENTURY_SECS),
-            ("job_retention_secs", self.job_retention_secs, CENTURY_SECS),
-            (
-                "idempotency_ttl_secs",
-                self.idempotency_ttl_secs,
-                CENTURY_SECS,
-            ),
-            ("retention_events", self.retention_events, i64::MAX as u64),
-            (
-                "reader_connections",
-                self.reader_connections.into(),
-                READER_CONNECTIONS_MAX,
-            ),
-            (
-                "mailbox_capacity",
-                self.mailbox_capacity as u64,
-                MAILBOX_CAPACITY_MAX,
-            ),
-            (
-                "window_events",
-                self.window_events as u64,
-                WINDOW_EVENTS_MAX,
-            ),
-        ];
-        for (key, value, most) in at_most {
-            if value > most {
-                return invalid(key, &format!("is above {most}"));
+        let values = serde_json::to_value(self).expect("settings are plain data");
+        for (key, ..) in ranges::RANGES {
+            if let Some(problem) = values[key]
+                .as_u64()
+                .and_then(|own| ranges::problem(key, own))
+            {
+                return invalid(key, &problem);
             }
         }
         Ok(())
+    }
+}
+
+/// The settings of `figment`, with those of the environment above them.
+fn merged(figment: &Figment) -> Figment {
+    let mut environment = Env::prefixed("TIDINGS_").ignore(NOT_SETTINGS);
+    let mut read = Dict::new();
+    // In the environment a table, or a list of them, is JSON to most people.
+    for name in ["notifiers", "jwt_roles"] {
+        let Ok(text) = std::env::var(format!("TIDINGS_{}", name.to_uppercase())) else {
+            continue;
+        };
+        let is_empty = text.trim().is_empty();
+        let json = serde_json::from_str::<serde_json::Value>(&text).ok();
+        let value = json.and_then(|json| Value::serialize(json).ok());
+        if is_empty || value.is_some() {
+            environment = environment.ignore(&[name]);
+        }
+        read.extend(value.map(|value| (name.to_owned(), value)));
+    }
+    for name in TEXTS {
+        let Ok(text) = std::env::var(format!("TIDINGS_{}", name.to_uppercase())) else {
+            continue;
+        };
+        if let Ok(Value::Num(..) | Value::Bool(..)) = text.parse() {
+            environment = environment.ignore(&[name]);
+            read.insert((*name).to_owned(), text.into());
+        }
+    }
+    Figment::from(Serialized::defaults(Settings::default()))
+        .merge(figment.focus("tidings"))
+        .merge(FromEnvironment(read))
+        .merge(environment)
+}
+
+/// Settings whose variables are read here and not by figment. Errors name them like any other variable.
+struct FromEnvironment(Dict);
+
+impl Provider for FromEnvironment {
+    fn metadata(&self) -> Metadata {
+        Env::prefixed("TIDINGS_").metadata()
+    }
+
+    fn data(&self) -> Result<figment::value::Map<Profile, Dict>, figment::Error> {
+        // As that of figment's own: above what a file says, whatever the profile.
+        Ok(Profile::Global.collect(self.0.clone()))
     }
 }
 
@@ -646,6 +588,3 @@ where
 
     deserializer.deserialize_any(OneOrMany(PhantomData))
 }
-
-/// Longer times overflow dates.
-const CENTURY_SECS: u64 = 100 * 366 * 86_400;

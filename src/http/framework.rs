@@ -10,14 +10,14 @@ use figment::value::{Dict, Tag, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use rocket::Config;
 
-use crate::config::{BLOCKING_MAX, ConfigError, Settings, WORKERS_MAX, place};
+use crate::config::{ConfigError, Settings, nearest, place, ranges};
 
 /// The table of Tidings in a profile.
 const TIDINGS: &str = "tidings";
 /// Read by Rocket before there are any settings, and then seen among them as `ROCKET_CONFIG`.
 const CONFIG: &str = "config";
 /// Rocket's tables, with what has an effect of each.
-const TABLES: &[(&str, &[&str])] = &[
+const TABLES: [(&str, &[&str]); 3] = [
     (
         Config::SHUTDOWN,
         &["ctrlc", "signals", "grace", "mercy", "force"],
@@ -60,12 +60,11 @@ pub(crate) fn check(figment: &Figment) -> Result<(), ConfigError> {
     let config = Config::try_from(figment).map_err(|error| ConfigError::read(&error, figment))?;
     // Rocket's runtime panics without a thread, and with more than the system has.
     let bounded = [
-        (Config::WORKERS, config.workers, WORKERS_MAX),
-        (Config::MAX_BLOCKING, config.max_blocking, BLOCKING_MAX),
+        (Config::WORKERS, config.workers),
+        (Config::MAX_BLOCKING, config.max_blocking),
     ];
-    for (key, value, most) in bounded {
-        if !(1..=most).contains(&value) {
-            let problem = format!("must be a whole number from 1 to {most}");
+    for (key, value) in bounded {
+        if let Some(problem) = ranges::problem(key, value as u64) {
             return Err(ConfigError::Invalid { key, problem }.found_in(figment));
         }
     }
@@ -175,9 +174,10 @@ impl Check<'_> {
                     "is one of Tidings: it stands in `[default.tidings]`, or in TIDINGS_{variable}"
                 ))
             }
-            _ => refuse(
-                "is not known here. Rocket's stand in `[default]` or ROCKET_<NAME>, those of Tidings in `[default.tidings]` or TIDINGS_<NAME>",
-            ),
+            _ => {
+                let known = [EFFECTIVE, &TABLES.map(|(name, _)| name), &[TIDINGS]].concat();
+                refuse(&format!("is not known to Rocket{}", nearest(key, &known)))
+            }
         }
     }
 
@@ -191,7 +191,7 @@ impl Check<'_> {
                 let variable = key.to_uppercase();
                 format!("is one of Rocket: it stands in `[default]`, or in ROCKET_{variable}")
             } else {
-                "is not known: docs/configuration.md has all of them".into()
+                format!("is not known{}", nearest(key, &self.of_tidings))
             };
             return self.refuse(profile, &[TIDINGS, key], value.tag(), &problem);
         }
@@ -220,6 +220,10 @@ impl Check<'_> {
                     }
                     _ => "is not known",
                 });
+            }
+            // Rocket takes it for none.
+            if name == Config::LIMITS && value.to_i128().is_some_and(|size| size < 0) {
+                return refuse("must be a size such as `64KiB`, and is below 0");
             }
             let is_empty = value.as_array().is_some_and(<[Value]>::is_empty);
             if (name, key.as_str()) == (Config::TLS, "ciphers") && is_empty {

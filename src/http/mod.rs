@@ -70,7 +70,8 @@ pub fn fairing_with(base: &'static str, notifiers: Vec<Arc<dyn Notifier>>) -> im
     AdHoc::try_on_ignite("Tidings", move |rocket| async move {
         let started = Settings::from_figment(rocket.figment())
             .map_err(Into::into)
-            .and_then(|settings| Tidings::start_with(settings, notifiers));
+            .and_then(|settings| Tidings::start_with(settings, notifiers))
+            .map_err(|error| error.found_in(rocket.figment()));
         match started {
             Ok(tidings) => Ok(mount(rocket, base, Arc::new(tidings))),
             Err(error) => {

@@ -80,7 +80,7 @@ fn a_setting_in_a_wrong_table_is_named_with_the_right_one() {
         ),
         (
             format!("[default.tiding]\n{own}"),
-            ["default.tiding", "`[default.tidings]`"],
+            ["default.tiding", "is `tidings` meant"],
         ),
         (
             format!("[defualt.tidings]\n{own}"),
@@ -216,9 +216,50 @@ fn a_setting_of_rockets_that_cannot_be_used_is_named_without_its_value() {
 fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
     let number = "a whole number";
     for (name, value, words) in [
-        ("ROCKET_WORKERS", "0", ["`workers`", "from 1 to"]),
-        ("ROCKET_WORKERS", "100000", ["`workers`", "from 1 to"]),
-        ("ROCKET_WORKERS", "some", ["`workers`", number]),
+        ("ROCKET_WORKERS", "0", ["`workers`", "from 1 to 1024"]),
+        ("ROCKET_WORKERS", "-1", ["`workers`", "from 1 to 1024"]),
+        ("ROCKET_WORKERS", "100000", ["`workers`", "from 1 to 1024"]),
+        ("ROCKET_WORKERS", "some", ["`workers`", "from 1 to 1024"]),
+        (
+            "ROCKET_LIMITS",
+            "{data-form=-5}",
+            ["`limits.data-form`", "64KiB"],
+        ),
+        ("ROCKET_LIMITS", "{string=-1}", ["`limits.string`", "64KiB"]),
+        ("TIDINGS_JWT_SECRET", "123", ["`jwt_secret`", "32 bytes"]),
+        ("TIDINGS_JWT_SECRET", "true", ["`jwt_secret`", "32 bytes"]),
+        ("TIDINGS_COOKIE_NAME", "1 2", ["`cookie_name`", "cookie"]),
+        ("TIDINGS_JWT_ALGORITHM", "5", ["`jwt_algorithm`", "HS256"]),
+        ("TIDINGS_JWT_ROLES", "[]", ["`jwt_roles`", "a table"]),
+        (
+            "TIDINGS_JWT_JWKS_FILE",
+            "/nowhere",
+            ["`jwt_jwks_file`", "No such file"],
+        ),
+        (
+            "TIDINGS_JWT_JWKS_FILE",
+            "7",
+            ["`jwt_jwks_file`", "No such file"],
+        ),
+        (
+            "TIDINGS_DATABASE_URL",
+            "/nowhere/x",
+            ["`database_url`", "no folder"],
+        ),
+        ("TIDINGS_DATABASE_URL", "/", ["`database_url`", "a folder"]),
+        (
+            "TIDINGS_DATA_DIR",
+            "/proc/nowhere",
+            ["`data_dir`", "/proc/nowhere"],
+        ),
+        ("ROCKET_TLS", "{certs=\"a\",key=\"b\"}", ["`tls`", "certs"]),
+        ("TIDINGS_NOPE", "1", ["`nope`", "docs/configuration.md"]),
+        (
+            "TIDINGS_HEARTBEAT_SEC",
+            "1",
+            ["`heartbeat_sec`", "is `heartbeat_secs` meant"],
+        ),
+        ("ROCKET_PROT", "1", ["`prot`", "is `port` meant"]),
         (
             "ROCKET_MAX_BLOCKING",
             "99999999",
@@ -237,7 +278,17 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
         (
             "TIDINGS_HEARTBEAT_SECS",
             "0",
-            ["`heartbeat_secs`", "at least 1"],
+            ["`heartbeat_secs`", "from 1 to 3600"],
+        ),
+        (
+            "TIDINGS_HEARTBEAT_SECS",
+            "-1",
+            ["`heartbeat_secs`", "from 1 to 3600"],
+        ),
+        (
+            "TIDINGS_HEARTBEAT_SECS",
+            "3601",
+            ["`heartbeat_secs`", "from 1 to 3600"],
         ),
         (
             "TIDINGS_CHECK_DATABASE",
@@ -253,12 +304,12 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
         (
             "TIDINGS_READER_CONNECTIONS",
             "4294967295",
-            ["`reader_connections`", "above"],
+            ["`reader_connections`", "from 1 to 1024"],
         ),
         (
             "TIDINGS_WINDOW_EVENTS",
             "18446744073709551615",
-            ["`window_events`", "above"],
+            ["`window_events`", "from 1 to 100000000"],
         ),
         ("TIDINGS_COOKIE_NAME", "a b", ["`cookie_name`", "cookie"]),
         ("TIDINGS_DATA_DIR", "", ["`data_dir`", "empty"]),
@@ -276,6 +327,7 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
     ] {
         let said = said(&["serve"], "", &[(name, value)]);
         assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.len() < 300, "one short sentence: {said}");
         for word in words.into_iter().chain([name]) {
             assert!(
                 said.contains(word),
@@ -293,6 +345,18 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
         (
             "[default.tidings]\nheartbeat_secs = 0\n",
             "`heartbeat_secs`",
+        ),
+        (
+            "[default.limits]\n\"data-form\" = -5\n",
+            "`default.limits.data-form`",
+        ),
+        (
+            "[default.tidings]\njwt_secret = \"short\"\n",
+            "`jwt_secret`",
+        ),
+        (
+            "[default.tidings]\nheartbeat_sec = 5\n",
+            "is `heartbeat_secs` meant",
         ),
         ("[default.tidings]\ndatabase_url = 5\n", "`database_url`"),
         ("[default.tidings]\nnotifiers = \"x\"\n", "`notifiers`"),

@@ -1,0 +1,75 @@
+//! What whole numbers a setting may have. Each has one range, which is told in the same words whatever is wrong with the value.
+
+use super::bounds::{
+    BLOCKING_MAX, MAILBOX_CAPACITY_MAX, READER_CONNECTIONS_MAX, TICK_MAX_MS, WINDOW_EVENTS_MAX,
+    WORKERS_MAX,
+};
+use crate::kind;
+
+/// Longer times overflow dates.
+const CENTURY_SECS: u64 = 100 * 366 * 86_400;
+/// What a setting of 32 bits holds.
+const U32_MAX: u64 = u32::MAX as u64;
+
+/// The least and the most of a setting, both included.
+type Range = (&'static str, u64, u64);
+
+/// Settings whose range is not simply that of their type: those of Tidings, and of Rocket's those that it would panic with.
+pub(crate) const RANGES: &[Range] = &[
+    ("workers", 1, WORKERS_MAX as u64),
+    ("max_blocking", 1, BLOCKING_MAX as u64),
+    ("reader_connections", 1, READER_CONNECTIONS_MAX),
+    ("jwt_leeway_secs", 0, 86_400),
+    ("ticket_ttl_secs", 1, U32_MAX),
+    ("ticket_grace_secs", 0, 86_400),
+    ("heartbeat_secs", 1, 3_600),
+    ("dead_peer_timeout_secs", 0, 7_200),
+    ("idle_heartbeat_secs", 1, 86_400),
+    ("tick_ms", 0, TICK_MAX_MS),
+    ("mailbox_capacity", 1, MAILBOX_CAPACITY_MAX),
+    ("window_events", 1, WINDOW_EVENTS_MAX),
+    ("replay_max_events", 1, u64::MAX),
+    ("max_streams", 1, u64::MAX),
+    ("max_streams_per_school", 1, u64::MAX),
+    ("max_streams_per_user", 1, u64::MAX),
+    ("max_streams_per_address", 1, u64::MAX),
+    ("reconnect_spread_ms", 0, 3_600_000),
+    ("retention_secs", 1, CENTURY_SECS),
+    ("retention_events", 1, i64::MAX as u64),
+    ("job_retention_secs", 0, CENTURY_SECS),
+    ("idempotency_ttl_secs", 0, CENTURY_SECS),
+    (
+        "enrollment_lease_secs",
+        1,
+        kind::enrollment::LEASE_MAX_SECS as u64,
+    ),
+    ("device_lease_secs", 1, kind::device::LEASE_MAX_SECS as u64),
+    ("body_limit_bytes", 1, u64::MAX),
+    ("batch_limit_bytes", 1, u64::MAX),
+    ("batch_limit_commands", 1, u64::MAX),
+    // The size of an empty object.
+    ("metadata_limit_bytes", 2, u64::MAX),
+    ("client_message_limit_bytes", 1, u64::MAX),
+    ("channels_per_connection", 1, u64::MAX),
+    ("jobs_per_school", 1, u64::MAX),
+    ("enrollments_per_school", 1, u64::MAX),
+    ("devices_per_school", 1, u64::MAX),
+    ("characteristics_per_school", 1, u64::MAX),
+];
+
+/// What a setting accepts, in words, if it has a range here.
+pub(crate) fn accepted(key: &str) -> Option<String> {
+    let (_, least, most) = RANGES.iter().find(|(own, ..)| *own == key)?;
+    Some(match *most {
+        u64::MAX => format!("a whole number from {least} on"),
+        most => format!("a whole number from {least} to {most}"),
+    })
+}
+
+/// What is wrong with the value of a setting, if it is not in its range.
+pub(crate) fn problem(key: &str, value: u64) -> Option<String> {
+    let (_, least, most) = RANGES.iter().find(|(own, ..)| *own == key)?;
+    let accepted = accepted(key)?;
+    (!(*least..=*most).contains(&value))
+        .then(|| format!("must be {accepted}, and is outside that range"))
+}

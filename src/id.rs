@@ -9,6 +9,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use icu_properties::CodePointSetData;
+use icu_properties::props::{DefaultIgnorableCodePoint, WhiteSpace};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +44,20 @@ pub enum NameError {
     /// A cursor that this server cannot have issued.
     #[error("a cursor looks like `<epoch>-<seq>` and comes from an earlier message")]
     Cursor,
+}
+
+/// Whether people see anything of a name: more than blanks, control characters and characters without a glyph.
+pub fn is_visible(name: &str) -> bool {
+    let blank = CodePointSetData::new::<WhiteSpace>();
+    let ignorable = CodePointSetData::new::<DefaultIgnorableCodePoint>();
+    let is_empty = |character: char| {
+        character.is_control()
+            || blank.contains(character)
+            || ignorable.contains(character)
+            // Formatting that is not ignorable, such as marks of interlinear annotation, and the pattern without dots.
+            || matches!(character, '\u{fff9}'..='\u{fffb}' | '\u{2800}')
+    };
+    !name.chars().all(is_empty)
 }
 
 /// The tenant: the unit of isolation and of ordering. Always 1 or more.

@@ -625,6 +625,135 @@ async fn watching_says_why_it_cannot() {
     }
 }
 
+/// Nobody listens at the address: what reached it would end with 5.
+#[test]
+fn a_usage_error_is_found_before_anything_is_connected_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nobody = format!("http://{}", taken.local_addr().unwrap());
+    drop(taken);
+    let watched = |url: &str, scope: &str| {
+        let mut watching = command(folder.path());
+        watching.args(["watch", scope, "--url", url]);
+        run(&mut watching)
+    };
+    for scope in [
+        "?channel=zzz",
+        "?channel=",
+        "?channel",
+        "?channel=jobs&channel=zzz",
+        "?channel=schools/0",
+        "?channel=jobs%2F",
+        "?xchannel=jobs",
+        "/?status=failed",
+        "jobs?channel=zzz",
+        "jobs/42?ids=1",
+        "?channel=jobs&ids=1",
+        "characteristics?ids=1,,2",
+        "jobs?school_id=0",
+        "schools/x",
+    ] {
+        let output = watched(&nobody, scope);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{scope}: {said}");
+        assert!(said.starts_with("error: "), "{said}");
+    }
+    for url in [
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:65536",
+        "http://127.0.0.1:0",
+        "http://[::1]:99999",
+        "http://:80",
+        "https://tidings.example:x",
+        "tidings.example",
+    ] {
+        let output = watched(url, "jobs");
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{url}: {said}");
+        assert!(said.contains("from 1 to 65535"), "{said}");
+    }
+    for scope in [
+        "?channel=jobs",
+        "?channel=jobs%2F42&channel=devices&school_id=7",
+        "characteristics?ids=1,2",
+        "jobs?status=failed&job_type=a+b",
+    ] {
+        let output = watched(&nobody, scope);
+        assert_eq!(output.status.code(), Some(5), "{scope}");
+    }
+}
+
+#[test]
+fn an_empty_variable_of_watch_is_as_good_as_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut watching = command(folder.path());
+    watching.args(["watch", "jobs"]);
+    let output = run(watching.env("TIDINGS_URL", "").env("TIDINGS_TOKEN", ""));
+    let said = text(&output.stderr);
+    // Whoever listens there by default does not know us, or nobody does.
+    assert!(matches!(output.status.code(), Some(3 | 5)), "{said}");
+    assert!(
+        said.contains("http://127.0.0.1:8000") || said.contains("HTTP 401"),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notice_is_told_to_its_end_in_60_columns() {
+    if !needs("script") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Process::start(command(folder.path()).arg("serve"));
+    let mut watching = command(folder.path());
+    watching
+        .args(["watch", "jobs"])
+        .env("TIDINGS_URL", &server.url)
+        .env("TIDINGS_TOKEN", viewer(1));
+    let mut terminal = in_terminal(&watching, "stty rows 24 cols 60; exec");
+    let mut child = Guarded(
+        terminal
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut out = child.0.stdout.take().unwrap();
+    let streams = async || {
+        let list = reqwest::Client::new()
+            .get(format!("{}/metrics", server.url))
+            .bearer_auth(admin());
+        let text = list.send().await.unwrap().text().await.unwrap();
+        text.lines()
+            .any(|line| line.starts_with("tidings_streams") && line.ends_with(" 1"))
+    };
+    until("it watches", streams).await;
+    server.kill();
+    let seen = tokio::task::spawn_blocking(move || {
+        let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
+        let mut told = 0;
+        // That it is lost, and then that the server cannot be reached.
+        while told < 3 {
+            let length = out.read(&mut part).unwrap();
+            assert!(length > 0, "it ended: {}", text(&bytes));
+            bytes.extend_from_slice(&part[..length]);
+            let shown = console::strip_ansi_codes(&text(&bytes)).replace(['\r', '\n'], " ");
+            let words: Vec<&str> = shown.split_whitespace().collect();
+            told = words.join(" ").matches("trying again in").count();
+        }
+        text(&bytes)
+    });
+    let seen = tokio::time::timeout(PATIENCE, seen)
+        .await
+        .expect("it is seen")
+        .unwrap();
+    assert!(
+        rows(&seen, 60)
+            .iter()
+            .any(|row| row.contains("cannot reach http://127.0.0.1:")),
+        "{seen}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn watched_jobs_are_named_by_title_or_path_or_id() {
     let server = server().await;
@@ -636,6 +765,17 @@ async fn watched_jobs_are_named_by_title_or_path_or_id() {
         ),
         ("b", json!({"path": "/docs/z"}), "/docs/z"),
         ("c", json!({}), "c"),
+        (
+            "d",
+            json!({"title": "\u{200b} \u{2060}", "path": "/docs/d"}),
+            "/docs/d",
+        ),
+        (
+            "e",
+            json!({"title": "\u{1b}\u{7}", "path": "\u{ad}\u{3164}"}),
+            "e",
+        ),
+        ("f", json!({"title": "\t\u{a0}", "path": ""}), "f"),
     ] {
         let body =
             json!({"job_id": id, "job_type": "t", "status": "in_progress", "metadata": metadata});

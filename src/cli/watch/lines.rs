@@ -4,6 +4,7 @@ use console::truncate_str;
 use serde_json::Value;
 
 use crate::cli::terminal::plain;
+use crate::id::is_visible;
 
 /// What a message says, for people. Nothing for what is not news, like `ready`.
 pub(super) fn line(message: &Value) -> Option<String> {
@@ -31,7 +32,7 @@ pub(super) fn name(message: &Value) -> String {
     let metadata = &message["metadata"];
     let names = [&metadata["title"], &metadata["path"], &message["job_id"]];
     let mut names = names.into_iter().filter_map(Value::as_str);
-    plain(names.find(|name| !name.trim().is_empty()).unwrap_or("?"))
+    plain(names.find(|name| is_visible(name)).unwrap_or("?"))
 }
 
 /// What a message says of a job, with so much of its name.
@@ -171,6 +172,11 @@ mod tests {
         for (metadata, expected) in [
             (json!({"title": "Yearbook", "path": "/a/b"}), "Yearbook"),
             (json!({"title": " ", "path": "/a/b"}), "/a/b"),
+            (json!({"title": "\u{200b}\u{feff}", "path": "/a/b"}), "/a/b"),
+            (
+                json!({"title": "\u{1b}\u{7f}", "path": "\u{2800}\u{3164}"}),
+                "42",
+            ),
             (json!({"title": 7}), "42"),
             (json!(null), "42"),
             (json!({"title": "a\u{1b}[31m"}), "a\\u{1b}[31m"),

@@ -3,17 +3,21 @@
 mod lines;
 mod screen;
 
+use std::borrow::Cow;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use clap::Args;
+use rocket::http::RawStr;
 use serde_json::Value;
 use ureq::http::Uri;
+use ureq::http::uri::Authority;
 
 use self::screen::Screen;
 use super::client::{Client, Received};
 use super::{Exit, Failure};
-use crate::id::{Channel, SubjectId};
+use crate::config::origin::parse_port;
+use crate::id::{Channel, NameError, SchoolId, SubjectId};
 use crate::kind::{self, enrollment, job};
 
 /// Silence after which a connection counts as lost, until the server says how often it gives a sign of life.
@@ -23,6 +27,8 @@ const SILENT_HEARTBEATS: u32 = 3;
 /// First and longest delay before a new attempt.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// The server of somebody who names none.
+const DEFAULT_URL: &str = "http://127.0.0.1:8000";
 /// Messages read ahead of the terminal.
 const READ_AHEAD: usize = 256;
 
@@ -43,7 +49,7 @@ pub(super) struct Arguments {
     #[arg(value_parser = scope)]
     scope: String,
     /// The server.
-    #[arg(long, env = "TIDINGS_URL", default_value = "http://127.0.0.1:8000", value_parser = url)]
+    #[arg(long, env = "TIDINGS_URL", default_value = DEFAULT_URL, value_parser = url)]
     url: String,
     /// A token; better in the environment than on a command line that others can see.
     #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
@@ -192,36 +198,77 @@ fn cursor(text: &str) -> Result<String, String> {
     }
 }
 
-/// The address of a server, to which paths are appended.
+/// The address of a server, to which paths are appended. An empty variable is none.
 fn url(text: &str) -> Result<String, String> {
+    let text = if text.is_empty() { DEFAULT_URL } else { text };
     let parsed = text.parse::<Uri>().ok();
     let is_server = parsed.is_some_and(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https"))
-            && uri.host().is_some_and(|host| !host.is_empty())
+            && uri.authority().is_some_and(is_address)
             && uri.query().is_none()
             && !text.contains('#')
             && !text.contains('@')
     });
     match is_server {
         true => Ok(text.to_owned()),
-        false => Err("is the address of a server, such as https://tidings.example".into()),
+        false => Err(
+            "is the address of a server, such as https://tidings.example or http://127.0.0.1:8000, with a port from 1 to 65535".into(),
+        ),
     }
+}
+
+/// Whether there is a host, and a port that can be connected to if there is one.
+fn is_address(authority: &Authority) -> bool {
+    let port = authority.as_str().strip_prefix(authority.host());
+    let is_port =
+        |port: &str| port.is_empty() || port.strip_prefix(':').and_then(parse_port).is_some();
+    !authority.host().is_empty() && port.is_some_and(is_port)
 }
 
 fn scope(text: &str) -> Result<String, String> {
     let path = text.trim_start_matches('/');
     let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
-    // Without a path the query names channels.
-    if path.is_empty() && !query.contains("channel=") {
-        return Err("is empty; write jobs, jobs/42, devices, schools/1".into());
+    if !is_visible(query) || query.contains('#') {
+        return Err("has a query with characters that must be percent-encoded".into());
     }
-    if !path.is_empty() {
-        kind::channel(path).map_err(|error| error.to_string())?;
+    let named = |error: NameError| error.to_string();
+    let mut names_channel = !path.is_empty();
+    if names_channel {
+        kind::channel(path).map_err(named)?;
     }
-    match is_visible(query) && !query.contains('#') {
+    for (name, value) in fields(query) {
+        match &*name {
+            "channel" => {
+                kind::channel(&value).map_err(named)?;
+                names_channel = true;
+            }
+            "ids" if kind::known_kind(path).is_none() => {
+                return Err(
+                    "has `ids`, which go with a collection: characteristics?ids=1,2".into(),
+                );
+            }
+            "ids" => value
+                .split(',')
+                .try_for_each(|id| id.parse::<SubjectId>().map(drop))
+                .map_err(named)?,
+            "school_id" => value.parse::<SchoolId>().map(drop).map_err(named)?,
+            _ => {}
+        }
+    }
+    match names_channel {
         true => Ok(text.to_owned()),
-        false => Err("has a query with characters that must be percent-encoded".into()),
+        false => Err("is empty; write jobs, jobs/42, devices, schools/1".into()),
     }
+}
+
+/// The names and values of a query, as the server reads them.
+fn fields(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    let decoded = |text| RawStr::new(text).url_decode_lossy();
+    let fields = query.trim_start_matches('?').split('&');
+    fields.map(move |field| {
+        let (name, value) = field.split_once('=').unwrap_or((field, ""));
+        (decoded(name), decoded(value))
+    })
 }
 
 /// The path and query below `/events` of a scope, in which an id may stand as it is or percent-encoded.

@@ -4,7 +4,7 @@
 use std::io::{IsTerminal, stderr, stdout};
 use std::time::Duration;
 
-use console::{Alignment, Term, pad_str, truncate_str};
+use console::{Alignment, Term, measure_text_width, pad_str, truncate_str};
 use indexmap::IndexMap;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -39,10 +39,10 @@ impl Screen {
         }
     }
 
-    /// Tells how the connection is.
+    /// Tells how the connection is, all of it.
     pub(super) fn say(&self, text: &str) {
         match &self.bars {
-            Some(bars) => bars.say(&plain(text)),
+            Some(bars) => bars.print(&wrapped(&plain(text), bars.layout.columns).join("\n")),
             None => complain(text),
         }
     }
@@ -147,9 +147,12 @@ impl Bars {
     }
 
     fn say(&self, line: &str) {
-        let line = truncate_str(line, self.layout.columns, "…");
+        self.print(&truncate_str(line, self.layout.columns, "…"));
+    }
+
+    fn print(&self, rows: &str) {
         // A terminal that cannot be written to has nobody to complain to.
-        let _ = self.bars.println(line);
+        let _ = self.bars.println(rows);
     }
 
     /// Takes in what is told of a job. Returns the line that tells it instead of a bar.
@@ -241,6 +244,29 @@ impl Bars {
     }
 }
 
+/// The text in rows of at most so many columns. A row ends between words, or within a word that is wider than a row.
+fn wrapped(text: &str, columns: usize) -> Vec<String> {
+    let mut rows = Vec::new();
+    let mut row = String::new();
+    for word in text.split(' ') {
+        if !row.is_empty() {
+            match measure_text_width(&row) + 1 + measure_text_width(word) <= columns {
+                true => row.push(' '),
+                false => rows.push(std::mem::take(&mut row)),
+            }
+        }
+        for character in word.chars() {
+            let width = measure_text_width(character.encode_utf8(&mut [0; 4]));
+            if !row.is_empty() && measure_text_width(&row) + width > columns {
+                rows.push(std::mem::take(&mut row));
+            }
+            row.push(character);
+        }
+    }
+    rows.push(row);
+    rows
+}
+
 /// What stands after the bar of a job.
 fn text(message: &Value) -> String {
     let stalled = match message["stalled"] == true {
@@ -264,7 +290,6 @@ fn time_left(message: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use console::measure_text_width;
     use serde_json::json;
 
     use super::*;
@@ -299,6 +324,20 @@ mod tests {
         );
         assert!(told.unwrap().starts_with("completed"));
         assert_eq!(bars.slots[0].prefix().trim(), "Waiting 0");
+    }
+
+    #[test]
+    fn a_notice_keeps_all_its_words_whatever_the_width() {
+        let notice = "cannot reach https://a.very.long.name.example:8443/名簿名簿名簿名簿: refused; trying again in 16 s";
+        for columns in [1, 2, 20, 60, 200] {
+            let rows = wrapped(notice, columns);
+            let is_within = |row: &String| measure_text_width(row) <= columns.max(2);
+            assert!(rows.iter().all(is_within), "{rows:?}");
+            let without_blanks = |text: &str| text.replace(' ', "");
+            assert_eq!(without_blanks(&rows.concat()), without_blanks(notice));
+        }
+        let rows = wrapped(notice, 60);
+        assert_eq!(rows.last().unwrap(), "refused; trying again in 16 s");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::chart::short;
 use super::form::{count, optional_time, span, time};
 use crate::config::MONITOR_TITLE_CHARS;
-use crate::id::SubjectId;
+use crate::id::{SubjectId, is_visible};
 use crate::kind::characteristic::{Characteristic, Violation};
 use crate::kind::device::Device;
 use crate::kind::enrollment::Session;
@@ -90,11 +90,16 @@ fn session_row(id: &SubjectId, session: &Session, now: DateTime<Utc>) -> Value {
     })
 }
 
+/// What people know something by: its name, if anything is seen of it, or else its id.
+fn label<'a>(name: Option<&'a str>, id: &'a SubjectId) -> &'a str {
+    name.filter(|name| is_visible(name)).unwrap_or(id.as_str())
+}
+
 fn device_row(id: &SubjectId, device: &Device, now: DateTime<Utc>) -> Value {
     json!({
         "id": id,
         "name": device.name.as_deref(),
-        "label": device.name.as_deref().unwrap_or(id.as_str()),
+        "label": label(device.name.as_deref(), id),
         "status": device.status.as_str(),
         "flapping": device.flapping,
         "seen": optional_time(device.last_seen, now),
@@ -112,7 +117,7 @@ fn characteristic_row(id: &SubjectId, own: &Characteristic, now: DateTime<Utc>) 
     json!({
         "id": id,
         "name": own.name.as_deref(),
-        "label": own.name.as_deref().unwrap_or(id.as_str()),
+        "label": label(own.name.as_deref(), id),
         "unit": own.unit.as_deref(),
         "status": own.status(),
         "value": value.map(short),

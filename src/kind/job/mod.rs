@@ -35,7 +35,7 @@ pub use self::reporters::{REPORTERS_MAX, Reporters, SUB_MAX_BYTES, WORKER_MAX_BY
 pub use self::rules::apply;
 use super::{Description, PLAIN_ERROR_CODE, RuleError, Subject, is_plain_name};
 use crate::event::{Class, Draft, EventType, timestamp};
-use crate::id::{Kind, SubjectId};
+use crate::id::{Kind, SubjectId, is_visible};
 use crate::uptime::Uptime;
 
 /// The kind's name in URLs and channels.
@@ -265,7 +265,7 @@ impl Subject for Job {
         told(id, self, eta, Class::Milestone)
     }
 
-    /// `metadata.title`, if that is a text.
+    /// `metadata.title`, if that is a text of which something is seen.
     fn title(&self) -> Option<String> {
         #[derive(Deserialize)]
         struct Titled {
@@ -273,7 +273,7 @@ impl Subject for Job {
         }
         let titled: Titled = serde_json::from_str(self.metadata.get()).ok()?;
         let title = titled.title?;
-        let title = title.as_str().filter(|title| !title.trim().is_empty())?;
+        let title = title.as_str().filter(|title| is_visible(title))?;
         Some(title.to_owned())
     }
 

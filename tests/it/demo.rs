@@ -410,6 +410,30 @@ async fn after_its_documents_the_demo_goes_on_with_new_ones_and_what_is_tried_ag
     assert_eq!(end(process), "");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_without_documents_says_so_and_what_goes_on() {
+    for (arguments, goes_on) in [
+        (&[][..], Some("The school goes on without documents")),
+        (&["--no-simulators"], Some("nothing is reported to it")),
+        (&["--exit"], None),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut process = start(folder.path(), arguments);
+        let mut said = String::new();
+        let told = goes_on.unwrap_or("There are no documents below");
+        while !said.contains(told) {
+            let length = std::io::BufRead::read_line(&mut process.stdout, &mut said).unwrap();
+            assert!(length > 0, "{said}");
+        }
+        assert!(said.contains("There are no documents below"), "{said}");
+        assert!(!said.contains("All documents"), "{said}");
+        match goes_on {
+            Some(_) => assert_eq!(end(process), ""),
+            None => assert_eq!(process.wait(), Some(0)),
+        }
+    }
+}
+
 #[test]
 fn a_demo_whose_documents_cannot_be_read_fails_before_it_listens() {
     let folder = tempfile::tempdir().unwrap();

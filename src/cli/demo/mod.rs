@@ -169,7 +169,11 @@ fn perform(
     let viewer = mint(Role::Viewer, "demo-viewer", PRINTED_TTL)?;
     print_line(&invitation(arguments, server, &visitor, &viewer))?;
     let folder = plain(&arguments.directory.to_string_lossy());
-    print_line(&format!("{} documents below {folder}", files.len()))?;
+    print_line(&match files.len() {
+        0 => format!("There are no documents below {folder}."),
+        1 => format!("1 document below {folder}"),
+        count => format!("{count} documents below {folder}"),
+    })?;
 
     worker.cancel_leftovers();
     let school = (!arguments.no_simulators).then(|| School::open(&client, pace, stop));
@@ -188,12 +192,20 @@ fn work(arguments: &Arguments, worker: &Worker<'_>) -> Result<(), Failure> {
     if !worker.work_through()? {
         return Ok(());
     }
+    let has_documents = !worker.files.is_empty();
+    if arguments.exit && !has_documents {
+        return Ok(());
+    }
     if arguments.exit {
         return print_line("All documents are done.");
     }
-    print_line(
-        "All documents are done. The demo goes on, with one of them anew now and then; Ctrl-C ends it.",
-    )?;
+    print_line(match (has_documents, arguments.no_simulators) {
+        (true, _) => {
+            "All documents are done. The demo goes on, with one of them anew now and then; Ctrl-C ends it."
+        }
+        (false, false) => "The school goes on without documents; Ctrl-C ends it.",
+        (false, true) => "The server goes on, and nothing is reported to it; Ctrl-C ends it.",
+    })?;
     worker.go_on()
 }
 

@@ -153,6 +153,62 @@ async fn only_those_who_may_end_a_job_and_only_the_attempt_that_they_saw() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_form_that_came_too_late_says_what_has_changed_and_leads_back_to_its_page() {
+    if !needs("chromium") {
+        return;
+    }
+    let server = server().await;
+    stalled_job(&server, "j").await;
+    let path = format!("{SCHOOL}/jobs/j");
+    let mut page = Page::open().await;
+    arrive(&mut page, &server, &path, &worker(1)).await;
+    // The page is not renewed any more, and meanwhile the job is at another attempt.
+    page.until("!!document.querySelector('#pause:not([hidden])')")
+        .await;
+    page.evaluate("document.getElementById('pause').click()")
+        .await;
+    let force = json!({"force": true});
+    server.report("/api/jobs/j/cancel", force).await;
+    server.report("/api/jobs/j/retry", json!({})).await;
+    server.report("/api/jobs/j/start", json!({})).await;
+    page.evaluate("document.querySelector('[data-key=end]').open = true")
+        .await;
+    page.evaluate("document.querySelector('[data-key=end] button').click()")
+        .await;
+    page.until("document.querySelector('h1')?.textContent === 'That did not work'")
+        .await;
+    let said = page
+        .evaluate("document.querySelector('main').innerText")
+        .await;
+    assert!(said.as_str().unwrap().contains("attempt"), "{said}");
+    assert_eq!(status_of(&server, "j").await, "in_progress");
+    page.evaluate("document.querySelector('main a').click()")
+        .await;
+    page.until(&format!("location.pathname === '{path}' && document.querySelector('h1 .badge')?.textContent === 'in progress'")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_that_expires_while_a_page_is_open_leads_to_sign_in_which_says_so() {
+    if !needs("chromium") {
+        return;
+    }
+    let server = server_with(json!({"jwt_leeway_secs": 0})).await;
+    server.running_job("j").await;
+    for path in [SCHOOL.to_owned(), format!("{SCHOOL}/jobs/j")] {
+        let mut short = claims(Some(1), Role::Worker);
+        short.exp = chrono::Utc::now().timestamp() as f64 + 4.0;
+        let mut page = Page::open().await;
+        arrive(&mut page, &server, &path, &sign(&short)).await;
+        page.until("location.pathname === '/monitor/sign-in' && document.body.innerText.includes('Your token expired')")
+            .await;
+        let next = page
+            .evaluate("document.querySelector('main [name=next]').value")
+            .await;
+        assert_eq!(next, path);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_running_job_is_asked_before_it_is_ended_and_one_that_has_ended_is_asked_nothing() {
     let server = server().await;
     server.running_job("j").await;
@@ -396,6 +452,22 @@ async fn a_page_that_is_not_there_keeps_the_tabs_of_the_school() {
             "{path}"
         );
     }
+    // The title counts what is wrong, as those of the other pages do.
+    server.running_job("j").await;
+    let error = json!({"error": {"code": "no", "message": "No"}});
+    server.report("/api/jobs/j/fail", error).await;
+    for path in [
+        "/monitor/schools/1/jobs/nobody",
+        "/monitor/schools/1/nothing",
+    ] {
+        let seen = missing(path, &viewer(1)).await;
+        assert!(seen.contains("<title>(1) 404 – Tidings</title>"), "{seen}");
+    }
+    let seen = missing("/monitor/schools/1/nothing", "").await;
+    assert!(
+        seen.contains("<title>404 – Tidings</title>"),
+        "a stranger is told of none"
+    );
     let mut limited = claims(Some(1), Role::Viewer);
     limited.channels = Some(vec!["devices".into()]);
     let seen = missing("/monitor/schools/1/devices/none", &sign(&limited)).await;

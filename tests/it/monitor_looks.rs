@@ -383,6 +383,11 @@ async fn on_paper_there_are_dates_and_legends_and_nothing_to_press() {
         };
         let pressed = shown("form, button, summary, input, select, nav, #freshness");
         assert_eq!(page.evaluate(&pressed).await, 0, "{address}");
+        // A line of digits is a number: none is on two.
+        let broken = "[...document.querySelectorAll('td.number')].filter(own => { \
+             const range = document.createRange(); range.selectNodeContents(own); \
+             return own.innerText.trim().length < 12 && !/\\s/.test(own.innerText.trim()) && new Set([...range.getClientRects()].map(one => one.top)).size > 1; }).length";
+        assert_eq!(page.evaluate(broken).await, 0, "{address}");
         let as_of = page
             .evaluate("document.querySelector('.on-paper').innerText")
             .await;

@@ -68,7 +68,10 @@ async fn job_page(
             })
         })
         .collect();
+    let ended = job.is_some_and(|job| job.status.is_terminal());
     let own = json!({
+        // An open confirmation is not to be closed by a page that renews itself.
+        "may_write": !ended,
         "job": rows(std::slice::from_ref(&stored)).pop(),
         "metadata": job.and_then(|job| pretty(job.metadata.get())),
         "result": result,

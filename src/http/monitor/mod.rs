@@ -29,7 +29,7 @@ use serde_json::json;
 
 use self::assets::Assets;
 use self::page::{Html, Pages};
-use self::visitor::{Refusal, Visitor, cleared_cookie, token_cookie};
+use self::visitor::{Refusal, RefusalPage, Visitor, cleared_cookie, token_cookie};
 use super::base_path;
 use super::body::Base;
 use super::methods;
@@ -193,20 +193,18 @@ fn look(form: Form<Look<'_>>, visitor: Visitor, base: Base) -> visitor::WithCook
     }
 }
 
-/// What the framework refuses below `/monitor`: people read it.
+/// What is refused below `/monitor`, by the framework or by a handler: people read it.
 #[rocket::catch(default)]
-fn catch(status: Status, request: &Request<'_>) -> Refusal {
+async fn catch(status: Status, request: &Request<'_>) -> RefusalPage {
     // A catcher is not mounted: it knows its place by the address.
     let path = request.uri().path().as_str();
     let mounted = path.split_once("/monitor").map_or("", |(base, _)| base);
     let prefix = base_path::prefix(request);
     let is_missing = status == Status::NotFound;
     let allow = is_missing.then(|| methods::instead(request)).flatten();
-    Refusal::Uncaught {
-        status: allow.as_ref().map_or(status, |_| Status::MethodNotAllowed),
-        allow,
-        base: format!("{}{mounted}", prefix.as_str()),
-    }
+    let status = allow.as_ref().map_or(status, |_| Status::MethodNotAllowed);
+    let base = format!("{}{mounted}", prefix.as_str());
+    RefusalPage::new(request, &base, status, allow).await
 }
 
 pub(super) fn catchers() -> Vec<Catcher> {

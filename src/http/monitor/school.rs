@@ -62,10 +62,7 @@ fn view_with(
     own["stream"] = stream(guest, base).into();
     own["school"] = guest.place(&base.0);
     own["totals"] = totals.view();
-    own["wrong"] = match totals.wrong() {
-        0 => Value::Null,
-        wrong => count(wrong).into(),
-    };
+    own["wrong"] = totals.told_wrong().into();
     own["tab"] = tab.into();
     own["may_act"] = guest.may_act().into();
     let now = Utc::now();

@@ -70,7 +70,7 @@ impl Totals {
     }
 
     /// What a page's title counts: what somebody should look at. It is none again when all of it is put right.
-    pub(super) fn wrong(&self) -> u64 {
+    fn wrong(&self) -> u64 {
         [
             (job::KIND, "stalled"),
             (job::KIND, "failed_lately"),
@@ -80,6 +80,11 @@ impl Totals {
         .iter()
         .map(|(kind, name)| self.of(*kind, name))
         .sum()
+    }
+
+    /// The same as a template is told it; nothing if there is none.
+    pub(super) fn told_wrong(&self) -> Option<String> {
+        Some(self.wrong()).filter(|wrong| *wrong > 0).map(count)
     }
 
     /// As a template is told them.

@@ -7,6 +7,7 @@ use rocket::response::{self, Redirect, Responder, Response};
 use serde_json::{Value, json};
 
 use super::page::{Html, Pages};
+use super::totals::Totals;
 use crate::auth::{Access, AuthError, Role, Schools};
 use crate::http::base_path;
 use crate::http::body::Base;
@@ -138,14 +139,14 @@ impl Visitor {
 
     /// The school whose pages a visitor is among who has come to one that is not there: the one of the address, if it is within
     /// reach, or else the only one.
-    fn school_near(&self, request: &Request<'_>, base: &str) -> Option<Value> {
+    fn school_near(&self, request: &Request<'_>) -> Option<(&Access, SchoolId)> {
         let access = self.credential.as_ref().ok()?;
         let mut segments = request.uri().path().raw_segments();
         segments.find(|segment| *segment == "schools");
         let named = segments.next().and_then(|own| own.as_str().parse().ok());
         let near = named.and_then(|named| access.school(Some(named)).ok());
         let school = near.or_else(|| access.school(None).ok())?;
-        Some(place(access, school, base))
+        Some((access, school))
     }
 
     /// What every template is given, and `own`.
@@ -219,16 +220,8 @@ pub(super) enum Refusal {
         /// Why the credential that came with the request is refused, if one did.
         why: Option<Box<Problem>>,
     },
-    /// Anything else.
+    /// Anything else. The catcher makes a page of it.
     Problem(Problem),
-    /// What no route has taken.
-    Uncaught {
-        status: Status,
-        /// The methods that the address takes, when it is the method that does not fit.
-        allow: Option<String>,
-        /// Where the pages are.
-        base: String,
-    },
 }
 
 impl From<Problem> for Refusal {
@@ -257,43 +250,81 @@ impl<'r> Responder<'r, 'static> for Refusal {
             Refusal::Problem(problem) => {
                 problem.note(credential::tidings(request), &credential::source(request));
                 let status = Status::new(problem.status());
-                let page = refused(request, base, status, problem.detail());
-                let mut response = page.respond_to(request)?;
-                if let Some(secs) = problem.retry_after_secs() {
-                    response.set_raw_header("Retry-After", secs.to_string());
-                }
-                Ok(response)
-            }
-            Refusal::Uncaught {
-                status,
-                allow,
-                base,
-            } => {
-                let page = refused(request, &base, status, status.reason_lossy());
-                let mut response = page.respond_to(request)?;
-                if let Some(methods) = allow {
-                    response.set_raw_header("Allow", methods);
-                }
-                Ok(response)
+                request.local_cache(|| Refused(Some(problem)));
+                Err(status)
             }
         }
     }
 }
 
-fn refused(request: &Request<'_>, base: &str, status: Status, detail: &str) -> Html {
-    let visitor = Visitor::of(request);
-    let own = json!({
-        "status": status.code,
-        "detail": detail,
-        // Nothing on it tells one missing address from another.
-        "here": null,
-        "school": visitor.school_near(request, base),
-        "tab": "",
-    });
-    let view = visitor.view(&Base(base.to_owned()), own);
-    let pages = request.rocket().state::<Pages>();
-    let pages = pages.expect("the pages are mounted together with their state");
-    pages.render("problem.html", &view).with_status(status)
+/// Why a handler has refused the request, until the catcher tells it.
+struct Refused(Option<Problem>);
+
+/// The page of a request that was refused, by a handler or by the framework.
+pub(super) struct RefusalPage {
+    page: Html,
+    /// The methods that the address takes, when it is the method that does not fit.
+    allow: Option<String>,
+    retry_after_secs: Option<u64>,
+}
+
+impl RefusalPage {
+    pub(super) async fn new(
+        request: &Request<'_>,
+        base: &str,
+        status: Status,
+        allow: Option<String>,
+    ) -> RefusalPage {
+        let Refused(problem) = request.local_cache(|| Refused(None));
+        let visitor = Visitor::of(request);
+        let near = visitor.school_near(request);
+        let detail = problem
+            .as_ref()
+            .map_or(status.reason_lossy(), Problem::detail);
+        // A form that was refused leads back to its page.
+        let is_form = request.method() == Method::Post;
+        let back = is_form.then(|| own_address(&Base(base.to_owned()), &visitor.here));
+        let mut own = json!({
+            "status": status.code,
+            "detail": detail,
+            "back": back,
+            // Nothing on it tells one missing address from another.
+            "here": null,
+            "tab": "",
+            "wrong": match near {
+                // The database may be what fails.
+                Some((access, school)) if status.code < 500 => {
+                    let totals = Totals::read(credential::tidings(request), access, school).await;
+                    totals.ok().and_then(|totals| totals.told_wrong())
+                }
+                _ => None,
+            },
+        });
+        if let Some((access, school)) = near {
+            own["school"] = place(access, school, base);
+        }
+        let view = visitor.view(&Base(base.to_owned()), own);
+        let pages = request.rocket().state::<Pages>();
+        let pages = pages.expect("the pages are mounted together with their state");
+        RefusalPage {
+            page: pages.render("problem.html", &view).with_status(status),
+            allow,
+            retry_after_secs: problem.as_ref().and_then(Problem::retry_after_secs),
+        }
+    }
+}
+
+impl<'r> Responder<'r, 'static> for RefusalPage {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
+        let mut response = self.page.respond_to(request)?;
+        if let Some(methods) = self.allow {
+            response.set_raw_header("Allow", methods);
+        }
+        if let Some(secs) = self.retry_after_secs {
+            response.set_raw_header("Retry-After", secs.to_string());
+        }
+        Ok(response)
+    }
 }
 
 /// A redirect that leaves or clears the cookie.

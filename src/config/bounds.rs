@@ -97,8 +97,6 @@ pub const WINDOW_IDLE: Duration = Duration::from_secs(60);
 pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Ticks that a stream holds back at a time; one more lets them all go.
 pub const HELD_TICKS_MAX: usize = 1_024;
-/// Steps towards being up to date that a stream plans before it is asked for more.
-pub const PLANNED_STEPS_MAX: usize = 32;
 /// Bytes that are still read from a WebSocket client after it has broken the protocol, so that it can read why it is closed.
 pub const DEAF_MAX_BYTES: usize = 1024 * 1024;
 /// Handshakes over HTTP/1.0 that are remembered until they are routed, at most.

@@ -6,26 +6,24 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use serde_json::{Map, Value};
+
 use super::{Delivery, Reading, Subscriber, Subscription};
 use crate::event::Event;
-use crate::id::{Channel, Cursor};
+use crate::id::{Channel, Cursor, Kind};
 use crate::scope::{Scope, without_superseded};
 use crate::store::{Log, Page};
 use crate::wire::{Close, Control, ResetReason};
 
 /// A step towards being up to date. Mail waits while there are any.
 pub(super) enum Step {
-    /// Tell the events of `scope` after the position, and move it to the head.
+    /// Tell the events of all that is listened to after the position, and move it to the head.
     ///
     /// A client that was told of a commit expects to find it: a catch-up that is not `settled` first waits until the
     /// hub has been offered everything that was committed when the catch-up began.
     ///
     /// With `from`, the position is set to it first.
-    CatchUp {
-        scope: Arc<Scope>,
-        from: Option<u64>,
-        settled: bool,
-    },
+    CatchUp { from: Option<u64>, settled: bool },
     /// Tell the present states of `scope`. Those of channels that were `added` to others end at the position;
     /// otherwise the snapshot sets it.
     Snapshot {
@@ -40,8 +38,18 @@ pub(super) enum Step {
         added: Added,
         after: u64,
     },
+    /// Listen to more.
+    Add(Box<Addition>),
     /// Say that everything before has been told.
     Ready,
+}
+
+/// Channels to be added, and how that was asked.
+pub(super) struct Addition {
+    pub(super) channels: Vec<Channel>,
+    pub(super) cursor: Option<Cursor>,
+    pub(super) asked: Map<String, Value>,
+    pub(super) wide: Option<Kind>,
 }
 
 /// Channels that are added to others; an event of those others is not sent again.
@@ -62,48 +70,58 @@ impl Added {
 
 impl Step {
     /// Tells what the hub has been offered since, and waits first for what is on its way there.
-    pub(super) fn catch_up(scope: Arc<Scope>) -> Step {
+    pub(super) fn catch_up() -> Step {
         Step::CatchUp {
-            scope,
             from: None,
             settled: false,
+        }
+    }
+
+    /// Brings channels that are added to others up to the position, from a place that is known.
+    pub(super) fn replay(scope: Arc<Scope>, added: Added, after: u64) -> Step {
+        Step::Replay {
+            scope,
+            added,
+            after,
+        }
+    }
+
+    /// The same by their present states.
+    pub(super) fn snapshot_beside(scope: Arc<Scope>, added: Added) -> Step {
+        Step::Snapshot {
+            scope,
+            added: Some(added),
+            after: 0,
+            upto: None,
         }
     }
 }
 
 impl Subscription {
-    /// Plans to bring `scope` up to date from a cursor, or from nothing.
-    pub(super) fn plan_from(
-        &mut self,
-        scope: Arc<Scope>,
-        added: Option<Added>,
-        from: Option<Cursor>,
-    ) {
-        let known = self.known(from);
-        let step = match (known, added) {
-            (Some(after), Some(added)) => Step::Replay {
-                scope,
-                added,
-                after,
-            },
-            (Some(after), None) => Step::CatchUp {
-                scope,
+    /// Brings all that is listened to up to date from a cursor, or from nothing.
+    pub(super) fn start(&mut self, from: Option<Cursor>) -> Step {
+        if let Some(after) = self.known(from) {
+            return Step::CatchUp {
                 from: Some(after),
                 settled: false,
-            },
-            (None, added) => {
-                if from.is_some() {
-                    self.say(Control::Reset(ResetReason::UnknownEpoch));
-                }
-                Step::Snapshot {
-                    scope,
-                    added,
-                    after: 0,
-                    upto: None,
-                }
-            }
-        };
-        self.plan.push_back(step);
+            };
+        }
+        if from.is_some() {
+            // A cursor that is not known is one of another life.
+            let reset = Control::Reset(ResetReason::UnknownEpoch);
+            self.push(Delivery::Control(reset), Some(0));
+        }
+        self.snapshot()
+    }
+
+    /// Tells the present states of all that is listened to, and sets the position.
+    fn snapshot(&self) -> Step {
+        Step::Snapshot {
+            scope: Arc::clone(&self.scope),
+            added: None,
+            after: 0,
+            upto: None,
+        }
     }
 
     /// Leaves channels out of what is planned. Steps that set the position stay, if only for that.
@@ -115,7 +133,9 @@ impl Subscription {
         }
         if self.scope.is_empty() {
             // There is nothing to be brought up to date, and nowhere to stand.
-            self.forget_plan();
+            self.reading = None;
+            self.settling = None;
+            self.plan.retain(|step| matches!(step, Step::Add(_)));
             self.outbox
                 .iter_mut()
                 .for_each(|entry| entry.moves_to = None);
@@ -133,10 +153,9 @@ impl Subscription {
         self.settling = None;
         self.plan.retain_mut(|step| {
             let (scope, sets_position) = match step {
-                Step::CatchUp { scope, .. } => (scope, true),
                 Step::Snapshot { scope, added, .. } => (scope, added.is_none()),
                 Step::Replay { scope, .. } => (scope, false),
-                Step::Ready => return true,
+                Step::CatchUp { .. } | Step::Add(_) | Step::Ready => return true,
             };
             let narrowed = Arc::make_mut(scope);
             narrow(narrowed);
@@ -163,36 +182,30 @@ impl Subscription {
                 );
                 Poll::Ready(())
             }
+            Step::Add(addition) => {
+                self.add(*addition);
+                Poll::Ready(())
+            }
+            // There is nothing to be brought up to date.
+            Step::CatchUp { .. } if self.scope.is_empty() => Poll::Ready(()),
             Step::CatchUp {
-                scope,
                 from: Some(from),
                 settled,
             } => {
                 self.position = from;
                 self.plan.push_front(Step::CatchUp {
-                    scope,
                     from: None,
                     settled,
                 });
                 Poll::Ready(())
             }
-            Step::CatchUp {
-                scope,
-                settled: true,
-                ..
-            } => self.poll_catch_up(cx, scope),
-            Step::CatchUp {
-                scope,
-                settled: false,
-                ..
-            } => {
+            Step::CatchUp { settled: true, .. } => self.poll_catch_up(cx),
+            Step::CatchUp { settled: false, .. } => {
                 let settled = self.poll_settled(cx);
-                let step = Step::CatchUp {
-                    scope,
+                self.plan.push_front(Step::CatchUp {
                     from: None,
                     settled: settled.is_ready(),
-                };
-                self.plan.push_front(step);
+                });
                 settled
             }
             Step::Replay {
@@ -228,11 +241,8 @@ impl Subscription {
         Poll::Ready(())
     }
 
-    fn poll_catch_up(&mut self, cx: &mut Context<'_>, scope: Arc<Scope>) -> Poll<()> {
-        if scope.is_empty() {
-            // Its channels were left. A snapshot of nothing still says where the log ends.
-            return self.poll_snapshot(cx, scope, None, 0, None);
-        }
+    fn poll_catch_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let scope = Arc::clone(&self.scope);
         let after = self.position;
         if self.reading.is_none()
             && let Some((events, head)) = self.attachment.window(after)
@@ -252,7 +262,6 @@ impl Subscription {
         }
         let Poll::Ready(page) = self.poll_replay_page(cx, &scope, after) else {
             self.plan.push_front(Step::CatchUp {
-                scope,
                 from: None,
                 settled: true,
             });
@@ -266,12 +275,8 @@ impl Subscription {
             if !matches!(self.plan.front(), Some(Step::Ready)) {
                 self.plan.push_front(Step::Ready);
             }
-            self.plan.push_front(Step::Snapshot {
-                scope,
-                added: None,
-                after: 0,
-                upto: None,
-            });
+            let snapshot = self.snapshot();
+            self.plan.push_front(snapshot);
             return Poll::Ready(());
         }
         page.events
@@ -280,7 +285,6 @@ impl Subscription {
         self.position = page.through;
         if page.through < page.head {
             self.plan.push_front(Step::CatchUp {
-                scope,
                 from: None,
                 settled: true,
             });
@@ -307,14 +311,10 @@ impl Subscription {
             return Poll::Ready(());
         };
         if let Some(reason) = self.cannot_honour(after, &page) {
-            self.wide_from = self.wide_from.max(added.wide_from);
-            self.say(Control::Reset(reason));
-            self.plan.push_front(Step::Snapshot {
-                scope,
-                added: Some(added),
-                after: 0,
-                upto: None,
-            });
+            // Clients forget on it all that they know, so it is about all that is listened to.
+            self.push(Delivery::Control(Control::Reset(reason)), Some(0));
+            let snapshot = self.snapshot();
+            self.plan.push_front(snapshot);
             return Poll::Ready(());
         }
         // Beyond the position the added channels are live: their mail has been kept since they were added.

@@ -30,10 +30,10 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use self::catch_up::{Added, Step};
+use self::catch_up::{Added, Addition, Step};
 use self::folder::Folder;
 use self::life::Life;
-use crate::config::{Ceilings, PLANNED_STEPS_MAX, Settings};
+use crate::config::{Ceilings, Settings};
 use crate::event::Event;
 use crate::hub::mailbox::Mail;
 use crate::hub::{Attachment, Hub, HubFull, Reader};
@@ -108,7 +108,7 @@ pub struct Subscription {
     position: u64,
     /// Where a reader stands who has had everything that left the outbox.
     safe: u64,
-    /// While added channels are brought up to date: where a reader of all must come back to.
+    /// Until added channels are brought up to date: where a reader of all must come back to.
     backfill: Option<u64>,
     /// Of the wide events that are on no channel, those after this `seq` are told, each in its turn.
     wide_from: u64,
@@ -203,8 +203,8 @@ impl Subscriber {
         if subscription.scope.is_empty() {
             subscription.position = subscription.safe;
         } else {
-            let scope = Arc::clone(&subscription.scope);
-            subscription.plan_from(scope, None, from);
+            let start = subscription.start(from);
+            subscription.plan.push_back(start);
         }
         if !subscription.scope.channels().is_empty() {
             subscription.plan.push_back(Step::Ready);
@@ -219,12 +219,16 @@ impl Subscription {
         &self.scope
     }
 
-    /// The cursor to come back with if the stream breaks now.
-    pub fn resume_cursor(&self) -> Cursor {
-        self.cursor(
-            self.backfill
-                .map_or(self.safe, |backfill| backfill.min(self.safe)),
-        )
+    /// The cursor to come back with if the stream breaks now. Without a channel there is none: whatever is subscribed to
+    /// later has not been told up to any place.
+    pub fn resume_cursor(&self) -> Option<Cursor> {
+        if self.scope.channels().is_empty() {
+            return None;
+        }
+        let safe = self
+            .backfill
+            .map_or(self.safe, |backfill| backfill.min(self.safe));
+        Some(self.cursor(safe))
     }
 
     /// Sets the end of the credential.
@@ -279,8 +283,8 @@ impl Subscription {
         self.life.ends(reason);
     }
 
-    /// Listens to more: from `cursor`, or from a snapshot; and to the `wide` events of a kind. `asked` is acknowledged first;
-    /// `ready` follows.
+    /// Listens to more: from `cursor`, or from a snapshot; and to the `wide` events of a kind. What is under way is told
+    /// first. Then `asked` is acknowledged, and `ready` follows.
     pub fn subscribe(
         &mut self,
         channels: Vec<Channel>,
@@ -288,13 +292,33 @@ impl Subscription {
         asked: Map<String, Value>,
         wide: Option<Kind>,
     ) {
+        // The state that is told of the new channels is the present one.
+        self.plan.push_back(Step::catch_up());
+        self.plan.push_back(Step::Add(Box::new(Addition {
+            channels,
+            cursor,
+            asked,
+            wide,
+        })));
+    }
+
+    /// Listens to more. What was listened to before is told up to the position, and waits there until the new channels are
+    /// told up to it, too: so every event that is told has a cursor that is safe for all of them.
+    fn add(&mut self, addition: Addition) {
+        let Addition {
+            channels,
+            cursor,
+            asked,
+            wide,
+        } = addition;
         // Held ticks come before whatever is told from now on.
         self.release_held(true);
         let added: Vec<Channel> = channels
             .into_iter()
             .filter(|channel| !self.scope.channels().contains(channel))
             .collect();
-        let from = self.known(cursor).unwrap_or(0);
+        let known = self.known(cursor);
+        let from = known.unwrap_or(0);
         let first = self.scope.is_empty();
         if let Some(kind) = wide.filter(|_| self.scope.wide().is_none() && !added.is_empty()) {
             self.attachment.listen_to_wide(kind);
@@ -302,42 +326,48 @@ impl Subscription {
             // A snapshot says itself where it ends.
             self.wide_from = if first { from } else { self.position };
         }
+        let beside = Added {
+            beside: Arc::clone(&self.scope),
+            wide_from: self.wide_from,
+        };
+        // Attach before reading the store, here too.
+        self.attachment.listen(added.iter().cloned());
+        let all = Arc::make_mut(&mut self.scope);
+        added.iter().for_each(|channel| all.add(channel.clone()));
+        // It is stamped when it is told.
+        self.say(Control::Subscribed {
+            asked,
+            cursor: None,
+        });
+        let mut steps = Vec::new();
         if added.is_empty() {
             // Nothing changes.
         } else if first {
             self.safe = from;
+            steps.push(self.start(cursor));
         } else {
             self.backfill = Some(self.backfill.map_or(from, |backfill| backfill.min(from)));
-        }
-        let cursor_of_ack = self.cursor(self.safe);
-        self.say(Control::Subscribed {
-            asked,
-            cursor: cursor_of_ack,
-        });
-        if !added.is_empty() {
-            // Attach before reading the store, here too.
-            self.attachment.listen(added.iter().cloned());
-            let added_to = Added {
-                beside: Arc::clone(&self.scope),
-                wide_from: self.wide_from,
-            };
-            if let Some(after) = self.known(cursor).filter(|_| !first) {
+            if let Some(after) = known {
                 // What is replayed now has the wide events after its cursor, too.
                 self.wide_from = self.wide_from.min(after);
             }
-            let new = Arc::new(self.scope.with_channels(added.clone()));
-            let all = Arc::make_mut(&mut self.scope);
-            added.into_iter().for_each(|channel| all.add(channel));
-            if first {
-                self.plan_from(new, None, cursor);
-            } else {
-                // The old channels first, to a point after the attachment; the new ones then up to that point.
-                self.plan
-                    .push_back(Step::catch_up(Arc::clone(&added_to.beside)));
-                self.plan_from(new, Some(added_to), cursor);
-            }
+            let new = Arc::new(self.scope.with_channels(added));
+            steps.push(match (known, cursor) {
+                (Some(after), _) => Step::replay(new, beside, after),
+                (None, None) => Step::snapshot_beside(new, beside),
+                // A `reset` is about all that is listened to.
+                (None, Some(_)) => self.start(cursor),
+            });
+            // What has happened meanwhile, of all. A state that was newer than the position when it was read is among it.
+            steps.push(Step::catch_up());
         }
-        self.plan.push_back(Step::Ready);
+        if !self.scope.channels().is_empty() {
+            steps.push(Step::Ready);
+        }
+        steps
+            .into_iter()
+            .rev()
+            .for_each(|step| self.plan.push_front(step));
     }
 
     /// Hears the wide events of a kind from now on.
@@ -378,12 +408,12 @@ impl Subscription {
             beside: Arc::new(Scope::new(self.scope.school, [])),
             wide_from: self.wide_from,
         };
-        self.plan.push_back(Step::catch_up(Arc::clone(&self.scope)));
-        self.plan_from(again, Some(nothing), None);
+        self.plan.push_back(Step::catch_up());
+        self.plan.push_back(Step::snapshot_beside(again, nothing));
     }
 
-    /// Whether it has enough to do: an acknowledgement has not been told yet, or many steps are planned. Nothing more
-    /// is asked for meanwhile, or who asks faster than he can be told could have any amount kept.
+    /// Whether it has enough to do: an acknowledgement has not been told yet. Nothing more is asked for meanwhile, or a
+    /// client that asks faster than it can be told could have any amount kept, and answers would not come in turn.
     pub fn is_busy(&self) -> bool {
         let owes = |entry: &Entry| {
             matches!(
@@ -391,11 +421,14 @@ impl Subscription {
                 Delivery::Control(Control::Subscribed { .. } | Control::Unsubscribed { .. })
             )
         };
-        self.plan.len() >= PLANNED_STEPS_MAX || self.outbox.iter().any(owes)
+        let waits = |step: &Step| matches!(step, Step::Add(_));
+        self.plan.iter().any(waits) || self.outbox.iter().any(owes)
     }
 
     /// Listens to less.
     pub fn unsubscribe(&mut self, channels: &[Channel], asked: Map<String, Value>) {
+        // Of what waits to be told, the part that is left now never is: so it is not the place where the rest will stand.
+        let cursor = self.resume_cursor();
         for channel in channels {
             self.attachment.unlisten(channel);
             Arc::make_mut(&mut self.scope).remove(channel);
@@ -405,7 +438,6 @@ impl Subscription {
         self.release_held(false);
         self.set_timer();
         self.narrow_plan(channels);
-        let cursor = self.resume_cursor();
         self.say(Control::Unsubscribed { asked, cursor });
     }
 
@@ -472,9 +504,7 @@ impl Subscription {
             Mail::Lagging => {
                 // Held ticks come before what is replayed now.
                 self.release_held(true);
-                let scope = Arc::clone(&self.scope);
                 self.plan.push_back(Step::CatchUp {
-                    scope,
                     from: None,
                     settled: true,
                 });
@@ -554,7 +584,8 @@ impl Subscription {
             self.life.count_event();
         }
         if let Delivery::Control(control) = &mut delivery {
-            if matches!(control, Control::Ready(_)) && self.plan.is_empty() {
+            if let Control::Ready(_) = control {
+                // Additions come one after the other: none that was acknowledged is incomplete.
                 self.backfill = None;
             }
             // Where the reader stands is known only now.

@@ -130,8 +130,8 @@ pub enum Control {
     Reset(ResetReason),
     /// A sign of life.
     Heartbeat {
-        /// Everything up to here was delivered or is out of scope.
-        cursor: Cursor,
+        /// Everything up to here was delivered or is out of scope. Nothing where no channel is listened to.
+        cursor: Option<Cursor>,
         /// Now.
         at: DateTime<Utc>,
     },
@@ -165,15 +165,15 @@ pub enum Control {
     Subscribed {
         /// What was asked, as it was asked.
         asked: Map<String, Value>,
-        /// Where the new channels begin.
-        cursor: Cursor,
+        /// Where the new channels begin. Nothing where no channel is listened to.
+        cursor: Option<Cursor>,
     },
     /// An `unsubscribe` was carried out.
     Unsubscribed {
         /// What was asked, as it was asked.
         asked: Map<String, Value>,
-        /// Where the channels ended.
-        cursor: Cursor,
+        /// Where the channels ended. Nothing where none was listened to.
+        cursor: Option<Cursor>,
     },
 }
 
@@ -197,7 +197,8 @@ enum ControlJson<'a> {
         reason: ResetReason,
     },
     Heartbeat {
-        cursor: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<String>,
         timestamp: String,
     },
     Closing {
@@ -223,12 +224,14 @@ enum ControlJson<'a> {
     Subscribed {
         #[serde(flatten)]
         asked: &'a Map<String, Value>,
-        cursor: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<String>,
     },
     Unsubscribed {
         #[serde(flatten)]
         asked: &'a Map<String, Value>,
-        cursor: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cursor: Option<String>,
     },
 }
 
@@ -249,14 +252,9 @@ impl Control {
     }
 
     /// Sets the cursor of messages that say where the reader stands on receiving them.
-    pub fn stamp(&mut self, at: Cursor) {
-        match self {
-            Control::Heartbeat { cursor, .. }
-            | Control::Subscribed { cursor, .. }
-            | Control::Unsubscribed { cursor, .. } => {
-                *cursor = at;
-            }
-            _ => {}
+    pub fn stamp(&mut self, at: Option<Cursor>) {
+        if let Control::Heartbeat { cursor, .. } | Control::Subscribed { cursor, .. } = self {
+            *cursor = at;
         }
     }
 
@@ -284,7 +282,7 @@ impl Control {
             },
             Control::Reset(reason) => ControlJson::Reset { reason: *reason },
             Control::Heartbeat { cursor, at } => ControlJson::Heartbeat {
-                cursor: cursor.to_string(),
+                cursor: cursor.map(|cursor| cursor.to_string()),
                 timestamp: timestamp(*at),
             },
             Control::Closing { close, can_return } => ControlJson::Closing {
@@ -309,11 +307,11 @@ impl Control {
             },
             Control::Subscribed { asked, cursor } => ControlJson::Subscribed {
                 asked,
-                cursor: cursor.to_string(),
+                cursor: cursor.map(|cursor| cursor.to_string()),
             },
             Control::Unsubscribed { asked, cursor } => ControlJson::Unsubscribed {
                 asked,
-                cursor: cursor.to_string(),
+                cursor: cursor.map(|cursor| cursor.to_string()),
             },
         };
         serde_json::to_vec(&json).expect("a control message is JSON")

@@ -171,12 +171,9 @@ pub fn control(control: &Control, framing: Framing) -> Vec<u8> {
     match control {
         // Named on every SSE stream: it moves Last-Event-ID, reaches no `onmessage`, and can be listened for. A block
         // without data would reach the handlers of popular clients as an empty message.
-        Control::Heartbeat { cursor, .. } if sse => frame(
-            Framing::SseNamed,
-            control.name(),
-            Some(*cursor),
-            &control.json(),
-        ),
+        Control::Heartbeat { cursor, .. } if sse => {
+            frame(Framing::SseNamed, control.name(), *cursor, &control.json())
+        }
         Control::Connected { .. } if sse => {
             let mut bytes = format!("retry: {RETRY_MS}\n").into_bytes();
             bytes.extend(frame(framing, control.name(), None, &control.json()));

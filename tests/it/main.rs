@@ -17,6 +17,7 @@ mod browsers;
 mod characteristics;
 mod charts;
 mod cli;
+mod cursors;
 #[cfg(target_os = "linux")]
 mod dead_peers;
 mod demo;

@@ -303,9 +303,7 @@ async fn a_client_that_asks_faster_than_it_can_be_told_is_heard_as_fast_as_it_is
     };
     let (asked, told) = tokio::join!(asking, hearing);
     asked.unwrap();
+    // One is carried out, and one waits.
     let ahead = QUESTIONS.saturating_sub(told);
-    assert!(
-        ahead <= tidings::config::PLANNED_STEPS_MAX,
-        "{ahead} are to be told yet"
-    );
+    assert!(ahead <= 2, "{ahead} are to be told yet");
 }

@@ -117,7 +117,9 @@ impl PollBody {
     fn end(&mut self) -> Poll<Option<Arc<[u8]>>> {
         self.stage = Stage::Ended;
         self.subscription.ends("the poll has been answered");
-        let tail = format!(r#"],"cursor":"{}"}}"#, self.subscription.resume_cursor());
+        let cursor = self.subscription.resume_cursor();
+        let cursor = cursor.expect("a poll listens to a channel");
+        let tail = format!(r#"],"cursor":"{cursor}"}}"#);
         Poll::Ready(Some(tail.into_bytes().into()))
     }
 }

@@ -289,9 +289,9 @@ impl Session {
     }
 
     fn take_control(&mut self, mut control: Control) {
-        if let (Control::Heartbeat { cursor, .. }, Some(from)) = (&mut control, self.from) {
+        if let Control::Heartbeat { cursor, .. } = &mut control {
             // What is not subscribed to yet has not been read either.
-            *cursor = from;
+            *cursor = cursor.or(self.from);
         }
         match &control {
             // What is gathered will give a sign of life soon, and no cursor may go before it.
@@ -305,7 +305,8 @@ impl Session {
             }
             Control::Heartbeat { cursor, .. } => {
                 // A message alone would show the client that we are alive, but not show us that the client is.
-                self.socket.ping(cursor.to_string());
+                let cursor = cursor.map(|cursor| cursor.to_string());
+                self.socket.ping(cursor.unwrap_or_default());
                 if !self.dialect.heartbeat_message {
                     return;
                 }
@@ -599,7 +600,7 @@ impl Session {
                 let silence = Duration::from_secs(settings.idle_heartbeat_secs);
                 if self.last_message + silence <= now {
                     if let Some((_, subscription)) = &self.live {
-                        let cursor = subscription.resume_cursor();
+                        let cursor = subscription.resume_cursor().or(self.from);
                         self.send_control(&Control::Heartbeat {
                             cursor,
                             at: Utc::now(),

@@ -80,6 +80,33 @@ impl Ledger {
         self.with(|inner| inner.events.get(index).cloned())
     }
 
+    /// The first event of a subject in `after + 1..=upto` that a scope hears: a milestone, or any if `all` count.
+    pub(super) fn first_heard(
+        &self,
+        scope: &Scope,
+        subject: &SubjectId,
+        after: u64,
+        upto: u64,
+        all: bool,
+    ) -> Option<u64> {
+        self.with(|inner| {
+            let end = inner.events.len().min(upto as usize);
+            let between = inner.events.get(after as usize..end).unwrap_or_default();
+            let counts = |event: &&Arc<Event>| {
+                event.subject == *subject && (all || !event.is_tick()) && scope.hears(event)
+            };
+            between.iter().find(counts).map(|event| event.seq)
+        })
+    }
+
+    /// The last event of a subject that a scope hears.
+    pub(super) fn last_heard(&self, scope: &Scope, subject: &SubjectId) -> Option<u64> {
+        self.with(|inner| {
+            let heard = |event: &&Arc<Event>| event.subject == *subject && scope.hears(event);
+            inner.events.iter().rev().find(heard).map(|event| event.seq)
+        })
+    }
+
     pub(super) fn commit(&self, subject: &str, class: Class) -> Arc<Event> {
         self.with(|inner| {
             let cursor = Cursor {

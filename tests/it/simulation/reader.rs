@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use fastrand::Rng;
 use futures_util::Stream;
 use serde_json::Map;
 use tidings::event::Event;
@@ -17,10 +18,14 @@ use tidings::store::Log;
 use tidings::subscribe::{Delivery, Request, Subscriber, Subscription};
 use tidings::wire::Control;
 
-use super::ledger::Ledger;
+use super::Fault;
+use super::cursors::{Knowledge, Place};
+use super::ledger::{Ledger, school};
 
 /// Every so many wake-ups one gets lost, if that is the fault.
 const LOST_WAKE_UP: u64 = 5;
+/// Cursors that a reader remembers.
+const PLACES: usize = 64;
 
 /// Whether a reader was woken since it last had nothing to do. A runtime polls nobody else.
 #[derive(Default)]
@@ -54,9 +59,18 @@ pub(super) struct Reader {
     /// Where it comes back to.
     cursor: Option<Cursor>,
     shadow: Shadow,
+    knowledge: Knowledge,
+    /// Cursors that it was sent.
+    places: Vec<Place>,
+    /// What it would listen to, but was refused.
+    wanted: Scope,
+    /// What it has asked for, and from where.
+    asked: Option<(Channel, Option<Place>)>,
+    /// What it has left, until that is acknowledged.
+    left: Option<(Scope, Knowledge)>,
     /// Takes nothing for the time being.
     pub(super) is_stalled: bool,
-    loses_wake_ups: bool,
+    fault: Option<Fault>,
     /// What it was told in all.
     pub(super) deliveries: usize,
 }
@@ -90,10 +104,20 @@ impl Reader {
         filter: Filter,
         tick: Duration,
         is_multiplexed: bool,
-        loses_wake_ups: bool,
+        fault: Option<Fault>,
     ) -> Reader {
+        let wanted = Scope::new(school(), channels).filtered(filter);
+        let scope = match is_multiplexed {
+            true => Scope::new(school(), []).filtered(wanted.filter.clone()),
+            false => wanted.clone(),
+        };
         Reader {
-            scope: Scope::new(super::ledger::school(), channels).filtered(filter),
+            scope,
+            wanted,
+            knowledge: Knowledge::default(),
+            places: Vec::new(),
+            asked: None,
+            left: None,
             tick,
             session: None,
             cursor: None,
@@ -108,7 +132,7 @@ impl Reader {
                 must_reset: false,
             },
             is_stalled: false,
-            loses_wake_ups,
+            fault,
             deliveries: 0,
         }
     }
@@ -127,8 +151,26 @@ impl Reader {
         self.session.as_ref().is_some_and(rings)
     }
 
-    /// Connects, from its cursor if it has one.
-    pub(super) fn connect(&mut self, subscriber: &Subscriber, ledger: &Ledger) {
+    /// Connects: from its last cursor if it has one, or from any that it was sent.
+    pub(super) fn connect(&mut self, subscriber: &Subscriber, ledger: &Ledger, rng: &mut Rng) {
+        if self.is_multiplexed() {
+            // As the endpoint does: what is heard from the start is heard from here on.
+            self.scope = Scope::new(school(), []).filtered(self.scope.filter.clone());
+            self.cursor = Some(Cursor {
+                epoch: ledger.epoch(),
+                seq: ledger.head(),
+            });
+            self.knowledge.forget();
+            (self.asked, self.left) = (None, None);
+        } else if let Some(place) = rng.choice(&self.places).filter(|_| rng.bool()) {
+            self.cursor = Some(place.cursor);
+            self.knowledge = place.knowledge.clone();
+            self.shadow.told = place.told.clone();
+        }
+        if let Some(cursor) = self.cursor.filter(|_| !self.is_multiplexed()) {
+            self.knowledge.is_complete(cursor.seq);
+            self.shadow.last = cursor.seq;
+        }
         let subscription = subscriber
             .open(Request {
                 scope: self.scope.clone(),
@@ -148,8 +190,10 @@ impl Reader {
         let shadow = &mut self.shadow;
         shadow.is_ready = false;
         match self.cursor {
-            None => shadow.begin_anew(),
-            // What is asked for later is asked for without a cursor.
+            None => {
+                self.knowledge.forget();
+                shadow.begin_anew();
+            }
             _ if self.scope.channels().is_empty() => shadow.begin_anew(),
             Some(cursor) if cursor.epoch != ledger.epoch() => shadow.must_reset = true,
             Some(cursor) => {
@@ -164,7 +208,7 @@ impl Reader {
         ));
         let alarm = Arc::new(Alarm {
             rings: true.into(),
-            is_faulty: self.loses_wake_ups,
+            is_faulty: self.fault == Some(Fault::LostWakeUp),
             ..Alarm::default()
         });
         self.session = Some(Session {
@@ -199,28 +243,130 @@ impl Reader {
             session.alarm.rings.store(true, Ordering::Relaxed);
             took = true;
             self.deliveries += 1;
-            let before = self.cursor.replace(session.subscription.resume_cursor());
+            let before = self.cursor;
+            self.cursor = session.subscription.resume_cursor();
             trace(format_args!(
                 "{:?} is told {delivery:?}",
                 self.scope.channels()
             ));
             match delivery {
-                Delivery::Event(event) => self.shadow.hear(&event, &self.scope, ledger)?,
-                Delivery::Control(control) => {
-                    let at = before.map_or(0, |cursor| cursor.seq);
-                    self.shadow.note(&control, at, &self.scope, ledger)?;
+                Delivery::Event(event) => {
+                    self.shadow.hear(&event, &self.scope, ledger)?;
+                    let all = self.shadow.tells_all;
+                    self.knowledge.hear(&event, all, &self.scope, ledger)?;
+                    self.is_sent(event.cursor(), ledger)?;
                 }
+                Delivery::Control(control) => self.note(&control, before, ledger)?,
             }
         }
         Ok(took)
     }
 
-    /// Adds a channel, or leaves one.
-    pub(super) fn change(&mut self, channel: Channel) {
+    fn note(
+        &mut self,
+        control: &Control,
+        before: Option<Cursor>,
+        ledger: &Ledger,
+    ) -> Result<(), String> {
+        if let Control::Subscribed { .. } = control {
+            self.now_hears(ledger);
+        }
+        let from = self.asked.as_ref().and_then(|(_, from)| from.as_ref());
+        let is_foreign = from.is_some_and(|from| from.cursor.epoch != ledger.epoch());
+        let places = [before, from.map(|from| from.cursor)];
+        let at = places.into_iter().flatten().map(|cursor| cursor.seq).min();
+        let at = at.unwrap_or(0);
+        self.shadow.must_reset |= is_foreign && matches!(control, Control::Reset(_));
+        self.shadow.note(control, at, &self.scope, ledger)?;
+        let cursor = match control {
+            Control::Reset(_) => {
+                self.knowledge.forget();
+                if let Some((channel, from)) = &mut self.asked
+                    && self.scope.channels().contains(channel)
+                {
+                    *from = None;
+                }
+                return Ok(());
+            }
+            Control::Unsubscribed { cursor, .. } => {
+                let (Some((scope, knowledge)), Some(cursor)) = (self.left.take(), cursor) else {
+                    return Ok(());
+                };
+                return knowledge.allows(*cursor, self.shadow.tells_all, &scope, ledger);
+            }
+            Control::Ready(cursor) => {
+                self.asked = None;
+                Some(*cursor)
+            }
+            Control::Heartbeat { cursor, .. } => match self.fault {
+                Some(Fault::CursorOfNothing) => cursor.or(Some(Cursor {
+                    epoch: ledger.epoch(),
+                    seq: ledger.head(),
+                })),
+                _ => *cursor,
+            },
+            Control::Subscribed { cursor, .. } => *cursor,
+            _ => None,
+        };
+        if let Some(cursor) = cursor {
+            self.is_sent(cursor, ledger)?;
+        }
+        if let Control::Ready(cursor) = control {
+            self.knowledge.is_complete(cursor.seq);
+        }
+        Ok(())
+    }
+
+    /// Every cursor must be safe for all that is listened to; where that is nothing, for what the client wants.
+    fn is_sent(&mut self, cursor: Cursor, ledger: &Ledger) -> Result<(), String> {
+        let scope = match self.scope.channels().is_empty() {
+            true => &self.wanted,
+            false => &self.scope,
+        };
+        self.knowledge
+            .allows(cursor, self.shadow.tells_all, scope, ledger)?;
+        if self.places.len() == PLACES {
+            // Some old ones stay.
+            self.places.remove(PLACES / 2);
+        }
+        self.places.push(Place {
+            cursor,
+            scope: scope.clone(),
+            knowledge: self.knowledge.clone(),
+            told: self.shadow.told.clone(),
+        });
+        Ok(())
+    }
+
+    /// The channel that was asked for is acknowledged.
+    fn now_hears(&mut self, ledger: &Ledger) {
+        if let Some((channel, from)) = self.asked.clone() {
+            let known = from.filter(|from| from.cursor.epoch == ledger.epoch());
+            self.begins_to_hear(&channel, known.as_ref());
+            self.scope.add(channel);
+        }
+    }
+
+    /// Of a subject that is heard anyhow nothing changes.
+    fn begins_to_hear(&mut self, channel: &Channel, from: Option<&Place>) {
+        let Channel::Subject(_, subject) = channel else {
+            return;
+        };
+        let from = from.map(|from| (&from.knowledge, from.cursor.seq));
+        self.knowledge.take_over(subject, from);
+    }
+
+    /// Adds a channel, from a cursor that was sent for it if there is one, or leaves it.
+    pub(super) fn change(&mut self, channel: Channel, rng: &mut Rng) {
         let Some(session) = &mut self.session else {
             return;
         };
+        if session.subscription.is_busy() || self.asked.is_some() {
+            // An endpoint does not read on meanwhile.
+            return;
+        }
         if self.scope.channels().contains(&channel) {
+            self.left = Some((self.scope.clone(), self.knowledge.clone()));
             self.scope.remove(&channel);
             session.subscription.unsubscribe(&[channel], Map::new());
             let scope = &self.scope;
@@ -229,11 +375,16 @@ impl Reader {
                 scope.channels().iter().any(|channel| channel.covers(&own))
             };
             self.shadow.told.retain(|subject, _| hears(subject));
+            self.knowledge.retain(hears);
         } else {
-            self.scope.add(channel.clone());
-            session
-                .subscription
-                .subscribe(vec![channel], None, Map::new(), None);
+            let heard = |place: &&Place| place.scope.channels().contains(&channel);
+            let places: Vec<&Place> = self.places.iter().filter(heard).collect();
+            let from = rng.choice(places).filter(|_| rng.bool()).cloned();
+            let cursor = from.as_ref().map(|from| from.cursor);
+            self.asked = Some((channel.clone(), from));
+            let asked = vec![channel];
+            let subscription = &mut session.subscription;
+            subscription.subscribe(asked, cursor, Map::new(), None);
             self.shadow.is_ready = false;
         }
         session.alarm.rings.store(true, Ordering::Relaxed);
@@ -325,7 +476,10 @@ impl Shadow {
                 self.is_ready = true;
                 self.promised(*cursor, scope, ledger)
             }
-            Control::Heartbeat { cursor, .. } => self.promised(*cursor, scope, ledger),
+            Control::Heartbeat {
+                cursor: Some(cursor),
+                ..
+            } => self.promised(*cursor, scope, ledger),
             Control::Closing { close, .. } => Err(format!("it was closed: {close:?}")),
             _ => Ok(()),
         }

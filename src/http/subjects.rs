@@ -146,6 +146,7 @@ async fn list(
     caller: Result<Caller, Problem>,
     asked: Result<Asked, Problem>,
     upper: Result<UpperStatus, Problem>,
+    first: FirstHead,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection;
@@ -163,7 +164,7 @@ async fn list(
     }
     let cursor = Cursor {
         epoch: tidings.store().epoch(),
-        seq: page.head,
+        seq: first.or(page.head),
     };
     let next = page
         .next
@@ -293,20 +294,39 @@ fn list_query(
 /// `page` and `limit` of any list.
 pub(super) fn page_of(request: &Request<'_>) -> Result<(Option<u64>, usize), Problem> {
     let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
-    let number = |name: &str| -> Result<Option<u64>, Problem> {
-        let parse = |text: &str| {
-            text.parse()
-                .map_err(|_| invalid(format!("`{name}` is not a number from an answer")))
-        };
-        query(request, name).map(parse).transpose()
-    };
-    let limit = number("limit")?.unwrap_or(PAGE_DEFAULT as u64);
-    if !(1..=PAGE_MAX as u64).contains(&limit) {
-        return Err(invalid(format!("`limit` is from 1 to {PAGE_MAX}")));
+/// Where the log ended when the first page of a list was read, which every later `page` repeats. The cursor of all pages
+/// is the one of the first: from a later one, a stream would not tell what happened to the subjects of earlier pages.
+pub(super) struct FirstHead(Option<u64>);
+
+impl FirstHead {
+    /// The same, or of a first page where the log ends now.
+    pub(super) fn or(self, head: u64) -> u64 {
+        self.0.map_or(head, |first| first.min(head))
     }
-    let before = number("page")?;
-    if before.is_some_and(|before| before > i64::MAX as u64) {
-        return Err(invalid("`page` is not from an answer".into()));
+}
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for FirstHead {
+    type Error = std::convert::Infallible;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<FirstHead, Self::Error> {
+        let page = query(request, "page").and_then(|page| page.split_once('-'));
+        Outcome::Success(FirstHead(page.and_then(|(_, head)| head.parse().ok())))
+    }
+}
+
+    let limit = match query(request, "limit").map(str::parse) {
+        None => PAGE_DEFAULT,
+        Some(Ok(limit)) if (1..=PAGE_MAX).contains(&limit) => limit,
+        Some(_) => return Err(invalid(format!("`limit` is from 1 to {PAGE_MAX}"))),
+    };
+    let Some(page) = query(request, "page") else {
+        return Ok((None, limit));
+    };
+    let (beyond, head) = page.split_once('-').unwrap_or((page, "0"));
+    match (beyond.parse::<i64>(), head.parse::<i64>()) {
+        (Ok(beyond @ 0..), Ok(0..)) => Ok((Some(beyond as u64), limit)),
+        _ => Err(invalid("`page` is not the `next` of an answer".into())),
     }
     Ok((before, limit as usize))
 }

@@ -11,7 +11,7 @@ use super::body::{self, IdempotencyKey, Json, Unread};
 use super::commands::{self, Sent};
 use super::credential::{Caller, query};
 use super::problem::{Kind, Problem};
-use super::subjects::{answer, only_known, page_of, publish};
+use super::subjects::{FirstHead, answer, only_known, page_of, publish};
 use crate::auth::{Access, Role};
 use crate::id::{Channel, Cursor, SchoolId, SubjectId};
 use crate::kind::characteristic::{self, KIND, Violation, ViolationId};
@@ -161,6 +161,7 @@ async fn limits(
 async fn list(
     caller: Result<Caller, Problem>,
     asked: Result<Asked, Problem>,
+    first: FirstHead,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let (caller, Asked(asked)) = (caller?, asked?);
@@ -172,11 +173,11 @@ async fn list(
     let page = tidings.store().violations(caller.school, asked).await?;
     let cursor = Cursor {
         epoch: tidings.store().epoch(),
-        seq: page.head,
+        seq: first.or(page.head),
     };
     let answer = json!({
         "violations": page.violations.iter().map(resource).collect::<Vec<_>>(),
-        "next": page.next.map(|next| next.to_string()),
+        "next": page.next.map(|next| format!("{next}-{}", cursor.seq)),
         "cursor": cursor.to_string(),
     });
     Ok(Json::ok(answer.to_string().into_bytes()))

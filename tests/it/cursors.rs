@@ -462,3 +462,30 @@ async fn receive_type(ws: &mut Socket, wanted: &str) -> Value {
         }
     }
 }
+
+/// A job that changes between two pages of a list is told by the stream that goes on from either page's cursor.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_of_a_list_has_a_cursor_that_loses_no_change_of_an_earlier_page() {
+    let server = server().await;
+    for job in JOBS {
+        server.running_job(job).await;
+    }
+    let (_, first) = server.get("/api/jobs?limit=2", &viewer(1)).await;
+    let changed = first["jobs"][0]["job_id"].as_str().unwrap();
+    server
+        .report(&format!("/api/jobs/{changed}/complete"), json!({}))
+        .await;
+    let mut page = first.clone();
+    while let Some(next) = page["next"].as_str() {
+        let path = format!("/api/jobs?limit=2&page={next}");
+        page = server.get(&path, &viewer(1)).await.1;
+        assert_eq!(page["cursor"], first["cursor"]);
+    }
+    let cursor = page["cursor"].as_str().unwrap();
+    let mut listener = server.resume(Transport::Poll, "/jobs", cursor).await;
+    let told = listener.until_ready().await;
+    assert!(
+        told.iter()
+            .any(|own| own["job_id"] == changed && own["status"] == "completed")
+    );
+}

@@ -26,8 +26,8 @@ const PLACE_MAX_BYTES: usize = 128;
 const PURPOSE_CLAIMS: [&str; 4] = ["type", "typ", "token_type", "token_use"];
 /// What they write there in tokens that are only good for fetching others.
 const REFRESH: [&str; 2] = ["refresh", "refresh_token"];
-/// The last second that can be written down in four digits of a year, less the longest leeway.
-const LAST_SECOND: f64 = 253_402_300_799.0 - 86_400.0;
+/// Differences of more seconds are told as this many. A claim may say anything.
+const TOLD_MAX_SECS: f64 = 1e12;
 
 /// What is to stand in a token that is made here. `exp` is in seconds since 1970.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -133,6 +133,7 @@ pub(super) struct ClaimRules {
     issuer: Option<String>,
     audience: Option<String>,
     leeway: TimeDelta,
+    pub(super) max_token_secs: u64,
 }
 
 impl ClaimRules {
@@ -147,6 +148,7 @@ impl ClaimRules {
             issuer: settings.jwt_issuer.clone(),
             audience: settings.jwt_audience.clone(),
             leeway: TimeDelta::seconds(settings.jwt_leeway_secs as i64),
+            max_token_secs: settings.max_token_secs,
         }
     }
 
@@ -187,13 +189,21 @@ impl ClaimRules {
         let leeway = self.leeway.num_seconds();
         let exp = seconds(claims, "exp")?.ok_or(TokenError::claim("exp", "is missing"))?;
         if now >= exp + leeway as f64 {
-            let ago_secs = (now - exp).clamp(0.0, LAST_SECOND) as u64;
+            let ago_secs = (now - exp).clamp(0.0, TOLD_MAX_SECS) as u64;
             return Err(AuthError::Expired { ago_secs });
+        }
+        // What passes is a date that can be written down, whatever form its number has.
+        let most = self.max_token_secs;
+        if exp - now > most as f64 {
+            let problem = format!(
+                "is more than {most} s ahead (`max_token_secs`); it is in seconds since 1970, not in milliseconds"
+            );
+            return Err(TokenError::claim("exp", problem).into());
         }
         for name in ["nbf", "iat"] {
             let ahead = seconds(claims, name)?.unwrap_or(now) - now;
             if ahead > leeway as f64 {
-                let ahead = ahead.ceil();
+                let ahead = ahead.ceil().min(TOLD_MAX_SECS);
                 let problem = format!(
                     "is {ahead} s ahead; clocks may differ by {leeway} s (`jwt_leeway_secs`)"
                 );
@@ -201,7 +211,7 @@ impl ClaimRules {
             }
         }
         // Judged by the same clock as the token: a stream that may open may also last.
-        let exp = DateTime::from_timestamp_millis((exp.min(LAST_SECOND) * 1000.0) as i64);
+        let exp = DateTime::from_timestamp_millis((exp * 1000.0) as i64);
         Ok(exp.map(|exp| exp + self.leeway))
     }
 
@@ -290,6 +300,11 @@ impl ClaimRules {
                 Err(self.school.wrong(problem))
             }
         }
+    }
+
+    /// Whether a token that ends then is refused for its length.
+    pub(super) fn is_too_long(&self, exp: f64, now: DateTime<Utc>) -> bool {
+        exp - now.timestamp() as f64 > self.max_token_secs as f64
     }
 
     /// The claims with the names that are read here. Nothing if there is no name for their role.

@@ -153,6 +153,9 @@ pub enum KeyError {
     /// The settings give the role's name another meaning, and no name to the role.
     #[error("setting `jwt_roles` leaves no name for role {}, so no token can have it", .0.name())]
     NoName(Role),
+    /// The server would refuse it.
+    #[error("the token would be valid for too long: setting `max_token_secs` allows {0} s")]
+    TooLong(u64),
     /// Signing failed.
     #[error("the token could not be signed: {0}")]
     Sign(jsonwebtoken::errors::Error),
@@ -452,6 +455,9 @@ impl Keys {
     /// Makes a token, with the configured issuer and audience, and claims and roles named as they are read here.
     pub fn mint(&self, mut claims: Claims) -> Result<String, KeyError> {
         let key = self.sign.as_ref().ok_or(KeyError::VerifyOnly)?;
+        if self.rules.is_too_long(claims.exp, Utc::now()) {
+            return Err(KeyError::TooLong(self.rules.max_token_secs));
+        }
         claims.iss = self.issuer.clone();
         claims.aud = self.audience.clone();
         let no_name = KeyError::NoName(claims.role);

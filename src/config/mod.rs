@@ -130,6 +130,8 @@ pub struct Settings {
     pub jwt_default_school_id: Option<SchoolId>,
     /// How far, in seconds, clocks may differ when `exp`, `nbf` and `iat` are judged.
     pub jwt_leeway_secs: u64,
+    /// How far ahead, in seconds, `exp` may be: a token that is valid for longer is refused.
+    pub max_token_secs: u64,
     /// How long, in seconds, a ticket opens streams.
     pub ticket_ttl_secs: u32,
     /// How long, in seconds, an expired ticket is good for reconnecting with a cursor.
@@ -246,6 +248,7 @@ impl Default for Settings {
             jwt_default_role: None,
             jwt_default_school_id: None,
             jwt_leeway_secs: 5,
+            max_token_secs: TOKEN_MAX_SECS,
             ticket_ttl_secs: 30,
             ticket_grace_secs: 600,
             cookie_name: "tidings_token".into(),

@@ -1,8 +1,8 @@
 //! What whole numbers a setting may have. Each has one range, which is told in the same words whatever is wrong with the value.
 
 use super::bounds::{
-    BLOCKING_MAX, MAILBOX_CAPACITY_MAX, READER_CONNECTIONS_MAX, TICK_MAX_MS, WINDOW_EVENTS_MAX,
-    WORKERS_MAX,
+    BLOCKING_MAX, MAILBOX_CAPACITY_MAX, READER_CONNECTIONS_MAX, TICK_MAX_MS, TOKEN_MAX_SECS,
+    WINDOW_EVENTS_MAX, WORKERS_MAX,
 };
 use crate::kind;
 
@@ -20,6 +20,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("max_blocking", 1, BLOCKING_MAX as u64),
     ("reader_connections", 1, READER_CONNECTIONS_MAX),
     ("jwt_leeway_secs", 0, 86_400),
+    ("max_token_secs", 1, TOKEN_MAX_SECS),
     ("ticket_ttl_secs", 1, U32_MAX),
     ("ticket_grace_secs", 0, 86_400),
     ("heartbeat_secs", 1, 3_600),

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
@@ -391,6 +393,83 @@ fn clocks_may_differ_by_five_seconds_unless_the_settings_say_otherwise() {
         let refused = judged(settings, claims.clone()).unwrap_err();
         assert!(refused.contains(word), "{claims}: {refused}");
     }
+}
+
+#[test]
+fn a_token_of_any_times_is_judged_and_none_lasts_longer_than_the_setting() {
+    // As text, so that every form of a number reaches the server as it is.
+    let judged = |settings: &Value, times: &str| {
+        let claims = format!(r#"{{"school_id":1,"role":"viewer",{times}}}"#);
+        let part = |text: &[u8]| URL_SAFE_NO_PAD.encode(text);
+        let message = format!(
+            "{}.{}",
+            part(br#"{"alg":"HS256"}"#),
+            part(claims.as_bytes())
+        );
+        let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+        let algorithm = jsonwebtoken::Algorithm::HS256;
+        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, algorithm).unwrap();
+        let access = keys(settings).verify(&format!("{message}.{signature}"));
+        access.map_err(|error| error.to_string())
+    };
+    let soon = now() + 60;
+    for leeway in [0, 86_400] {
+        let settings = json!({"jwt_leeway_secs": leeway});
+        for exp in ["9999999999", "4102444800.5", "4.1e9", &format!("{soon}.25")] {
+            let access = judged(&settings, &format!(r#""exp":{exp}"#)).unwrap();
+            let ends = access.expires_at.unwrap().timestamp_millis() as f64 / 1e3;
+            assert_eq!(
+                ends,
+                exp.parse::<f64>().unwrap() + f64::from(leeway),
+                "{exp}"
+            );
+        }
+        for (exp, word) in [
+            ("1e300", "(`max_token_secs`)"),
+            ("9223372036854775808", "(`max_token_secs`)"),
+            ("18446744073709551616", "(`max_token_secs`)"),
+            ("253402300799", "(`max_token_secs`)"),
+            (&*format!("{}000", soon), "(`max_token_secs`)"),
+            ("-1e300", "has expired: `exp` was 1000000000000 s ago"),
+            ("-9223372036854775808", "has expired"),
+            ("0", "has expired"),
+            ("-0.0", "has expired"),
+            ("1e400", "its claims are not a JSON object"),
+            ("\"1e300\"", "is not a number of seconds"),
+            ("\"4102444800\"", "is not a number of seconds"),
+            ("[4102444800]", "is not a number of seconds"),
+            ("true", "is not a number of seconds"),
+        ] {
+            let refused = judged(&settings, &format!(r#""exp":{exp}"#)).unwrap_err();
+            assert!(refused.contains(word), "{exp}: {refused}");
+        }
+        for name in ["nbf", "iat"] {
+            for (value, is_sound) in [
+                ("1e300", false),
+                ("9223372036854775808", false),
+                ("-1e300", true),
+                ("-9223372036854775808", true),
+                ("1.5", true),
+                ("\"1\"", false),
+                ("{}", false),
+            ] {
+                let times = format!(r#""exp":{soon},"{name}":{value}"#);
+                let judged = judged(&settings, &times);
+                assert_eq!(judged.is_ok(), is_sound, "{name} {value}: {judged:?}");
+                assert!(judged.err().is_none_or(|told| told.len() < 200));
+            }
+        }
+    }
+    let day = json!({"max_token_secs": 86_400});
+    assert!(judged(&day, &format!(r#""exp":{}"#, now() + 86_000)).is_ok());
+    assert!(judged(&day, &format!(r#""exp":{}"#, now() + 86_500)).is_err());
+    let mut long = claims(Some(1), Role::Viewer);
+    long.exp = (now() + 90_000) as f64;
+    let refused = keys(&day).mint(long).unwrap_err().to_string();
+    assert!(
+        refused.contains("`max_token_secs` allows 86400 s"),
+        "{refused}"
+    );
 }
 
 /// RFC 7515, 4.1.11.

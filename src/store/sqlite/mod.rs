@@ -4,6 +4,7 @@
 //! blocking threads, at most as many at a time as the pool has connections. A lock file keeps a second
 //! process out, because the writer caches what it has written.
 
+mod answers;
 mod characteristics;
 mod devices;
 mod enrollments;

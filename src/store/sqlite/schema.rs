@@ -233,3 +233,16 @@ diesel::table! {
         created_at -> BigInt,
     }
 }
+
+diesel::table! {
+    idempotency_answers (school_id, key) {
+        school_id -> BigInt,
+        key -> Text,
+        seq -> BigInt,
+        snapshot -> Bool,
+        name -> Text,
+        status -> Text,
+        at -> BigInt,
+        fields -> Text,
+    }
+}

@@ -4,6 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
+use super::answers;
 use super::schema::{events, idempotency_keys, schools};
 use super::table::{Address, TABLES, millis};
 use super::violations;
@@ -66,6 +67,7 @@ pub(super) fn sweep(
                 .load(conn)?;
             let past = rows.iter().take_while(|row| is_past(row)).count();
             if let Some((last, _)) = rows[..past].last() {
+                answers::keep_swept(conn, school, (floor, *last))?;
                 diesel::delete(own.filter(events::seq.le(last))).execute(conn)?;
                 diesel::update(schools::table.find(school))
                     .set(schools::floor.eq(last))
@@ -92,7 +94,7 @@ pub(super) fn sweep(
             .select((idempotency_keys::school_id, idempotency_keys::key))
             .load(conn)?;
         for key in &keys {
-            diesel::delete(idempotency_keys::table.find((key.0, &key.1))).execute(conn)?;
+            answers::forget(conn, key)?;
         }
         more |= keys.len() == limit;
         QueryResult::Ok((gone, more))

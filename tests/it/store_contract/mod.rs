@@ -74,7 +74,7 @@ macro_rules! stores {
             run!(a_snapshot_tells_each_subject_once_in_the_order_of_the_log);
             run!(schools_know_nothing_of_one_another);
             run!(an_idempotency_key_is_remembered_until_it_is_swept);
-            run!(a_key_that_outlives_its_subject_hinders_nobody);
+            run!(a_key_that_outlives_its_subject_is_answered_as_it_was);
             run!(sweeping_moves_the_floor_and_keeps_states);
             run!(everything_is_there_after_reopening);
             run!(a_closed_store_refuses);
@@ -483,7 +483,8 @@ async fn an_idempotency_key_is_remembered_until_it_is_swept(open: Open) {
     ));
 }
 
-async fn a_key_that_outlives_its_subject_hinders_nobody(open: Open) {
+/// Whatever retention takes meanwhile: the event, and even the subject.
+async fn a_key_that_outlives_its_subject_is_answered_as_it_was(open: Open) {
     let bench = bench(
         open,
         Settings {
@@ -493,16 +494,37 @@ async fn a_key_that_outlives_its_subject_hinders_nobody(open: Open) {
             ..Settings::default()
         },
     );
-    let keyed = || Envelope {
+    let with_key = |key: &str, envelope: Envelope| Envelope {
         idempotency: Some(Idempotency {
-            key: "k".into(),
+            key: key.into(),
             fingerprint: "x".into(),
         }),
-        ..create("a")
+        ..envelope
     };
-    bench
-        .done(vec![keyed(), envelope("a", "complete", json!({}))])
-        .await;
+    let cancel = || envelope("a", "cancel", json!({}));
+    let asked = || {
+        let complete = envelope("a", "complete", json!({"result": {"pages": 3}}));
+        vec![
+            with_key("create", create("a")),
+            with_key("cancel", cancel()),
+            with_key("cancel again", cancel()),
+            with_key("complete", complete),
+        ]
+    };
+    let told = |receipts: Vec<Result<Receipt, CommandError>>| -> Vec<String> {
+        let json = |receipt: Result<Receipt, CommandError>| {
+            let json = tidings::wire::event_json(receipt.unwrap().event(), false);
+            String::from_utf8(json).unwrap()
+        };
+        receipts.into_iter().map(json).collect()
+    };
+    let first = bench.append(1, asked()).await;
+    assert!(matches!(&first[2], Ok(Receipt::Unchanged(_))), "{first:?}");
+    let first = told(first);
+    let again = bench.append(1, asked()).await;
+    let is_repeated = |receipt: &Result<_, _>| matches!(receipt, Ok(Receipt::Repeated(_)));
+    assert!(again.iter().all(is_repeated), "{again:?}");
+    assert_eq!(told(again), first, "while all is there");
     while bench
         .store
         .sweep(chrono::Utc::now() + chrono::TimeDelta::seconds(10))
@@ -522,13 +544,11 @@ async fn a_key_that_outlives_its_subject_hinders_nobody(open: Open) {
             .await
             .unwrap()
     );
-    let receipts = bench.append(1, vec![create("b"), keyed()]).await;
-    assert!(
-        receipts
-            .iter()
-            .all(|receipt| matches!(receipt, Ok(Receipt::Committed(_)))),
-        "{receipts:?}"
-    );
+    let again = bench.append(1, asked()).await;
+    assert!(again.iter().all(is_repeated), "{again:?}");
+    assert_eq!(told(again), first, "and when nothing is there any more");
+    let other = bench.append(1, vec![with_key("create", create("b"))]).await;
+    assert!(is_repeated(&other[0]), "a fingerprint is the HTTP layer's");
 }
 
 async fn sweeping_moves_the_floor_and_keeps_states(open: Open) {

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 
-use super::super::events::EventRow;
+use super::super::answers;
 use super::super::read::bounds;
-use super::super::schema::{events, idempotency_keys};
 use super::super::table::{Address, Stored, table, unreadable};
 use super::super::violations;
 use super::Writer;
@@ -317,39 +316,26 @@ impl Writer {
         if let Some(used) = group.keys.get(&(school, idempotency.key.clone())) {
             return Ok(Some(used.clone()));
         }
-        let row: Option<(String, String, String, i64)> = idempotency_keys::table
-            .find((school.get(), &idempotency.key))
-            .select((
-                idempotency_keys::fingerprint,
-                idempotency_keys::kind,
-                idempotency_keys::subject_id,
-                idempotency_keys::seq,
-            ))
-            .first(&mut self.conn)
-            .optional()?;
-        let Some((fingerprint, kind, subject, seq)) = row else {
+        let Some(row) = answers::find_key(&mut self.conn, school, &idempotency.key)? else {
             return Ok(None);
         };
-        let event = events::table
-            .find((school.get(), seq))
-            .filter(events::subject_id.eq(&subject))
-            .select(EventRow::as_select())
-            .first(&mut self.conn)
-            .optional()?;
-        if let Some(row) = event {
+        let epoch = self.epoch;
+        if let Some(event) = answers::find_answer(&mut self.conn, &row, epoch)? {
             return Ok(Some(Used {
-                fingerprint,
-                event: Arc::new(row.into_event(self.epoch)?),
+                fingerprint: row.fingerprint,
+                event: Arc::new(event),
             }));
         }
-        // The event has been swept: answer with what the subject has become.
-        let kind = kind::known_kind(&kind).ok_or_else(|| unreadable("a kind"))?;
-        let subject: SubjectId = subject.parse().map_err(|_| unreadable("a subject id"))?;
+        // From before answers were kept: what the subject has become.
+        let kind = kind::known_kind(&row.kind).ok_or_else(|| unreadable("a kind"))?;
+        let subject: SubjectId = row
+            .subject_id
+            .parse()
+            .map_err(|_| unreadable("a subject id"))?;
         let address = (school, kind, subject.clone());
-        let epoch = self.epoch;
         let stored = self.stored(group, &address)?;
         Ok(stored.map(|stored| Used {
-            fingerprint,
+            fingerprint: row.fingerprint,
             event: Arc::new(stored.snapshot(epoch, school, kind, subject)),
         }))
     }

@@ -24,6 +24,7 @@ use lru::LruCache;
 use tokio::sync::{mpsc, oneshot};
 
 use self::judge::{Group, Moment};
+use super::answers;
 use super::events::EventRow;
 use super::schema::{events, idempotency_keys, meta};
 use super::sweep::{Retention, sweep};
@@ -289,7 +290,7 @@ impl Writer {
                         idempotency_keys::fingerprint.eq(&used.fingerprint),
                         idempotency_keys::kind.eq(used.event.kind.collection()),
                         idempotency_keys::subject_id.eq(used.event.subject.as_str()),
-                        // What changed nothing has no event of its own: a repetition is told the present state.
+                        // What changed nothing has no event of its own.
                         idempotency_keys::seq.eq(match used.event.snapshot {
                             true => 0,
                             false => used.event.seq as i64,
@@ -297,6 +298,9 @@ impl Writer {
                         idempotency_keys::created_at.eq(millis(now.at)),
                     ))
                     .execute(conn)?;
+                if used.event.snapshot {
+                    answers::keep(conn, key, &used.event)?;
+                }
             }
             set_uptime(conn, now.uptime)
         })?;

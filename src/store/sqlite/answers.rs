@@ -1,0 +1,178 @@
+//! What requests with an idempotency key were answered, for as long as the key is remembered.
+//!
+//! An answer is an event, and so is in the log. It is kept here from when the log lets go of it, or from the beginning if
+//! the request changed nothing: whatever becomes of the subject, a repetition is told what the first request was told.
+
+use std::sync::Arc;
+
+use diesel::prelude::*;
+use diesel::sqlite::SqliteConnection;
+
+use super::events::EventRow;
+use super::schema::{events, idempotency_answers, idempotency_keys};
+use super::table::{from_millis, millis, unreadable};
+use crate::event::{Class, Draft, Event};
+use crate::id::{Cursor, Epoch, SchoolId};
+use crate::kind::{known_kind, known_status, known_type};
+
+/// A row of `idempotency_answers`.
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = idempotency_answers)]
+#[diesel(check_for_backend(diesel::sqlite::Sqlite))]
+struct AnswerRow {
+    school_id: i64,
+    key: String,
+    seq: i64,
+    snapshot: bool,
+    name: String,
+    status: String,
+    at: i64,
+    fields: String,
+}
+
+/// A row of `idempotency_keys`, without its age.
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = idempotency_keys)]
+#[diesel(check_for_backend(diesel::sqlite::Sqlite))]
+pub(super) struct KeyRow {
+    school_id: i64,
+    key: String,
+    pub(super) fingerprint: String,
+    pub(super) kind: String,
+    pub(super) subject_id: String,
+    seq: i64,
+}
+
+/// An earlier use of a key.
+pub(super) fn find_key(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    key: &str,
+) -> QueryResult<Option<KeyRow>> {
+    idempotency_keys::table
+        .find((school.get(), key))
+        .select(KeyRow::as_select())
+        .first(conn)
+        .optional()
+}
+
+/// What it was answered. Nothing for a key from before answers were kept.
+pub(super) fn find_answer(
+    conn: &mut SqliteConnection,
+    used: &KeyRow,
+    epoch: Epoch,
+) -> QueryResult<Option<Event>> {
+    let in_log = events::table
+        .find((used.school_id, used.seq))
+        .filter(events::subject_id.eq(&used.subject_id))
+        .select(EventRow::as_select())
+        .first(conn)
+        .optional()?;
+    if let Some(row) = in_log {
+        return row.into_event(epoch).map(Some);
+    }
+    let kept = idempotency_answers::table
+        .find((used.school_id, &used.key))
+        .select(AnswerRow::as_select())
+        .first(conn)
+        .optional()?;
+    kept.map(|row| row.into_event(used, epoch)).transpose()
+}
+
+/// Keeps the answer to a request that changed nothing.
+pub(super) fn keep(conn: &mut SqliteConnection, key: &str, event: &Event) -> QueryResult<()> {
+    let row = AnswerRow {
+        school_id: event.school.get(),
+        key: key.to_owned(),
+        seq: event.seq as i64,
+        snapshot: event.snapshot,
+        name: event.draft.event_type.name.to_owned(),
+        status: event.draft.status.to_owned(),
+        at: millis(event.at),
+        fields: event.draft.fields.clone(),
+    };
+    diesel::replace_into(idempotency_answers::table)
+        .values(row)
+        .execute(conn)?;
+    Ok(())
+}
+
+/// Keeps the answers among the events of a school that are about to leave the log: those after `floor`, up to `last`.
+pub(super) fn keep_swept(
+    conn: &mut SqliteConnection,
+    school: i64,
+    (floor, last): (i64, i64),
+) -> QueryResult<()> {
+    let of_event = events::school_id
+        .eq(idempotency_keys::school_id)
+        .and(events::seq.eq(idempotency_keys::seq));
+    let leaving: Vec<(String, i64, String, String, i64, String)> = idempotency_keys::table
+        .inner_join(events::table.on(of_event))
+        .filter(idempotency_keys::school_id.eq(school))
+        .filter(idempotency_keys::seq.gt(floor))
+        .filter(idempotency_keys::seq.le(last))
+        .select((
+            idempotency_keys::key,
+            events::seq,
+            events::name,
+            events::status,
+            events::at,
+            events::fields,
+        ))
+        .load(conn)?;
+    for (key, seq, name, status, at, fields) in leaving {
+        let row = AnswerRow {
+            school_id: school,
+            key,
+            seq,
+            snapshot: false,
+            name,
+            status,
+            at,
+            fields,
+        };
+        diesel::replace_into(idempotency_answers::table)
+            .values(row)
+            .execute(conn)?;
+    }
+    Ok(())
+}
+
+/// Forgets a key, with what is kept for it.
+pub(super) fn forget(conn: &mut SqliteConnection, key: &(i64, String)) -> QueryResult<()> {
+    diesel::delete(idempotency_answers::table.find((key.0, &key.1))).execute(conn)?;
+    diesel::delete(idempotency_keys::table.find((key.0, &key.1))).execute(conn)?;
+    Ok(())
+}
+
+impl AnswerRow {
+    fn into_event(self, used: &KeyRow, epoch: Epoch) -> QueryResult<Event> {
+        let draft = Draft {
+            event_type: known_type(&self.name).ok_or_else(|| unreadable("an event type"))?,
+            class: Class::Milestone,
+            status: known_status(&self.status).ok_or_else(|| unreadable("a status"))?,
+            category: None::<Arc<str>>,
+            fields: self.fields,
+        };
+        let cursor = Cursor {
+            epoch,
+            seq: self.seq as u64,
+        };
+        let school = self.school_id.try_into();
+        let subject = used.subject_id.parse();
+        let event = Event::new(
+            cursor,
+            school.map_err(|_| unreadable("a school id"))?,
+            known_kind(&used.kind).ok_or_else(|| unreadable("a kind"))?,
+            subject.map_err(|_| unreadable("a subject id"))?,
+            from_millis(self.at)?,
+            draft,
+        );
+        Ok(match self.snapshot {
+            true => event.into_snapshot(),
+            false => event,
+        })
+    }
+}
+
+diesel::allow_tables_to_appear_in_same_query!(events, idempotency_keys);

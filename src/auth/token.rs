@@ -11,10 +11,15 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::Value;
 
+use crate::config::TOKEN_MAX_BYTES;
+
 /// Why a token is not valid. Every text is safe to show and to log: it names a check, a claim or a setting, and no value
 /// of the token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
+    /// Longer than any that is read.
+    #[error("it has {0} bytes; at most {TOKEN_MAX_BYTES} are read")]
+    TooLong(usize),
     /// Not the compact form of a signed token.
     #[error("it is not three parts in base64url, separated by dots")]
     Form,
@@ -136,6 +141,9 @@ pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
 
 /// The claims of a token that one of `keys` has signed.
 pub(super) fn verified(token: &str, keys: &KeySet) -> Result<Value, TokenError> {
+    if token.len() > TOKEN_MAX_BYTES {
+        return Err(TokenError::TooLong(token.len()));
+    }
     let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Form)?;
     let (header, payload) = message.split_once('.').ok_or(TokenError::Form)?;
     if payload.contains('.') {

@@ -48,6 +48,14 @@ pub const QUERY_TEXT_MAX_BYTES: usize = 256;
 pub const PAGE_DEFAULT: usize = 50;
 /// Most items on a page of a list.
 pub const PAGE_MAX: usize = 500;
+/// The longest head of a request, in bytes of its headers' names and values. Common proxies pass on 32 KiB.
+pub const HEADERS_MAX_BYTES: usize = 64 * 1024;
+/// The longest token or ticket, in bytes. A login that writes groups into its tokens stays below 8 KiB.
+pub const TOKEN_MAX_BYTES: usize = 16 * 1024;
+/// The longest key of a handshake that is remembered until it is routed, in bytes. A sound one has 24.
+pub const HANDSHAKE_KEY_MAX_BYTES: usize = 64;
+/// The longest address that signing in leads back to, in bytes.
+pub const RETURN_MAX_BYTES: usize = 2_048;
 /// The longest `Accept`, in bytes, over all of its lines. Browsers send some 200; its ranges are compared with one another.
 pub const ACCEPT_MAX_BYTES: usize = 1_024;
 /// Parameters that a query may have. It is walked once for each name that is looked for.

@@ -13,7 +13,7 @@ use super::forwarded::{client_address, is_own_page};
 use super::problem::{Kind, Problem};
 use super::stream::resumed_from;
 use crate::auth::{Access, AuthError, Role, Schools};
-use crate::config::QUERY_FIELDS_MAX;
+use crate::config::{HEADERS_MAX_BYTES, QUERY_FIELDS_MAX};
 use crate::id::SchoolId;
 use crate::refusals::RequestSource;
 use crate::service::Tidings;
@@ -153,8 +153,17 @@ pub(super) fn named_school(request: &Request<'_>) -> Result<Option<SchoolId>, Pr
     }
 }
 
-/// Refuses a query that is long to walk, before anything is looked for in it.
-pub(super) fn bounded_query(request: &Request<'_>) -> Result<(), Problem> {
+/// Refuses a head or a query that is long to walk, before anything is looked for in it.
+pub(super) fn bounded(request: &Request<'_>) -> Result<(), Problem> {
+    let headers = request.headers().iter();
+    let bytes: usize = headers
+        .map(|header| header.name().as_str().len() + header.value().len())
+        .sum();
+    if bytes > HEADERS_MAX_BYTES {
+        let detail =
+            format!("the headers have {bytes} bytes; at most {HEADERS_MAX_BYTES} are read");
+        return Err(Problem::new(Kind::HeadersTooLarge, detail));
+    }
     match request.query_fields().nth(QUERY_FIELDS_MAX) {
         None => Ok(()),
         Some(_) => {
@@ -201,7 +210,7 @@ pub(super) enum Purpose {
 
 /// What the request's credential lets its bearer do.
 pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, Problem> {
-    bounded_query(request)?;
+    bounded(request)?;
     let tidings = tidings(request);
     let keys = tidings.keys();
     // Another scheme belongs to a login in front of this server, and is ignored.

@@ -73,6 +73,7 @@ problems! {
     MalformedJson = 400, "malformed-json", "The body is not JSON";
     InvalidQuery = 400, "invalid-query", "A query parameter is not valid";
     InvalidCursor = 400, "invalid-cursor", "The cursor is not valid";
+    HeadersTooLarge = 431, "headers-too-large", "The headers are too large";
     InvalidHeader = 400, "invalid-header", "A header is not valid";
     SchoolRequired = 400, "school-required", "The request names no school";
     BadHandshake = 400, "bad-handshake", "The WebSocket handshake is not valid";

@@ -166,9 +166,9 @@ async fn list(
         epoch: tidings.store().epoch(),
         seq: first.or(page.head),
     };
-    let next = page
-        .next
-        .map_or("null".to_owned(), |next| format!("\"{next}\""));
+    let next = page.next.map_or("null".to_owned(), |next| {
+        format!("\"{next}-{}\"", cursor.seq)
+    });
     json.extend(format!(r#"],"next":{next},"cursor":"{cursor}"}}"#).into_bytes());
     Ok(Json::ok(json))
 }
@@ -243,7 +243,10 @@ pub(super) fn only_known(request: &Request<'_>, own: &[&str]) -> Result<(), Prob
             let detail = format!("`{name}` is not a parameter of this list; it has {known}");
             return Err(Problem::new(Kind::InvalidQuery, detail));
         }
-        if seen.contains(&name) && !REPEATABLE.contains(&name) {
+        if REPEATABLE.contains(&name) {
+            continue;
+        }
+        if seen.contains(&name) {
             let detail = format!("`{name}` is given more than once; it has one value here");
             return Err(Problem::new(Kind::InvalidQuery, detail));
         }
@@ -291,9 +294,6 @@ fn list_query(
     })
 }
 
-/// `page` and `limit` of any list.
-pub(super) fn page_of(request: &Request<'_>) -> Result<(Option<u64>, usize), Problem> {
-    let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
 /// Where the log ended when the first page of a list was read, which every later `page` repeats. The cursor of all pages
 /// is the one of the first: from a later one, a stream would not tell what happened to the subjects of earlier pages.
 pub(super) struct FirstHead(Option<u64>);
@@ -315,6 +315,9 @@ impl<'r> FromRequest<'r> for FirstHead {
     }
 }
 
+/// `page` and `limit` of any list.
+pub(super) fn page_of(request: &Request<'_>) -> Result<(Option<u64>, usize), Problem> {
+    let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
     let limit = match query(request, "limit").map(str::parse) {
         None => PAGE_DEFAULT,
         Some(Ok(limit)) if (1..=PAGE_MAX).contains(&limit) => limit,
@@ -328,7 +331,6 @@ impl<'r> FromRequest<'r> for FirstHead {
         (Ok(beyond @ 0..), Ok(0..)) => Ok((Some(beyond as u64), limit)),
         _ => Err(invalid("`page` is not the `next` of an answer".into())),
     }
-    Ok((before, limit as usize))
 }
 
 /// The repeatable filters `status` and `job_type`, each within its bound. A job's status may be in upper case.

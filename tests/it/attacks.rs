@@ -57,13 +57,14 @@ async fn is_well(server: &Server, jobs: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_accept_header_or_a_query_of_any_length_is_refused_before_it_is_walked() {
     let server = server().await;
-    let (ranges, fields) = ("*/*,".repeat(60_000), "a=1&".repeat(30_000));
+    let (ranges, fields) = ("*/*,".repeat(60_000), "a=1&".repeat(15_000));
     let accept = format!("Accept: {ranges}\r\n");
-    let asked = request("GET /events/jobs", &viewer(1), &accept, b"");
+    let shorter = format!("Accept: {}\r\n", "*/*,".repeat(10_000));
+    let asked = request("GET /events/jobs", &viewer(1), &shorter, b"");
     let answer = raw(&server, &asked).await;
     assert_eq!(status(&answer), Some(400));
     let text = String::from_utf8_lossy(&answer);
-    assert!(text.contains("`Accept` has 240000 bytes"), "{text}");
+    assert!(text.contains("`Accept` has 40000 bytes"), "{text}");
     for path in ["/events/jobs", "/ws", "/ws/samples", "/progress/ws/1"] {
         for stranger in [
             request(&format!("GET {path}"), "none", &accept, b""),
@@ -85,6 +86,97 @@ async fn an_accept_header_or_a_query_of_any_length_is_refused_before_it_is_walke
             matches!(status(&answer), Some(400 | 404 | 414 | 431)),
             "{path}"
         );
+    }
+    is_well(&server, 0).await;
+}
+
+/// Whatever is parsed before the credential is known to be none, has a bound that is looked at first. What stays below the
+/// bounds is measured by `cargo bench --bench stranger`.
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_tokens_and_addresses_beyond_their_bounds_are_refused_before_they_are_walked() {
+    use tidings::config::{HEADERS_MAX_BYTES, TOKEN_MAX_BYTES};
+    let server = server().await;
+    let routes = [
+        "GET /events/jobs",
+        "GET /ws",
+        "GET /ws/samples",
+        "GET /progress/ws/1",
+        "GET /api/jobs",
+        "POST /api/jobs",
+        "POST /api/batch",
+        "PUT /api/devices/1",
+        "POST /api/tickets",
+        "GET /monitor/schools/1",
+    ];
+    let headers = [
+        ("Cookie", "a=1;"),
+        ("Origin", "http://a."),
+        ("Last-Event-ID", "0-"),
+        ("X-Forwarded-For", "127.0.0.1,"),
+        ("X-Forwarded-Prefix", "/a,"),
+        ("Sec-WebSocket-Protocol", "a,"),
+        ("Upgrade", "h2c,"),
+        ("Accept-Language", "de,"),
+        ("X-Nothing", "a"),
+    ];
+    for route in routes {
+        for (name, part) in headers {
+            let long = part.repeat(HEADERS_MAX_BYTES / part.len());
+            let line = format!("{name}: {long}\r\n");
+            let answer = raw(&server, &request(route, "none", &line, b"")).await;
+            let text = String::from_utf8_lossy(&answer);
+            let is_page = route.contains("monitor");
+            assert_eq!(status(&answer), Some(431), "{route} {name}: {text}");
+            assert!(
+                is_page || text.contains("at most 65536 are read"),
+                "{route} {name}: {text}"
+            );
+        }
+    }
+    // Below the bound of all headers, that of tokens.
+    let most = TOKEN_MAX_BYTES;
+    for (bytes, told) in [
+        (most, "it is not three parts"),
+        (most + 1, "it has 16385 bytes; at most 16384 are read"),
+    ] {
+        let token = "a".repeat(bytes);
+        let cookie = format!("Cookie: tidings_token={token}\r\n");
+        for stranger in [
+            request("GET /api/jobs", &token, "", b""),
+            request(&format!("GET /api/jobs?token={token}"), "", "", b""),
+            request("GET /api/jobs", "", &cookie, b""),
+            request(
+                &format!("GET /events/jobs?ticket={token}"),
+                "",
+                "Accept: */*\r\n",
+                b"",
+            ),
+        ] {
+            // Without a credential in the header, where it may stand elsewhere.
+            let stranger = String::from_utf8(stranger).unwrap();
+            let stranger = stranger.replace("Authorization: Bearer \r\n", "");
+            let answer = raw(&server, stranger.as_bytes()).await;
+            let text = String::from_utf8_lossy(&answer);
+            assert_eq!(status(&answer), Some(401), "{text}");
+            assert!(text.contains(told), "{text}");
+        }
+    }
+    // Signing in leads back to an address, if that is short: the answer grows no faster than the request.
+    for (count, is_kept) in [(10, true), (10_000, false)] {
+        let page = format!("GET /monitor/schools/1?q={}", "%41".repeat(count));
+        let answer = raw(
+            &server,
+            &format!("{page} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes(),
+        )
+        .await;
+        let text = String::from_utf8_lossy(&answer);
+        assert_eq!(status(&answer), Some(303), "{text}");
+        assert_eq!(
+            text.contains("schools%2F1") || text.contains("/schools/1"),
+            is_kept,
+            "{text}"
+        );
+        assert!(answer.len() < 8_192, "{}", answer.len());
     }
     is_well(&server, 0).await;
 }

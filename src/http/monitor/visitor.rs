@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::page::{Html, Pages};
 use super::totals::Totals;
 use crate::auth::{Access, AuthError, Role, Schools};
+use crate::config::RETURN_MAX_BYTES;
 use crate::http::base_path;
 use crate::http::body::Base;
 use crate::http::credential::{self, Purpose};
@@ -175,8 +176,17 @@ fn is_encrypted(request: &Request<'_>) -> bool {
     forwarded::is_encrypted(request) || is_of_https(forwarded::page(request))
 }
 
-/// Where to go on after signing in: to the page asked for, or to the one whose form was sent.
+/// Where to go on after signing in: to the page asked for, or to the one whose form was sent. To the start if its address
+/// is too long to be handed on.
 fn here(request: &Request<'_>) -> String {
+    let here = asked_for(request);
+    match here.len() {
+        0..=RETURN_MAX_BYTES => here,
+        _ => String::new(),
+    }
+}
+
+fn asked_for(request: &Request<'_>) -> String {
     if request.method() == Method::Get {
         let prefix = base_path::prefix(request);
         return format!(

@@ -21,8 +21,8 @@ use super::dialect::Dialect;
 use super::opening::Opening;
 use super::session::Session;
 use super::socket::Socket;
-use crate::config::OLD_HANDSHAKES;
-use crate::http::credential::chosen_subprotocol;
+use crate::config::{HANDSHAKE_KEY_MAX_BYTES, OLD_HANDSHAKES};
+use crate::http::credential::{bounded, chosen_subprotocol};
 use crate::http::problem::{Kind, Problem};
 use crate::service::Tidings;
 use crate::wire::Encoding;
@@ -97,9 +97,12 @@ impl OldHandshakes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes the `Sec-WebSocket-Key` of a request over HTTP/1.0 that is about to be routed.
+    /// Notes the `Sec-WebSocket-Key` of a request over HTTP/1.0 that is about to be routed. One that is too long for a
+    /// handshake is refused anyhow, and is not kept.
     pub fn note(&self, key: &str) {
-        self.keys().put(key.to_owned(), ());
+        if key.len() <= HANDSHAKE_KEY_MAX_BYTES {
+            self.keys().put(key.to_owned(), ());
+        }
     }
 
     fn take(&self, key: &str) -> bool {
@@ -199,6 +202,7 @@ fn check_key(request: &Request<'_>) -> Result<(), Problem> {
 
 impl MaybeHandshake {
     async fn read(request: &Request<'_>) -> Result<MaybeHandshake, Problem> {
+        bounded(request)?;
         if !asks_for_websocket(request) {
             if request.headers().contains("Sec-WebSocket-Key") {
                 let detail = format!(

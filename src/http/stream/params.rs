@@ -12,7 +12,7 @@ use crate::config::{
     POLL_WAIT_MAX_SECS, TICK_MAX_MS,
 };
 use crate::http::body::{UpperStatus, upper_status};
-use crate::http::credential::{bounded_query, named_school, query};
+use crate::http::credential::{bounded, named_school, query};
 use crate::http::forwarded::client_address;
 use crate::http::problem::{Kind, Problem};
 use crate::http::subjects::filters;
@@ -101,7 +101,7 @@ impl<'r> FromRequest<'r> for Params {
 }
 
 fn params(request: &Request<'_>) -> Result<Params, Problem> {
-    bounded_query(request)?;
+    bounded(request)?;
     let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
     let number = |name: &str, most: u64| -> Result<Option<u64>, Problem> {
         let Some(text) = query(request, name) else {

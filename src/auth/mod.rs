@@ -169,7 +169,10 @@ impl KeyError {
             KeyError::NotAKey { .. } => Some("jwt_public_key_file"),
             KeyError::NotAKeySet { .. } => Some("jwt_jwks_file"),
             KeyError::NoName(_) => Some("jwt_roles"),
-            KeyError::NoSecret { .. } | KeyError::VerifyOnly | KeyError::Sign(_) => None,
+            KeyError::NoSecret { .. }
+            | KeyError::VerifyOnly
+            | KeyError::Sign(_)
+            | KeyError::TooLong(_) => None,
         }
     }
 }

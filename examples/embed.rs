@@ -66,8 +66,12 @@ pub fn application(figment: rocket::figment::Figment) -> rocket::Rocket<rocket::
 #[rocket::main]
 #[expect(clippy::result_large_err, reason = "Rocket's own error type")]
 async fn main() -> Result<(), rocket::Error> {
-    application(rocket::Config::figment())
-        .launch()
-        .await
-        .map(drop)
+    let rocket = application(rocket::Config::figment()).launch().await?;
+    if let Some(tidings) = rocket.state::<Arc<Tidings>>() {
+        // Without this the next start takes the database for one that was cut off, and checks it.
+        if let Err(error) = tidings.close().await {
+            eprintln!("the database could not be closed: {error}");
+        }
+    }
+    Ok(())
 }

@@ -231,6 +231,7 @@ impl Presence {
             match done {
                 Ok(()) => {}
                 Err(StoreError::Stopped) => return,
+                Err(StoreError::Displaced) => {}
                 Err(error) => tracing::error!(%error, "the leases of devices could not be kept"),
             }
         }

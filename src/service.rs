@@ -111,6 +111,9 @@ impl Tidings {
         let path = settings.database_path()?;
         // Before a secret is made.
         sqlite::check_place(&settings, &path)?;
+        if settings.jwt_secret.is_none() {
+            sqlite::check_trace(&path, &Keys::kept_secret(&settings))?;
+        }
         let keys = Arc::new(Keys::from_settings(&settings)?);
         let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
         let (committed, batches) = Committed::channel(DISPATCH_QUEUE);

@@ -21,6 +21,7 @@ pub async fn watch_silence(store: Arc<dyn Store>) {
         match check_overdue(&*store).await {
             Ok(()) => {}
             Err(StoreError::Stopped) => return,
+            Err(StoreError::Displaced) => {}
             Err(error) => {
                 tracing::error!(%error, "the watchdog could not look for silent subjects")
             }

@@ -12,7 +12,7 @@ mod claims;
 mod jwks;
 mod token;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
@@ -26,7 +26,7 @@ pub use self::claims::{Claims, SCHOOL_CLAIM, check_place};
 use self::jwks::JwksFile;
 pub use self::token::TokenError;
 use self::token::{KeySet, VerifyingKey, verified};
-use crate::config::{JWKS_PERIOD, Settings};
+use crate::config::{JWKS_PERIOD, Settings, make_private_folder};
 use crate::id::{Channel, Cursor, Epoch, SchoolId};
 use crate::kind;
 
@@ -316,13 +316,18 @@ impl Keys {
         if settings.jwt_jwks_file.is_some() || settings.jwt_public_key_file.is_some() {
             return Err(KeyError::VerifyOnly);
         }
-        let path = settings.data_dir.join(SECRET_FILE);
+        let path = Keys::kept_secret(settings);
         if settings.jwt_secret.is_none() && !path.exists() {
             let path = std::path::absolute(&path).unwrap_or(path);
             let path = path.display().to_string();
             return Err(KeyError::NoSecret { path });
         }
         Keys::from_settings(settings)
+    }
+
+    /// Where a server keeps the secret that it made.
+    pub fn kept_secret(settings: &Settings) -> PathBuf {
+        settings.data_dir.join(SECRET_FILE)
     }
 
     /// The keys that the settings name; makes and keeps a secret if they name none.
@@ -515,7 +520,7 @@ fn kept_secret(data_dir: &Path) -> Result<String, KeyError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(file_error("data_dir", &path, error)),
     }
-    std::fs::create_dir_all(data_dir).map_err(|source| file_error("data_dir", data_dir, source))?;
+    make_private_folder(data_dir).map_err(|source| file_error("data_dir", data_dir, source))?;
     let mut random = [0_u8; 32];
     getrandom::fill(&mut random).expect("the operating system gives random numbers");
     let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -3,6 +3,7 @@
 mod client;
 mod demo;
 mod http_version;
+mod new_epoch;
 mod serve;
 mod terminal;
 mod token;
@@ -43,7 +44,7 @@ Exit codes:
    1  an error, which standard error names; or, without a word, the reader of standard output has gone
    2  the command line cannot be used
    3  denied: the token is missing, invalid or expired, or does not reach so far
-   4  there is no such thing
+   4  there is no such thing (new-epoch: no database)
    5  the server cannot be reached
   10  the job or enrollment that was watched failed
   11  the job or enrollment that was watched was cancelled";
@@ -72,6 +73,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Make a token with this server's secret.
     Token(token::Arguments),
+    /// Make all readers begin anew, after a backup was restored.
+    NewEpoch(new_epoch::Arguments),
     /// Watch a scope: live progress bars, or NDJSON.
     Watch(watch::Arguments),
 }
@@ -125,6 +128,7 @@ pub fn run() -> ExitCode {
         Command::Serve => serve::run(),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Token(arguments) => token::run(arguments),
+        Command::NewEpoch(arguments) => new_epoch::run(arguments),
         Command::Watch(arguments) => watch::run(arguments),
     };
     match outcome {

@@ -170,8 +170,12 @@ pub const DELIVERY_CAUSE_MAX_CHARS: usize = 200;
 /// Longest title of a subject in a notification, in characters. With it the subject of an e-mail stays below the 998
 /// bytes of a line (RFC 5322), and below what [`DELIVERY_CAUSE_MAX_CHARS`] lets through.
 pub const NOTIFICATION_TITLE_MAX_CHARS: usize = 100;
-/// A look through the database that takes longer than this is worth a line in the log.
-pub const CHECK_IS_LONG: Duration = Duration::from_secs(5);
+/// Time between two lines in the log about a check of the database.
+pub const CHECK_LOG_PERIOD: Duration = Duration::from_secs(5);
+/// Bytes of the database that are read ahead of its check at a time.
+pub const READ_AHEAD_BYTES: usize = 1024 * 1024;
+/// Bytes of the database that are read ahead of its check, at most: more may not stay in memory.
+pub const READ_AHEAD_MAX_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// Those whose pace is remembered.
 pub const THROTTLED_MAX: usize = 10_000;
 /// Schools on a page of the monitor's choice of them.

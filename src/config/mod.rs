@@ -6,6 +6,7 @@
 
 mod bounds;
 mod error;
+mod folder;
 pub mod notifiers;
 pub mod origin;
 pub mod proxy;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use self::bounds::*;
 pub use self::error::ConfigError;
 pub(crate) use self::error::{nearest, place};
+pub use self::folder::make_private_folder;
 use self::notifiers::NotifierSettings;
 use self::origin::AllowedOrigins;
 use self::proxy::{Network, PathPrefix};

@@ -258,7 +258,10 @@ impl From<CommandError> for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
-        Problem::internal(Kind::Unavailable, &error)
+        match error {
+            StoreError::Displaced => Problem::new(Kind::Unavailable, error.to_string()),
+            error => Problem::internal(Kind::Unavailable, &error),
+        }
     }
 }
 

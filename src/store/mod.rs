@@ -210,6 +210,9 @@ pub enum StoreError {
     /// The store is shutting down.
     #[error("the store has stopped")]
     Stopped,
+    /// Somebody has removed or replaced the database while it is open. The store has logged it.
+    #[error("the database's file was removed or replaced while the server runs")]
+    Displaced,
 }
 
 /// Part of a log or of a snapshot.

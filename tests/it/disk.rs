@@ -1,27 +1,28 @@
 //! What can happen to a database: damage, a file that is gone, no right to write, somebody else's lock, a full disk; and
 //! a clock that jumps. The server says so, loses nothing that it has acknowledged, and never begins anew in silence.
 
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use diesel::connection::{Connection, SimpleConnection};
 use serde_json::{Value, json};
 
-use crate::support::process::{Process, binary, command, limited, run};
+use crate::support::process::{Guarded, Process, binary, command, limited, run};
 use crate::support::*;
 
-fn database(folder: &Path) -> PathBuf {
+pub(crate) fn database(folder: &Path) -> PathBuf {
     folder.join("data/tidings.db")
 }
 
-async fn post(url: &str, path: &str, body: Value) -> (u16, Value) {
+pub(crate) async fn post(url: &str, path: &str, body: Value) -> (u16, Value) {
     let request = reqwest::Client::new().post(format!("{url}{path}"));
     answer(request.bearer_auth(worker(1)).json(&body)).await
 }
 
 /// Fills a database with some jobs, and leaves it closed in good order.
-async fn some_jobs(folder: &Path, count: usize) {
+pub(crate) async fn some_jobs(folder: &Path, count: usize) {
     let mut server = Process::start(command(folder).arg("serve"));
     for number in 0..count {
         let metadata = json!({"text": "x".repeat(2_000)});
@@ -32,7 +33,7 @@ async fn some_jobs(folder: &Path, count: usize) {
 }
 
 /// Everything that a school's log tells, by `seq`.
-async fn log(url: &str) -> Vec<u64> {
+pub(crate) async fn log(url: &str) -> Vec<u64> {
     let token = viewer(1);
     let address = format!("{url}/events/schools/1?tick_ms=0&wait=0&token={token}");
     let from_start = async |cursor: &str| {
@@ -68,10 +69,23 @@ async fn log(url: &str) -> Vec<u64> {
     }
 }
 
-fn refusal(folder: &Path) -> String {
-    let refused = run(command(folder).arg("serve"));
-    assert_eq!(refused.status.code(), Some(1));
-    String::from_utf8_lossy(&refused.stderr).into_owned()
+/// Why a server does not start.
+pub(crate) fn refusal(folder: &Path) -> String {
+    let mut refused = command(folder);
+    refused
+        .arg("serve")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut refused = Guarded(refused.spawn().unwrap());
+    let mut line = String::new();
+    let stdout = refused.0.stdout.take().unwrap();
+    BufReader::new(stdout).read_line(&mut line).unwrap();
+    assert_eq!(line, "", "it has started");
+    let mut said = String::new();
+    let mut stderr = refused.0.stderr.take().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(refused.0.wait().unwrap().code(), Some(1), "{said}");
+    said
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,10 @@
-//! `docs/install.md` as an administrator follows it: each of its commands, and what it says of copies.
+//! `docs/install.md` and `docs/backup.md` as an administrator follows them: each of their commands.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use diesel::connection::{Connection, SimpleConnection};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidings::config::Settings;
@@ -15,6 +14,7 @@ use crate::support::process::{Process, binary, command, run};
 use crate::support::*;
 
 const PAGE: &str = "docs/install.md";
+const BACKUP: &str = "docs/backup.md";
 const UNIT: &str = "examples/systemd/tidings.service";
 
 /// The values of a key of the unit, which stand in it more than once where that adds to them.
@@ -162,7 +162,11 @@ impl Machine {
 }
 
 /// What a reader is told that comes back with this cursor: the reason of a `reset`, or the jobs since.
-async fn comes_back(url: &str, token: &str, cursor: &Value) -> Result<Vec<String>, String> {
+pub(crate) async fn comes_back(
+    url: &str,
+    token: &str,
+    cursor: &Value,
+) -> Result<Vec<String>, String> {
     let cursor = cursor.as_str().unwrap();
     let address = format!("{url}/events/jobs?wait=0&cursor={cursor}");
     let request = reqwest::Client::new().get(address).bearer_auth(token);
@@ -176,14 +180,18 @@ async fn comes_back(url: &str, token: &str, cursor: &Value) -> Result<Vec<String
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_on_installing_upgrades_backs_up_and_restores_a_server() {
+async fn the_pages_install_upgrade_back_up_and_restore_a_server() {
     let is_root = rustix::process::geteuid().is_root();
     if !needs("curl") || !needs("sqlite3") || !(is_root || skip("root, for useradd,")) {
         return;
     }
     let page = blocks(PAGE, "sh");
-    let [build, service, token, upgrade, backup, restore] = &page[..] else {
+    let [build, service, token, upgrade] = &page[..] else {
         panic!("{PAGE} has {} blocks of commands", page.len());
+    };
+    let page = blocks(BACKUP, "sh");
+    let [vacuum, backup, stopped, restore, restore_folder] = &page[..] else {
+        panic!("{BACKUP} has {} blocks of commands", page.len());
     };
     let mut machine = Machine::new();
     machine.run(build);
@@ -199,14 +207,26 @@ async fn the_page_on_installing_upgrades_backs_up_and_restores_a_server() {
     let since = comes_back(&machine.url, &token, &first["cursor"]).await;
     assert_eq!(since.unwrap(), ["second"], "cursors stay valid");
 
-    machine.run(backup);
-    let lost = machine.post(&token, "lost").await;
-    machine.run(restore);
-    assert!(machine.has(&token, "second").await && !machine.has(&token, "lost").await);
-    machine.post(&token, "other").await;
-    for told in [first, second, lost] {
-        let since = comes_back(&machine.url, &token, &told["cursor"]).await;
-        assert_eq!(since.unwrap_err(), "unknown_epoch");
+    let mut told = vec![first, second];
+    for (round, (backup, restore)) in [
+        (vacuum, restore),
+        (backup, restore),
+        (stopped, restore_folder),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        machine.run(backup);
+        let lost = format!("lost{round}");
+        told.push(machine.post(&token, &lost).await);
+        machine.run(restore);
+        assert!(machine.has(&token, "second").await && !machine.has(&token, &lost).await);
+        let other = machine.post(&token, &format!("other{round}")).await;
+        for told in &told {
+            let since = comes_back(&machine.url, &token, &told["cursor"]).await;
+            assert_eq!(since.unwrap_err(), "unknown_epoch");
+        }
+        told.push(other);
     }
     machine.stop();
 }
@@ -234,61 +254,4 @@ fn the_unit_is_valid_and_fits_the_settings() {
         verified.status.success() && !said.contains("tidings.service"),
         "{said}"
     );
-}
-
-/// The table below *Restore*, each row of it, without the command that makes all of this unnecessary.
-#[tokio::test(flavor = "multi_thread")]
-async fn of_a_restored_copy_is_recognised_what_the_page_says() {
-    let folder = tempfile::tempdir().unwrap();
-    let database = folder.path().join("data/tidings.db");
-    let copy = folder.path().join("copy.db");
-    let start = || Process::start(command(folder.path()).arg("serve"));
-    let token = worker(1);
-    let post = async |url: &str, id: &str| {
-        let request = reqwest::Client::new().post(format!("{url}/api/jobs"));
-        let body = json!({"job_id": id, "job_type": "t"});
-        answer(request.bearer_auth(&token).json(&body)).await.1["cursor"].clone()
-    };
-    let execute = |path: &PathBuf, statement: &str| {
-        let mut conn = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
-        conn.batch_execute(statement).unwrap();
-    };
-    let mut server = start();
-    let kept = post(&server.url, "kept").await;
-    execute(&database, &format!("VACUUM INTO '{}'", copy.display()));
-    post(&server.url, "lost").await;
-    let beyond = post(&server.url, "lost too").await;
-    assert_eq!(server.terminate(), Some(0));
-
-    // Restored to the machine that it was made on.
-    std::fs::copy(&copy, &database).unwrap();
-    let mut server = start();
-    assert_eq!(
-        comes_back(&server.url, &token, &kept).await.unwrap(),
-        [""; 0]
-    );
-    let reset = comes_back(&server.url, &token, &beyond).await;
-    assert_eq!(reset.unwrap_err(), "unknown_epoch");
-    for id in ["new", "newer", "newest"] {
-        post(&server.url, id).await;
-    }
-    let since = comes_back(&server.url, &token, &kept).await.unwrap();
-    assert_eq!(since, ["new", "newer", "newest"]);
-    let since = comes_back(&server.url, &token, &beyond).await.unwrap();
-    assert_eq!(
-        since,
-        ["newest"],
-        "not recognised: this is not what it missed"
-    );
-    assert_eq!(server.terminate(), Some(0));
-
-    // And to another one: the copy was made of an open database, in another boot.
-    std::fs::copy(&copy, &database).unwrap();
-    execute(
-        &database,
-        "UPDATE meta SET value = 'another boot' WHERE key = 'open_in'",
-    );
-    let server = start();
-    let reset = comes_back(&server.url, &token, &kept).await;
-    assert_eq!(reset.unwrap_err(), "unknown_epoch");
 }

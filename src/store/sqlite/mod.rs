@@ -1,16 +1,20 @@
 //! The embedded store: SQLite in WAL mode through Diesel.
 //!
 //! One writer thread owns the only writing connection (`writer.rs`); reads go through an r2d2 pool on
-//! blocking threads, at most as many at a time as the pool has connections. A lock file keeps a second
-//! process out, because the writer caches what it has written.
+//! blocking threads, at most as many at a time as the pool has connections. Locks keep a second process out (`lock.rs`),
+//! because the writer caches what it has written. What is opened is looked at first (`opening.rs`).
 
 mod answers;
 mod characteristics;
+mod check;
 mod devices;
 mod enrollments;
 mod events;
 mod jobs;
+mod life;
+mod lock;
 mod notifiers;
+mod opening;
 mod read;
 mod schema;
 mod search;
@@ -20,22 +24,20 @@ mod upsert;
 mod violations;
 mod writer;
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
-use diesel::sql_types::Text;
 use diesel::sqlite::SqliteConnection;
-use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use self::schema::meta;
+use self::lock::DatabaseLock;
+pub use self::opening::{OpenError, check_place, check_trace, new_epoch};
+use self::opening::{Opened, open};
 use self::sweep::Retention;
 use self::table::{TABLES, table};
 use self::writer::{Submission, Work, Writer};
@@ -44,57 +46,15 @@ use super::{
     CommandError, Committed, Ending, Envelope, ListPage, ListQuery, Log, Meter, Overdue, Page,
     Receipt, Store, StoreError, StoredSubject, ViolationPage, ViolationQuery, Which,
 };
-use crate::config::{self, CHECK_IS_LONG, Settings, Synchronous};
+use crate::config::{self, CLOSE_WAIT, Settings};
 use crate::event::Event;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::device::Device;
 use crate::scope::Scope;
 use crate::uptime::{Uptime, UptimeClock};
 
-/// Keys of `meta`: the epoch, the boot of the machine in which the database is open, and the uptime in milliseconds.
-const EPOCH: &str = "epoch";
-const OPEN_IN: &str = "open_in";
-const UPTIME: &str = "uptime";
-
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
-
 /// How long a connection waits for another one's lock, in milliseconds.
 const BUSY_TIMEOUT_MS: u32 = 5_000;
-
-/// A database that cannot be opened. The server does not start, and never makes a new one in its place.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A file or folder.
-    #[error("{path}: {source}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// Its folder is missing, and is not `data_dir`, which is made: a mistyped path would begin an empty database.
-    #[error("{path}: there is no folder {folder}; make it, or correct the setting `database_url`")]
-    NoFolder {
-        /// Of the database.
-        path: PathBuf,
-        /// Which is missing.
-        folder: PathBuf,
-    },
-    /// Something that is not a file is in its place.
-    #[error("{0} is a folder; the setting `database_url` must be the path of a file")]
-    IsFolder(PathBuf),
-    /// Somebody else has it.
-    #[error("{0} is in use by another process")]
-    InUse(PathBuf),
-    /// The database itself.
-    #[error("{path}: {message}")]
-    Database {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        message: String,
-    },
-}
 
 /// The embedded store.
 pub struct SqliteStore {
@@ -102,25 +62,18 @@ pub struct SqliteStore {
     uptime: UptimeClock,
     meter: Arc<Meter>,
     work: mpsc::Sender<Work>,
-    readers: Pool<ConnectionManager<SqliteConnection>>,
+    /// None once the store is closed.
+    readers: Mutex<Option<Arc<Readers>>>,
     reading: Arc<Semaphore>,
+    reader_connections: u32,
     retention: Retention,
 }
 
-/// Fails where a database cannot be, before anything is written.
-pub fn check_place(settings: &Settings, path: &Path) -> Result<(), OpenError> {
-    if path.is_dir() {
-        return Err(OpenError::IsFolder(path.into()));
-    }
-    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
-    let folder = absolute(path).parent().map(Path::to_path_buf);
-    match folder.filter(|folder| !folder.is_dir()) {
-        Some(folder) if folder != absolute(&settings.data_dir) => Err(OpenError::NoFolder {
-            path: path.into(),
-            folder,
-        }),
-        _ => Ok(()),
-    }
+/// The reading connections.
+struct Readers {
+    pool: Pool<ConnectionManager<SqliteConnection>>,
+    /// After them: see [`lock`].
+    _lock: Arc<DatabaseLock>,
 }
 
 impl SqliteStore {
@@ -132,58 +85,19 @@ impl SqliteStore {
         committed: Committed,
         notifiers: &[&str],
     ) -> Result<SqliteStore, OpenError> {
-        let file_error = |path: &Path, source| OpenError::File {
-            path: path.into(),
-            source,
-        };
-        let database_error = |message: String| OpenError::Database {
-            path: path.into(),
-            message,
-        };
-        check_place(settings, path)?;
-        if let Some(folder) = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-        {
-            std::fs::create_dir_all(folder).map_err(|source| file_error(folder, source))?;
-        }
-        let mut lock_path = path.as_os_str().to_owned();
-        lock_path.push(".lock");
-        let lock_path = PathBuf::from(lock_path);
-        let lock = File::create(&lock_path).map_err(|source| file_error(&lock_path, source))?;
-        lock.try_lock().map_err(|_| OpenError::InUse(path.into()))?;
-
-        let url = path
-            .to_str()
-            .ok_or_else(|| database_error("its path is not UTF-8".into()))?;
-        is_whole_or_new(path).map_err(|problem| database_error(problem.into()))?;
-        if settings.check_database && path.exists() {
-            check(url).map_err(database_error)?;
-        }
-        let mut conn =
-            SqliteConnection::establish(url).map_err(|error| database_error(error.to_string()))?;
-        conn.batch_execute(&format!(
-            "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS};
-             PRAGMA journal_mode = WAL;
-             PRAGMA synchronous = FULL;
-             PRAGMA wal_autocheckpoint = 1000;
-             PRAGMA cache_size = -65536;
-             PRAGMA temp_store = MEMORY;"
-        ))
-        .map_err(|error| database_error(error.to_string()))?;
-        conn.run_pending_migrations(MIGRATIONS)
-            .map_err(|error| database_error(error.to_string()))?;
-        let (epoch, uptime) = life(&mut conn, settings.synchronous)
-            .map_err(|error| database_error(error.to_string()))?;
-        jobs::look_at_lapsed(&mut conn, Utc::now(), uptime.now())
-            .map_err(|error| database_error(error.to_string()))?;
-
+        let Opened {
+            lock,
+            life,
+            url,
+            mut conn,
+        } = open(settings, path)?;
+        let failed = |error: &dyn std::fmt::Display| OpenError::database(path, error);
+        jobs::look_at_lapsed(&mut conn, Utc::now(), life.uptime.now())
+            .map_err(|error| failed(&error))?;
         for name in notifiers {
-            notifiers::begins(&mut conn, name)
-                .map_err(|error| database_error(error.to_string()))?;
+            notifiers::begins(&mut conn, name).map_err(|error| failed(&error))?;
         }
-
-        let readers = Pool::builder()
+        let pool = Pool::builder()
             .max_size(settings.reader_connections)
             // All of them now, and for good: later there may be no more files to be had.
             .max_lifetime(None)
@@ -191,13 +105,14 @@ impl SqliteStore {
             .connection_customizer(Box::new(ReadOnly))
             .test_on_check_out(false)
             .build(ConnectionManager::new(url))
-            .map_err(|error| database_error(error.to_string()))?;
+            .map_err(|error| failed(&error))?;
 
         let (work, queue) = mpsc::channel(config::WRITER_QUEUE);
         let meter = Arc::<Meter>::default();
         let writer = Writer::new(
             conn,
-            (epoch, uptime),
+            Arc::clone(&lock),
+            life,
             settings,
             committed,
             Arc::clone(&meter),
@@ -207,21 +122,21 @@ impl SqliteStore {
             .name("tidings-writer".into())
             .spawn(move || {
                 let closed = writer.run(queue);
-                drop(lock);
                 // Nobody waits if the store was dropped without being closed.
                 let _ = closed.map(|closed| closed.send(Ok(())));
             })
-            .map_err(|source| file_error(path, source))?;
+            .map_err(|source| OpenError::file(path, source))?;
 
         // Settings are checked to be below a century, so these do not overflow.
         let seconds = |secs: u64| TimeDelta::seconds(secs as i64);
         Ok(SqliteStore {
-            epoch,
-            uptime,
+            epoch: life.epoch,
+            uptime: life.uptime,
             meter,
             work,
-            readers,
+            readers: Mutex::new(Some(Arc::new(Readers { pool, _lock: lock }))),
             reading: Arc::new(Semaphore::new(settings.reader_connections as usize)),
+            reader_connections: settings.reader_connections,
             retention: Retention {
                 age: seconds(settings.retention_secs),
                 events: settings.retention_events,
@@ -267,65 +182,38 @@ impl SqliteStore {
             .acquire_owned()
             .await
             .map_err(|_| StoreError::Stopped)?;
-        let readers = self.readers.clone();
+        let readers = self.readers().clone().ok_or(StoreError::Stopped)?;
         let task = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let mut conn = readers
+                .pool
                 .get()
                 .map_err(|error| StoreError::Database(error.to_string()))?;
             SqliteConnection::transaction(&mut conn, read).map_err(database_error)
         });
         task.await.map_err(|_| StoreError::Stopped)?
     }
+
+    fn readers(&self) -> std::sync::MutexGuard<'_, Option<Arc<Readers>>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the reading connections once the reads that are under way have ended, or later if those take long. The last
+    /// connection to be closed takes the journal into the database.
+    async fn close_readers(&self) {
+        let ended = self.reading.acquire_many(self.reader_connections);
+        if tokio::time::timeout(CLOSE_WAIT, ended).await.is_err() {
+            tracing::warn!("reads go on although the database is being closed");
+        }
+        self.reading.close();
+        let readers = self.readers().take();
+        // It fails only if closing panics, and then nothing is left to close.
+        let _ = tokio::task::spawn_blocking(move || drop(readers)).await;
+    }
 }
 
 fn database_error(error: diesel::result::Error) -> StoreError {
     StoreError::Database(error.to_string())
-}
-
-/// A journal without its database is what is left of one: SQLite would begin a new one and throw it away.
-fn is_whole_or_new(path: &Path) -> Result<(), &'static str> {
-    let mut journal = path.as_os_str().to_owned();
-    journal.push("-wal");
-    let has_bytes = |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
-    match has_bytes(Path::new(&journal)) && !has_bytes(path) {
-        true => Err("it is missing or empty, but its journal (-wal) is there"),
-        false => Ok(()),
-    }
-}
-
-/// Looks at every page, and changes none: the owner may want to save what is left. A damaged database is not served,
-/// because its damage could show at any time.
-fn check(path: &str) -> Result<(), String> {
-    #[derive(QueryableByName)]
-    struct Found {
-        #[diesel(sql_type = Text)]
-        quick_check: String,
-    }
-    let begun = Instant::now();
-    let escaped = path
-        .replace('%', "%25")
-        .replace('?', "%3f")
-        .replace('#', "%23");
-    let mut conn = SqliteConnection::establish(&format!("file:{escaped}?mode=ro"))
-        .map_err(|error| error.to_string())?;
-    conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))
-        .map_err(|error| error.to_string())?;
-    let found: Vec<Found> = diesel::sql_query("PRAGMA quick_check(1)")
-        .load(&mut conn)
-        .map_err(|error| error.to_string())?;
-    if begun.elapsed() > CHECK_IS_LONG {
-        let secs = begun.elapsed().as_secs();
-        tracing::info!(
-            secs,
-            "the database was looked through; `check_database = false` leaves it out"
-        );
-    }
-    match found.first() {
-        Some(found) if found.quick_check == "ok" => Ok(()),
-        Some(found) => Err(format!("it is damaged: {}", found.quick_check)),
-        None => Err("it cannot be looked through".into()),
-    }
 }
 
 /// Readers cannot write, and wait for nothing but a checkpoint.
@@ -343,51 +231,6 @@ impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReadOnly {
         .and_then(|()| search::register(conn))
         .map_err(diesel::r2d2::Error::QueryError)
     }
-}
-
-/// The database's life, and its uptime. A new life begins after a power loss that may have taken acknowledged ticks: the
-/// numbers which they had will be given again, and a reader that has seen them must not take the new events for the old.
-fn life(
-    conn: &mut SqliteConnection,
-    synchronous: Synchronous,
-) -> QueryResult<(Epoch, UptimeClock)> {
-    conn.immediate_transaction(|conn| {
-        let fact = |conn: &mut SqliteConnection, key: &str| -> QueryResult<Option<String>> {
-            meta::table
-                .find(key)
-                .select(meta::value)
-                .first(conn)
-                .optional()
-        };
-        let set = |conn: &mut SqliteConnection, key: &str, value: String| {
-            diesel::replace_into(meta::table)
-                .values((meta::key.eq(key), meta::value.eq(value)))
-                .execute(conn)
-        };
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let open_in = fact(conn, OPEN_IN)?;
-        let was_open = open_in.is_some();
-        let cut_off =
-            open_in.is_some_and(|open_in| open_in != boot) && synchronous != Synchronous::Full;
-        let known = match fact(conn, EPOCH)? {
-            Some(text) => Some(text.parse().map_err(|_| table::unreadable("an epoch"))?),
-            None => None,
-        };
-        if cut_off {
-            tracing::warn!(
-                "the machine stopped while the database was open; readers will begin anew"
-            );
-        }
-        let epoch = known.filter(|_| !cut_off).unwrap_or_else(Epoch::generate);
-        set(conn, EPOCH, epoch.to_string())?;
-        set(conn, OPEN_IN, boot)?;
-        let saved = match fact(conn, UPTIME)? {
-            Some(text) => Some(text.parse().map_err(|_| table::unreadable("an uptime"))?),
-            None => None,
-        };
-        let saved = Uptime::from_millis(saved.unwrap_or_default());
-        Ok((epoch, UptimeClock::resume(saved, was_open)))
-    })
 }
 
 #[async_trait]
@@ -646,7 +489,9 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) -> Result<(), StoreError> {
-        self.ask(Work::Close).await
+        let closed = self.ask(Work::Close).await;
+        self.close_readers().await;
+        closed
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

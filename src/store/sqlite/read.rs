@@ -402,7 +402,7 @@ mod tests {
         let path = folder.path().join("plans.db");
         let open = || SqliteConnection::establish(path.to_str().unwrap()).unwrap();
         open()
-            .run_pending_migrations(super::super::MIGRATIONS)
+            .run_pending_migrations(super::super::opening::MIGRATIONS)
             .unwrap();
         let mut conn = open();
         let made: Arc<Mutex<Vec<String>>> = Arc::default();

@@ -153,7 +153,7 @@ impl Writer {
             seq += 1;
             group.milestones |= draft.class == Class::Milestone;
             let cursor = Cursor {
-                epoch: self.epoch,
+                epoch: self.life.epoch,
                 seq,
             };
             let event = Arc::new(Event::new(
@@ -186,9 +186,12 @@ impl Writer {
         };
         let receipt = match answer {
             Some(event) => Receipt::Committed(event),
-            None => {
-                Receipt::Unchanged(Arc::new(stored.snapshot(self.epoch, school, kind, subject)))
-            }
+            None => Receipt::Unchanged(Arc::new(stored.snapshot(
+                self.life.epoch,
+                school,
+                kind,
+                subject,
+            ))),
         };
         group.heads.insert(school, seq);
         if let Some(Idempotency { key, fingerprint }) = idempotency {
@@ -319,7 +322,7 @@ impl Writer {
         let Some(row) = answers::find_key(&mut self.conn, school, &idempotency.key)? else {
             return Ok(None);
         };
-        let epoch = self.epoch;
+        let epoch = self.life.epoch;
         if let Some(event) = answers::find_answer(&mut self.conn, &row, epoch)? {
             return Ok(Some(Used {
                 fingerprint: row.fingerprint,

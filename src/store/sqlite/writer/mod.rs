@@ -26,18 +26,19 @@ use tokio::sync::{mpsc, oneshot};
 use self::judge::{Group, Moment};
 use super::answers;
 use super::events::EventRow;
-use super::schema::{events, idempotency_keys, meta};
+use super::life::{self, Life, set_uptime};
+use super::lock::DatabaseLock;
+use super::schema::{events, idempotency_keys};
 use super::sweep::{Retention, sweep};
 use super::table::{Address, Stored, millis, table};
 use super::upsert::upsert;
 use super::violations;
-use super::{BUSY_TIMEOUT_MS, OPEN_IN, UPTIME, database_error};
+use super::{BUSY_TIMEOUT_MS, database_error};
 use crate::config::{self, Settings, Synchronous};
-use crate::id::{Epoch, Kind, SchoolId};
+use crate::id::{Kind, SchoolId};
 use crate::kind::job::Past;
 use crate::kind::{self, Limits};
 use crate::store::{CommandError, Committed, Envelope, Meter, Receipt, StoreError};
-use crate::uptime::{Uptime, UptimeClock};
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 type Receipts = Vec<Result<Receipt, CommandError>>;
@@ -53,6 +54,7 @@ pub(super) enum Work {
     /// A small write of its own, which nobody needs to find after a power loss.
     Aside(Box<dyn FnOnce(&mut SqliteConnection) + Send>),
     SaveUptime(Answer<()>),
+    /// Whether it can write.
     Ping(Answer<()>),
     Close(Answer<()>),
 }
@@ -66,8 +68,7 @@ pub(super) struct Submission {
 
 pub(super) struct Writer {
     conn: SqliteConnection,
-    epoch: Epoch,
-    uptime: UptimeClock,
+    life: Life,
     limits: Limits,
     synchronous: Synchronous,
     committed: Committed,
@@ -83,6 +84,10 @@ pub(super) struct Writer {
     past: LruCache<(SchoolId, Arc<str>), VecDeque<Past>>,
     /// The last school that the retention sweep has visited in this round.
     swept_school: i64,
+    /// Whether the database was where it was opened when that was looked at last.
+    is_in_place: bool,
+    /// After `conn`: see [`DatabaseLock`].
+    lock: Arc<DatabaseLock>,
 }
 
 /// A row of `schools`; its floor is moved by the sweep alone.
@@ -97,16 +102,6 @@ upsert! {
     UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt)
 }
 
-fn set_uptime(conn: &mut SqliteConnection, now: Uptime) -> QueryResult<()> {
-    diesel::replace_into(meta::table)
-        .values((
-            meta::key.eq(UPTIME),
-            meta::value.eq(now.millis().to_string()),
-        ))
-        .execute(conn)?;
-    Ok(())
-}
-
 fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
     LruCache::new(NonZeroUsize::new(capacity).expect("a cache has room"))
 }
@@ -114,15 +109,15 @@ fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
 impl Writer {
     pub(super) fn new(
         conn: SqliteConnection,
-        (epoch, uptime): (Epoch, UptimeClock),
+        lock: Arc<DatabaseLock>,
+        life: Life,
         settings: &Settings,
         committed: Committed,
         meter: Arc<Meter>,
     ) -> Writer {
         Writer {
             conn,
-            epoch,
-            uptime,
+            life,
             limits: settings.limits(),
             synchronous: settings.synchronous,
             committed,
@@ -140,6 +135,8 @@ impl Writer {
             states: cache(config::STATE_CACHE),
             past: cache(config::SCHOOL_CACHE),
             swept_school: 0,
+            is_in_place: true,
+            lock,
         }
     }
 
@@ -178,7 +175,7 @@ impl Writer {
                         let _ = answer.send(self.save_uptime().map_err(database_error));
                     }
                     Work::Ping(answer) => {
-                        let _ = answer.send(self.ping().map_err(database_error));
+                        let _ = answer.send(self.ping());
                     }
                     Work::Close(answer) => {
                         closed = Some(answer);
@@ -193,13 +190,10 @@ impl Writer {
                 self.commit(group);
             }
             if closed.is_some() {
-                // A mark that stays only makes readers begin anew.
-                if let Err(error) = self.mark_as_closed() {
-                    tracing::warn!(%error, "the database could not be marked as closed");
-                }
                 break;
             }
         }
+        self.mark_as_closed();
         closed
     }
 
@@ -208,7 +202,7 @@ impl Writer {
         let began = Instant::now();
         let now = Moment {
             at: Utc::now().trunc_subsecs(3),
-            uptime: self.uptime.now(),
+            uptime: self.life.uptime.now(),
         };
         let mut group = Group::default();
         let mut judged = Vec::with_capacity(submissions.len());
@@ -222,6 +216,12 @@ impl Writer {
                  }| ((school, commands), answer),
             )
             .unzip();
+        if let Err(error) = self.check_place() {
+            for answer in answers {
+                let _ = answer.send(Err(error.clone()));
+            }
+            return;
+        }
         let result = work.into_iter().try_for_each(|(school, commands)| {
             let receipts = commands
                 .into_iter()
@@ -355,24 +355,46 @@ impl Writer {
     /// It waits for no disk, whatever the settings say, and for nobody's lock: there is little to lose, and publishers
     /// would wait behind it.
     fn save_uptime(&mut self) -> QueryResult<()> {
+        // Looked at here, too, so that it is noticed while nobody publishes. The change alone is told.
+        let _ = self.check_place();
         self.wait_for_disk(false)?;
         self.conn.batch_execute("PRAGMA busy_timeout = 0")?;
-        let saved = set_uptime(&mut self.conn, self.uptime.now());
+        let saved = set_uptime(&mut self.conn, self.life.uptime.now());
         self.conn
             .batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))?;
         saved
     }
 
-    fn mark_as_closed(&mut self) -> QueryResult<()> {
-        let now = self.uptime.now();
-        self.conn.immediate_transaction(|conn| {
-            set_uptime(conn, now)?;
-            diesel::delete(meta::table.find(OPEN_IN)).execute(conn)?;
-            QueryResult::Ok(())
-        })
+    /// A mark that stays makes the next start check the database.
+    fn mark_as_closed(&mut self) {
+        match life::end(&mut self.conn, &self.life) {
+            Ok(generation) => self.lock.remember(self.life.epoch, generation),
+            Err(error) => tracing::warn!(%error, "the database could not be marked as closed"),
+        }
     }
 
-    fn ping(&mut self) -> QueryResult<()> {
-        self.conn.batch_execute("SELECT 1")
+    fn ping(&mut self) -> Result<(), StoreError> {
+        self.check_place()?;
+        self.conn.batch_execute("SELECT 1").map_err(database_error)
+    }
+
+    /// Fails while the files are not where they were opened: what would be written to them is lost. Told once.
+    fn check_place(&mut self) -> Result<(), StoreError> {
+        let is_in_place = self.lock.is_in_place();
+        if is_in_place != self.is_in_place {
+            self.is_in_place = is_in_place;
+            let path = self.lock.path().display();
+            match is_in_place {
+                true => tracing::info!(%path, "the database is back in its place"),
+                false => tracing::error!(
+                    %path,
+                    "the database or its journal (-wal) was removed or replaced: nothing is written until the same file is back"
+                ),
+            }
+        }
+        match is_in_place {
+            true => Ok(()),
+            false => Err(StoreError::Displaced),
+        }
     }
 }

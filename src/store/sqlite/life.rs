@@ -1,0 +1,231 @@
+//! What a database says of itself: its schema, its epoch, how often it was opened, and whether it is open.
+//!
+//! Each opening and each orderly end raises the *generation*. The lock file knows the last one ([`super::lock`]), so that an
+//! older copy in the database's place is recognised: its log ends earlier, the numbers after its end
+//! would be given again, and clients that have seen the first ones would miss the others without a word.
+
+use diesel::migration::{Migration, MigrationSource};
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use diesel::sqlite::{Sqlite, SqliteConnection};
+
+use super::lock::DatabaseLock;
+use super::opening::{MIGRATIONS, OpenError};
+use super::schema::meta;
+use super::table;
+use crate::config::Synchronous;
+use crate::id::Epoch;
+use crate::uptime::{Uptime, UptimeClock};
+
+/// Keys of `meta`: the epoch, the generation, the boot of the machine in which the database is open, and the uptime in
+/// milliseconds.
+const EPOCH: &str = "epoch";
+const GENERATION: &str = "generation";
+const OPEN_IN: &str = "open_in";
+const UPTIME: &str = "uptime";
+
+/// What a database says before anything is written to it.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    /// The migrations that it has been through.
+    versions: Vec<String>,
+    epoch: Option<Epoch>,
+    generation: u64,
+    is_marked_open: bool,
+}
+
+impl Facts {
+    /// Reads them. None of a database of another program.
+    pub(super) fn read(conn: &mut SqliteConnection) -> QueryResult<Option<Facts>> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = Text)]
+            value: String,
+        }
+        let mut column = |sql: &str| -> QueryResult<Vec<String>> {
+            let rows = diesel::sql_query(sql).load::<Row>(conn)?;
+            Ok(rows.into_iter().map(|row| row.value).collect())
+        };
+        let tables = column("SELECT name AS value FROM sqlite_master WHERE type = 'table'")?;
+        if tables.is_empty() {
+            return Ok(Some(Facts::default()));
+        }
+        let has = |name: &str| tables.iter().any(|own| own == name);
+        if !has("__diesel_schema_migrations") {
+            return Ok(None);
+        }
+        let sql = "SELECT version AS value FROM __diesel_schema_migrations ORDER BY version";
+        let versions = column(sql)?;
+        if !has("meta") {
+            return Ok(Some(Facts {
+                versions,
+                ..Facts::default()
+            }));
+        }
+        Ok(Some(Facts {
+            versions,
+            epoch: number(conn, EPOCH, "an epoch")?,
+            generation: number(conn, GENERATION, "a generation")?.unwrap_or_default(),
+            is_marked_open: fact(conn, OPEN_IN)?.is_some(),
+        }))
+    }
+
+    /// Fails if a newer program has made the schema.
+    pub(super) fn check_schema(&self, lock: &DatabaseLock) -> Result<(), OpenError> {
+        let known: Vec<Box<dyn Migration<Sqlite>>> = MIGRATIONS
+            .migrations()
+            .map_err(|error| OpenError::database(lock.path(), error))?;
+        let known: Vec<String> = known
+            .iter()
+            .map(|own| own.name().version().to_string())
+            .collect();
+        match self.versions.iter().rev().find(|own| !known.contains(own)) {
+            Some(found) => Err(OpenError::Newer {
+                path: lock.path().into(),
+                found: found.clone(),
+                known: known.iter().max().cloned().unwrap_or_default(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails if this is recognised as something else than what was left here.
+    pub(super) fn check_life(&self, lock: &DatabaseLock) -> Result<(), OpenError> {
+        let path = lock.path().to_path_buf();
+        // Without an epoch a new one begins, whatever it is.
+        if let (Some(epoch), Some(last)) = (self.epoch, lock.found()) {
+            // The lock file learns of a generation after the database: it may be one behind.
+            let is_next = self.generation == last.generation + 1;
+            if self.generation < last.generation || (epoch != last.epoch && !is_next) {
+                return Err(OpenError::Copy(path));
+            }
+        }
+        let was_closed = lock.found().is_some_and(|last| last.closed.is_some());
+        if self.is_marked_open && !was_closed && !lock.had_journal() {
+            return Err(OpenError::NoJournal(path));
+        }
+        Ok(())
+    }
+
+    /// Whether a server has opened it before.
+    pub(super) fn has_life(&self) -> bool {
+        self.epoch.is_some()
+    }
+
+    /// Tells the lock which database this is.
+    pub(super) fn adopt(&self, lock: &DatabaseLock) {
+        if let Some(epoch) = self.epoch {
+            lock.remember(epoch, self.generation);
+        }
+    }
+}
+
+/// A life of a database: the time in which it is open.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Life {
+    pub(super) epoch: Epoch,
+    pub(super) generation: u64,
+    pub(super) uptime: UptimeClock,
+}
+
+fn fact(conn: &mut SqliteConnection, key: &str) -> QueryResult<Option<String>> {
+    let value = meta::table.find(key).select(meta::value);
+    value.first(conn).optional()
+}
+
+fn number<T: std::str::FromStr>(
+    conn: &mut SqliteConnection,
+    key: &str,
+    what: &str,
+) -> QueryResult<Option<T>> {
+    let text = fact(conn, key)?;
+    let number = text.map(|text| text.parse().map_err(|_| table::unreadable(what)));
+    number.transpose()
+}
+
+fn set(conn: &mut SqliteConnection, key: &str, value: String) -> QueryResult<()> {
+    diesel::replace_into(meta::table)
+        .values((meta::key.eq(key), meta::value.eq(value)))
+        .execute(conn)?;
+    Ok(())
+}
+
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+/// The generation that follows, for the database and for the lock file.
+fn next_generation(conn: &mut SqliteConnection, lock: &DatabaseLock) -> QueryResult<u64> {
+    let own: u64 = number(conn, GENERATION, "a generation")?.unwrap_or_default();
+    let last = lock.found().map_or(0, |last| last.generation);
+    let next = own.max(last) + 1;
+    set(conn, GENERATION, next.to_string())?;
+    Ok(next)
+}
+
+/// Begins a life. It has a new epoch after a power loss that may have taken acknowledged ticks: the numbers which they
+/// had will be given again, and a reader that has seen them must not take the new events for the old.
+pub(super) fn begin(
+    conn: &mut SqliteConnection,
+    synchronous: Synchronous,
+    lock: &DatabaseLock,
+) -> QueryResult<Life> {
+    conn.immediate_transaction(|conn| {
+        let boot = boot();
+        let open_in = fact(conn, OPEN_IN)?;
+        let was_open = open_in.is_some();
+        let cut_off =
+            open_in.is_some_and(|open_in| open_in != boot) && synchronous != Synchronous::Full;
+        let known: Option<Epoch> = number(conn, EPOCH, "an epoch")?;
+        if cut_off {
+            tracing::warn!(
+                "the machine stopped while the database was open; readers will begin anew"
+            );
+        }
+        let epoch = known.filter(|_| !cut_off).unwrap_or_else(Epoch::generate);
+        set(conn, EPOCH, epoch.to_string())?;
+        set(conn, OPEN_IN, boot)?;
+        let generation = next_generation(conn, lock)?;
+        let saved = number(conn, UPTIME, "an uptime")?.unwrap_or_default();
+        Ok(Life {
+            epoch,
+            generation,
+            uptime: UptimeClock::resume(Uptime::from_millis(saved), was_open),
+        })
+    })
+}
+
+/// Saves the uptime.
+pub(super) fn set_uptime(conn: &mut SqliteConnection, now: Uptime) -> QueryResult<()> {
+    set(conn, UPTIME, now.millis().to_string())
+}
+
+/// Ends a life in good order, and returns the generation after it.
+pub(super) fn end(conn: &mut SqliteConnection, life: &Life) -> QueryResult<u64> {
+    let after = life.generation + 1;
+    conn.immediate_transaction(|conn| {
+        set_uptime(conn, life.uptime.now())?;
+        set(conn, GENERATION, after.to_string())?;
+        diesel::delete(meta::table.find(OPEN_IN)).execute(conn)?;
+        Ok(after)
+    })
+}
+
+/// Gives the database another epoch, and returns the one before.
+pub(super) fn renew(
+    conn: &mut SqliteConnection,
+    lock: &DatabaseLock,
+) -> QueryResult<(Option<Epoch>, Epoch)> {
+    let (before, epoch, generation) = conn.immediate_transaction(|conn| {
+        let before: Option<Epoch> = number(conn, EPOCH, "an epoch")?;
+        let epoch = Epoch::generate();
+        set(conn, EPOCH, epoch.to_string())?;
+        // The mark stays: what was heard and not written down is lost. But it is not a power loss any more.
+        if fact(conn, OPEN_IN)?.is_some() {
+            set(conn, OPEN_IN, boot())?;
+        }
+        QueryResult::Ok((before, epoch, next_generation(conn, lock)?))
+    })?;
+    lock.remember(epoch, generation);
+    Ok((before, epoch))
+}

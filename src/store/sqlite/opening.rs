@@ -1,0 +1,291 @@
+//! Opens a database, or refuses to: nothing is written to one that is damaged, or not the one that was left here.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sqlite::SqliteConnection;
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+
+use super::BUSY_TIMEOUT_MS;
+use super::check::check;
+use super::life::{self, Facts, Life};
+use super::lock::{DatabaseLock, next_to};
+use crate::config::{Settings, make_private_folder};
+use crate::id::Epoch;
+
+pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
+
+/// Where an SQLite file says that it is not in WAL mode, and what it says there.
+const JOURNAL_MODE_BYTE: u64 = 18;
+const ROLLBACK_JOURNAL: u8 = 1;
+
+/// A database that cannot be opened. The server does not start, and never makes a new one in its place.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file or folder.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Its folder is missing, and is not `data_dir`, which is made: a mistyped path would begin an empty database.
+    #[error("{path}: there is no folder {folder}; make it, or correct the setting `database_url`")]
+    NoFolder {
+        /// Of the database.
+        path: PathBuf,
+        /// Which is missing.
+        folder: PathBuf,
+    },
+    /// Something that is not a file is in its place.
+    #[error("{0} is a folder; the setting `database_url` must be the path of a file")]
+    IsFolder(PathBuf),
+    /// A link leads nowhere, as to a disk that is not mounted.
+    #[error(
+        "{0} is a symbolic link to a file that does not exist; mount or restore that file, or remove the link"
+    )]
+    Dangling(PathBuf),
+    /// Somebody else has it.
+    #[error("{0} is in use by another process")]
+    InUse(PathBuf),
+    /// It is missing or empty, and something else says that there was one.
+    #[error(
+        "{path} is missing or empty, but {trace} shows that a server has used a database here; put it back or restore a backup, and for a fresh start \
+         remove {trace}"
+    )]
+    Gone {
+        /// Of the database.
+        path: PathBuf,
+        /// What shows it.
+        trace: PathBuf,
+    },
+    /// There is no database.
+    #[error("{0} is missing or empty")]
+    Missing(PathBuf),
+    /// It is marked as open, and its journal is gone.
+    #[error(
+        "{0} was not closed in good order, and its journal (-wal) is missing: what was acknowledged last may be lost, or this is a copy of an open \
+         database. Put the journal back if you have it; otherwise `tidings new-epoch` makes all readers begin anew"
+    )]
+    NoJournal(PathBuf),
+    /// It is not the database that was open here last.
+    #[error(
+        "{0} is an older copy of the database that was open here last, or another one: readers would miss events without a word. Put the newer one \
+         back, or run `tidings new-epoch`, which makes all readers begin anew"
+    )]
+    Copy(PathBuf),
+    /// A newer program has changed its tables.
+    #[error(
+        "{path} has schema version {found}, and this program knows versions up to {known}: start the newer program, or restore a backup of before \
+         the upgrade"
+    )]
+    Newer {
+        /// Of the database.
+        path: PathBuf,
+        /// Its newest migration.
+        found: String,
+        /// And ours.
+        known: String,
+    },
+    /// The database itself.
+    #[error("{path}: {message}")]
+    Database {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        message: String,
+    },
+}
+
+impl OpenError {
+    pub(super) fn file(path: &Path, source: std::io::Error) -> OpenError {
+        OpenError::File {
+            path: path.into(),
+            source,
+        }
+    }
+
+    pub(super) fn database(path: &Path, message: impl ToString) -> OpenError {
+        OpenError::Database {
+            path: path.into(),
+            message: message.to_string(),
+        }
+    }
+}
+
+/// Fails where a database cannot be, before anything is written.
+pub fn check_place(settings: &Settings, path: &Path) -> Result<(), OpenError> {
+    if path.is_dir() {
+        return Err(OpenError::IsFolder(path.into()));
+    }
+    if path.is_symlink() && !path.exists() {
+        return Err(OpenError::Dangling(path.into()));
+    }
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let folder = absolute(path).parent().map(Path::to_path_buf);
+    match folder.filter(|folder| !folder.is_dir()) {
+        Some(folder) if folder != absolute(&settings.data_dir) => Err(OpenError::NoFolder {
+            path: path.into(),
+            folder,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Fails if a secret that a server has made is there, and its database with its lock file is not. To be called before a
+/// secret is made.
+pub fn check_trace(path: &Path, secret: &Path) -> Result<(), OpenError> {
+    let is_beside = secret.parent() == path.parent();
+    let was_used = is_beside && secret.exists() && !path.exists();
+    match was_used && !next_to(path, ".lock").exists() {
+        true => Err(OpenError::Gone {
+            path: path.into(),
+            trace: secret.into(),
+        }),
+        false => Ok(()),
+    }
+}
+
+/// An open database: the writing connection, and what keeps others away. Drop `conn` before `lock`.
+pub(super) struct Opened {
+    pub(super) conn: SqliteConnection,
+    pub(super) life: Life,
+    pub(super) url: String,
+    pub(super) lock: Arc<DatabaseLock>,
+}
+
+/// Opens or makes the database.
+pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError> {
+    let (lock, url) = take(settings, path)?;
+    if let Some(facts) = look(&lock, &url, settings.check_database, Facts::check_life)? {
+        facts.adopt(&lock);
+    }
+    let failed = |error: &dyn std::fmt::Display| OpenError::database(lock.path(), error);
+    let mut conn = SqliteConnection::establish(&url).map_err(|error| failed(&error))?;
+    conn.batch_execute(&format!(
+        "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS};
+         PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = FULL;
+         PRAGMA wal_autocheckpoint = 1000;
+         PRAGMA cache_size = -65536;
+         PRAGMA temp_store = MEMORY;"
+    ))
+    .map_err(|error| failed(&error))?;
+    conn.run_pending_migrations(MIGRATIONS)
+        .map_err(|error| failed(&error))?;
+    let life =
+        life::begin(&mut conn, settings.synchronous, &lock).map_err(|error| failed(&error))?;
+    lock.opened(life.epoch, life.generation)
+        .map_err(|source| OpenError::file(&next_to(lock.path(), ".lock"), source))?;
+    Ok(Opened {
+        conn,
+        life,
+        url,
+        lock: Arc::new(lock),
+    })
+}
+
+/// Gives a database that no server has open another epoch, and returns the old and the new one. Every cursor is answered with
+/// a `reset` from then on.
+pub fn new_epoch(settings: &Settings, path: &Path) -> Result<(Option<Epoch>, Epoch), OpenError> {
+    if !std::fs::metadata(path).is_ok_and(|file| file.len() > 0) {
+        return Err(OpenError::Missing(path.into()));
+    }
+    let (lock, url) = take(settings, path)?;
+    let facts = look(&lock, &url, settings.check_database, |_, _| Ok(()))?;
+    let failed = |error: &dyn std::fmt::Display| OpenError::database(lock.path(), error);
+    let facts = facts.filter(Facts::has_life);
+    facts
+        .ok_or_else(|| failed(&"it is not a database of Tidings"))?
+        .adopt(&lock);
+    let mut conn = SqliteConnection::establish(&url).map_err(|error| failed(&error))?;
+    conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))
+        .and_then(|()| life::renew(&mut conn, &lock))
+        .map_err(|error| failed(&error))
+}
+
+/// Takes the locks of the database that the path leads to, and returns its resolved path as SQLite takes it.
+fn take(settings: &Settings, path: &Path) -> Result<(DatabaseLock, String), OpenError> {
+    check_place(settings, path)?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    make_private_folder(folder).map_err(|source| OpenError::file(folder, source))?;
+    let resolved = match path.exists() {
+        true => path.canonicalize(),
+        false => folder
+            .canonicalize()
+            .map(|folder| folder.join(path.file_name().unwrap_or_default())),
+    };
+    let path = resolved.map_err(|source| OpenError::file(path, source))?;
+    let url = path
+        .to_str()
+        .ok_or_else(|| OpenError::database(&path, "its path is not UTF-8"))?;
+    Ok((DatabaseLock::take(&path)?, url.to_owned()))
+}
+
+/// Looks at a database without a change to it; one that is not as it was left is checked page by page. None if it is new.
+fn look(
+    lock: &DatabaseLock,
+    url: &str,
+    checks_pages: bool,
+    check_life: impl FnOnce(&Facts, &DatabaseLock) -> Result<(), OpenError>,
+) -> Result<Option<Facts>, OpenError> {
+    let path = lock.path();
+    let failed = |error: &dyn std::fmt::Display| OpenError::database(path, error);
+    let file = lock.database();
+    let size = file
+        .metadata()
+        .map_err(|source| OpenError::file(path, source))?
+        .len();
+    if size == 0 {
+        return Ok(None);
+    }
+    warn_of_others(file);
+    if has_foreign_journal(lock) {
+        return Err(failed(
+            &"the journal (-wal) beside it is of another database; remove the journal if this is a backup that you have put here",
+        ));
+    }
+    let escaped = url
+        .replace('%', "%25")
+        .replace('?', "%3f")
+        .replace('#', "%23");
+    let mut conn = SqliteConnection::establish(&format!("file:{escaped}?mode=ro"))
+        .map_err(|error| failed(&error))?;
+    conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))
+        .map_err(|error| failed(&error))?;
+    let facts = Facts::read(&mut conn)
+        .map_err(|error| failed(&error))?
+        .ok_or_else(|| failed(&"it is a database of another program"))?;
+    facts.check_schema(lock)?;
+    check_life(&facts, lock)?;
+    if checks_pages && !lock.is_as_left() {
+        check(&mut conn, lock).map_err(|problem| failed(&problem))?;
+    }
+    Ok(Some(facts))
+}
+
+/// Whether there is a journal of WAL mode, and the database is not in that mode: that of a copy which is not its own.
+fn has_foreign_journal(lock: &DatabaseLock) -> bool {
+    use std::os::unix::fs::FileExt;
+    let mut mode = [0];
+    let read = lock.database().read_at(&mut mode, JOURNAL_MODE_BYTE);
+    read.is_ok() && mode == [ROLLBACK_JOURNAL] && lock.had_journal()
+}
+
+/// Files that exist keep their modes: somebody may have chosen them.
+fn warn_of_others(file: &std::fs::File) {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = file.metadata().map_or(0, |file| file.permissions().mode());
+    if mode & 0o007 != 0 {
+        tracing::warn!(
+            mode = format!("{:o}", mode & 0o777),
+            "every user of this machine can reach the database; `chmod 600` keeps it to this one"
+        );
+    }
+}

@@ -1,0 +1,188 @@
+//! What a start says, checks and refuses, and what a running server notices of its files.
+
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use diesel::connection::{Connection, SimpleConnection};
+use diesel::sqlite::SqliteConnection;
+use serde_json::{Value, json};
+
+use crate::disk::{database, log, post, refusal, some_jobs};
+use crate::support::process::{Guarded, Process, command};
+use crate::support::*;
+
+fn other(path: &Path) -> SqliteConnection {
+    SqliteConnection::establish(path.to_str().unwrap()).unwrap()
+}
+
+async fn get(url: &str) -> Option<(u16, Option<String>, Value)> {
+    let response = reqwest::get(url).await.ok()?;
+    let retry_after = response.headers().get("retry-after").cloned();
+    let retry_after = retry_after.map(|value| value.to_str().unwrap().to_owned());
+    let status = response.status().as_u16();
+    let text = response.text().await.unwrap();
+    Some((
+        status,
+        retry_after,
+        serde_json::from_str(&text).unwrap_or(Value::Null),
+    ))
+}
+
+/// Damages a page, such that neither size nor time of the file tell.
+fn rot(path: &Path) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    let metadata = file.metadata().unwrap();
+    let middle = metadata.len() / 2 / 4_096 * 4_096;
+    file.write_all_at(&[0xa5; 4_096], middle).unwrap();
+    file.set_modified(metadata.modified().unwrap()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_is_checked_unless_it_is_as_the_server_left_it() {
+    let folder = tempfile::tempdir().unwrap();
+    some_jobs(folder.path(), 40).await;
+    let path = database(folder.path());
+    let whole = std::fs::read(&path).unwrap();
+    rot(&path);
+    let mut server = Process::start(command(folder.path()).arg("serve"));
+    // Not checked: it was closed in good order. And now it is not.
+    server.kill();
+    assert!(refusal(folder.path()).contains("damaged"));
+    // Nor does a file pass that somebody else has written.
+    std::fs::remove_file(path.with_extension("db-wal")).unwrap();
+    std::fs::remove_file(path.with_extension("db-shm")).unwrap();
+    std::fs::write(&path, &whole).unwrap();
+    std::fs::remove_file(path.with_extension("db.lock")).unwrap();
+    rot(&path);
+    assert!(
+        refusal(folder.path()).contains("damaged"),
+        "never opened here"
+    );
+    let unchecked = command(folder.path())
+        .arg("serve")
+        .env("TIDINGS_CHECK_DATABASE", "false")
+        .env("ROCKET_PORT", "0")
+        .stdout(std::process::Stdio::piped())
+        .spawn();
+    let mut unchecked = Guarded(unchecked.unwrap());
+    let mut line = String::new();
+    let stdout = unchecked.0.stdout.take().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
+    assert!(line.starts_with("Tidings listens on"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_of_a_newer_program_or_of_another_one_is_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    some_jobs(folder.path(), 1).await;
+    let path = database(folder.path());
+    other(&path)
+        .batch_execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('99999999999999')")
+        .unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let said = refusal(folder.path());
+    let newest = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations"));
+    let names = newest.unwrap().map(|entry| entry.unwrap().file_name());
+    let newest = names.max().unwrap().into_string().unwrap();
+    let newest = newest.split('_').next().unwrap();
+    assert!(
+        said.contains("99999999999999") && said.contains(newest),
+        "{said}"
+    );
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    let path = database(folder.path());
+    other(&path)
+        .batch_execute("CREATE TABLE recipes (name TEXT)")
+        .unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let said = refusal(folder.path());
+    assert!(said.contains("a database of another program"), "{said}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_may_read_the_files_that_a_server_makes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut serve = command(folder.path());
+    serve.arg("serve").env_remove("TIDINGS_JWT_SECRET");
+    let mut server = Process::start(&mut serve);
+    let data = folder.path().join("data");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&data), 0o700);
+    let mut names = Vec::new();
+    for entry in data.read_dir().unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(mode(&entry.path()), 0o600, "{entry:?}");
+        names.push(entry.file_name().into_string().unwrap());
+    }
+    names.sort();
+    let expected = ["", ".lock", "-shm", "-wal"].map(|end| format!("tidings.db{end}"));
+    let mut expected = expected.to_vec();
+    expected.push("jwt_secret".into());
+    expected.sort();
+    assert_eq!(names, expected);
+    assert_eq!(server.terminate(), Some(0));
+
+    // What somebody has chosen stays, with a word.
+    let shared = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(database(folder.path()), shared).unwrap();
+    let mut server = Process::start(&mut serve);
+    assert_eq!(mode(&database(folder.path())), 0o644);
+    server.terminate();
+    let mut said = String::new();
+    server.stderr().read_to_string(&mut said).unwrap();
+    assert!(
+        said.contains("every user of this machine can reach the database"),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_removed_or_replaced_while_the_server_runs_stop_writing_until_they_are_back()
+{
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Process::start(command(folder.path()).arg("serve"));
+    let create = |id: &str| json!({"job_id": id, "job_type": "t"});
+    assert_eq!(post(&server.url, "/api/jobs", create("a")).await.0, 201);
+    let path = database(folder.path());
+    let away = folder.path().join("away");
+    let ready = format!("{}/readyz", server.url);
+    let files = [path.clone(), path.with_extension("db-wal")];
+    for (round, file) in files.iter().enumerate() {
+        for is_replaced in [false, true] {
+            std::fs::rename(file, &away).unwrap();
+            if is_replaced {
+                std::fs::copy(&away, file).unwrap();
+            }
+            for _ in 0..3 {
+                let (status, problem) = post(&server.url, "/api/jobs", create("b")).await;
+                assert_eq!(status, 503, "{problem}");
+                let (status, _, problem) = get(&ready).await.unwrap();
+                let detail = problem["detail"].as_str().unwrap();
+                assert_eq!(status, 503);
+                assert!(detail.contains("removed or replaced"), "{detail}");
+            }
+            // Reading goes on.
+            assert_eq!(
+                log(&server.url).await.len(),
+                1 + round * 2 + usize::from(is_replaced)
+            );
+            std::fs::rename(&away, file).unwrap();
+            assert_eq!(get(&ready).await.unwrap().0, 200);
+            let id = format!("{round}{is_replaced}");
+            assert_eq!(post(&server.url, "/api/jobs", create(&id)).await.0, 201);
+        }
+    }
+    assert_eq!(server.terminate(), Some(0));
+    let mut said = String::new();
+    server.stderr().read_to_string(&mut said).unwrap();
+    assert_eq!(said.matches("was removed or replaced").count(), 4, "{said}");
+    assert_eq!(said.matches("is back in its place").count(), 4, "{said}");
+    let server = Process::start(command(folder.path()).arg("serve"));
+    assert_eq!(log(&server.url).await, [1, 2, 3, 4, 5]);
+}

@@ -1,0 +1,301 @@
+//! A database that is not the one that was left: recognised and refused, or given a new epoch by `tidings new-epoch`.
+
+use std::path::{Path, PathBuf};
+
+use diesel::connection::{Connection, SimpleConnection};
+use serde_json::{Value, json};
+
+use crate::disk::{database, post, refusal};
+use crate::install::comes_back;
+use crate::support::process::{Process, command, run};
+use crate::support::*;
+
+fn start(folder: &Path) -> Process {
+    Process::start(command(folder).arg("serve"))
+}
+
+async fn create(server: &Process, id: &str) -> Value {
+    let body = json!({"job_id": id, "job_type": "t"});
+    let (status, told) = post(&server.url, "/api/jobs", body).await;
+    assert_eq!(status, 201, "{told}");
+    told["cursor"].clone()
+}
+
+/// The exit code, standard output and standard error of `tidings new-epoch`.
+fn new_epoch(folder: &Path, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let told = run(command(folder).arg("new-epoch").args(arguments));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (told.status.code(), text(&told.stdout), text(&told.stderr))
+}
+
+fn lock_file(folder: &Path) -> PathBuf {
+    database(folder).with_extension("db.lock")
+}
+
+fn remove_journal(folder: &Path) {
+    for journal in ["db-wal", "db-shm"] {
+        // It is not there after an orderly end.
+        let _ = std::fs::remove_file(database(folder).with_extension(journal));
+    }
+}
+
+/// A copy of one moment, made while the server runs.
+fn vacuum_into(folder: &Path, copy: &Path) {
+    let path = database(folder);
+    let mut conn = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    let sql = format!("VACUUM INTO '{}'", copy.display());
+    conn.batch_execute(&sql).unwrap();
+}
+
+/// The reasons of the `reset`s that readers with these cursors get.
+async fn resets(server: &Process, cursors: &[&Value]) -> Vec<String> {
+    let mut reasons = Vec::new();
+    for cursor in cursors {
+        let back = comes_back(&server.url, &viewer(1), cursor).await;
+        reasons.extend(back.err());
+    }
+    reasons
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_whose_journal_is_gone_is_refused_and_a_new_epoch_resets_every_cursor() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = start(folder.path());
+    let kept = create(&server, "kept").await;
+    // In the database itself, not in the journal alone.
+    let path = database(folder.path());
+    let mut conn = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    conn.batch_execute("PRAGMA wal_checkpoint(PASSIVE)")
+        .unwrap();
+    drop(conn);
+    let lost = create(&server, "lost").await;
+    server.kill();
+    let journal = std::fs::read(path.with_extension("db-wal")).unwrap();
+    remove_journal(folder.path());
+    let before = std::fs::read(&path).unwrap();
+    for _ in 0..2 {
+        let said = refusal(folder.path());
+        assert!(
+            said.contains("its journal (-wal) is missing") && said.contains("tidings new-epoch"),
+            "{said}"
+        );
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), before, "as it was");
+    // Put back, it is all there.
+    std::fs::write(path.with_extension("db-wal"), &journal).unwrap();
+    let mut server = start(folder.path());
+    assert_eq!(resets(&server, &[&kept, &lost]).await, [""; 0]);
+    server.kill();
+    std::fs::write(&path, &before).unwrap();
+    remove_journal(folder.path());
+
+    let (code, out, said) = new_epoch(folder.path(), &["--yes"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(out.contains("All readers begin anew"), "{out}");
+    let mut server = start(folder.path());
+    assert_eq!(resets(&server, &[&kept, &lost]).await, ["unknown_epoch"; 2]);
+    let again = create(&server, "again").await;
+    server.terminate();
+    let server = start(folder.path());
+    assert_eq!(resets(&server, &[&again]).await, [""; 0], "once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_gone_or_emptied_is_not_begun_anew_until_its_traces_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = database(folder.path());
+    for is_killed in [false, true] {
+        let mut server = start(folder.path());
+        create(&server, &is_killed.to_string()).await;
+        match is_killed {
+            true => server.kill(),
+            false => assert_eq!(server.terminate(), Some(0)),
+        }
+        let whole = std::fs::read(&path).unwrap();
+        let journal = std::fs::read(path.with_extension("db-wal")).ok();
+        for is_emptied in [false, true] {
+            remove_journal(folder.path());
+            std::fs::remove_file(&path).unwrap();
+            if is_emptied {
+                std::fs::write(&path, "").unwrap();
+            }
+            let said = refusal(folder.path());
+            let lock = lock_file(folder.path()).display().to_string();
+            assert!(
+                said.contains("is missing or empty")
+                    && said.contains(&format!("for a fresh start remove {lock}")),
+                "{said}"
+            );
+            let size = std::fs::metadata(&path).ok().map(|file| file.len());
+            assert_eq!(size, is_emptied.then_some(0), "as it was");
+            std::fs::write(&path, &whole).unwrap();
+        }
+        if let Some(journal) = journal {
+            std::fs::write(path.with_extension("db-wal"), journal).unwrap();
+        }
+    }
+    remove_journal(folder.path());
+    std::fs::remove_file(&path).unwrap();
+    std::fs::remove_file(lock_file(folder.path())).unwrap();
+    let server = start(folder.path());
+    create(&server, "first").await;
+}
+
+#[test]
+fn a_secret_without_its_database_is_a_trace_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = || {
+        let mut serve = command(folder.path());
+        serve.arg("serve").env_remove("TIDINGS_JWT_SECRET");
+        serve
+    };
+    Process::start(&mut serve()).terminate();
+    let secret = folder.path().join("data/jwt_secret");
+    let was = std::fs::read(&secret).unwrap();
+    std::fs::remove_file(database(folder.path())).unwrap();
+    std::fs::remove_file(lock_file(folder.path())).unwrap();
+    let refused = run(&mut serve());
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1));
+    let shown = secret.display().to_string();
+    assert!(
+        said.contains(&format!("for a fresh start remove {shown}")),
+        "{said}"
+    );
+    assert!(!database(folder.path()).exists());
+    // An empty lock file says that a fresh start is meant, and the secret stays.
+    std::fs::write(lock_file(folder.path()), "").unwrap();
+    Process::start(&mut serve()).terminate();
+    assert_eq!(std::fs::read(&secret).unwrap(), was);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_copy_in_the_place_of_the_database_is_recognised_however_it_was_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = database(folder.path());
+    let (stopped, running) = (folder.path().join("stopped"), folder.path().join("running"));
+    let mut server = start(folder.path());
+    create(&server, "kept").await;
+    server.terminate();
+    std::fs::copy(&path, &stopped).unwrap();
+    let mut server = start(folder.path());
+    vacuum_into(folder.path(), &running);
+    let mut lost = create(&server, "lost").await;
+    for is_killed in [false, true] {
+        match is_killed {
+            true => server.kill(),
+            false => assert_eq!(server.terminate(), Some(0)),
+        }
+        let newest = std::fs::read(&path).unwrap();
+        let journal = std::fs::read(path.with_extension("db-wal")).ok();
+        for copy in [&stopped, &running] {
+            remove_journal(folder.path());
+            std::fs::copy(copy, &path).unwrap();
+            let said = refusal(folder.path());
+            assert!(
+                said.contains("tidings new-epoch") && said.contains("copy of "),
+                "{copy:?}: {said}"
+            );
+            let was = std::fs::read(copy).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), was, "as it was");
+        }
+        // The newest one is welcome back.
+        std::fs::write(&path, newest).unwrap();
+        if let Some(journal) = journal {
+            std::fs::write(path.with_extension("db-wal"), journal).unwrap();
+        }
+        server = start(folder.path());
+        lost = create(&server, &is_killed.to_string()).await;
+    }
+    server.kill();
+    // The journal of another database would damage the copy.
+    std::fs::copy(&running, &path).unwrap();
+    let said = refusal(folder.path());
+    assert!(said.contains("(-wal) beside it is of another"), "{said}");
+    let (code, _, said) = new_epoch(folder.path(), &["--yes"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("(-wal) beside it is of another"), "{said}");
+    remove_journal(folder.path());
+    assert_eq!(new_epoch(folder.path(), &["--yes"]).0, Some(0));
+    let server = start(folder.path());
+    assert_eq!(resets(&server, &[&lost]).await, ["unknown_epoch"]);
+}
+
+/// The table of docs/backup.md, with the row that says why the command is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_copy_in_another_place_is_recognised_what_the_page_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::create_dir(elsewhere.path().join("data")).unwrap();
+    let place = database(elsewhere.path());
+    let mut server = start(folder.path());
+    let kept = create(&server, "kept").await;
+    vacuum_into(folder.path(), &place);
+    // Made while the server ran.
+    assert!(refusal(elsewhere.path()).contains("tidings new-epoch"));
+    server.terminate();
+    std::fs::copy(database(folder.path()), &place).unwrap();
+    let mut server = start(folder.path());
+    create(&server, "lost").await;
+    let beyond = create(&server, "lost too").await;
+    server.terminate();
+
+    // Made while it was stopped, and without the lock file.
+    let mut server = start(elsewhere.path());
+    assert_eq!(resets(&server, &[&kept]).await, [""; 0]);
+    assert_eq!(resets(&server, &[&beyond]).await, ["unknown_epoch"]);
+    for id in ["new", "newer", "newest"] {
+        create(&server, id).await;
+    }
+    let since = comes_back(&server.url, &viewer(1), &beyond).await;
+    assert_eq!(
+        since.unwrap(),
+        ["newest"],
+        "not recognised: this is not what it missed"
+    );
+    server.terminate();
+    assert_eq!(new_epoch(elsewhere.path(), &["--yes"]).0, Some(0));
+    let server = start(elsewhere.path());
+    let all = resets(&server, &[&kept, &beyond]).await;
+    assert_eq!(all, ["unknown_epoch"; 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_epoch_asks_first_and_says_by_its_exit_code_how_it_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, _, said) = new_epoch(folder.path(), &["--yes"]);
+    assert_eq!(code, Some(4), "{said}");
+    assert!(!database(folder.path()).exists());
+    let mut server = start(folder.path());
+    let cursor = create(&server, "a").await;
+    server.terminate();
+    let before = std::fs::read(database(folder.path())).unwrap();
+    let (code, _, said) = new_epoch(folder.path(), &[]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("--yes is required"), "{said}");
+    if needs("script") {
+        for (answer, expected) in [("n", 1), ("", 1), ("yes", 0)] {
+            assert_eq!(std::fs::read(database(folder.path())).unwrap(), before);
+            let mut own = command(folder.path());
+            let program = own.get_program().to_str().unwrap().to_owned();
+            let on_a_terminal =
+                format!("printf '{answer}\\n' | script -qefc '{program} new-epoch' /dev/null");
+            let mut shell = std::process::Command::new("sh");
+            shell
+                .args(["-c", &on_a_terminal])
+                .current_dir(folder.path());
+            for (name, value) in own.env("TERM", "dumb").get_envs() {
+                shell.env(name, value.unwrap_or_default());
+            }
+            let told = shell.output().unwrap();
+            let shown = String::from_utf8_lossy(&told.stdout);
+            assert_eq!(told.status.code(), Some(expected), "{answer}: {shown}");
+            assert!(
+                shown.contains("This cannot be undone. Go on? [y/N]"),
+                "{shown}"
+            );
+        }
+        let server = start(folder.path());
+        assert_eq!(resets(&server, &[&cursor]).await, ["unknown_epoch"]);
+    }
+}

@@ -15,7 +15,8 @@ use crate::config::{DELIVERY_CAUSE_MAX_CHARS, NOTIFICATION_TITLE_MAX_CHARS, RETR
 #[derive(Debug, Clone)]
 pub struct Notification {
     /// Unique for this event and notifier, the same at every attempt: to deduplicate by. ASCII without `.`,
-    /// at most 128 bytes, `<epoch>-<school>-<seq>-<notifier>`.
+    /// at most 128 bytes, `<epoch>-<school>-<seq>-<tag>-<notifier>`. The tag is made from the event's time and content:
+    /// after a restore, another event may have the place of one that was delivered.
     pub id: String,
     /// Whose event it is.
     pub school_id: i64,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
@@ -20,13 +21,16 @@ use crate::config::{
     DELIVERY_MAX, NOTIFY_INBOX, NOTIFY_INBOX_BYTES, NOTIFY_ROUND, NOTIFY_SET_ASIDE_MAX,
     NOTIFY_TURN_EVENTS, NOTIFY_UNCERTAIN_ATTEMPTS, RETRY_AFTER_MAX,
 };
-use crate::event::Event;
+use crate::event::{Event, timestamp};
 use crate::id::{Channel, SchoolId};
 use crate::kind::characteristic;
 use crate::scope::Scope;
 use crate::store::notifiers::{Change, DeadLetter, Place, Progress, SetAside, Tried};
 use crate::store::{Store, StoreError};
 use crate::wire;
+
+/// Bytes of a digest that tell events apart which had the same place in a log.
+const TAG_BYTES: usize = 8;
 
 /// A notifier and what waits for it.
 pub(super) struct Runner {
@@ -408,7 +412,7 @@ impl Runner {
         let stored = self.store.subject(school, kind, subject).await?;
         let title = stored.and_then(|stored| stored.state.title());
         Ok(Notification {
-            id: format!("{}-{}-{}-{name}", event.epoch, event.school, event.seq),
+            id: id(event, name),
             school_id: event.school.get(),
             kind: event.kind.collection(),
             subject: event.subject.to_string(),
@@ -420,6 +424,25 @@ impl Runner {
             json: wire::event_json(event, false),
         })
     }
+}
+
+/// See [`Notification::id`]. Live and read from the log an event is the same to the byte.
+fn id(event: &Event, notifier: &str) -> String {
+    let content = [
+        event.kind.collection(),
+        event.subject.as_str(),
+        event.draft.event_type.name,
+        event.draft.status,
+        &timestamp(event.at),
+        &event.draft.fields,
+    ];
+    let digest = Sha256::digest(content.join("\0").as_bytes());
+    let tag: String = digest[..TAG_BYTES]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let (epoch, school, seq) = (event.epoch, event.school, event.seq);
+    format!("{epoch}-{school}-{seq}-{tag}-{notifier}")
 }
 
 impl Failure {

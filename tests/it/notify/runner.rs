@@ -586,3 +586,37 @@ fn the_environment_holds_notifiers_as_json_and_a_mistake_in_it_shows_no_secret()
         assert!(!shown, "{mistake}: {error}");
     }
 }
+
+/// A restored backup gives numbers again. What nobody could recognise as a restore must not make receivers drop events.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_event_in_the_place_of_a_delivered_one_has_another_id() {
+    if !needs_python("standardwebhooks") {
+        return;
+    }
+    let (mut receiver, port) = Receiver::python("webhook.py", &[SECRET, "200"]).await;
+    let rules = json!([{"kinds": ["jobs"], "statuses": ["failed"]}]);
+    let settings = json!({"notifiers": [webhook("ops", port, rules)]});
+    let server = server_with(settings.clone()).await;
+    fail(&server, 1, "before").await;
+    receiver.json().await;
+    let folder = server.stop().await;
+    let files = ["tidings.db", "tidings.db.lock"].map(|name| folder.path().join(name));
+    let backup = files.clone().map(|file| std::fs::read(file).unwrap());
+    let mut seen = Vec::new();
+    for id in ["lost", "other"] {
+        for (file, content) in files.iter().zip(&backup) {
+            std::fs::write(file, content).unwrap();
+        }
+        let server = server_in(Arc::clone(&folder), settings.clone()).await;
+        let failed = fail(&server, 1, id).await;
+        let told = receiver.json().await;
+        assert_eq!(told["body"]["data"], failed);
+        let id = told["headers"]["webhook-id"].as_str().unwrap().to_owned();
+        let place = failed["cursor"].as_str().unwrap().replacen('-', "-1-", 1);
+        assert!(id.starts_with(&format!("{place}-")), "{id}");
+        seen.push((failed["cursor"].clone(), id));
+        server.stop().await;
+    }
+    assert_eq!(seen[0].0, seen[1].0, "the same place");
+    assert_ne!(seen[0].1, seen[1].1);
+}

@@ -4,6 +4,7 @@ mod client;
 mod demo;
 mod http_version;
 mod new_epoch;
+mod opening;
 mod serve;
 mod terminal;
 mod token;

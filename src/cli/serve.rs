@@ -1,5 +1,6 @@
 //! `tidings serve`.
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -7,10 +8,11 @@ use figment::Figment;
 use rocket::config::Sig;
 use rocket::fairing::AdHoc;
 use rocket::{Build, Orbit, Rocket};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::filter::{EnvFilter, FilterExt, FilterFn, LevelFilter};
 use tracing_subscriber::prelude::*;
 
+use super::opening::opened;
 use super::{Exit, Failure, http_version, terminal};
 use crate::config::{self, Settings};
 use crate::http::OldHandshakes;
@@ -18,6 +20,8 @@ use crate::service::Tidings;
 
 /// What is added to a signal's number in the exit code of a process that it has ended.
 const SIGNALLED: i32 = 128;
+const SIGTERM: i32 = 15;
+const SIGINT: i32 = 2;
 /// Files that are open in addition to streams and readers of the database: publishers, the writer, the runtime.
 const OTHER_FILES: u64 = 128;
 /// Which log lines are written, as in `RUST_LOG`.
@@ -42,8 +46,10 @@ pub(super) fn run() -> Result<(), Failure> {
     // Before Rocket reads them for its runtime, and shows what it cannot read.
     let figment = super::figment()?;
     rocket::execute(async {
-        let rocket = server(figment, old, None)?;
-        launch(rocket).await
+        match opened(figment, old, None).await? {
+            Some(rocket) => launch(rocket).await,
+            None => Ok(()),
+        }
     })
 }
 
@@ -83,19 +89,18 @@ pub(super) fn init_logging() -> Result<OldHandshakes, Failure> {
 /// What the first signal does instead of stopping the server.
 pub(super) type AtSignal = Arc<dyn Fn() + Send + Sync>;
 
-/// The server, announcing itself on standard output once it listens.
+/// The server, announcing itself on standard output once it listens. A signal that comes before is heeded then.
 pub(super) fn server(
     figment: Figment,
     old: OldHandshakes,
     at_signal: Option<AtSignal>,
 ) -> Result<Rocket<Build>, Failure> {
+    let signals = Signals::listen(&figment, at_signal.is_some());
     let rocket = crate::server(figment)?.manage(old);
     Ok(
         rocket.attach(AdHoc::on_liftoff("Tidings: announce", |rocket| {
             Box::pin(async move {
-                if let Err(error) = listen_to_signals(rocket, at_signal) {
-                    tracing::warn!(%error, "signals cannot be listened to");
-                }
+                heed(signals, rocket, at_signal);
                 let config = rocket.config();
                 let address = SocketAddr::new(config.address, config.port);
                 let line = format!("Tidings listens on {}", url(config, address));
@@ -137,23 +142,59 @@ fn raise_open_files(settings: &Settings) {
     }
 }
 
+/// SIGTERM and SIGINT, from the moment on at which this is made.
+pub(super) struct Signals {
+    /// None where signals cannot be listened to.
+    streams: Option<(Signal, Signal)>,
+    /// Whether each stops the server.
+    stops: (bool, bool),
+}
+
+impl Signals {
+    /// By Rocket's settings each of them stops the server or does not, if not `all` do.
+    pub(super) fn listen(figment: &Figment, all: bool) -> Signals {
+        let shutdown = rocket::Config::from(figment).shutdown;
+        let terminate = signal(SignalKind::terminate());
+        let streams = terminate.and_then(|own| Ok((own, signal(SignalKind::interrupt())?)));
+        if let Err(error) = &streams {
+            tracing::warn!(%error, "signals cannot be listened to");
+        }
+        Signals {
+            streams: streams.ok(),
+            stops: (
+                all || shutdown.signals.contains(&Sig::Term),
+                all || shutdown.ctrlc,
+            ),
+        }
+    }
+
+    /// The next one's number, and whether it stops the server.
+    async fn next(&mut self) -> (i32, bool) {
+        let Some((terminate, interrupt)) = &mut self.streams else {
+            return pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => (SIGTERM, self.stops.0),
+            _ = interrupt.recv() => (SIGINT, self.stops.1),
+        }
+    }
+
+    /// Waits for one that stops the server.
+    pub(super) async fn stop(&mut self) {
+        while !self.next().await.1 {}
+    }
+}
+
 /// Who asks a second time does not want to wait any longer. What was acknowledged is on the disk; only when devices were
 /// last heard of may be missing.
 ///
 /// Rocket listens to signals a moment after liftoff. One that comes before is passed on, as it would be lost otherwise.
-fn listen_to_signals(rocket: &Rocket<Orbit>, at_signal: Option<AtSignal>) -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+fn heed(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Option<AtSignal>) {
     let shutdown = rocket.shutdown();
-    let settings = &rocket.config().shutdown;
-    let (by_terminate, by_interrupt) = (settings.signals.contains(&Sig::Term), settings.ctrlc);
     tokio::spawn(async move {
         let mut asked = false;
         loop {
-            let (number, stops) = tokio::select! {
-                _ = terminate.recv() => (15, by_terminate),
-                _ = interrupt.recv() => (2, by_interrupt),
-            };
+            let (number, stops) = signals.next().await;
             if asked {
                 tracing::warn!("asked to stop a second time: leaving at once");
                 std::process::exit(SIGNALLED + number);
@@ -166,7 +207,6 @@ fn listen_to_signals(rocket: &Rocket<Orbit>, at_signal: Option<AtSignal>) -> std
             }
         }
     });
-    Ok(())
 }
 
 /// Serves until it is told to stop, then finishes what was published.
@@ -175,15 +215,7 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     if let Some(tidings) = &tidings {
         raise_open_files(tidings.settings());
     }
-    let setting = |name: &str| rocket.figment().find_value(name).ok();
-    let port = setting("port")
-        .and_then(|port| port.to_u128())
-        .unwrap_or_default();
-    let host = setting("address")
-        .and_then(|address| address.into_string())
-        .unwrap_or_default();
-    let address = format!("{host}:{port}");
-    let tls = config::place(rocket.figment().find_metadata("tls"), &["tls"]);
+    let figment = rocket.figment().clone();
     let served = rocket.launch().await;
     if let Some(tidings) = tidings {
         tidings.close().await?;
@@ -195,23 +227,28 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
             tracing::warn!("some connections did not end in time and were cut");
             Ok(())
         }
-        Err(error) => Err(Failure::new(
-            Exit::Failed,
-            launch_error(error.kind(), &address, &tls),
-        )),
+        Err(error) => Err(unserved(error.kind(), &figment)),
     }
 }
 
 /// What Rocket could not do, with the name of the setting or the address.
-fn launch_error(kind: &rocket::error::ErrorKind, address: &str, tls: &str) -> String {
+pub(super) fn unserved(kind: &rocket::error::ErrorKind, figment: &Figment) -> Failure {
     use rocket::error::ErrorKind;
-    match kind {
+    let setting = |name: &str| figment.find_value(name).ok();
+    let problem = match kind {
         ErrorKind::Config(error) => error.to_string(),
         // Rocket's own words for its certificate and key, of which each begins or goes on like this.
         ErrorKind::Bind(error) | ErrorKind::Io(error) if error.to_string().contains(" TLS ") => {
+            let tls = config::place(figment.find_metadata("tls"), &["tls"]);
             format!("the files of the setting {tls}, `certs` and `key`, cannot be used: {error}")
         }
-        ErrorKind::Bind(error) => format!("cannot listen on {address}: {error}"),
+        ErrorKind::Bind(error) => {
+            let host = setting("address").and_then(|address| address.into_string());
+            let port = setting("port").and_then(|port| port.to_u128());
+            let (host, port) = (host.unwrap_or_default(), port.unwrap_or_default());
+            format!("cannot listen on {host}:{port}: {error}")
+        }
         other => other.to_string(),
-    }
+    };
+    Failure::new(Exit::Failed, problem)
 }

@@ -176,6 +176,8 @@ pub const CHECK_LOG_PERIOD: Duration = Duration::from_secs(5);
 pub const READ_AHEAD_BYTES: usize = 1024 * 1024;
 /// Bytes of the database that are read ahead of its check, at most: more may not stay in memory.
 pub const READ_AHEAD_MAX_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+/// How long the database may take to be opened before the server listens, to say that it is being opened.
+pub const OPENING_IS_LONG: Duration = Duration::from_secs(1);
 /// Those whose pace is remembered.
 pub const THROTTLED_MAX: usize = 10_000;
 /// Schools on a page of the monitor's choice of them.

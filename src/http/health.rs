@@ -11,6 +11,11 @@ pub(super) fn routes() -> Vec<Route> {
     routes![healthz, readyz]
 }
 
+/// Only that the process answers.
+pub(super) fn alive() -> Vec<Route> {
+    routes![healthz]
+}
+
 #[get("/healthz")]
 fn healthz() -> &'static str {
     "ok\n"

@@ -18,6 +18,7 @@ mod methods;
 mod metrics;
 mod monitor;
 mod notifiers;
+pub(crate) mod opening;
 pub mod problem;
 mod stream;
 mod subjects;

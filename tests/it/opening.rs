@@ -3,12 +3,14 @@
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use diesel::connection::{Connection, SimpleConnection};
 use diesel::sqlite::SqliteConnection;
 use serde_json::{Value, json};
 
 use crate::disk::{database, log, post, refusal, some_jobs};
+use crate::notify::receivers::free_port;
 use crate::support::process::{Guarded, Process, command};
 use crate::support::*;
 
@@ -27,6 +29,81 @@ async fn get(url: &str) -> Option<(u16, Option<String>, Value)> {
         retry_after,
         serde_json::from_str(&text).unwrap_or(Value::Null),
     ))
+}
+
+/// A server that waits for somebody else's lock on its database, which it does for some seconds.
+fn waiting(folder: &Path, port: u16) -> (SqliteConnection, Guarded) {
+    let mut lock = other(&database(folder));
+    lock.batch_execute("BEGIN IMMEDIATE").unwrap();
+    let mut serve = command(folder);
+    serve
+        .arg("serve")
+        .env("ROCKET_PORT", port.to_string())
+        .env("TIDINGS_BASE_PATH", "/live")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    (lock, Guarded(serve.spawn().unwrap()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_database_is_opened_the_server_lives_and_is_not_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    some_jobs(folder.path(), 1).await;
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    let (mut lock, mut child) = waiting(folder.path(), port);
+    until("it answers", async || {
+        get(&format!("{url}/healthz")).await.is_some()
+    })
+    .await;
+    for alive in ["/healthz", "/live/healthz"] {
+        assert_eq!(get(&format!("{url}{alive}")).await.unwrap().0, 200);
+    }
+    for path in ["/readyz", "/api/jobs", "/events/jobs", "/monitor", "/"] {
+        let (status, retry_after, problem) = get(&format!("{url}{path}")).await.unwrap();
+        assert_eq!((status, &problem["code"]), (503, &json!("unavailable")));
+        assert!(problem["detail"].as_str().unwrap().starts_with("checking"));
+        assert!(retry_after.is_some());
+    }
+    let body = json!({"job_id": "a", "job_type": "t"});
+    assert_eq!(post(&url, "/api/jobs", body.clone()).await.0, 503);
+    // A connection that stays open does not keep the address from the real server.
+    let idle = tokio::net::TcpStream::connect(("127.0.0.1", port))
+        .await
+        .unwrap();
+    lock.batch_execute("ROLLBACK").unwrap();
+    until("it is ready", async || {
+        let ready = get(&format!("{url}/readyz")).await;
+        ready.is_some_and(|(status, ..)| status == 200)
+    })
+    .await;
+    assert_eq!(post(&url, "/api/jobs", body).await.0, 201);
+    drop(idle);
+    child.0.kill().unwrap();
+    let mut said = String::new();
+    let mut stdout = child.0.stdout.take().unwrap();
+    stdout.read_to_string(&mut said).unwrap();
+    assert_eq!(said, format!("Tidings listens on {url}\n"), "once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_a_server_whose_database_is_still_being_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    some_jobs(folder.path(), 1).await;
+    let port = free_port();
+    let (_lock, mut child) = waiting(folder.path(), port);
+    let alive = format!("http://127.0.0.1:{port}/healthz");
+    until("it answers", async || get(&alive).await.is_some()).await;
+    let id = child.0.id().to_string();
+    let asked = Instant::now();
+    let sent = std::process::Command::new("kill")
+        .args(["-s", "TERM", &id])
+        .status();
+    assert!(sent.unwrap().success());
+    assert_eq!(child.0.wait().unwrap().code(), Some(0));
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
 }
 
 /// Damages a page, such that neither size nor time of the file tell.

@@ -23,6 +23,7 @@ use self::school::{Pace, School};
 use self::stop::Stop;
 use self::worker::Worker;
 use super::client::Client;
+use super::opening::opened;
 use super::terminal::{plain, print_line};
 use super::{Exit, Failure, serve, token};
 use crate::auth::Role;
@@ -91,7 +92,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         let stop = Stop::default();
         let signalled = stop.clone();
         let at_signal: serve::AtSignal = Arc::new(move || signalled.set());
-        let rocket = serve::server(figment, old, Some(at_signal))?.attach(AdHoc::on_liftoff(
+        let Some(rocket) = opened(figment, old, Some(at_signal)).await? else {
+            return Ok(());
+        };
+        let rocket = rocket.attach(AdHoc::on_liftoff(
             "Tidings: begin the demo",
             move |rocket| {
                 let config = rocket.config();

@@ -2,7 +2,7 @@
 
 mod email;
 mod mqtt;
-mod receivers;
+pub(crate) mod receivers;
 mod retry_after;
 mod runner;
 mod set_aside;

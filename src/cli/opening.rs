@@ -1,0 +1,76 @@
+//! The start of `serve` and `demo`: the address is answered although the database takes a while to be opened.
+
+use std::future::pending;
+
+use figment::Figment;
+use rocket::{Build, Rocket};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::serve::{AtSignal, Signals, server, unserved};
+use super::{Exit, Failure};
+use crate::config::OPENING_IS_LONG;
+use crate::http::{OldHandshakes, opening};
+
+/// The server, ready to be launched. None if it was told to stop before.
+pub(super) async fn opened(
+    figment: Figment,
+    old: OldHandshakes,
+    at_signal: Option<AtSignal>,
+) -> Result<Option<Rocket<Build>>, Failure> {
+    let mut signals = Signals::listen(&figment, at_signal.is_some());
+    let mut opening = open(figment.clone(), old, at_signal)?;
+    let fallen = |_| Failure::new(Exit::Failed, "the database could not be opened");
+    if let Ok(opened) = timeout(OPENING_IS_LONG, &mut opening).await {
+        return opened.map_err(fallen)?.map(Some);
+    }
+    tracing::info!("the database takes a while to be opened; until then `/readyz` says so");
+    let has_port = |port: figment::value::Value| port.to_u128() != Some(0);
+    let interim = match figment.find_value("port").is_ok_and(has_port) {
+        true => Some(opening::rocket(&figment).ignite().await),
+        // Nobody knows which one it would be.
+        false => None,
+    };
+    let interim = interim.transpose();
+    let interim = interim.map_err(|error| unserved(error.kind(), &figment))?;
+    let shutdown = interim.as_ref().map(|interim| interim.shutdown());
+    let answered = async {
+        match interim {
+            Some(interim) => interim.launch().await.map(|_| ()),
+            None => pending().await,
+        }
+    };
+    // With the other branches the listener ends, and the address is free.
+    let opened = tokio::select! {
+        opened = &mut opening => opened.map_err(fallen)?.map(Some),
+        Err(error) = answered => Err(unserved(error.kind(), &figment)),
+        () = signals.stop() => {
+            tracing::info!("told to stop before the database was open");
+            Ok(None)
+        }
+    };
+    // Requests under way are still answered.
+    if let Some(shutdown) = shutdown {
+        shutdown.notify();
+    }
+    opened
+}
+
+/// Opens on a thread of its own, and not one of the runtime: the process need not wait for its end.
+fn open(
+    figment: Figment,
+    old: OldHandshakes,
+    at_signal: Option<AtSignal>,
+) -> Result<oneshot::Receiver<Result<Rocket<Build>, Failure>>, Failure> {
+    let (opened, opening) = oneshot::channel();
+    let runtime = Handle::current();
+    std::thread::Builder::new()
+        .name("tidings-opening".into())
+        .spawn(move || {
+            let _runtime = runtime.enter();
+            // Nobody waits if it was told to stop.
+            let _ = opened.send(server(figment, old, at_signal));
+        })?;
+    Ok(opening)
+}

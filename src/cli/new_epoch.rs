@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Exit, Failure, terminal};
+use crate::config::Settings;
 use crate::store::sqlite::{self, OpenError};
 
 /// Make all readers begin anew, after a backup was restored.
@@ -27,7 +28,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     super::serve::init_logging()?;
-    let mut settings = super::settings()?;
+    let mut settings = Settings::from_figment(&super::figment()?)?;
     if let Some(folder) = arguments.data_dir {
         settings.data_dir = folder;
         // The folder that is named has the database.

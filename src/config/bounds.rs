@@ -52,6 +52,8 @@ pub const PAGE_MAX: usize = 500;
 pub const HEADERS_MAX_BYTES: usize = 64 * 1024;
 /// The longest token or ticket, in bytes. A login that writes groups into its tokens stays below 8 KiB.
 pub const TOKEN_MAX_BYTES: usize = 16 * 1024;
+/// The longest `Origin`, in bytes: a scheme, the longest name of a host, and a port.
+pub const ORIGIN_MAX_BYTES: usize = 512;
 /// The longest key of a handshake that is remembered until it is routed, in bytes. A sound one has 24.
 pub const HANDSHAKE_KEY_MAX_BYTES: usize = 64;
 /// The longest address that signing in leads back to, in bytes.

@@ -8,8 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use rocket::Request;
 
 use super::credential::tidings;
-use crate::config::Settings;
 use crate::config::origin::{Authority, Origin, parse_port};
+use crate::config::{ORIGIN_MAX_BYTES, Settings};
 
 fn settings<'r>(request: &'r Request<'_>) -> &'r Settings {
     tidings(request).settings()
@@ -57,6 +57,7 @@ pub(super) fn page(request: &Request<'_>) -> Page {
     let mut origins = request.headers().get("Origin");
     match (origins.next(), origins.next()) {
         (None, _) => Page::None,
+        (Some(origin), None) if origin.len() > ORIGIN_MAX_BYTES => Page::Unknown,
         (Some(origin), None) => Origin::parse(origin).map_or(Page::Unknown, Page::At),
         (Some(_), Some(_)) => Page::Unknown,
     }

@@ -71,12 +71,16 @@ pub(crate) async fn log(url: &str) -> Vec<u64> {
 
 /// Why a server does not start.
 pub(crate) fn refusal(folder: &Path) -> String {
-    let mut refused = command(folder);
-    refused
-        .arg("serve")
+    refusal_of(command(folder).arg("serve"))
+}
+
+/// Why this fails, which does not go on if it does not.
+pub(crate) fn refusal_of(command: &mut Command) -> String {
+    command
+        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut refused = Guarded(refused.spawn().unwrap());
+    let mut refused = Guarded(command.spawn().unwrap());
     let mut line = String::new();
     let stdout = refused.0.stdout.take().unwrap();
     BufReader::new(stdout).read_line(&mut line).unwrap();

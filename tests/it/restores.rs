@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use diesel::connection::{Connection, SimpleConnection};
 use serde_json::{Value, json};
 
-use crate::disk::{database, post, refusal};
+use crate::disk::{database, post, refusal, refusal_of};
 use crate::install::comes_back;
 use crate::support::process::{Process, command, run};
 use crate::support::*;
@@ -154,9 +154,7 @@ fn a_secret_without_its_database_is_a_trace_too() {
     let was = std::fs::read(&secret).unwrap();
     std::fs::remove_file(database(folder.path())).unwrap();
     std::fs::remove_file(lock_file(folder.path())).unwrap();
-    let refused = run(&mut serve());
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(1));
+    let said = refusal_of(&mut serve());
     let shown = secret.display().to_string();
     assert!(
         said.contains(&format!("for a fresh start remove {shown}")),

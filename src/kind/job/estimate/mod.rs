@@ -39,17 +39,19 @@ const RECURRENCE_ODDS: f64 = 0.5;
 const RECURRENCES_MAX: f64 = 50.0;
 /// A step that is overdue takes so many times as long again as it is overdue by now, at least: of even steps, and what very
 /// uneven ones add.
-const OVERDUE_MIN: (f64, f64) = (0.68, 0.027);
+const OVERDUE_MIN: (f64, f64) = (0.53, 0.02);
 /// And at the most.
-const OVERDUE_MAX: f64 = 18.0;
+const OVERDUE_MAX: f64 = 20.0;
 /// The most that an overdue step takes: so many times the work that is left.
-const OVERDUE_WORK: f64 = 1.1;
+const OVERDUE_WORK: f64 = 0.68;
 /// The least that is left of a step, in its usual duration, for a standard deviation of one.
-const UNEVEN_STEP: f64 = 0.89;
+const UNEVEN_STEP: f64 = 1.0;
 /// How far an overdue step counts for the pace: of very uneven steps, and the scatter at which it is half of that.
-const OVERDUE_PACE: (f64, f64) = (0.29, 0.38);
+const OVERDUE_PACE: (f64, f64) = (0.35, 0.2);
+/// How much further it counts after the first step, when a silence says as much as what came before.
+const OVERDUE_FRESH: f64 = 0.55;
 /// Steps are held to be as uneven as that (a scatter of 1) until so many are known.
-const UNEVEN_FOR_STEPS: f64 = 16.0;
+const UNEVEN_FOR_STEPS: f64 = 13.0;
 /// The largest variance of the logarithm of what is left.
 const VARIANCE_MAX: f64 = 0.96;
 /// How likely a job is to be like its predecessors, before anything is known of it.
@@ -68,12 +70,12 @@ const LEFT_MIN_SECS: f64 = 0.001;
 const HORIZON_SECS: f64 = 10.0 * 365.0 * 86_400.0;
 /// A weight below which a source is not named.
 const NAMED_FROM: f64 = 0.05;
-/// Nobody needs to look again sooner than that.
-const LOOK_MIN_SECS: f64 = 5.0;
-/// An overdue step is looked at when it takes so many times as long as it should.
-const LOOK_STEPS: f64 = 2.0;
+/// Nobody needs to look again sooner than that: of very uneven steps, and what even ones add, so that a busy job is left alone.
+const LOOK_MIN_SECS: (f64, f64) = (1.0, 5.0);
+/// An overdue step is looked at when it takes so many times as long as it should: of very uneven steps, and what even ones add.
+const LOOK_STEPS: (f64, f64) = (1.0, 1.0);
 /// From then on, at each time when the silence has grown by this share.
-const LOOK_GROWTH: f64 = 0.5;
+const LOOK_GROWTH: f64 = 0.3;
 /// The least change, as a factor, that is worth telling when nothing has been heard.
 const WORTH_TELLING: f64 = 1.1;
 
@@ -322,9 +324,11 @@ impl Estimator {
     pub fn look_in(&self, now: DateTime<Utc>, away: Duration) -> Option<Duration> {
         let step = self.pace.outlook()?.pace * self.pace.step();
         let silence = self.silence(self.elapsed(now), away);
-        let secs = (LOOK_STEPS * step - silence)
+        let even = 1.0 - self.scatter().min(1.0);
+        let overdue = LOOK_STEPS.0 + LOOK_STEPS.1 * even;
+        let secs = (overdue * step - silence)
             .max(LOOK_GROWTH * silence)
-            .max(LOOK_MIN_SECS);
+            .max(LOOK_MIN_SECS.0 + LOOK_MIN_SECS.1 * even);
         Some(Duration::from_secs_f64(secs.min(HORIZON_SECS)))
     }
 
@@ -362,7 +366,7 @@ impl Estimator {
         let lull = self.lull(silence, due, plain);
         // Silence beyond what is usual tells of the steps to come, too: if it is a pause, as far as such pauses recur.
         let usual = self.recurring.map_or(0.0, |(_, longest)| longest);
-        let overdue = (silence - due.max(usual)).max(0.0);
+        let overdue = (silence - due.max(usual) * (1.0 - self.freshness())).max(0.0);
         let longer = |secs: f64| ((self.pace.worked + secs) / self.pace.worked).ln();
         let (slower, pauses) = match self.recurring.is_none() && self.is_pause(silence, due) {
             true => (0.0, self.pause + overdue),
@@ -385,9 +389,20 @@ impl Estimator {
 
     /// How much an overdue step says of those to come, from 0 for even steps.
     fn unevenness(&self) -> f64 {
+        let scatter = self.scatter();
+        let most = OVERDUE_PACE.0 + OVERDUE_FRESH * self.freshness();
+        most * scatter / (scatter + OVERDUE_PACE.1)
+    }
+
+    /// How uneven steps are, as far as so few tell.
+    fn scatter(&self) -> f64 {
         let steps = f64::from(self.pace.steps);
-        let scatter = (self.pace.scatter * steps + UNEVEN_FOR_STEPS) / (steps + UNEVEN_FOR_STEPS);
-        OVERDUE_PACE.0 * scatter / (scatter + OVERDUE_PACE.1)
+        (self.pace.scatter * steps + UNEVEN_FOR_STEPS) / (steps + UNEVEN_FOR_STEPS)
+    }
+
+    /// From 1 after the first step to 0 after several.
+    fn freshness(&self) -> f64 {
+        (1.0 - f64::from(self.pace.steps)).exp()
     }
 
     /// What is left of the step under way, after so many seconds of silence.

@@ -1,6 +1,7 @@
 //! How fast progress is made, and how far that can be relied on.
 //!
-//! There are three opinions: the average of the attempt, the average of its last steps, and the latter with the trend going on. Where
+//! There are three opinions: the average of the attempt, the average of its last steps, and the latter with the trend of the attempt's
+//! latter half going on, so that a trend that has turned is none. Where
 //! the pace is steady but uneven, the first is right; where it changes for good, the second; where it changes steadily, the
 //! third. Which is the case cannot be known beforehand, so opinions are written down now and then, compared with
 //! what came, and weighted by how well they did. How far even the best was off says how wide the range must be.
@@ -13,27 +14,28 @@ const OPINIONS: usize = 3;
 const CHECKPOINTS_MAX: usize = 10;
 
 /// What one step weighs less than the next among the last steps.
-const KEEP_PER_STEP: f64 = 0.7;
+const KEEP_PER_STEP: f64 = 0.57;
 /// How many steps that is like.
 const RECENT_STEPS: f64 = 1.0 / (1.0 - KEEP_PER_STEP);
 /// What each opinion weighs as long as none has done better.
-const PRIOR: [f64; OPINIONS] = [1.0, 0.31, 0.0072];
+const PRIOR: [f64; OPINIONS] = [1.0, 1.5, 0.01];
 /// How much less the other opinions than the average weigh where steps are uneven, for a scatter of one: an exponent.
-const UNEVEN: f64 = 0.5;
+const UNEVEN: f64 = 4.0;
 /// How sharply a worse record lowers the weight.
-const SHARPNESS: f64 = 1.4;
+const SHARPNESS: f64 = 0.85;
 /// How much less a stretch of the past counts that is longer or shorter than what lies ahead: an exponent.
-const LIKENESS: f64 = 0.52;
+const LIKENESS: f64 = 0.42;
 /// How much of the trend is expected to go on.
-const TREND: f64 = 2.5;
-/// The most that the trend changes the pace by: the logarithm of a factor.
-const TREND_MAX: f64 = 0.18;
+const TREND: f64 = 5.0;
+/// The most that the trend changes the pace by: the logarithm of a factor. That the rest takes ever less time is believed less
+/// readily than that it takes more: what is put off is at the end.
+const TREND_MAX: (f64, f64) = (-0.09, 0.18);
 /// Variance of a logarithm that is let pass in any comparison.
 const TOLERANCE: f64 = 0.01;
 /// How much an error that all opinions share excuses each.
 const EXCUSE: f64 = 0.018;
 /// How much records count whose checkpoints are not kept any more.
-const CARRIED: f64 = 0.067;
+const CARRIED: f64 = 0.042;
 /// How much the variance grows with the disagreement of opinions.
 const DISAGREEMENT: f64 = 80.0;
 /// How much of the disagreement is put down to the unevenness of so few steps.
@@ -87,7 +89,7 @@ struct Checkpoint {
 impl Checkpoint {
     /// Each opinion on the next so many percent.
     fn opinions(&self, percent: f64) -> [f64; OPINIONS] {
-        let drift = (self.trend * percent / 2.0).clamp(-TREND_MAX, TREND_MAX);
+        let drift = (self.trend * percent / 2.0).clamp(TREND_MAX.0, TREND_MAX.1);
         [self.average, self.recent, self.recent + drift]
     }
 }
@@ -199,14 +201,12 @@ impl Pace {
         let average = self.all.pace();
         // There were few pauses among the last steps, or many: on average there are as many as in all.
         let recent = (self.without_pauses(1.0) + self.paused / self.all.1).ln();
-        // The middle of what the average is over lies half of the way back.
-        let half_way = (self.all.1 / 2.0).max(1.0);
         self.checkpoints.push(Checkpoint {
             worked: self.worked,
             progress: self.progress,
             average,
             recent,
-            trend: TREND * (recent - average) / half_way,
+            trend: TREND * self.trend(recent),
         });
         if self.checkpoints.len() <= CHECKPOINTS_MAX {
             return;
@@ -222,6 +222,24 @@ impl Pace {
                 *carried += record.weight * regret;
             }
         }
+    }
+
+    /// How the pace of the last steps differs from that of the attempt's latter half, for each percent in between.
+    fn trend(&self, recent: f64) -> f64 {
+        let half_way = self.progress - self.all.1 / 2.0;
+        let distance = |own: &&Checkpoint| (own.progress - half_way).abs();
+        let middle = self
+            .checkpoints
+            .iter()
+            .min_by(|a, b| distance(a).total_cmp(&distance(b)));
+        let Some(middle) = middle else { return 0.0 };
+        let secs = self.worked - middle.worked;
+        let percent = self.progress - middle.progress;
+        if secs <= 0.0 || percent <= 0.0 {
+            return 0.0;
+        }
+        // The middle of that half lies half of the way back.
+        (recent - (secs / percent).ln()) / (percent / 2.0).max(1.0)
     }
 
     /// How the opinions of a checkpoint did since.

@@ -22,7 +22,7 @@
 //! never dropped while it is retained, a *tick* may be superseded by a newer one of its subject. *Channel*:
 //! what subscribers listen to inside a school. *Cursor*: epoch and seq. *Window*: the newest events of a
 //! school in memory. *Mailbox*: a connection's bounded queue. *Frame*: an event's bytes in one encoding.
-//! *Uptime*: the time during which the server was up, over all its starts; silence is measured in it ([`uptime`]).
+//! *Uptime*: the time during which the server listened, over all its starts; silence is measured in it ([`uptime`]).
 //!
 //! # Invariants
 //!

@@ -220,6 +220,8 @@ impl Presence {
             // No lease ends before everyone has been doubted: that would be a mass "offline".
             let mut done = match doubts {
                 true => self.doubt(&mut doubted).await.map(|more| doubts = more),
+                // What was said while the process did not run is heard first.
+                false if self.clock.is_catching_up() => Ok(()),
                 false => self.expire().await,
             };
             if done.is_ok() && self.clock.now().since(flushed) >= PRESENCE_FLUSH_PERIOD {

@@ -135,6 +135,7 @@ impl Tidings {
         let mut tasks = vec![
             tokio::spawn(dispatch(batches, followers, dispatched)),
             tokio::spawn(Arc::clone(&presence).watch()),
+            tokio::spawn(watchdog::count_uptime(store.uptime())),
             tokio::spawn(watchdog::watch_silence(Arc::clone(&store))),
             tokio::spawn(watchdog::keep_uptime(Arc::clone(&store))),
             tokio::spawn(watchdog::sweep(Arc::clone(&store), Arc::clone(&hub))),

@@ -1,5 +1,5 @@
-//! What happens without anybody asking: silent subjects are flagged and ended, the uptime is saved, old events are
-//! removed, idle schools leave memory. Judgement is the kinds' own (a command like any other); here is only the clock.
+//! What happens without anybody asking: silent subjects are flagged and ended, the uptime is counted and saved, old events
+//! are removed, idle schools leave memory. Judgement is the kinds' own (a command like any other); here is only the clock.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,10 +7,23 @@ use std::sync::Arc;
 use chrono::Utc;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::config::{SWEEP_PERIOD, UPTIME_PERIOD, WATCHDOG_BATCH, WATCHDOG_PERIOD, WINDOW_IDLE};
+use crate::config::{
+    SWEEP_PERIOD, UPTIME_PERIOD, UPTIME_TICK, WATCHDOG_BATCH, WATCHDOG_PERIOD, WINDOW_IDLE,
+};
 use crate::hub::Hub;
 use crate::id::SchoolId;
 use crate::store::{Envelope, Store, StoreError};
+use crate::uptime::UptimeClock;
+
+/// Looks at the uptime, by which it goes on, until it is aborted.
+pub async fn count_uptime(clock: UptimeClock) {
+    let mut rounds = interval(UPTIME_TICK);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        clock.now();
+    }
+}
 
 /// Looks for silent subjects until it is aborted.
 pub async fn watch_silence(store: Arc<dyn Store>) {
@@ -18,6 +31,9 @@ pub async fn watch_silence(store: Arc<dyn Store>) {
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         rounds.tick().await;
+        if store.uptime().is_catching_up() {
+            continue;
+        }
         match check_overdue(&*store).await {
             Ok(()) => {}
             Err(StoreError::Stopped) => return,

@@ -92,6 +92,13 @@ pub const SWEEP_BATCH: usize = 500;
 pub const SWEEP_SCHOOLS: usize = 100;
 /// Time between two moments at which the uptime is saved, if no commit saves it: the most of it that a kill may lose.
 pub const UPTIME_PERIOD: Duration = Duration::from_secs(1);
+/// Time between two looks at the uptime, by which the server knows that it runs.
+pub const UPTIME_TICK: Duration = Duration::from_millis(100);
+/// Between looks that are further apart, the process did not run: that time is no silence of anybody's. Below a second, the
+/// shortest time-out and lease that there are.
+pub const UPTIME_GAP: Duration = Duration::from_millis(500);
+/// After such a gap nobody is judged for as long as it was, and for so long at most: what was said meanwhile is heard first.
+pub const CATCH_UP_MAX: Duration = Duration::from_secs(2);
 /// Time between two looks for silent subjects.
 pub const WATCHDOG_PERIOD: Duration = Duration::from_secs(1);
 /// Time between two rounds that write down when devices were last heard of.

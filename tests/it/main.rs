@@ -17,6 +17,7 @@ mod browsers;
 mod characteristics;
 mod charts;
 mod cli;
+mod clocks;
 mod cursors;
 #[cfg(target_os = "linux")]
 mod dead_peers;

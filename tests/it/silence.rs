@@ -42,7 +42,7 @@ fn saved_uptime(conn: &mut SqliteConnection) -> u64 {
 }
 
 /// Waits until so much more uptime is saved.
-async fn live_on(database: &Path, millis: u64) {
+pub(crate) async fn live_on(database: &Path, millis: u64) {
     let mut conn = connect(database);
     let begin = saved_uptime(&mut conn);
     until("uptime is saved", async || {

@@ -13,9 +13,9 @@ use super::lock::DatabaseLock;
 use super::opening::{MIGRATIONS, OpenError};
 use super::schema::meta;
 use super::table;
-use crate::config::Synchronous;
+use crate::config::{self, Synchronous};
 use crate::id::Epoch;
-use crate::uptime::{Uptime, UptimeClock};
+use crate::uptime::{Gaps, Uptime, UptimeClock};
 
 /// Keys of `meta`: the epoch, the generation, the boot of the machine in which the database is open, and the uptime in
 /// milliseconds.
@@ -121,7 +121,7 @@ impl Facts {
 }
 
 /// A life of a database: the time in which it is open.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Life {
     pub(super) epoch: Epoch,
     pub(super) generation: u64,
@@ -187,10 +187,14 @@ pub(super) fn begin(
         set(conn, OPEN_IN, boot)?;
         let generation = next_generation(conn, lock)?;
         let saved = number(conn, UPTIME, "an uptime")?.unwrap_or_default();
+        let gaps = Gaps {
+            longest_tick: config::UPTIME_GAP,
+            catch_up: config::CATCH_UP_MAX,
+        };
         Ok(Life {
             epoch,
             generation,
-            uptime: UptimeClock::resume(Uptime::from_millis(saved), was_open),
+            uptime: UptimeClock::resume(Uptime::from_millis(saved), was_open, gaps),
         })
     })
 }

@@ -112,7 +112,7 @@ impl SqliteStore {
         let writer = Writer::new(
             conn,
             Arc::clone(&lock),
-            life,
+            life.clone(),
             settings,
             committed,
             Arc::clone(&meter),
@@ -260,7 +260,7 @@ impl Log for SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     fn uptime(&self) -> UptimeClock {
-        self.uptime
+        self.uptime.clone()
     }
 
     async fn save_uptime(&self) -> Result<(), StoreError> {

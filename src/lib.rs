@@ -56,6 +56,7 @@
 //!    vitals.rs refusals.rs                           own figures; what the log says of refusals
 //! 2  store/  hub/                     log and state │ in-memory fan-out. They do not know one another
 //! 1  kind/ auth/ wire/ config/ scope.rs throttle.rs     domain rules; who may; the only encoder; every bound
+//!    wall_clock.rs                                   whether ages may be judged
 //! 0  id.rs event.rs sync.rs uptime.rs                names; what happened; locks; the clock of silence
 //! ```
 //!
@@ -84,6 +85,7 @@ mod sync;
 pub mod throttle;
 pub mod uptime;
 pub mod vitals;
+pub mod wall_clock;
 pub mod watchdog;
 pub mod wire;
 

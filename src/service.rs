@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use figment::Figment;
 use tokio::sync::{mpsc, watch};
@@ -138,7 +139,11 @@ impl Tidings {
             tokio::spawn(watchdog::count_uptime(store.uptime())),
             tokio::spawn(watchdog::watch_silence(Arc::clone(&store))),
             tokio::spawn(watchdog::keep_uptime(Arc::clone(&store))),
-            tokio::spawn(watchdog::sweep(Arc::clone(&store), Arc::clone(&hub))),
+            tokio::spawn(watchdog::sweep(
+                Arc::clone(&store),
+                Arc::clone(&hub),
+                Duration::from_secs(settings.clock_settle_secs),
+            )),
         ];
         let vitals = Arc::<Vitals>::default();
         tasks.push(tokio::spawn(Arc::clone(&vitals).watch(

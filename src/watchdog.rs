@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{
@@ -14,6 +15,10 @@ use crate::hub::Hub;
 use crate::id::SchoolId;
 use crate::store::{Envelope, Store, StoreError};
 use crate::uptime::UptimeClock;
+use crate::wall_clock::{self, Change, Moment, WallClock};
+
+/// Nothing that is stored is older than anything may be at this time.
+const NOTHING_IS_OLD: DateTime<Utc> = DateTime::UNIX_EPOCH;
 
 /// Looks at the uptime, by which it goes on, until it is aborted.
 pub async fn count_uptime(clock: UptimeClock) {
@@ -85,23 +90,65 @@ pub async fn keep_uptime(store: Arc<dyn Store>) {
     }
 }
 
-/// Removes what is past retention until it is aborted.
-pub async fn sweep(store: Arc<dyn Store>, hub: Arc<Hub>) {
+/// Removes what is past retention until it is aborted. What is too old is removed only while the wall clock can be relied on:
+/// if it is set, it has to stand for `settle` first.
+pub async fn sweep(store: Arc<dyn Store>, hub: Arc<Hub>, settle: Duration) {
     let mut rounds = interval(SWEEP_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut clock = None;
     loop {
         rounds.tick().await;
         hub.forget_idle(WINDOW_IDLE);
-        loop {
-            match store.sweep(Utc::now()).await {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(StoreError::Stopped) => return,
-                Err(error) => {
-                    tracing::error!(%error, "the retention sweep failed");
-                    break;
-                }
-            }
+        match sweep_once(&*store, &mut clock, settle).await {
+            Ok(()) => {}
+            Err(StoreError::Stopped) => return,
+            Err(error) => tracing::error!(%error, "the retention sweep failed"),
+        }
+    }
+}
+
+async fn sweep_once(
+    store: &dyn Store,
+    clock: &mut Option<WallClock>,
+    settle: Duration,
+) -> Result<(), StoreError> {
+    let saved = match clock {
+        Some(_) => None,
+        None => store.wall_clock().await?,
+    };
+    let now = Moment::now(store.uptime().now());
+    let clock =
+        clock.get_or_insert_with(|| WallClock::resume(saved, wall_clock::boot(), now, settle));
+    if let Some(change) = clock.look(now) {
+        tell(change, settle);
+    }
+    let now = match clock.is_relied_on() {
+        true => now.wall,
+        false => NOTHING_IS_OLD,
+    };
+    let swept = sweep_as_of(store, now).await;
+    store.save_wall_clock(clock.record().clone()).await?;
+    swept
+}
+
+async fn sweep_as_of(store: &dyn Store, now: DateTime<Utc>) -> Result<(), StoreError> {
+    while store.sweep(now).await? {}
+    Ok(())
+}
+
+fn tell(change: Change, settle: Duration) {
+    match change {
+        Change::Set(by) => tracing::warn!(
+            by_secs = by.num_seconds(),
+            settle_secs = settle.as_secs(),
+            "the wall clock was set; nothing is removed for its age before it has stood (`clock_settle_secs`)"
+        ),
+        Change::Back(by) => tracing::warn!(
+            by_secs = by.num_seconds(),
+            "the wall clock was set to where it had been"
+        ),
+        Change::Settled => {
+            tracing::info!("the wall clock has stood since it was set, and is relied on again")
         }
     }
 }

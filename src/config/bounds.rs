@@ -99,6 +99,8 @@ pub const UPTIME_TICK: Duration = Duration::from_millis(100);
 pub const UPTIME_GAP: Duration = Duration::from_millis(500);
 /// After such a gap nobody is judged for as long as it was, and for so long at most: what was said meanwhile is heard first.
 pub const CATCH_UP_MAX: Duration = Duration::from_secs(2);
+/// The wall clock has been set if it moved by so much more or less than the time that passed: less changes no retention.
+pub const CLOCK_STEP_MIN: Duration = Duration::from_secs(60);
 /// Time between two looks for silent subjects.
 pub const WATCHDOG_PERIOD: Duration = Duration::from_secs(1);
 /// Time between two rounds that write down when devices were last heard of.

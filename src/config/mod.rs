@@ -187,6 +187,8 @@ pub struct Settings {
     pub job_retention_secs: u64,
     /// How long, in seconds, an `Idempotency-Key` is remembered.
     pub idempotency_ttl_secs: u64,
+    /// How long, in seconds of uptime, a wall clock that was set has to stand before anything is removed for its age.
+    pub clock_settle_secs: u64,
 
     /// Silent seconds after which a running job is `stalled`, unless it says otherwise; 0 is never.
     pub stall_after_secs: u32,
@@ -275,6 +277,7 @@ impl Default for Settings {
             retention_events: 1_000_000,
             job_retention_secs: 30 * 86_400,
             idempotency_ttl_secs: 86_400,
+            clock_settle_secs: 3_600,
             stall_after_secs: 60,
             timeout_secs: 86_400,
             enrollment_lease_secs: 60,

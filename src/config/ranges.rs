@@ -39,6 +39,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("retention_events", 1, i64::MAX as u64),
     ("job_retention_secs", 0, CENTURY_SECS),
     ("idempotency_ttl_secs", 0, CENTURY_SECS),
+    ("clock_settle_secs", 0, CENTURY_SECS),
     (
         "enrollment_lease_secs",
         1,

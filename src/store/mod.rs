@@ -34,6 +34,7 @@ use crate::kind::device::Device;
 use crate::kind::{Command, RuleError, State};
 use crate::scope::Scope;
 use crate::uptime::{Uptime, UptimeClock};
+use crate::wall_clock;
 
 /// Where committed events go, in commit order, and how many batches have gone there.
 #[derive(Clone)]
@@ -379,6 +380,12 @@ pub trait Store: Log {
     /// Saves the uptime, as every commit does, so that a killed server goes on from here. Nobody needs to find it after a
     /// power loss.
     async fn save_uptime(&self) -> Result<(), StoreError>;
+
+    /// What was saved of the wall clock; see [`crate::wall_clock`].
+    async fn wall_clock(&self) -> Result<Option<wall_clock::Record>, StoreError>;
+
+    /// Saves it. Nobody needs to find it after a power loss.
+    async fn save_wall_clock(&self, record: wall_clock::Record) -> Result<(), StoreError>;
 
     /// What it has written since it was opened.
     fn meter(&self) -> &Meter;

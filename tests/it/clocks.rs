@@ -1,14 +1,17 @@
-//! Clocks that do not run as they should: a process that was stopped, against the real binary.
+//! Clocks that do not run as they should: a process that was stopped, and a wall clock that is set, against the real binary.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chrono::{TimeDelta, Utc};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::silence::live_on;
-use crate::support::process::{Process, command};
+use crate::silence::{connect, live_on};
+use crate::support::process::{Process, command, set_clock, with_clock};
 use crate::support::*;
 
 /// How long a process is stopped: longer than any of the time-outs here.
@@ -116,6 +119,33 @@ fn is_end((_, status): &&(String, String)) -> bool {
     ["failed", "error", "offline"].contains(&status.as_str())
 }
 
+#[derive(QueryableByName)]
+struct Count {
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    count: i64,
+}
+
+fn count(folder: &Path, what: &str) -> i64 {
+    let query = format!("SELECT count(*) AS count FROM {what}");
+    let counts: Vec<Count> = diesel::sql_query(query)
+        .load(&mut connect(&database(folder)))
+        .unwrap();
+    counts[0].count
+}
+
+/// What the server has saved of its wall clock.
+fn wall_clock(folder: &Path) -> Option<Value> {
+    #[derive(QueryableByName)]
+    struct Saved {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        value: String,
+    }
+    let saved: Vec<Saved> = diesel::sql_query("SELECT value FROM meta WHERE key = 'wall_clock'")
+        .load(&mut connect(&database(folder)))
+        .unwrap();
+    Some(serde_json::from_str(&saved.first()?.value).unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_was_stopped_blames_nobody_for_the_silence() {
     let folder = tempfile::tempdir().unwrap();
@@ -201,4 +231,220 @@ async fn what_waits_in_the_sockets_is_heard_before_anybody_is_judged() {
     assert_eq!(standing(&server.url).await, alive());
     let told = story(&server.url).await;
     assert_eq!(told.iter().find(is_end), None, "{told:?}");
+}
+
+/// The real binary under a wall clock that can be set.
+struct Timed {
+    folder: tempfile::TempDir,
+    settings: Vec<(&'static str, &'static str)>,
+    server: Option<Process>,
+}
+
+impl Timed {
+    fn start(settings: &[(&'static str, &'static str)]) -> Timed {
+        let mut timed = Timed {
+            folder: tempfile::tempdir().unwrap(),
+            settings: settings.to_vec(),
+            server: None,
+        };
+        timed.set(0);
+        timed.begin();
+        timed
+    }
+
+    fn begin(&mut self) {
+        let mut command = command(self.path());
+        command.arg("serve").envs(self.settings.iter().copied());
+        self.server = Some(Process::start(with_clock(&mut command, &self.clock())));
+    }
+
+    fn end(&mut self) {
+        let mut server = self.server.take().unwrap();
+        assert_eq!(server.terminate(), Some(0));
+    }
+
+    fn clock(&self) -> PathBuf {
+        self.path().join("clock")
+    }
+
+    /// Sets the wall clock of the server, present and to come, by so many days.
+    fn set(&self, days: i64) {
+        set_clock(&self.clock(), &format!("{days:+}d"));
+    }
+
+    fn url(&self) -> &str {
+        &self.server.as_ref().unwrap().url
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Waits until a round of retention is over that began under a clock that was set by so many days. Returns whether
+    /// the clock was relied on.
+    async fn sweeps(&self, days: i64) -> bool {
+        let before = wall_clock(self.path());
+        let mut last = None;
+        until("the sweep has come round", async || {
+            last = wall_clock(self.path()).filter(|own| before.as_ref() != Some(own));
+            let looked_at = last.as_ref().and_then(|own| own["looked_at"].as_i64());
+            let set = Utc::now() + TimeDelta::days(days);
+            looked_at.is_some_and(|at| (at - set.timestamp_millis()).abs() < 3_600_000)
+        })
+        .await;
+        last.unwrap()["set_at"].is_null()
+    }
+
+    /// Ends a job with an idempotency key, and returns what is stored: events, finished jobs, keys.
+    async fn fill(&self) -> [i64; 3] {
+        let create = json!({"job_id": "done", "job_type": "t", "status": "in_progress"});
+        let request = reqwest::Client::new()
+            .post(format!("{}/api/jobs", self.url()))
+            .header("Idempotency-Key", "once")
+            .bearer_auth(far_token())
+            .json(&create);
+        assert_eq!(answer(request).await.0, 201);
+        send(self.url(), "POST", "/api/jobs/done/complete", json!({})).await;
+        self.stored()
+    }
+
+    fn stored(&self) -> [i64; 3] {
+        let jobs = "jobs WHERE job_id = 'done'";
+        ["events", jobs, "idempotency_keys"].map(|what| count(self.path(), what))
+    }
+}
+
+/// What is over after an hour, so that a step of days passes it by far.
+const SHORT: [(&str, &str); 3] = [
+    ("TIDINGS_RETENTION_SECS", "3600"),
+    ("TIDINGS_JOB_RETENTION_SECS", "3600"),
+    ("TIDINGS_IDEMPOTENCY_TTL_SECS", "3600"),
+];
+
+fn lines_about_the_clock(log: &str) -> usize {
+    let is_about = |line: &&str| line.contains("the wall clock was set");
+    log.lines().filter(is_about).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wall_clock_that_is_set_while_running_removes_nothing_and_ends_nobody() {
+    if !needs("faketime") {
+        return;
+    }
+    let mut timed = Timed::start(&SHORT);
+    let mut errors = timed.server.as_mut().unwrap().stderr();
+    let reading = std::thread::spawn(move || {
+        let mut log = String::new();
+        std::io::Read::read_to_string(&mut errors, &mut log).unwrap();
+        log
+    });
+    let long =
+        json!({"job_id": "j", "job_type": "t", "status": "in_progress", "stall_after_secs": 600});
+    send(timed.url(), "POST", "/api/jobs", long).await;
+    let session = json!({"session_id": "s", "lease_secs": 600});
+    send(timed.url(), "POST", "/api/enrollments", session).await;
+    send(
+        timed.url(),
+        "PUT",
+        "/api/devices/d",
+        json!({"lease_secs": 600}),
+    )
+    .await;
+    for _ in 0..2 {
+        send(timed.url(), "POST", "/api/devices/d/heartbeat", json!({})).await;
+    }
+    let stored = timed.fill().await;
+    assert_eq!(stored[1..], [1, 1]);
+    assert!(timed.sweeps(0).await);
+    for days in [2, 9, -2] {
+        timed.set(days);
+        assert!(!timed.sweeps(days).await);
+        assert_eq!(timed.stored(), stored, "after {days} days");
+        assert_eq!(standing(timed.url()).await, alive(), "after {days} days");
+    }
+    // It is told once, and not at every look.
+    assert!(!timed.sweeps(-2).await);
+    timed.end();
+    let log = reading.join().unwrap();
+    assert_eq!(lines_about_the_clock(&log), 3, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wall_clock_that_was_set_between_two_starts_removes_nothing() {
+    if !needs("faketime") {
+        return;
+    }
+    let mut timed = Timed::start(&SHORT);
+    let stored = timed.fill().await;
+    assert!(timed.sweeps(0).await);
+    for days in [2, 9, -2] {
+        timed.end();
+        timed.set(days);
+        timed.begin();
+        assert!(!timed.sweeps(days).await);
+        assert_eq!(timed.stored(), stored, "after {days} days");
+    }
+    // Put right, it is relied on at once.
+    timed.end();
+    timed.set(0);
+    timed.begin();
+    assert!(timed.sweeps(0).await);
+    assert_eq!(timed.stored(), stored);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wall_clock_that_has_stood_since_it_was_set_removes_what_is_old() {
+    if !needs("faketime") {
+        return;
+    }
+    let mut settings = SHORT.to_vec();
+    settings.push(("TIDINGS_CLOCK_SETTLE_SECS", "12"));
+    let timed = Timed::start(&settings);
+    let stored = timed.fill().await;
+    assert!(timed.sweeps(0).await);
+    timed.set(9);
+    assert!(!timed.sweeps(9).await);
+    assert_eq!(timed.stored(), stored, "it has not stood yet");
+    until("what is old is gone", async || timed.stored() == [0, 0, 0]).await;
+}
+
+/// Of the boot before nothing is known but when the server last looked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_was_off_for_days_sweeps_in_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        ("TIDINGS_RETENTION_SECS", "3600"),
+        ("TIDINGS_CLOCK_SETTLE_SECS", "12"),
+    ];
+    let start = || {
+        let mut command = command(folder.path());
+        Process::start(command.arg("serve").envs(settings))
+    };
+    let mut server = start();
+    let job = json!({"job_id": "j", "job_type": "t"});
+    send(&server.url, "POST", "/api/jobs", job).await;
+    until("it has looked", async || {
+        wall_clock(folder.path()).is_some()
+    })
+    .await;
+    assert_eq!(server.terminate(), Some(0));
+    let off = TimeDelta::days(9).num_milliseconds();
+    connect(&database(folder.path()))
+        .batch_execute(&format!(
+            "UPDATE events SET at = at - {off};
+             UPDATE meta SET value = json_set(value, '$.boot', 'another', '$.looked_at', json_extract(value, '$.looked_at') - {off},
+                 '$.booted_at', json_extract(value, '$.booted_at') - {off}, '$.relied_on', json_extract(value, '$.relied_on') - {off})
+                 WHERE key = 'wall_clock'"
+        ))
+        .unwrap();
+    let _server = start();
+    until("the clock is doubted", async || {
+        wall_clock(folder.path()).is_some_and(|own| own["set_at"].is_u64())
+    })
+    .await;
+    assert_eq!(count(folder.path(), "events"), 1);
+    until("what is old is gone", async || {
+        count(folder.path(), "events") == 0
+    })
+    .await;
 }

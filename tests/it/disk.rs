@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 use diesel::connection::{Connection, SimpleConnection};
 use serde_json::{Value, json};
 
-use crate::support::process::{Guarded, Process, binary, command, limited, run};
+use crate::support::process::{
+    Guarded, Process, binary, command, limited, run, set_clock, with_clock,
+};
 use crate::support::*;
 
 pub(crate) fn database(folder: &Path) -> PathBuf {
@@ -228,31 +230,10 @@ async fn a_clock_that_jumps_changes_neither_order_nor_progress() {
     if !needs("faketime") {
         return;
     }
-    let library = Command::new("sh")
-        .args([
-            "-c",
-            "find /usr/lib* /lib -name 'libfaketime.so.1' 2>/dev/null | head -n 1",
-        ])
-        .output()
-        .unwrap();
-    let library = String::from_utf8(library.stdout).unwrap().trim().to_owned();
     let folder = tempfile::tempdir().unwrap();
     let clock = folder.path().join("clock");
-    let set = |offset: &str| {
-        // At once: an empty file takes no time.
-        let next = clock.with_extension("next");
-        std::fs::write(&next, offset).unwrap();
-        std::fs::rename(next, &clock).unwrap();
-    };
-    set("+0");
-    let mut command = command(folder.path());
-    command
-        .arg("serve")
-        .env("LD_PRELOAD", library)
-        .env("FAKETIME_TIMESTAMP_FILE", &clock)
-        .env("FAKETIME_NO_CACHE", "1")
-        .env("DONT_FAKE_MONOTONIC", "1");
-    let server = Process::start(&mut command);
+    set_clock(&clock, "+0");
+    let server = Process::start(with_clock(command(folder.path()).arg("serve"), &clock));
     let mut claims = claims(Some(1), tidings::auth::Role::Worker);
     claims.exp += 30.0 * 86_400.0;
     let token = sign(&claims);
@@ -278,7 +259,7 @@ async fn a_clock_that_jumps_changes_neither_order_nor_progress() {
         (40, "+5h"),
         (50, "-1d"),
     ] {
-        set(offset);
+        set_clock(&clock, offset);
         let (status, told) = send("/api/jobs/j/progress", json!({ "progress": percent })).await;
         assert_eq!(status, 200, "{told}");
         let heard = listener.next().await.unwrap();

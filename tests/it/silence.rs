@@ -20,7 +20,7 @@ const LIFE_MS: u64 = 1_000;
 /// So many lives are enough for anything here to end.
 const LIVES: usize = 40;
 
-fn connect(database: &Path) -> SqliteConnection {
+pub(crate) fn connect(database: &Path) -> SqliteConnection {
     let mut conn = SqliteConnection::establish(database.to_str().unwrap()).unwrap();
     conn.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
     conn

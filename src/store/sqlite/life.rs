@@ -16,6 +16,7 @@ use super::table;
 use crate::config::{self, Synchronous};
 use crate::id::Epoch;
 use crate::uptime::{Gaps, Uptime, UptimeClock};
+use crate::wall_clock;
 
 /// Keys of `meta`: the epoch, the generation, the boot of the machine in which the database is open, and the uptime in
 /// milliseconds.
@@ -128,7 +129,8 @@ pub(super) struct Life {
     pub(super) uptime: UptimeClock,
 }
 
-fn fact(conn: &mut SqliteConnection, key: &str) -> QueryResult<Option<String>> {
+/// A value of `meta`.
+pub(super) fn fact(conn: &mut SqliteConnection, key: &str) -> QueryResult<Option<String>> {
     let value = meta::table.find(key).select(meta::value);
     value.first(conn).optional()
 }
@@ -143,15 +145,11 @@ fn number<T: std::str::FromStr>(
     number.transpose()
 }
 
-fn set(conn: &mut SqliteConnection, key: &str, value: String) -> QueryResult<()> {
+pub(super) fn set(conn: &mut SqliteConnection, key: &str, value: String) -> QueryResult<()> {
     diesel::replace_into(meta::table)
         .values((meta::key.eq(key), meta::value.eq(value)))
         .execute(conn)?;
     Ok(())
-}
-
-fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
 /// The generation that follows, for the database and for the lock file.
@@ -171,7 +169,7 @@ pub(super) fn begin(
     lock: &DatabaseLock,
 ) -> QueryResult<Life> {
     conn.immediate_transaction(|conn| {
-        let boot = boot();
+        let boot = wall_clock::boot();
         let open_in = fact(conn, OPEN_IN)?;
         let was_open = open_in.is_some();
         let cut_off =
@@ -226,7 +224,7 @@ pub(super) fn renew(
         set(conn, EPOCH, epoch.to_string())?;
         // The mark stays: what was heard and not written down is lost. But it is not a power loss any more.
         if fact(conn, OPEN_IN)?.is_some() {
-            set(conn, OPEN_IN, boot())?;
+            set(conn, OPEN_IN, wall_clock::boot())?;
         }
         QueryResult::Ok((before, epoch, next_generation(conn, lock)?))
     })?;

@@ -52,6 +52,10 @@ use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::device::Device;
 use crate::scope::Scope;
 use crate::uptime::{Uptime, UptimeClock};
+use crate::wall_clock;
+
+/// The key of `meta` under which is what is known of the wall clock, in JSON.
+const WALL_CLOCK: &str = "wall_clock";
 
 /// How long a connection waits for another one's lock, in milliseconds.
 const BUSY_TIMEOUT_MS: u32 = 5_000;
@@ -265,6 +269,18 @@ impl Store for SqliteStore {
 
     async fn save_uptime(&self) -> Result<(), StoreError> {
         self.ask(Work::SaveUptime).await
+    }
+
+    async fn wall_clock(&self) -> Result<Option<wall_clock::Record>, StoreError> {
+        let text = self.read(|conn| life::fact(conn, WALL_CLOCK)).await?;
+        let record = text.map(|text| serde_json::from_str(&text)).transpose();
+        record.map_err(|error| StoreError::Database(format!("`{WALL_CLOCK}` in `meta`: {error}")))
+    }
+
+    async fn save_wall_clock(&self, record: wall_clock::Record) -> Result<(), StoreError> {
+        let text = serde_json::to_string(&record).expect("it is JSON");
+        self.aside(move |conn| life::set(conn, WALL_CLOCK, text))
+            .await
     }
 
     fn meter(&self) -> &Meter {

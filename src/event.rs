@@ -11,6 +11,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
 
+/// Bytes that an event takes in addition to its fields and its subject's id: the rest of its row.
+pub const EVENT_BASE_BYTES: usize = 128;
+
 /// A time as it stands in messages: RFC 3339, UTC, milliseconds, `Z`.
 pub fn timestamp(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
@@ -133,6 +136,11 @@ impl Event {
             epoch: self.epoch,
             seq: self.seq,
         }
+    }
+
+    /// How many bytes it counts for, in the log and on its way.
+    pub fn bytes(&self) -> usize {
+        self.draft.fields.len() + self.subject.as_str().len() + EVENT_BASE_BYTES
     }
 
     /// Whether a newer event of the same subject that says all may replace it.

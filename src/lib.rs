@@ -55,7 +55,8 @@
 //!    presence.rs notify/ watchdog.rs                 leases; webhooks, e-mail, MQTT; the clock
 //!    vitals.rs refusals.rs                           own figures; what the log says of refusals
 //! 2  store/  hub/                     log and state │ in-memory fan-out. They do not know one another
-//! 1  kind/ auth/ wire/ config/ scope.rs throttle.rs     domain rules; who may; the only encoder; every bound
+//! 1  kind/ auth/ wire/ config/ scope.rs              domain rules; who may; the only encoder; every bound
+//!    throttle.rs reserve.rs                          how fast somebody may go on; memory for writes
 //!    wall_clock.rs                                   whether ages may be judged
 //! 0  id.rs event.rs sync.rs uptime.rs                names; what happened; locks; the clock of silence
 //! ```
@@ -77,6 +78,7 @@ pub mod notify;
 pub mod presence;
 pub mod publish;
 pub mod refusals;
+pub mod reserve;
 pub mod scope;
 pub mod service;
 pub mod store;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::{Command, job};
-use crate::store::{CommandError, Envelope, Receipt, Store, StoreError};
+use crate::reserve::Reserved;
+use crate::store::{Allowance, CommandError, Envelope, Receipt, Store, StoreError};
+use crate::throttle::Debts;
 
 /// A command that had no effect.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -21,12 +23,19 @@ pub enum PublishError {
 #[derive(Clone)]
 pub struct Publisher {
     store: Arc<dyn Store>,
+    /// What schools have produced, and have not paid for by waiting.
+    debts: Arc<Debts>,
 }
 
 impl Publisher {
-    /// Publishes to this store.
-    pub fn new(store: Arc<dyn Store>) -> Publisher {
-        Publisher { store }
+    /// Publishes to this store, and charges schools for what they produce.
+    pub fn new(store: Arc<dyn Store>, debts: Arc<Debts>) -> Publisher {
+        Publisher { store, debts }
+    }
+
+    /// What one request may come to, in memory that is reserved for it.
+    pub fn allowance(&self, most: u64, reserved: Reserved) -> Arc<Allowance> {
+        Arc::new(Allowance::new(most, Arc::clone(&self.debts), reserved))
     }
 
     /// Carries out one command.
@@ -35,9 +44,21 @@ impl Publisher {
         school: SchoolId,
         envelope: Envelope,
     ) -> Result<Receipt, PublishError> {
-        let mut receipts = self.store.append(school, vec![envelope]).await?;
-        let receipt = receipts.pop().expect("a store answers every command");
-        Ok(receipt?)
+        let allowance = Arc::new(Allowance::charged(Arc::clone(&self.debts)));
+        self.publish_within(school, envelope, allowance).await
+    }
+
+    /// The same, within what a request may come to.
+    pub async fn publish_within(
+        &self,
+        school: SchoolId,
+        envelope: Envelope,
+        allowance: Arc<Allowance>,
+    ) -> Result<Receipt, PublishError> {
+        let envelopes = vec![envelope];
+        let receipts = self.store.append_within(school, envelopes, allowance);
+        let receipt = receipts.await?.pop();
+        Ok(receipt.expect("a store answers every command")?)
     }
 
     /// Carries out commands in order, each for itself: one that is refused does not hinder the others.
@@ -46,10 +67,21 @@ impl Publisher {
         school: SchoolId,
         envelopes: Vec<Envelope>,
     ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError> {
+        let allowance = Arc::new(Allowance::charged(Arc::clone(&self.debts)));
+        self.batch_within(school, envelopes, allowance).await
+    }
+
+    /// The same, within what a request may come to.
+    pub async fn batch_within(
+        &self,
+        school: SchoolId,
+        envelopes: Vec<Envelope>,
+        allowance: Arc<Allowance>,
+    ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError> {
         if envelopes.is_empty() {
             return Ok(Vec::new());
         }
-        self.store.append(school, envelopes).await
+        self.store.append_within(school, envelopes, allowance).await
     }
 
     /// Makes a job known.

@@ -19,10 +19,11 @@ use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
 use crate::refusals::Refusals;
+use crate::reserve::Reserve;
 use crate::store::sqlite::{self, OpenError, SqliteStore};
 use crate::store::{Committed, Log, Store, StoreError};
 use crate::subscribe::Subscriber;
-use crate::throttle::Throttle;
+use crate::throttle::{Debts, Throttle};
 use crate::vitals::Vitals;
 use crate::watchdog;
 use crate::wire::Close;
@@ -89,6 +90,8 @@ pub struct Tidings {
     committed: Committed,
     dispatched: watch::Receiver<u64>,
     publishes: Throttle,
+    debts: Arc<Debts>,
+    write_memory: Arc<Reserve>,
     stopping: AtomicBool,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -125,7 +128,8 @@ impl Tidings {
             &names,
         )?);
         let (dispatched, rounds) = watch::channel(0);
-        let publisher = Publisher::new(Arc::clone(&store));
+        let debts = Arc::new(Debts::new(settings.producing_pace()));
+        let publisher = Publisher::new(Arc::clone(&store), Arc::clone(&debts));
         let presence = Arc::new(Presence::new(Arc::clone(&store), publisher.clone()));
         let notifiers = Arc::new(Notifiers::new(&store, all));
         let followers = Followers {
@@ -173,6 +177,8 @@ impl Tidings {
                 &settings,
             ),
             publishes: Throttle::new(settings.publishing_pace()),
+            debts,
+            write_memory: Arc::new(Reserve::new(settings.write_memory_bytes)),
             settings,
             store,
             hub,
@@ -206,6 +212,16 @@ impl Tidings {
     /// How fast each may publish.
     pub fn publishes(&self) -> &Throttle {
         &self.publishes
+    }
+
+    /// How much schools have produced beyond their pace.
+    pub fn debts(&self) -> &Debts {
+        &self.debts
+    }
+
+    /// The memory for writes.
+    pub fn write_memory(&self) -> &Arc<Reserve> {
+        &self.write_memory
     }
 
     /// Takes in the beats of devices.

@@ -1,5 +1,6 @@
 //! How fast somebody may go on: token buckets. A bucket is refilled all the time and holds a burst; who finds too
-//! little in it is told how long to wait, and has taken nothing.
+//! little in it is told how long to wait, and has taken nothing. Where it is known only afterwards how much somebody
+//! takes, the bucket goes into debt, and the next who comes waits until that is paid.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,14 @@ pub struct Bucket {
 
 /// Somebody: a user of a school.
 type Who = (SchoolId, Arc<str>);
+
+/// A bucket for every school, which is charged afterwards.
+pub struct Debts {
+    /// `None` if there is no limit.
+    pace: Option<Pace>,
+    /// Of the latest schools; a school that is forgotten owes nothing.
+    buckets: Mutex<LruCache<SchoolId, Bucket>>,
+}
 
 /// A bucket for everybody.
 pub struct Throttle {
@@ -57,15 +66,67 @@ impl Pace {
 impl Bucket {
     /// Takes `count` out, or says how long it takes until they are there.
     pub fn take(&mut self, pace: Pace, count: u32, now: Instant) -> Result<(), Duration> {
-        let since = now.saturating_duration_since(self.at);
-        self.level = (self.level + since.as_secs_f64() * pace.per_second).min(pace.burst);
-        self.at = now;
+        self.refill(pace, now);
         let missing = f64::from(count) - self.level;
         if missing > 0.0 {
             return Err(Duration::from_secs_f64(missing / pace.per_second));
         }
         self.level -= f64::from(count);
         Ok(())
+    }
+
+    /// Takes `count` out, whether it is there or not.
+    fn charge(&mut self, pace: Pace, count: f64, now: Instant) {
+        self.refill(pace, now);
+        self.level -= count;
+    }
+
+    /// How long it takes until something is in it.
+    fn debt(&mut self, pace: Pace, now: Instant) -> Option<Duration> {
+        self.refill(pace, now);
+        (self.level <= 0.0).then(|| Duration::from_secs_f64(-self.level / pace.per_second))
+    }
+
+    fn refill(&mut self, pace: Pace, now: Instant) {
+        let since = now.saturating_duration_since(self.at);
+        self.level = (self.level + since.as_secs_f64() * pace.per_second).min(pace.burst);
+        self.at = now;
+    }
+}
+
+impl Debts {
+    /// Every school at this pace.
+    pub fn new(pace: Option<Pace>) -> Debts {
+        let room = NonZeroUsize::new(THROTTLED_MAX).expect("there is room");
+        Debts {
+            pace,
+            buckets: Mutex::new(LruCache::new(room)),
+        }
+    }
+
+    /// Takes `count` from a school's bucket.
+    pub fn charge(&self, school: SchoolId, count: u64, now: Instant) {
+        self.with(school, now, |bucket, pace| {
+            bucket.charge(pace, count as f64, now)
+        });
+    }
+
+    /// How long a school has to wait until it has paid, if it has not.
+    pub fn of(&self, school: SchoolId, now: Instant) -> Option<Duration> {
+        self.with(school, now, |bucket, pace| bucket.debt(pace, now))
+            .flatten()
+    }
+
+    fn with<T>(
+        &self,
+        school: SchoolId,
+        now: Instant,
+        act: impl FnOnce(&mut Bucket, Pace) -> T,
+    ) -> Option<T> {
+        let pace = self.pace?;
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let bucket = buckets.get_or_insert_mut(school, || pace.bucket(now));
+        Some(act(bucket, pace))
     }
 }
 
@@ -159,5 +220,20 @@ mod tests {
         assert_eq!(Pace::new(0, 7), None);
         let open = Throttle::new(None);
         assert!((0..1_000).all(|_| open.take(school(1), "ada", u32::MAX, now).is_ok()));
+    }
+    #[test]
+    fn a_school_that_took_too_much_waits_until_it_has_paid_and_others_do_not() {
+        let start = Instant::now();
+        let debts = Debts::new(Pace::new(10, 20));
+        let school = |number: i64| number.try_into().unwrap();
+        assert_eq!(debts.of(school(1), start), None);
+        debts.charge(school(1), 50, start);
+        assert_eq!(debts.of(school(1), start), Some(Duration::from_secs(3)));
+        assert_eq!(debts.of(school(2), start), None);
+        let paid = start + Duration::from_secs(4);
+        assert_eq!(debts.of(school(1), paid), None);
+        let open = Debts::new(None);
+        open.charge(school(1), u64::MAX, start);
+        assert_eq!(open.of(school(1), start), None);
     }
 }

@@ -19,6 +19,8 @@ pub const TICK_MAX_MS: u64 = 60_000;
 pub const POLL_WAIT_DEFAULT_SECS: u64 = 25;
 /// How long a poll may wait, in seconds.
 pub const POLL_WAIT_MAX_SECS: u64 = 60;
+/// Most `body_limit_bytes`, `batch_limit_bytes` and `batch_event_bytes`.
+pub const BATCH_BYTES_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 /// Smallest `?max_event_bytes=`.
 pub const EVENT_LIMIT_MIN_BYTES: usize = 1_024;
 /// Largest file of public keys that tokens are verified with, in bytes.
@@ -64,10 +66,30 @@ pub const ACCEPT_MAX_BYTES: usize = 1_024;
 pub const QUERY_FIELDS_MAX: usize = 1_024;
 /// Values that a repeatable filter may have.
 pub const FILTER_VALUES_MAX: usize = 20;
-/// Submissions that may wait for the writer. Beyond them a publisher waits for a place.
+/// Submissions that may wait for the writer to see to whose turn it is. Beyond them a publisher waits for a place.
 pub const WRITER_QUEUE: usize = 4_096;
-/// Commands in one transaction; a larger batch is a transaction of its own.
-pub const GROUP_MAX_COMMANDS: usize = 1_024;
+/// Commands in one transaction, of all schools together; what is left waits for the next.
+pub const GROUP_MAX_COMMANDS: usize = 512;
+/// Bytes of events in one transaction, in addition to those of the last command.
+pub const GROUP_MAX_BYTES: usize = 512 * 1024;
+/// Of these, the commands of one school while others wait as well.
+pub const TURN_MAX_COMMANDS: usize = 128;
+/// And the bytes.
+pub const TURN_MAX_BYTES: usize = 128 * 1024;
+/// How long a request that writes waits for memory.
+pub const RESERVE_WAIT: Duration = Duration::from_secs(5);
+/// How long the body of a request that writes may take to arrive, since memory is reserved for it.
+pub const BODY_WAIT: Duration = Duration::from_secs(60);
+/// Memory that a command takes in addition to its own bytes and those of its event.
+pub const COMMAND_BASE_BYTES: u64 = 1_024;
+/// Bytes of the events that a command is expected to lead to at most, in addition to its own bytes, its subject's metadata
+/// and its message.
+pub const COMMAND_EVENT_BYTES: u64 = 8 * 1024;
+/// The shortest line of a batch, in bytes, as far as memory is reserved for lines before they are read.
+pub const BATCH_LINE_MIN_BYTES: u64 = 32;
+/// Bytes of a batch that are read, or of its answer that are written, before other tasks get a turn; each line counts for
+/// [`COMMAND_BASE_BYTES`] more.
+pub const BATCH_SLICE_BYTES: usize = 64 * 1024;
 /// Schools of one batch whose commands are carried out at a time.
 pub const BATCH_SCHOOLS_AT_ONCE: usize = 32;
 /// Committed batches that may wait for the dispatcher. Beyond them the writer waits.
@@ -78,6 +100,10 @@ pub const DISPATCH_SLICE: usize = 64;
 pub const WAKE_AT_ONCE: usize = 64;
 /// Subject states that the writer keeps, so that it need not read before each write.
 pub const STATE_CACHE: usize = 20_000;
+/// And of so many bytes, in which each counts for its texts and [`STATE_BASE_BYTES`].
+pub const STATE_CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes of a state without its texts.
+pub const STATE_BASE_BYTES: usize = 1_024;
 /// Schools whose log position, and categories whose history, the writer keeps.
 pub const SCHOOL_CACHE: usize = 10_000;
 /// Finished subjects that foretell how the next one goes.
@@ -88,6 +114,8 @@ pub const READ_PAGE: usize = 256;
 pub const READ_PAGE_BYTES: usize = 1024 * 1024;
 /// Events deleted in one transaction of the retention sweep.
 pub const SWEEP_BATCH: usize = 500;
+/// Bytes of events deleted in one transaction of the retention sweep, in addition to those of the last one.
+pub const SWEEP_BATCH_BYTES: i64 = 1024 * 1024;
 /// Schools visited in one transaction of the retention sweep.
 pub const SWEEP_SCHOOLS: usize = 100;
 /// Time between two moments at which the uptime is saved, if no commit saves it: the most of it that a kill may lose.

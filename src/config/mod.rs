@@ -7,6 +7,7 @@
 mod bounds;
 mod error;
 mod folder;
+mod memory;
 pub mod notifiers;
 pub mod origin;
 pub mod proxy;
@@ -182,6 +183,8 @@ pub struct Settings {
     pub retention_secs: u64,
     /// How many events of a school are kept.
     pub retention_events: u64,
+    /// How many bytes of events of a school are kept.
+    pub retention_bytes: u64,
     /// How long, in seconds, a finished job or enrollment session and an acknowledged violation are kept; at least
     /// until their events are gone.
     pub job_retention_secs: u64,
@@ -206,6 +209,13 @@ pub struct Settings {
     pub batch_limit_bytes: u64,
     /// Most commands in a batch.
     pub batch_limit_commands: usize,
+    /// Bytes of the events that the lines of a batch may lead to, or be answered with; later lines are refused.
+    pub batch_event_bytes: u64,
+    /// Bytes of events a second that a school may produce, and as many at once; after more it waits; 0 means no limit.
+    pub event_bytes_per_sec: u32,
+    /// Memory, in bytes, for bodies, commands, events and answers of writes under way; a school may hold as much as it
+    /// leaves free.
+    pub write_memory_bytes: u64,
     /// Largest `metadata` of a subject, in bytes.
     pub metadata_limit_bytes: usize,
     /// Longest `message`, in bytes.
@@ -275,6 +285,7 @@ impl Default for Settings {
             reconnect_spread_ms: 5_000,
             retention_secs: 7 * 86_400,
             retention_events: 1_000_000,
+            retention_bytes: 1024 * 1024 * 1024,
             job_retention_secs: 30 * 86_400,
             idempotency_ttl_secs: 86_400,
             clock_settle_secs: 3_600,
@@ -285,6 +296,9 @@ impl Default for Settings {
             body_limit_bytes: 256 * 1024,
             batch_limit_bytes: 16 * 1024 * 1024,
             batch_limit_commands: 10_000,
+            batch_event_bytes: 16 * 1024 * 1024,
+            event_bytes_per_sec: 16 * 1024 * 1024,
+            write_memory_bytes: 256 * 1024 * 1024,
             metadata_limit_bytes: 16 * 1024,
             message_limit_bytes: 4 * 1024,
             client_message_limit_bytes: 16 * 1024,
@@ -501,6 +515,16 @@ impl Settings {
             {
                 return invalid(key, &problem);
             }
+        }
+        // A school that is alone may hold half of it.
+        let least = self
+            .unread_batch_memory(self.batch_limit_bytes)
+            .saturating_mul(2);
+        if self.write_memory_bytes < least {
+            let problem = format!(
+                "is below {least}: a batch of `batch_limit_bytes` that leads to `batch_event_bytes` would never find room"
+            );
+            return invalid("write_memory_bytes", &problem);
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! What whole numbers a setting may have. Each has one range, which is told in the same words whatever is wrong with the value.
 
 use super::bounds::{
-    BLOCKING_MAX, MAILBOX_CAPACITY_MAX, READER_CONNECTIONS_MAX, TICK_MAX_MS, TOKEN_MAX_SECS,
-    WINDOW_EVENTS_MAX, WORKERS_MAX,
+    BATCH_BYTES_MAX, BLOCKING_MAX, MAILBOX_CAPACITY_MAX, READER_CONNECTIONS_MAX, TICK_MAX_MS,
+    TOKEN_MAX_SECS, WINDOW_EVENTS_MAX, WORKERS_MAX,
 };
 use crate::kind;
 
@@ -37,6 +37,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("reconnect_spread_ms", 0, 3_600_000),
     ("retention_secs", 1, CENTURY_SECS),
     ("retention_events", 1, i64::MAX as u64),
+    ("retention_bytes", 1, i64::MAX as u64),
     ("job_retention_secs", 0, CENTURY_SECS),
     ("idempotency_ttl_secs", 0, CENTURY_SECS),
     ("clock_settle_secs", 0, CENTURY_SECS),
@@ -46,8 +47,9 @@ pub(crate) const RANGES: &[Range] = &[
         kind::enrollment::LEASE_MAX_SECS as u64,
     ),
     ("device_lease_secs", 1, kind::device::LEASE_MAX_SECS as u64),
-    ("body_limit_bytes", 1, u64::MAX),
-    ("batch_limit_bytes", 1, u64::MAX),
+    ("body_limit_bytes", 1, BATCH_BYTES_MAX),
+    ("batch_limit_bytes", 1, BATCH_BYTES_MAX),
+    ("batch_event_bytes", 1, BATCH_BYTES_MAX),
     ("batch_limit_commands", 1, u64::MAX),
     // The size of an empty object.
     ("metadata_limit_bytes", 2, u64::MAX),

@@ -1,32 +1,35 @@
 //! `POST /api/batch`: NDJSON, one command a line in, one result a line out, in the same order. The high-rate
-//! way in: one request, one transaction for each school. Each command stands for itself; a refused one hinders no
+//! way in: one request, few transactions. Each command stands for itself; a refused one hinders no
 //! other. A line may name its school; without, it is that of the request.
+//!
+//! Memory is reserved before the body is read, by its length, and kept until the answer has left: the body, the commands,
+//! the events that they lead to, and the answer that is made of these.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::sync::Arc;
 
-use rocket::http::ContentType;
 use rocket::{Route, State, post, routes};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::task::JoinSet;
 
-use super::body::{self, IdempotencyKey, Unread, UpperStatus};
+use super::body::{self, IdempotencyKey, Lines, Unread, UpperStatus};
+use super::budget::{may_produce, reserve};
 use super::commands;
 use super::credential::{Anybody, NamedSchool, may_publish_in};
 use super::devices;
 use super::problem::{Kind, Problem};
 use super::violations::{self, Act};
 use crate::auth::{Access, Role};
-use crate::config::BATCH_SCHOOLS_AT_ONCE;
+use crate::config::{BATCH_SCHOOLS_AT_ONCE, BATCH_SLICE_BYTES, COMMAND_BASE_BYTES};
 use crate::id::{Channel, SchoolId, SubjectId};
 use crate::kind::characteristic::{self, ViolationId};
 use crate::kind::{self, Body, Command, device};
 use crate::presence::Beat;
 use crate::refusals::RequestSource;
 use crate::service::Tidings;
-use crate::store::{CommandError, Envelope, Idempotency, Receipt};
+use crate::store::{Allowance, CommandError, Envelope, Idempotency, Receipt};
 use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -42,51 +45,40 @@ async fn batch(
     upper: Result<UpperStatus, Problem>,
     body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<(ContentType, Vec<u8>), Problem> {
+) -> Result<Lines, Problem> {
     let (Anybody(access), NamedSchool(named)) = (caller?, school?);
-    let (key, UpperStatus(upper)) = (key?, upper?);
+    let (key, UpperStatus(upper), body) = (key?, upper?, body?);
     access.require(Role::Worker)?;
     if named.is_some() {
         access.school(named)?;
     }
-    let settings = tidings.settings();
-    let bytes = body?
-        .read((settings.batch_limit_bytes, "batch_limit_bytes"))
-        .await?;
-    let lines = || {
-        bytes
-            .split(|byte| *byte == b'\n')
-            .map(<[u8]>::trim_ascii)
-            .filter(|line| !line.is_empty())
-    };
-    if lines().nth(settings.batch_limit_commands).is_some() {
-        let detail = format!(
-            "a batch has at most {} commands",
-            settings.batch_limit_commands
-        );
-        return Err(Problem::new(Kind::BodyTooLarge, detail).of_limit("batch_limit_commands"));
+    let own = access.school(named).ok();
+    if let Some(own) = own {
+        may_produce(tidings, own)?;
     }
+    let settings = tidings.settings();
+    let limit = settings.batch_limit_bytes;
+    let memory = settings.unread_batch_memory(body.expected(limit));
+    let reserved = reserve(tidings, own, memory).await?;
+    let bytes = body.read((limit, "batch_limit_bytes")).await?;
     let reader = LineReader {
         access: &access,
         named,
         limit: settings.body_limit_bytes,
     };
-    let asked: Vec<Line> = lines()
-        .enumerate()
-        .map(|(index, line)| reader.read(line, key.of_command(index + 1, line)))
-        .collect();
-    // A line that cannot be read counts, too, where it is known for which school it would be.
-    let mut counts: BTreeMap<SchoolId, u32> = BTreeMap::new();
-    for school in asked.iter().filter_map(|line| line.school) {
-        *counts.entry(school).or_default() += 1;
-    }
-    let counts: Vec<(SchoolId, u32)> = counts.into_iter().collect();
-    may_publish_in(tidings, &access, &counts)?;
+    let mut asked = reader
+        .read_all(&bytes, &key, settings.batch_limit_commands)
+        .await?;
+    let (length, lines) = (bytes.len() as u64, asked.len() as u64);
+    drop(bytes);
+    reserved.keep(settings.batch_memory(length, lines));
+    may_all_publish(tidings, &access, &mut asked)?;
+    let allowance = settings.batch_events(length, lines);
     let mut run = Run {
         tidings,
         access: &access,
         sub: access.subject.as_str().into(),
-        upper,
+        allowance: tidings.publisher().allowance(allowance, reserved),
         outcomes: Vec::new(),
         waiting: BTreeMap::new(),
     };
@@ -94,17 +86,69 @@ async fn batch(
         run.take(line).await?;
     }
     run.carry_out().await?;
-    let mut answer = Vec::with_capacity(run.outcomes.len() * 512);
-    for (index, outcome) in run.outcomes.into_iter().enumerate() {
-        let number = index + 1;
+    let Run {
+        outcomes,
+        allowance,
+        ..
+    } = run;
+    let bytes = written(outcomes, allowance.used(), upper, tidings, &source).await;
+    Ok(Lines { bytes, allowance })
+}
+
+/// Checks that as many commands may be published now. The lines of a school that has produced too much are refused one
+/// by one if there are others.
+fn may_all_publish(tidings: &Tidings, access: &Access, asked: &mut [Line]) -> Result<(), Problem> {
+    // A line that cannot be read counts, too, where it is known for which school it would be.
+    let mut counts: BTreeMap<SchoolId, u32> = BTreeMap::new();
+    for school in asked.iter().filter_map(|line| line.school) {
+        *counts.entry(school).or_default() += 1;
+    }
+    let counts: Vec<(SchoolId, u32)> = counts.into_iter().collect();
+    may_publish_in(tidings, access, &counts)?;
+    let refusal = |(school, _): &(SchoolId, u32)| {
+        let refused = may_produce(tidings, *school).err();
+        refused.map(|problem| (*school, problem))
+    };
+    let mut refused: BTreeMap<SchoolId, Problem> = counts.iter().filter_map(refusal).collect();
+    if counts.len() == 1
+        && let Some((_, problem)) = refused.pop_first()
+    {
+        return Err(problem);
+    }
+    for line in asked {
+        if let Some(problem) = line.school.and_then(|school| refused.get(&school)) {
+            line.asked = Err(problem.clone());
+        }
+    }
+    Ok(())
+}
+
+/// The answer. Each result lets go of its event as it is written, so that the answer grows while these shrink.
+async fn written(
+    outcomes: Vec<Option<Outcome>>,
+    event_bytes: u64,
+    upper: bool,
+    tidings: &Tidings,
+    source: &RequestSource,
+) -> Vec<u8> {
+    /// What a line has in addition to its event's bytes.
+    const LINE_BYTES: usize = 256;
+    let mut answer = Vec::with_capacity(outcomes.len() * LINE_BYTES + event_bytes as usize);
+    let mut slice = Slice::default();
+    for (index, outcome) in outcomes.into_iter().enumerate() {
+        let (number, before) = (index + 1, answer.len());
         match outcome.expect("every line is carried out") {
-            Ok((name, json)) => {
+            Ok(answered) => {
+                let (name, json) = match answered {
+                    Answered::Event(receipt) => ("event", wire::event_json(receipt.event(), upper)),
+                    Answered::Device(json) => ("device", json),
+                };
                 write!(answer, r#"{{"line":{number},"status":200,"{name}":"#)
                     .expect("writing to memory succeeds");
                 answer.extend(json);
             }
             Err(problem) => {
-                problem.note(tidings, &source);
+                problem.note(tidings, source);
                 let status = problem.status();
                 write!(answer, r#"{{"line":{number},"status":{status},"problem":"#)
                     .expect("writing to memory succeeds");
@@ -112,21 +156,45 @@ async fn batch(
             }
         }
         answer.extend_from_slice(b"}\n");
+        slice.done(answer.len() - before).await;
     }
-    Ok((ContentType::new("application", "x-ndjson"), answer))
+    answer
 }
 
-/// What came of a line: an answer under its name, or a problem.
-type Outcome = Result<(&'static str, Vec<u8>), Problem>;
+/// Lets other tasks have a turn now and then: a batch is much work.
+#[derive(Default)]
+struct Slice(usize);
 
-/// The lines of a batch, being carried out: of each school all commands in one commit and then all beats, but where a
+impl Slice {
+    /// Notes that a line of so many bytes is done.
+    async fn done(&mut self, bytes: usize) {
+        self.0 += bytes + COMMAND_BASE_BYTES as usize;
+        if self.0 >= BATCH_SLICE_BYTES {
+            self.0 = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// What came of a line.
+type Outcome = Result<Answered, Problem>;
+
+/// What a line is answered with.
+enum Answered {
+    Event(Receipt),
+    /// What a device learns from its beat.
+    Device(Vec<u8>),
+}
+
+/// The lines of a batch, being carried out: of each school all commands together and then all beats, but where a
 /// device beats *before* a command of its own. What concerns one device happens in the order of the lines.
 struct Run<'a> {
     tidings: &'a Arc<Tidings>,
     access: &'a Access,
     /// Who asks.
     sub: Arc<str>,
-    upper: bool,
+    /// What all lines together may come to.
+    allowance: Arc<Allowance>,
     /// Of each line; nothing as long as it waits.
     outcomes: Vec<Option<Outcome>>,
     waiting: BTreeMap<SchoolId, Waiting>,
@@ -145,14 +213,20 @@ struct Waiting {
 type Done = [(Vec<usize>, Result<Vec<Outcome>, Problem>); 2];
 
 impl Waiting {
-    async fn carry_out(self, school: SchoolId, tidings: &Tidings, upper: bool) -> Done {
+    async fn carry_out(
+        self,
+        school: SchoolId,
+        tidings: &Tidings,
+        allowance: Arc<Allowance>,
+    ) -> Done {
         let (lines, envelopes): (Vec<_>, Vec<_>) = self.commands.into_iter().unzip();
-        let receipts = tidings.publisher().batch(school, envelopes).await;
+        let publisher = tidings.publisher();
+        let receipts = publisher.batch_within(school, envelopes, allowance).await;
         let event = |receipt: Result<Receipt, CommandError>| -> Outcome {
             let receipt = receipt?;
             let event = receipt.event();
             tidings.presence().observe(std::slice::from_ref(event));
-            Ok(("event", wire::event_json(event, upper)))
+            Ok(Answered::Event(receipt))
         };
         let events = receipts.map(|receipts| receipts.into_iter().map(event).collect());
         let commands = (lines, events.map_err(Problem::from));
@@ -161,7 +235,7 @@ impl Waiting {
         let beats = tidings.presence().beats(school, &devices).await;
         let device = |(device, beat): (&SubjectId, Result<Beat, CommandError>)| -> Outcome {
             let json = devices::answer(device, &beat?).to_string();
-            Ok(("device", json.into_bytes()))
+            Ok(Answered::Device(json.into_bytes()))
         };
         let beats = beats.map(|beats| devices.iter().zip(beats).map(device).collect());
         [commands, (lines, beats.map_err(Problem::from))]
@@ -217,17 +291,18 @@ impl Run<'_> {
         let Some(waiting) = self.waiting.remove(&school) else {
             return Ok(());
         };
-        let done = waiting.carry_out(school, self.tidings, self.upper).await;
+        let allowance = Arc::clone(&self.allowance);
+        let done = waiting.carry_out(school, self.tidings, allowance).await;
         self.note([done])
     }
 
     /// Carries out what waits. Fails only if the batch had no effect.
     async fn carry_out(&mut self) -> Result<(), Problem> {
-        let upper = self.upper;
         let mut schools = std::mem::take(&mut self.waiting).into_iter();
         if schools.len() < 2 {
             for (school, waiting) in schools {
-                let done = waiting.carry_out(school, self.tidings, upper).await;
+                let allowance = Arc::clone(&self.allowance);
+                let done = waiting.carry_out(school, self.tidings, allowance).await;
                 self.note([done])?;
             }
             return Ok(());
@@ -239,8 +314,8 @@ impl Run<'_> {
             while tasks.len() < BATCH_SCHOOLS_AT_ONCE
                 && let Some((school, waiting)) = schools.next()
             {
-                let tidings = Arc::clone(self.tidings);
-                tasks.spawn(async move { waiting.carry_out(school, &tidings, upper).await });
+                let (tidings, allowance) = (Arc::clone(self.tidings), Arc::clone(&self.allowance));
+                tasks.spawn(async move { waiting.carry_out(school, &tidings, allowance).await });
             }
             match tasks.join_next().await {
                 Some(done) => all.push(done.expect("what carries out lines does not panic")),
@@ -341,6 +416,31 @@ struct LineReader<'a> {
 }
 
 impl LineReader<'_> {
+    /// Reads the lines of a body, which has at most so many.
+    async fn read_all(
+        &self,
+        bytes: &[u8],
+        key: &IdempotencyKey,
+        most: usize,
+    ) -> Result<Vec<Line>, Problem> {
+        let lines = || {
+            bytes
+                .split(|byte| *byte == b'\n')
+                .map(<[u8]>::trim_ascii)
+                .filter(|line| !line.is_empty())
+        };
+        if lines().nth(most).is_some() {
+            let detail = format!("a batch has at most {most} commands");
+            return Err(Problem::new(Kind::BodyTooLarge, detail).of_limit("batch_limit_commands"));
+        }
+        let (mut asked, mut slice) = (Vec::new(), Slice::default());
+        for (index, line) in lines().enumerate() {
+            asked.push(self.read(line, key.of_command(index + 1, line)));
+            slice.done(line.len()).await;
+        }
+        Ok(asked)
+    }
+
     fn read(&self, line: &[u8], key: Option<Idempotency>) -> Line {
         let mut school = self.access.school(self.named).ok();
         let asked = self.asked(line, key, &mut school);

@@ -1,37 +1,54 @@
 //! Reading bodies and writing JSON answers.
 
-use std::io::Cursor;
+use std::io::{self, Cursor, SeekFrom};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use rocket::data::{self, ByteUnit, Data, FromData};
 use rocket::http::{ContentType, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::{self, Responder, Response};
+use rocket::tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 use serde::de::DeserializeOwned;
 use serde_json::{Number, Value};
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
 
 use super::base_path;
 use super::credential::{query, tidings};
 use super::problem::{Kind, Problem};
-use crate::config::{IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
-use crate::store::Idempotency;
+use crate::config::{BODY_WAIT, IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
+use crate::store::{Allowance, Idempotency};
 use crate::wire::json::{self, JsonError};
 
 /// A body that is not read yet.
-pub(super) struct Unread<'r>(Data<'r>);
+pub(super) struct Unread<'r> {
+    data: Data<'r>,
+    /// What the request says of its length.
+    length: Option<u64>,
+}
 
 impl Unread<'_> {
+    /// How many bytes there are to be read at most.
+    pub(super) fn expected(&self, limit: u64) -> u64 {
+        self.length.map_or(limit, |length| length.min(limit))
+    }
+
     /// Reads at most `limit` bytes, which `setting` says.
     pub(super) async fn read(
         self,
         (limit, setting): (u64, &'static str),
     ) -> Result<Vec<u8>, Problem> {
         // One byte more than allowed tells a body at the limit from one above it.
-        let bytes = self
-            .0
-            .open(ByteUnit::from(limit.saturating_add(1)))
-            .into_bytes()
-            .await;
+        let read = self.data.open(ByteUnit::from(limit.saturating_add(1)));
+        let bytes = timeout(BODY_WAIT, read.into_bytes()).await.map_err(|_| {
+            let secs = BODY_WAIT.as_secs();
+            Problem::new(
+                Kind::BadRequest,
+                format!("the body did not arrive within {secs} s"),
+            )
+        })?;
         let bytes = bytes
             .map_err(|error| Problem::new(Kind::BadRequest, error.to_string()))?
             .into_inner();
@@ -59,7 +76,11 @@ impl<'r> FromData<'r> for Unread<'r> {
         let foreign =
             codings.find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("identity"));
         match foreign {
-            None => data::Outcome::Success(Unread(data)),
+            None => {
+                let length = request.headers().get_one("Content-Length");
+                let length = length.and_then(|length| length.trim().parse().ok());
+                data::Outcome::Success(Unread { data, length })
+            }
             Some(_) => {
                 let detail = "Content-Encoding: a body is sent as it is (identity), not compressed";
                 let problem = Problem::new(Kind::UnsupportedEncoding, detail);
@@ -284,5 +305,52 @@ impl<'r> Responder<'r, 'static> for Json {
             response.raw_header("Location", location);
         }
         response.ok()
+    }
+}
+
+/// NDJSON that is ready to be sent. Its memory stays reserved until it has left, or the client has: one that asks much
+/// and takes nothing holds up its own school only.
+pub(super) struct Lines {
+    pub(super) bytes: Vec<u8>,
+    pub(super) allowance: Arc<Allowance>,
+}
+
+impl<'r> Responder<'r, 'static> for Lines {
+    fn respond_to(self, _: &'r Request<'_>) -> response::Result<'static> {
+        self.allowance.keep(self.bytes.capacity() as u64);
+        let body = Held {
+            bytes: Cursor::new(self.bytes),
+            _allowance: self.allowance,
+        };
+        Response::build()
+            .header(ContentType::new("application", "x-ndjson"))
+            .sized_body(body.bytes.get_ref().len(), body)
+            .ok()
+    }
+}
+
+/// Bytes together with what is reserved for them.
+struct Held {
+    bytes: Cursor<Vec<u8>>,
+    _allowance: Arc<Allowance>,
+}
+
+impl AsyncRead for Held {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.bytes).poll_read(context, buffer)
+    }
+}
+
+impl AsyncSeek for Held {
+    fn start_seek(mut self: Pin<&mut Self>, position: SeekFrom) -> io::Result<()> {
+        Pin::new(&mut self.bytes).start_seek(position)
+    }
+
+    fn poll_complete(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<u64>> {
+        Pin::new(&mut self.bytes).poll_complete(context)
     }
 }

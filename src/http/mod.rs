@@ -6,6 +6,7 @@
 mod base_path;
 mod batch;
 mod body;
+mod budget;
 mod commands;
 mod cors;
 mod credential;

@@ -21,6 +21,7 @@ use crate::id::NameError;
 use crate::kind::RuleError;
 use crate::publish::PublishError;
 use crate::refusals::RequestSource;
+use crate::reserve::ReserveFull;
 use crate::service::{NotReady, Tidings};
 use crate::store::{CommandError, StoreError};
 
@@ -90,6 +91,7 @@ problems! {
     StaleAttempt = 409, "stale-attempt", "The report is about another attempt";
     IllegalTransition = 409, "illegal-transition", "Its status does not allow this";
     BodyTooLarge = 413, "body-too-large", "The body is too large";
+    BatchTooLarge = 413, "batch-too-large", "The batch leads to too much";
     UnsupportedEncoding = 415, "unsupported-encoding", "The body's encoding is not read here";
     InvalidBody = 422, "invalid-body", "The body is JSON, but not what is expected";
     UnsupportedVersion = 426, "unsupported-version", "This WebSocket version is not spoken here";
@@ -100,6 +102,9 @@ problems! {
     Internal = 500, "internal", "The server failed";
     Unavailable = 503, "unavailable", "The server cannot do this now";
 }
+
+/// What a client is told of an error of ours.
+const NOT_DONE: &str = "the server could not do this, and nothing has changed";
 
 /// What a client may wait, in seconds, before it tries again.
 const RETRY_AFTER_SECS: u64 = 2;
@@ -192,10 +197,7 @@ impl Problem {
     /// An error of ours: the cause is logged, the client is not told.
     fn internal(kind: Kind, cause: &dyn std::error::Error) -> Problem {
         tracing::error!(%cause, "a request failed");
-        Problem::new(
-            kind,
-            "the server could not do this, and nothing has changed",
-        )
+        Problem::new(kind, NOT_DONE)
     }
 }
 
@@ -252,6 +254,11 @@ impl From<CommandError> for Problem {
         match error {
             CommandError::Rule(error) => error.into(),
             CommandError::KeyReused => Problem::new(Kind::KeyReused, error.to_string()),
+            CommandError::TooMuch { .. } => {
+                Problem::new(Kind::BatchTooLarge, error.to_string()).of_limit("batch_event_bytes")
+            }
+            // The store has logged it, once for all commands.
+            CommandError::Store(_) => Problem::new(Kind::Unavailable, NOT_DONE),
         }
     }
 }
@@ -283,6 +290,16 @@ impl From<HubFull> for Problem {
             HubFull::Address => (Kind::TooManyStreams, "max_streams_per_address"),
         };
         Problem::new(kind, error.to_string()).of_limit(setting)
+    }
+}
+
+impl From<ReserveFull> for Problem {
+    fn from(error: ReserveFull) -> Problem {
+        let kind = match error {
+            ReserveFull::Holder => Kind::TooFast,
+            ReserveFull::Server => Kind::Unavailable,
+        };
+        Problem::new(kind, error.to_string()).of_limit("write_memory_bytes")
     }
 }
 

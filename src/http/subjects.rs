@@ -8,6 +8,7 @@ use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Route, State, get, post, put, routes};
 
 use super::body::{Base, IdempotencyKey, Json, Unread, UpperStatus};
+use super::budget::{may_produce, reserve};
 use super::commands::{self, Sent, subject};
 use super::credential::{Caller, query};
 use super::methods::Collection;
@@ -106,13 +107,21 @@ pub(super) async fn publish(
     read: impl FnOnce(&Caller, &[u8]) -> Result<Envelope, Problem>,
 ) -> Result<Receipt, Problem> {
     caller.may_publish(tidings, 1)?;
-    let bytes = body.read(tidings.settings().body_limit()).await?;
+    may_produce(tidings, caller.school)?;
+    let settings = tidings.settings();
+    let memory = settings.command_memory(body.expected(settings.body_limit_bytes));
+    let reserved = reserve(tidings, Some(caller.school), memory).await?;
+    let bytes = body.read(settings.body_limit()).await?;
+    let publisher = tidings.publisher();
+    let allowance = publisher.allowance(u64::MAX, reserved);
     let mut envelope = read(&caller, &bytes)?;
     reach(&caller, envelope.command.kind(), &envelope.subject)?;
     envelope.sub = Some(caller.access.subject.as_str().into());
     envelope.idempotency = key.with(&bytes);
     tidings.presence().complete(caller.school, &mut envelope);
-    let receipt = tidings.publisher().publish(caller.school, envelope).await?;
+    let receipt = publisher
+        .publish_within(caller.school, envelope, allowance)
+        .await?;
     // A client that was answered finds its own report: the same event may come later by way of the log.
     tidings
         .presence()

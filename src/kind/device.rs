@@ -203,6 +203,10 @@ impl Subject for Device {
         status_draft(id, self)
     }
 
+    fn text_bytes(&self) -> usize {
+        self.name.as_deref().map_or(0, str::len) + self.info.get().len()
+    }
+
     fn title(&self) -> Option<String> {
         self.name.as_deref().map(Into::into)
     }

@@ -71,6 +71,9 @@ pub trait Subject {
         None
     }
 
+    /// How many bytes its texts have: those that its publisher chooses the length of.
+    fn text_bytes(&self) -> usize;
+
     /// Whether it has ended, and is hardly asked anything any more.
     fn is_over(&self) -> bool {
         false
@@ -251,6 +254,11 @@ impl State {
     /// See [`Subject::past`].
     pub fn past(&self) -> Option<(Arc<str>, Past)> {
         self.subject().past()
+    }
+
+    /// See [`Subject::text_bytes`].
+    pub fn text_bytes(&self) -> usize {
+        self.subject().text_bytes()
     }
 
     /// See [`Subject::is_over`].

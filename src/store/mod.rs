@@ -7,6 +7,8 @@
 //! - **One transaction.** A command is judged against the subject's state and committed together with its
 //!   event; [`Store::append`] answers after the commit (invariant 1). A command that breaks a rule fails
 //!   alone and leaves its neighbours be. If the commit fails, it had no effect.
+//! - **Turns.** Commands of one call are carried out in order, in one commit or in several, with those of other schools
+//!   in between. If one of these commits fails, nothing of the commands from there on has happened.
 //! - **Order.** A school's events are numbered 1, 2, 3, … without holes, in commit order (invariant 2).
 //!   Committed events reach the `committed` channel in that order, after the commit.
 //! - **Reading.** [`Log::replay`] returns what lies after a cursor, [`Log::snapshot`] the present states in
@@ -15,6 +17,7 @@
 //!   cursor of any of its entries is a place from which a replay loses nothing.
 //! - **Forgetting.** [`Store::sweep`] removes what is past retention in small steps and moves `floor` with it.
 
+mod allowance;
 pub mod notifiers;
 pub mod sqlite;
 
@@ -26,6 +29,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use tokio::sync::mpsc;
 
+pub use self::allowance::Allowance;
 use self::notifiers::{Begun, DeadLetterPage, Place, Progress, Standing, Total};
 use crate::event::{Event, EventType};
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
@@ -200,10 +204,21 @@ pub enum CommandError {
     /// The key was used for another request.
     #[error("this Idempotency-Key was used for another request")]
     KeyReused,
+    /// The request has come to as much as it may.
+    #[error(
+        "the lines before this one have led to as many bytes of events as a batch may, {most}; nothing of this line was carried out: send it again in another batch"
+    )]
+    TooMuch {
+        /// How many bytes a request may come to.
+        most: u64,
+    },
+    /// The store failed after commands before it were committed.
+    #[error(transparent)]
+    Store(StoreError),
 }
 
 /// A store that cannot do its work. The request had no effect.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum StoreError {
     /// The database refuses; the text is for the log.
     #[error("database: {0}")]
@@ -393,11 +408,21 @@ pub trait Store: Log {
     /// How large the database is, in bytes.
     async fn size(&self) -> Result<u64, StoreError>;
 
-    /// Carries out commands in order and answers each, after the commit.
+    /// Carries out commands in order and answers each, after the commit. Fails only if none has had an effect.
     async fn append(
         &self,
         school: SchoolId,
         commands: Vec<Envelope>,
+    ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError> {
+        self.append_within(school, commands, Arc::default()).await
+    }
+
+    /// The same for as long as there is something left of an allowance: what comes after is [`CommandError::TooMuch`].
+    async fn append_within(
+        &self,
+        school: SchoolId,
+        commands: Vec<Envelope>,
+        allowance: Arc<Allowance>,
     ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError>;
 
     /// The last events of a subject, oldest first, at most `limit`.

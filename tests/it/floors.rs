@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("wire", 1),
     ("config", 1),
     ("throttle", 1),
+    ("reserve", 1),
     ("wall_clock", 1),
     ("store", 2),
     ("hub", 2),

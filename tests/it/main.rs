@@ -73,3 +73,4 @@ mod time_left;
 mod tls;
 mod troubleshooting;
 mod websocket;
+mod writes;

@@ -15,6 +15,7 @@ use super::totals::{ENROLLING, Totals};
 use super::visitor::{Guest, Refusal, Visitor};
 use crate::config::{ENDINGS_HOURS, OVERVIEW_ROWS, RATE_SECS};
 use crate::http::body::Base;
+use crate::http::budget::may_produce;
 use crate::http::credential::may_publish;
 use crate::http::problem::{Kind as ProblemKind, Problem};
 use crate::hub::History;
@@ -311,6 +312,7 @@ pub(super) fn may_act(
         ));
     }
     may_publish(tidings, &guest.access, guest.school, 1)?;
+    may_produce(tidings, guest.school)?;
     let channel = Channel::Subject(kind, subject.clone());
     Ok(guest.access.reach(guest.school, &channel)?)
 }

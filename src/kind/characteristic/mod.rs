@@ -404,6 +404,11 @@ impl Subject for Characteristic {
         limits_draft(id, self)
     }
 
+    fn text_bytes(&self) -> usize {
+        let texts = [&self.name, &self.unit].into_iter().flatten();
+        texts.map(|text| text.len()).sum()
+    }
+
     fn title(&self) -> Option<String> {
         self.name.as_deref().map(Into::into)
     }

@@ -200,6 +200,10 @@ impl Subject for Session {
         draft(id, self, Class::Milestone)
     }
 
+    fn text_bytes(&self) -> usize {
+        self.student_id.as_deref().map_or(0, str::len) + self.message.len()
+    }
+
     /// Whom it is for: the session has no name of its own.
     fn title(&self) -> Option<String> {
         let student = self.student_id.as_deref();

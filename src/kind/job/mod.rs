@@ -265,6 +265,15 @@ impl Subject for Job {
         told(id, self, eta, Class::Milestone)
     }
 
+    fn text_bytes(&self) -> usize {
+        let end = match &self.end {
+            Some(End::Result(result)) => result.get().len(),
+            Some(End::Error(error)) => error.message.len(),
+            None => 0,
+        };
+        self.message.len() + self.metadata.get().len() + end
+    }
+
     /// `metadata.title`, if that is a text of which something is seen.
     fn title(&self) -> Option<String> {
         #[derive(Deserialize)]

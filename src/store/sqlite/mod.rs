@@ -43,8 +43,8 @@ use self::table::{TABLES, table};
 use self::writer::{Submission, Work, Writer};
 use super::notifiers::{Begun, DeadLetterPage, Place, Progress, Standing, Total};
 use super::{
-    CommandError, Committed, Ending, Envelope, ListPage, ListQuery, Log, Meter, Overdue, Page,
-    Receipt, Store, StoreError, StoredSubject, ViolationPage, ViolationQuery, Which,
+    Allowance, CommandError, Committed, Ending, Envelope, ListPage, ListQuery, Log, Meter, Overdue,
+    Page, Receipt, Store, StoreError, StoredSubject, ViolationPage, ViolationQuery, Which,
 };
 use crate::config::{self, CLOSE_WAIT, Settings};
 use crate::event::Event;
@@ -144,6 +144,7 @@ impl SqliteStore {
             retention: Retention {
                 age: seconds(settings.retention_secs),
                 events: settings.retention_events,
+                bytes: settings.retention_bytes,
                 finished: seconds(settings.job_retention_secs),
                 keys: seconds(settings.idempotency_ttl_secs),
             },
@@ -291,15 +292,17 @@ impl Store for SqliteStore {
         self.read(read::size).await
     }
 
-    async fn append(
+    async fn append_within(
         &self,
         school: SchoolId,
         commands: Vec<Envelope>,
+        allowance: Arc<Allowance>,
     ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError> {
         self.ask(|answer| {
             Work::Append(Submission {
                 school,
                 commands,
+                allowance,
                 answer,
             })
         })

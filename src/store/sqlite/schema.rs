@@ -12,6 +12,7 @@ diesel::table! {
         school_id -> BigInt,
         head -> BigInt,
         floor -> BigInt,
+        bytes -> BigInt,
     }
 }
 

@@ -1,92 +1,71 @@
 //! Forgetting: what is past retention leaves in small steps, between commits.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use diesel::dsl::sql;
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
 use super::answers;
 use super::schema::{events, idempotency_keys, schools};
-use super::table::{Address, TABLES, millis};
+use super::table::{Address, TABLES, millis, unreadable};
 use super::violations;
 use crate::config;
+use crate::event::EVENT_BASE_BYTES;
+use crate::id::SchoolId;
 
 /// What the sweep removes.
 #[derive(Debug, Clone)]
 pub(super) struct Retention {
     pub(super) age: TimeDelta,
     pub(super) events: u64,
+    pub(super) bytes: u64,
     pub(super) finished: TimeDelta,
     pub(super) keys: TimeDelta,
 }
 
-/// Removes one batch of what is past retention: events first, then finished subjects, then keys. Returns the
-/// subjects that are gone, and whether there may be more. `swept_school` is where the next batch begins.
+/// What one step removed.
+#[derive(Default)]
+pub(super) struct Swept {
+    /// Subjects.
+    pub(super) gone: Vec<Address>,
+    /// Schools whose logs begin later now.
+    pub(super) shortened: Vec<SchoolId>,
+    /// Whether there may be more to remove.
+    pub(super) more: bool,
+}
+
+/// A school's log.
+#[derive(Queryable)]
+struct Kept {
+    school: i64,
+    head: i64,
+    floor: i64,
+    bytes: i64,
+}
+
+/// An event: its place, when it happened, and its bytes as [`crate::event::Event::bytes`] counts them.
+type Row = (i64, i64, i64);
+
+/// Removes one batch of what is past retention: events first, then finished subjects, then keys. `swept_school` is where
+/// the next batch begins.
 pub(super) fn sweep(
     conn: &mut SqliteConnection,
     swept_school: &mut i64,
     retention: &Retention,
     now: DateTime<Utc>,
-) -> QueryResult<(Vec<Address>, bool)> {
+) -> QueryResult<Swept> {
     let limit = config::SWEEP_BATCH;
-    let oldest = millis(now - retention.age);
     conn.immediate_transaction(|conn| {
-        let kept = retention.events as i64;
-        let visited: Vec<(i64, i64, i64)> = schools::table
-            .filter(schools::school_id.gt(*swept_school))
-            .order(schools::school_id)
-            .limit(config::SWEEP_SCHOOLS as i64)
-            .select((schools::school_id, schools::head, schools::floor))
-            .load(conn)?;
-        let mut more = visited.len() == config::SWEEP_SCHOOLS;
-        *swept_school = if more {
-            visited.last().map_or(0, |(school, ..)| *school)
-        } else {
-            0
-        };
-        let mut budget = limit;
-        for (school, head, floor) in visited {
-            let own = events::table
-                .filter(events::school_id.eq(school))
-                .filter(events::seq.gt(floor));
-            let first = own
-                .order(events::seq)
-                .limit(1)
-                .select((events::seq, events::at));
-            let is_past = |(seq, at): &(i64, i64)| *at < oldest || *seq <= head - kept;
-            if !first
-                .first(conn)
-                .optional()?
-                .is_some_and(|row| is_past(&row))
-            {
-                continue;
-            }
-            let rows: Vec<(i64, i64)> = own
-                .order(events::seq)
-                .limit(budget as i64)
-                .select((events::seq, events::at))
-                .load(conn)?;
-            let past = rows.iter().take_while(|row| is_past(row)).count();
-            if let Some((last, _)) = rows[..past].last() {
-                answers::keep_swept(conn, school, (floor, *last))?;
-                diesel::delete(own.filter(events::seq.le(last))).execute(conn)?;
-                diesel::update(schools::table.find(school))
-                    .set(schools::floor.eq(last))
-                    .execute(conn)?;
-                budget -= past;
-                if budget == 0 {
-                    // It may have more: the next step begins with it again.
-                    *swept_school = school - 1;
-                    more = true;
-                    break;
-                }
-            }
-        }
-        let mut gone = Vec::new();
+        let mut swept = Swept::default();
+        sweep_logs(conn, swept_school, retention, now, &mut swept)?;
         for (_, table) in TABLES {
-            gone.extend(table.sweep(conn, now - retention.finished, limit)?);
+            swept
+                .gone
+                .extend(table.sweep(conn, now - retention.finished, limit)?);
         }
-        more |= gone.len() >= limit;
-        more |= violations::sweep(conn, now - retention.finished, limit)? == limit;
+        swept.more |= swept.gone.len() >= limit;
+        swept.more |= violations::sweep(conn, now - retention.finished, limit)? == limit;
         let old_keys = idempotency_keys::created_at.lt(millis(now - retention.keys));
         let keys: Vec<(i64, String)> = idempotency_keys::table
             .filter(old_keys)
@@ -96,7 +75,102 @@ pub(super) fn sweep(
         for key in &keys {
             answers::forget(conn, key)?;
         }
-        more |= keys.len() == limit;
-        QueryResult::Ok((gone, more))
+        swept.more |= keys.len() == limit;
+        QueryResult::Ok(swept)
     })
+}
+
+/// Removes the oldest events of some schools, as far as one step goes.
+fn sweep_logs(
+    conn: &mut SqliteConnection,
+    swept_school: &mut i64,
+    retention: &Retention,
+    now: DateTime<Utc>,
+    swept: &mut Swept,
+) -> QueryResult<()> {
+    let visited: Vec<Kept> = schools::table
+        .filter(schools::school_id.gt(*swept_school))
+        .order(schools::school_id)
+        .limit(config::SWEEP_SCHOOLS as i64)
+        .select((
+            schools::school_id,
+            schools::head,
+            schools::floor,
+            schools::bytes,
+        ))
+        .load(conn)?;
+    swept.more = visited.len() == config::SWEEP_SCHOOLS;
+    *swept_school = match visited.last() {
+        Some(last) if swept.more => last.school,
+        _ => 0,
+    };
+    let mut budget = (config::SWEEP_BATCH, config::SWEEP_BATCH_BYTES);
+    for log in visited {
+        let past = past_retention(conn, &log, retention, now, budget)?;
+        let Some((last, ..)) = past.last() else {
+            continue;
+        };
+        let bytes: i64 = past.iter().map(|(.., bytes)| bytes).sum();
+        let own = events::table.filter(events::school_id.eq(log.school));
+        answers::keep_swept(conn, log.school, (log.floor, *last))?;
+        diesel::delete(own.filter(events::seq.le(last))).execute(conn)?;
+        diesel::update(schools::table.find(log.school))
+            .set((
+                schools::floor.eq(last),
+                schools::bytes.eq(log.bytes - bytes),
+            ))
+            .execute(conn)?;
+        let school = log.school.try_into();
+        swept
+            .shortened
+            .push(school.map_err(|_| unreadable("a school id"))?);
+        budget.0 -= past.len();
+        budget.1 -= bytes;
+        if budget.0 == 0 || budget.1 <= 0 {
+            // It may have more: the next step begins with it again.
+            *swept_school = log.school - 1;
+            swept.more = true;
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The oldest events of a log that are not to be kept; at most so many, and the one with which their bytes reach the
+/// budget is the last.
+fn past_retention(
+    conn: &mut SqliteConnection,
+    log: &Kept,
+    retention: &Retention,
+    now: DateTime<Utc>,
+    (most, most_bytes): (usize, i64),
+) -> QueryResult<Vec<Row>> {
+    let oldest = millis(now - retention.age);
+    let kept = (retention.events as i64, retention.bytes as i64);
+    let bytes = format!("octet_length(fields) + octet_length(subject_id) + {EVENT_BASE_BYTES}");
+    let rows = |limit: usize| {
+        events::table
+            .filter(events::school_id.eq(log.school))
+            .filter(events::seq.gt(log.floor))
+            .order(events::seq)
+            .limit(limit as i64)
+            .select((events::seq, events::at, sql::<BigInt>(&bytes)))
+    };
+    let is_past = |(seq, at, _): &Row, gone: i64| {
+        *at < oldest || *seq <= log.head - kept.0 || log.bytes - gone > kept.1
+    };
+    // Of most logs there is nothing to remove.
+    let first = rows(1).first(conn).optional()?;
+    if !first.is_some_and(|first| is_past(&first, 0)) {
+        return Ok(Vec::new());
+    }
+    let (mut past, mut gone): (Vec<Row>, _) = (rows(most).load(conn)?, 0);
+    let count = past.iter().take_while(|row| {
+        let goes = gone < most_bytes && is_past(row, gone);
+        gone += row.2;
+        goes
+    });
+    let count = count.count();
+    past.truncate(count);
+    Ok(past)
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
-use tidings::config::Settings;
+use tidings::config::{
+    GROUP_MAX_BYTES, GROUP_MAX_COMMANDS, Settings, TURN_MAX_BYTES, TURN_MAX_COMMANDS,
+};
 use tidings::event::Event;
 use tidings::id::{SchoolId, SubjectId};
 use tidings::kind::job::{self, KIND};
@@ -75,6 +77,7 @@ macro_rules! stores {
             run!(schools_know_nothing_of_one_another);
             run!(an_idempotency_key_is_remembered_until_it_is_swept);
             run!(a_key_that_outlives_its_subject_is_answered_as_it_was);
+            run!(schools_take_turns_and_a_report_waits_for_no_other_schools_batch);
             run!(sweeping_moves_the_floor_and_keeps_states);
             run!(everything_is_there_after_reopening);
             run!(a_closed_store_refuses);
@@ -549,6 +552,72 @@ async fn a_key_that_outlives_its_subject_is_answered_as_it_was(open: Open) {
     assert_eq!(told(again), first, "and when nothing is there any more");
     let other = bench.append(1, vec![with_key("create", create("b"))]).await;
     assert!(is_repeated(&other[0]), "a fingerprint is the HTTP layer's");
+}
+
+/// The writer stands still while nobody takes what it has committed, so that it is known what waits for it.
+async fn schools_take_turns_and_a_report_waits_for_no_other_schools_batch(open: Open) {
+    const EACH: usize = 3_000;
+    const EVENT: usize = 4_000;
+    let place = tempfile::tempdir().unwrap();
+    let (committed, mut receiver) = Committed::channel(1);
+    let store = open(&place, &Settings::default(), committed);
+    let large = |id: &str| envelope(id, "progress", json!({"message": "x".repeat(EVENT)}));
+    let batch = |id: &str, command: &dyn Fn(&str) -> Envelope| {
+        let ticks = (0..EACH).map(|_| command(id));
+        std::iter::once(create(id)).chain(ticks).collect::<Vec<_>>()
+    };
+    let mut first = store.append(school(1), batch("a", &tick));
+    assert!(futures_util::poll!(first.as_mut()).is_pending());
+    // Alone it has the whole of a commit, and no more.
+    let mut order: Vec<Arc<Event>> = Vec::new();
+    let events = receiver.recv().await.unwrap();
+    assert_eq!(events.len(), GROUP_MAX_COMMANDS);
+    order.extend(events);
+    // Now one commit waits to be taken and one is under way, at most.
+    let mut second = store.append(school(2), batch("b", &large));
+    assert!(futures_util::poll!(second.as_mut()).is_pending());
+    let mut report = store.append(school(3), vec![create("c")]);
+    assert!(futures_util::poll!(report.as_mut()).is_pending());
+    let of = |events: &[Arc<Event>], number| {
+        events
+            .iter()
+            .filter(|event| event.school == school(number))
+            .count()
+    };
+    let mut before = 0;
+    loop {
+        let events = receiver.recv().await.unwrap();
+        let has_report = of(&events, 3) == 1;
+        order.extend(events.iter().map(Arc::clone));
+        if has_report {
+            assert!(of(&events, 1) <= TURN_MAX_COMMANDS);
+            assert!(of(&events, 2) <= TURN_MAX_BYTES / EVENT + 1);
+            break;
+        }
+        before += events.len();
+    }
+    assert!(before <= 2 * GROUP_MAX_COMMANDS, "{before}");
+    assert!(report.await.unwrap()[0].is_ok(), "while the others go on");
+    while order.len() < 2 * (EACH + 1) + 1 {
+        let events = receiver.recv().await.unwrap();
+        let (first, second) = (of(&events, 1), of(&events, 2));
+        assert!(second <= GROUP_MAX_BYTES / EVENT + 1);
+        if of(&order, 1) + first < EACH + 1 {
+            assert!(first <= TURN_MAX_COMMANDS && second > 0, "{first} {second}");
+        }
+        order.extend(events);
+    }
+    for answer in [first.await.unwrap(), second.await.unwrap()] {
+        assert_eq!(
+            answer.iter().filter(|receipt| receipt.is_ok()).count(),
+            EACH + 1
+        );
+    }
+    for number in [1, 2] {
+        let seqs = order.iter().filter(|event| event.school == school(number));
+        let seqs: Vec<_> = seqs.map(|event| event.seq).collect();
+        assert_eq!(seqs, (1..=EACH as u64 + 1).collect::<Vec<_>>(), "in order");
+    }
 }
 
 async fn sweeping_moves_the_floor_and_keeps_states(open: Open) {

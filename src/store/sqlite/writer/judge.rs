@@ -10,17 +10,18 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 
 use super::super::answers;
-use super::super::read::bounds;
+use super::super::schema::schools;
 use super::super::table::{Address, Stored, table, unreadable};
 use super::super::violations;
-use super::Writer;
+use super::turns::Size;
+use super::{Tail, Writer};
 use crate::config;
 use crate::event::{Class, Event};
 use crate::id::{Cursor, Kind, SchoolId, SubjectId};
 use crate::kind::characteristic::Violation;
 use crate::kind::job::{History, Past};
-use crate::kind::{self, Context, RuleError, State};
-use crate::store::{CommandError, Envelope, Idempotency, Receipt};
+use crate::kind::{self, Context, Outcome, RuleError, State};
+use crate::store::{Allowance, CommandError, Envelope, Idempotency, Receipt};
 use crate::uptime::Uptime;
 
 /// When a group is judged.
@@ -35,7 +36,7 @@ pub(super) struct Moment {
 pub(super) struct Group {
     pub(super) events: Vec<Arc<Event>>,
     pub(super) changed: HashMap<Address, Stored>,
-    pub(super) heads: HashMap<SchoolId, u64>,
+    pub(super) tails: HashMap<SchoolId, Tail>,
     pub(super) keys: HashMap<(SchoolId, String), Used>,
     /// Category of subjects that ended well, and what they teach of it.
     pub(super) ended: Vec<(SchoolId, Arc<str>, Past)>,
@@ -47,6 +48,8 @@ pub(super) struct Group {
     /// How many subjects it makes.
     pub(super) created: HashMap<(SchoolId, Kind), u64>,
     pub(super) milestones: bool,
+    /// What it has carried out.
+    pub(super) size: Size,
 }
 
 /// A use of an idempotency key.
@@ -56,6 +59,73 @@ pub(super) struct Used {
     pub(super) event: Arc<Event>,
 }
 
+/// What a command has led to.
+struct Made {
+    events: Vec<Arc<Event>>,
+    stored: Stored,
+    violations: Vec<Violation>,
+    receipt: Receipt,
+    /// Bytes of the events.
+    written: usize,
+    /// Bytes of the events, or of the answer if that has more.
+    bytes: usize,
+}
+
+impl Group {
+    /// Takes up what a command has led to.
+    fn record(
+        &mut self,
+        address: Address,
+        previous: Option<Stored>,
+        idempotency: Option<Idempotency>,
+        tail: Tail,
+        made: Made,
+    ) -> Receipt {
+        let (school, kind, subject) = &address;
+        let (school, kind) = (*school, *kind);
+        let held_before = previous.as_ref().and_then(|stored| stored.state.holds());
+        if let Some(what) = held_before {
+            self.held.insert((school, kind, what.to_owned()), None);
+        }
+        let state = &made.stored.state;
+        if let Some(what) = state.holds() {
+            self.held
+                .insert((school, kind, what.to_owned()), Some(subject.clone()));
+        }
+        for violation in made.violations {
+            let key = (
+                school,
+                violation.characteristic_id.clone(),
+                violation.number,
+            );
+            let own_id = violation.own_id.as_ref().map(Arc::clone);
+            self.violation_ids
+                .extend(own_id.map(|own_id| (school, own_id)));
+            self.violations.insert(key, violation);
+        }
+        let is_milestone = |event: &Arc<Event>| event.draft.class == Class::Milestone;
+        self.milestones |= made.events.iter().any(is_milestone);
+        let has_happened = matches!(made.receipt, Receipt::Committed(_));
+        if let Some((category, past)) = state.past().filter(|_| has_happened) {
+            self.ended.push((school, category, past));
+        }
+        let tail = Tail {
+            head: tail.head + made.events.len() as u64,
+            bytes: tail.bytes + made.written as u64,
+        };
+        self.tails.insert(school, tail);
+        self.size.bytes += made.written;
+        self.events.extend(made.events);
+        if let Some(Idempotency { key, fingerprint }) = idempotency {
+            let event = Arc::clone(made.receipt.event());
+            let used = Used { fingerprint, event };
+            self.keys.insert((school, key), used);
+        }
+        self.changed.insert(address, made.stored);
+        made.receipt
+    }
+}
+
 impl Writer {
     /// Judges one command; what it leads to goes into the group and the caches.
     pub(super) fn judge(
@@ -63,30 +133,64 @@ impl Writer {
         group: &mut Group,
         school: SchoolId,
         envelope: Envelope,
-        Moment { at: now, uptime }: Moment,
+        allowance: &Allowance,
+        moment: Moment,
     ) -> QueryResult<Result<Receipt, CommandError>> {
-        let Envelope {
-            subject,
-            command,
-            sub,
-            idempotency,
-        } = envelope;
-        if let Some(idempotency) = &idempotency
+        group.size.commands += 1;
+        if let Some(idempotency) = &envelope.idempotency
             && let Some(used) = self.used(group, school, idempotency)?
         {
-            let same = used.fingerprint == idempotency.fingerprint;
-            return Ok(if same {
-                Ok(Receipt::Repeated(used.event))
-            } else {
-                Err(CommandError::KeyReused)
-            });
+            if used.fingerprint != idempotency.fingerprint {
+                return Ok(Err(CommandError::KeyReused));
+            }
+            let bytes = used.event.bytes();
+            if let Err(most) = allowance.has_room_for(bytes) {
+                return Ok(Err(CommandError::TooMuch { most }));
+            }
+            allowance.take(school, bytes);
+            return Ok(Ok(Receipt::Repeated(used.event)));
         }
-        let kind = command.kind();
-        let address = (school, kind, subject.clone());
-        let previous = self.stored(group, &address)?;
-        let state = previous.map(|stored| stored.state.clone());
-        let place = previous.map(|stored| (stored.created_seq, stored.last_seq, stored.last_at));
-        let history = match command.wants_history(state.as_ref()) {
+        let address = (school, envelope.command.kind(), envelope.subject.clone());
+        let previous = self.stored(group, &address)?.cloned();
+        let tail = self.tail(group, school)?;
+        let outcome =
+            match self.outcome(group, &address, &envelope, previous.as_ref(), tail, moment)? {
+                Ok(outcome) => outcome,
+                Err(error) => return Ok(Err(error.into())),
+            };
+        let made = self.told(address.clone(), outcome, previous.as_ref(), tail, moment.at);
+        if let Err(most) = allowance.has_room_for(made.bytes) {
+            return Ok(Err(CommandError::TooMuch { most }));
+        }
+        if previous.is_none()
+            && let Some(refused) = self.one_more(group, school, address.1)?
+        {
+            return Ok(Err(refused.into()));
+        }
+        allowance.take(school, made.bytes);
+        Ok(Ok(group.record(
+            address,
+            previous,
+            envelope.idempotency,
+            tail,
+            made,
+        )))
+    }
+
+    /// What the rules of the subject's kind make of a command.
+    fn outcome(
+        &mut self,
+        group: &Group,
+        address: &Address,
+        envelope: &Envelope,
+        previous: Option<&Stored>,
+        tail: Tail,
+        Moment { at: now, uptime }: Moment,
+    ) -> QueryResult<Result<Outcome<State>, RuleError>> {
+        let (school, kind, subject) = address;
+        let (school, kind, command) = (*school, *kind, &envelope.command);
+        let state = previous.map(|stored| &stored.state);
+        let history = match command.wants_history(state) {
             Some(category) => self.history(school, kind, category)?,
             None => None,
         };
@@ -95,7 +199,7 @@ impl Writer {
             None => None,
         };
         let violation = match command.wants_violation() {
-            Some(number) => self.violation(group, school, &subject, number)?,
+            Some(number) => self.violation(group, school, subject, number)?,
             None => None,
         };
         let mut taken_violation = None;
@@ -106,77 +210,45 @@ impl Writer {
                 break;
             }
         }
-        let head = self.head(group, school)?;
         let context = Context {
             now,
             limits: &self.limits,
             history,
             uptime,
-            sub: sub.as_deref(),
-            next_seq: head + 1,
+            sub: envelope.sub.as_deref(),
+            next_seq: tail.head + 1,
             holder: holder.as_ref(),
             violation: violation.as_ref(),
             taken_violation,
         };
-        let outcome = match kind::apply(&subject, state.as_ref(), &command, &context) {
-            Ok(outcome) => outcome,
-            Err(error) => return Ok(Err(error.into())),
-        };
-        if place.is_none()
-            && let Some(refused) = self.one_more(group, school, kind)?
-        {
-            return Ok(Err(refused.into()));
-        }
-        for what in state.iter().filter_map(State::holds) {
-            group.held.insert((school, kind, what.to_owned()), None);
-        }
-        if let Some(what) = outcome.state.holds() {
-            group
-                .held
-                .insert((school, kind, what.to_owned()), Some(subject.clone()));
-        }
-        for violation in outcome.violations {
-            let key = (
-                school,
-                violation.characteristic_id.clone(),
-                violation.number,
-            );
-            let own_id = violation.own_id.as_ref().map(Arc::clone);
-            group
-                .violation_ids
-                .extend(own_id.map(|own_id| (school, own_id)));
-            group.violations.insert(key, violation);
-        }
-        let mut seq = head;
-        let mut answer = None;
-        for (index, draft) in outcome.drafts.into_iter().enumerate() {
-            seq += 1;
-            group.milestones |= draft.class == Class::Milestone;
+        Ok(kind::apply(subject, state, command, &context))
+    }
+
+    /// What an outcome is told as.
+    fn told(
+        &self,
+        (school, kind, subject): Address,
+        outcome: Outcome<State>,
+        previous: Option<&Stored>,
+        tail: Tail,
+        now: DateTime<Utc>,
+    ) -> Made {
+        let mut events = Vec::with_capacity(outcome.drafts.len());
+        for (seq, draft) in (tail.head + 1..).zip(outcome.drafts) {
             let cursor = Cursor {
                 epoch: self.life.epoch,
                 seq,
             };
-            let event = Arc::new(Event::new(
-                cursor,
-                school,
-                kind,
-                subject.clone(),
-                now,
-                draft,
-            ));
-            if index == outcome.answer {
-                answer = Some(Arc::clone(&event));
-            }
-            group.events.push(event);
+            let event = Event::new(cursor, school, kind, subject.clone(), now, draft);
+            events.push(Arc::new(event));
         }
-        if let Some((category, past)) = outcome.state.past().filter(|_| answer.is_some()) {
-            group.ended.push((school, category, past));
-        }
-        let (created_seq, last_seq, last_at) = place.unwrap_or((head + 1, head + 1, now));
-        let (last_seq, last_at) = if answer.is_some() {
-            (seq, now)
-        } else {
-            (last_seq, last_at)
+        let next = tail.head + 1;
+        let place = previous.map(|stored| (stored.created_seq, stored.last_seq, stored.last_at));
+        let (created_seq, last_seq, last_at) = place.unwrap_or((next, next, now));
+        let answer = events.get(outcome.answer).map(Arc::clone);
+        let (last_seq, last_at) = match &answer {
+            Some(_) => (tail.head + events.len() as u64, now),
+            None => (last_seq, last_at),
         };
         let stored = Stored {
             state: outcome.state,
@@ -193,18 +265,15 @@ impl Writer {
                 subject,
             ))),
         };
-        group.heads.insert(school, seq);
-        if let Some(Idempotency { key, fingerprint }) = idempotency {
-            group.keys.insert(
-                (school, key),
-                Used {
-                    fingerprint,
-                    event: Arc::clone(receipt.event()),
-                },
-            );
+        let written = events.iter().map(|event| event.bytes()).sum();
+        Made {
+            bytes: receipt.event().bytes().max(written),
+            written,
+            events,
+            receipt,
+            stored,
+            violations: outcome.violations,
         }
-        group.changed.insert(address, stored);
-        Ok(Ok(receipt))
     }
 
     /// Counts a subject that is made, or says that there are too many.
@@ -284,13 +353,23 @@ impl Writer {
         }
     }
 
-    fn head(&mut self, group: &Group, school: SchoolId) -> QueryResult<u64> {
-        if let Some(head) = group.heads.get(&school).or_else(|| self.heads.get(&school)) {
-            return Ok(*head);
+    /// Where a school's log ends, as the commands before this one leave it.
+    fn tail(&mut self, group: &Group, school: SchoolId) -> QueryResult<Tail> {
+        if let Some(tail) = group.tails.get(&school).or_else(|| self.tails.get(&school)) {
+            return Ok(*tail);
         }
-        let (head, _) = bounds(&mut self.conn, school)?;
-        self.heads.put(school, head);
-        Ok(head)
+        let row: Option<(i64, i64)> = schools::table
+            .find(school.get())
+            .select((schools::head, schools::bytes))
+            .first(&mut self.conn)
+            .optional()?;
+        let (head, bytes) = row.unwrap_or_default();
+        let tail = Tail {
+            head: head as u64,
+            bytes: bytes as u64,
+        };
+        self.tails.put(school, tail);
+        Ok(tail)
     }
 
     /// What the newest subjects of a category teach that ended well.

@@ -1,14 +1,16 @@
 //! The one writer: group commit.
 //!
-//! It takes all submissions that wait, judges their commands one after the other against cached states,
+//! It takes what waits, school by school in [`turns`], judges the commands one after the other against cached states,
 //! writes states and events of the whole group in one transaction, hands the events to the dispatcher and
-//! only then answers. The judging comes before the transaction, so that a refused command has written
+//! only then answers those of whom all is carried out. The judging comes before the transaction, so that a refused command has written
 //! nothing and the writer knows whether the group holds a milestone, which must reach the disk before it
 //! is acknowledged. The caches learn of a group after its commit: if it fails, it had no effect.
 //!
 //! Keeps invariants 1 and 2. Nobody else may write to the tables while it runs.
 
 mod judge;
+mod states;
+mod turns;
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -24,13 +26,15 @@ use lru::LruCache;
 use tokio::sync::{mpsc, oneshot};
 
 use self::judge::{Group, Moment};
+use self::states::States;
+use self::turns::{Queue, Round, Turns};
 use super::answers;
 use super::events::EventRow;
 use super::life::{self, Life, set_uptime};
 use super::lock::DatabaseLock;
 use super::schema::{events, idempotency_keys};
 use super::sweep::{Retention, sweep};
-use super::table::{Address, Stored, millis, table};
+use super::table::{millis, table};
 use super::upsert::upsert;
 use super::violations;
 use super::{BUSY_TIMEOUT_MS, database_error};
@@ -38,7 +42,7 @@ use crate::config::{self, Settings, Synchronous};
 use crate::id::{Kind, SchoolId};
 use crate::kind::job::Past;
 use crate::kind::{self, Limits};
-use crate::store::{CommandError, Committed, Envelope, Meter, Receipt, StoreError};
+use crate::store::{Allowance, CommandError, Committed, Envelope, Meter, Receipt, StoreError};
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 type Receipts = Vec<Result<Receipt, CommandError>>;
@@ -63,6 +67,7 @@ pub(super) enum Work {
 pub(super) struct Submission {
     pub(super) school: SchoolId,
     pub(super) commands: Vec<Envelope>,
+    pub(super) allowance: Arc<Allowance>,
     pub(super) answer: Answer<Receipts>,
 }
 
@@ -75,12 +80,14 @@ pub(super) struct Writer {
     meter: Arc<Meter>,
     /// Whether the connection now waits for the disk at each commit.
     waits_for_disk: bool,
-    heads: LruCache<SchoolId, u64>,
+    /// Whose commands come next.
+    turns: Turns,
+    tails: LruCache<SchoolId, Tail>,
     /// How many subjects a school has.
     counts: LruCache<(SchoolId, Kind), u64>,
     /// And how many it may have.
     most: Vec<(Kind, u64, &'static str)>,
-    states: LruCache<Address, Stored>,
+    states: States,
     past: LruCache<(SchoolId, Arc<str>), VecDeque<Past>>,
     /// The last school that the retention sweep has visited in this round.
     swept_school: i64,
@@ -90,16 +97,26 @@ pub(super) struct Writer {
     lock: Arc<DatabaseLock>,
 }
 
+/// The end of a school's log.
+#[derive(Debug, Clone, Copy)]
+struct Tail {
+    /// The newest `seq`.
+    head: u64,
+    /// Bytes of all events that are kept.
+    bytes: u64,
+}
+
 /// A row of `schools`; its floor is moved by the sweep alone.
 pub(super) struct SchoolRow {
     school_id: i64,
     floor: i64,
     head: i64,
+    bytes: i64,
 }
 
 upsert! {
     /// Moves a school's head, or begins its log.
-    UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt)
+    UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt, bytes: BigInt)
 }
 
 fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
@@ -123,7 +140,8 @@ impl Writer {
             committed,
             meter,
             waits_for_disk: true,
-            heads: cache(config::SCHOOL_CACHE),
+            turns: Turns::default(),
+            tails: cache(config::SCHOOL_CACHE),
             counts: cache(config::SCHOOL_CACHE * kind::KINDS.len()),
             most: kind::KINDS
                 .iter()
@@ -132,7 +150,7 @@ impl Writer {
                     Some((*kind, most, setting))
                 })
                 .collect(),
-            states: cache(config::STATE_CACHE),
+            states: States::default(),
             past: cache(config::SCHOOL_CACHE),
             swept_school: 0,
             is_in_place: true,
@@ -144,112 +162,123 @@ impl Writer {
     /// gone. What was asked before is done.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Work>) -> Option<Answer<()>> {
         let mut closed = None;
-        while let Some(work) = queue.blocking_recv() {
-            let mut group = Vec::new();
-            let mut commands = 0;
-            let mut next = Some(work);
-            while let Some(work) = next.take() {
-                match work {
-                    Work::Append(submission) => {
-                        commands += submission.commands.len();
-                        group.push(submission);
-                    }
-                    // Order matters to nobody between these and the group.
-                    Work::Sweep {
-                        retention,
-                        now,
-                        answer,
-                    } => {
-                        let swept = self.sweep(&retention, now);
-                        let _ = answer.send(swept.map_err(database_error));
-                    }
-                    Work::Aside(write) => {
-                        if let Err(error) =
-                            self.wait_for_disk(self.synchronous == Synchronous::Full)
-                        {
-                            tracing::warn!(%error, "the database does not take a setting");
-                        }
-                        write(&mut self.conn);
-                    }
-                    Work::SaveUptime(answer) => {
-                        let _ = answer.send(self.save_uptime().map_err(database_error));
-                    }
-                    Work::Ping(answer) => {
-                        let _ = answer.send(self.ping());
-                    }
-                    Work::Close(answer) => {
-                        closed = Some(answer);
-                        break;
-                    }
-                }
-                if commands < config::GROUP_MAX_COMMANDS {
-                    next = queue.try_recv().ok();
-                }
+        loop {
+            let mut next = match (&closed, self.turns.is_empty()) {
+                (Some(_), true) => break,
+                (Some(_), false) => None,
+                (None, false) => queue.try_recv().ok(),
+                (None, true) => match queue.blocking_recv() {
+                    Some(work) => Some(work),
+                    None => return None,
+                },
+            };
+            // All that waits, so that the turns are between all schools; but not what comes meanwhile without end.
+            for _ in 0..config::WRITER_QUEUE {
+                let Some(work) = next else {
+                    break;
+                };
+                closed = self.take_up(work);
+                next = match closed {
+                    Some(_) => None,
+                    None => queue.try_recv().ok(),
+                };
             }
-            if !group.is_empty() {
-                self.commit(group);
-            }
-            if closed.is_some() {
-                break;
+            if !self.turns.is_empty() {
+                self.commit();
             }
         }
         self.mark_as_closed();
         closed
     }
 
-    /// Carries out a group and answers everyone in it.
-    fn commit(&mut self, submissions: Vec<Submission>) {
+    /// Lets commands wait for their turn and does anything else at once: order matters to nobody between these.
+    /// Returns whom to answer when it is to close.
+    fn take_up(&mut self, work: Work) -> Option<Answer<()>> {
+        match work {
+            Work::Append(submission) => self.turns.add(submission),
+            Work::Sweep {
+                retention,
+                now,
+                answer,
+            } => {
+                let swept = self.sweep(&retention, now);
+                let _ = answer.send(swept.map_err(database_error));
+            }
+            Work::Aside(write) => {
+                if let Err(error) = self.wait_for_disk(self.synchronous == Synchronous::Full) {
+                    tracing::warn!(%error, "the database does not take a setting");
+                }
+                write(&mut self.conn);
+            }
+            Work::SaveUptime(answer) => {
+                let _ = answer.send(self.save_uptime().map_err(database_error));
+            }
+            Work::Ping(answer) => {
+                let _ = answer.send(self.ping());
+            }
+            Work::Close(answer) => return Some(answer),
+        }
+        None
+    }
+
+    /// Carries out a group, of each school a slice, and answers those of whom all is done.
+    fn commit(&mut self) {
         let began = Instant::now();
         let now = Moment {
             at: Utc::now().trunc_subsecs(3),
             uptime: self.life.uptime.now(),
         };
         let mut group = Group::default();
-        let mut judged = Vec::with_capacity(submissions.len());
-        let (work, answers): (Vec<_>, Vec<_>) = submissions
-            .into_iter()
-            .map(
-                |Submission {
-                     school,
-                     commands,
-                     answer,
-                 }| ((school, commands), answer),
-            )
-            .unzip();
-        if let Err(error) = self.check_place() {
-            for answer in answers {
-                let _ = answer.send(Err(error.clone()));
-            }
-            return;
-        }
-        let result = work.into_iter().try_for_each(|(school, commands)| {
-            let receipts = commands
-                .into_iter()
-                .map(|envelope| self.judge(&mut group, school, envelope, now));
-            judged.push(receipts.collect::<QueryResult<Receipts>>()?);
-            Ok(())
-        });
-        let written = result.and_then(|()| self.write(&mut group, now));
-        match written {
+        let mut round = self.turns.begin();
+        let judged = self.judge_round(&mut round, &mut group, now);
+        let placed = judged
+            .map_err(database_error)
+            .and_then(|()| self.check_place());
+        let written = placed.and_then(|()| self.write(&mut group, now).map_err(database_error));
+        match &written {
+            Ok(()) if group.events.is_empty() => {}
             Ok(()) => {
-                if !group.events.is_empty() {
-                    self.meter.committed(group.events.len(), began.elapsed());
-                    // Fails only when the dispatcher has ended, and then nobody listens.
-                    let _ = self.committed.blocking_send(group.events);
-                }
-                for (answer, receipts) in answers.into_iter().zip(judged) {
-                    // A publisher that has gone does not need to know.
-                    let _ = answer.send(Ok(receipts));
-                }
+                self.meter.committed(group.events.len(), began.elapsed());
+                // Fails only when the dispatcher has ended, and then nobody listens.
+                let _ = self.committed.blocking_send(group.events);
             }
-            Err(error) => {
-                let error = database_error(error);
-                tracing::error!(%error, "a commit failed and had no effect");
-                for answer in answers {
-                    let _ = answer.send(Err(error.clone()));
-                }
-            }
+            // Told when it was noticed.
+            Err(StoreError::Displaced) => {}
+            Err(error) => tracing::error!(%error, "a commit failed and had no effect"),
         }
+        self.turns.settle(round, &written);
+    }
+
+    fn judge_round(
+        &mut self,
+        round: &mut Round,
+        group: &mut Group,
+        now: Moment,
+    ) -> QueryResult<()> {
+        while let Some((school, mut queue)) = self.turns.next(round, group.size) {
+            let judged = self.judge_turn(round, group, school, &mut queue, now);
+            round.served(school, queue);
+            judged?;
+        }
+        Ok(())
+    }
+
+    fn judge_turn(
+        &mut self,
+        round: &Round,
+        group: &mut Group,
+        school: SchoolId,
+        queue: &mut Queue,
+        now: Moment,
+    ) -> QueryResult<()> {
+        let before = group.size;
+        while !round.is_over(before, group.size)
+            && let Some((envelope, allowance)) = queue.next()
+        {
+            let receipt = self.judge(group, school, envelope, &allowance, now)?;
+            queue.judged(receipt);
+        }
+        Ok(())
     }
 
     /// Writes the group in one transaction, then tells the caches.
@@ -274,11 +303,12 @@ impl Writer {
                     .values(EventRow::from(&**event))
                     .execute(conn)?;
             }
-            for (school, head) in &group.heads {
+            for (school, tail) in &group.tails {
                 let row = SchoolRow {
                     school_id: school.get(),
                     floor: 0,
-                    head: *head as i64,
+                    head: tail.head as i64,
+                    bytes: tail.bytes as i64,
                 };
                 UpsertHead(&row).execute(conn)?;
             }
@@ -312,8 +342,8 @@ impl Writer {
                 self.states.put(address, stored);
             }
         }
-        for (school, head) in group.heads.drain() {
-            self.heads.put(school, head);
+        for (school, tail) in group.tails.drain() {
+            self.tails.put(school, tail);
         }
         for (key, created) in group.created.drain() {
             if let Some(count) = self.counts.get_mut(&key) {
@@ -342,14 +372,17 @@ impl Writer {
     }
 
     fn sweep(&mut self, retention: &Retention, now: DateTime<Utc>) -> QueryResult<bool> {
-        let (gone, more) = sweep(&mut self.conn, &mut self.swept_school, retention, now)?;
-        for address in &gone {
+        let swept = sweep(&mut self.conn, &mut self.swept_school, retention, now)?;
+        for school in &swept.shortened {
+            self.tails.pop(school);
+        }
+        for address in &swept.gone {
             self.states.pop(address);
             if let Some(count) = self.counts.get_mut(&(address.0, address.1)) {
                 *count -= 1;
             }
         }
-        Ok(more)
+        Ok(swept.more)
     }
 
     /// It waits for no disk, whatever the settings say, and for nobody's lock: there is little to lose, and publishers

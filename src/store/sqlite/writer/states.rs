@@ -1,0 +1,124 @@
+//! The states that the writer keeps, so that it need not read before each write: those used last, at most so many and of
+//! at most so many bytes.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+
+use super::super::table::{Address, Stored};
+use crate::config::{STATE_BASE_BYTES, STATE_CACHE, STATE_CACHE_BYTES};
+
+pub(super) struct States {
+    states: LruCache<Address, Stored>,
+    bytes: usize,
+    most_bytes: usize,
+}
+
+impl Default for States {
+    fn default() -> States {
+        States::new(STATE_CACHE_BYTES)
+    }
+}
+
+impl States {
+    fn new(most_bytes: usize) -> States {
+        let room = NonZeroUsize::new(STATE_CACHE).expect("a cache has room");
+        States {
+            states: LruCache::new(room),
+            bytes: 0,
+            most_bytes,
+        }
+    }
+
+    pub(super) fn contains(&self, address: &Address) -> bool {
+        self.states.contains(address)
+    }
+
+    pub(super) fn get(&mut self, address: &Address) -> Option<&Stored> {
+        self.states.get(address)
+    }
+
+    /// Keeps a state, and lets go of others if it must. It stays at least until the next one is put.
+    pub(super) fn put(&mut self, address: Address, stored: Stored) {
+        self.bytes += bytes(&stored);
+        let replaced = self.states.push(address, stored);
+        self.bytes -= replaced.map_or(0, |(_, stored)| bytes(&stored));
+        while self.bytes > self.most_bytes && self.states.len() > 1 {
+            let oldest = self.states.pop_lru();
+            self.bytes -= oldest.map_or(0, |(_, stored)| bytes(&stored));
+        }
+    }
+
+    pub(super) fn pop(&mut self, address: &Address) {
+        let popped = self.states.pop(address);
+        self.bytes -= popped.map_or(0, |stored| bytes(&stored));
+    }
+}
+
+fn bytes(stored: &Stored) -> usize {
+    STATE_BASE_BYTES + stored.state.text_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::Utc;
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::Settings;
+    use crate::kind::{self, Command, Context, job};
+    use crate::uptime::Uptime;
+
+    fn job(id: &str, metadata: usize) -> (Address, Stored) {
+        let create = json!({"job_type": "t", "metadata": {"text": "x".repeat(metadata)}});
+        let create = serde_json::from_value(create).unwrap();
+        let limits = Settings::default().limits();
+        let context = Context {
+            now: Utc::now(),
+            limits: &limits,
+            history: None,
+            uptime: Uptime::from_millis(0),
+            sub: None,
+            next_seq: 1,
+            holder: None,
+            violation: None,
+            taken_violation: None,
+        };
+        let command = Command::Job(job::Command::Create(create));
+        let id = id.parse().unwrap();
+        let outcome = kind::apply(&id, None, &command, &context).unwrap();
+        let stored = Stored {
+            state: outcome.state,
+            created_seq: 1,
+            last_seq: 1,
+            last_at: context.now,
+        };
+        ((1.try_into().unwrap(), job::KIND, id), stored)
+    }
+
+    #[test]
+    fn states_are_kept_within_their_bytes_and_those_used_last_stay() {
+        const MOST: usize = 40_000;
+        let mut states = States::new(MOST);
+        let (first, stored) = job("first", 10_000);
+        states.put(first.clone(), stored);
+        for number in 0..10 {
+            let (address, stored) = job(&number.to_string(), 10_000);
+            states.put(address.clone(), stored);
+            assert!(states.bytes <= MOST);
+            assert!(states.get(&first).is_some(), "it is in use");
+            assert!(states.contains(&address));
+        }
+        assert_eq!(states.states.len(), 3);
+        let (address, stored) = job("9", 20);
+        states.put(address.clone(), stored);
+        states.pop(&address);
+        states.pop(&first);
+        let left = states.states.iter().map(|(_, stored)| bytes(stored));
+        assert_eq!(states.bytes, left.sum::<usize>());
+        let (address, stored) = job("huge", MOST);
+        states.put(address.clone(), stored);
+        assert!(states.get(&address).is_some(), "it can be used");
+        assert_eq!(states.states.len(), 1);
+    }
+}

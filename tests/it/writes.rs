@@ -1,0 +1,380 @@
+//! What writes may take: turns between schools, and bytes. What one school asks makes the server neither slow nor big for
+//! another.
+
+use std::time::Instant;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sqlite::SqliteConnection;
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use serde_json::{Value, json};
+use tidings::config::{GROUP_MAX_COMMANDS, RESERVE_WAIT};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::support::*;
+
+/// Metadata of so many bytes.
+fn metadata(bytes: usize) -> Value {
+    json!({"text": "x".repeat(bytes - r#"{"text":""}"#.len())})
+}
+
+/// A running job of a school, with metadata of so many bytes.
+async fn job(server: &Server, school: i64, id: &str, bytes: usize) {
+    let create = json!({"job_id": id, "job_type": "t", "status": "in_progress", "metadata": metadata(bytes)});
+    let (status, answer) = server.post("/api/jobs", &worker(school), create).await;
+    assert_eq!(status, 201, "{answer}");
+}
+
+/// So many reports on a job, as lines of a batch.
+fn reports(id: &str, count: usize) -> String {
+    let line =
+        |n| format!("{{\"op\":\"jobs.progress\",\"job_id\":\"{id}\",\"message\":\"{n}\"}}\n");
+    (1..=count).map(line).collect()
+}
+
+fn database(server: &Server) -> SqliteConnection {
+    let path = server.folder.path().join("tidings.db");
+    let mut conn = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    conn.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
+    conn
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_before_a_commit_of_a_batch_failed_is_told_line_by_line() {
+    let server = server().await;
+    server.running_job("a").await;
+    // The first commit of the batch goes well, the second does not.
+    let mut conn = database(&server);
+    conn.batch_execute(
+        "CREATE TRIGGER full BEFORE INSERT ON events WHEN NEW.seq > 700 BEGIN SELECT RAISE(ABORT, 'full'); END",
+    )
+    .unwrap();
+    let told = server.batch(&worker(1), reports("a", 1_500)).await;
+    let done = told.iter().take_while(|line| line["status"] == 200).count();
+    assert!((1..700).contains(&done), "{done}");
+    for line in &told[done..] {
+        assert_eq!(line["problem"]["code"], "unavailable", "{line}");
+    }
+    let (_, stored) = server.get("/api/jobs/a", &viewer(1)).await;
+    assert_eq!(stored["message"], done.to_string(), "and nothing else");
+    // A batch of which nothing happened fails as a whole.
+    conn.batch_execute("DROP TRIGGER full; CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT RAISE(ABORT, 'full'); END")
+        .unwrap();
+    let request = server.request("POST", "/api/batch", &worker(1));
+    let (status, problem) = answer(request.body(reports("a", 1_500))).await;
+    assert_eq!((status, &problem["code"]), (503, &json!("unavailable")));
+    conn.batch_execute("DROP TRIGGER full").unwrap();
+    let next = server
+        .report("/api/jobs/a/progress", json!({"progress": 1}))
+        .await;
+    let seq = next["cursor"].as_str().unwrap().rsplit('-').next().unwrap();
+    assert_eq!(seq.parse::<usize>().unwrap(), done + 2, "no number is lost");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_holds_across_the_commits_of_a_batch() {
+    let server = server().await;
+    server.running_job("a").await;
+    let lines = reports("a", GROUP_MAX_COMMANDS * 2);
+    let keyed = r#"{"op":"jobs.progress","job_id":"a","message":"once","idempotency_key":"k"}"#;
+    let lines = format!("{keyed}\n{lines}{keyed}\n");
+    let post = async |lines: &str| {
+        let request = server.request("POST", "/api/batch", &worker(1));
+        let request = request.header("Idempotency-Key", "batch");
+        request
+            .body(lines.to_owned())
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap()
+    };
+    let told = post(&lines).await;
+    let event =
+        |line: &str| serde_json::from_str::<Value>(line).unwrap()["event"]["cursor"].clone();
+    let (first, last) = (told.lines().next().unwrap(), told.lines().last().unwrap());
+    assert_eq!(
+        event(first),
+        event(last),
+        "in a later commit of the same batch"
+    );
+    assert_eq!(post(&lines).await, told, "and in a retry of the whole");
+    let (_, stored) = server.get("/api/jobs/a", &viewer(1)).await;
+    assert_eq!(stored["message"], (GROUP_MAX_COMMANDS * 2).to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_leads_to_too_much_is_refused_from_there_on_line_by_line() {
+    const MOST: usize = 400_000;
+    let server = server_with(json!({"batch_event_bytes": MOST})).await;
+    job(&server, 1, "big", 16_000).await;
+    job(&server, 1, "small", 20).await;
+    let lines = reports("big", 100) + &reports("small", 1);
+    let request = server.request("POST", "/api/batch", &worker(1)).body(lines);
+    let text = request.send().await.unwrap().text().await.unwrap();
+    assert!(text.len() < MOST * 2, "{} bytes", text.len());
+    let told: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(told.len(), 101);
+    let done = told.iter().take_while(|line| line["status"] == 200).count();
+    assert!((20..25).contains(&done), "{done}");
+    for line in &told[done..] {
+        assert_eq!(line["status"], 413, "{line}");
+        assert_eq!(line["problem"]["code"], "batch-too-large");
+        assert_eq!(line["problem"]["limit"], "batch_event_bytes");
+    }
+    let (_, stored) = server.get("/api/jobs/big", &viewer(1)).await;
+    assert_eq!(
+        stored["message"],
+        done.to_string(),
+        "nothing of the others counts"
+    );
+    let (_, stored) = server.get("/api/jobs/small", &viewer(1)).await;
+    assert_ne!(
+        stored["message"], "1",
+        "nor of a line that would have had room"
+    );
+    // What is answered counts as well: a repeated line leads to nothing new.
+    let keyed = r#"{"op":"jobs.progress","job_id":"big","message":"k","idempotency_key":"k"}"#;
+    let told = server
+        .batch(&worker(1), format!("{keyed}\n").repeat(100))
+        .await;
+    let done = told.iter().filter(|line| line["status"] == 200).count();
+    assert!((20..25).contains(&done), "{done}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_school_that_produces_too_much_waits_and_others_do_not() {
+    let server = server_with(json!({"event_bytes_per_sec": 100_000})).await;
+    for school in [1, 2] {
+        job(&server, school, "a", 10_000).await;
+    }
+    server.batch(&worker(1), reports("a", 30)).await;
+    for (path, body) in [
+        ("/api/jobs/a/progress", r#"{"progress":1}"#.to_owned()),
+        ("/api/batch", reports("a", 1)),
+    ] {
+        let refused = server.request("POST", path, &worker(1)).body(body).send();
+        let refused = refused.await.unwrap();
+        assert_eq!(refused.status(), 429, "{path}");
+        let wait = refused.headers()["Retry-After"].to_str().unwrap();
+        assert!((1..=4).contains(&wait.parse::<u64>().unwrap()), "{wait}");
+        let problem: Value = refused.json().await.unwrap();
+        assert_eq!(problem["code"], "too-fast");
+        assert_eq!(problem["limit"], "event_bytes_per_sec");
+    }
+    let report = json!({"progress": 1});
+    let other = server
+        .post("/api/jobs/a/progress", &worker(2), report)
+        .await;
+    assert_eq!(other.0, 200);
+    // Of a batch for several schools only its lines are refused.
+    let line = |school| {
+        let line =
+            json!({"op": "jobs.progress", "job_id": "a", "progress": 2, "school_id": school});
+        format!("{line}\n")
+    };
+    let told = server.batch(&admin(), line(1) + &line(2)).await;
+    assert_eq!(field(&told, "status"), [429, 200]);
+    until("it has paid", async || {
+        let report = json!({"progress": 3});
+        server
+            .post("/api/jobs/a/progress", &worker(1), report)
+            .await
+            .0
+            == 200
+    })
+    .await;
+}
+
+/// Requests that reserve memory for a body and do not send it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_school_that_holds_its_share_of_the_memory_waits_and_others_do_not() {
+    let settings = json!({
+        "batch_limit_bytes": 100_000, "batch_event_bytes": 100_000, "batch_limit_commands": 100,
+        "write_memory_bytes": 1_400_000,
+    });
+    let server = server_with(settings).await;
+    for school in [1, 2] {
+        job(&server, school, "a", 100).await;
+    }
+    let address = server.url.trim_start_matches("http://");
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /api/batch HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 100000\r\n\r\n{{\"op\":\"jobs.progress\",",
+        worker(1)
+    );
+    idle.write_all(head.as_bytes()).await.unwrap();
+    let batch = async |school| {
+        let asked = Instant::now();
+        let request = server.request("POST", "/api/batch", &worker(school));
+        let answer = request.body(reports("a", 100)).send().await.unwrap();
+        (answer, asked.elapsed())
+    };
+    let mut refused = None;
+    until("the other request has its memory", async || {
+        let (answer, took) = batch(1).await;
+        if answer.status() == 200 {
+            return false;
+        }
+        refused = Some((answer, took));
+        true
+    })
+    .await;
+    let (refused, took) = refused.unwrap();
+    assert!(took >= RESERVE_WAIT, "it waits for a place first");
+    assert_eq!(refused.status(), 429);
+    assert!(refused.headers().contains_key("Retry-After"));
+    let problem: Value = refused.json().await.unwrap();
+    assert_eq!(problem["limit"], "write_memory_bytes");
+    let (other, took) = batch(2).await;
+    assert_eq!(other.status(), 200);
+    assert!(took < RESERVE_WAIT, "{took:?}");
+    // Who waits gets the place when it is free.
+    let waits = async { batch(1).await.0.status() };
+    let leaves = async {
+        tokio::task::yield_now().await;
+        drop(idle);
+    };
+    let (status, ()) = tokio::join!(waits, leaves);
+    assert_eq!(status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_reads_takes_its_own_schools_memory_only() {
+    let settings = json!({
+        "batch_limit_bytes": 100_000, "batch_event_bytes": 16_000_000, "batch_limit_commands": 1_500,
+        "write_memory_bytes": 90_000_000, "event_bytes_per_sec": 0,
+    });
+    let server = server_with(settings).await;
+    for school in [1, 2] {
+        job(&server, school, "a", 16_000).await;
+    }
+    let body = reports("a", 990);
+    let address = server.url.trim_start_matches("http://");
+    let mut deaf = TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /api/batch HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
+        worker(1),
+        body.len()
+    );
+    deaf.write_all(head.as_bytes()).await.unwrap();
+    // Until its answer is on the way.
+    let mut first = [0; 1];
+    assert_eq!(deaf.peek(&mut first).await.unwrap(), 1);
+    let batch = async |school| {
+        let request = server.request("POST", "/api/batch", &worker(school));
+        request
+            .body(body.clone())
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    };
+    assert_eq!(batch(1).await, 429);
+    assert_eq!(batch(2).await, 200);
+    drop(deaf);
+    until("its memory is free", async || batch(1).await == 200).await;
+}
+
+#[derive(QueryableByName)]
+struct Counted {
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    bytes: i64,
+}
+
+/// What a school's log is said to take, and what it takes.
+fn bytes(conn: &mut SqliteConnection) -> (i64, i64) {
+    let one = |conn: &mut SqliteConnection, query: &str| {
+        let found: Counted = diesel::sql_query(query).get_result(conn).unwrap();
+        found.bytes
+    };
+    let said = one(conn, "SELECT bytes FROM schools WHERE school_id = 1");
+    let is = one(
+        conn,
+        "SELECT SUM(octet_length(fields) + octet_length(subject_id) + 128) AS bytes FROM events WHERE school_id = 1",
+    );
+    (said, is)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_kept_within_its_bytes_and_a_cursor_of_what_is_gone_is_answered_with_a_reset() {
+    const MOST: i64 = 200_000;
+    let settings = json!({"retention_bytes": MOST, "window_events": 1});
+    let server = server_with(settings.clone()).await;
+    let first = server.running_job("ä").await;
+    job(&server, 1, "big", 10_000).await;
+    let mut conn = database(&server);
+    for round in 0..2 {
+        server.batch(&worker(1), reports("big", 300)).await;
+        let (said, is) = bytes(&mut conn);
+        assert!(said == is && is > 3_000_000, "{said} {is}");
+        let mut steps = 0;
+        while server
+            .tidings
+            .store()
+            .sweep(chrono::Utc::now())
+            .await
+            .unwrap()
+        {
+            steps += 1;
+        }
+        assert!(steps >= 2, "in small steps, not {steps}");
+        let (said, is) = bytes(&mut conn);
+        assert_eq!(said, is, "round {round}");
+        assert!((MOST - 11_000..=MOST).contains(&is), "{is} are kept");
+    }
+    let cursor = first["cursor"].as_str().unwrap();
+    for transport in [
+        Transport::EventSource,
+        Transport::WebSocket,
+        Transport::Poll,
+    ] {
+        let messages = server
+            .resume(transport, "/jobs", cursor)
+            .await
+            .until_ready()
+            .await;
+        assert_eq!(messages[1]["reason"], "expired", "{transport:?}");
+    }
+    // It is counted on after a restart.
+    let server = server_in(server.stop().await, settings).await;
+    server.batch(&worker(1), reports("big", 5)).await;
+    let (said, is) = bytes(&mut database(&server));
+    assert_eq!(said, is);
+}
+
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bytes_of_a_log_from_an_earlier_version_are_counted_at_the_upgrade() {
+    let folder = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let path = folder.path().join("tidings.db");
+    let mut conn = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    for migration in conn.pending_migrations(MIGRATIONS).unwrap() {
+        if migration.name().version() < "00000000000013".into() {
+            conn.run_migration(&migration).unwrap();
+        }
+    }
+    let now = chrono::Utc::now().timestamp_millis();
+    conn.batch_execute(&format!(
+        "INSERT INTO schools (school_id, head, floor) VALUES (1, 2, 0), (2, 0, 0);
+         INSERT INTO events (school_id, seq, kind, subject_id, name, milestone, wide, status, at, fields)
+             VALUES (1, 1, 'jobs', 'ä', 'job_progress', TRUE, FALSE, 'pending', {now}, '{{\"message\":\"ö\"}}'),
+                    (1, 2, 'jobs', 'ä', 'job_progress', TRUE, FALSE, 'pending', {now}, '{{}}');",
+    ))
+    .unwrap();
+    drop(conn);
+    let server = server_in(folder, json!({})).await;
+    let counted = 2 * (128 + "ä".len()) + r#"{"message":"ö"}{}"#.len();
+    assert_eq!(
+        bytes(&mut database(&server)),
+        (counted as i64, counted as i64)
+    );
+    server.stop().await;
+}

@@ -2,9 +2,10 @@
 //!
 //! `cargo bench --bench load` runs everything; `cargo bench --bench load -- publish` only what is named:
 //! `floor`, `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `fold`, `idle`,
-//! `crowd`, `slow`, `burst`, `reconnect`, `refusals`, `pages`, `browser`. The server is a process of its own, so that
+//! `crowd`, `slow`, `burst`, `reconnect`, `refusals`, `pages`, `browser`, `greedy`. The server is a process of its own, so that
 //! its CPU time and memory can be told from the load's. Both share the machine: read ratios, not records.
 
+mod greedy;
 mod pages;
 mod pressure;
 mod server;
@@ -36,6 +37,9 @@ async fn main() {
         .collect();
     if wanted.first().is_some_and(|first| first == pressure::CROWD) {
         return pressure::be_a_crowd(&wanted).await;
+    }
+    if wanted.first().is_some_and(|first| first == greedy::GREEDY) {
+        return greedy::be_greedy(&wanted).await;
     }
     let runs = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
     println!(
@@ -100,6 +104,11 @@ async fn main() {
     }
     if runs("refusals") {
         pressure::refusals(3_000).await;
+    }
+    if runs("greedy") {
+        for schools in [1, 8] {
+            greedy::greedy(schools).await;
+        }
     }
     if runs("idle") {
         for transport in TRANSPORTS {
@@ -280,6 +289,10 @@ async fn devices(count: usize, period: Option<Duration>) {
         busy / secs * 100.0,
         quantiles(&times),
     );
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.0} MiB", bytes as f64 / 1024.0 / 1024.0)
 }
 
 fn histogram() -> Histogram<u64> {

@@ -41,7 +41,7 @@ async fn publish(server: &Server, per_sec: u32, jobs: std::ops::Range<usize>, fi
     }
 }
 
-fn compare(calm: &Histogram<u64>, busy: &Histogram<u64>) -> String {
+pub(crate) fn compare(calm: &Histogram<u64>, busy: &Histogram<u64>) -> String {
     let ratio = busy.value_at_quantile(0.99) as f64 / calm.value_at_quantile(0.99) as f64;
     format!(
         "calm {}; then {}: p99 x{ratio:.2}",

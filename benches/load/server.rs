@@ -15,11 +15,13 @@ pub(crate) struct Server {
     folder: TempDir,
     pub(crate) address: String,
     pub(crate) worker: String,
+    settings: &'static [(&'static str, &'static str)],
 }
 
-/// The server's program, its data in `folder`.
+/// The server's program, its data in `folder`. `LOAD_SERVER` names another one, to compare with.
 fn tidings(folder: &Path, port: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+    let program = std::env::var("LOAD_SERVER");
+    let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_tidings")));
     command
         .current_dir(folder)
         .env("ROCKET_PORT", port)
@@ -46,8 +48,9 @@ fn token(folder: &Path, school: u32) -> String {
 }
 
 /// Starts it, and waits until it listens.
-fn serve(folder: &Path, port: &str) -> (Child, String) {
+fn serve(folder: &Path, port: &str, settings: &[(&str, &str)]) -> (Child, String) {
     let mut process = tidings(folder, port)
+        .envs(settings.iter().copied())
         .arg("serve")
         .stdout(Stdio::piped())
         .spawn()
@@ -69,15 +72,26 @@ pub(crate) fn nanos() -> u64 {
 }
 
 impl Server {
+    /// One that takes as much from one school as it can.
     pub(crate) async fn start() -> Server {
+        Server::start_with(&[("TIDINGS_EVENT_BYTES_PER_SEC", "0")])
+    }
+
+    /// One that holds schools to their pace.
+    pub(crate) async fn start_as_it_is() -> Server {
+        Server::start_with(&[])
+    }
+
+    fn start_with(settings: &'static [(&'static str, &'static str)]) -> Server {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let worker = token(folder.path(), 1);
-        let (process, address) = serve(folder.path(), "0");
+        let (process, address) = serve(folder.path(), "0", settings);
         Server {
             process,
             folder,
             address,
             worker,
+            settings,
         }
     }
 
@@ -91,7 +105,7 @@ impl Server {
         self.process.kill().expect("the server runs");
         self.process.wait().expect("the server ends");
         let port = self.address.rsplit(':').next().expect("a port");
-        (self.process, self.address) = serve(self.folder.path(), port);
+        (self.process, self.address) = serve(self.folder.path(), port, self.settings);
     }
 
     /// Running jobs `j0`, `j1`, …
@@ -143,6 +157,13 @@ impl Server {
             .map(|field| field.parse::<f64>().expect("a number"))
             .sum();
         ticks / TICKS_PER_SEC
+    }
+
+    /// Bytes of its database, with the log of what is written.
+    pub(crate) fn database_bytes(&self) -> u64 {
+        let files = std::fs::read_dir(self.folder.path()).expect("a folder");
+        let sizes = files.map(|file| file.and_then(|file| file.metadata()).expect("a file").len());
+        sizes.sum()
     }
 
     /// Bytes of memory that the server occupies.
@@ -199,53 +220,53 @@ impl Connection {
 
     /// Posts, and panics unless the answer is a success.
     pub(crate) async fn post(&mut self, path: &str, body: &str) {
+        let answer = self.request(path, body).await.expect("the server answers");
+        let text = String::from_utf8_lossy(&self.buffer);
+        assert!((200..300).contains(&answer.status), "{text}");
+    }
+
+    /// Posts. Nothing if the server closes instead of answering.
+    pub(crate) async fn request(&mut self, path: &str, body: &str) -> Option<Answer> {
         let request = format!(
             "POST {path} HTTP/1.1\r\n{}Content-Length: {}\r\n\r\n{body}",
             self.head,
             body.len()
         );
-        self.stream
-            .write_all(request.as_bytes())
-            .await
-            .expect("the server reads");
+        // A server that refuses need not read it all.
+        let _ = self.stream.write_all(request.as_bytes()).await;
         self.buffer.clear();
-        let mut part = [0; 64 * 1024];
         loop {
-            let count = self
-                .stream
-                .read(&mut part)
-                .await
-                .expect("the server answers");
-            assert!(count > 0, "the server closed");
-            self.buffer.extend_from_slice(&part[..count]);
-            let Some(end) = self
-                .buffer
-                .windows(4)
-                .position(|window| window == b"\r\n\r\n")
-            else {
+            self.read().await?;
+            let ends = |window: &[u8]| window == b"\r\n\r\n";
+            let Some(end) = self.buffer.windows(4).position(ends) else {
                 continue;
             };
             let head = String::from_utf8_lossy(&self.buffer[..end]).to_lowercase();
-            assert!(
-                head.starts_with("http/1.1 2"),
-                "{}",
-                String::from_utf8_lossy(&self.buffer)
-            );
-            let length = head
-                .lines()
-                .find_map(|line| line.strip_prefix("content-length: "))
-                .expect("a length");
+            let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name));
+            let length = field("content-length: ").expect("a length");
             let whole = end + 4 + length.parse::<usize>().expect("a number");
+            let answer = Answer {
+                status: head[9..12].parse().expect("a number"),
+                retry_after: field("retry-after: ").map(|secs| secs.parse().expect("a number")),
+            };
             while self.buffer.len() < whole {
-                let count = self
-                    .stream
-                    .read(&mut part)
-                    .await
-                    .expect("the server answers");
-                assert!(count > 0, "the server closed");
-                self.buffer.extend_from_slice(&part[..count]);
+                self.read().await?;
             }
-            return;
+            return Some(answer);
         }
     }
+
+    async fn read(&mut self) -> Option<()> {
+        let mut part = [0; 64 * 1024];
+        let count = self.stream.read(&mut part).await.ok()?;
+        self.buffer.extend_from_slice(&part[..count]);
+        (count > 0).then_some(())
+    }
+}
+
+/// What the server says of a request.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// When to come again, in seconds.
+    pub(crate) retry_after: Option<u64>,
 }

@@ -54,6 +54,7 @@ async fn a_burst_to_readers_that_hardly_read_stays_within_the_stated_memory_and_
     let mut command = process::command(folder.path());
     command.arg("serve");
     command.env("TIDINGS_PUBLISHES_PER_SEC", "0");
+    command.env("TIDINGS_EVENT_BYTES_PER_SEC", "0");
     let server = process::Process::start(&mut command);
     let http = reqwest::Client::new();
     let batch = async |lines: Vec<Value>| {

@@ -116,7 +116,8 @@ mod tests {
         states.pop(&first);
         let left = states.states.iter().map(|(_, stored)| bytes(stored));
         assert_eq!(states.bytes, left.sum::<usize>());
-        let (address, stored) = job("huge", MOST);
+        states.most_bytes = 5_000;
+        let (address, stored) = job("huge", 10_000);
         states.put(address.clone(), stored);
         assert!(states.get(&address).is_some(), "it can be used");
         assert_eq!(states.states.len(), 1);

@@ -92,6 +92,7 @@ fn the_guarantees_name_tests_that_exist() {
         ("dead_peers", include_str!("dead_peers.rs")),
         ("fencing", include_str!("fencing.rs")),
         ("silence", include_str!("silence.rs")),
+        ("clocks", include_str!("clocks.rs")),
         ("invariants", include_str!("invariants.rs")),
         ("proxies", include_str!("proxies.rs")),
         ("reconnecting", include_str!("reconnecting.rs")),

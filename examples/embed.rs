@@ -64,14 +64,14 @@ pub fn application(figment: rocket::figment::Figment) -> rocket::Rocket<rocket::
 }
 
 #[rocket::main]
-#[expect(clippy::result_large_err, reason = "Rocket's own error type")]
-async fn main() -> Result<(), rocket::Error> {
-    let rocket = application(rocket::Config::figment()).launch().await?;
-    if let Some(tidings) = rocket.state::<Arc<Tidings>>() {
-        // Without this the next start takes the database for one that was cut off, and checks it.
-        if let Err(error) = tidings.close().await {
-            eprintln!("the database could not be closed: {error}");
-        }
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let rocket = application(rocket::Config::figment()).ignite().await?;
+    let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
+    let served = rocket.launch().await;
+    // Streams are told to close, and what was published is finished, however Rocket has ended.
+    if let Some(tidings) = tidings {
+        tidings::http::close(&tidings).await?;
     }
+    served?;
     Ok(())
 }

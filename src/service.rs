@@ -1,13 +1,14 @@
 //! The running whole: store, hub and the tasks between them. This is what a Rocket application manages as
 //! state, and what publishes and subscribes without HTTP.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use figment::Figment;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::auth::{KeyError, Keys};
 use crate::config::{
@@ -92,7 +93,10 @@ pub struct Tidings {
     publishes: Throttle,
     debts: Arc<Debts>,
     write_memory: Arc<Reserve>,
-    stopping: AtomicBool,
+    /// Since when the server stops, if it does.
+    stopping: OnceLock<Instant>,
+    /// Where it is served, once it is.
+    address: OnceLock<SocketAddr>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -184,7 +188,8 @@ impl Tidings {
             hub,
             committed,
             dispatched: rounds,
-            stopping: AtomicBool::new(false),
+            stopping: OnceLock::new(),
+            address: OnceLock::new(),
             tasks,
         })
     }
@@ -267,7 +272,22 @@ impl Tidings {
 
     /// Whether [`Tidings::stop`] was called.
     pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+        self.stopping.get().is_some()
+    }
+
+    /// When [`Tidings::stop`] was called for the first time.
+    pub fn stopping_since(&self) -> Option<Instant> {
+        self.stopping.get().copied()
+    }
+
+    /// Notes where it is served.
+    pub(crate) fn listens_on(&self, address: SocketAddr) {
+        self.address.get_or_init(|| address);
+    }
+
+    /// Where it is served, if it is.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.address.get().copied()
     }
 
     /// Whether database and dispatcher work: a round trip through each.
@@ -301,9 +321,10 @@ impl Tidings {
         }
     }
 
-    /// Tells every stream to close. Publications under way are still answered.
+    /// Tells every stream to close. Those that open later are told so at once; publications are still answered.
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        // Before anybody is told: a stream that attaches after the walk finds it set.
+        self.stopping.get_or_init(Instant::now);
         self.hub.close_all(|| self.farewell());
     }
 

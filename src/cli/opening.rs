@@ -19,7 +19,7 @@ pub(super) async fn opened(
     old: OldHandshakes,
     at_signal: Option<AtSignal>,
 ) -> Result<Option<Rocket<Build>>, Failure> {
-    let mut signals = Signals::listen(&figment, at_signal.is_some());
+    let mut signals = Signals::listen(&figment, at_signal.is_some())?;
     let mut opening = open(figment.clone(), old, at_signal)?;
     let fallen = |_| Failure::new(Exit::Failed, "the database could not be opened");
     if let Ok(opened) = timeout(OPENING_IS_LONG, &mut opening).await {

@@ -9,13 +9,14 @@ use rocket::config::Sig;
 use rocket::fairing::AdHoc;
 use rocket::{Build, Orbit, Rocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tracing_subscriber::filter::{EnvFilter, FilterExt, FilterFn, LevelFilter};
 use tracing_subscriber::prelude::*;
 
 use super::opening::opened;
 use super::{Exit, Failure, http_version, terminal};
-use crate::config::{self, Settings};
-use crate::http::OldHandshakes;
+use crate::config::{self, ConfigError, FAREWELL_MAX, Settings};
+use crate::http::{self, OldHandshakes, shutdown};
 use crate::service::Tidings;
 
 /// What is added to a signal's number in the exit code of a process that it has ended.
@@ -95,10 +96,11 @@ pub(super) fn server(
     old: OldHandshakes,
     at_signal: Option<AtSignal>,
 ) -> Result<Rocket<Build>, Failure> {
-    let signals = Signals::listen(&figment, at_signal.is_some());
+    let signals = Signals::listen(&figment, at_signal.is_some())?;
+    let figment = take_signals(figment)?;
     let rocket = crate::server(figment)?.manage(old);
     Ok(
-        rocket.attach(AdHoc::on_liftoff("Tidings: announce", |rocket| {
+        rocket.attach(AdHoc::on_liftoff("Tidings: announce", move |rocket| {
             Box::pin(async move {
                 heed(signals, rocket, at_signal);
                 let config = rocket.config();
@@ -152,20 +154,21 @@ pub(super) struct Signals {
 
 impl Signals {
     /// By Rocket's settings each of them stops the server or does not, if not `all` do.
-    pub(super) fn listen(figment: &Figment, all: bool) -> Signals {
-        let shutdown = rocket::Config::from(figment).shutdown;
+    pub(super) fn listen(figment: &Figment, all: bool) -> Result<Signals, Failure> {
+        let shutdown = shutdown_settings(figment)?;
         let terminate = signal(SignalKind::terminate());
         let streams = terminate.and_then(|own| Ok((own, signal(SignalKind::interrupt())?)));
         if let Err(error) = &streams {
             tracing::warn!(%error, "signals cannot be listened to");
         }
-        Signals {
+        let signals = &shutdown.signals;
+        Ok(Signals {
             streams: streams.ok(),
             stops: (
-                all || shutdown.signals.contains(&Sig::Term),
-                all || shutdown.ctrlc,
+                all || signals.contains(&Sig::Term),
+                all || shutdown.ctrlc || signals.contains(&Sig::Int),
             ),
-        }
+        })
     }
 
     /// The next one's number, and whether it stops the server.
@@ -185,12 +188,28 @@ impl Signals {
     }
 }
 
+fn shutdown_settings(figment: &Figment) -> Result<rocket::config::Shutdown, Failure> {
+    let config = rocket::Config::try_from(figment);
+    Ok(config
+        .map_err(|error| ConfigError::read(&error, figment))?
+        .shutdown)
+}
+
+/// Takes SIGINT and SIGTERM from Rocket, which would stop accepting before anybody is told. The others stay with it.
+fn take_signals(figment: Figment) -> Result<Figment, Failure> {
+    let mut signals = shutdown_settings(&figment)?.signals;
+    signals.retain(|signal| !matches!(signal, Sig::Int | Sig::Term));
+    Ok(figment
+        .merge(("shutdown.ctrlc", false))
+        .merge(("shutdown.signals", signals)))
+}
+
 /// Who asks a second time does not want to wait any longer. What was acknowledged is on the disk; only when devices were
 /// last heard of may be missing.
-///
-/// Rocket listens to signals a moment after liftoff. One that comes before is passed on, as it would be lost otherwise.
 fn heed(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Option<AtSignal>) {
     let shutdown = rocket.shutdown();
+    let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
+    let tidings = tidings.expect("the server manages its state");
     tokio::spawn(async move {
         let mut asked = false;
         loop {
@@ -202,11 +221,18 @@ fn heed(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Option<AtSignal
             asked = true;
             match &at_signal {
                 Some(act) => act(),
-                None if stops => shutdown.clone().notify(),
+                None if stops => drop(tokio::spawn(stop(Arc::clone(&tidings), shutdown.clone()))),
                 None => {}
             }
         }
     });
+}
+
+/// Tells every stream to close while the server still takes connections, which are answered meanwhile. Then lets it end.
+pub(super) async fn stop(tidings: Arc<Tidings>, shutdown: rocket::Shutdown) {
+    tidings.stop();
+    shutdown::told(&tidings, Instant::now() + FAREWELL_MAX).await;
+    shutdown.notify();
 }
 
 /// Serves until it is told to stop, then finishes what was published.
@@ -218,7 +244,7 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     let figment = rocket.figment().clone();
     let served = rocket.launch().await;
     if let Some(tidings) = tidings {
-        tidings.close().await?;
+        http::close(&tidings).await?;
     }
     match served {
         Ok(_) => Ok(()),

@@ -159,7 +159,12 @@ pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
 pub const POLL_FULL_BYTES: usize = 1024 * 1024;
 /// Bytes read from a WebSocket at a time.
 pub const SOCKET_READ_BYTES: usize = 4 * 1024;
-/// Time between looks at whether a connection that stops the server may go.
+/// How long a server that ends goes on accepting connections while its streams are told to close. Afterwards what is left
+/// of them has the `grace` of Rocket.
+pub const FAREWELL_MAX: Duration = Duration::from_secs(2);
+/// How long the connections of a server that ends are waited for in all, before it lets go of the database.
+pub const CLOSE_STREAMS_MAX: Duration = Duration::from_secs(10);
+/// Time between two looks at whether the connections that a server's end waits for are gone.
 pub const DRAIN_PERIOD: Duration = Duration::from_millis(20);
 /// Frames handed to the socket in one write, and deliveries that wait for it.
 pub const WRITE_MAX_FRAMES: usize = 64;

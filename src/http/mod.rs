@@ -1,7 +1,7 @@
 //! The only floor that knows Rocket: routes, guards, problems, and the three transports.
 //!
 //! [`routes`] and [`catchers`] can be mounted at any base; [`fairing`] does so, starts Tidings from the
-//! application's own configuration and stops its streams when the application stops.
+//! application's own configuration and stops its streams when the application stops; [`close`] ends it afterwards.
 
 mod base_path;
 mod batch;
@@ -21,21 +21,22 @@ mod monitor;
 mod notifiers;
 pub(crate) mod opening;
 pub mod problem;
+pub(crate) mod shutdown;
 mod stream;
 mod subjects;
 mod tickets;
 mod violations;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use rocket::fairing::{AdHoc, Fairing};
-use rocket::{Build, Catcher, Orbit, Rocket, Route};
+use rocket::{Build, Catcher, Rocket, Route};
 
-use crate::config::{DRAIN_PERIOD, Settings};
+use crate::config::Settings;
 use crate::notify::Notifier;
 use crate::service::Tidings;
 
+pub use self::shutdown::close;
 pub use self::stream::OldHandshakes;
 
 /// Every route.
@@ -124,19 +125,5 @@ fn mount_at(
         .attach(cors::fairing(base))
         .attach(stream::fairing())
         .attach(dead_peers::DeadPeers::default())
-        .attach(AdHoc::on_shutdown("Tidings: close streams", |rocket| {
-            Box::pin(drain(rocket))
-        }))
-}
-
-/// Tells every stream to close and waits until they are gone, as long as Rocket lets them.
-async fn drain(rocket: &Rocket<Orbit>) {
-    let Some(tidings) = rocket.state::<Arc<Tidings>>() else {
-        return;
-    };
-    tidings.stop();
-    let until = Instant::now() + Duration::from_secs(rocket.config().shutdown.grace.into());
-    while tidings.streams() > 0 && Instant::now() < until {
-        tokio::time::sleep(DRAIN_PERIOD).await;
-    }
+        .attach(shutdown::Farewell::default())
 }

@@ -173,6 +173,35 @@ async fn a_demo_that_is_told_to_end_amid_its_documents_ends_well() {
     assert_eq!(end(process), "");
 }
 
+/// From its first line on, with requests of its simulators under way and their connections open.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demo_ends_promptly_whenever_it_is_told_to() {
+    for lines in [0, 1, 8, 20] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut process = start(folder.path(), &[]);
+        for _ in 0..lines.min(12) {
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut process.stdout, &mut line).unwrap();
+        }
+        if lines > 12 {
+            let mut listener = listen(&process).await;
+            listener.until_ready().await;
+            for _ in 0..lines {
+                listener.next().await.expect("the stream goes on");
+            }
+        }
+        // Less than the grace of Rocket, which it waits for if a connection is left.
+        let began = Instant::now();
+        let ended = tokio::task::spawn_blocking(move || process.terminate());
+        assert_eq!(ended.await.unwrap(), Some(0));
+        let took = began.elapsed();
+        assert!(
+            took < std::time::Duration::from_secs(5),
+            "{lines}: {took:?}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_demo_on_the_same_database_goes_on_with_what_was_learnt() {
     let folder = tempfile::tempdir().unwrap();

@@ -63,6 +63,7 @@ mod rfc6455;
 mod search;
 mod settings;
 mod several_schools;
+mod shutdown;
 mod silence;
 mod simulation;
 mod source_rules;

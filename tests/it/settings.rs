@@ -252,7 +252,6 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
             "/proc/nowhere",
             ["`data_dir`", "/proc/nowhere"],
         ),
-        ("ROCKET_TLS", "{certs=\"a\",key=\"b\"}", ["`tls`", "certs"]),
         ("TIDINGS_NOPE", "1", ["`nope`", "docs/configuration.md"]),
         (
             "TIDINGS_HEARTBEAT_SEC",
@@ -351,8 +350,8 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
             "`default.limits.data-form`",
         ),
         (
-            "[default.tidings]\njwt_secret = \"short\"\n",
-            "`jwt_secret`",
+            "[default.tidings]\ncookie_name = \"a b\"\n",
+            "`cookie_name`",
         ),
         (
             "[default.tidings]\nheartbeat_sec = 5\n",
@@ -374,6 +373,19 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
             );
         }
     }
+}
+
+/// They are read when the server listens, after the log has begun.
+#[test]
+fn files_of_tls_that_cannot_be_used_are_told_with_the_settings_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(folder.path());
+    let files = "{certs=\"a\",key=\"b\"}";
+    let output = run(command.arg("serve").env("ROCKET_TLS", files));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let named = "tidings: the files of the setting `tls` (ROCKET_TLS in the environment)";
+    assert!(said.lines().last().unwrap().starts_with(named), "{said}");
 }
 
 #[test]

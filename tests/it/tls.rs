@@ -19,7 +19,7 @@ use crate::support::process::{Process, command, run};
 use crate::support::*;
 
 /// Makes `cert.pem` and `key.pem` for 127.0.0.1. False without openssl.
-fn make_certificate(folder: &Path) -> bool {
+pub(crate) fn make_certificate(folder: &Path) -> bool {
     if !needs("openssl") {
         return false;
     }
@@ -47,8 +47,12 @@ fn serve(folder: &Path, in_the_file: bool) -> Process {
     Process::start(&mut command)
 }
 
-/// A connection that trusts the certificate and nothing else.
 async fn connect(server: &Process, folder: &Path) -> TlsStream<TcpStream> {
+    try_connect(&server.url, folder).await.unwrap()
+}
+
+/// A connection that trusts the certificate in the folder and nothing else.
+pub(crate) async fn try_connect(url: &str, folder: &Path) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     let certificate = CertificateDer::from_pem_file(folder.join("cert.pem")).unwrap();
     roots.add(certificate).unwrap();
@@ -57,11 +61,11 @@ async fn connect(server: &Process, folder: &Path) -> TlsStream<TcpStream> {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let address = server.url.strip_prefix("https://").expect("HTTPS");
-    let stream = TcpStream::connect(address).await.unwrap();
+    let address = url.strip_prefix("https://").expect("HTTPS");
+    let stream = TcpStream::connect(address).await?;
     let name = "127.0.0.1".try_into().unwrap();
     let connector = TlsConnector::from(Arc::new(config));
-    connector.connect(name, stream).await.unwrap()
+    connector.connect(name, stream).await
 }
 
 async fn ask(

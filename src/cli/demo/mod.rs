@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Args;
-use figment::providers::Serialized;
 use rocket::fairing::AdHoc;
 use tokio::sync::oneshot;
 
@@ -75,9 +74,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let old = serve::init_logging()?;
     // What is left when a signal comes is cancelled while the server still listens: the demo ends first, then the server.
-    let figment = super::figment()?
-        .merge(Serialized::global("shutdown.ctrlc", false))
-        .merge(Serialized::global("shutdown.signals", [(); 0]));
+    let figment = super::figment()?;
     let folder = &arguments.directory;
     let files = documents::files(folder, arguments.files as usize).map_err(|error| {
         let folder = folder.display();
@@ -129,11 +126,12 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 ending.await;
                 ended.set();
             });
+            let served = Arc::clone(&tidings);
             let performed = tokio::task::spawn_blocking(move || {
                 perform(&arguments, &files, &tidings, &server, &stop)
             })
             .await;
-            shutdown.notify();
+            serve::stop(served, shutdown).await;
             performed.unwrap_or_else(|error| Err(Failure::new(Exit::Failed, error)))
         });
         serve::launch(rocket).await?;

@@ -31,6 +31,11 @@ use tokio::task::JoinHandle;
 
 use crate::service::Tidings;
 
+/// Whether anybody is connected to a local port, as far as the kernel tells.
+pub(super) fn is_connected(port: u16) -> bool {
+    platform::is_connected(port)
+}
+
 /// Finds and ends them, from liftoff until the application is gone.
 #[derive(Default)]
 pub(super) struct DeadPeers {
@@ -79,6 +84,10 @@ mod platform {
 
     use crate::service::Tidings;
 
+    pub(super) fn is_connected(_: u16) -> bool {
+        false
+    }
+
     pub(super) fn watch(_: Weak<Tidings>, _: SocketAddr, _: Duration) -> Option<JoinHandle<()>> {
         tracing::warn!(
             "`dead_peer_timeout_secs` has no effect on this platform: readers that vanish without a word keep their place until the system gives their connections up"
@@ -111,6 +120,12 @@ mod platform {
     const LOOKS: u32 = 8;
     /// Signs of life that an idle peer is asked for in that time.
     const QUESTIONS: u32 = 3;
+
+    /// One that waits to be accepted has no inode yet, and is nobody's.
+    pub(super) fn is_connected(port: u16) -> bool {
+        let connections = sock_diag::connections(port).unwrap_or_default();
+        connections.iter().any(|own| own.inode != 0)
+    }
 
     pub(super) fn watch(
         tidings: Weak<Tidings>,

@@ -496,7 +496,7 @@ fn open(
     scope: Scope,
     greet: Option<Map<String, Value>>,
 ) -> Result<Subscription, Problem> {
-    let subscription = tidings.subscriber().open(Subscribe {
+    let mut subscription = tidings.subscriber().open(Subscribe {
         scope: scope.filtered(params.filter.clone()),
         reader: Reader {
             transport,
@@ -515,12 +515,10 @@ fn open(
         returns_until: access.returns_until,
         greet,
     })?;
-    // A stream that opens while the server stops may have missed the word to close.
+    // A stream that opens while the server stops may have missed the word to close. It is told as the others are: an
+    // `EventSource` would never come back after a 503.
     if tidings.is_stopping() {
-        return Err(Problem::new(
-            Kind::Unavailable,
-            "the server is shutting down",
-        ));
+        subscription.close(tidings.farewell());
     }
     Ok(subscription)
 }

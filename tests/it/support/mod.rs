@@ -128,7 +128,7 @@ impl Server {
     pub(crate) async fn stop(mut self) -> Arc<TempDir> {
         self.shutdown.clone().notify();
         self.served.take().unwrap().await.unwrap();
-        self.tidings.close().await.unwrap();
+        tidings::http::close(&self.tidings).await.unwrap();
         Arc::clone(&self.folder)
     }
 

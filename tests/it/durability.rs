@@ -325,7 +325,7 @@ async fn every_stream_is_told_when_to_come_back_and_a_second_signal_waits_for_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_stops_is_not_ready_and_takes_no_more_streams() {
+async fn a_server_that_stops_is_not_ready_and_answers_what_is_under_way() {
     let server = server().await;
     assert_eq!(
         reqwest::get(format!("{}/readyz", server.url))

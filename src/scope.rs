@@ -16,6 +16,11 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Whether it lets everything through.
+    pub fn is_empty(&self) -> bool {
+        self.categories.is_empty() && self.statuses.is_empty()
+    }
+
     /// Whether an event passes. A wide one is everyone's concern who listens to its kind, whatever the status of the
     /// subject that it comes from.
     pub fn lets_through(&self, event: &Event) -> bool {

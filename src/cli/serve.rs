@@ -128,8 +128,9 @@ pub(super) fn url(config: &rocket::Config, address: SocketAddr) -> String {
 /// Each stream is an open file, and a service gets no more than 1,024 unless it asks.
 fn raise_open_files(settings: &Settings) {
     let max_streams = settings.max_streams as u64;
-    // A reader of the database has it open with its journal and their index.
-    let wanted = max_streams + 3 * u64::from(settings.reader_connections) + OTHER_FILES;
+    // A reader of the database has it open with its journal and their index. One more answers `/readyz`.
+    let readers = u64::from(settings.reader_connections) + 1;
+    let wanted = max_streams + 3 * readers + OTHER_FILES;
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) if limit < wanted => {
             tracing::warn!(

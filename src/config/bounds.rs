@@ -9,6 +9,8 @@ pub const WORKERS_MAX: usize = 1_024;
 pub const BLOCKING_MAX: usize = 16_384;
 /// Most `reader_connections`: each is open files and a cache.
 pub const READER_CONNECTIONS_MAX: u64 = 1_024;
+/// Most `read_timeout_ms`.
+pub const READ_TIMEOUT_MAX_MS: u64 = 3_600_000;
 /// Most `mailbox_capacity`, in events.
 pub const MAILBOX_CAPACITY_MAX: u64 = 1_000_000;
 /// Most `window_events`.
@@ -112,6 +114,19 @@ pub const HISTORY_SAMPLE: usize = 20;
 pub const READ_PAGE: usize = 256;
 /// Bytes of events' fields read from the store at a time, in addition to the first event's.
 pub const READ_PAGE_BYTES: usize = 1024 * 1024;
+/// How long a window of rows should take that are looked through for those that fit. Others have their turn after it.
+pub const READ_WINDOW: Duration = Duration::from_millis(5);
+/// Most rows of a window.
+pub const READ_WINDOW_ROWS: usize = 1_000;
+/// Least rows of a window, however large they are.
+pub const READ_WINDOW_ROWS_MIN: usize = 16;
+/// Short reads in a row that come before a window that waits.
+pub const SHORT_READS_PER_WALK: usize = 16;
+/// Events of a subject, the newest, that are looked through for those of one type.
+pub const SUBJECT_EVENTS_SEARCHED: usize = 5_000;
+/// Time between two signs of life on a stream that is being brought up to date and has nothing to tell: it is found out by
+/// them whether anyone listens.
+pub const CATCH_UP_SIGN: Duration = Duration::from_secs(1);
 /// Events deleted in one transaction of the retention sweep.
 pub const SWEEP_BATCH: usize = 500;
 /// Bytes of events deleted in one transaction of the retention sweep, in addition to those of the last one.
@@ -153,6 +168,8 @@ pub const DEAF_MAX_BYTES: usize = 1024 * 1024;
 pub const OLD_HANDSHAKES: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not 0");
 /// How long `/readyz` waits for the database and the dispatcher.
 pub const READY_WAIT: Duration = Duration::from_secs(2);
+/// Time between two looks at whether those who wait for a search are still there.
+pub const CALLER_LOOK_PERIOD: Duration = Duration::from_millis(250);
 /// How long a closing handshake may take.
 pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// Bytes of messages after which a poll is answered, though more wait.

@@ -106,6 +106,15 @@ pub struct Settings {
     pub check_database: bool,
     /// Database connections for reading, and so the most reads at a time.
     pub reader_connections: u32,
+    /// How long, in milliseconds, a request may read: one that searches answers with what it has found, one that is still
+    /// waiting for its turn is refused.
+    pub read_timeout_ms: u64,
+    /// Most rows that a request may look at in search of those that fit.
+    pub read_rows_max: u64,
+    /// Requests that may wait for their turn to read, in all.
+    pub max_waiting_reads: usize,
+    /// Requests about a school that may wait for their turn to read.
+    pub max_waiting_reads_per_school: usize,
 
     /// The HS256 secret, at least 32 bytes; made at the first start if absent.
     pub jwt_secret: Option<String>,
@@ -249,6 +258,10 @@ impl Default for Settings {
             synchronous: Synchronous::Milestone,
             check_database: true,
             reader_connections: 4,
+            read_timeout_ms: 5_000,
+            read_rows_max: 200_000,
+            max_waiting_reads: 10_000,
+            max_waiting_reads_per_school: 1_000,
             jwt_secret: None,
             jwt_public_key_file: None,
             jwt_jwks_file: None,

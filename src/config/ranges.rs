@@ -1,8 +1,8 @@
 //! What whole numbers a setting may have. Each has one range, which is told in the same words whatever is wrong with the value.
 
 use super::bounds::{
-    BATCH_BYTES_MAX, BLOCKING_MAX, MAILBOX_CAPACITY_MAX, READER_CONNECTIONS_MAX, TICK_MAX_MS,
-    TOKEN_MAX_SECS, WINDOW_EVENTS_MAX, WORKERS_MAX,
+    BATCH_BYTES_MAX, BLOCKING_MAX, MAILBOX_CAPACITY_MAX, READ_TIMEOUT_MAX_MS,
+    READER_CONNECTIONS_MAX, TICK_MAX_MS, TOKEN_MAX_SECS, WINDOW_EVENTS_MAX, WORKERS_MAX,
 };
 use crate::kind;
 
@@ -19,6 +19,10 @@ pub(crate) const RANGES: &[Range] = &[
     ("workers", 1, WORKERS_MAX as u64),
     ("max_blocking", 1, BLOCKING_MAX as u64),
     ("reader_connections", 1, READER_CONNECTIONS_MAX),
+    ("read_timeout_ms", 1, READ_TIMEOUT_MAX_MS),
+    ("read_rows_max", 1, u64::MAX),
+    ("max_waiting_reads", 1, u64::MAX),
+    ("max_waiting_reads_per_school", 1, u64::MAX),
     ("jwt_leeway_secs", 0, 86_400),
     ("max_token_secs", 1, TOKEN_MAX_SECS),
     ("ticket_ttl_secs", 1, U32_MAX),

@@ -144,6 +144,20 @@ async fn metrics(
         "Schools that are in use.",
         hub.schools() as f64,
     );
+    figure(
+        out,
+        "reads_waiting",
+        "gauge",
+        "Requests that wait for their turn to read.",
+        store.waiting_reads() as f64,
+    );
+    figure(
+        out,
+        "read_windows_total",
+        "counter",
+        "Windows of rows that were looked through for those that fit.",
+        store.windows() as f64,
+    );
     // The other figures are told all the more when the database has trouble.
     if let Ok(Ok(bytes)) = timeout(READY_WAIT, store.size()).await {
         figure(

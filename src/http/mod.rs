@@ -7,6 +7,7 @@ mod base_path;
 mod batch;
 mod body;
 mod budget;
+mod callers;
 mod commands;
 mod cors;
 mod credential;
@@ -114,6 +115,7 @@ fn mount_at(
     };
     rocket
         .manage(tidings)
+        .manage(callers::Callers::default())
         .manage(pages)
         .manage(assets)
         .mount(base, routes())

@@ -23,7 +23,7 @@ use crate::publish::PublishError;
 use crate::refusals::RequestSource;
 use crate::reserve::ReserveFull;
 use crate::service::{NotReady, Tidings};
-use crate::store::{CommandError, StoreError};
+use crate::store::{CommandError, StoreError, Waiting};
 
 /// An error as a client sees it.
 #[derive(Debug, Clone, Serialize)]
@@ -97,6 +97,7 @@ problems! {
     UnsupportedVersion = 426, "unsupported-version", "This WebSocket version is not spoken here";
     KeyReused = 422, "idempotency-key-reused", "The key was used for another request";
     TooManyStreams = 429, "too-many-streams", "There are as many streams as there may be";
+    TooManyReads = 429, "too-many-reads", "As many reads of the school wait as may";
     TooFast = 429, "too-fast", "Too much in too short a time";
     TooManySubjects = 409, "too-many-subjects", "The school has as many as it may";
     Internal = 500, "internal", "The server failed";
@@ -266,9 +267,23 @@ impl From<CommandError> for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         match error {
+            StoreError::Busy(why) => why.into(),
             StoreError::Displaced => Problem::new(Kind::Unavailable, error.to_string()),
-            error => Problem::internal(Kind::Unavailable, &error),
+            StoreError::Database(_) | StoreError::Stopped => {
+                Problem::internal(Kind::Unavailable, &error)
+            }
         }
+    }
+}
+
+impl From<Waiting> for Problem {
+    fn from(why: Waiting) -> Problem {
+        let (kind, setting) = match why {
+            Waiting::OfSchool => (Kind::TooManyReads, "max_waiting_reads_per_school"),
+            Waiting::InAll => (Kind::Unavailable, "max_waiting_reads"),
+            Waiting::TooLong => (Kind::Unavailable, "read_timeout_ms"),
+        };
+        Problem::new(kind, why.to_string()).of_limit(setting)
     }
 }
 

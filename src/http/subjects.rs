@@ -6,9 +6,11 @@ use rocket::form::ValueField;
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Route, State, get, post, put, routes};
+use serde_json::json;
 
 use super::body::{Base, IdempotencyKey, Json, Unread, UpperStatus};
 use super::budget::{may_produce, reserve};
+use super::callers::Connection;
 use super::commands::{self, Sent, subject};
 use super::credential::{Caller, query};
 use super::methods::Collection;
@@ -18,7 +20,7 @@ use crate::id::{Channel, Cursor, NameError, SubjectId};
 use crate::kind::job::{JobType, Status as JobStatus};
 use crate::kind::{self, Command, RuleError};
 use crate::service::Tidings;
-use crate::store::{Envelope, ListQuery, Order, Receipt, Stalled, StoredSubject};
+use crate::store::{Envelope, ListPage, ListQuery, Order, Receipt, Stalled, StoredSubject};
 use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -156,6 +158,7 @@ async fn list(
     asked: Result<Asked, Problem>,
     upper: Result<UpperStatus, Problem>,
     first: FirstHead,
+    connection: Connection,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection;
@@ -163,7 +166,8 @@ async fn list(
     caller
         .access
         .reach(caller.school, &Channel::Collection(kind))?;
-    let page = tidings.store().subjects(caller.school, kind, asked).await?;
+    let read = async { Ok(tidings.store().subjects(caller.school, kind, asked).await?) };
+    let page: ListPage = connection.lasts::<_, Problem>(read).await?;
     let mut json = format!(r#"{{"{}":["#, kind.collection()).into_bytes();
     for (index, stored) in page.subjects.iter().enumerate() {
         if index > 0 {
@@ -178,7 +182,16 @@ async fn list(
     let next = page.next.map_or("null".to_owned(), |next| {
         format!("\"{next}-{}\"", cursor.seq)
     });
-    json.extend(format!(r#"],"next":{next},"cursor":"{cursor}"}}"#).into_bytes());
+    json.extend(format!(r#"],"next":{next},"#).into_bytes());
+    if let Some(searched) = page.searched {
+        let searched = json!({
+            "rows": searched.rows,
+            "until": searched.until.map(wire::timestamp),
+            "complete": searched.is_complete,
+        });
+        json.extend(format!(r#""searched":{searched},"#).into_bytes());
+    }
+    json.extend(format!(r#""cursor":"{cursor}"}}"#).into_bytes());
     Ok(Json::ok(json))
 }
 

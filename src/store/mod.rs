@@ -15,6 +15,8 @@
 //!   the order of their last events; each page says how far it reaches. A snapshot up to `head` followed by
 //!   the events after `head` is the whole story. Because a snapshot is told in the order of the log, the
 //!   cursor of any of its entries is a place from which a replay loses nothing.
+//! - **Turns.** Reading much does not keep others from reading: each school has its turn after one read, or one window
+//!   of a longer one, of each other school. A request that cannot have a turn is refused ([`StoreError::Busy`]).
 //! - **Forgetting.** [`Store::sweep`] removes what is past retention in small steps and moves `floor` with it.
 
 mod allowance;
@@ -229,6 +231,23 @@ pub enum StoreError {
     /// Somebody has removed or replaced the database while it is open. The store has logged it.
     #[error("the database's file was removed or replaced while the server runs")]
     Displaced,
+    /// Others read: this read was not begun.
+    #[error("{0}")]
+    Busy(Waiting),
+}
+
+/// Why a read of a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Waiting {
+    /// As many requests of its school wait as may.
+    #[error("as many reads of this school wait for their turn as may")]
+    OfSchool,
+    /// As many requests wait as may.
+    #[error("as many reads wait for their turn as may")]
+    InAll,
+    /// It has waited for as long as it may.
+    #[error("the database was busy with other reads for too long")]
+    TooLong,
 }
 
 /// Part of a log or of a snapshot.
@@ -309,10 +328,10 @@ pub enum Order {
     Oldest,
 }
 
-/// How many subjects ended in one way within a stretch of time.
+/// How many subjects ended in one way within an hour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ending {
-    /// When the stretch began.
+    /// When the hour began.
     pub from: DateTime<Utc>,
     /// How they ended.
     pub status: &'static str,
@@ -325,10 +344,23 @@ pub struct Ending {
 pub struct ListPage {
     /// In the order that was asked for.
     pub subjects: Vec<StoredSubject>,
-    /// The key of the next page, if there is one.
+    /// The key of the next page, if there is one: also where to go on with a search that has not come to its end.
     pub next: Option<u64>,
+    /// How far was looked for those that fit. None if an index has them, so that nothing else was looked at.
+    pub searched: Option<Searched>,
     /// The school's newest `seq` when the page was read: a stream from here goes on where the list ends.
     pub head: u64,
+}
+
+/// How far a list was searched for what fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Searched {
+    /// How many subjects were looked at.
+    pub rows: u64,
+    /// When the last of them was created, if those beyond it were not looked at.
+    pub until: Option<DateTime<Utc>>,
+    /// Whether it went on until the page was full or nothing was left: no bound on reads was reached.
+    pub is_complete: bool,
 }
 
 /// Which violations to list, newest first.
@@ -405,6 +437,12 @@ pub trait Store: Log {
     /// What it has written since it was opened.
     fn meter(&self) -> &Meter;
 
+    /// How many windows of rows were read since it was opened, by reads that look through them for those that fit.
+    fn windows(&self) -> u64;
+
+    /// How many reads of requests wait for their turn.
+    fn waiting_reads(&self) -> usize;
+
     /// How large the database is, in bytes.
     async fn size(&self) -> Result<u64, StoreError>;
 
@@ -451,7 +489,8 @@ pub trait Store: Log {
         id: SubjectId,
     ) -> Result<Option<StoredSubject>, StoreError>;
 
-    /// A page of subjects.
+    /// A page of subjects. A list that no index serves is searched a window of rows at a time, up to the bounds on reads; it
+    /// ends when its caller drops it.
     async fn subjects(
         &self,
         school: SchoolId,
@@ -490,14 +529,12 @@ pub trait Store: Log {
         limit: usize,
     ) -> Result<Vec<StoredSubject>, StoreError>;
 
-    /// How the subjects of a kind ended since `since`, counted by stretches of `secs` since 1970. A kind whose
-    /// subjects do not end has none.
+    /// How the subjects of a kind ended since `since`, counted by the hour. A kind whose subjects do not end has none.
     async fn endings(
         &self,
         school: SchoolId,
         kind: Kind,
         since: DateTime<Utc>,
-        secs: u32,
     ) -> Result<Vec<Ending>, StoreError>;
 
     /// Schools that have a log, by number, after this one; at most `limit`.
@@ -564,6 +601,6 @@ pub trait Store: Log {
     /// Finishes what was asked and lets go of the database. Writes fail from now on.
     async fn close(&self) -> Result<(), StoreError>;
 
-    /// Asks the writer and a reader for a sign of life.
+    /// Asks the writer and a reader for a sign of life. No other read delays it.
     async fn ping(&self) -> Result<(), StoreError>;
 }

@@ -1,14 +1,17 @@
 //! Becoming up to date: the steps between connecting (or lagging, or adding channels) and being live.
 //!
 //! While there are steps, mail waits in the mailbox, so whatever is committed meanwhile comes after what they
-//! tell. A step reads a page at a time, as fast as the client takes it.
+//! tell. A step reads a page at a time, as fast as the client takes it. Pages in which nothing is for the client are
+//! followed by signs of life, by which a client that has gone is found out, and the reading with it.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 
 use super::{Delivery, Reading, Subscriber, Subscription};
+use crate::config::CATCH_UP_SIGN;
 use crate::event::Event;
 use crate::id::{Channel, Cursor, Kind};
 use crate::scope::{Scope, without_superseded};
@@ -416,6 +419,12 @@ impl Subscription {
         let reading = self.reading.get_or_insert_with(|| read(Arc::clone(log)));
         let page = ready!(reading.as_mut().poll(cx));
         self.reading = None;
+        // While nothing is written, nobody notices that the client has gone.
+        let sign = Instant::now() + CATCH_UP_SIGN;
+        if page.as_ref().is_ok_and(|page| page.events.is_empty()) && sign < self.next_heartbeat {
+            self.next_heartbeat = sign;
+            self.set_timer();
+        }
         Poll::Ready(match page {
             Ok(page) => Some(page),
             Err(error) => {

@@ -114,6 +114,7 @@ fn the_guarantees_name_tests_that_exist() {
         ("runner", include_str!("notify/runner.rs")),
         ("exact_input", include_str!("exact_input.rs")),
         ("methods", include_str!("methods.rs")),
+        ("reads", include_str!("reads.rs")),
         ("set_aside", include_str!("notify/set_aside.rs")),
     ];
     let mut named = 0;

@@ -57,6 +57,7 @@ mod origins;
 mod pressure;
 mod proxies;
 mod quickstart;
+mod reads;
 mod reconnecting;
 mod restores;
 mod rfc6455;

@@ -10,6 +10,7 @@ use diesel::sqlite::SqliteConnection;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use serde_json::{Value, json};
 use tidings::config::PRESENCE_FLUSH_PERIOD;
+use tidings::kind::{device, enrollment, job};
 
 use crate::support::*;
 
@@ -422,4 +423,15 @@ async fn what_an_earlier_version_stored_counts_as_heard_of_at_the_upgrade() {
             ]
     })
     .await;
+    // What was stored before counts were kept is counted, too.
+    let store = server.tidings.store();
+    let school = 1.try_into().unwrap();
+    for (kind, status) in [
+        (job::KIND, "failed"),
+        (enrollment::KIND, "error"),
+        (device::KIND, "offline"),
+    ] {
+        assert_eq!(store.counts(school, kind).await.unwrap(), [(status, 1)]);
+    }
+    assert_eq!(store.stalled(school, job::KIND).await.unwrap(), 0);
 }

@@ -22,6 +22,8 @@ mod descriptors;
 #[cfg(target_os = "linux")]
 mod sock_diag;
 
+use std::collections::HashSet;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -74,8 +76,16 @@ impl Drop for DeadPeers {
     }
 }
 
+/// The peers of the connections to a local port that neither end has closed.
+pub(super) fn open_to(port: u16) -> io::Result<HashSet<SocketAddr>> {
+    platform::open_to(port)
+}
+
 #[cfg(not(target_os = "linux"))]
 mod platform {
+    use std::collections::HashSet;
+    use std::io;
+
     use std::net::SocketAddr;
     use std::sync::Weak;
     use std::time::Duration;
@@ -93,6 +103,10 @@ mod platform {
             "`dead_peer_timeout_secs` has no effect on this platform: readers that vanish without a word keep their place until the system gives their connections up"
         );
         None
+    }
+
+    pub(super) fn open_to(_: u16) -> io::Result<HashSet<SocketAddr>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -213,6 +227,12 @@ mod platform {
         }
     }
 
+    pub(super) fn open_to(port: u16) -> io::Result<HashSet<SocketAddr>> {
+        let connections = sock_diag::connections(port)?.into_iter();
+        let open = connections.filter(|own| !own.is_half_closed);
+        Ok(open.map(|own| own.peer).collect())
+    }
+
     /// The connections to a local port whose peers are dead: silent for at least so long.
     fn dead(port: u16, least: Duration) -> io::Result<Vec<sock_diag::Connection>> {
         let mut connections = sock_diag::connections(port)?;
@@ -271,6 +291,7 @@ mod platform {
             let dead = sock_diag::Connection {
                 peer: "192.0.2.1:80".parse().unwrap(),
                 inode: 1,
+                is_half_closed: false,
                 silent_for: secs(30),
                 sent_ago: secs(8),
                 first_wait: secs(2),

@@ -26,8 +26,9 @@ const NETLINK_HEADER: usize = 16;
 const REQUEST: usize = 56;
 const IPPROTO_TCP: u8 = 6;
 const INET_DIAG_INFO: u16 = 2;
+const ESTABLISHED: u8 = 1;
 /// Established, and half closed by the peer.
-const STATES: u32 = 1 << 1 | 1 << 8;
+const STATES: u32 = 1 << ESTABLISHED | 1 << 8;
 /// The part of an answer before its attributes.
 const DIAG: usize = 72;
 
@@ -36,6 +37,8 @@ const DIAG: usize = 72;
 pub(super) struct Connection {
     pub(super) peer: SocketAddr,
     pub(super) inode: u64,
+    /// Whether the peer has closed its end.
+    pub(super) is_half_closed: bool,
     /// How long ago the peer's kernel was heard of: the last acknowledgement or data.
     pub(super) silent_for: Duration,
     /// How long ago something was sent, a retransmission also.
@@ -133,6 +136,7 @@ fn connection(message: &[u8], port: u16) -> Option<Connection> {
     Some(Connection {
         peer: SocketAddr::new(address, port_at(6)?),
         inode: inode.into(),
+        is_half_closed: *message.get(1)? != ESTABLISHED,
         silent_for: millis(heard),
         sent_ago: millis(u32_at(info, 44)?),
         first_wait: first_wait(u32_at(info, 8)?, *info.get(4)?),

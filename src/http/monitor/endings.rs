@@ -19,7 +19,7 @@ pub(super) async fn view(tidings: &Tidings, school: SchoolId) -> Result<Value, S
     let now = Utc::now();
     let since = now - TimeDelta::hours(ENDINGS_HOURS);
     let store = tidings.store();
-    let endings = store.endings(school, job::KIND, since, 3_600).await?;
+    let endings = store.endings(school, job::KIND, since).await?;
     let first = since.duration_trunc(TimeDelta::hours(1)).unwrap_or(since);
     Ok(told(&endings, first, now))
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use chrono::Utc;
 use rocket::{Route, State, get, routes};
 use serde_json::json;
 
+use super::form::{count, optional_time};
 use super::page::{Html, Pages};
 use super::rows::rows;
 use super::school::{view, violations};
@@ -12,13 +14,14 @@ use super::uptime::Uptime;
 use super::visitor::{Refusal, Visitor};
 use crate::config::PAGE_DEFAULT;
 use crate::http::body::Base;
+use crate::http::callers::Connection;
 use crate::http::methods::Collection;
 use crate::http::problem::Problem;
 use crate::http::subjects::{STALLED_STATUS, Ticked};
 use crate::id::Channel;
 use crate::kind::characteristic;
 use crate::service::Tidings;
-use crate::store::{ListQuery, Order, Stalled, ViolationQuery};
+use crate::store::{ListPage, ListQuery, Order, Stalled, ViolationQuery};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![list, open_violations]
@@ -57,10 +60,12 @@ async fn open_violations(
 }
 
 #[get("/monitor/schools/<school>/<_>", rank = 10)]
+#[expect(clippy::too_many_arguments, reason = "each is a part of the request")]
 async fn list(
     collection: Collection,
     school: &str,
     asked: Result<Ticked, Problem>,
+    connection: Connection,
     visitor: Visitor,
     base: Base,
     pages: &State<Pages>,
@@ -73,10 +78,9 @@ async fn list(
         .access
         .reach(guest.school, &Channel::Collection(kind))
         .map_err(Problem::from)?;
-    let page = tidings
-        .store()
-        .subjects(guest.school, kind, query.clone())
-        .await?;
+    let read = tidings.store().subjects(guest.school, kind, query.clone());
+    let read = async { Ok(read.await?) };
+    let page: ListPage = connection.lasts::<_, Refusal>(read).await?;
     let status =
         |name: &&'static str| json!({"name": name, "is_on": query.statuses.contains(name)});
     let statuses = crate::kind::description(kind).statuses.iter();
@@ -95,6 +99,10 @@ async fn list(
         "rows": rows,
         "next": page.next.map(|next| address(&query, Some(next))),
         "first": query.beyond.is_some().then(|| address(&query, None)),
+        "searched": page.searched.filter(|own| !own.is_complete).map(|own| json!({
+            "rows": count(own.rows),
+            "until": optional_time(own.until, Utc::now()),
+        })),
         "filter": {
             "text": query.text,
             "job_type": query.categories.first(),

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::schema::characteristics;
 use super::table::{
-    LastEvent, Selection, Stored, Table, any_table, from_millis, millis, unreadable,
+    LastEvent, Selection, Stored, Table, Told, any_table, from_millis, millis, unreadable,
 };
 use super::upsert::upsert;
 use super::violations;
@@ -235,7 +235,7 @@ impl Table for CharacteristicsTable {
         conn: &mut SqliteConnection,
         epoch: Epoch,
         selection: &Selection<'_>,
-    ) -> QueryResult<Vec<Event>> {
+    ) -> QueryResult<Told> {
         let mut told = Vec::new();
         let school = selection.school;
         let mut tell = |id: &SubjectId, draft: Draft, (seq, at)| {
@@ -278,27 +278,49 @@ impl Table for CharacteristicsTable {
                     tell(id, draft, (last.seq, last.at));
                 }
             }
-            return Ok(selection.first_of(told));
+            return Ok(selection.first_of(told, selection.upto));
         }
         // Each by an index in the order of the log.
         let (after, upto) = (range.0 as i64, range.1 as i64);
-        let statuses: Vec<&String> = selection.filter.statuses.iter().collect();
-        let all = || {
+        let by_limits = || {
             characteristics::table
                 .filter(characteristics::school_id.eq(school.get()))
-                .limit(selection.limit as i64)
-                .select(CharacteristicRow::as_select())
-                .into_boxed()
+                .filter(characteristics::limits_seq.gt(after))
+                .filter(characteristics::limits_seq.le(upto))
+                .order(characteristics::limits_seq)
+                .into_boxed::<Sqlite>()
         };
-        let (mut by_limits, mut by_sample) = (all(), all());
-        if !statuses.is_empty() {
-            by_limits = by_limits.filter(characteristics::status.eq_any(statuses.clone()));
-            by_sample = by_sample.filter(characteristics::sample_status.eq_any(statuses));
+        let by_sample = || {
+            characteristics::table
+                .filter(characteristics::school_id.eq(school.get()))
+                .filter(characteristics::sample_seq.gt(after))
+                .filter(characteristics::sample_seq.le(upto))
+                .order(characteristics::sample_seq)
+                .into_boxed::<Sqlite>()
+        };
+        let mut through = selection.upto;
+        let (mut limits, mut samples) = (by_limits(), by_sample());
+        if !selection.filter.statuses.is_empty() {
+            let last = selection.rows as i64 - 1;
+            let end = by_limits().select(characteristics::limits_seq.nullable());
+            let end = end.limit(1).offset(last).first::<Option<i64>>(conn);
+            let other = by_sample().select(characteristics::sample_seq);
+            let other = other.limit(1).offset(last).first::<Option<i64>>(conn);
+            let ends = [end.optional()?.flatten(), other.optional()?.flatten()];
+            for end in ends.into_iter().flatten() {
+                through = through.min(end as u64);
+            }
+            let wanted: Vec<&String> = selection.filter.statuses.iter().collect();
+            limits = limits
+                .filter(characteristics::limits_seq.le(through as i64))
+                .filter(characteristics::status.eq_any(wanted.clone()));
+            samples = samples
+                .filter(characteristics::sample_seq.le(through as i64))
+                .filter(characteristics::sample_status.eq_any(wanted));
         }
-        let by_limits = by_limits
-            .filter(characteristics::limits_seq.gt(after))
-            .filter(characteristics::limits_seq.le(upto))
-            .order(characteristics::limits_seq)
+        let by_limits = limits
+            .limit(selection.limit as i64)
+            .select(CharacteristicRow::as_select())
             .load::<CharacteristicRow<'_>>(conn)?;
         for row in by_limits {
             let (id, stored) = row.into_stored()?;
@@ -306,10 +328,9 @@ impl Table for CharacteristicsTable {
                 tell(&id, characteristic::limits_draft(&id, own), own.told_limits);
             }
         }
-        let by_sample = by_sample
-            .filter(characteristics::sample_seq.gt(after))
-            .filter(characteristics::sample_seq.le(upto))
-            .order(characteristics::sample_seq)
+        let by_sample = samples
+            .limit(selection.limit as i64)
+            .select(CharacteristicRow::as_select())
             .load::<CharacteristicRow<'_>>(conn)?;
         for row in by_sample {
             let (id, stored) = row.into_stored()?;
@@ -321,7 +342,7 @@ impl Table for CharacteristicsTable {
                 tell(&id, draft, (last.seq, last.at));
             }
         }
-        Ok(selection.first_of(told))
+        Ok(selection.first_of(told, through))
     }
 
     /// A sample is superseded by a later sample only.

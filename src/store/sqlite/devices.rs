@@ -10,7 +10,7 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::schema::devices;
 use super::table::{
-    Selection, Stored, Table, any_table, from_millis, millis, overdue_rows, raw, unreadable,
+    Selection, Stored, Table, Told, any_table, from_millis, millis, overdue_rows, raw, unreadable,
     uptime, uptime_millis,
 };
 use super::upsert::upsert;
@@ -142,7 +142,7 @@ impl Table for DevicesTable {
         conn: &mut SqliteConnection,
         epoch: Epoch,
         selection: &Selection<'_>,
-    ) -> QueryResult<Vec<Event>> {
+    ) -> QueryResult<Told> {
         let mut told = Vec::new();
         let tell_status = |id: &SubjectId, device: &Device| {
             let (draft, place) = (device::status_draft(id, device), device.told_status);
@@ -161,35 +161,57 @@ impl Table for DevicesTable {
                     told.extend(tell_info(id, device));
                 }
             }
-            return Ok(selection.first_of(told));
+            return Ok(selection.first_of(told, selection.upto));
         }
         // Statuses and infos: each by an index in the order of the log.
         let (after, upto) = (selection.after as i64, selection.upto as i64);
-        let statuses: Vec<&String> = selection.filter.statuses.iter().collect();
-        let all = || {
-            let mut query = devices::table
+        let by_status = || {
+            devices::table
                 .filter(devices::school_id.eq(selection.school.get()))
-                .limit(selection.limit as i64)
-                .select(DeviceRow::as_select())
-                .into_boxed();
-            if !statuses.is_empty() {
-                query = query.filter(devices::status.eq_any(statuses.clone()));
-            }
-            query
+                .filter(devices::status_seq.gt(after))
+                .filter(devices::status_seq.le(upto))
+                .order(devices::status_seq)
+                .into_boxed::<Sqlite>()
         };
-        let by_status = all()
-            .filter(devices::status_seq.gt(after))
-            .filter(devices::status_seq.le(upto))
-            .order(devices::status_seq)
+        let by_info = || {
+            devices::table
+                .filter(devices::school_id.eq(selection.school.get()))
+                .filter(devices::info_seq.gt(after))
+                .filter(devices::info_seq.le(upto))
+                .order(devices::info_seq)
+                .into_boxed::<Sqlite>()
+        };
+        let mut through = selection.upto;
+        let (mut statuses, mut infos) = (by_status(), by_info());
+        if !selection.filter.statuses.is_empty() {
+            let last = selection.rows as i64 - 1;
+            let end = by_status().select(devices::status_seq.nullable());
+            let end = end.limit(1).offset(last).first::<Option<i64>>(conn);
+            let other = by_info().select(devices::info_seq);
+            let other = other.limit(1).offset(last).first::<Option<i64>>(conn);
+            let ends = [end.optional()?.flatten(), other.optional()?.flatten()];
+            for end in ends.into_iter().flatten() {
+                through = through.min(end as u64);
+            }
+            let wanted: Vec<&String> = selection.filter.statuses.iter().collect();
+            statuses = statuses
+                .filter(devices::status_seq.le(through as i64))
+                .filter(devices::status.eq_any(wanted.clone()));
+            infos = infos
+                .filter(devices::info_seq.le(through as i64))
+                .filter(devices::status.eq_any(wanted));
+        }
+        let by_status = statuses
+            .limit(selection.limit as i64)
+            .select(DeviceRow::as_select())
             .load::<DeviceRow<'_>>(conn)?;
         for row in by_status {
             let (id, stored) = row.into_stored()?;
             told.extend(stored.state.device().map(|device| tell_status(&id, device)));
         }
-        let by_info = all()
-            .filter(devices::info_seq.gt(after))
-            .filter(devices::info_seq.le(upto))
-            .order(devices::info_seq)
+        let by_info = infos
+            .limit(selection.limit as i64)
+            .select(DeviceRow::as_select())
             .load::<DeviceRow<'_>>(conn)?;
         for row in by_info {
             let (id, stored) = row.into_stored()?;
@@ -200,7 +222,7 @@ impl Table for DevicesTable {
                     .and_then(|device| tell_info(&id, device)),
             );
         }
-        Ok(selection.first_of(told))
+        Ok(selection.first_of(told, through))
     }
 
     fn overdue(

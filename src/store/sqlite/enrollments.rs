@@ -14,7 +14,6 @@ use super::table::{
     table_of_what_ends, unreadable, uptime, uptime_millis,
 };
 use super::upsert::upsert;
-use crate::event::Event;
 use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::enrollment::Session;
 use crate::kind::{Command, enrollment};

@@ -13,13 +13,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::ser::{CompactFormatter, Formatter};
 
-use super::schema::{jobs, schools};
+use super::schema::{job_endings, jobs, schools};
 use super::table::{
-    Address, LastEvent, Selection, Stored, Table, any_table, from_millis, millis, raw,
+    Address, HOUR_MILLIS, LastEvent, Selection, Stored, Table, any_table, from_millis, millis, raw,
     table_of_what_ends, unreadable, uptime, uptime_millis,
 };
 use super::upsert::upsert;
-use crate::event::Event;
 use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Past};
 use crate::kind::{Command, job};
@@ -279,14 +278,6 @@ impl Table for JobsTable {
         rows.into_iter().filter_map(read).collect()
     }
 
-    fn stalled(&self, conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<i64> {
-        jobs::table
-            .filter(jobs::school_id.eq(school.get()))
-            .filter(jobs::stalled)
-            .count()
-            .get_result(conn)
-    }
-
     fn ended_since(
         &self,
         conn: &mut SqliteConnection,
@@ -294,51 +285,61 @@ impl Table for JobsTable {
         status: &str,
         since: DateTime<Utc>,
     ) -> QueryResult<i64> {
-        jobs::table
-            .filter(jobs::school_id.eq(school.get()))
-            .filter(jobs::status.eq(status))
-            .filter(jobs::finished_at.ge(millis(since)))
-            .count()
-            .get_result(conn)
+        let hour = first_whole_hour(since);
+        let counts: Vec<i64> = job_endings::table
+            .filter(job_endings::school_id.eq(school.get()))
+            .filter(job_endings::hour.ge(hour))
+            .filter(job_endings::status.eq(status))
+            .select(job_endings::count)
+            .load(conn)?;
+        let before = ended_before_hour(conn, school, status, since, hour)?;
+        Ok(before + counts.iter().sum::<i64>())
     }
 
     fn endings(
         &self,
         conn: &mut SqliteConnection,
         school: SchoolId,
-        (since, until): (DateTime<Utc>, DateTime<Utc>),
-        millis: i64,
+        since: DateTime<Utc>,
     ) -> QueryResult<Vec<(i64, String, i64)>> {
-        // Counting a range of an index is several times cheaper than to group its entries by a computed hour.
-        let rows: Vec<EndingRow> = diesel::sql_query(
-            "WITH RECURSIVE stretches (stretch) AS ( \
-                 SELECT ?1 / ?2 UNION ALL SELECT stretch + 1 FROM stretches WHERE stretch < ?3 / ?2) \
-             SELECT stretch, ends.value AS status, (SELECT COUNT(*) FROM jobs \
-                 WHERE school_id = ?4 AND status = ends.value AND finished_at IS NOT NULL \
-                 AND finished_at >= MAX(stretch * ?2, ?1) AND finished_at < (stretch + 1) * ?2) AS count \
-             FROM stretches JOIN json_each(?5) AS ends",
-        )
-        .bind::<BigInt, _>(super::table::millis(since))
-        .bind::<BigInt, _>(millis)
-        .bind::<BigInt, _>(super::table::millis(until))
-        .bind::<BigInt, _>(school.get())
-        .bind::<Text, _>(serde_json::json!(ENDS).to_string())
-        .load(conn)?;
-        let any = rows.into_iter().filter(|row| row.count > 0);
-        Ok(any
-            .map(|row| (row.stretch, row.status, row.count))
-            .collect())
+        let hour = first_whole_hour(since);
+        let mut endings = Vec::new();
+        for status in ENDS {
+            let count = ended_before_hour(conn, school, status, since, hour)?;
+            endings.push((hour - 1, status.to_owned(), count));
+        }
+        let whole: Vec<(i64, String, i64)> = job_endings::table
+            .filter(job_endings::school_id.eq(school.get()))
+            .filter(job_endings::hour.ge(hour))
+            .select((job_endings::hour, job_endings::status, job_endings::count))
+            .load(conn)?;
+        endings.extend(whole);
+        endings.retain(|(_, _, count)| *count > 0);
+        Ok(endings)
     }
 }
 
-#[derive(QueryableByName)]
-struct EndingRow {
-    #[diesel(sql_type = BigInt)]
-    stretch: i64,
-    #[diesel(sql_type = Text)]
-    status: String,
-    #[diesel(sql_type = BigInt)]
-    count: i64,
+/// The number since 1970 of the first hour that begins at a moment or after it.
+fn first_whole_hour(since: DateTime<Utc>) -> i64 {
+    let since = millis(since);
+    since.div_euclid(HOUR_MILLIS) + i64::from(since.rem_euclid(HOUR_MILLIS) > 0)
+}
+
+/// How many ended in one way since a moment and before an hour: the part of an hour that is not counted for itself.
+fn ended_before_hour(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    status: &str,
+    since: DateTime<Utc>,
+    hour: i64,
+) -> QueryResult<i64> {
+    jobs::table
+        .filter(jobs::school_id.eq(school.get()))
+        .filter(jobs::status.eq(status))
+        .filter(jobs::finished_at.ge(millis(since)))
+        .filter(jobs::finished_at.lt(hour * HOUR_MILLIS))
+        .count()
+        .get_result(conn)
 }
 
 diesel::allow_tables_to_appear_in_same_query!(jobs, schools);

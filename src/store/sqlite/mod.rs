@@ -1,7 +1,7 @@
 //! The embedded store: SQLite in WAL mode through Diesel.
 //!
 //! One writer thread owns the only writing connection (`writer.rs`); reads go through an r2d2 pool on
-//! blocking threads, at most as many at a time as the pool has connections. Locks keep a second process out (`lock.rs`),
+//! blocking threads (`readers.rs`), in turns (`turns.rs`). Locks keep a second process out (`lock.rs`),
 //! because the writer caches what it has written. What is opened is looked at first (`opening.rs`).
 
 mod answers;
@@ -12,41 +12,45 @@ mod enrollments;
 mod events;
 mod jobs;
 mod life;
+mod lists;
 mod lock;
 mod notifiers;
 mod opening;
 mod read;
+mod readers;
 mod schema;
 mod search;
 mod sweep;
 mod table;
+mod turns;
 mod upsert;
 mod violations;
 mod writer;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
-use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool};
 use diesel::sqlite::SqliteConnection;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
-use self::lock::DatabaseLock;
+use self::lists::ListWalk;
 pub use self::opening::{OpenError, check_place, check_trace, new_epoch};
 use self::opening::{Opened, open};
+use self::readers::Readers;
 use self::sweep::Retention;
 use self::table::{TABLES, table};
+use self::turns::{Asker, Length};
 use self::writer::{Submission, Work, Writer};
 use super::notifiers::{Begun, DeadLetterPage, Place, Progress, Standing, Total};
 use super::{
     Allowance, CommandError, Committed, Ending, Envelope, ListPage, ListQuery, Log, Meter, Overdue,
-    Page, Receipt, Store, StoreError, StoredSubject, ViolationPage, ViolationQuery, Which,
+    Page, Receipt, Searched, Store, StoreError, StoredSubject, ViolationPage, ViolationQuery,
+    Which,
 };
-use crate::config::{self, CLOSE_WAIT, Settings};
+use crate::config::{self, Settings};
 use crate::event::Event;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::device::Device;
@@ -66,18 +70,8 @@ pub struct SqliteStore {
     uptime: UptimeClock,
     meter: Arc<Meter>,
     work: mpsc::Sender<Work>,
-    /// None once the store is closed.
-    readers: Mutex<Option<Arc<Readers>>>,
-    reading: Arc<Semaphore>,
-    reader_connections: u32,
+    readers: Readers,
     retention: Retention,
-}
-
-/// The reading connections.
-struct Readers {
-    pool: Pool<ConnectionManager<SqliteConnection>>,
-    /// After them: see [`lock`].
-    _lock: Arc<DatabaseLock>,
 }
 
 impl SqliteStore {
@@ -101,21 +95,14 @@ impl SqliteStore {
         for name in notifiers {
             notifiers::begins(&mut conn, name).map_err(|error| failed(&error))?;
         }
-        let pool = Pool::builder()
-            .max_size(settings.reader_connections)
-            // All of them now, and for good: later there may be no more files to be had.
-            .max_lifetime(None)
-            .idle_timeout(None)
-            .connection_customizer(Box::new(ReadOnly))
-            .test_on_check_out(false)
-            .build(ConnectionManager::new(url))
-            .map_err(|error| failed(&error))?;
+        let readers =
+            Readers::open(settings, &url, Arc::clone(&lock)).map_err(|error| failed(&error))?;
 
         let (work, queue) = mpsc::channel(config::WRITER_QUEUE);
         let meter = Arc::<Meter>::default();
         let writer = Writer::new(
             conn,
-            Arc::clone(&lock),
+            lock,
             life.clone(),
             settings,
             committed,
@@ -138,9 +125,7 @@ impl SqliteStore {
             uptime: life.uptime,
             meter,
             work,
-            readers: Mutex::new(Some(Arc::new(Readers { pool, _lock: lock }))),
-            reading: Arc::new(Semaphore::new(settings.reader_connections as usize)),
-            reader_connections: settings.reader_connections,
+            readers,
             retention: Retention {
                 age: seconds(settings.retention_secs),
                 events: settings.retention_events,
@@ -178,64 +163,41 @@ impl SqliteStore {
         .await
     }
 
-    /// Runs a read in one transaction, so that all it sees is of one moment.
+    /// A short read for a request about a school.
     async fn read<T: Send + 'static>(
+        &self,
+        school: SchoolId,
+        read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let asker = Asker::Requests(school);
+        self.readers.read(asker, Length::Short, read).await
+    }
+
+    /// A short read of the server's own.
+    async fn look<T: Send + 'static>(
         &self,
         read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let permit = Arc::clone(&self.reading)
-            .acquire_owned()
-            .await
-            .map_err(|_| StoreError::Stopped)?;
-        let readers = self.readers().clone().ok_or(StoreError::Stopped)?;
-        let task = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            let mut conn = readers
-                .pool
-                .get()
-                .map_err(|error| StoreError::Database(error.to_string()))?;
-            SqliteConnection::transaction(&mut conn, read).map_err(database_error)
-        });
-        task.await.map_err(|_| StoreError::Stopped)?
+        self.readers.read(Asker::Server, Length::Short, read).await
     }
 
-    fn readers(&self) -> std::sync::MutexGuard<'_, Option<Arc<Readers>>> {
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Closes the reading connections once the reads that are under way have ended, or later if those take long. The last
-    /// connection to be closed takes the journal into the database.
-    async fn close_readers(&self) {
-        let ended = self.reading.acquire_many(self.reader_connections);
-        if tokio::time::timeout(CLOSE_WAIT, ended).await.is_err() {
-            tracing::warn!("reads go on although the database is being closed");
-        }
-        self.reading.close();
-        let readers = self.readers().take();
-        // It fails only if closing panics, and then nothing is left to close.
-        let _ = tokio::task::spawn_blocking(move || drop(readers)).await;
+    /// A page for a stream. One that is filtered may look at many rows for each that it tells.
+    async fn page<T: Send + 'static>(
+        &self,
+        scope: &Scope,
+        read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let length = match scope.filter.is_empty() {
+            true => Length::Short,
+            false => Length::Window,
+        };
+        let asker = Asker::Streams(scope.school);
+        self.readers.read(asker, length, read).await
     }
 }
 
 fn database_error(error: diesel::result::Error) -> StoreError {
     StoreError::Database(error.to_string())
-}
-
-/// Readers cannot write, and wait for nothing but a checkpoint.
-#[derive(Debug)]
-struct ReadOnly;
-
-impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReadOnly {
-    fn on_acquire(&self, conn: &mut SqliteConnection) -> Result<(), diesel::r2d2::Error> {
-        conn.batch_execute(&format!(
-            "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS};
-             PRAGMA query_only = ON;
-             PRAGMA temp_store = MEMORY;
-             SELECT key FROM meta LIMIT 1;"
-        ))
-        .and_then(|()| search::register(conn))
-        .map_err(diesel::r2d2::Error::QueryError)
-    }
 }
 
 #[async_trait]
@@ -245,9 +207,11 @@ impl Log for SqliteStore {
     }
 
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
-        let epoch = self.epoch;
-        self.read(move |conn| read::replay(conn, epoch, &scope, after, fold))
-            .await
+        let (epoch, own) = (self.epoch, Arc::clone(&scope));
+        self.page(&own, move |conn| {
+            read::replay(conn, epoch, &scope, after, fold)
+        })
+        .await
     }
 
     async fn snapshot(
@@ -256,9 +220,11 @@ impl Log for SqliteStore {
         after: u64,
         upto: Option<u64>,
     ) -> Result<Page, StoreError> {
-        let epoch = self.epoch;
-        self.read(move |conn| read::snapshot(conn, epoch, &scope, after, upto))
-            .await
+        let (epoch, own) = (self.epoch, Arc::clone(&scope));
+        self.page(&own, move |conn| {
+            read::snapshot(conn, epoch, &scope, after, upto)
+        })
+        .await
     }
 }
 
@@ -273,7 +239,7 @@ impl Store for SqliteStore {
     }
 
     async fn wall_clock(&self) -> Result<Option<wall_clock::Record>, StoreError> {
-        let text = self.read(|conn| life::fact(conn, WALL_CLOCK)).await?;
+        let text = self.look(|conn| life::fact(conn, WALL_CLOCK)).await?;
         let record = text.map(|text| serde_json::from_str(&text)).transpose();
         record.map_err(|error| StoreError::Database(format!("`{WALL_CLOCK}` in `meta`: {error}")))
     }
@@ -288,8 +254,16 @@ impl Store for SqliteStore {
         &self.meter
     }
 
+    fn windows(&self) -> u64 {
+        self.readers.turns().windows()
+    }
+
+    fn waiting_reads(&self) -> usize {
+        self.readers.turns().waiting()
+    }
+
     async fn size(&self) -> Result<u64, StoreError> {
-        self.read(read::size).await
+        self.look(read::size).await
     }
 
     async fn append_within(
@@ -318,8 +292,10 @@ impl Store for SqliteStore {
         limit: usize,
     ) -> Result<Vec<Arc<Event>>, StoreError> {
         let epoch = self.epoch;
-        self.read(move |conn| read::last_events(conn, epoch, school, kind, &subject, which, limit))
-            .await
+        self.read(school, move |conn| {
+            read::last_events(conn, epoch, school, kind, &subject, which, limit)
+        })
+        .await
     }
 
     async fn exists(
@@ -328,8 +304,10 @@ impl Store for SqliteStore {
         kind: Kind,
         subject: SubjectId,
     ) -> Result<bool, StoreError> {
-        self.read(move |conn| Ok(table(kind).load(conn, school, &subject)?.is_some()))
-            .await
+        self.read(school, move |conn| {
+            Ok(table(kind).load(conn, school, &subject)?.is_some())
+        })
+        .await
     }
 
     async fn subject(
@@ -339,7 +317,7 @@ impl Store for SqliteStore {
         id: SubjectId,
     ) -> Result<Option<StoredSubject>, StoreError> {
         let epoch = self.epoch;
-        self.read(move |conn| {
+        self.read(school, move |conn| {
             let stored = table(kind).load(conn, school, &id)?;
             Ok(stored.map(|stored| stored.into_subject(epoch, school, kind, id)))
         })
@@ -352,13 +330,25 @@ impl Store for SqliteStore {
         kind: Kind,
         query: ListQuery,
     ) -> Result<ListPage, StoreError> {
-        let epoch = self.epoch;
-        self.read(move |conn| read::list(conn, epoch, school, kind, &query))
-            .await
+        let mut walk = ListWalk::new(school, kind, query);
+        if walk.is_by_index() {
+            let listed = self.read(school, move |conn| {
+                walk.list(conn)?;
+                Ok(walk)
+            });
+            return Ok(listed.await?.into_page(self.epoch, None));
+        }
+        let walked = self.readers.walk(school, walk).await?;
+        let searched = Searched {
+            rows: walked.rows,
+            until: walked.walk.until().filter(|_| !walked.is_complete),
+            is_complete: walked.is_complete,
+        };
+        Ok(walked.walk.into_page(self.epoch, Some(searched)))
     }
 
     async fn head(&self, school: SchoolId) -> Result<u64, StoreError> {
-        self.read(move |conn| Ok(read::bounds(conn, school)?.0))
+        self.read(school, move |conn| Ok(read::bounds(conn, school)?.0))
             .await
     }
 
@@ -367,12 +357,12 @@ impl Store for SqliteStore {
         school: SchoolId,
         kind: Kind,
     ) -> Result<Vec<(&'static str, u64)>, StoreError> {
-        self.read(move |conn| read::counts(conn, school, kind))
+        self.read(school, move |conn| read::counts(conn, school, kind))
             .await
     }
 
     async fn stalled(&self, school: SchoolId, kind: Kind) -> Result<u64, StoreError> {
-        self.read(move |conn| read::stalled(conn, school, kind))
+        self.read(school, move |conn| read::stalled(conn, school, kind))
             .await
     }
 
@@ -383,8 +373,10 @@ impl Store for SqliteStore {
         status: &'static str,
         since: DateTime<Utc>,
     ) -> Result<u64, StoreError> {
-        self.read(move |conn| read::ended_since(conn, school, kind, status, since))
-            .await
+        self.read(school, move |conn| {
+            read::ended_since(conn, school, kind, status, since)
+        })
+        .await
     }
 
     async fn ended(
@@ -395,8 +387,10 @@ impl Store for SqliteStore {
         limit: usize,
     ) -> Result<Vec<StoredSubject>, StoreError> {
         let epoch = self.epoch;
-        self.read(move |conn| read::ended(conn, epoch, school, kind, status, limit))
-            .await
+        self.read(school, move |conn| {
+            read::ended(conn, epoch, school, kind, status, limit)
+        })
+        .await
     }
 
     async fn endings(
@@ -404,9 +398,8 @@ impl Store for SqliteStore {
         school: SchoolId,
         kind: Kind,
         since: DateTime<Utc>,
-        secs: u32,
     ) -> Result<Vec<Ending>, StoreError> {
-        self.read(move |conn| read::endings(conn, school, kind, since, secs))
+        self.read(school, move |conn| read::endings(conn, school, kind, since))
             .await
     }
 
@@ -415,7 +408,7 @@ impl Store for SqliteStore {
         after: Option<SchoolId>,
         limit: usize,
     ) -> Result<Vec<SchoolId>, StoreError> {
-        self.read(move |conn| read::schools(conn, after, limit))
+        self.look(move |conn| read::schools(conn, after, limit))
             .await
     }
 
@@ -424,17 +417,17 @@ impl Store for SqliteStore {
         school: SchoolId,
         query: ViolationQuery,
     ) -> Result<ViolationPage, StoreError> {
-        self.read(move |conn| violations::list(conn, school, &query))
+        self.read(school, move |conn| violations::list(conn, school, &query))
             .await
     }
 
     async fn open_violations(&self, school: SchoolId) -> Result<u64, StoreError> {
-        self.read(move |conn| violations::count_open(conn, school))
+        self.read(school, move |conn| read::open_violations(conn, school))
             .await
     }
 
     async fn overdue(&self, now: Uptime, limit: usize) -> Result<Vec<Overdue>, StoreError> {
-        self.read(move |conn| {
+        self.look(move |conn| {
             let mut overdue = Vec::new();
             for (_, table) in TABLES {
                 overdue.extend(table.overdue(conn, now, limit)?);
@@ -449,7 +442,7 @@ impl Store for SqliteStore {
         after: Option<(SchoolId, SubjectId)>,
         limit: usize,
     ) -> Result<Vec<(SchoolId, SubjectId, Device)>, StoreError> {
-        self.read(move |conn| devices::not_offline(conn, after.as_ref(), limit))
+        self.look(move |conn| devices::not_offline(conn, after.as_ref(), limit))
             .await
     }
 
@@ -470,7 +463,7 @@ impl Store for SqliteStore {
 
     async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError> {
         let name = name.to_owned();
-        self.read(move |conn| notifiers::place(conn, &name, school))
+        self.look(move |conn| notifiers::place(conn, &name, school))
             .await
     }
 
@@ -487,12 +480,12 @@ impl Store for SqliteStore {
     }
 
     async fn notifiers(&self, school: SchoolId) -> Result<(Vec<Standing>, u64), StoreError> {
-        self.read(move |conn| notifiers::standings(conn, school))
+        self.read(school, move |conn| notifiers::standings(conn, school))
             .await
     }
 
     async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError> {
-        self.read(notifiers::totals).await
+        self.look(notifiers::totals).await
     }
 
     async fn dead_letters(
@@ -503,18 +496,20 @@ impl Store for SqliteStore {
         limit: usize,
     ) -> Result<DeadLetterPage, StoreError> {
         let name = name.to_owned();
-        self.read(move |conn| notifiers::letters(conn, &name, school, before, limit))
-            .await
+        self.read(school, move |conn| {
+            notifiers::letters(conn, &name, school, before, limit)
+        })
+        .await
     }
 
     async fn close(&self) -> Result<(), StoreError> {
         let closed = self.ask(Work::Close).await;
-        self.close_readers().await;
+        self.readers.close().await;
         closed
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        self.read(|conn| conn.batch_execute("SELECT 1")).await?;
+        self.readers.ping().await?;
         self.ask(Work::Ping).await
     }
 }

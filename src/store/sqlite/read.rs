@@ -10,14 +10,14 @@ use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
 use super::events::EventRow;
-use super::schema::{events, schools};
-use super::table::{Selection, TABLES, from_millis, table, unreadable};
-use crate::config::{READ_PAGE, READ_PAGE_BYTES};
+use super::schema::{counts, events, schools};
+use super::table::{HOUR_MILLIS, Selection, TABLES, from_millis, table, unreadable};
+use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS_SEARCHED};
 use crate::event::Event;
 use crate::id::{Channel, Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::{description, known_status};
 use crate::scope::{Scope, without_superseded};
-use crate::store::{Ending, ListPage, ListQuery, Page, StoredSubject, Which};
+use crate::store::{Ending, Page, StoredSubject, Which};
 
 /// Head and floor of a school; both 0 before its first event.
 pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<(u64, u64)> {
@@ -208,13 +208,12 @@ pub(super) fn snapshot(
             after,
             upto,
             limit: READ_PAGE,
+            rows: READ_WINDOW_ROWS,
         };
         let part = table.snapshot(conn, epoch, &selection)?;
-        if let Some(last) = part.last().filter(|_| part.len() == READ_PAGE) {
-            // This kind may go on: the page ends where the first of such kinds ends.
-            through = through.min(last.seq);
-        }
-        told.extend(part);
+        // This kind may go on: the page ends where the first of such kinds ends.
+        through = through.min(part.through);
+        told.extend(part.events);
     }
     told.retain(|event| event.seq <= through);
     told.sort_unstable_by_key(|event| event.seq);
@@ -226,30 +225,7 @@ pub(super) fn snapshot(
     })
 }
 
-/// A page of subjects.
-pub(super) fn list(
-    conn: &mut SqliteConnection,
-    epoch: Epoch,
-    school: SchoolId,
-    kind: Kind,
-    query: &ListQuery,
-) -> QueryResult<ListPage> {
-    let (head, _) = bounds(conn, school)?;
-    let mut found = table(kind).list(conn, school, query)?;
-    let more = found.len() > query.limit;
-    found.truncate(query.limit);
-    let last = found.last().map(|(_, stored)| stored.created_seq);
-    let subjects = found
-        .into_iter()
-        .map(|(id, stored)| stored.into_subject(epoch, school, kind, id));
-    Ok(ListPage {
-        subjects: subjects.collect(),
-        next: last.filter(|_| more),
-        head,
-    })
-}
-
-/// The last events of a subject, oldest first.
+/// The last events of a subject, oldest first. Those of a type are looked for among its newest.
 pub(super) fn last_events(
     conn: &mut SqliteConnection,
     epoch: Epoch,
@@ -268,7 +244,21 @@ pub(super) fn last_events(
         .select(EventRow::as_select())
         .into_boxed();
     let query = match which {
-        Which::Type(event_type) => query.filter(events::name.eq(event_type.name)),
+        Which::Type(event_type) => {
+            let first = events::table
+                .filter(events::school_id.eq(school.get()))
+                .filter(events::kind.eq(kind.collection()))
+                .filter(events::subject_id.eq(subject.as_str()))
+                .order(events::seq.desc())
+                .limit(1)
+                .offset(SUBJECT_EVENTS_SEARCHED as i64 - 1)
+                .select(events::seq)
+                .first::<i64>(conn)
+                .optional()?;
+            query
+                .filter(events::name.eq(event_type.name))
+                .filter(events::seq.ge(first.unwrap_or_default()))
+        }
         Which::Milestones => query.filter(events::milestone),
     };
     let rows = query.load::<EventRow<'_>>(conn)?;
@@ -278,13 +268,18 @@ pub(super) fn last_events(
         .collect()
 }
 
-/// How many subjects of a kind there are, by status; statuses that none has are left out.
+/// How many subjects of a kind there are, by status; statuses that none has are left out. Triggers keep count.
 pub(super) fn counts(
     conn: &mut SqliteConnection,
     school: SchoolId,
     kind: Kind,
 ) -> QueryResult<Vec<(&'static str, u64)>> {
-    let counts = table(kind).counts(conn, school)?;
+    let counts: Vec<(String, i64)> = counts::table
+        .filter(counts::school_id.eq(school.get()))
+        .filter(counts::what.eq(kind.collection()))
+        .filter(counts::count.gt(0))
+        .select((counts::status, counts::count))
+        .load(conn)?;
     let known = |(status, count): (String, i64)| {
         let status = known_status(&status).ok_or_else(|| unreadable("a status"))?;
         Ok((status, count as u64))
@@ -298,7 +293,22 @@ pub(super) fn stalled(
     school: SchoolId,
     kind: Kind,
 ) -> QueryResult<u64> {
-    Ok(table(kind).stalled(conn, school)? as u64)
+    count_of(conn, school, &format!("stalled {}", kind.collection()))
+}
+
+/// How many violations of a school nobody has acknowledged.
+pub(super) fn open_violations(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<u64> {
+    count_of(conn, school, "open violations")
+}
+
+/// A count that is not by status.
+fn count_of(conn: &mut SqliteConnection, school: SchoolId, what: &str) -> QueryResult<u64> {
+    let count: Option<i64> = counts::table
+        .find((school.get(), what, ""))
+        .select(counts::count)
+        .first(conn)
+        .optional()?;
+    Ok(count.unwrap_or_default() as u64)
 }
 
 /// How many subjects ended in one way since a moment.
@@ -328,19 +338,17 @@ pub(super) fn ended(
     Ok(subjects.collect())
 }
 
-/// How the subjects of a kind ended, by stretches of time.
+/// How the subjects of a kind ended, by the hour.
 pub(super) fn endings(
     conn: &mut SqliteConnection,
     school: SchoolId,
     kind: Kind,
     since: DateTime<Utc>,
-    secs: u32,
 ) -> QueryResult<Vec<Ending>> {
-    let millis = i64::from(secs.max(1)) * 1_000;
-    let endings = table(kind).endings(conn, school, (since, Utc::now()), millis)?;
-    let ending = |(stretch, status, count): (i64, String, i64)| {
+    let endings = table(kind).endings(conn, school, since)?;
+    let ending = |(hour, status, count): (i64, String, i64)| {
         Ok(Ending {
-            from: from_millis(stretch * millis)?,
+            from: from_millis(hour * HOUR_MILLIS)?,
             status: known_status(&status).ok_or_else(|| unreadable("a status"))?,
             count: count as u64,
         })
@@ -385,10 +393,11 @@ mod tests {
     use diesel::sql_types::Text;
     use diesel_migrations::MigrationHarness;
 
+    use super::super::lists::Window;
     use super::*;
     use crate::kind;
     use crate::scope::Filter;
-    use crate::store::{Order, Stalled, ViolationQuery};
+    use crate::store::{ListQuery, Order, Stalled, ViolationQuery};
 
     #[derive(QueryableByName)]
     struct Step {
@@ -405,6 +414,7 @@ mod tests {
             .run_pending_migrations(super::super::opening::MIGRATIONS)
             .unwrap();
         let mut conn = open();
+        super::super::search::register(&mut conn).unwrap();
         let made: Arc<Mutex<Vec<String>>> = Arc::default();
         let heard = Arc::clone(&made);
         conn.set_instrumentation(move |event: InstrumentationEvent<'_>| {
@@ -435,6 +445,71 @@ mod tests {
         Scope::new(1.try_into().unwrap(), channels)
     }
 
+    /// All that a list may read: by an index, and what is looked through.
+    fn listed(conn: &mut SqliteConnection, school: SchoolId, kind: Kind, query: &ListQuery) {
+        let table = table(kind);
+        let mut beyond = query.clone();
+        for place in [None, Some(7)] {
+            beyond.beyond = place;
+            table.list(conn, school, &beyond).unwrap();
+            let mut window = table.window(conn, school, &beyond, 100).unwrap();
+            window.seqs.iter_mut().for_each(|seqs| *seqs = vec![6, 5]);
+            let wanted = query.text.as_deref();
+            table
+                .search(conn, school, &beyond, &window, wanted)
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn a_window_is_a_range_of_one_index_and_a_search_reads_nothing_else() {
+        let school = 1.try_into().unwrap();
+        let one = |query: ListQuery, index: &str| {
+            let jobs = table(kind::job::KIND);
+            let windows = plans(|conn| drop(jobs.window(conn, school, &query, 100).unwrap()));
+            assert!(!windows.is_empty());
+            for plan in windows {
+                assert!(plan.contains(index), "{index}: {plan}");
+            }
+            let window = Window {
+                end: None,
+                seqs: vec![vec![6, 5]],
+            };
+            let searches = plans(|conn| {
+                let found = jobs.search(conn, school, &query, &window, Some("x"));
+                found.unwrap();
+            });
+            assert_eq!(searches.len(), 1);
+            assert!(searches[0].contains("created_seq=?"), "{searches:?}");
+        };
+        let query = ListQuery {
+            limit: 10,
+            beyond: Some(7),
+            ..ListQuery::default()
+        };
+        one(
+            query.clone(),
+            "jobs_by_creation (school_id=? AND created_seq",
+        );
+        let failed = ListQuery {
+            statuses: vec!["failed"],
+            ..query.clone()
+        };
+        let by_status = "jobs_by_status (school_id=? AND status=? AND created_seq";
+        one(failed.clone(), by_status);
+        let typed = ListQuery {
+            categories: vec!["a".into()],
+            ..failed
+        };
+        let by_type = "jobs_by_type (school_id=? AND job_type=? AND created_seq";
+        one(typed.clone(), by_type);
+        let stalled = ListQuery {
+            stalled: Stalled::Only,
+            ..typed
+        };
+        one(stalled, "jobs_stalled (school_id=? AND created_seq");
+    }
+
     #[test]
     fn every_read_goes_by_an_index_in_the_order_that_it_is_told_in() {
         let epoch = Epoch::generate();
@@ -448,6 +523,10 @@ mod tests {
                 scope(&["schools/1"]),
                 scope(&["jobs"]).of_what_goes_on(),
                 scope(&["schools/1"]).filtered(filter),
+                scope(&["jobs"]).filtered(Filter {
+                    categories: ["a".to_owned()].into(),
+                    ..Filter::default()
+                }),
                 scope(&["jobs/a", "enrollments/a", "devices/a", "characteristics/a"]),
             ] {
                 replay(conn, epoch, &scope, 0, true).unwrap();
@@ -458,8 +537,18 @@ mod tests {
                 ..ListQuery::default()
             };
             for kind in kind::KINDS {
-                list(conn, epoch, school, *kind, &query).unwrap();
+                listed(conn, school, *kind, &query);
                 for other in [
+                    ListQuery {
+                        text: Some("x".into()),
+                        ..query.clone()
+                    },
+                    ListQuery {
+                        statuses: vec!["in_progress", "failed"],
+                        categories: vec!["a".into(), "b".into()],
+                        stalled: Stalled::Apart { wanted: true },
+                        ..query.clone()
+                    },
                     ListQuery {
                         order: Order::Oldest,
                         ..query.clone()
@@ -474,7 +563,7 @@ mod tests {
                         ..query.clone()
                     },
                 ] {
-                    list(conn, epoch, school, *kind, &other).unwrap();
+                    listed(conn, school, *kind, &other);
                 }
                 ended(conn, epoch, school, *kind, "failed", 10).unwrap();
                 ended_since(conn, school, *kind, "failed", chrono::Utc::now()).unwrap();
@@ -483,7 +572,7 @@ mod tests {
                 table(*kind).sweep(conn, chrono::Utc::now(), 10).unwrap();
                 table(*kind).holder(conn, school, "door").unwrap();
                 counts(conn, school, *kind).unwrap();
-                endings(conn, school, *kind, chrono::Utc::now(), 3_600).unwrap();
+                endings(conn, school, *kind, chrono::Utc::now()).unwrap();
                 for which in [
                     Which::Milestones,
                     Which::Type(kind::description(*kind).event_types[0]),
@@ -500,7 +589,7 @@ mod tests {
                 };
                 super::super::violations::list(conn, school, &query).unwrap();
             }
-            super::super::violations::count_open(conn, school).unwrap();
+            open_violations(conn, school).unwrap();
             super::super::devices::not_offline(conn, None, 10).unwrap();
             super::super::violations::sweep(conn, chrono::Utc::now(), 10).unwrap();
         });

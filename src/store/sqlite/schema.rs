@@ -247,3 +247,21 @@ diesel::table! {
         fields -> Text,
     }
 }
+
+diesel::table! {
+    counts (school_id, what, status) {
+        school_id -> BigInt,
+        what -> Text,
+        status -> Text,
+        count -> BigInt,
+    }
+}
+
+diesel::table! {
+    job_endings (school_id, hour, status) {
+        school_id -> BigInt,
+        hour -> BigInt,
+        status -> Text,
+        count -> BigInt,
+    }
+}

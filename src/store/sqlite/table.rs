@@ -14,12 +14,13 @@ use super::characteristics::CharacteristicsTable;
 use super::devices::DevicesTable;
 use super::enrollments::EnrollmentsTable;
 use super::jobs::JobsTable;
+use super::lists::{Source, Window};
 use crate::event::Event;
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::job::Past;
 use crate::kind::{State, characteristic, device, enrollment, job};
 use crate::scope::Filter;
-use crate::store::{ListQuery, Overdue, Stalled, StoredSubject};
+use crate::store::{ListQuery, Overdue, StoredSubject};
 use crate::uptime::Uptime;
 
 /// The table of each kind.
@@ -98,21 +99,28 @@ pub(super) struct Selection<'a> {
     pub(super) after: u64,
     pub(super) upto: u64,
     pub(super) limit: usize,
+    /// So many rows of an index are looked through at most.
+    pub(super) rows: usize,
 }
 
 impl Selection<'_> {
-    /// The first of these, in the order of the log, of those that are selected.
-    pub(super) fn first_of(&self, mut told: Vec<Event>) -> Vec<Event> {
-        told.retain(|event| {
+    /// The first of these, in the order of the log, of those that are selected. They are all that there are up to `through`.
+    pub(super) fn first_of(&self, mut events: Vec<Event>, through: u64) -> Told {
+        events.retain(|event| {
             event.seq > self.after
-                && event.seq <= self.upto
+                && event.seq <= through
                 && self
                     .filter
                     .passes(event.draft.status, event.draft.category.as_deref())
         });
-        told.sort_unstable_by_key(|event| event.seq);
-        told.truncate(self.limit);
-        told
+        events.sort_unstable_by_key(|event| event.seq);
+        events.truncate(self.limit);
+        let through = match events.last() {
+            // There may be more.
+            Some(last) if events.len() == self.limit => last.seq.min(through),
+            _ => through,
+        };
+        Told { events, through }
     }
 }
 
@@ -141,9 +149,21 @@ pub(super) trait Table: Sync {
         conn: &mut SqliteConnection,
         epoch: Epoch,
         selection: &Selection<'_>,
-    ) -> QueryResult<Vec<Event>>;
+    ) -> QueryResult<Told>;
 
-    /// Those listed, in the query's order, at most one more than its limit.
+    /// What a list is read from.
+    fn sources<'a>(&self, query: &'a ListQuery) -> Vec<Source<'a>>;
+
+    /// The next `rows` rows of a list's sources, or few more.
+    fn window(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        query: &ListQuery,
+        rows: usize,
+    ) -> QueryResult<Window>;
+
+    /// Those listed, in the query's order, at most one more than its limit, of a list that its sources have by their indexes.
     fn list(
         &self,
         conn: &mut SqliteConnection,
@@ -151,17 +171,15 @@ pub(super) trait Table: Sync {
         query: &ListQuery,
     ) -> QueryResult<Vec<(SubjectId, Stored)>>;
 
-    /// How many there are of each status.
-    fn counts(
+    /// The same of any list, of the rows of a window that have `wanted` among their texts.
+    fn search(
         &self,
         conn: &mut SqliteConnection,
         school: SchoolId,
-    ) -> QueryResult<Vec<(String, i64)>>;
-
-    /// How many have stalled.
-    fn stalled(&self, _: &mut SqliteConnection, _: SchoolId) -> QueryResult<i64> {
-        Ok(0)
-    }
+        query: &ListQuery,
+        window: &Window,
+        wanted: Option<&str>,
+    ) -> QueryResult<Vec<(SubjectId, Stored)>>;
 
     /// How many ended in one way since a moment.
     fn ended_since(
@@ -206,13 +224,12 @@ pub(super) trait Table: Sync {
         Ok(Vec::new())
     }
 
-    /// How many ended in each way, by stretches of `millis` since 1970: the stretch's number, the status, the count.
+    /// How many ended in each way since a moment, by the hour: its number since 1970, the status, the count.
     fn endings(
         &self,
         _: &mut SqliteConnection,
         _: SchoolId,
-        _between: (DateTime<Utc>, DateTime<Utc>),
-        _millis: i64,
+        _since: DateTime<Utc>,
     ) -> QueryResult<Vec<(i64, String, i64)>> {
         Ok(Vec::new())
     }
@@ -247,6 +264,9 @@ pub(super) trait Table: Sync {
         Ok(Vec::new())
     }
 }
+
+/// Milliseconds of an hour.
+pub(super) const HOUR_MILLIS: i64 = 3_600_000;
 
 /// A time as it is stored.
 pub(super) fn millis(at: DateTime<Utc>) -> i64 {
@@ -285,27 +305,15 @@ pub(super) fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
         .map_err(|_| unreadable("JSON"))
 }
 
-/// What a list is read from, which have no subject in common: a status, or all, and whether it has stalled if that counts.
-pub(super) fn sources(query: &ListQuery) -> Vec<(Option<&'static str>, Option<bool>)> {
-    let has_stalled = match query.stalled {
-        Stalled::Ignored => None,
-        Stalled::Only => Some(true),
-        Stalled::Apart { .. } => Some(false),
-    };
-    let stalled_too = query.stalled == Stalled::Apart { wanted: true };
-    let mut statuses: Vec<Option<&str>> = query.statuses.iter().copied().map(Some).collect();
-    statuses.sort_unstable();
-    statuses.dedup();
-    if statuses.is_empty() && !stalled_too {
-        statuses.push(None);
-    }
-    let with_status = statuses.into_iter().map(|status| (status, has_stalled));
-    with_status
-        .chain(stalled_too.then_some((None, Some(true))))
-        .collect()
+/// The present states that a table tells.
+pub(super) struct Told {
+    /// In the order of the log.
+    pub(super) events: Vec<Event>,
+    /// Everything that is selected up to here is among them.
+    pub(super) through: u64,
 }
 
-/// Makes the methods of [`Table`] that every table has: `load`, `write`, `counts` and `list`.
+/// Makes the methods of [`Table`] that every table has: `load`, `write`, `sources`, `window`, `list` and `search`.
 macro_rules! any_table {
     (
         $table:ident by $id:ident as $row:ident, written by $upsert:ident from $of_state:ident,
@@ -338,16 +346,61 @@ macro_rules! any_table {
             row.map(|row| Ok(row.into_stored()?.1)).transpose()
         }
 
-        fn counts(
+        fn sources<'a>(
+            &self,
+            query: &'a crate::store::ListQuery,
+        ) -> Vec<$crate::store::sqlite::lists::Source<'a>> {
+            let categories: &[&str] = &[$(stringify!($category))?];
+            let stalls: &[&str] = &[$(stringify!($stalled))?];
+            let (has_categories, stalls) = (!categories.is_empty(), !stalls.is_empty());
+            $crate::store::sqlite::lists::sources(query, has_categories, stalls)
+        }
+
+        fn window(
             &self,
             conn: &mut SqliteConnection,
             school: SchoolId,
-        ) -> QueryResult<Vec<(String, i64)>> {
-            $table::table
-                .filter($table::school_id.eq(school.get()))
-                .group_by($table::status)
-                .select(($table::status, diesel::dsl::count_star()))
-                .load(conn)
+            query: &crate::store::ListQuery,
+            rows: usize,
+        ) -> QueryResult<$crate::store::sqlite::lists::Window> {
+            let newest_first = query.order == crate::store::Order::Newest;
+            let sources = self.sources(query);
+            let last_of_each = (rows / sources.len().max(1)).max(1) as i64 - 1;
+            // The nearest of the places where each source's rows end.
+            let mut end: Option<(i64, i64)> = None;
+            for source in &sources {
+                let select = $crate::store::sqlite::table::rows_of!(
+                    $table, school, query, source, category [$($category)?], stalls [$($stalled)?]
+                );
+                let own = select
+                    .select(($table::created_seq, $table::created_at))
+                    .limit(1)
+                    .offset(last_of_each)
+                    .first::<(i64, i64)>(conn)
+                    .optional()?;
+                end = match newest_first {
+                    true => end.max(own),
+                    false => end.into_iter().chain(own).min(),
+                };
+            }
+            let mut seqs = Vec::new();
+            for source in &sources {
+                let mut select = $crate::store::sqlite::table::rows_of!(
+                    $table, school, query, source, category [$($category)?], stalls [$($stalled)?]
+                );
+                if let Some((end, _)) = end {
+                    select = match newest_first {
+                        true => select.filter($table::created_seq.ge(end)),
+                        false => select.filter($table::created_seq.le(end)),
+                    };
+                }
+                seqs.push(select.select($table::created_seq).load::<i64>(conn)?);
+            }
+            let end = match end {
+                Some((seq, at)) => Some((seq as u64, from_millis(at)?)),
+                None => None,
+            };
+            Ok($crate::store::sqlite::lists::Window { end, seqs })
         }
 
         fn list(
@@ -356,66 +409,109 @@ macro_rules! any_table {
             school: SchoolId,
             query: &crate::store::ListQuery,
         ) -> QueryResult<Vec<(SubjectId, Stored)>> {
-            let categories: &[&str] = &[$(stringify!($category))?];
-            if categories.is_empty() && !query.categories.is_empty() {
-                return Ok(Vec::new());
-            }
-            let stalls: &[&str] = &[$(stringify!($stalled))?];
-            let wanted = match query.text.as_deref().map($crate::store::sqlite::search::wanted) {
-                // Nothing can match.
-                Some(None) => return Ok(Vec::new()),
-                wanted => wanted.flatten(),
-            };
-            let newest_first = query.order == crate::store::Order::Newest;
-            // One query a status: each by an index, in the order that is asked for.
             let mut found = Vec::new();
-            for (status, has_stalled) in $crate::store::sqlite::table::sources(query) {
-                if stalls.is_empty() && has_stalled == Some(true) {
-                    continue;
-                }
-                let mut select = $table::table
-                    .filter($table::school_id.eq(school.get()))
-                    .limit(query.limit as i64 + 1)
-                    .select($row::as_select())
-                    .into_boxed();
-                select = match newest_first {
-                    true => select.order($table::created_seq.desc()),
-                    false => select.order($table::created_seq.asc()),
-                };
-                $(select = match has_stalled {
-                    Some(true) => select.filter($table::$stalled),
-                    Some(false) => select.filter(diesel::dsl::not($table::$stalled)),
-                    None => select,
-                };)?
-                if let Some(status) = status {
-                    select = select.filter($table::status.eq(status));
-                }
-                $(if !query.categories.is_empty() {
-                    select = select.filter($table::$category.eq_any(&query.categories));
-                })?
-                if let Some(wanted) = &wanted {
-                    use $crate::store::sqlite::search;
-                    select = select.filter($crate::store::sqlite::table::either!(
-                        $(search::mentions($table::$text.nullable(), wanted)),+
-                        $(, search::mentions_value($table::$json, wanted))*
-                    ));
-                }
-                if let Some(beyond) = query.beyond.map(|seq| seq as i64) {
-                    select = match newest_first {
-                        true => select.filter($table::created_seq.lt(beyond)),
-                        false => select.filter($table::created_seq.gt(beyond)),
-                    };
-                }
-                found.extend(select.load::<$row<'_>>(conn)?);
+            for source in self.sources(query) {
+                let select = $crate::store::sqlite::table::rows_of!(
+                    $table, school, query, source, category [$($category)?], stalls [$($stalled)?]
+                );
+                let select = select.select($row::as_select());
+                found.extend(select.limit(query.limit as i64 + 1).load::<$row<'_>>(conn)?);
             }
-            found.sort_unstable_by_key(|row| match newest_first {
-                true => -row.created_seq,
-                false => row.created_seq,
-            });
-            found.truncate(query.limit + 1);
+            $crate::store::sqlite::table::in_order!(found, query);
+            found.into_iter().map($row::into_stored).collect()
+        }
+
+        fn search(
+            &self,
+            conn: &mut SqliteConnection,
+            school: SchoolId,
+            query: &crate::store::ListQuery,
+            window: &$crate::store::sqlite::lists::Window,
+            wanted: Option<&str>,
+        ) -> QueryResult<Vec<(SubjectId, Stored)>> {
+            let mut found = Vec::new();
+            for (source, seqs) in self.sources(query).into_iter().zip(&window.seqs) {
+                let before = found.len();
+                // Row by row: whatever index is taken, none is read that is not in the window.
+                for part in seqs.chunks(crate::config::READ_PAGE) {
+                    let mut select = $table::table
+                        .filter($table::school_id.eq(school.get()))
+                        .filter($table::created_seq.eq_any(part))
+                        .select($row::as_select())
+                        .into_boxed::<diesel::sqlite::Sqlite>();
+                    $(if source.not_stalled {
+                        select = select.filter(diesel::dsl::not($table::$stalled));
+                    })?
+                    if !source.statuses.is_empty() {
+                        select = select.filter($table::status.eq_any(source.statuses));
+                    }
+                    $(if !source.categories.is_empty() {
+                        select = select.filter($table::$category.eq_any(source.categories));
+                    })?
+                    if let Some(wanted) = wanted {
+                        use $crate::store::sqlite::search;
+                        select = select.filter($crate::store::sqlite::table::either!(
+                            $(search::mentions($table::$text.nullable(), wanted)),+
+                            $(, search::mentions_value($table::$json, wanted))*
+                        ));
+                    }
+                    found.extend(select.load::<$row<'_>>(conn)?);
+                    if found.len() - before > query.limit {
+                        break;
+                    }
+                }
+            }
+            $crate::store::sqlite::table::in_order!(found, query);
             found.into_iter().map($row::into_stored).collect()
         }
     };
+}
+
+/// Sorts rows as a list has them, and leaves one more than its limit.
+macro_rules! in_order {
+    ($found:ident, $query:ident) => {
+        $found.sort_unstable_by_key(|row| match $query.order {
+            crate::store::Order::Newest => -row.created_seq,
+            crate::store::Order::Oldest => row.created_seq,
+        });
+        $found.truncate($query.limit + 1);
+    };
+}
+
+/// What an index has of a source, in the order of a list.
+macro_rules! rows_of {
+    (
+        $table:ident, $school:ident, $query:ident, $source:ident,
+        category [$($category:ident)?], stalls [$($stalled:ident)?]
+    ) => {{
+        let mut select = $table::table
+            .filter($table::school_id.eq($school.get()))
+            .into_boxed::<diesel::sqlite::Sqlite>();
+        $(if $source.stalled {
+            select = select.filter($table::$stalled);
+        })?
+        $(if let Some(category) = $source.category {
+            select = select.filter($table::$category.eq(category));
+        })?
+        if let Some(status) = $source.status {
+            select = select.filter($table::status.eq(status));
+        }
+        let beyond = $query.beyond.map(|seq| seq as i64);
+        match $query.order {
+            crate::store::Order::Newest => {
+                if let Some(beyond) = beyond {
+                    select = select.filter($table::created_seq.lt(beyond));
+                }
+                select.order($table::created_seq.desc())
+            }
+            crate::store::Order::Oldest => {
+                if let Some(beyond) = beyond {
+                    select = select.filter($table::created_seq.gt(beyond));
+                }
+                select.order($table::created_seq.asc())
+            }
+        }
+    }};
 }
 
 /// Makes the methods of [`Table`] for subjects that end and are told by one event: `snapshot`, `last_events`,
@@ -430,7 +526,7 @@ macro_rules! table_of_what_ends {
             conn: &mut SqliteConnection,
             epoch: Epoch,
             selection: &Selection<'_>,
-        ) -> QueryResult<Vec<Event>> {
+        ) -> QueryResult<$crate::store::sqlite::table::Told> {
             let mut told = Vec::new();
             let mut tell = |id: SubjectId, stored: Stored| {
                 told.push(stored.snapshot(epoch, selection.school, $kind, id));
@@ -443,7 +539,7 @@ macro_rules! table_of_what_ends {
                         tell((*subject).clone(), stored);
                     }
                 }
-                return Ok(selection.first_of(told));
+                return Ok(selection.first_of(told, selection.upto));
             }
             // Of what goes on, and of each way to end: each by an index in the order of the log.
             let wanted = |status: &&str| {
@@ -458,32 +554,44 @@ macro_rules! table_of_what_ends {
                 .partition(|status| $ends.contains(status));
             let going_on = (!active.is_empty()).then_some(None);
             let ended = ended.into_iter().filter(|_| !selection.active_only).map(Some);
+            let mut through = selection.upto;
             for ending in going_on.into_iter().chain(ended) {
-                let mut query = $table::table
-                    .filter($table::school_id.eq(selection.school.get()))
-                    .filter($table::last_seq.gt(selection.after as i64))
-                    .filter($table::last_seq.le(selection.upto as i64))
-                    .order($table::last_seq)
-                    .limit(selection.limit as i64)
-                    .select($row::as_select())
-                    .into_boxed();
-                query = match ending {
-                    Some(status) => query
-                        .filter($table::finished_at.is_not_null())
-                        .filter($table::status.eq(status)),
-                    None => query
-                        .filter($table::finished_at.is_null())
-                        .filter($table::status.eq_any(active.clone())),
+                let by_index = || {
+                    let query = $table::table
+                        .filter($table::school_id.eq(selection.school.get()))
+                        .filter($table::last_seq.gt(selection.after as i64))
+                        .filter($table::last_seq.le(selection.upto as i64))
+                        .order($table::last_seq)
+                        .into_boxed::<diesel::sqlite::Sqlite>();
+                    match ending {
+                        Some(status) => query
+                            .filter($table::finished_at.is_not_null())
+                            .filter($table::status.eq(status)),
+                        None => query.filter($table::finished_at.is_null()),
+                    }
                 };
+                let mut query = by_index();
+                if !selection.filter.is_empty() {
+                    let end = by_index().select($table::last_seq).limit(1);
+                    let end = end.offset(selection.rows as i64 - 1).first::<i64>(conn);
+                    if let Some(end) = end.optional()? {
+                        through = through.min(end as u64);
+                        query = query.filter($table::last_seq.le(end));
+                    }
+                    if ending.is_none() {
+                        query = query.filter($table::status.eq_any(active.clone()));
+                    }
+                }
                 $(if !selection.filter.categories.is_empty() {
                     query = query.filter($table::$category.eq_any(&selection.filter.categories));
                 })?
+                let query = query.limit(selection.limit as i64).select($row::as_select());
                 for row in query.load::<$row<'_>>(conn)? {
                     let (id, stored) = row.into_stored()?;
                     tell(id, stored);
                 }
             }
-            Ok(selection.first_of(told))
+            Ok(selection.first_of(told, through))
         }
 
         fn last_events(
@@ -590,4 +698,4 @@ macro_rules! either {
     ($first:expr, $($rest:expr),+) => { $first$(.or($rest))+ };
 }
 
-pub(super) use {any_table, either, overdue_rows, table_of_what_ends};
+pub(super) use {any_table, either, in_order, overdue_rows, rows_of, table_of_what_ends};

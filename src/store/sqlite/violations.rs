@@ -202,16 +202,6 @@ pub(super) fn list(
     })
 }
 
-/// How many of a school nobody has acknowledged.
-pub(super) fn count_open(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<u64> {
-    let open: i64 = violations::table
-        .filter(violations::school_id.eq(school.get()))
-        .filter(violations::ack_at.is_null())
-        .count()
-        .get_result(conn)?;
-    Ok(open as u64)
-}
-
 /// Deletes at most `limit` violations that were acknowledged before `before` and whose events are gone. One that
 /// nobody has acknowledged stays: it still needs attention.
 pub(super) fn sweep(

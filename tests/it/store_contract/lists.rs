@@ -151,7 +151,7 @@ pub(super) async fn what_ended_is_counted_by_its_time_and_listed_by_its_end(open
     assert_eq!(ended("cancelled", 10).await, "b");
     assert_eq!(ended("failed", 10).await, "");
     let counted = async |number, since| {
-        let endings = bench.store.endings(school(number), KIND, since, 3_600);
+        let endings = bench.store.endings(school(number), KIND, since);
         let mut counted = Vec::new();
         for ending in endings.await.unwrap() {
             assert!(ending.from <= Utc::now() && Utc::now() - ending.from < TimeDelta::hours(2));
@@ -203,4 +203,36 @@ pub(super) async fn the_last_events_of_a_subject_are_told_in_order(open: Open) {
     assert_eq!(last(any, 10).await, [1, 3, 4, 6]);
     assert_eq!(last(any, 2).await, [4, 6]);
     assert_eq!(last(Which::Milestones, 10).await, [1, 6]);
+}
+
+pub(super) async fn counts_follow_every_change_and_the_sweep(open: Open) {
+    let settings = Settings {
+        retention_secs: 1,
+        job_retention_secs: 1,
+        ..Settings::default()
+    };
+    let bench = bench(open, settings);
+    let counts = async || {
+        let mut counts = bench.store.counts(school(1), KIND).await.unwrap();
+        counts.sort_unstable();
+        counts
+    };
+    assert!(counts().await.is_empty());
+    bench.done(["a", "b", "c"].map(create).to_vec()).await;
+    bench.append(2, vec![create("other")]).await;
+    assert_eq!(counts().await, [("in_progress", 3)]);
+    let cancelled = envelope("b", "cancel", json!({"force": true}));
+    let ended = vec![envelope("a", "complete", json!({})), cancelled, tick("c")];
+    bench.done(ended).await;
+    let all = [("cancelled", 1), ("completed", 1), ("in_progress", 1)];
+    assert_eq!(counts().await, all);
+    let later = Utc::now() + TimeDelta::hours(2);
+    until("what has ended is swept", async || {
+        bench.store.sweep(later).await.unwrap();
+        counts().await == [("in_progress", 1)]
+    })
+    .await;
+    let since = Utc::now() - TimeDelta::hours(5);
+    let endings = bench.store.endings(school(1), KIND, since).await;
+    assert!(endings.unwrap().is_empty(), "nor are their ends counted");
 }

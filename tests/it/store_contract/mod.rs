@@ -98,6 +98,7 @@ macro_rules! stores {
             run!(what_has_stalled_is_listed_within_its_status_or_apart_from_it);
             run!(a_search_finds_texts_and_values_in_any_case);
             run!(what_ended_is_counted_by_its_time_and_listed_by_its_end);
+            run!(counts_follow_every_change_and_the_sweep);
             run!(the_last_events_of_a_subject_are_told_in_order);
         }
     )*};

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 
 use super::super::answers;
+use super::super::read;
 use super::super::schema::schools;
 use super::super::table::{Address, Stored, table, unreadable};
 use super::super::violations;
@@ -286,9 +287,9 @@ impl Writer {
         let key = (school, kind);
         if !self.counts.contains(&key) {
             // Once a school: from then on it is counted with.
-            let counts = table(kind).counts(&mut self.conn, school)?;
-            let all: i64 = counts.iter().map(|(_, count)| count).sum();
-            self.counts.put(key, all as u64);
+            let counts = read::counts(&mut self.conn, school, kind)?;
+            let all = counts.iter().map(|(_, count)| count).sum();
+            self.counts.put(key, all);
         }
         let stored = self.counts.get(&key).copied().unwrap_or(0);
         let created = group.created.entry(key).or_default();

@@ -1,0 +1,191 @@
+//! Lists of subjects: what each is read from, and how it is searched where no index has just what fits.
+//!
+//! A list is the union of its [`Source`]s, each a range of an index in the list's order. Without anything else to look for it is read at once.
+//! Otherwise it is a walk ([`ListWalk`]): a window of so many rows of all sources together, in it those that fit, and on behind it.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sqlite::SqliteConnection;
+
+use super::read::bounds;
+use super::readers::{Looked, Walk};
+use super::search;
+use super::table::{Stored, table};
+use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::store::{ListPage, ListQuery, Searched, Stalled};
+
+/// A list as it is read: at once by an index, or window by window.
+pub(super) struct ListWalk {
+    school: SchoolId,
+    kind: Kind,
+    /// What is left to be read of it.
+    query: ListQuery,
+    /// The text that is looked for, as it is compared.
+    wanted: Option<String>,
+    limit: usize,
+    found: Vec<(SubjectId, Stored)>,
+    /// Where the log ended when the walk began: a stream from there tells what has changed meanwhile.
+    head: Option<u64>,
+    /// Where the last window ended.
+    end: Option<(u64, DateTime<Utc>)>,
+}
+
+impl ListWalk {
+    pub(super) fn new(school: SchoolId, kind: Kind, query: ListQuery) -> ListWalk {
+        ListWalk {
+            school,
+            kind,
+            wanted: query.text.as_deref().and_then(search::wanted),
+            limit: query.limit,
+            query,
+            found: Vec::new(),
+            head: None,
+            end: None,
+        }
+    }
+
+    /// Whether nothing need be looked through for what fits.
+    pub(super) fn is_by_index(&self) -> bool {
+        let can_be_found = self.query.text.is_some() == self.wanted.is_some();
+        let sources = table(self.kind).sources(&self.query);
+        !can_be_found || sources.is_empty() || is_by_index(&self.query, &sources)
+    }
+
+    /// Reads it by an index.
+    pub(super) fn list(&mut self, conn: &mut SqliteConnection) -> QueryResult<()> {
+        self.head = Some(bounds(conn, self.school)?.0);
+        if self.query.text.is_none() {
+            self.found = table(self.kind).list(conn, self.school, &self.query)?;
+        }
+        Ok(())
+    }
+
+    /// When the last that was looked at was created.
+    pub(super) fn until(&self) -> Option<DateTime<Utc>> {
+        self.end.map(|(_, at)| at)
+    }
+
+    pub(super) fn into_page(mut self, epoch: Epoch, searched: Option<Searched>) -> ListPage {
+        let is_full = self.found.len() > self.limit;
+        self.found.truncate(self.limit);
+        let (school, kind) = (self.school, self.kind);
+        let next = match is_full {
+            true => self.found.last().map(|(_, stored)| stored.created_seq),
+            false => self.end.map(|(seq, _)| seq),
+        };
+        let subjects = self.found.into_iter();
+        ListPage {
+            subjects: subjects
+                .map(|(id, stored)| stored.into_subject(epoch, school, kind, id))
+                .collect(),
+            next,
+            searched,
+            head: self.head.unwrap_or_default(),
+        }
+    }
+}
+
+impl Walk for ListWalk {
+    fn look(&mut self, conn: &mut SqliteConnection, rows: usize) -> QueryResult<Looked> {
+        let table = table(self.kind);
+        if self.head.is_none() {
+            self.head = Some(bounds(conn, self.school)?.0);
+        }
+        let window = table.window(conn, self.school, &self.query, rows)?;
+        self.end = window.end;
+        let end = window.end.map(|(seq, _)| seq);
+        self.query.limit = self.limit - self.found.len();
+        let wanted = self.wanted.as_deref();
+        let found = table.search(conn, self.school, &self.query, &window, wanted)?;
+        self.found.extend(found);
+        self.query.beyond = end;
+        Ok(Looked {
+            rows: window.seqs.iter().map(|seqs| seqs.len() as u64).sum(),
+            is_done: end.is_none() || self.found.len() > self.limit,
+        })
+    }
+}
+
+/// A part of a list that an index has in the list's order, and what of it fits. Two of them have no subject in common.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Source<'a> {
+    /// By the index: what has stalled, one category, one status, or everything.
+    pub(super) stalled: bool,
+    pub(super) category: Option<&'a str>,
+    pub(super) status: Option<&'static str>,
+    /// Looked for among them: these categories, these statuses (any if empty), and what has not stalled.
+    pub(super) categories: &'a [String],
+    pub(super) statuses: &'a [&'static str],
+    pub(super) not_stalled: bool,
+}
+
+impl Source<'_> {
+    /// Whether everything in it fits.
+    fn is_by_index(&self) -> bool {
+        self.categories.is_empty() && self.statuses.is_empty() && !self.not_stalled
+    }
+}
+
+/// What a list is read from, of a kind that has categories or not and stalls or not. Nothing if nothing can fit.
+pub(super) fn sources(query: &ListQuery, has_categories: bool, stalls: bool) -> Vec<Source<'_>> {
+    let mut sources = Vec::new();
+    if !has_categories && !query.categories.is_empty() {
+        return sources;
+    }
+    let (is_only, is_apart) = match query.stalled {
+        Stalled::Ignored => (false, false),
+        Stalled::Only => (true, false),
+        Stalled::Apart { .. } => (false, true),
+    };
+    let wants_stalled = is_only || query.stalled == Stalled::Apart { wanted: true };
+    if stalls && wants_stalled {
+        sources.push(Source {
+            stalled: true,
+            categories: &query.categories,
+            statuses: match is_only {
+                true => &query.statuses,
+                false => &[],
+            },
+            ..Source::default()
+        });
+    }
+    if is_only || (wants_stalled && query.statuses.is_empty()) {
+        return sources;
+    }
+    let plain = Source {
+        not_stalled: is_apart && stalls,
+        ..Source::default()
+    };
+    if !query.categories.is_empty() {
+        let categories: BTreeSet<&str> = query.categories.iter().map(String::as_str).collect();
+        sources.extend(categories.into_iter().map(|category| Source {
+            category: Some(category),
+            statuses: &query.statuses,
+            ..plain.clone()
+        }));
+    } else if !query.statuses.is_empty() {
+        let statuses: BTreeSet<&'static str> = query.statuses.iter().copied().collect();
+        sources.extend(statuses.into_iter().map(|status| Source {
+            status: Some(status),
+            ..plain.clone()
+        }));
+    } else {
+        sources.push(plain);
+    }
+    sources
+}
+
+/// Whether a list needs nothing but the indexes of its sources.
+pub(super) fn is_by_index(query: &ListQuery, sources: &[Source<'_>]) -> bool {
+    query.text.is_none() && sources.iter().all(Source::is_by_index)
+}
+
+/// Rows of a list that are looked through at a time.
+pub(super) struct Window {
+    /// The last of them, and when it was created; none if nothing is left beyond.
+    pub(super) end: Option<(u64, DateTime<Utc>)>,
+    /// Each source's rows, by the events that created their subjects, in the list's order.
+    pub(super) seqs: Vec<Vec<i64>>,
+}

@@ -1,0 +1,308 @@
+//! Connections for reading: whose turn it is, for how long, and one that waits for nobody.
+//!
+//! Every read is one transaction on a blocking thread, for which [`Turns`] gives a turn. A walk is as many of them as it
+//! takes, each a window of rows; between two windows others have their turns, its bounds are looked at, and it ends if its
+//! caller has gone: a future that is dropped asks for no further turn. So what runs on after its caller is one window.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use diesel::connection::{Connection as _, SimpleConnection};
+use diesel::prelude::*;
+use diesel::r2d2::{ConnectionManager, CustomizeConnection, Pool, PooledConnection};
+use diesel::sqlite::SqliteConnection;
+use tokio::sync::{Mutex as AsyncMutex, oneshot};
+use tokio::time::{Instant, timeout};
+
+use super::lock::DatabaseLock;
+use super::turns::{Asker, Bounds, Length, Turn, Turns};
+use super::{BUSY_TIMEOUT_MS, database_error, search};
+use crate::config::{CLOSE_WAIT, READ_WINDOW, READ_WINDOW_ROWS, READ_WINDOW_ROWS_MIN, Settings};
+use crate::id::SchoolId;
+use crate::store::{StoreError, Waiting};
+
+type Connection = PooledConnection<ConnectionManager<SqliteConnection>>;
+
+/// See the module's page.
+pub(super) struct Readers {
+    turns: Arc<Turns>,
+    /// The connections, and what resolves when the last of them is closed. None once they are to be closed.
+    open: Mutex<Option<(Arc<Open>, oneshot::Receiver<Infallible>)>>,
+    timeout: Duration,
+    rows_max: u64,
+}
+
+/// The open connections. The fields are dropped in this order.
+struct Open {
+    pool: Pool<ConnectionManager<SqliteConnection>>,
+    /// A connection that is in no pool, so that no read of anybody's delays the answer whether the database can be read.
+    own: Arc<AsyncMutex<Connection>>,
+    /// After the connections: see [`super::lock`].
+    _lock: Arc<DatabaseLock>,
+    _closed: oneshot::Sender<Infallible>,
+}
+
+/// A read that looks through rows, as many at a time as it is told.
+pub(super) trait Walk: Send + 'static {
+    /// Looks at the next rows, at most so many.
+    fn look(&mut self, conn: &mut SqliteConnection, rows: usize) -> QueryResult<Looked>;
+}
+
+/// What came of a look.
+pub(super) struct Looked {
+    /// How many rows were looked at.
+    pub(super) rows: u64,
+    /// Whether nothing is left to be looked at, or wanted.
+    pub(super) is_done: bool,
+}
+
+/// A walk that has ended.
+pub(super) struct Walked<W> {
+    /// What it has found.
+    pub(super) walk: W,
+    /// How many rows were looked at.
+    pub(super) rows: u64,
+    /// Whether it went to its end, and not to a bound.
+    pub(super) is_complete: bool,
+}
+
+impl Readers {
+    /// Opens all connections.
+    pub(super) fn open(
+        settings: &Settings,
+        url: &str,
+        lock: Arc<DatabaseLock>,
+    ) -> Result<Readers, String> {
+        let connections = settings.reader_connections;
+        let pool = Pool::builder()
+            // One is kept apart.
+            .max_size(connections + 1)
+            // All of them now, and for good: later there may be no more files to be had.
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .connection_customizer(Box::new(ReadOnly))
+            .test_on_check_out(false)
+            .build(ConnectionManager::new(url))
+            .map_err(|error| error.to_string())?;
+        let own = pool.get().map_err(|error| error.to_string())?;
+        let (closing, closed) = oneshot::channel();
+        let open = Open {
+            pool,
+            own: Arc::new(AsyncMutex::new(own)),
+            _lock: lock,
+            _closed: closing,
+        };
+        let connections = connections as usize;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Readers {
+            open: Mutex::new(Some((Arc::new(open), closed))),
+            turns: Arc::new(Turns::new(Bounds {
+                connections,
+                // A walk keeps a core busy: others need some, too.
+                walking: (cores / 2).min(connections - 1).max(1),
+                waiting: settings.max_waiting_reads,
+                waiting_of_school: settings.max_waiting_reads_per_school,
+            })),
+            timeout: Duration::from_millis(settings.read_timeout_ms),
+            rows_max: settings.read_rows_max,
+        })
+    }
+
+    /// Whose turn it is.
+    pub(super) fn turns(&self) -> &Turns {
+        &self.turns
+    }
+
+    /// Reads in one transaction, so that all it sees is of one moment.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        asker: Asker,
+        length: Length,
+        read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let turn = self.turn(asker, length, self.timeout, false).await?;
+        self.run(turn, read).await
+    }
+
+    /// Walks for a request, window by window, to the end or to a bound: `read_rows_max` or `read_timeout_ms`.
+    pub(super) async fn walk<W: Walk>(
+        &self,
+        school: SchoolId,
+        mut walk: W,
+    ) -> Result<Walked<W>, StoreError> {
+        let until = Instant::now() + self.timeout;
+        let (mut pace, mut rows) = (Pace::default(), 0);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let has_begun = rows > 0;
+            let turn = match left.is_zero() && has_begun {
+                true => Err(StoreError::Busy(Waiting::TooLong)),
+                false => {
+                    let asker = Asker::Requests(school);
+                    self.turn(asker, Length::Window, left, has_begun).await
+                }
+            };
+            let turn = match turn {
+                // What was found until now is an answer.
+                Err(StoreError::Busy(Waiting::TooLong)) if has_begun => {
+                    return Ok(Walked {
+                        walk,
+                        rows,
+                        is_complete: false,
+                    });
+                }
+                turn => turn?,
+            };
+            let most = pace.rows.min((self.rows_max - rows) as usize).max(1);
+            let (back, looked, took) = self
+                .run(turn, move |conn| {
+                    let begun = Instant::now();
+                    let looked = walk.look(conn, most)?;
+                    Ok((walk, looked, begun.elapsed()))
+                })
+                .await?;
+            walk = back;
+            pace.adapt(took);
+            rows += looked.rows;
+            if looked.is_done || rows >= self.rows_max {
+                return Ok(Walked {
+                    walk,
+                    rows,
+                    is_complete: looked.is_done,
+                });
+            }
+        }
+    }
+
+    /// Whether the database can be read, whatever else is being read.
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        let open = self.connections()?;
+        let mut own = Arc::clone(&open.own).lock_owned().await;
+        let task = tokio::task::spawn_blocking(move || {
+            let _open = open;
+            own.batch_execute("SELECT key FROM meta LIMIT 1")
+                .map_err(database_error)
+        });
+        task.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    /// Closes the connections once the reads that are under way have ended, or later if those take long. The last connection
+    /// to be closed takes the journal into the database.
+    pub(super) async fn close(&self) {
+        let Some((open, closed)) = self.opened().take() else {
+            return;
+        };
+        // Not here: closing writes.
+        tokio::task::spawn_blocking(move || drop(open));
+        if timeout(CLOSE_WAIT, closed).await.is_err() {
+            tracing::warn!("reads go on although the database is being closed");
+        }
+    }
+
+    fn connections(&self) -> Result<Arc<Open>, StoreError> {
+        let opened = self.opened();
+        let (open, _) = opened.as_ref().ok_or(StoreError::Stopped)?;
+        Ok(Arc::clone(open))
+    }
+
+    fn opened(&self) -> MutexGuard<'_, Option<(Arc<Open>, oneshot::Receiver<Infallible>)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a turn: a request for so long, others as long as it takes.
+    async fn turn(
+        &self,
+        asker: Asker,
+        length: Length,
+        patience: Duration,
+        has_begun: bool,
+    ) -> Result<Turn, StoreError> {
+        let turn = self.turns.take(asker, length, has_begun);
+        match asker {
+            Asker::Requests(_) => timeout(patience, turn)
+                .await
+                .unwrap_or(Err(StoreError::Busy(Waiting::TooLong))),
+            Asker::Streams(_) | Asker::Server => turn.await,
+        }
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        turn: Turn,
+        read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let open = self.connections()?;
+        let task = tokio::task::spawn_blocking(move || {
+            // Over after the connection is back: dropped last.
+            let _turn = turn;
+            let open = open;
+            let mut conn = open
+                .pool
+                .get()
+                .map_err(|error| StoreError::Database(error.to_string()))?;
+            SqliteConnection::transaction(&mut conn, read).map_err(database_error)
+        });
+        task.await.map_err(|_| StoreError::Stopped)?
+    }
+}
+
+/// How many rows are a window: as many as take about [`READ_WINDOW`].
+struct Pace {
+    rows: usize,
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace {
+            rows: READ_WINDOW_ROWS / 4,
+        }
+    }
+}
+
+impl Pace {
+    fn adapt(&mut self, took: Duration) {
+        if took > READ_WINDOW {
+            self.rows = (self.rows / 2).max(READ_WINDOW_ROWS_MIN);
+        } else if took < READ_WINDOW / 2 {
+            self.rows = (self.rows * 2).min(READ_WINDOW_ROWS);
+        }
+    }
+}
+
+/// Readers cannot write, and wait for nothing but a checkpoint.
+#[derive(Debug)]
+struct ReadOnly;
+
+impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReadOnly {
+    fn on_acquire(&self, conn: &mut SqliteConnection) -> Result<(), diesel::r2d2::Error> {
+        conn.batch_execute(&format!(
+            "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS};
+             PRAGMA query_only = ON;
+             PRAGMA temp_store = MEMORY;
+             SELECT key FROM meta LIMIT 1;"
+        ))
+        .and_then(|()| search::register(conn))
+        .map_err(diesel::r2d2::Error::QueryError)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_made_smaller_when_its_rows_are_large_and_larger_when_they_are_small() {
+        let mut pace = Pace::default();
+        for _ in 0..10 {
+            pace.adapt(Duration::ZERO);
+        }
+        assert_eq!(pace.rows, READ_WINDOW_ROWS);
+        pace.adapt(READ_WINDOW * 3 / 4);
+        assert_eq!(pace.rows, READ_WINDOW_ROWS, "about right");
+        for _ in 0..20 {
+            pace.adapt(READ_WINDOW * 2);
+        }
+        assert_eq!(pace.rows, READ_WINDOW_ROWS_MIN);
+    }
+}

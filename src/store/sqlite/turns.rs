@@ -1,0 +1,442 @@
+//! Turns between readers: who gets the next connection for reading.
+//!
+//! ```text
+//! short reads:  school 7 ▸▸▸   school 9 ▸   …  ─┐ round robin          ┌─▶ any connection
+//!                                               ├─▶ next turn ─────────┤
+//! walks:        school 7 ▸▸▸▸▸ school 3 ▸▸  …  ─┘ one for every so      └─▶ all but one of them at most
+//!                                                 many short reads
+//! ```
+//!
+//! A *short* read is served by an index and returns a page; it comes first. A *walk* looks through rows for those that fit, a window at a
+//! time, and asks for a turn for each window. Within either line, askers are served in turn, whatever number of reads each has waiting:
+//! nobody waits for more than one read or window of each other asker. An asker is a school's requests, its streams, or the server itself.
+//!
+//! What waits is bounded (invariant 6): a request beyond a bound is refused; streams have a bound of their own, and the
+//! server's own tasks ask one by one. A read whose future is dropped gives up its place at once.
+//!
+//! Deliberately absent: time. How long a window takes is the business of [`super::readers`].
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::config::SHORT_READS_PER_WALK;
+use crate::id::SchoolId;
+use crate::store::{StoreError, Waiting};
+
+/// For whom something is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Asker {
+    /// The server itself: its clock, notifiers, figures.
+    Server,
+    /// Requests about a school.
+    Requests(SchoolId),
+    /// Streams of a school.
+    Streams(SchoolId),
+}
+
+/// Which line a read stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Length {
+    /// Served by an index.
+    Short,
+    /// A window of a walk.
+    Window,
+}
+
+/// How many there may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Connections.
+    pub(super) connections: usize,
+    /// Connections that walk at a time.
+    pub(super) walking: usize,
+    /// Requests that wait.
+    pub(super) waiting: usize,
+    /// Requests that wait for a school's reads.
+    pub(super) waiting_of_school: usize,
+}
+
+/// See the module's page.
+pub(super) struct Turns {
+    bounds: Bounds,
+    state: Mutex<State>,
+    windows: AtomicU64,
+}
+
+struct State {
+    free: usize,
+    walking: usize,
+    short: Line,
+    windows: Line,
+    /// Short reads in a row that were served while a walk waited.
+    short_in_a_row: usize,
+    /// Requests that wait, by school.
+    waiting: HashMap<SchoolId, usize>,
+    waiting_in_all: usize,
+    next_place: u64,
+}
+
+/// Those who wait for the same.
+#[derive(Default)]
+struct Line {
+    /// Each asker that has a queue, once.
+    order: VecDeque<Asker>,
+    /// By place, oldest first. A queue may be empty: it is removed when its asker's turn comes.
+    queues: HashMap<Asker, BTreeMap<u64, oneshot::Sender<Turn>>>,
+}
+
+/// A connection may be used until this is dropped.
+pub(super) struct Turn {
+    turns: Arc<Turns>,
+    length: Length,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut state = self.turns.state();
+        state.free += 1;
+        if self.length == Length::Window {
+            state.walking -= 1;
+        }
+        self.turns.serve(state);
+    }
+}
+
+/// A place in a line, given up when it is dropped.
+struct Place {
+    turns: Arc<Turns>,
+    asker: Asker,
+    length: Length,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.turns.state();
+        let queue = state.line(self.length).queues.get_mut(&self.asker);
+        // It is gone if the turn came.
+        if queue.is_some_and(|queue| queue.remove(&self.number).is_some()) {
+            state.has_left(self.asker);
+        }
+    }
+}
+
+impl Turns {
+    pub(super) fn new(bounds: Bounds) -> Turns {
+        Turns {
+            bounds,
+            state: Mutex::new(State {
+                free: bounds.connections,
+                walking: 0,
+                short: Line::default(),
+                windows: Line::default(),
+                short_in_a_row: 0,
+                waiting: HashMap::new(),
+                waiting_in_all: 0,
+                next_place: 0,
+            }),
+            windows: AtomicU64::new(0),
+        }
+    }
+
+    /// Waits for a turn. A request is refused if as many wait as may, unless it goes on with what it has begun.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        asker: Asker,
+        length: Length,
+        has_begun: bool,
+    ) -> Result<Turn, StoreError> {
+        let (turn, place) = {
+            let mut state = self.state();
+            if !has_begun {
+                state.may_wait(asker, &self.bounds)?;
+            }
+            let number = state.next_place;
+            state.next_place += 1;
+            let (grant, turn) = oneshot::channel();
+            state.line(length).push(asker, number, grant);
+            state.has_come(asker);
+            let place = Place {
+                turns: Arc::clone(self),
+                asker,
+                length,
+                number,
+            };
+            self.serve(state);
+            (turn, place)
+        };
+        let turn = turn.await.map_err(|_| StoreError::Stopped);
+        drop(place);
+        turn
+    }
+
+    /// How many windows were begun.
+    pub(super) fn windows(&self) -> u64 {
+        self.windows.load(Ordering::Relaxed)
+    }
+
+    /// How many requests wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.state().waiting_in_all
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives free connections to those whose turn it is.
+    fn serve(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let mut granted = Vec::new();
+        while let Some((length, grant)) = state.next(&self.bounds) {
+            granted.push((length, grant));
+        }
+        drop(state);
+        for (length, grant) in granted {
+            if length == Length::Window {
+                self.windows.fetch_add(1, Ordering::Relaxed);
+            }
+            let turn = Turn {
+                turns: Arc::clone(self),
+                length,
+            };
+            // The one who asked may have gone just now: then the turn is dropped here, and the next one has it.
+            let _ = grant.send(turn);
+        }
+    }
+}
+
+impl State {
+    fn line(&mut self, length: Length) -> &mut Line {
+        match length {
+            Length::Short => &mut self.short,
+            Length::Window => &mut self.windows,
+        }
+    }
+
+    fn may_wait(&self, asker: Asker, bounds: &Bounds) -> Result<(), StoreError> {
+        let Asker::Requests(school) = asker else {
+            return Ok(());
+        };
+        let of_school = self.waiting.get(&school).copied().unwrap_or_default();
+        if of_school >= bounds.waiting_of_school {
+            return Err(StoreError::Busy(Waiting::OfSchool));
+        }
+        if self.waiting_in_all >= bounds.waiting {
+            return Err(StoreError::Busy(Waiting::InAll));
+        }
+        Ok(())
+    }
+
+    fn has_come(&mut self, asker: Asker) {
+        if let Asker::Requests(school) = asker {
+            *self.waiting.entry(school).or_default() += 1;
+            self.waiting_in_all += 1;
+        }
+    }
+
+    fn has_left(&mut self, asker: Asker) {
+        if let Asker::Requests(school) = asker {
+            self.waiting_in_all -= 1;
+            if let Some(count) = self.waiting.get_mut(&school) {
+                *count -= 1;
+                if *count == 0 {
+                    self.waiting.remove(&school);
+                }
+            }
+        }
+    }
+
+    /// Whose turn it is, if a connection is free for him.
+    fn next(&mut self, bounds: &Bounds) -> Option<(Length, oneshot::Sender<Turn>)> {
+        if self.free == 0 {
+            return None;
+        }
+        let may_walk = self.walking < bounds.walking;
+        let walk_is_due = may_walk && self.short_in_a_row >= SHORT_READS_PER_WALK;
+        let lengths = match walk_is_due {
+            true => [Length::Window, Length::Short],
+            false => [Length::Short, Length::Window],
+        };
+        for length in lengths {
+            if length == Length::Window && !may_walk {
+                continue;
+            }
+            let Some((asker, grant)) = self.line(length).pop() else {
+                continue;
+            };
+            self.has_left(asker);
+            self.free -= 1;
+            if length == Length::Window {
+                self.walking += 1;
+                self.short_in_a_row = 0;
+            } else if !self.windows.order.is_empty() {
+                self.short_in_a_row += 1;
+            }
+            return Some((length, grant));
+        }
+        None
+    }
+}
+
+impl Line {
+    fn push(&mut self, asker: Asker, number: u64, grant: oneshot::Sender<Turn>) {
+        let order = &mut self.order;
+        let queue = self.queues.entry(asker).or_insert_with(|| {
+            order.push_back(asker);
+            BTreeMap::new()
+        });
+        queue.insert(number, grant);
+    }
+
+    fn pop(&mut self) -> Option<(Asker, oneshot::Sender<Turn>)> {
+        while let Some(asker) = self.order.pop_front() {
+            let queue = self.queues.get_mut(&asker);
+            let first = queue.and_then(|queue| {
+                let (_, grant) = queue.pop_first()?;
+                Some((grant, queue.is_empty()))
+            });
+            match first {
+                Some((grant, is_last)) => {
+                    match is_last {
+                        true => drop(self.queues.remove(&asker)),
+                        false => self.order.push_back(asker),
+                    }
+                    return Some((asker, grant));
+                }
+                None => drop(self.queues.remove(&asker)),
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    type Asked = Pin<Box<dyn Future<Output = Result<Turn, StoreError>> + Send>>;
+
+    const BOUNDS: Bounds = Bounds {
+        connections: 2,
+        walking: 1,
+        waiting: 6,
+        waiting_of_school: 4,
+    };
+
+    fn school(number: i64) -> Asker {
+        Asker::Requests(number.try_into().unwrap())
+    }
+
+    /// Asks, and looks once whether the turn has come.
+    fn ask(turns: &Arc<Turns>, asker: Asker, length: Length) -> (Asked, Option<Turn>) {
+        let turns = Arc::clone(turns);
+        let mut asked: Asked = Box::pin(async move { turns.take(asker, length, false).await });
+        let turn = look(&mut asked);
+        (asked, turn)
+    }
+
+    fn look(asked: &mut Asked) -> Option<Turn> {
+        match asked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(turn) => Some(turn.unwrap()),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn schools_take_turns_however_much_each_asks_for() {
+        let turns = Arc::new(Turns::new(BOUNDS));
+        let (_, mut held) = ask(&turns, Asker::Server, Length::Window);
+        assert!(held.is_some());
+        let mut asked: Vec<(i64, Asked)> = [1, 1, 1, 1, 2, 3]
+            .map(|number| {
+                let (asked, turn) = ask(&turns, school(number), Length::Window);
+                assert!(turn.is_none(), "one walks already");
+                (number, asked)
+            })
+            .into();
+        let mut served = Vec::new();
+        while !asked.is_empty() {
+            drop(held.take());
+            let found = asked
+                .iter_mut()
+                .enumerate()
+                .find_map(|(index, (_, asked))| look(asked).map(|turn| (index, turn)));
+            let (index, turn) = found.expect("a connection is free");
+            served.push(asked.remove(index).0);
+            held = Some(turn);
+        }
+        drop(held);
+        assert_eq!(served, [1, 2, 3, 1, 1, 1]);
+    }
+
+    #[test]
+    fn walks_leave_a_connection_for_short_reads() {
+        let turns = Arc::new(Turns::new(BOUNDS));
+        let (_, walk) = ask(&turns, school(1), Length::Window);
+        let (_other, none) = ask(&turns, school(2), Length::Window);
+        assert!(walk.is_some() && none.is_none());
+        let (_, short) = ask(&turns, school(3), Length::Short);
+        assert!(short.is_some(), "before the walk that waits");
+    }
+
+    #[test]
+    fn a_walk_is_not_held_up_for_ever_by_short_reads() {
+        let bounds = Bounds {
+            connections: 1,
+            waiting_of_school: 100,
+            waiting: 100,
+            ..BOUNDS
+        };
+        let turns = Arc::new(Turns::new(bounds));
+        let (_, mut held) = ask(&turns, Asker::Server, Length::Short);
+        let (mut walk, _) = ask(&turns, school(1), Length::Window);
+        let mut short: VecDeque<Asked> = (0..50)
+            .map(|_| ask(&turns, school(2), Length::Short).0)
+            .collect();
+        let mut before = 0;
+        loop {
+            drop(held.take());
+            if look(&mut walk).is_some() {
+                break;
+            }
+            held = look(&mut short.pop_front().expect("one waits"));
+            before += 1;
+        }
+        assert_eq!(before, SHORT_READS_PER_WALK);
+    }
+
+    #[test]
+    fn a_request_beyond_a_bound_is_refused_and_one_that_leaves_makes_room() {
+        let turns = Arc::new(Turns::new(BOUNDS));
+        let _held: Vec<_> = (0..2)
+            .map(|_| ask(&turns, Asker::Server, Length::Short).1)
+            .collect();
+        let refused = |asker| {
+            let mut asked = pin!(turns.take(asker, Length::Short, false));
+            match asked.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Err(StoreError::Busy(which))) => Some(which),
+                Poll::Ready(_) => panic!("no connection is free"),
+                Poll::Pending => None,
+            }
+        };
+        let mut waiting: Vec<Asked> = (0..4)
+            .map(|_| ask(&turns, school(1), Length::Short).0)
+            .collect();
+        assert_eq!(refused(school(1)), Some(Waiting::OfSchool));
+        assert_eq!(refused(school(2)), None);
+        waiting.extend((0..2).map(|_| ask(&turns, school(2), Length::Short).0));
+        assert_eq!(refused(school(3)), Some(Waiting::InAll));
+        assert_eq!(refused(Asker::Server), None, "the server's own reads wait");
+        waiting.pop();
+        assert_eq!(refused(school(3)), None);
+        drop(waiting);
+        assert_eq!(turns.waiting(), 0);
+    }
+}

@@ -2,12 +2,14 @@
 //!
 //! `cargo bench --bench load` runs everything; `cargo bench --bench load -- publish` only what is named:
 //! `floor`, `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `fold`, `idle`,
-//! `crowd`, `slow`, `burst`, `reconnect`, `refusals`, `pages`, `browser`, `greedy`. The server is a process of its own, so that
+//! `crowd`, `slow`, `burst`, `reconnect`, `refusals`, `pages`, `browser`, `greedy`,
+//! `searches`. The server is a process of its own, so that
 //! its CPU time and memory can be told from the load's. Both share the machine: read ratios, not records.
 
 mod greedy;
 mod pages;
 mod pressure;
+mod searches;
 mod server;
 mod subscribers;
 
@@ -109,6 +111,9 @@ async fn main() {
         for schools in [1, 8] {
             greedy::greedy(schools).await;
         }
+    }
+    if runs("searches") {
+        searches::searches(2_000_000, 64, 150).await;
     }
     if runs("idle") {
         for transport in TRANSPORTS {

@@ -27,6 +27,8 @@ fn tidings(folder: &Path, port: &str) -> Command {
         .env("ROCKET_PORT", port)
         // All load comes from one user at one address.
         .env("TIDINGS_PUBLISHES_PER_SEC", "0")
+        // Millions of rows are looked through for long.
+        .env("TIDINGS_CHECK_DATABASE", "false")
         .env("TIDINGS_MAX_STREAMS_PER_USER", "50000")
         .env("TIDINGS_MAX_STREAMS_PER_ADDRESS", "50000")
         // The load's readers answer no ping, and are not to be given up for that.
@@ -102,8 +104,14 @@ impl Server {
 
     /// Kills the server and starts it anew, at the same address.
     pub(crate) fn restart(&mut self) {
+        self.restart_after(|_| ());
+    }
+
+    /// The same, with something done to its database in between.
+    pub(crate) fn restart_after(&mut self, change: impl FnOnce(&Path)) {
         self.process.kill().expect("the server runs");
         self.process.wait().expect("the server ends");
+        change(&self.folder.path().join("tidings.db"));
         let port = self.address.rsplit(':').next().expect("a port");
         (self.process, self.address) = serve(self.folder.path(), port, self.settings);
     }
@@ -227,13 +235,28 @@ impl Connection {
 
     /// Posts. Nothing if the server closes instead of answering.
     pub(crate) async fn request(&mut self, path: &str, body: &str) -> Option<Answer> {
+        self.ask("POST", path, body).await;
+        self.answer().await
+    }
+
+    /// Gets, and returns the status of the answer.
+    pub(crate) async fn get(&mut self, path: &str) -> u16 {
+        self.ask("GET", path, "").await;
+        self.answer().await.expect("the server answers").status
+    }
+
+    /// Sends a request without waiting for its answer.
+    pub(crate) async fn ask(&mut self, method: &str, path: &str, body: &str) {
         let request = format!(
-            "POST {path} HTTP/1.1\r\n{}Content-Length: {}\r\n\r\n{body}",
+            "{method} {path} HTTP/1.1\r\n{}Content-Length: {}\r\n\r\n{body}",
             self.head,
             body.len()
         );
         // A server that refuses need not read it all.
         let _ = self.stream.write_all(request.as_bytes()).await;
+    }
+
+    async fn answer(&mut self) -> Option<Answer> {
         self.buffer.clear();
         loop {
             self.read().await?;

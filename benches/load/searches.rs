@@ -1,0 +1,195 @@
+//! What a viewer who searches costs others: a school with millions of jobs is searched in vain by many at once, or by many who hang up
+//! at once, while another school reads.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use diesel::Connection as _;
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use diesel::sqlite::SqliteConnection;
+use hdrhistogram::Histogram;
+
+use crate::server::{Connection, Server};
+use crate::{histogram, quantiles};
+
+/// How long each part is measured.
+const MEASURE_FOR: Duration = Duration::from_secs(20);
+/// Time between two rounds of those who hang up.
+const HANG_UP_PERIOD: Duration = Duration::from_millis(500);
+/// Jobs of the school that reads.
+const OTHERS_JOBS: usize = 1_000;
+/// What is asked for in vain, in turn.
+const IN_VAIN: [&str; 3] = [
+    "/api/jobs?q=zzz",
+    "/api/jobs?q=zzz&status=completed&sort=oldest",
+    "/monitor/schools/1/jobs?q=zzz",
+];
+/// What the other school reads.
+const READS: [(&str, &str); 3] = [
+    ("one job", "/api/jobs/j7"),
+    ("a page", "/api/jobs?status=in_progress"),
+    ("a search", "/api/jobs?q=zzz"),
+];
+
+/// Fills a school with jobs, and measures another one's reads: alone, with `searchers` and with `leavers`.
+pub(crate) async fn searches(jobs: usize, searchers: usize, leavers: usize) {
+    let mut server = Server::start().await;
+    let mut own = Connection::open(&server.address, &server.worker).await;
+    let template = r#"{"job_id":"template","job_type":"load","status":"in_progress","metadata":{"title":"Report","path":"/srv/documents/2026/report-0000000.pdf","pages":12}}"#;
+    own.post("/api/jobs", template).await;
+    own.post("/api/jobs/template/complete", "{}").await;
+    let other = server.token(2);
+    let mut others = Connection::open(&server.address, &other).await;
+    let line = |n| {
+        format!(
+            "{{\"op\":\"jobs.create\",\"job_id\":\"j{n}\",\"job_type\":\"load\",\"status\":\"in_progress\"}}\n"
+        )
+    };
+    let lines: String = (0..OTHERS_JOBS).map(line).collect();
+    others.post("/api/batch", &lines).await;
+    let begun = Instant::now();
+    server.restart_after(|path| multiply(path, jobs));
+    println!(
+        "searches  {jobs} jobs, made in {:.0} s",
+        begun.elapsed().as_secs_f64()
+    );
+    let calm = measured(&server, &other, "calm").await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (answers, tasks) = (Arc::new(AtomicU64::new(0)), searchers);
+    let tasks: Vec<_> = (0..tasks)
+        .map(|number| {
+            let (address, token) = (server.address.clone(), server.worker.clone());
+            let (stop, answers) = (Arc::clone(&stop), Arc::clone(&answers));
+            tokio::spawn(async move {
+                let mut connection = Connection::open(&address, &token).await;
+                while !stop.load(Ordering::Relaxed) {
+                    connection.get(IN_VAIN[number % IN_VAIN.len()]).await;
+                    answers.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let searched = measured(&server, &other, &format!("{searchers} search")).await;
+    compare(&calm, &searched);
+    stop.store(true, Ordering::Relaxed);
+    for task in tasks {
+        task.await.expect("it searches");
+    }
+    println!(
+        "searches  {} searches were answered",
+        answers.load(Ordering::Relaxed)
+    );
+    let hanging_up = {
+        let (address, token) = (server.address.clone(), server.worker.clone());
+        tokio::spawn(async move {
+            let mut rounds = tokio::time::interval(HANG_UP_PERIOD);
+            loop {
+                rounds.tick().await;
+                for number in 0..leavers {
+                    let mut connection = Connection::open(&address, &token).await;
+                    let path = IN_VAIN[number % IN_VAIN.len()];
+                    connection.ask("GET", path, "").await;
+                }
+            }
+        })
+    };
+    let name = format!("{leavers} hang up every {} ms", HANG_UP_PERIOD.as_millis());
+    let left = measured(&server, &other, &name).await;
+    compare(&calm, &left);
+    hanging_up.abort();
+    let (begun, cpu) = (Instant::now(), server.cpu());
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    println!(
+        "searches  after they have left: {:.1} % of a core",
+        (server.cpu() - cpu) / begun.elapsed().as_secs_f64() * 100.0
+    );
+}
+
+/// Copies the template job so many times, by SQL.
+fn multiply(path: &Path, jobs: usize) {
+    #[derive(QueryableByName)]
+    struct Column {
+        #[diesel(sql_type = Text)]
+        name: String,
+    }
+    const AT_ONCE: usize = 100_000;
+    let path = path.to_str().expect("UTF-8");
+    let mut conn = SqliteConnection::establish(path).expect("a database");
+    conn.batch_execute("PRAGMA synchronous = OFF; PRAGMA cache_size = -262144;")
+        .expect("a database");
+    let columns: Vec<Column> = diesel::sql_query("SELECT name FROM pragma_table_info('jobs')")
+        .load(&mut conn)
+        .expect("a table");
+    let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+    let value = |name: &&str| {
+        match *name {
+        "job_id" => "printf('f%08d', n)".to_owned(),
+        "message" => "'Page ' || n || ' of the report'".to_owned(),
+        "metadata" => "json_object('title', 'Report ' || n, 'path', '/srv/documents/2026/report-' || n || '.pdf', 'pages', n % 40)".to_owned(),
+        "created_seq" | "last_seq" => "n + 10".to_owned(),
+        name => name.to_owned(),
+    }
+    };
+    let values: Vec<String> = names.iter().map(value).collect();
+    for first in (0..jobs).step_by(AT_ONCE) {
+        let last = (first + AT_ONCE).min(jobs) - 1;
+        let insert = format!(
+            "WITH RECURSIVE numbers (n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM numbers WHERE n < {last}) \
+             INSERT INTO jobs ({}) SELECT {} FROM numbers JOIN jobs ON school_id = 1 AND job_id = 'template'",
+            names.join(", "),
+            values.join(", ")
+        );
+        conn.batch_execute(&insert).expect("rows");
+    }
+    let head = format!(
+        "UPDATE schools SET head = {0}, floor = {0} WHERE school_id = 1",
+        jobs + 10
+    );
+    conn.batch_execute(&head).expect("a school");
+}
+
+/// What the other school's reads take, each kind in its histogram, while `/readyz` is asked all the time.
+async fn measured(server: &Server, token: &str, when: &str) -> Vec<Histogram<u64>> {
+    let mut times: Vec<_> = READS.iter().map(|_| histogram()).collect();
+    let mut connection = Connection::open(&server.address, token).await;
+    let mut health = Connection::open(&server.address, token).await;
+    let (begun, cpu) = (Instant::now(), server.cpu());
+    let (mut asked, mut failed, mut slowest) = (0, 0, Duration::ZERO);
+    while begun.elapsed() < MEASURE_FOR {
+        for ((_, path), times) in READS.iter().zip(&mut times) {
+            let start = Instant::now();
+            let status = connection.get(path).await;
+            assert_eq!(status, 200, "{path}");
+            times.saturating_record(start.elapsed().as_nanos() as u64);
+        }
+        let start = Instant::now();
+        asked += 1;
+        failed += u64::from(health.get("/readyz").await != 200);
+        slowest = slowest.max(start.elapsed());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    println!(
+        "searches  {when}: /readyz failed {failed} of {asked} times, slowest {:.1} ms; server {:.0} % of a core, {} MB",
+        slowest.as_secs_f64() * 1e3,
+        (server.cpu() - cpu) / begun.elapsed().as_secs_f64() * 100.0,
+        server.memory() / 1_000_000
+    );
+    for ((name, _), times) in READS.iter().zip(&times) {
+        println!("searches  {when}: {name:<9} {}", quantiles(times));
+    }
+    times
+}
+
+fn compare(calm: &[Histogram<u64>], now: &[Histogram<u64>]) {
+    for ((name, _), (calm, now)) in READS.iter().zip(calm.iter().zip(now)) {
+        let at = |times: &Histogram<u64>| times.value_at_quantile(0.99) as f64;
+        println!(
+            "searches  {name:<9} p99 {:.1} times that of calm",
+            at(now) / at(calm)
+        );
+    }
+}

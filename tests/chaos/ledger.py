@@ -234,7 +234,9 @@ class Reading:
             return
         self.events += 1
         if self.now is None:
-            raise Broken(f"{self.name}: a live event before `ready`: {message}")
+            # What happened while the snapshot was read is told before `ready`.
+            self._whole_snapshot(epoch, seq - 1)
+            self._begin(epoch, seq - 1)
         if epoch != self.now.epoch or seq <= self.floor:
             raise Broken(f"{self.name}: {epoch}-{seq} after {self.now.epoch}-{self.floor}")
         self.now.receive(seq)

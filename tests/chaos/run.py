@@ -23,7 +23,7 @@ from server import SECRET, Server
 
 FAULTS = ("kill", "term", "freeze", "power", "disk", "clock")
 PLANTS = ("drop", "repeat", "swap", "alter", "invent", "skip", "run-ahead")
-TRANSPORTS = (wire.Sse, wire.WebSocket, wire.Poll)
+TRANSPORTS = (wire.Sse, wire.WebSocket, wire.Poll, wire.Multiplexed)
 # A worker tries again after this long.
 AGAIN_SECS = 0.05
 JOB_TYPES = ("scan", "report", "import")

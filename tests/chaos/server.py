@@ -119,7 +119,7 @@ class Server:
         ballast.unlink()
 
     async def clock_step(self, chance):
-        self.set_clock(chance.choice(["+0", "+1h", "-1h", "+20m", "-5m", "+3s", "-3s"]))
+        self.set_clock(chance.choice(["+0", "+1h", "-1h", "+2d", "+9d", "-2d", "-5m", "+3s", "-3s"]))
 
     def fault(self, name):
         return {"kill": self.kill, "term": self.term, "freeze": self.freeze, "power": self.power, "disk": self.disk_full, "clock": self.clock_step}[name]

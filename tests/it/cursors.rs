@@ -396,7 +396,7 @@ async fn whatever_cursor_was_ever_sent_coming_back_with_it_misses_no_milestone()
         "connected",
         "ready",
         "job_progress",
-        "heartbeat",
+        // Heartbeats come, too, but only on a stream that has had nothing for a second.
         "subscribed",
         "the answer to a poll",
     ] {

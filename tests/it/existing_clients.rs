@@ -244,19 +244,26 @@ async fn events_until(client: &mut Client, last: &Value) -> Vec<Value> {
     }
 }
 
-/// Lets things happen until one is heard live: snapshot and `ready` are told then. Returns its `seq`.
+/// Lets things happen until one is heard live: after the snapshot, and after `ready` where that is told. Returns its `seq`.
 async fn until_live(
     endpoint: &Endpoint,
     client: &mut Client,
     server: &Server,
     step: &mut u32,
 ) -> Value {
+    let mut is_ready = endpoint.path.split('?').next() != Some("/ws");
     loop {
         let told = happen(server, 1, step).await;
-        let heard = events_until(client, endpoint.own(&told)).await;
-        let last = heard.last().unwrap();
-        if last.get("snapshot").is_none() {
-            return last["seq"].clone();
+        let told = endpoint.own(&told)["seq"].clone();
+        let last = loop {
+            let message = client.next().await;
+            is_ready |= message["type"] == "ready";
+            if message["seq"] == told {
+                break message;
+            }
+        };
+        if is_ready && last.get("snapshot").is_none() {
+            return told;
         }
     }
 }

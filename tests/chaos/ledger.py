@@ -243,8 +243,8 @@ class Reading:
 
     def _moved(self, kind, cursor):
         epoch, seq = place(cursor)
-        # Only `connected` may tell of another life: a reset follows, unless the reader comes back with its cursor.
-        if self.now is not None and (kind != "connected" or epoch == self.now.epoch):
+        # The first message may tell of another life: a reset follows, unless the reader comes back with its cursor.
+        if self.now is not None and (kind not in ("connected", "subscribed") or epoch == self.now.epoch):
             if epoch != self.now.epoch:
                 raise Broken(f"{self.name}: {kind} has {cursor} in life {self.now.epoch}")
             self.floor, self.now.end = max(self.floor, seq), max(self.now.end, seq)

@@ -324,7 +324,12 @@ class Run:
         for task in done:
             task.result()
         self.is_over = True
-        await asyncio.gather(disturbance)
+        await disturbance
+        _, unanswered = await asyncio.wait([*workers, *readers], timeout=4 * wire.PATIENCE_SECS)
+        for task in unanswered:
+            task.cancel()
+        if unanswered:
+            raise Broken(f"{len(unanswered)} workers and readers still wait for an answer")
         await asyncio.gather(*workers, *readers)
         await self.check()
 

@@ -8,6 +8,8 @@ import subprocess
 import uuid
 from pathlib import Path
 
+from ledger import Broken
+
 SECRET = "a secret for chaos only, long enough for HS256"
 
 
@@ -77,7 +79,7 @@ class Server:
         )
         line = (await asyncio.wait_for(self.process.stdout.readline(), 60)).decode()
         if "listens on" not in line:
-            raise SystemExit(f"the server did not start: see {self.folder / 'log'}")
+            raise Broken(f"the server did not start: see {self.folder / 'log'}")
         self.port = int(line.rsplit(":", 1)[1])
 
     async def end(self, how=signal.SIGKILL):
@@ -91,7 +93,7 @@ class Server:
     async def term(self, _):
         code = await self.end(signal.SIGTERM)
         if code != 0:
-            raise SystemExit(f"SIGTERM: exit code {code}, see {self.folder / 'log'}")
+            raise Broken(f"SIGTERM: exit code {code}, see {self.folder / 'log'}")
         await self.start()
 
     async def freeze(self, chance):

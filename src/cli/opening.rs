@@ -45,7 +45,7 @@ pub(super) async fn opened(
     let opened = tokio::select! {
         opened = &mut opening => opened.map_err(fallen)?.map(Some),
         Err(error) = answered => Err(unserved(error.kind(), &figment)),
-        () = signals.stop() => {
+        _ = signals.stop() => {
             tracing::info!("told to stop before the database was open");
             Ok(None)
         }

@@ -183,9 +183,13 @@ impl Signals {
         }
     }
 
-    /// Waits for one that stops the server.
-    pub(super) async fn stop(&mut self) {
-        while !self.next().await.1 {}
+    /// Waits for one that stops the server, and returns its number.
+    pub(super) async fn stop(&mut self) -> i32 {
+        loop {
+            if let (number, true) = self.next().await {
+                return number;
+            }
+        }
     }
 }
 
@@ -214,7 +218,7 @@ fn heed(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Option<AtSignal
     tokio::spawn(async move {
         let mut asked = false;
         loop {
-            let (number, stops) = signals.next().await;
+            let number = signals.stop().await;
             if asked {
                 tracing::warn!("asked to stop a second time: leaving at once");
                 std::process::exit(SIGNALLED + number);
@@ -222,8 +226,7 @@ fn heed(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Option<AtSignal
             asked = true;
             match &at_signal {
                 Some(act) => act(),
-                None if stops => drop(tokio::spawn(stop(Arc::clone(&tidings), shutdown.clone()))),
-                None => {}
+                None => drop(tokio::spawn(stop(Arc::clone(&tidings), shutdown.clone()))),
             }
         }
     });

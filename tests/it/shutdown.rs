@@ -325,6 +325,24 @@ async fn connections_that_nobody_uses_do_not_hold_up_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_signal_that_is_not_to_stop_the_server_does_not_count_as_the_first_of_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(folder.path());
+    let serve = command.arg("serve");
+    let mut process = Process::start(serve.env("ROCKET_SHUTDOWN", "{ctrlc=false}"));
+    let mut socket = socket(&process.url, "/ws/device-status", &viewer(1)).await;
+    process.signal("INT");
+    process.signal("INT");
+    let ended = spawn_blocking(move || process.terminate());
+    let (said, code) = until_closed(&mut socket).await;
+    assert_eq!(
+        (&said.last().unwrap()["type"], code),
+        (&json!("closing"), Some(1001))
+    );
+    assert_eq!(ended.await.unwrap(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_opens_while_the_server_stops_is_told_to_close_and_to_come_back() {
     let server = server().await;
     server.running_job("a").await;

@@ -529,15 +529,22 @@ impl Settings {
                 return invalid(key, &problem);
             }
         }
-        // A school that is alone may hold half of it.
-        let least = self
-            .unread_batch_memory(self.batch_limit_bytes)
-            .saturating_mul(2);
-        if self.write_memory_bytes < least {
-            let problem = format!(
-                "is below {least}: a batch of `batch_limit_bytes` that leads to `batch_event_bytes` would never find room"
-            );
-            return invalid("write_memory_bytes", &problem);
+        for (memory, what) in [
+            (
+                self.unread_batch_memory(self.batch_limit_bytes),
+                "a batch of `batch_limit_bytes` that leads to `batch_event_bytes`",
+            ),
+            (
+                self.command_memory(self.body_limit_bytes),
+                "a command of `body_limit_bytes` whose subject has `metadata_limit_bytes` and `message_limit_bytes`",
+            ),
+        ] {
+            // A school that is alone may hold half of it.
+            let least = memory.saturating_mul(2);
+            if self.write_memory_bytes < least {
+                let problem = format!("is below {least}: {what} would never find room");
+                return invalid("write_memory_bytes", &problem);
+            }
         }
         Ok(())
     }

@@ -472,6 +472,33 @@ fn an_application_that_mounts_tidings_keeps_its_own_settings() {
     }
 }
 
+#[test]
+fn memory_in_which_the_largest_write_would_never_find_room_is_refused() {
+    use rocket::figment::Figment;
+    use tidings::config::Settings;
+    let read = |settings: &[(&str, u64)]| {
+        let merge = |figment: Figment, (key, value): &(&str, u64)| {
+            figment.merge((format!("tidings.{key}"), *value))
+        };
+        let figment = settings.iter().fold(Figment::new(), merge);
+        Settings::from_figment(&figment)
+    };
+    for setting in [
+        ("batch_event_bytes", 256 * 1024 * 1024),
+        ("body_limit_bytes", 256 * 1024 * 1024),
+        ("metadata_limit_bytes", 256 * 1024 * 1024),
+        ("message_limit_bytes", 256 * 1024 * 1024),
+    ] {
+        let error = read(&[setting]).unwrap_err().to_string();
+        let names_both = error.contains("write_memory_bytes") && error.contains(setting.0);
+        assert!(names_both, "{error}");
+        let least = error.split("is below ").nth(1).unwrap();
+        let least = least.split(':').next().unwrap().parse().unwrap();
+        assert!(read(&[setting, ("write_memory_bytes", least)]).is_ok());
+        assert!(read(&[setting, ("write_memory_bytes", least - 1)]).is_err());
+    }
+}
+
 /// A secret, a path or an issuer may consist of digits.
 #[test]
 fn a_text_of_digits_in_the_environment_needs_no_quotes() {

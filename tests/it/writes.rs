@@ -196,7 +196,7 @@ async fn a_school_that_produces_too_much_waits_and_others_do_not() {
 async fn a_school_that_holds_its_share_of_the_memory_waits_and_others_do_not() {
     let settings = json!({
         "batch_limit_bytes": 100_000, "batch_event_bytes": 100_000, "batch_limit_commands": 100,
-        "write_memory_bytes": 1_400_000,
+        "body_limit_bytes": 100_000, "write_memory_bytes": 1_400_000,
     });
     let server = server_with(settings).await;
     for school in [1, 2] {

@@ -174,6 +174,8 @@ pub const CALLER_LOOK_PERIOD: Duration = Duration::from_millis(250);
 pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// Bytes of messages after which a poll is answered, though more wait.
 pub const POLL_FULL_BYTES: usize = 1024 * 1024;
+/// Messages of a WebSocket client that wait while one before them is being answered. Beyond them nothing is read.
+pub const WAITING_MESSAGES: usize = 64;
 /// Bytes read from a WebSocket at a time.
 pub const SOCKET_READ_BYTES: usize = 4 * 1024;
 /// How long a server that ends goes on accepting connections while its streams are told to close. Afterwards what is left

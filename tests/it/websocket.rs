@@ -929,3 +929,57 @@ async fn a_heartbeat_may_be_a_message_in_addition_to_the_ping() {
         }
     }
 }
+
+/// A client that pings to see whether its connection lasts is not to take a long replay for silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ping_is_answered_while_a_subscription_waits_for_what_is_told_before() {
+    const TICKS: usize = 2_000;
+    let server = server_with(json!({"event_bytes_per_sec": 0})).await;
+    server.running_job("a").await;
+    server.running_job("b").await;
+    let (_, page) = server.get("/api/jobs", &viewer(1)).await;
+    // Far more than a connection holds that is not read.
+    let tick = |number: usize| {
+        let metadata = "m".repeat(15_000);
+        let metadata = json!({"number": number, "text": metadata});
+        let line = json!({"op": "jobs.progress", "job_id": "a", "metadata": metadata});
+        format!("{line}\n")
+    };
+    for first in (0..TICKS).step_by(500) {
+        let lines: String = (first..first + 500).map(tick).collect();
+        let results = server.batch(&worker(1), lines).await;
+        assert!(results.iter().all(|result| result["status"] == 200));
+    }
+    let mut socket = socket(&server.url, "/ws?tick_ms=0", &viewer(1)).await;
+    for message in [
+        json!({"type": "subscribe", "channels": ["jobs/a"], "cursor": page["cursor"]}),
+        json!({"type": "subscribe", "channels": ["jobs/b"]}),
+        json!({"type": "ping"}),
+        json!({"type": "unsubscribe", "channels": ["jobs/a"]}),
+    ] {
+        send(&mut socket, &message.to_string()).await;
+    }
+    socket.send(Message::Ping(vec![1].into())).await.unwrap();
+    let (mut told, mut ticks) = (Vec::new(), 0);
+    while told.last() != Some(&"unsubscribed".to_owned()) {
+        let said = match socket.next().await.unwrap().unwrap() {
+            Message::Text(text) => {
+                let message: Value = serde_json::from_str(&text).unwrap();
+                message["type"].as_str().unwrap().to_owned()
+            }
+            Message::Pong(_) => "answer".to_owned(),
+            _ => continue,
+        };
+        match said.as_str() {
+            "job_progress" => ticks += 1,
+            "subscribed" | "unsubscribed" | "pong" | "answer" => told.push(said),
+            _ => {}
+        }
+        let is_answered = ["pong", "answer"]
+            .iter()
+            .all(|own| told.iter().any(|said| said == own));
+        assert!(is_answered || ticks < TICKS / 2, "{told:?}");
+    }
+    assert_eq!(told.iter().filter(|own| *own == "subscribed").count(), 2);
+    assert!(ticks >= TICKS, "{ticks}: and nothing is left out");
+}

@@ -21,7 +21,9 @@ use super::hears_acknowledgements;
 use super::opening::Opening;
 use super::socket::{End, Incoming, Socket};
 use crate::auth::{Access, AuthError};
-use crate::config::{CLOSE_WAIT, INITIAL_STATE_MAX, INITIAL_STATE_MAX_BYTES, WRITE_STALL};
+use crate::config::{
+    CLOSE_WAIT, INITIAL_STATE_MAX, INITIAL_STATE_MAX_BYTES, WAITING_MESSAGES, WRITE_STALL,
+};
 use crate::event::Event;
 use crate::id::{Channel, Cursor};
 use crate::kind::{self, characteristic};
@@ -70,8 +72,11 @@ pub(super) struct Session {
     asking: Option<Box<Asking>>,
     /// Where the first `subscribe` that does not say itself goes on.
     from: Option<Cursor>,
-    /// Messages that came in with one that is still being answered. Bounded by one read of the socket.
+    /// Messages that came in while one before them is still being answered. Bounded by [`WAITING_MESSAGES`], the size of a
+    /// client's message, and one read of the socket.
     waiting: VecDeque<Incoming>,
+    /// A `subscribe` or `unsubscribe` that waits until the one before it is acknowledged.
+    parked: Option<ClientMessage>,
     phase: Phase,
     last_message: Instant,
     /// How fast the client may go on, and what is left of that.
@@ -100,6 +105,7 @@ impl Session {
             asking: None,
             from: None,
             waiting: Default::default(),
+            parked: None,
             phase: Phase::Open,
             last_message: Instant::now(),
             pace: tidings
@@ -207,6 +213,7 @@ impl Session {
         self.live = None;
         self.asking = None;
         self.waiting.clear();
+        self.parked = None;
         self.gathered = None;
         self.announced.clear();
         self.phase = Phase::Closing(Instant::now() + CLOSE_WAIT);
@@ -352,17 +359,31 @@ impl Session {
             }
             return Ok(true);
         }
-        if !self.socket.has_room_for_answers() || self.is_busy() {
+        if !self.socket.has_room_for_answers() {
             return Ok(false);
         }
-        if let Some(incoming) = self.waiting.pop_front() {
+        if self.parked.is_none()
+            && let Some(incoming) = self.waiting.pop_front()
+        {
             self.receive(incoming);
             return Ok(true);
+        }
+        if !self.is_busy()
+            && let Some(message) = self.parked.take()
+        {
+            self.carry_out(message);
+            return Ok(true);
+        }
+        // What is sent behind one that waits is read on: a ping of the protocol is answered at once, and a pong is heard.
+        if !self.has_room_to_wait() {
+            return Ok(false);
         }
         match self.socket.poll_read(cx) {
             Poll::Ready(Ok(incoming)) => {
                 if let Phase::Open = self.phase {
-                    self.waiting.extend(incoming);
+                    let said = incoming.into_iter();
+                    let said = said.filter(|own| !matches!(own, Incoming::Control));
+                    self.waiting.extend(said);
                     if self.socket.is_left() {
                         // The peer has said goodbye, and the answer is queued: nothing may follow it.
                         self.live = None;
@@ -377,10 +398,20 @@ impl Session {
         }
     }
 
+    /// Whether more may be read than is carried out.
+    fn has_room_to_wait(&self) -> bool {
+        let bytes = |own: &Incoming| match own {
+            Incoming::Text(text) => text.len(),
+            Incoming::Binary(bytes) => bytes.len(),
+            Incoming::Control => 0,
+        };
+        let most = self.tidings.settings().client_message_limit_bytes;
+        self.waiting.len() < WAITING_MESSAGES
+            && self.waiting.iter().map(bytes).sum::<usize>() < most
+    }
+
     fn receive(&mut self, incoming: Incoming) {
-        // Pings and pongs are the protocol's own.
-        if !matches!(incoming, Incoming::Control)
-            && let Some((pace, bucket)) = &mut self.pace
+        if let Some((pace, bucket)) = &mut self.pace
             && bucket.take(*pace, 1, Instant::now()).is_err()
         {
             return self.give_up(
@@ -392,11 +423,24 @@ impl Session {
         let text = match incoming {
             Incoming::Text(text) => text,
             Incoming::Binary(_) => return self.error("not_text", "Messages are text frames"),
+            // Pings and pongs are the protocol's own.
             Incoming::Control => return,
         };
         self.last_message = Instant::now();
         match ClientMessage::parse(&text) {
-            Ok(ClientMessage::BarePing) => match self.dialect.bare_ping {
+            Ok(message) => self.carry_out(message),
+            Err(error) => self.error(error.code(), error.to_string()),
+        }
+    }
+
+    fn carry_out(&mut self, message: ClientMessage) {
+        match message {
+            ClientMessage::Subscribe { .. } | ClientMessage::Unsubscribe { .. }
+                if self.is_busy() =>
+            {
+                self.parked = Some(message);
+            }
+            ClientMessage::BarePing => match self.dialect.bare_ping {
                 BarePing::Pong => self.send_control(&Control::Pong { timestamp: None }),
                 BarePing::BarePong => self.socket.send(wire::text_frame(b"pong").into()),
                 BarePing::Error => {
@@ -404,22 +448,19 @@ impl Session {
                     self.error(error.code(), error.to_string());
                 }
             },
-            Ok(ClientMessage::Ping { timestamp }) => {
-                self.send_control(&Control::Pong { timestamp })
-            }
-            Ok(ClientMessage::Subscribe {
+            ClientMessage::Ping { timestamp } => self.send_control(&Control::Pong { timestamp }),
+            ClientMessage::Subscribe {
                 channels,
                 cursor,
                 asked,
-            }) => self.ask(channels, cursor, asked),
-            Ok(ClientMessage::Unsubscribe { channels, asked }) => {
+            } => self.ask(channels, cursor, asked),
+            ClientMessage::Unsubscribe { channels, asked } => {
                 let asked = self.acknowledged(asked);
                 if let Some((_, subscription)) = &mut self.live {
                     subscription.unsubscribe(&channels, asked);
                 }
             }
-            Ok(ClientMessage::Auth { token }) => self.renew(&token),
-            Err(error) => self.error(error.code(), error.to_string()),
+            ClientMessage::Auth { token } => self.renew(&token),
         }
     }
 

@@ -28,7 +28,7 @@ use crate::wire::Close;
 #[derive(Debug)]
 pub(super) enum Incoming {
     Text(String),
-    Binary(#[cfg_attr(not(test), expect(dead_code, reason = "only refused"))] Bytes),
+    Binary(Bytes),
     /// A ping, a pong, or part of a message: a sign of life.
     Control,
 }

@@ -114,6 +114,10 @@ pub const HISTORY_SAMPLE: usize = 20;
 pub const READ_PAGE: usize = 256;
 /// Bytes of events' fields read from the store at a time, in addition to the first event's.
 pub const READ_PAGE_BYTES: usize = 1024 * 1024;
+/// Bytes of the texts of a page of a list, in addition to those of its last subject: after them it ends, and `next` leads on.
+pub const LIST_PAGE_BYTES: usize = 4 * 1024 * 1024;
+/// Rows of a window that are read together, of those that fit.
+pub const SEARCH_PART_ROWS: usize = 64;
 /// How long a window of rows should take that are looked through for those that fit. Others have their turn after it.
 pub const READ_WINDOW: Duration = Duration::from_millis(5);
 /// Most rows of a window.

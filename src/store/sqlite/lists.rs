@@ -13,6 +13,7 @@ use super::read::bounds;
 use super::readers::{Looked, Walk};
 use super::search;
 use super::table::{Stored, table};
+use crate::config::LIST_PAGE_BYTES;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::store::{ListPage, ListQuery, Searched, Stalled};
 
@@ -62,14 +63,27 @@ impl ListWalk {
         Ok(())
     }
 
+    /// How many of those found are on the page, and whether more follow: it ends at its limit, or with the one by which it has
+    /// more than [`LIST_PAGE_BYTES`].
+    fn page(&self) -> (usize, bool) {
+        let mut bytes = 0;
+        for (count, (_, stored)) in self.found.iter().enumerate() {
+            if count == self.limit || bytes > LIST_PAGE_BYTES {
+                return (count, true);
+            }
+            bytes += stored.state.text_bytes();
+        }
+        (self.found.len(), bytes > LIST_PAGE_BYTES)
+    }
+
     /// When the last that was looked at was created.
     pub(super) fn until(&self) -> Option<DateTime<Utc>> {
         self.end.map(|(_, at)| at)
     }
 
     pub(super) fn into_page(mut self, epoch: Epoch, searched: Option<Searched>) -> ListPage {
-        let is_full = self.found.len() > self.limit;
-        self.found.truncate(self.limit);
+        let (of_page, is_full) = self.page();
+        self.found.truncate(of_page);
         let (school, kind) = (self.school, self.kind);
         let next = match is_full {
             true => self.found.last().map(|(_, stored)| stored.created_seq),
@@ -103,7 +117,7 @@ impl Walk for ListWalk {
         self.query.beyond = end;
         Ok(Looked {
             rows: window.seqs.iter().map(|seqs| seqs.len() as u64).sum(),
-            is_done: end.is_none() || self.found.len() > self.limit,
+            is_done: end.is_none() || self.page().1,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Reading the log and the states behind it, a page at a time. Every query here is served by an index in the
 //! order that it is told in; `EXPLAIN QUERY PLAN` must show no sort and no scan.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -39,21 +40,20 @@ pub(super) fn replay(
     fold: bool,
 ) -> QueryResult<Page> {
     let (head, floor) = bounds(conn, scope.school)?;
-    let sources = sources(scope);
     let mut through = head;
     let mut told = Vec::new();
-    for source in sources {
-        let part = part(conn, epoch, scope.school, &source, after)?;
+    for source in sources(scope) {
+        let part = part(conn, epoch, scope.school, &source, (after, through))?;
         if let Some(last) = part.last().filter(|_| !part.is_whole) {
             // This source may go on: the page ends where the first of such sources ends.
             through = through.min(last.seq);
         }
-        told.extend(part.events);
+        told.extend(part.events.into_iter().filter(|event| scope.hears(event)));
+        // Now, or there would be a page of each source in memory.
+        through = cut(&mut told, through);
+        // A wide event of a subject that is listened to comes from two sources.
+        told.dedup_by_key(|event| event.seq);
     }
-    told.retain(|event| event.seq <= through && scope.hears(event));
-    told.sort_unstable_by_key(|event| event.seq);
-    // A wide event of a subject that is listened to comes from two sources.
-    told.dedup_by_key(|event| event.seq);
     if fold {
         told = without_superseded(told);
         if through < head {
@@ -95,6 +95,26 @@ fn sources(scope: &Scope) -> Vec<Source<'_>> {
     sources
 }
 
+/// Puts events in order and leaves those of one page, up to `through` at most. Returns how far the page goes.
+pub(super) fn cut<E: Borrow<Event>>(events: &mut Vec<E>, through: u64) -> u64 {
+    let seq = |event: &E| -> u64 { event.borrow().seq };
+    events.retain(|event| seq(event) <= through);
+    events.sort_unstable_by_key(seq);
+    let mut bytes = 0;
+    let of_page = events.iter().take(READ_PAGE).take_while(|event| {
+        let event: &Event = (*event).borrow();
+        let fits = bytes <= READ_PAGE_BYTES;
+        bytes += event.draft.fields.len();
+        fits
+    });
+    let of_page = of_page.count();
+    if of_page == events.len() {
+        return through;
+    }
+    events.truncate(of_page);
+    events.last().map_or(through, seq)
+}
+
 /// The first events of a source.
 struct Part {
     events: Vec<Arc<Event>>,
@@ -113,11 +133,12 @@ fn part(
     epoch: Epoch,
     school: SchoolId,
     source: &Source<'_>,
-    after: u64,
+    (after, through): (u64, u64),
 ) -> QueryResult<Part> {
     let mut query = events::table
         .filter(events::school_id.eq(school.get()))
         .filter(events::seq.gt(after as i64))
+        .filter(events::seq.le(through as i64))
         .order(events::seq)
         .limit(READ_PAGE as i64)
         .select(EventRow::as_select())
@@ -215,8 +236,7 @@ pub(super) fn snapshot(
         through = through.min(part.through);
         told.extend(part.events);
     }
-    told.retain(|event| event.seq <= through);
-    told.sort_unstable_by_key(|event| event.seq);
+    let through = cut(&mut told, through);
     Ok(Page {
         events: told.into_iter().map(Arc::new).collect(),
         through,

@@ -15,6 +15,7 @@ use super::devices::DevicesTable;
 use super::enrollments::EnrollmentsTable;
 use super::jobs::JobsTable;
 use super::lists::{Source, Window};
+use super::read::cut;
 use crate::event::Event;
 use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::job::Past;
@@ -113,11 +114,11 @@ impl Selection<'_> {
                     .filter
                     .passes(event.draft.status, event.draft.category.as_deref())
         });
-        events.sort_unstable_by_key(|event| event.seq);
-        events.truncate(self.limit);
+        let is_full = events.len() >= self.limit;
+        let through = cut(&mut events, through);
         let through = match events.last() {
             // There may be more.
-            Some(last) if events.len() == self.limit => last.seq.min(through),
+            Some(last) if is_full => last.seq,
             _ => through,
         };
         Told { events, through }
@@ -163,7 +164,8 @@ pub(super) trait Table: Sync {
         rows: usize,
     ) -> QueryResult<Window>;
 
-    /// Those listed, in the query's order, at most one more than its limit, of a list that its sources have by their indexes.
+    /// Those listed, in the query's order, of a list that its sources have by their indexes: one more than its limit, or so many
+    /// that their bytes are beyond those of a page, if there are so many.
     fn list(
         &self,
         conn: &mut SqliteConnection,
@@ -414,11 +416,19 @@ macro_rules! any_table {
                 let select = $crate::store::sqlite::table::rows_of!(
                     $table, school, query, source, category [$($category)?], stalls [$($stalled)?]
                 );
-                let select = select.select($row::as_select());
-                found.extend(select.limit(query.limit as i64 + 1).load::<$row<'_>>(conn)?);
+                let select = select.select($row::as_select()).limit(query.limit as i64 + 1);
+                let mut bytes = 0;
+                for row in select.load_iter::<$row<'_>, diesel::connection::DefaultLoadingMode>(conn)? {
+                    let (id, stored) = row?.into_stored()?;
+                    bytes += stored.state.text_bytes();
+                    found.push((id, stored));
+                    if bytes > $crate::config::LIST_PAGE_BYTES {
+                        break;
+                    }
+                }
             }
             $crate::store::sqlite::table::in_order!(found, query);
-            found.into_iter().map($row::into_stored).collect()
+            Ok(found)
         }
 
         fn search(
@@ -432,8 +442,9 @@ macro_rules! any_table {
             let mut found = Vec::new();
             for (source, seqs) in self.sources(query).into_iter().zip(&window.seqs) {
                 let before = found.len();
+                let mut bytes = 0;
                 // Row by row: whatever index is taken, none is read that is not in the window.
-                for part in seqs.chunks(crate::config::READ_PAGE) {
+                for part in seqs.chunks($crate::config::SEARCH_PART_ROWS) {
                     let mut select = $table::table
                         .filter($table::school_id.eq(school.get()))
                         .filter($table::created_seq.eq_any(part))
@@ -455,24 +466,28 @@ macro_rules! any_table {
                             $(, search::mentions_value($table::$json, wanted))*
                         ));
                     }
-                    found.extend(select.load::<$row<'_>>(conn)?);
-                    if found.len() - before > query.limit {
+                    for row in select.load::<$row<'_>>(conn)? {
+                        let (id, stored) = row.into_stored()?;
+                        bytes += stored.state.text_bytes();
+                        found.push((id, stored));
+                    }
+                    if found.len() - before > query.limit || bytes > $crate::config::LIST_PAGE_BYTES {
                         break;
                     }
                 }
             }
             $crate::store::sqlite::table::in_order!(found, query);
-            found.into_iter().map($row::into_stored).collect()
+            Ok(found)
         }
     };
 }
 
-/// Sorts rows as a list has them, and leaves one more than its limit.
+/// Sorts subjects as a list has them, and leaves one more than its limit.
 macro_rules! in_order {
     ($found:ident, $query:ident) => {
-        $found.sort_unstable_by_key(|row| match $query.order {
-            crate::store::Order::Newest => -row.created_seq,
-            crate::store::Order::Oldest => row.created_seq,
+        $found.sort_unstable_by_key(|(_, stored)| match $query.order {
+            crate::store::Order::Newest => -(stored.created_seq as i64),
+            crate::store::Order::Oldest => stored.created_seq as i64,
         });
         $found.truncate($query.limit + 1);
     };
@@ -560,7 +575,7 @@ macro_rules! table_of_what_ends {
                     let query = $table::table
                         .filter($table::school_id.eq(selection.school.get()))
                         .filter($table::last_seq.gt(selection.after as i64))
-                        .filter($table::last_seq.le(selection.upto as i64))
+                        .filter($table::last_seq.le(through as i64))
                         .order($table::last_seq)
                         .into_boxed::<diesel::sqlite::Sqlite>();
                     match ending {
@@ -586,9 +601,17 @@ macro_rules! table_of_what_ends {
                     query = query.filter($table::$category.eq_any(&selection.filter.categories));
                 })?
                 let query = query.limit(selection.limit as i64).select($row::as_select());
-                for row in query.load::<$row<'_>>(conn)? {
-                    let (id, stored) = row.into_stored()?;
+                let mut bytes = 0;
+                for row in query.load_iter::<$row<'_>, diesel::connection::DefaultLoadingMode>(conn)? {
+                    let (id, stored) = row?.into_stored()?;
+                    bytes += stored.state.text_bytes();
+                    let place = stored.last_seq;
                     tell(id, stored);
+                    if bytes > $crate::config::READ_PAGE_BYTES {
+                        // It may go on: the page ends here at the latest.
+                        through = through.min(place);
+                        break;
+                    }
                 }
             }
             Ok(selection.first_of(told, through))

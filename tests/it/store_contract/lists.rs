@@ -1,7 +1,8 @@
 //! What a store promises of lists and counts, which the monitor reads.
 
 use chrono::{TimeDelta, Utc};
-use tidings::store::{Order, Stalled, Which};
+use tidings::config::{LIST_PAGE_BYTES, READ_PAGE, READ_PAGE_BYTES};
+use tidings::store::{Order, Page, Stalled, Which};
 
 use super::*;
 use crate::support::until;
@@ -235,4 +236,123 @@ pub(super) async fn counts_follow_every_change_and_the_sweep(open: Open) {
     let since = Utc::now() - TimeDelta::hours(5);
     let endings = bench.store.endings(school(1), KIND, since).await;
     assert!(endings.unwrap().is_empty(), "nor are their ends counted");
+}
+
+/// Metadata may fill a page.
+fn with_large_metadata() -> Settings {
+    Settings {
+        metadata_limit_bytes: LIST_PAGE_BYTES,
+        ..Settings::default()
+    }
+}
+
+/// Pages of events, to the last; each goes on behind the one before.
+async fn pages(mut next: impl AsyncFnMut(u64, Option<u64>) -> Page) -> Vec<Page> {
+    let (mut after, mut upto, mut pages) = (0, None, Vec::new());
+    loop {
+        let page = next(after, upto).await;
+        (after, upto) = (page.through, Some(page.head));
+        let is_last = page.through == page.head;
+        pages.push(page);
+        if is_last {
+            return pages;
+        }
+    }
+}
+
+/// Checks that no page has more than it may, in addition to its last event.
+fn check_sizes(pages: &[Page]) {
+    for page in pages {
+        let bytes = page.events.iter().map(|event| event.draft.fields.len());
+        let before_last = bytes.rev().skip(1).sum::<usize>();
+        assert!(before_last <= READ_PAGE_BYTES, "{before_last}");
+        assert!(page.events.len() <= READ_PAGE);
+    }
+}
+
+fn told(pages: &[Page]) -> usize {
+    pages.iter().map(|page| page.events.len()).sum()
+}
+
+pub(super) async fn a_page_is_bounded_in_bytes_and_nothing_is_left_out(open: Open) {
+    const JOBS: usize = 40;
+    let bench = bench(open, with_large_metadata());
+    let ids: Vec<String> = (0..JOBS).map(|number| format!("j{number}")).collect();
+    let large = "r".repeat(LIST_PAGE_BYTES / 16);
+    for (number, id) in ids.iter().enumerate() {
+        // Two that end in each way, by turns: a snapshot reads each way by itself.
+        let end = match number % 4 {
+            0 | 1 => envelope(id, "complete", json!({"result": large})),
+            _ => envelope(id, "progress", json!({"metadata": {"text": large}})),
+        };
+        bench.done(vec![create(id), end]).await;
+    }
+    for text in [None, Some("J".to_owned())] {
+        for order in [Order::Newest, Order::Oldest] {
+            let (mut listed, mut beyond) = (Vec::new(), None);
+            loop {
+                let query = ListQuery {
+                    text: text.clone(),
+                    order,
+                    beyond,
+                    limit: 500,
+                    ..ListQuery::default()
+                };
+                let page = bench.store.subjects(school(1), KIND, query).await.unwrap();
+                let texts = page.subjects.iter().map(|own| own.state.text_bytes());
+                let before_last: usize = texts.rev().skip(1).sum();
+                assert!(before_last <= LIST_PAGE_BYTES, "{before_last}");
+                let subjects = page.subjects.iter();
+                listed.extend(subjects.map(|own| own.event.subject.to_string()));
+                beyond = page.next;
+                if beyond.is_none() {
+                    break;
+                }
+            }
+            if order == Order::Newest {
+                listed.reverse();
+            }
+            assert_eq!(listed, ids, "{text:?} {order:?}");
+        }
+    }
+    let each: Vec<String> = ids.iter().map(|id| format!("jobs/{id}")).collect();
+    let each: Vec<&str> = each.iter().map(String::as_str).collect();
+    for scope in [all(1), only(&each)] {
+        let snapshot = pages(async |after, upto| {
+            let page = bench.store.snapshot(Arc::clone(&scope), after, upto);
+            page.await.unwrap()
+        });
+        let snapshot = snapshot.await;
+        check_sizes(&snapshot);
+        assert_eq!(told(&snapshot), JOBS);
+    }
+}
+
+pub(super) async fn a_page_for_many_subjects_is_no_larger_than_one_for_all(open: Open) {
+    const JOBS: usize = 20;
+    const TICKS: usize = 30;
+    let bench = bench(open, with_large_metadata());
+    let ids: Vec<String> = (0..JOBS).map(|number| format!("j{number}")).collect();
+    let metadata = json!({"text": "m".repeat(READ_PAGE_BYTES / 64)});
+    let create = |id: &String| {
+        let body = json!({"job_type": "t", "status": "in_progress", "metadata": metadata});
+        envelope(id, "create", body)
+    };
+    bench.done(ids.iter().map(create).collect()).await;
+    for _ in 0..TICKS {
+        bench.done(ids.iter().map(|id| tick(id)).collect()).await;
+    }
+    let each: Vec<String> = ids.iter().map(|id| format!("jobs/{id}")).collect();
+    let each: Vec<&str> = each.iter().map(String::as_str).collect();
+    for scope in [all(1), only(&each)] {
+        let replay = pages(async |after, _| {
+            let page = bench.store.replay(Arc::clone(&scope), after, false);
+            page.await.unwrap()
+        });
+        let replay = replay.await;
+        check_sizes(&replay);
+        assert_eq!(told(&replay), JOBS * (TICKS + 1));
+        let seqs = replay.iter().flat_map(|page| &page.events);
+        assert!(seqs.map(|event| event.seq).is_sorted());
+    }
 }

@@ -100,6 +100,8 @@ macro_rules! stores {
             run!(what_ended_is_counted_by_its_time_and_listed_by_its_end);
             run!(counts_follow_every_change_and_the_sweep);
             run!(the_last_events_of_a_subject_are_told_in_order);
+            run!(a_page_is_bounded_in_bytes_and_nothing_is_left_out);
+            run!(a_page_for_many_subjects_is_no_larger_than_one_for_all);
         }
     )*};
 }

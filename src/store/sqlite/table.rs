@@ -547,14 +547,29 @@ macro_rules! table_of_what_ends {
                 told.push(stored.snapshot(epoch, selection.school, $kind, id));
             };
             if let Some(subjects) = &selection.subjects {
+                // Their places first: of many large ones, those of this page alone are read.
+                let mut places: Vec<(i64, &SubjectId)> = Vec::new();
                 for subject in subjects {
+                    let row = $table::table.find((selection.school.get(), subject.as_str()));
+                    let place = row.select($table::last_seq).first(conn).optional()?;
+                    places.extend(place.map(|place| (place, *subject)));
+                }
+                places.retain(|(place, _)| *place > selection.after as i64);
+                places.sort_unstable();
+                let (mut bytes, mut through) = (0, selection.upto);
+                for (place, subject) in places {
                     let stored = self.load(conn, selection.school, subject)?;
                     let left_out = |own: &Stored| selection.active_only && own.state.is_over();
                     if let Some(stored) = stored.filter(|own| !left_out(own)) {
-                        tell((*subject).clone(), stored);
+                        bytes += stored.state.text_bytes();
+                        tell(subject.clone(), stored);
+                    }
+                    if bytes > $crate::config::READ_PAGE_BYTES {
+                        through = through.min(place as u64);
+                        break;
                     }
                 }
-                return Ok(selection.first_of(told, selection.upto));
+                return Ok(selection.first_of(told, through));
             }
             // Of what goes on, and of each way to end: each by an index in the order of the log.
             let wanted = |status: &&str| {

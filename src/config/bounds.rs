@@ -124,6 +124,15 @@ pub const READ_WINDOW: Duration = Duration::from_millis(5);
 pub const READ_WINDOW_ROWS: usize = 1_000;
 /// Least rows of a window, however large they are.
 pub const READ_WINDOW_ROWS_MIN: usize = 16;
+/// Places of the log that the index of texts is asked about for each row of a window: it has few of their jobs to tell.
+pub const INDEX_SPAN: usize = 1_000;
+/// Trigrams by which a text is looked for, spread over it: what the index tells is looked at anyway.
+pub const INDEX_TERMS_MAX: usize = 16;
+/// Most bytes of a job's texts that the index takes. A job that has more is looked at by every search.
+pub const INDEXED_TEXT_MAX_BYTES: usize = 4 * 1024;
+/// How many bytes of an event each byte of them counts for in a commit: texts of which no two have a trigram in common take the
+/// index that much time.
+pub const INDEXED_TEXT_WEIGHT: usize = 8;
 /// Short reads in a row that come before a window that waits.
 pub const SHORT_READS_PER_WALK: usize = 16;
 /// Events of a subject, the newest, that are looked through for those of one type.

@@ -115,6 +115,7 @@ fn the_guarantees_name_tests_that_exist() {
         ("exact_input", include_str!("exact_input.rs")),
         ("methods", include_str!("methods.rs")),
         ("reads", include_str!("reads.rs")),
+        ("search", include_str!("search.rs")),
         ("set_aside", include_str!("notify/set_aside.rs")),
     ];
     let mut named = 0;

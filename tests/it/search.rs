@@ -1,8 +1,14 @@
 //! Search in lists (`q`): what finds what, of each kind, over the API and on the pages.
 
+use diesel::connection::SimpleConnection;
 use serde_json::{Value, json};
+use tidings::config::INDEXED_TEXT_MAX_BYTES;
 
+use crate::silence::connect;
 use crate::support::*;
+
+/// Undoes the migration that made the index of texts.
+const WITHOUT_INDEX: &str = include_str!("../../migrations/00000000000016_job_texts/down.sql");
 
 /// The address of a list with this search; every byte that is not plain is escaped.
 fn search(collection: &str, text: &str) -> String {
@@ -193,4 +199,94 @@ async fn a_search_reads_the_texts_of_each_kind_and_the_pages_search_alike() {
         let page = page.unwrap().text().await.unwrap();
         assert!(page.contains("fits"), "{collection}");
     }
+}
+
+/// Makes jobs in a school that have ended, some of them badly; each tenth of another type.
+async fn ended_jobs(server: &Server, school: i64, count: usize) {
+    let line = |number: usize| {
+        let job_type = if number.is_multiple_of(10) {
+            "rare"
+        } else {
+            "usual"
+        };
+        let end = if number.is_multiple_of(100) {
+            r#""op":"jobs.fail","error":{"code":"disk_full","message":"No room"}"#
+        } else {
+            r#""op":"jobs.complete""#
+        };
+        format!(
+            "{{\"op\":\"jobs.create\",\"job_id\":\"j{number}\",\"job_type\":\"{job_type}\",\"status\":\"in_progress\",\
+             \"metadata\":{{\"title\":\"Report {number} of {count}\"}}}}\n{{{end},\"job_id\":\"j{number}\"}}\n"
+        )
+    };
+    let numbers: Vec<usize> = (0..count).collect();
+    for some in numbers.chunks(2_000) {
+        let lines: String = some.iter().map(|number| line(*number)).collect();
+        let results = server.batch(&worker(school), lines).await;
+        assert!(results.iter().all(|result| result["status"] == 200));
+    }
+}
+
+/// How many jobs a search finds, and how many it looks at; to its end.
+async fn looked_at(server: &Server, query: &str) -> (usize, u64) {
+    let path = format!("/api/jobs?limit=500&{query}");
+    let (status, page) = server.get(&path, &viewer(1)).await;
+    assert_eq!(status, 200, "{query}: {page}");
+    assert_eq!(page["searched"]["complete"], true, "{query}: {page}");
+    assert_eq!(page["next"], Value::Null, "{query}");
+    let found = page["jobs"].as_array().unwrap().len();
+    (found, page["searched"]["rows"].as_u64().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_over_many_jobs_reads_only_those_that_may_fit() {
+    let server = server().await;
+    ended_jobs(&server, 2, 2_000).await;
+    ended_jobs(&server, 1, 4_000).await;
+    server.running_job("goes-on").await;
+    for (query, found, rows) in [
+        ("q=zzz", 0, 1),
+        ("q=zzz&sort=oldest", 0, 1),
+        ("q=report+3999+of", 1, 2),
+        ("q=REPORT+3999+OF&sort=oldest", 1, 2),
+        ("q=goes-on", 1, 1),
+        // What a type or a status leaves out is not looked at.
+        ("q=report&status=failed", 40, 40),
+        ("q=report&job_type=rare", 400, 401),
+        ("q=report&job_type=rare&status=completed", 360, 360),
+        ("q=no+room", 40, 41),
+    ] {
+        assert_eq!(looked_at(&server, query).await, (found, rows), "{query}");
+    }
+    let (_, looked) = looked_at(&server, "q=zz").await;
+    assert_eq!(looked, 4_001, "shorter than what the index has");
+    // One with more text than the index takes is looked at each time.
+    let long = "x".repeat(INDEXED_TEXT_MAX_BYTES);
+    job(
+        &server,
+        "long",
+        "",
+        json!({"long": long, "title": "needle"}),
+    )
+    .await;
+    let message = json!({"error": {"code": "c", "message": "y".repeat(1_000)}});
+    server.report("/api/jobs/long/fail", message).await;
+    assert_eq!(looked_at(&server, "q=needle").await, (1, 2));
+    assert_eq!(looked_at(&server, "q=zzz").await, (0, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_ended_before_there_was_an_index_are_found_by_it_after_the_upgrade() {
+    let server = server().await;
+    ended_jobs(&server, 1, 1_000).await;
+    server.running_job("goes-on").await;
+    let folder = server.stop().await;
+    let before = "DELETE FROM __diesel_schema_migrations WHERE version = '00000000000016'";
+    let mut conn = connect(&folder.path().join("tidings.db"));
+    conn.batch_execute(&format!("{WITHOUT_INDEX}{before}"))
+        .unwrap();
+    drop(conn);
+    let server = server_in(folder, json!({})).await;
+    assert_eq!(looked_at(&server, "q=report+999+").await, (1, 2));
+    assert_eq!(looked_at(&server, "q=no+room").await, (10, 11));
 }

@@ -249,7 +249,7 @@ pub(super) fn look_at_lapsed(
 pub(super) struct JobsTable;
 
 /// The statuses of a job that has ended.
-const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
+pub(super) const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
 
 impl Table for JobsTable {
     any_table!(jobs by job_id as JobRow, written by UpsertJob from job,

@@ -2,6 +2,7 @@
 //!
 //! A list is the union of its [`Source`]s, each a range of an index in the list's order. Without anything else to look for it is read at once.
 //! Otherwise it is a walk ([`ListWalk`]): a window of so many rows of all sources together, in it those that fit, and on behind it.
+//! A search for a text in jobs has the index of texts ([`job_texts`]) for those that have ended.
 
 use std::collections::BTreeSet;
 
@@ -9,12 +10,14 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
+use super::job_texts;
 use super::read::bounds;
 use super::readers::{Looked, Walk};
 use super::search;
 use super::table::{Stored, table};
 use crate::config::LIST_PAGE_BYTES;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::kind::job;
 use crate::store::{ListPage, ListQuery, Searched, Stalled};
 
 /// A list as it is read: at once by an index, or window by window.
@@ -25,6 +28,8 @@ pub(super) struct ListWalk {
     query: ListQuery,
     /// The text that is looked for, as it is compared.
     wanted: Option<String>,
+    /// What to ask the index of texts for, if it serves this.
+    terms: Option<String>,
     limit: usize,
     found: Vec<(SubjectId, Stored)>,
     /// Where the log ended when the walk began: a stream from there tells what has changed meanwhile.
@@ -35,10 +40,13 @@ pub(super) struct ListWalk {
 
 impl ListWalk {
     pub(super) fn new(school: SchoolId, kind: Kind, query: ListQuery) -> ListWalk {
+        let wanted = query.text.as_deref().and_then(search::wanted);
+        let of_jobs = wanted.as_deref().filter(|_| kind == job::KIND);
         ListWalk {
             school,
             kind,
-            wanted: query.text.as_deref().and_then(search::wanted),
+            terms: of_jobs.and_then(|wanted| job_texts::terms(&query, wanted)),
+            wanted,
             limit: query.limit,
             query,
             found: Vec::new(),
@@ -107,16 +115,21 @@ impl Walk for ListWalk {
         if self.head.is_none() {
             self.head = Some(bounds(conn, self.school)?.0);
         }
-        let window = table.window(conn, self.school, &self.query, rows)?;
+        self.query.limit = self.limit - self.found.len();
+        let (school, query) = (self.school, &self.query);
+        let window = match &self.terms {
+            Some(terms) => job_texts::window(conn, school, query, terms, rows)?,
+            None => table.window(conn, school, query, table.sources(query), rows)?,
+        };
         self.end = window.end;
         let end = window.end.map(|(seq, _)| seq);
-        self.query.limit = self.limit - self.found.len();
+        let rows = window.parts.iter().map(|(_, seqs)| seqs.len() as u64).sum();
         let wanted = self.wanted.as_deref();
-        let found = table.search(conn, self.school, &self.query, &window, wanted)?;
+        let found = table.search(conn, school, query, &window, wanted)?;
         self.found.extend(found);
         self.query.beyond = end;
         Ok(Looked {
-            rows: window.seqs.iter().map(|seqs| seqs.len() as u64).sum(),
+            rows,
             is_done: end.is_none() || self.page().1,
         })
     }
@@ -197,9 +210,10 @@ pub(super) fn is_by_index(query: &ListQuery, sources: &[Source<'_>]) -> bool {
 }
 
 /// Rows of a list that are looked through at a time.
-pub(super) struct Window {
+#[derive(Default)]
+pub(super) struct Window<'a> {
     /// The last of them, and when it was created; none if nothing is left beyond.
     pub(super) end: Option<(u64, DateTime<Utc>)>,
-    /// Each source's rows, by the events that created their subjects, in the list's order.
-    pub(super) seqs: Vec<Vec<i64>>,
+    /// The sources and their rows, by the events that created their subjects, in the list's order.
+    pub(super) parts: Vec<(Source<'a>, Vec<i64>)>,
 }

@@ -10,6 +10,7 @@ mod check;
 mod devices;
 mod enrollments;
 mod events;
+mod job_texts;
 mod jobs;
 mod life;
 mod lists;

@@ -12,6 +12,7 @@ use super::BUSY_TIMEOUT_MS;
 use super::check::check;
 use super::life::{self, Facts, Life};
 use super::lock::{DatabaseLock, next_to};
+use super::search;
 use crate::config::{Settings, make_private_folder};
 use crate::id::Epoch;
 
@@ -173,6 +174,7 @@ pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError
          PRAGMA cache_size = -65536;
          PRAGMA temp_store = MEMORY;"
     ))
+    .and_then(|()| search::register(&mut conn))
     .map_err(|error| failed(&error))?;
     conn.run_pending_migrations(MIGRATIONS)
         .map_err(|error| failed(&error))?;

@@ -413,6 +413,7 @@ mod tests {
     use diesel::sql_types::Text;
     use diesel_migrations::MigrationHarness;
 
+    use super::super::job_texts;
     use super::super::lists::Window;
     use super::*;
     use crate::kind;
@@ -430,8 +431,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("plans.db");
         let open = || SqliteConnection::establish(path.to_str().unwrap()).unwrap();
-        open()
-            .run_pending_migrations(super::super::opening::MIGRATIONS)
+        let mut conn = open();
+        super::super::search::register(&mut conn).unwrap();
+        conn.run_pending_migrations(super::super::opening::MIGRATIONS)
             .unwrap();
         let mut conn = open();
         super::super::search::register(&mut conn).unwrap();
@@ -472,8 +474,11 @@ mod tests {
         for place in [None, Some(7)] {
             beyond.beyond = place;
             table.list(conn, school, &beyond).unwrap();
-            let mut window = table.window(conn, school, &beyond, 100).unwrap();
-            window.seqs.iter_mut().for_each(|seqs| *seqs = vec![6, 5]);
+            let sources = table.sources(&beyond);
+            let mut window = table.window(conn, school, &beyond, sources, 100).unwrap();
+            for (_, seqs) in &mut window.parts {
+                *seqs = vec![6, 5];
+            }
             let wanted = query.text.as_deref();
             table
                 .search(conn, school, &beyond, &window, wanted)
@@ -486,14 +491,18 @@ mod tests {
         let school = 1.try_into().unwrap();
         let one = |query: ListQuery, index: &str| {
             let jobs = table(kind::job::KIND);
-            let windows = plans(|conn| drop(jobs.window(conn, school, &query, 100).unwrap()));
+            let sources = jobs.sources(&query);
+            let windows = plans(|conn| {
+                let window = jobs.window(conn, school, &query, sources.clone(), 100);
+                drop(window.unwrap());
+            });
             assert!(!windows.is_empty());
             for plan in windows {
                 assert!(plan.contains(index), "{index}: {plan}");
             }
             let window = Window {
                 end: None,
-                seqs: vec![vec![6, 5]],
+                parts: vec![(sources[0].clone(), vec![6, 5])],
             };
             let searches = plans(|conn| {
                 let found = jobs.search(conn, school, &query, &window, Some("x"));
@@ -528,6 +537,55 @@ mod tests {
             ..typed
         };
         one(stalled, "jobs_stalled (school_id=? AND created_seq");
+    }
+
+    #[test]
+    fn a_window_of_the_index_of_texts_is_a_range_of_its_rows_and_of_each_status_that_goes_on() {
+        let school = 1.try_into().unwrap();
+        for order in [Order::Newest, Order::Oldest] {
+            let query = ListQuery {
+                limit: 10,
+                beyond: Some(7),
+                order,
+                ..ListQuery::default()
+            };
+            let terms = job_texts::terms(&query, "report").unwrap();
+            let made = plans(|conn| {
+                diesel::sql_query(
+                    "INSERT INTO jobs (school_id, job_id, job_type, status, message, metadata, attempt, stalled, cancel_requested,
+                         created_at, heard_at, finished_at, stall_after_secs, timeout_secs, created_seq, last_seq, last_at)
+                     SELECT 1, value, 't', 'failed', 'Report', '{}', 1, FALSE, FALSE, 1, 1, 1, 1, 1, value, value, 1 FROM json_each('[5,6,7,8]')",
+                )
+                .execute(conn)
+                .unwrap();
+                let window = job_texts::window(conn, school, &query, &terms, 10).unwrap();
+                let found: Vec<i64> = window
+                    .parts
+                    .iter()
+                    .flat_map(|(_, seqs)| seqs.clone())
+                    .collect();
+                match order {
+                    Order::Newest => assert_eq!(found, [6, 5]),
+                    Order::Oldest => assert_eq!(found, [8]),
+                }
+            });
+            let of = |what: &str| made.iter().filter(|plan| plan.contains(what)).count();
+            let of_index: Vec<&String> = made
+                .iter()
+                .filter(|plan| plan.contains("job_texts"))
+                .collect();
+            // The bounds of the range.
+            let has_both = of_index
+                .iter()
+                .all(|plan| plan.contains('<') && plan.contains('>'));
+            assert!(of_index.len() == 1 && has_both, "{of_index:#?}");
+            assert_eq!(
+                of("jobs_by_status (school_id=? AND status=? AND created_seq"),
+                6,
+                "{made:#?}"
+            );
+            assert_eq!(of("TEMP B-TREE"), 0, "{made:#?}");
+        }
     }
 
     #[test]

@@ -132,10 +132,9 @@ impl Readers {
         mut walk: W,
     ) -> Result<Walked<W>, StoreError> {
         let until = Instant::now() + self.timeout;
-        let (mut pace, mut rows) = (Pace::default(), 0);
+        let (mut pace, mut rows, mut has_begun) = (Pace::default(), 0, false);
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let has_begun = rows > 0;
             let turn = match left.is_zero() && has_begun {
                 true => Err(StoreError::Busy(Waiting::TooLong)),
                 false => {
@@ -165,6 +164,7 @@ impl Readers {
             walk = back;
             pace.adapt(took);
             rows += looked.rows;
+            has_begun = true;
             if looked.is_done || rows >= self.rows_max {
                 return Ok(Walked {
                     walk,

@@ -17,6 +17,13 @@ diesel::table! {
 }
 
 diesel::table! {
+    school_numbers (number) {
+        number -> BigInt,
+        school_id -> BigInt,
+    }
+}
+
+diesel::table! {
     events (school_id, seq) {
         school_id -> BigInt,
         seq -> BigInt,

@@ -14,6 +14,8 @@ use icu_casemap::CaseMapper;
 use icu_normalizer::ComposingNormalizer;
 use serde_json::Value;
 
+use super::job_texts;
+
 diesel::define_sql_function! {
     /// Whether a text contains another one, which comes from [`wanted`].
     fn mentions(text: Nullable<Text>, wanted: Text) -> Bool;
@@ -31,7 +33,8 @@ pub(super) fn register(conn: &mut SqliteConnection) -> QueryResult<()> {
     })?;
     mentions_value_utils::register_impl(conn, |json: String, wanted: String| {
         value_contains(&json, &wanted)
-    })
+    })?;
+    job_texts::register(conn)
 }
 
 /// What to look for. Nothing if it cannot be found: U+0000 is part of no text that anybody reads.
@@ -58,6 +61,21 @@ fn folded(text: &str) -> String {
     }
 }
 
+/// All texts and those of a JSON text as they are compared, in lines. None if it is no JSON.
+pub(super) fn folded_texts(texts: &[String], json: &str) -> Option<String> {
+    let mut all = String::with_capacity(json.len());
+    let mut take = |text: &str| {
+        all.push_str(&folded(text));
+        all.push('\n');
+    };
+    texts.iter().for_each(|text| take(text));
+    any_text(&serde_json::from_str(json).ok()?, &mut |text| {
+        take(text);
+        false
+    });
+    Some(all)
+}
+
 /// Splits before the first byte of this sort, which begins or ends what is ASCII.
 fn split_where(text: &str, is_first: impl Fn(u8) -> bool) -> (&str, &str) {
     text.split_at(text.bytes().position(is_first).unwrap_or(text.len()))
@@ -74,15 +92,17 @@ fn value_contains(json: &str, wanted: &str) -> bool {
     if !wanted.contains(is_escaped) && !contains(json, wanted) {
         return false;
     }
-    serde_json::from_str(json).is_ok_and(|value| any_contains(&value, wanted))
+    serde_json::from_str(json)
+        .is_ok_and(|value| any_text(&value, &mut |text| contains(text, wanted)))
 }
 
-fn any_contains(value: &Value, wanted: &str) -> bool {
+/// Whether any text or number of a value is one that is looked for.
+fn any_text(value: &Value, is_it: &mut impl FnMut(&str) -> bool) -> bool {
     match value {
-        Value::String(text) => contains(text, wanted),
-        Value::Number(number) => contains(&number.to_string(), wanted),
-        Value::Array(items) => items.iter().any(|item| any_contains(item, wanted)),
-        Value::Object(members) => members.values().any(|member| any_contains(member, wanted)),
+        Value::String(text) => is_it(text),
+        Value::Number(number) => is_it(&number.to_string()),
+        Value::Array(items) => items.iter().any(|item| any_text(item, is_it)),
+        Value::Object(members) => members.values().any(|member| any_text(member, is_it)),
         Value::Null | Value::Bool(_) => false,
     }
 }

@@ -155,14 +155,15 @@ pub(super) trait Table: Sync {
     /// What a list is read from.
     fn sources<'a>(&self, query: &'a ListQuery) -> Vec<Source<'a>>;
 
-    /// The next `rows` rows of a list's sources, or few more.
-    fn window(
+    /// The next `rows` rows of sources of a list, or few more.
+    fn window<'a>(
         &self,
         conn: &mut SqliteConnection,
         school: SchoolId,
         query: &ListQuery,
+        sources: Vec<Source<'a>>,
         rows: usize,
-    ) -> QueryResult<Window>;
+    ) -> QueryResult<Window<'a>>;
 
     /// Those listed, in the query's order, of a list that its sources have by their indexes: one more than its limit, or so many
     /// that their bytes are beyond those of a page, if there are so many.
@@ -179,7 +180,7 @@ pub(super) trait Table: Sync {
         conn: &mut SqliteConnection,
         school: SchoolId,
         query: &ListQuery,
-        window: &Window,
+        window: &Window<'_>,
         wanted: Option<&str>,
     ) -> QueryResult<Vec<(SubjectId, Stored)>>;
 
@@ -358,15 +359,15 @@ macro_rules! any_table {
             $crate::store::sqlite::lists::sources(query, has_categories, stalls)
         }
 
-        fn window(
+        fn window<'a>(
             &self,
             conn: &mut SqliteConnection,
             school: SchoolId,
             query: &crate::store::ListQuery,
+            sources: Vec<$crate::store::sqlite::lists::Source<'a>>,
             rows: usize,
-        ) -> QueryResult<$crate::store::sqlite::lists::Window> {
+        ) -> QueryResult<$crate::store::sqlite::lists::Window<'a>> {
             let newest_first = query.order == crate::store::Order::Newest;
-            let sources = self.sources(query);
             let last_of_each = (rows / sources.len().max(1)).max(1) as i64 - 1;
             // The nearest of the places where each source's rows end.
             let mut end: Option<(i64, i64)> = None;
@@ -385,8 +386,8 @@ macro_rules! any_table {
                     false => end.into_iter().chain(own).min(),
                 };
             }
-            let mut seqs = Vec::new();
-            for source in &sources {
+            let mut parts = Vec::new();
+            for source in sources {
                 let mut select = $crate::store::sqlite::table::rows_of!(
                     $table, school, query, source, category [$($category)?], stalls [$($stalled)?]
                 );
@@ -396,13 +397,14 @@ macro_rules! any_table {
                         false => select.filter($table::created_seq.le(end)),
                     };
                 }
-                seqs.push(select.select($table::created_seq).load::<i64>(conn)?);
+                let seqs = select.select($table::created_seq).load::<i64>(conn)?;
+                parts.push((source, seqs));
             }
             let end = match end {
                 Some((seq, at)) => Some((seq as u64, from_millis(at)?)),
                 None => None,
             };
-            Ok($crate::store::sqlite::lists::Window { end, seqs })
+            Ok($crate::store::sqlite::lists::Window { end, parts })
         }
 
         fn list(
@@ -436,11 +438,11 @@ macro_rules! any_table {
             conn: &mut SqliteConnection,
             school: SchoolId,
             query: &crate::store::ListQuery,
-            window: &$crate::store::sqlite::lists::Window,
+            window: &$crate::store::sqlite::lists::Window<'_>,
             wanted: Option<&str>,
         ) -> QueryResult<Vec<(SubjectId, Stored)>> {
             let mut found = Vec::new();
-            for (source, seqs) in self.sources(query).into_iter().zip(&window.seqs) {
+            for (source, seqs) in &window.parts {
                 let before = found.len();
                 let mut bytes = 0;
                 // Row by row: whatever index is taken, none is read that is not in the window.

@@ -1,8 +1,10 @@
 //! What a store promises of lists and counts, which the monitor reads.
 
 use chrono::{TimeDelta, Utc};
-use tidings::config::{LIST_PAGE_BYTES, READ_PAGE, READ_PAGE_BYTES};
-use tidings::store::{Order, Page, Stalled, Which};
+use tidings::config::{
+    INDEXED_TEXT_MAX_BYTES, INDEXED_TEXT_WEIGHT, LIST_PAGE_BYTES, READ_PAGE, READ_PAGE_BYTES,
+};
+use tidings::store::{Order, Page, Searched, Stalled, Which};
 
 use super::*;
 use crate::support::until;
@@ -127,6 +129,208 @@ pub(super) async fn a_search_finds_texts_and_values_in_any_case(open: Open) {
     for text in ["key", "%", "\"", "GROSSE", "\0", "größe\0"] {
         assert_eq!(found(text).await, "", "{text:?}");
     }
+}
+
+/// Texts of jobs, and what is searched for in them.
+const WORDS: [&str; 8] = [
+    "alpha beta",
+    "BETA gamma",
+    "Gr\u{f6}\u{df}e \"7\"",
+    "nul\0byte",
+    "\u{1}\u{1}\u{1}mark\u{1}",
+    "\u{65e5}\u{672c}\u{8a9e}\u{306e}",
+    "al",
+    "beta-alpha-beta-gamma-alpha-beta",
+];
+const SEARCHES: [&str; 14] = [
+    "alpha",
+    "a beta",
+    "gamma",
+    "gr\u{f6}ssE \"",
+    "\"7\"",
+    "byte",
+    "nulbyte",
+    "\u{1}\u{1}\u{1}",
+    "\u{672c}\u{8a9e}\u{306e}",
+    "al",
+    "-alpha-beta-gamma-alpha-b",
+    "j1",
+    "mark",
+    "nowhere",
+];
+
+/// A job's texts, straight from what is told of it.
+fn texts_of(own: &StoredSubject) -> Vec<String> {
+    fn values(value: &serde_json::Value, texts: &mut Vec<String>) {
+        match value {
+            serde_json::Value::String(text) => texts.push(text.clone()),
+            serde_json::Value::Number(number) => texts.push(number.to_string()),
+            serde_json::Value::Array(items) => items.iter().for_each(|own| values(own, texts)),
+            serde_json::Value::Object(members) => {
+                members.values().for_each(|own| values(own, texts));
+            }
+            _ => {}
+        }
+    }
+    let fields: serde_json::Value = serde_json::from_str(&own.event.draft.fields).unwrap();
+    let mut texts = vec![own.event.subject.to_string()];
+    for name in ["message", "metadata", "error"] {
+        values(&fields[name], &mut texts);
+    }
+    // As much folding as these words need.
+    let folded = texts
+        .iter()
+        .map(|text| text.to_lowercase().replace('\u{df}', "ss"));
+    folded.collect()
+}
+
+/// Commands of chance on a few jobs.
+fn commands_of_chance(chance: &mut fastrand::Rng, made: &mut usize) -> Vec<Envelope> {
+    let word = |chance: &mut fastrand::Rng| WORDS[chance.usize(..WORDS.len())];
+    let mut commands = Vec::new();
+    for _ in 0..chance.usize(1..30) {
+        let id = format!("j{}", chance.usize(..*made + 1));
+        let (verb, body) = match chance.u8(..9) {
+            0..=2 => {
+                *made += 1;
+                // Some have more texts than an index takes.
+                let long = match chance.u8(..5) {
+                    0 => "long ".repeat(800),
+                    _ => String::new(),
+                };
+                let status = ["pending", "queued", "in_progress"][chance.usize(..3)];
+                let job_type = ["a", "scan", "import"][chance.usize(..3)];
+                let metadata = json!({"a": [{"b": word(chance)}, 7.5], "long": long});
+                let body = json!({"job_type": job_type, "status": status, "message": word(chance), "metadata": metadata});
+                let create = envelope(&format!("j{made}"), "create", body);
+                commands.push(create);
+                continue;
+            }
+            3 => ("progress", json!({"message": word(chance).repeat(60)})),
+            4 => ("progress", json!({"metadata": {"a": word(chance)}})),
+            5 => ("complete", json!({})),
+            6 => ("cancel", json!({"force": true})),
+            7 => ("retry", json!({})),
+            _ => (
+                "fail",
+                json!({"error": {"code": "beta_x", "message": word(chance)}}),
+            ),
+        };
+        commands.push(envelope(&id, verb, body));
+    }
+    commands
+}
+
+pub(super) async fn a_search_finds_what_a_look_at_every_job_finds_whatever_has_happened(
+    open: Open,
+) {
+    let settings = Settings {
+        retention_secs: 1,
+        job_retention_secs: 1,
+        idempotency_ttl_secs: 1,
+        ..Settings::default()
+    };
+    let mut bench = bench(open, settings);
+    let mut chance = fastrand::Rng::with_seed(13);
+    let (mut made, mut hits) = (0, 0);
+    for round in 0..40 {
+        let commands = commands_of_chance(&mut chance, &mut made);
+        // Some are refused.
+        bench.append(1, commands.clone()).await;
+        bench.append(2, commands).await;
+        match chance.u8(..12) {
+            0 => {
+                let later = Utc::now() + TimeDelta::hours(2);
+                while bench.store.sweep(later).await.unwrap() {}
+            }
+            1 => bench = bench.reopened(open).await,
+            2 => bench = bench.cut_off(open),
+            _ => {}
+        }
+        let list = async |query: ListQuery, most: usize| {
+            let (mut listed, mut beyond) = (Vec::new(), None);
+            loop {
+                let query = ListQuery {
+                    beyond,
+                    ..query.clone()
+                };
+                let page = bench.store.subjects(school(1), KIND, query).await.unwrap();
+                // Nothing is looked at twice, nor what is gone.
+                let is_whole = |own: Searched| own.is_complete && own.rows <= most as u64;
+                assert!(page.searched.is_none_or(is_whole), "round {round}");
+                listed.extend(page.subjects);
+                beyond = page.next;
+                if beyond.is_none() {
+                    return listed;
+                }
+            }
+        };
+        let order = [Order::Newest, Order::Oldest][chance.usize(..2)];
+        let query = ListQuery {
+            order,
+            limit: chance.usize(1..40),
+            ..ListQuery::default()
+        };
+        let all = list(query.clone(), 0).await;
+        for text in SEARCHES {
+            let statuses = [
+                &[][..],
+                &["failed"],
+                &["completed", "in_progress"],
+                &["pending"],
+            ][chance.usize(..4)];
+            let categories = [&[][..], &["scan"], &["a", "import"]][chance.usize(..3)];
+            let fits = |own: &&StoredSubject| {
+                let draft = &own.event.draft;
+                let category = draft.category.as_deref().unwrap_or_default();
+                (statuses.is_empty() || statuses.contains(&draft.status))
+                    && (categories.is_empty() || categories.contains(&category))
+                    && texts_of(own)
+                        .iter()
+                        .any(|own| own.contains(&text.to_lowercase().replace('\u{df}', "ss")))
+            };
+            let expected = all.iter().filter(fits);
+            let expected: Vec<&SubjectId> = expected.map(|own| &own.event.subject).collect();
+            let query = ListQuery {
+                text: Some(text.into()),
+                statuses: statuses.to_vec(),
+                categories: categories.iter().map(|own| (*own).to_owned()).collect(),
+                ..query.clone()
+            };
+            let found = list(query, all.len()).await;
+            let found: Vec<&SubjectId> = found.iter().map(|own| &own.event.subject).collect();
+            assert_eq!(
+                found, expected,
+                "round {round}: {text:?} {statuses:?} {categories:?}"
+            );
+            hits += found.len();
+        }
+    }
+    assert!(hits > 500, "{hits} were found");
+}
+
+pub(super) async fn texts_of_jobs_that_end_fill_a_commit_sooner_than_others(open: Open) {
+    const EACH: usize = 100;
+    let mut bench = bench(open, Settings::default());
+    let text = "x".repeat(INDEXED_TEXT_MAX_BYTES);
+    let create = |number: usize| {
+        let metadata = json!({"text": text});
+        let body = json!({"job_type": "t", "status": "in_progress", "metadata": metadata});
+        envelope(&format!("j{number}"), "create", body)
+    };
+    bench.done((0..EACH).map(create).collect()).await;
+    let commits = async |bench: &mut Bench, commands: Vec<Envelope>| {
+        bench.done(commands).await;
+        let commits = std::iter::from_fn(|| bench.committed.try_recv().ok());
+        commits.map(|events| events.len()).collect::<Vec<_>>()
+    };
+    let made = commits(&mut bench, Vec::new()).await;
+    assert_eq!(made, [EACH], "as many as their events allow");
+    let end = |number: usize| envelope(&format!("j{number}"), "complete", json!({}));
+    let ended = commits(&mut bench, (0..EACH).map(end).collect()).await;
+    assert_eq!(ended.iter().sum::<usize>(), EACH);
+    let most = GROUP_MAX_BYTES / (INDEXED_TEXT_MAX_BYTES * INDEXED_TEXT_WEIGHT) + 1;
+    assert!(ended.iter().all(|count| *count <= most), "{ended:?}");
 }
 
 pub(super) async fn what_ended_is_counted_by_its_time_and_listed_by_its_end(open: Open) {

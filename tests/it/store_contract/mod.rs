@@ -97,6 +97,8 @@ macro_rules! stores {
             run!(a_list_is_told_from_either_end_page_by_page);
             run!(what_has_stalled_is_listed_within_its_status_or_apart_from_it);
             run!(a_search_finds_texts_and_values_in_any_case);
+            run!(texts_of_jobs_that_end_fill_a_commit_sooner_than_others);
+            run!(a_search_finds_what_a_look_at_every_job_finds_whatever_has_happened);
             run!(what_ended_is_counted_by_its_time_and_listed_by_its_end);
             run!(counts_follow_every_change_and_the_sweep);
             run!(the_last_events_of_a_subject_are_told_in_order);
@@ -123,6 +125,8 @@ fn envelope(id: &str, verb: &str, body: serde_json::Value) -> Envelope {
         "start" => job::Command::Start(from(body)),
         "progress" => job::Command::Progress(from(body)),
         "complete" => job::Command::Complete(from(body)),
+        "fail" => job::Command::Fail(from(body)),
+        "retry" => job::Command::Retry(from(body)),
         "cancel" => job::Command::Cancel(from(body)),
         "check" => job::Command::Check,
         other => panic!("{other}"),

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 
 use super::super::answers;
+use super::super::job_texts;
 use super::super::read;
 use super::super::schema::schools;
 use super::super::table::{Address, Stored, table, unreadable};
@@ -116,6 +117,9 @@ impl Group {
         };
         self.tails.insert(school, tail);
         self.size.bytes += made.written;
+        if !made.events.is_empty() {
+            self.size.bytes += job_texts::bytes(kind, state);
+        }
         self.events.extend(made.events);
         if let Some(Idempotency { key, fingerprint }) = idempotency {
             let event = Arc::clone(made.receipt.event());

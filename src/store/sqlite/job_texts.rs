@@ -1,0 +1,362 @@
+//! The index of texts: which jobs that have ended may have a text that is searched for.
+//!
+//! `job_texts` (migration 16) has each three characters in a row, the *trigrams*, of each job that has ended: of its texts as
+//! [`search`] compares them, and of its type and its status between marks, which narrow a search, too. A search of three
+//! characters or more reads the jobs that have all trigrams of what it searches for, and looks at each with
+//! [`search::mentions`]; shorter ones look at all.
+//!
+//! 1. Triggers on `jobs` change the index in the transaction that changes the job. A job that goes on is not in it: a search
+//!    looks at each, by the index of its status. So neither a new job nor a report costs anything.
+//! 2. Everything can be found: a job with more text than [`INDEXED_TEXT_MAX_BYTES`] is in the index with a mark in place of
+//!    its texts, and every search looks at it.
+//! 3. A window of the index is a range of its rows, which are in the order of lists, school by school. So the time for it is
+//!    bounded even if no job in it fits, and another school's jobs cost nothing.
+//! 4. What a hostile publisher has the index do is bounded: a commit counts the bytes of texts for the index
+//!    [`INDEXED_TEXT_WEIGHT`] times, so that a turn of a school holds fewer of them.
+//!
+//! Deliberately absent: texts of other kinds, of which a school has few. They are looked through.
+//!
+//! It is an FTS5 table without contents, positions and columns: some 100 bytes a job. Postgres has the same without an
+//! extension: hashes of the same trigrams in an `int[]` with a GIN index (`texts @> wanted`), bounded by a range of
+//! `created_seq`.
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Nullable, Text};
+use diesel::sqlite::{Sqlite, SqliteConnection};
+
+use super::jobs::{ENDS, JobsTable};
+use super::lists::{Source, Window};
+use super::schema::{jobs, school_numbers};
+use super::search;
+use super::table::{Table, from_millis};
+use crate::config::{INDEX_SPAN, INDEX_TERMS_MAX, INDEXED_TEXT_MAX_BYTES, INDEXED_TEXT_WEIGHT};
+use crate::id::{Kind, SchoolId};
+use crate::kind::{State, job};
+use crate::store::{ListQuery, Order};
+
+/// Stands around a job's type and the number of its status, and three times in place of texts that are too long. In texts it
+/// leads to jobs that are looked at in vain.
+const MARK: char = '\u{1}';
+/// Characters of a trigram.
+const TERM_CHARS: usize = 3;
+/// How far the number of a school is shifted in a row's number. No log has so many events.
+const SCHOOL_SHIFT: u32 = 40;
+
+diesel::define_sql_function! {
+    /// What the index is to have of a job. Called by the triggers.
+    #[allow(dead_code, reason = "only triggers call it")]
+    fn job_text(
+        job_id: Text, job_type: Text, status: Text, message: Text, metadata: Text, error_code: Nullable<Text>,
+        error_message: Nullable<Text>
+    ) -> Text;
+}
+
+/// Makes the function known to a connection. Nothing can be written to `jobs` without it.
+pub(super) fn register(conn: &mut SqliteConnection) -> QueryResult<()> {
+    job_text_utils::register_impl(
+        conn,
+        |id: String,
+         job_type: String,
+         status: String,
+         message: String,
+         metadata: String,
+         error_code: Option<String>,
+         error_message: Option<String>| {
+            let mut texts = vec![id, message];
+            texts.extend(error_code);
+            texts.extend(error_message);
+            text_of(&job_type, &status, &texts, &metadata)
+        },
+    )
+}
+
+fn text_of(job_type: &str, status: &str, texts: &[String], metadata: &str) -> String {
+    let mut text = format!("{}{}", marked(job_type), marked(status_number(status)));
+    let bytes = metadata.len() + texts.iter().map(String::len).sum::<usize>();
+    let folded = (bytes <= INDEXED_TEXT_MAX_BYTES)
+        .then(|| search::folded_texts(texts, metadata))
+        .flatten();
+    match folded {
+        Some(folded) => text.push_str(&folded),
+        None => text.push_str(&too_long()),
+    }
+    text
+}
+
+fn marked(text: &str) -> String {
+    format!("{MARK}{text}{MARK}")
+}
+
+fn too_long() -> String {
+    String::from_iter([MARK; TERM_CHARS])
+}
+
+/// A status in one character.
+fn status_number(status: &str) -> &'static str {
+    let ends = ENDS.iter().zip(["0", "1", "2"]);
+    let number = ends.into_iter().find(|(own, _)| **own == status);
+    number.map_or("", |(_, number)| number)
+}
+
+/// What the index of a state counts for among the bytes of a commit.
+pub(super) fn bytes(kind: Kind, state: &State) -> usize {
+    match kind == job::KIND && state.is_over() {
+        true => state.text_bytes().min(INDEXED_TEXT_MAX_BYTES) * INDEXED_TEXT_WEIGHT,
+        false => 0,
+    }
+}
+
+/// What to ask the index for. None of a search that it does not serve.
+pub(super) fn terms(query: &ListQuery, wanted: &str) -> Option<String> {
+    let ended = query.statuses.iter().filter(|own| ENDS.contains(own));
+    let ended: Vec<&str> = ended.copied().collect();
+    let sources = JobsTable.sources(query);
+    let has_ended = query.statuses.is_empty() || !ended.is_empty();
+    if !has_ended || sources.iter().all(|source| source.stalled) {
+        return None;
+    }
+    let too_long = all_of(&too_long()).expect("it is a trigram");
+    let mut terms = format!("({} OR {too_long})", all_of(wanted)?);
+    let numbers = ended.iter().map(|own| status_number(own).to_owned());
+    for values in [numbers.collect(), query.categories.clone()] {
+        let any: Option<Vec<String>> = values.iter().map(|own| all_of(&marked(own))).collect();
+        if let Some(any) = any.filter(|any| !any.is_empty()) {
+            terms.push_str(&format!(" AND ({})", any.join(" OR ")));
+        }
+    }
+    Some(terms)
+}
+
+/// Trigrams of a text, in the syntax of FTS5: all if they are few. None of a text that has none.
+fn all_of(text: &str) -> Option<String> {
+    let chars: Vec<char> = text.chars().collect();
+    let all: Vec<String> = chars
+        .windows(TERM_CHARS)
+        .filter(|term| !term.contains(&'\0'))
+        .map(|term| term.iter().collect::<String>().replace('"', "\"\""))
+        .collect();
+    let step = all.len().div_ceil(INDEX_TERMS_MAX).max(1);
+    let few = all.iter().step_by(step).map(|term| format!("\"{term}\""));
+    let few: Vec<String> = few.collect();
+    (!few.is_empty()).then(|| format!("({})", few.join(" AND ")))
+}
+
+/// The next rows of a list, at most so many: of the jobs that have ended those that the index names, and all others.
+pub(super) fn window<'a>(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    query: &'a ListQuery,
+    terms: &str,
+    rows: usize,
+) -> QueryResult<Window<'a>> {
+    let newest_first = query.order == Order::Newest;
+    let back = match newest_first {
+        true => Order::Oldest,
+        false => Order::Newest,
+    };
+    let step = |from: i64, by: i64| match newest_first {
+        true => from - by,
+        false => from + by,
+    };
+    let place = |seq: i64| step(0, seq);
+    let beyond = query.beyond.map(|seq| step(seq as i64, 1));
+    let first = job_from(conn, school, query.order, beyond)?;
+    let (Some((first, _)), Some((last, _))) = (first, job_from(conn, school, back, None)?) else {
+        return Ok(Window::default());
+    };
+    // Of each source as many as of all together, from which the first are taken.
+    let going_on = going_on(query);
+    let of_all = rows * going_on.len().max(1);
+    let rest = JobsTable.window(conn, school, query, going_on, of_all)?;
+    let span = step(first, (rows * INDEX_SPAN) as i64);
+    let range = (first.min(span), first.max(span));
+    let ended = candidates(conn, school, query.order, terms, range, rows)?;
+    let mut ends: Vec<i64> = rest.end.iter().map(|(seq, _)| *seq as i64).collect();
+    ends.extend((place(span) < place(last)).then_some(span));
+    ends.extend(ended.get(rows - 1));
+    let mut parts = rest.parts;
+    parts.push((ended_source(query), ended));
+    let mut all: Vec<i64> = parts.iter().flat_map(|(_, seqs)| seqs).copied().collect();
+    all.sort_unstable_by_key(|seq| place(*seq));
+    ends.extend(all.get(rows - 1).filter(|_| all.len() > rows));
+    let Some(end) = ends.into_iter().min_by_key(|end| place(*end)) else {
+        return Ok(Window { end: None, parts });
+    };
+    for (_, seqs) in &mut parts {
+        seqs.retain(|seq| place(*seq) <= place(end));
+    }
+    // The job that is nearest to the end, on this side of it.
+    let nearest = job_from(conn, school, back, Some(end))?;
+    let (end, at) = nearest.expect("the first one is on this side of the end");
+    Ok(Window {
+        end: Some((end as u64, from_millis(at)?)),
+        parts,
+    })
+}
+
+/// The first job of a list from a place on, and when it was created.
+fn job_from(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    order: Order,
+    from: Option<i64>,
+) -> QueryResult<Option<(i64, i64)>> {
+    let mut select = jobs::table
+        .filter(jobs::school_id.eq(school.get()))
+        .select((jobs::created_seq, jobs::created_at))
+        .limit(1)
+        .into_boxed::<Sqlite>();
+    select = match order {
+        Order::Newest => select.order(jobs::created_seq.desc()),
+        Order::Oldest => select.order(jobs::created_seq.asc()),
+    };
+    if let Some(from) = from {
+        select = match order {
+            Order::Newest => select.filter(jobs::created_seq.le(from)),
+            Order::Oldest => select.filter(jobs::created_seq.ge(from)),
+        };
+    }
+    select.first(conn).optional()
+}
+
+/// What is looked at directly: jobs that go on, by their statuses, and what has stalled if that is apart.
+fn going_on(query: &ListQuery) -> Vec<Source<'_>> {
+    let mut sources = JobsTable.sources(query);
+    sources.retain(|source| source.stalled);
+    let is_wanted = |own: &str| query.statuses.is_empty() || query.statuses.contains(&own);
+    let statuses = job::DESCRIPTION.statuses.iter().copied();
+    let statuses = statuses.filter(|own| !ENDS.contains(own) && is_wanted(own));
+    sources.extend(statuses.map(|status| Source {
+        status: Some(status),
+        statuses: &[],
+        ..ended_source(query)
+    }));
+    sources
+}
+
+/// Jobs that the index names, and what of them fits.
+fn ended_source(query: &ListQuery) -> Source<'_> {
+    Source {
+        categories: &query.categories,
+        statuses: &query.statuses,
+        not_stalled: JobsTable
+            .sources(query)
+            .iter()
+            .any(|source| source.not_stalled),
+        ..Source::default()
+    }
+}
+
+/// Jobs of a range that have these terms, in the order of the list, at most so many.
+fn candidates(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    order: Order,
+    terms: &str,
+    (from, to): (i64, i64),
+    limit: usize,
+) -> QueryResult<Vec<i64>> {
+    #[derive(QueryableByName)]
+    struct Candidate {
+        #[diesel(sql_type = BigInt)]
+        seq: i64,
+    }
+    let number = school_numbers::table
+        .filter(school_numbers::school_id.eq(school.get()))
+        .select(school_numbers::number);
+    let Some(number) = number.first::<i64>(conn).optional()? else {
+        return Ok(Vec::new());
+    };
+    let base = number << SCHOOL_SHIFT;
+    let direction = match order {
+        Order::Newest => "DESC",
+        Order::Oldest => "ASC",
+    };
+    let found: Vec<Candidate> = diesel::sql_query(format!(
+        "SELECT rowid - ? AS seq FROM job_texts WHERE job_texts MATCH ? AND rowid >= ? AND rowid <= ? ORDER BY rowid {direction} LIMIT ?"
+    ))
+    .bind::<BigInt, _>(base)
+    .bind::<Text, _>(terms)
+    .bind::<BigInt, _>(base + from.max(0))
+    .bind::<BigInt, _>(base + to)
+    .bind::<BigInt, _>(limit as i64)
+    .load(conn)?;
+    Ok(found.into_iter().map(|own| own.seq).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::connection::SimpleConnection;
+    use diesel_migrations::MigrationHarness;
+
+    use super::super::opening::MIGRATIONS;
+    use super::*;
+
+    #[test]
+    fn a_window_in_which_nothing_fits_ends_after_a_range_of_the_log() {
+        let mut conn = SqliteConnection::establish(":memory:").unwrap();
+        search::register(&mut conn).unwrap();
+        conn.run_pending_migrations(MIGRATIONS).unwrap();
+        let (rows, school) = (10, 1.try_into().unwrap());
+        let span = rows * INDEX_SPAN;
+        let seqs = [1, span / 2, span, 2 * span, 9 * span];
+        for seq in seqs {
+            conn.batch_execute(&format!(
+                "INSERT INTO jobs (school_id, job_id, job_type, status, message, metadata, attempt, stalled, cancel_requested,
+                     created_at, heard_at, finished_at, stall_after_secs, timeout_secs, created_seq, last_seq, last_at)
+                 VALUES (1, 'j{seq}', 't', 'failed', 'Report', '{{}}', 1, FALSE, FALSE, 1, 1, 1, 1, 1, {seq}, {seq}, 1)"
+            ))
+            .unwrap();
+        }
+        for (order, expected) in [
+            (Order::Oldest, [Some(span), Some(2 * span), None]),
+            (Order::Newest, [Some(9 * span), Some(span), None]),
+        ] {
+            for (text, finds) in [("nowhere", 0), ("report", seqs.len())] {
+                let mut query = ListQuery {
+                    order,
+                    ..ListQuery::default()
+                };
+                let terms = terms(&query, text).unwrap();
+                let (mut ends, mut found) = (Vec::new(), 0);
+                while ends.last() != Some(&None) {
+                    let window = window(&mut conn, school, &query, &terms, rows).unwrap();
+                    found += window
+                        .parts
+                        .iter()
+                        .map(|(_, seqs)| seqs.len())
+                        .sum::<usize>();
+                    let end = window.end.map(|(seq, _)| seq);
+                    ends.push(end.map(|seq| seq as usize));
+                    query.beyond = end;
+                }
+                assert_eq!(
+                    (&ends[..], found),
+                    (&expected[..], finds),
+                    "{order:?} {text}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_index_is_asked_for_few_trigrams_whatever_is_searched_for() {
+        let asked = |text: &str| all_of(text).map(|terms| terms.matches("AND").count() + 1);
+        for (text, count) in [
+            ("", None),
+            ("ab", None),
+            ("abc", Some(1)),
+            ("\"\"\"", Some(1)),
+            ("日本語の", Some(2)),
+            ("ab\0cd", None),
+        ] {
+            assert_eq!(asked(text), count, "{text:?}");
+        }
+        let most = asked(&"0123456789".repeat(30)).unwrap();
+        assert!(
+            (INDEX_TERMS_MAX / 2..=INDEX_TERMS_MAX).contains(&most),
+            "{most}"
+        );
+        assert_eq!(all_of("a\"b").unwrap(), "(\"a\"\"b\")");
+    }
+}

@@ -25,6 +25,11 @@ fn tidings(folder: &Path, port: &str) -> Command {
     command
         .current_dir(folder)
         .env("ROCKET_PORT", port)
+        // Tokens are made before the server has started.
+        .env(
+            "TIDINGS_JWT_SECRET",
+            "a secret for load only, long enough for HS256",
+        )
         // All load comes from one user at one address.
         .env("TIDINGS_PUBLISHES_PER_SEC", "0")
         // Millions of rows are looked through for long.

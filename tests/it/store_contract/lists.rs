@@ -190,7 +190,7 @@ fn commands_of_chance(chance: &mut fastrand::Rng, made: &mut usize) -> Vec<Envel
     let mut commands = Vec::new();
     for _ in 0..chance.usize(1..30) {
         let id = format!("j{}", chance.usize(..*made + 1));
-        let (verb, body) = match chance.u8(..9) {
+        let (verb, body) = match chance.u8(..11) {
             0..=2 => {
                 *made += 1;
                 // Some have more texts than an index takes.
@@ -211,6 +211,16 @@ fn commands_of_chance(chance: &mut fastrand::Rng, made: &mut usize) -> Vec<Envel
             5 => ("complete", json!({})),
             6 => ("cancel", json!({"force": true})),
             7 => ("retry", json!({})),
+            // Ended before and after a commit, and not the same.
+            8 | 9 => {
+                commands.push(envelope(&id, "retry", json!({})));
+                commands.push(envelope(&id, "start", json!({})));
+                let error = json!({"code": "other", "message": word(chance)});
+                (
+                    "fail",
+                    json!({"error": error, "metadata": {"a": word(chance)}}),
+                )
+            }
             _ => (
                 "fail",
                 json!({"error": {"code": "beta_x", "message": word(chance)}}),

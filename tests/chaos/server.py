@@ -17,7 +17,8 @@ class Server:
     """A server process that is killed, stopped, frozen and cut off from its disk, always on the same port and folder."""
 
     def __init__(self, binary, folder, faults):
-        self.binary, self.folder, self.port, self.process = binary, Path(folder), 0, None
+        # It runs in its own folder.
+        self.binary, self.folder, self.port, self.process = Path(binary).resolve(), Path(folder), 0, None
         self.data, self.disk, self.clock = self.folder / "data", self.folder / "disk", self.folder / "clock"
         self.starts, self.faults, self.preload, self.mounted = 0, faults, [], False
         self.data.mkdir()

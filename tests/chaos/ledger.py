@@ -186,13 +186,14 @@ class Reading:
         self.stretches, self.now = [], None
         self.cursors = []  # the latest ones, any of which is safe to come back with
         self.floor = 0  # on this connection everything comes after this
-        self.snapshot, self.events, self.resets = {}, 0, 0
+        self.states, self.is_fresh = {}, True  # of jobs, on a connection that began without a cursor or with a reset
+        self.events, self.resets = 0, 0
         self.lately = deque(maxlen=1_000)  # what is written down if it breaks
 
     def connected(self, transport, cursor):
         """A connection begins, with a cursor that was received before or without one."""
         self.lately.append(f"--- {transport} with {cursor}")
-        self.snapshot, self.floor = {}, 0
+        self.states, self.floor, self.is_fresh = {}, 0, cursor is None
         if cursor is None:
             self.now = None
             return
@@ -213,12 +214,14 @@ class Reading:
             if not may_reset(message["reason"], place(message["cursor"])[0] if message.get("cursor") else None):
                 raise Broken(f"{self.name}: a reset without a reason: {message}")
             self.resets += 1
-            self.now, self.snapshot, self.floor, self.cursors = None, {}, 0, []
+            self.now, self.states, self.floor, self.cursors, self.is_fresh = None, {}, 0, [], True
             return
-        elif kind == "ready" and self.now is None:
+        elif kind == "ready" and self.is_fresh:
             epoch, seq = place(message["cursor"])
-            self._whole_snapshot(epoch, seq)
-            self._begin(epoch, seq)
+            self._every_state(epoch, seq)
+            self.is_fresh = False
+            if self.now is None:
+                self._begin(epoch, seq)
         if cursor := message.get("cursor"):
             self._moved(kind, cursor)
 
@@ -230,13 +233,14 @@ class Reading:
         epoch, seq, event = self.school.saw(message)
         if message.get("snapshot"):
             if event.kind == "jobs":
-                self.snapshot[event.subject[1]] = seq
+                self.states[event.subject[1]] = seq
             return
         self.events += 1
         if self.now is None:
             # What happened while the snapshot was read is told before `ready`.
-            self._whole_snapshot(epoch, seq - 1)
             self._begin(epoch, seq - 1)
+        if event.kind == "jobs":
+            self.states[event.subject[1]] = seq
         if epoch != self.now.epoch or seq <= self.floor:
             raise Broken(f"{self.name}: {epoch}-{seq} after {self.now.epoch}-{self.floor}")
         self.now.receive(seq)
@@ -250,12 +254,13 @@ class Reading:
             self.floor, self.now.end = max(self.floor, seq), max(self.now.end, seq)
         self.cursors = [*self.cursors, cursor][-self.COMEBACKS :]
 
-    def _whole_snapshot(self, epoch, head):
+    def _every_state(self, epoch, head):
+        """By `ready` each job has been told as it is, by the snapshot or by what happened since."""
         if not self.scope.is_all_jobs:
             return
         for job, seq in self.school.latest_of_job.items():
-            if seq <= head and epoch in self.school.lives and seq in self.school.lives[epoch] and self.snapshot.get(job, 0) < seq:
-                raise Broken(f"{self.name}: the snapshot up to {head} lacks {job} at {seq}")
+            if seq <= head and epoch in self.school.lives and seq in self.school.lives[epoch] and self.states.get(job, 0) < seq:
+                raise Broken(f"{self.name}: by `ready` at {head} {job} was not told as of {seq}")
 
     def check(self, milestones):
         for stretch in self.stretches:

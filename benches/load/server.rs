@@ -109,14 +109,22 @@ impl Server {
 
     /// Kills the server and starts it anew, at the same address.
     pub(crate) fn restart(&mut self) {
-        self.restart_after(|_| ());
+        self.process.kill().expect("the server runs");
+        self.again();
     }
 
-    /// The same, with something done to its database in between.
+    /// Ends the server in good order and starts it anew, with something done to its database in between.
     pub(crate) fn restart_after(&mut self, change: impl FnOnce(&Path)) {
-        self.process.kill().expect("the server runs");
+        let id = self.process.id().to_string();
+        let told = Command::new("kill").args(["-s", "TERM", &id]).status();
+        assert!(told.is_ok_and(|status| status.success()), "the server runs");
         self.process.wait().expect("the server ends");
         change(&self.folder.path().join("tidings.db"));
+        self.again();
+    }
+
+    fn again(&mut self) {
+        self.process.wait().expect("the server ends");
         let port = self.address.rsplit(':').next().expect("a port");
         (self.process, self.address) = serve(self.folder.path(), port, self.settings);
     }

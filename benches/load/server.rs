@@ -32,7 +32,7 @@ fn tidings(folder: &Path, port: &str) -> Command {
         )
         // All load comes from one user at one address.
         .env("TIDINGS_PUBLISHES_PER_SEC", "0")
-        // Millions of rows are looked through for long.
+        // Checking millions of rows takes long.
         .env("TIDINGS_CHECK_DATABASE", "false")
         .env("TIDINGS_MAX_STREAMS_PER_USER", "50000")
         .env("TIDINGS_MAX_STREAMS_PER_ADDRESS", "50000")

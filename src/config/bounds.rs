@@ -118,7 +118,7 @@ pub const READ_PAGE_BYTES: usize = 1024 * 1024;
 pub const LIST_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Rows of a window that are read together, of those that fit.
 pub const SEARCH_PART_ROWS: usize = 64;
-/// How long a window of rows should take that are looked through for those that fit. Others have their turn after it.
+/// How long a window of rows should take that are scanned for those that fit. Others have their turn after it.
 pub const READ_WINDOW: Duration = Duration::from_millis(5);
 /// Most rows of a window.
 pub const READ_WINDOW_ROWS: usize = 1_000;
@@ -135,7 +135,7 @@ pub const INDEXED_TEXT_MAX_BYTES: usize = 4 * 1024;
 pub const INDEXED_TEXT_WEIGHT: usize = 8;
 /// Short reads in a row that come before a window that waits.
 pub const SHORT_READS_PER_WALK: usize = 16;
-/// Events of a subject, the newest, that are looked through for those of one type.
+/// Events of a subject, the newest, that are scanned for those of one type.
 pub const SUBJECT_EVENTS_SEARCHED: usize = 5_000;
 /// Time between two signs of life on a stream that is being brought up to date and has nothing to tell: it is found out by
 /// them whether anyone listens.

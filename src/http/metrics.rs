@@ -155,7 +155,7 @@ async fn metrics(
         out,
         "read_windows_total",
         "counter",
-        "Windows of rows that were looked through for those that fit.",
+        "Windows of rows that were scanned for those that fit.",
         store.windows() as f64,
     );
     // The other figures are told all the more when the database has trouble.

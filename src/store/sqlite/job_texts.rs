@@ -14,7 +14,7 @@
 //! 4. What a hostile publisher has the index do is bounded: a commit counts the bytes of texts for the index
 //!    [`INDEXED_TEXT_WEIGHT`] times, so that a turn of a school holds fewer of them.
 //!
-//! Deliberately absent: texts of other kinds, of which a school has few. They are looked through.
+//! Deliberately absent: texts of other kinds, of which a school has few. They are scanned.
 //!
 //! It is an FTS5 table without contents, positions and columns: some 100 bytes a job. Postgres has the same without an
 //! extension: hashes of the same trigrams in an `int[]` with a GIN index (`texts @> wanted`), bounded by a range of

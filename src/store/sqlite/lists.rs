@@ -55,7 +55,7 @@ impl ListWalk {
         }
     }
 
-    /// Whether nothing need be looked through for what fits.
+    /// Whether nothing need be scanned for what fits.
     pub(super) fn is_by_index(&self) -> bool {
         let can_be_found = self.query.text.is_some() == self.wanted.is_some();
         let sources = table(self.kind).sources(&self.query);
@@ -209,7 +209,7 @@ pub(super) fn is_by_index(query: &ListQuery, sources: &[Source<'_>]) -> bool {
     query.text.is_none() && sources.iter().all(Source::is_by_index)
 }
 
-/// Rows of a list that are looked through at a time.
+/// Rows of a list that are scanned at a time.
 #[derive(Default)]
 pub(super) struct Window<'a> {
     /// The last of them, and when it was created; none if nothing is left beyond.

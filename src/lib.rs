@@ -5,13 +5,13 @@
 //! reads it.
 //!
 //! ```text
-//! producer ─HTTP─▶ publish ─▶ store.append ───────────▶ dispatcher ─▶ hub ─▶ mailbox ─▶ SSE │ WebSocket │ poll
-//!                             one transaction:                        per school:          (subscribe = attach,
-//!                             load state, kind::apply,                window + channels     snapshot or replay,
-//!                             write state + event + seq                                     live)
+//! producer ─HTTP─▶ publish ─▶ log::writer ─────────────▶ dispatcher ─▶ hub ─▶ mailbox ─▶ SSE │ WebSocket │ poll
+//!                             turns between schools,                  per school:          (subscribe = attach,
+//!                             log::decide (pure),                     window + channels     snapshot or replay,
+//!                             one commit: states + events                                   live)
 //! ```
 //!
-//! A producer's command is judged against the subject's state and committed together with its event; the
+//! A producer's command is decided against the subject's state and committed together with its event; the
 //! committed event is encoded once and offered to mailboxes; a connection is a cursor plus a mailbox.
 //! Connecting, reconnecting and lagging are the same act: read from a cursor, then live.
 //!
@@ -54,8 +54,9 @@
 //! 3  service.rs publish.rs subscribe/                the running whole, the two use cases
 //!    presence.rs notify/ watchdog.rs                 leases; webhooks, e-mail, MQTT; the clock
 //!    vitals.rs refusals.rs                           own figures; what the log says of refusals
-//! 2  store/  hub/                     log and state │ in-memory fan-out. They do not know one another
-//! 1  kind/ auth/ wire/ config/ scope.rs              domain rules; who may; the only encoder; every bound
+//! 2  store/  hub/                     databases │ in-memory fan-out. They do not know one another
+//! 1  log/                             ports of a store; what a command leads to
+//!    kind/ auth/ wire/ config/ scope.rs              domain rules; who may; the only encoder; every bound
 //!    throttle.rs reserve.rs                          how fast somebody may go on; memory for writes
 //!    wall_clock.rs                                   whether ages may be judged
 //! 0  id.rs event.rs sync.rs uptime.rs                names; what happened; locks; the clock of silence
@@ -74,6 +75,7 @@ pub mod http;
 pub mod hub;
 pub mod id;
 pub mod kind;
+pub mod log;
 pub mod notify;
 pub mod presence;
 pub mod publish;

@@ -28,8 +28,8 @@ use crate::kind::device::{
     self, CLOCK_SKEW_SECS, Command, Device, GOOD_BEATS, Heard, Standing, Status, is_leased_anew,
 };
 use crate::kind::{self, State};
+use crate::log::{CommandError, Envelope, Store, StoreError};
 use crate::publish::{PublishError, Publisher};
-use crate::store::{CommandError, Envelope, Store, StoreError};
 use crate::uptime::{Uptime, UptimeClock};
 
 type Address = (SchoolId, SubjectId);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::{Command, job};
+use crate::log::{Allowance, CommandError, Envelope, Receipt, Store, StoreError};
 use crate::reserve::Reserved;
-use crate::store::{Allowance, CommandError, Envelope, Receipt, Store, StoreError};
 use crate::throttle::Debts;
 
 /// A command that had no effect.

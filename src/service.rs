@@ -16,13 +16,13 @@ use crate::config::{
 };
 use crate::event::Event;
 use crate::hub::{Hub, Waiting};
+use crate::log::{Committed, Log, Store, StoreError};
 use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
 use crate::refusals::Refusals;
 use crate::reserve::Reserve;
 use crate::store::sqlite::{self, OpenError, SqliteStore};
-use crate::store::{Committed, Log, Store, StoreError};
 use crate::subscribe::Subscriber;
 use crate::throttle::{Debts, Throttle};
 use crate::vitals::Vitals;

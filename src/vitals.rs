@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::VITALS_SECS;
 use crate::hub::Hub;
-use crate::store::{Committed, Reading, Store};
+use crate::log::{Committed, Reading, Store};
 
 /// One second of the server.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]

@@ -13,7 +13,7 @@ use crate::config::{
 };
 use crate::hub::Hub;
 use crate::id::SchoolId;
-use crate::store::{Envelope, Store, StoreError};
+use crate::log::{Envelope, Store, StoreError};
 use crate::uptime::UptimeClock;
 use crate::wall_clock::{self, Change, Moment, WallClock};
 

@@ -409,18 +409,22 @@ impl Settings {
         (self.body_limit_bytes, "body_limit_bytes")
     }
 
-    /// How many subjects of a kind a school may have, and the setting that says so.
-    pub fn most_of(&self, kind: Kind) -> Option<(u64, &'static str)> {
-        match kind {
-            job::KIND => Some((self.jobs_per_school, "jobs_per_school")),
-            enrollment::KIND => Some((self.enrollments_per_school, "enrollments_per_school")),
-            device::KIND => Some((self.devices_per_school, "devices_per_school")),
-            characteristic::KIND => Some((
+    /// How many subjects of each kind a school may have, and the setting that says so.
+    pub fn most_subjects(&self) -> Vec<(Kind, u64, &'static str)> {
+        vec![
+            (job::KIND, self.jobs_per_school, "jobs_per_school"),
+            (
+                enrollment::KIND,
+                self.enrollments_per_school,
+                "enrollments_per_school",
+            ),
+            (device::KIND, self.devices_per_school, "devices_per_school"),
+            (
+                characteristic::KIND,
                 self.characteristics_per_school,
                 "characteristics_per_school",
-            )),
-            _ => None,
-        }
+            ),
+        ]
     }
 
     /// How many streams may be open.

@@ -26,10 +26,10 @@ use crate::config::{BATCH_SCHOOLS_AT_ONCE, BATCH_SLICE_BYTES, COMMAND_BASE_BYTES
 use crate::id::{Channel, SchoolId, SubjectId};
 use crate::kind::characteristic::{self, ViolationId};
 use crate::kind::{self, Body, Command, device};
+use crate::log::{Allowance, CommandError, Envelope, Idempotency, Receipt};
 use crate::presence::Beat;
 use crate::refusals::RequestSource;
 use crate::service::Tidings;
-use crate::store::{Allowance, CommandError, Envelope, Idempotency, Receipt};
 use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {

@@ -19,7 +19,7 @@ use super::base_path;
 use super::credential::{query, tidings};
 use super::problem::{Kind, Problem};
 use crate::config::{BODY_WAIT, IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
-use crate::store::{Allowance, Idempotency};
+use crate::log::{Allowance, Idempotency};
 use crate::wire::json::{self, JsonError};
 
 /// A body that is not read yet.

@@ -6,7 +6,7 @@ use super::body;
 use super::problem::{Kind as ProblemKind, Problem};
 use crate::id::{Kind, SubjectId};
 use crate::kind::{self, Body, Command};
-use crate::store::Envelope;
+use crate::log::Envelope;
 
 /// A body as it was sent.
 pub(super) struct Sent<'a>(pub(super) &'a [u8]);

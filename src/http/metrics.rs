@@ -12,8 +12,8 @@ use super::credential::Anybody;
 use super::problem::Problem;
 use crate::auth::AuthError;
 use crate::config::READY_WAIT;
+use crate::log::consumers::Total;
 use crate::service::Tidings;
-use crate::store::notifiers::Total;
 
 pub(super) fn routes() -> Vec<Route> {
     routes![metrics]

@@ -13,10 +13,10 @@ use super::problem::{Kind, Problem};
 use super::subjects::{only_known, page_of};
 use crate::auth::Role;
 use crate::id::{Channel, SchoolId};
+use crate::log::StoreError;
+use crate::log::consumers::{DeadLetter, SetAside, Standing};
 use crate::notify::Shown;
 use crate::service::Tidings;
-use crate::store::StoreError;
-use crate::store::notifiers::{DeadLetter, SetAside, Standing};
 use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {

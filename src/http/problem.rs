@@ -19,11 +19,11 @@ use crate::auth::{AuthError, KeyError};
 use crate::hub::HubFull;
 use crate::id::NameError;
 use crate::kind::RuleError;
+use crate::log::{CommandError, StoreError, Waiting};
 use crate::publish::PublishError;
 use crate::refusals::RequestSource;
 use crate::reserve::ReserveFull;
 use crate::service::{NotReady, Tidings};
-use crate::store::{CommandError, StoreError, Waiting};
 
 /// An error as a client sees it.
 #[derive(Debug, Clone, Serialize)]

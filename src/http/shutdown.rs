@@ -24,8 +24,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::dead_peers;
 use crate::config::{CLOSE_STREAMS_MAX, DRAIN_PERIOD};
+use crate::log::StoreError;
 use crate::service::Tidings;
-use crate::store::StoreError;
 
 /// Looks in a row that must find nobody: what belongs to a connection is dropped together with it, and may be a moment behind.
 const LOOKS: u32 = 2;

@@ -19,8 +19,8 @@ use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, QUERY_TEXT_MAX_BY
 use crate::id::{Channel, Cursor, NameError, SubjectId};
 use crate::kind::job::{JobType, Status as JobStatus};
 use crate::kind::{self, Command, RuleError};
+use crate::log::{Envelope, ListPage, ListQuery, Order, Receipt, Stalled, StoredSubject};
 use crate::service::Tidings;
-use crate::store::{Envelope, ListPage, ListQuery, Order, Receipt, Stalled, StoredSubject};
 use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {

@@ -16,8 +16,8 @@ use crate::auth::{Access, Role};
 use crate::id::{Channel, Cursor, SchoolId, SubjectId};
 use crate::kind::characteristic::{self, KIND, Violation, ViolationId};
 use crate::kind::{self, Body, RuleError};
+use crate::log::{Envelope, ViolationQuery};
 use crate::service::Tidings;
-use crate::store::{Envelope, ViolationQuery};
 use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {

@@ -36,7 +36,7 @@ use crate::config::NOTIFIER_STOP_MAX;
 use crate::config::notifiers::{NotifierSettings, Patience, Rule, is_name};
 use crate::event::Event;
 use crate::id::SchoolId;
-use crate::store::Store;
+use crate::log::Store;
 
 /// Somebody who is told of what happens. An application may add its own: see [`crate::Tidings::start_with`].
 #[async_trait]

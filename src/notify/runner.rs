@@ -24,9 +24,9 @@ use crate::config::{
 use crate::event::{Event, timestamp};
 use crate::id::{Channel, SchoolId};
 use crate::kind::characteristic;
+use crate::log::consumers::{Change, DeadLetter, Place, Progress, SetAside, Tried};
+use crate::log::{Store, StoreError};
 use crate::scope::Scope;
-use crate::store::notifiers::{Change, DeadLetter, Place, Progress, SetAside, Tried};
-use crate::store::{Store, StoreError};
 use crate::wire;
 
 /// Bytes of a digest that tell events apart which had the same place in a log.

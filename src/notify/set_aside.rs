@@ -18,9 +18,9 @@ use super::runner::{Runner, Verdict};
 use crate::config::NOTIFY_TURN_EVENTS;
 use crate::event::Event;
 use crate::id::{Channel, SchoolId};
+use crate::log::StoreError;
+use crate::log::consumers::{Change, DeadLetter, Place, Progress, SetAside};
 use crate::scope::Scope;
-use crate::store::StoreError;
-use crate::store::notifiers::{Change, DeadLetter, Place, Progress, SetAside};
 
 /// What waits of a subject, as far as a page goes.
 struct Backlog {

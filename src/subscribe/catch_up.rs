@@ -14,8 +14,8 @@ use super::{Delivery, Reading, Subscriber, Subscription};
 use crate::config::CATCH_UP_SIGN;
 use crate::event::Event;
 use crate::id::{Channel, Cursor, Kind};
+use crate::log::{Log, Page};
 use crate::scope::{Scope, without_superseded};
-use crate::store::{Log, Page};
 use crate::wire::{Close, Control, ResetReason};
 
 /// A step towards being up to date. Mail waits while there are any.

@@ -38,8 +38,8 @@ use crate::event::Event;
 use crate::hub::mailbox::Mail;
 use crate::hub::{Attachment, Hub, HubFull, Reader};
 use crate::id::{Channel, Cursor, Kind};
+use crate::log::{Committed, Log, Page, StoreError};
 use crate::scope::Scope;
-use crate::store::{Committed, Log, Page, StoreError};
 use crate::wire::{Close, Control};
 
 /// What somebody wants to hear.

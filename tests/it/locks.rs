@@ -6,8 +6,8 @@ use std::path::Path;
 use diesel::connection::{Connection, SimpleConnection};
 use serde_json::json;
 use tidings::config::Settings;
+use tidings::log::{Committed, Journal};
 use tidings::store::sqlite::{OpenError, SqliteStore};
-use tidings::store::{Committed, Store};
 
 use crate::disk::{database, log, post, refusal_of, some_jobs};
 use crate::support::process::{Process, command};

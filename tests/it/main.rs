@@ -21,6 +21,7 @@ mod clocks;
 mod cursors;
 #[cfg(target_os = "linux")]
 mod dead_peers;
+mod decisions;
 mod demo;
 mod dependencies;
 mod devices;

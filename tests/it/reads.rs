@@ -11,8 +11,8 @@ use tidings::config::Settings;
 use tidings::hub::{Hub, Reader};
 use tidings::id::{Cursor, Epoch, SchoolId};
 use tidings::kind::{self, job};
+use tidings::log::{Committed, ListQuery, Log, Page, StoreError};
 use tidings::scope::{Filter, Scope};
-use tidings::store::{Committed, ListQuery, Log, Page, StoreError};
 use tidings::subscribe::{Delivery, Request, Subscriber};
 use tidings::wire::Control;
 

@@ -20,8 +20,8 @@ use tidings::event::{Class, Event};
 use tidings::hub::Hub;
 use tidings::id::Channel;
 use tidings::kind;
+use tidings::log::{Committed, Log};
 use tidings::scope::Filter;
-use tidings::store::{Committed, Log};
 use tidings::subscribe::Subscriber;
 use tokio::sync::{mpsc, watch};
 

@@ -24,8 +24,8 @@ use crate::kind::Command;
 use crate::kind::characteristic;
 use crate::kind::characteristic::dispersion::Dispersion;
 use crate::kind::characteristic::nelson::Rule;
+use crate::log::{Envelope, ViolationQuery, Which};
 use crate::service::Tidings;
-use crate::store::{Envelope, ViolationQuery, Which};
 
 /// What the page says of a gap.
 const NOT_MEASURED: &str = "not measured";

@@ -8,8 +8,8 @@ use super::form::{count, time};
 use crate::config::ENDINGS_HOURS;
 use crate::id::SchoolId;
 use crate::kind::job;
+use crate::log::{Ending, StoreError};
 use crate::service::Tidings;
-use crate::store::{Ending, StoreError};
 
 /// How jobs end, as bars stand on one another.
 const WAYS: [&str; 3] = ["completed", "cancelled", "failed"];

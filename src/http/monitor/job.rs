@@ -21,8 +21,8 @@ use crate::http::problem::Problem;
 use crate::id::SubjectId;
 use crate::kind::Command;
 use crate::kind::job::{self, End};
+use crate::log::{Envelope, Which};
 use crate::service::Tidings;
-use crate::store::{Envelope, Which};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![job_page, cancel, retry]

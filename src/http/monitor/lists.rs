@@ -20,8 +20,8 @@ use crate::http::problem::Problem;
 use crate::http::subjects::{STALLED_STATUS, Ticked};
 use crate::id::Channel;
 use crate::kind::characteristic;
+use crate::log::{ListPage, ListQuery, Order, Stalled, ViolationQuery};
 use crate::service::Tidings;
-use crate::store::{ListPage, ListQuery, Order, Stalled, ViolationQuery};
 
 pub(super) fn routes() -> Vec<Route> {
     routes![list, open_violations]

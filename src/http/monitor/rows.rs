@@ -12,7 +12,7 @@ use crate::kind::device::Device;
 use crate::kind::enrollment::Session;
 use crate::kind::job::{End, Job, Status};
 use crate::kind::{State as SubjectState, Subject as _};
-use crate::store::StoredSubject;
+use crate::log::StoredSubject;
 
 fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
     let (code, error) = match &job.end {

@@ -22,8 +22,8 @@ use crate::hub::History;
 use crate::id::{Channel, Cursor, Kind, SubjectId};
 use crate::kind::job;
 use crate::kind::{characteristic, device, enrollment};
+use crate::log::{ListQuery, Stalled, StoreError, StoredSubject, ViolationQuery};
 use crate::service::Tidings;
-use crate::store::{ListQuery, Stalled, StoreError, StoredSubject, ViolationQuery};
 
 /// Seconds of a row of the last minute's table.
 const MINUTE_PART_SECS: usize = 10;

@@ -20,9 +20,9 @@ use crate::http::notifiers;
 use crate::http::problem::Problem;
 use crate::hub::Connection;
 use crate::id::{Channel, SchoolId};
+use crate::log::StoreError;
+use crate::log::consumers::Total;
 use crate::service::Tidings;
-use crate::store::StoreError;
-use crate::store::notifiers::Total;
 use crate::vitals::Second;
 
 /// Seconds over which a rate is shown, in addition to the present second's.

@@ -8,8 +8,8 @@ use crate::auth::Access;
 use crate::config::ENDINGS_HOURS;
 use crate::id::{Channel, Kind, SchoolId};
 use crate::kind::{KINDS, characteristic, device, job};
+use crate::log::StoreError;
 use crate::service::Tidings;
-use crate::store::StoreError;
 
 /// The statuses of an enrollment session that goes on.
 pub(super) const ENROLLING: [&str; 4] = ["ready", "placing", "capturing", "processing"];

@@ -8,8 +8,8 @@ use super::form::{span, time};
 use crate::config::{UPTIME_EVENTS, UPTIME_HOURS};
 use crate::id::SchoolId;
 use crate::kind::device::{self, Device, Status};
+use crate::log::{StoreError, StoredSubject, Which};
 use crate::service::Tidings;
-use crate::store::{StoreError, StoredSubject, Which};
 
 /// A device's states, as far as the log goes back.
 pub(super) struct Uptime {

@@ -16,8 +16,8 @@ use crate::http::credential::{self, Purpose};
 use crate::http::forwarded::{self, Page};
 use crate::http::problem::Problem;
 use crate::id::{Channel, Kind, SchoolId};
+use crate::log::StoreError;
 use crate::service::Tidings;
-use crate::store::StoreError;
 
 /// The person who asks for a page.
 pub(super) struct Visitor {

@@ -27,9 +27,9 @@ use crate::config::{
 use crate::event::Event;
 use crate::id::{Channel, Cursor};
 use crate::kind::{self, characteristic};
+use crate::log::StoreError;
 use crate::refusals::RequestSource;
 use crate::service::Tidings;
-use crate::store::StoreError;
 use crate::subscribe::{Delivery, Subscription};
 use crate::throttle::{Bucket, Pace};
 use crate::wire::client::{ClientMessage, ClientMessageError};

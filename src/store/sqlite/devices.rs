@@ -10,15 +10,16 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::schema::devices;
 use super::table::{
-    Selection, Stored, Table, Told, any_table, from_millis, millis, overdue_rows, raw, unreadable,
-    uptime, uptime_millis,
+    Selection, Table, Told, any_table, from_millis, millis, overdue_rows, raw, unreadable, uptime,
+    uptime_millis,
 };
 use super::upsert::upsert;
 use crate::event::Event;
 use crate::id::{Cursor, Epoch, SchoolId, SubjectId};
 use crate::kind::device::{Device, Status};
 use crate::kind::{Command, device};
-use crate::store::Overdue;
+use crate::log::Overdue;
+use crate::log::facts::Stored;
 use crate::uptime::Uptime;
 
 #[derive(Queryable, Selectable)]

@@ -32,7 +32,7 @@ use super::table::{Table, from_millis};
 use crate::config::{INDEX_SPAN, INDEX_TERMS_MAX, INDEXED_TEXT_MAX_BYTES, INDEXED_TEXT_WEIGHT};
 use crate::id::{Kind, SchoolId};
 use crate::kind::{State, job};
-use crate::store::{ListQuery, Order};
+use crate::log::{ListQuery, Order};
 
 /// Stands around a job's type and the number of its status, and three times in place of texts that are too long. In texts it
 /// leads to jobs that are looked at in vain.

@@ -14,11 +14,12 @@ use super::job_texts;
 use super::read::bounds;
 use super::readers::{Looked, Walk};
 use super::search;
-use super::table::{Stored, table};
+use super::table::{into_subject, table};
 use crate::config::LIST_PAGE_BYTES;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::job;
-use crate::store::{ListPage, ListQuery, Searched, Stalled};
+use crate::log::facts::Stored;
+use crate::log::{ListPage, ListQuery, Searched, Stalled};
 
 /// A list as it is read: at once by an index, or window by window.
 pub(super) struct ListWalk {
@@ -100,7 +101,7 @@ impl ListWalk {
         let subjects = self.found.into_iter();
         ListPage {
             subjects: subjects
-                .map(|(id, stored)| stored.into_subject(epoch, school, kind, id))
+                .map(|(id, stored)| into_subject(epoch, (school, kind, id), stored))
                 .collect(),
             next,
             searched,

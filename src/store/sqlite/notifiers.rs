@@ -10,7 +10,7 @@ use super::table::{from_millis, millis, unreadable};
 use crate::config::DEAD_LETTERS_MAX;
 use crate::id::{Kind, SchoolId, SubjectId};
 use crate::kind::known_kind;
-use crate::store::notifiers::{
+use crate::log::consumers::{
     Begun, Change, DeadLetter, DeadLetterPage, Place, Progress, SetAside, Standing, Total, Tried,
 };
 

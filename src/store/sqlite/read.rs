@@ -12,13 +12,13 @@ use diesel::sqlite::SqliteConnection;
 
 use super::events::EventRow;
 use super::schema::{counts, events, schools};
-use super::table::{HOUR_MILLIS, Selection, TABLES, from_millis, table, unreadable};
+use super::table::{HOUR_MILLIS, Selection, TABLES, from_millis, into_subject, table, unreadable};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS_SEARCHED};
 use crate::event::Event;
 use crate::id::{Channel, Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::{description, known_status};
+use crate::log::{Ending, Page, StoredSubject, Which};
 use crate::scope::{Scope, without_superseded};
-use crate::store::{Ending, Page, StoredSubject, Which};
 
 /// Head and floor of a school; both 0 before its first event.
 pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<(u64, u64)> {
@@ -354,7 +354,7 @@ pub(super) fn ended(
     let found = table(kind).ended(conn, school, status, limit)?;
     let subjects = found
         .into_iter()
-        .map(|(id, stored)| stored.into_subject(epoch, school, kind, id));
+        .map(|(id, stored)| into_subject(epoch, (school, kind, id), stored));
     Ok(subjects.collect())
 }
 
@@ -417,8 +417,8 @@ mod tests {
     use super::super::lists::Window;
     use super::*;
     use crate::kind;
+    use crate::log::{ListQuery, Order, Stalled, ViolationQuery};
     use crate::scope::Filter;
-    use crate::store::{ListQuery, Order, Stalled, ViolationQuery};
 
     #[derive(QueryableByName)]
     struct Step {

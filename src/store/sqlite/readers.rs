@@ -20,7 +20,7 @@ use super::turns::{Asker, Bounds, Length, Turn, Turns};
 use super::{BUSY_TIMEOUT_MS, database_error, search};
 use crate::config::{CLOSE_WAIT, READ_WINDOW, READ_WINDOW_ROWS, READ_WINDOW_ROWS_MIN, Settings};
 use crate::id::SchoolId;
-use crate::store::{StoreError, Waiting};
+use crate::log::{StoreError, Waiting};
 
 type Connection = PooledConnection<ConnectionManager<SqliteConnection>>;
 

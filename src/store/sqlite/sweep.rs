@@ -8,11 +8,12 @@ use diesel::sqlite::SqliteConnection;
 
 use super::answers;
 use super::schema::{events, idempotency_keys, schools};
-use super::table::{Address, TABLES, millis, unreadable};
+use super::table::{TABLES, millis, unreadable};
 use super::violations;
 use crate::config;
 use crate::event::EVENT_BASE_BYTES;
 use crate::id::SchoolId;
+use crate::log::facts::Address;
 
 /// What the sweep removes.
 #[derive(Debug, Clone)]

@@ -17,11 +17,12 @@ use super::jobs::JobsTable;
 use super::lists::{Source, Window};
 use super::read::cut;
 use crate::event::Event;
-use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
+use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::job::Past;
-use crate::kind::{State, characteristic, device, enrollment, job};
+use crate::kind::{characteristic, device, enrollment, job};
+use crate::log::facts::{Address, Stored};
+use crate::log::{ListQuery, Overdue, StoredSubject};
 use crate::scope::Filter;
-use crate::store::{ListQuery, Overdue, StoredSubject};
 use crate::uptime::Uptime;
 
 /// The table of each kind.
@@ -38,47 +39,12 @@ pub(super) fn table(kind: Kind) -> &'static dyn Table {
     found.expect("every kind has a table").1
 }
 
-/// A subject's address.
-pub(super) type Address = (SchoolId, Kind, SubjectId);
-
-/// A state with its place in the log.
-#[derive(Debug, Clone)]
-pub(super) struct Stored {
-    pub(super) state: State,
-    pub(super) created_seq: u64,
-    pub(super) last_seq: u64,
-    pub(super) last_at: DateTime<Utc>,
-}
-
-impl Stored {
-    /// The state as an event: its last one, told whole.
-    pub(super) fn snapshot(
-        &self,
-        epoch: Epoch,
-        school: SchoolId,
-        kind: Kind,
-        subject: SubjectId,
-    ) -> Event {
-        let draft = self.state.describe(&subject, Utc::now());
-        let cursor = Cursor {
-            epoch,
-            seq: self.last_seq,
-        };
-        Event::new(cursor, school, kind, subject, self.last_at, draft).into_snapshot()
-    }
-
-    pub(super) fn into_subject(
-        self,
-        epoch: Epoch,
-        school: SchoolId,
-        kind: Kind,
-        subject: SubjectId,
-    ) -> StoredSubject {
-        StoredSubject {
-            event: Arc::new(self.snapshot(epoch, school, kind, subject)),
-            created_seq: self.created_seq,
-            state: self.state,
-        }
+/// A subject as requests find it.
+pub(super) fn into_subject(epoch: Epoch, address: Address, stored: Stored) -> StoredSubject {
+    StoredSubject {
+        event: Arc::new(stored.snapshot(epoch, address, Utc::now())),
+        created_seq: stored.created_seq,
+        state: stored.state,
     }
 }
 
@@ -351,7 +317,7 @@ macro_rules! any_table {
 
         fn sources<'a>(
             &self,
-            query: &'a crate::store::ListQuery,
+            query: &'a crate::log::ListQuery,
         ) -> Vec<$crate::store::sqlite::lists::Source<'a>> {
             let categories: &[&str] = &[$(stringify!($category))?];
             let stalls: &[&str] = &[$(stringify!($stalled))?];
@@ -363,11 +329,11 @@ macro_rules! any_table {
             &self,
             conn: &mut SqliteConnection,
             school: SchoolId,
-            query: &crate::store::ListQuery,
+            query: &crate::log::ListQuery,
             sources: Vec<$crate::store::sqlite::lists::Source<'a>>,
             rows: usize,
         ) -> QueryResult<$crate::store::sqlite::lists::Window<'a>> {
-            let newest_first = query.order == crate::store::Order::Newest;
+            let newest_first = query.order == crate::log::Order::Newest;
             let last_of_each = (rows / sources.len().max(1)).max(1) as i64 - 1;
             // The nearest of the places where each source's rows end.
             let mut end: Option<(i64, i64)> = None;
@@ -411,7 +377,7 @@ macro_rules! any_table {
             &self,
             conn: &mut SqliteConnection,
             school: SchoolId,
-            query: &crate::store::ListQuery,
+            query: &crate::log::ListQuery,
         ) -> QueryResult<Vec<(SubjectId, Stored)>> {
             let mut found = Vec::new();
             for source in self.sources(query) {
@@ -437,7 +403,7 @@ macro_rules! any_table {
             &self,
             conn: &mut SqliteConnection,
             school: SchoolId,
-            query: &crate::store::ListQuery,
+            query: &crate::log::ListQuery,
             window: &$crate::store::sqlite::lists::Window<'_>,
             wanted: Option<&str>,
         ) -> QueryResult<Vec<(SubjectId, Stored)>> {
@@ -488,8 +454,8 @@ macro_rules! any_table {
 macro_rules! in_order {
     ($found:ident, $query:ident) => {
         $found.sort_unstable_by_key(|(_, stored)| match $query.order {
-            crate::store::Order::Newest => -(stored.created_seq as i64),
-            crate::store::Order::Oldest => stored.created_seq as i64,
+            crate::log::Order::Newest => -(stored.created_seq as i64),
+            crate::log::Order::Oldest => stored.created_seq as i64,
         });
         $found.truncate($query.limit + 1);
     };
@@ -515,13 +481,13 @@ macro_rules! rows_of {
         }
         let beyond = $query.beyond.map(|seq| seq as i64);
         match $query.order {
-            crate::store::Order::Newest => {
+            crate::log::Order::Newest => {
                 if let Some(beyond) = beyond {
                     select = select.filter($table::created_seq.lt(beyond));
                 }
                 select.order($table::created_seq.desc())
             }
-            crate::store::Order::Oldest => {
+            crate::log::Order::Oldest => {
                 if let Some(beyond) = beyond {
                     select = select.filter($table::created_seq.gt(beyond));
                 }
@@ -546,7 +512,7 @@ macro_rules! table_of_what_ends {
         ) -> QueryResult<$crate::store::sqlite::table::Told> {
             let mut told = Vec::new();
             let mut tell = |id: SubjectId, stored: Stored| {
-                told.push(stored.snapshot(epoch, selection.school, $kind, id));
+                told.push(stored.snapshot(epoch, (selection.school, $kind, id), Utc::now()));
             };
             if let Some(subjects) = &selection.subjects {
                 // Their places first: of many large ones, those of this page alone are read.

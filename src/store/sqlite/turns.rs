@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::config::SHORT_READS_PER_WALK;
 use crate::id::SchoolId;
-use crate::store::{StoreError, Waiting};
+use crate::log::{StoreError, Waiting};
 
 /// For whom something is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

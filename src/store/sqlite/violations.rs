@@ -14,7 +14,7 @@ use super::upsert::upsert;
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::characteristic::dispersion::Chart;
 use crate::kind::characteristic::{Acknowledgement, Severity, Violation};
-use crate::store::{ViolationPage, ViolationQuery};
+use crate::log::{ViolationPage, ViolationQuery};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = violations)]

@@ -8,8 +8,8 @@ use chrono::DateTime;
 use tidings::event::{Class, Draft, Event};
 use tidings::id::{Cursor, Epoch, SubjectId};
 use tidings::kind::job;
+use tidings::log::{Log, Page, StoreError};
 use tidings::scope::Scope;
-use tidings::store::{Log, Page, StoreError};
 use tokio::sync::oneshot;
 
 use super::Fault;

@@ -13,8 +13,8 @@ use serde_json::Map;
 use tidings::event::Event;
 use tidings::hub::Reader as Who;
 use tidings::id::{Channel, Cursor, SubjectId};
+use tidings::log::Log;
 use tidings::scope::{Filter, Scope};
-use tidings::store::Log;
 use tidings::subscribe::{Delivery, Request, Subscriber, Subscription};
 use tidings::wire::Control;
 

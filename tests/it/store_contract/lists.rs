@@ -4,7 +4,7 @@ use chrono::{TimeDelta, Utc};
 use tidings::config::{
     INDEXED_TEXT_MAX_BYTES, INDEXED_TEXT_WEIGHT, LIST_PAGE_BYTES, READ_PAGE, READ_PAGE_BYTES,
 };
-use tidings::store::{Order, Page, Searched, Stalled, Which};
+use tidings::log::{Order, Page, Searched, Stalled, Which};
 
 use super::*;
 use crate::support::until;

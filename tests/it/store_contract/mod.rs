@@ -16,12 +16,12 @@ use tidings::event::Event;
 use tidings::id::{SchoolId, SubjectId};
 use tidings::kind::job::{self, KIND};
 use tidings::kind::{self, Command, RuleError};
-use tidings::scope::{Filter, Scope};
-use tidings::store::sqlite::SqliteStore;
-use tidings::store::{
+use tidings::log::{
     CommandError, Committed, Envelope, Idempotency, ListQuery, Receipt, Store, StoreError,
     StoredSubject,
 };
+use tidings::scope::{Filter, Scope};
+use tidings::store::sqlite::SqliteStore;
 use tidings::uptime::Uptime;
 use tokio::sync::mpsc;
 
@@ -104,6 +104,7 @@ macro_rules! stores {
             run!(the_last_events_of_a_subject_are_told_in_order);
             run!(a_page_is_bounded_in_bytes_and_nothing_is_left_out);
             run!(a_page_for_many_subjects_is_no_larger_than_one_for_all);
+            run!(a_lease_is_held_by_one_and_its_fence_only_rises);
         }
     )*};
 }
@@ -837,4 +838,32 @@ async fn after_a_power_loss_an_sqlite_database_begins_a_new_life() {
         1,
         "and everything that reached the disk is there"
     );
+}
+
+async fn a_lease_is_held_by_one_and_its_fence_only_rises(open: Open) {
+    let bench = bench(open, Settings::default());
+    let term = Duration::from_secs(3_600);
+    let first = bench.store.acquire("sweep", term).await.unwrap().unwrap();
+    assert_eq!(bench.store.acquire("sweep", term).await.unwrap(), None);
+    let other = bench.store.acquire("other", term).await.unwrap().unwrap();
+    assert!(bench.store.renew("sweep", first, term).await.unwrap());
+    assert!(
+        !bench.store.renew("sweep", other, term).await.unwrap(),
+        "a fence is of one lease"
+    );
+    bench.store.release("sweep", other).await.unwrap();
+    assert_eq!(bench.store.acquire("sweep", term).await.unwrap(), None);
+    bench.store.release("sweep", first).await.unwrap();
+    let second = bench.store.acquire("sweep", Duration::ZERO).await.unwrap();
+    let second = second.unwrap();
+    assert!(second > first);
+    assert!(
+        !bench.store.renew("sweep", second, term).await.unwrap(),
+        "it has ended"
+    );
+    let third = bench.store.acquire("sweep", term).await.unwrap().unwrap();
+    assert!(third > second);
+    let again = bench.reopened(open).await;
+    let fourth = again.store.acquire("sweep", term).await.unwrap().unwrap();
+    assert!(fourth > third, "over a restart, too");
 }

@@ -2,8 +2,8 @@
 
 use chrono::{SubsecRound, Utc};
 use tidings::kind::{characteristic, device, enrollment};
-use tidings::store::ViolationQuery;
-use tidings::store::notifiers::{Begun, Change, DeadLetter, Progress, SetAside, Total, Tried};
+use tidings::log::ViolationQuery;
+use tidings::log::consumers::{Begun, Change, DeadLetter, Progress, SetAside, Total, Tried};
 
 use super::*;
 

@@ -3,6 +3,7 @@
 pub(crate) mod clients;
 pub(crate) mod devtools;
 pub(crate) mod listener;
+pub(crate) mod memory;
 #[cfg(target_os = "linux")]
 pub(crate) mod network;
 pub(crate) mod page;

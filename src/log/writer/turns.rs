@@ -12,7 +12,7 @@ use std::vec;
 use super::{Answer, Receipts, Submission};
 use crate::config::{GROUP_MAX_BYTES, GROUP_MAX_COMMANDS, TURN_MAX_BYTES, TURN_MAX_COMMANDS};
 use crate::id::SchoolId;
-use crate::store::{Allowance, CommandError, Envelope, Receipt, StoreError};
+use crate::log::{Allowance, CommandError, Envelope, Receipt, StoreError};
 
 /// Those who wait, in the order of their turns.
 #[derive(Default)]
@@ -26,6 +26,8 @@ pub(super) struct Turns {
 
 /// The turns of one commit.
 pub(super) struct Round {
+    /// What it holds so far.
+    pub(super) taken: Size,
     slice: Size,
     served: Vec<(SchoolId, Queue)>,
     serves_backlogged: bool,
@@ -35,8 +37,8 @@ pub(super) struct Round {
 #[derive(Default)]
 pub(super) struct Queue {
     waiting: VecDeque<Pending>,
-    /// Judged to the last command in the commit under way.
-    judged: Vec<Pending>,
+    /// Decided to the last command in the commit under way.
+    decided: Vec<Pending>,
 }
 
 /// A submission, as far as it is carried out.
@@ -44,7 +46,7 @@ pub(super) struct Pending {
     commands: vec::IntoIter<Envelope>,
     total: usize,
     allowance: Arc<Allowance>,
-    /// Of the commands that are judged.
+    /// Of the commands that are decided.
     receipts: Receipts,
     /// How many of them are committed.
     committed: usize,
@@ -108,6 +110,7 @@ impl Turns {
     /// Begins the turns of one commit.
     pub(super) fn begin(&self) -> Round {
         Round {
+            taken: Size::default(),
             slice: match self.schools.len() {
                 0 | 1 => GROUP,
                 _ => TURN,
@@ -117,9 +120,9 @@ impl Turns {
         }
     }
 
-    /// The next school of a commit that holds `taken` so far. Each has one turn in a commit.
-    pub(super) fn next(&mut self, round: &mut Round, taken: Size) -> Option<(SchoolId, Queue)> {
-        let has_room = !taken.reaches(GROUP);
+    /// The next school of a commit. Each has one turn in a commit.
+    pub(super) fn next(&mut self, round: &mut Round) -> Option<(SchoolId, Queue)> {
+        let has_room = !round.taken.reaches(GROUP);
         let fresh = has_room.then(|| self.fresh.pop_front()).flatten();
         let school = match fresh {
             Some(school) => school,
@@ -154,8 +157,8 @@ impl Round {
     }
 
     /// Whether a turn that began at `before` is over.
-    pub(super) fn is_over(&self, before: Size, now: Size) -> bool {
-        now.since(before).reaches(self.slice)
+    pub(super) fn is_over(&self, before: Size) -> bool {
+        self.taken.since(before).reaches(self.slice)
     }
 }
 
@@ -167,22 +170,22 @@ impl Queue {
             if let Some(envelope) = pending.commands.next() {
                 return Some((envelope, Arc::clone(&pending.allowance)));
             }
-            self.judged.extend(self.waiting.pop_front());
+            self.decided.extend(self.waiting.pop_front());
         }
     }
 
     /// Notes what became of the command that was taken last.
-    pub(super) fn judged(&mut self, receipt: Result<Receipt, CommandError>) {
+    pub(super) fn decided(&mut self, receipt: Result<Receipt, CommandError>) {
         let pending = self.waiting.front_mut();
         let pending = pending.expect("the submission of a command stays until the next is taken");
         pending.receipts.push(receipt);
         if pending.commands.len() == 0 {
-            self.judged.extend(self.waiting.pop_front());
+            self.decided.extend(self.waiting.pop_front());
         }
     }
 
     fn settle(&mut self, written: &Result<(), StoreError>) {
-        for pending in self.judged.drain(..) {
+        for pending in self.decided.drain(..) {
             pending.settle(written);
         }
         let Some(pending) = self.waiting.front_mut() else {

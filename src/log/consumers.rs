@@ -1,7 +1,9 @@
 //! What a store remembers of notifiers: a cursor in each school's log, subjects set aside, counts, and dead letters.
 
+use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
+use super::StoreError;
 use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
 
@@ -158,4 +160,39 @@ pub struct DeadLetterPage {
     pub letters: Vec<DeadLetter>,
     /// The key of the next page, if there is one.
     pub next: Option<u64>,
+}
+
+/// Named readers of the logs, each with a place in every school's.
+#[async_trait]
+pub trait Consumers: Send + Sync + 'static {
+    /// Makes a notifier known: a new one begins where the logs end now.
+    async fn notifier_begins(&self, name: &str) -> Result<Begun, StoreError>;
+
+    /// Where a notifier stands in a school's log.
+    async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError>;
+
+    /// Moves a notifier's cursor, which never goes back, counts what came of it, and sets a subject aside or lifts it,
+    /// in one commit.
+    async fn notifier_moves(
+        &self,
+        name: &str,
+        school: SchoolId,
+        seq: u64,
+        progress: Progress,
+    ) -> Result<(), StoreError>;
+
+    /// How notifiers stand in a school, and where its log ends.
+    async fn notifiers(&self, school: SchoolId) -> Result<(Vec<Standing>, u64), StoreError>;
+
+    /// How every notifier that ever began stands with all schools together, by name.
+    async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError>;
+
+    /// Dead letters of a notifier in a school, newest first, before this place.
+    async fn dead_letters(
+        &self,
+        name: &str,
+        school: SchoolId,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<DeadLetterPage, StoreError>;
 }

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
+use super::CommandError;
+use super::decide::Decision;
 use crate::id::SchoolId;
 use crate::reserve::Reserved;
 use crate::throttle::Debts;
@@ -40,25 +42,30 @@ impl Allowance {
         }
     }
 
-    /// Whether there is room for so many bytes. Once there is not, there is none for fewer, either: the commands after
-    /// one that was refused are to be sent again together with it.
-    pub(in crate::store) fn has_room_for(&self, bytes: usize) -> Result<(), u64> {
-        let Some(most) = self.most else {
-            return Ok(());
-        };
-        let after = self.used().saturating_add(bytes as u64);
-        if after > most {
-            self.used.store(most, Ordering::Relaxed);
-            return Err(most);
+    /// Returns what is left of it.
+    pub fn room(&self) -> Room {
+        match self.most {
+            Some(most) => Room {
+                left: most.saturating_sub(self.used()),
+                most,
+            },
+            None => Room::UNLIMITED,
         }
-        Ok(())
     }
 
-    /// Notes that a command comes to so many bytes.
-    pub(in crate::store) fn take(&self, school: SchoolId, bytes: usize) {
-        self.used.fetch_add(bytes as u64, Ordering::Relaxed);
+    /// Notes what a command comes to. Once there was no room for one, there is none for a smaller one, either: the commands
+    /// after one that was refused are to be sent again together with it.
+    pub(super) fn take(&self, school: SchoolId, decision: &Decision) {
+        if let (Err(CommandError::TooMuch { .. }), Some(most)) = (&decision.receipt, self.most) {
+            self.used.store(most, Ordering::Relaxed);
+        }
+        if decision.charged == 0 {
+            return;
+        }
+        let bytes = decision.charged as u64;
+        self.used.fetch_add(bytes, Ordering::Relaxed);
         if let Some(debts) = &self.debts {
-            debts.charge(school, bytes as u64, Instant::now());
+            debts.charge(school, bytes, Instant::now());
         }
     }
 
@@ -71,6 +78,29 @@ impl Allowance {
     pub fn keep(&self, bytes: u64) {
         if let Some(reserved) = &self.reserved {
             reserved.keep(bytes);
+        }
+    }
+}
+
+/// How many bytes a request may still come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    left: u64,
+    most: u64,
+}
+
+impl Room {
+    /// Any number.
+    pub const UNLIMITED: Room = Room {
+        left: u64::MAX,
+        most: u64::MAX,
+    };
+
+    /// Fails if there is no room for so many bytes.
+    pub(super) fn check(self, bytes: usize) -> Result<(), CommandError> {
+        match bytes as u64 <= self.left {
+            true => Ok(()),
+            false => Err(CommandError::TooMuch { most: self.most }),
         }
     }
 }

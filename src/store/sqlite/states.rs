@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 
 use lru::LruCache;
 
-use super::super::table::{Address, Stored};
 use crate::config::{STATE_BASE_BYTES, STATE_CACHE, STATE_CACHE_BYTES};
+use crate::log::facts::{Address, Stored};
 
 pub(super) struct States {
     states: LruCache<Address, Stored>,

@@ -1,0 +1,414 @@
+//! What commands lead to: (facts, commands, now) → (states, events, keys). The only copy of that decision, whatever
+//! keeps the log, and pure: no I/O but through [`Facts`], no clock.
+//!
+//! Commands of a group are decided one after the other. Each finds the state as the commands before it leave it: in
+//! [`Decisions`], or else in the facts. A command that is refused leaves nothing behind, so a store writes what the
+//! decisions hold when the group is complete, in one transaction, and nothing if that fails.
+//!
+//! Upholds invariant 2 (a school's events are numbered without holes, in the order of decisions) and invariant 10, by
+//! [`kind::apply`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::facts::{Address, Answered, Facts, Moment, Stored, Tail};
+use super::{CommandError, Envelope, Idempotency, Receipt, Room};
+use crate::event::{Class, Event};
+use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
+use crate::kind::characteristic::Violation;
+use crate::kind::job::Past;
+use crate::kind::{self, Context, Limits, Outcome, RuleError, State};
+
+/// What decisions depend on besides facts and time.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// The epoch of the events.
+    pub epoch: Epoch,
+    /// Bounds on what producers may send.
+    pub limits: Limits,
+    /// How many subjects of a kind a school may have, and the setting that says so.
+    pub most: Vec<(Kind, u64, &'static str)>,
+}
+
+/// What a group of commands leads to.
+#[derive(Debug, Default)]
+pub struct Decisions {
+    /// Of all schools; each school's in the order of `seq`.
+    pub events: Vec<Arc<Event>>,
+    /// States that have changed.
+    pub states: HashMap<Address, Stored>,
+    /// Where the logs of the events' schools end.
+    pub tails: HashMap<SchoolId, Tail>,
+    /// Idempotency keys that were used for the first time.
+    pub keys: HashMap<(SchoolId, String), NewKey>,
+    /// Category of subjects that ended well, and what they teach of it.
+    pub past: Vec<(SchoolId, Arc<str>, Past)>,
+    /// Violations that were opened or acknowledged.
+    pub violations: HashMap<(SchoolId, SubjectId, u64), Violation>,
+    /// How many subjects were created.
+    pub created: HashMap<(SchoolId, Kind), u64>,
+    /// Whether there is a milestone among the events.
+    pub has_milestone: bool,
+    /// Who holds alone what was given or taken.
+    holders: HashMap<(SchoolId, Kind, String), Option<SubjectId>>,
+    /// Publishers' own ids of violations that were opened.
+    violation_ids: HashSet<(SchoolId, Arc<str>)>,
+}
+
+/// The first use of an idempotency key.
+#[derive(Debug, Clone)]
+pub struct NewKey {
+    /// A digest of the request.
+    pub fingerprint: String,
+    /// What it was answered: an event of the group, or a snapshot if nothing happened.
+    pub event: Arc<Event>,
+}
+
+/// What one command leads to.
+#[derive(Debug)]
+pub struct Decision {
+    /// What to answer once the group is committed.
+    pub receipt: Result<Receipt, CommandError>,
+    /// Bytes of its events.
+    pub written: usize,
+    /// Bytes of its events, or of the answer if that has more: what the request is charged.
+    pub charged: usize,
+}
+
+impl Decision {
+    fn refused(error: impl Into<CommandError>) -> Decision {
+        Decision {
+            receipt: Err(error.into()),
+            written: 0,
+            charged: 0,
+        }
+    }
+}
+
+/// What the rules of a kind make of a command, numbered.
+struct Numbered {
+    events: Vec<Arc<Event>>,
+    stored: Stored,
+    violations: Vec<Violation>,
+    receipt: Receipt,
+}
+
+impl Rules {
+    /// Decides a command of a school, whose request may still come to so many bytes, and adds what it leads to.
+    pub fn decide<F: Facts>(
+        &self,
+        facts: &mut F,
+        decisions: &mut Decisions,
+        school: SchoolId,
+        envelope: &Envelope,
+        room: Room,
+        now: Moment,
+    ) -> Result<Decision, F::Error> {
+        if let Some(idempotency) = &envelope.idempotency
+            && let Some(used) = self.earlier_use(facts, decisions, school, idempotency, now)?
+        {
+            let charged = used.event.bytes();
+            return Ok(if used.fingerprint != idempotency.fingerprint {
+                Decision::refused(CommandError::KeyReused)
+            } else if let Err(error) = room.check(charged) {
+                Decision::refused(error)
+            } else {
+                Decision {
+                    receipt: Ok(Receipt::Repeated(used.event)),
+                    written: 0,
+                    charged,
+                }
+            });
+        }
+        let address = (school, envelope.command.kind(), envelope.subject.clone());
+        let previous = decisions.state(facts, &address)?.cloned();
+        let tail = decisions.tail(facts, school)?;
+        let applied = self.apply(
+            facts,
+            decisions,
+            &address,
+            envelope,
+            previous.as_ref(),
+            tail,
+            now,
+        );
+        let outcome = match applied? {
+            Ok(outcome) => outcome,
+            Err(error) => return Ok(Decision::refused(error)),
+        };
+        let numbered = self.number(&address, outcome, previous.as_ref(), tail, now);
+        let written = numbered.events.iter().map(|event| event.bytes()).sum();
+        let charged = numbered.receipt.event().bytes().max(written);
+        if let Err(error) = room.check(charged) {
+            return Ok(Decision::refused(error));
+        }
+        if previous.is_none()
+            && let Err(error) = self.count_one_more(facts, decisions, school, address.1)?
+        {
+            return Ok(Decision::refused(error));
+        }
+        let tail = Tail {
+            head: tail.head + numbered.events.len() as u64,
+            bytes: tail.bytes + written as u64,
+        };
+        let idempotency = envelope.idempotency.as_ref();
+        let receipt = decisions.add(address, previous.as_ref(), idempotency, tail, numbered);
+        Ok(Decision {
+            receipt: Ok(receipt),
+            written,
+            charged,
+        })
+    }
+
+    /// Asks the rules of the subject's kind.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one thing that the rules may depend on"
+    )]
+    fn apply<F: Facts>(
+        &self,
+        facts: &mut F,
+        decisions: &Decisions,
+        address: &Address,
+        envelope: &Envelope,
+        previous: Option<&Stored>,
+        tail: Tail,
+        Moment { at: now, uptime }: Moment,
+    ) -> Result<Result<Outcome<State>, RuleError>, F::Error> {
+        let (school, kind, subject) = address;
+        let (school, kind, command) = (*school, *kind, &envelope.command);
+        let state = previous.map(|stored| &stored.state);
+        let history = match command.wants_history(state) {
+            Some(category) => facts.history(school, kind, &category)?,
+            None => None,
+        };
+        let holder = match command.wants_holder() {
+            Some(what) => decisions.holder(facts, school, kind, what)?,
+            None => None,
+        };
+        let violation = match command.wants_violation() {
+            Some(number) => decisions.violation(facts, school, subject, number)?,
+            None => None,
+        };
+        let mut taken_violation = None;
+        for own_id in command.opens_violations() {
+            let in_group = decisions.violation_ids.contains(&(school, own_id.into()));
+            if in_group || facts.has_violation(school, own_id)? {
+                taken_violation = Some(own_id);
+                break;
+            }
+        }
+        let context = Context {
+            now,
+            limits: &self.limits,
+            history,
+            uptime,
+            sub: envelope.sub.as_deref(),
+            next_seq: tail.head + 1,
+            holder: holder.as_ref(),
+            violation: violation.as_ref(),
+            taken_violation,
+        };
+        Ok(kind::apply(subject, state, command, &context))
+    }
+
+    /// Gives the events of an outcome their places in the log.
+    fn number(
+        &self,
+        address: &Address,
+        outcome: Outcome<State>,
+        previous: Option<&Stored>,
+        tail: Tail,
+        Moment { at: now, .. }: Moment,
+    ) -> Numbered {
+        let (school, kind, subject) = address;
+        let mut events = Vec::with_capacity(outcome.drafts.len());
+        for (seq, draft) in (tail.head + 1..).zip(outcome.drafts) {
+            let cursor = Cursor {
+                epoch: self.epoch,
+                seq,
+            };
+            let event = Event::new(cursor, *school, *kind, subject.clone(), now, draft);
+            events.push(Arc::new(event));
+        }
+        let next = tail.head + 1;
+        let place = previous.map(|stored| (stored.created_seq, stored.last_seq, stored.last_at));
+        let (created_seq, last_seq, last_at) = place.unwrap_or((next, next, now));
+        let answer = events.get(outcome.answer).map(Arc::clone);
+        let (last_seq, last_at) = match &answer {
+            Some(_) => (tail.head + events.len() as u64, now),
+            None => (last_seq, last_at),
+        };
+        let stored = Stored {
+            state: outcome.state,
+            created_seq,
+            last_seq,
+            last_at,
+        };
+        let receipt = match answer {
+            Some(event) => Receipt::Committed(event),
+            None => {
+                let snapshot = stored.snapshot(self.epoch, address.clone(), now);
+                Receipt::Unchanged(Arc::new(snapshot))
+            }
+        };
+        Numbered {
+            events,
+            receipt,
+            stored,
+            violations: outcome.violations,
+        }
+    }
+
+    /// Counts a subject that is created, or says that there are too many.
+    fn count_one_more<F: Facts>(
+        &self,
+        facts: &mut F,
+        decisions: &mut Decisions,
+        school: SchoolId,
+        kind: Kind,
+    ) -> Result<Result<(), RuleError>, F::Error> {
+        let created = decisions.created.entry((school, kind)).or_default();
+        if let Some((_, most, setting)) = self.most.iter().find(|(own, ..)| *own == kind)
+            && facts.count(school, kind)? + *created >= *most
+        {
+            return Ok(Err(RuleError::TooMany {
+                collection: kind.collection(),
+                most: *most,
+                setting,
+            }));
+        }
+        *created += 1;
+        Ok(Ok(()))
+    }
+
+    /// Returns an earlier use of the key.
+    fn earlier_use<F: Facts>(
+        &self,
+        facts: &mut F,
+        decisions: &Decisions,
+        school: SchoolId,
+        idempotency: &Idempotency,
+        now: Moment,
+    ) -> Result<Option<NewKey>, F::Error> {
+        if let Some(used) = decisions.keys.get(&(school, idempotency.key.clone())) {
+            return Ok(Some(used.clone()));
+        }
+        let Some(used) = facts.key(school, &idempotency.key)? else {
+            return Ok(None);
+        };
+        let event = match used.answer {
+            Answered::Event(event) => event,
+            Answered::Subject(kind, subject) => {
+                let address = (school, kind, subject);
+                let Some(stored) = decisions.state(facts, &address)? else {
+                    return Ok(None);
+                };
+                Arc::new(stored.snapshot(self.epoch, address, now.at))
+            }
+        };
+        Ok(Some(NewKey {
+            fingerprint: used.fingerprint,
+            event,
+        }))
+    }
+}
+
+impl Decisions {
+    fn add(
+        &mut self,
+        address: Address,
+        previous: Option<&Stored>,
+        idempotency: Option<&Idempotency>,
+        tail: Tail,
+        numbered: Numbered,
+    ) -> Receipt {
+        let (school, kind, subject) = &address;
+        let (school, kind) = (*school, *kind);
+        if let Some(what) = previous.and_then(|stored| stored.state.holds()) {
+            self.holders.insert((school, kind, what.to_owned()), None);
+        }
+        let state = &numbered.stored.state;
+        if let Some(what) = state.holds() {
+            self.holders
+                .insert((school, kind, what.to_owned()), Some(subject.clone()));
+        }
+        for violation in numbered.violations {
+            let key = (
+                school,
+                violation.characteristic_id.clone(),
+                violation.number,
+            );
+            let own_id = violation.own_id.as_ref().map(Arc::clone);
+            self.violation_ids
+                .extend(own_id.map(|own_id| (school, own_id)));
+            self.violations.insert(key, violation);
+        }
+        let is_milestone = |event: &Arc<Event>| event.draft.class == Class::Milestone;
+        self.has_milestone |= numbered.events.iter().any(is_milestone);
+        let has_happened = matches!(numbered.receipt, Receipt::Committed(_));
+        if let Some((category, past)) = state.past().filter(|_| has_happened) {
+            self.past.push((school, category, past));
+        }
+        self.tails.insert(school, tail);
+        self.events.extend(numbered.events);
+        if let Some(Idempotency { key, fingerprint }) = idempotency {
+            let new = NewKey {
+                fingerprint: fingerprint.clone(),
+                event: Arc::clone(numbered.receipt.event()),
+            };
+            self.keys.insert((school, key.clone()), new);
+        }
+        self.states.insert(address, numbered.stored);
+        numbered.receipt
+    }
+
+    /// The state as the commands before leave it.
+    fn state<'a, F: Facts>(
+        &'a self,
+        facts: &'a mut F,
+        address: &Address,
+    ) -> Result<Option<&'a Stored>, F::Error> {
+        match self.states.get(address) {
+            Some(stored) => Ok(Some(stored)),
+            None => facts.state(address),
+        }
+    }
+
+    /// Where the log ends as the commands before leave it.
+    fn tail<F: Facts>(&self, facts: &mut F, school: SchoolId) -> Result<Tail, F::Error> {
+        match self.tails.get(&school) {
+            Some(tail) => Ok(*tail),
+            None => facts.tail(school),
+        }
+    }
+
+    /// Who holds what only one may hold, as the commands before leave it.
+    fn holder<F: Facts>(
+        &self,
+        facts: &mut F,
+        school: SchoolId,
+        kind: Kind,
+        what: &str,
+    ) -> Result<Option<SubjectId>, F::Error> {
+        match self.holders.get(&(school, kind, what.to_owned())) {
+            Some(holder) => Ok(holder.clone()),
+            None => facts.holder(school, kind, what),
+        }
+    }
+
+    /// A violation as the commands before leave it.
+    fn violation<F: Facts>(
+        &self,
+        facts: &mut F,
+        school: SchoolId,
+        characteristic: &SubjectId,
+        number: u64,
+    ) -> Result<Option<Violation>, F::Error> {
+        let key = (school, characteristic.clone(), number);
+        match self.violations.get(&key) {
+            Some(violation) => Ok(Some(violation.clone())),
+            None => facts.violation(school, characteristic, number),
+        }
+    }
+}

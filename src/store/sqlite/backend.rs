@@ -1,0 +1,393 @@
+//! The database behind the writer: its only writing connection, with caches of what it has written.
+//!
+//! The caches learn of a group after its commit: if it fails, it had no effect. Nobody else may write to the tables while
+//! it runs.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel::sqlite::SqliteConnection;
+use lru::LruCache;
+
+use super::events::EventRow;
+use super::life::{self, Life, set_uptime};
+use super::lock::DatabaseLock;
+use super::schema::{events, idempotency_keys, schools};
+use super::states::States;
+use super::sweep::{Retention, sweep};
+use super::table::{millis, table, unreadable};
+use super::upsert::upsert;
+use super::{BUSY_TIMEOUT_MS, answers, database_error, job_texts, read, violations};
+use crate::config::{self, Settings, Synchronous};
+use crate::id::{Kind, SchoolId, SubjectId};
+use crate::kind::characteristic::Violation;
+use crate::kind::job::{History, Past};
+use crate::kind::{self, State};
+use crate::log::StoreError;
+use crate::log::decide::Decisions;
+use crate::log::facts::{Address, Answered, Facts, KeyUse, Moment, Stored, Tail};
+use crate::log::writer;
+use crate::uptime::Uptime;
+
+/// See the module's page.
+pub(super) struct Backend {
+    conn: SqliteConnection,
+    life: Life,
+    synchronous: Synchronous,
+    /// Whether the connection now waits for the disk at each commit.
+    waits_for_disk: bool,
+    tails: LruCache<SchoolId, Tail>,
+    /// How many subjects a school has.
+    counts: LruCache<(SchoolId, Kind), u64>,
+    states: States,
+    past: LruCache<(SchoolId, Arc<str>), VecDeque<Past>>,
+    /// The last school that the retention sweep has visited in this round.
+    swept_school: i64,
+    /// Whether the database was where it was opened when that was looked at last.
+    is_in_place: bool,
+    /// After `conn`: see [`DatabaseLock`].
+    lock: Arc<DatabaseLock>,
+}
+
+/// A row of `schools`; its floor is moved by the sweep alone.
+pub(super) struct SchoolRow {
+    school_id: i64,
+    floor: i64,
+    head: i64,
+    bytes: i64,
+}
+
+upsert! {
+    /// Moves a school's head, or begins its log.
+    UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt, bytes: BigInt)
+}
+
+fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
+    LruCache::new(NonZeroUsize::new(capacity).expect("a cache has room"))
+}
+
+impl Backend {
+    pub(super) fn new(
+        conn: SqliteConnection,
+        lock: Arc<DatabaseLock>,
+        life: Life,
+        settings: &Settings,
+    ) -> Backend {
+        Backend {
+            conn,
+            life,
+            synchronous: settings.synchronous,
+            waits_for_disk: true,
+            tails: cache(config::SCHOOL_CACHE),
+            counts: cache(config::SCHOOL_CACHE * kind::KINDS.len()),
+            states: States::default(),
+            past: cache(config::SCHOOL_CACHE),
+            swept_school: 0,
+            is_in_place: true,
+            lock,
+        }
+    }
+
+    /// Does a small write of its own, which nobody needs to find after a power loss.
+    pub(super) fn write_aside<T>(
+        &mut self,
+        write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
+    ) -> Result<T, StoreError> {
+        if let Err(error) = self.wait_for_disk(self.synchronous == Synchronous::Full) {
+            tracing::warn!(%error, "the database does not take a setting");
+        }
+        write(&mut self.conn).map_err(database_error)
+    }
+
+    /// Writes the group in one transaction, then tells the caches.
+    fn write(&mut self, group: &mut Decisions, now: Moment) -> QueryResult<()> {
+        if group.states.is_empty() {
+            return Ok(());
+        }
+        self.wait_for_disk(match self.synchronous {
+            Synchronous::Full => true,
+            Synchronous::Normal => false,
+            Synchronous::Milestone => group.has_milestone,
+        })?;
+        self.conn.immediate_transaction(|conn| {
+            for ((school, kind, subject), stored) in &group.states {
+                table(*kind).write(conn, *school, subject, stored)?;
+            }
+            for ((school, ..), violation) in &group.violations {
+                violations::write(conn, *school, violation)?;
+            }
+            for event in &group.events {
+                diesel::insert_into(events::table)
+                    .values(EventRow::from(&**event))
+                    .execute(conn)?;
+            }
+            for (school, tail) in &group.tails {
+                let row = SchoolRow {
+                    school_id: school.get(),
+                    floor: 0,
+                    head: tail.head as i64,
+                    bytes: tail.bytes as i64,
+                };
+                UpsertHead(&row).execute(conn)?;
+            }
+            for ((school, key), used) in &group.keys {
+                diesel::replace_into(idempotency_keys::table)
+                    .values((
+                        idempotency_keys::school_id.eq(school.get()),
+                        idempotency_keys::key.eq(key),
+                        idempotency_keys::fingerprint.eq(&used.fingerprint),
+                        idempotency_keys::kind.eq(used.event.kind.collection()),
+                        idempotency_keys::subject_id.eq(used.event.subject.as_str()),
+                        // What changed nothing has no event of its own.
+                        idempotency_keys::seq.eq(match used.event.snapshot {
+                            true => 0,
+                            false => used.event.seq as i64,
+                        }),
+                        idempotency_keys::created_at.eq(millis(now.at)),
+                    ))
+                    .execute(conn)?;
+                if used.event.snapshot {
+                    answers::keep(conn, key, &used.event)?;
+                }
+            }
+            set_uptime(conn, now.uptime)
+        })?;
+        for (address, stored) in group.states.drain() {
+            // What has ended, with its result, is hardly asked for again.
+            if stored.state.is_over() {
+                self.states.pop(&address);
+            } else {
+                self.states.put(address, stored);
+            }
+        }
+        for (school, tail) in group.tails.drain() {
+            self.tails.put(school, tail);
+        }
+        for (key, created) in group.created.drain() {
+            if let Some(count) = self.counts.get_mut(&key) {
+                *count += created;
+            }
+        }
+        for (school, category, own) in group.past.drain(..) {
+            if let Some(past) = self.past.get_mut(&(school, category)) {
+                past.truncate(config::HISTORY_SAMPLE - 1);
+                past.push_front(own);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the next commits wait for the disk. In WAL mode a commit that does not is still safe from a
+    /// killed process, and a later one that does carries it along.
+    fn wait_for_disk(&mut self, wait: bool) -> QueryResult<()> {
+        if wait != self.waits_for_disk {
+            let mode = if wait { "FULL" } else { "NORMAL" };
+            self.conn
+                .batch_execute(&format!("PRAGMA synchronous = {mode}"))?;
+            self.waits_for_disk = wait;
+        }
+        Ok(())
+    }
+
+    /// Removes one batch of what is past retention. True if there may be more.
+    pub(super) fn sweep(
+        &mut self,
+        retention: &Retention,
+        now: DateTime<Utc>,
+    ) -> Result<bool, StoreError> {
+        let swept = sweep(&mut self.conn, &mut self.swept_school, retention, now)
+            .map_err(database_error)?;
+        for school in &swept.shortened {
+            self.tails.pop(school);
+        }
+        for address in &swept.gone {
+            self.states.pop(address);
+            if let Some(count) = self.counts.get_mut(&(address.0, address.1)) {
+                *count -= 1;
+            }
+        }
+        Ok(swept.more)
+    }
+
+    /// It waits for no disk, whatever the settings say, and for nobody's lock: there is little to lose, and publishers
+    /// would wait behind it.
+    pub(super) fn save_uptime(&mut self) -> Result<(), StoreError> {
+        // Looked at here, too, so that it is noticed while nobody publishes. The change alone is told.
+        let _ = self.check_place();
+        let mut save = || {
+            self.wait_for_disk(false)?;
+            self.conn.batch_execute("PRAGMA busy_timeout = 0")?;
+            let saved = set_uptime(&mut self.conn, self.life.uptime.now());
+            self.conn
+                .batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))?;
+            saved
+        };
+        save().map_err(database_error)
+    }
+
+    /// Whether it can write.
+    pub(super) fn ping(&mut self) -> Result<(), StoreError> {
+        self.check_place()?;
+        self.conn.batch_execute("SELECT 1").map_err(database_error)
+    }
+
+    /// Fails while the files are not where they were opened: what would be written to them is lost. Told once.
+    fn check_place(&mut self) -> Result<(), StoreError> {
+        let is_in_place = self.lock.is_in_place();
+        if is_in_place != self.is_in_place {
+            self.is_in_place = is_in_place;
+            let path = self.lock.path().display();
+            match is_in_place {
+                true => tracing::info!(%path, "the database is back in its place"),
+                false => tracing::error!(
+                    %path,
+                    "the database or its journal (-wal) was removed or replaced: nothing is written until the same file is back"
+                ),
+            }
+        }
+        match is_in_place {
+            true => Ok(()),
+            false => Err(StoreError::Displaced),
+        }
+    }
+
+    fn find_key(&mut self, school: SchoolId, key: &str) -> QueryResult<Option<KeyUse>> {
+        let Some(row) = answers::find_key(&mut self.conn, school, key)? else {
+            return Ok(None);
+        };
+        let answer = match answers::find_answer(&mut self.conn, &row, self.life.epoch)? {
+            Some(event) => Answered::Event(Arc::new(event)),
+            // From before answers were kept.
+            None => {
+                let kind = kind::known_kind(&row.kind).ok_or_else(|| unreadable("a kind"))?;
+                let subject = row.subject_id.parse();
+                let subject = subject.map_err(|_| unreadable("a subject id"))?;
+                Answered::Subject(kind, subject)
+            }
+        };
+        Ok(Some(KeyUse {
+            fingerprint: row.fingerprint,
+            answer,
+        }))
+    }
+}
+
+impl writer::Backend for Backend {
+    fn uptime(&self) -> Uptime {
+        self.life.uptime.now()
+    }
+
+    fn weight(&self, kind: Kind, state: &State) -> usize {
+        job_texts::bytes(kind, state)
+    }
+
+    fn commit(&mut self, decisions: &mut Decisions, now: Moment) -> Result<(), StoreError> {
+        self.check_place()?;
+        self.write(decisions, now).map_err(database_error)
+    }
+
+    /// A mark that stays makes the next start check the database.
+    fn close(&mut self) {
+        match life::end(&mut self.conn, &self.life) {
+            Ok(generation) => self.lock.remember(self.life.epoch, generation),
+            Err(error) => tracing::warn!(%error, "the database could not be marked as closed"),
+        }
+    }
+}
+
+impl Facts for Backend {
+    type Error = StoreError;
+
+    fn tail(&mut self, school: SchoolId) -> Result<Tail, StoreError> {
+        if let Some(tail) = self.tails.get(&school) {
+            return Ok(*tail);
+        }
+        let row: Option<(i64, i64)> = schools::table
+            .find(school.get())
+            .select((schools::head, schools::bytes))
+            .first(&mut self.conn)
+            .optional()
+            .map_err(database_error)?;
+        let (head, bytes) = row.unwrap_or_default();
+        let tail = Tail {
+            head: head as u64,
+            bytes: bytes as u64,
+        };
+        self.tails.put(school, tail);
+        Ok(tail)
+    }
+
+    fn state(&mut self, address: &Address) -> Result<Option<&Stored>, StoreError> {
+        if !self.states.contains(address) {
+            let (school, kind, subject) = address;
+            let loaded = table(*kind).load(&mut self.conn, *school, subject);
+            let Some(stored) = loaded.map_err(database_error)? else {
+                return Ok(None);
+            };
+            self.states.put(address.clone(), stored);
+        }
+        Ok(self.states.get(address))
+    }
+
+    fn count(&mut self, school: SchoolId, kind: Kind) -> Result<u64, StoreError> {
+        let key = (school, kind);
+        if let Some(count) = self.counts.get(&key) {
+            return Ok(*count);
+        }
+        // Once a school: from then on it is counted with.
+        let counts = read::counts(&mut self.conn, school, kind).map_err(database_error)?;
+        let all = counts.iter().map(|(_, count)| count).sum();
+        self.counts.put(key, all);
+        Ok(all)
+    }
+
+    fn holder(
+        &mut self,
+        school: SchoolId,
+        kind: Kind,
+        what: &str,
+    ) -> Result<Option<SubjectId>, StoreError> {
+        let holder = table(kind).holder(&mut self.conn, school, what);
+        holder.map_err(database_error)
+    }
+
+    fn history(
+        &mut self,
+        school: SchoolId,
+        kind: Kind,
+        category: &Arc<str>,
+    ) -> Result<Option<History>, StoreError> {
+        let key = (school, Arc::clone(category));
+        if !self.past.contains(&key) {
+            let past = table(kind)
+                .past(&mut self.conn, school, category, config::HISTORY_SAMPLE)
+                .map_err(database_error)?;
+            self.past.put(key.clone(), past.into());
+        }
+        let past = self.past.get_mut(&key);
+        Ok(past.and_then(|past| History::of(past.make_contiguous())))
+    }
+
+    fn key(&mut self, school: SchoolId, key: &str) -> Result<Option<KeyUse>, StoreError> {
+        self.find_key(school, key).map_err(database_error)
+    }
+
+    fn violation(
+        &mut self,
+        school: SchoolId,
+        characteristic: &SubjectId,
+        number: u64,
+    ) -> Result<Option<Violation>, StoreError> {
+        violations::find(&mut self.conn, school, characteristic, number).map_err(database_error)
+    }
+
+    fn has_violation(&mut self, school: SchoolId, own_id: &str) -> Result<bool, StoreError> {
+        let found = violations::find_own(&mut self.conn, school, own_id);
+        Ok(found.map_err(database_error)?.is_some())
+    }
+}

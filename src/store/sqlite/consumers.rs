@@ -1,0 +1,57 @@
+//! The port [`Consumers`].
+
+use async_trait::async_trait;
+
+use super::{SqliteStore, notifiers};
+use crate::id::SchoolId;
+use crate::log::StoreError;
+use crate::log::consumers::{Begun, Consumers, DeadLetterPage, Place, Progress, Standing, Total};
+
+#[async_trait]
+impl Consumers for SqliteStore {
+    async fn notifier_begins(&self, name: &str) -> Result<Begun, StoreError> {
+        let name = name.to_owned();
+        self.aside(move |conn| notifiers::begins(conn, &name)).await
+    }
+
+    async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError> {
+        let name = name.to_owned();
+        self.look(move |conn| notifiers::place(conn, &name, school))
+            .await
+    }
+
+    async fn notifier_moves(
+        &self,
+        name: &str,
+        school: SchoolId,
+        seq: u64,
+        progress: Progress,
+    ) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.aside(move |conn| notifiers::moves(conn, &name, school, seq, &progress))
+            .await
+    }
+
+    async fn notifiers(&self, school: SchoolId) -> Result<(Vec<Standing>, u64), StoreError> {
+        self.read(school, move |conn| notifiers::standings(conn, school))
+            .await
+    }
+
+    async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError> {
+        self.look(notifiers::totals).await
+    }
+
+    async fn dead_letters(
+        &self,
+        name: &str,
+        school: SchoolId,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<DeadLetterPage, StoreError> {
+        let name = name.to_owned();
+        self.read(school, move |conn| {
+            notifiers::letters(conn, &name, school, before, limit)
+        })
+        .await
+    }
+}

@@ -1,0 +1,109 @@
+//! The port [`Journal`], with its reading side [`Log`].
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+
+use super::backend::Backend;
+use super::{SqliteStore, life, read};
+use crate::id::{Epoch, SchoolId};
+use crate::log::writer::Receipts;
+use crate::log::{Allowance, Envelope, Journal, Log, Meter, Page, StoreError};
+use crate::scope::Scope;
+use crate::uptime::UptimeClock;
+use crate::wall_clock;
+
+/// The key of `meta` under which is what is known of the wall clock, in JSON.
+const WALL_CLOCK: &str = "wall_clock";
+
+#[async_trait]
+impl Log for SqliteStore {
+    fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
+        let (epoch, own) = (self.epoch, Arc::clone(&scope));
+        self.page(&own, move |conn| {
+            read::replay(conn, epoch, &scope, after, fold)
+        })
+        .await
+    }
+
+    async fn snapshot(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        upto: Option<u64>,
+    ) -> Result<Page, StoreError> {
+        let (epoch, own) = (self.epoch, Arc::clone(&scope));
+        self.page(&own, move |conn| {
+            read::snapshot(conn, epoch, &scope, after, upto)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Journal for SqliteStore {
+    async fn append_within(
+        &self,
+        school: SchoolId,
+        commands: Vec<Envelope>,
+        allowance: Arc<Allowance>,
+    ) -> Result<Receipts, StoreError> {
+        self.writer.append(school, commands, allowance).await
+    }
+
+    async fn head(&self, school: SchoolId) -> Result<u64, StoreError> {
+        self.read(school, move |conn| Ok(read::bounds(conn, school)?.0))
+            .await
+    }
+
+    async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
+        let retention = self.retention.clone();
+        self.writer
+            .call(move |backend| backend.sweep(&retention, now))
+            .await
+    }
+
+    fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    async fn size(&self) -> Result<u64, StoreError> {
+        self.look(read::size).await
+    }
+
+    fn uptime(&self) -> UptimeClock {
+        self.uptime.clone()
+    }
+
+    async fn save_uptime(&self) -> Result<(), StoreError> {
+        self.writer.call(Backend::save_uptime).await
+    }
+
+    async fn wall_clock(&self) -> Result<Option<wall_clock::Record>, StoreError> {
+        let text = self.look(|conn| life::fact(conn, WALL_CLOCK)).await?;
+        let record = text.map(|text| serde_json::from_str(&text)).transpose();
+        record.map_err(|error| StoreError::Database(format!("`{WALL_CLOCK}` in `meta`: {error}")))
+    }
+
+    async fn save_wall_clock(&self, record: wall_clock::Record) -> Result<(), StoreError> {
+        let text = serde_json::to_string(&record).expect("it is JSON");
+        self.aside(move |conn| life::set(conn, WALL_CLOCK, text))
+            .await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        self.readers.ping().await?;
+        self.writer.call(Backend::ping).await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        let closed = self.writer.close().await;
+        self.readers.close().await;
+        closed
+    }
+}

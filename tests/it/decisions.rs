@@ -1,0 +1,209 @@
+//! Decisions without a database: what a group of commands leads to depends on facts, commands and time alone.
+
+use std::sync::Arc;
+
+use chrono::DateTime;
+use serde_json::{Value, json};
+use tidings::config::Settings;
+use tidings::id::SchoolId;
+use tidings::kind::{Command, RuleError, job};
+use tidings::log::decide::{Decisions, Rules};
+use tidings::log::facts::Moment;
+use tidings::log::writer::Writer;
+use tidings::log::{
+    Allowance, CommandError, Committed, Envelope, Idempotency, Meter, Receipt, Room, StoreError,
+};
+use tidings::uptime::Uptime;
+
+use crate::support::memory::Memory;
+
+fn school(number: i64) -> SchoolId {
+    number.try_into().unwrap()
+}
+
+fn job(id: &str, verb: &str, body: Value) -> Envelope {
+    let body = body.to_string();
+    let command = Command::read(job::KIND, verb, Text(&body)).expect("a verb of jobs");
+    Envelope::new(id.parse().unwrap(), command.unwrap())
+}
+
+fn create(id: &str) -> Envelope {
+    job(id, "create", json!({"job_type": "scan"}))
+}
+
+fn with_key(mut envelope: Envelope, key: &str, fingerprint: &str) -> Envelope {
+    envelope.idempotency = Some(Idempotency {
+        key: key.into(),
+        fingerprint: fingerprint.into(),
+    });
+    envelope
+}
+
+struct Text<'a>(&'a str);
+
+impl tidings::kind::Body for Text<'_> {
+    type Error = serde_json::Error;
+
+    fn read<T: serde::de::DeserializeOwned>(self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(self.0)
+    }
+}
+
+fn rules(jobs_per_school: u64) -> Rules {
+    let settings = Settings {
+        jobs_per_school,
+        ..Settings::default()
+    };
+    Rules {
+        epoch: "00000001".parse().unwrap(),
+        limits: settings.limits(),
+        most: settings.most_subjects(),
+    }
+}
+
+const NOW: Moment = Moment {
+    at: DateTime::UNIX_EPOCH,
+    uptime: Uptime::from_millis(0),
+};
+
+/// Decides these one after the other, as one group.
+fn decided(
+    rules: &Rules,
+    facts: &mut Memory,
+    decisions: &mut Decisions,
+    envelopes: &[Envelope],
+) -> Vec<Result<Receipt, CommandError>> {
+    let decide = |envelope| {
+        let decision = rules.decide(facts, decisions, school(1), envelope, Room::UNLIMITED, NOW);
+        decision.unwrap().receipt
+    };
+    envelopes.iter().map(decide).collect()
+}
+
+fn seqs(decisions: &Decisions) -> Vec<u64> {
+    decisions.events.iter().map(|event| event.seq).collect()
+}
+
+#[test]
+fn a_command_finds_what_the_commands_of_its_group_before_it_left() {
+    let mut decisions = Decisions::default();
+    let receipts = decided(
+        &rules(10),
+        &mut Memory::default(),
+        &mut decisions,
+        &[
+            create("a"),
+            create("a"),
+            job("a", "start", json!({})),
+            job("a", "progress", json!({"progress": 50})),
+            job("b", "start", json!({})),
+        ],
+    );
+    let refused = |index: usize| receipts[index].as_ref().unwrap_err();
+    assert!(matches!(
+        refused(1),
+        CommandError::Rule(RuleError::AlreadyExists { .. })
+    ));
+    assert!(matches!(
+        refused(4),
+        CommandError::Rule(RuleError::NotFound { .. })
+    ));
+    assert_eq!(
+        seqs(&decisions),
+        [1, 2, 3],
+        "without a hole for the refused"
+    );
+    assert_eq!(decisions.states.len(), 1);
+    assert_eq!(decisions.tails[&school(1)].head, 3);
+}
+
+#[test]
+fn deciding_changes_no_fact_and_the_same_facts_lead_to_the_same() {
+    let rules = rules(10);
+    let mut facts = Memory::default();
+    let mut before = Decisions::default();
+    decided(&rules, &mut facts, &mut before, &[create("a")]);
+    facts.take_in(&mut before);
+    let told = |facts: &mut Memory| {
+        let mut decisions = Decisions::default();
+        let envelopes = [
+            with_key(job("a", "start", json!({})), "k", "1"),
+            job("a", "progress", json!({"progress": 10, "message": "on"})),
+        ];
+        decided(&rules, facts, &mut decisions, &envelopes);
+        let fields = decisions
+            .events
+            .iter()
+            .map(|event| (event.seq, event.draft.fields.clone()));
+        fields.collect::<Vec<_>>()
+    };
+    let first = told(&mut facts);
+    assert_eq!(first.len(), 2);
+    assert_eq!(told(&mut facts), first);
+    assert_eq!(facts.events.len(), 1);
+}
+
+#[test]
+fn a_school_may_not_create_more_within_a_group_than_one_after_the_other() {
+    let rules = rules(2);
+    let mut facts = Memory::default();
+    let mut decisions = Decisions::default();
+    let three = [create("a"), create("b"), create("c")];
+    let receipts = decided(&rules, &mut facts, &mut decisions, &three);
+    let is_too_many = |receipt: &Result<Receipt, CommandError>| {
+        matches!(receipt, Err(CommandError::Rule(RuleError::TooMany { .. })))
+    };
+    assert!(receipts[1].is_ok() && is_too_many(&receipts[2]));
+    facts.take_in(&mut decisions);
+    let mut next = Decisions::default();
+    assert!(is_too_many(
+        &decided(&rules, &mut facts, &mut next, &[create("d")])[0]
+    ));
+    assert!(next.events.is_empty() && next.states.is_empty());
+}
+
+#[test]
+fn a_key_is_used_once_within_a_group_and_afterwards() {
+    let rules = rules(10);
+    let mut facts = Memory::default();
+    let mut decisions = Decisions::default();
+    let own = || with_key(create("a"), "k", "1");
+    let other = || with_key(create("b"), "k", "2");
+    for _ in 0..2 {
+        let receipts = decided(&rules, &mut facts, &mut decisions, &[own(), own(), other()]);
+        assert!(matches!(&receipts[1], Ok(Receipt::Repeated(event)) if event.seq == 1));
+        assert_eq!(receipts[2].as_ref().unwrap_err(), &CommandError::KeyReused);
+        facts.take_in(&mut decisions);
+        decisions = Decisions::default();
+    }
+    assert_eq!(facts.events.len(), 1);
+    assert_eq!(facts.states.len(), 1);
+}
+
+/// The rest of a group is not told of a commit that failed, and the next one finds the facts as they were.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_fails_has_no_effect_and_the_next_one_begins_where_it_did() {
+    let memory = Memory {
+        failures: 1,
+        ..Memory::default()
+    };
+    let (committed, mut batches) = Committed::channel(8);
+    let meter = Arc::<Meter>::default();
+    let (writer, handle) = Writer::new(memory, rules(10), committed, Arc::clone(&meter));
+    let thread = std::thread::spawn(|| writer.run());
+    let append = |envelopes| handle.append(school(1), envelopes, Arc::<Allowance>::default());
+    let failed = append(vec![create("a"), job("a", "start", json!({}))]).await;
+    assert_eq!(
+        failed.unwrap_err(),
+        StoreError::Database("the disk is full".into())
+    );
+    let receipts = append(vec![create("a")]).await.unwrap();
+    assert!(matches!(&receipts[0], Ok(Receipt::Committed(event)) if event.seq == 1));
+    let batch = batches.recv().await.unwrap();
+    assert_eq!(batch.len(), 1, "what failed is told to nobody");
+    assert_eq!(meter.peek().commits, 1);
+    let closing = tokio::spawn(async move { handle.close().await });
+    let answer = thread.join().unwrap().expect("somebody waits");
+    answer.send(Ok(())).unwrap();
+    closing.await.unwrap().unwrap();
+}

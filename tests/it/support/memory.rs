@@ -1,0 +1,124 @@
+//! A database in memory behind the real decisions: what a store keeps, without SQL.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tidings::event::Event;
+use tidings::id::{Kind, SchoolId, SubjectId};
+use tidings::kind::characteristic::Violation;
+use tidings::kind::job::{History, Past};
+use tidings::log::StoreError;
+use tidings::log::decide::Decisions;
+use tidings::log::facts::{Address, Answered, Facts, KeyUse, Moment, Stored, Tail};
+use tidings::log::writer::Backend;
+use tidings::uptime::Uptime;
+
+/// All that was committed.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Memory {
+    /// By school and in order, one school after the other as they were committed.
+    pub(crate) events: Vec<Arc<Event>>,
+    pub(crate) states: HashMap<Address, Stored>,
+    pub(crate) tails: HashMap<SchoolId, Tail>,
+    pub(crate) keys: HashMap<(SchoolId, String), KeyUse>,
+    pub(crate) past: HashMap<(SchoolId, Arc<str>), Vec<Past>>,
+    pub(crate) violations: HashMap<(SchoolId, SubjectId, u64), Violation>,
+    /// So many of the next commits fail.
+    pub(crate) failures: usize,
+}
+
+impl Memory {
+    /// Keeps what a group leads to.
+    pub(crate) fn take_in(&mut self, decisions: &mut Decisions) {
+        self.events.extend(decisions.events.iter().map(Arc::clone));
+        self.states.extend(decisions.states.drain());
+        self.tails.extend(decisions.tails.drain());
+        for (key, new) in decisions.keys.drain() {
+            let used = KeyUse {
+                fingerprint: new.fingerprint,
+                answer: Answered::Event(new.event),
+            };
+            self.keys.insert(key, used);
+        }
+        for (school, category, past) in decisions.past.drain(..) {
+            self.past.entry((school, category)).or_default().push(past);
+        }
+        self.violations.extend(decisions.violations.drain());
+    }
+}
+
+impl Facts for Memory {
+    type Error = StoreError;
+
+    fn tail(&mut self, school: SchoolId) -> Result<Tail, StoreError> {
+        Ok(self.tails.get(&school).copied().unwrap_or_default())
+    }
+
+    fn state(&mut self, address: &Address) -> Result<Option<&Stored>, StoreError> {
+        Ok(self.states.get(address))
+    }
+
+    fn count(&mut self, school: SchoolId, kind: Kind) -> Result<u64, StoreError> {
+        let of_kind = |address: &&Address| address.0 == school && address.1 == kind;
+        Ok(self.states.keys().filter(of_kind).count() as u64)
+    }
+
+    fn holder(
+        &mut self,
+        school: SchoolId,
+        kind: Kind,
+        what: &str,
+    ) -> Result<Option<SubjectId>, StoreError> {
+        let holds = |(address, stored): &(&Address, &Stored)| {
+            address.0 == school && address.1 == kind && stored.state.holds() == Some(what)
+        };
+        let holder = self.states.iter().find(holds);
+        Ok(holder.map(|(address, _)| address.2.clone()))
+    }
+
+    fn history(
+        &mut self,
+        school: SchoolId,
+        _: Kind,
+        category: &Arc<str>,
+    ) -> Result<Option<History>, StoreError> {
+        let past = self.past.get(&(school, Arc::clone(category)));
+        Ok(past.and_then(|past| History::of(past)))
+    }
+
+    fn key(&mut self, school: SchoolId, key: &str) -> Result<Option<KeyUse>, StoreError> {
+        Ok(self.keys.get(&(school, key.to_owned())).cloned())
+    }
+
+    fn violation(
+        &mut self,
+        school: SchoolId,
+        characteristic: &SubjectId,
+        number: u64,
+    ) -> Result<Option<Violation>, StoreError> {
+        let key = (school, characteristic.clone(), number);
+        Ok(self.violations.get(&key).cloned())
+    }
+
+    fn has_violation(&mut self, school: SchoolId, own_id: &str) -> Result<bool, StoreError> {
+        let mut own = self.violations.iter().filter(|(key, _)| key.0 == school);
+        Ok(own.any(|(_, violation)| violation.own_id.as_deref() == Some(own_id)))
+    }
+}
+
+impl Backend for Memory {
+    fn uptime(&self) -> Uptime {
+        Uptime::from_millis(0)
+    }
+
+    fn commit(&mut self, decisions: &mut Decisions, _: Moment) -> Result<(), StoreError> {
+        if self.failures > 0 {
+            self.failures -= 1;
+            return Err(StoreError::Database("the disk is full".into()));
+        }
+        self.take_in(decisions);
+        Ok(())
+    }
+
+    fn close(&mut self) {}
+}

@@ -5,10 +5,11 @@
 //! reads it.
 //!
 //! ```text
-//! producer ─HTTP─▶ publish ─▶ log::writer ─────────────▶ dispatcher ─▶ hub ─▶ mailbox ─▶ SSE │ WebSocket │ poll
-//!                             turns between schools,                  per school:          (subscribe = attach,
-//!                             log::decide (pure),                     window + channels     snapshot or replay,
-//!                             one commit: states + events                                   live)
+//! producer ─HTTP─▶ publish ─▶ log::writer ──────────────▶ feed ─▶ hub ─▶ mailbox ─▶ SSE │ WebSocket │ poll
+//!                             turns between schools,       │       per school:         (subscribe = attach,
+//!                             log::decide (pure),          │       window + channels    snapshot or replay,
+//!                             one commit: states + events  │                            live)
+//!                                                          └─▶ segments, shared by replays
 //! ```
 //!
 //! A producer's command is decided against the subject's state and committed together with its event; the
@@ -21,7 +22,7 @@
 //! its type and rules. *Command*: what a producer asks. *Event*: what happened, immutable; a *milestone* is
 //! never dropped while it is retained, a *tick* may be superseded by a newer one of its subject. *Channel*:
 //! what subscribers listen to inside a school. *Cursor*: epoch and seq. *Window*: the newest events of a
-//! school in memory. *Mailbox*: a connection's bounded queue. *Frame*: an event's bytes in one encoding.
+//! school in memory. *Segment*: a stretch of a log that those who come back from behind share. *Mailbox*: a connection's bounded queue. *Frame*: an event's bytes in one encoding.
 //! *Uptime*: the time during which the server listened, over all its starts; silence is measured in it ([`uptime`]).
 //!
 //! # Invariants
@@ -32,14 +33,15 @@
 //! 1. Commit precedes fan-out; the producer's answer comes after the commit.
 //! 2. `seq` is dense per school and its order is commit order.
 //! 3. A subscriber sees strictly increasing `seq`, each at most once, or a `reset`. A hole in what it is sent
-//!    is only ever a superseded tick or an event outside its scope.
+//!    is only ever a superseded tick or an event outside its scope. A hole in what the hub is offered is filled from the
+//!    log first.
 //! 4. A milestone inside retention is delivered to every live or resuming subscriber in scope.
 //! 5. Attach to the hub before reading the store: what commits in between would otherwise be in neither.
 //! 6. Every queue, buffer, cache and wait has a named bound ([`config`]). A slow or dead client costs a
 //!    bounded amount and slows nobody else.
 //! 7. The school comes from the credential, never from the payload alone. A stream does not outlive its
 //!    credential.
-//! 8. JSON is serialised once per event and encoding, whatever the number of subscribers.
+//! 8. JSON is serialised once per event and encoding, whatever the number of subscribers, live or replaying.
 //! 9. Empty channels, windows and schools leave memory.
 //! 10. A subject's terminal state is final; progress never falls within an attempt; a kind's rules are pure
 //!     functions of state, command and time.
@@ -52,6 +54,7 @@
 //! 5  main.rs lib.rs cli/              command line; this map; server()
 //! 4  http/                            the only place that knows Rocket
 //! 3  service.rs publish.rs subscribe/                the running whole, the two use cases
+//!    feed/                                           follows the logs; replays
 //!    presence.rs notify/ watchdog.rs                 leases; webhooks, e-mail, MQTT; the clock
 //!    vitals.rs refusals.rs                           own figures; what the log says of refusals
 //! 2  store/  hub/                     databases │ in-memory fan-out. They do not know one another
@@ -71,6 +74,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod event;
+pub mod feed;
 pub mod http;
 pub mod hub;
 pub mod id;

@@ -6,17 +6,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use figment::Figment;
-use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::auth::{KeyError, Keys};
-use crate::config::{
-    ConfigError, DISPATCH_QUEUE, DISPATCH_SLICE, READY_WAIT, Settings, WAKE_AT_ONCE,
-};
+use crate::config::{ConfigError, DISPATCH_QUEUE, READY_WAIT, Settings, WAKE_AT_ONCE};
 use crate::event::Event;
+use crate::feed::{self, Feed};
 use crate::hub::{Hub, Waiting};
-use crate::log::{Committed, Log, Store, StoreError};
+use crate::log::{Batches, Committed, Log, Store, StoreError};
 use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
@@ -89,7 +87,6 @@ pub struct Tidings {
     vitals: Arc<Vitals>,
     refusals: Arc<Refusals>,
     committed: Committed,
-    dispatched: watch::Receiver<u64>,
     publishes: Throttle,
     debts: Arc<Debts>,
     write_memory: Arc<Reserve>,
@@ -131,7 +128,10 @@ impl Tidings {
             committed.clone(),
             &names,
         )?);
-        let (dispatched, rounds) = watch::channel(0);
+        let feed = Arc::new(Feed::new(
+            Arc::clone(&store) as Arc<dyn Log>,
+            committed.clone(),
+        ));
         let debts = Arc::new(Debts::new(settings.producing_pace()));
         let publisher = Publisher::new(Arc::clone(&store), Arc::clone(&debts));
         let presence = Arc::new(Presence::new(Arc::clone(&store), publisher.clone()));
@@ -142,7 +142,11 @@ impl Tidings {
             notifiers: Arc::clone(&notifiers),
         };
         let mut tasks = vec![
-            tokio::spawn(dispatch(batches, followers, dispatched)),
+            tokio::spawn(dispatch(
+                batches,
+                Arc::clone(&store) as Arc<dyn Log>,
+                followers,
+            )),
             tokio::spawn(Arc::clone(&presence).watch()),
             tokio::spawn(watchdog::count_uptime(store.uptime())),
             tokio::spawn(watchdog::watch_silence(Arc::clone(&store))),
@@ -158,7 +162,6 @@ impl Tidings {
             Arc::clone(&store),
             Arc::clone(&hub),
             committed.clone(),
-            rounds.clone(),
         )));
         let refusals = Arc::<Refusals>::default();
         tasks.push(tokio::spawn(Arc::clone(&refusals).watch()));
@@ -173,13 +176,7 @@ impl Tidings {
             notifiers,
             vitals,
             refusals,
-            subscriber: Subscriber::new(
-                Arc::clone(&store) as Arc<dyn Log>,
-                Arc::clone(&hub),
-                committed.clone(),
-                rounds.clone(),
-                &settings,
-            ),
+            subscriber: Subscriber::new(feed, Arc::clone(&hub), &settings),
             publishes: Throttle::new(settings.publishing_pace()),
             debts,
             write_memory: Arc::new(Reserve::new(settings.write_memory_bytes)),
@@ -187,7 +184,6 @@ impl Tidings {
             store,
             hub,
             committed,
-            dispatched: rounds,
             stopping: OnceLock::new(),
             address: OnceLock::new(),
             tasks,
@@ -266,8 +262,7 @@ impl Tidings {
 
     /// How many committed batches the streams have not been offered yet.
     pub fn undispatched(&self) -> u64 {
-        let dispatched = *self.dispatched.borrow();
-        self.committed.count().saturating_sub(dispatched)
+        self.committed.waiting()
     }
 
     /// Whether [`Tidings::stop`] was called.
@@ -297,13 +292,7 @@ impl Tidings {
         }
         let round_trips = async {
             self.store.ping().await?;
-            let mut dispatched = self.dispatched.clone();
-            dispatched.mark_unchanged();
-            self.committed.send(Vec::new()).await?;
-            dispatched
-                .changed()
-                .await
-                .map_err(|_| StoreError::Stopped)?;
+            self.committed.round_trip().await?;
             Ok(())
         };
         tokio::time::timeout(READY_WAIT, round_trips)
@@ -353,24 +342,16 @@ struct Followers {
     notifiers: Arc<Notifiers>,
 }
 
-/// Hands committed events to the followers, in commit order.
-async fn dispatch(
-    mut batches: mpsc::Receiver<Vec<Arc<Event>>>,
-    followers: Followers,
-    dispatched: watch::Sender<u64>,
-) {
-    while let Some(events) = batches.recv().await {
-        // A large batch to many readers is much work: others get a turn in between.
-        for part in events.chunks(DISPATCH_SLICE) {
-            if let Some(crowd) = followers.hub.offer(part).wake_some(WAKE_AT_ONCE) {
-                tokio::spawn(wake_in_turns(crowd));
-            }
-            followers.presence.observe(part);
-            followers.notifiers.observe(part);
-            tokio::task::yield_now().await;
+/// Hands committed events to the followers, each school's in the order of its log.
+async fn dispatch(mut batches: Batches, log: Arc<dyn Log>, followers: Followers) {
+    let tell = |events: &[Arc<Event>]| {
+        if let Some(crowd) = followers.hub.offer(events).wake_some(WAKE_AT_ONCE) {
+            tokio::spawn(wake_in_turns(crowd));
         }
-        dispatched.send_modify(|rounds| *rounds += 1);
-    }
+        followers.presence.observe(events);
+        followers.notifiers.observe(events);
+    };
+    feed::follow(&mut batches, &followers.hub, log, tell).await;
 }
 
 /// Wakes a crowd a few at a time, so that readers of other channels need not wait for all of it.

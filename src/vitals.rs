@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::VITALS_SECS;
@@ -88,7 +87,6 @@ impl Vitals {
         store: Arc<dyn Store>,
         hub: Arc<Hub>,
         committed: Committed,
-        dispatched: watch::Receiver<u64>,
     ) {
         let mut rounds = interval(Duration::from_secs(1));
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -99,9 +97,7 @@ impl Vitals {
             let now = store.meter().read();
             let mut second = between(before, now);
             second.streams = hub.attached();
-            // The dispatcher first: what it has done meanwhile must not look like less than nothing.
-            let done = *dispatched.borrow();
-            second.waiting = committed.count().saturating_sub(done);
+            second.waiting = committed.waiting();
             before = now;
             let mut seconds = self.kept();
             if seconds.len() == VITALS_SECS {

@@ -96,6 +96,20 @@ pub const BATCH_SLICE_BYTES: usize = 64 * 1024;
 pub const BATCH_SCHOOLS_AT_ONCE: usize = 32;
 /// Committed batches that may wait for the dispatcher. Beyond them the writer waits.
 pub const DISPATCH_QUEUE: usize = 64;
+/// Events of a segment: a part of a log that those who come back from behind share.
+pub const SEGMENT_EVENTS: u64 = 256;
+/// Bytes of a segment's events. One that has more is read by each for itself, a page at a time.
+pub const SEGMENT_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of the events of all segments that are kept. Each encoding of them that is asked for comes in addition.
+pub const SEGMENTS_MAX_BYTES: usize = 32 * 1024 * 1024;
+/// Segments that are kept, and schools of which it is known who asks where their log ends.
+pub const SEGMENTS_MAX: usize = 4_096;
+/// How long events that are missing before others are waited for, until they are read.
+pub const HOLE_WAIT: Duration = Duration::from_millis(50);
+/// Pause before they are read again if that failed.
+pub const HOLE_PAUSE: Duration = Duration::from_secs(1);
+/// Events of a school that wait for others that are missing. What comes beyond them is read afterwards, too.
+pub const HOLE_MAX_EVENTS: usize = 1_024;
 /// Events offered to their readers before other tasks get a turn.
 pub const DISPATCH_SLICE: usize = 64;
 /// Readers of one event that are woken before other tasks get a turn.

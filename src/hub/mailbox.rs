@@ -101,6 +101,14 @@ impl Mailbox {
         slots.reader.take()
     }
 
+    /// Lets go of everything: the reader reads the log. Returns the reader if it waits and has to be woken.
+    pub(super) fn lag(&self) -> Option<Waker> {
+        let mut slots = self.slots();
+        slots.events = VecDeque::new();
+        slots.lagging = true;
+        slots.reader.take()
+    }
+
     /// Tells the reader to close. The first word counts.
     pub fn close(&self, close: Close) {
         let mut slots = self.slots();

@@ -47,8 +47,10 @@ struct School {
 
 /// What one lock protects.
 struct Room {
-    /// The newest seq that was offered, once one was.
+    /// The newest seq that was offered, or that somebody who listens has read up to before anything was.
     head: Option<u64>,
+    /// Everything from here to the head was offered.
+    dense_from: u64,
     /// Newest events, contiguous in `seq`, oldest first.
     window: VecDeque<Arc<Event>>,
     window_bytes: usize,
@@ -211,6 +213,13 @@ impl Hub {
             }
         }
         waiting
+    }
+
+    /// The `seq` that comes next in a school, if something is known of it.
+    pub fn next(&self, school: SchoolId) -> Option<u64> {
+        let schools = self.schools.read().unwrap_or_else(PoisonError::into_inner);
+        let head = lock(schools.get(&school)?).head;
+        head.map(|head| head + 1)
     }
 
     /// Begins to listen to `scope`. Read the store only afterwards: an event committed between a read and a
@@ -433,6 +442,7 @@ impl Hub {
                 Arc::new(School {
                     room: Mutex::new(Room {
                         head: None,
+                        dense_from: 0,
                         window: VecDeque::new(),
                         window_bytes: 0,
                         last_offer: Instant::now(),
@@ -455,8 +465,16 @@ impl Room {
     }
 
     fn offer(&mut self, event: &Arc<Event>, window_events: usize, waiting: &mut Waiting) {
-        if self.head.is_some_and(|head| event.seq <= head) {
-            return;
+        match self.head {
+            Some(head) if event.seq <= head => return,
+            Some(head) if event.seq == head + 1 => {}
+            Some(_) => {
+                // A hole. Who would miss what is in it reads the log.
+                let lag = |own: &Attached| own.mailbox.lag();
+                waiting.0.extend(self.attached.values().filter_map(lag));
+                self.begin_at(event.seq);
+            }
+            None => self.begin_at(event.seq),
         }
         let mut leave = |mailbox: &Arc<Mailbox>| waiting.0.extend(mailbox.offer(event));
         self.everything.values().for_each(&mut leave);
@@ -469,11 +487,6 @@ impl Room {
                 listeners.values().for_each(&mut leave);
             }
         }
-        if self.head.is_some_and(|head| event.seq != head + 1) {
-            // A window with a hole would be a silent gap.
-            self.window.clear();
-            self.window_bytes = 0;
-        }
         self.window.push_back(Arc::clone(event));
         self.window_bytes += event.draft.fields.len();
         while self.window.len() > window_events || self.window_bytes > WINDOW_MAX_BYTES {
@@ -484,6 +497,14 @@ impl Room {
         }
         self.head = Some(event.seq);
         self.last_offer = Instant::now();
+    }
+
+    /// Nothing before this `seq` was offered as far as anybody can rely on it.
+    fn begin_at(&mut self, seq: u64) {
+        self.dense_from = seq;
+        // A window with a hole would be a silent gap.
+        self.window.clear();
+        self.window_bytes = 0;
     }
 
     fn listen(&mut self, channel: &Channel, id: u64, mailbox: &Arc<Mailbox>) {
@@ -632,6 +653,21 @@ impl Attachment {
         room.unlisten(channel, self.id);
         if let Some(own) = room.attached.get_mut(&self.id) {
             own.channels.retain(|own| own != channel);
+        }
+    }
+
+    /// Goes on from the log, of which everything up to `seq` has been read, to what is offered. False if something after
+    /// that was offered before this connection was attached, or never: then there is more to read.
+    pub fn joins(&self, seq: u64) -> bool {
+        let mut room = lock(&self.school);
+        match room.head {
+            None => {
+                // From now on it is noticed if something is missing.
+                room.head = Some(seq);
+                room.begin_at(seq + 1);
+                true
+            }
+            Some(head) => seq >= head || room.dense_from <= seq + 1,
         }
     }
 

@@ -132,3 +132,23 @@ fn connections_are_shown_with_what_waits_for_them() {
     drop(other);
     assert_eq!(hub.connections(None, 10, 9).1[0].channel_count, 1);
 }
+
+#[test]
+fn a_hole_is_not_passed_on_but_makes_everyone_read_the_log() {
+    let hub = hub();
+    let jobs = scope(&[Channel::Collection(JOBS)]);
+    let attachment = hub.attach(&jobs, reader(), true, &most(10)).unwrap();
+    let other = hub
+        .attach(&scope(&[subject("b")]), reader(), true, &most(10))
+        .unwrap();
+    hub.offer(&[event(1, "a", true)]).wake();
+    hub.offer(&[event(3, "a", true)]).wake();
+    for attachment in [&attachment, &other] {
+        let depth = attachment.mailbox().depth();
+        assert!(depth.lagging, "whatever it listens to");
+        assert_eq!(depth.events, 0);
+    }
+    assert!(attachment.window(1).is_none(), "2 is not in it");
+    assert!(!attachment.joins(1), "nor was it offered");
+    assert!(attachment.joins(2));
+}

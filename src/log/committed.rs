@@ -1,59 +1,183 @@
 //! What is committed, on its way to those who follow the log, and how long commits take.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::StoreError;
 use crate::event::Event;
+use crate::id::SchoolId;
 
-/// Where committed events go, in commit order, and how many batches have gone there.
+/// Where committed events go, in commit order.
 #[derive(Clone)]
 pub struct Committed {
     batches: mpsc::Sender<Vec<Arc<Event>>>,
-    count: Arc<AtomicU64>,
+    way: Arc<Way>,
+}
+
+/// The other end of [`Committed`].
+pub struct Batches {
+    batches: mpsc::Receiver<Vec<Arc<Event>>>,
+    way: Arc<Way>,
+}
+
+/// What is on its way.
+struct Way {
+    /// Schools of which something is.
+    schools: Mutex<HashMap<SchoolId, UnderWay>>,
+    sent: AtomicU64,
+    done: watch::Sender<u64>,
+}
+
+struct UnderWay {
+    /// The newest `seq` that was committed.
+    committed: u64,
+    /// The newest that was told.
+    told: u64,
+    changed: Arc<Notify>,
 }
 
 impl Committed {
     /// A way for at most `capacity` batches at a time, and its end.
-    pub fn channel(capacity: usize) -> (Committed, mpsc::Receiver<Vec<Arc<Event>>>) {
-        let (batches, receiver) = mpsc::channel(capacity);
-        (
-            Committed {
-                batches,
-                count: Arc::default(),
-            },
-            receiver,
-        )
+    pub fn channel(capacity: usize) -> (Committed, Batches) {
+        let (sender, receiver) = mpsc::channel(capacity);
+        let way = Arc::new(Way {
+            schools: Mutex::default(),
+            sent: AtomicU64::new(0),
+            done: watch::channel(0).0,
+        });
+        let committed = Committed {
+            batches: sender,
+            way: Arc::clone(&way),
+        };
+        let batches = Batches {
+            batches: receiver,
+            way,
+        };
+        (committed, batches)
     }
 
     /// Hands a batch over. To be called after its commit and before anyone is answered, so that a client that
-    /// was answered finds it counted. Fails when nobody listens any more.
+    /// was answered finds it under way. Fails when nobody listens any more.
     pub async fn send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
-        // Counted only when it is sure to go: a caller may give up while it waits for a place.
+        // Noted only when it is sure to go: a caller may give up while it waits for a place.
         let place = self
             .batches
             .reserve()
             .await
             .map_err(|_| StoreError::Stopped)?;
-        self.count.fetch_add(1, Ordering::SeqCst);
+        self.way.note(&events);
         place.send(events);
         Ok(())
     }
 
     /// The same from a thread of its own.
     pub fn blocking_send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
-        self.count.fetch_add(1, Ordering::SeqCst);
+        self.way.note(&events);
         self.batches
             .blocking_send(events)
             .map_err(|_| StoreError::Stopped)
     }
 
-    /// How many batches were handed over.
-    pub fn count(&self) -> u64 {
-        self.count.load(Ordering::SeqCst)
+    /// How many batches are under way.
+    pub fn waiting(&self) -> u64 {
+        // The other end first: what is done meanwhile must not look like less than nothing.
+        let done = *self.way.done.borrow();
+        self.way.sent.load(Ordering::SeqCst).saturating_sub(done)
+    }
+
+    /// Sends nothing to the other end, and waits until it has passed there.
+    pub async fn round_trip(&self) -> Result<(), StoreError> {
+        let mut done = self.way.done.subscribe();
+        self.send(Vec::new()).await?;
+        let own = self.way.sent.load(Ordering::SeqCst);
+        done.wait_for(|done| *done >= own)
+            .await
+            .map_err(|_| StoreError::Stopped)?;
+        Ok(())
+    }
+
+    /// Ready when everything was told that was committed in this school until now.
+    pub fn settled(&self, school: SchoolId) -> impl Future<Output = ()> + Send + 'static {
+        let way = Arc::clone(&self.way);
+        let target = way.schools().get(&school).map_or(0, |own| own.committed);
+        async move {
+            loop {
+                let changed = match way.schools().get(&school) {
+                    Some(own) if own.told < target => Arc::clone(&own.changed).notified_owned(),
+                    _ => return,
+                };
+                changed.await;
+            }
+        }
+    }
+}
+
+impl Batches {
+    /// The next batch, once there is one. None when nobody can send any more.
+    pub async fn recv(&mut self) -> Option<Vec<Arc<Event>>> {
+        self.batches.recv().await
+    }
+
+    /// The next batch, if there is one.
+    pub fn try_recv(&mut self) -> Option<Vec<Arc<Event>>> {
+        self.batches.try_recv().ok()
+    }
+
+    /// Notes that these events were told.
+    pub fn told(&mut self, events: &[Arc<Event>]) {
+        let mut schools = self.way.schools();
+        for of_school in events.chunk_by(|one, next| one.school == next.school) {
+            let newest = of_school[of_school.len() - 1].seq;
+            let school = of_school[0].school;
+            if let Some(own) = schools.get_mut(&school) {
+                own.told = own.told.max(newest);
+                own.changed.notify_waiters();
+                if own.told >= own.committed {
+                    schools.remove(&school);
+                }
+            }
+        }
+    }
+
+    /// Notes that a batch has been taken care of.
+    pub fn done(&mut self) {
+        self.way.done.send_modify(|done| *done += 1);
+    }
+}
+
+impl Drop for Batches {
+    /// Nobody waits for what will never be told.
+    fn drop(&mut self) {
+        for (_, own) in self.way.schools().drain() {
+            own.changed.notify_waiters();
+        }
+    }
+}
+
+impl Way {
+    fn schools(&self) -> MutexGuard<'_, HashMap<SchoolId, UnderWay>> {
+        self.schools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, events: &[Arc<Event>]) {
+        self.sent.fetch_add(1, Ordering::SeqCst);
+        let mut schools = self.schools();
+        for of_school in events.chunk_by(|one, next| one.school == next.school) {
+            let newest = of_school[of_school.len() - 1].seq;
+            let own = schools
+                .entry(of_school[0].school)
+                .or_insert_with(|| UnderWay {
+                    committed: 0,
+                    told: 0,
+                    changed: Arc::default(),
+                });
+            own.committed = own.committed.max(newest);
+        }
     }
 }
 

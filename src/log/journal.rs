@@ -1,5 +1,6 @@
 //! The port *journal*: a school's events, appended and read in their order.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -7,7 +8,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Allowance, CommandError, Envelope, Meter, Receipt, StoreError};
 use crate::event::Event;
-use crate::id::{Epoch, SchoolId};
+use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::scope::Scope;
 use crate::uptime::UptimeClock;
 use crate::wall_clock;
@@ -25,11 +26,57 @@ pub struct Page {
     pub floor: u64,
 }
 
+/// Where a school's log begins and ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// The newest `seq`; 0 if there is none.
+    pub head: u64,
+    /// Events up to this `seq` are gone.
+    pub floor: u64,
+}
+
+/// Part of a school's log: every event from one `seq` to another.
+#[derive(Debug)]
+pub struct Stretch {
+    /// Without holes.
+    pub events: Vec<Arc<Event>>,
+    /// It holds every event up to this `seq` that is kept.
+    pub through: u64,
+    /// The newest `seq` of the school when it was read.
+    pub head: u64,
+    /// Events up to this `seq` are gone.
+    pub floor: u64,
+    /// The last events of subjects that have ticks in it and are told beyond it.
+    pub last: HashMap<(Kind, SubjectId), LastEvent>,
+}
+
+/// A subject's last event that supersedes its ticks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastEvent {
+    /// Its place in the log.
+    pub seq: u64,
+    /// The subject's status.
+    pub status: String,
+    /// The subject's category.
+    pub category: Option<String>,
+}
+
 /// The reading side of the logs, as far as those who listen need it.
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
     /// The database's life.
     fn epoch(&self) -> Epoch;
+
+    /// Where a school's log begins and ends now.
+    async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError>;
+
+    /// Everything after `after` up to `upto`, or as much of it as is read at a time.
+    async fn read_stretch(
+        &self,
+        school: SchoolId,
+        after: u64,
+        upto: u64,
+    ) -> Result<Stretch, StoreError>;
 
     /// Events in scope after `after`. With `fold`, ticks that a later event in scope supersedes are left out.
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError>;
@@ -48,6 +95,9 @@ pub trait Log: Send + Sync + 'static {
 /// `tests/it/store_contract` asks it.
 #[async_trait]
 pub trait Journal: Log {
+    /// The newest `seq` of a school, for a request, which has its turn like any other.
+    async fn head(&self, school: SchoolId) -> Result<u64, StoreError>;
+
     /// Carries out commands in order and answers each, after the commit. Fails only if none has had an effect.
     async fn append(
         &self,
@@ -64,9 +114,6 @@ pub trait Journal: Log {
         commands: Vec<Envelope>,
         allowance: Arc<Allowance>,
     ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError>;
-
-    /// The newest `seq` of a school.
-    async fn head(&self, school: SchoolId) -> Result<u64, StoreError>;
 
     /// Removes one batch of what is past retention. True if there may be more.
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError>;

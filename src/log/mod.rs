@@ -52,10 +52,10 @@ pub use self::catalog::{
     ViolationPage, ViolationQuery, Which,
 };
 pub use self::command::{CommandError, Envelope, Idempotency, Receipt};
-pub use self::committed::{Committed, Meter, Reading};
+pub use self::committed::{Batches, Committed, Meter, Reading};
 pub use self::consumers::Consumers;
 pub use self::error::{StoreError, Waiting};
-pub use self::journal::{Journal, Log, Page};
+pub use self::journal::{Bounds, Journal, LastEvent, Log, Page, Stretch};
 pub use self::leases::Leases;
 
 /// All four ports.

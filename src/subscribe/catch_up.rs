@@ -10,11 +10,12 @@ use std::task::{Context, Poll, ready};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::{Delivery, Reading, Subscriber, Subscription};
+use super::{Delivery, Reading, Subscription};
 use crate::config::CATCH_UP_SIGN;
 use crate::event::Event;
+use crate::feed::Feed;
 use crate::id::{Channel, Cursor, Kind};
-use crate::log::{Log, Page};
+use crate::log::Page;
 use crate::scope::{Scope, without_superseded};
 use crate::wire::{Close, Control, ResetReason};
 
@@ -23,7 +24,7 @@ pub(super) enum Step {
     /// Tell the events of all that is listened to after the position, and move it to the head.
     ///
     /// A client that was told of a commit expects to find it: a catch-up that is not `settled` first waits until the
-    /// hub has been offered everything that was committed when the catch-up began.
+    /// hub has been offered everything that was committed in this school when the catch-up began.
     ///
     /// With `from`, the position is set to it first.
     CatchUp { from: Option<u64>, settled: bool },
@@ -227,17 +228,9 @@ impl Subscription {
 
     /// Ready when the hub has been offered all that was committed when this was first asked.
     fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Subscriber {
-            committed,
-            dispatched,
-            ..
-        } = &self.subscriber;
         let settling = self.settling.get_or_insert_with(|| {
-            let (target, mut dispatched) = (committed.count(), dispatched.clone());
-            Box::pin(async move {
-                // Fails when the dispatcher has ended; then the server does, too.
-                let _ = dispatched.wait_for(|count| *count >= target).await;
-            })
+            let school = self.scope.school;
+            Box::pin(self.subscriber.feed.settled(school))
         });
         ready!(settling.as_mut().poll(cx));
         self.settling = None;
@@ -286,7 +279,7 @@ impl Subscription {
             .into_iter()
             .for_each(|event| self.deliver(event));
         self.position = page.through;
-        if page.through < page.head {
+        if page.through < page.head || !self.attachment.joins(self.position) {
             self.plan.push_front(Step::CatchUp {
                 from: None,
                 settled: true,
@@ -346,9 +339,9 @@ impl Subscription {
         upto: Option<u64>,
     ) -> Poll<()> {
         let upto = upto.or_else(|| added.as_ref().map(|_| self.position));
-        let Poll::Ready(page) = self.poll_page(cx, |log| {
+        let Poll::Ready(page) = self.poll_page(cx, |feed| {
             let scope = Arc::clone(&scope);
-            Box::pin(async move { log.snapshot(scope, after, upto).await })
+            Box::pin(async move { feed.snapshot(scope, after, upto).await })
         }) else {
             self.plan.push_front(Step::Snapshot {
                 scope,
@@ -369,6 +362,12 @@ impl Subscription {
             None => {
                 self.position = page.head;
                 self.wide_from = page.head;
+                if page.through >= page.head && !self.attachment.joins(page.head) {
+                    self.plan.push_front(Step::CatchUp {
+                        from: None,
+                        settled: true,
+                    });
+                }
                 page.events
                     .into_iter()
                     .for_each(|event| self.deliver(event));
@@ -404,8 +403,8 @@ impl Subscription {
         after: u64,
     ) -> Poll<Option<Page>> {
         let (scope, fold) = (Arc::clone(scope), self.folder.folds());
-        self.poll_page(cx, |log| {
-            Box::pin(async move { log.replay(scope, after, fold).await })
+        self.poll_page(cx, |feed| {
+            Box::pin(async move { feed.replay(scope, after, fold).await })
         })
     }
 
@@ -413,10 +412,10 @@ impl Subscription {
     fn poll_page(
         &mut self,
         cx: &mut Context<'_>,
-        read: impl FnOnce(Arc<dyn Log>) -> Reading,
+        read: impl FnOnce(Arc<Feed>) -> Reading,
     ) -> Poll<Option<Page>> {
-        let log = &self.subscriber.log;
-        let reading = self.reading.get_or_insert_with(|| read(Arc::clone(log)));
+        let feed = &self.subscriber.feed;
+        let reading = self.reading.get_or_insert_with(|| read(Arc::clone(feed)));
         let page = ready!(reading.as_mut().poll(cx));
         self.reading = None;
         // While nothing is written, nobody notices that the client has gone.

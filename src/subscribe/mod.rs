@@ -27,7 +27,6 @@ use chrono::{DateTime, Utc};
 use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use serde_json::{Map, Value};
-use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::catch_up::{Added, Addition, Step};
@@ -35,10 +34,11 @@ use self::folder::Folder;
 use self::life::Life;
 use crate::config::{Ceilings, Settings};
 use crate::event::Event;
+use crate::feed::Feed;
 use crate::hub::mailbox::Mail;
 use crate::hub::{Attachment, Hub, HubFull, Reader};
 use crate::id::{Channel, Cursor, Kind};
-use crate::log::{Committed, Log, Page, StoreError};
+use crate::log::{Page, StoreError};
 use crate::scope::Scope;
 use crate::wire::{Close, Control};
 
@@ -73,11 +73,8 @@ pub enum Delivery {
 /// Opens subscriptions.
 #[derive(Clone)]
 pub struct Subscriber {
-    log: Arc<dyn Log>,
+    feed: Arc<Feed>,
     hub: Arc<Hub>,
-    committed: Committed,
-    /// How many committed batches the hub has been offered.
-    dispatched: watch::Receiver<u64>,
     heartbeat: Duration,
     replay_max_events: u64,
     ceilings: Ceilings,
@@ -123,19 +120,11 @@ pub struct Subscription {
 }
 
 impl Subscriber {
-    /// Subscribes to this log through this hub.
-    pub fn new(
-        log: Arc<dyn Log>,
-        hub: Arc<Hub>,
-        committed: Committed,
-        dispatched: watch::Receiver<u64>,
-        settings: &Settings,
-    ) -> Subscriber {
+    /// Subscribes to what this feed reads and this hub offers.
+    pub fn new(feed: Arc<Feed>, hub: Arc<Hub>, settings: &Settings) -> Subscriber {
         Subscriber {
-            log,
+            feed,
             hub,
-            committed,
-            dispatched,
             heartbeat: settings.heartbeat(),
             replay_max_events: settings.replay_max_events,
             ceilings: settings.ceilings(),
@@ -447,13 +436,13 @@ impl Subscription {
 
     /// The place that a cursor names, if it is of this database's life.
     fn known(&self, cursor: Option<Cursor>) -> Option<u64> {
-        let own = cursor.filter(|cursor| cursor.epoch == self.subscriber.log.epoch());
+        let own = cursor.filter(|cursor| cursor.epoch == self.subscriber.feed.epoch());
         own.map(|cursor| cursor.seq)
     }
 
     fn cursor(&self, seq: u64) -> Cursor {
         Cursor {
-            epoch: self.subscriber.log.epoch(),
+            epoch: self.subscriber.feed.epoch(),
             seq,
         }
     }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use chrono::DateTime;
-use serde_json::{Value, json};
+use serde_json::json;
 use tidings::config::Settings;
 use tidings::id::SchoolId;
-use tidings::kind::{Command, RuleError, job};
+use tidings::kind::RuleError;
 use tidings::log::decide::{Decisions, Rules};
 use tidings::log::facts::Moment;
 use tidings::log::writer::Writer;
@@ -15,16 +15,11 @@ use tidings::log::{
 };
 use tidings::uptime::Uptime;
 
+use crate::support::commands::job;
 use crate::support::memory::Memory;
 
 fn school(number: i64) -> SchoolId {
     number.try_into().unwrap()
-}
-
-fn job(id: &str, verb: &str, body: Value) -> Envelope {
-    let body = body.to_string();
-    let command = Command::read(job::KIND, verb, Text(&body)).expect("a verb of jobs");
-    Envelope::new(id.parse().unwrap(), command.unwrap())
 }
 
 fn create(id: &str) -> Envelope {
@@ -37,16 +32,6 @@ fn with_key(mut envelope: Envelope, key: &str, fingerprint: &str) -> Envelope {
         fingerprint: fingerprint.into(),
     });
     envelope
-}
-
-struct Text<'a>(&'a str);
-
-impl tidings::kind::Body for Text<'_> {
-    type Error = serde_json::Error;
-
-    fn read<T: serde::de::DeserializeOwned>(self) -> Result<T, serde_json::Error> {
-        serde_json::from_str(self.0)
-    }
 }
 
 fn rules(jobs_per_school: u64) -> Rules {

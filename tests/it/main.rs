@@ -33,6 +33,7 @@ mod enrollments;
 mod exact_input;
 mod existing_backends;
 mod existing_clients;
+mod feed;
 mod fencing;
 mod floors;
 mod handshake;

@@ -1,5 +1,6 @@
 //! Reads are bounded and take turns: nobody's search keeps others from reading, and each says how far it came.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -8,10 +9,11 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tidings::config::Settings;
+use tidings::feed::Feed;
 use tidings::hub::{Hub, Reader};
 use tidings::id::{Cursor, Epoch, SchoolId};
 use tidings::kind::{self, job};
-use tidings::log::{Committed, ListQuery, Log, Page, StoreError};
+use tidings::log::{Bounds, Committed, ListQuery, Log, Page, StoreError, Stretch};
 use tidings::scope::{Filter, Scope};
 use tidings::subscribe::{Delivery, Request, Subscriber};
 use tidings::wire::Control;
@@ -316,6 +318,24 @@ impl Log for Endless {
         self.0
     }
 
+    async fn bounds(&self, _: SchoolId) -> Result<Bounds, StoreError> {
+        Ok(Bounds {
+            head: 1_000_000,
+            floor: 0,
+        })
+    }
+
+    async fn read_stretch(&self, _: SchoolId, _: u64, upto: u64) -> Result<Stretch, StoreError> {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Ok(Stretch {
+            events: Vec::new(),
+            through: upto,
+            head: 1_000_000,
+            floor: 0,
+            last: HashMap::new(),
+        })
+    }
+
     async fn replay(&self, _: Arc<Scope>, after: u64, _: bool) -> Result<Page, StoreError> {
         tokio::time::sleep(Duration::from_millis(50)).await;
         Ok(Page {
@@ -343,11 +363,11 @@ async fn a_stream_that_reads_long_for_nothing_gives_signs_of_life_by_which_a_dep
         ..Settings::default()
     };
     let (committed, _batches) = Committed::channel(1);
-    let (_dispatched, rounds) = tokio::sync::watch::channel(0);
     let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
     let epoch = Epoch::generate();
     let log = Arc::new(Endless(epoch));
-    let subscriber = Subscriber::new(log, hub, committed, rounds, &settings);
+    let feed = Arc::new(Feed::new(log, committed));
+    let subscriber = Subscriber::new(feed, hub, &settings);
     let scope = Scope::new(school(1), [kind::channel("jobs").unwrap()]);
     for from in [None, Some(Cursor { epoch, seq: 1 })] {
         let filter = Filter {

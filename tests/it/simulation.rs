@@ -9,21 +9,24 @@ mod cursors;
 mod ledger;
 mod reader;
 
+use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::FutureExt;
 use tidings::config::Settings;
 use tidings::event::{Class, Event};
+use tidings::feed::{self, Feed};
 use tidings::hub::Hub;
 use tidings::id::Channel;
 use tidings::kind;
 use tidings::log::{Committed, Log};
 use tidings::scope::Filter;
 use tidings::subscribe::Subscriber;
-use tokio::sync::{mpsc, watch};
 
 use self::ledger::Ledger;
 use self::reader::Reader;
@@ -33,6 +36,8 @@ const SEEDS: u64 = 3_000;
 /// Seeds within which a planted fault must be found.
 const SEEDS_FOR_A_FAULT: u64 = 500;
 const STEPS: usize = 300;
+/// Events of a segment: more than a page.
+const SEGMENT: u64 = 8;
 const READERS: usize = 4;
 /// Events beyond which a replay is answered with a reset.
 const REPLAY_MAX: u64 = 60;
@@ -51,8 +56,8 @@ enum Fault {
     FoldedMilestone,
     /// A replay begins one event too late.
     OffByOne,
-    /// An event is committed but never offered.
-    SkippedOffer,
+    /// Where the log ends is told as it was some time ago.
+    StaleBounds,
     /// A heartbeat carries the head of the log where nothing is listened to.
     CursorOfNothing,
 }
@@ -61,8 +66,8 @@ enum Fault {
 struct Server {
     hub: Arc<Hub>,
     committed: Committed,
-    batches: mpsc::Receiver<Vec<Arc<Event>>>,
-    dispatched: watch::Sender<u64>,
+    /// Hands what is committed to the hub.
+    following: Pin<Box<dyn Future<Output = ()>>>,
     subscriber: Subscriber,
 }
 
@@ -71,10 +76,12 @@ struct World {
     fault: Option<Fault>,
     ledger: Arc<Ledger>,
     server: Server,
+    /// What other nodes have committed and the server was not told of yet.
+    hints: Vec<Vec<Arc<Event>>>,
     readers: Vec<Reader>,
 }
 
-fn start(rng: &mut Rng, ledger: &Arc<Ledger>) -> Server {
+fn start(rng: &mut Rng, ledger: &Arc<Ledger>, fault: Option<Fault>) -> Server {
     let settings = Settings {
         window_events: rng.usize(1..=12),
         mailbox_capacity: rng.usize(2..=8),
@@ -83,15 +90,25 @@ fn start(rng: &mut Rng, ledger: &Arc<Ledger>) -> Server {
         ..Settings::default()
     };
     let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
-    let (committed, batches) = Committed::channel(1_024);
-    let (dispatched, rounds) = watch::channel(0);
+    let (committed, mut batches) = Committed::channel(1_024);
     let log = Arc::clone(ledger) as Arc<dyn Log>;
-    let subscriber = Subscriber::new(log, Arc::clone(&hub), committed.clone(), rounds, &settings);
+    let feed = Feed::with_segments(Arc::clone(&log), committed.clone(), SEGMENT);
+    let subscriber = Subscriber::new(Arc::new(feed), Arc::clone(&hub), &settings);
+    let offered = Arc::clone(&hub);
+    let following = Box::pin(async move {
+        let tell = |events: &[Arc<Event>]| match fault {
+            Some(Fault::FoldedMilestone) => {
+                let ticks: Vec<Arc<Event>> = events.iter().map(as_tick).collect();
+                offered.offer(&ticks).wake();
+            }
+            _ => offered.offer(events).wake(),
+        };
+        feed::follow(&mut batches, &offered, log, tell).await;
+    });
     Server {
         hub,
         committed,
-        batches,
-        dispatched,
+        following,
         subscriber,
     }
 }
@@ -100,12 +117,13 @@ impl World {
     fn new(seed: u64, fault: Option<Fault>) -> World {
         let mut rng = Rng::with_seed(seed);
         let ledger = Arc::new(Ledger::new(fault));
-        let server = start(&mut rng, &ledger);
+        let server = start(&mut rng, &ledger, fault);
         let mut world = World {
             rng,
             fault,
             ledger,
             server,
+            hints: Vec::new(),
             readers: Vec::new(),
         };
         for _ in 0..READERS {
@@ -150,24 +168,32 @@ impl World {
                 self.ledger.commit(subject, class)
             })
             .collect();
+        match self.rng.u8(0..10) {
+            // Another node's: the hint comes later, or never.
+            0 => {}
+            1..=2 => self.hints.push(batch),
+            _ => self.hint(batch),
+        }
+    }
+
+    fn hint(&mut self, batch: Vec<Arc<Event>>) {
         // The queue is long enough for all that is ever under way here.
         let sent = self.server.committed.send(batch).now_or_never();
         sent.expect("there is room").unwrap();
     }
 
-    /// Hands one committed batch to the hub.
+    /// Goes on handing what was committed to the hub. Whether there was anything.
     fn dispatch(&mut self) -> bool {
-        let Ok(batch) = self.server.batches.try_recv() else {
-            return false;
-        };
-        let batch: Vec<Arc<Event>> = match self.fault {
-            Some(Fault::FoldedMilestone) => batch.iter().map(as_tick).collect(),
-            Some(Fault::SkippedOffer) if batch.len() == 3 => batch[1..].to_vec(),
-            _ => batch,
-        };
-        self.server.hub.offer(&batch).wake();
-        self.server.dispatched.send_modify(|rounds| *rounds += 1);
-        true
+        if !self.hints.is_empty() && self.rng.u8(0..3) == 0 {
+            let late = self.rng.usize(0..self.hints.len());
+            let late = self.hints.swap_remove(late);
+            self.hint(late);
+        }
+        let waits = self.server.committed.waiting() > 0;
+        let following = self.server.following.as_mut();
+        let polled = following.poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending(), "somebody may still commit");
+        waits
     }
 
     fn disk(&mut self) -> bool {
@@ -184,7 +210,8 @@ impl World {
             reader.leave();
         }
         self.ledger.forget_readers();
-        self.server = start(&mut self.rng, &self.ledger);
+        self.hints.clear();
+        self.server = start(&mut self.rng, &self.ledger, self.fault);
     }
 
     async fn step(&mut self) -> Result<(), String> {
@@ -250,6 +277,10 @@ impl World {
             }
         }
         let mut quiet = 0;
+        // The last hint comes, and with it is noticed what was missing before.
+        self.hints.clear();
+        let last = self.ledger.commit(SUBJECTS[0], Class::Milestone);
+        self.hint(vec![last]);
         for _ in 0..ROUNDS_TO_SETTLE {
             let mut busy = false;
             while self.dispatch() {
@@ -346,7 +377,7 @@ fn the_simulation_sees_planted_faults() {
         Fault::LostWakeUp,
         Fault::FoldedMilestone,
         Fault::OffByOne,
-        Fault::SkippedOffer,
+        Fault::StaleBounds,
         Fault::CursorOfNothing,
     ] {
         let found = (0..SEEDS_FOR_A_FAULT).find_map(|seed| run(seed, Some(fault)).err());

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::schema::characteristics;
-use super::table::{LastEvent, Selection, Table, Told, any_table, from_millis, millis, unreadable};
+use super::table::{Selection, Table, Told, any_table, from_millis, millis, unreadable};
 use super::upsert::upsert;
 use super::violations;
 use crate::event::{Draft, Event};
@@ -21,6 +21,7 @@ use crate::kind::characteristic::{
     self, Characteristic, LastSample, Limits, Method, OUT_OF_CONTROL, Severity,
 };
 use crate::kind::known_status;
+use crate::log::LastEvent;
 use crate::log::facts::Stored;
 
 #[derive(Queryable, Selectable)]

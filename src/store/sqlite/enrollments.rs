@@ -10,13 +10,14 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::schema::{enrollment_sessions, schools};
 use super::table::{
-    LastEvent, Selection, Table, any_table, from_millis, millis, table_of_what_ends, unreadable,
-    uptime, uptime_millis,
+    Selection, Table, any_table, from_millis, millis, table_of_what_ends, unreadable, uptime,
+    uptime_millis,
 };
 use super::upsert::upsert;
 use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::enrollment::Session;
 use crate::kind::{Command, enrollment};
+use crate::log::LastEvent;
 use crate::log::Overdue;
 use crate::log::facts::{Address, Stored};
 use crate::uptime::Uptime;

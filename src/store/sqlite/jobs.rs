@@ -15,13 +15,14 @@ use serde_json::ser::{CompactFormatter, Formatter};
 
 use super::schema::{job_endings, jobs, schools};
 use super::table::{
-    HOUR_MILLIS, LastEvent, Selection, Table, any_table, from_millis, millis, raw,
-    table_of_what_ends, unreadable, uptime, uptime_millis,
+    HOUR_MILLIS, Selection, Table, any_table, from_millis, millis, raw, table_of_what_ends,
+    unreadable, uptime, uptime_millis,
 };
 use super::upsert::upsert;
 use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Past};
 use crate::kind::{Command, job};
+use crate::log::LastEvent;
 use crate::log::Overdue;
 use crate::log::facts::{Address, Stored};
 use crate::uptime::Uptime;

@@ -9,7 +9,7 @@ use super::backend::Backend;
 use super::{SqliteStore, life, read};
 use crate::id::{Epoch, SchoolId};
 use crate::log::writer::Receipts;
-use crate::log::{Allowance, Envelope, Journal, Log, Meter, Page, StoreError};
+use crate::log::{Allowance, Bounds, Envelope, Journal, Log, Meter, Page, StoreError, Stretch};
 use crate::scope::Scope;
 use crate::uptime::UptimeClock;
 use crate::wall_clock;
@@ -21,6 +21,26 @@ const WALL_CLOCK: &str = "wall_clock";
 impl Log for SqliteStore {
     fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
+        let (head, floor) = self
+            .read_for_streams(school, move |conn| read::bounds(conn, school))
+            .await?;
+        Ok(Bounds { head, floor })
+    }
+
+    async fn read_stretch(
+        &self,
+        school: SchoolId,
+        after: u64,
+        upto: u64,
+    ) -> Result<Stretch, StoreError> {
+        let epoch = self.epoch;
+        self.read_for_streams(school, move |conn| {
+            read::stretch(conn, epoch, school, after, upto)
+        })
+        .await
     }
 
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
@@ -47,6 +67,11 @@ impl Log for SqliteStore {
 
 #[async_trait]
 impl Journal for SqliteStore {
+    async fn head(&self, school: SchoolId) -> Result<u64, StoreError> {
+        self.read(school, move |conn| Ok(read::bounds(conn, school)?.0))
+            .await
+    }
+
     async fn append_within(
         &self,
         school: SchoolId,
@@ -54,11 +79,6 @@ impl Journal for SqliteStore {
         allowance: Arc<Allowance>,
     ) -> Result<Receipts, StoreError> {
         self.writer.append(school, commands, allowance).await
-    }
-
-    async fn head(&self, school: SchoolId) -> Result<u64, StoreError> {
-        self.read(school, move |conn| Ok(read::bounds(conn, school)?.0))
-            .await
     }
 
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {

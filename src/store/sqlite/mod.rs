@@ -152,6 +152,16 @@ impl SqliteStore {
         self.readers.read(asker, Length::Short, read).await
     }
 
+    /// A short read that is shared by the streams of a school.
+    async fn read_for_streams<T: Send + 'static>(
+        &self,
+        school: SchoolId,
+        read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let asker = Asker::Streams(school);
+        self.readers.read(asker, Length::Short, read).await
+    }
+
     /// A short read of the server's own.
     async fn look<T: Send + 'static>(
         &self,

@@ -2,6 +2,7 @@
 //! order that it is told in; `EXPLAIN QUERY PLAN` must show no sort and no scan.
 
 use std::borrow::Borrow;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -17,7 +18,7 @@ use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS
 use crate::event::Event;
 use crate::id::{Channel, Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::{description, known_status};
-use crate::log::{Ending, Page, StoredSubject, Which};
+use crate::log::{Ending, Page, StoredSubject, Stretch, Which};
 use crate::scope::{Scope, without_superseded};
 
 /// Head and floor of a school; both 0 before its first event.
@@ -29,6 +30,49 @@ pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResu
         .optional()?;
     let (head, floor) = row.unwrap_or_default();
     Ok((head as u64, floor as u64))
+}
+
+/// Everything after `after` up to `upto`, as much of it as is read at a time.
+pub(super) fn stretch(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    school: SchoolId,
+    after: u64,
+    upto: u64,
+) -> QueryResult<Stretch> {
+    let (head, floor) = bounds(conn, school)?;
+    let upto = upto.min(head);
+    let part = part(conn, epoch, school, &Source::Everything, (after, upto))?;
+    let through = match part.last() {
+        Some(last) if !part.is_whole => last.seq,
+        _ => upto,
+    };
+    let mut last = HashMap::new();
+    if through < head {
+        for (kind, table) in TABLES {
+            let ticks = part.events.iter().filter(|event| event.is_tick());
+            let of_kind = ticks.filter(|event| event.kind == *kind);
+            let subjects: HashMap<&str, &SubjectId> = of_kind
+                .map(|event| (event.subject.as_str(), &event.subject))
+                .collect();
+            if subjects.is_empty() {
+                continue;
+            }
+            let names: Vec<&str> = subjects.keys().copied().collect();
+            for (name, own) in table.last_events(conn, school, &names)? {
+                if let Some(subject) = subjects.get(name.as_str()) {
+                    last.insert((*kind, SubjectId::clone(subject)), own);
+                }
+            }
+        }
+    }
+    Ok(Stretch {
+        events: part.events,
+        through,
+        head,
+        floor,
+        last,
+    })
 }
 
 /// Events in scope after `after`; with `fold` without ticks that a later event in scope supersedes.

@@ -21,7 +21,7 @@ use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::job::Past;
 use crate::kind::{characteristic, device, enrollment, job};
 use crate::log::facts::{Address, Stored};
-use crate::log::{ListQuery, Overdue, StoredSubject};
+use crate::log::{LastEvent, ListQuery, Overdue, StoredSubject};
 use crate::scope::Filter;
 use crate::uptime::Uptime;
 
@@ -46,13 +46,6 @@ pub(super) fn into_subject(epoch: Epoch, address: Address, stored: Stored) -> St
         created_seq: stored.created_seq,
         state: stored.state,
     }
-}
-
-/// A subject's last event that supersedes its ticks.
-pub(super) struct LastEvent {
-    pub(super) seq: u64,
-    pub(super) status: String,
-    pub(super) category: Option<String>,
 }
 
 /// Which present states a snapshot tells.

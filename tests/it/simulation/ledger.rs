@@ -1,14 +1,14 @@
 //! A log in memory, read as slowly as the simulation likes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use chrono::DateTime;
 use tidings::event::{Class, Draft, Event};
-use tidings::id::{Cursor, Epoch, SubjectId};
+use tidings::id::{Cursor, Epoch, SchoolId, SubjectId};
 use tidings::kind::job;
-use tidings::log::{Log, Page, StoreError};
+use tidings::log::{Bounds, LastEvent, Log, Page, StoreError, Stretch};
 use tidings::scope::Scope;
 use tokio::sync::oneshot;
 
@@ -34,6 +34,8 @@ struct Inner {
     waiting: Vec<oneshot::Sender<()>>,
     /// What a faulty subscriber has read before it listened: its first page ends here.
     stale_head: Option<u64>,
+    /// What a faulty log says of its end.
+    stale_bounds: Option<Bounds>,
 }
 
 /// What a filter can ask for: half of the subjects are of either.
@@ -44,7 +46,7 @@ pub(super) fn category(subject: &str) -> &'static str {
     }
 }
 
-pub(super) fn school() -> tidings::id::SchoolId {
+pub(super) fn school() -> SchoolId {
     1.try_into().unwrap()
 }
 
@@ -57,6 +59,7 @@ impl Ledger {
                 floor: 0,
                 waiting: Vec::new(),
                 stale_head: None,
+                stale_bounds: None,
             }),
             fault,
         }
@@ -207,6 +210,66 @@ fn event(cursor: Cursor, subject: SubjectId, draft: Draft) -> Event {
 impl Log for Ledger {
     fn epoch(&self) -> Epoch {
         self.with(|inner| inner.epoch)
+    }
+
+    async fn bounds(&self, _: SchoolId) -> Result<Bounds, StoreError> {
+        self.wait_for_the_disk().await?;
+        let bounds = self.with(|inner| {
+            let now = Bounds {
+                head: self.head_to_read(inner),
+                floor: inner.floor,
+            };
+            match self.fault {
+                Some(Fault::StaleBounds) => inner.stale_bounds.replace(now).unwrap_or(now),
+                _ => now,
+            }
+        });
+        self.wait_for_the_disk().await?;
+        Ok(bounds)
+    }
+
+    async fn read_stretch(
+        &self,
+        _: SchoolId,
+        after: u64,
+        upto: u64,
+    ) -> Result<Stretch, StoreError> {
+        self.wait_for_the_disk().await?;
+        let stretch = self.with(|inner| {
+            let head = inner.events.len() as u64;
+            let from = match self.fault {
+                Some(Fault::OffByOne) => after + 1,
+                _ => after,
+            };
+            let within = |event: &&Arc<Event>| {
+                event.seq > from.max(inner.floor) && event.seq <= upto.min(head)
+            };
+            let events = inner.events.iter().filter(within).take(EVENTS_A_PAGE);
+            let events: Vec<Arc<Event>> = events.cloned().collect();
+            let through = match events.len() {
+                EVENTS_A_PAGE => events[EVENTS_A_PAGE - 1].seq,
+                _ => upto.min(head),
+            };
+            let mut last = HashMap::new();
+            for event in inner.events.iter().filter(|event| event.seq <= head) {
+                let category = event.draft.category.as_deref().map(str::to_owned);
+                let own = LastEvent {
+                    seq: event.seq,
+                    status: event.draft.status.to_owned(),
+                    category,
+                };
+                last.insert((event.kind, event.subject.clone()), own);
+            }
+            Stretch {
+                events,
+                through,
+                head,
+                floor: inner.floor,
+                last,
+            }
+        });
+        self.wait_for_the_disk().await?;
+        Ok(stretch)
     }
 
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {

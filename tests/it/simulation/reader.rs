@@ -197,6 +197,8 @@ impl Reader {
             _ if self.scope.channels().is_empty() => shadow.begin_anew(),
             Some(cursor) if cursor.epoch != ledger.epoch() => shadow.must_reset = true,
             Some(cursor) => {
+                // An earlier session may have ended before it was told so.
+                shadow.must_reset = false;
                 shadow.since = Some(cursor.seq);
                 shadow.complete = cursor.seq;
             }

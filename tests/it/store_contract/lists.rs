@@ -331,7 +331,7 @@ pub(super) async fn texts_of_jobs_that_end_fill_a_commit_sooner_than_others(open
     bench.done((0..EACH).map(create).collect()).await;
     let commits = async |bench: &mut Bench, commands: Vec<Envelope>| {
         bench.done(commands).await;
-        let commits = std::iter::from_fn(|| bench.committed.try_recv().ok());
+        let commits = std::iter::from_fn(|| bench.committed.try_recv());
         commits.map(|events| events.len()).collect::<Vec<_>>()
     };
     let made = commits(&mut bench, Vec::new()).await;

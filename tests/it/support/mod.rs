@@ -1,6 +1,7 @@
 //! A server to talk to, tokens to talk with, and one client for all three transports.
 
 pub(crate) mod clients;
+pub(crate) mod commands;
 pub(crate) mod devtools;
 pub(crate) mod listener;
 pub(crate) mod memory;

@@ -1,0 +1,256 @@
+//! Segments: aligned stretches of a log that many replays share.
+//!
+//! ```text
+//! seq        1 … 256    257 … 512    513 … 600
+//! segment        0           1           2       (the last one grows with the log)
+//! ```
+//!
+//! Whoever first wants a segment reads it; others who want it meanwhile wait for that one read. Segments leave memory
+//! when others are wanted more: at most [`SEGMENTS_MAX_BYTES`] are kept.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+
+use crate::config::{SEGMENT_MAX_BYTES, SEGMENTS_MAX, SEGMENTS_MAX_BYTES};
+use crate::event::Event;
+use crate::id::{Kind, SchoolId, SubjectId};
+use crate::log::{Bounds, LastEvent, Log, StoreError};
+use crate::scope::Filter;
+
+/// Part of a school's log, without holes.
+#[derive(Debug, Default)]
+pub(super) struct Segment {
+    events: Vec<Arc<Event>>,
+    /// Events up to here were gone when it was read.
+    floor: u64,
+    /// It holds all events of its stretch up to here.
+    through: u64,
+    /// The last events of the subjects of its ticks, as they were when it was read. One that supersedes a tick does so
+    /// for good.
+    last: HashMap<(Kind, SubjectId), LastEvent>,
+    bytes: usize,
+}
+
+impl Segment {
+    /// Its events after this `seq`.
+    pub(super) fn after(&self, after: u64) -> impl Iterator<Item = &Arc<Event>> {
+        let known = self.events.partition_point(|event| event.seq <= after);
+        self.events[known..].iter()
+    }
+
+    pub(super) fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    pub(super) fn through(&self) -> u64 {
+        self.through
+    }
+
+    /// Whether this is a tick of which a later event that passes the filter says all.
+    pub(super) fn supersedes(&self, event: &Event, filter: &Filter) -> bool {
+        let last = || self.last.get(&(event.kind, event.subject.clone()));
+        let is_later = |last: &LastEvent| {
+            last.seq > event.seq && filter.passes(&last.status, last.category.as_deref())
+        };
+        event.is_tick() && last().is_some_and(is_later)
+    }
+}
+
+/// What a segment is, or is going to be.
+#[derive(Default)]
+struct Slot {
+    /// Held while it is read.
+    state: tokio::sync::Mutex<State>,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Unread,
+    Read(Arc<Segment>),
+    /// It has more bytes than are kept for others.
+    TooLarge,
+}
+
+/// Segments that are kept, those used last.
+pub(super) struct Segments {
+    log: Arc<dyn Log>,
+    /// Events of a segment.
+    size: u64,
+    cache: Mutex<Cache>,
+}
+
+struct Cache {
+    /// Each with the bytes that it counts for.
+    slots: LruCache<(SchoolId, u64), (Arc<Slot>, usize)>,
+    bytes: usize,
+}
+
+impl Segments {
+    pub(super) fn new(log: Arc<dyn Log>, size: u64) -> Segments {
+        let most = NonZeroUsize::new(SEGMENTS_MAX).expect("a cache has room");
+        Segments {
+            log,
+            size,
+            cache: Mutex::new(Cache {
+                slots: LruCache::new(most),
+                bytes: 0,
+            }),
+        }
+    }
+
+    /// Returns the segment that holds the event after `after`, at least up to the head that is known. None if it is too
+    /// large to be kept.
+    pub(super) async fn get(
+        &self,
+        school: SchoolId,
+        after: u64,
+        bounds: Bounds,
+    ) -> Result<Option<Arc<Segment>>, StoreError> {
+        let number = after / self.size;
+        let (begin, end) = (number * self.size, (number + 1) * self.size);
+        let slot = self.slot(school, number);
+        let mut state = slot.state.lock().await;
+        let known = match &*state {
+            State::TooLarge => return Ok(None),
+            State::Read(segment) if segment.through >= end.min(bounds.head) => {
+                return Ok(Some(Arc::clone(segment)));
+            }
+            State::Read(segment) => Some(Arc::clone(segment)),
+            State::Unread => None,
+        };
+        let read = self.read(school, (begin, end), known.as_deref()).await?;
+        let bytes = read.as_ref().map_or(0, |segment| segment.bytes);
+        *state = match &read {
+            Some(segment) => State::Read(Arc::clone(segment)),
+            None => State::TooLarge,
+        };
+        drop(state);
+        self.cache().count((school, number), &slot, bytes);
+        Ok(read)
+    }
+
+    /// Reads what is not known of a segment yet.
+    async fn read(
+        &self,
+        school: SchoolId,
+        (begin, end): (u64, u64),
+        known: Option<&Segment>,
+    ) -> Result<Option<Arc<Segment>>, StoreError> {
+        let mut segment = Segment {
+            through: begin,
+            ..Segment::default()
+        };
+        if let Some(known) = known {
+            segment.events.clone_from(&known.events);
+            segment.last.clone_from(&known.last);
+            (segment.floor, segment.through) = (known.floor, known.through);
+            segment.bytes = known.bytes;
+        }
+        loop {
+            let stretch = self.log.read_stretch(school, segment.through, end).await?;
+            if stretch.floor > segment.through {
+                // What it has of before lies before a hole.
+                segment.events.clear();
+                segment.floor = stretch.floor;
+            }
+            let bytes = stretch.events.iter().map(|event| event.bytes());
+            segment.bytes += bytes.sum::<usize>();
+            segment.events.extend(stretch.events);
+            segment.last.extend(stretch.last);
+            segment.through = stretch.through.max(segment.through);
+            if segment.bytes > SEGMENT_MAX_BYTES {
+                return Ok(None);
+            }
+            if segment.through >= end.min(stretch.head) {
+                debug_assert!(
+                    segment
+                        .events
+                        .windows(2)
+                        .all(|two| two[0].seq + 1 == two[1].seq),
+                    "a segment has no holes"
+                );
+                return Ok(Some(Arc::new(segment)));
+            }
+        }
+    }
+
+    fn slot(&self, school: SchoolId, number: u64) -> Arc<Slot> {
+        let mut cache = self.cache();
+        if let Some((slot, _)) = cache.slots.get(&(school, number)) {
+            return Arc::clone(slot);
+        }
+        let slot = Arc::<Slot>::default();
+        let new = (Arc::clone(&slot), 0);
+        if let Some((_, (_, bytes))) = cache.slots.push((school, number), new) {
+            cache.bytes -= bytes;
+        }
+        slot
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cache {
+    /// Notes how many bytes a segment has, and lets go of others if there are too many.
+    fn count(&mut self, key: (SchoolId, u64), slot: &Arc<Slot>, bytes: usize) {
+        // It may have had to go while it was read.
+        if let Some((own, counted)) = self.slots.get_mut(&key)
+            && Arc::ptr_eq(own, slot)
+        {
+            self.bytes = self.bytes - *counted + bytes;
+            *counted = bytes;
+        }
+        while self.bytes > SEGMENTS_MAX_BYTES {
+            let oldest = self.slots.pop_lru();
+            self.bytes -= oldest.map_or(0, |(_, (_, bytes))| bytes);
+        }
+    }
+}
+
+/// Where logs begin and end. Those who ask at the same time share a read that begins after they have asked.
+pub(super) struct Heads {
+    log: Arc<dyn Log>,
+    flights: Mutex<LruCache<SchoolId, Arc<Flight>>>,
+}
+
+#[derive(Default)]
+struct Flight {
+    asked: AtomicU64,
+    /// The last read: how many had asked when it began, and what it said.
+    last: tokio::sync::Mutex<(u64, Bounds)>,
+}
+
+impl Heads {
+    pub(super) fn new(log: Arc<dyn Log>) -> Heads {
+        let most = NonZeroUsize::new(SEGMENTS_MAX).expect("a cache has room");
+        Heads {
+            log,
+            flights: Mutex::new(LruCache::new(most)),
+        }
+    }
+
+    /// Returns the bounds of a log as they are now, or were after this was called.
+    pub(super) async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
+        let flight = {
+            let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(flights.get_or_insert(school, Arc::default))
+        };
+        let own = flight.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut last = flight.last.lock().await;
+        let (began, bounds) = *last;
+        if began >= own {
+            return Ok(bounds);
+        }
+        let began = flight.asked.load(Ordering::SeqCst);
+        let bounds = self.log.bounds(school).await?;
+        *last = (began, bounds);
+        Ok(bounds)
+    }
+}

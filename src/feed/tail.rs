@@ -1,0 +1,189 @@
+//! Following the logs: committed events reach those who listen in order and without a hole, whatever the hints do.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::config::{DISPATCH_SLICE, HOLE_MAX_EVENTS, HOLE_PAUSE, HOLE_WAIT};
+use crate::event::Event;
+use crate::hub::Hub;
+use crate::id::SchoolId;
+use crate::log::{Batches, Log, StoreError, Stretch};
+
+/// Events of a school that are known while some before them are not.
+struct Hole {
+    /// They wait for what is missing.
+    beyond: BTreeMap<u64, Arc<Event>>,
+    /// The newest `seq` of which a hint came.
+    newest: u64,
+    /// When to read what is missing; none while it is being read.
+    due: Option<Instant>,
+}
+
+struct Tail<'a> {
+    hub: &'a Hub,
+    log: Arc<dyn Log>,
+    holes: HashMap<SchoolId, Hole>,
+    reads: JoinSet<(SchoolId, Result<Stretch, StoreError>)>,
+}
+
+/// Hands committed events to `tell`, each school's in the order of its log, until nobody commits any more. `tell` has
+/// the hub offer them: from what it was offered last is known what comes next.
+pub async fn follow(
+    batches: &mut Batches,
+    hub: &Hub,
+    log: Arc<dyn Log>,
+    mut tell: impl FnMut(&[Arc<Event>]),
+) {
+    let mut tail = Tail {
+        hub,
+        log,
+        holes: HashMap::new(),
+        reads: JoinSet::new(),
+    };
+    loop {
+        let due = tail.holes.values().filter_map(|hole| hole.due).min();
+        let has_reads = !tail.reads.is_empty();
+        tokio::select! {
+            batch = batches.recv() => {
+                let Some(batch) = batch else {
+                    return;
+                };
+                for of_school in batch.chunk_by(|one, next| one.school == next.school) {
+                    let dense = tail.take(of_school);
+                    tell_in_turns(&dense, &mut tell).await;
+                    batches.told(&dense);
+                    if !tail.has_hole(of_school[0].school) {
+                        // What was told before, or is in no memory, counts, too.
+                        batches.told(of_school);
+                    }
+                }
+                batches.done();
+            }
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => tail.read_what_is_due(),
+            Some(read) = tail.reads.join_next(), if has_reads => {
+                // A read that panicked is tried again when its hole is noticed the next time.
+                let Ok((school, read)) = read else {
+                    continue;
+                };
+                let dense = tail.fill(school, read);
+                tell_in_turns(&dense, &mut tell).await;
+                batches.told(&dense);
+            }
+        }
+    }
+}
+
+/// Tells events a slice at a time: a large batch to many readers is much work, and others get a turn in between.
+async fn tell_in_turns(events: &[Arc<Event>], tell: &mut impl FnMut(&[Arc<Event>])) {
+    for part in events.chunks(DISPATCH_SLICE) {
+        tell(part);
+        tokio::task::yield_now().await;
+    }
+}
+
+impl Tail<'_> {
+    /// Takes events of a school in, and returns those that can be told now.
+    fn take(&mut self, events: &[Arc<Event>]) -> Vec<Arc<Event>> {
+        let (Some(first), Some(last)) = (events.first(), events.last()) else {
+            return Vec::new();
+        };
+        let school = first.school;
+        // Of a school that is not in memory nothing was told, so that nothing can be missed.
+        let next = self.hub.next(school);
+        let is_missed = next.is_some_and(|next| first.seq > next);
+        let hole = match self.holes.get_mut(&school) {
+            Some(hole) => hole,
+            None if is_missed => self.holes.entry(school).or_insert(Hole {
+                beyond: BTreeMap::new(),
+                newest: 0,
+                due: Some(Instant::now() + HOLE_WAIT),
+            }),
+            None => {
+                let is_new = |event: &&Arc<Event>| next.is_none_or(|next| event.seq >= next);
+                return events.iter().filter(is_new).map(Arc::clone).collect();
+            }
+        };
+        tracing::debug!(school.id = %school, from = first.seq, to = last.seq, "events came before others that are missing");
+        let of_batch = events.iter().map(|event| (event.seq, Arc::clone(event)));
+        hole.beyond.extend(of_batch);
+        hole.newest = hole.newest.max(last.seq);
+        while hole.beyond.len() > HOLE_MAX_EVENTS {
+            // It is read with what is missing.
+            hole.beyond.pop_last();
+        }
+        self.dense(school)
+    }
+
+    /// Whether something is missing of a school.
+    fn has_hole(&self, school: SchoolId) -> bool {
+        self.holes.contains_key(&school)
+    }
+
+    /// Returns what can be told of a school with a hole, and forgets the hole when nothing is missing any more.
+    fn dense(&mut self, school: SchoolId) -> Vec<Arc<Event>> {
+        let mut told = Vec::new();
+        let Some(hole) = self.holes.get_mut(&school) else {
+            return told;
+        };
+        // None if the school has left memory meanwhile: then nobody misses anything.
+        let mut next = self.hub.next(school).unwrap_or(hole.newest + 1);
+        while let Some(entry) = hole.beyond.first_entry().filter(|own| *own.key() <= next) {
+            let event = entry.remove();
+            if event.seq == next {
+                told.push(event);
+                next += 1;
+            }
+        }
+        if next > hole.newest {
+            self.holes.remove(&school);
+        }
+        told
+    }
+
+    /// Begins to read what has been waited for long enough.
+    fn read_what_is_due(&mut self) {
+        let now = Instant::now();
+        for (school, hole) in &mut self.holes {
+            if hole.due.is_none_or(|due| due > now) {
+                continue;
+            }
+            hole.due = None;
+            let (school, log) = (*school, Arc::clone(&self.log));
+            let after = self.hub.next(school).map_or(0, |next| next - 1);
+            let upto = hole.beyond.keys().next().map_or(hole.newest, |seq| seq - 1);
+            self.reads
+                .spawn(async move { (school, log.read_stretch(school, after, upto).await) });
+        }
+    }
+
+    /// Takes in what was missing, and returns what can be told now.
+    fn fill(&mut self, school: SchoolId, read: Result<Stretch, StoreError>) -> Vec<Arc<Event>> {
+        let Some(hole) = self.holes.get_mut(&school) else {
+            return Vec::new();
+        };
+        match read {
+            Ok(stretch) => {
+                hole.due = Some(Instant::now());
+                let is_gone = self
+                    .hub
+                    .next(school)
+                    .is_some_and(|next| stretch.floor >= next);
+                let of_log = stretch.events.into_iter().map(|event| (event.seq, event));
+                hole.beyond.extend(of_log);
+                if is_gone {
+                    // What is missing is past retention. The hub makes those who would miss it read the log themselves.
+                    let hole = self.holes.remove(&school);
+                    return hole.map_or(Vec::new(), |hole| hole.beyond.into_values().collect());
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, school.id = %school, "missing events could not be read; they are read again");
+                hole.due = Some(Instant::now() + HOLE_PAUSE);
+            }
+        }
+        self.dense(school)
+    }
+}

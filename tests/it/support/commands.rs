@@ -1,0 +1,22 @@
+//! Commands without HTTP.
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tidings::kind::{Body, Command, job};
+use tidings::log::Envelope;
+
+struct Fields(Value);
+
+impl Body for Fields {
+    type Error = serde_json::Error;
+
+    fn read<T: DeserializeOwned>(self) -> Result<T, serde_json::Error> {
+        serde_json::from_value(self.0)
+    }
+}
+
+/// A command of a job's verb.
+pub(crate) fn job(id: &str, verb: &str, body: Value) -> Envelope {
+    let command = Command::read(job::KIND, verb, Fields(body)).expect("a verb of jobs");
+    Envelope::new(id.parse().unwrap(), command.unwrap())
+}

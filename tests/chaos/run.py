@@ -5,6 +5,7 @@ roam over all transports with cursors that they received at any time. Afterwards
     python3 tests/chaos/run.py --binary target/debug/tidings --seconds 10 --plant drop
 
 Exit code 0: every promise was kept. 1: one was broken, which is printed; the folder with the server's log and database is kept.
+2: the run itself failed.
 `--plant` breaks one thing on the reader's side, which must be found."""
 
 import argparse
@@ -15,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import wire
@@ -276,6 +278,15 @@ class Plant:
         return message | {"cursor": f"{epoch}-{newest}"}
 
 
+async def end(tasks):
+    """Cancels them until they heed it. Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes together with what it
+    waits for, such as a refused connection, and a worker tries again for ever."""
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=1)
+
+
 class Run:
     """One run."""
 
@@ -285,7 +296,7 @@ class Run:
         self.chance = random.Random(options.seed)
         self.server = Server(options.binary, folder, self.faults)
         self.schools = [School(number) for number in range(1, options.schools + 1)]
-        self.readers, self.workers = [], []
+        self.readers, self.workers, self.tasks = [], [], []
         for school in self.schools:
             self.workers += [Worker(self, school, f"w{school.number}.{number}") for number in range(options.workers)]
             kinds = scopes(school.number)
@@ -319,15 +330,13 @@ class Run:
             steady = Worker(self, school, f"steady{school.number}")
             workers.append(asyncio.create_task(steady.keep_steady()))
         disturbance = asyncio.create_task(self.disturb())
-        everything = [*readers, *workers, disturbance]
-        done, _ = await asyncio.wait(everything, timeout=self.seconds, return_when=asyncio.FIRST_EXCEPTION)
+        self.tasks = [*readers, *workers, disturbance]
+        done, _ = await asyncio.wait(self.tasks, timeout=self.seconds, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
         self.is_over = True
         await disturbance
         _, unanswered = await asyncio.wait([*workers, *readers], timeout=4 * wire.PATIENCE_SECS)
-        for task in unanswered:
-            task.cancel()
         if unanswered:
             raise Broken(f"{len(unanswered)} workers and readers still wait for an answer")
         await asyncio.gather(*workers, *readers)
@@ -340,12 +349,13 @@ class Run:
             logs[school.number], heads[school.number] = (epoch, log), len(log)
             for seq, event in log.items():
                 school.lives.setdefault(epoch, {}).setdefault(seq, event)
-        late = asyncio.gather(*(reader.roam(lambda reader=reader: reader.has_reached(heads)) for reader in self.readers))
-        try:
-            await asyncio.wait_for(late, 4 * wire.PATIENCE_SECS)
-        except asyncio.TimeoutError:
+        self.tasks = [asyncio.create_task(reader.roam(lambda reader=reader: reader.has_reached(heads))) for reader in self.readers]
+        done, late = await asyncio.wait(self.tasks, timeout=4 * wire.PATIENCE_SECS, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        if late:
             behind = [reader.reading.name for reader in self.readers if not reader.has_reached(heads)]
-            raise Broken(f"these readers do not reach the head: {behind}") from None
+            raise Broken(f"these readers do not reach the head: {behind}")
         for school in self.schools:
             epoch, log = logs[school.number]
             school.check_log(epoch, log)
@@ -416,7 +426,12 @@ async def main():
         print(json.dumps(run.figures()), flush=True)
         print(f"BROKEN (seed {options.seed}): {broken}", flush=True)
         return 1
+    except Exception:
+        # Not the server's fault. It is told before anything else can fail.
+        traceback.print_exc()
+        return 2
     finally:
+        await end(run.tasks)
         await run.server.close()
     shutil.rmtree(folder)
     return 0

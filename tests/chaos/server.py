@@ -1,9 +1,11 @@
 """The server under test, and what can happen to it."""
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import uuid
 from pathlib import Path
@@ -11,6 +13,25 @@ from pathlib import Path
 from ledger import Broken
 
 SECRET = "a secret for chaos only, long enough for HS256"
+# A server that takes longer hangs.
+START_SECS, END_SECS = 60, 30
+HOUR, DAY = 3_600, 86_400
+
+
+def fill(ballast, left):
+    """Makes this file so large that so many pages are left on its disk. Others write meanwhile, so there may be less room than was
+    just said."""
+    with open(ballast, "wb") as file:
+        while True:
+            room = os.statvfs(ballast)
+            pages = room.f_bavail - left
+            if pages <= 0:
+                return
+            try:
+                return os.posix_fallocate(file.fileno(), 0, pages * room.f_bsize)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
 
 
 class Server:
@@ -37,36 +58,30 @@ class Server:
             "ROCKET_SHUTDOWN": "{grace=2,mercy=1}",
         }
         if "power" in faults:
-            self._preload_power_loss()
+            self._preload("powerloss")
+            self.disk.mkdir()
+            self.boot = self.folder / "boot_id"
+            self.boot.write_text(f"{uuid.uuid4()}\n")
+            self.environment |= {"POWERLOSS_FOLDER": str(self.data), "POWERLOSS_DISK": str(self.disk), "POWERLOSS_BOOT_ID": str(self.boot)}
         if "clock" in faults:
-            self._preload_clock()
+            self._preload("clock")
+            self.clock.write_bytes(bytes(8))
+            self.environment["CLOCK_FILE"] = str(self.clock)
         if "disk" in faults:
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g", "tidings-chaos", str(self.data)], check=True)
             self.mounted = True
         self.environment["LD_PRELOAD"] = ":".join(self.preload)
 
-    def _preload_power_loss(self):
-        library = self.folder / "powerloss.so"
-        source = Path(__file__).with_name("powerloss.c")
+    def _preload(self, name):
+        library = self.folder / f"{name}.so"
+        source = Path(__file__).with_name(f"{name}.c")
         subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl", "-lpthread"], check=True)
-        self.disk.mkdir()
-        self.boot = self.folder / "boot_id"
-        self.boot.write_text(f"{uuid.uuid4()}\n")
         self.preload.append(str(library))
-        self.environment |= {"POWERLOSS_FOLDER": str(self.data), "POWERLOSS_DISK": str(self.disk), "POWERLOSS_BOOT_ID": str(self.boot)}
 
-    def _preload_clock(self):
-        found = subprocess.run(["find", "/usr/lib", "/lib", "-name", "libfaketime.so.1"], capture_output=True, text=True).stdout.split()
-        if not found:
-            raise SystemExit("the fault `clock` needs libfaketime (Debian: faketime)")
-        self.preload.append(found[0])
-        self.set_clock("+0")
-        self.environment |= {"FAKETIME_TIMESTAMP_FILE": str(self.clock), "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1"}
-
-    def set_clock(self, offset):
-        following = self.clock.with_suffix(".next")
-        following.write_text(offset)
-        following.rename(self.clock)
+    def set_clock(self, offset_secs):
+        """In place: the server has the file in its memory."""
+        with open(self.clock, "r+b") as file:
+            file.write(struct.pack("=q", offset_secs))
 
     async def start(self):
         self.starts += 1
@@ -78,14 +93,31 @@ class Server:
             stdout=asyncio.subprocess.PIPE,
             stderr=self.log,
         )
-        line = (await asyncio.wait_for(self.process.stdout.readline(), 60)).decode()
+        try:
+            line = (await asyncio.wait_for(self.process.stdout.readline(), START_SECS)).decode()
+        except asyncio.TimeoutError:
+            raise self._broken(f"it does not listen {START_SECS} s after its start {self.starts}") from None
         if "listens on" not in line:
-            raise Broken(f"the server did not start: see {self.folder / 'log'}")
+            code = await self.process.wait()
+            raise self._broken(f"start {self.starts} ended with exit code {code}")
         self.port = int(line.rsplit(":", 1)[1])
 
     async def end(self, how=signal.SIGKILL):
+        self._check_that_it_runs()
         self.process.send_signal(how)
-        return await asyncio.wait_for(self.process.wait(), 30)
+        try:
+            return await asyncio.wait_for(self.process.wait(), END_SECS)
+        except asyncio.TimeoutError:
+            raise self._broken(f"it still runs {END_SECS} s after {how.name}") from None
+
+    def _check_that_it_runs(self):
+        if self.process.returncode is not None:
+            raise self._broken(f"it ended by itself with exit code {self.process.returncode}")
+
+    def _broken(self, what):
+        """A server that is not as it should be, with its last words."""
+        lines = (self.folder / "log").read_text(errors="replace").splitlines()[-5:]
+        return Broken("\n  ".join([f"the server, process {self.process.pid}: {what}; its log ends with", *lines]))
 
     async def kill(self, _):
         await self.end()
@@ -94,10 +126,11 @@ class Server:
     async def term(self, _):
         code = await self.end(signal.SIGTERM)
         if code != 0:
-            raise Broken(f"SIGTERM: exit code {code}, see {self.folder / 'log'}")
+            raise self._broken(f"SIGTERM ended it with exit code {code}")
         await self.start()
 
     async def freeze(self, chance):
+        self._check_that_it_runs()
         self.process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(chance.uniform(0.2, 4))
         self.process.send_signal(signal.SIGCONT)
@@ -114,15 +147,13 @@ class Server:
 
     async def disk_full(self, chance):
         ballast = self.data / "ballast"
-        room = os.statvfs(self.data)
-        with open(ballast, "wb") as file:
-            # Some pages are left, so that it gets full amid a write.
-            os.posix_fallocate(file.fileno(), 0, max(1, (room.f_bavail - chance.randint(0, 64)) * room.f_bsize))
+        # Some pages are left, so that it gets full amid a write.
+        fill(ballast, chance.randint(0, 64))
         await asyncio.sleep(chance.uniform(0.2, 3))
         ballast.unlink()
 
     async def clock_step(self, chance):
-        self.set_clock(chance.choice(["+0", "+1h", "-1h", "+2d", "+9d", "-2d", "-5m", "+3s", "-3s"]))
+        self.set_clock(chance.choice([0, HOUR, -HOUR, 2 * DAY, 9 * DAY, -2 * DAY, -300, 3, -3]))
 
     def fault(self, name):
         return {"kill": self.kill, "term": self.term, "freeze": self.freeze, "power": self.power, "disk": self.disk_full, "clock": self.clock_step}[name]

@@ -269,7 +269,7 @@ impl Timed {
 
     /// Sets the wall clock of the server, present and to come, by so many days.
     fn set(&self, days: i64) {
-        set_clock(&self.clock(), &format!("{days:+}d"));
+        set_clock(&self.clock(), days * 86_400);
     }
 
     fn url(&self) -> &str {
@@ -328,7 +328,7 @@ fn lines_about_the_clock(log: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wall_clock_that_is_set_while_running_removes_nothing_and_ends_nobody() {
-    if !needs("faketime") {
+    if !needs("cc") {
         return;
     }
     let mut timed = Timed::start(&SHORT);
@@ -371,7 +371,7 @@ async fn a_wall_clock_that_is_set_while_running_removes_nothing_and_ends_nobody(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wall_clock_that_was_set_between_two_starts_removes_nothing() {
-    if !needs("faketime") {
+    if !needs("cc") {
         return;
     }
     let mut timed = Timed::start(&SHORT);
@@ -394,7 +394,7 @@ async fn a_wall_clock_that_was_set_between_two_starts_removes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wall_clock_that_has_stood_since_it_was_set_removes_what_is_old() {
-    if !needs("faketime") {
+    if !needs("cc") {
         return;
     }
     let mut settings = SHORT.to_vec();
@@ -447,4 +447,21 @@ async fn a_machine_that_was_off_for_days_sweeps_in_the_end() {
         count(folder.path(), "events") == 0
     })
     .await;
+}
+
+/// A system gives process ids again. What a killed process leaves under its own would stop the next one that gets it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_under_a_clock_of_its_own_leaves_nothing_to_the_next_one() {
+    if !needs("cc") {
+        return;
+    }
+    let mut timed = Timed::start(&SHORT);
+    timed.set(2);
+    let mut server = timed.server.take().unwrap();
+    let id = server.id().to_string();
+    server.kill();
+    let shared = std::fs::read_dir("/dev/shm").unwrap();
+    let names = shared.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let left: Vec<String> = names.filter(|name| name.ends_with(&id)).collect();
+    assert!(left.is_empty(), "{left:?}");
 }

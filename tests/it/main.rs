@@ -14,6 +14,7 @@ mod attacks;
 mod bad_input;
 mod behind_proxy;
 mod browsers;
+mod chaos;
 mod characteristics;
 mod charts;
 mod cli;

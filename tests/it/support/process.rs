@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -44,26 +45,41 @@ pub(crate) fn limited(folder: &Path, limits: &str) -> Command {
     limited
 }
 
-/// Lets a command run under a wall clock of its own, which [`set_clock`] sets. Needs `faketime`.
+/// Lets a command run under a wall clock of its own, which [`set_clock`] has set and may set again. Needs `cc`.
 pub(crate) fn with_clock<'a>(command: &'a mut Command, clock: &Path) -> &'a mut Command {
-    let find = "find /usr/lib* /lib -name 'libfaketime.so.1' 2>/dev/null | head -n 1";
-    let library = Command::new("sh").args(["-c", find]).output().unwrap();
     command
-        .env(
-            "LD_PRELOAD",
-            String::from_utf8(library.stdout).unwrap().trim(),
-        )
-        .env("FAKETIME_TIMESTAMP_FILE", clock)
-        .env("FAKETIME_NO_CACHE", "1")
-        .env("DONT_FAKE_MONOTONIC", "1")
+        .env("LD_PRELOAD", clock_library())
+        .env("CLOCK_FILE", clock)
 }
 
-/// Sets such a clock by so much, as in `+2d`, against the real one.
-pub(crate) fn set_clock(clock: &Path, offset: &str) {
-    // At once: an empty file takes no time.
-    let next = clock.with_extension("next");
-    std::fs::write(&next, offset).unwrap();
-    std::fs::rename(next, clock).unwrap();
+/// `tests/chaos/clock.c`, built once.
+fn clock_library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let own = folder.join(format!("clock-{}.so", std::process::id()));
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/clock.c");
+        let mut build = Command::new("cc");
+        build.args(["-shared", "-fPIC", "-O2", source, "-ldl", "-o"]);
+        assert!(build.arg(&own).status().unwrap().success());
+        // Whole at any moment: another run of the tests may use it.
+        let library = folder.join("clock.so");
+        std::fs::rename(own, &library).unwrap();
+        library
+    })
+}
+
+/// Sets such a clock by so many seconds against the real one.
+pub(crate) fn set_clock(clock: &Path, offset_secs: i64) {
+    // In place: a process that runs has the file in its memory.
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(clock)
+        .unwrap();
+    std::io::Write::write_all(&mut file, &offset_secs.to_ne_bytes()).unwrap();
 }
 
 /// Runs to the end.
@@ -107,6 +123,11 @@ impl Process {
 
     pub(crate) fn stderr(&mut self) -> ChildStderr {
         self.child.0.stderr.take().unwrap()
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.0.id()
     }
 
     /// Sends a signal, by its name.

@@ -56,12 +56,13 @@
 //! 3  service.rs publish.rs subscribe/                the running whole, the two use cases
 //!    feed/                                           follows the logs; replays
 //!    presence.rs notify/ watchdog.rs                 leases; webhooks, e-mail, MQTT; the clock
+//!    dispatch.rs                                     committed events to all who follow the log
 //!    vitals.rs refusals.rs                           own figures; what the log says of refusals
 //! 2  store/  hub/                     databases │ in-memory fan-out. They do not know one another
 //! 1  log/                             ports of a store; what a command leads to
 //!    kind/ auth/ wire/ config/ scope.rs              domain rules; who may; the only encoder; every bound
 //!    throttle.rs reserve.rs                          how fast somebody may go on; memory for writes
-//!    wall_clock.rs                                   whether ages may be judged
+//!    wall_clock.rs tasks.rs                          whether ages may be judged; what runs, and is restarted
 //! 0  id.rs event.rs sync.rs uptime.rs                names; what happened; locks; the clock of silence
 //! ```
 //!
@@ -73,6 +74,7 @@
 pub mod auth;
 pub mod cli;
 pub mod config;
+pub mod dispatch;
 pub mod event;
 pub mod feed;
 pub mod http;
@@ -90,6 +92,7 @@ pub mod service;
 pub mod store;
 pub mod subscribe;
 mod sync;
+pub mod tasks;
 pub mod throttle;
 pub mod uptime;
 pub mod vitals;

@@ -51,6 +51,16 @@ struct Leases {
     unwritten: Vec<Address>,
     /// Those of them that are not known to be there, so that it is to be written down soon.
     urgent: Vec<Address>,
+    doubts: Doubts,
+}
+
+/// How far everyone who was online has been doubted. It is done once after a start, also if the task starts again.
+#[derive(Default, Clone, PartialEq)]
+enum Doubts {
+    #[default]
+    None,
+    UpTo(Address),
+    All,
 }
 
 struct Lease {
@@ -208,21 +218,20 @@ impl Presence {
         }
     }
 
-    /// Doubts who is there, then watches the leases and writes down who was heard of, until it is aborted.
+    /// Doubts who is there, then watches the leases and writes down who was heard of, until it is dropped.
     pub async fn watch(self: Arc<Self>) {
         let mut rounds = interval(PRESENCE_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut doubted = None;
-        let mut doubts = true;
         let mut flushed = self.clock.now();
         loop {
             rounds.tick().await;
             // No lease ends before everyone has been doubted: that would be a mass "offline".
-            let mut done = match doubts {
-                true => self.doubt(&mut doubted).await.map(|more| doubts = more),
+            let is_doubted = self.lock().doubts == Doubts::All;
+            let mut done = match is_doubted {
+                false => self.doubt().await,
                 // What was said while the process did not run is heard first.
-                false if self.clock.is_catching_up() => Ok(()),
-                false => self.expire().await,
+                true if self.clock.is_catching_up() => Ok(()),
+                true => self.expire().await,
             };
             if done.is_ok() && self.clock.now().since(flushed) >= PRESENCE_FLUSH_PERIOD {
                 done = self.flush().await;
@@ -252,28 +261,30 @@ impl Presence {
     }
 
     async fn write_down(&self, seen: Vec<(Address, Command)>) -> Result<(), StoreError> {
-        let result = self.carry_out(&seen).await;
-        if result.is_err() {
-            // They are written down with the next.
-            self.lock().put_back(seen);
-        }
-        result
+        // They are written down with the next otherwise.
+        self.carry_out_or(seen, Leases::put_back).await
     }
 
-    /// A new server does not know who is there: what was online is unknown for what is left of its lease. Goes on after
-    /// `doubted`, and returns whether there may be more; after a failure the same is tried again.
-    async fn doubt(&self, doubted: &mut Option<Address>) -> Result<bool, StoreError> {
+    /// A new server does not know who is there: what was online is unknown for what is left of its lease. After a failure
+    /// the same is tried again.
+    async fn doubt(&self) -> Result<(), StoreError> {
         let unwritten = match self.clock.was_cut_off() {
             true => PRESENCE_FLUSH_PERIOD,
             false => Duration::ZERO,
         };
         loop {
+            let doubted = match self.lock().doubts.clone() {
+                Doubts::None => None,
+                Doubts::UpTo(last) => Some(last),
+                Doubts::All => return Ok(()),
+            };
             let page = self
                 .store
-                .devices_not_offline(doubted.clone(), PRESENCE_BATCH)
+                .devices_not_offline(doubted, PRESENCE_BATCH)
                 .await?;
             let Some((school, id, _)) = page.last() else {
-                return Ok(false);
+                self.lock().doubts = Doubts::All;
+                return Ok(());
             };
             let last = (*school, id.clone());
             let mut doubts = Vec::new();
@@ -290,22 +301,36 @@ impl Presence {
                 }
             }
             self.carry_out(&doubts).await?;
-            *doubted = Some(last);
+            self.lock().doubts = Doubts::UpTo(last);
         }
     }
 
     /// Ends the leases that are over.
     async fn expire(&self) -> Result<(), StoreError> {
-        let over = self.lock().take_over(self.clock.now());
-        let result = self.carry_out(&over).await;
-        if result.is_err() {
-            // They are still over at the next round.
-            let mut leases = self.lock();
-            for (address, _) in over {
-                leases.look(address, self.clock.now());
-            }
-        }
-        result
+        let now = self.clock.now();
+        let over = self.lock().take_over(now);
+        // They are still over at the next round otherwise.
+        self.carry_out_or(over, move |leases, over| {
+            over.into_iter()
+                .for_each(|(address, _)| leases.look(address, now));
+        })
+        .await
+    }
+
+    /// Carries commands out, or does something else about them: if that fails, panics, or is dropped.
+    async fn carry_out_or(
+        &self,
+        commands: Vec<(Address, Command)>,
+        otherwise: impl FnOnce(&mut Leases, Vec<(Address, Command)>),
+    ) -> Result<(), StoreError> {
+        let mut undone = Undone {
+            presence: self,
+            commands,
+            otherwise: Some(otherwise),
+        };
+        self.carry_out(&undone.commands).await?;
+        undone.otherwise = None;
+        Ok(())
     }
 
     async fn carry_out(&self, commands: &[(Address, Command)]) -> Result<(), StoreError> {
@@ -331,6 +356,22 @@ impl Presence {
 
     fn lock(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Commands that are not carried out yet, and what is done about them if they are not.
+struct Undone<'a, F: FnOnce(&mut Leases, Vec<(Address, Command)>)> {
+    presence: &'a Presence,
+    commands: Vec<(Address, Command)>,
+    otherwise: Option<F>,
+}
+
+impl<F: FnOnce(&mut Leases, Vec<(Address, Command)>)> Drop for Undone<'_, F> {
+    fn drop(&mut self) {
+        if let Some(otherwise) = self.otherwise.take() {
+            let commands = std::mem::take(&mut self.commands);
+            otherwise(&mut self.presence.lock(), commands);
+        }
     }
 }
 

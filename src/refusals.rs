@@ -87,7 +87,7 @@ impl Refusals {
         }
     }
 
-    /// Tells how many were not told of, once a period, until it is aborted.
+    /// Tells how many were not told of, once a period, until it is dropped.
     pub async fn watch(self: Arc<Refusals>) {
         let mut rounds = interval(REFUSALS_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -6,15 +6,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use figment::Figment;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::auth::{KeyError, Keys};
-use crate::config::{ConfigError, DISPATCH_QUEUE, READY_WAIT, Settings, WAKE_AT_ONCE};
-use crate::event::Event;
-use crate::feed::{self, Feed};
-use crate::hub::{Hub, Waiting};
-use crate::log::{Batches, Committed, Log, Store, StoreError};
+use crate::config::{ConfigError, DISPATCH_QUEUE, READY_WAIT, Settings, TASKS_STOP_MAX};
+use crate::dispatch::{self, Dispatcher};
+use crate::feed::Feed;
+use crate::hub::Hub;
+use crate::log::{Committed, Log, Store, StoreError};
 use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
@@ -22,6 +21,7 @@ use crate::refusals::Refusals;
 use crate::reserve::Reserve;
 use crate::store::sqlite::{self, OpenError, SqliteStore};
 use crate::subscribe::Subscriber;
+use crate::tasks::{Task, Tasks};
 use crate::throttle::{Debts, Throttle};
 use crate::vitals::Vitals;
 use crate::watchdog;
@@ -72,6 +72,9 @@ pub enum NotReady {
     /// The server is shutting down.
     #[error("the server is shutting down")]
     Stopping,
+    /// A task of the server's own.
+    #[error("the server's task `{0}` keeps failing; the log says more")]
+    Failing(Arc<str>),
 }
 
 /// A running Tidings. Cheap to share by `Arc`; its tasks end with it.
@@ -94,7 +97,9 @@ pub struct Tidings {
     stopping: OnceLock<Instant>,
     /// Where it is served, once it is.
     address: OnceLock<SocketAddr>,
-    tasks: Vec<JoinHandle<()>>,
+    tasks: Tasks,
+    /// Of the dispatcher, which goes on until the store has stopped.
+    dispatching: Tasks,
 }
 
 impl Tidings {
@@ -136,40 +141,25 @@ impl Tidings {
         let publisher = Publisher::new(Arc::clone(&store), Arc::clone(&debts));
         let presence = Arc::new(Presence::new(Arc::clone(&store), publisher.clone()));
         let notifiers = Arc::new(Notifiers::new(&store, all));
-        let followers = Followers {
-            hub: Arc::clone(&hub),
-            presence: Arc::clone(&presence),
-            notifiers: Arc::clone(&notifiers),
-        };
-        let mut tasks = vec![
-            tokio::spawn(dispatch(
-                batches,
-                Arc::clone(&store) as Arc<dyn Log>,
-                followers,
-            )),
-            tokio::spawn(Arc::clone(&presence).watch()),
-            tokio::spawn(watchdog::count_uptime(store.uptime())),
-            tokio::spawn(watchdog::watch_silence(Arc::clone(&store))),
-            tokio::spawn(watchdog::keep_uptime(Arc::clone(&store))),
-            tokio::spawn(watchdog::sweep(
-                Arc::clone(&store),
-                Arc::clone(&hub),
-                Duration::from_secs(settings.clock_settle_secs),
-            )),
-        ];
-        let vitals = Arc::<Vitals>::default();
-        tasks.push(tokio::spawn(Arc::clone(&vitals).watch(
-            Arc::clone(&store),
+        let tasks = Tasks::default();
+        let dispatching = tasks.group();
+        let follow = (Arc::clone(&presence), Arc::clone(&notifiers));
+        let dispatcher = Arc::new(Dispatcher::new(
+            batches,
+            Arc::clone(&store) as Arc<dyn Log>,
             Arc::clone(&hub),
-            committed.clone(),
-        )));
+            vec![
+                Box::new(move |events| follow.0.observe(events)),
+                Box::new(move |events| follow.1.observe(events)),
+            ],
+            dispatching.clone(),
+        ));
+        dispatching.supervise(Task::new(dispatch::NAME).ends_itself(), move || {
+            Arc::clone(&dispatcher).run()
+        });
+        let vitals = Arc::<Vitals>::default();
         let refusals = Arc::<Refusals>::default();
-        tasks.push(tokio::spawn(Arc::clone(&refusals).watch()));
-        if keys.is_watched() {
-            tasks.push(tokio::spawn(Arc::clone(&keys).watch()));
-        }
-        tasks.extend(notifiers.tasks().into_iter().map(tokio::spawn));
-        Ok(Tidings {
+        let tidings = Tidings {
             keys,
             publisher,
             presence,
@@ -187,7 +177,57 @@ impl Tidings {
             stopping: OnceLock::new(),
             address: OnceLock::new(),
             tasks,
-        })
+            dispatching,
+        };
+        tidings.start_tasks();
+        Ok(tidings)
+    }
+
+    /// Starts what happens without anybody asking.
+    fn start_tasks(&self) {
+        let presence = Arc::clone(&self.presence);
+        self.supervise("presence", move || Arc::clone(&presence).watch());
+        let clock = self.store.uptime();
+        self.supervise("uptime", move || watchdog::count_uptime(clock.clone()));
+        let store = Arc::clone(&self.store);
+        self.supervise("uptime keeper", move || {
+            watchdog::keep_uptime(Arc::clone(&store))
+        });
+        let store = Arc::clone(&self.store);
+        self.supervise("watchdog", move || {
+            watchdog::watch_silence(Arc::clone(&store))
+        });
+        let (store, hub) = (Arc::clone(&self.store), Arc::clone(&self.hub));
+        let settle = Duration::from_secs(self.settings.clock_settle_secs);
+        self.supervise("retention", move || {
+            watchdog::sweep(Arc::clone(&store), Arc::clone(&hub), settle)
+        });
+        let (store, hub) = (Arc::clone(&self.store), Arc::clone(&self.hub));
+        let committed = self.committed.clone();
+        let vitals = Arc::clone(&self.vitals);
+        self.supervise("metrics", move || {
+            let (store, hub) = (Arc::clone(&store), Arc::clone(&hub));
+            Arc::clone(&vitals).watch(store, hub, committed.clone())
+        });
+        let refusals = Arc::clone(&self.refusals);
+        self.supervise("refusals", move || Arc::clone(&refusals).watch());
+        if self.keys.is_watched() {
+            let keys = Arc::clone(&self.keys);
+            self.supervise("keys", move || Arc::clone(&keys).watch());
+        }
+        self.notifiers.start(&self.tasks);
+    }
+
+    fn supervise<F>(&self, name: &'static str, start: impl FnMut() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.supervise(Task::new(name), start);
+    }
+
+    /// What runs in the background until [`Tidings::close`].
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
     }
 
     /// The settings in force.
@@ -285,10 +325,13 @@ impl Tidings {
         self.address.get().copied()
     }
 
-    /// Whether database and dispatcher work: a round trip through each.
+    /// Whether database and dispatcher work, by a round trip through each, and no task keeps failing.
     pub async fn ready(&self) -> Result<(), NotReady> {
         if self.is_stopping() {
             return Err(NotReady::Stopping);
+        }
+        if let Some(task) = self.tasks.failing() {
+            return Err(NotReady::Failing(task));
         }
         let round_trips = async {
             self.store.ping().await?;
@@ -317,48 +360,27 @@ impl Tidings {
         self.hub.close_all(|| self.farewell());
     }
 
-    /// Finishes what was published and lets go of the database.
+    /// Finishes what was published, lets go of the database, and ends every task. Tasks that do not end in time are named in
+    /// the log, and by [`Tasks::running`].
     pub async fn close(&self) -> Result<(), StoreError> {
         self.stop();
-        self.notifiers.close().await;
+        let mut ended = self.tasks.end(TASKS_STOP_MAX).await;
         if let Err(error) = self.presence.flush().await {
             tracing::warn!(%error, "when devices were last heard of could not be written down");
         }
-        self.store.close().await
+        let closed = self.store.close().await;
+        ended &= self.dispatching.end(TASKS_STOP_MAX).await;
+        if !ended {
+            let tasks = self.tasks.running().join(", ");
+            tracing::warn!(tasks, "some tasks did not end in time");
+        }
+        closed
     }
 }
 
 impl Drop for Tidings {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
-
-/// Those in the server that follow the log. None of them can fail or delay a publication: each takes note and
-/// does its work elsewhere.
-struct Followers {
-    hub: Arc<Hub>,
-    presence: Arc<Presence>,
-    notifiers: Arc<Notifiers>,
-}
-
-/// Hands committed events to the followers, each school's in the order of its log.
-async fn dispatch(mut batches: Batches, log: Arc<dyn Log>, followers: Followers) {
-    let tell = |events: &[Arc<Event>]| {
-        if let Some(crowd) = followers.hub.offer(events).wake_some(WAKE_AT_ONCE) {
-            tokio::spawn(wake_in_turns(crowd));
-        }
-        followers.presence.observe(events);
-        followers.notifiers.observe(events);
-    };
-    feed::follow(&mut batches, &followers.hub, log, tell).await;
-}
-
-/// Wakes a crowd a few at a time, so that readers of other channels need not wait for all of it.
-async fn wake_in_turns(crowd: Waiting) {
-    let mut left = Some(crowd);
-    while let Some(crowd) = left {
-        tokio::task::yield_now().await;
-        left = crowd.wake_some(WAKE_AT_ONCE);
+        self.tasks.cancel();
+        self.dispatching.cancel();
     }
 }

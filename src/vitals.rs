@@ -81,7 +81,7 @@ impl Vitals {
         self.seconds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the pulse once a second until it is aborted.
+    /// Takes the pulse once a second until it is dropped.
     pub async fn watch(
         self: Arc<Self>,
         store: Arc<dyn Store>,

@@ -20,7 +20,7 @@ use crate::wall_clock::{self, Change, Moment, WallClock};
 /// Nothing that is stored is older than anything may be at this time.
 const NOTHING_IS_OLD: DateTime<Utc> = DateTime::UNIX_EPOCH;
 
-/// Looks at the uptime, by which it goes on, until it is aborted.
+/// Looks at the uptime, by which it goes on, until it is dropped.
 pub async fn count_uptime(clock: UptimeClock) {
     let mut rounds = interval(UPTIME_TICK);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -30,7 +30,7 @@ pub async fn count_uptime(clock: UptimeClock) {
     }
 }
 
-/// Looks for silent subjects until it is aborted.
+/// Looks for silent subjects until it is dropped.
 pub async fn watch_silence(store: Arc<dyn Store>) {
     let mut rounds = interval(WATCHDOG_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -76,7 +76,7 @@ async fn check_overdue(store: &dyn Store) -> Result<(), StoreError> {
     }
 }
 
-/// Saves the uptime until it is aborted.
+/// Saves the uptime until it is dropped.
 pub async fn keep_uptime(store: Arc<dyn Store>) {
     let mut rounds = interval(UPTIME_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -90,7 +90,7 @@ pub async fn keep_uptime(store: Arc<dyn Store>) {
     }
 }
 
-/// Removes what is past retention until it is aborted. What is too old is removed only while the wall clock can be relied on:
+/// Removes what is past retention until it is dropped. What is too old is removed only while the wall clock can be relied on:
 /// if it is set, it has to stand for `settle` first.
 pub async fn sweep(store: Arc<dyn Store>, hub: Arc<Hub>, settle: Duration) {
     let mut rounds = interval(SWEEP_PERIOD);

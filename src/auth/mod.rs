@@ -414,7 +414,7 @@ impl Keys {
         matches!(self.source, Source::File(_))
     }
 
-    /// Takes over the keys in the file whenever it changes, until it is aborted.
+    /// Takes over the keys in the file whenever it changes, until it is dropped.
     pub async fn watch(self: Arc<Keys>) {
         let mut rounds = interval(JWKS_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -195,6 +195,16 @@ pub const DEAF_MAX_BYTES: usize = 1024 * 1024;
 pub const OLD_HANDSHAKES: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not 0");
 /// How long `/readyz` waits for the database and the dispatcher.
 pub const READY_WAIT: Duration = Duration::from_secs(2);
+/// Panics in a row after which a task keeps failing: `/readyz` names it.
+pub const TASK_FAILURES: u32 = 3;
+/// A task that has run for so long is well again.
+pub const TASK_STEADY: Duration = Duration::from_secs(5);
+/// How long a task that has panicked waits for its restart. Each further panic in a row doubles it.
+pub const TASK_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// And how long at most.
+pub const TASK_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long the server's tasks may take to end. A notifier may say goodbye within it.
+pub const TASKS_STOP_MAX: Duration = Duration::from_secs(6);
 /// Time between two looks at whether those who wait for a search are still there.
 pub const CALLER_LOOK_PERIOD: Duration = Duration::from_millis(250);
 /// How long a closing handshake may take.

@@ -1,6 +1,7 @@
 //! Following the logs: committed events reach those who listen in order and without a hole, whatever the hints do.
 
 use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -29,14 +30,18 @@ struct Tail<'a> {
     reads: JoinSet<(SchoolId, Result<Stretch, StoreError>)>,
 }
 
-/// Hands committed events to `tell`, each school's in the order of its log, until nobody commits any more. `tell` has
-/// the hub offer them: from what it was offered last is known what comes next.
+/// Hands committed events to `tell`, each school's in the order of its log, until nobody commits any more, or until all is
+/// told that was committed before `end`. `tell` has the hub offer them: from what it was offered last is known what comes
+/// next.
 pub async fn follow(
     batches: &mut Batches,
     hub: &Hub,
     log: Arc<dyn Log>,
     mut tell: impl FnMut(&[Arc<Event>]),
+    end: impl Future<Output = ()>,
 ) {
+    let mut end = pin!(end);
+    let mut is_ending = false;
     let mut tail = Tail {
         hub,
         log,
@@ -61,6 +66,10 @@ pub async fn follow(
                     }
                 }
                 batches.done();
+            }
+            () = &mut end, if !is_ending => {
+                is_ending = true;
+                batches.close();
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => tail.read_what_is_due(),
             Some(read) = tail.reads.join_next(), if has_reads => {

@@ -18,6 +18,8 @@ use tokio::sync::Notify;
 use super::dead_peers;
 use super::problem::{Kind, Problem};
 use crate::config::CALLER_LOOK_PERIOD;
+use crate::service::Tidings;
+use crate::tasks::{Task, Tasks};
 
 /// Those whose connections are watched; managed by the application.
 #[derive(Clone, Default)]
@@ -34,6 +36,7 @@ struct Watched {
 /// The connection of a request.
 pub(super) struct Connection {
     callers: Callers,
+    tidings: Option<Arc<Tidings>>,
     peer: Option<SocketAddr>,
     port: u16,
 }
@@ -46,6 +49,7 @@ impl<'r> FromRequest<'r> for Connection {
         let callers = request.rocket().state::<Callers>();
         Outcome::Success(Connection {
             callers: callers.cloned().unwrap_or_default(),
+            tidings: request.rocket().state::<Arc<Tidings>>().map(Arc::clone),
             peer: request.remote(),
             port: request.rocket().config().port,
         })
@@ -58,10 +62,10 @@ impl Connection {
         &self,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        let Some(peer) = self.peer else {
+        let (Some(peer), Some(tidings)) = (self.peer, &self.tidings) else {
             return work.await;
         };
-        let watch = self.callers.watch(peer, self.port);
+        let watch = self.callers.watch(peer, self.port, tidings.tasks());
         tokio::select! {
             done = work => done,
             () = watch.gone.notified() => {
@@ -90,7 +94,7 @@ impl Callers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn watch(&self, peer: SocketAddr, port: u16) -> Watch {
+    fn watch(&self, peer: SocketAddr, port: u16, tasks: &Tasks) -> Watch {
         let gone = Arc::new(Notify::new());
         let mut watched = self.watched();
         let number = watched.next;
@@ -99,7 +103,8 @@ impl Callers {
             .connections
             .insert(number, (peer, Arc::clone(&gone)));
         if !std::mem::replace(&mut watched.is_watched, true) {
-            tokio::spawn(self.clone().look(port));
+            let callers = self.clone();
+            tasks.supervise(Task::new("callers"), move || callers.clone().look(port));
         }
         Watch {
             callers: self.clone(),

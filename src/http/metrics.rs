@@ -190,6 +190,16 @@ async fn metrics(
         let name = format!("tidings_refusals_total{{code=\"{code}\",limit=\"{limit}\"}}");
         sample(out, &name, count as f64);
     }
+    head(
+        out,
+        "task_panics_total",
+        "counter",
+        "Panics of the server's own tasks, after which they started again or went on.",
+    );
+    for (task, panics) in tidings.tasks().panics() {
+        let name = format!("tidings_task_panics_total{{task=\"{task}\"}}");
+        sample(out, &name, panics as f64);
+    }
     let format =
         ContentType::new("text", "plain").with_params([("version", "0.0.4"), ("charset", "utf-8")]);
     Ok((format, text))

@@ -126,6 +126,6 @@ fn mount_at(
         )
         .attach(cors::fairing(base))
         .attach(stream::fairing())
-        .attach(dead_peers::DeadPeers::default())
-        .attach(shutdown::Farewell::default())
+        .attach(dead_peers::DeadPeers)
+        .attach(shutdown::Farewell)
 }

@@ -322,7 +322,7 @@ impl From<NotReady> for Problem {
     fn from(error: NotReady) -> Problem {
         match error {
             NotReady::Store(error) => error.into(),
-            NotReady::Late | NotReady::Stopping => {
+            NotReady::Late | NotReady::Stopping | NotReady::Failing(_) => {
                 Problem::new(Kind::Unavailable, error.to_string())
             }
         }

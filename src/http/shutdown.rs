@@ -14,12 +14,12 @@
 //! they leave the process.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::{Orbit, Rocket};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::dead_peers;
@@ -31,10 +31,7 @@ use crate::service::Tidings;
 const LOOKS: u32 = 2;
 
 /// Tells the streams of an application that ends to close, and holds it up until they are gone.
-#[derive(Default)]
-pub(super) struct Farewell {
-    watch: Mutex<Option<JoinHandle<()>>>,
-}
+pub(super) struct Farewell;
 
 #[rocket::async_trait]
 impl Fairing for Farewell {
@@ -51,14 +48,13 @@ impl Fairing for Farewell {
         };
         let config = rocket.config();
         tidings.listens_on(SocketAddr::new(config.address, config.port));
-        let (shutdown, tidings) = (rocket.shutdown(), Arc::downgrade(tidings));
-        let watch = tokio::spawn(async move {
+        let (shutdown, weak) = (rocket.shutdown(), Arc::downgrade(tidings));
+        tidings.tasks().spawn("farewell", async move {
             shutdown.await;
-            if let Some(tidings) = tidings.upgrade() {
+            if let Some(tidings) = weak.upgrade() {
                 tidings.stop();
             }
         });
-        *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
     }
 
     async fn on_shutdown(&self, rocket: &Rocket<Orbit>) {
@@ -68,15 +64,6 @@ impl Fairing for Farewell {
         tidings.stop();
         let grace = Duration::from_secs(rocket.config().shutdown.grace.into());
         drained(tidings, Instant::now() + grace).await;
-    }
-}
-
-impl Drop for Farewell {
-    fn drop(&mut self) {
-        let watch = self.watch.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(watch) = watch {
-            watch.abort();
-        }
     }
 }
 

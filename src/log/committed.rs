@@ -23,6 +23,8 @@ pub struct Committed {
 pub struct Batches {
     batches: mpsc::Receiver<Vec<Arc<Event>>>,
     way: Arc<Way>,
+    /// Whether a batch was taken and is not done.
+    has_taken: bool,
 }
 
 /// What is on its way.
@@ -57,6 +59,7 @@ impl Committed {
         let batches = Batches {
             batches: receiver,
             way,
+            has_taken: false,
         };
         (committed, batches)
     }
@@ -118,14 +121,26 @@ impl Committed {
 }
 
 impl Batches {
-    /// The next batch, once there is one. None when nobody can send any more.
+    /// The next batch, once there is one. None when nobody can send any more. The one before is done then, whatever became
+    /// of it: those who wait for it must not wait for good.
     pub async fn recv(&mut self) -> Option<Vec<Arc<Event>>> {
-        self.batches.recv().await
+        self.done();
+        let batch = self.batches.recv().await;
+        self.has_taken = batch.is_some();
+        batch
     }
 
     /// The next batch, if there is one.
     pub fn try_recv(&mut self) -> Option<Vec<Arc<Event>>> {
-        self.batches.try_recv().ok()
+        self.done();
+        let batch = self.batches.try_recv().ok();
+        self.has_taken = batch.is_some();
+        batch
+    }
+
+    /// Takes no more than what was sent before.
+    pub fn close(&mut self) {
+        self.batches.close();
     }
 
     /// Notes that these events were told.
@@ -144,9 +159,11 @@ impl Batches {
         }
     }
 
-    /// Notes that a batch has been taken care of.
+    /// Notes that the batch that was taken last has been taken care of.
     pub fn done(&mut self) {
-        self.way.done.send_modify(|done| *done += 1);
+        if std::mem::take(&mut self.has_taken) {
+            self.way.done.send_modify(|done| *done += 1);
+        }
     }
 }
 

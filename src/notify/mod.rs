@@ -26,7 +26,6 @@ pub mod webhook;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::sync::watch;
 use tokio::time::timeout;
 
 use self::notification::{DeliveryError, Medium, Notification};
@@ -37,6 +36,7 @@ use crate::config::notifiers::{NotifierSettings, Patience, Rule, is_name};
 use crate::event::Event;
 use crate::id::SchoolId;
 use crate::log::Store;
+use crate::tasks::{Task, Tasks};
 
 /// Somebody who is told of what happens. An application may add its own: see [`crate::Tidings::start_with`].
 #[async_trait]
@@ -178,8 +178,13 @@ impl Notifier for Configured {
 /// All notifiers of a server.
 pub struct Notifiers {
     runners: Vec<Arc<Runner>>,
-    /// Heard by each task for as long as it runs.
-    stopping: watch::Sender<bool>,
+}
+
+async fn stop(notifier: &dyn Notifier) {
+    if timeout(NOTIFIER_STOP_MAX, notifier.stop()).await.is_err() {
+        let name = notifier.name();
+        tracing::warn!(notifier.name = name, "a notifier did not stop in time");
+    }
 }
 
 /// A notifier, as the API shows it.
@@ -199,41 +204,23 @@ impl Notifiers {
         let runner = |notifier| Arc::new(Runner::new(Arc::clone(store), notifier));
         Notifiers {
             runners: notifiers.into_iter().map(runner).collect(),
-            stopping: watch::Sender::new(false),
         }
     }
 
-    /// The tasks of the notifiers, to be spawned and aborted by the caller, once.
-    pub fn tasks(&self) -> Vec<impl Future<Output = ()> + Send + use<>> {
-        let task = |runner: &Arc<Runner>| {
-            let inbox = runner.take_inbox()?;
-            let (runner, mut stopping) = (Arc::clone(runner), self.stopping.subscribe());
-            Some(async move {
-                tokio::select! {
-                    () = runner.run(inbox) => {}
-                    _ = stopping.wait_for(|stopping| *stopping) => {}
+    /// Begins to deliver, until `tasks` end. What is under way then is tried again after the next start. A notifier that
+    /// panics over and over does not make the server unready: the server serves everybody else.
+    pub fn start(&self, tasks: &Tasks) {
+        for runner in &self.runners {
+            let name = format!("notifier {}", runner.notifier().name());
+            let (runner, token) = (Arc::clone(runner), tasks.token().clone());
+            tasks.supervise(Task::new(name).optional().ends_itself(), move || {
+                let (runner, token) = (Arc::clone(&runner), token.clone());
+                async move {
+                    if token.run_until_cancelled(runner.run()).await.is_none() {
+                        stop(runner.notifier()).await;
+                    }
                 }
-                if timeout(NOTIFIER_STOP_MAX, runner.notifier().stop())
-                    .await
-                    .is_err()
-                {
-                    let name = runner.notifier().name();
-                    tracing::warn!(notifier.name = name, "a notifier did not stop in time");
-                }
-            })
-        };
-        self.runners.iter().filter_map(task).collect()
-    }
-
-    /// Ends the tasks in order, and waits until they have. What is under way is tried again after the next start.
-    pub async fn close(&self) {
-        self.stopping.send_replace(true);
-        // An application's own may hold its thread up: nobody waits for that.
-        if timeout(2 * NOTIFIER_STOP_MAX, self.stopping.closed())
-            .await
-            .is_err()
-        {
-            tracing::warn!("a notifier does not stop");
+            });
         }
     }
 

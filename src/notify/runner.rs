@@ -5,7 +5,7 @@
 //! lost, whenever the process is killed. What is in memory ([`Schedule`]) only says when to try.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
@@ -42,7 +42,9 @@ pub(super) struct Runner {
     inbox: mpsc::Sender<Vec<Arc<Event>>>,
     /// Of the fields of what is in it.
     inbox_bytes: AtomicUsize,
-    waiting: Mutex<Option<mpsc::Receiver<Vec<Arc<Event>>>>>,
+    /// Held by the task while it runs.
+    waiting: tokio::sync::Mutex<mpsc::Receiver<Vec<Arc<Event>>>>,
+    is_started: AtomicBool,
 }
 
 /// An attempt that failed.
@@ -73,18 +75,13 @@ impl Runner {
             schedule: Mutex::default(),
             inbox,
             inbox_bytes: AtomicUsize::new(0),
-            waiting: Mutex::new(Some(waiting)),
+            waiting: tokio::sync::Mutex::new(waiting),
+            is_started: AtomicBool::new(false),
         }
     }
 
     pub(super) fn notifier(&self) -> &dyn Notifier {
         &*self.notifier
-    }
-
-    /// What [`Runner::run`] takes. There is one.
-    pub(super) fn take_inbox(&self) -> Option<mpsc::Receiver<Vec<Arc<Event>>>> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.take()
     }
 
     /// Takes note of committed events. Never waits, and runs no code of the notifier's.
@@ -128,10 +125,12 @@ impl Runner {
         }
     }
 
-    /// Delivers until it is aborted.
-    pub(super) async fn run(&self, mut waiting: mpsc::Receiver<Vec<Arc<Event>>>) {
+    /// Delivers until it is dropped. It may run again after a panic: it finds out anew where there is something to do.
+    pub(super) async fn run(&self) {
+        let mut waiting = self.waiting.lock().await;
         // An application's own may panic: it is asked to deliver all the same.
-        if catch_unwind(AssertUnwindSafe(|| self.notifier.start())).is_err() {
+        let is_first = !self.is_started.swap(true, Ordering::Relaxed);
+        if is_first && catch_unwind(AssertUnwindSafe(|| self.notifier.start())).is_err() {
             tracing::error!(
                 notifier.name = self.notifier.name(),
                 "a notifier panicked at its start"

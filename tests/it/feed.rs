@@ -130,7 +130,7 @@ impl Node {
         tokio::spawn(async move {
             let offered = Arc::clone(&hub);
             let tell = move |events: &[Arc<Event>]| offered.offer(events).wake();
-            feed::follow(&mut hints, &hub, log, tell).await;
+            feed::follow(&mut hints, &hub, log, tell, std::future::pending()).await;
         })
     }
 

@@ -74,6 +74,7 @@ mod source_rules;
 mod store_contract;
 mod streams;
 mod switches;
+mod tasks;
 mod time_left;
 mod tls;
 mod troubleshooting;

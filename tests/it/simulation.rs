@@ -103,7 +103,7 @@ fn start(rng: &mut Rng, ledger: &Arc<Ledger>, fault: Option<Fault>) -> Server {
             }
             _ => offered.offer(events).wake(),
         };
-        feed::follow(&mut batches, &offered, log, tell).await;
+        feed::follow(&mut batches, &offered, log, tell, std::future::pending()).await;
     });
     Server {
         hub,

@@ -25,11 +25,10 @@ mod sock_diag;
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rocket::fairing::{Fairing, Info, Kind};
 use rocket::{Orbit, Rocket};
-use tokio::task::JoinHandle;
 
 use crate::service::Tidings;
 
@@ -39,10 +38,7 @@ pub(super) fn is_connected(port: u16) -> bool {
 }
 
 /// Finds and ends them, from liftoff until the application is gone.
-#[derive(Default)]
-pub(super) struct DeadPeers {
-    watch: Mutex<Option<JoinHandle<()>>>,
-}
+pub(super) struct DeadPeers;
 
 #[rocket::async_trait]
 impl Fairing for DeadPeers {
@@ -62,17 +58,7 @@ impl Fairing for DeadPeers {
         };
         let config = rocket.config();
         let address = SocketAddr::new(config.address, config.port);
-        let watch = platform::watch(Arc::downgrade(tidings), address, timeout);
-        *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = watch;
-    }
-}
-
-impl Drop for DeadPeers {
-    fn drop(&mut self) {
-        let watch = self.watch.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(watch) = watch {
-            watch.abort();
-        }
+        platform::watch(tidings, address, timeout);
     }
 }
 
@@ -87,10 +73,8 @@ mod platform {
     use std::io;
 
     use std::net::SocketAddr;
-    use std::sync::Weak;
+    use std::sync::Arc;
     use std::time::Duration;
-
-    use tokio::task::JoinHandle;
 
     use crate::service::Tidings;
 
@@ -98,11 +82,10 @@ mod platform {
         false
     }
 
-    pub(super) fn watch(_: Weak<Tidings>, _: SocketAddr, _: Duration) -> Option<JoinHandle<()>> {
+    pub(super) fn watch(_: &Arc<Tidings>, _: SocketAddr, _: Duration) {
         tracing::warn!(
             "`dead_peer_timeout_secs` has no effect on this platform: readers that vanish without a word keep their place until the system gives their connections up"
         );
-        None
     }
 
     pub(super) fn open_to(_: u16) -> io::Result<HashSet<SocketAddr>> {
@@ -116,11 +99,11 @@ mod platform {
     use std::io;
     use std::net::SocketAddr;
     use std::os::fd::OwnedFd;
-    use std::sync::Weak;
+    use std::sync::{Arc, Weak};
     use std::time::Duration;
 
     use rustix::net::sockopt;
-    use tokio::task::{JoinHandle, spawn_blocking};
+    use tokio::task::spawn_blocking;
 
     use super::{descriptors, sock_diag};
     use crate::config::{
@@ -128,6 +111,7 @@ mod platform {
         WRITE_STALL,
     };
     use crate::service::Tidings;
+    use crate::tasks::Task;
     use crate::wire::Close;
 
     /// Looks at a connection's silence that fit into the time after which it is over.
@@ -141,11 +125,7 @@ mod platform {
         connections.iter().any(|own| own.inode != 0)
     }
 
-    pub(super) fn watch(
-        tidings: Weak<Tidings>,
-        address: SocketAddr,
-        timeout: Duration,
-    ) -> Option<JoinHandle<()>> {
+    pub(super) fn watch(tidings: &Arc<Tidings>, address: SocketAddr, timeout: Duration) {
         let prepared = descriptors::listening_on(address).and_then(|listeners| {
             if listeners.is_empty() {
                 return Err(io::Error::other("no such socket is listening"));
@@ -160,7 +140,10 @@ mod platform {
                 "the listening socket cannot be given TCP keep-alive and TCP_USER_TIMEOUT: connections whose peers are dead may stay open until the system gives them up"
             );
         }
-        Some(tokio::spawn(look(tidings, address.port(), timeout)))
+        let weak = Arc::downgrade(tidings);
+        tidings.tasks().supervise(Task::new("dead peers"), move || {
+            look(Weak::clone(&weak), address.port(), timeout)
+        });
     }
 
     /// Sets what accepted sockets inherit.

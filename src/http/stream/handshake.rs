@@ -305,7 +305,9 @@ impl IoHandler for Handler {
         } = *Pin::into_inner(self);
         let socket = Socket::new(io, tidings.settings().client_message_limit_bytes);
         // Ends with the connection: by the peer, the credential, silence, or the server's stop.
-        tokio::spawn(Session::new(socket, tidings, dialect, encoding, opening));
+        let tasks = tidings.tasks().clone();
+        let session = Session::new(socket, tidings, dialect, encoding, opening);
+        tasks.spawn("websocket", session);
         Ok(())
     }
 }

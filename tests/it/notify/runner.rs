@@ -1,6 +1,6 @@
 //! The runner: at least once, in order, through restarts; a dead receiver delays nobody else.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tidings::notify::notification::{DeliveryError, Notification};
 
 use super::receivers::{Receiver, free_port, needs_python};
 use crate::support::*;
+use crate::tasks::panics;
 
 pub(super) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
@@ -374,6 +375,75 @@ async fn a_notifier_that_panics_hinders_nobody_and_goes_on() {
         assert_eq!(own["failed_attempts"], 1);
         assert_eq!(own["cause"], "the notifier panicked");
     }
+}
+
+/// A notifier that panics wherever its task asks it something.
+#[derive(Default)]
+struct Rash {
+    starts: AtomicU32,
+    asked: AtomicU32,
+    got: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl Notifier for Rash {
+    fn name(&self) -> &str {
+        "rash"
+    }
+
+    fn medium(&self) -> &'static str {
+        "memory"
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        event.draft.status == "failed"
+    }
+
+    fn start(&self) {
+        self.starts.fetch_add(1, Ordering::SeqCst);
+        panic!("a fault in an application");
+    }
+
+    async fn stop(&self) {
+        panic!("a fault in an application");
+    }
+
+    async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
+        if self.asked.load(Ordering::SeqCst) < 3 {
+            return Err(DeliveryError::Failed("not yet".into()));
+        }
+        self.got.lock().unwrap().push(notification.subject.clone());
+        Ok(())
+    }
+
+    fn patience(&self) -> Patience {
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+        assert!(asked >= 3, "a fault in an application");
+        Patience::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notifiers_task_that_panics_starts_again_and_ends_nothing_else() {
+    let rash = Arc::new(Rash::default());
+    let server = server_telling(&rash, json!({})).await;
+    let tidings = Arc::clone(&server.tidings);
+    for id in ["a", "b"] {
+        fail(&server, 1, id).await;
+    }
+    until("it has panicked three times", async || {
+        panics(&server, "notifier rash").await >= 3
+    })
+    .await;
+    let ready = server.http.get(format!("{}/readyz", server.url));
+    assert_eq!(ready.send().await.unwrap().status(), 200);
+    until("all is delivered in order", async || {
+        *rash.got.lock().unwrap() == ["a", "b"]
+    })
+    .await;
+    assert_eq!(rash.starts.load(Ordering::SeqCst), 1);
+    server.stop().await;
+    assert!(tidings.tasks().running().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,254 @@
+//! Hands committed events to everyone in the server who follows the log, in its order: what [`feed::follow`] tells.
+//!
+//! 1. Every follower gets every event once, whatever another one does: a follower that panics is logged and counted, and the
+//!    next one is told all the same.
+//! 2. The receiving end of the channel outlives a panic of this task, so no batch is lost. Batches are counted in any case:
+//!    readers wait for the count.
+//! 3. If the hub itself panics, an event may be missing from some mailboxes. So all streams are told to close before the next
+//!    event is offered: they come back with their cursors and read it from the log.
+//!
+//! None of the followers can fail or delay a publication: each takes note and does its work elsewhere.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use crate::config::WAKE_AT_ONCE;
+use crate::event::Event;
+use crate::feed;
+use crate::hub::{Hub, Waiting};
+use crate::log::{Batches, Log};
+use crate::tasks::Tasks;
+use crate::wire::Close;
+
+/// The name of this task.
+pub const NAME: &str = "dispatcher";
+
+/// Takes note of events.
+pub type Follower = Box<dyn Fn(&[Arc<Event>]) + Send + Sync>;
+
+/// See the module's page.
+pub struct Dispatcher {
+    batches: Mutex<Batches>,
+    log: Arc<dyn Log>,
+    hub: Arc<Hub>,
+    followers: Vec<Follower>,
+    tasks: Tasks,
+    name: Arc<str>,
+}
+
+impl Dispatcher {
+    /// Hands these batches of a log to the hub and then to the followers. Ends with `tasks`.
+    pub fn new(
+        batches: Batches,
+        log: Arc<dyn Log>,
+        hub: Arc<Hub>,
+        followers: Vec<Follower>,
+        tasks: Tasks,
+    ) -> Dispatcher {
+        Dispatcher {
+            batches: Mutex::new(batches),
+            log,
+            hub,
+            followers,
+            tasks,
+            name: NAME.into(),
+        }
+    }
+
+    /// Works until its tasks end. What was handed over before is still dispatched.
+    pub async fn run(self: Arc<Self>) {
+        let mut batches = self.batches.lock().await;
+        let end = self.tasks.token().cancelled();
+        let tell = |events: &[Arc<Event>]| self.tell(events);
+        feed::follow(&mut batches, &self.hub, Arc::clone(&self.log), tell, end).await;
+    }
+
+    fn tell(&self, events: &[Arc<Event>]) {
+        self.offer(events);
+        for follower in &self.followers {
+            self.tasks.guard(&self.name, || follower(events));
+        }
+    }
+
+    fn offer(&self, part: &[Arc<Event>]) {
+        let offer = || self.hub.offer(part).wake_some(WAKE_AT_ONCE);
+        match self.tasks.guard(&self.name, offer) {
+            Some(None) => {}
+            Some(Some(crowd)) => self.tasks.spawn("wake readers", wake_in_turns(crowd)),
+            None => {
+                let close = || self.hub.close_all(|| Close::InternalError);
+                self.tasks.guard(&self.name, close);
+            }
+        }
+    }
+}
+
+/// Wakes a crowd a few at a time, so that readers of other channels need not wait for all of it.
+async fn wake_in_turns(crowd: Waiting) {
+    let mut left = Some(crowd);
+    while let Some(crowd) = left {
+        tokio::task::yield_now().await;
+        left = crowd.wake_some(WAKE_AT_ONCE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex as Lock;
+    use std::task::{Context, Poll, Wake, Waker};
+    use std::time::Duration;
+
+    use async_trait::async_trait;
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::config::Settings;
+    use crate::event::{Class, Draft};
+    use crate::hub::Reader;
+    use crate::hub::mailbox::Mail;
+    use crate::id::{Channel, Cursor, Epoch, SchoolId};
+    use crate::kind::job;
+    use crate::log::{Bounds, Committed, Page, StoreError, Stretch};
+    use crate::scope::Scope;
+    use crate::tasks::Task;
+
+    fn event(seq: u64) -> Arc<Event> {
+        let cursor = Cursor {
+            epoch: "00000001".parse().unwrap(),
+            seq,
+        };
+        let draft = Draft {
+            event_type: &job::JOB_PROGRESS,
+            class: Class::Milestone,
+            status: "in_progress",
+            category: None,
+            fields: "{}".into(),
+        };
+        let (school, subject) = (1.try_into().unwrap(), "a".parse().unwrap());
+        let at = DateTime::UNIX_EPOCH;
+        Arc::new(Event::new(cursor, school, job::KIND, subject, at, draft))
+    }
+
+    /// A log that nobody needs to read.
+    struct Unread;
+
+    #[async_trait]
+    impl Log for Unread {
+        fn epoch(&self) -> Epoch {
+            unreachable!("nothing is missing")
+        }
+
+        async fn bounds(&self, _: SchoolId) -> Result<Bounds, StoreError> {
+            unreachable!("nothing is missing")
+        }
+
+        async fn read_stretch(&self, _: SchoolId, _: u64, _: u64) -> Result<Stretch, StoreError> {
+            unreachable!("nothing is missing")
+        }
+
+        async fn replay(&self, _: Arc<Scope>, _: u64, _: bool) -> Result<Page, StoreError> {
+            unreachable!("nothing is missing")
+        }
+
+        async fn snapshot(
+            &self,
+            _: Arc<Scope>,
+            _: u64,
+            _: Option<u64>,
+        ) -> Result<Page, StoreError> {
+            unreachable!("nothing is missing")
+        }
+    }
+
+    struct Bench {
+        tasks: Tasks,
+        hub: Arc<Hub>,
+        committed: Committed,
+    }
+
+    fn bench(followers: Vec<Follower>) -> Bench {
+        let (committed, batches) = Committed::channel(8);
+        let (tasks, hub) = (Tasks::default(), Arc::new(Hub::new(8, 8)));
+        let offered = Arc::clone(&hub);
+        let dispatcher =
+            Dispatcher::new(batches, Arc::new(Unread), offered, followers, tasks.clone());
+        let dispatcher = Arc::new(dispatcher);
+        let task = Task::new(NAME).ends_itself();
+        tasks.supervise(task, move || Arc::clone(&dispatcher).run());
+        Bench {
+            tasks,
+            hub,
+            committed,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_follower_that_panics_keeps_no_event_from_the_others() {
+        let seen = Arc::new(Lock::new(Vec::new()));
+        let kept = Arc::clone(&seen);
+        let bench = bench(vec![
+            Box::new(|events| assert_ne!(events[0].seq, 2, "as it is to")),
+            Box::new(move |events| {
+                let seqs = events.iter().map(|event| event.seq);
+                kept.lock().unwrap().extend(seqs);
+            }),
+        ]);
+        for seq in 1..=3 {
+            bench.committed.send(vec![event(seq)]).await.unwrap();
+        }
+        bench.committed.round_trip().await.unwrap();
+        assert_eq!(*seen.lock().unwrap(), [1, 2, 3]);
+        assert!(bench.tasks.panics().contains(&(NAME.into(), 1)));
+    }
+
+    #[tokio::test]
+    async fn what_was_handed_over_before_the_end_is_dispatched() {
+        let bench = bench(Vec::new());
+        // Before the task has had a turn.
+        for seq in 1..=5 {
+            bench.committed.send(vec![event(seq)]).await.unwrap();
+        }
+        assert!(bench.tasks.end(Duration::from_secs(30)).await);
+        assert_eq!(bench.committed.waiting(), 0);
+        assert!(bench.committed.send(vec![event(6)]).await.is_err());
+    }
+
+    struct Panics;
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("as it is to");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hub_that_panics_closes_the_streams_which_may_lack_an_event() {
+        let bench = bench(Vec::new());
+        let school: SchoolId = 1.try_into().unwrap();
+        let scope = Scope::new(school, [Channel::School(school)]);
+        let reader = Reader {
+            transport: "test",
+            user: "test".into(),
+            address: None,
+            peer: None,
+        };
+        let ceilings = Settings::default().ceilings();
+        let attached = bench.hub.attach(&scope, reader, false, &ceilings).unwrap();
+        let waker = Waker::from(Arc::new(Panics));
+        let poll = |waker| {
+            let mut context = Context::from_waker(waker);
+            attached.mailbox().poll(&mut context, false)
+        };
+        assert!(poll(&waker).is_pending());
+        for seq in 1..=2 {
+            bench.committed.send(vec![event(seq)]).await.unwrap();
+        }
+        bench.committed.round_trip().await.unwrap();
+        let told = poll(Waker::noop());
+        assert!(matches!(
+            told,
+            Poll::Ready(Mail::Close(Close::InternalError))
+        ));
+    }
+}

@@ -1,0 +1,399 @@
+//! The server's own tasks. Each has a name and an owner who ends it.
+//!
+//! ```text
+//! supervise ─▶ run ─▶ returned or cancelled: over
+//!               ▲ └─▶ panicked: logged, counted ─▶ pause, which doubles ─┐
+//!               └────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! 1. A task that panics takes nothing else with it. A supervised one starts again.
+//! 2. A task *keeps failing* from its [`TASK_FAILURES`]th panic in a row until it has run for [`TASK_STEADY`]. Panics are in
+//!    a row if each comes sooner than that after the start before it. A vital task that keeps failing makes the server not ready.
+//! 3. [`Tasks::end`] cancels every task of its group and names those that have not ended in time.
+//!
+//! Deliberately absent: threads (the store owns its writer), and tasks that live no longer than the request that they serve.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{TASK_FAILURES, TASK_PAUSE_MAX, TASK_PAUSE_MIN, TASK_STEADY};
+
+/// A group of tasks that end together. Clones are the same group.
+#[derive(Clone, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    token: CancellationToken,
+    accounts: Arc<Accounts>,
+}
+
+/// A supervised task before it starts.
+pub struct Task {
+    name: Arc<str>,
+    is_vital: bool,
+    ends_itself: bool,
+}
+
+impl Task {
+    /// A vital task that is dropped at its next await when its group ends.
+    pub fn new(name: impl Into<Arc<str>>) -> Task {
+        Task {
+            name: name.into(),
+            is_vital: true,
+            ends_itself: false,
+        }
+    }
+
+    /// The server is ready without it.
+    pub fn optional(mut self) -> Task {
+        self.is_vital = false;
+        self
+    }
+
+    /// It is not dropped: it looks at [`Tasks::token`] and returns.
+    pub fn ends_itself(mut self) -> Task {
+        self.ends_itself = true;
+        self
+    }
+}
+
+/// What is known of tasks, by name.
+#[derive(Default)]
+struct Accounts(Mutex<BTreeMap<Arc<str>, Account>>);
+
+#[derive(Default)]
+struct Account {
+    is_vital: bool,
+    running: usize,
+    panics: u64,
+    /// Panics in a row.
+    failures: u32,
+    /// When the present run counts as steady. None while the task waits for its restart.
+    steady_from: Option<Instant>,
+}
+
+impl Account {
+    fn fails(&mut self, now: Instant) {
+        if self.steady_from.is_some_and(|steady| steady <= now) {
+            self.failures = 0;
+        }
+        self.panics += 1;
+        self.failures = self.failures.saturating_add(1);
+        self.steady_from = None;
+    }
+
+    fn keeps_failing(&self, now: Instant) -> bool {
+        let is_steady = self.steady_from.is_some_and(|steady| steady <= now);
+        self.failures >= TASK_FAILURES && !is_steady
+    }
+}
+
+impl Accounts {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Account>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, name: &Arc<str>, change: impl FnOnce(&mut Account) -> T) -> T {
+        change(self.lock().entry(Arc::clone(name)).or_default())
+    }
+
+    /// Notes that it runs until what is returned is dropped.
+    fn running(self: &Arc<Self>, name: Arc<str>) -> Running {
+        self.change(&name, |own| own.running += 1);
+        Running(Arc::clone(self), name)
+    }
+
+    fn starts(&self, name: &Arc<str>) {
+        let steady = Instant::now() + TASK_STEADY;
+        self.change(name, |own| own.steady_from = Some(steady));
+    }
+
+    /// Notes a panic. Returns how many there were in a row.
+    fn fails(&self, name: &Arc<str>) -> u32 {
+        self.change(name, |own| {
+            own.fails(Instant::now());
+            own.failures
+        })
+    }
+}
+
+struct Running(Arc<Accounts>, Arc<str>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.change(&self.1, |own| own.running -= 1);
+    }
+}
+
+impl Tasks {
+    /// A group whose tasks are counted with these, and end at a time of their own.
+    pub fn group(&self) -> Tasks {
+        Tasks {
+            accounts: Arc::clone(&self.accounts),
+            ..Tasks::default()
+        }
+    }
+
+    /// Cancelled when the group ends.
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// Runs what `start` makes until it returns or the group ends, and again whenever it panics.
+    pub fn supervise<F>(&self, task: Task, mut start: impl FnMut() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let Task {
+            name,
+            is_vital,
+            ends_itself,
+        } = task;
+        let (accounts, token) = (Arc::clone(&self.accounts), self.token.clone());
+        accounts.change(&name, |own| own.is_vital = is_vital);
+        let running = accounts.running(Arc::clone(&name));
+        self.tracker.spawn(async move {
+            let _running = running;
+            loop {
+                accounts.starts(&name);
+                let run = caught(async { start().await });
+                let ended = match ends_itself {
+                    true => Some(run.await),
+                    false => token.run_until_cancelled(run).await,
+                };
+                if !matches!(ended, Some(Err(Panicked))) {
+                    return;
+                }
+                let failures = accounts.fails(&name);
+                let pause = pause(failures);
+                let pause_ms = pause.as_millis();
+                tracing::error!(
+                    task = &*name,
+                    failures,
+                    pause_ms,
+                    "a task panicked; it starts again"
+                );
+                if token.run_until_cancelled(sleep(pause)).await.is_none() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Runs a task once, until it returns or the group ends. A panic is logged and counted.
+    pub fn spawn(
+        &self,
+        name: impl Into<Arc<str>>,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let (accounts, token) = (Arc::clone(&self.accounts), self.token.clone());
+        let running = accounts.running(name.into());
+        self.tracker.spawn(async move {
+            let ended = token.run_until_cancelled(caught(task)).await;
+            if let Some(Err(Panicked)) = ended {
+                accounts.change(&running.1, |own| own.panics += 1);
+                tracing::error!(task = &*running.1, "a task panicked");
+            }
+        });
+    }
+
+    /// Does a part of a supervised task's work that must not end the task: a panic counts as one of the task, which goes on.
+    pub(crate) fn guard<T>(&self, name: &Arc<str>, work: impl FnOnce() -> T) -> Option<T> {
+        let done = catch_unwind(AssertUnwindSafe(work)).ok();
+        if done.is_none() {
+            let failures = self.accounts.fails(name);
+            self.accounts.starts(name);
+            tracing::error!(
+                task = &**name,
+                failures,
+                "a part of a task panicked; the task goes on"
+            );
+        }
+        done
+    }
+
+    /// How often each task panicked, by name. One that never did is there with none.
+    pub fn panics(&self) -> Vec<(Arc<str>, u64)> {
+        let accounts = self.accounts.lock();
+        let all = accounts.iter();
+        all.map(|(name, own)| (Arc::clone(name), own.panics))
+            .collect()
+    }
+
+    /// A vital task that keeps failing.
+    pub fn failing(&self) -> Option<Arc<str>> {
+        let now = Instant::now();
+        let accounts = self.accounts.lock();
+        let mut vital = accounts.iter().filter(|(_, own)| own.is_vital);
+        let failing = vital.find(|(_, own)| own.keeps_failing(now));
+        failing.map(|(name, _)| Arc::clone(name))
+    }
+
+    /// The tasks that have not ended, of this group and those that are counted with it.
+    pub fn running(&self) -> Vec<Arc<str>> {
+        let accounts = self.accounts.lock();
+        let running = accounts.iter().filter(|(_, own)| own.running > 0);
+        running.map(|(name, _)| Arc::clone(name)).collect()
+    }
+
+    /// Asks the group's tasks to end, and waits for none.
+    pub fn cancel(&self) {
+        self.token.cancel();
+        self.tracker.close();
+    }
+
+    /// Ends the group's tasks. False if one of them has not ended `within` that time.
+    pub async fn end(&self, within: Duration) -> bool {
+        self.cancel();
+        timeout(within, self.tracker.wait()).await.is_ok()
+    }
+}
+
+/// How long a task that has panicked so often in a row waits for its restart.
+fn pause(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1);
+    TASK_PAUSE_MIN
+        .saturating_mul(2_u32.saturating_pow(doublings))
+        .min(TASK_PAUSE_MAX)
+}
+
+struct Panicked;
+
+/// The future's output, unless it panics.
+async fn caught<T>(future: impl Future<Output = T>) -> Result<T, Panicked> {
+    let mut future = pin!(future);
+    std::future::poll_fn(|context| {
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => Poll::Ready(Err(Panicked)),
+        }
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    const WITHIN: Duration = Duration::from_secs(1);
+
+    /// Panics in its first `panics` runs, then runs.
+    fn fails_at_first(tasks: &Tasks, task: Task, panics: u32) -> Arc<AtomicU32> {
+        let runs = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&runs);
+        tasks.supervise(task, move || {
+            let run = counted.fetch_add(1, Ordering::SeqCst);
+            async move {
+                assert!(run >= panics, "as it is to");
+                pending().await
+            }
+        });
+        runs
+    }
+
+    async fn until(mut condition: impl FnMut() -> bool) {
+        while !condition() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_starts_again_after_a_pause_that_doubles() {
+        let tasks = Tasks::default();
+        let runs = fails_at_first(&tasks, Task::new("a"), u32::MAX);
+        let mut pause = TASK_PAUSE_MIN;
+        for run in 1..12 {
+            until(|| runs.load(Ordering::SeqCst) == run).await;
+            sleep(pause - Duration::from_millis(10)).await;
+            assert_eq!(runs.load(Ordering::SeqCst), run, "not before {pause:?}");
+            assert_eq!(tasks.panics()[0].1, u64::from(run));
+            sleep(Duration::from_millis(10)).await;
+            assert_eq!(runs.load(Ordering::SeqCst), run + 1, "after {pause:?}");
+            pause = (pause * 2).min(TASK_PAUSE_MAX);
+        }
+        assert_eq!(pause, TASK_PAUSE_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vital_task_keeps_failing_until_it_has_run_for_a_while() {
+        let tasks = Tasks::default();
+        fails_at_first(&tasks, Task::new("optional").optional(), u32::MAX);
+        fails_at_first(&tasks, Task::new("once"), TASK_FAILURES - 1);
+        sleep(TASK_PAUSE_MAX).await;
+        assert_eq!(
+            tasks.failing(),
+            None,
+            "one that recovers, and one that is optional"
+        );
+        let runs = fails_at_first(&tasks, Task::new("vital"), TASK_FAILURES);
+        sleep(TASK_PAUSE_MIN).await;
+        assert_eq!(tasks.failing(), None, "not at the first panics");
+        until(|| {
+            let failing = tasks.failing();
+            failing.as_deref() == Some("vital")
+        })
+        .await;
+        until(|| runs.load(Ordering::SeqCst) > TASK_FAILURES).await;
+        assert!(tasks.failing().is_some(), "it has hardly begun");
+        sleep(TASK_STEADY).await;
+        assert_eq!(tasks.failing(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn panics_that_are_far_apart_are_not_in_a_row() {
+        let mut own = Account::default();
+        for _ in 0..2 * TASK_FAILURES {
+            own.steady_from = Some(Instant::now());
+            own.fails(Instant::now());
+            assert!(!own.keeps_failing(Instant::now()));
+        }
+        assert_eq!(own.panics, u64::from(2 * TASK_FAILURES));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_group_ends_its_tasks_and_names_those_that_go_on() {
+        let tasks = Tasks::default();
+        let later = tasks.group();
+        let finish = Arc::new(Notify::new());
+        fails_at_first(&tasks, Task::new("drops"), 0);
+        fails_at_first(&tasks, Task::new("panics"), u32::MAX);
+        tasks.spawn("once", pending());
+        tasks.spawn("panics once", async { panic!("as it is to") });
+        let asked = Arc::clone(&finish);
+        tasks.supervise(Task::new("stays").ends_itself(), move || {
+            let asked = Arc::clone(&asked);
+            async move { asked.notified().await }
+        });
+        fails_at_first(&later, Task::new("later"), 0);
+        until(|| !tasks.running().contains(&"panics once".into())).await;
+        assert!(!tasks.end(WITHIN).await);
+        assert_eq!(tasks.running(), ["later".into(), "stays".into()]);
+        finish.notify_one();
+        assert!(tasks.end(WITHIN).await);
+        assert_eq!(tasks.running(), ["later".into()]);
+        assert!(later.end(WITHIN).await);
+        assert!(tasks.running().is_empty());
+        let panics: BTreeMap<_, _> = tasks.panics().into_iter().collect();
+        assert_eq!((panics["once"], panics["panics once"]), (0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_panics_counts_and_the_task_goes_on() {
+        let (tasks, name) = (Tasks::default(), "a".into());
+        assert_eq!(tasks.guard(&name, || 1), Some(1));
+        assert_eq!(tasks.guard(&name, || panic!("as it is to")), None::<()>);
+        assert_eq!(tasks.panics(), [(name, 1)]);
+    }
+}

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
+use secrecy::{ExposeSecret, SecretSlice};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::time::{MissedTickBehavior, interval};
@@ -26,7 +27,7 @@ pub use self::claims::{Claims, SCHOOL_CLAIM, check_place};
 use self::jwks::JwksFile;
 pub use self::token::TokenError;
 use self::token::{KeySet, VerifyingKey, verified};
-use crate::config::{JWKS_PERIOD, Settings, make_private_folder};
+use crate::config::{JWKS_PERIOD, Secret, Settings, make_private_folder};
 use crate::id::{Channel, Cursor, Epoch, SchoolId};
 use crate::kind;
 
@@ -276,10 +277,10 @@ struct TicketClaims {
 }
 
 /// A ticket, as handed out.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct Ticket {
     /// For `?ticket=`.
-    pub ticket: String,
+    pub ticket: Secret,
     /// The last moment to open a stream with it.
     pub expires_at: DateTime<Utc>,
 }
@@ -347,21 +348,24 @@ impl Keys {
         // The secret is for tickets alone where there are public keys.
         let sign = public
             .is_none()
-            .then(|| EncodingKey::from_secret(secret.as_bytes()));
+            .then(|| EncodingKey::from_secret(secret.reveal().as_bytes()));
         let by_secret = || {
-            let key = DecodingKey::from_secret(secret.as_bytes());
+            let key = DecodingKey::from_secret(secret.reveal().as_bytes());
             Source::Fixed(Arc::new(only(Algorithm::HS256, key)))
         };
-        let ticket_key = Sha256::new()
+        let ticket_key: SecretSlice<u8> = Sha256::new()
             .chain_update(b"tidings ticket\0")
-            .chain_update(secret.as_bytes())
-            .finalize();
+            .chain_update(secret.reveal().as_bytes())
+            .finalize()
+            .to_vec()
+            .into();
+        let ticket_key = ticket_key.expose_secret();
         Ok(Keys {
             source: public.unwrap_or_else(by_secret),
             rules: ClaimRules::new(settings),
             sign,
-            ticket_verify: only(Algorithm::HS256, DecodingKey::from_secret(&ticket_key)),
-            ticket_sign: EncodingKey::from_secret(&ticket_key),
+            ticket_verify: only(Algorithm::HS256, DecodingKey::from_secret(ticket_key)),
+            ticket_sign: EncodingKey::from_secret(ticket_key),
             ticket_ttl: TimeDelta::seconds(settings.ticket_ttl_secs.into()),
             ticket_grace: TimeDelta::seconds(settings.ticket_grace_secs.into()),
             issuer: settings.jwt_issuer.clone(),
@@ -457,6 +461,7 @@ impl Keys {
         };
         let ticket = jsonwebtoken::encode(&Header::default(), &claims, &self.ticket_sign)
             .map_err(KeyError::Sign)?;
+        let ticket = ticket.into();
         Ok(Ticket { ticket, expires_at })
     }
 
@@ -508,11 +513,11 @@ fn file_error(setting: &'static str, path: &Path, source: std::io::Error) -> Key
 }
 
 /// The secret kept in the data directory, made there with mode 0600 at the first start.
-fn kept_secret(data_dir: &Path) -> Result<String, KeyError> {
+fn kept_secret(data_dir: &Path) -> Result<Secret, KeyError> {
     let path = data_dir.join(SECRET_FILE);
-    let read = || std::fs::read_to_string(&path).map(|text| text.trim().to_owned());
+    let read = || std::fs::read_to_string(&path).map(|text| Secret::from(text.trim()));
     match read() {
-        Ok(secret) if secret.len() >= SECRET_MIN_BYTES => return Ok(secret),
+        Ok(secret) if secret.reveal().len() >= SECRET_MIN_BYTES => return Ok(secret),
         Ok(_) => {
             let short = std::io::Error::other(format!("holds fewer than {SECRET_MIN_BYTES} bytes"));
             return Err(file_error("data_dir", &path, short));
@@ -524,6 +529,7 @@ fn kept_secret(data_dir: &Path) -> Result<String, KeyError> {
     let mut random = [0_u8; 32];
     getrandom::fill(&mut random).expect("the operating system gives random numbers");
     let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let secret = Secret::from(secret);
 
     // Written whole under another name and linked into place: of two processes that start at once,
     // one wins and both read the winner's secret; a crash leaves no half-written one.
@@ -532,9 +538,9 @@ fn kept_secret(data_dir: &Path) -> Result<String, KeyError> {
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let write = || -> std::io::Result<String> {
+    let write = || -> std::io::Result<Secret> {
         let mut file = options.open(&draft)?;
-        std::io::Write::write_all(&mut file, secret.as_bytes())?;
+        std::io::Write::write_all(&mut file, secret.reveal().as_bytes())?;
         file.sync_all()?;
         match std::fs::hard_link(&draft, &path) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {

@@ -10,6 +10,7 @@ use ureq::typestate::WithBody;
 use ureq::{Body, RequestBuilder};
 
 use super::{Exit, Failure};
+use crate::config::Secret;
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,12 +22,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Client {
     agent: ureq::Agent,
     base: String,
-    token: Option<String>,
+    token: Option<Secret>,
 }
 
 impl Client {
     /// For a server anywhere. Whom the system trusts is trusted, or whom `SSL_CERT_FILE` names.
-    pub(super) fn new(base: &str, token: Option<String>) -> Client {
+    pub(super) fn new(base: &str, token: Option<Secret>) -> Client {
         let mut tls = TlsConfig::builder();
         if base.starts_with("https:") {
             let trusted = rustls_native_certs::load_native_certs().certs;
@@ -39,12 +40,12 @@ impl Client {
     }
 
     /// For the server of this very process. Its certificate is for the names that others know it by, and is not verified.
-    pub(super) fn of_own_server(base: &str, token: Option<String>) -> Client {
+    pub(super) fn of_own_server(base: &str, token: Option<Secret>) -> Client {
         let tls = TlsConfig::builder().disable_verification(true).build();
         Client::with(base, token, tls)
     }
 
-    fn with(base: &str, token: Option<String>, tls: TlsConfig) -> Client {
+    fn with(base: &str, token: Option<Secret>, tls: TlsConfig) -> Client {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_TIMEOUT))
@@ -112,7 +113,7 @@ impl Client {
 
     fn with_token<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
         match &self.token {
-            Some(token) => request.header("Authorization", format!("Bearer {token}")),
+            Some(token) => request.header("Authorization", format!("Bearer {}", token.reveal())),
             None => request,
         }
     }

@@ -12,6 +12,7 @@ pub mod notifiers;
 pub mod origin;
 pub mod proxy;
 pub(crate) mod ranges;
+mod secret;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,6 +33,7 @@ pub use self::folder::make_private_folder;
 use self::notifiers::NotifierSettings;
 use self::origin::AllowedOrigins;
 use self::proxy::{Network, PathPrefix};
+pub use self::secret::Secret;
 use crate::auth::{Role, SCHOOL_CLAIM, check_place};
 use crate::id::{Kind, SchoolId};
 use crate::kind::{self, characteristic, device, enrollment, job};
@@ -117,7 +119,7 @@ pub struct Settings {
     pub max_waiting_reads_per_school: usize,
 
     /// The HS256 secret, at least 32 bytes; made at the first start if absent.
-    pub jwt_secret: Option<String>,
+    pub jwt_secret: Option<Secret>,
     /// A PEM file with the public key that tokens are verified with, instead of the secret.
     pub jwt_public_key_file: Option<PathBuf>,
     /// A JSON Web Key Set with the public keys that tokens are verified with, instead of either; reread when it changes.
@@ -472,7 +474,7 @@ impl Settings {
         if self
             .jwt_secret
             .as_ref()
-            .is_some_and(|secret| secret.len() < crate::auth::SECRET_MIN_BYTES)
+            .is_some_and(|secret| secret.reveal().len() < crate::auth::SECRET_MIN_BYTES)
         {
             return invalid("jwt_secret", "has fewer than 32 bytes");
         }

@@ -4,12 +4,11 @@
 //! its conditions hold; a condition that is not given holds. Without rules it hears every milestone.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::ConfigError;
+use super::{ConfigError, Secret};
 use crate::event::Event;
 use crate::id::SchoolId;
 use crate::kind::{self, characteristic};
@@ -298,28 +297,4 @@ fn mqtt_qos() -> u8 {
 
 fn mqtt_timeout_secs() -> u64 {
     10
-}
-
-/// A setting that no log may show.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// What it is, for the one who must know.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<&str> for Secret {
-    fn from(secret: &str) -> Secret {
-        Secret(secret.into())
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Secret")
-    }
 }

@@ -25,8 +25,8 @@ struct Asked {
 }
 
 #[derive(Serialize)]
-struct Answer {
-    ticket: String,
+struct Answer<'a> {
+    ticket: &'a str,
     expires_at: String,
     /// The path to open, with the ticket in it.
     url: String,
@@ -71,8 +71,8 @@ async fn ticket(
         }
     };
     let answer = Answer {
-        url: format!("{}{path}ticket={}", base.0, ticket.ticket),
-        ticket: ticket.ticket,
+        url: format!("{}{path}ticket={}", base.0, ticket.ticket.reveal()),
+        ticket: ticket.ticket.reveal(),
         expires_at: timestamp(ticket.expires_at),
     };
     let bytes = serde_json::to_vec(&answer).expect("a ticket is JSON");

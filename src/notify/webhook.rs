@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use chrono::{DateTime, SecondsFormat, Utc};
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use secrecy::{ExposeSecret, SecretSlice};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sha2::Sha256;
@@ -23,7 +24,8 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use super::notification::{
     DeliveryError, Medium, Notification, attempt_timeout, not_json, one_line,
 };
-use crate::config::notifiers::{Secret, WebhookSettings};
+use crate::config::Secret;
+use crate::config::notifiers::WebhookSettings;
 
 /// Lengths, in bytes, that Standard Webhooks allows a key.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
@@ -50,7 +52,7 @@ const OWN_HEADERS: &[&str] = &[
 pub struct Webhook {
     url: Uri,
     headers: HeaderMap,
-    key: Vec<u8>,
+    key: SecretSlice<u8>,
     timeout: Duration,
     agent: ureq::Agent,
     /// One request at a time, and so one blocking thread.
@@ -89,7 +91,7 @@ impl Webhook {
     ) -> Result<ureq::http::Request<Vec<u8>>, DeliveryError> {
         let body = body(notification)?;
         let timestamp = now.timestamp();
-        let signature = sign(&self.key, &notification.id, timestamp, &body);
+        let signature = sign(self.key.expose_secret(), &notification.id, timestamp, &body);
         let mut request = ureq::http::Request::post(self.url.clone())
             .header("content-type", "application/json")
             .header("webhook-id", &notification.id)
@@ -211,11 +213,12 @@ fn sign(key: &[u8], id: &str, timestamp: i64, body: &[u8]) -> String {
     format!("v1,{}", BASE64_STANDARD.encode(mac.finalize().into_bytes()))
 }
 
-fn parse_secret(secret: &str) -> Result<Vec<u8>, String> {
+fn parse_secret(secret: &str) -> Result<SecretSlice<u8>, String> {
     secret
         .strip_prefix("whsec_")
         .and_then(|encoded| BASE64_STANDARD.decode(encoded).ok())
         .filter(|key| KEY_BYTES.contains(&key.len()))
+        .map(SecretSlice::from)
         .ok_or_else(|| "setting `secret` is not `whsec_` and 24 to 64 bytes in base64".into())
 }
 
@@ -271,7 +274,7 @@ mod tests {
         let key = parse_secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         assert_eq!(
             sign(
-                &key,
+                key.expose_secret(),
                 "msg_p5jXN8AQM9LWM0D4loKWxJek",
                 1_614_265_330,
                 br#"{"test": 2432232314}"#

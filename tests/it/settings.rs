@@ -550,3 +550,51 @@ fn the_nearest_rocket_toml_at_or_above_the_folder_is_read() {
         assert!(said.contains(setting), "{said}");
     }
 }
+
+#[test]
+fn settings_show_no_secret_in_a_log_or_when_they_are_serialised() {
+    use serde_json::json;
+    let folder = tempfile::tempdir().unwrap();
+    let whsec = "whsec_aHVudGVyMi1odW50ZXIyLWh1bnRlcjItaHVudGVyMg==";
+    let notifiers = json!([
+        {
+            "name": "hook",
+            "webhook": {
+                "url": format!("https://a.example/?t={NO_VALUE}"),
+                "secret": whsec,
+                "headers": {"Authorization": format!("Bearer {NO_VALUE}")},
+            },
+        },
+        {
+            "name": "mail",
+            "email": {
+                "host": "a.example", "port": 465, "security": "tls", "username": "u",
+                "password": NO_VALUE, "from": "a@a.example", "to": ["b@a.example"],
+            },
+        },
+        {"name": "mqtt", "mqtt": {"host": "a.example", "username": "u", "password": NO_VALUE}},
+    ]);
+    let settings = json!({"jwt_secret": NO_VALUE, "notifiers": notifiers});
+    let figment = crate::support::figment(&folder, &settings);
+    let settings = tidings::config::Settings::from_figment(&figment).unwrap();
+    assert_eq!(settings.jwt_secret.as_ref().unwrap().reveal(), NO_VALUE);
+    assert_eq!(settings.notifiers.len(), 3);
+    let serialised = serde_json::to_string(&settings).unwrap();
+    for shown in [format!("{settings:?} {settings:#?}"), serialised] {
+        for secret in [NO_VALUE, whsec] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
+        assert!(shown.contains("a.example"), "and all else: {shown}");
+    }
+}
+
+#[test]
+fn a_ticket_and_a_token_are_shown_by_no_log() {
+    let secret = tidings::config::Secret::from(NO_VALUE);
+    let ticket = tidings::auth::Ticket {
+        ticket: secret.clone(),
+        expires_at: chrono::Utc::now(),
+    };
+    let shown = format!("{secret:?} {ticket:?} {:?}", Some(&secret));
+    assert!(!shown.contains(NO_VALUE), "{shown}");
+}

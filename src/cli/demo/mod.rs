@@ -154,8 +154,10 @@ fn perform(
         let claims = token::claims(Some(arguments.school), role, name, ttl);
         tidings.keys().mint(claims)
     };
-    let client =
-        Client::of_own_server(server, Some(mint(Role::Worker, "demo-worker", WORKER_TTL)?));
+    let client = Client::of_own_server(
+        server,
+        Some(mint(Role::Worker, "demo-worker", WORKER_TTL)?.into()),
+    );
     let pace = Pace {
         beat: Duration::from_millis(arguments.beat_ms.into()),
     };

@@ -16,6 +16,7 @@ use ureq::http::uri::Authority;
 use self::screen::Screen;
 use super::client::{Client, Received};
 use super::{Exit, Failure};
+use crate::config::Secret;
 use crate::config::origin::parse_port;
 use crate::id::{Channel, NameError, SchoolId, SubjectId};
 use crate::kind::{self, enrollment, job};
@@ -53,7 +54,7 @@ pub(super) struct Arguments {
     url: String,
     /// A token; better in the environment than on a command line that others can see.
     #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    token: Option<Secret>,
     /// Go on from this cursor instead of a snapshot.
     #[arg(long, value_parser = cursor)]
     cursor: Option<String>,
@@ -79,9 +80,12 @@ enum Outcome {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     // An empty variable is none.
-    let token = arguments.token.filter(|token| !token.is_empty());
+    let token = arguments.token.filter(|token| !token.reveal().is_empty());
     // Not checked by a parser of clap's, which would show it.
-    if token.as_ref().is_some_and(|token| !is_visible(token)) {
+    if token
+        .as_ref()
+        .is_some_and(|token| !is_visible(token.reveal()))
+    {
         let problem = "the token (--token, TIDINGS_TOKEN) has characters that no token has, such as blanks or line breaks";
         return Err(Failure::new(Exit::Usage, problem));
     }

@@ -107,17 +107,14 @@ mod tests {
     use crate::event::{Class, Draft};
     use crate::hub::Reader;
     use crate::hub::mailbox::Mail;
-    use crate::id::{Channel, Cursor, Epoch, SchoolId};
+    use crate::id::{Channel, Epoch, Place, SchoolId};
     use crate::kind::job;
     use crate::log::{Bounds, Committed, Page, StoreError, Stretch};
     use crate::scope::Scope;
     use crate::tasks::Task;
 
     fn event(seq: u64) -> Arc<Event> {
-        let cursor = Cursor {
-            epoch: "00000001".parse().unwrap(),
-            seq,
-        };
+        let cursor = ("00000001".parse().unwrap(), seq);
         let draft = Draft {
             event_type: &job::JOB_PROGRESS,
             class: Class::Milestone,
@@ -155,7 +152,7 @@ mod tests {
             &self,
             _: Arc<Scope>,
             _: u64,
-            _: Option<u64>,
+            _: Option<Place>,
         ) -> Result<Page, StoreError> {
             unreachable!("nothing is missing")
         }

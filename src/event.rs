@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
+use crate::id::{Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 
 /// Bytes that an event takes in addition to its fields and its subject's id: the rest of its row.
 pub const EVENT_BASE_BYTES: usize = 128;
@@ -87,6 +87,8 @@ pub struct Event {
     pub school: SchoolId,
     /// Its place: 1, 2, 3, … without holes, in commit order.
     pub seq: u64,
+    /// What tells it from another event of this number. Of a snapshot: the tag of the subject's last event, if it is known.
+    pub tag: Option<Tag>,
     /// The kind of its subject.
     pub kind: Kind,
     /// Its subject.
@@ -101,17 +103,17 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event at its place in the log.
+    /// An event of this number.
     pub fn new(
-        cursor: Cursor,
+        (epoch, seq): (Epoch, u64),
         school: SchoolId,
         kind: Kind,
         subject: SubjectId,
         at: DateTime<Utc>,
         draft: Draft,
     ) -> Event {
-        let Cursor { epoch, seq } = cursor;
         Event {
+            tag: Some(tag(seq, kind, &subject, at, &draft)),
             epoch,
             school,
             seq,
@@ -124,17 +126,35 @@ impl Event {
         }
     }
 
-    /// The same, told as a present state.
-    pub fn into_snapshot(mut self) -> Event {
-        self.snapshot = true;
-        self
+    /// A present state, told at the place of the subject's last event.
+    pub fn snapshot(
+        (epoch, place): (Epoch, Place),
+        school: SchoolId,
+        kind: Kind,
+        subject: SubjectId,
+        at: DateTime<Utc>,
+        draft: Draft,
+    ) -> Event {
+        Event {
+            tag: place.tag,
+            snapshot: true,
+            ..Event::new((epoch, place.seq), school, kind, subject, at, draft)
+        }
+    }
+
+    /// Its place in the log.
+    pub fn place(&self) -> Place {
+        Place {
+            seq: self.seq,
+            tag: self.tag,
+        }
     }
 
     /// Where a reader stands who has seen this event.
     pub fn cursor(&self) -> Cursor {
         Cursor {
             epoch: self.epoch,
-            seq: self.seq,
+            place: self.place(),
         }
     }
 
@@ -152,6 +172,24 @@ impl Event {
     pub fn frame(&self, encoding: u16, encode: impl Fn() -> Vec<u8>) -> &Arc<[u8]> {
         self.frames.get(encoding, encode)
     }
+}
+
+/// What is stored of an event decides its tag, so that it is the same whenever the event is read.
+fn tag(seq: u64, kind: Kind, subject: &SubjectId, at: DateTime<Utc>, draft: &Draft) -> Tag {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&seq.to_le_bytes());
+    crc.update(&at.timestamp_millis().to_le_bytes());
+    for text in [
+        kind.collection(),
+        subject.as_str(),
+        draft.event_type.name,
+        draft.status,
+        &draft.fields,
+    ] {
+        crc.update(&(text.len() as u64).to_le_bytes());
+        crc.update(text.as_bytes());
+    }
+    Tag::new(crc.finalize())
 }
 
 /// A list, growing at its end only, of an event's encodings. Few encodings are in use at a time, so

@@ -42,7 +42,7 @@ pub enum NameError {
     #[error("in a channel, `/` and `%` of an id are written as %2F and %25, as in `jobs/a%2Fb`")]
     Encoding,
     /// A cursor that this server cannot have issued.
-    #[error("a cursor looks like `<epoch>-<seq>` and comes from an earlier message")]
+    #[error("a cursor looks like `<epoch>-<seq>-<tag>` and comes from an earlier message")]
     Cursor,
 }
 
@@ -282,14 +282,7 @@ impl FromStr for Epoch {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if text.len() == 8 && text.bytes().all(lower_hex) {
-            u32::from_str_radix(text, 16)
-                .map(Epoch)
-                .map_err(|_| NameError::Cursor)
-        } else {
-            Err(NameError::Cursor)
-        }
+        hex(text).map(Epoch)
     }
 }
 
@@ -299,28 +292,46 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// A place in a school's log: everything up to and including `seq` has been seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Cursor {
-    /// The database's life that `seq` belongs to.
-    pub epoch: Epoch,
-    /// The last sequence number seen; 0 is before the first event.
+/// What tells an event from every other one that could have its number: 32 bits of its content and time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag(u32);
+
+impl Tag {
+    /// The tag that has these bits.
+    pub(crate) const fn new(bits: u32) -> Tag {
+        Tag(bits)
+    }
+
+    /// Its bits, as a database keeps them.
+    pub(crate) fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// A place in a school's log: that of an event, or 0 before the first one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Place {
+    /// The number of the event.
     pub seq: u64,
+    /// Which event of this number. None before the first event, and where that is not known.
+    pub tag: Option<Tag>,
 }
 
-impl Cursor {
-    /// A place in a log that is not ours: no database has its epoch, so it is answered with a `reset`.
-    pub const FOREIGN: Cursor = Cursor {
-        epoch: Epoch(0),
-        seq: 0,
-    };
+impl Place {
+    /// A place of which only the number is known.
+    pub const fn untagged(seq: u64) -> Place {
+        Place { seq, tag: None }
+    }
 }
 
-impl FromStr for Cursor {
+impl FromStr for Place {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let (epoch, seq) = text.split_once('-').ok_or(NameError::Cursor)?;
+        let (seq, tag) = match text.split_once('-') {
+            Some((seq, tag)) => (seq, Some(hex(tag)?)),
+            None => (text, None),
+        };
         if seq.is_empty() || !seq.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(NameError::Cursor);
         }
@@ -329,17 +340,75 @@ impl FromStr for Cursor {
         if seq > i64::MAX as u64 {
             return Err(NameError::Cursor);
         }
+        Ok(Place {
+            seq,
+            tag: tag.map(Tag),
+        })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tag {
+            Some(Tag(tag)) => write!(f, "{}-{tag:08x}", self.seq),
+            None => self.seq.fmt(f),
+        }
+    }
+}
+
+/// What a client comes back with: everything up to and including `place` has been seen.
+///
+/// Its text is `<epoch>-<seq>-<tag>`. The tag names the event itself: when a history was lost and its numbers are given
+/// again, a cursor from it is recognised. Cursors from before there were tags have none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Cursor {
+    /// The database's life that the place belongs to.
+    pub epoch: Epoch,
+    /// The last event seen.
+    pub place: Place,
+}
+
+impl Cursor {
+    /// A place in a log that is not ours: no database has its epoch, so it is answered with a `reset`.
+    pub const FOREIGN: Cursor = Cursor {
+        epoch: Epoch(0),
+        place: Place::untagged(0),
+    };
+
+    /// A cursor without a tag.
+    pub const fn untagged(epoch: Epoch, seq: u64) -> Cursor {
+        Cursor {
+            epoch,
+            place: Place::untagged(seq),
+        }
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (epoch, place) = text.split_once('-').ok_or(NameError::Cursor)?;
         Ok(Cursor {
             epoch: epoch.parse()?,
-            seq,
+            place: place.parse()?,
         })
     }
 }
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.epoch, self.seq)
+        write!(f, "{}-{}", self.epoch, self.place)
     }
+}
+
+/// Eight hexadecimal digits in lower case: one spelling for each number.
+fn hex(text: &str) -> Result<u32, NameError> {
+    let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if text.len() != 8 || !text.bytes().all(lower_hex) {
+        return Err(NameError::Cursor);
+    }
+    u32::from_str_radix(text, 16).map_err(|_| NameError::Cursor)
 }
 
 #[cfg(test)]
@@ -424,6 +493,11 @@ mod tests {
             "00000000-",
             "00000000--1",
             "00000000-+1",
+            "00000000-1-",
+            "00000000-1-1",
+            "00000000-1-0000000G",
+            "00000000-1-00000001-1",
+            "00000000--00000001",
             "ABCDEF00-1",
         ] {
             assert!(text.parse::<Cursor>().is_err(), "{text:?}");
@@ -450,8 +524,9 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn a_cursor_reads_back_as_written(epoch: u32, seq in 0..=i64::MAX as u64) {
-            let cursor = Cursor { epoch: Epoch(epoch), seq };
+        fn a_cursor_reads_back_as_written(epoch: u32, seq in 0..=i64::MAX as u64, tag: Option<u32>) {
+            let place = Place { seq, tag: tag.map(Tag) };
+            let cursor = Cursor { epoch: Epoch(epoch), place };
             assert_eq!(cursor.to_string().parse(), Ok(cursor));
         }
 

@@ -21,7 +21,7 @@ mod kind {
     pub(crate) use tidings::kind::{channel, job};
 }
 mod id {
-    pub(crate) use tidings::id::{Channel, Cursor, Kind, SchoolId, SubjectId};
+    pub(crate) use tidings::id::{Channel, Kind, Place, SchoolId, SubjectId};
 }
 mod scope {
     pub(crate) use tidings::scope::{Filter, Scope, without_superseded};
@@ -45,7 +45,6 @@ use std::task::{Context, Poll, Wake, Waker};
 use shuttle::sync::Mutex;
 use shuttle::thread::{self, Thread};
 use tidings::event::{Class, Draft, Event};
-use tidings::id::Cursor;
 use tidings::scope::Scope;
 use tidings::wire::Close;
 
@@ -58,10 +57,7 @@ const SCHEDULES: usize = 3_000;
 const DEPTH: usize = 3;
 
 fn event(seq: u64, class: Class) -> Arc<Event> {
-    let cursor = Cursor {
-        epoch: "00000001".parse().expect("eight digits"),
-        seq,
-    };
+    let cursor = ("00000001".parse().expect("eight digits"), seq);
     let draft = Draft {
         event_type: &kind::job::JOB_PROGRESS,
         class,

@@ -23,8 +23,8 @@ use std::sync::Arc;
 use self::segments::{Heads, Segments};
 pub use self::tail::follow;
 use crate::config::SEGMENT_EVENTS;
-use crate::id::{Channel, Epoch, SchoolId};
-use crate::log::{Committed, Log, Page, StoreError};
+use crate::id::{Channel, Epoch, Place, SchoolId};
+use crate::log::{Bounds, Committed, Log, Page, StoreError};
 use crate::scope::{Scope, without_superseded};
 
 /// See the module's page.
@@ -61,28 +61,36 @@ impl Feed {
         self.committed.settled(school)
     }
 
-    /// Returns events in scope after `after`. With `fold`, ticks are left out that a later event in scope supersedes.
+    /// Returns events in scope after `after`. With `fold`, ticks are left out that a later event in scope supersedes. None if
+    /// `after` has a tag, and the log has another event there, or none.
     pub async fn replay(
         &self,
         scope: Arc<Scope>,
-        after: u64,
+        after: Place,
         fold: bool,
-    ) -> Result<Page, StoreError> {
-        if is_narrow(&scope) {
-            return self.log.replay(scope, after, fold).await;
+    ) -> Result<Option<Page>, StoreError> {
+        if after.tag.is_none() && is_narrow(&scope) {
+            return self.log.replay(scope, after.seq, fold).await.map(Some);
         }
         let bounds = self.heads.bounds(scope.school).await?;
-        if after < bounds.floor || after >= bounds.head {
-            return Ok(Page {
+        if !self.is_known(scope.school, after, bounds).await? {
+            return Ok(None);
+        }
+        let after = after.seq;
+        if is_narrow(&scope) {
+            return self.log.replay(scope, after, fold).await.map(Some);
+        }
+        if after < bounds.floor.seq || after >= bounds.head.seq {
+            return Ok(Some(Page {
                 events: Vec::new(),
                 through: bounds.head,
                 head: bounds.head,
-                floor: bounds.floor,
-            });
+                floor: bounds.floor.seq,
+            }));
         }
         let Some(segment) = self.segments.get(scope.school, after, bounds).await? else {
             // Its events are too large to be kept for others.
-            return self.log.replay(scope, after, fold).await;
+            return self.log.replay(scope, after, fold).await.map(Some);
         };
         let told = segment.after(after).filter(|event| scope.hears(event));
         let mut events = told.map(Arc::clone).collect();
@@ -90,12 +98,43 @@ impl Feed {
             events = without_superseded(events);
             events.retain(|event| !segment.supersedes(event, &scope.filter));
         }
-        Ok(Page {
+        Ok(Some(Page {
             events,
             through: segment.through(),
             head: bounds.head.max(segment.through()),
-            floor: bounds.floor.max(segment.floor()),
-        })
+            floor: bounds.floor.seq.max(segment.floor()),
+        }))
+    }
+
+    /// Whether the log has this very event, as far as that can be told. What is past retention is another question.
+    async fn is_known(
+        &self,
+        school: SchoolId,
+        place: Place,
+        bounds: Bounds,
+    ) -> Result<bool, StoreError> {
+        let Place { seq, tag } = place;
+        if tag.is_none() || seq < bounds.floor.seq {
+            return Ok(true);
+        }
+        for known in [bounds.head, bounds.floor] {
+            if seq == known.seq {
+                return Ok(known.tag.is_none_or(|known| Some(known) == tag));
+            }
+        }
+        if seq > bounds.head.seq {
+            return Ok(false);
+        }
+        let before = seq - 1;
+        let event = match self.segments.get(school, before, bounds).await? {
+            Some(segment) => segment.after(before).next().map(Arc::clone),
+            None => {
+                let stretch = self.log.read_stretch(school, before, seq).await?;
+                stretch.events.into_iter().next()
+            }
+        };
+        // It may have left the log meanwhile: then the replay finds that out.
+        Ok(event.is_none_or(|event| event.place() == place))
     }
 
     /// Returns present states in scope; see [`Log::snapshot`].
@@ -103,7 +142,7 @@ impl Feed {
         &self,
         scope: Arc<Scope>,
         after: u64,
-        upto: Option<u64>,
+        upto: Option<Place>,
     ) -> Result<Page, StoreError> {
         self.log.snapshot(scope, after, upto).await
     }

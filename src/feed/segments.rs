@@ -17,7 +17,7 @@ use lru::LruCache;
 
 use crate::config::{SEGMENT_MAX_BYTES, SEGMENTS_MAX, SEGMENTS_MAX_BYTES};
 use crate::event::Event;
-use crate::id::{Kind, SchoolId, SubjectId};
+use crate::id::{Kind, Place, SchoolId, SubjectId};
 use crate::log::{Bounds, LastEvent, Log, StoreError};
 use crate::scope::Filter;
 
@@ -46,8 +46,10 @@ impl Segment {
         self.floor
     }
 
-    pub(super) fn through(&self) -> u64 {
-        self.through
+    /// It holds all events up to here.
+    pub(super) fn through(&self) -> Place {
+        let last = self.events.last().filter(|last| last.seq == self.through);
+        last.map_or(Place::untagged(self.through), |last| last.place())
     }
 
     /// Whether this is a tick of which a later event that passes the filter says all.
@@ -117,7 +119,7 @@ impl Segments {
         let mut state = slot.state.lock().await;
         let known = match &*state {
             State::TooLarge => return Ok(None),
-            State::Read(segment) if segment.through >= end.min(bounds.head) => {
+            State::Read(segment) if segment.through >= end.min(bounds.head.seq) => {
                 return Ok(Some(Arc::clone(segment)));
             }
             State::Read(segment) => Some(Arc::clone(segment)),

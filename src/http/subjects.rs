@@ -16,7 +16,7 @@ use super::credential::{Caller, query};
 use super::methods::Collection;
 use super::problem::{Kind, Problem};
 use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, QUERY_TEXT_MAX_BYTES};
-use crate::id::{Channel, Cursor, NameError, SubjectId};
+use crate::id::{Channel, Cursor, NameError, Place, SubjectId};
 use crate::kind::job::{JobType, Status as JobStatus};
 use crate::kind::{self, Command, RuleError};
 use crate::log::{Envelope, ListPage, ListQuery, Order, Receipt, Stalled, StoredSubject};
@@ -177,10 +177,10 @@ async fn list(
     }
     let cursor = Cursor {
         epoch: tidings.store().epoch(),
-        seq: first.or(page.head),
+        place: first.or(page.head),
     };
     let next = page.next.map_or("null".to_owned(), |next| {
-        format!("\"{next}-{}\"", cursor.seq)
+        format!("\"{next}-{}\"", cursor.place)
     });
     json.extend(format!(r#"],"next":{next},"#).into_bytes());
     if let Some(searched) = page.searched {
@@ -318,11 +318,11 @@ fn list_query(
 
 /// Where the log ended when the first page of a list was read, which every later `page` repeats. The cursor of all pages
 /// is the one of the first: from a later one, a stream would not tell what happened to the subjects of earlier pages.
-pub(super) struct FirstHead(Option<u64>);
+pub(super) struct FirstHead(Option<Place>);
 
 impl FirstHead {
     /// The same, or of a first page where the log ends now.
-    pub(super) fn or(self, head: u64) -> u64 {
+    pub(super) fn or(self, head: Place) -> Place {
         self.0.map_or(head, |first| first.min(head))
     }
 }

@@ -173,11 +173,11 @@ async fn list(
     let page = tidings.store().violations(caller.school, asked).await?;
     let cursor = Cursor {
         epoch: tidings.store().epoch(),
-        seq: first.or(page.head),
+        place: first.or(page.head),
     };
     let answer = json!({
         "violations": page.violations.iter().map(resource).collect::<Vec<_>>(),
-        "next": page.next.map(|next| format!("{next}-{}", cursor.seq)),
+        "next": page.next.map(|next| format!("{next}-{}", cursor.place)),
         "cursor": cursor.to_string(),
     });
     Ok(Json::ok(answer.to_string().into_bytes()))

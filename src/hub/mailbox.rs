@@ -169,16 +169,13 @@ impl Mailbox {
 pub(super) mod tests {
     use super::*;
     use crate::event::{Class, Draft};
-    use crate::id::{Cursor, Kind};
+    use crate::id::Kind;
     use crate::kind::job::JOB_PROGRESS;
 
     pub(in crate::hub) const JOBS: Kind = crate::kind::job::KIND;
 
     pub(in crate::hub) fn event(seq: u64, subject: &str, milestone: bool) -> Arc<Event> {
-        let cursor = Cursor {
-            epoch: "00000001".parse().unwrap(),
-            seq,
-        };
+        let cursor = ("00000001".parse().unwrap(), seq);
         let class = if milestone {
             Class::Milestone
         } else {

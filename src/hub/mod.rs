@@ -23,7 +23,7 @@ use self::history::Ring;
 use self::mailbox::{Depth, Mailbox};
 use crate::config::{Ceilings, RATE_SECS, WINDOW_MAX_BYTES};
 use crate::event::Event;
-use crate::id::{Channel, Kind, SchoolId, SubjectId};
+use crate::id::{Channel, Kind, Place, SchoolId, SubjectId};
 use crate::scope::Scope;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -48,7 +48,7 @@ struct School {
 /// What one lock protects.
 struct Room {
     /// The newest seq that was offered, or that somebody who listens has read up to before anything was.
-    head: Option<u64>,
+    head: Option<Place>,
     /// Everything from here to the head was offered.
     dense_from: u64,
     /// Newest events, contiguous in `seq`, oldest first.
@@ -219,7 +219,7 @@ impl Hub {
     pub fn next(&self, school: SchoolId) -> Option<u64> {
         let schools = self.schools.read().unwrap_or_else(PoisonError::into_inner);
         let head = lock(schools.get(&school)?).head;
-        head.map(|head| head + 1)
+        head.map(|head| head.seq + 1)
     }
 
     /// Begins to listen to `scope`. Read the store only afterwards: an event committed between a read and a
@@ -466,8 +466,8 @@ impl Room {
 
     fn offer(&mut self, event: &Arc<Event>, window_events: usize, waiting: &mut Waiting) {
         match self.head {
-            Some(head) if event.seq <= head => return,
-            Some(head) if event.seq == head + 1 => {}
+            Some(head) if event.seq <= head.seq => return,
+            Some(head) if event.seq == head.seq + 1 => {}
             Some(_) => {
                 // A hole. Who would miss what is in it reads the log.
                 let lag = |own: &Attached| own.mailbox.lag();
@@ -495,7 +495,7 @@ impl Room {
             };
             self.window_bytes -= oldest.draft.fields.len();
         }
-        self.head = Some(event.seq);
+        self.head = Some(event.place());
         self.last_offer = Instant::now();
     }
 
@@ -656,39 +656,51 @@ impl Attachment {
         }
     }
 
-    /// Goes on from the log, of which everything up to `seq` has been read, to what is offered. False if something after
+    /// Goes on from the log, of which everything up to `place` has been read, to what is offered. False if something after
     /// that was offered before this connection was attached, or never: then there is more to read.
-    pub fn joins(&self, seq: u64) -> bool {
+    pub fn joins(&self, place: Place) -> bool {
         let mut room = lock(&self.school);
         match room.head {
             None => {
                 // From now on it is noticed if something is missing.
-                room.head = Some(seq);
-                room.begin_at(seq + 1);
+                room.head = Some(place);
+                room.begin_at(place.seq + 1);
                 true
             }
-            Some(head) => seq >= head || room.dense_from <= seq + 1,
+            Some(head) => place.seq >= head.seq || room.dense_from <= place.seq + 1,
         }
     }
 
-    /// The newest seq of the school that was offered. All of it in scope has been in the mailbox.
-    pub fn head(&self) -> Option<u64> {
+    /// The place of the school's newest event that was offered. All of it in scope has been in the mailbox.
+    pub fn head(&self) -> Option<Place> {
         lock(&self.school).head
     }
 
-    /// The events after `after` and the seq up to which they reach, if the window goes back that far.
-    pub fn window(&self, after: u64) -> Option<(Vec<Arc<Event>>, u64)> {
+    /// The events after `after` and the place up to which they reach, if the window goes back that far and is known to go on
+    /// from that very event.
+    pub fn window(&self, after: Place) -> Option<(Vec<Arc<Event>>, Place)> {
         let room = lock(&self.school);
         let head = room.head?;
-        let first = room.window.front().map_or(head + 1, |oldest| oldest.seq);
-        if after > head || after + 1 < first {
+        let first = room
+            .window
+            .front()
+            .map_or(head.seq + 1, |oldest| oldest.seq);
+        if after.seq > head.seq || after.seq + 1 < first {
             return None;
         }
-        let skipped = (after + 1 - first) as usize;
-        Some((
-            room.window.iter().skip(skipped).map(Arc::clone).collect(),
-            head,
-        ))
+        let skipped = (after.seq + 1 - first) as usize;
+        if after.tag.is_some() {
+            let before = skipped
+                .checked_sub(1)
+                .and_then(|last| room.window.get(last));
+            let known = before.map(|event| event.place());
+            let known = known.or_else(|| Some(head).filter(|head| head.seq == after.seq));
+            if known.is_none_or(|known| known != after) {
+                return None;
+            }
+        }
+        let events = room.window.iter().skip(skipped).map(Arc::clone);
+        Some((events.collect(), head))
     }
 }
 

@@ -67,7 +67,7 @@ fn the_window_answers_only_for_what_it_wholly_covers() {
     let hub = hub();
     let attachment = hub.attach(&scope(&[]), reader(), true, &most(10)).unwrap();
     assert!(
-        attachment.window(0).is_none(),
+        attachment.window(Place::default()).is_none(),
         "nothing offered yet: only the store knows"
     );
     for seq in 3..=8 {
@@ -75,13 +75,24 @@ fn the_window_answers_only_for_what_it_wholly_covers() {
     }
     let seqs = |after| {
         attachment
-            .window(after)
-            .map(|(events, head)| (events.iter().map(|e| e.seq).collect::<Vec<_>>(), head))
+            .window(Place::untagged(after))
+            .map(|(events, head)| (events.iter().map(|e| e.seq).collect::<Vec<_>>(), head.seq))
     };
     assert_eq!(seqs(3), None, "4 has left the window");
     assert_eq!(seqs(4), Some((vec![5, 6, 7, 8], 8)));
     assert_eq!(seqs(7), Some((vec![8], 8)));
     assert_eq!(seqs(8), Some((vec![], 8)));
+    for seq in 5..=8 {
+        let known = event(seq, "a", true).place();
+        let other = event(seq, "b", true).place();
+        assert!(attachment.window(known).is_some(), "{seq} is what it was");
+        assert!(
+            attachment.window(other).is_none(),
+            "another event was {seq}"
+        );
+    }
+    let before = event(4, "a", true).place();
+    assert!(attachment.window(before).is_none(), "4 cannot be looked at");
     assert_eq!(seqs(9), None, "beyond what was offered");
     hub.offer(&[event(10, "a", true)]).wake();
     assert_eq!(seqs(8), None, "9 was never offered: a hole is not a window");
@@ -148,7 +159,10 @@ fn a_hole_is_not_passed_on_but_makes_everyone_read_the_log() {
         assert!(depth.lagging, "whatever it listens to");
         assert_eq!(depth.events, 0);
     }
-    assert!(attachment.window(1).is_none(), "2 is not in it");
-    assert!(!attachment.joins(1), "nor was it offered");
-    assert!(attachment.joins(2));
+    assert!(
+        attachment.window(Place::untagged(1)).is_none(),
+        "2 is not in it"
+    );
+    assert!(!attachment.joins(Place::untagged(1)), "nor was it offered");
+    assert!(attachment.joins(Place::untagged(2)));
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::StoreError;
 use crate::event::{Event, EventType};
-use crate::id::{Kind, SchoolId, SubjectId};
+use crate::id::{Kind, Place, SchoolId, SubjectId};
 use crate::kind::characteristic::Violation;
 use crate::kind::device::Device;
 use crate::kind::{Command, State};
@@ -98,8 +98,8 @@ pub struct ListPage {
     pub next: Option<u64>,
     /// How far was looked for those that fit. None if an index has them, so that nothing else was looked at.
     pub searched: Option<Searched>,
-    /// The school's newest `seq` when the page was read: a stream from here goes on where the list ends.
-    pub head: u64,
+    /// Where the school's log ended when the page was read: a stream from here goes on where the list ends.
+    pub head: Place,
 }
 
 /// How far a list was searched for what fits.
@@ -135,8 +135,8 @@ pub struct ViolationPage {
     pub violations: Vec<Violation>,
     /// The key of the next page, if there is one.
     pub next: Option<u64>,
-    /// The school's newest `seq` when the page was read.
-    pub head: u64,
+    /// Where the school's log ended when the page was read.
+    pub head: Place,
 }
 
 /// A subject whose silence is worth a look.

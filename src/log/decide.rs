@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::facts::{Address, Answered, Facts, Moment, Stored, Tail};
 use super::{CommandError, Envelope, Idempotency, Receipt, Room};
 use crate::event::{Class, Event};
-use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
+use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::kind::characteristic::Violation;
 use crate::kind::job::Past;
 use crate::kind::{self, Context, Limits, Outcome, RuleError, State};
@@ -148,7 +148,10 @@ impl Rules {
             return Ok(Decision::refused(error));
         }
         let tail = Tail {
-            head: tail.head + numbered.events.len() as u64,
+            head: numbered
+                .events
+                .last()
+                .map_or(tail.head, |event| event.place()),
             bytes: tail.bytes + written as u64,
         };
         let idempotency = envelope.idempotency.as_ref();
@@ -204,7 +207,7 @@ impl Rules {
             history,
             uptime,
             sub: envelope.sub.as_deref(),
-            next_seq: tail.head + 1,
+            next_seq: tail.head.seq + 1,
             holder: holder.as_ref(),
             violation: violation.as_ref(),
             taken_violation,
@@ -223,26 +226,21 @@ impl Rules {
     ) -> Numbered {
         let (school, kind, subject) = address;
         let mut events = Vec::with_capacity(outcome.drafts.len());
-        for (seq, draft) in (tail.head + 1..).zip(outcome.drafts) {
-            let cursor = Cursor {
-                epoch: self.epoch,
-                seq,
-            };
-            let event = Event::new(cursor, *school, *kind, subject.clone(), now, draft);
+        let next = tail.head.seq + 1;
+        for (seq, draft) in (next..).zip(outcome.drafts) {
+            let place = (self.epoch, seq);
+            let event = Event::new(place, *school, *kind, subject.clone(), now, draft);
             events.push(Arc::new(event));
         }
-        let next = tail.head + 1;
-        let place = previous.map(|stored| (stored.created_seq, stored.last_seq, stored.last_at));
-        let (created_seq, last_seq, last_at) = place.unwrap_or((next, next, now));
+        let known = previous.map(|stored| (stored.created_seq, stored.last, stored.last_at));
+        let (created_seq, last, last_at) = known.unwrap_or((next, Place::untagged(next), now));
         let answer = events.get(outcome.answer).map(Arc::clone);
-        let (last_seq, last_at) = match &answer {
-            Some(_) => (tail.head + events.len() as u64, now),
-            None => (last_seq, last_at),
-        };
+        let newest = events.last().filter(|_| answer.is_some());
+        let (last, last_at) = newest.map_or((last, last_at), |event| (event.place(), now));
         let stored = Stored {
             state: outcome.state,
             created_seq,
-            last_seq,
+            last,
             last_at,
         };
         let receipt = match answer {

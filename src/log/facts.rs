@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use crate::event::Event;
-use crate::id::{Cursor, Epoch, Kind, SchoolId, SubjectId};
+use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::kind::State;
 use crate::kind::characteristic::Violation;
 use crate::kind::job::History;
@@ -26,8 +26,8 @@ pub struct Moment {
 /// The end of a school's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tail {
-    /// The newest `seq`; 0 if there is none.
-    pub head: u64,
+    /// The newest event's place; 0 if there is none.
+    pub head: Place,
     /// Bytes of all events that are kept.
     pub bytes: u64,
 }
@@ -40,7 +40,7 @@ pub struct Stored {
     /// The event that created it.
     pub created_seq: u64,
     /// Its last event.
-    pub last_seq: u64,
+    pub last: Place,
     /// When that happened.
     pub last_at: DateTime<Utc>,
 }
@@ -54,11 +54,8 @@ impl Stored {
         now: DateTime<Utc>,
     ) -> Event {
         let draft = self.state.describe(&subject, now);
-        let cursor = Cursor {
-            epoch,
-            seq: self.last_seq,
-        };
-        Event::new(cursor, school, kind, subject, self.last_at, draft).into_snapshot()
+        let place = (epoch, self.last);
+        Event::snapshot(place, school, kind, subject, self.last_at, draft)
     }
 }
 

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Allowance, CommandError, Envelope, Meter, Receipt, StoreError};
 use crate::event::Event;
-use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::scope::Scope;
 use crate::uptime::UptimeClock;
 use crate::wall_clock;
@@ -18,10 +18,10 @@ use crate::wall_clock;
 pub struct Page {
     /// In the order of `seq`.
     pub events: Vec<Arc<Event>>,
-    /// Everything in scope up to this `seq` has been told by this page and the ones before it.
-    pub through: u64,
-    /// The newest `seq` of the school when the page was read.
-    pub head: u64,
+    /// Everything in scope up to this place has been told by this page and the ones before it.
+    pub through: Place,
+    /// The place of the school's newest event when the page was read, or of the last one that a snapshot is to tell.
+    pub head: Place,
     /// Events up to this `seq` are gone.
     pub floor: u64,
 }
@@ -29,10 +29,10 @@ pub struct Page {
 /// Where a school's log begins and ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bounds {
-    /// The newest `seq`; 0 if there is none.
-    pub head: u64,
-    /// Events up to this `seq` are gone.
-    pub floor: u64,
+    /// The newest event's place; 0 if there is none.
+    pub head: Place,
+    /// Events up to this one are gone.
+    pub floor: Place,
 }
 
 /// Part of a school's log: every event from one `seq` to another.
@@ -87,7 +87,7 @@ pub trait Log: Send + Sync + 'static {
         &self,
         scope: Arc<Scope>,
         after: u64,
-        upto: Option<u64>,
+        upto: Option<Place>,
     ) -> Result<Page, StoreError>;
 }
 
@@ -95,8 +95,8 @@ pub trait Log: Send + Sync + 'static {
 /// `tests/it/store_contract` asks it.
 #[async_trait]
 pub trait Journal: Log {
-    /// The newest `seq` of a school, for a request, which has its turn like any other.
-    async fn head(&self, school: SchoolId) -> Result<u64, StoreError>;
+    /// Where a school's log ends, for a request, which has its turn like any other.
+    async fn head(&self, school: SchoolId) -> Result<Place, StoreError>;
 
     /// Carries out commands in order and answers each, after the commit. Fails only if none has had an effect.
     async fn append(

@@ -257,8 +257,8 @@ impl Runner {
             };
             return self.fails_at_cursor(event, place, failure).await;
         }
-        if page.through > place.seq {
-            self.record(school, page.through, Progress::default())
+        if page.through.seq > place.seq {
+            self.record(school, page.through.seq, Progress::default())
                 .await?;
         }
         Ok(page.through < page.head)

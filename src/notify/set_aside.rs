@@ -111,7 +111,7 @@ impl Runner {
         });
         Ok(Backlog {
             events: page.events,
-            through: page.through,
+            through: page.through.seq,
             cursor: place.seq,
             floor: page.floor,
         })

@@ -14,7 +14,7 @@ use super::{Delivery, Reading, Subscription};
 use crate::config::CATCH_UP_SIGN;
 use crate::event::Event;
 use crate::feed::Feed;
-use crate::id::{Channel, Cursor, Kind};
+use crate::id::{Channel, Cursor, Kind, Place};
 use crate::log::Page;
 use crate::scope::{Scope, without_superseded};
 use crate::wire::{Close, Control, ResetReason};
@@ -27,20 +27,20 @@ pub(super) enum Step {
     /// hub has been offered everything that was committed in this school when the catch-up began.
     ///
     /// With `from`, the position is set to it first.
-    CatchUp { from: Option<u64>, settled: bool },
+    CatchUp { from: Option<Place>, settled: bool },
     /// Tell the present states of `scope`. Those of channels that were `added` to others end at the position;
     /// otherwise the snapshot sets it.
     Snapshot {
         scope: Arc<Scope>,
         added: Option<Added>,
         after: u64,
-        upto: Option<u64>,
+        upto: Option<Place>,
     },
     /// Tell the events of added channels after `after`, up to the position.
     Replay {
         scope: Arc<Scope>,
         added: Added,
-        after: u64,
+        after: Place,
     },
     /// Listen to more.
     Add(Box<Addition>),
@@ -82,7 +82,7 @@ impl Step {
     }
 
     /// Brings channels that are added to others up to the position, from a place that is known.
-    pub(super) fn replay(scope: Arc<Scope>, added: Added, after: u64) -> Step {
+    pub(super) fn replay(scope: Arc<Scope>, added: Added, after: Place) -> Step {
         Step::Replay {
             scope,
             added,
@@ -113,7 +113,7 @@ impl Subscription {
         if from.is_some() {
             // A cursor that is not known is one of another life.
             let reset = Control::Reset(ResetReason::UnknownEpoch);
-            self.push(Delivery::Control(reset), Some(0));
+            self.push(Delivery::Control(reset), Some(Place::default()));
         }
         self.snapshot()
     }
@@ -197,6 +197,7 @@ impl Subscription {
                 settled,
             } => {
                 self.position = from;
+                self.is_claimed = true;
                 self.plan.push_front(Step::CatchUp {
                     from: None,
                     settled,
@@ -239,7 +240,10 @@ impl Subscription {
 
     fn poll_catch_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let scope = Arc::clone(&self.scope);
-        let after = self.position;
+        let after = match self.is_claimed {
+            true => self.position,
+            false => Place::untagged(self.position.seq),
+        };
         if self.reading.is_none()
             && let Some((events, head)) = self.attachment.window(after)
         {
@@ -254,6 +258,7 @@ impl Subscription {
             };
             told.into_iter().for_each(|event| self.deliver(event));
             self.position = head;
+            self.is_claimed = false;
             return Poll::Ready(());
         }
         let Poll::Ready(page) = self.poll_replay_page(cx, &scope, after) else {
@@ -263,23 +268,20 @@ impl Subscription {
             });
             return Poll::Pending;
         };
-        let Some(page) = page else {
-            return Poll::Ready(());
-        };
-        if let Some(reason) = self.cannot_honour(after, &page) {
-            self.push(Delivery::Control(Control::Reset(reason)), Some(0));
-            if !matches!(self.plan.front(), Some(Step::Ready)) {
-                self.plan.push_front(Step::Ready);
+        self.is_claimed = false;
+        let page = match page {
+            Some(Ok(page)) => page,
+            Some(Err(reason)) => {
+                self.reset(reason);
+                return Poll::Ready(());
             }
-            let snapshot = self.snapshot();
-            self.plan.push_front(snapshot);
-            return Poll::Ready(());
-        }
+            None => return Poll::Ready(()),
+        };
         page.events
             .into_iter()
             .for_each(|event| self.deliver(event));
         self.position = page.through;
-        if page.through < page.head || !self.attachment.joins(self.position) {
+        if page.through.seq < page.head.seq || !self.attachment.joins(self.position) {
             self.plan.push_front(Step::CatchUp {
                 from: None,
                 settled: true,
@@ -288,12 +290,23 @@ impl Subscription {
         Poll::Ready(())
     }
 
+    /// Begins anew with the present states of all that is listened to: clients forget on it all that they know.
+    fn reset(&mut self, reason: ResetReason) {
+        let reset = Delivery::Control(Control::Reset(reason));
+        self.push(reset, Some(Place::default()));
+        if !matches!(self.plan.front(), Some(Step::Ready)) {
+            self.plan.push_front(Step::Ready);
+        }
+        let snapshot = self.snapshot();
+        self.plan.push_front(snapshot);
+    }
+
     fn poll_replay(
         &mut self,
         cx: &mut Context<'_>,
         scope: Arc<Scope>,
         added: Added,
-        after: u64,
+        after: Place,
     ) -> Poll<()> {
         let Poll::Ready(page) = self.poll_replay_page(cx, &scope, after) else {
             self.plan.push_front(Step::Replay {
@@ -303,28 +316,29 @@ impl Subscription {
             });
             return Poll::Pending;
         };
-        let Some(page) = page else {
-            return Poll::Ready(());
+        let page = match page {
+            Some(Ok(page)) => page,
+            Some(Err(reason)) => {
+                let reset = Delivery::Control(Control::Reset(reason));
+                self.push(reset, Some(Place::default()));
+                let snapshot = self.snapshot();
+                self.plan.push_front(snapshot);
+                return Poll::Ready(());
+            }
+            None => return Poll::Ready(()),
         };
-        if let Some(reason) = self.cannot_honour(after, &page) {
-            // Clients forget on it all that they know, so it is about all that is listened to.
-            self.push(Delivery::Control(Control::Reset(reason)), Some(0));
-            let snapshot = self.snapshot();
-            self.plan.push_front(snapshot);
-            return Poll::Ready(());
-        }
         // Beyond the position the added channels are live: their mail has been kept since they were added.
-        let upto = self.position;
+        let upto = self.position.seq;
         let told = page
             .events
             .into_iter()
             .filter(|event| event.seq <= upto && !added.tells(event));
         told.for_each(|event| self.push(Delivery::Event(event), None));
-        if page.through < upto {
+        if page.through.seq < upto {
             self.plan.push_front(Step::Replay {
                 scope,
                 added,
-                after: page.through,
+                after: Place::untagged(page.through.seq),
             });
         }
         Poll::Ready(())
@@ -336,12 +350,12 @@ impl Subscription {
         scope: Arc<Scope>,
         added: Option<Added>,
         after: u64,
-        upto: Option<u64>,
+        upto: Option<Place>,
     ) -> Poll<()> {
         let upto = upto.or_else(|| added.as_ref().map(|_| self.position));
         let Poll::Ready(page) = self.poll_page(cx, |feed| {
             let scope = Arc::clone(&scope);
-            Box::pin(async move { feed.snapshot(scope, after, upto).await })
+            Box::pin(async move { feed.snapshot(scope, after, upto).await.map(Some) })
         }) else {
             self.plan.push_front(Step::Snapshot {
                 scope,
@@ -351,7 +365,7 @@ impl Subscription {
             });
             return Poll::Pending;
         };
-        let Some(page) = page else {
+        let Some(Some(page)) = page else {
             return Poll::Ready(());
         };
         match &added {
@@ -361,8 +375,8 @@ impl Subscription {
             }
             None => {
                 self.position = page.head;
-                self.wide_from = page.head;
-                if page.through >= page.head && !self.attachment.joins(page.head) {
+                self.wide_from = page.head.seq;
+                if page.through.seq >= page.head.seq && !self.attachment.joins(page.head) {
                     self.plan.push_front(Step::CatchUp {
                         from: None,
                         settled: true,
@@ -373,54 +387,65 @@ impl Subscription {
                     .for_each(|event| self.deliver(event));
             }
         }
-        if page.through < page.head {
+        if page.through.seq < page.head.seq {
             self.plan.push_front(Step::Snapshot {
                 scope,
                 added,
-                after: page.through,
+                after: page.through.seq,
                 upto: Some(page.head),
             });
         }
         Poll::Ready(())
     }
 
-    fn cannot_honour(&self, after: u64, page: &Page) -> Option<ResetReason> {
-        if after > page.head {
+    fn cannot_honour(&self, after: Place, page: &Page) -> Option<ResetReason> {
+        if after.seq > page.head.seq {
+            // A number that was not given yet, from before there were tags.
             Some(ResetReason::UnknownEpoch)
-        } else if after < page.floor {
+        } else if after.seq < page.floor {
             Some(ResetReason::Expired)
-        } else if page.head - after > self.subscriber.replay_max_events {
+        } else if page.head.seq - after.seq > self.subscriber.replay_max_events {
             Some(ResetReason::TooFarBehind)
         } else {
             None
         }
     }
 
+    /// Reads a page of the log, or says why the client has to begin anew.
     fn poll_replay_page(
         &mut self,
         cx: &mut Context<'_>,
         scope: &Arc<Scope>,
-        after: u64,
-    ) -> Poll<Option<Page>> {
+        after: Place,
+    ) -> Poll<Option<Result<Page, ResetReason>>> {
         let (scope, fold) = (Arc::clone(scope), self.folder.folds());
-        self.poll_page(cx, |feed| {
+        let page = ready!(self.poll_page(cx, |feed| {
             Box::pin(async move { feed.replay(scope, after, fold).await })
-        })
+        }));
+        Poll::Ready(page.map(|page| {
+            let page = page.ok_or(ResetReason::HistoryChanged)?;
+            match self.cannot_honour(after, &page) {
+                Some(reason) => Err(reason),
+                None => Ok(page),
+            }
+        }))
     }
 
-    /// Reads a page, `read` being called once for each; nothing if the store failed and the stream ends.
+    /// Reads a page, `read` being called once for each; nothing if the store failed and the stream ends; none where the log has another event than the client has seen.
     fn poll_page(
         &mut self,
         cx: &mut Context<'_>,
         read: impl FnOnce(Arc<Feed>) -> Reading,
-    ) -> Poll<Option<Page>> {
+    ) -> Poll<Option<Option<Page>>> {
         let feed = &self.subscriber.feed;
         let reading = self.reading.get_or_insert_with(|| read(Arc::clone(feed)));
         let page = ready!(reading.as_mut().poll(cx));
         self.reading = None;
         // While nothing is written, nobody notices that the client has gone.
         let sign = Instant::now() + CATCH_UP_SIGN;
-        if page.as_ref().is_ok_and(|page| page.events.is_empty()) && sign < self.next_heartbeat {
+        let tells_nothing =
+            |page: &Option<Page>| page.as_ref().is_some_and(|page| page.events.is_empty());
+        if page.as_ref().is_ok_and(tells_nothing) && sign < self.next_heartbeat {
             self.next_heartbeat = sign;
             self.set_timer();
         }

@@ -37,7 +37,7 @@ use crate::event::Event;
 use crate::feed::Feed;
 use crate::hub::mailbox::Mail;
 use crate::hub::{Attachment, Hub, HubFull, Reader};
-use crate::id::{Channel, Cursor, Kind};
+use crate::id::{Channel, Cursor, Kind, Place};
 use crate::log::{Page, StoreError};
 use crate::scope::Scope;
 use crate::wire::{Close, Control};
@@ -85,10 +85,10 @@ struct Entry {
     delivery: Delivery,
     /// Where a reader stands who has had it. Nothing for what tells of added channels only, and for most
     /// control messages.
-    moves_to: Option<u64>,
+    moves_to: Option<Place>,
 }
 
-type Reading = BoxFuture<'static, Result<Page, StoreError>>;
+type Reading = BoxFuture<'static, Result<Option<Page>, StoreError>>;
 
 /// A stream of deliveries; see the module's page.
 pub struct Subscription {
@@ -102,11 +102,13 @@ pub struct Subscription {
     reading: Option<Reading>,
     settling: Option<BoxFuture<'static, ()>>,
     /// Everything in scope up to here was told, is superseded, or is held by the folder.
-    position: u64,
+    position: Place,
+    /// The position is what the client says: the log may have another event there.
+    is_claimed: bool,
     /// Where a reader stands who has had everything that left the outbox.
-    safe: u64,
+    safe: Place,
     /// Until added channels are brought up to date: where a reader of all must come back to.
-    backfill: Option<u64>,
+    backfill: Option<Place>,
     /// Of the wide events that are on no channel, those after this `seq` are told, each in its turn.
     wide_from: u64,
     /// Channels were left: what is under way must be looked at again.
@@ -157,8 +159,9 @@ impl Subscriber {
             plan: VecDeque::new(),
             reading: None,
             settling: None,
-            position: 0,
-            safe: 0,
+            position: Place::default(),
+            is_claimed: false,
+            safe: Place::default(),
             backfill: None,
             wide_from: 0,
             narrowed: false,
@@ -172,7 +175,7 @@ impl Subscriber {
             scope,
         };
         subscription.renew(expires_at);
-        subscription.safe = subscription.known(from).unwrap_or(0);
+        subscription.safe = subscription.known(from).unwrap_or_default();
         if let Some(also) = greet {
             subscription.say(Control::Connected {
                 school: subscription.scope.school,
@@ -188,7 +191,7 @@ impl Subscriber {
                 also,
             });
         }
-        subscription.wide_from = subscription.safe;
+        subscription.wide_from = subscription.safe.seq;
         if subscription.scope.is_empty() {
             subscription.position = subscription.safe;
         } else {
@@ -307,13 +310,16 @@ impl Subscription {
             .filter(|channel| !self.scope.channels().contains(channel))
             .collect();
         let known = self.known(cursor);
-        let from = known.unwrap_or(0);
+        let from = known.unwrap_or_default();
         let first = self.scope.is_empty();
         if let Some(kind) = wide.filter(|_| self.scope.wide().is_none() && !added.is_empty()) {
             self.attachment.listen_to_wide(kind);
             self.scope = Arc::new(Scope::clone(&self.scope).with_wide(kind));
             // A snapshot says itself where it ends.
-            self.wide_from = if first { from } else { self.position };
+            self.wide_from = match first {
+                true => from.seq,
+                false => self.position.seq,
+            };
         }
         let beside = Added {
             beside: Arc::clone(&self.scope),
@@ -338,7 +344,7 @@ impl Subscription {
             self.backfill = Some(self.backfill.map_or(from, |backfill| backfill.min(from)));
             if let Some(after) = known {
                 // What is replayed now has the wide events after its cursor, too.
-                self.wide_from = self.wide_from.min(after);
+                self.wide_from = self.wide_from.min(after.seq);
             }
             let new = Arc::new(self.scope.with_channels(added));
             steps.push(match (known, cursor) {
@@ -365,7 +371,7 @@ impl Subscription {
         if self.scope.wide().is_none() && self.plan.is_empty() {
             self.attachment.listen_to_wide(kind);
             self.scope = Arc::new(Scope::clone(&self.scope).with_wide(kind));
-            self.wide_from = self.position;
+            self.wide_from = self.position.seq;
         }
     }
 
@@ -430,20 +436,20 @@ impl Subscription {
         self.say(Control::Unsubscribed { asked, cursor });
     }
 
-    fn push(&mut self, delivery: Delivery, moves_to: Option<u64>) {
+    fn push(&mut self, delivery: Delivery, moves_to: Option<Place>) {
         self.outbox.push_back(Entry { delivery, moves_to });
     }
 
     /// The place that a cursor names, if it is of this database's life.
-    fn known(&self, cursor: Option<Cursor>) -> Option<u64> {
+    fn known(&self, cursor: Option<Cursor>) -> Option<Place> {
         let own = cursor.filter(|cursor| cursor.epoch == self.subscriber.feed.epoch());
-        own.map(|cursor| cursor.seq)
+        own.map(|cursor| cursor.place)
     }
 
-    fn cursor(&self, seq: u64) -> Cursor {
+    fn cursor(&self, place: Place) -> Cursor {
         Cursor {
             epoch: self.subscriber.feed.epoch(),
-            seq,
+            place,
         }
     }
 
@@ -454,7 +460,7 @@ impl Subscription {
     }
 
     fn deliver(&mut self, event: Arc<Event>) {
-        let moves_to = Some(event.seq);
+        let moves_to = Some(event.place());
         self.push(Delivery::Event(event), moves_to);
     }
 
@@ -476,10 +482,10 @@ impl Subscription {
                 let now = Instant::now();
                 let arrived = then.min(now);
                 for event in events {
-                    if event.seq <= self.position {
+                    if event.seq <= self.position.seq {
                         continue;
                     }
-                    self.position = event.seq;
+                    self.position = event.place();
                     if self.narrowed && !self.scope.hears(&event) {
                         continue;
                     }
@@ -591,7 +597,7 @@ impl Subscription {
 impl Entry {
     fn live(event: Arc<Event>) -> Entry {
         Entry {
-            moves_to: Some(event.seq),
+            moves_to: Some(event.place()),
             delivery: Delivery::Event(event),
         }
     }

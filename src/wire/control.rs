@@ -17,6 +17,8 @@ pub enum ResetReason {
     UnknownEpoch,
     /// More events lie between than a replay may carry.
     TooFarBehind,
+    /// The log has another event at its place, or none: the history that it comes from was lost.
+    HistoryChanged,
 }
 
 /// Why the server ends a stream. One table: code, reason, and whether to come back.

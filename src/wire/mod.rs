@@ -271,10 +271,7 @@ mod tests {
     use crate::id::{Epoch, Kind};
 
     fn sample(fields: &str) -> Event {
-        let cursor = Cursor {
-            epoch: "00c0ffee".parse::<Epoch>().unwrap(),
-            seq: 7,
-        };
+        let cursor = ("00c0ffee".parse::<Epoch>().unwrap(), 7);
         let draft = Draft {
             event_type: &crate::kind::job::JOB_PROGRESS,
             class: Class::Tick,
@@ -378,9 +375,9 @@ mod tests {
 
     #[test]
     fn a_snapshot_says_so() {
-        let json: Value =
-            serde_json::from_slice(&event_json(&sample("{\"a\":1}").into_snapshot(), false))
-                .unwrap();
+        let mut sample = sample("{\"a\":1}");
+        sample.snapshot = true;
+        let json: Value = serde_json::from_slice(&event_json(&sample, false)).unwrap();
         assert_eq!(json["snapshot"], true);
     }
 }

@@ -99,7 +99,7 @@ fn a_command_finds_what_the_commands_of_its_group_before_it_left() {
         "without a hole for the refused"
     );
     assert_eq!(decisions.states.len(), 1);
-    assert_eq!(decisions.tails[&school(1)].head, 3);
+    assert_eq!(decisions.tails[&school(1)].head.seq, 3);
 }
 
 #[test]

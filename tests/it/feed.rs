@@ -12,7 +12,7 @@ use tidings::config::Settings;
 use tidings::event::Event;
 use tidings::feed::{self, Feed};
 use tidings::hub::{Hub, Reader};
-use tidings::id::{Cursor, Epoch, SchoolId};
+use tidings::id::{Cursor, Epoch, Place, SchoolId};
 use tidings::kind;
 use tidings::log::{Batches, Bounds, Committed, Envelope, Journal, Log, Page, StoreError, Stretch};
 use tidings::scope::Scope;
@@ -58,7 +58,7 @@ impl Log for Counted {
         &self,
         scope: Arc<Scope>,
         after: u64,
-        upto: Option<u64>,
+        upto: Option<Place>,
     ) -> Result<Page, StoreError> {
         self.store.snapshot(scope, after, upto).await
     }
@@ -143,10 +143,7 @@ impl Node {
                 address: None,
                 peer: None,
             },
-            from: from.map(|seq| Cursor {
-                epoch: self.log.epoch(),
-                seq,
-            }),
+            from: from.map(|seq| Cursor::untagged(self.log.epoch(), seq)),
             tick: Duration::ZERO,
             expires_at: None,
             returns_until: None,

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tidings::config::Settings;
 use tidings::feed::Feed;
 use tidings::hub::{Hub, Reader};
-use tidings::id::{Cursor, Epoch, SchoolId};
+use tidings::id::{Cursor, Epoch, Place, SchoolId};
 use tidings::kind::{self, job};
 use tidings::log::{Bounds, Committed, ListQuery, Log, Page, StoreError, Stretch};
 use tidings::scope::{Filter, Scope};
@@ -320,8 +320,8 @@ impl Log for Endless {
 
     async fn bounds(&self, _: SchoolId) -> Result<Bounds, StoreError> {
         Ok(Bounds {
-            head: 1_000_000,
-            floor: 0,
+            head: Place::untagged(1_000_000),
+            floor: Place::default(),
         })
     }
 
@@ -340,8 +340,8 @@ impl Log for Endless {
         tokio::time::sleep(Duration::from_millis(50)).await;
         Ok(Page {
             events: Vec::new(),
-            through: after + 1,
-            head: 1_000_000,
+            through: Place::untagged(after + 1),
+            head: Place::untagged(1_000_000),
             floor: 0,
         })
     }
@@ -350,7 +350,7 @@ impl Log for Endless {
         &self,
         scope: Arc<Scope>,
         after: u64,
-        _: Option<u64>,
+        _: Option<Place>,
     ) -> Result<Page, StoreError> {
         self.replay(scope, after, true).await
     }
@@ -369,7 +369,7 @@ async fn a_stream_that_reads_long_for_nothing_gives_signs_of_life_by_which_a_dep
     let feed = Arc::new(Feed::new(log, committed));
     let subscriber = Subscriber::new(feed, hub, &settings);
     let scope = Scope::new(school(1), [kind::channel("jobs").unwrap()]);
-    for from in [None, Some(Cursor { epoch, seq: 1 })] {
+    for from in [None, Some(Cursor::untagged(epoch, 1))] {
         let filter = Filter {
             statuses: ["failed".to_owned()].into(),
             ..Filter::default()

@@ -56,6 +56,8 @@ enum Fault {
     FoldedMilestone,
     /// A replay begins one event too late.
     OffByOne,
+    /// Cursors are taken for numbers, whichever event they name.
+    NumbersAlone,
     /// Where the log ends is told as it was some time ago.
     StaleBounds,
     /// A heartbeat carries the head of the log where nothing is listened to.
@@ -331,9 +333,9 @@ impl World {
 fn as_tick(event: &Arc<Event>) -> Arc<Event> {
     let mut draft = event.draft.clone();
     draft.class = Class::Tick;
-    let (cursor, subject) = (event.cursor(), event.subject.clone());
+    let (place, subject) = ((event.epoch, event.seq), event.subject.clone());
     Arc::new(Event::new(
-        cursor,
+        place,
         event.school,
         event.kind,
         subject,
@@ -378,6 +380,7 @@ fn the_simulation_sees_planted_faults() {
         Fault::FoldedMilestone,
         Fault::OffByOne,
         Fault::StaleBounds,
+        Fault::NumbersAlone,
         Fault::CursorOfNothing,
     ] {
         let found = (0..SEEDS_FOR_A_FAULT).find_map(|seed| run(seed, Some(fault)).err());

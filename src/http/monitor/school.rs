@@ -57,7 +57,7 @@ fn view_with(
 ) -> Value {
     let cursor = Cursor {
         epoch: tidings.store().epoch(),
-        seq: guest.head,
+        place: guest.head,
     };
     own["cursor"] = cursor.to_string().into();
     own["stream"] = stream(guest, base).into();

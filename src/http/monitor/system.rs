@@ -50,7 +50,7 @@ async fn of_school(
         .map_err(Problem::from)?;
     let mut own = listeners(tidings, Some(guest.school));
     own["notifiers"] = notifiers::of_school(tidings, guest.school).await?.into();
-    own["head"] = count(tidings.store().head(guest.school).await?).into();
+    own["head"] = count(tidings.store().head(guest.school).await?.seq).into();
     own["renew_secs"] = RENEW_SECS.into();
     let view = school::view(&visitor, &guest, &base, tidings, "system", own).await?;
     Ok(pages.render("system.html", &view))

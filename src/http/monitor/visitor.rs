@@ -15,7 +15,7 @@ use crate::http::body::Base;
 use crate::http::credential::{self, Purpose};
 use crate::http::forwarded::{self, Page};
 use crate::http::problem::Problem;
-use crate::id::{Channel, Kind, SchoolId};
+use crate::id::{Channel, Kind, Place, SchoolId};
 use crate::log::StoreError;
 use crate::service::Tidings;
 
@@ -47,7 +47,7 @@ pub(super) struct Guest {
     pub(super) access: Access,
     pub(super) school: SchoolId,
     /// The end of the school's log before anything else was read: what happens meanwhile is told by the stream.
-    pub(super) head: u64,
+    pub(super) head: Place,
     /// What the page is about, if it is one thing.
     pub(super) at: Option<Channel>,
 }

@@ -197,7 +197,7 @@ async fn without_channel(
         // found in the log.
         let here = Cursor {
             epoch: tidings.store().epoch(),
-            seq: tidings.store().head(scope.school).await?,
+            place: tidings.store().head(scope.school).await?,
         };
         let how = (WEBSOCKET, Some(here));
         let subscription = open(tidings, &dialect, params, &access, how, scope, None)?;

@@ -12,7 +12,7 @@ use super::events::EventRow;
 use super::schema::{events, idempotency_answers, idempotency_keys};
 use super::table::{from_millis, millis, unreadable};
 use crate::event::{Class, Draft, Event};
-use crate::id::{Cursor, Epoch, SchoolId};
+use crate::id::{Epoch, Place, SchoolId};
 use crate::kind::{known_kind, known_status, known_type};
 
 /// A row of `idempotency_answers`.
@@ -154,23 +154,18 @@ impl AnswerRow {
             category: None::<Arc<str>>,
             fields: self.fields,
         };
-        let cursor = Cursor {
-            epoch,
-            seq: self.seq as u64,
-        };
         let school = self.school_id.try_into();
         let subject = used.subject_id.parse();
-        let event = Event::new(
-            cursor,
-            school.map_err(|_| unreadable("a school id"))?,
-            known_kind(&used.kind).ok_or_else(|| unreadable("a kind"))?,
-            subject.map_err(|_| unreadable("a subject id"))?,
-            from_millis(self.at)?,
-            draft,
-        );
+        let school = school.map_err(|_| unreadable("a school id"))?;
+        let kind = known_kind(&used.kind).ok_or_else(|| unreadable("a kind"))?;
+        let subject = subject.map_err(|_| unreadable("a subject id"))?;
+        let (seq, at) = (self.seq as u64, from_millis(self.at)?);
         Ok(match self.snapshot {
-            true => event.into_snapshot(),
-            false => event,
+            true => {
+                let place = (epoch, Place::untagged(seq));
+                Event::snapshot(place, school, kind, subject, at, draft)
+            }
+            false => Event::new((epoch, seq), school, kind, subject, at, draft),
         })
     }
 }

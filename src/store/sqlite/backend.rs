@@ -10,7 +10,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Nullable};
 use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 
@@ -20,7 +20,7 @@ use super::lock::DatabaseLock;
 use super::schema::{events, idempotency_keys, schools};
 use super::states::States;
 use super::sweep::{Retention, sweep};
-use super::table::{millis, table, unreadable};
+use super::table::{millis, place, table, tag_bits, unreadable};
 use super::upsert::upsert;
 use super::{BUSY_TIMEOUT_MS, answers, database_error, job_texts, read, violations};
 use crate::config::{self, Settings, Synchronous};
@@ -59,12 +59,13 @@ pub(super) struct SchoolRow {
     school_id: i64,
     floor: i64,
     head: i64,
+    head_tag: Option<i64>,
     bytes: i64,
 }
 
 upsert! {
     /// Moves a school's head, or begins its log.
-    UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt, bytes: BigInt)
+    UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt, head_tag: Nullable<BigInt>, bytes: BigInt)
 }
 
 fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
@@ -130,7 +131,8 @@ impl Backend {
                 let row = SchoolRow {
                     school_id: school.get(),
                     floor: 0,
-                    head: tail.head as i64,
+                    head: tail.head.seq as i64,
+                    head_tag: tag_bits(tail.head),
                     bytes: tail.bytes as i64,
                 };
                 UpsertHead(&row).execute(conn)?;
@@ -307,15 +309,15 @@ impl Facts for Backend {
         if let Some(tail) = self.tails.get(&school) {
             return Ok(*tail);
         }
-        let row: Option<(i64, i64)> = schools::table
+        let row: Option<(i64, Option<i64>, i64)> = schools::table
             .find(school.get())
-            .select((schools::head, schools::bytes))
+            .select((schools::head, schools::head_tag, schools::bytes))
             .first(&mut self.conn)
             .optional()
             .map_err(database_error)?;
-        let (head, bytes) = row.unwrap_or_default();
+        let (head, head_tag, bytes) = row.unwrap_or_default();
         let tail = Tail {
-            head: head as u64,
+            head: place(head, head_tag),
             bytes: bytes as u64,
         };
         self.tails.put(school, tail);

@@ -11,10 +11,11 @@ use serde::de::DeserializeOwned;
 
 use super::schema::characteristics;
 use super::table::{Selection, Table, Told, any_table, from_millis, millis, unreadable};
+use super::table::{place, tag_bits};
 use super::upsert::upsert;
 use super::violations;
 use crate::event::{Draft, Event};
-use crate::id::{Cursor, Epoch, SchoolId, SubjectId};
+use crate::id::{Epoch, Place, SchoolId, SubjectId};
 use crate::kind::characteristic::limits::ControlLimits;
 use crate::kind::characteristic::nelson::Rule;
 use crate::kind::characteristic::{
@@ -57,6 +58,7 @@ pub(super) struct CharacteristicRow<'a> {
     created_at: i64,
     created_seq: i64,
     last_seq: i64,
+    last_tag: Option<i64>,
     last_at: i64,
     dispersion: Option<Cow<'a, str>>,
 }
@@ -73,7 +75,7 @@ upsert! {
         recent: Text, runs: Text, publisher_in_control: Nullable<Bool>, sample_count: BigInt, violation_count: BigInt, sample_id: Nullable<Text>,
         sample_seq: Nullable<BigInt>, sample_at: Nullable<BigInt>, sample_status: Nullable<Text>,
         sample_fields: Nullable<Text>,
-        limits_seq: BigInt, limits_at: BigInt, last_seq: BigInt, last_at: BigInt,
+        limits_seq: BigInt, limits_at: BigInt, last_seq: BigInt, last_tag: Nullable<BigInt>, last_at: BigInt,
         dispersion: Nullable<Text>
     )
 }
@@ -135,7 +137,8 @@ impl<'a> CharacteristicRow<'a> {
             limits_at: millis(own.told_limits.1),
             created_at: millis(own.created_at),
             created_seq: stored.created_seq as i64,
-            last_seq: stored.last_seq as i64,
+            last_seq: stored.last.seq as i64,
+            last_tag: tag_bits(stored.last),
             last_at: millis(stored.last_at),
             dispersion: limits
                 .and_then(|own| own.dispersion.as_ref())
@@ -213,7 +216,7 @@ impl<'a> CharacteristicRow<'a> {
         let stored = Stored {
             state: own.into(),
             created_seq: self.created_seq as u64,
-            last_seq: self.last_seq as u64,
+            last: place(self.last_seq, self.last_tag),
             last_at: from_millis(self.last_at)?,
         };
         Ok((id, stored))
@@ -239,9 +242,15 @@ impl Table for CharacteristicsTable {
         let mut told = Vec::new();
         let school = selection.school;
         let mut tell = |id: &SubjectId, draft: Draft, (seq, at)| {
-            let cursor = Cursor { epoch, seq };
-            let event = Event::new(cursor, school, characteristic::KIND, id.clone(), at, draft);
-            told.push(event.into_snapshot());
+            let place = (epoch, Place::untagged(seq));
+            told.push(Event::snapshot(
+                place,
+                school,
+                characteristic::KIND,
+                id.clone(),
+                at,
+                draft,
+            ));
         };
         let range = (selection.after, selection.upto);
         let wanted = |status: &str| selection.filter.passes(status, None);

@@ -13,9 +13,10 @@ use super::table::{
     Selection, Table, Told, any_table, from_millis, millis, overdue_rows, raw, unreadable, uptime,
     uptime_millis,
 };
+use super::table::{place, tag_bits};
 use super::upsert::upsert;
 use crate::event::Event;
-use crate::id::{Cursor, Epoch, SchoolId, SubjectId};
+use crate::id::{Epoch, Place, SchoolId, SubjectId};
 use crate::kind::device::{Device, Status};
 use crate::kind::{Command, device};
 use crate::log::Overdue;
@@ -44,6 +45,7 @@ pub(super) struct DeviceRow<'a> {
     check_uptime: Option<i64>,
     created_seq: i64,
     last_seq: i64,
+    last_tag: Option<i64>,
     last_at: i64,
 }
 
@@ -55,7 +57,7 @@ upsert! {
     set (
         name: Nullable<Text>, status: Text, last_seen: Nullable<BigInt>, lease_secs: BigInt, lease_uptime: BigInt, flapping: Bool,
         changes: Text, info: Text, status_seq: BigInt, status_at: BigInt, info_seq: Nullable<BigInt>,
-        info_at: Nullable<BigInt>, check_uptime: Nullable<BigInt>, last_seq: BigInt, last_at: BigInt
+        info_at: Nullable<BigInt>, check_uptime: Nullable<BigInt>, last_seq: BigInt, last_tag: Nullable<BigInt>, last_at: BigInt
     )
 }
 
@@ -87,7 +89,8 @@ impl<'a> DeviceRow<'a> {
             created_at: millis(device.created_at),
             check_uptime: device.check_uptime.map(uptime_millis),
             created_seq: stored.created_seq as i64,
-            last_seq: stored.last_seq as i64,
+            last_seq: stored.last.seq as i64,
+            last_tag: tag_bits(stored.last),
             last_at: millis(stored.last_at),
         }
     }
@@ -124,7 +127,7 @@ impl<'a> DeviceRow<'a> {
         let stored = Stored {
             state: device.into(),
             created_seq: self.created_seq as u64,
-            last_seq: self.last_seq as u64,
+            last: place(self.last_seq, self.last_tag),
             last_at: from_millis(self.last_at)?,
         };
         Ok((id, stored))
@@ -243,15 +246,8 @@ fn told_event(
     draft: crate::event::Draft,
     (seq, at): (u64, DateTime<Utc>),
 ) -> Event {
-    Event::new(
-        Cursor { epoch, seq },
-        school,
-        device::KIND,
-        id.clone(),
-        at,
-        draft,
-    )
-    .into_snapshot()
+    let place = (epoch, Place::untagged(seq));
+    Event::snapshot(place, school, device::KIND, id.clone(), at, draft)
 }
 
 /// Devices that are not known to be gone, by school and id, after this one.

@@ -13,6 +13,7 @@ use super::table::{
     Selection, Table, any_table, from_millis, millis, table_of_what_ends, unreadable, uptime,
     uptime_millis,
 };
+use super::table::{place, tag_bits};
 use super::upsert::upsert;
 use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::enrollment::Session;
@@ -45,6 +46,7 @@ pub(super) struct SessionRow<'a> {
     check_uptime: Option<i64>,
     created_seq: i64,
     last_seq: i64,
+    last_tag: Option<i64>,
     last_at: i64,
 }
 
@@ -58,7 +60,7 @@ upsert! {
     set (
         status: Text, progress: BigInt, message: Text, attempt: Nullable<BigInt>, total_attempts: Nullable<BigInt>,
         quality_score: Nullable<Double>, error_code: Nullable<Text>, heard_at: BigInt, heard_uptime: BigInt,
-        finished_at: Nullable<BigInt>, check_uptime: Nullable<BigInt>, last_seq: BigInt, last_at: BigInt
+        finished_at: Nullable<BigInt>, check_uptime: Nullable<BigInt>, last_seq: BigInt, last_tag: Nullable<BigInt>, last_at: BigInt
     )
 }
 
@@ -88,7 +90,8 @@ impl<'a> SessionRow<'a> {
             lease_secs: session.lease_secs.into(),
             check_uptime: session.check_uptime.map(uptime_millis),
             created_seq: stored.created_seq as i64,
-            last_seq: stored.last_seq as i64,
+            last_seq: stored.last.seq as i64,
+            last_tag: tag_bits(stored.last),
             last_at: millis(stored.last_at),
         }
     }
@@ -123,7 +126,7 @@ impl<'a> SessionRow<'a> {
         let stored = Stored {
             state: session.into(),
             created_seq: self.created_seq as u64,
-            last_seq: self.last_seq as u64,
+            last: place(self.last_seq, self.last_tag),
             last_at: from_millis(self.last_at)?,
         };
         Ok((id(self.session_id)?, stored))

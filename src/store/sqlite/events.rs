@@ -7,7 +7,7 @@ use diesel::prelude::*;
 
 use super::table::{from_millis, millis, unreadable};
 use crate::event::{Class, Draft, Event};
-use crate::id::{Cursor, Epoch};
+use crate::id::Epoch;
 use crate::kind::{known_kind, known_status, known_type};
 
 /// A row of `events`.
@@ -59,10 +59,6 @@ impl EventRow<'_> {
             category: self.category.map(|category| Arc::from(&*category)),
             fields: self.fields.into_owned(),
         };
-        let cursor = Cursor {
-            epoch,
-            seq: self.seq as u64,
-        };
         let school = self
             .school_id
             .try_into()
@@ -73,7 +69,7 @@ impl EventRow<'_> {
             .parse()
             .map_err(|_| unreadable("a subject id"))?;
         Ok(Event::new(
-            cursor,
+            (epoch, self.seq as u64),
             school,
             kind,
             subject,

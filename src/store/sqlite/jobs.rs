@@ -18,6 +18,7 @@ use super::table::{
     HOUR_MILLIS, Selection, Table, any_table, from_millis, millis, raw, table_of_what_ends,
     unreadable, uptime, uptime_millis,
 };
+use super::table::{place, tag_bits};
 use super::upsert::upsert;
 use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Past};
@@ -61,6 +62,7 @@ pub(super) struct JobRow<'a> {
     past: Option<Cow<'a, str>>,
     created_seq: i64,
     last_seq: i64,
+    last_tag: Option<i64>,
     last_at: i64,
 }
 
@@ -75,7 +77,7 @@ upsert! {
         eta_source: Nullable<Text>, stalled: Bool, cancel_requested: Bool,
         result: Nullable<Text>, error_code: Nullable<Text>, error_message: Nullable<Text>,
         heard_at: BigInt, heard_uptime: BigInt, started_at: Nullable<BigInt>, finished_at: Nullable<BigInt>,
-        check_uptime: Nullable<BigInt>, estimator: Nullable<Text>, past: Nullable<Text>, last_seq: BigInt, last_at: BigInt
+        check_uptime: Nullable<BigInt>, estimator: Nullable<Text>, past: Nullable<Text>, last_seq: BigInt, last_tag: Nullable<BigInt>, last_at: BigInt
     )
 }
 
@@ -119,7 +121,8 @@ impl<'a> JobRow<'a> {
             estimator: job.estimator.as_ref().map(|own| short_json(own).into()),
             past: job.past.as_ref().map(|own| short_json(own).into()),
             created_seq: stored.created_seq as i64,
-            last_seq: stored.last_seq as i64,
+            last_seq: stored.last.seq as i64,
+            last_tag: tag_bits(stored.last),
             last_at: millis(stored.last_at),
         }
     }
@@ -198,7 +201,7 @@ impl<'a> JobRow<'a> {
         let stored = Stored {
             state: job.into(),
             created_seq: self.created_seq as u64,
-            last_seq: self.last_seq as u64,
+            last: place(self.last_seq, self.last_tag),
             last_at: from_millis(self.last_at)?,
         };
         Ok((id, stored))

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::backend::Backend;
 use super::{SqliteStore, life, read};
-use crate::id::{Epoch, SchoolId};
+use crate::id::{Epoch, Place, SchoolId};
 use crate::log::writer::Receipts;
 use crate::log::{Allowance, Bounds, Envelope, Journal, Log, Meter, Page, StoreError, Stretch};
 use crate::scope::Scope;
@@ -24,10 +24,8 @@ impl Log for SqliteStore {
     }
 
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
-        let (head, floor) = self
-            .read_for_streams(school, move |conn| read::bounds(conn, school))
-            .await?;
-        Ok(Bounds { head, floor })
+        self.read_for_streams(school, move |conn| read::bounds(conn, school))
+            .await
     }
 
     async fn read_stretch(
@@ -55,7 +53,7 @@ impl Log for SqliteStore {
         &self,
         scope: Arc<Scope>,
         after: u64,
-        upto: Option<u64>,
+        upto: Option<Place>,
     ) -> Result<Page, StoreError> {
         let (epoch, own) = (self.epoch, Arc::clone(&scope));
         self.page(&own, move |conn| {
@@ -67,8 +65,8 @@ impl Log for SqliteStore {
 
 #[async_trait]
 impl Journal for SqliteStore {
-    async fn head(&self, school: SchoolId) -> Result<u64, StoreError> {
-        self.read(school, move |conn| Ok(read::bounds(conn, school)?.0))
+    async fn head(&self, school: SchoolId) -> Result<Place, StoreError> {
+        self.read(school, move |conn| Ok(read::bounds(conn, school)?.head))
             .await
     }
 

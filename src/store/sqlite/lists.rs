@@ -16,7 +16,7 @@ use super::readers::{Looked, Walk};
 use super::search;
 use super::table::{into_subject, table};
 use crate::config::LIST_PAGE_BYTES;
-use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::kind::job;
 use crate::log::facts::Stored;
 use crate::log::{ListPage, ListQuery, Searched, Stalled};
@@ -34,7 +34,7 @@ pub(super) struct ListWalk {
     limit: usize,
     found: Vec<(SubjectId, Stored)>,
     /// Where the log ended when the walk began: a stream from there tells what has changed meanwhile.
-    head: Option<u64>,
+    head: Option<Place>,
     /// Where the last window ended.
     end: Option<(u64, DateTime<Utc>)>,
 }
@@ -65,7 +65,7 @@ impl ListWalk {
 
     /// Reads it by an index.
     pub(super) fn list(&mut self, conn: &mut SqliteConnection) -> QueryResult<()> {
-        self.head = Some(bounds(conn, self.school)?.0);
+        self.head = Some(bounds(conn, self.school)?.head);
         if self.query.text.is_none() {
             self.found = table(self.kind).list(conn, self.school, &self.query)?;
         }
@@ -114,7 +114,7 @@ impl Walk for ListWalk {
     fn look(&mut self, conn: &mut SqliteConnection, rows: usize) -> QueryResult<Looked> {
         let table = table(self.kind);
         if self.head.is_none() {
-            self.head = Some(bounds(conn, self.school)?.0);
+            self.head = Some(bounds(conn, self.school)?.head);
         }
         self.query.limit = self.limit - self.found.len();
         let (school, query) = (self.school, &self.query);

@@ -308,7 +308,7 @@ pub(super) fn standings(
     conn: &mut SqliteConnection,
     school: SchoolId,
 ) -> QueryResult<(Vec<Standing>, u64)> {
-    let (head, _) = bounds(conn, school)?;
+    let head = bounds(conn, school)?.head.seq;
     let rows = notifier_cursors::table
         .filter(notifier_cursors::school_id.eq(school.get()))
         .order(notifier_cursors::name)

@@ -13,23 +13,57 @@ use diesel::sqlite::SqliteConnection;
 
 use super::events::EventRow;
 use super::schema::{counts, events, schools};
-use super::table::{HOUR_MILLIS, Selection, TABLES, from_millis, into_subject, table, unreadable};
+use super::table::{
+    HOUR_MILLIS, Selection, TABLES, from_millis, into_subject, place, table, unreadable,
+};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS_SEARCHED};
 use crate::event::Event;
-use crate::id::{Channel, Epoch, Kind, SchoolId, SubjectId};
+use crate::id::{Channel, Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 use crate::kind::{description, known_status};
-use crate::log::{Ending, Page, StoredSubject, Stretch, Which};
+use crate::log::{Bounds, Ending, Page, StoredSubject, Stretch, Which};
 use crate::scope::{Scope, without_superseded};
 
-/// Head and floor of a school; both 0 before its first event.
-pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<(u64, u64)> {
-    let row: Option<(i64, i64)> = schools::table
+/// Where a school's log begins and ends; both 0 before its first event.
+pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<Bounds> {
+    type Row = (i64, Option<i64>, i64, Option<i64>);
+    let row: Option<Row> = schools::table
         .find(school.get())
-        .select((schools::head, schools::floor))
+        .select((
+            schools::head,
+            schools::head_tag,
+            schools::floor,
+            schools::floor_tag,
+        ))
         .first(conn)
         .optional()?;
-    let (head, floor) = row.unwrap_or_default();
-    Ok((head as u64, floor as u64))
+    let (head, head_tag, floor, floor_tag) = row.unwrap_or_default();
+    let mut bounds = Bounds {
+        head: place(head, head_tag),
+        floor: place(floor, floor_tag),
+    };
+    if bounds.head.tag.is_none() && head > floor {
+        // From before tags were kept.
+        bounds.head.tag = tag_at(conn, school, head)?;
+    }
+    Ok(bounds)
+}
+
+/// The tag of an event that is in the log.
+pub(super) fn tag_at(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    seq: i64,
+) -> QueryResult<Option<Tag>> {
+    let row = events::table
+        .find((school.get(), seq))
+        .select(EventRow::as_select())
+        .first::<EventRow<'_>>(conn)
+        .optional()?;
+    // The epoch is no part of it.
+    let event = row
+        .map(|row| row.into_event(Cursor::FOREIGN.epoch))
+        .transpose()?;
+    Ok(event.and_then(|event| event.tag))
 }
 
 /// Everything after `after` up to `upto`, as much of it as is read at a time.
@@ -40,7 +74,8 @@ pub(super) fn stretch(
     after: u64,
     upto: u64,
 ) -> QueryResult<Stretch> {
-    let (head, floor) = bounds(conn, school)?;
+    let Bounds { head, floor } = bounds(conn, school)?;
+    let (head, floor) = (head.seq, floor.seq);
     let upto = upto.min(head);
     let part = part(conn, epoch, school, &Source::Everything, (after, upto))?;
     let through = match part.last() {
@@ -83,14 +118,14 @@ pub(super) fn replay(
     after: u64,
     fold: bool,
 ) -> QueryResult<Page> {
-    let (head, floor) = bounds(conn, scope.school)?;
+    let Bounds { head, floor } = bounds(conn, scope.school)?;
     let mut through = head;
     let mut told = Vec::new();
     for source in sources(scope) {
-        let part = part(conn, epoch, scope.school, &source, (after, through))?;
+        let part = part(conn, epoch, scope.school, &source, (after, through.seq))?;
         if let Some(last) = part.last().filter(|_| !part.is_whole) {
             // This source may go on: the page ends where the first of such sources ends.
-            through = through.min(last.seq);
+            through = through.min(last.place());
         }
         told.extend(part.events.into_iter().filter(|event| scope.hears(event)));
         // Now, or there would be a page of each source in memory.
@@ -100,7 +135,7 @@ pub(super) fn replay(
     }
     if fold {
         told = without_superseded(told);
-        if through < head {
+        if through.seq < head.seq {
             leave_out_superseded_later(conn, scope, &mut told)?;
         }
     }
@@ -108,7 +143,7 @@ pub(super) fn replay(
         events: told,
         through,
         head,
-        floor,
+        floor: floor.seq,
     })
 }
 
@@ -140,9 +175,9 @@ fn sources(scope: &Scope) -> Vec<Source<'_>> {
 }
 
 /// Puts events in order and leaves those of one page, up to `through` at most. Returns how far the page goes.
-pub(super) fn cut<E: Borrow<Event>>(events: &mut Vec<E>, through: u64) -> u64 {
+pub(super) fn cut<E: Borrow<Event>>(events: &mut Vec<E>, through: Place) -> Place {
     let seq = |event: &E| -> u64 { event.borrow().seq };
-    events.retain(|event| seq(event) <= through);
+    events.retain(|event| seq(event) <= through.seq);
     events.sort_unstable_by_key(seq);
     let mut bytes = 0;
     let of_page = events.iter().take(READ_PAGE).take_while(|event| {
@@ -156,7 +191,9 @@ pub(super) fn cut<E: Borrow<Event>>(events: &mut Vec<E>, through: u64) -> u64 {
         return through;
     }
     events.truncate(of_page);
-    events.last().map_or(through, seq)
+    events
+        .last()
+        .map_or(through, |event| event.borrow().place())
 }
 
 /// The first events of a source.
@@ -253,12 +290,12 @@ pub(super) fn snapshot(
     epoch: Epoch,
     scope: &Scope,
     after: u64,
-    upto: Option<u64>,
+    upto: Option<Place>,
 ) -> QueryResult<Page> {
-    let (head, floor) = bounds(conn, scope.school)?;
+    let Bounds { head, floor } = bounds(conn, scope.school)?;
     let upto = upto.unwrap_or(head);
     let mut told = Vec::new();
-    let mut through = upto;
+    let mut through = upto.seq;
     for (kind, table) in TABLES {
         let all = scope.listens_to_all(*kind);
         let subjects = scope.subjects(*kind);
@@ -271,7 +308,7 @@ pub(super) fn snapshot(
             filter: &scope.filter,
             active_only: scope.active_only,
             after,
-            upto,
+            upto: upto.seq,
             limit: READ_PAGE,
             rows: READ_WINDOW_ROWS,
         };
@@ -280,12 +317,21 @@ pub(super) fn snapshot(
         through = through.min(part.through);
         told.extend(part.events);
     }
+    let through = match through == upto.seq {
+        true => upto,
+        false => Place::untagged(through),
+    };
     let through = cut(&mut told, through);
+    for event in &mut told {
+        if event.tag.is_none() && event.seq > floor.seq {
+            event.tag = tag_at(conn, scope.school, event.seq as i64)?;
+        }
+    }
     Ok(Page {
         events: told.into_iter().map(Arc::new).collect(),
         through,
         head: upto,
-        floor,
+        floor: floor.seq,
     })
 }
 

@@ -13,6 +13,8 @@ diesel::table! {
         head -> BigInt,
         floor -> BigInt,
         bytes -> BigInt,
+        head_tag -> Nullable<BigInt>,
+        floor_tag -> Nullable<BigInt>,
     }
 }
 
@@ -71,6 +73,7 @@ diesel::table! {
         past -> Nullable<Text>,
         created_seq -> BigInt,
         last_seq -> BigInt,
+        last_tag -> Nullable<BigInt>,
         last_at -> BigInt,
     }
 }
@@ -96,6 +99,7 @@ diesel::table! {
         check_uptime -> Nullable<BigInt>,
         created_seq -> BigInt,
         last_seq -> BigInt,
+        last_tag -> Nullable<BigInt>,
         last_at -> BigInt,
     }
 }
@@ -120,6 +124,7 @@ diesel::table! {
         check_uptime -> Nullable<BigInt>,
         created_seq -> BigInt,
         last_seq -> BigInt,
+        last_tag -> Nullable<BigInt>,
         last_at -> BigInt,
     }
 }
@@ -155,6 +160,7 @@ diesel::table! {
         created_at -> BigInt,
         created_seq -> BigInt,
         last_seq -> BigInt,
+        last_tag -> Nullable<BigInt>,
         last_at -> BigInt,
         dispersion -> Nullable<Text>,
     }

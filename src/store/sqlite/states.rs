@@ -66,6 +66,7 @@ mod tests {
 
     use super::*;
     use crate::config::Settings;
+    use crate::id::Place;
     use crate::kind::{self, Command, Context, job};
     use crate::uptime::Uptime;
 
@@ -90,7 +91,7 @@ mod tests {
         let stored = Stored {
             state: outcome.state,
             created_seq: 1,
-            last_seq: 1,
+            last: Place::untagged(1),
             last_at: context.now,
         };
         ((1.try_into().unwrap(), job::KIND, id), stored)

@@ -7,6 +7,7 @@ use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
 use super::answers;
+use super::read::tag_at;
 use super::schema::{events, idempotency_keys, schools};
 use super::table::{TABLES, millis, unreadable};
 use super::violations;
@@ -114,17 +115,20 @@ fn sweep_logs(
         let bytes: i64 = past.iter().map(|(.., bytes)| bytes).sum();
         let own = events::table.filter(events::school_id.eq(log.school));
         answers::keep_swept(conn, log.school, (log.floor, *last))?;
+        let school: SchoolId = log
+            .school
+            .try_into()
+            .map_err(|_| unreadable("a school id"))?;
+        let tag = tag_at(conn, school, *last)?;
         diesel::delete(own.filter(events::seq.le(last))).execute(conn)?;
         diesel::update(schools::table.find(log.school))
             .set((
                 schools::floor.eq(last),
+                schools::floor_tag.eq(tag.map(|tag| i64::from(tag.get()))),
                 schools::bytes.eq(log.bytes - bytes),
             ))
             .execute(conn)?;
-        let school = log.school.try_into();
-        swept
-            .shortened
-            .push(school.map_err(|_| unreadable("a school id"))?);
+        swept.shortened.push(school);
         budget.0 -= past.len();
         budget.1 -= bytes;
         if budget.0 == 0 || budget.1 <= 0 {

@@ -17,7 +17,7 @@ use super::jobs::JobsTable;
 use super::lists::{Source, Window};
 use super::read::cut;
 use crate::event::Event;
-use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 use crate::kind::job::Past;
 use crate::kind::{characteristic, device, enrollment, job};
 use crate::log::facts::{Address, Stored};
@@ -37,6 +37,19 @@ pub(super) const TABLES: &[(Kind, &dyn Table)] = &[
 pub(super) fn table(kind: Kind) -> &'static dyn Table {
     let found = TABLES.iter().find(|(own, _)| *own == kind);
     found.expect("every kind has a table").1
+}
+
+/// A place as columns have it.
+pub(super) fn place(seq: i64, tag: Option<i64>) -> Place {
+    Place {
+        seq: seq as u64,
+        tag: tag.map(|bits| Tag::new(bits as u32)),
+    }
+}
+
+/// The column of a place's tag.
+pub(super) fn tag_bits(place: Place) -> Option<i64> {
+    place.tag.map(|tag| tag.get().into())
 }
 
 /// A subject as requests find it.
@@ -74,7 +87,7 @@ impl Selection<'_> {
                     .passes(event.draft.status, event.draft.category.as_deref())
         });
         let is_full = events.len() >= self.limit;
-        let through = cut(&mut events, through);
+        let through = cut(&mut events, Place::untagged(through)).seq;
         let through = match events.last() {
             // There may be more.
             Some(last) if is_full => last.seq,
@@ -581,7 +594,7 @@ macro_rules! table_of_what_ends {
                 for row in query.load_iter::<$row<'_>, diesel::connection::DefaultLoadingMode>(conn)? {
                     let (id, stored) = row?.into_stored()?;
                     bytes += stored.state.text_bytes();
-                    let place = stored.last_seq;
+                    let place = stored.last.seq;
                     tell(id, stored);
                     if bytes > $crate::config::READ_PAGE_BYTES {
                         // It may go on: the page ends here at the latest.

@@ -169,7 +169,7 @@ pub(super) fn list(
     school: SchoolId,
     query: &ViolationQuery,
 ) -> QueryResult<ViolationPage> {
-    let (head, _) = bounds(conn, school)?;
+    let head = bounds(conn, school)?.head;
     let mut select = violations::table
         .filter(violations::school_id.eq(school.get()))
         .order(violations::seq.desc())

@@ -88,15 +88,15 @@ impl Knowledge {
         scope: &Scope,
         ledger: &Ledger,
     ) -> Result<(), String> {
-        if cursor.seq > ledger.head() {
+        if cursor.place.seq > ledger.head() {
             return Err(format!("{cursor} lies beyond the log"));
         }
         for subject in subjects() {
             let lost = match self.known.get(&subject) {
-                Some(known) => ledger.first_heard(scope, &subject, *known, cursor.seq, all),
+                Some(known) => ledger.first_heard(scope, &subject, *known, cursor.place.seq, all),
                 None => {
                     let last = ledger.last_heard(scope, &subject);
-                    last.filter(|last| *last <= cursor.seq)
+                    last.filter(|last| *last <= cursor.place.seq)
                 }
             };
             if let Some(seq) = lost {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use chrono::DateTime;
 use tidings::event::{Class, Draft, Event};
-use tidings::id::{Cursor, Epoch, SchoolId, SubjectId};
+use tidings::id::{Cursor, Epoch, Place, SchoolId, SubjectId};
 use tidings::kind::job;
 use tidings::log::{Bounds, LastEvent, Log, Page, StoreError, Stretch};
 use tidings::scope::Scope;
@@ -28,6 +28,8 @@ struct Inner {
     epoch: Epoch,
     /// All that was ever committed: `seq` 1 first.
     events: Vec<Arc<Event>>,
+    /// How many were ever committed, also of those that were lost.
+    made: u64,
     /// Events up to here were swept.
     floor: u64,
     /// Reads that wait for the disk.
@@ -50,12 +52,23 @@ pub(super) fn school() -> SchoolId {
     1.try_into().unwrap()
 }
 
+impl Inner {
+    /// The place of an event, if it is still there.
+    fn place(&self, seq: u64) -> Place {
+        let event = (seq as usize)
+            .checked_sub(1)
+            .and_then(|index| self.events.get(index));
+        event.map_or(Place::default(), |event| event.place())
+    }
+}
+
 impl Ledger {
     pub(super) fn new(fault: Option<Fault>) -> Ledger {
         Ledger {
             inner: Mutex::new(Inner {
                 epoch: "00000001".parse().unwrap(),
                 events: Vec::new(),
+                made: 0,
                 floor: 0,
                 waiting: Vec::new(),
                 stale_head: None,
@@ -75,6 +88,19 @@ impl Ledger {
 
     pub(super) fn floor(&self) -> u64 {
         self.with(|inner| inner.floor)
+    }
+
+    /// Where it ends.
+    pub(super) fn end(&self) -> Cursor {
+        self.with(|inner| Cursor {
+            epoch: inner.epoch,
+            place: inner.place(inner.events.len() as u64),
+        })
+    }
+
+    /// Whether the event that a cursor names is one of this log.
+    pub(super) fn knows(&self, cursor: Cursor) -> bool {
+        self.with(|inner| inner.place(cursor.place.seq) == cursor.place)
     }
 
     /// The event of this number.
@@ -112,16 +138,14 @@ impl Ledger {
 
     pub(super) fn commit(&self, subject: &str, class: Class) -> Arc<Event> {
         self.with(|inner| {
-            let cursor = Cursor {
-                epoch: inner.epoch,
-                seq: inner.events.len() as u64 + 1,
-            };
+            let cursor = (inner.epoch, inner.events.len() as u64 + 1);
+            inner.made += 1;
             let draft = Draft {
                 event_type: &job::JOB_PROGRESS,
                 class,
                 status: "in_progress",
                 category: Some(category(subject).into()),
-                fields: "{\"progress\":1}".into(),
+                fields: format!("{{\"progress\":{}}}", inner.made),
             };
             let event = Arc::new(event(cursor, subject.parse().unwrap(), draft));
             inner.events.push(Arc::clone(&event));
@@ -134,7 +158,7 @@ impl Ledger {
         self.with(|inner| inner.floor = inner.floor.max(to));
     }
 
-    /// Forgets ticks at the end, as a power loss does, and begins a new life.
+    /// Forgets ticks at the end, as a power loss does: their numbers will be given again.
     pub(super) fn lose_the_last_ticks(&self, most: usize) {
         self.with(|inner| {
             for _ in 0..most {
@@ -143,16 +167,6 @@ impl Ledger {
                     break;
                 }
                 inner.events.pop();
-            }
-            let life = u32::from_str_radix(&inner.epoch.to_string(), 16).unwrap() + 1;
-            inner.epoch = format!("{life:08x}").parse().unwrap();
-            let epoch = inner.epoch;
-            for old in &mut inner.events {
-                let cursor = Cursor {
-                    epoch,
-                    seq: old.seq,
-                };
-                *old = Arc::new(event(cursor, old.subject.clone(), old.draft.clone()));
             }
         });
     }
@@ -195,9 +209,9 @@ impl Ledger {
     }
 }
 
-fn event(cursor: Cursor, subject: SubjectId, draft: Draft) -> Event {
+fn event(place: (Epoch, u64), subject: SubjectId, draft: Draft) -> Event {
     Event::new(
-        cursor,
+        place,
         school(),
         job::KIND,
         subject,
@@ -215,9 +229,10 @@ impl Log for Ledger {
     async fn bounds(&self, _: SchoolId) -> Result<Bounds, StoreError> {
         self.wait_for_the_disk().await?;
         let bounds = self.with(|inner| {
+            let head = self.head_to_read(inner);
             let now = Bounds {
-                head: self.head_to_read(inner),
-                floor: inner.floor,
+                head: inner.place(head),
+                floor: inner.place(inner.floor),
             };
             match self.fault {
                 Some(Fault::StaleBounds) => inner.stale_bounds.replace(now).unwrap_or(now),
@@ -307,8 +322,8 @@ impl Log for Ledger {
                 .filter(|event| scope.hears(event) && !(fold && superseded(event)));
             Page {
                 events: told.cloned().collect(),
-                through,
-                head,
+                through: inner.place(through),
+                head: inner.place(head),
                 floor: inner.floor,
             }
         });
@@ -320,11 +335,14 @@ impl Log for Ledger {
         &self,
         scope: Arc<Scope>,
         after: u64,
-        upto: Option<u64>,
+        upto: Option<Place>,
     ) -> Result<Page, StoreError> {
         self.wait_for_the_disk().await?;
         let page = self.with(|inner| {
-            let upto = upto.unwrap_or_else(|| self.head_to_read(inner));
+            let upto = match upto {
+                Some(upto) => upto.seq,
+                None => self.head_to_read(inner),
+            };
             // States as they are now, also those that have gone on since the first page.
             let mut last: BTreeMap<&str, &Arc<Event>> = BTreeMap::new();
             for event in &inner.events {
@@ -342,13 +360,19 @@ impl Log for Ledger {
                 false => states[STATES_A_PAGE - 1].seq,
             };
             let told = |state: &&Arc<Event>| {
-                let copy = event(state.cursor(), state.subject.clone(), state.draft.clone());
-                Arc::new(copy.into_snapshot())
+                Arc::new(Event::snapshot(
+                    (state.epoch, state.place()),
+                    state.school,
+                    state.kind,
+                    state.subject.clone(),
+                    state.at,
+                    state.draft.clone(),
+                ))
             };
             Page {
                 events: states.iter().map(told).collect(),
-                through,
-                head: upto,
+                through: inner.place(through),
+                head: inner.place(upto),
                 floor: inner.floor,
             }
         });

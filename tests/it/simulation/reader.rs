@@ -156,10 +156,7 @@ impl Reader {
         if self.is_multiplexed() {
             // As the endpoint does: what is heard from the start is heard from here on.
             self.scope = Scope::new(school(), []).filtered(self.scope.filter.clone());
-            self.cursor = Some(Cursor {
-                epoch: ledger.epoch(),
-                seq: ledger.head(),
-            });
+            self.cursor = Some(ledger.end());
             self.knowledge.forget();
             (self.asked, self.left) = (None, None);
         } else if let Some(place) = rng.choice(&self.places).filter(|_| rng.bool()) {
@@ -168,8 +165,8 @@ impl Reader {
             self.shadow.told = place.told.clone();
         }
         if let Some(cursor) = self.cursor.filter(|_| !self.is_multiplexed()) {
-            self.knowledge.is_complete(cursor.seq);
-            self.shadow.last = cursor.seq;
+            self.knowledge.is_complete(cursor.place.seq);
+            self.shadow.last = cursor.place.seq;
         }
         let subscription = subscriber
             .open(Request {
@@ -180,7 +177,10 @@ impl Reader {
                     address: None,
                     peer: None,
                 },
-                from: self.cursor,
+                from: self.cursor.map(|cursor| match self.fault {
+                    Some(Fault::NumbersAlone) => Cursor::untagged(cursor.epoch, cursor.place.seq),
+                    _ => cursor,
+                }),
                 tick: self.tick,
                 expires_at: None,
                 returns_until: None,
@@ -195,12 +195,12 @@ impl Reader {
                 shadow.begin_anew();
             }
             _ if self.scope.channels().is_empty() => shadow.begin_anew(),
-            Some(cursor) if cursor.epoch != ledger.epoch() => shadow.must_reset = true,
+            Some(cursor) if !ledger.knows(cursor) => shadow.must_reset = true,
             Some(cursor) => {
                 // An earlier session may have ended before it was told so.
                 shadow.must_reset = false;
-                shadow.since = Some(cursor.seq);
-                shadow.complete = cursor.seq;
+                shadow.since = Some(cursor.place.seq);
+                shadow.complete = cursor.place.seq;
             }
         }
         trace(format_args!(
@@ -274,9 +274,13 @@ impl Reader {
             self.now_hears(ledger);
         }
         let from = self.asked.as_ref().and_then(|(_, from)| from.as_ref());
-        let is_foreign = from.is_some_and(|from| from.cursor.epoch != ledger.epoch());
+        let is_foreign = from.is_some_and(|from| !ledger.knows(from.cursor));
         let places = [before, from.map(|from| from.cursor)];
-        let at = places.into_iter().flatten().map(|cursor| cursor.seq).min();
+        let at = places
+            .into_iter()
+            .flatten()
+            .map(|cursor| cursor.place.seq)
+            .min();
         let at = at.unwrap_or(0);
         self.shadow.must_reset |= is_foreign && matches!(control, Control::Reset(_));
         self.shadow.note(control, at, &self.scope, ledger)?;
@@ -301,10 +305,7 @@ impl Reader {
                 Some(*cursor)
             }
             Control::Heartbeat { cursor, .. } => match self.fault {
-                Some(Fault::CursorOfNothing) => cursor.or(Some(Cursor {
-                    epoch: ledger.epoch(),
-                    seq: ledger.head(),
-                })),
+                Some(Fault::CursorOfNothing) => cursor.or(Some(ledger.end())),
                 _ => *cursor,
             },
             Control::Subscribed { cursor, .. } => *cursor,
@@ -314,7 +315,7 @@ impl Reader {
             self.is_sent(cursor, ledger)?;
         }
         if let Control::Ready(cursor) = control {
-            self.knowledge.is_complete(cursor.seq);
+            self.knowledge.is_complete(cursor.place.seq);
         }
         Ok(())
     }
@@ -343,7 +344,7 @@ impl Reader {
     /// The channel that was asked for is acknowledged.
     fn now_hears(&mut self, ledger: &Ledger) {
         if let Some((channel, from)) = self.asked.clone() {
-            let known = from.filter(|from| from.cursor.epoch == ledger.epoch());
+            let known = from.filter(|from| ledger.knows(from.cursor));
             self.begins_to_hear(&channel, known.as_ref());
             self.scope.add(channel);
         }
@@ -354,7 +355,7 @@ impl Reader {
         let Channel::Subject(_, subject) = channel else {
             return;
         };
-        let from = from.map(|from| (&from.knowledge, from.cursor.seq));
+        let from = from.map(|from| (&from.knowledge, from.cursor.place.seq));
         self.knowledge.take_over(subject, from);
     }
 
@@ -492,15 +493,15 @@ impl Shadow {
         if self.is_multiplexed {
             return Ok(());
         }
-        if cursor.seq > ledger.head() {
+        if cursor.place.seq > ledger.head() {
             return Err(format!("{cursor} lies beyond the log"));
         }
         if self.since.is_some() {
-            self.nothing_is_missing(cursor.seq, scope, ledger)?;
+            self.nothing_is_missing(cursor.place.seq, scope, ledger)?;
         } else if self.is_ready {
-            self.since = Some(cursor.seq);
+            self.since = Some(cursor.place.seq);
         }
-        self.complete = self.complete.max(cursor.seq);
+        self.complete = self.complete.max(cursor.place.seq);
         Ok(())
     }
 

@@ -461,11 +461,11 @@ fn with_large_metadata() -> Settings {
 }
 
 /// Pages of events, to the last; each goes on behind the one before.
-async fn pages(mut next: impl AsyncFnMut(u64, Option<u64>) -> Page) -> Vec<Page> {
+async fn pages(mut next: impl AsyncFnMut(u64, Option<Place>) -> Page) -> Vec<Page> {
     let (mut after, mut upto, mut pages) = (0, None, Vec::new());
     loop {
         let page = next(after, upto).await;
-        (after, upto) = (page.through, Some(page.head));
+        (after, upto) = (page.through.seq, Some(page.head));
         let is_last = page.through == page.head;
         pages.push(page);
         if is_last {

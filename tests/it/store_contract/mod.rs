@@ -13,7 +13,7 @@ use tidings::config::{
     GROUP_MAX_BYTES, GROUP_MAX_COMMANDS, Settings, TURN_MAX_BYTES, TURN_MAX_COMMANDS,
 };
 use tidings::event::Event;
-use tidings::id::{SchoolId, SubjectId};
+use tidings::id::{Place, SchoolId, SubjectId};
 use tidings::kind::job::{self, KIND};
 use tidings::kind::{self, Command, RuleError};
 use tidings::log::{
@@ -184,13 +184,16 @@ impl Bench {
             seqs.extend(page.events.iter().map(|event| event.seq));
             assert!(
                 page.through <= page.head
-                    && page.events.iter().all(|event| event.seq <= page.through)
+                    && page
+                        .events
+                        .iter()
+                        .all(|event| event.seq <= page.through.seq)
             );
             if page.through == page.head {
                 return seqs;
             }
-            assert!(page.through > after, "it gets on");
-            after = page.through;
+            assert!(page.through.seq > after, "it gets on");
+            after = page.through.seq;
         }
     }
 
@@ -211,7 +214,7 @@ impl Bench {
             if page.through == page.head {
                 return states;
             }
-            (after, upto) = (page.through, Some(page.head));
+            (after, upto) = (page.through.seq, Some(page.head));
         }
     }
 
@@ -298,7 +301,12 @@ async fn a_replay_tells_what_lies_after_and_says_how_far_it_reaches(open: Open) 
     let bench = bench(open, Settings::default());
     let empty = bench.store.replay(all(1), 0, false).await.unwrap();
     assert_eq!(
-        (empty.events.len(), empty.through, empty.head, empty.floor),
+        (
+            empty.events.len(),
+            empty.through.seq,
+            empty.head.seq,
+            empty.floor
+        ),
         (0, 0, 0, 0)
     );
     bench.done(vec![create("a")]).await;
@@ -447,7 +455,7 @@ async fn schools_know_nothing_of_one_another(open: Open) {
         )
         .await
         .unwrap();
-    assert_eq!((page.subjects.len(), page.head), (1, 1));
+    assert_eq!((page.subjects.len(), page.head.seq), (1, 1));
 }
 
 async fn an_idempotency_key_is_remembered_until_it_is_swept(open: Open) {

@@ -74,10 +74,13 @@ pub const WRITER_QUEUE: usize = 4_096;
 pub const GROUP_MAX_COMMANDS: usize = 512;
 /// Bytes of events in one transaction, in addition to those of the last command.
 pub const GROUP_MAX_BYTES: usize = 512 * 1024;
-/// Of these, the commands of one school while others wait as well.
-pub const TURN_MAX_COMMANDS: usize = 128;
-/// And the bytes.
-pub const TURN_MAX_BYTES: usize = 128 * 1024;
+/// How long what a commit carries out should take to be judged and written, without what it waits for the disk. Other schools
+/// wait for it.
+pub const COMMIT_WORK: Duration = Duration::from_millis(4);
+/// How often what a commit may carry out is halved at most, if that takes longer.
+pub const GROUP_HALVINGS_MAX: u32 = 4;
+/// Equal shares of it, of which a school has one while others wait as well.
+pub const TURNS_PER_GROUP: usize = 4;
 /// How long a request that writes waits for memory.
 pub const RESERVE_WAIT: Duration = Duration::from_secs(5);
 /// How long the body of a request that writes may take to arrive, since memory is reserved for it.

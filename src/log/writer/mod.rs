@@ -39,8 +39,13 @@ pub trait Backend: Facts<Error = StoreError> + Send + 'static {
     }
 
     /// Writes what a group leads to in one transaction, and has the facts follow. If it fails, nothing is written and no
-    /// fact has changed. It may take anything out of the decisions but the events.
-    fn commit(&mut self, decisions: &mut Decisions, now: Moment) -> Result<(), StoreError>;
+    /// fact has changed. It may take anything out of the decisions but the events. Returns when all was written and only the
+    /// commit was left, which may wait for the disk; nothing if there was nothing to write.
+    fn commit(
+        &mut self,
+        decisions: &mut Decisions,
+        now: Moment,
+    ) -> Result<Option<Instant>, StoreError>;
 
     /// Lets go of the database in good order.
     fn close(&mut self);
@@ -208,6 +213,10 @@ impl<B: Backend> Writer<B> {
         let mut round = self.turns.begin();
         let decided = self.decide_round(&mut round, &mut decisions, now);
         let written = decided.and_then(|()| self.backend.commit(&mut decisions, now));
+        if let Ok(Some(at)) = written {
+            self.turns.worked(&round, at - began);
+        }
+        let written = written.map(|_| ());
         match &written {
             Ok(()) if decisions.events.is_empty() => {}
             Ok(()) => {

@@ -2,15 +2,23 @@
 //!
 //! What is submitted waits by school. A commit takes a bounded slice from one school after the other, so a large batch
 //! is carried out over several commits, and another school's report waits for the commit under way and its own.
-//! Schools that have nothing left from an earlier turn come first; each commit serves at least one of the others. Within
-//! a school the order is that of submission.
+//!
+//! 1. A *fresh* school, which has nothing left from an earlier turn, comes first. A commit with fresh schools serves one of
+//!    the *backlogged* in addition, so that none of them waits for ever; one without serves as many as it has room for.
+//! 2. What a commit carries out takes about [`COMMIT_WORK`], and never more than [`GROUP_MAX_BYTES`] and
+//!    [`GROUP_MAX_COMMANDS`]: the room halves after a commit that took longer, and doubles after a full one that was quick.
+//! 3. While several schools wait, each has one of [`TURNS_PER_GROUP`] equal shares of that room.
+//! 4. Within a school the order is that of submission.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 use std::vec;
 
 use super::{Answer, Receipts, Submission};
-use crate::config::{GROUP_MAX_BYTES, GROUP_MAX_COMMANDS, TURN_MAX_BYTES, TURN_MAX_COMMANDS};
+use crate::config::{
+    COMMIT_WORK, GROUP_HALVINGS_MAX, GROUP_MAX_BYTES, GROUP_MAX_COMMANDS, TURNS_PER_GROUP,
+};
 use crate::id::SchoolId;
 use crate::log::{Allowance, CommandError, Envelope, Receipt, StoreError};
 
@@ -22,14 +30,20 @@ pub(super) struct Turns {
     fresh: VecDeque<SchoolId>,
     /// Schools for which a turn was not enough.
     backlogged: VecDeque<SchoolId>,
+    /// How often the room of a commit is halved.
+    halvings: u32,
 }
 
 /// The turns of one commit.
 pub(super) struct Round {
     /// What it holds so far.
     pub(super) taken: Size,
+    /// Most that the commit carries out. The last command may go beyond it.
+    room: Size,
+    /// Most of it that is of one school.
     slice: Size,
     served: Vec<(SchoolId, Queue)>,
+    serves_fresh: bool,
     serves_backlogged: bool,
 }
 
@@ -60,21 +74,23 @@ pub(super) struct Size {
     pub(super) bytes: usize,
 }
 
-/// Most that a commit carries out. The last command may go beyond it.
+/// Most that any commit carries out.
 const GROUP: Size = Size {
     commands: GROUP_MAX_COMMANDS,
     bytes: GROUP_MAX_BYTES,
 };
 
-/// Most of it that is of one school, if others wait as well.
-const TURN: Size = Size {
-    commands: TURN_MAX_COMMANDS,
-    bytes: TURN_MAX_BYTES,
-};
-
 impl Size {
     fn reaches(self, most: Size) -> bool {
         self.commands >= most.commands || self.bytes >= most.bytes
+    }
+
+    /// One of so many equal parts.
+    fn part(self, of: usize) -> Size {
+        Size {
+            commands: self.commands / of,
+            bytes: self.bytes / of,
+        }
     }
 
     /// What came since it was `before`.
@@ -109,25 +125,32 @@ impl Turns {
 
     /// Begins the turns of one commit.
     pub(super) fn begin(&self) -> Round {
+        let room = GROUP.part(1 << self.halvings);
         Round {
             taken: Size::default(),
             slice: match self.schools.len() {
-                0 | 1 => GROUP,
-                _ => TURN,
+                0 | 1 => room,
+                _ => room.part(TURNS_PER_GROUP),
             },
+            room,
             served: Vec::new(),
+            serves_fresh: false,
             serves_backlogged: false,
         }
     }
 
     /// The next school of a commit. Each has one turn in a commit.
     pub(super) fn next(&mut self, round: &mut Round) -> Option<(SchoolId, Queue)> {
-        let has_room = !round.taken.reaches(GROUP);
+        let has_room = !round.taken.reaches(round.room);
         let fresh = has_room.then(|| self.fresh.pop_front()).flatten();
         let school = match fresh {
-            Some(school) => school,
-            // At least one, or those that always come anew would keep it waiting.
-            None if has_room || !round.serves_backlogged => {
+            Some(school) => {
+                round.serves_fresh = true;
+                school
+            }
+            // At least one, or those that always come anew would keep it waiting; and with those no more than one, or they
+            // would wait for all.
+            None if !round.serves_backlogged || (has_room && !round.serves_fresh) => {
                 let school = self.backlogged.pop_front()?;
                 round.serves_backlogged = true;
                 school
@@ -136,6 +159,16 @@ impl Turns {
         };
         let queue = self.schools.remove(&school);
         Some((school, queue.expect("a school that has a turn waits")))
+    }
+
+    /// Takes note of how long a commit worked that carried out so much, without what it waited for the disk: a slow disk is
+    /// no reason for smaller commits.
+    pub(super) fn worked(&mut self, round: &Round, work: Duration) {
+        if work > COMMIT_WORK {
+            self.halvings = (self.halvings + 1).min(GROUP_HALVINGS_MAX);
+        } else if work < COMMIT_WORK / 2 && round.taken.reaches(round.room) {
+            self.halvings = self.halvings.saturating_sub(1);
+        }
     }
 
     /// Answers those of whom all is committed, or nothing more will be; the others wait for their next turns.
@@ -226,5 +259,144 @@ impl Pending {
         };
         // A publisher that has gone does not need to know.
         let _ = self.answer.send(answer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EVENT_BASE_BYTES;
+    use crate::kind::Command;
+    use crate::kind::job;
+
+    /// Turns in which commits carry out commands of one size each, and tell of which schools.
+    #[derive(Default)]
+    struct Bench {
+        turns: Turns,
+        event_bytes: usize,
+    }
+
+    impl Bench {
+        fn of(event_bytes: usize) -> Bench {
+            Bench {
+                event_bytes,
+                ..Bench::default()
+            }
+        }
+
+        fn add(&mut self, school: i64, commands: usize) {
+            let report = || {
+                let body = serde_json::from_str("{}").unwrap();
+                let command = Command::Job(job::Command::Progress(body));
+                Envelope::new("j".parse().unwrap(), command)
+            };
+            let (answer, _) = tokio::sync::oneshot::channel();
+            self.turns.add(Submission {
+                school: school.try_into().unwrap(),
+                commands: (0..commands).map(|_| report()).collect(),
+                allowance: Arc::default(),
+                answer,
+            });
+        }
+
+        /// One commit that works for so long: how many commands of each school it carries out, in order.
+        fn commit(&mut self, work: Duration) -> Vec<(i64, usize)> {
+            let mut round = self.turns.begin();
+            let (mut size, mut carried_out) = (Size::default(), Vec::new());
+            while let Some((school, mut queue)) = self.turns.next(&mut round, size) {
+                let before = size;
+                while !round.is_over(before, size) && queue.next().is_some() {
+                    size.commands += 1;
+                    size.bytes += self.event_bytes;
+                    queue.judged(Err(CommandError::KeyReused));
+                }
+                carried_out.push((school.get(), size.since(before).commands));
+                round.served(school, queue);
+            }
+            self.turns.worked(&round, size, work);
+            self.turns.settle(round, &Ok(()));
+            carried_out
+        }
+
+        /// How much a commit has room for.
+        fn room(&self) -> usize {
+            self.turns.begin().room.commands
+        }
+    }
+
+    const QUICK: Duration = Duration::ZERO;
+
+    #[test]
+    fn a_school_alone_has_a_whole_commit_and_one_of_several_a_share() {
+        let mut bench = Bench::of(EVENT_BASE_BYTES);
+        bench.add(1, 3 * GROUP_MAX_COMMANDS);
+        assert_eq!(bench.commit(QUICK), [(1, GROUP_MAX_COMMANDS)]);
+        for school in 2..8 {
+            bench.add(school, GROUP_MAX_COMMANDS);
+        }
+        let share = GROUP_MAX_COMMANDS / TURNS_PER_GROUP;
+        let commit = bench.commit(QUICK);
+        let fresh = [2, 3, 4, 5].map(|school| (school, share));
+        assert_eq!(commit[..4], fresh, "until it is full");
+        assert_eq!(commit[4..], [(1, share)], "and one that has waited");
+    }
+
+    #[test]
+    fn a_report_waits_for_its_own_commit_and_one_share_of_the_backlogged() {
+        let mut bench = Bench::of(16_000);
+        for school in 1..=8 {
+            bench.add(school, 1_000);
+        }
+        // Until none of them is fresh.
+        while !bench.turns.fresh.is_empty() {
+            bench.commit(QUICK);
+        }
+        let share = (GROUP_MAX_BYTES / TURNS_PER_GROUP).div_ceil(16_000);
+        let mut served = Vec::new();
+        for _ in 0..8 {
+            bench.add(99, 1);
+            let commit = bench.commit(QUICK);
+            assert_eq!(commit.len(), 2, "{commit:?}");
+            assert_eq!(commit[0], (99, 1));
+            assert_eq!(commit[1].1, share);
+            served.push(commit[1].0);
+        }
+        served.sort_unstable();
+        assert_eq!(served, (1..=8).collect::<Vec<_>>(), "none is left out");
+        assert!(bench.commit(QUICK).len() >= TURNS_PER_GROUP, "without one");
+    }
+
+    #[test]
+    fn a_commit_that_worked_for_long_is_followed_by_smaller_ones_down_to_a_bound() {
+        let mut bench = Bench::of(EVENT_BASE_BYTES);
+        bench.add(1, 100 * GROUP_MAX_COMMANDS);
+        let long = COMMIT_WORK * 2;
+        let sizes = (0..=GROUP_HALVINGS_MAX + 2).map(|_| bench.commit(long)[0].1);
+        let sizes: Vec<_> = sizes.collect();
+        let expected = (0..=GROUP_HALVINGS_MAX).map(|halvings| GROUP_MAX_COMMANDS >> halvings);
+        assert!(sizes.iter().copied().take(5).eq(expected), "{sizes:?}");
+        assert_eq!(sizes[5..], [sizes[4]; 2]);
+        // What takes about as long as it should changes nothing.
+        let least = bench.room();
+        bench.commit(COMMIT_WORK * 3 / 4);
+        assert_eq!(bench.room(), least);
+        for _ in 0..=GROUP_HALVINGS_MAX {
+            bench.commit(QUICK);
+        }
+        assert_eq!(bench.room(), GROUP_MAX_COMMANDS);
+    }
+
+    #[test]
+    fn a_small_commit_that_is_quick_says_nothing_of_large_ones() {
+        let mut bench = Bench::of(EVENT_BASE_BYTES);
+        bench.add(1, GROUP_MAX_COMMANDS);
+        bench.commit(COMMIT_WORK * 2);
+        let room = bench.room();
+        assert_eq!(room, GROUP_MAX_COMMANDS / 2);
+        for _ in 0..10 {
+            bench.add(1, 1);
+            bench.commit(QUICK);
+        }
+        assert_eq!(bench.room(), room);
     }
 }

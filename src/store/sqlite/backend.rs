@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
@@ -105,17 +106,17 @@ impl Backend {
         write(&mut self.conn).map_err(database_error)
     }
 
-    /// Writes the group in one transaction, then tells the caches.
-    fn write(&mut self, group: &mut Decisions, now: Moment) -> QueryResult<()> {
+    /// Writes the group in one transaction, then tells the caches. Returns when only the commit was left.
+    fn write(&mut self, group: &mut Decisions, now: Moment) -> QueryResult<Option<Instant>> {
         if group.states.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         self.wait_for_disk(match self.synchronous {
             Synchronous::Full => true,
             Synchronous::Normal => false,
             Synchronous::Milestone => group.has_milestone,
         })?;
-        self.conn.immediate_transaction(|conn| {
+        let written = self.conn.immediate_transaction(|conn| {
             for ((school, kind, subject), stored) in &group.states {
                 table(*kind).write(conn, *school, subject, stored)?;
             }
@@ -157,7 +158,8 @@ impl Backend {
                     answers::keep(conn, key, &used.event)?;
                 }
             }
-            set_uptime(conn, now.uptime)
+            set_uptime(conn, now.uptime)?;
+            QueryResult::Ok(Instant::now())
         })?;
         for (address, stored) in group.states.drain() {
             // What has ended, with its result, is hardly asked for again.
@@ -181,7 +183,7 @@ impl Backend {
                 past.push_front(own);
             }
         }
-        Ok(())
+        Ok(Some(written))
     }
 
     /// Whether the next commits wait for the disk. In WAL mode a commit that does not is still safe from a
@@ -288,7 +290,11 @@ impl writer::Backend for Backend {
         job_texts::bytes(kind, state)
     }
 
-    fn commit(&mut self, decisions: &mut Decisions, now: Moment) -> Result<(), StoreError> {
+    fn commit(
+        &mut self,
+        decisions: &mut Decisions,
+        now: Moment,
+    ) -> Result<Option<Instant>, StoreError> {
         self.check_place()?;
         self.write(decisions, now).map_err(database_error)
     }

@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
-use tidings::config::{
-    GROUP_MAX_BYTES, GROUP_MAX_COMMANDS, Settings, TURN_MAX_BYTES, TURN_MAX_COMMANDS,
-};
+use tidings::config::{GROUP_MAX_BYTES, GROUP_MAX_COMMANDS, Settings, TURNS_PER_GROUP};
 use tidings::event::Event;
 use tidings::id::{Place, SchoolId, SubjectId};
 use tidings::kind::job::{self, KIND};
@@ -573,6 +571,7 @@ async fn a_key_that_outlives_its_subject_is_answered_as_it_was(open: Open) {
 async fn schools_take_turns_and_a_report_waits_for_no_other_schools_batch(open: Open) {
     const EACH: usize = 3_000;
     const EVENT: usize = 4_000;
+    const SHARE: usize = GROUP_MAX_COMMANDS / TURNS_PER_GROUP;
     let place = tempfile::tempdir().unwrap();
     let (committed, mut receiver) = Committed::channel(1);
     let store = open(&place, &Settings::default(), committed);
@@ -605,8 +604,8 @@ async fn schools_take_turns_and_a_report_waits_for_no_other_schools_batch(open: 
         let has_report = of(&events, 3) == 1;
         order.extend(events.iter().map(Arc::clone));
         if has_report {
-            assert!(of(&events, 1) <= TURN_MAX_COMMANDS);
-            assert!(of(&events, 2) <= TURN_MAX_BYTES / EVENT + 1);
+            assert!(of(&events, 1) <= SHARE);
+            assert!(of(&events, 2) <= GROUP_MAX_BYTES / TURNS_PER_GROUP / EVENT + 1);
             break;
         }
         before += events.len();
@@ -618,7 +617,7 @@ async fn schools_take_turns_and_a_report_waits_for_no_other_schools_batch(open: 
         let (first, second) = (of(&events, 1), of(&events, 2));
         assert!(second <= GROUP_MAX_BYTES / EVENT + 1);
         if of(&order, 1) + first < EACH + 1 {
-            assert!(first <= TURN_MAX_COMMANDS && second > 0, "{first} {second}");
+            assert!(first <= SHARE && second > 0, "{first} {second}");
         }
         order.extend(events);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tidings::event::Event;
 use tidings::id::{Kind, SchoolId, SubjectId};
@@ -111,13 +112,17 @@ impl Backend for Memory {
         Uptime::from_millis(0)
     }
 
-    fn commit(&mut self, decisions: &mut Decisions, _: Moment) -> Result<(), StoreError> {
+    fn commit(
+        &mut self,
+        decisions: &mut Decisions,
+        _: Moment,
+    ) -> Result<Option<Instant>, StoreError> {
         if self.failures > 0 {
             self.failures -= 1;
             return Err(StoreError::Database("the disk is full".into()));
         }
         self.take_in(decisions);
-        Ok(())
+        Ok(Some(Instant::now()))
     }
 
     fn close(&mut self) {}

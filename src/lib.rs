@@ -62,7 +62,8 @@
 //! 1  log/                             ports of a store; what a command leads to
 //!    kind/ auth/ wire/ config/ scope.rs              domain rules; who may; the only encoder; every bound
 //!    throttle.rs reserve.rs                          how fast somebody may go on; memory for writes
-//!    wall_clock.rs tasks.rs                          whether ages may be judged; what runs, and is restarted
+//!    wall_clock.rs tasks.rs failures.rs              whether ages may be judged; what runs, and is restarted; what
+//!                                                    the log says of failures
 //! 0  id.rs event.rs sync.rs uptime.rs                names; what happened; locks; the clock of silence
 //! ```
 //!
@@ -76,6 +77,7 @@ pub mod cli;
 pub mod config;
 pub mod dispatch;
 pub mod event;
+mod failures;
 pub mod feed;
 pub mod http;
 pub mod hub;

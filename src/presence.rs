@@ -15,7 +15,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SubsecRound, Utc};
 use serde::Deserialize;
@@ -23,6 +23,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{PRESENCE_BATCH, PRESENCE_FLUSH_PERIOD, PRESENCE_PERIOD};
 use crate::event::Event;
+use crate::failures::Failures;
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::device::{
     self, CLOCK_SKEW_SECS, Command, Device, GOOD_BEATS, Heard, Standing, Status, is_leased_anew,
@@ -223,6 +224,7 @@ impl Presence {
         let mut rounds = interval(PRESENCE_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flushed = self.clock.now();
+        let mut failures = Failures::default();
         loop {
             rounds.tick().await;
             // No lease ends before everyone has been doubted: that would be a mass "offline".
@@ -240,10 +242,16 @@ impl Presence {
                 done = self.flush_urgent().await;
             }
             match done {
-                Ok(()) => {}
+                Ok(()) => {
+                    failures.worked();
+                }
                 Err(StoreError::Stopped) => return,
-                Err(StoreError::Displaced) => {}
-                Err(error) => tracing::error!(%error, "the leases of devices could not be kept"),
+                Err(StoreError::Displaced | StoreError::NotCommitted) => {}
+                Err(error) => {
+                    if let Some(failed) = failures.failed(Instant::now()) {
+                        tracing::error!(%error, failed, "the leases of devices could not be kept");
+                    }
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::config::{
     SWEEP_PERIOD, UPTIME_PERIOD, UPTIME_TICK, WATCHDOG_BATCH, WATCHDOG_PERIOD, WINDOW_IDLE,
 };
+use crate::failures::Failures;
 use crate::hub::Hub;
 use crate::id::SchoolId;
 use crate::log::{Envelope, Store, StoreError};
@@ -34,17 +35,22 @@ pub async fn count_uptime(clock: UptimeClock) {
 pub async fn watch_silence(store: Arc<dyn Store>) {
     let mut rounds = interval(WATCHDOG_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failures = Failures::default();
     loop {
         rounds.tick().await;
         if store.uptime().is_catching_up() {
             continue;
         }
         match check_overdue(&*store).await {
-            Ok(()) => {}
+            Ok(()) => {
+                failures.worked();
+            }
             Err(StoreError::Stopped) => return,
-            Err(StoreError::Displaced) => {}
+            Err(StoreError::Displaced | StoreError::NotCommitted) => {}
             Err(error) => {
-                tracing::error!(%error, "the watchdog could not look for silent subjects")
+                if let Some(failed) = failures.failed(Instant::now()) {
+                    tracing::error!(%error, failed, "the watchdog could not look for silent subjects");
+                }
             }
         }
     }
@@ -80,12 +86,19 @@ async fn check_overdue(store: &dyn Store) -> Result<(), StoreError> {
 pub async fn keep_uptime(store: Arc<dyn Store>) {
     let mut rounds = interval(UPTIME_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut failures = Failures::default();
     loop {
         rounds.tick().await;
         match store.save_uptime().await {
-            Ok(()) => {}
+            Ok(()) => {
+                failures.worked();
+            }
             Err(StoreError::Stopped) => return,
-            Err(error) => tracing::error!(%error, "the uptime could not be saved"),
+            Err(error) => {
+                if let Some(failed) = failures.failed(Instant::now()) {
+                    tracing::error!(%error, failed, "the uptime could not be saved");
+                }
+            }
         }
     }
 }

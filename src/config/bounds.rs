@@ -81,6 +81,8 @@ pub const COMMIT_WORK: Duration = Duration::from_millis(4);
 pub const GROUP_HALVINGS_MAX: u32 = 4;
 /// Equal shares of it, of which a school has one while others wait as well.
 pub const TURNS_PER_GROUP: usize = 4;
+/// Least time between two lines in the log about commits that fail one after the other.
+pub const FAILURES_LOG_PERIOD: Duration = Duration::from_secs(10);
 /// How long a request that writes waits for memory.
 pub const RESERVE_WAIT: Duration = Duration::from_secs(5);
 /// How long the body of a request that writes may take to arrive, since memory is reserved for it.

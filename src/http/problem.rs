@@ -269,6 +269,8 @@ impl From<StoreError> for Problem {
         match error {
             StoreError::Busy(why) => why.into(),
             StoreError::Displaced => Problem::new(Kind::Unavailable, error.to_string()),
+            // Logged, once for all requests.
+            StoreError::NotCommitted => Problem::new(Kind::Unavailable, NOT_DONE),
             StoreError::Database(_) | StoreError::Stopped => {
                 Problem::internal(Kind::Unavailable, &error)
             }

@@ -6,6 +6,9 @@ pub enum StoreError {
     /// The database refuses; the text is for the log.
     #[error("database: {0}")]
     Database(String),
+    /// A commit failed. The store has logged why.
+    #[error("the database did not take a commit")]
+    NotCommitted,
     /// The store is shutting down.
     #[error("the store has stopped")]
     Stopped,

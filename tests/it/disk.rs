@@ -217,7 +217,18 @@ async fn a_disk_that_is_full_is_told_and_what_was_acknowledged_is_there_once_in_
         }
     }
     assert_eq!(refused, 5, "after {acknowledged}");
+    // The log tells that it is so, and not each time.
+    let mut log_lines = server.stderr();
     server.kill();
+    let mut said = String::new();
+    log_lines.read_to_string(&mut said).unwrap();
+    let lines = said.lines().filter(|line| line.contains("ERROR"));
+    let lines: Vec<_> = lines.collect();
+    let about_commits = lines
+        .iter()
+        .filter(|line| line.contains("a commit failed and had no effect"));
+    assert_eq!(about_commits.count(), 1, "{said}");
+    assert!(lines.len() <= 2, "{said}");
     let server = Process::start(command(folder.path()).arg("serve"));
     let told = log(&server.url).await;
     assert_eq!(told, (1..=acknowledged).collect::<Vec<u64>>());

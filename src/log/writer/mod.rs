@@ -24,6 +24,7 @@ use super::decide::{Decisions, Rules};
 use super::facts::{Facts, Moment};
 use super::{Allowance, CommandError, Committed, Envelope, Meter, Receipt, StoreError};
 use crate::config::WRITER_QUEUE;
+use crate::failures::Failures;
 use crate::id::{Kind, SchoolId};
 use crate::kind::State;
 use crate::uptime::Uptime;
@@ -86,6 +87,8 @@ pub struct Writer<B> {
     meter: Arc<Meter>,
     /// Whose commands come next.
     turns: Turns,
+    /// Commits that failed in a row.
+    failures: Failures,
     queue: mpsc::Receiver<Work<B>>,
 }
 
@@ -153,6 +156,7 @@ impl<B: Backend> Writer<B> {
             committed,
             meter,
             turns: Turns::default(),
+            failures: Failures::default(),
             queue,
         };
         (writer, Handle { work })
@@ -216,20 +220,36 @@ impl<B: Backend> Writer<B> {
         if let Ok(Some(at)) = written {
             self.turns.worked(&round, at - began);
         }
-        let written = written.map(|_| ());
-        match &written {
-            Ok(()) if decisions.events.is_empty() => {}
-            Ok(()) => {
-                self.meter
-                    .committed(decisions.events.len(), began.elapsed());
-                // Fails only when the dispatcher has ended, and then nobody listens.
-                let _ = self.committed.blocking_send(decisions.events);
-            }
-            // Told when it was noticed.
-            Err(StoreError::Displaced) => {}
-            Err(error) => tracing::error!(%error, "a commit failed and had no effect"),
+        let written = self.note(written.map(|at| at.is_some()));
+        if written.is_ok() && !decisions.events.is_empty() {
+            self.meter
+                .committed(decisions.events.len(), began.elapsed());
+            // Fails only when the dispatcher has ended, and then nobody listens.
+            let _ = self.committed.blocking_send(decisions.events);
         }
         self.turns.settle(round, &written);
+    }
+
+    /// Tells the log whether commits fail. Returns to those who wait the error that says that it was told.
+    fn note(&mut self, written: Result<bool, StoreError>) -> Result<(), StoreError> {
+        match written {
+            // What writes nothing works on a full disk, too.
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                if let Some(failed) = self.failures.worked() {
+                    tracing::info!(failed, "commits work again");
+                }
+                Ok(())
+            }
+            // Told when it was noticed.
+            Err(StoreError::Displaced) => Err(StoreError::Displaced),
+            Err(error) => {
+                if let Some(failed) = self.failures.failed(Instant::now()) {
+                    tracing::error!(%error, failed, "a commit failed and had no effect");
+                }
+                Err(StoreError::NotCommitted)
+            }
+        }
     }
 
     fn decide_round(

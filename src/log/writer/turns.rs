@@ -302,18 +302,18 @@ mod tests {
         /// One commit that works for so long: how many commands of each school it carries out, in order.
         fn commit(&mut self, work: Duration) -> Vec<(i64, usize)> {
             let mut round = self.turns.begin();
-            let (mut size, mut carried_out) = (Size::default(), Vec::new());
-            while let Some((school, mut queue)) = self.turns.next(&mut round, size) {
-                let before = size;
-                while !round.is_over(before, size) && queue.next().is_some() {
-                    size.commands += 1;
-                    size.bytes += self.event_bytes;
-                    queue.judged(Err(CommandError::KeyReused));
+            let mut carried_out = Vec::new();
+            while let Some((school, mut queue)) = self.turns.next(&mut round) {
+                let before = round.taken;
+                while !round.is_over(before) && queue.next().is_some() {
+                    round.taken.commands += 1;
+                    round.taken.bytes += self.event_bytes;
+                    queue.decided(Err(CommandError::KeyReused));
                 }
-                carried_out.push((school.get(), size.since(before).commands));
+                carried_out.push((school.get(), round.taken.since(before).commands));
                 round.served(school, queue);
             }
-            self.turns.worked(&round, size, work);
+            self.turns.worked(&round, work);
             self.turns.settle(round, &Ok(()));
             carried_out
         }

@@ -75,6 +75,21 @@ impl Bucket {
         Ok(())
     }
 
+    /// The same for what may have come at any time since the bucket was looked at last: all that it was refilled with since then
+    /// counts, even what it does not hold.
+    pub fn take_late(&mut self, pace: Pace, count: u32, now: Instant) -> Result<(), Duration> {
+        let whole = Pace {
+            burst: f64::INFINITY,
+            ..pace
+        };
+        self.take(whole, count, now)
+    }
+
+    /// Looks at it: it holds no more than its size.
+    pub fn look(&mut self, pace: Pace, now: Instant) {
+        self.refill(pace, now);
+    }
+
     /// Takes `count` out, whether it is there or not.
     fn charge(&mut self, pace: Pace, count: f64, now: Instant) {
         self.refill(pace, now);
@@ -202,6 +217,19 @@ mod tests {
             bucket.take(pace, 1, start).is_err(),
             "a clock that goes back gives nothing"
         );
+    }
+
+    #[test]
+    fn what_came_late_is_judged_as_if_it_had_come_in_time() {
+        let start = Instant::now();
+        let pace = Pace::new(10, 20).unwrap();
+        let mut bucket = pace.bucket(start);
+        let later = start + Duration::from_secs(3);
+        assert_eq!(bucket.take_late(pace, 50, later), Ok(()));
+        assert!(bucket.take_late(pace, 1, later).is_err());
+        let much_later = later + Duration::from_secs(60);
+        bucket.look(pace, much_later);
+        assert!(bucket.take_late(pace, 21, much_later).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::*;
@@ -292,19 +292,99 @@ async fn a_client_that_asks_faster_than_it_can_be_told_is_heard_as_fast_as_it_is
     let asking = writing.write_all(&asked);
     let hearing = async {
         let mut heard = Vec::new();
-        while !heard.ends_with(br#""timestamp":"the last"}"#) {
-            let mut part = [0; 64 * 1024];
-            let count = reading.read(&mut part).await.unwrap();
-            assert!(count > 0, "it was closed");
-            heard.extend_from_slice(&part[..count]);
+        while !is_answered(&heard, "the last") {
+            hear(&mut reading, &mut heard).await;
         }
-        String::from_utf8_lossy(&heard)
-            .matches(r#""job_id":"a""#)
-            .count()
+        count(&heard, r#""job_id":"a""#)
     };
     let (asked, told) = tokio::join!(asking, hearing);
     asked.unwrap();
     // One is carried out, and one waits.
     let ahead = QUESTIONS.saturating_sub(told);
     assert!(ahead <= 2, "{ahead} are to be told yet");
+}
+
+/// What is sent behind a question whose answer takes long: the server reads some of it, and the rest when it has answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_are_judged_by_when_they_arrive_and_not_by_when_they_are_answered() {
+    const PER_SEC: usize = 100;
+    /// Twice as many as in a second may be sent at once.
+    const AT_ONCE: usize = 2 * PER_SEC - 5;
+    /// More than may be sent at once and what the server reads ahead of its answers.
+    const ONE_BY_ONE: usize = 300;
+    /// In so many batches, more than fits into the sockets' buffers.
+    const BATCHES: usize = 6;
+    const JOBS: usize = 100;
+    let server = server_with(json!({"client_messages_per_sec": PER_SEC})).await;
+    let create = |n| {
+        let metadata = json!({"text": "x".repeat(16_000)});
+        let line = json!({"op": "jobs.create", "job_id": format!("j{n}"), "job_type": "t", "metadata": metadata});
+        format!("{line}\n")
+    };
+    for batch in 0..BATCHES {
+        let jobs = batch * JOBS..(batch + 1) * JOBS;
+        let told = server
+            .batch(&worker(1), jobs.map(create).collect::<String>())
+            .await;
+        assert!(told.iter().all(|line| line["status"] == 200), "{told:?}");
+    }
+    let mut stream = narrow(&server.url, Transport::WebSocket, "/ws").await;
+    // The second one waits until all jobs are told, and what follows waits behind it.
+    let mut asked = Vec::new();
+    for channel in ["jobs", "devices"] {
+        let question = json!({"type": "subscribe", "channels": [channel]});
+        asked.extend(text_frame(&question.to_string()));
+    }
+    let ping = text_frame(r#"{"type":"ping"}"#);
+    asked.extend(ping.repeat(AT_ONCE - 2));
+    stream.write_all(&asked).await.unwrap();
+    let mut rounds = tokio::time::interval(Duration::from_secs(1) * 11 / 10 / PER_SEC as u32);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for _ in 0..ONE_BY_ONE {
+        rounds.tick().await;
+        stream.write_all(&ping).await.unwrap();
+    }
+    let pongs = AT_ONCE - 2 + ONE_BY_ONE + 1;
+    let last = text_frame(&json!({"type": "ping", "timestamp": "the last"}).to_string());
+    rounds.tick().await;
+    stream.write_all(&last).await.unwrap();
+    let mut heard = Vec::new();
+    while !is_answered(&heard, "the last") {
+        hear(&mut stream, &mut heard).await;
+    }
+    assert_eq!(count(&heard, r#""type":"pong""#), pongs);
+    // Others are still judged.
+    let (mut reading, mut writing) = stream.split();
+    let too_many = ping.repeat(2 * AT_ONCE);
+    // It may be closed before it has taken them all.
+    let (_, said) = tokio::join!(writing.write_all(&too_many), async {
+        let mut said = Vec::new();
+        while count(&said, "too_fast") == 0 {
+            hear(&mut reading, &mut said).await;
+        }
+        said
+    });
+    assert!((1..2 * AT_ONCE).contains(&count(&said, r#""type":"pong""#)));
+}
+
+async fn hear(stream: &mut (impl AsyncRead + Unpin), heard: &mut Vec<u8>) {
+    let mut part = [0; 64 * 1024];
+    let count = tokio::time::timeout(PATIENCE, stream.read(&mut part))
+        .await
+        .expect("it is told more")
+        .unwrap();
+    let last = &heard[heard.len().saturating_sub(300)..];
+    let last = String::from_utf8_lossy(last);
+    assert!(count > 0, "it was closed: {last}");
+    heard.extend_from_slice(&part[..count]);
+}
+
+/// Whether a ping with this timestamp is answered, as far as the end of what was heard tells. More may follow the answer.
+fn is_answered(heard: &[u8], timestamp: &str) -> bool {
+    let end = &heard[heard.len().saturating_sub(128 * 1024)..];
+    count(end, &format!(r#""timestamp":"{timestamp}"}}"#)) > 0
+}
+
+fn count(heard: &[u8], text: &str) -> usize {
+    String::from_utf8_lossy(heard).matches(text).count()
 }

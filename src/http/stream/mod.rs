@@ -3,6 +3,7 @@
 //! A request is read into [`Params`] and a scope, the credential is checked against it, and the
 //! subscription is opened and handed to the transport that the request asks for.
 
+mod arrivals;
 mod dialect;
 #[cfg(test)]
 mod echo;

@@ -16,6 +16,7 @@ use futures_core::future::BoxFuture;
 use serde_json::{Map, Value};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::arrivals::Arrivals;
 use super::dialect::{BarePing, Dialect};
 use super::hears_acknowledgements;
 use super::opening::Opening;
@@ -31,7 +32,6 @@ use crate::log::StoreError;
 use crate::refusals::RequestSource;
 use crate::service::Tidings;
 use crate::subscribe::{Delivery, Subscription};
-use crate::throttle::{Bucket, Pace};
 use crate::wire::client::{ClientMessage, ClientMessageError};
 use crate::wire::form::initial_uploads;
 use crate::wire::{self, Close, Control, Encoding, Framing};
@@ -79,8 +79,9 @@ pub(super) struct Session {
     parked: Option<ClientMessage>,
     phase: Phase,
     last_message: Instant,
-    /// How fast the client may go on, and what is left of that.
-    pace: Option<(Pace, Bucket)>,
+    arrivals: Arrivals,
+    /// The client has sent too many messages. It is told so once those before that are answered.
+    is_too_fast: bool,
     rounds: Pin<Box<Sleep>>,
     /// Bounded by [`INITIAL_STATE_MAX`] and [`INITIAL_STATE_MAX_BYTES`].
     gathered: Option<Gathered>,
@@ -108,10 +109,8 @@ impl Session {
             parked: None,
             phase: Phase::Open,
             last_message: Instant::now(),
-            pace: tidings
-                .settings()
-                .client_pace()
-                .map(|pace| (pace, pace.bucket(Instant::now()))),
+            arrivals: Arrivals::new(tidings.settings().client_pace()),
+            is_too_fast: false,
             rounds: Box::pin(sleep(Duration::ZERO)),
             gathered: dialect.announces_snapshot.then(Gathered::default),
             announced: VecDeque::new(),
@@ -213,6 +212,8 @@ impl Session {
         self.live = None;
         self.asking = None;
         self.waiting.clear();
+        // What still comes is read, and ignored.
+        self.is_too_fast = false;
         self.parked = None;
         self.gathered = None;
         self.announced.clear();
@@ -350,6 +351,7 @@ impl Session {
 
     /// Answers messages while there is room. True if there were any.
     fn take_messages(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        self.arrivals.may_wait();
         if let Some(asking) = &mut self.asking {
             let Poll::Ready(missing) = asking.looking.as_mut().poll(cx) else {
                 return Ok(false);
@@ -374,6 +376,14 @@ impl Session {
             self.carry_out(message);
             return Ok(true);
         }
+        if self.is_too_fast && self.parked.is_none() {
+            self.give_up(
+                "too_fast",
+                "client_messages_per_sec",
+                "There are too many messages in too short a time",
+            );
+            return Ok(true);
+        }
         // What is sent behind one that waits is read on: a ping of the protocol is answered at once, and a pong is heard.
         if !self.has_room_to_wait() {
             return Ok(false);
@@ -381,9 +391,7 @@ impl Session {
         match self.socket.poll_read(cx) {
             Poll::Ready(Ok(incoming)) => {
                 if let Phase::Open = self.phase {
-                    let said = incoming.into_iter();
-                    let said = said.filter(|own| !matches!(own, Incoming::Control));
-                    self.waiting.extend(said);
+                    self.take_up(incoming);
                     if self.socket.is_left() {
                         // The peer has said goodbye, and the answer is queued: nothing may follow it.
                         self.live = None;
@@ -394,7 +402,23 @@ impl Session {
                 Ok(true)
             }
             Poll::Ready(Err(end)) => Err(end),
-            Poll::Pending => Ok(false),
+            Poll::Pending => {
+                self.arrivals.are_read();
+                Ok(false)
+            }
+        }
+    }
+
+    /// Lets messages wait for their answers, up to one too many.
+    fn take_up(&mut self, incoming: Vec<Incoming>) {
+        // Pings and pongs are the protocol's own.
+        let said = incoming.into_iter();
+        for own in said.filter(|own| !matches!(own, Incoming::Control)) {
+            self.is_too_fast = self.is_too_fast || !self.arrivals.count();
+            if self.is_too_fast {
+                return;
+            }
+            self.waiting.push_back(own);
         }
     }
 
@@ -406,24 +430,15 @@ impl Session {
             Incoming::Control => 0,
         };
         let most = self.tidings.settings().client_message_limit_bytes;
-        self.waiting.len() < WAITING_MESSAGES
+        !self.is_too_fast
+            && self.waiting.len() < WAITING_MESSAGES
             && self.waiting.iter().map(bytes).sum::<usize>() < most
     }
 
     fn receive(&mut self, incoming: Incoming) {
-        if let Some((pace, bucket)) = &mut self.pace
-            && bucket.take(*pace, 1, Instant::now()).is_err()
-        {
-            return self.give_up(
-                "too_fast",
-                "client_messages_per_sec",
-                "There are too many messages in too short a time",
-            );
-        }
         let text = match incoming {
             Incoming::Text(text) => text,
             Incoming::Binary(_) => return self.error("not_text", "Messages are text frames"),
-            // Pings and pongs are the protocol's own.
             Incoming::Control => return,
         };
         self.last_message = Instant::now();

@@ -1,3 +1,4 @@
+ALTER TABLE idempotency_answers DROP COLUMN tag;
 ALTER TABLE characteristics DROP COLUMN last_tag;
 ALTER TABLE devices DROP COLUMN last_tag;
 ALTER TABLE enrollment_sessions DROP COLUMN last_tag;

@@ -6,3 +6,5 @@ ALTER TABLE jobs ADD COLUMN last_tag BIGINT;
 ALTER TABLE enrollment_sessions ADD COLUMN last_tag BIGINT;
 ALTER TABLE devices ADD COLUMN last_tag BIGINT;
 ALTER TABLE characteristics ADD COLUMN last_tag BIGINT;
+-- Of an answer that is a present state.
+ALTER TABLE idempotency_answers ADD COLUMN tag BIGINT;

@@ -201,6 +201,8 @@ pub struct Settings {
     pub job_retention_secs: u64,
     /// How long, in seconds, an `Idempotency-Key` is remembered.
     pub idempotency_ttl_secs: u64,
+    /// How many bytes of answers to requests with an `Idempotency-Key` a school keeps in addition to its events.
+    pub idempotency_answer_bytes: u64,
     /// How long, in seconds of uptime, a wall clock that was set has to stand before anything is removed for its age.
     pub clock_settle_secs: u64,
 
@@ -303,6 +305,7 @@ impl Default for Settings {
             retention_bytes: 1024 * 1024 * 1024,
             job_retention_secs: 30 * 86_400,
             idempotency_ttl_secs: 86_400,
+            idempotency_answer_bytes: 16 * 1024 * 1024,
             clock_settle_secs: 3_600,
             stall_after_secs: 60,
             timeout_secs: 86_400,

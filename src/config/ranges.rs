@@ -44,6 +44,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("retention_bytes", 1, i64::MAX as u64),
     ("job_retention_secs", 0, CENTURY_SECS),
     ("idempotency_ttl_secs", 0, CENTURY_SECS),
+    ("idempotency_answer_bytes", 0, i64::MAX as u64),
     ("clock_settle_secs", 0, CENTURY_SECS),
     (
         "enrollment_lease_secs",

@@ -90,6 +90,7 @@ problems! {
     Held = 409, "held", "Another has it";
     StaleAttempt = 409, "stale-attempt", "The report is about another attempt";
     IllegalTransition = 409, "illegal-transition", "Its status does not allow this";
+    AnswerGone = 410, "answer-gone", "It was done before, and its answer is not kept any more";
     BodyTooLarge = 413, "body-too-large", "The body is too large";
     BatchTooLarge = 413, "batch-too-large", "The batch leads to too much";
     UnsupportedEncoding = 415, "unsupported-encoding", "The body's encoding is not read here";
@@ -255,6 +256,7 @@ impl From<CommandError> for Problem {
         match error {
             CommandError::Rule(error) => error.into(),
             CommandError::KeyReused => Problem::new(Kind::KeyReused, error.to_string()),
+            CommandError::AnswerGone => Problem::new(Kind::AnswerGone, error.to_string()),
             CommandError::TooMuch { .. } => {
                 Problem::new(Kind::BatchTooLarge, error.to_string()).of_limit("batch_event_bytes")
             }

@@ -72,6 +72,11 @@ pub enum CommandError {
     /// The key was used for another request.
     #[error("this Idempotency-Key was used for another request")]
     KeyReused,
+    /// The request was carried out before, and neither its answer nor its subject is kept any more.
+    #[error(
+        "the request with this Idempotency-Key was carried out before, and is not carried out again; its answer and its subject are not kept any more"
+    )]
+    AnswerGone,
     /// The request has come to as much as it may.
     #[error(
         "the lines before this one have led to as many bytes of events as a batch may, {most}; nothing of this line was carried out: send it again in another batch"

@@ -85,6 +85,13 @@ impl Decision {
     }
 }
 
+/// An earlier use of a key, as far as it is remembered.
+struct Earlier {
+    fingerprint: String,
+    /// What it was answered; what its subject has become if that is not kept; nothing if that is gone, too.
+    answer: Option<Arc<Event>>,
+}
+
 /// What the rules of a kind make of a command, numbered.
 struct Numbered {
     events: Vec<Arc<Event>>,
@@ -107,17 +114,20 @@ impl Rules {
         if let Some(idempotency) = &envelope.idempotency
             && let Some(used) = self.earlier_use(facts, decisions, school, idempotency, now)?
         {
-            let charged = used.event.bytes();
-            return Ok(if used.fingerprint != idempotency.fingerprint {
-                Decision::refused(CommandError::KeyReused)
-            } else if let Err(error) = room.check(charged) {
-                Decision::refused(error)
-            } else {
-                Decision {
-                    receipt: Ok(Receipt::Repeated(used.event)),
+            if used.fingerprint != idempotency.fingerprint {
+                return Ok(Decision::refused(CommandError::KeyReused));
+            }
+            let Some(answer) = used.answer else {
+                return Ok(Decision::refused(CommandError::AnswerGone));
+            };
+            let charged = answer.bytes();
+            return Ok(match room.check(charged) {
+                Err(error) => Decision::refused(error),
+                Ok(()) => Decision {
+                    receipt: Ok(Receipt::Repeated(answer)),
                     written: 0,
                     charged,
-                }
+                },
             });
         }
         let address = (school, envelope.command.kind(), envelope.subject.clone());
@@ -288,26 +298,28 @@ impl Rules {
         school: SchoolId,
         idempotency: &Idempotency,
         now: Moment,
-    ) -> Result<Option<NewKey>, F::Error> {
+    ) -> Result<Option<Earlier>, F::Error> {
         if let Some(used) = decisions.keys.get(&(school, idempotency.key.clone())) {
-            return Ok(Some(used.clone()));
+            return Ok(Some(Earlier {
+                fingerprint: used.fingerprint.clone(),
+                answer: Some(Arc::clone(&used.event)),
+            }));
         }
         let Some(used) = facts.key(school, &idempotency.key)? else {
             return Ok(None);
         };
-        let event = match used.answer {
-            Answered::Event(event) => event,
+        let answer = match used.answer {
+            Answered::Event(event) => Some(event),
             Answered::Subject(kind, subject) => {
                 let address = (school, kind, subject);
-                let Some(stored) = decisions.state(facts, &address)? else {
-                    return Ok(None);
-                };
-                Arc::new(stored.snapshot(self.epoch, address, now.at))
+                let stored = decisions.state(facts, &address)?;
+                let present = stored.map(|own| own.snapshot(self.epoch, address.clone(), now.at));
+                present.map(Arc::new)
             }
         };
-        Ok(Some(NewKey {
+        Ok(Some(Earlier {
             fingerprint: used.fingerprint,
-            event,
+            answer,
         }))
     }
 }

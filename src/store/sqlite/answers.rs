@@ -2,17 +2,24 @@
 //!
 //! An answer is an event, and so is in the log. It is kept here from when the log lets go of it, or from the beginning if
 //! the request changed nothing: whatever becomes of the subject, a repetition is told what the first request was told.
+//!
+//! The answers of a school have a budget of bytes, `idempotency_answer_bytes`. Beyond it the oldest leave, and their keys
+//! stay: a repetition is not carried out a second time, and is told what the subject has become. Triggers keep the sum
+//! (`schools.answer_bytes`, migration 17), so that nothing is ever counted anew.
 
 use std::sync::Arc;
 
+use diesel::dsl::sql;
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
 use super::events::EventRow;
-use super::schema::{events, idempotency_answers, idempotency_keys};
-use super::table::{from_millis, millis, unreadable};
+use super::schema::{events, idempotency_answers, idempotency_keys, schools};
+use super::table::{from_millis, millis, place, tag_bits, unreadable};
+use crate::config::{SWEEP_BATCH, SWEEP_BATCH_BYTES};
 use crate::event::{Class, Draft, Event};
-use crate::id::{Epoch, Place, SchoolId};
+use crate::id::{Epoch, SchoolId};
 use crate::kind::{known_kind, known_status, known_type};
 
 /// A row of `idempotency_answers`.
@@ -28,7 +35,14 @@ struct AnswerRow {
     status: String,
     at: i64,
     fields: String,
+    /// When the key was used.
+    created_at: i64,
+    /// The tag of a snapshot, if it was known. That of an event follows from what it says.
+    tag: Option<i64>,
 }
+
+/// Bytes of an answer, as it counts.
+const BYTES: &str = "octet_length(fields) + octet_length(key) + 128";
 
 /// A row of `idempotency_keys`, without its age.
 #[derive(Queryable, Selectable)]
@@ -56,7 +70,7 @@ pub(super) fn find_key(
         .optional()
 }
 
-/// What it was answered. Nothing for a key from before answers were kept.
+/// What it was answered. Nothing if the answer was dropped, or is from before answers were kept.
 pub(super) fn find_answer(
     conn: &mut SqliteConnection,
     used: &KeyRow,
@@ -80,7 +94,12 @@ pub(super) fn find_answer(
 }
 
 /// Keeps the answer to a request that changed nothing.
-pub(super) fn keep(conn: &mut SqliteConnection, key: &str, event: &Event) -> QueryResult<()> {
+pub(super) fn keep(
+    conn: &mut SqliteConnection,
+    key: &str,
+    event: &Event,
+    created_at: i64,
+) -> QueryResult<()> {
     let row = AnswerRow {
         school_id: event.school.get(),
         key: key.to_owned(),
@@ -90,8 +109,15 @@ pub(super) fn keep(conn: &mut SqliteConnection, key: &str, event: &Event) -> Que
         status: event.draft.status.to_owned(),
         at: millis(event.at),
         fields: event.draft.fields.clone(),
+        created_at,
+        tag: tag_bits(event.place()),
     };
-    diesel::replace_into(idempotency_answers::table)
+    insert(conn, row)
+}
+
+/// A key has one answer. (To replace it would not be counted by the triggers.)
+fn insert(conn: &mut SqliteConnection, row: AnswerRow) -> QueryResult<()> {
+    diesel::insert_or_ignore_into(idempotency_answers::table)
         .values(row)
         .execute(conn)?;
     Ok(())
@@ -106,7 +132,7 @@ pub(super) fn keep_swept(
     let of_event = events::school_id
         .eq(idempotency_keys::school_id)
         .and(events::seq.eq(idempotency_keys::seq));
-    let leaving: Vec<(String, i64, String, String, i64, String)> = idempotency_keys::table
+    let leaving: Vec<(String, i64, String, String, i64, String, i64)> = idempotency_keys::table
         .inner_join(events::table.on(of_event))
         .filter(idempotency_keys::school_id.eq(school))
         .filter(idempotency_keys::seq.gt(floor))
@@ -118,9 +144,10 @@ pub(super) fn keep_swept(
             events::status,
             events::at,
             events::fields,
+            idempotency_keys::created_at,
         ))
         .load(conn)?;
-    for (key, seq, name, status, at, fields) in leaving {
+    for (key, seq, name, status, at, fields, created_at) in leaving {
         let row = AnswerRow {
             school_id: school,
             key,
@@ -130,12 +157,43 @@ pub(super) fn keep_swept(
             status,
             at,
             fields,
+            created_at,
+            tag: None,
         };
-        diesel::replace_into(idempotency_answers::table)
-            .values(row)
-            .execute(conn)?;
+        insert(conn, row)?;
     }
     Ok(())
+}
+
+/// Drops the oldest answers of a school that has more than `most` bytes of them, as far as one step of the sweep goes. Their keys
+/// stay. Returns whether there is more to drop.
+pub(super) fn drop_oldest(
+    conn: &mut SqliteConnection,
+    school: i64,
+    most: i64,
+) -> QueryResult<bool> {
+    let kept: i64 = schools::table
+        .find(school)
+        .select(schools::answer_bytes)
+        .first(conn)?;
+    if kept <= most {
+        return Ok(false);
+    }
+    let oldest: Vec<(String, i64)> = idempotency_answers::table
+        .filter(idempotency_answers::school_id.eq(school))
+        .order(idempotency_answers::created_at)
+        .limit(SWEEP_BATCH as i64)
+        .select((idempotency_answers::key, sql::<BigInt>(BYTES)))
+        .load(conn)?;
+    let mut dropped = 0;
+    for (key, bytes) in &oldest {
+        if kept - dropped <= most || dropped >= SWEEP_BATCH_BYTES {
+            break;
+        }
+        diesel::delete(idempotency_answers::table.find((school, key))).execute(conn)?;
+        dropped += bytes;
+    }
+    Ok(dropped > 0 && kept - dropped > most)
 }
 
 /// Forgets a key, with what is kept for it.
@@ -162,7 +220,7 @@ impl AnswerRow {
         let (seq, at) = (self.seq as u64, from_millis(self.at)?);
         Ok(match self.snapshot {
             true => {
-                let place = (epoch, Place::untagged(seq));
+                let place = (epoch, place(self.seq, self.tag));
                 Event::snapshot(place, school, kind, subject, at, draft)
             }
             false => Event::new((epoch, seq), school, kind, subject, at, draft),

@@ -155,7 +155,7 @@ impl Backend {
                     ))
                     .execute(conn)?;
                 if used.event.snapshot {
-                    answers::keep(conn, key, &used.event)?;
+                    answers::keep(conn, key, &used.event, millis(now.at))?;
                 }
             }
             set_uptime(conn, now.uptime)?;
@@ -266,7 +266,7 @@ impl Backend {
         };
         let answer = match answers::find_answer(&mut self.conn, &row, self.life.epoch)? {
             Some(event) => Answered::Event(Arc::new(event)),
-            // From before answers were kept.
+            // It was dropped, or is from before answers were kept.
             None => {
                 let kind = kind::known_kind(&row.kind).ok_or_else(|| unreadable("a kind"))?;
                 let subject = row.subject_id.parse();

@@ -129,6 +129,7 @@ impl SqliteStore {
                 bytes: settings.retention_bytes,
                 finished: seconds(settings.job_retention_secs),
                 keys: seconds(settings.idempotency_ttl_secs),
+                answer_bytes: settings.idempotency_answer_bytes,
             },
         })
     }

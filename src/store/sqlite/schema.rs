@@ -15,6 +15,7 @@ diesel::table! {
         bytes -> BigInt,
         head_tag -> Nullable<BigInt>,
         floor_tag -> Nullable<BigInt>,
+        answer_bytes -> BigInt,
     }
 }
 
@@ -258,6 +259,8 @@ diesel::table! {
         status -> Text,
         at -> BigInt,
         fields -> Text,
+        created_at -> BigInt,
+        tag -> Nullable<BigInt>,
     }
 }
 

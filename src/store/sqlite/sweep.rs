@@ -24,6 +24,8 @@ pub(super) struct Retention {
     pub(super) bytes: u64,
     pub(super) finished: TimeDelta,
     pub(super) keys: TimeDelta,
+    /// Bytes of the answers that keys have, of a school.
+    pub(super) answer_bytes: u64,
 }
 
 /// What one step removed.
@@ -44,6 +46,7 @@ struct Kept {
     head: i64,
     floor: i64,
     bytes: i64,
+    answer_bytes: i64,
 }
 
 /// An event: its place, when it happened, and its bytes as [`crate::event::Event::bytes`] counts them.
@@ -82,7 +85,7 @@ pub(super) fn sweep(
     })
 }
 
-/// Removes the oldest events of some schools, as far as one step goes.
+/// Removes the oldest events of some schools, and the oldest answers, as far as one step goes.
 fn sweep_logs(
     conn: &mut SqliteConnection,
     swept_school: &mut i64,
@@ -99,6 +102,7 @@ fn sweep_logs(
             schools::head,
             schools::floor,
             schools::bytes,
+            schools::answer_bytes,
         ))
         .load(conn)?;
     swept.more = visited.len() == config::SWEEP_SCHOOLS;
@@ -109,35 +113,48 @@ fn sweep_logs(
     let mut budget = (config::SWEEP_BATCH, config::SWEEP_BATCH_BYTES);
     for log in visited {
         let past = past_retention(conn, &log, retention, now, budget)?;
-        let Some((last, ..)) = past.last() else {
-            continue;
-        };
         let bytes: i64 = past.iter().map(|(.., bytes)| bytes).sum();
-        let own = events::table.filter(events::school_id.eq(log.school));
-        answers::keep_swept(conn, log.school, (log.floor, *last))?;
-        let school: SchoolId = log
-            .school
-            .try_into()
-            .map_err(|_| unreadable("a school id"))?;
-        let tag = tag_at(conn, school, *last)?;
-        diesel::delete(own.filter(events::seq.le(last))).execute(conn)?;
-        diesel::update(schools::table.find(log.school))
-            .set((
-                schools::floor.eq(last),
-                schools::floor_tag.eq(tag.map(|tag| i64::from(tag.get()))),
-                schools::bytes.eq(log.bytes - bytes),
-            ))
-            .execute(conn)?;
-        swept.shortened.push(school);
+        if let Some((last, ..)) = past.last() {
+            let school = log.school.try_into();
+            let school = school.map_err(|_| unreadable("a school id"))?;
+            shorten(conn, &log, school, *last, bytes)?;
+            swept.shortened.push(school);
+        }
+        // The answers among what has left the log were added.
+        let most = retention.answer_bytes as i64;
+        let may_be_over = log.answer_bytes > most || !past.is_empty();
+        let is_over = may_be_over && answers::drop_oldest(conn, log.school, most)?;
         budget.0 -= past.len();
         budget.1 -= bytes;
-        if budget.0 == 0 || budget.1 <= 0 {
+        if is_over || budget.0 == 0 || budget.1 <= 0 {
             // It may have more: the next step begins with it again.
             *swept_school = log.school - 1;
             swept.more = true;
             break;
         }
     }
+    Ok(())
+}
+
+/// Removes the events of a log up to `last`, which have so many bytes.
+fn shorten(
+    conn: &mut SqliteConnection,
+    log: &Kept,
+    school: SchoolId,
+    last: i64,
+    bytes: i64,
+) -> QueryResult<()> {
+    let tag = tag_at(conn, school, last)?;
+    answers::keep_swept(conn, log.school, (log.floor, last))?;
+    let own = events::table.filter(events::school_id.eq(log.school));
+    diesel::delete(own.filter(events::seq.le(last))).execute(conn)?;
+    diesel::update(schools::table.find(log.school))
+        .set((
+            schools::floor.eq(last),
+            schools::floor_tag.eq(tag.map(|tag| i64::from(tag.get()))),
+            schools::bytes.eq(log.bytes - bytes),
+        ))
+        .execute(conn)?;
     Ok(())
 }
 

@@ -74,6 +74,7 @@ macro_rules! stores {
             run!(schools_know_nothing_of_one_another);
             run!(an_idempotency_key_is_remembered_until_it_is_swept);
             run!(a_key_that_outlives_its_subject_is_answered_as_it_was);
+            run!(answers_are_kept_within_their_bytes_and_no_key_is_carried_out_twice);
             run!(schools_take_turns_and_a_report_waits_for_no_other_schools_batch);
             run!(sweeping_moves_the_floor_and_keeps_states);
             run!(everything_is_there_after_reopening);
@@ -565,6 +566,73 @@ async fn a_key_that_outlives_its_subject_is_answered_as_it_was(open: Open) {
     assert_eq!(told(again), first, "and when nothing is there any more");
     let other = bench.append(1, vec![with_key("create", create("b"))]).await;
     assert!(is_repeated(&other[0]), "a fingerprint is the HTTP layer's");
+}
+
+async fn answers_are_kept_within_their_bytes_and_no_key_is_carried_out_twice(open: Open) {
+    const KEPT: usize = 10;
+    const TEXT: usize = 4_000;
+    let settings = Settings {
+        retention_secs: 1,
+        job_retention_secs: 1,
+        idempotency_answer_bytes: (KEPT * (TEXT + 1_000)) as u64,
+        ..Settings::default()
+    };
+    let bench = bench(open, settings);
+    let keyed = |key: String, envelope: Envelope| Envelope {
+        idempotency: Some(Idempotency {
+            key,
+            fingerprint: "x".into(),
+        }),
+        ..envelope
+    };
+    let report = |number: usize| {
+        let message = format!("{number} {}", "x".repeat(TEXT));
+        let report = envelope("a", "progress", json!({ "message": message }));
+        keyed(number.to_string(), report)
+    };
+    let asked = || (0..3 * KEPT).map(report).collect::<Vec<_>>();
+    let starts = json!({"job_type": "t", "status": "in_progress"});
+    bench.done(vec![envelope("a", "create", starts)]).await;
+    // One by one, so that each key has a time of its own.
+    for number in 0..3 * KEPT {
+        let begun = chrono::Utc::now().timestamp_millis();
+        bench.done(vec![report(number)]).await;
+        while chrono::Utc::now().timestamp_millis() == begun {
+            tokio::task::yield_now().await;
+        }
+    }
+    let later = chrono::Utc::now() + chrono::TimeDelta::seconds(10);
+    let sweep = async || while bench.store.sweep(later).await.unwrap() {};
+    sweep().await;
+    let told = |receipts: Vec<Result<Receipt, CommandError>>| -> Vec<(bool, u64)> {
+        let told = receipts.into_iter().map(|receipt| match receipt {
+            Ok(Receipt::Repeated(event)) => (event.snapshot, event.seq),
+            other => panic!("carried out again: {other:?}"),
+        });
+        told.collect()
+    };
+    let last = 3 * KEPT as u64 + 1;
+    let answers = told(bench.append(1, asked()).await);
+    let dropped = answers
+        .iter()
+        .take_while(|own| **own == (true, last))
+        .count();
+    assert!(
+        (2 * KEPT - 1..=2 * KEPT + 2).contains(&dropped),
+        "{dropped}"
+    );
+    let kept: Vec<_> = (dropped..3 * KEPT).map(|n| (false, n as u64 + 2)).collect();
+    assert_eq!(answers[dropped..], kept, "the newest, as they were");
+    // When the subject is gone, too, nothing is left to be told, and nothing is done.
+    bench.done(vec![envelope("a", "complete", json!({}))]).await;
+    sweep().await;
+    sweep().await;
+    let again = bench.append(1, asked()).await;
+    let gone = again
+        .iter()
+        .take_while(|own| matches!(own, Err(CommandError::AnswerGone)));
+    assert_eq!(gone.count(), dropped, "{again:?}");
+    assert_eq!(told(again.into_iter().skip(dropped).collect()), kept);
 }
 
 /// The writer stands still while nobody takes what it has committed, so that it is known what waits for it.

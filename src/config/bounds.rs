@@ -39,8 +39,8 @@ pub const REFUSALS_PERIOD: Duration = Duration::from_secs(10);
 pub const ROUTE_MAX_CHARS: usize = 200;
 /// Schools that a token may name.
 pub const SCHOOLS_PER_TOKEN_MAX: usize = 1_000;
-/// Largest `max_token_secs`: some 317 years. Tokens that are never to end have an `exp` of 9999999999; one in milliseconds
-/// by mistake lies 50,000 years ahead.
+/// Largest `max_token_secs`: some 317 years. Logins whose tokens are never to end write an `exp` of 9999999999; one in
+/// milliseconds by mistake lies 50,000 years ahead.
 pub const TOKEN_MAX_SECS: u64 = 10_000_000_000;
 /// Largest `?padding=`, in bytes.
 pub const PADDING_MAX_BYTES: usize = 64 * 1024;

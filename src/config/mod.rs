@@ -279,7 +279,7 @@ impl Default for Settings {
             jwt_default_role: None,
             jwt_default_school_id: None,
             jwt_leeway_secs: 5,
-            max_token_secs: TOKEN_MAX_SECS,
+            max_token_secs: 315_576_000,
             ticket_ttl_secs: 30,
             ticket_grace_secs: 600,
             cookie_name: "tidings_token".into(),

@@ -11,7 +11,7 @@ use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use tidings::auth::{Access, Keys, Role, Schools};
-use tidings::config::Settings;
+use tidings::config::{Settings, TOKEN_MAX_SECS};
 
 use crate::support::*;
 
@@ -414,7 +414,7 @@ fn a_token_of_any_times_is_judged_and_none_lasts_longer_than_the_setting() {
     };
     let soon = now() + 60;
     for leeway in [0, 86_400] {
-        let settings = json!({"jwt_leeway_secs": leeway});
+        let settings = json!({"jwt_leeway_secs": leeway, "max_token_secs": TOKEN_MAX_SECS});
         for exp in ["9999999999", "4102444800.5", "4.1e9", &format!("{soon}.25")] {
             let access = judged(&settings, &format!(r#""exp":{exp}"#)).unwrap();
             let ends = access.expires_at.unwrap().timestamp_millis() as f64 / 1e3;
@@ -459,6 +459,13 @@ fn a_token_of_any_times_is_judged_and_none_lasts_longer_than_the_setting() {
                 assert!(judged.err().is_none_or(|told| told.len() < 200));
             }
         }
+    }
+    let (default, years) = (json!({}), 10 * 31_557_600);
+    assert!(judged(&default, &format!(r#""exp":{}"#, now() + years - 60)).is_ok());
+    for exp in [now() + years + 60, 9_999_999_999] {
+        let refused = judged(&default, &format!(r#""exp":{exp}"#)).unwrap_err();
+        let told = "is more than 315576000 s ahead (`max_token_secs`)";
+        assert!(refused.contains(told), "{refused}");
     }
     let day = json!({"max_token_secs": 86_400});
     assert!(judged(&day, &format!(r#""exp":{}"#, now() + 86_000)).is_ok());

@@ -85,8 +85,6 @@ pub const TURNS_PER_GROUP: usize = 4;
 pub const FAILURES_LOG_PERIOD: Duration = Duration::from_secs(10);
 /// How long a request that writes waits for memory.
 pub const RESERVE_WAIT: Duration = Duration::from_secs(5);
-/// How long the body of a request that writes may take to arrive, since memory is reserved for it.
-pub const BODY_WAIT: Duration = Duration::from_secs(60);
 /// Memory that a command takes in addition to its own bytes and those of its event.
 pub const COMMAND_BASE_BYTES: u64 = 1_024;
 /// Bytes of the events that a command is expected to lead to at most, in addition to its own bytes, its subject's metadata

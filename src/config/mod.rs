@@ -220,6 +220,8 @@ pub struct Settings {
     pub body_limit_bytes: u64,
     /// Largest body of a batch, in bytes.
     pub batch_limit_bytes: u64,
+    /// How long, in seconds, the body of a request that writes may take to arrive, since memory is reserved for it.
+    pub body_timeout_secs: u64,
     /// Most commands in a batch.
     pub batch_limit_commands: usize,
     /// Bytes of the events that the lines of a batch may lead to, or be answered with; later lines are refused.
@@ -313,6 +315,7 @@ impl Default for Settings {
             device_lease_secs: 40,
             body_limit_bytes: 256 * 1024,
             batch_limit_bytes: 16 * 1024 * 1024,
+            body_timeout_secs: 60,
             batch_limit_commands: 10_000,
             batch_event_bytes: 16 * 1024 * 1024,
             event_bytes_per_sec: 16 * 1024 * 1024,

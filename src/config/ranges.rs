@@ -55,6 +55,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("body_limit_bytes", 1, BATCH_BYTES_MAX),
     ("batch_limit_bytes", 1, BATCH_BYTES_MAX),
     ("batch_event_bytes", 1, BATCH_BYTES_MAX),
+    ("body_timeout_secs", 1, 3_600),
     ("batch_limit_commands", 1, u64::MAX),
     // The size of an empty object.
     ("metadata_limit_bytes", 2, u64::MAX),

@@ -4,6 +4,7 @@ use std::io::{self, Cursor, SeekFrom};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rocket::data::{self, ByteUnit, Data, FromData};
 use rocket::http::{ContentType, Status};
@@ -18,7 +19,7 @@ use tokio::time::timeout;
 use super::base_path;
 use super::credential::{query, tidings};
 use super::problem::{Kind, Problem};
-use crate::config::{BODY_WAIT, IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
+use crate::config::{IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
 use crate::log::{Allowance, Idempotency};
 use crate::wire::json::{self, JsonError};
 
@@ -27,6 +28,8 @@ pub(super) struct Unread<'r> {
     data: Data<'r>,
     /// What the request says of its length.
     length: Option<u64>,
+    /// How long it may take to arrive.
+    patience: Duration,
 }
 
 impl Unread<'_> {
@@ -42,12 +45,11 @@ impl Unread<'_> {
     ) -> Result<Vec<u8>, Problem> {
         // One byte more than allowed tells a body at the limit from one above it.
         let read = self.data.open(ByteUnit::from(limit.saturating_add(1)));
-        let bytes = timeout(BODY_WAIT, read.into_bytes()).await.map_err(|_| {
-            let secs = BODY_WAIT.as_secs();
-            Problem::new(
-                Kind::BadRequest,
-                format!("the body did not arrive within {secs} s"),
-            )
+        let arrived = timeout(self.patience, read.into_bytes()).await;
+        let bytes = arrived.map_err(|_| {
+            let secs = self.patience.as_secs();
+            let detail = format!("the body did not arrive within {secs} s");
+            Problem::new(Kind::BadRequest, detail).of_limit("body_timeout_secs")
         })?;
         let bytes = bytes
             .map_err(|error| Problem::new(Kind::BadRequest, error.to_string()))?
@@ -79,7 +81,12 @@ impl<'r> FromData<'r> for Unread<'r> {
             None => {
                 let length = request.headers().get_one("Content-Length");
                 let length = length.and_then(|length| length.trim().parse().ok());
-                data::Outcome::Success(Unread { data, length })
+                let secs = tidings(request).settings().body_timeout_secs;
+                data::Outcome::Success(Unread {
+                    data,
+                    length,
+                    patience: Duration::from_secs(secs),
+                })
             }
             Some(_) => {
                 let detail = "Content-Encoding: a body is sent as it is (identity), not compressed";

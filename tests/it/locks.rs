@@ -69,8 +69,10 @@ async fn no_path_to_a_database_lets_a_second_process_in() {
 }
 
 /// SQLite's own locks keep another program from taking the journal away. They end when any descriptor of the file is closed.
+/// SQLite 3.51 and later see by the journal's index that it is in use even so; older ones in other programs do not.
+#[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn another_program_that_looks_at_an_open_database_leaves_its_journal() {
+async fn sqlites_lock_on_a_database_is_held_as_long_as_it_is_open() {
     use std::os::unix::fs::MetadataExt;
     let folder = tempfile::tempdir().unwrap();
     some_jobs(folder.path(), 1).await;
@@ -78,19 +80,30 @@ async fn another_program_that_looks_at_an_open_database_leaves_its_journal() {
     // So that the database is checked, and read ahead.
     std::fs::write(path.with_extension("db.lock"), "").unwrap();
     let mut server = Process::start(command(folder.path()).arg("serve"));
+    let inode = |path: &Path| std::fs::metadata(path).unwrap().ino();
+    let is_locked = || {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        let place = format!(":{} ", inode(&path));
+        locks
+            .lines()
+            .any(|lock| lock.contains(" POSIX ") && lock.contains(&place))
+    };
     let journal = path.with_extension("db-wal");
-    let before = std::fs::metadata(&journal).unwrap().ino();
+    let before = inode(&journal);
     for number in 0..3 {
         let body = json!({"job_id": number.to_string(), "job_type": "t"});
         assert_eq!(post(&server.url, "/api/jobs", body).await.0, 201);
+        assert!(is_locked(), "after a commit");
         let mut other = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
         other
             .batch_execute("SELECT count(*) FROM events; BEGIN IMMEDIATE; COMMIT")
             .unwrap();
         drop(other);
-        assert_eq!(std::fs::metadata(&journal).unwrap().ino(), before);
+        assert!(is_locked(), "after another program has looked at it");
+        assert_eq!(inode(&journal), before);
     }
     server.kill();
+    assert!(!is_locked());
     let server = Process::start(command(folder.path()).arg("serve"));
     assert_eq!(log(&server.url).await, [1, 2, 3, 4]);
 }

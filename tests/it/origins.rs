@@ -4,7 +4,7 @@ use reqwest::header::HeaderMap;
 use rocket::figment::Figment;
 use rocket::figment::providers::Serialized;
 use serde_json::{Value, json};
-use tidings::config::Settings;
+use tidings::config::{ORIGIN_MAX_BYTES, Settings};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::support::listener::socket_url;
@@ -34,6 +34,20 @@ async fn opens(server: &Server, origin: &str, cookie: Option<&str>) -> bool {
         headers.insert("Cookie", cookie.parse().unwrap());
     }
     tokio_tungstenite::connect_async(request).await.is_ok()
+}
+
+/// Zeros in front of a port are as good as none.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_is_longer_than_any_of_a_browser_is_a_foreign_one() {
+    let server = server().await;
+    server.running_job("a").await;
+    let (start, end) = ("https://x:", "443");
+    for (bytes, status) in [(ORIGIN_MAX_BYTES, 200), (ORIGIN_MAX_BYTES + 1, 403)] {
+        let zeros = "0".repeat(bytes - start.len() - end.len());
+        let origin = format!("{start}{zeros}{end}");
+        let headers = [("Host", "x"), ("Origin", &*origin)];
+        assert_eq!(write(&server, &headers).await, status, "{bytes} bytes");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use diesel::sqlite::SqliteConnection;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use serde_json::{Value, json};
 use tidings::config::{GROUP_MAX_COMMANDS, RESERVE_WAIT};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::*;
@@ -242,6 +242,32 @@ async fn a_school_that_holds_its_share_of_the_memory_waits_and_others_do_not() {
     };
     let (status, ()) = tokio::join!(waits, leaves);
     assert_eq!(status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_arrive_in_time_is_refused() {
+    let server = server_with(json!({"body_timeout_secs": 1})).await;
+    server.running_job("a").await;
+    let address = server.url.trim_start_matches("http://");
+    // Rocket waits for the first 14 bytes before it routes a request; until then no memory is reserved.
+    let begin = r#"{"op":"jobs.progress","#;
+    for path in ["/api/jobs/a/progress", "/api/batch"] {
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 100\r\n\r\n{begin}",
+            worker(1)
+        );
+        slow.write_all(head.as_bytes()).await.unwrap();
+        let mut told = Vec::new();
+        while !String::from_utf8_lossy(&told).contains("within 1 s") {
+            let read = tokio::time::timeout(PATIENCE, slow.read_buf(&mut told)).await;
+            let so_far = String::from_utf8_lossy(&told);
+            assert!(matches!(read, Ok(Ok(1..))), "{path} {read:?} {so_far}");
+        }
+        let told = String::from_utf8_lossy(&told);
+        assert!(told.starts_with("HTTP/1.1 400 "), "{told}");
+        assert!(told.contains(r#""limit":"body_timeout_secs""#), "{told}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

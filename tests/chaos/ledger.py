@@ -65,7 +65,7 @@ class School:
         self.number = number
         self.lives = {}  # epoch -> seq -> Event
         self.acknowledged = []  # (epoch, seq)
-        self.latest_of_job = {}  # of the present life: id -> seq
+        self.latest_of_job = {}  # epoch -> id -> seq: an earlier life's events may be heard late
 
     def saw(self, message):
         """Takes in an event that somebody received; it must be what everybody else received in its place."""
@@ -76,7 +76,6 @@ class School:
         life = self.lives.get(epoch)
         if life is None:
             life = self.lives[epoch] = {}
-            self.latest_of_job = {}
         if message.get("snapshot"):
             # A state may be without an estimate whose time has passed, and is not what its event was word by word.
             known = life.get(seq)
@@ -87,7 +86,8 @@ class School:
         if known.digest != event.digest:
             raise Broken(f"school {self.number} has two events at {epoch}-{seq}: {message} and another")
         if event.kind == "jobs":
-            self.latest_of_job[event.subject[1]] = max(seq, self.latest_of_job.get(event.subject[1], 0))
+            latest = self.latest_of_job.setdefault(epoch, {})
+            latest[event.subject[1]] = max(seq, latest.get(event.subject[1], 0))
         return epoch, seq, known
 
     def acknowledge(self, message):
@@ -258,8 +258,8 @@ class Reading:
         """By `ready` each job has been told as it is, by the snapshot or by what happened since."""
         if not self.scope.is_all_jobs:
             return
-        for job, seq in self.school.latest_of_job.items():
-            if seq <= head and epoch in self.school.lives and seq in self.school.lives[epoch] and self.states.get(job, 0) < seq:
+        for job, seq in self.school.latest_of_job.get(epoch, {}).items():
+            if seq <= head and self.states.get(job, 0) < seq:
                 raise Broken(f"{self.name}: by `ready` at {head} {job} was not told as of {seq}")
 
     def check(self, milestones):

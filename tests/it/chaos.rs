@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::support::process::binary;
-use crate::support::skip;
+use crate::support::{needs, skip};
 
 /// Longer than a run takes to see that its server is gone, shorter than a hang.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -56,4 +56,44 @@ async fn a_chaos_run_whose_server_does_not_start_again_ends_and_says_why() {
     let broken = told.split_once("BROKEN (seed 1): ").expect(&told).1;
     assert!(broken.contains("start 2 ended with exit code 7"), "{told}");
     assert!(broken.contains("no further start"), "{told}");
+}
+
+/// A power loss takes events that some have received. What is heard of the life before, later, says nothing of the present one.
+#[test]
+fn an_event_of_a_lost_life_that_is_heard_late_is_not_asked_for_in_the_next_one() {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    if !needs(&python) {
+        return;
+    }
+    let story = r#"
+from ledger import Reading, School
+from types import SimpleNamespace
+
+def event(epoch, seq, job):
+    return {"type": "job_progress", "cursor": f"{epoch}-{seq}", "seq": seq, "school_id": 1, "job_id": job, "status": "in_progress"}
+
+school = School(1)
+reading = Reading(school, SimpleNamespace(is_all_jobs=True), True, "reader")
+school.saw(event("before", 2, "lost"))
+for seq, job in [(1, "a"), (2, "b")]:
+    school.saw(event("now", seq, job))
+school.saw(event("before", 2, "lost"))
+reading.connected("sse", None)
+for seq, job in [(1, "a"), (2, "b")]:
+    reading.take(event("now", seq, job) | {"snapshot": True}, None)
+reading.take({"type": "ready", "cursor": "now-2"}, None)
+"#;
+    let mut told = Command::new(python);
+    told.args(["-c", story])
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env(
+            "PYTHONPATH",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos"),
+        );
+    let output = told.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -58,9 +58,14 @@ fn decoded(segment: &str) -> String {
     decoded.into_owned()
 }
 
+/// The parts of an address. Rocket takes one with a slash at its end like the one without.
 fn segments<'r>(request: &'r Request<'_>) -> Vec<&'r str> {
     let path = request.uri().path();
-    path.raw_segments().map(RawStr::as_str).collect()
+    let mut segments: Vec<&str> = path.raw_segments().map(RawStr::as_str).collect();
+    if segments.last().is_some_and(|last| last.is_empty()) {
+        segments.pop();
+    }
+    segments
 }
 
 /// Whether an address has the form of a route, in which `<x>` stands for a segment and `<x..>` for the rest.

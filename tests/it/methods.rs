@@ -98,7 +98,7 @@ const NOTHING: &[&str] = &[
     "/monitor/schools/1/jobs/a/dance",
 ];
 
-/// Asks every address for every method, below `base`.
+/// Asks every address for every method, below `base`, with and without a slash at its end.
 async fn every_address_is_exact(server: &Server, base: &str) {
     let post = async |path: &str, body| {
         let request = server.request("POST", &format!("{base}{path}"), &worker(1));
@@ -131,7 +131,10 @@ async fn every_address_is_exact(server: &Server, base: &str) {
     let violation = json!({"rule_id": 1, "rule_name": "Odd"});
     post("/api/characteristics/c/violations", violation).await;
     for method in METHODS {
-        for (path, allowed) in ADDRESSES {
+        let with_slash = |path: &str| format!("{}/", path.trim_end_matches('/'));
+        for (path, allowed) in ADDRESSES.iter().flat_map(|(path, allowed)| {
+            [((*path).to_owned(), allowed), (with_slash(path), allowed)]
+        }) {
             let request = server.request(method, &format!("{base}{path}"), &worker(1));
             let response = request.send().await.unwrap();
             let (status, allow) = (response.status().as_u16(), response.headers().get(ALLOW));
@@ -143,10 +146,13 @@ async fn every_address_is_exact(server: &Server, base: &str) {
                 );
             } else {
                 assert_eq!(status, 405, "{what}");
-                assert_eq!(allow.unwrap(), allowed, "{what}");
+                assert_eq!(allow.unwrap(), *allowed, "{what}");
             }
         }
-        for path in NOTHING {
+        for path in NOTHING
+            .iter()
+            .flat_map(|path| [(*path).to_owned(), with_slash(path)])
+        {
             let request = server.request(method, &format!("{base}{path}"), &worker(1));
             let response = request.send().await.unwrap();
             assert_eq!(response.status(), 404, "{method} {base}{path}");

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::Value;
 
-use crate::config::TOKEN_MAX_BYTES;
+use crate::config::{JWKS_TRIES_MAX, TOKEN_MAX_BYTES};
 
 /// Why a token is not valid. Every text is safe to show and to log: it names a check, a claim or a setting, and no value
 /// of the token.
@@ -43,6 +43,11 @@ pub enum TokenError {
     /// Signed with a key that is configured for something else.
     #[error("the key that its `kid` names in `jwt_jwks_file` is not for its `alg`")]
     KeyOfOtherAlgorithm,
+    /// So many configured keys may have signed it, as it names none of them.
+    #[error(
+        "{0} keys in `jwt_jwks_file` may have signed it; at most {JWKS_TRIES_MAX} are tried: the header needs the `kid` of one"
+    )]
+    TooManyKeys(usize),
     /// Not signed with a configured key, or changed since.
     #[error("its signature does not fit")]
     Signature,
@@ -174,19 +179,22 @@ pub(super) fn verified(token: &str, keys: &KeySet) -> Result<Value, TokenError> 
         Value::String(kid) => Some(kid.as_str()),
         _ => return Err(TokenError::Header),
     };
-    let mut candidates = keys.candidates(algorithm, kid).peekable();
-    if candidates.peek().is_none() {
+    let candidates: Vec<&VerifyingKey> = keys.candidates(algorithm, kid).collect();
+    if candidates.is_empty() {
         let is_there = keys.0.iter().any(|key| key.kid.as_deref() == kid);
         return Err(match is_there {
             true => TokenError::KeyOfOtherAlgorithm,
             false => TokenError::UnknownKey,
         });
     }
-    let fits = |own: &VerifyingKey| {
+    if candidates.len() > JWKS_TRIES_MAX {
+        return Err(TokenError::TooManyKeys(candidates.len()));
+    }
+    let fits = |own: &&VerifyingKey| {
         let message = message.as_bytes();
         jsonwebtoken::crypto::verify(signature, message, &own.key, algorithm).unwrap_or(false)
     };
-    if !candidates.any(fits) {
+    if !candidates.iter().any(fits) {
         return Err(TokenError::Signature);
     }
     let claims = decoded(payload).ok_or(TokenError::Payload)?;

@@ -27,8 +27,11 @@ pub const BATCH_BYTES_MAX: u64 = 1024 * 1024 * 1024 * 1024;
 pub const EVENT_LIMIT_MIN_BYTES: usize = 1_024;
 /// Largest file of public keys that tokens are verified with, in bytes.
 pub const JWKS_FILE_MAX_BYTES: usize = 256 * 1024;
-/// Keys in that file: a token that names none is tried with each.
+/// Keys in that file.
 pub const JWKS_KEYS_MAX: usize = 64;
+/// Keys that one token is tried with: a signature costs up to a millisecond to check, and anybody may send a token that
+/// names none.
+pub const JWKS_TRIES_MAX: usize = 4;
 /// Time between two looks at whether it has changed.
 pub const JWKS_PERIOD: Duration = Duration::from_secs(1);
 /// Refused credentials that the log tells of in a period; the others are counted.

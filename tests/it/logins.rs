@@ -658,6 +658,33 @@ fn a_token_is_verified_with_the_key_of_its_kid_or_with_those_that_fit() {
 }
 
 #[test]
+fn a_token_that_names_no_key_is_tried_with_few() {
+    if !needs("openssl") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let own = Pair::new(folder.path(), "own", Algorithm::ES256);
+    let other = Pair::new(folder.path(), "other", Algorithm::ES256);
+    let with = |count: usize, names: &[&str]| {
+        let mut publics = vec![other.without(names); count];
+        publics.push(own.without(names));
+        keys_of(folder.path(), &set(&publics)).unwrap()
+    };
+    for names in [&[][..], &["kid"]] {
+        assert!(with(3, names).verify(&own.sign(None)).is_ok());
+        let refused = with(4, names).verify(&own.sign(None)).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the token is not valid: 5 keys in `jwt_jwks_file` may have signed it; at most 4 are tried: the header needs the `kid` of one"
+        );
+    }
+    assert!(with(63, &[]).verify(&own.sign(Some("own"))).is_ok());
+    // Keys that share a name are as many.
+    let refused = with(5, &[]).verify(&other.sign(Some("other")));
+    assert!(refused.unwrap_err().to_string().contains("at most 4"));
+}
+
+#[test]
 fn a_symmetric_key_or_one_for_another_use_verifies_nothing() {
     if !needs("openssl") {
         return;

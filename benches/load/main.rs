@@ -9,6 +9,9 @@
 mod greedy;
 mod pages;
 mod pressure;
+#[path = "../process.rs"]
+#[allow(dead_code, reason = "what a stranger costs uses more of it")]
+mod process;
 mod searches;
 mod server;
 mod subscribers;
@@ -190,7 +193,7 @@ async fn publish(publishers: usize, lines: usize) {
         .create_jobs(publishers * if lines == 1 { 1 } else { 100 })
         .await;
     let acknowledged = Arc::new(AtomicU64::new(0));
-    let cpu = server.cpu();
+    let cpu = server.cpu_secs();
     let start = Instant::now();
     let tasks: Vec<_> = (0..publishers)
         .map(|publisher| {
@@ -237,7 +240,7 @@ async fn publish(publishers: usize, lines: usize) {
     println!(
         "publish   {publishers:>3} publishers x {lines:>4}  {:>9.0} acknowledged/s  {:>6.1} us server CPU each  answer {}",
         count / secs,
-        (server.cpu() - cpu) / count * 1e6,
+        (server.cpu_secs() - cpu) / count * 1e6,
         quantiles(&times),
     );
 }
@@ -255,7 +258,7 @@ async fn devices(count: usize, period: Option<Duration>) {
         gateway.post("/api/batch", &lines(op)).await;
     }
     let pause = period.map(|period| period * CONNECTIONS as u32 / count as u32);
-    let (cpu, start) = (server.cpu(), Instant::now());
+    let (cpu, start) = (server.cpu_secs(), Instant::now());
     let tasks: Vec<_> = (0..CONNECTIONS)
         .map(|first| {
             let (address, token) = (server.address.clone(), server.worker.clone());
@@ -285,7 +288,7 @@ async fn devices(count: usize, period: Option<Duration>) {
             .add(task.await.expect("a device ends well"))
             .expect("same digits");
     }
-    let (secs, busy) = (start.elapsed().as_secs_f64(), server.cpu() - cpu);
+    let (secs, busy) = (start.elapsed().as_secs_f64(), server.cpu_secs() - cpu);
     println!(
         "devices   {count} devices, {:<15} {:>7.0} beats/s  {:>5.1} us server CPU each, {:>4.1} % of a core  answer {}",
         period.map_or("as fast as can".into(), |period| format!("each {period:?}")),
@@ -315,7 +318,7 @@ async fn fanout(transport: Transport, readers: usize, channels: usize) {
     let before = subscribers.received();
     let per_event = readers / channels;
     let events = 2_000_000 / per_event.max(20);
-    let cpu = server.cpu();
+    let cpu = server.cpu_secs();
     let start = Instant::now();
     let mut publisher = Connection::open(&server.address, &server.worker).await;
     let mut sent = 0;
@@ -338,7 +341,7 @@ async fn fanout(transport: Transport, readers: usize, channels: usize) {
     println!(
         "fanout    {transport:<12} {readers} readers, {channels:>4} channels  {:>9.0} deliveries/s  {:>6.2} us server CPU each",
         deliveries / secs,
-        (server.cpu() - cpu) / deliveries * 1e6,
+        (server.cpu_secs() - cpu) / deliveries * 1e6,
     );
 }
 
@@ -352,7 +355,7 @@ async fn latency(transport: Transport, readers: usize) {
     .await;
     subscribers.forget_times();
     let mut publisher = Connection::open(&server.address, &server.worker).await;
-    let cpu = server.cpu();
+    let cpu = server.cpu_secs();
     let mut rounds = tokio::time::interval(Duration::from_millis(10));
     let start = Instant::now();
     let mut events = 0;
@@ -370,7 +373,7 @@ async fn latency(transport: Transport, readers: usize) {
     println!(
         "latency   {transport:<12} {readers} readers, {events} events at 100/s  publish to receive {}  {:>5.2} us server CPU a delivery",
         quantiles(&subscribers.times()),
-        (server.cpu() - cpu) / (events * readers) as f64 * 1e6,
+        (server.cpu_secs() - cpu) / (events * readers) as f64 * 1e6,
     );
 }
 
@@ -384,14 +387,14 @@ async fn fold(transport: Transport, readers: usize) {
         let subscribers = Subscribers::open(&server, transport, readers, |_| path.clone()).await;
         let mut publisher = Connection::open(&server.address, &server.worker).await;
         let mut rounds = tokio::time::interval(Duration::from_millis(10));
-        let (start, cpu, mut events) = (Instant::now(), server.cpu(), 0);
+        let (start, cpu, mut events) = (Instant::now(), server.cpu_secs(), 0);
         while start.elapsed() < LATENCY_FOR {
             rounds.tick().await;
             let body = format!(r#"{{"message":"{}"}}"#, nanos());
             publisher.post("/api/jobs/j0/progress", &body).await;
             events += 1;
         }
-        costs.push((server.cpu() - cpu) / f64::from(events) * 1e3);
+        costs.push((server.cpu_secs() - cpu) / f64::from(events) * 1e3);
         drop(subscribers);
     }
     println!(

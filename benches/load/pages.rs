@@ -102,7 +102,7 @@ pub(crate) async fn browser(running: usize, rate: u32) {
         let before = page.metrics().await;
         let mut worker = Connection::open(&server.address, &server.worker).await;
         let mut rounds = tokio::time::interval(Duration::from_secs(1) / rate);
-        let (start, cpu) = (Instant::now(), server.cpu());
+        let (start, cpu) = (Instant::now(), server.cpu_secs());
         while start.elapsed() < WATCH_FOR {
             rounds.tick().await;
             number += 1;
@@ -121,7 +121,7 @@ pub(crate) async fn browser(running: usize, rate: u32) {
             share("ScriptDuration"),
             share("RecalcStyleDuration"),
             share("LayoutDuration"),
-            (server.cpu() - cpu) / secs * 100.0,
+            (server.cpu_secs() - cpu) / secs * 100.0,
         );
     }
 }

@@ -278,7 +278,7 @@ pub(crate) async fn reconnect(clients: usize, missed: usize) {
         let mut publisher = Connection::open(&server.address, &server.worker).await;
         publisher.post("/api/batch", &reports(0..missed)).await;
         server.restart();
-        let (memory, cpu, start) = (server.memory(), server.cpu(), Instant::now());
+        let (memory, cpu, start) = (server.memory(), server.cpu_secs(), Instant::now());
         let path = |_| format!("/events/jobs?tick_ms=0&cursor={cursor}");
         let back = Subscribers::begin(
             (&server.address, &server.worker),
@@ -292,7 +292,7 @@ pub(crate) async fn reconnect(clients: usize, missed: usize) {
         println!(
             "reconnect {transport:<12} {clients} clients at once, {missed} events behind: all of them live in {:.1} s, {:.2} ms server CPU and {:.1} KiB at most each",
             start.elapsed().as_secs_f64(),
-            (server.cpu() - cpu) / clients as f64 * 1e3,
+            (server.cpu_secs() - cpu) / clients as f64 * 1e3,
             (server.peak_memory() - memory) as f64 / clients as f64 / 1024.0,
         );
     }

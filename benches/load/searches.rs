@@ -103,11 +103,11 @@ pub(crate) async fn searches(jobs: usize, searchers: usize, leavers: usize) {
     let left = measured(&server, &other, &name).await;
     compare(&calm, &left);
     hanging_up.abort();
-    let (begun, cpu) = (Instant::now(), server.cpu());
+    let (begun, cpu) = (Instant::now(), server.cpu_secs());
     tokio::time::sleep(Duration::from_secs(10)).await;
     println!(
         "searches  after they have left: {:.1} % of a core",
-        (server.cpu() - cpu) / begun.elapsed().as_secs_f64() * 100.0
+        (server.cpu_secs() - cpu) / begun.elapsed().as_secs_f64() * 100.0
     );
 }
 
@@ -164,7 +164,7 @@ async fn measured(server: &Server, token: &str, when: &str) -> Vec<Histogram<u64
     let mut times: Vec<_> = READS.iter().map(|_| histogram()).collect();
     let mut connection = Connection::open(&server.address, token).await;
     let mut health = Connection::open(&server.address, token).await;
-    let (begun, cpu) = (Instant::now(), server.cpu());
+    let (begun, cpu) = (Instant::now(), server.cpu_secs());
     let (mut asked, mut failed, mut slowest) = (0, 0, Duration::ZERO);
     while begun.elapsed() < MEASURE_FOR {
         for ((_, path), times) in READS.iter().zip(&mut times) {
@@ -182,7 +182,7 @@ async fn measured(server: &Server, token: &str, when: &str) -> Vec<Histogram<u64
     println!(
         "searches  {when}: /readyz failed {failed} of {asked} times, slowest {:.1} ms; server {:.0} % of a core, {} MB",
         slowest.as_secs_f64() * 1e3,
-        (server.cpu() - cpu) / begun.elapsed().as_secs_f64() * 100.0,
+        (server.cpu_secs() - cpu) / begun.elapsed().as_secs_f64() * 100.0,
         server.memory() / 1_000_000
     );
     for ((name, _), times) in READS.iter().zip(&times) {

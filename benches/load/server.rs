@@ -1,30 +1,35 @@
 //! The server as a process of its own, and a frugal HTTP connection to it.
 
-use std::io::{BufRead, BufReader};
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::process::{self, Process};
+
 pub(crate) struct Server {
-    process: Child,
+    process: Process,
     folder: TempDir,
-    pub(crate) address: String,
     pub(crate) worker: String,
     settings: &'static [(&'static str, &'static str)],
 }
 
-/// The server's program, its data in `folder`. `LOAD_SERVER` names another one, to compare with.
+/// What the process tells of itself.
+impl Deref for Server {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
 fn tidings(folder: &Path, port: &str) -> Command {
-    let program = std::env::var("LOAD_SERVER");
-    let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_tidings")));
+    let mut command = process::tidings(folder, port);
     command
-        .current_dir(folder)
-        .env("ROCKET_PORT", port)
         // Tokens are made before the server has started.
         .env(
             "TIDINGS_JWT_SECRET",
@@ -37,8 +42,7 @@ fn tidings(folder: &Path, port: &str) -> Command {
         .env("TIDINGS_MAX_STREAMS_PER_USER", "50000")
         .env("TIDINGS_MAX_STREAMS_PER_ADDRESS", "50000")
         // The load's readers answer no ping, and are not to be given up for that.
-        .env("TIDINGS_HEARTBEAT_SECS", "600")
-        .env("TIDINGS_DATA_DIR", folder);
+        .env("TIDINGS_HEARTBEAT_SECS", "600");
     command
 }
 
@@ -55,19 +59,8 @@ fn token(folder: &Path, school: u32) -> String {
 }
 
 /// Starts it, and waits until it listens.
-fn serve(folder: &Path, port: &str, settings: &[(&str, &str)]) -> (Child, String) {
-    let mut process = tidings(folder, port)
-        .envs(settings.iter().copied())
-        .arg("serve")
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the server starts");
-    let mut line = String::new();
-    BufReader::new(process.stdout.take().expect("piped"))
-        .read_line(&mut line)
-        .expect("a line");
-    let address = line.trim().rsplit("//").next().expect("an address");
-    (process, address.to_owned())
+fn serve(folder: &Path, port: &str, settings: &[(&str, &str)]) -> Process {
+    Process::start(tidings(folder, port).envs(settings.iter().copied()))
 }
 
 /// Nanoseconds since 1970.
@@ -92,11 +85,9 @@ impl Server {
     fn start_with(settings: &'static [(&'static str, &'static str)]) -> Server {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let worker = token(folder.path(), 1);
-        let (process, address) = serve(folder.path(), "0", settings);
         Server {
-            process,
+            process: serve(folder.path(), "0", settings),
             folder,
-            address,
             worker,
             settings,
         }
@@ -109,24 +100,19 @@ impl Server {
 
     /// Kills the server and starts it anew, at the same address.
     pub(crate) fn restart(&mut self) {
-        self.process.kill().expect("the server runs");
+        self.process.kill();
         self.again();
     }
 
     /// Ends the server in good order and starts it anew, with something done to its database in between.
     pub(crate) fn restart_after(&mut self, change: impl FnOnce(&Path)) {
-        let id = self.process.id().to_string();
-        let told = Command::new("kill").args(["-s", "TERM", &id]).status();
-        assert!(told.is_ok_and(|status| status.success()), "the server runs");
-        self.process.wait().expect("the server ends");
+        self.process.terminate();
         change(&self.folder.path().join("tidings.db"));
         self.again();
     }
 
     fn again(&mut self) {
-        self.process.wait().expect("the server ends");
-        let port = self.address.rsplit(':').next().expect("a port");
-        (self.process, self.address) = serve(self.folder.path(), port, self.settings);
+        self.process = serve(self.folder.path(), self.process.port(), self.settings);
     }
 
     /// Running jobs `j0`, `j1`, …
@@ -162,57 +148,11 @@ impl Server {
         page["cursor"].as_str().expect("a cursor").to_owned()
     }
 
-    /// Seconds of CPU that the server has used.
-    pub(crate) fn cpu(&self) -> f64 {
-        const TICKS_PER_SEC: f64 = 100.0;
-        let stat =
-            std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).expect("Linux");
-        let fields: Vec<&str> = stat
-            .rsplit(") ")
-            .next()
-            .expect("a process")
-            .split(' ')
-            .collect();
-        let ticks: f64 = fields[11..13]
-            .iter()
-            .map(|field| field.parse::<f64>().expect("a number"))
-            .sum();
-        ticks / TICKS_PER_SEC
-    }
-
     /// Bytes of its database, with the log of what is written.
     pub(crate) fn database_bytes(&self) -> u64 {
         let files = std::fs::read_dir(self.folder.path()).expect("a folder");
         let sizes = files.map(|file| file.and_then(|file| file.metadata()).expect("a file").len());
         sizes.sum()
-    }
-
-    /// Bytes of memory that the server occupies.
-    pub(crate) fn memory(&self) -> u64 {
-        self.status("VmRSS:")
-    }
-
-    /// The most bytes of memory that it has occupied.
-    pub(crate) fn peak_memory(&self) -> u64 {
-        self.status("VmHWM:")
-    }
-
-    fn status(&self, size: &str) -> u64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("Linux");
-        let line = status
-            .lines()
-            .find(|line| line.starts_with(size))
-            .expect("a size");
-        let kilobytes = line.split_whitespace().nth(1).expect("a number");
-        kilobytes.parse::<u64>().expect("a number") * 1024
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.process.kill().expect("the server runs");
-        self.process.wait().expect("the server ends");
     }
 }
 

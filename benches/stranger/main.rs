@@ -6,6 +6,10 @@
 //! of one request (`VmHWM`, which is reset before it). What grows faster than its input is marked.
 
 mod input;
+mod keys;
+#[path = "../process.rs"]
+#[allow(dead_code, reason = "the load uses more of it")]
+mod process;
 mod server;
 
 use std::collections::BTreeMap;
@@ -34,7 +38,7 @@ fn main() {
         .collect();
     let is_asked =
         |route: &str| parts.is_empty() || parts.iter().any(|part| route.contains(&**part));
-    let mut server = Server::start();
+    let server = Server::start(None);
     let mut all: BTreeMap<&str, Vec<(&str, Costs)>> = BTreeMap::new();
     for shape in SHAPES {
         for route in ROUTES
@@ -49,40 +53,54 @@ fn main() {
             all.entry(shape.name).or_default().push((route, costs));
         }
     }
-    print_table(&all);
+    print_tables(&all);
     let marked = print_growth(&all);
     println!("\n{marked} grow faster than their input.");
+    keys::print();
 }
 
-/// The dearest route of each form and size.
-fn print_table(all: &BTreeMap<&str, Vec<(&str, Costs)>>) {
-    let sizes = SIZES.map(|size| format!("{} KB", size / 1_000));
-    println!("| input | {} | answered with |", sizes.join(" | "));
-    println!("| --- |{} --- |", " --- |".repeat(SIZES.len()));
-    for Shape { name, .. } in SHAPES {
-        let Some(routes) = all.get(name) else {
-            continue;
-        };
-        let cells: Vec<String> = (0..SIZES.len())
-            .map(|at| {
-                let cpu = routes.iter().map(|(_, costs)| costs[at].1.cpu_micros);
-                let memory = routes.iter().map(|(_, costs)| costs[at].1.memory_kib);
-                let cpu = cpu.fold(0.0, f64::max);
-                format!("{cpu:.0} µs, {} KiB", memory.max().unwrap_or(0))
-            })
-            .collect();
-        let mut statuses: Vec<String> = routes
-            .iter()
-            .map(|(_, costs)| costs[SIZES.len() - 1].1.status.clone())
-            .collect();
-        statuses.sort_unstable();
-        statuses.dedup();
-        println!(
-            "| {name} | {} | {} |",
-            cells.join(" | "),
-            statuses.join(", ")
-        );
+/// The dearest input of each size for each route, and then the dearest route for each form of input.
+fn print_tables(all: &BTreeMap<&str, Vec<(&str, Costs)>>) {
+    print_head("route");
+    for route in ROUTES {
+        let costs = all.values().flatten().filter(|(own, _)| own == route);
+        print_dearest(route, costs.map(|(_, costs)| costs).collect());
     }
+    println!();
+    print_head("input");
+    for Shape { name, .. } in SHAPES {
+        let costs = all.get(name).into_iter().flatten();
+        print_dearest(name, costs.map(|(_, costs)| costs).collect());
+    }
+}
+
+fn print_head(first: &str) {
+    let sizes = SIZES.map(|size| format!("{} KB", size / 1_000));
+    println!("| {first} | {} | answered with |", sizes.join(" | "));
+    println!("| --- |{} --- |", " --- |".repeat(SIZES.len()));
+}
+
+/// A line with the dearest of these at each size, unless there are none.
+fn print_dearest(what: &str, all: Vec<&Costs>) {
+    if all.is_empty() {
+        return;
+    }
+    let cells = (0..SIZES.len()).map(|at| {
+        let cpu = all.iter().map(|costs| costs[at].1.cpu_micros);
+        let memory = all.iter().map(|costs| costs[at].1.memory_kib);
+        let cpu = cpu.fold(0.0, f64::max);
+        format!("{cpu:.0} µs, {} KiB", memory.max().unwrap_or(0))
+    });
+    let cells: Vec<String> = cells.collect();
+    let statuses = all.iter().flat_map(|costs| costs.iter());
+    let mut statuses: Vec<&str> = statuses.map(|(_, cost)| &*cost.status).collect();
+    statuses.sort_unstable();
+    statuses.dedup();
+    println!(
+        "| {what} | {} | {} |",
+        cells.join(" | "),
+        statuses.join(", ")
+    );
 }
 
 /// Names what grows faster than its input.

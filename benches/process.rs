@@ -1,0 +1,107 @@
+//! The server as a process of its own, for the benchmarks, and what the kernel says of it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// Ticks a second (`getconf CLK_TCK`), the same on every Linux.
+const TICKS_PER_SEC: f64 = 100.0;
+
+/// The server's program, its data in `folder`. `BENCH_SERVER` names another one, to compare with.
+pub(crate) fn tidings(folder: &Path, port: &str) -> Command {
+    let program = std::env::var("BENCH_SERVER");
+    let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_tidings")));
+    command
+        .current_dir(folder)
+        .env("ROCKET_PORT", port)
+        .env("TIDINGS_DATA_DIR", folder);
+    command
+}
+
+/// A server that runs; killed when it is dropped.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) address: String,
+}
+
+impl Process {
+    /// Starts `tidings serve`, and waits until it listens.
+    pub(crate) fn start(command: &mut Command) -> Process {
+        let mut child = command
+            .arg("serve")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped"))
+            .read_line(&mut line)
+            .expect("a line");
+        let address = line.trim().rsplit("//").next().expect("an address");
+        Process {
+            child,
+            address: address.to_owned(),
+        }
+    }
+
+    pub(crate) fn port(&self) -> &str {
+        self.address.rsplit(':').next().expect("a port")
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("the server runs");
+        self.child.wait().expect("the server ends");
+    }
+
+    /// Ends it in good order.
+    pub(crate) fn terminate(&mut self) {
+        let id = self.child.id().to_string();
+        let told = Command::new("kill").args(["-s", "TERM", &id]).status();
+        assert!(told.is_ok_and(|status| status.success()), "the server runs");
+        self.child.wait().expect("the server ends");
+    }
+
+    /// Seconds of CPU that it has used, by `utime` and `stime`.
+    pub(crate) fn cpu_secs(&self) -> f64 {
+        let stat = fs::read_to_string(self.file("stat")).expect("it runs");
+        // The name, in parentheses, may hold anything.
+        let (_, rest) = stat.rsplit_once(") ").expect("a name");
+        let fields: Vec<&str> = rest.split(' ').collect();
+        let ticks = |at: usize| fields[at].parse::<f64>().expect("a number");
+        (ticks(11) + ticks(12)) / TICKS_PER_SEC
+    }
+
+    /// Bytes of memory that it occupies.
+    pub(crate) fn memory(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// The most bytes of memory that it has occupied, since [`Process::forget_peak`].
+    pub(crate) fn peak_memory(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    pub(crate) fn forget_peak(&self) {
+        fs::write(self.file("clear_refs"), "5").expect("its peak is reset");
+    }
+
+    fn status(&self, size: &str) -> u64 {
+        let status = fs::read_to_string(self.file("status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(size));
+        let kib = line.expect("the kernel tells it").trim();
+        let kib = kib.trim_end_matches(" kB").parse::<u64>();
+        kib.expect("a number") * 1_024
+    }
+
+    fn file(&self, name: &str) -> String {
+        format!("/proc/{}/{name}", self.child.id())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only if it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -40,10 +40,14 @@ fn kind_at(route: &Route, address: &[&str]) -> Option<Kind> {
     let place = parts().position(|part| part == COLLECTION)?;
     let kind = named_kind(address.get(place)?)?;
     let own = kind::description(kind);
-    let takes = match (route.method, &address[place + 1..]) {
-        (Method::Post, []) => own.made_by == "create",
-        (Method::Put, [_]) => own.made_by == "put",
-        (Method::Post, [_, verb]) => own.verbs.contains(&&*decoded(verb)),
+    // By the form of the route: an address may have it in more ways than one.
+    let takes = match (route.method, parts().count() - place) {
+        (Method::Post, 1) => own.made_by == "create",
+        (Method::Put, _) => own.made_by == "put",
+        (Method::Post, _) => {
+            let verb = address.get(place + 2).map(|verb| decoded(verb));
+            verb.is_some_and(|verb| own.verbs.contains(&&*verb))
+        }
         _ => true,
     };
     takes.then_some(kind)
@@ -58,14 +62,11 @@ fn decoded(segment: &str) -> String {
     decoded.into_owned()
 }
 
-/// The parts of an address. Rocket takes one with a slash at its end like the one without.
+/// The parts of an address. Like Rocket, it passes over those that are empty: `/api//jobs/` is `/api/jobs`.
 fn segments<'r>(request: &'r Request<'_>) -> Vec<&'r str> {
     let path = request.uri().path();
-    let mut segments: Vec<&str> = path.raw_segments().map(RawStr::as_str).collect();
-    if segments.last().is_some_and(|last| last.is_empty()) {
-        segments.pop();
-    }
-    segments
+    let segments = path.raw_segments().map(RawStr::as_str);
+    segments.filter(|segment| !segment.is_empty()).collect()
 }
 
 /// Whether an address has the form of a route, in which `<x>` stands for a segment and `<x..>` for the rest.

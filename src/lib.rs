@@ -18,12 +18,13 @@
 //!
 //! # Words
 //!
-//! *School*: the tenant, unit of isolation and of ordering. *Subject*: a thing with a state; its *kind* is
-//! its type and rules. *Command*: what a producer asks. *Event*: what happened, immutable; a *milestone* is
-//! never dropped while it is retained, a *tick* may be superseded by a newer one of its subject. *Channel*:
-//! what subscribers listen to inside a school. *Cursor*: epoch and seq. *Window*: the newest events of a
-//! school in memory. *Segment*: a stretch of a log that those who come back from behind share. *Mailbox*: a connection's bounded queue. *Frame*: an event's bytes in one encoding.
-//! *Uptime*: the time during which the server listened, over all its starts; silence is measured in it ([`uptime`]).
+//! *School*: the tenant, unit of isolation and of ordering. *Subject*: a thing with a state; its *kind* is its
+//! type and rules. *Command*: what a producer asks. *Event*: what happened, immutable; a *milestone* is never
+//! dropped while it is retained, a *tick* may be superseded by a newer one of its subject. *Channel*: what
+//! subscribers listen to inside a school. *Cursor*: epoch, seq and tag, which names the event itself. *Window*:
+//! the newest events of a school in memory. *Segment*: a stretch of a log that those who come back from behind
+//! share. *Mailbox*: a connection's bounded queue. *Frame*: an event's bytes in one encoding. *Uptime*: the
+//! time during which the server listened, over all its starts; silence is measured in it ([`uptime`]).
 //!
 //! # Invariants
 //!
@@ -45,6 +46,7 @@
 //! 9. Empty channels, windows and schools leave memory.
 //! 10. A subject's terminal state is final; progress never falls within an attempt; a kind's rules are pure
 //!     functions of state, command and time.
+//! 11. A cursor names an event. One that names an event of a history that was lost is `reset`; all others are honoured.
 //!
 //! # Floors
 //!

@@ -349,8 +349,8 @@ pub(super) fn page_of(request: &Request<'_>) -> Result<(Option<u64>, usize), Pro
         return Ok((None, limit));
     };
     let (beyond, head) = page.split_once('-').unwrap_or((page, "0"));
-    match (beyond.parse::<i64>(), head.parse::<i64>()) {
-        (Ok(beyond @ 0..), Ok(0..)) => Ok((Some(beyond as u64), limit)),
+    match (beyond.parse::<i64>(), head.parse::<Place>()) {
+        (Ok(beyond @ 0..), Ok(_)) => Ok((Some(beyond as u64), limit)),
         _ => Err(invalid("`page` is not the `next` of an answer".into())),
     }
 }

@@ -293,7 +293,10 @@ mod tests {
     #[test]
     fn every_framing_carries_the_same_json() {
         let sample = sample(r#"{"job_id":"42","status":"in_progress"}"#);
-        let json = r#"{"type":"job_progress","cursor":"00c0ffee-7","school_id":3,"seq":7,"timestamp":"2023-11-14T22:13:20.123Z","job_id":"42","status":"in_progress"}"#;
+        let cursor = sample.cursor();
+        let json = r#"{"type":"job_progress","cursor":"CURSOR","school_id":3,"seq":7,"timestamp":"2023-11-14T22:13:20.123Z","job_id":"42","status":"in_progress"}"#;
+        let json = json.replace("CURSOR", &cursor.to_string());
+        assert!(cursor.to_string().starts_with("00c0ffee-7-"), "{cursor}");
         let text = |framing| {
             let bytes = event(&sample, Encoding::new(framing));
             String::from_utf8_lossy(bytes).into_owned()
@@ -301,11 +304,11 @@ mod tests {
         assert_eq!(text(Framing::Json), json);
         assert_eq!(
             text(Framing::Sse),
-            format!("id: 00c0ffee-7\ndata: {json}\n\n")
+            format!("id: {cursor}\ndata: {json}\n\n")
         );
         assert_eq!(
             text(Framing::SseNamed),
-            format!("id: 00c0ffee-7\nevent: job_progress\ndata: {json}\n\n")
+            format!("id: {cursor}\nevent: job_progress\ndata: {json}\n\n")
         );
         let frame = event(&sample, Encoding::new(Framing::WebSocket));
         assert_eq!(frame[..4], [0x81, 126, 0, json.len() as u8]);

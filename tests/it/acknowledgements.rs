@@ -290,14 +290,7 @@ async fn leaving_channels_amid_a_replay_leaves_no_acknowledgement_out() {
         let mut told = until_type(&mut ws, "unsubscribed").await;
         committed.extend(acknowledging.happen(1).await);
         let cursor = told.last().unwrap()["cursor"].clone();
-        let reached: u64 = cursor
-            .as_str()
-            .unwrap()
-            .rsplit('-')
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap();
+        let (_, reached, _) = parts(&cursor);
         let subscribe =
             json!({"type": "subscribe", "channels": ["characteristics"], "cursor": cursor});
         send(&mut ws, &subscribe.to_string()).await;

@@ -49,13 +49,8 @@ async fn listen_until_killed(
     while let Ok(Some(message)) = tokio::time::timeout(PATIENCE, listener.next()).await {
         assert_ne!(message["type"], "reset", "{message}");
         if message["type"] == "ready" && cursor.is_none() {
-            let seq = message["cursor"]
-                .as_str()
-                .unwrap()
-                .split('-')
-                .next_back()
-                .unwrap();
-            heard.push(seq.parse().unwrap());
+            let (_, seq, _) = parts(&message["cursor"]);
+            heard.push(seq);
         }
         if message.get("snapshot").is_none() {
             heard.extend(message["seq"].as_u64());

@@ -388,3 +388,34 @@ async fn invariant_10_of_two_ends_one_counts() {
         assert_eq!(statuses, [200, 409]);
     }
 }
+
+/// 11. The tag of a cursor decides, and not its number alone; `restores` shows it with a database that was restored.
+#[tokio::test(flavor = "multi_thread")]
+async fn invariant_11_a_cursor_names_an_event() {
+    let server = server().await;
+    server.running_job("a").await;
+    let told = server
+        .report("/api/jobs/a/progress", json!({"progress": 5}))
+        .await;
+    let (epoch, seq, tag) = parts(&told["cursor"]);
+    let lost = format!(
+        "{epoch}-{seq}-{:08x}",
+        !u32::from_str_radix(&tag, 16).unwrap()
+    );
+    for transport in [
+        Transport::EventSource,
+        Transport::WebSocket,
+        Transport::Poll,
+    ] {
+        let known = told["cursor"].as_str().unwrap();
+        let mut listener = server.resume(transport, "/jobs", known).await;
+        let types = field(&listener.until_ready().await, "type").len();
+        assert_eq!(types, 2, "`connected` and `ready`: nothing was missed");
+        let messages = server
+            .resume(transport, "/jobs", &lost)
+            .await
+            .until_ready()
+            .await;
+        assert_eq!(messages[1]["reason"], "history_changed");
+    }
+}

@@ -234,23 +234,26 @@ async fn of_a_copy_in_another_place_is_recognised_what_the_page_says() {
     server.terminate();
     std::fs::copy(database(folder.path()), &place).unwrap();
     let mut server = start(folder.path());
-    create(&server, "lost").await;
+    let lost = create(&server, "lost").await;
     let beyond = create(&server, "lost too").await;
     server.terminate();
 
     // Made while it was stopped, and without the lock file.
     let mut server = start(elsewhere.path());
     assert_eq!(resets(&server, &[&kept]).await, [""; 0]);
-    assert_eq!(resets(&server, &[&beyond]).await, ["unknown_epoch"]);
+    assert_eq!(resets(&server, &[&beyond]).await, ["history_changed"]);
+    let mut after = Vec::new();
     for id in ["new", "newer", "newest"] {
-        create(&server, id).await;
+        after.push(create(&server, id).await);
     }
-    let since = comes_back(&server.url, &viewer(1), &beyond).await;
     assert_eq!(
-        since.unwrap(),
-        ["newest"],
-        "not recognised: this is not what it missed"
+        resets(&server, &[&lost, &beyond]).await,
+        ["history_changed"; 2],
+        "their numbers have been given again"
     );
+    assert_eq!(resets(&server, &[&kept]).await, [""; 0]);
+    let since = comes_back(&server.url, &viewer(1), &after[0]).await;
+    assert_eq!(since.unwrap(), ["newer", "newest"]);
     server.terminate();
     assert_eq!(new_epoch(elsewhere.path(), &["--yes"]).0, Some(0));
     let server = start(elsewhere.path());

@@ -110,9 +110,43 @@ over_every_transport! {
             assert_eq!((&messages[1]["reason"], &messages[2]["snapshot"]), (&json!(reason), &json!(true)));
         }
         let head = server.report("/api/jobs/a/progress", json!({"progress": 5})).await;
-        let beyond = head["cursor"].as_str().unwrap().replace("-2", "-99");
-        let messages = server.resume(transport, "/jobs", &beyond).await.until_ready().await;
-        assert_eq!(messages[1]["reason"], "unknown_epoch", "a state that this database has not reached");
+        let (epoch, _, tag) = parts(&head["cursor"]);
+        for (beyond, reason) in [
+            (format!("{epoch}-99"), "unknown_epoch"),
+            (format!("{epoch}-99-{tag}"), "history_changed"),
+        ] {
+            let messages = server.resume(transport, "/jobs", &beyond).await.until_ready().await;
+            assert_eq!(messages[1]["reason"], reason, "a state that this database has not reached");
+        }
+    }
+
+    async fn a_cursor_that_names_another_event_is_answered_with_a_reset_and_any_other_is_honoured(transport) {
+        for window_events in [1, 1_000] {
+            let server = server_with(json!({ "window_events": window_events })).await;
+            server.running_job("a").await;
+            let mut cursors = Vec::new();
+            for progress in 1..=3 {
+                let told = server.report("/api/jobs/a/progress", json!({ "progress": progress })).await;
+                cursors.push(told["cursor"].clone());
+            }
+            for path in ["/jobs", "/jobs/a", "/schools/1"] {
+                for cursor in &cursors {
+                    let (epoch, seq, tag) = parts(cursor);
+                    for honoured in [format!("{epoch}-{seq}-{tag}"), format!("{epoch}-{seq}")] {
+                        let messages = server.resume(transport, path, &honoured).await.until_ready().await;
+                        assert_ne!(messages[1]["type"], "reset", "{honoured}");
+                        let end = parts(&messages.last().unwrap()["cursor"]);
+                        assert_eq!(end, parts(&cursors[2]), "where it is now");
+                    }
+                    let other = u32::from_str_radix(&tag, 16).unwrap() ^ 1;
+                    let lost = format!("{epoch}-{seq}-{other:08x}");
+                    let messages = server.resume(transport, path, &lost).await.until_ready().await;
+                    assert_eq!(field(&messages, "type"), ["connected", "reset", "job_progress", "ready"]);
+                    assert_eq!(messages[1]["reason"], "history_changed", "{lost}");
+                    assert_eq!(messages[2]["cursor"], cursors[2], "a present state has the cursor of its last event");
+                }
+            }
+        }
     }
 
     async fn a_cursor_before_what_is_retained_is_answered_with_a_reset(transport) {

@@ -273,6 +273,15 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
 }
 
 /// A field of each message.
+/// A cursor's epoch, number and tag.
+pub(crate) fn parts(cursor: &Value) -> (String, u64, String) {
+    let cursor = cursor.as_str().expect("a cursor is a text");
+    let mut parts = cursor.split('-');
+    let mut part = || parts.next().unwrap_or_default().to_owned();
+    let (epoch, seq) = (part(), part());
+    (epoch, seq.parse().expect("a number"), part())
+}
+
 pub(crate) fn field<'a>(messages: &'a [Value], name: &str) -> Vec<&'a Value> {
     messages.iter().map(|message| &message[name]).collect()
 }

@@ -1,0 +1,104 @@
+//! No input may cost more than its size allows: processor time and memory are measured around each one.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Counts what is allocated, by all threads.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn more(bytes: usize) {
+    let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    PEAK.fetch_max(live, Ordering::Relaxed);
+}
+
+fn less(bytes: usize) {
+    LIVE.fetch_sub(bytes, Ordering::Relaxed);
+}
+
+// SAFETY: the system's allocator does the work; this only counts.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        more(layout.size());
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        less(layout.size());
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        more(size);
+        less(layout.size());
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+/// What an input may cost.
+pub struct Bounds {
+    /// Which processor time is counted: a parser's is its thread's, a request's is the process's.
+    pub clock: ClockId,
+    pub base_time: Duration,
+    pub time_per_byte: Duration,
+    pub base_bytes: usize,
+    pub bytes_per_byte: usize,
+}
+
+/// Of a parser, in a build with instrumentation and without optimisation.
+pub const PARSER: Bounds = Bounds {
+    clock: ClockId::ThreadCPUTime,
+    base_time: Duration::from_millis(20),
+    time_per_byte: Duration::from_micros(10),
+    base_bytes: 64 * 1_024,
+    bytes_per_byte: 128,
+};
+
+/// Of a request: what runs in the background is counted, too.
+pub const REQUEST: Bounds = Bounds {
+    clock: ClockId::ProcessCPUTime,
+    base_time: Duration::from_millis(500),
+    time_per_byte: Duration::from_micros(50),
+    base_bytes: 8 * 1_024 * 1_024,
+    bytes_per_byte: 1_024,
+};
+
+impl Bounds {
+    /// Does the work and checks what it cost.
+    pub fn check<T>(&self, input_bytes: usize, work: impl FnOnce() -> T) -> T {
+        let live = LIVE.load(Ordering::Relaxed);
+        PEAK.store(live, Ordering::Relaxed);
+        let began = self.now();
+        let done = work();
+        let took = self.now().saturating_sub(began);
+        let bytes = PEAK.load(Ordering::Relaxed).saturating_sub(live);
+        let count = u32::try_from(input_bytes).expect("inputs are small");
+        let allowed = self.base_time + self.time_per_byte * count;
+        assert!(
+            took <= allowed,
+            "{input_bytes} bytes took {took:?} of processor time, more than {allowed:?}"
+        );
+        let allowed = self.base_bytes + self.bytes_per_byte * input_bytes;
+        assert!(
+            bytes <= allowed,
+            "{input_bytes} bytes took {bytes} bytes of memory, more than {allowed}"
+        );
+        done
+    }
+
+    fn now(&self) -> Duration {
+        let now = clock_gettime(self.clock);
+        Duration::new(
+            now.tv_sec.unsigned_abs(),
+            u32::try_from(now.tv_nsec).expect("less than a second"),
+        )
+    }
+}

@@ -1,0 +1,54 @@
+//! What clients send over a WebSocket: text as it comes, and JSON by its structure, which reads the same whatever its white space.
+#![no_main]
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
+use tidings::wire::client::ClientMessage;
+use tidings_fuzz::bounds::PARSER;
+use tidings_fuzz::shapes::{object, text};
+
+#[derive(Debug)]
+enum Message {
+    Raw(String),
+    Json(Value),
+}
+
+impl<'a> Arbitrary<'a> for Message {
+    fn arbitrary(u: &mut Unstructured<'a>) -> Result<Message> {
+        if u.ratio(1, 3)? {
+            return Ok(Message::Raw(u.arbitrary()?));
+        }
+        let mut fields = object(u, 3)?;
+        let name = u.choose(&["type", "action"])?.to_string();
+        let verb = match u.ratio(1, 10)? {
+            true => text(u)?,
+            false => u
+                .choose(&["ping", "subscribe", "unsubscribe", "auth"])?
+                .to_string(),
+        };
+        fields.insert(name, verb.into());
+        Ok(Message::Json(Value::Object(fields)))
+    }
+}
+
+/// Reads a message and checks the answer to one that cannot be read.
+fn parsed(text: &str) -> String {
+    let read = PARSER.check(text.len(), || ClientMessage::parse(text));
+    if let Err(error) = &read {
+        assert!(!error.code().is_empty());
+        // It is sent back, so it may not grow with what was sent.
+        assert!(error.to_string().len() < 1_024, "{error}");
+    }
+    format!("{read:?}")
+}
+
+fuzz_target!(|message: Message| {
+    match message {
+        Message::Raw(text) => drop(parsed(&text)),
+        Message::Json(value) => {
+            let wide = serde_json::to_string_pretty(&value).expect("a value is written");
+            assert_eq!(parsed(&value.to_string()), parsed(&wide));
+        }
+    }
+});

@@ -161,8 +161,8 @@ fn next_generation(conn: &mut SqliteConnection, lock: &DatabaseLock) -> QueryRes
     Ok(next)
 }
 
-/// Begins a life. A power loss may have taken acknowledged ticks, whose numbers will be given again: cursors name their
-/// events by tags, so that it is recognised who has seen what is gone.
+/// Begins a life. It has a new epoch after a power loss that may have taken acknowledged ticks: the numbers which they
+/// had will be given again, and a reader that has seen them must not take the new events for the old.
 pub(super) fn begin(
     conn: &mut SqliteConnection,
     synchronous: Synchronous,
@@ -172,13 +172,15 @@ pub(super) fn begin(
         let boot = wall_clock::boot();
         let open_in = fact(conn, OPEN_IN)?;
         let was_open = open_in.is_some();
-        if open_in.is_some_and(|open_in| open_in != boot) && synchronous != Synchronous::Full {
+        let cut_off =
+            open_in.is_some_and(|open_in| open_in != boot) && synchronous != Synchronous::Full;
+        let known: Option<Epoch> = number(conn, EPOCH, "an epoch")?;
+        if cut_off {
             tracing::warn!(
-                "the machine stopped while the database was open; readers that have seen progress which is lost begin anew"
+                "the machine stopped while the database was open; readers will begin anew"
             );
         }
-        let known: Option<Epoch> = number(conn, EPOCH, "an epoch")?;
-        let epoch = known.unwrap_or_else(Epoch::generate);
+        let epoch = known.filter(|_| !cut_off).unwrap_or_else(Epoch::generate);
         set(conn, EPOCH, epoch.to_string())?;
         set(conn, OPEN_IN, boot)?;
         let generation = next_generation(conn, lock)?;

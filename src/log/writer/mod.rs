@@ -1,6 +1,6 @@
 //! The one writer of a store: turns between schools and group commit, the same for every database.
 //!
-//! It takes what waits, school by school in [`turns`], decides the commands one after the other, has the backend write
+//! It takes what waits, school by school in `turns`, decides the commands one after the other, has the backend write
 //! what the whole group leads to in one transaction, hands the events to the dispatcher and only then answers those of
 //! whom all is carried out. Deciding comes before the transaction, so that a refused command has written nothing and the
 //! backend knows whether the group holds a milestone, which must reach the disk before it is acknowledged.

@@ -80,8 +80,8 @@ pub const GROUP_MAX_BYTES: usize = 512 * 1024;
 /// How long what a commit carries out should take to be judged and written, without what it waits for the disk. Other schools
 /// wait for it.
 pub const COMMIT_WORK: Duration = Duration::from_millis(4);
-/// How often what a commit may carry out is halved at most, if that takes longer.
-pub const GROUP_HALVINGS_MAX: u32 = 4;
+/// How often what a commit may carry out is halved at most, if that takes longer. Each commit costs some 0.3 ms, however small.
+pub const GROUP_HALVINGS_MAX: u32 = 2;
 /// Equal shares of it, of which a school has one while others wait as well.
 pub const TURNS_PER_GROUP: usize = 4;
 /// Least time between two lines in the log about commits that fail one after the other.
@@ -139,7 +139,7 @@ pub const LIST_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Rows of a window that are read together, of those that fit.
 pub const SEARCH_PART_ROWS: usize = 64;
 /// How long a window of rows should take that are scanned for those that fit. Others have their turn after it.
-pub const READ_WINDOW: Duration = Duration::from_millis(5);
+pub const READ_WINDOW: Duration = Duration::from_millis(2);
 /// Most rows of a window.
 pub const READ_WINDOW_ROWS: usize = 1_000;
 /// Least rows of a window, however large they are.

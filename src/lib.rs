@@ -50,23 +50,28 @@
 //!
 //! # Floors
 //!
-//! Imports go strictly down; `tests/it/floors.rs` reads the `use` lines and fails on a breach.
+//! Imports go strictly down, without exceptions; `tests/it/floors.rs` reads the `use` lines and fails on a breach.
 //!
 //! ```text
-//! 5  main.rs lib.rs cli/              command line; this map; server()
-//! 4  http/                            the only place that knows Rocket
-//! 3  service.rs publish.rs subscribe/                the running whole, the two use cases
-//!    feed/                                           follows the logs; replays
-//!    presence.rs notify/ watchdog.rs                 leases; webhooks, e-mail, MQTT; the clock
-//!    dispatch.rs                                     committed events to all who follow the log
-//!    vitals.rs refusals.rs                           own figures; what the log says of refusals
-//! 2  store/  hub/                     databases │ in-memory fan-out. They do not know one another
-//! 1  log/                             ports of a store; what a command leads to
-//!    kind/ auth/ wire/ config/ scope.rs              domain rules; who may; the only encoder; every bound
-//!    throttle.rs reserve.rs                          how fast somebody may go on; memory for writes
-//!    wall_clock.rs tasks.rs failures.rs              whether ages may be judged; what runs, and is restarted; what
-//!                                                    the log says of failures
-//! 0  id.rs event.rs sync.rs uptime.rs                names; what happened; locks; the clock of silence
+//! 13  main.rs                          the program
+//! 12  cli/                             command line
+//! 11  lib.rs                           this map; server()
+//! 10  http/                            the only place that knows Rocket
+//!  9  service.rs                       the running whole
+//!  8  subscribe/ dispatch.rs           a connection's stream; committed events to all who follow the log
+//!     presence.rs notify/ watchdog.rs  leases of devices; webhooks, e-mail, MQTT; the clock
+//!     vitals.rs refusals.rs            own figures; what the log says of refusals
+//!  7  feed/ publish.rs                 follows the logs, replays; commands in, receipts out
+//!  6  store/                           databases
+//!  5  log/ hub/                        ports of a store, what a command leads to │ in-memory fan-out
+//!  4  auth/ wire/                      who may; the only encoder
+//!     throttle.rs reserve.rs           how fast somebody may go on; memory for writes
+//!     tasks.rs failures.rs             what runs, and is restarted; what the log says of failures
+//!     wall_clock.rs                    whether ages may be judged
+//!  3  config/                          settings and every bound
+//!  2  kind/ scope.rs                   domain rules; what is listened to
+//!  1  event.rs                         what happened
+//!  0  id.rs sync.rs uptime.rs          names; locks; the clock of silence
 //! ```
 //!
 //! # In another Rocket application

@@ -22,7 +22,7 @@ use crate::reserve::Reserve;
 use crate::store::sqlite::{self, OpenError, SqliteStore};
 use crate::subscribe::Subscriber;
 use crate::tasks::{Task, Tasks};
-use crate::throttle::{Debts, Throttle};
+use crate::throttle::{Debts, Pace, Throttle};
 use crate::vitals::Vitals;
 use crate::watchdog;
 use crate::wire::Close;
@@ -137,7 +137,7 @@ impl Tidings {
             Arc::clone(&store) as Arc<dyn Log>,
             committed.clone(),
         ));
-        let debts = Arc::new(Debts::new(settings.producing_pace()));
+        let debts = Arc::new(Debts::new(Pace::of_producing(&settings)));
         let publisher = Publisher::new(Arc::clone(&store), Arc::clone(&debts));
         let presence = Arc::new(Presence::new(Arc::clone(&store), publisher.clone()));
         let notifiers = Arc::new(Notifiers::new(&store, all));
@@ -167,7 +167,7 @@ impl Tidings {
             vitals,
             refusals,
             subscriber: Subscriber::new(feed, Arc::clone(&hub), &settings),
-            publishes: Throttle::new(settings.publishing_pace()),
+            publishes: Throttle::new(Pace::of_publishing(&settings)),
             debts,
             write_memory: Arc::new(Reserve::new(settings.write_memory_bytes)),
             settings,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::time::Instant;
 
-use crate::config::THROTTLED_MAX;
+use crate::config::{Settings, THROTTLED_MAX};
 use crate::id::SchoolId;
 
 /// How fast, and how much at once.
@@ -52,6 +52,23 @@ impl Pace {
             per_second: per_second.into(),
             burst: burst.max(per_second).into(),
         })
+    }
+
+    /// How fast somebody may publish.
+    pub fn of_publishing(settings: &Settings) -> Option<Pace> {
+        let batch = u32::try_from(settings.batch_limit_commands).unwrap_or(u32::MAX);
+        Pace::new(settings.publishes_per_sec, batch)
+    }
+
+    /// How many bytes of events a school may produce.
+    pub fn of_producing(settings: &Settings) -> Option<Pace> {
+        Pace::new(settings.event_bytes_per_sec, settings.event_bytes_per_sec)
+    }
+
+    /// How fast a client may send messages.
+    pub fn of_client_messages(settings: &Settings) -> Option<Pace> {
+        let pace = settings.client_messages_per_sec;
+        Pace::new(pace, pace.saturating_mul(2))
     }
 
     /// A full bucket.

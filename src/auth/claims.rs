@@ -12,16 +12,12 @@ use serde_json::{Map, Value};
 
 use super::token::TokenError;
 use super::{Access, AuthError, Role, Schools};
-use crate::config::{SCHOOLS_PER_TOKEN_MAX, Settings};
+use crate::config::{SCHOOL_CLAIM, SCHOOLS_PER_TOKEN_MAX, Settings};
 use crate::id::{Channel, SchoolId};
 use crate::kind;
 
-/// The school's claim in tokens that are made for Tidings.
-pub const SCHOOL_CLAIM: &str = "school_id";
 /// The schools that a token for several of them is limited to.
 const SCHOOLS_CLAIM: &str = "schools";
-/// The longest name of a claim, or pointer to one, in bytes.
-const PLACE_MAX_BYTES: usize = 128;
 /// Where logins write what a token is for.
 const PURPOSE_CLAIMS: [&str; 4] = ["type", "typ", "token_type", "token_use"];
 /// What they write there in tokens that are only good for fetching others.
@@ -65,22 +61,6 @@ fn whole<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S:
 /// Where a claim stands: its name, or a JSON pointer to it (RFC 6901).
 #[derive(Debug, Clone)]
 struct Place(String);
-
-/// What is wrong with a text as a claim's place.
-pub fn check_place(text: &str) -> Result<(), &'static str> {
-    if text.is_empty() || text.len() > PLACE_MAX_BYTES || text.chars().any(char::is_control) {
-        return Err("is not a claim's name, or a JSON pointer to one, of 1 to 128 bytes");
-    }
-    let escapes = text.split('~').skip(1);
-    if text.starts_with('/')
-        && escapes
-            .into_iter()
-            .any(|rest| !rest.starts_with(['0', '1']))
-    {
-        return Err("is not a JSON pointer: after `~` comes 0 or 1 (RFC 6901)");
-    }
-    Ok(())
-}
 
 impl Place {
     fn of<'a>(&self, claims: &'a Value) -> Option<&'a Value> {

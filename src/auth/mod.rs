@@ -23,44 +23,14 @@ use sha2::{Digest, Sha256};
 use tokio::time::{MissedTickBehavior, interval};
 
 use self::claims::ClaimRules;
-pub use self::claims::{Claims, SCHOOL_CLAIM, check_place};
+pub use self::claims::Claims;
 use self::jwks::JwksFile;
 pub use self::token::TokenError;
 use self::token::{KeySet, VerifyingKey, verified};
-use crate::config::{JWKS_PERIOD, Secret, Settings, make_private_folder};
+pub use crate::config::Role;
+use crate::config::{JWKS_PERIOD, SECRET_MIN_BYTES, Secret, Settings, make_private_folder};
 use crate::id::{Channel, Cursor, Epoch, SchoolId};
 use crate::kind;
-
-/// What somebody may do. Each role may do what the one before it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Watch.
-    Viewer,
-    /// Report.
-    Worker,
-    /// Everything.
-    Admin,
-}
-
-impl Role {
-    /// Every role.
-    pub const ALL: [Role; 3] = [Role::Viewer, Role::Worker, Role::Admin];
-
-    /// Its name in tokens and settings.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::Viewer => "viewer",
-            Role::Worker => "worker",
-            Role::Admin => "admin",
-        }
-    }
-
-    /// The role of this name.
-    pub fn by_name(name: &str) -> Option<Role> {
-        Role::ALL.into_iter().find(|role| role.name() == name)
-    }
-}
 
 /// A credential that does not let in, or not so far. The texts are safe to show and to log: they name what failed, and
 /// hold no value of the token.
@@ -308,8 +278,6 @@ enum Source {
 
 /// The file in the data directory that keeps a secret which nobody configured.
 const SECRET_FILE: &str = "jwt_secret";
-/// HS256 wants a key at least as long as its digest (RFC 7518, 3.2).
-pub const SECRET_MIN_BYTES: usize = 32;
 
 impl Keys {
     /// The keys of a server that has been started before. Makes no secret: one that no server has signs nothing that any accepts.

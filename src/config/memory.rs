@@ -1,14 +1,8 @@
 //! How much memory writes may take: what is reserved for a request, by the settings.
 
 use super::{BATCH_LINE_MIN_BYTES, COMMAND_BASE_BYTES, COMMAND_EVENT_BYTES, Settings};
-use crate::throttle::Pace;
 
 impl Settings {
-    /// How much a school may produce.
-    pub fn producing_pace(&self) -> Option<Pace> {
-        Pace::new(self.event_bytes_per_sec, self.event_bytes_per_sec)
-    }
-
     /// Memory that a command may take whose body has so many bytes.
     pub fn command_memory(&self, body_bytes: u64) -> u64 {
         memory(body_bytes, 1, self.expected_bytes(body_bytes, 1))

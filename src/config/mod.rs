@@ -7,6 +7,7 @@
 mod bounds;
 mod error;
 mod folder;
+mod login;
 mod memory;
 pub mod notifiers;
 pub mod origin;
@@ -30,14 +31,15 @@ pub use self::bounds::*;
 pub use self::error::ConfigError;
 pub(crate) use self::error::{nearest, place};
 pub use self::folder::make_private_folder;
+pub(crate) use self::login::SCHOOL_CLAIM;
+use self::login::check_place;
+pub use self::login::{Role, SECRET_MIN_BYTES};
 use self::notifiers::NotifierSettings;
 use self::origin::AllowedOrigins;
 use self::proxy::{Network, PathPrefix};
 pub use self::secret::Secret;
-use crate::auth::{Role, SCHOOL_CLAIM, check_place};
 use crate::id::{Kind, SchoolId};
 use crate::kind::{self, characteristic, device, enrollment, job};
-use crate::throttle::Pace;
 
 /// Environment variables that begin with `TIDINGS_` but are not settings of the server: the command
 /// line's own, and the test suite's.
@@ -445,18 +447,6 @@ impl Settings {
         }
     }
 
-    /// How fast somebody may publish.
-    pub fn publishing_pace(&self) -> Option<Pace> {
-        let batch = u32::try_from(self.batch_limit_commands).unwrap_or(u32::MAX);
-        Pace::new(self.publishes_per_sec, batch)
-    }
-
-    /// How fast a client may send messages.
-    pub fn client_pace(&self) -> Option<Pace> {
-        let pace = self.client_messages_per_sec;
-        Pace::new(pace, pace.saturating_mul(2))
-    }
-
     /// Time between signs of life.
     pub fn heartbeat(&self) -> Duration {
         Duration::from_secs(self.heartbeat_secs)
@@ -480,7 +470,7 @@ impl Settings {
         if self
             .jwt_secret
             .as_ref()
-            .is_some_and(|secret| secret.reveal().len() < crate::auth::SECRET_MIN_BYTES)
+            .is_some_and(|secret| secret.reveal().len() < SECRET_MIN_BYTES)
         {
             return invalid("jwt_secret", "has fewer than 32 bytes");
         }

@@ -32,6 +32,7 @@ use crate::log::StoreError;
 use crate::refusals::RequestSource;
 use crate::service::Tidings;
 use crate::subscribe::{Delivery, Subscription};
+use crate::throttle::Pace;
 use crate::wire::client::{ClientMessage, ClientMessageError};
 use crate::wire::form::initial_uploads;
 use crate::wire::{self, Close, Control, Encoding, Framing};
@@ -109,7 +110,7 @@ impl Session {
             parked: None,
             phase: Phase::Open,
             last_message: Instant::now(),
-            arrivals: Arrivals::new(tidings.settings().client_pace()),
+            arrivals: Arrivals::new(Pace::of_client_messages(tidings.settings())),
             is_too_fast: false,
             rounds: Box::pin(sleep(Duration::ZERO)),
             gathered: dialect.announces_snapshot.then(Gathered::default),

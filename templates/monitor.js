@@ -281,9 +281,9 @@ function reload() {
   location.reload();
 }
 
-// The places in a cursor.
+// The parts of a cursor: <epoch>-<seq>-<tag>.
 function seq(cursor) {
-  return Number(cursor?.split("-").pop());
+  return Number(cursor?.split("-")[1]);
 }
 
 function epoch(cursor) {

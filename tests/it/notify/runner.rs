@@ -682,11 +682,12 @@ async fn another_event_in_the_place_of_a_delivered_one_has_another_id() {
         let told = receiver.json().await;
         assert_eq!(told["body"]["data"], failed);
         let id = told["headers"]["webhook-id"].as_str().unwrap().to_owned();
-        let place = failed["cursor"].as_str().unwrap().replacen('-', "-1-", 1);
-        assert!(id.starts_with(&format!("{place}-")), "{id}");
-        seen.push((failed["cursor"].clone(), id));
+        let (epoch, seq, tag) = parts(&failed["cursor"]);
+        assert!(id.starts_with(&format!("{epoch}-1-{seq}-")), "{id}");
+        seen.push(((epoch, seq), tag, id));
         server.stop().await;
     }
     assert_eq!(seen[0].0, seen[1].0, "the same place");
-    assert_ne!(seen[0].1, seen[1].1);
+    assert_ne!(seen[0].1, seen[1].1, "another event");
+    assert_ne!(seen[0].2, seen[1].2);
 }

@@ -133,7 +133,8 @@ impl Feed {
                 stretch.events.into_iter().next()
             }
         };
-        // It may have left the log meanwhile: then the replay finds that out.
+        // It may have left the log meanwhile, and a later one is the first: then the replay finds that out.
+        let event = event.filter(|event| event.seq == seq);
         Ok(event.is_none_or(|event| event.place() == place))
     }
 

@@ -5,8 +5,8 @@
 //! segment        0           1           2       (the last one grows with the log)
 //! ```
 //!
-//! Whoever first wants a segment reads it; others who want it meanwhile wait for that one read. Segments leave memory
-//! when others are wanted more: at most [`SEGMENTS_MAX_BYTES`] are kept.
+//! The first replay that needs a segment reads it; others that need it meanwhile wait for that read. The least recently
+//! used segments are evicted: at most [`SEGMENTS_MAX_BYTES`] are kept.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;

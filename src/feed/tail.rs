@@ -1,10 +1,12 @@
 //! Following the logs: committed events reach those who listen in order and without a hole, whatever the hints do.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::{DISPATCH_SLICE, HOLE_MAX_EVENTS, HOLE_PAUSE, HOLE_WAIT};
@@ -41,6 +43,7 @@ pub async fn follow(
     end: impl Future<Output = ()>,
 ) {
     let mut end = pin!(end);
+    let mut slice = Slice::default();
     let mut is_ending = false;
     let mut tail = Tail {
         hub,
@@ -58,7 +61,7 @@ pub async fn follow(
                 };
                 for of_school in batch.chunk_by(|one, next| one.school == next.school) {
                     let dense = tail.take(of_school);
-                    tell_in_turns(&dense, &mut tell).await;
+                    slice.tell(&dense, &mut tell).await;
                     batches.told(&dense);
                     if !tail.has_hole(of_school[0].school) {
                         // What was told before, or is in no memory, counts, too.
@@ -66,6 +69,7 @@ pub async fn follow(
                     }
                 }
                 batches.done();
+                slice.end().await;
             }
             () = &mut end, if !is_ending => {
                 is_ending = true;
@@ -73,31 +77,46 @@ pub async fn follow(
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => tail.read_what_is_due(),
             Some(read) = tail.reads.join_next(), if has_reads => {
-                // A read that panicked is tried again when its hole is noticed the next time.
                 let Ok((school, read)) = read else {
+                    tail.read_again();
                     continue;
                 };
                 let dense = tail.fill(school, read);
-                tell_in_turns(&dense, &mut tell).await;
+                slice.tell(&dense, &mut tell).await;
                 batches.told(&dense);
+                slice.end().await;
             }
         }
     }
 }
 
-/// Tells events a slice at a time: a large batch to many readers is much work, and others get a turn in between.
-async fn tell_in_turns(events: &[Arc<Event>], tell: &mut impl FnMut(&[Arc<Event>])) {
-    for part in events.chunks(DISPATCH_SLICE) {
-        tell(part);
-        tokio::task::yield_now().await;
+/// Events that were told since others had a turn. A large batch to many readers is much work.
+#[derive(Default)]
+struct Slice(usize);
+
+impl Slice {
+    async fn tell(&mut self, events: &[Arc<Event>], tell: &mut impl FnMut(&[Arc<Event>])) {
+        for part in events.chunks(DISPATCH_SLICE) {
+            tell(part);
+            self.0 += part.len();
+            if self.0 >= DISPATCH_SLICE {
+                self.end().await;
+            }
+        }
+    }
+
+    async fn end(&mut self) {
+        if std::mem::take(&mut self.0) > 0 {
+            yield_now().await;
+        }
     }
 }
 
 impl Tail<'_> {
     /// Takes events of a school in, and returns those that can be told now.
-    fn take(&mut self, events: &[Arc<Event>]) -> Vec<Arc<Event>> {
+    fn take<'a>(&mut self, events: &'a [Arc<Event>]) -> Cow<'a, [Arc<Event>]> {
         let (Some(first), Some(last)) = (events.first(), events.last()) else {
-            return Vec::new();
+            return Cow::Borrowed(events);
         };
         let school = first.school;
         // Of a school that is not in memory nothing was told, so that nothing can be missed.
@@ -111,8 +130,8 @@ impl Tail<'_> {
                 due: Some(Instant::now() + HOLE_WAIT),
             }),
             None => {
-                let is_new = |event: &&Arc<Event>| next.is_none_or(|next| event.seq >= next);
-                return events.iter().filter(is_new).map(Arc::clone).collect();
+                let is_known = |event: &Arc<Event>| next.is_some_and(|next| event.seq < next);
+                return Cow::Borrowed(&events[events.partition_point(is_known)..]);
             }
         };
         tracing::debug!(school.id = %school, from = first.seq, to = last.seq, "events came before others that are missing");
@@ -123,7 +142,7 @@ impl Tail<'_> {
             // It is read with what is missing.
             hole.beyond.pop_last();
         }
-        self.dense(school)
+        Cow::Owned(self.dense(school))
     }
 
     /// Whether something is missing of a school.
@@ -168,6 +187,14 @@ impl Tail<'_> {
         }
     }
 
+    /// Has everything read again that is being read: a read has panicked, and it is not known of which school.
+    fn read_again(&mut self) {
+        let due = Instant::now() + HOLE_PAUSE;
+        for hole in self.holes.values_mut() {
+            hole.due.get_or_insert(due);
+        }
+    }
+
     /// Takes in what was missing, and returns what can be told now.
     fn fill(&mut self, school: SchoolId, read: Result<Stretch, StoreError>) -> Vec<Arc<Event>> {
         let Some(hole) = self.holes.get_mut(&school) else {
@@ -175,7 +202,12 @@ impl Tail<'_> {
         };
         match read {
             Ok(stretch) => {
-                hole.due = Some(Instant::now());
+                // A log that does not have it yet is not asked without a pause.
+                let pause = match stretch.events.is_empty() {
+                    true => HOLE_PAUSE,
+                    false => Duration::ZERO,
+                };
+                hole.due = Some(Instant::now() + pause);
                 let is_gone = self
                     .hub
                     .next(school)

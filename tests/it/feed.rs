@@ -1,7 +1,7 @@
 //! The node's reader of the logs: replays share what is read and encoded, and nothing is passed on with a hole in it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,6 +27,8 @@ struct Counted {
     store: SqliteStore,
     stretches: AtomicUsize,
     bounds: AtomicUsize,
+    /// The next read of a stretch panics.
+    panics: AtomicBool,
 }
 
 #[async_trait]
@@ -47,6 +49,7 @@ impl Log for Counted {
         upto: u64,
     ) -> Result<Stretch, StoreError> {
         self.stretches.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "as it is to");
         self.store.read_stretch(school, after, upto).await
     }
 
@@ -90,6 +93,7 @@ fn node() -> Node {
         store,
         stretches: AtomicUsize::new(0),
         bounds: AtomicUsize::new(0),
+        panics: AtomicBool::new(false),
     });
     let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
     let (committed, hints) = Committed::channel(1_000);
@@ -232,6 +236,25 @@ async fn events_whose_hint_was_lost_are_told_before_those_that_follow() {
     node.committed.send(more).await.unwrap();
     assert_eq!(next_event(&mut subscription).await, 11);
     assert_eq!(next_event(&mut subscription).await, 12);
+    following.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_events_are_read_again_after_a_read_that_panicked() {
+    let mut node = node();
+    let events = make(&mut node, 1, 1).await;
+    let following = node.follow();
+    node.committed.send(events).await.unwrap();
+    let mut subscription = node.open(1, None);
+    until_ready(&mut subscription).await;
+    node.log.panics.store(true, Ordering::SeqCst);
+    let _lost = node.report("lost").await;
+    let next = node.report("next").await;
+    node.committed.send(next).await.unwrap();
+    for seq in 4..=5 {
+        assert_eq!(next_event(&mut subscription).await, seq);
+    }
+    assert!(!node.log.panics.load(Ordering::SeqCst), "it has panicked");
     following.abort();
 }
 

@@ -80,6 +80,8 @@ struct World {
     server: Server,
     /// What other nodes have committed and the server was not told of yet.
     hints: Vec<Vec<Arc<Event>>>,
+    /// Whether there are other nodes.
+    is_one_of_several: bool,
     readers: Vec<Reader>,
 }
 
@@ -118,6 +120,7 @@ fn start(rng: &mut Rng, ledger: &Arc<Ledger>, fault: Option<Fault>) -> Server {
 impl World {
     fn new(seed: u64, fault: Option<Fault>) -> World {
         let mut rng = Rng::with_seed(seed);
+        let is_one_of_several = rng.bool();
         let ledger = Arc::new(Ledger::new(fault));
         let server = start(&mut rng, &ledger, fault);
         let mut world = World {
@@ -126,6 +129,7 @@ impl World {
             ledger,
             server,
             hints: Vec::new(),
+            is_one_of_several,
             readers: Vec::new(),
         };
         for _ in 0..READERS {
@@ -171,6 +175,7 @@ impl World {
             })
             .collect();
         match self.rng.u8(0..10) {
+            _ if !self.is_one_of_several => self.hint(batch),
             // Another node's: the hint comes later, or never.
             0 => {}
             1..=2 => self.hints.push(batch),

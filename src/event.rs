@@ -112,23 +112,23 @@ impl Event {
         at: DateTime<Utc>,
         draft: Draft,
     ) -> Event {
+        let tag = Some(tag(seq, kind, &subject, at, &draft));
         Event {
-            tag: Some(tag(seq, kind, &subject, at, &draft)),
-            epoch,
-            school,
-            seq,
-            kind,
-            subject,
-            at,
             snapshot: false,
-            draft,
-            frames: Frames::default(),
+            ..Event::snapshot(
+                (epoch, Place { seq, tag }),
+                school,
+                kind,
+                subject,
+                at,
+                draft,
+            )
         }
     }
 
     /// A present state, told at the place of the subject's last event.
     pub fn snapshot(
-        (epoch, place): (Epoch, Place),
+        (epoch, Place { seq, tag }): (Epoch, Place),
         school: SchoolId,
         kind: Kind,
         subject: SubjectId,
@@ -136,9 +136,16 @@ impl Event {
         draft: Draft,
     ) -> Event {
         Event {
-            tag: place.tag,
+            epoch,
+            school,
+            seq,
+            tag,
+            kind,
+            subject,
+            at,
             snapshot: true,
-            ..Event::new((epoch, place.seq), school, kind, subject, at, draft)
+            draft,
+            frames: Frames::default(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The port *leases*: what only one node may do at a time.
 //!
-//! A lease is held under a *fence*, a number that only rises. Whoever takes a lease over gets a higher one, and what is
+//! A lease is held under a *fence*, a number that only rises. The next holder of a lease gets a higher one, and what is
 //! written under a fence is refused once there is a higher one: a node that was suspended and wakes up after its lease
 //! has passed to another cannot undo what that one did.
 //!

@@ -36,7 +36,7 @@ async fn opens(server: &Server, origin: &str, cookie: Option<&str>) -> bool {
     tokio_tungstenite::connect_async(request).await.is_ok()
 }
 
-/// Zeros in front of a port are as good as none.
+/// Leading zeros of a port are ignored.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_is_longer_than_any_of_a_browser_is_a_foreign_one() {
     let server = server().await;

@@ -55,6 +55,24 @@ pub async fn follow(
         let due = tail.holes.values().filter_map(|hole| hole.due).min();
         let has_reads = !tail.reads.is_empty();
         tokio::select! {
+            // In this order: what fills holes is little, and comes before more that might have to wait for it. And a
+            // simulation goes the same way each time.
+            biased;
+            () = &mut end, if !is_ending => {
+                is_ending = true;
+                batches.close();
+            }
+            Some(read) = tail.reads.join_next(), if has_reads => {
+                let Ok((school, read)) = read else {
+                    tail.read_again();
+                    continue;
+                };
+                let dense = tail.fill(school, read);
+                slice.tell(&dense, &mut tell).await;
+                batches.told(&dense);
+                slice.end().await;
+            }
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => tail.read_what_is_due(),
             batch = batches.recv() => {
                 let Some(batch) = batch else {
                     return;
@@ -69,21 +87,6 @@ pub async fn follow(
                     }
                 }
                 batches.done();
-                slice.end().await;
-            }
-            () = &mut end, if !is_ending => {
-                is_ending = true;
-                batches.close();
-            }
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => tail.read_what_is_due(),
-            Some(read) = tail.reads.join_next(), if has_reads => {
-                let Ok((school, read)) = read else {
-                    tail.read_again();
-                    continue;
-                };
-                let dense = tail.fill(school, read);
-                slice.tell(&dense, &mut tell).await;
-                batches.told(&dense);
                 slice.end().await;
             }
         }

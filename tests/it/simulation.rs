@@ -253,8 +253,20 @@ impl World {
                 self.readers[own] = self.some_reader();
             }
             87..=88 if self.readers[own].is_multiplexed() => {
+                // In the midst of what happens to the channels that it has: it is told of one event, and others come before
+                // the channel is added.
+                let in_the_midst = self.rng.bool();
+                if in_the_midst {
+                    while self.dispatch() {}
+                    self.readers[own].take(usize::MAX, &self.ledger)?;
+                }
                 let channel = self.some_channel();
                 self.readers[own].change(channel, &mut self.rng);
+                for _ in 0..2 * usize::from(in_the_midst) {
+                    self.publish();
+                    while self.dispatch() {}
+                    self.readers[own].take(1, &self.ledger)?;
+                }
             }
             89..=91 => {
                 let reader = &mut self.readers[own];

@@ -301,7 +301,10 @@ impl Reader {
                 return knowledge.allows(*cursor, self.shadow.tells_all, &scope, ledger);
             }
             Control::Ready(cursor) => {
-                self.asked = None;
+                // That of a reset may come before what was asked for is acknowledged.
+                let channels = self.scope.channels();
+                self.asked
+                    .take_if(|(channel, _)| channels.contains(channel));
                 Some(*cursor)
             }
             Control::Heartbeat { cursor, .. } => match self.fault {

@@ -171,7 +171,8 @@ class Reader:
     def __init__(self, run, school, scope, number):
         self.run, self.school, self.scope = run, school, scope
         self.chance = random.Random(f"{run.seed}-reader-{school.number}-{number}")
-        self.every_tick = self.chance.random() < 0.5
+        # A fault is planted in what a reader of every tick receives.
+        self.every_tick = self.chance.random() < 0.5 or run.has_plant
         self.reading = Reading(school, scope, self.every_tick, f"reader {number} of {scope} in school {school.number}")
         self.token = wire.token(SECRET, school.number, "viewer")
         self.connections = 0
@@ -292,6 +293,7 @@ class Run:
 
     def __init__(self, options, folder):
         self.seed, self.seconds = options.seed, options.seconds
+        self.has_plant = options.plant is not None
         self.faults = [name for name in options.faults.split(",") if name]
         self.chance = random.Random(options.seed)
         self.server = Server(options.binary, folder, self.faults)

@@ -3,7 +3,7 @@
 //! `pidfd_getfd` on the process itself duplicates a descriptor by its number, and needs no `unsafe` as no number is taken
 //! for an owned descriptor. What a number stands for may change until it is duplicated, so it is looked at afterwards.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
@@ -20,9 +20,13 @@ pub(super) fn listening_on(address: SocketAddr) -> io::Result<Vec<OwnedFd>> {
         sockopt::socket_acceptconn(socket).unwrap_or(false)
             && net::getsockname(socket).is_ok_and(|own| SocketAddr::try_from(own) == Ok(address))
     };
-    let mut sockets = duplicates(|_| true)?;
-    sockets.retain(is_wanted);
-    Ok(sockets)
+    // Another look may hold duplicates of its own at this moment: each socket counts once.
+    let mut listening = HashMap::new();
+    for socket in duplicates(|_| true)?.into_iter().filter(is_wanted) {
+        let file = File::from(socket);
+        listening.insert(file.metadata()?.ino(), OwnedFd::from(file));
+    }
+    Ok(listening.into_values().collect())
 }
 
 /// Shuts the sockets with these inodes down in both directions, so that their readers and writers are told.

@@ -245,6 +245,7 @@ mod platform {
             for address in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0"] {
                 let listener = TcpListener::bind(address).unwrap();
                 let _other = TcpListener::bind(address).unwrap();
+                let _duplicate = listener.try_clone().unwrap();
                 let address = listener.local_addr().unwrap();
                 let found = descriptors::listening_on(address).unwrap();
                 assert_eq!(found.len(), 1, "{address}");

@@ -10,8 +10,11 @@ use rocket::http::Status;
 use rocket::{State, get, post, routes};
 use serde_json::json;
 use tidings::Tidings;
+use tidings::app::Caller;
 use tidings::id::SchoolId;
+use tidings::kind;
 use tidings::kind::job::{Command, Complete, Create, Progress};
+use tidings::log::Envelope;
 
 /// The school that this application works for.
 fn school() -> SchoolId {
@@ -26,11 +29,13 @@ fn index() -> &'static str {
 /// Imports three rows, and tells everybody how it goes.
 #[post("/import")]
 async fn import(tidings: &State<Arc<Tidings>>) -> Result<String, Status> {
-    let publisher = tidings.publisher();
+    // Held to the same rules as a worker whose token has this `sub`.
+    let caller = Caller::in_process("importer", school());
+    let publications = tidings.publications();
     let failed = |_| Status::InternalServerError;
     let create: Create = from(json!({"job_type": "import", "status": "in_progress"}));
-    let receipt = publisher
-        .create_job(school(), create)
+    let receipt = publications
+        .publish(&caller, create)
         .await
         .map_err(failed)?;
     let id = receipt.event().subject.clone();
@@ -39,14 +44,18 @@ async fn import(tidings: &State<Arc<Tidings>>) -> Result<String, Status> {
         let progress: Progress = from(
             json!({"attempt": 1, "progress": f64::from(row) * 30.0, "message": format!("Row {row} of 3")}),
         );
-        publisher
-            .job(school(), id.clone(), Command::Progress(progress))
+        let command = kind::Command::Job(Command::Progress(progress));
+        let report = Envelope::new(id.clone(), command);
+        publications
+            .publish(&caller, report)
             .await
             .map_err(failed)?;
     }
     let complete: Complete = from(json!({"attempt": 1, "result": {"rows": 3}}));
-    publisher
-        .job(school(), id.clone(), Command::Complete(complete))
+    let command = kind::Command::Job(Command::Complete(complete));
+    let report = Envelope::new(id.clone(), command);
+    publications
+        .publish(&caller, report)
         .await
         .map_err(failed)?;
     Ok(format!("{id}\n"))

@@ -53,11 +53,12 @@
 //! Imports go strictly down, without exceptions; `tests/it/floors.rs` reads the `use` lines and fails on a breach.
 //!
 //! ```text
-//! 13  main.rs                          the program
-//! 12  cli/                             command line
-//! 11  lib.rs                           this map; server()
-//! 10  http/                            the only place that knows Rocket
-//!  9  service.rs                       the running whole
+//! 14  main.rs                          the program
+//! 13  cli/                             command line
+//! 12  lib.rs                           this map; server()
+//! 11  http/                            the only place that knows Rocket
+//! 10  service.rs session/              the running whole; conversations, without I/O
+//!  9  app/                             who may publish and subscribe, and how fast: for anybody
 //!  8  subscribe/ dispatch.rs           a connection's stream; committed events to all who follow the log
 //!     presence.rs notify/ watchdog.rs  leases of devices; webhooks, e-mail, MQTT; the clock
 //!     vitals.rs refusals.rs            own figures; what the log says of refusals
@@ -79,6 +80,7 @@
 //! [`http::fairing`] mounts everything and manages an `Arc<`[`Tidings`]`>`, through which a handler publishes
 //! without an HTTP hop: see `examples/embed.rs`.
 
+pub mod app;
 pub mod auth;
 pub mod cli;
 pub mod config;
@@ -98,6 +100,7 @@ pub mod refusals;
 pub mod reserve;
 pub mod scope;
 pub mod service;
+pub mod session;
 pub mod store;
 pub mod subscribe;
 mod sync;

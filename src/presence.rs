@@ -30,7 +30,7 @@ use crate::kind::device::{
 };
 use crate::kind::{self, State};
 use crate::log::{CommandError, Envelope, Store, StoreError};
-use crate::publish::{PublishError, Publisher};
+use crate::publish::Publisher;
 use crate::uptime::{Uptime, UptimeClock};
 
 type Address = (SchoolId, SubjectId);
@@ -121,14 +121,8 @@ impl Presence {
         self.lock().held.len()
     }
 
-    /// Takes in a beat. The answer comes after the commit of what it changed, if it changed anything.
-    pub async fn beat(&self, school: SchoolId, device: &SubjectId) -> Result<Beat, PublishError> {
-        let mut beats = self.beats(school, std::slice::from_ref(device)).await?;
-        let beat = beats.pop().expect("each beat is answered");
-        Ok(beat?)
-    }
-
-    /// Takes in beats of several devices, and answers each; those who arrive do so in one commit.
+    /// Takes in beats of several devices, and answers each after the commit of what it changed, if it changed anything; those
+    /// who arrive do so in one commit.
     pub async fn beats(
         &self,
         school: SchoolId,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use figment::Figment;
 use tokio::time::Instant;
 
+use crate::app::{PublishService, Stopping, SubscribeService};
 use crate::auth::{KeyError, Keys};
 use crate::config::{ConfigError, DISPATCH_QUEUE, READY_WAIT, Settings, TASKS_STOP_MAX};
 use crate::dispatch::{self, Dispatcher};
@@ -18,14 +19,12 @@ use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
 use crate::refusals::Refusals;
-use crate::reserve::Reserve;
 use crate::store::sqlite::{self, OpenError, SqliteStore};
 use crate::subscribe::Subscriber;
 use crate::tasks::{Task, Tasks};
 use crate::throttle::{Debts, Pace, Throttle};
 use crate::vitals::Vitals;
 use crate::watchdog;
-use crate::wire::Close;
 
 /// A start that failed.
 #[derive(Debug, thiserror::Error)]
@@ -79,22 +78,18 @@ pub enum NotReady {
 
 /// A running Tidings. Cheap to share by `Arc`; its tasks end with it.
 pub struct Tidings {
-    settings: Settings,
+    settings: Arc<Settings>,
     keys: Arc<Keys>,
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
-    publisher: Publisher,
-    subscriber: Subscriber,
+    publications: Arc<PublishService>,
+    subscriptions: Arc<SubscribeService>,
     presence: Arc<Presence>,
     notifiers: Arc<Notifiers>,
     vitals: Arc<Vitals>,
     refusals: Arc<Refusals>,
     committed: Committed,
-    publishes: Throttle,
-    debts: Arc<Debts>,
-    write_memory: Arc<Reserve>,
-    /// Since when the server stops, if it does.
-    stopping: OnceLock<Instant>,
+    stopping: Arc<Stopping>,
     /// Where it is served, once it is.
     address: OnceLock<SocketAddr>,
     tasks: Tasks,
@@ -159,22 +154,39 @@ impl Tidings {
         });
         let vitals = Arc::<Vitals>::default();
         let refusals = Arc::<Refusals>::default();
+        let stopping = Arc::new(Stopping::new(settings.reconnect_spread_ms));
+        let subscriber = Subscriber::new(feed, Arc::clone(&hub), &settings);
+        let rates = Throttle::new(Pace::of_publishing(&settings));
+        let settings = Arc::new(settings);
+        let publications = PublishService::new(
+            Arc::clone(&store),
+            publisher,
+            Arc::clone(&presence),
+            rates,
+            debts,
+            Arc::clone(&settings),
+        );
+        let subscriptions = SubscribeService::new(
+            Arc::clone(&store),
+            Arc::clone(&keys),
+            subscriber,
+            Arc::clone(&stopping),
+            (Arc::clone(&vitals), Arc::clone(&refusals)),
+            Arc::clone(&settings),
+        );
         let tidings = Tidings {
             keys,
-            publisher,
+            publications: Arc::new(publications),
+            subscriptions: Arc::new(subscriptions),
             presence,
             notifiers,
             vitals,
             refusals,
-            subscriber: Subscriber::new(feed, Arc::clone(&hub), &settings),
-            publishes: Throttle::new(Pace::of_publishing(&settings)),
-            debts,
-            write_memory: Arc::new(Reserve::new(settings.write_memory_bytes)),
             settings,
             store,
             hub,
             committed,
-            stopping: OnceLock::new(),
+            stopping,
             address: OnceLock::new(),
             tasks,
             dispatching,
@@ -240,29 +252,14 @@ impl Tidings {
         &self.keys
     }
 
-    /// Publishes.
-    pub fn publisher(&self) -> &Publisher {
-        &self.publisher
+    /// Publishes on behalf of callers.
+    pub fn publications(&self) -> &Arc<PublishService> {
+        &self.publications
     }
 
-    /// Subscribes.
-    pub fn subscriber(&self) -> &Subscriber {
-        &self.subscriber
-    }
-
-    /// How fast each may publish.
-    pub fn publishes(&self) -> &Throttle {
-        &self.publishes
-    }
-
-    /// How much schools have produced beyond their pace.
-    pub fn debts(&self) -> &Debts {
-        &self.debts
-    }
-
-    /// The memory for writes.
-    pub fn write_memory(&self) -> &Arc<Reserve> {
-        &self.write_memory
+    /// Subscribes on behalf of callers.
+    pub fn subscriptions(&self) -> &Arc<SubscribeService> {
+        &self.subscriptions
     }
 
     /// Takes in the beats of devices.
@@ -307,12 +304,12 @@ impl Tidings {
 
     /// Whether [`Tidings::stop`] was called.
     pub fn is_stopping(&self) -> bool {
-        self.stopping.get().is_some()
+        self.stopping.since().is_some()
     }
 
     /// When [`Tidings::stop`] was called for the first time.
     pub fn stopping_since(&self) -> Option<Instant> {
-        self.stopping.get().copied()
+        self.stopping.since()
     }
 
     /// Notes where it is served.
@@ -343,21 +340,11 @@ impl Tidings {
             .map_err(|_| NotReady::Late)?
     }
 
-    /// How a stream is closed while the server stops: with a delay of its own, so that clients come back over
-    /// a while and not at once.
-    pub fn farewell(&self) -> Close {
-        let spread = self.settings.reconnect_spread_ms;
-        let random = getrandom::u64().unwrap_or(0);
-        Close::ShuttingDown {
-            retry_ms: if spread == 0 { 0 } else { random % spread },
-        }
-    }
-
     /// Tells every stream to close. Those that open later are told so at once; publications are still answered.
     pub fn stop(&self) {
         // Before anybody is told: a stream that attaches after the walk finds it set.
-        self.stopping.get_or_init(Instant::now);
-        self.hub.close_all(|| self.farewell());
+        self.stopping.begin();
+        self.hub.close_all(|| self.stopping.farewell());
     }
 
     /// Finishes what was published, lets go of the database, and ends every task. Tasks that do not end in time are named in

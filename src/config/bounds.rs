@@ -139,7 +139,7 @@ pub const LIST_PAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Rows of a window that are read together, of those that fit.
 pub const SEARCH_PART_ROWS: usize = 64;
 /// How long a window of rows should take that are scanned for those that fit. Others have their turn after it.
-pub const READ_WINDOW: Duration = Duration::from_millis(2);
+pub const READ_WINDOW: Duration = Duration::from_millis(1);
 /// Most rows of a window.
 pub const READ_WINDOW_ROWS: usize = 1_000;
 /// Least rows of a window, however large they are.

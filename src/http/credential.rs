@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use rocket::http::Method;
 use rocket::request::{FromRequest, Outcome, Request};
-use tokio::time::Instant;
 
 use super::forwarded::{client_address, is_own_page};
 use super::problem::{Kind, Problem};
 use super::stream::resumed_from;
+use crate::app::Caller;
 use crate::auth::{Access, AuthError, Role, Schools};
 use crate::config::{HEADERS_MAX_BYTES, QUERY_FIELDS_MAX};
 use crate::id::SchoolId;
@@ -21,57 +21,10 @@ use crate::service::Tidings;
 /// The prefix of a WebSocket subprotocol that carries a token.
 const SUBPROTOCOL_PREFIX: &str = "bearer.";
 
-/// Who calls the API, and about which school.
-pub(super) struct Caller {
-    pub(super) access: Access,
-    pub(super) school: SchoolId,
-}
-
 /// Who opens a stream. Refusing is left to the endpoint: some accept first and then close.
 pub(super) struct Listener {
     pub(super) access: Result<Access, Problem>,
     pub(super) source: RequestSource,
-}
-
-impl Caller {
-    /// Checks that the role suffices.
-    pub(super) fn require(&self, role: Role) -> Result<(), Problem> {
-        Ok(self.access.require(role)?)
-    }
-
-    /// Checks that so many commands or beats may be published now.
-    pub(super) fn may_publish(&self, tidings: &Tidings, commands: usize) -> Result<(), Problem> {
-        may_publish(tidings, &self.access, self.school, commands)
-    }
-}
-
-/// Checks that somebody may publish so much in a school now.
-pub(super) fn may_publish(
-    tidings: &Tidings,
-    access: &Access,
-    school: SchoolId,
-    commands: usize,
-) -> Result<(), Problem> {
-    let count = u32::try_from(commands).unwrap_or(u32::MAX);
-    may_publish_in(tidings, access, &[(school, count)])
-}
-
-/// The same in several schools at once, each of which is named once.
-pub(super) fn may_publish_in(
-    tidings: &Tidings,
-    access: &Access,
-    counts: &[(SchoolId, u32)],
-) -> Result<(), Problem> {
-    access.require(Role::Worker)?;
-    let taken = tidings
-        .publishes()
-        .take_all(counts, &access.subject, Instant::now());
-    taken.map_err(|wait| {
-        let most = tidings.settings().publishes_per_sec;
-        let detail =
-            format!("at most {most} commands a second may be published with tokens of one `sub`");
-        Problem::too_fast(detail, wait).of_limit("publishes_per_sec")
-    })
 }
 
 /// The running Tidings of this application.
@@ -87,10 +40,8 @@ impl<'r> FromRequest<'r> for Caller {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Caller, Problem> {
-        let caller = access(request, Purpose::Call).and_then(|access| {
-            let school = access.school(named_school(request)?)?;
-            Ok(Caller { access, school })
-        });
+        let caller = access(request, Purpose::Call)
+            .and_then(|access| Ok(Caller::new(access, named_school(request)?)?));
         Problem::outcome(caller)
     }
 }

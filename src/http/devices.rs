@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::body::{Json, Unread};
 use super::commands::subject;
-use super::credential::Caller;
 use super::problem::Problem;
-use crate::id::{Channel, SubjectId};
+use crate::app::Caller;
+use crate::id::SubjectId;
 use crate::kind::device::KIND;
 use crate::presence::Beat;
 use crate::service::Tidings;
@@ -28,13 +28,9 @@ async fn heartbeat(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let caller = caller?;
-    caller.may_publish(tidings, 1)?;
     body?;
     let device = subject(KIND, id)?;
-    caller
-        .access
-        .reach(caller.school, &Channel::Subject(KIND, device.clone()))?;
-    let beat = tidings.presence().beat(caller.school, &device).await?;
+    let beat = tidings.publications().beat(&caller, &device).await?;
     let answer = serde_json::to_vec(&answer(&device, &beat)).expect("a value is JSON");
     Ok(Json::ok(answer))
 }

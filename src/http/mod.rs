@@ -6,7 +6,6 @@
 mod base_path;
 mod batch;
 mod body;
-mod budget;
 mod callers;
 mod commands;
 mod cors;

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::body::Json;
-use super::credential::Caller;
 use super::problem::{Kind, Problem};
 use super::subjects::{only_known, page_of};
+use crate::app::Caller;
 use crate::auth::Role;
 use crate::id::{Channel, SchoolId};
 use crate::log::StoreError;
@@ -26,9 +26,8 @@ pub(super) fn routes() -> Vec<Route> {
 /// Notifiers tell of everything in a school: only who may hear and do everything there may look at them.
 fn require(caller: &Caller) -> Result<SchoolId, Problem> {
     caller.require(Role::Admin)?;
-    let everything = Channel::School(caller.school);
-    caller.access.reach(caller.school, &everything)?;
-    Ok(caller.school)
+    caller.reach(&Channel::School(caller.school()))?;
+    Ok(caller.school())
 }
 
 #[get("/api/notifiers")]

@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::io::Cursor;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rocket::http::{ContentType, Header, Status};
 use rocket::request::{Outcome, Request};
@@ -15,12 +14,12 @@ use serde::Serialize;
 
 use super::credential::source;
 use super::methods;
+use crate::app::{Refused, TooFast};
 use crate::auth::{AuthError, KeyError};
 use crate::hub::HubFull;
 use crate::id::NameError;
 use crate::kind::RuleError;
 use crate::log::{CommandError, StoreError, Waiting};
-use crate::publish::PublishError;
 use crate::refusals::RequestSource;
 use crate::reserve::ReserveFull;
 use crate::service::{NotReady, Tidings};
@@ -128,15 +127,6 @@ impl Problem {
             },
             lacks_credential: false,
             expired_secs: None,
-        }
-    }
-
-    /// Somebody goes on too fast; after `wait` he may again.
-    pub(crate) fn too_fast(detail: impl Into<Cow<'static, str>>, wait: Duration) -> Problem {
-        Problem {
-            // A second is the least that the header can say.
-            retry_after_secs: Some(wait.as_secs() + 1),
-            ..Problem::new(Kind::TooFast, detail)
         }
     }
 
@@ -291,11 +281,29 @@ impl From<Waiting> for Problem {
     }
 }
 
-impl From<PublishError> for Problem {
-    fn from(error: PublishError) -> Problem {
+impl From<Refused> for Problem {
+    fn from(error: Refused) -> Problem {
         match error {
-            PublishError::Command(error) => error.into(),
-            PublishError::Store(error) => error.into(),
+            Refused::Auth(error) => error.into(),
+            Refused::TooFast(error) => error.into(),
+            Refused::Memory(error) => error.into(),
+            Refused::Streams(error) => error.into(),
+            Refused::Command(error) => error.into(),
+            Refused::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<TooFast> for Problem {
+    fn from(error: TooFast) -> Problem {
+        let (setting, wait) = match error {
+            TooFast::Commands { wait, .. } => ("publishes_per_sec", wait),
+            TooFast::Bytes { wait, .. } => ("event_bytes_per_sec", wait),
+        };
+        Problem {
+            // A second is the least that the header can say.
+            retry_after_secs: Some(wait.as_secs() + 1),
+            ..Problem::new(Kind::TooFast, error.to_string()).of_limit(setting)
         }
     }
 }

@@ -9,14 +9,14 @@ use rocket::{Route, State, get, post, put, routes};
 use serde_json::json;
 
 use super::body::{Base, IdempotencyKey, Json, Unread, UpperStatus};
-use super::budget::{may_produce, reserve};
 use super::callers::Connection;
 use super::commands::{self, Sent, subject};
-use super::credential::{Caller, query};
+use super::credential::query;
 use super::methods::Collection;
 use super::problem::{Kind, Problem};
+use crate::app::Caller;
 use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, QUERY_TEXT_MAX_BYTES};
-use crate::id::{Channel, Cursor, NameError, Place, SubjectId};
+use crate::id::{Channel, Cursor, NameError, Place};
 use crate::kind::job::{JobType, Status as JobStatus};
 use crate::kind::{self, Command, RuleError};
 use crate::log::{Envelope, ListPage, ListQuery, Order, Receipt, Stalled, StoredSubject};
@@ -39,10 +39,10 @@ async fn create(
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection;
     let UpperStatus(upper) = upper?;
-    let read = |_: &Caller, bytes: &[u8]| {
+    let read = |bytes: &[u8]| {
         commands::create(kind, Sent(bytes)).expect("a collection takes POST if that makes one")
     };
-    let receipt = publish(caller?, key?, body?, tidings, read).await?;
+    let receipt = publish(&caller?, key?, body?, tidings, read).await?;
     let subject = &receipt.event().subject;
     let location = format!("{}/api/{}/{}", base.0, kind.collection(), subject.encoded());
     Ok(Json {
@@ -64,7 +64,7 @@ async fn register(
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection;
     let UpperStatus(upper) = upper?;
-    let read = |_: &Caller, bytes: &[u8]| {
+    let read = |bytes: &[u8]| {
         let command = Command::read(kind, "put", Sent(bytes));
         let command = command.expect("a collection takes PUT if that makes one")?;
         let subject = id.parse().map_err(|error: NameError| {
@@ -73,7 +73,7 @@ async fn register(
         });
         Ok(Envelope::new(subject?, command))
     };
-    let receipt = publish(caller?, key?, body?, tidings, read).await?;
+    let receipt = publish(&caller?, key?, body?, tidings, read).await?;
     Ok(answer(&receipt, upper))
 }
 
@@ -91,44 +91,32 @@ async fn act(
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection;
     let UpperStatus(upper) = upper?;
-    let read = |_: &Caller, bytes: &[u8]| {
+    let read = |bytes: &[u8]| {
         let no_such_verb = || commands::no_such_verb(kind);
         let command = Command::read(kind, verb, Sent(bytes)).ok_or_else(no_such_verb)??;
         Ok(Envelope::new(subject(kind, id)?, command))
     };
-    let receipt = publish(caller?, key?, body?, tidings, read).await?;
+    let receipt = publish(&caller?, key?, body?, tidings, read).await?;
     Ok(answer(&receipt, upper))
 }
 
-/// What every write has in common: the role, the body and what it asks, the token's reach, the key.
+/// What every write has in common: leave to write, the body and what it asks, the key.
 pub(super) async fn publish(
-    caller: Caller,
+    caller: &Caller,
     key: IdempotencyKey,
     body: Unread<'_>,
     tidings: &Tidings,
-    read: impl FnOnce(&Caller, &[u8]) -> Result<Envelope, Problem>,
+    read: impl FnOnce(&[u8]) -> Result<Envelope, Problem>,
 ) -> Result<Receipt, Problem> {
-    caller.may_publish(tidings, 1)?;
-    may_produce(tidings, caller.school)?;
     let settings = tidings.settings();
-    let memory = settings.command_memory(body.expected(settings.body_limit_bytes));
-    let reserved = reserve(tidings, Some(caller.school), memory).await?;
+    let length = body.expected(settings.body_limit_bytes);
+    let admission = tidings.publications().admit(caller, length).await?;
     let bytes = body.read(settings.body_limit()).await?;
-    let publisher = tidings.publisher();
-    let allowance = publisher.allowance(u64::MAX, reserved);
-    let mut envelope = read(&caller, &bytes)?;
-    reach(&caller, envelope.command.kind(), &envelope.subject)?;
-    envelope.sub = Some(caller.access.subject.as_str().into());
-    envelope.idempotency = key.with(&bytes);
-    tidings.presence().complete(caller.school, &mut envelope);
-    let receipt = publisher
-        .publish_within(caller.school, envelope, allowance)
-        .await?;
-    // A client that was answered finds its own report: the same event may come later by way of the log.
-    tidings
-        .presence()
-        .observe(std::slice::from_ref(receipt.event()));
-    Ok(receipt)
+    let envelope = Envelope {
+        idempotency: key.with(&bytes),
+        ..read(&bytes)?
+    };
+    Ok(admission.publish(envelope).await?)
 }
 
 #[get("/api/<_>/<id>", rank = 10)]
@@ -142,10 +130,10 @@ async fn read(
     let Collection(kind) = collection;
     let (caller, UpperStatus(upper)) = (caller?, upper?);
     let subject = subject(kind, id)?;
-    reach(&caller, kind, &subject)?;
+    caller.reach_subject(kind, &subject)?;
     let stored = tidings
         .store()
-        .subject(caller.school, kind, subject)
+        .subject(caller.school(), kind, subject)
         .await?
         .ok_or_else(|| commands::not_found(kind, id))?;
     Ok(Json::ok(resource(&stored, upper)))
@@ -163,10 +151,13 @@ async fn list(
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection;
     let (caller, Asked(asked), UpperStatus(upper)) = (caller?, asked?, upper?);
-    caller
-        .access
-        .reach(caller.school, &Channel::Collection(kind))?;
-    let read = async { Ok(tidings.store().subjects(caller.school, kind, asked).await?) };
+    caller.reach(&Channel::Collection(kind))?;
+    let read = async {
+        Ok(tidings
+            .store()
+            .subjects(caller.school(), kind, asked)
+            .await?)
+    };
     let page: ListPage = connection.lasts::<_, Problem>(read).await?;
     let mut json = format!(r#"{{"{}":["#, kind.collection()).into_bytes();
     for (index, stored) in page.subjects.iter().enumerate() {
@@ -193,12 +184,6 @@ async fn list(
     }
     json.extend(format!(r#""cursor":"{cursor}"}}"#).into_bytes());
     Ok(Json::ok(json))
-}
-
-/// Checks that the caller's token reaches a subject.
-fn reach(caller: &Caller, kind: crate::id::Kind, subject: &SubjectId) -> Result<(), Problem> {
-    let channel = Channel::Subject(kind, subject.clone());
-    Ok(caller.access.reach(caller.school, &channel)?)
 }
 
 /// `status`, `job_type` (both repeatable), `q`, `stalled`, `sort`, `page`, `limit`, and nothing else.

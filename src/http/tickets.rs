@@ -8,8 +8,8 @@ use rocket::{Route, State, post, routes};
 use serde::{Deserialize, Serialize};
 
 use super::body::{self, Base, Json, Unread};
-use super::credential::Caller;
 use super::problem::{Kind, Problem};
+use crate::app::Caller;
 use crate::kind;
 use crate::service::Tidings;
 use crate::wire::timestamp;
@@ -53,13 +53,13 @@ async fn ticket(
     let mut channels = Vec::with_capacity(asked.channels.len());
     for text in &asked.channels {
         let channel = kind::channel(text).map_err(|error| invalid(error.to_string()))?;
-        caller.access.reach(caller.school, &channel)?;
+        caller.reach(&channel)?;
         channels.push(channel);
     }
     let made = (tidings.store().epoch(), Utc::now());
     let ticket = tidings
         .keys()
-        .ticket(&caller.access, caller.school, &channels, made)?;
+        .ticket(caller.access(), caller.school(), &channels, made)?;
     let path = match channels.as_slice() {
         [channel] => format!("/events/{channel}?"),
         several => {

@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use super::body::{self, IdempotencyKey, Json, Unread};
 use super::commands::{self, Sent};
-use super::credential::{Caller, query};
+use super::credential::query;
 use super::problem::{Kind, Problem};
 use super::subjects::{FirstHead, answer, only_known, page_of, publish};
-use crate::auth::{Access, Role};
-use crate::id::{Channel, Cursor, SchoolId, SubjectId};
-use crate::kind::characteristic::{self, KIND, Violation, ViolationId};
-use crate::kind::{self, Body, RuleError};
+use crate::app::{Caller, ViolationAction, ViolationCommand};
+use crate::id::{Channel, Cursor, SubjectId};
+use crate::kind::characteristic::{self, KIND, Violation};
+use crate::kind::{self, Body};
 use crate::log::{Envelope, ViolationQuery};
 use crate::service::Tidings;
 use crate::wire::timestamp;
@@ -34,73 +34,19 @@ struct Acknowledge {
     user: Option<String>,
 }
 
-/// What is done to a violation.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Act {
-    /// Acknowledge it.
-    Acknowledge,
-    /// Take that back.
-    Unacknowledge,
-}
-
-impl Act {
-    /// Reads the verb of a call or of a batch's line.
-    pub(super) fn read(verb: &str) -> Option<Act> {
-        match verb {
-            "ack" => Some(Act::Acknowledge),
-            "unack" => Some(Act::Unacknowledge),
-            _ => None,
-        }
-    }
-}
-
-/// Which characteristic's violation an id names, and its number there. A publisher's own id is looked up.
-pub(super) async fn address(
-    tidings: &Tidings,
-    school: SchoolId,
-    id: &str,
-) -> Result<ViolationId, Problem> {
-    if let Some(id) = ViolationId::parse(id) {
-        return Ok(id);
-    }
-    let query = ViolationQuery {
-        own_id: Some(id.to_owned()),
-        limit: 1,
-        ..ViolationQuery::default()
-    };
-    let found = tidings.store().violations(school, query).await?;
-    let found = found.violations.into_iter().next();
-    let found = found.map(|own| ViolationId {
-        characteristic_id: own.characteristic_id,
-        number: own.number,
-    });
-    let not_found = || RuleError::NotFound {
-        noun: "Violation",
-        id: id.to_owned(),
-    };
-    Ok(found.ok_or_else(not_found)?)
-}
-
-/// Reads what is done to the violation at this address.
+/// Reads what is done to a violation, and why.
 pub(super) fn command(
-    id: ViolationId,
-    act: Act,
-    access: &Access,
+    id: &str,
+    action: ViolationAction,
     body: impl Body<Error = Problem>,
-) -> Result<Envelope, Problem> {
-    let body: Acknowledge = body.read()?;
-    let user = body.user.unwrap_or_else(|| access.subject.clone());
-    let asked = characteristic::Acknowledge {
-        number: id.number,
-        user: user.into(),
-        reason: body.reason,
-    };
-    let command = match act {
-        Act::Acknowledge => characteristic::Command::Acknowledge(asked),
-        Act::Unacknowledge => characteristic::Command::Unacknowledge(asked),
-    };
-    let command = kind::Command::Characteristic(command);
-    Ok(Envelope::new(id.characteristic_id, command))
+) -> Result<ViolationCommand, Problem> {
+    let Acknowledge { reason, user } = body.read()?;
+    Ok(ViolationCommand {
+        id: id.to_owned(),
+        action,
+        user,
+        reason,
+    })
 }
 
 #[post("/api/violations/<id>/ack", data = "<body>")]
@@ -111,7 +57,15 @@ async fn acknowledge(
     body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    carry_out(Act::Acknowledge, id, caller?, key?, body, tidings).await
+    carry_out(
+        ViolationAction::Acknowledge,
+        id,
+        caller?,
+        key?,
+        body,
+        tidings,
+    )
+    .await
 }
 
 #[post("/api/violations/<id>/unack", data = "<body>")]
@@ -122,21 +76,37 @@ async fn unacknowledge(
     body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    carry_out(Act::Unacknowledge, id, caller?, key?, body, tidings).await
+    carry_out(
+        ViolationAction::Unacknowledge,
+        id,
+        caller?,
+        key?,
+        body,
+        tidings,
+    )
+    .await
 }
 
 async fn carry_out(
-    act: Act,
+    action: ViolationAction,
     id: &str,
     caller: Caller,
     key: IdempotencyKey,
     body: Result<Unread<'_>, Problem>,
     tidings: &Tidings,
 ) -> Result<Json, Problem> {
-    caller.require(Role::Worker)?;
-    let address = address(tidings, caller.school, id).await?;
-    let read = |caller: &Caller, bytes: &[u8]| command(address, act, &caller.access, Sent(bytes));
-    let receipt = publish(caller, key, body?, tidings, read).await?;
+    let (body, settings) = (body?, tidings.settings());
+    let service = tidings.publications();
+    let length = body.expected(settings.body_limit_bytes);
+    let admission = service.admit(&caller, length).await?;
+    let bytes = body.read(settings.body_limit()).await?;
+    let command = command(id, action, Sent(&bytes))?;
+    let found = service.violation_command(caller.school(), caller.name(), command);
+    let envelope = Envelope {
+        idempotency: key.with(&bytes),
+        ..found.await?
+    };
+    let receipt = admission.publish(envelope).await?;
     Ok(answer(&receipt, false))
 }
 
@@ -148,12 +118,12 @@ async fn limits(
     body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
-    let read = |_: &Caller, bytes: &[u8]| {
+    let read = |bytes: &[u8]| {
         let limits = characteristic::Command::Limits(body::parse(bytes)?);
         let command = kind::Command::Characteristic(limits);
         Ok(Envelope::new(commands::subject(KIND, id)?, command))
     };
-    let receipt = publish(caller?, key?, body?, tidings, read).await?;
+    let receipt = publish(&caller?, key?, body?, tidings, read).await?;
     Ok(answer(&receipt, false))
 }
 
@@ -169,8 +139,8 @@ async fn list(
         Some(id) => Channel::Subject(KIND, id.clone()),
         None => Channel::Collection(KIND),
     };
-    caller.access.reach(caller.school, &channel)?;
-    let page = tidings.store().violations(caller.school, asked).await?;
+    caller.reach(&channel)?;
+    let page = tidings.store().violations(caller.school(), asked).await?;
     let cursor = Cursor {
         epoch: tidings.store().epoch(),
         place: first.or(page.head),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::StoreError;
 use crate::event::Event;
 use crate::id::SubjectId;
-use crate::kind::{Command, RuleError};
+use crate::kind::{Command, RuleError, job};
 
 /// A command with its address.
 #[derive(Debug, Clone)]
@@ -29,6 +29,14 @@ impl Envelope {
             sub: None,
             idempotency: None,
         }
+    }
+}
+
+impl From<job::Create> for Envelope {
+    /// The job gets an id if it brings none.
+    fn from(create: job::Create) -> Envelope {
+        let subject = create.job_id.clone().unwrap_or_else(SubjectId::generate);
+        Envelope::new(subject, Command::Job(job::Command::Create(create)))
     }
 }
 

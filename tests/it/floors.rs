@@ -31,11 +31,13 @@ const FLOORS: &[(&str, u8)] = &[
     ("subscribe", 8),
     ("vitals", 8),
     ("watchdog", 8),
-    ("service", 9),
-    ("http", 10),
-    ("lib", 11),
-    ("cli", 12),
-    ("main", 13),
+    ("app", 9),
+    ("service", 10),
+    ("session", 10),
+    ("http", 11),
+    ("lib", 12),
+    ("cli", 13),
+    ("main", 14),
 ];
 
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -19,6 +19,7 @@ mod characteristics;
 mod charts;
 mod cli;
 mod clocks;
+mod conversation;
 mod cursors;
 #[cfg(target_os = "linux")]
 mod dead_peers;

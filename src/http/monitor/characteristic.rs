@@ -13,18 +13,17 @@ use super::chart::{Point, control_chart, short};
 use super::form::time;
 use super::page::{Html, Pages};
 use super::rows::rows;
-use super::school::{found, may_act, view, violations};
+use super::school::{found, publish, view, violations};
 use super::visitor::{Refusal, Visitor};
+use crate::app::{ViolationAction, ViolationCommand};
 use crate::config::{CHART_SAMPLES, PAGE_DEFAULT};
 use crate::event::Event;
 use crate::http::body::Base;
 use crate::http::problem::Problem;
-use crate::http::violations::address;
-use crate::kind::Command;
 use crate::kind::characteristic;
 use crate::kind::characteristic::dispersion::Dispersion;
 use crate::kind::characteristic::nelson::Rule;
-use crate::log::{Envelope, ViolationQuery, Which};
+use crate::log::{ViolationQuery, Which};
 use crate::service::Tidings;
 
 /// What the page says of a gap.
@@ -49,7 +48,7 @@ async fn characteristic_page(
     let samples = tidings
         .store()
         .last_events(
-            guest.school,
+            guest.caller.school(),
             characteristic::KIND,
             subject.clone(),
             Which::Type(&characteristic::SAMPLE),
@@ -185,21 +184,23 @@ async fn acknowledge(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Redirect, Refusal> {
     let guest = visitor.enter(school, tidings).await?;
-    let violation = address(tidings, guest.school, id).await?;
-    let subject = violation.characteristic_id;
-    may_act(tidings, &visitor, &guest, characteristic::KIND, &subject)?;
-    let command = characteristic::Command::Acknowledge(characteristic::Acknowledge {
-        number: violation.number,
-        user: guest.access.subject.as_str().into(),
+    visitor.sent_own_form()?;
+    let asked = ViolationCommand {
+        id: id.to_owned(),
+        action: ViolationAction::Acknowledge,
+        user: None,
         reason: form.reason.to_owned(),
-    });
+    };
+    let command = tidings
+        .publications()
+        .violation_command(guest.caller.school(), guest.caller.name(), asked)
+        .await
+        .map_err(Problem::from)?;
     let to = format!(
         "{}/monitor/schools/{school}/characteristics/{}",
         base.0,
-        subject.encoded()
+        command.subject.encoded()
     );
-    let envelope = Envelope::new(subject, Command::Characteristic(command));
-    let published = tidings.publisher().publish(guest.school, envelope).await;
-    published.map_err(Problem::from)?;
+    publish(&visitor, &guest.caller, command, tidings).await?;
     Ok(Redirect::to(to))
 }

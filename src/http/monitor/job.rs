@@ -12,7 +12,7 @@ use super::chart::{Report, progress_chart};
 use super::form::{optional_time, time};
 use super::page::{Html, Pages};
 use super::rows::{pretty, rows};
-use super::school::{found, may_act, view};
+use super::school::{found, publish, view};
 use super::visitor::{Refusal, Visitor};
 use crate::config::{CHART_MILESTONES, CHART_REPORTS};
 use crate::event::Event;
@@ -48,7 +48,7 @@ async fn job_page(
         let subject = stored.event.subject.clone();
         let store = tidings.store();
         store
-            .last_events(guest.school, job::KIND, subject, which, limit)
+            .last_events(guest.caller.school(), job::KIND, subject, which, limit)
             .await
     };
     let reports = log(Which::Type(&job::JOB_PROGRESS), CHART_REPORTS).await?;
@@ -181,11 +181,9 @@ async fn act_on_job(
     let guest = visitor.enter(school, tidings).await?;
     let missing = |_| Problem::from(crate::kind::not_found(job::KIND, id));
     let subject: SubjectId = id.parse().map_err(missing)?;
-    may_act(tidings, visitor, &guest, job::KIND, &subject)?;
     let address = subject.encoded().to_string();
     let envelope = Envelope::new(subject, Command::Job(command));
-    let published = tidings.publisher().publish(guest.school, envelope).await;
-    published.map_err(Problem::from)?;
+    publish(visitor, &guest.caller, envelope, tidings).await?;
     Ok(Redirect::to(format!(
         "{}/monitor/schools/{school}/jobs/{address}",
         base.0

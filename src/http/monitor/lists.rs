@@ -39,7 +39,7 @@ async fn open_violations(
 ) -> Result<Html, Refusal> {
     let guest = visitor.enter(school, tidings).await?;
     let all = Channel::Collection(characteristic::KIND);
-    let reaches = guest.access.reach(guest.school, &all);
+    let reaches = guest.caller.reach(&all);
     reaches.map_err(Problem::from)?;
     let query = ViolationQuery {
         acknowledged: Some(false),
@@ -74,11 +74,11 @@ async fn list(
     let guest = visitor.enter(school, tidings).await?;
     let (Collection(kind), Ticked(mut query)) = (collection, asked?);
     query.limit = PAGE_DEFAULT;
-    guest
-        .access
-        .reach(guest.school, &Channel::Collection(kind))
-        .map_err(Problem::from)?;
-    let read = tidings.store().subjects(guest.school, kind, query.clone());
+    let reaches = guest.caller.reach(&Channel::Collection(kind));
+    reaches.map_err(Problem::from)?;
+    let read = tidings
+        .store()
+        .subjects(guest.caller.school(), kind, query.clone());
     let read = async { Ok(read.await?) };
     let page: ListPage = connection.lasts::<_, Refusal>(read).await?;
     let status =
@@ -91,7 +91,7 @@ async fn list(
     let mut rows = rows(&page.subjects);
     for (row, stored) in rows.iter_mut().zip(&page.subjects) {
         if let Some(device) = stored.state.device() {
-            let uptime = Uptime::read(tidings, guest.school, stored, device).await?;
+            let uptime = Uptime::read(tidings, guest.caller.school(), stored, device).await?;
             row["uptime"] = uptime.view(stored.event.subject.as_str());
         }
     }

@@ -13,16 +13,15 @@ use super::page::{Html, Pages};
 use super::rows::{rows, violation_row};
 use super::totals::{ENROLLING, Totals};
 use super::visitor::{Guest, Refusal, Visitor};
+use crate::app::Caller;
 use crate::config::{ENDINGS_HOURS, OVERVIEW_ROWS, RATE_SECS};
 use crate::http::body::Base;
-use crate::http::budget::may_produce;
-use crate::http::credential::may_publish;
-use crate::http::problem::{Kind as ProblemKind, Problem};
+use crate::http::problem::Problem;
 use crate::hub::History;
 use crate::id::{Channel, Cursor, Kind, SubjectId};
 use crate::kind::job;
 use crate::kind::{characteristic, device, enrollment};
-use crate::log::{ListQuery, Stalled, StoreError, StoredSubject, ViolationQuery};
+use crate::log::{Envelope, ListQuery, Stalled, StoreError, StoredSubject, ViolationQuery};
 use crate::service::Tidings;
 
 /// Seconds of a row of the last minute's table.
@@ -41,7 +40,7 @@ pub(super) async fn view(
     tab: &str,
     own: Value,
 ) -> Result<Value, StoreError> {
-    let totals = Totals::read(tidings, &guest.access, guest.school).await?;
+    let totals = Totals::read(tidings, guest.caller.access(), guest.caller.school()).await?;
     Ok(view_with(&totals, visitor, guest, base, tidings, tab, own))
 }
 
@@ -74,7 +73,7 @@ fn view_with(
 
 /// The stream of all that the visitor may see of the school.
 fn stream(guest: &Guest, base: &Base) -> Option<String> {
-    let school = guest.school;
+    let school = guest.caller.school();
     if guest.may_see_all() {
         return Some(format!("{}/events/schools/{school}", base.0));
     }
@@ -144,7 +143,10 @@ async fn listed(
         limit,
         ..ListQuery::default()
     };
-    let page = tidings.store().subjects(guest.school, kind, query).await?;
+    let page = tidings
+        .store()
+        .subjects(guest.caller.school(), kind, query)
+        .await?;
     Ok(page.subjects)
 }
 
@@ -162,9 +164,11 @@ async fn troubled_jobs(
         limit: OVERVIEW_ROWS,
         ..ListQuery::default()
     };
-    let stalled = store.subjects(guest.school, job::KIND, query).await?;
+    let stalled = store
+        .subjects(guest.caller.school(), job::KIND, query)
+        .await?;
     let mut failed = store
-        .ended(guest.school, job::KIND, "failed", OVERVIEW_ROWS)
+        .ended(guest.caller.school(), job::KIND, "failed", OVERVIEW_ROWS)
         .await?;
     let day = Utc::now() - TimeDelta::hours(ENDINGS_HOURS);
     failed.retain(|stored| {
@@ -184,11 +188,14 @@ pub(super) async fn violations(
         Some(id) => Channel::Subject(characteristic::KIND, id.clone()),
         None => Channel::Collection(characteristic::KIND),
     };
-    if guest.access.reach(guest.school, &channel).is_err() {
+    if guest.caller.reach(&channel).is_err() {
         return Ok((Vec::new(), None));
     }
     let now = Utc::now();
-    let page = tidings.store().violations(guest.school, query).await?;
+    let page = tidings
+        .store()
+        .violations(guest.caller.school(), query)
+        .await?;
     let rows = page.violations.iter().map(|own| violation_row(own, now));
     Ok((rows.collect(), page.next))
 }
@@ -232,7 +239,7 @@ async fn overview(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
     let guest = visitor.enter(school, tidings).await?;
-    let totals = Totals::read(tidings, &guest.access, guest.school).await?;
+    let totals = Totals::read(tidings, guest.caller.access(), guest.caller.school()).await?;
     let part = |kind, name, subjects: Vec<StoredSubject>| {
         Part::of(rows(&subjects), totals.of(kind, name)).view()
     };
@@ -247,11 +254,11 @@ async fn overview(
     };
     let (open, _) = violations(tidings, &guest, open).await?;
     let endings = match guest.may_see(job::KIND) {
-        true => endings::view(tidings, guest.school).await?,
+        true => endings::view(tidings, guest.caller.school()).await?,
         false => Value::Null,
     };
     let own = json!({
-        "lately": guest.may_see_all().then(|| lately(&tidings.hub().history(guest.school))),
+        "lately": guest.may_see_all().then(|| lately(&tidings.hub().history(guest.caller.school()))),
         "endings": endings,
         "stalled": part(job::KIND, "stalled", stalled),
         "running": part(job::KIND, "running", running),
@@ -290,29 +297,24 @@ pub(super) async fn found(
     let missing = || Problem::from(crate::kind::not_found(kind, id));
     let subject: SubjectId = id.parse().map_err(|_| missing())?;
     let at = Channel::Subject(kind, subject.clone());
-    let reaches = guest.access.reach(guest.school, &at);
+    let reaches = guest.caller.reach(&at);
     reaches.map_err(Problem::from)?;
     guest.at = Some(at);
-    let stored = tidings.store().subject(guest.school, kind, subject).await?;
+    let stored = tidings
+        .store()
+        .subject(guest.caller.school(), kind, subject)
+        .await?;
     Ok(stored.ok_or_else(missing)?)
 }
 
-/// Checks that a form is our own and that the visitor may act on the subject.
-pub(super) fn may_act(
-    tidings: &Tidings,
+/// Carries out what a form of our own asks.
+pub(super) async fn publish(
     visitor: &Visitor,
-    guest: &Guest,
-    kind: Kind,
-    subject: &SubjectId,
+    caller: &Caller,
+    command: Envelope,
+    tidings: &Tidings,
 ) -> Result<(), Problem> {
-    if !visitor.is_own_page {
-        return Err(Problem::new(
-            ProblemKind::CrossOrigin,
-            "this form was sent by another site",
-        ));
-    }
-    may_publish(tidings, &guest.access, guest.school, 1)?;
-    may_produce(tidings, guest.school)?;
-    let channel = Channel::Subject(kind, subject.clone());
-    Ok(guest.access.reach(guest.school, &channel)?)
+    visitor.sent_own_form()?;
+    tidings.publications().publish(caller, command).await?;
+    Ok(())
 }

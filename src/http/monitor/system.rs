@@ -44,13 +44,20 @@ async fn of_school(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Html, Refusal> {
     let guest = visitor.enter(school, tidings).await?;
-    let access = &guest.access;
+    let access = guest.caller.access();
     let may = access.require(Role::Admin);
-    may.and_then(|()| access.reach(guest.school, &Channel::School(guest.school)))
-        .map_err(Problem::from)?;
-    let mut own = listeners(tidings, Some(guest.school));
-    own["notifiers"] = notifiers::of_school(tidings, guest.school).await?.into();
-    own["head"] = count(tidings.store().head(guest.school).await?.seq).into();
+    may.and_then(|()| {
+        access.reach(
+            guest.caller.school(),
+            &Channel::School(guest.caller.school()),
+        )
+    })
+    .map_err(Problem::from)?;
+    let mut own = listeners(tidings, Some(guest.caller.school()));
+    own["notifiers"] = notifiers::of_school(tidings, guest.caller.school())
+        .await?
+        .into();
+    own["head"] = count(tidings.store().head(guest.caller.school()).await?.seq).into();
     own["renew_secs"] = RENEW_SECS.into();
     let view = school::view(&visitor, &guest, &base, tidings, "system", own).await?;
     Ok(pages.render("system.html", &view))

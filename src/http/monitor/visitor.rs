@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 
 use super::page::{Html, Pages};
 use super::totals::Totals;
+use crate::app::Caller;
 use crate::auth::{Access, AuthError, Role, Schools};
 use crate::config::RETURN_MAX_BYTES;
 use crate::http::base_path;
 use crate::http::body::Base;
 use crate::http::credential::{self, Purpose};
 use crate::http::forwarded::{self, Page};
-use crate::http::problem::Problem;
+use crate::http::problem::{Kind as ProblemKind, Problem};
 use crate::id::{Channel, Kind, Place, SchoolId};
 use crate::log::StoreError;
 use crate::service::Tidings;
@@ -44,8 +45,7 @@ impl<'r> FromRequest<'r> for Visitor {
 
 /// A visitor in a school.
 pub(super) struct Guest {
-    pub(super) access: Access,
-    pub(super) school: SchoolId,
+    pub(super) caller: Caller,
     /// The end of the school's log before anything else was read: what happens meanwhile is told by the stream.
     pub(super) head: Place,
     /// What the page is about, if it is one thing.
@@ -55,24 +55,23 @@ pub(super) struct Guest {
 impl Guest {
     /// Whether everything of a kind may be seen.
     pub(super) fn may_see(&self, kind: Kind) -> bool {
-        let channel = Channel::Collection(kind);
-        self.access.reach(self.school, &channel).is_ok()
+        self.caller.reach(&Channel::Collection(kind)).is_ok()
     }
 
     /// Whether nothing in the school is hidden.
     pub(super) fn may_see_all(&self) -> bool {
-        let everything = Channel::School(self.school);
-        self.access.reach(self.school, &everything).is_ok()
+        let everything = Channel::School(self.caller.school());
+        self.caller.reach(&everything).is_ok()
     }
 
     /// The school as a template is told it, with what of it may be seen.
     pub(super) fn place(&self, base: &str) -> Value {
-        place(&self.access, self.school, base)
+        place(self.caller.access(), self.caller.school(), base)
     }
 
     /// Whether something may be done.
     pub(super) fn may_act(&self) -> bool {
-        self.access.require(Role::Worker).is_ok()
+        self.caller.require(Role::Worker).is_ok()
     }
 }
 
@@ -122,17 +121,27 @@ impl Visitor {
         }
     }
 
+    /// Checks that a form was sent by a page of our own.
+    pub(super) fn sent_own_form(&self) -> Result<(), Problem> {
+        match self.is_own_page {
+            true => Ok(()),
+            false => {
+                let detail = "this form was sent by another site";
+                Err(Problem::new(ProblemKind::CrossOrigin, detail))
+            }
+        }
+    }
+
     /// The visitor in a school; another school than the own one is not there.
     pub(super) async fn enter(&self, school: &str, tidings: &Tidings) -> Result<Guest, Refusal> {
         let access = self.access()?;
         let named = school
             .parse()
             .map_err(|_| Problem::from(AuthError::NotFound))?;
-        let school = access.school(Some(named)).map_err(Problem::from)?;
-        let head = tidings.store().head(school).await?;
+        let caller = Caller::new(access, Some(named)).map_err(Problem::from)?;
+        let head = tidings.store().head(caller.school()).await?;
         Ok(Guest {
-            access,
-            school,
+            caller,
             head,
             at: None,
         })

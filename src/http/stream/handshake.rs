@@ -17,14 +17,14 @@ use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::{self, Responder, Response};
 use rocket_ws::WebSocket;
 
-use super::dialect::Dialect;
+use super::connection::Connection;
 use super::opening::Opening;
-use super::session::Session;
 use super::socket::Socket;
 use crate::config::{HANDSHAKE_KEY_MAX_BYTES, OLD_HANDSHAKES};
 use crate::http::credential::{bounded, chosen_subprotocol};
 use crate::http::problem::{Kind, Problem};
 use crate::service::Tidings;
+use crate::session::Dialect;
 use crate::wire::Encoding;
 
 /// The result of reading a request as a WebSocket handshake. A broken one is a [`Problem`].
@@ -286,7 +286,7 @@ impl<'r, H: IoHandler + 'static> Responder<'r, 'static> for Upgrade<H> {
     }
 }
 
-/// Begins a session on a connection.
+/// Begins a conversation on a connection.
 pub(super) struct Handler {
     pub(super) tidings: Arc<Tidings>,
     pub(super) dialect: Dialect,
@@ -305,9 +305,9 @@ impl IoHandler for Handler {
         } = *Pin::into_inner(self);
         let socket = Socket::new(io, tidings.settings().client_message_limit_bytes);
         // Ends with the connection: by the peer, the credential, silence, or the server's stop.
-        let tasks = tidings.tasks().clone();
-        let session = Session::new(socket, tidings, dialect, encoding, opening);
-        tasks.spawn("websocket", session);
+        let service = Arc::clone(tidings.subscriptions());
+        let connection = Connection::new(socket, service, dialect, encoding, opening);
+        tidings.tasks().spawn("websocket", connection);
         Ok(())
     }
 }

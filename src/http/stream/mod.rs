@@ -4,7 +4,7 @@
 //! subscription is opened and handed to the transport that the request asks for.
 
 mod arrivals;
-mod dialect;
+mod connection;
 #[cfg(test)]
 mod echo;
 mod event_source;
@@ -12,7 +12,6 @@ mod handshake;
 mod opening;
 mod params;
 mod poll;
-mod session;
 mod socket;
 mod text;
 
@@ -25,7 +24,6 @@ use rocket::response::{self, Responder};
 use rocket::{Request, Route, State, get, routes};
 use serde_json::{Map, Value};
 
-use self::dialect::Dialect;
 use self::event_source::EventSourceBody;
 pub use self::handshake::OldHandshakes;
 pub(super) use self::handshake::fairing;
@@ -36,15 +34,16 @@ use self::params::{Params, Transport};
 use self::poll::PollBody;
 use super::credential::Listener;
 use super::problem::{Kind, Problem};
+use crate::app::{Caller, Listen};
 use crate::auth::Access;
-use crate::config::READER_MAX_CHARS;
 use crate::hub::Reader;
 use crate::id::{Channel, Cursor, SchoolId, SubjectId};
 use crate::kind::{self, characteristic, device, enrollment, job};
 use crate::refusals::RequestSource;
 use crate::scope::Scope;
 use crate::service::Tidings;
-use crate::subscribe::{Request as Subscribe, Subscription};
+use crate::session::{Beginning, Dialect};
+use crate::subscribe::Subscription;
 use crate::wire::{Close, Encoding, Framing, numeric_id};
 
 pub(super) fn routes() -> Vec<Route> {
@@ -119,12 +118,13 @@ async fn events(
         None if path.0.is_empty() => {}
         None => texts.push(path.0),
     }
-    let (school, channels) = channels(&texts, &params, &access, tidings)?;
+    let (caller, channels) = channels(&texts, &params, access, tidings)?;
+    // What is out of reach is refused before it is said whether it exists.
     for channel in &channels {
-        access.reach(school, channel)?;
+        caller.reach(channel)?;
     }
-    require_subjects(tidings, school, &channels).await?;
-    let scope = Scope::new(school, channels);
+    require_subjects(tidings, caller.school(), &channels).await?;
+    let scope = Scope::new(caller.school(), channels);
     let transport = match (&handshake, params.transport) {
         (Some(_), _) => WEBSOCKET,
         (None, Transport::Poll) => "long poll",
@@ -134,19 +134,14 @@ async fn events(
         tidings,
         &Dialect::EVENTS,
         &params,
-        &access,
+        &caller,
         (transport, params.from),
         scope,
         Some(Map::new()),
     )?;
     Ok(match (params.transport, handshake) {
         (_, Some(handshake)) => {
-            let opening = Opening::Accepted {
-                source,
-                access,
-                subscription,
-                from: None,
-            };
+            let opening = accepted(source, &caller, subscription, None);
             upgrade(handshake, tidings, Dialect::EVENTS, Ok(&params), opening)
         }
         (Transport::Poll, None) => Stream::Poll(Box::new(PollBody::new(subscription, &params))),
@@ -189,28 +184,22 @@ async fn without_channel(
     let Listener { access, source } = listener;
     let accept = async {
         let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
-        let mut scope = Scope::new(access.school(params.school)?, []);
+        let caller = Caller::new(access, params.school)?;
+        let mut scope = Scope::new(caller.school(), []);
         // A cursor is for what is subscribed to. Until then nothing is told that would lead past it.
-        if params.from.is_none() && hears_acknowledgements(&dialect, &access, scope.school) {
+        let hears = dialect.hears_acknowledgements(caller.access(), scope.school);
+        if params.from.is_none() && hears {
             scope = scope.with_wide(characteristic::KIND);
         }
         // What is heard from the start is heard from here on. Read before attaching: what is committed in between is
         // found in the log.
-        let here = Cursor {
-            epoch: tidings.store().epoch(),
-            place: tidings.store().head(scope.school).await?,
-        };
+        let here = tidings.subscriptions().here(scope.school).await?;
         let how = (WEBSOCKET, Some(here));
-        let subscription = open(tidings, &dialect, params, &access, how, scope, None)?;
-        Ok::<_, Problem>((subscription, access, params.from))
+        let subscription = open(tidings, &dialect, params, &caller, how, scope, None)?;
+        Ok::<_, Problem>((subscription, caller, params.from))
     };
     let opening = match accept.await {
-        Ok((subscription, access, from)) => Opening::Accepted {
-            source,
-            access,
-            subscription,
-            from,
-        },
+        Ok((subscription, caller, from)) => accepted(source, &caller, subscription, from),
         Err(problem) => refused(problem, &dialect, tidings, &source),
     };
     Ok(upgrade(
@@ -220,17 +209,6 @@ async fn without_channel(
         params.as_ref().map_err(|_| ()),
         opening,
     ))
-}
-
-/// Whether a connection hears of acknowledged violations whatever it subscribes to: its token must reach a
-/// characteristic.
-fn hears_acknowledgements(dialect: &Dialect, access: &Access, school: SchoolId) -> bool {
-    let reaches_one = |channel: &Channel| match channel {
-        Channel::School(own) => *own == school,
-        Channel::Collection(kind) | Channel::Subject(kind, _) => *kind == characteristic::KIND,
-    };
-    let channels = access.channels.as_deref();
-    dialect.hears_acknowledgements && channels.is_none_or(|own| own.iter().any(reaches_one))
 }
 
 /// `/progress/ws/<job_id>`: one job, for clients that do not know channels.
@@ -344,17 +322,17 @@ async fn with_channel(
     let Listener { access, source } = listener;
     let accept = async {
         let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
-        let school = access.school(params.school)?;
+        let caller = Caller::new(access, params.school)?;
+        let school = caller.school();
         let scope = match &target {
             Target::WhatGoesOn(kind) => {
                 let channel = Channel::Collection(*kind);
-                access.reach(school, &channel)?;
                 Scope::new(school, [channel]).of_what_goes_on()
             }
             Target::Subject(kind, id) => {
                 let not_found = |_| Problem::from(kind::not_found(*kind, *id));
                 let channel = Channel::Subject(*kind, id.parse().map_err(not_found)?);
-                access.reach(school, &channel)?;
+                caller.reach(&channel)?;
                 require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
                 let scope = Scope::new(school, [channel]);
                 // A client that brings a cursor asks for what happened after it, also if that was the end.
@@ -368,25 +346,20 @@ async fn with_channel(
             tidings,
             &dialect,
             params,
-            &access,
+            &caller,
             (WEBSOCKET, params.from),
             scope,
             greet,
         )?;
-        Ok::<_, Problem>((subscription, access))
+        Ok::<_, Problem>((subscription, caller))
     };
     let opening = match accept.await {
-        Ok((subscription, access)) => Opening::Accepted {
-            source,
-            access,
-            subscription,
-            from: None,
-        },
+        Ok((subscription, caller)) => accepted(source, &caller, subscription, None),
         Err(problem) => match target {
             Target::Subject(kind, id) if problem.is(Kind::NotFound) => {
                 const CODE: &str = "not_found";
-                tidings.vitals().refused(CODE, None);
-                tidings.refusals().request(&source, CODE);
+                let service = tidings.subscriptions();
+                service.note_refusal(Some(&source), CODE, None);
                 Opening::Refused {
                     error: Some(kind::not_found(kind, id).to_string()),
                     code: CODE,
@@ -403,6 +376,21 @@ async fn with_channel(
         params.as_ref().map_err(|_| ()),
         opening,
     ))
+}
+
+/// A connection that begins a conversation.
+fn accepted(
+    source: RequestSource,
+    caller: &Caller,
+    subscription: Subscription,
+    from: Option<Cursor>,
+) -> Opening {
+    Opening::Accepted(Box::new(Beginning {
+        source,
+        access: caller.access().clone(),
+        subscription,
+        from,
+    }))
 }
 
 /// A connection that is accepted only to be told why not.
@@ -426,8 +414,8 @@ fn upgrade(
 ) -> Stream {
     let (dialect, encoding) = match params {
         Ok(params) => {
-            let dialect = dialect.asked(params);
-            (dialect, dialect.encoding(params))
+            let dialect = params.dialect(dialect);
+            (dialect, params.frame_encoding(&dialect))
         }
         // Nothing is told but why not.
         Err(()) => (dialect, Encoding::new(Framing::WebSocket)),
@@ -440,13 +428,13 @@ fn upgrade(
     }))
 }
 
-/// The school and the channels that are asked for. `schools/7` names the school, too.
+/// Who asks, in which school, and for which channels. `schools/7` names the school, too.
 fn channels(
     texts: &[String],
     params: &Params,
-    access: &Access,
+    access: Access,
     tidings: &Tidings,
-) -> Result<(SchoolId, Vec<Channel>), Problem> {
+) -> Result<(Caller, Vec<Channel>), Problem> {
     let most = tidings.settings().channels_per_connection;
     if texts.is_empty() || texts.len() > most {
         return Err(Problem::new(
@@ -465,7 +453,8 @@ fn channels(
         Channel::School(school) => Some(*school),
         Channel::Collection(_) | Channel::Subject(..) => None,
     });
-    Ok((access.school(params.school.or(in_channel))?, channels))
+    let caller = Caller::new(access, params.school.or(in_channel))?;
+    Ok((caller, channels))
 }
 
 /// A subject that the school does not have is not found, whether another school has it or none.
@@ -474,15 +463,11 @@ async fn require_subjects(
     school: SchoolId,
     channels: &[Channel],
 ) -> Result<(), Problem> {
-    for channel in channels {
-        let Channel::Subject(kind, id) = channel else {
-            continue;
-        };
-        if !tidings.store().exists(school, *kind, id.clone()).await? {
-            return Err(Problem::new(Kind::NotFound, format!("{channel} not found")));
-        }
+    let missing = tidings.subscriptions().missing(school, channels).await?;
+    match missing.first() {
+        None => Ok(()),
+        Some(channel) => Err(Problem::new(Kind::NotFound, format!("{channel} not found"))),
     }
-    Ok(())
 }
 
 /// The name of a transport, for those who look after the server.
@@ -492,34 +477,23 @@ fn open(
     tidings: &Tidings,
     dialect: &Dialect,
     params: &Params,
-    access: &Access,
+    caller: &Caller,
     (transport, from): (&'static str, Option<Cursor>),
     scope: Scope,
     greet: Option<Map<String, Value>>,
 ) -> Result<Subscription, Problem> {
-    let mut subscription = tidings.subscriber().open(Subscribe {
-        scope: scope.filtered(params.filter.clone()),
-        reader: Reader {
-            transport,
-            address: params.address,
-            peer: params.peer,
-            user: access
-                .subject
-                .chars()
-                .take(READER_MAX_CHARS)
-                .collect::<String>()
-                .into(),
-        },
+    let reader = Reader {
+        transport,
+        address: params.address,
+        peer: params.peer,
+        user: Arc::clone(caller.name()),
+    };
+    let listen = Listen {
+        reader,
         from,
         tick: params.tick.unwrap_or(dialect.tick(tidings.settings())),
-        expires_at: access.expires_at,
-        returns_until: access.returns_until,
         greet,
-    })?;
-    // A stream that opens while the server stops may have missed the word to close. It is told as the others are: an
-    // `EventSource` would never come back after a 503.
-    if tidings.is_stopping() {
-        subscription.close(tidings.farewell());
-    }
-    Ok(subscription)
+    };
+    let scope = scope.filtered(params.filter.clone());
+    Ok(tidings.subscriptions().open(caller, scope, listen)?)
 }

@@ -1,27 +1,13 @@
 //! How a WebSocket connection begins: with a subscription, or only to be told why not.
 
-use super::dialect::Dialect;
-use crate::auth::Access;
 use crate::http::problem::Problem;
-use crate::id::Cursor;
-use crate::refusals::RequestSource;
-use crate::subscribe::Subscription;
+use crate::session::{Beginning, Dialect};
 use crate::wire::Close;
 
 /// How a connection begins.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it is moved once, into the connection's task"
-)]
 pub(super) enum Opening {
-    /// With a subscription.
-    Accepted {
-        source: RequestSource,
-        access: Access,
-        subscription: Subscription,
-        /// Where the first `subscribe` that does not say itself goes on.
-        from: Option<Cursor>,
-    },
+    /// With a conversation.
+    Accepted(Box<Beginning>),
     /// Accepted only to be told why not: a refused handshake breaks some proxies, and browsers hide its status.
     Refused {
         error: Option<String>,

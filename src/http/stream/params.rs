@@ -18,6 +18,7 @@ use crate::http::problem::{Kind, Problem};
 use crate::http::subjects::filters;
 use crate::id::{Cursor, SchoolId};
 use crate::scope::Filter;
+use crate::session::Dialect;
 use crate::wire::form::Form;
 use crate::wire::{Encoding, Framing};
 
@@ -76,6 +77,22 @@ impl Params {
             Framing::Sse
         };
         self.encoding(framing, Form::Standard)
+    }
+
+    /// The dialect of an endpoint with what the request asks for.
+    pub(super) fn dialect(&self, own: Dialect) -> Dialect {
+        let mut asked = own;
+        asked.heartbeat_message = self.heartbeat_message;
+        asked.numeric_ids = self.numeric_ids.or(own.numeric_ids);
+        asked
+    }
+
+    /// How events are encoded on a WebSocket of this dialect.
+    pub(super) fn frame_encoding(&self, dialect: &Dialect) -> Encoding {
+        Encoding {
+            numeric_ids: dialect.numeric_ids.unwrap_or(false),
+            ..self.encoding(Framing::WebSocket, dialect.form)
+        }
     }
 
     /// The encoding that is asked for, in this form if none is. Uploads have but one.

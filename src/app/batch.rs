@@ -1,0 +1,281 @@
+//! Many commands at once, of one school or of several.
+//!
+//! Each stands for itself: one that is refused does not hinder the others. Memory is reserved before the commands are read,
+//! by their length, and kept until the answer has left.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::publish::{PublishService, Refused, TooFast};
+use super::violations::ViolationCommand;
+use crate::auth::{Access, Role};
+use crate::config::BATCH_SCHOOLS_AT_ONCE;
+use crate::id::{Channel, Kind, SchoolId, SubjectId};
+use crate::kind::device;
+use crate::log::{Allowance, CommandError, Envelope, Idempotency, Receipt};
+use crate::presence::Beat;
+use crate::reserve::Reserved;
+
+/// One thing that a batch asks.
+pub enum BatchItem {
+    /// A command to a subject.
+    Command(Envelope),
+    /// Something to be done to a violation.
+    Violation(ViolationCommand, Option<Idempotency>),
+    /// A device's heartbeat.
+    Beat(SubjectId),
+}
+
+/// What it is answered with.
+pub enum Answer {
+    /// The event that it led to.
+    Event(Receipt),
+    /// What a device learns from its heartbeat.
+    Device(SubjectId, Beat),
+}
+
+type Outcome = Result<Answer, Refused>;
+
+/// A batch under way.
+///
+/// Of each school, all commands are carried out together and then all heartbeats, except where a device's heartbeat comes
+/// *before* a command of its own: what concerns one device happens in the order of the items.
+pub struct Batch<'a> {
+    service: &'a Arc<PublishService>,
+    access: &'a Access,
+    name: Arc<str>,
+    /// What all items together may come to.
+    allowance: Arc<Allowance>,
+    /// By the number of the item.
+    outcomes: BTreeMap<usize, Outcome>,
+    waiting: BTreeMap<SchoolId, Waiting>,
+}
+
+/// What waits in one school.
+#[derive(Default)]
+struct Waiting {
+    /// Commands, and heartbeats that wait behind them, each with its number.
+    commands: Vec<(usize, Envelope)>,
+    beats: Vec<(usize, SubjectId)>,
+    beating: HashSet<SubjectId>,
+}
+
+/// What came of the items of one school: of all commands together, and of all heartbeats.
+type Done = [(Vec<usize>, Result<Vec<Outcome>, Refused>); 2];
+
+impl PublishService {
+    /// Lets somebody send a batch whose body, of at most so many bytes, is still to be read. `own` is the school of the items
+    /// that name none.
+    pub async fn admit_batch(
+        &self,
+        access: &Access,
+        own: Option<SchoolId>,
+        body_bytes: u64,
+    ) -> Result<Reserved, Refused> {
+        access.require(Role::Worker)?;
+        if let Some(own) = own {
+            self.permit_bytes(own)?;
+        }
+        let memory = self.settings().unread_batch_memory(body_bytes);
+        self.reserve(own, memory).await
+    }
+
+    /// Begins a batch of so many items in each school, whose body has so many bytes. Some of the schools may have produced
+    /// too much, and are named; if there is no other, the whole batch is refused.
+    pub fn begin_batch<'a>(
+        self: &'a Arc<Self>,
+        access: &'a Access,
+        counts: &BTreeMap<SchoolId, u32>,
+        (body_bytes, items): (u64, u64),
+        reserved: Reserved,
+    ) -> Result<(Batch<'a>, BTreeMap<SchoolId, TooFast>), Refused> {
+        reserved.keep(self.settings().batch_memory(body_bytes, items));
+        let pairs: Vec<(SchoolId, u32)> =
+            counts.iter().map(|(own, count)| (*own, *count)).collect();
+        self.permit(access, &pairs)?;
+        let late = |school: &SchoolId| Some((*school, self.permit_bytes(*school).err()?));
+        let refused: BTreeMap<SchoolId, TooFast> = counts.keys().filter_map(late).collect();
+        if counts.len() == 1
+            && let Some(error) = refused.values().next()
+        {
+            return Err((*error).into());
+        }
+        let most = self.settings().batch_events(body_bytes, items);
+        let batch = Batch {
+            service: self,
+            access,
+            name: access.subject.as_str().into(),
+            allowance: self.publisher().allowance(most, reserved),
+            outcomes: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+        };
+        Ok((batch, refused))
+    }
+}
+
+impl Batch<'_> {
+    fn reach(&self, school: SchoolId, kind: Kind, subject: &SubjectId) -> Result<(), Refused> {
+        let channel = Channel::Subject(kind, subject.clone());
+        Ok(self.access.reach(school, &channel)?)
+    }
+
+    /// Takes the item with this number, and carries out what must come before it. Fails only if the batch had no effect.
+    pub async fn take(
+        &mut self,
+        number: usize,
+        school: SchoolId,
+        item: BatchItem,
+    ) -> Result<(), Refused> {
+        match item {
+            BatchItem::Beat(device) => match self.reach(school, device::KIND, &device) {
+                Ok(()) => {
+                    let waiting = self.waiting.entry(school).or_default();
+                    waiting.beating.insert(device.clone());
+                    waiting.beats.push((number, device));
+                }
+                Err(error) => {
+                    self.outcomes.insert(number, Err(error));
+                }
+            },
+            BatchItem::Violation(command, idempotency) => {
+                // The violation may be opened by an item before, whose id its publisher chose.
+                if self.has_commands(school) {
+                    self.carry_out_in(school).await?;
+                }
+                let name = &self.access.subject;
+                match self.service.violation_command(school, name, command).await {
+                    Ok(found) => self.command(
+                        number,
+                        school,
+                        Envelope {
+                            idempotency,
+                            ..found
+                        },
+                    ),
+                    Err(error) => {
+                        self.outcomes.insert(number, Err(error));
+                    }
+                }
+            }
+            BatchItem::Command(envelope) => {
+                if self.has_beaten(school, &envelope) {
+                    self.carry_out_in(school).await?;
+                }
+                self.command(number, school, envelope);
+            }
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, number: usize, school: SchoolId, mut envelope: Envelope) {
+        if let Err(error) = self.reach(school, envelope.command.kind(), &envelope.subject) {
+            self.outcomes.insert(number, Err(error));
+            return;
+        }
+        envelope.sub = Some(Arc::clone(&self.name));
+        let waiting = self.waiting.entry(school).or_default();
+        waiting.commands.push((number, envelope));
+    }
+
+    fn has_commands(&self, school: SchoolId) -> bool {
+        let waiting = self.waiting.get(&school);
+        waiting.is_some_and(|own| !own.commands.is_empty())
+    }
+
+    fn has_beaten(&self, school: SchoolId, envelope: &Envelope) -> bool {
+        let waiting = self.waiting.get(&school);
+        envelope.command.kind() == device::KIND
+            && waiting.is_some_and(|own| own.beating.contains(&envelope.subject))
+    }
+
+    /// Carries out what waits, and returns the outcome of each item, by its number. Fails only if the batch had no effect.
+    pub async fn finish(
+        mut self,
+    ) -> Result<(BTreeMap<usize, Result<Answer, Refused>>, Arc<Allowance>), Refused> {
+        self.carry_out().await?;
+        Ok((self.outcomes, self.allowance))
+    }
+
+    /// Carries out what waits in one school, so that what comes after it there finds it done.
+    async fn carry_out_in(&mut self, school: SchoolId) -> Result<(), Refused> {
+        let Some(waiting) = self.waiting.remove(&school) else {
+            return Ok(());
+        };
+        let allowance = Arc::clone(&self.allowance);
+        let done = waiting.carry_out(school, self.service, allowance).await;
+        self.note([done])
+    }
+
+    async fn carry_out(&mut self) -> Result<(), Refused> {
+        let mut schools = std::mem::take(&mut self.waiting).into_iter();
+        if schools.len() < 2 {
+            for (school, waiting) in schools {
+                let allowance = Arc::clone(&self.allowance);
+                let done = waiting.carry_out(school, self.service, allowance).await;
+                self.note([done])?;
+            }
+            return Ok(());
+        }
+        // Several at a time share a commit of the writer. They end with the request.
+        let mut tasks = JoinSet::new();
+        let mut all = Vec::with_capacity(schools.len());
+        loop {
+            while tasks.len() < BATCH_SCHOOLS_AT_ONCE
+                && let Some((school, waiting)) = schools.next()
+            {
+                let (service, allowance) = (Arc::clone(self.service), Arc::clone(&self.allowance));
+                tasks.spawn(async move { waiting.carry_out(school, &service, allowance).await });
+            }
+            match tasks.join_next().await {
+                Some(done) => all.push(done.expect("what carries out items does not panic")),
+                None => break,
+            }
+        }
+        self.note(all)
+    }
+
+    /// Records the outcome of items. If the store failed and none has been carried out yet, the whole batch fails.
+    fn note(&mut self, done: impl IntoIterator<Item = Done>) -> Result<(), Refused> {
+        let mut failed = Vec::new();
+        for (numbers, result) in done.into_iter().flatten() {
+            match result {
+                Ok(outcomes) => self.outcomes.extend(numbers.into_iter().zip(outcomes)),
+                Err(error) => failed.push((numbers, error)),
+            }
+        }
+        let has_happened = self.outcomes.values().any(Result::is_ok);
+        for (numbers, error) in failed {
+            if !has_happened {
+                return Err(error);
+            }
+            let each = numbers.into_iter().map(|own| (own, Err(error.clone())));
+            self.outcomes.extend(each);
+        }
+        Ok(())
+    }
+}
+
+impl Waiting {
+    async fn carry_out(
+        self,
+        school: SchoolId,
+        service: &PublishService,
+        allowance: Arc<Allowance>,
+    ) -> Done {
+        let (numbers, envelopes): (Vec<_>, Vec<_>) = self.commands.into_iter().unzip();
+        let receipts = service.append(school, envelopes, allowance).await;
+        let event = |receipt: Result<Receipt, CommandError>| Ok(Answer::Event(receipt?));
+        let events = receipts.map(|receipts| receipts.into_iter().map(event).collect());
+        let commands = (numbers, events.map_err(Refused::from));
+
+        let (numbers, devices): (Vec<_>, Vec<_>) = self.beats.into_iter().unzip();
+        let beats = service.presence().beats(school, &devices).await;
+        let device = |(device, beat): (SubjectId, Result<Beat, CommandError>)| {
+            Ok(Answer::Device(device, beat?))
+        };
+        let beats = beats.map(|beats| devices.into_iter().zip(beats).map(device).collect());
+        [commands, (numbers, beats.map_err(Refused::from))]
+    }
+}

@@ -1,0 +1,79 @@
+//! A snapshot that is announced by `initial_state` before it is told.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::{Outbox, Outgoing};
+use crate::config::{INITIAL_STATE_MAX, INITIAL_STATE_MAX_BYTES};
+use crate::event::Event;
+use crate::wire::form::initial_uploads;
+
+/// What is held back until it is announced, and told then. Bounded by [`INITIAL_STATE_MAX`] and
+/// [`INITIAL_STATE_MAX_BYTES`].
+#[derive(Default)]
+pub(super) struct Gathering {
+    /// A snapshot that is being gathered, and the bytes of its fields.
+    gathered: Option<(Vec<Arc<Event>>, usize)>,
+    /// What was announced and is told now.
+    announced: VecDeque<Arc<Event>>,
+}
+
+impl Gathering {
+    /// Gathers the snapshot that comes next, if it is to be announced.
+    pub(super) fn new(announces: bool) -> Gathering {
+        Gathering {
+            gathered: announces.then(Default::default),
+            announced: VecDeque::new(),
+        }
+    }
+
+    /// Whether anything is held back that is not announced yet.
+    pub(super) fn holds_any(&self) -> bool {
+        let gathered = self.gathered.as_ref();
+        gathered.is_some_and(|(events, _)| !events.is_empty())
+    }
+
+    /// The next event that was announced.
+    pub(super) fn next_announced(&mut self) -> Option<Arc<Event>> {
+        self.announced.pop_front()
+    }
+
+    /// Takes an event: holds it back, or sends it.
+    pub(super) fn take(&mut self, event: Arc<Event>, out: &mut impl Outbox) {
+        if event.snapshot
+            && let Some((events, bytes)) = &mut self.gathered
+        {
+            *bytes += event.draft.fields.len();
+            events.push(event);
+            if events.len() == INITIAL_STATE_MAX || *bytes > INITIAL_STATE_MAX_BYTES {
+                self.announce(out);
+            }
+            return;
+        }
+        self.announce(out);
+        if self.announced.is_empty() {
+            out.send(Outgoing::Event(&event));
+        } else {
+            self.announced.push_back(event);
+        }
+    }
+
+    /// Announces the snapshot that has been gathered, and begins to tell it.
+    pub(super) fn announce(&mut self, out: &mut impl Outbox) {
+        let Some((events, _)) = self.gathered.take() else {
+            return;
+        };
+        if let Some(json) = initial_uploads(events.iter().map(|event| &**event)) {
+            out.send(Outgoing::Json(&json));
+        }
+        self.announced.extend(events);
+    }
+
+    /// Sends what has been gathered before anything else is sent. Happens once, as a conversation begins.
+    pub(super) fn flush(&mut self, out: &mut impl Outbox) {
+        self.announce(out);
+        while let Some(event) = self.announced.pop_front() {
+            out.send(Outgoing::Event(&event));
+        }
+    }
+}

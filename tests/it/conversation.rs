@@ -1,0 +1,239 @@
+//! A conversation and its rules without any transport: what a second two-way transport would build on, and what code of an
+//! application that has Tidings built in meets.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+use tidings::Tidings;
+use tidings::app::{Caller, Listen, Refused, TooFast};
+use tidings::auth::{Access, AuthError, Role, Schools};
+use tidings::config::Settings;
+use tidings::hub::Reader;
+use tidings::id::SchoolId;
+use tidings::kind::{self, job};
+use tidings::refusals::RequestSource;
+use tidings::scope::Scope;
+use tidings::session::{Beginning, Dialect, Outbox, Outgoing, Session};
+use tidings::wire::{Close, Encoding, Framing};
+use tokio::time::timeout;
+
+use crate::support::*;
+
+fn school(number: i64) -> SchoolId {
+    number.try_into().unwrap()
+}
+
+/// A Tidings without a server.
+fn start(settings: Value) -> (Tidings, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings::from_figment(&figment(&folder, &settings)).unwrap();
+    (Tidings::start(settings).unwrap(), folder)
+}
+
+fn create(id: &str) -> job::Create {
+    serde_json::from_value(json!({"job_id": id, "job_type": "import"})).unwrap()
+}
+
+/// A transport that writes nothing down.
+struct Told {
+    messages: Vec<Value>,
+    room: usize,
+}
+
+impl Outbox for Told {
+    fn has_room(&self) -> bool {
+        self.messages.len() < self.room
+    }
+
+    fn send(&mut self, outgoing: Outgoing<'_>) {
+        let frame = match outgoing {
+            Outgoing::Event(event) => {
+                let encoding = Encoding::new(Framing::WebSocket);
+                tidings::wire::event(event, encoding).to_vec()
+            }
+            Outgoing::Control(control) => tidings::wire::control(control, Framing::WebSocket),
+            Outgoing::Json(json) => json.to_vec(),
+            Outgoing::BarePong => b"\"pong\"".to_vec(),
+            Outgoing::Ping(cursor) => json!({ "ping": cursor.map(|own| own.to_string()) })
+                .to_string()
+                .into_bytes(),
+        };
+        let begin = frame.iter().position(|byte| *byte == b'{').unwrap();
+        self.messages
+            .push(serde_json::from_slice(&frame[begin..]).unwrap());
+    }
+}
+
+struct Talk {
+    session: Session,
+    told: Told,
+}
+
+impl Talk {
+    fn begin(tidings: &Tidings, access: Access, dialect: Dialect) -> Talk {
+        let caller = Caller::new(access, Some(school(1))).unwrap();
+        let listen = Listen {
+            reader: Reader {
+                transport: "a test's own",
+                user: Arc::clone(caller.name()),
+                address: None,
+                peer: None,
+            },
+            from: None,
+            tick: Duration::ZERO,
+            greet: Some(Map::new()),
+        };
+        let service = tidings.subscriptions();
+        let scope = Scope::new(school(1), []);
+        let beginning = Beginning {
+            source: RequestSource::new("/test", None),
+            access: caller.access().clone(),
+            subscription: service.open(&caller, scope, listen).unwrap(),
+            from: None,
+        };
+        Talk {
+            session: Session::new(Arc::clone(service), dialect, beginning),
+            told: Told {
+                messages: Vec::new(),
+                room: usize::MAX,
+            },
+        }
+    }
+
+    fn say(&mut self, message: Value) {
+        self.session.receive(&message.to_string(), &mut self.told);
+    }
+
+    /// Drives the conversation until this has been told, and returns all that was.
+    async fn until(&mut self, is_it: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let Talk { session, told } = self;
+        let told_all = poll_fn(|cx| {
+            loop {
+                let answered = session.poll_answer(cx, told) == Poll::Ready(true);
+                let any = answered | session.resume(told) | session.poll_deliveries(cx, told);
+                if let Some(at) = told.messages.iter().position(&is_it) {
+                    return Poll::Ready(told.messages.drain(..=at).collect::<Vec<_>>());
+                }
+                if !any {
+                    return Poll::Pending;
+                }
+            }
+        });
+        timeout(PATIENCE, told_all).await.expect("it is told")
+    }
+}
+
+fn is(name: &'static str) -> impl Fn(&Value) -> bool {
+    move |message| message["type"] == name
+}
+
+fn access(role: Role) -> Access {
+    Access {
+        subject: "ada".into(),
+        schools: Schools::One(school(1)),
+        role,
+        channels: None,
+        expires_at: None,
+        returns_until: None,
+    }
+}
+
+#[tokio::test]
+async fn a_conversation_needs_no_socket() {
+    let (tidings, _folder) = start(json!({}));
+    let worker = Caller::in_process("importer", school(1));
+    let publications = tidings.publications();
+    publications.publish(&worker, create("a")).await.unwrap();
+    let mut talk = Talk::begin(&tidings, access(Role::Viewer), Dialect::MULTIPLEXED);
+    talk.until(is("connected")).await;
+    talk.say(json!({"type": "ping", "timestamp": 7}));
+    assert_eq!(talk.until(is("pong")).await[0]["timestamp"], 7);
+    talk.say(json!({"type": "subscribe", "channels": ["jobs/a", "jobs/b"]}));
+    let told = talk.until(is("ready")).await;
+    assert_eq!(field(&told, "type")[..1], ["error"], "{told:?}");
+    assert_eq!(told[0]["channels"], json!(["jobs/b"]));
+    let states: Vec<_> = told.iter().filter(|own| own["snapshot"] == true).collect();
+    assert_eq!(states.len(), 1, "{told:?}");
+    assert_eq!(states[0]["job_id"], "a");
+    publications.publish(&worker, create("b")).await.unwrap();
+    let told = talk.until(|message| message["job_id"] == "b").await;
+    assert_eq!(told.len(), 1);
+    talk.session.close(Close::TryAgainLater, &mut talk.told);
+    assert_eq!(talk.until(is("closing")).await.len(), 1);
+    assert_eq!(talk.session.ended(), Some(Close::TryAgainLater));
+    tidings.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_conversation_tells_no_more_than_there_is_room_for() {
+    let (tidings, _folder) = start(json!({}));
+    let worker = Caller::in_process("importer", school(1));
+    let mut talk = Talk::begin(&tidings, access(Role::Viewer), Dialect::MULTIPLEXED);
+    talk.say(json!({"type": "subscribe", "channels": ["jobs"]}));
+    talk.until(is("ready")).await;
+    talk.told.room = 2;
+    for id in ["a", "b", "c"] {
+        let published = tidings.publications().publish(&worker, create(id));
+        published.await.unwrap();
+    }
+    let told = talk.until(|message| message["job_id"] == "b").await;
+    assert_eq!(field(&told, "job_id"), ["a", "b"]);
+    assert!(talk.told.messages.is_empty(), "the third waits for room");
+    let told = talk.until(|message| message["job_id"] == "c").await;
+    assert_eq!(told.len(), 1);
+    tidings.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn code_of_the_application_is_held_to_the_rules_of_a_token() {
+    let (tidings, _folder) = start(json!({"publishes_per_sec": 1, "batch_limit_commands": 2}));
+    let publications = tidings.publications();
+    let viewer = Caller::new(access(Role::Viewer), None).unwrap();
+    let refused = publications.publish(&viewer, create("a")).await;
+    let is_role = |error: &Refused| matches!(error, Refused::Auth(AuthError::Role { .. }));
+    assert!(refused.as_ref().is_err_and(is_role), "{refused:?}");
+    let limited = Access {
+        channels: Some(vec![kind::channel("devices").unwrap()]),
+        ..access(Role::Worker)
+    };
+    let limited = Caller::new(limited, None).unwrap();
+    let refused = publications.publish(&limited, create("a")).await;
+    let is_channel = |error: &Refused| matches!(error, Refused::Auth(AuthError::Channel(_)));
+    assert!(refused.as_ref().is_err_and(is_channel), "{refused:?}");
+    let elsewhere = Caller::new(access(Role::Worker), Some(school(2)));
+    assert!(matches!(elsewhere, Err(AuthError::NotFound)));
+
+    let worker = Caller::in_process("importer", school(1));
+    for id in ["a", "b"] {
+        publications.publish(&worker, create(id)).await.unwrap();
+    }
+    let refused = publications.publish(&worker, create("c")).await;
+    let Err(Refused::TooFast(TooFast::Commands { most: 1, wait })) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(wait > Duration::ZERO);
+    let other = Caller::in_process("exporter", school(1));
+    publications.publish(&other, create("c")).await.unwrap();
+
+    let refused = tidings.subscriptions().open(
+        &limited,
+        Scope::new(school(1), [kind::channel("jobs").unwrap()]),
+        Listen {
+            reader: Reader {
+                transport: "a test's own",
+                user: Arc::clone(limited.name()),
+                address: None,
+                peer: None,
+            },
+            from: None,
+            tick: Duration::ZERO,
+            greet: None,
+        },
+    );
+    assert!(refused.as_ref().is_err_and(is_channel));
+    tidings.close().await.unwrap();
+}

@@ -2,9 +2,11 @@
 
 use super::publish::{PublishService, Refused};
 use crate::id::SchoolId;
-use crate::kind::characteristic::{Acknowledge, Command as CharacteristicCommand, ViolationId};
-use crate::kind::{Command, RuleError};
-use crate::log::{Envelope, ViolationQuery};
+use crate::kind::characteristic::{
+    Acknowledge, Command as CharacteristicCommand, KIND, ViolationId,
+};
+use crate::kind::{Command, Part, RuleError};
+use crate::log::{Envelope, PartQuery};
 
 /// What is done to a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,15 +70,15 @@ impl PublishService {
         if let Some(id) = ViolationId::parse(id) {
             return Ok(id);
         }
-        let query = ViolationQuery {
+        let query = PartQuery {
             own_id: Some(id.to_owned()),
             limit: 1,
-            ..ViolationQuery::default()
+            ..PartQuery::default()
         };
-        let found = self.store().violations(school, query).await?;
-        let found = found.violations.into_iter().next();
+        let found = self.store().parts(school, KIND, query).await?;
+        let found = found.parts.iter().find_map(Part::characteristic);
         let found = found.map(|own| ViolationId {
-            characteristic_id: own.characteristic_id,
+            characteristic_id: own.characteristic_id.clone(),
             number: own.number,
         });
         found.ok_or_else(|| {

@@ -15,8 +15,8 @@ use super::subjects::{FirstHead, answer, only_known, page_of, publish};
 use crate::app::{Caller, ViolationAction, ViolationCommand};
 use crate::id::{Channel, Cursor, SubjectId};
 use crate::kind::characteristic::{self, KIND, Violation};
-use crate::kind::{self, Body};
-use crate::log::{Envelope, ViolationQuery};
+use crate::kind::{self, Body, Part};
+use crate::log::{Envelope, PartQuery};
 use crate::service::Tidings;
 use crate::wire::timestamp;
 
@@ -135,18 +135,19 @@ async fn list(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let (caller, Asked(asked)) = (caller?, asked?);
-    let channel = match &asked.characteristic_id {
+    let channel = match &asked.subject {
         Some(id) => Channel::Subject(KIND, id.clone()),
         None => Channel::Collection(KIND),
     };
     caller.reach(&channel)?;
-    let page = tidings.store().violations(caller.school(), asked).await?;
+    let page = tidings.store().parts(caller.school(), KIND, asked).await?;
+    let violations = page.parts.iter().filter_map(Part::characteristic);
     let cursor = Cursor {
         epoch: tidings.store().epoch(),
         place: first.or(page.head),
     };
     let answer = json!({
-        "violations": page.violations.iter().map(resource).collect::<Vec<_>>(),
+        "violations": violations.map(resource).collect::<Vec<_>>(),
         "next": page.next.map(|next| format!("{next}-{}", cursor.place)),
         "cursor": cursor.to_string(),
     });
@@ -172,7 +173,7 @@ fn resource(violation: &Violation) -> Value {
 }
 
 /// `characteristic_id`, `acknowledged`, `page`, `limit`.
-struct Asked(ViolationQuery);
+struct Asked(PartQuery);
 
 #[rocket::async_trait]
 impl<'r> FromRequest<'r> for Asked {
@@ -183,7 +184,7 @@ impl<'r> FromRequest<'r> for Asked {
     }
 }
 
-fn violation_query(request: &Request<'_>) -> Result<ViolationQuery, Problem> {
+fn violation_query(request: &Request<'_>) -> Result<PartQuery, Problem> {
     let own = ["characteristic_id", "acknowledged", "page", "limit"];
     only_known(request, &own)?;
     let acknowledged = match query(request, "acknowledged") {
@@ -199,10 +200,10 @@ fn violation_query(request: &Request<'_>) -> Result<ViolationQuery, Problem> {
         .map(str::parse::<SubjectId>)
         .transpose()?;
     let (before, limit) = page_of(request)?;
-    Ok(ViolationQuery {
-        characteristic_id,
+    Ok(PartQuery {
+        subject: characteristic_id,
         own_id: None,
-        acknowledged,
+        open: acknowledged.map(|acknowledged| !acknowledged),
         before,
         limit,
     })

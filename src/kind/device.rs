@@ -31,6 +31,8 @@ use crate::uptime::Uptime;
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("devices");
+/// A device has no parts.
+pub type Part = super::NoPart;
 /// A device is there, gone, or not known to be either.
 pub static DEVICE_STATUS_UPDATE: EventType = EventType::new("device_status_update");
 /// What is known of a device has changed, other than its status.

@@ -17,7 +17,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
-use self::characteristic::Violation;
 use self::job::{History, Past};
 use crate::event::{Draft, EventType, timestamp};
 use crate::id::{Channel, Kind, NameError, SubjectId};
@@ -101,14 +100,38 @@ pub trait CommandOf<S>: Sized {
         None
     }
 
-    /// The number of the violation that the rules want to know.
-    fn wants_violation(&self) -> Option<u64> {
+    /// The number of the subject's part that the rules want to know.
+    fn wants_part(&self) -> Option<u64> {
         None
     }
 
-    /// The publisher's own ids of the violations that it would open: the rules want to know whether one is taken.
-    fn opens_violations(&self) -> Vec<&str> {
+    /// The publisher's own ids of the parts that it would make: the rules want to know whether one is taken.
+    fn names_parts(&self) -> Vec<&str> {
         Vec::new()
+    }
+}
+
+/// What belongs to a subject and has a row of its own, as a violation belongs to a characteristic. A subject's parts are
+/// numbered 1, 2, 3, …, and are written in the same transaction as their subject.
+pub trait PartOf {
+    /// Its number within the subject.
+    fn number(&self) -> u64;
+
+    /// The publisher's own id of it, unique in the school among the parts of the kind.
+    fn own_id(&self) -> Option<&Arc<str>>;
+}
+
+/// The parts of a kind whose subjects have none.
+#[derive(Debug, Clone)]
+pub enum NoPart {}
+
+impl PartOf for NoPart {
+    fn number(&self) -> u64 {
+        match *self {}
+    }
+
+    fn own_id(&self) -> Option<&Arc<str>> {
+        match *self {}
     }
 }
 
@@ -138,7 +161,11 @@ macro_rules! kinds {
         #[derive(Debug, Clone)]
         pub enum State { $($(#[$doc])* $variant(Box<$module::$state>)),* }
 
-        /// The rules of whichever kind the command is for.
+        /// What belongs to a subject and has a row of its own; see [`PartOf`].
+        #[derive(Debug, Clone)]
+        pub enum Part { $($(#[$doc])* $variant($module::Part)),* }
+
+        /// The rules of the kind that the command is for.
         pub fn apply(
             id: &SubjectId,
             state: Option<&State>,
@@ -186,14 +213,31 @@ macro_rules! kinds {
                 match self { $(Command::$variant(command) => command.wants_holder()),* }
             }
 
-            /// See [`CommandOf::opens_violations`].
-            pub fn opens_violations(&self) -> Vec<&str> {
-                match self { $(Command::$variant(command) => command.opens_violations()),* }
+            /// See [`CommandOf::names_parts`].
+            pub fn names_parts(&self) -> Vec<&str> {
+                match self { $(Command::$variant(command) => command.names_parts()),* }
             }
 
-            /// See [`CommandOf::wants_violation`].
-            pub fn wants_violation(&self) -> Option<u64> {
-                match self { $(Command::$variant(command) => command.wants_violation()),* }
+            /// See [`CommandOf::wants_part`].
+            pub fn wants_part(&self) -> Option<u64> {
+                match self { $(Command::$variant(command) => command.wants_part()),* }
+            }
+        }
+
+        impl Part {
+            $(
+                /// The part, if it is of a subject of this kind.
+                pub fn $name(&self) -> Option<&$module::Part> {
+                    match self {
+                        Part::$variant(own) => Some(own),
+                        _ => None,
+                    }
+                }
+            )*
+
+            /// The part as its kind has it.
+            fn own(&self) -> &dyn PartOf {
+                match self { $(Part::$variant(own) => own),* }
             }
         }
 
@@ -233,6 +277,18 @@ kinds! {
     Device(device::Device) as device;
     /// Of a characteristic.
     Characteristic(characteristic::Characteristic) as characteristic;
+}
+
+impl Part {
+    /// See [`PartOf::number`].
+    pub fn number(&self) -> u64 {
+        self.own().number()
+    }
+
+    /// See [`PartOf::own_id`].
+    pub fn own_id(&self) -> Option<&Arc<str>> {
+        self.own().own_id()
+    }
 }
 
 impl State {
@@ -328,10 +384,10 @@ pub struct Context<'a> {
     pub next_seq: u64,
     /// Who holds what the command wants to hold.
     pub holder: Option<&'a SubjectId>,
-    /// The violation that the command is about.
-    pub violation: Option<&'a Violation>,
-    /// An id of a violation that the command would open, and that another has.
-    pub taken_violation: Option<&'a str>,
+    /// The part of the subject that the command is about.
+    pub part: Option<&'a Part>,
+    /// An id that the command would give to a part, and that another part has.
+    pub taken_part: Option<&'a str>,
 }
 
 /// Bounds that the rules enforce. Bytes are UTF-8 bytes.
@@ -394,8 +450,8 @@ pub struct Outcome<S> {
     pub drafts: Vec<Draft>,
     /// Which of them answers the command, by its index.
     pub answer: usize,
-    /// Violations that were opened or acknowledged, as they are now.
-    pub violations: Vec<Violation>,
+    /// Parts that were made or changed, as they are now.
+    pub parts: Vec<Part>,
 }
 
 impl<S> Outcome<S> {
@@ -404,7 +460,7 @@ impl<S> Outcome<S> {
             state,
             drafts,
             answer: 0,
-            violations: Vec::new(),
+            parts: Vec::new(),
         }
     }
 
@@ -413,7 +469,7 @@ impl<S> Outcome<S> {
             state: convert(self.state),
             drafts: self.drafts,
             answer: self.answer,
-            violations: self.violations,
+            parts: self.parts,
         }
     }
 }

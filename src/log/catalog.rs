@@ -8,9 +8,8 @@ use chrono::{DateTime, Utc};
 use super::StoreError;
 use crate::event::{Event, EventType};
 use crate::id::{Kind, Place, SchoolId, SubjectId};
-use crate::kind::characteristic::Violation;
 use crate::kind::device::Device;
-use crate::kind::{Command, State};
+use crate::kind::{Command, Part, State};
 use crate::uptime::Uptime;
 
 /// A subject with its place in the log.
@@ -113,26 +112,26 @@ pub struct Searched {
     pub is_complete: bool,
 }
 
-/// Which violations to list, newest first.
+/// Which parts of the subjects of a kind to list, newest first.
 #[derive(Debug, Clone, Default)]
-pub struct ViolationQuery {
-    /// Only those of this characteristic.
-    pub characteristic_id: Option<SubjectId>,
+pub struct PartQuery {
+    /// Only those of this subject.
+    pub subject: Option<SubjectId>,
     /// Only the one that its publisher calls so.
     pub own_id: Option<String>,
-    /// Only those that are, or are not, acknowledged.
-    pub acknowledged: Option<bool>,
-    /// Only violations opened before this `seq`: the key of the next page.
+    /// Only those that are, or are not, open: a violation is open until somebody acknowledges it.
+    pub open: Option<bool>,
+    /// Only parts made before this `seq`: the key of the next page.
     pub before: Option<u64>,
     /// At most so many.
     pub limit: usize,
 }
 
-/// A page of violations.
+/// A page of parts.
 #[derive(Debug)]
-pub struct ViolationPage {
+pub struct PartPage {
     /// Newest first.
-    pub violations: Vec<Violation>,
+    pub parts: Vec<Part>,
     /// The key of the next page, if there is one.
     pub next: Option<u64>,
     /// Where the school's log ended when the page was read.
@@ -231,15 +230,16 @@ pub trait Catalog: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<SchoolId>, StoreError>;
 
-    /// A page of violations of control limits.
-    async fn violations(
+    /// A page of the parts of the subjects of a kind. A kind whose subjects have no parts has an empty one.
+    async fn parts(
         &self,
         school: SchoolId,
-        query: ViolationQuery,
-    ) -> Result<ViolationPage, StoreError>;
+        kind: Kind,
+        query: PartQuery,
+    ) -> Result<PartPage, StoreError>;
 
-    /// How many violations of a school nobody has acknowledged.
-    async fn open_violations(&self, school: SchoolId) -> Result<u64, StoreError>;
+    /// How many parts of the subjects of a kind are open.
+    async fn open_parts(&self, school: SchoolId, kind: Kind) -> Result<u64, StoreError>;
 
     /// Subjects to look at, the longest overdue first, at most `limit`.
     async fn overdue(&self, now: Uptime, limit: usize) -> Result<Vec<Overdue>, StoreError>;

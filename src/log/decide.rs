@@ -15,9 +15,8 @@ use super::facts::{Address, Answered, Facts, Moment, Stored, Tail};
 use super::{CommandError, Envelope, Idempotency, Receipt, Room};
 use crate::event::{Class, Event};
 use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
-use crate::kind::characteristic::Violation;
 use crate::kind::job::Past;
-use crate::kind::{self, Context, Limits, Outcome, RuleError, State};
+use crate::kind::{self, Context, Limits, Outcome, Part, RuleError, State};
 
 /// What decisions depend on besides facts and time.
 #[derive(Debug, Clone)]
@@ -43,16 +42,16 @@ pub struct Decisions {
     pub keys: HashMap<(SchoolId, String), NewKey>,
     /// Category of subjects that ended well, and what they teach of it.
     pub past: Vec<(SchoolId, Arc<str>, Past)>,
-    /// Violations that were opened or acknowledged.
-    pub violations: HashMap<(SchoolId, SubjectId, u64), Violation>,
+    /// Parts of subjects that were made or changed, by their numbers.
+    pub parts: HashMap<(Address, u64), Part>,
     /// How many subjects were created.
     pub created: HashMap<(SchoolId, Kind), u64>,
     /// Whether there is a milestone among the events.
     pub has_milestone: bool,
     /// Who holds alone what was given or taken.
     holders: HashMap<(SchoolId, Kind, String), Option<SubjectId>>,
-    /// Publishers' own ids of violations that were opened.
-    violation_ids: HashSet<(SchoolId, Arc<str>)>,
+    /// Publishers' own ids of parts that were made.
+    part_ids: HashSet<(SchoolId, Kind, Arc<str>)>,
 }
 
 /// The first use of an idempotency key.
@@ -96,7 +95,7 @@ struct Earlier {
 struct Numbered {
     events: Vec<Arc<Event>>,
     stored: Stored,
-    violations: Vec<Violation>,
+    parts: Vec<Part>,
     receipt: Receipt,
 }
 
@@ -199,15 +198,15 @@ impl Rules {
             Some(what) => decisions.holder(facts, school, kind, what)?,
             None => None,
         };
-        let violation = match command.wants_violation() {
-            Some(number) => decisions.violation(facts, school, subject, number)?,
+        let part = match command.wants_part() {
+            Some(number) => decisions.part(facts, address, number)?,
             None => None,
         };
-        let mut taken_violation = None;
-        for own_id in command.opens_violations() {
-            let in_group = decisions.violation_ids.contains(&(school, own_id.into()));
-            if in_group || facts.has_violation(school, own_id)? {
-                taken_violation = Some(own_id);
+        let mut taken_part = None;
+        for own_id in command.names_parts() {
+            let in_group = decisions.part_ids.contains(&(school, kind, own_id.into()));
+            if in_group || facts.has_part(school, kind, own_id)? {
+                taken_part = Some(own_id);
                 break;
             }
         }
@@ -219,8 +218,8 @@ impl Rules {
             sub: envelope.sub.as_deref(),
             next_seq: tail.head.seq + 1,
             holder: holder.as_ref(),
-            violation: violation.as_ref(),
-            taken_violation,
+            part: part.as_ref(),
+            taken_part,
         };
         Ok(kind::apply(subject, state, command, &context))
     }
@@ -264,7 +263,7 @@ impl Rules {
             events,
             receipt,
             stored,
-            violations: outcome.violations,
+            parts: outcome.parts,
         }
     }
 
@@ -343,16 +342,11 @@ impl Decisions {
             self.holders
                 .insert((school, kind, what.to_owned()), Some(subject.clone()));
         }
-        for violation in numbered.violations {
-            let key = (
-                school,
-                violation.characteristic_id.clone(),
-                violation.number,
-            );
-            let own_id = violation.own_id.as_ref().map(Arc::clone);
-            self.violation_ids
-                .extend(own_id.map(|own_id| (school, own_id)));
-            self.violations.insert(key, violation);
+        for part in numbered.parts {
+            let own_id = part.own_id().map(Arc::clone);
+            self.part_ids
+                .extend(own_id.map(|own_id| (school, kind, own_id)));
+            self.parts.insert((address.clone(), part.number()), part);
         }
         let is_milestone = |event: &Arc<Event>| event.draft.class == Class::Milestone;
         self.has_milestone |= numbered.events.iter().any(is_milestone);
@@ -407,18 +401,16 @@ impl Decisions {
         }
     }
 
-    /// A violation as the commands before leave it.
-    fn violation<F: Facts>(
+    /// A part of a subject as the commands before leave it.
+    fn part<F: Facts>(
         &self,
         facts: &mut F,
-        school: SchoolId,
-        characteristic: &SubjectId,
+        address: &Address,
         number: u64,
-    ) -> Result<Option<Violation>, F::Error> {
-        let key = (school, characteristic.clone(), number);
-        match self.violations.get(&key) {
-            Some(violation) => Ok(Some(violation.clone())),
-            None => facts.violation(school, characteristic, number),
+    ) -> Result<Option<Part>, F::Error> {
+        match self.parts.get(&(address.clone(), number)) {
+            Some(part) => Ok(Some(part.clone())),
+            None => facts.part(address, number),
         }
     }
 }

@@ -6,9 +6,8 @@ use chrono::{DateTime, Utc};
 
 use crate::event::Event;
 use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
-use crate::kind::State;
-use crate::kind::characteristic::Violation;
 use crate::kind::job::History;
+use crate::kind::{Part, State};
 use crate::uptime::Uptime;
 
 /// A subject's address.
@@ -112,14 +111,10 @@ pub trait Facts {
     /// An earlier use of an idempotency key.
     fn key(&mut self, school: SchoolId, key: &str) -> Result<Option<KeyUse>, Self::Error>;
 
-    /// A violation of a characteristic, by its number.
-    fn violation(
-        &mut self,
-        school: SchoolId,
-        characteristic: &SubjectId,
-        number: u64,
-    ) -> Result<Option<Violation>, Self::Error>;
+    /// A part of a subject, by its number.
+    fn part(&mut self, address: &Address, number: u64) -> Result<Option<Part>, Self::Error>;
 
-    /// Whether a publisher's own id of a violation is taken in the school.
-    fn has_violation(&mut self, school: SchoolId, own_id: &str) -> Result<bool, Self::Error>;
+    /// Whether a part of a subject of the kind has this own id of a publisher in the school.
+    fn has_part(&mut self, school: SchoolId, kind: Kind, own_id: &str)
+    -> Result<bool, Self::Error>;
 }

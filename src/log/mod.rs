@@ -48,8 +48,8 @@ pub mod writer;
 
 pub use self::allowance::{Allowance, Room};
 pub use self::catalog::{
-    Catalog, Ending, ListPage, ListQuery, Order, Overdue, Searched, Stalled, StoredSubject,
-    ViolationPage, ViolationQuery, Which,
+    Catalog, Ending, ListPage, ListQuery, Order, Overdue, PartPage, PartQuery, Searched, Stalled,
+    StoredSubject, Which,
 };
 pub use self::command::{CommandError, Envelope, Idempotency, Receipt};
 pub use self::committed::{Batches, Committed, Meter, Reading};

@@ -34,8 +34,8 @@ pub(crate) fn context(secs: i64, history: Option<History>) -> Context<'static> {
         sub: None,
         next_seq: 1,
         holder: None,
-        violation: None,
-        taken_violation: None,
+        part: None,
+        taken_part: None,
     }
 }
 

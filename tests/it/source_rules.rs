@@ -10,7 +10,7 @@ use tidings::event::{Class, Draft};
 use tidings::id::SubjectId;
 use tidings::kind::characteristic::nelson::{Rule, is_broken};
 use tidings::kind::characteristic::{self, Violation};
-use tidings::kind::{Context, device, enrollment};
+use tidings::kind::{Context, Part, device, enrollment};
 use tidings::uptime::Uptime;
 
 use crate::support::LIMITS;
@@ -34,7 +34,7 @@ fn id() -> SubjectId {
     "s".parse().unwrap()
 }
 
-fn context<'a>(secs: i64, next_seq: u64, violation: Option<&'a Violation>) -> Context<'a> {
+fn context<'a>(secs: i64, next_seq: u64, part: Option<&'a Part>) -> Context<'a> {
     Context {
         now: at(secs),
         limits: &LIMITS,
@@ -43,8 +43,8 @@ fn context<'a>(secs: i64, next_seq: u64, violation: Option<&'a Violation>) -> Co
         sub: None,
         next_seq,
         holder: None,
-        violation,
-        taken_violation: None,
+        part,
+        taken_part: None,
     }
 }
 
@@ -238,7 +238,8 @@ proptest! {
             };
             let open = known.is_some_and(|own| own.acknowledgement.is_none());
             let acknowledged = known.is_some_and(|own| own.acknowledgement.is_some());
-            let outcome = characteristic::apply(&id(), state.as_ref(), &command, &context(0, seq + 1, known));
+            let part = known.cloned().map(Part::Characteristic);
+            let outcome = characteristic::apply(&id(), state.as_ref(), &command, &context(0, seq + 1, part.as_ref()));
             if let characteristic::Command::Acknowledge { .. } = command {
                 prop_assert_eq!(outcome.is_ok(), open, "each once");
             }
@@ -249,7 +250,7 @@ proptest! {
             let (before, after) = (state.take(), outcome.state);
             let first = seq + 1;
             seq += outcome.drafts.len() as u64;
-            for violation in &outcome.violations {
+            for violation in outcome.parts.iter().filter_map(Part::characteristic) {
                 match violations.iter_mut().find(|own| own.number == violation.number) {
                     Some(own) => *own = violation.clone(),
                     None => {
@@ -281,9 +282,9 @@ proptest! {
                     let running: HashSet<Rule> = after.runs.iter().map(|(rule, _)| *rule).collect();
                     prop_assert_eq!(&broken, &running);
                     let ran: HashSet<Rule> = before.iter().flat_map(|before| before.runs.iter().map(|(rule, _)| *rule)).collect();
-                    prop_assert_eq!(outcome.violations.len(), broken.difference(&ran).count(), "one for each run");
+                    prop_assert_eq!(outcome.parts.len(), broken.difference(&ran).count(), "one for each run");
                 }
-                let opens = !outcome.violations.is_empty();
+                let opens = !outcome.parts.is_empty();
                 prop_assert_eq!(outcome.drafts[0].class == Class::Milestone, opens);
             }
             prop_assert!(after.recent.len() <= characteristic::nelson::WINDOW);

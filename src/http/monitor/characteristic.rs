@@ -23,7 +23,7 @@ use crate::http::problem::Problem;
 use crate::kind::characteristic;
 use crate::kind::characteristic::dispersion::Dispersion;
 use crate::kind::characteristic::nelson::Rule;
-use crate::log::{ViolationQuery, Which};
+use crate::log::{PartQuery, Which};
 use crate::service::Tidings;
 
 /// What the page says of a gap.
@@ -67,10 +67,10 @@ async fn characteristic_page(
     let key = |rule: &Rule| json!({ "rule": rule.number(), "name": rule.name() });
     let chart = limits.map(|limits| limits.chart);
     let title = own.and_then(|own| own.name.as_deref()).unwrap_or(id);
-    let query = ViolationQuery {
-        characteristic_id: Some(subject),
+    let query = PartQuery {
+        subject: Some(subject),
         limit: PAGE_DEFAULT,
-        ..ViolationQuery::default()
+        ..PartQuery::default()
     };
     let (violations, _) = violations(tidings, &guest, query).await?;
     let own = json!({

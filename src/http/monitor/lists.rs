@@ -20,7 +20,7 @@ use crate::http::problem::Problem;
 use crate::http::subjects::{STALLED_STATUS, Ticked};
 use crate::id::Channel;
 use crate::kind::characteristic;
-use crate::log::{ListPage, ListQuery, Order, Stalled, ViolationQuery};
+use crate::log::{ListPage, ListQuery, Order, PartQuery, Stalled};
 use crate::service::Tidings;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -41,11 +41,11 @@ async fn open_violations(
     let all = Channel::Collection(characteristic::KIND);
     let reaches = guest.caller.reach(&all);
     reaches.map_err(Problem::from)?;
-    let query = ViolationQuery {
-        acknowledged: Some(false),
+    let query = PartQuery {
+        open: Some(true),
         before: page.map(|page| page.min(i64::MAX as u64)),
         limit: PAGE_DEFAULT,
-        ..ViolationQuery::default()
+        ..PartQuery::default()
     };
     let (rows, next) = violations(tidings, &guest, query).await?;
     let own = json!({

@@ -19,9 +19,8 @@ use crate::http::body::Base;
 use crate::http::problem::Problem;
 use crate::hub::History;
 use crate::id::{Channel, Cursor, Kind, SubjectId};
-use crate::kind::job;
-use crate::kind::{characteristic, device, enrollment};
-use crate::log::{Envelope, ListQuery, Stalled, StoreError, StoredSubject, ViolationQuery};
+use crate::kind::{characteristic, device, enrollment, job};
+use crate::log::{Envelope, ListQuery, PartQuery, Stalled, StoreError, StoredSubject};
 use crate::service::Tidings;
 
 /// Seconds of a row of the last minute's table.
@@ -182,9 +181,9 @@ async fn troubled_jobs(
 pub(super) async fn violations(
     tidings: &Tidings,
     guest: &Guest,
-    query: ViolationQuery,
+    query: PartQuery,
 ) -> Result<(Vec<Value>, Option<u64>), StoreError> {
-    let channel = match &query.characteristic_id {
+    let channel = match &query.subject {
         Some(id) => Channel::Subject(characteristic::KIND, id.clone()),
         None => Channel::Collection(characteristic::KIND),
     };
@@ -192,11 +191,11 @@ pub(super) async fn violations(
         return Ok((Vec::new(), None));
     }
     let now = Utc::now();
-    let page = tidings
-        .store()
-        .violations(guest.caller.school(), query)
-        .await?;
-    let rows = page.violations.iter().map(|own| violation_row(own, now));
+    let kind = characteristic::KIND;
+    let read = tidings.store().parts(guest.caller.school(), kind, query);
+    let page = read.await?;
+    let violations = page.parts.iter().filter_map(|part| part.characteristic());
+    let rows = violations.map(|own| violation_row(own, now));
     Ok((rows.collect(), page.next))
 }
 
@@ -247,10 +246,10 @@ async fn overview(
     let list = async |kind, statuses| listed(tidings, &guest, kind, statuses, OVERVIEW_ROWS).await;
     let running = list(job::KIND, &["in_progress"]).await?;
     let sessions = list(enrollment::KIND, &ENROLLING).await?;
-    let open = ViolationQuery {
-        acknowledged: Some(false),
+    let open = PartQuery {
+        open: Some(true),
         limit: OVERVIEW_ROWS,
-        ..ViolationQuery::default()
+        ..PartQuery::default()
     };
     let (open, _) = violations(tidings, &guest, open).await?;
     let endings = match guest.may_see(job::KIND) {

@@ -52,7 +52,7 @@ impl Totals {
                 more.push(("failed_lately", failed.await?));
             }
             if kind == characteristic::KIND {
-                let open = tidings.store().open_violations(school).await?;
+                let open = tidings.store().open_parts(school, kind).await?;
                 more.push(("open_violations", open));
             }
             own.extend(more);

@@ -173,14 +173,14 @@ impl CommandOf<Characteristic> for Command {
         })
     }
 
-    fn wants_violation(&self) -> Option<u64> {
+    fn wants_part(&self) -> Option<u64> {
         match self {
             Command::Acknowledge(own) | Command::Unacknowledge(own) => Some(own.number),
             _ => None,
         }
     }
 
-    fn opens_violations(&self) -> Vec<&str> {
+    fn names_parts(&self) -> Vec<&str> {
         let violations = match self {
             Command::Violation(violation) => std::slice::from_ref(violation),
             Command::Sample(sample) => sample.violations.as_deref().unwrap_or_default(),

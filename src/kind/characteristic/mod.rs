@@ -35,12 +35,14 @@ use self::limits::ControlLimits;
 pub use self::message::{limits_draft, sample_draft, sample_value, severity, violation_draft};
 use self::nelson::Rule;
 pub use self::rules::apply;
-use super::{Description, RuleError, Subject};
+use super::{Description, PartOf, RuleError, Subject};
 use crate::event::{Draft, EventType, timestamp};
 use crate::id::{Kind, SUBJECT_ID_MAX_BYTES, SubjectId};
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("characteristics");
+/// The violations of a characteristic are its parts.
+pub type Part = Violation;
 /// A measurement, judged.
 pub static SAMPLE: EventType = EventType::new("sample");
 /// A rule is broken.
@@ -386,6 +388,16 @@ impl Violation {
             Some(own) => Cow::Borrowed(own),
             None => Cow::Owned(format!("{}.{}", self.characteristic_id, self.number)),
         }
+    }
+}
+
+impl PartOf for Violation {
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn own_id(&self) -> Option<&Arc<str>> {
+        self.own_id.as_ref()
     }
 }
 

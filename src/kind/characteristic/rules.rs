@@ -12,7 +12,7 @@ use super::{
 };
 use crate::event::Draft;
 use crate::id::SubjectId;
-use crate::kind::{Bound, Context, Outcome, RuleError, bounded, not_found};
+use crate::kind::{Bound, Context, Outcome, Part, RuleError, bounded, not_found};
 
 /// The rules: what becomes of a characteristic by a command, and what is told of it.
 pub fn apply(
@@ -55,8 +55,9 @@ pub fn apply(
         Command::Acknowledge(own) => change.acknowledge(&next, own, true)?,
         Command::Unacknowledge(own) => change.acknowledge(&next, own, false)?,
     }
+    let parts = change.violations.into_iter().map(Part::Characteristic);
     Ok(Outcome {
-        violations: change.violations,
+        parts: parts.collect(),
         ..Outcome::new(next, change.drafts)
     })
 }
@@ -152,7 +153,7 @@ impl Change<'_> {
                 "does not end in a full stop and a number: such ids are the server's",
             ));
         }
-        if self.context.taken_violation == Some(text) {
+        if self.context.taken_part == Some(text) {
             return Err(RuleError::AlreadyExists {
                 noun: "Violation",
                 id: text.to_owned(),
@@ -168,7 +169,7 @@ impl Change<'_> {
         asked: &Acknowledge,
         acknowledged: bool,
     ) -> Result<(), RuleError> {
-        let Some(violation) = self.context.violation else {
+        let Some(violation) = self.context.part.and_then(Part::characteristic) else {
             return Err(no_violation(self.id, asked.number));
         };
         match (acknowledged, violation.acknowledgement.is_some()) {

@@ -29,6 +29,8 @@ use crate::uptime::Uptime;
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("enrollments");
+/// A session has no parts.
+pub type Part = super::NoPart;
 /// A step of a session.
 pub static ENROLLMENT_PROGRESS: EventType = EventType::new("enrollment_progress");
 /// The end of a session that succeeded.

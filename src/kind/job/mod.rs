@@ -40,6 +40,8 @@ use crate::uptime::Uptime;
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("jobs");
+/// A job has no parts.
+pub type Part = super::NoPart;
 /// The type of every event of a job.
 pub static JOB_PROGRESS: EventType = EventType::new("job_progress");
 /// What is fixed of jobs.

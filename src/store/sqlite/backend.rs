@@ -21,14 +21,13 @@ use super::lock::DatabaseLock;
 use super::schema::{events, idempotency_keys, schools};
 use super::states::States;
 use super::sweep::{Retention, sweep};
-use super::table::{millis, place, table, tag_bits, unreadable};
+use super::table::{millis, parts, place, table, tag_bits, unreadable};
 use super::upsert::upsert;
-use super::{BUSY_TIMEOUT_MS, answers, database_error, job_texts, read, violations};
+use super::{BUSY_TIMEOUT_MS, answers, database_error, job_texts, read};
 use crate::config::{self, Settings, Synchronous};
 use crate::id::{Kind, SchoolId, SubjectId};
-use crate::kind::characteristic::Violation;
 use crate::kind::job::{History, Past};
-use crate::kind::{self, State};
+use crate::kind::{self, Part, State};
 use crate::log::StoreError;
 use crate::log::decide::Decisions;
 use crate::log::facts::{Address, Answered, Facts, KeyUse, Moment, Stored, Tail};
@@ -120,8 +119,8 @@ impl Backend {
             for ((school, kind, subject), stored) in &group.states {
                 table(*kind).write(conn, *school, subject, stored)?;
             }
-            for ((school, ..), violation) in &group.violations {
-                violations::write(conn, *school, violation)?;
+            for (((school, kind, _), _), part) in &group.parts {
+                parts(*kind)?.write(conn, *school, part)?;
             }
             for event in &group.events {
                 diesel::insert_into(events::table)
@@ -385,17 +384,20 @@ impl Facts for Backend {
         self.find_key(school, key).map_err(database_error)
     }
 
-    fn violation(
+    fn part(
         &mut self,
-        school: SchoolId,
-        characteristic: &SubjectId,
+        (school, kind, subject): &Address,
         number: u64,
-    ) -> Result<Option<Violation>, StoreError> {
-        violations::find(&mut self.conn, school, characteristic, number).map_err(database_error)
+    ) -> Result<Option<Part>, StoreError> {
+        let parts = parts(*kind).map_err(database_error)?;
+        let part = parts.find(&mut self.conn, *school, subject, number);
+        part.map_err(database_error)
     }
 
-    fn has_violation(&mut self, school: SchoolId, own_id: &str) -> Result<bool, StoreError> {
-        let found = violations::find_own(&mut self.conn, school, own_id);
-        Ok(found.map_err(database_error)?.is_some())
+    fn has_part(&mut self, school: SchoolId, kind: Kind, own_id: &str) -> Result<bool, StoreError> {
+        let parts = parts(kind).map_err(database_error)?;
+        parts
+            .has(&mut self.conn, school, own_id)
+            .map_err(database_error)
     }
 }

@@ -7,13 +7,13 @@ use chrono::{DateTime, Utc};
 
 use super::lists::ListWalk;
 use super::table::{TABLES, into_subject, table};
-use super::{SqliteStore, devices, read, violations};
+use super::{SqliteStore, devices, read};
 use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
 use crate::kind::device::Device;
 use crate::log::{
-    Catalog, Ending, ListPage, ListQuery, Overdue, Searched, StoreError, StoredSubject,
-    ViolationPage, ViolationQuery, Which,
+    Catalog, Ending, ListPage, ListQuery, Overdue, PartPage, PartQuery, Searched, StoreError,
+    StoredSubject, Which,
 };
 use crate::uptime::Uptime;
 
@@ -143,18 +143,30 @@ impl Catalog for SqliteStore {
             .await
     }
 
-    async fn violations(
+    async fn parts(
         &self,
         school: SchoolId,
-        query: ViolationQuery,
-    ) -> Result<ViolationPage, StoreError> {
-        self.read(school, move |conn| violations::list(conn, school, &query))
-            .await
+        kind: Kind,
+        query: PartQuery,
+    ) -> Result<PartPage, StoreError> {
+        self.read(school, move |conn| match table(kind).parts() {
+            Some(parts) => parts.list(conn, school, &query),
+            None => Ok(PartPage {
+                parts: Vec::new(),
+                next: None,
+                head: read::bounds(conn, school)?.head,
+            }),
+        })
+        .await
     }
 
-    async fn open_violations(&self, school: SchoolId) -> Result<u64, StoreError> {
-        self.read(school, move |conn| read::open_violations(conn, school))
-            .await
+    async fn open_parts(&self, school: SchoolId, kind: Kind) -> Result<u64, StoreError> {
+        self.read(school, move |conn| {
+            table(kind)
+                .parts()
+                .map_or(Ok(0), |parts| parts.open(conn, school))
+        })
+        .await
     }
 
     async fn overdue(&self, now: Uptime, limit: usize) -> Result<Vec<Overdue>, StoreError> {

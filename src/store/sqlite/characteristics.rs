@@ -10,10 +10,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::schema::characteristics;
-use super::table::{Selection, Table, Told, any_table, from_millis, millis, unreadable};
+use super::table::{Parts, Selection, Table, Told, any_table, from_millis, millis, unreadable};
 use super::table::{place, tag_bits};
 use super::upsert::upsert;
-use super::violations;
+use super::violations::{self, ViolationsTable};
 use crate::event::{Draft, Event};
 use crate::id::{Epoch, Place, SchoolId, SubjectId};
 use crate::kind::characteristic::limits::ControlLimits;
@@ -231,6 +231,10 @@ impl Table for CharacteristicsTable {
         characteristics by characteristic_id as CharacteristicRow, written by UpsertCharacteristic from characteristic,
         searched in [characteristic_id, name] and values of [], category [], stalls []
     );
+
+    fn parts(&self) -> Option<&'static dyn Parts> {
+        Some(&ViolationsTable)
+    }
 
     /// Limits, last samples and open violations.
     fn snapshot(

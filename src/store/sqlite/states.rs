@@ -82,8 +82,8 @@ mod tests {
             sub: None,
             next_seq: 1,
             holder: None,
-            violation: None,
-            taken_violation: None,
+            part: None,
+            taken_part: None,
         };
         let command = Command::Job(job::Command::Create(create));
         let id = id.parse().unwrap();

@@ -10,7 +10,6 @@ use super::answers;
 use super::read::tag_at;
 use super::schema::{events, idempotency_keys, schools};
 use super::table::{TABLES, millis, unreadable};
-use super::violations;
 use crate::config;
 use crate::event::EVENT_BASE_BYTES;
 use crate::id::SchoolId;
@@ -70,7 +69,9 @@ pub(super) fn sweep(
                 .extend(table.sweep(conn, now - retention.finished, limit)?);
         }
         swept.more |= swept.gone.len() >= limit;
-        swept.more |= violations::sweep(conn, now - retention.finished, limit)? == limit;
+        for parts in TABLES.iter().filter_map(|(_, table)| table.parts()) {
+            swept.more |= parts.sweep(conn, now - retention.finished, limit)? == limit;
+        }
         let old_keys = idempotency_keys::created_at.lt(millis(now - retention.keys));
         let keys: Vec<(i64, String)> = idempotency_keys::table
             .filter(old_keys)

@@ -7,14 +7,15 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
-use super::read::bounds;
+use super::read::{bounds, count_of};
 use super::schema::{schools, violations};
-use super::table::{from_millis, millis, unreadable};
+use super::table::{Parts, from_millis, millis, unreadable};
 use super::upsert::upsert;
 use crate::id::{SchoolId, SubjectId};
+use crate::kind::Part;
 use crate::kind::characteristic::dispersion::Chart;
 use crate::kind::characteristic::{Acknowledgement, Severity, Violation};
-use crate::log::{ViolationPage, ViolationQuery};
+use crate::log::{PartPage, PartQuery};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = violations)]
@@ -47,7 +48,31 @@ upsert! {
     set (ack_user: Nullable<Text>, ack_reason: Nullable<Text>, ack_at: Nullable<BigInt>)
 }
 
-impl ViolationRow<'_> {
+impl<'a> ViolationRow<'a> {
+    fn new(school: SchoolId, violation: &'a Violation) -> ViolationRow<'a> {
+        let acknowledgement = violation.acknowledgement.as_ref();
+        ViolationRow {
+            school_id: school.get(),
+            characteristic_id: violation.characteristic_id.as_str().into(),
+            number: violation.number as i64,
+            own_id: violation.own_id.as_deref().map(Into::into),
+            sample_id: violation.sample_id.as_deref().map(Into::into),
+            rule_id: violation.rule_id.into(),
+            rule_name: (&*violation.rule_name).into(),
+            severity: violation.severity.as_str().into(),
+            at: millis(violation.at),
+            seq: violation.seq as i64,
+            ack_user: acknowledgement.map(|ack| (&*ack.user).into()),
+            ack_reason: acknowledgement.map(|ack| (&*ack.reason).into()),
+            ack_at: acknowledgement.map(|ack| millis(ack.at)),
+            chart: violation.chart.map(|chart| chart.as_str().into()),
+        }
+    }
+
+    fn into_part(self) -> QueryResult<Part> {
+        self.into_violation().map(Part::Characteristic)
+    }
+
     fn into_violation(self) -> QueryResult<Violation> {
         let acknowledgement = match (self.ack_user, self.ack_reason, self.ack_at) {
             (Some(user), Some(reason), Some(at)) => Some(Acknowledgement {
@@ -82,61 +107,119 @@ impl ViolationRow<'_> {
     }
 }
 
-pub(super) fn find(
-    conn: &mut SqliteConnection,
-    school: SchoolId,
-    characteristic: &SubjectId,
-    number: u64,
-) -> QueryResult<Option<Violation>> {
-    let Ok(number) = i64::try_from(number) else {
-        return Ok(None);
-    };
-    let row: Option<ViolationRow<'_>> = violations::table
-        .find((school.get(), characteristic.as_str(), number))
-        .select(ViolationRow::as_select())
-        .first(conn)
-        .optional()?;
-    row.map(ViolationRow::into_violation).transpose()
-}
+/// Violations, as the store sees the parts of any kind.
+pub(super) struct ViolationsTable;
 
-/// The violation that its publisher calls so.
-pub(super) fn find_own(
-    conn: &mut SqliteConnection,
-    school: SchoolId,
-    own_id: &str,
-) -> QueryResult<Option<Violation>> {
-    let row: Option<ViolationRow<'_>> = violations::table
-        .filter(violations::school_id.eq(school.get()))
-        .filter(violations::own_id.eq(own_id))
-        .select(ViolationRow::as_select())
-        .first(conn)
-        .optional()?;
-    row.map(ViolationRow::into_violation).transpose()
-}
+impl Parts for ViolationsTable {
+    fn find(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        characteristic: &SubjectId,
+        number: u64,
+    ) -> QueryResult<Option<Part>> {
+        let Ok(number) = i64::try_from(number) else {
+            return Ok(None);
+        };
+        let row: Option<ViolationRow<'_>> = violations::table
+            .find((school.get(), characteristic.as_str(), number))
+            .select(ViolationRow::as_select())
+            .first(conn)
+            .optional()?;
+        row.map(ViolationRow::into_part).transpose()
+    }
 
-pub(super) fn write(
-    conn: &mut SqliteConnection,
-    school: SchoolId,
-    violation: &Violation,
-) -> QueryResult<()> {
-    let acknowledgement = violation.acknowledgement.as_ref();
-    let row = ViolationRow {
-        school_id: school.get(),
-        characteristic_id: violation.characteristic_id.as_str().into(),
-        number: violation.number as i64,
-        own_id: violation.own_id.as_deref().map(Into::into),
-        sample_id: violation.sample_id.as_deref().map(Into::into),
-        rule_id: violation.rule_id.into(),
-        rule_name: (&*violation.rule_name).into(),
-        severity: violation.severity.as_str().into(),
-        at: millis(violation.at),
-        seq: violation.seq as i64,
-        ack_user: acknowledgement.map(|ack| (&*ack.user).into()),
-        ack_reason: acknowledgement.map(|ack| (&*ack.reason).into()),
-        ack_at: acknowledgement.map(|ack| millis(ack.at)),
-        chart: violation.chart.map(|chart| chart.as_str().into()),
-    };
-    UpsertViolation(&row).execute(conn).map(|_| ())
+    fn has(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        own_id: &str,
+    ) -> QueryResult<bool> {
+        let number: Option<i64> = violations::table
+            .filter(violations::school_id.eq(school.get()))
+            .filter(violations::own_id.eq(own_id))
+            .select(violations::number)
+            .first(conn)
+            .optional()?;
+        Ok(number.is_some())
+    }
+
+    fn write(&self, conn: &mut SqliteConnection, school: SchoolId, part: &Part) -> QueryResult<()> {
+        let violation = part.characteristic();
+        let violation = violation.ok_or_else(|| unreadable("a part of another kind"))?;
+        UpsertViolation(&ViolationRow::new(school, violation))
+            .execute(conn)
+            .map(|_| ())
+    }
+
+    fn list(
+        &self,
+        conn: &mut SqliteConnection,
+        school: SchoolId,
+        query: &PartQuery,
+    ) -> QueryResult<PartPage> {
+        let head = bounds(conn, school)?.head;
+        let mut select = violations::table
+            .filter(violations::school_id.eq(school.get()))
+            .order(violations::seq.desc())
+            .limit(query.limit as i64 + 1)
+            .select(ViolationRow::as_select())
+            .into_boxed();
+        if let Some(characteristic) = &query.subject {
+            select = select.filter(violations::characteristic_id.eq(characteristic.as_str()));
+        }
+        if let Some(own_id) = &query.own_id {
+            select = select.filter(violations::own_id.eq(own_id));
+        }
+        match query.open {
+            Some(false) => select = select.filter(violations::ack_at.is_not_null()),
+            Some(true) => select = select.filter(violations::ack_at.is_null()),
+            None => {}
+        }
+        if let Some(before) = query.before {
+            select = select.filter(violations::seq.lt(before as i64));
+        }
+        let mut rows = select.load::<ViolationRow<'_>>(conn)?;
+        let more = rows.len() > query.limit;
+        rows.truncate(query.limit);
+        let next = rows.last().map(|row| row.seq as u64).filter(|_| more);
+        let parts = rows.into_iter().map(ViolationRow::into_part);
+        Ok(PartPage {
+            parts: parts.collect::<QueryResult<_>>()?,
+            next,
+            head,
+        })
+    }
+
+    /// How many nobody has acknowledged.
+    fn open(&self, conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<u64> {
+        count_of(conn, school, "open violations")
+    }
+
+    /// One that nobody has acknowledged stays: it still needs attention.
+    fn sweep(
+        &self,
+        conn: &mut SqliteConnection,
+        before: DateTime<Utc>,
+        limit: usize,
+    ) -> QueryResult<usize> {
+        let gone: Vec<(i64, String, i64)> = violations::table
+            .inner_join(schools::table.on(schools::school_id.eq(violations::school_id)))
+            .filter(violations::ack_at.lt(millis(before)))
+            .filter(violations::seq.le(schools::floor))
+            .limit(limit as i64)
+            .select((
+                violations::school_id,
+                violations::characteristic_id,
+                violations::number,
+            ))
+            .load(conn)?;
+        for (school, characteristic, number) in &gone {
+            diesel::delete(violations::table.find((school, characteristic, number)))
+                .execute(conn)?;
+        }
+        Ok(gone.len())
+    }
 }
 
 /// Open violations by the order of their events, of one characteristic or of all.
@@ -161,69 +244,6 @@ pub(super) fn open(
     }
     let rows = query.load::<ViolationRow<'_>>(conn)?;
     rows.into_iter().map(ViolationRow::into_violation).collect()
-}
-
-/// A page of violations, newest first.
-pub(super) fn list(
-    conn: &mut SqliteConnection,
-    school: SchoolId,
-    query: &ViolationQuery,
-) -> QueryResult<ViolationPage> {
-    let head = bounds(conn, school)?.head;
-    let mut select = violations::table
-        .filter(violations::school_id.eq(school.get()))
-        .order(violations::seq.desc())
-        .limit(query.limit as i64 + 1)
-        .select(ViolationRow::as_select())
-        .into_boxed();
-    if let Some(characteristic) = &query.characteristic_id {
-        select = select.filter(violations::characteristic_id.eq(characteristic.as_str()));
-    }
-    if let Some(own_id) = &query.own_id {
-        select = select.filter(violations::own_id.eq(own_id));
-    }
-    match query.acknowledged {
-        Some(true) => select = select.filter(violations::ack_at.is_not_null()),
-        Some(false) => select = select.filter(violations::ack_at.is_null()),
-        None => {}
-    }
-    if let Some(before) = query.before {
-        select = select.filter(violations::seq.lt(before as i64));
-    }
-    let mut rows = select.load::<ViolationRow<'_>>(conn)?;
-    let more = rows.len() > query.limit;
-    rows.truncate(query.limit);
-    let next = rows.last().map(|row| row.seq as u64).filter(|_| more);
-    let violations = rows.into_iter().map(ViolationRow::into_violation);
-    Ok(ViolationPage {
-        violations: violations.collect::<QueryResult<_>>()?,
-        next,
-        head,
-    })
-}
-
-/// Deletes at most `limit` violations that were acknowledged before `before` and whose events are gone. One that
-/// nobody has acknowledged stays: it still needs attention.
-pub(super) fn sweep(
-    conn: &mut SqliteConnection,
-    before: DateTime<Utc>,
-    limit: usize,
-) -> QueryResult<usize> {
-    let gone: Vec<(i64, String, i64)> = violations::table
-        .inner_join(schools::table.on(schools::school_id.eq(violations::school_id)))
-        .filter(violations::ack_at.lt(millis(before)))
-        .filter(violations::seq.le(schools::floor))
-        .limit(limit as i64)
-        .select((
-            violations::school_id,
-            violations::characteristic_id,
-            violations::number,
-        ))
-        .load(conn)?;
-    for (school, characteristic, number) in &gone {
-        diesel::delete(violations::table.find((school, characteristic, number))).execute(conn)?;
-    }
-    Ok(gone.len())
 }
 
 diesel::allow_tables_to_appear_in_same_query!(violations, schools);

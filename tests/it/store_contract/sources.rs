@@ -1,8 +1,8 @@
 //! What a store promises of the kinds other than jobs, and of notifiers.
 
 use chrono::{SubsecRound, Utc};
-use tidings::kind::{characteristic, device, enrollment};
-use tidings::log::ViolationQuery;
+use tidings::kind::{Part, characteristic, device, enrollment};
+use tidings::log::PartQuery;
 use tidings::log::consumers::{Begun, Change, DeadLetter, Progress, SetAside, Total, Tried};
 
 use super::*;
@@ -233,21 +233,22 @@ pub(super) async fn a_violation_is_acknowledged_once(open: Open) {
     bench.done(vec![sample("a", 0.0), sample("a", 9.0)]).await;
     let bench = bench.reopened(open).await;
     assert!(bench.append(1, vec![acknowledge("a", 1)]).await[0].is_err());
-    let listed = async |acknowledged: Option<bool>| -> Vec<u64> {
-        let query = ViolationQuery {
-            acknowledged,
+    let listed = async |open: Option<bool>| -> Vec<u64> {
+        let query = PartQuery {
+            open,
             limit: 10,
-            ..ViolationQuery::default()
+            ..PartQuery::default()
         };
-        let page = bench.store.violations(school(1), query).await.unwrap();
-        page.violations
-            .iter()
-            .map(|violation| violation.number)
-            .collect()
+        let page = bench
+            .store
+            .parts(school(1), characteristic::KIND, query)
+            .await
+            .unwrap();
+        page.parts.iter().map(Part::number).collect()
     };
     assert_eq!(listed(None).await, [2, 1]);
-    assert_eq!(listed(Some(false)).await, [2]);
-    assert_eq!(listed(Some(true)).await, [1]);
+    assert_eq!(listed(Some(true)).await, [2]);
+    assert_eq!(listed(Some(false)).await, [1]);
 }
 
 pub(super) async fn every_kind_is_there_after_reopening(open: Open) {
@@ -294,12 +295,16 @@ pub(super) async fn every_kind_is_there_after_reopening(open: Open) {
         states
     };
     let violations = async |bench: &Bench| {
-        let query = ViolationQuery {
+        let query = PartQuery {
             limit: 10,
-            ..ViolationQuery::default()
+            ..PartQuery::default()
         };
-        let page = bench.store.violations(school(1), query).await.unwrap();
-        format!("{:?}", page.violations)
+        let page = bench
+            .store
+            .parts(school(1), characteristic::KIND, query)
+            .await
+            .unwrap();
+        format!("{:?}", page.parts)
     };
     let before = told(&bench).await;
     let opened = violations(&bench).await;
@@ -528,12 +533,16 @@ pub(super) async fn an_open_violation_is_not_swept(open: Open) {
     bench.done(vec![acknowledge("a", 1)]).await;
     let later = Utc::now() + chrono::TimeDelta::days(1);
     while bench.store.sweep(later).await.unwrap() {}
-    let query = ViolationQuery {
+    let query = PartQuery {
         limit: 10,
-        ..ViolationQuery::default()
+        ..PartQuery::default()
     };
-    let page = bench.store.violations(school(1), query).await.unwrap();
-    let kept: Vec<u64> = page.violations.iter().map(|own| own.number).collect();
+    let page = bench
+        .store
+        .parts(school(1), characteristic::KIND, query)
+        .await
+        .unwrap();
+    let kept: Vec<u64> = page.parts.iter().map(Part::number).collect();
     assert_eq!(
         kept,
         [2],

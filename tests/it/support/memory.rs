@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tidings::event::Event;
 use tidings::id::{Kind, SchoolId, SubjectId};
-use tidings::kind::characteristic::Violation;
+use tidings::kind::Part;
 use tidings::kind::job::{History, Past};
 use tidings::log::StoreError;
 use tidings::log::decide::Decisions;
@@ -23,7 +23,7 @@ pub(crate) struct Memory {
     pub(crate) tails: HashMap<SchoolId, Tail>,
     pub(crate) keys: HashMap<(SchoolId, String), KeyUse>,
     pub(crate) past: HashMap<(SchoolId, Arc<str>), Vec<Past>>,
-    pub(crate) violations: HashMap<(SchoolId, SubjectId, u64), Violation>,
+    pub(crate) parts: HashMap<(Address, u64), Part>,
     /// So many of the next commits fail.
     pub(crate) failures: usize,
 }
@@ -44,7 +44,7 @@ impl Memory {
         for (school, category, past) in decisions.past.drain(..) {
             self.past.entry((school, category)).or_default().push(past);
         }
-        self.violations.extend(decisions.violations.drain());
+        self.parts.extend(decisions.parts.drain());
     }
 }
 
@@ -91,19 +91,15 @@ impl Facts for Memory {
         Ok(self.keys.get(&(school, key.to_owned())).cloned())
     }
 
-    fn violation(
-        &mut self,
-        school: SchoolId,
-        characteristic: &SubjectId,
-        number: u64,
-    ) -> Result<Option<Violation>, StoreError> {
-        let key = (school, characteristic.clone(), number);
-        Ok(self.violations.get(&key).cloned())
+    fn part(&mut self, address: &Address, number: u64) -> Result<Option<Part>, StoreError> {
+        Ok(self.parts.get(&(address.clone(), number)).cloned())
     }
 
-    fn has_violation(&mut self, school: SchoolId, own_id: &str) -> Result<bool, StoreError> {
-        let mut own = self.violations.iter().filter(|(key, _)| key.0 == school);
-        Ok(own.any(|(_, violation)| violation.own_id.as_deref() == Some(own_id)))
+    fn has_part(&mut self, school: SchoolId, kind: Kind, own_id: &str) -> Result<bool, StoreError> {
+        let of_kind =
+            |((address, _), _): &(&(Address, u64), &Part)| (address.0, address.1) == (school, kind);
+        let mut own = self.parts.iter().filter(of_kind);
+        Ok(own.any(|(_, part)| part.own_id().is_some_and(|own| **own == *own_id)))
     }
 }
 

@@ -4,10 +4,18 @@
 //! socket. The bytes of each encoding live in it (invariant 8): the first subscriber that needs an
 //! encoding pays for it and all others share the bytes. How events are encoded is [`crate::wire`]'s
 //! business, not this module's.
+//!
+//! What a kind tells is a typed [`Payload`]. An event that was decided in this process carries it, so nobody reads it out
+//! of the JSON again. An event from the log has its JSON alone; that is read at most once, and only if somebody asks.
 
+use std::any::Any;
+use std::fmt;
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::id::{Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 
@@ -74,8 +82,111 @@ pub struct Draft {
     pub status: &'static str,
     /// A second thing to filter by: a job's type.
     pub category: Option<Arc<str>>,
-    /// The kind's own fields: one compact JSON object with at least one field.
-    pub fields: String,
+    /// The kind's own fields.
+    pub fields: Fields,
+}
+
+impl Draft {
+    /// What a payload tells, without a category.
+    pub fn new<P: Payload>(class: Class, status: &'static str, payload: P) -> Draft {
+        Draft {
+            event_type: P::TYPE,
+            class,
+            status,
+            category: None,
+            fields: Fields::of(payload),
+        }
+    }
+
+    /// What it tells, if it is of this payload's type.
+    pub fn payload<P: Payload>(&self) -> Option<&P> {
+        match *self.event_type == *P::TYPE {
+            true => self.fields.payload(),
+            false => None,
+        }
+    }
+}
+
+/// What events of one type tell: written as their fields when they happen, and read back from the fields of an event that
+/// comes from the log.
+pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The type of the events. No other payload has it.
+    const TYPE: &'static EventType;
+}
+
+/// The kind's own fields of an event: one compact JSON object with at least one field, and the payload that it tells.
+/// A clone shares both.
+#[derive(Clone)]
+pub struct Fields(Arc<Told>);
+
+struct Told {
+    json: String,
+    /// Nothing if the JSON tells something else.
+    payload: OnceLock<Option<AnyPayload>>,
+}
+
+type AnyPayload = Box<dyn Any + Send + Sync>;
+
+impl Fields {
+    /// Writes a payload, and keeps it.
+    pub fn of<P: Payload>(payload: P) -> Fields {
+        let json = serde_json::to_string(&payload).expect("a payload is JSON");
+        let payload: AnyPayload = Box::new(payload);
+        Fields(Arc::new(Told {
+            json,
+            payload: OnceLock::from(Some(payload)),
+        }))
+    }
+
+    /// The JSON object.
+    pub fn as_str(&self) -> &str {
+        &self.0.json
+    }
+
+    /// The payload: the one that was written, or else read on the first call. `P` is the payload of the event's type.
+    pub fn payload<P: Payload>(&self) -> Option<&P> {
+        let read = || {
+            let payload = serde_json::from_str::<P>(&self.0.json).ok()?;
+            Some(Box::new(payload) as AnyPayload)
+        };
+        self.0.payload.get_or_init(read).as_ref()?.downcast_ref()
+    }
+}
+
+impl From<String> for Fields {
+    /// Fields as they were stored.
+    fn from(json: String) -> Fields {
+        Fields(Arc::new(Told {
+            json,
+            payload: OnceLock::new(),
+        }))
+    }
+}
+
+impl From<&str> for Fields {
+    fn from(json: &str) -> Fields {
+        json.to_owned().into()
+    }
+}
+
+impl Deref for Fields {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl PartialEq for Fields {
+    fn eq(&self, other: &Fields) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl fmt::Debug for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
 }
 
 /// An entry of a school's log, or, with `snapshot`, a subject's present state in the same form.
@@ -232,9 +343,75 @@ impl Frames {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use serde::{Deserialize, Deserializer};
+
     use super::*;
+
+    static PLAIN: EventType = EventType::new("plain");
+    static OTHER: EventType = EventType::new("other");
+
+    thread_local! {
+        static READ: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// Counts how often it is read out of JSON.
+    #[derive(Serialize)]
+    struct Plain {
+        step: u32,
+    }
+
+    impl<'de> Deserialize<'de> for Plain {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Plain, D::Error> {
+            #[derive(Deserialize)]
+            struct Stored {
+                step: u32,
+            }
+            READ.set(READ.get() + 1);
+            Stored::deserialize(deserializer).map(|Stored { step }| Plain { step })
+        }
+    }
+
+    impl Payload for Plain {
+        const TYPE: &'static EventType = &PLAIN;
+    }
+
+    fn step(draft: &Draft) -> Option<u32> {
+        draft.payload::<Plain>().map(|plain| plain.step)
+    }
+
+    #[test]
+    fn what_was_decided_here_is_never_read_out_of_its_json() {
+        let draft = Draft::new(Class::Tick, "on", Plain { step: 7 });
+        assert_eq!((&*draft.fields, step(&draft)), (r#"{"step":7}"#, Some(7)));
+        assert_eq!(step(&draft.clone()), Some(7));
+        assert_eq!(READ.get(), 0);
+    }
+
+    #[test]
+    fn what_comes_from_the_log_is_read_once_and_only_if_somebody_asks() {
+        let decided = Draft::new(Class::Tick, "on", Plain { step: 7 });
+        let stored = |fields: Fields| Draft {
+            fields,
+            ..decided.clone()
+        };
+        let draft = stored(r#"{"step":8}"#.into());
+        assert_eq!(READ.get(), 0);
+        for _ in 0..3 {
+            assert_eq!((step(&draft), step(&draft.clone())), (Some(8), Some(8)));
+        }
+        assert_eq!(READ.get(), 1);
+        let unreadable = stored(r#"{"step":"eight"}"#.into());
+        assert_eq!((step(&unreadable), step(&unreadable)), (None, None));
+        assert_eq!(READ.get(), 2);
+        let of_another_type = Draft {
+            event_type: &OTHER,
+            ..draft
+        };
+        assert_eq!(step(&of_another_type), None);
+    }
 
     #[test]
     fn an_encoding_is_made_once_however_many_threads_ask() {

@@ -18,15 +18,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SubsecRound, Utc};
-use serde::Deserialize;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::{PRESENCE_BATCH, PRESENCE_FLUSH_PERIOD, PRESENCE_PERIOD};
-use crate::event::Event;
+use crate::event::{Draft, Event};
 use crate::failures::Failures;
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::device::{
-    self, CLOCK_SKEW_SECS, Command, Device, GOOD_BEATS, Heard, Standing, Status, is_leased_anew,
+    self, CLOCK_SKEW_SECS, Command, Device, GOOD_BEATS, Heard, InfoUpdate, Standing, Status,
+    StatusUpdate, is_leased_anew,
 };
 use crate::kind::{self, State};
 use crate::log::{CommandError, Envelope, Store, StoreError};
@@ -97,12 +97,26 @@ struct Renewed {
     heard: Heard,
 }
 
-/// What a device's event says beside the status.
-#[derive(Deserialize)]
+/// What a device's event says in addition to the status.
 struct Told {
     lease_secs: u32,
-    #[serde(default)]
     last_seen: Option<DateTime<Utc>>,
+}
+
+impl Told {
+    fn by(draft: &Draft) -> Option<Told> {
+        if let Some(update) = draft.payload::<InfoUpdate>() {
+            return Some(Told {
+                lease_secs: update.lease_secs,
+                last_seen: None,
+            });
+        }
+        let update = draft.payload::<StatusUpdate>()?;
+        Some(Told {
+            lease_secs: update.lease_secs,
+            last_seen: update.last_seen,
+        })
+    }
 }
 
 impl Presence {
@@ -204,8 +218,7 @@ impl Presence {
     pub fn observe(&self, events: &[Arc<Event>]) {
         for event in events.iter().filter(|event| event.kind == device::KIND) {
             let status = Status::parse(event.draft.status);
-            let told = serde_json::from_str::<Told>(&event.draft.fields).ok();
-            if let Some((status, told)) = status.zip(told) {
+            if let Some((status, told)) = status.zip(Told::by(&event.draft)) {
                 let address = (event.school, event.subject.clone());
                 let now = self.clock.now();
                 self.lock().observe(address, event.seq, status, &told, now);

@@ -25,7 +25,7 @@ use super::{
     Body, Bound, CommandOf, Context, Description, Outcome, RuleError, Subject, bounded, merged,
     not_found,
 };
-use crate::event::{Class, Draft, EventType, timestamp};
+use crate::event::{Class, Draft, EventType, Payload, timestamp};
 use crate::id::{Kind, SubjectId};
 use crate::uptime::Uptime;
 
@@ -62,7 +62,7 @@ pub const FLAP_CHANGES: usize = 4;
 pub const FLAP_WINDOW_SECS: u64 = 300;
 
 /// Whether a device is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Not known, for at most one lease.
@@ -405,55 +405,66 @@ fn past(at: DateTime<Utc>, context: &Context<'_>) -> Result<DateTime<Utc>, RuleE
     Ok(at.trunc_subsecs(3).min(context.now))
 }
 
-#[derive(Serialize)]
-struct StatusFields<'a> {
-    device_id: &'a SubjectId,
-    status: &'static str,
+/// What a `device_status_update` tells.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StatusUpdate {
+    /// Which device.
+    pub device_id: SubjectId,
+    /// See [`Device::status`].
+    pub status: Status,
+    /// See [`Device::last_seen`].
     #[serde(serialize_with = "super::as_optional_timestamp")]
-    last_seen: Option<DateTime<Utc>>,
-    name: Option<&'a str>,
-    flapping: bool,
-    lease_secs: u32,
+    pub last_seen: Option<DateTime<Utc>>,
+    /// See [`Device::name`].
+    pub name: Option<Arc<str>>,
+    /// See [`Device::flapping`].
+    #[serde(default)]
+    pub flapping: bool,
+    /// See [`Device::lease_secs`].
+    pub lease_secs: u32,
+}
+
+impl Payload for StatusUpdate {
+    const TYPE: &'static EventType = &DEVICE_STATUS_UPDATE;
 }
 
 /// What a device's status looks like as an event.
 pub fn status_draft(id: &SubjectId, device: &Device) -> Draft {
-    let fields = StatusFields {
-        device_id: id,
-        status: device.status.as_str(),
+    let update = StatusUpdate {
+        device_id: id.clone(),
+        status: device.status,
         last_seen: device.last_seen,
-        name: device.name.as_deref(),
+        name: device.name.as_ref().map(Arc::clone),
         flapping: device.flapping,
         lease_secs: device.lease_secs,
     };
-    draft(&DEVICE_STATUS_UPDATE, device, &fields)
+    Draft::new(Class::Milestone, device.status.as_str(), update)
 }
 
-#[derive(Serialize)]
-struct InfoFields<'a> {
-    device_id: &'a SubjectId,
-    info: &'a RawValue,
-    name: Option<&'a str>,
-    lease_secs: u32,
+/// What a `device_info_update` tells.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InfoUpdate {
+    /// Which device.
+    pub device_id: SubjectId,
+    /// See [`Device::info`].
+    pub info: Arc<RawValue>,
+    /// See [`Device::name`].
+    pub name: Option<Arc<str>>,
+    /// See [`Device::lease_secs`].
+    pub lease_secs: u32,
+}
+
+impl Payload for InfoUpdate {
+    const TYPE: &'static EventType = &DEVICE_INFO_UPDATE;
 }
 
 /// What a device says of itself, as an event.
 pub fn info_draft(id: &SubjectId, device: &Device) -> Draft {
-    let fields = InfoFields {
-        device_id: id,
-        info: &device.info,
-        name: device.name.as_deref(),
+    let update = InfoUpdate {
+        device_id: id.clone(),
+        info: Arc::clone(&device.info),
+        name: device.name.as_ref().map(Arc::clone),
         lease_secs: device.lease_secs,
     };
-    draft(&DEVICE_INFO_UPDATE, device, &fields)
-}
-
-fn draft(event_type: &'static EventType, device: &Device, fields: &impl Serialize) -> Draft {
-    Draft {
-        event_type,
-        class: Class::Milestone,
-        status: device.status.as_str(),
-        category: None,
-        fields: serde_json::to_string(fields).expect("a device is JSON"),
-    }
+    Draft::new(Class::Milestone, device.status.as_str(), update)
 }

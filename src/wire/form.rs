@@ -1,17 +1,21 @@
 //! The forms of an event that existing clients expect, in addition to the standard one.
 //!
 //! *Flat* is the older form of a characteristic's messages, without the envelope; *upload* tells a job as the
-//! progress of a file. Both are made from the standard fields, once for each event (invariant 8); an event
+//! progress of a file. Both are made from the event's typed payload, once for each event (invariant 8); an event
 //! that has no other form keeps its own.
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::timestamp;
 use crate::event::Event;
+use crate::id::SubjectId;
+use crate::kind::characteristic::dispersion::Chart;
+use crate::kind::characteristic::{Ack, InForce, Opened, Sample};
+use crate::kind::job::{Report, Status};
 use crate::kind::{characteristic, job};
 
 /// In what form an event's fields are told.
@@ -34,7 +38,7 @@ pub(super) fn told(event: &Event, form: Form) -> (&'static str, Cow<'_, str>) {
         _ => None,
     };
     match other {
-        Some((name, fields)) => (name, fields.to_string().into()),
+        Some((name, fields)) => (name, fields.into()),
         None => (
             event.draft.event_type.name,
             event.draft.fields.as_str().into(),
@@ -42,126 +46,161 @@ pub(super) fn told(event: &Event, form: Form) -> (&'static str, Cow<'_, str>) {
     }
 }
 
-#[derive(Deserialize)]
-struct Enveloped {
-    payload: Map<String, Value>,
+/// A message's `type`, and its own fields as JSON.
+type Message = (&'static str, String);
+
+fn message(name: &'static str, fields: impl Serialize) -> Option<Message> {
+    let json = serde_json::to_string(&fields).expect("fields of a message are JSON");
+    Some((name, json))
 }
 
-fn flat(event: &Event) -> Option<(&'static str, Value)> {
-    let Enveloped { mut payload } = serde_json::from_str(&event.draft.fields).ok()?;
-    let mut take = |name: &str| payload.remove(name).unwrap_or_default();
-    let event_type = event.draft.event_type;
-    Some(if *event_type == characteristic::SAMPLE {
-        let violations = take("violations");
-        let violations = violations.as_array().map(Vec::as_slice).unwrap_or_default();
-        let mut fields = json!({
-            "characteristic_id": take("characteristic_id"),
-            "sample": {
-                "id": take("sample_id"),
-                "characteristic_id": event.subject,
-                "timestamp": take("timestamp"),
-                "mean": take("mean"),
-                "zone": take("zone"),
-                "in_control": take("in_control"),
-            },
-            "violations": violations.iter().map(flat_violation).collect::<Vec<_>>(),
-        });
-        if let Some(point) = payload.remove("dispersion") {
-            fields["sample"]["dispersion"] = point;
-        }
-        ("sample", fields)
-    } else if *event_type == characteristic::VIOLATION {
-        let violation = flat_violation(&Value::Object(payload));
-        ("violation", json!({ "violation": violation }))
-    } else if *event_type == characteristic::ACK_UPDATE {
+fn flat(event: &Event) -> Option<Message> {
+    if let Some(sample) = characteristic::told::<Sample>(&event.draft) {
+        return message("sample", FlatSample::from(sample));
+    }
+    if let Some(opened) = characteristic::told::<Opened>(&event.draft) {
+        let violation = FlatViolation::from(opened);
+        return message("violation", json!({ "violation": violation }));
+    }
+    if let Some(ack) = characteristic::told::<Ack>(&event.draft) {
         let fields = json!({
-            "violation_id": take("violation_id"),
-            "characteristic_id": take("characteristic_id"),
-            "acknowledged": take("acknowledged"),
-            "ack_user": take("ack_user"),
-            "ack_reason": take("ack_reason"),
+            "violation_id": ack.violation_id,
+            "characteristic_id": ack.characteristic_id,
+            "acknowledged": ack.acknowledged,
+            "ack_user": ack.ack_user,
+            "ack_reason": ack.ack_reason,
         });
-        ("ack_update", fields)
-    } else {
-        let mut fields = json!({
-            "characteristic_id": take("characteristic_id"),
-            "ucl": take("ucl"),
-            "lcl": take("lcl"),
-            "center_line": take("center_line"),
-        });
-        if let Some(chart) = payload.remove("dispersion") {
-            fields["dispersion"] = chart;
+        return message("ack_update", fields);
+    }
+    let limits = characteristic::told::<InForce>(&event.draft)?;
+    let mut fields = json!({
+        "characteristic_id": limits.characteristic_id,
+        "ucl": limits.ucl,
+        "lcl": limits.lcl,
+        "center_line": limits.center_line,
+    });
+    if let Some(chart) = limits.dispersion {
+        fields["dispersion"] = json!(chart);
+    }
+    message("limits_update", fields)
+}
+
+/// A sample as the older form has it.
+#[derive(Serialize)]
+struct FlatSample<'a> {
+    characteristic_id: &'a SubjectId,
+    sample: FlatPoint<'a>,
+    violations: Vec<FlatViolation<'a>>,
+}
+
+#[derive(Serialize)]
+struct FlatPoint<'a> {
+    id: &'a str,
+    characteristic_id: &'a SubjectId,
+    timestamp: String,
+    mean: Option<f64>,
+    zone: Option<&'a str>,
+    in_control: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dispersion: Option<&'a characteristic::dispersion::Point>,
+}
+
+impl<'a> From<&'a Sample> for FlatSample<'a> {
+    fn from(sample: &'a Sample) -> FlatSample<'a> {
+        FlatSample {
+            characteristic_id: &sample.characteristic_id,
+            sample: FlatPoint {
+                id: &sample.sample_id,
+                characteristic_id: &sample.characteristic_id,
+                timestamp: timestamp(sample.timestamp),
+                mean: sample.mean,
+                zone: sample.zone.as_deref(),
+                in_control: sample.in_control,
+                dispersion: sample.dispersion.as_ref(),
+            },
+            violations: sample.violations.iter().map(FlatViolation::from).collect(),
         }
-        ("limits_update", fields)
-    })
+    }
 }
 
 /// A violation as the older form has it: its id is its `id`, and its severity is in capitals.
-fn flat_violation(violation: &Value) -> Value {
-    let mut plain = Map::new();
-    for (name, value) in violation.as_object().into_iter().flatten() {
-        let (name, value) = match (name.as_str(), value) {
-            ("violation_id", id) => ("id", id.clone()),
-            ("severity", Value::String(severity)) => {
-                ("severity", severity.to_ascii_uppercase().into())
-            }
-            (name, value) => (name, value.clone()),
-        };
-        plain.insert(name.to_owned(), value);
-    }
-    Value::Object(plain)
+#[derive(Serialize)]
+struct FlatViolation<'a> {
+    id: &'a str,
+    characteristic_id: &'a SubjectId,
+    sample_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chart: Option<Chart>,
+    rule_id: u32,
+    rule_name: &'a str,
+    severity: String,
+    timestamp: String,
 }
 
-/// What of a job's fields an upload's progress is made of.
-#[derive(Deserialize)]
-struct JobFields<'a> {
-    #[serde(borrow)]
-    job_id: Cow<'a, str>,
+impl<'a> From<&'a Opened> for FlatViolation<'a> {
+    fn from(opened: &'a Opened) -> FlatViolation<'a> {
+        FlatViolation {
+            id: &opened.violation_id,
+            characteristic_id: &opened.characteristic_id,
+            sample_id: opened.sample_id.as_deref(),
+            chart: opened.chart,
+            rule_id: opened.rule_id,
+            rule_name: &opened.rule_name,
+            severity: opened.severity.as_str().to_ascii_uppercase(),
+            timestamp: timestamp(opened.timestamp),
+        }
+    }
+}
+
+/// A job as the progress of a file.
+#[derive(Serialize)]
+struct UploadFields<'a> {
+    processing_id: &'a SubjectId,
+    file_id: Value,
     job_type: &'a str,
-    status: &'a str,
-    progress: Option<f64>,
-    #[serde(borrow)]
-    message: Cow<'a, str>,
-    metadata: Map<String, Value>,
-    #[serde(borrow, default)]
+    status: &'static str,
+    progress: u64,
+    message: &'a str,
+    /// Only a success: pages take an upload that is complete out of view, and an error with it.
+    #[serde(rename = "isComplete")]
+    is_complete: bool,
+    error: Option<&'a str>,
     result: Option<&'a RawValue>,
-    #[serde(default)]
-    error: Option<Value>,
 }
 
-fn upload(event: &Event) -> Option<(&'static str, Value)> {
-    let job: JobFields<'_> = serde_json::from_str(&event.draft.fields).ok()?;
-    let status = upload_status(job.status);
-    let error = job.error.as_ref().map(|error| error["message"].clone());
-    let fields = json!({
-        "processing_id": job.job_id,
-        "file_id": file_id(&job),
-        "job_type": job.job_type,
-        "status": status,
-        "progress": whole(job.progress),
-        "message": job.message,
-        // Only a success: pages take an upload that is complete out of view, and an error with it.
-        "isComplete": status == COMPLETED,
-        "error": error,
-        "result": job.result,
-    });
-    Some(("progress_update", fields))
+fn upload(event: &Event) -> Option<Message> {
+    let job = event.draft.payload::<Report>()?;
+    let fields = UploadFields {
+        processing_id: &job.job_id,
+        file_id: file_id(job),
+        job_type: job.job_type.as_str(),
+        status: upload_status(job.status),
+        progress: whole(job.progress),
+        message: &job.message,
+        is_complete: job.status == Status::Completed,
+        error: job.error.as_ref().map(|error| &*error.message),
+        result: job.result.as_deref(),
+    };
+    message("progress_update", fields)
 }
 
-const PROCESSING: &str = "processing";
-const COMPLETED: &str = "completed";
-
-fn upload_status(job_status: &str) -> &'static str {
-    match job_status {
-        "completed" => COMPLETED,
-        "failed" | "cancelled" => "error",
-        _ => PROCESSING,
+fn upload_status(status: Status) -> &'static str {
+    match status {
+        Status::Pending | Status::Queued | Status::InProgress => "processing",
+        Status::Completed => "completed",
+        Status::Failed | Status::Cancelled => "error",
     }
 }
 
-fn file_id(job: &JobFields<'_>) -> Value {
-    let own = job.metadata.get("file_id").filter(|id| !id.is_null());
-    own.cloned().unwrap_or_else(|| job.job_id.as_ref().into())
+/// `metadata.file_id`, or else the job's id.
+fn file_id(job: &Report) -> Value {
+    #[derive(Deserialize)]
+    struct Filed {
+        file_id: Option<Value>,
+    }
+    let filed = serde_json::from_str::<Filed>(job.metadata.get()).ok();
+    let own = filed.and_then(|filed| filed.file_id);
+    own.unwrap_or_else(|| job.job_id.as_str().into())
 }
 
 /// Progress as a whole number: done only when it is done.
@@ -174,12 +213,9 @@ pub fn initial_uploads<'a>(jobs: impl IntoIterator<Item = &'a Event>) -> Option<
     let mut data = Map::new();
     let mut at = None;
     for event in jobs {
-        let job = serde_json::from_str::<JobFields<'_>>(&event.draft.fields);
-        if let Some(job) = job
-            .ok()
-            .filter(|job| upload_status(job.status) == PROCESSING)
-        {
-            let key = match file_id(&job) {
+        let job = event.draft.payload::<Report>();
+        if let Some(job) = job.filter(|job| !job.status.is_terminal()) {
+            let key = match file_id(job) {
                 Value::String(id) => id,
                 other => other.to_string(),
             };

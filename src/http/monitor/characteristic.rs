@@ -20,9 +20,9 @@ use crate::config::{CHART_SAMPLES, PAGE_DEFAULT};
 use crate::event::Event;
 use crate::http::body::Base;
 use crate::http::problem::Problem;
-use crate::kind::characteristic;
 use crate::kind::characteristic::dispersion::Dispersion;
 use crate::kind::characteristic::nelson::Rule;
+use crate::kind::characteristic::{self, Sample};
 use crate::log::{PartQuery, Which};
 use crate::service::Tidings;
 
@@ -99,53 +99,55 @@ struct Shown {
 
 impl Shown {
     fn add(&mut self, event: &Event, dispersion: Option<&Dispersion>, now: DateTime<Utc>) {
-        let told: Value = serde_json::from_str(&event.draft.fields).unwrap_or_default();
-        let payload = &told["payload"];
-        let value = payload["mean"].as_f64();
+        let Some(sample) = characteristic::told::<Sample>(&event.draft) else {
+            return;
+        };
+        let (value, in_control, id) = (sample.mean, sample.in_control, &*sample.sample_id);
         let shown = value.map_or(NOT_MEASURED.to_owned(), short);
-        let in_control = payload["in_control"] != false;
-        let numbers = payload["rules"].as_array().into_iter().flatten();
-        let broken: Vec<Rule> = numbers.filter_map(rule).collect();
+        let broken: Vec<Rule> = sample.rules.iter().copied().filter_map(rule).collect();
         let rules = broken.iter().map(|rule| rule.name());
         let rules = rules.collect::<Vec<_>>().join(", ");
-        let sample = payload["sample_id"].as_str().unwrap_or_default();
         // A point has the colour of a rule of its own chart.
         let (spread, own): (Vec<Rule>, Vec<Rule>) =
             broken.iter().partition(|rule| **rule == Rule::Dispersion);
         if let Some(dispersion) = dispersion {
-            let point = spread_point(sample, dispersion, payload, spread.first());
+            let point = spread_point(sample, dispersion, spread.first());
             self.spreads.push(point);
         }
         self.points.push(Point {
             value,
             in_control: in_control || own.is_empty() && !spread.is_empty(),
             rule: own.first().map(|rule| rule.number()),
-            title: format!("{sample}: {shown} {rules}"),
+            title: format!("{id}: {shown} {rules}"),
         });
         self.broken.extend(own.first());
         self.broken.extend(spread.first());
         self.table.push(json!({
             "key": event.seq,
-            "id": sample,
+            "id": id,
             "value": shown,
-            "zone": payload["zone"],
+            "zone": sample.zone,
             "in_control": in_control,
             "rules": rules,
-            "at": time(sampled_at(payload).unwrap_or(event.at), now),
+            // When it was taken, which may be long before it was reported.
+            "at": time(sample.timestamp, now),
         }));
     }
 }
 
 /// The point of a sample on the dispersion chart; a gap where it has none there.
-fn spread_point(sample: &str, own: &Dispersion, payload: &Value, rule: Option<&Rule>) -> Point {
-    let told = &payload["dispersion"];
-    let is_on_it = told["chart"] == own.chart.as_str();
-    let value = told["value"].as_f64().filter(|_| is_on_it);
+fn spread_point(sample: &Sample, own: &Dispersion, rule: Option<&Rule>) -> Point {
+    let point = sample.dispersion.filter(|point| point.chart == own.chart);
+    let value = point.map(|point| point.value);
     Point {
         value,
         in_control: rule.is_none(),
         rule: rule.map(|rule| rule.number()),
-        title: format!("{sample}: {}", value.map_or(String::new(), short)),
+        title: format!(
+            "{}: {}",
+            sample.sample_id,
+            value.map_or(String::new(), short)
+        ),
     }
 }
 
@@ -158,14 +160,9 @@ fn spread_chart(title: &str, own: &Dispersion, spreads: &[Point]) -> Value {
     json!({ "chart": has_points.then(chart), "points": what })
 }
 
-/// When a sample was taken, which may be long before it was reported.
-fn sampled_at(payload: &Value) -> Option<DateTime<Utc>> {
-    payload["timestamp"].as_str()?.parse().ok()
-}
-
 /// A rule by its number.
-fn rule(number: &Value) -> Option<Rule> {
-    Rule::from_number(number.as_u64()?.try_into().ok()?)
+fn rule(number: u32) -> Option<Rule> {
+    Rule::from_number(number.try_into().ok()?)
 }
 
 /// Why a violation is well, or what is done about it.

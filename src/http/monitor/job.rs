@@ -8,7 +8,7 @@ use rocket::response::Redirect;
 use rocket::{FromForm, Route, State, get, post, routes};
 use serde_json::{Value, json};
 
-use super::chart::{Report, progress_chart};
+use super::chart::{Report as Point, progress_chart};
 use super::form::{optional_time, time};
 use super::page::{Html, Pages};
 use super::rows::{pretty, rows};
@@ -20,7 +20,7 @@ use crate::http::body::Base;
 use crate::http::problem::Problem;
 use crate::id::SubjectId;
 use crate::kind::Command;
-use crate::kind::job::{self, End};
+use crate::kind::job::{self, End, Report, Status};
 use crate::log::{Envelope, Which};
 use crate::service::Tidings;
 
@@ -57,14 +57,15 @@ async fn job_page(
     let milestones: Vec<Value> = milestones
         .iter()
         .map(|event| {
-            let told: Value = serde_json::from_str(&event.draft.fields).unwrap_or_default();
+            let told = event.draft.payload::<Report>();
+            let is_asked = |own: &Report| own.cancel_requested && own.status == Status::InProgress;
             json!({
                 "at": time(event.at, now),
                 "status": event.draft.status,
-                "message": told["message"],
-                "stalled": told["stalled"],
-                "is_asked": told["cancel_requested"] == true && told["status"] == "in_progress",
-                "attempt": told["attempt"],
+                "message": told.map(|own| &own.message),
+                "stalled": told.map(|own| own.stalled),
+                "is_asked": told.is_some_and(is_asked),
+                "attempt": told.map(|own| own.attempt),
             })
         })
         .collect();
@@ -89,19 +90,20 @@ fn progress(
     finished: Option<DateTime<Utc>>,
     now: DateTime<Utc>,
 ) -> Option<Value> {
-    let mut reports: Vec<Report> = Vec::new();
+    let mut reports: Vec<Point> = Vec::new();
     let mut rows = Vec::new();
     for event in events {
-        let told: Value = serde_json::from_str(&event.draft.fields).unwrap_or_default();
-        let (Some(percent), Some(attempt)) = (told["progress"].as_f64(), told["attempt"].as_u64())
-        else {
+        let Some(told) = event.draft.payload::<Report>() else {
+            continue;
+        };
+        let (Some(percent), attempt) = (told.progress, u64::from(told.attempt)) else {
             continue;
         };
         // An attempt is at 0 before anything is reported: a line begins where it leaves that.
         let goes_on = reports.last().is_some_and(|last| last.attempt == attempt);
         let is_report = percent > 0.0 || goes_on;
         if is_report {
-            reports.push(Report {
+            reports.push(Point {
                 at: event.at,
                 percent,
                 attempt,
@@ -110,7 +112,7 @@ fn progress(
         rows.push(json!({
             "at": time(event.at, now),
             "percent": is_report.then(|| format!("{percent:.1}")),
-            "message": told["message"],
+            "message": told.message,
             "attempt": attempt,
         }));
     }

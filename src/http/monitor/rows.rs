@@ -7,7 +7,7 @@ use super::chart::short;
 use super::form::{count, optional_time, span, time};
 use crate::config::MONITOR_TITLE_CHARS;
 use crate::id::{SubjectId, is_visible};
-use crate::kind::characteristic::{Characteristic, Violation};
+use crate::kind::characteristic::{Characteristic, LastSample, Violation};
 use crate::kind::device::Device;
 use crate::kind::enrollment::Session;
 use crate::kind::job::{End, Job, Status};
@@ -109,11 +109,8 @@ fn device_row(id: &SubjectId, device: &Device, now: DateTime<Utc>) -> Value {
 }
 
 fn characteristic_row(id: &SubjectId, own: &Characteristic, now: DateTime<Utc>) -> Value {
-    let fields = own.last_sample.as_ref().map(|sample| &sample.fields);
-    let told: Option<Value> = fields.and_then(|fields| serde_json::from_str(fields).ok());
-    let value = told
-        .as_ref()
-        .and_then(|told| told["payload"]["mean"].as_f64());
+    let told = own.last_sample.as_ref().and_then(LastSample::told);
+    let value = told.and_then(|told| told.mean);
     json!({
         "id": id,
         "name": own.name.as_deref(),
@@ -121,7 +118,7 @@ fn characteristic_row(id: &SubjectId, own: &Characteristic, now: DateTime<Utc>) 
         "unit": own.unit.as_deref(),
         "status": own.status(),
         "value": value.map(short),
-        "zone": told.map(|told| told["payload"]["zone"].clone()),
+        "zone": told.and_then(|told| told.zone.as_deref()),
         "sampled": optional_time(own.last_sample.as_ref().map(|sample| sample.at), now),
         "samples": count(own.sample_count),
         "limits": own.limits.as_ref().map(|limits| json!({

@@ -138,16 +138,25 @@ impl Dispersion {
 }
 
 /// A point on a dispersion chart, judged.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Point {
-    pub(super) chart: Chart,
-    pub(super) value: f64,
-    #[serde(serialize_with = "by_name")]
-    pub(super) zone: Zone,
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Point {
+    /// On which chart.
+    pub chart: Chart,
+    /// Its moving range, range or standard deviation.
+    pub value: f64,
+    /// Where it lies between the chart's lines.
+    #[serde(serialize_with = "by_name", deserialize_with = "from_name")]
+    pub zone: Zone,
 }
 
 fn by_name<S: Serializer>(zone: &Zone, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(zone.as_str())
+}
+
+fn from_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Zone, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let zone = Zone::ALL.into_iter().find(|own| own.as_str() == text);
+    zone.ok_or_else(|| serde::de::Error::custom("no zone has this name"))
 }
 
 #[cfg(test)]

@@ -32,11 +32,13 @@ pub use self::command::{
 use self::dispersion::{Chart, Dispersion};
 use self::exact::BigRational;
 use self::limits::ControlLimits;
-pub use self::message::{limits_draft, sample_draft, sample_value, severity, violation_draft};
+pub use self::message::{
+    Ack, Collecting, Enveloped, InForce, Opened, Sample, limits_draft, sample_draft, severity, told, violation_draft,
+};
 use self::nelson::Rule;
 pub use self::rules::apply;
 use super::{Description, PartOf, RuleError, Subject};
-use crate::event::{Draft, EventType, timestamp};
+use crate::event::{Draft, EventType, Fields, timestamp};
 use crate::id::{Kind, SUBJECT_ID_MAX_BYTES, SubjectId};
 
 /// The kind's name in URLs and channels.
@@ -306,12 +308,10 @@ pub struct LastSample {
     pub seq: u64,
     /// When it was told.
     pub at: DateTime<Utc>,
-    /// Its value or mean; nothing of a gap.
-    pub value: Option<f64>,
     /// The characteristic's status after it.
     pub status: &'static str,
     /// The fields of its message.
-    pub fields: Arc<str>,
+    pub fields: Fields,
 }
 
 /// A broken rule.
@@ -387,6 +387,14 @@ impl Violation {
         match &self.own_id {
             Some(own) => Cow::Borrowed(own),
             None => Cow::Owned(format!("{}.{}", self.characteristic_id, self.number)),
+        }
+    }
+
+    /// The same, to be kept.
+    fn shared_id(&self) -> Arc<str> {
+        match &self.own_id {
+            Some(own) => Arc::clone(own),
+            None => self.id().into(),
         }
     }
 }

@@ -3,17 +3,18 @@
 //! A sample without a value is a gap: nothing was measured. It is told, and not judged. What goes on from sample to
 //! sample ends at it: the points that the rules look at, their runs, and moving ranges.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::dispersion::{Chart, Dispersion, Point};
 use super::limits;
-use super::message::{SamplePayload, draft, violation_draft};
+use super::message::{Sample, draft, violation_draft};
 use super::nelson::{Rule, WINDOW, is_broken};
 use super::rules::{Change, short_id};
 use super::setting::enforce;
 use super::{
     Characteristic, Collected, IN_CONTROL, LastSample, Limits, Method, NAME_MAX_BYTES, NewSample,
-    SAMPLE, SAMPLE_VIOLATIONS_MAX, VALUE_MAX, Violation, invalid,
+    SAMPLE_VIOLATIONS_MAX, VALUE_MAX, Violation, invalid,
 };
 use crate::event::Class;
 use crate::kind::{Bound, RuleError, bounded};
@@ -78,17 +79,17 @@ impl Change<'_> {
     ) {
         let mean = measured.map(|own| own.mean);
         let range = measured.map(|own| own.range);
-        let payload = SamplePayload {
-            sample_id: &sample_id,
-            characteristic_id: self.id,
+        let payload = Sample {
+            sample_id: Arc::clone(&sample_id),
+            characteristic_id: self.id.clone(),
             timestamp: sample.timestamp.unwrap_or(self.context.now),
             value: mean,
             mean,
             range: range.filter(|_| next.subgroup_size > 1),
             dispersion: verdict.dispersion,
-            zone: verdict.zone.as_deref(),
+            zone: verdict.zone,
             in_control: next.status() == IN_CONTROL,
-            judged_by: verdict.judged_by,
+            judged_by: verdict.judged_by.map(Cow::Borrowed),
             rules: verdict.rules,
             limits_version: verdict.limits_version,
             violations: verdict.opened.iter().map(Into::into).collect(),
@@ -100,13 +101,12 @@ impl Change<'_> {
             Class::Milestone
         };
         let seq = self.next_seq();
-        let told = draft(&SAMPLE, class, next.status(), payload);
+        let told = draft(class, next.status(), payload);
         next.last_sample = Some(LastSample {
-            fields: told.fields.as_str().into(),
+            fields: told.fields.clone(),
             sample_id,
             seq,
             at: self.context.now,
-            value: mean,
             status: next.status(),
         });
         self.drafts.push(told);
@@ -124,7 +124,7 @@ impl Change<'_> {
         sample_id: &Arc<str>,
     ) -> Verdict {
         let (mean, lines) = (measured.mean, limits.chart.lines());
-        let previous = next.last_sample.as_ref().and_then(|last| last.value);
+        let previous = next.last_sample.as_ref().and_then(|last| last.told()?.mean);
         let dispersion = limits
             .dispersion
             .and_then(|own| own.judge(&measured.values, previous));

@@ -284,6 +284,8 @@ pub fn draft(id: &SubjectId, session: &Session, class: Class) -> Draft {
         class,
         status: session.status.as_str(),
         category: None,
-        fields: serde_json::to_string(&fields).expect("a session is JSON"),
+        fields: serde_json::to_string(&fields)
+            .expect("a session is JSON")
+            .into(),
     }
 }

@@ -25,7 +25,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ pub use self::estimate::{Course, Estimator, Eta, EtaSource, History, Past};
 pub use self::reporters::{REPORTERS_MAX, Reporters, SUB_MAX_BYTES, WORKER_MAX_BYTES};
 pub use self::rules::apply;
 use super::{Description, PLAIN_ERROR_CODE, RuleError, Subject, is_plain_name};
-use crate::event::{Class, Draft, EventType, timestamp};
+use crate::event::{Class, Draft, EventType, Payload, timestamp};
 use crate::id::{Kind, SubjectId, is_visible};
 use crate::uptime::Uptime;
 
@@ -139,6 +139,12 @@ impl FromStr for Status {
                 expected: format!("is one of {}", names.join(", ")),
             }
         })
+    }
+}
+
+impl Serialize for Status {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -307,29 +313,50 @@ impl Subject for Job {
     }
 }
 
-/// A job's own fields in a message.
-#[derive(Serialize)]
-struct Fields<'a> {
-    job_id: &'a str,
-    job_type: &'a JobType,
-    status: &'static str,
-    progress: Option<f64>,
-    message: &'a str,
-    metadata: &'a RawValue,
-    attempt: u32,
+/// What a `job_progress` tells: the job as it is then.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// Which job.
+    pub job_id: SubjectId,
+    /// See [`Job::job_type`].
+    pub job_type: JobType,
+    /// See [`Job::status`].
+    pub status: Status,
+    /// See [`Job::progress`].
+    pub progress: Option<f64>,
+    /// See [`Job::message`].
+    pub message: Arc<str>,
+    /// See [`Job::metadata`].
+    pub metadata: Arc<RawValue>,
+    /// See [`Job::attempt`].
+    pub attempt: u32,
+    /// See [`Eta::at`].
     #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
-    eta_at: Option<DateTime<Utc>>,
+    pub eta_at: Option<DateTime<Utc>>,
+    /// See [`Eta::low_at`].
     #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
-    eta_low_at: Option<DateTime<Utc>>,
+    pub eta_low_at: Option<DateTime<Utc>>,
+    /// See [`Eta::high_at`].
     #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
-    eta_high_at: Option<DateTime<Utc>>,
-    eta_source: Option<EtaSource>,
-    stalled: bool,
-    cancel_requested: bool,
+    pub eta_high_at: Option<DateTime<Utc>>,
+    /// See [`Eta::source`].
+    pub eta_source: Option<EtaSource>,
+    /// See [`Job::stalled`].
+    #[serde(default)]
+    pub stalled: bool,
+    /// See [`Job::cancel_requested`].
+    #[serde(default)]
+    pub cancel_requested: bool,
+    /// What the worker handed over, once the job is completed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    result: Option<&'a RawValue>,
+    pub result: Option<Arc<RawValue>>,
+    /// Why the job failed or was cancelled, once it has.
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a JobError>,
+    pub error: Option<JobError>,
+}
+
+impl Payload for Report {
+    const TYPE: &'static EventType = &JOB_PROGRESS;
 }
 
 /// What a job's state looks like as an event of `class`.
@@ -339,17 +366,17 @@ pub fn draft(id: &SubjectId, job: &Job, class: Class) -> Draft {
 
 fn told(id: &SubjectId, job: &Job, eta: Option<Eta>, class: Class) -> Draft {
     let (result, error) = match &job.end {
-        Some(End::Result(result)) => (Some(&**result), None),
-        Some(End::Error(error)) => (None, Some(error)),
+        Some(End::Result(result)) => (Some(Arc::clone(result)), None),
+        Some(End::Error(error)) => (None, Some(error.clone())),
         None => (None, None),
     };
-    let fields = Fields {
-        job_id: id.as_str(),
-        job_type: &job.job_type,
-        status: job.status.as_str(),
+    let report = Report {
+        job_id: id.clone(),
+        job_type: job.job_type.clone(),
+        status: job.status,
         progress: job.progress,
-        message: &job.message,
-        metadata: &job.metadata,
+        message: Arc::clone(&job.message),
+        metadata: Arc::clone(&job.metadata),
         attempt: job.attempt,
         eta_at: eta.map(|eta| eta.at),
         eta_low_at: eta.map(|eta| eta.low_at),
@@ -361,10 +388,7 @@ fn told(id: &SubjectId, job: &Job, eta: Option<Eta>, class: Class) -> Draft {
         error,
     };
     Draft {
-        event_type: &JOB_PROGRESS,
-        class,
-        status: job.status.as_str(),
         category: Some(job.job_type.shared()),
-        fields: serde_json::to_string(&fields).expect("a job is JSON"),
+        ..Draft::new(class, job.status.as_str(), report)
     }
 }

@@ -108,7 +108,7 @@ pub(super) fn keep(
         name: event.draft.event_type.name.to_owned(),
         status: event.draft.status.to_owned(),
         at: millis(event.at),
-        fields: event.draft.fields.clone(),
+        fields: event.draft.fields.as_str().to_owned(),
         created_at,
         tag: tag_bits(event.place()),
     };
@@ -210,7 +210,7 @@ impl AnswerRow {
             class: Class::Milestone,
             status: known_status(&self.status).ok_or_else(|| unreadable("a status"))?,
             category: None::<Arc<str>>,
-            fields: self.fields,
+            fields: self.fields.into(),
         };
         let school = self.school_id.try_into();
         let subject = used.subject_id.parse();

@@ -57,7 +57,7 @@ impl EventRow<'_> {
             },
             status: known_status(&self.status).ok_or_else(|| unreadable("a status"))?,
             category: self.category.map(|category| Arc::from(&*category)),
-            fields: self.fields.into_owned(),
+            fields: self.fields.into_owned().into(),
         };
         let school = self
             .school_id

@@ -145,7 +145,7 @@ impl Ledger {
                 class,
                 status: "in_progress",
                 category: Some(category(subject).into()),
-                fields: format!("{{\"progress\":{}}}", inner.made),
+                fields: format!("{{\"progress\":{}}}", inner.made).into(),
             };
             let event = Arc::new(event(cursor, subject.parse().unwrap(), draft));
             inner.events.push(Arc::clone(&event));

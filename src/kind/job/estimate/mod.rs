@@ -80,7 +80,7 @@ const LOOK_GROWTH: f64 = 0.3;
 const WORTH_TELLING: f64 = 1.1;
 
 /// Where an estimate of the end comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EtaSource {
     /// This attempt's own progress.

@@ -40,6 +40,8 @@ pub const REFUSALS_TOLD: usize = 20;
 pub const REFUSALS_PERIOD: Duration = Duration::from_secs(10);
 /// Longest path of a request that the log tells, in characters.
 pub const ROUTE_MAX_CHARS: usize = 200;
+/// How many subjects of a kind a school may have if no setting says so.
+pub const SUBJECTS_PER_SCHOOL: u64 = 1_000_000;
 /// Schools that a token may name.
 pub const SCHOOLS_PER_TOKEN_MAX: usize = 1_000;
 /// Largest `max_token_secs`: some 317 years. Logins whose tokens are never to end write an `exp` of 9999999999; one in

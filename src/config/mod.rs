@@ -419,9 +419,10 @@ impl Settings {
         (self.body_limit_bytes, "body_limit_bytes")
     }
 
-    /// How many subjects of each kind a school may have, and the setting that says so.
-    pub fn most_subjects(&self) -> Vec<(Kind, u64, &'static str)> {
-        vec![
+    /// How many subjects of each kind a school may have, and the setting that says so: [`SUBJECTS_PER_SCHOOL`] of a kind
+    /// that has no setting.
+    pub fn most_subjects(&self) -> Vec<(Kind, u64, Option<&'static str>)> {
+        let settings = [
             (job::KIND, self.jobs_per_school, "jobs_per_school"),
             (
                 enrollment::KIND,
@@ -434,7 +435,14 @@ impl Settings {
                 self.characteristics_per_school,
                 "characteristics_per_school",
             ),
-        ]
+        ];
+        let most = |kind: &Kind| {
+            let own = settings.iter().find(|(own, ..)| own == kind);
+            own.map_or((*kind, SUBJECTS_PER_SCHOOL, None), |(_, most, name)| {
+                (*kind, *most, Some(*name))
+            })
+        };
+        kind::KINDS.iter().map(most).collect()
     }
 
     /// How many streams may be open.

@@ -233,7 +233,7 @@ impl From<RuleError> for Problem {
         Problem {
             limit: match error {
                 RuleError::TooLarge { most, .. } => most.setting,
-                RuleError::TooMany { setting, .. } => Some(setting),
+                RuleError::TooMany { setting, .. } => setting,
                 _ => None,
             },
             ..Problem::new(kind, error.to_string())

@@ -41,12 +41,15 @@ pub static DEVICE_INFO_UPDATE: EventType = EventType::new("device_info_update").
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
     noun: "Device",
+    title: "Devices",
     id_field: "device_id",
+    other_ids: &[],
     event_types: &[&DEVICE_STATUS_UPDATE, &DEVICE_INFO_UPDATE],
     statuses: &["unknown", "online", "offline"],
     // A heartbeat is not a command: it renews a lease in memory.
     made_by: "put",
     verbs: &["heartbeat", "status", "info"],
+    columns: &[],
 };
 /// The longest `name`, in bytes.
 pub const NAME_MAX_BYTES: usize = 256;

@@ -1,8 +1,9 @@
 //! The kinds of subject, as pure rules: (state, command, now) → (state, events). No I/O, no clock.
 //!
-//! A kind is its own module here, one table in the store, and one line in the list of `kinds!`; everything
-//! else (log, hub, transports, API) handles [`Command`]s, [`State`]s and events of any kind alike. Keeps invariant
-//! 10: a terminal state is final, progress never falls within an attempt.
+//! A kind is its own module here with a line in the list of `kinds!`, and a table in the store with a line in its list;
+//! everything else (log, hub, transports, API, the monitor's tables) handles [`Command`]s, [`State`]s, [`Part`]s and events
+//! of any kind alike, by the kind's [`Description`]. `tests/it/toy_kind.rs` adds a kind and counts. Keeps invariant 10: a
+//! terminal state is final, progress never falls within an attempt.
 
 pub mod characteristic;
 pub mod device;
@@ -35,8 +36,12 @@ pub struct Description {
     pub kind: Kind,
     /// One of them, capitalised, for people.
     pub noun: &'static str,
+    /// All of them, as the title of their page.
+    pub title: &'static str,
     /// The field of its messages that names the subject.
     pub id_field: &'static str,
+    /// Other fields of its messages that hold ids.
+    pub other_ids: &'static [&'static str],
     /// Every type that its events can have.
     pub event_types: &'static [&'static EventType],
     /// Every status that its events can carry.
@@ -45,6 +50,9 @@ pub struct Description {
     pub made_by: &'static str,
     /// What can be done to one that exists: `POST /api/<collection>/<id>/<verb>`.
     pub verbs: &'static [&'static str],
+    /// The columns of the monitor's table of them, which [`Subject::cells`] fills. None if the monitor has a page made for
+    /// the kind.
+    pub columns: &'static [&'static str],
 }
 
 /// What a kind's state says of itself.
@@ -58,6 +66,12 @@ pub trait Subject {
     /// What people call the subject, as its publisher wrote it. Nothing if it has only its id.
     fn title(&self) -> Option<String> {
         None
+    }
+
+    /// What the monitor's table has in each of [`Description::columns`]: the first value is the one that counts, the others
+    /// are remarks.
+    fn cells(&self) -> Vec<Vec<Cell>> {
+        Vec::new()
     }
 
     /// Category, and what a subject that ended well teaches of it.
@@ -109,6 +123,25 @@ pub trait CommandOf<S>: Sized {
     fn names_parts(&self) -> Vec<&str> {
         Vec::new()
     }
+}
+
+/// A value in a table of subjects.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cell {
+    /// A name or another short text, as somebody has written it.
+    Name(String),
+    /// A longer text, as somebody has written it.
+    Text(String),
+    /// A few words of the kind's own, on one line.
+    Words(String),
+    /// One of [`Description::statuses`].
+    Status(&'static str),
+    /// Percent done.
+    Percent(u8),
+    /// A measurement, and of what.
+    Measure(&'static str, f64),
+    /// When something happened, if it has.
+    Time(Option<DateTime<Utc>>),
 }
 
 /// What belongs to a subject and has a row of its own, as a violation belongs to a characteristic. A subject's parts are
@@ -307,6 +340,11 @@ impl State {
         self.subject().title()
     }
 
+    /// See [`Subject::cells`].
+    pub fn cells(&self) -> Vec<Vec<Cell>> {
+        self.subject().cells()
+    }
+
     /// See [`Subject::past`].
     pub fn past(&self) -> Option<(Arc<str>, Past)> {
         self.subject().past()
@@ -338,6 +376,13 @@ pub fn known_type(name: &str) -> Option<&'static EventType> {
 pub fn known_status(text: &str) -> Option<&'static str> {
     let mut statuses = DESCRIPTIONS.iter().flat_map(|own| own.statuses);
     statuses.find(|own| **own == text).copied()
+}
+
+/// Whether a field of this name holds an id, in the messages of any kind.
+pub fn is_id_field(name: &str) -> bool {
+    DESCRIPTIONS
+        .iter()
+        .any(|own| own.id_field == name || own.other_ids.contains(&name))
 }
 
 /// The kind of this collection.
@@ -539,8 +584,8 @@ pub enum RuleError {
         collection: &'static str,
         /// How many it may have.
         most: u64,
-        /// The setting that says so.
-        setting: &'static str,
+        /// The setting that says so, if there is one.
+        setting: Option<&'static str>,
     },
     /// A field's value is too large.
     #[error("`{field}` has at most {} bytes", .most.bytes)]

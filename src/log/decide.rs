@@ -25,8 +25,8 @@ pub struct Rules {
     pub epoch: Epoch,
     /// Bounds on what producers may send.
     pub limits: Limits,
-    /// How many subjects of a kind a school may have, and the setting that says so.
-    pub most: Vec<(Kind, u64, &'static str)>,
+    /// How many subjects of a kind a school may have, and the setting that says so, if there is one.
+    pub most: Vec<(Kind, u64, Option<&'static str>)>,
 }
 
 /// What a group of commands leads to.
@@ -282,7 +282,7 @@ impl Rules {
             return Ok(Err(RuleError::TooMany {
                 collection: kind.collection(),
                 most: *most,
-                setting,
+                setting: *setting,
             }));
         }
         *created += 1;

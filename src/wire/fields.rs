@@ -7,6 +7,8 @@ use std::borrow::Cow;
 use indexmap::IndexMap;
 use serde_json::value::RawValue;
 
+use crate::kind::is_id_field;
+
 /// What is left out of an event that is too large for its reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
@@ -16,17 +18,6 @@ pub(super) enum Cut {
     /// `result`, `metadata` and `info`.
     All,
 }
-
-/// The fields that hold the id of a subject, a sample or a violation.
-const ID_FIELDS: [&str; 7] = [
-    "job_id",
-    "processing_id",
-    "session_id",
-    "device_id",
-    "characteristic_id",
-    "sample_id",
-    "violation_id",
-];
 
 /// JavaScript's numbers are exact below this.
 const EXACT_BELOW: u64 = 1 << 53;
@@ -78,7 +69,7 @@ fn with_numeric_ids(members: &mut Members<'_>, is_named: bool) {
             "payload" => nested(value, false),
             "sample" | "violation" => nested(value, true),
             "violations" => each(value),
-            name if ID_FIELDS.contains(&name) => as_number(value),
+            name if is_id_field(name) => as_number(value),
             _ => None,
         };
         if let Some(changed) = changed {

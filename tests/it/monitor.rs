@@ -233,7 +233,7 @@ async fn every_page_is_complete_without_javascript() {
     for (path, part) in [
         ("", "Nothing is running"),
         ("/jobs", "No jobs yet"),
-        ("/enrollments", "Nobody has been enrolled"),
+        ("/enrollments", "There is no enrollment session yet"),
         ("/devices", "No devices yet"),
         ("/characteristics", "Nothing is measured"),
         ("/jobs?q=nothing", "No job fits"),

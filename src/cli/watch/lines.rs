@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::cli::terminal::plain;
 use crate::id::is_visible;
+use crate::kind::DESCRIPTIONS;
 
 /// What a message says, for people. Nothing for what is not news, like `ready`.
 pub(super) fn line(message: &Value) -> Option<String> {
@@ -22,9 +23,23 @@ pub(super) fn line(message: &Value) -> Option<String> {
         "violation" => violation(&message["payload"]),
         "ack_update" => acknowledgement(&message["payload"]),
         "control_limits" => limits(&message["payload"]),
-        _ => return None,
+        name => other(name, message)?,
     };
     Some(plain(&text))
+}
+
+/// What a message says of a subject of a kind without a line of its own. Nothing if it is no event.
+fn other(name: &str, message: &Value) -> Option<String> {
+    let kind = DESCRIPTIONS
+        .iter()
+        .find(|own| own.event_types.iter().any(|own| own.name == name))?;
+    let text = |field: &str| message[field].as_str().unwrap_or_default();
+    let rest = format!("{}  {}", text("status"), text("message"));
+    Some(columns(
+        &kind.noun.to_lowercase(),
+        message[kind.id_field].as_str(),
+        rest.trim(),
+    ))
 }
 
 /// What people know a job by: its title, or its path, or else its id.

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::form::{count, optional_time};
 use super::page::{Html, Pages};
-use super::rows::rows;
+use super::rows::{rows, table_rows};
 use super::school::{view, violations};
 use super::uptime::Uptime;
 use super::visitor::{Refusal, Visitor};
@@ -19,7 +19,7 @@ use crate::http::methods::Collection;
 use crate::http::problem::Problem;
 use crate::http::subjects::{STALLED_STATUS, Ticked};
 use crate::id::Channel;
-use crate::kind::characteristic;
+use crate::kind::{self, Description, characteristic};
 use crate::log::{ListPage, ListQuery, Order, PartQuery, Stalled};
 use crate::service::Tidings;
 
@@ -83,12 +83,17 @@ async fn list(
     let page: ListPage = connection.lasts::<_, Refusal>(read).await?;
     let status =
         |name: &&'static str| json!({"name": name, "is_on": query.statuses.contains(name)});
-    let statuses = crate::kind::description(kind).statuses.iter();
+    let description = kind::description(kind);
+    let statuses = description.statuses.iter();
     let wants_stalled = query.stalled == Stalled::Apart { wanted: true };
     let is_on = wants_stalled
         || query.text.is_some()
         || !(query.statuses.is_empty() && query.categories.is_empty());
-    let mut rows = rows(&page.subjects);
+    let has_own_page = description.columns.is_empty();
+    let mut rows = match has_own_page {
+        true => rows(&page.subjects),
+        false => table_rows(&page.subjects),
+    };
     for (row, stored) in rows.iter_mut().zip(&page.subjects) {
         if let Some(device) = stored.state.device() {
             let uptime = Uptime::read(tidings, guest.caller.school(), stored, device).await?;
@@ -96,6 +101,12 @@ async fn list(
         }
     }
     let own = json!({
+        "kind": {
+            "title": description.title,
+            "one": description.noun.to_lowercase(),
+            "columns": description.columns,
+            "made_by": made_by(description),
+        },
         "rows": rows,
         "next": page.next.map(|next| address(&query, Some(next))),
         "first": query.beyond.is_some().then(|| address(&query, None)),
@@ -113,8 +124,19 @@ async fn list(
         },
     });
     let view = view(&visitor, &guest, &base, tidings, kind.collection(), own).await?;
-    let template = format!("{}.html", kind.collection());
-    Ok(pages.render(&template, &view))
+    Ok(match has_own_page {
+        true => pages.render(&format!("{}.html", kind.collection()), &view),
+        false => pages.render("subjects.html", &view),
+    })
+}
+
+/// The call that makes a subject known.
+fn made_by(own: &Description) -> String {
+    let collection = own.kind.collection();
+    match own.made_by {
+        "create" => format!("POST /api/{collection}"),
+        _ => format!("PUT /api/{collection}/<id>"),
+    }
 }
 
 /// The address of another page of the same list.

@@ -41,7 +41,7 @@ impl Pages {
             "overview.html",
             "jobs.html",
             "job.html",
-            "enrollments.html",
+            "subjects.html",
             "devices.html",
             "device.html",
             "characteristics.html",

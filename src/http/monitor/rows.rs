@@ -11,7 +11,7 @@ use crate::kind::characteristic::{Characteristic, LastSample, Violation};
 use crate::kind::device::Device;
 use crate::kind::enrollment::Session;
 use crate::kind::job::{End, Job, Status};
-use crate::kind::{State as SubjectState, Subject as _};
+use crate::kind::{Cell, Subject as _, description};
 use crate::log::StoredSubject;
 
 fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
@@ -156,13 +156,56 @@ pub(super) fn pretty(json: &str) -> Option<String> {
 pub(super) fn rows(subjects: &[StoredSubject]) -> Vec<Value> {
     let now = Utc::now();
     let row = |stored: &StoredSubject| {
-        let id = &stored.event.subject;
-        match &stored.state {
-            SubjectState::Job(job) => job_row(id, job, now),
-            SubjectState::Enrollment(session) => session_row(id, session, now),
-            SubjectState::Device(device) => device_row(id, device, now),
-            SubjectState::Characteristic(own) => characteristic_row(id, own, now),
+        let (id, state) = (&stored.event.subject, &stored.state);
+        if let Some(job) = state.job() {
+            job_row(id, job, now)
+        } else if let Some(session) = state.enrollment() {
+            session_row(id, session, now)
+        } else if let Some(device) = state.device() {
+            device_row(id, device, now)
+        } else if let Some(own) = state.characteristic() {
+            characteristic_row(id, own, now)
+        } else {
+            table_row(stored, now)
         }
     };
     subjects.iter().map(row).collect()
+}
+
+/// The same of a kind that has no page of its own: a value for each of its columns.
+pub(super) fn table_rows(subjects: &[StoredSubject]) -> Vec<Value> {
+    let now = Utc::now();
+    let row = |stored: &StoredSubject| table_row(stored, now);
+    subjects.iter().map(row).collect()
+}
+
+fn table_row(stored: &StoredSubject, now: DateTime<Utc>) -> Value {
+    let columns = description(stored.event.kind).columns;
+    let cells = stored.state.cells();
+    debug_assert_eq!(cells.len(), columns.len(), "a cell for each column");
+    let filled = columns.iter().zip(cells);
+    let cell = |(label, values): (&&str, Vec<Cell>)| {
+        let class = match values.first() {
+            Some(Cell::Text(_)) => "text",
+            Some(Cell::Words(_) | Cell::Time(_)) => "nowrap",
+            Some(Cell::Percent(_)) => "bar",
+            Some(Cell::Measure(..)) => "number",
+            Some(Cell::Name(_) | Cell::Status(_)) | None => "",
+        };
+        let values: Vec<Value> = values.iter().map(|value| cell_view(value, now)).collect();
+        json!({ "label": label, "class": class, "values": values })
+    };
+    let cells: Vec<Value> = filled.map(cell).collect();
+    json!({ "id": stored.event.subject, "cells": cells })
+}
+
+fn cell_view(value: &Cell, now: DateTime<Utc>) -> Value {
+    match value {
+        Cell::Name(text) | Cell::Text(text) => json!({ "text": text }),
+        Cell::Words(words) => json!({ "words": words }),
+        Cell::Status(status) => json!({ "status": status }),
+        Cell::Percent(percent) => json!({ "percent": percent }),
+        Cell::Measure(what, value) => json!({ "words": format!("{what} {}", short(*value)) }),
+        Cell::Time(at) => json!({ "is_time": true, "at": optional_time(*at, now) }),
+    }
 }

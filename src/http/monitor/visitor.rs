@@ -80,10 +80,16 @@ fn place(access: &Access, school: SchoolId, base: &str) -> Value {
     let kinds = crate::kind::KINDS.iter().copied();
     let seen = kinds.filter(|kind| access.reach(school, &Channel::Collection(*kind)).is_ok());
     let sees_all = access.reach(school, &Channel::School(school)).is_ok();
+    let tab = |kind: Kind| {
+        json!({
+            "collection": kind.collection(),
+            "title": crate::kind::description(kind).title,
+        })
+    };
     json!({
         "id": school,
         "href": format!("{base}/monitor/schools/{school}"),
-        "sees": seen.map(Kind::collection).collect::<Vec<_>>(),
+        "sees": seen.map(tab).collect::<Vec<_>>(),
         // The server itself: who listens, and how those stand who are told of everything.
         "may_look_after": sees_all && access.require(Role::Admin).is_ok(),
     })

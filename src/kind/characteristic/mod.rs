@@ -33,7 +33,8 @@ use self::dispersion::{Chart, Dispersion};
 use self::exact::BigRational;
 use self::limits::ControlLimits;
 pub use self::message::{
-    Ack, Collecting, Enveloped, InForce, Opened, Sample, limits_draft, sample_draft, severity, told, violation_draft,
+    Ack, Collecting, Enveloped, InForce, Opened, Sample, limits_draft, sample_draft, severity,
+    told, violation_draft,
 };
 use self::nelson::Rule;
 pub use self::rules::apply;
@@ -57,11 +58,14 @@ pub static CONTROL_LIMITS: EventType = EventType::new("control_limits").beside_t
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
     noun: "Characteristic",
+    title: "Process control",
     id_field: "characteristic_id",
+    other_ids: &["sample_id", "violation_id"],
     event_types: &[&SAMPLE, &VIOLATION, &ACK_UPDATE, &CONTROL_LIMITS],
     statuses: &[IN_CONTROL, OUT_OF_CONTROL],
     made_by: "put",
     verbs: &["samples", "violations", "limits"],
+    columns: &[],
 };
 /// The last sample breaks no rule, or there is nothing to judge it by.
 pub const IN_CONTROL: &str = "in_control";

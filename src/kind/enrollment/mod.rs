@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 pub use self::command::{Cancel, Command, Complete, Failure, Report, Start};
 pub use self::rules::apply;
-use super::{Description, RuleError, Subject};
+use super::{Cell, Description, RuleError, Subject};
 use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
 use crate::uptime::Uptime;
@@ -43,7 +43,9 @@ pub static ENROLLMENT_CANCELLED: EventType = EventType::new("enrollment_cancelle
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
     noun: "Enrollment session",
+    title: "Enrollments",
     id_field: "session_id",
+    other_ids: &[],
     event_types: &[
         &ENROLLMENT_PROGRESS,
         &ENROLLMENT_COMPLETE,
@@ -61,6 +63,9 @@ pub static DESCRIPTION: Description = Description {
     ],
     made_by: "create",
     verbs: &["progress", "complete", "error", "cancel"],
+    columns: &[
+        "Student", "Device", "Status", "Progress", "Scan", "Message", "Begun",
+    ],
 };
 /// The longest `student_id`, in bytes.
 pub const STUDENT_ID_MAX_BYTES: usize = 128;
@@ -210,6 +215,33 @@ impl Subject for Session {
     fn title(&self) -> Option<String> {
         let student = self.student_id.as_deref();
         student.map(|student| format!("student {student}"))
+    }
+
+    fn cells(&self) -> Vec<Vec<Cell>> {
+        let scan = self.total_attempts.map(|total| {
+            let scan = self.attempt.unwrap_or_default();
+            Cell::Words(format!("{scan} of {total}"))
+        });
+        let device = self.device_id.as_ref();
+        let code = self.error_code.as_deref();
+        let quality = self.quality_score;
+        let student = self.student_id.as_deref().unwrap_or("unknown");
+        vec![
+            vec![Cell::Name(student.into())],
+            device
+                .map(|id| Cell::Name(id.to_string()))
+                .into_iter()
+                .collect(),
+            std::iter::once(Cell::Status(self.status.as_str()))
+                .chain(code.map(|code| Cell::Name(code.into())))
+                .collect(),
+            vec![Cell::Percent(self.progress)],
+            scan.into_iter().collect(),
+            std::iter::once(Cell::Text(self.message.as_ref().into()))
+                .chain(quality.map(|score| Cell::Measure("quality", score)))
+                .collect(),
+            vec![Cell::Time(Some(self.created_at))],
+        ]
     }
 
     fn details(&self, _: &SubjectId) -> Value {

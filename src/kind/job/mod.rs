@@ -48,7 +48,9 @@ pub static JOB_PROGRESS: EventType = EventType::new("job_progress");
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
     noun: "Job",
+    title: "Jobs",
     id_field: "job_id",
+    other_ids: &["processing_id"],
     event_types: &[&JOB_PROGRESS],
     statuses: &[
         "pending",
@@ -62,6 +64,7 @@ pub static DESCRIPTION: Description = Description {
     verbs: &[
         "queue", "start", "progress", "complete", "fail", "cancel", "retry",
     ],
+    columns: &[],
 };
 /// The longest `job_type`, in bytes.
 pub const TYPE_MAX_BYTES: usize = 64;

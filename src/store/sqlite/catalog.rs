@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 use super::lists::ListWalk;
-use super::table::{TABLES, into_subject, table};
-use super::{SqliteStore, devices, read};
+use super::table::{into_subject, table};
+use super::{SqliteStore, TABLES, devices, read};
 use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
 use crate::kind::device::Device;

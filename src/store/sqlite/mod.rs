@@ -46,14 +46,27 @@ pub use self::opening::{OpenError, check_place, check_trace, new_epoch};
 use self::opening::{Opened, open};
 use self::readers::Readers;
 use self::sweep::Retention;
+use self::table::Table;
 use self::turns::{Asker, Length};
 use crate::config::Settings;
-use crate::id::{Epoch, SchoolId};
+use crate::id::{Epoch, Kind, SchoolId};
+use crate::kind;
 use crate::log::decide::Rules;
 use crate::log::writer::{Handle, Writer};
 use crate::log::{Committed, Meter, StoreError};
 use crate::scope::Scope;
 use crate::uptime::UptimeClock;
+
+/// The table of each kind. A kind has a module above and a line here.
+const TABLES: &[(Kind, &dyn Table)] = &[
+    (kind::job::KIND, &jobs::JobsTable),
+    (kind::enrollment::KIND, &enrollments::EnrollmentsTable),
+    (kind::device::KIND, &devices::DevicesTable),
+    (
+        kind::characteristic::KIND,
+        &characteristics::CharacteristicsTable,
+    ),
+];
 
 /// How long a connection waits for another one's lock, in milliseconds.
 const BUSY_TIMEOUT_MS: u32 = 5_000;

@@ -11,11 +11,10 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
+use super::TABLES;
 use super::events::EventRow;
 use super::schema::{counts, events, schools};
-use super::table::{
-    HOUR_MILLIS, Selection, TABLES, from_millis, into_subject, place, table, unreadable,
-};
+use super::table::{HOUR_MILLIS, Selection, from_millis, into_subject, place, table, unreadable};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS_SEARCHED};
 use crate::event::Event;
 use crate::id::{Channel, Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};

@@ -6,10 +6,11 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
+use super::TABLES;
 use super::answers;
 use super::read::tag_at;
 use super::schema::{events, idempotency_keys, schools};
-use super::table::{TABLES, millis, unreadable};
+use super::table::{millis, unreadable};
 use crate::config;
 use crate::event::EVENT_BASE_BYTES;
 use crate::id::SchoolId;

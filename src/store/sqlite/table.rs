@@ -1,5 +1,5 @@
-//! What the store needs of a kind's table. A new kind implements [`Table`] and adds a line to [`TABLES`]; what
-//! tables have in common is made by the two macros at the end, from the names of table and columns.
+//! What the store needs of a kind's table. A new kind implements [`Table`] in a module of its own and adds a line to
+//! [`TABLES`]; what tables have in common is made by the two macros at the end, from the names of table and columns.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,28 +10,17 @@ use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 use serde_json::value::RawValue;
 
-use super::characteristics::CharacteristicsTable;
-use super::devices::DevicesTable;
-use super::enrollments::EnrollmentsTable;
-use super::jobs::JobsTable;
+use super::TABLES;
 use super::lists::{Source, Window};
 use super::read::cut;
 use crate::event::Event;
 use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId, Tag};
+use crate::kind::Part;
 use crate::kind::job::Past;
-use crate::kind::{Part, characteristic, device, enrollment, job};
 use crate::log::facts::{Address, Stored};
 use crate::log::{LastEvent, ListQuery, Overdue, PartPage, PartQuery, StoredSubject};
 use crate::scope::Filter;
 use crate::uptime::Uptime;
-
-/// The table of each kind.
-pub(super) const TABLES: &[(Kind, &dyn Table)] = &[
-    (job::KIND, &JobsTable),
-    (enrollment::KIND, &EnrollmentsTable),
-    (device::KIND, &DevicesTable),
-    (characteristic::KIND, &CharacteristicsTable),
-];
 
 /// The table of this kind.
 pub(super) fn table(kind: Kind) -> &'static dyn Table {
@@ -552,12 +541,12 @@ macro_rules! rows_of {
     }};
 }
 
-/// Makes the methods of [`Table`] for subjects that end and are told by one event: `snapshot`, `last_events`,
-/// `overdue` and `sweep`.
+/// Makes the methods of [`Table`] for subjects that end and are told by one event: `snapshot`, `last_events`, `ended` and
+/// `sweep`, and `overdue` of those that are checked by a command.
 macro_rules! table_of_what_ends {
     (
         $table:ident by $id:ident as $row:ident, kind $kind:expr, category [$($category:ident)?],
-        ends with $ends:expr, checked by $check:expr
+        ends with $ends:expr $(, checked by $check:expr)?
     ) => {
         fn snapshot(
             &self,
@@ -696,14 +685,14 @@ macro_rules! table_of_what_ends {
             rows.into_iter().map($row::into_stored).collect()
         }
 
-        fn overdue(
+        $(fn overdue(
             &self,
             conn: &mut SqliteConnection,
             now: Uptime,
             limit: usize,
         ) -> QueryResult<Vec<Overdue>> {
             $crate::store::sqlite::table::overdue_rows!(conn, $table by $id, now, limit, $check)
-        }
+        })?
 
         fn sweep(
             &self,

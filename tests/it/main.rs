@@ -78,6 +78,7 @@ mod switches;
 mod tasks;
 mod time_left;
 mod tls;
+mod toy_kind;
 mod troubleshooting;
 mod websocket;
 mod writes;

@@ -1,0 +1,190 @@
+//! A parcel: sent, then delivered.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{
+    Body, Bound, Cell, CommandOf, Context, Description, NoPart, Outcome, RuleError, Subject,
+    bounded, not_found,
+};
+use crate::event::{Class, Draft, EventType, Payload, timestamp};
+use crate::id::{Kind, SubjectId};
+
+/// The kind's name in URLs and channels.
+pub const KIND: Kind = Kind::new("parcels");
+/// A parcel has no parts.
+pub type Part = NoPart;
+/// A parcel was sent or delivered.
+pub static PARCEL_UPDATE: EventType = EventType::new("parcel_update");
+/// What is fixed of parcels.
+pub static DESCRIPTION: Description = Description {
+    kind: KIND,
+    noun: "Parcel",
+    title: "Parcels",
+    id_field: "parcel_id",
+    other_ids: &[],
+    event_types: &[&PARCEL_UPDATE],
+    statuses: &[SENT, DELIVERED],
+    made_by: "create",
+    verbs: &["deliver"],
+    columns: &["Recipient", "Status", "Sent"],
+};
+/// On its way.
+pub const SENT: &str = "sent";
+/// With its recipient.
+pub const DELIVERED: &str = "delivered";
+/// The longest `recipient`, in bytes.
+pub const RECIPIENT_MAX_BYTES: usize = 256;
+
+/// What can be asked of a parcel.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// Send it.
+    Send(Send),
+    /// Deliver it.
+    Deliver,
+}
+
+/// Body of `POST /api/parcels`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Send {
+    /// The parcel's id; made up (UUIDv7) if absent.
+    #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
+    pub parcel_id: Option<SubjectId>,
+    /// Who gets it.
+    pub recipient: String,
+}
+
+/// Body of `deliver`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deliver {}
+
+/// A parcel's whole state.
+#[derive(Debug, Clone)]
+pub struct Parcel {
+    /// Who gets it.
+    pub recipient: Arc<str>,
+    /// When it was sent.
+    pub created_at: DateTime<Utc>,
+    /// When it was delivered.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+impl Parcel {
+    /// Where it is.
+    pub fn status(&self) -> &'static str {
+        match self.finished_at {
+            None => SENT,
+            Some(_) => DELIVERED,
+        }
+    }
+}
+
+impl CommandOf<Parcel> for Command {
+    fn read<B: Body>(verb: &str, body: B) -> Option<Result<Command, B::Error>> {
+        Some(match verb {
+            "create" => body.read().map(Command::Send),
+            "deliver" => body.read().map(|Deliver {}| Command::Deliver),
+            _ => return None,
+        })
+    }
+
+    fn names(&self) -> Option<&SubjectId> {
+        match self {
+            Command::Send(send) => send.parcel_id.as_ref(),
+            Command::Deliver => None,
+        }
+    }
+}
+
+impl Subject for Parcel {
+    fn describe(&self, id: &SubjectId, _: DateTime<Utc>) -> Draft {
+        draft(id, self)
+    }
+
+    fn text_bytes(&self) -> usize {
+        self.recipient.len()
+    }
+
+    fn cells(&self) -> Vec<Vec<Cell>> {
+        vec![
+            vec![Cell::Name(self.recipient.as_ref().into())],
+            vec![Cell::Status(self.status())],
+            vec![Cell::Time(Some(self.created_at))],
+        ]
+    }
+
+    fn details(&self, _: &SubjectId) -> Value {
+        json!({ "created_at": timestamp(self.created_at) })
+    }
+
+    fn is_over(&self) -> bool {
+        self.finished_at.is_some()
+    }
+}
+
+/// What a `parcel_update` tells.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Update {
+    /// Which parcel.
+    pub parcel_id: SubjectId,
+    /// See [`Parcel::status`].
+    pub status: Cow<'static, str>,
+    /// See [`Parcel::recipient`].
+    pub recipient: Arc<str>,
+}
+
+impl Payload for Update {
+    const TYPE: &'static EventType = &PARCEL_UPDATE;
+}
+
+fn draft(id: &SubjectId, parcel: &Parcel) -> Draft {
+    let update = Update {
+        parcel_id: id.clone(),
+        status: Cow::Borrowed(parcel.status()),
+        recipient: Arc::clone(&parcel.recipient),
+    };
+    Draft::new(Class::Milestone, parcel.status(), update)
+}
+
+/// The rules: what becomes of a parcel by a command, and what is told of it. Pure.
+pub fn apply(
+    id: &SubjectId,
+    parcel: Option<&Parcel>,
+    command: &Command,
+    context: &Context<'_>,
+) -> Result<Outcome<Parcel>, RuleError> {
+    let next = match (command, parcel) {
+        (Command::Send(send), None) => Parcel {
+            recipient: bounded(
+                "recipient",
+                &send.recipient,
+                Bound::constant(RECIPIENT_MAX_BYTES),
+            )?,
+            created_at: context.now,
+            finished_at: None,
+        },
+        (Command::Send(_), Some(_)) => {
+            return Err(RuleError::AlreadyExists {
+                noun: DESCRIPTION.noun,
+                id: id.to_string(),
+            });
+        }
+        (Command::Deliver, None) => return Err(not_found(KIND, id.as_str())),
+        (Command::Deliver, Some(parcel)) if parcel.is_over() => {
+            return Err(RuleError::Finished { status: DELIVERED });
+        }
+        (Command::Deliver, Some(parcel)) => Parcel {
+            finished_at: Some(context.now),
+            ..parcel.clone()
+        },
+    };
+    let drafts = vec![draft(id, &next)];
+    Ok(Outcome::new(next, drafts))
+}

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use self::segments::{Heads, Segments};
 pub use self::tail::follow;
 use crate::config::SEGMENT_EVENTS;
-use crate::id::{Channel, Epoch, Place, SchoolId};
+use crate::id::{Channel, Cursor, Epoch, Place, SchoolId};
 use crate::log::{Bounds, Committed, Log, Page, StoreError};
 use crate::scope::{Scope, without_superseded};
 
@@ -54,6 +54,12 @@ impl Feed {
     /// The database's life.
     pub fn epoch(&self) -> Epoch {
         self.log.epoch()
+    }
+
+    /// Returns the place that a cursor names. None if it is of another epoch, or may name one of several events.
+    pub fn place(&self, Cursor { epoch, place }: Cursor) -> Option<Place> {
+        let is_certain = place.tag.is_some() || place.seq == 0 || self.log.numbers_are_unique();
+        (epoch == self.log.epoch() && is_certain).then_some(place)
     }
 
     /// Ready when the hub has been offered what was committed in this school until now.

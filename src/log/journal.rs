@@ -67,6 +67,11 @@ pub trait Log: Send + Sync + 'static {
     /// The database's life.
     fn epoch(&self) -> Epoch;
 
+    /// Whether no number was given twice in this epoch, so that a cursor without a tag names one event.
+    fn numbers_are_unique(&self) -> bool {
+        true
+    }
+
     /// Where a school's log begins and ends now.
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError>;
 

@@ -111,7 +111,7 @@ impl Subscription {
             };
         }
         if from.is_some() {
-            // A cursor that is not known is one of another life.
+            // A cursor that is not known is of another database, or a number that was given twice.
             let reset = Control::Reset(ResetReason::UnknownEpoch);
             self.push(Delivery::Control(reset), Some(Place::default()));
         }

@@ -440,10 +440,9 @@ impl Subscription {
         self.outbox.push_back(Entry { delivery, moves_to });
     }
 
-    /// The place that a cursor names, if it is of this database's life.
+    /// The place that a cursor names, if it is of this database.
     fn known(&self, cursor: Option<Cursor>) -> Option<Place> {
-        let own = cursor.filter(|cursor| cursor.epoch == self.subscriber.feed.epoch());
-        own.map(|cursor| cursor.place)
+        cursor.and_then(|cursor| self.subscriber.feed.place(cursor))
     }
 
     fn cursor(&self, place: Place) -> Cursor {

@@ -1,11 +1,15 @@
 """What must be true of what was acknowledged and what readers received. Knows the published contract and nothing of the server's code.
 
-A *life* of the log is its epoch. Within one, a number stands for one event, for everybody. An event is compared without `cursor` and
-`snapshot`, so that an event of an earlier life, received again in a later one, is the same."""
+A cursor names an event by number and tag. A *life* of the logs is the time between two power losses, which the run counts; each message
+belongs to the life in which its connection began. Within a life a number stands for one event, for everybody. From one life to the next
+a log may be cut: what is left is the same, and what follows is new. So an event that is known in two lives was there in all lives
+between them, with everything before it; and another event at a known number shows that the log was cut before it."""
 
 import hashlib
 import json
+import sys
 from collections import deque
+from itertools import pairwise
 
 
 class Broken(Exception):
@@ -53,9 +57,22 @@ def _digest(message, *without):
 
 
 def place(cursor):
-    """The life and number of a cursor."""
-    epoch, seq, *_ = cursor.split("-")
-    return epoch, int(seq)
+    """The number and tag of a cursor. Before the first event there is no tag."""
+    _, seq, *tag = cursor.split("-")
+    return int(seq), tag[0] if tag else None
+
+
+class Heard:
+    """An event as far as it was heard of: in which lives, and what it says unless only cursors name it."""
+
+    __slots__ = ("event", "first", "last")
+
+    def __init__(self, life):
+        self.event, self.first, self.last = None, life, life
+
+    def nearest(self, life):
+        """The life nearest to this one in which the log is known to have it."""
+        return min(max(life, self.first), self.last)
 
 
 class School:
@@ -63,69 +80,150 @@ class School:
 
     def __init__(self, number):
         self.number = number
-        self.lives = {}  # epoch -> seq -> Event
-        self.acknowledged = []  # (epoch, seq)
-        self.latest_of_job = {}  # epoch -> id -> seq: an earlier life's events may be heard late
+        self.epoch = None
+        self.places = {}  # seq -> tag -> Heard
+        self.acknowledged = []  # (life, seq, tag)
+        self.latest_of_job = {}  # life -> id -> seq: an earlier life's events may be heard late
+        self.resets, self.honoured = [], []  # (life, cursor, who came with it)
 
-    def saw(self, message):
-        """Takes in an event that somebody received; it must be what everybody else received in its place."""
-        epoch, seq = place(message["cursor"])
+    def named(self, cursor, life):
+        """Takes in that the log had this event during a life; it must be what everybody else knows in its place."""
+        epoch = cursor.partition("-")[0]
+        self.epoch = self.epoch or epoch
+        if epoch != self.epoch:
+            raise Broken(f"school {self.number}: {cursor} is of another epoch than {self.epoch}")
+        seq, tag = place(cursor)
+        if tag is None:
+            return None
+        tags = self.places.setdefault(seq, {})
+        heard = tags.get(tag)
+        if heard is None:
+            heard = tags[tag] = Heard(life)
+        heard.first, heard.last = min(heard.first, life), max(heard.last, life)
+        if len(tags) > 1:
+            for other, own in tags.items():
+                if other != tag and own.first <= heard.last and heard.first <= own.last:
+                    raise Broken(f"school {self.number} has two events at {seq} in life {life}: {tag} and {other}")
+        return heard
+
+    def saw(self, message, life):
+        """Takes in an event that somebody received."""
+        seq, tag = place(message["cursor"])
         if seq != message["seq"] or message["school_id"] != self.number:
             raise Broken(f"school {self.number} received {message}")
-        event = Event(message)
-        life = self.lives.get(epoch)
-        if life is None:
-            life = self.lives[epoch] = {}
+        event, heard = Event(message), self.named(message["cursor"], life)
+        known = heard.event if heard else None
         if message.get("snapshot"):
             # A state may be without an estimate whose time has passed, and is not what its event was word by word.
-            known = life.get(seq)
             if known and event.kind == "jobs" and known.report != event.report:
-                raise Broken(f"school {self.number}: the snapshot differs from the event at {epoch}-{seq}: {message}")
-            return epoch, seq, event
-        known = life.setdefault(seq, event)
+                raise Broken(f"school {self.number}: the snapshot differs from the event at {seq}-{tag}: {message}")
+            return seq, event
+        if heard is None:
+            raise Broken(f"school {self.number}: an event whose cursor has no tag: {message}")
+        if known is None:
+            heard.event = known = event
         if known.digest != event.digest:
-            raise Broken(f"school {self.number} has two events at {epoch}-{seq}: {message} and another")
+            raise Broken(f"school {self.number} has two events at {seq}-{tag}: {message} and another")
         if event.kind == "jobs":
-            latest = self.latest_of_job.setdefault(epoch, {})
+            latest = self.latest_of_job.setdefault(life, {})
             latest[event.subject[1]] = max(seq, latest.get(event.subject[1], 0))
-        return epoch, seq, known
+        return seq, known
 
-    def acknowledge(self, message):
-        epoch, seq, _ = self.saw(message)
-        self.acknowledged.append((epoch, seq))
+    def acknowledge(self, message, life):
+        self.saw(message, life)
+        self.acknowledged.append((life, *place(message["cursor"])))
 
-    def check_log(self, epoch, log):
-        """Compares with the whole log as it is at the end: dense, everything acknowledged in it, no work of a job done twice."""
-        if sorted(log) != list(range(1, len(log) + 1)):
-            missing = set(range(1, max(log, default=0) + 1)) - set(log)
-            raise Broken(f"school {self.number}: the log lacks {sorted(missing)[:10]}")
-        milestones = {life: milestones_of(events) for life, events in self.lives.items()}
-        answered = set()
-        for life, seq in self.acknowledged:
-            event = self.lives[life][seq]
-            there = log.get(seq)
-            if there is None or there.digest != event.digest:
+
+class Histories:
+    """A school's log in each life, as far as what was heard shows it for certain."""
+
+    def __init__(self, school, lives):
+        self.school = school
+        self.common = [0] * lives  # up to which number a life's log goes on in the next life
+        spans = {}
+        for seq, tags in school.places.items():
+            for heard in tags.values():
+                span = (heard.first, heard.last)
+                spans[span] = max(spans.get(span, 0), seq)
+        for (first, last), seq in spans.items():
+            for life in range(first, last):
+                self.common[life] = max(self.common[life], seq)
+        self.limits = [[self._limit(life, other) for other in range(lives)] for life in range(lives)]
+        self.logs, self.milestones = {}, {}
+        self._check_that_cuts_are_clean()
+
+    def _limit(self, life, other):
+        """Up to which number the logs of two lives are the same."""
+        low, high = sorted((life, other))
+        return min(self.common[low:high], default=sys.maxsize)
+
+    def _check_that_cuts_are_clean(self):
+        for seq, tags in self.school.places.items():
+            for one, next in pairwise(sorted(tags.values(), key=lambda heard: heard.first)):
+                if self.limits[one.last][next.first] >= seq:
+                    raise Broken(f"school {self.school.number}: {seq} is another event in life {next.first}, and later ones are the same")
+
+    def has(self, life, seq, tag):
+        """Whether the log certainly had this event."""
+        heard = self.school.places.get(seq, {}).get(tag)
+        return heard is not None and seq <= self.limits[life][heard.nearest(life)]
+
+    def log(self, life):
+        """Returns the events that the log certainly had, by number."""
+        if life not in self.logs:
+            limits, log = self.limits[life], {}
+            for seq, tags in self.school.places.items():
+                for heard in tags.values():
+                    if heard.event and seq <= limits[heard.nearest(life)]:
+                        log[seq] = heard.event
+            self.logs[life], self.milestones[life] = log, milestones_of(log)
+        return self.logs[life]
+
+    def check_cursors(self):
+        """A cursor is honoured if and only if the log has its event."""
+        for life, cursor, who in self.school.resets:
+            if self.has(life, *place(cursor)):
+                raise Broken(f"{who}: {cursor} was answered with a reset in life {life}, and the log has its event")
+        for life, cursor, who in self.school.honoured:
+            seq, tag = place(cursor)
+            for other in self.school.places.get(seq, {}):
+                if tag not in (None, other) and self.has(life, seq, other):
+                    raise Broken(f"{who}: {cursor} was honoured in life {life}, and the log has {seq}-{other} in its place")
+
+    def check_log(self, tags):
+        """Compares with the whole log as it is at the end: dense, everything acknowledged in it, no work of a job done twice. Returns how
+        many acknowledged ticks are lost."""
+        school, present = self.school, len(self.common) - 1
+        if sorted(tags) != list(range(1, len(tags) + 1)):
+            missing = set(range(1, max(tags, default=0) + 1)) - set(tags)
+            raise Broken(f"school {school.number}: the log lacks {sorted(missing)[:10]}")
+        answered, lost = set(), 0
+        for life, seq, tag in school.acknowledged:
+            if tags.get(seq) != tag:
+                self.log(life)
                 # A power loss takes ticks that were acknowledged, never milestones.
-                if life == epoch or seq in milestones[life]:
-                    raise Broken(f"school {self.number}: {life}-{seq} was acknowledged and is not in the log")
+                if life == present or seq in self.milestones[life]:
+                    raise Broken(f"school {school.number}: {seq}-{tag} was acknowledged in life {life} and is not in the log")
+                lost += 1
                 continue
-            if seq in answered and life == epoch:
-                raise Broken(f"school {self.number}: {seq} is the answer to two requests")
+            if seq in answered:
+                raise Broken(f"school {school.number}: {seq} is the answer to two requests")
             answered.add(seq)
-        twice, latest = [], {}
-        for seq in sorted(log):
+        twice, latest, log = [], {}, self.log(present)
+        for seq in sorted(tags):
             event = log[seq]
             if event.kind == "jobs" and seq not in answered and not event.is_new_estimate_after(latest.get(event.subject)):
                 twice.append(seq)
             latest[event.subject] = event
         if twice:
             found = ", ".join(f"{seq} ({log[seq].subject[1]}, {log[seq].state})" for seq in twice[:10])
-            raise Broken(f"school {self.number}: {len(twice)} events that nobody was answered with: {found}")
+            raise Broken(f"school {school.number}: {len(twice)} events that nobody was answered with: {found}")
+        return lost
 
 
 def milestones_of(events):
-    """The numbers of a life's events that are never dropped. Of a life that was lost in part some events are unknown: then only those
-    that are milestones whatever was in between."""
+    """The numbers of the events that are never dropped. Where some between them are unknown, only those that are milestones whatever was
+    there."""
     found, states, before = set(), {}, None
     for seq in sorted(events):
         event = events[seq]
@@ -143,10 +241,11 @@ def milestones_of(events):
 
 
 class Stretch:
-    """What a reader received of one life, from where it began."""
+    """What a reader received without a gap, from where it began: over several lives, as long as its cursors were honoured."""
 
-    def __init__(self, epoch, start):
-        self.epoch, self.start, self.end = epoch, start, start
+    def __init__(self, life, start):
+        self.life, self.start, self.end = life, start, start
+        self.came_at = 0  # with which number it came into its present life
         self.received = bytearray()  # by number
 
     def has(self, seq):
@@ -156,24 +255,32 @@ class Stretch:
         self.received.extend(bytes(max(0, seq + 1 - len(self.received))))
         self.received[seq] = 1
 
-    def check(self, school, scope, every_tick, milestones):
-        life = school.lives.get(self.epoch, {})
-        heard = [seq for seq in life if scope.hears(life[seq])]
+    def comes_back(self, seq):
+        """What came after this number comes again."""
+        self.start, self.end = min(self.start, seq), seq
+        del self.received[seq + 1 :]
+
+    def is_honoured_in(self, life):
+        if life != self.life:
+            self.life, self.came_at = life, self.end
+
+    def check(self, school, scope, every_tick, log, milestones):
+        heard = [seq for seq in log if scope.hears(log[seq])]
         due = [seq for seq in heard if self.start < seq <= self.end]
         last = {}
         for seq in heard:
-            last[life[seq].subject] = max(seq, last.get(life[seq].subject, 0))
-        # A tick that a later event supersedes may be left out.
-        newest = set(last.values())
+            last[log[seq].subject] = max(seq, last.get(log[seq].subject, 0))
+        # A tick that a later event supersedes may be left out, also if that event was lost with the power afterwards.
+        newest = {seq for seq in last.values() if seq > self.came_at}
         for seq in sorted(due):
             if self.has(seq):
                 continue
             why = "a milestone" if seq in milestones else "every tick" if every_tick else "the newest state" if seq in newest else None
             if why:
-                raise Broken(f"school {school.number}, {scope}: {self.epoch}-{seq} ({why}) is missing in ({self.start}, {self.end}]")
-        alien = [seq for seq in life if self.has(seq) and not scope.hears(life[seq])]
+                raise Broken(f"school {school.number}, {scope}: {seq} ({why}) is missing in ({self.start}, {self.end}] of life {self.life}")
+        alien = [seq for seq in log if self.has(seq) and not scope.hears(log[seq])]
         if alien:
-            raise Broken(f"school {school.number}, {scope}: {self.epoch}-{alien[0]} is not in scope")
+            raise Broken(f"school {school.number}, {scope}: {alien[0]} in life {self.life} is not in scope")
 
 
 class Reading:
@@ -185,52 +292,66 @@ class Reading:
         self.school, self.scope, self.every_tick, self.name = school, scope, every_tick, name
         self.stretches, self.now = [], None
         self.cursors = []  # the latest ones, any of which is safe to come back with
+        self.life, self.claim = 0, None  # of this connection: its life, and the cursor that was not yet answered to
         self.floor = 0  # on this connection everything comes after this
         self.states, self.is_fresh = {}, True  # of jobs, on a connection that began without a cursor or with a reset
-        self.events, self.resets = 0, 0
+        self.events, self.resets, self.crossed = 0, 0, 0
         self.lately = deque(maxlen=1_000)  # what is written down if it breaks
 
-    def connected(self, transport, cursor):
+    def connected(self, transport, cursor, life):
         """A connection begins, with a cursor that was received before or without one."""
-        self.lately.append(f"--- {transport} with {cursor}")
+        self.lately.append(f"--- {transport} with {cursor} in life {life}")
         self.states, self.floor, self.is_fresh = {}, 0, cursor is None
+        self.life, self.claim = life, cursor
         if cursor is None:
             self.now = None
             return
-        epoch, seq = place(cursor)
+        seq, _ = place(cursor)
         # A client that comes back from an earlier place forgets what came after.
         self.cursors = self.cursors[: len(self.cursors) - self.cursors[::-1].index(cursor)]
-        if self.now is None or self.now.epoch != epoch:
-            self._begin(epoch, seq)
-        # What came after this cursor comes again.
-        self.now.start, self.now.end, self.floor = min(self.now.start, seq), seq, seq
+        if self.now is None:
+            self._begin(seq)
+        self.now.comes_back(seq)
+        self.floor = seq
 
-    def take(self, message, may_reset):
+    def take(self, message):
         kind = message["type"]
         self.lately.append(json.dumps(message)[:160])
+        if kind == "reset":
+            self._reset(message["reason"])
+            return
+        if self.claim and (kind in KINDS or kind in ("ready", "polled")):
+            self._honoured()
         if kind in KINDS:
             self._event(message)
-        elif kind == "reset":
-            if not may_reset(message["reason"], place(message["cursor"])[0] if message.get("cursor") else None):
-                raise Broken(f"{self.name}: a reset without a reason: {message}")
-            self.resets += 1
-            self.now, self.states, self.floor, self.cursors, self.is_fresh = None, {}, 0, [], True
-            return
         elif kind == "ready" and self.is_fresh:
-            epoch, seq = place(message["cursor"])
-            self._every_state(epoch, seq)
+            seq, _ = place(message["cursor"])
+            self._every_state(seq)
             self.is_fresh = False
             if self.now is None:
-                self._begin(epoch, seq)
+                self._begin(seq)
         if cursor := message.get("cursor"):
             self._moved(kind, cursor)
 
-    def _begin(self, epoch, seq):
-        self.now, self.floor = Stretch(epoch, seq), seq
+    def _begin(self, seq):
+        self.now, self.floor = Stretch(self.life, seq), seq
         self.stretches.append(self.now)
 
+    def _reset(self, reason):
+        if self.claim is None or reason != "history_changed":
+            raise Broken(f"{self.name}: a reset without a reason: {reason}")
+        self.school.resets.append((self.life, self.claim, self.name))
+        self.resets += 1
+        self.now, self.claim, self.states, self.floor, self.cursors, self.is_fresh = None, None, {}, 0, [], True
+
+    def _honoured(self):
+        self.school.honoured.append((self.life, self.claim, self.name))
+        self.claim = None
+        self.crossed += self.life != self.now.life
+        self.now.is_honoured_in(self.life)
+
     def _event(self, message):
-        epoch, seq, event = self.school.saw(message)
+        seq, event = self.school.saw(message, self.life)
         if message.get("snapshot"):
             if event.kind == "jobs":
                 self.states[event.subject[1]] = seq
@@ -238,31 +359,32 @@ class Reading:
         self.events += 1
         if self.now is None:
             # What happened while the snapshot was read is told before `ready`.
-            self._begin(epoch, seq - 1)
+            self._begin(seq - 1)
         if event.kind == "jobs":
             self.states[event.subject[1]] = seq
-        if epoch != self.now.epoch or seq <= self.floor:
-            raise Broken(f"{self.name}: {epoch}-{seq} after {self.now.epoch}-{self.floor}")
+        if seq <= self.floor:
+            raise Broken(f"{self.name}: {seq} after {self.floor}")
         self.now.receive(seq)
 
     def _moved(self, kind, cursor):
-        epoch, seq = place(cursor)
-        # The first message may tell of another life: a reset follows, unless the reader comes back with its cursor.
-        if self.now is not None and (kind not in ("connected", "subscribed") or epoch == self.now.epoch):
-            if epoch != self.now.epoch:
-                raise Broken(f"{self.name}: {kind} has {cursor} in life {self.now.epoch}")
-            self.floor, self.now.end = max(self.floor, seq), max(self.now.end, seq)
+        # The first message repeats what the reader came with.
+        if kind not in ("connected", "subscribed") and self.claim is None:
+            self.school.named(cursor, self.life)
+            if self.now is not None:
+                seq, _ = place(cursor)
+                self.floor, self.now.end = max(self.floor, seq), max(self.now.end, seq)
         self.cursors = [*self.cursors, cursor][-self.COMEBACKS :]
 
-    def _every_state(self, epoch, head):
+    def _every_state(self, head):
         """By `ready` each job has been told as it is, by the snapshot or by what happened since."""
         if not self.scope.is_all_jobs:
             return
-        for job, seq in self.school.latest_of_job.get(epoch, {}).items():
+        for job, seq in self.school.latest_of_job.get(self.life, {}).items():
             if seq <= head and self.states.get(job, 0) < seq:
                 raise Broken(f"{self.name}: by `ready` at {head} {job} was not told as of {seq}")
 
-    def check(self, milestones):
+    def check(self, histories):
         for stretch in self.stretches:
-            self.lately.append(f"=== stretch of {stretch.epoch}: ({stretch.start}, {stretch.end}]")
-            stretch.check(self.school, self.scope, self.every_tick, milestones.get(stretch.epoch, set()))
+            self.lately.append(f"=== stretch of life {stretch.life}: ({stretch.start}, {stretch.end}]")
+            log = histories.log(stretch.life)
+            stretch.check(self.school, self.scope, self.every_tick, log, histories.milestones[stretch.life])

@@ -20,11 +20,11 @@ import traceback
 from pathlib import Path
 
 import wire
-from ledger import Broken, Event, Reading, School, milestones_of, place
+from ledger import Broken, Histories, Reading, School, place
 from server import SECRET, Server
 
 FAULTS = ("kill", "term", "freeze", "power", "disk", "clock")
-PLANTS = ("drop", "repeat", "swap", "alter", "invent", "skip", "run-ahead")
+PLANTS = ("drop", "repeat", "swap", "alter", "invent", "skip", "run-ahead", "reset", "other-event")
 TRANSPORTS = (wire.Sse, wire.WebSocket, wire.Poll, wire.Multiplexed)
 # A worker tries again after this long.
 AGAIN_SECS = 0.05
@@ -70,17 +70,21 @@ class Worker:
         self.keys = 0
 
     async def send(self, method, path, body, content=None):
-        """Returns what the server answered in the end, whatever happened in between."""
+        """Returns what the server answered in the end, whatever happened in between, and in which life."""
         self.keys += 1
         headers = {"Idempotency-Key": f"{self.name}-{self.keys}"}
         data = content if content is not None else json.dumps(body).encode()
         while True:
             # Now and then the answer is not waited for, so that nobody knows what happened.
             abandon = self.chance.uniform(0, 0.02) if self.chance.random() < 0.05 else None
+            life = self.run.server.power_losses
             try:
                 status, answer = await wire.request(self.run.server.port, method, path, self.token, data, headers, abandon)
             except wire.Gone:
                 await asyncio.sleep(AGAIN_SECS)
+                continue
+            if life != self.run.server.power_losses:
+                # It is not known which life answered.
                 continue
             # A line of a batch may be refused while others are carried out; all are sent again with the same key.
             if status in (429, 503) or (content is not None and b'"status":503' in answer):
@@ -89,17 +93,18 @@ class Worker:
             elif status >= 300:
                 raise Broken(f"{method} {path} {data[:200]}: {status} {answer[:500]}")
             else:
-                return answer
+                return answer, life
 
     async def publish(self, method, path, body):
-        event = json.loads(await self.send(method, path, body))
+        answer, life = await self.send(method, path, body)
+        event = json.loads(answer)
         if not event.get("snapshot"):
-            self.school.acknowledge(event)
+            self.school.acknowledge(event, life)
         return event
 
     async def batch(self, commands):
         content = "\n".join(json.dumps(command) for command in commands).encode()
-        answer = await self.send("POST", "/api/batch", None, content)
+        answer, life = await self.send("POST", "/api/batch", None, content)
         lines = [json.loads(line) for line in answer.splitlines()]
         if len(lines) != len(commands):
             raise Broken(f"{len(commands)} commands, {len(lines)} results")
@@ -107,7 +112,7 @@ class Worker:
             if line["status"] != 200:
                 raise Broken(f"batch: {line}")
             if not line["event"].get("snapshot"):
-                self.school.acknowledge(line["event"])
+                self.school.acknowledge(line["event"], life)
 
     async def work(self):
         number = 0
@@ -200,10 +205,14 @@ class Reader:
         cursor = None
         if cursors:
             cursor = cursors[-1] if self.chance.random() < 0.7 else self.chance.choice(cursors)
+        life = self.run.server.power_losses
         await stream.open(self.run.server.port, self.path(), self.token, cursor)
         try:
+            if life != self.run.server.power_losses:
+                # It is not known which life answered.
+                return
             self.connections += 1
-            self.reading.connected(stream.name, cursor)
+            self.reading.connected(stream.name, cursor, life)
             left = self.chance.choice([5, 50, 500, 5_000])
             while left and not until():
                 left -= 1
@@ -211,7 +220,7 @@ class Reader:
                 if stream.name == "multiplexed" and message["type"] == "error" and message.get("code") == "not_found":
                     return
                 for message in self.run.plant.spoil(self, message):
-                    self.reading.take(message, self.run.may_reset)
+                    self.reading.take(message)
                 if message["type"] == "closing":
                     self.run.closings += 1
                     return
@@ -241,6 +250,8 @@ class Plant:
             return [message]
         if self.what == "skip":
             return [self._skip(reader, message)]
+        if self.what in ("reset", "other-event"):
+            return self._come_back(reader.reading, message)
         if message["type"] != "job_progress" or message.get("snapshot"):
             return [message]
         if self.what == "swap" and self.kept is None:
@@ -262,21 +273,33 @@ class Plant:
                 return [{"type": "heartbeat", "cursor": message["cursor"]}, message]
             case "invent":
                 # An acknowledgement of what never happened.
-                epoch, seq = place(message["cursor"])
-                far = seq + 1_000_000
-                reader.school.acknowledge(message | {"seq": far, "cursor": f"{epoch}-{far}"})
+                far = message["seq"] + 1_000_000
+                reader.school.acknowledge(message | {"seq": far, "cursor": f"{reader.school.epoch}-{far}-00000000"}, 0)
                 return [message]
 
     def _skip(self, reader, message):
         """A cursor that is beyond what was received, and the only one to come back with."""
         if message["type"] not in ("heartbeat", "polled") or not reader.scope.tail.startswith("schools/"):
             return message
-        epoch, seq = place(message["cursor"])
-        newest = max(reader.school.lives.get(epoch, {}), default=0)
-        if newest <= seq:
+        newest = max(reader.school.places, default=0)
+        if newest <= place(message["cursor"])[0]:
             return message
         self.is_done = True
-        return message | {"cursor": f"{epoch}-{newest}"}
+        tag = next(iter(reader.school.places[newest]))
+        return message | {"cursor": f"{reader.school.epoch}-{newest}-{tag}"}
+
+    def _come_back(self, reading, message):
+        """A cursor that is answered with a reset, or one of a history that was lost and is honoured."""
+        if not reading.claim or message["type"] not in ("ready", "polled"):
+            return [message]
+        seq, tag = place(reading.claim)
+        if tag is None:
+            return [message]
+        self.is_done = True
+        if self.what == "reset":
+            return [{"type": "reset", "reason": "history_changed"}, message]
+        reading.claim = f"{reading.school.epoch}-{seq}-{int(tag, 16) ^ 1:08x}"
+        return [message]
 
 
 async def end(tasks):
@@ -304,11 +327,8 @@ class Run:
             kinds = scopes(school.number)
             self.readers += [Reader(self, school, kinds[number % len(kinds)], number) for number in range(options.readers)]
         self.is_over, self.refused, self.closings, self.happened = False, 0, 0, dict.fromkeys(self.faults, 0)
-        self.lost_lives, self.disturbed_at = 0, 0.0
+        self.lost_ticks, self.disturbed_at = 0, 0.0
         self.plant = Plant(options.plant, time.monotonic() + min(5, options.seconds / 3))
-
-    def may_reset(self, reason, _epoch):
-        return reason in ("unknown_epoch", "history_changed") and self.lost_lives > 0
 
     def is_disturbed(self, within):
         return time.monotonic() - self.disturbed_at < within + 5
@@ -317,8 +337,6 @@ class Run:
         while not self.is_over and self.faults:
             await asyncio.sleep(self.chance.uniform(0.2, 4))
             name = self.chance.choice(self.faults)
-            if name == "power":
-                self.lost_lives += 1
             self.disturbed_at = time.monotonic()
             await self.server.fault(name)(self.chance)
             self.happened[name] += 1
@@ -347,10 +365,8 @@ class Run:
     async def check(self):
         heads, logs = {}, {}
         for school in self.schools:
-            epoch, log = await self.whole_log(school)
-            logs[school.number], heads[school.number] = (epoch, log), len(log)
-            for seq, event in log.items():
-                school.lives.setdefault(epoch, {}).setdefault(seq, event)
+            logs[school.number] = await self.whole_log(school)
+            heads[school.number] = len(logs[school.number])
         self.tasks = [asyncio.create_task(reader.roam(lambda reader=reader: reader.has_reached(heads))) for reader in self.readers]
         done, late = await asyncio.wait(self.tasks, timeout=4 * wire.PATIENCE_SECS, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
@@ -359,30 +375,31 @@ class Run:
             behind = [reader.reading.name for reader in self.readers if not reader.has_reached(heads)]
             raise Broken(f"these readers do not reach the head: {behind}")
         for school in self.schools:
-            epoch, log = logs[school.number]
-            school.check_log(epoch, log)
-            milestones = {life: milestones_of(events) for life, events in school.lives.items()}
+            histories = Histories(school, self.server.power_losses + 1)
+            self.lost_ticks += histories.check_log(logs[school.number])
+            histories.check_cursors()
             for reader in self.readers:
                 if reader.school is school:
-                    reader.reading.check(milestones)
+                    reader.reading.check(histories)
 
     async def whole_log(self, school):
-        """Reads a school's log from its beginning, every tick."""
+        """Reads a school's log from its beginning, every tick. Returns the tags of its events, by number."""
         token = wire.token(SECRET, school.number, "viewer")
         _, body = await wire.request(self.server.port, "GET", "/api/jobs?limit=1", token)
-        epoch, _ = place(json.loads(body)["cursor"])
-        cursor, log = f"{epoch}-0", {}
+        epoch = json.loads(body)["cursor"].partition("-")[0]
+        cursor, tags = f"{epoch}-0", {}
         while True:
             poll = await wire.Poll().open(self.server.port, f"/events/schools/{school.number}?tick_ms=0", token, cursor)
             for message in poll.messages:
                 if message["type"] == "reset":
                     raise Broken(f"school {school.number}: the log cannot be read from its beginning: {message}")
                 if "seq" in message:
-                    _, seq, _ = school.saw(message)
-                    log[seq] = Event(message)
+                    school.saw(message, self.server.power_losses)
+                    seq, tag = place(message["cursor"])
+                    tags[seq] = tag
             following = poll.messages[-1]["cursor"]
             if following == cursor:
-                return epoch, log
+                return tags
             cursor = following
 
     def figures(self):
@@ -395,6 +412,8 @@ class Run:
             "events_received": sum(reader.reading.events for reader in self.readers),
             "connections": sum(reader.connections for reader in self.readers),
             "resets": sum(reader.reading.resets for reader in self.readers),
+            "honoured_after_power_loss": sum(reader.reading.crossed for reader in self.readers),
+            "lost_ticks": self.lost_ticks,
             "closings": self.closings,
             "refused": self.refused,
         }

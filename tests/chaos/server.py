@@ -42,6 +42,7 @@ class Server:
         self.binary, self.folder, self.port, self.process = Path(binary).resolve(), Path(folder), 0, None
         self.data, self.disk, self.clock = self.folder / "data", self.folder / "disk", self.folder / "clock"
         self.starts, self.faults, self.preload, self.mounted = 0, faults, [], False
+        self.power_losses = 0
         self.data.mkdir()
         self.log = open(self.folder / "log", "ab")
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(("TIDINGS_", "ROCKET_"))}
@@ -138,6 +139,7 @@ class Server:
     async def power(self, _):
         """Only what was synced is there after this."""
         await self.end()
+        self.power_losses += 1
         for file in self.data.iterdir():
             file.unlink()
         for file in self.disk.iterdir():

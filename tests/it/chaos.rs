@@ -58,33 +58,39 @@ async fn a_chaos_run_whose_server_does_not_start_again_ends_and_says_why() {
     assert!(broken.contains("no further start"), "{told}");
 }
 
-/// A power loss takes events that some have received. What is heard of the life before, later, says nothing of the present one.
-#[test]
-fn an_event_of_a_lost_life_that_is_heard_late_is_not_asked_for_in_the_next_one() {
+/// What every story knows: events of one school, and whether the model says that a promise is broken.
+const STORY: &str = r#"
+from ledger import Broken, Histories, Reading, School
+from types import SimpleNamespace
+
+ALL = SimpleNamespace(is_all_jobs=True, hears=lambda event: True)
+
+def event(seq, tag, job="a", **more):
+    said = {"job_id": job, "status": "in_progress", "progress": int(tag)}
+    return {"type": "job_progress", "cursor": f"e-{seq}-{tag}", "seq": seq, "school_id": 1} | said | more
+
+def ready(seq, tag):
+    return {"type": "ready", "cursor": f"e-{seq}-{tag}"}
+
+def broken(act, *arguments):
+    try:
+        act(*arguments)
+    except Broken as broken:
+        return str(broken)
+    return ""
+
+school = School(1)
+reading = Reading(school, ALL, True, "reader")
+"#;
+
+/// Tells the model this story, which asserts what the model makes of it.
+fn tell(story: &str) {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     if !needs(&python) {
         return;
     }
-    let story = r#"
-from ledger import Reading, School
-from types import SimpleNamespace
-
-def event(epoch, seq, job):
-    return {"type": "job_progress", "cursor": f"{epoch}-{seq}", "seq": seq, "school_id": 1, "job_id": job, "status": "in_progress"}
-
-school = School(1)
-reading = Reading(school, SimpleNamespace(is_all_jobs=True), True, "reader")
-school.saw(event("before", 2, "lost"))
-for seq, job in [(1, "a"), (2, "b")]:
-    school.saw(event("now", seq, job))
-school.saw(event("before", 2, "lost"))
-reading.connected("sse", None)
-for seq, job in [(1, "a"), (2, "b")]:
-    reading.take(event("now", seq, job) | {"snapshot": True}, None)
-reading.take({"type": "ready", "cursor": "now-2"}, None)
-"#;
     let mut told = Command::new(python);
-    told.args(["-c", story])
+    told.args(["-c", &format!("{STORY}{story}")])
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env(
             "PYTHONPATH",
@@ -95,5 +101,104 @@ reading.take({"type": "ready", "cursor": "now-2"}, None)
         output.status.success(),
         "{}",
         String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// A power loss takes events that some have received. What is heard of the life before, later, says nothing of the present one.
+#[test]
+fn an_event_of_a_lost_life_that_is_heard_late_is_not_asked_for_in_the_next_one() {
+    tell(
+        r#"
+school.saw(event(2, "01", "lost"), 0)
+for seq, job in [(1, "a"), (2, "b")]:
+    school.saw(event(seq, "02", job), 1)
+school.saw(event(2, "01", "lost"), 0)
+reading.connected("sse", None, 1)
+for seq, job in [(1, "a"), (2, "b")]:
+    reading.take(event(seq, "02", job) | {"snapshot": True})
+reading.take(ready(2, "02"))
+"#,
+    );
+}
+
+#[test]
+fn the_chaos_model_allows_that_a_power_loss_takes_ticks_and_nothing_else() {
+    tell(
+        r#"
+school.acknowledge(event(1, "01", status="queued"), 0)
+school.acknowledge(event(2, "02"), 0)
+school.acknowledge(event(3, "03"), 0)
+school.acknowledge(event(3, "13"), 1)
+school.saw(event(2, "02"), 1)
+whole = {1: "01", 2: "02", 3: "13"}
+assert Histories(school, 2).check_log(whole) == 1
+school.acknowledge(event(4, "04", status="completed"), 0)
+assert "4-04 was acknowledged in life 0" in broken(Histories(school, 2).check_log, whole)
+school.acknowledged.pop()
+school.acknowledge(event(4, "14"), 1)
+assert "4-14 was acknowledged in life 1" in broken(Histories(school, 2).check_log, whole)
+"#,
+    );
+}
+
+#[test]
+fn the_chaos_model_finds_a_reset_of_a_cursor_whose_event_is_there_and_a_lost_one_that_is_honoured() {
+    tell(
+        r#"
+def comes_back(cursor, *messages):
+    school = School(1)
+    for seq, tag, life in [(1, "01", 0), (2, "02", 0), (1, "01", 1), (2, "12", 1)]:
+        school.saw(event(seq, tag), life)
+    reading = Reading(school, ALL, True, "reader")
+    reading.cursors = [cursor]
+    reading.connected("sse", cursor, 1)
+    for message in messages:
+        reading.take(message)
+    return broken(Histories(school, 2).check_cursors)
+
+reset = {"type": "reset", "reason": "history_changed"}
+assert not comes_back("e-2-02", reset)
+assert not comes_back("e-1-01", event(2, "12"), ready(2, "12"))
+assert "e-1-01 was answered with a reset" in comes_back("e-1-01", reset)
+assert "e-2-02 was honoured in life 1, and the log has 2-12" in comes_back("e-2-02", ready(2, "12"))
+"#,
+    );
+}
+
+#[test]
+fn the_chaos_model_finds_a_history_that_changes_in_its_middle_or_without_a_power_loss() {
+    tell(
+        r#"
+for seq, tag, life in [(1, "01", 0), (2, "02", 0), (1, "11", 1), (2, "02", 1)]:
+    school.saw(event(seq, tag), life)
+assert "1 is another event in life 1, and later ones are the same" in broken(Histories, school, 2)
+assert "two events at 2 in life 1" in broken(school.saw, event(2, "12"), 1)
+assert "another epoch" in broken(school.saw, event(3, "03") | {"cursor": "f-3-03"}, 1)
+"#,
+    );
+}
+
+#[test]
+fn the_chaos_model_asks_for_what_follows_a_cursor_in_the_life_in_which_it_is_honoured() {
+    tell(
+        r#"
+def across(*told):
+    school, life = School(1), 0
+    reading = Reading(school, ALL, True, "reader")
+    reading.connected("sse", None, 0)
+    reading.take(ready(1, "01"))
+    for message in [event(2, "02"), event(3, "03")]:
+        reading.take(message)
+    reading.connected("sse", "e-2-02", 1)
+    for message in told:
+        reading.take(message)
+    for seq, tag in [(1, "01"), (2, "02"), (3, "13"), (4, "14")]:
+        school.saw(event(seq, tag), 1)
+    return broken(reading.check, Histories(school, 2))
+
+new = [event(3, "13"), event(4, "14")]
+assert not across(*new)
+assert "3 (every tick) is missing in (1, 4] of life 1" in across(new[1])
+"#,
     );
 }

@@ -7,18 +7,22 @@ use serde_json::{Value, json};
 
 use crate::disk::{database, post, refusal, refusal_of};
 use crate::install::comes_back;
-use crate::support::process::{Process, command, run};
+use crate::support::process::{Power, Process, command, run};
 use crate::support::*;
 
 fn start(folder: &Path) -> Process {
     Process::start(command(folder).arg("serve"))
 }
 
+async fn report(server: &Process, path: &str, body: Value) -> Value {
+    let (status, told) = post(&server.url, path, body).await;
+    assert!(status < 300, "{told}");
+    told["cursor"].clone()
+}
+
 async fn create(server: &Process, id: &str) -> Value {
     let body = json!({"job_id": id, "job_type": "t"});
-    let (status, told) = post(&server.url, "/api/jobs", body).await;
-    assert_eq!(status, 201, "{told}");
-    told["cursor"].clone()
+    report(server, "/api/jobs", body).await
 }
 
 /// The exit code, standard output and standard error of `tidings new-epoch`.
@@ -98,6 +102,55 @@ async fn a_database_whose_journal_is_gone_is_refused_and_a_new_epoch_resets_ever
     server.terminate();
     let server = start(folder.path());
     assert_eq!(resets(&server, &[&again]).await, [""; 0], "once");
+}
+
+/// A power loss takes the ticks since the last milestone; their numbers are given again.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_loss_a_reader_of_lost_ticks_is_reset_and_every_other_one_goes_on() {
+    if !needs("cc") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut power = Power::of(folder.path());
+    let mut server = Process::start(&mut power.serve());
+    create(&server, "a").await;
+    let kept = report(&server, "/api/jobs/a/start", json!({})).await;
+    let lost = [
+        report(&server, "/api/jobs/a/progress", json!({"progress": 1})).await,
+        report(&server, "/api/jobs/a/progress", json!({"progress": 2})).await,
+    ];
+    server.kill();
+    power.is_lost();
+
+    let mut server = Process::start(&mut power.serve());
+    let (epoch, seq, _) = parts(&kept);
+    let number = json!(format!("{epoch}-{seq}"));
+    for passed in 0..=3 {
+        assert_eq!(resets(&server, &[&kept]).await, [""; 0], "{passed}");
+        let of_lost = resets(&server, &[&lost[0], &lost[1]]).await;
+        assert_eq!(of_lost, ["history_changed"; 2], "{passed}");
+        assert_eq!(resets(&server, &[&number]).await, ["unknown_epoch"]);
+        let body = json!({"progress": 10 + passed});
+        let told = report(&server, "/api/jobs/a/progress", body).await;
+        assert_eq!(parts(&told).0, epoch);
+        assert_eq!(parts(&told).1, seq + 1 + passed);
+    }
+    for transport in Transport::ALL {
+        let open = async |cursor: &Value| {
+            let cursor = cursor.as_str();
+            let path = "/jobs?tick_ms=0";
+            let mut back =
+                Listener::open(transport, &server.url, path, &viewer(1), cursor).await;
+            back.until_ready().await
+        };
+        let told = open(&kept).await;
+        let progress = field(&told, "progress");
+        let progress: Vec<_> = progress.into_iter().filter(|own| own.is_f64()).collect();
+        assert_eq!(progress, [10.0, 11.0, 12.0, 13.0], "{transport:?}");
+        let told = open(&lost[1]).await;
+        assert_eq!(told[1]["reason"], "history_changed", "{transport:?}");
+    }
+    server.terminate();
 }
 
 #[tokio::test(flavor = "multi_thread")]

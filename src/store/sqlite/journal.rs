@@ -23,6 +23,10 @@ impl Log for SqliteStore {
         self.epoch
     }
 
+    fn numbers_are_unique(&self) -> bool {
+        !self.is_cut
+    }
+
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
         self.read_for_streams(school, move |conn| read::bounds(conn, school))
             .await

@@ -18,9 +18,10 @@ use crate::id::Epoch;
 use crate::uptime::{Gaps, Uptime, UptimeClock};
 use crate::wall_clock;
 
-/// Keys of `meta`: the epoch, the generation, the boot of the machine in which the database is open, and the uptime in
-/// milliseconds.
+/// Keys of `meta`: the epoch, whether the end of a log was ever lost in it, the generation, the boot of the machine in which
+/// the database is open, and the uptime in milliseconds.
 const EPOCH: &str = "epoch";
+const HISTORY_CUT: &str = "history_cut";
 const GENERATION: &str = "generation";
 const OPEN_IN: &str = "open_in";
 const UPTIME: &str = "uptime";
@@ -125,6 +126,8 @@ impl Facts {
 #[derive(Debug, Clone)]
 pub(super) struct Life {
     pub(super) epoch: Epoch,
+    /// Whether numbers may have been given twice in this epoch.
+    pub(super) is_cut: bool,
     pub(super) generation: u64,
     pub(super) uptime: UptimeClock,
 }
@@ -161,8 +164,8 @@ fn next_generation(conn: &mut SqliteConnection, lock: &DatabaseLock) -> QueryRes
     Ok(next)
 }
 
-/// Begins a life. It has a new epoch after a power loss that may have taken acknowledged ticks: the numbers which they
-/// had will be given again, and a reader that has seen them must not take the new events for the old.
+/// Begins a life. After a power loss that may have taken acknowledged ticks, the numbers that they had are given again: from
+/// then on a cursor that is a number alone does not say which event it names.
 pub(super) fn begin(
     conn: &mut SqliteConnection,
     synchronous: Synchronous,
@@ -177,12 +180,14 @@ pub(super) fn begin(
         let known: Option<Epoch> = number(conn, EPOCH, "an epoch")?;
         if cut_off {
             tracing::warn!(
-                "the machine stopped while the database was open; readers will begin anew"
+                "the machine stopped while the database was open: the last ticks may be lost, and readers that have seen them begin anew"
             );
+            set(conn, HISTORY_CUT, "true".to_owned())?;
         }
-        let epoch = known.filter(|_| !cut_off).unwrap_or_else(Epoch::generate);
+        let epoch = known.unwrap_or_else(Epoch::generate);
         set(conn, EPOCH, epoch.to_string())?;
         set(conn, OPEN_IN, boot)?;
+        let is_cut = fact(conn, HISTORY_CUT)?.is_some();
         let generation = next_generation(conn, lock)?;
         let saved = number(conn, UPTIME, "an uptime")?.unwrap_or_default();
         let gaps = Gaps {
@@ -191,6 +196,7 @@ pub(super) fn begin(
         };
         Ok(Life {
             epoch,
+            is_cut,
             generation,
             uptime: UptimeClock::resume(Uptime::from_millis(saved), was_open, gaps),
         })
@@ -222,6 +228,7 @@ pub(super) fn renew(
         let before: Option<Epoch> = number(conn, EPOCH, "an epoch")?;
         let epoch = Epoch::generate();
         set(conn, EPOCH, epoch.to_string())?;
+        diesel::delete(meta::table.find(HISTORY_CUT)).execute(conn)?;
         // The mark stays: what was heard and not written down is lost. But it is not a power loss any more.
         if fact(conn, OPEN_IN)?.is_some() {
             set(conn, OPEN_IN, wall_clock::boot())?;

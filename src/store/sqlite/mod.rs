@@ -74,6 +74,7 @@ const BUSY_TIMEOUT_MS: u32 = 5_000;
 /// The embedded store.
 pub struct SqliteStore {
     epoch: Epoch,
+    is_cut: bool,
     uptime: UptimeClock,
     meter: Arc<Meter>,
     writer: Handle<Backend>,
@@ -113,7 +114,7 @@ impl SqliteStore {
             most: settings.most_subjects(),
         };
         let uptime = life.uptime.clone();
-        let epoch = life.epoch;
+        let (epoch, is_cut) = (life.epoch, life.is_cut);
         let leases = HeldLeases::new(life.generation);
         let backend = Backend::new(conn, lock, life, settings);
         let (writer, handle) = Writer::new(backend, rules, committed, Arc::clone(&meter));
@@ -131,6 +132,7 @@ impl SqliteStore {
         let seconds = |secs: u64| TimeDelta::seconds(secs as i64);
         Ok(SqliteStore {
             epoch,
+            is_cut,
             uptime,
             meter,
             writer: handle,

@@ -887,15 +887,16 @@ async fn many_writers_leave_no_hole(open: Open) {
     assert_eq!(page.subjects.len(), 8);
 }
 
-/// A power loss may have taken acknowledged ticks: their numbers must not be taken for those of new events.
+/// A power loss may have taken acknowledged ticks: from then on a number alone names no event.
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_power_loss_an_sqlite_database_begins_a_new_life() {
+async fn after_a_power_loss_an_sqlite_database_keeps_its_epoch_and_trusts_no_number_alone() {
     use diesel::connection::{Connection, SimpleConnection};
     let first = bench(open_sqlite, Settings::default());
     let epoch = first.store.epoch();
     first.done(vec![create("a")]).await;
     let again = first.reopened(open_sqlite).await;
     assert_eq!(again.store.epoch(), epoch, "closed in good order");
+    assert!(again.store.numbers_are_unique());
     again.store.close().await.unwrap();
     let mark = |sql: &str| {
         let path = again.place.path().join("test.db");
@@ -906,12 +907,15 @@ async fn after_a_power_loss_an_sqlite_database_begins_a_new_life() {
     };
     mark("INSERT INTO meta (key, value) VALUES ('open_in', 'an earlier boot')");
     let cut_off = again.reopened_without_closing(open_sqlite);
-    assert_ne!(cut_off.store.epoch(), epoch);
+    assert_eq!(cut_off.store.epoch(), epoch);
+    assert!(!cut_off.store.numbers_are_unique());
     assert_eq!(
         cut_off.snapshot(&all(1)).await.len(),
         1,
         "and everything that reached the disk is there"
     );
+    let later = cut_off.reopened(open_sqlite).await;
+    assert!(!later.store.numbers_are_unique(), "for good");
 }
 
 async fn a_lease_is_held_by_one_and_its_fence_only_rises(open: Open) {

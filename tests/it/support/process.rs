@@ -47,26 +47,74 @@ pub(crate) fn limited(folder: &Path, limits: &str) -> Command {
 
 /// Lets a command run under a wall clock of its own, which [`set_clock`] has set and may set again. Needs `cc`.
 pub(crate) fn with_clock<'a>(command: &'a mut Command, clock: &Path) -> &'a mut Command {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     command
-        .env("LD_PRELOAD", clock_library())
+        .env("LD_PRELOAD", LIBRARY.get_or_init(|| library("clock")))
         .env("CLOCK_FILE", clock)
 }
 
-/// `tests/chaos/clock.c`, built once.
-fn clock_library() -> &'static Path {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let own = folder.join(format!("clock-{}.so", std::process::id()));
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/clock.c");
-        let mut build = Command::new("cc");
-        build.args(["-shared", "-fPIC", "-O2", source, "-ldl", "-o"]);
-        assert!(build.arg(&own).status().unwrap().success());
-        // Whole at any moment: another run of the tests may use it.
-        let library = folder.join("clock.so");
-        std::fs::rename(own, &library).unwrap();
-        library
-    })
+/// Builds a library of `tests/chaos`.
+fn library(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let own = folder.join(format!("{name}-{}.so", std::process::id()));
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/chaos");
+    let mut build = Command::new("cc");
+    build.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&own);
+    build.arg(sources.join(format!("{name}.c"))).arg("-ldl");
+    assert!(build.status().unwrap().success());
+    // Whole at any moment: another run of the tests may use it.
+    let library = folder.join(format!("{name}.so"));
+    std::fs::rename(own, &library).unwrap();
+    library
+}
+
+/// The power of a machine on which servers run with their data in `folder`. Needs `cc`.
+pub(crate) struct Power<'a> {
+    folder: &'a Path,
+    losses: u32,
+}
+
+impl<'a> Power<'a> {
+    /// It is on.
+    pub(crate) fn of(folder: &'a Path) -> Power<'a> {
+        std::fs::create_dir(folder.join("disk")).unwrap();
+        let power = Power { folder, losses: 0 };
+        power.boot();
+        power
+    }
+
+    /// `tidings serve` on this machine.
+    pub(crate) fn serve(&self) -> Command {
+        static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+        let mut serve = command(self.folder);
+        serve
+            .arg("serve")
+            .env("LD_PRELOAD", LIBRARY.get_or_init(|| library("powerloss")))
+            .env("POWERLOSS_FOLDER", self.folder.join("data"))
+            .env("POWERLOSS_DISK", self.folder.join("disk"))
+            .env("POWERLOSS_BOOT_ID", self.folder.join("boot_id"));
+        serve
+    }
+
+    /// Leaves only what was synced, and boots again. The server must have been killed.
+    pub(crate) fn is_lost(&mut self) {
+        let files = |folder: &str| {
+            let files = std::fs::read_dir(self.folder.join(folder)).unwrap();
+            files.map(|file| file.unwrap().path())
+        };
+        files("data").for_each(|file| std::fs::remove_file(file).unwrap());
+        for file in files("disk") {
+            let name = file.file_name().unwrap();
+            std::fs::copy(&file, self.folder.join("data").join(name)).unwrap();
+        }
+        self.losses += 1;
+        self.boot();
+    }
+
+    fn boot(&self) {
+        let boot = format!("boot {}\n", self.losses);
+        std::fs::write(self.folder.join("boot_id"), boot).unwrap();
+    }
 }
 
 /// Sets such a clock by so many seconds against the real one.

@@ -1,4 +1,5 @@
-//! A database that is not the one that was left: recognised and refused, or given a new epoch by `tidings new-epoch`.
+//! A database that is not as it was left: a power loss and older copies, whose readers are told apart by their cursors, and what
+//! is refused until `tidings new-epoch`.
 
 use std::path::{Path, PathBuf};
 
@@ -220,98 +221,163 @@ fn a_secret_without_its_database_is_a_trace_too() {
     assert_eq!(std::fs::read(&secret).unwrap(), was);
 }
 
+/// Puts a database in the place of that which is there.
+fn put(copy: &Path, folder: &Path) {
+    remove_journal(folder);
+    std::fs::copy(copy, database(folder)).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_copy_in_the_place_of_the_database_is_recognised_however_it_was_made() {
+async fn an_older_copy_in_the_place_of_the_database_is_accepted_and_only_readers_of_what_it_lacks_are_reset()
+ {
     let folder = tempfile::tempdir().unwrap();
     let path = database(folder.path());
     let (stopped, running) = (folder.path().join("stopped"), folder.path().join("running"));
+    let newest = folder.path().join("newest");
     let mut server = start(folder.path());
-    create(&server, "kept").await;
+    let kept = create(&server, "kept").await;
     server.terminate();
     std::fs::copy(&path, &stopped).unwrap();
     let mut server = start(folder.path());
     vacuum_into(folder.path(), &running);
-    let mut lost = create(&server, "lost").await;
+    let lost = [create(&server, "lost").await, create(&server, "too").await];
+    let mut since: Vec<Value> = Vec::new();
+    for (copy, is_killed) in [
+        (&stopped, false),
+        (&running, false),
+        (&stopped, true),
+        (&running, true),
+    ] {
+        match is_killed {
+            true => server.kill(),
+            false => assert_eq!(server.terminate(), Some(0)),
+        }
+        if !is_killed && !newest.exists() {
+            std::fs::copy(&path, &newest).unwrap();
+        }
+        put(copy, folder.path());
+        server = start(folder.path());
+        let mut after = Vec::new();
+        for passed in 0..4 {
+            let gone: Vec<&Value> = lost.iter().chain(&since).collect();
+            let expected = vec!["history_changed"; gone.len()];
+            assert_eq!(resets(&server, &gone).await, expected, "{copy:?} {passed}");
+            let here: Vec<&Value> = after.iter().chain([&kept]).collect();
+            assert_eq!(resets(&server, &here).await, [""; 0], "{copy:?} {passed}");
+            after.push(create(&server, &format!("after{passed}")).await);
+        }
+        assert_eq!(parts(&after[3]).0, parts(&kept).0);
+        since.extend(after);
+    }
+    // What is put back is a copy, too, and has what it has.
+    server.terminate();
+    put(&newest, folder.path());
+    let server = start(folder.path());
+    assert_eq!(
+        resets(&server, &[&kept, &lost[0], &lost[1]]).await,
+        [""; 0]
+    );
+    let gone: Vec<&Value> = since.iter().collect();
+    assert_eq!(resets(&server, &gone).await, vec!["history_changed"; gone.len()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_without_its_journal_and_another_database_are_refused_and_left_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = database(folder.path());
+    let (torn, whole) = (folder.path().join("torn"), folder.path().join("whole"));
+    let mut server = start(folder.path());
+    create(&server, "a").await;
+    let mut conn = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+    conn.batch_execute("PRAGMA wal_checkpoint(PASSIVE)")
+        .unwrap();
+    drop(conn);
+    let lost = create(&server, "b").await;
+    std::fs::copy(&path, &torn).unwrap();
+    vacuum_into(folder.path(), &whole);
+    let elsewhere = tempfile::tempdir().unwrap();
+    start(elsewhere.path()).terminate();
     for is_killed in [false, true] {
         match is_killed {
             true => server.kill(),
             false => assert_eq!(server.terminate(), Some(0)),
         }
-        let newest = std::fs::read(&path).unwrap();
-        let journal = std::fs::read(path.with_extension("db-wal")).ok();
-        for copy in [&stopped, &running] {
-            remove_journal(folder.path());
-            std::fs::copy(copy, &path).unwrap();
+        for (copy, reason) in [
+            (&torn, "its journal (-wal) is missing"),
+            (&database(elsewhere.path()), "is another database"),
+        ] {
+            put(copy, folder.path());
             let said = refusal(folder.path());
             assert!(
-                said.contains("tidings new-epoch") && said.contains("copy of "),
+                said.contains(reason) && said.contains("tidings new-epoch"),
                 "{copy:?}: {said}"
             );
             let was = std::fs::read(copy).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), was, "as it was");
         }
-        // The newest one is welcome back.
-        std::fs::write(&path, newest).unwrap();
-        if let Some(journal) = journal {
-            std::fs::write(path.with_extension("db-wal"), journal).unwrap();
-        }
+        put(&whole, folder.path());
         server = start(folder.path());
-        lost = create(&server, &is_killed.to_string()).await;
     }
     server.kill();
     // The journal of another database would damage the copy.
-    std::fs::copy(&running, &path).unwrap();
+    std::fs::copy(&whole, &path).unwrap();
     let said = refusal(folder.path());
     assert!(said.contains("(-wal) beside it is of another"), "{said}");
     let (code, _, said) = new_epoch(folder.path(), &["--yes"]);
     assert_eq!(code, Some(1));
     assert!(said.contains("(-wal) beside it is of another"), "{said}");
-    remove_journal(folder.path());
+    put(&database(elsewhere.path()), folder.path());
     assert_eq!(new_epoch(folder.path(), &["--yes"]).0, Some(0));
     let server = start(folder.path());
     assert_eq!(resets(&server, &[&lost]).await, ["unknown_epoch"]);
 }
 
-/// The table of docs/backup.md, with the row that says why the command is there.
+/// The table of docs/backup.md.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_copy_in_another_place_is_recognised_what_the_page_says() {
     let folder = tempfile::tempdir().unwrap();
-    let elsewhere = tempfile::tempdir().unwrap();
-    std::fs::create_dir(elsewhere.path().join("data")).unwrap();
-    let place = database(elsewhere.path());
     let mut server = start(folder.path());
     let kept = create(&server, "kept").await;
-    vacuum_into(folder.path(), &place);
-    // Made while the server ran.
-    assert!(refusal(elsewhere.path()).contains("tidings new-epoch"));
+    let elsewhere = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [running, stopped] = elsewhere.each_ref().map(tempfile::TempDir::path);
+    for folder in [running, stopped] {
+        std::fs::create_dir(folder.join("data")).unwrap();
+    }
+    // Made while the server ran, and while it was stopped; without the lock file.
+    vacuum_into(folder.path(), &database(running));
     server.terminate();
-    std::fs::copy(database(folder.path()), &place).unwrap();
+    std::fs::copy(database(folder.path()), database(stopped)).unwrap();
     let mut server = start(folder.path());
     let lost = create(&server, "lost").await;
     let beyond = create(&server, "lost too").await;
     server.terminate();
 
-    // Made while it was stopped, and without the lock file.
-    let mut server = start(elsewhere.path());
-    assert_eq!(resets(&server, &[&kept]).await, [""; 0]);
-    assert_eq!(resets(&server, &[&beyond]).await, ["history_changed"]);
-    let mut after = Vec::new();
-    for id in ["new", "newer", "newest"] {
-        after.push(create(&server, id).await);
+    for (place, number) in [(running, "unknown_epoch"), (stopped, "")] {
+        let mut server = start(place);
+        assert_eq!(resets(&server, &[&kept]).await, [""; 0]);
+        assert_eq!(resets(&server, &[&beyond]).await, ["history_changed"]);
+        let mut after = Vec::new();
+        for id in ["new", "newer", "newest"] {
+            after.push(create(&server, id).await);
+        }
+        assert_eq!(
+            resets(&server, &[&lost, &beyond]).await,
+            ["history_changed"; 2],
+            "their numbers have been given again"
+        );
+        assert_eq!(resets(&server, &[&kept]).await, [""; 0]);
+        let since = comes_back(&server.url, &viewer(1), &after[0]).await;
+        assert_eq!(since.unwrap(), ["newer", "newest"]);
+        let (epoch, seq, _) = parts(&lost);
+        let untagged = json!(format!("{epoch}-{seq}"));
+        let expected = Some(number).filter(|reason| !reason.is_empty());
+        assert_eq!(resets(&server, &[&untagged]).await, Vec::from_iter(expected));
+        server.terminate();
+        assert_eq!(new_epoch(place, &["--yes"]).0, Some(0));
+        let server = start(place);
+        let all = resets(&server, &[&kept, &beyond]).await;
+        assert_eq!(all, ["unknown_epoch"; 2]);
     }
-    assert_eq!(
-        resets(&server, &[&lost, &beyond]).await,
-        ["history_changed"; 2],
-        "their numbers have been given again"
-    );
-    assert_eq!(resets(&server, &[&kept]).await, [""; 0]);
-    let since = comes_back(&server.url, &viewer(1), &after[0]).await;
-    assert_eq!(since.unwrap(), ["newer", "newest"]);
-    server.terminate();
-    assert_eq!(new_epoch(elsewhere.path(), &["--yes"]).0, Some(0));
-    let server = start(elsewhere.path());
-    let all = resets(&server, &[&kept, &beyond]).await;
-    assert_eq!(all, ["unknown_epoch"; 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,8 @@
 //! What a database says of itself: its schema, its epoch, how often it was opened, and whether it is open.
 //!
 //! Each opening and each orderly end raises the *generation*. The lock file knows the last one ([`super::lock`]), so that an
-//! older copy in the database's place is recognised: its log ends earlier, the numbers after its end
-//! would be given again, and clients that have seen the first ones would miss the others without a word.
+//! older copy in the database's place is recognised. It is opened: readers of what it lacks are known by the tags of their
+//! cursors. What is refused would lose more than the operator knows of: another database, and one whose journal is gone.
 
 use diesel::migration::{Migration, MigrationSource};
 use diesel::prelude::*;
@@ -91,19 +91,23 @@ impl Facts {
         }
     }
 
-    /// Fails if this is recognised as something else than what was left here.
+    /// Fails if this is recognised as another database than the one that was left here, or as one that lacks its journal.
     pub(super) fn check_life(&self, lock: &DatabaseLock) -> Result<(), OpenError> {
         let path = lock.path().to_path_buf();
         // Without an epoch a new one begins, whatever it is.
         if let (Some(epoch), Some(last)) = (self.epoch, lock.found()) {
             // The lock file learns of a generation after the database: it may be one behind.
             let is_next = self.generation == last.generation + 1;
-            if self.generation < last.generation || (epoch != last.epoch && !is_next) {
-                return Err(OpenError::Copy(path));
+            if epoch != last.epoch && !is_next {
+                return Err(OpenError::Another(path));
             }
         }
-        let was_closed = lock.found().is_some_and(|last| last.closed.is_some());
-        if self.is_marked_open && !was_closed && !lock.had_journal() {
+        let was_closed = lock.found().is_some_and(|last| {
+            let is_this = last.generation == self.generation;
+            is_this && last.closed.is_some()
+        });
+        let lacks_journal = !lock.had_journal() && !lock.was_single_file();
+        if self.is_marked_open && !was_closed && lacks_journal {
             return Err(OpenError::NoJournal(path));
         }
         Ok(())
@@ -164,8 +168,8 @@ fn next_generation(conn: &mut SqliteConnection, lock: &DatabaseLock) -> QueryRes
     Ok(next)
 }
 
-/// Begins a life. After a power loss that may have taken acknowledged ticks, the numbers that they had are given again: from
-/// then on a cursor that is a number alone does not say which event it names.
+/// Begins a life. Where a power loss may have taken acknowledged ticks, or the database is a copy and not what was left here,
+/// numbers are given again: from then on a cursor that is a number alone does not say which event it names.
 pub(super) fn begin(
     conn: &mut SqliteConnection,
     synchronous: Synchronous,
@@ -182,6 +186,15 @@ pub(super) fn begin(
             tracing::warn!(
                 "the machine stopped while the database was open: the last ticks may be lost, and readers that have seen them begin anew"
             );
+        }
+        let is_copy = is_copy(conn, was_open, lock)?;
+        if is_copy {
+            tracing::warn!(
+                path = %lock.path().display(),
+                "this is a copy of the database: what was written after it was made is lost, and readers that have seen that begin anew"
+            );
+        }
+        if cut_off || is_copy {
             set(conn, HISTORY_CUT, "true".to_owned())?;
         }
         let epoch = known.unwrap_or_else(Epoch::generate);
@@ -201,6 +214,14 @@ pub(super) fn begin(
             uptime: UptimeClock::resume(Uptime::from_millis(saved), was_open, gaps),
         })
     })
+}
+
+/// Whether this is a copy that was put here, as far as that shows: it is older than what was here last, or was made by
+/// `VACUUM INTO` while the database was open.
+fn is_copy(conn: &mut SqliteConnection, was_open: bool, lock: &DatabaseLock) -> QueryResult<bool> {
+    let own: u64 = number(conn, GENERATION, "a generation")?.unwrap_or_default();
+    let is_older = lock.found().is_some_and(|last| own < last.generation);
+    Ok(is_older || (was_open && lock.was_single_file()))
 }
 
 /// Saves the uptime.

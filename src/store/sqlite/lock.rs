@@ -9,8 +9,8 @@
 //! descriptor that is opened here stays open until every connection is closed: each owner of a connection holds the lock,
 //! and drops it last. Nothing else in this program opens the file.
 //!
-//! The lock file also holds a [`Record`] of the database that was opened here last. By it an older copy, or a database that is
-//! gone, is recognised at the next start.
+//! The lock file also holds a [`Record`] of the database that was opened here last. By it an older copy, another database, or
+//! one that is gone, is recognised at the next start.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,6 +20,10 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::opening::OpenError;
 use crate::id::Epoch;
+
+/// Where an SQLite file says that it is not in WAL mode, and what it says there.
+const JOURNAL_MODE_BYTE: u64 = 18;
+const ROLLBACK_JOURNAL: u8 = 1;
 
 /// Largest lock file that is read.
 const RECORD_MAX_BYTES: usize = 512;
@@ -99,6 +103,7 @@ pub(super) struct DatabaseLock {
     path: PathBuf,
     journal: PathBuf,
     had_journal: bool,
+    was_single_file: bool,
     database: File,
     file: File,
     id: Option<FileId>,
@@ -144,6 +149,7 @@ impl DatabaseLock {
             path: path.into(),
             journal,
             had_journal,
+            was_single_file: is_single_file(&database),
             database,
             file,
             journal_id: OnceLock::new(),
@@ -172,6 +178,12 @@ impl DatabaseLock {
     /// an open database stays empty.
     pub(super) fn had_journal(&self) -> bool {
         self.had_journal
+    }
+
+    /// Whether all of the database was in its one file when the locks were taken, as `VACUUM INTO` makes it: it was not in WAL
+    /// mode, in which a server keeps it.
+    pub(super) fn was_single_file(&self) -> bool {
+        self.was_single_file
     }
 
     /// Notes that the database is open, and in which of its lives.
@@ -244,6 +256,12 @@ fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     options
+}
+
+fn is_single_file(database: &File) -> bool {
+    let mut mode = [0];
+    let read = database.read_at(&mut mode, JOURNAL_MODE_BYTE);
+    read.is_ok() && mode == [ROLLBACK_JOURNAL]
 }
 
 /// SQLite gives the journal and its index the mode of the database.

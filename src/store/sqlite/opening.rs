@@ -18,10 +18,6 @@ use crate::id::Epoch;
 
 pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
-/// Where an SQLite file says that it is not in WAL mode, and what it says there.
-const JOURNAL_MODE_BYTE: u64 = 18;
-const ROLLBACK_JOURNAL: u8 = 1;
-
 /// A database that cannot be opened. The server does not start, and never makes a new one in its place.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -69,15 +65,15 @@ pub enum OpenError {
     /// It is marked as open, and its journal is gone.
     #[error(
         "{0} was not closed in good order, and its journal (-wal) is missing: what was acknowledged last may be lost, or this is a copy of an open \
-         database. Put the journal back if you have it; otherwise `tidings new-epoch` makes all readers begin anew"
+         database that `VACUUM INTO` did not make. Put the journal back if you have it; otherwise `tidings new-epoch` makes all readers begin anew"
     )]
     NoJournal(PathBuf),
-    /// It is not the database that was open here last.
+    /// It is not the database that was open here last, nor a copy of it.
     #[error(
-        "{0} is an older copy of the database that was open here last, or another one: readers would miss events without a word. Put the newer one \
-         back, or run `tidings new-epoch`, which makes all readers begin anew"
+        "{0} is another database than the one that was open here last, or a copy from before a `tidings new-epoch`. Put the right one back, or run \
+         `tidings new-epoch`, which accepts this one and makes all readers begin anew"
     )]
-    Copy(PathBuf),
+    Another(PathBuf),
     /// A newer program has changed its tables.
     #[error(
         "{path} has schema version {found}, and this program knows versions up to {known}: start the newer program, or restore a backup of before \
@@ -248,7 +244,8 @@ fn look(
         return Ok(None);
     }
     warn_of_others(file);
-    if has_foreign_journal(lock) {
+    // That of WAL mode, and the database is not in that mode.
+    if lock.was_single_file() && lock.had_journal() {
         return Err(failed(
             &"the journal (-wal) beside it is of another database; remove the journal if this is a backup that you have put here",
         ));
@@ -270,14 +267,6 @@ fn look(
         check(&mut conn, lock).map_err(|problem| failed(&problem))?;
     }
     Ok(Some(facts))
-}
-
-/// Whether there is a journal of WAL mode, and the database is not in that mode: that of a copy which is not its own.
-fn has_foreign_journal(lock: &DatabaseLock) -> bool {
-    use std::os::unix::fs::FileExt;
-    let mut mode = [0];
-    let read = lock.database().read_at(&mut mode, JOURNAL_MODE_BYTE);
-    read.is_ok() && mode == [ROLLBACK_JOURNAL] && lock.had_journal()
 }
 
 /// Files that exist keep their modes: somebody may have chosen them.

@@ -135,7 +135,7 @@ impl Tidings {
         let debts = Arc::new(Debts::new(Pace::of_producing(&settings)));
         let publisher = Publisher::new(Arc::clone(&store), Arc::clone(&debts));
         let presence = Arc::new(Presence::new(Arc::clone(&store), publisher.clone()));
-        let notifiers = Arc::new(Notifiers::new(&store, all));
+        let notifiers = Arc::new(Notifiers::new(&store, &feed, all));
         let tasks = Tasks::default();
         let dispatching = tasks.group();
         let follow = (Arc::clone(&presence), Arc::clone(&notifiers));

@@ -34,6 +34,7 @@ pub use self::schedule::Retry;
 use crate::config::NOTIFIER_STOP_MAX;
 use crate::config::notifiers::{NotifierSettings, Patience, Rule, is_name};
 use crate::event::Event;
+use crate::feed::Feed;
 use crate::id::SchoolId;
 use crate::log::Store;
 use crate::tasks::{Task, Tasks};
@@ -199,9 +200,14 @@ pub struct Shown {
 }
 
 impl Notifiers {
-    /// These notifiers, reading this store.
-    pub fn new(store: &Arc<dyn Store>, notifiers: Vec<Arc<dyn Notifier>>) -> Notifiers {
-        let runner = |notifier| Arc::new(Runner::new(Arc::clone(store), notifier));
+    /// Returns these notifiers. They read the logs through the feed, and keep their places in the store.
+    pub fn new(
+        store: &Arc<dyn Store>,
+        feed: &Arc<Feed>,
+        notifiers: Vec<Arc<dyn Notifier>>,
+    ) -> Notifiers {
+        let runner =
+            |notifier| Arc::new(Runner::new(Arc::clone(store), Arc::clone(feed), notifier));
         Notifiers {
             runners: notifiers.into_iter().map(runner).collect(),
         }

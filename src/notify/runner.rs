@@ -22,7 +22,8 @@ use crate::config::{
     NOTIFY_TURN_EVENTS, NOTIFY_UNCERTAIN_ATTEMPTS, RETRY_AFTER_MAX,
 };
 use crate::event::{Event, timestamp};
-use crate::id::{Channel, SchoolId};
+use crate::feed::Feed;
+use crate::id::{self, Channel, SchoolId};
 use crate::kind::characteristic;
 use crate::log::consumers::{Change, DeadLetter, Place, Progress, SetAside, Tried};
 use crate::log::{Store, StoreError};
@@ -36,6 +37,7 @@ const TAG_BYTES: usize = 8;
 pub(super) struct Runner {
     pub(super) notifier: Arc<dyn Notifier>,
     pub(super) store: Arc<dyn Store>,
+    feed: Arc<Feed>,
     schedule: Mutex<Schedule>,
     /// Committed events that the notifier is still to be asked about. It is never asked by the dispatcher: it may be
     /// an application's own, and slow, or panic.
@@ -67,11 +69,16 @@ pub(super) enum Verdict {
 }
 
 impl Runner {
-    pub(super) fn new(store: Arc<dyn Store>, notifier: Arc<dyn Notifier>) -> Runner {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        feed: Arc<Feed>,
+        notifier: Arc<dyn Notifier>,
+    ) -> Runner {
         let (inbox, waiting) = mpsc::channel(NOTIFY_INBOX);
         Runner {
             notifier,
             store,
+            feed,
             schedule: Mutex::default(),
             inbox,
             inbox_bytes: AtomicUsize::new(0),
@@ -231,7 +238,12 @@ impl Runner {
     /// Reads a page of a school's log and delivers of what is wanted as much as a turn allows.
     async fn advance(&self, school: SchoolId, place: &mut Place) -> Result<bool, StoreError> {
         let scope = Arc::new(Scope::new(school, [Channel::School(school)]));
-        let page = self.store.replay(scope, place.seq, false).await?;
+        let after = id::Place {
+            seq: place.seq,
+            tag: None,
+        };
+        let page = self.feed.replay(scope, after, false).await?;
+        let page = page.expect("a place without a tag names no event that could be missing");
         if place.seq < page.floor {
             self.skip(school, place.seq, page.floor).await?;
             return Ok(true);

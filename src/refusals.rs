@@ -1,8 +1,9 @@
-//! What the log says of those who are told no: from where, for what, and why.
+//! What the log says of requests that are refused or fail: from where, for what, and why.
 //!
-//! Refused credentials are logged at `info`, to show what is wrong with the tokens of a login that is being set up; at most
-//! [`REFUSALS_TOLD`] in [`REFUSALS_PERIOD`], or anybody could fill the log. The others are counted, and told at `debug`,
-//! as is every other refusal. No query, no credential and no payload is among it.
+//! Refused credentials are logged at `info`, to show what is wrong with the tokens of a login that is being set up. Requests
+//! that fail by no fault of their clients are logged at `error`. Of either, at most [`REFUSALS_TOLD`] are logged in
+//! [`REFUSALS_PERIOD`], or a client could fill the log; the others are counted. All other refusals are logged at `debug`. No
+//! line holds a query, a credential or a payload.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,42 +45,76 @@ fn without_token(part: &str) -> &str {
 }
 
 /// See the module's page.
+#[derive(Default)]
 pub struct Refusals {
-    period: Mutex<Period>,
+    credentials: Mutex<Period>,
+    failures: Mutex<Period>,
 }
 
-/// What was told of late.
+/// What was logged of late.
 struct Period {
     since: Instant,
-    told: usize,
-    untold: u64,
+    logged: usize,
+    left_out: u64,
 }
 
-impl Default for Refusals {
-    fn default() -> Refusals {
-        Refusals {
-            period: Mutex::new(Period {
-                since: Instant::now(),
-                told: 0,
-                untold: 0,
-            }),
+impl Default for Period {
+    fn default() -> Period {
+        Period {
+            since: Instant::now(),
+            logged: 0,
+            left_out: 0,
         }
     }
 }
 
+impl Period {
+    /// Counts one more. Returns whether it may be logged, and how many were left out in a period that is over.
+    fn count(&mut self, now: Instant) -> (bool, u64) {
+        let left_out = self.renew(now);
+        let may_log = self.logged < REFUSALS_TOLD;
+        match may_log {
+            true => self.logged += 1,
+            false => self.left_out += 1,
+        }
+        (may_log, left_out)
+    }
+
+    /// Begins another period if this one is over. Returns how many were left out in it.
+    fn renew(&mut self, now: Instant) -> u64 {
+        if now.saturating_duration_since(self.since) < REFUSALS_PERIOD {
+            return 0;
+        }
+        let ended = std::mem::take(self);
+        self.since = now;
+        ended.left_out
+    }
+}
+
 impl Refusals {
-    /// Tells of a credential that was refused, or that does not reach so far.
+    /// Logs a credential that was refused, or that does not reach so far.
     pub fn credential(&self, source: &RequestSource, code: &str, reason: &str) {
         let (route, address) = (&*source.route, source.address());
-        let may_tell = self.may_tell(Instant::now());
-        if may_tell {
+        let (may_log, left_out) = lock(&self.credentials).count(Instant::now());
+        log_credentials(left_out);
+        if may_log {
             tracing::info!(route, %address, code, reason, "a credential was refused");
         } else {
             tracing::debug!(route, %address, code, reason, "a credential was refused");
         }
     }
 
-    /// Tells of any other request, or message of a WebSocket's client, that was refused.
+    /// Logs a request that failed by no fault of its client.
+    pub fn failure(&self, source: &RequestSource, cause: &str) {
+        let (route, address) = (&*source.route, source.address());
+        let (may_log, left_out) = lock(&self.failures).count(Instant::now());
+        log_failures(left_out);
+        if may_log {
+            tracing::error!(route, %address, cause, "a request failed");
+        }
+    }
+
+    /// Logs any other request, or message of a WebSocket's client, that was refused.
     pub fn request(&self, source: &RequestSource, code: &str) {
         if tracing::enabled!(tracing::Level::DEBUG) {
             let (route, address) = (&*source.route, source.address());
@@ -87,46 +122,31 @@ impl Refusals {
         }
     }
 
-    /// Tells how many were not told of, once a period, until it is dropped.
+    /// Logs, once a period, how many were left out, until it is dropped.
     pub async fn watch(self: Arc<Refusals>) {
         let mut rounds = interval(REFUSALS_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            rounds.tick().await;
-            self.begin_anew(Instant::now());
+            let now = rounds.tick().await;
+            log_credentials(lock(&self.credentials).renew(now));
+            log_failures(lock(&self.failures).renew(now));
         }
     }
+}
 
-    fn may_tell(&self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.lock().since) >= REFUSALS_PERIOD {
-            self.begin_anew(now);
-        }
-        let mut period = self.lock();
-        let may = period.told < REFUSALS_TOLD;
-        match may {
-            true => period.told += 1,
-            false => period.untold += 1,
-        }
-        may
+fn lock(period: &Mutex<Period>) -> MutexGuard<'_, Period> {
+    period.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn log_credentials(count: u64) {
+    if count > 0 {
+        tracing::info!(count, "more credentials were refused");
     }
+}
 
-    fn begin_anew(&self, now: Instant) {
-        let untold = {
-            let mut period = self.lock();
-            let new = Period {
-                since: now,
-                told: 0,
-                untold: 0,
-            };
-            std::mem::replace(&mut *period, new).untold
-        };
-        if untold > 0 {
-            tracing::info!(count = untold, "more credentials were refused");
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Period> {
-        self.period.lock().unwrap_or_else(PoisonError::into_inner)
+fn log_failures(count: u64) {
+    if count > 0 {
+        tracing::error!(count, "more requests failed");
     }
 }
 
@@ -135,14 +155,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_refusals_are_told_in_a_period_and_the_others_counted() {
-        let refusals = Refusals::default();
+    fn so_many_are_logged_in_a_period_and_the_others_counted() {
+        let mut period = Period::default();
         let start = Instant::now();
-        let told = (0..REFUSALS_TOLD + 5).filter(|_| refusals.may_tell(start));
-        assert_eq!(told.count(), REFUSALS_TOLD);
-        assert_eq!(refusals.lock().untold, 5);
-        assert!(refusals.may_tell(start + REFUSALS_PERIOD));
-        assert_eq!(refusals.lock().untold, 0);
+        let counted = (0..REFUSALS_TOLD + 5).map(|_| period.count(start));
+        let logged = counted.filter(|(may_log, _)| *may_log);
+        assert_eq!(logged.count(), REFUSALS_TOLD);
+        assert_eq!(period.renew(start), 0, "it is not over");
+        let later = start + REFUSALS_PERIOD;
+        assert_eq!(period.count(later), (true, 5));
+        assert_eq!(period.renew(later + REFUSALS_PERIOD), 0);
     }
 
     #[test]

@@ -47,6 +47,9 @@ pub struct Problem {
     /// How long ago the credential expired, in seconds, if that is what is wrong.
     #[serde(skip)]
     expired_secs: Option<u32>,
+    /// What the log is told of an error of ours, and the client is not.
+    #[serde(skip)]
+    cause: Option<Arc<str>>,
 }
 
 /// What every problem's `type` begins with.
@@ -127,6 +130,7 @@ impl Problem {
             },
             lacks_credential: false,
             expired_secs: None,
+            cause: None,
         }
     }
 
@@ -170,6 +174,9 @@ impl Problem {
     /// Counts it, and tells the log. Done once, where it is told to whom it concerns.
     pub(crate) fn note(&self, tidings: &Tidings, source: &RequestSource) {
         tidings.vitals().refused(self.code, self.limit);
+        if let Some(cause) = &self.cause {
+            tidings.refusals().failure(source, cause);
+        }
         match self.status {
             401 | 403 => tidings
                 .refusals()
@@ -188,8 +195,10 @@ impl Problem {
 
     /// An error of ours: the cause is logged, the client is not told.
     fn internal(kind: Kind, cause: &dyn std::error::Error) -> Problem {
-        tracing::error!(%cause, "a request failed");
-        Problem::new(kind, NOT_DONE)
+        Problem {
+            cause: Some(cause.to_string().into()),
+            ..Problem::new(kind, NOT_DONE)
+        }
     }
 }
 

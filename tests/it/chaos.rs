@@ -142,7 +142,8 @@ assert "4-14 was acknowledged in life 1" in broken(Histories(school, 2).check_lo
 }
 
 #[test]
-fn the_chaos_model_finds_a_reset_of_a_cursor_whose_event_is_there_and_a_lost_one_that_is_honoured() {
+fn the_chaos_model_finds_a_reset_of_a_cursor_whose_event_is_there_and_a_lost_one_that_is_honoured()
+{
     tell(
         r#"
 def comes_back(cursor, *messages):

@@ -237,6 +237,35 @@ async fn a_disk_that_is_full_is_told_and_what_was_acknowledged_is_there_once_in_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn reads_that_fail_are_logged_a_bounded_number_of_times() {
+    let folder = tempfile::tempdir().unwrap();
+    some_jobs(folder.path(), 400).await;
+    let mut server = Process::start(command(folder.path()).arg("serve"));
+    // All pages but the first: what is not in a cache is damaged.
+    let path = database(folder.path());
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4_096..].fill(0xa5);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
+    let mut failed = 0;
+    for number in 1..=100 {
+        let address = format!("{}/api/jobs/j{number}", server.url);
+        let request = reqwest::Client::new().get(address).bearer_auth(viewer(1));
+        failed += usize::from(answer(request).await.0 == 503);
+    }
+    assert!(failed > 40, "{failed} of 100 reads failed");
+    let mut log_lines = server.stderr();
+    server.kill();
+    let mut said = String::new();
+    log_lines.read_to_string(&mut said).unwrap();
+    let lines = said
+        .lines()
+        .filter(|line| line.contains("a request failed"));
+    let count = lines.count();
+    assert!((1..=40).contains(&count), "{count} lines: {said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_jumps_changes_neither_order_nor_progress() {
     if !needs("cc") {
         return;

@@ -140,8 +140,7 @@ async fn after_a_power_loss_a_reader_of_lost_ticks_is_reset_and_every_other_one_
         let open = async |cursor: &Value| {
             let cursor = cursor.as_str();
             let path = "/jobs?tick_ms=0";
-            let mut back =
-                Listener::open(transport, &server.url, path, &viewer(1), cursor).await;
+            let mut back = Listener::open(transport, &server.url, path, &viewer(1), cursor).await;
             back.until_ready().await
         };
         let told = open(&kept).await;
@@ -273,12 +272,12 @@ async fn an_older_copy_in_the_place_of_the_database_is_accepted_and_only_readers
     server.terminate();
     put(&newest, folder.path());
     let server = start(folder.path());
-    assert_eq!(
-        resets(&server, &[&kept, &lost[0], &lost[1]]).await,
-        [""; 0]
-    );
+    assert_eq!(resets(&server, &[&kept, &lost[0], &lost[1]]).await, [""; 0]);
     let gone: Vec<&Value> = since.iter().collect();
-    assert_eq!(resets(&server, &gone).await, vec!["history_changed"; gone.len()]);
+    assert_eq!(
+        resets(&server, &gone).await,
+        vec!["history_changed"; gone.len()]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -371,7 +370,10 @@ async fn of_a_copy_in_another_place_is_recognised_what_the_page_says() {
         let (epoch, seq, _) = parts(&lost);
         let untagged = json!(format!("{epoch}-{seq}"));
         let expected = Some(number).filter(|reason| !reason.is_empty());
-        assert_eq!(resets(&server, &[&untagged]).await, Vec::from_iter(expected));
+        assert_eq!(
+            resets(&server, &[&untagged]).await,
+            Vec::from_iter(expected)
+        );
         server.terminate();
         assert_eq!(new_epoch(place, &["--yes"]).0, Some(0));
         let server = start(place);

@@ -96,7 +96,7 @@ fn the_guarantees_name_tests_that_exist() {
         ("invariants", include_str!("invariants.rs")),
         ("proxies", include_str!("proxies.rs")),
         ("reconnecting", include_str!("reconnecting.rs")),
-        ("simulation", include_str!("simulation.rs")),
+        ("simulation", include_str!("../simulation/main.rs")),
         ("disk", include_str!("disk.rs")),
         ("locks", include_str!("locks.rs")),
         ("opening", include_str!("opening.rs")),

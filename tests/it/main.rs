@@ -1,4 +1,4 @@
-//! The integration tests: one binary, so that linking happens once. Real servers on port 0, real HTTP, SSE
+//! The integration tests: one binary, so that linking happens once (the simulation is one of its own). Real servers on port 0, real HTTP, SSE
 //! and WebSocket clients, real SQLite files.
 
 #![allow(
@@ -70,12 +70,12 @@ mod settings;
 mod several_schools;
 mod shutdown;
 mod silence;
-mod simulation;
 mod source_rules;
 mod store_contract;
 mod streams;
 mod switches;
 mod tasks;
+mod tiers;
 mod time_left;
 mod tls;
 mod toy_kind;

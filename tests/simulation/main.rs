@@ -2,14 +2,22 @@
 //! it a simple model of what each client must have been told. Publishers, readers that attach, stall, vanish, come back
 //! with any cursor that they were sent and change their channels, some with a filter, crashes between any two steps, power losses, and retention that sweeps underneath.
 //!
-//! A seed that fails names itself; `TIDINGS_SEED=<seed> cargo test --test it simulation` runs it alone. To show that
+//! A seed that fails names itself; `TIDINGS_SEED=<seed> cargo test --test simulation whatever` runs it alone. To show that
 //! the model sees what it must, faults are planted at the edges of what is simulated, and each is found.
+//!
+//! This is a test binary of its own, so that `.ci/mutants` builds it quickly.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that meets the unexpected should say so and end"
+)]
 
 mod cursors;
 mod ledger;
 mod reader;
 
 use std::future::Future;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,7 +39,9 @@ use tidings::subscribe::Subscriber;
 use self::ledger::Ledger;
 use self::reader::Reader;
 
-/// Seeds of an ordinary run.
+/// Seeds of a quick run.
+const SEEDS_QUICK: u64 = 300;
+/// Seeds of a full run.
 const SEEDS: u64 = 3_000;
 /// Seeds within which a planted fault must be found.
 const SEEDS_FOR_A_FAULT: u64 = 500;
@@ -373,20 +383,34 @@ fn run(seed: u64, fault: Option<Fault>) -> Result<usize, String> {
     outcome.unwrap_or_else(|_| Err("something panicked".into()))
 }
 
+/// Runs seeds, each of which must go well.
+fn run_all(seeds: Range<u64>) {
+    let count = usize::try_from(seeds.end - seeds.start).unwrap();
+    let told = seeds
+        .map(|seed| run(seed, None).unwrap_or_else(|fault| panic!("TIDINGS_SEED={seed}: {fault}")));
+    let deliveries: usize = told.sum();
+    assert!(deliveries > count * 35, "much was told: {deliveries}");
+}
+
+fn chosen_seed() -> Option<u64> {
+    let seed = std::env::var("TIDINGS_SEED").ok()?;
+    Some(seed.parse().unwrap())
+}
+
 #[test]
 fn whatever_happens_every_reader_is_told_in_order_once_and_without_a_gap() {
-    let seeds: Vec<u64> = match std::env::var("TIDINGS_SEED") {
-        Ok(seed) => vec![seed.parse().unwrap()],
-        Err(_) => (0..SEEDS).collect(),
-    };
-    let mut deliveries = 0;
-    for seed in &seeds {
-        match run(*seed, None) {
-            Ok(told) => deliveries += told,
-            Err(fault) => panic!("TIDINGS_SEED={seed}: {fault}"),
-        }
+    match chosen_seed() {
+        Some(seed) => run_all(seed..seed + 1),
+        None => run_all(0..SEEDS_QUICK),
     }
-    assert!(deliveries > seeds.len() * 35, "much was told: {deliveries}");
+}
+
+#[test]
+#[ignore = "slow: thousands of histories"]
+fn whatever_happens_in_thousands_of_histories_every_promise_is_kept() {
+    if chosen_seed().is_none() {
+        run_all(SEEDS_QUICK..SEEDS);
+    }
 }
 
 #[test]

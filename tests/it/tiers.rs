@@ -1,0 +1,53 @@
+//! Two tiers of tests: `cargo test` leaves out those that are slow, `.ci/run` runs all.
+
+use std::path::{Path, PathBuf};
+
+use crate::support::page::text;
+
+/// What runs all tests.
+const FULL: &str = "cargo test -- --include-ignored";
+
+/// Rust sources below a folder.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = folder
+        .read_dir()
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let of_entry = |path: PathBuf| match path.is_dir() {
+        true => sources(&path),
+        false => vec![path],
+    };
+    let mut found: Vec<PathBuf> = entries.flat_map(of_entry).collect();
+    found.retain(|path| path.extension().is_some_and(|own| own == "rs"));
+    found
+}
+
+#[test]
+fn everything_runs_before_a_change_lands_and_the_readme_says_how() {
+    assert!(text(".ci/run").lines().any(|line| line == FULL));
+    for page in ["README.md", "docs/testing.md"] {
+        assert!(text(page).contains(FULL), "{page}");
+    }
+}
+
+/// A test that is left out for another reason would run nowhere, or fail in `.ci/run`.
+#[test]
+fn a_test_is_left_out_of_the_fast_tier_for_being_slow_and_for_nothing_else() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut slow = 0;
+    for path in ["src", "tests/it", "tests/simulation"].map(|own| root.join(own)) {
+        for path in sources(&path) {
+            let source = std::fs::read_to_string(&path).unwrap();
+            let attributes = source.lines().map(str::trim);
+            for line in attributes.filter(|line| line.starts_with("#[ignore")) {
+                assert!(
+                    line.starts_with("#[ignore = \"slow: "),
+                    "{}: {line}",
+                    path.display()
+                );
+                slow += 1;
+            }
+        }
+    }
+    assert!(slow > 0, "the slow ones were found");
+}

@@ -166,7 +166,7 @@ impl Mailbox {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::event::{Class, Draft};
     use crate::id::Kind;
@@ -174,7 +174,7 @@ pub(super) mod tests {
 
     pub(in crate::hub) const JOBS: Kind = crate::kind::job::KIND;
 
-    pub(in crate::hub) fn event(seq: u64, subject: &str, milestone: bool) -> Arc<Event> {
+    pub(crate) fn event(seq: u64, subject: &str, milestone: bool) -> Arc<Event> {
         let cursor = ("00000001".parse().unwrap(), seq);
         let class = if milestone {
             Class::Milestone

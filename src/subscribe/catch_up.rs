@@ -170,7 +170,6 @@ impl Subscription {
     /// Takes the next step of the plan. Ready when something has changed.
     pub(super) fn poll_plan(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(close) = self.attachment.mailbox().closing() {
-            self.forget_plan();
             self.close(close);
             return Poll::Ready(());
         }
@@ -453,7 +452,6 @@ impl Subscription {
             Ok(page) => Some(page),
             Err(error) => {
                 tracing::error!(%error, school.id = %self.scope.school, "a stream could not read the store");
-                self.forget_plan();
                 self.close(Close::InternalError);
                 None
             }

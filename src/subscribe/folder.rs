@@ -136,3 +136,51 @@ impl Folder {
         out(event);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::mailbox::tests::event;
+
+    /// Otherwise a subject that reports all the time would be told of only once others are silent.
+    #[test]
+    fn a_tick_that_is_overdue_behind_others_is_told_and_not_replaced() {
+        let begin = Instant::now();
+        let at = |millis| begin + Duration::from_millis(millis);
+        let mut folder = Folder::new(Duration::from_millis(100));
+        let mut told = Vec::new();
+        for (seq, subject, millis) in [
+            (1, "busy", 0),
+            (2, "other", 50),
+            // Due at 150.
+            (3, "other", 60),
+            // Due at 100, and has to wait for the one before it.
+            (4, "busy", 70),
+            (5, "busy", 120),
+        ] {
+            let now = at(millis);
+            let mut out = |event: Arc<Event>| told.push(event.seq);
+            folder.push(event(seq, subject, false), now, now, &mut out);
+        }
+        assert_eq!(told, [1, 2]);
+        folder.release(at(150), at(150), &mut |event| told.push(event.seq));
+        assert_eq!(told, [1, 2, 3, 4]);
+        folder.release(at(200), at(200), &mut |event| told.push(event.seq));
+        assert_eq!(told, [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_held_tick_that_is_not_due_yet_is_replaced_by_a_newer_one() {
+        let begin = Instant::now();
+        let at = |millis| begin + Duration::from_millis(millis);
+        let mut folder = Folder::new(Duration::from_millis(100));
+        let mut told = Vec::new();
+        for (seq, millis) in [(1, 0), (2, 30), (3, 60)] {
+            let now = at(millis);
+            let mut out = |event: Arc<Event>| told.push(event.seq);
+            folder.push(event(seq, "a", false), now, now, &mut out);
+        }
+        folder.release(at(100), at(100), &mut |event| told.push(event.seq));
+        assert_eq!(told, [1, 3]);
+    }
+}

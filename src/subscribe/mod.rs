@@ -117,6 +117,7 @@ pub struct Subscription {
     expires: Option<Instant>,
     returns_until: Option<DateTime<Utc>>,
     timer: Pin<Box<Sleep>>,
+    /// Nothing follows what is in the outbox: what is planned is not looked at any more.
     ended: bool,
     life: Life,
 }
@@ -242,7 +243,6 @@ impl Subscription {
                 .expires
                 .is_some_and(|expires| expires <= Instant::now())
         {
-            self.forget_plan();
             self.outbox.clear();
             self.close(Close::TokenExpired);
         }
@@ -450,12 +450,6 @@ impl Subscription {
             epoch: self.subscriber.feed.epoch(),
             place,
         }
-    }
-
-    fn forget_plan(&mut self) {
-        self.plan.clear();
-        self.reading = None;
-        self.settling = None;
     }
 
     fn deliver(&mut self, event: Arc<Event>) {

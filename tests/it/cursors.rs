@@ -11,11 +11,13 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
+use tidings::config::READ_PAGE;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::listener::{Socket, socket, socket_url};
+use crate::support::listener::{Socket, send, socket, socket_url};
 use crate::support::*;
+use crate::websocket::until_type;
 
 const JOBS: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// Sessions of the checker, after each of which it comes back with some cursors.
@@ -488,4 +490,29 @@ async fn every_page_of_a_list_has_a_cursor_that_loses_no_change_of_an_earlier_pa
         told.iter()
             .any(|own| own["job_id"] == changed && own["status"] == "completed")
     );
+}
+
+/// More of an added channel was missed than is read at a time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_added_from_a_cursor_is_told_to_its_end_however_long_it_is() {
+    let server = server_with(json!({"publishes_per_sec": 0})).await;
+    server.running_job("a").await;
+    let start = server.running_job("b").await;
+    let messages: Vec<String> = (0..2 * READ_PAGE).map(|own| own.to_string()).collect();
+    let line = |message| json!({"op": "jobs.progress", "job_id": "b", "message": message});
+    let lines = messages.iter().map(|own| format!("{}\n", line(own)));
+    let answers = server.batch(&worker(1), lines.collect::<String>()).await;
+    let is_told = |answer: &Value| answer["event"]["cursor"].is_string();
+    assert!(answers.iter().all(is_told), "{answers:?}");
+    let mut ws = socket(&server.url, "/ws", &viewer(1)).await;
+    send(&mut ws, r#"{"type": "subscribe", "job_id": "a"}"#).await;
+    until_type(&mut ws, "ready").await;
+    let ask = json!({"type": "subscribe", "job_id": "b", "cursor": start["cursor"]});
+    send(&mut ws, &ask.to_string()).await;
+    let told = until_type(&mut ws, "ready").await;
+    let told = told
+        .iter()
+        .filter(|message| message["type"] == "job_progress");
+    let told: Vec<&str> = told.map(|own| own["message"].as_str().unwrap()).collect();
+    assert_eq!(told, messages);
 }

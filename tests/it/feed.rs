@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
 use tempfile::TempDir;
-use tidings::config::Settings;
+use tidings::config::{SEGMENT_EVENTS, Settings};
 use tidings::event::Event;
 use tidings::feed::{self, Feed};
 use tidings::hub::{Hub, Reader};
@@ -18,7 +18,7 @@ use tidings::log::{Batches, Bounds, Committed, Envelope, Journal, Log, Page, Sto
 use tidings::scope::Scope;
 use tidings::store::sqlite::SqliteStore;
 use tidings::subscribe::{Delivery, Request, Subscriber, Subscription};
-use tidings::wire::Control;
+use tidings::wire::{Close, Control};
 
 use crate::support::commands::job;
 
@@ -297,4 +297,26 @@ async fn a_reader_that_stands_before_what_a_new_hub_was_offered_reads_the_log() 
         told.iter().map(|event| event.seq).collect::<Vec<_>>(),
         [4, 5]
     );
+}
+
+/// A server that stops does not wait until everybody has read the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_is_catching_up_is_told_to_close_before_the_rest_of_the_log() {
+    let page = usize::try_from(SEGMENT_EVENTS).unwrap();
+    let mut node = node();
+    make(&mut node, 1, 3 * page).await;
+    let mut subscription = node.open(1, Some(1));
+    assert_eq!(next_event(&mut subscription).await, 2);
+    node.hub.close_all(|| Close::Done);
+    let mut told = 1;
+    let close = loop {
+        match subscription.next().await.expect("a farewell") {
+            Delivery::Event(_) => told += 1,
+            Delivery::Control(Control::Closing { close, .. }) => break close,
+            Delivery::Control(_) => {}
+        }
+    };
+    assert_eq!(close, Close::Done);
+    assert!(told <= page, "{told} were told, and not only what was read");
+    assert!(subscription.next().await.is_none(), "nothing follows");
 }

@@ -78,16 +78,28 @@
 //! # In another Rocket application
 //!
 //! [`http::fairing`] mounts everything and manages an `Arc<`[`Tidings`]`>`, through which a handler publishes
-//! without an HTTP hop: see `examples/embed.rs`.
+//! without an HTTP hop: see `examples/embed.rs`. With `default-features = false` an application compiles only what it
+//! asks for by these Cargo features, which are all on by default:
+//!
+//! | feature | what |
+//! | --- | --- |
+//! | `cli` | the `tidings` command and the module `cli` |
+//! | `monitor` | the pages below `/monitor` |
+//! | `webhook`, `email`, `mqtt` | the media that notifiers in the settings may have; an application's own notifiers need none |
 
 pub mod app;
 pub mod auth;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod config;
 pub mod dispatch;
 pub mod event;
 mod failures;
 pub mod feed;
+#[cfg_attr(
+    not(all(feature = "cli", feature = "monitor")),
+    allow(dead_code, reason = "some of it only the command or the pages use")
+)]
 pub mod http;
 pub mod hub;
 pub mod id;

@@ -17,6 +17,7 @@ pub(crate) mod framework;
 mod health;
 mod methods;
 mod metrics;
+#[cfg(feature = "monitor")]
 mod monitor;
 mod notifiers;
 pub(crate) mod opening;
@@ -41,7 +42,7 @@ pub use self::stream::OldHandshakes;
 
 /// Every route.
 pub fn routes() -> Vec<Route> {
-    [
+    let routes = [
         health::routes(),
         devices::routes(),
         violations::routes(),
@@ -52,9 +53,11 @@ pub fn routes() -> Vec<Route> {
         stream::routes(),
         cors::routes(),
         metrics::routes(),
-        monitor::routes(),
     ]
-    .concat()
+    .concat();
+    #[cfg(feature = "monitor")]
+    let routes = [routes, monitor::routes()].concat();
+    routes
 }
 
 /// Errors of the framework (no such route, a request that it could not read) as problems, too.
@@ -102,27 +105,18 @@ fn mount_at(
     has_home: bool,
     tidings: Arc<Tidings>,
 ) -> Rocket<Build> {
-    let (pages, assets) = monitor::state();
     let base_path = tidings.settings().base_path.clone();
     let rocket = match base_path {
         Some(prefix) => rocket.attach(base_path::fairing(base, has_home, prefix)),
         None => rocket,
     };
-    let rocket = match has_home {
-        true => rocket.mount(base, monitor::home()),
-        false => rocket,
-    };
+    #[cfg(feature = "monitor")]
+    let rocket = monitor::mount(rocket, base, has_home);
     rocket
         .manage(tidings)
         .manage(callers::Callers::default())
-        .manage(pages)
-        .manage(assets)
         .mount(base, routes())
         .register(base, catchers())
-        .register(
-            format!("{}/monitor", base.trim_end_matches('/')),
-            monitor::catchers(),
-        )
         .attach(cors::fairing(base))
         .attach(stream::fairing())
         .attach(dead_peers::DeadPeers)

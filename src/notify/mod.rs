@@ -15,12 +15,19 @@
 //! subject waits (see `set_aside.rs`); a receiver that is down is tried again after a pause that doubles, and the school waits.
 //! After the last attempt, or a refusal for good, the event becomes a dead letter.
 
+#[cfg(feature = "email")]
 pub mod email;
+#[cfg(feature = "mqtt")]
 pub mod mqtt;
+#[cfg_attr(
+    not(all(feature = "webhook", feature = "email", feature = "mqtt")),
+    allow(dead_code, reason = "some of it only certain media use")
+)]
 pub mod notification;
 mod runner;
 mod schedule;
 mod set_aside;
+#[cfg(feature = "webhook")]
 pub mod webhook;
 
 use std::sync::Arc;
@@ -125,15 +132,25 @@ pub fn check_names(notifiers: &[Arc<dyn Notifier>]) -> Result<(), NotifierError>
 }
 
 fn medium(settings: &NotifierSettings) -> Result<Box<dyn Medium>, String> {
-    let name = &settings.name;
-    if let Some(webhook) = &settings.webhook {
-        Ok(Box::new(webhook::Webhook::new(webhook.clone())?))
-    } else if let Some(email) = &settings.email {
-        Ok(Box::new(email::Email::new(name, email.clone())?))
-    } else if let Some(mqtt) = &settings.mqtt {
-        Ok(Box::new(mqtt::Mqtt::new(name, mqtt.clone())?))
-    } else {
-        Err("needs one of webhook, email and mqtt".into())
+    match (&settings.webhook, &settings.email, &settings.mqtt) {
+        #[cfg(feature = "webhook")]
+        (Some(own), _, _) => Ok(Box::new(webhook::Webhook::new(own.clone())?)),
+        #[cfg(feature = "email")]
+        (None, Some(own), _) => Ok(Box::new(email::Email::new(&settings.name, own.clone())?)),
+        #[cfg(feature = "mqtt")]
+        (None, None, Some(own)) => Ok(Box::new(mqtt::Mqtt::new(&settings.name, own.clone())?)),
+        (None, None, None) => Err("needs one of webhook, email and mqtt".into()),
+        #[cfg(not(all(feature = "webhook", feature = "email", feature = "mqtt")))]
+        (webhook, email, _) => {
+            let medium = match (webhook, email) {
+                (Some(_), _) => "webhook",
+                (None, Some(_)) => "email",
+                (None, None) => "mqtt",
+            };
+            Err(format!(
+                "`{medium}` is not built in: it needs Tidings' Cargo feature `{medium}`"
+            ))
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use chrono::{TimeDelta, Utc};
 use rocket::form::Form;
 use rocket::http::Status;
 use rocket::response::Redirect;
-use rocket::{Catcher, FromForm, Request, Route, State, get, post, routes};
+use rocket::{Build, FromForm, Request, Rocket, Route, State, get, post, routes};
 use serde_json::json;
 
 use self::assets::Assets;
@@ -54,8 +54,23 @@ pub(super) fn routes() -> Vec<Route> {
     all
 }
 
+/// Mounts the pages' state, their errors, and, where the root is ours, what leads from it to the pages.
+pub(super) fn mount(rocket: Rocket<Build>, base: &str, has_home: bool) -> Rocket<Build> {
+    let assets = Assets::new();
+    let pages = Pages::new(&assets);
+    let rocket = match has_home {
+        true => rocket.mount(base, home()),
+        false => rocket,
+    };
+    let own = format!("{}/monitor", base.trim_end_matches('/'));
+    rocket
+        .manage(pages)
+        .manage(assets)
+        .register(own, rocket::catchers![catch])
+}
+
 /// What is at the root of a server that is Tidings and nothing else.
-pub(super) fn home() -> Vec<Route> {
+fn home() -> Vec<Route> {
     routes![to_the_pages]
 }
 
@@ -205,14 +220,4 @@ async fn catch(status: Status, request: &Request<'_>) -> RefusalPage {
     let status = allow.as_ref().map_or(status, |_| Status::MethodNotAllowed);
     let base = format!("{}{mounted}", prefix.as_str());
     RefusalPage::new(request, &base, status, allow).await
-}
-
-pub(super) fn catchers() -> Vec<Catcher> {
-    rocket::catchers![catch]
-}
-
-/// What the pages need to be managed by the application.
-pub(super) fn state() -> (Pages, Assets) {
-    let assets = Assets::new();
-    (Pages::new(&assets), assets)
 }

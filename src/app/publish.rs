@@ -18,7 +18,7 @@ use crate::id::{SchoolId, SubjectId};
 use crate::kind::{RuleError, device};
 use crate::log::{Allowance, CommandError, Envelope, Receipt, Store, StoreError};
 use crate::presence::{Beat, Presence};
-use crate::publish::Publisher;
+use crate::publish::{PublishDurations, Publisher};
 use crate::reserve::{Holder, Reserve, ReserveFull, Reserved};
 use crate::throttle::{Debts, Throttle};
 
@@ -175,9 +175,9 @@ impl PublishService {
         Ok(self.memory.take(holder, bytes, RESERVE_WAIT).await?)
     }
 
-    /// The memory for writes.
-    pub fn memory(&self) -> &Reserve {
-        &self.memory
+    /// Returns how long publishing takes.
+    pub fn durations(&self) -> &PublishDurations {
+        self.publisher.durations()
     }
 
     pub(super) fn settings(&self) -> &Settings {

@@ -38,6 +38,10 @@ pub const JWKS_PERIOD: Duration = Duration::from_secs(1);
 pub const REFUSALS_TOLD: usize = 20;
 /// The period.
 pub const REFUSALS_PERIOD: Duration = Duration::from_secs(10);
+/// Upper bounds of the buckets in which durations are counted, in seconds.
+pub const DURATION_BUCKETS_SECS: [f64; 13] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+];
 /// Longest path of a request that the log tells, in characters.
 pub const ROUTE_MAX_CHARS: usize = 200;
 /// How many subjects of a kind a school may have if no setting says so.

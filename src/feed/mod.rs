@@ -19,10 +19,13 @@ mod tail;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
+
+use prometheus_client::metrics::histogram::Histogram;
 
 use self::segments::{Heads, Segments};
 pub use self::tail::follow;
-use crate::config::SEGMENT_EVENTS;
+use crate::config::{DURATION_BUCKETS_SECS, SEGMENT_EVENTS};
 use crate::id::{Channel, Cursor, Epoch, Place, SchoolId};
 use crate::log::{Bounds, Committed, Log, Page, StoreError};
 use crate::scope::{Scope, without_superseded};
@@ -33,6 +36,7 @@ pub struct Feed {
     committed: Committed,
     heads: Heads,
     segments: Segments,
+    replay_duration: Histogram,
 }
 
 impl Feed {
@@ -48,7 +52,13 @@ impl Feed {
             segments: Segments::new(Arc::clone(&log), events),
             log,
             committed,
+            replay_duration: Histogram::new(DURATION_BUCKETS_SECS),
         }
+    }
+
+    /// How long it takes to read a page of a replay, in seconds.
+    pub fn replay_duration(&self) -> &Histogram {
+        &self.replay_duration
     }
 
     /// The database's life.
@@ -70,6 +80,18 @@ impl Feed {
     /// Returns events in scope after `after`. With `fold`, ticks are left out that a later event in scope supersedes. None if
     /// `after` has a tag, and the log has another event there, or none.
     pub async fn replay(
+        &self,
+        scope: Arc<Scope>,
+        after: Place,
+        fold: bool,
+    ) -> Result<Option<Page>, StoreError> {
+        let began = Instant::now();
+        let page = self.read_page(scope, after, fold).await;
+        self.replay_duration.observe(began.elapsed().as_secs_f64());
+        page
+    }
+
+    async fn read_page(
         &self,
         scope: Arc<Scope>,
         after: Place,

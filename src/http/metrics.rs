@@ -1,9 +1,17 @@
-//! `GET /metrics`: the server's own figures in the text format of Prometheus, for administrators of all schools.
+//! `GET /metrics`: the server's own metrics in the text format of Prometheus, for administrators of all schools.
+//!
+//! What is counted anyway is read when somebody asks; histograms are kept where the work is done that they time.
 
-use std::fmt::Write;
+use std::fmt::Debug;
 use std::sync::Arc;
 
 use chrono::Utc;
+use prometheus_client::encoding::prometheus_text;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::Registry;
 use rocket::http::ContentType;
 use rocket::{Route, State, get, routes};
 use tokio::time::timeout;
@@ -19,63 +27,177 @@ pub(super) fn routes() -> Vec<Route> {
     routes![metrics]
 }
 
-/// A figure that goes up and down, or only up.
-fn figure(text: &mut String, name: &str, kind: &str, help: &str, value: f64) {
-    head(text, name, kind, help);
-    sample(text, &format!("tidings_{name}"), value);
-}
+/// One metric for each set of labels, in the order in which they are given.
+#[derive(Debug)]
+struct Labelled<M>(Vec<(Vec<Label>, M)>);
 
-fn head(text: &mut String, name: &str, kind: &str, help: &str) {
-    writeln!(
-        text,
-        "# HELP tidings_{name} {help}\n# TYPE tidings_{name} {kind}"
-    )
-    .expect("a string takes all");
-}
+type Label = (&'static str, String);
 
-fn sample(text: &mut String, name: &str, value: f64) {
-    writeln!(text, "{name} {value}").expect("a string takes all");
-}
-
-/// How the notifiers stand, all schools together.
-fn notifiers(text: &mut String, totals: &[Total]) {
-    let mut figure = |name: &str, kind: &str, help: &str, of: fn(&Total) -> u64| {
-        head(text, name, kind, help);
-        for own in totals {
-            let series = format!("tidings_{name}{{notifier=\"{}\"}}", own.name);
-            sample(text, &series, of(own) as f64);
+impl<M: EncodeMetric + TypedMetric> EncodeMetric for Labelled<M> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> std::fmt::Result {
+        for (labels, metric) in &self.0 {
+            metric.encode(encoder.encode_family(labels)?)?;
         }
-    };
-    figure(
-        "notifier_delivered_total",
-        "counter",
-        "Events that a notifier has delivered.",
-        |own| own.delivered,
-    );
-    figure(
-        "notifier_failed_attempts_total",
-        "counter",
-        "Attempts of a notifier that failed.",
-        |own| own.failed,
-    );
-    figure(
-        "notifier_dead_letters_total",
-        "counter",
-        "Events that a notifier has given up.",
-        |own| own.dead,
-    );
-    figure(
-        "notifier_lag_events",
-        "gauge",
-        "Events that a notifier has not looked at yet.",
-        |own| own.lag,
-    );
-    figure(
-        "notifier_set_aside_subjects",
-        "gauge",
-        "Subjects whose events wait because the receiver refuses the first of them.",
-        |own| own.set_aside,
-    );
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        M::TYPE
+    }
+}
+
+/// The metrics of one answer. A counter's name ends in `_total`, which is added, as is the full stop of a help text.
+struct Metrics(Registry);
+
+impl Metrics {
+    fn add(
+        &mut self,
+        name: &str,
+        help: &str,
+        metric: impl EncodeMetric + Debug + Send + Sync + 'static,
+    ) {
+        self.0.register(name, help, metric);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) {
+        self.add(name, help, ConstGauge::new(value));
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.add(name, help, ConstCounter::new(value));
+    }
+
+    /// What the log and its writer have done.
+    fn of_writing(&mut self, tidings: &Tidings) {
+        let meter = tidings.store().meter();
+        let reading = meter.peek();
+        self.counter("events_committed", "Events committed", reading.events);
+        self.counter("commits", "Commits of at least one event", reading.commits);
+        let secs = std::time::Duration::from_micros(reading.commit_micros).as_secs_f64();
+        self.add(
+            "commit_seconds",
+            "Time from taking a group up to its commit, in all",
+            ConstCounter::new(secs),
+        );
+        self.add(
+            "commit_duration_seconds",
+            "Time from taking a group up to its commit",
+            meter.commit_duration().clone(),
+        );
+        let durations = tidings.publications().durations().by_outcome();
+        let labelled = durations
+            .map(|(outcome, duration)| (vec![("outcome", outcome.to_owned())], duration.clone()));
+        self.add(
+            "publish_duration_seconds",
+            "Time from a request's commands, one or many, to their answer, by what came of them",
+            Labelled(labelled.to_vec()),
+        );
+        self.gauge(
+            "dispatch_backlog_batches",
+            "Committed batches that were not handed to the streams yet",
+            tidings.undispatched(),
+        );
+    }
+
+    /// Who listens, and what is read.
+    fn of_reading(&mut self, tidings: &Tidings) {
+        let (hub, store) = (tidings.hub(), tidings.store());
+        let (by_transport, _) = hub.connections(None, 0, 0);
+        let streams = by_transport.iter().map(|(transport, count)| {
+            let labels = vec![("transport", (*transport).to_owned())];
+            (labels, ConstGauge::new(*count))
+        });
+        let streams = Labelled(streams.collect());
+        self.add("streams", "Open streams, by transport", streams);
+        let most = tidings.settings().max_streams;
+        self.add(
+            "streams_max",
+            "Streams that may be open",
+            ConstGauge::new(most),
+        );
+        let schools = ConstGauge::new(hub.schools());
+        self.add("schools_in_memory", "Schools that are in use", schools);
+        self.add(
+            "reads_waiting",
+            "Requests that wait for their turn to read",
+            ConstGauge::new(store.waiting_reads()),
+        );
+        self.counter(
+            "read_windows",
+            "Windows of rows that were scanned for those that fit",
+            store.windows(),
+        );
+        self.add(
+            "replay_duration_seconds",
+            "Time to read a page of the log for a stream that comes back from behind",
+            tidings.subscriber().feed().replay_duration().clone(),
+        );
+    }
+
+    /// How the notifiers stand, all schools together.
+    fn of_notifiers(&mut self, totals: &[Total]) {
+        let labels = |own: &Total| vec![("notifier", own.name.clone())];
+        let mut counter = |name: &str, help: &str, of: fn(&Total) -> u64| {
+            let all = totals
+                .iter()
+                .map(|own| (labels(own), ConstCounter::new(of(own))));
+            self.0.register(name, help, Labelled(all.collect()));
+        };
+        counter(
+            "notifier_delivered",
+            "Events that a notifier has delivered",
+            |own| own.delivered,
+        );
+        counter(
+            "notifier_failed_attempts",
+            "Attempts of a notifier that failed",
+            |own| own.failed,
+        );
+        counter(
+            "notifier_dead_letters",
+            "Events that a notifier has given up",
+            |own| own.dead,
+        );
+        let mut gauge = |name: &str, help: &str, of: fn(&Total) -> u64| {
+            let all = totals
+                .iter()
+                .map(|own| (labels(own), ConstGauge::new(of(own))));
+            self.0.register(name, help, Labelled(all.collect()));
+        };
+        gauge(
+            "notifier_lag_events",
+            "Events that a notifier has not looked at yet",
+            |own| own.lag,
+        );
+        gauge(
+            "notifier_set_aside_subjects",
+            "Subjects whose events wait because the receiver refuses the first of them",
+            |own| own.set_aside,
+        );
+    }
+
+    /// What was refused, and what went wrong.
+    fn of_trouble(&mut self, tidings: &Tidings) {
+        let refusals = tidings.vitals().refusals();
+        let refusals = refusals.into_iter().map(|((code, limit), count)| {
+            let limit = limit.unwrap_or_default().to_owned();
+            let labels = vec![("code", code.to_owned()), ("limit", limit)];
+            (labels, ConstCounter::new(count))
+        });
+        self.add(
+            "refusals",
+            "Requests, lines of batches and client messages that were refused, by the code of the problem and the setting that was reached",
+            Labelled(refusals.collect()),
+        );
+        let panics = tidings.tasks().panics().into_iter();
+        let panics = panics
+            .map(|(task, panics)| (vec![("task", task.to_string())], ConstCounter::new(panics)));
+        self.add(
+            "task_panics",
+            "Panics of the server's own tasks, after which they started again or went on",
+            Labelled(panics.collect()),
+        );
+    }
 }
 
 /// They concern all schools: only administrators of all schools may see them.
@@ -88,118 +210,23 @@ async fn metrics(
     if !access.looks_after_all() {
         return Err(AuthError::NotForAll.into());
     }
-    let (hub, vitals, store) = (tidings.hub(), tidings.vitals(), tidings.store());
-    let meter = store.meter().peek();
-    let (by_transport, _) = hub.connections(None, 0, 0);
-    let mut text = String::with_capacity(4_096);
-    let out = &mut text;
-    figure(
-        out,
-        "events_committed_total",
-        "counter",
-        "Events committed.",
-        meter.events as f64,
-    );
-    figure(
-        out,
-        "commits_total",
-        "counter",
-        "Commits of at least one event.",
-        meter.commits as f64,
-    );
-    figure(
-        out,
-        "commit_seconds_total",
-        "counter",
-        "Time from taking a group up to its commit, in all.",
-        meter.commit_micros as f64 / 1e6,
-    );
-    figure(
-        out,
-        "dispatch_backlog_batches",
-        "gauge",
-        "Committed batches that were not handed to the streams yet.",
-        tidings.undispatched() as f64,
-    );
-    head(out, "streams", "gauge", "Open streams, by transport.");
-    for (transport, count) in &by_transport {
-        sample(
-            out,
-            &format!("tidings_streams{{transport=\"{transport}\"}}"),
-            *count as f64,
-        );
-    }
-    let most = tidings.settings().max_streams;
-    figure(
-        out,
-        "streams_max",
-        "gauge",
-        "Streams that may be open.",
-        most as f64,
-    );
-    figure(
-        out,
-        "schools_in_memory",
-        "gauge",
-        "Schools that are in use.",
-        hub.schools() as f64,
-    );
-    figure(
-        out,
-        "reads_waiting",
-        "gauge",
-        "Requests that wait for their turn to read.",
-        store.waiting_reads() as f64,
-    );
-    figure(
-        out,
-        "read_windows_total",
-        "counter",
-        "Windows of rows that were scanned for those that fit.",
-        store.windows() as f64,
-    );
-    // The other figures are told all the more when the database has trouble.
+    let store = tidings.store();
+    let mut metrics = Metrics(Registry::with_prefix("tidings"));
+    metrics.of_writing(tidings);
+    metrics.of_reading(tidings);
+    // The other metrics are told all the more when the database has trouble.
     if let Ok(Ok(bytes)) = timeout(READY_WAIT, store.size()).await {
-        figure(
-            out,
-            "database_bytes",
-            "gauge",
-            "Size of the database.",
-            bytes as f64,
-        );
+        metrics.gauge("database_bytes", "Size of the database", bytes);
     }
     if let Ok(Ok(totals)) = timeout(READY_WAIT, store.notifier_totals()).await {
-        notifiers(out, &totals);
+        metrics.of_notifiers(&totals);
     }
-    let uptime = (Utc::now() - vitals.since()).num_milliseconds() as f64 / 1e3;
-    figure(
-        out,
-        "uptime_seconds",
-        "gauge",
-        "Time since the start.",
-        uptime,
-    );
-    head(
-        out,
-        "refusals_total",
-        "counter",
-        "Requests, lines of batches and client messages that were refused, by the code of the problem and the setting that was reached.",
-    );
-    for ((code, limit), count) in vitals.refusals() {
-        let limit = limit.unwrap_or_default();
-        let name = format!("tidings_refusals_total{{code=\"{code}\",limit=\"{limit}\"}}");
-        sample(out, &name, count as f64);
-    }
-    head(
-        out,
-        "task_panics_total",
-        "counter",
-        "Panics of the server's own tasks, after which they started again or went on.",
-    );
-    for (task, panics) in tidings.tasks().panics() {
-        let name = format!("tidings_task_panics_total{{task=\"{task}\"}}");
-        sample(out, &name, panics as f64);
-    }
+    let uptime = (Utc::now() - tidings.vitals().since()).to_std();
+    let uptime = ConstGauge::new(uptime.unwrap_or_default().as_secs_f64());
+    metrics.add("uptime_seconds", "Time since the start", uptime);
+    metrics.of_trouble(tidings);
+    let mut text = String::new();
+    prometheus_text::encode(&mut text, &metrics.0).expect("a string takes all");
     let format =
         ContentType::new("text", "plain").with_params([("version", "0.0.4"), ("charset", "utf-8")]);
     Ok((format, text))

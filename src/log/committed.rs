@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::StoreError;
+use crate::config::DURATION_BUCKETS_SECS;
 use crate::event::Event;
 use crate::id::SchoolId;
 
@@ -199,12 +201,25 @@ impl Way {
 }
 
 /// What a store has written since it was opened: counted by its writer, read for the server's figures.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Meter {
     events: AtomicU64,
     commits: AtomicU64,
     commit_micros: AtomicU64,
     slowest_micros: AtomicU64,
+    commit_duration: Histogram,
+}
+
+impl Default for Meter {
+    fn default() -> Meter {
+        Meter {
+            events: AtomicU64::default(),
+            commits: AtomicU64::default(),
+            commit_micros: AtomicU64::default(),
+            slowest_micros: AtomicU64::default(),
+            commit_duration: Histogram::new(DURATION_BUCKETS_SECS),
+        }
+    }
 }
 
 /// What a [`Meter`] said.
@@ -228,6 +243,12 @@ impl Meter {
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.commit_micros.fetch_add(micros, Ordering::Relaxed);
         self.slowest_micros.fetch_max(micros, Ordering::Relaxed);
+        self.commit_duration.observe(took.as_secs_f64());
+    }
+
+    /// From taking a group up to its commit, in seconds.
+    pub fn commit_duration(&self) -> &Histogram {
+        &self.commit_duration
     }
 
     /// What it says now. The slowest commit is told once.

@@ -134,6 +134,11 @@ impl Subscriber {
         }
     }
 
+    /// What it reads.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
     /// Opens a subscription.
     pub fn open(&self, request: Request) -> Result<Subscription, HubFull> {
         let Request {

@@ -421,16 +421,27 @@ async fn the_figures_are_for_administrators_of_all_schools() {
         "tidings_refusals_total{code=\"forbidden\",limit=\"\"} 2",
         "tidings_refusals_total{code=\"unauthorized\",limit=\"\"} 1",
         "# TYPE tidings_commit_seconds_total counter",
+        "# HELP tidings_commit_seconds_total Time from taking a group up to its commit, in all.",
+        "# TYPE tidings_commit_duration_seconds histogram",
+        "tidings_commit_duration_seconds_count 1",
+        "tidings_publish_duration_seconds_count{outcome=\"committed\"} 1",
+        "tidings_publish_duration_seconds_count{outcome=\"failed\"} 0",
+        "# TYPE tidings_replay_duration_seconds histogram",
     ] {
         assert!(
             text.lines().any(|own| own == line),
             "{line} is not in:\n{text}"
         );
     }
-    // Each figure is explained before it is told.
+    // Each metric is explained, before it is told and in the documentation.
+    let documentation = page::text("docs/http-api.md");
     for line in text.lines().filter(|line| !line.starts_with('#')) {
-        let name = line.split(['{', ' ']).next().unwrap();
+        let mut name = line.split(['{', ' ']).next().unwrap();
+        for part in ["_bucket", "_sum", "_count"] {
+            name = name.strip_suffix(part).unwrap_or(name);
+        }
         assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+        assert!(documentation.contains(&format!("`{name}`")), "{name}");
         assert!(
             line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(),
             "{line}"

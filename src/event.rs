@@ -341,6 +341,13 @@ impl Frames {
     }
 }
 
+/// Whether events that follow one another in a school have numbers that do, too (invariant 2).
+pub(crate) fn is_dense(events: &[Arc<Event>]) -> bool {
+    let follows =
+        |two: &[Arc<Event>]| two[0].school != two[1].school || two[0].seq + 1 == two[1].seq;
+    events.windows(2).all(follows)
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;

@@ -10,7 +10,7 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::{DISPATCH_SLICE, HOLE_MAX_EVENTS, HOLE_PAUSE, HOLE_WAIT};
-use crate::event::Event;
+use crate::event::{Event, is_dense};
 use crate::hub::Hub;
 use crate::id::SchoolId;
 use crate::log::{Batches, Log, StoreError, Stretch};
@@ -122,6 +122,7 @@ impl Tail<'_> {
             return Cow::Borrowed(events);
         };
         let school = first.school;
+        debug_assert!(is_dense(events), "a hint has no hole");
         // Of a school that is not in memory nothing was told, so that nothing can be missed.
         let next = self.hub.next(school);
         let is_missed = next.is_some_and(|next| first.seq > next);
@@ -171,6 +172,7 @@ impl Tail<'_> {
         if next > hole.newest {
             self.holes.remove(&school);
         }
+        debug_assert!(is_dense(&told), "what is told has no hole");
         told
     }
 

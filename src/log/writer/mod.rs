@@ -24,6 +24,7 @@ use super::decide::{Decisions, Rules};
 use super::facts::{Facts, Moment};
 use super::{Allowance, CommandError, Committed, Envelope, Meter, Receipt, StoreError};
 use crate::config::WRITER_QUEUE;
+use crate::event::is_dense;
 use crate::failures::Failures;
 use crate::id::{Kind, SchoolId};
 use crate::kind::State;
@@ -224,6 +225,7 @@ impl<B: Backend> Writer<B> {
         if written.is_ok() && !decisions.events.is_empty() {
             self.meter
                 .committed(decisions.events.len(), began.elapsed());
+            debug_assert!(is_dense(&decisions.events), "a commit has no hole");
             // Fails only when the dispatcher has ended, and then nobody listens.
             let _ = self.committed.blocking_send(decisions.events);
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::metrics::histogram::Histogram;
 use serde_json::{Map, Value};
 
 use super::caller::Caller;
@@ -65,6 +66,11 @@ impl SubscribeService {
     /// The settings in force.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Returns how long reading a page of a replay takes.
+    pub fn replay_duration(&self) -> &Histogram {
+        self.subscriber.feed().replay_duration()
     }
 
     /// Opens a stream of what is in scope, if the caller's credential reaches all of it. It ends with the credential.

@@ -130,7 +130,7 @@ impl Metrics {
         self.add(
             "replay_duration_seconds",
             "Time to read a page of the log for a stream that comes back from behind",
-            tidings.subscriber().feed().replay_duration().clone(),
+            tidings.subscriptions().replay_duration().clone(),
         );
     }
 

@@ -191,7 +191,7 @@ fn serve(program: &Path, folder: &Path) -> Process {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "compiles a copy of the crate, in a minute or more; .ci/run does it"]
+#[ignore = "slow: compiles a copy of the crate"]
 async fn a_new_kind_publishes_streams_lists_and_shows_on_the_monitor() {
     let program = tokio::task::spawn_blocking(built).await.unwrap();
     let folder = tempfile::tempdir().unwrap();

@@ -40,7 +40,7 @@ pub struct Problem {
     limit: Option<&'static str>,
     /// What a client may wait, in seconds, before it tries again; a header.
     #[serde(skip)]
-    retry_after_secs: Option<u64>,
+    retry_after_secs: Option<u32>,
     /// Whether it is only that no credential was given.
     #[serde(skip)]
     lacks_credential: bool,
@@ -49,7 +49,7 @@ pub struct Problem {
     expired_secs: Option<u32>,
     /// What the log is told of an error of ours, and the client is not.
     #[serde(skip)]
-    cause: Option<Arc<str>>,
+    cause: Option<Arc<String>>,
 }
 
 /// What every problem's `type` begins with.
@@ -111,7 +111,7 @@ problems! {
 const NOT_DONE: &str = "the server could not do this, and nothing has changed";
 
 /// What a client may wait, in seconds, before it tries again.
-const RETRY_AFTER_SECS: u64 = 2;
+const RETRY_AFTER_SECS: u32 = 2;
 
 impl Problem {
     pub(crate) fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Problem {
@@ -142,7 +142,7 @@ impl Problem {
         }
     }
 
-    pub(crate) fn retry_after_secs(&self) -> Option<u64> {
+    pub(crate) fn retry_after_secs(&self) -> Option<u32> {
         self.retry_after_secs
     }
 
@@ -196,7 +196,7 @@ impl Problem {
     /// An error of ours: the cause is logged, the client is not told.
     fn internal(kind: Kind, cause: &dyn std::error::Error) -> Problem {
         Problem {
-            cause: Some(cause.to_string().into()),
+            cause: Some(Arc::new(cause.to_string())),
             ..Problem::new(kind, NOT_DONE)
         }
     }
@@ -311,7 +311,7 @@ impl From<TooFast> for Problem {
         };
         Problem {
             // A second is the least that the header can say.
-            retry_after_secs: Some(wait.as_secs() + 1),
+            retry_after_secs: Some(u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX)),
             ..Problem::new(Kind::TooFast, error.to_string()).of_limit(setting)
         }
     }

@@ -290,7 +290,7 @@ pub(super) struct RefusalPage {
     page: Html,
     /// The methods that the address takes, when it is the method that does not fit.
     allow: Option<String>,
-    retry_after_secs: Option<u64>,
+    retry_after_secs: Option<u32>,
 }
 
 impl RefusalPage {

@@ -29,7 +29,7 @@
 //! # Invariants
 //!
 //! Each is proved by tests in `tests/it/invariants.rs` that carry its number, and 2 to 5 and 9 by a simulation in
-//! `tests/simulation`, whose seeds make publishers, readers, crashes and retention meet in thousands of ways.
+//! `tests/simulation`, whose seeds make publishers, readers, a notifier, crashes, power losses and retention meet in thousands of ways.
 //!
 //! 1. Commit precedes fan-out; the producer's answer comes after the commit.
 //! 2. `seq` is dense per school and its order is commit order.

@@ -487,13 +487,13 @@ impl Room {
                 listeners.values().for_each(&mut leave);
             }
         }
-        self.window.push_back(Arc::clone(event));
         debug_assert!(
             self.window
                 .back()
                 .is_none_or(|last| last.seq + 1 == event.seq),
             "a window has no hole"
         );
+        self.window.push_back(Arc::clone(event));
         self.window_bytes += event.draft.fields.len();
         while self.window.len() > window_events || self.window_bytes > WINDOW_MAX_BYTES {
             let Some(oldest) = self.window.pop_front() else {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::metrics::histogram::Histogram;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::StoreError;
@@ -80,12 +81,17 @@ impl Committed {
         Ok(())
     }
 
-    /// The same from a thread of its own.
+    /// The same without an await; only where there is no room, the thread waits, which must not be one of Tokio's.
     pub fn blocking_send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
         self.way.note(&events);
-        self.batches
-            .blocking_send(events)
-            .map_err(|_| StoreError::Stopped)
+        match self.batches.try_send(events) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(events)) => self
+                .batches
+                .blocking_send(events)
+                .map_err(|_| StoreError::Stopped),
+            Err(TrySendError::Closed(_)) => Err(StoreError::Stopped),
+        }
     }
 
     /// How many batches are under way.

@@ -1,7 +1,7 @@
 //! What makes a cursor safe, told from what a client was sent and from what was committed, and from nothing else.
 //!
-//! Coming back with a cursor brings what lies after it. So whoever is sent one must have been told all that lies before it
-//! and that he listens to: every milestone since he knows a subject, and of a subject that he does not know yet its state.
+//! Coming back with a cursor brings what lies after it. So anyone who is sent one must have been told all that lies before it
+//! and that they listen to: every milestone since he knows a subject, and of a subject that he does not know yet its state.
 
 use std::collections::HashMap;
 
@@ -88,7 +88,7 @@ impl Knowledge {
         scope: &Scope,
         ledger: &Ledger,
     ) -> Result<(), String> {
-        if cursor.place.seq > ledger.head() {
+        if cursor.place.seq > ledger.head(scope.school) {
             return Err(format!("{cursor} lies beyond the log"));
         }
         for subject in subjects() {

@@ -1,39 +1,44 @@
-//! A log in memory, read as slowly as the simulation likes.
+//! Logs in memory, read as slowly as the simulation likes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use chrono::DateTime;
-use tidings::event::{Class, Draft, Event};
+use tidings::event::Event;
 use tidings::id::{Cursor, Epoch, Place, SchoolId, SubjectId};
-use tidings::kind::job;
 use tidings::log::{Bounds, LastEvent, Log, Page, StoreError, Stretch};
 use tidings::scope::Scope;
 use tokio::sync::oneshot;
 
 use super::Fault;
+use super::publisher::Disk;
 
 /// So few events and states fit into a page that paging happens all the time.
 const EVENTS_A_PAGE: usize = 5;
 const STATES_A_PAGE: usize = 2;
 
-/// The log of one school.
+/// The logs of all schools, and the database that they are in.
 pub(super) struct Ledger {
+    epoch: Epoch,
     inner: Mutex<Inner>,
-    fault: Option<Fault>,
+    pub(super) disk: Disk,
+    pub(super) fault: Option<Fault>,
 }
 
+#[derive(Default)]
 struct Inner {
-    epoch: Epoch,
-    /// All that was ever committed: `seq` 1 first.
-    events: Vec<Arc<Event>>,
-    /// How many were ever committed, also of those that were lost.
-    made: u64,
-    /// Events up to here were swept.
-    floor: u64,
+    logs: BTreeMap<SchoolId, OneLog>,
     /// Reads that wait for the disk.
     waiting: Vec<oneshot::Sender<()>>,
+}
+
+/// The log of one school.
+#[derive(Default)]
+struct OneLog {
+    /// All that was ever committed: `seq` 1 first.
+    events: Vec<Arc<Event>>,
+    /// Events up to here were swept.
+    floor: u64,
     /// What a faulty subscriber has read before it listened: its first page ends here.
     stale_head: Option<u64>,
     /// What a faulty log says of its end.
@@ -48,65 +53,76 @@ pub(super) fn category(subject: &str) -> &'static str {
     }
 }
 
-pub(super) fn school() -> SchoolId {
-    1.try_into().unwrap()
+/// The schools that there are.
+pub(super) fn schools() -> [SchoolId; 2] {
+    [1, 2].map(|number| number.try_into().unwrap())
 }
 
-impl Inner {
+impl OneLog {
+    fn head(&self) -> u64 {
+        self.events.len() as u64
+    }
+
     /// The place of an event, if it is still there.
     fn place(&self, seq: u64) -> Place {
-        let event = (seq as usize)
-            .checked_sub(1)
-            .and_then(|index| self.events.get(index));
-        event.map_or(Place::default(), |event| event.place())
+        self.event(seq)
+            .map_or(Place::default(), |event| event.place())
+    }
+
+    fn event(&self, seq: u64) -> Option<&Arc<Event>> {
+        let index = (seq as usize).checked_sub(1)?;
+        self.events.get(index)
     }
 }
 
 impl Ledger {
     pub(super) fn new(fault: Option<Fault>) -> Ledger {
         Ledger {
-            inner: Mutex::new(Inner {
-                epoch: "00000001".parse().unwrap(),
-                events: Vec::new(),
-                made: 0,
-                floor: 0,
-                waiting: Vec::new(),
-                stale_head: None,
-                stale_bounds: None,
-            }),
+            epoch: "00000001".parse().unwrap(),
+            inner: Mutex::default(),
+            disk: Disk::default(),
             fault,
         }
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
-        act(&mut self.inner.lock().unwrap())
+    fn with<T>(&self, school: SchoolId, act: impl FnOnce(&mut OneLog) -> T) -> T {
+        let mut inner = self.inner.lock().unwrap();
+        act(inner.logs.entry(school).or_default())
     }
 
-    pub(super) fn head(&self) -> u64 {
-        self.with(|inner| inner.events.len() as u64)
+    pub(super) fn head(&self, school: SchoolId) -> u64 {
+        self.with(school, |log| log.head())
     }
 
-    pub(super) fn floor(&self) -> u64 {
-        self.with(|inner| inner.floor)
+    pub(super) fn floor(&self, school: SchoolId) -> u64 {
+        self.with(school, |log| log.floor)
     }
 
-    /// Where it ends.
-    pub(super) fn end(&self) -> Cursor {
-        self.with(|inner| Cursor {
-            epoch: inner.epoch,
-            place: inner.place(inner.events.len() as u64),
-        })
+    /// Where a school's log ends.
+    pub(super) fn end(&self, school: SchoolId) -> Cursor {
+        Cursor {
+            epoch: self.epoch,
+            place: self.with(school, |log| log.place(log.head())),
+        }
     }
 
     /// Whether the event that a cursor names is one of this log.
-    pub(super) fn knows(&self, cursor: Cursor) -> bool {
-        self.with(|inner| inner.place(cursor.place.seq) == cursor.place)
+    pub(super) fn knows(&self, school: SchoolId, cursor: Cursor) -> bool {
+        self.with(school, |log| log.place(cursor.place.seq) == cursor.place)
     }
 
     /// The event of this number.
-    pub(super) fn event(&self, seq: u64) -> Option<Arc<Event>> {
-        let index = (seq as usize).checked_sub(1)?;
-        self.with(|inner| inner.events.get(index).cloned())
+    pub(super) fn event(&self, school: SchoolId, seq: u64) -> Option<Arc<Event>> {
+        self.with(school, |log| log.event(seq).cloned())
+    }
+
+    /// The status of a subject, if there is one.
+    pub(super) fn status(&self, school: SchoolId, subject: &str) -> Option<&'static str> {
+        self.with(school, |log| {
+            let mut events = log.events.iter().rev();
+            let last = events.find(|event| event.subject.as_str() == subject)?;
+            Some(last.draft.status)
+        })
     }
 
     /// The first event of a subject in `after + 1..=upto` that a scope hears: a milestone, or any if `all` count.
@@ -118,9 +134,9 @@ impl Ledger {
         upto: u64,
         all: bool,
     ) -> Option<u64> {
-        self.with(|inner| {
-            let end = inner.events.len().min(upto as usize);
-            let between = inner.events.get(after as usize..end).unwrap_or_default();
+        self.with(scope.school, |log| {
+            let end = log.events.len().min(upto as usize);
+            let between = log.events.get(after as usize..end).unwrap_or_default();
             let counts = |event: &&Arc<Event>| {
                 event.subject == *subject && (all || !event.is_tick()) && scope.hears(event)
             };
@@ -130,112 +146,111 @@ impl Ledger {
 
     /// The last event of a subject that a scope hears.
     pub(super) fn last_heard(&self, scope: &Scope, subject: &SubjectId) -> Option<u64> {
-        self.with(|inner| {
+        self.with(scope.school, |log| {
             let heard = |event: &&Arc<Event>| event.subject == *subject && scope.hears(event);
-            inner.events.iter().rev().find(heard).map(|event| event.seq)
+            log.events.iter().rev().find(heard).map(|event| event.seq)
         })
     }
 
-    pub(super) fn commit(&self, subject: &str, class: Class) -> Arc<Event> {
-        self.with(|inner| {
-            let cursor = (inner.epoch, inner.events.len() as u64 + 1);
-            inner.made += 1;
-            let draft = Draft {
-                event_type: &job::JOB_PROGRESS,
-                class,
-                status: "in_progress",
-                category: Some(category(subject).into()),
-                fields: format!("{{\"progress\":{}}}", inner.made).into(),
-            };
-            let event = Arc::new(event(cursor, subject.parse().unwrap(), draft));
-            inner.events.push(Arc::clone(&event));
-            event
-        })
+    /// Takes in what is committed.
+    pub(super) fn append(&self, events: &[Arc<Event>]) -> Result<(), String> {
+        for event in events {
+            let next = self.head(event.school) + 1;
+            if event.seq != next {
+                return Err(format!("{} was given where {next} comes next", event.seq));
+            }
+            self.with(event.school, |log| log.events.push(Arc::clone(event)));
+        }
+        Ok(())
     }
 
     /// Moves the end of what is kept, at most to the head.
-    pub(super) fn sweep(&self, to: u64) {
-        self.with(|inner| inner.floor = inner.floor.max(to));
+    pub(super) fn sweep(&self, school: SchoolId, to: u64) {
+        self.with(school, |log| log.floor = log.floor.max(to));
     }
 
-    /// Forgets ticks at the end, as a power loss does: their numbers will be given again.
-    pub(super) fn lose_the_last_ticks(&self, most: usize) {
-        self.with(|inner| {
-            for _ in 0..most {
-                let is_tick = inner.events.last().is_some_and(|event| event.is_tick());
-                if !is_tick || inner.events.len() as u64 <= inner.floor {
-                    break;
-                }
-                inner.events.pop();
-            }
-        });
+    /// Returns where the logs end.
+    pub(super) fn heads(&self) -> HashMap<SchoolId, u64> {
+        let head = |school| (school, self.head(school));
+        schools().map(head).into_iter().collect()
+    }
+
+    /// Loses what comes after these heads, as a power loss does: the numbers will be given again. Returns it.
+    pub(super) fn cut(&self, heads: &HashMap<SchoolId, u64>) -> Vec<Arc<Event>> {
+        let mut lost = Vec::new();
+        for school in schools() {
+            let head = heads.get(&school).copied().unwrap_or(0);
+            self.with(school, |log| {
+                lost.extend(log.events.split_off(log.events.len().min(head as usize)));
+                // What was swept meanwhile is there again.
+                log.floor = log.floor.min(log.head());
+            });
+        }
+        lost
     }
 
     /// Reads that wait.
     pub(super) fn waiting(&self) -> usize {
-        self.with(|inner| inner.waiting.len())
+        self.inner.lock().unwrap().waiting.len()
     }
 
     /// Lets one read have its turn.
     pub(super) fn turn(&self, index: usize) {
-        let turn = self.with(|inner| inner.waiting.swap_remove(index));
+        let turn = self.inner.lock().unwrap().waiting.swap_remove(index);
         // The reader that waited may have left.
         let _ = turn.send(());
     }
 
     /// A crash: nobody waits any more.
     pub(super) fn forget_readers(&self) {
-        self.with(|inner| inner.waiting.clear());
+        self.inner.lock().unwrap().waiting.clear();
     }
 
     /// A faulty subscriber that reads before it listens has read until here.
-    pub(super) fn note_stale_head(&self) {
-        self.with(|inner| inner.stale_head = Some(inner.events.len() as u64));
+    pub(super) fn note_stale_head(&self, school: SchoolId) {
+        self.with(school, |log| log.stale_head = Some(log.head()));
     }
 
     async fn wait_for_the_disk(&self) -> Result<(), StoreError> {
         let (turn, waiting) = oneshot::channel();
-        self.with(|inner| inner.waiting.push(turn));
+        self.inner.lock().unwrap().waiting.push(turn);
         waiting.await.map_err(|_| StoreError::Stopped)
     }
 
-    fn head_to_read(&self, inner: &mut Inner) -> u64 {
-        let stale = inner.stale_head.take();
-        let head = inner.events.len() as u64;
+    fn head_to_read(&self, log: &mut OneLog) -> u64 {
+        let stale = log.stale_head.take();
         match self.fault {
-            Some(Fault::ReadBeforeListening) => stale.unwrap_or(head),
-            _ => head,
+            Some(Fault::ReadBeforeListening) => stale.unwrap_or(log.head()),
+            _ => log.head(),
         }
     }
-}
 
-fn event(place: (Epoch, u64), subject: SubjectId, draft: Draft) -> Event {
-    Event::new(
-        place,
-        school(),
-        job::KIND,
-        subject,
-        DateTime::UNIX_EPOCH,
-        draft,
-    )
+    /// Whose log is read.
+    fn read_of(&self, school: SchoolId) -> SchoolId {
+        let [first, second] = schools();
+        match self.fault {
+            Some(Fault::OtherSchool) if school == second => first,
+            _ => school,
+        }
+    }
 }
 
 #[async_trait]
 impl Log for Ledger {
     fn epoch(&self) -> Epoch {
-        self.with(|inner| inner.epoch)
+        self.epoch
     }
 
-    async fn bounds(&self, _: SchoolId) -> Result<Bounds, StoreError> {
+    async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
         self.wait_for_the_disk().await?;
-        let bounds = self.with(|inner| {
-            let head = self.head_to_read(inner);
+        let bounds = self.with(school, |log| {
+            let head = self.head_to_read(log);
             let now = Bounds {
-                head: inner.place(head),
-                floor: inner.place(inner.floor),
+                head: log.place(head),
+                floor: log.place(log.floor),
             };
             match self.fault {
-                Some(Fault::StaleBounds) => inner.stale_bounds.replace(now).unwrap_or(now),
+                Some(Fault::StaleBounds) => log.stale_bounds.replace(now).unwrap_or(now),
                 _ => now,
             }
         });
@@ -245,28 +260,28 @@ impl Log for Ledger {
 
     async fn read_stretch(
         &self,
-        _: SchoolId,
+        school: SchoolId,
         after: u64,
         upto: u64,
     ) -> Result<Stretch, StoreError> {
         self.wait_for_the_disk().await?;
-        let stretch = self.with(|inner| {
-            let head = inner.events.len() as u64;
+        let stretch = self.with(self.read_of(school), |log| {
+            let head = log.head();
             let from = match self.fault {
                 Some(Fault::OffByOne) => after + 1,
                 _ => after,
             };
             let within = |event: &&Arc<Event>| {
-                event.seq > from.max(inner.floor) && event.seq <= upto.min(head)
+                event.seq > from.max(log.floor) && event.seq <= upto.min(head)
             };
-            let events = inner.events.iter().filter(within).take(EVENTS_A_PAGE);
+            let events = log.events.iter().filter(within).take(EVENTS_A_PAGE);
             let events: Vec<Arc<Event>> = events.cloned().collect();
             let through = match events.len() {
                 EVENTS_A_PAGE => events[EVENTS_A_PAGE - 1].seq,
                 _ => upto.min(head),
             };
             let mut last = HashMap::new();
-            for event in inner.events.iter().filter(|event| event.seq <= head) {
+            for event in log.events.iter().filter(|event| event.seq <= head) {
                 let category = event.draft.category.as_deref().map(str::to_owned);
                 let own = LastEvent {
                     seq: event.seq,
@@ -279,7 +294,7 @@ impl Log for Ledger {
                 events,
                 through,
                 head,
-                floor: inner.floor,
+                floor: log.floor,
                 last,
             }
         });
@@ -289,15 +304,14 @@ impl Log for Ledger {
 
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
         self.wait_for_the_disk().await?;
-        let page = self.with(|inner| {
-            let head = self.head_to_read(inner);
+        let page = self.with(scope.school, |log| {
+            let head = self.head_to_read(log);
             let from = match self.fault {
                 Some(Fault::OffByOne) => after + 1,
                 _ => after,
             };
-            let within =
-                |event: &&Arc<Event>| event.seq > from.max(inner.floor) && event.seq <= head;
-            let page: Vec<&Arc<Event>> = inner
+            let within = |event: &&Arc<Event>| event.seq > from.max(log.floor) && event.seq <= head;
+            let page: Vec<&Arc<Event>> = log
                 .events
                 .iter()
                 .filter(within)
@@ -308,7 +322,7 @@ impl Log for Ledger {
                 _ => head,
             };
             let superseded = |event: &Event| {
-                let later = inner
+                let later = log
                     .events
                     .iter()
                     .filter(|later| later.seq > event.seq && later.seq <= head);
@@ -322,9 +336,9 @@ impl Log for Ledger {
                 .filter(|event| scope.hears(event) && !(fold && superseded(event)));
             Page {
                 events: told.cloned().collect(),
-                through: inner.place(through),
-                head: inner.place(head),
-                floor: inner.floor,
+                through: log.place(through),
+                head: log.place(head),
+                floor: log.floor,
             }
         });
         self.wait_for_the_disk().await?;
@@ -338,14 +352,14 @@ impl Log for Ledger {
         upto: Option<Place>,
     ) -> Result<Page, StoreError> {
         self.wait_for_the_disk().await?;
-        let page = self.with(|inner| {
+        let page = self.with(scope.school, |log| {
             let upto = match upto {
                 Some(upto) => upto.seq,
-                None => self.head_to_read(inner),
+                None => self.head_to_read(log),
             };
             // States as they are now, also those that have gone on since the first page.
             let mut last: BTreeMap<&str, &Arc<Event>> = BTreeMap::new();
-            for event in &inner.events {
+            for event in &log.events {
                 last.insert(event.subject.as_str(), event);
             }
             let mut states: Vec<&Arc<Event>> = last
@@ -371,9 +385,9 @@ impl Log for Ledger {
             };
             Page {
                 events: states.iter().map(told).collect(),
-                through: inner.place(through),
-                head: inner.place(upto),
-                floor: inner.floor,
+                through: log.place(through),
+                head: log.place(upto),
+                floor: log.floor,
             }
         });
         self.wait_for_the_disk().await?;

@@ -1,6 +1,8 @@
-//! A deterministic simulation of log, hub, mailbox and subscription: one thread, time and chance from a seed, and beside
-//! it a simple model of what each client must have been told. Publishers, readers that attach, stall, vanish, come back
-//! with any cursor that they were sent and change their channels, some with a filter, crashes between any two steps, power losses, and retention that sweeps underneath.
+//! A deterministic simulation of writer, decisions, log, feed, hub, mailbox, subscription and notifier: one thing happens at a time,
+//! time and chance come from a seed, and in addition there is a simple model of what each client must have been told. In two
+//! schools there are publishers that repeat themselves, commits that fail, readers that attach, stall, vanish, come back with
+//! any cursor that they were sent, change their channels, and have tokens that end; some have a filter. The process crashes
+//! between any two steps, the power is lost, and retention sweeps underneath.
 //!
 //! A seed that fails names itself; `TIDINGS_SEED=<seed> cargo test --test simulation whatever` runs it alone. To show that
 //! the model sees what it must, faults are planted at the edges of what is simulated, and each is found.
@@ -12,9 +14,17 @@
     reason = "a test that meets the unexpected should say so and end"
 )]
 
+mod consumer;
 mod cursors;
 mod ledger;
+mod publisher;
 mod reader;
+#[path = "../it/support"]
+#[allow(dead_code, reason = "the integration tests use more of it")]
+mod support {
+    pub(crate) mod commands;
+    pub(crate) mod memory;
+}
 
 use std::future::Future;
 use std::ops::Range;
@@ -26,34 +36,46 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use futures_util::FutureExt;
+use serde_json::json;
 use tidings::config::Settings;
 use tidings::event::{Class, Event};
 use tidings::feed::{self, Feed};
 use tidings::hub::Hub;
-use tidings::id::Channel;
+use tidings::id::{Channel, Place, SchoolId};
 use tidings::kind;
-use tidings::log::{Committed, Log};
+use tidings::log::{
+    CommandError, Committed, Envelope, Idempotency, Log, Receipt, Store, StoreError,
+};
+use tidings::notify::{Notifier, Notifiers};
 use tidings::scope::Filter;
 use tidings::subscribe::Subscriber;
+use tidings::tasks::Tasks;
 
-use self::ledger::Ledger;
+use self::consumer::Receiver;
+use self::ledger::{Ledger, schools};
+use self::publisher::Publisher;
 use self::reader::Reader;
+use crate::support::commands::job;
 
 /// Seeds of a quick run.
-const SEEDS_QUICK: u64 = 300;
+const SEEDS_QUICK: u64 = 100;
 /// Seeds of a full run.
-const SEEDS: u64 = 3_000;
+const SEEDS: u64 = 1_500;
 /// Seeds within which a planted fault must be found.
 const SEEDS_FOR_A_FAULT: u64 = 500;
 const STEPS: usize = 300;
 /// Events of a segment: more than a page.
 const SEGMENT: u64 = 8;
-const READERS: usize = 4;
+const READERS: usize = 5;
 /// Events beyond which a replay is answered with a reset.
 const REPLAY_MAX: u64 = 60;
 const SUBJECTS: [&str; 4] = ["a", "b", "c", "d"];
 /// Rounds after which nothing can be under way any more.
 const ROUNDS_TO_SETTLE: usize = 400;
+/// How often a task of the server's is waited for in such a round.
+const YIELDS: usize = 8;
+/// Commands with a key that may be repeated.
+const REPEATABLE: usize = 8;
 
 /// What is broken on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +94,24 @@ enum Fault {
     StaleBounds,
     /// A heartbeat carries the head of the log where nothing is listened to.
     CursorOfNothing,
+    /// A channel is added from a place after the cursor that came with it.
+    LateAddition,
+    /// A school's log is read as another school's.
+    OtherSchool,
+    /// A token has no end.
+    EndlessToken,
+    /// A commit is answered and not made.
+    LostCommit,
+    /// A commit that fails has had an effect.
+    HalfCommit,
+    /// An idempotency key is not found again.
+    ForgottenKey,
+    /// A milestone is acknowledged before it is on the disk.
+    UnsyncedMilestone,
+    /// A notifier's place moves beyond what was delivered.
+    PlaceTooFar,
+    /// A notifier's place is on the disk before the events that it has passed.
+    PlaceOutlivesPower,
 }
 
 /// The server between two crashes.
@@ -81,13 +121,25 @@ struct Server {
     /// Hands what is committed to the hub.
     following: Pin<Box<dyn Future<Output = ()>>>,
     subscriber: Subscriber,
+    publisher: Publisher,
+    tasks: Tasks,
+}
+
+/// A command with a key that was carried out.
+struct Used {
+    school: SchoolId,
+    envelope: Envelope,
+    place: Place,
 }
 
 struct World {
     rng: Rng,
     fault: Option<Fault>,
     ledger: Arc<Ledger>,
+    receiver: Arc<Receiver>,
     server: Server,
+    used: Vec<Used>,
+    commands: u64,
     /// What other nodes have committed and the server was not told of yet.
     hints: Vec<Vec<Arc<Event>>>,
     /// Whether there are other nodes.
@@ -95,7 +147,8 @@ struct World {
     readers: Vec<Reader>,
 }
 
-fn start(rng: &mut Rng, ledger: &Arc<Ledger>, fault: Option<Fault>) -> Server {
+fn start(rng: &mut Rng, ledger: &Arc<Ledger>, receiver: &Arc<Receiver>) -> Server {
+    let fault = ledger.fault;
     let settings = Settings {
         window_events: rng.usize(1..=12),
         mailbox_capacity: rng.usize(2..=8),
@@ -107,15 +160,24 @@ fn start(rng: &mut Rng, ledger: &Arc<Ledger>, fault: Option<Fault>) -> Server {
     let (committed, mut batches) = Committed::channel(1_024);
     let log = Arc::clone(ledger) as Arc<dyn Log>;
     let feed = Feed::with_segments(Arc::clone(&log), committed.clone(), SEGMENT);
-    let subscriber = Subscriber::new(Arc::new(feed), Arc::clone(&hub), &settings);
+    let feed = Arc::new(feed);
+    let subscriber = Subscriber::new(Arc::clone(&feed), Arc::clone(&hub), &settings);
+    let store = Arc::clone(ledger) as Arc<dyn Store>;
+    let receiver = Arc::clone(receiver) as Arc<dyn Notifier>;
+    let tasks = Tasks::default();
+    let notifiers = Notifiers::new(&store, &feed, vec![receiver]);
+    notifiers.start(&tasks);
     let offered = Arc::clone(&hub);
     let following = Box::pin(async move {
-        let tell = |events: &[Arc<Event>]| match fault {
-            Some(Fault::FoldedMilestone) => {
-                let ticks: Vec<Arc<Event>> = events.iter().map(as_tick).collect();
-                offered.offer(&ticks).wake();
+        let tell = |events: &[Arc<Event>]| {
+            notifiers.observe(events);
+            match fault {
+                Some(Fault::FoldedMilestone) => {
+                    let ticks: Vec<Arc<Event>> = events.iter().map(as_tick).collect();
+                    offered.offer(&ticks).wake();
+                }
+                _ => offered.offer(events).wake(),
             }
-            _ => offered.offer(events).wake(),
         };
         feed::follow(&mut batches, &offered, log, tell, std::future::pending()).await;
     });
@@ -124,6 +186,8 @@ fn start(rng: &mut Rng, ledger: &Arc<Ledger>, fault: Option<Fault>) -> Server {
         committed,
         following,
         subscriber,
+        publisher: Publisher::start(ledger),
+        tasks,
     }
 }
 
@@ -132,12 +196,16 @@ impl World {
         let mut rng = Rng::with_seed(seed);
         let is_one_of_several = rng.bool();
         let ledger = Arc::new(Ledger::new(fault));
-        let server = start(&mut rng, &ledger, fault);
+        let receiver = Arc::new(Receiver::new(Arc::clone(&ledger), seed));
+        let server = start(&mut rng, &ledger, &receiver);
         let mut world = World {
             rng,
             fault,
             ledger,
+            receiver,
             server,
+            used: Vec::new(),
+            commands: 0,
             hints: Vec::new(),
             is_one_of_several,
             readers: Vec::new(),
@@ -150,10 +218,11 @@ impl World {
     }
 
     fn some_reader(&mut self) -> Reader {
+        let school = self.rng.choice(schools()).unwrap();
         let channels = match self.rng.u8(0..4) {
             0 => vec![self.some_channel()],
             1 => vec![self.some_channel(), self.some_channel()],
-            2 => vec![kind::channel("schools/1").unwrap()],
+            2 => vec![Channel::School(school)],
             _ => vec![kind::channel("jobs").unwrap()],
         };
         let mut filter = Filter::default();
@@ -165,7 +234,7 @@ impl World {
         }
         let tick = Duration::from_millis(self.rng.choice([0, 100]).unwrap());
         let is_multiplexed = self.rng.u8(0..4) == 0;
-        Reader::new(channels, filter, tick, is_multiplexed, self.fault)
+        Reader::new(school, channels, filter, tick, is_multiplexed, self.fault)
     }
 
     fn some_channel(&mut self) -> Channel {
@@ -173,17 +242,144 @@ impl World {
         kind::channel(&format!("jobs/{subject}")).unwrap()
     }
 
-    fn publish(&mut self) {
-        let batch: Vec<Arc<Event>> = (0..self.rng.usize(1..=4))
-            .map(|_| {
-                let subject = self.rng.choice(SUBJECTS).unwrap();
-                let class = match self.rng.u8(0..3) {
-                    0 => Class::Milestone,
-                    _ => Class::Tick,
-                };
-                self.ledger.commit(subject, class)
-            })
-            .collect();
+    /// What is asked next of one of a school's jobs: mostly a tick, unless its state asks for something else.
+    fn command(&mut self, school: SchoolId) -> Envelope {
+        let subject = self.rng.choice(SUBJECTS).unwrap();
+        self.commands += 1;
+        let (verb, body) = match self.ledger.status(school, subject) {
+            None => {
+                let job_type = ledger::category(subject);
+                let body = json!({"job_type": job_type, "status": "in_progress"});
+                ("create", body)
+            }
+            Some("in_progress") => match self.rng.u8(0..8) {
+                0 => (
+                    "fail",
+                    json!({"error": {"code": "jam", "message": "paper"}}),
+                ),
+                1 => ("cancel", json!({})),
+                _ => ("progress", json!({"message": self.commands.to_string()})),
+            },
+            Some("failed" | "cancelled") => ("retry", json!({})),
+            Some(_) => ("start", json!({})),
+        };
+        let mut envelope = job(subject, verb, body);
+        if self.rng.u8(0..8) == 0 {
+            envelope.idempotency = Some(Idempotency {
+                key: self.commands.to_string(),
+                fingerprint: "f".into(),
+            });
+        }
+        envelope
+    }
+
+    /// A request of one school, or of each at once, which may repeat one that was answered, and whose commit may fail.
+    fn publish(&mut self) -> Result<(), String> {
+        let asked = match self.rng.u8(0..6) {
+            0 => schools().to_vec(),
+            _ => vec![self.rng.choice(schools()).unwrap()],
+        };
+        let mut submissions = Vec::new();
+        for school in asked {
+            let count = self.rng.usize(1..=4);
+            let commands = (0..count).map(|_| self.command(school)).collect();
+            submissions.push((school, commands));
+        }
+        match self.rng.u8(0..20) {
+            0 => self.fails_to_publish(submissions),
+            1 => self.repeat(),
+            _ => self.submit(submissions),
+        }
+    }
+
+    fn submit(&mut self, submissions: Vec<(SchoolId, Vec<Envelope>)>) -> Result<(), String> {
+        let answers = self.server.publisher.append(submissions.clone());
+        for ((school, commands), answer) in submissions.into_iter().zip(answers) {
+            let receipts = answer.map_err(|error| format!("a request failed: {error}"))?;
+            for (envelope, receipt) in commands.into_iter().zip(receipts) {
+                self.is_answered(school, envelope, receipt)?;
+            }
+        }
+        for batch in self.server.publisher.committed() {
+            self.pass_on(batch);
+        }
+        Ok(())
+    }
+
+    /// What was answered is in the log.
+    fn is_answered(
+        &mut self,
+        school: SchoolId,
+        envelope: Envelope,
+        receipt: Result<Receipt, CommandError>,
+    ) -> Result<(), String> {
+        let event = match receipt {
+            // A command before it has changed the state.
+            Err(CommandError::Rule(_)) | Ok(Receipt::Unchanged(_)) => return Ok(()),
+            Ok(Receipt::Committed(event)) => event,
+            other => return Err(format!("a new command is answered with {other:?}")),
+        };
+        let there = self.ledger.event(school, event.seq);
+        if there.is_none_or(|there| there.place() != event.place()) {
+            let seq = event.seq;
+            return Err(format!(
+                "{seq} is the answer to a command and not in the log"
+            ));
+        }
+        if envelope.idempotency.is_some() {
+            self.used.truncate(REPEATABLE - 1);
+            let place = event.place();
+            self.used.insert(
+                0,
+                Used {
+                    school,
+                    envelope,
+                    place,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// A commit that fails has no effect.
+    fn fails_to_publish(
+        &mut self,
+        submissions: Vec<(SchoolId, Vec<Envelope>)>,
+    ) -> Result<(), String> {
+        let heads = self.ledger.heads();
+        self.ledger.disk.fails_next(true);
+        let answers = self.server.publisher.append(submissions);
+        self.ledger.disk.fails_next(false);
+        let is_told = |answer: &Result<Vec<_>, StoreError>| match answer {
+            Err(error) => *error == StoreError::NotCommitted,
+            // Nothing was to be written.
+            Ok(receipts) => !receipts
+                .iter()
+                .any(|own| matches!(own, Ok(Receipt::Committed(_)))),
+        };
+        if !answers.iter().all(is_told) || self.ledger.heads() != heads {
+            return Err("a commit that failed has had an effect".into());
+        }
+        Ok(())
+    }
+
+    /// A command that was carried out is not carried out again.
+    fn repeat(&mut self) -> Result<(), String> {
+        let Some(used) = self.rng.choice(&self.used) else {
+            return Ok(());
+        };
+        let again = vec![(used.school, vec![used.envelope.clone()])];
+        let answers = self.server.publisher.append(again);
+        match &answers[..] {
+            [Ok(receipts)] => match &receipts[..] {
+                [Ok(Receipt::Repeated(event))] if event.place() == used.place => Ok(()),
+                other => Err(format!("a repetition is answered with {other:?}")),
+            },
+            other => Err(format!("a repetition is answered with {other:?}")),
+        }
+    }
+
+    fn pass_on(&mut self, batch: Vec<Arc<Event>>) {
         match self.rng.u8(0..10) {
             _ if !self.is_one_of_several => self.hint(batch),
             // Another node's: the hint comes later, or never.
@@ -191,6 +387,34 @@ impl World {
             1..=2 => self.hints.push(batch),
             _ => self.hint(batch),
         }
+    }
+
+    /// Something that is never dropped happens in each school, and everybody is told.
+    fn publish_the_last(&mut self) -> Result<(), String> {
+        self.hints.clear();
+        for school in schools() {
+            let subject = SUBJECTS[0];
+            let (verb, body) = match self.ledger.status(school, subject) {
+                None => ("create", json!({"job_type": ledger::category(subject)})),
+                Some("in_progress") => {
+                    let error = json!({"error": {"code": "jam", "message": "paper"}});
+                    ("fail", error)
+                }
+                Some("failed" | "cancelled") => ("retry", json!({})),
+                Some(_) => ("start", json!({})),
+            };
+            let answers = self
+                .server
+                .publisher
+                .append(vec![(school, vec![job(subject, verb, body)])]);
+            if !matches!(&answers[0], Ok(receipts) if receipts[0].is_ok()) {
+                return Err(format!("the last command is answered with {answers:?}"));
+            }
+            for batch in self.server.publisher.committed() {
+                self.hint(batch);
+            }
+        }
+        Ok(())
     }
 
     fn hint(&mut self, batch: Vec<Arc<Event>>) {
@@ -221,27 +445,53 @@ impl World {
         waiting > 0
     }
 
-    /// The process dies between two steps, and another begins. What was committed is there.
-    fn crash(&mut self) {
+    /// The process dies between two steps, and another begins. What was committed is there, unless the power was lost.
+    async fn crash(&mut self, with_power: bool) -> Result<(), String> {
         for reader in &mut self.readers {
             reader.leave();
         }
+        self.server.tasks.cancel();
         self.ledger.forget_readers();
         self.hints.clear();
-        self.server = start(&mut self.rng, &self.ledger, self.fault);
+        self.used.retain(|_| with_power);
+        for _ in 0..YIELDS {
+            tokio::task::yield_now().await;
+        }
+        self.receiver.is_told_by_another();
+        if !with_power {
+            self.lose_power()?;
+        }
+        self.server = start(&mut self.rng, &self.ledger, &self.receiver);
+        Ok(())
+    }
+
+    fn lose_power(&mut self) -> Result<(), String> {
+        let left = self.ledger.disk.left();
+        if left == 0 {
+            return Ok(());
+        }
+        let heads = self.ledger.disk.lose(self.rng.usize(0..left), self.fault);
+        let lost = self.ledger.cut(&heads);
+        if let Some(event) = lost.iter().find(|event| !event.is_tick()) {
+            return Err(format!("{} was acknowledged and is lost", event.seq));
+        }
+        for reader in &mut self.readers {
+            reader.note_loss(&lost, &self.ledger);
+        }
+        Ok(())
     }
 
     async fn step(&mut self) -> Result<(), String> {
         let own = self.rng.usize(0..self.readers.len());
         match self.rng.u8(0..100) {
-            0..=19 => self.publish(),
+            0..=19 => self.publish()?,
             20..=44 => {
                 self.dispatch();
             }
             45..=59 => {
                 self.disk();
             }
-            60..=81 => {
+            60..=79 => {
                 let most = self.rng.usize(1..=4);
                 for reader in &mut self.readers {
                     if !reader.is_stalled && reader.rings() {
@@ -249,20 +499,27 @@ impl World {
                     }
                 }
             }
-            82..=88 if !self.readers[own].is_connected() => {
-                self.ledger.note_stale_head();
+            80..=88 if !self.readers[own].is_connected() => {
+                self.ledger.note_stale_head(self.readers[own].school());
                 // Something may happen between the thought and the deed.
                 if self.rng.bool() {
-                    self.publish();
+                    self.publish()?;
                     self.dispatch();
                 }
                 self.readers[own].connect(&self.server.subscriber, &self.ledger, &mut self.rng);
             }
             82..=84 => self.readers[own].leave(),
-            85..=86 => {
+            85 => {
                 self.readers[own] = self.some_reader();
             }
-            87..=88 if self.readers[own].is_multiplexed() => {
+            86..=88 => {
+                let can_change = |index: &usize| {
+                    self.readers[*index].is_multiplexed() && self.readers[*index].is_connected()
+                };
+                let those: Vec<usize> = (0..self.readers.len()).filter(can_change).collect();
+                let Some(own) = self.rng.choice(those) else {
+                    return Ok(());
+                };
                 // In the midst of what happens to the channels that it has: it is told of one event, and others come before
                 // the channel is added.
                 let in_the_midst = self.rng.bool();
@@ -273,7 +530,7 @@ impl World {
                 let channel = self.some_channel();
                 self.readers[own].change(channel, &mut self.rng);
                 for _ in 0..2 * usize::from(in_the_midst) {
-                    self.publish();
+                    self.publish()?;
                     while self.dispatch() {}
                     self.readers[own].take(1, &self.ledger)?;
                 }
@@ -284,34 +541,34 @@ impl World {
             }
             92..=96 => tokio::time::advance(Duration::from_millis(self.rng.u64(1..400))).await,
             97 => {
-                let (floor, head) = (self.ledger.floor(), self.ledger.head());
-                self.ledger.sweep(self.rng.u64(floor..=head));
+                let school = self.rng.choice(schools()).unwrap();
+                let (floor, head) = (self.ledger.floor(school), self.ledger.head(school));
+                self.ledger.sweep(school, self.rng.u64(floor..=head));
             }
-            98 => self.crash(),
-            99 if self.rng.bool() => {
-                self.crash();
-                self.ledger.lose_the_last_ticks(self.rng.usize(0..4));
-            }
+            98 => self.crash(true).await?,
+            99 if self.rng.bool() => self.crash(false).await?,
             _ => {}
         }
-        Ok(())
+        self.receiver.check()
     }
 
     /// Everything under way comes to its end; then every connected reader must know everything.
     async fn settle(&mut self) -> Result<(), String> {
         for reader in &mut self.readers {
             reader.is_stalled = false;
-            if !reader.is_connected() {
-                reader.connect(&self.server.subscriber, &self.ledger, &mut self.rng);
-            }
         }
         let mut quiet = 0;
         // The last hint comes, and with it is noticed what was missing before.
-        self.hints.clear();
-        let last = self.ledger.commit(SUBJECTS[0], Class::Milestone);
-        self.hint(vec![last]);
+        self.publish_the_last()?;
         for _ in 0..ROUNDS_TO_SETTLE {
-            let mut busy = false;
+            let mut busy = self.receiver.lacks().is_some();
+            for reader in &mut self.readers {
+                if !reader.is_connected() {
+                    // It comes back as often as its tokens end.
+                    busy = true;
+                    reader.connect(&self.server.subscriber, &self.ledger, &mut self.rng);
+                }
+            }
             while self.dispatch() {
                 busy = true;
             }
@@ -326,7 +583,9 @@ impl World {
             }
             // Long enough for held ticks, too short for a heartbeat to come in each round.
             tokio::time::advance(Duration::from_millis(120)).await;
-            tokio::task::yield_now().await;
+            for _ in 0..YIELDS {
+                tokio::task::yield_now().await;
+            }
             quiet = if busy { 0 } else { quiet + 1 };
             if quiet == 4 {
                 break;
@@ -335,7 +594,8 @@ impl World {
         for reader in &self.readers {
             reader.must_be_up_to_date(&self.ledger)?;
         }
-        Ok(())
+        self.receiver.check()?;
+        self.receiver.lacks().map_or(Ok(()), Err)
     }
 
     async fn run(mut self) -> Result<usize, String> {
@@ -349,6 +609,7 @@ impl World {
         for reader in &mut self.readers {
             reader.leave();
         }
+        self.server.tasks.cancel();
         self.server.hub.forget_idle(Duration::ZERO);
         match (self.server.hub.attached(), self.server.hub.schools()) {
             (0, 0) => Ok(deliveries),
@@ -389,7 +650,7 @@ fn run_all(seeds: Range<u64>) {
     let told = seeds
         .map(|seed| run(seed, None).unwrap_or_else(|fault| panic!("TIDINGS_SEED={seed}: {fault}")));
     let deliveries: usize = told.sum();
-    assert!(deliveries > count * 35, "much was told: {deliveries}");
+    assert!(deliveries > count * 25, "much was told: {deliveries}");
 }
 
 fn chosen_seed() -> Option<u64> {
@@ -423,6 +684,15 @@ fn the_simulation_sees_planted_faults() {
         Fault::StaleBounds,
         Fault::NumbersAlone,
         Fault::CursorOfNothing,
+        Fault::LateAddition,
+        Fault::OtherSchool,
+        Fault::EndlessToken,
+        Fault::LostCommit,
+        Fault::HalfCommit,
+        Fault::ForgottenKey,
+        Fault::UnsyncedMilestone,
+        Fault::PlaceTooFar,
+        Fault::PlaceOutlivesPower,
     ] {
         let found = (0..SEEDS_FOR_A_FAULT).find_map(|seed| run(seed, Some(fault)).err());
         assert!(found.is_some(), "{fault:?} goes unseen");

@@ -16,7 +16,6 @@ mod turns;
 use std::sync::Arc;
 use std::time::Instant;
 
-use chrono::{SubsecRound, Utc};
 use tokio::sync::{mpsc, oneshot};
 
 use self::turns::{Queue, Round, Turns};
@@ -28,12 +27,11 @@ use crate::event::is_dense;
 use crate::failures::Failures;
 use crate::id::{Kind, SchoolId};
 use crate::kind::State;
-use crate::uptime::Uptime;
 
 /// A database behind a writer.
 pub trait Backend: Facts<Error = StoreError> + Send + 'static {
-    /// The present, as silence is measured.
-    fn uptime(&self) -> Uptime;
+    /// The present: the time of what is decided now.
+    fn now(&self) -> Moment;
 
     /// Returns how many bytes the write of a state counts for in a group, in addition to those of its events.
     fn weight(&self, _: Kind, _: &State) -> usize {
@@ -168,7 +166,7 @@ impl<B: Backend> Writer<B> {
     pub fn run(mut self) -> Option<Answer<()>> {
         let mut closed = None;
         loop {
-            let mut next = match (&closed, self.turns.is_empty()) {
+            let next = match (&closed, self.turns.is_empty()) {
                 (Some(_), true) => break,
                 (Some(_), false) => None,
                 (None, false) => self.queue.try_recv().ok(),
@@ -177,22 +175,39 @@ impl<B: Backend> Writer<B> {
                     None => return None,
                 },
             };
-            // All that waits, so that the turns are between all schools; but not what comes meanwhile without end.
-            for _ in 0..WRITER_QUEUE {
-                let Some(work) = next else {
-                    break;
-                };
-                closed = self.take_up(work);
-                next = match closed {
-                    Some(_) => None,
-                    None => self.queue.try_recv().ok(),
-                };
-            }
-            if !self.turns.is_empty() {
-                self.commit();
-            }
+            closed = closed.or(self.work_on(next));
         }
         self.backend.close();
+        closed
+    }
+
+    /// Does what waits now, and waits for nothing: for those who have no thread for it, such as a simulation. False if nothing
+    /// waits.
+    pub fn step(&mut self) -> bool {
+        let next = self.queue.try_recv().ok();
+        let waits = next.is_some() || !self.turns.is_empty();
+        self.work_on(next);
+        waits
+    }
+
+    /// Takes up this and all that waits behind it, so that the turns are between all schools, and commits a group. Returns
+    /// whom to answer when it is to close.
+    fn work_on(&mut self, mut next: Option<Work<B>>) -> Option<Answer<()>> {
+        let mut closed = None;
+        // But not what comes meanwhile without end.
+        for _ in 0..WRITER_QUEUE {
+            let Some(work) = next else {
+                break;
+            };
+            closed = self.take_up(work);
+            next = match closed {
+                Some(_) => None,
+                None => self.queue.try_recv().ok(),
+            };
+        }
+        if !self.turns.is_empty() {
+            self.commit();
+        }
         closed
     }
 
@@ -210,10 +225,7 @@ impl<B: Backend> Writer<B> {
     /// Carries out a group, of each school a slice, and answers those of whom all is done.
     fn commit(&mut self) {
         let began = Instant::now();
-        let now = Moment {
-            at: Utc::now().trunc_subsecs(3),
-            uptime: self.backend.uptime(),
-        };
+        let now = self.backend.now();
         let mut decisions = Decisions::default();
         let mut round = self.turns.begin();
         let decided = self.decide_round(&mut round, &mut decisions, now);

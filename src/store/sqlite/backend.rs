@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable};
@@ -32,7 +32,6 @@ use crate::log::StoreError;
 use crate::log::decide::Decisions;
 use crate::log::facts::{Address, Answered, Facts, KeyUse, Moment, Stored, Tail};
 use crate::log::writer;
-use crate::uptime::Uptime;
 
 /// See the module's page.
 pub(super) struct Backend {
@@ -281,8 +280,11 @@ impl Backend {
 }
 
 impl writer::Backend for Backend {
-    fn uptime(&self) -> Uptime {
-        self.life.uptime.now()
+    fn now(&self) -> Moment {
+        Moment {
+            at: Utc::now().trunc_subsecs(3),
+            uptime: self.life.uptime.now(),
+        }
     }
 
     fn weight(&self, kind: Kind, state: &State) -> usize {

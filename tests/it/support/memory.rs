@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use chrono::DateTime;
 use tidings::event::Event;
 use tidings::id::{Kind, SchoolId, SubjectId};
 use tidings::kind::Part;
@@ -104,8 +105,11 @@ impl Facts for Memory {
 }
 
 impl Backend for Memory {
-    fn uptime(&self) -> Uptime {
-        Uptime::from_millis(0)
+    fn now(&self) -> Moment {
+        Moment {
+            at: DateTime::UNIX_EPOCH,
+            uptime: Uptime::from_millis(0),
+        }
     }
 
     fn commit(

@@ -1,0 +1,399 @@
+//! The real runner of a notifier over ports in memory, and what its receiver must have been told: each event that it
+//! wants at least once, in the order of its subject, whatever fails.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use fastrand::Rng;
+use serde_json::Value;
+use tidings::config::notifiers::Patience;
+use tidings::event::Event;
+use tidings::id::{Cursor, Kind, Place, SchoolId, SubjectId};
+use tidings::kind::device::Device;
+use tidings::log::consumers::{
+    Begun, Change, Consumers, DeadLetterPage, Place as Standpoint, Progress, Standing, Total,
+};
+use tidings::log::leases::{Fence, Leases};
+use tidings::log::writer::Receipts;
+use tidings::log::{
+    Allowance, Catalog, Ending, Envelope, Journal, ListPage, ListQuery, Meter, Overdue, PartPage,
+    PartQuery, StoreError, StoredSubject, Which,
+};
+use tidings::notify::Notifier;
+use tidings::notify::notification::{DeliveryError, Notification};
+use tidings::uptime::{Uptime, UptimeClock};
+use tidings::wall_clock;
+
+use super::Fault;
+use super::ledger::{Ledger, schools};
+
+/// Where the consumer stands in each school's log.
+pub(super) type Places = HashMap<SchoolId, Standpoint>;
+
+/// The subject of which every tick is delivered, too.
+const WITH_TICKS: &str = super::SUBJECTS[0];
+
+/// A receiver that refuses now and then.
+pub(super) struct Receiver {
+    ledger: Arc<Ledger>,
+    told: Mutex<Told>,
+}
+
+struct Told {
+    rng: Rng,
+    delivered: HashSet<(SchoolId, Place)>,
+    /// Of each subject, by the process that runs now.
+    last: HashMap<(SchoolId, String), u64>,
+    broken: Option<String>,
+}
+
+impl Receiver {
+    pub(super) fn new(ledger: Arc<Ledger>, seed: u64) -> Receiver {
+        Receiver {
+            ledger,
+            told: Mutex::new(Told {
+                rng: Rng::with_seed(seed),
+                delivered: HashSet::new(),
+                last: HashMap::new(),
+                broken: None,
+            }),
+        }
+    }
+
+    /// Another process delivers from now on: it may begin with what was delivered already.
+    pub(super) fn is_told_by_another(&self) {
+        self.told.lock().unwrap().last.clear();
+    }
+
+    /// What it should not have been told, if there was anything.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.told.lock().unwrap().broken.clone().map_or(Ok(()), Err)
+    }
+
+    /// What is wanted and retained, and was never delivered.
+    pub(super) fn lacks(&self) -> Option<String> {
+        let told = self.told.lock().unwrap();
+        schools().into_iter().find_map(|school| {
+            let floor = self.ledger.floor(school);
+            let missing = |seq: &u64| {
+                let event = self.ledger.event(school, *seq).expect("below the head");
+                self.wants(&event) && !told.delivered.contains(&(school, event.place()))
+            };
+            let seq = (floor + 1..=self.ledger.head(school)).find(missing)?;
+            Some(format!("{seq} of school {school} was never delivered"))
+        })
+    }
+
+    fn hear(&self, told: &mut Told, notification: &Notification) -> Result<(), String> {
+        let school: SchoolId = notification.school_id.try_into().unwrap();
+        let message: Value = serde_json::from_slice(&notification.json).unwrap();
+        let cursor: Cursor = message["cursor"].as_str().unwrap().parse().unwrap();
+        let (place, seq) = (cursor.place, cursor.place.seq);
+        let event = self.ledger.event(school, seq);
+        if event.is_none_or(|event| event.place() != place) {
+            return Err(format!("{cursor} is delivered and not in the log"));
+        }
+        let subject = (school, notification.subject.clone());
+        let last = told.last.insert(subject, seq);
+        if last.is_some_and(|last| last >= seq) {
+            return Err(format!("{cursor} is delivered after {last:?}"));
+        }
+        told.delivered.insert((school, place));
+        for earlier in self.ledger.floor(school) + 1..seq {
+            let event = self.ledger.event(school, earlier).expect("before it");
+            let is_due = self.wants(&event) && event.subject.as_str() == notification.subject;
+            if is_due && !told.delivered.contains(&(school, event.place())) {
+                return Err(format!("{cursor} is delivered before {earlier}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Notifier for Receiver {
+    fn name(&self) -> &str {
+        "receiver"
+    }
+
+    fn medium(&self) -> &'static str {
+        "simulation"
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        !event.is_tick() || event.subject.as_str() == WITH_TICKS
+    }
+
+    async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
+        let mut told = self.told.lock().unwrap();
+        match told.rng.u8(0..12) {
+            0 => return Err(DeliveryError::unavailable("away")),
+            1 => return Err(DeliveryError::refused("not this one")),
+            2 => return Err(DeliveryError::Failed("cut off".into())),
+            _ => {}
+        }
+        let heard = self.hear(&mut told, notification);
+        told.broken = told.broken.take().or(heard.err());
+        // The answer may get lost.
+        match told.rng.u8(0..20) {
+            0 => {
+                let school = notification.school_id.try_into().unwrap();
+                told.last.remove(&(school, notification.subject.clone()));
+                Err(DeliveryError::Failed("no answer".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// At once, as the time of a pause is that of the wall clock.
+    fn patience(&self) -> Patience {
+        Patience {
+            attempts: u32::MAX,
+            pause: Duration::ZERO,
+        }
+    }
+}
+
+#[async_trait]
+impl Consumers for Ledger {
+    async fn notifier_begins(&self, _: &str) -> Result<Begun, StoreError> {
+        let behind = self.disk.places(|places| {
+            let is_behind = |school: &SchoolId| {
+                let place = places.entry(*school).or_default();
+                place.seq < self.head(*school) || !place.set_aside.is_empty()
+            };
+            schools().into_iter().filter(is_behind).collect()
+        });
+        Ok(Begun {
+            behind,
+            not_before: None,
+        })
+    }
+
+    async fn notifier_place(&self, _: &str, school: SchoolId) -> Result<Standpoint, StoreError> {
+        Ok(self
+            .disk
+            .places(|places| places.entry(school).or_default().clone()))
+    }
+
+    async fn notifier_moves(
+        &self,
+        _: &str,
+        school: SchoolId,
+        seq: u64,
+        progress: Progress,
+    ) -> Result<(), StoreError> {
+        let seq = match self.fault {
+            Some(Fault::PlaceTooFar) => seq + 1,
+            _ => seq,
+        };
+        self.disk.places(|places| {
+            let place = places.entry(school).or_default();
+            place.seq = place.seq.max(seq);
+            place.tried = progress.tried;
+            let changed = progress.set_aside;
+            let of = match &changed {
+                Some(Change::Put(own)) => Some((own.kind, own.subject.clone())),
+                Some(Change::Lift(kind, subject)) => Some((*kind, subject.clone())),
+                None => None,
+            };
+            place
+                .set_aside
+                .retain(|own| Some((own.kind, own.subject.clone())) != of);
+            if let Some(Change::Put(own)) = changed {
+                place.set_aside.push(own);
+            }
+        });
+        Ok(())
+    }
+
+    async fn notifiers(&self, _: SchoolId) -> Result<(Vec<Standing>, u64), StoreError> {
+        unreachable!("nobody looks at notifiers")
+    }
+
+    async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError> {
+        unreachable!("nobody looks at notifiers")
+    }
+
+    async fn dead_letters(
+        &self,
+        _: &str,
+        _: SchoolId,
+        _: Option<u64>,
+        _: usize,
+    ) -> Result<DeadLetterPage, StoreError> {
+        unreachable!("nobody looks at notifiers")
+    }
+}
+
+#[async_trait]
+impl Leases for Ledger {
+    async fn acquire(&self, _: &str, _: Duration) -> Result<Option<Fence>, StoreError> {
+        unreachable!("nothing is leased")
+    }
+
+    async fn renew(&self, _: &str, _: Fence, _: Duration) -> Result<bool, StoreError> {
+        unreachable!("nothing is leased")
+    }
+
+    async fn release(&self, _: &str, _: Fence) -> Result<(), StoreError> {
+        unreachable!("nothing is leased")
+    }
+}
+
+/// A runner reads by `Log` alone: publishing goes through the writer itself.
+#[async_trait]
+impl Journal for Ledger {
+    async fn head(&self, _: SchoolId) -> Result<Place, StoreError> {
+        unreachable!("a runner reads the log")
+    }
+
+    async fn append_within(
+        &self,
+        _: SchoolId,
+        _: Vec<Envelope>,
+        _: Arc<Allowance>,
+    ) -> Result<Receipts, StoreError> {
+        unreachable!("a runner reads the log")
+    }
+
+    async fn sweep(&self, _: DateTime<Utc>) -> Result<bool, StoreError> {
+        unreachable!("a runner reads the log")
+    }
+
+    fn meter(&self) -> &Meter {
+        unreachable!("a runner reads the log")
+    }
+
+    async fn size(&self) -> Result<u64, StoreError> {
+        unreachable!("a runner reads the log")
+    }
+
+    fn uptime(&self) -> UptimeClock {
+        unreachable!("a runner reads the log")
+    }
+
+    async fn save_uptime(&self) -> Result<(), StoreError> {
+        unreachable!("a runner reads the log")
+    }
+
+    async fn wall_clock(&self) -> Result<Option<wall_clock::Record>, StoreError> {
+        unreachable!("a runner reads the log")
+    }
+
+    async fn save_wall_clock(&self, _: wall_clock::Record) -> Result<(), StoreError> {
+        unreachable!("a runner reads the log")
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        unreachable!("a runner reads the log")
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        unreachable!("a runner reads the log")
+    }
+}
+
+#[async_trait]
+impl Catalog for Ledger {
+    /// No subject has a title here.
+    async fn subject(
+        &self,
+        _: SchoolId,
+        _: Kind,
+        _: SubjectId,
+    ) -> Result<Option<StoredSubject>, StoreError> {
+        Ok(None)
+    }
+
+    async fn exists(&self, _: SchoolId, _: Kind, _: SubjectId) -> Result<bool, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn subjects(&self, _: SchoolId, _: Kind, _: ListQuery) -> Result<ListPage, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn last_events(
+        &self,
+        _: SchoolId,
+        _: Kind,
+        _: SubjectId,
+        _: Which,
+        _: usize,
+    ) -> Result<Vec<Arc<Event>>, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn counts(&self, _: SchoolId, _: Kind) -> Result<Vec<(&'static str, u64)>, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn stalled(&self, _: SchoolId, _: Kind) -> Result<u64, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn ended_since(
+        &self,
+        _: SchoolId,
+        _: Kind,
+        _: &'static str,
+        _: DateTime<Utc>,
+    ) -> Result<u64, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn ended(
+        &self,
+        _: SchoolId,
+        _: Kind,
+        _: &'static str,
+        _: usize,
+    ) -> Result<Vec<StoredSubject>, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn endings(
+        &self,
+        _: SchoolId,
+        _: Kind,
+        _: DateTime<Utc>,
+    ) -> Result<Vec<Ending>, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn schools(&self, _: Option<SchoolId>, _: usize) -> Result<Vec<SchoolId>, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn parts(&self, _: SchoolId, _: Kind, _: PartQuery) -> Result<PartPage, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn open_parts(&self, _: SchoolId, _: Kind) -> Result<u64, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn overdue(&self, _: Uptime, _: usize) -> Result<Vec<Overdue>, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    async fn devices_not_offline(
+        &self,
+        _: Option<(SchoolId, SubjectId)>,
+        _: usize,
+    ) -> Result<Vec<(SchoolId, SubjectId, Device)>, StoreError> {
+        unreachable!("a runner lists nothing")
+    }
+
+    fn windows(&self) -> u64 {
+        unreachable!("a runner lists nothing")
+    }
+
+    fn waiting_reads(&self) -> usize {
+        unreachable!("a runner lists nothing")
+    }
+}

@@ -1,0 +1,255 @@
+//! Publishing through the real writer and the real decisions, over a database in memory that can lose its power.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+
+use chrono::{DateTime, TimeDelta};
+use futures_util::FutureExt;
+use tidings::config::Settings;
+use tidings::event::Event;
+use tidings::id::{Kind, SchoolId, SubjectId};
+use tidings::kind::Part;
+use tidings::kind::job::History;
+use tidings::log::decide::{Decisions, Rules};
+use tidings::log::facts::{Address, Facts, KeyUse, Moment, Stored, Tail};
+use tidings::log::writer::{Backend, Handle, Receipts, Writer};
+use tidings::log::{Allowance, Batches, Committed, Envelope, Log, Meter, StoreError};
+use tidings::uptime::Uptime;
+use tokio::task::unconstrained;
+
+use super::Fault;
+use super::consumer::Places;
+use super::ledger::Ledger;
+use crate::support::memory::Memory;
+
+/// Batches that may be under way.
+const BATCHES: usize = 64;
+/// Between two commits, as the database's clock goes.
+const COMMIT_MILLIS: i64 = 7;
+/// Every so many commits one is answered and not made, if that is the fault.
+const LOST_COMMIT: u64 = 10;
+
+/// What the database has in addition to its logs.
+#[derive(Default)]
+pub(super) struct Disk(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// What a power loss may leave, newest last: each commit since the last one that waited for the disk, and that one.
+    kept: Vec<Kept>,
+    /// Where the consumer stands now.
+    places: Places,
+    fails_next: bool,
+    commits: u64,
+}
+
+/// The database after a commit.
+#[derive(Clone, Default)]
+struct Kept {
+    memory: Memory,
+    heads: HashMap<SchoolId, u64>,
+    places: Places,
+}
+
+impl Disk {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// Acts on the places of the consumer.
+    pub(super) fn places<T>(&self, act: impl FnOnce(&mut Places) -> T) -> T {
+        act(&mut self.lock().places)
+    }
+
+    /// Whether the next commit fails.
+    pub(super) fn fails_next(&self, fails: bool) {
+        self.lock().fails_next = fails;
+    }
+
+    /// How many commits a power loss may leave.
+    pub(super) fn left(&self) -> usize {
+        self.lock().kept.len()
+    }
+
+    /// Loses what was committed after this one of those that may be left. Returns where the logs ended.
+    pub(super) fn lose(&self, left: usize, fault: Option<Fault>) -> HashMap<SchoolId, u64> {
+        let mut state = self.lock();
+        state.kept.truncate(left + 1);
+        let Kept { heads, places, .. } = state.kept.last().cloned().unwrap_or_default();
+        if fault != Some(Fault::PlaceOutlivesPower) {
+            state.places = places;
+        }
+        heads
+    }
+}
+
+/// The database behind the writer.
+struct Database {
+    memory: Memory,
+    ledger: Arc<Ledger>,
+}
+
+impl Database {
+    fn keep(&mut self, decisions: &mut Decisions) -> Result<(), String> {
+        let mut state = self.ledger.disk.lock();
+        let fault = self.ledger.fault;
+        if std::mem::take(&mut state.fails_next) {
+            if fault == Some(Fault::HalfCommit) {
+                self.ledger.append(&decisions.events)?;
+            }
+            return Err("the disk is full".into());
+        }
+        state.commits += 1;
+        if fault == Some(Fault::LostCommit) && state.commits.is_multiple_of(LOST_COMMIT) {
+            return Ok(());
+        }
+        self.ledger.append(&decisions.events)?;
+        if decisions.has_milestone && fault != Some(Fault::UnsyncedMilestone) {
+            state.kept.clear();
+        }
+        self.memory.take_in(decisions);
+        // They are in the ledger.
+        self.memory.events.clear();
+        let kept = Kept {
+            memory: self.memory.clone(),
+            heads: self.ledger.heads(),
+            places: state.places.clone(),
+        };
+        state.kept.push(kept);
+        Ok(())
+    }
+}
+
+impl Backend for Database {
+    fn now(&self) -> Moment {
+        let commits = self.ledger.disk.lock().commits as i64;
+        Moment {
+            at: DateTime::UNIX_EPOCH + TimeDelta::milliseconds(commits * COMMIT_MILLIS),
+            uptime: Uptime::from_millis(0),
+        }
+    }
+
+    fn commit(
+        &mut self,
+        decisions: &mut Decisions,
+        _: Moment,
+    ) -> Result<Option<Instant>, StoreError> {
+        if decisions.states.is_empty() {
+            return Ok(None);
+        }
+        self.keep(decisions).map_err(StoreError::Database)?;
+        Ok(Some(Instant::now()))
+    }
+
+    fn close(&mut self) {}
+}
+
+impl Facts for Database {
+    type Error = StoreError;
+
+    fn tail(&mut self, school: SchoolId) -> Result<Tail, StoreError> {
+        self.memory.tail(school)
+    }
+
+    fn state(&mut self, address: &Address) -> Result<Option<&Stored>, StoreError> {
+        self.memory.state(address)
+    }
+
+    fn count(&mut self, school: SchoolId, kind: Kind) -> Result<u64, StoreError> {
+        self.memory.count(school, kind)
+    }
+
+    fn holder(
+        &mut self,
+        school: SchoolId,
+        kind: Kind,
+        what: &str,
+    ) -> Result<Option<SubjectId>, StoreError> {
+        self.memory.holder(school, kind, what)
+    }
+
+    fn history(
+        &mut self,
+        school: SchoolId,
+        kind: Kind,
+        category: &Arc<str>,
+    ) -> Result<Option<History>, StoreError> {
+        self.memory.history(school, kind, category)
+    }
+
+    fn key(&mut self, school: SchoolId, key: &str) -> Result<Option<KeyUse>, StoreError> {
+        match self.ledger.fault {
+            Some(Fault::ForgottenKey) => Ok(None),
+            _ => self.memory.key(school, key),
+        }
+    }
+
+    fn part(&mut self, address: &Address, number: u64) -> Result<Option<Part>, StoreError> {
+        self.memory.part(address, number)
+    }
+
+    fn has_part(&mut self, school: SchoolId, kind: Kind, own_id: &str) -> Result<bool, StoreError> {
+        self.memory.has_part(school, kind, own_id)
+    }
+}
+
+/// The writer of a process, which works only while it is waited for.
+pub(super) struct Publisher {
+    writer: Writer<Database>,
+    handle: Handle<Database>,
+    batches: Batches,
+}
+
+impl Publisher {
+    /// Goes on with what the database holds.
+    pub(super) fn start(ledger: &Arc<Ledger>) -> Publisher {
+        let settings = Settings::default();
+        let rules = Rules {
+            epoch: ledger.epoch(),
+            limits: settings.limits(),
+            most: settings.most_subjects(),
+        };
+        let kept = ledger.disk.lock().kept.last().cloned();
+        let database = Database {
+            memory: kept.unwrap_or_default().memory,
+            ledger: Arc::clone(ledger),
+        };
+        let (committed, batches) = Committed::channel(BATCHES);
+        let (writer, handle) = Writer::new(database, rules, committed, Arc::<Meter>::default());
+        Publisher {
+            writer,
+            handle,
+            batches,
+        }
+    }
+
+    /// Has these carried out as one group, and returns the answers.
+    pub(super) fn append(
+        &mut self,
+        submissions: Vec<(SchoolId, Vec<Envelope>)>,
+    ) -> Vec<Result<Receipts, StoreError>> {
+        let append = |(school, commands)| {
+            let allowance = Arc::<Allowance>::default();
+            // Tokio lets a task do only so much, and here that is all one task.
+            let answer = unconstrained(self.handle.append(school, commands, allowance));
+            let mut answer = Box::pin(answer);
+            let is_early = answer.as_mut().now_or_never().is_some();
+            assert!(!is_early, "nobody has carried it out");
+            answer
+        };
+        let answers: Vec<_> = submissions.into_iter().map(append).collect();
+        while self.writer.step() {}
+        let answered = answers.into_iter().map(FutureExt::now_or_never);
+        answered
+            .map(|answer| answer.expect("all is done"))
+            .collect()
+    }
+
+    /// The batches that were committed since this was asked last.
+    pub(super) fn committed(&mut self) -> Vec<Vec<Arc<Event>>> {
+        let batches = std::iter::from_fn(|| self.batches.try_recv()).collect();
+        self.batches.done();
+        batches
+    }
+}

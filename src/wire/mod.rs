@@ -15,8 +15,6 @@ use std::borrow::Cow;
 use std::io::Write;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
 pub use self::control::{Close, Control, ResetReason};
 use self::fields::Cut;
 pub use self::fields::numeric_id;
@@ -142,7 +140,7 @@ fn json(event: &Event, name: &str, fields: &str, upper_status: bool) -> Vec<u8> 
     }
     // Upper case is an old habit of the clients of jobs, and of nobody else's.
     if upper_status && event.kind == job::KIND {
-        json.extend_from_slice(&with_upper_status(fields).as_bytes()[1..]);
+        json.extend_from_slice(&with_upper_status(fields, event.draft.status).as_bytes()[1..]);
     } else {
         json.extend_from_slice(&fields.as_bytes()[1..]);
     }
@@ -154,15 +152,12 @@ pub fn text_frame(json: &[u8]) -> Vec<u8> {
     frame(Framing::WebSocket, "", None, json)
 }
 
-fn with_upper_status(fields: &str) -> String {
-    // Too deeply nested to be read back: as it is.
-    let Ok(mut object) = serde_json::from_str::<Map<String, Value>>(fields) else {
-        return fields.to_owned();
-    };
-    if let Some(Value::String(status)) = object.get_mut("status") {
-        status.make_ascii_uppercase();
-    }
-    serde_json::to_string(&object).expect("an object is JSON")
+/// The fields of a job with its status in upper case. The first such text is the status itself: of the fields before it
+/// one is a plain name, and in the other, the id, quotes are escaped.
+fn with_upper_status(fields: &str, status: &str) -> String {
+    let lower = format!(r#""status":"{status}""#);
+    let upper = format!(r#""status":"{}""#, status.to_ascii_uppercase());
+    fields.replacen(&lower, &upper, 1)
 }
 
 /// A control message's bytes.
@@ -265,6 +260,7 @@ fn text_frame_header(length: usize, bytes: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use chrono::DateTime;
+    use serde_json::Value;
 
     use super::*;
     use crate::event::{Class, Draft};
@@ -317,10 +313,23 @@ mod tests {
 
     #[test]
     fn upper_case_statuses_change_nothing_else() {
-        let sample = sample(r#"{"status":"in_progress","metadata":{"status":"in_progress"}}"#);
+        let id = r#"","status":"in_progress"#;
+        let fields = serde_json::json!({
+            "job_id": id,
+            "job_type": "in_progress",
+            "status": "in_progress",
+            "metadata": {"status": "in_progress"},
+        });
+        let sample = sample(&fields.to_string());
         let json: Value = serde_json::from_slice(&event_json(&sample, true)).unwrap();
-        assert_eq!(json["status"], "IN_PROGRESS");
-        assert_eq!(json["metadata"]["status"], "in_progress");
+        assert_eq!(
+            (&json["status"], &json["job_id"]),
+            (&"IN_PROGRESS".into(), &id.into())
+        );
+        assert_eq!(
+            (&json["job_type"], &json["metadata"]),
+            (&fields["job_type"], &fields["metadata"])
+        );
     }
 
     #[test]

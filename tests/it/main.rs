@@ -38,6 +38,7 @@ mod existing_clients;
 mod feed;
 mod fencing;
 mod floors;
+mod forms;
 mod handshake;
 mod install;
 mod invariants;

@@ -9,17 +9,20 @@ pub mod characteristic;
 pub mod device;
 pub mod enrollment;
 pub mod job;
+mod values;
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Datelike, NaiveDateTime, Timelike, Utc};
+use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::value::{RawValue, to_raw_value};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use self::job::{History, Past};
-use crate::event::{Draft, EventType, timestamp};
+use self::values::{
+    as_optional_timestamp, as_timestamp, bounded, code, from_optional_object, is_plain_name,
+    merged, optional_id_or_number, optional_time, percent, text_or_number,
+};
+use crate::event::{Draft, EventType};
 use crate::id::{Channel, Kind, NameError, SubjectId};
 use crate::uptime::Uptime;
 
@@ -603,180 +606,4 @@ pub enum RuleError {
         /// What it should be.
         expected: String,
     },
-}
-
-/// A code for programs: short and not empty.
-fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
-    let code = bounded(field, text, Bound::constant(CODE_MAX_BYTES))?;
-    if code.is_empty() {
-        return Err(RuleError::Invalid {
-            field,
-            expected: "is not empty".into(),
-        });
-    }
-    Ok(code)
-}
-
-/// An id or another short text, which some clients send as a whole number.
-#[derive(serde::Deserialize)]
-#[serde(untagged, expecting = "expected a text or a whole number")]
-enum TextOrNumber {
-    Text(String),
-    Number(i64),
-}
-
-impl From<TextOrNumber> for String {
-    fn from(either: TextOrNumber) -> String {
-        match either {
-            TextOrNumber::Text(text) => text,
-            TextOrNumber::Number(number) => number.to_string(),
-        }
-    }
-}
-
-/// A short name for programs: 1 to `most` characters out of A-Z a-z 0-9 . _ : ~ -
-fn is_plain_name(text: &str, most: usize) -> bool {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
-    (1..=most).contains(&text.len()) && text.bytes().all(is_plain)
-}
-
-fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let either = Option::<TextOrNumber>::deserialize(deserializer)?;
-    Ok(either.map(String::from))
-}
-
-fn optional_id_or_number<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<SubjectId>, D::Error> {
-    let text = text_or_number(deserializer)?;
-    let id = text.map(|text| text.parse()).transpose();
-    id.map_err(serde::de::Error::custom)
-}
-
-/// A time: RFC 3339, or ISO 8601 without a zone, which is read as UTC.
-fn read_time(text: &str) -> Result<DateTime<Utc>, String> {
-    let without_zone = || {
-        let formats = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"];
-        let mut read = formats
-            .iter()
-            .filter_map(|format| NaiveDateTime::parse_from_str(text, format).ok());
-        read.next().map(|at| at.and_utc())
-    };
-    let at = DateTime::parse_from_rfc3339(text)
-        .map(|at| at.to_utc())
-        .ok()
-        .or_else(without_zone)
-        .ok_or("a time is written as in 2026-01-31T09:30:00Z")?;
-    // What clients cannot read is not told to them. A leap second is written as the 60th.
-    if !(1970..10_000).contains(&at.year()) || at.nanosecond() >= 1_000_000_000 {
-        return Err("a time lies between 1970 and 9999, and its seconds are from 0 to 59".into());
-    }
-    Ok(at)
-}
-
-fn optional_time<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<DateTime<Utc>>, D::Error> {
-    let text = Option::<String>::deserialize(deserializer)?;
-    let at = text.map(|text| read_time(&text)).transpose();
-    at.map_err(serde::de::Error::custom)
-}
-
-/// Times in messages have one form.
-fn as_timestamp<S: Serializer>(at: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&timestamp(*at))
-}
-
-fn as_optional_timestamp<S: Serializer>(
-    at: &Option<DateTime<Utc>>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    at.map(timestamp).serialize(serializer)
-}
-
-/// Reads a JSON object; a list of its values would do for serde.
-fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
-    let object = Option::<Map<String, Value>>::deserialize(deserializer)?;
-    let read = object.map(|object| T::deserialize(Value::Object(object)));
-    read.transpose().map_err(serde::de::Error::custom)
-}
-
-/// A number from 0 to 100; what a division makes of the ends of the range is meant to be them.
-fn percent(told: f64) -> Option<f64> {
-    const NOISE: f64 = 1e-9;
-    // The sum makes 0 of `-0.0`, which would print as such.
-    let clamped = told.clamp(0.0, 100.0) + 0.0;
-    ((told - clamped).abs() <= NOISE).then_some(clamped)
-}
-
-/// Text that fits its bound.
-fn bounded(field: &'static str, text: &str, most: Bound) -> Result<Arc<str>, RuleError> {
-    match text.len() <= most.bytes {
-        true => Ok(text.into()),
-        false => Err(RuleError::TooLarge { field, most }),
-    }
-}
-
-/// A JSON object after a merge (RFC 7396, first level: `null` removes a key), within its bound.
-fn merged(
-    field: &'static str,
-    old: Option<&RawValue>,
-    patch: Map<String, Value>,
-    most: Bound,
-) -> Result<Arc<RawValue>, RuleError> {
-    let mut object: Map<String, Value> = match old {
-        Some(old) => serde_json::from_str(old.get()).expect("what is stored is a JSON object"),
-        None => Map::new(),
-    };
-    for (key, value) in patch {
-        if value.is_null() {
-            object.shift_remove(&key);
-        } else {
-            object.insert(key, value);
-        }
-    }
-    let raw = to_raw_value(&object).expect("a JSON object is JSON");
-    if raw.get().len() > most.bytes {
-        return Err(RuleError::TooLarge { field, most });
-    }
-    Ok(raw.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_without_a_zone_is_utc_and_one_that_clients_cannot_read_is_refused() {
-        for (text, read) in [
-            ("2026-01-31T09:30:00Z", "2026-01-31T09:30:00.000Z"),
-            ("2026-01-31T09:30:00.123456", "2026-01-31T09:30:00.123Z"),
-            ("2026-01-31 09:30:00", "2026-01-31T09:30:00.000Z"),
-            ("2026-01-31T09:30:00+05:30", "2026-01-31T04:00:00.000Z"),
-            ("2026-01-31 09:30:00.5+00:00", "2026-01-31T09:30:00.500Z"),
-        ] {
-            assert_eq!(
-                read_time(text).map(timestamp),
-                Ok(read.to_owned()),
-                "{text}"
-            );
-        }
-        for text in [
-            "",
-            "today",
-            "2026-01-31",
-            "2026-13-01T00:00:00",
-            "2026-12-31T23:59:60Z",
-            "2026-12-31T23:59:60",
-            "10000-01-01T00:00:00Z",
-            "+10000-01-01T00:00:00",
-            "1969-12-31T23:59:59Z",
-            "2026-01-31T09:30:00+24:00",
-            "9999-12-31T23:59:59-23:59",
-        ] {
-            assert!(read_time(text).is_err(), "{text}");
-        }
-    }
 }

@@ -9,8 +9,9 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::parts::Parts;
 use super::schema::characteristics;
-use super::table::{Parts, Selection, Table, Told, any_table, from_millis, millis, unreadable};
+use super::table::{Selection, Table, Told, any_table, from_millis, millis, unreadable};
 use super::table::{place, tag_bits};
 use super::upsert::upsert;
 use super::violations::{self, ViolationsTable};

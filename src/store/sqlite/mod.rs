@@ -22,6 +22,7 @@ mod lists;
 mod lock;
 mod notifiers;
 mod opening;
+mod parts;
 mod read;
 mod readers;
 mod schema;

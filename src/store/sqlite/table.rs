@@ -12,13 +12,13 @@ use serde_json::value::RawValue;
 
 use super::TABLES;
 use super::lists::{Source, Window};
+use super::parts::Parts;
 use super::read::cut;
 use crate::event::Event;
 use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId, Tag};
-use crate::kind::Part;
 use crate::kind::job::Past;
 use crate::log::facts::{Address, Stored};
-use crate::log::{LastEvent, ListQuery, Overdue, PartPage, PartQuery, StoredSubject};
+use crate::log::{LastEvent, ListQuery, Overdue, StoredSubject};
 use crate::scope::Filter;
 use crate::uptime::Uptime;
 
@@ -26,12 +26,6 @@ use crate::uptime::Uptime;
 pub(super) fn table(kind: Kind) -> &'static dyn Table {
     let found = TABLES.iter().find(|(own, _)| *own == kind);
     found.expect("every kind has a table").1
-}
-
-/// The table of the parts of a kind whose subjects have parts.
-pub(super) fn parts(kind: Kind) -> QueryResult<&'static dyn Parts> {
-    let found = table(kind).parts();
-    found.ok_or_else(|| unreadable("a part of a subject that has none"))
 }
 
 /// A place as columns have it.
@@ -238,44 +232,6 @@ pub(super) trait Table: Sync {
     ) -> QueryResult<Vec<Address>> {
         Ok(Vec::new())
     }
-}
-
-/// The table of the parts of a kind's subjects.
-pub(super) trait Parts: Sync {
-    /// A part of a subject, by its number.
-    fn find(
-        &self,
-        conn: &mut SqliteConnection,
-        school: SchoolId,
-        subject: &SubjectId,
-        number: u64,
-    ) -> QueryResult<Option<Part>>;
-
-    /// Whether a part has this own id of a publisher.
-    fn has(&self, conn: &mut SqliteConnection, school: SchoolId, own_id: &str)
-    -> QueryResult<bool>;
-
-    /// Writes a part, whether it has a row already or not.
-    fn write(&self, conn: &mut SqliteConnection, school: SchoolId, part: &Part) -> QueryResult<()>;
-
-    /// A page of parts, newest first.
-    fn list(
-        &self,
-        conn: &mut SqliteConnection,
-        school: SchoolId,
-        query: &PartQuery,
-    ) -> QueryResult<PartPage>;
-
-    /// How many are open.
-    fn open(&self, conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<u64>;
-
-    /// Deletes at most `limit` parts that are not open since before `before` and whose events are gone.
-    fn sweep(
-        &self,
-        conn: &mut SqliteConnection,
-        before: DateTime<Utc>,
-        limit: usize,
-    ) -> QueryResult<usize>;
 }
 
 /// Milliseconds of an hour.

@@ -7,9 +7,10 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::parts::Parts;
 use super::read::{bounds, count_of};
 use super::schema::{schools, violations};
-use super::table::{Parts, from_millis, millis, unreadable};
+use super::table::{from_millis, millis, unreadable};
 use super::upsert::upsert;
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::Part;

@@ -754,6 +754,7 @@ fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
 }
 
 #[test]
+#[ignore = "slow: takes seconds"]
 fn the_log_believes_only_trusted_proxies_of_where_a_refused_request_came_from() {
     for (trusted, address) in [
         ("[\"127.0.0.1\"]", "192.0.2.7"),
@@ -968,6 +969,7 @@ async fn an_expired_ticket_reconnects_for_a_while_with_a_cursor() {
 
 /// A `closing` that says `reconnect` must not lead to an address that cannot be opened again.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_closing_promises_a_reconnection_only_where_the_credential_allows_one() {
     for (grace, returns) in [(3_600, true), (0, false)] {
         let settings = json!({

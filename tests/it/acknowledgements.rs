@@ -223,6 +223,7 @@ async fn a_replay_beside_other_channels_has_the_acknowledgements_from_before_the
 
 /// Also one that is committed in the very moment in which the connection subscribes to something.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn an_acknowledgement_in_the_moment_of_a_subscription_is_heard() {
     let server = server().await;
     server.running_job("a").await;
@@ -272,6 +273,7 @@ async fn a_connection_without_channels_that_lags_hears_each_acknowledgement_once
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn leaving_channels_amid_a_replay_leaves_no_acknowledgement_out() {
     let server = server().await;
     let mut acknowledging = Acknowledging::of(&server).await;

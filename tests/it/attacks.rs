@@ -93,6 +93,7 @@ async fn an_accept_header_or_a_query_of_any_length_is_refused_before_it_is_walke
 /// Whatever is parsed before the credential is known to be none, has a bound that is looked at first. What stays below the
 /// bounds is measured by `cargo bench --bench stranger`.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: thousands of requests"]
 async fn headers_tokens_and_addresses_beyond_their_bounds_are_refused_before_they_are_walked() {
     use tidings::config::{HEADERS_MAX_BYTES, TOKEN_MAX_BYTES};
     let server = server().await;
@@ -392,6 +393,7 @@ fn spoil(rng: &mut Rng, bytes: &mut Vec<u8>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: thousands of requests"]
 async fn fuzzed_requests_are_answered_and_break_nothing() {
     let server = server().await;
     server.running_job("a").await;

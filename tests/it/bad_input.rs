@@ -268,6 +268,7 @@ const CASES: &[Case] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn every_bad_request_gets_its_problem_and_has_no_effect() {
     let server = server().await;
     server.running_job("a").await;

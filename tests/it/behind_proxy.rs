@@ -222,6 +222,7 @@ async fn everything_leads_below(way: &Way) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real proxy"]
 async fn everything_stays_below_the_prefix_that_a_proxy_removes_and_tells() {
     for value in ["/a/b", "/a/b/", "/a, /b"] {
         let way = Way::new(server().await, "/a/b", "", &[("X-Forwarded-Prefix", value)]);
@@ -230,6 +231,7 @@ async fn everything_stays_below_the_prefix_that_a_proxy_removes_and_tells() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real proxy"]
 async fn everything_stays_below_the_base_path_whether_a_proxy_removes_it_or_not() {
     for internal in ["", "/tidings"] {
         let server = server_with(json!({"base_path": "/tidings"})).await;
@@ -245,6 +247,7 @@ async fn everything_stays_below_the_base_path_whether_a_proxy_removes_it_or_not(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real proxy"]
 async fn everything_stays_below_a_prefix_and_the_place_in_another_application() {
     for (internal, settings) in [
         ("/live", json!({"base_path": "/tidings"})),
@@ -277,6 +280,7 @@ async fn location(server: &Server, headers: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real proxy"]
 async fn a_prefix_that_leads_elsewhere_or_comes_from_nobody_we_trust_is_ignored() {
     let trusting = server().await;
     let long = format!("/{}", "x".repeat(300));
@@ -440,6 +444,7 @@ async fn are_one(server: Server, one: &[(&str, &str)], other: &[(&str, &str)]) -
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real proxy"]
 async fn a_client_is_where_a_trusted_proxy_says_and_else_where_it_connects_from() {
     const FOR: &str = "X-Forwarded-For";
     const REAL: &str = "X-Real-IP";
@@ -548,6 +553,7 @@ async fn a_client_is_where_a_trusted_proxy_says_and_else_where_it_connects_from(
 
 /// A real proxy and a real browser: signing in, a live page, and a button.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real proxy"]
 async fn the_monitor_works_below_a_path_of_nginx_in_a_browser() {
     if !Program::Nginx.is_here() || !needs("chromium") {
         return;

@@ -65,6 +65,7 @@ async fn application(
 
 /// Chromium's own EventSource and WebSocket, before and after the server is stopped and started again.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_browser_comes_back_with_its_cursor_and_misses_nothing() {
     if !needs("chromium") {
         return;

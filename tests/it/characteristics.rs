@@ -71,6 +71,7 @@ fn the_rules_agree_with_an_independent_implementation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_rule_that_is_broken_opens_one_violation_for_each_run() {
     for transport in Transport::ALL {
         let server = server().await;
@@ -250,6 +251,7 @@ async fn limits_of_subgroups_are_computed_by_their_ranges() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn an_acknowledgement_reaches_everyone_who_listens_to_any_characteristic_of_that_school() {
     let server = server().await;
     around_zero(&server, "a", json!([1])).await;
@@ -909,6 +911,7 @@ async fn put_value(server: &Server, value: f64) -> Value {
 
 /// A tick is superseded only by what the same filter lets through.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_filtered_replay_keeps_the_newest_sample_that_it_lets_through() {
     let server = server_with(json!({"window_events": 1})).await;
     around_zero(&server, "a", json!([1])).await;

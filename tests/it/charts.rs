@@ -41,6 +41,7 @@ async fn violations(server: &Server) -> Vec<Value> {
 
 /// Some four thousand samples, judged with fractions instead of doubles: see `tests/data/exact.py`.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: very many samples"]
 async fn means_limits_and_verdicts_agree_with_exact_fractions() {
     /// Mean, range, zone, rules, and the point on the dispersion chart.
     type Told = (f64, Value, Value, Value, Value);
@@ -278,6 +279,7 @@ async fn a_dispersion_chart_may_be_given_and_is_there_after_a_restart() {
 
 /// What a moving range is measured from survives a restart, too.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: very many samples"]
 async fn a_baseline_and_the_last_value_survive_a_restart() {
     let first = server().await;
     let ask = json!({"limits": {"method": "moving_range", "samples": 3}});

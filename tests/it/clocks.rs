@@ -147,6 +147,7 @@ fn wall_clock(folder: &Path) -> Option<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_process_that_was_stopped_blames_nobody_for_the_silence() {
     let folder = tempfile::tempdir().unwrap();
     let server = Process::start(command(folder.path()).arg("serve"));
@@ -203,6 +204,7 @@ impl Waiting {
 
 /// Each is almost over when the process stops, and has spoken again before it goes on.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn what_waits_in_the_sockets_is_heard_before_anybody_is_judged() {
     let folder = tempfile::tempdir().unwrap();
     let server = Process::start(command(folder.path()).arg("serve"));
@@ -327,6 +329,7 @@ fn lines_about_the_clock(log: &str) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_wall_clock_that_is_set_while_running_removes_nothing_and_ends_nobody() {
     if !needs("cc") {
         return;
@@ -370,6 +373,7 @@ async fn a_wall_clock_that_is_set_while_running_removes_nothing_and_ends_nobody(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_wall_clock_that_was_set_between_two_starts_removes_nothing() {
     if !needs("cc") {
         return;
@@ -393,6 +397,7 @@ async fn a_wall_clock_that_was_set_between_two_starts_removes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_wall_clock_that_has_stood_since_it_was_set_removes_what_is_old() {
     if !needs("cc") {
         return;
@@ -410,6 +415,7 @@ async fn a_wall_clock_that_has_stood_since_it_was_set_removes_what_is_old() {
 
 /// Of the boot before nothing is known but when the server last looked.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_machine_that_was_off_for_days_sweeps_in_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let settings = [

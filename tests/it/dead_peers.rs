@@ -144,12 +144,14 @@ fn readers_of_another_application_lose_their_place_over_each_transport() {
 
 /// Its receive window is closed before others die, and is so still when they are found dead.
 #[test]
+#[ignore = "slow: takes seconds"]
 fn a_reader_that_takes_nothing_for_longer_than_the_dead_are_waited_for_keeps_its_place() {
     keep_the_slow(false);
 }
 
 /// Its buffer becomes smaller than the window that it has offered: its machine drops what does not fit, and answers.
 #[test]
+#[ignore = "slow: takes seconds"]
 fn a_reader_whose_machine_takes_less_than_it_offered_keeps_its_place() {
     keep_the_slow(true);
 }

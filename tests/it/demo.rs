@@ -145,6 +145,7 @@ fn time(value: &Value) -> chrono::DateTime<chrono::FixedOffset> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a whole demo"]
 async fn the_demos_school_lives_until_it_is_told_to_end() {
     let folder = tempfile::tempdir().unwrap();
     let process = start(folder.path(), &[]);
@@ -203,6 +204,7 @@ async fn a_demo_ends_promptly_whenever_it_is_told_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a whole demo"]
 async fn a_second_demo_on_the_same_database_goes_on_with_what_was_learnt() {
     let folder = tempfile::tempdir().unwrap();
     for run in ["first", "second"] {
@@ -263,6 +265,7 @@ async fn a_simulator_that_is_refused_says_why_and_hinders_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a whole demo"]
 async fn the_school_ends_with_the_documents_if_asked_and_can_be_left_out() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [&["--exit", "--no-simulators"][..], &["--exit"]] {
@@ -318,6 +321,7 @@ fn set(names: &[&str]) -> BTreeSet<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a whole demo"]
 async fn a_document_that_is_cancelled_while_it_waits_is_passed_over() {
     let folder = tempfile::tempdir().unwrap();
     write_documents(folder.path(), &["a", "b", "c"]);
@@ -345,6 +349,7 @@ async fn a_document_that_is_cancelled_while_it_waits_is_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a whole demo"]
 async fn an_interrupted_demo_leaves_nothing_that_waits_or_runs() {
     for signal in ["INT", "TERM"] {
         let folder = tempfile::tempdir().unwrap();
@@ -365,6 +370,7 @@ async fn an_interrupted_demo_leaves_nothing_that_waits_or_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a whole demo"]
 async fn what_a_killed_demo_has_left_is_cancelled_by_the_next() {
     let folder = tempfile::tempdir().unwrap();
     write_documents(folder.path(), &["a", "b"]);
@@ -388,6 +394,7 @@ async fn what_a_killed_demo_has_left_is_cancelled_by_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a whole demo"]
 async fn no_refusal_of_the_server_ends_the_demo() {
     for (name, value, refused) in [
         ("TIDINGS_JOBS_PER_SCHOOL", "1", 2),
@@ -440,6 +447,7 @@ async fn after_its_documents_the_demo_goes_on_with_new_ones_and_what_is_tried_ag
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a whole demo"]
 async fn a_demo_without_documents_says_so_and_what_goes_on() {
     for (arguments, goes_on) in [
         (&[][..], Some("The school goes on without documents")),
@@ -476,6 +484,7 @@ fn a_demo_whose_documents_cannot_be_read_fails_before_it_listens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a whole demo"]
 async fn the_demos_link_signs_in_as_a_worker_and_leaves_no_token_in_the_address() {
     let folder = tempfile::tempdir().unwrap();
     let mut process = start(folder.path(), &["--no-simulators"]);

@@ -31,6 +31,7 @@ fn statuses(messages: &[Value]) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_device_is_online_after_two_good_beats_and_offline_after_its_lease_on_every_transport() {
     for transport in Transport::ALL {
         let server = server().await;
@@ -195,6 +196,7 @@ async fn beats_further_apart_than_the_lease_are_none_in_a_row() {
 
 /// A server whose disk is full for a moment, just as it starts.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn everyone_is_doubted_even_if_the_store_fails_at_first() {
     use diesel::connection::{Connection, SimpleConnection};
     let first = server().await;

@@ -179,6 +179,7 @@ async fn a_database_that_may_not_be_written_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn somebody_elses_lock_is_waited_for_and_then_told_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     let server = Process::start(command(folder.path()).arg("serve"));

@@ -60,6 +60,7 @@ async fn listen_until_killed(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real processes end"]
 async fn every_acknowledged_event_survives_sigkill_and_is_read_once_on_another_transport() {
     const ROUNDS: usize = 8;
     let folder = tempfile::tempdir().unwrap();
@@ -187,6 +188,7 @@ fn from_start(acknowledged: &HashMap<u64, Value>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real processes end"]
 async fn sigterm_answers_what_is_under_way_and_leaves_within_the_grace_period() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = process::Process::start(process::command(folder.path()).arg("serve"));

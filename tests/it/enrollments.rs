@@ -20,6 +20,7 @@ fn steps(messages: &[Value]) -> Vec<(Value, Value)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_session_goes_from_ready_to_complete_on_every_transport() {
     for transport in Transport::ALL {
         let server = server().await;

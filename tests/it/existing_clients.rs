@@ -24,6 +24,7 @@ macro_rules! over_every_client {
 
         /// One browser for all: it takes longer to start than they take together.
         #[tokio::test(flavor = "multi_thread")]
+        #[ignore = "slow: a real browser"]
         async fn in_a_browser() {
             let Some(clients) = Clients::in_a_browser().await else { return };
             $(

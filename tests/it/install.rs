@@ -180,6 +180,7 @@ pub(crate) async fn comes_back(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a whole installation"]
 async fn the_pages_install_upgrade_back_up_and_restore_a_server() {
     let is_root = rustix::process::geteuid().is_root();
     if !needs("curl") || !needs("sqlite3") || !(is_root || skip("root, for useradd,")) {

@@ -500,6 +500,7 @@ async fn cross_site_websocket_hijacking_and_cross_site_request_forgery() {
 
 /// A ticket is for its scope, and for streams.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn ticket_reuse_outside_its_scope() {
     let server = server_with(json!({"max_streams_per_user": 2})).await;
     things(&server).await;

@@ -327,6 +327,7 @@ async fn a_batch_with_an_idempotency_key_can_be_sent_again_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_silent_job_is_flagged_and_then_failed_and_everyone_is_told() {
     let server = server().await;
     let mut listener = server.listen(Transport::WebSocket, "/jobs").await;

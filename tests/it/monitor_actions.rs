@@ -77,6 +77,7 @@ async fn press(page: &mut Page, element: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_stalled_job_is_ended_from_its_page_once_that_is_confirmed() {
     if !needs("chromium") {
         return;
@@ -153,6 +154,7 @@ async fn only_those_who_may_end_a_job_and_only_the_attempt_that_they_saw() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_form_that_came_too_late_says_what_has_changed_and_leads_back_to_its_page() {
     if !needs("chromium") {
         return;
@@ -188,6 +190,7 @@ async fn a_form_that_came_too_late_says_what_has_changed_and_leads_back_to_its_p
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_cookie_that_expires_while_a_page_is_open_leads_to_sign_in_which_says_so() {
     if !needs("chromium") {
         return;
@@ -481,6 +484,7 @@ async fn a_page_that_is_not_there_keeps_the_tabs_of_the_school() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn the_title_counts_what_is_wrong_and_goes_back_to_none() {
     if !needs("chromium") {
         return;

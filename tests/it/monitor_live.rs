@@ -17,6 +17,7 @@ async fn live(page: &mut Page) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_job_is_seen_from_start_to_finish_and_the_page_is_never_reloaded() {
     if !needs("chromium") {
         return;
@@ -55,6 +56,7 @@ async fn a_job_is_seen_from_start_to_finish_and_the_page_is_never_reloaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn devices_enrollments_and_violations_are_live_and_a_form_is_left_alone() {
     if !needs("chromium") {
         return;
@@ -116,6 +118,7 @@ async fn devices_enrollments_and_violations_are_live_and_a_form_is_left_alone() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_page_that_outlives_the_server_recovers_without_a_reload_and_misses_nothing() {
     if !needs("chromium") {
         return;
@@ -159,6 +162,7 @@ async fn a_page_that_outlives_the_server_recovers_without_a_reload_and_misses_no
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn two_tabs_of_a_browser_share_one_stream() {
     if !needs("chromium") {
         return;
@@ -186,6 +190,7 @@ async fn two_tabs_of_a_browser_share_one_stream() {
 /// Every page, light, dark and as wide as a phone: axe-core has nothing to say, and what it looks like is kept below
 /// `target/tmp/monitor`, to be looked at.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn every_page_is_accessible() {
     let axe = std::env::var("NODE_PATH").unwrap_or_default();
     let axe = std::path::Path::new(&axe).join("axe-core/axe.min.js");
@@ -311,6 +316,7 @@ async fn a_busy_school(server: &Server) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn who_listens_is_seen_while_he_does_and_what_ended_is_announced() {
     if !needs("chromium") {
         return;
@@ -340,6 +346,7 @@ async fn who_listens_is_seen_while_he_does_and_what_ended_is_announced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_job_that_is_stuck_comes_first_and_is_seen_to_fail() {
     if !needs("chromium") {
         return;
@@ -366,6 +373,7 @@ async fn a_job_that_is_stuck_comes_first_and_is_seen_to_fail() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn where_a_proxy_holds_streams_back_long_polls_keep_the_page_live() {
     if !needs("chromium") || !needs("nginx") {
         return;
@@ -402,6 +410,7 @@ async fn where_a_proxy_holds_streams_back_long_polls_keep_the_page_live() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_page_that_nobody_sees_has_no_stream_and_goes_on_where_it_was() {
     if !needs("chromium") {
         return;
@@ -436,6 +445,7 @@ async fn a_page_that_nobody_sees_has_no_stream_and_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn what_is_seen_grows_old_in_words_and_a_visitor_can_hold_it() {
     if !needs("chromium") {
         return;
@@ -478,6 +488,7 @@ async fn what_is_seen_grows_old_in_words_and_a_visitor_can_hold_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn what_goes_takes_no_focus_from_what_stays() {
     if !needs("chromium") {
         return;
@@ -508,6 +519,7 @@ async fn what_goes_takes_no_focus_from_what_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn without_locks_each_tab_follows_for_itself() {
     if !needs("chromium") {
         return;

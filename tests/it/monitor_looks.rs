@@ -123,6 +123,7 @@ async fn addresses(server: &Server) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn no_text_of_a_publisher_makes_a_page_wider_than_its_window() {
     if !needs("chromium") {
         return;
@@ -200,6 +201,7 @@ fn tile(label: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_crowd_is_counted_and_the_overview_shows_ten_of_each() {
     if !needs("chromium") {
         return;
@@ -291,6 +293,7 @@ fn each_time_shows(class: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_time_says_how_long_ago_and_when_without_a_pointer_and_on_paper_when() {
     if !needs("chromium") {
         return;
@@ -326,6 +329,7 @@ async fn a_time_says_how_long_ago_and_when_without_a_pointer_and_on_paper_when()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn on_a_phone_charts_are_legible_and_tabs_progress_and_ids_are_in_view() {
     if !needs("chromium") {
         return;
@@ -363,6 +367,7 @@ async fn on_a_phone_charts_are_legible_and_tabs_progress_and_ids_are_in_view() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn on_paper_there_are_dates_and_legends_and_nothing_to_press() {
     if !needs("chromium") {
         return;
@@ -409,6 +414,7 @@ async fn on_paper_there_are_dates_and_legends_and_nothing_to_press() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn the_theme_button_says_what_it_does_and_does_it() {
     if !needs("chromium") {
         return;

@@ -42,6 +42,7 @@ async fn press(page: &mut Page, key: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_visitor_signs_in_and_out_by_keyboard_and_sees_no_other_school() {
     if !needs("chromium") {
         return;
@@ -102,6 +103,7 @@ async fn a_visitor_signs_in_and_out_by_keyboard_and_sees_no_other_school() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn filters_stand_in_the_address_so_that_the_back_button_undoes_them() {
     if !needs("chromium") {
         return;
@@ -150,6 +152,7 @@ async fn filters_stand_in_the_address_so_that_the_back_button_undoes_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_job_is_cancelled_and_retried_from_its_page() {
     if !needs("chromium") {
         return;
@@ -192,6 +195,7 @@ async fn a_job_is_cancelled_and_retried_from_its_page() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn without_a_script_the_page_is_complete_and_renews_itself() {
     if !needs("chromium") {
         return;

@@ -43,6 +43,7 @@ async fn narrow(url: &str, transport: Transport, path: &str) -> TcpStream {
 /// 100,000 events of 1,000 jobs while 80 readers take nothing and 80 a byte a second. (With mailboxes without a bound it took
 /// 445 MB instead of 117.)
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: very many events"]
 async fn a_burst_to_readers_that_hardly_read_stays_within_the_stated_memory_and_loses_no_milestone()
 {
     const JOBS: usize = 1_000;
@@ -246,6 +247,7 @@ fn patient_server(folder: &std::path::Path) -> process::Process {
 
 /// Asking without listening: the acknowledgements would pile up.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: very many events"]
 async fn a_client_that_asks_and_does_not_listen_is_slowed_and_costs_a_bounded_amount() {
     const CLIENTS: usize = 2;
     /// What one may send before it is stopped: what the kernel's buffers take, and some.
@@ -306,6 +308,7 @@ async fn a_client_that_asks_faster_than_it_can_be_told_is_heard_as_fast_as_it_is
 
 /// What is sent behind a question whose answer takes long: the server reads some of it, and the rest when it has answered.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: very many events"]
 async fn messages_are_judged_by_when_they_arrive_and_not_by_when_they_are_answered() {
     const PER_SEC: usize = 100;
     /// Twice as many as in a second may be sent at once.

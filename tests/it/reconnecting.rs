@@ -25,6 +25,7 @@ async fn told(page: &mut Page) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_page_stays_connected_through_restarts_and_expired_tickets() {
     if !needs("chromium") {
         return;
@@ -93,6 +94,7 @@ async fn a_page_stays_connected_through_restarts_and_expired_tickets() {
 
 /// What will not be better tomorrow is told to the page, and what the page throws ends the loop.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_page_is_told_what_cannot_be_and_stops_when_it_likes() {
     if !needs("chromium") {
         return;
@@ -138,6 +140,7 @@ async fn a_page_is_told_what_cannot_be_and_stops_when_it_likes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn a_page_listens_to_a_server_below_a_path() {
     if !needs("chromium") {
         return;
@@ -291,6 +294,7 @@ async fn the_loop_for_python_misses_nothing_when_the_server_stops_or_dies() {
 
 /// The page's own lines.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
 async fn the_lines_for_a_page_keep_the_present_state_of_each_job() {
     if !needs("chromium") {
         return;

@@ -213,6 +213,7 @@ async fn end(folder: &Path, command: &mut Command, open: usize, arriving: usize,
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real processes end"]
 async fn every_stream_is_told_to_close_whoever_connects_in_the_same_instant() {
     let rounds = number("STOP_ROUNDS", 4);
     let (open, arriving) = (number("STOP_STREAMS", 60), 50);
@@ -253,6 +254,7 @@ async fn every_stream_of_a_demo_is_told_to_close_whoever_connects_in_the_same_in
 
 /// An application has Rocket's own way to end, whose accept loop may notice before its fairings do.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real processes end"]
 async fn every_stream_of_another_application_is_told_to_close_whoever_connects_in_the_same_instant()
 {
     for connected in [0, 5, 15, 30] {
@@ -325,6 +327,7 @@ async fn connections_that_nobody_uses_do_not_hold_up_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real processes end"]
 async fn a_signal_that_is_not_to_stop_the_server_does_not_count_as_the_first_of_two() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = command(folder.path());

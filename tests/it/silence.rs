@@ -181,17 +181,20 @@ async fn what_is_silent_ends(signal: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_server_that_is_restarted_every_second_ends_what_is_silent() {
     what_is_silent_ends("TERM").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_server_that_is_killed_every_second_ends_what_is_silent() {
     what_is_silent_ends("KILL").await;
 }
 
 /// A device beats, and the server never lives long enough to write its beats down in their turn.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_device_that_beats_is_never_offline_however_often_the_server_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("data/tidings.db");

@@ -436,6 +436,7 @@ async fn raw(server: &Server, request: String, bytes: usize) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_stream_over_http_1_0_is_not_chunked_and_ends_with_the_connection() {
     let server = server().await;
     server.running_job("a").await;

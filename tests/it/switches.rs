@@ -70,6 +70,7 @@ async fn work(server: &Server, jobs: std::ops::Range<usize>) {
 
 /// Each ordered pair, each kind of moment, with and without folding, from a snapshot and from a cursor.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_reader_that_changes_its_transport_at_any_moment_under_load_misses_nothing() {
     const JOBS: usize = 40;
     const EVENTS: u64 = JOBS as u64 * 6;
@@ -153,6 +154,7 @@ async fn a_reader_that_changes_its_transport_at_any_moment_under_load_misses_not
 
 /// Too far behind on an open stream: a reset, a snapshot, and on; also if the reader changes its transport amid that.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_reset_in_mid_stream_is_followed_by_a_snapshot_on_any_transport() {
     for (transport, second) in [
         (Transport::EventSource, Transport::Poll),
@@ -466,6 +468,7 @@ async fn who_offers_another_protocol_gets_what_he_accepts() {
 
 /// A client that is there and answers no ping is told why it is given up.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn who_answers_no_ping_is_told_before_it_is_given_up() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let server = server_with(json!({"heartbeat_secs": 1})).await;
@@ -496,6 +499,7 @@ async fn who_answers_no_ping_is_told_before_it_is_given_up() {
 
 /// A poll that waits gives signs of life that mean nothing, and its cursor has passed what is not for it.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_poll_that_waits_shows_that_it_lives_and_its_cursor_moves_past_what_is_out_of_scope() {
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     let known = server.running_job("quiet").await;

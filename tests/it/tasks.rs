@@ -25,6 +25,7 @@ pub(crate) async fn panics(server: &Server, task: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_task_that_keeps_failing_makes_the_server_unready_until_it_runs_again() {
     let server = server().await;
     assert_eq!(ready(&server).await, (200, "ready\n".into()));
@@ -60,6 +61,7 @@ async fn a_task_that_keeps_failing_makes_the_server_unready_until_it_runs_again(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn after_close_no_task_of_the_server_runs() {
     let server = server_with(json!({"dead_peer_timeout_secs": 10})).await;
     let tidings = Arc::clone(&server.tidings);

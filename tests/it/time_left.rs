@@ -191,6 +191,7 @@ fn a_clock_that_is_set_back_spoils_nothing() {
 }
 
 #[test]
+#[ignore = "slow: very many reports"]
 fn a_job_of_a_million_reports_is_followed_and_its_state_stays_small() {
     let start = at(0);
     let mut estimator = Estimator::starting(start, None);
@@ -224,6 +225,7 @@ fn what_is_read_from_the_store_foretells_the_same() {
 }
 
 #[test]
+#[ignore = "slow: very many reports"]
 fn no_published_rule_tells_the_time_left_better() {
     let mut ranges = (0.0, 0.0);
     for workload in workloads::all(30, 1) {

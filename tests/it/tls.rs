@@ -187,6 +187,7 @@ fn the_demo_works_over_tls() {
 }
 
 #[test]
+#[ignore = "slow: takes seconds"]
 fn a_certificate_or_key_that_cannot_be_used_stops_the_start_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

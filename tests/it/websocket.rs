@@ -667,6 +667,7 @@ async fn a_bad_request_is_not_called_unauthorized() {
 
 /// Slow, but alive: a reader that takes its time with a backlog is not given up for its silence.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_slow_reader_with_a_backlog_is_not_cut_off() {
     let server = server_with(json!({"heartbeat_secs": 3})).await;
     server.running_job("a").await;
@@ -710,6 +711,7 @@ async fn another_websocket_version_is_told_which_one_is_spoken() {
 
 /// What is gathered for `initial_state` is told before a cursor that goes past it.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn an_acknowledgement_in_the_midst_of_initial_state_does_not_go_before_it() {
     let server = server().await;
     let lines: Vec<_> = (1..=600)
@@ -931,6 +933,7 @@ async fn a_heartbeat_may_be_a_message_in_addition_to_the_ping() {
 
 /// A client that pings to see whether its connection lasts is not to take a long replay for silence.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_ping_is_answered_while_a_subscription_waits_for_what_is_told_before() {
     const TICKS: usize = 2_000;
     let server = server_with(json!({"event_bytes_per_sec": 0})).await;

@@ -193,6 +193,7 @@ async fn a_school_that_produces_too_much_waits_and_others_do_not() {
 
 /// Requests that reserve memory for a body and do not send it.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn a_school_that_holds_its_share_of_the_memory_waits_and_others_do_not() {
     let settings = json!({
         "batch_limit_bytes": 100_000, "batch_event_bytes": 100_000, "batch_limit_commands": 100,
@@ -271,6 +272,7 @@ async fn a_body_that_does_not_arrive_in_time_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
 async fn an_answer_that_nobody_reads_takes_its_own_schools_memory_only() {
     let settings = json!({
         "batch_limit_bytes": 100_000, "batch_event_bytes": 16_000_000, "batch_limit_commands": 1_500,

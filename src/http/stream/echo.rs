@@ -105,6 +105,7 @@ async fn run_cases(port: u16) -> Option<Output> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "slow: hundreds of cases"]
 async fn every_case_of_the_autobahn_suite_is_passed_strictly() {
     let config = rocket::Config {
         port: 0,

@@ -22,6 +22,7 @@ async fn seen(receiver: &mut Receiver) -> (String, String, f64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn nothing_of_any_school_is_tried_before_the_time_that_the_receiver_asks_for() {
     if !needs_python("standardwebhooks") {
         return;

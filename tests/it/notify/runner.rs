@@ -447,6 +447,7 @@ async fn a_notifiers_task_that_panics_starts_again_and_ends_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_backlog_of_one_school_does_not_starve_the_others() {
     let kept = Arc::new(Kept::default());
     let server = server_telling(&kept, json!({})).await;

@@ -76,6 +76,7 @@ async fn list(server: &Server, what: &str) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn an_event_that_is_refused_for_ever_holds_up_its_subject_and_not_the_school() {
     if !ready() {
         return;
@@ -245,6 +246,7 @@ async fn an_event_that_the_receiver_falls_over_is_set_aside_when_others_are_take
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn a_receiver_that_is_down_is_no_events_fault_and_sets_nothing_aside() {
     if !ready() {
         return;
@@ -307,6 +309,7 @@ async fn a_receiver_that_fails_on_everything_is_taken_to_be_down() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn when_as_many_are_set_aside_as_may_be_the_school_waits_and_no_other_school_does() {
     if !ready() {
         return;
@@ -400,6 +403,7 @@ async fn report_until_killed(url: String, jobs: Vec<String>) -> Vec<(String, u64
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: real seconds pass"]
 async fn sigkill_loses_nothing_of_what_is_set_aside_and_keeps_each_subjects_order() {
     if !ready() {
         return;

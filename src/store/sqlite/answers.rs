@@ -15,6 +15,7 @@ use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
 use super::events::EventRow;
+use super::numbers::{signed, unsigned};
 use super::schema::{events, idempotency_answers, idempotency_keys, schools};
 use super::table::{from_millis, millis, place, tag_bits, unreadable};
 use crate::config::{SWEEP_BATCH, SWEEP_BATCH_BYTES};
@@ -103,7 +104,7 @@ pub(super) fn keep(
     let row = AnswerRow {
         school_id: event.school.get(),
         key: key.to_owned(),
-        seq: event.seq as i64,
+        seq: signed(event.seq),
         snapshot: event.snapshot,
         name: event.draft.event_type.name.to_owned(),
         status: event.draft.status.to_owned(),
@@ -182,7 +183,7 @@ pub(super) fn drop_oldest(
     let oldest: Vec<(String, i64)> = idempotency_answers::table
         .filter(idempotency_answers::school_id.eq(school))
         .order(idempotency_answers::created_at)
-        .limit(SWEEP_BATCH as i64)
+        .limit(signed(SWEEP_BATCH))
         .select((idempotency_answers::key, sql::<BigInt>(BYTES)))
         .load(conn)?;
     let mut dropped = 0;
@@ -217,7 +218,7 @@ impl AnswerRow {
         let school = school.map_err(|_| unreadable("a school id"))?;
         let kind = known_kind(&used.kind).ok_or_else(|| unreadable("a kind"))?;
         let subject = subject.map_err(|_| unreadable("a subject id"))?;
-        let (seq, at) = (self.seq as u64, from_millis(self.at)?);
+        let (seq, at) = (unsigned(self.seq), from_millis(self.at)?);
         Ok(match self.snapshot {
             true => {
                 let place = (epoch, place(self.seq, self.tag));

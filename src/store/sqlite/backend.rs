@@ -18,6 +18,7 @@ use lru::LruCache;
 use super::events::EventRow;
 use super::life::{self, Life, set_uptime};
 use super::lock::DatabaseLock;
+use super::numbers::{signed, unsigned};
 use super::parts::parts;
 use super::schema::{events, idempotency_keys, schools};
 use super::states::States;
@@ -131,9 +132,9 @@ impl Backend {
                 let row = SchoolRow {
                     school_id: school.get(),
                     floor: 0,
-                    head: tail.head.seq as i64,
+                    head: signed(tail.head.seq),
                     head_tag: tag_bits(tail.head),
-                    bytes: tail.bytes as i64,
+                    bytes: signed(tail.bytes),
                 };
                 UpsertHead(&row).execute(conn)?;
             }
@@ -148,7 +149,7 @@ impl Backend {
                         // What changed nothing has no event of its own.
                         idempotency_keys::seq.eq(match used.event.snapshot {
                             true => 0,
-                            false => used.event.seq as i64,
+                            false => signed(used.event.seq),
                         }),
                         idempotency_keys::created_at.eq(millis(now.at)),
                     ))
@@ -326,7 +327,7 @@ impl Facts for Backend {
         let (head, head_tag, bytes) = row.unwrap_or_default();
         let tail = Tail {
             head: place(head, head_tag),
-            bytes: bytes as u64,
+            bytes: unsigned(bytes),
         };
         self.tails.put(school, tail);
         Ok(tail)

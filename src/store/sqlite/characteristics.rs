@@ -9,6 +9,7 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::numbers::{signed, unsigned};
 use super::parts::Parts;
 use super::schema::characteristics;
 use super::table::{Selection, Table, Told, any_table, from_millis, millis, unreadable};
@@ -127,18 +128,18 @@ impl<'a> CharacteristicRow<'a> {
             recent: to_json(&own.recent).into(),
             runs: to_json(&runs).into(),
             publisher_in_control: own.publisher_in_control,
-            sample_count: own.sample_count as i64,
-            violation_count: own.violation_count as i64,
+            sample_count: signed(own.sample_count),
+            violation_count: signed(own.violation_count),
             sample_id: last.map(|sample| (&*sample.sample_id).into()),
-            sample_seq: last.map(|sample| sample.seq as i64),
+            sample_seq: last.map(|sample| signed(sample.seq)),
             sample_at: last.map(|sample| millis(sample.at)),
             sample_status: last.map(|sample| sample.status.into()),
             sample_fields: last.map(|sample| sample.fields.as_str().into()),
-            limits_seq: own.told_limits.0 as i64,
+            limits_seq: signed(own.told_limits.0),
             limits_at: millis(own.told_limits.1),
             created_at: millis(own.created_at),
-            created_seq: stored.created_seq as i64,
-            last_seq: stored.last.seq as i64,
+            created_seq: signed(stored.created_seq),
+            last_seq: signed(stored.last.seq),
             last_tag: tag_bits(stored.last),
             last_at: millis(stored.last_at),
             dispersion: limits
@@ -185,7 +186,7 @@ impl<'a> CharacteristicRow<'a> {
         ) {
             (Some(id), Some(seq), Some(at), Some(status), Some(fields)) => Some(LastSample {
                 sample_id: id.as_ref().into(),
-                seq: seq as u64,
+                seq: unsigned(seq),
                 at: from_millis(at)?,
                 status: known_status(&status).ok_or_else(|| unreadable("a status"))?,
                 fields: fields.into_owned().into(),
@@ -203,10 +204,10 @@ impl<'a> CharacteristicRow<'a> {
             recent: from_json(&self.recent)?,
             runs: runs.collect::<QueryResult<_>>()?,
             publisher_in_control: self.publisher_in_control,
-            sample_count: self.sample_count as u64,
-            violation_count: self.violation_count as u64,
+            sample_count: unsigned(self.sample_count),
+            violation_count: unsigned(self.violation_count),
             last_sample,
-            told_limits: (self.limits_seq as u64, from_millis(self.limits_at)?),
+            told_limits: (unsigned(self.limits_seq), from_millis(self.limits_at)?),
             created_at: from_millis(self.created_at)?,
         };
         let id = self
@@ -215,7 +216,7 @@ impl<'a> CharacteristicRow<'a> {
             .map_err(|_| unreadable("a characteristic id"))?;
         let stored = Stored {
             state: own.into(),
-            created_seq: self.created_seq as u64,
+            created_seq: unsigned(self.created_seq),
             last: place(self.last_seq, self.last_tag),
             last_at: from_millis(self.last_at)?,
         };
@@ -294,7 +295,7 @@ impl Table for CharacteristicsTable {
             return Ok(selection.first_of(told, selection.upto));
         }
         // Each by an index in the order of the log.
-        let (after, upto) = (range.0 as i64, range.1 as i64);
+        let (after, upto) = (signed(range.0), signed(range.1));
         let by_limits = || {
             characteristics::table
                 .filter(characteristics::school_id.eq(school.get()))
@@ -314,25 +315,25 @@ impl Table for CharacteristicsTable {
         let mut through = selection.upto;
         let (mut limits, mut samples) = (by_limits(), by_sample());
         if !selection.filter.statuses.is_empty() {
-            let last = selection.rows as i64 - 1;
+            let last = signed(selection.rows) - 1;
             let end = by_limits().select(characteristics::limits_seq.nullable());
             let end = end.limit(1).offset(last).first::<Option<i64>>(conn);
             let other = by_sample().select(characteristics::sample_seq);
             let other = other.limit(1).offset(last).first::<Option<i64>>(conn);
             let ends = [end.optional()?.flatten(), other.optional()?.flatten()];
             for end in ends.into_iter().flatten() {
-                through = through.min(end as u64);
+                through = through.min(unsigned(end));
             }
             let wanted: Vec<&String> = selection.filter.statuses.iter().collect();
             limits = limits
-                .filter(characteristics::limits_seq.le(through as i64))
+                .filter(characteristics::limits_seq.le(signed(through)))
                 .filter(characteristics::status.eq_any(wanted.clone()));
             samples = samples
-                .filter(characteristics::sample_seq.le(through as i64))
+                .filter(characteristics::sample_seq.le(signed(through)))
                 .filter(characteristics::sample_status.eq_any(wanted));
         }
         let by_limits = limits
-            .limit(selection.limit as i64)
+            .limit(signed(selection.limit))
             .select(CharacteristicRow::as_select())
             .load::<CharacteristicRow<'_>>(conn)?;
         for row in by_limits {
@@ -342,7 +343,7 @@ impl Table for CharacteristicsTable {
             }
         }
         let by_sample = samples
-            .limit(selection.limit as i64)
+            .limit(signed(selection.limit))
             .select(CharacteristicRow::as_select())
             .load::<CharacteristicRow<'_>>(conn)?;
         for row in by_sample {
@@ -376,7 +377,7 @@ impl Table for CharacteristicsTable {
             .load(conn)?;
         let entry = |(id, seq, status): (String, Option<i64>, Option<String>)| {
             let last = LastEvent {
-                seq: seq? as u64,
+                seq: unsigned(seq?),
                 status: status?,
                 category: None,
             };

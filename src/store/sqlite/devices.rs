@@ -8,6 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::numbers::{signed, unsigned};
 use super::schema::devices;
 use super::table::{
     Selection, Table, Told, any_table, from_millis, millis, overdue_rows, raw, unreadable, uptime,
@@ -82,14 +83,14 @@ impl<'a> DeviceRow<'a> {
                 .expect("numbers are JSON")
                 .into(),
             info: device.info.get().into(),
-            status_seq: device.told_status.0 as i64,
+            status_seq: signed(device.told_status.0),
             status_at: millis(device.told_status.1),
-            info_seq: device.told_info.map(|(seq, _)| seq as i64),
+            info_seq: device.told_info.map(|(seq, _)| signed(seq)),
             info_at: device.told_info.map(|(_, at)| millis(at)),
             created_at: millis(device.created_at),
             check_uptime: device.check_uptime.map(uptime_millis),
-            created_seq: stored.created_seq as i64,
-            last_seq: stored.last.seq as i64,
+            created_seq: signed(stored.created_seq),
+            last_seq: signed(stored.last.seq),
             last_tag: tag_bits(stored.last),
             last_at: millis(stored.last_at),
         }
@@ -115,8 +116,11 @@ impl<'a> DeviceRow<'a> {
                 .map(uptime)
                 .collect::<QueryResult<VecDeque<_>>>()?,
             info: raw(self.info)?,
-            told_status: (self.status_seq as u64, from_millis(self.status_at)?),
-            told_info: self.info_seq.zip(info_at).map(|(seq, at)| (seq as u64, at)),
+            told_status: (unsigned(self.status_seq), from_millis(self.status_at)?),
+            told_info: self
+                .info_seq
+                .zip(info_at)
+                .map(|(seq, at)| (unsigned(seq), at)),
             created_at: from_millis(self.created_at)?,
             check_uptime: self.check_uptime.map(uptime).transpose()?,
         };
@@ -126,7 +130,7 @@ impl<'a> DeviceRow<'a> {
             .map_err(|_| unreadable("a device id"))?;
         let stored = Stored {
             state: device.into(),
-            created_seq: self.created_seq as u64,
+            created_seq: unsigned(self.created_seq),
             last: place(self.last_seq, self.last_tag),
             last_at: from_millis(self.last_at)?,
         };
@@ -168,7 +172,7 @@ impl Table for DevicesTable {
             return Ok(selection.first_of(told, selection.upto));
         }
         // Statuses and infos: each by an index in the order of the log.
-        let (after, upto) = (selection.after as i64, selection.upto as i64);
+        let (after, upto) = (signed(selection.after), signed(selection.upto));
         let by_status = || {
             devices::table
                 .filter(devices::school_id.eq(selection.school.get()))
@@ -188,25 +192,25 @@ impl Table for DevicesTable {
         let mut through = selection.upto;
         let (mut statuses, mut infos) = (by_status(), by_info());
         if !selection.filter.statuses.is_empty() {
-            let last = selection.rows as i64 - 1;
+            let last = signed(selection.rows) - 1;
             let end = by_status().select(devices::status_seq.nullable());
             let end = end.limit(1).offset(last).first::<Option<i64>>(conn);
             let other = by_info().select(devices::info_seq);
             let other = other.limit(1).offset(last).first::<Option<i64>>(conn);
             let ends = [end.optional()?.flatten(), other.optional()?.flatten()];
             for end in ends.into_iter().flatten() {
-                through = through.min(end as u64);
+                through = through.min(unsigned(end));
             }
             let wanted: Vec<&String> = selection.filter.statuses.iter().collect();
             statuses = statuses
-                .filter(devices::status_seq.le(through as i64))
+                .filter(devices::status_seq.le(signed(through)))
                 .filter(devices::status.eq_any(wanted.clone()));
             infos = infos
-                .filter(devices::info_seq.le(through as i64))
+                .filter(devices::info_seq.le(signed(through)))
                 .filter(devices::status.eq_any(wanted));
         }
         let by_status = statuses
-            .limit(selection.limit as i64)
+            .limit(signed(selection.limit))
             .select(DeviceRow::as_select())
             .load::<DeviceRow<'_>>(conn)?;
         for row in by_status {
@@ -214,7 +218,7 @@ impl Table for DevicesTable {
             told.extend(stored.state.device().map(|device| tell_status(&id, device)));
         }
         let by_info = infos
-            .limit(selection.limit as i64)
+            .limit(signed(selection.limit))
             .select(DeviceRow::as_select())
             .load::<DeviceRow<'_>>(conn)?;
         for row in by_info {
@@ -265,7 +269,7 @@ pub(super) fn not_offline(
                 .or(devices::school_id.eq(school).and(devices::device_id.gt(id))),
         )
         .order((devices::school_id, devices::device_id))
-        .limit(limit as i64)
+        .limit(signed(limit))
         .select(DeviceRow::as_select())
         .load::<DeviceRow<'_>>(conn)?;
     let mut found = Vec::with_capacity(rows.len());

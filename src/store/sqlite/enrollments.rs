@@ -8,6 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::numbers::{signed, unsigned};
 use super::schema::{enrollment_sessions, schools};
 use super::table::{
     Selection, Table, any_table, from_millis, millis, table_of_what_ends, unreadable, uptime,
@@ -89,8 +90,8 @@ impl<'a> SessionRow<'a> {
             finished_at: session.finished_at.map(millis),
             lease_secs: session.lease_secs.into(),
             check_uptime: session.check_uptime.map(uptime_millis),
-            created_seq: stored.created_seq as i64,
-            last_seq: stored.last.seq as i64,
+            created_seq: signed(stored.created_seq),
+            last_seq: signed(stored.last.seq),
             last_tag: tag_bits(stored.last),
             last_at: millis(stored.last_at),
         }
@@ -125,7 +126,7 @@ impl<'a> SessionRow<'a> {
         };
         let stored = Stored {
             state: session.into(),
-            created_seq: self.created_seq as u64,
+            created_seq: unsigned(self.created_seq),
             last: place(self.last_seq, self.last_tag),
             last_at: from_millis(self.last_at)?,
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use diesel::prelude::*;
 
+use super::numbers::{signed, unsigned};
 use super::table::{from_millis, millis, unreadable};
 use crate::event::{Class, Draft, Event};
 use crate::id::Epoch;
@@ -32,7 +33,7 @@ impl<'a> From<&'a Event> for EventRow<'a> {
     fn from(event: &'a Event) -> EventRow<'a> {
         EventRow {
             school_id: event.school.get(),
-            seq: event.seq as i64,
+            seq: signed(event.seq),
             kind: event.kind.collection().into(),
             subject_id: event.subject.as_str().into(),
             name: event.draft.event_type.name.into(),
@@ -69,7 +70,7 @@ impl EventRow<'_> {
             .parse()
             .map_err(|_| unreadable("a subject id"))?;
         Ok(Event::new(
-            (epoch, self.seq as u64),
+            (epoch, unsigned(self.seq)),
             school,
             kind,
             subject,

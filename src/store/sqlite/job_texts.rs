@@ -26,6 +26,7 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::jobs::{ENDS, JobsTable};
 use super::lists::{Source, Window};
+use super::numbers::{signed, unsigned};
 use super::schema::{jobs, school_numbers};
 use super::search;
 use super::table::{Table, from_millis};
@@ -159,7 +160,7 @@ pub(super) fn window<'a>(
         false => from + by,
     };
     let place = |seq: i64| step(0, seq);
-    let beyond = query.beyond.map(|seq| step(seq as i64, 1));
+    let beyond = query.beyond.map(|seq| step(signed(seq), 1));
     let first = job_from(conn, school, query.order, beyond)?;
     let (Some((first, _)), Some((last, _))) = (first, job_from(conn, school, back, None)?) else {
         return Ok(Window::default());
@@ -168,10 +169,10 @@ pub(super) fn window<'a>(
     let going_on = going_on(query);
     let of_all = rows * going_on.len().max(1);
     let rest = JobsTable.window(conn, school, query, going_on, of_all)?;
-    let span = step(first, (rows * INDEX_SPAN) as i64);
+    let span = step(first, signed(rows * INDEX_SPAN));
     let range = (first.min(span), first.max(span));
     let ended = candidates(conn, school, query.order, terms, range, rows)?;
-    let mut ends: Vec<i64> = rest.end.iter().map(|(seq, _)| *seq as i64).collect();
+    let mut ends: Vec<i64> = rest.end.iter().map(|(seq, _)| signed(*seq)).collect();
     ends.extend((place(span) < place(last)).then_some(span));
     ends.extend(ended.get(rows - 1));
     let mut parts = rest.parts;
@@ -189,7 +190,7 @@ pub(super) fn window<'a>(
     let nearest = job_from(conn, school, back, Some(end))?;
     let (end, at) = nearest.expect("the first one is on this side of the end");
     Ok(Window {
-        end: Some((end as u64, from_millis(at)?)),
+        end: Some((unsigned(end), from_millis(at)?)),
         parts,
     })
 }
@@ -279,7 +280,7 @@ fn candidates(
     .bind::<Text, _>(terms)
     .bind::<BigInt, _>(base + from.max(0))
     .bind::<BigInt, _>(base + to)
-    .bind::<BigInt, _>(limit as i64)
+    .bind::<BigInt, _>(signed(limit))
     .load(conn)?;
     Ok(found.into_iter().map(|own| own.seq).collect())
 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::ser::{CompactFormatter, Formatter};
 
+use super::numbers::{signed, unsigned};
 use super::schema::{job_endings, jobs, schools};
 use super::table::{
     HOUR_MILLIS, Selection, Table, any_table, from_millis, millis, raw, table_of_what_ends,
@@ -120,8 +121,8 @@ impl<'a> JobRow<'a> {
             check_uptime: job.check_uptime.map(uptime_millis),
             estimator: job.estimator.as_ref().map(|own| short_json(own).into()),
             past: job.past.as_ref().map(|own| short_json(own).into()),
-            created_seq: stored.created_seq as i64,
-            last_seq: stored.last.seq as i64,
+            created_seq: signed(stored.created_seq),
+            last_seq: signed(stored.last.seq),
             last_tag: tag_bits(stored.last),
             last_at: millis(stored.last_at),
         }
@@ -200,7 +201,7 @@ impl<'a> JobRow<'a> {
         let id = self.job_id.parse().map_err(|_| unreadable("a job id"))?;
         let stored = Stored {
             state: job.into(),
-            created_seq: self.created_seq as u64,
+            created_seq: unsigned(self.created_seq),
             last: place(self.last_seq, self.last_tag),
             last_at: from_millis(self.last_at)?,
         };
@@ -212,6 +213,10 @@ impl<'a> JobRow<'a> {
 fn short_json(value: &impl Serialize) -> String {
     struct SevenDigits;
     impl Formatter for SevenDigits {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "digits are dropped on purpose"
+        )]
         fn write_f64<W: ?Sized + io::Write>(
             &mut self,
             writer: &mut W,
@@ -276,7 +281,7 @@ impl Table for JobsTable {
             .filter(jobs::job_type.eq(category))
             .filter(jobs::status.eq("completed"))
             .order(jobs::finished_at.desc())
-            .limit(limit as i64)
+            .limit(signed(limit))
             .select(jobs::past)
             .load(conn)?;
         let read = |text: Option<String>| json(text.map(Cow::Owned), "a duration").transpose();

@@ -21,6 +21,7 @@ mod life;
 mod lists;
 mod lock;
 mod notifiers;
+mod numbers;
 mod opening;
 mod parts;
 mod read;
@@ -43,6 +44,7 @@ use diesel::sqlite::SqliteConnection;
 
 use self::backend::Backend;
 use self::leases::HeldLeases;
+use self::numbers::signed;
 pub use self::opening::{OpenError, check_place, check_trace, new_epoch};
 use self::opening::{Opened, open};
 use self::readers::Readers;
@@ -130,7 +132,7 @@ impl SqliteStore {
             .map_err(|source| OpenError::file(path, source))?;
 
         // Settings are checked to be below a century, so these do not overflow.
-        let seconds = |secs: u64| TimeDelta::seconds(secs as i64);
+        let seconds = |secs: u64| TimeDelta::seconds(signed(secs));
         Ok(SqliteStore {
             epoch,
             is_cut,

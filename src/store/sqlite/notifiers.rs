@@ -4,6 +4,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::numbers::{signed, unsigned};
 use super::read::bounds;
 use super::schema::{dead_letters, notifier_cursors, notifier_set_aside, notifiers, schools};
 use super::table::{from_millis, millis, unreadable};
@@ -47,7 +48,7 @@ impl SetAsideRow {
         Ok(SetAside {
             kind: known_kind(&self.kind).ok_or_else(|| unreadable("a kind"))?,
             subject: subject.map_err(|_| unreadable("a subject id"))?,
-            seq: self.seq as u64,
+            seq: unsigned(self.seq),
             event_type: self.event_type,
             attempts: self.attempts.try_into().unwrap_or(u32::MAX),
             cause: self.cause,
@@ -153,7 +154,7 @@ pub(super) fn place(
     };
     let attempts = attempts.try_into().unwrap_or(u32::MAX);
     let tried = tried_seq.map(|seq| Tried {
-        seq: seq as u64,
+        seq: unsigned(seq),
         attempts,
     });
     let rows: Vec<SetAsideRow> = notifier_set_aside::table
@@ -163,7 +164,7 @@ pub(super) fn place(
         .load(conn)?;
     let set_aside = rows.into_iter().map(SetAsideRow::into_set_aside);
     Ok(Place {
-        seq: seq as u64,
+        seq: unsigned(seq),
         tried,
         set_aside: set_aside.collect::<QueryResult<_>>()?,
     })
@@ -190,8 +191,8 @@ pub(super) fn moves(
             ))
             .execute(conn)?;
         let own = cursors::table.find((name, school.get()));
-        diesel::update(own.filter(cursors::seq.lt(seq as i64)))
-            .set(cursors::seq.eq(seq as i64))
+        diesel::update(own.filter(cursors::seq.lt(signed(seq))))
+            .set(cursors::seq.eq(signed(seq)))
             .execute(conn)?;
         if let Some(at) = progress.delivered {
             diesel::update(own)
@@ -203,7 +204,7 @@ pub(super) fn moves(
         }
         diesel::update(own)
             .set((
-                cursors::tried_seq.eq(progress.tried.map(|tried| tried.seq as i64)),
+                cursors::tried_seq.eq(progress.tried.map(|tried| signed(tried.seq))),
                 cursors::attempts.eq(progress.tried.map_or(0, |tried| tried.attempts.into())),
             ))
             .execute(conn)?;
@@ -249,7 +250,7 @@ fn put(
             rows::school_id.eq(school.get()),
             rows::kind.eq(own.kind.collection()),
             rows::subject_id.eq(own.subject.as_str()),
-            rows::seq.eq(own.seq as i64),
+            rows::seq.eq(signed(own.seq)),
             rows::event_type.eq(&own.event_type),
             rows::attempts.eq(i64::from(own.attempts)),
             rows::cause.eq(&own.cause),
@@ -281,7 +282,7 @@ fn bury(
         .values((
             dead_letters::name.eq(name),
             dead_letters::school_id.eq(school.get()),
-            dead_letters::seq.eq(letter.seq as i64),
+            dead_letters::seq.eq(signed(letter.seq)),
             dead_letters::event_type.eq(&letter.event_type),
             dead_letters::kind.eq(&letter.kind),
             dead_letters::subject_id.eq(&letter.subject),
@@ -296,7 +297,7 @@ fn bury(
     // By when they were given up: what was set aside is, long after later events.
     let too_many: Vec<i64> = own
         .order((dead_letters::at.desc(), dead_letters::seq.desc()))
-        .offset(DEAD_LETTERS_MAX as i64)
+        .offset(signed(DEAD_LETTERS_MAX))
         .limit(i64::MAX)
         .select(dead_letters::seq)
         .load(conn)?;
@@ -324,11 +325,11 @@ pub(super) fn standings(
         let own = set_aside.iter().find(|(name, _)| *name == row.name);
         Ok(Standing {
             name: row.name,
-            seq: row.seq as u64,
-            set_aside: own.map_or(0, |(_, count)| *count as u64),
-            delivered: row.delivered as u64,
-            failed: row.failed as u64,
-            dead: row.dead as u64,
+            seq: unsigned(row.seq),
+            set_aside: own.map_or(0, |(_, count)| unsigned(*count)),
+            delivered: unsigned(row.delivered),
+            failed: unsigned(row.failed),
+            dead: unsigned(row.dead),
             delivered_at: row.delivered_at.map(from_millis).transpose()?,
             last_failure: failed_at.zip(row.cause),
         })
@@ -346,11 +347,11 @@ pub(super) fn totals(conn: &mut SqliteConnection) -> QueryResult<Vec<Total>> {
     .load(conn)?;
     let total = |row: TotalRow| Total {
         name: row.name,
-        lag: row.lag as u64,
-        set_aside: row.set_aside as u64,
-        delivered: row.delivered as u64,
-        failed: row.failed as u64,
-        dead: row.dead as u64,
+        lag: unsigned(row.lag),
+        set_aside: unsigned(row.set_aside),
+        delivered: unsigned(row.delivered),
+        failed: unsigned(row.failed),
+        dead: unsigned(row.dead),
     };
     Ok(rows.into_iter().map(total).collect())
 }
@@ -366,18 +367,18 @@ pub(super) fn letters(
         .filter(dead_letters::name.eq(name))
         .filter(dead_letters::school_id.eq(school.get()))
         .order(dead_letters::seq.desc())
-        .limit(limit as i64 + 1)
+        .limit(signed(limit) + 1)
         .select(DeadLetterRow::as_select())
         .into_boxed();
     if let Some(before) = before {
-        query = query.filter(dead_letters::seq.lt(before as i64));
+        query = query.filter(dead_letters::seq.lt(signed(before)));
     }
     let mut rows = query.load(conn)?;
     let more = rows.len() > limit;
     rows.truncate(limit);
     let letter = |row: DeadLetterRow| {
         Ok(DeadLetter {
-            seq: row.seq as u64,
+            seq: unsigned(row.seq),
             event_type: row.event_type,
             kind: row.kind,
             subject: row.subject_id,

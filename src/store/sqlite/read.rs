@@ -13,6 +13,7 @@ use diesel::sqlite::SqliteConnection;
 
 use super::TABLES;
 use super::events::EventRow;
+use super::numbers::{signed, unsigned};
 use super::schema::{counts, events, schools};
 use super::table::{HOUR_MILLIS, Selection, from_millis, into_subject, place, table, unreadable};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS_SEARCHED};
@@ -217,10 +218,10 @@ fn part(
 ) -> QueryResult<Part> {
     let mut query = events::table
         .filter(events::school_id.eq(school.get()))
-        .filter(events::seq.gt(after as i64))
-        .filter(events::seq.le(through as i64))
+        .filter(events::seq.gt(signed(after)))
+        .filter(events::seq.le(signed(through)))
         .order(events::seq)
-        .limit(READ_PAGE as i64)
+        .limit(signed(READ_PAGE))
         .select(EventRow::as_select())
         .into_boxed();
     match source {
@@ -323,7 +324,7 @@ pub(super) fn snapshot(
     let through = cut(&mut told, through);
     for event in &mut told {
         if event.tag.is_none() && event.seq > floor.seq {
-            event.tag = tag_at(conn, scope.school, event.seq as i64)?;
+            event.tag = tag_at(conn, scope.school, signed(event.seq))?;
         }
     }
     Ok(Page {
@@ -349,7 +350,7 @@ pub(super) fn last_events(
         .filter(events::kind.eq(kind.collection()))
         .filter(events::subject_id.eq(subject.as_str()))
         .order(events::seq.desc())
-        .limit(limit as i64)
+        .limit(signed(limit))
         .select(EventRow::as_select())
         .into_boxed();
     let query = match which {
@@ -360,7 +361,7 @@ pub(super) fn last_events(
                 .filter(events::subject_id.eq(subject.as_str()))
                 .order(events::seq.desc())
                 .limit(1)
-                .offset(SUBJECT_EVENTS_SEARCHED as i64 - 1)
+                .offset(signed(SUBJECT_EVENTS_SEARCHED) - 1)
                 .select(events::seq)
                 .first::<i64>(conn)
                 .optional()?;
@@ -391,7 +392,7 @@ pub(super) fn counts(
         .load(conn)?;
     let known = |(status, count): (String, i64)| {
         let status = known_status(&status).ok_or_else(|| unreadable("a status"))?;
-        Ok((status, count as u64))
+        Ok((status, unsigned(count)))
     };
     counts.into_iter().map(known).collect()
 }
@@ -416,7 +417,7 @@ pub(super) fn count_of(
         .select(counts::count)
         .first(conn)
         .optional()?;
-    Ok(count.unwrap_or_default() as u64)
+    Ok(unsigned(count.unwrap_or_default()))
 }
 
 /// How many subjects ended in one way since a moment.
@@ -427,7 +428,9 @@ pub(super) fn ended_since(
     status: &str,
     since: DateTime<Utc>,
 ) -> QueryResult<u64> {
-    Ok(table(kind).ended_since(conn, school, status, since)? as u64)
+    Ok(unsigned(
+        table(kind).ended_since(conn, school, status, since)?,
+    ))
 }
 
 /// Subjects that ended in one way, the last first.
@@ -458,7 +461,7 @@ pub(super) fn endings(
         Ok(Ending {
             from: from_millis(hour * HOUR_MILLIS)?,
             status: known_status(&status).ok_or_else(|| unreadable("a status"))?,
-            count: count as u64,
+            count: unsigned(count),
         })
     };
     endings.into_iter().map(ending).collect()
@@ -473,7 +476,7 @@ pub(super) fn schools(
     let ids: Vec<i64> = schools::table
         .filter(schools::school_id.gt(after.map_or(0, SchoolId::get)))
         .order(schools::school_id)
-        .limit(limit as i64)
+        .limit(signed(limit))
         .select(schools::school_id)
         .load(conn)?;
     let school = |id: i64| id.try_into().map_err(|_| unreadable("a school id"));
@@ -490,7 +493,7 @@ pub(super) fn size(conn: &mut SqliteConnection) -> QueryResult<u64> {
     let pages =
         "SELECT page_count * page_size AS bytes FROM pragma_page_count(), pragma_page_size()";
     let size: Size = diesel::sql_query(pages).get_result(conn)?;
-    Ok(size.bytes as u64)
+    Ok(unsigned(size.bytes))
 }
 
 #[cfg(test)]

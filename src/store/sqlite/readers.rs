@@ -153,7 +153,10 @@ impl Readers {
                 }
                 turn => turn?,
             };
-            let most = pace.rows.min((self.rows_max - rows) as usize).max(1);
+            let most = pace
+                .rows
+                .min(usize::try_from(self.rows_max - rows).unwrap_or(usize::MAX))
+                .max(1);
             let (back, looked, took) = self
                 .run(turn, move |conn| {
                     let begun = Instant::now();

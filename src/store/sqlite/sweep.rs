@@ -8,6 +8,7 @@ use diesel::sqlite::SqliteConnection;
 
 use super::TABLES;
 use super::answers;
+use super::numbers::signed;
 use super::read::tag_at;
 use super::schema::{events, idempotency_keys, schools};
 use super::table::{millis, unreadable};
@@ -76,7 +77,7 @@ pub(super) fn sweep(
         let old_keys = idempotency_keys::created_at.lt(millis(now - retention.keys));
         let keys: Vec<(i64, String)> = idempotency_keys::table
             .filter(old_keys)
-            .limit(limit as i64)
+            .limit(signed(limit))
             .select((idempotency_keys::school_id, idempotency_keys::key))
             .load(conn)?;
         for key in &keys {
@@ -98,7 +99,7 @@ fn sweep_logs(
     let visited: Vec<Kept> = schools::table
         .filter(schools::school_id.gt(*swept_school))
         .order(schools::school_id)
-        .limit(config::SWEEP_SCHOOLS as i64)
+        .limit(signed(config::SWEEP_SCHOOLS))
         .select((
             schools::school_id,
             schools::head,
@@ -123,7 +124,7 @@ fn sweep_logs(
             swept.shortened.push(school);
         }
         // The answers among what has left the log were added.
-        let most = retention.answer_bytes as i64;
+        let most = signed(retention.answer_bytes);
         let may_be_over = log.answer_bytes > most || !past.is_empty();
         let is_over = may_be_over && answers::drop_oldest(conn, log.school, most)?;
         budget.0 -= past.len();
@@ -170,14 +171,14 @@ fn past_retention(
     (most, most_bytes): (usize, i64),
 ) -> QueryResult<Vec<Row>> {
     let oldest = millis(now - retention.age);
-    let kept = (retention.events as i64, retention.bytes as i64);
+    let kept = (signed(retention.events), signed(retention.bytes));
     let bytes = format!("octet_length(fields) + octet_length(subject_id) + {EVENT_BASE_BYTES}");
     let rows = |limit: usize| {
         events::table
             .filter(events::school_id.eq(log.school))
             .filter(events::seq.gt(log.floor))
             .order(events::seq)
-            .limit(limit as i64)
+            .limit(signed(limit))
             .select((events::seq, events::at, sql::<BigInt>(&bytes)))
     };
     let is_past = |(seq, at, _): &Row, gone: i64| {

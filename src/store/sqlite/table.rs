@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::TABLES;
 use super::lists::{Source, Window};
+use super::numbers::unsigned;
 use super::parts::Parts;
 use super::read::cut;
 use crate::event::Event;
@@ -31,8 +32,8 @@ pub(super) fn table(kind: Kind) -> &'static dyn Table {
 /// A place as columns have it.
 pub(super) fn place(seq: i64, tag: Option<i64>) -> Place {
     Place {
-        seq: seq as u64,
-        tag: tag.map(|bits| Tag::new(bits as u32)),
+        seq: unsigned(seq),
+        tag: tag.and_then(|bits| u32::try_from(bits).ok()).map(Tag::new),
     }
 }
 
@@ -334,7 +335,7 @@ macro_rules! any_table {
             rows: usize,
         ) -> QueryResult<$crate::store::sqlite::lists::Window<'a>> {
             let newest_first = query.order == crate::log::Order::Newest;
-            let last_of_each = (rows / sources.len().max(1)).max(1) as i64 - 1;
+            let last_of_each = signed((rows / sources.len().max(1)).max(1)) - 1;
             // The nearest of the places where each source's rows end.
             let mut end: Option<(i64, i64)> = None;
             for source in &sources {
@@ -367,7 +368,7 @@ macro_rules! any_table {
                 parts.push((source, seqs));
             }
             let end = match end {
-                Some((seq, at)) => Some((seq as u64, from_millis(at)?)),
+                Some((seq, at)) => Some((unsigned(seq), from_millis(at)?)),
                 None => None,
             };
             Ok($crate::store::sqlite::lists::Window { end, parts })
@@ -384,7 +385,7 @@ macro_rules! any_table {
                 let select = $crate::store::sqlite::table::rows_of!(
                     $table, school, query, source, category [$($category)?], stalls [$($stalled)?]
                 );
-                let select = select.select($row::as_select()).limit(query.limit as i64 + 1);
+                let select = select.select($row::as_select()).limit(signed(query.limit) + 1);
                 let mut bytes = 0;
                 for row in select.load_iter::<$row<'_>, diesel::connection::DefaultLoadingMode>(conn)? {
                     let (id, stored) = row?.into_stored()?;
@@ -454,8 +455,8 @@ macro_rules! any_table {
 macro_rules! in_order {
     ($found:ident, $query:ident) => {
         $found.sort_unstable_by_key(|(_, stored)| match $query.order {
-            crate::log::Order::Newest => -(stored.created_seq as i64),
-            crate::log::Order::Oldest => stored.created_seq as i64,
+            crate::log::Order::Newest => -signed(stored.created_seq),
+            crate::log::Order::Oldest => signed(stored.created_seq),
         });
         $found.truncate($query.limit + 1);
     };
@@ -479,7 +480,7 @@ macro_rules! rows_of {
         if let Some(status) = $source.status {
             select = select.filter($table::status.eq(status));
         }
-        let beyond = $query.beyond.map(|seq| seq as i64);
+        let beyond = $query.beyond.map(|seq| signed(seq));
         match $query.order {
             crate::log::Order::Newest => {
                 if let Some(beyond) = beyond {
@@ -522,7 +523,7 @@ macro_rules! table_of_what_ends {
                     let place = row.select($table::last_seq).first(conn).optional()?;
                     places.extend(place.map(|place| (place, *subject)));
                 }
-                places.retain(|(place, _)| *place > selection.after as i64);
+                places.retain(|(place, _)| *place > signed(selection.after));
                 places.sort_unstable();
                 let (mut bytes, mut through) = (0, selection.upto);
                 for (place, subject) in places {
@@ -533,7 +534,7 @@ macro_rules! table_of_what_ends {
                         tell(subject.clone(), stored);
                     }
                     if bytes > $crate::config::READ_PAGE_BYTES {
-                        through = through.min(place as u64);
+                        through = through.min(unsigned(place));
                         break;
                     }
                 }
@@ -557,8 +558,8 @@ macro_rules! table_of_what_ends {
                 let by_index = || {
                     let query = $table::table
                         .filter($table::school_id.eq(selection.school.get()))
-                        .filter($table::last_seq.gt(selection.after as i64))
-                        .filter($table::last_seq.le(through as i64))
+                        .filter($table::last_seq.gt(signed(selection.after)))
+                        .filter($table::last_seq.le(signed(through)))
                         .order($table::last_seq)
                         .into_boxed::<diesel::sqlite::Sqlite>();
                     match ending {
@@ -571,9 +572,9 @@ macro_rules! table_of_what_ends {
                 let mut query = by_index();
                 if !selection.filter.is_empty() {
                     let end = by_index().select($table::last_seq).limit(1);
-                    let end = end.offset(selection.rows as i64 - 1).first::<i64>(conn);
+                    let end = end.offset(signed(selection.rows) - 1).first::<i64>(conn);
                     if let Some(end) = end.optional()? {
-                        through = through.min(end as u64);
+                        through = through.min(unsigned(end));
                         query = query.filter($table::last_seq.le(end));
                     }
                     if ending.is_none() {
@@ -583,7 +584,7 @@ macro_rules! table_of_what_ends {
                 $(if !selection.filter.categories.is_empty() {
                     query = query.filter($table::$category.eq_any(&selection.filter.categories));
                 })?
-                let query = query.limit(selection.limit as i64).select($row::as_select());
+                let query = query.limit(signed(selection.limit)).select($row::as_select());
                 let mut bytes = 0;
                 for row in query.load_iter::<$row<'_>, diesel::connection::DefaultLoadingMode>(conn)? {
                     let (id, stored) = row?.into_stored()?;
@@ -614,7 +615,7 @@ macro_rules! table_of_what_ends {
             let entry = |row: $row<'_>| {
                 let category: &[Option<String>] = &[$(Some(row.$category.clone().into_owned()))?];
                 let last = LastEvent {
-                    seq: row.last_seq as u64,
+                    seq: unsigned(row.last_seq),
                     status: row.status.into_owned(),
                     category: category.first().cloned().flatten(),
                 };
@@ -635,7 +636,7 @@ macro_rules! table_of_what_ends {
                 .filter($table::finished_at.is_not_null())
                 .filter($table::status.eq(status))
                 .order($table::last_seq.desc())
-                .limit(limit as i64)
+                .limit(signed(limit))
                 .select($row::as_select())
                 .load(conn)?;
             rows.into_iter().map($row::into_stored).collect()
@@ -660,7 +661,7 @@ macro_rules! table_of_what_ends {
                 .inner_join(schools::table.on(schools::school_id.eq($table::school_id)))
                 .filter($table::finished_at.lt(millis(before)))
                 .filter($table::last_seq.le(schools::floor))
-                .limit(limit as i64)
+                .limit(signed(limit))
                 .select(($table::school_id, $table::$id))
                 .load(conn)?;
             let mut addresses = Vec::with_capacity(gone.len());
@@ -684,7 +685,7 @@ macro_rules! overdue_rows {
         let rows: Vec<(i64, String)> = $table::table
             .filter($table::check_uptime.le(uptime_millis($now)))
             .order($table::check_uptime)
-            .limit($limit as i64)
+            .limit(signed($limit))
             .select(($table::school_id, $table::$id))
             .load($conn)?;
         let overdue = |(school, id): (i64, String)| {

@@ -7,6 +7,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::numbers::{signed, unsigned};
 use super::parts::Parts;
 use super::read::{bounds, count_of};
 use super::schema::{schools, violations};
@@ -55,14 +56,14 @@ impl<'a> ViolationRow<'a> {
         ViolationRow {
             school_id: school.get(),
             characteristic_id: violation.characteristic_id.as_str().into(),
-            number: violation.number as i64,
+            number: signed(violation.number),
             own_id: violation.own_id.as_deref().map(Into::into),
             sample_id: violation.sample_id.as_deref().map(Into::into),
             rule_id: violation.rule_id.into(),
             rule_name: (&*violation.rule_name).into(),
             severity: violation.severity.as_str().into(),
             at: millis(violation.at),
-            seq: violation.seq as i64,
+            seq: signed(violation.seq),
             ack_user: acknowledgement.map(|ack| (&*ack.user).into()),
             ack_reason: acknowledgement.map(|ack| (&*ack.reason).into()),
             ack_at: acknowledgement.map(|ack| millis(ack.at)),
@@ -88,7 +89,7 @@ impl<'a> ViolationRow<'a> {
                 .characteristic_id
                 .parse()
                 .map_err(|_| unreadable("a characteristic id"))?,
-            number: self.number as u64,
+            number: unsigned(self.number),
             own_id: self.own_id.map(|id| id.as_ref().into()),
             sample_id: self.sample_id.map(|id| id.as_ref().into()),
             chart: match self.chart {
@@ -102,7 +103,7 @@ impl<'a> ViolationRow<'a> {
             rule_name: self.rule_name.as_ref().into(),
             severity: Severity::parse(&self.severity).ok_or_else(|| unreadable("a severity"))?,
             at: from_millis(self.at)?,
-            seq: self.seq as u64,
+            seq: unsigned(self.seq),
             acknowledgement,
         })
     }
@@ -163,7 +164,7 @@ impl Parts for ViolationsTable {
         let mut select = violations::table
             .filter(violations::school_id.eq(school.get()))
             .order(violations::seq.desc())
-            .limit(query.limit as i64 + 1)
+            .limit(signed(query.limit) + 1)
             .select(ViolationRow::as_select())
             .into_boxed();
         if let Some(characteristic) = &query.subject {
@@ -178,12 +179,12 @@ impl Parts for ViolationsTable {
             None => {}
         }
         if let Some(before) = query.before {
-            select = select.filter(violations::seq.lt(before as i64));
+            select = select.filter(violations::seq.lt(signed(before)));
         }
         let mut rows = select.load::<ViolationRow<'_>>(conn)?;
         let more = rows.len() > query.limit;
         rows.truncate(query.limit);
-        let next = rows.last().map(|row| row.seq as u64).filter(|_| more);
+        let next = rows.last().map(|row| unsigned(row.seq)).filter(|_| more);
         let parts = rows.into_iter().map(ViolationRow::into_part);
         Ok(PartPage {
             parts: parts.collect::<QueryResult<_>>()?,
@@ -208,7 +209,7 @@ impl Parts for ViolationsTable {
             .inner_join(schools::table.on(schools::school_id.eq(violations::school_id)))
             .filter(violations::ack_at.lt(millis(before)))
             .filter(violations::seq.le(schools::floor))
-            .limit(limit as i64)
+            .limit(signed(limit))
             .select((
                 violations::school_id,
                 violations::characteristic_id,
@@ -234,10 +235,10 @@ pub(super) fn open(
     let mut query = violations::table
         .filter(violations::school_id.eq(school.get()))
         .filter(violations::ack_at.is_null())
-        .filter(violations::seq.gt(after as i64))
-        .filter(violations::seq.le(upto as i64))
+        .filter(violations::seq.gt(signed(after)))
+        .filter(violations::seq.le(signed(upto)))
         .order(violations::seq)
-        .limit(limit as i64)
+        .limit(signed(limit))
         .select(ViolationRow::as_select())
         .into_boxed();
     if let Some(characteristic) = characteristic {

@@ -72,7 +72,7 @@
 //!  3  config/                          settings and every bound
 //!  2  kind/ scope.rs                   domain rules; what is listened to
 //!  1  event.rs                         what happened
-//!  0  id.rs sync.rs uptime.rs          names; locks; the clock of silence
+//!  0  id.rs number.rs sync.rs uptime.rs  names; conversions; locks; the clock of silence
 //! ```
 //!
 //! # In another Rocket application
@@ -86,6 +86,16 @@
 //! | `cli` | the `tidings` command and the module `cli` |
 //! | `monitor` | the pages below `/monitor` |
 //! | `webhook`, `email`, `mqtt` | the media that notifiers in the settings may have; an application's own notifiers need none |
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        reason = "the numbers of a test are small"
+    )
+)]
 
 pub mod app;
 pub mod auth;
@@ -106,6 +116,7 @@ pub mod id;
 pub mod kind;
 pub mod log;
 pub mod notify;
+mod number;
 pub mod presence;
 pub mod publish;
 pub mod refusals;

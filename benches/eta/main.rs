@@ -1,6 +1,13 @@
 //! How well the time left is told, in virtual time, against the rules that others have published:
 //! `cargo bench --bench eta [-- [jobs of each workload] [seed]]`.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the numbers of a benchmark are small"
+)]
+
 mod comparison;
 mod rules;
 mod workloads;

@@ -6,6 +6,13 @@
 //! `searches`. The server is a process of its own, so that
 //! its CPU time and memory can be told from the load's. Both share the machine: read ratios, not records.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the numbers of a benchmark are small"
+)]
+
 mod greedy;
 mod pages;
 mod pressure;

@@ -233,7 +233,7 @@ impl Connection {
     }
 
     async fn read(&mut self) -> Option<()> {
-        let mut part = [0; 64 * 1024];
+        let mut part = vec![0; 64 * 1024];
         let count = self.stream.read(&mut part).await.ok()?;
         self.buffer.extend_from_slice(&part[..count]);
         (count > 0).then_some(())

@@ -194,7 +194,7 @@ impl Reader {
             let mut paused = self.tally.paused.subscribe();
             let _ = paused.wait_for(|paused| !paused).await;
         }
-        let mut part = [0; 32 * 1024];
+        let mut part = vec![0; 32 * 1024];
         let Ok(count @ 1..) = self.stream.read(&mut part).await else {
             return false;
         };
@@ -206,7 +206,7 @@ impl Reader {
     /// Reads a chunked answer to its end; gives the cursor.
     async fn read_answer(&mut self) -> Option<String> {
         let mut whole = Vec::new();
-        let mut part = [0; 32 * 1024];
+        let mut part = vec![0; 32 * 1024];
         while !whole.ends_with(b"\r\n0\r\n\r\n") {
             let Ok(count @ 1..) = self.stream.read(&mut part).await else {
                 return None;

@@ -5,6 +5,13 @@
 //! Processor time is what the kernel counts for the process (`utime` and `stime`), over many requests. Memory is the peak
 //! of one request (`VmHWM`, which is reset before it). What grows faster than its input is marked.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the numbers of a benchmark are small"
+)]
+
 mod input;
 mod keys;
 #[path = "../process.rs"]

@@ -15,6 +15,7 @@ use super::{Access, AuthError, Role, Schools};
 use crate::config::{SCHOOL_CLAIM, SCHOOLS_PER_TOKEN_MAX, Settings};
 use crate::id::{Channel, SchoolId};
 use crate::kind;
+use crate::number;
 
 /// The schools that a token for several of them is limited to.
 const SCHOOLS_CLAIM: &str = "schools";
@@ -55,7 +56,7 @@ pub struct Claims {
 }
 
 fn whole<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_i64(*seconds as i64)
+    serializer.serialize_i64(number::whole(*seconds))
 }
 
 /// Where a claim stands: its name, or a JSON pointer to it (RFC 6901).
@@ -127,7 +128,7 @@ impl ClaimRules {
             default_school: settings.jwt_default_school_id,
             issuer: settings.jwt_issuer.clone(),
             audience: settings.jwt_audience.clone(),
-            leeway: TimeDelta::seconds(settings.jwt_leeway_secs as i64),
+            leeway: TimeDelta::seconds(settings.jwt_leeway_secs.try_into().unwrap_or(i64::MAX)),
             max_token_secs: settings.max_token_secs,
         }
     }
@@ -169,7 +170,7 @@ impl ClaimRules {
         let leeway = self.leeway.num_seconds();
         let exp = seconds(claims, "exp")?.ok_or(TokenError::claim("exp", "is missing"))?;
         if now >= exp + leeway as f64 {
-            let ago_secs = (now - exp).clamp(0.0, TOLD_MAX_SECS) as u64;
+            let ago_secs = number::whole_unsigned((now - exp).clamp(0.0, TOLD_MAX_SECS));
             return Err(AuthError::Expired { ago_secs });
         }
         // What passes is a date that can be written down, whatever form its number has.
@@ -191,7 +192,7 @@ impl ClaimRules {
             }
         }
         // Judged by the same clock as the token: a stream that may open may also last.
-        let exp = DateTime::from_timestamp_millis((exp * 1000.0) as i64);
+        let exp = DateTime::from_timestamp_millis(number::whole(exp * 1000.0));
         Ok(exp.map(|exp| exp + self.leeway))
     }
 

@@ -108,7 +108,9 @@ async fn written(
 ) -> Vec<u8> {
     /// What a line has in addition to its event's bytes.
     const LINE_BYTES: usize = 256;
-    let mut answer = Vec::with_capacity(outcomes.len() * LINE_BYTES + event_bytes as usize);
+    let mut answer = Vec::with_capacity(
+        outcomes.len() * LINE_BYTES + usize::try_from(event_bytes).unwrap_or_default(),
+    );
     let mut slice = Slice::default();
     for (index, outcome) in outcomes.into_iter().enumerate() {
         let (number, before) = (index + 1, answer.len());
@@ -141,13 +143,13 @@ async fn written(
 
 /// Lets other tasks have a turn now and then: a batch is much work.
 #[derive(Default)]
-struct Slice(usize);
+struct Slice(u64);
 
 impl Slice {
     /// Notes that a line of so many bytes is done.
     async fn done(&mut self, bytes: usize) {
-        self.0 += bytes + COMMAND_BASE_BYTES as usize;
-        if self.0 >= BATCH_SLICE_BYTES {
+        self.0 += bytes as u64 + COMMAND_BASE_BYTES;
+        if self.0 >= BATCH_SLICE_BYTES as u64 {
             self.0 = 0;
             tokio::task::yield_now().await;
         }

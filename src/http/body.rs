@@ -21,6 +21,7 @@ use super::credential::{query, tidings};
 use super::problem::{Kind, Problem};
 use crate::config::{IDEMPOTENCY_KEY_MAX_BYTES, StatusCase};
 use crate::log::{Allowance, Idempotency};
+use crate::number::{whole, whole_unsigned};
 use crate::wire::json::{self, JsonError};
 
 /// A body that is not read yet.
@@ -191,8 +192,8 @@ fn without_fraction(number: &Number) -> Option<Number> {
     let bounds = i64::MIN as f64..u64::MAX as f64;
     let is_whole = double.fract() == 0.0 && bounds.contains(&double);
     is_whole.then(|| match double < 0.0 {
-        true => (double as i64).into(),
-        false => (double as u64).into(),
+        true => whole(double).into(),
+        false => whole_unsigned(double).into(),
     })
 }
 

@@ -334,8 +334,8 @@ pub(super) fn page_of(request: &Request<'_>) -> Result<(Option<u64>, usize), Pro
         return Ok((None, limit));
     };
     let (beyond, head) = page.split_once('-').unwrap_or((page, "0"));
-    match (beyond.parse::<i64>(), head.parse::<Place>()) {
-        (Ok(beyond @ 0..), Ok(_)) => Ok((Some(beyond as u64), limit)),
+    match (beyond.parse::<u64>(), head.parse::<Place>()) {
+        (Ok(beyond), Ok(_)) if i64::try_from(beyond).is_ok() => Ok((Some(beyond), limit)),
         _ => Err(invalid("`page` is not the `next` of an answer".into())),
     }
 }

@@ -36,25 +36,25 @@ impl Ring {
     /// Adds to a count.
     pub(super) fn count(&mut self, second: u64, more: u32) {
         self.turn(second);
-        let place = &mut self.figures[second as usize % PLACES];
-        *place = place.saturating_add(more);
+        let figure = &mut self.figures[place(second)];
+        *figure = figure.saturating_add(more);
     }
 
     /// Notes a level.
     pub(super) fn level(&mut self, second: u64, level: usize) {
         self.turn(second);
-        self.figures[second as usize % PLACES] = level.try_into().unwrap_or(u32::MAX);
+        self.figures[place(second)] = level.try_into().unwrap_or(u32::MAX);
     }
 
     /// Forgets what the ring has no room for.
     fn turn(&mut self, second: u64) {
         let passed = second.saturating_sub(self.last).min(PLACES as u64);
         let figure = match self.holds {
-            true => self.figures[self.last as usize % PLACES],
+            true => self.figures[place(self.last)],
             false => 0,
         };
         for gone in 0..passed {
-            self.figures[(second - gone) as usize % PLACES] = figure;
+            self.figures[place(second - gone)] = figure;
         }
         self.last = self.last.max(second);
     }
@@ -62,9 +62,14 @@ impl Ring {
     /// The figures of the seconds before this one, which is not over; oldest first.
     pub(super) fn before(&mut self, second: u64) -> [u32; RATE_SECS] {
         self.turn(second);
-        let present = second as usize % PLACES;
+        let present = place(second);
         std::array::from_fn(|index| self.figures[(present + 1 + index) % PLACES])
     }
+}
+
+/// Where the figure of a second stands.
+fn place(second: u64) -> usize {
+    usize::try_from(second % PLACES as u64).expect("below the number of places")
 }
 
 #[cfg(test)]

@@ -207,7 +207,8 @@ impl Hub {
             let school = self.school(of_school[0].school);
             let second = self.second();
             let mut room = lock(&school);
-            room.rate.count(second, of_school.len() as u32);
+            let more = of_school.len().try_into().unwrap_or(u32::MAX);
+            room.rate.count(second, more);
             for event in of_school {
                 room.offer(event, self.window_events, &mut waiting);
             }
@@ -694,7 +695,7 @@ impl Attachment {
         if after.seq > head.seq || after.seq + 1 < first {
             return None;
         }
-        let skipped = (after.seq + 1 - first) as usize;
+        let skipped = usize::try_from(after.seq + 1 - first).unwrap_or(usize::MAX);
         if after.tag.is_some() {
             let before = skipped
                 .checked_sub(1)

@@ -244,7 +244,7 @@ pub struct Reading {
 impl Meter {
     /// Notes a commit.
     pub fn committed(&self, events: usize, took: Duration) {
-        let micros = took.as_micros() as u64;
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.events.fetch_add(events as u64, Ordering::Relaxed);
         self.commits.fetch_add(1, Ordering::Relaxed);
         self.commit_micros.fetch_add(micros, Ordering::Relaxed);

@@ -17,6 +17,7 @@ use crate::kind::characteristic::dispersion::Chart;
 use crate::kind::characteristic::{Ack, InForce, Opened, Sample};
 use crate::kind::job::{Report, Status};
 use crate::kind::{characteristic, job};
+use crate::number::whole_unsigned;
 
 /// In what form an event's fields are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -205,7 +206,7 @@ fn file_id(job: &Report) -> Value {
 
 /// Progress as a whole number: done only when it is done.
 fn whole(progress: Option<f64>) -> u64 {
-    progress.unwrap_or(0.0).floor() as u64
+    whole_unsigned(progress.unwrap_or(0.0))
 }
 
 /// `initial_state` of uploads: the progress of each file that is being worked on. Nothing if none is.

@@ -244,11 +244,11 @@ fn without_line_separators(json: &[u8]) -> Cow<'_, [u8]> {
 fn text_frame_header(length: usize, bytes: &mut Vec<u8>) {
     const FINAL_TEXT: u8 = 0x81;
     bytes.push(FINAL_TEXT);
-    match length {
-        0..=125 => bytes.push(length as u8),
-        126..=0xFFFF => {
+    match (u8::try_from(length), u16::try_from(length)) {
+        (Ok(length @ 0..=125), _) => bytes.push(length),
+        (_, Ok(length)) => {
             bytes.push(126);
-            bytes.extend_from_slice(&(length as u16).to_be_bytes());
+            bytes.extend_from_slice(&length.to_be_bytes());
         }
         _ => {
             bytes.push(127);

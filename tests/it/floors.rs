@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Each module's floor. A module knows only those on floors below its own.
 const FLOORS: &[(&str, u8)] = &[
     ("id", 0),
+    ("number", 0),
     ("sync", 0),
     ("uptime", 0),
     ("event", 1),

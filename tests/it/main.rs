@@ -2,6 +2,12 @@
 //! and WebSocket clients, real SQLite files.
 
 #![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the numbers of a test are small"
+)]
+#![allow(
     clippy::unwrap_used,
     reason = "a test that meets the unexpected should say so and end"
 )]

@@ -371,7 +371,7 @@ async fn messages_are_judged_by_when_they_arrive_and_not_by_when_they_are_answer
 }
 
 async fn hear(stream: &mut (impl AsyncRead + Unpin), heard: &mut Vec<u8>) {
-    let mut part = [0; 64 * 1024];
+    let mut part = vec![0; 64 * 1024];
     let count = tokio::time::timeout(PATIENCE, stream.read(&mut part))
         .await
         .expect("it is told more")

@@ -10,6 +10,12 @@
 //! This is a test binary of its own, so that `.ci/mutants` builds it quickly.
 
 #![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the numbers of a test are small"
+)]
+#![allow(
     clippy::unwrap_used,
     reason = "a test that meets the unexpected should say so and end"
 )]

@@ -13,6 +13,7 @@ use super::lines::{self, percent};
 use super::outcome;
 use crate::cli::Failure;
 use crate::cli::terminal::{complain, json_line, plain, print_line};
+use crate::number::whole_unsigned;
 
 /// Bars on the screen at a time, however high it is.
 const BARS_MAX: usize = 40;
@@ -221,7 +222,7 @@ impl Bars {
             if slot.message() != text {
                 slot.set_message(text.into_owned());
             }
-            let position = job.progress as u64;
+            let position = whole_unsigned(job.progress);
             if slot.position() != position {
                 slot.set_position(position);
             }

@@ -74,12 +74,12 @@ fn request(family: AddressFamily, port: u16) -> Vec<u8> {
     let length = NETLINK_HEADER + REQUEST;
     let mut request = Vec::with_capacity(length);
     // nlmsghdr: length, type, flags, sequence number, sender.
-    request.extend((length as u32).to_ne_bytes());
+    request.extend(u32::try_from(length).expect("some 70 bytes").to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend(NLM_F_REQUEST_DUMP.to_ne_bytes());
     request.extend([0; 8]);
     // inet_diag_req_v2: family, protocol, attributes wanted, padding, states, and the socket's own port.
-    let family = family.as_raw() as u8;
+    let family = u8::try_from(family.as_raw()).expect("an internet family");
     request.extend([family, IPPROTO_TCP, 1 << (INET_DIAG_INFO - 1), 0]);
     request.extend(STATES.to_ne_bytes());
     request.extend(port.to_be_bytes());
@@ -101,7 +101,9 @@ fn take_answer(kernel: &OwnedFd, port: u16, found: &mut Vec<Connection>) -> io::
                 Some(NLMSG_DONE) => return Ok(()),
                 Some(NLMSG_ERROR) => {
                     let code = u32_at(message, 0).ok_or_else(malformed)?;
-                    return Err(io::Error::from_raw_os_error(-(code as i32)));
+                    return Err(io::Error::from_raw_os_error(
+                        code.cast_signed().wrapping_neg(),
+                    ));
                 }
                 Some(SOCK_DIAG_BY_FAMILY) => found.extend(connection(message, port)),
                 _ => {}

@@ -36,6 +36,12 @@ pub(super) fn relative(distance: TimeDelta) -> String {
     }
 }
 
+/// So many seconds in their one or two largest units.
+pub(super) fn span_secs(length: u64) -> String {
+    let length = length.try_into().ok().and_then(TimeDelta::try_seconds);
+    span(length.unwrap_or(TimeDelta::MAX))
+}
+
 /// A length of time in its one or two largest units.
 pub(super) fn span(length: TimeDelta) -> String {
     let secs = length.num_seconds();

@@ -13,6 +13,7 @@ use crate::kind::enrollment::Session;
 use crate::kind::job::{End, Job, Status};
 use crate::kind::{Cell, Subject as _, description};
 use crate::log::StoredSubject;
+use crate::number::whole_unsigned;
 
 fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
     let (code, error) = match &job.end {
@@ -32,7 +33,7 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
         "status": job.status.as_str(),
         "stalled": job.stalled,
         "cancel_requested": job.cancel_requested,
-        "progress": told_progress(job).map(|percent| percent.floor() as u64),
+        "progress": told_progress(job).map(whole_unsigned),
         "progress_word": progress_word(job),
         "is_running": job.status == Status::InProgress,
         "message": &*job.message,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::RENEW_SECS;
 use super::chart::spark;
-use super::form::{bytes, count, millis, span, time};
+use super::form::{bytes, count, millis, span_secs, time};
 use super::page::{Html, Pages};
 use super::school;
 use super::visitor::{Refusal, Visitor};
@@ -175,9 +175,9 @@ async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
         "database": bytes(tidings.store().size().await?),
         "schools": tidings.hub().schools(),
         "max_streams": count(settings.max_streams as u64),
-        "retention": span(chrono::TimeDelta::seconds(settings.retention_secs as i64)),
+        "retention": span_secs(settings.retention_secs),
         "retention_events": count(settings.retention_events),
-        "job_retention": span(chrono::TimeDelta::seconds(settings.job_retention_secs as i64)),
+        "job_retention": span_secs(settings.job_retention_secs),
         "since": time(vitals.since(), Utc::now()),
         "mean_secs": MEAN_SECS,
     }))

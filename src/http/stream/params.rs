@@ -163,6 +163,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
         }
     };
     let ids = query(request, "ids").map(|ids| ids.split(',').map(str::to_owned).collect());
+    let padding = number("padding", PADDING_MAX_BYTES as u64)?.unwrap_or(0);
     Ok(Params {
         transport: transport(request)?,
         address: client_address(request),
@@ -189,7 +190,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
         heartbeat_message,
         ids,
         named,
-        padding: number("padding", PADDING_MAX_BYTES as u64)?.unwrap_or(0) as usize,
+        padding: usize::try_from(padding).unwrap_or(PADDING_MAX_BYTES),
         wait: Duration::from_secs(
             number("wait", POLL_WAIT_MAX_SECS)?.unwrap_or(POLL_WAIT_DEFAULT_SECS),
         ),

@@ -58,8 +58,9 @@ impl TextWatch {
     }
 
     fn read_text(&mut self, payload: &[u8]) -> bool {
-        let offset = (self.seen % 4) as usize;
-        let mask = self.mask.iter().cycle().skip(offset);
+        let mut mask = self.mask;
+        mask.rotate_left(usize::try_from(self.seen % 4).expect("below 4"));
+        let mask = mask.iter().cycle();
         let mut text = std::mem::take(&mut self.rest);
         text.extend(payload.iter().zip(mask).map(|(byte, mask)| byte ^ mask));
         match std::str::from_utf8(&text) {

@@ -176,6 +176,7 @@ impl Lines {
 /// Where a point lies on its chart, from the top to the bottom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Zone {
+    /// Above the upper control limit.
     BeyondUcl,
     /// Above two sigma, up to the upper control limit.
     ZoneAUpper,
@@ -183,9 +184,13 @@ pub enum Zone {
     ZoneBUpper,
     /// From the center line up to one sigma.
     ZoneCUpper,
+    /// Below the center line, down to one sigma.
     ZoneCLower,
+    /// Below one sigma, down to two.
     ZoneBLower,
+    /// Below two sigma, down to the lower control limit.
     ZoneALower,
+    /// Below the lower control limit.
     BeyondLcl,
 }
 

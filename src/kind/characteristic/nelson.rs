@@ -21,13 +21,21 @@ pub const WINDOW: usize = 15;
 /// A test for special causes, numbered as Nelson numbers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
+    /// A point beyond a control limit.
     BeyondLimits = 1,
+    /// Points in a row on one side of the center line.
     OneSided = 2,
+    /// Points in a row that all rise, or all fall.
     Trend = 3,
+    /// Points in a row that rise and fall in turn.
     Alternation = 4,
+    /// Two of three points in a row beyond two sigma, on one side.
     TwoOfThree = 5,
+    /// Four of five points in a row beyond one sigma, on one side.
     FourOfFive = 6,
+    /// Points in a row within one sigma.
     Stratification = 7,
+    /// Points in a row beyond one sigma, on either side.
     Mixture = 8,
     /// Not one of Nelson's: rule 1, on the chart of the variation.
     Dispersion = 101,

@@ -242,7 +242,7 @@ fn describe(next: &mut Characteristic, register: &Register) -> Result<(), RuleEr
         next.unit = Some(bounded("unit", unit, Bound::constant(NAME_MAX_BYTES))?);
     }
     if let Some(size) = register.subgroup_size {
-        if !(1..=SUBGROUP_MAX as u32).contains(&size) {
+        if size == 0 || size as usize > SUBGROUP_MAX {
             let expected = format!("is from 1 to {SUBGROUP_MAX}");
             return Err(invalid("subgroup_size", expected));
         }

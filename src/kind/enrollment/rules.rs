@@ -14,6 +14,7 @@ use crate::id::SubjectId;
 use crate::kind::{
     Bound, Context, Outcome, PLAIN_ERROR_CODE, RuleError, bounded, code, not_found, percent,
 };
+use crate::number::whole;
 
 /// The rules: what becomes of a session by a command, and what is told of it. Pure.
 pub fn apply(
@@ -201,12 +202,17 @@ impl Session {
                     expected: "is a number from 0 to 100".into(),
                 })?;
                 // The rest is for the end.
-                (told as u8).min(Status::Processing.progress())
+                let told = u8::try_from(whole(told)).unwrap_or(u8::MAX);
+                told.min(Status::Processing.progress())
             }
             None => status.progress(),
         };
         let scans_done = self.attempt.map(|attempt| attempt.saturating_sub(1));
-        let counted = scans_done.map(|done| done.min(2) as u8 * 33);
+        let counted = scans_done.map(|done| match done {
+            0 => 0,
+            1 => 33,
+            _ => 66,
+        });
         let by_scans = counted.filter(|_| self.total_attempts.is_some());
         self.progress = before.progress.max(by_scans.unwrap_or(told));
         if status != before.status {

@@ -48,7 +48,9 @@ impl History {
     /// The percentage of its time that a job like the earlier ones has taken when it reports `progress`.
     pub(super) fn share_of_time(&self, progress: f64) -> f64 {
         let tenths = progress / 10.0;
-        let below = (tenths as usize).min(TENTHS);
+        let below = (0..TENTHS)
+            .take_while(|tenth| tenths >= (tenth + 1) as f64)
+            .count();
         let (low, high) = (self.course[below], self.course[below + 1]);
         100.0 * (low + (high - low) * (tenths - below as f64))
     }

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use self::history::Tenths;
 pub use self::history::{Course, History, Past};
 use self::pace::{Pace, Step};
+use crate::number::whole;
 
 /// A step that takes so many times the longest so far, and the expected, is a pause.
 const PAUSE_FACTOR: f64 = 5.4;
@@ -308,7 +309,7 @@ impl Estimator {
             return None;
         }
         let after = |secs: f64| {
-            let millis = (secs.clamp(LEFT_MIN_SECS, HORIZON_SECS) * 1000.0).round() as i64;
+            let millis = whole((secs.clamp(LEFT_MIN_SECS, HORIZON_SECS) * 1000.0).round());
             now.checked_add_signed(TimeDelta::milliseconds(millis))
         };
         Some(Eta {

@@ -23,6 +23,7 @@ pub enum BarePing {
 /// An endpoint's ways.
 #[derive(Debug, Clone, Copy)]
 pub struct Dialect {
+    /// What a bare text `ping` is answered with.
     pub bare_ping: BarePing,
     /// Whether a client that may not is told why by an `error` message before the close.
     pub explains_refusal: bool,

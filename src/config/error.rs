@@ -1,24 +1,24 @@
-//! Settings that cannot be used: which, where it is set, what is wrong with it and what would be accepted, in one sentence.
-//! Never its value: that may be a secret.
+//! Errors of settings. Each is one sentence: the setting, where it is set, what is wrong, and what would be accepted.
+//! It never contains the value, which may be a secret.
 
 use figment::error::{Actual, Kind};
 use figment::{Figment, Metadata, Source};
 
 use super::{Settings, ranges};
 
-/// One in so many characters of a name may be a slip.
+/// A name counts as a typo of another if they differ in at most one of this many characters.
 const TYPO_SHARE: usize = 4;
 
-/// A setting that cannot be used. The message names it.
+/// A setting that cannot be used. The message names the setting.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Unknown, of the wrong type, or in the wrong place.
+    /// The setting is unknown, has the wrong type, or is in the wrong place.
     #[error("{0}")]
     Unreadable(String),
-    /// Of the right type, but out of range.
+    /// The setting has the right type, but its value is not accepted.
     #[error("setting `{key}` {problem}")]
     Invalid {
-        /// Which one.
+        /// The name of the setting.
         key: &'static str,
         /// What is wrong.
         problem: String,
@@ -26,7 +26,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// Of what could not be read from `figment`.
+    /// Describes what could not be read from `figment`.
     pub(crate) fn read(error: &figment::Error, figment: &Figment) -> ConfigError {
         let texts: Vec<String> = error
             .clone()
@@ -36,7 +36,7 @@ impl ConfigError {
         ConfigError::Unreadable(texts.join("; "))
     }
 
-    /// The same with the place in which it is set.
+    /// Returns the error with the place where its setting is set.
     pub(crate) fn found_in(self, figment: &Figment) -> ConfigError {
         match self {
             ConfigError::Invalid { key, problem } => {
@@ -49,7 +49,7 @@ impl ConfigError {
 }
 
 impl ConfigError {
-    /// Of an error that a setting has led to, with the place in which the setting is set.
+    /// Describes an error that a setting caused, with the place where the setting is set.
     pub(crate) fn led_to(
         error: &impl std::fmt::Display,
         key: &str,
@@ -64,7 +64,7 @@ impl ConfigError {
     }
 }
 
-/// A setting by its name and where it is set: the variable, or the file.
+/// Describes a setting: its name and where it is set, which is a variable or a file.
 pub(crate) fn place(metadata: Option<&Metadata>, path: &[&str]) -> String {
     let name = path.join(".");
     let root = path.first().copied().unwrap_or_default().to_uppercase();
@@ -80,7 +80,7 @@ pub(crate) fn place(metadata: Option<&Metadata>, path: &[&str]) -> String {
     }
 }
 
-/// What the names of the variables begin with, if that is where the setting comes from.
+/// Returns the prefix of the environment variables that this metadata describes. Returns `None` for other sources.
 fn variable_prefix(metadata: &Metadata) -> Option<&str> {
     let (prefix, _) = metadata
         .name
@@ -93,7 +93,7 @@ fn sentence(error: &figment::Error, figment: &Figment) -> String {
     if error.path.is_empty()
         && let Kind::Message(text) = &error.kind
     {
-        // The file cannot be parsed, or not even be read. It is Rocket's only one.
+        // The file cannot be read or parsed. Rocket has only one file.
         let of_file = |metadata: &Metadata| match &metadata.source {
             Some(Source::File(path)) => Some(path.display().to_string()),
             _ => None,
@@ -110,7 +110,7 @@ fn sentence(error: &figment::Error, figment: &Figment) -> String {
     };
     match &error.kind {
         Kind::Message(text) if text == "invalid IP address syntax" => {
-            format!("{place} must be an IP address, such as `127.0.0.1` or `::`, and not a name")
+            format!("{place} must be an IP address, such as `127.0.0.1` or `::`, not a host name")
         }
         Kind::Message(text) => format!("{place}: {text}"),
         Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
@@ -119,29 +119,32 @@ fn sentence(error: &figment::Error, figment: &Figment) -> String {
             let accepted = range.as_deref().unwrap_or_else(|| accepted(expected));
             let is_whole = matches!(actual, Actual::Signed(_) | Actual::Unsigned(_));
             match is_whole && accepted.starts_with("a whole number") {
-                true => format!("{place} must be {accepted}, and is outside that range"),
-                false => format!("{place} must be {accepted}, and is {}", type_name(actual)),
+                true => format!("{place} must be {accepted}, but is outside that range"),
+                false => format!("{place} must be {accepted}, but is {}", type_name(actual)),
             }
         }
         Kind::InvalidLength(_, expected) => format!("{place} must be {}", accepted(expected)),
         Kind::UnknownVariant(_, known) => format!("{place} must be one of {}", listed(known)),
-        // At the top it is a setting, of which there are too many to list.
+        // At the top level, the field is a setting. There are too many settings to list.
         Kind::UnknownField(name, known) if path.is_empty() || path[..] == [name] => {
             let place = self::place(error.metadata.as_ref(), &[name]);
-            format!("setting {place} is not known{}", nearest(name, known))
+            format!("setting {place} is unknown{}", nearest(name, known))
         }
         Kind::UnknownField(name, known) => {
-            format!("{place}: `{name}` is not known, only {}", listed(known))
+            format!(
+                "{place}: `{name}` is unknown; write one of {}",
+                listed(known)
+            )
         }
         Kind::MissingField(name) => format!("{place}: `{name}` is missing"),
-        Kind::DuplicateField(name) => format!("{place}: `{name}` is there twice"),
+        Kind::DuplicateField(name) => format!("{place}: `{name}` is set twice"),
         Kind::ISizeOutOfRange(_) | Kind::USizeOutOfRange(_) => format!("{place} is out of range"),
         Kind::Unsupported(actual) => format!("{place} must not be {}", type_name(actual)),
-        Kind::UnsupportedKey(..) => format!("{place} has a key that is not a text"),
+        Kind::UnsupportedKey(..) => format!("{place} has a key that is not a string"),
     }
 }
 
-/// What to look at instead of an unknown name: the nearest that is known, or else the page of all.
+/// Returns a hint for an unknown name: the most similar known name, or else the page that lists all settings.
 pub(crate) fn nearest(name: &str, known: &[impl AsRef<str>]) -> String {
     let distance = |other: &str| strsim::osa_distance(&name.to_lowercase(), other);
     let nearest = known
@@ -149,8 +152,8 @@ pub(crate) fn nearest(name: &str, known: &[impl AsRef<str>]) -> String {
         .map(AsRef::as_ref)
         .min_by_key(|other| distance(other));
     match nearest.filter(|other| distance(other) <= other.len().div_ceil(TYPO_SHARE)) {
-        Some(nearest) => format!(": is `{nearest}` meant?"),
-        None => ": docs/configuration.md has all of them".into(),
+        Some(nearest) => format!(": did you mean `{nearest}`?"),
+        None => ": docs/configuration.md lists all of them".into(),
     }
 }
 
@@ -159,21 +162,21 @@ fn listed(names: &[&str]) -> String {
     names.join(", ")
 }
 
-/// What is expected, in words for people instead of Rust's types.
+/// Returns what is expected in plain words instead of Rust's type names.
 fn accepted(expected: &str) -> &str {
     match expected {
         "u8" => "a whole number from 0 to 255",
         "u16" => "a whole number from 0 to 65535",
         "u32" => "a whole number from 0 to 4294967295",
-        "u64" | "usize" => "a whole number from 0 on",
+        "u64" | "usize" => "a whole number of at least 0",
         "i32" | "i64" | "isize" => "a whole number",
         "f32" | "f64" => "a number",
         "a boolean" | "bool" => "true or false",
-        "a string" | "string" | "str" => "a text, in quotes",
+        "a string" | "string" | "str" => "a string, in quotes",
         "path string" => "a path, in quotes",
         "sequence" | "a sequence" => "a list",
         "map" | "a map" => "a table",
-        "a server ident string or `false`" => "a text without control characters, or `false`",
+        "a server ident string or `false`" => "a string without control characters, or `false`",
         "a valid header name or `false`" => "the name of a header, or `false`",
         "byte unit string" | "a byte unit as an integer or string" => "a size such as `64KiB`",
         "enum Synchronous" => "`milestone`, `full` or `normal`",
@@ -186,8 +189,8 @@ fn accepted(expected: &str) -> &str {
     }
 }
 
-/// Of a file that cannot be parsed: where it is wrong, with the setting's name. The parser's own text shows the line, in which
-/// there may be a secret.
+/// Describes where a file cannot be parsed, with the setting's name. The parser's own message shows the whole line,
+/// which may contain a secret.
 fn parse_problem(text: &str) -> Option<String> {
     let mut lines = text.lines();
     let place = lines
@@ -203,7 +206,9 @@ fn parse_problem(text: &str) -> Option<String> {
     let is_misplaced = text.contains("expected a map");
     Some(match is_misplaced {
         true => {
-            format!("{place}: `{name}` stands at the top, where only tables such as `[default]` do")
+            format!(
+                "{place}: `{name}` is at the top level, where only tables such as `[default]` are allowed"
+            )
         }
         false => format!("{place}, at `{name}`"),
     })
@@ -216,9 +221,9 @@ fn type_name(actual: &Actual) -> &'static str {
         Actual::Float(_) => "a number with a fraction",
         Actual::Char(_) => "a character",
         Actual::Str(text) if text.is_empty() => "empty",
-        Actual::Str(_) => "a text",
+        Actual::Str(_) => "a string",
         Actual::Bytes(_) => "bytes",
-        Actual::Unit => "nothing",
+        Actual::Unit => "no value",
         Actual::Option => "an optional value",
         Actual::Seq => "a list",
         Actual::Map => "a table",

@@ -1,9 +1,9 @@
-//! Folders that hold what is secret.
+//! Folders that hold secrets.
 
 use std::io;
 use std::path::Path;
 
-/// Makes a folder, and those above it that are missing, for this user alone. One that exists is left as it is.
+/// Creates a folder, and its missing parents, with access for this user only. An existing folder is left unchanged.
 pub fn make_private_folder(folder: &Path) -> io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);

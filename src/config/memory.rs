@@ -1,14 +1,14 @@
-//! How much memory writes may take: what is reserved for a request, by the settings.
+//! How much memory a write can take. This much is reserved for a request.
 
 use super::{BATCH_LINE_MIN_BYTES, COMMAND_BASE_BYTES, COMMAND_EVENT_BYTES, Settings};
 
 impl Settings {
-    /// Memory that a command may take whose body has so many bytes.
+    /// Returns the memory that a command can take if its body has this many bytes.
     pub fn command_memory(&self, body_bytes: u64) -> u64 {
         memory(body_bytes, 1, self.expected_bytes(body_bytes, 1))
     }
 
-    /// Memory that a batch of so many commands may take.
+    /// Returns the memory that a batch of this many commands can take.
     pub fn batch_memory(&self, body_bytes: u64, commands: u64) -> u64 {
         memory(
             body_bytes,
@@ -17,21 +17,22 @@ impl Settings {
         )
     }
 
-    /// The same as far as it is known before the body is read.
+    /// Returns the memory that a batch can take, as far as it is known before the body is read.
     pub fn unread_batch_memory(&self, body_bytes: u64) -> u64 {
         let lines = body_bytes / BATCH_LINE_MIN_BYTES + 1;
         self.batch_memory(body_bytes, lines.min(self.batch_limit_commands as u64))
     }
 
-    /// Bytes of the events that a batch may lead to, or be answered with: no more than there is memory for.
+    /// Returns the maximum size of the events that a batch produces or is answered with, in bytes.
     pub fn batch_events(&self, body_bytes: u64, commands: u64) -> u64 {
-        // One may be answered with a result that another body brought.
+        // The answer to a command may contain a result that an earlier request brought.
         let expected = self.expected_bytes(body_bytes, commands);
         let expected = expected.saturating_add(self.body_limit_bytes);
         expected.min(self.batch_event_bytes)
     }
 
-    /// Bytes of the events that commands lead to at most, each with what is stored of its subject.
+    /// Returns the expected maximum size of the events that commands produce, each with the stored fields of its
+    /// subject.
     fn expected_bytes(&self, body_bytes: u64, commands: u64) -> u64 {
         let stored = self
             .metadata_limit_bytes
@@ -41,7 +42,8 @@ impl Settings {
     }
 }
 
-/// The bytes as such and as commands, then the events that they lead to and the answer made of these.
+/// Counts the body, as bytes and as commands, and then the events that the commands produce and the answer built from
+/// them.
 fn memory(body_bytes: u64, commands: u64, event_bytes: u64) -> u64 {
     (body_bytes.saturating_add(event_bytes).saturating_mul(2))
         .saturating_add(commands.saturating_mul(COMMAND_BASE_BYTES))

@@ -1,8 +1,8 @@
 //! Every setting and every bound, named with its unit.
 //!
-//! Settings stand in `[default.tidings]` of `Rocket.toml` and can each be overridden by the environment
-//! as `TIDINGS_<NAME>`. An unknown or invalid one stops the start with a message that names it. Bounds
-//! that nobody needs to set are constants in `bounds.rs`.
+//! Settings are in `[default.tidings]` of `Rocket.toml`. The environment variable `TIDINGS_<NAME>` overrides each of
+//! them. If a setting is unknown or invalid, the server does not start, and the error names the setting. Bounds that
+//! nobody needs to change are constants in `bounds.rs`.
 
 mod bounds;
 mod error;
@@ -41,11 +41,11 @@ pub use self::secret::Secret;
 use crate::id::{Kind, SchoolId};
 use crate::kind::{self, characteristic, device, enrollment, job};
 
-/// Environment variables that begin with `TIDINGS_` but are not settings of the server: the command
-/// line's own, and the test suite's.
+/// Environment variables that begin with `TIDINGS_` but are not settings of the server. The command line and the test
+/// suite use them.
 const NOT_SETTINGS: &[&str] = &["url", "token", "require_all", "log", "seed"];
 
-/// Settings that are texts. In the environment they are taken as they stand, also where they look like a number: `0123`.
+/// Settings that are strings. Their environment variables are used verbatim, even if they look like a number: `0123`.
 const TEXTS: &[&str] = &[
     "data_dir",
     "database_url",
@@ -61,19 +61,19 @@ const TEXTS: &[&str] = &[
     "cookie_name",
 ];
 
-/// When a commit must have reached the disk before it is acknowledged.
+/// Which commits must be on the disk before they are acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Synchronous {
-    /// A commit that holds a milestone. Every commit survives `kill -9`; this one a power loss too.
+    /// Commits that contain a milestone. Every commit survives `kill -9`; these survive a power loss too.
     Milestone,
     /// Every commit.
     Full,
-    /// None: a power loss may take the last commits, `kill -9` none.
+    /// No commit: a power loss may lose the last commits, `kill -9` loses none.
     Normal,
 }
 
-/// How `status` is written in messages, unless a request says otherwise.
+/// How `status` is written in messages, unless a request overrides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StatusCase {
@@ -83,12 +83,12 @@ pub enum StatusCase {
     Upper,
 }
 
-/// How many streams may be open at a time.
+/// Maximum numbers of concurrent streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ceilings {
-    /// In all.
+    /// On the whole server.
     pub server: usize,
-    /// Of a school.
+    /// In a school.
     pub school: usize,
     /// Of a user in a school.
     pub user: usize,
@@ -100,161 +100,169 @@ pub struct Ceilings {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// Where the database and the generated secret live, unless they are named elsewhere.
+    /// Folder of the database and the generated secret, unless other settings override it.
     pub data_dir: PathBuf,
-    /// `sqlite:<path>`, or the path alone; `<data_dir>/tidings.db` if absent.
+    /// `sqlite:<path>`, or the path alone. Defaults to `<data_dir>/tidings.db`.
     pub database_url: Option<String>,
-    /// When a commit must be on the disk.
+    /// Which commits must be on the disk before they are acknowledged.
     pub synchronous: Synchronous,
-    /// Whether the database is looked through at the start, so that a damaged one is not served.
+    /// Whether the database is checked at startup, so that a damaged one is not served.
     pub check_database: bool,
-    /// Database connections for reading, and so the most reads at a time.
+    /// Number of database connections for reading, and therefore of concurrent reads.
     pub reader_connections: u32,
-    /// How long, in milliseconds, a request may read: one that searches answers with what it has found, one that is still
-    /// waiting for its turn is refused.
+    /// How long a request may read, in milliseconds. After this time, a search returns what it has found, and a request
+    /// that still waits for its turn is rejected.
     pub read_timeout_ms: u64,
-    /// Most rows that a request may look at in search of those that fit.
+    /// Maximum number of rows that a request may scan for matching ones.
     pub read_rows_max: u64,
-    /// Requests that may wait for their turn to read, in all.
+    /// Maximum number of requests, over all schools, that wait for their turn to read.
     pub max_waiting_reads: usize,
-    /// Requests about a school that may wait for their turn to read.
+    /// Maximum number of requests about one school that wait for their turn to read.
     pub max_waiting_reads_per_school: usize,
 
-    /// The HS256 secret, at least 32 bytes; made at the first start if absent.
+    /// The HS256 secret, at least 32 bytes. If absent, it is generated at the first start.
     pub jwt_secret: Option<Secret>,
-    /// A PEM file with the public key that tokens are verified with, instead of the secret.
+    /// A PEM file with the public key that verifies tokens, instead of the secret.
     pub jwt_public_key_file: Option<PathBuf>,
-    /// A JSON Web Key Set with the public keys that tokens are verified with, instead of either; reread when it changes.
+    /// A JSON Web Key Set with the public keys that verify tokens, instead of the secret or the PEM file. It is reread
+    /// when it changes.
     pub jwt_jwks_file: Option<PathBuf>,
-    /// `HS256`, or `RS256`, `ES256` or `EdDSA` with a public key.
+    /// `HS256`, or, with a public key, `RS256`, `ES256` or `EdDSA`.
     pub jwt_algorithm: String,
     /// The `iss` that a token must have.
     pub jwt_issuer: Option<String>,
     /// The `aud` that a token must have.
     pub jwt_audience: Option<String>,
-    /// The claim that says who it is: its name, or a JSON pointer to it.
+    /// The claim that holds the user: its name, or a JSON pointer to it.
     pub jwt_subject_claim: String,
-    /// The claim that says which school, in the same way.
+    /// The claim that holds the school: its name, or a JSON pointer to it.
     pub jwt_school_claim: String,
-    /// The claim that says which role, in the same way.
+    /// The claim that holds the role: its name, or a JSON pointer to it.
     pub jwt_role_claim: String,
-    /// What roles of an existing login are called here, as in `{school_admin = "admin"}`.
+    /// Maps the roles of an existing login system to Tidings' roles, as in `{school_admin = "admin"}`.
     pub jwt_roles: BTreeMap<String, Role>,
-    /// The role of tokens that name none. None: they are refused.
+    /// The role of tokens that name none. If absent, such tokens are rejected.
     pub jwt_default_role: Option<Role>,
-    /// The school of tokens that name none. None: they are refused.
+    /// The school of tokens that name none. If absent, such tokens are rejected.
     pub jwt_default_school_id: Option<SchoolId>,
-    /// How far, in seconds, clocks may differ when `exp`, `nbf` and `iat` are judged.
+    /// Allowed clock difference when `exp`, `nbf` and `iat` are checked, in seconds.
     pub jwt_leeway_secs: u64,
-    /// How far ahead, in seconds, `exp` may be: a token that is valid for longer is refused.
+    /// Maximum time until a token's `exp`, in seconds. Tokens that are valid for longer are rejected.
     pub max_token_secs: u64,
-    /// How long, in seconds, a ticket opens streams.
+    /// How long a ticket can open streams, in seconds.
     pub ticket_ttl_secs: u32,
-    /// How long, in seconds, an expired ticket is good for reconnecting with a cursor.
+    /// How long an expired ticket can still reconnect with a cursor, in seconds.
     pub ticket_grace_secs: u32,
-    /// The cookie that may carry a token.
+    /// The cookie that can carry a token.
     pub cookie_name: String,
-    /// Web origins, in addition to the server's own, whose pages may read answers and use a cookie.
+    /// Web origins, in addition to the server's own, whose pages can read answers and use a cookie.
     pub allowed_origins: AllowedOrigins,
-    /// Addresses and networks of proxies whose `X-Forwarded-*` and `X-Real-IP` are believed.
+    /// Addresses and networks of proxies whose `X-Forwarded-*` and `X-Real-IP` headers are trusted.
     #[serde(deserialize_with = "one_or_many")]
     pub trusted_proxies: Vec<Network>,
     /// The path below which a proxy serves Tidings.
     pub base_path: Option<PathPrefix>,
-    /// The school that callers without a token may watch. None: a token is required.
+    /// The school that clients without a token can watch. If absent, a token is required.
     pub anonymous_school_id: Option<SchoolId>,
 
-    /// At most this many seconds between signs of life on a stream.
+    /// Maximum time between two heartbeats on a stream, in seconds.
     pub heartbeat_secs: u64,
-    /// Silence of a reader's machine, in seconds, after which its connection is closed: it acknowledges nothing that it is
-    /// sent. Two heartbeats if absent; 0 is never.
+    /// How long a client's machine may acknowledge no data before its connection is closed, in seconds. Defaults to two
+    /// heartbeats; 0 means never.
     pub dead_peer_timeout_secs: Option<u64>,
-    /// On the endpoints that have it: silence from a client, in seconds, before a `heartbeat` message.
+    /// How long a client may be silent before the server sends a `heartbeat` message, in seconds, on endpoints that
+    /// have this message.
     pub idle_heartbeat_secs: u64,
-    /// Least time in milliseconds between two ticks of a subject on a stream, unless a request says otherwise.
+    /// Minimum time between two ticks of a subject on a stream, in milliseconds, unless a request overrides it.
     pub tick_ms: u64,
-    /// How `status` is written.
+    /// How `status` is written in messages, unless a request overrides it.
     pub status_case: StatusCase,
-    /// Events that may wait for one slow connection.
+    /// Maximum number of events that wait for one slow connection.
     pub mailbox_capacity: usize,
-    /// Newest events of a school kept in memory for short gaps.
+    /// Newest events of a school that are kept in memory for short gaps.
     pub window_events: usize,
-    /// Most events that a replay may carry before it is answered with a `reset`.
+    /// Maximum number of events in a replay. A longer replay is answered with a `reset`.
     pub replay_max_events: u64,
-    /// Streams open at a time, in all.
+    /// Maximum number of concurrent streams on the server.
     pub max_streams: usize,
-    /// Streams of a school open at a time.
+    /// Maximum number of concurrent streams of a school.
     pub max_streams_per_school: usize,
-    /// Streams open at a time with tokens of one `sub` in a school; those without one are of one user.
+    /// Maximum number of concurrent streams with tokens of one `sub` in a school. Tokens without a `sub` count as one
+    /// user.
     pub max_streams_per_user: usize,
-    /// Streams open at a time from one address (of IPv6, one /64): that of the connection, or what a trusted proxy says.
+    /// Maximum number of concurrent streams from one address (for IPv6, from one /64). A trusted proxy can report the
+    /// address.
     pub max_streams_per_address: usize,
-    /// Over this many milliseconds returning clients are spread when the server stops.
+    /// When the server stops, clients reconnect at times that are spread over this many milliseconds.
     pub reconnect_spread_ms: u64,
 
-    /// How long, in seconds, events are kept.
+    /// How long events are kept, in seconds.
     pub retention_secs: u64,
-    /// How many events of a school are kept.
+    /// Maximum number of events that are kept for a school.
     pub retention_events: u64,
-    /// How many bytes of events of a school are kept.
+    /// Maximum size of the events that are kept for a school, in bytes.
     pub retention_bytes: u64,
-    /// How long, in seconds, a finished job or enrollment session and an acknowledged violation are kept; at least
-    /// until their events are gone.
+    /// How long finished jobs, finished enrollment sessions and acknowledged violations are kept, in seconds. They are
+    /// kept at least until their events are deleted.
     pub job_retention_secs: u64,
-    /// How long, in seconds, an `Idempotency-Key` is remembered.
+    /// How long an `Idempotency-Key` is remembered, in seconds.
     pub idempotency_ttl_secs: u64,
-    /// How many bytes of answers to requests with an `Idempotency-Key` a school keeps in addition to its events.
+    /// Maximum size of the answers to requests with an `Idempotency-Key` that a school keeps in addition to its events,
+    /// in bytes.
     pub idempotency_answer_bytes: u64,
-    /// How long, in seconds of uptime, a wall clock that was set has to stand before anything is removed for its age.
+    /// How long the wall clock must be stable after an adjustment before anything is deleted because of its age, in
+    /// seconds of uptime.
     pub clock_settle_secs: u64,
 
-    /// Silent seconds after which a running job is `stalled`, unless it says otherwise; 0 is never.
+    /// Seconds of silence after which a running job is `stalled`, unless the job overrides it; 0 means never.
     pub stall_after_secs: u32,
-    /// Silent seconds after which a running job fails with `timeout`, unless it says otherwise; 0 is never.
+    /// Seconds of silence after which a running job fails with `timeout`, unless the job overrides it; 0 means never.
     pub timeout_secs: u32,
 
-    /// Silent seconds after which an enrollment session ends with `timeout`, unless it says otherwise.
+    /// Seconds of silence after which an enrollment session ends with `timeout`, unless the session overrides it.
     pub enrollment_lease_secs: u32,
-    /// Silent seconds after which a device is offline, unless it says otherwise.
+    /// Seconds of silence after which a device is offline, unless the device overrides it.
     pub device_lease_secs: u32,
 
-    /// Largest body of a single command, in bytes.
+    /// Maximum size of a single command's body, in bytes.
     pub body_limit_bytes: u64,
-    /// Largest body of a batch, in bytes.
+    /// Maximum size of a batch's body, in bytes.
     pub batch_limit_bytes: u64,
-    /// How long, in seconds, the body of a request that writes may take to arrive, since memory is reserved for it.
+    /// How long the body of a request that writes may take to arrive, in seconds. Memory is reserved for it meanwhile.
     pub body_timeout_secs: u64,
-    /// Most commands in a batch.
+    /// Maximum number of commands in a batch.
     pub batch_limit_commands: usize,
-    /// Bytes of the events that the lines of a batch may lead to, or be answered with; later lines are refused.
+    /// Maximum size of the events that a batch produces or is answered with, in bytes. Later lines are rejected.
     pub batch_event_bytes: u64,
-    /// Bytes of events a second that a school may produce, and as many at once; after more it waits; 0 means no limit.
+    /// Rate limit and burst size of the events that a school produces, in bytes per second and bytes. Beyond it, the
+    /// school's writes wait. 0 means no limit.
     pub event_bytes_per_sec: u32,
-    /// Memory, in bytes, for bodies, commands, events and answers of writes under way; a school may hold as much as it
-    /// leaves free.
+    /// Memory for the bodies, commands, events and answers of concurrent writes, in bytes. A school can hold as much as
+    /// remains free.
     pub write_memory_bytes: u64,
-    /// Largest `metadata` of a subject, in bytes.
+    /// Maximum size of a subject's `metadata`, in bytes.
     pub metadata_limit_bytes: usize,
-    /// Longest `message`, in bytes.
+    /// Maximum length of `message`, in bytes.
     pub message_limit_bytes: usize,
-    /// Largest WebSocket message from a client, in bytes.
+    /// Maximum size of a WebSocket message from a client, in bytes.
     pub client_message_limit_bytes: usize,
-    /// Messages a second that a WebSocket client may send, and twice as many at once; 0 means no limit.
+    /// Rate limit for messages from a WebSocket client, per second, with bursts of twice as many. 0 means no limit.
     pub client_messages_per_sec: u32,
-    /// Most channels on one connection.
+    /// Maximum number of channels on one connection.
     pub channels_per_connection: usize,
-    /// Commands and beats a second with tokens of one `sub` in a school, and at least a whole batch at once; 0 means no limit.
+    /// Rate limit for commands and heartbeats, per second, with tokens of one `sub` in a school. A burst can always
+    /// hold a whole batch. 0 means no limit.
     pub publishes_per_sec: u32,
-    /// Most jobs of a school that are kept.
+    /// Maximum number of jobs that are kept for a school.
     pub jobs_per_school: u64,
-    /// Most enrollment sessions of a school that are kept.
+    /// Maximum number of enrollment sessions that are kept for a school.
     pub enrollments_per_school: u64,
-    /// Most devices of a school.
+    /// Maximum number of devices of a school.
     pub devices_per_school: u64,
-    /// Most characteristics of a school.
+    /// Maximum number of characteristics of a school.
     pub characteristics_per_school: u64,
 
-    /// Who is told of what happens: webhooks, e-mail, MQTT.
+    /// Notifiers that deliver events by webhook, e-mail or MQTT.
     pub notifiers: Vec<NotifierSettings>,
 }
 
@@ -338,14 +346,14 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads `tidings` in `figment` (Rocket's own), overridden by `TIDINGS_*`.
+    /// Reads the table `tidings` of `figment`, which is Rocket's own. Environment variables `TIDINGS_*` override it.
     pub fn from_figment(figment: &Figment) -> Result<Settings, ConfigError> {
         if figment
             .find_value("tidings")
             .is_ok_and(|table| table.as_dict().is_none())
         {
             return Err(ConfigError::Unreadable(
-                "setting `tidings` is not a table".into(),
+                "setting `tidings` must be a table, such as `[default.tidings]`".into(),
             ));
         }
         let merged = merged(figment);
@@ -356,12 +364,12 @@ impl Settings {
         Ok(settings)
     }
 
-    /// A setting by its name and where it is set: the variable, or the file.
+    /// Describes a setting: its name and where it is set, which is a variable or a file.
     pub(crate) fn place(figment: &Figment, key: &str) -> String {
         place(merged(figment).find_metadata(key), &[key])
     }
 
-    /// The setting that says where the database is.
+    /// Returns the name of the setting that determines where the database is.
     pub(crate) fn of_database(figment: &Figment) -> &'static str {
         let url = merged(figment).extract_inner::<String>("database_url");
         if url.is_ok() {
@@ -371,7 +379,7 @@ impl Settings {
         }
     }
 
-    /// The SQLite file.
+    /// Returns the path of the SQLite file.
     pub fn database_path(&self) -> Result<PathBuf, ConfigError> {
         let Some(url) = &self.database_url else {
             return Ok(self.data_dir.join("tidings.db"));
@@ -387,14 +395,14 @@ impl Settings {
             Some(("sqlite", path)) => path.strip_prefix("//").unwrap_or(path),
             Some((scheme, _)) if is_scheme(scheme) => {
                 return invalid(
-                    "names another database than SQLite; write `sqlite:<path>`, or the path alone",
+                    "does not name a SQLite database; write `sqlite:<path>`, or the path alone",
                 );
             }
             _ => url,
         };
         match path {
             "" => invalid("has no path; write `sqlite:<path>`, or the path alone"),
-            // To SQLite these are no files.
+            // SQLite does not treat these as paths of files.
             _ if path == ":memory:" || path.starts_with("file:") => {
                 invalid("is not the path of a file; write `sqlite:<path>`, or the path alone")
             }
@@ -402,7 +410,7 @@ impl Settings {
         }
     }
 
-    /// The bounds that the kinds' rules enforce.
+    /// Returns the bounds that the rules of the kinds enforce.
     pub fn limits(&self) -> kind::Limits {
         kind::Limits {
             message_bytes: self.message_limit_bytes,
@@ -414,13 +422,13 @@ impl Settings {
         }
     }
 
-    /// The largest body of a single command in bytes, and the setting that says so.
+    /// Returns the maximum size of a single command's body, in bytes, and the name of the setting.
     pub fn body_limit(&self) -> (u64, &'static str) {
         (self.body_limit_bytes, "body_limit_bytes")
     }
 
-    /// How many subjects of each kind a school may have, and the setting that says so: [`SUBJECTS_PER_SCHOOL`] of a kind
-    /// that has no setting.
+    /// Returns the maximum number of subjects of each kind in a school, and the name of the setting. Kinds without a
+    /// setting have [`SUBJECTS_PER_SCHOOL`].
     pub fn most_subjects(&self) -> Vec<(Kind, u64, Option<&'static str>)> {
         let settings = [
             (job::KIND, self.jobs_per_school, "jobs_per_school"),
@@ -445,7 +453,7 @@ impl Settings {
         kind::KINDS.iter().map(most).collect()
     }
 
-    /// How many streams may be open.
+    /// Returns the maximum numbers of concurrent streams.
     pub fn ceilings(&self) -> Ceilings {
         Ceilings {
             server: self.max_streams,
@@ -455,12 +463,13 @@ impl Settings {
         }
     }
 
-    /// Time between signs of life.
+    /// Returns the time between two heartbeats.
     pub fn heartbeat(&self) -> Duration {
         Duration::from_secs(self.heartbeat_secs)
     }
 
-    /// How long a connection's peer may acknowledge nothing before the connection is closed; none if it may for ever.
+    /// Returns how long a connection's peer may acknowledge nothing before the connection is closed. `None` means for
+    /// ever.
     pub fn dead_peer_timeout(&self) -> Option<Duration> {
         let secs = self
             .dead_peer_timeout_secs
@@ -480,7 +489,7 @@ impl Settings {
             .as_ref()
             .is_some_and(|secret| secret.reveal().len() < SECRET_MIN_BYTES)
         {
-            return invalid("jwt_secret", "has fewer than 32 bytes");
+            return invalid("jwt_secret", "must have at least 32 bytes");
         }
         for (key, place) in [
             ("jwt_subject_claim", &self.jwt_subject_claim),
@@ -492,19 +501,22 @@ impl Settings {
             }
         }
         if self.jwt_roles.contains_key("") {
-            return invalid("jwt_roles", "holds a role without a name");
+            return invalid(
+                "jwt_roles",
+                "has an entry without a role name; write entries such as `{school_admin = \"admin\"}`",
+            );
         }
         if self.jwt_jwks_file.is_some() {
             if self.jwt_public_key_file.is_some() {
                 return invalid(
                     "jwt_jwks_file",
-                    "is set together with `jwt_public_key_file`: tokens have one source",
+                    "cannot be combined with `jwt_public_key_file`; set only one of them",
                 );
             }
             if self.jwt_algorithm != "HS256" {
                 return invalid(
                     "jwt_algorithm",
-                    "is set together with `jwt_jwks_file`, whose keys name their algorithms themselves",
+                    "cannot be combined with `jwt_jwks_file`, whose keys name their own algorithms",
                 );
             }
         }
@@ -513,19 +525,27 @@ impl Settings {
             ("HS256", Some(_)) => {
                 return invalid(
                     "jwt_algorithm",
-                    "is HS256, which has no public key: name RS256, ES256 or EdDSA",
+                    "must be RS256, ES256 or EdDSA when `jwt_public_key_file` is set",
                 );
             }
             ("RS256" | "ES256" | "EdDSA", None) => {
-                return invalid("jwt_public_key_file", "is missing for this `jwt_algorithm`");
+                return invalid(
+                    "jwt_public_key_file",
+                    "is missing; this `jwt_algorithm` needs a file with the public key",
+                );
             }
-            _ => return invalid("jwt_algorithm", "is not one of HS256, RS256, ES256, EdDSA"),
+            _ => {
+                return invalid(
+                    "jwt_algorithm",
+                    "must be one of HS256, RS256, ES256 and EdDSA",
+                );
+            }
         }
         if self.data_dir.as_os_str().is_empty() {
-            return invalid("data_dir", "is empty; write the path of a folder");
+            return invalid("data_dir", "must not be empty; write the path of a folder");
         }
         if !is_cookie_name(&self.cookie_name) {
-            let problem = "is not a cookie's name; write letters, digits, `-`, `_` and `.`";
+            let problem = "is not a valid cookie name; write letters, digits, `-`, `_` and `.`";
             return invalid("cookie_name", problem);
         }
         self.database_path()?;
@@ -542,17 +562,17 @@ impl Settings {
         for (memory, what) in [
             (
                 self.unread_batch_memory(self.batch_limit_bytes),
-                "a batch of `batch_limit_bytes` that leads to `batch_event_bytes`",
+                "a batch of `batch_limit_bytes` that produces `batch_event_bytes`",
             ),
             (
                 self.command_memory(self.body_limit_bytes),
                 "a command of `body_limit_bytes` whose subject has `metadata_limit_bytes` and `message_limit_bytes`",
             ),
         ] {
-            // A school that is alone may hold half of it.
+            // A single school can hold up to half of the memory.
             let least = memory.saturating_mul(2);
             if self.write_memory_bytes < least {
-                let problem = format!("is below {least}: {what} would never find room");
+                let problem = format!("must be at least {least}, so that it can hold {what}");
                 return invalid("write_memory_bytes", &problem);
             }
         }
@@ -560,11 +580,11 @@ impl Settings {
     }
 }
 
-/// The settings of `figment`, with those of the environment above them.
+/// Returns the settings of `figment`, overridden by those of the environment.
 fn merged(figment: &Figment) -> Figment {
     let mut environment = Env::prefixed("TIDINGS_").ignore(NOT_SETTINGS);
     let mut read = Dict::new();
-    // In the environment a table, or a list of them, is JSON to most people.
+    // Users expect a table, or a list of tables, to be JSON in an environment variable.
     for name in ["notifiers", "jwt_roles"] {
         let Ok(text) = std::env::var(format!("TIDINGS_{}", name.to_uppercase())) else {
             continue;
@@ -592,7 +612,7 @@ fn merged(figment: &Figment) -> Figment {
         .merge(environment)
 }
 
-/// Settings whose variables are read here and not by figment. Errors name them like any other variable.
+/// Settings whose variables are read here instead of by figment. Errors name them like any other variable.
 struct FromEnvironment(Dict);
 
 impl Provider for FromEnvironment {
@@ -601,12 +621,12 @@ impl Provider for FromEnvironment {
     }
 
     fn data(&self) -> Result<figment::value::Map<Profile, Dict>, figment::Error> {
-        // As that of figment's own: above what a file says, whatever the profile.
+        // Like figment's own environment variables, these override the file in every profile.
         Ok(Profile::Global.collect(self.0.clone()))
     }
 }
 
-/// Whether this is the scheme of a URL (RFC 3986, 3.1), and not the beginning of a path. One letter is a drive.
+/// Whether this is the scheme of a URL (RFC 3986, 3.1) rather than the beginning of a path. A single letter is a drive.
 fn is_scheme(text: &str) -> bool {
     let is_of_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
     text.len() > 1
@@ -614,13 +634,13 @@ fn is_scheme(text: &str) -> bool {
         && text.bytes().all(is_of_scheme)
 }
 
-/// Whether this is a token (RFC 6265, 4.1.1).
+/// Whether this is a valid cookie name, which is a token (RFC 6265, 4.1.1).
 fn is_cookie_name(name: &str) -> bool {
     let is_of_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !name.is_empty() && name.bytes().all(is_of_token)
 }
 
-/// Reads a list, or its only item: in the environment one value needs no brackets.
+/// Reads a list, or its only item: in the environment, one value needs no brackets.
 fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -632,7 +652,7 @@ where
         type Value = Vec<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of texts, as in `[\"…\"]`, or one text")
+            f.write_str("a list of strings, as in `[\"…\"]`, or one string")
         }
 
         fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<T>, E> {

@@ -1,7 +1,8 @@
-//! Who is told of what happens: the settings of notifiers.
+//! The settings of notifiers, which deliver events to other systems.
 //!
-//! A notifier has a name, one medium and rules. It hears an event if one of its rules does; a rule, if all of
-//! its conditions hold; a condition that is not given holds. Without rules it hears every milestone.
+//! A notifier has a name, one medium, and rules. A rule matches an event if all of its conditions match; an absent
+//! condition matches every event. A notifier delivers the events that at least one of its rules matches. Without rules,
+//! it delivers every milestone.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,35 +14,35 @@ use crate::event::Event;
 use crate::id::SchoolId;
 use crate::kind::{self, characteristic};
 
-/// The most notifiers.
+/// Maximum number of notifiers.
 pub const NOTIFIERS_MAX: usize = 32;
-/// The longest `name`, in bytes.
+/// Maximum length of `name`, in bytes.
 const NAME_MAX_BYTES: usize = 32;
-/// The most attempts that a delivery may be given.
+/// Maximum of `attempts`.
 const ATTEMPTS_MAX: u32 = 100;
 
 /// One of `[[default.tidings.notifiers]]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NotifierSettings {
-    /// What its place in the log is remembered by: 1 to 32 characters out of a-z 0-9 -.
+    /// The name under which the notifier's offset is stored: 1 to 32 characters from `a-z`, `0-9` and `-`.
     pub name: String,
-    /// What it hears.
+    /// The rules that select events.
     #[serde(default)]
     pub rules: Vec<Rule>,
     /// Attempts before an event becomes a dead letter.
     #[serde(default = "attempts")]
     pub attempts: u32,
-    /// Seconds before the second attempt; each later pause is twice as long, up to five minutes.
+    /// Seconds before the second attempt. Each later pause is twice as long, up to five minutes.
     #[serde(default = "backoff_secs")]
     pub backoff_secs: u64,
-    /// It delivers to a receiver of webhooks, …
+    /// Delivers by webhook. Exactly one of `webhook`, `email` and `mqtt` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<WebhookSettings>,
-    /// … or by e-mail, …
+    /// Delivers by e-mail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<EmailSettings>,
-    /// … or to an MQTT broker.
+    /// Delivers to an MQTT broker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mqtt: Option<MqttSettings>,
 }
@@ -54,12 +55,12 @@ fn backoff_secs() -> u64 {
     1
 }
 
-/// When to try again, and when to give up.
+/// How often and when a failed delivery is retried.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Attempts in all.
+    /// Maximum number of attempts, including the first.
     pub attempts: u32,
-    /// Before the second one.
+    /// Pause before the second attempt.
     pub pause: Duration,
 }
 
@@ -72,13 +73,13 @@ impl Default for Patience {
     }
 }
 
-/// What a notifier hears. A list that is absent or empty lets everything through.
+/// Conditions on an event. An absent or empty list matches every event.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rule {
-    /// Only these kinds, by their collections: `jobs`, `devices`, ….
+    /// Only these kinds, named by their collections: `jobs`, `devices`, ….
     pub kinds: Vec<String>,
-    /// Only these types of message: `violation`, `device_status_update`, ….
+    /// Only these message types: `violation`, `device_status_update`, ….
     pub events: Vec<String>,
     /// Only these statuses of the subject: `failed`, `offline`, ….
     pub statuses: Vec<String>,
@@ -86,12 +87,12 @@ pub struct Rule {
     pub severities: Vec<characteristic::Severity>,
     /// Only these schools.
     pub schools: Vec<SchoolId>,
-    /// Ticks, too.
+    /// Whether ticks match, too.
     pub ticks: bool,
 }
 
 impl Rule {
-    /// Whether it hears the event.
+    /// Whether the rule matches the event.
     pub fn hears(&self, event: &Event) -> bool {
         let named =
             |list: &[String], name: &str| list.is_empty() || list.iter().any(|own| own == name);
@@ -108,22 +109,22 @@ impl Rule {
     fn check(&self) -> Result<(), String> {
         let unknown = |what: &str, name: &String| {
             Err(format!(
-                "has a rule for {what} `{name}`, which there is not"
+                "has a rule with the unknown {what} `{name}`; docs/notifiers.md lists what a rule accepts"
             ))
         };
         for name in &self.kinds {
             if kind::known_kind(name).is_none() {
-                return unknown("the kind", name);
+                return unknown("kind", name);
             }
         }
         for name in &self.events {
             if kind::known_type(name).is_none() {
-                return unknown("the event", name);
+                return unknown("event", name);
             }
         }
         for name in &self.statuses {
             if kind::known_status(name).is_none() {
-                return unknown("the status", name);
+                return unknown("status", name);
             }
         }
         Ok(())
@@ -131,7 +132,7 @@ impl Rule {
 }
 
 impl NotifierSettings {
-    /// When to try again, and when to give up.
+    /// Returns how often and when a failed delivery is retried.
     pub fn patience(&self) -> Patience {
         Patience {
             attempts: self.attempts,
@@ -140,30 +141,32 @@ impl NotifierSettings {
     }
 }
 
-/// Whether a text can be a notifier's name.
+/// Whether a text is a valid name of a notifier.
 pub fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=NAME_MAX_BYTES).contains(&name.len()) && name.bytes().all(plain)
 }
 
-/// Checks what the settings of one notifier cannot see of the others, and what its medium does not check.
+/// Checks what spans several notifiers, and what the media do not check themselves.
 pub(super) fn check(notifiers: &[NotifierSettings]) -> Result<(), ConfigError> {
     let invalid = |problem: String| {
         let key = "notifiers";
         Err(ConfigError::Invalid { key, problem })
     };
     if notifiers.len() > NOTIFIERS_MAX {
-        return invalid(format!("has more than {NOTIFIERS_MAX} entries"));
+        return invalid(format!("must have at most {NOTIFIERS_MAX} entries"));
     }
     for (index, own) in notifiers.iter().enumerate() {
         let name = &own.name;
         if !is_name(name) {
             return invalid(format!(
-                "has the name {name:?}, which is not 1 to {NAME_MAX_BYTES} characters out of a-z 0-9 -"
+                "has an entry named {name:?}; a name must have 1 to {NAME_MAX_BYTES} characters from a-z, 0-9 and `-`"
             ));
         }
         if notifiers[..index].iter().any(|other| other.name == *name) {
-            return invalid(format!("has `{name}` twice"));
+            return invalid(format!(
+                "has two entries named `{name}`; names must be unique"
+            ));
         }
         let media = [
             own.webhook.is_some(),
@@ -171,11 +174,13 @@ pub(super) fn check(notifiers: &[NotifierSettings]) -> Result<(), ConfigError> {
             own.mqtt.is_some(),
         ];
         if media.into_iter().filter(|given| *given).count() != 1 {
-            return invalid(format!("`{name}` needs one of webhook, email and mqtt"));
+            return invalid(format!(
+                "`{name}` must have exactly one of `webhook`, `email` and `mqtt`"
+            ));
         }
         if !(1..=ATTEMPTS_MAX).contains(&own.attempts) {
             return invalid(format!(
-                "`{name}`: `attempts` is not from 1 to {ATTEMPTS_MAX}"
+                "`{name}`: `attempts` must be from 1 to {ATTEMPTS_MAX}"
             ));
         }
         for rule in &own.rules {
@@ -187,18 +192,18 @@ pub(super) fn check(notifiers: &[NotifierSettings]) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// A receiver of webhooks.
+/// Settings of a webhook receiver.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookSettings {
     /// `https://…` or, inside a trusted network, `http://…`.
     pub url: Secret,
-    /// What the receiver verifies with: `whsec_` and 24 to 64 bytes in base64.
+    /// The secret that the receiver verifies signatures with: `whsec_` and 24 to 64 bytes in base64.
     pub secret: Secret,
-    /// Most seconds that an attempt takes, from the name's lookup to the answer.
+    /// Maximum time of an attempt, from the DNS lookup to the answer, in seconds.
     #[serde(default = "webhook_timeout_secs")]
     pub timeout_secs: u64,
-    /// Sent along, e.g. an `Authorization`.
+    /// Additional headers, e.g. `Authorization`.
     #[serde(default)]
     pub headers: BTreeMap<String, Secret>,
 }
@@ -211,15 +216,15 @@ fn webhook_timeout_secs() -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Security {
-    /// Not at all: for a relay on this machine or in a trusted network. Usually port 25.
+    /// No encryption: for a relay on this machine or in a trusted network. Usually port 25.
     None,
-    /// Plain at first, and given up if the server has no TLS. Usually port 587.
+    /// Begins in plain text and switches to TLS. Fails if the server does not support TLS. Usually port 587.
     Starttls,
-    /// From the first byte. Usually port 465.
+    /// TLS from the first byte. Usually port 465.
     Tls,
 }
 
-/// Mailboxes behind an SMTP server.
+/// Settings of e-mail delivery.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EmailSettings {
@@ -229,17 +234,17 @@ pub struct EmailSettings {
     pub port: u16,
     /// How the connection is secured.
     pub security: Security,
-    /// To log in with; needs a `password`.
+    /// The user name to log in with. Requires a `password`.
     #[serde(default)]
     pub username: Option<String>,
-    /// To log in with; needs a `username`.
+    /// The password to log in with. Requires a `username`.
     #[serde(default)]
     pub password: Option<Secret>,
     /// The sender's mailbox: `Tidings <tidings@school.example>`.
     pub from: String,
-    /// The recipients' mailboxes, 1 to 20. A message reaches all of them or counts as undelivered.
+    /// The recipients' mailboxes, 1 to 20. A message that does not reach all of them counts as undelivered.
     pub to: Vec<String>,
-    /// Most seconds that an attempt takes.
+    /// Maximum time of an attempt, in seconds.
     #[serde(default = "email_timeout_secs")]
     pub timeout_secs: u64,
 }
@@ -248,32 +253,32 @@ fn email_timeout_secs() -> u64 {
     20
 }
 
-/// An MQTT broker.
+/// Settings of an MQTT broker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MqttSettings {
-    /// The broker, with TLS by the name in its certificate.
+    /// The broker's host. With TLS, the name in its certificate.
     pub host: String,
-    /// Its port; 1883 if absent, and 8883 with `tls`.
+    /// Its port. Defaults to 1883, or to 8883 with `tls`.
     #[serde(default)]
     pub port: Option<u16>,
     /// Whether the connection is encrypted.
     #[serde(default)]
     pub tls: bool,
-    /// To log in with.
+    /// The user name to log in with.
     #[serde(default)]
     pub username: Option<String>,
-    /// To log in with; needs a `username`.
+    /// The password to log in with. Requires a `username`.
     #[serde(default)]
     pub password: Option<Secret>,
-    /// `tidings-<name>` if absent. Two clients of the same name throw each other out.
+    /// Defaults to `tidings-<name>`. Two clients with the same id disconnect each other.
     #[serde(default)]
     pub client_id: Option<String>,
-    /// What to publish to, with the placeholders `{school_id}`, `{kind}`, `{subject}` and `{type}`.
+    /// The topic to publish to, with the placeholders `{school_id}`, `{kind}`, `{subject}` and `{type}`.
     #[serde(default = "mqtt_topic")]
     pub topic: String,
-    /// Where `online` and `offline` are told, retained: `<prefix>/<name>/status` if absent, the prefix being the levels of
-    /// `topic` before its first placeholder. Empty: nowhere.
+    /// The topic of the retained messages `online` and `offline`. Defaults to `<prefix>/<name>/status`, where the
+    /// prefix is the levels of `topic` before its first placeholder. An empty topic disables these messages.
     #[serde(default)]
     pub status_topic: Option<String>,
     /// 0: at most once; 1: at least once; 2: exactly once as far as the broker, per attempt.
@@ -282,7 +287,7 @@ pub struct MqttSettings {
     /// Whether the broker keeps the last message of a topic for later subscribers.
     #[serde(default)]
     pub retain: bool,
-    /// Most seconds that an attempt takes, from connecting to the acknowledgement.
+    /// Maximum time of an attempt, from connecting to the acknowledgement, in seconds.
     #[serde(default = "mqtt_timeout_secs")]
     pub timeout_secs: u64,
 }

@@ -1,14 +1,14 @@
-//! Web origins (RFC 6454), read once at the start and compared as values: letter case, default ports and the
+//! Web origins (RFC 6454). They are parsed once at startup and compared as values: letter case, default ports and the
 //! spelling of an IP address make no difference.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-/// The longest name of a host (RFC 1035), with the dot that may end it.
+/// Maximum length of a host name (RFC 1035), including an optional trailing dot.
 const HOST_MAX_BYTES: usize = 254;
 
-/// Schemes whose pages browsers give no origin: they send `Origin: null`.
+/// Schemes whose pages have no origin in browsers: they send `Origin: null`.
 const WITHOUT_ORIGIN: &[&str] = &["about", "blob", "data", "file", "javascript"];
 
 /// The host of an origin or of a `Host` header.
@@ -34,7 +34,7 @@ impl Host {
         if name.len() > HOST_MAX_BYTES || !labels.clone().all(of_name) {
             return None;
         }
-        // A browser reads a host that ends in a number as an IPv4 address, and writes it with four of them.
+        // Browsers read a host that ends in a number as an IPv4 address, and write it with four numbers.
         let last = labels.next_back().unwrap_or_default();
         let is_hex = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_hexdigit());
         let is_number = last.bytes().all(|byte| byte.is_ascii_digit())
@@ -50,21 +50,21 @@ fn is_of_name(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 
-/// A host and perhaps a port, as in a `Host` header.
+/// A host with an optional port, as in a `Host` header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authority {
     /// The host.
     pub host: Host,
-    /// The port, if it is there.
+    /// The port, if there is one.
     pub port: Option<u16>,
 }
 
 impl Authority {
-    /// Reads `host` or `host:port`. Nothing if it is neither.
+    /// Parses `host` or `host:port`. Returns `None` for anything else.
     pub fn parse(text: &str) -> Option<Authority> {
         let (host, port) = split_port(text.trim());
         let port = match port {
-            // RFC 3986, 3.2.3: a colon may stand without a port.
+            // RFC 3986, 3.2.3: the port after a colon may be empty.
             None | Some("") => None,
             Some(port) => Some(parse_port(port)?),
         };
@@ -77,29 +77,29 @@ impl Authority {
 
 fn split_port(text: &str) -> (&str, Option<&str>) {
     match text.rsplit_once(':') {
-        // The colons of an IPv6 address stand in brackets.
+        // The colons of an IPv6 address are inside brackets.
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
         _ => (text, None),
     }
 }
 
-/// A port from 1 to 65535.
+/// Parses a port from 1 to 65535.
 pub fn parse_port(text: &str) -> Option<u16> {
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|port| is_number && *port > 0)
 }
 
-/// The origin of a page, as a browser tells it in `Origin`.
+/// The origin of a page, as a browser sends it in `Origin`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     scheme: String,
     host: Host,
-    /// The one that is written, or else the scheme's own.
+    /// The explicit port, or else the scheme's default.
     port: Option<u16>,
 }
 
 impl Origin {
-    /// Reads the value of an `Origin` header. Returns `None` for `null` and for anything that is not an origin.
+    /// Parses the value of an `Origin` header. Returns `None` for `null` and for anything that is not an origin.
     pub fn parse(text: &str) -> Option<Origin> {
         match pattern(text) {
             Ok(AllowedOrigin::One(origin)) => Some(origin),
@@ -107,22 +107,22 @@ impl Origin {
         }
     }
 
-    /// The scheme, in lower case.
+    /// Returns the scheme, in lower case.
     pub fn scheme(&self) -> &str {
         &self.scheme
     }
 
-    /// The host.
+    /// Returns the host.
     pub fn host(&self) -> &Host {
         &self.host
     }
 
-    /// The port: the one that is written, or else the scheme's own.
+    /// Returns the explicit port, or else the scheme's default.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// The port that need not be written for this scheme.
+    /// Returns the default port of the scheme.
     pub fn default_port(&self) -> Option<u16> {
         default_port(&self.scheme)
     }
@@ -144,7 +144,7 @@ enum AllowedOrigin {
     Any,
     /// `https://app.example.com`
     One(Origin),
-    /// `https://*.example.com`: the hosts below, at any depth, and not the host itself.
+    /// `https://*.example.com`: subdomains at any depth, but not the host itself.
     Below(Origin),
 }
 
@@ -169,7 +169,7 @@ impl AllowedOrigin {
     }
 }
 
-/// Why an entry of `allowed_origins` fits no page, and what would.
+/// Why an entry of `allowed_origins` matches no page, and what would be accepted.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct OriginError(String);
@@ -208,7 +208,7 @@ impl From<AllowedOrigin> for String {
     }
 }
 
-/// Reads an entry, or says what is wrong with it.
+/// Parses an entry. The error says what is wrong with it.
 fn pattern(text: &str) -> Result<AllowedOrigin, &'static str> {
     if text == "*" {
         return Ok(AllowedOrigin::Any);
@@ -222,22 +222,22 @@ fn pattern(text: &str) -> Result<AllowedOrigin, &'static str> {
     if !scheme.starts_with(|first: char| first.is_ascii_alphabetic())
         || !scheme.bytes().all(of_scheme)
     {
-        return Err("has no scheme that a page can have");
+        return Err("has an invalid scheme");
     }
     if matches!(scheme.as_str(), "ws" | "wss") {
-        return Err("is the address of a WebSocket, and the origin of its page is http or https");
+        return Err("is a WebSocket address; the origin of a page begins with http or https");
     }
     if WITHOUT_ORIGIN.contains(&scheme.as_str()) {
         return Err("has a scheme whose pages have no origin");
     }
     if rest.ends_with('/') && !rest[..rest.len() - 1].contains(['/', '?', '#']) {
-        return Err("ends with a slash, and an origin does not");
+        return Err("ends with a slash, which an origin does not have");
     }
     if rest.contains(['/', '?', '#']) {
-        return Err("has a path or a query, and an origin has none");
+        return Err("has a path or a query, which an origin does not have");
     }
     if rest.contains('@') {
-        return Err("has a user, and an origin has none");
+        return Err("has a user name, which an origin does not have");
     }
     let (host, port) = split_port(rest);
     let port = match port {
@@ -250,9 +250,9 @@ fn pattern(text: &str) -> Result<AllowedOrigin, &'static str> {
             return Err("has a `*` that is not the whole first part of the host");
         }
         if !host.is_ascii() {
-            return Err("has a host that browsers write in ASCII, as `xn--…`");
+            return Err("has a non-ASCII host; browsers send it in ASCII, as `xn--…`");
         }
-        let host = Host::parse(host).ok_or("has no host that a browser could send")?;
+        let host = Host::parse(host).ok_or("has no valid host")?;
         return Ok(AllowedOrigin::One(origin(host)));
     };
     match Host::parse(parent) {
@@ -261,12 +261,13 @@ fn pattern(text: &str) -> Result<AllowedOrigin, &'static str> {
         {
             Ok(AllowedOrigin::Below(origin(Host::Name(name))))
         }
-        Some(Host::Name(_)) => Err("allows all of a top-level domain"),
+        Some(Host::Name(_)) => Err("would allow every host of a top-level domain"),
         _ => Err("has no domain after `*.`"),
     }
 }
 
-/// What somebody may have meant: with a scheme, and without what does not belong to an origin.
+/// Returns the origin that the entry probably means: it adds a missing scheme and removes everything that is not part
+/// of an origin.
 fn corrected(entry: &str) -> Option<String> {
     let entry = entry.trim().trim_start_matches('/');
     let (scheme, rest) = entry.split_once("://").unwrap_or(("https", entry));
@@ -283,7 +284,7 @@ fn corrected(entry: &str) -> Option<String> {
     Some(format!("{scheme}://{host}{port}"))
 }
 
-/// An entry as it may be shown: a password may stand before the host.
+/// Returns an entry that is safe to show, without the user name and password before the host.
 fn without_user(entry: &str) -> String {
     match (entry.find("://"), entry.rfind('@')) {
         (Some(scheme), Some(user)) if scheme < user => {
@@ -293,23 +294,23 @@ fn without_user(entry: &str) -> String {
     }
 }
 
-/// Whose pages may read answers, and whose may use a cookie.
+/// The origins whose pages can read answers or use a cookie.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AllowedOrigins(#[serde(deserialize_with = "super::one_or_many")] Vec<AllowedOrigin>);
 
 impl AllowedOrigins {
-    /// Whether no page but the server's own may read answers.
+    /// Whether only the server's own pages can read answers.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether an entry other than `*` names this origin: its pages may use a cookie, too.
+    /// Whether an entry other than `*` names this origin. The pages of such an origin can use a cookie, too.
     pub fn names(&self, origin: &Origin) -> bool {
         self.0.iter().any(|allowed| allowed.names(origin))
     }
 
-    /// Whether every page may read answers that need no cookie.
+    /// Whether every page can read answers that need no cookie.
     pub fn has_any(&self) -> bool {
         self.0.contains(&AllowedOrigin::Any)
     }

@@ -1,18 +1,18 @@
-//! The proxy in front: whose word is taken, and where below its address we are.
+//! The proxy in front of the server: which proxies are trusted, and the path below which the server is reachable.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest path prefix, in bytes.
+/// Maximum length of a path prefix, in bytes.
 const PREFIX_MAX_BYTES: usize = 256;
 
-/// An address or a network of them: an entry of `trusted_proxies`.
+/// An address or a network: an entry of `trusted_proxies`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Network {
     address: IpAddr,
-    /// How many of its first bits the members have in common.
+    /// How many leading bits the members have in common.
     bits: u8,
 }
 
@@ -38,7 +38,7 @@ impl Network {
             }
             Some(_) => return None,
         };
-        // A socket that serves both families tells IPv4 peers as `::ffff:a.b.c.d`.
+        // A socket that serves both families reports IPv4 peers as `::ffff:a.b.c.d`.
         let canonical = address.to_canonical();
         let bits = match canonical.is_ipv4() && address.is_ipv6() {
             true => bits.checked_sub(96)?,
@@ -50,7 +50,7 @@ impl Network {
         })
     }
 
-    /// Whether an address is one of its members.
+    /// Whether the network contains an address.
     pub fn contains(&self, address: IpAddr) -> bool {
         let shared = match (self.address, address.to_canonical()) {
             (IpAddr::V4(own), IpAddr::V4(other)) => {
@@ -64,7 +64,7 @@ impl Network {
         shared >= u32::from(self.bits)
     }
 
-    /// The addresses of this machine.
+    /// Returns the loopback addresses.
     pub(super) fn loopback() -> Vec<Network> {
         let network = |address: [u8; 4], bits| Network {
             address: address.into(),
@@ -107,18 +107,18 @@ pub struct PathPrefix(String);
 /// A `base_path` that is not valid.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "`{0}` is not the path below which a proxy serves Tidings; write `/tidings`: segments of letters, digits, `-`, \
+    "`{0}` is not a valid path prefix; write a path such as `/tidings`: segments of letters, digits, `-`, \
      `.`, `_` and `~`, each after a `/`, at most {PREFIX_MAX_BYTES} bytes"
 )]
 pub struct PathPrefixError(String);
 
 impl PathPrefix {
-    /// Reads `/a/b`, of which the end may be a slash. Nothing if it is something else.
+    /// Parses `/a/b`, with an optional slash at the end. Returns `None` for anything else.
     pub fn parse(text: &str) -> Option<PathPrefix> {
         let path = text.trim();
         let path = path.strip_suffix('/').unwrap_or(path);
         let of_segment = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-        // A browser takes dots for a step to another folder.
+        // Browsers resolve `.` and `..` as relative path segments.
         let is_segment =
             |segment: &str| !matches!(segment, "" | "." | "..") && segment.bytes().all(of_segment);
         let is_sound = match path.strip_prefix('/') {
@@ -128,12 +128,12 @@ impl PathPrefix {
         (is_sound && path.len() <= PREFIX_MAX_BYTES).then(|| PathPrefix(path.to_owned()))
     }
 
-    /// As it stands before a path: without a slash at the end.
+    /// Returns the prefix without a slash at the end, so that a path can follow.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Appends an inner prefix. Nothing if the result is too long.
+    /// Appends an inner prefix. Returns `None` if the result is too long.
     pub fn join(self, inner: &PathPrefix) -> Option<PathPrefix> {
         let path = format!("{}{}", self.0, inner.0);
         (path.len() <= PREFIX_MAX_BYTES).then_some(PathPrefix(path))

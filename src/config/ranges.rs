@@ -1,4 +1,4 @@
-//! What whole numbers a setting may have. Each has one range, which is told in the same words whatever is wrong with the value.
+//! The ranges of settings that are whole numbers. Each range is described in the same words in every error.
 
 use super::bounds::{
     BATCH_BYTES_MAX, BLOCKING_MAX, MAILBOX_CAPACITY_MAX, READ_TIMEOUT_MAX_MS,
@@ -8,13 +8,14 @@ use crate::kind;
 
 /// Longer times overflow dates.
 const CENTURY_SECS: u64 = 100 * 366 * 86_400;
-/// What a setting of 32 bits holds.
+/// The maximum of a setting that has 32 bits.
 const U32_MAX: u64 = u32::MAX as u64;
 
-/// The least and the most of a setting, both included.
+/// The name, minimum and maximum of a setting. Both bounds are inclusive.
 type Range = (&'static str, u64, u64);
 
-/// Settings whose range is not simply that of their type: those of Tidings, and of Rocket's those that it would panic with.
+/// Settings whose range is not simply that of their type: those of Tidings, and those of Rocket that it would otherwise
+/// panic on.
 pub(crate) const RANGES: &[Range] = &[
     ("workers", 1, WORKERS_MAX as u64),
     ("max_blocking", 1, BLOCKING_MAX as u64),
@@ -67,19 +68,20 @@ pub(crate) const RANGES: &[Range] = &[
     ("characteristics_per_school", 1, u64::MAX),
 ];
 
-/// What a setting accepts, in words, if it has a range here.
+/// Describes the values that a setting accepts. Returns `None` if it has no range here.
 pub(crate) fn accepted(key: &str) -> Option<String> {
     let (_, least, most) = RANGES.iter().find(|(own, ..)| *own == key)?;
     Some(match *most {
-        u64::MAX => format!("a whole number from {least} on"),
+        u64::MAX => format!("a whole number of at least {least}"),
         most => format!("a whole number from {least} to {most}"),
     })
 }
 
-/// What is wrong with the value of a setting, if it is not in its range.
+/// Describes what is wrong with a value of a setting. Returns `None` if the value is in its range or the setting has no
+/// range here.
 pub(crate) fn problem(key: &str, value: u64) -> Option<String> {
     let (_, least, most) = RANGES.iter().find(|(own, ..)| *own == key)?;
     let accepted = accepted(key)?;
     (!(*least..=*most).contains(&value))
-        .then(|| format!("must be {accepted}, and is outside that range"))
+        .then(|| format!("must be {accepted}, but is outside that range"))
 }

@@ -1,18 +1,19 @@
-//! Values that no log may show.
+//! Secrets, which must not appear in logs.
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// What is written in the place of a secret.
+/// Replaces a secret in serialised settings.
 const REDACTED: &str = "[REDACTED]";
 
-/// A secret text. Neither `Debug` nor serialisation shows it, it has no `Display`, and its memory is zeroed when it is dropped.
+/// A secret text. `Debug` and serialisation do not show it, it has no `Display`, and its memory is zeroed when it is
+/// dropped.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(SecretString);
 
 impl Secret {
-    /// The text itself, for those who sign or log in with it.
+    /// Returns the secret itself, for signing or logging in.
     pub fn reveal(&self) -> &str {
         self.0.expose_secret()
     }

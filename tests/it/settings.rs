@@ -80,7 +80,7 @@ fn a_setting_in_a_wrong_table_is_named_with_the_right_one() {
         ),
         (
             format!("[default.tiding]\n{own}"),
-            ["default.tiding", "is `tidings` meant"],
+            ["default.tiding", "did you mean `tidings`"],
         ),
         (
             format!("[defualt.tidings]\n{own}"),
@@ -256,9 +256,9 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
         (
             "TIDINGS_HEARTBEAT_SEC",
             "1",
-            ["`heartbeat_sec`", "is `heartbeat_secs` meant"],
+            ["`heartbeat_sec`", "did you mean `heartbeat_secs`"],
         ),
-        ("ROCKET_PROT", "1", ["`prot`", "is `port` meant"]),
+        ("ROCKET_PROT", "1", ["`prot`", "did you mean `port`"]),
         (
             "ROCKET_MAX_BLOCKING",
             "99999999",
@@ -272,7 +272,7 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
             ["`shutdown.grace`", number],
         ),
         ("ROCKET_LIMITS", "{form=\"x\"}", ["`limits.form`", "64KiB"]),
-        ("ROCKET_IDENT", "a\nb", ["`ident`", "a text"]),
+        ("ROCKET_IDENT", "a\nb", ["`ident`", "a string"]),
         ("TIDINGS_TICK_MS", "", ["`tick_ms`", number]),
         (
             "TIDINGS_HEARTBEAT_SECS",
@@ -355,7 +355,7 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
         ),
         (
             "[default.tidings]\nheartbeat_sec = 5\n",
-            "is `heartbeat_secs` meant",
+            "did you mean `heartbeat_secs`",
         ),
         ("[default.tidings]\ndatabase_url = 5\n", "`database_url`"),
         ("[default.tidings]\nnotifiers = \"x\"\n", "`notifiers`"),

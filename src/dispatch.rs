@@ -1,13 +1,14 @@
-//! Hands committed events to everyone in the server who follows the log, in its order: what [`feed::follow`] tells.
+//! Passes committed events, in the order of the log, to the hub and to the other followers of the log: the events that
+//! [`feed::follow`] delivers.
 //!
-//! 1. Every follower gets every event once, whatever another one does: a follower that panics is logged and counted, and the
-//!    next one is told all the same.
-//! 2. The receiving end of the channel outlives a panic of this task, so no batch is lost. Batches are counted in any case:
-//!    readers wait for the count.
-//! 3. If the hub itself panics, an event may be missing from some mailboxes. So all streams are told to close before the next
-//!    event is offered: they come back with their cursors and read it from the log.
+//! 1. Every follower gets every event once, regardless of other followers. If a follower panics, the panic is logged
+//!    and counted, and the next follower gets the event nevertheless.
+//! 2. The receiving end of the channel survives a panic of this task, so no batch is lost. Batches are counted in any
+//!    case, because readers wait for the count.
+//! 3. If the hub itself panics, an event may be missing from some mailboxes. All streams are therefore asked to close
+//!    before the next event is offered. They reconnect with their cursors and read the event from the log.
 //!
-//! None of the followers can fail or delay a publication: each takes note and does its work elsewhere.
+//! No follower can fail or delay a publication: each only records events and does its work elsewhere.
 
 use std::sync::Arc;
 
@@ -16,18 +17,18 @@ use tokio::sync::Mutex;
 use crate::config::WAKE_AT_ONCE;
 use crate::event::Event;
 use crate::feed;
-use crate::hub::{Hub, Waiting};
+use crate::hub::{Hub, WakeList};
 use crate::log::{Batches, Log};
 use crate::tasks::Tasks;
 use crate::wire::Close;
 
-/// The name of this task.
+/// The name of the dispatcher's task.
 pub const NAME: &str = "dispatcher";
 
-/// Takes note of events.
+/// Receives committed events.
 pub type Follower = Box<dyn Fn(&[Arc<Event>]) + Send + Sync>;
 
-/// See the module's page.
+/// Passes committed events to the hub and to followers. See the module documentation.
 pub struct Dispatcher {
     batches: Mutex<Batches>,
     log: Arc<dyn Log>,
@@ -38,7 +39,7 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// Hands these batches of a log to the hub and then to the followers. Ends with `tasks`.
+    /// Creates a dispatcher that passes these batches of a log to the hub and then to the followers. Ends with `tasks`.
     pub fn new(
         batches: Batches,
         log: Arc<dyn Log>,
@@ -56,15 +57,22 @@ impl Dispatcher {
         }
     }
 
-    /// Works until its tasks end. What was handed over before is still dispatched.
+    /// Runs until its tasks end. Batches that were committed before are still dispatched.
     pub async fn run(self: Arc<Self>) {
         let mut batches = self.batches.lock().await;
         let end = self.tasks.token().cancelled();
-        let tell = |events: &[Arc<Event>]| self.tell(events);
-        feed::follow(&mut batches, &self.hub, Arc::clone(&self.log), tell, end).await;
+        let dispatch = |events: &[Arc<Event>]| self.dispatch(events);
+        feed::follow(
+            &mut batches,
+            &self.hub,
+            Arc::clone(&self.log),
+            dispatch,
+            end,
+        )
+        .await;
     }
 
-    fn tell(&self, events: &[Arc<Event>]) {
+    fn dispatch(&self, events: &[Arc<Event>]) {
         self.offer(events);
         for follower in &self.followers {
             self.tasks.guard(&self.name, || follower(events));
@@ -75,7 +83,7 @@ impl Dispatcher {
         let offer = || self.hub.offer(part).wake_some(WAKE_AT_ONCE);
         match self.tasks.guard(&self.name, offer) {
             Some(None) => {}
-            Some(Some(crowd)) => self.tasks.spawn("wake readers", wake_in_turns(crowd)),
+            Some(Some(wake_list)) => self.tasks.spawn("wake readers", wake_in_batches(wake_list)),
             None => {
                 let close = || self.hub.close_all(|| Close::InternalError);
                 self.tasks.guard(&self.name, close);
@@ -84,12 +92,12 @@ impl Dispatcher {
     }
 }
 
-/// Wakes a crowd a few at a time, so that readers of other channels need not wait for all of it.
-async fn wake_in_turns(crowd: Waiting) {
-    let mut left = Some(crowd);
-    while let Some(crowd) = left {
+/// Wakes readers a few at a time, so that readers of other channels need not wait for all of them.
+async fn wake_in_batches(wake_list: WakeList) {
+    let mut left = Some(wake_list);
+    while let Some(wake_list) = left {
         tokio::task::yield_now().await;
-        left = crowd.wake_some(WAKE_AT_ONCE);
+        left = wake_list.wake_some(WAKE_AT_ONCE);
     }
 }
 
@@ -127,7 +135,7 @@ mod tests {
         Arc::new(Event::new(cursor, school, job::KIND, subject, at, draft))
     }
 
-    /// A log that nobody needs to read.
+    /// A log that is never read.
     struct Unread;
 
     #[async_trait]
@@ -230,7 +238,7 @@ mod tests {
             address: None,
             peer: None,
         };
-        let ceilings = Settings::default().ceilings();
+        let ceilings = Settings::default().stream_limits();
         let attached = bench.hub.attach(&scope, reader, false, &ceilings).unwrap();
         let waker = Waker::from(Arc::new(Panics));
         let poll = |waker| {

@@ -1,9 +1,9 @@
-//! Memory for writes: what bodies, commands, events and answers of requests under way may take together.
+//! Memory for writes: a limit on the bodies, commands, events and answers of concurrent requests.
 //!
-//! A request reserves the most that it may take before its body is read, lets go of what it turns out not to need, and of
-//! the rest when its answer has left. A school may hold as much as it leaves free (dynamic thresholds, Choudhury and
-//! Hahne, 1998): one alone half of all, two a third each, `n` together `n / (n + 1)`, so that there is always room for
-//! another school.
+//! Before its body is read, a request reserves the maximum that it may need. It releases what it turns out not to need,
+//! and the rest when its answer has been sent. A school can hold as much as remains free (dynamic thresholds, Choudhury
+//! and Hahne, 1998): one school alone half of the memory, two schools a third each, `n` schools together `n / (n + 1)`.
+//! So there is always room for another school.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +15,10 @@ use tokio::time::timeout;
 
 use crate::id::SchoolId;
 
-/// Whose memory it is: a school, or those who write to several at once.
+/// The holder of reserved memory: a school, or requests that write to several schools.
 pub type Holder = Option<SchoolId>;
 
-/// All of the memory.
+/// The memory that writes can reserve.
 pub struct Reserve {
     state: Mutex<State>,
     freed: Notify,
@@ -29,26 +29,26 @@ struct State {
     held: HashMap<Holder, u64>,
 }
 
-/// Memory that somebody holds, until this is dropped.
+/// Reserved memory, which is released when this is dropped.
 pub struct Reserved {
     reserve: Arc<Reserve>,
     holder: Holder,
     bytes: AtomicU64,
 }
 
-/// There was no room for as long as somebody may wait.
+/// There was not enough memory within the waiting time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ReserveFull {
-    /// Because of what the holder itself has under way.
-    #[error("the writes of this school that are under way take as much memory as they may")]
+    /// The holder's own concurrent writes hold too much.
+    #[error("the concurrent writes of this school have reached their memory limit")]
     Holder,
-    /// Because of what others have.
-    #[error("the writes under way take as much memory as they may")]
+    /// The concurrent writes of others hold too much.
+    #[error("the concurrent writes of all schools have reached the memory limit")]
     Server,
 }
 
 impl Reserve {
-    /// So many bytes.
+    /// Creates a reserve of this many bytes.
     pub fn new(bytes: u64) -> Reserve {
         Reserve {
             state: Mutex::new(State {
@@ -59,7 +59,7 @@ impl Reserve {
         }
     }
 
-    /// Reserves memory, and waits at most `wait` until there is room.
+    /// Reserves memory. Waits up to `wait` until there is enough.
     pub async fn take(
         self: &Arc<Self>,
         holder: Holder,
@@ -68,7 +68,7 @@ impl Reserve {
     ) -> Result<Reserved, ReserveFull> {
         let taken = async {
             loop {
-                // Before the look: what is let go of in between would otherwise wake nobody.
+                // Register before checking: a release in between would otherwise wake nobody.
                 let mut freed = std::pin::pin!(self.freed.notified());
                 freed.as_mut().enable();
                 if self.try_take(holder, bytes) {
@@ -102,7 +102,7 @@ impl Reserve {
         has_room
     }
 
-    fn give(&self, holder: Holder, bytes: u64) {
+    fn release(&self, holder: Holder, bytes: u64) {
         if bytes == 0 {
             return;
         }
@@ -124,10 +124,11 @@ impl Reserve {
 }
 
 impl Reserved {
-    /// Lets go of what is beyond so many bytes.
+    /// Releases everything beyond this many bytes.
     pub fn keep(&self, bytes: u64) {
         let before = self.bytes.fetch_min(bytes, Ordering::Relaxed);
-        self.reserve.give(self.holder, before.saturating_sub(bytes));
+        self.reserve
+            .release(self.holder, before.saturating_sub(bytes));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The server's own tasks. Each has a name and an owner who ends it.
+//! The server's background tasks. Each has a name and an owner that ends it.
 //!
 //! ```text
 //! supervise ─▶ run ─▶ returned or cancelled: over
@@ -6,12 +6,15 @@
 //!               └────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! 1. A task that panics takes nothing else with it. A supervised one starts again.
-//! 2. A task *keeps failing* from its [`TASK_FAILURES`]th panic in a row until it has run for [`TASK_STEADY`]. Panics are in
-//!    a row if each comes sooner than that after the start before it. A vital task that keeps failing makes the server not ready.
-//! 3. [`Tasks::end`] cancels every task of its group and names those that have not ended in time.
+//! 1. A panic affects only its task. A supervised task is restarted.
+//! 2. A task *keeps failing* from its [`TASK_FAILURES`]th consecutive panic until it has run for [`TASK_STEADY`].
+//!    Panics are consecutive if each occurs sooner than that after the start before it. A vital task that keeps failing
+//!    makes the server not ready.
+//! 3. [`Tasks::end`] cancels every task of its group and returns whether all of them ended in time. [`Tasks::running`]
+//!    names the others.
 //!
-//! Deliberately absent: threads (the store owns its writer), and tasks that live no longer than the request that they serve.
+//! Deliberately absent: threads (the store owns its writer), and tasks that live no longer than the request that they
+//! serve.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -42,7 +45,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// A vital task that is dropped at its next await when its group ends.
+    /// Creates a vital task, which is dropped at its next await when its group ends.
     pub fn new(name: impl Into<Arc<str>>) -> Task {
         Task {
             name: name.into(),
@@ -51,20 +54,20 @@ impl Task {
         }
     }
 
-    /// The server is ready without it.
+    /// Makes the task optional: the server is ready without it.
     pub fn optional(mut self) -> Task {
         self.is_vital = false;
         self
     }
 
-    /// It is not dropped: it looks at [`Tasks::token`] and returns.
+    /// Makes the task end itself instead of being dropped: it must observe [`Tasks::token`] and return.
     pub fn ends_itself(mut self) -> Task {
         self.ends_itself = true;
         self
     }
 }
 
-/// What is known of tasks, by name.
+/// The state of all tasks, by name.
 #[derive(Default)]
 struct Accounts(Mutex<BTreeMap<Arc<str>, Account>>);
 
@@ -73,9 +76,9 @@ struct Account {
     is_vital: bool,
     running: usize,
     panics: u64,
-    /// Panics in a row.
+    /// Consecutive panics.
     failures: u32,
-    /// When the present run counts as steady. None while the task waits for its restart.
+    /// When the current run counts as steady. `None` while the task waits for its restart.
     steady_from: Option<Instant>,
 }
 
@@ -104,7 +107,7 @@ impl Accounts {
         change(self.lock().entry(Arc::clone(name)).or_default())
     }
 
-    /// Notes that it runs until what is returned is dropped.
+    /// Counts the task as running until the returned guard is dropped.
     fn running(self: &Arc<Self>, name: Arc<str>) -> Running {
         self.change(&name, |own| own.running += 1);
         Running(Arc::clone(self), name)
@@ -115,7 +118,7 @@ impl Accounts {
         self.change(name, |own| own.steady_from = Some(steady));
     }
 
-    /// Notes a panic. Returns how many there were in a row.
+    /// Records a panic. Returns the number of consecutive panics.
     fn fails(&self, name: &Arc<str>) -> u32 {
         self.change(name, |own| {
             own.fails(Instant::now());
@@ -133,7 +136,7 @@ impl Drop for Running {
 }
 
 impl Tasks {
-    /// A group whose tasks are counted with these, and end at a time of their own.
+    /// Returns a group whose tasks are counted with these, and end separately.
     pub fn group(&self) -> Tasks {
         Tasks {
             accounts: Arc::clone(&self.accounts),
@@ -141,12 +144,12 @@ impl Tasks {
         }
     }
 
-    /// Cancelled when the group ends.
+    /// Returns the token that is cancelled when the group ends.
     pub fn token(&self) -> &CancellationToken {
         &self.token
     }
 
-    /// Runs what `start` makes until it returns or the group ends, and again whenever it panics.
+    /// Runs the future that `start` creates until it returns or the group ends. After a panic, starts it again.
     pub fn supervise<F>(&self, task: Task, mut start: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -178,7 +181,7 @@ impl Tasks {
                     task = &*name,
                     failures,
                     pause_ms,
-                    "a task panicked; it starts again"
+                    "a task panicked; restarting it"
                 );
                 if token.run_until_cancelled(sleep(pause)).await.is_none() {
                     return;
@@ -204,7 +207,8 @@ impl Tasks {
         });
     }
 
-    /// Does a part of a supervised task's work that must not end the task: a panic counts as one of the task, which goes on.
+    /// Executes a part of a supervised task whose panic must not end the task. A panic counts as one of the task, which
+    /// continues.
     pub(crate) fn guard<T>(&self, name: &Arc<str>, work: impl FnOnce() -> T) -> Option<T> {
         let done = catch_unwind(AssertUnwindSafe(work)).ok();
         if done.is_none() {
@@ -213,13 +217,13 @@ impl Tasks {
             tracing::error!(
                 task = &**name,
                 failures,
-                "a part of a task panicked; the task goes on"
+                "a part of a task panicked; the task continues"
             );
         }
         done
     }
 
-    /// How often each task panicked, by name. One that never did is there with none.
+    /// Returns the number of panics of each task, by name. Tasks without panics are included.
     pub fn panics(&self) -> Vec<(Arc<str>, u64)> {
         let accounts = self.accounts.lock();
         let all = accounts.iter();
@@ -227,7 +231,7 @@ impl Tasks {
             .collect()
     }
 
-    /// A vital task that keeps failing.
+    /// Returns a vital task that keeps failing, if there is one.
     pub fn failing(&self) -> Option<Arc<str>> {
         let now = Instant::now();
         let accounts = self.accounts.lock();
@@ -236,27 +240,27 @@ impl Tasks {
         failing.map(|(name, _)| Arc::clone(name))
     }
 
-    /// The tasks that have not ended, of this group and those that are counted with it.
+    /// Returns the tasks that have not ended, of this group and the groups that are counted with it.
     pub fn running(&self) -> Vec<Arc<str>> {
         let accounts = self.accounts.lock();
         let running = accounts.iter().filter(|(_, own)| own.running > 0);
         running.map(|(name, _)| Arc::clone(name)).collect()
     }
 
-    /// Asks the group's tasks to end, and waits for none.
+    /// Asks the group's tasks to end, without waiting.
     pub fn cancel(&self) {
         self.token.cancel();
         self.tracker.close();
     }
 
-    /// Ends the group's tasks. False if one of them has not ended `within` that time.
+    /// Ends the group's tasks. Returns false if one of them has not ended `within` that time.
     pub async fn end(&self, within: Duration) -> bool {
         self.cancel();
         timeout(within, self.tracker.wait()).await.is_ok()
     }
 }
 
-/// How long a task that has panicked so often in a row waits for its restart.
+/// Returns the pause before a restart after this many consecutive panics.
 fn pause(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1);
     TASK_PAUSE_MIN
@@ -266,7 +270,7 @@ fn pause(failures: u32) -> Duration {
 
 struct Panicked;
 
-/// The future's output, unless it panics.
+/// Returns the future's output, unless it panics.
 async fn caught<T>(future: impl Future<Output = T>) -> Result<T, Panicked> {
     let mut future = pin!(future);
     std::future::poll_fn(|context| {

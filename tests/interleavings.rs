@@ -12,7 +12,7 @@ mod hub;
 
 /// What the hub knows of the rest.
 mod config {
-    pub(crate) use tidings::config::{Ceilings, RATE_SECS, WINDOW_MAX_BYTES};
+    pub(crate) use tidings::config::{RATE_SECS, StreamLimits, WINDOW_MAX_BYTES};
 }
 mod event {
     pub(crate) use tidings::event::{Class, Draft, Event};
@@ -89,7 +89,7 @@ fn listen(hub: &Arc<Hub>) -> Attachment {
         address: None,
         peer: None,
     };
-    let ceilings = tidings::config::Settings::default().ceilings();
+    let ceilings = tidings::config::Settings::default().stream_limits();
     let attached = hub.attach(&scope, reader, true, &ceilings);
     attached.expect("there is room")
 }
@@ -247,7 +247,7 @@ fn places_are_given_once_and_given_back() {
                 address: Some([127, 0, 0, 1].into()),
                 peer: None,
             };
-            let ceilings = config::Ceilings {
+            let ceilings = config::StreamLimits {
                 server: 1,
                 school: 1,
                 user: 1,

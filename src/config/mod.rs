@@ -85,7 +85,7 @@ pub enum StatusCase {
 
 /// Maximum numbers of concurrent streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ceilings {
+pub struct StreamLimits {
     /// On the whole server.
     pub server: usize,
     /// In a school.
@@ -454,8 +454,8 @@ impl Settings {
     }
 
     /// Returns the maximum numbers of concurrent streams.
-    pub fn ceilings(&self) -> Ceilings {
-        Ceilings {
+    pub fn stream_limits(&self) -> StreamLimits {
+        StreamLimits {
             server: self.max_streams,
             school: self.max_streams_per_school,
             user: self.max_streams_per_user,

@@ -1,18 +1,18 @@
-//! The node's reader of the logs: it follows what is committed and serves those who come back from behind.
+//! The node's reader of the logs: it follows new commits and serves replays.
 //!
 //! ```text
 //! Committed ─hints─▶ tail ─dense─▶ hub ─▶ mailboxes          (live)
-//!                     │ a hole is waited for shortly, then read
+//!                     │ missing events are awaited briefly, then read
 //! log ────────────────┴─▶ segments ─▶ replays                (read once, encoded once, shared)
 //! ```
 //!
-//! The log is the truth, a hint is the doorbell: hints may be late, out of order, or missing, and still each school's
-//! events reach the hub in order and without a hole (invariant 3). Replays of wide scopes share *segments*, aligned
-//! stretches of a log that are read by one of those who want them and whose events carry their encodings, so that a
-//! crowd that comes back costs one read and one encoding of each event (invariant 8). Narrow scopes are read through
-//! the index on subjects instead, however much the rest of the school has to say.
+//! The log is the truth, and hints are only notifications. Hints may be late, out of order, or missing. Still, each
+//! school's events reach the hub in order and without a hole (invariant 3). Replays of wide scopes share *segments*,
+//! which are aligned ranges of a log. One replay reads a segment for all, and its events carry their encodings. So many
+//! clients that reconnect at once cost one read and one encoding of each event (invariant 8). Narrow scopes are read
+//! through the index on subjects instead, so that the school's other events cost nothing.
 //!
-//! Deliberately absent: who may listen, and what a connection has been told.
+//! Deliberately absent: who is allowed to listen, and what has been delivered to a connection.
 
 mod segments;
 mod tail;
@@ -30,7 +30,7 @@ use crate::id::{Channel, Cursor, Epoch, Place, SchoolId};
 use crate::log::{Bounds, Committed, Log, Page, StoreError};
 use crate::scope::{Scope, without_superseded};
 
-/// See the module's page.
+/// Reads the logs of all schools. See the module documentation.
 pub struct Feed {
     log: Arc<dyn Log>,
     committed: Committed,
@@ -40,12 +40,12 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Reads this log, of which `committed` says what is on its way to the hub.
+    /// Creates a feed that reads this log. `committed` tracks the commits that are on their way to the hub.
     pub fn new(log: Arc<dyn Log>, committed: Committed) -> Feed {
         Feed::with_segments(log, committed, SEGMENT_EVENTS)
     }
 
-    /// The same with segments of so many events.
+    /// Creates a feed whose segments hold this many events.
     pub fn with_segments(log: Arc<dyn Log>, committed: Committed, events: u64) -> Feed {
         Feed {
             heads: Heads::new(Arc::clone(&log)),
@@ -56,37 +56,38 @@ impl Feed {
         }
     }
 
-    /// How long it takes to read a page of a replay, in seconds.
+    /// Returns how long it takes to read a page of a replay, in seconds.
     pub fn replay_duration(&self) -> &Histogram {
         &self.replay_duration
     }
 
-    /// The database's life.
+    /// Returns the epoch of the database.
     pub fn epoch(&self) -> Epoch {
         self.log.epoch()
     }
 
-    /// Returns the place that a cursor names. None if it is of another epoch, or may name one of several events.
+    /// Returns the place that a cursor names. Returns `None` if the cursor has another epoch, or may name one of
+    /// several events.
     pub fn place(&self, Cursor { epoch, place }: Cursor) -> Option<Place> {
         let is_certain = place.tag.is_some() || place.seq == 0 || self.log.numbers_are_unique();
         (epoch == self.log.epoch() && is_certain).then_some(place)
     }
 
-    /// Ready when the hub has been offered what was committed in this school until now.
+    /// Ready when the hub has been offered everything that was committed in this school before the call.
     pub fn settled(&self, school: SchoolId) -> impl Future<Output = ()> + Send + 'static {
         self.committed.settled(school)
     }
 
-    /// Returns events in scope after `after`. With `fold`, ticks are left out that a later event in scope supersedes. None if
-    /// `after` has a tag, and the log has another event there, or none.
+    /// Returns events in scope after `after`. With `conflate`, it omits ticks that a later event in scope supersedes.
+    /// Returns `None` if `after` has a tag and the log has another event there, or none.
     pub async fn replay(
         &self,
         scope: Arc<Scope>,
         after: Place,
-        fold: bool,
+        conflate: bool,
     ) -> Result<Option<Page>, StoreError> {
         let began = Instant::now();
-        let page = self.read_page(scope, after, fold).await;
+        let page = self.read_page(scope, after, conflate).await;
         self.replay_duration.observe(began.elapsed().as_secs_f64());
         page
     }
@@ -95,10 +96,10 @@ impl Feed {
         &self,
         scope: Arc<Scope>,
         after: Place,
-        fold: bool,
+        conflate: bool,
     ) -> Result<Option<Page>, StoreError> {
         if after.tag.is_none() && is_narrow(&scope) {
-            return self.log.replay(scope, after.seq, fold).await.map(Some);
+            return self.log.replay(scope, after.seq, conflate).await.map(Some);
         }
         let bounds = self.heads.bounds(scope.school).await?;
         if !self.is_known(scope.school, after, bounds).await? {
@@ -106,7 +107,7 @@ impl Feed {
         }
         let after = after.seq;
         if is_narrow(&scope) {
-            return self.log.replay(scope, after, fold).await.map(Some);
+            return self.log.replay(scope, after, conflate).await.map(Some);
         }
         if after < bounds.floor.seq || after >= bounds.head.seq {
             return Ok(Some(Page {
@@ -117,12 +118,12 @@ impl Feed {
             }));
         }
         let Some(segment) = self.segments.get(scope.school, after, bounds).await? else {
-            // Its events are too large to be kept for others.
-            return self.log.replay(scope, after, fold).await.map(Some);
+            // Its events are too large to be cached.
+            return self.log.replay(scope, after, conflate).await.map(Some);
         };
-        let told = segment.after(after).filter(|event| scope.hears(event));
-        let mut events = told.map(Arc::clone).collect();
-        if fold {
+        let in_scope = segment.after(after).filter(|event| scope.hears(event));
+        let mut events = in_scope.map(Arc::clone).collect();
+        if conflate {
             events = without_superseded(events);
             events.retain(|event| !segment.supersedes(event, &scope.filter));
         }
@@ -134,7 +135,7 @@ impl Feed {
         }))
     }
 
-    /// Whether the log has this very event, as far as that can be told. What is past retention is another question.
+    /// Whether the log has this very event, as far as that is known. Retention is checked separately.
     async fn is_known(
         &self,
         school: SchoolId,
@@ -161,12 +162,12 @@ impl Feed {
                 stretch.events.into_iter().next()
             }
         };
-        // It may have left the log meanwhile, and a later one is the first: then the replay finds that out.
+        // The event may have left the log meanwhile, so that a later one is the first. The replay detects that.
         let event = event.filter(|event| event.seq == seq);
         Ok(event.is_none_or(|event| event.place() == place))
     }
 
-    /// Returns present states in scope; see [`Log::snapshot`].
+    /// Returns current states in scope; see [`Log::snapshot`].
     pub async fn snapshot(
         &self,
         scope: Arc<Scope>,
@@ -177,7 +178,7 @@ impl Feed {
     }
 }
 
-/// Whether an index has just the events of the scope.
+/// Whether an index contains exactly the events of the scope.
 fn is_narrow(scope: &Scope) -> bool {
     let is_subject = |channel: &Channel| matches!(channel, Channel::Subject(..));
     scope.channels().iter().all(is_subject)

@@ -1,12 +1,12 @@
-//! Segments: aligned stretches of a log that many replays share.
+//! Segments: aligned ranges of a log that many replays share.
 //!
 //! ```text
 //! seq        1 … 256    257 … 512    513 … 600
 //! segment        0           1           2       (the last one grows with the log)
 //! ```
 //!
-//! The first replay that needs a segment reads it; others that need it meanwhile wait for that read. The least recently
-//! used segments are evicted: at most [`SEGMENTS_MAX_BYTES`] are kept.
+//! The first replay that needs a segment reads it. Other replays that need it meanwhile wait for that read. The least
+//! recently used segments are evicted: at most [`SEGMENTS_MAX_BYTES`] are kept.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -21,22 +21,22 @@ use crate::id::{Kind, Place, SchoolId, SubjectId};
 use crate::log::{Bounds, LastEvent, Log, StoreError};
 use crate::scope::Filter;
 
-/// Part of a school's log, without holes.
+/// A range of a school's log, without holes.
 #[derive(Debug, Default)]
 pub(super) struct Segment {
     events: Vec<Arc<Event>>,
-    /// Events up to here were gone when it was read.
+    /// Events up to here had been deleted when the segment was read.
     floor: u64,
-    /// It holds all events of its stretch up to here.
+    /// The segment holds all events of its range up to here.
     through: u64,
-    /// The last events of the subjects of its ticks, as they were when it was read. One that supersedes a tick does so
-    /// for good.
+    /// The last event of each subject that has ticks in the segment, as of the read. An event that supersedes a tick
+    /// does so permanently.
     last: HashMap<(Kind, SubjectId), LastEvent>,
     bytes: usize,
 }
 
 impl Segment {
-    /// Its events after this `seq`.
+    /// Returns the events after this `seq`.
     pub(super) fn after(&self, after: u64) -> impl Iterator<Item = &Arc<Event>> {
         let known = self.events.partition_point(|event| event.seq <= after);
         self.events[known..].iter()
@@ -46,13 +46,13 @@ impl Segment {
         self.floor
     }
 
-    /// It holds all events up to here.
+    /// Returns the place up to which the segment holds all events.
     pub(super) fn through(&self) -> Place {
         let last = self.events.last().filter(|last| last.seq == self.through);
         last.map_or(Place::untagged(self.through), |last| last.place())
     }
 
-    /// Whether this is a tick of which a later event that passes the filter says all.
+    /// Whether the event is a tick that a later event supersedes, and that event passes the filter.
     pub(super) fn supersedes(&self, event: &Event, filter: &Filter) -> bool {
         let last = || self.last.get(&(event.kind, event.subject.clone()));
         let is_later = |last: &LastEvent| {
@@ -62,10 +62,10 @@ impl Segment {
     }
 }
 
-/// What a segment is, or is going to be.
+/// A segment that may not have been read yet.
 #[derive(Default)]
 struct Slot {
-    /// Held while it is read.
+    /// Locked during a read.
     state: tokio::sync::Mutex<State>,
 }
 
@@ -74,20 +74,20 @@ enum State {
     #[default]
     Unread,
     Read(Arc<Segment>),
-    /// It has more bytes than are kept for others.
+    /// It exceeds the maximum size of a cached segment.
     TooLarge,
 }
 
-/// Segments that are kept, those used last.
+/// The most recently used segments.
 pub(super) struct Segments {
     log: Arc<dyn Log>,
-    /// Events of a segment.
+    /// Number of events in a segment.
     size: u64,
     cache: Mutex<Cache>,
 }
 
 struct Cache {
-    /// Each with the bytes that it counts for.
+    /// Each slot with the bytes that it counts for.
     slots: LruCache<(SchoolId, u64), (Arc<Slot>, usize)>,
     bytes: usize,
 }
@@ -105,8 +105,8 @@ impl Segments {
         }
     }
 
-    /// Returns the segment that holds the event after `after`, at least up to the head that is known. None if it is too
-    /// large to be kept.
+    /// Returns the segment that holds the event after `after`, at least up to the known head. Returns `None` if it is
+    /// too large to be cached.
     pub(super) async fn get(
         &self,
         school: SchoolId,
@@ -136,7 +136,7 @@ impl Segments {
         Ok(read)
     }
 
-    /// Reads what is not known of a segment yet.
+    /// Reads the part of a segment that is not known yet.
     async fn read(
         &self,
         school: SchoolId,
@@ -156,7 +156,7 @@ impl Segments {
         loop {
             let stretch = self.log.read_stretch(school, segment.through, end).await?;
             if stretch.floor > segment.through {
-                // What it has of before lies before a hole.
+                // Its earlier events lie before a hole.
                 segment.events.clear();
                 segment.floor = stretch.floor;
             }
@@ -194,9 +194,9 @@ impl Segments {
 }
 
 impl Cache {
-    /// Notes how many bytes a segment has, and lets go of others if there are too many.
+    /// Records the size of a segment, and evicts others if the cache is too large.
     fn count(&mut self, key: (SchoolId, u64), slot: &Arc<Slot>, bytes: usize) {
-        // It may have had to go while it was read.
+        // The segment may have been evicted during the read.
         if let Some((own, counted)) = self.slots.get_mut(&key)
             && Arc::ptr_eq(own, slot)
         {
@@ -210,7 +210,7 @@ impl Cache {
     }
 }
 
-/// Where logs begin and end. Those who ask at the same time share a read that begins after they have asked.
+/// Bounds of logs. Concurrent callers share a read that begins after their calls.
 pub(super) struct Heads {
     log: Arc<dyn Log>,
     flights: Mutex<LruCache<SchoolId, Arc<Flight>>>,
@@ -219,7 +219,7 @@ pub(super) struct Heads {
 #[derive(Default)]
 struct Flight {
     asked: AtomicU64,
-    /// The last read: how many had asked when it began, and what it said.
+    /// The last read: how many callers had asked when it began, and its result.
     last: tokio::sync::Mutex<(u64, Bounds)>,
 }
 
@@ -232,7 +232,7 @@ impl Heads {
         }
     }
 
-    /// Returns the bounds of a log as they are now, or were after this was called.
+    /// Returns the bounds of a log as of this call or later.
     pub(super) async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
         let flight = {
             let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! Following the logs: committed events reach those who listen in order and without a hole, whatever the hints do.
+//! Follows the logs: committed events reach listeners in order and without a hole, even if hints do not.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -15,13 +15,13 @@ use crate::hub::Hub;
 use crate::id::SchoolId;
 use crate::log::{Batches, Log, StoreError, Stretch};
 
-/// Events of a school that are known while some before them are not.
+/// Known events of a school that follow missing ones.
 struct Hole {
-    /// They wait for what is missing.
+    /// The events that wait for the missing ones.
     beyond: BTreeMap<u64, Arc<Event>>,
-    /// The newest `seq` of which a hint came.
+    /// The newest `seq` of which a hint arrived.
     newest: u64,
-    /// When to read what is missing; none while it is being read.
+    /// When to read the missing events; `None` during the read.
     due: Option<Instant>,
 }
 
@@ -32,14 +32,14 @@ struct Tail<'a> {
     reads: JoinSet<(SchoolId, Result<Stretch, StoreError>)>,
 }
 
-/// Hands committed events to `tell`, each school's in the order of its log, until nobody commits any more, or until all is
-/// told that was committed before `end`. `tell` has the hub offer them: from what it was offered last is known what comes
-/// next.
+/// Passes committed events to `deliver`, each school's in the order of its log, until there are no more committers, or
+/// until everything that was committed before `end` has been delivered. `deliver` offers them to the hub, whose head
+/// determines which event comes next.
 pub async fn follow(
     batches: &mut Batches,
     hub: &Hub,
     log: Arc<dyn Log>,
-    mut tell: impl FnMut(&[Arc<Event>]),
+    mut deliver: impl FnMut(&[Arc<Event>]),
     end: impl Future<Output = ()>,
 ) {
     let mut end = pin!(end);
@@ -55,8 +55,8 @@ pub async fn follow(
         let due = tail.holes.values().filter_map(|hole| hole.due).min();
         let has_reads = !tail.reads.is_empty();
         tokio::select! {
-            // In this order: what fills holes is little, and comes before more that might have to wait for it. And a
-            // simulation goes the same way each time.
+            // Biased: reads that fill holes are few, and go before batches that may have to wait for them. In addition,
+            // simulations become deterministic.
             biased;
             () = &mut end, if !is_ending => {
                 is_ending = true;
@@ -68,7 +68,7 @@ pub async fn follow(
                     continue;
                 };
                 let dense = tail.fill(school, read);
-                slice.tell(&dense, &mut tell).await;
+                slice.deliver(&dense, &mut deliver).await;
                 batches.told(&dense);
                 slice.end().await;
             }
@@ -79,10 +79,10 @@ pub async fn follow(
                 };
                 for of_school in batch.chunk_by(|one, next| one.school == next.school) {
                     let dense = tail.take(of_school);
-                    slice.tell(&dense, &mut tell).await;
+                    slice.deliver(&dense, &mut deliver).await;
                     batches.told(&dense);
                     if !tail.has_hole(of_school[0].school) {
-                        // What was told before, or is in no memory, counts, too.
+                        // Events that were delivered before, or whose school is not in memory, count as delivered, too.
                         batches.told(of_school);
                     }
                 }
@@ -93,14 +93,14 @@ pub async fn follow(
     }
 }
 
-/// Events that were told since others had a turn. A large batch to many readers is much work.
+/// Number of events that were delivered since other tasks had a turn. A large batch for many readers is much work.
 #[derive(Default)]
 struct Slice(usize);
 
 impl Slice {
-    async fn tell(&mut self, events: &[Arc<Event>], tell: &mut impl FnMut(&[Arc<Event>])) {
+    async fn deliver(&mut self, events: &[Arc<Event>], deliver: &mut impl FnMut(&[Arc<Event>])) {
         for part in events.chunks(DISPATCH_SLICE) {
-            tell(part);
+            deliver(part);
             self.0 += part.len();
             if self.0 >= DISPATCH_SLICE {
                 self.end().await;
@@ -116,14 +116,14 @@ impl Slice {
 }
 
 impl Tail<'_> {
-    /// Takes events of a school in, and returns those that can be told now.
+    /// Accepts events of a school, and returns those that can be delivered now.
     fn take<'a>(&mut self, events: &'a [Arc<Event>]) -> Cow<'a, [Arc<Event>]> {
         let (Some(first), Some(last)) = (events.first(), events.last()) else {
             return Cow::Borrowed(events);
         };
         let school = first.school;
         debug_assert!(is_dense(events), "a hint has no hole");
-        // Of a school that is not in memory nothing was told, so that nothing can be missed.
+        // A school that is not in memory has no listeners, so nothing can be missed.
         let next = self.hub.next(school);
         let is_missed = next.is_some_and(|next| first.seq > next);
         let hole = match self.holes.get_mut(&school) {
@@ -138,45 +138,45 @@ impl Tail<'_> {
                 return Cow::Borrowed(&events[events.partition_point(is_known)..]);
             }
         };
-        tracing::debug!(school.id = %school, from = first.seq, to = last.seq, "events came before others that are missing");
+        tracing::debug!(school.id = %school, from = first.seq, to = last.seq, "events arrived before earlier ones");
         let of_batch = events.iter().map(|event| (event.seq, Arc::clone(event)));
         hole.beyond.extend(of_batch);
         hole.newest = hole.newest.max(last.seq);
         while hole.beyond.len() > HOLE_MAX_EVENTS {
-            // It is read with what is missing.
+            // It will be read together with the missing events.
             hole.beyond.pop_last();
         }
         Cow::Owned(self.dense(school))
     }
 
-    /// Whether something is missing of a school.
+    /// Whether events of a school are missing.
     fn has_hole(&self, school: SchoolId) -> bool {
         self.holes.contains_key(&school)
     }
 
-    /// Returns what can be told of a school with a hole, and forgets the hole when nothing is missing any more.
+    /// Returns the events that can be delivered of a school with a hole. Removes the hole when no events are missing.
     fn dense(&mut self, school: SchoolId) -> Vec<Arc<Event>> {
-        let mut told = Vec::new();
+        let mut deliverable = Vec::new();
         let Some(hole) = self.holes.get_mut(&school) else {
-            return told;
+            return deliverable;
         };
-        // None if the school has left memory meanwhile: then nobody misses anything.
+        // `None` if the school has left memory meanwhile: then it has no listeners that could miss anything.
         let mut next = self.hub.next(school).unwrap_or(hole.newest + 1);
         while let Some(entry) = hole.beyond.first_entry().filter(|own| *own.key() <= next) {
             let event = entry.remove();
             if event.seq == next {
-                told.push(event);
+                deliverable.push(event);
                 next += 1;
             }
         }
         if next > hole.newest {
             self.holes.remove(&school);
         }
-        debug_assert!(is_dense(&told), "what is told has no hole");
-        told
+        debug_assert!(is_dense(&deliverable), "what is delivered has no hole");
+        deliverable
     }
 
-    /// Begins to read what has been waited for long enough.
+    /// Starts the reads that are due.
     fn read_what_is_due(&mut self) {
         let now = Instant::now();
         for (school, hole) in &mut self.holes {
@@ -192,7 +192,7 @@ impl Tail<'_> {
         }
     }
 
-    /// Has everything read again that is being read: a read has panicked, and it is not known of which school.
+    /// Schedules all reads in progress again: one of them panicked, and its school is not known.
     fn read_again(&mut self) {
         let due = Instant::now() + HOLE_PAUSE;
         for hole in self.holes.values_mut() {
@@ -200,14 +200,14 @@ impl Tail<'_> {
         }
     }
 
-    /// Takes in what was missing, and returns what can be told now.
+    /// Accepts the missing events, and returns those that can be delivered now.
     fn fill(&mut self, school: SchoolId, read: Result<Stretch, StoreError>) -> Vec<Arc<Event>> {
         let Some(hole) = self.holes.get_mut(&school) else {
             return Vec::new();
         };
         match read {
             Ok(stretch) => {
-                // A log that does not have it yet is not asked without a pause.
+                // If the log does not have the events yet, it is read again only after a pause.
                 let pause = match stretch.events.is_empty() {
                     true => HOLE_PAUSE,
                     false => Duration::ZERO,
@@ -220,13 +220,14 @@ impl Tail<'_> {
                 let of_log = stretch.events.into_iter().map(|event| (event.seq, event));
                 hole.beyond.extend(of_log);
                 if is_gone {
-                    // What is missing is past retention. The hub makes those who would miss it read the log themselves.
+                    // The missing events are past retention. The hub makes the listeners that would miss them read the
+                    // log.
                     let hole = self.holes.remove(&school);
                     return hole.map_or(Vec::new(), |hole| hole.beyond.into_values().collect());
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, school.id = %school, "missing events could not be read; they are read again");
+                tracing::warn!(%error, school.id = %school, "missing events could not be read; retrying");
                 hole.due = Some(Instant::now() + HOLE_PAUSE);
             }
         }

@@ -1,22 +1,22 @@
-//! What happened in a school by the second, for as many seconds as [`RATE_SECS`]: a ring that costs nothing while
-//! nothing happens.
+//! Figures of a school for each of the last [`RATE_SECS`] seconds: a ring buffer that costs nothing while nothing
+//! happens.
 
 use crate::config::RATE_SECS;
 
-/// The seconds that are over, and the present one.
+/// The completed seconds and the current one.
 const PLACES: usize = RATE_SECS + 1;
 
 /// Figures of the last seconds.
 pub(super) struct Ring {
     figures: [u32; PLACES],
-    /// The second up to which the ring is filled, since the hub began.
+    /// The second up to which the ring is filled, counted from the hub's start.
     last: u64,
-    /// Whether a second in which nothing happens has the figure of the one before, rather than none.
+    /// Whether a second without changes repeats the figure of the previous one instead of 0.
     holds: bool,
 }
 
 impl Ring {
-    /// How many there were in each second.
+    /// Returns a ring of counts: how much happened in each second.
     pub(super) fn of_counts() -> Ring {
         Ring {
             figures: [0; PLACES],
@@ -25,7 +25,7 @@ impl Ring {
         }
     }
 
-    /// How many there were at the end of each second.
+    /// Returns a ring of levels: the value at the end of each second.
     pub(super) fn of_levels() -> Ring {
         Ring {
             holds: true,
@@ -33,20 +33,20 @@ impl Ring {
         }
     }
 
-    /// Adds to a count.
+    /// Adds to the count of this second.
     pub(super) fn count(&mut self, second: u64, more: u32) {
         self.turn(second);
         let figure = &mut self.figures[place(second)];
         *figure = figure.saturating_add(more);
     }
 
-    /// Notes a level.
+    /// Sets the level of this second.
     pub(super) fn level(&mut self, second: u64, level: usize) {
         self.turn(second);
         self.figures[place(second)] = level.try_into().unwrap_or(u32::MAX);
     }
 
-    /// Forgets what the ring has no room for.
+    /// Moves the ring to this second and overwrites the figures that are too old.
     fn turn(&mut self, second: u64) {
         let passed = second.saturating_sub(self.last).min(PLACES as u64);
         let figure = match self.holds {
@@ -59,7 +59,7 @@ impl Ring {
         self.last = self.last.max(second);
     }
 
-    /// The figures of the seconds before this one, which is not over; oldest first.
+    /// Returns the figures of the seconds before this one, which is not complete; oldest first.
     pub(super) fn before(&mut self, second: u64) -> [u32; RATE_SECS] {
         self.turn(second);
         let present = place(second);

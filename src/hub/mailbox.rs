@@ -1,9 +1,8 @@
 //! A connection's bounded queue.
 //!
-//! A mailbox that fills up first folds: of the ticks of one subject only the newest stays. If that does
-//! not make room enough it marks itself *lagging* and lets go of everything; its connection, when it comes
-//! round to reading, replays from its own cursor. So milestones are never dropped (invariant 4): what is
-//! not in the mailbox is in the log.
+//! A full mailbox first conflates: of the ticks of one subject it keeps only the newest. If that does not free enough
+//! room, it drops all of its events and marks itself as *lagging*. Its connection then replays from its own cursor the
+//! next time it reads. So milestones are never lost (invariant 4): what is not in the mailbox is in the log.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,11 +15,11 @@ use crate::scope::{Filter, without_superseded};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 use crate::wire::Close;
 
-/// See the module's page.
+/// A connection's bounded queue. See the module documentation.
 pub struct Mailbox {
     capacity: usize,
-    /// Whether ticks may fold; otherwise a full mailbox goes straight to lagging.
-    fold: bool,
+    /// Whether ticks may be conflated. Otherwise a full mailbox is lagging at once.
+    conflate: bool,
     filter: Filter,
     slots: Mutex<Slots>,
 }
@@ -29,42 +28,42 @@ pub struct Mailbox {
 struct Slots {
     /// In order of `seq`.
     events: VecDeque<Arc<Event>>,
-    /// The newest seq taken in, so that an event on several channels is kept once.
+    /// The newest seq that was accepted, so that an event on several channels is kept only once.
     newest: u64,
     lagging: bool,
     close: Option<Close>,
     reader: Option<Waker>,
-    /// The reader looks again by itself before it can tell another tick.
+    /// The reader polls again by itself before it can deliver another tick.
     patient: bool,
 }
 
 /// How much waits in a mailbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Depth {
-    /// Events that wait.
+    /// The number of waiting events.
     pub events: usize,
     /// When the oldest of them happened.
     pub oldest: Option<DateTime<Utc>>,
-    /// Whether it was too full and its reader has to read the log.
+    /// Whether the mailbox overflowed, so that its reader has to read the log.
     pub lagging: bool,
 }
 
-/// What a reader finds.
+/// What a reader receives.
 #[derive(Debug)]
 pub enum Mail {
     /// Events, in order.
     Events(VecDeque<Arc<Event>>),
-    /// There were too many: read the log from your own cursor. From now on new events are kept again.
+    /// The mailbox overflowed: read the log from your own cursor. New events are kept again from now on.
     Lagging,
-    /// The server wants to close.
+    /// The server wants to close the connection.
     Close(Close),
 }
 
 impl Mailbox {
-    pub(super) fn new(capacity: usize, fold: bool, filter: Filter) -> Mailbox {
+    pub(super) fn new(capacity: usize, conflate: bool, filter: Filter) -> Mailbox {
         Mailbox {
             capacity,
-            fold,
+            conflate,
             filter,
             slots: Mutex::default(),
         }
@@ -74,7 +73,7 @@ impl Mailbox {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an event in. Returns the reader if it waits and has to be woken.
+    /// Adds an event. Returns the reader's waker if the reader waits and must be woken.
     pub(super) fn offer(&self, event: &Arc<Event>) -> Option<Waker> {
         if !self.filter.lets_through(event) {
             return None;
@@ -89,10 +88,10 @@ impl Mailbox {
             return None;
         }
         if slots.events.len() > self.capacity {
-            if self.fold {
+            if self.conflate {
                 slots.events = without_superseded(std::mem::take(&mut slots.events).into()).into();
             }
-            // Half empty, or else the next few events would each fold again.
+            // It must be at most half full. Otherwise each of the next few events would conflate again.
             if slots.events.len() > self.capacity / 2 {
                 slots.events = VecDeque::new();
                 slots.lagging = true;
@@ -101,7 +100,8 @@ impl Mailbox {
         slots.reader.take()
     }
 
-    /// Lets go of everything: the reader reads the log. Returns the reader if it waits and has to be woken.
+    /// Drops all events, so that the reader reads the log. Returns the reader's waker if the reader waits and must be
+    /// woken.
     pub(super) fn lag(&self) -> Option<Waker> {
         let mut slots = self.slots();
         slots.events = VecDeque::new();
@@ -109,7 +109,7 @@ impl Mailbox {
         slots.reader.take()
     }
 
-    /// Tells the reader to close. The first word counts.
+    /// Asks the reader to close the connection. Only the first call has an effect.
     pub fn close(&self, close: Close) {
         let mut slots = self.slots();
         slots.close.get_or_insert(close);
@@ -120,7 +120,7 @@ impl Mailbox {
         }
     }
 
-    /// Whether the server wants to close.
+    /// Returns the reason to close, if the server wants to close the connection.
     pub fn closing(&self) -> Option<Close> {
         self.slots().close
     }
@@ -131,7 +131,7 @@ impl Mailbox {
         slots.events.is_empty() && !slots.lagging
     }
 
-    /// How much waits.
+    /// Returns how much waits.
     pub fn depth(&self) -> Depth {
         let slots = self.slots();
         Depth {
@@ -141,8 +141,8 @@ impl Mailbox {
         }
     }
 
-    /// Takes everything out, or registers to be woken: by whatever comes next, or, if the reader is `patient`, not for
-    /// a few ticks, because it looks again by itself before it can tell another.
+    /// Takes everything out, or registers the reader to be woken by the next mail. A `patient` reader is not woken by a
+    /// few ticks, because it polls again by itself before it can deliver another tick.
     pub fn poll(&self, cx: &mut Context<'_>, patient: bool) -> Poll<Mail> {
         let mut slots = self.slots();
         if let Some(close) = slots.close {
@@ -153,7 +153,7 @@ impl Mailbox {
             return Poll::Ready(Mail::Lagging);
         }
         if !slots.events.is_empty() {
-            // The buffer goes with the events: an idle connection keeps none.
+            // The buffer is moved out with the events, so that an idle connection keeps none.
             return Poll::Ready(Mail::Events(std::mem::take(&mut slots.events)));
         }
         slots.patient = patient;

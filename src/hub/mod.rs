@@ -1,10 +1,10 @@
-//! In-memory fan-out: who listens to what, and the newest events of each school.
+//! In-memory fan-out: who listens to which channels, and the newest events of each school.
 //!
-//! Everything of a school is under one short lock that is never held across an await. Offering an event
-//! walks the listeners of its channels and leaves an `Arc` in each mailbox; it awaits nothing, so a slow
-//! reader costs its bounded mailbox and slows nobody (invariant 6). The caller gets the readers that wait and
-//! wakes them: a crowd a few at a time, with other tasks' turns in between. The *window*, a ring of the newest
-//! events, serves short gaps without the database. Schools, channels and windows that nobody uses leave
+//! Everything about a school is under one short lock that is never held across an await. Offering an event iterates
+//! over the listeners of its channels and adds an `Arc` to each mailbox. It awaits nothing, so a slow reader costs its
+//! bounded mailbox and slows nobody else (invariant 6). The caller gets the wakers of the readers that wait and wakes
+//! them: many readers are woken a few at a time, and other tasks get their turns in between. The *window*, a ring of
+//! the newest events, serves short gaps without the database. Schools, channels and windows that are not in use leave
 //! memory (invariant 9). The hub knows neither the store nor any encoding.
 
 mod history;
@@ -21,7 +21,7 @@ use indexmap::IndexMap;
 
 use self::history::Ring;
 use self::mailbox::{Depth, Mailbox};
-use crate::config::{Ceilings, RATE_SECS, WINDOW_MAX_BYTES};
+use crate::config::{RATE_SECS, StreamLimits, WINDOW_MAX_BYTES};
 use crate::event::Event;
 use crate::id::{Channel, Kind, Place, SchoolId, SubjectId};
 use crate::scope::Scope;
@@ -36,58 +36,58 @@ pub struct Hub {
     mailbox_capacity: usize,
     next_mailbox: AtomicU64,
     attached: AtomicUsize,
-    /// Connections from each address.
+    /// Number of connections from each address.
     addresses: Mutex<HashMap<IpAddr, usize>>,
     began: Instant,
 }
 
 struct School {
-    room: Mutex<Room>,
+    state: Mutex<SchoolState>,
 }
 
-/// What one lock protects.
-struct Room {
-    /// The newest seq that was offered, or that somebody who listens has read up to before anything was.
+/// The state of a school, protected by one lock.
+struct SchoolState {
+    /// The place of the newest event that was offered, or, before any was, the place up to which a listener has read.
     head: Option<Place>,
-    /// Everything from here to the head was offered.
+    /// Every event from this seq up to the head was offered.
     dense_from: u64,
-    /// Newest events, contiguous in `seq`, oldest first.
+    /// The newest events, contiguous in `seq`, oldest first.
     window: VecDeque<Arc<Event>>,
     window_bytes: usize,
     last_offer: Instant,
     /// How many events were offered in each of the last seconds.
     rate: Ring,
-    /// How many connections there were.
+    /// How many connections there were in each of the last seconds.
     streams: Ring,
-    /// Everybody, also who listens to nothing yet.
+    /// All connections, including those without any channel.
     attached: IndexMap<u64, Attached>,
-    /// Connections of each user.
+    /// Number of connections of each user.
     users: HashMap<Arc<str>, usize>,
     everything: Listeners,
     kinds: HashMap<Kind, Topic>,
 }
 
-/// Dense to walk, and leaving costs the same however many there are.
+/// Dense to iterate over. Removal takes constant time.
 type Listeners = IndexMap<u64, Arc<Mailbox>>;
 
 #[derive(Default)]
 struct Topic {
     all: Listeners,
-    /// Who hears its wide events only.
+    /// Listeners to the wide events of the kind only.
     wide: Listeners,
     subjects: HashMap<SubjectId, Listeners>,
 }
 
-/// Who is on the other end of a connection, for those who look after the server.
+/// The client of a connection, as shown to operators.
 #[derive(Debug, Clone)]
 pub struct Reader {
-    /// By which way the events go: `SSE`, `WebSocket`, `long poll`, or what an application calls its own.
+    /// The transport: `SSE`, `WebSocket`, `long poll`, or a name that an embedding application chooses.
     pub transport: &'static str,
     /// The credential's `sub`.
     pub user: Arc<str>,
-    /// From where, if that is known.
+    /// The client's address, if it is known.
     pub address: Option<IpAddr>,
-    /// The other end of the connection itself, which may be a proxy's; none without a connection.
+    /// The peer of the TCP connection itself, which may be a proxy. `None` without a connection.
     pub peer: Option<SocketAddr>,
 }
 
@@ -99,31 +99,31 @@ struct Attached {
     wide: Option<Kind>,
 }
 
-/// A connection as it stands.
+/// The current state of a connection.
 #[derive(Debug, Clone)]
 pub struct Connection {
     /// The school that it listens to.
     pub school: SchoolId,
-    /// Who it is.
+    /// The client.
     pub reader: Reader,
-    /// When it came.
+    /// When it was attached.
     pub since: DateTime<Utc>,
-    /// What it listens to; at most as many as were asked for.
+    /// The channels that it listens to, up to the requested number.
     pub channels: Vec<Channel>,
     /// How many channels it listens to.
     pub channel_count: usize,
-    /// Its queue.
+    /// How much waits in its mailbox.
     pub depth: Depth,
 }
 
-/// What went on in a school lately, by the second.
+/// The recent activity of a school, by the second.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History {
-    /// Events that were offered.
+    /// Number of events that were offered in each second.
     pub events: [u32; RATE_SECS],
-    /// Connections at the end of each second.
+    /// Number of connections at the end of each second.
     pub streams: [u32; RATE_SECS],
-    /// Connections now.
+    /// Number of connections now.
     pub attached: usize,
 }
 
@@ -137,26 +137,26 @@ impl Default for History {
     }
 }
 
-/// Readers that have been left something, and wait to be told so. Each is here at most once.
+/// Readers with new mail that wait to be woken. Each is listed at most once.
 #[derive(Default)]
-#[must_use = "nobody else wakes them"]
-pub struct Waiting(Vec<Waker>);
+#[must_use = "the readers sleep until they are woken"]
+pub struct WakeList(Vec<Waker>);
 
-impl Waiting {
-    /// Wakes all of them.
+impl WakeList {
+    /// Wakes all readers.
     pub fn wake(self) {
         self.0.into_iter().for_each(Waker::wake);
     }
 
-    /// Wakes as many as `at_once`, and returns the rest, if there is any.
-    pub fn wake_some(mut self, at_once: usize) -> Option<Waiting> {
+    /// Wakes up to `at_once` readers. Returns the others, if there are any.
+    pub fn wake_some(mut self, at_once: usize) -> Option<WakeList> {
         let first = self.0.len().saturating_sub(at_once);
         self.0.drain(first..).for_each(Waker::wake);
         (first > 0).then_some(self)
     }
 }
 
-/// A connection's hold on the hub. Dropping it leaves nothing behind.
+/// A connection's registration with the hub. Dropping it removes every trace of the connection.
 pub struct Attachment {
     hub: Arc<Hub>,
     school: Arc<School>,
@@ -164,30 +164,30 @@ pub struct Attachment {
     id: u64,
 }
 
-/// There are as many streams as there may be.
+/// A limit on concurrent streams is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HubFull {
-    /// In all.
-    #[error("the server serves as many streams as it may")]
+    /// The limit of the server.
+    #[error("the server has reached its limit of concurrent streams")]
     Server,
-    /// Of the school.
-    #[error("the school has as many streams as it may")]
+    /// The limit of a school.
+    #[error("the school has reached its limit of concurrent streams")]
     School,
-    /// Of the user.
-    #[error("this user has as many streams as he may")]
+    /// The limit of a user.
+    #[error("this user has reached the limit of concurrent streams")]
     User,
-    /// From the address.
-    #[error("there are as many streams from this address as there may be")]
+    /// The limit of an address.
+    #[error("this address has reached the limit of concurrent streams")]
     Address,
 }
 
-fn lock(school: &School) -> MutexGuard<'_, Room> {
-    // Nothing that can panic runs under the lock; were it poisoned all the same, its data is whole.
-    school.room.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(school: &School) -> MutexGuard<'_, SchoolState> {
+    // Nothing that can panic runs under the lock. Even if it were poisoned, its data would be consistent.
+    school.state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Hub {
-    /// A hub whose schools keep `window_events` events and whose mailboxes hold `mailbox_capacity`.
+    /// Creates a hub whose schools keep `window_events` events and whose mailboxes hold `mailbox_capacity` events.
     pub fn new(window_events: usize, mailbox_capacity: usize) -> Hub {
         Hub {
             schools: RwLock::default(),
@@ -200,49 +200,49 @@ impl Hub {
         }
     }
 
-    /// Leaves committed events, in commit order, in the mailboxes of those who listen. Returns those who wait for them.
-    pub fn offer(&self, events: &[Arc<Event>]) -> Waiting {
-        let mut waiting = Waiting::default();
+    /// Adds committed events, in commit order, to the mailboxes of their listeners. Returns the readers to wake.
+    pub fn offer(&self, events: &[Arc<Event>]) -> WakeList {
+        let mut wake_list = WakeList::default();
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
             let school = self.school(of_school[0].school);
             let second = self.second();
-            let mut room = lock(&school);
+            let mut state = lock(&school);
             let more = of_school.len().try_into().unwrap_or(u32::MAX);
-            room.rate.count(second, more);
+            state.rate.count(second, more);
             for event in of_school {
-                room.offer(event, self.window_events, &mut waiting);
+                state.offer(event, self.window_events, &mut wake_list);
             }
         }
-        waiting
+        wake_list
     }
 
-    /// The `seq` that comes next in a school, if something is known of it.
+    /// Returns the `seq` of a school's next event, if the hub knows the school's head.
     pub fn next(&self, school: SchoolId) -> Option<u64> {
         let schools = self.schools.read().unwrap_or_else(PoisonError::into_inner);
         let head = lock(schools.get(&school)?).head;
         head.map(|head| head.seq + 1)
     }
 
-    /// Begins to listen to `scope`. Read the store only afterwards: an event committed between a read and a
-    /// later attachment would be in neither (invariant 5). With `fold`, ticks may fold in the mailbox.
+    /// Begins to listen to `scope`. Read the store only afterwards: an event that is committed between a read and a
+    /// later attachment would be in neither (invariant 5). With `conflate`, a full mailbox may conflate ticks.
     pub fn attach(
         self: &Arc<Self>,
         scope: &Scope,
         reader: Reader,
-        fold: bool,
-        ceilings: &Ceilings,
+        conflate: bool,
+        limits: &StreamLimits,
     ) -> Result<Attachment, HubFull> {
         let attachment = Attachment {
             school: self.school(scope.school),
             mailbox: Arc::new(Mailbox::new(
                 self.mailbox_capacity,
-                fold,
+                conflate,
                 scope.filter.clone(),
             )),
             id: self.next_mailbox.fetch_add(1, Ordering::Relaxed),
             hub: Arc::clone(self),
         };
-        self.admit(&attachment, reader, ceilings)?;
+        self.admit(&attachment, reader, limits)?;
         attachment.listen(scope.channels().iter().cloned());
         if let Some(kind) = scope.wide() {
             attachment.listen_to_wide(kind);
@@ -250,37 +250,38 @@ impl Hub {
         Ok(attachment)
     }
 
-    /// Gives a connection its place among all, and among those of its school, its user and its address.
+    /// Counts a connection towards the limits of the server, its address, its school and its user, or returns the limit
+    /// that is reached.
     fn admit(
         &self,
         attachment: &Attachment,
         reader: Reader,
-        ceilings: &Ceilings,
+        limits: &StreamLimits,
     ) -> Result<(), HubFull> {
-        let place = |all: usize| (all < ceilings.server).then_some(all + 1);
+        let place = |all: usize| (all < limits.server).then_some(all + 1);
         let relaxed = Ordering::Relaxed;
         if self.attached.fetch_update(relaxed, relaxed, place).is_err() {
             return Err(HubFull::Server);
         }
-        // No lock is held while another is waited for: a busy school must not keep others waiting.
+        // Only one lock is held at a time, so that a busy school does not block others.
         let address = reader.address.map(network);
-        if !address.is_none_or(|address| self.admit_from(address, ceilings.address)) {
+        if !address.is_none_or(|address| self.admit_from(address, limits.address)) {
             self.attached.fetch_sub(1, relaxed);
             return Err(HubFull::Address);
         }
-        let mut room = lock(&attachment.school);
-        let of_user = room.users.get(&reader.user).copied().unwrap_or(0);
+        let mut state = lock(&attachment.school);
+        let of_user = state.users.get(&reader.user).copied().unwrap_or(0);
         let refused = match () {
-            () if room.attached.len() >= ceilings.school => Some(HubFull::School),
-            () if of_user >= ceilings.user => Some(HubFull::User),
+            () if state.attached.len() >= limits.school => Some(HubFull::School),
+            () if of_user >= limits.user => Some(HubFull::User),
             () => None,
         };
         if let Some(refused) = refused {
-            drop(room);
-            self.give_back(address);
+            drop(state);
+            self.release_limits(address);
             return Err(refused);
         }
-        *room.users.entry(Arc::clone(&reader.user)).or_default() += 1;
+        *state.users.entry(Arc::clone(&reader.user)).or_default() += 1;
         let attached = Attached {
             reader,
             since: Utc::now(),
@@ -288,12 +289,12 @@ impl Hub {
             channels: Vec::new(),
             wide: None,
         };
-        room.attached.insert(attachment.id, attached);
-        room.note_streams(self.second());
+        state.attached.insert(attachment.id, attached);
+        state.record_streams(self.second());
         Ok(())
     }
 
-    /// Counts a connection from an address, if there may be one more.
+    /// Counts a connection from an address, unless the limit is reached.
     fn admit_from(&self, address: IpAddr, most: usize) -> bool {
         let mut addresses = self.addresses();
         let count = addresses.entry(address).or_default();
@@ -302,20 +303,20 @@ impl Hub {
         has_room
     }
 
-    /// Frees a connection's place among all and among those from its address.
-    fn give_back(&self, address: Option<IpAddr>) {
+    /// Stops counting a connection towards the limits of the server and its address.
+    fn release_limits(&self, address: Option<IpAddr>) {
         if let Some(address) = address {
-            one_less(&mut self.addresses(), &address);
+            decrement(&mut self.addresses(), &address);
         }
         self.attached.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many connections are attached.
+    /// Returns the number of attached connections.
     pub fn attached(&self) -> usize {
         self.attached.load(Ordering::Relaxed)
     }
 
-    /// How many schools are in memory.
+    /// Returns the number of schools in memory.
     pub fn schools(&self) -> usize {
         self.schools
             .read()
@@ -323,12 +324,12 @@ impl Hub {
             .len()
     }
 
-    /// Tells every connection to close, each with its own `close`.
+    /// Asks every connection to close, each with its own `close`.
     pub fn close_all(&self, mut close: impl FnMut() -> Close) {
         self.each_attached(|attached| attached.mailbox.close(close()));
     }
 
-    /// Tells the connections with these peers to close.
+    /// Asks the connections with these peers to close.
     pub fn close_peers(&self, peers: &HashSet<SocketAddr>, close: Close) {
         self.each_attached(|attached| {
             if attached
@@ -350,13 +351,14 @@ impl Hub {
             .map(Arc::clone)
             .collect();
         for school in schools {
-            let room = lock(&school);
-            room.attached.values().for_each(&mut visit);
+            let state = lock(&school);
+            state.attached.values().for_each(&mut visit);
         }
     }
 
-    /// The connections of a school, or of all: how many there are by transport, and `limit` of them with at most
-    /// `channels` of their channels, those that lag first, and then the newest. Costs a look at each.
+    /// Returns the connections of a school, or of all schools: their number by transport, and up to `limit` of them,
+    /// with at most `channels` channels each. Lagging connections come first, and then the newest. Visits every
+    /// connection.
     pub fn connections(
         &self,
         school: Option<SchoolId>,
@@ -375,13 +377,13 @@ impl Hub {
         let mut by_transport = BTreeMap::new();
         let mut connections = Vec::new();
         for (id, school) in schools {
-            let room = lock(&school);
-            for attached in room.attached.values() {
+            let state = lock(&school);
+            for attached in state.attached.values() {
                 *by_transport.entry(attached.reader.transport).or_default() += 1;
                 if limit == 0 {
                     continue;
                 }
-                connections.push(attached.shown(id, channels));
+                connections.push(attached.to_connection(id, channels));
                 if connections.len() == limit * 2 {
                     keep_noteworthy(&mut connections, limit);
                 }
@@ -391,19 +393,19 @@ impl Hub {
         (by_transport, connections)
     }
 
-    /// How many events of a school were offered in each of the last [`RATE_SECS`] seconds, and how many connections
-    /// it had, oldest first. The present second, which is not over, is not among them.
+    /// Returns how many events of a school were offered, and how many connections it had, in each of the last
+    /// [`RATE_SECS`] seconds, oldest first. The current second, which is not complete, is not included.
     pub fn history(&self, school: SchoolId) -> History {
         let schools = self.schools.read().unwrap_or_else(PoisonError::into_inner);
         let second = self.second();
         let Some(school) = schools.get(&school) else {
             return History::default();
         };
-        let mut room = lock(school);
+        let mut state = lock(school);
         History {
-            events: room.rate.before(second),
-            streams: room.streams.before(second),
-            attached: room.attached.len(),
+            events: state.rate.before(second),
+            streams: state.streams.before(second),
+            attached: state.attached.len(),
         }
     }
 
@@ -413,15 +415,15 @@ impl Hub {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The present second of its life.
+    /// Returns the current second since the hub's start.
     fn second(&self) -> u64 {
         self.began.elapsed().as_secs()
     }
 
-    /// Forgets schools that nobody listens to and that have been quiet for as long as `idle`.
+    /// Removes schools without listeners that have had no event for `idle`.
     pub fn forget_idle(&self, idle: Duration) {
         let mut schools = self.schools.write().unwrap_or_else(PoisonError::into_inner);
-        // Attaching and offering need a clone, which is made under this lock: with one owner, neither is under way.
+        // Attaching and offering need a clone, which is made under this lock. With one owner, neither is in progress.
         schools.retain(|_, school| {
             Arc::strong_count(school) > 1 || lock(school).last_offer.elapsed() < idle
         });
@@ -441,7 +443,7 @@ impl Hub {
             let mut schools = self.schools.write().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(schools.entry(id).or_insert_with(|| {
                 Arc::new(School {
-                    room: Mutex::new(Room {
+                    state: Mutex::new(SchoolState {
                         head: None,
                         dense_from: 0,
                         window: VecDeque::new(),
@@ -460,32 +462,32 @@ impl Hub {
     }
 }
 
-impl Room {
-    fn note_streams(&mut self, second: u64) {
+impl SchoolState {
+    fn record_streams(&mut self, second: u64) {
         self.streams.level(second, self.attached.len());
     }
 
-    fn offer(&mut self, event: &Arc<Event>, window_events: usize, waiting: &mut Waiting) {
+    fn offer(&mut self, event: &Arc<Event>, window_events: usize, wake_list: &mut WakeList) {
         match self.head {
             Some(head) if event.seq <= head.seq => return,
             Some(head) if event.seq == head.seq + 1 => {}
             Some(_) => {
-                // A hole. Who would miss what is in it reads the log.
+                // There is a hole. Every connection reads the log, which has the missing events.
                 let lag = |own: &Attached| own.mailbox.lag();
-                waiting.0.extend(self.attached.values().filter_map(lag));
+                wake_list.0.extend(self.attached.values().filter_map(lag));
                 self.begin_at(event.seq);
             }
             None => self.begin_at(event.seq),
         }
-        let mut leave = |mailbox: &Arc<Mailbox>| waiting.0.extend(mailbox.offer(event));
-        self.everything.values().for_each(&mut leave);
+        let mut deliver = |mailbox: &Arc<Mailbox>| wake_list.0.extend(mailbox.offer(event));
+        self.everything.values().for_each(&mut deliver);
         if let Some(topic) = self.kinds.get(&event.kind) {
-            topic.all.values().for_each(&mut leave);
+            topic.all.values().for_each(&mut deliver);
             if event.draft.event_type.wide {
                 let listeners = topic.subjects.values().flat_map(Listeners::values);
-                topic.wide.values().chain(listeners).for_each(&mut leave);
+                topic.wide.values().chain(listeners).for_each(&mut deliver);
             } else if let Some(listeners) = topic.subjects.get(&event.subject) {
-                listeners.values().for_each(&mut leave);
+                listeners.values().for_each(&mut deliver);
             }
         }
         debug_assert!(
@@ -506,10 +508,10 @@ impl Room {
         self.last_offer = Instant::now();
     }
 
-    /// Nothing before this `seq` was offered as far as anybody can rely on it.
+    /// Records that no event before this `seq` can be assumed to have been offered.
     fn begin_at(&mut self, seq: u64) {
         self.dense_from = seq;
-        // A window with a hole would be a silent gap.
+        // A window with a hole would cause a silent gap.
         self.window.clear();
         self.window_bytes = 0;
     }
@@ -531,45 +533,45 @@ impl Room {
 
     fn unlisten(&mut self, channel: &Channel, id: u64) {
         match channel {
-            Channel::School(_) => drop(leave(&mut self.everything, id)),
+            Channel::School(_) => drop(remove_listener(&mut self.everything, id)),
             Channel::Collection(kind) | Channel::Subject(kind, _) => {
                 let Some(topic) = self.kinds.get_mut(kind) else {
                     return;
                 };
                 if let Channel::Subject(_, subject) = channel {
                     if let Some(listeners) = topic.subjects.get_mut(subject) {
-                        leave(listeners, id);
+                        remove_listener(listeners, id);
                         if listeners.is_empty() {
                             topic.subjects.remove(subject);
                         }
                     }
                 } else {
-                    leave(&mut topic.all, id);
+                    remove_listener(&mut topic.all, id);
                 }
-                self.forget_unheard(*kind);
+                self.remove_if_unused(*kind);
             }
         }
     }
 
     fn unlisten_wide(&mut self, kind: Kind, id: u64) {
         if let Some(topic) = self.kinds.get_mut(&kind) {
-            leave(&mut topic.wide, id);
-            self.forget_unheard(kind);
+            remove_listener(&mut topic.wide, id);
+            self.remove_if_unused(kind);
         }
     }
 
-    /// Forgets a kind that nobody listens to.
-    fn forget_unheard(&mut self, kind: Kind) {
-        let is_unheard = |topic: &Topic| {
+    /// Removes a kind without listeners.
+    fn remove_if_unused(&mut self, kind: Kind) {
+        let is_unused = |topic: &Topic| {
             topic.all.is_empty() && topic.wide.is_empty() && topic.subjects.is_empty()
         };
-        if self.kinds.get(&kind).is_some_and(is_unheard) {
+        if self.kinds.get(&kind).is_some_and(is_unused) {
             self.kinds.remove(&kind);
         }
     }
 }
 
-/// What counts as one address: who has an IPv6 address has a whole network of them.
+/// Returns what counts as one address. The owner of an IPv6 address usually has a whole /64 network.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -580,8 +582,8 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Counts one less, and forgets a key that has none left.
-fn one_less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+/// Decrements a count and removes a key whose count is 0.
+fn decrement<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {
@@ -590,13 +592,13 @@ fn one_less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     }
 }
 
-/// Those that lag first, and then the newest.
+/// Keeps the lagging connections first, and then the newest.
 fn keep_noteworthy(connections: &mut Vec<Connection>, limit: usize) {
     connections.sort_by_key(|own| (!own.depth.lagging, std::cmp::Reverse(own.since)));
     connections.truncate(limit);
 }
 
-fn leave<T>(listeners: &mut IndexMap<u64, T>, id: u64) -> Option<T> {
+fn remove_listener<T>(listeners: &mut IndexMap<u64, T>, id: u64) -> Option<T> {
     let gone = listeners.swap_remove(&id);
     if listeners.len() < listeners.capacity() / 4 {
         listeners.shrink_to(listeners.len() * 2);
@@ -605,7 +607,7 @@ fn leave<T>(listeners: &mut IndexMap<u64, T>, id: u64) -> Option<T> {
 }
 
 impl Attached {
-    fn shown(&self, school: SchoolId, channels: usize) -> Connection {
+    fn to_connection(&self, school: SchoolId, channels: usize) -> Connection {
         Connection {
             school,
             reader: self.reader.clone(),
@@ -618,17 +620,17 @@ impl Attached {
 }
 
 impl Attachment {
-    /// Where the events arrive.
+    /// Returns the mailbox in which the events arrive.
     pub fn mailbox(&self) -> &Arc<Mailbox> {
         &self.mailbox
     }
 
-    /// Listens to more.
+    /// Listens to more channels.
     pub fn listen(&self, channels: impl IntoIterator<Item = Channel>) {
-        let mut room = lock(&self.school);
+        let mut state = lock(&self.school);
         for channel in channels {
-            room.listen(&channel, self.id, &self.mailbox);
-            if let Some(own) = room.attached.get_mut(&self.id) {
+            state.listen(&channel, self.id, &self.mailbox);
+            if let Some(own) = state.attached.get_mut(&self.id) {
                 own.channels.reserve_exact(1);
                 own.channels.push(channel);
             }
@@ -637,58 +639,59 @@ impl Attachment {
 
     /// Listens to the wide events of a kind, too.
     pub fn listen_to_wide(&self, kind: Kind) {
-        let mut room = lock(&self.school);
-        let wide = &mut room.kinds.entry(kind).or_default().wide;
+        let mut state = lock(&self.school);
+        let wide = &mut state.kinds.entry(kind).or_default().wide;
         wide.insert(self.id, Arc::clone(&self.mailbox));
-        if let Some(own) = room.attached.get_mut(&self.id) {
+        if let Some(own) = state.attached.get_mut(&self.id) {
             own.wide = Some(kind);
         }
     }
 
-    /// Listens to no wide events but those on its channels.
+    /// Stops listening to wide events, except for those on its channels.
     pub fn unlisten_wide(&self) {
-        let mut room = lock(&self.school);
-        let wide = room.attached.get_mut(&self.id);
+        let mut state = lock(&self.school);
+        let wide = state.attached.get_mut(&self.id);
         if let Some(kind) = wide.and_then(|own| own.wide.take()) {
-            room.unlisten_wide(kind, self.id);
+            state.unlisten_wide(kind, self.id);
         }
     }
 
-    /// Listens to less.
+    /// Stops listening to a channel.
     pub fn unlisten(&self, channel: &Channel) {
-        let mut room = lock(&self.school);
-        room.unlisten(channel, self.id);
-        if let Some(own) = room.attached.get_mut(&self.id) {
+        let mut state = lock(&self.school);
+        state.unlisten(channel, self.id);
+        if let Some(own) = state.attached.get_mut(&self.id) {
             own.channels.retain(|own| own != channel);
         }
     }
 
-    /// Goes on from the log, of which everything up to `place` has been read, to what is offered. False if something after
-    /// that was offered before this connection was attached, or never: then there is more to read.
+    /// Continues with the offered events after everything up to `place` has been read from the log. Returns false if a
+    /// later event was offered before this connection was attached, or was never offered. In that case, there is more
+    /// to read.
     pub fn joins(&self, place: Place) -> bool {
-        let mut room = lock(&self.school);
-        match room.head {
+        let mut state = lock(&self.school);
+        match state.head {
             None => {
-                // From now on it is noticed if something is missing.
-                room.head = Some(place);
-                room.begin_at(place.seq + 1);
+                // From now on, the hub notices missing events.
+                state.head = Some(place);
+                state.begin_at(place.seq + 1);
                 true
             }
-            Some(head) => place.seq >= head.seq || room.dense_from <= place.seq + 1,
+            Some(head) => place.seq >= head.seq || state.dense_from <= place.seq + 1,
         }
     }
 
-    /// The place of the school's newest event that was offered. All of it in scope has been in the mailbox.
+    /// Returns the place of the school's newest offered event. The mailbox has received every event in scope up to it.
     pub fn head(&self) -> Option<Place> {
         lock(&self.school).head
     }
 
-    /// The events after `after` and the place up to which they reach, if the window goes back that far and is known to go on
-    /// from that very event.
+    /// Returns the events after `after` and the place up to which they reach. Returns `None` unless the window goes
+    /// back that far and is known to continue from that very event.
     pub fn window(&self, after: Place) -> Option<(Vec<Arc<Event>>, Place)> {
-        let room = lock(&self.school);
-        let head = room.head?;
-        let first = room
+        let state = lock(&self.school);
+        let head = state.head?;
+        let first = state
             .window
             .front()
             .map_or(head.seq + 1, |oldest| oldest.seq);
@@ -699,35 +702,35 @@ impl Attachment {
         if after.tag.is_some() {
             let before = skipped
                 .checked_sub(1)
-                .and_then(|last| room.window.get(last));
+                .and_then(|last| state.window.get(last));
             let known = before.map(|event| event.place());
             let known = known.or_else(|| Some(head).filter(|head| head.seq == after.seq));
             if known.is_none_or(|known| known != after) {
                 return None;
             }
         }
-        let events = room.window.iter().skip(skipped).map(Arc::clone);
+        let events = state.window.iter().skip(skipped).map(Arc::clone);
         Some((events.collect(), head))
     }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        let mut room = lock(&self.school);
-        let Some(own) = leave(&mut room.attached, self.id) else {
-            // It was never let in.
+        let mut state = lock(&self.school);
+        let Some(own) = remove_listener(&mut state.attached, self.id) else {
+            // It was never admitted.
             return;
         };
         for channel in &own.channels {
-            room.unlisten(channel, self.id);
+            state.unlisten(channel, self.id);
         }
         if let Some(kind) = own.wide {
-            room.unlisten_wide(kind, self.id);
+            state.unlisten_wide(kind, self.id);
         }
-        one_less(&mut room.users, &own.reader.user);
-        room.note_streams(self.hub.second());
-        drop(room);
-        self.hub.give_back(own.reader.address.map(network));
+        decrement(&mut state.users, &own.reader.user);
+        state.record_streams(self.hub.second());
+        drop(state);
+        self.hub.release_limits(own.reader.address.map(network));
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the hub promises by itself.
+//! Guarantees of the hub itself.
 
 use super::mailbox::tests::{JOBS, event};
 use super::*;
@@ -11,8 +11,8 @@ fn scope(channels: &[Channel]) -> Scope {
     Scope::new(1.try_into().unwrap(), channels.iter().cloned())
 }
 
-fn most(server: usize) -> Ceilings {
-    Ceilings {
+fn most(server: usize) -> StreamLimits {
+    StreamLimits {
         server,
         school: 10,
         user: 10,

@@ -1,8 +1,8 @@
-//! Becoming up to date: the steps between connecting (or lagging, or adding channels) and being live.
+//! Catching up: the steps between connecting (or lagging, or adding channels) and being live.
 //!
-//! While there are steps, mail waits in the mailbox, so whatever is committed meanwhile comes after what they
-//! tell. A step reads a page at a time, as fast as the client takes it. Pages in which nothing is for the client are
-//! followed by signs of life, by which a client that has gone is found out, and the reading with it.
+//! While there are steps, mail waits in the mailbox, so events that are committed meanwhile follow those that the steps
+//! deliver. A step reads one page at a time, as fast as the client accepts it. After a page without events for the
+//! client, the stream sends a keep-alive. It reveals a client that has disconnected, and so ends the reading.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -19,36 +19,36 @@ use crate::log::Page;
 use crate::scope::{Scope, without_superseded};
 use crate::wire::{Close, Control, ResetReason};
 
-/// A step towards being up to date. Mail waits while there are any.
+/// A step of catching up. Mail waits while there are steps.
 pub(super) enum Step {
-    /// Tell the events of all that is listened to after the position, and move it to the head.
+    /// Deliver the events in scope after the position, and move the position to the head.
     ///
-    /// A client that was told of a commit expects to find it: a catch-up that is not `settled` first waits until the
-    /// hub has been offered everything that was committed in this school when the catch-up began.
+    /// A client that knows of a commit expects to receive it. A catch-up that is not `settled` therefore first waits
+    /// until the hub has been offered everything that was committed in this school when the catch-up began.
     ///
-    /// With `from`, the position is set to it first.
+    /// With `from`, the position is first set to it.
     CatchUp { from: Option<Place>, settled: bool },
-    /// Tell the present states of `scope`. Those of channels that were `added` to others end at the position;
-    /// otherwise the snapshot sets it.
+    /// Deliver the current states of `scope`. For `added` channels, the snapshot ends at the position. Otherwise the
+    /// snapshot sets the position.
     Snapshot {
         scope: Arc<Scope>,
         added: Option<Added>,
         after: u64,
         upto: Option<Place>,
     },
-    /// Tell the events of added channels after `after`, up to the position.
+    /// Deliver the events of added channels after `after`, up to the position.
     Replay {
         scope: Arc<Scope>,
         added: Added,
         after: Place,
     },
-    /// Listen to more.
+    /// Listen to more channels.
     Add(Box<Addition>),
-    /// Say that everything before has been told.
+    /// Send `ready`: everything before it has been delivered.
     Ready,
 }
 
-/// Channels to be added, and how that was asked.
+/// Channels to be added, and the request that asked for them.
 pub(super) struct Addition {
     pub(super) channels: Vec<Channel>,
     pub(super) cursor: Option<Cursor>,
@@ -56,24 +56,25 @@ pub(super) struct Addition {
     pub(super) wide: Option<Kind>,
 }
 
-/// Channels that are added to others; an event of those others is not sent again.
+/// Context of added channels: events that the other channels deliver are not sent again.
 #[derive(Clone)]
 pub(super) struct Added {
-    pub(super) beside: Arc<Scope>,
-    /// Wide events that are on none of those channels are told by them after this `seq`.
+    pub(super) others: Arc<Scope>,
+    /// The other channels deliver wide events that are on none of them only after this `seq`.
     pub(super) wide_from: u64,
 }
 
 impl Added {
-    /// Whether an event is told by the other channels.
-    fn tells(&self, event: &Event) -> bool {
-        self.beside.hears_on_a_channel(event)
-            || (event.seq > self.wide_from && self.beside.hears(event))
+    /// Whether the other channels deliver the event.
+    fn covers(&self, event: &Event) -> bool {
+        self.others.hears_on_a_channel(event)
+            || (event.seq > self.wide_from && self.others.hears(event))
     }
 }
 
 impl Step {
-    /// Tells what the hub has been offered since, and waits first for what is on its way there.
+    /// Delivers what the hub has been offered since the position. First waits for commits that are on their way to the
+    /// hub.
     pub(super) fn catch_up() -> Step {
         Step::CatchUp {
             from: None,
@@ -81,7 +82,7 @@ impl Step {
         }
     }
 
-    /// Brings channels that are added to others up to the position, from a place that is known.
+    /// Catches up with added channels, from a known place to the position.
     pub(super) fn replay(scope: Arc<Scope>, added: Added, after: Place) -> Step {
         Step::Replay {
             scope,
@@ -90,8 +91,8 @@ impl Step {
         }
     }
 
-    /// The same by their present states.
-    pub(super) fn snapshot_beside(scope: Arc<Scope>, added: Added) -> Step {
+    /// Catches up with added channels by a snapshot of their current states.
+    pub(super) fn snapshot_of_added(scope: Arc<Scope>, added: Added) -> Step {
         Step::Snapshot {
             scope,
             added: Some(added),
@@ -102,7 +103,7 @@ impl Step {
 }
 
 impl Subscription {
-    /// Brings all that is listened to up to date from a cursor, or from nothing.
+    /// Catches up with everything in scope, from a cursor or from a snapshot.
     pub(super) fn start(&mut self, from: Option<Cursor>) -> Step {
         if let Some(after) = self.known(from) {
             return Step::CatchUp {
@@ -111,14 +112,14 @@ impl Subscription {
             };
         }
         if from.is_some() {
-            // A cursor that is not known is of another database, or a number that was given twice.
+            // The cursor belongs to another database, or its number was assigned twice.
             let reset = Control::Reset(ResetReason::UnknownEpoch);
             self.push(Delivery::Control(reset), Some(Place::default()));
         }
         self.snapshot()
     }
 
-    /// Tells the present states of all that is listened to, and sets the position.
+    /// Delivers the current states of everything in scope, and sets the position.
     fn snapshot(&self) -> Step {
         Step::Snapshot {
             scope: Arc::clone(&self.scope),
@@ -128,15 +129,15 @@ impl Subscription {
         }
     }
 
-    /// Leaves channels out of what is planned. Steps that set the position stay, if only for that.
+    /// Removes channels from the planned steps. Steps that set the position are kept, even with an empty scope.
     pub(super) fn narrow_plan(&mut self, channels: &[Channel]) {
         if self.scope.channels().is_empty() {
             self.backfill = None;
-            // Of nothing there is nothing to be complete.
+            // Without channels, `ready` means nothing.
             self.plan.retain(|step| !matches!(step, Step::Ready));
         }
         if self.scope.is_empty() {
-            // There is nothing to be brought up to date, and nowhere to stand.
+            // There is nothing to catch up with, and no position.
             self.reading = None;
             self.settling = None;
             self.plan.retain(|step| matches!(step, Step::Add(_)));
@@ -150,9 +151,9 @@ impl Subscription {
         });
     }
 
-    /// Makes the scopes smaller of what is planned. Steps that set the position stay, if only for that.
+    /// Narrows the scopes of the planned steps. Steps that set the position are kept, even with an empty scope.
     pub(super) fn narrow_steps(&mut self, narrow: impl Fn(&mut Scope)) {
-        // What is being read was asked with the old scope.
+        // The read in progress was started with the old scope.
         self.reading = None;
         self.settling = None;
         self.plan.retain_mut(|step| {
@@ -167,7 +168,7 @@ impl Subscription {
         });
     }
 
-    /// Takes the next step of the plan. Ready when something has changed.
+    /// Executes the next step of the plan. Ready when something has changed.
     pub(super) fn poll_plan(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(close) = self.attachment.mailbox().closing() {
             self.close(close);
@@ -189,7 +190,7 @@ impl Subscription {
                 self.add(*addition);
                 Poll::Ready(())
             }
-            // There is nothing to be brought up to date.
+            // There is nothing to catch up with.
             Step::CatchUp { .. } if self.scope.is_empty() => Poll::Ready(()),
             Step::CatchUp {
                 from: Some(from),
@@ -226,7 +227,7 @@ impl Subscription {
         }
     }
 
-    /// Ready when the hub has been offered all that was committed when this was first asked.
+    /// Ready when the hub has been offered everything that was committed when this was first polled.
     fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let settling = self.settling.get_or_insert_with(|| {
             let school = self.scope.school;
@@ -246,16 +247,16 @@ impl Subscription {
         if self.reading.is_none()
             && let Some((events, head)) = self.attachment.window(after)
         {
-            let heard = events
+            let in_scope = events
                 .into_iter()
                 .filter(|event| scope.hears(event))
                 .collect();
-            let told = if self.folder.folds() {
-                without_superseded(heard)
+            let wanted = if self.conflator.conflates() {
+                without_superseded(in_scope)
             } else {
-                heard
+                in_scope
             };
-            told.into_iter().for_each(|event| self.deliver(event));
+            wanted.into_iter().for_each(|event| self.deliver(event));
             self.position = head;
             self.is_claimed = false;
             return Poll::Ready(());
@@ -289,7 +290,7 @@ impl Subscription {
         Poll::Ready(())
     }
 
-    /// Begins anew with the present states of all that is listened to: clients forget on it all that they know.
+    /// Starts over with a snapshot of everything in scope. A `reset` makes clients discard what they know.
     fn reset(&mut self, reason: ResetReason) {
         let reset = Delivery::Control(Control::Reset(reason));
         self.push(reset, Some(Place::default()));
@@ -326,13 +327,13 @@ impl Subscription {
             }
             None => return Poll::Ready(()),
         };
-        // Beyond the position the added channels are live: their mail has been kept since they were added.
+        // Beyond the position, the added channels are live: their mail has been kept since they were added.
         let upto = self.position.seq;
-        let told = page
+        let wanted = page
             .events
             .into_iter()
-            .filter(|event| event.seq <= upto && !added.tells(event));
-        told.for_each(|event| self.push(Delivery::Event(event), None));
+            .filter(|event| event.seq <= upto && !added.covers(event));
+        wanted.for_each(|event| self.push(Delivery::Event(event), None));
         if page.through.seq < upto {
             self.plan.push_front(Step::Replay {
                 scope,
@@ -369,8 +370,8 @@ impl Subscription {
         };
         match &added {
             Some(added) => {
-                let told = page.events.into_iter().filter(|event| !added.tells(event));
-                told.for_each(|event| self.push(Delivery::Event(event), None));
+                let wanted = page.events.into_iter().filter(|event| !added.covers(event));
+                wanted.for_each(|event| self.push(Delivery::Event(event), None));
             }
             None => {
                 self.position = page.head;
@@ -399,7 +400,7 @@ impl Subscription {
 
     fn cannot_honour(&self, after: Place, page: &Page) -> Option<ResetReason> {
         if after.seq > page.head.seq {
-            // A number that was not given yet, from before there were tags.
+            // The number is not assigned yet, and the cursor is from before there were tags.
             Some(ResetReason::UnknownEpoch)
         } else if after.seq < page.floor {
             Some(ResetReason::Expired)
@@ -410,16 +411,16 @@ impl Subscription {
         }
     }
 
-    /// Reads a page of the log, or says why the client has to begin anew.
+    /// Reads a page of the log, or returns why the client has to start over.
     fn poll_replay_page(
         &mut self,
         cx: &mut Context<'_>,
         scope: &Arc<Scope>,
         after: Place,
     ) -> Poll<Option<Result<Page, ResetReason>>> {
-        let (scope, fold) = (Arc::clone(scope), self.folder.folds());
+        let (scope, conflate) = (Arc::clone(scope), self.conflator.conflates());
         let page = ready!(self.poll_page(cx, |feed| {
-            Box::pin(async move { feed.replay(scope, after, fold).await })
+            Box::pin(async move { feed.replay(scope, after, conflate).await })
         }));
         Poll::Ready(page.map(|page| {
             let page = page.ok_or(ResetReason::HistoryChanged)?;
@@ -430,7 +431,8 @@ impl Subscription {
         }))
     }
 
-    /// Reads a page, `read` being called once for each; nothing if the store failed and the stream ends; none where the log has another event than the client has seen.
+    /// Reads a page. `read` is called once for each page. The outer `None` means that the store failed and the stream
+    /// ends. The inner `None` means that the log has another event than the one that the client has seen.
     fn poll_page(
         &mut self,
         cx: &mut Context<'_>,
@@ -440,12 +442,12 @@ impl Subscription {
         let reading = self.reading.get_or_insert_with(|| read(Arc::clone(feed)));
         let page = ready!(reading.as_mut().poll(cx));
         self.reading = None;
-        // While nothing is written, nobody notices that the client has gone.
-        let sign = Instant::now() + CATCH_UP_SIGN;
-        let tells_nothing =
+        // Unless something is written, a disconnected client goes unnoticed.
+        let keep_alive = Instant::now() + CATCH_UP_SIGN;
+        let has_no_events =
             |page: &Option<Page>| page.as_ref().is_some_and(|page| page.events.is_empty());
-        if page.as_ref().is_ok_and(tells_nothing) && sign < self.next_heartbeat {
-            self.next_heartbeat = sign;
+        if page.as_ref().is_ok_and(has_no_events) && keep_alive < self.next_heartbeat {
+            self.next_heartbeat = keep_alive;
             self.set_timer();
         }
         Poll::Ready(match page {

@@ -1,9 +1,9 @@
-//! Folding ticks by time: at most one tick of a subject per interval on a stream.
+//! Conflation of ticks: at most one tick of a subject per interval on a stream.
 //!
-//! The first tick goes out at once; later ones within the interval fold into the newest. A milestone never
-//! waits: it replaces a held tick of its subject, if it carries its news, and lets all others go before it,
-//! because `seq` only grows. For the same reason a tick waits behind an earlier one that is held; that is
-//! never longer than one interval.
+//! The first tick is sent at once. Later ticks within the interval are conflated to the newest. A milestone never
+//! waits: it replaces a held tick of its subject if it includes the tick's content, and it releases all other held
+//! ticks before itself, because `seq` must increase. For the same reason, a tick waits behind an earlier one that is
+//! held. That takes at most one interval.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,23 +15,23 @@ use crate::config::HELD_TICKS_MAX;
 use crate::event::Event;
 use crate::id::{Kind, SubjectId};
 
-/// So many subjects are remembered before the first look for those that may be forgotten.
+/// Number of subjects to remember before the first cleanup.
 const SENT_MIN: usize = 64;
 
-pub(super) struct Folder {
+pub(super) struct Conflator {
     interval: Duration,
-    /// When the last tick of a subject went out, as long as that matters.
+    /// When the last tick of each subject was sent, as long as that matters.
     sent: HashMap<(Kind, SubjectId), Instant>,
-    /// In order of `seq`; of a subject one, and one more while the first is overdue.
+    /// Ticks in order of `seq`: one of each subject, and a second one while the first is overdue.
     held: VecDeque<(Arc<Event>, Instant)>,
-    /// The size of `sent` at which to tidy it: doubling keeps the cost per event constant.
+    /// The size of `sent` that triggers a cleanup. Doubling it keeps the amortised cost per event constant.
     tidy_at: usize,
 }
 
-impl Folder {
-    /// An interval of zero folds nothing.
-    pub(super) fn new(interval: Duration) -> Folder {
-        Folder {
+impl Conflator {
+    /// Creates a conflator. With an interval of zero, it conflates nothing.
+    pub(super) fn new(interval: Duration) -> Conflator {
+        Conflator {
             interval,
             sent: HashMap::new(),
             held: VecDeque::new(),
@@ -39,7 +39,7 @@ impl Folder {
         }
     }
 
-    pub(super) fn folds(&self) -> bool {
+    pub(super) fn conflates(&self) -> bool {
         !self.interval.is_zero()
     }
 
@@ -47,12 +47,12 @@ impl Folder {
         self.held.is_empty()
     }
 
-    /// When the next held tick may go.
+    /// Returns when the next held tick is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.held.front().map(|(_, due)| *due)
     }
 
-    /// Takes an event in that has `arrived` by `now`; what may go out goes to `out`.
+    /// Accepts an event that had `arrived` by `now`. Passes events that can be sent to `out`.
     pub(super) fn push(
         &mut self,
         event: Arc<Event>,
@@ -60,7 +60,7 @@ impl Folder {
         now: Instant,
         out: &mut impl FnMut(Arc<Event>),
     ) {
-        if !self.folds() {
+        if !self.conflates() {
             return out(event);
         }
         let same = |held: &Event| held.kind == event.kind && held.subject == event.subject;
@@ -76,7 +76,8 @@ impl Folder {
                 self.held.remove(index);
                 Some(due)
             }
-            // Overdue, and held only by those before it: if it were replaced again and again it would never go.
+            // It is overdue and only waits for ticks before it. If newer ticks replaced it again and again, it would
+            // never be sent.
             Some((_, due)) => Some(due + self.interval),
             None => self
                 .sent
@@ -93,7 +94,7 @@ impl Folder {
         self.release(arrived, now, out);
     }
 
-    /// Lets go, `now`, what was due by `then`.
+    /// Sends, at `now`, what was due by `then`.
     pub(super) fn release(
         &mut self,
         then: Instant,
@@ -108,7 +109,7 @@ impl Folder {
         }
     }
 
-    /// Forgets when ticks went out, where that no longer matters.
+    /// Forgets when ticks were sent, where that no longer matters.
     pub(super) fn tidy(&mut self, now: Instant) {
         let interval = self.interval;
         self.sent.retain(|_, last| *last + interval > now);
@@ -116,14 +117,14 @@ impl Folder {
         self.tidy_at = (self.sent.len() * 2).max(SENT_MIN);
     }
 
-    /// Lets everything go.
+    /// Sends all held ticks.
     pub(super) fn flush(&mut self, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
         while let Some((event, _)) = self.held.pop_front() {
             self.send(event, now, out);
         }
     }
 
-    /// Forgets held ticks that are no longer wanted.
+    /// Drops held ticks that are no longer wanted.
     pub(super) fn retain(&mut self, wanted: impl Fn(&Event) -> bool) {
         self.held.retain(|(event, _)| wanted(event));
     }

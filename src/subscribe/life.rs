@@ -1,4 +1,4 @@
-//! A stream's life in the log, at `debug`: its opening, and its end with the reason.
+//! Debug log of a stream: when it opens, and when and why it ends.
 
 use tokio::time::Instant;
 use tracing::Span;
@@ -6,18 +6,18 @@ use tracing::Span;
 use crate::hub::Reader;
 use crate::scope::Scope;
 
-/// Told when it begins and when it is dropped. Costs next to nothing where nobody reads it.
-pub(super) struct Life {
-    /// Who and where, on both lines.
+/// Logs when it is created and when it is dropped. Costs almost nothing if `debug` is off.
+pub(super) struct StreamLog {
+    /// Fields that identify the client on both lines.
     span: Span,
     since: Instant,
     events: u64,
     end: &'static str,
 }
 
-impl Life {
-    pub(super) fn begin(scope: &Scope, reader: &Reader) -> Life {
-        // Whatever stands in a token's `sub` is written as one quoted text: it must not look like a line of its own.
+impl StreamLog {
+    pub(super) fn open(scope: &Scope, reader: &Reader) -> StreamLog {
+        // A token's `sub` can contain any text. Quoting keeps it from looking like a log line of its own.
         let span = tracing::debug_span!(
             "stream",
             transport = reader.transport,
@@ -27,16 +27,16 @@ impl Life {
         );
         let channels = scope.channels().len();
         span.in_scope(|| tracing::debug!(channels, "a stream has been opened"));
-        Life {
+        StreamLog {
             span,
             since: Instant::now(),
             events: 0,
-            end: "the client has left",
+            end: "the client has disconnected",
         }
     }
 
-    /// Notes why it ends.
-    pub(super) fn ends(&mut self, reason: &'static str) {
+    /// Sets the reason that is logged at the end.
+    pub(super) fn set_reason(&mut self, reason: &'static str) {
         self.end = reason;
     }
 
@@ -45,9 +45,9 @@ impl Life {
     }
 }
 
-impl Drop for Life {
+impl Drop for StreamLog {
     fn drop(&mut self) {
-        let Life { events, end, .. } = *self;
+        let StreamLog { events, end, .. } = *self;
         let secs = self.since.elapsed().as_secs();
         self.span
             .in_scope(|| tracing::debug!(reason = end, secs, events, "a stream has ended"));

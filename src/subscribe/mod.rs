@@ -6,11 +6,11 @@
 //!                          └── the cursor is not honoured    └────────────┘
 //! ```
 //!
-//! A [`Subscription`] is a stream of [`Delivery`]s; the transports differ only in how they write them down.
-//! It attaches to the hub before it reads the store (invariant 5), tells every `seq` at most once and in
-//! order or says `reset` (invariant 3), and ends with its credential (invariant 7). What it holds is
-//! bounded: a page of the store, a mailbox, held ticks (invariant 6). Timers and waits are polled, not
-//! spawned: an idle subscription is one small struct and no task of its own.
+//! A [`Subscription`] is a stream of [`Delivery`]s. The transports differ only in how they write deliveries. A
+//! subscription attaches to the hub before it reads the store (invariant 5), delivers every `seq` at most once and in
+//! order or sends `reset` (invariant 3), and ends with its credential (invariant 7). Its memory is bounded: a page of
+//! the store, a mailbox, and held ticks (invariant 6). Timers and waits are polled, not spawned: an idle subscription
+//! is one small struct without a task.
 
 mod catch_up;
 mod folder;
@@ -30,9 +30,9 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::catch_up::{Added, Addition, Step};
-use self::folder::Folder;
-use self::life::Life;
-use crate::config::{Ceilings, Settings};
+use self::folder::Conflator;
+use self::life::StreamLog;
+use crate::config::{Settings, StreamLimits};
 use crate::event::Event;
 use crate::feed::Feed;
 use crate::hub::mailbox::Mail;
@@ -42,31 +42,31 @@ use crate::log::{Page, StoreError};
 use crate::scope::Scope;
 use crate::wire::{Close, Control};
 
-/// What somebody wants to hear.
+/// A request to subscribe.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// What.
+    /// What to listen to.
     pub scope: Scope,
-    /// Who asks, and by which way it is told.
+    /// The client.
     pub reader: Reader,
-    /// From where; from a snapshot if absent.
+    /// The cursor to start from. Without it, the subscription starts with a snapshot.
     pub from: Option<Cursor>,
-    /// Least time between two ticks of a subject. Zero: every retained event, live and in replay.
+    /// Minimum time between two ticks of a subject. Zero delivers every retained event, live and in replays.
     pub tick: Duration,
-    /// When the credential ends.
+    /// When the credential expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Until when a client can come back with it, if that is not as long as it lasts.
+    /// Until when a client can reconnect with the credential, if that differs from `expires_at`.
     pub returns_until: Option<DateTime<Utc>>,
-    /// Whether to begin with `connected`, and what the endpoint says in it beside.
+    /// Whether to begin with `connected`, and the fields that the endpoint adds to it.
     pub greet: Option<Map<String, Value>>,
 }
 
-/// One thing to be written down for the client.
+/// One item to be written to the client.
 #[derive(Debug, Clone)]
 pub enum Delivery {
     /// An event or a snapshot.
     Event(Arc<Event>),
-    /// Anything else. [`Control::Closing`] is the last.
+    /// A control message. [`Control::Closing`] is the last one.
     Control(Control),
 }
 
@@ -77,41 +77,40 @@ pub struct Subscriber {
     hub: Arc<Hub>,
     heartbeat: Duration,
     replay_max_events: u64,
-    ceilings: Ceilings,
+    limits: StreamLimits,
 }
 
-/// A delivery that waits its turn.
+/// A delivery in the outbox.
 struct Entry {
     delivery: Delivery,
-    /// Where a reader stands who has had it. Nothing for what tells of added channels only, and for most
-    /// control messages.
+    /// The reader's place after this delivery. `None` for events of added channels, and for most control messages.
     moves_to: Option<Place>,
 }
 
 type Reading = BoxFuture<'static, Result<Option<Page>, StoreError>>;
 
-/// A stream of deliveries; see the module's page.
+/// A stream of deliveries. See the module documentation.
 pub struct Subscription {
     subscriber: Subscriber,
     attachment: Attachment,
     scope: Arc<Scope>,
-    folder: Folder,
-    /// To be delivered next, in order.
+    conflator: Conflator,
+    /// The next deliveries, in order.
     outbox: VecDeque<Entry>,
     plan: VecDeque<Step>,
     reading: Option<Reading>,
     settling: Option<BoxFuture<'static, ()>>,
-    /// Everything in scope up to here was told, is superseded, or is held by the folder.
+    /// Everything in scope up to here was delivered, was superseded, or is held by the conflator.
     position: Place,
-    /// The position is what the client says: the log may have another event there.
+    /// The position comes from the client's cursor. The log may have another event there.
     is_claimed: bool,
-    /// Where a reader stands who has had everything that left the outbox.
+    /// The reader's place after everything that left the outbox.
     safe: Place,
-    /// Until added channels are brought up to date: where a reader of all must come back to.
+    /// While added channels catch up: the place from which a reader of all channels must resume.
     backfill: Option<Place>,
-    /// Of the wide events that are on no channel, those after this `seq` are told, each in its turn.
+    /// Wide events that are on no channel are delivered, in order, from after this `seq`.
     wide_from: u64,
-    /// Channels were left: what is under way must be looked at again.
+    /// Channels were removed: mail may contain events that are no longer in scope.
     narrowed: bool,
     next_heartbeat: Instant,
     expires: Option<Instant>,
@@ -119,18 +118,18 @@ pub struct Subscription {
     timer: Pin<Box<Sleep>>,
     /// Nothing follows what is in the outbox: what is planned is not looked at any more.
     ended: bool,
-    life: Life,
+    log: StreamLog,
 }
 
 impl Subscriber {
-    /// Subscribes to what this feed reads and this hub offers.
+    /// Creates a subscriber that reads from this feed and listens to this hub.
     pub fn new(feed: Arc<Feed>, hub: Arc<Hub>, settings: &Settings) -> Subscriber {
         Subscriber {
             feed,
             hub,
             heartbeat: settings.heartbeat(),
             replay_max_events: settings.replay_max_events,
-            ceilings: settings.ceilings(),
+            limits: settings.stream_limits(),
         }
     }
 
@@ -150,17 +149,17 @@ impl Subscriber {
             returns_until,
             greet,
         } = request;
-        let folder = Folder::new(tick);
+        let conflator = Conflator::new(tick);
         // Attach before reading the store: an event committed in between would be in neither.
-        let attachment = self
-            .hub
-            .attach(&scope, reader.clone(), folder.folds(), &self.ceilings)?;
-        let life = Life::begin(&scope, &reader);
+        let attachment =
+            self.hub
+                .attach(&scope, reader.clone(), conflator.conflates(), &self.limits)?;
+        let log = StreamLog::open(&scope, &reader);
         let scope = Arc::new(scope);
         let now = Instant::now();
         let mut subscription = Subscription {
             attachment,
-            folder,
+            conflator,
             outbox: VecDeque::new(),
             plan: VecDeque::new(),
             reading: None,
@@ -176,7 +175,7 @@ impl Subscriber {
             returns_until,
             timer: Box::pin(sleep_until(now + self.heartbeat)),
             ended: false,
-            life,
+            log,
             subscriber: self.clone(),
             scope,
         };
@@ -212,13 +211,13 @@ impl Subscriber {
 }
 
 impl Subscription {
-    /// What is listened to.
+    /// Returns what the subscription listens to.
     pub fn scope(&self) -> &Scope {
         &self.scope
     }
 
-    /// The cursor to come back with if the stream breaks now. Without a channel there is none: whatever is subscribed to
-    /// later has not been told up to any place.
+    /// Returns the cursor to resume from if the stream breaks now. Without channels there is none: channels that are
+    /// added later have not been delivered up to any place.
     pub fn resume_cursor(&self) -> Option<Cursor> {
         if self.scope.channels().is_empty() {
             return None;
@@ -229,19 +228,19 @@ impl Subscription {
         Some(self.cursor(safe))
     }
 
-    /// Sets the end of the credential.
+    /// Sets when the credential expires.
     pub fn renew(&mut self, expires_at: Option<DateTime<Utc>>) {
         self.expires =
             expires_at.map(|end| Instant::now() + (end - Utc::now()).to_std().unwrap_or_default());
         self.set_timer();
     }
 
-    /// Says something between two events.
+    /// Sends a control message between two events.
     pub fn say(&mut self, control: Control) {
         self.push(Delivery::Control(control), None);
     }
 
-    /// Ends the stream here if its credential has ended; what was not delivered yet never is.
+    /// Ends the stream if its credential has expired. Pending deliveries are dropped.
     pub fn end_if_expired(&mut self) {
         if !self.ended
             && self
@@ -253,13 +252,14 @@ impl Subscription {
         }
     }
 
-    /// The farewell: it promises a reconnection only if the client can come back with what it came with.
+    /// Returns the close message. It promises a reconnection only if the client's credential will still be accepted
+    /// then.
     pub fn closing(&self, close: Close) -> Control {
         let pause = Duration::from_millis(close.retry_ms().unwrap_or(0));
         let is_valid = self
             .returns_until
             .is_none_or(|until| Utc::now() + pause <= until);
-        // The code itself says that the credential has ended: a client that comes back brings another.
+        // This close code means that the credential has expired: a client that reconnects brings a new one.
         let outlasts = |end| close == Close::TokenExpired || Instant::now() + pause < end;
         Control::Closing {
             close,
@@ -267,21 +267,21 @@ impl Subscription {
         }
     }
 
-    /// Ends the stream after what has been said.
+    /// Ends the stream after the pending deliveries.
     pub fn close(&mut self, close: Close) {
         let closing = self.closing(close);
         self.say(closing);
         self.ended = true;
-        self.life.ends(close.reason());
+        self.log.set_reason(close.reason());
     }
 
-    /// Notes, for the log, why the transport lets go of it.
+    /// Sets the reason, for the log, why the transport ends the stream.
     pub fn ends(&mut self, reason: &'static str) {
-        self.life.ends(reason);
+        self.log.set_reason(reason);
     }
 
-    /// Listens to more: from `cursor`, or from a snapshot; and to the `wide` events of a kind. What is under way is told
-    /// first. Then `asked` is acknowledged, and `ready` follows.
+    /// Listens to more channels, from `cursor` or from a snapshot, and to the `wide` events of a kind. Pending steps
+    /// are completed first. Then the subscription acknowledges `asked` and sends `ready`.
     pub fn subscribe(
         &mut self,
         channels: Vec<Channel>,
@@ -289,7 +289,7 @@ impl Subscription {
         asked: Map<String, Value>,
         wide: Option<Kind>,
     ) {
-        // The state that is told of the new channels is the present one.
+        // The snapshot of the new channels contains their current states.
         self.plan.push_back(Step::catch_up());
         self.plan.push_back(Step::Add(Box::new(Addition {
             channels,
@@ -299,8 +299,8 @@ impl Subscription {
         })));
     }
 
-    /// Listens to more. What was listened to before is told up to the position, and waits there until the new channels are
-    /// told up to it, too: so every event that is told has a cursor that is safe for all of them.
+    /// Listens to more channels. The other channels have been delivered up to the position, and wait there until the
+    /// new channels catch up with it. So every delivered event has a cursor that is safe for all channels.
     fn add(&mut self, addition: Addition) {
         let Addition {
             channels,
@@ -308,7 +308,7 @@ impl Subscription {
             asked,
             wide,
         } = addition;
-        // Held ticks come before whatever is told from now on.
+        // Held ticks precede everything that is delivered from now on.
         self.release_held(true);
         let added: Vec<Channel> = channels
             .into_iter()
@@ -320,21 +320,21 @@ impl Subscription {
         if let Some(kind) = wide.filter(|_| self.scope.wide().is_none() && !added.is_empty()) {
             self.attachment.listen_to_wide(kind);
             self.scope = Arc::new(Scope::clone(&self.scope).with_wide(kind));
-            // A snapshot says itself where it ends.
+            // A snapshot sets `wide_from` to its end.
             self.wide_from = match first {
                 true => from.seq,
                 false => self.position.seq,
             };
         }
-        let beside = Added {
-            beside: Arc::clone(&self.scope),
+        let context = Added {
+            others: Arc::clone(&self.scope),
             wide_from: self.wide_from,
         };
         // Attach before reading the store, here too.
         self.attachment.listen(added.iter().cloned());
         let all = Arc::make_mut(&mut self.scope);
         added.iter().for_each(|channel| all.add(channel.clone()));
-        // It is stamped when it is told.
+        // The cursor is filled in on delivery.
         self.say(Control::Subscribed {
             asked,
             cursor: None,
@@ -348,17 +348,18 @@ impl Subscription {
         } else {
             self.backfill = Some(self.backfill.map_or(from, |backfill| backfill.min(from)));
             if let Some(after) = known {
-                // What is replayed now has the wide events after its cursor, too.
+                // The replay includes the wide events after its cursor.
                 self.wide_from = self.wide_from.min(after.seq);
             }
             let new = Arc::new(self.scope.with_channels(added));
             steps.push(match (known, cursor) {
-                (Some(after), _) => Step::replay(new, beside, after),
-                (None, None) => Step::snapshot_beside(new, beside),
-                // A `reset` is about all that is listened to.
+                (Some(after), _) => Step::replay(new, context, after),
+                (None, None) => Step::snapshot_of_added(new, context),
+                // A `reset` applies to everything in scope.
                 (None, Some(_)) => self.start(cursor),
             });
-            // What has happened meanwhile, of all. A state that was newer than the position when it was read is among it.
+            // What has happened meanwhile on all channels. This includes states that were newer than the position when
+            // they were read.
             steps.push(Step::catch_up());
         }
         if !self.scope.channels().is_empty() {
@@ -370,9 +371,9 @@ impl Subscription {
             .for_each(|step| self.plan.push_front(step));
     }
 
-    /// Hears the wide events of a kind from now on.
+    /// Delivers the wide events of a kind from now on.
     pub fn hear_wide(&mut self, kind: Kind) {
-        // What is under way would move the position past them.
+        // Steps in progress would move the position past such events.
         if self.scope.wide().is_none() && self.plan.is_empty() {
             self.attachment.listen_to_wide(kind);
             self.scope = Arc::new(Scope::clone(&self.scope).with_wide(kind));
@@ -380,40 +381,41 @@ impl Subscription {
         }
     }
 
-    /// Hears no wide events any more but those on its channels.
+    /// Stops delivering wide events, except for those on its channels.
     pub fn leave_wide(&mut self) {
         if self.scope.wide().is_some() {
             self.attachment.unlisten_wide();
             self.scope = Arc::new(Scope::clone(&self.scope).without_wide());
-            self.forget_unheard();
+            self.drop_out_of_scope();
             self.narrow_steps(|scope| *scope = scope.clone().without_wide());
         }
     }
 
-    /// Takes back what waits to be told and is not listened to any more.
-    fn forget_unheard(&mut self) {
+    /// Drops pending events that are no longer in scope.
+    fn drop_out_of_scope(&mut self) {
         self.narrowed = true;
         let scope = Arc::clone(&self.scope);
-        self.folder.retain(|event| scope.hears(event));
+        self.conflator.retain(|event| scope.hears(event));
         self.outbox.retain(
             |entry| !matches!(&entry.delivery, Delivery::Event(event) if !scope.hears(event)),
         );
     }
 
-    /// Tells the present state of channels that are listened to already once more.
+    /// Delivers again the current states of channels that are already in scope.
     pub fn tell_again(&mut self, channels: Vec<Channel>) {
         self.release_held(true);
         let again = Arc::new(self.scope.with_channels(channels));
         let nothing = Added {
-            beside: Arc::new(Scope::new(self.scope.school, [])),
+            others: Arc::new(Scope::new(self.scope.school, [])),
             wide_from: self.wide_from,
         };
         self.plan.push_back(Step::catch_up());
-        self.plan.push_back(Step::snapshot_beside(again, nothing));
+        self.plan.push_back(Step::snapshot_of_added(again, nothing));
     }
 
-    /// Whether it has enough to do: an acknowledgement has not been told yet. Nothing more is asked for meanwhile, or a
-    /// client that asks faster than it can be told could have any amount kept, and answers would not come in turn.
+    /// Whether an acknowledgement is still to be delivered. Callers pass no further requests meanwhile. Otherwise a
+    /// client that sends requests faster than it reads answers could make the server keep any number of them, and
+    /// answers could arrive out of order.
     pub fn is_busy(&self) -> bool {
         let owes = |entry: &Entry| {
             matches!(
@@ -425,16 +427,16 @@ impl Subscription {
         self.plan.iter().any(waits) || self.outbox.iter().any(owes)
     }
 
-    /// Listens to less.
+    /// Stops listening to channels.
     pub fn unsubscribe(&mut self, channels: &[Channel], asked: Map<String, Value>) {
-        // Of what waits to be told, the part that is left now never is: so it is not the place where the rest will stand.
+        // The removed part of the pending deliveries is never sent. So the cursor is the place before them.
         let cursor = self.resume_cursor();
         for channel in channels {
             self.attachment.unlisten(channel);
             Arc::make_mut(&mut self.scope).remove(channel);
         }
-        self.forget_unheard();
-        // What was held behind what is forgotten may be due.
+        self.drop_out_of_scope();
+        // Ticks that were held behind the dropped ones may be due.
         self.release_held(false);
         self.set_timer();
         self.narrow_plan(channels);
@@ -445,7 +447,7 @@ impl Subscription {
         self.outbox.push_back(Entry { delivery, moves_to });
     }
 
-    /// The place that a cursor names, if it is of this database.
+    /// Returns the place that a cursor names, if it belongs to this database.
     fn known(&self, cursor: Option<Cursor>) -> Option<Place> {
         cursor.and_then(|cursor| self.subscriber.feed.place(cursor))
     }
@@ -462,9 +464,9 @@ impl Subscription {
         self.push(Delivery::Event(event), moves_to);
     }
 
-    /// What has come in without a word since ticks are held takes their place before they are let go.
+    /// Mail that arrived quietly while ticks were held is processed before those ticks are released.
     fn take_quiet_mail(&mut self, cx: &mut Context<'_>) {
-        let due = self.folder.next_due();
+        let due = self.conflator.next_due();
         if let Some(due) = due.filter(|_| self.plan.is_empty())
             && let Poll::Ready(mail) = self.attachment.mailbox().poll(cx, true)
         {
@@ -473,7 +475,7 @@ impl Subscription {
         }
     }
 
-    /// Takes live mail in, which came by `then` if not now.
+    /// Processes live mail that had arrived by `then`, or by now if that is earlier.
     fn receive(&mut self, mail: Mail, then: Instant) {
         match mail {
             Mail::Events(events) => {
@@ -487,15 +489,17 @@ impl Subscription {
                     if self.narrowed && !self.scope.hears(&event) {
                         continue;
                     }
-                    let Subscription { folder, outbox, .. } = self;
-                    folder.push(event, arrived, now, &mut |event| {
+                    let Subscription {
+                        conflator, outbox, ..
+                    } = self;
+                    conflator.push(event, arrived, now, &mut |event| {
                         outbox.push_back(Entry::live(event))
                     });
                 }
                 self.set_timer();
             }
             Mail::Lagging => {
-                // Held ticks come before what is replayed now.
+                // Held ticks precede the replay.
                 self.release_held(true);
                 self.plan.push_back(Step::CatchUp {
                     from: None,
@@ -511,12 +515,14 @@ impl Subscription {
 
     fn release_held(&mut self, all: bool) {
         let now = Instant::now();
-        let Subscription { folder, outbox, .. } = self;
+        let Subscription {
+            conflator, outbox, ..
+        } = self;
         let mut out = |event| outbox.push_back(Entry::live(event));
         if all {
-            folder.flush(now, &mut out);
+            conflator.flush(now, &mut out);
         } else {
-            folder.release(now, now, &mut out);
+            conflator.release(now, now, &mut out);
         }
     }
 
@@ -524,7 +530,7 @@ impl Subscription {
         let due = [
             Some(self.next_heartbeat),
             self.expires,
-            self.folder.next_due(),
+            self.conflator.next_due(),
         ]
         .into_iter()
         .flatten()
@@ -537,13 +543,13 @@ impl Subscription {
     fn on_timer(&mut self) {
         self.end_if_expired();
         if self.ended {
-            // Nothing follows the farewell.
+            // Nothing follows the close message.
             return;
         }
         let now = Instant::now();
         self.release_held(false);
         if self.next_heartbeat <= now {
-            self.folder.tidy(now);
+            self.conflator.tidy(now);
             self.move_past_what_is_out_of_scope();
             let cursor = self.resume_cursor();
             self.say(Control::Heartbeat {
@@ -555,18 +561,18 @@ impl Subscription {
         self.set_timer();
     }
 
-    /// A quiet channel's cursor goes with the school's log, or it would run out of retention.
+    /// Moves the cursor of a quiet channel along with the school's log. Otherwise it would fall out of retention.
     fn move_past_what_is_out_of_scope(&mut self) {
-        // The head first: what was offered up to it is either in the mailbox or not for us.
+        // Read the head first: every event up to it is either in the mailbox or out of scope.
         let head = self.attachment.head();
-        let told = self.plan.is_empty() && self.folder.is_empty() && self.outbox.is_empty();
-        if let Some(head) = head.filter(|_| told && self.attachment.mailbox().is_drained()) {
+        let wanted = self.plan.is_empty() && self.conflator.is_empty() && self.outbox.is_empty();
+        if let Some(head) = head.filter(|_| wanted && self.attachment.mailbox().is_drained()) {
             self.position = self.position.max(head);
             self.safe = self.position;
         }
     }
 
-    /// Takes note of what leaves the outbox.
+    /// Updates the state for a delivery that leaves the outbox.
     fn delivered(&mut self, entry: Entry) -> Delivery {
         let Entry {
             mut delivery,
@@ -574,14 +580,14 @@ impl Subscription {
         } = entry;
         self.safe = moves_to.unwrap_or(self.safe);
         if let Delivery::Event(_) = &delivery {
-            self.life.count_event();
+            self.log.count_event();
         }
         if let Delivery::Control(control) = &mut delivery {
             if let Control::Ready(_) = control {
-                // Additions come one after the other: none that was acknowledged is incomplete.
+                // Additions are processed one at a time, so every acknowledged one is complete.
                 self.backfill = None;
             }
-            // Where the reader stands is known only now.
+            // The reader's place is known only now.
             control.stamp(self.resume_cursor());
         }
         if self.outbox.is_empty() {
@@ -619,8 +625,8 @@ impl Stream for Subscription {
             } else if !this.plan.is_empty() {
                 ready!(this.poll_plan(cx));
             } else {
-                // A tick is told after those that are held, so that none needs attention before they are due.
-                let patient = !this.folder.is_empty();
+                // A tick is delivered after the held ones, so new ticks need no attention before those are due.
+                let patient = !this.conflator.is_empty();
                 let mail = ready!(this.attachment.mailbox().poll(cx, patient));
                 this.receive(mail, Instant::now());
             }

@@ -57,16 +57,16 @@ fn backoff_secs() -> u64 {
 
 /// How often and when a failed delivery is retried.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct RetryPolicy {
     /// Maximum number of attempts, including the first.
     pub attempts: u32,
     /// Pause before the second attempt.
     pub pause: Duration,
 }
 
-impl Default for Patience {
-    fn default() -> Patience {
-        Patience {
+impl Default for RetryPolicy {
+    fn default() -> RetryPolicy {
+        RetryPolicy {
             attempts: attempts(),
             pause: Duration::from_secs(backoff_secs()),
         }
@@ -93,7 +93,7 @@ pub struct Rule {
 
 impl Rule {
     /// Whether the rule matches the event.
-    pub fn hears(&self, event: &Event) -> bool {
+    pub fn matches(&self, event: &Event) -> bool {
         let named =
             |list: &[String], name: &str| list.is_empty() || list.iter().any(|own| own == name);
         (self.ticks || !event.is_tick())
@@ -133,8 +133,8 @@ impl Rule {
 
 impl NotifierSettings {
     /// Returns how often and when a failed delivery is retried.
-    pub fn patience(&self) -> Patience {
-        Patience {
+    pub fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy {
             attempts: self.attempts,
             pause: Duration::from_secs(self.backoff_secs),
         }

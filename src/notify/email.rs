@@ -1,9 +1,9 @@
-//! Delivers a notification as an e-mail, over SMTP.
+//! Delivers notifications as e-mails over SMTP.
 //!
-//! A connection lasts for one message. Whether a recipient reads it nobody knows: what counts is that the
-//! server took it. A message is the same at every attempt, its `Message-ID` included, by which servers and
-//! mailboxes recognise a repetition. Certificates are checked against the system's authorities
-//! (`SSL_CERT_FILE` names others).
+//! Each message has its own connection. A message counts as delivered when the server has accepted it; whether a
+//! recipient reads it is unknown. Every attempt sends the same message with the same `Message-ID`, so that servers and
+//! mailboxes recognise repetitions. Certificates are checked against the system's certificate authorities
+//! (`SSL_CERT_FILE` overrides them).
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -24,35 +24,35 @@ use super::notification::{
 };
 use crate::config::notifiers::{EmailSettings, Security};
 
-/// Most mailboxes that one notifier writes to.
+/// Maximum number of recipients of one notifier.
 const RECIPIENTS_MAX: usize = 20;
 
-/// Longest `timeout_secs`.
+/// Maximum of `timeout_secs`.
 const TIMEOUT_MAX_SECS: u64 = 120;
 
-/// Mailboxes behind an SMTP server.
+/// Recipients behind an SMTP server.
 pub struct Email {
     from: Mailbox,
     to: Vec<Mailbox>,
     timeout: Duration,
     transport: AsyncSmtpTransport<Tokio1Executor>,
-    /// One message at a time.
+    /// Permits one message at a time.
     turn: Semaphore,
 }
 
 impl Email {
-    /// Checks the settings; connects to nothing. The error names the setting and shows no secret.
+    /// Checks the settings without connecting. The error names the setting and contains no secret.
     pub fn new(name: &str, settings: EmailSettings) -> Result<Email, String> {
         let timeout = attempt_timeout(settings.timeout_secs, TIMEOUT_MAX_SECS)?;
         if settings.host.is_empty() {
-            return Err("setting `host` is empty".into());
+            return Err("setting `host` must not be empty".into());
         }
         if settings.port == 0 {
-            return Err("setting `port` is 0".into());
+            return Err("setting `port` must be from 1 to 65535".into());
         }
         if !(1..=RECIPIENTS_MAX).contains(&settings.to.len()) {
             return Err(format!(
-                "setting `to` does not have 1 to {RECIPIENTS_MAX} mailboxes"
+                "setting `to` must have 1 to {RECIPIENTS_MAX} mailboxes"
             ));
         }
         let to = settings
@@ -69,14 +69,14 @@ impl Email {
                 if settings.security == Security::None {
                     tracing::warn!(
                         notifier.name = name,
-                        "the mail server's password travels unencrypted"
+                        "the password for the mail server is sent unencrypted"
                     );
                 }
                 builder.credentials(Credentials::new(username, password.reveal().into()))
             }
             (None, None) => builder,
-            (Some(_), None) => return Err("setting `username` needs a `password`".into()),
-            (None, Some(_)) => return Err("setting `password` needs a `username`".into()),
+            (Some(_), None) => return Err("setting `username` requires a `password`".into()),
+            (None, Some(_)) => return Err("setting `password` requires a `username`".into()),
         };
         Ok(Email {
             from: parse_mailbox("from", &settings.from)?,
@@ -96,7 +96,7 @@ impl Email {
         addressed
             .from(self.from.clone())
             .subject(subject(notification))
-            // The event's own time, and never before 1970, which the header cannot say.
+            // The event's own time, but not before 1970, which the header cannot express.
             .date(SystemTime::from(notification.at).max(SystemTime::UNIX_EPOCH))
             .message_id(Some(format!(
                 "<{}@{}>",
@@ -104,9 +104,11 @@ impl Email {
                 self.from.email.domain()
             )))
             .header(AutoSubmitted)
-            // `body` alone would leave out `MIME-Version`, without which the text's encoding means nothing.
+            // `body` alone would omit `MIME-Version`, without which the text's encoding has no meaning.
             .singlepart(SinglePart::plain(body(notification)?))
-            .map_err(|_| DeliveryError::Permanent("no message can be made of it".into()))
+            .map_err(|_| {
+                DeliveryError::Permanent("the event cannot be written as an e-mail".into())
+            })
     }
 }
 
@@ -121,21 +123,21 @@ impl Medium for Email {
             .turn
             .acquire()
             .await
-            .expect("nobody closes the semaphore");
+            .expect("the semaphore is never closed");
         let message = self.message(notification)?;
-        // Lettre's own limit is for each step.
+        // Lettre's own timeout applies to each step.
         match timeout(self.timeout, self.transport.send(message)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(judge(&error)),
             Err(_) => Err(DeliveryError::unavailable(format!(
-                "the server did not take it within {} s",
+                "the server did not accept the message within {} s",
                 self.timeout.as_secs()
             ))),
         }
     }
 }
 
-/// Tells other programs not to answer (RFC 3834).
+/// Asks other programs not to reply automatically (RFC 3834).
 #[derive(Clone)]
 struct AutoSubmitted;
 
@@ -153,10 +155,10 @@ impl Header for AutoSubmitted {
     }
 }
 
-/// A 4xx asks for another try later (greylisting, a full mailbox), and would be the answer to the next message, too.
+/// A 4xx reply asks for a retry later (greylisting, a full mailbox), and the next message would get the same reply.
 fn judge(error: &smtp::Error) -> DeliveryError {
     let cause = one_line(&error.to_string());
-    // A login that is refused says nothing about the message: somebody will mend it (RFC 4954).
+    // A rejected login says nothing about the message: an operator will fix it (RFC 4954).
     let is_login = error
         .status()
         .is_some_and(|code| ["530", "534", "535", "538"].contains(&code.to_string().as_str()));
@@ -170,7 +172,7 @@ fn judge(error: &smtp::Error) -> DeliveryError {
 fn tls(security: Security, host: &str) -> Result<Tls, String> {
     let parameters = || {
         TlsParameters::new(host.into())
-            .map_err(|error| format!("setting `security` cannot be met: {error}"))
+            .map_err(|error| format!("setting `security` cannot be used: {error}"))
     };
     Ok(match security {
         Security::None => Tls::None,
@@ -182,7 +184,7 @@ fn tls(security: Security, host: &str) -> Result<Tls, String> {
 fn parse_mailbox(setting: &str, mailbox: &str) -> Result<Mailbox, String> {
     mailbox
         .parse()
-        .map_err(|_| format!("setting `{setting}` has {mailbox:?}, which is no mailbox"))
+        .map_err(|_| format!("setting `{setting}` has {mailbox:?}, which is not a mailbox such as `Name <name@example.com>`"))
 }
 
 /// `[Tidings] School 7: job "Class list" failed`; without a title: `[Tidings] School 7: job report-7 failed`.
@@ -204,19 +206,19 @@ fn subject(notification: &Notification) -> String {
         Some(title) => format!("\"{title}\""),
         None => notification.subject.clone(),
     };
-    // Lettre encodes and folds what a header cannot hold; a line break would still be one to the reader.
+    // Lettre encodes and folds what a header cannot hold. A line break would still appear as one to the reader.
     one_line(&format!(
         "[Tidings] School {}: {noun} {name}{text}",
         notification.school_id
     ))
 }
 
-/// One of a kind.
+/// Returns the noun for one subject of a kind.
 fn noun(kind: &str) -> &str {
     kind.strip_suffix('s').unwrap_or(kind)
 }
 
-/// The main facts, followed by the whole event.
+/// Returns the text of the message: the main facts, followed by the whole event.
 fn body(notification: &Notification) -> Result<String, DeliveryError> {
     let event: serde_json::Value =
         serde_json::from_slice(&notification.json).map_err(|_| not_json())?;
@@ -244,7 +246,8 @@ fn body(notification: &Notification) -> Result<String, DeliveryError> {
     Ok(format!("{body}\n{event}"))
 }
 
-/// `text` as an atom of RFC 5322, distinct for distinct texts: other bytes as `=` and two digits.
+/// Returns `text` as an atom of RFC 5322. Distinct texts have distinct atoms: other bytes are written as `=` and two
+/// digits.
 fn atom(text: &str) -> String {
     let mut atom = String::with_capacity(text.len());
     for byte in text.bytes() {

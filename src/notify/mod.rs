@@ -1,19 +1,19 @@
-//! Notifiers: readers of the log that tell somebody outside.
+//! Notifiers: readers of the log that deliver events to other systems.
 //!
-//! A notifier is a cursor in each school's log, as a connection is, only that its cursor is kept in the
-//! database: what happened while the receiver, or this server, was down is delivered afterwards.
-//! A publisher knows nothing of notifiers and never waits for one. Each has a task of its own, so a slow or dead
-//! receiver delays nobody but itself, and what waits for it waits in the log, not in memory.
+//! Like a connection, a notifier has a cursor in each school's log. Its cursor is kept in the database, so events from
+//! a downtime of the receiver, or of this server, are delivered afterwards. Publishers do not know notifiers and never
+//! wait for them. Each notifier has its own task, so a slow or dead receiver delays only itself. Events wait in the
+//! log, not in memory.
 //!
 //! ```text
-//! committed events ─▶ Notifiers::observe ─▶ inbox ─▶ its task: is it wanted? then the school has a turn:
+//! committed events ─▶ Notifiers::observe ─▶ inbox ─▶ its task: does an event match? then the school gets a turn:
 //!                                                    read the log from the cursor ─▶ deliver ─▶ move the cursor
 //! ```
 //!
-//! Delivery is at least once, in the order of each subject, with an id to recognise a repetition by. What a failed attempt
-//! delays depends on whose fault it is ([`DeliveryError`]): an event that the receiver refuses is set aside, and only its
-//! subject waits (see `set_aside.rs`); a receiver that is down is tried again after a pause that doubles, and the school waits.
-//! After the last attempt, or a refusal for good, the event becomes a dead letter.
+//! Delivery is at least once, in the order of each subject, with an id to detect duplicates. What a failed attempt
+//! delays depends on its cause ([`DeliveryError`]): an event that the receiver refuses is set aside, and only its
+//! subject waits (see `set_aside.rs`). A receiver that is down is retried after a pause that doubles, and the school
+//! waits. After the last attempt, or a permanent refusal, the event becomes a dead letter.
 
 #[cfg(feature = "email")]
 pub mod email;
@@ -39,26 +39,26 @@ use self::notification::{DeliveryError, Medium, Notification};
 use self::runner::Runner;
 pub use self::schedule::Retry;
 use crate::config::NOTIFIER_STOP_MAX;
-use crate::config::notifiers::{NotifierSettings, Patience, Rule, is_name};
+use crate::config::notifiers::{NotifierSettings, RetryPolicy, Rule, is_name};
 use crate::event::Event;
 use crate::feed::Feed;
 use crate::id::SchoolId;
 use crate::log::Store;
 use crate::tasks::{Task, Tasks};
 
-/// Somebody who is told of what happens. An application may add its own: see [`crate::Tidings::start_with`].
+/// Delivers events to another system. Applications can add their own notifiers: see [`crate::Tidings::start_with`].
 #[async_trait]
 pub trait Notifier: Send + Sync + 'static {
-    /// What its places in the logs are remembered by: 1 to 32 characters out of a-z 0-9 -.
+    /// Returns the name under which its cursors are stored: 1 to 32 characters from `a-z`, `0-9` and `-`.
     fn name(&self) -> &str;
 
-    /// By what it delivers.
+    /// Returns the name of the medium that it delivers by.
     fn medium(&self) -> &'static str;
 
-    /// Whether it wants to hear of the event. Asked for every event, by its own task.
+    /// Whether it delivers the event. Its own task calls this for every event.
     fn wants(&self, event: &Event) -> bool;
 
-    /// Whether it may ever want to hear of a school. The API shows it to that school's administrators then.
+    /// Whether it may ever deliver events of a school. The API then shows it to that school's administrators.
     fn concerns(&self, _: SchoolId) -> bool {
         true
     }
@@ -66,37 +66,37 @@ pub trait Notifier: Send + Sync + 'static {
     /// Makes one attempt, which must end by itself.
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError>;
 
-    /// Called once, inside Tokio, before the first attempt. It must not wait.
+    /// Called once, inside Tokio, before the first attempt. It must not block.
     fn start(&self) {}
 
-    /// Called once when the server stops in order, after the last attempt, and given [`NOTIFIER_STOP_MAX`].
+    /// Called once when the server shuts down, after the last attempt. It must end within [`NOTIFIER_STOP_MAX`].
     async fn stop(&self) {}
 
-    /// When to try again, and when to give up.
-    fn patience(&self) -> Patience {
-        Patience::default()
+    /// Returns how often and when a failed delivery is retried.
+    fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy::default()
     }
 }
 
-/// A notifier that settings describe.
+/// A notifier that the settings define.
 struct Configured {
     name: String,
     rules: Vec<Rule>,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     medium: Box<dyn Medium>,
 }
 
-/// A notifier's settings that cannot be used. No secret is in the text.
+/// Settings of a notifier that cannot be used. The text contains no secret.
 #[derive(Debug, thiserror::Error)]
 #[error("notifier `{name}`: {problem}")]
 pub struct NotifierError {
-    /// Whose.
+    /// The notifier's name.
     pub name: String,
     /// What is wrong.
     pub problem: String,
 }
 
-/// The notifiers that settings describe.
+/// Creates the notifiers that the settings define.
 pub fn configured(settings: &[NotifierSettings]) -> Result<Vec<Arc<dyn Notifier>>, NotifierError> {
     let one = |own: &NotifierSettings| -> Result<Arc<dyn Notifier>, NotifierError> {
         let medium = medium(own).map_err(|problem| NotifierError {
@@ -106,21 +106,21 @@ pub fn configured(settings: &[NotifierSettings]) -> Result<Vec<Arc<dyn Notifier>
         Ok(Arc::new(Configured {
             name: own.name.clone(),
             rules: own.rules.clone(),
-            patience: own.patience(),
+            retry_policy: own.retry_policy(),
             medium,
         }))
     };
     settings.iter().map(one).collect()
 }
 
-/// Checks that each has a name, and one of its own.
+/// Checks that each notifier has a valid and unique name.
 pub fn check_names(notifiers: &[Arc<dyn Notifier>]) -> Result<(), NotifierError> {
     for (index, notifier) in notifiers.iter().enumerate() {
         let name = notifier.name();
         let is_taken = notifiers[..index].iter().any(|other| other.name() == name);
         let problem = match () {
-            () if !is_name(name) => "its name is not 1 to 32 characters out of a-z 0-9 -",
-            () if is_taken => "its name is taken",
+            () if !is_name(name) => "its name must have 1 to 32 characters from a-z, 0-9 and `-`",
+            () if is_taken => "its name is used by another notifier",
             () => continue,
         };
         return Err(NotifierError {
@@ -139,7 +139,7 @@ fn medium(settings: &NotifierSettings) -> Result<Box<dyn Medium>, String> {
         (None, Some(own), _) => Ok(Box::new(email::Email::new(&settings.name, own.clone())?)),
         #[cfg(feature = "mqtt")]
         (None, None, Some(own)) => Ok(Box::new(mqtt::Mqtt::new(&settings.name, own.clone())?)),
-        (None, None, None) => Err("needs one of webhook, email and mqtt".into()),
+        (None, None, None) => Err("must have exactly one of `webhook`, `email` and `mqtt`".into()),
         #[cfg(not(all(feature = "webhook", feature = "email", feature = "mqtt")))]
         (webhook, email, _) => {
             let medium = match (webhook, email) {
@@ -168,7 +168,7 @@ impl Notifier for Configured {
         if self.rules.is_empty() {
             return !event.is_tick();
         }
-        self.rules.iter().any(|rule| rule.hears(event))
+        self.rules.iter().any(|rule| rule.matches(event))
     }
 
     fn concerns(&self, school: SchoolId) -> bool {
@@ -188,8 +188,8 @@ impl Notifier for Configured {
         self.medium.stop().await;
     }
 
-    fn patience(&self) -> Patience {
-        self.patience
+    fn retry_policy(&self) -> RetryPolicy {
+        self.retry_policy
     }
 }
 
@@ -205,14 +205,14 @@ async fn stop(notifier: &dyn Notifier) {
     }
 }
 
-/// A notifier, as the API shows it.
+/// The status of a notifier, as the API shows it.
 #[derive(Debug, Clone)]
 pub struct Shown {
-    /// Its name.
+    /// The notifier's name.
     pub name: String,
-    /// By what it delivers.
+    /// The medium that it delivers by.
     pub medium: &'static str,
-    /// What is being tried again.
+    /// The delivery that is being retried.
     pub retry: Option<Retry>,
 }
 
@@ -230,8 +230,8 @@ impl Notifiers {
         }
     }
 
-    /// Begins to deliver, until `tasks` end. What is under way then is tried again after the next start. A notifier that
-    /// panics over and over does not make the server unready: the server serves everybody else.
+    /// Starts to deliver, until `tasks` end. Unfinished deliveries are retried after the next start. A notifier that
+    /// panics repeatedly does not make the server unready, because everything else still works.
     pub fn start(&self, tasks: &Tasks) {
         for runner in &self.runners {
             let name = format!("notifier {}", runner.notifier().name());
@@ -247,14 +247,14 @@ impl Notifiers {
         }
     }
 
-    /// Takes note of committed events. Never waits, and runs no code of a notifier's.
+    /// Receives committed events. Never waits, and runs no code of a notifier.
     pub fn observe(&self, events: &[Arc<Event>]) {
         self.runners
             .iter()
             .for_each(|runner| runner.observe(events));
     }
 
-    /// The notifiers that may concern a school, with what they are trying again there.
+    /// Returns the status of each notifier that may deliver events of a school, with what it retries there.
     pub fn shown(&self, school: SchoolId) -> Vec<Shown> {
         let shown = |runner: &Arc<Runner>| Shown {
             name: runner.notifier().name().to_owned(),

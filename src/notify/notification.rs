@@ -1,7 +1,7 @@
-//! What is delivered, and the contract of those who deliver it.
+//! What is delivered, and the contract of media.
 //!
-//! A [`Medium`] makes one attempt and says how it ended. Whom an event concerns, when to try again and
-//! what becomes of the undeliverable is the runner's; nothing here remembers anything.
+//! A [`Medium`] makes one attempt and reports its result. The runner decides which events are delivered, when to retry,
+//! and what happens to undeliverable events. Nothing here keeps state.
 
 use std::time::Duration;
 
@@ -11,75 +11,76 @@ use serde_json::value::RawValue;
 
 use crate::config::{DELIVERY_CAUSE_MAX_CHARS, NOTIFICATION_TITLE_MAX_CHARS, RETRY_AFTER_MAX};
 
-/// What is delivered.
+/// An event to be delivered.
 #[derive(Debug, Clone)]
 pub struct Notification {
-    /// Unique for this event and notifier, the same at every attempt: to deduplicate by. ASCII without `.`,
-    /// at most 128 bytes, `<epoch>-<school>-<seq>-<tag>-<notifier>`. The tag is made from the event's time and content:
-    /// after a restore, another event may have the place of one that was delivered.
+    /// Unique for this event and notifier, and the same at every attempt, so that receivers can detect duplicates.
+    /// ASCII without `.`, at most 128 bytes: `<epoch>-<school>-<seq>-<tag>-<notifier>`. The tag is derived from the
+    /// event's time and content, because after a restore, another event may have the place of one that was delivered.
     pub id: String,
-    /// Whose event it is.
+    /// The event's school.
     pub school_id: i64,
     /// The kind's collection: `jobs`, `enrollments`, `devices`, `characteristics`.
     pub kind: &'static str,
-    /// The id of what changed, within its kind.
+    /// The id of the subject, within its kind.
     pub subject: String,
-    /// What people call it, as far as [`NOTIFICATION_TITLE_MAX_CHARS`] go. Any text: nothing is encoded yet.
+    /// The subject's title, up to [`NOTIFICATION_TITLE_MAX_CHARS`]. Any text: nothing is encoded yet.
     pub title: Option<String>,
     /// The message's `type`.
     pub event_type: &'static str,
     /// The subject's status after the event.
     pub status: &'static str,
-    /// Of a violation: `warning` or `critical`.
+    /// The severity of a violation: `warning` or `critical`.
     pub severity: Option<String>,
-    /// When it happened.
+    /// When the event happened.
     pub at: DateTime<Utc>,
     /// The event's message, a JSON object.
     pub json: Vec<u8>,
 }
 
 impl Notification {
-    /// `<kind>.<event_type>`: the `type` that receivers of several kinds switch on.
+    /// Returns `<kind>.<event_type>`, the `type` for receivers of several kinds.
     pub(crate) fn full_type(&self) -> String {
         format!("{}.{}", self.kind, self.event_type)
     }
 
-    /// The event's message, as it is: to be put into another without being parsed and written again.
+    /// Returns the event's message verbatim, to be embedded without parsing and re-encoding it.
     pub(crate) fn event(&self) -> Result<&RawValue, DeliveryError> {
         serde_json::from_slice(&self.json).map_err(|_| not_json())
     }
 }
 
-/// Why an attempt failed, and whose fault that is. The text names the cause, for a log and for an operator: never a
-/// secret, a token or the event.
+/// Why an attempt failed, and what caused it. The text is for logs and operators: it never contains a secret, a token
+/// or the event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeliveryError {
-    /// The receiver takes nothing at present, whatever the event: everything of the school waits.
+    /// The receiver accepts nothing at present, regardless of the event. The whole school waits.
     #[error("{cause}")]
     Unavailable {
-        /// What happened.
+        /// The cause.
         cause: String,
-        /// How long it asks to be left alone. Nothing of any school is tried before.
+        /// How long the receiver asks to wait. Until then, nothing is sent for any school.
         retry_after: Option<Duration>,
     },
-    /// The receiver works and refuses this event: the events of its subject wait, all others go on.
+    /// The receiver works and refuses this event. The events of its subject wait, and all others continue.
     #[error("{cause}")]
     Refused {
-        /// What it answered.
+        /// The receiver's answer.
         cause: String,
         /// How long to wait with this subject.
         retry_after: Option<Duration>,
     },
-    /// It failed, and the receiver may be at fault as well as the event. How it takes other events will tell.
+    /// The attempt failed, and either the receiver or the event may be the cause. Deliveries of other events will show
+    /// which.
     #[error("{0}")]
     Failed(String),
-    /// The event will never be taken: it is given up at once.
+    /// The event will never be accepted. It becomes a dead letter at once.
     #[error("{0}")]
     Permanent(String),
 }
 
 impl DeliveryError {
-    /// The receiver takes nothing at present, and does not say for how long.
+    /// Returns an error of a receiver that accepts nothing at present and does not say for how long.
     pub fn unavailable(cause: impl Into<String>) -> DeliveryError {
         DeliveryError::Unavailable {
             cause: cause.into(),
@@ -87,7 +88,7 @@ impl DeliveryError {
         }
     }
 
-    /// The receiver refuses this event, and does not say when it would not.
+    /// Returns an error of a receiver that refuses this event and does not say for how long.
     pub fn refused(cause: impl Into<String>) -> DeliveryError {
         DeliveryError::Refused {
             cause: cause.into(),
@@ -95,7 +96,7 @@ impl DeliveryError {
         }
     }
 
-    /// How long the receiver asks to wait, as far as that is heeded.
+    /// Returns how long the receiver asks to wait, up to the limit.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             DeliveryError::Unavailable { retry_after, .. }
@@ -107,11 +108,11 @@ impl DeliveryError {
     }
 }
 
-/// A way to deliver.
+/// A way to deliver notifications.
 ///
-/// An attempt ends by itself, within a time that its settings bound. It may have reached the receiver although
-/// it failed (the answer was lost), and is then repeated with the same [`Notification::id`]: delivery is at
-/// least once. One attempt at a time; a second one waits for the first.
+/// An attempt ends by itself, within a time that its settings bound. It may have reached the receiver even if it
+/// failed, because the answer may have been lost. It is then repeated with the same [`Notification::id`]: delivery is
+/// at least once. Only one attempt runs at a time; a second one waits for the first.
 #[async_trait]
 pub trait Medium: Send + Sync {
     /// `webhook`, `email`, `mqtt`, or an application's own.
@@ -123,7 +124,7 @@ pub trait Medium: Send + Sync {
     /// Called once, inside Tokio, before the first attempt.
     fn start(&self) {}
 
-    /// Called once, after the last attempt: to say goodbye.
+    /// Called once, after the last attempt, to disconnect.
     async fn stop(&self) {}
 }
 
@@ -131,16 +132,16 @@ pub(crate) fn not_json() -> DeliveryError {
     DeliveryError::Permanent("the event is not JSON".into())
 }
 
-/// The setting `timeout_secs`, checked.
+/// Returns the setting `timeout_secs`, if it is valid.
 pub(crate) fn attempt_timeout(secs: u64, most: u64) -> Result<Duration, String> {
     if (1..=most).contains(&secs) {
         Ok(Duration::from_secs(secs))
     } else {
-        Err(format!("setting `timeout_secs` is not from 1 to {most}"))
+        Err(format!("setting `timeout_secs` must be from 1 to {most}"))
     }
 }
 
-/// A title of bounded length; `…` stands for what is cut off.
+/// Returns a title of bounded length. `…` replaces the rest.
 pub(crate) fn bounded_title(title: &str) -> String {
     let title = title.trim();
     if title.chars().count() <= NOTIFICATION_TITLE_MAX_CHARS {
@@ -150,7 +151,7 @@ pub(crate) fn bounded_title(title: &str) -> String {
     kept.collect::<String>().trim_end().to_owned() + "…"
 }
 
-/// What a peer said, made fit for a log: one line of bounded length.
+/// Returns a peer's text in a form that is safe to log: one line of bounded length.
 pub(crate) fn one_line(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })

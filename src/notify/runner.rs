@@ -1,8 +1,9 @@
 //! The task of one notifier: reads the logs of schools in turn, and delivers.
 //!
-//! Promises: at least once, in the order of each subject. The cursor passes an event only when that is delivered, given up,
-//! not wanted, or of a subject that is set aside; and it is set aside in the commit that moves the cursor. So nothing is
-//! lost, whenever the process is killed. What is in memory ([`Schedule`]) only says when to try.
+//! It guarantees delivery at least once, in the order of each subject. The cursor passes an event only when the event
+//! is delivered, given up, not selected, or of a subject that is set aside; and the commit that moves the cursor also
+//! sets the subject aside. So nothing is lost, whenever the process is killed. The in-memory [`Schedule`] only decides
+//! when to try.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,41 +31,41 @@ use crate::log::{Store, StoreError};
 use crate::scope::Scope;
 use crate::wire;
 
-/// Bytes of a digest that tell events apart which had the same place in a log.
+/// Bytes of the digest that distinguishes events which had the same place in a log.
 const TAG_BYTES: usize = 8;
 
-/// A notifier and what waits for it.
+/// A notifier and its pending work.
 pub(super) struct Runner {
     pub(super) notifier: Arc<dyn Notifier>,
     pub(super) store: Arc<dyn Store>,
     feed: Arc<Feed>,
     schedule: Mutex<Schedule>,
-    /// Committed events that the notifier is still to be asked about. It is never asked by the dispatcher: it may be
-    /// an application's own, and slow, or panic.
+    /// Committed events for which `wants` is still to be called. The dispatcher never calls it, because an
+    /// application's own notifier may be slow or panic.
     inbox: mpsc::Sender<Vec<Arc<Event>>>,
-    /// Of the fields of what is in it.
+    /// Bytes of the event fields in the inbox.
     inbox_bytes: AtomicUsize,
-    /// Held by the task while it runs.
+    /// Locked by the task while it runs.
     waiting: tokio::sync::Mutex<mpsc::Receiver<Vec<Arc<Event>>>>,
     is_started: AtomicBool,
 }
 
-/// An attempt that failed.
+/// A failed attempt.
 pub(super) struct Failure {
     pub(super) error: DeliveryError,
-    /// How often the event was tried, this time included.
+    /// Number of attempts, including this one.
     attempts: u32,
     at: DateTime<Utc>,
 }
 
-/// What follows from a failure.
+/// The consequence of a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// The event becomes a dead letter.
     GiveUp,
     /// The receiver is down: the school waits.
     Down,
-    /// Only the event is tried again.
+    /// Only this event is retried.
     Retry,
 }
 
@@ -91,20 +92,20 @@ impl Runner {
         &*self.notifier
     }
 
-    /// Takes note of committed events. Never waits, and runs no code of the notifier's.
+    /// Receives committed events. Never waits, and runs no code of the notifier.
     pub(super) fn observe(&self, events: &[Arc<Event>]) {
         let bytes = bytes(events);
         let waiting = self.inbox_bytes.fetch_add(bytes, Ordering::Relaxed);
         let fits = waiting + bytes <= NOTIFY_INBOX_BYTES;
         if !fits || self.inbox.try_send(events.to_vec()).is_err() {
             self.inbox_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            // It is busy: it will look at these schools' logs without being asked what it wants of them.
+            // The inbox is full: the task will read these schools' logs without calling `wants` first.
             let mut schedule = self.schedule();
             events.iter().for_each(|event| schedule.push(event.school));
         }
     }
 
-    /// What is being tried again in a school.
+    /// Returns what is being retried in a school.
     pub(super) fn retry(&self, school: SchoolId) -> Option<Retry> {
         self.schedule().retry(school)
     }
@@ -113,7 +114,7 @@ impl Runner {
         self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the notifier wants to hear of the event. One that panics hears of it.
+    /// Whether the notifier delivers the event. If `wants` panics, the event counts as wanted.
     pub(super) fn wants(&self, event: &Event) -> bool {
         catch_unwind(AssertUnwindSafe(|| self.notifier.wants(event))).unwrap_or(true)
     }
@@ -132,15 +133,15 @@ impl Runner {
         }
     }
 
-    /// Delivers until it is dropped. It may run again after a panic: it finds out anew where there is something to do.
+    /// Delivers until it is dropped. It can run again after a panic: it then determines anew which schools have work.
     pub(super) async fn run(&self) {
         let mut waiting = self.waiting.lock().await;
-        // An application's own may panic: it is asked to deliver all the same.
+        // An application's own notifier may panic here. Its deliveries are attempted nevertheless.
         let is_first = !self.is_started.swap(true, Ordering::Relaxed);
         if is_first && catch_unwind(AssertUnwindSafe(|| self.notifier.start())).is_err() {
             tracing::error!(
                 notifier.name = self.notifier.name(),
-                "a notifier panicked at its start"
+                "a notifier panicked when it was started"
             );
         }
         if self.begin().await.is_err() {
@@ -172,7 +173,7 @@ impl Runner {
                 Ok(true) => self.schedule().push(school),
                 Err(StoreError::Stopped) => return,
                 Err(error) => {
-                    tracing::error!(%error, notifier.name = self.notifier.name(), "a notifier cannot read the log");
+                    tracing::error!(%error, notifier.name = self.notifier.name(), "a notifier could not read the log; retrying");
                     self.schedule().push(school);
                     sleep(Duration::from_secs(1)).await;
                 }
@@ -180,7 +181,7 @@ impl Runner {
         }
     }
 
-    /// Finds out where there is something to do. Fails only if the store has stopped.
+    /// Determines which schools have work. Fails only if the store has stopped.
     async fn begin(&self) -> Result<(), StoreError> {
         loop {
             match self.store.notifier_begins(self.notifier.name()).await {
@@ -197,16 +198,16 @@ impl Runner {
                 }
                 Err(StoreError::Stopped) => return Err(StoreError::Stopped),
                 Err(error) => {
-                    tracing::error!(%error, notifier.name = self.notifier.name(), "a notifier cannot begin");
+                    tracing::error!(%error, notifier.name = self.notifier.name(), "a notifier could not read its cursors; retrying");
                     sleep(NOTIFY_ROUND).await;
                 }
             }
         }
     }
 
-    /// One turn of a school: of the subjects that are set aside the one that has been due longest, then the log from the
-    /// cursor. Each part ends with its first failed attempt, so that refusals cost the other schools little. True if
-    /// there is more to do at once.
+    /// Gives a school its turn: first the subject that is set aside and has been due longest, then the log from the
+    /// cursor. Each part ends with its first failed attempt, so that refusals cost other schools little. Returns true
+    /// if there is more to do at once.
     async fn turn(&self, school: SchoolId) -> Result<bool, StoreError> {
         let name = self.notifier.name();
         let mut place = self.store.notifier_place(name, school).await?;
@@ -235,7 +236,7 @@ impl Runner {
         self.advance(school, place).await
     }
 
-    /// Reads a page of a school's log and delivers of what is wanted as much as a turn allows.
+    /// Reads a page of a school's log and delivers selected events, up to the limit of a turn.
     async fn advance(&self, school: SchoolId, place: &mut Place) -> Result<bool, StoreError> {
         let scope = Arc::new(Scope::new(school, [Channel::School(school)]));
         let after = id::Place {
@@ -276,14 +277,14 @@ impl Runner {
         Ok(page.through < page.head)
     }
 
-    /// Writes down what came of the event at the cursor. True if the cursor moves on.
+    /// Records the failed attempt of the event at the cursor. Returns true if the cursor moves on.
     async fn fails_at_cursor(
         &self,
         event: &Event,
         place: &mut Place,
         failure: Failure,
     ) -> Result<bool, StoreError> {
-        let (school, first) = (event.school, self.notifier.patience().pause);
+        let (school, first) = (event.school, self.notifier.retry_policy().pause);
         let asked = failure.error.retry_after();
         let verdict = self.verdict(school, &failure);
         let mut progress = failure.progress(verdict, event);
@@ -330,9 +331,9 @@ impl Runner {
         self.store.notifier_moves(name, school, seq, progress).await
     }
 
-    /// What a failure means, which depends on what else the receiver took of late.
+    /// Returns the consequence of a failed attempt, which depends on what the receiver recently accepted.
     pub(super) fn verdict(&self, school: SchoolId, failure: &Failure) -> Verdict {
-        let is_last = failure.attempts >= self.notifier.patience().attempts;
+        let is_last = failure.attempts >= self.notifier.retry_policy().attempts;
         let mut schedule = self.schedule();
         let verdict = match failure.error {
             DeliveryError::Permanent(_) => Verdict::GiveUp,
@@ -355,10 +356,10 @@ impl Runner {
         verdict
     }
 
-    /// Makes one attempt, which ends in time and cannot take this task with it.
+    /// Makes one attempt. It ends in time, and its panics do not affect this task.
     async fn deliver(&self, notification: Notification) -> Result<(), DeliveryError> {
         let notifier = Arc::clone(&self.notifier);
-        // Ends with this future, whatever comes of it.
+        // The attempt ends with this future in any case.
         let mut attempt = JoinSet::new();
         attempt.spawn(async move { notifier.deliver(&notification).await });
         match timeout(DELIVERY_MAX, attempt.join_next()).await {
@@ -373,7 +374,7 @@ impl Runner {
         }
     }
 
-    /// Makes one attempt to deliver an event that was tried `before` times.
+    /// Makes one attempt to deliver an event that had `before` attempts.
     pub(super) async fn attempt(
         &self,
         event: &Event,
@@ -390,14 +391,14 @@ impl Runner {
         }))
     }
 
-    /// What was not delivered before the log forgot it is a dead letter, too.
+    /// Events that retention deletes before they are delivered become a dead letter, too.
     async fn skip(&self, school: SchoolId, after: u64, floor: u64) -> Result<(), StoreError> {
         let now = Utc::now().trunc_subsecs(3);
         let cause = format!(
-            "events {} to {floor} are past retention; whether one of them was wanted is not known",
+            "events {} to {floor} are past retention; it is unknown whether the notifier wanted any of them",
             after + 1
         );
-        tracing::warn!(notifier.name = self.notifier.name(), school.id = %school, cause, "a notifier comes too late");
+        tracing::warn!(notifier.name = self.notifier.name(), school.id = %school, cause, "retention deleted events before a notifier delivered them");
         let progress = Progress {
             dead: Some(DeadLetter {
                 seq: floor,
@@ -419,7 +420,7 @@ impl Runner {
         let name = self.notifier.name();
         let severity = characteristic::severity(&event.draft);
         let (school, kind, subject) = (event.school, event.kind, event.subject.clone());
-        // Not every event tells it. A subject that is past retention has none.
+        // Not every event contains the title. Subjects that are past retention have none.
         let stored = self.store.subject(school, kind, subject).await?;
         let title = stored.and_then(|stored| stored.state.title());
         Ok(Notification {
@@ -437,7 +438,8 @@ impl Runner {
     }
 }
 
-/// See [`Notification::id`]. Live and read from the log an event is the same to the byte.
+/// Returns the id of the notification; see [`Notification::id`]. A live event and the same event read from the log are
+/// equal byte for byte.
 fn id(event: &Event, notifier: &str) -> String {
     let content = [
         event.kind.collection(),
@@ -457,7 +459,7 @@ fn id(event: &Event, notifier: &str) -> String {
 }
 
 impl Failure {
-    /// How long the receiver asks to be left alone with whatever it is.
+    /// Returns how long the receiver asks to receive nothing at all.
     fn asked_of_all(&self) -> Option<Duration> {
         match self.error {
             DeliveryError::Unavailable { .. } => self.error.retry_after(),
@@ -465,7 +467,7 @@ impl Failure {
         }
     }
 
-    /// What is written down of it in any case.
+    /// Returns what is recorded of every failure.
     pub(super) fn progress(&self, verdict: Verdict, event: &Event) -> Progress {
         let cause = one_line(&self.error.to_string());
         Progress {
@@ -484,7 +486,7 @@ impl Failure {
         }
     }
 
-    /// The event's subject, set aside until it is tried again.
+    /// Returns the event's subject as set aside until the next attempt.
     pub(super) fn set_aside(&self, event: &Event, first: Duration) -> SetAside {
         let asked = self.error.retry_after().unwrap_or_default();
         SetAside {
@@ -499,10 +501,10 @@ impl Failure {
     }
 }
 
-/// What a time in whole milliseconds may be later than it has to be.
+/// Saved times are in whole milliseconds, so a saved time can be later than the exact one by this much.
 const ROUNDING: Duration = Duration::from_millis(1);
 
-/// A time in whole milliseconds, as it is kept: not before `wait` is over.
+/// Returns a time in whole milliseconds, as it is saved, that is not before `wait` has passed.
 fn in_future(now: DateTime<Utc>, wait: Duration) -> DateTime<Utc> {
     let wait = TimeDelta::from_std(wait).unwrap_or(TimeDelta::MAX);
     let exact = now.checked_add_signed(wait).unwrap_or(now);
@@ -512,8 +514,8 @@ fn in_future(now: DateTime<Utc>, wait: Duration) -> DateTime<Utc> {
     }
 }
 
-/// How long it is until a time that was written down. One that is too far off was written by a clock that has been set
-/// back since, and counts for nothing.
+/// Returns the time until a saved time. A saved time that is too far ahead was written before the clock was set back,
+/// and is ignored.
 fn until(at: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
     let wait = (at - now).to_std().unwrap_or_default();
     match wait <= RETRY_AFTER_MAX + ROUNDING {

@@ -1,8 +1,8 @@
-//! When a school has its turn with a notifier.
+//! Decides when a school gets its turn with a notifier.
 //!
-//! A school waits in line while it has something to look at. One in which a delivery failed has its turn when that is
-//! due, and nothing is tried anywhere before the time that the receiver asked for (`Retry-After`). Names and times only:
-//! the events wait in the log.
+//! A school waits in the queue while it has events to read. After a failed delivery, it gets its turn when the retry is
+//! due. Nothing is sent before the time that the receiver asked for (`Retry-After`). The schedule holds only ids and
+//! times: the events wait in the log.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -12,55 +12,55 @@ use tokio::time::Instant;
 use crate::config::{NOTIFY_PAUSE_MAX, NOTIFY_UNCERTAIN_MAX};
 use crate::id::SchoolId;
 
-/// Which schools have something to look at.
+/// Which schools have events to read, and when.
 #[derive(Default)]
 pub(super) struct Schedule {
-    /// In turn, each once.
+    /// In order, each school once.
     queue: VecDeque<SchoolId>,
     queued: HashSet<SchoolId>,
-    /// Something happened that is not wanted; to be looked at some time.
+    /// Schools with new events that are not selected. They are read at the next round.
     moved: HashSet<SchoolId>,
-    /// Where a delivery failed.
+    /// Schools with a failed delivery.
     troubles: HashMap<SchoolId, Trouble>,
-    /// The receiver asked to be left alone until then.
+    /// The receiver asked to receive nothing until then.
     not_before: Option<Instant>,
 }
 
-/// A delivery that is to be tried again.
+/// A delivery to be retried.
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
-    /// Of which event.
+    /// The event's `seq`.
     pub seq: u64,
-    /// How often it was tried.
+    /// The number of attempts so far.
     pub attempts: u32,
-    /// When it is tried again.
+    /// When it is retried.
     pub due: Instant,
 }
 
-/// A school where a delivery failed.
+/// A school with a failed delivery.
 #[derive(Default)]
 struct Trouble {
-    /// The receiver could not be reached: nothing of the school is tried before, and something is then.
+    /// The receiver could not be reached. Nothing of the school is tried until then.
     down_until: Option<Instant>,
-    /// Attempts in a row that did not reach it.
+    /// Consecutive attempts that did not reach the receiver.
     outages: u32,
-    /// The event at the cursor is tried again.
+    /// The retry of the event at the cursor.
     retry: Option<Retry>,
-    /// When the first of the subjects that are set aside is tried again.
+    /// When the first of the subjects that are set aside is retried.
     set_aside: Option<Instant>,
-    /// Subjects set aside since the last delivery although the receiver may be at fault as well as the event.
+    /// Subjects set aside since the last delivery although the receiver may be at fault.
     uncertain: u32,
 }
 
 impl Trouble {
-    /// When there is something to do, whatever happens in the school.
+    /// Returns when there is work, even if no further events occur.
     fn due(&self) -> Option<Instant> {
         let retry = self.retry.map(|retry| retry.due);
         let first = [retry, self.set_aside].into_iter().flatten().min();
         self.down_until.or(first)
     }
 
-    /// Whether the school can have a turn.
+    /// Whether the school can get a turn.
     fn is_ready(&self, now: Instant) -> bool {
         match (self.down_until, self.retry) {
             (None, None) => true,
@@ -70,26 +70,26 @@ impl Trouble {
 }
 
 impl Schedule {
-    /// Lets a school have a turn after those that wait.
+    /// Adds a school to the end of the queue.
     pub(super) fn push(&mut self, school: SchoolId) {
         if self.queued.insert(school) {
             self.queue.push_back(school);
         }
     }
 
-    /// Notes that something happened in a school that is not wanted.
+    /// Records that a school has new events that are not selected.
     pub(super) fn moved(&mut self, school: SchoolId) {
         self.moved.insert(school);
     }
 
-    /// Lets the schools have a turn in which something happened that is not wanted.
+    /// Adds the schools to the queue that have new events that are not selected.
     pub(super) fn push_moved(&mut self) {
         for school in std::mem::take(&mut self.moved) {
             self.push(school);
         }
     }
 
-    /// The school whose turn it is.
+    /// Returns the school whose turn it is.
     pub(super) fn pop(&mut self, now: Instant) -> Option<SchoolId> {
         if self.not_before.is_some_and(|until| now < until) {
             return None;
@@ -103,7 +103,7 @@ impl Schedule {
             let Some(own) = self.troubles.get_mut(&school) else {
                 return Some(school);
             };
-            // Otherwise its turn comes when the failed delivery is due.
+            // Otherwise it gets its turn when the retry is due.
             if own.is_ready(now) {
                 own.down_until = None;
                 return Some(school);
@@ -112,7 +112,7 @@ impl Schedule {
         None
     }
 
-    /// When a school has its turn next, if nothing happens.
+    /// Returns when the next turn is due if no further events occur.
     pub(super) fn due(&self) -> Option<Instant> {
         let queued = self.queue.front().and(self.not_before);
         let due = self.troubles.values().filter_map(Trouble::due);
@@ -120,7 +120,7 @@ impl Schedule {
         Some(self.not_before.map_or(first, |until| until.max(first)))
     }
 
-    /// Whether the event at a school's cursor may be tried. If so, what was noted of its last attempt is forgotten.
+    /// Whether the event at a school's cursor can be tried. If so, its retry is cleared.
     pub(super) fn resumes(&mut self, school: SchoolId, now: Instant) -> bool {
         let Some(own) = self.troubles.get_mut(&school) else {
             return true;
@@ -132,12 +132,12 @@ impl Schedule {
         !waits
     }
 
-    /// The event at a school's cursor is to be tried again.
+    /// Schedules a retry of the event at a school's cursor.
     pub(super) fn retries(&mut self, school: SchoolId, retry: Retry) {
         self.trouble(school).retry = Some(retry);
     }
 
-    /// What is being tried again at a school's cursor.
+    /// Returns the retry at a school's cursor.
     pub(super) fn retry(&self, school: SchoolId) -> Option<Retry> {
         let own = self.troubles.get(&school)?;
         let retry = own.retry?;
@@ -145,7 +145,8 @@ impl Schedule {
         Some(Retry { due, ..retry })
     }
 
-    /// The receiver could not be reached. Returns when it is tried again, which is not before the time that it `asked` for.
+    /// Records that the receiver could not be reached. Returns when it is retried, which is not before the time that it
+    /// `asked` for.
     pub(super) fn is_down(
         &mut self,
         school: SchoolId,
@@ -160,12 +161,12 @@ impl Schedule {
         now + wait
     }
 
-    /// Nothing is tried before.
+    /// Ensures that nothing is tried before this time.
     pub(super) fn wait_until(&mut self, at: Instant) {
         self.not_before = Some(self.not_before.map_or(at, |known| known.max(at)));
     }
 
-    /// The receiver took an event of the school: it is there.
+    /// Records that the receiver accepted an event of the school, so that it works.
     pub(super) fn delivered(&mut self, school: SchoolId) {
         self.answered(school);
         if let Some(own) = self.troubles.get_mut(&school) {
@@ -173,26 +174,26 @@ impl Schedule {
         }
     }
 
-    /// The receiver answered, or waiting for it is over.
+    /// Records that the receiver answered, or that waiting for it is over.
     pub(super) fn answered(&mut self, school: SchoolId) {
         if let Some(own) = self.troubles.get_mut(&school) {
             (own.outages, own.down_until) = (0, None);
         }
     }
 
-    /// Whether so many events failed in a row that the receiver must be down.
+    /// Whether so many consecutive events failed that the receiver counts as down.
     pub(super) fn is_suspect(&self, school: SchoolId) -> bool {
         let own = self.troubles.get(&school);
         own.is_some_and(|own| own.uncertain >= NOTIFY_UNCERTAIN_MAX)
     }
 
-    /// A subject is set aside although the receiver may be at fault.
+    /// Records that a subject is set aside although the receiver may be at fault.
     pub(super) fn suspects(&mut self, school: SchoolId) {
         let own = self.trouble(school);
         own.uncertain = own.uncertain.saturating_add(1);
     }
 
-    /// When the first of the subjects that are set aside in a school is due. After each turn of the school.
+    /// Sets when the first of a school's subjects that are set aside is due. Called after each turn of the school.
     pub(super) fn set_aside(&mut self, school: SchoolId, due: Option<Instant>) {
         if due.is_some() || self.troubles.contains_key(&school) {
             self.trouble(school).set_aside = due;
@@ -208,7 +209,7 @@ impl Schedule {
     }
 }
 
-/// How long to wait after so many attempts: doubled each time, within bounds.
+/// Returns the pause after this many attempts. It doubles each time, up to the maximum.
 pub(super) fn pause(first: Duration, attempts: u32) -> Duration {
     let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1));
     first.saturating_mul(doubled).min(NOTIFY_PAUSE_MAX)
@@ -269,7 +270,7 @@ mod tests {
         assert_eq!(schedule.pop(now + SECOND), Some(school(1)));
         assert!(!schedule.resumes(school(1), now + SECOND));
         assert!(schedule.resumes(school(1), retry.due));
-        // A receiver that is down is asked nothing at all.
+        // A receiver that is down gets no requests at all.
         let down = schedule.is_down(school(1), 120 * SECOND, None);
         assert_eq!(schedule.pop(down - SECOND), None);
         assert_eq!(schedule.pop(down), Some(school(1)));

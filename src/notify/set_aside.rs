@@ -1,13 +1,14 @@
-//! Subjects that are set aside: their events are delivered from here, up to the cursor, while all others go on.
+//! Subjects that are set aside: their events are delivered here, up to the cursor, while all others continue.
 //!
 //! ```text
 //! log      a1  b1  a2  c1  b2  a3 │ a4  b3          a1 is refused: a is set aside at 1
 //!          ▲   ✓   ·   ✓   ✓   ·  ▲
-//!          a                    cursor               a1, a2, a3 wait here, in order; once they are done with,
+//!          a                    cursor               a1, a2, a3 wait here, in order; after them,
 //!                                                    a is lifted and a4 is delivered by the cursor
 //! ```
 //!
-//! The store keeps the subject and its place, the log keeps the events: however many wait, memory holds a page.
+//! The store keeps the subject and its place, and the log keeps the events. However many events wait, memory holds one
+//! page.
 
 use std::sync::Arc;
 
@@ -22,19 +23,19 @@ use crate::log::StoreError;
 use crate::log::consumers::{Change, DeadLetter, Place, Progress, SetAside};
 use crate::scope::Scope;
 
-/// What waits of a subject, as far as a page goes.
+/// The waiting events of a subject, up to one page.
 struct Backlog {
     events: Vec<Arc<Event>>,
-    /// How far the page goes.
+    /// The seq up to which the page reaches.
     through: u64,
-    /// How far the cursor has come.
+    /// The cursor's seq.
     cursor: u64,
-    /// Events up to here are gone.
+    /// Events up to here have been deleted.
     floor: u64,
 }
 
 impl Backlog {
-    /// Where the subject stands once the first `done` events are done with. Nothing if nothing is left.
+    /// Returns the subject's place after its first `done` events. Returns `None` if no events are left.
     fn place_after(&self, done: usize) -> Option<u64> {
         match self.events.get(done) {
             Some(next) => Some(next.seq),
@@ -44,7 +45,8 @@ impl Backlog {
 }
 
 impl Runner {
-    /// Delivers of a subject that is set aside as much as a turn allows. False if the receiver turns out to be down.
+    /// Delivers the events of a subject that is set aside, up to the limit of a turn. Returns false if the receiver
+    /// turns out to be down.
     pub(super) async fn resume(
         &self,
         school: SchoolId,
@@ -54,11 +56,11 @@ impl Runner {
         let backlog = self.backlog(school, place, &own).await?;
         if own.seq <= backlog.floor || backlog.events.is_empty() {
             let progress = match own.seq <= backlog.floor {
-                true => self.swept(school, &own, backlog.floor),
+                true => self.deleted_by_retention(school, &own, backlog.floor),
                 false => Progress::default(),
             };
             let next = backlog.place_after(0);
-            self.goes_on(school, place, &own, next, progress).await?;
+            self.move_to(school, place, &own, next, progress).await?;
             return Ok(true);
         }
         for (done, event) in backlog.events.iter().take(NOTIFY_TURN_EVENTS).enumerate() {
@@ -73,18 +75,18 @@ impl Runner {
                     delivered: Some(Utc::now().trunc_subsecs(3)),
                     ..Progress::default()
                 };
-                self.goes_on(school, place, &own, next, delivered).await?;
+                self.move_to(school, place, &own, next, delivered).await?;
                 continue;
             };
             let verdict = self.verdict(school, &failure);
             let mut progress = failure.progress(verdict, event);
             if verdict == Verdict::GiveUp {
-                self.goes_on(school, place, &own, next, progress).await?;
+                self.move_to(school, place, &own, next, progress).await?;
                 return Ok(true);
             }
-            let first = self.notifier.patience().pause;
+            let first = self.notifier.retry_policy().pause;
             progress.set_aside = Some(Change::Put(failure.set_aside(event, first)));
-            self.changes(school, place, progress).await?;
+            self.record_change(school, place, progress).await?;
             if verdict == Verdict::Down {
                 let asked = failure.error.retry_after();
                 self.schedule().is_down(school, first, asked);
@@ -94,7 +96,8 @@ impl Runner {
         Ok(true)
     }
 
-    /// Reads what waits of a subject. A characteristic's replay tells the others' acknowledgements, too: not those.
+    /// Reads the waiting events of a subject. A characteristic's replay contains acknowledgements of other
+    /// characteristics, which are filtered out.
     async fn backlog(
         &self,
         school: SchoolId,
@@ -117,8 +120,8 @@ impl Runner {
         })
     }
 
-    /// Writes down that a subject which is set aside is at another place, or is lifted if there is none.
-    async fn goes_on(
+    /// Records the new place of a subject that is set aside, or lifts it if there is none.
+    async fn move_to(
         &self,
         school: SchoolId,
         place: &mut Place,
@@ -141,11 +144,11 @@ impl Runner {
             set_aside: Some(change),
             ..progress
         };
-        self.changes(school, place, progress).await
+        self.record_change(school, place, progress).await
     }
 
-    /// Writes down what became of a subject that is set aside. The cursor and its event stay as they are.
-    async fn changes(
+    /// Records a change of a subject that is set aside. The cursor and its event remain unchanged.
+    async fn record_change(
         &self,
         school: SchoolId,
         place: &mut Place,
@@ -171,22 +174,23 @@ impl Runner {
         Ok(())
     }
 
-    /// What was set aside and is past retention is a dead letter, too.
-    fn swept(&self, school: SchoolId, own: &SetAside, floor: u64) -> Progress {
+    /// Events of a subject that is set aside become a dead letter when retention deletes them.
+    fn deleted_by_retention(&self, school: SchoolId, own: &SetAside, floor: u64) -> Progress {
         let cause = match own.cause.as_str() {
             "" => format!(
-                "events {} to {floor} of the subject are past retention; whether one of them was wanted is not known",
+                "events {} to {floor} of the subject are past retention; it is unknown whether the notifier \
+                 wanted any of them",
                 own.seq
             ),
             cause => format!(
-                "past retention before it was delivered, with what followed of the subject up to {floor}; \
+                "past retention before delivery, together with the subject's following events up to {floor}; \
                  the last attempt: {cause}"
             ),
         };
         let cause = one_line(&cause);
         tracing::warn!(
             notifier.name = self.notifier.name(), school.id = %school, event.seq = own.seq, cause,
-            "a notifier comes too late"
+            "retention deleted events before a notifier delivered them"
         );
         Progress {
             dead: Some(DeadLetter {

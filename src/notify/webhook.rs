@@ -1,9 +1,9 @@
-//! Delivers a notification as an HTTP POST, signed as <https://www.standardwebhooks.com> specifies.
+//! Delivers notifications as HTTP POST requests, signed as <https://www.standardwebhooks.com> specifies.
 //!
-//! The status decides: 2xx is delivered, the others are told apart by whose fault they are (see [`DeliveryError`] and the
-//! function `judge`). `Retry-After` is heeded. The answer's body is not read. Redirects are not followed: whom the server
-//! talks to is the operator's decision and not a receiver's (SSRF). `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`
-//! are heeded, so that an egress proxy can stand between.
+//! The status decides: 2xx means delivered, and other statuses are classified by their cause (see [`DeliveryError`] and
+//! the function `judge`). `Retry-After` is honoured. The answer's body is not read. Redirects are not followed, because
+//! the operator and not a receiver decides which hosts the server connects to (SSRF). `HTTP_PROXY`, `HTTPS_PROXY` and
+//! `NO_PROXY` are honoured, so that an egress proxy can be used.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,16 +27,16 @@ use super::notification::{
 use crate::config::Secret;
 use crate::config::notifiers::WebhookSettings;
 
-/// Lengths, in bytes, that Standard Webhooks allows a key.
+/// Key lengths that Standard Webhooks allows, in bytes.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// Longest `timeout_secs`.
+/// Maximum of `timeout_secs`.
 const TIMEOUT_MAX_SECS: u64 = 60;
 
-/// Largest head of an answer that is read, in bytes.
+/// Maximum size of an answer's head, in bytes.
 const ANSWER_HEAD_MAX_BYTES: usize = 16 * 1024;
 
-/// What the client and the signature set themselves.
+/// Headers that the client and the signature set.
 const OWN_HEADERS: &[&str] = &[
     "connection",
     "content-length",
@@ -55,12 +55,12 @@ pub struct Webhook {
     key: SecretSlice<u8>,
     timeout: Duration,
     agent: ureq::Agent,
-    /// One request at a time, and so one blocking thread.
+    /// Permits one request at a time, and therefore one blocking thread.
     turn: Arc<Semaphore>,
 }
 
 impl Webhook {
-    /// Checks the settings; connects to nothing. The error names the setting and shows no secret.
+    /// Checks the settings without connecting. The error names the setting and contains no secret.
     pub fn new(settings: WebhookSettings) -> Result<Webhook, String> {
         let timeout = attempt_timeout(settings.timeout_secs, TIMEOUT_MAX_SECS)?;
         let agent = ureq::Agent::config_builder()
@@ -68,7 +68,7 @@ impl Webhook {
             .max_redirects(0)
             .http_status_as_error(false)
             .max_response_header_size(ANSWER_HEAD_MAX_BYTES)
-            // A connection that the receiver closed meanwhile would fail the next attempt.
+            // If the receiver has closed an idle connection meanwhile, the next attempt would fail.
             .max_idle_connections(0)
             .user_agent(concat!("tidings/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -83,7 +83,7 @@ impl Webhook {
         })
     }
 
-    /// The request of one attempt, made at `now`.
+    /// Builds the request of one attempt, made at `now`.
     fn request(
         &self,
         notification: &Notification,
@@ -98,7 +98,9 @@ impl Webhook {
             .header("webhook-timestamp", timestamp)
             .header("webhook-signature", signature)
             .body(body)
-            .map_err(|_| DeliveryError::Permanent("the id does not fit into a header".into()))?;
+            .map_err(|_| {
+                DeliveryError::Permanent("the id cannot be written into a header".into())
+            })?;
         request.headers_mut().extend(self.headers.clone());
         Ok(request)
     }
@@ -113,7 +115,7 @@ impl Webhook {
             ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) => {
                 "the answer is not HTTP".into()
             }
-            // Not its text: it may hold the URL, and that a token.
+            // The error's own text may contain the URL, which may contain a token.
             _ => "the request failed".into(),
         };
         DeliveryError::unavailable(one_line(&cause))
@@ -130,11 +132,11 @@ impl Medium for Webhook {
         let turn = Arc::clone(&self.turn)
             .acquire_owned()
             .await
-            .expect("nobody closes the semaphore");
+            .expect("the semaphore is never closed");
         let request = self.request(notification, Utc::now())?;
         let agent = self.agent.clone();
         let sent = tokio::task::spawn_blocking(move || {
-            // In here, so that a caller who gives up does not let a second request begin.
+            // Held by the blocking thread, so that no second request starts after the caller has given up.
             let _turn = turn;
             let answer = agent.run(request)?;
             let asked = retry_after(answer.headers(), Utc::now());
@@ -148,9 +150,9 @@ impl Medium for Webhook {
     }
 }
 
-/// Tells a receiver that refuses the event from one that takes nothing. Where a status is used for both (a wrong path, an
-/// expired password and a subject that the receiver does not know are all answered 401 to 404; a receiver that falls over
-/// one event and one that falls over all are answered 500) the answers to other events tell.
+/// Distinguishes a receiver that refuses the event from one that accepts nothing. Some statuses are used for both: a
+/// wrong path, an expired password and an unknown subject are all answered with 401 to 404, and a receiver that fails
+/// on one event or on all is answered with 500. For these, the answers to other events decide.
 fn judge(status: u16, retry_after: Option<Duration>) -> Result<(), DeliveryError> {
     let mut cause = format!("answered {status}");
     if let Some(asked) = retry_after {
@@ -162,11 +164,11 @@ fn judge(status: u16, retry_after: Option<Duration>) -> Result<(), DeliveryError
             let cause = cause + "; redirects are not followed";
             DeliveryError::Unavailable { cause, retry_after }
         }
-        // RFC 9110, 15.5.14: with `Retry-After` it is too large at present only.
+        // RFC 9110, 15.5.14: with `Retry-After`, the content is too large only temporarily.
         410 | 422 => DeliveryError::Permanent(cause),
         413 if retry_after.is_none() => DeliveryError::Permanent(cause),
         408 | 425 | 429 | 502..=504 => DeliveryError::Unavailable { cause, retry_after },
-        // Who says when to come back speaks of more than one event.
+        // A receiver that names a time to retry refers to more than one event.
         401 | 403..=405 | 407 | 500..=599 if retry_after.is_some() => {
             DeliveryError::Unavailable { cause, retry_after }
         }
@@ -176,12 +178,12 @@ fn judge(status: u16, retry_after: Option<Duration>) -> Result<(), DeliveryError
     })
 }
 
-/// `Retry-After` (RFC 9110, 10.2.3): seconds, or a date. What is neither, or past, is ignored.
+/// Parses `Retry-After` (RFC 9110, 10.2.3): seconds, or a date. Invalid and past values are ignored.
 fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let wait = if is_number {
-        // Digits that are no number of 64 bits are too many.
+        // Digits that do not fit into 64 bits are too many.
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
         let date = httpdate::parse_http_date(text).ok()?;
@@ -190,7 +192,7 @@ fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
     (!wait.is_zero()).then_some(wait)
 }
 
-/// The envelope that Standard Webhooks recommends.
+/// Returns the envelope that Standard Webhooks recommends.
 fn body(notification: &Notification) -> Result<Vec<u8>, DeliveryError> {
     #[derive(Serialize)]
     struct Body<'a> {
@@ -219,7 +221,7 @@ fn parse_secret(secret: &str) -> Result<SecretSlice<u8>, String> {
         .and_then(|encoded| BASE64_STANDARD.decode(encoded).ok())
         .filter(|key| KEY_BYTES.contains(&key.len()))
         .map(SecretSlice::from)
-        .ok_or_else(|| "setting `secret` is not `whsec_` and 24 to 64 bytes in base64".into())
+        .ok_or_else(|| "setting `secret` must be `whsec_` and 24 to 64 bytes in base64".into())
 }
 
 fn parse_url(url: &str) -> Result<Uri, String> {
@@ -227,22 +229,22 @@ fn parse_url(url: &str) -> Result<Uri, String> {
         .ok()
         .filter(|url| matches!(url.scheme_str(), Some("http" | "https")))
         .filter(|url| url.host().is_some_and(|host| !host.is_empty()))
-        .ok_or_else(|| "setting `url` is not of the form `https://<host>/…`".into())
+        .ok_or_else(|| "setting `url` must have the form `https://<host>/…`".into())
 }
 
 fn parse_headers(headers: &BTreeMap<String, Secret>) -> Result<HeaderMap, String> {
     let mut parsed = HeaderMap::new();
     for (name, value) in headers {
-        let name: HeaderName = name
-            .parse()
-            .map_err(|_| format!("setting `headers` has {name:?}, which is no header's name"))?;
+        let name: HeaderName = name.parse().map_err(|_| {
+            format!("setting `headers` has {name:?}, which is not a valid header name")
+        })?;
         if OWN_HEADERS.contains(&name.as_str()) {
             return Err(format!(
-                "setting `headers` has `{name}`, which is not to be set"
+                "setting `headers` has `{name}`, which Tidings sets itself"
             ));
         }
         let mut value = HeaderValue::from_str(value.reveal())
-            .map_err(|_| format!("setting `headers` has an unusable value for `{name}`"))?;
+            .map_err(|_| format!("setting `headers` has an invalid value for `{name}`"))?;
         value.set_sensitive(true);
         if parsed.insert(&name, value).is_some() {
             return Err(format!("setting `headers` has `{name}` twice"));

@@ -13,21 +13,21 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Route;
 use crate::notify::notification::{DeliveryError, one_line};
 
-/// Least time between a failure and the next attempt to connect.
+/// Minimum time between a failure and the next attempt to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
 
-/// Most time between two attempts to connect while there is nothing to deliver.
+/// Maximum time between two attempts to connect while there is nothing to deliver.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// Longest farewell: after it, the broker's own word has to do.
+/// Maximum time for an orderly disconnection. After it, the last will announces `offline`.
 const LEAVE_MAX: Duration = Duration::from_secs(2);
 
-/// What the status topic says while the connection stands, and afterwards.
+/// The message on the status topic while the connection is open.
 const ONLINE: &str = "online";
-/// See [`ONLINE`].
+/// The message on the status topic when the connection is closed.
 pub(super) const OFFLINE: &str = "offline";
 
-/// One publish, and who waits for it.
+/// A message to publish, and the channel for its result.
 pub(super) struct Delivery {
     pub(super) topic: String,
     pub(super) message: Vec<u8>,
@@ -35,20 +35,20 @@ pub(super) struct Delivery {
 }
 
 /// The task that owns the connection. It ends with its owner.
-pub(super) struct Courier {
-    /// Holds one: what waits beyond it waits in `deliver`.
+pub(super) struct ConnectionTask {
+    /// Holds one delivery. Further ones wait in `deliver`.
     pub(super) deliveries: mpsc::Sender<Delivery>,
-    /// To have the task leave in order, and to wait until it has. Taken by the first who stops it.
+    /// Asks the task to disconnect, and waits until it has ended. The first call to `stop` takes it.
     running: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
     abort: AbortHandle,
 }
 
-impl Courier {
-    pub(super) fn start(route: Route) -> Courier {
+impl ConnectionTask {
+    pub(super) fn start(route: Route) -> ConnectionTask {
         let (deliveries, waiting) = mpsc::channel(1);
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(carry(route, waiting, stopped));
-        Courier {
+        let task = tokio::spawn(run(route, waiting, stopped));
+        ConnectionTask {
             deliveries,
             abort: task.abort_handle(),
             running: Mutex::new(Some((stop, task))),
@@ -62,24 +62,20 @@ impl Courier {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some((stop, task)) = taken {
-            // It may have ended by itself.
+            // The task may have ended by itself.
             stop.send(()).ok();
             task.await.ok();
         }
     }
 }
 
-impl Drop for Courier {
+impl Drop for ConnectionTask {
     fn drop(&mut self) {
         self.abort.abort();
     }
 }
 
-async fn carry(
-    route: Route,
-    waiting: mpsc::Receiver<Delivery>,
-    mut stopped: oneshot::Receiver<()>,
-) {
+async fn run(route: Route, waiting: mpsc::Receiver<Delivery>, mut stopped: oneshot::Receiver<()>) {
     let mut link = Link {
         route,
         connection: None,
@@ -93,17 +89,17 @@ async fn carry(
     link.leave().await;
 }
 
-/// The way to the broker: a connection, or the attempts to make one.
+/// The link to the broker: an open connection, or attempts to connect.
 struct Link {
     route: Route,
     connection: Option<Connection>,
-    /// Since there was a connection.
+    /// Consecutive failures since the last connection.
     failures: u32,
     failed_at: Instant,
 }
 
 impl Link {
-    /// Delivers what waits, and meanwhile keeps the connection alive or makes a new one.
+    /// Publishes deliveries. Meanwhile it keeps the connection alive or reconnects.
     async fn serve(&mut self, mut waiting: mpsc::Receiver<Delivery>) {
         loop {
             let delivery = match &mut self.connection {
@@ -126,12 +122,12 @@ impl Link {
             };
             let Some(delivery) = delivery else { return };
             let outcome = self.deliver(&delivery).await;
-            // The task that waited may have given up.
+            // The waiting task may have given up.
             drop(delivery.done.send(outcome));
         }
     }
 
-    /// How long to wait after the last failure while there is nothing to deliver.
+    /// Returns the pause after the last failure while there is nothing to deliver.
     fn pause(&self) -> Duration {
         match self.failures {
             0 => Duration::ZERO,
@@ -144,7 +140,11 @@ impl Link {
     fn fails(&mut self, cause: &str) {
         if self.failures == 0 {
             let client = self.route.options.client_id();
-            tracing::warn!(client, cause, "there is no connection to the broker");
+            tracing::warn!(
+                client,
+                cause,
+                "the connection to the broker failed; retrying"
+            );
         }
         self.connection = None;
         self.failures = self.failures.saturating_add(1);
@@ -177,16 +177,19 @@ impl Link {
         outcome
     }
 
-    /// Says that this client is offline, and goes.
+    /// Publishes that this client is offline, and disconnects.
     async fn leave(mut self) {
         let Some(open) = &mut self.connection else {
             return;
         };
         match timeout(LEAVE_MAX, open.leave(&self.route)).await {
             Ok(Ok(())) => {}
-            // The broker says it itself when the connection ends like this.
-            Ok(Err(cause)) => tracing::debug!(cause, "the broker was left without a farewell"),
-            Err(_) => tracing::debug!("the broker was left without a farewell"),
+            // The broker publishes the last will when the connection ends in this way.
+            Ok(Err(cause)) => tracing::debug!(
+                cause,
+                "the connection to the broker was not closed in order"
+            ),
+            Err(_) => tracing::debug!("the connection to the broker was not closed in order"),
         }
     }
 }
@@ -199,31 +202,34 @@ async fn publish(
     if let Some(kept) = connection {
         match kept.deliver(route, delivery).await {
             Ok(()) => return Ok(()),
-            // The broker may have been restarted and nobody noticed yet: no reason to fail the attempt.
-            Err(cause) => tracing::debug!(cause, "a kept connection to the broker failed"),
+            // The broker may have been restarted without notice. That is no reason to fail the attempt.
+            Err(cause) => tracing::debug!(
+                cause,
+                "an open connection to the broker failed; reconnecting"
+            ),
         }
         *connection = None;
     }
     let opened = Connection::open(route).await;
     let opened = opened.map_err(|cause| DeliveryError::unavailable(one_line(&cause)))?;
-    // The broker is there, for it has just acknowledged the connection: if it ends that, it is over this message.
+    // The broker has just acknowledged the connection. If it closes the connection now, this message is the cause.
     let fresh = connection.insert(opened);
     fresh.deliver(route, delivery).await.map_err(|cause| {
         DeliveryError::refused(one_line(&format!(
-            "the broker broke off at this message: {cause}"
+            "the broker closed the connection at this message: {cause}"
         )))
     })
 }
 
-/// One connection, from its acknowledgement to its first failure. Never polled after a failure, which would
-/// reconnect and resend.
+/// One connection, from its acknowledgement to its first failure. It is never polled after a failure, because that
+/// would reconnect and resend.
 struct Connection {
     client: AsyncClient,
     event_loop: EventLoop,
 }
 
 impl Connection {
-    /// Connects, and says that this client is online.
+    /// Connects, and publishes that this client is online.
     async fn open(route: &Route) -> Result<Connection, String> {
         let (client, mut event_loop) = AsyncClient::new(route.options.clone(), 1);
         let mut network = NetworkOptions::new();
@@ -232,7 +238,7 @@ impl Connection {
         event_loop.set_network_options(network);
         let mut open = Connection { client, event_loop };
         while !matches!(open.poll().await?, Event::Incoming(Packet::ConnAck(_))) {}
-        open.tell(route, ONLINE).await?;
+        open.publish_status(route, ONLINE).await?;
         Ok(open)
     }
 
@@ -246,8 +252,8 @@ impl Connection {
         self.publish(topic, route.qos, route.retain, message).await
     }
 
-    /// Says what the status is, if anybody is to be told.
-    async fn tell(&mut self, route: &Route, status: &str) -> Result<(), String> {
+    /// Publishes the status, if there is a status topic.
+    async fn publish_status(&mut self, route: &Route, status: &str) -> Result<(), String> {
         match &route.status {
             Some(topic) => self.publish(topic, QoS::AtLeastOnce, true, status).await,
             None => Ok(()),
@@ -255,14 +261,14 @@ impl Connection {
     }
 
     async fn leave(&mut self, route: &Route) -> Result<(), String> {
-        self.tell(route, OFFLINE).await?;
+        self.publish_status(route, OFFLINE).await?;
         let asked = self.client.try_disconnect();
-        asked.map_err(|_| "the client did not take the farewell".to_owned())?;
+        asked.map_err(|_| "the MQTT client did not accept the disconnection".to_owned())?;
         while !matches!(self.poll().await?, Event::Outgoing(Outgoing::Disconnect)) {}
         Ok(())
     }
 
-    /// Publishes, and returns when the broker has acknowledged that publish; there is no other one under way.
+    /// Publishes, and returns when the broker has acknowledged the message. No other publish is in progress.
     async fn publish(
         &mut self,
         topic: &str,
@@ -271,8 +277,8 @@ impl Connection {
         message: impl Into<Vec<u8>>,
     ) -> Result<(), String> {
         let taken = self.client.try_publish(topic, qos, retain, message);
-        // Not the error's text: it holds the message.
-        taken.map_err(|_| "the client did not take the message".to_owned())?;
+        // The error's text contains the message.
+        taken.map_err(|_| "the MQTT client did not accept the message".to_owned())?;
         let mut sent = None;
         loop {
             match self.poll().await? {
@@ -296,7 +302,7 @@ fn cause(error: &ConnectionError) -> String {
         ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => {
             "the broker did not answer in time".into()
         }
-        ConnectionError::NotConnAck(_) => "what answered is no broker".into(),
+        ConnectionError::NotConnAck(_) => "the peer is not an MQTT broker".into(),
         error => format!("the connection failed: {error}"),
     }
 }

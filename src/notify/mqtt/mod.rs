@@ -1,16 +1,17 @@
-//! Delivers a notification to an MQTT 3.1.1 broker, and tells there whether this server is online.
+//! Delivers notifications to an MQTT 3.1.1 broker, and publishes there whether this server is online.
 //!
-//! Delivered means acknowledged: with QoS 1 and 2 the broker has answered this very publish. (With QoS 0
-//! nobody answers; it means handed to the network.) A courier task owns the connection, keeps it open between deliveries,
-//! and forgets it with all its state at the first failure: nothing is resent behind the runner's back, so what failed here
-//! is the runner's alone to repeat. Certificates are checked against the system's authorities (`SSL_CERT_FILE` names
-//! others).
+//! A message counts as delivered when the broker has acknowledged this very publish (QoS 1 and 2). With QoS 0, there is
+//! no acknowledgement: the message counts as delivered when it is handed to the network. A separate task owns the
+//! connection and keeps it open between deliveries. At the first failure, it drops the connection with all of its
+//! state. So the MQTT client never resends anything by itself, and only the runner repeats failed deliveries.
+//! Certificates are checked against the system's certificate authorities (`SSL_CERT_FILE` overrides them).
 //!
-//! The status topic has a retained `online` while the connection stands: it is the first thing published on each. The
-//! broker itself publishes `offline` when the connection ends without a word (the last will); a courier that is stopped
-//! does so before it leaves, because an orderly `DISCONNECT` discards the will.
+//! The status topic has a retained `online` while the connection is open: it is the first message on each connection.
+//! If the connection ends unexpectedly, the broker publishes `offline` (the last will). If the task is stopped, it
+//! publishes `offline` itself before it disconnects, because an orderly `DISCONNECT` discards the will.
 //!
-//! Deliberately not here: a broker of this version acknowledges also what its access list then discards.
+//! Deliberately absent: detection of messages that the broker discards. Brokers of this version also acknowledge
+//! messages that their access rules discard.
 
 mod courier;
 
@@ -24,39 +25,39 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
-use self::courier::{Courier, Delivery, OFFLINE};
+use self::courier::{ConnectionTask, Delivery, OFFLINE};
 use super::notification::{DeliveryError, Medium, Notification, attempt_timeout, not_json};
 use crate::config::notifiers::MqttSettings;
 use crate::id::SubjectId;
 
-/// Longest `timeout_secs`.
+/// Maximum of `timeout_secs`.
 const TIMEOUT_MAX_SECS: u64 = 60;
 
-/// Time without traffic after which the broker is asked whether it is there.
+/// Time without traffic after which the client pings the broker.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
-/// Largest message, in bytes.
+/// Maximum size of a message, in bytes.
 const MESSAGE_MAX_BYTES: usize = 1024 * 1024;
 
-/// Room in a packet beside the message, in bytes: the topic and the header.
+/// Additional size of a packet for the topic and the header, in bytes.
 const PACKET_OVERHEAD_BYTES: usize = 70_000;
 
-/// Largest packet taken from the broker, in bytes: it sends acknowledgements only.
+/// Maximum size of a packet from the broker, in bytes. The broker only sends acknowledgements.
 const INCOMING_MAX_BYTES: usize = 4 * 1024;
 
-/// Longest `topic`, `client_id` and `username`, in bytes.
+/// Maximum length of `topic`, `client_id` and `username`, in bytes.
 const TEXT_MAX_BYTES: usize = 1_024;
 
-/// A broker.
+/// Publishes to an MQTT broker.
 pub struct Mqtt {
     topic: Vec<TopicPart>,
     route: Route,
     /// Started inside Tokio, by [`Medium::start`] or by the first delivery.
-    courier: OnceLock<Courier>,
+    connection_task: OnceLock<ConnectionTask>,
 }
 
 impl Mqtt {
-    /// Checks the settings; connects to nothing. The error names the setting and shows no secret.
+    /// Checks the settings without connecting. The error names the setting and contains no secret.
     pub fn new(name: &str, settings: MqttSettings) -> Result<Mqtt, String> {
         let topic = parse_topic(&settings.topic)?;
         let status = match &settings.status_topic {
@@ -68,13 +69,13 @@ impl Mqtt {
         Ok(Mqtt {
             topic,
             route,
-            courier: OnceLock::new(),
+            connection_task: OnceLock::new(),
         })
     }
 
-    fn courier(&self) -> &Courier {
-        self.courier
-            .get_or_init(|| Courier::start(self.route.clone()))
+    fn connection_task(&self) -> &ConnectionTask {
+        self.connection_task
+            .get_or_init(|| ConnectionTask::start(self.route.clone()))
     }
 }
 
@@ -85,37 +86,37 @@ impl Medium for Mqtt {
     }
 
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
-        let stopped = || DeliveryError::unavailable("the courier has stopped");
+        let stopped = || DeliveryError::unavailable("the MQTT connection task has stopped");
         let (done, outcome) = oneshot::channel();
         let delivery = Delivery {
             topic: topic(&self.topic, notification)?,
             message: message(notification)?,
             done,
         };
-        let deliveries = &self.courier().deliveries;
+        let deliveries = &self.connection_task().deliveries;
         deliveries.send(delivery).await.map_err(|_| stopped())?;
         outcome.await.map_err(|_| stopped())?
     }
 
     fn start(&self) {
-        self.courier();
+        self.connection_task();
     }
 
     async fn stop(&self) {
-        if let Some(courier) = self.courier.get() {
-            courier.stop().await;
+        if let Some(connection_task) = self.connection_task.get() {
+            connection_task.stop().await;
         }
     }
 }
 
-/// The settings, as the client wants them.
+/// The settings in the form that the client needs.
 #[derive(Clone)]
 struct Route {
     options: MqttOptions,
     qos: QoS,
     retain: bool,
     timeout: Duration,
-    /// Where it is told whether this client is online.
+    /// The topic of the status messages.
     status: Option<String>,
 }
 
@@ -131,7 +132,7 @@ impl Route {
             0 => QoS::AtMostOnce,
             1 => QoS::AtLeastOnce,
             2 => QoS::ExactlyOnce,
-            _ => return Err("setting `qos` is not 0, 1 or 2".into()),
+            _ => return Err("setting `qos` must be 0, 1 or 2".into()),
         };
         let client_id = settings
             .client_id
@@ -143,11 +144,13 @@ impl Route {
             ("username", settings.username.as_ref()),
         ] {
             if text.is_some_and(|text| !is_text(text)) {
-                return Err(format!("setting `{setting}` is empty or unusable"));
+                return Err(format!(
+                    "setting `{setting}` must have 1 to {TEXT_MAX_BYTES} bytes and no control characters"
+                ));
             }
         }
         let port = match settings.port {
-            Some(0) => return Err("setting `port` is 0".into()),
+            Some(0) => return Err("setting `port` must be from 1 to 65535".into()),
             Some(port) => port,
             None if settings.tls => 8883,
             None => 1883,
@@ -181,7 +184,7 @@ impl Route {
     }
 }
 
-/// Whom to log in as, and with which password.
+/// Returns the user name and the password to log in with.
 fn credentials(name: &str, settings: &MqttSettings) -> Result<Option<(String, String)>, String> {
     let password = settings
         .password
@@ -189,12 +192,12 @@ fn credentials(name: &str, settings: &MqttSettings) -> Result<Option<(String, St
         .map(|own| own.reveal().to_owned());
     match (settings.username.clone(), password) {
         (None, None) => Ok(None),
-        (None, Some(_)) => Err("setting `password` needs a `username`".into()),
+        (None, Some(_)) => Err("setting `password` requires a `username`".into()),
         (Some(username), password) => {
             if password.is_some() && !settings.tls {
                 tracing::warn!(
                     notifier.name = name,
-                    "the broker's password travels unencrypted"
+                    "the password for the broker is sent unencrypted"
                 );
             }
             Ok(Some((username, password.unwrap_or_default())))
@@ -207,7 +210,7 @@ fn trusting_the_system() -> Result<TlsConfiguration, String> {
     let mut authorities = RootCertStore::empty();
     let (usable, _) = authorities.add_parsable_certificates(found.certs);
     if usable == 0 {
-        return Err("setting `tls` cannot be met: the system has no certificates to trust".into());
+        return Err("setting `tls` cannot be used: the system has no trusted certificates".into());
     }
     let config = ClientConfig::builder()
         .with_root_certificates(authorities)
@@ -230,7 +233,7 @@ enum TopicPart {
 
 fn parse_topic(template: &str) -> Result<Vec<TopicPart>, String> {
     let unusable = || {
-        "setting `topic` is empty, too long, begins with `$`, or has a wildcard, or a placeholder \
+        "setting `topic` is empty, too long, begins with `$`, or has a wildcard, a control character, or a placeholder \
          other than {school_id}, {kind}, {subject} and {type}"
             .to_owned()
     };
@@ -260,8 +263,8 @@ fn parse_topic(template: &str) -> Result<Vec<TopicPart>, String> {
     Ok(parts)
 }
 
-/// `<prefix>/<name>/status`, the prefix being the levels before the first placeholder: a client that may publish the events
-/// below it is likely to be allowed this, too.
+/// Returns `<prefix>/<name>/status`, where the prefix is the levels before the first placeholder. A client that can
+/// publish events below the prefix can probably publish this topic, too.
 fn default_status_topic(parts: &[TopicPart], name: &str) -> String {
     let prefix = match parts.first() {
         Some(TopicPart::Text(text)) => text.rsplit_once('/').map(|(prefix, _)| prefix),
@@ -280,7 +283,7 @@ fn parse_status_topic(topic: &str) -> Result<String, String> {
         true => Ok(topic.to_owned()),
         false => Err(
             "setting `status_topic` is too long, begins with `$`, or has a wildcard, a placeholder or a control character; \
-             a plain topic, or \"\" for none, is accepted"
+             write a plain topic, or \"\" for none"
                 .into(),
         ),
     }
@@ -300,14 +303,15 @@ fn topic(parts: &[TopicPart], notification: &Notification) -> Result<String, Del
     Ok(topic)
 }
 
-/// A subject's id as one level of a topic. Raw, a `/`, `+`, `#` or `$` in it would publish where others listen.
+/// Returns a subject's id as one level of a topic. An unencoded `/`, `+`, `#` or `$` would publish to other topics.
 fn level(subject: &str) -> Result<String, DeliveryError> {
     let id = subject.parse::<SubjectId>();
-    id.map(|id| id.encoded().to_string())
-        .map_err(|_| DeliveryError::Permanent("the subject is no level of a topic".into()))
+    id.map(|id| id.encoded().to_string()).map_err(|_| {
+        DeliveryError::Permanent("the subject's id cannot be a level of a topic".into())
+    })
 }
 
-/// The event in an envelope: MQTT 3.1.1 has no headers for the id.
+/// Returns the event in an envelope, because MQTT 3.1.1 has no headers for the id.
 fn message(notification: &Notification) -> Result<Vec<u8>, DeliveryError> {
     #[derive(Serialize)]
     struct Message<'a> {

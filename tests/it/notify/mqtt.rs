@@ -335,7 +335,7 @@ async fn a_client_that_leaves_in_order_says_so_itself() {
         .line_with("Client tidings-ops-broker disconnected.")
         .await;
     let outcome = mqtt.deliver(&notification("00c0ffee-12-ops-broker")).await;
-    assert_eq!(unavailable(outcome), "the courier has stopped");
+    assert_eq!(unavailable(outcome), "the MQTT connection task has stopped");
 }
 
 #[tokio::test]
@@ -384,7 +384,10 @@ async fn a_message_that_the_broker_breaks_off_at_is_refused_and_others_are_taken
         mqtt.deliver(&small).await.unwrap();
         match mqtt.deliver(&large).await {
             Err(DeliveryError::Refused { cause, .. }) => {
-                assert!(cause.contains("broke off at this message"), "{cause}");
+                assert!(
+                    cause.contains("closed the connection at this message"),
+                    "{cause}"
+                );
             }
             other => panic!("{other:?}"),
         }

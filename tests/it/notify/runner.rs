@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use tidings::config::Settings;
-use tidings::config::notifiers::Patience;
+use tidings::config::notifiers::RetryPolicy;
 use tidings::event::Event;
 use tidings::notify::Notifier;
 use tidings::notify::notification::{DeliveryError, Notification};
@@ -225,8 +225,8 @@ impl Notifier for Kept {
         Ok(())
     }
 
-    fn patience(&self) -> Patience {
-        Patience {
+    fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy {
             attempts: 100,
             pause: Duration::from_secs(600),
         }
@@ -340,8 +340,8 @@ impl Notifier for Faulty {
         Ok(())
     }
 
-    fn patience(&self) -> Patience {
-        Patience {
+    fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy {
             attempts: 3,
             pause: Duration::ZERO,
         }
@@ -416,10 +416,10 @@ impl Notifier for Rash {
         Ok(())
     }
 
-    fn patience(&self) -> Patience {
+    fn retry_policy(&self) -> RetryPolicy {
         let asked = self.asked.fetch_add(1, Ordering::SeqCst);
         assert!(asked >= 3, "a fault in an application");
-        Patience::default()
+        RetryPolicy::default()
     }
 }
 

@@ -1,42 +1,42 @@
-//! What the log is told of something that fails over and over: the first failure, then how many there have been, once in a
-//! while. On a full disk thousands of commits fail in a second, and each line about one would need room, too.
+//! Limits the log lines about repeated failures: the first failure is logged at once, and then the number of failures
+//! at intervals. On a full disk, thousands of commits fail in a second, and each log line would need disk space, too.
 
 use std::time::Instant;
 
 use crate::config::FAILURES_LOG_PERIOD;
 
-/// How often something has failed since it worked last.
+/// Counts consecutive failures of something.
 #[derive(Default)]
 pub(crate) struct Failures {
-    /// None while it works.
+    /// `None` after a success.
     row: Option<Row>,
 }
 
 /// Failures without a success in between.
 struct Row {
     count: u64,
-    told_at: Instant,
+    logged_at: Instant,
 }
 
 impl Failures {
-    /// Notes that it failed. Returns how often it has in a row, if that is to be told.
+    /// Records a failure. Returns the number of consecutive failures if it should be logged now.
     pub(crate) fn failed(&mut self, now: Instant) -> Option<u64> {
         let Some(row) = &mut self.row else {
             self.row = Some(Row {
                 count: 1,
-                told_at: now,
+                logged_at: now,
             });
             return Some(1);
         };
         row.count += 1;
-        if now.saturating_duration_since(row.told_at) < FAILURES_LOG_PERIOD {
+        if now.saturating_duration_since(row.logged_at) < FAILURES_LOG_PERIOD {
             return None;
         }
-        row.told_at = now;
+        row.logged_at = now;
         Some(row.count)
     }
 
-    /// Notes that it worked. Returns how often it had failed, if it had.
+    /// Records a success. Returns the number of failures before it, if there were any.
     pub(crate) fn worked(&mut self) -> Option<u64> {
         self.row.take().map(|row| row.count)
     }

@@ -1,8 +1,8 @@
 //! Names: schools, kinds, subjects, channels and cursors.
 //!
-//! Everything here is parsed once, at the edge, and is proof afterwards that the text was sound: a
-//! [`SubjectId`] can stand in a line of a log or a message as it is, and percent-encoded ([`SubjectId::encoded`]) in a
-//! URL path, a channel name and a level of a topic.
+//! Everything here is parsed once, at the edge, and proves afterwards that the text is valid. A [`SubjectId`] can
+//! appear verbatim in a log line or a message, and percent-encoded ([`SubjectId::encoded`]) in a URL path, a channel
+//! name and a topic level.
 
 use std::borrow::{Borrow, Cow};
 use std::fmt;
@@ -14,8 +14,8 @@ use icu_properties::props::{DefaultIgnorableCodePoint, WhiteSpace};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
-/// What is percent-encoded of an id: all but the characters that RFC 3986 reserves for nothing, and the colon, which a
-/// path may hold.
+/// The characters of an id that are percent-encoded: all except those that RFC 3986 does not reserve, and the colon,
+/// which a path may contain.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -23,30 +23,32 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~')
     .remove(b':');
 
-/// The longest subject id that is accepted, in bytes.
+/// Maximum length of a subject id, in bytes.
 pub const SUBJECT_ID_MAX_BYTES: usize = 128;
 
-/// A text that is not the name it should be. The message is safe to show to a client.
+/// A text that is not a valid name. The message is safe to show to a client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// A school id that is not a whole number above zero.
-    #[error("a school id is a whole number of 1 or more")]
+    #[error("a school id must be a whole number of 1 or more")]
     School,
     /// A subject id that is empty, too long or has control characters.
-    #[error("an id has 1 to 128 bytes of text without control characters, and is not `.` or `..`")]
+    #[error(
+        "an id must have 1 to 128 bytes of text without control characters, and must not be `.` or `..`"
+    )]
     Subject,
     /// A channel that is not `<kind>`, `<kind>/<id>` or `schools/<school id>`.
-    #[error("a channel is `<kind>`, `<kind>/<id>` or `schools/<school id>`; kinds: {0}")]
+    #[error("a channel must be `<kind>`, `<kind>/<id>` or `schools/<school id>`; kinds: {0}")]
     Channel(String),
-    /// A channel whose id is not encoded as it should be.
-    #[error("in a channel, `/` and `%` of an id are written as %2F and %25, as in `jobs/a%2Fb`")]
+    /// A channel whose id is not encoded correctly.
+    #[error("in a channel, write `/` and `%` of an id as %2F and %25, as in `jobs/a%2Fb`")]
     Encoding,
     /// A cursor that this server cannot have issued.
-    #[error("a cursor looks like `<epoch>-<seq>-<tag>` and comes from an earlier message")]
+    #[error("a cursor must have the form `<epoch>-<seq>-<tag>` and come from an earlier message")]
     Cursor,
 }
 
-/// Whether people see anything of a name: more than blanks, control characters and characters without a glyph.
+/// Whether a name has a visible character: anything except blanks, control characters and characters without a glyph.
 pub fn is_visible(name: &str) -> bool {
     let blank = CodePointSetData::new::<WhiteSpace>();
     let ignorable = CodePointSetData::new::<DefaultIgnorableCodePoint>();
@@ -54,7 +56,7 @@ pub fn is_visible(name: &str) -> bool {
         character.is_control()
             || blank.contains(character)
             || ignorable.contains(character)
-            // Formatting that is not ignorable, such as marks of interlinear annotation, and the pattern without dots.
+            // Formatting that is not ignorable: marks of interlinear annotation, and the Braille pattern without dots.
             || matches!(character, '\u{fff9}'..='\u{fffb}' | '\u{2800}')
     };
     !name.chars().all(is_empty)
@@ -66,7 +68,7 @@ pub fn is_visible(name: &str) -> bool {
 pub struct SchoolId(i64);
 
 impl SchoolId {
-    /// The number as it stands in messages and in the database.
+    /// Returns the number, as in messages and in the database.
     pub fn get(self) -> i64 {
         self.0
     }
@@ -112,7 +114,7 @@ impl fmt::Display for SchoolId {
 
 /// A kind of subject, named by its collection in URLs and channels (`jobs`).
 ///
-/// Which kinds exist is the business of [`crate::kind`]; this module only carries the name.
+/// The module [`crate::kind`] defines which kinds exist. This module only holds the name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Kind(&'static str);
 
@@ -121,29 +123,29 @@ impl Kind {
         Kind(collection)
     }
 
-    /// The collection's name, for example `jobs`.
+    /// Returns the collection's name, for example `jobs`.
     pub fn collection(self) -> &'static str {
         self.0
     }
 }
 
-/// The id of a thing with a state, unique within its school and kind.
+/// The id of a subject, unique within its school and kind.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct SubjectId(Arc<str>);
 
 impl SubjectId {
-    /// The id as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The id as a segment of a URL path or of a channel name.
+    /// Returns the id as a segment of a URL path or of a channel name.
     pub fn encoded(&self) -> impl fmt::Display {
         utf8_percent_encode(&self.0, ENCODED)
     }
 
-    /// A new id that sorts by the time of its making (UUIDv7).
+    /// Returns a new id. Ids sort by their creation time (UUIDv7).
     pub fn generate() -> SubjectId {
         SubjectId(uuid::Uuid::now_v7().to_string().into())
     }
@@ -154,7 +156,7 @@ impl FromStr for SubjectId {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         let fits = (1..=SUBJECT_ID_MAX_BYTES).contains(&text.len());
-        // Clients take a segment `.` or `..` for a way through the path, also when it is percent-encoded.
+        // Clients resolve the segments `.` and `..` as relative paths, even if they are percent-encoded.
         let is_a_step = text == "." || text == "..";
         if fits && !text.chars().any(char::is_control) && !is_a_step {
             Ok(SubjectId(text.into()))
@@ -184,11 +186,11 @@ impl fmt::Display for SubjectId {
     }
 }
 
-/// What a subscriber listens to inside a school. Its text is the tail of its URL, `/events/<channel>`, in which an id is
+/// What a subscriber listens to inside a school. Its text is the end of its URL, `/events/<channel>`, where an id is
 /// percent-encoded.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Channel {
-    /// Everything of a school.
+    /// All events of a school.
     School(SchoolId),
     /// Every subject of a kind.
     Collection(Kind),
@@ -197,7 +199,7 @@ pub enum Channel {
 }
 
 impl Channel {
-    /// Reads a channel's text, given the kinds that exist.
+    /// Parses a channel's text, given the kinds that exist.
     pub fn parse(text: &str, kinds: &[Kind]) -> Result<Channel, NameError> {
         let unknown = || {
             let names: Vec<_> = kinds.iter().map(|kind| kind.collection()).collect();
@@ -220,13 +222,14 @@ impl Channel {
         }
     }
 
-    /// Its text as a value in a query. Reading the query takes off one encoding, and must leave the id's own.
+    /// Returns the channel's text as a value in a query. Parsing the query decodes it once, and the id's own encoding
+    /// must remain.
     pub fn in_query(&self) -> String {
         self.to_string().replace('%', "%25")
     }
 
-    /// Whether everything heard on `other` is heard on this channel too. A token's channel limit is
-    /// checked with it, so there is no pattern language that could be escaped.
+    /// Whether every event of `other` is also an event of this channel. A token's channel limit is checked with it, so
+    /// there is no pattern language that could be escaped.
     pub fn covers(&self, other: &Channel) -> bool {
         match (self, other) {
             (Channel::School(mine), Channel::School(theirs)) => mine == theirs,
@@ -251,7 +254,7 @@ impl fmt::Display for Channel {
     }
 }
 
-/// The id in a channel's text. Only `/` and `%` must be encoded in it; what else is may be.
+/// Decodes the id in a channel's text. `/` and `%` must be encoded, and any other character may be.
 fn decoded(text: &str) -> Result<Cow<'_, str>, NameError> {
     let is_escape = |rest: &str| {
         let digits = rest.as_bytes().get(..2);
@@ -265,15 +268,15 @@ fn decoded(text: &str) -> Result<Cow<'_, str>, NameError> {
         .map_err(|_| NameError::Encoding)
 }
 
-/// One life of a database. A cursor from another life is answered with a `reset`, never misread.
+/// One lifetime of a database. A cursor with another epoch is answered with a `reset` and never misread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch(u32);
 
 impl Epoch {
-    /// A new epoch, for a new database.
+    /// Returns a new random epoch, for a new database.
     pub fn generate() -> Epoch {
-        let random = getrandom::u32().expect("the operating system gives random numbers");
-        // No database has the epoch zero: see [`Cursor::FOREIGN`].
+        let random = getrandom::u32().expect("the operating system provides random numbers");
+        // No database has epoch 0: see [`Cursor::FOREIGN`].
         Epoch(random.max(1))
     }
 }
@@ -292,17 +295,17 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// What tells an event from every other one that could have its number: 32 bits of its content and time.
+/// Distinguishes an event from others that could have the same number: a 32-bit hash of its content and time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(u32);
 
 impl Tag {
-    /// The tag that has these bits.
+    /// Returns the tag with these bits.
     pub(crate) const fn new(bits: u32) -> Tag {
         Tag(bits)
     }
 
-    /// Its bits, as a database keeps them.
+    /// Returns the bits, as the database stores them.
     pub(crate) fn get(self) -> u32 {
         self.0
     }
@@ -313,12 +316,12 @@ impl Tag {
 pub struct Place {
     /// The number of the event.
     pub seq: u64,
-    /// Which event of this number. None before the first event, and where that is not known.
+    /// Which event of this number. `None` before the first event, and if it is unknown.
     pub tag: Option<Tag>,
 }
 
 impl Place {
-    /// A place of which only the number is known.
+    /// Returns a place of which only the number is known.
     pub const fn untagged(seq: u64) -> Place {
         Place { seq, tag: None }
     }
@@ -356,26 +359,26 @@ impl fmt::Display for Place {
     }
 }
 
-/// What a client comes back with: everything up to and including `place` has been seen.
+/// A client's position: it has seen everything up to and including `place`.
 ///
-/// Its text is `<epoch>-<seq>-<tag>`. The tag names the event itself: when a history was lost and its numbers are given
-/// again, a cursor from it is recognised. Cursors from before there were tags have none.
+/// Its text is `<epoch>-<seq>-<tag>`. The tag identifies the event itself: if a history is lost and its numbers are
+/// assigned again, a cursor from it is recognised. Cursors from before there were tags have none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cursor {
-    /// The database's life that the place belongs to.
+    /// The epoch of the place.
     pub epoch: Epoch,
     /// The last event seen.
     pub place: Place,
 }
 
 impl Cursor {
-    /// A place in a log that is not ours: no database has its epoch, so it is answered with a `reset`.
+    /// A place in a foreign log: no database has its epoch, so it is answered with a `reset`.
     pub const FOREIGN: Cursor = Cursor {
         epoch: Epoch(0),
         place: Place::untagged(0),
     };
 
-    /// A cursor without a tag.
+    /// Returns a cursor without a tag.
     pub const fn untagged(epoch: Epoch, seq: u64) -> Cursor {
         Cursor {
             epoch,
@@ -402,7 +405,7 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// Eight hexadecimal digits in lower case: one spelling for each number.
+/// Parses eight hexadecimal digits in lower case: each number has only one spelling.
 fn hex(text: &str) -> Result<u32, NameError> {
     let lower_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     if text.len() != 8 || !text.bytes().all(lower_hex) {

@@ -1,4 +1,5 @@
-//! Carries out commands and charges their schools for what they produce. Who may, and how fast, is decided in [`crate::app`].
+//! Executes commands and charges their schools for the events that they produce. [`crate::app`] decides who can
+//! publish, and enforces rate limits.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,10 +12,10 @@ use crate::log::{Allowance, CommandError, Envelope, Receipt, Store, StoreError};
 use crate::reserve::Reserved;
 use crate::throttle::Debts;
 
-/// What a request's commands came to, in their order, or the store's failure, by which none had an effect.
+/// The outcome of a request's commands, in their order, or the store's failure, after which none had an effect.
 pub type Answer = Result<Vec<Result<Receipt, CommandError>>, StoreError>;
 
-/// How long publishing takes, in seconds, by what came of a request's commands. Clones share what they count.
+/// How long publishing takes, in seconds, by outcome. Clones share their counts.
 #[derive(Clone)]
 pub struct PublishDurations {
     committed: Histogram,
@@ -41,7 +42,8 @@ impl PublishDurations {
         outcome.observe(took.as_secs_f64());
     }
 
-    /// `committed`: at least one command was carried out; `refused`: none was; `failed`: the store could not.
+    /// Returns the histograms. `committed`: at least one command was executed; `refused`: all were rejected; `failed`: the
+    /// store failed.
     pub fn by_outcome(&self) -> [(&'static str, &Histogram); 3] {
         [
             ("committed", &self.committed),
@@ -51,17 +53,17 @@ impl PublishDurations {
     }
 }
 
-/// Carries out commands.
+/// Executes commands.
 #[derive(Clone)]
 pub struct Publisher {
     store: Arc<dyn Store>,
     durations: PublishDurations,
-    /// What schools have produced, and have not paid for by waiting.
+    /// What schools have produced, and have not yet paid for by waiting.
     debts: Arc<Debts>,
 }
 
 impl Publisher {
-    /// Publishes to this store, and charges schools for what they produce.
+    /// Creates a publisher that writes to this store, and charges schools for what they produce.
     pub fn new(store: Arc<dyn Store>, debts: Arc<Debts>) -> Publisher {
         Publisher {
             store,
@@ -75,19 +77,19 @@ impl Publisher {
         &self.durations
     }
 
-    /// What one request may come to, in memory that is reserved for it.
+    /// Returns the limit on what one request can produce, with the memory that is reserved for it.
     pub fn allowance(&self, most: u64, reserved: Reserved) -> Arc<Allowance> {
         Arc::new(Allowance::new(most, Arc::clone(&self.debts), reserved))
     }
 
-    /// Carries out commands in order, each for itself: one that is refused does not hinder the others. Returns after the
-    /// commit (invariant 1).
+    /// Executes commands in order, independently of one another: a rejected command does not affect the others. Returns
+    /// after the commit (invariant 1).
     pub async fn batch(&self, school: SchoolId, envelopes: Vec<Envelope>) -> Answer {
         let allowance = Arc::new(Allowance::charged(Arc::clone(&self.debts)));
         self.batch_within(school, envelopes, allowance).await
     }
 
-    /// The same, within what a request may come to.
+    /// Executes commands within a request's allowance.
     pub async fn batch_within(
         &self,
         school: SchoolId,

@@ -1,16 +1,16 @@
-//! What the log says of requests that are refused or fail: from where, for what, and why.
+//! Logs requests that are rejected or fail: where they come from, what they ask for, and why.
 //!
-//! Refused credentials are logged at `info`, to show what is wrong with the tokens of a login that is being set up. Requests
-//! that fail by no fault of their clients are logged at `error`. Of either, at most [`REFUSALS_TOLD`] are logged in
-//! [`REFUSALS_PERIOD`], or a client could fill the log; the others are counted. All other refusals are logged at `debug`. No
-//! line holds a query, a credential or a payload.
+//! Rejected credentials are logged at `info`, because they show what is wrong with the tokens of a login system that is
+//! being set up. Requests that fail without any fault of their clients are logged at `error`. Of each, at most
+//! [`REFUSALS_LOGGED`] are logged in [`REFUSALS_PERIOD`]; otherwise a client could fill the log. The others are counted. All
+//! other rejected requests are logged at `debug`. The log never contains queries, credentials or payloads.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::config::{REFUSALS_PERIOD, REFUSALS_TOLD, ROUTE_MAX_CHARS};
+use crate::config::{REFUSALS_PERIOD, REFUSALS_LOGGED, ROUTE_MAX_CHARS};
 
 /// Where a request comes from, and what it is for.
 #[derive(Debug, Clone)]
@@ -44,18 +44,18 @@ fn without_token(part: &str) -> &str {
     if looks_like_one { "..." } else { part }
 }
 
-/// See the module's page.
+/// Logs rejected and failed requests. See the module documentation.
 #[derive(Default)]
 pub struct Refusals {
     credentials: Mutex<Period>,
     failures: Mutex<Period>,
 }
 
-/// What was logged of late.
+/// What was logged in the current period.
 struct Period {
     since: Instant,
     logged: usize,
-    left_out: u64,
+    unlogged: u64,
 }
 
 impl Default for Period {
@@ -63,66 +63,66 @@ impl Default for Period {
         Period {
             since: Instant::now(),
             logged: 0,
-            left_out: 0,
+            unlogged: 0,
         }
     }
 }
 
 impl Period {
-    /// Counts one more. Returns whether it may be logged, and how many were left out in a period that is over.
+    /// Counts an occurrence. Returns whether to log it, and how many of the previous period were not logged.
     fn count(&mut self, now: Instant) -> (bool, u64) {
-        let left_out = self.renew(now);
-        let may_log = self.logged < REFUSALS_TOLD;
+        let unlogged = self.renew(now);
+        let may_log = self.logged < REFUSALS_LOGGED;
         match may_log {
             true => self.logged += 1,
-            false => self.left_out += 1,
+            false => self.unlogged += 1,
         }
-        (may_log, left_out)
+        (may_log, unlogged)
     }
 
-    /// Begins another period if this one is over. Returns how many were left out in it.
+    /// Starts a new period if this one is over. Returns how many were not logged in it.
     fn renew(&mut self, now: Instant) -> u64 {
         if now.saturating_duration_since(self.since) < REFUSALS_PERIOD {
             return 0;
         }
         let ended = std::mem::take(self);
         self.since = now;
-        ended.left_out
+        ended.unlogged
     }
 }
 
 impl Refusals {
-    /// Logs a credential that was refused, or that does not reach so far.
+    /// Logs a credential that is rejected, or that lacks a permission.
     pub fn credential(&self, source: &RequestSource, code: &str, reason: &str) {
         let (route, address) = (&*source.route, source.address());
-        let (may_log, left_out) = lock(&self.credentials).count(Instant::now());
-        log_credentials(left_out);
+        let (may_log, unlogged) = lock(&self.credentials).count(Instant::now());
+        log_credentials(unlogged);
         if may_log {
-            tracing::info!(route, %address, code, reason, "a credential was refused");
+            tracing::info!(route, %address, code, reason, "a credential was rejected");
         } else {
-            tracing::debug!(route, %address, code, reason, "a credential was refused");
+            tracing::debug!(route, %address, code, reason, "a credential was rejected");
         }
     }
 
-    /// Logs a request that failed by no fault of its client.
+    /// Logs a request that failed without any fault of its client.
     pub fn failure(&self, source: &RequestSource, cause: &str) {
         let (route, address) = (&*source.route, source.address());
-        let (may_log, left_out) = lock(&self.failures).count(Instant::now());
-        log_failures(left_out);
+        let (may_log, unlogged) = lock(&self.failures).count(Instant::now());
+        log_failures(unlogged);
         if may_log {
             tracing::error!(route, %address, cause, "a request failed");
         }
     }
 
-    /// Logs any other request, or message of a WebSocket's client, that was refused.
+    /// Logs any other rejected request or WebSocket message.
     pub fn request(&self, source: &RequestSource, code: &str) {
         if tracing::enabled!(tracing::Level::DEBUG) {
             let (route, address) = (&*source.route, source.address());
-            tracing::debug!(route, %address, code, "a request was refused");
+            tracing::debug!(route, %address, code, "a request was rejected");
         }
     }
 
-    /// Logs, once a period, how many were left out, until it is dropped.
+    /// Logs once per period how many were not logged, until the future is dropped.
     pub async fn watch(self: Arc<Refusals>) {
         let mut rounds = interval(REFUSALS_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -140,7 +140,7 @@ fn lock(period: &Mutex<Period>) -> MutexGuard<'_, Period> {
 
 fn log_credentials(count: u64) {
     if count > 0 {
-        tracing::info!(count, "more credentials were refused");
+        tracing::info!(count, "more credentials were rejected");
     }
 }
 
@@ -158,9 +158,9 @@ mod tests {
     fn so_many_are_logged_in_a_period_and_the_others_counted() {
         let mut period = Period::default();
         let start = Instant::now();
-        let counted = (0..REFUSALS_TOLD + 5).map(|_| period.count(start));
+        let counted = (0..REFUSALS_LOGGED + 5).map(|_| period.count(start));
         let logged = counted.filter(|(may_log, _)| *may_log);
-        assert_eq!(logged.count(), REFUSALS_TOLD);
+        assert_eq!(logged.count(), REFUSALS_LOGGED);
         assert_eq!(period.renew(start), 0, "it is not over");
         let later = start + REFUSALS_PERIOD;
         assert_eq!(period.count(later), (true, 5));

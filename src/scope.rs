@@ -6,30 +6,30 @@ use std::sync::Arc;
 use crate::event::Event;
 use crate::id::{Channel, Kind, SchoolId, SubjectId};
 
-/// Lets through events by category (a job's type) and status. An empty set lets everything through.
+/// Selects events by category (a job's type) and status. An empty set selects everything.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Only these categories.
     pub categories: BTreeSet<String>,
-    /// Only these statuses, lower case.
+    /// Only these statuses, in lower case.
     pub statuses: BTreeSet<String>,
 }
 
 impl Filter {
-    /// Whether it lets everything through.
+    /// Whether the filter selects everything.
     pub fn is_empty(&self) -> bool {
         self.categories.is_empty() && self.statuses.is_empty()
     }
 
-    /// Whether an event passes. A wide one is everyone's concern who listens to its kind, whatever the status of the
-    /// subject that it comes from.
+    /// Whether the filter selects an event. A filter without categories selects every wide event, regardless of its
+    /// subject's status, because wide events concern every listener of their kind.
     pub fn lets_through(&self, event: &Event) -> bool {
         let draft = &event.draft;
         let is_wide = draft.event_type.wide && self.categories.is_empty();
         is_wide || self.passes(draft.status, draft.category.as_deref())
     }
 
-    /// Whether a subject of this status and category passes.
+    /// Whether the filter selects a subject with this status and category.
     pub fn passes(&self, status: &str, category: Option<&str>) -> bool {
         let category_passes =
             || category.is_some_and(|category| self.categories.contains(category));
@@ -41,20 +41,20 @@ impl Filter {
 /// A set of channels of one school, and a filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
-    /// Whose.
+    /// The school.
     pub school: SchoolId,
-    /// Which, each once; an event on several of them is heard once.
+    /// The channels, without duplicates. An event on several of them is delivered once.
     channels: Vec<Channel>,
-    /// Whose wide events are heard, whatever the channels are.
+    /// The kind whose wide events are included, regardless of the channels.
     wide: Option<Kind>,
-    /// What of them.
+    /// Selects events of the channels.
     pub filter: Filter,
-    /// Whether a snapshot leaves out subjects that have ended.
+    /// Whether a snapshot omits subjects that have ended.
     pub active_only: bool,
 }
 
 impl Scope {
-    /// All of `channels`.
+    /// Creates a scope of all events of `channels`.
     pub fn new(school: SchoolId, channels: impl IntoIterator<Item = Channel>) -> Scope {
         let mut scope = Scope {
             school,
@@ -67,12 +67,13 @@ impl Scope {
         scope
     }
 
-    /// The same through a filter.
+    /// Returns the scope with a filter.
     pub fn filtered(self, filter: Filter) -> Scope {
         Scope { filter, ..self }
     }
 
-    /// The same, but a snapshot tells only what goes on. What ends later is heard all the same.
+    /// Returns the scope with snapshots that contain only active subjects. The live events of subjects that end later
+    /// are still included.
     pub fn of_what_goes_on(self) -> Scope {
         Scope {
             active_only: true,
@@ -80,7 +81,7 @@ impl Scope {
         }
     }
 
-    /// The same, and the wide events of a kind in addition.
+    /// Returns the scope with the wide events of a kind in addition.
     pub fn with_wide(self, kind: Kind) -> Scope {
         Scope {
             wide: Some(kind),
@@ -88,12 +89,12 @@ impl Scope {
         }
     }
 
-    /// The same without wide events that are on none of its channels.
+    /// Returns the scope without wide events that are on none of its channels.
     pub fn without_wide(self) -> Scope {
         Scope { wide: None, ..self }
     }
 
-    /// The same filter over other channels.
+    /// Returns a scope of other channels with the same filter.
     pub fn with_channels(&self, channels: Vec<Channel>) -> Scope {
         Scope {
             active_only: self.active_only,
@@ -102,22 +103,22 @@ impl Scope {
         }
     }
 
-    /// The kind whose wide events are heard, whatever the channels are.
+    /// Returns the kind whose wide events are included, regardless of the channels.
     pub fn wide(&self) -> Option<Kind> {
         self.wide
     }
 
-    /// Whether nothing is heard.
+    /// Whether the scope includes no events.
     pub fn is_empty(&self) -> bool {
         self.channels.is_empty() && self.wide.is_none()
     }
 
-    /// The channels.
+    /// Returns the channels.
     pub fn channels(&self) -> &[Channel] {
         &self.channels
     }
 
-    /// Listens to one more.
+    /// Adds a channel.
     pub fn add(&mut self, channel: Channel) {
         if !self.channels.contains(&channel) {
             // Most connections have one channel, and there are many connections.
@@ -126,12 +127,12 @@ impl Scope {
         }
     }
 
-    /// Listens to one less.
+    /// Removes a channel.
     pub fn remove(&mut self, channel: &Channel) {
         self.channels.retain(|own| own != channel);
     }
 
-    /// Whether the event is heard.
+    /// Whether the scope includes the event.
     pub fn hears(&self, event: &Event) -> bool {
         let hears_wide = || {
             event.draft.event_type.wide
@@ -142,7 +143,7 @@ impl Scope {
         self.hears_on_a_channel(event) || hears_wide()
     }
 
-    /// Whether the event is heard because of a channel.
+    /// Whether one of the channels includes the event.
     pub fn hears_on_a_channel(&self, event: &Event) -> bool {
         self.school == event.school
             && self.filter.lets_through(event)
@@ -155,7 +156,7 @@ impl Scope {
             })
     }
 
-    /// Whether every subject of `kind` is listened to.
+    /// Whether a channel includes every subject of `kind`.
     pub fn listens_to_all(&self, kind: Kind) -> bool {
         self.channels.iter().any(|channel| match channel {
             Channel::School(school) => *school == self.school,
@@ -164,7 +165,7 @@ impl Scope {
         })
     }
 
-    /// The single subjects of `kind` that are listened to.
+    /// Returns the subjects of `kind` that have their own channels.
     pub fn subjects(&self, kind: Kind) -> Vec<&SubjectId> {
         let of_kind = |channel| match channel {
             &Channel::Subject(own, ref id) if own == kind => Some(id),
@@ -174,7 +175,7 @@ impl Scope {
     }
 }
 
-/// Leaves out ticks that a later event of the same subject in the list supersedes. `events` are in order.
+/// Returns the events without ticks that a later event of the same subject supersedes. `events` are in order.
 pub fn without_superseded(mut events: Vec<Arc<Event>>) -> Vec<Arc<Event>> {
     let mut later: HashSet<(Kind, SubjectId)> = HashSet::with_capacity(events.len());
     events.reverse();

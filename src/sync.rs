@@ -1,5 +1,5 @@
-//! Locks and atomics of the hub. `tests/interleavings.rs` compiles the hub with others in their place, which try out
-//! every order in which threads can come to them.
+//! Locks and atomics of the hub. `tests/interleavings.rs` compiles the hub with instrumented replacements, which try
+//! every order in which threads can reach them.
 
 pub(crate) use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 

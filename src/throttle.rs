@@ -1,6 +1,6 @@
-//! How fast somebody may go on: token buckets. A bucket is refilled all the time and holds a burst; who finds too
-//! little in it is told how long to wait, and has taken nothing. Where it is known only afterwards how much somebody
-//! takes, the bucket goes into debt, and the next who comes waits until that is paid.
+//! Rate limits: token buckets. A bucket is refilled continuously and holds a burst. A request for more tokens than it
+//! holds takes nothing and returns how long to wait. If the amount is known only afterwards, the bucket goes into debt,
+//! and the next caller waits until the debt is paid.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,41 +12,41 @@ use tokio::time::Instant;
 use crate::config::{Settings, THROTTLED_MAX};
 use crate::id::SchoolId;
 
-/// How fast, and how much at once.
+/// A rate limit: a rate and a burst size.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
     per_second: f64,
     burst: f64,
 }
 
-/// What is left of a pace.
+/// The tokens that are left under a rate limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Bucket {
     level: f64,
     at: Instant,
 }
 
-/// Somebody: a user of a school.
+/// A user of a school.
 type Who = (SchoolId, Arc<str>);
 
-/// A bucket for every school, which is charged afterwards.
+/// A bucket for each school, which is charged afterwards.
 pub struct Debts {
-    /// `None` if there is no limit.
+    /// `None` means no limit.
     pace: Option<Pace>,
-    /// Of the latest schools; a school that is forgotten owes nothing.
+    /// Buckets of the most recent schools. A school that is evicted owes nothing.
     buckets: Mutex<LruCache<SchoolId, Bucket>>,
 }
 
-/// A bucket for everybody.
+/// A bucket for each user.
 pub struct Throttle {
-    /// `None` if there is no limit.
+    /// `None` means no limit.
     pace: Option<Pace>,
-    /// Of the latest users; a user who is forgotten has a full bucket again.
+    /// Buckets of the most recent users. A user who is evicted has a full bucket again.
     buckets: Mutex<LruCache<Who, Bucket>>,
 }
 
 impl Pace {
-    /// So many a second, and at most so many at once. None if there is no limit.
+    /// Creates a limit of this rate and burst size. Returns `None` if the rate is 0, which means no limit.
     pub fn new(per_second: u32, burst: u32) -> Option<Pace> {
         (per_second > 0).then(|| Pace {
             per_second: per_second.into(),
@@ -54,24 +54,24 @@ impl Pace {
         })
     }
 
-    /// How fast somebody may publish.
+    /// Returns the rate limit for publishing, for each user of a school.
     pub fn of_publishing(settings: &Settings) -> Option<Pace> {
         let batch = u32::try_from(settings.batch_limit_commands).unwrap_or(u32::MAX);
         Pace::new(settings.publishes_per_sec, batch)
     }
 
-    /// How many bytes of events a school may produce.
+    /// Returns the rate limit for the bytes of events that a school produces.
     pub fn of_producing(settings: &Settings) -> Option<Pace> {
         Pace::new(settings.event_bytes_per_sec, settings.event_bytes_per_sec)
     }
 
-    /// How fast a client may send messages.
+    /// Returns the rate limit for a client's messages.
     pub fn of_client_messages(settings: &Settings) -> Option<Pace> {
         let pace = settings.client_messages_per_sec;
         Pace::new(pace, pace.saturating_mul(2))
     }
 
-    /// A full bucket.
+    /// Returns a full bucket.
     pub fn bucket(self, now: Instant) -> Bucket {
         Bucket {
             level: self.burst,
@@ -81,7 +81,7 @@ impl Pace {
 }
 
 impl Bucket {
-    /// Takes `count` out, or says how long it takes until they are there.
+    /// Takes `count` tokens, or returns how long it takes until they are available.
     pub fn take(&mut self, pace: Pace, count: u32, now: Instant) -> Result<(), Duration> {
         self.refill(pace, now);
         let missing = f64::from(count) - self.level;
@@ -92,8 +92,8 @@ impl Bucket {
         Ok(())
     }
 
-    /// The same for what may have come at any time since the bucket was looked at last: all that it was refilled with since then
-    /// counts, even what it does not hold.
+    /// Takes `count` tokens for something that may have arrived at any time since the bucket was last updated. All
+    /// tokens since then count, even those beyond the bucket's size.
     pub fn take_late(&mut self, pace: Pace, count: u32, now: Instant) -> Result<(), Duration> {
         let whole = Pace {
             burst: f64::INFINITY,
@@ -102,18 +102,18 @@ impl Bucket {
         self.take(whole, count, now)
     }
 
-    /// Looks at it: it holds no more than its size.
+    /// Updates the bucket and caps it at its size.
     pub fn look(&mut self, pace: Pace, now: Instant) {
         self.refill(pace, now);
     }
 
-    /// Takes `count` out, whether it is there or not.
+    /// Takes `count` tokens, even if they are not available.
     fn charge(&mut self, pace: Pace, count: f64, now: Instant) {
         self.refill(pace, now);
         self.level -= count;
     }
 
-    /// How long it takes until something is in it.
+    /// Returns how long it takes until the bucket is no longer empty. Returns `None` if it is not empty.
     fn debt(&mut self, pace: Pace, now: Instant) -> Option<Duration> {
         self.refill(pace, now);
         (self.level <= 0.0).then(|| Duration::from_secs_f64(-self.level / pace.per_second))
@@ -127,7 +127,7 @@ impl Bucket {
 }
 
 impl Debts {
-    /// Every school at this pace.
+    /// Creates a bucket for each school with this rate limit.
     pub fn new(pace: Option<Pace>) -> Debts {
         let room = NonZeroUsize::new(THROTTLED_MAX).expect("there is room");
         Debts {
@@ -136,14 +136,14 @@ impl Debts {
         }
     }
 
-    /// Takes `count` from a school's bucket.
+    /// Takes `count` tokens from a school's bucket.
     pub fn charge(&self, school: SchoolId, count: u64, now: Instant) {
         self.with(school, now, |bucket, pace| {
             bucket.charge(pace, count as f64, now)
         });
     }
 
-    /// How long a school has to wait until it has paid, if it has not.
+    /// Returns how long a school has to wait until its debt is paid. Returns `None` if it has no debt.
     pub fn of(&self, school: SchoolId, now: Instant) -> Option<Duration> {
         self.with(school, now, |bucket, pace| bucket.debt(pace, now))
             .flatten()
@@ -163,7 +163,7 @@ impl Debts {
 }
 
 impl Throttle {
-    /// Everybody at this pace.
+    /// Creates a bucket for each user with this rate limit.
     pub fn new(pace: Option<Pace>) -> Throttle {
         let room = NonZeroUsize::new(THROTTLED_MAX).expect("there is room");
         Throttle {
@@ -172,7 +172,7 @@ impl Throttle {
         }
     }
 
-    /// Takes `count` from a user's bucket, or returns how long to wait. A bucket never holds more than its size.
+    /// Takes `count` tokens from a user's bucket, or returns how long to wait. A bucket never holds more than its size.
     pub fn take(
         &self,
         school: SchoolId,
@@ -183,7 +183,7 @@ impl Throttle {
         self.take_all(&[(school, count)], user, now)
     }
 
-    /// The same in several schools, each of which is named once: from every bucket, or from none.
+    /// Takes tokens in several distinct schools: from every bucket, or from none.
     pub fn take_all(
         &self,
         counts: &[(SchoolId, u32)],

@@ -1,44 +1,45 @@
-//! The clock that silence is measured with: time during which the server listened, over all its starts together.
+//! The clock that measures silence: the time during which the server listened, over all of its starts.
 //!
-//! A worker or a device cannot be blamed for what it said while nobody was there to hear it, and a restart must not
-//! renew anything. So silence is the uptime that has passed since a subject was last heard of: downtime does not count, and all
-//! other time does. The wall clock, which may be set back or forth, has no part in it.
+//! A worker or device is not responsible for messages that it sent while the server was not listening, and a restart
+//! must not renew leases or timeouts. So the silence of a subject is the uptime since its last message: downtime does
+//! not count, and all other time does. The wall clock, which may be set forward or back, has no influence.
 //!
-//! A process that is stopped, starved of the processor, or on a machine that is suspended does not listen either, whatever the
-//! monotonic clock says. So a task looks at this clock every [`UPTIME_TICK`](crate::config::UPTIME_TICK), and time
-//! counts only from one look to the next. Where they are further apart than [`UPTIME_GAP`](crate::config::UPTIME_GAP), nobody ran: it is
-//! downtime. What was said meanwhile waits in the sockets, so the clock stands still for a while longer and nobody is judged
-//! ([`UptimeClock::is_catching_up`]) until it has been heard.
+//! A process that is stopped, starved of CPU time, or on a suspended machine does not listen either, whatever the
+//! monotonic clock says. So a task reads this clock every [`UPTIME_TICK`](crate::config::UPTIME_TICK), and only time
+//! between two readings counts. If two readings are further apart than [`UPTIME_GAP`](crate::config::UPTIME_GAP), the
+//! process was not running, and the time counts as downtime. Messages from this time wait in the sockets. So the clock
+//! stands still for a while longer, and no timeout is applied ([`UptimeClock::is_catching_up`]) until they have been
+//! processed.
 //!
-//! The store saves the uptime with every commit and every [`UPTIME_PERIOD`](crate::config::UPTIME_PERIOD) without one:
-//! a server that is killed loses no more of it.
+//! The store saves the uptime with every commit, and every [`UPTIME_PERIOD`](crate::config::UPTIME_PERIOD) without one.
+//! A server that is killed loses at most this much uptime.
 
 use std::ops::Add;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A moment in a database's uptime: milliseconds since its first start, without those in which nobody listened.
+/// A moment in a database's uptime: the milliseconds since its first start, without downtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Uptime(u64);
 
 impl Uptime {
-    /// The moment after so many milliseconds.
+    /// Returns the moment this many milliseconds after the first start.
     pub const fn from_millis(millis: u64) -> Uptime {
         Uptime(millis)
     }
 
-    /// Milliseconds since the first start.
+    /// Returns the milliseconds since the first start.
     pub const fn millis(self) -> u64 {
         self.0
     }
 
-    /// How much of it has passed since `earlier`. Nothing if that lies ahead: a server that was killed may have lost
-    /// the last moments before.
+    /// Returns the uptime since `earlier`. Returns 0 if `earlier` is in the future: a server that was killed may have
+    /// lost its last moments.
     pub fn since(self, earlier: Uptime) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
-    /// The moment that lies so far back, or the first start.
+    /// Returns the moment this long before, but not before the first start.
     pub fn before(self, by: Duration) -> Uptime {
         Uptime(self.0.saturating_sub(millis(by)))
     }
@@ -56,16 +57,16 @@ fn millis(duration: Duration) -> u64 {
     duration.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
-/// What tells a process that ran from one that did not.
+/// Parameters that distinguish a process that ran from one that did not.
 #[derive(Debug, Clone, Copy)]
 pub struct Gaps {
-    /// The longest time between two looks at the clock during which the process ran.
+    /// The maximum time between two readings of a process that runs.
     pub longest_tick: Duration,
-    /// How long at most the clock stands still after a longer one.
+    /// How long the clock stands still, at most, after a longer time.
     pub catch_up: Duration,
 }
 
-/// Tells the uptime: what was saved, and what has passed since this start. Clones are the same clock.
+/// Measures the uptime: the saved uptime, and the time since this start. Clones are the same clock.
 #[derive(Debug, Clone)]
 pub struct UptimeClock {
     ticks: Arc<Mutex<Ticks>>,
@@ -73,7 +74,7 @@ pub struct UptimeClock {
 }
 
 impl UptimeClock {
-    /// Goes on from what was saved. `was_cut_off` says that the server did not end in good order before.
+    /// Continues from the saved uptime. `was_cut_off` means that the server was not shut down in order before.
     pub fn resume(saved: Uptime, was_cut_off: bool, gaps: Gaps) -> UptimeClock {
         let ticks = Ticks::begin(saved, gaps, Instant::now());
         UptimeClock {
@@ -82,24 +83,25 @@ impl UptimeClock {
         }
     }
 
-    /// The present moment. To ask is to look at the clock.
+    /// Returns the current moment. Each call is a reading of the clock.
     pub fn now(&self) -> Uptime {
-        self.look().now()
+        self.read().now()
     }
 
-    /// Whether the process has not run, and what was said meanwhile may not have been heard yet: nobody is to be judged.
+    /// Whether the process was not running, and messages from that time may not have been processed. No timeout is
+    /// applied meanwhile.
     pub fn is_catching_up(&self) -> bool {
-        self.look().is_catching_up()
+        self.read().is_catching_up()
     }
 
-    /// Whether the server did not end in good order before: what it had heard and not written down yet is lost.
+    /// Whether the server was not shut down in order before. What it had received and not saved is lost.
     pub fn was_cut_off(&self) -> bool {
         self.was_cut_off
     }
 
-    fn look(&self) -> MutexGuard<'_, Ticks> {
+    fn read(&self) -> MutexGuard<'_, Ticks> {
         let mut ticks = self.ticks.lock().unwrap_or_else(PoisonError::into_inner);
-        ticks.look(Instant::now());
+        ticks.read(Instant::now());
         ticks
     }
 }
@@ -109,11 +111,11 @@ impl UptimeClock {
 struct Ticks {
     saved: Uptime,
     gaps: Gaps,
-    /// Time since the start in which the process listened.
+    /// Time since the start during which the process listened.
     listened: Duration,
-    looked_at: Instant,
+    read_at: Instant,
     /// The clock stands still until then.
-    hears_from: Instant,
+    counts_from: Instant,
 }
 
 impl Ticks {
@@ -122,21 +124,21 @@ impl Ticks {
             saved,
             gaps,
             listened: Duration::ZERO,
-            looked_at: now,
-            hears_from: now,
+            read_at: now,
+            counts_from: now,
         }
     }
 
-    fn look(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.looked_at);
+    fn read(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.read_at);
         if passed > self.gaps.longest_tick {
             let caught_up = now + passed.min(self.gaps.catch_up);
-            self.hears_from = self.hears_from.max(caught_up);
+            self.counts_from = self.counts_from.max(caught_up);
         } else {
-            let from = self.looked_at.max(self.hears_from);
+            let from = self.read_at.max(self.counts_from);
             self.listened += now.saturating_duration_since(from);
         }
-        self.looked_at = self.looked_at.max(now);
+        self.read_at = self.read_at.max(now);
     }
 
     fn now(&self) -> Uptime {
@@ -144,7 +146,7 @@ impl Ticks {
     }
 
     fn is_catching_up(&self) -> bool {
-        self.looked_at < self.hears_from
+        self.read_at < self.counts_from
     }
 }
 
@@ -157,12 +159,12 @@ mod tests {
         catch_up: Duration::from_millis(2_000),
     };
 
-    /// What is told, in milliseconds, at looks so many milliseconds after the start.
+    /// Returns the uptime in milliseconds at readings that are this many milliseconds after the start.
     fn told(looks: impl IntoIterator<Item = u64>) -> Vec<(u64, bool)> {
         let start = Instant::now();
         let mut ticks = Ticks::begin(Uptime::from_millis(1_000), GAPS, start);
         let mut tell = |millis| {
-            ticks.look(start + Duration::from_millis(millis));
+            ticks.read(start + Duration::from_millis(millis));
             (ticks.now().millis(), ticks.is_catching_up())
         };
         looks.into_iter().map(&mut tell).collect()
@@ -183,7 +185,7 @@ mod tests {
                 (1_200, false),
             ]
         );
-        // A short gap is caught up with in as short a time.
+        // After a short gap, catching up takes an equally short time.
         assert_eq!(
             told([100, 800, 1_200, 1_600]),
             [(1_100, false), (1_100, true), (1_100, true), (1_200, false)]
@@ -195,7 +197,7 @@ mod tests {
         let often = Instant::now();
         let mut ticks = Ticks::begin(Uptime::default(), GAPS, often);
         for look in 1..=100_000 {
-            ticks.look(often + Duration::from_micros(look * 30));
+            ticks.read(often + Duration::from_micros(look * 30));
         }
         assert_eq!(ticks.now(), Uptime::from_millis(3_000));
         assert_eq!(told([400, 900, 1_000]).last(), Some(&(2_000, false)));

@@ -1,7 +1,7 @@
-//! The server's own figures, second by second for the last minutes: what those who look after it ask for.
+//! The server's own metrics, second by second for the last minutes, for operators.
 //!
-//! One task looks once a second at what others count anyway; nothing on the way of an event waits for it. What
-//! concerns one school (its rate, its connections) is asked of the hub; what the log itself says, of the store.
+//! Once a second, one task samples counters that exist anyway, so no event waits for it. Figures of one school (its
+//! rate, its connections) come from the hub, and figures of the log from the store.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,28 +14,28 @@ use crate::config::VITALS_SECS;
 use crate::hub::Hub;
 use crate::log::{Committed, Reading, Store};
 
-/// One second of the server.
+/// Metrics of one second.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub struct Second {
-    /// Events committed in it.
+    /// Number of events that were committed.
     pub events: u64,
-    /// Commits in it; each has at least one event.
+    /// Number of commits. Each has at least one event.
     pub commits: u64,
-    /// Mean time of a commit, in microseconds.
+    /// Mean duration of a commit, in microseconds.
     pub commit_micros: u64,
-    /// Its slowest commit, in microseconds.
+    /// Duration of the slowest commit, in microseconds.
     pub slowest_micros: u64,
-    /// Streams at its end.
+    /// Number of streams at the end of the second.
     pub streams: usize,
-    /// Committed batches that the dispatcher had not handed to the streams at its end.
+    /// Committed batches that the dispatcher had not passed to the streams at the end of the second.
     pub waiting: u64,
 }
 
-/// How often somebody was told no, by the code of what he was told and the setting that was reached, if one was. There are
-/// few of either, and all are known.
+/// Number of rejected requests, by error code and by the setting whose limit was reached, if any. Both have few values,
+/// all of which are known.
 pub type Refusals = BTreeMap<(&'static str, Option<&'static str>), u64>;
 
-/// See the module's page.
+/// The server's own metrics. See the module documentation.
 pub struct Vitals {
     since: DateTime<Utc>,
     seconds: Mutex<VecDeque<Second>>,
@@ -53,23 +53,23 @@ impl Default for Vitals {
 }
 
 impl Vitals {
-    /// When the server began to work.
+    /// Returns when the server was started.
     pub fn since(&self) -> DateTime<Utc> {
         self.since
     }
 
-    /// The last seconds, oldest first; at most [`VITALS_SECS`].
+    /// Returns the metrics of the last seconds, oldest first; at most [`VITALS_SECS`].
     pub fn seconds(&self) -> Vec<Second> {
         self.kept().iter().copied().collect()
     }
 
-    /// Notes that somebody was told no, and which setting he had reached.
+    /// Counts a rejected request, with the setting whose limit was reached.
     pub fn refused(&self, code: &'static str, limit: Option<&'static str>) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         *refusals.entry((code, limit)).or_default() += 1;
     }
 
-    /// How often somebody was told no since the start.
+    /// Returns the numbers of rejected requests since the start.
     pub fn refusals(&self) -> Refusals {
         self.refusals
             .lock()
@@ -81,7 +81,7 @@ impl Vitals {
         self.seconds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the pulse once a second until it is dropped.
+    /// Samples the metrics once a second until it is dropped.
     pub async fn watch(
         self: Arc<Self>,
         store: Arc<dyn Store>,

@@ -1,14 +1,15 @@
-//! Whether the wall clock can be relied on when ages are judged.
+//! Whether the wall clock is reliable enough to judge ages.
 //!
-//! What is past its age is removed for good, so a clock that was set wrongly for a moment must not take a log with it. The
-//! wall clock is compared with the time since the machine's boot, which nobody sets and which goes on while the
-//! machine is suspended. Where they part by [`CLOCK_STEP_MIN`] or more, the wall clock was set, forward or back, and
-//! nothing is judged by age until it has stood for the setting `clock_settle_secs` of [uptime](crate::uptime), or is
-//! back where it was.
+//! Retention deletes old data permanently, so a clock that was wrong for a moment must not delete a log. The wall clock
+//! is compared with the time since the machine's boot, which cannot be set and which advances while the machine is
+//! suspended. If they diverge by [`CLOCK_STEP_MIN`] or more, the wall clock was set, forward or back. Nothing is then
+//! judged by age until the clock has been stable for the setting `clock_settle_secs` of [uptime](crate::uptime), or has
+//! been set back to where it was.
 //!
-//! What is known is saved with the database, so that a step between two starts is noticed, too. After another boot there is
-//! nothing to compare with: a downtime of up to `clock_settle_secs` is believed, and a longer one is treated like a step. It has
-//! to stand as long, but after the start of a machine that was off for days it is right, and it settles.
+//! This state is saved with the database, so that a step between two starts is noticed, too. After a reboot, there is
+//! nothing to compare with: a downtime of up to `clock_settle_secs` is believed, and a longer one is treated like a
+//! step. The clock must then be stable for as long. On a machine that was off for days, the clock is right, and it
+//! settles.
 
 use std::time::Duration;
 
@@ -18,12 +19,13 @@ use serde::{Deserialize, Serialize};
 use crate::config::CLOCK_STEP_MIN;
 use crate::uptime::Uptime;
 
-/// The id of the machine's present boot. Empty where there is none to be had.
+/// Returns the id of the machine's current boot. Empty if there is none.
 pub fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
-/// Time since the machine's boot. Elsewhere than on Linux, since the first call: then each start is like another boot.
+/// Returns the time since the machine's boot. On systems other than Linux, it is the time since the first call: each
+/// start then looks like a reboot.
 fn since_boot() -> Duration {
     #[cfg(target_os = "linux")]
     {
@@ -41,21 +43,21 @@ fn millis(duration: Duration) -> i64 {
     duration.as_millis().try_into().unwrap_or(i64::MAX)
 }
 
-/// All clocks at a moment.
+/// The readings of all clocks at a moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
     /// The wall clock.
     pub wall: DateTime<Utc>,
     /// Time since the machine's boot.
     pub since_boot: Duration,
-    /// The clock of silence.
+    /// The uptime, by which silence is measured.
     pub uptime: Uptime,
 }
 
 impl Moment {
-    /// The present one.
+    /// Returns the current moment.
     pub fn now(uptime: Uptime) -> Moment {
-        /// If more passes between two readings, the process did not run meanwhile.
+        /// If more time passes between two readings, the process was not running meanwhile.
         const AT_ONCE: Duration = Duration::from_secs(1);
         loop {
             let since_boot = since_boot();
@@ -70,7 +72,8 @@ impl Moment {
         }
     }
 
-    /// When the machine started, by the wall clock, in milliseconds: the same for as long as nobody sets it.
+    /// Returns when the machine was booted, by the wall clock, in milliseconds. It is constant as long as the clock is
+    /// not set.
     fn booted_at(&self) -> i64 {
         self.wall
             .timestamp_millis()
@@ -78,28 +81,28 @@ impl Moment {
     }
 }
 
-/// What is known of the wall clock. It is saved with the database. Times are milliseconds by that clock.
+/// The state of the wall clock, which is saved with the database. Times are in milliseconds of the wall clock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     boot: String,
-    /// The last look.
+    /// The time of the last check.
     looked_at: i64,
-    /// When the machine started, by the clock as it was at the last look.
+    /// When the machine was booted, by the clock of the last check.
     booted_at: i64,
-    /// The same, by the clock as it was when it was last relied on.
+    /// When the machine was booted, by the clock when it was last reliable.
     relied_on: i64,
-    /// If it was set since then: the uptime of that moment, in milliseconds.
+    /// The uptime, in milliseconds, when the clock was set, if it was set since then.
     set_at: Option<u64>,
 }
 
-/// What a look at the wall clock shows for the first time.
+/// A change of the wall clock that a check has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// It was set, forward or back by so much.
+    /// The clock was set, forward or back, by this much.
     Set(TimeDelta),
-    /// It was set to where it had been.
+    /// The clock was set to where it had been.
     Back(TimeDelta),
-    /// It has stood for long enough.
+    /// The clock has been stable for long enough.
     Settled,
 }
 
@@ -111,7 +114,7 @@ pub struct WallClock {
 }
 
 impl WallClock {
-    /// Goes on from what was saved, if anything was. A clock that is set has to stand for `settle`.
+    /// Continues from the saved record, if there is one. After it is set, the clock must be stable for `settle`.
     pub fn resume(saved: Option<Record>, boot: String, now: Moment, settle: Duration) -> WallClock {
         let record = match saved {
             Some(saved) if saved.boot == boot && !boot.is_empty() => saved,
@@ -127,12 +130,12 @@ impl WallClock {
         WallClock { record, settle }
     }
 
-    /// Looks at the clock, and tells what has changed.
+    /// Checks the clock, and returns what has changed.
     pub fn look(&mut self, now: Moment) -> Option<Change> {
         let own = &mut self.record;
         let moved = now.booted_at().saturating_sub(own.booted_at);
         let is_step = |by: i64| by.unsigned_abs() >= millis(CLOCK_STEP_MIN).unsigned_abs();
-        // What is less than a step is followed: clocks drift.
+        // Smaller differences than a step are followed, because clocks drift.
         own.booted_at = now.booted_at();
         own.looked_at = now.wall.timestamp_millis();
         let mut change = None;
@@ -158,23 +161,25 @@ impl WallClock {
         change
     }
 
-    /// Whether ages may be judged by it.
+    /// Whether ages can be judged by the clock.
     pub fn is_relied_on(&self) -> bool {
         self.record.set_at.is_none()
     }
 
-    /// What is to be saved.
+    /// Returns the record to save.
     pub fn record(&self) -> &Record {
         &self.record
     }
 }
 
 impl Record {
-    /// The same after another boot, as if no time had passed, or as much as the clock says if that is plausible.
+    /// Returns the record after a reboot. It assumes that no time has passed, or as much as the clock says if that is
+    /// plausible.
     fn carried_over(self, boot: String, now: Moment, settle: Duration) -> Record {
         let passed = now.wall.timestamp_millis().saturating_sub(self.looked_at);
         let longest = match self.set_at {
-            // It has to stand in any case, and should not have to anew after each of a machine's nights.
+            // The clock must be stable in any case, and should not have to start over after each night that the machine
+            // is off.
             Some(_) => i64::MAX,
             None => millis(settle.max(CLOCK_STEP_MIN)),
         };
@@ -240,26 +245,26 @@ mod tests {
                 .look(moment(self.wall, self.since_boot, self.uptime))
         }
 
-        /// So many seconds of work.
+        /// Some seconds of operation.
         fn work(&mut self, secs: i64) -> Option<Change> {
             (self.wall, self.since_boot) = (self.wall + secs, self.since_boot + secs);
             self.uptime += secs;
             self.look()
         }
 
-        /// The clock is set by so many seconds.
+        /// The clock is set by some seconds.
         fn set(&mut self, secs: i64) -> Option<Change> {
             self.wall += secs;
             self.look()
         }
 
-        /// The server is not there for so many seconds.
+        /// The server is down for some seconds.
         fn restart(&mut self, secs: i64) -> Option<Change> {
             (self.wall, self.since_boot) = (self.wall + secs, self.since_boot + secs);
             self.resume()
         }
 
-        /// The machine is off for so many seconds.
+        /// The machine is off for some seconds.
         fn reboot(&mut self, boot: &'static str, secs: i64) -> Option<Change> {
             (self.boot, self.wall, self.since_boot) = (boot, self.wall + secs, 10);
             self.resume()
@@ -316,7 +321,7 @@ mod tests {
             machine.work(3_600);
             assert_eq!(machine.set(2), None);
         }
-        // Suspended: the time since the boot goes on, and the uptime does not.
+        // Suspended: the time since the boot advances, and the uptime does not.
         machine.since_boot += 9 * DAY;
         assert_eq!(machine.set(9 * DAY), None);
         assert_eq!(machine.restart(30 * DAY), None);
@@ -345,12 +350,12 @@ mod tests {
         assert_eq!(machine.reboot("second", 600), None);
         assert!(machine.clock.is_relied_on());
         assert_eq!(machine.reboot("third", 30 * DAY), set_by(30 * DAY));
-        // A machine that is on for half an hour a day settles all the same.
+        // A machine that is on for half an hour a day settles nevertheless.
         machine.work(HOUR / 2);
         assert_eq!(machine.reboot("fourth", DAY), None);
         assert!(!machine.clock.is_relied_on());
         assert_eq!(machine.work(HOUR / 2), Some(Change::Settled));
-        // One whose clock went back is not believed.
+        // A machine whose clock went back is not believed.
         assert_eq!(machine.reboot("fifth", -DAY), set_by(-DAY));
         let right = Some(Change::Back(TimeDelta::seconds(DAY)));
         assert_eq!(machine.set(DAY), right);

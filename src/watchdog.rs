@@ -1,5 +1,6 @@
-//! What happens without anybody asking: silent subjects are flagged and ended, the uptime is counted and saved, old events
-//! are removed, idle schools leave memory. Judgement is the kinds' own (a command like any other); here is only the clock.
+//! Periodic work: the tasks here end silent subjects or flag them, count and save the uptime, delete old events, and
+//! remove idle schools from memory. The kinds decide what happens to silent subjects (by a command like any other);
+//! this module only provides the clock.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,10 +19,10 @@ use crate::log::{Envelope, Store, StoreError};
 use crate::uptime::UptimeClock;
 use crate::wall_clock::{self, Change, Moment, WallClock};
 
-/// Nothing that is stored is older than anything may be at this time.
+/// No stored data is too old at this time.
 const NOTHING_IS_OLD: DateTime<Utc> = DateTime::UNIX_EPOCH;
 
-/// Looks at the uptime, by which it goes on, until it is dropped.
+/// Reads the uptime clock periodically, which makes the uptime advance, until it is dropped.
 pub async fn count_uptime(clock: UptimeClock) {
     let mut rounds = interval(UPTIME_TICK);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -31,7 +32,7 @@ pub async fn count_uptime(clock: UptimeClock) {
     }
 }
 
-/// Looks for silent subjects until it is dropped.
+/// Checks for silent subjects until it is dropped.
 pub async fn watch_silence(store: Arc<dyn Store>) {
     let mut rounds = interval(WATCHDOG_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -49,7 +50,7 @@ pub async fn watch_silence(store: Arc<dyn Store>) {
             Err(StoreError::Displaced | StoreError::NotCommitted) => {}
             Err(error) => {
                 if let Some(failed) = failures.failed(Instant::now()) {
-                    tracing::error!(%error, failed, "the watchdog could not look for silent subjects");
+                    tracing::error!(%error, failed, "the watchdog could not check for silent subjects");
                 }
             }
         }
@@ -73,7 +74,7 @@ async fn check_overdue(store: &dyn Store) -> Result<(), StoreError> {
                 .into_iter()
                 .filter_map(Result::err)
             {
-                tracing::warn!(school.id = %school, reason = %refused, "a look at a silent subject was refused");
+                tracing::warn!(school.id = %school, reason = %refused, "the check of a silent subject was rejected");
             }
         }
         if !full {
@@ -103,8 +104,8 @@ pub async fn keep_uptime(store: Arc<dyn Store>) {
     }
 }
 
-/// Removes what is past retention until it is dropped. What is too old is removed only while the wall clock can be relied on:
-/// if it is set, it has to stand for `settle` first.
+/// Deletes what is past retention until it is dropped. Data is deleted because of its age only while the wall clock is
+/// reliable: after the clock is set, it must be stable for `settle` first.
 pub async fn sweep(store: Arc<dyn Store>, hub: Arc<Hub>, settle: Duration) {
     let mut rounds = interval(SWEEP_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -133,7 +134,7 @@ async fn sweep_once(
     let clock =
         clock.get_or_insert_with(|| WallClock::resume(saved, wall_clock::boot(), now, settle));
     if let Some(change) = clock.look(now) {
-        tell(change, settle);
+        log_change(change, settle);
     }
     let now = match clock.is_relied_on() {
         true => now.wall,
@@ -149,19 +150,19 @@ async fn sweep_as_of(store: &dyn Store, now: DateTime<Utc>) -> Result<(), StoreE
     Ok(())
 }
 
-fn tell(change: Change, settle: Duration) {
+fn log_change(change: Change, settle: Duration) {
     match change {
         Change::Set(by) => tracing::warn!(
             by_secs = by.num_seconds(),
             settle_secs = settle.as_secs(),
-            "the wall clock was set; nothing is removed for its age before it has stood (`clock_settle_secs`)"
+            "the wall clock was set; nothing is deleted because of its age until the clock has been stable for `clock_settle_secs`"
         ),
         Change::Back(by) => tracing::warn!(
             by_secs = by.num_seconds(),
             "the wall clock was set to where it had been"
         ),
         Change::Settled => {
-            tracing::info!("the wall clock has stood since it was set, and is relied on again")
+            tracing::info!("the wall clock has been stable since it was set, and is used again")
         }
     }
 }

@@ -35,8 +35,8 @@ pub const JWKS_TRIES_MAX: usize = 4;
 /// Interval between two checks whether the file of public keys has changed.
 pub const JWKS_PERIOD: Duration = Duration::from_secs(1);
 /// Rejected credentials that are logged in each [`REFUSALS_PERIOD`]. The others are only counted.
-pub const REFUSALS_TOLD: usize = 20;
-/// Period for [`REFUSALS_TOLD`].
+pub const REFUSALS_LOGGED: usize = 20;
+/// Period for [`REFUSALS_LOGGED`].
 pub const REFUSALS_PERIOD: Duration = Duration::from_secs(10);
 /// Upper bounds of the histogram buckets for durations, in seconds.
 pub const DURATION_BUCKETS_SECS: [f64; 13] = [

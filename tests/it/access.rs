@@ -716,7 +716,7 @@ fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
     });
     let lines: Vec<&str> = log
         .lines()
-        .filter(|line| line.contains("a credential was refused"))
+        .filter(|line| line.contains("a credential was rejected"))
         .collect();
     let expected = [
         (
@@ -781,7 +781,7 @@ fn so_many_refusals_are_logged_and_the_others_counted() {
         }
     });
     let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
-    let told = count("a credential was refused");
+    let told = count("a credential was rejected");
     // A busy machine may take more than one period for that.
     assert!((1..REFUSALS).contains(&told), "{told}");
     assert!(!log.contains("BAD-TOKEN"));

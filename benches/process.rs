@@ -1,14 +1,14 @@
-//! The server as a process of its own, for the benchmarks, and what the kernel says of it.
+//! The server as a separate process, and the kernel's figures about it.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// Ticks a second (`getconf CLK_TCK`), the same on every Linux.
+/// Clock ticks per second (`getconf CLK_TCK`), the same on every Linux.
 const TICKS_PER_SEC: f64 = 100.0;
 
-/// The server's program, its data in `folder`. `BENCH_SERVER` names another one, to compare with.
+/// The server's program, with its data in `folder`. `BENCH_SERVER` overrides the program, for comparisons.
 pub(crate) fn tidings(folder: &Path, port: &str) -> Command {
     let program = std::env::var("BENCH_SERVER");
     let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_tidings")));
@@ -19,7 +19,7 @@ pub(crate) fn tidings(folder: &Path, port: &str) -> Command {
     command
 }
 
-/// A server that runs; killed when it is dropped.
+/// A running server. It is killed when this is dropped.
 pub(crate) struct Process {
     child: Child,
     pub(crate) address: String,
@@ -53,7 +53,7 @@ impl Process {
         self.child.wait().expect("the server ends");
     }
 
-    /// Ends it in good order.
+    /// Shuts the server down.
     pub(crate) fn terminate(&mut self) {
         let id = self.child.id().to_string();
         let told = Command::new("kill").args(["-s", "TERM", &id]).status();
@@ -61,22 +61,22 @@ impl Process {
         self.child.wait().expect("the server ends");
     }
 
-    /// Seconds of CPU that it has used, by `utime` and `stime`.
+    /// Returns the CPU time that it has used, in seconds, from `utime` and `stime`.
     pub(crate) fn cpu_secs(&self) -> f64 {
         let stat = fs::read_to_string(self.file("stat")).expect("it runs");
-        // The name, in parentheses, may hold anything.
+        // The name, in parentheses, can contain any character.
         let (_, rest) = stat.rsplit_once(") ").expect("a name");
         let fields: Vec<&str> = rest.split(' ').collect();
         let ticks = |at: usize| fields[at].parse::<f64>().expect("a number");
         (ticks(11) + ticks(12)) / TICKS_PER_SEC
     }
 
-    /// Bytes of memory that it occupies.
+    /// Returns its resident memory, in bytes.
     pub(crate) fn memory(&self) -> u64 {
         self.status("VmRSS:")
     }
 
-    /// The most bytes of memory that it has occupied, since [`Process::forget_peak`].
+    /// Returns its peak resident memory since [`Process::forget_peak`], in bytes.
     pub(crate) fn peak_memory(&self) -> u64 {
         self.status("VmHWM:")
     }
@@ -88,7 +88,7 @@ impl Process {
     fn status(&self, size: &str) -> u64 {
         let status = fs::read_to_string(self.file("status")).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(size));
-        let kib = line.expect("the kernel tells it").trim();
+        let kib = line.expect("the kernel reports it").trim();
         let kib = kib.trim_end_matches(" kB").parse::<u64>();
         kib.expect("a number") * 1_024
     }
@@ -100,7 +100,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only if it has ended.
+        // Both fail only if the process has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

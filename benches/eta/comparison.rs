@@ -1,68 +1,69 @@
-//! How each rule does in each workload.
+//! How accurate each rule is in each workload.
 
 use super::rules::{Average, Indicatif, Median, Ours, Rule, Tqdm};
 use super::workloads::{Run, Workload};
 
-/// The rules, ours first.
+/// The rules. Tidings' own rule is the first.
 pub(crate) const RULES: [&str; 5] = ["tidings", "tqdm", "indicatif", "average", "history"];
-/// Times at which a run is looked at, evenly spaced.
+/// Number of evenly spaced times at which the estimates of a run are checked.
 const LOOKS: usize = 200;
 /// An estimate is far off if it is too long or too short by more than this factor.
 const FAR_OFF: f64 = 3.0;
 
-/// What came of one rule in one workload.
+/// The result of one rule in one workload.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Score {
-    /// The median factor between what was told and what was true.
+    /// The median factor between the estimate and the true value.
     pub(crate) factor: f64,
-    /// The mean share of a run during which it was far off, or told nothing although another rule did.
+    /// The mean share of a run during which the estimate was far off, or missing although another rule had one.
     pub(crate) off: f64,
 }
 
-/// What came of one workload.
+/// The result of one workload.
 pub(crate) struct Row {
     /// The workload.
     pub(crate) name: &'static str,
-    /// By rule. Nothing for a rule that never tells anything.
+    /// By rule. `None` for a rule without any estimate.
     pub(crate) scores: [Option<Score>; RULES.len()],
-    /// How often the truth was within the range that was told.
+    /// How often the true value was within the estimated range.
     pub(crate) coverage: f64,
     /// How often there was a range.
     pub(crate) ranges: usize,
 }
 
 impl Row {
-    /// Ours.
+    /// The score of Tidings' own rule.
     pub(crate) fn own(&self) -> Score {
-        self.scores[0].expect("ours tells something")
+        self.scores[0].expect("our rule has estimates")
     }
 
     fn others(&self) -> impl Iterator<Item = Score> {
         self.scores[1..].iter().flatten().copied()
     }
 
-    /// The best of the others' factors.
+    /// The best factor of the other rules.
     pub(crate) fn best_factor(&self) -> f64 {
         self.others()
             .map(|own| own.factor)
             .fold(f64::INFINITY, f64::min)
     }
 
-    /// The least of the others' shares.
+    /// The smallest share of the other rules.
     pub(crate) fn least_off(&self) -> f64 {
         self.others()
             .map(|own| own.off)
             .fold(f64::INFINITY, f64::min)
     }
 
-    /// Best or within 5 % of the best, and not far off for more than a tenth of a run where another manages that.
+    /// Whether our rule is the best, or within 5 % of the best, and not far off for more than a tenth of a run where
+    /// another rule achieves that.
     pub(crate) fn reaches_the_goal(&self) -> bool {
         let own = self.own();
         own.factor <= self.best_factor() * 1.05 && (own.off <= 0.10 || self.least_off() > 0.10)
     }
 }
 
-/// Each rule, at work on one run.
+/// All rules, applied to one run.
 struct Field {
     ours: Ours,
     tqdm: Tqdm,
@@ -94,7 +95,8 @@ impl Field {
     }
 }
 
-/// Looks at one run; adds the factors, and returns the shares that were far off and how many ranges held the truth.
+/// Checks one run. Adds the factors, and returns the shares that were far off and how many ranges contained the true
+/// value.
 fn follow(
     run: &Run,
     factors: &mut [Vec<f64>; RULES.len()],
@@ -111,7 +113,7 @@ fn follow(
             }
         }
         let left = field.rules().map(|rule| rule.left(at));
-        // Of a stalled job nothing is told, and before there is evidence nobody can.
+        // A stalled job has no estimate, and without evidence no rule can make one.
         if at < run.from || field.ours.is_stalled(at) || left.iter().all(Option::is_none) {
             continue;
         }

@@ -1,5 +1,5 @@
-//! How well the time left is told, in virtual time, against the rules that others have published:
-//! `cargo bench --bench eta [-- [jobs of each workload] [seed]]`.
+//! How accurate the estimates of the time left are, in virtual time, compared with published rules: `cargo bench
+//! --bench eta [-- [jobs of each workload] [seed]]`.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -17,7 +17,7 @@ fn main() {
     let mut numbers = std::env::args().filter_map(|own| own.parse().ok());
     let (jobs, seed) = (numbers.next().unwrap_or(40), numbers.next().unwrap_or(0));
     println!(
-        "Median factor between told and true time left / share of the run off by more than 3×"
+        "Median factor between estimated and true time left / share of the run off by more than 3×"
     );
     let rules = comparison::RULES.map(|rule| format!("{rule:>15}"));
     println!("{:30}{}  range holds the end", "", rules.concat());

@@ -1,4 +1,4 @@
-//! The rules that are compared: ours, and what others have published.
+//! The rules that are compared: Tidings' own, and published ones.
 
 use std::time::Duration;
 
@@ -7,17 +7,17 @@ use tidings::kind::job::{Estimator, Eta, History, Past};
 
 use super::workloads::Run;
 
-/// A way to tell the time left. All times are seconds since the start.
+/// A rule that estimates the time left. All times are in seconds since the start.
 pub(crate) trait Rule {
-    /// Takes in a report: progress in percent, or nothing for a message only.
+    /// Processes a report: the progress in percent, or `None` for a message only.
     fn report(&mut self, at: f64, progress: Option<f64>);
 
-    /// How many seconds are left, as it is shown then.
+    /// Returns the displayed estimate of the seconds left.
     fn left(&mut self, at: f64) -> Option<f64>;
 }
 
-/// tqdm 4: averages of time and progress over updates, in which the newest weighs 0.3; what is shown stays until
-/// the next update.
+/// tqdm 4: averages of time and progress over updates, in which the newest has weight 0.3. The displayed value stays
+/// until the next update.
 #[derive(Default)]
 pub(crate) struct Tqdm {
     last: Option<(f64, f64)>,
@@ -63,7 +63,7 @@ impl Rule for Tqdm {
     }
 }
 
-/// indicatif 0.18: a rate that is smoothed twice over 15 seconds, and decays while nothing comes.
+/// indicatif 0.18: a rate that is smoothed twice over 15 seconds, and decays while nothing arrives.
 #[derive(Default)]
 pub(crate) struct Indicatif {
     since: Option<f64>,
@@ -102,7 +102,7 @@ impl Rule for Indicatif {
     }
 }
 
-/// What is done divided by the time since the first value.
+/// The progress divided by the time since the first value.
 #[derive(Default)]
 pub(crate) struct Average {
     first: Option<(f64, f64)>,
@@ -123,7 +123,7 @@ impl Rule for Average {
     }
 }
 
-/// The median of the jobs before.
+/// The median duration of earlier jobs.
 pub(crate) struct Median(Option<f64>);
 
 impl Median {
@@ -142,7 +142,7 @@ impl Rule for Median {
     }
 }
 
-/// Ours, as the server asks it: at each report, and when it is time to look again.
+/// Tidings' own rule, called as the server calls it: at each report, and when the estimate is due for an update.
 pub(crate) struct Ours {
     estimator: Estimator,
     told: Option<Eta>,
@@ -171,7 +171,7 @@ impl Ours {
         }
     }
 
-    /// What a job that is over teaches.
+    /// What a finished job contributes to the history.
     fn past(run: &Run) -> Option<Past> {
         let mut estimator = Estimator::starting(time(0.0), None);
         for (at, progress) in &run.reports {
@@ -188,13 +188,13 @@ impl Ours {
         self.look = look.map(|wait| at + wait.as_secs_f64());
     }
 
-    /// Whether nothing has been heard for so long that nothing is told.
+    /// Whether the job has been silent for so long that there is no estimate.
     pub(crate) fn is_stalled(&self, at: f64) -> bool {
         self.stall_after
             .is_some_and(|after| at - self.heard >= after)
     }
 
-    /// The range of what is left.
+    /// Returns the range of the time left.
     pub(crate) fn range(&self, at: f64) -> Option<(f64, f64)> {
         self.told
             .map(|eta| (secs(eta.low_at) - at, secs(eta.high_at) - at))

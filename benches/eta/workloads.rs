@@ -7,31 +7,31 @@ use fastrand::Rng;
 /// One job.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
-    /// When, in seconds since the start, and the progress in percent, or nothing for a message only.
+    /// Reports: the time in seconds since the start, and the progress in percent, or `None` for a message only.
     pub(crate) reports: Vec<(f64, Option<f64>)>,
-    /// When it is done.
+    /// When the job ends.
     pub(crate) end: f64,
     /// Earlier jobs of its type.
     pub(crate) earlier: Vec<Run>,
-    /// Silent seconds before it is stalled, if anybody watches.
+    /// Seconds of silence before the job is stalled, if there is a watchdog.
     pub(crate) stall_after: Option<f64>,
-    /// From when on the estimates are judged: what nobody can foresee is no one's fault.
+    /// The time from which estimates are judged. Events that cannot be predicted are not held against them.
     pub(crate) from: f64,
 }
 
-/// A kind of job, and some of its kind.
+/// A kind of workload, and some jobs of it.
 pub(crate) struct Workload {
-    /// What is special about it.
+    /// What distinguishes it.
     pub(crate) name: &'static str,
     /// The jobs.
     pub(crate) runs: Vec<Run>,
 }
 
-/// Of jobs that were completed before.
+/// Number of earlier jobs that were completed.
 const EARLIER: usize = 7;
 
 impl Run {
-    /// Reports after each step, of durations in seconds and sizes in any unit.
+    /// Reports after each step, from durations in seconds and sizes in any unit.
     fn of_steps(secs: &[f64], sizes: &[f64]) -> Run {
         let total: f64 = sizes.iter().sum();
         let (mut at, mut done) = (0.0, 0.0);
@@ -41,7 +41,7 @@ impl Run {
             done += size;
             reports.push((at, Some(100.0 * done / total)));
         }
-        // The last one completes it.
+        // The last report completes the job.
         reports.pop();
         Run {
             reports,
@@ -56,7 +56,7 @@ impl Run {
         Run::of_steps(secs, &vec![1.0; secs.len()])
     }
 
-    /// So many steps, the time of each by its place from 0 to 1, and uneven by a lognormal factor.
+    /// This many steps. The duration of each depends on its place from 0 to 1, and varies by a lognormal factor.
     fn uneven(rng: &mut Rng, steps: usize, sigma: f64, secs: impl Fn(f64) -> f64) -> Run {
         let place = |step: usize| (step as f64 + 0.5) / steps as f64;
         let all: Vec<f64> = (0..steps)
@@ -65,7 +65,7 @@ impl Run {
         Run::of_equal_steps(&all)
     }
 
-    /// A message every so often.
+    /// Adds a message at regular intervals.
     fn with_messages(mut self, every: f64) -> Run {
         let times = (1..).map(|count| f64::from(count) * every);
         let messages = times.take_while(|at| *at < self.end).map(|at| (at, None));
@@ -81,7 +81,7 @@ impl Run {
         self
     }
 
-    /// As fast as needed to end then.
+    /// Scales the speed so that the job ends at this time.
     fn scaled_to(mut self, end: f64) -> Run {
         let factor = end / self.end;
         self.end = end;
@@ -91,7 +91,7 @@ impl Run {
         self
     }
 
-    /// Even steps, and one that takes 300 s longer, from which on it is judged.
+    /// Equal steps, and one that takes 300 s longer, from which on the estimates are judged.
     fn with_stall(rng: &mut Rng, steps: usize, secs: f64) -> Run {
         let place = rng.usize(steps / 5..steps * 4 / 5);
         let mut all = vec![secs; steps];
@@ -101,9 +101,10 @@ impl Run {
         run
     }
 
-    /// Killed somewhere: nothing is heard any more, until the job is given to another worker. Its second attempt is what is judged.
+    /// The worker is killed at some point: nothing is received until the job is given to another worker. The second
+    /// attempt is judged.
     fn killed_and_retried(rng: &mut Rng) -> Run {
-        // The server counts an attempt from its start, so the first leaves nothing behind.
+        // The server counts an attempt from its start, so the first attempt has no effect.
         Run::uneven(rng, 80, 0.2, |_| 1.5)
     }
 }
@@ -112,7 +113,7 @@ fn normal(rng: &mut Rng) -> f64 {
     (-2.0 * (1.0 - rng.f64()).ln()).sqrt() * (TAU * rng.f64()).cos()
 }
 
-/// Of mean 1.
+/// Returns a factor with mean 1.
 fn lognormal(rng: &mut Rng, sigma: f64) -> f64 {
     (sigma * normal(rng) - sigma * sigma / 2.0).exp()
 }
@@ -237,7 +238,7 @@ fn slow_start(rng: &mut Rng) -> Run {
     Run::of_equal_steps(&secs)
 }
 
-/// Every workload, with so many jobs of each. Another `seed` makes others of the same kinds.
+/// Returns every workload, with this many jobs of each. Another `seed` creates different jobs of the same kinds.
 pub(crate) fn all(jobs: u64, seed: u64) -> Vec<Workload> {
     let mut all = Vec::new();
     let mut add = |name, earlier: usize, make: &dyn Fn(&mut Rng) -> Run| {

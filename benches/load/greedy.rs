@@ -1,5 +1,5 @@
-//! What greedy publishers cost others: eight clients of one school, and of eight, each with a batch that leads to two
-//! hundred megabytes, over and over, while another school reports.
+//! What greedy publishers cost others: eight clients, of one school or of eight schools, repeatedly send a batch that
+//! produces two hundred megabytes, while another school reports.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,25 +11,25 @@ use crate::pressure::compare;
 use crate::server::{Connection, Server};
 use crate::{histogram, mebibytes};
 
-/// The argument with which the program is the greedy clients.
+/// The argument that makes the program run as the greedy clients.
 pub(crate) const GREEDY: &str = "be-greedy";
-/// How many there are.
+/// Number of greedy clients.
 const CLIENTS: u32 = 8;
-/// The number of the other school; the greedy ones are those from 1 on.
+/// The id of the other school. The greedy clients use the schools from 1 on.
 const OTHER: u32 = 99;
-/// How long the other school's reports are measured.
+/// Duration of each measurement of the other school's reports.
 const MEASURE_FOR: Duration = Duration::from_secs(15);
-/// Workers of the other school.
+/// Number of workers of the other school.
 const WORKERS: usize = 8;
-/// Time between two reports of one.
+/// Interval between two reports of a worker.
 const REPORT_EACH: Duration = Duration::from_millis(100);
-/// Lines of a batch, some 380 KB.
+/// Lines of a batch, about 380 KB.
 const LINES: usize = 6_300;
-/// Metadata of the job that they report on, in bytes.
+/// Size of the metadata of the job that they report on, in bytes.
 const METADATA: usize = 16_000;
-/// What a client waits when it was refused and not told how long.
+/// Pause of a client whose request was rejected without `Retry-After`.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long the server has to give memory back.
+/// How long the server has to release memory.
 const CALM_AFTER: Duration = Duration::from_secs(10);
 
 pub(crate) async fn greedy(schools: u32) {
@@ -73,7 +73,7 @@ pub(crate) async fn greedy(schools: u32) {
     );
 }
 
-/// Reports of several workers, each at an even pace: a report that is late counts from when it was due.
+/// Measures the reports of several workers at a constant rate. The time of a late report counts from when it was due.
 async fn report(server: &Server, token: &str) -> Histogram<u64> {
     let end = Instant::now() + MEASURE_FOR;
     let mut workers = JoinSet::new();
@@ -100,7 +100,7 @@ async fn report(server: &Server, token: &str) -> Histogram<u64> {
     all
 }
 
-/// The greedy clients, in a process of their own that leaves the processors to others.
+/// The greedy clients, in a separate process with low priority.
 struct Clients(Child);
 
 impl Clients {
@@ -124,7 +124,7 @@ impl Drop for Clients {
     }
 }
 
-/// What the clients' process does.
+/// Runs as the greedy clients.
 pub(crate) async fn be_greedy(arguments: &[String]) {
     let [_, address, tokens @ ..] = arguments else {
         panic!("an address and tokens");
@@ -135,7 +135,7 @@ pub(crate) async fn be_greedy(arguments: &[String]) {
     for token in tokens {
         clients.spawn(ask_on(address.clone(), token.clone(), body.clone()));
     }
-    // They go on until they are killed.
+    // They continue until they are killed.
     clients.join_next().await;
 }
 

@@ -1,10 +1,10 @@
-//! A load program: what the server delivers and accepts, what that costs, and how long it takes.
+//! A load program: it measures what the server delivers and accepts, what that costs, and how long it takes.
 //!
-//! `cargo bench --bench load` runs everything; `cargo bench --bench load -- publish` only what is named:
-//! `floor`, `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `fold`, `idle`,
-//! `crowd`, `slow`, `burst`, `reconnect`, `refusals`, `pages`, `browser`, `greedy`,
-//! `searches`. The server is a process of its own, so that
-//! its CPU time and memory can be told from the load's. Both share the machine: read ratios, not records.
+//! `cargo bench --bench load` runs everything. `cargo bench --bench load -- publish` runs only what is named: `floor`,
+//! `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `fold`, `idle`, `crowd`, `slow`, `burst`,
+//! `reconnect`, `refusals`, `pages`, `browser`, `greedy`, `searches`. The server is a separate process, so that its CPU
+//! time and memory are measured separately from the load's. Both share the machine, so compare ratios rather than
+//! absolute figures.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -17,7 +17,7 @@ mod greedy;
 mod pages;
 mod pressure;
 #[path = "../process.rs"]
-#[allow(dead_code, reason = "what a stranger costs uses more of it")]
+#[allow(dead_code, reason = "the benchmark `stranger` uses more of it")]
 mod process;
 mod searches;
 mod server;
@@ -32,11 +32,11 @@ use hdrhistogram::Histogram;
 use server::{Connection, Server, nanos};
 use subscribers::{Subscribers, TRANSPORTS, Transport};
 
-/// How long each measurement of publishing lasts.
+/// Duration of each measurement of publishing.
 const PUBLISH_FOR: Duration = Duration::from_secs(5);
-/// How long devices beat: long enough for their last beats to be written down twice.
+/// How long devices send heartbeats: long enough for the times of their last heartbeats to be saved twice.
 const BEAT_FOR: Duration = Duration::from_secs(21);
-/// How long latency is measured.
+/// Duration of each measurement of latency.
 const LATENCY_FOR: Duration = Duration::from_secs(10);
 /// Lines of a batch.
 const BATCH_LINES: usize = 1_000;
@@ -140,8 +140,8 @@ fn profile() -> &'static str {
     }
 }
 
-/// What the machine itself takes: one thread that writes an event's bytes to as many bare sockets, read by
-/// as many tasks. Nothing that delivers one event with one write to each can be cheaper.
+/// What the machine itself needs: one thread writes an event's bytes to each of many bare sockets, and as many tasks
+/// read them. A server that delivers each event with one write per connection cannot be cheaper.
 async fn floor(readers: usize) {
     const ROUNDS: usize = 300;
     const EVENT: [u8; 400] = [b'x'; 400];
@@ -193,7 +193,7 @@ async fn floor(readers: usize) {
     );
 }
 
-/// Acknowledged events a second: `publishers` connections, `lines` commands a request.
+/// Acknowledged events per second with `publishers` connections and `lines` commands per request.
 async fn publish(publishers: usize, lines: usize) {
     let server = Server::start().await;
     server
@@ -252,7 +252,7 @@ async fn publish(publishers: usize, lines: usize) {
     );
 }
 
-/// Beats of `count` online devices over 64 connections: each device once in `period`, or as fast as they go.
+/// Heartbeats of `count` online devices over 64 connections: each device once per `period`, or as fast as possible.
 async fn devices(count: usize, period: Option<Duration>) {
     const CONNECTIONS: usize = 64;
     let server = Server::start().await;
@@ -297,8 +297,8 @@ async fn devices(count: usize, period: Option<Duration>) {
     }
     let (secs, busy) = (start.elapsed().as_secs_f64(), server.cpu_secs() - cpu);
     println!(
-        "devices   {count} devices, {:<15} {:>7.0} beats/s  {:>5.1} us server CPU each, {:>4.1} % of a core  answer {}",
-        period.map_or("as fast as can".into(), |period| format!("each {period:?}")),
+        "devices   {count} devices, {:<15} {:>7.0} heartbeats/s  {:>5.1} us server CPU each, {:>4.1} % of a core  answer {}",
+        period.map_or("unthrottled".into(), |period| format!("each {period:?}")),
         times.len() as f64 / secs,
         busy / times.len() as f64 * 1e6,
         busy / secs * 100.0,
@@ -314,7 +314,7 @@ fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(60_000_000_000, 3).expect("3 digits")
 }
 
-/// Deliveries a second: every event of `channels` jobs goes to the readers of its channel.
+/// Deliveries per second: every event of `channels` jobs is delivered to the readers of its channel.
 async fn fanout(transport: Transport, readers: usize, channels: usize) {
     let server = Server::start().await;
     server.create_jobs(channels).await;
@@ -352,7 +352,7 @@ async fn fanout(transport: Transport, readers: usize, channels: usize) {
     );
 }
 
-/// Publish to receive, at 100 events a second.
+/// Time from publishing to receiving, at 100 events per second.
 async fn latency(transport: Transport, readers: usize) {
     let server = Server::start().await;
     server.create_jobs(1).await;
@@ -384,7 +384,7 @@ async fn latency(transport: Transport, readers: usize) {
     );
 }
 
-/// What an event costs the server at 100 events a second on one subject, with ticks folded and not.
+/// What an event costs the server at 100 events per second on one subject, with and without conflation of ticks.
 async fn fold(transport: Transport, readers: usize) {
     let mut costs = Vec::new();
     for tick_ms in [0, 100, 1_000] {
@@ -405,12 +405,12 @@ async fn fold(transport: Transport, readers: usize) {
         drop(subscribers);
     }
     println!(
-        "fold      {transport:<12} {readers} readers at 100/s  {:>6.2} ms server CPU an event unfolded, {:>6.2} ms with 100 ms, {:>6.2} ms with 1 s",
+        "fold      {transport:<12} {readers} readers at 100/s  {:>6.2} ms server CPU an event without conflation, {:>6.2} ms with 100 ms, {:>6.2} ms with 1 s",
         costs[0], costs[1], costs[2]
     );
 }
 
-/// Memory of a connection that waits.
+/// Memory of an idle connection.
 async fn idle(transport: Transport, readers: usize) {
     let server = Server::start().await;
     server.create_jobs(1).await;

@@ -1,5 +1,5 @@
-//! The monitor: how long a page takes with many jobs stored, how large it is, and what it costs a browser to keep it
-//! up to date.
+//! The monitor: how long a page takes with many stored jobs, how large it is, and what live updates of a page cost a
+//! browser.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,12 +13,12 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use crate::server::{Connection, Server};
 use crate::{histogram, quantiles};
 
-/// How often each page is asked for.
+/// How often each page is requested.
 const LOOKS: usize = 200;
-/// How long the browser is watched.
+/// How long the browser is observed.
 const WATCH_FOR: Duration = Duration::from_secs(20);
 
-/// Pages of a school with `ended` jobs that have ended, `running` ones, and devices.
+/// Pages of a school with `ended` finished jobs, `running` jobs, and devices.
 pub(crate) async fn pages(ended: usize, running: usize) {
     let server = Server::start().await;
     let mut worker = Connection::open(&server.address, &server.worker).await;
@@ -82,7 +82,7 @@ pub(crate) async fn pages(ended: usize, running: usize) {
     }
 }
 
-/// What a browser spends on a page of `running` jobs that are reported of `rate` times a second.
+/// What a page of `running` jobs costs a browser, with `rate` reports per second.
 pub(crate) async fn browser(running: usize, rate: u32) {
     let server = Server::start().await;
     server.create_jobs(running).await;
@@ -187,7 +187,7 @@ impl Page {
         }
     }
 
-    /// Seconds spent since the page was opened, by name.
+    /// Returns the seconds spent since the page was opened, by name.
     async fn metrics(&mut self) -> impl Fn(&str) -> f64 + use<> {
         let answer = self.call("Performance.getMetrics", json!({})).await;
         move |name| {
@@ -202,7 +202,7 @@ impl Page {
 
 impl Drop for Page {
     fn drop(&mut self) {
-        // Fails only if it has ended, which is what is wanted.
+        // Fails only if the process has already ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,5 +1,5 @@
-//! What hard times cost: crowds, bursts, readers that do not read, everybody coming back at once. Readers must not
-//! notice those that do not read.
+//! Behaviour under pressure: crowds, bursts, readers that do not read, and all clients reconnecting at once. Readers
+//! must not be affected by those that do not read.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -14,16 +14,16 @@ use crate::quantiles;
 use crate::server::{Connection, Server, nanos};
 use crate::subscribers::{Subscribers, Transport};
 
-/// How long each latency is measured.
+/// Duration of each measurement of latency.
 const MEASURE_FOR: Duration = Duration::from_secs(10);
-/// What a reader that does not read has room for, so that it is the server that waits.
+/// Receive buffer of a reader that does not read. It is small, so that the server has to wait.
 const SMALL_BUFFER: u32 = 4 * 1024;
-/// The argument with which the program is a crowd of readers.
+/// The argument that makes the program run as a crowd of readers.
 pub(crate) const CROWD: &str = "be-a-crowd";
-/// Channels of one connection.
+/// Number of channels of one connection.
 const CHANNELS_EACH: usize = 100;
 
-/// Publishes `per_sec` events a second, to the jobs in turn, with `filler` bytes beside their time.
+/// Publishes `per_sec` events per second, to the jobs in turn, with `filler` bytes in addition to their time.
 async fn publish(server: &Server, per_sec: u32, jobs: std::ops::Range<usize>, filler: usize) {
     let mut publisher = Connection::open(&server.address, &server.worker).await;
     let mut rounds = tokio::time::interval(Duration::from_secs(1) / per_sec);
@@ -50,8 +50,8 @@ pub(crate) fn compare(calm: &Histogram<u64>, busy: &Histogram<u64>) -> String {
     )
 }
 
-/// Readers of the job `j0` in a process of their own, which leaves the processors to others: what is measured is what
-/// they cost the server, not what they cost the reader.
+/// Readers of the job `j0`, in a separate process with low priority: the benchmark measures what they cost the server,
+/// not what they cost the reader.
 struct Crowd(Child);
 
 impl Crowd {
@@ -79,7 +79,7 @@ impl Drop for Crowd {
     }
 }
 
-/// What a [`Crowd`]'s process does.
+/// Runs as a [`Crowd`].
 pub(crate) async fn be_a_crowd(arguments: &[String]) {
     let [_, address, token, readers] = arguments else {
         panic!("an address, a token and a number");
@@ -92,7 +92,7 @@ pub(crate) async fn be_a_crowd(arguments: &[String]) {
     std::future::pending().await
 }
 
-/// One channel with `crowd` readers beside as many channels with one reader each: what the latter notice of it.
+/// One channel with `crowd` readers, and as many channels with one reader each: how much the first affects the others.
 pub(crate) async fn crowd(crowd: usize) {
     let server = Server::start().await;
     for first in (0..=crowd).step_by(1_000) {
@@ -125,21 +125,21 @@ pub(crate) async fn crowd(crowd: usize) {
         publish(&server, 1, 0..1, 0)
     );
     println!(
-        "crowd     {crowd} channels with one reader each, {channel:.2} KiB a channel, {each:.1} KiB a connection  {} beside 1 event/s to {crowd} readers",
+        "crowd     {crowd} channels with one reader each, {channel:.2} KiB a channel, {each:.1} KiB a connection  {} with 1 event/s to {crowd} readers",
         compare(&calm, &single.times()),
     );
 }
 
-/// How a reader is too slow.
+/// How a reader is slow.
 #[derive(Debug, Clone, Copy)]
 enum Slowness {
-    /// It takes nothing.
+    /// It reads nothing.
     Stalled,
-    /// It takes one byte a second.
+    /// It reads one byte per second.
     Dripping,
 }
 
-/// Connections that hardly read.
+/// Opens connections that hardly read.
 async fn slow_readers(
     server: &Server,
     transport: Transport,
@@ -184,7 +184,7 @@ async fn slow_readers(
     tasks
 }
 
-/// What readers notice of others on the same channel that do not read, and what those cost.
+/// How much readers are affected by others on the same channel that do not read, and what those cost.
 pub(crate) async fn slow(readers: usize, slow: usize) {
     const FILLER: usize = 2_000;
     for transport in [Transport::EventSource, Transport::WebSocket] {
@@ -202,19 +202,19 @@ pub(crate) async fn slow(readers: usize, slow: usize) {
         let memory = server.memory();
         let _stalled = slow_readers(&server, transport, Slowness::Stalled, slow / 2, path).await;
         let _dripping = slow_readers(&server, transport, Slowness::Dripping, slow / 2, path).await;
-        // Until their buffers are full.
+        // Publish until their buffers are full.
         publish(&server, 50, 0..1, FILLER).await;
         let held = server.memory().saturating_sub(memory);
         let busy = measured().await;
         println!(
-            "slow      {transport:<12} {readers} readers at 50/s: {} beside {slow} that do not read, {:.1} KiB each",
+            "slow      {transport:<12} {readers} readers at 50/s: {} with {slow} that do not read, {:.1} KiB each",
             compare(&calm, &busy),
             held as f64 / slow as f64 / 1024.0,
         );
     }
 }
 
-/// Lines of a batch: a report of one job after the other.
+/// Returns lines of a batch: reports of the jobs in turn.
 fn reports(numbers: std::ops::Range<usize>) -> String {
     let line = |n: usize| {
         format!(
@@ -226,10 +226,10 @@ fn reports(numbers: std::ops::Range<usize>) -> String {
     numbers.map(line).collect()
 }
 
-/// A burst of `events` to readers that lag behind: what it costs in memory, and how long they take when they read again.
+/// A burst of `events` to lagging readers: what it costs in memory, and how long they take to catch up.
 pub(crate) async fn burst(readers: usize, events: usize) {
     for transport in [Transport::EventSource, Transport::WebSocket] {
-        for (tick_ms, told) in [(0, "every event"), (100, "the newest")] {
+        for (tick_ms, delivered) in [(0, "every event"), (100, "the newest")] {
             let server = Server::start().await;
             server.create_jobs(100).await;
             let path = format!("/events/jobs?tick_ms={tick_ms}");
@@ -258,7 +258,7 @@ pub(crate) async fn burst(readers: usize, events: usize) {
             lagging.stop_reading(false);
             lagging.ended(readers * 100).await;
             println!(
-                "burst     {transport:<12} {readers} readers that lag: {events} events in {:.1} s; {told} caught up with in {:.1} s, {} received; {:.1} KiB each before, {:.1} at most",
+                "burst     {transport:<12} {readers} readers that lag: {events} events in {:.1} s; {delivered} caught up with in {:.1} s, {} received; {:.1} KiB each before, {:.1} at most",
                 published.as_secs_f64(),
                 start.elapsed().as_secs_f64(),
                 lagging.received(),
@@ -269,7 +269,7 @@ pub(crate) async fn burst(readers: usize, events: usize) {
     }
 }
 
-/// Everybody comes back at once, with a cursor, to a server that has just been killed and started.
+/// All clients reconnect at once, with a cursor, to a server that has just been killed and restarted.
 pub(crate) async fn reconnect(clients: usize, missed: usize) {
     for transport in [Transport::EventSource, Transport::WebSocket] {
         let mut server = Server::start().await;
@@ -298,8 +298,8 @@ pub(crate) async fn reconnect(clients: usize, missed: usize) {
     }
 }
 
-/// How long it takes to say that there is no such thing: to somebody of another school, of what there is and of what there
-/// is not. Asked in turns, so that both see the same machine.
+/// How long a 404 answer takes for a client of another school, for subjects that exist and for subjects that do not.
+/// The requests alternate, so that both are measured under the same conditions.
 pub(crate) async fn refusals(times: usize) {
     let server = Server::start().await;
     server.create_jobs(1_000).await;

@@ -1,5 +1,5 @@
-//! What a viewer who searches costs others: a school with millions of jobs is searched in vain by many at once, or by many who hang up
-//! at once, while another school reads.
+//! What a viewer's searches cost other schools: many clients search a school with millions of jobs without a match, or
+//! many clients start such a search and disconnect at once, while another school reads.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,28 +16,28 @@ use hdrhistogram::Histogram;
 use crate::server::{Connection, Server};
 use crate::{histogram, quantiles};
 
-/// Undoes the migration that makes the index of texts.
+/// Reverts the migration that creates the text index.
 const WITHOUT_INDEX: &str = include_str!("../../migrations/00000000000016_job_texts/down.sql");
-/// How long each part is measured.
+/// Duration of each measurement.
 const MEASURE_FOR: Duration = Duration::from_secs(20);
-/// Time between two rounds of those who hang up.
+/// Interval between two rounds of clients that disconnect.
 const HANG_UP_PERIOD: Duration = Duration::from_millis(500);
-/// Jobs of the school that reads.
+/// Number of jobs of the school that reads.
 const OTHERS_JOBS: usize = 1_000;
-/// What is asked for in vain, in turn: two by the index of texts, one too short for it.
+/// Searches without a match, used in turn: two use the text index, and one is too short for it.
 const IN_VAIN: [&str; 3] = [
     "/api/jobs?q=zz",
     "/api/jobs?q=zzz&status=completed&sort=oldest",
     "/monitor/schools/1/jobs?q=zzz",
 ];
-/// What the other school reads.
+/// The reads of the other school.
 const READS: [(&str, &str); 3] = [
     ("one job", "/api/jobs/j7"),
     ("a page", "/api/jobs?status=in_progress"),
     ("a search", "/api/jobs?q=zzz"),
 ];
 
-/// Fills a school with jobs, and measures another one's reads: alone, with `searchers` and with `leavers`.
+/// Fills a school with jobs, and measures the reads of another school: alone, with `searchers`, and with `leavers`.
 pub(crate) async fn searches(jobs: usize, searchers: usize, leavers: usize) {
     let mut server = Server::start().await;
     let mut own = Connection::open(&server.address, &server.worker).await;
@@ -106,12 +106,12 @@ pub(crate) async fn searches(jobs: usize, searchers: usize, leavers: usize) {
     let (begun, cpu) = (Instant::now(), server.cpu_secs());
     tokio::time::sleep(Duration::from_secs(10)).await;
     println!(
-        "searches  after they have left: {:.1} % of a core",
+        "searches  after they have disconnected: {:.1} % of a core",
         (server.cpu_secs() - cpu) / begun.elapsed().as_secs_f64() * 100.0
     );
 }
 
-/// Copies the template job so many times, by SQL.
+/// Copies the template job this many times, by SQL.
 fn multiply(path: &Path, jobs: usize) {
     #[derive(QueryableByName)]
     struct Column {
@@ -123,7 +123,8 @@ fn multiply(path: &Path, jobs: usize) {
     let mut conn = SqliteConnection::establish(path).expect("a database");
     conn.batch_execute("PRAGMA synchronous = OFF; PRAGMA cache_size = -262144;")
         .expect("a database");
-    // Without the index of texts, whose function only the server has: the start makes it.
+    // Drops the text index, because only the server has its tokenizer function. The server creates the index when it
+    // starts.
     conn.batch_execute(WITHOUT_INDEX).expect("a migration");
     diesel::sql_query("DELETE FROM __diesel_schema_migrations WHERE version = '00000000000016'")
         .execute(&mut conn)
@@ -159,7 +160,7 @@ fn multiply(path: &Path, jobs: usize) {
     conn.batch_execute(&head).expect("a school");
 }
 
-/// What the other school's reads take, each kind in its histogram, while `/readyz` is asked all the time.
+/// Measures the other school's reads, each kind in its own histogram, while `/readyz` is requested continuously.
 async fn measured(server: &Server, token: &str, when: &str) -> Vec<Histogram<u64>> {
     let mut times: Vec<_> = READS.iter().map(|_| histogram()).collect();
     let mut connection = Connection::open(&server.address, token).await;

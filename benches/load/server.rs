@@ -1,4 +1,4 @@
-//! The server as a process of its own, and a frugal HTTP connection to it.
+//! The server as a separate process, and a minimal HTTP connection to it.
 
 use std::ops::{Deref, Range};
 use std::path::Path;
@@ -18,7 +18,7 @@ pub(crate) struct Server {
     settings: &'static [(&'static str, &'static str)],
 }
 
-/// What the process tells of itself.
+/// Figures of the server's process.
 impl Deref for Server {
     type Target = Process;
 
@@ -30,7 +30,7 @@ impl Deref for Server {
 fn tidings(folder: &Path, port: &str) -> Command {
     let mut command = process::tidings(folder, port);
     command
-        // Tokens are made before the server has started.
+        // The token is created before the server has started.
         .env(
             "TIDINGS_JWT_SECRET",
             "a secret for load only, long enough for HS256",
@@ -41,7 +41,7 @@ fn tidings(folder: &Path, port: &str) -> Command {
         .env("TIDINGS_CHECK_DATABASE", "false")
         .env("TIDINGS_MAX_STREAMS_PER_USER", "50000")
         .env("TIDINGS_MAX_STREAMS_PER_ADDRESS", "50000")
-        // The load's readers answer no ping, and are not to be given up for that.
+        // The load's readers answer no pings, and must not be disconnected for that.
         .env("TIDINGS_HEARTBEAT_SECS", "600");
     command
 }
@@ -58,12 +58,12 @@ fn token(folder: &Path, school: u32) -> String {
     token.trim().to_owned()
 }
 
-/// Starts it, and waits until it listens.
+/// Starts the server, and waits until it listens.
 fn serve(folder: &Path, port: &str, settings: &[(&str, &str)]) -> Process {
     Process::start(tidings(folder, port).envs(settings.iter().copied()))
 }
 
-/// Nanoseconds since 1970.
+/// Returns the nanoseconds since 1970.
 pub(crate) fn nanos() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -72,12 +72,12 @@ pub(crate) fn nanos() -> u64 {
 }
 
 impl Server {
-    /// One that takes as much from one school as it can.
+    /// Starts a server without a limit on the bytes of events of a school.
     pub(crate) async fn start() -> Server {
         Server::start_with(&[("TIDINGS_EVENT_BYTES_PER_SEC", "0")])
     }
 
-    /// One that holds schools to their pace.
+    /// Starts a server with the default limits.
     pub(crate) async fn start_as_it_is() -> Server {
         Server::start_with(&[])
     }
@@ -93,18 +93,18 @@ impl Server {
         }
     }
 
-    /// A worker's token for a school.
+    /// Returns a worker's token for a school.
     pub(crate) fn token(&self, school: u32) -> String {
         token(self.folder.path(), school)
     }
 
-    /// Kills the server and starts it anew, at the same address.
+    /// Kills the server and restarts it at the same address.
     pub(crate) fn restart(&mut self) {
         self.process.kill();
         self.again();
     }
 
-    /// Ends the server in good order and starts it anew, with something done to its database in between.
+    /// Shuts the server down, changes its database, and restarts it.
     pub(crate) fn restart_after(&mut self, change: impl FnOnce(&Path)) {
         self.process.terminate();
         change(&self.folder.path().join("tidings.db"));
@@ -115,12 +115,12 @@ impl Server {
         self.process = serve(self.folder.path(), self.process.port(), self.settings);
     }
 
-    /// Running jobs `j0`, `j1`, …
+    /// Creates running jobs `j0`, `j1`, ….
     pub(crate) async fn create_jobs(&self, count: usize) {
         self.create_some_jobs(0..count).await;
     }
 
-    /// Running jobs of these numbers.
+    /// Creates running jobs with these numbers.
     pub(crate) async fn create_some_jobs(&self, numbers: Range<usize>) {
         let line = |n| {
             format!(
@@ -134,7 +134,7 @@ impl Server {
             .await;
     }
 
-    /// Where the log of the school ends.
+    /// Returns the cursor at the end of the school's log.
     pub(crate) async fn cursor(&self) -> String {
         let page: serde_json::Value = reqwest::Client::new()
             .get(format!("http://{}/api/jobs?limit=1", self.address))
@@ -148,7 +148,7 @@ impl Server {
         page["cursor"].as_str().expect("a cursor").to_owned()
     }
 
-    /// Bytes of its database, with the log of what is written.
+    /// Returns the size of the database, including the write-ahead log, in bytes.
     pub(crate) fn database_bytes(&self) -> u64 {
         let files = std::fs::read_dir(self.folder.path()).expect("a folder");
         let sizes = files.map(|file| file.and_then(|file| file.metadata()).expect("a file").len());
@@ -156,7 +156,7 @@ impl Server {
     }
 }
 
-/// A keep-alive connection that knows as much HTTP as it needs.
+/// A keep-alive connection with only as much HTTP as the benchmarks need.
 pub(crate) struct Connection {
     stream: TcpStream,
     head: String,
@@ -179,20 +179,20 @@ impl Connection {
         }
     }
 
-    /// Posts, and panics unless the answer is a success.
+    /// Sends a POST request. Panics unless the answer is a success.
     pub(crate) async fn post(&mut self, path: &str, body: &str) {
         let answer = self.request(path, body).await.expect("the server answers");
         let text = String::from_utf8_lossy(&self.buffer);
         assert!((200..300).contains(&answer.status), "{text}");
     }
 
-    /// Posts. Nothing if the server closes instead of answering.
+    /// Sends a POST request. Returns `None` if the server closes the connection instead of answering.
     pub(crate) async fn request(&mut self, path: &str, body: &str) -> Option<Answer> {
         self.ask("POST", path, body).await;
         self.answer().await
     }
 
-    /// Gets, and returns the status of the answer.
+    /// Sends a GET request, and returns the status of the answer.
     pub(crate) async fn get(&mut self, path: &str) -> u16 {
         self.ask("GET", path, "").await;
         self.answer().await.expect("the server answers").status
@@ -205,7 +205,7 @@ impl Connection {
             self.head,
             body.len()
         );
-        // A server that refuses need not read it all.
+        // A server that rejects the request need not read all of it.
         let _ = self.stream.write_all(request.as_bytes()).await;
     }
 
@@ -240,9 +240,9 @@ impl Connection {
     }
 }
 
-/// What the server says of a request.
+/// The server's answer to a request.
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// When to come again, in seconds.
+    /// When to retry, in seconds.
     pub(crate) retry_after: Option<u64>,
 }

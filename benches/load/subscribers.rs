@@ -1,4 +1,4 @@
-//! Many readers that count what they get and when.
+//! Many readers that count the events they receive, and measure their latency.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -35,7 +35,7 @@ impl std::fmt::Display for Transport {
     }
 }
 
-/// Every live event holds this once, and a publication's time in nanoseconds after it.
+/// Every live event contains this once, followed by its publication time in nanoseconds.
 const MARK: &[u8] = b"\"message\":\"1";
 const READY: &[u8] = b"\"type\":\"ready\"";
 const ENDED: &[u8] = b"\"status\":\"completed\"";
@@ -73,7 +73,7 @@ impl Subscribers {
         subscribers
     }
 
-    /// Opens `count` readers, `at_once` of them at the same time.
+    /// Opens `count` readers, up to `at_once` of them concurrently.
     pub(crate) fn begin(
         (address, token): (&str, &str),
         transport: Transport,
@@ -90,7 +90,7 @@ impl Subscribers {
             tasks.push(tokio::spawn(async move {
                 let permit = opening.acquire().await.expect("open");
                 let mut reader = Reader { stream: TcpStream::connect(&address).await.expect("the server listens"), tally, rest: Vec::new(), live: false };
-                // Over HTTP/1.0 a stream is not cut into chunks, in the midst of what is counted.
+                // Over HTTP/1.0, a stream has no chunks, which could split the marks that are counted.
                 let version = if transport == Transport::EventSource { "1.0" } else { "1.1" };
                 let request = |accept: &str, cursor: &str| {
                     format!("GET {path} HTTP/{version}\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n{accept}{cursor}\r\n")
@@ -119,7 +119,7 @@ impl Subscribers {
         Subscribers { tally, tasks }
     }
 
-    /// Waits until `count` of them are live.
+    /// Waits until `count` readers are live.
     pub(crate) async fn live(&self, count: usize) {
         self.wait(|tally| tally.ready.load(Ordering::Relaxed) >= count as u64)
             .await;
@@ -134,12 +134,12 @@ impl Subscribers {
             .await;
     }
 
-    /// Has readers that are live read nothing for a while.
+    /// Makes live readers stop reading, or continue.
     pub(crate) fn stop_reading(&self, paused: bool) {
         self.tally.paused.send_replace(paused);
     }
 
-    /// Waits until they have heard of the end of `count` jobs.
+    /// Waits until the readers have received the ends of `count` jobs.
     pub(crate) async fn ended(&self, count: usize) {
         self.wait(|tally| tally.ended.load(Ordering::Relaxed) >= count as u64)
             .await;
@@ -188,7 +188,7 @@ impl Reader {
             .expect("the server reads");
     }
 
-    /// Reads once and counts. False at the end.
+    /// Reads once and counts. Returns false at the end of the stream.
     async fn read_some(&mut self) -> bool {
         if self.live && *self.tally.paused.borrow() {
             let mut paused = self.tally.paused.subscribe();
@@ -203,7 +203,7 @@ impl Reader {
         true
     }
 
-    /// Reads a chunked answer to its end; gives the cursor.
+    /// Reads a chunked answer to its end. Returns its cursor.
     async fn read_answer(&mut self) -> Option<String> {
         let mut whole = Vec::new();
         let mut part = vec![0; 32 * 1024];
@@ -230,7 +230,7 @@ impl Reader {
         Some(cursor.to_owned())
     }
 
-    /// Counts the marks in what was read, and keeps what may be the beginning of one, and the status before it.
+    /// Counts the marks in the data, and keeps what may be the beginning of a mark, and the status before it.
     fn count(&mut self) {
         const KEEP: usize = MARK.len() + 20 + 100;
         if !self.live && find(&self.rest, READY).is_some() {
@@ -245,7 +245,7 @@ impl Reader {
             let Some(sent) = self.rest.get(digits..digits + 19) else {
                 break;
             };
-            // Its status is told before its message.
+            // The status precedes the message.
             if find(&self.rest[from..digits], ENDED).is_some() {
                 self.tally.ended.fetch_add(1, Ordering::Relaxed);
             }

@@ -1,9 +1,10 @@
-//! What a stranger may send: the worst of each form that is parsed before the credential is known to be none.
+//! The input that an unauthenticated client can send: the worst case of each form that is parsed before the credential
+//! is found invalid.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-/// The sizes in bytes. The last is above what hyper takes of a head; bodies may be as large.
+/// The sizes in bytes. The last one exceeds hyper's limit for a request head; bodies may be that large.
 pub(crate) const SIZES: [usize; 4] = [1_000, 10_000, 100_000, 400_000];
 
 pub(crate) const ROUTES: &[&str] = &[
@@ -25,12 +26,12 @@ pub(crate) const ROUTES: &[&str] = &[
     "GET /nothing/here",
 ];
 
-/// Where the input stands.
+/// Where the input is in the request.
 #[derive(Clone, Copy)]
 enum Place {
-    /// In this header, after this.
+    /// In this header, after this text.
     Header(&'static str, &'static str),
-    /// In a WebSocket handshake's header, in place of its own.
+    /// In this header of a WebSocket handshake, replacing the usual value.
     Handshake(&'static str, &'static str),
     Path,
     Query,
@@ -218,7 +219,7 @@ fn again(part: &str, size: usize) -> String {
     part.repeat(size / part.len())
 }
 
-/// Parts that differ.
+/// Returns distinct parts.
 fn numbered(before: &str, after: &str, size: usize) -> String {
     let mut all = String::with_capacity(size + 16);
     for number in 0.. {
@@ -230,13 +231,13 @@ fn numbered(before: &str, after: &str, size: usize) -> String {
     all
 }
 
-/// A token with this header, of `size` bytes.
+/// Returns a token of `size` bytes with this header.
 fn token(header: &str, payload: &str) -> String {
     let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
     format!("{}.{}.{}", part(header), part(payload), part("signature"))
 }
 
-/// Bytes that become so many in base64.
+/// Returns the number of bytes whose base64 encoding has this length.
 fn unpacked(size: usize) -> usize {
     size / 4 * 3
 }
@@ -261,7 +262,7 @@ fn token_of_payload(size: usize) -> String {
 }
 
 impl Shape {
-    /// Whether a route may be asked so.
+    /// Whether a route accepts this kind of request.
     pub(crate) fn fits(&self, route: &str) -> bool {
         match self.place {
             Header(..) | Path | Query => true,
@@ -270,7 +271,7 @@ impl Shape {
         }
     }
 
-    /// A request with this input of this size.
+    /// Returns a request with this input of this size.
     pub(crate) fn request(&self, route: &str, size: usize) -> Vec<u8> {
         let input = (self.fill)(size);
         let (mut target, mut head, mut body) = (route.to_owned(), String::new(), String::new());

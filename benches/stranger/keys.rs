@@ -1,4 +1,4 @@
-//! A forged token where many public keys are configured: how often a signature is checked for a stranger.
+//! A forged token with many configured public keys: how often a signature is checked for an unauthenticated client.
 
 use std::process::Command;
 
@@ -10,10 +10,10 @@ use tempfile::TempDir;
 use crate::server::Server;
 
 const COUNTS: [usize; 4] = [1, 4, 16, 64];
-/// Bytes of a signature, by algorithm.
+/// Length of a signature in bytes, by algorithm.
 const ALGORITHMS: [(&str, usize); 2] = [("RS256", 512), ("ES384", 96)];
 
-/// Prints what a forged token costs: one without a `kid`, one that names the last key, and one that names none that there is.
+/// Prints what a forged token costs: without a `kid`, with the `kid` of the last key, and with an unknown `kid`.
 pub(crate) fn print() {
     println!("\n| keys | no `kid` | the last key's `kid` | an unknown `kid` |");
     println!("| --- | --- | --- | --- |");
@@ -45,7 +45,7 @@ fn request(algorithm: &str, kid: Option<String>, signature: usize) -> Vec<u8> {
     if let Some(kid) = kid {
         header["kid"] = kid.into();
     }
-    // Small as a number, so that it is not refused for its size.
+    // A small number, so that the signature is not rejected for its size.
     let forged = vec![1; signature];
     let token = [
         part(header.to_string().as_bytes()),
@@ -57,7 +57,7 @@ fn request(algorithm: &str, kid: Option<String>, signature: usize) -> Vec<u8> {
     format!("{head} {token}\r\n\r\n").into_bytes()
 }
 
-/// The key as often as that, under a name of its own each time: what is counted is how many are tried.
+/// Returns a set of `count` copies of the key, each with its own `kid`. The benchmark counts how many are tried.
 fn key_set(key: &Value, count: usize) -> Value {
     let named = |number: usize| {
         let mut key = key.clone();
@@ -67,7 +67,7 @@ fn key_set(key: &Value, count: usize) -> Value {
     json!({ "keys": (0..count).map(named).collect::<Vec<_>>() })
 }
 
-/// A public key that OpenSSL has made, as a JSON Web Key.
+/// Returns a public key that OpenSSL has generated, as a JSON Web Key.
 fn public_key(folder: &TempDir, algorithm: &str) -> Value {
     let file = folder.path().join("key.pem");
     let kind: &[&str] = match algorithm {
@@ -95,7 +95,7 @@ fn public_key(folder: &TempDir, algorithm: &str) -> Value {
             let modulus = &der[der.len() - 5 - 512..der.len() - 5];
             json!({"kty": "RSA", "alg": "RS256", "n": part(modulus), "e": "AQAB"})
         }
-        // The point, in two coordinates.
+        // The point, as two coordinates.
         _ => {
             let (x, y) = der[der.len() - 96..].split_at(48);
             json!({"kty": "EC", "crv": "P-384", "alg": "ES384", "x": part(x), "y": part(y)})

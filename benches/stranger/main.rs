@@ -1,9 +1,9 @@
-//! What a stranger can cost: the processor time and the memory that one request without a valid token takes of the real
-//! server, for each route, each form of input and each size. `cargo bench --bench stranger`; Linux only. `-- /events /monitor` asks
-//! only routes with these parts.
+//! What an unauthenticated client can cost: the CPU time and memory that one request without a valid token takes on the
+//! real server, for each route, each form of input and each size. `cargo bench --bench stranger`; Linux only. `--
+//! /events /monitor` selects only routes that contain these texts.
 //!
-//! Processor time is what the kernel counts for the process (`utime` and `stime`), over many requests. Memory is the peak
-//! of one request (`VmHWM`, which is reset before it). What grows faster than its input is marked.
+//! The CPU time is the kernel's figure for the process (`utime` and `stime`), over many requests. The memory is the
+//! peak during one request (`VmHWM`, which is reset before it). Costs that grow faster than their input are marked.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -15,7 +15,7 @@
 mod input;
 mod keys;
 #[path = "../process.rs"]
-#[allow(dead_code, reason = "the load uses more of it")]
+#[allow(dead_code, reason = "the benchmark `load` uses more of it")]
 mod process;
 mod server;
 
@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use self::input::{ROUTES, SHAPES, SIZES, Shape};
 use self::server::{Cost, Server};
 
-/// Growth beyond this multiple of the input's own is told.
+/// Growth beyond this multiple of the input's growth is reported.
 const SUPERLINEAR: f64 = 2.0;
 /// Costs below these are noise.
 const CPU_FLOOR_MICROS: f64 = 500.0;
@@ -35,7 +35,7 @@ type Costs = Vec<(usize, Cost)>;
 
 fn main() {
     if !cfg!(target_os = "linux") {
-        println!("the costs are read from /proc, which is there on Linux only");
+        println!("the costs are read from /proc, which exists only on Linux");
         return;
     }
     // Cargo adds `--bench`.
@@ -66,7 +66,8 @@ fn main() {
     keys::print();
 }
 
-/// The dearest input of each size for each route, and then the dearest route for each form of input.
+/// Prints the most expensive input of each size for each route, and then the most expensive route for each form of
+/// input.
 fn print_tables(all: &BTreeMap<&str, Vec<(&str, Costs)>>) {
     print_head("route");
     for route in ROUTES {
@@ -87,7 +88,7 @@ fn print_head(first: &str) {
     println!("| --- |{} --- |", " --- |".repeat(SIZES.len()));
 }
 
-/// A line with the dearest of these at each size, unless there are none.
+/// Prints a line with the most expensive of these costs for each size, unless there are none.
 fn print_dearest(what: &str, all: Vec<&Costs>) {
     if all.is_empty() {
         return;
@@ -110,7 +111,7 @@ fn print_dearest(what: &str, all: Vec<&Costs>) {
     );
 }
 
-/// Names what grows faster than its input.
+/// Prints what grows faster than its input.
 fn print_growth(all: &BTreeMap<&str, Vec<(&str, Costs)>>) -> usize {
     let mut marked = 0;
     for (shape, routes) in all {

@@ -1,4 +1,4 @@
-//! What the kernel says that a request has cost the server.
+//! Measures what a request costs the server, by the kernel's figures.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -9,13 +9,13 @@ use tempfile::TempDir;
 
 use crate::process::{Process, tidings};
 
-/// Requests that are counted together: the kernel counts in ticks of 10 ms.
+/// Requests that are measured together, because the kernel counts in ticks of 10 ms.
 const REQUESTS: u32 = 40;
-/// A stream does not end by itself: what comes first is enough.
+/// How much of an answer is read. A stream does not end by itself, and its beginning is enough.
 const ANSWER_BYTES: usize = 4_096;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a request has cost.
+/// The cost of a request.
 pub(crate) struct Cost {
     pub(crate) cpu_micros: f64,
     pub(crate) memory_kib: u64,
@@ -25,8 +25,8 @@ pub(crate) struct Cost {
 
 pub(crate) struct Server {
     process: Process,
-    /// A second one, whose allocator gives memory back to the kernel when it is freed: of what the first one keeps,
-    /// only the first request would be seen to need it.
+    /// A second server, whose allocator returns freed memory to the kernel at once. In the first server, which keeps
+    /// freed memory, only the first request would show how much memory it needs.
     frugal: Process,
     _folders: [TempDir; 2],
 }
@@ -39,7 +39,7 @@ const FRUGAL: [(&str, &str); 3] = [
 ];
 
 impl Server {
-    /// Starts it with its default settings, but for the keys that tokens are verified with, if a file has some.
+    /// Starts both servers with default settings, except for the keys that verify tokens, if there is a file of them.
     pub(crate) fn start(keys: Option<&Path>) -> Server {
         let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
         let command = |folder: &TempDir| {
@@ -57,9 +57,9 @@ impl Server {
         }
     }
 
-    /// Sends a request many times, each on a connection of its own.
+    /// Sends a request many times, each time on a separate connection.
     pub(crate) fn cost(&self, request: &[u8]) -> Cost {
-        // The first one warms up what stays.
+        // The first request warms up caches.
         send(&self.frugal, request);
         let before = self.frugal.memory();
         self.frugal.forget_peak();
@@ -78,7 +78,7 @@ impl Server {
 fn send(to: &Process, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(&to.address).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-    // The server may have answered and closed before it has read all.
+    // The server may have answered and closed the connection before it has read everything.
     let _ = stream.write_all(request);
     let mut answer = [0; ANSWER_BYTES];
     let read = stream.read(&mut answer).unwrap_or(0);

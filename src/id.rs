@@ -465,7 +465,7 @@ mod tests {
         assert_eq!(
             channel("jobs/a b%2Fc%25").to_string(),
             "jobs/a%20b%2Fc%25",
-            "what need not be encoded may stand as it is"
+            "characters that need no encoding may be unencoded"
         );
         assert_eq!(channel("jobs/a:1~x_y-z").to_string(), "jobs/a:1~x_y-z");
     }

@@ -290,7 +290,7 @@ mod tests {
             assert_eq!(machine.work(5 * HOUR), None);
             assert_eq!(machine.set(step), set_by(step));
             assert!(!machine.clock.is_relied_on());
-            assert_eq!(machine.work(HOUR - 1), None, "told once");
+            assert_eq!(machine.work(HOUR - 1), None, "reported once");
             assert!(!machine.clock.is_relied_on());
             assert_eq!(machine.work(1), Some(Change::Settled));
             assert!(machine.clock.is_relied_on());

@@ -138,7 +138,7 @@ pub const STATE_CACHE_BYTES: usize = 32 * 1024 * 1024;
 pub const STATE_BASE_BYTES: usize = 1_024;
 /// Schools whose log position, and categories whose history, the writer caches.
 pub const SCHOOL_CACHE: usize = 10_000;
-/// Finished subjects from which the progress of the next one is estimated.
+/// Finished subjects that the estimate for the next one is based on.
 pub const HISTORY_SAMPLE: usize = 20;
 /// Events or subjects read from the store at a time.
 pub const READ_PAGE: usize = 256;
@@ -162,14 +162,14 @@ pub const INDEX_SPAN: usize = 1_000;
 pub const INDEX_TERMS_MAX: usize = 16;
 /// Maximum size of a job's indexed texts, in bytes. A job with longer texts is not indexed: every search checks it.
 pub const INDEXED_TEXT_MAX_BYTES: usize = 4 * 1024;
-/// How many bytes an event's indexed byte counts for in a commit. Indexing takes that much more time if no two texts
+/// How many bytes each indexed byte of an event counts for in a commit. Indexing takes that much more time if no two texts
 /// have a trigram in common.
 pub const INDEXED_TEXT_WEIGHT: usize = 8;
 /// Consecutive short reads after which a waiting window gets its turn.
 pub const SHORT_READS_PER_WALK: usize = 16;
 /// Newest events of a subject that are scanned for events of one type.
 pub const SUBJECT_EVENTS_SEARCHED: usize = 5_000;
-/// Interval between two keep-alives on a stream that is catching up and has nothing to deliver. A failed write shows
+/// Interval between two heartbeats on a stream that is catching up and has nothing to deliver. A failed write shows
 /// that the client has disconnected.
 pub const CATCH_UP_SIGN: Duration = Duration::from_secs(1);
 /// Maximum number of events deleted in one transaction of the retention sweep.

@@ -92,7 +92,10 @@ fn the_window_answers_only_for_what_it_wholly_covers() {
         );
     }
     let before = event(4, "a", true).place();
-    assert!(attachment.window(before).is_none(), "4 cannot be looked at");
+    assert!(
+        attachment.window(before).is_none(),
+        "4 is no longer in the window"
+    );
     assert_eq!(seqs(9), None, "beyond what was offered");
     hub.offer(&[event(10, "a", true)]).wake();
     assert_eq!(seqs(8), None, "9 was never offered: a hole is not a window");

@@ -296,7 +296,7 @@ mod tests {
         ] {
             assert_eq!(
                 error(settings(secret)),
-                "setting `secret` is not `whsec_` and 24 to 64 bytes in base64"
+                "setting `secret` must be `whsec_` and 24 to 64 bytes in base64"
             );
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! While there are steps, mail waits in the mailbox, so events that are committed meanwhile follow those that the steps
 //! deliver. A step reads one page at a time, as fast as the client accepts it. After a page without events for the
-//! client, the stream sends a keep-alive. It reveals a client that has disconnected, and so ends the reading.
+//! client, the stream sends a heartbeat early. Its failure reveals a client that has disconnected, and ends the reading.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -443,11 +443,11 @@ impl Subscription {
         let page = ready!(reading.as_mut().poll(cx));
         self.reading = None;
         // Unless something is written, a disconnected client goes unnoticed.
-        let keep_alive = Instant::now() + CATCH_UP_SIGN;
+        let heartbeat = Instant::now() + CATCH_UP_SIGN;
         let has_no_events =
             |page: &Option<Page>| page.as_ref().is_some_and(|page| page.events.is_empty());
-        if page.as_ref().is_ok_and(has_no_events) && keep_alive < self.next_heartbeat {
-            self.next_heartbeat = keep_alive;
+        if page.as_ref().is_ok_and(has_no_events) && heartbeat < self.next_heartbeat {
+            self.next_heartbeat = heartbeat;
             self.set_timer();
         }
         Poll::Ready(match page {

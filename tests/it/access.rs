@@ -823,12 +823,12 @@ fn each_stream_stands_in_the_log_at_debug_from_its_opening_to_its_end() {
     find(&["ended reason=\"the poll has been answered\""]);
     find(&["ended reason=\"the token has expired\"", "events=0"]);
     find(&[
-        "refused",
+        "rejected",
         "route=\"/events/jobs/nobody\"",
         "code=\"not-found\"",
     ]);
     find(&[
-        "refused",
+        "rejected",
         "route=\"/progress/ws/nobody\"",
         "code=\"not_found\"",
     ]);

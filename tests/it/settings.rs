@@ -492,8 +492,8 @@ fn memory_in_which_the_largest_write_would_never_find_room_is_refused() {
         let error = read(&[setting]).unwrap_err().to_string();
         let names_both = error.contains("write_memory_bytes") && error.contains(setting.0);
         assert!(names_both, "{error}");
-        let least = error.split("is below ").nth(1).unwrap();
-        let least = least.split(':').next().unwrap().parse().unwrap();
+        let least = error.split("must be at least ").nth(1).unwrap();
+        let least = least.split(',').next().unwrap().parse().unwrap();
         assert!(read(&[setting, ("write_memory_bytes", least)]).is_ok());
         assert!(read(&[setting, ("write_memory_bytes", least - 1)]).is_err());
     }

@@ -1,7 +1,7 @@
-//! Many commands at once, of one school or of several.
+//! Batches: many commands in one request, for one school or for several.
 //!
-//! Each stands for itself: one that is refused does not hinder the others. Memory is reserved before the commands are read,
-//! by their length, and kept until the answer has left.
+//! The items are independent: a rejected item does not stop the others. Memory is reserved before the body is read,
+//! according to its length, and is released after the answer has been sent.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -18,56 +18,56 @@ use crate::log::{Allowance, CommandError, Envelope, Idempotency, Receipt};
 use crate::presence::Beat;
 use crate::reserve::Reserved;
 
-/// One thing that a batch asks.
+/// One item of a batch.
 pub enum BatchItem {
     /// A command to a subject.
     Command(Envelope),
-    /// Something to be done to a violation.
+    /// An acknowledgement of a violation, or its withdrawal.
     Violation(ViolationCommand, Option<Idempotency>),
     /// A device's heartbeat.
     Beat(SubjectId),
 }
 
-/// What it is answered with.
+/// The successful answer to an item.
 pub enum Answer {
-    /// The event that it led to.
+    /// The event that the command produced.
     Event(Receipt),
-    /// What a device learns from its heartbeat.
+    /// What the device learns from its heartbeat.
     Device(SubjectId, Beat),
 }
 
 type Outcome = Result<Answer, Refused>;
 
-/// A batch under way.
+/// A batch that is being carried out.
 ///
-/// Of each school, all commands are carried out together and then all heartbeats, except where a device's heartbeat comes
-/// *before* a command of its own: what concerns one device happens in the order of the items.
+/// The commands of a school are carried out together, and then all of its heartbeats. The exception is a device whose
+/// heartbeat comes *before* one of its own commands: the items of one device always take effect in their order.
 pub struct Batch<'a> {
     service: &'a Arc<PublishService>,
     access: &'a Access,
     name: Arc<str>,
-    /// What all items together may come to.
+    /// How many bytes of events all items together are allowed to produce.
     allowance: Arc<Allowance>,
-    /// By the number of the item.
+    /// The outcome of each item, by the item's number.
     outcomes: BTreeMap<usize, Outcome>,
     waiting: BTreeMap<SchoolId, Waiting>,
 }
 
-/// What waits in one school.
+/// The items of one school that are still to be carried out.
 #[derive(Default)]
 struct Waiting {
-    /// Commands, and heartbeats that wait behind them, each with its number.
+    /// Commands with their item numbers. The heartbeats in `beats` are carried out after them.
     commands: Vec<(usize, Envelope)>,
     beats: Vec<(usize, SubjectId)>,
     beating: HashSet<SubjectId>,
 }
 
-/// What came of the items of one school: of all commands together, and of all heartbeats.
+/// The outcomes of one school's items: first those of the commands, then those of the heartbeats.
 type Done = [(Vec<usize>, Result<Vec<Outcome>, Refused>); 2];
 
 impl PublishService {
-    /// Lets somebody send a batch whose body, of at most so many bytes, is still to be read. `own` is the school of the items
-    /// that name none.
+    /// Admits a batch before its body, of at most `body_bytes`, is read. `own` is the school of the items that name no
+    /// school.
     pub async fn admit_batch(
         &self,
         access: &Access,
@@ -82,8 +82,8 @@ impl PublishService {
         self.reserve(own, memory).await
     }
 
-    /// Begins a batch of so many items in each school, whose body has so many bytes. Some of the schools may have produced
-    /// too much, and are named; if there is no other, the whole batch is refused.
+    /// Begins a batch with the given number of items in each school and the given size of its body. Returns, in addition to
+    /// the batch, the schools that have reached their limit on bytes. If that is the only school, the whole batch is rejected.
     pub fn begin_batch<'a>(
         self: &'a Arc<Self>,
         access: &'a Access,
@@ -121,7 +121,7 @@ impl Batch<'_> {
         Ok(self.access.reach(school, &channel)?)
     }
 
-    /// Takes the item with this number, and carries out what must come before it. Fails only if the batch had no effect.
+    /// Adds the item with this number, after carrying out whatever has to precede it. Fails only if the batch had no effect.
     pub async fn take(
         &mut self,
         number: usize,
@@ -140,7 +140,7 @@ impl Batch<'_> {
                 }
             },
             BatchItem::Violation(command, idempotency) => {
-                // The violation may be opened by an item before, whose id its publisher chose.
+                // An earlier item may open this violation, under an id that its publisher chose.
                 if self.has_commands(school) {
                     self.carry_out_in(school).await?;
                 }
@@ -190,7 +190,7 @@ impl Batch<'_> {
             && waiting.is_some_and(|own| own.beating.contains(&envelope.subject))
     }
 
-    /// Carries out what waits, and returns the outcome of each item, by its number. Fails only if the batch had no effect.
+    /// Carries out the remaining items and returns all outcomes by item number. Fails only if the batch had no effect.
     pub async fn finish(
         mut self,
     ) -> Result<(BTreeMap<usize, Result<Answer, Refused>>, Arc<Allowance>), Refused> {
@@ -198,7 +198,7 @@ impl Batch<'_> {
         Ok((self.outcomes, self.allowance))
     }
 
-    /// Carries out what waits in one school, so that what comes after it there finds it done.
+    /// Carries out a school's waiting items, so that the next item finds their effects.
     async fn carry_out_in(&mut self, school: SchoolId) -> Result<(), Refused> {
         let Some(waiting) = self.waiting.remove(&school) else {
             return Ok(());
@@ -218,7 +218,7 @@ impl Batch<'_> {
             }
             return Ok(());
         }
-        // Several at a time share a commit of the writer. They end with the request.
+        // Tasks that run at the same time share a commit of the writer. They are dropped with the request.
         let mut tasks = JoinSet::new();
         let mut all = Vec::with_capacity(schools.len());
         loop {
@@ -229,14 +229,14 @@ impl Batch<'_> {
                 tasks.spawn(async move { waiting.carry_out(school, &service, allowance).await });
             }
             match tasks.join_next().await {
-                Some(done) => all.push(done.expect("what carries out items does not panic")),
+                Some(done) => all.push(done.expect("carrying out items does not panic")),
                 None => break,
             }
         }
         self.note(all)
     }
 
-    /// Records the outcome of items. If the store failed and none has been carried out yet, the whole batch fails.
+    /// Records the outcomes of items. If the store failed before any item took effect, the whole batch fails.
     fn note(&mut self, done: impl IntoIterator<Item = Done>) -> Result<(), Refused> {
         let mut failed = Vec::new();
         for (numbers, result) in done.into_iter().flatten() {

@@ -1,21 +1,21 @@
-//! Who asks, and about which school.
+//! The caller of a request: a credential and one school.
 
 use std::sync::Arc;
 
 use crate::auth::{Access, AuthError, Role, Schools};
 use crate::id::{Channel, Kind, SchoolId, SubjectId};
 
-/// Someone with a credential, in a school that it reaches.
+/// The bearer of a credential, in a school that the credential reaches.
 #[derive(Debug, Clone)]
 pub struct Caller {
     access: Access,
     school: SchoolId,
-    /// The credential's subject, shared by the commands that carry it.
+    /// The credential's subject. The caller's commands share this string.
     name: Arc<str>,
 }
 
 impl Caller {
-    /// The bearer of a credential in the school that the request names, or else in the credential's only school.
+    /// Returns the bearer in the school that the request names, or else in the credential's only school.
     pub fn new(access: Access, named: Option<SchoolId>) -> Result<Caller, AuthError> {
         Ok(Caller {
             school: access.school(named)?,
@@ -24,8 +24,8 @@ impl Caller {
         })
     }
 
-    /// Code of the application that has Tidings built in. It may do in this school what a token of role `worker` may, at the
-    /// same pace: `name` is what its `sub` would be.
+    /// Returns a caller for code of an application that embeds Tidings. It has the permissions and the rate limits of a token
+    /// of role `worker` for this school; `name` takes the place of the token's `sub`.
     pub fn in_process(name: &str, school: SchoolId) -> Caller {
         Caller {
             school,
@@ -41,32 +41,32 @@ impl Caller {
         }
     }
 
-    /// What the credential allows.
+    /// Returns what the credential allows.
     pub fn access(&self) -> &Access {
         &self.access
     }
 
-    /// The school.
+    /// Returns the school.
     pub fn school(&self) -> SchoolId {
         self.school
     }
 
-    /// The credential's subject.
+    /// Returns the credential's subject.
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    /// Checks that the role suffices.
+    /// Checks that the role is sufficient.
     pub fn require(&self, role: Role) -> Result<(), AuthError> {
         self.access.require(role)
     }
 
-    /// Checks that a channel of the school is within reach.
+    /// Checks that the credential reaches a channel of the school.
     pub fn reach(&self, channel: &Channel) -> Result<(), AuthError> {
         self.access.reach(self.school, channel)
     }
 
-    /// Checks that a subject is within reach.
+    /// Checks that the credential reaches a subject of the school.
     pub fn reach_subject(&self, kind: Kind, subject: &SubjectId) -> Result<(), AuthError> {
         self.reach(&Channel::Subject(kind, subject.clone()))
     }

@@ -1,8 +1,9 @@
-//! Publishing and subscribing for anybody.
+//! The use cases *publish* and *subscribe*, for every kind of caller.
 //!
-//! Who may do what, and how fast, is decided here and nowhere else: for HTTP calls, lines of a batch, forms of the monitor,
-//! messages of a stream, and the code of an application that has Tidings built in. The adapters above read requests and write
-//! answers; [`PublishService`] and [`SubscribeService`] authorize, rate-limit and trace what they ask for, once.
+//! Permissions and rate limits are enforced here and nowhere else. They apply alike to HTTP calls, lines of a batch, forms
+//! of the monitor, messages on a stream, and the code of an application that embeds Tidings. The adapters above this layer
+//! read requests and write answers; [`PublishService`] and [`SubscribeService`] authorize, rate-limit and trace each request
+//! once.
 //!
 //! Deliberately absent: Rocket, HTTP statuses, bodies and their encodings.
 

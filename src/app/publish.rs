@@ -1,8 +1,8 @@
 //! The use case *publish*: a caller's command in, a receipt out, after the commit (invariant 1).
 //!
 //! ```text
-//! admit: role ─▶ pace of the `sub` ─▶ what the school owes ─▶ memory      (before a body is read)
-//! publish: channels of the token ─▶ Publisher ─▶ presence hears of it     (once it is known what is asked)
+//! admit: role ─▶ rate limit of the `sub` ─▶ byte limit of the school ─▶ memory    (before the body is read)
+//! publish: channels of the token ─▶ Publisher ─▶ presence observes the event       (once the command is known)
 //! ```
 
 use std::sync::Arc;
@@ -22,22 +22,22 @@ use crate::publish::{PublishDurations, Publisher};
 use crate::reserve::{Holder, Reserve, ReserveFull, Reserved};
 use crate::throttle::{Debts, Throttle};
 
-/// Why a caller is refused. Nothing has changed.
+/// Why a request was rejected. Nothing has changed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refused {
     /// The credential does not allow it.
     #[error(transparent)]
     Auth(#[from] AuthError),
-    /// It comes too soon.
+    /// A rate limit was reached.
     #[error(transparent)]
     TooFast(#[from] TooFast),
-    /// The writes under way take all the memory there is for them.
+    /// The writes in progress use all the memory that is reserved for writes.
     #[error(transparent)]
     Memory(#[from] ReserveFull),
-    /// There are as many streams as there may be.
+    /// A limit on open streams was reached.
     #[error(transparent)]
     Streams(#[from] HubFull),
-    /// The command itself is refused.
+    /// The command itself was rejected.
     #[error(transparent)]
     Command(#[from] CommandError),
     /// The store failed.
@@ -54,38 +54,40 @@ impl From<RuleError> for Refused {
 /// A rate limit was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TooFast {
-    /// That of one user.
-    #[error("at most {most} commands a second may be published with tokens of one `sub`")]
+    /// The limit of one user.
+    #[error(
+        "too many commands: tokens with the same `sub` may publish at most {most} commands per second"
+    )]
     Commands {
         /// Setting `publishes_per_sec`.
         most: u32,
-        /// When to try again.
+        /// How long to wait before trying again.
         wait: Duration,
     },
-    /// That of a school.
-    #[error("the school has produced more than {most} bytes of events a second; it may go on in {} s", .wait.as_secs() + 1)]
+    /// The limit of a school.
+    #[error("the school produces too many events: at most {most} bytes of events per second are accepted; try again in {} s", .wait.as_secs() + 1)]
     Bytes {
         /// Setting `event_bytes_per_sec`.
         most: u32,
-        /// When to try again.
+        /// How long to wait before trying again.
         wait: Duration,
     },
 }
 
-/// Publishes for callers.
+/// Publishes on behalf of callers.
 pub struct PublishService {
     store: Arc<dyn Store>,
     publisher: Publisher,
     presence: Arc<Presence>,
-    /// How fast each user may publish.
+    /// The rate limit of each user.
     rates: Throttle,
-    /// What schools have produced beyond their pace.
+    /// The bytes that schools have produced in excess of their rate limit.
     debts: Arc<Debts>,
     memory: Arc<Reserve>,
     settings: Arc<Settings>,
 }
 
-/// Leave to publish one command, with the memory that is reserved for it.
+/// Permission to publish one command, with the memory reserved for it.
 pub struct Admission<'a> {
     service: &'a PublishService,
     caller: &'a Caller,
@@ -93,7 +95,7 @@ pub struct Admission<'a> {
 }
 
 impl PublishService {
-    /// Publishes to this store.
+    /// Creates a service that publishes to `store`.
     pub fn new(
         store: Arc<dyn Store>,
         publisher: Publisher,
@@ -113,7 +115,7 @@ impl PublishService {
         }
     }
 
-    /// Publishes a command. The answer comes after the commit.
+    /// Publishes a command. Returns after the commit.
     pub async fn publish(
         &self,
         caller: &Caller,
@@ -123,7 +125,7 @@ impl PublishService {
         admission.publish(command.into()).await
     }
 
-    /// Lets a caller publish one command whose body, of at most so many bytes, is still to be read.
+    /// Admits one command before its body, of at most `body_bytes`, is read.
     pub async fn admit<'a>(
         &'a self,
         caller: &'a Caller,
@@ -140,7 +142,7 @@ impl PublishService {
         })
     }
 
-    /// Takes in a device's heartbeat. The answer comes after the commit of what it changed, if it changed anything.
+    /// Records a device's heartbeat. If the heartbeat changed anything, returns after that change is committed.
     pub async fn beat(&self, caller: &Caller, device: &SubjectId) -> Result<Beat, Refused> {
         self.permit(caller.access(), &[(caller.school(), 1)])?;
         caller.reach_subject(device::KIND, device)?;
@@ -149,7 +151,7 @@ impl PublishService {
         Ok(beats.pop().expect("each heartbeat is answered")?)
     }
 
-    /// Checks that somebody may publish so many commands now, in each of these schools.
+    /// Checks the role and the rate limit for publishing the given number of commands in each of these schools.
     pub(super) fn permit(
         &self,
         access: &Access,
@@ -161,7 +163,7 @@ impl PublishService {
         Ok(taken.map_err(|wait| TooFast::Commands { most, wait })?)
     }
 
-    /// Checks that a school has not produced more bytes of events than it may.
+    /// Checks that a school has not reached its limit on bytes of events.
     pub(super) fn permit_bytes(&self, school: SchoolId) -> Result<(), TooFast> {
         let most = self.settings.event_bytes_per_sec;
         match self.debts.of(school, Instant::now()) {
@@ -170,7 +172,7 @@ impl PublishService {
         }
     }
 
-    /// Reserves memory, and waits for it a while.
+    /// Reserves memory; waits up to [`RESERVE_WAIT`] until it is available.
     pub(super) async fn reserve(&self, holder: Holder, bytes: u64) -> Result<Reserved, Refused> {
         Ok(self.memory.take(holder, bytes, RESERVE_WAIT).await?)
     }
@@ -196,7 +198,7 @@ impl PublishService {
         &self.presence
     }
 
-    /// Carries out commands whose callers have been authorized, in order.
+    /// Carries out commands, in order. Their callers have been authorized.
     pub(super) async fn append(
         &self,
         school: SchoolId,
@@ -223,7 +225,7 @@ impl PublishService {
             "commands were carried out"
         );
         let receipts = receipts?;
-        // A caller that was answered finds its own report: the same event may come later by way of the log.
+        // Observe now, so that a caller sees its own report once it is answered. The log may deliver the event again later.
         for receipt in receipts.iter().flatten() {
             self.presence.observe(std::slice::from_ref(receipt.event()));
         }
@@ -232,7 +234,7 @@ impl PublishService {
 }
 
 impl Admission<'_> {
-    /// Publishes the command, if the caller's token reaches its subject. The answer comes after the commit.
+    /// Publishes the command if the caller's token reaches its subject. Returns after the commit.
     pub async fn publish(self, mut envelope: Envelope) -> Result<Receipt, Refused> {
         let (caller, school) = (self.caller, self.caller.school());
         caller.reach_subject(envelope.command.kind(), &envelope.subject)?;

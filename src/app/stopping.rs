@@ -1,4 +1,4 @@
-//! Whether the server is shutting down, and how it says goodbye.
+//! Whether the server is shutting down, and how streams are closed then.
 
 use std::sync::OnceLock;
 
@@ -6,15 +6,15 @@ use tokio::time::Instant;
 
 use crate::wire::Close;
 
-/// Whether the server is shutting down. Never becomes false again.
+/// Whether the server is shutting down. Once it is, this never changes back.
 pub struct Stopping {
     since: OnceLock<Instant>,
-    /// Within how long clients come back.
+    /// The time over which the reconnections of clients are spread.
     spread_ms: u64,
 }
 
 impl Stopping {
-    /// Not yet. Clients will be asked to come back within `spread_ms`.
+    /// Creates the state of a running server. At shutdown, clients are asked to reconnect within `spread_ms`.
     pub fn new(spread_ms: u64) -> Stopping {
         Stopping {
             since: OnceLock::new(),
@@ -22,17 +22,17 @@ impl Stopping {
         }
     }
 
-    /// From now on it is.
+    /// Records that the shutdown has begun.
     pub fn begin(&self) {
         self.since.get_or_init(Instant::now);
     }
 
-    /// Since when.
+    /// Returns when the shutdown began, if it has.
     pub fn since(&self) -> Option<Instant> {
         self.since.get().copied()
     }
 
-    /// How a stream is closed: with a delay of its own, so that clients come back over a while and not at once.
+    /// Returns how to close a stream: with a random delay, so that clients do not all reconnect at once.
     pub fn farewell(&self) -> Close {
         let random = getrandom::u64().unwrap_or(0);
         Close::ShuttingDown {

@@ -1,4 +1,4 @@
-//! The use case *subscribe* for anybody: what a credential reaches, what exists, how many streams there may be.
+//! The use case *subscribe*: what a credential reaches, which subjects exist, and how many streams may be open.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::scope::Scope;
 use crate::subscribe::{Request, Subscriber, Subscription};
 use crate::vitals::Vitals;
 
-/// Subscribes for callers.
+/// Opens subscriptions on behalf of callers.
 pub struct SubscribeService {
     store: Arc<dyn Store>,
     keys: Arc<Keys>,
@@ -30,20 +30,20 @@ pub struct SubscribeService {
     settings: Arc<Settings>,
 }
 
-/// How somebody wants to listen.
+/// How a caller wants to listen.
 pub struct Listen {
-    /// Over which transport, and from where. The user is the caller's.
+    /// The transport and the client's address. `user` is overwritten with the caller's name.
     pub reader: Reader,
-    /// From where on; from a snapshot if absent.
+    /// The cursor to resume from. If absent, the stream begins with a snapshot.
     pub from: Option<Cursor>,
-    /// Least time between two ticks of a subject. Zero: every retained event.
+    /// The shortest interval between two ticks of a subject. Zero delivers every retained event.
     pub tick: Duration,
-    /// Whether to begin with `connected`, and what else to say in it.
+    /// Whether to begin with `connected`, and which fields to add to it.
     pub greet: Option<Map<String, Value>>,
 }
 
 impl SubscribeService {
-    /// Subscribes to what this store has and this subscriber is offered.
+    /// Creates a service that subscribes to this store through `subscriber`.
     pub fn new(
         store: Arc<dyn Store>,
         keys: Arc<Keys>,
@@ -63,7 +63,7 @@ impl SubscribeService {
         }
     }
 
-    /// The settings in force.
+    /// Returns the settings in force.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -73,7 +73,7 @@ impl SubscribeService {
         self.subscriber.feed().replay_duration()
     }
 
-    /// Opens a stream of what is in scope, if the caller's credential reaches all of it. It ends with the credential.
+    /// Opens a stream of the scope, if the caller's credential reaches all of it. The stream ends with the credential.
     pub fn open(
         &self,
         caller: &Caller,
@@ -101,15 +101,15 @@ impl SubscribeService {
             returns_until: access.returns_until,
             greet,
         })?;
-        // A stream that opens while the server stops may have missed the word to close. It is told as the others are: an
-        // `EventSource` would never come back after a 503.
+        // The shutdown may have notified the open streams before this one was opened. It is closed like the others rather
+        // than rejected: an `EventSource` never reconnects after a 503.
         if self.stopping.since().is_some() {
             subscription.close(self.stopping.farewell());
         }
         Ok(subscription)
     }
 
-    /// The subjects among these channels that the school does not have, whether another school has them or none.
+    /// Returns those subjects among the channels that do not exist in this school.
     pub async fn missing(
         &self,
         school: SchoolId,
@@ -126,7 +126,7 @@ impl SubscribeService {
         Ok(missing)
     }
 
-    /// Where a school's log ends now.
+    /// Returns the current end of a school's log.
     pub async fn here(&self, school: SchoolId) -> Result<Cursor, StoreError> {
         Ok(Cursor {
             epoch: self.store.epoch(),
@@ -134,7 +134,7 @@ impl SubscribeService {
         })
     }
 
-    /// What a fresh token allows, if it reaches all that a stream tells.
+    /// Returns what a new token allows, if it reaches the whole scope of a stream.
     pub fn renewed(&self, token: &str, scope: &Scope) -> Result<Access, AuthError> {
         let fresh = self.keys.verify(token)?;
         fresh.school(Some(scope.school))?;
@@ -144,7 +144,7 @@ impl SubscribeService {
         Ok(fresh)
     }
 
-    /// Counts a message of a stream that was refused, with the setting that was reached, and tells the log.
+    /// Counts and logs a rejected message of a stream, with the setting whose limit was reached.
     pub fn note_refusal(
         &self,
         source: Option<&RequestSource>,
@@ -157,7 +157,7 @@ impl SubscribeService {
         }
     }
 
-    /// The same for a credential that does not reach so far, or is none: the log is told why.
+    /// Counts and logs a credential that is not valid or not sufficient, with the reason.
     pub fn note_denial(&self, source: Option<&RequestSource>, code: &'static str, reason: &str) {
         self.vitals.refused(code, None);
         if let Some(source) = source {

@@ -1,4 +1,4 @@
-//! Acknowledging violations, which are named by their own ids and stored with their characteristics.
+//! Acknowledging violations. A violation has its own id, but is stored with its characteristic.
 
 use super::publish::{PublishService, Refused};
 use crate::id::SchoolId;
@@ -8,30 +8,30 @@ use crate::kind::characteristic::{
 use crate::kind::{Command, Part, RuleError};
 use crate::log::{Envelope, PartQuery};
 
-/// What is done to a violation.
+/// The action on a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ViolationAction {
     /// Acknowledge it.
     Acknowledge,
-    /// Take that back.
+    /// Withdraw the acknowledgement.
     Unacknowledge,
 }
 
-/// Something to be done to a violation.
+/// An action on one violation.
 #[derive(Debug, Clone)]
 pub struct ViolationCommand {
-    /// The violation's id: ours, or the publisher's own.
+    /// The violation's id: the server's, or one that the publisher chose.
     pub id: String,
-    /// What.
+    /// The action.
     pub action: ViolationAction,
-    /// On whose behalf; the caller's own if absent.
+    /// The user on whose behalf it is done. If absent, the caller.
     pub user: Option<String>,
-    /// Why.
+    /// The reason that the user states.
     pub reason: String,
 }
 
 impl ViolationAction {
-    /// The action with this verb of the API.
+    /// Returns the action for a verb of the API.
     pub fn from_verb(verb: &str) -> Option<ViolationAction> {
         match verb {
             "ack" => Some(ViolationAction::Acknowledge),
@@ -42,8 +42,8 @@ impl ViolationAction {
 }
 
 impl PublishService {
-    /// The characteristic's command that carries this out; `caller` is who asks. Whether the characteristic is within reach is
-    /// checked when the command is published.
+    /// Returns the command to the characteristic that carries out this action; `caller` is the name of the caller. Whether the
+    /// credential reaches the characteristic is checked when the command is published.
     pub async fn violation_command(
         &self,
         school: SchoolId,
@@ -65,7 +65,7 @@ impl PublishService {
         Ok(Envelope::new(id.characteristic_id, command))
     }
 
-    /// The characteristic that an id belongs to, and the violation's number there. A publisher's own id is looked up.
+    /// Returns the characteristic of a violation and the violation's number there. Looks up an id that a publisher chose.
     async fn violation_id(&self, school: SchoolId, id: &str) -> Result<ViolationId, Refused> {
         if let Some(id) = ViolationId::parse(id) {
             return Ok(id);

@@ -1,7 +1,7 @@
-//! What a token's claims mean here, whatever login made it.
+//! What the claims of a token mean to this server, whichever login issued it.
 //!
-//! An existing login has names of its own for claims and roles; settings say what they are here. Whether a token may do
-//! something is decided by the settings' claim alone: a claim of the same name as ours may mean something else elsewhere.
+//! An existing login has its own names for claims and roles; settings map them to ours. Only the claims that the settings
+//! name decide what a token allows: a claim with one of our names may mean something else in another login.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,40 +17,40 @@ use crate::id::{Channel, SchoolId};
 use crate::kind;
 use crate::number;
 
-/// The schools that a token for several of them is limited to.
+/// The claim that limits a token to several schools.
 const SCHOOLS_CLAIM: &str = "schools";
-/// Where logins write what a token is for.
+/// The claims in which logins write the purpose of a token.
 const PURPOSE_CLAIMS: [&str; 4] = ["type", "typ", "token_type", "token_use"];
-/// What they write there in tokens that are only good for fetching others.
+/// The purposes of tokens that can only be exchanged for other tokens.
 const REFRESH: [&str; 2] = ["refresh", "refresh_token"];
-/// Differences of more seconds are told as this many. A claim may say anything.
-const TOLD_MAX_SECS: f64 = 1e12;
+/// Larger differences are reported as this many seconds. A claim can hold any number.
+const REPORTED_MAX_SECS: f64 = 1e12;
 
-/// What is to stand in a token that is made here. `exp` is in seconds since 1970.
+/// The claims of a token that this server issues. `exp` is in seconds since 1970.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Claims {
-    /// Who.
+    /// The user.
     pub sub: String,
-    /// Which school; null for all of them, or those in `schools`.
+    /// The school. Null stands for all schools, or for those in `schools`.
     pub school_id: Option<SchoolId>,
-    /// Which schools, if not all.
+    /// The schools, if the token is limited to several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schools: Option<Vec<SchoolId>>,
-    /// How much.
+    /// The role.
     pub role: Role,
-    /// Only these channels.
+    /// The only channels that the token reaches, if it is limited to some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels: Option<Vec<String>>,
-    /// Until when. A NumericDate may have a fraction; those made here have none.
+    /// When the token expires. A NumericDate may have a fraction; ours have none.
     #[serde(serialize_with = "whole")]
     pub exp: f64,
-    /// Made when.
+    /// When the token was issued.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iat: Option<i64>,
-    /// Made by.
+    /// The issuer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iss: Option<String>,
-    /// Made for.
+    /// The audience.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aud: Option<String>,
 }
@@ -59,7 +59,7 @@ fn whole<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S:
     serializer.serialize_i64(number::whole(*seconds))
 }
 
-/// Where a claim stands: its name, or a JSON pointer to it (RFC 6901).
+/// The location of a claim: its name, or a JSON pointer to it (RFC 6901).
 #[derive(Debug, Clone)]
 struct Place(String);
 
@@ -71,7 +71,7 @@ impl Place {
         }
     }
 
-    /// Writes a value there, with whatever has to be around it.
+    /// Writes a value there, and creates the objects around it.
     fn put(&self, claims: &mut Value, value: Value) {
         let Some(path) = self.0.strip_prefix('/') else {
             claims[&self.0] = value;
@@ -92,18 +92,18 @@ impl Place {
     }
 }
 
-/// Where a role comes from: it says how far null goes as a school.
+/// Where a role comes from. This decides whether a null school means all schools.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// The token names it as it is named here.
+    /// The token names one of our roles.
     Own,
-    /// The token names one that the settings translate.
+    /// The token names a role that `jwt_roles` maps to ours.
     Mapped,
-    /// The token names none.
+    /// The token names no role, and `jwt_default_role` applies.
     Default,
 }
 
-/// How claims are read, as the settings say.
+/// How to read claims, according to the settings.
 pub(super) struct ClaimRules {
     subject: Place,
     school: Place,
@@ -133,7 +133,7 @@ impl ClaimRules {
         }
     }
 
-    /// What a token with these claims lets its bearer do now.
+    /// Returns what a token with these claims allows now.
     pub(super) fn read(&self, claims: &Value, now: DateTime<Utc>) -> Result<Access, AuthError> {
         let expires_at = self.times(claims, now)?;
         if let Some(issuer) = &self.issuer {
@@ -145,7 +145,7 @@ impl ClaimRules {
         for name in PURPOSE_CLAIMS {
             let purpose = claims[name].as_str().unwrap_or_default();
             if REFRESH.iter().any(|own| own.eq_ignore_ascii_case(purpose)) {
-                let problem = "says that it is a refresh token; an access token is required";
+                let problem = "says that this is a refresh token; an access token is required";
                 return Err(TokenError::claim(name, problem).into());
             }
         }
@@ -160,7 +160,7 @@ impl ClaimRules {
         })
     }
 
-    /// Checks that the token is of now, and says when it ends.
+    /// Checks that the token is valid now, and returns when it expires.
     fn times(
         &self,
         claims: &Value,
@@ -170,28 +170,28 @@ impl ClaimRules {
         let leeway = self.leeway.num_seconds();
         let exp = seconds(claims, "exp")?.ok_or(TokenError::claim("exp", "is missing"))?;
         if now >= exp + leeway as f64 {
-            let ago_secs = number::whole_unsigned((now - exp).clamp(0.0, TOLD_MAX_SECS));
+            let ago_secs = number::whole_unsigned((now - exp).clamp(0.0, REPORTED_MAX_SECS));
             return Err(AuthError::Expired { ago_secs });
         }
-        // What passes is a date that can be written down, whatever form its number has.
+        // A number that passes this check is a date that can be represented, whatever its form.
         let most = self.max_token_secs;
         if exp - now > most as f64 {
             let problem = format!(
-                "is more than {most} s ahead (`max_token_secs`); it is in seconds since 1970, not in milliseconds"
+                "is more than {most} s in the future (`max_token_secs`); it must be in seconds since 1970, not in milliseconds"
             );
             return Err(TokenError::claim("exp", problem).into());
         }
         for name in ["nbf", "iat"] {
             let ahead = seconds(claims, name)?.unwrap_or(now) - now;
             if ahead > leeway as f64 {
-                let ahead = ahead.ceil().min(TOLD_MAX_SECS);
+                let ahead = ahead.ceil().min(REPORTED_MAX_SECS);
                 let problem = format!(
-                    "is {ahead} s ahead; clocks may differ by {leeway} s (`jwt_leeway_secs`)"
+                    "is {ahead} s in the future; clocks may differ by at most {leeway} s (`jwt_leeway_secs`)"
                 );
                 return Err(TokenError::claim(name, problem).into());
             }
         }
-        // Judged by the same clock as the token: a stream that may open may also last.
+        // Include the leeway, as the check above does: a stream that may be opened may also stay open.
         let exp = DateTime::from_timestamp_millis(number::whole(exp * 1000.0));
         Ok(exp.map(|exp| exp + self.leeway))
     }
@@ -217,12 +217,12 @@ impl ClaimRules {
             }
             Some(Value::String(named)) => named,
             Some(Value::Array(_)) => {
-                let problem = "is a list; `jwt_role_claim` can name an entry of it, as in /roles/0";
+                let problem = "is a list, not a string; set `jwt_role_claim` to one of its entries, such as /roles/0";
                 return Err(self.role.wrong(problem));
             }
             Some(_) => return Err(self.role.wrong("is not a string")),
         };
-        // The map goes first: what `admin` means in another login is for it to say.
+        // The map takes precedence: it decides what another login's `admin` means.
         if let Some(role) = self.roles.get(named) {
             return Ok((*role, Origin::Mapped));
         }
@@ -239,13 +239,13 @@ impl ClaimRules {
         Ok((role, Origin::Own))
     }
 
-    /// The schools that the token reaches; the page on tokens has this as a table.
+    /// Returns the schools that the token reaches. docs/tokens.md has these rules as a table.
     fn schools(&self, claims: &Value, role: Role, origin: Origin) -> Result<Schools, TokenError> {
         let listed = listed(claims)?;
         let named = self.school.of(claims);
         if let Some(value) = named.filter(|value| !value.is_null()) {
             let own = school(value).ok_or_else(|| {
-                let problem = "is not a whole number of 1 or more, as a number or in digits";
+                let problem = "is neither a whole number of 1 or more nor a string of its digits";
                 self.school.wrong(problem)
             })?;
             if listed.is_some_and(|listed| !listed.contains(&own)) {
@@ -259,15 +259,15 @@ impl ClaimRules {
                 _ => Schools::Listed(listed),
             });
         }
-        // In another login's own claim, null more likely means none than all. Somebody to whom only a default gives a
-        // role is not meant to reach all schools either.
+        // In another login's claim, null is more likely to mean no school than all schools. A user whose role is only a
+        // default must not reach all schools either.
         let means_all = match origin {
             Origin::Own => true,
             Origin::Mapped => self.school.0 == SCHOOL_CLAIM && self.default_school.is_none(),
             Origin::Default => false,
         };
         if named.is_some() && means_all {
-            let problem = "is null, which stands for all schools and takes role worker or admin";
+            let problem = "is null, which stands for all schools and requires role worker or admin";
             return match role {
                 Role::Viewer => Err(self.school.wrong(problem)),
                 Role::Worker | Role::Admin => Ok(Schools::All),
@@ -283,12 +283,12 @@ impl ClaimRules {
         }
     }
 
-    /// Whether a token that ends then is refused for its length.
+    /// Whether a token that expires at `exp` is rejected because it is valid for too long.
     pub(super) fn is_too_long(&self, exp: f64, now: DateTime<Utc>) -> bool {
         exp - now.timestamp() as f64 > self.max_token_secs as f64
     }
 
-    /// The claims with the names that are read here. Nothing if there is no name for their role.
+    /// Returns the claims under the names that the settings give them, or none if no name maps to their role.
     pub(super) fn written(&self, claims: &Claims) -> Option<Value> {
         let own = claims.role.name();
         let by_map = |(name, role): (&String, &Role)| (*role == claims.role).then(|| name.clone());
@@ -307,7 +307,7 @@ impl ClaimRules {
     }
 }
 
-/// A NumericDate.
+/// Reads a NumericDate.
 fn seconds(claims: &Value, name: &'static str) -> Result<Option<f64>, TokenError> {
     match &claims[name] {
         Value::Null => Ok(None),
@@ -318,7 +318,7 @@ fn seconds(claims: &Value, name: &'static str) -> Result<Option<f64>, TokenError
     }
 }
 
-/// Checks that a claim is a text, or a list with it.
+/// Checks that a claim is a given string, or a list that contains it.
 fn names(
     claims: &Value,
     name: &'static str,
@@ -329,7 +329,7 @@ fn names(
         Value::Null => "is missing".into(),
         Value::String(own) if own == wanted => return Ok(()),
         Value::Array(all) if all.iter().any(|own| own == wanted) => return Ok(()),
-        _ => format!("is not that of `{setting}`"),
+        _ => format!("does not match `{setting}`"),
     };
     Err(TokenError::claim(name, problem))
 }
@@ -342,15 +342,19 @@ fn school(value: &Value) -> Option<SchoolId> {
     }
 }
 
-/// The schools that the token is limited to, each once, in order.
+/// Returns the schools that the token is limited to, without duplicates and in order.
 fn listed(claims: &Value) -> Result<Option<Arc<[SchoolId]>>, TokenError> {
     let wrong = |problem: String| TokenError::claim(SCHOOLS_CLAIM, problem);
     let entries = match &claims[SCHOOLS_CLAIM] {
         Value::Null => return Ok(None),
         Value::String(all) if all == "all" => return Ok(None),
         Value::Array(entries) if !entries.is_empty() => entries,
-        Value::Array(_) => return Err(wrong("names no school".into())),
-        _ => return Err(wrong("is not a list of school ids".into())),
+        Value::Array(_) => {
+            return Err(wrong(
+                "is an empty list; it must name at least one school".into(),
+            ));
+        }
+        _ => return Err(wrong("is neither a list of school ids nor \"all\"".into())),
     };
     if entries.len() > SCHOOLS_PER_TOKEN_MAX {
         return Err(wrong(format!(
@@ -359,16 +363,23 @@ fn listed(claims: &Value) -> Result<Option<Arc<[SchoolId]>>, TokenError> {
     }
     let schools: Option<Vec<SchoolId>> = entries.iter().map(school).collect();
     let mut schools = schools.ok_or_else(|| {
-        wrong("is not a list of whole numbers of 1 or more, as numbers or in digits".into())
+        wrong(
+            "has an entry that is neither a whole number of 1 or more nor a string of its digits"
+                .into(),
+        )
     })?;
     schools.sort_unstable();
     schools.dedup();
     Ok(Some(schools.into()))
 }
 
-/// A limit that cannot be read cannot be enforced, so the token is not valid.
+/// Reads the channels that the token is limited to. A limit that cannot be read cannot be enforced, so such a token is not
+/// valid.
 fn channels(claims: &Value) -> Result<Option<Vec<Channel>>, TokenError> {
-    let wrong = || TokenError::claim("channels", "is not a list of channels that there are");
+    let wrong = || {
+        let problem = "is not a list of channels, such as `jobs`, `jobs/import-7` or `schools/7`";
+        TokenError::claim("channels", problem)
+    };
     let entries = match &claims["channels"] {
         Value::Null => return Ok(None),
         Value::Array(entries) => entries,

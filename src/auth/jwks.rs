@@ -1,7 +1,7 @@
-//! Many public keys in one file: a JSON Web Key Set (RFC 7517), read anew when it changes.
+//! Several public keys in one file: a JSON Web Key Set (RFC 7517). The file is read again when it changes.
 //!
-//! A key that cannot verify signatures is passed over, as the RFC wants it. A symmetric key is never used: the file is
-//! made to be published, so anybody who has read it could sign with it.
+//! A key that cannot verify signatures is skipped, as the RFC requires. A symmetric key is never used: a key set is meant
+//! to be published, so anyone who can read the file could sign tokens with it.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -19,9 +19,9 @@ use crate::config::{JWKS_FILE_MAX_BYTES, JWKS_KEYS_MAX};
 
 const SETTING: &str = "jwt_jwks_file";
 
-/// The sizes in bytes of an RSA modulus: below, it is too weak (RFC 7518, 3.3); above, it is not computed with.
+/// The accepted sizes of an RSA modulus in bytes. A smaller one is too weak (RFC 7518, 3.3); a larger one is unsupported.
 const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=512;
-/// The size of a public key of Ed25519.
+/// The size of an Ed25519 public key in bytes.
 const ED25519_BYTES: usize = 32;
 
 const RSA: &[Algorithm] = &[
@@ -33,18 +33,18 @@ const RSA: &[Algorithm] = &[
     Algorithm::PS512,
 ];
 
-/// The file, and the keys that it held when it was last sound.
+/// The file, and its keys when it was last read successfully.
 pub(super) struct JwksFile {
     path: PathBuf,
     keys: RwLock<Arc<KeySet>>,
-    /// What it was like when it was last looked at: a digest, or why it could not be read.
+    /// The state of the file when it was last checked: a digest, or why it could not be read.
     seen: Mutex<Seen>,
 }
 
 type Seen = Result<Vec<u8>, std::io::ErrorKind>;
 
 impl JwksFile {
-    /// Reads the file, which must hold a key that can be used.
+    /// Reads the file. Fails unless it holds at least one usable key.
     pub(super) fn open(path: &Path) -> Result<JwksFile, KeyError> {
         let bytes = read(path).map_err(|source| file_error(SETTING, path, source))?;
         let not_a_set = |problem: String| KeyError::NotAKeySet {
@@ -68,12 +68,12 @@ impl JwksFile {
         })
     }
 
-    /// The keys that are in force.
+    /// Returns the keys in force.
     pub(super) fn keys(&self) -> Arc<KeySet> {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Looks whether the file has changed, and takes its keys over. Blocks while it reads.
+    /// Checks whether the file has changed, and if so, takes over its keys. Blocks while it reads.
     pub(super) fn reread(&self) {
         let bytes = read(&self.path);
         let seen = match &bytes {
@@ -97,14 +97,14 @@ impl JwksFile {
                 tell_passed_over(&self.path, &passed_over);
                 match keys.0.len() {
                     0 => {
-                        tracing::warn!(%path, "`{SETTING}` holds no key any more: no token is accepted")
+                        tracing::warn!(%path, "`{SETTING}` no longer holds any usable key: every token is rejected")
                     }
                     count => tracing::info!(%path, keys = count, "`{SETTING}` has changed"),
                 }
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
             }
             Err(problem) => {
-                tracing::warn!(%path, problem, "`{SETTING}` cannot be read: the keys of before stay in force");
+                tracing::warn!(%path, problem, "`{SETTING}` cannot be read: the previous keys stay in force");
             }
         }
     }
@@ -112,11 +112,11 @@ impl JwksFile {
 
 fn tell_passed_over(path: &Path, reasons: &[String]) {
     for reason in reasons {
-        tracing::warn!(path = %path.display(), reason, "a key in `{SETTING}` is passed over");
+        tracing::warn!(path = %path.display(), reason, "a key in `{SETTING}` is skipped");
     }
 }
 
-/// At most so many bytes of a regular file: a pipe could keep us waiting.
+/// Reads a regular file up to the limit on its size. Reading a pipe could block forever.
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(std::io::Error::other("is not a file"));
@@ -136,7 +136,7 @@ fn digest(bytes: &[u8]) -> Vec<u8> {
     Sha256::digest(bytes).to_vec()
 }
 
-/// The keys that can be used, and why the others cannot. Fails if it is not a set of keys at all.
+/// Returns the usable keys, and the reasons why others are not usable. Fails if this is not a key set at all.
 fn parse(bytes: &[u8]) -> Result<(KeySet, Vec<String>), String> {
     let set: Value = serde_json::from_slice(bytes).map_err(|_| "is not JSON")?;
     let Value::Array(entries) = &set["keys"] else {
@@ -157,17 +157,19 @@ fn parse(bytes: &[u8]) -> Result<(KeySet, Vec<String>), String> {
 
 fn key(entry: &Value) -> Result<VerifyingKey, &'static str> {
     let text = |name: &str| entry[name].as_str();
-    let part = |name: &str| text(name).ok_or("a part of it is missing");
+    let part = |name: &str| text(name).ok_or("a required member is missing");
     if !entry["use"].is_null() && entry["use"] != "sig" {
         return Err("its `use` is not sig");
     }
     let operations = entry["key_ops"].as_array();
     if operations.is_some_and(|all| !all.iter().any(|own| own == "verify")) {
-        return Err("its `key_ops` are without verify");
+        return Err("its `key_ops` do not include verify");
     }
     let (key, fitting) = match (text("kty"), text("crv")) {
         (Some("oct"), _) => {
-            return Err("symmetric keys (`oct`) are not accepted, `jwt_secret` is for them");
+            return Err(
+                "symmetric keys (`oct`) are not accepted here; configure the secret as `jwt_secret`",
+            );
         }
         (Some("RSA"), _) => {
             let (modulus, exponent) = (part("n")?, part("e")?);
@@ -201,7 +203,7 @@ fn key(entry: &Value) -> Result<VerifyingKey, &'static str> {
             );
         }
     };
-    let key = key.map_err(|_| "a part of it is not in base64url")?;
+    let key = key.map_err(|_| "one of its members is not base64url")?;
     let algorithms = match &entry["alg"] {
         Value::Null => fitting.to_vec(),
         named => {
@@ -210,7 +212,7 @@ fn key(entry: &Value) -> Result<VerifyingKey, &'static str> {
             vec![named.ok_or("its `alg` does not fit its `kty`")?]
         }
     };
-    // Whether it can be computed with shows when it is: no signature is that of an empty text.
+    // A key that is not a point of its curve fails when it is used, so use it once: no signature is an empty string.
     let sound = |own: &Algorithm| jsonwebtoken::crypto::verify("", b"", &key, *own).is_ok();
     if !algorithms.iter().all(sound) {
         return Err("it is not a point of its curve");

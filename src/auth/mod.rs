@@ -1,12 +1,12 @@
-//! Who may: JSON Web Tokens in, [`Access`] out. Keeps invariant 7.
+//! Authorization: verifies JSON Web Tokens and returns [`Access`]. Upholds invariant 7.
 //!
-//! A token names a school or several, a role and, if it likes, the only channels it may hear. A *ticket* is a
-//! short-lived token of the server's own for `EventSource`, which cannot send a header: it is signed
-//! with a key derived for tickets alone, so neither can ever pass for the other. Where in a request a
-//! credential stands is the business of the HTTP layer.
+//! A token names one school or several, a role and, optionally, the only channels that it reaches. A *ticket* is a
+//! short-lived token that the server issues for `EventSource`, which cannot send a header. It is signed with a key that is
+//! derived for tickets alone, so a ticket is never accepted as a token, nor a token as a ticket. The HTTP layer finds the
+//! credential in a request.
 //!
-//! Tokens have one source: the secret, or one public key, or a file of public keys. `token.rs` verifies signatures,
-//! `claims.rs` says what claims mean, `jwks.rs` keeps the file of keys.
+//! Tokens are verified with one source of keys: the secret, one public key, or a file of public keys. `token.rs` verifies
+//! signatures, `claims.rs` interprets claims, `jwks.rs` maintains the file of keys.
 
 mod claims;
 mod jwks;
@@ -32,100 +32,102 @@ use crate::config::{JWKS_PERIOD, SECRET_MIN_BYTES, Secret, Settings, make_privat
 use crate::id::{Channel, Cursor, Epoch, SchoolId};
 use crate::kind;
 
-/// A credential that does not let in, or not so far. The texts are safe to show and to log: they name what failed, and
-/// hold no value of the token.
+/// Why a credential is rejected. The texts are safe to show and to log: they name the check that failed and contain no
+/// value of the token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     /// No credential was given.
     #[error("a token is required: `Authorization: Bearer <token>`, `?token=` or the cookie")]
     Missing,
-    /// Not a token that is accepted here.
+    /// The token is not valid.
     #[error("the token is not valid: {0}")]
     Invalid(#[from] TokenError),
-    /// It was one.
+    /// The token has expired.
     #[error("the token has expired: `exp` was {ago_secs} s ago")]
     Expired {
         /// How long ago, in whole seconds.
         ago_secs: u64,
     },
-    /// Not a ticket of this server.
+    /// The ticket is not valid.
     #[error("the ticket is not valid: {0}")]
     InvalidTicket(TokenError),
-    /// It was one.
-    #[error("the ticket has expired: it opens streams for a short while only")]
+    /// The ticket has expired.
+    #[error("the ticket has expired: it can open streams for a short time only; request a new one")]
     ExpiredTicket,
-    /// The token is sound, but its role may not do this.
-    #[error("the token does not allow this: its role is {has}, and {needed} is needed", has = .has.name(), needed = .needed.name())]
+    /// The token is valid, but its role is not sufficient.
+    #[error("the token does not allow this: its role is {has}, and {needed} is required", has = .has.name(), needed = .needed.name())]
     Role {
-        /// The token's.
+        /// The token's role.
         has: Role,
-        /// The least that would do.
+        /// The lowest role that is sufficient.
         needed: Role,
     },
-    /// The token is sound, but limited to other channels. An id is not repeated: it may be any text, and the log has it.
-    #[error("the token does not allow this: its `channels` do not cover the {} asked for", collection(.0))]
+    /// The token is valid, but limited to other channels. The id is left out: it can be any text, and it is in the log.
+    #[error("the token does not allow this: its `channels` do not cover the requested {}", collection(.0))]
     Channel(Channel),
-    /// Only who looks after the whole server may do this.
-    #[error("the token does not allow this: role admin, all schools and all channels are needed")]
+    /// Only an unrestricted admin is allowed to do this.
+    #[error(
+        "the token does not allow this: role admin for all schools and all channels is required"
+    )]
     NotForAll,
-    /// The token reaches several schools, and the request names none.
+    /// The token reaches several schools, and the request names none of them.
     #[error(
         "this token reaches several schools: name one with `?school_id=`, or with `school_id` in a line of a batch"
     )]
     SchoolRequired,
-    /// Another school's: reported as not found.
+    /// The school is out of reach, which is reported as not found.
     #[error("not found")]
     NotFound,
 }
 
-/// A key that cannot be used.
+/// Why a key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// A file could not be read or written.
     #[error("setting `{setting}`: {path}: {source}")]
     File {
-        /// The setting that names it.
+        /// The setting that names the file.
         setting: &'static str,
-        /// Which file.
+        /// The file.
         path: String,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// A server that has never been started here has no secret yet.
+    /// No server was ever started with this data directory, so it holds no secret.
     #[error(
-        "there is no secret of a server at {path}: run this in the folder of the server, name the server's data folder with --data-dir \
-         or `data_dir` (TIDINGS_DATA_DIR), or its secret with `jwt_secret` (TIDINGS_JWT_SECRET); `tidings serve` makes a secret at its first start"
+        "there is no server's secret at {path}: run this in the server's working directory, or name the server's data directory with --data-dir \
+         or `data_dir` (TIDINGS_DATA_DIR), or its secret with `jwt_secret` (TIDINGS_JWT_SECRET); `tidings serve` creates a secret at its first start"
     )]
     NoSecret {
-        /// Where it would be.
+        /// Where the secret would be.
         path: String,
     },
-    /// A file's contents are not a key of the configured algorithm.
+    /// The file does not hold a key for the configured algorithm.
     #[error("setting `jwt_public_key_file`: {path} holds no public key for {algorithm}")]
     NotAKey {
-        /// Which file.
+        /// The file.
         path: String,
         /// The configured algorithm.
         algorithm: &'static str,
     },
-    /// A file's contents are not a set of keys, or none of them can be used.
+    /// The file does not hold a key set, or none of its keys is usable.
     #[error("setting `jwt_jwks_file`: {path} {problem}")]
     NotAKeySet {
-        /// Which file.
+        /// The file.
         path: String,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         problem: String,
     },
-    /// Tokens are made elsewhere: only public keys are configured.
+    /// Only public keys are configured, so tokens are issued elsewhere.
     #[error(
-        "tokens are verified with public keys here (`jwt_public_key_file` or `jwt_jwks_file`), so this server cannot make any"
+        "tokens are verified with public keys (`jwt_public_key_file` or `jwt_jwks_file`), so this server cannot issue any"
     )]
     VerifyOnly,
-    /// The settings give the role's name another meaning, and no name to the role.
-    #[error("setting `jwt_roles` leaves no name for role {}, so no token can have it", .0.name())]
+    /// `jwt_roles` maps the role's name to another role, and no name to this one.
+    #[error("setting `jwt_roles` maps no name to role {}, so no token can have this role", .0.name())]
     NoName(Role),
-    /// The server would refuse it.
-    #[error("the token would be valid for too long: setting `max_token_secs` allows {0} s")]
+    /// The server would reject the token.
+    #[error("the token would be valid for too long: `max_token_secs` allows at most {0} s")]
     TooLong(u64),
     /// Signing failed.
     #[error("the token could not be signed: {0}")]
@@ -133,7 +135,7 @@ pub enum KeyError {
 }
 
 impl KeyError {
-    /// The setting that its text names, if it is one that led to it.
+    /// Returns the setting at fault, if one is.
     pub(crate) fn setting(&self) -> Option<&'static str> {
         match self {
             KeyError::File { setting, .. } => Some(setting),
@@ -151,33 +153,33 @@ impl KeyError {
 /// The schools that a credential reaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Schools {
-    /// This one: a request need not name it.
+    /// One school. Requests need not name it.
     One(SchoolId),
-    /// These, in order; a request names one of them.
+    /// Several schools, in order. Each request names one of them.
     Listed(Arc<[SchoolId]>),
-    /// All; a request names one.
+    /// All schools. Each request names one.
     All,
 }
 
-/// What a credential lets its bearer do.
+/// What a credential allows.
 #[derive(Debug, Clone)]
 pub struct Access {
-    /// Who, for logs.
+    /// The user, for logs and limits.
     pub subject: String,
-    /// Where.
+    /// The schools.
     pub schools: Schools,
-    /// How much.
+    /// The role.
     pub role: Role,
-    /// The only channels that may be heard and written, if limited.
+    /// The only channels that the credential reaches, if it is limited to some.
     pub channels: Option<Vec<Channel>>,
-    /// When it ends.
+    /// When the credential expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// Until when its bearer can come back with it, if that is not as long as it lasts: that of a ticket.
+    /// Until when the credential can be used to reconnect, if not until it expires. Only tickets have this.
     pub returns_until: Option<DateTime<Utc>>,
 }
 
 impl Access {
-    /// The school that a request is about. One that is out of reach is not there.
+    /// Returns the school of a request. Reports a school that is out of reach as not found.
     pub fn school(&self, named: Option<SchoolId>) -> Result<SchoolId, AuthError> {
         let named = match (&self.schools, named) {
             (Schools::One(own), None) => return Ok(*own),
@@ -192,7 +194,7 @@ impl Access {
         reaches.then_some(named).ok_or(AuthError::NotFound)
     }
 
-    /// Checks that the role suffices.
+    /// Checks that the role is sufficient.
     pub fn require(&self, needed: Role) -> Result<(), AuthError> {
         let has = self.role;
         match has >= needed {
@@ -201,12 +203,12 @@ impl Access {
         }
     }
 
-    /// Whether it is that of an administrator of all schools, of whom nothing is kept: he looks after the server.
+    /// Whether this is an unrestricted admin: role admin for all schools and all channels. Such an admin runs the server.
     pub fn looks_after_all(&self) -> bool {
         self.schools == Schools::All && self.channels.is_none() && self.role >= Role::Admin
     }
 
-    /// Checks that a channel of `school` is within reach.
+    /// Checks that the credential reaches a channel of `school`.
     pub fn reach(&self, school: SchoolId, channel: &Channel) -> Result<(), AuthError> {
         if matches!(channel, Channel::School(other) if *other != school) {
             return Err(AuthError::NotFound);
@@ -214,7 +216,7 @@ impl Access {
         let Some(allowed) = &self.channels else {
             return Ok(());
         };
-        // A limit to another school's channels allows nothing here.
+        // A credential that is limited to channels of another school reaches nothing here.
         let own =
             |channel: &&Channel| !matches!(channel, Channel::School(other) if *other != school);
         if allowed.iter().filter(own).any(|own| own.covers(channel)) {
@@ -232,30 +234,30 @@ fn collection(channel: &Channel) -> &'static str {
     }
 }
 
-/// A ticket's claims.
+/// The claims of a ticket.
 #[derive(Serialize, Deserialize)]
 struct TicketClaims {
     sub: String,
     school_id: SchoolId,
     channels: Vec<String>,
-    /// The last moment to open a stream with it.
+    /// Until when the ticket can open a stream.
     exp: i64,
-    /// The end of the token that it was made with, and so of the streams opened with it.
+    /// When the token that requested the ticket expires. The streams opened with the ticket end then, too.
     session_exp: Option<i64>,
-    /// The life of the database that it is for.
+    /// The epoch of the database that the ticket is for.
     epoch: String,
 }
 
-/// A ticket, as handed out.
+/// A ticket for a client.
 #[derive(Debug)]
 pub struct Ticket {
-    /// For `?ticket=`.
+    /// The value for `?ticket=`.
     pub ticket: Secret,
-    /// The last moment to open a stream with it.
+    /// Until when the ticket can open a stream.
     pub expires_at: DateTime<Utc>,
 }
 
-/// Verifies credentials and makes tickets; makes tokens too where it holds the secret.
+/// Verifies credentials and issues tickets. Also issues tokens if it holds the secret.
 pub struct Keys {
     source: Source,
     rules: ClaimRules,
@@ -268,7 +270,7 @@ pub struct Keys {
     audience: Option<String>,
 }
 
-/// What tokens are verified with. There is one, so that a token can be traced to who made it.
+/// The keys that verify tokens. There is one source, so it is always clear who issued a token.
 enum Source {
     /// The secret, or the public key.
     Fixed(Arc<KeySet>),
@@ -276,11 +278,12 @@ enum Source {
     File(JwksFile),
 }
 
-/// The file in the data directory that keeps a secret which nobody configured.
+/// The file in the data directory with the generated secret, for a server without a configured key.
 const SECRET_FILE: &str = "jwt_secret";
 
 impl Keys {
-    /// The keys of a server that has been started before. Makes no secret: one that no server has signs nothing that any accepts.
+    /// Returns the keys of a server that has been started before. Never generates a secret: no server would accept tokens that
+    /// were signed with it.
     pub fn of_server(settings: &Settings) -> Result<Keys, KeyError> {
         if settings.jwt_jwks_file.is_some() || settings.jwt_public_key_file.is_some() {
             return Err(KeyError::VerifyOnly);
@@ -294,12 +297,12 @@ impl Keys {
         Keys::from_settings(settings)
     }
 
-    /// Where a server keeps the secret that it made.
+    /// Returns the path of the generated secret.
     pub fn kept_secret(settings: &Settings) -> PathBuf {
         settings.data_dir.join(SECRET_FILE)
     }
 
-    /// The keys that the settings name; makes and keeps a secret if they name none.
+    /// Returns the keys that the settings name. Generates and stores a secret if they name none.
     pub fn from_settings(settings: &Settings) -> Result<Keys, KeyError> {
         let secret = match &settings.jwt_secret {
             Some(secret) => secret.clone(),
@@ -313,7 +316,7 @@ impl Keys {
             }
             (None, None) => None,
         };
-        // The secret is for tickets alone where there are public keys.
+        // If public keys are configured, the secret signs only tickets.
         let sign = public
             .is_none()
             .then(|| EncodingKey::from_secret(secret.reveal().as_bytes()));
@@ -341,7 +344,7 @@ impl Keys {
         })
     }
 
-    /// What a token lets its bearer do.
+    /// Returns what a token allows.
     pub fn verify(&self, token: &str) -> Result<Access, AuthError> {
         let keys = match &self.source {
             Source::Fixed(keys) => Arc::clone(keys),
@@ -350,10 +353,10 @@ impl Keys {
         self.rules.read(&verified(token, &keys)?, Utc::now())
     }
 
-    /// What a ticket lets its bearer do: watch the channels that it was made for.
+    /// Returns what a ticket allows: to watch the channels that it was issued for.
     ///
-    /// An `EventSource` reconnects with the same URL, and ends for good if that is refused. So a ticket that has expired is
-    /// good for a while longer, together with a cursor: that of somebody who has been here.
+    /// An `EventSource` reconnects with the same URL, and gives up if it is rejected. An expired ticket is therefore accepted
+    /// for a while longer if the client presents a cursor of this server: it was connected before.
     pub fn verify_ticket(&self, ticket: &str, cursor: Option<Cursor>) -> Result<Access, AuthError> {
         let invalid = AuthError::InvalidTicket;
         let claims = verified(ticket, &self.ticket_verify).map_err(invalid)?;
@@ -381,31 +384,31 @@ impl Keys {
         })
     }
 
-    /// Whether [`Keys::watch`] has anything to watch.
+    /// Whether there is a file for [`Keys::watch`] to watch.
     pub fn is_watched(&self) -> bool {
         matches!(self.source, Source::File(_))
     }
 
-    /// Takes over the keys in the file whenever it changes, until it is dropped.
+    /// Takes over the keys in the file whenever it changes. Runs until it is dropped.
     pub async fn watch(self: Arc<Keys>) {
         let mut rounds = interval(JWKS_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while self.is_watched() {
             rounds.tick().await;
             let keys = Arc::clone(&self);
-            // A file may lie on a disk that is slow to answer: nobody else is to wait for it.
+            // The file may be on a slow disk: the read must not block other tasks.
             let read = tokio::task::spawn_blocking(move || {
                 if let Source::File(file) = &keys.source {
                     file.reread();
                 }
             });
             if let Err(error) = read.await {
-                tracing::error!(%error, "`jwt_jwks_file` could not be looked at");
+                tracing::error!(%error, "`jwt_jwks_file` could not be checked for changes");
             }
         }
     }
 
-    /// A ticket for `channels`, which the bearer of `access` must be allowed to hear.
+    /// Returns a ticket for `channels`. The caller must have checked that `access` reaches them.
     pub fn ticket(
         &self,
         access: &Access,
@@ -417,7 +420,7 @@ impl Keys {
         if let Some(end) = access.expires_at {
             expires_at = expires_at.min(end);
         }
-        // What is promised is what the ticket says, in whole seconds.
+        // The ticket's claims have whole seconds, so report whole seconds.
         let expires_at = expires_at.trunc_subsecs(0);
         let claims = TicketClaims {
             sub: access.subject.clone(),
@@ -433,7 +436,7 @@ impl Keys {
         Ok(Ticket { ticket, expires_at })
     }
 
-    /// Makes a token, with the configured issuer and audience, and claims and roles named as they are read here.
+    /// Issues a token with the configured issuer and audience. Uses the names for claims and roles that the settings give them.
     pub fn mint(&self, mut claims: Claims) -> Result<String, KeyError> {
         let key = self.sign.as_ref().ok_or(KeyError::VerifyOnly)?;
         if self.rules.is_too_long(claims.exp, Utc::now()) {
@@ -447,7 +450,7 @@ impl Keys {
     }
 }
 
-/// The one key that there is, for one algorithm.
+/// Returns a key set with one key for one algorithm.
 fn only(algorithm: Algorithm, key: DecodingKey) -> KeySet {
     KeySet(vec![VerifyingKey {
         kid: None,
@@ -456,7 +459,7 @@ fn only(algorithm: Algorithm, key: DecodingKey) -> KeySet {
     }])
 }
 
-/// The public key in a PEM file.
+/// Reads the public key in a PEM file.
 fn public_key(path: &Path, algorithm: &str) -> Result<(Algorithm, DecodingKey), KeyError> {
     let setting = "jwt_public_key_file";
     let pem = std::fs::read(path).map_err(|source| file_error(setting, path, source))?;
@@ -480,7 +483,7 @@ fn file_error(setting: &'static str, path: &Path, source: std::io::Error) -> Key
     }
 }
 
-/// The secret kept in the data directory, made there with mode 0600 at the first start.
+/// Returns the secret in the data directory. Generates it at the first start, with mode 0600.
 fn kept_secret(data_dir: &Path) -> Result<Secret, KeyError> {
     let path = data_dir.join(SECRET_FILE);
     let read = || std::fs::read_to_string(&path).map(|text| Secret::from(text.trim()));
@@ -495,12 +498,12 @@ fn kept_secret(data_dir: &Path) -> Result<Secret, KeyError> {
     }
     make_private_folder(data_dir).map_err(|source| file_error("data_dir", data_dir, source))?;
     let mut random = [0_u8; 32];
-    getrandom::fill(&mut random).expect("the operating system gives random numbers");
+    getrandom::fill(&mut random).expect("the operating system provides random numbers");
     let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
     let secret = Secret::from(secret);
 
-    // Written whole under another name and linked into place: of two processes that start at once,
-    // one wins and both read the winner's secret; a crash leaves no half-written one.
+    // Write the secret under another name and link it into place. If two processes start at once, one wins, and both read
+    // the winner's secret. A crash leaves no partial secret.
     let draft = data_dir.join(format!("{SECRET_FILE}.{}", std::process::id()));
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true);

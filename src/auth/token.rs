@@ -1,8 +1,6 @@
-//! The compact form of a signed token (RFC 7515): three parts, a header, a signature. What the claims mean is the
-//! business of `claims.rs`.
+//! The compact form of a signed token (RFC 7515): header, payload and signature. `claims.rs` interprets the claims.
 //!
-//! A claim is looked at only after the signature is verified, so that the refusal of a
-//! forged token reveals nothing.
+//! Claims are read only after the signature is verified, so that the rejection of a forged token reveals nothing.
 
 use std::borrow::Cow;
 
@@ -13,53 +11,53 @@ use serde_json::Value;
 
 use crate::config::{JWKS_TRIES_MAX, TOKEN_MAX_BYTES};
 
-/// Why a token is not valid. Every text is safe to show and to log: it names a check, a claim or a setting, and no value
-/// of the token.
+/// Why a token is not valid. The texts are safe to show and to log: they name a check, a claim or a setting, and contain no
+/// value of the token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Longer than any that is read.
-    #[error("it has {0} bytes; at most {TOKEN_MAX_BYTES} are read")]
+    /// The token is too long.
+    #[error("it has {0} bytes; at most {TOKEN_MAX_BYTES} are accepted")]
     TooLong(usize),
-    /// Not the compact form of a signed token.
+    /// The token does not have the compact form.
     #[error("it is not three parts in base64url, separated by dots")]
     Form,
-    /// No header of a signed token.
+    /// The header is not that of a signed token.
     #[error("its header is not a JSON object with the algorithm in `alg`")]
     Header,
-    /// None of the algorithms that the configured keys are for.
+    /// No configured key is for this algorithm.
     #[error("its algorithm (`alg`), {named}, is not accepted here; accepted: {accepted}")]
     Algorithm {
-        /// The algorithm, if it is one that is known.
+        /// The algorithm, if it is a known one.
         named: &'static str,
-        /// Those that are accepted.
+        /// The accepted algorithms.
         accepted: String,
     },
-    /// Its maker wants it refused by those who do not know an extension (RFC 7515, 4.1.11).
-    #[error("its `crit` header demands an extension that this server does not know")]
+    /// The issuer demands rejection by servers that do not know an extension (RFC 7515, 4.1.11).
+    #[error("its `crit` header requires an extension that this server does not support")]
     Critical,
-    /// Signed with a key that is not configured, as it says itself.
-    #[error("its `kid` names none of the keys in `jwt_jwks_file`")]
+    /// The token names a key that is not configured.
+    #[error("its `kid` matches none of the keys in `jwt_jwks_file`")]
     UnknownKey,
-    /// Signed with a key that is configured for something else.
+    /// The token names a key that is configured for another algorithm.
     #[error("the key that its `kid` names in `jwt_jwks_file` is not for its `alg`")]
     KeyOfOtherAlgorithm,
-    /// So many configured keys may have signed it, as it names none of them.
+    /// The token names no key, and too many configured keys may have signed it.
     #[error(
-        "{0} keys in `jwt_jwks_file` may have signed it; at most {JWKS_TRIES_MAX} are tried: the header needs the `kid` of one"
+        "{0} keys in `jwt_jwks_file` may have signed it, and at most {JWKS_TRIES_MAX} are tried: its header must name a key in `kid`"
     )]
     TooManyKeys(usize),
-    /// Not signed with a configured key, or changed since.
-    #[error("its signature does not fit")]
+    /// No configured key signed the token, or it was changed afterwards.
+    #[error("its signature does not match a configured key")]
     Signature,
-    /// The payload is something else than claims.
+    /// The payload is not a JSON object.
     #[error("its claims are not a JSON object")]
     Payload,
-    /// A claim that is missing, of the wrong form, or says no.
+    /// A claim is missing, malformed, or forbids the use of the token.
     #[error("`{claim}` {problem}")]
     Claim {
-        /// The claim's name, or where it is looked for.
+        /// The claim's name, or the JSON pointer to it.
         claim: Cow<'static, str>,
-        /// What is wrong with it.
+        /// What is wrong with the claim.
         problem: Cow<'static, str>,
     },
 }
@@ -76,7 +74,7 @@ impl TokenError {
     }
 }
 
-/// Every algorithm that there is, by its name in `alg`.
+/// All algorithms, by their names in `alg`.
 const ALGORITHMS: [(&str, Algorithm); 12] = [
     ("HS256", Algorithm::HS256),
     ("HS384", Algorithm::HS384),
@@ -94,18 +92,18 @@ const ALGORITHMS: [(&str, Algorithm); 12] = [
 
 /// A key that verifies signatures.
 pub(super) struct VerifyingKey {
-    /// Its name in `kid`, if it has one.
+    /// The key's `kid`, if it has one.
     pub(super) kid: Option<String>,
-    /// What it may be used for, and nothing else: a public key must never be tried as an HMAC secret.
+    /// The algorithms that the key is for. It is used for no other: a public key must never be tried as an HMAC secret.
     pub(super) algorithms: Vec<Algorithm>,
     pub(super) key: DecodingKey,
 }
 
-/// The keys of which one must have signed a token.
+/// The keys, one of which must have signed a token.
 pub(super) struct KeySet(pub(super) Vec<VerifyingKey>);
 
 impl KeySet {
-    /// The names of the algorithms that its keys are for.
+    /// Returns the names of the algorithms that the keys are for.
     fn accepted(&self) -> String {
         let used = |own: &Algorithm| self.0.iter().any(|key| key.algorithms.contains(own));
         let names: Vec<&str> = ALGORITHMS
@@ -114,12 +112,12 @@ impl KeySet {
             .map(|(name, _)| *name)
             .collect();
         match names.is_empty() {
-            true => "none, as there is no key".into(),
+            true => "none, because no key is configured".into(),
             false => names.join(", "),
         }
     }
 
-    /// The keys that may have signed a token: those of its `kid`, or else those without a name of their own.
+    /// Returns the keys that may have signed a token: those with its `kid`, or else those without a `kid`.
     fn candidates(
         &self,
         algorithm: Algorithm,
@@ -138,13 +136,13 @@ impl KeySet {
     }
 }
 
-/// A key's algorithm by its name in `alg`.
+/// Returns an algorithm by its name in `alg`.
 pub(super) fn algorithm(name: &str) -> Option<Algorithm> {
     let known = ALGORITHMS.iter().find(|(own, _)| *own == name);
     known.map(|(_, algorithm)| *algorithm)
 }
 
-/// The claims of a token that one of `keys` has signed.
+/// Verifies that one of `keys` signed a token, and returns its claims.
 pub(super) fn verified(token: &str, keys: &KeySet) -> Result<Value, TokenError> {
     if token.len() > TOKEN_MAX_BYTES {
         return Err(TokenError::TooLong(token.len()));
@@ -165,12 +163,12 @@ pub(super) fn verified(token: &str, keys: &KeySet) -> Result<Value, TokenError> 
             named: match (known, alg) {
                 (Some((name, _)), _) => name,
                 (None, "none") => "none",
-                (None, _) => "which is not a known one",
+                (None, _) => "which is not a known algorithm",
             },
             accepted: keys.accepted(),
         });
     };
-    // No extension is known here, and an empty list is not allowed.
+    // No extension is supported, and an empty list is not allowed.
     if header.get("crit").is_some() {
         return Err(TokenError::Critical);
     }

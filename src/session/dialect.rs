@@ -1,4 +1,4 @@
-//! In what the endpoints differ. Everything else is one implementation.
+//! How the WebSocket endpoints differ. All of them share one implementation.
 
 use std::time::Duration;
 
@@ -9,48 +9,48 @@ use crate::kind::characteristic;
 use crate::wire::Close;
 use crate::wire::form::Form;
 
-/// What a bare text `ping` is answered with.
+/// The answer to a bare text `ping`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BarePing {
     /// `{"type":"pong"}`
     Pong,
     /// `pong`
     BarePong,
-    /// An error, as for anything that is not a JSON object.
+    /// An error, as for any other message that is not a JSON object.
     Error,
 }
 
-/// An endpoint's ways.
+/// The behaviour of one endpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct Dialect {
     /// What a bare text `ping` is answered with.
     pub bare_ping: BarePing,
-    /// Whether a client that may not is told why by an `error` message before the close.
+    /// Whether an `error` message explains to an unauthorized client why its connection is closed.
     pub explains_refusal: bool,
-    /// How a client that may not is closed.
+    /// How the connection of an unauthorized client is closed.
     pub refusal: Close,
     /// Whether `subscribed` and `unsubscribed` are sent.
     pub acknowledges: bool,
     /// Whether `ready` is sent.
     pub tells_ready: bool,
-    /// Whether a `heartbeat` message follows a client's silence.
+    /// Whether a `heartbeat` message is sent after the client has been silent for a while.
     pub idle_heartbeat: bool,
-    /// Whether a `heartbeat` message goes with each ping.
+    /// Whether a `heartbeat` message accompanies each ping.
     pub heartbeat_message: bool,
-    /// Whether ids that are plain decimal integers are numbers; if that is not said, they are texts, and what a client
-    /// asked for is acknowledged as it wrote it.
+    /// Whether ids that are plain decimal integers are sent as numbers. If absent, they are sent as strings, and
+    /// acknowledgements repeat the ids as the client wrote them.
     pub numeric_ids: Option<bool>,
-    /// Whether a subject that had ended before the connection is left out, so that a page which comes back does not take
-    /// its end for a second one.
+    /// Whether to leave out subjects that reached their terminal state before the connection was opened. A page that
+    /// reconnects would take such an event for a second end.
     pub leaves_out_ended: bool,
-    /// Whether every connection hears of acknowledged violations, whatever it subscribes to.
+    /// Whether every connection receives acknowledgements of violations, whatever it subscribes to.
     hears_acknowledgements: bool,
-    /// Whether a snapshot is announced by `initial_state`.
+    /// Whether `initial_state` precedes a snapshot.
     pub announces_snapshot: bool,
-    /// The form of events when the request does not say.
+    /// The form of events if the request does not choose one.
     pub form: Form,
-    /// Whether ticks fold by time when the request does not say.
-    folds: bool,
+    /// Whether ticks are conflated over time if the request does not say.
+    conflates: bool,
 }
 
 impl Dialect {
@@ -68,14 +68,14 @@ impl Dialect {
         hears_acknowledgements: false,
         announces_snapshot: false,
         form: Form::Standard,
-        folds: true,
+        conflates: true,
     };
     /// `/ws`
     pub const MULTIPLEXED: Dialect = Dialect {
         bare_ping: BarePing::Error,
         refusal: Close::RefusedUnauthorized,
         hears_acknowledgements: true,
-        folds: false,
+        conflates: false,
         ..Dialect::EVENTS
     };
     /// `/ws/samples`
@@ -91,7 +91,7 @@ impl Dialect {
         acknowledges: false,
         tells_ready: false,
         idle_heartbeat: true,
-        folds: false,
+        conflates: false,
         ..Dialect::EVENTS
     };
     /// `/ws/enrollment`
@@ -99,7 +99,7 @@ impl Dialect {
         explains_refusal: false,
         leaves_out_ended: true,
         tells_ready: false,
-        folds: false,
+        conflates: false,
         ..Dialect::EVENTS
     };
     /// `/ws/device-status`
@@ -116,8 +116,8 @@ impl Dialect {
         ..Dialect::ENROLLMENTS
     };
 
-    /// Whether a connection with this credential hears of acknowledged violations whatever it subscribes to: it must reach a
-    /// characteristic.
+    /// Whether a connection with this credential receives acknowledgements of violations whatever it subscribes to. The
+    /// credential must reach a characteristic.
     pub fn hears_acknowledgements(&self, access: &Access, school: SchoolId) -> bool {
         let reaches_one = |channel: &Channel| match channel {
             Channel::School(own) => *own == school,
@@ -127,8 +127,8 @@ impl Dialect {
         self.hears_acknowledgements && channels.is_none_or(|own| own.iter().any(reaches_one))
     }
 
-    /// Least time between two ticks when the request does not say.
+    /// Returns the shortest interval between two ticks if the request does not choose one.
     pub fn tick(&self, settings: &Settings) -> Duration {
-        Duration::from_millis(if self.folds { settings.tick_ms } else { 0 })
+        Duration::from_millis(if self.conflates { settings.tick_ms } else { 0 })
     }
 }

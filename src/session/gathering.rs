@@ -1,4 +1,4 @@
-//! A snapshot that is announced by `initial_state` before it is told.
+//! A snapshot that `initial_state` announces before it is sent.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,18 +8,18 @@ use crate::config::{INITIAL_STATE_MAX, INITIAL_STATE_MAX_BYTES};
 use crate::event::Event;
 use crate::wire::form::initial_uploads;
 
-/// What is held back until it is announced, and told then. Bounded by [`INITIAL_STATE_MAX`] and
+/// Events that are held back until `initial_state` has announced them. Bounded by [`INITIAL_STATE_MAX`] and
 /// [`INITIAL_STATE_MAX_BYTES`].
 #[derive(Default)]
 pub(super) struct Gathering {
-    /// A snapshot that is being gathered, and the bytes of its fields.
+    /// The part of a snapshot that has been gathered, and the bytes of its fields.
     gathered: Option<(Vec<Arc<Event>>, usize)>,
-    /// What was announced and is told now.
+    /// Events that were announced and are still to be sent.
     announced: VecDeque<Arc<Event>>,
 }
 
 impl Gathering {
-    /// Gathers the snapshot that comes next, if it is to be announced.
+    /// Gathers the next snapshot if the endpoint announces snapshots.
     pub(super) fn new(announces: bool) -> Gathering {
         Gathering {
             gathered: announces.then(Default::default),
@@ -27,18 +27,18 @@ impl Gathering {
         }
     }
 
-    /// Whether anything is held back that is not announced yet.
+    /// Whether any event is held back that has not been announced.
     pub(super) fn holds_any(&self) -> bool {
         let gathered = self.gathered.as_ref();
         gathered.is_some_and(|(events, _)| !events.is_empty())
     }
 
-    /// The next event that was announced.
+    /// Returns the next event that was announced.
     pub(super) fn next_announced(&mut self) -> Option<Arc<Event>> {
         self.announced.pop_front()
     }
 
-    /// Takes an event: holds it back, or sends it.
+    /// Takes an event, and either holds it back or sends it.
     pub(super) fn take(&mut self, event: Arc<Event>, out: &mut impl Outbox) {
         if event.snapshot
             && let Some((events, bytes)) = &mut self.gathered
@@ -58,7 +58,7 @@ impl Gathering {
         }
     }
 
-    /// Announces the snapshot that has been gathered, and begins to tell it.
+    /// Announces the snapshot that has been gathered. Its events are sent next.
     pub(super) fn announce(&mut self, out: &mut impl Outbox) {
         let Some((events, _)) = self.gathered.take() else {
             return;
@@ -69,7 +69,7 @@ impl Gathering {
         self.announced.extend(events);
     }
 
-    /// Sends what has been gathered before anything else is sent. Happens once, as a conversation begins.
+    /// Sends all gathered events before anything else. Happens once, at the beginning of a conversation.
     pub(super) fn flush(&mut self, out: &mut impl Outbox) {
         self.announce(out);
         while let Some(event) = self.announced.pop_front() {

@@ -1,14 +1,15 @@
 //! A conversation with a client, without I/O: messages in, messages out.
 //!
 //! ```text
-//! transport ──a client's message──▶ receive ─▶ answer: at once, or poll_answer (a subject is looked up,
-//!     ▲                                         │      or what was asked before is still being told)
+//! transport ──a client's message──▶ receive ─▶ answer: at once, or by poll_answer (while a subject is looked up,
+//!     ▲                                         │      or the answer to an earlier message is still being sent)
 //!     └──── Outbox::send ◀── poll_deliveries ◀──┴─ Subscription
 //! ```
 //!
-//! A two-way transport reads its client's messages and gives them to [`Session::receive`] one by one; what there is to be told
-//! goes into its [`Outbox`], in order, while that has room. WebSocket is one such transport; another would add its own
-//! framing, signs of life and back pressure, and nothing of what is here. A [`Dialect`] says in what endpoints differ.
+//! A two-way transport reads its client's messages and passes them to [`Session::receive`] one by one. The session sends
+//! its messages to the transport's [`Outbox`], in order, while the outbox has room. WebSocket is one such transport; another
+//! transport adds its own framing, keep-alive and back pressure, and reuses everything in this module. A [`Dialect`]
+//! describes how the endpoints differ.
 
 mod dialect;
 mod gathering;
@@ -37,42 +38,42 @@ use crate::subscribe::{Delivery, Subscription};
 use crate::wire::client::{ClientMessage, ClientMessageError};
 use crate::wire::{self, Close, Control};
 
-/// Something for the client.
+/// A message to the client.
 pub enum Outgoing<'a> {
     /// An event or a snapshot.
     Event(&'a Arc<Event>),
     /// Any other message.
     Control(&'a Control),
-    /// A message that is written already: `initial_state`.
+    /// A message that is already encoded: `initial_state`.
     Json(&'a [u8]),
-    /// A bare `pong`, in the place of a message.
+    /// A bare `pong`, in place of a JSON message.
     BarePong,
-    /// A request for a sign of life, which carries the cursor, if there is one.
+    /// A keep-alive request that the client must answer. It carries the cursor, if there is one.
     Ping(Option<Cursor>),
 }
 
-/// Where a transport takes what is to be told.
+/// Where a session sends its messages.
 pub trait Outbox {
-    /// Whether more events may be told. Answers, of which each message has few, are taken at any time.
+    /// Whether the outbox accepts more events. It accepts answers at any time; each client message has only a few.
     fn has_room(&self) -> bool;
 
-    /// Takes what is next.
+    /// Takes the next message.
     fn send(&mut self, outgoing: Outgoing<'_>);
 }
 
-/// How a conversation begins.
+/// What a conversation begins with.
 pub struct Beginning {
-    /// Where the client is, for the log.
+    /// The client's address and user, for the log.
     pub source: RequestSource,
-    /// What it may do.
+    /// The client's permissions.
     pub access: Access,
-    /// What it listens to.
+    /// The client's subscription.
     pub subscription: Subscription,
-    /// Where the first `subscribe` that does not say itself goes on.
+    /// The cursor from which the first `subscribe` without a cursor resumes.
     pub from: Option<Cursor>,
 }
 
-/// A `subscribe` whose subjects are being looked up.
+/// A `subscribe` whose subjects are being looked up in the store.
 struct Asking {
     looking: BoxFuture<'static, Result<Vec<Channel>, StoreError>>,
     channels: Vec<Channel>,
@@ -80,7 +81,7 @@ struct Asking {
     asked: Map<String, Value>,
 }
 
-/// See the module's page.
+/// See the [module documentation](self).
 pub struct Session {
     service: Arc<SubscribeService>,
     dialect: Dialect,
@@ -89,11 +90,11 @@ pub struct Session {
     subscription: Subscription,
     from: Option<Cursor>,
     asking: Option<Box<Asking>>,
-    /// A `subscribe` or `unsubscribe` that waits until the one before it is acknowledged.
+    /// A `subscribe` or `unsubscribe` that waits until the previous one is acknowledged.
     parked: Option<ClientMessage>,
     last_message: Instant,
     gathering: Gathering,
-    /// How it ended, once it did: nothing is told after that.
+    /// How the conversation ended. Nothing is sent after that.
     ended: Option<Close>,
 }
 
@@ -121,22 +122,22 @@ impl Session {
         }
     }
 
-    /// How the conversation ended, if it did.
+    /// Returns how the conversation ended, if it has.
     pub fn ended(&self) -> Option<Close> {
         self.ended
     }
 
-    /// Whether there is enough to be told before more is asked for.
+    /// Whether an earlier `subscribe` or `unsubscribe` is still to be acknowledged. The next one waits meanwhile.
     pub fn is_busy(&self) -> bool {
         self.subscription.is_busy()
     }
 
-    /// Whether a message waits until what was asked before it is told. No other may be given meanwhile.
+    /// Whether a message waits for the answer to an earlier one. The transport must not pass another message meanwhile.
     pub fn is_parked(&self) -> bool {
         self.parked.is_some()
     }
 
-    /// Takes a client's message, when none before it waits.
+    /// Takes a client's message. Must not be called while an earlier message waits.
     pub fn receive(&mut self, text: &str, out: &mut impl Outbox) {
         self.last_message = Instant::now();
         match ClientMessage::parse(text) {
@@ -145,8 +146,8 @@ impl Session {
         }
     }
 
-    /// Goes on with a message that could not be answered at once. Ready with whether there was anything to be done; pending
-    /// while a subject is looked up, when no other message may be given.
+    /// Continues with a message that could not be answered at once. Returns pending while a subject is looked up; no other
+    /// message may be passed meanwhile. Otherwise returns whether there was anything to do.
     pub fn poll_answer(&mut self, cx: &mut Context<'_>, out: &mut impl Outbox) -> Poll<bool> {
         let Some(asking) = &mut self.asking else {
             return Poll::Ready(false);
@@ -160,7 +161,7 @@ impl Session {
         Poll::Ready(true)
     }
 
-    /// Carries out the message that waits, if it need not wait any more. True if it did.
+    /// Carries out the waiting message, unless it must still wait. Returns whether it did.
     pub fn resume(&mut self, out: &mut impl Outbox) -> bool {
         if self.is_busy() {
             return false;
@@ -172,10 +173,10 @@ impl Session {
         true
     }
 
-    /// Tells what there is to be told while there is room. True if there was anything.
+    /// Sends deliveries while there is room. Returns whether there were any.
     pub fn poll_deliveries(&mut self, cx: &mut Context<'_>, out: &mut impl Outbox) -> bool {
         let mut any = false;
-        // Whether there is room or not: what is not written yet is not for an ended credential.
+        // Check even if there is no room: a client whose credential has expired must not receive what is still unsent.
         self.subscription.end_if_expired();
         while self.ended.is_none() && out.has_room() {
             if let Some(event) = self.gathering.next_announced() {
@@ -197,7 +198,7 @@ impl Session {
         any
     }
 
-    /// Looks at the clock: a client that has been silent for long may be due a `heartbeat`. Returns when to look again.
+    /// Sends a `heartbeat` if the client has been silent for too long. Returns when to call this again.
     pub fn look_at_clock(&mut self, now: Instant, out: &mut impl Outbox) -> Option<Instant> {
         if !self.dialect.idle_heartbeat {
             return None;
@@ -212,7 +213,7 @@ impl Session {
         Some(self.last_message + silence)
     }
 
-    /// Tells the client that its message is refused: because of a setting, if one is named.
+    /// Sends the client an `error` for a rejected message. `limit` is the setting whose limit was reached, if any.
     pub fn refuse(
         &mut self,
         code: &'static str,
@@ -229,18 +230,18 @@ impl Session {
         out.send(Outgoing::Control(&error));
     }
 
-    /// Notes, for figures and log, that a message was refused.
+    /// Records a rejected message in the metrics and the log.
     pub fn note(&self, code: &'static str, limit: Option<&'static str>) {
         self.service.note_refusal(Some(&self.source), code, limit);
     }
 
-    /// Ends the conversation: the client is told why.
+    /// Ends the conversation and sends the client the reason.
     pub fn close(&mut self, close: Close, out: &mut impl Outbox) {
         out.send(Outgoing::Control(&self.subscription.closing(close)));
         self.end(close);
     }
 
-    /// Notes, for the log, why the transport lets go of the conversation.
+    /// Records, for the log, why the transport drops the conversation.
     pub fn ends(&mut self, reason: &'static str) {
         self.subscription.ends(reason);
     }
@@ -250,7 +251,7 @@ impl Session {
         self.ended = Some(close);
     }
 
-    /// The credential does not reach so far, or is none.
+    /// Rejects a message because a credential is not valid or not sufficient.
     fn deny(&mut self, code: &'static str, reason: &str, out: &mut impl Outbox) {
         self.service.note_denial(Some(&self.source), code, reason);
         let error = Control::Error {
@@ -263,14 +264,14 @@ impl Session {
 
     fn take_control(&mut self, mut control: Control, out: &mut impl Outbox) {
         if let Control::Heartbeat { cursor, .. } = &mut control {
-            // What is not subscribed to yet has not been read either.
+            // No channel is subscribed yet, so nothing after `from` has been read.
             *cursor = cursor.or(self.from);
         }
         match &control {
-            // What is gathered will give a sign of life soon, and no cursor may go before it.
+            // The gathered events will soon be sent and keep the connection alive. A cursor must not overtake them.
             Control::Heartbeat { .. } if self.gathering.holds_any() => return,
             Control::Heartbeat { cursor, .. } => {
-                // A message alone would show the client that we are alive, but not show us that the client is.
+                // A `heartbeat` alone shows the client that the server is alive; the pong shows the server that the client is.
                 out.send(Outgoing::Ping(*cursor));
                 if !self.dialect.heartbeat_message {
                     return;
@@ -287,7 +288,7 @@ impl Session {
             {
                 return;
             }
-            // Its cursor is that of a reader who has had all that is gathered.
+            // The cursor of an acknowledgement assumes that the client has received all gathered events.
             Control::Subscribed { .. } | Control::Unsubscribed { .. } => self.gathering.flush(out),
             Control::Reset(_) => self.gathering = Gathering::new(self.dialect.announces_snapshot),
             _ => {}
@@ -332,7 +333,7 @@ impl Session {
         }
     }
 
-    /// Checks what may be heard at once, and begins to look whether it exists.
+    /// Checks the limits and permissions of a `subscribe` at once, and starts looking up whether its subjects exist.
     fn ask(
         &mut self,
         channels: Vec<Channel>,
@@ -346,7 +347,10 @@ impl Session {
         let heard = scope.channels();
         let added = channels.iter().filter(|own| !heard.contains(own)).count();
         if heard.len() + added > most {
-            let message = format!("A connection has at most {most} channels");
+            let message = format!(
+                "`channels` would raise this connection to {} channels; at most {most} are accepted",
+                heard.len() + added
+            );
             let limit = Some("channels_per_connection");
             return self.refuse("too_many_channels", limit, message, out);
         }
@@ -370,7 +374,7 @@ impl Session {
         }));
     }
 
-    /// Listens to all that was asked for. What does not exist yet is named, and heard from its creation on.
+    /// Subscribes to all requested channels. Reports those that do not exist yet; the client receives them once they do.
     fn subscribe(
         &mut self,
         asking: Asking,
@@ -381,8 +385,8 @@ impl Session {
             Ok(missing) if missing.is_empty() => {}
             Ok(missing) => self.not_found(&missing, out),
             Err(error) => {
-                tracing::error!(%error, "a subscription could not be looked up");
-                let message = "The server cannot do this now";
+                tracing::error!(%error, "the subjects of a `subscribe` could not be looked up");
+                let message = "The server cannot look up these channels now; try again";
                 return self.refuse("unavailable", None, message, out);
             }
         }
@@ -401,12 +405,12 @@ impl Session {
         self.subscription
             .subscribe(asking.channels, from, asking.asked, wide);
         if !self.dialect.acknowledges && !again.is_empty() {
-            // Without an acknowledgement, the state itself is the answer.
+            // Without an acknowledgement, the current state is the answer.
             self.subscription.tell_again(again);
         }
     }
 
-    /// What was asked, in the words of its acknowledgement.
+    /// Returns the fields of the request as the acknowledgement repeats them.
     fn acknowledged(&self, asked: Map<String, Value>) -> Map<String, Value> {
         match self.dialect.numeric_ids {
             Some(numeric) => with_ids(asked, numeric),
@@ -430,7 +434,7 @@ impl Session {
         out.send(Outgoing::Control(&error));
     }
 
-    /// Goes on with a fresh token, if it reaches as far as the old one is used.
+    /// Continues with a new token, if it reaches everything that the connection is subscribed to.
     fn renew(&mut self, token: &str, out: &mut impl Outbox) {
         const CODE: &str = "unauthorized";
         let scope = self.subscription.scope();
@@ -456,7 +460,7 @@ impl Session {
     }
 }
 
-/// What a client asked for with its ids as numbers, as far as they can be, or as texts.
+/// Returns the request's fields with ids converted to numbers where possible, or to strings.
 fn with_ids(asked: Map<String, Value>, numeric: bool) -> Map<String, Value> {
     fn with_id(id: Value, numeric: bool) -> Value {
         match id {

@@ -518,12 +518,12 @@ async fn a_refused_token_is_told_which_check_it_failed() {
         (with("iat", json!(now + 90)), "`iat` is "),
         (
             with("iss", json!("me")),
-            "`iss` is not that of `jwt_issuer`",
+            "`iss` does not match `jwt_issuer`",
         ),
         (with("iss", Value::Null), "`iss` is missing"),
         (
             with("aud", json!(["me"])),
-            "`aud` is not that of `jwt_audience`",
+            "`aud` does not match `jwt_audience`",
         ),
         (with("aud", Value::Null), "`aud` is missing"),
         (
@@ -534,10 +534,13 @@ async fn a_refused_token_is_told_which_check_it_failed() {
         (with("role", Value::Null), "`role` is missing"),
         (
             with("school_id", json!("one")),
-            "`school_id` is not a whole number",
+            "`school_id` is neither a whole number",
         ),
         (with("school_id", Value::Null), "`school_id` is null"),
-        (with("schools", json!([])), "`schools` names no school"),
+        (
+            with("schools", json!([])),
+            "`schools` is an empty list; it must name at least one school",
+        ),
         (
             with("channels", json!(["*"])),
             "`channels` is not a list of channels",
@@ -548,7 +551,7 @@ async fn a_refused_token_is_told_which_check_it_failed() {
         ),
         (
             with("type", json!("refresh")),
-            "`type` says that it is a refresh token",
+            "`type` says that this is a refresh token",
         ),
         (json!([1]), "its claims are not a JSON object"),
     ] {
@@ -572,7 +575,7 @@ async fn a_refused_token_is_told_which_check_it_failed() {
         (none, "algorithm (`alg`), none, is not accepted"),
         (
             odd,
-            "algorithm (`alg`), which is not a known one, is not accepted",
+            "algorithm (`alg`), which is not a known algorithm, is not accepted",
         ),
         (
             no_alg,
@@ -584,7 +587,7 @@ async fn a_refused_token_is_told_which_check_it_failed() {
                 b"somebody else's secret, long enough",
                 &made_up,
             ),
-            "the token is not valid: its signature does not fit",
+            "the token is not valid: its signature does not match a configured key",
         ),
         ("x".into(), "it is not three parts in base64url"),
         ("a.b.c.d".into(), "it is not three parts in base64url"),
@@ -635,13 +638,13 @@ async fn a_refused_socket_or_renewal_is_told_the_same_as_a_refused_call() {
     let (_, problem) = server
         .post("/api/jobs", &viewer(1), json!({"job_type": "t"}))
         .await;
-    let role = "the token does not allow this: its role is viewer, and worker is needed";
+    let role = "the token does not allow this: its role is viewer, and worker is required";
     assert_eq!(problem["detail"], role);
     let mut limited = claims(Some(1), Role::Viewer);
     limited.channels = Some(vec!["jobs/a".into()]);
     let (_, problem) = server.get("/events/devices", &sign(&limited)).await;
     let channels =
-        "the token does not allow this: its `channels` do not cover the devices asked for";
+        "the token does not allow this: its `channels` do not cover the requested devices";
     assert_eq!(problem["detail"], channels);
 }
 
@@ -732,12 +735,12 @@ fn a_refused_credential_stands_in_the_log_with_route_address_and_reason() {
         (
             "/events",
             "forbidden",
-            "its `channels` do not cover the jobs asked for",
+            "its `channels` do not cover the requested jobs",
         ),
         (
             "/api/jobs",
             "forbidden",
-            "its role is viewer, and worker is needed",
+            "its role is viewer, and worker is required",
         ),
     ];
     assert_eq!(lines.len(), expected.len(), "{log}");

@@ -128,7 +128,7 @@ async fn headers_tokens_and_addresses_beyond_their_bounds_are_refused_before_the
             let text = String::from_utf8_lossy(&answer);
             assert_eq!(status(&answer), Some(431), "{route} {name}: {text}");
             assert!(
-                text.contains("at most 65536 are read"),
+                text.contains("at most 65536 are accepted"),
                 "{route} {name}: {text}"
             );
         }
@@ -137,7 +137,7 @@ async fn headers_tokens_and_addresses_beyond_their_bounds_are_refused_before_the
     let most = TOKEN_MAX_BYTES;
     for (bytes, told) in [
         (most, "it is not three parts"),
-        (most + 1, "it has 16385 bytes; at most 16384 are read"),
+        (most + 1, "it has 16385 bytes; at most 16384 are accepted"),
     ] {
         let token = "a".repeat(bytes);
         let cookie = format!("Cookie: tidings_token={token}\r\n");

@@ -185,17 +185,17 @@ fn a_default_stands_in_for_what_is_absent_and_null_means_all_schools_where_the_t
         (
             &none,
             json!({"school_id": null, "schools": [], "role": "admin"}),
-            Err("`schools` names no school"),
+            Err("`schools` is an empty list; it must name at least one school"),
         ),
         (
             &none,
             json!({"school_id": null, "schools": [1, 0], "role": "admin"}),
-            Err("`schools` is not a list of whole numbers"),
+            Err("`schools` has an entry that is neither a whole number"),
         ),
         (
             &none,
             json!({"school_id": null, "schools": "1,2", "role": "admin"}),
-            Err("`schools` is not a list"),
+            Err("`schools` is neither a list of school ids nor"),
         ),
         (
             &none,
@@ -287,7 +287,7 @@ fn a_school_or_subject_of_another_form_is_refused_and_named() {
         json!({"id": 1}),
     ] {
         let refused = read(&json!({}), json!({"school_id": school, "role": "viewer"}));
-        let reason = "the token is not valid: `school_id` is not a whole number of 1 or more, as a number or in digits";
+        let reason = "the token is not valid: `school_id` is neither a whole number of 1 or more nor a string of its digits";
         assert_eq!(refused.unwrap_err(), reason, "{school}");
     }
     let refused = read(
@@ -378,7 +378,7 @@ fn clocks_may_differ_by_five_seconds_unless_the_settings_say_otherwise() {
         (
             &default,
             json!({"nbf": now() + 90}),
-            " s ahead; clocks may differ by 5 s (`jwt_leeway_secs`)",
+            " s in the future; clocks may differ by at most 5 s (`jwt_leeway_secs`)",
         ),
         (&default, json!({"iat": now() + 90}), " s ahead"),
         (
@@ -675,7 +675,7 @@ fn a_token_that_names_no_key_is_tried_with_few() {
         let refused = with(4, names).verify(&own.sign(None)).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "the token is not valid: 5 keys in `jwt_jwks_file` may have signed it; at most 4 are tried: the header needs the `kid` of one"
+            "the token is not valid: 5 keys in `jwt_jwks_file` may have signed it, and at most 4 are tried: its header must name a key in `kid`"
         );
     }
     assert!(with(63, &[]).verify(&own.sign(Some("own"))).is_ok());

@@ -1,4 +1,4 @@
-//! The path below which a proxy serves us: `base_path`, or what a trusted proxy says of a request.
+//! The path below which a proxy serves us: `base_path`, or what a trusted proxy reports for a request.
 
 use std::collections::HashSet;
 
@@ -12,7 +12,7 @@ use crate::config::proxy::PathPrefix;
 
 /// Returns the prefix that every generated URL begins with.
 pub(super) fn prefix(request: &Request<'_>) -> PathPrefix {
-    // Each proxy on the way appends the prefix that it has removed.
+    // Each proxy on the way appends the prefix that it removed.
     let mut parts = told(request, "X-Forwarded-Prefix")
         .filter(|part| !part.is_empty())
         .peekable();
@@ -27,10 +27,10 @@ pub(super) fn prefix(request: &Request<'_>) -> PathPrefix {
         .unwrap_or_default()
 }
 
-/// The first parts of our routes' paths.
+/// The first path segments of our routes.
 struct Own {
     base: &'static str,
-    /// Whether the base itself is ours.
+    /// Whether we serve the base itself.
     has_home: bool,
     parts: HashSet<String>,
 }
@@ -46,8 +46,9 @@ impl Own {
     }
 }
 
-/// Removes `base_path` before routing where the proxy passes it on, from paths of ours below `base`. A path that is ours
-/// as it stands is left alone: there the proxy has removed the prefix, which may have the name of one of our routes.
+/// Returns a fairing that removes `base_path` before routing if the proxy passes it on. It changes only paths of our routes
+/// below `base`. A path that already matches a route stays as it is: the proxy has removed the prefix, and the prefix may
+/// have the name of one of our routes.
 pub(super) fn fairing(base: &'static str, has_home: bool, prefix: PathPrefix) -> impl Fairing {
     let routes = super::routes();
     let first_part = |route: &rocket::Route| route.uri.path().split('/').nth(1).map(str::to_owned);

@@ -1,9 +1,9 @@
-//! `POST /api/batch`: NDJSON, one command a line in, one result a line out, in the same order. The high-rate
-//! way in: one request, few transactions. Each command stands for itself; a refused one hinders no
-//! other. A line may name its school; without, it is that of the request.
+//! `POST /api/batch`: NDJSON with one command per line. The answer has one result per line, in the same order. This is the
+//! high-rate way to publish: one request, few transactions. Commands are independent: a rejected one does not stop the
+//! others. A line without a school belongs to the school of the request.
 //!
-//! Memory is reserved before the body is read, by its length, and kept until the answer has left: the body, the commands,
-//! the events that they lead to, and the answer that is made of these.
+//! Memory is reserved before the body is read, according to its length, and is released after the answer has been sent. It
+//! covers the body, the commands, their events, and the answer.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -89,7 +89,7 @@ async fn batch(
     Ok(Lines { bytes, allowance })
 }
 
-/// How many lines count for each school: also those that cannot be read, where it is known for which school they would be.
+/// Counts the lines of each school. A line that cannot be read counts if its school is known.
 fn counts(lines: &[Line]) -> BTreeMap<SchoolId, u32> {
     let mut counts = BTreeMap::new();
     for school in lines.iter().filter_map(|line| line.school) {
@@ -98,7 +98,7 @@ fn counts(lines: &[Line]) -> BTreeMap<SchoolId, u32> {
     counts
 }
 
-/// The answer. Each result lets go of its event as it is written, so that the answer grows while these shrink.
+/// Encodes the answer. Each result releases its event once it is written, so that memory does not hold both in full.
 async fn written(
     outcomes: Vec<Result<Answer, Problem>>,
     event_bytes: u64,
@@ -106,7 +106,7 @@ async fn written(
     tidings: &Tidings,
     source: &RequestSource,
 ) -> Vec<u8> {
-    /// What a line has in addition to its event's bytes.
+    /// The bytes of a line in addition to those of its event.
     const LINE_BYTES: usize = 256;
     let mut answer = Vec::with_capacity(
         outcomes.len() * LINE_BYTES + usize::try_from(event_bytes).unwrap_or_default(),
@@ -141,12 +141,12 @@ async fn written(
     answer
 }
 
-/// Lets other tasks have a turn now and then: a batch is much work.
+/// Yields to other tasks from time to time: a batch is much work.
 #[derive(Default)]
 struct Slice(u64);
 
 impl Slice {
-    /// Notes that a line of so many bytes is done.
+    /// Records that a line of `bytes` is done.
     async fn done(&mut self, bytes: usize) {
         self.0 += bytes as u64 + COMMAND_BASE_BYTES;
         if self.0 >= BATCH_SLICE_BYTES as u64 {
@@ -156,7 +156,7 @@ impl Slice {
     }
 }
 
-/// The rest of a line, once `op`, the subject's id and `idempotency_key` are taken out.
+/// The rest of a line, without `op`, the subject's id and `idempotency_key`.
 struct Rest(Map<String, Value>);
 
 impl Body for Rest {
@@ -168,9 +168,9 @@ impl Body for Rest {
     }
 }
 
-/// A line, as far as it could be read.
+/// A line, or the problem with it.
 struct Line {
-    /// Whom it counts for; nothing where that cannot be told.
+    /// The school that the line counts for, if it is known.
     school: Option<SchoolId>,
     asked: Result<(SchoolId, BatchItem), Problem>,
 }
@@ -180,12 +180,12 @@ struct LineReader<'a> {
     access: &'a Access,
     /// The school of the lines that name none.
     named: Option<SchoolId>,
-    /// The longest line, in bytes.
+    /// The maximum length of a line in bytes.
     limit: u64,
 }
 
 impl LineReader<'_> {
-    /// Reads the lines of a body, which has at most so many.
+    /// Reads the lines of a body, up to the limit on their number.
     async fn read_all(
         &self,
         bytes: &[u8],
@@ -199,7 +199,8 @@ impl LineReader<'_> {
                 .filter(|line| !line.is_empty())
         };
         if lines().nth(most).is_some() {
-            let detail = format!("a batch has at most {most} commands");
+            let detail =
+                format!("the batch has more than {most} lines; at most {most} are accepted");
             return Err(Problem::new(Kind::BodyTooLarge, detail).of_limit("batch_limit_commands"));
         }
         let (mut asked, mut slice) = (Vec::new(), Slice::default());
@@ -216,8 +217,8 @@ impl LineReader<'_> {
         Line { school, asked }
     }
 
-    /// Reads `{"op": "<collection>.<verb>", "<id field>": …, "school_id": …, "idempotency_key": …, and the verb's own
-    /// fields}`.
+    /// Reads `{"op": "<collection>.<verb>", "<id field>": …, "school_id": …, "idempotency_key": …}` with the verb's own
+    /// fields.
     fn asked(
         &self,
         line: &[u8],
@@ -226,7 +227,8 @@ impl LineReader<'_> {
     ) -> Result<(SchoolId, BatchItem), Problem> {
         let limit = self.limit;
         if line.len() as u64 > limit {
-            let detail = format!("a command has at most {limit} bytes");
+            let detail =
+                format!("the line has more than {limit} bytes; at most {limit} are accepted");
             return Err(Problem::new(Kind::BodyTooLarge, detail).of_limit("body_limit_bytes"));
         }
         let mut object: Map<String, Value> = body::parse(line)?;
@@ -242,7 +244,8 @@ impl LineReader<'_> {
             None => self.named,
             Some(Some(own)) => Some(own),
             Some(None) => {
-                let detail = "`school_id` is a whole number of 1 or more, as a number or in digits";
+                let detail =
+                    "`school_id` must be a whole number of 1 or more, or a string of its digits";
                 return Err(Problem::new(Kind::InvalidBody, detail));
             }
         };
@@ -253,7 +256,7 @@ impl LineReader<'_> {
     }
 }
 
-/// Reads what a line asks.
+/// Reads the item in a line.
 fn asked(
     mut object: Map<String, Value>,
     line: &[u8],
@@ -261,7 +264,9 @@ fn asked(
 ) -> Result<BatchItem, Problem> {
     let invalid = |detail: &str| Problem::new(Kind::InvalidBody, detail.to_owned());
     let Some(Value::String(op)) = object.remove("op") else {
-        return Err(invalid("`op` is missing, for example \"jobs.progress\""));
+        return Err(invalid(
+            "`op` is missing; it must be a string such as \"jobs.progress\"",
+        ));
     };
     let own_key = match object.remove("idempotency_key") {
         None => key,
@@ -271,7 +276,7 @@ fn asked(
         }),
         Some(_) => {
             return Err(invalid(
-                "`idempotency_key` is a string of 1 to 128 visible ASCII characters",
+                "`idempotency_key` must be a string of 1 to 128 visible ASCII characters",
             ));
         }
     };
@@ -285,7 +290,7 @@ fn asked(
     let Some(kind) = kind::known_kind(collection) else {
         let collections: Vec<_> = kind::KINDS.iter().map(|kind| kind.collection()).collect();
         return Err(invalid(&format!(
-            "`op` is <collection>.<verb>, of these collections: {}",
+            "`op` must be <collection>.<verb>, with one of these collections: {}",
             collections.join(", ")
         )));
     };
@@ -294,7 +299,7 @@ fn asked(
         let own = kind::description(kind);
         let (made_by, verbs) = (own.made_by, own.verbs.join(", "));
         invalid(&format!(
-            "`op` of {collection} is {made_by} or one of {verbs}"
+            "`op` of {collection} must be {made_by} or one of {verbs}"
         ))
     };
     if verb == "create" {

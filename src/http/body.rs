@@ -1,4 +1,4 @@
-//! Reading bodies and writing JSON answers.
+//! Reads bodies and writes JSON answers.
 
 use std::io::{self, Cursor, SeekFrom};
 use std::pin::Pin;
@@ -24,27 +24,27 @@ use crate::log::{Allowance, Idempotency};
 use crate::number::{whole, whole_unsigned};
 use crate::wire::json::{self, JsonError};
 
-/// A body that is not read yet.
+/// A body that has not been read yet.
 pub(super) struct Unread<'r> {
     data: Data<'r>,
-    /// What the request says of its length.
+    /// The length that the request states.
     length: Option<u64>,
-    /// How long it may take to arrive.
+    /// How long the body may take to arrive.
     patience: Duration,
 }
 
 impl Unread<'_> {
-    /// How many bytes there are to be read at most.
+    /// Returns the maximum number of bytes to be read.
     pub(super) fn expected(&self, limit: u64) -> u64 {
         self.length.map_or(limit, |length| length.min(limit))
     }
 
-    /// Reads at most `limit` bytes, which `setting` says.
+    /// Reads at most `limit` bytes, which is the value of `setting`.
     pub(super) async fn read(
         self,
         (limit, setting): (u64, &'static str),
     ) -> Result<Vec<u8>, Problem> {
-        // One byte more than allowed tells a body at the limit from one above it.
+        // Read one byte more than allowed, to distinguish a body at the limit from one above it.
         let read = self.data.open(ByteUnit::from(limit.saturating_add(1)));
         let arrived = timeout(self.patience, read.into_bytes()).await;
         let bytes = arrived.map_err(|_| {
@@ -58,7 +58,7 @@ impl Unread<'_> {
         if bytes.len() as u64 > limit {
             return Err(Problem::new(
                 Kind::BodyTooLarge,
-                format!("a body has at most {limit} bytes here"),
+                format!("the body has more than {limit} bytes; at most {limit} are accepted"),
             )
             .of_limit(setting));
         }
@@ -90,7 +90,7 @@ impl<'r> FromData<'r> for Unread<'r> {
                 })
             }
             Some(_) => {
-                let detail = "Content-Encoding: a body is sent as it is (identity), not compressed";
+                let detail = "Content-Encoding must be identity or absent: compressed bodies are not supported";
                 let problem = Problem::new(Kind::UnsupportedEncoding, detail);
                 data::Outcome::Error((Status::UnsupportedMediaType, problem))
             }
@@ -98,17 +98,17 @@ impl<'r> FromData<'r> for Unread<'r> {
     }
 }
 
-/// Reads JSON after an optional byte order mark; an empty body stands for `{}`.
+/// Parses JSON after an optional byte order mark. An empty body stands for `{}`.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();
-        let detail = format!("JSON is UTF-8; the byte at offset {at} is not");
+        let detail = format!("the body must be UTF-8; the byte at offset {at} is not");
         Problem::new(Kind::MalformedJson, detail)
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    // A list of an object's values would do for serde.
+    // serde would accept a list of values in place of an object.
     if text.trim_ascii().starts_with('[') {
-        let detail = "the body is a list, not an object";
+        let detail = "the body is a list; it must be an object";
         return Err(Problem::new(Kind::InvalidBody, detail));
     }
     let is_empty = text.trim_ascii().is_empty();
@@ -121,14 +121,14 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     })
 }
 
-/// An `Idempotency-Key` header, and the request's address as part of what it was used for.
+/// An `Idempotency-Key` header, and the request's URL as part of what the key was used for.
 pub(super) struct IdempotencyKey {
     key: Option<String>,
     address: String,
 }
 
 impl IdempotencyKey {
-    /// The key together with a digest of the request.
+    /// Returns the key with a digest of the request.
     pub(super) fn with(self, body: &[u8]) -> Option<Idempotency> {
         let key = self.key?;
         Some(Idempotency {
@@ -137,24 +137,24 @@ impl IdempotencyKey {
         })
     }
 
-    /// A key for each command of a batch.
+    /// Returns a key for each command of a batch.
     pub(super) fn of_command(&self, number: usize, body: &[u8]) -> Option<Idempotency> {
         let key = self.key.as_ref()?;
         Some(Idempotency {
-            // A space, which no header may contain: no client can send a key of this form.
+            // No header value can contain this space, so no client can send such a key.
             key: format!("{key} {number}"),
             fingerprint: fingerprint(&self.address, body),
         })
     }
 }
 
-/// Whether a text can be an idempotency key.
+/// Whether a text is a valid idempotency key.
 pub(super) fn is_sound_key(key: &str) -> bool {
     let fits = (1..=IDEMPOTENCY_KEY_MAX_BYTES).contains(&key.len());
     fits && key.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// What an idempotency key was used for: the address, and what the body means rather than how it is written.
+/// Digests what an idempotency key was used for: the URL, and the meaning of the body rather than its spelling.
 pub(super) fn fingerprint(address: &str, body: &[u8]) -> String {
     let meaning = parse::<Value>(body).map(|value| canonical(value).to_string());
     let digest = Sha256::new()
@@ -169,7 +169,7 @@ pub(super) fn fingerprint(address: &str, body: &[u8]) -> String {
         .collect()
 }
 
-/// The same JSON in one spelling (as RFC 8785 has it): members by name, and a number that is whole without a fraction.
+/// Returns the JSON in canonical form (as in RFC 8785): members sorted by name, and whole numbers without a fraction.
 fn canonical(value: Value) -> Value {
     match value {
         Value::Object(object) => {
@@ -186,7 +186,7 @@ fn canonical(value: Value) -> Value {
     }
 }
 
-/// A double that is whole, as the integer that it is exactly, if that has 64 bits.
+/// Returns a whole double as the integer that it equals exactly, if that has 64 bits.
 fn without_fraction(number: &Number) -> Option<Number> {
     let double = number.as_f64().filter(|_| number.is_f64())?;
     let bounds = i64::MIN as f64..u64::MAX as f64;
@@ -210,7 +210,7 @@ fn idempotency_key(request: &Request<'_>) -> Result<IdempotencyKey, Problem> {
     let key = request.headers().get_one("Idempotency-Key");
     if key.is_some_and(|key| !is_sound_key(key)) {
         let detail = format!(
-            "Idempotency-Key has 1 to {IDEMPOTENCY_KEY_MAX_BYTES} visible ASCII characters"
+            "Idempotency-Key must have 1 to {IDEMPOTENCY_KEY_MAX_BYTES} visible ASCII characters"
         );
         return Err(Problem::new(Kind::InvalidHeader, detail));
     }
@@ -220,7 +220,7 @@ fn idempotency_key(request: &Request<'_>) -> Result<IdempotencyKey, Problem> {
     })
 }
 
-/// What a request does to what, in one spelling: the path without its percent-encoding, and without a slash at its end.
+/// Returns the method and the canonical path of a request: percent-decoded, without a slash at the end.
 fn address(request: &Request<'_>) -> String {
     let mut address = request.method().to_string();
     address.push(' ');
@@ -232,7 +232,7 @@ fn address(request: &Request<'_>) -> String {
     address
 }
 
-/// Whether `status` is written in upper case: `?status_case=`, or else the setting.
+/// Whether to write `status` in upper case: `?status_case=`, or else the setting.
 pub(super) struct UpperStatus(pub(super) bool);
 
 pub(super) fn upper_status(request: &Request<'_>) -> Result<UpperStatus, Problem> {
@@ -244,7 +244,7 @@ pub(super) fn upper_status(request: &Request<'_>) -> Result<UpperStatus, Problem
         Some("lower") => Ok(UpperStatus(false)),
         Some(_) => Err(Problem::new(
             Kind::InvalidQuery,
-            "`status_case` is upper or lower",
+            "`status_case` must be upper or lower",
         )),
     }
 }
@@ -258,8 +258,8 @@ impl<'r> FromRequest<'r> for UpperStatus {
     }
 }
 
-/// Where the browser finds our routes, without a slash at the end, for addresses in answers: where a proxy serves us,
-/// and where they are mounted.
+/// The prefix of our routes as the browser sees it, without a slash at its end, for URLs in answers. It consists of the
+/// path below which a proxy serves us and the base at which the routes are mounted.
 pub(super) struct Base(pub(super) String);
 
 impl Base {
@@ -283,11 +283,11 @@ impl<'r> FromRequest<'r> for Base {
     }
 }
 
-/// JSON that is ready to be sent.
+/// An encoded JSON answer.
 pub(super) struct Json {
     pub(super) status: Status,
     pub(super) bytes: Vec<u8>,
-    /// The address of what was made.
+    /// The URL of the created subject.
     pub(super) location: Option<String>,
 }
 
@@ -316,8 +316,8 @@ impl<'r> Responder<'r, 'static> for Json {
     }
 }
 
-/// NDJSON that is ready to be sent. Its memory stays reserved until it has left, or the client has: one that asks much
-/// and takes nothing holds up its own school only.
+/// An encoded NDJSON answer. Its memory stays reserved until it is sent or the client disconnects, so a client that reads
+/// slowly delays only its own school.
 pub(super) struct Lines {
     pub(super) bytes: Vec<u8>,
     pub(super) allowance: Arc<Allowance>,
@@ -337,7 +337,7 @@ impl<'r> Responder<'r, 'static> for Lines {
     }
 }
 
-/// Bytes together with what is reserved for them.
+/// Bytes, with the memory that is reserved for them.
 struct Held {
     bytes: Cursor<Vec<u8>>,
     _allowance: Arc<Allowance>,

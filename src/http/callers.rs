@@ -1,11 +1,12 @@
-//! Callers who leave before they are answered.
+//! Detects clients that disconnect before they are answered.
 //!
-//! Rocket runs a handler in a task of its own, to its end, whether its client is still there or not. A search may take long: while
-//! it goes on, the kernel is asked every now and then which connections there are. One that the client has closed is not among them, or
-//! no longer established, and the search ends: its future is dropped, and asks for no further turn.
+//! Rocket runs a handler to its end in a separate task, even if its client has disconnected. A search may take long. While it
+//! runs, a task periodically asks the kernel for the open connections. If the client's connection is no longer among them or
+//! no longer established, the search is cancelled: its future is dropped, and reads no more.
 //!
-//! One task asks for all, while there is anybody to ask for. Where the kernel cannot be asked (other systems than Linux), a
-//! search goes on to one of its bounds. Streams are found out by writing to them.
+//! A single task watches all connections, as long as there are any to watch. On platforms other than Linux, the kernel
+//! cannot be asked, and a search runs until it reaches one of its limits. Streams detect a disconnected client when they
+//! write to it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -21,7 +22,7 @@ use crate::config::CALLER_LOOK_PERIOD;
 use crate::service::Tidings;
 use crate::tasks::{Task, Tasks};
 
-/// Those whose connections are watched; managed by the application.
+/// The connections that are watched. Managed by the application.
 #[derive(Clone, Default)]
 pub(super) struct Callers(Arc<Mutex<Watched>>);
 
@@ -29,7 +30,7 @@ pub(super) struct Callers(Arc<Mutex<Watched>>);
 struct Watched {
     connections: HashMap<u64, (SocketAddr, Arc<Notify>)>,
     next: u64,
-    /// Whether the task runs that looks after them.
+    /// Whether the task that watches the connections is running.
     is_watched: bool,
 }
 
@@ -57,7 +58,7 @@ impl<'r> FromRequest<'r> for Connection {
 }
 
 impl Connection {
-    /// Does this as long as the connection lasts.
+    /// Runs `work`, and cancels it if the client disconnects.
     pub(super) async fn lasts<T, E: From<Problem>>(
         &self,
         work: impl Future<Output = Result<T, E>>,
@@ -69,14 +70,14 @@ impl Connection {
         tokio::select! {
             done = work => done,
             () = watch.gone.notified() => {
-                // Nobody reads it.
-                Err(Problem::new(Kind::Unavailable, "the caller has left").into())
+                // Nobody reads this answer.
+                Err(Problem::new(Kind::Unavailable, "the client has disconnected").into())
             }
         }
     }
 }
 
-/// A connection is watched until this is dropped.
+/// Watches a connection until it is dropped.
 struct Watch {
     callers: Callers,
     number: u64,
@@ -113,11 +114,11 @@ impl Callers {
         }
     }
 
-    /// Looks which connections are gone, as long as any is watched.
+    /// Periodically checks which connections are gone. Ends when none is watched.
     async fn look(self, port: u16) {
         loop {
             tokio::time::sleep(CALLER_LOOK_PERIOD).await;
-            // Before the kernel is asked: a connection that is made afterwards is not among those that it names.
+            // Take the list before asking the kernel: a connection that is made in between is not in the kernel's answer.
             let watched: Vec<_> = {
                 let mut watched = self.watched();
                 if watched.connections.is_empty() {
@@ -127,7 +128,7 @@ impl Callers {
                 watched.connections.values().cloned().collect()
             };
             let open = tokio::task::spawn_blocking(move || dead_peers::open_to(port)).await;
-            // Who cannot be asked about is taken to be there.
+            // If the kernel cannot be asked, assume that all clients are connected.
             let Ok(Ok(open)) = open else {
                 continue;
             };

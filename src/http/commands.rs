@@ -1,4 +1,4 @@
-//! Commands as they come in: the bodies of HTTP calls and the lines of a batch.
+//! Decoding of commands, from the bodies of HTTP calls and the lines of a batch.
 
 use serde::de::DeserializeOwned;
 
@@ -8,7 +8,7 @@ use crate::id::{Kind, SubjectId};
 use crate::kind::{self, Body, Command};
 use crate::log::Envelope;
 
-/// A body as it was sent.
+/// A body as it was received.
 pub(super) struct Sent<'a>(pub(super) &'a [u8]);
 
 impl Body for Sent<'_> {
@@ -19,7 +19,7 @@ impl Body for Sent<'_> {
     }
 }
 
-/// Reads what makes a subject known that may bring its id in its body. Nothing if the kind has no such thing.
+/// Reads a command that creates a subject, whose id may be in the body. None if the kind has no such command.
 pub(super) fn create(
     kind: Kind,
     body: impl Body<Error = Problem>,
@@ -31,22 +31,22 @@ pub(super) fn create(
     }))
 }
 
-/// The id in a path or a line. One that cannot exist does not exist.
+/// Parses the id in a path or a line. A subject whose id is not valid does not exist.
 pub(super) fn subject(kind: Kind, id: &str) -> Result<SubjectId, Problem> {
     id.parse().map_err(|_| not_found(kind, id))
 }
 
-/// That there is no such subject.
+/// Returns the problem that the subject does not exist.
 pub(super) fn not_found(kind: Kind, id: &str) -> Problem {
     kind::not_found(kind, id).into()
 }
 
-/// That there is no such verb.
+/// Returns the problem that the kind has no such verb.
 pub(super) fn no_such_verb(kind: Kind) -> Problem {
     let own = kind::description(kind);
     let (noun, verbs) = (own.noun.to_lowercase(), own.verbs.join(", "));
     Problem::new(
         ProblemKind::NotFound,
-        format!("what can be done to this {noun}: {verbs}"),
+        format!("this verb does not exist; a {noun} supports {verbs}"),
     )
 }

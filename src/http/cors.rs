@@ -1,7 +1,7 @@
-//! Answers for pages of other origins, if `allowed_origins` says so.
+//! Cross-origin requests, if `allowed_origins` is set.
 //!
-//! A page of an origin that is named may also use the cookie. One that only `*` lets in may not: browsers then send and
-//! show nothing that needs one (`Access-Control-Allow-Credentials` is absent).
+//! A page of an origin that is listed by name may also use the cookie. A page that only `*` allows may not: browsers then
+//! neither send the cookie nor show an answer that requires it (`Access-Control-Allow-Credentials` is absent).
 
 use rocket::fairing::{AdHoc, Fairing};
 use rocket::http::{Header, Method, Status};
@@ -12,27 +12,27 @@ use super::forwarded::{self, Page};
 
 /// The methods of our routes.
 const METHODS: &str = "GET, HEAD, POST, PUT, OPTIONS";
-/// The headers that our clients and the usual libraries send. Others are allowed when a page asks for them.
+/// The headers that our clients and common libraries send. Others are allowed if a page requests them.
 const REQUEST_HEADERS: &str = "Accept, Authorization, Cache-Control, Content-Type, Idempotency-Key, Last-Event-ID, Pragma, \
      X-Requested-With";
-/// The headers that a page may read, in addition to those that any page may.
+/// The headers that a page may read in addition to the safelisted ones.
 const EXPOSED_HEADERS: &str = "Location, Retry-After, WWW-Authenticate";
-/// How long, in seconds, a browser remembers the answer to a preflight request.
+/// How many seconds a browser caches the answer to a preflight request.
 const PREFLIGHT_AGE_SECS: &str = "600";
-/// Longest list of headers that a page may ask for, in bytes. Of a longer one only [`REQUEST_HEADERS`] are allowed.
+/// The longest list of headers that a page may request, in bytes. Beyond it, only [`REQUEST_HEADERS`] are allowed.
 const ASKED_HEADERS_MAX_BYTES: usize = 1_024;
 
 pub(super) fn routes() -> Vec<Route> {
     rocket::routes![preflight]
 }
 
-/// The question that browsers ask before a request with a header of its own; the fairing answers it.
+/// Answers preflight requests. The fairing adds the headers.
 #[rocket::options("/<_..>")]
 fn preflight() -> Status {
     Status::NoContent
 }
 
-/// Only below `base`: an application that we are mounted in has its own mind about its own routes.
+/// Applies only below `base`: an application that mounts us decides about its own routes.
 pub(super) fn fairing(base: &'static str) -> impl Fairing {
     let base = base.trim_end_matches('/');
     AdHoc::on_response("Tidings: CORS", move |request, response| {
@@ -60,7 +60,7 @@ fn allow(request: &Request<'_>, response: &mut Response<'_>) {
         return;
     }
     let mut set = |name, value: String| response.set_header(Header::new(name, value));
-    // As it was written: browsers compare it letter by letter.
+    // Repeat it exactly: browsers compare it character by character.
     let origin = request.headers().get_one("Origin").filter(|_| is_named);
     set("Access-Control-Allow-Origin", origin.unwrap_or("*").into());
     if is_named {
@@ -80,8 +80,8 @@ fn allow(request: &Request<'_>, response: &mut Response<'_>) {
     response.adjoin_header(Header::new("Vary", "Access-Control-Request-Headers"));
 }
 
-/// The usual headers, and those that the page asks for: libraries add their own (`X-XSRF-TOKEN`, `traceparent`), which
-/// mean nothing to us.
+/// Returns the common headers and those that the page requests. Libraries add their own (`X-XSRF-TOKEN`, `traceparent`),
+/// which have no effect here.
 fn request_headers(request: &Request<'_>) -> String {
     let mut allowed = REQUEST_HEADERS.to_owned();
     let asked: Vec<&str> = request
@@ -103,13 +103,13 @@ fn request_headers(request: &Request<'_>) -> String {
     allowed
 }
 
-/// Whether a text can be a header's name (RFC 9110, 5.6.2).
+/// Whether a text is a valid name of a header (RFC 9110, 5.6.2).
 fn is_token(text: &str) -> bool {
     let of_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !text.is_empty() && text.bytes().all(of_token)
 }
 
-/// Whether a header is for proxies to write, and not for pages.
+/// Whether only proxies may set a header.
 fn is_of_proxies(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     name.starts_with("x-forwarded-") || matches!(&*name, "forwarded" | "x-real-ip")

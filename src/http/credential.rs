@@ -1,7 +1,8 @@
-//! Where a credential stands in a request, and whether a page of another origin may use it.
+//! Finds the credential in a request, and decides whether a page of another origin may use it.
 //!
-//! In this order: `Authorization: Bearer`, `?token=` (not on the monitor's pages, whose addresses are kept and
-//! passed on), `?ticket=` (streams only), the WebSocket subprotocol `bearer.<token>`, the cookie. The first one found decides: a bad token never falls back to a weaker one.
+//! The order is: `Authorization: Bearer`, `?token=` (except on the monitor's pages, whose URLs are saved and shared),
+//! `?ticket=` (streams only), the WebSocket subprotocol `bearer.<token>`, the cookie. The first one found decides: an invalid
+//! token never falls back to another credential.
 
 use std::sync::Arc;
 
@@ -21,13 +22,13 @@ use crate::service::Tidings;
 /// The prefix of a WebSocket subprotocol that carries a token.
 const SUBPROTOCOL_PREFIX: &str = "bearer.";
 
-/// Who opens a stream. Refusing is left to the endpoint: some accept first and then close.
+/// The client that opens a stream. The endpoint rejects it: some endpoints accept the connection first and then close it.
 pub(super) struct Listener {
     pub(super) access: Result<Access, Problem>,
     pub(super) source: RequestSource,
 }
 
-/// The running Tidings of this application.
+/// Returns the running Tidings of this application.
 pub(super) fn tidings<'r>(request: &'r Request<'_>) -> &'r Arc<Tidings> {
     request
         .rocket()
@@ -46,7 +47,7 @@ impl<'r> FromRequest<'r> for Caller {
     }
 }
 
-/// Who calls about no school in particular.
+/// The caller of a request that is not about a single school.
 pub(super) struct Anybody(pub(super) Access);
 
 #[rocket::async_trait]
@@ -70,7 +71,7 @@ impl<'r> FromRequest<'r> for Listener {
     }
 }
 
-/// Where a request comes from, for the log.
+/// Returns the origin of a request, for the log.
 pub(super) fn source(request: &Request<'_>) -> RequestSource {
     RequestSource::new(request.uri().path().as_str(), client_address(request))
 }
@@ -84,7 +85,7 @@ impl<'r> FromRequest<'r> for RequestSource {
     }
 }
 
-/// The school that `?school_id=` names, whether it is within reach or not.
+/// The school in `?school_id=`, whether the credential reaches it or not.
 pub(super) struct NamedSchool(pub(super) Option<SchoolId>);
 
 #[rocket::async_trait]
@@ -96,7 +97,7 @@ impl<'r> FromRequest<'r> for NamedSchool {
     }
 }
 
-/// The school that `?school_id=` names.
+/// Returns the school in `?school_id=`.
 pub(super) fn named_school(request: &Request<'_>) -> Result<Option<SchoolId>, Problem> {
     match query(request, "school_id") {
         None => Ok(None),
@@ -104,7 +105,7 @@ pub(super) fn named_school(request: &Request<'_>) -> Result<Option<SchoolId>, Pr
     }
 }
 
-/// Refuses a head or a query that is long to walk, before anything is looked for in it.
+/// Rejects headers and queries that are too long to be searched.
 pub(super) fn bounded(request: &Request<'_>) -> Result<(), Problem> {
     let headers = request.headers().iter();
     let bytes: usize = headers
@@ -112,19 +113,21 @@ pub(super) fn bounded(request: &Request<'_>) -> Result<(), Problem> {
         .sum();
     if bytes > HEADERS_MAX_BYTES {
         let detail =
-            format!("the headers have {bytes} bytes; at most {HEADERS_MAX_BYTES} are read");
+            format!("the headers have {bytes} bytes; at most {HEADERS_MAX_BYTES} are accepted");
         return Err(Problem::new(Kind::HeadersTooLarge, detail));
     }
     match request.query_fields().nth(QUERY_FIELDS_MAX) {
         None => Ok(()),
         Some(_) => {
-            let detail = format!("a query has at most {QUERY_FIELDS_MAX} parameters");
+            let detail = format!(
+                "the query has too many parameters; at most {QUERY_FIELDS_MAX} are accepted"
+            );
             Err(Problem::new(Kind::InvalidQuery, detail))
         }
     }
 }
 
-/// The first value of a query parameter, decoded.
+/// Returns the first value of a query parameter, decoded.
 pub(super) fn query<'r>(request: &'r Request<'_>, name: &str) -> Option<&'r str> {
     request
         .query_fields()
@@ -132,7 +135,7 @@ pub(super) fn query<'r>(request: &'r Request<'_>, name: &str) -> Option<&'r str>
         .map(|field| field.value)
 }
 
-/// The subprotocols that the client offers.
+/// Returns the subprotocols that the client offers.
 pub(super) fn subprotocols<'r>(request: &'r Request<'_>) -> impl Iterator<Item = &'r str> {
     request
         .headers()
@@ -142,13 +145,13 @@ pub(super) fn subprotocols<'r>(request: &'r Request<'_>) -> impl Iterator<Item =
         .filter(|protocol| !protocol.is_empty())
 }
 
-/// The subprotocol to answer with: browsers insist on one of those that they offered.
+/// Returns the subprotocol for the answer: browsers require one of those that they offered.
 pub(super) fn chosen_subprotocol<'r>(request: &'r Request<'_>) -> Option<&'r str> {
     let plain = subprotocols(request).find(|protocol| !protocol.starts_with(SUBPROTOCOL_PREFIX));
     plain.or_else(|| subprotocols(request).next())
 }
 
-/// What a request is for: it decides where a credential may stand.
+/// The purpose of a request, which decides where its credential may be.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// A call of the API.
@@ -159,12 +162,12 @@ pub(super) enum Purpose {
     Page,
 }
 
-/// What the request's credential lets its bearer do.
+/// Returns what the request's credential allows.
 pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, Problem> {
     bounded(request)?;
     let tidings = tidings(request);
     let keys = tidings.keys();
-    // Another scheme belongs to a login in front of this server, and is ignored.
+    // Ignore other schemes: they belong to a login in front of this server.
     let bearer = request.headers().get("Authorization").find_map(|header| {
         let header = header.trim();
         let (scheme, token) = header.split_once([' ', '\t']).unwrap_or((header, ""));
@@ -187,7 +190,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
             return Ok(keys.verify(token)?);
         }
     }
-    // A browser sends a cookie for any page that asks: only our own pages may act or open a socket with it.
+    // Browsers attach the cookie to requests of any page. Only our own pages may write or open a WebSocket with it.
     let settings = tidings.settings();
     let acts = !matches!(
         request.method(),
@@ -198,7 +201,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
     let own_page = || match from_a_foreign_page {
         true => Err(Problem::new(
             Kind::CrossOrigin,
-            "the Origin header is not that of this server or an allowed one",
+            "`Origin` must be this server's own origin or one of `allowed_origins`",
         )),
         false => Ok(()),
     };
@@ -209,7 +212,7 @@ pub(super) fn access(request: &Request<'_>, purpose: Purpose) -> Result<Access, 
     let Some(school) = settings.anonymous_school_id else {
         return Err(AuthError::Missing.into());
     };
-    // The request brings no cookie, so a page of another origin gains no rights by it: `*` may allow it.
+    // Without a cookie, a page of another origin gains no permissions, so `*` may allow it.
     if !settings.allowed_origins.has_any() {
         own_page()?;
     }

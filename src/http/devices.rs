@@ -1,4 +1,4 @@
-//! `POST /api/devices/<id>/heartbeat`: the high-rate call. Everything else of devices is in `subjects.rs`.
+//! `POST /api/devices/<id>/heartbeat`: the high-rate call. `subjects.rs` has the other calls for devices.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ pub(super) fn routes() -> Vec<Route> {
     routes![heartbeat]
 }
 
-/// The body says nothing and is not read, but it has to be of a form that could be.
+/// The body is not read, but it must have a valid form.
 #[post("/api/devices/<id>/heartbeat", data = "<body>")]
 async fn heartbeat(
     id: &str,
@@ -35,7 +35,7 @@ async fn heartbeat(
     Ok(Json::ok(answer))
 }
 
-/// What a device learns from its beat.
+/// Returns the answer to a heartbeat.
 pub(super) fn answer(device: &SubjectId, beat: &Beat) -> Value {
     json!({
         "device_id": device,

@@ -1,6 +1,6 @@
-//! What a trusted proxy says of a request: the host, port and scheme that the browser used, and the client's address.
+//! What a trusted proxy reports about a request: the host, port and scheme that the browser used, and the client's address.
 //!
-//! Any client can write these headers, so they count only on a connection from one of `trusted_proxies`. If several
+//! Any client can send these headers, so they count only if the connection is from one of `trusted_proxies`. If several
 //! proxies have each added a value, the first one is that of the outermost proxy.
 
 use std::net::{IpAddr, SocketAddr};
@@ -35,15 +35,15 @@ pub(super) fn told<'r>(
         .map(str::trim)
 }
 
-/// Whether TLS was spoken with us, or, as it says, with a trusted proxy.
+/// Whether the client used TLS, with this server or, as it reports, with a trusted proxy.
 pub(super) fn is_encrypted(request: &Request<'_>) -> bool {
-    // Some proxies say `wss` of a handshake.
+    // Some proxies send `wss` with a handshake.
     let is_secure = |scheme: &str| matches!(&*scheme.to_ascii_lowercase(), "https" | "wss");
     let scheme = told(request, "X-Forwarded-Proto").next();
     scheme.is_some_and(is_secure) || request.rocket().config().tls_enabled()
 }
 
-/// The page that asks, by its `Origin`.
+/// The page that sends a request, by its `Origin`.
 pub(super) enum Page {
     /// No `Origin`: the client is not a browser, or the request is a plain GET of the server's own page.
     None,
@@ -63,7 +63,7 @@ pub(super) fn page(request: &Request<'_>) -> Page {
     }
 }
 
-/// Whether the page that asks is ours, or of an origin that `allowed_origins` names. A request without `Origin` does not come from a page.
+/// Whether the requesting page is ours or of an origin in `allowed_origins`. Without `Origin`, no foreign page sent it.
 pub(super) fn is_own_page(request: &Request<'_>) -> bool {
     match page(request) {
         Page::None => true,
@@ -74,7 +74,7 @@ pub(super) fn is_own_page(request: &Request<'_>) -> bool {
     }
 }
 
-/// Whether an origin is the address under which the browser knows this server.
+/// Whether an origin is the one under which the browser knows this server.
 fn is_ours(request: &Request<'_>, origin: &Origin) -> bool {
     let forwarded = told(request, "X-Forwarded-Host").next();
     let host = forwarded
@@ -83,19 +83,19 @@ fn is_ours(request: &Request<'_>, origin: &Origin) -> bool {
     let Some(Authority { host, port }) = host else {
         return false;
     };
-    // Behind a proxy that says nothing, the browser may have spoken either.
+    // If the proxy reports no scheme, the browser may have used either.
     let is_spoken = match origin.scheme() {
         "https" => true,
         "http" => !is_encrypted(request),
         _ => false,
     };
-    // What a proxy says of the port counts where the name that it passes on has none.
+    // The port that a proxy reports counts only if its host has none.
     let told_port = told(request, "X-Forwarded-Port")
         .next()
         .and_then(parse_port);
     let is_port = match port.or(told_port) {
         None => origin.port() == origin.default_port(),
-        // The default of what a proxy speaks with us stands for that of what the browser speaks with the proxy.
+        // The proxy's default port for HTTP also stands for the browser's default port for HTTPS.
         Some(80) => matches!(
             (origin.scheme(), origin.port()),
             (_, Some(80)) | ("https", Some(443))
@@ -105,11 +105,11 @@ fn is_ours(request: &Request<'_>, origin: &Origin) -> bool {
     is_spoken && is_port && host == *origin.host()
 }
 
-/// Returns the client's address: the peer's, or what a trusted proxy says in Rocket's `ip_header` (`X-Real-IP`) or else
+/// Returns the client's address: the peer's, or what a trusted proxy reports in Rocket's `ip_header` (`X-Real-IP`), or else
 /// in `X-Forwarded-For`. None if there is no connection.
 pub(super) fn client_address(request: &Request<'_>) -> Option<IpAddr> {
     let peer = request.remote()?.ip().to_canonical();
-    // `ip_header = false` means that no header is to be believed.
+    // `ip_header = false` means that no header is trusted.
     let Some(header) = &request.rocket().config().ip_header else {
         return Some(peer);
     };
@@ -135,7 +135,7 @@ pub(super) fn client_address(request: &Request<'_>) -> Option<IpAddr> {
     Some(client)
 }
 
-/// An address, with which some proxies tell a port.
+/// Parses an address, to which some proxies append a port.
 fn parse_address(text: &str) -> Option<IpAddr> {
     let bare = text
         .strip_prefix('[')

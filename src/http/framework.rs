@@ -1,10 +1,10 @@
-//! Rocket's own settings, checked: whatever this build ignores, and whatever stands where nobody reads it, is refused with
-//! its name. Rocket itself passes over what it does not know.
+//! Checks Rocket's own settings. A setting that this build ignores, or that is in a place where nothing reads it, is
+//! rejected by name. Rocket itself ignores settings that it does not know.
 //!
-//! Only the server on its own does this. An application that mounts Tidings owns its settings, and only the table `tidings`
-//! of them is checked, by [`Settings::from_figment`](crate::config::Settings::from_figment).
+//! Only the standalone server checks them. An application that mounts Tidings owns its settings, of which only the table
+//! `tidings` is checked, by [`Settings::from_figment`](crate::config::Settings::from_figment).
 //!
-//! No message shows what a setting is set to: that may be a secret.
+//! No message contains the value of a setting: the value may be a secret.
 
 use figment::value::{Dict, Tag, Value};
 use figment::{Figment, Metadata, Profile, Provider};
@@ -12,11 +12,11 @@ use rocket::Config;
 
 use crate::config::{ConfigError, Settings, nearest, place, ranges};
 
-/// The table of Tidings in a profile.
+/// The table of Tidings within a profile.
 const TIDINGS: &str = "tidings";
-/// Read by Rocket before there are any settings, and then seen among them as `ROCKET_CONFIG`.
+/// Rocket reads this before it reads any settings. It then appears among them as `ROCKET_CONFIG`.
 const CONFIG: &str = "config";
-/// Rocket's tables, with what has an effect of each.
+/// Rocket's tables, each with the settings that have an effect.
 const TABLES: [(&str, &[&str]); 3] = [
     (
         Config::SHUTDOWN,
@@ -26,10 +26,10 @@ const TABLES: [(&str, &[&str]); 3] = [
         Config::TLS,
         &["certs", "key", "ciphers", "prefer_server_cipher_order"],
     ),
-    // Those of the monitor's forms.
+    // The limits on the monitor's forms.
     (Config::LIMITS, &["form", "data-form", "string"]),
 ];
-/// What else of Rocket's has an effect.
+/// Rocket's other settings that have an effect.
 const EFFECTIVE: &[&str] = &[
     Config::ADDRESS,
     Config::PORT,
@@ -42,7 +42,7 @@ const EFFECTIVE: &[&str] = &[
     Config::CLI_COLORS,
 ];
 
-/// Fails on the first setting without an effect, and on one of Rocket's that is of the wrong type.
+/// Fails on the first setting that has no effect, and on one of Rocket's settings that has the wrong type.
 pub(crate) fn check(figment: &Figment) -> Result<(), ConfigError> {
     let data = figment
         .data()
@@ -58,7 +58,7 @@ pub(crate) fn check(figment: &Figment) -> Result<(), ConfigError> {
         }
     }
     let config = Config::try_from(figment).map_err(|error| ConfigError::read(&error, figment))?;
-    // Rocket's runtime panics without a thread, and with more than the system has.
+    // Rocket's runtime panics without a thread, and with more threads than the system supports.
     let bounded = [
         (Config::WORKERS, config.workers),
         (Config::MAX_BLOCKING, config.max_blocking),
@@ -71,7 +71,7 @@ pub(crate) fn check(figment: &Figment) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Fails if one of these is set at all, with what to do instead.
+/// Fails if one of these settings is present. The error says what to do instead.
 pub(crate) fn refuse(figment: &Figment, settings: &[(&str, &str)]) -> Result<(), ConfigError> {
     let data = figment
         .data()
@@ -104,7 +104,7 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    /// A table at the top of a file is a profile. One that nobody has selected is fine where profiles are in use.
+    /// Checks a table at the top of a file, which is a profile. Other profiles are accepted if profiles are in use.
     fn profile(&self, profile: &Profile, selected_exists: bool) -> Result<(), ConfigError> {
         let own = [
             Profile::Default,
@@ -118,7 +118,7 @@ impl Check<'_> {
         }
         let name = profile.as_str().as_str();
         let problem = if self.is_name(name) {
-            format!("stands at the top, where profiles do; `[default.{name}]` has an effect")
+            format!("is at the top level, which is for profiles; write it as `[default.{name}]`")
         } else if own.contains(selected) && std::env::var_os("ROCKET_PROFILE").is_none() {
             format!(
                 "is a profile that is not selected: ROCKET_PROFILE={name} selects it, and `[default]` needs no selection. To keep \
@@ -148,30 +148,30 @@ impl Check<'_> {
         if key == TIDINGS {
             return match value.as_dict() {
                 Some(table) => self.own_table(profile, table),
-                None => refuse("is not a table"),
+                None => refuse("must be a table"),
             };
         }
         if let Some((_, effective)) = TABLES.iter().find(|(name, _)| *name == key) {
             let Some(table) = value.as_dict() else {
-                return refuse("is not a table");
+                return refuse("must be a table");
             };
             return self.framework_table(profile, key, table, effective);
         }
         match key {
             Config::KEEP_ALIVE if value.to_i128() != Some(0) => refuse(
-                "has no effect unless it is 0, which closes each connection after its request: \
-                 without it connections are kept, however long they are idle",
+                "has no effect unless it is 0, which closes each connection after its request; \
+                 any other value keeps connections open, however long they are idle",
             ),
             _ if EFFECTIVE.contains(&key) => Ok(()),
             CONFIG if self.is_of_environment(value.tag()) => Ok(()),
             Config::SECRET_KEY => refuse(
                 "has no effect: there are no private cookies. Tokens are signed with `jwt_secret` of Tidings",
             ),
-            Config::TEMP_DIR => refuse("has no effect: nothing is kept in temporary files"),
+            Config::TEMP_DIR => refuse("has no effect: Tidings writes no temporary files"),
             _ if self.of_tidings.iter().any(|own| own == key) => {
                 let variable = key.to_uppercase();
                 refuse(&format!(
-                    "is one of Tidings: it stands in `[default.tidings]`, or in TIDINGS_{variable}"
+                    "is a setting of Tidings: write it in `[default.tidings]`, or as TIDINGS_{variable}"
                 ))
             }
             _ => {
@@ -181,7 +181,7 @@ impl Check<'_> {
         }
     }
 
-    /// Settings of Tidings are checked when they are read; those of a profile that is not selected are not read.
+    /// Checks the table of Tidings. The values are checked when they are read, which happens only in the selected profile.
     fn own_table(&self, profile: &Profile, table: &Dict) -> Result<(), ConfigError> {
         for (key, value) in table {
             if self.of_tidings.iter().any(|own| own == key) {
@@ -189,7 +189,7 @@ impl Check<'_> {
             }
             let problem = if Config::PARAMETERS.contains(&key.as_str()) {
                 let variable = key.to_uppercase();
-                format!("is one of Rocket: it stands in `[default]`, or in ROCKET_{variable}")
+                format!("is a setting of Rocket: write it in `[default]`, or as ROCKET_{variable}")
             } else {
                 format!("is not known{}", nearest(key, &self.of_tidings))
             };
@@ -213,27 +213,27 @@ impl Check<'_> {
             if !effective.contains(&key.as_str()) {
                 return refuse(match (name, key.as_str()) {
                     (Config::TLS, "mutual") => {
-                        "is not supported: certificates of clients are not asked for. A proxy in front can do so"
+                        "is not supported: this server does not request client certificates. A proxy in front of it can do so"
                     }
                     (Config::LIMITS, _) => {
-                        "has no effect: bodies are limited by `body_limit_bytes` and others of Tidings"
+                        "has no effect: bodies are limited by `body_limit_bytes` and similar settings of Tidings"
                     }
                     _ => "is not known",
                 });
             }
-            // Rocket takes it for none.
+            // Rocket treats a negative limit as absent.
             if name == Config::LIMITS && value.to_i128().is_some_and(|size| size < 0) {
-                return refuse("must be a size such as `64KiB`, and is below 0");
+                return refuse("must be a size such as `64KiB`, and not negative");
             }
             let is_empty = value.as_array().is_some_and(<[Value]>::is_empty);
             if (name, key.as_str()) == (Config::TLS, "ciphers") && is_empty {
-                return refuse("is empty, which would switch TLS off");
+                return refuse("must not be empty: that would switch TLS off");
             }
         }
         Ok(())
     }
 
-    /// Whether somebody has said so, and it is not just Rocket's default.
+    /// Whether the user has set the value, rather than Rocket by default.
     fn is_given(&self, tag: Tag) -> bool {
         let metadata = self.figment.get_metadata(tag);
         !metadata.is_some_and(|metadata| metadata.name.starts_with("rocket::Config"))

@@ -1,4 +1,4 @@
-//! `GET /healthz`: the process answers. `GET /readyz`: database and dispatcher work.
+//! `GET /healthz`: the process answers. `GET /readyz`: the database and the dispatcher work.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ pub(super) fn routes() -> Vec<Route> {
     routes![healthz, readyz]
 }
 
-/// Only that the process answers.
+/// Returns the route that shows only that the process answers.
 pub(super) fn alive() -> Vec<Route> {
     routes![healthz]
 }

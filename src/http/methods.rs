@@ -1,8 +1,8 @@
-//! Which methods an address takes: 405 and `Allow`.
+//! The methods that a URL supports: 405 and `Allow`.
 //!
-//! Rocket knows addresses by their form only. What a collection takes depends on its kind, too: jobs are made with `POST` and
-//! devices with `PUT`, and each kind has its own verbs. [`Collection`] leaves an address to other routes if its kind does not
-//! take the method, and the same rule says what `Allow` names, so that the two agree.
+//! Rocket distinguishes URLs by their form only, but the methods of a collection also depend on its kind. Jobs are created
+//! with `POST` and devices with `PUT`, and each kind has its own verbs. [`Collection`] forwards a request to other routes if
+//! its kind does not support the method. `Allow` follows from the same rule, so the two always agree.
 
 use std::convert::Infallible;
 
@@ -15,10 +15,10 @@ use super::problem::{Kind as ProblemKind, Problem};
 use crate::id::Kind;
 use crate::kind;
 
-/// What stands for a collection in the path of a route. No other segment is without a name.
+/// The placeholder for a collection in the path of a route. All other dynamic segments have a name.
 const COLLECTION: &str = "<_>";
 
-/// The kind that `<_>` in a route's path names. The route is passed over if there is no such kind, or if it does not take the call.
+/// The kind that `<_>` in a route's path stands for. Forwards if there is no such kind, or if it does not support the call.
 pub(super) struct Collection(pub(super) Kind);
 
 #[rocket::async_trait]
@@ -26,7 +26,7 @@ impl<'r> FromRequest<'r> for Collection {
     type Error = Infallible;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Collection, Infallible> {
-        let route = request.route().expect("a guard is asked by a route");
+        let route = request.route().expect("Rocket runs guards for a route");
         match kind_at(route, &segments(request)) {
             Some(kind) => Outcome::Success(Collection(kind)),
             None => Outcome::Forward(Status::NotFound),
@@ -34,13 +34,13 @@ impl<'r> FromRequest<'r> for Collection {
     }
 }
 
-/// The kind that an address names where a route has `<_>`, if the kind takes such a call.
+/// Returns the kind that a URL names where the route has `<_>`, if the kind supports such a call.
 fn kind_at(route: &Route, address: &[&str]) -> Option<Kind> {
     let parts = || route.uri.path().split('/').filter(|part| !part.is_empty());
     let place = parts().position(|part| part == COLLECTION)?;
     let kind = named_kind(address.get(place)?)?;
     let own = kind::description(kind);
-    // By the form of the route: an address may have it in more ways than one.
+    // Decide by the form of this route: the URL may match several routes.
     let takes = match (route.method, parts().count() - place) {
         (Method::Post, 1) => own.made_by == "create",
         (Method::Put, _) => own.made_by == "put",
@@ -62,14 +62,14 @@ fn decoded(segment: &str) -> String {
     decoded.into_owned()
 }
 
-/// The parts of an address. Like Rocket, it passes over those that are empty: `/api//jobs/` is `/api/jobs`.
+/// Returns the segments of a URL. Ignores empty ones, as Rocket does: `/api//jobs/` is `/api/jobs`.
 fn segments<'r>(request: &'r Request<'_>) -> Vec<&'r str> {
     let path = request.uri().path();
     let segments = path.raw_segments().map(RawStr::as_str);
     segments.filter(|segment| !segment.is_empty()).collect()
 }
 
-/// Whether an address has the form of a route, in which `<x>` stands for a segment and `<x..>` for the rest.
+/// Whether a URL matches a route, in which `<x>` stands for a segment and `<x..>` for all that follow.
 fn fits(route: &Route, address: &[&str]) -> bool {
     let mut address = address.iter();
     for part in route.uri.path().split('/').filter(|part| !part.is_empty()) {
@@ -82,13 +82,13 @@ fn fits(route: &Route, address: &[&str]) -> bool {
     address.next().is_none()
 }
 
-/// Routes whose form an address has. That of the preflight is for every address, and counts for none.
+/// Returns the routes that match a URL, except that of CORS preflights, which matches every URL.
 fn fitting<'r>(request: &'r Request<'_>, address: &[&str]) -> impl Iterator<Item = &'r Route> {
     let routes = request.rocket().routes();
     routes.filter(|route| route.method != Method::Options && fits(route, address))
 }
 
-/// The methods that the address takes, as `Allow` names them, if the request's is none of them.
+/// Returns the methods that the URL supports, as `Allow` names them, if the request's method is not among them.
 pub(super) fn instead(request: &Request<'_>) -> Option<String> {
     let address = segments(request);
     let takes = |route: &&Route| {
@@ -108,7 +108,7 @@ pub(super) fn instead(request: &Request<'_>) -> Option<String> {
     Some(names.join(", "))
 }
 
-/// That there is nothing at the address, and what there is near it.
+/// Returns the problem that the URL does not exist, with a hint on those that do.
 pub(super) fn nothing_here(request: &Request<'_>) -> Problem {
     let address = segments(request);
     let named = |route: &Route| {
@@ -121,7 +121,7 @@ pub(super) fn nothing_here(request: &Request<'_>) -> Problem {
     }
     let collections: Vec<_> = kind::KINDS.iter().map(|kind| kind.collection()).collect();
     let detail = format!(
-        "there is nothing at this address; the collections below /api are {} and violations",
+        "this URL does not exist; the collections below /api are {} and violations",
         collections.join(", ")
     );
     Problem::new(ProblemKind::NotFound, detail)

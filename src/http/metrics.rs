@@ -1,6 +1,6 @@
-//! `GET /metrics`: the server's own metrics in the text format of Prometheus, for administrators of all schools.
+//! `GET /metrics`: the server's metrics in the text format of Prometheus, for unrestricted admins.
 //!
-//! What is counted anyway is read when somebody asks; histograms are kept where the work is done that they time.
+//! Counts that exist anyway are read for each request; histograms are kept where the work is done that they time.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -200,7 +200,7 @@ impl Metrics {
     }
 }
 
-/// They concern all schools: only administrators of all schools may see them.
+/// The metrics cover all schools, so only unrestricted admins may see them.
 #[get("/metrics")]
 async fn metrics(
     caller: Result<Anybody, Problem>,
@@ -214,7 +214,7 @@ async fn metrics(
     let mut metrics = Metrics(Registry::with_prefix("tidings"));
     metrics.of_writing(tidings);
     metrics.of_reading(tidings);
-    // The other metrics are told all the more when the database has trouble.
+    // If the database is in trouble, the other metrics matter even more.
     if let Ok(Ok(bytes)) = timeout(READY_WAIT, store.size()).await {
         metrics.gauge("database_bytes", "Size of the database", bytes);
     }

@@ -1,7 +1,7 @@
-//! The only floor that knows Rocket: routes, guards, problems, and the three transports.
+//! The only layer that knows Rocket: routes, guards, problems, and the three transports.
 //!
-//! [`routes`] and [`catchers`] can be mounted at any base; [`fairing`] does so, starts Tidings from the
-//! application's own configuration and stops its streams when the application stops; [`close`] ends it afterwards.
+//! [`routes`] and [`catchers`] can be mounted at any base. [`fairing`] mounts them, starts Tidings from the application's
+//! own configuration, and closes its streams when the application stops. [`close`] then stops Tidings itself.
 
 mod base_path;
 mod batch;
@@ -40,7 +40,7 @@ use crate::service::Tidings;
 pub use self::shutdown::close;
 pub use self::stream::OldHandshakes;
 
-/// Every route.
+/// Returns all routes.
 pub fn routes() -> Vec<Route> {
     let routes = [
         health::routes(),
@@ -60,18 +60,18 @@ pub fn routes() -> Vec<Route> {
     routes
 }
 
-/// Errors of the framework (no such route, a request that it could not read) as problems, too.
+/// Returns the catchers that answer framework errors, such as an unknown route or an unreadable request, with problems.
 pub fn catchers() -> Vec<Catcher> {
     rocket::catchers![problem::catch]
 }
 
-/// Starts Tidings from the settings in the application's figment, manages it as `Arc<Tidings>` and mounts
-/// its routes at `base`.
+/// Returns a fairing that starts Tidings from the settings in the application's figment, manages it as `Arc<Tidings>`, and
+/// mounts its routes at `base`.
 pub fn fairing(base: &'static str) -> impl Fairing {
     fairing_with(base, Vec::new())
 }
 
-/// The same with notifiers of the application's own in addition to those of the settings.
+/// Like [`fairing`], with the application's own notifiers in addition to those of the settings.
 pub fn fairing_with(base: &'static str, notifiers: Vec<Arc<dyn Notifier>>) -> impl Fairing {
     AdHoc::try_on_ignite("Tidings", move |rocket| async move {
         let started = Settings::from_figment(rocket.figment())
@@ -81,20 +81,20 @@ pub fn fairing_with(base: &'static str, notifiers: Vec<Arc<dyn Notifier>>) -> im
         match started {
             Ok(tidings) => Ok(mount(rocket, base, Arc::new(tidings))),
             Err(error) => {
-                tracing::error!(%error, "Tidings could not start");
+                tracing::error!(%error, "Tidings cannot start");
                 Err(rocket)
             }
         }
     })
 }
 
-/// Mounts the routes of a running Tidings at `base`, which leads to the monitor unless it is the application's own root.
+/// Mounts the routes of a running Tidings at `base`. Redirects `base` to the monitor unless it is the application's root.
 pub fn mount(rocket: Rocket<Build>, base: &'static str, tidings: Arc<Tidings>) -> Rocket<Build> {
     let has_home = !base.trim_matches('/').is_empty();
     mount_at(rocket, base, has_home, tidings)
 }
 
-/// Mounts the routes of a running Tidings as the whole of an application.
+/// Mounts the routes of a running Tidings as a complete application.
 pub(crate) fn mount_alone(rocket: Rocket<Build>, tidings: Arc<Tidings>) -> Rocket<Build> {
     mount_at(rocket, "/", true, tidings)
 }

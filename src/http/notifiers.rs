@@ -1,4 +1,4 @@
-//! `GET /api/notifiers`: how those who are told of what happens stand, what waits, and what they could not deliver.
+//! `GET /api/notifiers`: the state of the notifiers, what is pending, and what they could not deliver.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub(super) fn routes() -> Vec<Route> {
     routes![list, set_aside, dead_letters]
 }
 
-/// Notifiers tell of everything in a school: only who may hear and do everything there may look at them.
+/// Notifiers receive everything in a school, so only callers with all permissions there may see them.
 fn require(caller: &Caller) -> Result<SchoolId, Problem> {
     caller.require(Role::Admin)?;
     caller.reach(&Channel::School(caller.school()))?;
@@ -43,7 +43,7 @@ async fn list(
     Ok(Json::ok(answer.to_string().into_bytes()))
 }
 
-/// How each notifier stands with a school.
+/// Returns the state of each notifier for a school.
 pub(super) async fn of_school(
     tidings: &Tidings,
     school: SchoolId,
@@ -95,7 +95,7 @@ fn require_known(tidings: &Tidings, school: SchoolId, name: &str) -> Result<(), 
     }
 }
 
-/// All of them: there are not many.
+/// Returns all of them: there are not many.
 #[get("/api/notifiers/<name>/set-aside")]
 async fn set_aside(
     name: &str,
@@ -155,7 +155,7 @@ fn letter(letter: &DeadLetter) -> Value {
     })
 }
 
-/// A list that is told whole: it has no parameters of its own.
+/// Rejects parameters: this list has no pages or filters.
 struct Whole;
 
 #[rocket::async_trait]

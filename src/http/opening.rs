@@ -1,4 +1,4 @@
-//! What the server answers while its database is still being opened: that it lives, and nothing else.
+//! The server that answers while the database is being opened. It reports that the process is alive, and nothing else.
 
 use rocket::fairing::AdHoc;
 use rocket::http::{Header, Status};
@@ -9,7 +9,7 @@ use super::problem::{Kind, Problem};
 use crate::config::Settings;
 use crate::config::proxy::PathPrefix;
 
-/// A server in the place of the real one, with the same address and certificate. It leaves signals to its owner.
+/// Returns a server that takes the place of the real one, with the same address and certificate. Its owner handles signals.
 pub(crate) fn rocket(figment: &figment::Figment) -> Rocket<Build> {
     let base_path = Settings::from_figment(figment).ok();
     let base_path = base_path.and_then(|settings| settings.base_path);
@@ -22,7 +22,7 @@ pub(crate) fn rocket(figment: &figment::Figment) -> Rocket<Build> {
     let rocket = rocket::custom(figment)
         .mount("/", health::alive())
         .register("/", catchers![opening])
-        // A kept connection would go on with this server when the real one listens.
+        // A connection that is kept alive would stay with this server when the real one starts to listen.
         .attach(AdHoc::on_response(
             "Tidings: one request a connection",
             |_, response| {
@@ -40,6 +40,6 @@ pub(crate) fn rocket(figment: &figment::Figment) -> Rocket<Build> {
 fn opening(_: Status, _: &Request<'_>) -> Problem {
     Problem::new(
         Kind::Unavailable,
-        "checking: the server opens its database, and serves when it has checked it",
+        "starting: the server is opening and checking its database; try again",
     )
 }

@@ -1,7 +1,7 @@
 //! Errors over HTTP: RFC 9457 `application/problem+json`.
 //!
-//! One table says which error becomes which status and `type`. The detail that a client reads and the cause
-//! that is logged are different strings; the cause is logged once, here.
+//! One table maps each error to a status and a `type`. The detail that the client reads and the cause that is logged are
+//! different strings. The cause is logged once, here.
 
 use std::borrow::Cow;
 use std::io::Cursor;
@@ -24,35 +24,35 @@ use crate::refusals::RequestSource;
 use crate::reserve::ReserveFull;
 use crate::service::{NotReady, Tidings};
 
-/// An error as a client sees it.
+/// An error as the client sees it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Problem {
-    /// `urn:tidings:problem:<name>`; the names are in `docs/http-api.md`.
+    /// `urn:tidings:problem:<name>`. `docs/http-api.md` lists the names.
     #[serde(rename = "type")]
     uri: &'static str,
     title: &'static str,
     status: u16,
     detail: Cow<'static, str>,
-    /// The same as the last part of `type`.
+    /// The last part of `type`.
     code: &'static str,
-    /// The setting that has been reached, if one has.
+    /// The setting whose limit was reached, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<&'static str>,
-    /// What a client may wait, in seconds, before it tries again; a header.
+    /// How many seconds to wait before trying again. Sent as a header.
     #[serde(skip)]
     retry_after_secs: Option<u32>,
-    /// Whether it is only that no credential was given.
+    /// Whether the only fault is that no credential was given.
     #[serde(skip)]
     lacks_credential: bool,
-    /// How long ago the credential expired, in seconds, if that is what is wrong.
+    /// How many seconds ago the credential expired, if that is the fault.
     #[serde(skip)]
     expired_secs: Option<u32>,
-    /// What the log is told of an error of ours, and the client is not.
+    /// The cause of a failure inside the server. It is logged, and hidden from the client.
     #[serde(skip)]
     cause: Option<Arc<String>>,
 }
 
-/// What every problem's `type` begins with.
+/// The prefix of every `type`.
 const URI_PREFIX: &str = "urn:tidings:problem:";
 
 macro_rules! problems {
@@ -67,7 +67,7 @@ macro_rules! problems {
             }
         }
 
-        /// Status, `type` and title of every problem there is.
+        /// Status, `type` and title of every kind of problem.
         pub const PROBLEMS: &[(u16, &str, &str)] = &[$(($status, concat!("urn:tidings:problem:", $uri), $title)),*];
     };
 }
@@ -83,34 +83,34 @@ problems! {
     BadRequest = 400, "bad-request", "The request could not be read";
     Unauthorized = 401, "unauthorized", "A valid token is required";
     Forbidden = 403, "forbidden", "The token does not allow this";
-    CrossOrigin = 403, "cross-origin", "This page may not use the cookie";
+    CrossOrigin = 403, "cross-origin", "This origin is not allowed to use the cookie";
     NotFound = 404, "not-found", "Not found";
-    MethodNotAllowed = 405, "method-not-allowed", "The address does not take this method";
-    NotAcceptable = 406, "not-acceptable", "No transport fits the Accept header";
-    AlreadyExists = 409, "already-exists", "The id is taken";
-    Finished = 409, "finished", "It is finished";
-    Held = 409, "held", "Another has it";
+    MethodNotAllowed = 405, "method-not-allowed", "The URL does not support this method";
+    NotAcceptable = 406, "not-acceptable", "No transport matches the Accept header";
+    AlreadyExists = 409, "already-exists", "The id is already in use";
+    Finished = 409, "finished", "The subject is in a terminal state";
+    Held = 409, "held", "Another subject or worker holds this";
     StaleAttempt = 409, "stale-attempt", "The report is about another attempt";
-    IllegalTransition = 409, "illegal-transition", "Its status does not allow this";
-    AnswerGone = 410, "answer-gone", "It was done before, and its answer is not kept any more";
+    IllegalTransition = 409, "illegal-transition", "The current status does not allow this";
+    AnswerGone = 410, "answer-gone", "The request was carried out before, and its answer is no longer kept";
     BodyTooLarge = 413, "body-too-large", "The body is too large";
-    BatchTooLarge = 413, "batch-too-large", "The batch leads to too much";
-    UnsupportedEncoding = 415, "unsupported-encoding", "The body's encoding is not read here";
-    InvalidBody = 422, "invalid-body", "The body is JSON, but not what is expected";
-    UnsupportedVersion = 426, "unsupported-version", "This WebSocket version is not spoken here";
-    KeyReused = 422, "idempotency-key-reused", "The key was used for another request";
-    TooManyStreams = 429, "too-many-streams", "There are as many streams as there may be";
-    TooManyReads = 429, "too-many-reads", "As many reads of the school wait as may";
-    TooFast = 429, "too-fast", "Too much in too short a time";
-    TooManySubjects = 409, "too-many-subjects", "The school has as many as it may";
+    BatchTooLarge = 413, "batch-too-large", "The batch produces too many bytes of events";
+    UnsupportedEncoding = 415, "unsupported-encoding", "The body's encoding is not supported";
+    InvalidBody = 422, "invalid-body", "The body is JSON, but not valid for this request";
+    UnsupportedVersion = 426, "unsupported-version", "The WebSocket version is not supported";
+    KeyReused = 422, "idempotency-key-reused", "The idempotency key was used for another request";
+    TooManyStreams = 429, "too-many-streams", "The limit on open streams is reached";
+    TooManyReads = 429, "too-many-reads", "Too many reads of the school are waiting";
+    TooFast = 429, "too-fast", "The rate limit is exceeded";
+    TooManySubjects = 409, "too-many-subjects", "The school's limit on subjects is reached";
     Internal = 500, "internal", "The server failed";
     Unavailable = 503, "unavailable", "The server cannot do this now";
 }
 
-/// What a client is told of an error of ours.
+/// What the client learns about a failure inside the server.
 const NOT_DONE: &str = "the server could not do this, and nothing has changed";
 
-/// What a client may wait, in seconds, before it tries again.
+/// How many seconds a client should wait before it tries again.
 const RETRY_AFTER_SECS: u32 = 2;
 
 impl Problem {
@@ -134,7 +134,7 @@ impl Problem {
         }
     }
 
-    /// The same, because of a setting.
+    /// Adds the setting whose limit was reached.
     pub(crate) fn of_limit(self, setting: &'static str) -> Problem {
         Problem {
             limit: Some(setting),
@@ -162,7 +162,7 @@ impl Problem {
         &self.detail
     }
 
-    /// The last part of its `type`, for the `code` of a message on a stream.
+    /// Returns the last part of `type`, which is the `code` of an `error` message on a stream.
     pub(crate) fn code(&self) -> &'static str {
         self.code
     }
@@ -171,7 +171,7 @@ impl Problem {
         self.uri == kind.parts().1
     }
 
-    /// Counts it, and tells the log. Done once, where it is told to whom it concerns.
+    /// Counts and logs the problem. Called once for each problem, where it is sent to the client.
     pub(crate) fn note(&self, tidings: &Tidings, source: &RequestSource) {
         tidings.vitals().refused(self.code, self.limit);
         if let Some(cause) = &self.cause {
@@ -185,7 +185,7 @@ impl Problem {
         }
     }
 
-    /// What a guard comes to that reads something of a request.
+    /// Converts what a guard read from a request to the guard's outcome.
     pub(super) fn outcome<T>(read: Result<T, Problem>) -> Outcome<T, Problem> {
         match read {
             Ok(value) => Outcome::Success(value),
@@ -193,7 +193,7 @@ impl Problem {
         }
     }
 
-    /// An error of ours: the cause is logged, the client is not told.
+    /// A failure inside the server.
     fn internal(kind: Kind, cause: &dyn std::error::Error) -> Problem {
         Problem {
             cause: Some(Arc::new(cause.to_string())),
@@ -259,7 +259,7 @@ impl From<CommandError> for Problem {
             CommandError::TooMuch { .. } => {
                 Problem::new(Kind::BatchTooLarge, error.to_string()).of_limit("batch_event_bytes")
             }
-            // The store has logged it, once for all commands.
+            // The store has already logged the failure, once for all commands of the commit.
             CommandError::Store(_) => Problem::new(Kind::Unavailable, NOT_DONE),
         }
     }
@@ -270,7 +270,7 @@ impl From<StoreError> for Problem {
         match error {
             StoreError::Busy(why) => why.into(),
             StoreError::Displaced => Problem::new(Kind::Unavailable, error.to_string()),
-            // Logged, once for all requests.
+            // Already logged, once for all requests of the commit.
             StoreError::NotCommitted => Problem::new(Kind::Unavailable, NOT_DONE),
             StoreError::Database(_) | StoreError::Stopped => {
                 Problem::internal(Kind::Unavailable, &error)
@@ -310,7 +310,7 @@ impl From<TooFast> for Problem {
             TooFast::Bytes { wait, .. } => ("event_bytes_per_sec", wait),
         };
         Problem {
-            // A second is the least that the header can say.
+            // `Retry-After` has whole seconds.
             retry_after_secs: Some(u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX)),
             ..Problem::new(Kind::TooFast, error.to_string()).of_limit(setting)
         }
@@ -356,7 +356,7 @@ impl From<KeyError> for Problem {
     }
 }
 
-/// Names in a query or a path; a body's are checked while it is read.
+/// Names in a query or a path. Names in a body are checked while the body is read.
 impl From<NameError> for Problem {
     fn from(error: NameError) -> Problem {
         let kind = match error {
@@ -384,9 +384,9 @@ impl<'r> Responder<'r, 'static> for Problem {
             .sized_body(body.len(), Cursor::new(body));
         match self.status {
             401 => response.raw_header("WWW-Authenticate", "Bearer"),
-            // RFC 9110, 12.5.3: what would have been read.
+            // RFC 9110, 12.5.3: the encodings that would be accepted.
             415 => response.raw_header("Accept-Encoding", "identity"),
-            // RFC 9110, 15.5.22 and 7.8: what to upgrade to, which concerns this connection only.
+            // RFC 9110, 15.5.22 and 7.8: the protocol to upgrade to. `Upgrade` applies to this connection only.
             426 => response
                 .raw_header("Sec-WebSocket-Version", "13")
                 .raw_header("Upgrade", "websocket")
@@ -400,10 +400,10 @@ impl<'r> Responder<'r, 'static> for Problem {
     }
 }
 
-/// The answer to what Rocket itself refuses.
+/// The answer to a request that Rocket itself rejects.
 pub(super) struct Caught {
     problem: Problem,
-    /// The methods that the address takes, when it is the method that does not fit.
+    /// The methods that the URL supports, if the method is the fault.
     allow: Option<String>,
 }
 
@@ -417,16 +417,13 @@ impl<'r> Responder<'r, 'static> for Caught {
     }
 }
 
-/// What Rocket itself refuses.
+/// Answers requests that Rocket itself rejects.
 #[rocket::catch(default)]
 pub(super) fn catch(status: Status, request: &Request<'_>) -> Caught {
     if status == Status::NotFound {
         return match methods::instead(request) {
             Some(names) => Caught {
-                problem: Problem::new(
-                    Kind::MethodNotAllowed,
-                    format!("this address takes {names}"),
-                ),
+                problem: Problem::new(Kind::MethodNotAllowed, format!("this URL supports {names}")),
                 allow: Some(names),
             },
             None => Caught {

@@ -1,17 +1,17 @@
-//! The end: every stream is told to close, and every connection has taken what was written for it, before the process goes.
+//! Shutdown: every stream is closed, and every connection has received what was written to it, before the process exits.
 //!
-//! Rocket's accept loop and its shutdown fairings are told of the end by the same signal. If the loop notices first, because
-//! connections arrive at that moment, [`Rocket::launch`](rocket::Rocket::launch) returns at once: no fairing has run, and all
+//! The same signal stops Rocket's accept loop and runs its shutdown fairings. If the loop reacts first, because connections
+//! arrive at that moment, [`Rocket::launch`](rocket::Rocket::launch) returns at once. No fairing has run then, and all
 //! connections are still open. So nothing here relies on the fairing alone:
 //!
-//! 1. [`Tidings::stop`] is called as soon as Rocket's signal is given, by a task of its own. A stream that opens later is told
-//!    to close as its first word.
-//! 2. The fairing holds Rocket up until the connections are gone, if Rocket lets it. When it returns, Rocket looks once whether
-//!    anything is left of a connection, and waits for its whole `grace` if so.
-//! 3. [`close`] does both once more after `launch` has returned, and only then lets go of the database.
+//! 1. As soon as Rocket's shutdown is triggered, a separate task calls [`Tidings::stop`]. A stream that is opened later is
+//!    closed by its first message.
+//! 2. The fairing delays Rocket until the connections are gone, if Rocket lets it run. When it returns, Rocket checks once
+//!    whether any part of a connection is left, and if so, waits for its whole `grace`.
+//! 3. [`close`] does both again after `launch` has returned, and only then closes the database.
 //!
-//! Whether a connection is gone is asked of the kernel, where that is possible: the last bytes of a stream leave the hub before
-//! they leave the process.
+//! Where possible, the kernel is asked whether a connection is gone: the last bytes of a stream leave the hub before they
+//! leave the process.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,10 +27,10 @@ use crate::config::{CLOSE_STREAMS_MAX, DRAIN_PERIOD};
 use crate::log::StoreError;
 use crate::service::Tidings;
 
-/// Looks in a row that must find nobody: what belongs to a connection is dropped together with it, and may be a moment behind.
+/// How many checks in a row must find no connection. The parts of a connection may be dropped slightly after it is closed.
 const LOOKS: u32 = 2;
 
-/// Tells the streams of an application that ends to close, and holds it up until they are gone.
+/// Closes the streams of an application that shuts down, and delays the shutdown until they are gone.
 pub(super) struct Farewell;
 
 #[rocket::async_trait]
@@ -67,8 +67,8 @@ impl Fairing for Farewell {
     }
 }
 
-/// Ends Tidings after its application has ended: tells streams that are left to close, waits until their connections are gone,
-/// at most [`CLOSE_STREAMS_MAX`] from when the first was told, finishes what was published and lets go of the database.
+/// Stops Tidings after its application has ended. Closes the remaining streams, waits until their connections are gone (at
+/// most [`CLOSE_STREAMS_MAX`] after the first was closed), completes pending writes, and closes the database.
 pub async fn close(tidings: &Tidings) -> Result<(), StoreError> {
     tidings.stop();
     let since = tidings.stopping_since().unwrap_or_else(Instant::now);
@@ -76,18 +76,18 @@ pub async fn close(tidings: &Tidings) -> Result<(), StoreError> {
     tidings.close().await
 }
 
-/// Waits until no stream is open, until then at most.
+/// Waits until no stream is open, or until the deadline.
 pub(crate) async fn told(tidings: &Tidings, until: Instant) {
     let told = async {
         while tidings.streams() > 0 {
             sleep(DRAIN_PERIOD).await;
         }
     };
-    // What is left is told as far as its reader takes it.
+    // The remaining streams get as much as their readers take in this time.
     let _ = timeout_at(until, told).await;
 }
 
-/// Waits until nobody is connected, until then at most.
+/// Waits until no client is connected, or until the deadline.
 async fn drained(tidings: &Tidings, until: Instant) {
     let drained = async {
         let mut looks = 0;
@@ -100,11 +100,11 @@ async fn drained(tidings: &Tidings, until: Instant) {
         }
     };
     if timeout_at(until, drained).await.is_err() {
-        tracing::debug!("some connections did not end in time");
+        tracing::debug!("some connections did not close in time");
     }
 }
 
-/// Whether a stream is open, or any connection of which the kernel knows.
+/// Whether a stream is open, or the kernel knows of a connection.
 async fn is_connected(tidings: &Tidings) -> bool {
     if tidings.streams() > 0 {
         return true;

@@ -1,4 +1,4 @@
-//! `/api/<collection>`: publishing and reading subjects of any kind.
+//! `/api/<collection>`: publishes and reads subjects of any kind.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ async fn create(
     let Collection(kind) = collection;
     let UpperStatus(upper) = upper?;
     let read = |bytes: &[u8]| {
-        commands::create(kind, Sent(bytes)).expect("a collection takes POST if that makes one")
+        commands::create(kind, Sent(bytes)).expect("a collection supports POST if that creates one")
     };
     let receipt = publish(&caller?, key?, body?, tidings, read).await?;
     let subject = &receipt.event().subject;
@@ -66,9 +66,9 @@ async fn register(
     let UpperStatus(upper) = upper?;
     let read = |bytes: &[u8]| {
         let command = Command::read(kind, "put", Sent(bytes));
-        let command = command.expect("a collection takes PUT if that makes one")?;
+        let command = command.expect("a collection supports PUT if that creates one")?;
         let subject = id.parse().map_err(|error: NameError| {
-            // It would be made: so it is not missing, but wrong.
+            // PUT would create it, so this is not a missing subject but an invalid request.
             Problem::new(Kind::InvalidBody, error.to_string())
         });
         Ok(Envelope::new(subject?, command))
@@ -100,7 +100,7 @@ async fn act(
     Ok(answer(&receipt, upper))
 }
 
-/// What every write has in common: leave to write, the body and what it asks, the key.
+/// The common part of every write: permission, the body and its command, and the idempotency key.
 pub(super) async fn publish(
     caller: &Caller,
     key: IdempotencyKey,
@@ -186,7 +186,7 @@ async fn list(
     Ok(Json::ok(json))
 }
 
-/// `status`, `job_type` (both repeatable), `q`, `stalled`, `sort`, `page`, `limit`, and nothing else.
+/// The parameters of a list: `status`, `job_type` (both repeatable), `q`, `stalled`, `sort`, `page`, `limit`.
 struct Asked(ListQuery);
 
 #[rocket::async_trait]
@@ -202,7 +202,7 @@ impl<'r> FromRequest<'r> for Asked {
     }
 }
 
-/// The same as a page of the monitor asks it: there `stalled` is one more status, of which any may fit.
+/// The same parameters from the monitor's form. There, `stalled` is one more value of `status`, and any of them may match.
 pub(super) struct Ticked(pub(super) ListQuery);
 
 #[rocket::async_trait]
@@ -227,34 +227,33 @@ fn ticked(request: &Request<'_>) -> Result<ListQuery, Problem> {
     Ok(asked)
 }
 
-/// What a page calls a job that has stalled, next to the statuses.
+/// How the pages name stalled jobs among the statuses.
 pub(super) const STALLED_STATUS: &str = "stalled";
 
-/// Parameters that any call of the API may have.
+/// Parameters that every call of the API accepts.
 const COMMON: [&str; 3] = ["school_id", "token", "status_case"];
 
-/// Parameters of which each value counts.
+/// Parameters that may be given several times.
 const REPEATABLE: [&str; 2] = ["status", "job_type"];
 
-/// Refuses parameters that a list does not have, and second values that would be passed over: a filter that has no effect
-/// must not return everything.
+/// Rejects unknown parameters and repeated ones that would be ignored: a filter without effect must not return everything.
 pub(super) fn only_known(request: &Request<'_>, own: &[&str]) -> Result<(), Problem> {
     let mut seen: Vec<&str> = Vec::new();
     for field in request.query_fields() {
         let name = field.name.source().as_str();
         if !own.contains(&name) && !COMMON.contains(&name) {
-            /// Enough to recognise a misspelt name by.
+            /// Long enough to recognize a misspelt name.
             const SHOWN_CHARS: usize = 64;
             let name: String = name.chars().take(SHOWN_CHARS).collect();
             let known = [own, &COMMON].concat().join(", ");
-            let detail = format!("`{name}` is not a parameter of this list; it has {known}");
+            let detail = format!("`{name}` is not a parameter of this list; it accepts {known}");
             return Err(Problem::new(Kind::InvalidQuery, detail));
         }
         if REPEATABLE.contains(&name) {
             continue;
         }
         if seen.contains(&name) {
-            let detail = format!("`{name}` is given more than once; it has one value here");
+            let detail = format!("`{name}` is given more than once; this list accepts it once");
             return Err(Problem::new(Kind::InvalidQuery, detail));
         }
         seen.push(name);
@@ -262,7 +261,7 @@ pub(super) fn only_known(request: &Request<'_>, own: &[&str]) -> Result<(), Prob
     Ok(())
 }
 
-/// What a list is asked for, by the fields that count.
+/// Reads the query of a list.
 fn list_query(
     request: &Request<'_>,
     counts: impl Fn(&ValueField<'_>) -> bool,
@@ -270,14 +269,14 @@ fn list_query(
     let (statuses, categories) = filters_in(request.query_fields().filter(counts))?;
     let text = query(request, "q").filter(|text| !text.is_empty());
     if text.is_some_and(|text| text.len() > QUERY_TEXT_MAX_BYTES) {
-        let detail = format!("`q` has at most {QUERY_TEXT_MAX_BYTES} bytes");
+        let detail = format!("`q` must have at most {QUERY_TEXT_MAX_BYTES} bytes");
         return Err(Problem::new(Kind::InvalidQuery, detail));
     }
     let stalled = match query(request, "stalled").unwrap_or_default() {
         "" | "false" => Stalled::Ignored,
         "true" => Stalled::Only,
         _ => {
-            let detail = "`stalled` is `true` or `false`";
+            let detail = "`stalled` must be `true` or `false`";
             return Err(Problem::new(Kind::InvalidQuery, detail));
         }
     };
@@ -285,7 +284,7 @@ fn list_query(
         "" | "newest" => Order::Newest,
         "oldest" => Order::Oldest,
         _ => {
-            let detail = "`sort` is `newest` or `oldest`";
+            let detail = "`sort` must be `newest` or `oldest`";
             return Err(Problem::new(Kind::InvalidQuery, detail));
         }
     };
@@ -301,12 +300,12 @@ fn list_query(
     })
 }
 
-/// Where the log ended when the first page of a list was read, which every later `page` repeats. The cursor of all pages
-/// is the one of the first: from a later one, a stream would not tell what happened to the subjects of earlier pages.
+/// The end of the log when the first page of a list was read. Every later `page` repeats it, and all pages return the
+/// cursor of the first: with a later cursor, a stream would miss changes to the subjects of earlier pages.
 pub(super) struct FirstHead(Option<Place>);
 
 impl FirstHead {
-    /// The same, or of a first page where the log ends now.
+    /// Returns that place. On a first page, returns `head`, the current end of the log.
     pub(super) fn or(self, head: Place) -> Place {
         self.0.map_or(head, |first| first.min(head))
     }
@@ -322,13 +321,13 @@ impl<'r> FromRequest<'r> for FirstHead {
     }
 }
 
-/// `page` and `limit` of any list.
+/// Reads `page` and `limit`, which every list has.
 pub(super) fn page_of(request: &Request<'_>) -> Result<(Option<u64>, usize), Problem> {
     let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
     let limit = match query(request, "limit").map(str::parse) {
         None => PAGE_DEFAULT,
         Some(Ok(limit)) if (1..=PAGE_MAX).contains(&limit) => limit,
-        Some(_) => return Err(invalid(format!("`limit` is from 1 to {PAGE_MAX}"))),
+        Some(_) => return Err(invalid(format!("`limit` must be from 1 to {PAGE_MAX}"))),
     };
     let Some(page) = query(request, "page") else {
         return Ok((None, limit));
@@ -336,16 +335,18 @@ pub(super) fn page_of(request: &Request<'_>) -> Result<(Option<u64>, usize), Pro
     let (beyond, head) = page.split_once('-').unwrap_or((page, "0"));
     match (beyond.parse::<u64>(), head.parse::<Place>()) {
         (Ok(beyond), Ok(_)) if i64::try_from(beyond).is_ok() => Ok((Some(beyond), limit)),
-        _ => Err(invalid("`page` is not the `next` of an answer".into())),
+        _ => Err(invalid(
+            "`page` must be the `next` of an earlier answer".into(),
+        )),
     }
 }
 
-/// The repeatable filters `status` and `job_type`, each within its bound. A job's status may be in upper case.
+/// Reads the repeatable filters `status` and `job_type`, within their bounds. A job's status may be in upper case.
 pub(super) fn filters(request: &Request<'_>) -> Result<Filters, Problem> {
     filters_in(request.query_fields())
 }
 
-/// Statuses and types of jobs.
+/// Statuses, and types of jobs.
 type Filters = (Vec<&'static str>, Vec<String>);
 
 fn filters_in<'r>(fields: impl Iterator<Item = ValueField<'r>>) -> Result<Filters, Problem> {
@@ -354,7 +355,7 @@ fn filters_in<'r>(fields: impl Iterator<Item = ValueField<'r>>) -> Result<Filter
     let no_status = || {
         Problem::new(
             Kind::InvalidQuery,
-            "`status` is not a status that a subject can have",
+            "`status` must be a status of these subjects",
         )
     };
     for field in fields {
@@ -370,18 +371,18 @@ fn filters_in<'r>(fields: impl Iterator<Item = ValueField<'r>>) -> Result<Filter
     if statuses.len().max(job_types.len()) > FILTER_VALUES_MAX {
         return Err(Problem::new(
             Kind::InvalidQuery,
-            format!("a filter has at most {FILTER_VALUES_MAX} values"),
+            format!("`status` and `job_type` accept at most {FILTER_VALUES_MAX} values each"),
         ));
     }
     Ok((statuses, job_types))
 }
 
-/// The answer to a write: the event that it led to.
+/// Returns the answer to a write: its event.
 pub(super) fn answer(receipt: &Receipt, upper: bool) -> Json {
     Json::ok(wire::event_json(receipt.event(), upper))
 }
 
-/// A subject as a resource: its state as a snapshot has it, and what else belongs to it.
+/// Encodes a subject as a resource: its state as in a snapshot, and additional fields.
 fn resource(stored: &StoredSubject, upper: bool) -> Vec<u8> {
     let mut json = wire::event_json(&stored.event, upper);
     let details = stored.state.details(&stored.event.subject);

@@ -28,7 +28,7 @@ struct Asked {
 struct Answer<'a> {
     ticket: &'a str,
     expires_at: String,
-    /// The path to open, with the ticket in it.
+    /// The path to open, including the ticket.
     url: String,
 }
 
@@ -45,7 +45,7 @@ async fn ticket(
     let invalid = |detail: String| Problem::new(Kind::InvalidBody, detail);
     if asked.channels.is_empty() || asked.channels.len() > settings.channels_per_connection {
         return Err(invalid(format!(
-            "`channels` has 1 to {} entries",
+            "`channels` must have 1 to {} entries",
             settings.channels_per_connection
         ))
         .of_limit("channels_per_connection"));

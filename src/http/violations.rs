@@ -1,4 +1,4 @@
-//! `/api/violations`: reading violations, acknowledging them and taking that back; and `PUT /api/characteristics/<id>/limits`.
+//! `/api/violations`: lists violations, and acknowledges and unacknowledges them. `PUT /api/characteristics/<id>/limits`.
 
 use std::sync::Arc;
 
@@ -24,17 +24,17 @@ pub(super) fn routes() -> Vec<Route> {
     routes![list, acknowledge, unacknowledge, limits]
 }
 
-/// Body of `ack` and `unack`.
+/// The body of `ack` and `unack`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Acknowledge {
     reason: String,
-    /// On whose behalf; the token's `sub` if absent.
+    /// The user on whose behalf this is done. If absent, the token's `sub`.
     #[serde(default)]
     user: Option<String>,
 }
 
-/// Reads what is done to a violation, and why.
+/// Reads an action on a violation and its reason.
 pub(super) fn command(
     id: &str,
     action: ViolationAction,
@@ -172,7 +172,7 @@ fn resource(violation: &Violation) -> Value {
     })
 }
 
-/// `characteristic_id`, `acknowledged`, `page`, `limit`.
+/// The parameters `characteristic_id`, `acknowledged`, `page` and `limit`.
 struct Asked(PartQuery);
 
 #[rocket::async_trait]
@@ -192,7 +192,7 @@ fn violation_query(request: &Request<'_>) -> Result<PartQuery, Problem> {
         Some("true") => Some(true),
         Some("false") => Some(false),
         Some(_) => {
-            let detail = "`acknowledged` is true or false";
+            let detail = "`acknowledged` must be true or false";
             return Err(Problem::new(Kind::InvalidQuery, detail));
         }
     };

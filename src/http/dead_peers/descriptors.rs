@@ -1,7 +1,7 @@
-//! Duplicates of the process's own sockets, by what they are: the sockets themselves are in Rocket's hands.
+//! Finds sockets of this process by their properties and duplicates them, because Rocket owns the sockets themselves.
 //!
-//! `pidfd_getfd` on the process itself duplicates a descriptor by its number, and needs no `unsafe` as no number is taken
-//! for an owned descriptor. What a number stands for may change until it is duplicated, so it is looked at afterwards.
+//! `pidfd_getfd` on the process itself duplicates a descriptor by its number. This needs no `unsafe`, because the number is
+//! never taken for an owned descriptor. The number may be reused before it is duplicated, so the duplicate is checked.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -14,13 +14,13 @@ use rustix::io::Errno;
 use rustix::net::{self, Shutdown, sockopt};
 use rustix::process::{self, PidfdFlags, PidfdGetfdFlags};
 
-/// The sockets that listen on `address`.
+/// Returns the sockets that listen on `address`.
 pub(super) fn listening_on(address: SocketAddr) -> io::Result<Vec<OwnedFd>> {
     let is_wanted = |socket: &OwnedFd| {
         sockopt::socket_acceptconn(socket).unwrap_or(false)
             && net::getsockname(socket).is_ok_and(|own| SocketAddr::try_from(own) == Ok(address))
     };
-    // Another look may hold duplicates of its own at this moment: each socket counts once.
+    // A concurrent check may hold duplicates, too. Count each socket once.
     let mut listening = HashMap::new();
     for socket in duplicates(|_| true)?.into_iter().filter(is_wanted) {
         let file = File::from(socket);
@@ -29,25 +29,25 @@ pub(super) fn listening_on(address: SocketAddr) -> io::Result<Vec<OwnedFd>> {
     Ok(listening.into_values().collect())
 }
 
-/// Shuts the sockets with these inodes down in both directions, so that their readers and writers are told.
+/// Shuts down the sockets with these inodes in both directions, so that their readers and writers return.
 pub(super) fn shut_down(inodes: &HashSet<u64>) -> io::Result<()> {
     for socket in duplicates(|inode| inodes.contains(&inode))? {
         let file = File::from(socket);
         if inodes.contains(&file.metadata()?.ino()) {
-            // Fails only if it is over meanwhile, which is what is wanted.
+            // Fails only if the connection has ended in the meantime, which is what is wanted.
             let _ = net::shutdown(&file, Shutdown::Both);
         }
     }
     Ok(())
 }
 
-/// Duplicates of the sockets whose inode, when it was looked at, was wanted.
+/// Returns duplicates of the sockets whose inodes are wanted. An inode may have changed since it was checked.
 fn duplicates(is_wanted: impl Fn(u64) -> bool) -> io::Result<Vec<OwnedFd>> {
     let own = process::pidfd_open(process::getpid(), PidfdFlags::empty())?;
     let mut sockets = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
-        // Fails if it is closed meanwhile.
+        // Fails if the descriptor has been closed in the meantime.
         let Ok(target) = fs::read_link(entry.path()) else {
             continue;
         };

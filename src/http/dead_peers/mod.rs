@@ -1,21 +1,21 @@
-//! Connections whose peers are gone without a word: no FIN and no RST ever comes, because the machine has lost its power
-//! or its network.
+//! Connections whose peers have vanished: no FIN and no RST ever arrives, because the machine has lost its power or its
+//! network.
 //!
-//! By itself the kernel gives up such a connection after some 15 minutes of retransmissions, and one that waits idle
-//! never. `TCP_USER_TIMEOUT` shortens this, but it also ends a connection whose peer is alive and keeps its receive
-//! window closed for so long (`tcp_probe_timer`): it cannot tell a dead reader from a slow one. So it is set to the time
-//! after which a reader that takes nothing may be given up anyway, and who is dead is found by asking the kernel:
+//! By default, the kernel drops such a connection after about 15 minutes of retransmissions, and never if it is idle.
+//! `TCP_USER_TIMEOUT` shortens this, but it also drops a connection whose peer is alive and keeps its receive window closed
+//! for that long (`tcp_probe_timer`): it cannot tell a dead reader from a slow one. It is therefore set to the time after
+//! which a reader that takes nothing may be dropped anyway. Dead peers are found by asking the kernel:
 //!
-//! 1. At liftoff the listening socket is given keep-alive and `TCP_USER_TIMEOUT`. Accepted sockets inherit both, so
-//!    that a peer with nothing to acknowledge is asked for a sign of life.
-//! 2. A task looks at the port's connections (`sock_diag`) every now and then. One whose peer has acknowledged nothing
-//!    for `dead_peer_timeout_secs`, though it was asked several times, is shut down, and its streams are told to close,
-//!    since a body that has nothing to write does not notice.
+//! 1. At liftoff, keep-alive and `TCP_USER_TIMEOUT` are set on the listening socket. Accepted sockets inherit both, so that
+//!    a peer that has nothing to acknowledge is probed.
+//! 2. A task periodically checks the port's connections (`sock_diag`). If a peer has acknowledged nothing for
+//!    `dead_peer_timeout_secs` although it was probed several times, the task shuts down the connection and closes its
+//!    streams: a body that has nothing to write would not notice.
 //!
-//! A slow reader's kernel answers each probe of its closed window, and is never taken for dead.
+//! The kernel of a slow reader answers each probe of its closed window, so a slow reader is never taken for dead.
 //!
-//! Deliberately absent: `SO_LINGER`. What is queued on a closed connection goes on being retransmitted for a while, so a
-//! peer that comes back is told that the stream is over, and reconnects with its cursor.
+//! Deliberately absent: `SO_LINGER`. The data that is queued on a closed connection is still retransmitted for a while. A
+//! peer that returns thus learns that the stream is closed, and reconnects with its cursor.
 
 #[cfg(target_os = "linux")]
 mod descriptors;
@@ -32,12 +32,12 @@ use rocket::{Orbit, Rocket};
 
 use crate::service::Tidings;
 
-/// Whether anybody is connected to a local port, as far as the kernel tells.
+/// Whether any client is connected to a local port, as far as the kernel knows.
 pub(super) fn is_connected(port: u16) -> bool {
     platform::is_connected(port)
 }
 
-/// Finds and ends them, from liftoff until the application is gone.
+/// Finds and closes these connections, from liftoff until the application ends.
 pub(super) struct DeadPeers;
 
 #[rocket::async_trait]
@@ -62,7 +62,7 @@ impl Fairing for DeadPeers {
     }
 }
 
-/// The peers of the connections to a local port that neither end has closed.
+/// Returns the peers of the connections to a local port that neither end has closed.
 pub(super) fn open_to(port: u16) -> io::Result<HashSet<SocketAddr>> {
     platform::open_to(port)
 }
@@ -84,7 +84,7 @@ mod platform {
 
     pub(super) fn watch(_: &Arc<Tidings>, _: SocketAddr, _: Duration) {
         tracing::warn!(
-            "`dead_peer_timeout_secs` has no effect on this platform: readers that vanish without a word keep their place until the system gives their connections up"
+            "`dead_peer_timeout_secs` has no effect on this platform: the connections of clients that vanish stay open until the system drops them"
         );
     }
 
@@ -114,12 +114,12 @@ mod platform {
     use crate::tasks::Task;
     use crate::wire::Close;
 
-    /// Looks at a connection's silence that fit into the time after which it is over.
+    /// How many checks fit into the timeout.
     const LOOKS: u32 = 8;
-    /// Signs of life that an idle peer is asked for in that time.
+    /// How many probes are sent to an idle peer within the timeout.
     const QUESTIONS: u32 = 3;
 
-    /// One that waits to be accepted has no inode yet, and is nobody's.
+    /// Ignores connections that wait to be accepted, which have no inode.
     pub(super) fn is_connected(port: u16) -> bool {
         let connections = sock_diag::connections(port).unwrap_or_default();
         connections.iter().any(|own| own.inode != 0)
@@ -137,7 +137,7 @@ mod platform {
         if let Err(error) = prepared {
             tracing::warn!(
                 %error,
-                "the listening socket cannot be given TCP keep-alive and TCP_USER_TIMEOUT: connections whose peers are dead may stay open until the system gives them up"
+                "TCP keep-alive and TCP_USER_TIMEOUT cannot be set on the listening socket: connections whose peers are dead may stay open until the system drops them"
             );
         }
         let weak = Arc::downgrade(tidings);
@@ -146,24 +146,24 @@ mod platform {
         });
     }
 
-    /// Sets what accepted sockets inherit.
+    /// Sets the options that accepted sockets inherit.
     pub(super) fn ask_for_signs_of_life(listener: &OwnedFd, timeout: Duration) -> io::Result<()> {
         let pause = (timeout / QUESTIONS).max(Duration::from_secs(1));
         sockopt::set_tcp_keepidle(listener, pause)?;
         sockopt::set_tcp_keepintvl(listener, pause)?;
         sockopt::set_tcp_keepcnt(listener, QUESTIONS)?;
         sockopt::set_socket_keepalive(listener, true)?;
-        // No less than a slow reader may take to make room.
+        // A slow reader gets at least the time that it may take to make room.
         let most = timeout.max(WRITE_STALL).as_millis();
         let most = u32::try_from(most).unwrap_or(u32::MAX);
         sockopt::set_tcp_user_timeout(listener, most)?;
         Ok(())
     }
 
-    /// Looks for dead peers until the application is gone.
+    /// Checks for dead peers until the application ends.
     async fn look(tidings: Weak<Tidings>, port: u16, timeout: Duration) {
         let pause = (timeout / LOOKS).clamp(DEAD_PEER_LOOK_MIN, DEAD_PEER_LOOK_MAX);
-        // So that who is not found by one look is found by the next, in time.
+        // A connection that just misses one check must be found by the next one, in time.
         let least = timeout.saturating_sub(pause);
         let (mut may_close, mut may_ask) = (true, true);
         loop {
@@ -178,14 +178,14 @@ mod platform {
             let found = match found.map_err(io::Error::other).flatten() {
                 Ok(found) if found.is_empty() => continue,
                 Ok(found) => found,
-                // It may be for want of a descriptor, which the dead may hold: the next look may do better.
+                // Possibly no descriptor is free, because dead connections hold them. The next check may succeed.
                 Err(error) => {
                     if !std::mem::take(&mut may_ask) {
                         continue;
                     }
                     tracing::warn!(
                         %error,
-                        "the kernel does not tell the state of connections: readers that vanish without a word keep their place for up to {} s",
+                        "the kernel does not report the state of connections: those of clients that vanish stay open for up to {} s",
                         timeout.max(WRITE_STALL).as_secs()
                     );
                     continue;
@@ -203,7 +203,7 @@ mod platform {
             {
                 tracing::warn!(%error, "connections whose peers are dead cannot be shut down");
             }
-            // A body that waits for something to write does not notice.
+            // A body that has nothing to write does not notice.
             if let Some(tidings) = tidings.upgrade() {
                 tidings.hub().close_peers(&peers, Close::Silent);
             }
@@ -216,18 +216,18 @@ mod platform {
         Ok(open.map(|own| own.peer).collect())
     }
 
-    /// The connections to a local port whose peers are dead: silent for at least so long.
+    /// Returns the connections to a local port whose peers are dead: silent for at least `least`.
     fn dead(port: u16, least: Duration) -> io::Result<Vec<sock_diag::Connection>> {
         let mut connections = sock_diag::connections(port)?;
         connections.retain(|own| own.silent_for >= least && is_asked(own));
         Ok(connections)
     }
 
-    /// Whether the peer was asked for an answer since it was last heard of, several times, and has had the time to give one.
+    /// Whether the peer has been probed several times since its last answer, and has had time to answer.
     ///
-    /// Probes are counted from the last answer on. Retransmissions are not: they are also counted while the peer answers
-    /// that it has received other bytes than these. So the last one must have been sent after the last answer, and long
-    /// enough ago for another.
+    /// The kernel counts probes since the last answer. It does not count retransmissions in this way: it also counts them while
+    /// the peer acknowledges other bytes. So the last retransmission must have been sent after the last answer, and long enough
+    /// ago to be answered.
     fn is_asked(own: &sock_diag::Connection) -> bool {
         let in_vain = own.sent_ago < own.silent_for && own.sent_ago >= own.first_wait;
         own.probes >= DEAD_PEER_PROBES

@@ -1,7 +1,7 @@
-//! What the kernel knows of a local port's TCP connections, asked over netlink (`sock_diag(7)`), which needs no privilege.
+//! The state of a local port's TCP connections, read from the kernel over netlink (`sock_diag(7)`). Needs no privileges.
 //!
-//! The layout of the messages is the kernel's ABI: `linux/netlink.h`, `linux/inet_diag.h` and `struct tcp_info` of
-//! `linux/tcp.h`. Numbers are in the machine's byte order, ports and addresses in that of the network.
+//! The layout of the messages is the kernel's ABI: `linux/netlink.h`, `linux/inet_diag.h`, and `struct tcp_info` in
+//! `linux/tcp.h`. Numbers are in native byte order, ports and addresses in network byte order.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,9 +13,9 @@ use rustix::net::{
     sockopt,
 };
 
-/// How long the kernel may take for a part of its answer.
+/// How long to wait for a part of the kernel's answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
-/// The kernel's answers come in parts of at most 32 KiB.
+/// Larger than any part of the kernel's answer, which has at most 32 KiB.
 const PART_BYTES: usize = 64 * 1024;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -27,31 +27,31 @@ const REQUEST: usize = 56;
 const IPPROTO_TCP: u8 = 6;
 const INET_DIAG_INFO: u16 = 2;
 const ESTABLISHED: u8 = 1;
-/// Established, and half closed by the peer.
+/// The states *established* and *half closed by the peer*.
 const STATES: u32 = 1 << ESTABLISHED | 1 << 8;
 /// The part of an answer before its attributes.
 const DIAG: usize = 72;
 
-/// A connection, as far as it matters here.
+/// The relevant properties of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Connection {
     pub(super) peer: SocketAddr,
     pub(super) inode: u64,
     /// Whether the peer has closed its end.
     pub(super) is_half_closed: bool,
-    /// How long ago the peer's kernel was heard of: the last acknowledgement or data.
+    /// How long ago the peer's kernel last sent an acknowledgement or data.
     pub(super) silent_for: Duration,
-    /// How long ago something was sent, a retransmission also.
+    /// How long ago data was last sent or retransmitted.
     pub(super) sent_ago: Duration,
-    /// How long the kernel waits for an answer at first. It waits twice as long each further time.
+    /// How long the kernel waits for the first answer. It doubles the time for each retry.
     pub(super) first_wait: Duration,
-    /// Retransmissions of the oldest bytes that are not acknowledged.
+    /// How often the oldest unacknowledged bytes were retransmitted.
     pub(super) retransmissions: u8,
-    /// Probes in a row without an answer.
+    /// The number of consecutive probes without an answer.
     pub(super) probes: u8,
 }
 
-/// The connections to a local port.
+/// Returns the connections to a local port.
 pub(super) fn connections(port: u16) -> io::Result<Vec<Connection>> {
     let flags = SocketFlags::CLOEXEC;
     let kernel = socket_with(
@@ -87,7 +87,7 @@ fn request(family: AddressFamily, port: u16) -> Vec<u8> {
     request
 }
 
-/// Reads to the end of an answer.
+/// Reads an answer to its end.
 fn take_answer(kernel: &OwnedFd, port: u16, found: &mut Vec<Connection>) -> io::Result<()> {
     let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a netlink message is malformed");
     let mut buffer = vec![0; PART_BYTES];
@@ -113,7 +113,7 @@ fn take_answer(kernel: &OwnedFd, port: u16, found: &mut Vec<Connection>) -> io::
     }
 }
 
-/// Reads an `inet_diag_msg` with its attributes; nothing if it is of another port or lacks what is needed.
+/// Reads an `inet_diag_msg` and its attributes. None if it is for another port or is incomplete.
 fn connection(message: &[u8], port: u16) -> Option<Connection> {
     let family = AddressFamily::from_raw(u16::from(*message.first()?));
     let port_at = |at: usize| {
@@ -147,7 +147,7 @@ fn connection(message: &[u8], port: u16) -> Option<Connection> {
     })
 }
 
-/// By `tcpi_rto`, which is doubled already, and `tcpi_backoff`, which says how often.
+/// Computes the first wait from `tcpi_rto`, which is already doubled, and `tcpi_backoff`, the number of doublings.
 fn first_wait(micros: u32, backoff: u8) -> Duration {
     let first = micros.checked_shr(backoff.into()).unwrap_or_default();
     Duration::from_micros(first.into())

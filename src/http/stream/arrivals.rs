@@ -1,18 +1,19 @@
-//! How fast a WebSocket client's messages arrive.
+//! The rate limit on a WebSocket client's messages.
 //!
-//! A message is judged when it is read, not when it is answered: one before it may take long. And while nothing is read, since
-//! enough waits already, messages go on arriving, at times that nobody knows. So of what is read after such a time, up to the
-//! moment at which nothing is left to be read, as many may be there as the client may have sent since it began.
+//! A message counts when it is read, not when it is answered, because the answer to an earlier message may take long. While
+//! enough messages wait, the socket is not read, and nobody knows when the messages in its buffer arrived. Once reading
+//! resumes, the limit therefore allows as many messages as the client could have sent since reading stopped, until the
+//! socket's buffer is empty again.
 
 use tokio::time::Instant;
 
 use crate::throttle::{Bucket, Pace};
 
-/// See the module's page.
+/// Counts the messages of one client.
 pub(super) struct Arrivals {
     /// None if there is no limit.
     pace: Option<(Pace, Bucket)>,
-    /// There may be messages that are not read yet.
+    /// Whether there may be messages that have arrived but have not been read.
     is_behind: bool,
 }
 
@@ -24,7 +25,7 @@ impl Arrivals {
         }
     }
 
-    /// From now on, what arrives may be read later.
+    /// Records that from now on messages may wait in the socket's buffer.
     pub(super) fn may_wait(&mut self) {
         if !self.is_behind {
             self.look();
@@ -32,13 +33,13 @@ impl Arrivals {
         }
     }
 
-    /// All that has arrived is read.
+    /// Records that every message that has arrived has been read.
     pub(super) fn are_read(&mut self) {
         self.look();
         self.is_behind = false;
     }
 
-    /// Counts a message that was read. False if the client sends too many.
+    /// Counts a message that was read. Returns false if the client has exceeded the limit.
     pub(super) fn count(&mut self) -> bool {
         let Some((pace, bucket)) = &mut self.pace else {
             return true;

@@ -1,7 +1,8 @@
-//! A WebSocket connection's life: frames out, messages in, signs of life, the farewell. What is said is the [`Session`]'s.
+//! The lifetime of a WebSocket connection: sending frames, receiving messages, keep-alive and closing. The [`Session`]
+//! decides what is sent.
 //!
-//! One hand-written future drives everything, so that an idle connection is one small task. It reads only
-//! while there is room for answers, so a client that asks and does not listen is slowed, not buffered.
+//! One hand-written future drives all of this, so that an idle connection is a single small task. It reads only while there
+//! is room for answers: a client that sends requests without reading the answers is slowed down instead of being buffered.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -23,13 +24,13 @@ use crate::wire::{self, Close, Control, Encoding, Framing};
 
 enum Phase {
     Open,
-    /// The close frame is queued or sent; its answer is waited for until then.
+    /// Our close frame is queued or sent. The peer has until this time to answer it.
     Closing(Instant),
-    /// The connection below is being shut down.
+    /// The connection is being shut down.
     Ending,
 }
 
-/// The socket, as a session sees it.
+/// The socket as the outbox of a session.
 struct Frames {
     socket: Socket,
     encoding: Encoding,
@@ -55,20 +56,20 @@ impl Outbox for Frames {
     }
 }
 
-/// See the module's page.
+/// A WebSocket connection.
 pub(super) struct Connection {
     frames: Frames,
-    /// Nothing once it has ended, or if the client was refused at the start.
+    /// None once the conversation has ended, or if the client was rejected at the start.
     session: Option<Session>,
     service: Arc<SubscribeService>,
-    /// Messages that came in while one before them is still being answered. Bounded by [`WAITING_MESSAGES`], the size of a
-    /// client's message, and one read of the socket.
+    /// Messages that arrived while an earlier one is still being answered. Bounded by [`WAITING_MESSAGES`], the maximum size
+    /// of a client's message, and one read of the socket.
     waiting: VecDeque<Incoming>,
     phase: Phase,
     arrivals: Arrivals,
-    /// The client has sent too many messages. It is told so once those before that are answered.
-    is_too_fast: bool,
-    rounds: Pin<Box<Sleep>>,
+    /// The client has exceeded the rate limit. It is told so after its earlier messages are answered.
+    is_rate_limited: bool,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Connection {
@@ -85,8 +86,8 @@ impl Connection {
             waiting: VecDeque::new(),
             phase: Phase::Open,
             arrivals: Arrivals::new(Pace::of_client_messages(service.settings())),
-            is_too_fast: false,
-            rounds: Box::pin(sleep(Duration::ZERO)),
+            is_rate_limited: false,
+            timer: Box::pin(sleep(Duration::ZERO)),
             service,
         };
         match opening {
@@ -94,13 +95,13 @@ impl Connection {
                 let service = Arc::clone(&connection.service);
                 connection.session = Some(Session::new(service, dialect, *beginning));
             }
-            Opening::Refused { error, code, close } => connection.turn_away(error, code, close),
+            Opening::Rejected { error, code, close } => connection.reject(error, code, close),
         }
         connection
     }
 
-    /// Tells a client why it may not.
-    fn turn_away(&mut self, error: Option<String>, code: &'static str, close: Close) {
+    /// Sends a client the reason for its rejection.
+    fn reject(&mut self, error: Option<String>, code: &'static str, close: Close) {
         if let Some(message) = error {
             let channels = Vec::new();
             let error = Control::Error {
@@ -123,16 +124,16 @@ impl Connection {
         self.wait_for_close();
     }
 
-    /// The session is over: what still comes is read, and ignored.
+    /// Ends the session. Further input is read and ignored.
     fn wait_for_close(&mut self) {
         self.session = None;
         self.waiting.clear();
-        self.is_too_fast = false;
+        self.is_rate_limited = false;
         self.phase = Phase::Closing(Instant::now() + CLOSE_WAIT);
-        self.rounds.as_mut().reset(Instant::now() + CLOSE_WAIT);
+        self.timer.as_mut().reset(Instant::now() + CLOSE_WAIT);
     }
 
-    /// Says goodbye, if there is somebody to say it to.
+    /// Closes the connection, and ends the session if there is one.
     fn close(&mut self, close: Close) {
         if let Some(session) = &mut self.session {
             session.close(close, &mut self.frames);
@@ -140,14 +141,14 @@ impl Connection {
         self.begin_close(close);
     }
 
-    /// Follows the session if it has ended.
+    /// Closes the connection if the session has ended.
     fn follow(&mut self) {
         if let Some(close) = self.session.as_ref().and_then(Session::ended) {
             self.begin_close(close);
         }
     }
 
-    /// Queues deliveries while there is room. True if there were any.
+    /// Queues deliveries while there is room. Returns whether there were any.
     fn take_deliveries(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(session) = &mut self.session else {
             return false;
@@ -157,7 +158,7 @@ impl Connection {
         any
     }
 
-    /// Answers messages while there is room. True if there were any.
+    /// Answers messages while there is room. Returns whether there were any.
     fn take_messages(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         self.arrivals.may_wait();
         if let Some(session) = &mut self.session {
@@ -178,24 +179,25 @@ impl Connection {
             if session.resume(&mut self.frames) {
                 return Ok(true);
             }
-            if self.is_too_fast && !session.is_parked() {
-                let message = "There are too many messages in too short a time";
+            if self.is_rate_limited && !session.is_parked() {
+                let message =
+                    "The connection sends messages too fast, and is closed; send fewer per second";
                 let limit = Some("client_messages_per_sec");
                 session.refuse("too_fast", limit, message, &mut self.frames);
                 self.close(Close::TryAgainLater);
                 return Ok(true);
             }
         }
-        // What is sent behind one that waits is read on: a ping of the protocol is answered at once, and a pong is heard.
+        // Keep reading behind a message that waits, so that pings are answered and pongs are noticed at once.
         if !self.frames.socket.has_room_for_answers() || !self.has_room_to_wait() {
             return Ok(false);
         }
         match self.frames.socket.poll_read(cx) {
             Poll::Ready(Ok(incoming)) => {
                 if let Phase::Open = self.phase {
-                    self.take_up(incoming);
-                    if self.frames.socket.is_left() {
-                        // The peer has said goodbye, and the answer is queued: nothing may follow it.
+                    self.enqueue(incoming);
+                    if self.frames.socket.is_closed_by_peer() {
+                        // The peer has sent its close frame, and our answer is queued. Nothing may follow it.
                         self.wait_for_close();
                     }
                 }
@@ -209,20 +211,20 @@ impl Connection {
         }
     }
 
-    /// Lets messages wait for their answers, up to one too many.
-    fn take_up(&mut self, incoming: Vec<Incoming>) {
-        // Pings and pongs are the protocol's own.
-        let said = incoming.into_iter();
-        for own in said.filter(|own| !matches!(own, Incoming::Control)) {
-            self.is_too_fast = self.is_too_fast || !self.arrivals.count();
-            if self.is_too_fast {
+    /// Queues messages to be answered, up to the first one that exceeds the rate limit.
+    fn enqueue(&mut self, incoming: Vec<Incoming>) {
+        // Pings and pongs do not count as messages.
+        let messages = incoming.into_iter();
+        for own in messages.filter(|own| !matches!(own, Incoming::Control)) {
+            self.is_rate_limited = self.is_rate_limited || !self.arrivals.count();
+            if self.is_rate_limited {
                 return;
             }
             self.waiting.push_back(own);
         }
     }
 
-    /// Whether more may be read than is carried out.
+    /// Whether more messages may be read than can be answered now.
     fn has_room_to_wait(&self) -> bool {
         let bytes = |own: &Incoming| match own {
             Incoming::Text(text) => text.len(),
@@ -230,32 +232,32 @@ impl Connection {
             Incoming::Control => 0,
         };
         let most = self.service.settings().client_message_limit_bytes;
-        !self.is_too_fast
+        !self.is_rate_limited
             && self.waiting.len() < WAITING_MESSAGES
             && self.waiting.iter().map(bytes).sum::<usize>() < most
     }
 
-    /// Looks at the clock. False if the connection is to be given up.
-    fn look_at_clock(&mut self, cx: &mut Context<'_>) -> bool {
-        while self.rounds.as_mut().poll(cx).is_ready() {
+    /// Checks the timers. Returns false if the connection must be dropped.
+    fn poll_timers(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.timer.as_mut().poll(cx).is_ready() {
             let heartbeat = self.service.settings().heartbeat();
             let now = Instant::now();
             if let Phase::Closing(until) = self.phase {
                 if until <= now {
                     return false;
                 }
-                self.rounds.as_mut().reset(until);
+                self.timer.as_mut().reset(until);
                 continue;
             }
             let socket = &self.frames.socket;
             let is_stalled = socket.stalled_for() >= WRITE_STALL;
-            // A peer that takes no byte cannot be asked for a sign of life; one that takes them must give it, unless it
-            // is not listened to just now.
+            // A peer that takes no bytes cannot receive a ping. One that does must answer, unless the session is so busy
+            // that its answers are not read now.
             let is_busy = self.session.as_ref().is_some_and(Session::is_busy);
             let is_asked = socket.stalled_for().is_zero() && !is_busy;
             if is_stalled {
                 if let Some(session) = &mut self.session {
-                    session.ends("the client has taken nothing for too long");
+                    session.ends("the client has taken no bytes for too long");
                 }
                 return false;
             }
@@ -269,7 +271,7 @@ impl Connection {
             {
                 next = next.min(due);
             }
-            self.rounds.as_mut().reset(next);
+            self.timer.as_mut().reset(next);
         }
         true
     }
@@ -279,7 +281,7 @@ fn receive(session: &mut Session, incoming: Incoming, frames: &mut Frames) {
     match incoming {
         Incoming::Text(text) => session.receive(&text, frames),
         Incoming::Binary(_) => {
-            session.refuse("not_text", None, "Messages are text frames", frames);
+            session.refuse("not_text", None, "Messages must be text frames", frames);
         }
         Incoming::Control => {}
     }
@@ -294,7 +296,7 @@ impl Future for Connection {
             if let Phase::Ending = this.phase {
                 return this.frames.socket.poll_shutdown(cx);
             }
-            if !this.look_at_clock(cx) {
+            if !this.poll_timers(cx) {
                 return Poll::Ready(());
             }
             let mut any = this.take_deliveries(cx);
@@ -309,19 +311,19 @@ impl Future for Connection {
                         this.close(close);
                         any = true;
                     }
-                    // Our close is on its way already.
+                    // Our close frame is already queued.
                     Phase::Closing(_) | Phase::Ending => any = true,
                 },
             }
             let was_full = !this.frames.socket.has_room();
             match this.frames.socket.poll_write(cx) {
-                // What waited for room has not been asked yet.
+                // There was no room before, so the session may have more to send.
                 Poll::Ready(Ok(())) => any |= was_full,
                 Poll::Ready(Err(_)) => {
                     this.phase = Phase::Ending;
                     continue;
                 }
-                // Full: room is made only by writing, so there is nothing else to do.
+                // No room for answers: only writing makes room, so there is nothing else to do.
                 Poll::Pending if !this.frames.socket.has_room_for_answers() => {
                     return Poll::Pending;
                 }

@@ -1,5 +1,4 @@
-//! The WebSocket side against the Autobahn test suite: an echo on the same socket, of which every case is to be passed
-//! strictly.
+//! Runs the Autobahn test suite against an echo server on the same [`Socket`]. Every case must pass strictly.
 
 use std::future::poll_fn;
 use std::io;
@@ -22,12 +21,12 @@ use crate::wire;
 
 /// The suite sends messages of 16 MiB.
 const MESSAGE_LIMIT: usize = 16 << 20;
-/// How long all of the cases may take.
+/// The time limit for all cases together.
 const CASES_WAIT: Duration = Duration::from_secs(300);
-/// What a peer may take to answer our close.
+/// The time limit for a peer's answer to our close frame.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
-/// Fails where the suite is not.
+/// Fails if the suite is not installed.
 const INSTALLED: &str = "from importlib.util import find_spec as find; find('autobahn_cases').origin; import autobahn.twisted";
 
 struct Echo;
@@ -40,7 +39,7 @@ impl IoHandler for Echo {
     }
 }
 
-/// Says what it hears, until either side ends it.
+/// Echoes messages until either side closes.
 async fn echo(mut socket: Socket) {
     if let End::Broken(close) = poll_fn(|cx| converse(&mut socket, cx)).await {
         socket.close(close);
@@ -84,7 +83,7 @@ fn accept(handshake: Result<MaybeHandshake, Problem>) -> Option<Box<Upgrade<Echo
     Some(handshake.ok()?.sound()?.accept(Echo))
 }
 
-/// Runs the suite's cases; `None` if they are not installed.
+/// Runs the suite's cases. Returns none if they are not installed.
 async fn run_cases(port: u16) -> Option<Output> {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let installed = Command::new(&python)

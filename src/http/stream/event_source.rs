@@ -1,4 +1,4 @@
-//! Server-Sent Events: a body that copies ready frames out of the subscription, as many as fit in a chunk.
+//! Server-Sent Events: a body that copies encoded frames from the subscription, as many as fit in a chunk.
 
 use std::io;
 use std::pin::Pin;
@@ -15,7 +15,7 @@ use super::params::Params;
 use crate::subscribe::{Delivery, Subscription};
 use crate::wire::{self, Encoding};
 
-/// Bytes that are being copied out, and how many have been.
+/// The bytes that are being copied, and how many already are.
 #[derive(Default)]
 pub(super) struct Outgoing {
     frame: Option<Arc<[u8]>>,
@@ -28,7 +28,7 @@ impl Outgoing {
         self.copied = 0;
     }
 
-    /// Copies what fits. True if there is room for more.
+    /// Copies as many bytes as fit. Returns whether there is room for more.
     pub(super) fn copy_to(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
         let Some(frame) = &self.frame else {
             return buffer.remaining() > 0;
@@ -44,15 +44,15 @@ impl Outgoing {
     }
 }
 
-/// A body that is made of parts.
+/// A body that consists of parts.
 pub(super) trait Parts {
     fn outgoing(&mut self) -> &mut Outgoing;
 
-    /// The next part; nothing at the end.
+    /// Returns the next part, or none at the end.
     fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>>;
 }
 
-/// Copies as many parts as are ready and fit.
+/// Copies the parts that are ready, as many as fit.
 pub(super) fn poll_fill(
     parts: &mut impl Parts,
     cx: &mut Context<'_>,
@@ -70,7 +70,7 @@ pub(super) fn poll_fill(
     Poll::Ready(Ok(()))
 }
 
-/// The headers that keep proxies from holding a stream back or changing it.
+/// Returns a streamed response with the headers that keep proxies from buffering or changing it.
 pub(super) fn streamed(
     content_type: ContentType,
     body: impl AsyncRead + Send + 'static,
@@ -79,26 +79,26 @@ pub(super) fn streamed(
         .header(content_type)
         .raw_header("Cache-Control", "no-cache, no-transform")
         .raw_header("X-Accel-Buffering", "no")
-        // The same for proxies other than nginx, as draft-ietf-httpbis-incremental specifies it.
+        // For proxies other than nginx: draft-ietf-httpbis-incremental.
         .raw_header("Incremental", "?1")
         .raw_header("Vary", "Accept")
         .streamed_body(body)
         .ok()
 }
 
-/// See the module's page.
+/// The body of an SSE stream.
 pub(super) struct EventSourceBody {
     subscription: Subscription,
     encoding: Encoding,
-    /// What comes before the first message.
+    /// What precedes the first message.
     prelude: Option<Arc<[u8]>>,
     outgoing: Outgoing,
 }
 
 impl EventSourceBody {
     pub(super) fn new(subscription: Subscription, params: &Params) -> EventSourceBody {
-        // A comment of so many bytes, for proxies that hold back the first kilobytes. It is part of the first block: a
-        // block without data would reach the handlers of popular clients.
+        // Padding, for proxies that buffer the first kilobytes. It is a comment within the first block: popular clients would
+        // pass a block without data to their handlers.
         let padding = || format!(":{:width$}\n", "", width = params.padding.max(2) - 2);
         let prelude = (params.padding > 0).then(|| padding().into_bytes().into());
         EventSourceBody {

@@ -1,5 +1,5 @@
-//! The WebSocket handshake. A task spawned by the upgrade handler, rather than the handler itself, holds the
-//! connection, because what the handler awaits would keep the whole request in memory.
+//! The WebSocket handshake. The upgrade handler spawns a task for the connection instead of driving it: a future that the
+//! handler awaits would keep the whole request in memory.
 
 use std::borrow::Cow;
 use std::io;
@@ -27,24 +27,24 @@ use crate::service::Tidings;
 use crate::session::Dialect;
 use crate::wire::Encoding;
 
-/// The result of reading a request as a WebSocket handshake. A broken one is a [`Problem`].
+/// The result of reading a request as a WebSocket handshake. A malformed one is a [`Problem`].
 pub(super) enum MaybeHandshake {
-    /// The request asks for no WebSocket.
+    /// The request does not ask for a WebSocket.
     None,
-    /// The request asks for one over HTTP/1.0, which has no upgrade.
+    /// The request asks for a WebSocket over HTTP/1.0, which has no upgrade.
     TooOld,
-    /// A sound handshake.
+    /// A valid handshake.
     Sound(Handshake),
 }
 
-/// A sound handshake, not answered yet.
+/// A valid handshake that is not answered yet.
 pub(super) struct Handshake {
     accept_key: String,
     subprotocol: Option<String>,
 }
 
 impl Handshake {
-    /// Answers it; the connection is then the handler's.
+    /// Accepts the handshake and passes the connection to the handler.
     pub(super) fn accept<H>(self, handler: H) -> Box<Upgrade<H>> {
         Box::new(Upgrade {
             handshake: self,
@@ -53,35 +53,35 @@ impl Handshake {
     }
 }
 
-/// What a proxy must do for WebSockets, in nginx's words.
+/// The nginx settings that a proxy needs for WebSockets.
 const PROXY_SETTINGS: &str = "nginx: `proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; \
      proxy_set_header Connection \"upgrade\";`";
 
-/// Bytes of a handshake's key.
+/// The size of a handshake's key in bytes.
 const KEY_BYTES: usize = 16;
 
-/// Base64 as RFC 6455 wants it. The bits after the last byte mean nothing, and some clients set them.
+/// Base64 as in RFC 6455. The bits after the last byte have no meaning, and some clients set them.
 const KEY_ENGINE: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
 );
 
-/// The items of a header that is a list, over all of its lines.
+/// Returns the items of a list header, from all of its lines.
 fn items<'r>(request: &'r Request<'_>, name: &str) -> impl Iterator<Item = &'r str> {
     let lines = request.headers().get(name);
     lines.flat_map(|line| line.split(',')).map(str::trim)
 }
 
-/// Whether the connection is to become a WebSocket. There are clients that always offer to go on with `h2c`.
+/// Whether the request asks for a WebSocket. Some clients offer `h2c` in addition.
 fn asks_for_websocket(request: &Request<'_>) -> bool {
     items(request, "Upgrade").any(|protocol| protocol.eq_ignore_ascii_case("websocket"))
 }
 
-/// Handshakes that came over HTTP/1.0, by their keys.
+/// Handshakes that arrived over HTTP/1.0, by their keys.
 ///
-/// Rocket 0.5.2 does not tell guards the version of HTTP, and answers such a handshake with a 101 that opens nothing. So
-/// an application that can tell the version, as `tidings serve` can, records the key here before the request is routed,
-/// and manages a clone of this as Rocket state. Without it, a request over HTTP/1.0 is known only by its lack of a
+/// In Rocket 0.5.2, guards cannot see the HTTP version, and Rocket answers such a handshake with a 101 that opens nothing.
+/// An application that knows the version, as `tidings serve` does, therefore records the key here before the request is
+/// routed, and manages a clone of this as Rocket state. Otherwise a request over HTTP/1.0 is recognized only if it has no
 /// `Host`.
 #[derive(Clone)]
 pub struct OldHandshakes(Arc<Mutex<LruCache<String, ()>>>);
@@ -97,8 +97,8 @@ impl OldHandshakes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes the `Sec-WebSocket-Key` of a request over HTTP/1.0 that is about to be routed. One that is too long for a
-    /// handshake is refused anyhow, and is not kept.
+    /// Records the `Sec-WebSocket-Key` of a request over HTTP/1.0 that is about to be routed. Ignores keys that are too long
+    /// for a handshake, which is rejected anyway.
     pub fn note(&self, key: &str) {
         if key.len() <= HANDSHAKE_KEY_MAX_BYTES {
             self.keys().put(key.to_owned(), ());
@@ -110,17 +110,17 @@ impl OldHandshakes {
     }
 }
 
-/// Why the connection cannot be upgraded, whatever the headers say. Determined before routing.
+/// A reason why the connection cannot be upgraded, whatever its headers say. Determined before routing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Obstacle {
     None,
     /// HTTP/1.0 has no upgrade.
     Version,
-    /// A handshake is a GET. Rocket routes a HEAD as one.
+    /// A handshake must be a GET. Rocket routes a HEAD as a GET.
     Method,
 }
 
-/// Records what guards can no longer see: the method before routing, and whether the key was noted.
+/// Records what guards can no longer see: the method before routing, and whether the key was recorded.
 pub(in crate::http) fn fairing() -> impl Fairing {
     AdHoc::on_request("Tidings: handshakes", |request, _| {
         let obstacle = if is_too_old(request) {
@@ -139,7 +139,7 @@ fn obstacle(request: &Request<'_>) -> Obstacle {
     *request.local_cache(|| Obstacle::None)
 }
 
-/// Whether the request came over HTTP/1.0, or looks so. HTTP/1.1 demands `Host`.
+/// Whether the request arrived over HTTP/1.0, or looks like it. HTTP/1.1 requires `Host`.
 fn is_too_old(request: &Request<'_>) -> bool {
     let noted = request.rocket().state::<OldHandshakes>();
     let key = request.headers().get_one("Sec-WebSocket-Key");
@@ -147,7 +147,7 @@ fn is_too_old(request: &Request<'_>) -> bool {
     is_noted || !request.headers().contains("Host") || has_nothing_of_a_handshake(request)
 }
 
-/// Whether nothing but `Upgrade` is left of a handshake: such a client could not go on with a WebSocket.
+/// Whether all of the handshake but `Upgrade` is missing. Such a client could not use a WebSocket.
 fn has_nothing_of_a_handshake(request: &Request<'_>) -> bool {
     let headers = request.headers();
     !headers.contains("Sec-WebSocket-Key") && !headers.contains("Sec-WebSocket-Version")
@@ -162,7 +162,7 @@ fn bad(detail: impl Into<Cow<'static, str>>) -> Problem {
     Problem::new(Kind::BadHandshake, detail)
 }
 
-/// Checks what RFC 6455, 4.2.1 demands of a handshake that has `Upgrade`, but for the key.
+/// Checks what RFC 6455, 4.2.1 requires of a handshake with `Upgrade`, except for the key.
 fn check(request: &Request<'_>) -> Result<(), Problem> {
     if !items(request, "Connection").any(|option| option.eq_ignore_ascii_case("upgrade")) {
         let detail = format!(
@@ -174,27 +174,27 @@ fn check(request: &Request<'_>) -> Result<(), Problem> {
     match (versions.next(), versions.next()) {
         (Some("13"), None) => Ok(()),
         (None, _) => Err(bad(
-            "Sec-WebSocket-Version is missing: offered is version 13 (RFC 6455)",
+            "Sec-WebSocket-Version is missing: version 13 is supported (RFC 6455)",
         )),
         _ => {
-            let detail = "Sec-WebSocket-Version names another version than 13, or several: offered is 13 (RFC 6455)";
+            let detail = "Sec-WebSocket-Version must be 13 and appear once: no other version is supported (RFC 6455)";
             Err(Problem::new(Kind::UnsupportedVersion, detail))
         }
     }
 }
 
-/// Checks that the key is there once and is what RFC 6455, 4.1 demands.
+/// Checks that there is exactly one key and that it is as RFC 6455, 4.1 requires.
 fn check_key(request: &Request<'_>) -> Result<(), Problem> {
     let mut keys = request.headers().get("Sec-WebSocket-Key");
     match (keys.next(), keys.next()) {
         (None, _) => Err(bad("Sec-WebSocket-Key is missing")),
         (Some(_), Some(_)) => Err(bad(
-            "Sec-WebSocket-Key is there more than once: a handshake has one",
+            "Sec-WebSocket-Key appears more than once: a handshake has one",
         )),
         (Some(key), None) => match KEY_ENGINE.decode(key.trim()) {
             Ok(bytes) if bytes.len() == KEY_BYTES => Ok(()),
             _ => Err(bad(format!(
-                "Sec-WebSocket-Key is not {KEY_BYTES} bytes in base64, such as `dGhlIHNhbXBsZSBub25jZQ==`"
+                "Sec-WebSocket-Key must be {KEY_BYTES} bytes in base64, such as `dGhlIHNhbXBsZSBub25jZQ==`"
             ))),
         },
     }
@@ -229,7 +229,7 @@ impl MaybeHandshake {
         }))
     }
 
-    /// The handshake, if the connection is to become a WebSocket and can.
+    /// Returns the handshake, if there is one that can be accepted.
     pub(super) fn sound(self) -> Option<Handshake> {
         match self {
             MaybeHandshake::Sound(handshake) => Some(handshake),
@@ -237,7 +237,7 @@ impl MaybeHandshake {
         }
     }
 
-    /// The handshake, where there is nothing but WebSockets.
+    /// Returns the handshake, for an endpoint that serves only WebSockets.
     pub(super) fn required(self) -> Result<Handshake, Problem> {
         match self {
             MaybeHandshake::Sound(handshake) => Ok(handshake),
@@ -246,8 +246,8 @@ impl MaybeHandshake {
                  {PROXY_SETTINGS}"
             ))),
             MaybeHandshake::None => Err(bad(
-                "this is a WebSocket endpoint: open it with `ws://` or `wss://`. Over Server-Sent Events and long poll \
-                 the same is told by /events/…",
+                "this is a WebSocket endpoint: open it with `ws://` or `wss://`. /events/… delivers the same over \
+                 Server-Sent Events and long poll",
             )),
         }
     }
@@ -262,7 +262,7 @@ impl<'r> FromRequest<'r> for MaybeHandshake {
     }
 }
 
-/// The answer that turns the connection into a WebSocket.
+/// The response that upgrades the connection to a WebSocket.
 pub(super) struct Upgrade<H> {
     handshake: Handshake,
     handler: H,
@@ -278,15 +278,15 @@ impl<'r, H: IoHandler + 'static> Responder<'r, 'static> for Upgrade<H> {
             response.raw_header("Sec-WebSocket-Protocol", subprotocol);
         }
         response
-            // Rocket tells the length of an empty body, and a 101 must not have one (RFC 9110, 8.6): bridges to HTTP/2
-            // refuse it. Of a streamed body it does not know the length.
+            // Rocket sends the length of an empty body, which a 101 must not have (RFC 9110, 8.6): HTTP/2 bridges reject it.
+            // It does not know the length of a streamed body.
             .streamed_body(tokio::io::empty())
             .upgrade("websocket", self.handler)
             .ok()
     }
 }
 
-/// Begins a conversation on a connection.
+/// Begins the conversation on an upgraded connection.
 pub(super) struct Handler {
     pub(super) tidings: Arc<Tidings>,
     pub(super) dialect: Dialect,
@@ -304,7 +304,7 @@ impl IoHandler for Handler {
             opening,
         } = *Pin::into_inner(self);
         let socket = Socket::new(io, tidings.settings().client_message_limit_bytes);
-        // Ends with the connection: by the peer, the credential, silence, or the server's stop.
+        // The task ends when the peer closes or is silent, when the credential expires, or when the server stops.
         let service = Arc::clone(tidings.subscriptions());
         let connection = Connection::new(socket, service, dialect, encoding, opening);
         tidings.tasks().spawn("websocket", connection);

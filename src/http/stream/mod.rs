@@ -1,7 +1,7 @@
-//! Streams: one scope at one URL over three transports.
+//! Streams: each URL delivers one scope over one of three transports.
 //!
-//! A request is read into [`Params`] and a scope, the credential is checked against it, and the
-//! subscription is opened and handed to the transport that the request asks for.
+//! A handler reads the request into [`Params`] and a scope, checks that the credential reaches the scope, opens the
+//! subscription and passes it to the transport that the request chooses.
 
 mod arrivals;
 mod connection;
@@ -59,7 +59,7 @@ pub(super) fn routes() -> Vec<Route> {
     ]
 }
 
-/// The answer over one of the transports.
+/// The response over one of the transports.
 enum Stream {
     EventSource(Box<EventSourceBody>),
     Poll(Box<PollBody>),
@@ -76,7 +76,7 @@ impl<'r> Responder<'r, 'static> for Stream {
     }
 }
 
-/// What follows `/events`, as a channel's text: what is encoded in a segment stays so.
+/// The text of a channel after `/events`. An encoded segment stays encoded.
 struct ChannelPath(String);
 
 impl<'r> FromSegments<'r> for ChannelPath {
@@ -112,14 +112,15 @@ async fn events(
             }
         }
         Some(_) => {
-            let detail = "`ids` goes with a collection, as in /events/characteristics?ids=1,2";
+            let detail =
+                "`ids` requires a collection in the path, as in /events/characteristics?ids=1,2";
             return Err(Problem::new(Kind::InvalidQuery, detail));
         }
         None if path.0.is_empty() => {}
         None => texts.push(path.0),
     }
     let (caller, channels) = channels(&texts, &params, access, tidings)?;
-    // What is out of reach is refused before it is said whether it exists.
+    // Check permissions first, so that a rejection does not reveal whether a subject exists.
     for channel in &channels {
         caller.reach(channel)?;
     }
@@ -151,7 +152,7 @@ async fn events(
     })
 }
 
-/// `/ws`: a WebSocket that starts with no channel.
+/// `/ws`: a WebSocket without initial channels.
 #[get("/ws")]
 async fn multiplexed(
     params: Result<Params, Problem>,
@@ -162,7 +163,7 @@ async fn multiplexed(
     without_channel(Dialect::MULTIPLEXED, params, listener, handshake, tidings).await
 }
 
-/// `/ws/samples`: the same for clients of statistical process control.
+/// `/ws/samples`: the same for statistical process control.
 #[get("/ws/samples")]
 async fn samples(
     params: Result<Params, Problem>,
@@ -186,13 +187,13 @@ async fn without_channel(
         let (access, params) = (access?, params.as_ref().map_err(Problem::clone)?);
         let caller = Caller::new(access, params.school)?;
         let mut scope = Scope::new(caller.school(), []);
-        // A cursor is for what is subscribed to. Until then nothing is told that would lead past it.
+        // The cursor belongs to the first `subscribe`. Deliver nothing before it, or the client's cursor would move past it.
         let hears = dialect.hears_acknowledgements(caller.access(), scope.school);
         if params.from.is_none() && hears {
             scope = scope.with_wide(characteristic::KIND);
         }
-        // What is heard from the start is heard from here on. Read before attaching: what is committed in between is
-        // found in the log.
+        // Acknowledgements are delivered from this point on. Read it before attaching: an event committed in between is
+        // then replayed from the log.
         let here = tidings.subscriptions().here(scope.school).await?;
         let how = (WEBSOCKET, Some(here));
         let subscription = open(tidings, &dialect, params, &caller, how, scope, None)?;
@@ -200,7 +201,7 @@ async fn without_channel(
     };
     let opening = match accept.await {
         Ok((subscription, caller, from)) => accepted(source, &caller, subscription, from),
-        Err(problem) => refused(problem, &dialect, tidings, &source),
+        Err(problem) => rejected(problem, &dialect, tidings, &source),
     };
     Ok(upgrade(
         handshake,
@@ -225,7 +226,7 @@ async fn job_progress(
     with_channel(dialect, target, None, params, listener, handshake, tidings).await
 }
 
-/// `/ws/upload-progress`: all jobs, or those of a type, as uploads.
+/// `/ws/upload-progress`: all jobs, or those of one type, in the form of uploads.
 #[get("/ws/upload-progress")]
 async fn uploads(
     params: Result<Params, Problem>,
@@ -233,11 +234,11 @@ async fn uploads(
     handshake: Result<MaybeHandshake, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Stream, Problem> {
-    let (dialect, target) = (Dialect::UPLOADS, Target::WhatGoesOn(job::KIND));
+    let (dialect, target) = (Dialect::UPLOADS, Target::Active(job::KIND));
     with_channel(dialect, target, None, params, listener, handshake, tidings).await
 }
 
-/// `/ws/upload-progress/<processing_id>`: one of them.
+/// `/ws/upload-progress/<processing_id>`: one upload.
 #[get("/ws/upload-progress/<processing_id>")]
 async fn upload(
     processing_id: &str,
@@ -251,7 +252,7 @@ async fn upload(
     with_channel(dialect, target, None, params, listener, handshake, tidings).await
 }
 
-/// `/ws/enrollment`: a school's enrollment sessions, or one.
+/// `/ws/enrollment`: a school's enrollment sessions, or one of them.
 #[get("/ws/enrollment?<session_id>")]
 async fn enrollments(
     session_id: Option<&str>,
@@ -263,7 +264,7 @@ async fn enrollments(
     let session_id = session_id.filter(|id| !id.is_empty());
     let target = match session_id {
         Some(id) => Target::Subject(enrollment::KIND, id),
-        None => Target::WhatGoesOn(enrollment::KIND),
+        None => Target::Active(enrollment::KIND),
     };
     let mut also = Map::new();
     let numeric_id = || {
@@ -272,8 +273,8 @@ async fn enrollments(
             .is_ok_and(|own| own.numeric_ids == Some(true));
         session_id.filter(|_| is_numeric).and_then(numeric_id)
     };
-    let told_id = numeric_id().map_or_else(|| session_id.into(), Value::from);
-    also.insert("session_id".into(), told_id);
+    let sent_id = numeric_id().map_or_else(|| session_id.into(), Value::from);
+    also.insert("session_id".into(), sent_id);
     let dialect = Dialect::ENROLLMENTS;
     with_channel(
         dialect,
@@ -295,20 +296,21 @@ async fn device_status(
     handshake: Result<MaybeHandshake, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Stream, Problem> {
-    let target = Target::WhatGoesOn(device::KIND);
+    let target = Target::Active(device::KIND);
     let (dialect, also) = (Dialect::DEVICES, Some(Map::new()));
     with_channel(dialect, target, also, params, listener, handshake, tidings).await
 }
 
-/// What an endpoint of existing clients listens to.
+/// The initial channel of an endpoint for existing clients.
 enum Target<'a> {
-    /// One subject, by what may be its id.
+    /// One subject. The text may turn out not to be a valid id.
     Subject(crate::id::Kind, &'a str),
-    /// A collection, whose ended subjects nobody wants to be told of on connecting.
-    WhatGoesOn(crate::id::Kind),
+    /// A collection, without the subjects that had reached their terminal state before.
+    Active(crate::id::Kind),
 }
 
-/// A WebSocket that listens to its endpoint's own channel from the start. It is accepted first, and refused then.
+/// Opens a WebSocket that is subscribed to the endpoint's own channel from the start. A request that is not allowed is
+/// accepted first, and then closed with an explanation.
 async fn with_channel(
     dialect: Dialect,
     target: Target<'_>,
@@ -325,7 +327,7 @@ async fn with_channel(
         let caller = Caller::new(access, params.school)?;
         let school = caller.school();
         let scope = match &target {
-            Target::WhatGoesOn(kind) => {
+            Target::Active(kind) => {
                 let channel = Channel::Collection(*kind);
                 Scope::new(school, [channel]).of_what_goes_on()
             }
@@ -335,7 +337,7 @@ async fn with_channel(
                 caller.reach(&channel)?;
                 require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
                 let scope = Scope::new(school, [channel]);
-                // A client that brings a cursor asks for what happened after it, also if that was the end.
+                // A client with a cursor asks for every event after it, including a terminal one.
                 match dialect.leaves_out_ended && params.from.is_none() {
                     true => scope.of_what_goes_on(),
                     false => scope,
@@ -360,13 +362,13 @@ async fn with_channel(
                 const CODE: &str = "not_found";
                 let service = tidings.subscriptions();
                 service.note_refusal(Some(&source), CODE, None);
-                Opening::Refused {
+                Opening::Rejected {
                     error: Some(kind::not_found(kind, id).to_string()),
                     code: CODE,
                     close: Close::Done,
                 }
             }
-            _ => refused(problem, &dialect, tidings, &source),
+            _ => rejected(problem, &dialect, tidings, &source),
         },
     };
     Ok(upgrade(
@@ -393,18 +395,18 @@ fn accepted(
     }))
 }
 
-/// A connection that is accepted only to be told why not.
-fn refused(
+/// A connection that is accepted only to send the reason for its rejection.
+fn rejected(
     problem: Problem,
     dialect: &Dialect,
     tidings: &Tidings,
     source: &RequestSource,
 ) -> Opening {
     problem.note(tidings, source);
-    Opening::refused(problem, dialect)
+    Opening::rejected(problem, dialect)
 }
 
-/// Turns the connection into a WebSocket.
+/// Upgrades the connection to a WebSocket.
 fn upgrade(
     handshake: Handshake,
     tidings: &Arc<Tidings>,
@@ -417,7 +419,7 @@ fn upgrade(
             let dialect = params.dialect(dialect);
             (dialect, params.frame_encoding(&dialect))
         }
-        // Nothing is told but why not.
+        // Only the reason for the rejection is sent.
         Err(()) => (dialect, Encoding::new(Framing::WebSocket)),
     };
     Stream::Socket(handshake.accept(Handler {
@@ -428,7 +430,7 @@ fn upgrade(
     }))
 }
 
-/// Who asks, in which school, and for which channels. `schools/7` names the school, too.
+/// Returns the caller and the requested channels. The channel `schools/7` also names the school.
 fn channels(
     texts: &[String],
     params: &Params,
@@ -439,13 +441,13 @@ fn channels(
     if texts.is_empty() || texts.len() > most {
         return Err(Problem::new(
             Kind::InvalidQuery,
-            format!("name 1 to {most} channels: /events/<channel> or ?channel="),
+            format!("a stream needs 1 to {most} channels: name them as /events/<channel> or with `?channel=`"),
         )
         .of_limit("channels_per_connection"));
     }
     let mut channels = Vec::with_capacity(texts.len());
     for text in texts {
-        // An id that cannot exist, in the path or in a channel, does not exist.
+        // A channel whose id is not valid cannot exist.
         let not_found = |_| Problem::new(Kind::NotFound, "there is no such channel");
         channels.push(kind::channel(text).map_err(not_found)?);
     }
@@ -457,7 +459,7 @@ fn channels(
     Ok((caller, channels))
 }
 
-/// A subject that the school does not have is not found, whether another school has it or none.
+/// Checks that the subjects exist in this school. One that exists only in another school is not found, either.
 async fn require_subjects(
     tidings: &Tidings,
     school: SchoolId,
@@ -470,7 +472,7 @@ async fn require_subjects(
     }
 }
 
-/// The name of a transport, for those who look after the server.
+/// The name of the transport, as the monitor shows it.
 const WEBSOCKET: &str = "WebSocket";
 
 fn open(

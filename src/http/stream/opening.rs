@@ -1,4 +1,4 @@
-//! How a WebSocket connection begins: with a subscription, or only to be told why not.
+//! How a WebSocket connection begins: with a subscription, or with the reason for its rejection.
 
 use crate::http::problem::Problem;
 use crate::session::{Beginning, Dialect};
@@ -6,10 +6,11 @@ use crate::wire::Close;
 
 /// How a connection begins.
 pub(super) enum Opening {
-    /// With a conversation.
+    /// The client is allowed, and a conversation begins.
     Accepted(Box<Beginning>),
-    /// Accepted only to be told why not: a refused handshake breaks some proxies, and browsers hide its status.
-    Refused {
+    /// The connection is accepted only to send the reason for the rejection: a failed handshake breaks some proxies, and
+    /// browsers hide its status.
+    Rejected {
         error: Option<String>,
         code: &'static str,
         close: Close,
@@ -17,16 +18,16 @@ pub(super) enum Opening {
 }
 
 impl Opening {
-    /// The endpoint's own way to refuse those who may not; whatever else is wrong is told everywhere. The caller
-    /// has recorded it, because it knows where the request came from.
-    pub(super) fn refused(problem: Problem, dialect: &Dialect) -> Opening {
+    /// Rejects a connection. The endpoint's dialect decides whether an unauthorized client receives an explanation; every
+    /// other error is explained. The caller has recorded the rejection, because it knows where the request came from.
+    pub(super) fn rejected(problem: Problem, dialect: &Dialect) -> Opening {
         let (close, explains) = match problem.status() {
             401 | 403 => (dialect.refusal, dialect.explains_refusal),
             429 | 503 => (Close::TryAgainLater, true),
             400..500 => (Close::InvalidRequest, true),
             _ => (Close::InternalError, true),
         };
-        Opening::Refused {
+        Opening::Rejected {
             error: explains.then(|| problem.detail().to_owned()),
             code: problem.code(),
             close,

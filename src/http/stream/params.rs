@@ -1,4 +1,4 @@
-//! What a stream's query and headers ask for.
+//! The parameters of a stream, from the query and the headers.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -22,27 +22,27 @@ use crate::session::Dialect;
 use crate::wire::form::Form;
 use crate::wire::{Encoding, Framing};
 
-/// How to answer a request that is not a WebSocket handshake.
+/// The transport for a request that is not a WebSocket handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Transport {
     EventSource,
     Poll,
 }
 
-/// See the module's page.
+/// The parameters of a stream.
 #[derive(Debug)]
 pub(super) struct Params {
     /// `Accept`.
     pub(super) transport: Transport,
-    /// Where the request comes from, as far as that is known.
+    /// The client's address, if it is known.
     pub(super) address: Option<IpAddr>,
-    /// The other end of its connection.
+    /// The other end of the TCP connection.
     pub(super) peer: Option<SocketAddr>,
     /// `?channel=`, repeatable.
     pub(super) channels: Vec<String>,
     /// `?school_id=`.
     pub(super) school: Option<SchoolId>,
-    /// Where to go on: see [`resumed_from`].
+    /// The cursor to resume from: see [`resumed_from`].
     pub(super) from: Option<Cursor>,
     /// `?tick_ms=`.
     pub(super) tick: Option<Duration>,
@@ -52,13 +52,13 @@ pub(super) struct Params {
     pub(super) upper_status: bool,
     /// `?shape=`.
     pub(super) form: Option<Form>,
-    /// `?id_type=`: whether ids that are plain decimal integers are numbers.
+    /// `?id_type=`: whether ids that are plain decimal integers are sent as numbers.
     pub(super) numeric_ids: Option<bool>,
     /// `?max_event_bytes=`.
     pub(super) max_event_bytes: Option<usize>,
-    /// `?heartbeat=message`: a WebSocket gets a `heartbeat` message with each ping.
+    /// `?heartbeat=message`: whether a `heartbeat` message accompanies each ping of a WebSocket.
     pub(super) heartbeat_message: bool,
-    /// `?ids=`, which names single subjects of a collection.
+    /// `?ids=`: single subjects of the collection in the path.
     pub(super) ids: Option<Vec<String>>,
     /// `?named=1`.
     pub(super) named: bool,
@@ -69,7 +69,7 @@ pub(super) struct Params {
 }
 
 impl Params {
-    /// The encoding of an SSE stream.
+    /// Returns the encoding of an SSE stream.
     pub(super) fn sse_encoding(&self) -> Encoding {
         let framing = if self.named {
             Framing::SseNamed
@@ -79,7 +79,7 @@ impl Params {
         self.encoding(framing, Form::Standard)
     }
 
-    /// The dialect of an endpoint with what the request asks for.
+    /// Returns an endpoint's dialect with the changes that the request asks for.
     pub(super) fn dialect(&self, own: Dialect) -> Dialect {
         let mut asked = own;
         asked.heartbeat_message = self.heartbeat_message;
@@ -87,7 +87,7 @@ impl Params {
         asked
     }
 
-    /// How events are encoded on a WebSocket of this dialect.
+    /// Returns the encoding of events on a WebSocket of this dialect.
     pub(super) fn frame_encoding(&self, dialect: &Dialect) -> Encoding {
         Encoding {
             numeric_ids: dialect.numeric_ids.unwrap_or(false),
@@ -95,7 +95,7 @@ impl Params {
         }
     }
 
-    /// The encoding that is asked for, in this form if none is. Uploads have but one.
+    /// Returns the encoding that the request asks for, with `form` as the default. Uploads have only one form.
     pub(super) fn encoding(&self, framing: Framing, form: Form) -> Encoding {
         let asked = self.form.filter(|_| form != Form::Upload);
         Encoding {
@@ -127,38 +127,39 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
         let number = text.parse().ok().filter(|number| *number <= most);
         number
             .map(Some)
-            .ok_or_else(|| invalid(format!("`{name}` is a whole number from 0 to {most}")))
+            .ok_or_else(|| invalid(format!("`{name}` must be a whole number from 0 to {most}")))
     };
     let (statuses, job_types) = filters(request)?;
     let UpperStatus(upper_status) = upper_status(request)?;
     let named = match query(request, "named") {
         None | Some("0") => false,
         Some("1") => true,
-        Some(_) => return Err(invalid("`named` is 0 or 1".into())),
+        Some(_) => return Err(invalid("`named` must be 0 or 1".into())),
     };
     let form = match query(request, "shape") {
         None => None,
         Some("enveloped") => Some(Form::Standard),
         Some("flat") => Some(Form::Flat),
-        Some(_) => return Err(invalid("`shape` is enveloped or flat".into())),
+        Some(_) => return Err(invalid("`shape` must be enveloped or flat".into())),
     };
     let numeric_ids = match query(request, "id_type") {
         None => None,
         Some("number") => Some(true),
         Some("string") => Some(false),
-        Some(_) => return Err(invalid("`id_type` is number or string".into())),
+        Some(_) => return Err(invalid("`id_type` must be number or string".into())),
     };
     let heartbeat_message = match query(request, "heartbeat") {
         None | Some("ping") => false,
         Some("message") => true,
-        Some(_) => return Err(invalid("`heartbeat` is ping or message".into())),
+        Some(_) => return Err(invalid("`heartbeat` must be ping or message".into())),
     };
     let max_event_bytes = match query(request, "max_event_bytes").map(str::parse::<usize>) {
         None => None,
         Some(Ok(most)) if most >= EVENT_LIMIT_MIN_BYTES => Some(most),
         Some(_) => {
-            let detail =
-                format!("`max_event_bytes` is a whole number of {EVENT_LIMIT_MIN_BYTES} or more");
+            let detail = format!(
+                "`max_event_bytes` must be a whole number of {EVENT_LIMIT_MIN_BYTES} or more"
+            );
             return Err(invalid(detail));
         }
     };
@@ -167,7 +168,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
     Ok(Params {
         transport: transport(request)?,
         address: client_address(request),
-        // Without the scope of an IPv6 address, which the kernel does not tell of a connection either.
+        // Without the scope of an IPv6 address: the kernel does not report it either.
         peer: request
             .remote()
             .map(|peer| SocketAddr::new(peer.ip(), peer.port())),
@@ -197,11 +198,11 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
     })
 }
 
-/// The `Last-Event-ID` header, which an `EventSource` sends when it reconnects; else `?lastEventId=` or
-/// `?last-event-id=`, which polyfills send in its place; else `?cursor=`.
+/// Returns the cursor to resume from. In order of precedence: the `Last-Event-ID` header, which an `EventSource` sends when
+/// it reconnects; `?lastEventId=` or `?last-event-id=`, which polyfills send instead; `?cursor=`.
 ///
-/// A client cannot help what an earlier server at this address gave it as `Last-Event-ID`, so an id that is not ours is
-/// no error: it names an event that this log does not have. Only `?cursor=` is the client's own word.
+/// A client cannot change the `Last-Event-ID` that an earlier server at this address gave it. A foreign id is therefore not
+/// an error, but names an event that is not in this log. In `?cursor=`, which the client sets itself, it is an error.
 pub(in crate::http) fn resumed_from(request: &Request<'_>) -> Result<Option<Cursor>, Problem> {
     let header = request.headers().get_one("Last-Event-ID");
     let last_event_id = [
@@ -217,28 +218,28 @@ pub(in crate::http) fn resumed_from(request: &Request<'_>) -> Result<Option<Curs
     Ok(cursor.map(str::parse).transpose()?)
 }
 
-/// What `Accept` says, if it can be read. Rocket's own reading takes time and memory with the square of its length.
+/// Reads `Accept`; none if it is malformed. Limits its length, because Rocket parses it in quadratic time and memory.
 fn accepted(request: &Request<'_>) -> Result<Option<Accept>, Problem> {
     let lines: Vec<&str> = request.headers().get("Accept").collect();
     let bytes: usize = lines.iter().map(|line| line.len()).sum();
     if bytes > ACCEPT_MAX_BYTES {
-        let detail = format!("`Accept` has {bytes} bytes; at most {ACCEPT_MAX_BYTES} are read");
+        let detail = format!("`Accept` has {bytes} bytes; at most {ACCEPT_MAX_BYTES} are accepted");
         return Err(Problem::new(Kind::InvalidHeader, detail));
     }
     Ok(lines.join(", ").parse().ok())
 }
 
-/// The transport that the `Accept` header likes best; SSE if it does not care. One that is named goes before
-/// one that only a wildcard lets in: `application/json, */*` is somebody who wants an answer, not a stream.
+/// Returns the transport that `Accept` prefers, with SSE as the default. A named type takes precedence over one that only
+/// a wildcard matches: a client that sends `application/json, */*` expects a single answer, not a stream.
 fn transport(request: &Request<'_>) -> Result<Transport, Problem> {
     if opens_websocket(request) {
-        // A handshake; what it accepts otherwise does not matter.
+        // A WebSocket handshake: its `Accept` does not matter.
         return Ok(Transport::EventSource);
     }
     let Some(accept) = accepted(request)? else {
         return Ok(Transport::EventSource);
     };
-    let liking = |wanted: &MediaType| {
+    let preference = |wanted: &MediaType| {
         let fits = |range: &MediaType| {
             (range.top() == wanted.top() || range.top() == "*")
                 && (range.sub() == wanted.sub() || range.sub() == "*")
@@ -252,9 +253,12 @@ fn transport(request: &Request<'_>) -> Result<Transport, Problem> {
             (range.weight_or(1.0), range.specificity())
         })
     };
-    let (stream, json) = (liking(&MediaType::EventStream), liking(&MediaType::JSON));
+    let (stream, json) = (
+        preference(&MediaType::EventStream),
+        preference(&MediaType::JSON),
+    );
     if stream.0 == 0.0 && json.0 == 0.0 {
-        let detail = "offered are text/event-stream, application/json and WebSocket";
+        let detail = "`Accept` must allow text/event-stream or application/json, or the request must open a WebSocket";
         return Err(Problem::new(Kind::NotAcceptable, detail));
     }
     Ok(if json > stream {

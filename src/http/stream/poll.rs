@@ -1,8 +1,8 @@
-//! Long poll: `{"messages": [...], "cursor": …}`, written as it comes, so that a long snapshot needs no
-//! memory of its own.
+//! Long poll: `{"messages": [...], "cursor": …}`. The body is written as messages arrive, so that a long snapshot is not
+//! buffered.
 //!
-//! The answer ends when something was told and nothing more is ready, when it is full, or when the wait is
-//! over. The cursor is that of the last message, so the next poll goes on exactly there.
+//! The response ends when it contains messages and no more are ready, when it is full, or when the wait is over. Its cursor
+//! is that of the last message, so the next poll continues exactly there.
 
 use std::future::Future;
 use std::io;
@@ -24,19 +24,19 @@ use crate::subscribe::{Delivery, Subscription};
 use crate::wire::form::Form;
 use crate::wire::{self, Control, Encoding, Framing};
 
-/// See the module's page.
+/// The body of a long poll.
 pub(super) struct PollBody {
     subscription: Subscription,
     encoding: Encoding,
     outgoing: Outgoing,
     wait: Pin<Box<Sleep>>,
     stage: Stage,
-    /// Whether `ready` was told: from then on the answer may end.
+    /// Whether `ready` was written. From then on, the response may end.
     ready: bool,
-    /// Whether there is anything but `connected` and `ready`.
-    told: bool,
-    /// Whether the cursor of the last message is a place to come back to. Amid a snapshot it is one only as long
-    /// as the log reaches back to it, so a snapshot is told to its end.
+    /// Whether anything but `connected` and `ready` was written.
+    has_content: bool,
+    /// Whether the client can resume from the cursor of the last message. Within a snapshot that is possible only as long as
+    /// the log reaches back to it, so a snapshot is always written completely.
     may_end: bool,
     messages: usize,
     bytes: usize,
@@ -58,7 +58,7 @@ impl PollBody {
             wait: Box::pin(sleep(params.wait)),
             stage: Stage::Head,
             ready: false,
-            told: false,
+            has_content: false,
             may_end: false,
             messages: 0,
             bytes: 0,
@@ -71,13 +71,13 @@ impl PollBody {
         }
         match Pin::new(&mut self.subscription).poll_next(cx) {
             Poll::Ready(Some(Delivery::Control(Control::Heartbeat { .. }))) => {
-                // White space between messages: keeps the connection alive and means nothing.
+                // White space between messages keeps the connection alive and has no meaning.
                 Poll::Ready(Some((*b"\n").into()))
             }
             Poll::Ready(Some(delivery)) => Poll::Ready(Some(self.message(&delivery))),
             Poll::Ready(None) => self.end(),
             Poll::Pending
-                if self.ready && (self.told || self.wait.as_mut().poll(cx).is_ready()) =>
+                if self.ready && (self.has_content || self.wait.as_mut().poll(cx).is_ready()) =>
             {
                 self.end()
             }
@@ -86,23 +86,23 @@ impl PollBody {
     }
 
     fn message(&mut self, delivery: &Delivery) -> Arc<[u8]> {
-        let (json, tells): (Arc<[u8]>, bool) = match delivery {
+        let (json, is_content): (Arc<[u8]>, bool) = match delivery {
             Delivery::Event(event) => {
                 self.may_end = !event.snapshot;
                 (Arc::clone(wire::event(event, self.encoding)), true)
             }
             Delivery::Control(control) => {
                 if let Control::Reset(_) = control {
-                    // A snapshot follows, which is told to its end.
+                    // A snapshot follows, which must be complete.
                     (self.ready, self.may_end) = (false, false);
                 }
                 self.ready |= matches!(control, Control::Ready(_) | Control::Closing { .. });
                 self.may_end |= self.ready;
-                let tells = !matches!(control, Control::Connected { .. } | Control::Ready(_));
-                (wire::control(control, Framing::Json).into(), tells)
+                let is_content = !matches!(control, Control::Connected { .. } | Control::Ready(_));
+                (wire::control(control, Framing::Json).into(), is_content)
             }
         };
-        self.told |= tells;
+        self.has_content |= is_content;
         self.messages += 1;
         self.bytes += json.len();
         if self.messages == 1 {
@@ -118,7 +118,7 @@ impl PollBody {
         self.stage = Stage::Ended;
         self.subscription.ends("the poll has been answered");
         let cursor = self.subscription.resume_cursor();
-        let cursor = cursor.expect("a poll listens to a channel");
+        let cursor = cursor.expect("a poll subscribes to a channel");
         let tail = format!(r#"],"cursor":"{cursor}"}}"#);
         Poll::Ready(Some(tail.into_bytes().into()))
     }

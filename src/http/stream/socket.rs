@@ -1,9 +1,8 @@
-//! A WebSocket's frames out and messages in, over the upgraded stream.
+//! The frames and messages of a WebSocket, over the upgraded stream.
 //!
-//! Reading (masking, fragments, control frames, the closing handshake) is tungstenite's, driven without I/O
-//! of its own: bytes from the socket go in, messages and bytes for the socket come out. Data frames do not
-//! pass through it: they are built once per event and shared by every socket, and all that wait go out in
-//! one vectored write.
+//! tungstenite does the reading (masking, fragments, control frames, the closing handshake). It does no I/O here: it takes
+//! bytes from the socket, and returns messages and bytes to be sent. Data frames do not pass through it. They are built once
+//! per event and shared by all sockets, and all queued frames are written with one vectored write.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
@@ -24,48 +23,48 @@ use super::text::TextWatch;
 use crate::config::{ANSWER_FRAMES, DEAF_MAX_BYTES, SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
 use crate::wire::Close;
 
-/// Something that came in.
+/// Something that the peer sent.
 #[derive(Debug)]
 pub(super) enum Incoming {
     Text(String),
     Binary(Bytes),
-    /// A ping, a pong, or part of a message: a sign of life.
+    /// A ping, a pong, or part of a message. It shows that the peer is alive.
     Control,
 }
 
-/// Why a connection is over.
+/// Why a connection ends.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The socket is gone, or both sides have said goodbye.
+    /// The socket is gone, or the closing handshake is complete.
     Gone,
-    /// The peer has broken a rule and is to be told so.
+    /// The peer violated the protocol, and must receive this close frame.
     Broken(Close),
 }
 
-/// Frames out, messages in.
+/// The WebSocket.
 pub(super) struct Socket {
     io: IoStream,
     codec: WebSocketContext,
     text: TextWatch,
-    /// Frames to be written, in order; the first one from `written` on.
+    /// Frames to be written, in order. The first is written up to `written`.
     out: VecDeque<Arc<[u8]>>,
     written: usize,
     last_progress: Instant,
     last_heard: Instant,
     peer_closed: bool,
-    /// The socket would take no more bytes: when it does again, the peer has taken some.
+    /// The socket's buffer was full. Once it takes bytes again, the peer has taken some.
     blocked: bool,
-    /// The peer broke the protocol: what it still sends is read, so that it can read our close, and ignored.
-    deaf: bool,
-    /// So many bytes of it.
+    /// The peer violated the protocol. Its further input is read, so that it can receive our close frame, and ignored.
+    ignores_input: bool,
+    /// How many bytes have been ignored.
     ignored: usize,
-    /// How it did, until that is told: after what it had said before.
+    /// The violation, until it is returned. The messages before it are returned first.
     broken: Option<Close>,
-    /// Our close is queued or written.
+    /// Whether our close frame is queued or written.
     closed: bool,
 }
 
-/// Ears and mouth of the codec: a slice that has come in, a buffer for what is to go out.
+/// The codec's input and output: a slice of received bytes, and a buffer for bytes to be sent.
 struct Pipe<'a> {
     input: &'a [u8],
     output: Vec<u8>,
@@ -110,29 +109,29 @@ impl Socket {
             last_heard: now,
             peer_closed: false,
             blocked: false,
-            deaf: false,
+            ignores_input: false,
             ignored: 0,
             broken: None,
             closed: false,
         }
     }
 
-    /// Whether another frame may be queued.
+    /// Whether another event can be queued.
     pub(super) fn has_room(&self) -> bool {
         self.out.len() < WRITE_MAX_FRAMES
     }
 
-    /// Whether another answer may be queued in addition to them.
+    /// Whether another answer can be queued. Answers have some room in addition to that of events.
     pub(super) fn has_room_for_answers(&self) -> bool {
         self.out.len() < WRITE_MAX_FRAMES + ANSWER_FRAMES
     }
 
-    /// Whether the peer has said goodbye.
-    pub(super) fn is_left(&self) -> bool {
+    /// Whether the peer has sent its close frame.
+    pub(super) fn is_closed_by_peer(&self) -> bool {
         self.peer_closed
     }
 
-    /// Queues a finished frame.
+    /// Queues an encoded frame.
     pub(super) fn send(&mut self, frame: Arc<[u8]>) {
         if self.out.is_empty() {
             self.last_progress = Instant::now();
@@ -140,31 +139,31 @@ impl Socket {
         self.out.push_back(frame);
     }
 
-    /// Queues a ping that carries `payload`, at most 125 bytes.
+    /// Queues a ping with `payload`, which has at most 125 bytes.
     pub(super) fn ping(&mut self, payload: String) {
-        // Fails only when the connection is closing, when a ping is useless.
+        // Fails only if the connection is already closing, when a ping is useless.
         let _ = self.encode(&[], |codec, pipe| {
             codec.write(pipe, Message::Ping(payload.into_bytes().into()))
         });
     }
 
-    /// Queues the close frame; what comes in afterwards is only waited out.
+    /// Queues the close frame. After that, input is only awaited for the peer's answer.
     pub(super) fn close(&mut self, close: Close) {
         let frame = CloseFrame {
             code: CloseCode::from(close.code()),
             reason: close.reason().into(),
         };
         self.closed = true;
-        // Fails only when the closing handshake is under way already.
+        // Fails only if the closing handshake has already begun.
         let _ = self.encode(&[], |codec, pipe| codec.close(pipe, Some(frame)));
     }
 
-    /// How long ago the peer was heard of.
+    /// Returns how long ago something was received from the peer.
     pub(super) fn silent_for(&self) -> Duration {
         self.last_heard.elapsed()
     }
 
-    /// How long the peer has taken no byte, though there are some.
+    /// Returns how long the peer has taken no bytes although some are queued.
     pub(super) fn stalled_for(&self) -> Duration {
         if self.out.is_empty() {
             Duration::ZERO
@@ -173,7 +172,7 @@ impl Socket {
         }
     }
 
-    /// Runs the codec; what it writes is queued. Its answer counts only where something is read.
+    /// Runs the codec and queues what it writes. Its result matters only when it reads.
     fn encode<T>(
         &mut self,
         input: &[u8],
@@ -192,7 +191,7 @@ impl Socket {
         result
     }
 
-    /// Writes what is queued. Ready when all of it is written.
+    /// Writes queued frames. Returns ready when all of them are written.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         while let Some(first) = self.out.front() {
             let result = if self.out.len() == 1 {
@@ -218,12 +217,12 @@ impl Socket {
         if self.peer_closed {
             return Poll::Ready(Err(End::Gone));
         }
-        if self.deaf && self.closed {
-            // Its answer would not be understood. Closing one direction only, so that what it has sent already
-            // does not take our close from it.
+        if self.ignores_input && self.closed {
+            // The peer's answer would not be understood. Shut down our direction only: otherwise the peer's unread input would
+            // reset the connection before the peer reads our close frame.
             return self.poll_shutdown(cx).map(Ok);
         }
-        // The stream has no buffer of its own, so there is nothing to flush.
+        // The stream is not buffered, so there is nothing to flush.
         Poll::Ready(Ok(()))
     }
 
@@ -242,11 +241,11 @@ impl Socket {
             self.written = 0;
             self.out.pop_front();
         }
-        // An idle connection keeps no queue.
+        // Free the queue of an idle connection.
         self.out = VecDeque::new();
     }
 
-    /// Reads once. Ready with what came in, which may be nothing whole yet.
+    /// Reads once. Returns the messages that are complete, if any.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Incoming>, End>> {
         if let Some(broken) = self.broken.take() {
             return Poll::Ready(Err(End::Broken(broken)));
@@ -262,7 +261,7 @@ impl Socket {
             return Poll::Ready(Err(End::Gone));
         }
         self.last_heard = Instant::now();
-        if self.deaf {
+        if self.ignores_input {
             self.ignored += buffer.filled().len();
             return Poll::Ready(match self.ignored > DEAF_MAX_BYTES {
                 true => Err(End::Gone),
@@ -289,7 +288,7 @@ impl Socket {
                 }
                 Close::InvalidText
             }
-            // Both sides have said goodbye, or the peer did and our answer is queued.
+            // The closing handshake is complete, or the peer's close frame is read and our answer is queued.
             ProtocolError::ConnectionClosed | ProtocolError::AlreadyClosed => {
                 self.peer_closed = true;
                 return Poll::Ready(Ok(incoming));
@@ -298,12 +297,12 @@ impl Socket {
             ProtocolError::Utf8(_) => Close::InvalidText,
             _ => Close::ProtocolError,
         };
-        self.deaf = true;
+        self.ignores_input = true;
         self.broken = Some(broken);
         Poll::Ready(Ok(incoming))
     }
 
-    /// Ends the connection below.
+    /// Shuts down the connection.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         Pin::new(&mut self.io).poll_shutdown(cx).map(|_| ())
     }

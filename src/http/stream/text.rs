@@ -1,29 +1,30 @@
-//! Bytes that are not UTF-8 are found as they come in, not when their frame is complete.
+//! Detects text that is not UTF-8 as it arrives, before its frame is complete.
 
 use std::io::Cursor;
 
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
-/// Reads along with the codec, which has found the frames themselves sound. Keeps a few bytes, and none between messages.
+/// Follows the same bytes as the codec, which has already validated the frames. Buffers a few bytes, and none between
+/// messages.
 #[derive(Default)]
 pub(super) struct TextWatch {
-    /// A frame's header, as far as it has come.
+    /// The part of a frame's header that has arrived.
     header: Vec<u8>,
     mask: [u8; 4],
-    /// Of the present frame's payload.
+    /// How many bytes of the current frame's payload have arrived.
     seen: u64,
     length: u64,
-    /// Whether the present message is text.
+    /// Whether the current message is text.
     is_text: bool,
-    /// Whether the present frame is a part of it.
+    /// Whether the current frame is part of that message, and not a control frame.
     is_data: bool,
-    /// A character's bytes, as far as they have come.
+    /// The part of a character that has arrived.
     rest: Vec<u8>,
 }
 
 impl TextWatch {
-    /// Whether what has come in may still be text.
+    /// Takes bytes. Returns false if they cannot be UTF-8.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> bool {
         while let [first, after @ ..] = bytes {
             if self.seen == self.length {

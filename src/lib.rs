@@ -1,8 +1,7 @@
-//! Tidings tells people how things are going, live.
+//! Tidings broadcasts live progress and status.
 //!
-//! Workers report over HTTP; anyone allowed sees it at once over Server-Sent Events, WebSocket or long
-//! poll: the same channels, the same JSON, the same cursor. A school is an ordered log; everything else
-//! reads it.
+//! Workers report over HTTP. Authorized clients receive each report immediately over Server-Sent Events, WebSocket or long
+//! poll, with the same channels, the same JSON and the same cursor. A school is an ordered log; everything else reads it.
 //!
 //! ```text
 //! producer ─HTTP─▶ publish ─▶ log::writer ──────────────▶ feed ─▶ hub ─▶ mailbox ─▶ SSE │ WebSocket │ poll
@@ -12,32 +11,31 @@
 //!                                                          └─▶ segments, shared by replays
 //! ```
 //!
-//! A producer's command is decided against the subject's state and committed together with its event; the
-//! committed event is encoded once and offered to mailboxes; a connection is a cursor plus a mailbox.
-//! Connecting, reconnecting and lagging are the same act: read from a cursor, then live.
+//! A producer's command is decided against the subject's state, and committed together with its event. The committed event
+//! is encoded once and offered to mailboxes. A connection is a cursor plus a mailbox. Connecting, reconnecting and catching
+//! up after a lag are the same operation: read from a cursor, then live.
 //!
-//! # Words
+//! # Terms
 //!
-//! *School*: the tenant, unit of isolation and of ordering. *Subject*: a thing with a state; its *kind* is its
-//! type and rules. *Command*: what a producer asks. *Event*: what happened, immutable; a *milestone* is never
-//! dropped while it is retained, a *tick* may be superseded by a newer one of its subject. *Channel*: what
-//! subscribers listen to inside a school. *Cursor*: epoch, seq and tag, which names the event itself. *Window*:
-//! the newest events of a school in memory. *Segment*: a stretch of a log that those who come back from behind
-//! share. *Mailbox*: a connection's bounded queue. *Frame*: an event's bytes in one encoding. *Uptime*: the
-//! time during which the server listened, over all its starts; silence is measured in it ([`uptime`]).
+//! *School*: the tenant, the unit of isolation and of ordering. *Subject*: an entity with a state; its *kind* is its type,
+//! with its rules. *Command*: a producer's request. *Event*: an immutable record of what happened. A *milestone* is never
+//! dropped while it is retained; a *tick* may be superseded by a newer one of its subject. *Channel*: what subscribers listen
+//! to inside a school. *Cursor*: epoch, seq and tag, which identify an event. *Window*: the newest events of a school, in
+//! memory. *Segment*: a part of a log that clients share while they catch up. *Mailbox*: a connection's bounded queue.
+//! *Frame*: an event's bytes in one encoding. *Uptime*: the total time during which the server has listened, over all of its
+//! runs; silence is measured in uptime ([`uptime`]).
 //!
 //! # Invariants
 //!
-//! Each is proved by tests in `tests/it/invariants.rs` that carry its number, and 2 to 5 and 9 by a simulation in
-//! `tests/simulation`, whose seeds make publishers, readers, a notifier, crashes, power losses and retention meet in thousands of ways.
+//! Tests in `tests/it/invariants.rs` prove each invariant and carry its number. A simulation in `tests/simulation` also checks
+//! 2 to 5 and 9: its seeds combine publishers, readers, a notifier, crashes, power losses and retention in thousands of ways.
 //!
 //! 1. Commit precedes fan-out; the producer's answer comes after the commit.
 //! 2. `seq` is dense per school and its order is commit order.
-//! 3. A subscriber sees strictly increasing `seq`, each at most once, or a `reset`. A hole in what it is sent
-//!    is only ever a superseded tick or an event outside its scope. A hole in what the hub is offered is filled from the
-//!    log first.
+//! 3. A subscriber sees strictly increasing `seq`, each at most once, or a `reset`. A hole in what it is sent is only ever a
+//!    superseded tick or an event outside its scope. A hole in what the hub is offered is filled from the log first.
 //! 4. A milestone inside retention is delivered to every live or resuming subscriber in scope.
-//! 5. Attach to the hub before reading the store: what commits in between would otherwise be in neither.
+//! 5. Attach to the hub before reading the store: otherwise an event committed in between would be in neither.
 //! 6. Every queue, buffer, cache and wait has a named bound ([`config`]). A slow or dead client costs a
 //!    bounded amount and slows nobody else.
 //! 7. The school comes from the credential, never from the payload alone. A stream does not outlive its
@@ -50,42 +48,42 @@
 //!
 //! # Floors
 //!
-//! Imports go strictly down, without exceptions; `tests/it/floors.rs` reads the `use` lines and fails on a breach.
+//! Imports only go to lower floors, without exceptions. `tests/it/floors.rs` reads the `use` lines and fails on a violation.
 //!
 //! ```text
 //! 14  main.rs                          the program
 //! 13  cli/                             command line
 //! 12  lib.rs                           this map; server()
-//! 11  http/                            the only place that knows Rocket
-//! 10  service.rs session/              the running whole; conversations, without I/O
-//!  9  app/                             who may publish and subscribe, and how fast: for anybody
-//!  8  subscribe/ dispatch.rs           a connection's stream; committed events to all who follow the log
-//!     presence.rs notify/ watchdog.rs  leases of devices; webhooks, e-mail, MQTT; the clock
-//!     vitals.rs refusals.rs            own figures; what the log says of refusals
+//! 11  http/                            the only layer that knows Rocket
+//! 10  service.rs session/              the running server; conversations, without I/O
+//!  9  app/                             permissions and rate limits of publishing and subscribing
+//!  8  subscribe/ dispatch.rs           a connection's stream; committed events for every consumer of the log
+//!     presence.rs notify/ watchdog.rs  leases of devices; webhooks, e-mail, MQTT; timers
+//!     vitals.rs refusals.rs            metrics; logging of rejected requests
 //!  7  feed/ publish.rs                 follows the logs, replays; commands in, receipts out
 //!  6  store/                           databases
-//!  5  log/ hub/                        ports of a store, what a command leads to │ in-memory fan-out
-//!  4  auth/ wire/                      who may; the only encoder
-//!     throttle.rs reserve.rs           how fast somebody may go on; memory for writes
-//!     tasks.rs failures.rs             what runs, and is restarted; what the log says of failures
-//!     wall_clock.rs                    whether ages may be judged
+//!  5  log/ hub/                        ports of a store, decisions │ in-memory fan-out
+//!  4  auth/ wire/                      authorization; the only encoder
+//!     throttle.rs reserve.rs           rate limits; memory for writes
+//!     tasks.rs failures.rs             supervised tasks; logging of failures
+//!     wall_clock.rs                    whether ages can be judged
 //!  3  config/                          settings and every bound
-//!  2  kind/ scope.rs                   domain rules; what is listened to
-//!  1  event.rs                         what happened
-//!  0  id.rs number.rs sync.rs uptime.rs  names; conversions; locks; the clock of silence
+//!  2  kind/ scope.rs                   domain rules; the scope of a subscription
+//!  1  event.rs                         events
+//!  0  id.rs number.rs sync.rs uptime.rs  names; conversions; locks; the clock for silence
 //! ```
 //!
 //! # In another Rocket application
 //!
-//! [`http::fairing`] mounts everything and manages an `Arc<`[`Tidings`]`>`, through which a handler publishes
-//! without an HTTP hop: see `examples/embed.rs`. With `default-features = false` an application compiles only what it
-//! asks for by these Cargo features, which are all on by default:
+//! [`http::fairing`] mounts the routes and manages an `Arc<`[`Tidings`]`>`, through which a handler publishes without an HTTP
+//! request: see `examples/embed.rs`. With `default-features = false`, an application compiles only what it asks for by these
+//! Cargo features, which are all on by default:
 //!
-//! | feature | what |
+//! | feature | adds |
 //! | --- | --- |
 //! | `cli` | the `tidings` command and the module `cli` |
 //! | `monitor` | the pages below `/monitor` |
-//! | `webhook`, `email`, `mqtt` | the media that notifiers in the settings may have; an application's own notifiers need none |
+//! | `webhook`, `email`, `mqtt` | the media of notifiers in the settings; an application's own notifiers need none |
 
 #![cfg_attr(
     test,
@@ -141,8 +139,8 @@ use rocket::{Build, Rocket};
 
 pub use service::{StartError, Tidings};
 
-/// The whole server, with its settings and Rocket's from `figment`, of which none may be without an effect. Needs a Tokio
-/// runtime around it.
+/// Returns the complete server, with its settings and Rocket's from `figment`. Fails on a setting that has no effect. Must be
+/// called within a Tokio runtime.
 pub fn server(figment: figment::Figment) -> Result<Rocket<Build>, StartError> {
     http::framework::check(&figment)?;
     let settings = config::Settings::from_figment(&figment)?;

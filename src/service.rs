@@ -1,5 +1,5 @@
-//! The running whole: store, hub and the tasks between them. This is what a Rocket application manages as
-//! state, and what publishes and subscribes without HTTP.
+//! The running server: the store, the hub and the tasks between them. A Rocket application manages it as state, and uses it
+//! to publish and subscribe without HTTP.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -26,25 +26,25 @@ use crate::throttle::{Debts, Pace, Throttle};
 use crate::vitals::Vitals;
 use crate::watchdog;
 
-/// A start that failed.
+/// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A setting.
+    /// A setting is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A key.
+    /// A key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// A notifier.
+    /// A notifier is not valid.
     #[error(transparent)]
     Notifier(#[from] NotifierError),
-    /// The database.
+    /// The database cannot be opened.
     #[error("database {0}")]
     Open(#[from] OpenError),
 }
 
 impl StartError {
-    /// The same with the place in which the setting is set that led to it.
+    /// Adds where the setting at fault is set.
     pub(crate) fn found_in(self, figment: &Figment) -> StartError {
         let setting = match &self {
             StartError::Key(error) => error.setting(),
@@ -59,24 +59,24 @@ impl StartError {
     }
 }
 
-/// What is not ready.
+/// Why the server is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReady {
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The dispatcher, or either of them is too slow.
+    /// The database or the dispatcher did not answer in time.
     #[error("no answer within {} s", READY_WAIT.as_secs())]
     Late,
     /// The server is shutting down.
     #[error("the server is shutting down")]
     Stopping,
-    /// A task of the server's own.
-    #[error("the server's task `{0}` keeps failing; the log says more")]
+    /// A task of the server fails repeatedly.
+    #[error("the server's task `{0}` keeps failing; the log has the details")]
     Failing(Arc<str>),
 }
 
-/// A running Tidings. Cheap to share by `Arc`; its tasks end with it.
+/// A running Tidings. Share it in an `Arc`. Its tasks end with it.
 pub struct Tidings {
     settings: Arc<Settings>,
     keys: Arc<Keys>,
@@ -90,21 +90,21 @@ pub struct Tidings {
     refusals: Arc<Refusals>,
     committed: Committed,
     stopping: Arc<Stopping>,
-    /// Where it is served, once it is.
+    /// The address on which the server listens, once it does.
     address: OnceLock<SocketAddr>,
     tasks: Tasks,
-    /// Of the dispatcher, which goes on until the store has stopped.
+    /// The tasks of the dispatcher, which continue until the store has stopped.
     dispatching: Tasks,
 }
 
 impl Tidings {
-    /// Opens the store and starts to work. Needs a Tokio runtime around it.
+    /// Opens the store and starts the tasks. Must be called within a Tokio runtime.
     pub fn start(settings: Settings) -> Result<Tidings, StartError> {
         Tidings::start_with(settings, Vec::new())
     }
 
-    /// The same with notifiers of the application's own in addition to those of the settings. Each needs a name of its
-    /// own, by which its place in the logs is remembered.
+    /// Like [`Tidings::start`], with the application's own notifiers in addition to those of the settings. Each needs a unique
+    /// name, under which its position in the logs is stored.
     pub fn start_with(
         settings: Settings,
         notifiers: Vec<Arc<dyn Notifier>>,
@@ -114,7 +114,7 @@ impl Tidings {
         notify::check_names(&all)?;
         let names: Vec<&str> = all.iter().map(|notifier| notifier.name()).collect();
         let path = settings.database_path()?;
-        // Before a secret is made.
+        // Check this before a secret is generated.
         sqlite::check_place(&settings, &path)?;
         if settings.jwt_secret.is_none() {
             sqlite::check_trace(&path, &Keys::kept_secret(&settings))?;
@@ -195,7 +195,7 @@ impl Tidings {
         Ok(tidings)
     }
 
-    /// Starts what happens without anybody asking.
+    /// Starts the background tasks.
     fn start_tasks(&self) {
         let presence = Arc::clone(&self.presence);
         self.supervise("presence", move || Arc::clone(&presence).watch());
@@ -237,92 +237,92 @@ impl Tidings {
         self.tasks.supervise(Task::new(name), start);
     }
 
-    /// What runs in the background until [`Tidings::close`].
+    /// Returns the tasks that run until [`Tidings::close`].
     pub fn tasks(&self) -> &Tasks {
         &self.tasks
     }
 
-    /// The settings in force.
+    /// Returns the settings in force.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Verifies credentials.
+    /// Returns the keys that verify credentials.
     pub fn keys(&self) -> &Keys {
         &self.keys
     }
 
-    /// Publishes on behalf of callers.
+    /// Returns the service that publishes on behalf of callers.
     pub fn publications(&self) -> &Arc<PublishService> {
         &self.publications
     }
 
-    /// Subscribes on behalf of callers.
+    /// Returns the service that subscribes on behalf of callers.
     pub fn subscriptions(&self) -> &Arc<SubscribeService> {
         &self.subscriptions
     }
 
-    /// Takes in the beats of devices.
+    /// Returns the presence of devices, which takes their heartbeats.
     pub fn presence(&self) -> &Presence {
         &self.presence
     }
 
-    /// Those who are told of what happens.
+    /// Returns the notifiers.
     pub fn notifiers(&self) -> &Notifiers {
         &self.notifiers
     }
 
-    /// The server's own figures.
+    /// Returns the server's metrics.
     pub fn vitals(&self) -> &Vitals {
         &self.vitals
     }
 
-    /// What the log says of refusals.
+    /// Returns the log of rejected requests.
     pub fn refusals(&self) -> &Refusals {
         &self.refusals
     }
 
-    /// Who listens.
+    /// Returns the hub, with the open streams.
     pub fn hub(&self) -> &Hub {
         &self.hub
     }
 
-    /// Reads.
+    /// Returns the store.
     pub fn store(&self) -> &dyn Store {
         &*self.store
     }
 
-    /// How many streams are open.
+    /// Returns the number of open streams.
     pub fn streams(&self) -> usize {
         self.hub.attached()
     }
 
-    /// How many committed batches the streams have not been offered yet.
+    /// Returns the number of committed batches that have not been offered to the streams.
     pub fn undispatched(&self) -> u64 {
         self.committed.waiting()
     }
 
-    /// Whether [`Tidings::stop`] was called.
+    /// Whether [`Tidings::stop`] has been called.
     pub fn is_stopping(&self) -> bool {
         self.stopping.since().is_some()
     }
 
-    /// When [`Tidings::stop`] was called for the first time.
+    /// Returns when [`Tidings::stop`] was first called.
     pub fn stopping_since(&self) -> Option<Instant> {
         self.stopping.since()
     }
 
-    /// Notes where it is served.
+    /// Records the address on which the server listens.
     pub(crate) fn listens_on(&self, address: SocketAddr) {
         self.address.get_or_init(|| address);
     }
 
-    /// Where it is served, if it is.
+    /// Returns the address on which the server listens, if it does.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.address.get().copied()
     }
 
-    /// Whether database and dispatcher work, by a round trip through each, and no task keeps failing.
+    /// Checks the database and the dispatcher by a round trip through each, and that no task keeps failing.
     pub async fn ready(&self) -> Result<(), NotReady> {
         if self.is_stopping() {
             return Err(NotReady::Stopping);
@@ -340,20 +340,20 @@ impl Tidings {
             .map_err(|_| NotReady::Late)?
     }
 
-    /// Tells every stream to close. Those that open later are told so at once; publications are still answered.
+    /// Closes every stream. Streams that are opened later are closed at once. Commands are still accepted.
     pub fn stop(&self) {
-        // Before anybody is told: a stream that attaches after the walk finds it set.
+        // Set this first: a stream that attaches after the scan below finds it set.
         self.stopping.begin();
         self.hub.close_all(|| self.stopping.farewell());
     }
 
-    /// Finishes what was published, lets go of the database, and ends every task. Tasks that do not end in time are named in
-    /// the log, and by [`Tasks::running`].
+    /// Completes pending writes, closes the database, and ends every task. Tasks that do not end in time are named in the log
+    /// and by [`Tasks::running`].
     pub async fn close(&self) -> Result<(), StoreError> {
         self.stop();
         let mut ended = self.tasks.end(TASKS_STOP_MAX).await;
         if let Err(error) = self.presence.flush().await {
-            tracing::warn!(%error, "when devices were last heard of could not be written down");
+            tracing::warn!(%error, "the times of the devices' last heartbeats could not be stored");
         }
         let closed = self.store.close().await;
         ended &= self.dispatching.end(TASKS_STOP_MAX).await;

@@ -1,4 +1,4 @@
-//! The HTTP and SSE client behind `demo` and `watch`: blocking, ordinary, over the public API only.
+//! The HTTP and SSE client of `demo` and `watch`. It is blocking and uses only the public API.
 
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
@@ -12,12 +12,12 @@ use ureq::{Body, RequestBuilder};
 use super::{Exit, Failure};
 use crate::config::Secret;
 
-/// How long a connection attempt may take.
+/// How long to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an answer may take. Streams have none.
+/// How long to wait for an answer. Does not apply to streams.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A server and a credential.
+/// A server, and a credential for it.
 #[derive(Clone)]
 pub(super) struct Client {
     agent: ureq::Agent,
@@ -26,7 +26,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// For a server anywhere. Whom the system trusts is trusted, or whom `SSL_CERT_FILE` names.
+    /// Creates a client for any server. It trusts the system's certificate authorities, or those in `SSL_CERT_FILE`.
     pub(super) fn new(base: &str, token: Option<Secret>) -> Client {
         let mut tls = TlsConfig::builder();
         if base.starts_with("https:") {
@@ -39,7 +39,8 @@ impl Client {
         Client::with(base, token, tls.build())
     }
 
-    /// For the server of this very process. Its certificate is for the names that others know it by, and is not verified.
+    /// Creates a client for the server in this process. Does not verify its certificate, which is for the public names of the
+    /// server.
     pub(super) fn of_own_server(base: &str, token: Option<Secret>) -> Client {
         let tls = TlsConfig::builder().disable_verification(true).build();
         Client::with(base, token, tls)
@@ -59,12 +60,12 @@ impl Client {
         }
     }
 
-    /// Posts JSON and returns the answer; a problem is a [`Failure`] with its detail.
+    /// Posts JSON and returns the answer. A problem becomes a [`Failure`] with its detail.
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         self.answer(self.to_post(path).send_json(body))
     }
 
-    /// Posts commands, one a line. What becomes of each is not told.
+    /// Posts a batch of commands. Ignores their individual results.
     pub(super) fn batch(&self, commands: &[Value]) -> Result<(), Failure> {
         let lines: String = commands
             .iter()
@@ -135,7 +136,7 @@ impl Client {
         )
     }
 
-    /// A problem is a [`Failure`] with its detail.
+    /// Converts a problem to a [`Failure`] with its detail.
     fn check(&self, sent: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, Failure> {
         let mut response = sent.map_err(|error| self.unreachable(error))?;
         let status = response.status().as_u16();
@@ -169,25 +170,25 @@ fn in_time<B>(request: RequestBuilder<B>) -> RequestBuilder<B> {
         .build()
 }
 
-/// A stream of messages and signs of life.
+/// A stream of messages and heartbeats.
 pub(super) struct Events {
     lines: BufReader<ureq::BodyReader<'static>>,
     id: Option<String>,
 }
 
-/// What came in.
+/// What the stream delivered.
 #[derive(Debug)]
 pub(super) struct Received {
-    /// A message, or nothing for a sign of life.
+    /// A message. None for a heartbeat.
     pub(super) message: Option<Value>,
-    /// The cursor to come back with.
+    /// The cursor to resume from.
     pub(super) cursor: Option<String>,
 }
 
 impl Iterator for Events {
     type Item = Received;
 
-    /// The next event; nothing when the connection is over.
+    /// Returns the next message or heartbeat, or none when the connection has ended.
     fn next(&mut self) -> Option<Received> {
         let mut data = String::new();
         let mut any = false;

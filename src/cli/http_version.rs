@@ -1,8 +1,8 @@
-//! Which handshakes come over HTTP/1.0: Rocket 0.5.2 tells the version of a request nowhere but in a line of its log,
-//! at the level `debug`, which it writes before the request is routed. The line is read here and not written anywhere.
+//! Detects handshakes over HTTP/1.0. Rocket 0.5.2 reports the version of a request only in a line of its log, at level
+//! `debug`, before it routes the request. This layer reads that line and does not write it anywhere.
 //!
-//! Should another release of Rocket write it differently, such a handshake is answered with a 101 that opens nothing, as
-//! Rocket does by itself: the test `handshake::http_1_0_is_not_upgraded_but_served_what_it_can_have` would notice.
+//! If a later release of Rocket changes the line, such a handshake is answered with a 101 that opens nothing, as Rocket does
+//! by default. The test `handshake::http_1_0_is_not_upgraded_but_served_what_it_can_have` would fail then.
 
 use std::fmt::{self, Write};
 
@@ -14,12 +14,12 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::http::OldHandshakes;
 
-/// Who writes the line.
+/// The module that writes the line.
 const TARGET: &str = "rocket::server";
-/// The longest line of its text that matters, in bytes: that of the key.
+/// The longest line that matters, in bytes: the one with the key.
 const LINE_MAX_BYTES: usize = 128;
 
-/// Reads Rocket's log and nothing else.
+/// Returns a layer that reads only Rocket's log.
 pub(super) fn layer<S>(old: OldHandshakes) -> impl Layer<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -42,11 +42,11 @@ impl<S: Subscriber> Layer<S> for Requests {
     }
 }
 
-/// Reads the text of a request as it is made, line by line, and stops it as soon as nothing more matters: at the version,
-/// if that is not HTTP/1.0.
+/// Reads the text of a request line by line while it is formatted. Stops it at the version unless that is HTTP/1.0, and as
+/// soon as nothing more is needed.
 #[derive(Default)]
 struct Reader {
-    /// Its first bytes.
+    /// The beginning of the current line.
     line: String,
     is_old: bool,
     key: Option<String>,
@@ -55,7 +55,7 @@ struct Reader {
 impl Visit for Reader {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
-            // Fails where it was stopped.
+            // Fails if it was stopped.
             let _ = write!(self, "{value:?}");
         }
     }

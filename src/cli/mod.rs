@@ -19,36 +19,36 @@ use clap::{Parser, Subcommand};
 use crate::config::ConfigError;
 use crate::http::framework;
 
-/// Exit codes that scripts can use.
+/// Exit codes for scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Exit {
-    /// Something went wrong; standard error says what.
+    /// An error, which is printed to standard error.
     Failed = 1,
-    /// The command line does not fit together.
+    /// The command line is not valid.
     Usage = 2,
-    /// The token is missing, invalid, expired or does not reach so far.
+    /// The token is missing, invalid or expired, or does not allow this.
     Denied = 3,
-    /// There is no such thing.
+    /// The requested thing does not exist.
     NotFound = 4,
     /// The server cannot be reached.
     Unreachable = 5,
-    /// The job or enrollment that was watched failed.
+    /// The watched job or enrollment failed.
     WatchedFailed = 10,
-    /// The job or enrollment that was watched was cancelled.
+    /// The watched job or enrollment was cancelled.
     WatchedCancelled = 11,
 }
 
 const EXIT_CODES: &str = "\
 Exit codes:
    0  done (watch: the job or enrollment completed)
-   1  an error, which standard error names; or, without a word, the reader of standard output has gone
-   2  the command line cannot be used
-   3  denied: the token is missing, invalid or expired, or does not reach so far
-   4  there is no such thing (new-epoch: no database)
+   1  an error, described on standard error; or, without a message, standard output was closed
+   2  the command line is not valid
+   3  denied: the token is missing, invalid or expired, or does not allow this
+   4  not found (new-epoch: no database)
    5  the server cannot be reached
-  10  the job or enrollment that was watched failed
-  11  the job or enrollment that was watched was cancelled";
+  10  the watched job or enrollment failed
+  11  the watched job or enrollment was cancelled";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,7 +58,7 @@ Examples:
   TIDINGS_TOKEN=$(tidings token --school 1 --role viewer) tidings watch jobs
   tidings watch jobs/42 --json";
 
-/// Tells people how things are going, live.
+/// Broadcasts live progress and status.
 #[derive(Debug, Parser)]
 #[command(name = "tidings", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 struct Arguments {
@@ -70,22 +70,22 @@ struct Arguments {
 enum Command {
     /// Run the server. Settings: `[default.tidings]` in Rocket.toml, TIDINGS_<NAME>, ROCKET_ADDRESS, ROCKET_PORT, ROCKET_TLS.
     Serve,
-    /// Run the server, work through real documents, and bring a school to life.
+    /// Run the server, process real documents, and simulate a school.
     Demo(demo::Arguments),
-    /// Make a token with this server's secret.
+    /// Create a token with this server's secret.
     Token(token::Arguments),
-    /// Make all readers begin anew, after a backup was restored.
+    /// Reset the cursors of all clients, after restoring a backup.
     NewEpoch(new_epoch::Arguments),
     /// Watch a scope: live progress bars, or NDJSON.
     Watch(watch::Arguments),
 }
 
-/// An error with the exit code that it leads to.
+/// An error, with its exit code.
 #[derive(Debug)]
 struct Failure {
     exit: Exit,
     message: String,
-    /// The status of the HTTP answer that it was.
+    /// The status of the HTTP answer that caused it.
     http_status: Option<u16>,
 }
 
@@ -98,12 +98,12 @@ impl Failure {
         }
     }
 
-    /// Whether the server refused because the subject is in another state by now (409).
+    /// Whether the server rejected the request because the subject has changed meanwhile (409).
     fn is_conflict(&self) -> bool {
         self.http_status == Some(409)
     }
 
-    /// Whether the same request may succeed a moment later.
+    /// Whether the same request may succeed soon.
     fn is_passing(&self) -> bool {
         match self.http_status {
             Some(status) => status == 429 || status >= 500,
@@ -112,14 +112,14 @@ impl Failure {
     }
 }
 
-/// Any other error is plainly one.
+/// Converts any other error to a general failure.
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Failure {
         Failure::new(Exit::Failed, error)
     }
 }
 
-/// Runs the command that the process was called with.
+/// Runs the command in the process's arguments.
 pub fn run() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -143,14 +143,14 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Prints help, or what is wrong with the command line. Whether with colours is for clap to see.
+/// Prints help or an error in the command line. clap decides about colours.
 fn explain(error: &clap::Error) -> ExitCode {
     let is_plain = |argument: std::ffi::OsString| terminal::is_plain(&argument.to_string_lossy());
     if std::env::args_os().all(is_plain) {
-        // The reader may have gone.
+        // Fails if the reader is gone.
         let _ = error.print();
     } else {
-        // It quotes arguments as they are.
+        // The text quotes arguments unescaped.
         let text = error.render().to_string();
         text.lines().for_each(terminal::complain);
     }
@@ -161,19 +161,19 @@ fn explain(error: &clap::Error) -> ExitCode {
     })
 }
 
-/// Rocket's settings that do not reach its logger, which is not in use here.
+/// Rocket's settings for its own logger, which is not used here.
 const ABOUT_LOGS: &[(&str, &str)] = &[
     (
         rocket::Config::LOG_LEVEL,
-        "has no effect: what is logged is chosen with TIDINGS_LOG",
+        "has no effect: set TIDINGS_LOG to choose what is logged",
     ),
     (
         rocket::Config::CLI_COLORS,
-        "has no effect: the log has colours on a terminal, and nowhere else",
+        "has no effect: the log has colours only on a terminal",
     ),
 ];
 
-/// Rocket's configuration, with our defaults below it. Nothing in it is without an effect.
+/// Returns Rocket's configuration with our defaults. Fails on settings without an effect.
 fn figment() -> Result<figment::Figment, ConfigError> {
     let figment = rocket::Config::figment();
     let is_read = figment
@@ -183,11 +183,11 @@ fn figment() -> Result<figment::Figment, ConfigError> {
         let named = std::env::var_os("ROCKET_CONFIG");
         let problem = match &named {
             Some(path) if Path::new(path).exists() => {
-                "ROCKET_CONFIG names something that is not a file"
+                "ROCKET_CONFIG must name a file; it names something else"
             }
             Some(_) => "ROCKET_CONFIG names a file that does not exist",
             None if Path::new("Rocket.toml").exists() => {
-                "Rocket.toml, in this folder, is not a file"
+                "Rocket.toml in this directory must be a file; it is something else"
             }
             None => "",
         };

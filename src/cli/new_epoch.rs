@@ -9,19 +9,19 @@ use super::{Exit, Failure, terminal};
 use crate::config::Settings;
 use crate::store::sqlite::{self, OpenError};
 
-/// Make all readers begin anew, after a backup was restored.
+/// Reset the cursors of all clients, after restoring a backup.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   tidings new-epoch
   tidings new-epoch --yes --data-dir /var/lib/tidings
 
-Run it after a backup was put in the database's place, before the server starts: in its folder, with its settings, or with --data-dir.
-Nothing else changes in the database. While a server has it open, the command fails.")]
+Run it after the database is replaced by a backup and before the server starts: in the server's directory, with its settings, or with --data-dir.
+Nothing else in the database changes. The command fails while a server has the database open.")]
 pub(super) struct Arguments {
-    /// Do not ask.
+    /// Do not ask for confirmation.
     #[arg(long)]
     yes: bool,
-    /// The server's `data_dir`, in which its database is; as the settings say if absent.
+    /// The server's `data_dir`, which contains its database; by default, that of the settings.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
 }
@@ -31,7 +31,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let mut settings = Settings::from_figment(&super::figment()?)?;
     if let Some(folder) = arguments.data_dir {
         settings.data_dir = folder;
-        // The folder that is named has the database.
+        // The database is in the directory that is named here.
         settings.database_url = None;
     }
     let path = settings.database_path()?;
@@ -45,21 +45,21 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     })?;
     let before = before.map_or("none".to_owned(), |epoch| epoch.to_string());
     terminal::print_line(&format!(
-        "{shown}: the epoch is {now}, and was {before}. All readers begin anew when the server starts."
+        "{shown}: the epoch is {now}, and was {before}. All clients receive a reset when the server starts."
     ))
 }
 
-/// Asks on a terminal. Without one nobody could answer.
+/// Asks for confirmation on a terminal. Fails if there is none.
 fn is_confirmed(path: &str) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
-        let problem = "--yes is required where standard input is not a terminal";
+        let problem = "--yes is required if standard input is not a terminal";
         return Err(Failure::new(Exit::Usage, problem));
     }
     let mut error = std::io::stderr();
     write!(
         error,
-        "{path} gets a new epoch. Every cursor that a client holds is answered with a `reset` and a snapshot of what is there now. \
-         This cannot be undone. Go on? [y/N] "
+        "{path} gets a new epoch. Every client that resumes from an old cursor receives a `reset` and a snapshot of the current state. \
+         This cannot be undone. Continue? [y/N] "
     )?;
     error.flush()?;
     let mut answer = String::new();

@@ -1,4 +1,4 @@
-//! The start of `serve` and `demo`: the address is answered although the database takes a while to be opened.
+//! The start of `serve` and `demo`: the server answers while its database is still being opened.
 
 use std::future::pending;
 
@@ -13,7 +13,7 @@ use super::{Exit, Failure};
 use crate::config::OPENING_IS_LONG;
 use crate::http::{OldHandshakes, opening};
 
-/// The server, ready to be launched. None if it was told to stop before.
+/// Returns the server, ready to be launched. None if it was stopped before.
 pub(super) async fn opened(
     figment: Figment,
     old: OldHandshakes,
@@ -25,11 +25,11 @@ pub(super) async fn opened(
     if let Ok(opened) = timeout(OPENING_IS_LONG, &mut opening).await {
         return opened.map_err(fallen)?.map(Some);
     }
-    tracing::info!("the database takes a while to be opened; until then `/readyz` says so");
+    tracing::info!("opening the database takes a while; `/readyz` reports 503 until it is open");
     let has_port = |port: figment::value::Value| port.to_u128() != Some(0);
     let interim = match figment.find_value("port").is_ok_and(has_port) {
         true => Some(opening::rocket(&figment).ignite().await),
-        // Nobody knows which one it would be.
+        // The port is not known yet.
         false => None,
     };
     let interim = interim.transpose();
@@ -41,23 +41,23 @@ pub(super) async fn opened(
             None => pending().await,
         }
     };
-    // With the other branches the listener ends, and the address is free.
+    // When another branch completes, the listener is dropped, and the address is free.
     let opened = tokio::select! {
         opened = &mut opening => opened.map_err(fallen)?.map(Some),
         Err(error) = answered => Err(unserved(error.kind(), &figment)),
         _ = signals.stop() => {
-            tracing::info!("told to stop before the database was open");
+            tracing::info!("stopped before the database was open");
             Ok(None)
         }
     };
-    // Requests under way are still answered.
+    // Requests in progress are still answered.
     if let Some(shutdown) = shutdown {
         shutdown.notify();
     }
     opened
 }
 
-/// Opens on a thread of its own, and not one of the runtime: the process need not wait for its end.
+/// Opens the database on a separate thread, not one of the runtime: the process need not wait for its end.
 fn open(
     figment: Figment,
     old: OldHandshakes,
@@ -69,7 +69,7 @@ fn open(
         .name("tidings-opening".into())
         .spawn(move || {
             let _runtime = runtime.enter();
-            // Nobody waits if it was told to stop.
+            // Nothing waits for it if the server was stopped.
             let _ = opened.send(server(figment, old, at_signal));
         })?;
     Ok(opening)

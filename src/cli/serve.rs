@@ -19,16 +19,16 @@ use crate::config::{self, ConfigError, FAREWELL_MAX, Settings};
 use crate::http::{self, OldHandshakes, shutdown};
 use crate::service::Tidings;
 
-/// What is added to a signal's number in the exit code of a process that it has ended.
+/// Added to a signal's number in the exit code of a process that the signal ends.
 const SIGNALLED: i32 = 128;
 const SIGTERM: i32 = 15;
 const SIGINT: i32 = 2;
-/// Files that are open in addition to streams and readers of the database: publishers, the writer, the runtime.
+/// Open files in addition to streams and readers of the database: publishers, the writer, the runtime.
 const OTHER_FILES: u64 = 128;
-/// Which log lines are written, as in `RUST_LOG`.
+/// Selects the lines to log, as `RUST_LOG` does.
 const LOG_VARIABLE: &str = "TIDINGS_LOG";
 
-/// Libraries that write whole requests into their logs at some level, credentials and all.
+/// Libraries that, at some level, log whole requests including credentials.
 const SILENCED: &[&str] = &[
     "rocket",
     "_",
@@ -44,7 +44,7 @@ const SILENCED: &[&str] = &[
 
 pub(super) fn run() -> Result<(), Failure> {
     let old = init_logging()?;
-    // Before Rocket reads them for its runtime, and shows what it cannot read.
+    // Check this before Rocket reads the settings for its runtime: Rocket's error would show the invalid value.
     let figment = super::figment()?;
     rocket::execute(async {
         match opened(figment, old, None).await? {
@@ -54,14 +54,15 @@ pub(super) fn run() -> Result<(), Failure> {
     })
 }
 
-/// Logs to standard error. What comes back learns from Rocket's log which handshakes come over HTTP/1.0.
+/// Logs to standard error. Returns the handshakes over HTTP/1.0, which are recognized in Rocket's log.
 pub(super) fn init_logging() -> Result<OldHandshakes, Failure> {
     let chosen = std::env::var_os(LOG_VARIABLE).unwrap_or_default();
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse(chosen.to_string_lossy());
     let filter = filter.map_err(|_| {
-        let problem = "is not a filter of log lines; write `debug`, or `warn,tidings::cli=info`";
+        let problem =
+            "is not a valid filter of log lines; write `debug`, or `warn,tidings::cli=info`";
         Failure::new(
             Exit::Failed,
             format!("{LOG_VARIABLE} in the environment {problem}"),
@@ -70,16 +71,16 @@ pub(super) fn init_logging() -> Result<OldHandshakes, Failure> {
     let discreet = FilterFn::new(|metadata| {
         let target = metadata.target();
         let root = target.split("::").next().unwrap_or_default();
-        // What Rocket's macros write in our name, such as that a guard passes a request on to the next route.
+        // Rocket's macros also log under our name, for example that a guard forwards a request.
         !SILENCED.contains(&root) && !target.ends_with("::_")
     });
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(|| terminal::Log)
-        // In a file, colours get in the way of a search.
+        // In a file, colours make the log hard to search.
         .with_ansi(terminal::has_colours(&std::io::stderr()))
         .with_filter(filter.and(discreet));
     let old = OldHandshakes::default();
-    // Somebody has set a logger before, if this fails; then that one is used.
+    // Fails if a logger is already set, which then stays in use.
     let _ = tracing_subscriber::registry()
         .with(lines)
         .with(http_version::layer(old.clone()))
@@ -87,10 +88,10 @@ pub(super) fn init_logging() -> Result<OldHandshakes, Failure> {
     Ok(old)
 }
 
-/// What the first signal does instead of stopping the server.
+/// The action of the first signal, if it does not stop the server.
 pub(super) type AtSignal = Arc<dyn Fn() + Send + Sync>;
 
-/// The server, announcing itself on standard output once it listens. A signal that comes before is heeded then.
+/// Returns the server. Once it listens, it announces itself on standard output and handles signals, including earlier ones.
 pub(super) fn server(
     figment: Figment,
     old: OldHandshakes,
@@ -106,16 +107,16 @@ pub(super) fn server(
                 let config = rocket.config();
                 let address = SocketAddr::new(config.address, config.port);
                 let line = format!("Tidings listens on {}", url(config, address));
-                // A server is not there for its output.
+                // The server works without its standard output.
                 if terminal::print_line(&line).is_err() {
-                    tracing::warn!("{line}, which standard output does not take");
+                    tracing::warn!("{line}; standard output cannot be written to");
                 }
             })
         })),
     )
 }
 
-/// Where the server is found, at this address.
+/// Returns the URL of the server at this address.
 pub(super) fn url(config: &rocket::Config, address: SocketAddr) -> String {
     let scheme = if config.tls_enabled() {
         "https"
@@ -125,10 +126,10 @@ pub(super) fn url(config: &rocket::Config, address: SocketAddr) -> String {
     format!("{scheme}://{address}")
 }
 
-/// Each stream is an open file, and a service gets no more than 1,024 unless it asks.
+/// Raises the limit on open files. Each stream is an open file, and a service gets only 1,024 by default.
 fn raise_open_files(settings: &Settings) {
     let max_streams = settings.max_streams as u64;
-    // A reader of the database has it open with its journal and their index. One more answers `/readyz`.
+    // A reader has three files open: the database, its journal, and the index of the journal. `/readyz` has another reader.
     let readers = u64::from(settings.reader_connections) + 1;
     let wanted = max_streams + 3 * readers + OTHER_FILES;
     match rlimit::increase_nofile_limit(u64::MAX) {
@@ -137,7 +138,7 @@ fn raise_open_files(settings: &Settings) {
                 limit,
                 wanted,
                 max_streams,
-                "fewer files may be open than that many streams need"
+                "the limit on open files is too low for the maximum number of streams"
             );
         }
         Ok(_) => {}
@@ -145,22 +146,22 @@ fn raise_open_files(settings: &Settings) {
     }
 }
 
-/// SIGTERM and SIGINT, from the moment on at which this is made.
+/// SIGTERM and SIGINT, received from the creation of this value on.
 pub(super) struct Signals {
-    /// None where signals cannot be listened to.
+    /// None if signals cannot be received.
     streams: Option<(Signal, Signal)>,
-    /// Whether each stops the server.
+    /// Whether each of them stops the server.
     stops: (bool, bool),
 }
 
 impl Signals {
-    /// By Rocket's settings each of them stops the server or does not, if not `all` do.
+    /// Starts to listen. Rocket's settings decide which signals stop the server, unless `all` is set.
     pub(super) fn listen(figment: &Figment, all: bool) -> Result<Signals, Failure> {
         let shutdown = shutdown_settings(figment)?;
         let terminate = signal(SignalKind::terminate());
         let streams = terminate.and_then(|own| Ok((own, signal(SignalKind::interrupt())?)));
         if let Err(error) = &streams {
-            tracing::warn!(%error, "signals cannot be listened to");
+            tracing::warn!(%error, "signals cannot be received");
         }
         let signals = &shutdown.signals;
         Ok(Signals {
@@ -172,7 +173,7 @@ impl Signals {
         })
     }
 
-    /// The next one's number, and whether it stops the server.
+    /// Returns the number of the next signal, and whether it stops the server.
     async fn next(&mut self) -> (i32, bool) {
         let Some((terminate, interrupt)) = &mut self.streams else {
             return pending().await;
@@ -183,7 +184,7 @@ impl Signals {
         }
     }
 
-    /// Waits for one that stops the server, and returns its number.
+    /// Waits for a signal that stops the server, and returns its number.
     pub(super) async fn stop(&mut self) -> i32 {
         loop {
             if let (number, true) = self.next().await {
@@ -200,7 +201,7 @@ fn shutdown_settings(figment: &Figment) -> Result<rocket::config::Shutdown, Fail
         .shutdown)
 }
 
-/// Takes SIGINT and SIGTERM from Rocket, which would stop accepting before anybody is told. The others stay with it.
+/// Takes SIGINT and SIGTERM away from Rocket, which would stop accepting before streams are closed. Rocket handles others.
 fn take_signals(figment: Figment) -> Result<Figment, Failure> {
     let mut signals = shutdown_settings(&figment)?.signals;
     signals.retain(|signal| !matches!(signal, Sig::Int | Sig::Term));
@@ -209,8 +210,8 @@ fn take_signals(figment: Figment) -> Result<Figment, Failure> {
         .merge(("shutdown.signals", signals)))
 }
 
-/// Who asks a second time does not want to wait any longer. What was acknowledged is on the disk; only when devices were
-/// last heard of may be missing.
+/// Handles signals. The first one stops the server gracefully. The second one exits at once: everything acknowledged is
+/// on disk, and only the times of the devices' last heartbeats may be lost.
 fn heed(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Option<AtSignal>) {
     let shutdown = rocket.shutdown();
     let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
@@ -220,7 +221,7 @@ fn heed(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Option<AtSignal
         loop {
             let number = signals.stop().await;
             if asked {
-                tracing::warn!("asked to stop a second time: leaving at once");
+                tracing::warn!("asked to stop a second time: exiting at once");
                 std::process::exit(SIGNALLED + number);
             }
             asked = true;
@@ -232,14 +233,14 @@ fn heed(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Option<AtSignal
     });
 }
 
-/// Tells every stream to close while the server still takes connections, which are answered meanwhile. Then lets it end.
+/// Closes every stream while the server still accepts and answers requests. Then shuts the server down.
 pub(super) async fn stop(tidings: Arc<Tidings>, shutdown: rocket::Shutdown) {
     tidings.stop();
     shutdown::told(&tidings, Instant::now() + FAREWELL_MAX).await;
     shutdown.notify();
 }
 
-/// Serves until it is told to stop, then finishes what was published.
+/// Serves until the server is stopped, then completes pending writes.
 pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
     if let Some(tidings) = &tidings {
@@ -252,7 +253,7 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     }
     match served {
         Ok(_) => Ok(()),
-        // Connections that Rocket had to cut; everything acknowledged is in the database.
+        // Rocket had to cut these connections. Everything acknowledged is in the database.
         Err(error) if matches!(error.kind(), rocket::error::ErrorKind::Shutdown(..)) => {
             tracing::warn!("some connections did not end in time and were cut");
             Ok(())
@@ -261,16 +262,16 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     }
 }
 
-/// What Rocket could not do, with the name of the setting or the address.
+/// Describes why Rocket failed, with the setting or the address at fault.
 pub(super) fn unserved(kind: &rocket::error::ErrorKind, figment: &Figment) -> Failure {
     use rocket::error::ErrorKind;
     let setting = |name: &str| figment.find_value(name).ok();
     let problem = match kind {
         ErrorKind::Config(error) => error.to_string(),
-        // Rocket's own words for its certificate and key, of which each begins or goes on like this.
+        // Each of Rocket's messages about its certificate and key contains this.
         ErrorKind::Bind(error) | ErrorKind::Io(error) if error.to_string().contains(" TLS ") => {
             let tls = config::place(figment.find_metadata("tls"), &["tls"]);
-            format!("the files of the setting {tls}, `certs` and `key`, cannot be used: {error}")
+            format!("the files in the setting {tls}, `certs` and `key`, cannot be used: {error}")
         }
         ErrorKind::Bind(error) => {
             let host = setting("address").and_then(|address| address.into_string());

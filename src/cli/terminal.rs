@@ -1,5 +1,5 @@
-//! What the command line writes: nothing that a terminal would obey, colours only where they are wanted, and no panic when
-//! the reader has gone.
+//! The output of the command line: nothing that a terminal would interpret, colours only where they are wanted, and no panic
+//! if the reader is gone.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Exit, Failure};
 
-/// Prints a line on standard output. A reader that has gone is a quiet end: a failure without a message.
+/// Prints a line on standard output. If the reader is gone, fails without a message.
 pub(super) fn print_line(line: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let written = writeln!(out, "{line}").and_then(|()| out.flush());
@@ -22,17 +22,17 @@ pub(super) fn print_line(line: &str) -> Result<(), Failure> {
 
 /// Prints a line on standard error.
 pub(super) fn complain(line: &str) {
-    // Nobody is left to tell if this fails.
+    // If this fails, there is nowhere to report it.
     let _ = writeln!(io::stderr(), "{}", plain(line));
 }
 
-/// Whether to write colours there. `NO_COLOR` is a convention: <https://no-color.org>.
+/// Whether to write colours to a stream. Respects `NO_COLOR`: <https://no-color.org>.
 pub(super) fn has_colours(stream: &impl IsTerminal) -> bool {
     let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     stream.is_terminal() && !is_unwanted
 }
 
-/// Whether a terminal would obey the character, or show its neighbours in another order.
+/// Whether a terminal would interpret the character, or reorder the characters around it.
 fn is_obeyed(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -41,12 +41,12 @@ fn is_obeyed(character: char) -> bool {
         )
 }
 
-/// Whether there is anything in the text that a terminal would obey.
+/// Whether a text contains nothing that a terminal would interpret.
 pub(super) fn is_plain(text: &str) -> bool {
     !text.contains(is_obeyed)
 }
 
-/// Text from elsewhere (file names, titles, messages of a server) in one line, with what a terminal would obey escaped: `\u{1b}`.
+/// Returns foreign text (file names, titles, messages of a server) as one line, with special characters escaped: `\u{1b}`.
 pub(super) fn plain(text: &str) -> String {
     escaped(text, is_obeyed)
 }
@@ -62,10 +62,10 @@ fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> String {
     plain
 }
 
-/// JSON in a line. What a terminal would obey is escaped, which changes no value.
+/// Returns JSON as one line, with special characters escaped. This changes no value.
 pub(super) fn json_line(value: &Value) -> String {
     let mut line = String::new();
-    // JSON itself is ASCII without control characters, so that those which are left are within strings.
+    // JSON is ASCII without control characters, except within strings. The remaining ones are therefore within strings.
     for character in value.to_string().chars() {
         match is_obeyed(character) {
             true => line += &format!("\\u{:04x}", u32::from(character)),
@@ -75,16 +75,16 @@ pub(super) fn json_line(value: &Value) -> String {
     line
 }
 
-/// Standard error, as the log writes to it: an event at a time.
+/// Standard error, as the log writes to it: one event at a time.
 pub(super) struct Log;
 
 impl Write for Log {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
-        // The escape character is left to the subscriber, which writes its colours with it and escapes those of others.
+        // Keep the escape character: the subscriber writes its colours with it, and escapes it in other text.
         let is_escaped = |character| is_obeyed(character) && character != '\u{1b}';
         let line = escaped(text.trim_end_matches('\n'), is_escaped);
-        // Nobody is left to tell if this fails.
+        // If this fails, there is nowhere to report it.
         let _ = writeln!(io::stderr(), "{line}");
         Ok(event.len())
     }

@@ -12,7 +12,7 @@ use crate::config::{ConfigError, SCHOOLS_PER_TOKEN_MAX, Settings};
 use crate::id::{Channel, SchoolId};
 use crate::kind;
 
-/// Make a token.
+/// Create a token.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   tidings token --school 1 --role viewer
@@ -22,30 +22,30 @@ use crate::kind;
   tidings token --role admin            (all schools)
   tidings token --school 1 --role worker --data-dir /var/lib/tidings
 
-The secret is that of the server: run this in its folder, with its settings, or with --data-dir.")]
+The server's secret is required: run this in the server's directory, with its settings, or with --data-dir.")]
 pub(super) struct Arguments {
-    /// The school; an admin token without one reaches all schools.
+    /// The school. An admin token without a school reaches all schools.
     #[arg(long)]
     school: Option<SchoolId>,
-    /// Several schools, separated by commas; requests name one of them.
+    /// Several schools, separated by commas. Each request names one of them.
     #[arg(long, value_delimiter = ',', conflicts_with = "school")]
     schools: Vec<SchoolId>,
-    /// All schools, for a worker; requests name one.
+    /// All schools, for a worker. Each request names one.
     #[arg(long, conflicts_with_all = ["school", "schools"])]
     all_schools: bool,
     /// viewer, worker or admin.
     #[arg(long, value_parser = role)]
     role: Role,
-    /// Who the token is for; it stands in logs.
+    /// The user of the token, which appears in logs.
     #[arg(long, default_value = "cli")]
     sub: String,
-    /// How long it is valid: 90s, 30m, 1h, 7d.
+    /// How long the token is valid: 90s, 30m, 1h, 7d.
     #[arg(long, default_value = "1h", value_parser = duration)]
     ttl: Duration,
-    /// Only this channel (repeatable): jobs, jobs/42, schools/1.
+    /// Limit the token to this channel (repeatable): jobs, jobs/42, schools/1.
     #[arg(long = "channel", value_parser = channel)]
     channels: Vec<Channel>,
-    /// The server's `data_dir`, in which its secret is; as the settings say if absent.
+    /// The server's `data_dir`, which contains its secret; by default, that of the settings.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
 }
@@ -56,13 +56,13 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         let problem = "--school or --schools is required for --role viewer";
         return Err(Failure::new(Exit::Usage, problem));
     }
-    // Left out by mistake, it would reach too far.
+    // If it was left out by mistake, the token would reach too far.
     if is_for_all && arguments.role == Role::Worker && !arguments.all_schools {
         let problem = "--school, --schools or --all-schools is required for --role worker";
         return Err(Failure::new(Exit::Usage, problem));
     }
     if arguments.schools.len() > SCHOOLS_PER_TOKEN_MAX {
-        let problem = format!("--schools takes at most {SCHOOLS_PER_TOKEN_MAX} schools");
+        let problem = format!("--schools accepts at most {SCHOOLS_PER_TOKEN_MAX} schools");
         return Err(Failure::new(Exit::Usage, problem));
     }
     let figment = super::figment()?;
@@ -88,7 +88,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     terminal::print_line(&keys.mint(claims)?)
 }
 
-/// Claims that hold from now on, without a limit to some channels.
+/// Returns claims that are valid from now on, for all channels.
 pub(super) fn claims(school: Option<SchoolId>, role: Role, sub: &str, ttl: Duration) -> Claims {
     let now = Utc::now().timestamp();
     Claims {
@@ -105,16 +105,16 @@ pub(super) fn claims(school: Option<SchoolId>, role: Role, sub: &str, ttl: Durat
 }
 
 fn role(text: &str) -> Result<Role, String> {
-    Role::by_name(text).ok_or_else(|| "is viewer, worker or admin".into())
+    Role::by_name(text).ok_or_else(|| "must be viewer, worker or admin".into())
 }
 
 fn channel(text: &str) -> Result<Channel, String> {
     kind::channel(text).map_err(|error| error.to_string())
 }
 
-/// A number and a unit: `s`, `m`, `h` or `d`.
+/// Parses a number and a unit: `s`, `m`, `h` or `d`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let expected = || "is a number and s, m, h or d, for example 30m".to_owned();
+    let expected = || "must be a number and s, m, h or d, for example 30m".to_owned();
     let (number, unit) = text
         .split_at_checked(text.len().saturating_sub(1))
         .ok_or_else(expected)?;
@@ -126,12 +126,12 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(expected()),
     };
     let number: u64 = number.parse().map_err(|_| expected())?;
-    // A century is the longest that does not overflow a date further on.
+    // A century: longer durations could overflow a date.
     let secs = number
         .checked_mul(unit_secs)
         .filter(|secs| (1..=3_155_760_000).contains(secs));
     secs.map(Duration::from_secs)
-        .ok_or_else(|| "is from 1s to 36525d".to_owned())
+        .ok_or_else(|| "must be from 1s to 36525d".to_owned())
 }
 
 #[cfg(test)]

@@ -7,13 +7,13 @@ use rocket::fairing::{AdHoc, Fairing};
 use rocket::http::uri::Origin;
 
 use super::credential::tidings;
-use super::forwarded::told;
+use super::forwarded::forwarded_values;
 use crate::config::proxy::PathPrefix;
 
 /// Returns the prefix that every generated URL begins with.
 pub(super) fn prefix(request: &Request<'_>) -> PathPrefix {
     // Each proxy on the way appends the prefix that it removed.
-    let mut parts = told(request, "X-Forwarded-Prefix")
+    let mut parts = forwarded_values(request, "X-Forwarded-Prefix")
         .filter(|part| !part.is_empty())
         .peekable();
     let forwarded = parts.peek().is_some().then(|| {

@@ -21,7 +21,7 @@ fn is_trusted(request: &Request<'_>, address: IpAddr) -> bool {
 }
 
 /// Returns the values of a header in order, or nothing if the connection is not from a trusted proxy.
-pub(super) fn told<'r>(
+pub(super) fn forwarded_values<'r>(
     request: &'r Request<'_>,
     name: &str,
 ) -> impl DoubleEndedIterator<Item = &'r str> {
@@ -39,7 +39,7 @@ pub(super) fn told<'r>(
 pub(super) fn is_encrypted(request: &Request<'_>) -> bool {
     // Some proxies send `wss` with a handshake.
     let is_secure = |scheme: &str| matches!(&*scheme.to_ascii_lowercase(), "https" | "wss");
-    let scheme = told(request, "X-Forwarded-Proto").next();
+    let scheme = forwarded_values(request, "X-Forwarded-Proto").next();
     scheme.is_some_and(is_secure) || request.rocket().config().tls_enabled()
 }
 
@@ -76,7 +76,7 @@ pub(super) fn is_own_page(request: &Request<'_>) -> bool {
 
 /// Whether an origin is the one under which the browser knows this server.
 fn is_ours(request: &Request<'_>, origin: &Origin) -> bool {
-    let forwarded = told(request, "X-Forwarded-Host").next();
+    let forwarded = forwarded_values(request, "X-Forwarded-Host").next();
     let host = forwarded
         .and_then(Authority::parse)
         .or_else(|| Authority::parse(request.headers().get_one("Host")?));
@@ -90,10 +90,10 @@ fn is_ours(request: &Request<'_>, origin: &Origin) -> bool {
         _ => false,
     };
     // The port that a proxy reports counts only if its host has none.
-    let told_port = told(request, "X-Forwarded-Port")
+    let reported_port = forwarded_values(request, "X-Forwarded-Port")
         .next()
         .and_then(parse_port);
-    let is_port = match port.or(told_port) {
+    let is_port = match port.or(reported_port) {
         None => origin.port() == origin.default_port(),
         // The proxy's default port for HTTP also stands for the browser's default port for HTTPS.
         Some(80) => matches!(
@@ -113,7 +113,7 @@ pub(super) fn client_address(request: &Request<'_>) -> Option<IpAddr> {
     let Some(header) = &request.rocket().config().ip_header else {
         return Some(peer);
     };
-    if let Some(address) = told(request, header.as_str())
+    if let Some(address) = forwarded_values(request, header.as_str())
         .next()
         .and_then(parse_address)
         && !header.as_str().eq_ignore_ascii_case("X-Forwarded-For")
@@ -123,7 +123,7 @@ pub(super) fn client_address(request: &Request<'_>) -> Option<IpAddr> {
     // Each proxy appends its peer's address. The last one that is not a trusted proxy is the client's; the client itself
     // may have written everything before it.
     let mut client = peer;
-    for text in told(request, "X-Forwarded-For").rev() {
+    for text in forwarded_values(request, "X-Forwarded-For").rev() {
         let Some(address) = parse_address(text) else {
             break;
         };

@@ -40,6 +40,6 @@ pub(crate) fn rocket(figment: &figment::Figment) -> Rocket<Build> {
 fn opening(_: Status, _: &Request<'_>) -> Problem {
     Problem::new(
         Kind::Unavailable,
-        "starting: the server is opening and checking its database; try again",
+        "checking: the server opens and checks its database, and answers requests once that is done",
     )
 }

@@ -1,4 +1,4 @@
-//! What clients send over a WebSocket: `{"type" or "action": "ping" | "subscribe" | "unsubscribe" | "auth", …}`.
+//! The messages of WebSocket clients: `{"type" or "action": "ping" | "subscribe" | "unsubscribe" | "auth", …}`.
 
 use serde_json::{Map, Value};
 
@@ -12,42 +12,42 @@ use crate::kind::{self, characteristic, job};
 pub enum ClientMessage {
     /// The four letters `ping`, bare or as a JSON string.
     BarePing,
-    /// `{"type": "ping"}`, with a `timestamp` to echo or without.
+    /// `{"type": "ping"}`, with or without a `timestamp` to return.
     Ping {
-        /// Sent back as it came.
+        /// Returned in the pong, unchanged.
         timestamp: Option<Value>,
     },
-    /// Listen to more.
+    /// Subscribe to channels.
     Subscribe {
-        /// What to listen to.
+        /// The channels.
         channels: Vec<Channel>,
-        /// Where to go on, if not from a snapshot.
+        /// The cursor to resume from. If absent, the channels begin with a snapshot.
         cursor: Option<Cursor>,
-        /// What was asked, to be acknowledged in the same words.
+        /// The fields of the request, which the acknowledgement repeats.
         asked: Map<String, Value>,
     },
-    /// Listen to less.
+    /// Unsubscribe from channels.
     Unsubscribe {
-        /// What not to listen to any more.
+        /// The channels.
         channels: Vec<Channel>,
-        /// What was asked, to be acknowledged in the same words.
+        /// The fields of the request, which the acknowledgement repeats.
         asked: Map<String, Value>,
     },
-    /// Go on with a fresh token.
+    /// Replace the connection's token.
     Auth {
         /// The token.
         token: String,
     },
 }
 
-/// A message that cannot be understood. The text goes back to the client.
+/// A message that is not valid. The client receives the text.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ClientMessageError {
-    /// Not JSON at all, or not an object.
+    /// The message is not a JSON object. Existing clients expect exactly this text.
     #[error("Invalid JSON format")]
     Malformed,
-    /// JSON, but no message that this server knows.
-    #[error("Unknown message type; expected ping, subscribe, unsubscribe or auth")]
+    /// The message is JSON, but its type is unknown.
+    #[error("Unknown message type; `type` must be ping, subscribe, unsubscribe or auth")]
     UnknownType,
     /// A field is missing or has the wrong type.
     #[error("{0}")]
@@ -61,7 +61,7 @@ pub enum ClientMessageError {
 }
 
 impl ClientMessageError {
-    /// For programs.
+    /// Returns the code for programs.
     pub fn code(&self) -> &'static str {
         match self {
             ClientMessageError::Malformed => "invalid_json",
@@ -75,7 +75,7 @@ impl ClientMessageError {
     }
 }
 
-/// The fields that name what to listen to. A field ending in `s` holds a list, or the only item of one.
+/// The fields that name channels. A field may hold a list or a single item.
 const TARGETS: [(&str, Option<Kind>); 4] = [
     ("channels", None),
     ("job_id", Some(job::KIND)),
@@ -84,7 +84,7 @@ const TARGETS: [(&str, Option<Kind>); 4] = [
 ];
 
 impl ClientMessage {
-    /// Reads one text message.
+    /// Parses a text message.
     pub fn parse(text: &str) -> Result<ClientMessage, ClientMessageError> {
         if matches!(text.trim(), "ping" | "\"ping\"") {
             return Ok(ClientMessage::BarePing);
@@ -108,7 +108,9 @@ impl ClientMessage {
                     Some(Value::String(text)) if text.is_empty() => None,
                     Some(Value::String(text)) => Some(text.parse()?),
                     Some(_) => {
-                        return Err(ClientMessageError::InvalidField("`cursor` is a string"));
+                        return Err(ClientMessageError::InvalidField(
+                            "`cursor` must be a string",
+                        ));
                     }
                 };
                 let (channels, asked) = targets(&object)?;
@@ -124,7 +126,7 @@ impl ClientMessage {
             }
             Some("auth") => match object.remove("token") {
                 Some(Value::String(token)) => Ok(ClientMessage::Auth { token }),
-                _ => Err(ClientMessageError::InvalidField("`token` is a string")),
+                _ => Err(ClientMessageError::InvalidField("`token` must be a string")),
             },
             _ => Err(ClientMessageError::UnknownType),
         }
@@ -150,7 +152,7 @@ fn targets(
                 Value::Number(number) if kind.is_some() => number.to_string(),
                 _ => {
                     return Err(ClientMessageError::InvalidField(
-                        "channels are strings; ids are strings or numbers",
+                        "`channels` must be strings, and ids strings or numbers",
                     ));
                 }
             };
@@ -166,7 +168,7 @@ fn targets(
     }
     if asked.is_empty() {
         return Err(ClientMessageError::InvalidField(
-            "nothing named: give `channels`, `job_id` or `characteristic_ids`",
+            "the message names no channel: it must have `channels`, `job_id` or `characteristic_ids`",
         ));
     }
     Ok((channels, asked))

@@ -1,4 +1,4 @@
-//! What is sent to one connection in addition to events.
+//! Control messages: what a connection receives in addition to events.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -11,50 +11,50 @@ use crate::id::{Cursor, SchoolId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResetReason {
-    /// Events after it are no longer retained.
+    /// Events after the cursor are no longer retained.
     Expired,
-    /// It belongs to another database, or to a later state than this one has.
+    /// The cursor belongs to another database, or to a state that this database has not reached.
     UnknownEpoch,
-    /// More events lie between than a replay may carry.
+    /// There are more events after the cursor than a replay may contain.
     TooFarBehind,
-    /// The log has another event at its place, or none: the history that it comes from was lost.
+    /// The log has another event or none at the cursor's place: the history that it belongs to was lost.
     HistoryChanged,
 }
 
-/// Why the server ends a stream. One table: code, reason, and whether to come back.
+/// Why the server closes a stream. One table has the code, the reason, and whether to reconnect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Close {
-    /// Everything asked for was said.
+    /// Everything that was requested has been sent.
     Done,
-    /// The server stops; come back after `retry_ms`, which is spread over the clients.
+    /// The server is shutting down. `retry_ms` spreads the reconnections of clients over time.
     ShuttingDown {
-        /// This client's own delay in milliseconds.
+        /// How long this client should wait before it reconnects, in milliseconds.
         retry_ms: u64,
     },
-    /// The credential is over; come back with a fresh one.
+    /// The credential has expired. The client can reconnect with a new one.
     TokenExpired,
-    /// The client answers no ping.
+    /// The client does not answer pings.
     Silent,
-    /// The client broke the WebSocket protocol.
+    /// The client violated the WebSocket protocol.
     ProtocolError,
     /// A client message was larger than allowed.
     MessageTooBig,
-    /// The credential does not allow it.
+    /// The credential does not allow the stream.
     Refused,
-    /// The same on `/ws` and `/ws/samples`, whose clients expect this code.
+    /// Like `Refused`, on `/ws` and `/ws/samples`, whose clients expect this code.
     RefusedUnauthorized,
     /// The store could not be read.
     InternalError,
-    /// A text that is not UTF-8.
+    /// The client sent text that is not UTF-8.
     InvalidText,
     /// The request itself is not valid.
     InvalidRequest,
-    /// The server cannot take another stream now.
+    /// The server cannot accept another stream now.
     TryAgainLater,
 }
 
 impl Close {
-    /// The WebSocket close code; 4000 and above are the application's own.
+    /// Returns the WebSocket close code. Codes from 4000 are specific to this application.
     pub fn code(self) -> u16 {
         match self {
             Close::Done => 1000,
@@ -72,7 +72,7 @@ impl Close {
         }
     }
 
-    /// For people and logs.
+    /// Returns the reason, for people and logs.
     pub fn reason(self) -> &'static str {
         match self {
             Close::Done => "done",
@@ -81,15 +81,15 @@ impl Close {
             Close::Refused | Close::RefusedUnauthorized => "unauthorized",
             Close::MessageTooBig => "message too big",
             Close::InternalError => "internal error",
-            Close::InvalidText => "a text that is not UTF-8",
+            Close::InvalidText => "text is not UTF-8",
             Close::InvalidRequest => "the request is not valid",
             Close::TryAgainLater => "try again later",
             Close::TokenExpired => "the token has expired",
-            Close::Silent => "no sign of life",
+            Close::Silent => "the client does not answer pings",
         }
     }
 
-    /// Whether, and after how many milliseconds, the client does well to come back.
+    /// Returns after how many milliseconds the client should reconnect. None if it should not.
     pub fn retry_ms(self) -> Option<u64> {
         match self {
             Close::ShuttingDown { retry_ms } => Some(retry_ms),
@@ -108,73 +108,73 @@ impl Close {
     }
 }
 
-/// Everything that is sent to one connection in addition to events.
+/// A message to one connection in addition to events.
 #[derive(Debug, Clone)]
 pub enum Control {
-    /// First: what was understood.
+    /// The first message: the parameters of the stream.
     Connected {
-        /// Whose events these are.
+        /// The school.
         school: SchoolId,
-        /// What is listened to.
+        /// The channels.
         channels: Vec<String>,
-        /// A cursor that loses nothing if the stream breaks right here.
+        /// A cursor to resume from without a gap if the stream breaks now.
         cursor: Cursor,
-        /// At most this many seconds pass between signs of life.
+        /// The most seconds between two messages, including heartbeats.
         heartbeat_secs: u64,
-        /// When the credential ends.
+        /// When the credential expires.
         expires_at: Option<DateTime<Utc>>,
-        /// What an endpoint says beside.
+        /// Additional fields of the endpoint.
         also: Map<String, Value>,
     },
-    /// Snapshot or replay is complete.
+    /// The snapshot or replay is complete.
     Ready(Cursor),
-    /// The cursor could not be honoured; a snapshot follows.
+    /// The cursor could not be honoured. A snapshot follows.
     Reset(ResetReason),
-    /// A sign of life.
+    /// Shows that the connection is alive.
     Heartbeat {
-        /// Everything up to here was delivered or is out of scope. Nothing where no channel is listened to.
+        /// Everything up to this cursor was delivered or is out of scope. None if no channel is subscribed.
         cursor: Option<Cursor>,
-        /// Now.
+        /// The current time.
         at: DateTime<Utc>,
     },
-    /// The server is about to close.
+    /// The server is about to close the stream.
     Closing {
-        /// Why.
+        /// The reason.
         close: Close,
-        /// Whether the client can come back with the credential that it has, if it does well to come back.
+        /// If the client should reconnect: whether it can do so with its current credential.
         can_return: bool,
     },
-    /// A client message was not understood or not allowed. The connection goes on.
+    /// A client message was not valid or not allowed. The connection stays open.
     Error {
-        /// For programs.
+        /// The code, for programs.
         code: &'static str,
-        /// For people.
+        /// The explanation, for people.
         message: String,
-        /// The channels that it is about, if it is about channels.
+        /// The channels at fault, if any.
         channels: Vec<String>,
     },
-    /// Reply to a ping.
+    /// The answer to a ping.
     Pong {
-        /// What the ping carried.
+        /// The `timestamp` of the ping.
         timestamp: Option<Value>,
     },
-    /// A fresh token was accepted.
+    /// A new token was accepted.
     Authenticated {
-        /// When it ends.
+        /// When the token expires.
         expires_at: Option<DateTime<Utc>>,
     },
     /// A `subscribe` was carried out.
     Subscribed {
-        /// What was asked, as it was asked.
+        /// The fields of the request.
         asked: Map<String, Value>,
-        /// Where the new channels begin. Nothing where no channel is listened to.
+        /// Where the new channels begin. None if no channel is subscribed.
         cursor: Option<Cursor>,
     },
     /// An `unsubscribe` was carried out.
     Unsubscribed {
-        /// What was asked, as it was asked.
+        /// The fields of the request.
         asked: Map<String, Value>,
-        /// Where the channels ended. Nothing where none was listened to.
+        /// Where the channels ended. None if none was subscribed.
         cursor: Option<Cursor>,
     },
 }
@@ -253,14 +253,14 @@ impl Control {
         }
     }
 
-    /// Sets the cursor of messages that say where the reader stands on receiving them.
+    /// Sets the cursor of messages that report the position of their reader at delivery.
     pub fn stamp(&mut self, at: Option<Cursor>) {
         if let Control::Heartbeat { cursor, .. } | Control::Subscribed { cursor, .. } = self {
             *cursor = at;
         }
     }
 
-    /// The message as a JSON object.
+    /// Encodes the message as a JSON object.
     pub fn json(&self) -> Vec<u8> {
         let json = match self {
             Control::Connected {

@@ -1,6 +1,6 @@
-//! Small changes to an event's fields that a reader asks for: ids as numbers, and less than all of them.
+//! Small changes to an event's fields at a reader's request: ids as numbers, and leaving out large fields.
 //!
-//! Values that are not concerned are copied as they are written, so that no number changes its digits.
+//! Other values are copied exactly as they are written, so that the digits of numbers do not change.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::kind::is_id_field;
 
-/// What is left out of an event that is too large for its reader.
+/// The fields that are left out of an event that is too large for its reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
     Nothing,
@@ -19,13 +19,13 @@ pub(super) enum Cut {
     All,
 }
 
-/// JavaScript's numbers are exact below this.
+/// JavaScript represents whole numbers below this exactly.
 const EXACT_BELOW: u64 = 1 << 53;
 
-/// An object's members, each value as it is written.
+/// The members of an object, with their values exactly as they are written.
 type Members<'a> = IndexMap<String, Cow<'a, RawValue>>;
 
-/// The number that an id is the plain decimal form of: no sign, no leading zero, below 2^53.
+/// Returns the number whose plain decimal form is the id: no sign, no leading zero, below 2^53.
 pub fn numeric_id(id: &str) -> Option<u64> {
     let is_plain = id == "0" || !id.starts_with('0');
     let is_decimal = id.bytes().all(|byte| byte.is_ascii_digit());
@@ -35,7 +35,7 @@ pub fn numeric_id(id: &str) -> Option<u64> {
     id.parse().ok().filter(|number| *number < EXACT_BELOW)
 }
 
-/// The fields with these changes. Fields that cannot be read back stay as they are.
+/// Returns the fields with these changes. Fields that cannot be parsed stay unchanged.
 pub(super) fn adapted(fields: Cow<'_, str>, numeric_ids: bool, cut: Cut) -> Cow<'_, str> {
     if !numeric_ids && cut == Cut::Nothing {
         return fields;
@@ -53,15 +53,15 @@ pub(super) fn adapted(fields: Cow<'_, str>, numeric_ids: bool, cut: Cut) -> Cow<
 }
 
 fn serialized(members: &Members<'_>) -> String {
-    serde_json::to_string(members).expect("members that were read are JSON")
+    serde_json::to_string(members).expect("members that were parsed are JSON")
 }
 
 fn raw(json: String) -> Cow<'static, RawValue> {
-    Cow::Owned(RawValue::from_string(json).expect("what was put together is JSON"))
+    Cow::Owned(RawValue::from_string(json).expect("the assembled text is JSON"))
 }
 
-/// Makes the ids among `members` numbers, and those of the sample or the violations in it. `is_named` says that its
-/// own id is called `id`.
+/// Converts the ids among `members` to numbers, and those of the sample or the violations in them. `is_named` is true if the
+/// object's own id is called `id`.
 fn with_numeric_ids(members: &mut Members<'_>, is_named: bool) {
     for (name, value) in members.iter_mut() {
         let changed = match name.as_str() {
@@ -94,7 +94,7 @@ fn each(value: &RawValue) -> Option<String> {
     items
         .iter_mut()
         .for_each(|members| with_numeric_ids(members, true));
-    Some(serde_json::to_string(&items).expect("members that were read are JSON"))
+    Some(serde_json::to_string(&items).expect("items that were parsed are JSON"))
 }
 
 fn shorten(members: &mut Members<'_>, cut: Cut) {

@@ -1,8 +1,8 @@
 //! The forms of an event that existing clients expect, in addition to the standard one.
 //!
-//! *Flat* is the older form of a characteristic's messages, without the envelope; *upload* tells a job as the
-//! progress of a file. Both are made from the event's typed payload, once for each event (invariant 8); an event
-//! that has no other form keeps its own.
+//! *Flat* is the older form of a characteristic's messages, without the envelope. *Upload* presents a job as the progress of
+//! a file. Both are built from the event's typed payload, once for each event (invariant 8). An event without such a form
+//! keeps its standard one.
 
 use std::borrow::Cow;
 
@@ -19,10 +19,10 @@ use crate::kind::job::{Report, Status};
 use crate::kind::{characteristic, job};
 use crate::number::whole_unsigned;
 
-/// In what form an event's fields are told.
+/// The form of an event's fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Form {
-    /// As its kind tells it.
+    /// The form that the event's kind defines.
     #[default]
     Standard,
     /// A characteristic's messages without the envelope.
@@ -31,8 +31,8 @@ pub enum Form {
     Upload,
 }
 
-/// The message's `type` and the fields in addition to those that every event has: a JSON object.
-pub(super) fn told(event: &Event, form: Form) -> (&'static str, Cow<'_, str>) {
+/// Returns the message's `type`, and a JSON object with the fields in addition to those that every event has.
+pub(super) fn message_of(event: &Event, form: Form) -> (&'static str, Cow<'_, str>) {
     let other = match form {
         Form::Flat if event.kind == characteristic::KIND => flat(event),
         Form::Upload if event.kind == job::KIND => upload(event),
@@ -86,7 +86,7 @@ fn flat(event: &Event) -> Option<Message> {
     message("limits_update", fields)
 }
 
-/// A sample as the older form has it.
+/// A sample in the flat form.
 #[derive(Serialize)]
 struct FlatSample<'a> {
     characteristic_id: &'a SubjectId,
@@ -124,7 +124,7 @@ impl<'a> From<&'a Sample> for FlatSample<'a> {
     }
 }
 
-/// A violation as the older form has it: its id is its `id`, and its severity is in capitals.
+/// A violation in the flat form: its id is in `id`, and its severity is in upper case.
 #[derive(Serialize)]
 struct FlatViolation<'a> {
     id: &'a str,
@@ -162,7 +162,7 @@ struct UploadFields<'a> {
     status: &'static str,
     progress: u64,
     message: &'a str,
-    /// Only a success: pages take an upload that is complete out of view, and an error with it.
+    /// True only for a success: pages remove a complete upload from view, and would remove an error with it.
     #[serde(rename = "isComplete")]
     is_complete: bool,
     error: Option<&'a str>,
@@ -193,7 +193,7 @@ fn upload_status(status: Status) -> &'static str {
     }
 }
 
-/// `metadata.file_id`, or else the job's id.
+/// Returns `metadata.file_id`, or else the job's id.
 fn file_id(job: &Report) -> Value {
     #[derive(Deserialize)]
     struct Filed {
@@ -204,12 +204,12 @@ fn file_id(job: &Report) -> Value {
     own.unwrap_or_else(|| job.job_id.as_str().into())
 }
 
-/// Progress as a whole number: done only when it is done.
+/// Returns the progress as a whole number. Rounds down, so that 100 means completed.
 fn whole(progress: Option<f64>) -> u64 {
     whole_unsigned(progress.unwrap_or(0.0))
 }
 
-/// `initial_state` of uploads: the progress of each file that is being worked on. Nothing if none is.
+/// Encodes `initial_state` for uploads: the progress of each file in progress. None if there is none.
 pub fn initial_uploads<'a>(jobs: impl IntoIterator<Item = &'a Event>) -> Option<Vec<u8>> {
     let mut data = Map::new();
     let mut at = None;

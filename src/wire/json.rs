@@ -1,12 +1,12 @@
-//! Reads JSON that clients send, so that nothing in it is changed without a word.
+//! Parses the JSON that clients send. Nothing in it is changed silently.
 //!
-//! - A whole number has to fit into 64 bits, with or without a sign, and any other number into a double. Every other number would
-//!   be rounded: it is refused with its place.
-//! - An escaped surrogate without its partner (`"\ud800"`) stands for no character. It becomes U+FFFD: publishers pass on what
-//!   programs print, and losing the report would be worse than losing the character.
+//! - A whole number must fit into 64 bits, signed or unsigned, and any other number into a double. Any other number would be
+//!   rounded, so it is rejected with its place.
+//! - An escaped surrogate without its partner (`"\ud800"`) stands for no character. It becomes U+FFFD: publishers pass on the
+//!   output of programs, and losing the report would be worse than losing the character.
 //!
-//! `serde_json` could keep every number as it is written (`arbitrary_precision`), but features are shared by all crates of a
-//! program: an application that embeds this one would get another `serde_json`.
+//! `serde_json` could keep every number exactly (`arbitrary_precision`), but all crates of a program share its features: an
+//! application that embeds this crate would get a different `serde_json`.
 
 use std::borrow::Cow;
 
@@ -15,35 +15,35 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 /// The most characters of a number or of its place that an error shows.
 const SHOWN_CHARS: usize = 64;
 
-/// A number that cannot be kept as it was sent.
+/// A number that cannot be represented exactly.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error(
-    "`{place}` is {number}: a whole number is from {} to {}, and any other number has to fit into a double; send what does not \
-     fit as text",
+    "`{place}` is {number}: a whole number must be from {} to {}, and any other number must fit into a double; send other \
+     numbers as strings",
     i64::MIN,
     u64::MAX
 )]
 pub struct InexactNumber {
-    /// Where it stands, for example `metadata.serials[2]`.
+    /// The number's place, for example `metadata.serials[2]`.
     place: String,
     number: String,
 }
 
-/// A text that cannot be read.
+/// Why a text cannot be parsed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JsonError {
-    /// It is not JSON.
+    /// The text is not JSON.
     #[error("{0}")]
     Malformed(serde_json::Error),
-    /// It is JSON, but a field is missing, unknown or of the wrong type.
+    /// A field is missing, unknown or of the wrong type.
     #[error("{0}")]
     Unexpected(serde_json::Error),
-    /// One of its numbers would be rounded.
+    /// A number would be rounded.
     #[error(transparent)]
     Inexact(#[from] InexactNumber),
 }
 
-/// Reads a text that a client sent.
+/// Parses a text that a client sent.
 pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
     let text = &*without_lone_surrogates(text);
     let error = match serde_json::from_str(text) {
@@ -53,14 +53,14 @@ pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
     if error.is_data() {
         return Err(JsonError::Unexpected(error));
     }
-    // `1e999` is JSON, and still an error of syntax to serde.
+    // `1e999` is valid JSON, but serde reports it as a syntax error.
     if serde_json::from_str::<IgnoredAny>(text).is_ok() {
         exact(text)?;
     }
     Err(JsonError::Malformed(error))
 }
 
-/// Replaces each escaped surrogate that has no partner by an escaped U+FFFD, which is as long: positions stay the same.
+/// Replaces each escaped surrogate without a partner by an escaped U+FFFD. It has the same length, so positions do not move.
 fn without_lone_surrogates(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let (mut mended, mut copied, mut at) = (String::new(), 0, 0);
@@ -77,7 +77,7 @@ fn without_lone_surrogates(text: &str) -> Cow<'_, str> {
                 copied = at + 6;
                 6
             }
-            // Any other escape has two characters or more; the second may be a backslash.
+            // Any other escape has at least two characters. The second may be a backslash.
             (None, _) => 2,
         };
     }
@@ -93,7 +93,7 @@ enum Surrogate {
     Low,
 }
 
-/// The escaped surrogate that begins here, if one does.
+/// Returns the escaped surrogate that begins here, if there is one.
 fn surrogate(bytes: &[u8], at: usize) -> Option<Surrogate> {
     match bytes.get(at..at + 6)? {
         [b'\\', b'u', b'd' | b'D', half, x, y]
@@ -109,13 +109,13 @@ fn surrogate(bytes: &[u8], at: usize) -> Option<Surrogate> {
     }
 }
 
-/// A step on the way to a value.
+/// A step on the path to a value.
 enum Step<'a> {
     Member(&'a str),
     Item(usize),
 }
 
-/// Fails on the first number of a JSON text that would be rounded.
+/// Fails on the first number that would be rounded.
 fn exact(json: &str) -> Result<(), InexactNumber> {
     let bytes = json.as_bytes();
     let (mut way, mut at, mut last_text) = (Vec::new(), 0, "");
@@ -162,7 +162,7 @@ fn exact(json: &str) -> Result<(), InexactNumber> {
     Ok(())
 }
 
-/// The place behind the closing quote of a text.
+/// Returns the position after the closing quote of a string.
 fn end_of_text(bytes: &[u8], mut at: usize) -> usize {
     loop {
         match bytes.get(at) {
@@ -174,7 +174,7 @@ fn end_of_text(bytes: &[u8], mut at: usize) -> usize {
     }
 }
 
-/// Whether a number is kept: as it is, or as the double that is nearest to it.
+/// Whether a number is represented exactly, or as its nearest double if it is not whole.
 fn is_exact(number: &str) -> bool {
     let is_whole = !number.contains(['.', 'e', 'E']);
     if is_whole {
@@ -276,7 +276,8 @@ mod tests {
             let _ = exact(&text);
         }
 
-        /// Of the signs that matter, in any order: what is read reads the same when it is written and read again.
+        /// What is parsed stays the same when it is written and parsed again. The texts consist of significant characters in
+        /// any order.
         #[test]
         fn what_is_read_is_kept(text in r#"[\[\]{},:" \\ud8cf0-9.eE+-]{0,40}"#) {
             let _ = exact(&text);

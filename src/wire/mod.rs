@@ -1,9 +1,9 @@
-//! The only encoder: what goes out on a stream, as bytes.
+//! The only encoder: turns messages into the bytes of a stream.
 //!
-//! A message is a flat JSON object. The three transports carry the same JSON and differ in framing
-//! only: a WebSocket text frame, an SSE event, an element of a poll's `messages`. An event's bytes are
-//! made once per encoding and kept in the event (invariant 8); control messages and snapshots belong to
-//! one connection and are made for it. What clients send is read in [`client`] and `json`.
+//! A message is a flat JSON object. The three transports carry the same JSON and differ only in framing: a WebSocket text
+//! frame, an SSE event, or an element of a poll's `messages`. An event is encoded once per encoding, and the bytes are kept
+//! in the event (invariant 8). Control messages and snapshots belong to one connection and are encoded for it. [`client`] and
+//! `json` parse what clients send.
 
 pub mod client;
 mod control;
@@ -24,12 +24,12 @@ pub use crate::event::timestamp;
 use crate::id::Cursor;
 use crate::kind::job;
 
-/// How a message is wrapped.
+/// How a message is framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// Bare JSON, an element of a poll's answer.
     Json,
-    /// An SSE event without a name, so that one `onmessage` hears all.
+    /// An SSE event without a name, so that a single `onmessage` receives all of them.
     Sse,
     /// An SSE event named after the message's `type`.
     SseNamed,
@@ -37,23 +37,23 @@ pub enum Framing {
     WebSocket,
 }
 
-/// One of the forms in which an event may go out.
+/// An encoding of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Encoding {
-    /// How it is wrapped.
+    /// The framing.
     pub framing: Framing,
-    /// In what form its fields are told.
+    /// The form of the event's fields.
     pub form: Form,
-    /// A job's `status` in upper case, for clients that compare it so.
+    /// Whether a job's `status` is in upper case, for clients that expect it.
     pub upper_status: bool,
-    /// Ids that are plain decimal integers as JSON numbers, for clients that compare them so.
+    /// Whether ids that are plain decimal integers are JSON numbers, for clients that expect them.
     pub numeric_ids: bool,
-    /// The most bytes of an event's JSON; a larger one goes out without its `result`, `metadata` and `info`.
+    /// The maximum size of an event's JSON in bytes. A larger event loses its `result`, and if necessary `metadata` and `info`.
     pub max_event_bytes: Option<usize>,
 }
 
 impl Encoding {
-    /// The standard form.
+    /// Returns an encoding in the standard form.
     pub fn new(framing: Framing) -> Encoding {
         Encoding {
             framing,
@@ -64,7 +64,7 @@ impl Encoding {
         }
     }
 
-    /// Names a frame among an event's frames. The size limit is not part of it: it only selects a cut, so that readers
+    /// Identifies a frame among an event's frames. The size limit is not part of the key: it only selects a cut, so readers
     /// with different limits share the same few frames.
     fn key(self, cut: Cut) -> u16 {
         self.framing as u16
@@ -75,7 +75,7 @@ impl Encoding {
     }
 }
 
-/// An event's bytes in one encoding: made on the first call, shared afterwards.
+/// Returns an event's bytes in one encoding. They are encoded on the first call and shared afterwards.
 pub fn event(event: &Event, encoding: Encoding) -> &Arc<[u8]> {
     let whole = framed(event, encoding, Cut::Nothing);
     let Some(most) = encoding.max_event_bytes else {
@@ -94,16 +94,16 @@ pub fn event(event: &Event, encoding: Encoding) -> &Arc<[u8]> {
 
 fn framed(event: &Event, encoding: Encoding, cut: Cut) -> &Arc<[u8]> {
     event.frame(encoding.key(cut), || {
-        let (name, fields) = form::told(event, encoding.form);
+        let (name, fields) = form::message_of(event, encoding.form);
         let fields = fields::adapted(fields, encoding.numeric_ids, cut);
-        // An upload's `status` has words of its own.
+        // The `status` of an upload has its own values.
         let upper_status = encoding.upper_status && encoding.form != Form::Upload;
         let json = json(event, name, &fields, upper_status);
         frame(encoding.framing, name, Some(event.cursor()), &json)
     })
 }
 
-/// The JSON in a frame.
+/// Returns the JSON in a frame.
 fn json_of(framing: Framing, frame: &[u8]) -> &[u8] {
     let start = match framing {
         Framing::Json => 0,
@@ -120,10 +120,10 @@ fn json_of(framing: Framing, frame: &[u8]) -> &[u8] {
     frame[start.min(frame.len())..].trim_ascii_end()
 }
 
-/// What comes before the JSON in an SSE block.
+/// The prefix of the JSON in an SSE block.
 const DATA: &[u8] = b"data: ";
 
-/// An event as the bare JSON object, for answers over plain HTTP.
+/// Encodes an event as a bare JSON object, for answers over plain HTTP.
 pub fn event_json(event: &Event, upper_status: bool) -> Vec<u8> {
     let name = event.draft.event_type.name;
     json(event, name, &event.draft.fields, upper_status)
@@ -138,7 +138,7 @@ fn json(event: &Event, name: &str, fields: &str, upper_status: bool) -> Vec<u8> 
     if event.snapshot {
         json.extend_from_slice(br#""snapshot":true,"#);
     }
-    // Upper case is an old habit of the clients of jobs, and of nobody else's.
+    // Only existing clients of jobs expect upper case.
     if upper_status && event.kind == job::KIND {
         json.extend_from_slice(&with_upper_status(fields, event.draft.status).as_bytes()[1..]);
     } else {
@@ -147,25 +147,25 @@ fn json(event: &Event, name: &str, fields: &str, upper_status: bool) -> Vec<u8> 
     json
 }
 
-/// A JSON object that is a message of its own kind, wrapped for a WebSocket.
+/// Frames a JSON message for a WebSocket.
 pub fn text_frame(json: &[u8]) -> Vec<u8> {
     frame(Framing::WebSocket, "", None, json)
 }
 
-/// The fields of a job with its status in upper case. The first such text is the status itself: of the fields before it
-/// one is a plain name, and in the other, the id, quotes are escaped.
+/// Writes a job's status in upper case. The first text of this form is the status itself: of the fields before it, one is a
+/// plain name, and quotes in the other, the id, are escaped.
 fn with_upper_status(fields: &str, status: &str) -> String {
     let lower = format!(r#""status":"{status}""#);
     let upper = format!(r#""status":"{}""#, status.to_ascii_uppercase());
     fields.replacen(&lower, &upper, 1)
 }
 
-/// A control message's bytes.
+/// Encodes a control message.
 pub fn control(control: &Control, framing: Framing) -> Vec<u8> {
     let sse = matches!(framing, Framing::Sse | Framing::SseNamed);
     match control {
-        // Named on every SSE stream: it moves Last-Event-ID, reaches no `onmessage`, and can be listened for. A block
-        // without data would reach the handlers of popular clients as an empty message.
+        // Named on every SSE stream: it updates Last-Event-ID without reaching `onmessage`, and clients can listen for it.
+        // Popular clients would pass a block without data to their handlers as an empty message.
         Control::Heartbeat { cursor, .. } if sse => {
             frame(Framing::SseNamed, control.name(), *cursor, &control.json())
         }
@@ -184,10 +184,10 @@ pub fn control(control: &Control, framing: Framing) -> Vec<u8> {
     }
 }
 
-/// How long an `EventSource` waits before it reconnects, in milliseconds, unless a `closing` says otherwise.
+/// How long an `EventSource` waits before it reconnects, in milliseconds, unless `closing` says otherwise.
 const RETRY_MS: u32 = 2_000;
 
-/// Wraps a JSON object. `json` holds no line break: it is compact, and JSON strings escape theirs.
+/// Frames a JSON object. `json` contains no line break: it is compact, and JSON strings escape theirs.
 fn frame(framing: Framing, name: &str, cursor: Option<Cursor>, json: &[u8]) -> Vec<u8> {
     let json = &*without_line_separators(json);
     let mut bytes = Vec::with_capacity(json.len() + 64);
@@ -212,8 +212,8 @@ fn frame(framing: Framing, name: &str, cursor: Option<Cursor>, json: &[u8]) -> V
     bytes
 }
 
-/// U+0085, U+2028 and U+2029 as escapes. JSON allows them raw, but readers that split text into lines by Unicode's
-/// rules, such as Python's `splitlines`, would cut a message in two. Outside of strings JSON has none of them.
+/// Escapes U+0085, U+2028 and U+2029. JSON allows them unescaped, but readers that split text at Unicode's line breaks, such
+/// as Python's `splitlines`, would cut a message in two. In JSON they occur only in strings.
 fn without_line_separators(json: &[u8]) -> Cow<'_, [u8]> {
     let escape_at = |rest: &[u8]| match rest {
         [0xC2, 0x85, ..] => Some((2, br"\u0085")),
@@ -240,7 +240,7 @@ fn without_line_separators(json: &[u8]) -> Cow<'_, [u8]> {
     escaped.into()
 }
 
-/// The head of a final, unmasked text frame (RFC 6455, 5.2).
+/// Writes the header of a final, unmasked text frame (RFC 6455, 5.2).
 fn text_frame_header(length: usize, bytes: &mut Vec<u8>) {
     const FINAL_TEXT: u8 = 0x81;
     bytes.push(FINAL_TEXT);

@@ -923,7 +923,7 @@ async fn watching_resumes_after_a_lost_connection() {
     let url = format!("http://127.0.0.1:{port}");
     let lost = format!("connection to {url} lost; trying again in");
     assert!(said.starts_with(&lost), "{said}");
-    let back = format!("connected again to {url}\n");
+    let back = format!("reconnected to {url}\n");
     assert!(said.ends_with(&back), "{said}");
     let seqs: Vec<_> = rest
         .iter()

@@ -245,13 +245,13 @@ async fn a_simulator_that_is_refused_says_why_and_hinders_no_other() {
     let mut process = start(folder.path(), &[]);
     let mut line = String::new();
     let mut errors = std::io::BufReader::new(process.stderr());
-    while !line.contains("tries again later") {
+    while !line.contains("will try again later") {
         line.clear();
         let length = std::io::BufRead::read_line(&mut errors, &mut line).unwrap();
         assert!(length > 0, "it ended without a word of that");
     }
     assert!(
-        line.starts_with("bath-chlorine tries again later: ") && line.contains("subgroup_size"),
+        line.starts_with("bath-chlorine will try again later: ") && line.contains("subgroup_size"),
         "{line}"
     );
     let mut listener = listen(&process).await;
@@ -450,19 +450,19 @@ async fn after_its_documents_the_demo_goes_on_with_new_ones_and_what_is_tried_ag
 #[ignore = "slow: a whole demo"]
 async fn a_demo_without_documents_says_so_and_what_goes_on() {
     for (arguments, goes_on) in [
-        (&[][..], Some("The school goes on without documents")),
+        (&[][..], Some("The school continues without documents")),
         (&["--no-simulators"], Some("nothing is reported to it")),
         (&["--exit"], None),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let mut process = start(folder.path(), arguments);
         let mut said = String::new();
-        let told = goes_on.unwrap_or("There are no documents below");
+        let told = goes_on.unwrap_or("There are no documents in");
         while !said.contains(told) {
             let length = std::io::BufRead::read_line(&mut process.stdout, &mut said).unwrap();
             assert!(length > 0, "{said}");
         }
-        assert!(said.contains("There are no documents below"), "{said}");
+        assert!(said.contains("There are no documents in"), "{said}");
         assert!(!said.contains("All documents"), "{said}");
         match goes_on {
             Some(_) => assert_eq!(end(process), ""),

@@ -799,10 +799,10 @@ fn keys_are_taken_over_when_their_file_changes_and_streams_that_are_open_go_on()
         assert_eq!(status(new.sign(Some("new"))).await, 401);
         // What is broken, too large or gone changes nothing.
         write("{\"keys\": [");
-        logged("the keys of before stay in force");
+        logged("the previous keys stay in force");
         assert_eq!(status(old.sign(Some("old"))).await, 200);
         std::fs::remove_file(&file).unwrap();
-        logged("the keys of before stay in force");
+        logged("the previous keys stay in force");
         assert_eq!(status(old.sign(None)).await, 200);
         // A ticket is a matter of this server's own, whatever the keys are.
         let request = http.post(format!("{}/api/tickets", server.url));
@@ -819,7 +819,7 @@ fn keys_are_taken_over_when_their_file_changes_and_streams_that_are_open_go_on()
         assert_eq!(answer(polled).await.0, 200);
         // A set without keys is what it says.
         write(&set(&[]));
-        logged("no token is accepted");
+        logged("every token is rejected");
         assert_eq!(status(new.sign(Some("new"))).await, 401);
         drop(open);
     });

@@ -96,7 +96,7 @@ async fn a_database_whose_journal_is_gone_is_refused_and_a_new_epoch_resets_ever
 
     let (code, out, said) = new_epoch(folder.path(), &["--yes"]);
     assert_eq!(code, Some(0), "{said}");
-    assert!(out.contains("All readers begin anew"), "{out}");
+    assert!(out.contains("All clients receive a reset"), "{out}");
     let mut server = start(folder.path());
     assert_eq!(resets(&server, &[&kept, &lost]).await, ["unknown_epoch"; 2]);
     let again = create(&server, "again").await;
@@ -413,7 +413,7 @@ async fn a_new_epoch_asks_first_and_says_by_its_exit_code_how_it_ended() {
             let shown = String::from_utf8_lossy(&told.stdout);
             assert_eq!(told.status.code(), Some(expected), "{answer}: {shown}");
             assert!(
-                shown.contains("This cannot be undone. Go on? [y/N]"),
+                shown.contains("This cannot be undone. Continue? [y/N]"),
                 "{shown}"
             );
         }

@@ -384,7 +384,7 @@ fn files_of_tls_that_cannot_be_used_are_told_with_the_settings_place() {
     let output = run(command.arg("serve").env("ROCKET_TLS", files));
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let named = "tidings: the files of the setting `tls` (ROCKET_TLS in the environment)";
+    let named = "tidings: the files in the setting `tls` (ROCKET_TLS in the environment)";
     assert!(said.lines().last().unwrap().starts_with(named), "{said}");
 }
 

@@ -47,7 +47,7 @@ async fn a_task_that_keeps_failing_makes_the_server_unready_until_it_runs_again(
     .await;
     let problem: Value = serde_json::from_str(&ready(&server).await.1).unwrap();
     assert_eq!(problem["code"], "unavailable");
-    let detail = "the server's task `broken` keeps failing; the log says more";
+    let detail = "the server's task `broken` keeps failing; the log has the details";
     assert_eq!(problem["detail"], detail);
     assert!(panics(&server, "broken").await >= 3);
     assert_eq!(panics(&server, "presence").await, 0);

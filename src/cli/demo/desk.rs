@@ -1,8 +1,7 @@
-//! A desk where people are enrolled, one after the other, at whichever scanner is online.
+//! A desk where people are enrolled, one after the other, at any scanner that is online.
 //!
-//! How a session ends is drawn from a deck of cards and not by dice: every ending comes up, and soon. That
-//! somebody else has ended a session meanwhile, or its lease is over, is an ordinary thing (409): the next one
-//! begins.
+//! The outcome of a session is drawn from a deck of cards instead of at random, so that every outcome occurs soon. If a
+//! session was ended by another client, or its lease has expired (409), the desk simply begins the next one.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,16 +14,16 @@ use crate::cli::Failure;
 use crate::cli::client::Client;
 use crate::kind::enrollment::ERROR_CODES;
 
-/// Beats without a word after which a session is over.
+/// The silence after which a session expires, in beats.
 const LEASE_BEATS: u32 = 12;
-/// Silence beyond the lease, after which the server has surely noticed.
+/// The additional silence after which the server has certainly noticed.
 const NOTICE: Duration = Duration::from_secs(2);
-/// Sessions in a deck that go well.
+/// The number of successful sessions in a deck.
 const COMPLETE_IN_DECK: usize = 8;
-/// Steps of a scan.
+/// The steps of a scan.
 const SCAN: [&str; 3] = ["placing", "capturing", "processing"];
 
-/// How a session will end.
+/// The outcome of a session.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {
     Complete,
@@ -33,16 +32,16 @@ enum Fate {
     Cancel,
 }
 
-/// A session that is going on.
+/// A session in progress.
 struct Session {
     id: String,
     device: &'static str,
     fate: Fate,
-    /// What is still to be reported before the end: number of the scan, if they are counted, and status.
+    /// The statuses that are still to be reported, each with the number of its scan if scans are counted.
     steps: VecDeque<(Option<u32>, &'static str)>,
 }
 
-/// A desk.
+/// An enrollment desk.
 pub(super) struct Desk {
     number: u32,
     pace: Pace,
@@ -72,7 +71,7 @@ impl Desk {
         self.deck.pop().expect("a deck has cards")
     }
 
-    /// What is reported in a session of so many scans, up to where its fate takes hold.
+    /// Returns the statuses to report in a session with this number of scans, up to the point where `fate` takes effect.
     fn steps(&mut self, fate: Fate, scans: Option<u32>) -> VecDeque<(Option<u32>, &'static str)> {
         let numbers = 1..=scans.unwrap_or(1);
         let mut steps: VecDeque<_> = numbers
@@ -83,14 +82,14 @@ impl Desk {
             Fate::Cancel | Fate::Fail("timeout" | "device_offline") => {
                 self.chance.usize(1..steps.len())
             }
-            // These show only when the last scan is worked on.
+            // These become apparent only during the last scan.
             Fate::Complete | Fate::Fail(_) => steps.len(),
         };
         steps.truncate(reached);
         steps
     }
 
-    /// Begins a session, if there is a scanner for it.
+    /// Begins a session if a scanner is online.
     fn begin(&mut self, client: &Client) -> Result<(), Failure> {
         let online = client.get("/api/devices?status=online&limit=500")?;
         let is_online = |id: &str| {
@@ -122,7 +121,7 @@ impl Desk {
         Ok(())
     }
 
-    /// Does the next thing in a session, and puts it back unless that was its end.
+    /// Does the next step of a session. Keeps the session unless it has ended.
     fn go_on(&mut self, mut session: Session, client: &Client) -> Result<Duration, Failure> {
         let report = |verb: &str, body: Value| {
             client.post(&format!("/api/enrollments/{}/{verb}", session.id), &body)
@@ -149,12 +148,12 @@ impl Desk {
             Fate::Cancel => {
                 report("cancel", json!({"message": "The student was called away"}))?;
             }
-            // Nobody says anything: the server finds that out.
+            // Report nothing: the server detects the silence.
             Fate::Fail("timeout") => {
                 let lease = Duration::from_secs(self.lease_secs().into());
                 return Ok(lease + NOTICE);
             }
-            // Somebody pulls the plug; it shows at the next look.
+            // Unplug the scanner. The next step detects it.
             Fate::Fail("device_offline") => {
                 let status = format!("/api/devices/{}/status", session.device);
                 client.post(&status, &json!({"status": "offline"}))?;
@@ -198,7 +197,7 @@ impl Simulator for Desk {
     fn leave(&mut self, client: &Client) {
         if let Some(session) = self.session.take() {
             let body = json!({"message": "The demo has ended"});
-            // If this fails, the session ends when its lease does.
+            // If this fails, the session ends with its lease.
             let _ = client.post(&format!("/api/enrollments/{}/cancel", session.id), &body);
         }
     }

@@ -1,4 +1,4 @@
-//! The demo's work: reading documents in parts, counting and digesting.
+//! The work of the demo: reading documents in parts, counting words and computing digests.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// What was found in a text read so far.
+/// The counts and the digest of the text that has been read so far.
 #[derive(Default)]
 pub(super) struct Reading {
     digest: Sha256,
@@ -16,17 +16,17 @@ pub(super) struct Reading {
     words: u64,
     in_word: bool,
     ends_with_newline: bool,
-    /// The first bytes of a character that the last part has cut.
+    /// The first bytes of a character that the end of the last part has cut.
     cut: Vec<u8>,
 }
 
-/// A part that is not text.
+/// A part is not text.
 #[derive(Debug, thiserror::Error)]
 #[error("not a text file: no UTF-8 at byte {0}")]
 pub(super) struct NotText(u64);
 
 impl Reading {
-    /// Takes the next part in.
+    /// Processes the next part.
     pub(super) fn take(&mut self, part: &[u8]) -> Result<(), NotText> {
         self.digest.update(part);
         let begin = self.bytes - self.cut.len() as u64;
@@ -55,7 +55,7 @@ impl Reading {
         Ok(())
     }
 
-    /// The counts, once all parts are taken in.
+    /// Returns the counts, once all parts are processed.
     pub(super) fn finish(self) -> Result<Value, NotText> {
         if !self.cut.is_empty() {
             return Err(NotText(self.bytes - self.cut.len() as u64));
@@ -76,7 +76,7 @@ impl Reading {
     }
 }
 
-/// The file, or the files below the folder, in order of their names, at most `most`. Hidden ones and build output stay out.
+/// Returns a file, or up to `most` files in a directory, sorted by name. Skips hidden files and build output.
 pub(super) fn files(folder: &Path, most: usize) -> io::Result<Vec<PathBuf>> {
     if folder.is_file() {
         return Ok(vec![folder.to_owned()]);
@@ -84,7 +84,7 @@ pub(super) fn files(folder: &Path, most: usize) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        // A folder below that cannot be read is passed over; the one that was asked for is an error.
+        // Skip subdirectories that cannot be read. If the directory itself cannot be read, that is an error.
         let entries = match std::fs::read_dir(&folder) {
             Ok(entries) => entries,
             Err(error) if found.is_empty() && folders.is_empty() => return Err(error),
@@ -116,7 +116,7 @@ pub(super) fn files(folder: &Path, most: usize) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A document and how many parts of `part_bytes` it has.
+/// A document, read in parts of `part_bytes`.
 pub(super) struct Document {
     file: File,
     pub(super) bytes: u64,
@@ -138,7 +138,7 @@ impl Document {
         self.bytes.div_ceil(self.part.len() as u64).max(1)
     }
 
-    /// The next part, empty at the end.
+    /// Returns the next part, which is empty at the end.
     pub(super) fn read_part(&mut self) -> io::Result<&[u8]> {
         let mut filled = 0;
         while filled < self.part.len() {

@@ -1,5 +1,5 @@
-//! `tidings demo`: the server, a worker that reads real documents, and a school that lives next to it. All of it
-//! goes over the public HTTP API, as anybody's own workers and devices would.
+//! `tidings demo`: the server, a worker that reads real documents, and a simulated school. The worker and the school use only
+//! the public HTTP API, as other workers and devices do.
 
 mod desk;
 mod documents;
@@ -29,14 +29,14 @@ use crate::auth::Role;
 use crate::id::SchoolId;
 use crate::service::Tidings;
 
-/// How long the tokens are valid that are printed.
+/// The lifetime of the printed tokens.
 const PRINTED_TTL: Duration = Duration::from_secs(12 * 3_600);
-/// How long that of the worker and the school is, which does not leave the process: as long as it may run.
+/// The lifetime of the token of the worker and the school. It never leaves the process, so it lasts for any run.
 const WORKER_TTL: Duration = Duration::from_secs(366 * 24 * 3_600);
 
-/// Run the server, work through real documents, and bring a school to life.
+/// Run the server, process real documents, and simulate a school.
 ///
-/// The school has scanners that beat, drop out and come back, people who are enrolled at them, and a swimming
+/// The school has scanners that send heartbeats, drop out and return, people who are enrolled at them, and a swimming
 /// bath under process control.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -45,42 +45,42 @@ const WORKER_TTL: Duration = Duration::from_secs(366 * 24 * 3_600);
   tidings demo --beat-ms 200                (a school in a hurry)
   ROCKET_PORT=9000 tidings demo --no-simulators --pause-ms 0 --exit")]
 pub(super) struct Arguments {
-    /// Where the documents are: a folder, or one file.
+    /// The documents: a directory, or one file.
     #[arg(default_value = ".")]
     directory: PathBuf,
-    /// The school that everything belongs to.
+    /// The school to publish to.
     #[arg(long, default_value = "1")]
     school: SchoolId,
-    /// Work through at most so many files.
+    /// The maximum number of files to process.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
     files: u32,
-    /// Read so many bytes at a time.
+    /// How many bytes to read at a time.
     #[arg(long, default_value_t = 8 * 1024, value_parser = clap::value_parser!(u32).range(1..=64 * 1024 * 1024))]
     part_bytes: u32,
-    /// Rest so long between two parts, so that there is something to see.
+    /// The pause between two parts, so that progress is visible.
     #[arg(long, default_value_t = 100)]
     pause_ms: u64,
-    /// The school's pace: how often the bath's temperature is taken; the rest goes by it.
+    /// The school's unit of time: the interval of the bath's temperature, on which all others depend.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(10..=60_000))]
     beat_ms: u32,
-    /// Only the documents, without a school.
+    /// Process only the documents, without a school.
     #[arg(long)]
     no_simulators: bool,
-    /// Stop when all files are done, instead of going on with some of them anew now and then.
+    /// Stop when all files are processed, instead of occasionally processing one of them again.
     #[arg(long)]
     exit: bool,
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let old = serve::init_logging()?;
-    // What is left when a signal comes is cancelled while the server still listens: the demo ends first, then the server.
+    // The demo ends before the server, so that it can cancel its open jobs while the server still listens.
     let figment = super::figment()?;
     let folder = &arguments.directory;
     let files = documents::files(folder, arguments.files as usize).map_err(|error| {
         let folder = folder.display();
         Failure::new(
             Exit::Failed,
-            format!("cannot read documents below {folder}: {error}"),
+            format!("cannot read documents in {folder}: {error}"),
         )
     })?;
     rocket::execute(async {
@@ -98,7 +98,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 let config = rocket.config();
                 let mut address = SocketAddr::new(config.address, config.port);
                 if address.ip().is_unspecified() {
-                    // Listening everywhere includes here.
+                    // The server listens on all addresses, including this one.
                     address.set_ip(Ipv4Addr::LOCALHOST.into());
                 }
                 let url = serve::url(config, address);
@@ -107,7 +107,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                     .ok()
                     .and_then(|mut listening| listening.take());
                 Box::pin(async move {
-                    // Fails only if the demo was given up before the server listened.
+                    // Fails only if the demo ended before the server listened.
                     let _ = listening.map(|listening| listening.send((url, rocket.shutdown())));
                 })
             },
@@ -121,7 +121,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                 return Ok(());
             };
             let (ending, ended) = (shutdown.clone(), stop.clone());
-            // Ends with the server.
+            // The task ends with the server.
             tokio::spawn(async move {
                 ending.await;
                 ended.set();
@@ -135,14 +135,14 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             performed.unwrap_or_else(|error| Err(Failure::new(Exit::Failed, error)))
         });
         serve::launch(rocket).await?;
-        // It ends with the server, if not before.
+        // The demo ends with the server, at the latest.
         performance
             .await
             .unwrap_or_else(|error| Err(Failure::new(Exit::Failed, error)))
     })
 }
 
-/// Does everything that the demo does in addition to serving, until it is time to stop. No answer of the server ends it.
+/// Runs the worker and the school until the demo ends. Errors from the server do not end it.
 fn perform(
     arguments: &Arguments,
     files: &[PathBuf],
@@ -174,9 +174,9 @@ fn perform(
     print_line(&invitation(arguments, server, &visitor, &viewer))?;
     let folder = plain(&arguments.directory.to_string_lossy());
     print_line(&match files.len() {
-        0 => format!("There are no documents below {folder}."),
-        1 => format!("1 document below {folder}"),
-        count => format!("{count} documents below {folder}"),
+        0 => format!("There are no documents in {folder}."),
+        1 => format!("1 document in {folder}"),
+        count => format!("{count} documents in {folder}"),
     })?;
 
     worker.cancel_leftovers();
@@ -191,7 +191,7 @@ fn perform(
     worked
 }
 
-/// Works through the documents, and goes on afterwards unless it is to end then.
+/// Processes the documents. Continues afterwards, unless the demo is to end then.
 fn work(arguments: &Arguments, worker: &Worker<'_>) -> Result<(), Failure> {
     if !worker.work_through()? {
         return Ok(());
@@ -201,32 +201,35 @@ fn work(arguments: &Arguments, worker: &Worker<'_>) -> Result<(), Failure> {
         return Ok(());
     }
     if arguments.exit {
-        return print_line("All documents are done.");
+        return print_line("All documents are processed.");
     }
     print_line(match (has_documents, arguments.no_simulators) {
         (true, _) => {
-            "All documents are done. The demo goes on, with one of them anew now and then; Ctrl-C ends it."
+            "All documents are processed. The demo continues, and occasionally processes one of them again; Ctrl-C ends it."
         }
-        (false, false) => "The school goes on without documents; Ctrl-C ends it.",
-        (false, true) => "The server goes on, and nothing is reported to it; Ctrl-C ends it.",
+        (false, false) => "The school continues without documents; Ctrl-C ends it.",
+        (false, true) => "The server continues, and nothing is reported to it; Ctrl-C ends it.",
     })?;
     worker.go_on()
 }
 
-/// What there is to watch, ready to paste.
+/// Returns links and commands for watching the demo.
 fn invitation(arguments: &Arguments, server: &str, visitor: &str, viewer: &str) -> String {
     let program = std::env::current_exe().unwrap_or_else(|_| "tidings".into());
     let everything = format!("schools/{}", arguments.school);
-    let mut scopes = vec![("jobs", "documents that are read")];
+    let mut scopes = vec![("jobs", "documents that are processed")];
     if !arguments.no_simulators {
         scopes.extend([
-            ("devices", "scanners that beat, fall silent and come back"),
-            ("enrollments", "people who are enrolled at them, or not"),
+            (
+                "devices",
+                "scanners that send heartbeats, fall silent and return",
+            ),
+            ("enrollments", "people who are enrolled at the scanners"),
             (
                 "characteristics",
                 "the swimming bath, in and out of control",
             ),
-            (&*everything, "all of it"),
+            (&*everything, "everything"),
         ]);
     }
     let (last, _) = scopes.last().expect("there are jobs");

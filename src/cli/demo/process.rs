@@ -1,5 +1,5 @@
-//! A characteristic of the swimming bath: limits are learnt, the process runs in control, leaves it, somebody
-//! notices, says why and corrects it.
+//! A characteristic of the swimming bath. Its limits are learnt, the process runs in control and leaves it, and a caretaker
+//! notices, gives a reason and corrects it.
 
 use std::time::Duration;
 
@@ -9,34 +9,34 @@ use super::school::{Pace, Simulator};
 use crate::cli::Failure;
 use crate::cli::client::Client;
 
-/// Nelson's rules that are switched on: beyond the limits, nine on one side, a trend, two of three beyond 2 sigma.
+/// The enabled Nelson rules: beyond the limits, nine on one side, a trend, two of three beyond 2 sigma.
 const RULES: [u8; 4] = [1, 2, 3, 5];
-/// What a drift adds from one sample to the next, in sigma.
+/// The change per sample during a drift, in sigma.
 const DRIFT: f64 = 0.2;
-/// How far a sudden shift goes, in sigma.
+/// The size of a sudden shift, in sigma.
 const SHIFT: f64 = 2.5;
-/// Who looks after the bath.
+/// The user who acknowledges violations.
 const CARETAKER: &str = "caretaker";
 
-/// What is measured, and what goes wrong there.
+/// What is measured, and what can go wrong.
 pub(super) struct Plan {
     id: &'static str,
     name: &'static str,
     unit: &'static str,
-    /// Values in a sample.
+    /// The number of values in a sample.
     subgroup_size: u32,
     method: &'static str,
-    /// Samples that limits are learnt from.
+    /// The number of samples from which limits are learnt.
     baseline: u32,
-    /// Beats between two samples.
+    /// The beats between two samples.
     every_beats: u32,
     target: f64,
     sigma: f64,
-    /// What people find when it is too low, and too high.
+    /// What the caretaker finds if the value is too low, and if it is too high.
     findings: [&'static str; 2],
 }
 
-/// What is measured in the bath.
+/// The characteristics of the bath.
 pub(super) static PLANS: [Plan; 2] = [
     Plan {
         id: "bath-temperature",
@@ -70,15 +70,15 @@ pub(super) static PLANS: [Plan; 2] = [
     },
 ];
 
-/// A process under control.
+/// A simulated process.
 pub(super) struct Process {
     plan: &'static Plan,
     pace: Pace,
     chance: fastrand::Rng,
     state: State,
-    /// How far the process is off its target, in sigma.
+    /// The distance of the process from its target, in sigma.
     offset: f64,
-    /// Violations that nobody has acknowledged.
+    /// The violations that are not acknowledged.
     open: Vec<String>,
 }
 
@@ -86,11 +86,11 @@ pub(super) struct Process {
 enum State {
     /// Not registered in this run.
     New,
-    /// In control, for so many samples more.
+    /// In control, for this many more samples.
     InControl { samples: u32 },
-    /// Going off by so much from one sample to the next, in sigma, until a rule fires.
+    /// Changing by this amount per sample, in sigma, until a rule is violated.
     Leaving { by: f64 },
-    /// A rule has fired; somebody looks after it after so many samples.
+    /// A rule is violated. The caretaker reacts after this many more samples.
     Noticed { samples: u32 },
 }
 
@@ -106,7 +106,7 @@ impl Process {
         }
     }
 
-    /// Makes it known. Limits that were learnt in an earlier run stay; what was left open then is looked after.
+    /// Registers the characteristic. Keeps limits from an earlier run, and takes over its open violations.
     fn register(&mut self, client: &Client) -> Result<(), Failure> {
         let plan = self.plan;
         client.put(
@@ -126,7 +126,7 @@ impl Process {
         Ok(())
     }
 
-    /// In control, at least for as long as limits are learnt.
+    /// Brings the process into control, at least until its limits are learnt.
     fn run(&mut self) {
         self.offset = 0.0;
         self.state = State::InControl {
@@ -134,7 +134,7 @@ impl Process {
         };
     }
 
-    /// What the state says becomes of the process before the next sample.
+    /// Changes the process before the next sample, according to its state.
     fn advance(&mut self) {
         match &mut self.state {
             State::InControl { samples: 0 } => {
@@ -167,24 +167,24 @@ impl Process {
         }
     }
 
-    /// Takes note of violations.
+    /// Records violations.
     fn take_in(&mut self, violations: &Value) {
         let ids = violations.as_array().into_iter().flatten();
         let ids = ids.filter_map(|violation| violation["violation_id"].as_str());
         self.open.extend(ids.map(str::to_owned));
     }
 
-    /// Acknowledges what is open, and corrects the process.
+    /// Acknowledges the open violations and corrects the process.
     fn correct(&mut self, client: &Client) -> Result<(), Failure> {
         let reason = match self.offset {
-            0.0 => "Looked after it; nothing found",
+            0.0 => "Checked; nothing found",
             ..0.0 => self.plan.findings[0],
             _ => self.plan.findings[1],
         };
         for id in std::mem::take(&mut self.open) {
             let body = json!({"reason": reason, "user": CARETAKER});
             match client.post(&format!("/api/violations/{id}/ack"), &body) {
-                // Somebody else was faster.
+                // Another user acknowledged it first.
                 Err(failure) if failure.is_conflict() => {}
                 done => drop(done?),
             }

@@ -1,7 +1,7 @@
-//! A fingerprint scanner: it beats, now and then it is gone, and it comes back.
+//! A fingerprint scanner. It sends heartbeats, sometimes drops out, and returns.
 //!
-//! It goes by its last will or by falling silent, so that its lease ends; one of them has a loose contact and
-//! flaps. What it says of itself is told anew whenever it is back.
+//! It drops out either by its last will or by falling silent, so that its lease expires. One of the scanners has a loose
+//! contact and flaps. A scanner reports its info again whenever it returns.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::school::{Pace, Simulator};
 use crate::cli::Failure;
 use crate::cli::client::Client;
 
-/// Beats between two heartbeats.
+/// The beats between two heartbeats.
 const HEARTBEAT_BEATS: u32 = 2;
-/// Beats without a heartbeat after which a scanner is offline.
+/// The silence after which a scanner is offline, in beats.
 const LEASE_BEATS: u32 = 6;
-/// Silence beyond the lease, after which the server has surely noticed.
+/// The additional silence after which the server has certainly noticed.
 const NOTICE: Duration = Duration::from_millis(500);
 
-/// Where a scanner stands.
+/// Where a scanner is installed.
 pub(super) struct Place {
     pub(super) id: &'static str,
     name: &'static str,
@@ -48,7 +48,7 @@ impl Place {
     }
 }
 
-/// A scanner at its place.
+/// A simulated scanner.
 pub(super) struct Scanner {
     place: &'static Place,
     pace: Pace,
@@ -61,16 +61,16 @@ pub(super) struct Scanner {
 enum State {
     /// Not registered in this run.
     New { heartbeats: u32 },
-    /// It beats, so many times more.
+    /// Online, for this many more heartbeats.
     There { heartbeats: u32 },
-    /// It goes and comes, so many times more.
+    /// Flapping, for this many more changes.
     Flapping { changes: u32 },
-    /// It says nothing.
+    /// Silent.
     Gone,
 }
 
 impl Scanner {
-    /// One that drops out for the first time after about so many heartbeats.
+    /// Creates a scanner that first drops out after about this many heartbeats.
     pub(super) fn new(place: &'static Place, heartbeats: u32, pace: Pace) -> Scanner {
         let mut chance = fastrand::Rng::new();
         Scanner {
@@ -92,10 +92,10 @@ impl Scanner {
         self.pace.lease_secs(LEASE_BEATS, 1)
     }
 
-    /// Goes away, in one of its ways.
+    /// Drops out in one of the possible ways.
     fn drop_out(&mut self, client: &Client) -> Result<Duration, Failure> {
         if self.place.has_loose_contact {
-            // As many as make the server say so.
+            // As many changes as the server needs to report flapping.
             self.state = State::Flapping { changes: 4 };
             return Ok(Duration::ZERO);
         }
@@ -109,7 +109,7 @@ impl Scanner {
         Ok(lease + NOTICE + away)
     }
 
-    /// Says what it is, and beats for a while: long enough that an honest scanner does not count as flapping.
+    /// Reports the info, and sends heartbeats for long enough that a reliable scanner does not count as flapping.
     fn come_back(&mut self, client: &Client) -> Result<(), Failure> {
         self.battery_percent = match self.battery_percent {
             0..20 => 100,

@@ -1,5 +1,5 @@
-//! A school that lives as long as the demo: scanners at the doors, people who are enrolled at them, and a bath
-//! under process control. Each is an ordinary client of the public HTTP API, on a thread of its own.
+//! A simulated school, for the duration of the demo: scanners at the doors, people who are enrolled at them, and a bath under
+//! process control. Each is an ordinary client of the public HTTP API, on a separate thread.
 
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -11,41 +11,41 @@ use super::stop::Stop;
 use crate::cli::client::Client;
 use crate::cli::{Failure, terminal};
 
-/// People are enrolled at so many scanners at a time.
+/// The number of enrollment desks.
 const DESKS: u32 = 2;
 
-/// Longest time, in beats, until what is refused tries again.
+/// The longest delay before a rejected step is tried again, in beats.
 const AGAIN_MAX_BEATS: u32 = 64;
 
-/// How fast the school lives.
+/// The speed of the school.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace {
-    /// What everything is counted in.
+    /// The school's unit of time.
     pub(super) beat: Duration,
 }
 
 impl Pace {
-    /// So many beats.
+    /// Returns the duration of this many beats.
     pub(super) fn beats(self, count: u32) -> Duration {
         self.beat * count
     }
 
-    /// A lease of so many beats, in the whole seconds that leases have, but not below `least`.
+    /// Returns a lease of this many beats in whole seconds, as leases require, and at least `least`.
     pub(super) fn lease_secs(self, count: u32, least: u32) -> u32 {
         let beats = self.beats(count).as_millis().div_ceil(1_000);
         u32::try_from(beats).unwrap_or(u32::MAX).max(least)
     }
 }
 
-/// A part of the school: a state machine that does one thing at a time.
+/// A part of the school: a state machine that does one step at a time.
 pub(super) trait Simulator: Send {
-    /// What it is, for people.
+    /// Returns the name of the part.
     fn name(&self) -> String;
 
-    /// Does the next thing, and returns how long it rests then. After an error it tries again later.
+    /// Does the next step, and returns how long to wait after it. After an error, the step is tried again later.
     fn step(&mut self, client: &Client) -> Result<Duration, Failure>;
 
-    /// Ends what it has begun, as well as it can: it is time to stop.
+    /// Ends unfinished work as far as possible, because the demo ends.
     fn leave(&mut self, _client: &Client) {}
 }
 
@@ -55,7 +55,7 @@ pub(super) struct School {
 }
 
 impl School {
-    /// Brings a school to life until it is time to end.
+    /// Starts the parts of the school. They run until the demo ends.
     pub(super) fn open(client: &Client, pace: Pace, stop: &Stop) -> Result<School, Failure> {
         let mut simulators: Vec<Box<dyn Simulator>> = Vec::new();
         for (place, steps) in scanner::PLACES.iter().zip((4..).step_by(4)) {
@@ -79,7 +79,7 @@ impl School {
         Ok(School { threads })
     }
 
-    /// Waits until everything has ended. It does so when the stop is set.
+    /// Waits until all parts have ended, which they do once `stop` is set.
     pub(super) fn join(self) {
         for thread in self.threads {
             if thread.join().is_err() {
@@ -100,10 +100,13 @@ fn live(mut simulator: Box<dyn Simulator>, client: &Client, pace: Pace, stop: &S
                 again_beats = 1;
             }
             Err(failure) => {
-                // Once, however often it is refused.
+                // Report an error once, however often it occurs.
                 if told != failure.message && stop.is_a_surprise() {
                     let name = simulator.name();
-                    terminal::complain(&format!("{name} tries again later: {}", failure.message));
+                    terminal::complain(&format!(
+                        "{name} will try again later: {}",
+                        failure.message
+                    ));
                     told = failure.message;
                 }
                 rest = pace.beats(again_beats);

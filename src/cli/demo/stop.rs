@@ -1,12 +1,12 @@
-//! When it is time to end: a flag that threads can rest on.
+//! The end of the demo: a flag that threads can wait for.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long a server's end may be felt (a request fails) before it is known here.
+/// Requests may fail this long before it is known that the server has ended.
 const NEWS_DELAY: Duration = Duration::from_millis(500);
 
-/// Shared by everything that the demo does in addition to serving. Once set it stays so.
+/// Shared by the worker and the parts of the school. Once set, it stays set.
 #[derive(Clone, Default)]
 pub(super) struct Stop(Arc<Shared>);
 
@@ -17,13 +17,13 @@ struct Shared {
 }
 
 impl Stop {
-    /// It is time to end: wakes all who rest.
+    /// Ends the demo, and wakes all waiting threads.
     pub(super) fn set(&self) {
         *self.lock() = true;
         self.0.change.notify_all();
     }
 
-    /// Rests so long, but not beyond the end. Whether to go on.
+    /// Waits for this duration or until the demo ends. Returns whether to continue.
     pub(super) fn rest(&self, duration: Duration) -> bool {
         let going_on = |is_set: &mut bool| !*is_set;
         let waited = self
@@ -33,7 +33,7 @@ impl Stop {
         !*waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Whether an error that was just met needs telling: not if it is only the server's end.
+    /// Whether an error is worth reporting: it is not if the server has ended.
     pub(super) fn is_a_surprise(&self) -> bool {
         self.rest(NEWS_DELAY)
     }

@@ -1,5 +1,5 @@
-//! An ordinary worker: it reads documents, one job each, and reports over HTTP. What the server refuses costs it a document
-//! at most; it logs that in a line and goes on.
+//! An ordinary worker: it processes documents, one job each, and reports over HTTP. If the server rejects a request, the
+//! worker logs it, gives up at most that document, and continues.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,45 +13,45 @@ use crate::cli::client::Client;
 use crate::cli::terminal::{plain, print_line};
 use crate::cli::{Failure, terminal};
 
-/// What the worker calls itself.
+/// The worker's name.
 const NAME: &str = "demo";
-/// Its type of job, and the mark in the metadata by which it knows its own.
+/// The type of its jobs, and the value in their metadata by which it recognizes them.
 const JOB_TYPE: &str = "document";
 const SOURCE: &str = "tidings demo";
-/// How often a request is made that does not get through, and the rest after the first of them; then twice as long each time.
+/// How often a failed request is tried, and the first delay between two tries, which doubles each time.
 const TRIES: u32 = 4;
 const RETRY: Duration = Duration::from_millis(500);
-/// Jobs that are asked for, and cancelled, at a time.
+/// How many jobs are listed or cancelled at a time.
 const PAGE: usize = 500;
-/// Beats between two looks for something to do once the documents are done, at most.
+/// Once the documents are processed: the most beats between two checks for work.
 const IDLE_BEATS: u32 = 10;
-/// One look in so many begins a document anew.
+/// One in this many checks processes a document again.
 const LOOKS_PER_DOCUMENT: u32 = 3;
 
-/// Reads documents.
+/// Processes documents.
 pub(super) struct Worker<'a> {
     pub(super) client: &'a Client,
-    /// What may be read.
+    /// The documents. No other file is read.
     pub(super) files: &'a [PathBuf],
-    /// Bytes that are read at a time.
+    /// How many bytes to read at a time.
     pub(super) part_bytes: usize,
-    /// The rest between two parts.
+    /// The pause between two parts.
     pub(super) pause: Duration,
     pub(super) pace: Pace,
     pub(super) stop: &'a Stop,
 }
 
-/// A document that waits for its turn.
+/// A document that waits to be processed.
 struct Waiting<'a> {
     path: &'a Path,
     job_id: String,
 }
 
-/// Why a document was left before its end.
+/// Why a document was not processed to its end.
 enum Left {
-    /// It is time to stop.
+    /// The demo ends.
     Stopped,
-    /// A request was refused, or did not get through.
+    /// A request was rejected or failed.
     Refused(Failure),
 }
 
@@ -62,8 +62,7 @@ impl From<Failure> for Left {
 }
 
 impl Worker<'_> {
-    /// Works through the files. Returns whether it got to the end before it was time to stop. Fails only if nobody reads
-    /// what it prints.
+    /// Processes the files. Returns false if the demo ended before that. Fails only if standard output is closed.
     pub(super) fn work_through(&self) -> Result<bool, Failure> {
         let queue: Vec<_> = self
             .files
@@ -78,7 +77,7 @@ impl Worker<'_> {
         Ok(self.stop.rest(Duration::ZERO))
     }
 
-    /// Goes on until it is time to stop: with what somebody has tried again, and with a document of its own now and then.
+    /// Continues until the demo ends, with jobs that were retried and, occasionally, a document of its own choice.
     pub(super) fn go_on(&self) -> Result<(), Failure> {
         let mut chance = fastrand::Rng::new();
         while self
@@ -100,7 +99,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Cancels the jobs of a demo that are not over: those that it leaves when it ends, or that an earlier one has left.
+    /// Cancels the open jobs of this demo, or of an earlier one.
     pub(super) fn cancel_leftovers(&self) {
         let cancelled = self.open_jobs().and_then(|jobs| {
             let cancel = |job: &Value| {
@@ -110,11 +109,11 @@ impl Worker<'_> {
             commands.chunks(PAGE).try_for_each(|some| self.client.batch(some))
         });
         if let Err(failure) = cancelled {
-            self.log("jobs that are not over cannot be cancelled", &failure);
+            self.log("open jobs cannot be cancelled", &failure);
         }
     }
 
-    /// The jobs of a demo that are not over.
+    /// Returns the open jobs of a demo.
     fn open_jobs(&self) -> Result<Vec<Value>, Failure> {
         let first = format!(
             "/api/jobs?job_type={JOB_TYPE}&status=pending&status=queued&status=in_progress&limit={PAGE}"
@@ -134,7 +133,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Documents that wait although they have had their turn. What is marked as running is nobody's: reports were lost.
+    /// Returns documents whose jobs wait again. Cancels those marked as running: no worker has them, because reports were lost.
     fn tried_again(&self) -> Vec<Waiting<'_>> {
         let jobs = self.open_jobs().unwrap_or_default();
         if jobs.iter().any(|job| job["status"] == "in_progress") {
@@ -143,7 +142,7 @@ impl Worker<'_> {
         let waiting = jobs.iter().filter(|job| job["status"] != "in_progress");
         waiting
             .filter_map(|job| {
-                // Nothing is read but what may be: a job may be anybody's.
+                // A job may be from anyone, so read only files that were given as documents.
                 let named = job["metadata"]["path"].as_str()?;
                 let is_named = |path: &&PathBuf| path.to_string_lossy() == named;
                 Some(Waiting {
@@ -154,40 +153,40 @@ impl Worker<'_> {
             .collect()
     }
 
-    /// Makes a job of a document.
+    /// Creates a job for a document.
     fn queue<'p>(&self, path: &'p Path) -> Option<Waiting<'p>> {
         if !self.stop.rest(Duration::ZERO) {
             return None;
         }
-        // Of its own making: if an answer is lost, the request can be made again.
+        // Choose the id here, so that the request can be repeated if its answer is lost.
         let job_id = uuid::Uuid::now_v7().to_string();
         let metadata =
             json!({"title": title(path), "path": path.to_string_lossy(), "source": SOURCE});
         let body = json!({"job_id": job_id, "job_type": JOB_TYPE, "status": "queued", "metadata": metadata});
         let is_there = || self.client.get(&format!("/api/jobs/{job_id}")).is_ok();
         match self.send("/api/jobs", &body) {
-            // It may be there although the answer was lost.
+            // A conflict may mean that an earlier request was successful but its answer was lost.
             Err(failure) if !(failure.is_conflict() && is_there()) => {
-                self.log(&format!("{} is left out", title(path)), &failure);
+                self.log(&format!("{} is skipped", title(path)), &failure);
                 None
             }
             _ => Some(Waiting { path, job_id }),
         }
     }
 
-    /// Works on a document and tells its end. Returns whether to go on.
+    /// Processes a document and prints how its job ended. Returns whether to continue.
     fn work_on(&self, waiting: &Waiting<'_>) -> Result<bool, Failure> {
         let Waiting { path, job_id } = waiting;
         let status = match self.process(path, job_id) {
             Ok(job) => job["status"].clone(),
             Err(Left::Stopped) => return Ok(false),
-            // Somebody has ended it: it is not for us any more.
+            // Another client ended the job, so this worker must not continue it.
             Err(Left::Refused(failure)) if failure.is_conflict() => {
                 let job = self.client.get(&format!("/api/jobs/{job_id}"));
                 job.map_or(Value::Null, |job| job["status"].clone())
             }
             Err(Left::Refused(failure)) => {
-                self.log(&format!("{} is left as it is", title(path)), &failure);
+                self.log(&format!("{} is abandoned", title(path)), &failure);
                 return Ok(self.stop.rest(Duration::ZERO));
             }
         };
@@ -200,13 +199,13 @@ impl Worker<'_> {
         Ok(self.stop.rest(Duration::ZERO))
     }
 
-    /// Works on a document from start to end, and returns the job as it ended.
+    /// Processes a document from start to end, and returns its job at the end.
     fn process(&self, path: &Path, id: &str) -> Result<Value, Left> {
         let started = self.send(
             &format!("/api/jobs/{id}/start"),
             &json!({"message": format!("Reading {}", title(path)), "worker": NAME}),
         )?;
-        // Every report says which attempt it is about: if the job is given up and tried again, this one changes nothing.
+        // Every report names its attempt. If the job is given up and retried, reports of this attempt have no effect.
         let report = |verb: &str, mut body: Value| {
             body["attempt"] = started["attempt"].clone();
             body["worker"] = NAME.into();
@@ -242,7 +241,7 @@ impl Worker<'_> {
                 return fail("not_text", error.to_string());
             }
             done += part.len() as u64;
-            // A file that grows while it is read is done when it is read, not before.
+            // If a file grows while it is read, the job is complete only at its end.
             let percent = (done as f64 / bytes.max(done) as f64 * 100.0).clamp(0.0, 100.0);
             let message = format!("Processing part {number} of {}", parts.max(number));
             let progress =
@@ -254,7 +253,7 @@ impl Worker<'_> {
                     return end("cancel", stopped);
                 }
                 Ok(_) => {}
-                // The next report makes up for this one.
+                // The next report supersedes this one.
                 Err(failure) if failure.is_passing() => self.log("a report was lost", &failure),
                 Err(failure) => return Err(failure.into()),
             }
@@ -268,7 +267,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Posts, and does so again while the server cannot be reached or is busy.
+    /// Posts a request. Repeats it while the server is unreachable or busy.
     fn send(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let mut delay = RETRY;
         for _ in 1..TRIES {
@@ -287,7 +286,7 @@ impl Worker<'_> {
     }
 }
 
-/// What people know a document by.
+/// Returns a document's name for people.
 fn title(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     plain(&name.to_string_lossy())

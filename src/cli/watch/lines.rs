@@ -1,4 +1,4 @@
-//! A line for each message.
+//! One line of text for each message.
 
 use console::truncate_str;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::cli::terminal::plain;
 use crate::id::is_visible;
 use crate::kind::DESCRIPTIONS;
 
-/// What a message says, for people. Nothing for what is not news, like `ready`.
+/// Returns the line for a message. None for messages that report nothing, such as `ready`.
 pub(super) fn line(message: &Value) -> Option<String> {
     if message["job_id"].is_string() {
         return Some(job(message, None));
@@ -28,7 +28,7 @@ pub(super) fn line(message: &Value) -> Option<String> {
     Some(plain(&text))
 }
 
-/// What a message says of a subject of a kind without a line of its own. Nothing if it is no event.
+/// Returns the line for a subject whose kind has no format of its own. None if the message is not an event.
 fn other(name: &str, message: &Value) -> Option<String> {
     let kind = DESCRIPTIONS
         .iter()
@@ -42,7 +42,7 @@ fn other(name: &str, message: &Value) -> Option<String> {
     ))
 }
 
-/// What people know a job by: its title, or its path, or else its id.
+/// Returns the visible name of a job: its title, its path, or else its id.
 pub(super) fn name(message: &Value) -> String {
     let metadata = &message["metadata"];
     let names = [&metadata["title"], &metadata["path"], &message["job_id"]];
@@ -50,7 +50,7 @@ pub(super) fn name(message: &Value) -> String {
     plain(names.find(|name| is_visible(name)).unwrap_or("?"))
 }
 
-/// What a message says of a job, with so much of its name.
+/// Returns the line for a job, with its name shortened to `name_columns`.
 pub(super) fn job(message: &Value, name_columns: Option<usize>) -> String {
     let text = |field: &str| plain(message[field].as_str().unwrap_or_default());
     let mut name = name(message);
@@ -67,7 +67,7 @@ pub(super) fn percent(message: &Value) -> String {
         .map_or("?".to_owned(), |progress| format!("{progress:.0}%"))
 }
 
-/// What, of whom, and the rest.
+/// Formats the columns of a line: what happened, the id of the subject, and the details.
 fn columns(what: &str, whom: Option<&str>, rest: impl std::fmt::Display) -> String {
     format!("{what:<13}{}  {rest}", whom.unwrap_or("?"))
 }
@@ -162,7 +162,7 @@ fn limits(payload: &Value) -> String {
     columns("limits", payload["characteristic_id"].as_str(), rest)
 }
 
-/// Computed numbers have more digits than anybody reads.
+/// Rounds a number: computed numbers have more digits than are useful.
 fn number(value: &Value) -> String {
     value.as_f64().map_or("?".to_owned(), |number| {
         let rounded = (number * 10_000.0).round() / 10_000.0;

@@ -1,4 +1,4 @@
-//! `tidings watch`: live progress bars in the terminal, one a job, and lines for everything else; or NDJSON.
+//! `tidings watch`: live progress bars in the terminal, one per job, and lines for everything else. Alternatively, NDJSON.
 
 mod lines;
 mod screen;
@@ -21,16 +21,16 @@ use crate::config::origin::parse_port;
 use crate::id::{Channel, NameError, SchoolId, SubjectId};
 use crate::kind::{self, enrollment, job};
 
-/// Silence after which a connection counts as lost, until the server says how often it gives a sign of life.
+/// Silence after which a connection counts as lost, until the server announces the interval of its heartbeats.
 const SILENCE: Duration = Duration::from_secs(60);
-/// And from then on, in such signs.
+/// After that, the number of missed heartbeats after which it counts as lost.
 const SILENT_HEARTBEATS: u32 = 3;
-/// First and longest delay before a new attempt.
+/// The first delay before reconnecting.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// The server of somebody who names none.
+/// The default server.
 const DEFAULT_URL: &str = "http://127.0.0.1:8000";
-/// Messages read ahead of the terminal.
+/// How many messages are read ahead of the terminal.
 const READ_AHEAD: usize = 256;
 
 /// Watch a scope.
@@ -43,19 +43,19 @@ const READ_AHEAD: usize = 256;
   tidings watch 'jobs?job_type=document&status=failed' --json
   tidings watch schools/1 --url https://tidings.example --token \"$TOKEN\"
 
-Exit codes: 0 the job or enrollment that was watched completed, 10 it failed, 11 it was cancelled, 2 the command
-line cannot be used, 3 denied, 4 no such thing, 5 the server cannot be reached, 1 another error, or nobody reads on.")]
+Exit codes: 0 the watched job or enrollment completed, 10 it failed, 11 it was cancelled, 2 the command line is not
+valid, 3 denied, 4 not found, 5 the server cannot be reached, 1 another error, or standard output was closed.")]
 pub(super) struct Arguments {
-    /// What follows /events/ in the URL: jobs, jobs/42, devices, schools/1, with a query if you like.
+    /// The part of the URL after /events/: jobs, jobs/42, devices, schools/1, optionally with a query.
     #[arg(value_parser = scope)]
     scope: String,
-    /// The server.
+    /// The URL of the server.
     #[arg(long, env = "TIDINGS_URL", default_value = DEFAULT_URL, value_parser = url)]
     url: String,
-    /// A token; better in the environment than on a command line that others can see.
+    /// A token. Prefer the environment variable: other users can see the command line.
     #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
     token: Option<Secret>,
-    /// Go on from this cursor instead of a snapshot.
+    /// Resume from this cursor instead of a snapshot.
     #[arg(long, value_parser = cursor)]
     cursor: Option<String>,
     /// Print every message as a line of JSON.
@@ -63,7 +63,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// The one job or enrollment session that is watched. It has an outcome.
+/// The job or enrollment session that is watched, if it is only one. It has an outcome.
 struct Single {
     collection: &'static str,
     id_field: &'static str,
@@ -79,14 +79,14 @@ enum Outcome {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
-    // An empty variable is none.
+    // An empty variable counts as unset.
     let token = arguments.token.filter(|token| !token.reveal().is_empty());
-    // Not checked by a parser of clap's, which would show it.
+    // Not checked by clap, whose error would show the token.
     if token
         .as_ref()
         .is_some_and(|token| !is_visible(token.reveal()))
     {
-        let problem = "the token (--token, TIDINGS_TOKEN) has characters that no token has, such as blanks or line breaks";
+        let problem = "the token (--token, TIDINGS_TOKEN) has characters that no token contains, such as spaces or line breaks";
         return Err(Failure::new(Exit::Usage, problem));
     }
     let client = Client::new(&arguments.url, token);
@@ -104,12 +104,12 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         match client.events(&path, cursor.as_deref()) {
             Ok(events) => {
                 if std::mem::take(&mut is_lost) {
-                    screen.say(&format!("connected again to {}", arguments.url));
+                    screen.say(&format!("reconnected to {}", arguments.url));
                 }
                 connected_once = true;
                 delay = RETRY;
                 let (received, messages) = sync_channel(READ_AHEAD);
-                // Ends with the connection, or when nobody takes its messages any more.
+                // The thread ends with the connection, or when its messages are no longer received.
                 std::thread::spawn(move || {
                     events
                         .map(|event| received.send(event))
@@ -136,7 +136,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                             silence = Duration::from_secs(heartbeat) * SILENT_HEARTBEATS;
                         }
                         Some("ready") if resumed => {
-                            // It may have been over before the cursor: then nothing more will be told of it.
+                            // It may have ended before the cursor. Then no further message arrives.
                             if let Some(Single { collection, id, .. }) = &single {
                                 let id = id.encoded();
                                 let subject = client.get(&format!("/api/{collection}/{id}"))?;
@@ -169,7 +169,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
                     }
                 }
             }
-            // Nobody there from the start is a mistake; later it is a server that will come back.
+            // If the server was never reached, the URL is probably wrong. Otherwise the server will return.
             Err(failure) if !failure.is_passing() || !connected_once => return Err(failure),
             Err(failure) => problem = failure.message,
         }
@@ -181,7 +181,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// The exit that tells the outcome.
+/// Exits with the code of the outcome.
 fn end(outcome: Outcome) -> Result<(), Failure> {
     match outcome {
         Outcome::Completed => Ok(()),
@@ -190,7 +190,7 @@ fn end(outcome: Outcome) -> Result<(), Failure> {
     }
 }
 
-/// Whether the text can stand in a header: visible ASCII.
+/// Whether a text is valid in a header: visible ASCII.
 fn is_visible(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -198,11 +198,11 @@ fn is_visible(text: &str) -> bool {
 fn cursor(text: &str) -> Result<String, String> {
     match is_visible(text) && !text.is_empty() {
         true => Ok(text.to_owned()),
-        false => Err("is the `cursor` of a message or a list, without blanks".into()),
+        false => Err("must be the `cursor` of a message or a list, without spaces".into()),
     }
 }
 
-/// The address of a server, to which paths are appended. An empty variable is none.
+/// Parses the URL of a server, to which paths are appended. An empty variable counts as unset.
 fn url(text: &str) -> Result<String, String> {
     let text = if text.is_empty() { DEFAULT_URL } else { text };
     let parsed = text.parse::<Uri>().ok();
@@ -216,12 +216,12 @@ fn url(text: &str) -> Result<String, String> {
     match is_server {
         true => Ok(text.to_owned()),
         false => Err(
-            "is the address of a server, such as https://tidings.example or http://127.0.0.1:8000, with a port from 1 to 65535".into(),
+            "must be the URL of a server, such as https://tidings.example or http://127.0.0.1:8000, with a port from 1 to 65535".into(),
         ),
     }
 }
 
-/// Whether there is a host, and a port that can be connected to if there is one.
+/// Whether there is a host, and a valid port if there is one.
 fn is_address(authority: &Authority) -> bool {
     let port = authority.as_str().strip_prefix(authority.host());
     let is_port =
@@ -248,7 +248,7 @@ fn scope(text: &str) -> Result<String, String> {
             }
             "ids" if kind::known_kind(path).is_none() => {
                 return Err(
-                    "has `ids`, which go with a collection: characteristics?ids=1,2".into(),
+                    "has `ids`, which require a collection: characteristics?ids=1,2".into(),
                 );
             }
             "ids" => value
@@ -261,11 +261,13 @@ fn scope(text: &str) -> Result<String, String> {
     }
     match names_channel {
         true => Ok(text.to_owned()),
-        false => Err("is empty; write jobs, jobs/42, devices, schools/1".into()),
+        false => {
+            Err("is empty; it must be a scope such as jobs, jobs/42, devices or schools/1".into())
+        }
     }
 }
 
-/// The names and values of a query, as the server reads them.
+/// Returns the names and values of a query, as the server reads them.
 fn fields(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
     let decoded = |text| RawStr::new(text).url_decode_lossy();
     let fields = query.trim_start_matches('?').split('&');
@@ -275,13 +277,13 @@ fn fields(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
     })
 }
 
-/// The path and query below `/events` of a scope, in which an id may stand as it is or percent-encoded.
+/// Returns the path and query of a scope below `/events`. An id in the scope may or may not be percent-encoded.
 fn address(scope: &str) -> String {
     let scope = scope.trim_start_matches('/');
     let (path, query) = scope.split_at(scope.find('?').unwrap_or(scope.len()));
     match kind::channel(path) {
         Ok(channel) => format!("/{channel}{query}"),
-        // Checked already: there is no path, and the query names channels.
+        // Already checked: there is no path, and the query names channels.
         Err(_) => query.to_owned(),
     }
 }
@@ -305,7 +307,7 @@ impl Single {
     }
 }
 
-/// How it ended, if the message of a job or an enrollment session says so.
+/// Returns how a job or an enrollment session ended, if the message says so.
 fn outcome(message: &Value) -> Option<Outcome> {
     match message["status"].as_str()?.to_ascii_lowercase().as_str() {
         "completed" | "complete" => Some(Outcome::Completed),

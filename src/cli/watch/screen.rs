@@ -1,5 +1,5 @@
-//! The terminal: a bar for each job that is not over, as many as fit, and lines above them. Or lines alone, where what is
-//! printed goes to a file or another program.
+//! The terminal: bars for the open jobs, as many as fit, and lines above them. If the output goes to a file or another
+//! program, lines alone.
 
 use std::io::{IsTerminal, stderr, stdout};
 use std::time::Duration;
@@ -15,13 +15,13 @@ use crate::cli::Failure;
 use crate::cli::terminal::{complain, json_line, plain, print_line};
 use crate::number::whole_unsigned;
 
-/// Bars on the screen at a time, however high it is.
+/// The maximum number of bars, on a screen of any height.
 const BARS_MAX: usize = 40;
-/// Rows of the screen that are left to lines above the bars.
+/// The rows above the bars that are reserved for lines.
 const LINES_MIN: usize = 4;
-/// Jobs that are remembered; more are told in lines.
+/// The maximum number of jobs that are tracked. Further jobs are shown as lines.
 const JOBS_MAX: usize = 10_000;
-/// Time between two looks at the bars: what has come too fast to be drawn is drawn then.
+/// How often the bars are checked. Changes that arrived too fast to be drawn are drawn then.
 const REDRAW: Duration = Duration::from_millis(250);
 
 /// The terminal, or a pipe.
@@ -40,7 +40,7 @@ impl Screen {
         }
     }
 
-    /// Tells how the connection is, all of it.
+    /// Prints the state of the connection, in full.
     pub(super) fn say(&self, text: &str) {
         match &self.bars {
             Some(bars) => bars.print(&wrapped(&plain(text), bars.layout.columns).join("\n")),
@@ -61,7 +61,7 @@ impl Screen {
         Ok(())
     }
 
-    /// Tells a line of news: above the bars, or where a script reads it.
+    /// Prints a line above the bars, or on standard output for scripts.
     fn tell(&self, line: &str) -> Result<(), Failure> {
         match &self.bars {
             Some(bars) => {
@@ -72,7 +72,7 @@ impl Screen {
         }
     }
 
-    /// Leaves the bars as they are.
+    /// Leaves the bars on the screen.
     pub(super) fn finish(&self) {
         if let Some(bars) = &self.bars {
             bars.slots.iter().for_each(ProgressBar::abandon);
@@ -80,15 +80,15 @@ impl Screen {
     }
 }
 
-/// A job that is not over.
+/// An open job.
 struct Job {
     name: String,
     progress: f64,
-    /// What stands after the bar.
+    /// The text after the bar.
     text: String,
 }
 
-/// How wide everything is, and how many jobs have a row.
+/// The widths of the columns, and the number of rows for jobs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Layout {
     columns: usize,
@@ -114,7 +114,7 @@ impl Layout {
         (self.columns / 5).clamp(4, 24)
     }
 
-    /// The rest but for two blanks and the last column: a row that fills a terminal may take a second one.
+    /// The rest of the row, except for two spaces and the last column: a full row might wrap to a second one.
     fn text(self) -> usize {
         self.columns.saturating_sub(self.name() + self.bar() + 3)
     }
@@ -125,13 +125,13 @@ impl Layout {
     }
 }
 
-/// The bars: rows that are filled anew with whatever is most worth seeing.
+/// The bars. The rows are refilled with the most relevant jobs.
 struct Bars {
     bars: MultiProgress,
     layout: Layout,
-    /// The rows that are on the screen.
+    /// The rows on the screen.
     slots: Vec<ProgressBar>,
-    /// Jobs that run stand above those that wait, each in the order in which they came.
+    /// Running jobs come before waiting ones, each in order of arrival.
     running: IndexMap<String, Job>,
     waiting: IndexMap<String, Job>,
 }
@@ -152,11 +152,11 @@ impl Bars {
     }
 
     fn print(&self, rows: &str) {
-        // A terminal that cannot be written to has nobody to complain to.
+        // If the terminal cannot be written to, there is nowhere to report it.
         let _ = self.bars.println(rows);
     }
 
-    /// Takes in what is told of a job. Returns the line that tells it instead of a bar.
+    /// Takes a job's message. Returns a line if the job has no bar.
     fn show(&mut self, id: &str, message: &Value) -> Option<String> {
         let is_over = outcome(message).is_some();
         let known = self.running.contains_key(id) || self.waiting.contains_key(id);
@@ -185,7 +185,7 @@ impl Bars {
         line
     }
 
-    /// Fills the rows: the first jobs, and in the last row how many there are in addition.
+    /// Fills the rows with the first jobs. The last row has the number of further jobs.
     fn draw(&mut self) {
         let layout = Layout::of_terminal();
         let is_new = layout != self.layout;
@@ -195,7 +195,7 @@ impl Bars {
         let shown = if has_more { layout.rows - 1 } else { jobs };
         let wanted = shown + usize::from(has_more);
         while self.slots.len() > wanted {
-            let slot = self.slots.pop().expect("there are more than enough");
+            let slot = self.slots.pop().expect("there are more rows than needed");
             slot.finish_and_clear();
             self.bars.remove(&slot);
         }
@@ -233,7 +233,7 @@ impl Bars {
             let slot = self
                 .slots
                 .last()
-                .expect("a row is for those that are not shown");
+                .expect("the last row is only for further jobs");
             let style = ProgressStyle::with_template("{msg}");
             slot.set_style(style.expect("the template is well-formed"));
             slot.set_prefix("");
@@ -245,7 +245,7 @@ impl Bars {
     }
 }
 
-/// The text in rows of at most so many columns. A row ends between words, or within a word that is wider than a row.
+/// Wraps text at `columns`. A row ends between words, or within a word that is wider than a row.
 fn wrapped(text: &str, columns: usize) -> Vec<String> {
     let mut rows = Vec::new();
     let mut row = String::new();
@@ -268,7 +268,7 @@ fn wrapped(text: &str, columns: usize) -> Vec<String> {
     rows
 }
 
-/// What stands after the bar of a job.
+/// Returns the text after the bar of a job.
 fn text(message: &Value) -> String {
     let stalled = match message["stalled"] == true {
         true => "STALLED ",

@@ -1,4 +1,4 @@
-//! Style sheet, script and the like: embedded in the binary, named by their content, kept by browsers for a year.
+//! Style sheets, scripts and icons: embedded in the binary, named by a hash of their content, cached by browsers for a year.
 
 use flate2::Compression;
 use rocket::http::{ContentType, Header, Status};
@@ -8,16 +8,16 @@ use sha2::{Digest, Sha256};
 
 use super::compression;
 
-/// How long a browser may keep what is named by its content.
+/// The `Cache-Control` of files that are named by their content.
 const KEEP: &str = "public, max-age=31536000, immutable";
 
-/// Everything that pages load.
+/// All files that the pages load.
 pub(crate) struct Assets(Vec<Asset>);
 
 struct Asset {
-    /// As templates name it.
+    /// The name that templates use.
     name: &'static str,
-    /// As it is served: with its fingerprint.
+    /// The name under which the file is served, with its fingerprint.
     file: String,
     content_type: ContentType,
     bytes: &'static [u8],
@@ -53,7 +53,7 @@ impl Assets {
         ])
     }
 
-    /// Names as templates have them, and files as they are served.
+    /// Returns the names that templates use with those under which the files are served.
     pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.0.iter().map(|asset| (asset.name, asset.file.as_str()))
     }
@@ -66,7 +66,7 @@ impl<'r, 'a: 'r> Responder<'r, 'a> for Loaded<'a> {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'a> {
         let Loaded(asset) = self;
         let packed = asset.packed.as_deref();
-        let packed = packed.filter(|_| compression::takes_gzip(request));
+        let packed = packed.filter(|_| compression::accepts_gzip(request));
         let bytes = packed.unwrap_or(asset.bytes);
         let mut response = Response::build();
         compression::say(&mut response, packed.is_some());

@@ -1,4 +1,4 @@
-//! A characteristic: its control chart, and its violations to be acknowledged.
+//! A characteristic: its control charts, and its violations with forms to acknowledge them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::kind::characteristic::{self, Sample};
 use crate::log::{PartQuery, Which};
 use crate::service::Tidings;
 
-/// What the page says of a gap.
+/// How the page describes a gap.
 const NOT_MEASURED: &str = "not measured";
 
 pub(super) fn routes() -> Vec<Route> {
@@ -90,7 +90,7 @@ async fn characteristic_page(
 #[derive(Default)]
 struct Shown {
     points: Vec<Point>,
-    /// On the dispersion chart, if there is one.
+    /// The points of the dispersion chart, if there is one.
     spreads: Vec<Point>,
     table: Vec<Value>,
     /// The rules that colour a point.
@@ -107,7 +107,7 @@ impl Shown {
         let broken: Vec<Rule> = sample.rules.iter().copied().filter_map(rule).collect();
         let rules = broken.iter().map(|rule| rule.name());
         let rules = rules.collect::<Vec<_>>().join(", ");
-        // A point has the colour of a rule of its own chart.
+        // A point takes the colour of a rule of its own chart.
         let (spread, own): (Vec<Rule>, Vec<Rule>) =
             broken.iter().partition(|rule| **rule == Rule::Dispersion);
         if let Some(dispersion) = dispersion {
@@ -129,13 +129,13 @@ impl Shown {
             "zone": sample.zone,
             "in_control": in_control,
             "rules": rules,
-            // When it was taken, which may be long before it was reported.
+            // When the sample was taken, which may be long before it was reported.
             "at": time(sample.timestamp, now),
         }));
     }
 }
 
-/// The point of a sample on the dispersion chart; a gap where it has none there.
+/// Returns the point of a sample on the dispersion chart, or a gap if it has none there.
 fn spread_point(sample: &Sample, own: &Dispersion, rule: Option<&Rule>) -> Point {
     let point = sample.dispersion.filter(|point| point.chart == own.chart);
     let value = point.map(|point| point.value);
@@ -151,7 +151,7 @@ fn spread_point(sample: &Sample, own: &Dispersion, rule: Option<&Rule>) -> Point
     }
 }
 
-/// The dispersion chart, if a sample has a point on it, and what it shows.
+/// Returns the dispersion chart, if any sample has a point on it, and a description of what it shows.
 fn spread_chart(title: &str, own: &Dispersion, spreads: &[Point]) -> Value {
     let what = own.chart.points();
     let has_points = spreads.iter().any(|point| point.value.is_some());
@@ -160,12 +160,12 @@ fn spread_chart(title: &str, own: &Dispersion, spreads: &[Point]) -> Value {
     json!({ "chart": has_points.then(chart), "points": what })
 }
 
-/// A rule by its number.
+/// Returns a rule by its number.
 fn rule(number: u32) -> Option<Rule> {
     Rule::from_number(number.try_into().ok()?)
 }
 
-/// Why a violation is well, or what is done about it.
+/// The reason for acknowledging a violation.
 #[derive(FromForm)]
 struct Reason<'r> {
     reason: &'r str,

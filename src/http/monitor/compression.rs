@@ -1,4 +1,4 @@
-//! Compression of what browsers load: pages are repetitive, and each look at one fetches it whole.
+//! Compression of what browsers load: pages are repetitive, and each view fetches the whole page.
 
 use std::io::Write;
 
@@ -8,10 +8,10 @@ use rocket::Request;
 use rocket::http::Header;
 use rocket::response::Builder;
 
-/// What is shorter fits into a packet as it is.
+/// The smallest body that is compressed. A smaller one fits into one packet anyway.
 const LEAST_BYTES: usize = 1_024;
 
-/// The bytes as gzip has them, if that is less.
+/// Returns the bytes compressed by gzip, if that is smaller.
 pub(super) fn gzip(bytes: &[u8], how: Compression) -> Option<Vec<u8>> {
     if bytes.len() < LEAST_BYTES {
         return None;
@@ -22,8 +22,8 @@ pub(super) fn gzip(bytes: &[u8], how: Compression) -> Option<Vec<u8>> {
     (packed.len() < bytes.len()).then_some(packed)
 }
 
-/// Whether the client reads gzip.
-pub(super) fn takes_gzip(request: &Request<'_>) -> bool {
+/// Whether the client accepts gzip.
+pub(super) fn accepts_gzip(request: &Request<'_>) -> bool {
     let mut accepted = request.headers().get("Accept-Encoding");
     accepted.any(|header| header.split(',').any(names_gzip))
 }
@@ -35,7 +35,7 @@ fn names_gzip(coding: &str) -> bool {
     name.trim().eq_ignore_ascii_case("gzip") && !is_refused
 }
 
-/// Says that the body is compressed, or that it could have been.
+/// Sets the headers for a body that is compressed, or that could have been.
 pub(super) fn say(response: &mut Builder<'_>, is_packed: bool) {
     response.header(Header::new("Vary", "Accept-Encoding"));
     if is_packed {

@@ -1,4 +1,4 @@
-//! A device: when it was there, and what it says of itself.
+//! A device: its presence and what it reports about itself.
 
 use std::sync::Arc;
 

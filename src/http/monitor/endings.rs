@@ -1,4 +1,4 @@
-//! How many jobs ended by the hour, and how.
+//! How many jobs ended in each hour, and how.
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -11,25 +11,25 @@ use crate::kind::job;
 use crate::log::{Ending, StoreError};
 use crate::service::Tidings;
 
-/// How jobs end, as bars stand on one another.
+/// The ways in which jobs end, from the bottom of a bar to its top.
 const WAYS: [&str; 3] = ["completed", "cancelled", "failed"];
 
-/// The ends of a school's jobs in the last hours, as a template is told.
+/// Returns the ends of a school's jobs in the last hours, for a template.
 pub(super) async fn view(tidings: &Tidings, school: SchoolId) -> Result<Value, StoreError> {
     let now = Utc::now();
     let since = now - TimeDelta::hours(ENDINGS_HOURS);
     let store = tidings.store();
     let endings = store.endings(school, job::KIND, since).await?;
     let first = since.duration_trunc(TimeDelta::hours(1)).unwrap_or(since);
-    Ok(told(&endings, first, now))
+    Ok(counted(&endings, first, now))
 }
 
-fn told(endings: &[Ending], since: DateTime<Utc>, now: DateTime<Utc>) -> Value {
+fn counted(endings: &[Ending], since: DateTime<Utc>, now: DateTime<Utc>) -> Value {
     let of = |from: DateTime<Utc>, way: &str| {
         let fits = |own: &&Ending| own.from == from && own.status == way;
         endings.iter().filter(fits).map(|own| own.count).sum()
     };
-    // The first hour and the last are parts.
+    // The first and the last hour are partial.
     let hours = (0..=ENDINGS_HOURS).map(|hours| since + TimeDelta::hours(hours));
     let stretches: Vec<(DateTime<Utc>, Vec<u64>)> = hours
         .map(|from| (from, WAYS.iter().map(|way| of(from, way)).collect()))
@@ -91,7 +91,7 @@ mod tests {
             ending(24, "failed", 2),
             ending(24, "completed", 1),
         ];
-        let view = told(&endings, since, now);
+        let view = counted(&endings, since, now);
         assert_eq!(view["completed"], "1\u{202f}201");
         assert_eq!(view["has_failed"], true);
         let rows = view["rows"].as_array().unwrap();

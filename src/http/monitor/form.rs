@@ -1,16 +1,16 @@
-//! How times and numbers are written for people.
+//! The format of times and numbers on the pages.
 
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use serde_json::{Value, json};
 
 use crate::wire::timestamp;
 
-/// A time for programs, and as people read it: how long ago it is, and when it was.
+/// Returns a time for templates: in machine-readable form, relative to now, and as a date.
 pub(super) fn time(at: DateTime<Utc>, now: DateTime<Utc>) -> Value {
     json!({ "exact": timestamp(at), "relative": relative(at - now), "written": written(at, now) })
 }
 
-/// A moment with its date. The year goes without saying if it is this one.
+/// Formats a date and time. Leaves out the year if it is the current one.
 pub(super) fn written(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
     let format = match at.year() == now.year() {
         true => "%-d %b, %H:%M:%S UTC",
@@ -19,12 +19,12 @@ pub(super) fn written(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
     at.format(format).to_string()
 }
 
-/// The same of a time that may not have come.
+/// Returns an optional time for templates.
 pub(super) fn optional_time(at: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Value {
     at.map_or(Value::Null, |at| time(at, now))
 }
 
-/// How long ago something is, or how long until then.
+/// Formats the distance between now and a time in the past or future.
 pub(super) fn relative(distance: TimeDelta) -> String {
     let span = span(distance.abs());
     if distance.abs() < TimeDelta::seconds(1) {
@@ -36,13 +36,13 @@ pub(super) fn relative(distance: TimeDelta) -> String {
     }
 }
 
-/// So many seconds in their one or two largest units.
+/// Formats a number of seconds in its one or two largest units.
 pub(super) fn span_secs(length: u64) -> String {
     let length = length.try_into().ok().and_then(TimeDelta::try_seconds);
     span(length.unwrap_or(TimeDelta::MAX))
 }
 
-/// A length of time in its one or two largest units.
+/// Formats a duration in its one or two largest units.
 pub(super) fn span(length: TimeDelta) -> String {
     let secs = length.num_seconds();
     match secs {
@@ -56,12 +56,12 @@ pub(super) fn span(length: TimeDelta) -> String {
     }
 }
 
-/// A length of time that is short, in milliseconds.
+/// Formats a short duration in milliseconds.
 pub(super) fn millis(micros: u64) -> String {
     format!("{:.1} ms", micros as f64 / 1e3)
 }
 
-/// A size in bytes.
+/// Formats a size in bytes.
 pub(super) fn bytes(bytes: u64) -> String {
     match bytes {
         0..1_024 => format!("{bytes} B"),
@@ -71,7 +71,7 @@ pub(super) fn bytes(bytes: u64) -> String {
     }
 }
 
-/// A count with its thousands apart.
+/// Formats a count with separated thousands.
 pub(super) fn count(count: u64) -> String {
     let digits = count.to_string();
     let mut apart = String::with_capacity(digits.len() + digits.len() / 3);

@@ -1,4 +1,4 @@
-//! A job: how it went and is going, and what may be done about it.
+//! A job: its progress and history, with forms to cancel or retry it.
 
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ async fn job_page(
         .collect();
     let ended = job.is_some_and(|job| job.status.is_terminal());
     let own = json!({
-        // An open confirmation is not to be closed by a page that renews itself.
+        // The page must not refresh while a confirmation is open.
         "may_write": !ended,
         "job": rows(std::slice::from_ref(&stored)).pop(),
         "metadata": job.and_then(|job| pretty(job.metadata.get())),
@@ -83,7 +83,7 @@ async fn job_page(
     Ok(pages.render("job.html", &view))
 }
 
-/// What was told of the progress, as a table, and as a chart from the first report on; nothing if nothing was.
+/// Returns the reported progress as a table, and as a chart if there is a report. None if there are no events.
 fn progress(
     id: &str,
     events: &[Arc<Event>],
@@ -99,7 +99,7 @@ fn progress(
         let (Some(percent), attempt) = (told.progress, u64::from(told.attempt)) else {
             continue;
         };
-        // An attempt is at 0 before anything is reported: a line begins where it leaves that.
+        // Every attempt begins at 0 before its first report. The line of an attempt starts when the job leaves that state.
         let goes_on = reports.last().is_some_and(|last| last.attempt == attempt);
         let is_report = percent > 0.0 || goes_on;
         if is_report {
@@ -132,7 +132,7 @@ fn progress(
     }))
 }
 
-/// Which attempt a visitor wants to end, and whether he asks the worker or ends it himself.
+/// The attempt that the visitor wants to cancel, and whether to ask the worker or to end it at once.
 #[derive(FromForm)]
 struct Ending {
     #[field(default = None)]
@@ -141,7 +141,7 @@ struct Ending {
     force: bool,
 }
 
-/// Without a form that can be read, it asks.
+/// If the form cannot be read, the worker is asked.
 #[post("/monitor/schools/<school>/jobs/<id>/cancel", data = "<form>")]
 async fn cancel(
     school: &str,

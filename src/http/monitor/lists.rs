@@ -1,4 +1,4 @@
-//! The lists of each kind: filters, search and place stand in the address.
+//! The lists of each kind. Filters, search text and page are in the URL.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub(super) fn routes() -> Vec<Route> {
     routes![list, open_violations]
 }
 
-/// The violations that nobody has acknowledged.
+/// The violations that are not acknowledged.
 #[get("/monitor/schools/<school>/violations?<page>")]
 async fn open_violations(
     school: &str,
@@ -130,7 +130,7 @@ async fn list(
     })
 }
 
-/// The call that makes a subject known.
+/// Returns the call that creates a subject of the kind.
 fn made_by(own: &Description) -> String {
     let collection = own.kind.collection();
     match own.made_by {
@@ -139,7 +139,7 @@ fn made_by(own: &Description) -> String {
     }
 }
 
-/// The address of another page of the same list.
+/// Returns the URL of another page of the same list.
 fn address(query: &ListQuery, page: Option<u64>) -> String {
     let mut fields = Vec::new();
     fields.extend(

@@ -1,5 +1,5 @@
-//! `/monitor`: the built-in pages, rendered on the server. They are complete without JavaScript, and read what
-//! everybody else reads: the store, through the same credentials.
+//! `/monitor`: the built-in pages, rendered on the server. They work without JavaScript. They read from the store, with the
+//! credentials that every other client uses.
 
 mod assets;
 mod characteristic;
@@ -40,7 +40,7 @@ use crate::id::SchoolId;
 use crate::refusals::RequestSource;
 use crate::service::Tidings;
 
-/// How often pages look anew at what no event tells of, in seconds.
+/// How often the pages refresh data for which there are no events, in seconds.
 const RENEW_SECS: u64 = 3;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -54,7 +54,7 @@ pub(super) fn routes() -> Vec<Route> {
     all
 }
 
-/// Mounts the pages' state, their errors, and, where the root is ours, what leads from it to the pages.
+/// Mounts the state and the error pages of the monitor, and the route for the root of a standalone server.
 pub(super) fn mount(rocket: Rocket<Build>, base: &str, has_home: bool) -> Rocket<Build> {
     let assets = Assets::new();
     let pages = Pages::new(&assets);
@@ -69,7 +69,7 @@ pub(super) fn mount(rocket: Rocket<Build>, base: &str, has_home: bool) -> Rocket
         .register(own, rocket::catchers![catch])
 }
 
-/// What is at the root of a server that is Tidings and nothing else.
+/// Returns the route for the root of a standalone server.
 fn home() -> Vec<Route> {
     routes![to_the_pages]
 }
@@ -79,14 +79,14 @@ fn to_the_pages(base: Base) -> Redirect {
     Redirect::to(format!("{}/monitor", base.0))
 }
 
-/// A token, and where its bearer wanted to go.
+/// A token, and the page to go to after signing in.
 #[derive(FromForm)]
 struct SignIn<'r> {
     token: &'r str,
     next: &'r str,
 }
 
-/// The school of the token, or the choice of one.
+/// Redirects to the school of the token, or offers a choice of schools.
 #[get("/monitor?<after>")]
 async fn index(
     after: Option<i64>,
@@ -136,7 +136,7 @@ fn sign_in(next: Option<&str>, visitor: Visitor, base: Base, pages: &State<Pages
     pages.render("sign-in.html", &view)
 }
 
-/// Says that a token has expired, and when, if that is so many seconds ago.
+/// Returns the message that a token has expired, and when.
 fn expired(ago_secs: u32) -> String {
     let now = Utc::now();
     let at = now - TimeDelta::seconds(ago_secs.into());
@@ -144,7 +144,7 @@ fn expired(ago_secs: u32) -> String {
     format!("Your token expired {ago} ({written}). Sign in with a new one.")
 }
 
-/// Keeps a token that is good in a cookie that no script can read.
+/// Stores a valid token in a cookie that scripts cannot read.
 #[post("/monitor/sign-in", data = "<form>")]
 fn enter(
     form: Form<SignIn<'_>>,
@@ -161,7 +161,9 @@ fn enter(
         page.with_status(Status::Unauthorized)
     };
     if !visitor.is_own_page {
-        return Err(refused("This form was sent by another site."));
+        return Err(refused(
+            "This form was sent from another site. Sign in here.",
+        ));
     }
     let token = token.trim();
     match tidings.keys().verify(token) {
@@ -173,7 +175,7 @@ fn enter(
             let problem = Problem::from(error);
             problem.note(tidings, &source);
             let why = problem.expired_secs().map(expired);
-            let why = why.unwrap_or_else(|| format!("That did not work: {}.", problem.detail()));
+            let why = why.unwrap_or_else(|| format!("Signing in failed: {}.", problem.detail()));
             Err(refused(&why))
         }
     }
@@ -182,7 +184,7 @@ fn enter(
 #[post("/monitor/sign-out")]
 fn leave(visitor: Visitor, base: Base, tidings: &State<Arc<Tidings>>) -> visitor::WithCookie {
     let to = format!("{}/monitor/sign-in", base.0);
-    // Another site must not sign anybody out.
+    // Another site must not be able to sign the visitor out.
     let cookie = match visitor.is_own_page {
         true => cleared_cookie(tidings, &visitor),
         false => String::new(),
@@ -190,7 +192,7 @@ fn leave(visitor: Visitor, base: Base, tidings: &State<Arc<Tidings>>) -> visitor
     visitor::WithCookie { cookie, to }
 }
 
-/// Light, dark or as the system has it.
+/// The theme: light, dark, or that of the system.
 #[derive(FromForm)]
 struct Look<'r> {
     theme: &'r str,
@@ -208,10 +210,10 @@ fn look(form: Form<Look<'_>>, visitor: Visitor, base: Base) -> visitor::WithCook
     }
 }
 
-/// What is refused below `/monitor`, by the framework or by a handler: people read it.
+/// Renders errors below `/monitor`, from the framework or from a handler, as pages.
 #[rocket::catch(default)]
 async fn catch(status: Status, request: &Request<'_>) -> RefusalPage {
-    // A catcher is not mounted: it knows its place by the address.
+    // A catcher has no mount point: the base follows from the path.
     let path = request.uri().path().as_str();
     let mounted = path.split_once("/monitor").map_or("", |(base, _)| base);
     let prefix = base_path::prefix(request);

@@ -1,4 +1,4 @@
-//! Templates into answers, with the headers that keep strangers out.
+//! Renders templates as responses, with security headers.
 
 use std::collections::HashMap;
 
@@ -12,11 +12,11 @@ use tera::Tera;
 use super::assets::Assets;
 use super::compression;
 
-/// Nothing from other hosts, no script and no style in a page, no frame around it.
+/// Forbids resources from other hosts, inline scripts and styles, and embedding in a frame.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; \
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-/// The templates, read once.
+/// The templates, parsed once.
 pub(crate) struct Pages {
     tera: Tera,
     assets: serde_json::Map<String, Value>,
@@ -50,7 +50,7 @@ impl Pages {
             "system.html",
         ];
         tera.add_raw_templates(templates)
-            .expect("the embedded templates are sound: a test renders each of them");
+            .expect("the embedded templates are valid: a test renders each of them");
         let files = assets.files();
         Pages {
             tera,
@@ -81,7 +81,7 @@ impl Pages {
     }
 }
 
-/// A page.
+/// A rendered page.
 pub(super) struct Html {
     status: Status,
     text: String,
@@ -96,8 +96,8 @@ impl Html {
 impl<'r> Responder<'r, 'static> for Html {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         let Html { status, text } = self;
-        // What the page says of a visitor and what he asked for does not make its length tell a secret: it has none.
-        let packed = match compression::takes_gzip(request) {
+        // Compression is safe: pages contain no secret whose content their length could reveal.
+        let packed = match compression::accepts_gzip(request) {
             true => compression::gzip(text.as_bytes(), Compression::fast()),
             false => None,
         };
@@ -122,7 +122,7 @@ impl<'r> Responder<'r, 'static> for Html {
     }
 }
 
-/// An id as a segment of a path.
+/// Encodes an id as a segment of a path.
 fn segment(value: &tera::Value, _: &HashMap<String, tera::Value>) -> tera::Result<tera::Value> {
     let id = value.as_str().unwrap_or_default();
     Ok(

@@ -1,4 +1,4 @@
-//! What a template is told of each kind of subject.
+//! The values that templates show for each kind of subject.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
     let took = job
         .started_at
         .map(|start| span(job.finished_at.unwrap_or(now) - start));
-    // What was to be over by now will be at any moment: nothing worth saying.
+    // An estimate in the past means that the job may end at any moment, so it is left out.
     let eta = job.eta.and_then(|eta| eta.as_of(now));
     json!({
         "id": id,
@@ -33,7 +33,7 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
         "status": job.status.as_str(),
         "stalled": job.stalled,
         "cancel_requested": job.cancel_requested,
-        "progress": told_progress(job).map(whole_unsigned),
+        "progress": reported_progress(job).map(whole_unsigned),
         "progress_word": progress_word(job),
         "is_running": job.status == Status::InProgress,
         "message": &*job.message,
@@ -51,22 +51,22 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
     })
 }
 
-/// How far a job is, if its worker has said so.
-fn told_progress(job: &Job) -> Option<f64> {
+/// Returns the progress of a job, if its worker has reported any.
+fn reported_progress(job: &Job) -> Option<f64> {
     job.progress.filter(|_| job.has_told_progress())
 }
 
-/// What stands for the percentage of a job that has none.
+/// Returns the text in place of a missing percentage.
 fn progress_word(job: &Job) -> &'static str {
     match job.status {
         Status::Pending | Status::Queued => "waiting",
-        Status::InProgress if job.progress.is_none() => "cannot be told",
+        Status::InProgress if job.progress.is_none() => "unknown",
         Status::InProgress => "not reported yet",
         Status::Completed | Status::Failed | Status::Cancelled => "not reported",
     }
 }
 
-/// What people call a job, as far as there is room for it.
+/// Returns the title of a job, shortened if necessary.
 fn job_title(job: &Job) -> Option<String> {
     let title = job.title()?;
     Some(title.chars().take(MONITOR_TITLE_CHARS).collect())
@@ -91,7 +91,7 @@ fn session_row(id: &SubjectId, session: &Session, now: DateTime<Utc>) -> Value {
     })
 }
 
-/// What people know something by: its name, if anything is seen of it, or else its id.
+/// Returns the visible name of a subject, or its id.
 fn label<'a>(name: Option<&'a str>, id: &'a SubjectId) -> &'a str {
     name.filter(|name| is_visible(name)).unwrap_or(id.as_str())
 }
@@ -148,7 +148,7 @@ pub(super) fn violation_row(violation: &Violation, now: DateTime<Utc>) -> Value 
     })
 }
 
-/// JSON as people read it.
+/// Formats JSON for people.
 pub(super) fn pretty(json: &str) -> Option<String> {
     let value: Value = serde_json::from_str(json).ok()?;
     serde_json::to_string_pretty(&value).ok()
@@ -173,7 +173,7 @@ pub(super) fn rows(subjects: &[StoredSubject]) -> Vec<Value> {
     subjects.iter().map(row).collect()
 }
 
-/// The same of a kind that has no page of its own: a value for each of its columns.
+/// Returns the rows of a kind that has no page of its own: a value for each of its columns.
 pub(super) fn table_rows(subjects: &[StoredSubject]) -> Vec<Value> {
     let now = Utc::now();
     let row = |stored: &StoredSubject| table_row(stored, now);

@@ -1,4 +1,4 @@
-//! The overview of a school, and what all its pages have in common.
+//! The overview of a school, and the values that all of its pages share.
 
 use std::sync::Arc;
 
@@ -23,14 +23,14 @@ use crate::kind::{characteristic, device, enrollment, job};
 use crate::log::{Envelope, ListQuery, PartQuery, Stalled, StoreError, StoredSubject};
 use crate::service::Tidings;
 
-/// Seconds of a row of the last minute's table.
+/// How many seconds a row of the last minute's table covers.
 const MINUTE_PART_SECS: usize = 10;
 
 pub(super) fn routes() -> Vec<Route> {
     routes![overview]
 }
 
-/// What every page of a school is given in addition to its own values.
+/// Returns the values of a page of a school: those that every page has, and `own`.
 pub(super) async fn view(
     visitor: &Visitor,
     guest: &Guest,
@@ -43,7 +43,7 @@ pub(super) async fn view(
     Ok(view_with(&totals, visitor, guest, base, tidings, tab, own))
 }
 
-/// The same with totals that have been read already.
+/// Like [`view`], with totals that have already been read.
 fn view_with(
     totals: &Totals,
     visitor: &Visitor,
@@ -61,7 +61,7 @@ fn view_with(
     own["stream"] = stream(guest, base).into();
     own["school"] = guest.place(&base.0);
     own["totals"] = totals.view();
-    own["wrong"] = totals.told_wrong().into();
+    own["wrong"] = totals.wrong_view().into();
     own["tab"] = tab.into();
     own["may_act"] = guest.may_act().into();
     let now = Utc::now();
@@ -70,13 +70,13 @@ fn view_with(
     visitor.view(base, own)
 }
 
-/// The stream of all that the visitor may see of the school.
+/// Returns the URL of a stream of everything that the visitor may see in the school.
 fn stream(guest: &Guest, base: &Base) -> Option<String> {
     let school = guest.caller.school();
     if guest.may_see_all() {
         return Some(format!("{}/events/schools/{school}", base.0));
     }
-    // Not all of it: the kinds that may be seen, or at least what the page is about.
+    // The visitor may not see everything: listen to the kinds that are visible, or else to the subject of the page.
     let kinds = crate::kind::KINDS.iter().copied();
     let kinds = kinds
         .filter(|kind| guest.may_see(*kind))
@@ -98,14 +98,14 @@ fn stream(guest: &Guest, base: &Base) -> Option<String> {
     ))
 }
 
-/// What the overview shows of something, and how much of it there is.
+/// The rows of a section on the overview, and their total number.
 struct Part {
     rows: Vec<Value>,
     total: u64,
 }
 
 impl Part {
-    /// The first of so many. A list that is not full is all there is, whatever was counted a moment earlier.
+    /// Returns a section with its first rows and the counted total. If the rows do not fill it, their number is the total.
     fn of(rows: Vec<Value>, counted: u64) -> Part {
         let shown = rows.len() as u64;
         let total = match rows.len() < OVERVIEW_ROWS {
@@ -135,7 +135,7 @@ async fn listed(
     if !guest.may_see(kind) {
         return Ok(Vec::new());
     }
-    // What has stalled has a list of its own.
+    // Stalled jobs have their own list.
     let query = ListQuery {
         statuses: statuses.to_vec(),
         stalled: Stalled::Apart { wanted: false },
@@ -149,7 +149,7 @@ async fn listed(
     Ok(page.subjects)
 }
 
-/// Jobs that have stalled, and those that failed within a day, the last first.
+/// Returns stalled jobs, and those that failed within a day, latest first.
 async fn troubled_jobs(
     tidings: &Tidings,
     guest: &Guest,
@@ -177,7 +177,7 @@ async fn troubled_jobs(
     Ok((stalled.subjects, failed))
 }
 
-/// A page of the violations that the visitor may see, and the key of the next.
+/// Returns a page of the violations that the visitor may see, and the key of the next page.
 pub(super) async fn violations(
     tidings: &Tidings,
     guest: &Guest,
@@ -199,7 +199,7 @@ pub(super) async fn violations(
     Ok((rows.collect(), page.next))
 }
 
-/// The devices that the overview shows: those that are gone first.
+/// Returns the devices that the overview shows, offline ones first.
 async fn devices(tidings: &Tidings, guest: &Guest) -> Result<Vec<StoredSubject>, StoreError> {
     let mut shown = Vec::new();
     for statuses in [&["offline"], &["unknown"], &["online"]] {
@@ -213,7 +213,7 @@ async fn devices(tidings: &Tidings, guest: &Guest) -> Result<Vec<StoredSubject>,
     Ok(shown)
 }
 
-/// The small charts in numbers, newest first.
+/// Returns the values of the small charts, newest first.
 fn last_minute(history: &History) -> Vec<Value> {
     let parts = history
         .events
@@ -272,7 +272,7 @@ async fn overview(
     Ok(pages.render("overview.html", &view))
 }
 
-/// What has happened in a school within a minute, in numbers and as small charts.
+/// Returns what happened in a school within the last minute, in numbers and as small charts.
 fn lately(history: &History) -> Value {
     let small = |name, title, figures: [u32; RATE_SECS]| {
         spark(name, title, &figures.map(f64::from), RATE_SECS)
@@ -286,7 +286,7 @@ fn lately(history: &History) -> Value {
     })
 }
 
-/// A subject of a school that the visitor may see.
+/// Returns a subject of a school, if it exists and the visitor may see it.
 pub(super) async fn found(
     tidings: &Tidings,
     guest: &mut Guest,
@@ -306,7 +306,7 @@ pub(super) async fn found(
     Ok(stored.ok_or_else(missing)?)
 }
 
-/// Carries out what a form of our own asks.
+/// Publishes the command of one of our forms.
 pub(super) async fn publish(
     visitor: &Visitor,
     caller: &Caller,

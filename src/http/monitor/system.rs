@@ -1,4 +1,4 @@
-//! How the server itself is: an administrator of a school sees what concerns the school, and one of all schools sees
+//! The state of the server. An administrator of one school sees what concerns that school; an unrestricted admin sees
 //! everything.
 
 use std::sync::Arc;
@@ -25,10 +25,10 @@ use crate::log::consumers::Total;
 use crate::service::Tidings;
 use crate::vitals::Second;
 
-/// Seconds over which a rate is shown, in addition to the present second's.
+/// How many seconds a rate is averaged over, in addition to the current second.
 const MEAN_SECS: usize = 10;
 
-/// Seconds of a row of the table next to the charts.
+/// How many seconds a row of the table next to the charts covers.
 const TABLE_PART_SECS: usize = 30;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -73,7 +73,7 @@ async fn of_server(
     let access = visitor.access()?;
     access.require(Role::Admin).map_err(Problem::from)?;
     if !access.looks_after_all() {
-        // For an administrator of one school the others do not exist.
+        // For an administrator of one school, the page of the whole server does not exist.
         return Err(Problem::from(AuthError::NotFound).into());
     }
     let mut own = listeners(tidings, None);
@@ -130,7 +130,7 @@ fn notifier(own: &Total) -> Value {
     })
 }
 
-/// Some seconds of the charts in numbers, counted from now.
+/// Returns the values of some seconds of the charts, counted back from now.
 fn part((index, seconds): (usize, &[Second])) -> Value {
     let events: u64 = seconds.iter().map(|second| second.events).sum();
     let slowest = seconds.iter().map(|second| second.slowest_micros).max();

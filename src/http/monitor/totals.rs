@@ -1,4 +1,4 @@
-//! How much there is of each kind in a school, and how much of it is wrong.
+//! How many subjects of each kind a school has, and how many of them need attention.
 
 use chrono::{TimeDelta, Utc};
 use serde_json::{Map, Value};
@@ -11,16 +11,16 @@ use crate::kind::{KINDS, characteristic, device, job};
 use crate::log::StoreError;
 use crate::service::Tidings;
 
-/// The statuses of an enrollment session that goes on.
+/// The statuses of an enrollment session in progress.
 pub(super) const ENROLLING: [&str; 4] = ["ready", "placing", "capturing", "processing"];
-/// The statuses of a job that nobody works on yet.
+/// The statuses of a job that no worker has started.
 pub(super) const WAITING: [&str; 2] = ["pending", "queued"];
 
-/// Counts of the kinds that a visitor may see: by status, and by what follows from it.
+/// The counts of the kinds that a visitor may see, by status and by derived categories.
 pub(super) struct Totals(Vec<(Kind, Vec<(&'static str, u64)>)>);
 
 impl Totals {
-    /// Counts what the visitor may see of a school.
+    /// Counts what the visitor may see in a school.
     pub(super) async fn read(
         tidings: &Tidings,
         access: &Access,
@@ -46,7 +46,7 @@ impl Totals {
                 let stalled = tidings.store().stalled(school, kind).await?;
                 let day = Utc::now() - TimeDelta::hours(ENDINGS_HOURS);
                 let failed = tidings.store().ended_since(school, kind, "failed", day);
-                // A job that has stalled is in progress, too: on the pages it is one or the other.
+                // A stalled job is also in progress. The pages count it only once, as stalled.
                 more.push(("running", sum(&["in_progress"]).saturating_sub(stalled)));
                 more.push(("stalled", stalled));
                 more.push(("failed_lately", failed.await?));
@@ -61,7 +61,7 @@ impl Totals {
         Ok(Totals(totals))
     }
 
-    /// One of the counts; 0 of what there is none of, or what may not be seen.
+    /// Returns one of the counts. Returns 0 if the visitor may not see the kind.
     pub(super) fn of(&self, kind: Kind, name: &str) -> u64 {
         let own = self.0.iter().find(|(own, _)| *own == kind);
         let counts = own.into_iter().flat_map(|(_, counts)| counts);
@@ -69,7 +69,7 @@ impl Totals {
         fitting.map(|(_, count)| count).sum()
     }
 
-    /// What a page's title counts: what somebody should look at. It is none again when all of it is put right.
+    /// Returns the count in the page's title: the subjects that need attention.
     fn wrong(&self) -> u64 {
         [
             (job::KIND, "stalled"),
@@ -82,12 +82,12 @@ impl Totals {
         .sum()
     }
 
-    /// The same as a template is told it; nothing if there is none.
-    pub(super) fn told_wrong(&self) -> Option<String> {
+    /// Returns that count for templates, or none if it is 0.
+    pub(super) fn wrong_view(&self) -> Option<String> {
         Some(self.wrong()).filter(|wrong| *wrong > 0).map(count)
     }
 
-    /// As a template is told them.
+    /// Returns the counts for templates.
     pub(super) fn view(&self) -> Value {
         let of_kind = |(kind, counts): &(Kind, Vec<(&'static str, u64)>)| {
             let counts = counts.iter();

@@ -1,4 +1,4 @@
-//! How much of the last day a device was there.
+//! The share of the last day during which a device was online.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use crate::kind::device::{self, Device, Status};
 use crate::log::{StoreError, StoredSubject, Which};
 use crate::service::Tidings;
 
-/// A device's states, as far as the log goes back.
+/// A device's states, as far back as the log goes.
 pub(super) struct Uptime {
     stretches: Vec<Stretch>,
     from: DateTime<Utc>,
@@ -39,13 +39,13 @@ impl Uptime {
             })
             .collect();
         if stretches.is_empty() {
-            // The event is past retention: nothing has changed since.
+            // The last event is past retention: the status has not changed since.
             stretches.push(Stretch {
                 from: device.told_status.1,
                 status: device.status.as_str().to_owned(),
             });
         }
-        // A device that is told of again without a change has not changed.
+        // An event that does not change the status does not begin a new stretch.
         stretches.dedup_by(|next, one| next.status == one.status);
         let until = Utc::now();
         Ok(Uptime {
@@ -55,7 +55,7 @@ impl Uptime {
         })
     }
 
-    /// Milliseconds in a state, and in any, of those that are known.
+    /// Returns the milliseconds in a status, and those in any known status.
     fn share(&self, status: Status) -> (i64, i64) {
         let (mut within, mut all) = (0, 0);
         for (index, stretch) in self.stretches.iter().enumerate() {
@@ -74,7 +74,7 @@ impl Uptime {
         (within, all)
     }
 
-    /// What a template is told: a strip in words and as a drawing, and the changes, newest first.
+    /// Returns the values for a template: a strip as text and as a drawing, and the changes, newest first.
     pub(super) fn view(&self, id: &str) -> Value {
         let (online, all) = self.share(Status::Online);
         let percent = match all {
@@ -89,7 +89,7 @@ impl Uptime {
         let text = format!("Online {percent:.1} % of {known}, {drops} × gone");
         let title = format!("The last {UPTIME_HOURS} hours of {id}");
         let window = (self.from, self.until);
-        // Ids of devices have no place in those of a page: any two differ by their letters.
+        // Encode the device's id: it may contain characters that the id of an element must not have.
         let name: String = id.bytes().map(|byte| format!("{byte:02x}")).collect();
         let changes = self.stretches.iter().rev().map(
             |stretch| json!({ "at": time(stretch.from, self.until), "status": stretch.status }),

@@ -1,4 +1,4 @@
-//! Who looks at a page: by the cookie that signing in has left, or any other credential.
+//! The visitor of a page, authenticated by the cookie from signing in or by any other credential.
 
 use rocket::Request;
 use rocket::http::{Header, Method, RawStr, Status};
@@ -20,16 +20,16 @@ use crate::id::{Channel, Kind, Place, SchoolId};
 use crate::log::StoreError;
 use crate::service::Tidings;
 
-/// The person who asks for a page.
+/// The visitor of a page.
 pub(super) struct Visitor {
     credential: Result<Access, Problem>,
-    /// Whether the request comes from a page of this server, as far as browsers tell.
+    /// Whether the request comes from a page of this server, as far as browsers report it.
     pub(super) is_own_page: bool,
-    /// Whether the proxy in front spoke TLS with the browser.
+    /// Whether the browser used TLS with this server or with the proxy in front of it.
     is_encrypted: bool,
-    /// Where to go on after signing in.
+    /// The page to go to after signing in.
     here: String,
-    /// Whose cookies are sent with every request to this server, and not with those to its neighbours.
+    /// The path of our cookies: browsers send them with every request to this server, and not to other services on its host.
     cookie_path: String,
     theme: Option<&'static str>,
 }
@@ -43,39 +43,39 @@ impl<'r> FromRequest<'r> for Visitor {
     }
 }
 
-/// A visitor in a school.
+/// A visitor with access to a school.
 pub(super) struct Guest {
     pub(super) caller: Caller,
-    /// The end of the school's log before anything else was read: what happens meanwhile is told by the stream.
+    /// The end of the school's log before anything else was read. The stream delivers what happens after it.
     pub(super) head: Place,
-    /// What the page is about, if it is one thing.
+    /// The subject of the page, if it is about one.
     pub(super) at: Option<Channel>,
 }
 
 impl Guest {
-    /// Whether everything of a kind may be seen.
+    /// Whether the visitor may see every subject of a kind.
     pub(super) fn may_see(&self, kind: Kind) -> bool {
         self.caller.reach(&Channel::Collection(kind)).is_ok()
     }
 
-    /// Whether nothing in the school is hidden.
+    /// Whether the visitor may see everything in the school.
     pub(super) fn may_see_all(&self) -> bool {
         let everything = Channel::School(self.caller.school());
         self.caller.reach(&everything).is_ok()
     }
 
-    /// The school as a template is told it, with what of it may be seen.
+    /// Returns the school and what the visitor may see of it, for templates.
     pub(super) fn place(&self, base: &str) -> Value {
         place(self.caller.access(), self.caller.school(), base)
     }
 
-    /// Whether something may be done.
+    /// Whether the visitor may publish.
     pub(super) fn may_act(&self) -> bool {
         self.caller.require(Role::Worker).is_ok()
     }
 }
 
-/// A school as the navigation of its pages is told it.
+/// Returns a school for the navigation of its pages.
 fn place(access: &Access, school: SchoolId, base: &str) -> Value {
     let kinds = crate::kind::KINDS.iter().copied();
     let seen = kinds.filter(|kind| access.reach(school, &Channel::Collection(*kind)).is_ok());
@@ -90,7 +90,7 @@ fn place(access: &Access, school: SchoolId, base: &str) -> Value {
         "id": school,
         "href": format!("{base}/monitor/schools/{school}"),
         "sees": seen.map(tab).collect::<Vec<_>>(),
-        // The server itself: who listens, and how those stand who are told of everything.
+        // The system page: open streams, and the state of the notifiers.
         "may_look_after": sees_all && access.require(Role::Admin).is_ok(),
     })
 }
@@ -110,12 +110,12 @@ impl Visitor {
         }
     }
 
-    /// How long ago, in seconds, the visitor's token expired, if that is why it does not count any more.
+    /// Returns how many seconds ago the visitor's token expired, if that is why it is not accepted.
     pub(super) fn expired_secs(&self) -> Option<u32> {
         self.credential.as_ref().err()?.expired_secs()
     }
 
-    /// What the visitor may do. A visitor without a valid token is asked to sign in.
+    /// Returns what the visitor may do. A visitor without a valid token is asked to sign in.
     pub(super) fn access(&self) -> Result<Access, Refusal> {
         match &self.credential {
             Ok(access) => Ok(access.clone()),
@@ -127,18 +127,18 @@ impl Visitor {
         }
     }
 
-    /// Checks that a form was sent by a page of our own.
+    /// Checks that a form was sent by a page of this server.
     pub(super) fn sent_own_form(&self) -> Result<(), Problem> {
         match self.is_own_page {
             true => Ok(()),
             false => {
-                let detail = "this form was sent by another site";
+                let detail = "this form was sent from another site; open the page on this server and send it from there";
                 Err(Problem::new(ProblemKind::CrossOrigin, detail))
             }
         }
     }
 
-    /// The visitor in a school; another school than the own one is not there.
+    /// Returns the visitor in a school. A school that the credential does not reach is not found.
     pub(super) async fn enter(&self, school: &str, tidings: &Tidings) -> Result<Guest, Refusal> {
         let access = self.access()?;
         let named = school
@@ -153,8 +153,8 @@ impl Visitor {
         })
     }
 
-    /// The school whose pages a visitor is among who has come to one that is not there: the one of the address, if it is within
-    /// reach, or else the only one.
+    /// Returns the school for the navigation of an error page: the school in the URL if the credential reaches it, or else the
+    /// only school of the credential.
     fn school_near(&self, request: &Request<'_>) -> Option<(&Access, SchoolId)> {
         let access = self.credential.as_ref().ok()?;
         let mut segments = request.uri().path().raw_segments();
@@ -165,7 +165,7 @@ impl Visitor {
         Some((access, school))
     }
 
-    /// What every template is given, and `own`.
+    /// Returns the values that every template has, and `own`.
     pub(super) fn view(&self, base: &Base, own: Value) -> Value {
         let access = self.credential.as_ref().ok();
         let mut view = json!({
@@ -185,14 +185,14 @@ impl Visitor {
     }
 }
 
-/// Whether the browser spoke TLS with the proxy in front, or with this server: it says so itself when it sends a form.
+/// Whether the browser used TLS, with the proxy in front or with this server. A form's `Origin` shows it, too.
 fn is_encrypted(request: &Request<'_>) -> bool {
     let is_of_https = |page| matches!(page, Page::At(origin) if origin.scheme() == "https");
     forwarded::is_encrypted(request) || is_of_https(forwarded::page(request))
 }
 
-/// Where to go on after signing in: to the page asked for, or to the one whose form was sent. To the start if its address
-/// is too long to be handed on.
+/// Returns the page to go to after signing in: the requested page, or the one whose form was sent. Empty if its URL is too
+/// long to be passed on.
 fn here(request: &Request<'_>) -> String {
     let here = asked_for(request);
     match here.len() {
@@ -219,7 +219,7 @@ fn asked_for(request: &Request<'_>) -> String {
     })
 }
 
-/// An address that may be told to others: without what it has in its query to prove who asks.
+/// Returns a URL that is safe to pass on: without the credentials in its query.
 fn without_credentials(address: &str) -> String {
     let Some((path, query)) = address.split_once('?') else {
         return address.to_owned();
@@ -238,14 +238,14 @@ fn without_credentials(address: &str) -> String {
 
 /// Why there is no page.
 pub(super) enum Refusal {
-    /// Nobody is signed in.
+    /// The visitor is not signed in.
     SignIn {
-        /// Where it goes on afterwards.
+        /// The page to go to after signing in.
         next: String,
-        /// Why the credential that came with the request is refused, if one did.
+        /// Why the credential in the request was rejected, if there was one.
         why: Option<Box<Problem>>,
     },
-    /// Anything else. The catcher makes a page of it.
+    /// Any other problem. The catcher renders it as a page.
     Problem(Problem),
 }
 
@@ -282,13 +282,13 @@ impl<'r> Responder<'r, 'static> for Refusal {
     }
 }
 
-/// Why a handler has refused the request, until the catcher tells it.
+/// The problem with which a handler rejected the request, for the catcher.
 struct Refused(Option<Problem>);
 
-/// The page of a request that was refused, by a handler or by the framework.
+/// The page for a request that was rejected, by a handler or by the framework.
 pub(super) struct RefusalPage {
     page: Html,
-    /// The methods that the address takes, when it is the method that does not fit.
+    /// The methods that the URL supports, if the method is the fault.
     allow: Option<String>,
     retry_after_secs: Option<u32>,
 }
@@ -306,21 +306,21 @@ impl RefusalPage {
         let detail = problem
             .as_ref()
             .map_or(status.reason_lossy(), Problem::detail);
-        // A form that was refused leads back to its page.
+        // After a rejected form, link back to its page.
         let is_form = request.method() == Method::Post;
         let back = is_form.then(|| own_address(&Base(base.to_owned()), &visitor.here));
         let mut own = json!({
             "status": status.code,
             "detail": detail,
             "back": back,
-            // Nothing on it tells one missing address from another.
+            // Leave it out: nothing on the page may distinguish one missing URL from another.
             "here": null,
             "tab": "",
             "wrong": match near {
-                // The database may be what fails.
+                // Do not read the counts after a server error: the database may be the cause.
                 Some((access, school)) if status.code < 500 => {
                     let totals = Totals::read(credential::tidings(request), access, school).await;
-                    totals.ok().and_then(|totals| totals.told_wrong())
+                    totals.ok().and_then(|totals| totals.wrong_view())
                 }
                 _ => None,
             },
@@ -352,7 +352,7 @@ impl<'r> Responder<'r, 'static> for RefusalPage {
     }
 }
 
-/// A redirect that leaves or clears the cookie.
+/// A redirect that sets or clears the cookie.
 pub(super) struct WithCookie {
     /// A `Set-Cookie` header; none if empty.
     pub(super) cookie: String,
@@ -373,7 +373,7 @@ impl<'r> Responder<'r, 'static> for WithCookie {
     }
 }
 
-/// The token's characters are those of a cookie's value (RFC 6265): it has been verified.
+/// Returns the cookie with the token. The token was verified, so all its characters are valid in a cookie (RFC 6265).
 pub(super) fn token_cookie(tidings: &Tidings, visitor: &Visitor, token: &str) -> String {
     let name = &tidings.settings().cookie_name;
     let secure = if visitor.is_encrypted { "; Secure" } else { "" };
@@ -387,10 +387,10 @@ pub(super) fn cleared_cookie(tidings: &Tidings, visitor: &Visitor) -> String {
     format!("{name}=; Path={path}; HttpOnly; SameSite=Lax; Max-Age=0")
 }
 
-/// The cookie that keeps whether the visitor wants it light or dark.
+/// The cookie with the visitor's theme.
 const THEME_COOKIE: &str = "tidings_theme";
 const THEMES: [&str; 2] = ["light", "dark"];
-/// How long it is kept: a year.
+/// How long browsers keep the theme: a year.
 const THEME_SECS: u32 = 365 * 86_400;
 
 fn known_theme(name: &str) -> Option<&'static str> {
@@ -401,14 +401,14 @@ fn theme(request: &Request<'_>) -> Option<&'static str> {
     known_theme(request.cookies().get(THEME_COOKIE)?.value())
 }
 
-/// A cookie for a year; none for a theme that is not known: the system's.
+/// Returns the cookie for a theme. An unknown name clears it, which selects the system's theme.
 pub(super) fn theme_cookie(visitor: &Visitor, name: &str) -> String {
     let path = &visitor.cookie_path;
     let (theme, age_secs) = known_theme(name).map_or(("", 0), |theme| (theme, THEME_SECS));
     format!("{THEME_COOKIE}={theme}; Path={path}; HttpOnly; SameSite=Lax; Max-Age={age_secs}")
 }
 
-/// An address below our own pages; anything else could lead astray.
+/// Returns a URL if it is one of our pages, or else that of the monitor: an open redirect would be abused.
 pub(super) fn own_address(base: &Base, next: &str) -> String {
     let pages = format!("{}/monitor", base.0);
     let plain = next

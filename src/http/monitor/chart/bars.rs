@@ -1,14 +1,14 @@
-//! Bars: how many of each sort there were in each stretch of time.
+//! Bar charts: counts of several categories in consecutive intervals.
 
 use super::Svg;
 
 const HEIGHT: f64 = 60.0;
 const BAR: f64 = 10.0;
-/// Between two bars.
+/// The gap between two bars.
 const GAP: f64 = 2.0;
 
-/// A bar for each stretch, oldest first, each with its counts from the bottom up; `classes` colour them, `titles` appear
-/// when the pointer rests on a bar.
+/// Draws a bar for each interval, oldest first, with its counts stacked from the bottom up. `classes` colour the counts;
+/// `titles` are the tooltips of the bars.
 pub(in crate::http::monitor) fn bars(
     name: &str,
     (title, text): (&str, &str),
@@ -24,7 +24,7 @@ pub(in crate::http::monitor) fn bars(
         let x = index as f64 * (BAR + GAP);
         let words = titles.get(index).map_or("", String::as_str);
         svg.put(format_args!("<g><title>{}</title>", super::escaped(words)));
-        // All of it can be pointed at.
+        // Let the pointer hit the whole height.
         svg.put(format_args!(
             r#"<rect class="room" x="{x}" width="{BAR}" height="{HEIGHT}"/>"#
         ));

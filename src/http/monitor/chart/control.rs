@@ -1,27 +1,27 @@
-//! Control charts: samples in order, between the limits that judge them.
+//! Control charts: samples in order, with their control limits.
 
 use super::{Svg, escaped, short};
 use crate::kind::characteristic::limits::ControlLimits;
 
 const HEIGHT: f64 = 240.0;
 const MARGIN: f64 = 8.0;
-/// Across, in percent.
+/// The horizontal margin, in percent.
 const SIDE: f64 = 1.5;
 
 /// A sample.
 #[derive(Clone)]
 pub(in crate::http::monitor) struct Point {
-    /// Nothing of a gap: its place stays empty, and no line leads across it.
+    /// The value. None is a gap: its place stays empty, and no line crosses it.
     pub(in crate::http::monitor) value: Option<f64>,
     pub(in crate::http::monitor) in_control: bool,
-    /// The rule that it breaks, which colours it.
+    /// The rule that the sample violates, which sets its colour.
     pub(in crate::http::monitor) rule: Option<u8>,
-    /// Appears when the pointer rests on it.
+    /// The tooltip.
     pub(in crate::http::monitor) title: String,
 }
 
-/// The points in order, the centre line, the limits and the zones between. `name` tells the chart from the page's
-/// others.
+/// Draws the points in order, the center line, the limits and the zones between them. `name` distinguishes the charts of a
+/// page.
 pub(in crate::http::monitor) fn control_chart(
     name: &str,
     title: &str,
@@ -43,7 +43,7 @@ pub(in crate::http::monitor) fn control_chart(
     let lowest = values().reduce(f64::min).unwrap_or(0.0);
     let highest = values().reduce(f64::max).unwrap_or(0.0);
     let (middle, half) = ((lowest + highest) / 2.0, (highest - lowest) / 2.0);
-    // A little air, also around a flat line.
+    // Leave a margin, even around a flat line.
     let reach = if half > 0.0 { half * 1.15 } else { 1.0 };
     let y = |value: f64| HEIGHT / 2.0 - (value - middle) / reach * (HEIGHT / 2.0 - MARGIN);
     let last = points.len().saturating_sub(1).max(1) as f64;
@@ -89,7 +89,7 @@ pub(in crate::http::monitor) fn control_chart(
     svg.end_with_names(HEIGHT, names.into_iter())
 }
 
-/// The lines of the chart that there are: how each is drawn, its name and its value.
+/// Returns the lines of the chart: the class, name and value of each.
 fn lines(limits: &ControlLimits) -> impl Iterator<Item = (&'static str, &'static str, f64)> {
     [
         ("limit", "UCL", limits.upper()),
@@ -100,9 +100,9 @@ fn lines(limits: &ControlLimits) -> impl Iterator<Item = (&'static str, &'static
     .filter_map(|(class, name, value)| Some((class, name, value?)))
 }
 
-/// The names of the lines next to them, apart from one another where the lines are not.
+/// Returns the labels of the lines. Moves labels apart if their lines are too close together.
 fn names(limits: &ControlLimits, y: impl Fn(f64) -> f64) -> Vec<(f64, String)> {
-    /// The least from one name to the next.
+    /// The least distance between two labels.
     const APART: f64 = 13.0;
     let lines: Vec<_> = lines(limits).collect();
     let mut free = 0.0_f64;
@@ -118,7 +118,7 @@ fn names(limits: &ControlLimits, y: impl Fn(f64) -> f64) -> Vec<(f64, String)> {
 
 fn draw_limits(svg: &mut Svg, limits: &ControlLimits, y: impl Fn(f64) -> f64) {
     let center_line = limits.center_line;
-    // A side without a limit has no zones either.
+    // A side without a limit has no zones.
     let (ucl, lcl) = (
         limits.upper().unwrap_or(center_line),
         limits.lower().unwrap_or(center_line),

@@ -1,8 +1,8 @@
-//! Charts as SVG, drawn on the server and coloured by the style sheet. A chart has a title and a description for
-//! those who do not see it; the table next to it has the numbers.
+//! Charts as SVG, drawn on the server and coloured by the style sheet. Each has a title and a description for screen readers;
+//! the table next to it has the numbers.
 //!
-//! One with words is as wide as its place and so many pixels high, and nothing in it is scaled: its words have the size that the
-//! style sheet gives them, also on a phone. Across, it counts in percent; down, in pixels. The others are stretched.
+//! A chart with text is as wide as its container, has a fixed height, and is not scaled: its text keeps the size that the
+//! style sheet sets, on a phone, too. Its horizontal unit is percent, the vertical one pixels. Other charts are stretched.
 
 mod bars;
 mod control;
@@ -18,17 +18,17 @@ pub(super) use self::progress::{Report, progress_chart};
 pub(super) use self::spark::spark;
 pub(super) use self::strip::{Stretch, strip};
 
-/// A drawing in the making.
+/// A drawing that is being built.
 struct Svg(String);
 
 impl Svg {
-    /// A drawing without words of so many units, stretched to its place on the page. `name` tells it from the page's others.
+    /// Starts a drawing without text, in its own units, stretched to its container. `name` distinguishes the charts of a page.
     fn new(class: &str, name: &str, (width, height): (f64, f64), title: &str, text: &str) -> Svg {
         let size = format!(r#"viewBox="0 0 {width} {height}" preserveAspectRatio="none""#);
         Svg::of(class, name, &size, title, text)
     }
 
-    /// A drawing with words, so many pixels high: the part that has none, and the names next to it.
+    /// Starts a drawing with text and a fixed height in pixels: the part without text, and the labels next to it.
     fn with_words(name: &str, height: f64, title: &str, text: &str) -> Svg {
         let size = format!(r#"width="100%" height="{height}""#);
         let mut svg = Svg::of("plot", name, &size, title, text);
@@ -50,10 +50,12 @@ impl Svg {
     }
 
     fn put(&mut self, what: Arguments<'_>) {
-        self.0.write_fmt(what).expect("a string takes all");
+        self.0
+            .write_fmt(what)
+            .expect("writing to a string succeeds");
     }
 
-    /// A line in a plot of this height, which is stretched to its width.
+    /// Adds a line to a plot of this height, stretched to its width.
     fn line(&mut self, points: impl Iterator<Item = (f64, f64)>, height: f64) {
         self.put(format_args!(
             r#"<svg width="100%" height="{height}" viewBox="0 0 100 {height}" preserveAspectRatio="none"><polyline class="line" points="{}"/></svg>"#,
@@ -61,7 +63,7 @@ impl Svg {
         ));
     }
 
-    /// Ends a drawing with words: names, each so many pixels down.
+    /// Ends a drawing with text. Adds labels, each at its vertical position in pixels.
     fn end_with_names(mut self, height: f64, names: impl Iterator<Item = (f64, String)>) -> String {
         self.put(format_args!(
             r#"</svg><svg class="names" width="88" height="{height}" aria-hidden="true">"#
@@ -82,13 +84,13 @@ impl Svg {
     }
 }
 
-/// The corners of a line.
+/// Formats the points of a line.
 fn corners(points: impl Iterator<Item = (f64, f64)>) -> String {
     let corners: Vec<String> = points.map(|(x, y)| format!("{x:.2},{y:.1}")).collect();
     corners.join(" ")
 }
 
-/// A number, short enough to stand next to a chart.
+/// Formats a number so that it fits next to a chart.
 pub(super) fn short(value: f64) -> String {
     let size = value.abs();
     if size != 0.0 && !(0.001..1e6).contains(&size) {
@@ -100,7 +102,7 @@ pub(super) fn short(value: f64) -> String {
     }
 }
 
-/// A value as it is said: without a fraction where there is none.
+/// Formats a value, without a fraction if it is whole.
 fn whole(value: f64) -> String {
     if value.fract() == 0.0 {
         format!("{value:.0}")

@@ -1,4 +1,4 @@
-//! How a job went on: its progress over time, an attempt a line.
+//! The progress of a job over time, with one line per attempt.
 
 use chrono::{DateTime, Utc};
 
@@ -6,12 +6,12 @@ use super::Svg;
 
 const HEIGHT: f64 = 160.0;
 const MARGIN: f64 = 10.0;
-/// Across, in percent.
+/// The horizontal margin, in percent.
 const SIDE: f64 = 1.5;
-/// Percentages that have a line and a name.
+/// The percentages with a line and a label.
 const RULES: [f64; 3] = [0.0, 50.0, 100.0];
 
-/// What was said of a job's progress.
+/// A report of a job's progress.
 #[derive(Clone)]
 pub(in crate::http::monitor) struct Report {
     pub(in crate::http::monitor) at: DateTime<Utc>,
@@ -19,7 +19,7 @@ pub(in crate::http::monitor) struct Report {
     pub(in crate::http::monitor) attempt: u64,
 }
 
-/// The reports in order up to `until`, which they do not go beyond.
+/// Draws the reports, in order. `until` is the end of the chart; no report is later.
 pub(in crate::http::monitor) fn progress_chart(
     title: &str,
     reports: &[Report],
@@ -48,7 +48,7 @@ pub(in crate::http::monitor) fn progress_chart(
     }
     for attempt in attempts {
         let end = match attempt.last() {
-            // Nothing has changed since the last word of the last attempt.
+            // The current attempt has not changed since its last report.
             Some(own) if Some(own.attempt) == last.map(|last| last.attempt) => {
                 Some((x(until), y(own.percent)))
             }

@@ -1,11 +1,11 @@
-//! Small charts of how something went by the second.
+//! Small charts of a value per second.
 
 use super::{Svg, corners, whole};
 
 const HEIGHT: f64 = 40.0;
 
-/// How something went, newest on the right. It is drawn as wide as `room` values, so that a server that has just
-/// begun shows how short it has been.
+/// Draws values, newest on the right. The chart has room for `room` values, so that it shows how short a server has been
+/// running.
 pub(in crate::http::monitor) fn spark(
     name: &str,
     title: &str,

@@ -1,4 +1,4 @@
-//! Strips: what state something was in, over time.
+//! Strips: the state of something over time.
 
 use chrono::{DateTime, Utc};
 
@@ -6,17 +6,17 @@ use super::Svg;
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 10.0;
-/// The width of what was shorter.
+/// The least width of a stretch.
 const SHORTEST: f64 = 1.5;
 
-/// A state that lasted until the next begins.
+/// A state, until the next one begins.
 #[derive(Clone)]
 pub(in crate::http::monitor) struct Stretch {
     pub(in crate::http::monitor) from: DateTime<Utc>,
     pub(in crate::http::monitor) status: String,
 }
 
-/// The stretches in order, between two moments.
+/// Draws the stretches, in order, between two times.
 pub(in crate::http::monitor) fn strip(
     name: &str,
     title: &str,
@@ -36,7 +36,7 @@ pub(in crate::http::monitor) fn strip(
     for (index, stretch) in stretches.iter().enumerate() {
         let end = stretches.get(index + 1).map_or(until, |next| next.from);
         let (left, right) = (x(stretch.from), x(end));
-        // What was short is still to be seen.
+        // Keep short stretches visible.
         let width = (right - left).max(SHORTEST);
         let left = left.min(WIDTH - width);
         svg.put(format_args!(

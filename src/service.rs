@@ -344,7 +344,7 @@ impl Tidings {
     pub fn stop(&self) {
         // Set this first: a stream that attaches after the scan below finds it set.
         self.stopping.begin();
-        self.hub.close_all(|| self.stopping.farewell());
+        self.hub.close_all(|| self.stopping.closing());
     }
 
     /// Completes pending writes, closes the database, and ends every task. Tasks that do not end in time are named in the log

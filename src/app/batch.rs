@@ -25,7 +25,7 @@ pub enum BatchItem {
     /// An acknowledgement of a violation, or its withdrawal.
     Violation(ViolationCommand, Option<Idempotency>),
     /// A device's heartbeat.
-    Beat(SubjectId),
+    Heartbeat(SubjectId),
 }
 
 /// The successful answer to an item.
@@ -129,7 +129,7 @@ impl Batch<'_> {
         item: BatchItem,
     ) -> Result<(), Refused> {
         match item {
-            BatchItem::Beat(device) => match self.reach(school, device::KIND, &device) {
+            BatchItem::Heartbeat(device) => match self.reach(school, device::KIND, &device) {
                 Ok(()) => {
                     let waiting = self.waiting.entry(school).or_default();
                     waiting.beating.insert(device.clone());

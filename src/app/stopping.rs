@@ -33,7 +33,7 @@ impl Stopping {
     }
 
     /// Returns how to close a stream: with a random delay, so that clients do not all reconnect at once.
-    pub fn farewell(&self) -> Close {
+    pub fn closing(&self) -> Close {
         let random = getrandom::u64().unwrap_or(0);
         Close::ShuttingDown {
             retry_ms: random.checked_rem(self.spread_ms).unwrap_or(0),

@@ -104,7 +104,7 @@ impl SubscribeService {
         // The shutdown may have notified the open streams before this one was opened. It is closed like the others rather
         // than rejected: an `EventSource` never reconnects after a 503.
         if self.stopping.since().is_some() {
-            subscription.close(self.stopping.farewell());
+            subscription.close(self.stopping.closing());
         }
         Ok(subscription)
     }

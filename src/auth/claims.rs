@@ -61,9 +61,9 @@ fn whole<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S:
 
 /// The location of a claim: its name, or a JSON pointer to it (RFC 6901).
 #[derive(Debug, Clone)]
-struct Place(String);
+struct ClaimPath(String);
 
-impl Place {
+impl ClaimPath {
     fn of<'a>(&self, claims: &'a Value) -> Option<&'a Value> {
         match self.0.starts_with('/') {
             true => claims.pointer(&self.0),
@@ -105,9 +105,9 @@ enum Origin {
 
 /// How to read claims, according to the settings.
 pub(super) struct ClaimRules {
-    subject: Place,
-    school: Place,
-    role: Place,
+    subject: ClaimPath,
+    school: ClaimPath,
+    role: ClaimPath,
     roles: BTreeMap<String, Role>,
     default_role: Option<Role>,
     default_school: Option<SchoolId>,
@@ -120,9 +120,9 @@ pub(super) struct ClaimRules {
 impl ClaimRules {
     pub(super) fn new(settings: &Settings) -> ClaimRules {
         ClaimRules {
-            subject: Place(settings.jwt_subject_claim.clone()),
-            school: Place(settings.jwt_school_claim.clone()),
-            role: Place(settings.jwt_role_claim.clone()),
+            subject: ClaimPath(settings.jwt_subject_claim.clone()),
+            school: ClaimPath(settings.jwt_school_claim.clone()),
+            role: ClaimPath(settings.jwt_role_claim.clone()),
             roles: settings.jwt_roles.clone(),
             default_role: settings.jwt_default_role,
             default_school: settings.jwt_default_school_id,

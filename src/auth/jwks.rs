@@ -51,16 +51,16 @@ impl JwksFile {
             path: path.display().to_string(),
             problem,
         };
-        let (keys, passed_over) = parse(&bytes).map_err(not_a_set)?;
+        let (keys, skipped) = parse(&bytes).map_err(not_a_set)?;
         if keys.0.is_empty() {
-            let reasons = match passed_over.is_empty() {
+            let reasons = match skipped.is_empty() {
                 true => String::new(),
-                false => format!(" ({})", passed_over.join("; ")),
+                false => format!(" ({})", skipped.join("; ")),
             };
             let problem = format!("holds no public key that verifies signatures{reasons}");
             return Err(not_a_set(problem));
         }
-        tell_passed_over(path, &passed_over);
+        log_skipped(path, &skipped);
         Ok(JwksFile {
             path: path.to_owned(),
             keys: RwLock::new(Arc::new(keys)),
@@ -93,8 +93,8 @@ impl JwksFile {
             Err(error) => Err(error.to_string()),
         };
         match parsed {
-            Ok((keys, passed_over)) => {
-                tell_passed_over(&self.path, &passed_over);
+            Ok((keys, skipped)) => {
+                log_skipped(&self.path, &skipped);
                 match keys.0.len() {
                     0 => {
                         tracing::warn!(%path, "`{SETTING}` no longer holds any usable key: every token is rejected")
@@ -110,7 +110,7 @@ impl JwksFile {
     }
 }
 
-fn tell_passed_over(path: &Path, reasons: &[String]) {
+fn log_skipped(path: &Path, reasons: &[String]) {
     for reason in reasons {
         tracing::warn!(path = %path.display(), reason, "a key in `{SETTING}` is skipped");
     }
@@ -145,14 +145,14 @@ fn parse(bytes: &[u8]) -> Result<(KeySet, Vec<String>), String> {
     if entries.len() > JWKS_KEYS_MAX {
         return Err(format!("holds more than {JWKS_KEYS_MAX} keys"));
     }
-    let (mut keys, mut passed_over) = (Vec::new(), Vec::new());
+    let (mut keys, mut skipped) = (Vec::new(), Vec::new());
     for (index, entry) in entries.iter().enumerate() {
         match key(entry) {
             Ok(key) => keys.push(key),
-            Err(reason) => passed_over.push(format!("key {}: {reason}", index + 1)),
+            Err(reason) => skipped.push(format!("key {}: {reason}", index + 1)),
         }
     }
-    Ok((KeySet(keys), passed_over))
+    Ok((KeySet(keys), skipped))
 }
 
 fn key(entry: &Value) -> Result<VerifyingKey, &'static str> {
@@ -209,7 +209,7 @@ fn key(entry: &Value) -> Result<VerifyingKey, &'static str> {
         named => {
             let named = named.as_str().and_then(algorithm);
             let named = named.filter(|own| fitting.contains(own));
-            vec![named.ok_or("its `alg` does not fit its `kty`")?]
+            vec![named.ok_or("its `alg` is not for keys of its `kty`")?]
         }
     };
     // A key that is not a point of its curve fails when it is used, so use it once: no signature is an empty string.

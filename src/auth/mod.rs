@@ -69,7 +69,7 @@ pub enum AuthError {
     #[error(
         "the token does not allow this: role admin for all schools and all channels is required"
     )]
-    NotForAll,
+    NotUnrestricted,
     /// The token reaches several schools, and the request names none of them.
     #[error(
         "this token reaches several schools: name one with `?school_id=`, or with `school_id` in a line of a batch"
@@ -204,7 +204,7 @@ impl Access {
     }
 
     /// Whether this is an unrestricted admin: role admin for all schools and all channels. Such an admin runs the server.
-    pub fn looks_after_all(&self) -> bool {
+    pub fn is_unrestricted_admin(&self) -> bool {
         self.schools == Schools::All && self.channels.is_none() && self.role >= Role::Admin
     }
 

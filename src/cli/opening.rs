@@ -21,7 +21,12 @@ pub(super) async fn opened(
 ) -> Result<Option<Rocket<Build>>, Failure> {
     let mut signals = Signals::listen(&figment, at_signal.is_some())?;
     let mut opening = open(figment.clone(), old, at_signal)?;
-    let fallen = |_| Failure::new(Exit::Failed, "the database could not be opened");
+    let fallen = |_| {
+        Failure::new(
+            Exit::Failed,
+            "the database could not be opened: its thread panicked",
+        )
+    };
     if let Ok(opened) = timeout(OPENING_IS_LONG, &mut opening).await {
         return opened.map_err(fallen)?.map(Some);
     }

@@ -65,7 +65,7 @@ pub(super) fn init_logging() -> Result<OldHandshakes, Failure> {
             "is not a valid filter of log lines; write `debug`, or `warn,tidings::cli=info`";
         Failure::new(
             Exit::Failed,
-            format!("{LOG_VARIABLE} in the environment {problem}"),
+            format!("the environment variable {LOG_VARIABLE} {problem}"),
         )
     })?;
     let discreet = FilterFn::new(|metadata| {
@@ -103,7 +103,7 @@ pub(super) fn server(
     Ok(
         rocket.attach(AdHoc::on_liftoff("Tidings: announce", move |rocket| {
             Box::pin(async move {
-                heed(signals, rocket, at_signal);
+                handle_signals(signals, rocket, at_signal);
                 let config = rocket.config();
                 let address = SocketAddr::new(config.address, config.port);
                 let line = format!("Tidings listens on {}", url(config, address));
@@ -212,7 +212,7 @@ fn take_signals(figment: Figment) -> Result<Figment, Failure> {
 
 /// Handles signals. The first one stops the server gracefully. The second one exits at once: everything acknowledged is
 /// on disk, and only the times of the devices' last heartbeats may be lost.
-fn heed(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Option<AtSignal>) {
+fn handle_signals(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Option<AtSignal>) {
     let shutdown = rocket.shutdown();
     let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
     let tidings = tidings.expect("the server manages its state");
@@ -236,7 +236,7 @@ fn heed(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Option<AtSignal
 /// Closes every stream while the server still accepts and answers requests. Then shuts the server down.
 pub(super) async fn stop(tidings: Arc<Tidings>, shutdown: rocket::Shutdown) {
     tidings.stop();
-    shutdown::told(&tidings, Instant::now() + FAREWELL_MAX).await;
+    shutdown::streams_closed(&tidings, Instant::now() + FAREWELL_MAX).await;
     shutdown.notify();
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::body::{self, IdempotencyKey, Lines, Unread, UpperStatus};
 use super::commands;
-use super::credential::{Anybody, NamedSchool};
+use super::credential::{AnySchool, NamedSchool};
 use super::devices;
 use super::problem::{Kind, Problem};
 use super::violations;
@@ -35,7 +35,7 @@ pub(super) fn routes() -> Vec<Route> {
 
 #[post("/api/batch", data = "<body>")]
 async fn batch(
-    caller: Result<Anybody, Problem>,
+    caller: Result<AnySchool, Problem>,
     school: Result<NamedSchool, Problem>,
     source: RequestSource,
     key: Result<IdempotencyKey, Problem>,
@@ -43,7 +43,7 @@ async fn batch(
     body: Result<Unread<'_>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Lines, Problem> {
-    let (Anybody(access), NamedSchool(named)) = (caller?, school?);
+    let (AnySchool(access), NamedSchool(named)) = (caller?, school?);
     let (key, UpperStatus(upper), body) = (key?, upper?, body?);
     access.require(Role::Worker)?;
     if named.is_some() {
@@ -312,7 +312,7 @@ fn asked(
     let id = id_of(&mut object, id_field)?;
     let subject = commands::subject(kind, &id)?;
     if (kind, verb) == (device::KIND, "heartbeat") {
-        return Ok(BatchItem::Beat(subject));
+        return Ok(BatchItem::Heartbeat(subject));
     }
     let command = Command::read(kind, verb, Rest(object));
     Ok(BatchItem::Command(Envelope {

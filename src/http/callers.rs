@@ -59,7 +59,7 @@ impl<'r> FromRequest<'r> for Connection {
 
 impl Connection {
     /// Runs `work`, and cancels it if the client disconnects.
-    pub(super) async fn lasts<T, E: From<Problem>>(
+    pub(super) async fn while_connected<T, E: From<Problem>>(
         &self,
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
@@ -105,7 +105,9 @@ impl Callers {
             .insert(number, (peer, Arc::clone(&gone)));
         if !std::mem::replace(&mut watched.is_watched, true) {
             let callers = self.clone();
-            tasks.supervise(Task::new("callers"), move || callers.clone().look(port));
+            tasks.supervise(Task::new("callers"), move || {
+                callers.clone().watch_connections(port)
+            });
         }
         Watch {
             callers: self.clone(),
@@ -115,7 +117,7 @@ impl Callers {
     }
 
     /// Periodically checks which connections are gone. Ends when none is watched.
-    async fn look(self, port: u16) {
+    async fn watch_connections(self, port: u16) {
         loop {
             tokio::time::sleep(CALLER_LOOK_PERIOD).await;
             // Take the list before asking the kernel: a connection that is made in between is not in the kernel's answer.

@@ -48,14 +48,14 @@ impl<'r> FromRequest<'r> for Caller {
 }
 
 /// The caller of a request that is not about a single school.
-pub(super) struct Anybody(pub(super) Access);
+pub(super) struct AnySchool(pub(super) Access);
 
 #[rocket::async_trait]
-impl<'r> FromRequest<'r> for Anybody {
+impl<'r> FromRequest<'r> for AnySchool {
     type Error = Problem;
 
-    async fn from_request(request: &'r Request<'_>) -> Outcome<Anybody, Problem> {
-        Problem::outcome(access(request, Purpose::Call).map(Anybody))
+    async fn from_request(request: &'r Request<'_>) -> Outcome<AnySchool, Problem> {
+        Problem::outcome(access(request, Purpose::Call).map(AnySchool))
     }
 }
 

@@ -16,7 +16,7 @@ use rocket::http::ContentType;
 use rocket::{Route, State, get, routes};
 use tokio::time::timeout;
 
-use super::credential::Anybody;
+use super::credential::AnySchool;
 use super::problem::Problem;
 use crate::auth::AuthError;
 use crate::config::READY_WAIT;
@@ -203,12 +203,12 @@ impl Metrics {
 /// The metrics cover all schools, so only unrestricted admins may see them.
 #[get("/metrics")]
 async fn metrics(
-    caller: Result<Anybody, Problem>,
+    caller: Result<AnySchool, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<(ContentType, String), Problem> {
-    let Anybody(access) = caller?;
-    if !access.looks_after_all() {
-        return Err(AuthError::NotForAll.into());
+    let AnySchool(access) = caller?;
+    if !access.is_unrestricted_admin() {
+        return Err(AuthError::NotUnrestricted.into());
     }
     let store = tidings.store();
     let mut metrics = Metrics(Registry::with_prefix("tidings"));

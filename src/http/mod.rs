@@ -120,5 +120,5 @@ fn mount_at(
         .attach(cors::fairing(base))
         .attach(stream::fairing())
         .attach(dead_peers::DeadPeers)
-        .attach(shutdown::Farewell)
+        .attach(shutdown::CloseStreams)
 }

@@ -91,7 +91,10 @@ fn require_known(tidings: &Tidings, school: SchoolId, name: &str) -> Result<(), 
     let known = tidings.notifiers().shown(school);
     match known.iter().any(|shown| shown.name == name) {
         true => Ok(()),
-        false => Err(Problem::new(Kind::NotFound, "there is no such notifier")),
+        false => Err(Problem::new(
+            Kind::NotFound,
+            "this notifier does not exist; GET /api/notifiers lists all notifiers",
+        )),
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) fn rocket(figment: &figment::Figment) -> Rocket<Build> {
         .register("/", catchers![opening])
         // A connection that is kept alive would stay with this server when the real one starts to listen.
         .attach(AdHoc::on_response(
-            "Tidings: one request a connection",
+            "Tidings: one request per connection",
             |_, response| {
                 response.set_header(Header::new("Connection", "close"));
                 Box::pin(std::future::ready(()))

@@ -210,7 +210,7 @@ impl From<AuthError> for Problem {
             | AuthError::Expired { .. }
             | AuthError::InvalidTicket(_)
             | AuthError::ExpiredTicket => Kind::Unauthorized,
-            AuthError::Role { .. } | AuthError::Channel(_) | AuthError::NotForAll => {
+            AuthError::Role { .. } | AuthError::Channel(_) | AuthError::NotUnrestricted => {
                 Kind::Forbidden
             }
             AuthError::SchoolRequired => Kind::SchoolRequired,

@@ -31,10 +31,10 @@ use crate::service::Tidings;
 const LOOKS: u32 = 2;
 
 /// Closes the streams of an application that shuts down, and delays the shutdown until they are gone.
-pub(super) struct Farewell;
+pub(super) struct CloseStreams;
 
 #[rocket::async_trait]
-impl Fairing for Farewell {
+impl Fairing for CloseStreams {
     fn info(&self) -> Info {
         Info {
             name: "Tidings: close streams",
@@ -77,14 +77,14 @@ pub async fn close(tidings: &Tidings) -> Result<(), StoreError> {
 }
 
 /// Waits until no stream is open, or until the deadline.
-pub(crate) async fn told(tidings: &Tidings, until: Instant) {
-    let told = async {
+pub(crate) async fn streams_closed(tidings: &Tidings, until: Instant) {
+    let streams_closed = async {
         while tidings.streams() > 0 {
             sleep(DRAIN_PERIOD).await;
         }
     };
     // The remaining streams get as much as their readers take in this time.
-    let _ = timeout_at(until, told).await;
+    let _ = timeout_at(until, streams_closed).await;
 }
 
 /// Waits until no client is connected, or until the deadline.

@@ -158,7 +158,7 @@ async fn list(
             .subjects(caller.school(), kind, asked)
             .await?)
     };
-    let page: ListPage = connection.lasts::<_, Problem>(read).await?;
+    let page: ListPage = connection.while_connected::<_, Problem>(read).await?;
     let mut json = format!(r#"{{"{}":["#, kind.collection()).into_bytes();
     for (index, stored) in page.subjects.iter().enumerate() {
         if index > 0 {
@@ -203,14 +203,14 @@ impl<'r> FromRequest<'r> for Asked {
 }
 
 /// The same parameters from the monitor's form. There, `stalled` is one more value of `status`, and any of them may match.
-pub(super) struct Ticked(pub(super) ListQuery);
+pub(super) struct FormQuery(pub(super) ListQuery);
 
 #[rocket::async_trait]
-impl<'r> FromRequest<'r> for Ticked {
+impl<'r> FromRequest<'r> for FormQuery {
     type Error = Problem;
 
-    async fn from_request(request: &'r Request<'_>) -> Outcome<Ticked, Problem> {
-        Problem::outcome(ticked(request).map(Ticked))
+    async fn from_request(request: &'r Request<'_>) -> Outcome<FormQuery, Problem> {
+        Problem::outcome(ticked(request).map(FormQuery))
     }
 }
 

@@ -26,13 +26,13 @@ pub struct Dialect {
     /// What a bare text `ping` is answered with.
     pub bare_ping: BarePing,
     /// Whether an `error` message explains to an unauthorized client why its connection is closed.
-    pub explains_refusal: bool,
+    pub explains_rejection: bool,
     /// How the connection of an unauthorized client is closed.
     pub refusal: Close,
     /// Whether `subscribed` and `unsubscribed` are sent.
     pub acknowledges: bool,
     /// Whether `ready` is sent.
-    pub tells_ready: bool,
+    pub sends_ready: bool,
     /// Whether a `heartbeat` message is sent after the client has been silent for a while.
     pub idle_heartbeat: bool,
     /// Whether a `heartbeat` message accompanies each ping.
@@ -42,9 +42,9 @@ pub struct Dialect {
     pub numeric_ids: Option<bool>,
     /// Whether to leave out subjects that reached their terminal state before the connection was opened. A page that
     /// reconnects would take such an event for a second end.
-    pub leaves_out_ended: bool,
+    pub omits_ended: bool,
     /// Whether every connection receives acknowledgements of violations, whatever it subscribes to.
-    hears_acknowledgements: bool,
+    receives_acknowledgements: bool,
     /// Whether `initial_state` precedes a snapshot.
     pub announces_snapshot: bool,
     /// The form of events if the request does not choose one.
@@ -57,15 +57,15 @@ impl Dialect {
     /// `/events/…`
     pub const EVENTS: Dialect = Dialect {
         bare_ping: BarePing::Pong,
-        explains_refusal: true,
+        explains_rejection: true,
         refusal: Close::Refused,
         acknowledges: true,
-        tells_ready: true,
+        sends_ready: true,
         idle_heartbeat: false,
         heartbeat_message: false,
         numeric_ids: None,
-        leaves_out_ended: false,
-        hears_acknowledgements: false,
+        omits_ended: false,
+        receives_acknowledgements: false,
         announces_snapshot: false,
         form: Form::Standard,
         conflates: true,
@@ -74,13 +74,13 @@ impl Dialect {
     pub const MULTIPLEXED: Dialect = Dialect {
         bare_ping: BarePing::Error,
         refusal: Close::RefusedUnauthorized,
-        hears_acknowledgements: true,
+        receives_acknowledgements: true,
         conflates: false,
         ..Dialect::EVENTS
     };
     /// `/ws/samples`
     pub const SAMPLES: Dialect = Dialect {
-        tells_ready: false,
+        sends_ready: false,
         form: Form::Flat,
         numeric_ids: Some(true),
         ..Dialect::MULTIPLEXED
@@ -89,16 +89,16 @@ impl Dialect {
     pub const JOB_PROGRESS: Dialect = Dialect {
         bare_ping: BarePing::Error,
         acknowledges: false,
-        tells_ready: false,
+        sends_ready: false,
         idle_heartbeat: true,
         conflates: false,
         ..Dialect::EVENTS
     };
     /// `/ws/enrollment`
     pub const ENROLLMENTS: Dialect = Dialect {
-        explains_refusal: false,
-        leaves_out_ended: true,
-        tells_ready: false,
+        explains_rejection: false,
+        omits_ended: true,
+        sends_ready: false,
         conflates: false,
         ..Dialect::EVENTS
     };
@@ -112,19 +112,19 @@ impl Dialect {
         bare_ping: BarePing::BarePong,
         announces_snapshot: true,
         form: Form::Upload,
-        leaves_out_ended: false,
+        omits_ended: false,
         ..Dialect::ENROLLMENTS
     };
 
     /// Whether a connection with this credential receives acknowledgements of violations whatever it subscribes to. The
     /// credential must reach a characteristic.
-    pub fn hears_acknowledgements(&self, access: &Access, school: SchoolId) -> bool {
+    pub fn receives_acknowledgements(&self, access: &Access, school: SchoolId) -> bool {
         let reaches_one = |channel: &Channel| match channel {
             Channel::School(own) => *own == school,
             Channel::Collection(kind) | Channel::Subject(kind, _) => *kind == characteristic::KIND,
         };
         let channels = access.channels.as_deref();
-        self.hears_acknowledgements && channels.is_none_or(|own| own.iter().any(reaches_one))
+        self.receives_acknowledgements && channels.is_none_or(|own| own.iter().any(reaches_one))
     }
 
     /// Returns the shortest interval between two ticks if the request does not choose one.

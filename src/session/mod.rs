@@ -74,8 +74,8 @@ pub struct Beginning {
 }
 
 /// A `subscribe` whose subjects are being looked up in the store.
-struct Asking {
-    looking: BoxFuture<'static, Result<Vec<Channel>, StoreError>>,
+struct PendingSubscribe {
+    lookup: BoxFuture<'static, Result<Vec<Channel>, StoreError>>,
     channels: Vec<Channel>,
     cursor: Option<Cursor>,
     asked: Map<String, Value>,
@@ -89,7 +89,7 @@ pub struct Session {
     access: Access,
     subscription: Subscription,
     from: Option<Cursor>,
-    asking: Option<Box<Asking>>,
+    pending: Option<Box<PendingSubscribe>>,
     /// A `subscribe` or `unsubscribe` that waits until the previous one is acknowledged.
     parked: Option<ClientMessage>,
     last_message: Instant,
@@ -115,7 +115,7 @@ impl Session {
             access,
             subscription,
             from,
-            asking: None,
+            pending: None,
             parked: None,
             last_message: Instant::now(),
             ended: None,
@@ -149,14 +149,14 @@ impl Session {
     /// Continues with a message that could not be answered at once. Returns pending while a subject is looked up; no other
     /// message may be passed meanwhile. Otherwise returns whether there was anything to do.
     pub fn poll_answer(&mut self, cx: &mut Context<'_>, out: &mut impl Outbox) -> Poll<bool> {
-        let Some(asking) = &mut self.asking else {
+        let Some(pending) = &mut self.pending else {
             return Poll::Ready(false);
         };
-        let Poll::Ready(missing) = asking.looking.as_mut().poll(cx) else {
+        let Poll::Ready(missing) = pending.lookup.as_mut().poll(cx) else {
             return Poll::Pending;
         };
-        if let Some(asking) = self.asking.take() {
-            self.subscribe(*asking, missing, out);
+        if let Some(pending) = self.pending.take() {
+            self.subscribe(*pending, missing, out);
         }
         Poll::Ready(true)
     }
@@ -199,7 +199,7 @@ impl Session {
     }
 
     /// Sends a `heartbeat` if the client has been silent for too long. Returns when to call this again.
-    pub fn look_at_clock(&mut self, now: Instant, out: &mut impl Outbox) -> Option<Instant> {
+    pub fn poll_timers(&mut self, now: Instant, out: &mut impl Outbox) -> Option<Instant> {
         if !self.dialect.idle_heartbeat {
             return None;
         }
@@ -279,7 +279,7 @@ impl Session {
             }
             Control::Ready(_) => {
                 self.gathering.announce(out);
-                if !self.dialect.tells_ready {
+                if !self.dialect.sends_ready {
                     return;
                 }
             }
@@ -333,7 +333,7 @@ impl Session {
         }
     }
 
-    /// Checks the limits and permissions of a `subscribe` at once, and starts looking up whether its subjects exist.
+    /// Checks the limits and permissions of a `subscribe` at once, and starts lookup up whether its subjects exist.
     fn ask(
         &mut self,
         channels: Vec<Channel>,
@@ -366,8 +366,8 @@ impl Session {
         let asked = self.acknowledged(asked);
         let service = Arc::clone(&self.service);
         let wanted = channels.clone();
-        self.asking = Some(Box::new(Asking {
-            looking: Box::pin(async move { service.missing(school, &wanted).await }),
+        self.pending = Some(Box::new(PendingSubscribe {
+            lookup: Box::pin(async move { service.missing(school, &wanted).await }),
             channels,
             cursor,
             asked,
@@ -377,7 +377,7 @@ impl Session {
     /// Subscribes to all requested channels. Reports those that do not exist yet; the client receives them once they do.
     fn subscribe(
         &mut self,
-        asking: Asking,
+        pending: PendingSubscribe,
         missing: Result<Vec<Channel>, StoreError>,
         out: &mut impl Outbox,
     ) {
@@ -390,20 +390,20 @@ impl Session {
                 return self.refuse("unavailable", None, message, out);
             }
         }
-        let from = match asking.channels.is_empty() {
+        let from = match pending.channels.is_empty() {
             true => None,
-            false => asking.cursor.or_else(|| self.from.take()),
+            false => pending.cursor.or_else(|| self.from.take()),
         };
         let scope = self.subscription.scope();
         let wide = self
             .dialect
-            .hears_acknowledgements(&self.access, scope.school);
+            .receives_acknowledgements(&self.access, scope.school);
         let heard = scope.channels();
-        let again = asking.channels.iter().filter(|own| heard.contains(own));
+        let again = pending.channels.iter().filter(|own| heard.contains(own));
         let again: Vec<Channel> = again.cloned().collect();
         let wide = wide.then_some(characteristic::KIND);
         self.subscription
-            .subscribe(asking.channels, from, asking.asked, wide);
+            .subscribe(pending.channels, from, pending.asked, wide);
         if !self.dialect.acknowledges && !again.is_empty() {
             // Without an acknowledgement, the current state is the answer.
             self.subscription.tell_again(again);
@@ -443,7 +443,7 @@ impl Session {
             Ok(fresh) => {
                 let expires_at = fresh.expires_at;
                 self.subscription.renew(expires_at);
-                if !self.dialect.hears_acknowledgements(&fresh, school) {
+                if !self.dialect.receives_acknowledgements(&fresh, school) {
                     self.subscription.leave_wide();
                 } else if self.from.is_none() {
                     self.subscription.hear_wide(characteristic::KIND);

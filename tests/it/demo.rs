@@ -415,7 +415,7 @@ async fn no_refusal_of_the_server_ends_the_demo() {
         let output = output.await.unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(0), "{said}");
-        let lines = said.lines().filter(|line| line.contains(" is left out: "));
+        let lines = said.lines().filter(|line| line.contains(" is skipped: "));
         assert_eq!(lines.count(), refused, "{said}");
     }
 }

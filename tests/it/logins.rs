@@ -380,7 +380,7 @@ fn clocks_may_differ_by_five_seconds_unless_the_settings_say_otherwise() {
             json!({"nbf": now() + 90}),
             " s in the future; clocks may differ by at most 5 s (`jwt_leeway_secs`)",
         ),
-        (&default, json!({"iat": now() + 90}), " s ahead"),
+        (&default, json!({"iat": now() + 90}), " s in the future"),
         (
             &default,
             json!({"exp": now() - 90}),
@@ -464,7 +464,7 @@ fn a_token_of_any_times_is_judged_and_none_lasts_longer_than_the_setting() {
     assert!(judged(&default, &format!(r#""exp":{}"#, now() + years - 60)).is_ok());
     for exp in [now() + years + 60, 9_999_999_999] {
         let refused = judged(&default, &format!(r#""exp":{exp}"#)).unwrap_err();
-        let told = "is more than 315576000 s ahead (`max_token_secs`)";
+        let told = "is more than 315576000 s in the future (`max_token_secs`)";
         assert!(refused.contains(told), "{refused}");
     }
     let day = json!({"max_token_secs": 86_400});

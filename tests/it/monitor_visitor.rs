@@ -61,7 +61,7 @@ async fn a_visitor_signs_in_and_out_by_keyboard_and_sees_no_other_school() {
     .await;
     fill(&mut page, "input[name=token]", "no token").await;
     press(&mut page, "Enter").await;
-    page.until("document.body.innerText.includes('That did not work')")
+    page.until("document.body.innerText.includes('Signing in failed')")
         .await;
     fill(&mut page, "input[name=token]", &worker(1)).await;
     press(&mut page, "Enter").await;

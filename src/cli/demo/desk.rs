@@ -122,7 +122,11 @@ impl Desk {
     }
 
     /// Does the next step of a session. Keeps the session unless it has ended.
-    fn go_on(&mut self, mut session: Session, client: &Client) -> Result<Duration, Failure> {
+    fn continue_session(
+        &mut self,
+        mut session: Session,
+        client: &Client,
+    ) -> Result<Duration, Failure> {
         let report = |verb: &str, body: Value| {
             client.post(&format!("/api/enrollments/{}/{verb}", session.id), &body)
         };
@@ -183,7 +187,7 @@ impl Simulator for Desk {
 
     fn step(&mut self, client: &Client) -> Result<Duration, Failure> {
         let done = match self.session.take() {
-            Some(session) => self.go_on(session, client),
+            Some(session) => self.continue_session(session, client),
             None => self
                 .begin(client)
                 .map(|()| self.pace.beats(self.chance.u32(1..=2))),

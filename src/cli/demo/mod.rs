@@ -210,7 +210,7 @@ fn work(arguments: &Arguments, worker: &Worker<'_>) -> Result<(), Failure> {
         (false, false) => "The school continues without documents; Ctrl-C ends it.",
         (false, true) => "The server continues, and nothing is reported to it; Ctrl-C ends it.",
     })?;
-    worker.go_on()
+    worker.continue_working()
 }
 
 /// Returns links and commands for watching the demo.

@@ -49,7 +49,7 @@ pub(super) static PLANS: [Plan; 2] = [
         target: 28.0,
         sigma: 0.15,
         findings: [
-            "Filled up with cold water; heater turned up",
+            "Refilled with cold water; heater turned up",
             "The heater's valve stuck; freed",
         ],
     },
@@ -64,7 +64,7 @@ pub(super) static PLANS: [Plan; 2] = [
         target: 0.6,
         sigma: 0.04,
         findings: [
-            "The canister was empty; exchanged",
+            "The canister was empty; replaced",
             "The pump dosed too much; adjusted",
         ],
     },

@@ -92,7 +92,7 @@ impl School {
 fn live(mut simulator: Box<dyn Simulator>, client: &Client, pace: Pace, stop: &Stop) {
     let mut rest = Duration::ZERO;
     let mut again_beats = 1;
-    let mut told = String::new();
+    let mut reported = String::new();
     while stop.rest(rest) {
         match simulator.step(client) {
             Ok(next) => {
@@ -101,13 +101,13 @@ fn live(mut simulator: Box<dyn Simulator>, client: &Client, pace: Pace, stop: &S
             }
             Err(failure) => {
                 // Report an error once, however often it occurs.
-                if told != failure.message && stop.is_a_surprise() {
+                if reported != failure.message && stop.is_unexpected() {
                     let name = simulator.name();
                     terminal::complain(&format!(
                         "{name} will try again later: {}",
                         failure.message
                     ));
-                    told = failure.message;
+                    reported = failure.message;
                 }
                 rest = pace.beats(again_beats);
                 again_beats = (again_beats * 2).min(AGAIN_MAX_BEATS);

@@ -34,7 +34,7 @@ impl Stop {
     }
 
     /// Whether an error is worth reporting: it is not if the server has ended.
-    pub(super) fn is_a_surprise(&self) -> bool {
+    pub(super) fn is_unexpected(&self) -> bool {
         self.rest(NEWS_DELAY)
     }
 

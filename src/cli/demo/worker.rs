@@ -78,7 +78,7 @@ impl Worker<'_> {
     }
 
     /// Continues until the demo ends, with jobs that were retried and, occasionally, a document of its own choice.
-    pub(super) fn go_on(&self) -> Result<(), Failure> {
+    pub(super) fn continue_working(&self) -> Result<(), Failure> {
         let mut chance = fastrand::Rng::new();
         while self
             .stop
@@ -280,7 +280,7 @@ impl Worker<'_> {
     }
 
     fn log(&self, what: &str, failure: &Failure) {
-        if self.stop.is_a_surprise() {
+        if self.stop.is_unexpected() {
             terminal::complain(&format!("{NAME}: {what}: {}", failure.message));
         }
     }

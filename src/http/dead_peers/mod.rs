@@ -128,7 +128,7 @@ mod platform {
     pub(super) fn watch(tidings: &Arc<Tidings>, address: SocketAddr, timeout: Duration) {
         let prepared = descriptors::listening_on(address).and_then(|listeners| {
             if listeners.is_empty() {
-                return Err(io::Error::other("no such socket is listening"));
+                return Err(io::Error::other("no socket listens on this address"));
             }
             listeners
                 .iter()

@@ -69,7 +69,7 @@ impl<'r, 'a: 'r> Responder<'r, 'a> for Loaded<'a> {
         let packed = packed.filter(|_| compression::accepts_gzip(request));
         let bytes = packed.unwrap_or(asset.bytes);
         let mut response = Response::build();
-        compression::say(&mut response, packed.is_some());
+        compression::set_headers(&mut response, packed.is_some());
         response
             .header(asset.content_type.clone())
             .header(Header::new("Cache-Control", KEEP))

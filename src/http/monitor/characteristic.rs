@@ -14,7 +14,7 @@ use super::form::time;
 use super::page::{Html, Pages};
 use super::rows::rows;
 use super::school::{found, publish, view, violations};
-use super::visitor::{Refusal, Visitor};
+use super::visitor::{Rejection, Visitor};
 use crate::app::{ViolationAction, ViolationCommand};
 use crate::config::{CHART_SAMPLES, PAGE_DEFAULT};
 use crate::event::Event;
@@ -41,7 +41,7 @@ async fn characteristic_page(
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
+) -> Result<Html, Rejection> {
     let mut guest = visitor.enter(school, tidings).await?;
     let stored = found(tidings, &mut guest, characteristic::KIND, id).await?;
     let subject = stored.event.subject.clone();
@@ -179,7 +179,7 @@ async fn acknowledge(
     visitor: Visitor,
     base: Base,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Redirect, Refusal> {
+) -> Result<Redirect, Rejection> {
     let guest = visitor.enter(school, tidings).await?;
     visitor.sent_own_form()?;
     let asked = ViolationCommand {

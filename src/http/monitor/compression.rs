@@ -36,7 +36,7 @@ fn names_gzip(coding: &str) -> bool {
 }
 
 /// Sets the headers for a body that is compressed, or that could have been.
-pub(super) fn say(response: &mut Builder<'_>, is_packed: bool) {
+pub(super) fn set_headers(response: &mut Builder<'_>, is_packed: bool) {
     response.header(Header::new("Vary", "Accept-Encoding"));
     if is_packed {
         response.header(Header::new("Content-Encoding", "gzip"));

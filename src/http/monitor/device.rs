@@ -9,7 +9,7 @@ use super::page::{Html, Pages};
 use super::rows::{pretty, rows};
 use super::school::{found, view};
 use super::uptime::Uptime;
-use super::visitor::{Refusal, Visitor};
+use super::visitor::{Rejection, Visitor};
 use crate::http::body::Base;
 use crate::kind::device;
 use crate::service::Tidings;
@@ -26,7 +26,7 @@ async fn device_page(
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
+) -> Result<Html, Rejection> {
     let mut guest = visitor.enter(school, tidings).await?;
     let stored = found(tidings, &mut guest, device::KIND, id).await?;
     let mut own = json!({ "device": rows(std::slice::from_ref(&stored)).pop() });

@@ -13,7 +13,7 @@ use super::form::{optional_time, time};
 use super::page::{Html, Pages};
 use super::rows::{pretty, rows};
 use super::school::{found, publish, view};
-use super::visitor::{Refusal, Visitor};
+use super::visitor::{Rejection, Visitor};
 use crate::config::{CHART_MILESTONES, CHART_REPORTS};
 use crate::event::Event;
 use crate::http::body::Base;
@@ -36,7 +36,7 @@ async fn job_page(
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
+) -> Result<Html, Rejection> {
     let mut guest = visitor.enter(school, tidings).await?;
     let stored = found(tidings, &mut guest, job::KIND, id).await?;
     let job = stored.state.job();
@@ -150,7 +150,7 @@ async fn cancel(
     visitor: Visitor,
     base: Base,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Redirect, Refusal> {
+) -> Result<Redirect, Rejection> {
     let form = form.as_deref();
     let cancel = job::Command::Cancel(job::Cancel {
         attempt: form.and_then(|form| form.attempt),
@@ -167,7 +167,7 @@ async fn retry(
     visitor: Visitor,
     base: Base,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Redirect, Refusal> {
+) -> Result<Redirect, Rejection> {
     let retry = job::Command::Retry(job::Note::default());
     act_on_job(retry, school, id, &visitor, &base, tidings).await
 }
@@ -179,7 +179,7 @@ async fn act_on_job(
     visitor: &Visitor,
     base: &Base,
     tidings: &Tidings,
-) -> Result<Redirect, Refusal> {
+) -> Result<Redirect, Rejection> {
     let guest = visitor.enter(school, tidings).await?;
     let missing = |_| Problem::from(crate::kind::not_found(job::KIND, id));
     let subject: SubjectId = id.parse().map_err(missing)?;

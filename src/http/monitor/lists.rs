@@ -11,13 +11,13 @@ use super::page::{Html, Pages};
 use super::rows::{rows, table_rows};
 use super::school::{view, violations};
 use super::uptime::Uptime;
-use super::visitor::{Refusal, Visitor};
+use super::visitor::{Rejection, Visitor};
 use crate::config::PAGE_DEFAULT;
 use crate::http::body::Base;
 use crate::http::callers::Connection;
 use crate::http::methods::Collection;
 use crate::http::problem::Problem;
-use crate::http::subjects::{STALLED_STATUS, Ticked};
+use crate::http::subjects::{FormQuery, STALLED_STATUS};
 use crate::id::Channel;
 use crate::kind::{self, Description, characteristic};
 use crate::log::{ListPage, ListQuery, Order, PartQuery, Stalled};
@@ -36,7 +36,7 @@ async fn open_violations(
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
+) -> Result<Html, Rejection> {
     let guest = visitor.enter(school, tidings).await?;
     let all = Channel::Collection(characteristic::KIND);
     let reaches = guest.caller.reach(&all);
@@ -64,15 +64,15 @@ async fn open_violations(
 async fn list(
     collection: Collection,
     school: &str,
-    asked: Result<Ticked, Problem>,
+    asked: Result<FormQuery, Problem>,
     connection: Connection,
     visitor: Visitor,
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
+) -> Result<Html, Rejection> {
     let guest = visitor.enter(school, tidings).await?;
-    let (Collection(kind), Ticked(mut query)) = (collection, asked?);
+    let (Collection(kind), FormQuery(mut query)) = (collection, asked?);
     query.limit = PAGE_DEFAULT;
     let reaches = guest.caller.reach(&Channel::Collection(kind));
     reaches.map_err(Problem::from)?;
@@ -80,7 +80,7 @@ async fn list(
         .store()
         .subjects(guest.caller.school(), kind, query.clone());
     let read = async { Ok(read.await?) };
-    let page: ListPage = connection.lasts::<_, Refusal>(read).await?;
+    let page: ListPage = connection.while_connected::<_, Rejection>(read).await?;
     let status =
         |name: &&'static str| json!({"name": name, "is_on": query.statuses.contains(name)});
     let description = kind::description(kind);

@@ -29,7 +29,7 @@ use serde_json::json;
 
 use self::assets::Assets;
 use self::page::{Html, Pages};
-use self::visitor::{Refusal, RefusalPage, Visitor, cleared_cookie, token_cookie};
+use self::visitor::{Rejection, RejectionPage, Visitor, cleared_cookie, token_cookie};
 use super::base_path;
 use super::body::Base;
 use super::methods;
@@ -94,7 +94,7 @@ async fn index(
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Result<Html, Redirect>, Refusal> {
+) -> Result<Result<Html, Redirect>, Rejection> {
     let access = visitor.access()?;
     let address = |school: SchoolId| format!("{}/monitor/schools/{school}", base.0);
     let mut rows = Vec::new();
@@ -121,7 +121,7 @@ async fn index(
         "schools": rows,
         "next": next,
         "first": after.is_some().then(|| format!("{}/monitor", base.0)),
-        "system": access.looks_after_all().then(|| format!("{}/monitor/system", base.0)),
+        "system": access.is_unrestricted_admin().then(|| format!("{}/monitor/system", base.0)),
         "renew_secs": RENEW_SECS,
         "rendered_at": crate::wire::timestamp(Utc::now()),
     });
@@ -212,7 +212,7 @@ fn look(form: Form<Look<'_>>, visitor: Visitor, base: Base) -> visitor::WithCook
 
 /// Renders errors below `/monitor`, from the framework or from a handler, as pages.
 #[rocket::catch(default)]
-async fn catch(status: Status, request: &Request<'_>) -> RefusalPage {
+async fn catch(status: Status, request: &Request<'_>) -> RejectionPage {
     // A catcher has no mount point: the base follows from the path.
     let path = request.uri().path().as_str();
     let mounted = path.split_once("/monitor").map_or("", |(base, _)| base);
@@ -221,5 +221,5 @@ async fn catch(status: Status, request: &Request<'_>) -> RefusalPage {
     let allow = is_missing.then(|| methods::instead(request)).flatten();
     let status = allow.as_ref().map_or(status, |_| Status::MethodNotAllowed);
     let base = format!("{}{mounted}", prefix.as_str());
-    RefusalPage::new(request, &base, status, allow).await
+    RejectionPage::new(request, &base, status, allow).await
 }

@@ -102,7 +102,7 @@ impl<'r> Responder<'r, 'static> for Html {
             false => None,
         };
         let mut response = Response::build();
-        compression::say(&mut response, packed.is_some());
+        compression::set_headers(&mut response, packed.is_some());
         let body = packed.unwrap_or_else(|| text.into_bytes());
         response
             .status(status)

@@ -12,7 +12,7 @@ use super::form::{count, time};
 use super::page::{Html, Pages};
 use super::rows::{rows, violation_row};
 use super::totals::{ENROLLING, Totals};
-use super::visitor::{Guest, Refusal, Visitor};
+use super::visitor::{Guest, Rejection, Visitor};
 use crate::app::Caller;
 use crate::config::{ENDINGS_HOURS, OVERVIEW_ROWS, RATE_SECS};
 use crate::http::body::Base;
@@ -236,7 +236,7 @@ async fn overview(
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
+) -> Result<Html, Rejection> {
     let guest = visitor.enter(school, tidings).await?;
     let totals = Totals::read(tidings, guest.caller.access(), guest.caller.school()).await?;
     let part = |kind, name, subjects: Vec<StoredSubject>| {
@@ -292,7 +292,7 @@ pub(super) async fn found(
     guest: &mut Guest,
     kind: Kind,
     id: &str,
-) -> Result<StoredSubject, Refusal> {
+) -> Result<StoredSubject, Rejection> {
     let missing = || Problem::from(crate::kind::not_found(kind, id));
     let subject: SubjectId = id.parse().map_err(|_| missing())?;
     let at = Channel::Subject(kind, subject.clone());

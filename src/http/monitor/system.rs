@@ -12,7 +12,7 @@ use super::chart::spark;
 use super::form::{bytes, count, millis, span_secs, time};
 use super::page::{Html, Pages};
 use super::school;
-use super::visitor::{Refusal, Visitor};
+use super::visitor::{Rejection, Visitor};
 use crate::auth::{AuthError, Role};
 use crate::config::{MONITOR_CHANNELS, MONITOR_CONNECTIONS, VITALS_SECS};
 use crate::http::body::Base;
@@ -42,7 +42,7 @@ async fn of_school(
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
+) -> Result<Html, Rejection> {
     let guest = visitor.enter(school, tidings).await?;
     let access = guest.caller.access();
     let may = access.require(Role::Admin);
@@ -69,10 +69,10 @@ async fn of_server(
     base: Base,
     pages: &State<Pages>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Html, Refusal> {
+) -> Result<Html, Rejection> {
     let access = visitor.access()?;
     access.require(Role::Admin).map_err(Problem::from)?;
-    if !access.looks_after_all() {
+    if !access.is_unrestricted_admin() {
         // For an administrator of one school, the page of the whole server does not exist.
         return Err(Problem::from(AuthError::NotFound).into());
     }

@@ -116,14 +116,14 @@ impl Visitor {
     }
 
     /// Returns what the visitor may do. A visitor without a valid token is asked to sign in.
-    pub(super) fn access(&self) -> Result<Access, Refusal> {
+    pub(super) fn access(&self) -> Result<Access, Rejection> {
         match &self.credential {
             Ok(access) => Ok(access.clone()),
-            Err(problem) if problem.status() == 401 => Err(Refusal::SignIn {
+            Err(problem) if problem.status() == 401 => Err(Rejection::SignIn {
                 next: self.here.clone(),
                 why: (!problem.lacks_credential()).then(|| Box::new(problem.clone())),
             }),
-            Err(problem) => Err(Refusal::Problem(problem.clone())),
+            Err(problem) => Err(Rejection::Problem(problem.clone())),
         }
     }
 
@@ -139,7 +139,7 @@ impl Visitor {
     }
 
     /// Returns the visitor in a school. A school that the credential does not reach is not found.
-    pub(super) async fn enter(&self, school: &str, tidings: &Tidings) -> Result<Guest, Refusal> {
+    pub(super) async fn enter(&self, school: &str, tidings: &Tidings) -> Result<Guest, Rejection> {
         let access = self.access()?;
         let named = school
             .parse()
@@ -237,7 +237,7 @@ fn without_credentials(address: &str) -> String {
 }
 
 /// Why there is no page.
-pub(super) enum Refusal {
+pub(super) enum Rejection {
     /// The visitor is not signed in.
     SignIn {
         /// The page to go to after signing in.
@@ -249,33 +249,33 @@ pub(super) enum Refusal {
     Problem(Problem),
 }
 
-impl From<Problem> for Refusal {
-    fn from(problem: Problem) -> Refusal {
-        Refusal::Problem(problem)
+impl From<Problem> for Rejection {
+    fn from(problem: Problem) -> Rejection {
+        Rejection::Problem(problem)
     }
 }
 
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Refusal {
-        Refusal::Problem(error.into())
+impl From<StoreError> for Rejection {
+    fn from(error: StoreError) -> Rejection {
+        Rejection::Problem(error.into())
     }
 }
 
-impl<'r> Responder<'r, 'static> for Refusal {
+impl<'r> Responder<'r, 'static> for Rejection {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         let Base(base) = &Base::of(request);
         match self {
-            Refusal::SignIn { next, why } => {
+            Rejection::SignIn { next, why } => {
                 if let Some(problem) = why {
                     problem.note(credential::tidings(request), &credential::source(request));
                 }
                 let next = RawStr::new(&next).percent_encode();
                 Redirect::to(format!("{base}/monitor/sign-in?next={next}")).respond_to(request)
             }
-            Refusal::Problem(problem) => {
+            Rejection::Problem(problem) => {
                 problem.note(credential::tidings(request), &credential::source(request));
                 let status = Status::new(problem.status());
-                request.local_cache(|| Refused(Some(problem)));
+                request.local_cache(|| Rejected(Some(problem)));
                 Err(status)
             }
         }
@@ -283,24 +283,24 @@ impl<'r> Responder<'r, 'static> for Refusal {
 }
 
 /// The problem with which a handler rejected the request, for the catcher.
-struct Refused(Option<Problem>);
+struct Rejected(Option<Problem>);
 
 /// The page for a request that was rejected, by a handler or by the framework.
-pub(super) struct RefusalPage {
+pub(super) struct RejectionPage {
     page: Html,
     /// The methods that the URL supports, if the method is the fault.
     allow: Option<String>,
     retry_after_secs: Option<u32>,
 }
 
-impl RefusalPage {
+impl RejectionPage {
     pub(super) async fn new(
         request: &Request<'_>,
         base: &str,
         status: Status,
         allow: Option<String>,
-    ) -> RefusalPage {
-        let Refused(problem) = request.local_cache(|| Refused(None));
+    ) -> RejectionPage {
+        let Rejected(problem) = request.local_cache(|| Rejected(None));
         let visitor = Visitor::of(request);
         let near = visitor.school_near(request);
         let detail = problem
@@ -331,7 +331,7 @@ impl RefusalPage {
         let view = visitor.view(&Base(base.to_owned()), own);
         let pages = request.rocket().state::<Pages>();
         let pages = pages.expect("the pages are mounted together with their state");
-        RefusalPage {
+        RejectionPage {
             page: pages.render("problem.html", &view).with_status(status),
             allow,
             retry_after_secs: problem.as_ref().and_then(Problem::retry_after_secs),
@@ -339,7 +339,7 @@ impl RefusalPage {
     }
 }
 
-impl<'r> Responder<'r, 'static> for RefusalPage {
+impl<'r> Responder<'r, 'static> for RejectionPage {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
         let mut response = self.page.respond_to(request)?;
         if let Some(methods) = self.allow {

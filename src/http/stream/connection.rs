@@ -267,7 +267,7 @@ impl Connection {
             }
             let mut next = now + heartbeat / 4;
             if let Some(session) = &mut self.session
-                && let Some(due) = session.look_at_clock(now, &mut self.frames)
+                && let Some(due) = session.poll_timers(now, &mut self.frames)
             {
                 next = next.min(due);
             }

@@ -188,7 +188,7 @@ async fn without_channel(
         let caller = Caller::new(access, params.school)?;
         let mut scope = Scope::new(caller.school(), []);
         // The cursor belongs to the first `subscribe`. Deliver nothing before it, or the client's cursor would move past it.
-        let hears = dialect.hears_acknowledgements(caller.access(), scope.school);
+        let hears = dialect.receives_acknowledgements(caller.access(), scope.school);
         if params.from.is_none() && hears {
             scope = scope.with_wide(characteristic::KIND);
         }
@@ -338,7 +338,7 @@ async fn with_channel(
                 require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
                 let scope = Scope::new(school, [channel]);
                 // A client with a cursor asks for every event after it, including a terminal one.
-                match dialect.leaves_out_ended && params.from.is_none() {
+                match dialect.omits_ended && params.from.is_none() {
                     true => scope.of_what_goes_on(),
                     false => scope,
                 }
@@ -448,7 +448,12 @@ fn channels(
     let mut channels = Vec::with_capacity(texts.len());
     for text in texts {
         // A channel whose id is not valid cannot exist.
-        let not_found = |_| Problem::new(Kind::NotFound, "there is no such channel");
+        let not_found = |_| {
+            Problem::new(
+                Kind::NotFound,
+                "this channel does not exist; channels are collections such as jobs, subjects such as jobs/42, and schools/1",
+            )
+        };
         channels.push(kind::channel(text).map_err(not_found)?);
     }
     let in_channel = channels.iter().find_map(|channel| match channel {

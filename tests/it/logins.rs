@@ -474,7 +474,7 @@ fn a_token_of_any_times_is_judged_and_none_lasts_longer_than_the_setting() {
     long.exp = (now() + 90_000) as f64;
     let refused = keys(&day).mint(long).unwrap_err().to_string();
     assert!(
-        refused.contains("`max_token_secs` allows 86400 s"),
+        refused.contains("`max_token_secs` allows at most 86400 s"),
         "{refused}"
     );
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::config::{REFUSALS_PERIOD, REFUSALS_LOGGED, ROUTE_MAX_CHARS};
+use crate::config::{REFUSALS_LOGGED, REFUSALS_PERIOD, ROUTE_MAX_CHARS};
 
 /// Where a request comes from, and what it is for.
 #[derive(Debug, Clone)]

@@ -13,7 +13,7 @@
 //! is one small struct without a task.
 
 mod catch_up;
-mod folder;
+mod conflator;
 mod life;
 
 use std::collections::VecDeque;
@@ -30,7 +30,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use self::catch_up::{Added, Addition, Step};
-use self::folder::Conflator;
+use self::conflator::Conflator;
 use self::life::StreamLog;
 use crate::config::{Settings, StreamLimits};
 use crate::event::Event;

@@ -143,12 +143,12 @@ mod tests {
     use super::*;
     use crate::hub::mailbox::tests::event;
 
-    /// Otherwise a subject that reports all the time would be told of only once others are silent.
+    /// Otherwise a subject that reports all the time would be reported only once the others are silent.
     #[test]
     fn a_tick_that_is_overdue_behind_others_is_told_and_not_replaced() {
         let begin = Instant::now();
         let at = |millis| begin + Duration::from_millis(millis);
-        let mut folder = Folder::new(Duration::from_millis(100));
+        let mut conflator = Conflator::new(Duration::from_millis(100));
         let mut told = Vec::new();
         for (seq, subject, millis) in [
             (1, "busy", 0),
@@ -161,12 +161,12 @@ mod tests {
         ] {
             let now = at(millis);
             let mut out = |event: Arc<Event>| told.push(event.seq);
-            folder.push(event(seq, subject, false), now, now, &mut out);
+            conflator.push(event(seq, subject, false), now, now, &mut out);
         }
         assert_eq!(told, [1, 2]);
-        folder.release(at(150), at(150), &mut |event| told.push(event.seq));
+        conflator.release(at(150), at(150), &mut |event| told.push(event.seq));
         assert_eq!(told, [1, 2, 3, 4]);
-        folder.release(at(200), at(200), &mut |event| told.push(event.seq));
+        conflator.release(at(200), at(200), &mut |event| told.push(event.seq));
         assert_eq!(told, [1, 2, 3, 4, 5]);
     }
 
@@ -174,14 +174,14 @@ mod tests {
     fn a_held_tick_that_is_not_due_yet_is_replaced_by_a_newer_one() {
         let begin = Instant::now();
         let at = |millis| begin + Duration::from_millis(millis);
-        let mut folder = Folder::new(Duration::from_millis(100));
+        let mut conflator = Conflator::new(Duration::from_millis(100));
         let mut told = Vec::new();
         for (seq, millis) in [(1, 0), (2, 30), (3, 60)] {
             let now = at(millis);
             let mut out = |event: Arc<Event>| told.push(event.seq);
-            folder.push(event(seq, "a", false), now, now, &mut out);
+            conflator.push(event(seq, "a", false), now, now, &mut out);
         }
-        folder.release(at(100), at(100), &mut |event| told.push(event.seq));
+        conflator.release(at(100), at(100), &mut |event| told.push(event.seq));
         assert_eq!(told, [1, 3]);
     }
 }

@@ -197,7 +197,7 @@ async fn enrollment_tables(server: &Server) -> Vec<(&'static str, String)> {
         ("enrollment transitions", transitions),
         (
             "enrollment codes",
-            table(&["code", "`error` if the device says nothing"], &codes),
+            table(&["code", "`error` if the report has no text"], &codes),
         ),
         ("enrollment messages", fields(&told, false)),
     ]
@@ -239,8 +239,8 @@ async fn device_tables(server: &Server) -> Vec<(&'static str, String)> {
     told.push(server.report("/api/devices/online-1/info", info).await);
     let head = [
         "in",
-        "a beat",
-        "two beats",
+        "one heartbeat",
+        "two heartbeats",
         "`status` online",
         "`status` offline",
     ];

@@ -1,9 +1,9 @@
-// Keeps a page of the monitor up to date. What changes is told by the server's own event stream; what it then
-// looks like is asked of the server, so that there is one place that renders, and only what differs is touched.
+// Keeps a page of the monitor up to date. The server's own event stream reports changes. The script then fetches the page
+// again, so that only the server renders, and updates only what differs.
 //
-// Of the tabs that are to be seen one has the stream (Web Locks) and tells the others (BroadcastChannel). While no
-// tab is to be seen there is none; it goes on where it was, by cursor. Where Server-Sent Events do not come through,
-// long polls do. A page about what no event tells of (who listens, how long commits take) is asked for anew every
+// One of the visible tabs opens the stream (Web Locks) and forwards its messages to the others (BroadcastChannel). While no
+// tab is visible there is no stream; it resumes from its cursor. Where Server-Sent Events do not work, the script uses
+// long polling. A page whose content no event reports (open streams, commit times) is refreshed every
 // few seconds.
 "use strict";
 
@@ -11,76 +11,76 @@ const page = document.body.dataset;
 const main = document.getElementById("main");
 const status = document.getElementById("freshness");
 const pause = document.getElementById("pause");
-const REFRESH_MS = 1000; // least time between two looks at the page
+const REFRESH_MS = 1000; // minimum interval between two refreshes of the page
 const RETRY_MS = 2000; // after a failure
-const PAGE_MS = 8000; // until a page that does not come has failed
-const ROUND_MS = 10000; // longest time without a look at a page that is seen
-const GREETING_MS = 5000; // until a stream that says nothing has failed; afterwards twice its heartbeat
-const HELD_MS = 3000; // until a stream that lags behind a page counts as held back
-const SSE_TRIES = 2; // failures in a row before long polls are tried
-const SSE_AGAIN_MS = 300000; // until they are given another try
+const PAGE_MS = 8000; // time-out for fetching the page
+const REFRESH_MAX_MS = 10000; // maximum interval between two refreshes of a visible page
+const FIRST_MESSAGE_MS = 5000; // time-out for the first message of a stream; afterwards it is twice the heartbeat interval
+const BUFFERED_MS = 3000; // after this time, a stream that is behind the page counts as buffered by a proxy
+const SSE_TRIES = 2; // consecutive failures before long polling is used
+const SSE_RETRY_MS = 300000; // until SSE is tried again
 const POLL_SECS = 25;
-const RELOAD_MS = 30000; // least time between two reloads
-const SAY_MS = 5000; // least time between two announcements
-const SAY_MOST = 3; // what is announced at once; the others are counted
+const RELOAD_MS = 30000; // minimum interval between two reloads
+const ANNOUNCE_MS = 5000; // minimum interval between two announcements
+const ANNOUNCE_MAX = 3; // maximum number of events in one announcement; the others are counted
 
 const DAY = { month: "short", day: "numeric" };
 const MOMENT = { ...DAY, hour: "2-digit", minute: "2-digit", second: "2-digit", timeZoneName: "short" };
 const EXACT = new Intl.DateTimeFormat(undefined, MOMENT);
 const EXACT_WITH_YEAR = new Intl.DateTimeFormat(undefined, { ...MOMENT, year: "numeric" });
 const HOUR = new Intl.DateTimeFormat(undefined, { ...DAY, hour: "2-digit", minute: "2-digit", weekday: "short" });
-let ahead = 0; // of the server's clock over ours
+let clockOffset = 0; // offset of the server's clock from the local clock
 localize(document, page.renderedAt);
 if (page.stream || page.renewSecs) start();
 
 function start() {
   let cursor = page.cursor;
-  let renewed = performance.now(); // what is seen is of this moment
-  let behind = false; // whether a look at the page has failed since
+  let refreshedAt = performance.now(); // when the visible content was fetched
+  let refreshFailed = false; // whether a refresh has failed since
   let state = page.stream ? "connecting" : "live";
   let paused = false;
   let due = null;
-  let asked = false;
-  let mute = 0; // streams in a row that were held back or refused by whatever lies between
+  let pending = false;
+  let blocked = 0; // consecutive streams that a proxy buffered or rejected
   let leading = false; // whether this tab has the stream, or polls
-  let streaming = null; // ends the stream, if this tab has it
+  let streaming = null; // aborts the stream, if this tab has it
   const channel = "tidings:" + page.stream;
-  // Over plain HTTP from another host browsers have no locks: there each tab has a stream of its own.
+  // Over plain HTTP from another host, browsers have no locks: there each tab opens its own stream.
   const tabs = navigator.locks && new BroadcastChannel(channel);
-  const say = announcer(document.getElementById("milestones"));
+  const announce = announcer(document.getElementById("milestones"));
 
   if (tabs) {
     tabs.onmessage = ({ data }) => {
-      // A tab that has just come wants to know how things are.
+      // A new tab asks for the current state.
       if (data.asks) return leading && tabs.postMessage({ cursor, state });
-      take(data);
+      apply(data);
     };
     tabs.postMessage({ asks: true });
   }
 
-  function tell(message) {
-    take(message);
+  function publish(message) {
+    apply(message);
     tabs?.postMessage(message);
   }
 
-  function take({ cursor: at, state: now, changed, milestone }) {
+  function apply({ cursor: at, state: now, changed, milestone }) {
     if (at && (seq(at) > seq(cursor) || epoch(at) !== epoch(cursor))) cursor = at;
     if (now) state = now;
-    if (changed) plan();
-    if (milestone && !paused) say(milestone);
+    if (changed) scheduleRefresh();
+    if (milestone && !paused) announce(milestone);
     show();
   }
 
-  // Looks at the page again soon, but not at every event.
-  function plan() {
-    asked = true;
+  // Schedules a refresh soon, but not for every event.
+  function scheduleRefresh() {
+    pending = true;
     if (due || document.hidden || paused) return;
-    const since = performance.now() - renewed;
-    due = setTimeout(look, behind ? RETRY_MS : Math.max(0, REFRESH_MS - since));
+    const since = performance.now() - refreshedAt;
+    due = setTimeout(refresh, refreshFailed ? RETRY_MS : Math.max(0, REFRESH_MS - since));
   }
 
-  async function look() {
-    asked = false;
+  async function refresh() {
+    pending = false;
     const at = performance.now();
     try {
       const signal = AbortSignal.timeout(PAGE_MS);
@@ -93,34 +93,34 @@ function start() {
         localize(fresh, fresh.body.dataset.renderedAt);
         morph(main, fresh.getElementById("main"));
         document.title = fresh.title;
-        renewed = at;
+        refreshedAt = at;
       }
-      doubt(fresh.body.dataset.cursor);
-      behind = false;
+      checkStream(fresh.body.dataset.cursor);
+      refreshFailed = false;
     } catch {
-      behind = asked = true;
+      refreshFailed = pending = true;
     }
     due = null;
     show();
-    if (asked) plan();
+    if (pending) scheduleRefresh();
   }
 
-  // What is on a page must soon have been told by the stream, too, if that tells all of the school. A proxy may let
-  // its beginning pass and hold back the rest.
-  function doubt(head) {
+  // The stream must soon deliver what the page already shows, if it covers the whole school. A proxy may forward
+  // the beginning of a stream and buffer the rest.
+  function checkStream(head) {
     const own = streaming;
     if (!own || !page.stream.includes("/events/schools/") || seq(head) <= seq(cursor)) return;
     setTimeout(() => {
       if (own !== streaming || seq(head) <= seq(cursor)) return;
-      mute = SSE_TRIES - 1;
+      blocked = SSE_TRIES - 1;
       own.abort();
-    }, HELD_MS);
+    }, BUFFERED_MS);
   }
 
   function show() {
-    const age = `as of ${span(performance.now() - renewed)} ago`;
-    const isOld = performance.now() - renewed > ROUND_MS + PAGE_MS;
-    const now = paused ? "paused" : behind ? "lost" : isOld && state === "live" ? "connecting" : state;
+    const age = `as of ${span(performance.now() - refreshedAt)} ago`;
+    const isOld = performance.now() - refreshedAt > REFRESH_MAX_MS + PAGE_MS;
+    const now = paused ? "paused" : refreshFailed ? "lost" : isOld && state === "live" ? "connecting" : state;
     const text = {
       live: "Live",
       connecting: `Connecting, ${age}`,
@@ -131,7 +131,7 @@ function start() {
     status.dataset.state = now;
   }
 
-  // The stream, while this tab has the lock and somebody looks at it; then another tab may have its turn.
+  // Runs the stream while this tab has the lock and is visible; then another tab can take over.
   async function lead() {
     let failures = 0; // in a row
     leading = true;
@@ -145,26 +145,26 @@ function start() {
       try {
         if (begun < pollUntil) {
           await poll(stop, POLL_SECS);
-        } else if (mute >= SSE_TRIES) {
+        } else if (blocked >= SSE_TRIES) {
           await poll(stop, 0);
-          pollUntil = Date.now() + SSE_AGAIN_MS;
-          mute = SSE_TRIES - 1;
+          pollUntil = Date.now() + SSE_RETRY_MS;
+          blocked = SSE_TRIES - 1;
         } else {
           streaming = stop;
           rest = await stream(stop);
-          mute = 0;
-          // Not again and again, if somebody cuts it at once.
+          blocked = 0;
+          // Do not reconnect in a tight loop if a proxy closes the stream at once.
           if (Date.now() - begun < RETRY_MS) rest ||= RETRY_MS;
         }
         failures = 0;
       } catch (error) {
         if (document.hidden) break;
-        // Nobody there is no fault of the way.
-        mute = error instanceof TypeError ? 0 : mute + 1;
+          // If the server cannot be reached, the transport is not to blame.
+        blocked = error instanceof TypeError ? 0 : blocked + 1;
         failures += 1;
         pollUntil = 0;
-        tell({ state: "lost" });
-        rest = failures > 1 && mute !== SSE_TRIES ? RETRY_MS : 0;
+        publish({ state: "lost" });
+        rest = failures > 1 && blocked !== SSE_TRIES ? RETRY_MS : 0;
       } finally {
         streaming = null;
         document.removeEventListener("visibilitychange", hide);
@@ -174,7 +174,7 @@ function start() {
     leading = false;
   }
 
-  async function ask(accept, more, signal) {
+  async function request(accept, more, signal) {
     const joint = page.stream.includes("?") ? "&" : "?";
     const address = `${page.stream}${joint}tick_ms=1000&cursor=${encodeURIComponent(cursor)}${more}`;
     const answer = await fetch(address, { headers: { Accept: accept }, signal, cache: "no-store" });
@@ -183,40 +183,40 @@ function start() {
     return answer;
   }
 
-  function hear(message) {
+  function receive(message) {
     const silent = ["connected", "ready", "heartbeat", "closing"].includes(message.type);
-    // After `closing` no events come until there is another stream.
+    // After `closing`, no events arrive until there is a new stream.
     const state = message.type === "closing" ? "connecting" : "live";
-    tell({ cursor: message.cursor, state, changed: !silent, milestone: milestone(message) });
+    publish({ cursor: message.cursor, state, changed: !silent, milestone: milestone(message) });
   }
 
-  // Until the server closes, and then how long it wants to be left alone. Fails when nothing is heard.
+  // Reads the stream until the server closes it, and returns the delay that the server requests. Fails if the stream is silent.
   async function stream(stop) {
-    let patience = GREETING_MS;
-    let silence = setTimeout(() => stop.abort(), patience);
+    let timeout = FIRST_MESSAGE_MS;
+    let silence = setTimeout(() => stop.abort(), timeout);
     let pause = 0;
     try {
-      const answer = await ask("text/event-stream", "", stop.signal);
+      const answer = await request("text/event-stream", "", stop.signal);
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       let rest = "";
       for (;;) {
         const { value, done } = await reader.read();
         if (done) {
-          tell({ state: "connecting" });
+          publish({ state: "connecting" });
           return pause;
         }
         clearTimeout(silence);
-        silence = setTimeout(() => stop.abort(), patience);
+        silence = setTimeout(() => stop.abort(), timeout);
         const blocks = (rest + value).split("\n\n");
         rest = blocks.pop();
         for (const block of blocks) {
           const message = JSON.parse(block.match(/^data: (.*)$/m)[1]);
-          if (message.heartbeat_secs) patience = message.heartbeat_secs * 2000;
+          if (message.heartbeat_secs) timeout = message.heartbeat_secs * 2000;
           if (message.type === "closing") {
             if (!message.reconnect) reload();
             pause = message.retry_ms;
           }
-          hear(message);
+          receive(message);
         }
       }
     } finally {
@@ -225,13 +225,13 @@ function start() {
   }
 
   async function poll(stop, wait) {
-    const silence = setTimeout(() => stop.abort(), wait * 1000 + GREETING_MS);
+    const silence = setTimeout(() => stop.abort(), wait * 1000 + FIRST_MESSAGE_MS);
     try {
-      const answer = await ask("application/json", `&wait=${wait}`, stop.signal);
+      const answer = await request("application/json", `&wait=${wait}`, stop.signal);
       const { messages, cursor: at } = await answer.json();
-      messages.forEach(hear);
-      tell({ cursor: at, state: "live" });
-      // Where much happens, every poll is answered at once.
+      messages.forEach(receive);
+      publish({ cursor: at, state: "live" });
+      // With many events, every poll is answered at once.
       if (messages.length) await new Promise((done) => setTimeout(done, REFRESH_MS));
     } finally {
       clearTimeout(silence);
@@ -245,24 +245,24 @@ function start() {
     });
   }
 
-  // What is heard by a tab that is not seen, or does not want to, is looked at later.
-  document.addEventListener("visibilitychange", () => asked && plan());
+  // If the tab is hidden or paused, a change is fetched later.
+  document.addEventListener("visibilitychange", () => pending && scheduleRefresh());
   addEventListener("offline", () => {
-    behind = true;
-    plan();
+    refreshFailed = true;
+    scheduleRefresh();
     show();
   });
   pause.hidden = false;
   pause.addEventListener("click", () => {
     paused = !paused;
-    pause.textContent = paused ? "Go on" : "Pause";
-    if (!paused) plan();
+    pause.textContent = paused ? "Resume" : "Pause";
+    if (!paused) scheduleRefresh();
     show();
   });
   setInterval(() => {
     show();
     localize(document);
-    if (performance.now() - renewed > (page.renewSecs ? page.renewSecs * 1000 : ROUND_MS)) plan();
+    if (performance.now() - refreshedAt > (page.renewSecs ? page.renewSecs * 1000 : REFRESH_MAX_MS)) scheduleRefresh();
   }, 1000);
   show();
   if (page.stream) (async () => {
@@ -273,10 +273,10 @@ function start() {
   })();
 }
 
-// Once in a while, and not again and again: a page that comes back as it was has no use for it.
+// Reloads the page, but not in a loop: if the page is unchanged after a reload, another one is useless.
 function reload() {
   const last = Number(sessionStorage.getItem("tidings:reload"));
-  if (Math.abs(Date.now() - last) < RELOAD_MS) throw new Error("this page is not ours any more");
+  if (Math.abs(Date.now() - last) < RELOAD_MS) throw new Error("the server no longer gives access to this page");
   sessionStorage.setItem("tidings:reload", Date.now());
   location.reload();
 }
@@ -290,7 +290,7 @@ function epoch(cursor) {
   return cursor?.split("-")[0];
 }
 
-// What an event is worth announcing as, if it is: what began or got stuck is seen, what ended is also said.
+// Returns the announcement for an event, or null. Ends and stalls are announced; other changes are only shown.
 function milestone(event) {
   const { type, snapshot, payload } = event;
   if (snapshot) return null;
@@ -305,25 +305,25 @@ function milestone(event) {
   return null;
 }
 
-// Says a few things at a time, and not all the time.
+// Returns a function that announces texts: a few at a time, and with pauses.
 function announcer(region) {
   let waiting = [];
   let timer = null;
   return (text) => {
     waiting.push(text);
     timer ??= setTimeout(() => {
-      const more = waiting.length - SAY_MOST;
-      region.textContent = waiting.slice(0, SAY_MOST).join(". ") + (more > 0 ? `. And ${more} more.` : ".");
+      const more = waiting.length - ANNOUNCE_MAX;
+      region.textContent = waiting.slice(0, ANNOUNCE_MAX).join(". ") + (more > 0 ? `. And ${more} more.` : ".");
       waiting = [];
       timer = null;
-    }, SAY_MS);
+    }, ANNOUNCE_MS);
   };
 }
 
-// Tells times as the visitor's clock and zone have them, and how long ago they are now.
+// Shows times in the visitor's time zone and locale, together with their current age.
 function localize(document, renderedAt) {
-  if (renderedAt) ahead = Date.parse(renderedAt) - Date.now();
-  const now = Date.now() + ahead;
+  if (renderedAt) clockOffset = Date.parse(renderedAt) - Date.now();
+  const now = Date.now() + clockOffset;
   for (const time of document.querySelectorAll("#main time")) {
     const at = new Date(time.dateTime);
     if (time.dataset.form === "hour") {
@@ -340,7 +340,7 @@ function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// In the words of the server.
+// Formats a distance in time as the server does.
 function relative(distance) {
   if (Math.abs(distance) < 1000) return "now";
   return distance < 0 ? `${span(-distance)} ago` : `in ${span(distance)}`;
@@ -355,7 +355,7 @@ function span(ms) {
   return `${Math.floor(mins / 60 / 24)} d`;
 }
 
-// Makes `old` look like `fresh`, touching only what differs. Who types or has something open is left alone.
+// Makes `old` equal to `fresh` and changes only what differs. Forms in use and expanded sections stay as they are.
 function morph(old, fresh) {
   if (old.isEqualNode(fresh)) return;
   if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName) {
@@ -377,7 +377,7 @@ function morph(old, fresh) {
   const wanted = new Set(Array.from(fresh.children, (child) => child.dataset.key));
   for (const child of [...old.children]) {
     if (!child.dataset.key) continue;
-    // What is gone goes first: then what stays need not move, and keeps the focus.
+    // Remove obsolete children first: then the others need not move, and keep the focus.
     if (wanted.has(child.dataset.key)) known.set(child.dataset.key, child);
     else child.remove();
   }
@@ -401,7 +401,7 @@ function morph(old, fresh) {
   }
 }
 
-// Whether somebody has written into a form what is not sent yet.
+// Whether a form has values that were changed but not sent.
 function isFilled(form) {
   return [...form.elements].some((own) => own.type === "checkbox"
     ? own.checked !== own.defaultChecked

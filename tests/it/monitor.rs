@@ -231,12 +231,12 @@ async fn every_page_is_complete_without_javascript() {
     }
     let empty = server_with(json!({})).await;
     for (path, part) in [
-        ("", "Nothing is running"),
+        ("", "No job is running"),
         ("/jobs", "No jobs yet"),
         ("/enrollments", "There is no enrollment session yet"),
         ("/devices", "No devices yet"),
-        ("/characteristics", "Nothing is measured"),
-        ("/jobs?q=nothing", "No job fits"),
+        ("/characteristics", "No characteristics yet"),
+        ("/jobs?q=nothing", "No job matches"),
     ] {
         let text = page(&empty, &format!("/monitor/schools/1{path}"), &token).await;
         assert!(text.contains(part), "{path}: {text}");
@@ -356,7 +356,7 @@ async fn another_school_is_not_there_and_a_limited_token_sees_its_kinds_only() {
         "Ada",
         "Beyond 3 sigma",
         ">Jobs<",
-        "events a second",
+        "events per second",
         "Ended in",
     ] {
         assert!(!text.contains(hidden), "{hidden}");
@@ -378,12 +378,12 @@ async fn another_school_is_not_there_and_a_limited_token_sees_its_kinds_only() {
     limited.channels = Some(vec!["jobs".into()]);
     let index = page(&server, "/monitor", &sign(&limited)).await;
     assert!(
-        index.contains("–") && !index.contains("How the server is"),
+        index.contains("–") && !index.contains("Server status"),
         "what is not seen is not nothing: {index}"
     );
     let index = page(&server, "/monitor", &admin()).await;
     assert!(
-        index.contains("School 1") && index.contains("How the server is"),
+        index.contains("School 1") && index.contains("Server status"),
         "{index}"
     );
     let (status, _) = get(&server, "/monitor", &viewer(1)).await;
@@ -478,7 +478,7 @@ async fn the_system_page_shows_a_school_its_own_and_everything_to_those_who_reac
         "{own}"
     );
     assert!(
-        !own.contains("<code>devices</code>") && !own.contains("a commit"),
+        !own.contains("<code>devices</code>") && !own.contains("per commit"),
         "{own}"
     );
     let whole = page(&server, "/monitor/system", &admin()).await;
@@ -486,7 +486,7 @@ async fn the_system_page_shows_a_school_its_own_and_everything_to_those_who_reac
         "2 × SSE",
         "<code>jobs</code>",
         "<code>devices</code>",
-        "a commit",
+        "per commit",
         "<dt>Database</dt>",
     ] {
         assert!(whole.contains(part), "{part}: {whole}");

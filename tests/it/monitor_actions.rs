@@ -177,7 +177,7 @@ async fn a_form_that_came_too_late_says_what_has_changed_and_leads_back_to_its_p
         .await;
     page.evaluate("document.querySelector('[data-key=end] button').click()")
         .await;
-    page.until("document.querySelector('h1')?.textContent === 'That did not work'")
+    page.until("document.querySelector('h1')?.textContent === 'Request failed'")
         .await;
     let said = page
         .evaluate("document.querySelector('main').innerText")
@@ -279,7 +279,7 @@ async fn progress_that_nobody_has_reported_is_not_drawn_as_0_percent() {
     }
     let own = format!("{jobs}/j");
     let seen = text(&server, &own, &viewer(1)).await;
-    assert!(seen.contains("No progress has been reported") && !seen.contains("<polyline"));
+    assert!(seen.contains("No progress reported") && !seen.contains("<polyline"));
     assert!(
         !seen.contains("aria-valuenow") && !seen.contains("0 %"),
         "{seen}"

@@ -27,7 +27,7 @@ async fn a_job_is_seen_from_start_to_finish_and_the_page_is_never_reloaded() {
     page.go(&format!("{}/monitor/schools/1", server.url), &worker(1))
         .await;
     live(&mut page).await;
-    page.until("document.body.innerText.includes('Nothing is running')")
+    page.until("document.body.innerText.includes('No job is running')")
         .await;
     server.running_job("report-7").await;
     page.until("!!document.querySelector('[data-key=\"job-report-7\"]')")
@@ -364,7 +364,7 @@ async fn a_job_that_is_stuck_comes_first_and_is_seen_to_fail() {
         "{first}.dataset.key === 'job-stuck' && {first}.className === 'stalled'"
     ))
     .await;
-    let failed = "[...document.querySelectorAll('section')].find(own => own.innerText.includes('Failed in the last day'))";
+    let failed = "[...document.querySelectorAll('section')].find(own => own.innerText.includes('Failed in the last 24 hours'))";
     page.until(&format!("{failed}?.innerText.includes('timeout')"))
         .await;
     page.until("!document.querySelector('.stalled') && document.querySelector('.totals .bad .number').textContent === '1'")
@@ -459,7 +459,7 @@ async fn what_is_seen_grows_old_in_words_and_a_visitor_can_hold_it() {
     )
     .await;
     live(&mut page).await;
-    let heard = "[...document.querySelectorAll('dt')].find(own => own.textContent === 'Last heard').nextSibling.querySelector('.ago').textContent";
+    let heard = "[...document.querySelectorAll('dt')].find(own => own.textContent === 'Last report').nextSibling.querySelector('.ago').textContent";
     page.until(&format!("/^\\d+ s ago$/.test({heard})")).await;
     let before = page.evaluate(heard).await;
     page.until(&format!(

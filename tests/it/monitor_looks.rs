@@ -228,9 +228,9 @@ async fn a_crowd_is_counted_and_the_overview_shows_ten_of_each() {
         ("jobs running", "1000"),
         ("pending or queued", "40"),
         ("stalled", "500"),
-        ("failed in a day", "30"),
-        ("enrollments active", "20"),
-        ("violations open", "12"),
+        ("failed in 24 hours", "30"),
+        ("active enrollments", "20"),
+        ("open violations", "12"),
     ] {
         assert_eq!(page.evaluate(&tile(label)).await, number, "{label}");
     }
@@ -271,7 +271,7 @@ async fn a_crowd_is_counted_and_the_overview_shows_ten_of_each() {
     server.report("/api/jobs/waits-7/start", json!({})).await;
     for (label, number) in [
         ("stalled", "499"),
-        ("failed in a day", "31"),
+        ("failed in 24 hours", "31"),
         ("pending or queued", "39"),
     ] {
         page.until(&format!("{} === '{number}'", tile(label))).await;
@@ -439,11 +439,11 @@ async fn the_theme_button_says_what_it_does_and_does_it() {
         page.evaluate(&press(first)).await;
         page.until("!!document.documentElement.dataset.theme").await;
         assert_ne!(page.evaluate(background).await, before);
-        let all = json!([then, "Use the system's theme"]).to_string();
+        let all = json!([then, "Use system theme"]).to_string();
         page.until(&format!("{names} === {}", json!(all))).await;
         page.evaluate(&press(then)).await;
         page.until(&format!("{background} === {before}")).await;
-        page.evaluate(&press("Use the system's theme")).await;
+        page.evaluate(&press("Use system theme")).await;
         page.until("!document.documentElement.dataset.theme").await;
     }
 }

@@ -90,7 +90,7 @@ async fn a_visitor_signs_in_and_out_by_keyboard_and_sees_no_other_school() {
     press(&mut page, "Tab").await;
     assert_eq!(
         page.evaluate("document.activeElement.textContent").await,
-        "Skip to the content"
+        "Skip to content"
     );
     click(&mut page, ".account button").await;
     arrive(&mut page, "/monitor/sign-in").await;

@@ -269,11 +269,11 @@ async fn a_page_says_how_far_it_searched_and_offers_to_go_on() {
         request.send().await.unwrap().text().await.unwrap()
     };
     let first = page("/monitor/schools/1/jobs?q=needle").await;
-    assert!(first.contains("No job fits so far"), "{first}");
+    assert!(first.contains("No job matches so far"), "{first}");
     assert!(first.contains("Searched so far: 100"), "{first}");
     let link = first
         .split("<a href=\"")
-        .find(|part| part.contains("Search further"));
+        .find(|part| part.contains("Continue search"));
     let link = link.unwrap().split('"').next().unwrap();
     let link = link.replace("&amp;", "&").replace("&#x2F;", "/");
     let second = page(&format!("/monitor/schools/1/jobs{link}")).await;

@@ -1,9 +1,9 @@
-/* A wall clock of one's own: the real one and the seconds in the file $CLOCK_FILE, 64 bits in the machine's order, which whoever
- * sets the clock overwrites in place.
+/* A wall clock that a test can set: the real one plus the number of seconds in the file $CLOCK_FILE, 64 bits in native byte order. To
+ * set the clock, overwrite the file in place.
  *
- * Preloaded into the server. Monotonic clocks are left alone. There is nothing here that a killed process could leave behind, and
- * nothing to take down when one ends: libfaketime makes a semaphore named after the process id and, after a SIGKILL, refuses to
- * start the next process that gets this id. */
+ * Preloaded into the server. Monotonic clocks are not changed. A killed process leaves nothing behind, and nothing needs a
+ * cleanup. libfaketime, in contrast, creates a semaphore named after the process id and, after a SIGKILL, refuses to
+ * start the next process with the same id. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -18,14 +18,14 @@
 static int (*real_clock_gettime)(clockid_t, struct timespec *);
 static int64_t *offset_secs;
 
-/* Other preloaded libraries may ask for the time before this one's constructor runs: then it is the real one. */
+/* Other preloaded libraries may ask for the time before this library's constructor runs; they get the real time. */
 __attribute__((constructor)) static void begin(void) {
   if (!real_clock_gettime) real_clock_gettime = dlsym(RTLD_NEXT, "clock_gettime");
   const char *name = getenv("CLOCK_FILE");
   if (!name || offset_secs) return;
   int file = open(name, O_RDONLY | O_CLOEXEC);
   if (file < 0 || lseek(file, 0, SEEK_END) != sizeof *offset_secs) {
-    dprintf(2, "clock: %s has no %zu bytes\n", name, sizeof *offset_secs);
+    dprintf(2, "clock: %s does not have %zu bytes\n", name, sizeof *offset_secs);
     abort();
   }
   void *mapped = mmap(NULL, sizeof *offset_secs, PROT_READ, MAP_SHARED, file, 0);

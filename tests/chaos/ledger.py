@@ -1,9 +1,9 @@
-"""What must be true of what was acknowledged and what readers received. Knows the published contract and nothing of the server's code.
+"""Checks the guarantees against what was acknowledged and what readers received. Knows the published contract and shares no code with the server.
 
-A cursor names an event by number and tag. A *life* of the logs is the time between two power losses, which the run counts; each message
-belongs to the life in which its connection began. Within a life a number stands for one event, for everybody. From one life to the next
-a log may be cut: what is left is the same, and what follows is new. So an event that is known in two lives was there in all lives
-between them, with everything before it; and another event at a known number shows that the log was cut before it."""
+A cursor names an event by number and tag. A *life* of the logs is the time between two power losses, which the run counts. A message
+belongs to the life in which its connection began. Within a life, a number stands for one event, for all clients. From one life to the next
+a log may be cut: the rest stays the same, and what follows is new. So an event that is known in two lives was in the log in all lives
+between them, with everything before it. A different event at a known number shows that the log was cut before it."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from itertools import pairwise
 
 
 class Broken(Exception):
-    """A promise that was not kept."""
+    """A broken guarantee."""
 
 
 KINDS = {
@@ -28,7 +28,7 @@ KINDS = {
 
 
 class Event:
-    """What is remembered of an event."""
+    """What the ledger remembers of an event."""
 
     __slots__ = ("digest", "type", "kind", "subject", "category", "status", "state", "report", "eta_at")
 
@@ -46,8 +46,8 @@ class Event:
         self.eta_at = message.get("eta_at")
 
     def is_new_estimate_after(self, earlier):
-        """Whether it says nothing but when the job will end. A report that was carried out twice does not look like that: the first
-        of its events, which nobody was answered with, differs from the one before."""
+        """Whether the event changes nothing but the estimated end. A report that was carried out twice looks different: the first
+        of its events, which was no client's answer, differs from the event before it."""
         return earlier is not None and self.report == earlier.report and self.eta_at != earlier.eta_at
 
 
@@ -57,13 +57,13 @@ def _digest(message, *without):
 
 
 def place(cursor):
-    """The number and tag of a cursor. Before the first event there is no tag."""
+    """Returns the number and tag of a cursor. Before the first event there is no tag."""
     _, seq, *tag = cursor.split("-")
     return int(seq), tag[0] if tag else None
 
 
 class Heard:
-    """An event as far as it was heard of: in which lives, and what it says unless only cursors name it."""
+    """What is known of an event: the lives in which it was seen, and its content, unless only cursors name it."""
 
     __slots__ = ("event", "first", "last")
 
@@ -71,7 +71,7 @@ class Heard:
         self.event, self.first, self.last = None, life, life
 
     def nearest(self, life):
-        """The life nearest to this one in which the log is known to have it."""
+        """Returns the life closest to this one in which the log certainly has the event."""
         return min(max(life, self.first), self.last)
 
 
@@ -83,11 +83,11 @@ class School:
         self.epoch = None
         self.places = {}  # seq -> tag -> Heard
         self.acknowledged = []  # (life, seq, tag)
-        self.latest_of_job = {}  # life -> id -> seq: an earlier life's events may be heard late
-        self.resets, self.honoured = [], []  # (life, cursor, who came with it)
+        self.latest_of_job = {}  # life -> id -> seq: events of an earlier life may arrive late
+        self.resets, self.honoured = [], []  # (life, cursor, reader)
 
     def named(self, cursor, life):
-        """Takes in that the log had this event during a life; it must be what everybody else knows in its place."""
+        """Records that the log had this event during a life. It must match what is already known at its place."""
         epoch = cursor.partition("-")[0]
         self.epoch = self.epoch or epoch
         if epoch != self.epoch:
@@ -107,14 +107,14 @@ class School:
         return heard
 
     def saw(self, message, life):
-        """Takes in an event that somebody received."""
+        """Records an event that a client received."""
         seq, tag = place(message["cursor"])
         if seq != message["seq"] or message["school_id"] != self.number:
             raise Broken(f"school {self.number} received {message}")
         event, heard = Event(message), self.named(message["cursor"], life)
         known = heard.event if heard else None
         if message.get("snapshot"):
-            # A state may be without an estimate whose time has passed, and is not what its event was word by word.
+            # A state may omit an estimate that has passed, so it need not equal its event exactly.
             if known and event.kind == "jobs" and known.report != event.report:
                 raise Broken(f"school {self.number}: the snapshot differs from the event at {seq}-{tag}: {message}")
             return seq, event
@@ -135,11 +135,11 @@ class School:
 
 
 class Histories:
-    """A school's log in each life, as far as what was heard shows it for certain."""
+    """A school's log in each life, as far as the received events prove it."""
 
     def __init__(self, school, lives):
         self.school = school
-        self.common = [0] * lives  # up to which number a life's log goes on in the next life
+        self.common = [0] * lives  # the number up to which a life's log continues in the next life
         spans = {}
         for seq, tags in school.places.items():
             for heard in tags.values():
@@ -153,7 +153,7 @@ class Histories:
         self._check_that_cuts_are_clean()
 
     def _limit(self, life, other):
-        """Up to which number the logs of two lives are the same."""
+        """Returns the number up to which the logs of two lives are the same."""
         low, high = sorted((life, other))
         return min(self.common[low:high], default=sys.maxsize)
 
@@ -180,7 +180,7 @@ class Histories:
         return self.logs[life]
 
     def check_cursors(self):
-        """A cursor is honoured if and only if the log has its event."""
+        """Checks that a cursor is honoured if and only if the log has its event."""
         for life, cursor, who in self.school.resets:
             if self.has(life, *place(cursor)):
                 raise Broken(f"{who}: {cursor} was answered with a reset in life {life}, and the log has its event")
@@ -191,8 +191,8 @@ class Histories:
                     raise Broken(f"{who}: {cursor} was honoured in life {life}, and the log has {seq}-{other} in its place")
 
     def check_log(self, tags):
-        """Compares with the whole log as it is at the end: dense, everything acknowledged in it, no work of a job done twice. Returns how
-        many acknowledged ticks are lost."""
+        """Compares with the whole log at the end: it must be dense, contain everything acknowledged, and contain no work of a job twice. Returns
+        the number of lost acknowledged ticks."""
         school, present = self.school, len(self.common) - 1
         if sorted(tags) != list(range(1, len(tags) + 1)):
             missing = set(range(1, max(tags, default=0) + 1)) - set(tags)
@@ -201,7 +201,7 @@ class Histories:
         for life, seq, tag in school.acknowledged:
             if tags.get(seq) != tag:
                 self.log(life)
-                # A power loss takes ticks that were acknowledged, never milestones.
+                # A power loss may take acknowledged ticks, but never milestones.
                 if life == present or seq in self.milestones[life]:
                     raise Broken(f"school {school.number}: {seq}-{tag} was acknowledged in life {life} and is not in the log")
                 lost += 1
@@ -217,13 +217,13 @@ class Histories:
             latest[event.subject] = event
         if twice:
             found = ", ".join(f"{seq} ({log[seq].subject[1]}, {log[seq].state})" for seq in twice[:10])
-            raise Broken(f"school {school.number}: {len(twice)} events that nobody was answered with: {found}")
+            raise Broken(f"school {school.number}: {len(twice)} events that were the answer to no request: {found}")
         return lost
 
 
 def milestones_of(events):
-    """The numbers of the events that are never dropped. Where some between them are unknown, only those that are milestones whatever was
-    there."""
+    """Returns the numbers of the events that must never be dropped. If events between them are unknown, only those that are milestones
+    in any case."""
     found, states, before = set(), {}, None
     for seq in sorted(events):
         event = events[seq]
@@ -241,11 +241,11 @@ def milestones_of(events):
 
 
 class Stretch:
-    """What a reader received without a gap, from where it began: over several lives, as long as its cursors were honoured."""
+    """What a reader received without a gap from one starting point, over several lives as long as its cursors were honoured."""
 
     def __init__(self, life, start):
         self.life, self.start, self.end = life, start, start
-        self.came_at = 0  # with which number it came into its present life
+        self.came_at = 0  # the number at which it entered its current life
         self.received = bytearray()  # by number
 
     def has(self, seq):
@@ -256,7 +256,7 @@ class Stretch:
         self.received[seq] = 1
 
     def comes_back(self, seq):
-        """What came after this number comes again."""
+        """Resumes after this number: later events are delivered again."""
         self.start, self.end = min(self.start, seq), seq
         del self.received[seq + 1 :]
 
@@ -270,7 +270,7 @@ class Stretch:
         last = {}
         for seq in heard:
             last[log[seq].subject] = max(seq, last.get(log[seq].subject, 0))
-        # A tick that a later event supersedes may be left out, also if that event was lost with the power afterwards.
+        # A tick may be omitted if a later event supersedes it, even if a power loss took that event afterwards.
         newest = {seq for seq in last.values() if seq > self.came_at}
         for seq in sorted(due):
             if self.has(seq):
@@ -284,22 +284,22 @@ class Stretch:
 
 
 class Reading:
-    """One reader's conversation, over any number of connections."""
+    """One reader's messages, over any number of connections."""
 
     COMEBACKS = 6
 
     def __init__(self, school, scope, every_tick, name):
         self.school, self.scope, self.every_tick, self.name = school, scope, every_tick, name
         self.stretches, self.now = [], None
-        self.cursors = []  # the latest ones, any of which is safe to come back with
-        self.life, self.claim = 0, None  # of this connection: its life, and the cursor that was not yet answered to
-        self.floor = 0  # on this connection everything comes after this
+        self.cursors = []  # the latest ones; resuming from any of them is safe
+        self.life, self.claim = 0, None  # of this connection: its life, and the cursor that is not yet answered
+        self.floor = 0  # all events on this connection must come after this number
         self.states, self.is_fresh = {}, True  # of jobs, on a connection that began without a cursor or with a reset
         self.events, self.resets, self.crossed = 0, 0, 0
-        self.lately = deque(maxlen=1_000)  # what is written down if it breaks
+        self.lately = deque(maxlen=1_000)  # written to a file if a guarantee is broken
 
     def connected(self, transport, cursor, life):
-        """A connection begins, with a cursor that was received before or without one."""
+        """Starts a connection, with a cursor that was received before or without one."""
         self.lately.append(f"--- {transport} with {cursor} in life {life}")
         self.states, self.floor, self.is_fresh = {}, 0, cursor is None
         self.life, self.claim = life, cursor
@@ -307,7 +307,7 @@ class Reading:
             self.now = None
             return
         seq, _ = place(cursor)
-        # A client that comes back from an earlier place forgets what came after.
+        # A client that resumes from an earlier place forgets what came after.
         self.cursors = self.cursors[: len(self.cursors) - self.cursors[::-1].index(cursor)]
         if self.now is None:
             self._begin(seq)
@@ -358,7 +358,7 @@ class Reading:
             return
         self.events += 1
         if self.now is None:
-            # What happened while the snapshot was read is told before `ready`.
+            # Events that occur while the snapshot is read are sent before `ready`.
             self._begin(seq - 1)
         if event.kind == "jobs":
             self.states[event.subject[1]] = seq
@@ -367,7 +367,7 @@ class Reading:
         self.now.receive(seq)
 
     def _moved(self, kind, cursor):
-        # The first message repeats what the reader came with.
+        # The first message repeats the reader's own cursor.
         if kind not in ("connected", "subscribed") and self.claim is None:
             self.school.named(cursor, self.life)
             if self.now is not None:
@@ -376,12 +376,12 @@ class Reading:
         self.cursors = [*self.cursors, cursor][-self.COMEBACKS :]
 
     def _every_state(self, head):
-        """By `ready` each job has been told as it is, by the snapshot or by what happened since."""
+        """Checks that before `ready` each job's current state was sent, by the snapshot or by later events."""
         if not self.scope.is_all_jobs:
             return
         for job, seq in self.school.latest_of_job.get(self.life, {}).items():
             if seq <= head and self.states.get(job, 0) < seq:
-                raise Broken(f"{self.name}: by `ready` at {head} {job} was not told as of {seq}")
+                raise Broken(f"{self.name}: `ready` at {head} came before the state of {job} at {seq}")
 
     def check(self, histories):
         for stretch in self.stretches:

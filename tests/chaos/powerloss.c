@@ -1,11 +1,11 @@
-/* What a power loss leaves: only what was synced.
+/* Simulates a power loss: only synced data survives.
  *
- * Preloaded into the server. Keeps, beside the folder $POWERLOSS_FOLDER, a copy $POWERLOSS_DISK of its files that receives the
- * ranges that were written to a file only when that file is synced (fsync, fdatasync). After a SIGKILL the copy is what a machine
- * without power would find. Reads of the kernel's boot id come from $POWERLOSS_BOOT_ID, as each power loss means another boot.
+ * Preloaded into the server. For the folder $POWERLOSS_FOLDER it maintains a copy $POWERLOSS_DISK. The ranges that were written to a
+ * file are copied there only when that file is synced (fsync, fdatasync). After a SIGKILL, the copy is what a machine
+ * would find on its disk after a power loss. Reads of the kernel's boot id are redirected to $POWERLOSS_BOOT_ID, because each power loss means another boot.
  *
- * A file that exists when the process starts is taken to be dirty as a whole, since a process before may have left parts of it in
- * the page cache. A removed file is removed at once in the copy, too. SQLite's -shm file is not copied: it is rebuilt. */
+ * A file that exists when the process starts counts as completely dirty, because an earlier process may have left parts of it in
+ * the page cache. A removed file is removed from the copy at once. SQLite's -shm file is not copied, because SQLite rebuilds it. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -44,11 +44,11 @@ static int (*real_rename)(const char *, const char *);
 
 static void *next(const char *name) {
   void *found = dlsym(RTLD_NEXT, name);
-  if (!found) { dprintf(2, "powerloss: no %s\n", name); abort(); }
+  if (!found) { dprintf(2, "powerloss: cannot find %s\n", name); abort(); }
   return found;
 }
 
-/* Other preloaded libraries open files before this one's constructor would run. */
+/* Other preloaded libraries open files before a constructor of this library would run. */
 static void begin(void) {
   if (real_rename) return;
   real_open = next("open"), real_close = next("close"), real_write = next("write"), real_pwrite = next("pwrite64");
@@ -56,7 +56,7 @@ static void begin(void) {
   real_unlink = next("unlink"), real_rename = next("rename");
 }
 
-/* The part of a path below the folder, or nothing. */
+/* Returns the part of a path below the folder, or NULL. */
 static const char *below(const char *path) {
   static __thread char full[PATH_MAX];
   const char *folder = getenv("POWERLOSS_FOLDER");
@@ -106,7 +106,7 @@ static void copy(int from, int to, struct range range) {
     size_t wanted = range.to - range.from < (off_t)sizeof bytes ? (size_t)(range.to - range.from) : sizeof bytes;
     ssize_t count = pread(from, bytes, wanted, range.from);
     if (count <= 0) return;
-    if (real_pwrite(to, bytes, count, range.from) != count) { dprintf(2, "powerloss: the copy cannot be written\n"); abort(); }
+    if (real_pwrite(to, bytes, count, range.from) != count) { dprintf(2, "powerloss: cannot write the copy\n"); abort(); }
     range.from += count;
   }
 }
@@ -123,7 +123,7 @@ static void synced(int fd) {
     char self[64];
     snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
     int source = real_open(self, O_RDONLY | O_CLOEXEC);
-    if (copied < 0 || source < 0) { dprintf(2, "powerloss: %s cannot be copied\n", file->name); abort(); }
+    if (copied < 0 || source < 0) { dprintf(2, "powerloss: cannot copy %s\n", file->name); abort(); }
     if (file->whole) copy(source, copied, (struct range){0, status.st_size});
     else for (int i = 0; i < file->count; i++) copy(source, copied, file->ranges[i]);
     if (real_ftruncate(copied, status.st_size)) abort();
@@ -186,7 +186,7 @@ ssize_t pwrite64(int fd, const void *bytes, size_t count, off_t at) {
 }
 ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at) { return pwrite64(fd, bytes, count, at); }
 
-/* A size counts at the next sync, which sets it. */
+/* A new size takes effect in the copy at the next sync. */
 int ftruncate64(int fd, off_t size) { begin(); return real_ftruncate(fd, size); }
 int ftruncate(int fd, off_t size) { begin(); return real_ftruncate(fd, size); }
 

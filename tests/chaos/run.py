@@ -1,12 +1,12 @@
-"""Chaos: a real server that is killed, frozen, cut off from its disk and set to another time, while workers publish and readers
-roam over all transports with cursors that they received at any time. Afterwards every promise is checked by `ledger.py`.
+"""Chaos: a real server is killed, frozen and cut off from its disk, and its clock is set, while workers publish and readers
+switch between all transports with cursors that they received at any time. Afterwards `ledger.py` checks every guarantee.
 
     python3 tests/chaos/run.py --binary target/release/tidings --seconds 600 --seed 7
     python3 tests/chaos/run.py --binary target/debug/tidings --seconds 10 --plant drop
 
-Exit code 0: every promise was kept. 1: one was broken, which is printed; the folder with the server's log and database is kept.
+Exit code 0: every guarantee held. 1: one was broken; the run prints it and keeps the folder with the server's log and database.
 2: the run itself failed.
-`--plant` breaks one thing on the reader's side, which must be found."""
+`--plant` injects one fault on the reader's side, which the check must detect."""
 
 import argparse
 import asyncio
@@ -26,7 +26,7 @@ from server import SECRET, Server
 FAULTS = ("kill", "term", "freeze", "power", "disk", "clock")
 PLANTS = ("drop", "repeat", "swap", "alter", "invent", "skip", "run-ahead", "reset", "other-event")
 TRANSPORTS = (wire.Sse, wire.WebSocket, wire.Poll, wire.Multiplexed)
-# A worker tries again after this long.
+# How long a worker waits before it retries.
 AGAIN_SECS = 0.05
 JOB_TYPES = ("scan", "report", "import")
 
@@ -61,7 +61,7 @@ def scopes(school):
 
 
 class Worker:
-    """Publishes, and tries again until it is answered."""
+    """Publishes, and retries until it gets an answer."""
 
     def __init__(self, run, school, name):
         self.run, self.school, self.name = run, school, name
@@ -70,12 +70,12 @@ class Worker:
         self.keys = 0
 
     async def send(self, method, path, body, content=None):
-        """Returns what the server answered in the end, whatever happened in between, and in which life."""
+        """Returns the server's final answer, after any number of retries, and the life in which it came."""
         self.keys += 1
         headers = {"Idempotency-Key": f"{self.name}-{self.keys}"}
         data = content if content is not None else json.dumps(body).encode()
         while True:
-            # Now and then the answer is not waited for, so that nobody knows what happened.
+            # Sometimes the worker does not wait for the answer, so that the outcome is unknown.
             abandon = self.chance.uniform(0, 0.02) if self.chance.random() < 0.05 else None
             life = self.run.server.power_losses
             try:
@@ -84,9 +84,9 @@ class Worker:
                 await asyncio.sleep(AGAIN_SECS)
                 continue
             if life != self.run.server.power_losses:
-                # It is not known which life answered.
+                # It is unknown which life answered.
                 continue
-            # A line of a batch may be refused while others are carried out; all are sent again with the same key.
+            # A line of a batch may be rejected while others are carried out; all are sent again with the same key.
             if status in (429, 503) or (content is not None and b'"status":503' in answer):
                 self.run.refused += 1
                 await asyncio.sleep(AGAIN_SECS)
@@ -171,12 +171,12 @@ class Worker:
 
 
 class Reader:
-    """Roams: over transports, with any of the cursors that it received lately, hanging up at any moment."""
+    """Switches between transports, uses any of its recent cursors, and disconnects at any moment."""
 
     def __init__(self, run, school, scope, number):
         self.run, self.school, self.scope = run, school, scope
         self.chance = random.Random(f"{run.seed}-reader-{school.number}-{number}")
-        # A fault is planted in what a reader of every tick receives.
+        # Faults are injected into what a reader of every tick receives.
         self.every_tick = self.chance.random() < 0.5 or run.has_plant
         self.reading = Reading(school, scope, self.every_tick, f"reader {number} of {scope} in school {school.number}")
         self.token = wire.token(SECRET, school.number, "viewer")
@@ -193,7 +193,7 @@ class Reader:
             except wire.Gone:
                 await asyncio.sleep(self.chance.uniform(0, 0.1))
             except wire.Refused as refused:
-                # The steady job does not exist yet; a server that stops refuses streams.
+                # The steady job does not exist yet, or the server is stopping.
                 if refused.status not in (404, 503):
                     raise Broken(f"{self.reading.name}: {refused}") from refused
                 await asyncio.sleep(self.chance.uniform(0, 0.2))
@@ -209,7 +209,7 @@ class Reader:
         await stream.open(self.run.server.port, self.path(), self.token, cursor)
         try:
             if life != self.run.server.power_losses:
-                # It is not known which life answered.
+                # It is unknown which life answered.
                 return
             self.connections += 1
             self.reading.connected(stream.name, cursor, life)
@@ -225,10 +225,10 @@ class Reader:
                     self.run.closings += 1
                     return
                 if self.chance.random() < 0.001:
-                    # Slow: what waits for it is folded, or it lags.
+                    # Read slowly, so that ticks are conflated or the stream lags.
                     await asyncio.sleep(self.chance.uniform(0, 1))
         except asyncio.TimeoutError as late:
-            # A server that is frozen or dead says nothing; one that is well has a heartbeat a second.
+            # A frozen or dead server is silent; a healthy one sends a heartbeat every second.
             if not self.run.is_disturbed(wire.PATIENCE_SECS):
                 raise Broken(f"{self.reading.name}: no sign of life for {wire.PATIENCE_SECS} s") from late
         finally:
@@ -240,7 +240,7 @@ class Reader:
 
 
 class Plant:
-    """A fault of the reader's own, which the check must find."""
+    """A fault injected on the reader's side, which the check must detect."""
 
     def __init__(self, what, after):
         self.what, self.after, self.is_done, self.kept = what, after, what is None, None
@@ -272,13 +272,13 @@ class Plant:
             case "run-ahead":
                 return [{"type": "heartbeat", "cursor": message["cursor"]}, message]
             case "invent":
-                # An acknowledgement of what never happened.
+                # Acknowledge an event that never happened.
                 far = message["seq"] + 1_000_000
                 reader.school.acknowledge(message | {"seq": far, "cursor": f"{reader.school.epoch}-{far}-00000000"}, 0)
                 return [message]
 
     def _skip(self, reader, message):
-        """A cursor that is beyond what was received, and the only one to come back with."""
+        """Replaces the cursor by one beyond what was received, as the only cursor to resume from."""
         if message["type"] not in ("heartbeat", "polled") or not reader.scope.tail.startswith("schools/"):
             return message
         newest = max(reader.school.places, default=0)
@@ -289,7 +289,7 @@ class Plant:
         return message | {"cursor": f"{reader.school.epoch}-{newest}-{tag}"}
 
     def _come_back(self, reading, message):
-        """A cursor that is answered with a reset, or one of a history that was lost and is honoured."""
+        """Reports a reset for a valid cursor, or pretends that a cursor of a lost history was honoured."""
         if not reading.claim or message["type"] not in ("ready", "polled"):
             return [message]
         seq, tag = place(reading.claim)
@@ -303,8 +303,8 @@ class Plant:
 
 
 async def end(tasks):
-    """Cancels them until they heed it. Before Python 3.12 `asyncio.wait_for` loses a cancellation that comes together with what it
-    waits for, such as a refused connection, and a worker tries again for ever."""
+    """Cancels the tasks until they end. Before Python 3.12, `asyncio.wait_for` loses a cancellation that coincides with the end of what it
+    waits for, such as a rejected connection; then a worker would retry for ever."""
     while tasks:
         for task in tasks:
             task.cancel()
@@ -426,15 +426,15 @@ async def main():
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--faults", default="kill,term,freeze", help=f"a list of {', '.join(FAULTS)}; `disk` mounts a tmpfs")
     parser.add_argument("--schools", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=3, help="a school")
-    parser.add_argument("--readers", type=int, default=8, help="a school")
+    parser.add_argument("--workers", type=int, default=3, help="workers per school")
+    parser.add_argument("--readers", type=int, default=8, help="readers per school")
     parser.add_argument("--plant", choices=PLANTS)
     options = parser.parse_args()
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(1 << 32)
     unknown = set(options.faults.split(",")) - {"", *FAULTS}
     if unknown:
-        parser.error(f"--faults: there is no {', '.join(sorted(unknown))}; these are known: {', '.join(FAULTS)}")
+        parser.error(f"--faults: unknown: {', '.join(sorted(unknown))}; expected: {', '.join(FAULTS)}")
     folder = tempfile.mkdtemp(prefix="tidings-chaos-")
     run = Run(options, folder)
     print(f"chaos: seed {options.seed}, in {folder}", flush=True)
@@ -448,7 +448,7 @@ async def main():
         print(f"BROKEN (seed {options.seed}): {broken}", flush=True)
         return 1
     except Exception:
-        # Not the server's fault. It is told before anything else can fail.
+        # The run failed, not the server. Print this before anything else can fail.
         traceback.print_exc()
         return 2
     finally:

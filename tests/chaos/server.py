@@ -1,4 +1,4 @@
-"""The server under test, and what can happen to it."""
+"""The server under test, and the faults that it is exposed to."""
 
 import asyncio
 import errno
@@ -13,14 +13,14 @@ from pathlib import Path
 from ledger import Broken
 
 SECRET = "a secret for chaos only, long enough for HS256"
-# A server that takes longer hangs.
+# A server that takes longer than this counts as hung.
 START_SECS, END_SECS = 60, 30
 HOUR, DAY = 3_600, 86_400
 
 
 def fill(ballast, left):
-    """Makes this file so large that so many pages are left on its disk. Others write meanwhile, so there may be less room than was
-    just said."""
+    """Grows this file until the given number of pages is left on its disk. Others write at the same time, so there may be less space than
+    the system just reported."""
     with open(ballast, "wb") as file:
         while True:
             room = os.statvfs(ballast)
@@ -38,7 +38,7 @@ class Server:
     """A server process that is killed, stopped, frozen and cut off from its disk, always on the same port and folder."""
 
     def __init__(self, binary, folder, faults):
-        # It runs in its own folder.
+        # The server runs in its own folder.
         self.binary, self.folder, self.port, self.process = Path(binary).resolve(), Path(folder), 0, None
         self.data, self.disk, self.clock = self.folder / "data", self.folder / "disk", self.folder / "clock"
         self.starts, self.faults, self.preload, self.mounted = 0, faults, [], False
@@ -80,7 +80,7 @@ class Server:
         self.preload.append(str(library))
 
     def set_clock(self, offset_secs):
-        """In place: the server has the file in its memory."""
+        """Overwrites the file in place, because the server has mapped it."""
         with open(self.clock, "r+b") as file:
             file.write(struct.pack("=q", offset_secs))
 
@@ -97,7 +97,7 @@ class Server:
         try:
             line = (await asyncio.wait_for(self.process.stdout.readline(), START_SECS)).decode()
         except asyncio.TimeoutError:
-            raise self._broken(f"it does not listen {START_SECS} s after its start {self.starts}") from None
+            raise self._broken(f"it does not listen within {START_SECS} s of start {self.starts}") from None
         if "listens on" not in line:
             code = await self.process.wait()
             raise self._broken(f"start {self.starts} ended with exit code {code}")
@@ -116,7 +116,7 @@ class Server:
             raise self._broken(f"it ended by itself with exit code {self.process.returncode}")
 
     def _broken(self, what):
-        """A server that is not as it should be, with its last words."""
+        """Returns the failure of the server, with the end of its log."""
         lines = (self.folder / "log").read_text(errors="replace").splitlines()[-5:]
         return Broken("\n  ".join([f"the server, process {self.process.pid}: {what}; its log ends with", *lines]))
 
@@ -137,7 +137,7 @@ class Server:
         self.process.send_signal(signal.SIGCONT)
 
     async def power(self, _):
-        """Only what was synced is there after this."""
+        """Simulates a power loss: only synced data survives."""
         await self.end()
         self.power_losses += 1
         for file in self.data.iterdir():
@@ -149,7 +149,7 @@ class Server:
 
     async def disk_full(self, chance):
         ballast = self.data / "ballast"
-        # Some pages are left, so that it gets full amid a write.
+        # Leave some pages, so that the disk becomes full during a write.
         fill(ballast, chance.randint(0, 64))
         await asyncio.sleep(chance.uniform(0.2, 3))
         ballast.unlink()

@@ -1,5 +1,5 @@
-"""A client of Tidings that shares no code with it: HTTP/1.1, Server-Sent Events and long polls over plain sockets, WebSockets
-through `websockets`. Every stream is read with `next()`, which returns one message, and is dropped without a word by `cut()`."""
+"""A client of Tidings that shares no code with the server: HTTP/1.1, Server-Sent Events and long polls over plain sockets, WebSockets
+through `websockets`. On every stream, `next()` returns one message, and `cut()` drops the connection without closing it."""
 
 import asyncio
 import base64
@@ -11,17 +11,17 @@ from urllib.parse import quote
 
 import websockets
 
-# How long anything may take that is sure to come while the server runs.
+# Time-out for anything that must happen while the server runs.
 PATIENCE_SECS = 30.0
 LONGEST_LINE = 64 * 1024 * 1024
 
 
 class Gone(Exception):
-    """The connection could not be made, or ended."""
+    """The connection failed or ended."""
 
 
 class Refused(Exception):
-    """An answer that is no success."""
+    """A response with an error status."""
 
     def __init__(self, status, body):
         super().__init__(f"{status} {body[:300]!r}")
@@ -29,7 +29,7 @@ class Refused(Exception):
 
 
 def token(secret, school, role="worker"):
-    """A token that is good for ten years: clocks jump here."""
+    """Returns a token that is valid for ten years, because clocks jump here."""
 
     def part(data):
         return base64.urlsafe_b64encode(data).rstrip(b"=")
@@ -65,12 +65,12 @@ async def _read_head(reader):
 async def _line(reader):
     line = await reader.readline()
     if not line.endswith(b"\r\n"):
-        raise Gone("it ended amid a head")
+        raise Gone("the connection ended within a head")
     return line[:-2]
 
 
 async def _body(reader, headers):
-    """The whole body; the connection is closed after it."""
+    """Returns the whole body; the connection closes after it."""
     if "chunked" in headers.get("transfer-encoding", ""):
         return b"".join([chunk async for chunk in _chunks(reader)])
     if "content-length" in headers:
@@ -85,8 +85,8 @@ async def _chunks(reader):
 
 
 async def request(port, method, path, token, body=None, headers=None, abandon=None):
-    """Returns the status and the body. With `abandon`, the connection is cut that many seconds after the request was sent, unless
-    the answer has come."""
+    """Returns the status and the body. With `abandon`, the connection is aborted that many seconds after the request was sent, unless
+    the response has arrived."""
     reader, writer = await _open(port)
     try:
         headers = {"Connection": "close", **(headers or {})}
@@ -111,7 +111,7 @@ def _query(path, **more):
 
 
 class Sse:
-    """Server-Sent Events. The cursor goes back as `Last-Event-ID`."""
+    """Server-Sent Events. The cursor is sent as `Last-Event-ID`."""
 
     name = "sse"
 
@@ -146,7 +146,7 @@ class Sse:
 
 
 class Poll:
-    """One long poll. Its answer's cursor comes last, as a message `polled`, and then the stream ends."""
+    """One long poll. The response's cursor comes last, as a message of type `polled`; then the stream ends."""
 
     name = "poll"
 
@@ -169,7 +169,7 @@ class Poll:
 
 
 class WebSocket:
-    """A WebSocket on the scope's own address."""
+    """A WebSocket at the URL of the scope."""
 
     name = "websocket"
 
@@ -210,8 +210,8 @@ class WebSocket:
 
 
 class Multiplexed(WebSocket):
-    """`/ws`: listens to nothing at first; pings, asks for what is refused, and only then subscribes. Without filters, as a
-    subscription has none of its own."""
+    """`/ws`: starts without channels. It pings and sends a `subscribe` that is rejected before it subscribes. It has no filters, because a
+    subscription cannot have any."""
 
     name = "multiplexed"
 

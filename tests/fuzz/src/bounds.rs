@@ -1,4 +1,4 @@
-//! No input may cost more than its size allows: processor time and memory are measured around each one.
+//! Checks that no input costs more than its size allows: CPU time and memory are measured for each one.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Counts what is allocated, by all threads.
+/// Counts the allocations of all threads.
 struct Counting;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -24,7 +24,7 @@ fn less(bytes: usize) {
     LIVE.fetch_sub(bytes, Ordering::Relaxed);
 }
 
-// SAFETY: the system's allocator does the work; this only counts.
+// SAFETY: the system allocator does the work; this only counts.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         more(layout.size());
@@ -43,9 +43,9 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What an input may cost.
+/// The limits on what an input may cost.
 pub struct Bounds {
-    /// Which processor time is counted: a parser's is its thread's, a request's is the process's.
+    /// Which CPU time counts: that of the thread for a parser, that of the process for a request.
     pub clock: ClockId,
     pub base_time: Duration,
     pub time_per_byte: Duration,
@@ -53,7 +53,7 @@ pub struct Bounds {
     pub bytes_per_byte: usize,
 }
 
-/// Of a parser, in a build with instrumentation and without optimisation.
+/// The limits of a parser, in an instrumented build without optimisation.
 pub const PARSER: Bounds = Bounds {
     clock: ClockId::ThreadCPUTime,
     base_time: Duration::from_millis(20),
@@ -62,7 +62,7 @@ pub const PARSER: Bounds = Bounds {
     bytes_per_byte: 128,
 };
 
-/// Of a request: what runs in the background is counted, too.
+/// The limits of a request, including what runs in the background.
 pub const REQUEST: Bounds = Bounds {
     clock: ClockId::ProcessCPUTime,
     base_time: Duration::from_millis(500),
@@ -72,7 +72,7 @@ pub const REQUEST: Bounds = Bounds {
 };
 
 impl Bounds {
-    /// Does the work and checks what it cost.
+    /// Runs the work and checks its cost.
     pub fn check<T>(&self, input_bytes: usize, work: impl FnOnce() -> T) -> T {
         let live = LIVE.load(Ordering::Relaxed);
         PEAK.store(live, Ordering::Relaxed);
@@ -84,7 +84,7 @@ impl Bounds {
         let allowed = self.base_time + self.time_per_byte * count;
         assert!(
             took <= allowed,
-            "{input_bytes} bytes took {took:?} of processor time, more than {allowed:?}"
+            "{input_bytes} bytes took {took:?} of CPU time, more than {allowed:?}"
         );
         let allowed = self.base_bytes + self.bytes_per_byte * input_bytes;
         assert!(

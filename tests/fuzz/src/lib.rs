@@ -1,4 +1,4 @@
-//! What the targets have in common: bounds of time and memory, the server under test, and inputs by their structure.
+//! Shared by the targets: limits on time and memory, the server under test, and structured inputs.
 
 pub mod bounds;
 pub mod server;

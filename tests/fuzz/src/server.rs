@@ -1,4 +1,4 @@
-//! The real server in this process, so that its code is covered: asked without a socket, or over the loopback.
+//! The real server in this process, so that its code is covered. Requests reach it without a socket or over the loopback.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -16,22 +16,22 @@ use tokio::runtime::Runtime;
 use crate::shapes::Request;
 
 pub const SECRET: &str = "a secret for fuzzing only, long enough for HS256";
-/// A server that says nothing for so long is taken to wait for more. Not a bound: what comes later is read then.
+/// If the server is silent for this long, it counts as waiting for more input. This is not a limit: later output is still read.
 const SILENCE: Duration = Duration::from_millis(10);
-/// A connection whose other side is done ends within this, however busy the machine.
+/// Time-out for the end of a connection after the client is done, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(8);
 const EVENT_STREAM: &[u8] = b"text/event-stream";
-/// A stream goes on: more of it is not looked at.
+/// A stream has no end, so only this much of it is read.
 const ENOUGH_BYTES: usize = 256 * 1_024;
 
-/// The claims of the only caller.
+/// The claims of the only client.
 pub fn claims() -> Claims {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .expect("it is later than 1970");
     Claims {
         sub: "fuzz".to_owned(),
-        school_id: Some(1.try_into().expect("it is the number of a school")),
+        school_id: Some(1.try_into().expect("1 is a school")),
         schools: None,
         role: Role::Admin,
         channels: None,
@@ -54,8 +54,8 @@ fn figment(folder: &TempDir) -> Figment {
 
 fn runtime() -> (Runtime, TempDir) {
     (
-        Runtime::new().expect("there are threads"),
-        tempfile::tempdir().expect("there is a folder for temporary files"),
+        Runtime::new().expect("threads are available"),
+        tempfile::tempdir().expect("the temporary folder is writable"),
     )
 }
 
@@ -64,7 +64,7 @@ fn token(tidings: Option<&Arc<Tidings>>) -> String {
     keys.mint(claims()).expect("the secret signs")
 }
 
-/// The server without a socket.
+/// The server, used without a socket.
 pub struct Local {
     runtime: Runtime,
     client: Client,
@@ -88,8 +88,8 @@ pub static LOCAL: LazyLock<Local> = LazyLock::new(|| {
 });
 
 impl Local {
-    /// Sends the request with a token. Returns the status, which is never an error of the server's, and the body, unless it is a
-    /// stream's.
+    /// Sends the request with a token. Checks that the status is not a server error. Returns the status and the body, unless
+    /// the response is a stream.
     pub fn send(&self, request: &Request) -> (u16, Vec<u8>) {
         self.runtime.block_on(async {
             let mut asked = self.client.req(request.method, request.target.clone());
@@ -116,12 +116,12 @@ impl Local {
     }
 }
 
-/// A request may be refused, and a busy server says so; it has no error of its own.
+/// Checks that a request was answered without a server error. A rejection or a 503 of a busy server is fine.
 pub fn assert_sound(status: u16, target: &str) {
     assert!(status < 500 || status == 503, "{status} for {target}");
 }
 
-/// The server at a port of the loopback.
+/// The server, listening on a port of the loopback.
 pub struct Listening {
     _runtime: Runtime,
     address: SocketAddr,
@@ -139,7 +139,7 @@ pub static LISTENING: LazyLock<Listening> = LazyLock::new(|| {
     let token = token(rocket.state());
     let rocket = rocket.attach(AdHoc::on_liftoff("Fuzzing: announce", move |rocket| {
         let address = SocketAddr::new(rocket.config().address, rocket.config().port);
-        Box::pin(async move { told.send(address).expect("it is waited for") })
+        Box::pin(async move { told.send(address).expect("the receiver waits") })
     }));
     runtime.spawn(rocket.launch());
     let address = listens.recv().expect("the server starts");
@@ -152,21 +152,21 @@ pub static LISTENING: LazyLock<Listening> = LazyLock::new(|| {
 });
 
 impl Listening {
-    /// Sends these parts, each in a segment of its own as far as the kernel likes, and returns what the server answers. After this
-    /// side is done, the server ends the connection.
+    /// Sends these parts, each in a separate segment if the kernel permits, and returns the server's output. After the
+    /// client is done, the server must end the connection.
     pub fn talk<'a>(&self, parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
         let mut stream = TcpStream::connect(self.address).expect("it listens");
         stream.set_nodelay(true).expect("a socket has this option");
         let mut answer = Vec::new();
         for part in parts {
-            // The server may have answered and closed before it has read all.
+            // The server may answer and close before it has read everything.
             if stream.write_all(part).is_err() {
                 break;
             }
         }
         let began = Instant::now();
         while !read(&mut stream, &mut answer) && !is_stream(&answer) {
-            // Fails if it has ended meanwhile.
+            // This fails if the connection has ended meanwhile.
             let _ = stream.shutdown(Shutdown::Write);
             assert!(
                 began.elapsed() < PATIENCE,
@@ -178,13 +178,13 @@ impl Listening {
     }
 }
 
-/// An event stream goes on for as long as somebody reads, also one who is done with asking.
+/// Whether the response is an event stream, which continues after the client has sent everything.
 fn is_stream(answer: &[u8]) -> bool {
     let mut windows = answer.windows(EVENT_STREAM.len());
     windows.any(|part| part == EVENT_STREAM)
 }
 
-/// Reads until nothing comes for a while, or until the end, which it returns, or enough.
+/// Reads until the server is silent, the connection ends or the limit is reached. Returns false if the server is silent.
 fn read(stream: &mut TcpStream, answer: &mut Vec<u8>) -> bool {
     stream
         .set_read_timeout(Some(SILENCE))

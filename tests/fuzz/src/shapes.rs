@@ -1,4 +1,4 @@
-//! Requests by their structure: methods, paths, queries, headers, JSON and NDJSON, from words that mean something to the server.
+//! Structured requests: methods, paths, queries, headers, JSON and NDJSON, made of words that have a meaning for the server.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use rocket::http::Method;
@@ -32,7 +32,7 @@ const VERBS: [&str; 18] = [
     "unack",
 ];
 const IDS: [&str; 5] = ["a", "b", "door", "c.1", "7"];
-/// Names that mean something in a body.
+/// Names of fields in a body.
 const FIELDS: [&str; 46] = [
     "op",
     "job_id",
@@ -81,7 +81,7 @@ const FIELDS: [&str; 46] = [
     "user",
     "scope",
 ];
-/// Names that mean something in a query.
+/// Names of query parameters.
 const PARAMETERS: [&str; 36] = [
     "channel",
     "ids",
@@ -189,7 +189,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// How much of it the client chose.
+    /// The number of bytes that the client chose.
     pub fn bytes(&self) -> usize {
         let headers: usize = self
             .headers
@@ -247,7 +247,7 @@ pub fn command(u: &mut Unstructured<'_>) -> Result<String> {
     Ok(Value::Object(line).to_string())
 }
 
-/// `?name=value&…`, or what may be instead.
+/// `?name=value&…`, or arbitrary text.
 pub fn query(u: &mut Unstructured<'_>) -> Result<String> {
     let mut query = String::new();
     for number in 0..u.int_in_range(0..=6)? {
@@ -265,7 +265,7 @@ pub fn query(u: &mut Unstructured<'_>) -> Result<String> {
     Ok(query)
 }
 
-/// The path of something that there is, or might be.
+/// A path that exists or could exist.
 pub fn path(u: &mut Unstructured<'_>) -> Result<String> {
     let collection = u.choose(&COLLECTIONS)?;
     let id = urlencode(&text(u)?);
@@ -338,7 +338,7 @@ impl<'a> Arbitrary<'a> for Request {
     }
 }
 
-/// A long poll waits for as long as is asked for, and the first `wait` counts.
+/// Adds `wait=0`, because a long poll waits for as long as the request says, and the first `wait` counts.
 pub fn at_once(path: &str, query: String) -> String {
     match path.starts_with("/events") {
         true => format!("?wait=0&{}", query.trim_start_matches('?')),
@@ -346,7 +346,7 @@ pub fn at_once(path: &str, query: String) -> String {
     }
 }
 
-/// Everything but what stands for itself, so that the address is one.
+/// Percent-encodes all other characters, so that the URL is valid.
 pub fn urlencode(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
@@ -358,7 +358,7 @@ pub fn urlencode(text: &str) -> String {
         .collect()
 }
 
-/// What an address may hold as it is.
+/// Keeps the characters that a URL may contain unencoded.
 pub fn visible(text: &str) -> String {
     text.chars()
         .filter(|sign| sign.is_ascii_graphic() && *sign != '#')

@@ -1,4 +1,4 @@
-//! Bodies of batches: each line has a result, and none of them is an error of the server's.
+//! Bodies of batches: each line has a result, and none of them is a server error.
 #![no_main]
 
 use arbitrary::{Arbitrary, Result, Unstructured};

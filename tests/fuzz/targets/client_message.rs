@@ -1,4 +1,4 @@
-//! What clients send over a WebSocket: text as it comes, and JSON by its structure, which reads the same whatever its white space.
+//! Client messages over a WebSocket: arbitrary text, and structured JSON, whose white space must make no difference.
 #![no_main]
 
 use arbitrary::{Arbitrary, Result, Unstructured};
@@ -32,12 +32,12 @@ impl<'a> Arbitrary<'a> for Message {
     }
 }
 
-/// Reads a message and checks the answer to one that cannot be read.
+/// Parses a message, and checks the answer to an invalid one.
 fn parsed(text: &str) -> String {
     let read = PARSER.check(text.len(), || ClientMessage::parse(text));
     if let Err(error) = &read {
         assert!(!error.code().is_empty());
-        // It is sent back, so it may not grow with what was sent.
+        // The answer must not grow with the message.
         assert!(error.to_string().len() < 1_024, "{error}");
     }
     format!("{read:?}")

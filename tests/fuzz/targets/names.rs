@@ -1,4 +1,4 @@
-//! Cursors, channels and ids: whatever can be read is written in a form that reads as the same.
+//! Cursors, channels and ids: a value that parses is written in a form that parses to the same value.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Query strings, of everything that has one.
+//! Query strings of every URL that accepts one.
 #![no_main]
 
 use arbitrary::{Arbitrary, Result, Unstructured};

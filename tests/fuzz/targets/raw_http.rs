@@ -1,5 +1,5 @@
-//! The bytes of HTTP/1.1: sequences of sound requests on one connection, with framing of every kind, some bytes of which are changed,
-//! left out or repeated, in segments of any size.
+//! Raw HTTP/1.1: sequences of valid requests on one connection, with framing of every kind. Some bytes are changed, omitted or
+//! repeated, and the segments have any size.
 #![no_main]
 
 use arbitrary::{Arbitrary, Result, Unstructured};
@@ -143,14 +143,14 @@ fuzz_target!(|conversation: Conversation<'_>| {
     check(&answer, &bytes);
 });
 
-/// What comes first is the head of an answer, and none of the heads tells of an error of the server's.
+/// Checks that the output begins with the head of a response, and that no head reports a server error.
 fn check(answer: &[u8], sent: &[u8]) {
     if answer.is_empty() {
         return;
     }
     let text = String::from_utf8_lossy(answer);
     assert!(text.starts_with("HTTP/1."), "{text}");
-    // An answer that is told in another's body is not at the begin of a line.
+    // A status line that is quoted in a body is not at the beginning of a line.
     for (at, _) in text
         .match_indices("HTTP/1.")
         .filter(|(at, _)| *at == 0 || text[..*at].ends_with('\n'))

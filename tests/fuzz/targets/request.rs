@@ -1,4 +1,4 @@
-//! Requests by their structure, carried out by the real server in this process.
+//! Structured requests, carried out by the real server in this process.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

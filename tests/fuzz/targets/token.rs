@@ -1,4 +1,5 @@
-//! Tokens: their parts are given, so that what is behind a sound signature is reached, too. Whatever is minted is verified.
+//! Tokens: some inputs are parts of a token and get a valid signature, so that the code behind the signature check is
+//! covered. An issued token must verify.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -20,7 +21,7 @@ enum Token<'a> {
         header: &'a str,
         claims: &'a str,
     },
-    /// With a header that is sound.
+    /// With a valid header.
     Claimed(&'a str),
     Minted {
         sub: String,
@@ -43,7 +44,7 @@ fn signed(header: &str, claims: &str) -> String {
     format!("{signed}.{}", BASE64.encode(mac.finalize().into_bytes()))
 }
 
-/// Whether it is a good one. The reason against it is told to its sender, so it may not grow with what was sent.
+/// Whether a token is valid. The reason for a rejection is sent to the client, so it must not grow with the token.
 fn is_good(token: &str) -> bool {
     match PARSER.check(token.len(), || KEYS.verify(token)) {
         Ok(_) => true,
@@ -57,7 +58,7 @@ fn is_good(token: &str) -> bool {
 fuzz_target!(|token: Token<'_>| {
     LazyLock::force(&KEYS);
     match token {
-        Token::Raw(text) => assert!(!is_good(text), "nobody signs by chance"),
+        Token::Raw(text) => assert!(!is_good(text), "no random signature is valid"),
         Token::Signed { header, claims } => drop(is_good(&signed(header, claims))),
         Token::Claimed(claims) => drop(is_good(&signed(r#"{"alg":"HS256"}"#, claims))),
         Token::Minted {

@@ -1,5 +1,5 @@
-//! WebSocket frames: sequences of them on any endpoint, sound or not, through the real session. The server's own frames are sound,
-//! hold JSON, and close for a reason that is the client's.
+//! WebSocket frames: sequences of valid and invalid frames on any endpoint, through the real session. The server's own frames
+//! must be valid, contain JSON, and close with a code that names the client's error.
 #![no_main]
 
 use arbitrary::{Arbitrary, Result, Unstructured};
@@ -13,7 +13,7 @@ use tidings_fuzz::shapes::{COLLECTIONS, object, query, text};
 struct Frame {
     first: u8,
     is_masked: bool,
-    /// What it says of its length, if not the truth.
+    /// The length in the frame's header, if it is wrong.
     lie: Option<u8>,
     payload: Vec<u8>,
 }
@@ -42,7 +42,7 @@ fn message(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
 }
 
 fn frame(u: &mut Unstructured<'_>) -> Result<Frame> {
-    // Text at once, as a rule; or anything.
+    // Usually text in one frame; sometimes anything.
     let first = if u.ratio(3, 4)? { 0x81 } else { u.arbitrary()? };
     let is_masked = !u.ratio(1, 16)?;
     let lie = if u.ratio(1, 16)? {
@@ -124,7 +124,7 @@ fuzz_target!(|conversation: Conversation| {
     );
     let mut frames = Vec::new();
     for frame in &conversation.frames {
-        // Longer ones than a frame's short length can tell are not what is looked for here.
+        // Frames with a 64-bit length are not the subject of this target.
         if frame.payload.len() <= usize::from(u16::MAX) {
             frame.write(&mut frames);
         }
@@ -160,10 +160,10 @@ fn check(answer: &[u8]) {
     }
 }
 
-/// A whole frame of the server's: in one piece and not masked.
+/// Reads a frame of the server, which must be unfragmented and unmasked.
 fn read(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&[first, short], rest) = bytes.split_first_chunk::<2>()?;
-    assert_eq!(first & 0xf0, 0x80, "a frame in parts");
+    assert_eq!(first & 0xf0, 0x80, "a fragmented frame");
     let (length, rest) = match short {
         ..126 => (usize::from(short), rest),
         126 => rest
@@ -184,7 +184,7 @@ fn read(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 
 fn check_text(payload: &[u8]) {
     let text = std::str::from_utf8(payload).expect("text is UTF-8");
-    // The upload's clients expect the bare word.
+    // Clients of the upload endpoint expect the bare word.
     if text != "pong" {
         let message: Value = serde_json::from_str(text).expect("a message is JSON");
         assert!(message.is_object(), "{text}");
@@ -193,7 +193,7 @@ fn check_text(payload: &[u8]) {
 
 fn check_close(payload: &[u8]) {
     let Some((code, reason)) = payload.split_first_chunk::<2>() else {
-        return assert!(payload.is_empty(), "half a code");
+        return assert!(payload.is_empty(), "an incomplete close code");
     };
     let code = u16::from_be_bytes(*code);
     std::str::from_utf8(reason).expect("a reason is UTF-8");

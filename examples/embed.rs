@@ -1,5 +1,5 @@
-//! Tidings inside another Rocket application: mounted by a fairing, published to from a handler through
-//! managed state, without an HTTP hop.
+//! Tidings inside another Rocket application. A fairing mounts it, and a handler publishes through
+//! managed state, without an HTTP request.
 //!
 //! `TIDINGS_ANONYMOUS_SCHOOL_ID=1 cargo run --example embed`, then
 //! `curl -N localhost:8000/live/events/jobs` and `curl -X POST localhost:8000/import`.
@@ -23,13 +23,13 @@ fn school() -> SchoolId {
 
 #[get("/")]
 fn index() -> &'static str {
-    "An application with a life of its own.\n"
+    "An application that embeds Tidings.\n"
 }
 
-/// Imports three rows, and tells everybody how it goes.
+/// Imports three rows and publishes the progress.
 #[post("/import")]
 async fn import(tidings: &State<Arc<Tidings>>) -> Result<String, Status> {
-    // Held to the same rules as a worker whose token has this `sub`.
+    // The same rules apply as to a worker whose token has this `sub`.
     let caller = Caller::in_process("importer", school());
     let publications = tidings.publications();
     let failed = |_| Status::InternalServerError;
@@ -39,7 +39,7 @@ async fn import(tidings: &State<Arc<Tidings>>) -> Result<String, Status> {
         .await
         .map_err(failed)?;
     let id = receipt.event().subject.clone();
-    // Reports name their attempt: of a new job, the first.
+    // Each report contains its attempt. A new job begins with attempt 1.
     for row in 1..=3 {
         let progress: Progress = from(
             json!({"attempt": 1, "progress": f64::from(row) * 30.0, "message": format!("Row {row} of 3")}),
@@ -77,7 +77,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rocket = application(rocket::Config::figment()).ignite().await?;
     let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
     let served = rocket.launch().await;
-    // Streams are told to close, and what was published is finished, however Rocket has ended.
+    // However Rocket ended: send every stream its close message, and finish pending writes.
     if let Some(tidings) = tidings {
         tidings::http::close(&tidings).await?;
     }

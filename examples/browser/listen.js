@@ -1,28 +1,28 @@
-// Listens to Tidings in a browser and stays connected: a module to copy into your own pages.
+// Listens to Tidings in a browser and stays connected. Copy this module into your own pages.
 //
-// An EventSource reconnects by itself only as long as its URL keeps working. A ticket in it expires, and at any status
-// other than 200 an EventSource ends for good. So this loop asks for a new ticket each time and resumes at its cursor.
+// An EventSource reconnects by itself only as long as its URL keeps working. A ticket in the URL expires, and after any status
+// other than 200 an EventSource stops for good. So this loop requests a new ticket each time and resumes from its cursor.
 
 const PAUSE_MS = 1000;
 const PAUSE_MAX_MS = 30_000;
-// Until `connected` says how often a heartbeat comes.
+// Used until `connected` contains the heartbeat interval.
 const PATIENCE_MS = 30_000;
-// Tokens in a row that may be refused, because the last one expired on its way.
+// Consecutive tokens that may be rejected, because each may have expired on its way.
 const REFUSALS_MAX = 3;
 
 /**
  * Calls `onMessage` with each message, in order, each event once, until `signal` is aborted.
  *
  * @param {object} options
- * @param {string} [options.server] where Tidings is; the page's own server if absent
+ * @param {string} [options.server] URL of the server; the page's own server if absent
  * @param {string[]} options.channels what to listen to: `jobs`, `jobs/42`, `schools/7`
  * @param {() => string | Promise<string>} options.token returns a valid token, a fresh one when the old one has expired
  * @param {(message: object) => void} options.onMessage also gets `connected`, `ready`, `reset` and `closing`
- * @param {(isConnected: boolean) => void} [options.onState] is told when the connection is lost and when it is back
+ * @param {(isConnected: boolean) => void} [options.onState] is called when the connection is lost and when it is restored
  * @param {string} [options.cursor] where to resume; a snapshot comes first if absent
  * @param {AbortSignal} [options.signal]
- * @returns {Promise<string>} the cursor to resume at, once `signal` is aborted. Rejects if the server refuses for good
- *   (a token without access, a channel that does not exist) or if `token` or `onMessage` throws; the error's `cause` is
+ * @returns {Promise<string>} the cursor to resume from, once `signal` is aborted. Rejects if the server rejects permanently
+ *   (a token without access, a channel that does not exist) or if `token` or `onMessage` throws. The error's `cause` is
  *   what was thrown, and its `cursor` is where to resume.
  */
 export async function listen(options) {
@@ -35,14 +35,14 @@ export async function listen(options) {
     try {
       const fresh = await call(token);
       const { url } = await ask("POST", `${server}/api/tickets`, signal, fresh, { channels });
-      // It may be below a path, which `url` has, too.
+      // The server may be below a path prefix, which `url` contains as well.
       const address = new URL(url, new URL(`${server}/api/tickets`, location.href)).href;
-      // An EventSource does not say why it was refused, and a channel that does not exist would be tried for ever.
+      // An EventSource does not report why it was rejected, and would retry a channel that does not exist for ever.
       await ask("HEAD", address, signal);
       wait = await stream(`${address}&cursor=${encodeURIComponent(cursor)}`, signal, (message, at) => {
         if (message.type === "connected") onState(true);
         if (message.type === "ready") [pause, refusals] = [PAUSE_MS, 0];
-        // First the message, then its cursor: what `onMessage` could not take is told again.
+        // First the message, then its cursor: if `onMessage` throws, the message is delivered again.
         if (message.type !== "heartbeat") onMessage(message);
         cursor = at || cursor;
       });
@@ -53,14 +53,14 @@ export async function listen(options) {
       wait = error.retryMs ?? 0;
     }
     onState(false);
-    // Each client its own time: they do not all come back in the same moment.
+    // Add jitter, so that clients do not all reconnect at the same moment.
     await sleep(Math.max(wait, pause) * (1 + Math.random()), signal);
     pause = Math.min(pause * 2, PAUSE_MAX_MS);
   }
   return cursor;
 }
 
-/** What the page's own function returns; what it throws is final. */
+/** Returns the result of a function of the page. An error that it throws is final. */
 async function call(own, ...values) {
   try {
     return await own(...values);
@@ -69,7 +69,7 @@ async function call(own, ...values) {
   }
 }
 
-/** Asks the server, and gives its JSON. Fails with what a refusal means for the loop. */
+/** Sends a request and returns the JSON of the response. After a rejection, throws an error that says whether to retry. */
 async function ask(method, url, signal, token, body) {
   const headers = {};
   if (token) headers.Authorization = `Bearer ${token}`;
@@ -78,7 +78,7 @@ async function ask(method, url, signal, token, body) {
   if (answer.ok) return json;
   throw Object.assign(new Error(json.detail ?? `HTTP ${answer.status}`), {
     status: answer.status,
-    // 401 may be a token that has just expired, and the next one is asked for.
+    // A 401 may mean that the token has just expired; the loop requests a fresh one.
     isFinal: [400, 403, 404, 422].includes(answer.status),
     retryMs: Number(answer.headers.get("Retry-After") ?? 0) * 1000,
   });
@@ -97,7 +97,7 @@ function sleep(ms, signal) {
   });
 }
 
-/** Reads one stream to its end, and gives how long the server wants to be left alone, in milliseconds. */
+/** Reads one stream to its end. Resolves to the delay that the server requests, in milliseconds. */
 function stream(url, signal, onMessage) {
   return new Promise((ended, failed) => {
     const source = new EventSource(url);
@@ -120,7 +120,7 @@ function stream(url, signal, onMessage) {
     const hear = ({ data, lastEventId }) => {
       live();
       const message = JSON.parse(data);
-      // A dead link says nothing: two heartbeats that do not come end it.
+      // A dead connection is silent: two missing heartbeats end it.
       if (message.heartbeat_secs) patience = message.heartbeat_secs * 2000;
       if (message.type === "closing") wait = message.retry_ms;
       try {
@@ -132,7 +132,7 @@ function stream(url, signal, onMessage) {
     };
     source.onmessage = hear;
     source.addEventListener("heartbeat", hear);
-    // Its own reconnection would come back with an expired ticket.
+    // The built-in reconnection would use an expired ticket.
     source.onerror = end;
     signal?.addEventListener("abort", end);
     live();

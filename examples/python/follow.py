@@ -1,4 +1,4 @@
-"""Follows a scope of Tidings over Server-Sent Events and stays connected. Needs Python's standard library only."""
+"""Follows a scope of Tidings over Server-Sent Events and stays connected. Needs only Python's standard library."""
 
 import http.client
 import json
@@ -7,14 +7,14 @@ import time
 import urllib.error
 import urllib.request
 
-# Two heartbeats that do not come mean that the connection is dead.
+# Two missing heartbeats mean that the connection is dead.
 SILENCE_SECS = 30
 PAUSE_MAX_SECS = 30
 
 
 def follow(url, token, cursor=""):
-    """Yields each message, in order, each event once. `token` returns a valid token. Raises what the server refuses for
-    good. Store `message["cursor"]` of the last message that was dealt with to go on there after a restart."""
+    """Yields each message, in order, each event once. `token` returns a valid token. Raises an error after a permanent
+    rejection. To resume after a restart, store `message["cursor"]` of the last message that was processed."""
     pause = 1
     while True:
         headers = {"Authorization": f"Bearer {token()}", "Accept": "text/event-stream", "Last-Event-ID": cursor}
@@ -40,6 +40,6 @@ def follow(url, token, cursor=""):
             wait = float(error.headers.get("Retry-After", 0))
         except (OSError, http.client.HTTPException):
             pass
-        # Each client its own time: they do not all come back in the same moment.
+        # Add jitter, so that clients do not all reconnect at the same moment.
         time.sleep(max(wait, pause) * (1 + random.random()))
         pause = min(pause * 2, PAUSE_MAX_SECS)

@@ -1,8 +1,8 @@
-"""Drop-ins for the in-process broadcasters of a FastAPI back end. The classes have the names, methods and parameters
-that the back end calls already; what they are told goes to a Tidings server instead of to sockets of this process.
+"""Drop-in replacements for the in-process broadcasters of a FastAPI back end. The classes have the names, methods and
+parameters that the back end already uses, but they report to a Tidings server instead of to sockets of this process.
 
-Needs Python 3.9 and nothing else. TIDINGS_URL says where the server is, and TIDINGS_TOKEN holds a worker's token. No
-call raises: a page that shows work must not end the work. What could not be told is logged, as `tidings`.
+Needs only Python 3.9. TIDINGS_URL is the server's URL, and TIDINGS_TOKEN a worker's token. No call raises, because a failed
+progress report must not end the work. Reports that cannot be delivered are logged by the logger `tidings`.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from collections import namedtuple
 log = logging.getLogger("tidings")
 Answer = namedtuple("Answer", "status json")
 TIMEOUT_SECS = 5
-# How long to wait before each further attempt, where nobody answered or the server asked to come back.
+# Delays before the retries, if there was no answer or the server asked to retry.
 PAUSES_SECS = (0.2, 1.0)
-# Silence after which a session ends and a device counts as offline. A health checker may be silent for five minutes.
+# Silence after which a session ends and a device is offline. A health checker may report only every five minutes.
 LEASE_SECS = 600
-# A job's metadata may have 16 KiB in all; a larger result is told as the job's `result` only.
+# A job's metadata may have 16 KiB in total; a larger result is sent only as the job's `result`.
 METADATA_MAX_BYTES = 8192
 
 
@@ -37,13 +37,13 @@ def without_none(**fields):
 
 
 def call(method, path, body=None, school_id=None, expected=()):
-    """Returns the server's answer; its status is 0 if there was none. A status in `expected` is not logged."""
+    """Returns the server's answer, with status 0 if there was none. A status in `expected` is not logged."""
     url = os.environ.get("TIDINGS_URL", "http://127.0.0.1:8000") + path
     if school_id is not None:
         url += f"?school_id={school_id}"
     headers = {"Authorization": f"Bearer {os.environ.get('TIDINGS_TOKEN', '')}", "Content-Type": "application/json"}
     if method == "POST":
-        # An attempt whose answer was lost is not carried out twice.
+        # A request whose answer was lost is not carried out twice.
         headers["Idempotency-Key"] = uuid.uuid4().hex
     data = None if body is None else json.dumps(body, default=str).encode()
     for pause in (*PAUSES_SECS, None):
@@ -59,12 +59,12 @@ def call(method, path, body=None, school_id=None, expected=()):
             break
         time.sleep(pause)
     if answer.status not in expected:
-        log.warning("%s %s was not told: %s %s", method, path, answer.status, answer.json.get("detail"))
+        log.warning("%s %s was not delivered: %s %s", method, path, answer.status, answer.json.get("detail"))
     return answer
 
 
 def report(path, body, make, school_id=None, expected=()):
-    """Posts a report. If its subject is not known yet, `make` (the arguments of a call) makes it known first."""
+    """Posts a report. If its subject does not exist yet, it is created first with `make` (the arguments of a call)."""
     answer = call("POST", path, body, school_id, expected=(404, *expected))
     if answer.status == 404:
         call(*make, school_id, expected=(409,))
@@ -74,7 +74,7 @@ def report(path, body, make, school_id=None, expected=()):
 
 class EnrollmentProgressBroadcaster:
     def __init__(self, scans=None):
-        """With `scans`, the progress is that of so many scans together."""
+        """With `scans`, the progress covers this number of scans."""
         self.scans = scans
 
     async def _report(self, school_id, session_id, verb, **body):
@@ -83,7 +83,7 @@ class EnrollmentProgressBroadcaster:
         await asyncio.to_thread(report, path, without_none(**body), ("POST", "/api/enrollments", made), school_id)
 
     async def broadcast_progress(self, school_id, session_id, progress, status, message):
-        # The end of a scan is not that of the session, which `broadcast_completion` tells.
+        # The end of a scan is not the end of the session, which `broadcast_completion` reports.
         status = "processing" if status == "complete" else status
         await self._report(school_id, session_id, "progress", progress=progress, status=status, message=message)
 
@@ -103,7 +103,7 @@ class EnrollmentProgressBroadcaster:
         pass
 
     def get_connection_count(self, school_id=None):
-        """Returns 1: who asks wants to know whether telling is worth while, and Tidings keeps what nobody hears."""
+        """Returns 1, because callers skip reports without listeners, but Tidings also keeps events for later ones."""
         return 1
 
 
@@ -119,9 +119,9 @@ class DeviceStatusBroadcaster:
 
 
 class ProcessingJobLifecycle:
-    """Tells of jobs. Keeping them and handing them to Celery remains the back end's own."""
+    """Reports jobs. The back end still stores them and passes them to Celery."""
 
-    # Of a job that was made before Tidings was told of any.
+    # The type of a job that was created before Tidings received its first report.
     unknown_type = "job"
     _attempts = {}
 
@@ -135,7 +135,7 @@ class ProcessingJobLifecycle:
 
     @classmethod
     def enqueue(cls, job_type, payload, job_id=None, **_):
-        """Returns the job's id. The payload is the worker's, and not told."""
+        """Returns the job's id. The payload is for the worker and is not sent."""
         job_id = str(job_id or uuid.uuid4())
         call("POST", "/api/jobs", {"job_id": job_id, "job_type": job_type})
         return job_id
@@ -146,12 +146,12 @@ class ProcessingJobLifecycle:
 
     @classmethod
     def mark_started(cls, job_id):
-        """Returns the job. Its `status` is `cancelled` if somebody has cancelled it while it waited."""
+        """Returns the job. Its `status` is `cancelled` if a user cancelled it while it waited."""
         job = cls._report(job_id, "start", expected=(409,))
         if job.get("code"):
             job = call("GET", f"/api/jobs/{quoted(job_id)}").json
             if job.get("status") == "failed":
-                # Celery tries it again.
+                # Celery retries it.
                 cls._report(job_id, "retry")
                 job = cls._report(job_id, "start")
         cls._attempts[str(job_id)] = job.get("attempt")
@@ -159,7 +159,7 @@ class ProcessingJobLifecycle:
 
     @classmethod
     def mark_progress(cls, job_id, progress=None, message=None, metadata=None):
-        """Returns the job. Its `cancel_requested` is true if somebody wants it to stop."""
+        """Returns the job. Its `cancel_requested` is true if a user wants it to stop."""
         return cls._report(job_id, "progress", progress=progress, message=message, metadata=metadata)
 
     @classmethod
@@ -170,7 +170,7 @@ class ProcessingJobLifecycle:
     @classmethod
     def mark_failed(cls, job_id, error_message="", result_payload=None, **_):
         metadata = cls._metadata(error=error_message[:1000], result=result_payload)
-        # The server takes 4,096 bytes.
+        # The server accepts up to 4,096 bytes.
         return cls._end(job_id, "fail", error=error_message[:1000] or "It failed", metadata=metadata)
 
     @classmethod
@@ -181,7 +181,7 @@ class ProcessingJobLifecycle:
 
     @staticmethod
     def _metadata(**fields):
-        """Where pages look for results and errors. Null removes what an earlier attempt has left."""
+        """Returns the metadata in which pages expect results and errors. None removes values of an earlier attempt."""
         fits = len(json.dumps(fields, default=str).encode()) <= METADATA_MAX_BYTES
         return fields if fits else {**fields, "result": None}
 
@@ -208,7 +208,7 @@ class AlertNotifier:
         await asyncio.to_thread(call, "POST", path, {"user": event.user, "reason": event.reason})
 
     async def sample_processed(self, event):
-        """For `SampleProcessedEvent`: the verdict is the back end's own, and passed on."""
+        """For `SampleProcessedEvent`, with the back end's own verdict."""
         await self._report(
             event.characteristic_id,
             "samples",
@@ -230,7 +230,7 @@ ProgressEvent = namedtuple("ProgressEvent", "file_id progress message", defaults
 
 
 class ProgressNotifier:
-    """A file may be uploaded again under its name: each upload is a job of its own, until it ends."""
+    """Reports uploads. Each upload is a separate job, because a file may be uploaded again under the same name."""
 
     def __init__(self):
         self._jobs = {}
@@ -256,8 +256,8 @@ progress_notifier = ProgressNotifier()
 
 
 class Both:
-    """Tells Tidings and the old object of the same, for the time in which pages of both kinds are open. What the old
-    one returns or raises is what the caller sees, as before."""
+    """Reports to both Tidings and the old object, while pages of both kinds are open. The caller gets what the old
+    object returns or raises, as before."""
 
     ONLY_OLD = ("register", "disconnect", "get_connection_count", "enqueue")
 

@@ -27,7 +27,7 @@ async fn an_application_publishes_from_its_own_handler_and_serves_streams_beside
         .text()
         .await
         .unwrap();
-    assert!(index.contains("a life of its own"));
+    assert!(index.contains("embeds Tidings"));
     let base = format!("{}/live", server.url);
     let mut listener = Listener::open(
         Transport::EventSource,

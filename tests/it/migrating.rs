@@ -116,7 +116,7 @@ asyncio.run(main())
     assert_eq!(printed, "1\n");
     assert_eq!(
         logged,
-        "POST /api/enrollments/s3/error was not told: 409 it is already error, and that is final\n"
+        "POST /api/enrollments/s3/error was not delivered: 409 it is already error, and that is final\n"
     );
     let fields = ["session_id", "status", "progress", "message"];
     // Each session is made known first.
@@ -345,7 +345,10 @@ print("goes on")
     let ran = backend("http://127.0.0.1:1", "", folder.path(), code).await;
     let Some((printed, logged)) = ran else { return };
     assert_eq!(printed, "goes on\n");
-    assert!(logged.contains("/api/jobs/j/fail was not told"), "{logged}");
+    assert!(
+        logged.contains("/api/jobs/j/fail was not delivered"),
+        "{logged}"
+    );
 }
 
 /// The page's own lines, with a broadcaster as such back ends have it.

@@ -6,9 +6,9 @@
 const PAUSE_MS = 1000;
 const PAUSE_MAX_MS = 30_000;
 // Used until `connected` contains the heartbeat interval.
-const PATIENCE_MS = 30_000;
+const TIMEOUT_MS = 30_000;
 // Consecutive tokens that may be rejected, because each may have expired on its way.
-const REFUSALS_MAX = 3;
+const REJECTIONS_MAX = 3;
 
 /**
  * Calls `onMessage` with each message, in order, each event once, until `signal` is aborted.
@@ -29,27 +29,27 @@ export async function listen(options) {
   const { server = "", channels, token, onMessage, onState = () => {}, signal } = options;
   let { cursor = "" } = options;
   let pause = PAUSE_MS;
-  let refusals = 0;
+  let rejections = 0;
   while (!signal?.aborted) {
     let wait = 0;
     try {
       const fresh = await call(token);
-      const { url } = await ask("POST", `${server}/api/tickets`, signal, fresh, { channels });
+      const { url } = await request("POST", `${server}/api/tickets`, signal, fresh, { channels });
       // The server may be below a path prefix, which `url` contains as well.
-      const address = new URL(url, new URL(`${server}/api/tickets`, location.href)).href;
+      const streamUrl = new URL(url, new URL(`${server}/api/tickets`, location.href)).href;
       // An EventSource does not report why it was rejected, and would retry a channel that does not exist for ever.
-      await ask("HEAD", address, signal);
-      wait = await stream(`${address}&cursor=${encodeURIComponent(cursor)}`, signal, (message, at) => {
+      await request("HEAD", streamUrl, signal);
+      wait = await stream(`${streamUrl}&cursor=${encodeURIComponent(cursor)}`, signal, (message, at) => {
         if (message.type === "connected") onState(true);
-        if (message.type === "ready") [pause, refusals] = [PAUSE_MS, 0];
+        if (message.type === "ready") [pause, rejections] = [PAUSE_MS, 0];
         // First the message, then its cursor: if `onMessage` throws, the message is delivered again.
         if (message.type !== "heartbeat") onMessage(message);
         cursor = at || cursor;
       });
     } catch (error) {
       if (signal?.aborted) break;
-      refusals = error.status === 401 ? refusals + 1 : 0;
-      if (error.isFinal || refusals === REFUSALS_MAX) throw Object.assign(error, { cursor });
+      rejections = error.status === 401 ? rejections + 1 : 0;
+      if (error.isFinal || rejections === REJECTIONS_MAX) throw Object.assign(error, { cursor });
       wait = error.retryMs ?? 0;
     }
     onState(false);
@@ -70,7 +70,7 @@ async function call(own, ...values) {
 }
 
 /** Sends a request and returns the JSON of the response. After a rejection, throws an error that says whether to retry. */
-async function ask(method, url, signal, token, body) {
+async function request(method, url, signal, token, body) {
   const headers = {};
   if (token) headers.Authorization = `Bearer ${token}`;
   const answer = await fetch(url, { method, headers, body: body && JSON.stringify(body), signal });
@@ -101,7 +101,7 @@ function sleep(ms, signal) {
 function stream(url, signal, onMessage) {
   return new Promise((ended, failed) => {
     const source = new EventSource(url);
-    let patience = PATIENCE_MS;
+    let timeout = TIMEOUT_MS;
     let wait = 0;
     let timer;
     const stop = () => {
@@ -115,13 +115,13 @@ function stream(url, signal, onMessage) {
     };
     const live = () => {
       clearTimeout(timer);
-      timer = setTimeout(end, patience);
+      timer = setTimeout(end, timeout);
     };
-    const hear = ({ data, lastEventId }) => {
+    const receive = ({ data, lastEventId }) => {
       live();
       const message = JSON.parse(data);
       // A dead connection is silent: two missing heartbeats end it.
-      if (message.heartbeat_secs) patience = message.heartbeat_secs * 2000;
+      if (message.heartbeat_secs) timeout = message.heartbeat_secs * 2000;
       if (message.type === "closing") wait = message.retry_ms;
       try {
         onMessage(message, lastEventId);
@@ -130,8 +130,8 @@ function stream(url, signal, onMessage) {
         failed(Object.assign(new Error("`onMessage` failed", { cause }), { isFinal: true }));
       }
     };
-    source.onmessage = hear;
-    source.addEventListener("heartbeat", hear);
+    source.onmessage = receive;
+    source.addEventListener("heartbeat", receive);
     // The built-in reconnection would use an expired ticket.
     source.onerror = end;
     signal?.addEventListener("abort", end);

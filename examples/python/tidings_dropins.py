@@ -175,9 +175,9 @@ class ProcessingJobLifecycle:
 
     @classmethod
     def _end(cls, job_id, verb, **body):
-        told = cls._report(job_id, verb, **body)
+        job = cls._report(job_id, verb, **body)
         cls._attempts.pop(str(job_id), None)
-        return told
+        return job
 
     @staticmethod
     def _metadata(**fields):
@@ -270,12 +270,12 @@ class Both:
             return old
 
         def both(*args, **kwargs):
-            told = new(*args, **kwargs)
-            if not inspect.isawaitable(told):
+            result = new(*args, **kwargs)
+            if not inspect.isawaitable(result):
                 return old(*args, **kwargs)
 
             async def in_turn():
-                await told
+                await result
                 return await old(*args, **kwargs)
 
             return in_turn()

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use fastrand::Rng;
 use serde_json::Value;
-use tidings::config::notifiers::Patience;
+use tidings::config::notifiers::RetryPolicy;
 use tidings::event::Event;
 use tidings::id::{Cursor, Kind, Place, SchoolId, SubjectId};
 use tidings::kind::device::Device;
@@ -149,8 +149,8 @@ impl Notifier for Receiver {
     }
 
     /// At once, as the time of a pause is that of the wall clock.
-    fn patience(&self) -> Patience {
-        Patience {
+    fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy {
             attempts: u32::MAX,
             pause: Duration::ZERO,
         }

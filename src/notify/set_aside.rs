@@ -115,7 +115,8 @@ impl Runner {
         Ok(Backlog {
             events: page.events,
             through: page.through.seq,
-            cursor: place.seq,
+            // Nothing beyond the end of the log can wait: a damaged place must not be searched for forever.
+            cursor: place.seq.min(page.head.seq),
             floor: page.floor,
         })
     }

@@ -187,7 +187,7 @@ impl Consumers for Ledger {
         progress: Progress,
     ) -> Result<(), StoreError> {
         let seq = match self.fault {
-            Some(Fault::PlaceTooFar) => seq + 1,
+            Some(Fault::PlaceTooFar) if progress.tried.is_none() => seq + 1,
             _ => seq,
         };
         self.disk.places(|places| {

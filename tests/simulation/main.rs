@@ -116,8 +116,6 @@ enum Fault {
     UnsyncedMilestone,
     /// A notifier's place moves beyond what was delivered.
     PlaceTooFar,
-    /// A notifier's place is on the disk before the events that it has passed.
-    PlaceOutlivesPower,
 }
 
 /// The server between two crashes.
@@ -476,7 +474,7 @@ impl World {
         if left == 0 {
             return Ok(());
         }
-        let heads = self.ledger.disk.lose(self.rng.usize(0..left), self.fault);
+        let heads = self.ledger.disk.lose(self.rng.usize(0..left));
         let lost = self.ledger.cut(&heads);
         if let Some(event) = lost.iter().find(|event| !event.is_tick()) {
             return Err(format!("{} was acknowledged and is lost", event.seq));
@@ -698,7 +696,6 @@ fn the_simulation_sees_planted_faults() {
         Fault::ForgottenKey,
         Fault::UnsyncedMilestone,
         Fault::PlaceTooFar,
-        Fault::PlaceOutlivesPower,
     ] {
         let found = (0..SEEDS_FOR_A_FAULT).find(|seed| run(*seed, Some(fault)).is_err());
         println!("{fault:?}: seed {found:?}");

@@ -73,13 +73,11 @@ impl Disk {
     }
 
     /// Loses what was committed after this one of those that may be left. Returns where the logs ended.
-    pub(super) fn lose(&self, left: usize, fault: Option<Fault>) -> HashMap<SchoolId, u64> {
+    pub(super) fn lose(&self, left: usize) -> HashMap<SchoolId, u64> {
         let mut state = self.lock();
         state.kept.truncate(left + 1);
         let Kept { heads, places, .. } = state.kept.last().cloned().unwrap_or_default();
-        if fault != Some(Fault::PlaceOutlivesPower) {
-            state.places = places;
-        }
+        state.places = places;
         heads
     }
 }

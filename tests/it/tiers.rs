@@ -51,3 +51,22 @@ fn a_test_is_left_out_of_the_fast_tier_for_being_slow_and_for_nothing_else() {
     }
     assert!(slow > 0, "the slow ones were found");
 }
+
+/// A mutant whose text is gone from the source would stop `.ci/mutants` after half an hour of other tests.
+#[test]
+fn every_mutant_changes_a_text_that_the_source_has() {
+    let script = text(".ci/mutants");
+    let list = script.split_once("mutants=(\n").unwrap().1;
+    let list = list.split_once("\n)").unwrap().0;
+    let mut count = 0;
+    for mutant in list.lines() {
+        let mutant = mutant.trim().trim_matches('"');
+        let (name, rest) = mutant.split_once("|src/").unwrap();
+        let (file, rest) = rest.split_once('|').unwrap();
+        let original = rest.split('|').next().unwrap().replace('\\', "");
+        let source = text(&format!("src/{file}"));
+        assert!(source.contains(&original), "{name}: {original}");
+        count += 1;
+    }
+    assert!(count > 5, "the mutants were found");
+}

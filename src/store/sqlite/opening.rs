@@ -13,7 +13,7 @@ use super::check::check;
 use super::life::{self, Facts, Life};
 use super::lock::{DatabaseLock, next_to};
 use super::search;
-use crate::config::{Settings, make_private_folder};
+use crate::config::{CHECKPOINT_PAGES, Settings, make_private_folder};
 use crate::id::Epoch;
 
 pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
@@ -166,7 +166,7 @@ pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError
         "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS};
          PRAGMA journal_mode = WAL;
          PRAGMA synchronous = FULL;
-         PRAGMA wal_autocheckpoint = 1000;
+         PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};
          PRAGMA cache_size = -65536;
          PRAGMA temp_store = MEMORY;"
     ))

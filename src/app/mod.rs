@@ -1,7 +1,8 @@
 //! The use cases *publish* and *subscribe*, for every kind of caller.
 //!
-//! Permissions and rate limits are enforced here and nowhere else. They apply alike to HTTP calls, lines of a batch, forms
-//! of the monitor, messages on a stream, and the code of an application that embeds Tidings. The adapters above this layer
+//! The permissions and rate limits of publishing, and the permissions of opening a stream, are enforced here and nowhere else.
+//! They apply alike to HTTP calls, lines of a batch, forms of the monitor, and the code of an application that embeds Tidings.
+//! Reads over HTTP, and the rate of a stream's messages, are checked by their adapters. The adapters above this layer
 //! read requests and write answers; [`PublishService`] and [`SubscribeService`] authorize, rate-limit and trace each request
 //! once.
 //!

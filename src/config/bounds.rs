@@ -96,7 +96,7 @@ pub const TURNS_PER_GROUP: usize = 4;
 /// Minimum interval between two log lines about consecutive failed commits.
 pub const FAILURES_LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Pages of the write-ahead log after which a commit also runs a checkpoint. Other schools wait meanwhile, so it is small:
-/// with 1,000 pages, large batches of one school delayed the reports of others twice as long, and wrote 1 to 6 % more.
+/// with 1,000 pages, large batches of one school delayed the reports of others twice as long, and wrote 1 to 6 % more data.
 pub const CHECKPOINT_PAGES: u32 = 200;
 /// How long a request that writes waits for memory.
 pub const RESERVE_WAIT: Duration = Duration::from_secs(5);

@@ -333,7 +333,7 @@ impl Session {
         }
     }
 
-    /// Checks the limits and permissions of a `subscribe` at once, and starts lookup up whether its subjects exist.
+    /// Checks the limits and permissions of a `subscribe` at once, and starts looking up whether its subjects exist.
     fn ask(
         &mut self,
         channels: Vec<Channel>,

@@ -9,13 +9,14 @@ use std::task::{Context, Poll, ready};
 
 use serde_json::{Map, Value};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Delivery, Reading, Subscription};
 use crate::config::CATCH_UP_SIGN;
 use crate::event::Event;
 use crate::feed::Feed;
 use crate::id::{Channel, Cursor, Kind, Place};
-use crate::log::Page;
+use crate::log::{Page, StoreError};
 use crate::scope::{Scope, without_superseded};
 use crate::wire::{Close, Control, ResetReason};
 
@@ -439,7 +440,12 @@ impl Subscription {
         read: impl FnOnce(Arc<Feed>) -> Reading,
     ) -> Poll<Option<Option<Page>>> {
         let feed = &self.subscriber.feed;
-        let reading = self.reading.get_or_insert_with(|| read(Arc::clone(feed)));
+        // In a task of its own: a subscription is polled only while its socket has room. A read that is not polled would
+        // keep its turn and the feed's locks for as long as the client reads nothing. Dropping the handle ends the task.
+        let reading = self.reading.get_or_insert_with(|| {
+            let task = AbortOnDropHandle::new(tokio::spawn(read(Arc::clone(feed))));
+            Box::pin(async move { task.await.unwrap_or(Err(StoreError::Stopped)) })
+        });
         let page = ready!(reading.as_mut().poll(cx));
         self.reading = None;
         // Unless something is written, a disconnected client goes unnoticed.

@@ -272,6 +272,8 @@ impl Subscription {
         let closing = self.closing(close);
         self.say(closing);
         self.ended = true;
+        // Nobody receives what is being read: give back its turn and its locks now.
+        (self.reading, self.settling) = (None, None);
         self.log.set_reason(close.reason());
     }
 

@@ -488,7 +488,7 @@ async fn what_is_no_collection_is_not_found() {
             "{method} {path}"
         );
         let detail = problem["detail"].as_str().unwrap();
-        let near = ["collections below /api are jobs", "done to this job: queue"];
+        let near = ["collections below /api are jobs", "a job supports queue"];
         assert!(near.iter().any(|near| detail.contains(near)), "{detail}");
     }
 }

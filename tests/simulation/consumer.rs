@@ -1,5 +1,5 @@
-//! The real runner of a notifier over ports in memory, and what its receiver must have been told: each event that it
-//! wants at least once, in the order of its subject, whatever fails.
+//! The real runner of a notifier over in-memory ports, and its receiver. The receiver checks that each event that it
+//! wants is delivered at least once, in the order of its subject, whatever fails.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -30,13 +30,13 @@ use tidings::wall_clock;
 use super::Fault;
 use super::ledger::{Ledger, schools};
 
-/// Where the consumer stands in each school's log.
+/// The notifier's place in each school's log.
 pub(super) type Places = HashMap<SchoolId, Standpoint>;
 
-/// The subject of which every tick is delivered, too.
+/// The subject whose ticks are delivered, too.
 const WITH_TICKS: &str = super::SUBJECTS[0];
 
-/// A receiver that refuses now and then.
+/// A receiver at which some attempts fail.
 pub(super) struct Receiver {
     ledger: Arc<Ledger>,
     told: Mutex<Told>,
@@ -45,7 +45,7 @@ pub(super) struct Receiver {
 struct Told {
     rng: Rng,
     delivered: HashSet<(SchoolId, Place)>,
-    /// Of each subject, by the process that runs now.
+    /// The `seq` of the last event of each subject that the current process delivered.
     last: HashMap<(SchoolId, String), u64>,
     broken: Option<String>,
 }
@@ -63,17 +63,17 @@ impl Receiver {
         }
     }
 
-    /// Another process delivers from now on: it may begin with what was delivered already.
+    /// Records that another process delivers from now on. It may begin with events that were delivered before.
     pub(super) fn is_told_by_another(&self) {
         self.told.lock().unwrap().last.clear();
     }
 
-    /// What it should not have been told, if there was anything.
+    /// Fails if any delivery has violated the guarantees.
     pub(super) fn check(&self) -> Result<(), String> {
         self.told.lock().unwrap().broken.clone().map_or(Ok(()), Err)
     }
 
-    /// What is wanted and retained, and was never delivered.
+    /// Returns which wanted and retained event was never delivered, if there is one.
     pub(super) fn lacks(&self) -> Option<String> {
         let told = self.told.lock().unwrap();
         schools().into_iter().find_map(|school| {
@@ -137,7 +137,7 @@ impl Notifier for Receiver {
         }
         let heard = self.hear(&mut told, notification);
         told.broken = told.broken.take().or(heard.err());
-        // The answer may get lost.
+        // The response may get lost.
         match told.rng.u8(0..20) {
             0 => {
                 let school = notification.school_id.try_into().unwrap();
@@ -148,7 +148,7 @@ impl Notifier for Receiver {
         }
     }
 
-    /// At once, as the time of a pause is that of the wall clock.
+    /// Retries at once: pauses are measured by the wall clock, which the simulation does not control.
     fn retry_policy(&self) -> RetryPolicy {
         RetryPolicy {
             attempts: u32::MAX,
@@ -244,7 +244,7 @@ impl Leases for Ledger {
     }
 }
 
-/// A runner reads by `Log` alone: publishing goes through the writer itself.
+/// A runner reads only through `Log`, and the simulation publishes through the writer directly.
 #[async_trait]
 impl Journal for Ledger {
     async fn head(&self, _: SchoolId) -> Result<Place, StoreError> {
@@ -299,7 +299,7 @@ impl Journal for Ledger {
 
 #[async_trait]
 impl Catalog for Ledger {
-    /// No subject has a title here.
+    /// Returns none: no subject has a title here.
     async fn subject(
         &self,
         _: SchoolId,

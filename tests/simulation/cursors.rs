@@ -1,7 +1,8 @@
-//! What makes a cursor safe, told from what a client was sent and from what was committed, and from nothing else.
+//! Checks that cursors are safe, based only on what a client was sent and on what was committed.
 //!
-//! Coming back with a cursor brings what lies after it. So anyone who is sent one must have been told all that lies before it
-//! and that they listen to: every milestone since he knows a subject, and of a subject that he does not know yet its state.
+//! A client that resumes from a cursor receives what lies after it. So when a client is sent a cursor, it must have
+//! received everything in its scope up to that cursor: every milestone since it has known a subject, and the state of a
+//! subject that it did not know.
 
 use std::collections::HashMap;
 
@@ -12,19 +13,19 @@ use tidings::scope::Scope;
 use super::SUBJECTS;
 use super::ledger::Ledger;
 
-/// Up to where a client knows each subject that it was told of.
+/// For each subject that a client knows, the `seq` up to which it has missed nothing.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Knowledge {
     known: HashMap<SubjectId, u64>,
 }
 
-/// A cursor that a client was sent, and all that belongs to it.
+/// A cursor that a client was sent, with the client's scope and knowledge at that time.
 #[derive(Clone)]
 pub(super) struct Place {
     pub(super) cursor: Cursor,
     pub(super) scope: Scope,
     pub(super) knowledge: Knowledge,
-    /// The last event that was told of each subject.
+    /// The `seq` of the last event of each subject that was delivered.
     pub(super) told: HashMap<SubjectId, u64>,
 }
 
@@ -37,12 +38,13 @@ impl Knowledge {
         self.known.clear();
     }
 
-    /// Forgets subjects that are not listened to any more.
+    /// Forgets the subjects that the client no longer listens to.
     pub(super) fn retain(&mut self, hears: impl Fn(&SubjectId) -> bool) {
         self.known.retain(|subject, _| hears(subject));
     }
 
-    /// Takes over what another client, or the same one earlier, knows of a subject.
+    /// Sets what is known of a subject to earlier knowledge and the `seq` of the cursor that came with it. Without
+    /// these, the subject becomes unknown.
     pub(super) fn take_over(&mut self, subject: &SubjectId, from: Option<(&Knowledge, u64)>) {
         match from {
             None => self.known.remove(subject),
@@ -53,7 +55,7 @@ impl Knowledge {
         };
     }
 
-    /// Somebody who comes back from here, or is told that all is complete up to here, knows every subject.
+    /// Records that every subject is known up to this `seq`: the client resumes from there, or was sent `ready` there.
     pub(super) fn is_complete(&mut self, upto: u64) {
         for subject in subjects() {
             let known = self.known.entry(subject).or_default();
@@ -61,7 +63,7 @@ impl Knowledge {
         }
     }
 
-    /// Takes note of an event, before which nothing may have been left out.
+    /// Records an event. Fails if an earlier event of its subject should have been delivered before it.
     pub(super) fn hear(
         &mut self,
         event: &Event,
@@ -80,7 +82,7 @@ impl Knowledge {
         Ok(())
     }
 
-    /// Checks that a cursor loses nothing of a scope.
+    /// Checks that resuming the scope from this cursor loses nothing.
     pub(super) fn allows(
         &self,
         cursor: Cursor,

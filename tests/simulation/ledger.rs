@@ -1,4 +1,4 @@
-//! Logs in memory, read as slowly as the simulation likes.
+//! In-memory logs. Each read waits until the simulation lets it continue.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -13,11 +13,11 @@ use tokio::sync::oneshot;
 use super::Fault;
 use super::publisher::Disk;
 
-/// So few events and states fit into a page that paging happens all the time.
+/// A page holds so few events and states that most reads need several pages.
 const EVENTS_A_PAGE: usize = 5;
 const STATES_A_PAGE: usize = 2;
 
-/// The logs of all schools, and the database that they are in.
+/// The logs of all schools, and the rest of the database.
 pub(super) struct Ledger {
     epoch: Epoch,
     inner: Mutex<Inner>,
@@ -35,17 +35,17 @@ struct Inner {
 /// The log of one school.
 #[derive(Default)]
 struct OneLog {
-    /// All that was ever committed: `seq` 1 first.
+    /// All committed events; the first has `seq` 1. Retention only moves `floor`.
     events: Vec<Arc<Event>>,
-    /// Events up to here were swept.
+    /// Retention has deleted the events up to here.
     floor: u64,
-    /// What a faulty subscriber has read before it listened: its first page ends here.
+    /// The head as a faulty subscriber read it before it listened. Its first page ends here.
     stale_head: Option<u64>,
-    /// What a faulty log says of its end.
+    /// The bounds that a faulty log reports in place of the current ones.
     stale_bounds: Option<Bounds>,
 }
 
-/// What a filter can ask for: half of the subjects are of either.
+/// Returns the job type of a subject, to filter by. Each of the two types has half of the subjects.
 pub(super) fn category(subject: &str) -> &'static str {
     match subject {
         "a" | "b" => "scan",
@@ -53,7 +53,7 @@ pub(super) fn category(subject: &str) -> &'static str {
     }
 }
 
-/// The schools that there are.
+/// Returns the schools of the simulation.
 pub(super) fn schools() -> [SchoolId; 2] {
     [1, 2].map(|number| number.try_into().unwrap())
 }
@@ -63,7 +63,7 @@ impl OneLog {
         self.events.len() as u64
     }
 
-    /// The place of an event, if it is still there.
+    /// Returns the place of an event, or the default place if the log does not have the event.
     fn place(&self, seq: u64) -> Place {
         self.event(seq)
             .map_or(Place::default(), |event| event.place())
@@ -98,7 +98,7 @@ impl Ledger {
         self.with(school, |log| log.floor)
     }
 
-    /// Where a school's log ends.
+    /// Returns the cursor at the end of a school's log.
     pub(super) fn end(&self, school: SchoolId) -> Cursor {
         Cursor {
             epoch: self.epoch,
@@ -106,17 +106,17 @@ impl Ledger {
         }
     }
 
-    /// Whether the event that a cursor names is one of this log.
+    /// Whether the log has the event that a cursor names.
     pub(super) fn knows(&self, school: SchoolId, cursor: Cursor) -> bool {
         self.with(school, |log| log.place(cursor.place.seq) == cursor.place)
     }
 
-    /// The event of this number.
+    /// Returns the event with this `seq`.
     pub(super) fn event(&self, school: SchoolId, seq: u64) -> Option<Arc<Event>> {
         self.with(school, |log| log.event(seq).cloned())
     }
 
-    /// The status of a subject, if there is one.
+    /// Returns the status of a subject, if the subject exists.
     pub(super) fn status(&self, school: SchoolId, subject: &str) -> Option<&'static str> {
         self.with(school, |log| {
             let mut events = log.events.iter().rev();
@@ -125,7 +125,8 @@ impl Ledger {
         })
     }
 
-    /// The first event of a subject in `after + 1..=upto` that a scope hears: a milestone, or any if `all` count.
+    /// Returns the `seq` of a subject's first event in `after + 1..=upto` that is in scope: of the first milestone or,
+    /// with `all`, of the first event of any class.
     pub(super) fn first_heard(
         &self,
         scope: &Scope,
@@ -144,7 +145,7 @@ impl Ledger {
         })
     }
 
-    /// The last event of a subject that a scope hears.
+    /// Returns the `seq` of a subject's last event that is in scope.
     pub(super) fn last_heard(&self, scope: &Scope, subject: &SubjectId) -> Option<u64> {
         self.with(scope.school, |log| {
             let heard = |event: &&Arc<Event>| event.subject == *subject && scope.hears(event);
@@ -152,7 +153,7 @@ impl Ledger {
         })
     }
 
-    /// Takes in what is committed.
+    /// Appends committed events. Fails if their `seq`s are not consecutive.
     pub(super) fn append(&self, events: &[Arc<Event>]) -> Result<(), String> {
         for event in events {
             let next = self.head(event.school) + 1;
@@ -164,49 +165,50 @@ impl Ledger {
         Ok(())
     }
 
-    /// Moves the end of what is kept, at most to the head.
+    /// Deletes the events up to `to`, as retention does. `to` is at most the head.
     pub(super) fn sweep(&self, school: SchoolId, to: u64) {
         self.with(school, |log| log.floor = log.floor.max(to));
     }
 
-    /// Returns where the logs end.
+    /// Returns the head of each log.
     pub(super) fn heads(&self) -> HashMap<SchoolId, u64> {
         let head = |school| (school, self.head(school));
         schools().map(head).into_iter().collect()
     }
 
-    /// Loses what comes after these heads, as a power loss does: the numbers will be given again. Returns it.
+    /// Removes and returns the events after these heads, as a power loss does. Their sequence numbers will be
+    /// reassigned.
     pub(super) fn cut(&self, heads: &HashMap<SchoolId, u64>) -> Vec<Arc<Event>> {
         let mut lost = Vec::new();
         for school in schools() {
             let head = heads.get(&school).copied().unwrap_or(0);
             self.with(school, |log| {
                 lost.extend(log.events.split_off(log.events.len().min(head as usize)));
-                // What was swept meanwhile is there again.
+                // The floor is never after the head.
                 log.floor = log.floor.min(log.head());
             });
         }
         lost
     }
 
-    /// Reads that wait.
+    /// Returns the number of waiting reads.
     pub(super) fn waiting(&self) -> usize {
         self.inner.lock().unwrap().waiting.len()
     }
 
-    /// Lets one read have its turn.
+    /// Lets one waiting read continue.
     pub(super) fn turn(&self, index: usize) {
         let turn = self.inner.lock().unwrap().waiting.swap_remove(index);
-        // The reader that waited may have left.
+        // Fails if the reader has left.
         let _ = turn.send(());
     }
 
-    /// A crash: nobody waits any more.
+    /// Drops all waiting reads, as a crash does.
     pub(super) fn forget_readers(&self) {
         self.inner.lock().unwrap().waiting.clear();
     }
 
-    /// A faulty subscriber that reads before it listens has read until here.
+    /// Records the head that a faulty subscriber reads before it listens.
     pub(super) fn note_stale_head(&self, school: SchoolId) {
         self.with(school, |log| log.stale_head = Some(log.head()));
     }
@@ -225,7 +227,7 @@ impl Ledger {
         }
     }
 
-    /// Whose log is read.
+    /// Returns the school whose log is read. With the fault `OtherSchool`, it is sometimes the wrong one.
     fn read_of(&self, school: SchoolId) -> SchoolId {
         let [first, second] = schools();
         match self.fault {
@@ -357,7 +359,7 @@ impl Log for Ledger {
                 Some(upto) => upto.seq,
                 None => self.head_to_read(log),
             };
-            // States as they are now, also those that have gone on since the first page.
+            // The current states. They may have changed since the first page was read.
             let mut last: BTreeMap<&str, &Arc<Event>> = BTreeMap::new();
             for event in &log.events {
                 last.insert(event.subject.as_str(), event);

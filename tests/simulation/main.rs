@@ -1,13 +1,15 @@
-//! A deterministic simulation of writer, decisions, log, feed, hub, mailbox, subscription and notifier: one thing happens at a time,
-//! time and chance come from a seed, and in addition there is a simple model of what each client must have been told. In two
-//! schools there are publishers that repeat themselves, commits that fail, readers that attach, stall, vanish, come back with
-//! any cursor that they were sent, change their channels, and have tokens that end; some have a filter. The process crashes
-//! between any two steps, the power is lost, and retention sweeps underneath.
+//! A deterministic simulation of writer, decisions, log, feed, hub, mailbox, subscription and notifier. One thing
+//! happens at a time, and a seed determines time and randomness. A simple model checks what each client must receive.
 //!
-//! A seed that fails names itself; `TIDINGS_SEED=<seed> cargo test --test simulation whatever` runs it alone. To show that
-//! the model sees what it must, faults are planted at the edges of what is simulated, and each is found.
+//! Two schools have publishers that repeat requests, commits that fail, and readers that attach, stall, vanish, resume
+//! from any cursor that they were sent, change their channels, and have tokens that expire. Some readers have a filter.
+//! The process crashes between any two steps, the power fails, and retention deletes events meanwhile.
 //!
-//! This is a test binary of its own, so that `.ci/mutants` builds it quickly.
+//! The message of a failure contains the seed; `TIDINGS_SEED=<seed> cargo test --test simulation whatever` runs it
+//! alone. To verify the model itself, faults are injected at the boundaries of what is simulated, and each must be
+//! detected.
+//!
+//! This is a separate test binary, so that `.ci/mutants` builds it quickly.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -65,58 +67,58 @@ use crate::support::commands::job;
 
 /// What is reported of a run in which something panicked.
 const PANICKED: &str = "something panicked";
-/// Seeds of a quick run.
+/// Number of seeds in a quick run.
 const SEEDS_QUICK: u64 = 100;
-/// Seeds of a full run.
+/// Number of seeds in a full run.
 const SEEDS: u64 = 1_500;
-/// Seeds within which a planted fault must be found.
+/// Number of seeds within which an injected fault must be detected.
 const SEEDS_FOR_A_FAULT: u64 = 500;
 const STEPS: usize = 300;
-/// Events of a segment: more than a page.
+/// Number of events in a segment: more than in a page.
 const SEGMENT: u64 = 8;
 const READERS: usize = 5;
-/// Events beyond which a replay is answered with a reset.
+/// Maximum number of events in a replay. If there are more, the client gets a `reset`.
 const REPLAY_MAX: u64 = 60;
 const SUBJECTS: [&str; 4] = ["a", "b", "c", "d"];
-/// Rounds after which nothing can be under way any more.
+/// Number of rounds after which nothing can be pending any more.
 const ROUNDS_TO_SETTLE: usize = 400;
-/// How often a task of the server's is waited for in such a round.
+/// How often the server's tasks get a turn in each of these rounds.
 const YIELDS: usize = 8;
-/// Commands with a key that may be repeated.
+/// Number of commands with an idempotency key that can be repeated.
 const REPEATABLE: usize = 8;
 
-/// What is broken on purpose.
+/// An injected fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
-    /// A subscriber reads the log first and listens then.
+    /// A subscriber reads the log before it listens.
     ReadBeforeListening,
-    /// A wake-up gets lost now and then.
+    /// Some wake-ups get lost.
     LostWakeUp,
-    /// A milestone is taken for a tick, and folds.
+    /// A milestone is treated as a tick, and conflated.
     FoldedMilestone,
     /// A replay begins one event too late.
     OffByOne,
-    /// Cursors are taken for numbers, whichever event they name.
+    /// Only the number of a cursor is used, whichever event the cursor names.
     NumbersAlone,
-    /// Where the log ends is told as it was some time ago.
+    /// The log reports outdated bounds.
     StaleBounds,
-    /// A heartbeat carries the head of the log where nothing is listened to.
+    /// A heartbeat carries the head of the log although the client listens to no channel.
     CursorOfNothing,
-    /// A channel is added from a place after the cursor that came with it.
+    /// An added channel begins after the cursor that was sent with the request.
     LateAddition,
-    /// A school's log is read as another school's.
+    /// The log of another school is read.
     OtherSchool,
-    /// A token has no end.
+    /// A token never expires.
     EndlessToken,
-    /// A commit is answered and not made.
+    /// A commit is acknowledged but not made.
     LostCommit,
-    /// A commit that fails has had an effect.
+    /// A failed commit has an effect.
     HalfCommit,
-    /// An idempotency key is not found again.
+    /// An idempotency key is not recognised.
     ForgottenKey,
     /// A milestone is acknowledged before it is on the disk.
     UnsyncedMilestone,
-    /// A notifier's place moves beyond what was delivered.
+    /// A notifier's place moves beyond the events that were delivered.
     PlaceTooFar,
 }
 
@@ -124,14 +126,14 @@ enum Fault {
 struct Server {
     hub: Arc<Hub>,
     committed: Committed,
-    /// Hands what is committed to the hub.
+    /// Passes committed events to the hub.
     following: Pin<Box<dyn Future<Output = ()>>>,
     subscriber: Subscriber,
     publisher: Publisher,
     tasks: Tasks,
 }
 
-/// A command with a key that was carried out.
+/// A command with an idempotency key that was carried out.
 struct Used {
     school: SchoolId,
     envelope: Envelope,
@@ -146,7 +148,7 @@ struct World {
     server: Server,
     used: Vec<Used>,
     commands: u64,
-    /// What other nodes have committed and the server was not told of yet.
+    /// Batches that other nodes have committed, and of which the server has not received the hints yet.
     hints: Vec<Vec<Arc<Event>>>,
     /// Whether there are other nodes.
     is_one_of_several: bool,
@@ -248,7 +250,7 @@ impl World {
         kind::channel(&format!("jobs/{subject}")).unwrap()
     }
 
-    /// What is asked next of one of a school's jobs: mostly a tick, unless its state asks for something else.
+    /// Returns the next command for one of a school's jobs: mostly a tick, if the job's state allows one.
     fn command(&mut self, school: SchoolId) -> Envelope {
         let subject = self.rng.choice(SUBJECTS).unwrap();
         self.commands += 1;
@@ -279,7 +281,8 @@ impl World {
         envelope
     }
 
-    /// A request of one school, or of each at once, which may repeat one that was answered, and whose commit may fail.
+    /// Publishes a request of one school, or one of each at the same time. Sometimes it repeats an earlier request or
+    /// its commit fails.
     fn publish(&mut self) -> Result<(), String> {
         let asked = match self.rng.u8(0..6) {
             0 => schools().to_vec(),
@@ -312,7 +315,7 @@ impl World {
         Ok(())
     }
 
-    /// What was answered is in the log.
+    /// Checks that an acknowledged event is in the log.
     fn is_answered(
         &mut self,
         school: SchoolId,
@@ -320,7 +323,7 @@ impl World {
         receipt: Result<Receipt, CommandError>,
     ) -> Result<(), String> {
         let event = match receipt {
-            // A command before it has changed the state.
+            // An earlier command of the request has changed the state.
             Err(CommandError::Rule(_)) | Ok(Receipt::Unchanged(_)) => return Ok(()),
             Ok(Receipt::Committed(event)) => event,
             other => return Err(format!("a new command is answered with {other:?}")),
@@ -347,7 +350,7 @@ impl World {
         Ok(())
     }
 
-    /// A commit that fails has no effect.
+    /// Checks that a failed commit has no effect.
     fn fails_to_publish(
         &mut self,
         submissions: Vec<(SchoolId, Vec<Envelope>)>,
@@ -358,7 +361,7 @@ impl World {
         self.ledger.disk.fails_next(false);
         let is_told = |answer: &Result<Vec<_>, StoreError>| match answer {
             Err(error) => *error == StoreError::NotCommitted,
-            // Nothing was to be written.
+            // There was nothing to write.
             Ok(receipts) => !receipts
                 .iter()
                 .any(|own| matches!(own, Ok(Receipt::Committed(_)))),
@@ -369,7 +372,7 @@ impl World {
         Ok(())
     }
 
-    /// A command that was carried out is not carried out again.
+    /// Checks that a command that was carried out is not carried out again.
     fn repeat(&mut self) -> Result<(), String> {
         let Some(used) = self.rng.choice(&self.used) else {
             return Ok(());
@@ -388,14 +391,14 @@ impl World {
     fn pass_on(&mut self, batch: Vec<Arc<Event>>) {
         match self.rng.u8(0..10) {
             _ if !self.is_one_of_several => self.hint(batch),
-            // Another node's: the hint comes later, or never.
+            // Committed by another node: its hint never arrives, or later.
             0 => {}
             1..=2 => self.hints.push(batch),
             _ => self.hint(batch),
         }
     }
 
-    /// Something that is never dropped happens in each school, and everybody is told.
+    /// Publishes a milestone in each school, and passes on its hint.
     fn publish_the_last(&mut self) -> Result<(), String> {
         self.hints.clear();
         for school in schools() {
@@ -424,12 +427,12 @@ impl World {
     }
 
     fn hint(&mut self, batch: Vec<Arc<Event>>) {
-        // The queue is long enough for all that is ever under way here.
+        // The queue has room for everything that can be pending here.
         let sent = self.server.committed.send(batch).now_or_never();
         sent.expect("there is room").unwrap();
     }
 
-    /// Goes on handing what was committed to the hub. Whether there was anything.
+    /// Continues to pass committed events to the hub. Returns whether there were any.
     fn dispatch(&mut self) -> bool {
         if !self.hints.is_empty() && self.rng.u8(0..3) == 0 {
             let late = self.rng.usize(0..self.hints.len());
@@ -451,7 +454,8 @@ impl World {
         waiting > 0
     }
 
-    /// The process dies between two steps, and another begins. What was committed is there, unless the power was lost.
+    /// Ends the process between two steps and starts another one. Committed events survive, except for ticks if the
+    /// power is lost.
     async fn crash(&mut self, with_power: bool) -> Result<(), String> {
         for reader in &mut self.readers {
             reader.leave();
@@ -507,7 +511,7 @@ impl World {
             }
             80..=88 if !self.readers[own].is_connected() => {
                 self.ledger.note_stale_head(self.readers[own].school());
-                // Something may happen between the thought and the deed.
+                // Something may be committed before the reader connects.
                 if self.rng.bool() {
                     self.publish()?;
                     self.dispatch();
@@ -526,8 +530,8 @@ impl World {
                 let Some(own) = self.rng.choice(those) else {
                     return Ok(());
                 };
-                // In the midst of what happens to the channels that it has: it is told of one event, and others come before
-                // the channel is added.
+                // The channel may be added while events of the existing channels are pending: the reader has received
+                // one of them, and others come before the channel is added.
                 let in_the_midst = self.rng.bool();
                 if in_the_midst {
                     while self.dispatch() {}
@@ -558,19 +562,19 @@ impl World {
         self.receiver.check()
     }
 
-    /// Everything under way comes to its end; then every connected reader must know everything.
+    /// Completes everything that is pending, and checks that every reader and the notifier's receiver have everything.
     async fn settle(&mut self) -> Result<(), String> {
         for reader in &mut self.readers {
             reader.is_stalled = false;
         }
         let mut quiet = 0;
-        // The last hint comes, and with it is noticed what was missing before.
+        // The last hint reveals any events that are missing before it.
         self.publish_the_last()?;
         for _ in 0..ROUNDS_TO_SETTLE {
             let mut busy = self.receiver.lacks().is_some();
             for reader in &mut self.readers {
                 if !reader.is_connected() {
-                    // It comes back as often as its tokens end.
+                    // A reader reconnects whenever its token has expired.
                     busy = true;
                     reader.connect(&self.server.subscriber, &self.ledger, &mut self.rng);
                 }
@@ -587,7 +591,7 @@ impl World {
                     busy |= reader.take(usize::MAX, &self.ledger)?;
                 }
             }
-            // Long enough for held ticks, too short for a heartbeat to come in each round.
+            // Long enough for held ticks, but too short for a heartbeat in each round.
             tokio::time::advance(Duration::from_millis(120)).await;
             for _ in 0..YIELDS {
                 tokio::task::yield_now().await;
@@ -607,7 +611,7 @@ impl World {
     async fn run(mut self) -> Result<usize, String> {
         for _ in 0..STEPS {
             self.step().await?;
-            // Tokio lets a task do only so much before it must let go.
+            // Yield before Tokio's cooperative budget for the task is exhausted.
             tokio::task::yield_now().await;
         }
         self.settle().await?;
@@ -638,7 +642,7 @@ fn as_tick(event: &Arc<Event>) -> Arc<Event> {
     ))
 }
 
-/// Runs a seed: how much was told, or what went wrong.
+/// Runs a seed. Returns the number of deliveries, or what went wrong.
 fn run(seed: u64, fault: Option<Fault>) -> Result<usize, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -650,7 +654,7 @@ fn run(seed: u64, fault: Option<Fault>) -> Result<usize, String> {
     outcome.unwrap_or_else(|_| Err(PANICKED.into()))
 }
 
-/// Runs seeds, each of which must go well.
+/// Runs these seeds, each of which must succeed.
 fn run_all(seeds: Range<u64>) {
     let count = usize::try_from(seeds.end - seeds.start).unwrap();
     let told = seeds

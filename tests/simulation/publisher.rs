@@ -1,4 +1,4 @@
-//! Publishing through the real writer and the real decisions, over a database in memory that can lose its power.
+//! Publishes through the real writer and the real decisions, to an in-memory database that can lose power.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,22 +23,23 @@ use super::consumer::Places;
 use super::ledger::Ledger;
 use crate::support::memory::Memory;
 
-/// Batches that may be under way.
+/// Maximum number of committed batches that wait for dispatch.
 const BATCHES: usize = 64;
-/// Between two commits, as the database's clock goes.
+/// Time between two commits, by the database's clock.
 const COMMIT_MILLIS: i64 = 7;
-/// Every so many commits one is answered and not made, if that is the fault.
+/// With the fault `LostCommit`, one commit out of this many is acknowledged but not made.
 const LOST_COMMIT: u64 = 10;
 
-/// What the database has in addition to its logs.
+/// What the database contains in addition to the logs.
 #[derive(Default)]
 pub(super) struct Disk(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// What a power loss may leave, newest last: each commit since the last one that waited for the disk, and that one.
+    /// The states that a power loss may leave, newest last: that of the last commit that waited for the disk, and those
+    /// of all later commits.
     kept: Vec<Kept>,
-    /// Where the consumer stands now.
+    /// The notifier's current places.
     places: Places,
     fails_next: bool,
     commits: u64,
@@ -57,22 +58,22 @@ impl Disk {
         self.0.lock().unwrap()
     }
 
-    /// Acts on the places of the consumer.
+    /// Reads or changes the notifier's places.
     pub(super) fn places<T>(&self, act: impl FnOnce(&mut Places) -> T) -> T {
         act(&mut self.lock().places)
     }
 
-    /// Whether the next commit fails.
+    /// Sets whether the next commit fails.
     pub(super) fn fails_next(&self, fails: bool) {
         self.lock().fails_next = fails;
     }
 
-    /// How many commits a power loss may leave.
+    /// Returns the number of states that a power loss may leave.
     pub(super) fn left(&self) -> usize {
         self.lock().kept.len()
     }
 
-    /// Loses what was committed after this one of those that may be left. Returns where the logs ended.
+    /// Returns the database to the state with this index. Returns the heads of the logs in that state.
     pub(super) fn lose(&self, left: usize) -> HashMap<SchoolId, u64> {
         let mut state = self.lock();
         state.kept.truncate(left + 1);
@@ -107,7 +108,7 @@ impl Database {
             state.kept.clear();
         }
         self.memory.take_in(decisions);
-        // They are in the ledger.
+        // The ledger has them.
         self.memory.events.clear();
         let kept = Kept {
             memory: self.memory.clone(),
@@ -192,7 +193,7 @@ impl Facts for Database {
     }
 }
 
-/// The writer of a process, which works only while it is waited for.
+/// The writer of one process. It runs only during [`Publisher::append`].
 pub(super) struct Publisher {
     writer: Writer<Database>,
     handle: Handle<Database>,
@@ -200,7 +201,7 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Goes on with what the database holds.
+    /// Starts a writer that continues with what the database contains.
     pub(super) fn start(ledger: &Arc<Ledger>) -> Publisher {
         let settings = Settings::default();
         let rules = Rules {
@@ -222,14 +223,15 @@ impl Publisher {
         }
     }
 
-    /// Has these carried out as one group, and returns the answers.
+    /// Carries out the commands as one group, and returns the answers.
     pub(super) fn append(
         &mut self,
         submissions: Vec<(SchoolId, Vec<Envelope>)>,
     ) -> Vec<Result<Receipts, StoreError>> {
         let append = |(school, commands)| {
             let allowance = Arc::<Allowance>::default();
-            // Tokio lets a task do only so much, and here that is all one task.
+            // Unconstrained, because a single task carries out everything here and would exceed Tokio's cooperative
+            // budget.
             let answer = unconstrained(self.handle.append(school, commands, allowance));
             let mut answer = Box::pin(answer);
             let is_early = answer.as_mut().now_or_never().is_some();
@@ -244,7 +246,7 @@ impl Publisher {
             .collect()
     }
 
-    /// The batches that were committed since this was asked last.
+    /// Returns the batches that were committed since the last call.
     pub(super) fn committed(&mut self) -> Vec<Vec<Arc<Event>>> {
         let batches = std::iter::from_fn(|| self.batches.try_recv()).collect();
         self.batches.done();

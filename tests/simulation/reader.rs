@@ -1,4 +1,4 @@
-//! A client, and the simple model of what it must have been told.
+//! A client, and a simple model of what it must receive.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -23,12 +23,13 @@ use super::Fault;
 use super::cursors::{Knowledge, Place};
 use super::ledger::Ledger;
 
-/// Every so many wake-ups one gets lost, if that is the fault.
+/// With the fault `LostWakeUp`, one wake-up out of this many gets lost.
 const LOST_WAKE_UP: u64 = 5;
-/// Cursors that a reader remembers.
+/// Number of cursors that a reader remembers.
 const PLACES: usize = 64;
 
-/// Whether a reader was woken since it last had nothing to do. A runtime polls nobody else.
+/// Records whether a reader was woken since it last had nothing to do. Like a runtime, the simulation polls only
+/// readers that were woken.
 #[derive(Default)]
 struct Alarm {
     rings: AtomicBool,
@@ -45,64 +46,64 @@ impl Wake for Alarm {
     }
 }
 
-/// What happens, if it is a single seed that is looked at.
+/// Prints what happens if a single seed is run.
 fn trace(what: std::fmt::Arguments<'_>) {
     if std::env::var_os("TIDINGS_SEED").is_some() {
         println!("{what}");
     }
 }
 
-/// A client over all its sessions.
+/// A client, with all of its sessions.
 pub(super) struct Reader {
     scope: Scope,
     tick: Duration,
     session: Option<Session>,
-    /// Where it comes back to.
+    /// The cursor that it resumes from.
     cursor: Option<Cursor>,
     shadow: Shadow,
     knowledge: Knowledge,
     /// Cursors that it was sent.
     places: Vec<Place>,
-    /// What it would listen to, but was refused.
+    /// What it would listen to. A multiplexed client begins without channels, as if its `subscribe` had been rejected.
     wanted: Scope,
-    /// What it has asked for, and from where.
+    /// The channel of its pending `subscribe`, and the place to resume the channel from.
     asked: Option<(Channel, Option<Place>)>,
-    /// What it has left, until that is acknowledged.
+    /// Its scope and knowledge before its `unsubscribe`, until that is acknowledged.
     left: Option<(Scope, Knowledge)>,
-    /// Takes nothing for the time being.
+    /// Whether it currently reads nothing.
     pub(super) is_stalled: bool,
     fault: Option<Fault>,
-    /// What it was told in all.
+    /// Total number of its deliveries.
     pub(super) deliveries: usize,
-    /// Subjects of which ticks were lost with the power, and where the log was cut: of a tick before that it may have been told
-    /// only that there would be a newer one.
+    /// Subjects that lost ticks in a power loss, with the head of the log after it. A tick up to that head may be
+    /// missing, because the lost tick superseded it.
     excused: HashMap<SubjectId, u64>,
 }
 
 struct Session {
     subscription: Subscription,
     alarm: Arc<Alarm>,
-    /// When its token ends.
+    /// When its token expires.
     ends: Option<Instant>,
-    /// It was told that the token has ended.
+    /// Whether it has received the close message of an expired token.
     is_over: bool,
 }
 
-/// What a client knows, and what it must have been told.
+/// What a client has received, and what it must receive.
 struct Shadow {
-    /// Every retained event is told, not only the newest of each subject.
+    /// Whether every retained event is delivered, not only the newest of each subject.
     tells_all: bool,
-    /// Channels are added and left: then order holds for each subject.
+    /// Whether channels are added and removed. If so, only the events of each subject are in order.
     is_multiplexed: bool,
-    /// The last `seq` that was told.
+    /// The last `seq` that was delivered.
     last: u64,
-    /// The last event that was told of each subject.
+    /// The `seq` of the last event of each subject that was delivered.
     told: HashMap<SubjectId, u64>,
-    /// From here on nothing may be missing, and up to `complete` nothing was.
+    /// Nothing after this `seq` may be missing, and nothing up to `complete` is.
     since: Option<u64>,
     complete: u64,
     is_ready: bool,
-    /// The cursor is of another life: nothing counts before a reset.
+    /// Whether the cursor belongs to a history that was lost, so that a `reset` must come first.
     must_reset: bool,
 }
 
@@ -159,7 +160,7 @@ impl Reader {
         self.scope.school
     }
 
-    /// A power loss has taken this.
+    /// Records the events that a power loss removed.
     pub(super) fn note_loss(&mut self, lost: &[Arc<Event>], ledger: &Ledger) {
         let school = self.school();
         let head = ledger.head(school);
@@ -168,16 +169,16 @@ impl Reader {
         }
     }
 
-    /// Whether there is something to do for it.
+    /// Whether it was woken.
     pub(super) fn rings(&self) -> bool {
         let rings = |session: &Session| session.alarm.rings.load(Ordering::Relaxed);
         self.session.as_ref().is_some_and(rings)
     }
 
-    /// Connects: from its last cursor if it has one, or from any that it was sent.
+    /// Connects with its last cursor if it has one, or with any cursor that it was sent.
     pub(super) fn connect(&mut self, subscriber: &Subscriber, ledger: &Ledger, rng: &mut Rng) {
         if self.is_multiplexed() {
-            // As the endpoint does: what is heard from the start is heard from here on.
+            // As on the endpoint: what is delivered without a subscription begins at the current end of the log.
             self.scope = Scope::new(self.school(), []).filtered(self.scope.filter.clone());
             self.cursor = Some(ledger.end(self.school()));
             self.knowledge.forget();
@@ -223,7 +224,7 @@ impl Reader {
             _ if self.scope.channels().is_empty() => shadow.begin_anew(),
             Some(cursor) if !ledger.knows(self.scope.school, cursor) => shadow.must_reset = true,
             Some(cursor) => {
-                // An earlier session may have ended before it was told so.
+                // An earlier session may have ended before it received its `reset`.
                 shadow.must_reset = false;
                 shadow.since = Some(cursor.place.seq);
                 shadow.complete = cursor.place.seq;
@@ -247,13 +248,13 @@ impl Reader {
         });
     }
 
-    /// Vanishes without a word.
+    /// Disconnects without a message.
     pub(super) fn leave(&mut self) {
         self.session = None;
         self.is_stalled = false;
     }
 
-    /// Takes at most `most` deliveries, as long as there are any. Whether it took one.
+    /// Takes up to `most` deliveries, while there are any. Returns whether there were any.
     pub(super) fn take(&mut self, most: usize, ledger: &Ledger) -> Result<bool, String> {
         let mut took = false;
         for _ in 0..most {
@@ -261,7 +262,7 @@ impl Reader {
                 break;
             };
             session.alarm.rings.store(false, Ordering::Relaxed);
-            // As each transport does before it takes something.
+            // As each transport does before it takes a delivery.
             session.subscription.end_if_expired();
             let waker = Waker::from(Arc::clone(&session.alarm));
             let next =
@@ -344,7 +345,7 @@ impl Reader {
                 return knowledge.allows(*cursor, self.shadow.tells_all, &scope, ledger);
             }
             Control::Ready(cursor) => {
-                // That of a reset may come before what was asked for is acknowledged.
+                // After a `reset`, `ready` may come before the requested channel is acknowledged.
                 let channels = self.scope.channels();
                 self.asked
                     .take_if(|(channel, _)| channels.contains(channel));
@@ -366,7 +367,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Every cursor must be safe for all that is listened to; where that is nothing, for what the client wants.
+    /// Checks that a cursor is safe for all subscribed channels or, if there are none, for those that the client wants.
     fn is_sent(&mut self, cursor: Cursor, ledger: &Ledger) -> Result<(), String> {
         let scope = match self.scope.channels().is_empty() {
             true => &self.wanted,
@@ -375,7 +376,7 @@ impl Reader {
         self.knowledge
             .allows(cursor, self.shadow.tells_all, scope, ledger)?;
         if self.places.len() == PLACES {
-            // Some old ones stay.
+            // Keep some old ones.
             self.places.remove(PLACES / 2);
         }
         self.places.push(Place {
@@ -387,7 +388,7 @@ impl Reader {
         Ok(())
     }
 
-    /// The channel that was asked for is acknowledged.
+    /// Records that the requested channel is acknowledged.
     fn now_hears(&mut self, ledger: &Ledger) {
         if let Some((channel, from)) = self.asked.clone() {
             let known = from.filter(|from| ledger.knows(self.scope.school, from.cursor));
@@ -396,7 +397,7 @@ impl Reader {
         }
     }
 
-    /// Of a subject that is heard anyhow nothing changes.
+    /// Sets what is known of a channel's subject to what was known at the cursor that the channel resumes from.
     fn begins_to_hear(&mut self, channel: &Channel, from: Option<&Place>) {
         let Channel::Subject(_, subject) = channel else {
             return;
@@ -405,13 +406,13 @@ impl Reader {
         self.knowledge.take_over(subject, from);
     }
 
-    /// Adds a channel, from a cursor that was sent for it if there is one, or leaves it.
+    /// Subscribes to a channel, sometimes from a cursor that was sent for it, or unsubscribes from it.
     pub(super) fn change(&mut self, channel: Channel, rng: &mut Rng) {
         let Some(session) = &mut self.session else {
             return;
         };
         if session.subscription.is_busy() || self.asked.is_some() {
-            // An endpoint does not read on meanwhile.
+            // An endpoint reads no further messages meanwhile.
             return;
         }
         if self.scope.channels().contains(&channel) {
@@ -445,7 +446,7 @@ impl Reader {
         session.alarm.rings.store(true, Ordering::Relaxed);
     }
 
-    /// Once nothing is under way any more, it must know the last of everything.
+    /// Checks that it has received the last event of every subject. Nothing may be pending.
     pub(super) fn must_be_up_to_date(&self, ledger: &Ledger) -> Result<(), String> {
         if self.scope.channels().is_empty() {
             return Ok(());
@@ -548,7 +549,7 @@ impl Shadow {
         }
     }
 
-    /// Who comes back with this cursor is told nothing before it any more.
+    /// Checks a cursor up to which nothing may be missing: a client that resumes from it receives nothing before it.
     fn promised(&mut self, cursor: Cursor, scope: &Scope, ledger: &Ledger) -> Result<(), String> {
         if self.is_multiplexed {
             return Ok(());
@@ -565,7 +566,8 @@ impl Shadow {
         Ok(())
     }
 
-    /// Up to `upto` every milestone was told, or every event; what was superseded may be missing.
+    /// Checks that every milestone up to `upto` or, with `tells_all`, every event was delivered. Superseded ticks may
+    /// be missing.
     fn nothing_is_missing(&self, upto: u64, scope: &Scope, ledger: &Ledger) -> Result<(), String> {
         let Some(since) = self.since else {
             return Ok(());

@@ -1,7 +1,7 @@
-//! Clients that are not ours: Python's `websockets`, Node's `ws`, and a browser's own `WebSocket` and `EventSource`.
+//! Third-party clients: Python's `websockets`, Node's `ws`, and a browser's `WebSocket` and `EventSource`.
 //!
-//! One small script a language, in `tests/clients`, does as it is told and tells what it gets, so that a scenario
-//! is told once, in Rust, and run over each of them.
+//! One small script per language, in `tests/clients`, carries out commands and reports what it receives. So each
+//! scenario is written once, in Rust, and runs with each of the clients.
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
@@ -21,15 +21,15 @@ use super::listener::socket_url;
 use super::process::{Browser, Guarded};
 use super::{PATIENCE, Server, needs, skip};
 
-/// More than any scenario says or hears without anybody taking it.
+/// Capacity of a queue, which no scenario fills.
 const LINES: usize = 1_000;
 
-/// A program that speaks with the server on a test's behalf; ended when it is dropped.
+/// A program that connects to the server on behalf of a test. It ends when it is dropped.
 pub(crate) struct Clients {
     commands: mpsc::Sender<String>,
     ears: Arc<Ears>,
     opened: AtomicU64,
-    /// Where the browser's page comes from.
+    /// The origin of the browser's page.
     pub(crate) origin: Option<String>,
     _process: Process,
 }
@@ -40,7 +40,7 @@ enum Process {
     Browser(Browser, tempfile::TempDir),
 }
 
-/// Who waits for what is told of which client.
+/// The queues for what is reported of each client, by the client's number.
 type Ears = Mutex<HashMap<u64, mpsc::Sender<(String, Value)>>>;
 
 /// One client of the server.
@@ -48,12 +48,12 @@ pub(crate) struct Client {
     name: u64,
     commands: mpsc::Sender<String>,
     told: mpsc::Receiver<(String, Value)>,
-    /// The last cursor that it was sent.
+    /// The last cursor that it received.
     pub(crate) cursor: Option<String>,
 }
 
 impl Clients {
-    /// In Python. `PYTHON` names one that has `websockets`.
+    /// Starts the clients in Python. `PYTHON` can name an interpreter that has `websockets`.
     pub(crate) async fn in_python() -> Option<Clients> {
         let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/client.py");
@@ -61,7 +61,7 @@ impl Clients {
         Clients::script(&python, wanted, script, "Python's websockets")
     }
 
-    /// In Node. `NODE_PATH` names a folder that has `ws`.
+    /// Starts the clients in Node. `NODE_PATH` can name a folder that contains `ws`.
     pub(crate) async fn in_node() -> Option<Clients> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/client.js");
         let wanted = ["-e", "require('ws')"];
@@ -83,7 +83,7 @@ impl Clients {
         let stdout = ChildStdout::from_std(child.stdout.take().unwrap()).unwrap();
         let (commands, mut orders) = mpsc::channel::<String>(LINES);
         let ears = Arc::new(Ears::default());
-        // Both end with the process.
+        // Both tasks end with the process.
         tokio::spawn(async move {
             while let Some(order) = orders.recv().await {
                 if stdin
@@ -108,7 +108,7 @@ impl Clients {
         Some(Clients::new(commands, ears, None, process))
     }
 
-    /// In Chromium, on a page of another origin than the server's.
+    /// Starts the clients in Chromium, on a page whose origin is not the server's.
     pub(crate) async fn in_a_browser() -> Option<Clients> {
         if !needs("chromium") {
             return None;
@@ -117,7 +117,7 @@ impl Clients {
         let origin = format!("http://{}", listener.local_addr().unwrap());
         let (commands, orders) = mpsc::channel::<String>(LINES);
         let ears = Arc::new(Ears::default());
-        // All of them end with the test.
+        // All of these tasks end with the test.
         tokio::spawn({
             let (orders, ears) = (Arc::new(orders.into()), Arc::clone(&ears));
             async move {
@@ -154,13 +154,13 @@ impl Clients {
         self.open_as(server, path, Some(&token), None).await
     }
 
-    /// The same from a cursor.
+    /// Opens a WebSocket that resumes from a cursor; otherwise like [`Clients::open`].
     pub(crate) async fn resume(&self, server: &Server, path: &str, cursor: &str) -> Client {
         let token = super::viewer(1);
         self.open_as(server, path, Some(&token), Some(cursor)).await
     }
 
-    /// Opens a WebSocket, which must be accepted, with any token.
+    /// Opens a WebSocket, which must be accepted, with this token and cursor, if any.
     pub(crate) async fn open_as(
         &self,
         server: &Server,
@@ -172,7 +172,7 @@ impl Clients {
         self.client("open", &url).await
     }
 
-    /// Opens an `EventSource`, which only a browser has.
+    /// Opens an `EventSource`, which only the browser has.
     pub(crate) async fn event_source(&self, server: &Server, path: &str) -> Client {
         self.client("listen", &format!("{}{path}", server.url))
             .await
@@ -210,7 +210,7 @@ impl Client {
         self.command("send", text).await;
     }
 
-    /// The next text message.
+    /// Returns the next message, which must be a text.
     pub(crate) async fn text(&mut self) -> String {
         match self.hear().await {
             (what, Value::String(text)) if what == "text" => text,
@@ -218,7 +218,7 @@ impl Client {
         }
     }
 
-    /// The next message, which must be a JSON object.
+    /// Returns the next message, which must be a JSON object.
     pub(crate) async fn next(&mut self) -> Value {
         let text = self.text().await;
         let message: Value =
@@ -229,7 +229,7 @@ impl Client {
         message
     }
 
-    /// So many messages.
+    /// Returns this many messages.
     pub(crate) async fn take(&mut self, count: usize) -> Vec<Value> {
         let mut messages = Vec::new();
         for _ in 0..count {
@@ -238,13 +238,13 @@ impl Client {
         messages
     }
 
-    /// What is said next to this.
+    /// Sends a text message and returns the next message.
     pub(crate) async fn ask(&mut self, text: &str) -> Value {
         self.send(text).await;
         self.next().await
     }
 
-    /// The code of the server's close, which must come next.
+    /// Returns the code of the server's close frame, which must come next.
     pub(crate) async fn closed(&mut self) -> Value {
         match self.hear().await {
             (what, code) if what == "closed" => code,
@@ -252,7 +252,7 @@ impl Client {
         }
     }
 
-    /// Says goodbye and waits until it is answered; nothing else may come meanwhile.
+    /// Closes the connection and waits for the server's close frame, which must come next.
     pub(crate) async fn leave(mut self) {
         self.command("close", "").await;
         assert_eq!(self.closed().await, 1000);
@@ -263,19 +263,19 @@ async fn pass_on(ears: &Ears, line: &str) {
     let (name, what, value): (u64, String, Value) = serde_json::from_str(line).unwrap();
     let ear = ears.lock().unwrap().get(&name).cloned();
     if let Some(ear) = ear {
-        // Fails when the test does not want to hear any more.
+        // Fails if the test has dropped the client.
         let _ = ear.send((what, value)).await;
     }
 }
 
-/// Serves the page to who asks for it, and speaks with it once it calls back.
+/// Serves the page, or exchanges commands and reports with the page once it has connected.
 async fn serve_page(
     mut stream: TcpStream,
     orders: Arc<tokio::sync::Mutex<mpsc::Receiver<String>>>,
     ears: Arc<Ears>,
 ) {
     let mut start = [0; 9];
-    // Fails, like all below, when the browser has thought better of it.
+    // Fails, like the calls below, if the browser has closed the connection.
     let _ = stream.peek(&mut start).await;
     if start != *b"GET /test" {
         let page = include_str!("../../clients/client.html");

@@ -1,4 +1,4 @@
-//! Commands without HTTP.
+//! Commands that need no HTTP request.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -15,7 +15,7 @@ impl Body for Fields {
     }
 }
 
-/// A command of a job's verb.
+/// Returns the command of this verb to a job.
 pub(crate) fn job(id: &str, verb: &str, body: Value) -> Envelope {
     let command = Command::read(job::KIND, verb, Fields(body)).expect("a verb of jobs");
     Envelope::new(id.parse().unwrap(), command.unwrap())

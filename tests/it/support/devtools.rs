@@ -1,4 +1,4 @@
-//! A page in a real browser, driven over its DevTools protocol.
+//! A page in a real browser, controlled over the DevTools protocol.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// An empty page.
+    /// Opens an empty page.
     pub(crate) async fn open() -> Page {
         let folder = tempfile::tempdir().unwrap();
         let browser = Browser::open(folder.path(), "about:blank").await;
@@ -39,19 +39,19 @@ impl Page {
         answer["result"].clone()
     }
 
-    /// Leaves a cookie and goes somewhere.
+    /// Sets the cookie with a token, and opens a URL.
     pub(crate) async fn go(&mut self, url: &str, token: &str) {
         let cookie = json!({"name": "tidings_token", "value": token, "url": url, "httpOnly": true});
         self.call("Network.setCookie", cookie).await;
         self.visit(url).await;
     }
 
-    /// Goes somewhere with the cookies that are there.
+    /// Opens a URL with the existing cookies.
     pub(crate) async fn visit(&mut self, url: &str) {
         self.call("Page.navigate", json!({ "url": url })).await;
     }
 
-    /// How wide the window is, and whether it is dark.
+    /// Sets the width of the window, and whether the colour scheme is dark.
     pub(crate) async fn look(&mut self, width: u32, dark: bool) {
         let scheme = if dark { "dark" } else { "light" };
         let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
@@ -63,7 +63,7 @@ impl Page {
             .await;
     }
 
-    /// A small phone, which is touched.
+    /// Emulates a small phone with a touch screen.
     pub(crate) async fn phone(&mut self) {
         self.look(360, false).await;
         let size = json!({"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": true});
@@ -75,27 +75,27 @@ impl Page {
         .await;
     }
 
-    /// A sheet of paper: A4 at 96 dots an inch, as it is printed.
+    /// Emulates print on A4 paper, at 96 dots per inch.
     pub(crate) async fn paper(&mut self) {
         self.look(794, false).await;
         self.call("Emulation.setEmulatedMedia", json!({"media": "print"}))
             .await;
     }
 
-    /// What the page is printed as.
+    /// Saves the page as a PDF file.
     pub(crate) async fn pdf(&mut self, path: &Path) {
         let answer = self.call("Page.printToPDF", json!({})).await;
         keep(path, &answer["data"]);
     }
 
-    /// What the page looks like, as a PNG file.
+    /// Saves a screenshot of the page as a PNG file.
     pub(crate) async fn screenshot(&mut self, path: &Path) {
         let params = json!({"format": "png", "captureBeyondViewport": true});
         let answer = self.call("Page.captureScreenshot", params).await;
         keep(path, &answer["data"]);
     }
 
-    /// What a piece of JavaScript comes to.
+    /// Returns the value of a JavaScript expression.
     pub(crate) async fn evaluate(&mut self, script: &str) -> Value {
         let answer = self.try_evaluate(script).await;
         assert!(
@@ -105,7 +105,7 @@ impl Page {
         answer["result"]["value"].clone()
     }
 
-    /// The same, though it may fail: also because the page goes somewhere else meanwhile.
+    /// Evaluates a JavaScript expression that may fail, for example because the page is navigating.
     async fn try_evaluate(&mut self, script: &str) -> Value {
         let params = json!({"expression": script, "returnByValue": true, "awaitPromise": true});
         self.calls += 1;
@@ -116,12 +116,13 @@ impl Page {
         }
     }
 
-    /// Waits until a piece of JavaScript is true.
+    /// Waits until a JavaScript expression is true.
     pub(crate) async fn until(&mut self, script: &str) {
         self.until_within(script, PATIENCE.as_secs()).await;
     }
 
-    /// Waits so long until a piece of JavaScript is true. Until the document is there, much of it fails.
+    /// Waits up to `secs` seconds until a JavaScript expression is true. Failures are ignored, because much fails until
+    /// the document has loaded.
     pub(crate) async fn until_within(&mut self, script: &str, secs: u64) {
         let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(secs);
         while self.try_evaluate(script).await["result"]["value"] != true {
@@ -134,7 +135,7 @@ impl Page {
     }
 }
 
-/// Writes down what the browser has told in base 64.
+/// Decodes base64 from the browser, and saves it to a file.
 fn keep(path: &Path, data: &Value) {
     let bytes =
         base64::prelude::Engine::decode(&base64::prelude::BASE64_STANDARD, data.as_str().unwrap());
@@ -153,7 +154,7 @@ async fn ask(socket: &mut Socket, id: u64, method: &str, params: Value) -> Value
     }
 }
 
-/// The address of the page's debugger.
+/// Returns the URL of the page's debugger.
 async fn debugger(folder: &Path) -> String {
     let file = folder.join("profile/DevToolsActivePort");
     let mut found = None;

@@ -1,4 +1,4 @@
-//! One client for three transports: every scenario is told once and run over each.
+//! One client for three transports: every scenario is written once and runs over each of them.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -31,10 +31,10 @@ impl Transport {
 pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 type Bytes = Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>;
 
-/// An open subscription. Messages come out one by one, whatever carries them.
+/// An open subscription. It returns messages one by one, whatever the transport.
 pub(crate) struct Listener {
     inner: Inner,
-    /// The cursor to come back with.
+    /// The cursor to resume from.
     pub(crate) cursor: Option<String>,
 }
 
@@ -55,7 +55,7 @@ enum Inner {
     },
 }
 
-/// `http://` as `ws://`, with token and cursor in the query.
+/// Returns the WebSocket URL for an `http://` base, with token and cursor in the query.
 pub(crate) fn socket_url(
     base: &str,
     path: &str,
@@ -80,7 +80,7 @@ pub(crate) async fn socket(base: &str, path: &str, token: &str) -> Socket {
     tokio_tungstenite::connect_async(request).await.unwrap().0
 }
 
-/// The next JSON message of a WebSocket, or the code of its close.
+/// Returns the next JSON message of a WebSocket, or the code of its close frame.
 pub(crate) async fn receive(socket: &mut Socket) -> Result<Value, Option<u16>> {
     loop {
         match timeout(PATIENCE, socket.next())
@@ -95,7 +95,7 @@ pub(crate) async fn receive(socket: &mut Socket) -> Result<Value, Option<u16>> {
     }
 }
 
-/// All that is said until it is closed, and the code of the close.
+/// Returns all messages until the close, and the code of the close frame.
 pub(crate) async fn until_closed(socket: &mut Socket) -> (Vec<Value>, Option<u16>) {
     let mut said = Vec::new();
     loop {
@@ -111,7 +111,7 @@ pub(crate) async fn send(socket: &mut Socket, text: &str) {
     socket.send(Message::text(text)).await.unwrap();
 }
 
-/// A WebSocket handshake that must be accepted, in a tunnel through a forward proxy at this address if there is one.
+/// Opens a WebSocket that must be accepted, if `tunnel` is given in a tunnel through the forward proxy at that address.
 pub(crate) async fn handshake(url: String, tunnel: Option<&str>) -> Socket {
     let request = url.into_client_request().unwrap();
     let Some(proxy) = tunnel else {
@@ -146,7 +146,8 @@ impl Listener {
         Listener::open_through(None, transport, base, scope, token, cursor).await
     }
 
-    /// The same through the forward proxy at an address, as a browser does: WebSockets in a tunnel.
+    /// Opens `/events<scope>` through the forward proxy at this address. Like a browser, it opens a WebSocket in a
+    /// tunnel.
     pub(crate) async fn open_through(
         proxy: Option<&str>,
         transport: Transport,
@@ -188,7 +189,7 @@ impl Listener {
             }
             Transport::Poll => Inner::Poll {
                 http,
-                // A test that expects nothing should not wait for as long as a person would.
+                // Shorter than the default, so that tests which expect no message are fast.
                 url: format!(
                     "{base}{path}{}wait=3",
                     if path.contains('?') { '&' } else { '?' }
@@ -206,7 +207,7 @@ impl Listener {
         }
     }
 
-    /// The next message; nothing when the stream is over.
+    /// Returns the next message, or none at the end of the stream.
     pub(crate) async fn next(&mut self) -> Option<Value> {
         timeout(PATIENCE, self.next_message())
             .await
@@ -225,7 +226,7 @@ impl Listener {
                         if let Some(id) = value("id: ") {
                             self.cursor = Some(id.to_owned());
                         }
-                        // As a native EventSource does: a named event is not for `onmessage`.
+                        // Like a browser's `EventSource`: a named event does not reach `onmessage`.
                         let heard = value("event: ") != Some("heartbeat");
                         if let Some(data) = value("data: ").filter(|_| heard) {
                             return Some(serde_json::from_str(data).unwrap());
@@ -263,7 +264,7 @@ impl Listener {
                     over,
                 } => {
                     if let Some(message) = waiting.pop_front() {
-                        // One answer after the other, told as one stream: later greetings are left out.
+                        // Consecutive responses appear as one stream: later `connected` and `ready` are omitted.
                         let greeting =
                             matches!(message["type"].as_str(), Some("connected" | "ready"));
                         if message["type"] != "connected"
@@ -301,7 +302,7 @@ impl Listener {
         }
     }
 
-    /// The messages up to and with the first that fits.
+    /// Returns the messages up to and including the first that matches.
     pub(crate) async fn take_until(&mut self, fits: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut messages = Vec::new();
         loop {
@@ -317,13 +318,13 @@ impl Listener {
         }
     }
 
-    /// What comes before `ready`.
+    /// Returns the messages up to and including `ready`.
     pub(crate) async fn until_ready(&mut self) -> Vec<Value> {
         self.take_until(|message| message["type"] == "ready").await
     }
 }
 
-/// The status of a WebSocket handshake that is refused.
+/// Returns the HTTP status with which a WebSocket handshake is rejected.
 pub(crate) async fn refused(url: &str) -> u16 {
     match tokio_tungstenite::connect_async(url).await {
         Err(tungstenite::Error::Http(response)) => response.status().as_u16(),

@@ -1,4 +1,4 @@
-//! A database in memory behind the real decisions: what a store keeps, without SQL.
+//! An in-memory database behind the real decisions: it stores what a store does, without SQL.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use tidings::log::facts::{Address, Answered, Facts, KeyUse, Moment, Stored, Tail
 use tidings::log::writer::Backend;
 use tidings::uptime::Uptime;
 
-/// All that was committed.
+/// Everything that was committed.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Memory {
-    /// By school and in order, one school after the other as they were committed.
+    /// In commit order. The events of one group are ordered by school.
     pub(crate) events: Vec<Arc<Event>>,
     pub(crate) states: HashMap<Address, Stored>,
     pub(crate) tails: HashMap<SchoolId, Tail>,
     pub(crate) keys: HashMap<(SchoolId, String), KeyUse>,
     pub(crate) past: HashMap<(SchoolId, Arc<str>), Vec<Past>>,
     pub(crate) parts: HashMap<(Address, u64), Part>,
-    /// So many of the next commits fail.
+    /// How many of the next commits fail.
     pub(crate) failures: usize,
 }
 
 impl Memory {
-    /// Keeps what a group leads to.
+    /// Stores the results of a group.
     pub(crate) fn take_in(&mut self, decisions: &mut Decisions) {
         self.events.extend(decisions.events.iter().map(Arc::clone));
         self.states.extend(decisions.states.drain());

@@ -1,4 +1,4 @@
-//! A server to talk to, tokens to talk with, and one client for all three transports.
+//! Test servers, tokens, and one client for all three transports.
 
 pub(crate) mod clients;
 pub(crate) mod commands;
@@ -23,13 +23,13 @@ use tidings::auth::{Claims, Role};
 
 pub(crate) use listener::{Listener, Transport};
 
-/// How long anything may take that is sure to come. Generous: the machine may be busy.
+/// How long to wait for something that must happen. Long, because the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The secret of every test server.
 pub(crate) const SECRET: &str = "a secret for tests only, long enough for HS256";
 
-/// Small bounds for the kinds' rules.
+/// Small limits for the rules of the kinds.
 pub(crate) const LIMITS: tidings::kind::Limits = tidings::kind::Limits {
     message_bytes: 64,
     metadata_bytes: 128,
@@ -39,7 +39,7 @@ pub(crate) const LIMITS: tidings::kind::Limits = tidings::kind::Limits {
     device_lease_secs: 40,
 };
 
-/// A server of its own, with a database of its own; stopped when it is dropped.
+/// A server with a database of its own. It stops when it is dropped.
 pub(crate) struct Server {
     pub(crate) url: String,
     pub(crate) tidings: Arc<Tidings>,
@@ -110,7 +110,7 @@ pub(crate) async fn launch(rocket: rocket::Rocket<rocket::Build>, folder: Arc<Te
     }
 }
 
-/// Rocket's configuration for a test: any free port, no signals, these settings.
+/// Returns Rocket's configuration for a test: any free port, no signals, and these settings.
 pub(crate) fn figment(folder: &TempDir, settings: &Value) -> Figment {
     let settings: Dict = serde_json::from_value(settings.clone()).unwrap();
     let base = rocket::Config::figment()
@@ -126,7 +126,7 @@ pub(crate) fn figment(folder: &TempDir, settings: &Value) -> Figment {
 }
 
 impl Server {
-    /// Stops as on SIGTERM and waits until it has.
+    /// Stops the server as on SIGTERM, and waits until it has stopped.
     pub(crate) async fn stop(mut self) -> Arc<TempDir> {
         self.shutdown.clone().notify();
         self.served.take().unwrap().await.unwrap();
@@ -134,31 +134,31 @@ impl Server {
         Arc::clone(&self.folder)
     }
 
-    /// A request with a token.
+    /// Returns a request with a token.
     pub(crate) fn request(&self, method: &str, path: &str, token: &str) -> reqwest::RequestBuilder {
         self.http
             .request(method.parse().unwrap(), format!("{}{path}", self.url))
             .bearer_auth(token)
     }
 
-    /// GET, giving status and JSON.
+    /// Sends a GET request. Returns the status and the JSON of the response.
     pub(crate) async fn get(&self, path: &str, token: &str) -> (u16, Value) {
         answer(self.request("GET", path, token)).await
     }
 
-    /// POST of JSON, giving status and JSON.
+    /// Sends a POST request with a JSON body. Returns the status and the JSON of the response.
     pub(crate) async fn post(&self, path: &str, token: &str, body: Value) -> (u16, Value) {
         answer(self.request("POST", path, token).json(&body)).await
     }
 
-    /// POST that must succeed, as a worker of school 1.
+    /// Sends a POST request as a worker of school 1. It must succeed.
     pub(crate) async fn report(&self, path: &str, body: Value) -> Value {
         let (status, answer) = self.post(path, &worker(1), body.clone()).await;
         assert!(status < 300, "{path} {body}: {status} {answer}");
         answer
     }
 
-    /// PUT that must succeed, as a worker of school 1.
+    /// Sends a PUT request as a worker of school 1. It must succeed.
     pub(crate) async fn put(&self, path: &str, body: Value) -> Value {
         let request = self.request("PUT", path, &worker(1)).json(&body);
         let (status, answer) = answer(request).await;
@@ -166,7 +166,7 @@ impl Server {
         answer
     }
 
-    /// A batch of these lines, giving what each came to.
+    /// Sends a batch of these lines. Returns the result of each.
     pub(crate) async fn batch(&self, token: &str, lines: impl Into<String>) -> Vec<Value> {
         let request = self.request("POST", "/api/batch", token).body(lines.into());
         let response = request.send().await.unwrap();
@@ -177,7 +177,7 @@ impl Server {
             .collect()
     }
 
-    /// A running job of school 1.
+    /// Creates a running job of school 1.
     pub(crate) async fn running_job(&self, id: &str) -> Value {
         self.report(
             "/api/jobs",
@@ -186,12 +186,12 @@ impl Server {
         .await
     }
 
-    /// Listens, as a viewer of school 1.
+    /// Opens a stream as a viewer of school 1.
     pub(crate) async fn listen(&self, transport: Transport, scope: &str) -> Listener {
         Listener::open(transport, &self.url, scope, &viewer(1), None).await
     }
 
-    /// Listens from a cursor, as a viewer of school 1.
+    /// Opens a stream that resumes from a cursor, as a viewer of school 1.
     pub(crate) async fn resume(&self, transport: Transport, scope: &str, cursor: &str) -> Listener {
         Listener::open(transport, &self.url, scope, &viewer(1), Some(cursor)).await
     }
@@ -203,7 +203,7 @@ impl Drop for Server {
     }
 }
 
-/// Status and JSON of an answer.
+/// Sends a request. Returns the status and the JSON of the response.
 pub(crate) async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
     let response = request.send().await.unwrap();
     let status = response.status().as_u16();
@@ -213,7 +213,7 @@ pub(crate) async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
     (status, json)
 }
 
-/// Claims of a token that is valid for ten minutes.
+/// Returns the claims of a token that is valid for ten minutes.
 pub(crate) fn claims(school: Option<i64>, role: Role) -> Claims {
     Claims {
         sub: "test".into(),
@@ -228,7 +228,7 @@ pub(crate) fn claims(school: Option<i64>, role: Role) -> Claims {
     }
 }
 
-/// A token signed with the test secret.
+/// Returns a token signed with the secret of the test servers.
 pub(crate) fn sign(claims: &impl serde::Serialize) -> String {
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
@@ -242,17 +242,17 @@ pub(crate) fn worker(school: i64) -> String {
     sign(&claims(Some(school), Role::Worker))
 }
 
-/// An administrator of all schools.
+/// Returns an administrator's token for all schools.
 pub(crate) fn admin() -> String {
     sign(&claims(None, Role::Admin))
 }
 
-/// An administrator's token for a school.
+/// Returns an administrator's token for one school.
 pub(crate) fn admin_of(school: i64) -> String {
     sign(&claims(Some(school), Role::Admin))
 }
 
-/// A token for these schools.
+/// Returns a token for these schools.
 pub(crate) fn for_schools(schools: &[i64], role: Role) -> String {
     let mut claims = claims(None, role);
     let schools = schools.iter().map(|own| (*own).try_into().unwrap());
@@ -260,7 +260,7 @@ pub(crate) fn for_schools(schools: &[i64], role: Role) -> String {
     sign(&claims)
 }
 
-/// Waits for a condition, looking every few milliseconds; fails after [`PATIENCE`].
+/// Checks a condition every few milliseconds until it is true. Fails after [`PATIENCE`].
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !condition().await {
@@ -272,8 +272,7 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
     }
 }
 
-/// A field of each message.
-/// A cursor's epoch, number and tag.
+/// Returns a cursor's epoch, number and tag.
 pub(crate) fn parts(cursor: &Value) -> (String, u64, String) {
     let cursor = cursor.as_str().expect("a cursor is a text");
     let mut parts = cursor.split('-');
@@ -282,11 +281,12 @@ pub(crate) fn parts(cursor: &Value) -> (String, u64, String) {
     (epoch, seq.parse().expect("a number"), part())
 }
 
+/// Returns a field of each message.
 pub(crate) fn field<'a>(messages: &'a [Value], name: &str) -> Vec<&'a Value> {
     messages.iter().map(|message| &message[name]).collect()
 }
 
-/// A real program that a test needs.
+/// Whether a program that a test needs is installed. If not, reports that the test is skipped.
 pub(crate) fn needs(program: &str) -> bool {
     let found = std::process::Command::new(program)
         .arg("--version")
@@ -295,14 +295,14 @@ pub(crate) fn needs(program: &str) -> bool {
     found || skip(program)
 }
 
-/// Skips a test for want of something: where everyone can see it, or as a failure where `TIDINGS_REQUIRE_ALL` is
-/// set. Always false.
+/// Reports that a test is skipped because something is not installed, or fails if `TIDINGS_REQUIRE_ALL` is set. Always
+/// returns false.
 pub(crate) fn skip(wanted: &str) -> bool {
     assert!(
         std::env::var_os("TIDINGS_REQUIRE_ALL").is_none(),
         "{wanted} is required and not installed"
     );
-    // Past the test harness, which keeps what a passing test prints to itself.
+    // Bypasses the test harness, which captures the output of tests that pass.
     use std::io::Write;
     let line = format!(
         "SKIPPED, at least in part: {wanted} is not installed

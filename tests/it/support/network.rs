@@ -1,5 +1,5 @@
-//! Two machines with a cable between them: network namespaces that are joined by a pair of interfaces. What is done to the
-//! route between them concerns nobody else.
+//! Machines that are connected by cables: network namespaces, connected by pairs of virtual interfaces. Changes to
+//! their routes affect nothing else.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -14,29 +14,29 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::skip;
 
-/// Addresses for documentation, which are in use nowhere: four for each cable.
+/// Returns an address from a range that is reserved for documentation. Each cable has four addresses.
 fn address(cable: usize, host: u8) -> Ipv4Addr {
     let cable = u8::try_from(cable).expect("few cables");
     Ipv4Addr::new(192, 0, 2, cable * 4 + host)
 }
 
-/// How the route is lost. In none of the ways a FIN, a RST or an ICMP message comes to the server.
+/// How a connection is lost. In no case does a FIN, a RST or an ICMP message reach the server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Loss {
-    /// The far end has the server's packets, and its own lead nowhere.
+    /// The far end receives the server's packets, but its own packets are dropped.
     NoWayBack,
-    /// The far end's interface is off: packets in both directions lead nowhere.
+    /// The far end's interface is down: packets are dropped in both directions.
     Unplugged,
 }
 
-/// Removed, by its own names, when it is dropped.
+/// A network, whose namespaces have unique names. It is removed when it is dropped.
 pub(crate) struct Network {
     near: String,
     far: Vec<String>,
 }
 
 impl Network {
-    /// With so many far ends. None where that is not possible, which needs root and `ip`.
+    /// Creates a network with this many far ends. Returns none if that is not possible: it requires root and `ip`.
     pub(crate) fn lay(ends: usize) -> Option<Network> {
         static LAID: AtomicUsize = AtomicUsize::new(0);
         let number = LAID.fetch_add(1, Ordering::Relaxed);
@@ -65,12 +65,12 @@ impl Network {
         (is_laid || skip("what network namespaces need (root and iproute2)")).then_some(network)
     }
 
-    /// Runs something at the server's end: the sockets that it opens are there, and so are those of threads that it starts.
+    /// Runs a function at the server's end. Its sockets, and those of the threads that it starts, belong to that end.
     pub(crate) fn near<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
         inside(&self.near, run)
     }
 
-    /// Connects to the server from a far end, with a receive buffer of so many bytes.
+    /// Connects to the server from a far end, with a receive buffer of this many bytes.
     pub(crate) fn connect(&self, end: usize, port: u16, receive_buffer: usize) -> TcpStream {
         let server = SocketAddr::from((address(end, 1), port));
         inside(&self.far[end], || {
@@ -81,7 +81,7 @@ impl Network {
         })
     }
 
-    /// From here on nothing comes back from a far end.
+    /// From now on, nothing from a far end reaches the server.
     pub(crate) fn lose(&self, end: usize, loss: Loss) {
         let (far, server) = (&self.far[end], address(end, 1));
         let command = match loss {
@@ -94,7 +94,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        // The interfaces go with them. Fails only if one was not added.
+        // The interfaces are deleted with the namespaces. Fails only if a namespace was not added.
         for name in self.far.iter().chain([&self.near]) {
             ip(&format!("netns del {name}"));
         }
@@ -106,7 +106,7 @@ fn ip(command: &str) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// On a thread of its own, since a thread is in one namespace.
+/// Runs a function in a namespace, on a separate thread, because a thread belongs to one namespace.
 fn inside<T: Send>(name: &str, run: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {

@@ -1,17 +1,17 @@
-//! The pages of the documentation: their blocks, and their commands, run as they stand there.
+//! The pages of the documentation, and their code blocks and commands, exactly as published.
 
 use std::path::Path;
 use std::process::Command;
 
 use super::process::{binary, command};
 
-/// A file of this repository. It is read when the test runs, so that a changed sentence needs no build.
+/// Returns the text of a file of this repository. It is read at run time, so that a change to it requires no build.
 pub(crate) fn text(file: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The blocks of a page in this language, in order.
+/// Returns the code blocks of a page in this language, in order.
 pub(crate) fn blocks(page: &str, language: &str) -> Vec<String> {
     let start = format!("```{language}\n");
     let page = text(page);
@@ -21,7 +21,8 @@ pub(crate) fn blocks(page: &str, language: &str) -> Vec<String> {
         .collect()
 }
 
-/// A reader's shell in `folder`, with the program on its path and this server in place of the page's.
+/// Returns a shell in `folder` that runs a script of a page, with the binary on its path and this server instead of the
+/// page's.
 pub(crate) fn shell(folder: &Path, script: &str, server: &str) -> Command {
     let script = script.replace("http://127.0.0.1:8000", server);
     let path = format!(

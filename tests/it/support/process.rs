@@ -1,4 +1,4 @@
-//! The real binary as a process of its own, for tests that kill it.
+//! The real binary in a separate process, for tests that kill it.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -10,12 +10,12 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::SECRET;
 
-/// The binary under test.
+/// Returns the path of the binary under test.
 pub(crate) fn binary() -> PathBuf {
     env!("CARGO_BIN_EXE_tidings").into()
 }
 
-/// A call of the binary in `folder`, without the settings of the person who runs the tests.
+/// Returns a command that runs the binary in `folder`, without the developer's own settings.
 pub(crate) fn command(folder: &Path) -> Command {
     let mut command = Command::new(binary());
     command.current_dir(folder);
@@ -31,7 +31,7 @@ pub(crate) fn command(folder: &Path) -> Command {
     command
 }
 
-/// `tidings serve` in `folder`, in a shell that has been told `limits` first.
+/// Returns the command `tidings serve` in `folder`, in a shell that first executes `limits`.
 pub(crate) fn limited(folder: &Path, limits: &str) -> Command {
     let serve = command(folder);
     let mut limited = Command::new("sh");
@@ -45,7 +45,7 @@ pub(crate) fn limited(folder: &Path, limits: &str) -> Command {
     limited
 }
 
-/// Lets a command run under a wall clock of its own, which [`set_clock`] has set and may set again. Needs `cc`.
+/// Lets a command run with a separate wall clock, which [`set_clock`] must have set before and can change. Needs `cc`.
 pub(crate) fn with_clock<'a>(command: &'a mut Command, clock: &Path) -> &'a mut Command {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     command
@@ -53,7 +53,7 @@ pub(crate) fn with_clock<'a>(command: &'a mut Command, clock: &Path) -> &'a mut 
         .env("CLOCK_FILE", clock)
 }
 
-/// Builds a library of `tests/chaos`.
+/// Builds a library from `tests/chaos`.
 fn library(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let own = folder.join(format!("{name}-{}.so", std::process::id()));
@@ -62,20 +62,20 @@ fn library(name: &str) -> PathBuf {
     build.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&own);
     build.arg(sources.join(format!("{name}.c"))).arg("-ldl");
     assert!(build.status().unwrap().success());
-    // Whole at any moment: another run of the tests may use it.
+    // Renamed atomically, because another run of the tests may be using it.
     let library = folder.join(format!("{name}.so"));
     std::fs::rename(own, &library).unwrap();
     library
 }
 
-/// The power of a machine on which servers run with their data in `folder`. Needs `cc`.
+/// The power supply of a machine on which servers run, with their data in `folder`. Needs `cc`.
 pub(crate) struct Power<'a> {
     folder: &'a Path,
     losses: u32,
 }
 
 impl<'a> Power<'a> {
-    /// It is on.
+    /// Switches the power on.
     pub(crate) fn of(folder: &'a Path) -> Power<'a> {
         std::fs::create_dir(folder.join("disk")).unwrap();
         let power = Power { folder, losses: 0 };
@@ -83,7 +83,7 @@ impl<'a> Power<'a> {
         power
     }
 
-    /// `tidings serve` on this machine.
+    /// Returns the command `tidings serve` on this machine.
     pub(crate) fn serve(&self) -> Command {
         static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
         let mut serve = command(self.folder);
@@ -96,7 +96,7 @@ impl<'a> Power<'a> {
         serve
     }
 
-    /// Leaves only what was synced, and boots again. The server must have been killed.
+    /// Cuts the power and boots again: only data that was synced is left. The server must have been killed before.
     pub(crate) fn is_lost(&mut self) {
         let files = |folder: &str| {
             let files = std::fs::read_dir(self.folder.join(folder)).unwrap();
@@ -117,9 +117,9 @@ impl<'a> Power<'a> {
     }
 }
 
-/// Sets such a clock by so many seconds against the real one.
+/// Sets such a clock to this many seconds after the real one.
 pub(crate) fn set_clock(clock: &Path, offset_secs: i64) {
-    // In place: a process that runs has the file in its memory.
+    // Written in place: a running process has the file mapped into memory.
     let mut options = std::fs::OpenOptions::new();
     let mut file = options
         .write(true)
@@ -130,21 +130,21 @@ pub(crate) fn set_clock(clock: &Path, offset_secs: i64) {
     std::io::Write::write_all(&mut file, &offset_secs.to_ne_bytes()).unwrap();
 }
 
-/// Runs to the end.
+/// Runs a command until it ends.
 pub(crate) fn run(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
 
-/// A server process; killed when it is dropped.
+/// A server process. It is killed when it is dropped.
 pub(crate) struct Process {
     child: Guarded,
     pub(crate) url: String,
-    /// What it has written to standard output in addition to its address.
+    /// Its standard output after the line with its address.
     pub(crate) stdout: BufReader<std::process::ChildStdout>,
 }
 
 impl Process {
-    /// Starts `tidings serve` (or what `command` says) and waits until it listens.
+    /// Starts `tidings serve` (or another `command`) and waits until it listens.
     pub(crate) fn start(command: &mut Command) -> Process {
         let mut child = Guarded(
             command
@@ -173,24 +173,24 @@ impl Process {
         self.child.0.stderr.take().unwrap()
     }
 
-    /// Its process id.
+    /// Returns its process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.0.id()
     }
 
-    /// Sends a signal, by its name.
+    /// Sends the signal with this name.
     pub(crate) fn signal(&self, name: &str) {
         let id = self.child.0.id().to_string();
         let sent = Command::new("kill").args(["-s", name, &id]).status();
         assert!(sent.unwrap().success());
     }
 
-    /// Bytes of memory that it occupies.
+    /// Returns how many bytes of memory it uses.
     pub(crate) fn memory(&self) -> usize {
         self.status("VmRSS:")
     }
 
-    /// The most bytes of memory that it has occupied.
+    /// Returns the maximum number of bytes of memory that it has used.
     pub(crate) fn peak_memory(&self) -> usize {
         self.status("VmHWM:")
     }
@@ -203,19 +203,19 @@ impl Process {
         kilobytes.parse::<usize>().unwrap() * 1024
     }
 
-    /// SIGKILL: no chance to tidy up.
+    /// Sends SIGKILL, which ends it without a shutdown.
     pub(crate) fn kill(&mut self) {
         self.child.0.kill().unwrap();
         self.child.0.wait().unwrap();
     }
 
-    /// SIGTERM, and the exit code.
+    /// Sends SIGTERM. Returns the exit code.
     pub(crate) fn terminate(&mut self) -> Option<i32> {
         self.signal("TERM");
         self.wait()
     }
 
-    /// Waits for the end, and gives the exit code.
+    /// Waits until it ends. Returns the exit code.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         self.child.0.wait().unwrap().code()
     }
@@ -226,13 +226,13 @@ pub(crate) struct Guarded(pub(crate) Child);
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        // Both fail only if it has ended, which is what is wanted.
+        // Both fail only if it has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A process and all that it starts, in a process group of their own; killed when it is dropped.
+/// A process and all processes that it starts, in a process group. It is killed when it is dropped.
 pub(crate) struct Group(Child);
 
 impl Group {
@@ -240,10 +240,9 @@ impl Group {
         Group(command.process_group(0).spawn().unwrap())
     }
 
-    /// Whether the first process, the one that was started, still runs.
+    /// Whether the process that was started is still running.
     pub(crate) fn runs(&self) -> bool {
-        // Not `try_wait`: once it has been waited for, its id may be another group's by the time that this one is
-        // killed.
+        // Not `try_wait`: after that, its id could be reused by another group before this one is killed.
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap();
         !stat.contains(") Z ")
     }
@@ -252,7 +251,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         let group = format!("-{}", self.0.id());
-        // Fails only if none is left, which is what is wanted.
+        // Fails only if no process is left.
         let _ = Command::new("kill")
             .args(["-s", "KILL", "--", &group])
             .stderr(Stdio::null())
@@ -261,17 +260,18 @@ impl Drop for Group {
     }
 }
 
-/// Chromium with all its processes; killed when it is dropped.
+/// Chromium with all its processes. They are killed when it is dropped.
 pub(crate) struct Browser {
     _processes: Group,
     _turn: SemaphorePermit<'static>,
 }
 
-/// A browser keeps a small machine busy for seconds: one at a time, or those that wait for it lose patience.
+/// Permits one browser at a time. A browser keeps a small machine busy for seconds, so others would reach their time
+/// limits.
 static TURN: Semaphore = Semaphore::const_new(1);
 
 impl Browser {
-    /// Opens a page. Whatever the browser writes down is below `folder`.
+    /// Opens a page. The browser writes its files below `folder`.
     pub(crate) async fn open(folder: &Path, page: &str) -> Browser {
         let turn = TURN.acquire().await.unwrap();
         let mut command = Command::new("chromium");

@@ -1,4 +1,4 @@
-//! Real proxies, with the configurations that `docs/proxies.md` gives.
+//! Real proxies, with the configurations from `docs/proxies.md`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use super::{PATIENCE, Server, needs, until};
 
 const PAGE: &str = include_str!("../../../docs/proxies.md");
 
-/// Other programs may take a free port before the proxy does.
+/// Number of attempts. Another program may take a free port before the proxy does.
 const ATTEMPTS: usize = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,23 +19,23 @@ pub(crate) enum Program {
     Apache,
     Traefik,
     Squid,
-    /// Between the client and the public, not in front of the server.
+    /// A forward proxy between the clients and the internet, not in front of the server.
     SquidForward,
 }
 
-/// A proxy with all its processes; stopped when it is dropped.
+/// A proxy with all its processes. They are killed when it is dropped.
 pub(crate) struct Proxy {
     processes: Group,
     log: PathBuf,
-    /// What to ask instead of the server.
+    /// The URL to use in place of the server's.
     pub(crate) url: String,
     /// The same over TLS.
     pub(crate) secure_url: String,
-    /// The certificate of that.
+    /// The certificate of `secure_url`.
     pub(crate) certificate: PathBuf,
 }
 
-/// The block of the page that starts with this comment.
+/// Returns the code block of the page that starts with this comment.
 fn block(title: &str) -> String {
     let start = format!("\n# {title}\n");
     let (_, rest) = PAGE
@@ -44,7 +44,7 @@ fn block(title: &str) -> String {
     rest.split("```").next().unwrap().to_owned()
 }
 
-/// A port that nobody listens on.
+/// Returns a port on which nothing listens.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
@@ -62,12 +62,12 @@ impl Program {
         }
     }
 
-    /// Whether it is installed; says so if it is not.
+    /// Whether it is installed. If not, reports that the test is skipped.
     pub(crate) fn is_here(self) -> bool {
         needs(&self.command())
     }
 
-    /// The blocks of the page that it is configured with: their titles, and the files that they are written to.
+    /// Returns the code blocks of its configuration: their titles, and the files to write them to.
     fn blocks(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Program::Nginx => &[("/etc/nginx/nginx.conf", "nginx.conf")],
@@ -85,13 +85,13 @@ impl Program {
         }
     }
 
-    /// Whether its configuration has this passage.
+    /// Whether its configuration contains this text.
     pub(crate) fn says(self, passage: &str) -> bool {
         let mut blocks = self.blocks().iter();
         blocks.any(|(title, _)| block(title).contains(passage))
     }
 
-    /// What the page's configuration must say otherwise to run in `dir` next to others.
+    /// Returns the changes to the page's configuration that let it run in `dir`, at the same time as others.
     fn substitutions(self, dir: &str) -> Vec<(&'static str, String)> {
         let inside = |name: &str| format!("{dir}/{name}");
         match self {
@@ -124,7 +124,7 @@ impl Program {
         }
     }
 
-    /// In the foreground, with its configuration in `dir`.
+    /// Returns the command that runs it in the foreground, with its configuration in `dir`.
     fn started_in(self, dir: &Path) -> Command {
         let mut command = Command::new(self.command());
         match self {
@@ -139,7 +139,7 @@ impl Program {
             Program::Traefik => command.arg("--configfile=traefik.yml"),
             Program::Squid | Program::SquidForward => command.args(["-N", "-f", "squid.conf"]),
         };
-        // What Caddy remembers stays in the folder as well.
+        // Caddy's own data stays in the folder as well.
         command
             .current_dir(dir)
             .env("HOME", dir)
@@ -150,7 +150,7 @@ impl Program {
 }
 
 impl Proxy {
-    /// Starts it in front of a server, and waits until it answers; with these passages of its configuration replaced.
+    /// Starts it in front of a server, with these replacements in its configuration, and waits until it responds.
     pub(crate) async fn open(
         program: Program,
         server: &Server,
@@ -191,7 +191,7 @@ impl Proxy {
             ),
         ];
         if program == Program::SquidForward {
-            // The public port of the server that the tunnels lead to.
+            // The server's public port, to which the tunnels lead.
             everywhere.push(("443", upstream.to_owned()));
         }
         let mut own = program.substitutions(dir);
@@ -224,7 +224,7 @@ impl Proxy {
         }
     }
 
-    /// Waits until the server answers through it. False if it ends before that.
+    /// Waits until the server responds through it. Returns false if it ends before that.
     async fn answers(&self, program: Program, server: &Server) -> bool {
         let (url, http) = match program {
             Program::SquidForward => (&server.url, self.client()),
@@ -241,14 +241,14 @@ impl Proxy {
         runs
     }
 
-    /// A client that asks through it, as one asks through a forward proxy.
+    /// Returns a client that uses it as a forward proxy.
     pub(crate) fn client(&self) -> reqwest::Client {
         let proxy = reqwest::Proxy::all(&self.url).unwrap();
         reqwest::Client::builder().proxy(proxy).build().unwrap()
     }
 }
 
-/// A certificate for this machine, and with its key in `tidings.pem`.
+/// Creates a certificate for this machine, and `tidings.pem`, which contains it with its key.
 fn certificate(folder: &Path) -> PathBuf {
     let (key, certificate) = (folder.join("key.pem"), folder.join("certificate.pem"));
     let made = Command::new("openssl")
@@ -277,7 +277,7 @@ fn certificate(folder: &Path) -> PathBuf {
     certificate
 }
 
-/// All replaced in one pass, so that nothing is replaced in what was put in.
+/// Replaces everything in one pass, so that no replacement is itself replaced.
 fn substituted(text: &str, replaced: &[(&str, String)]) -> String {
     let mut result = String::new();
     let mut rest = text;

@@ -1,7 +1,8 @@
 //! Tidings broadcasts live progress and status.
 //!
 //! Workers report over HTTP. Authorized clients receive each report immediately over Server-Sent Events, WebSocket or long
-//! poll, with the same channels, the same JSON and the same cursor. A school is an ordered log; everything else reads it.
+//! poll, with the same channels, the same JSON and the same cursor. Each school has an ordered log, which everything else
+//! reads.
 //!
 //! ```text
 //! producer ─HTTP─▶ publish ─▶ log::writer ──────────────▶ feed ─▶ hub ─▶ mailbox ─▶ SSE │ WebSocket │ poll
@@ -11,14 +12,15 @@
 //!                                                          └─▶ segments, shared by replays
 //! ```
 //!
-//! A producer's command is decided against the subject's state, and committed together with its event. The committed event
-//! is encoded once and offered to mailboxes. A connection is a cursor plus a mailbox. Connecting, reconnecting and catching
-//! up after a lag are the same operation: read from a cursor, then live.
+//! The outcome of a producer's command is decided from the subject's state. The new state and its event are committed
+//! together. The committed event is encoded once and offered to mailboxes. A connection is a cursor plus a mailbox.
+//! Connecting, reconnecting and catching up after a lag are the same operation: read the log from a cursor, then receive
+//! live events.
 //!
 //! # Terms
 //!
 //! *School*: the tenant, the unit of isolation and of ordering. *Subject*: an entity with a state; its *kind* is its type,
-//! with its rules. *Command*: a producer's request. *Event*: an immutable record of what happened. A *milestone* is never
+//! which defines its rules. *Command*: a producer's request. *Event*: an immutable record of what happened. A *milestone* is never
 //! dropped while it is retained; a *tick* may be superseded by a newer one of its subject. *Channel*: what subscribers listen
 //! to inside a school. *Cursor*: epoch, seq and tag, which identify an event. *Window*: the newest events of a school, in
 //! memory. *Segment*: a part of a log that clients share while they catch up. *Mailbox*: a connection's bounded queue.
@@ -32,19 +34,21 @@
 //!
 //! 1. Commit precedes fan-out; the producer's answer comes after the commit.
 //! 2. `seq` is dense per school and its order is commit order.
-//! 3. A subscriber sees strictly increasing `seq`, each at most once, or a `reset`. A hole in what it is sent is only ever a
-//!    superseded tick or an event outside its scope. A hole in what the hub is offered is filled from the log first.
+//! 3. A subscriber sees strictly increasing `seq`s, each at most once, or a `reset`. What is missing from its stream is only
+//!    superseded ticks and events outside its scope. What is missing from the events offered to the hub is first read from
+//!    the log.
 //! 4. A milestone inside retention is delivered to every live or resuming subscriber in scope.
-//! 5. Attach to the hub before reading the store: otherwise an event committed in between would be in neither.
+//! 5. Attach to the hub before reading the store: otherwise an event committed in between would be missed.
 //! 6. Every queue, buffer, cache and wait has a named bound ([`config`]). A slow or dead client costs a
 //!    bounded amount and slows nobody else.
 //! 7. The school comes from the credential, never from the payload alone. A stream does not outlive its
 //!    credential.
 //! 8. JSON is serialised once per event and encoding, whatever the number of subscribers, live or replaying.
 //! 9. Empty channels, windows and schools leave memory.
-//! 10. A subject's terminal state is final; progress never falls within an attempt; a kind's rules are pure
+//! 10. A subject's terminal state is final; progress never decreases within an attempt; a kind's rules are pure
 //!     functions of state, command and time.
-//! 11. A cursor names an event. One that names an event of a history that was lost is `reset`; all others are honoured.
+//! 11. A cursor names an event. A cursor whose event is in a part of the history that was lost is answered with a `reset`;
+//!     all others are honoured.
 //!
 //! # Floors
 //!
@@ -139,8 +143,8 @@ use rocket::{Build, Rocket};
 
 pub use service::{StartError, Tidings};
 
-/// Returns the complete server, with its settings and Rocket's from `figment`. Fails on a setting that has no effect. Must be
-/// called within a Tokio runtime.
+/// Returns the complete server, with its settings and Rocket's from `figment`. Fails if any setting has no effect. Must
+/// be called within a Tokio runtime.
 pub fn server(figment: figment::Figment) -> Result<Rocket<Build>, StartError> {
     http::framework::check(&figment)?;
     let settings = config::Settings::from_figment(&figment)?;

@@ -122,7 +122,8 @@ impl Batch<'_> {
         Ok(self.access.reach(school, &channel)?)
     }
 
-    /// Adds the item with this number, after carrying out whatever has to precede it. Fails only if the batch had no effect.
+    /// Adds the item with this number, after carrying out the items that must take effect before it. Fails only if the
+    /// batch had no effect.
     pub async fn take(
         &mut self,
         number: usize,

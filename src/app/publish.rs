@@ -225,7 +225,8 @@ impl PublishService {
             "commands were carried out"
         );
         let receipts = receipts?;
-        // Observe now, so that a caller sees its own report once it is answered. The log may deliver the event again later.
+        // Observe now, so that a caller sees the effect of its own report as soon as it is answered. The log may
+        // deliver the event again later.
         for receipt in receipts.iter().flatten() {
             self.presence.observe(std::slice::from_ref(receipt.event()));
         }

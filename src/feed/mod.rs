@@ -6,7 +6,7 @@
 //! log ────────────────┴─▶ segments ─▶ replays                (read once, encoded once, shared)
 //! ```
 //!
-//! The log is the truth, and hints are only notifications. Hints may be late, out of order, or missing. Still, each
+//! The log is authoritative, and hints are only notifications. Hints may be late, out of order, or missing. Still, each
 //! school's events reach the hub in order and without a hole (invariant 3). Replays of wide scopes share *segments*,
 //! which are aligned ranges of a log. One replay reads a segment for all, and its events carry their encodings. So many
 //! clients that reconnect at once cost one read and one encoding of each event (invariant 8). Narrow scopes are read

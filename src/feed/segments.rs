@@ -52,7 +52,7 @@ impl Segment {
         last.map_or(Place::untagged(self.through), |last| last.place())
     }
 
-    /// Whether the event is a tick that a later event supersedes, and that event passes the filter.
+    /// Whether the event is a tick that is superseded by a later event that passes the filter.
     pub(super) fn supersedes(&self, event: &Event, filter: &Filter) -> bool {
         let last = || self.last.get(&(event.kind, event.subject.clone()));
         let is_later = |last: &LastEvent| {

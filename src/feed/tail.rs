@@ -55,8 +55,8 @@ pub async fn follow(
         let due = tail.holes.values().filter_map(|hole| hole.due).min();
         let has_reads = !tail.reads.is_empty();
         tokio::select! {
-            // Biased: reads that fill holes are few, and go before batches that may have to wait for them. In addition,
-            // simulations become deterministic.
+            // Biased: reads that fill holes are few and go first, because batches may have to wait for them. It also
+            // makes simulations deterministic.
             biased;
             () = &mut end, if !is_ending => {
                 is_ending = true;
@@ -93,7 +93,7 @@ pub async fn follow(
     }
 }
 
-/// Number of events that were delivered since other tasks had a turn. A large batch for many readers is much work.
+/// Number of events that were delivered since other tasks had a turn. A large batch for many readers takes long.
 #[derive(Default)]
 struct Slice(usize);
 
@@ -192,7 +192,7 @@ impl Tail<'_> {
         }
     }
 
-    /// Schedules all reads in progress again: one of them panicked, and its school is not known.
+    /// Schedules all reads in progress again: one of them panicked, and it is not known for which school.
     fn read_again(&mut self) {
         let due = Instant::now() + HOLE_PAUSE;
         for hole in self.holes.values_mut() {

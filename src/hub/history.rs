@@ -1,4 +1,4 @@
-//! Figures of a school for each of the last [`RATE_SECS`] seconds: a ring buffer that costs nothing while nothing
+//! Values of a school for each of the last [`RATE_SECS`] seconds, in a ring buffer that costs nothing while nothing
 //! happens.
 
 use crate::config::RATE_SECS;
@@ -6,12 +6,12 @@ use crate::config::RATE_SECS;
 /// The completed seconds and the current one.
 const PLACES: usize = RATE_SECS + 1;
 
-/// Figures of the last seconds.
+/// Values of the last seconds.
 pub(super) struct Ring {
     figures: [u32; PLACES],
     /// The second up to which the ring is filled, counted from the hub's start.
     last: u64,
-    /// Whether a second without changes repeats the figure of the previous one instead of 0.
+    /// Whether a second without changes repeats the value of the previous one instead of 0.
     holds: bool,
 }
 
@@ -46,7 +46,7 @@ impl Ring {
         self.figures[place(second)] = level.try_into().unwrap_or(u32::MAX);
     }
 
-    /// Moves the ring to this second and overwrites the figures that are too old.
+    /// Moves the ring to this second and overwrites the values that are too old.
     fn turn(&mut self, second: u64) {
         let passed = second.saturating_sub(self.last).min(PLACES as u64);
         let figure = match self.holds {
@@ -59,7 +59,7 @@ impl Ring {
         self.last = self.last.max(second);
     }
 
-    /// Returns the figures of the seconds before this one, which is not complete; oldest first.
+    /// Returns the values of the seconds before this one, which is not complete; oldest first.
     pub(super) fn before(&mut self, second: u64) -> [u32; RATE_SECS] {
         self.turn(second);
         let present = place(second);
@@ -67,7 +67,7 @@ impl Ring {
     }
 }
 
-/// Where the figure of a second stands.
+/// Returns the index of a second's value.
 fn place(second: u64) -> usize {
     usize::try_from(second % PLACES as u64).expect("below the number of places")
 }

@@ -33,11 +33,11 @@ struct Slots {
     lagging: bool,
     close: Option<Close>,
     reader: Option<Waker>,
-    /// The reader polls again by itself before it can deliver another tick.
+    /// The reader has a timer, and polls again by itself before it can deliver another tick.
     patient: bool,
 }
 
-/// How much waits in a mailbox.
+/// The state of a mailbox's queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Depth {
     /// The number of waiting events.
@@ -131,7 +131,7 @@ impl Mailbox {
         slots.events.is_empty() && !slots.lagging
     }
 
-    /// Returns how much waits.
+    /// Returns the state of the queue.
     pub fn depth(&self) -> Depth {
         let slots = self.slots();
         Depth {

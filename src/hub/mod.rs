@@ -47,9 +47,10 @@ struct School {
 
 /// The state of a school, protected by one lock.
 struct SchoolState {
-    /// The place of the newest event that was offered, or, before any was, the place up to which a listener has read.
+    /// The place of the newest event that was offered or, if none was offered yet, the place up to which a listener has
+    /// read.
     head: Option<Place>,
-    /// Every event from this seq up to the head was offered.
+    /// Every event from this `seq` up to the head was offered.
     dense_from: u64,
     /// The newest events, contiguous in `seq`, oldest first.
     window: VecDeque<Arc<Event>>,
@@ -67,13 +68,13 @@ struct SchoolState {
     kinds: HashMap<Kind, Topic>,
 }
 
-/// Dense to iterate over. Removal takes constant time.
+/// Iteration is over a dense array, and removal takes constant time.
 type Listeners = IndexMap<u64, Arc<Mailbox>>;
 
 #[derive(Default)]
 struct Topic {
     all: Listeners,
-    /// Listeners to the wide events of the kind only.
+    /// Listeners that receive only the wide events of the kind. A wide event reaches every listener to its kind.
     wide: Listeners,
     subjects: HashMap<SubjectId, Listeners>,
 }
@@ -112,7 +113,7 @@ pub struct Connection {
     pub channels: Vec<Channel>,
     /// How many channels it listens to.
     pub channel_count: usize,
-    /// How much waits in its mailbox.
+    /// The state of its mailbox's queue.
     pub depth: Depth,
 }
 
@@ -224,7 +225,7 @@ impl Hub {
     }
 
     /// Begins to listen to `scope`. Read the store only afterwards: an event that is committed between a read and a
-    /// later attachment would be in neither (invariant 5). With `conflate`, a full mailbox may conflate ticks.
+    /// later attachment would be missed (invariant 5). With `conflate`, a full mailbox may conflate ticks.
     pub fn attach(
         self: &Arc<Self>,
         scope: &Scope,
@@ -508,7 +509,7 @@ impl SchoolState {
         self.last_offer = Instant::now();
     }
 
-    /// Records that no event before this `seq` can be assumed to have been offered.
+    /// Records that events before this `seq` may not have been offered.
     fn begin_at(&mut self, seq: u64) {
         self.dense_from = seq;
         // A window with a hole would cause a silent gap.
@@ -665,9 +666,9 @@ impl Attachment {
         }
     }
 
-    /// Continues with the offered events after everything up to `place` has been read from the log. Returns false if a
-    /// later event was offered before this connection was attached, or was never offered. In that case, there is more
-    /// to read.
+    /// Continues with the offered events after everything up to `place` has been read from the log. Returns false if
+    /// there is more to read, because a later event was offered before this connection was attached, or was never
+    /// offered.
     pub fn joins(&self, place: Place) -> bool {
         let mut state = lock(&self.school);
         match state.head {

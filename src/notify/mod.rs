@@ -2,8 +2,8 @@
 //!
 //! Like a connection, a notifier has a cursor in each school's log. Its cursor is kept in the database, so events from
 //! a downtime of the receiver, or of this server, are delivered afterwards. Publishers do not know notifiers and never
-//! wait for them. Each notifier has its own task, so a slow or dead receiver delays only itself. Events wait in the
-//! log, not in memory.
+//! wait for them. Each notifier has its own task, so a slow or dead receiver delays only its own
+//! notifier. Events wait in the log, not in memory.
 //!
 //! ```text
 //! committed events ─▶ Notifiers::observe ─▶ inbox ─▶ its task: does an event match? then the school gets a turn:
@@ -52,7 +52,7 @@ pub trait Notifier: Send + Sync + 'static {
     /// Returns the name under which its cursors are stored: 1 to 32 characters from `a-z`, `0-9` and `-`.
     fn name(&self) -> &str;
 
-    /// Returns the name of the medium that it delivers by.
+    /// Returns the name of the medium that it delivers through.
     fn medium(&self) -> &'static str;
 
     /// Whether it delivers the event. Its own task calls this for every event.
@@ -210,7 +210,7 @@ async fn stop(notifier: &dyn Notifier) {
 pub struct Shown {
     /// The notifier's name.
     pub name: String,
-    /// The medium that it delivers by.
+    /// The medium that it delivers through.
     pub medium: &'static str,
     /// The delivery that is being retried.
     pub retry: Option<Retry>,

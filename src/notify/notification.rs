@@ -1,4 +1,4 @@
-//! What is delivered, and the contract of media.
+//! What is delivered, and the interface of media.
 //!
 //! A [`Medium`] makes one attempt and reports its result. The runner decides which events are delivered, when to retry,
 //! and what happens to undeliverable events. Nothing here keeps state.
@@ -67,7 +67,7 @@ pub enum DeliveryError {
     Refused {
         /// The receiver's answer.
         cause: String,
-        /// How long to wait with this subject.
+        /// How long the receiver asks to wait before the next attempt for this subject.
         retry_after: Option<Duration>,
     },
     /// The attempt failed, and either the receiver or the event may be the cause. Deliveries of other events will show

@@ -1,9 +1,9 @@
 //! The task of one notifier: reads the logs of schools in turn, and delivers.
 //!
-//! It guarantees delivery at least once, in the order of each subject. The cursor passes an event only when the event
-//! is delivered, given up, not selected, or of a subject that is set aside; and the commit that moves the cursor also
-//! sets the subject aside. So nothing is lost, whenever the process is killed. The in-memory [`Schedule`] only decides
-//! when to try.
+//! It guarantees delivery at least once, in the order of each subject. The cursor moves past an event only if the event
+//! was delivered, became a dead letter, is not selected, or belongs to a subject that is set aside. The commit that moves
+//! the cursor also sets the subject aside, so nothing is lost, whenever the process is killed. The in-memory [`Schedule`]
+//! only decides when to try.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -374,7 +374,7 @@ impl Runner {
         }
     }
 
-    /// Makes one attempt to deliver an event that had `before` attempts.
+    /// Makes one attempt to deliver an event, after `before` earlier attempts.
     pub(super) async fn attempt(
         &self,
         event: &Event,
@@ -467,7 +467,7 @@ impl Failure {
         }
     }
 
-    /// Returns what is recorded of every failure.
+    /// Returns what is recorded about the failure.
     pub(super) fn progress(&self, verdict: Verdict, event: &Event) -> Progress {
         let cause = one_line(&self.error.to_string());
         Progress {
@@ -486,7 +486,7 @@ impl Failure {
         }
     }
 
-    /// Returns the event's subject as set aside until the next attempt.
+    /// Returns the entry that sets the event's subject aside until the next attempt.
     pub(super) fn set_aside(&self, event: &Event, first: Duration) -> SetAside {
         let asked = self.error.retry_after().unwrap_or_default();
         SetAside {
@@ -504,7 +504,7 @@ impl Failure {
 /// Saved times are in whole milliseconds, so a saved time can be later than the exact one by this much.
 const ROUNDING: Duration = Duration::from_millis(1);
 
-/// Returns a time in whole milliseconds, as it is saved, that is not before `wait` has passed.
+/// Returns a time at least `wait` after `now`, in whole milliseconds as it is saved.
 fn in_future(now: DateTime<Utc>, wait: Duration) -> DateTime<Utc> {
     let wait = TimeDelta::from_std(wait).unwrap_or(TimeDelta::MAX);
     let exact = now.checked_add_signed(wait).unwrap_or(now);

@@ -41,7 +41,7 @@ pub struct Dialect {
     /// acknowledgements repeat the ids as the client wrote them.
     pub numeric_ids: Option<bool>,
     /// Whether to leave out subjects that reached their terminal state before the connection was opened. A page that
-    /// reconnects would take such an event for a second end.
+    /// reconnects would mistake such an event for a second end.
     pub omits_ended: bool,
     /// Whether every connection receives acknowledgements of violations, whatever it subscribes to.
     receives_acknowledgements: bool,

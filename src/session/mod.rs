@@ -61,7 +61,7 @@ pub trait Outbox {
     fn send(&mut self, outgoing: Outgoing<'_>);
 }
 
-/// What a conversation begins with.
+/// The parameters of a new conversation.
 pub struct Beginning {
     /// The client's address and user, for the log.
     pub source: RequestSource,
@@ -333,7 +333,7 @@ impl Session {
         }
     }
 
-    /// Checks the limits and permissions of a `subscribe` at once, and starts looking up whether its subjects exist.
+    /// Checks the limits and permissions of a `subscribe` at once, and starts to look up whether its subjects exist.
     fn ask(
         &mut self,
         channels: Vec<Channel>,

@@ -61,7 +61,7 @@ pub(super) struct Addition {
 #[derive(Clone)]
 pub(super) struct Added {
     pub(super) others: Arc<Scope>,
-    /// The other channels deliver wide events that are on none of them only after this `seq`.
+    /// Wide events on none of the other channels are already delivered too, but only from after this `seq`.
     pub(super) wide_from: u64,
 }
 

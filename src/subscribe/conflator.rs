@@ -143,7 +143,8 @@ mod tests {
     use super::*;
     use crate::hub::mailbox::tests::event;
 
-    /// Otherwise a subject that reports all the time would be reported only once the others are silent.
+    /// Otherwise, the ticks of a subject that reports constantly would be sent only after the others have become
+    /// silent.
     #[test]
     fn a_tick_that_is_overdue_behind_others_is_told_and_not_replaced() {
         let begin = Instant::now();

@@ -116,7 +116,7 @@ pub struct Subscription {
     expires: Option<Instant>,
     returns_until: Option<DateTime<Utc>>,
     timer: Pin<Box<Sleep>>,
-    /// Nothing follows what is in the outbox: what is planned is not looked at any more.
+    /// Nothing follows the contents of the outbox, and the remaining steps are ignored.
     ended: bool,
     log: StreamLog,
 }
@@ -133,7 +133,7 @@ impl Subscriber {
         }
     }
 
-    /// What it reads.
+    /// Returns the feed that the subscriptions read from.
     pub fn feed(&self) -> &Feed {
         &self.feed
     }
@@ -150,7 +150,7 @@ impl Subscriber {
             greet,
         } = request;
         let conflator = Conflator::new(tick);
-        // Attach before reading the store: an event committed in between would be in neither.
+        // Attach before reading the store: an event committed in between would be missed.
         let attachment =
             self.hub
                 .attach(&scope, reader.clone(), conflator.conflates(), &self.limits)?;
@@ -360,8 +360,8 @@ impl Subscription {
                 // A `reset` applies to everything in scope.
                 (None, Some(_)) => self.start(cursor),
             });
-            // What has happened meanwhile on all channels. This includes states that were newer than the position when
-            // they were read.
+            // Deliver what happened meanwhile on all channels. This includes states that were newer than the position
+            // when they were read.
             steps.push(Step::catch_up());
         }
         if !self.scope.channels().is_empty() {
@@ -466,7 +466,7 @@ impl Subscription {
         self.push(Delivery::Event(event), moves_to);
     }
 
-    /// Mail that arrived quietly while ticks were held is processed before those ticks are released.
+    /// Processes mail that arrived without waking the reader while ticks were held, before those ticks are released.
     fn take_quiet_mail(&mut self, cx: &mut Context<'_>) {
         let due = self.conflator.next_due();
         if let Some(due) = due.filter(|_| self.plan.is_empty())

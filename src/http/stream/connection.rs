@@ -67,7 +67,7 @@ pub(super) struct Connection {
     waiting: VecDeque<Incoming>,
     phase: Phase,
     arrivals: Arrivals,
-    /// The client has exceeded the rate limit. It is told so after its earlier messages are answered.
+    /// The client has exceeded the rate limit. It receives the error after its earlier messages are answered.
     is_rate_limited: bool,
     timer: Pin<Box<Sleep>>,
 }
@@ -251,8 +251,8 @@ impl Connection {
             }
             let socket = &self.frames.socket;
             let is_stalled = socket.stalled_for() >= WRITE_STALL;
-            // A peer that takes no bytes cannot receive a ping. One that does must answer, unless the session is so busy
-            // that its answers are not read now.
+            // A peer that takes no bytes cannot receive a ping. Any other peer must answer, unless the session is busy:
+            // then its answers may not have been read.
             let is_busy = self.session.as_ref().is_some_and(Session::is_busy);
             let is_asked = socket.stalled_for().is_zero() && !is_busy;
             if is_stalled {

@@ -15,7 +15,7 @@ use super::params::Params;
 use crate::subscribe::{Delivery, Subscription};
 use crate::wire::{self, Encoding};
 
-/// The bytes that are being copied, and how many already are.
+/// The bytes that are being copied, and how many of them have been copied.
 #[derive(Default)]
 pub(super) struct Outgoing {
     frame: Option<Arc<[u8]>>,

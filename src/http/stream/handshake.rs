@@ -120,7 +120,7 @@ pub(super) enum Obstacle {
     Method,
 }
 
-/// Records what guards can no longer see: the method before routing, and whether the key was recorded.
+/// Records, before routing, what guards cannot see: the original method, and whether the request arrived over HTTP/1.0.
 pub(in crate::http) fn fairing() -> impl Fairing {
     AdHoc::on_request("Tidings: handshakes", |request, _| {
         let obstacle = if is_too_old(request) {
@@ -147,7 +147,7 @@ fn is_too_old(request: &Request<'_>) -> bool {
     is_noted || !request.headers().contains("Host") || has_nothing_of_a_handshake(request)
 }
 
-/// Whether all of the handshake but `Upgrade` is missing. Such a client could not use a WebSocket.
+/// Whether both the key and the version of a handshake are missing. Such a client could not use a WebSocket.
 fn has_nothing_of_a_handshake(request: &Request<'_>) -> bool {
     let headers = request.headers();
     !headers.contains("Sec-WebSocket-Key") && !headers.contains("Sec-WebSocket-Version")

@@ -192,8 +192,8 @@ async fn without_channel(
         if params.from.is_none() && hears {
             scope = scope.with_wide(characteristic::KIND);
         }
-        // Acknowledgements are delivered from this point on. Read it before attaching: an event committed in between is
-        // then replayed from the log.
+        // Acknowledgements are delivered from this place on. Read the place before attaching: an event committed in
+        // between is then replayed from the log.
         let here = tidings.subscriptions().here(scope.school).await?;
         let how = (WEBSOCKET, Some(here));
         let subscription = open(tidings, &dialect, params, &caller, how, scope, None)?;

@@ -52,7 +52,7 @@ pub(super) struct Socket {
     last_progress: Instant,
     last_heard: Instant,
     peer_closed: bool,
-    /// The socket's buffer was full. Once it takes bytes again, the peer has taken some.
+    /// The socket's buffer was full. When the socket accepts bytes again, the peer has read some.
     blocked: bool,
     /// The peer violated the protocol. Its further input is read, so that it can receive our close frame, and ignored.
     ignores_input: bool,
@@ -147,7 +147,7 @@ impl Socket {
         });
     }
 
-    /// Queues the close frame. After that, input is only awaited for the peer's answer.
+    /// Queues the close frame. After that, input is read only until the peer's close frame arrives.
     pub(super) fn close(&mut self, close: Close) {
         let frame = CloseFrame {
             code: CloseCode::from(close.code()),
@@ -218,8 +218,8 @@ impl Socket {
             return Poll::Ready(Err(End::Gone));
         }
         if self.ignores_input && self.closed {
-            // The peer's answer would not be understood. Shut down our direction only: otherwise the peer's unread input would
-            // reset the connection before the peer reads our close frame.
+            // The peer's answer could not be parsed. Shut down our direction only: otherwise the peer's unread input
+            // would reset the connection before the peer reads our close frame.
             return self.poll_shutdown(cx).map(Ok);
         }
         // The stream is not buffered, so there is nothing to flush.

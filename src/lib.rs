@@ -19,13 +19,13 @@
 //!
 //! # Terms
 //!
-//! *School*: the tenant, the unit of isolation and of ordering. *Subject*: an entity with a state; its *kind* is its type,
-//! which defines its rules. *Command*: a producer's request. *Event*: an immutable record of what happened. A *milestone* is never
-//! dropped while it is retained; a *tick* may be superseded by a newer one of its subject. *Channel*: what subscribers listen
-//! to inside a school. *Cursor*: epoch, seq and tag, which identify an event. *Window*: the newest events of a school, in
-//! memory. *Segment*: a part of a log that clients share while they catch up. *Mailbox*: a connection's bounded queue.
-//! *Frame*: an event's bytes in one encoding. *Uptime*: the total time during which the server has listened, over all of its
-//! runs; silence is measured in uptime ([`uptime`]).
+//! *School*: the tenant, the unit of isolation and of ordering. *Subject*: an entity with a state; its *kind* is its
+//! type, which defines its rules. *Command*: a producer's request. *Event*: an immutable record of what happened. A
+//! *milestone* is never dropped while it is retained; a *tick* may be superseded by a newer one of its subject.
+//! *Channel*: what subscribers listen to inside a school. *Cursor*: epoch, seq and tag, which identify an event.
+//! *Window*: the newest events of a school, in memory. *Segment*: a part of a log that clients share while they catch
+//! up. *Mailbox*: a connection's bounded queue. *Frame*: an event's bytes in one encoding. *Uptime*: the total time
+//! during which the server has listened, over all of its runs; silence is measured in uptime ([`uptime`]).
 //!
 //! # Invariants
 //!

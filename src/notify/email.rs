@@ -158,7 +158,7 @@ impl Header for AutoSubmitted {
 /// A 4xx reply asks for a retry later (greylisting, a full mailbox), and the next message would get the same reply.
 fn judge(error: &smtp::Error) -> DeliveryError {
     let cause = one_line(&error.to_string());
-    // A rejected login says nothing about the message: an operator will fix it (RFC 4954).
+    // A rejected login does not depend on the message: an operator will fix it (RFC 4954).
     let is_login = error
         .status()
         .is_some_and(|code| ["530", "534", "535", "538"].contains(&code.to_string().as_str()));

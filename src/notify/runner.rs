@@ -133,7 +133,7 @@ impl Runner {
         }
     }
 
-    /// Delivers until it is dropped. It can run again after a panic: it then determines anew which schools have work.
+    /// Delivers until it is dropped. After a panic it can run again; it then determines again which schools have work.
     pub(super) async fn run(&self) {
         let mut waiting = self.waiting.lock().await;
         // An application's own notifier may panic here. Its deliveries are attempted nevertheless.

@@ -49,7 +49,7 @@ pub struct Dialect {
     pub announces_snapshot: bool,
     /// The form of events if the request does not choose one.
     pub form: Form,
-    /// Whether ticks are conflated over time if the request does not say.
+    /// Whether ticks are conflated over time if the request does not choose an interval.
     conflates: bool,
 }
 

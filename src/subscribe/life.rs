@@ -17,7 +17,7 @@ pub(super) struct StreamLog {
 
 impl StreamLog {
     pub(super) fn open(scope: &Scope, reader: &Reader) -> StreamLog {
-        // A token's `sub` can contain any text. Quoting keeps it from looking like a log line of its own.
+        // A token's `sub` can contain any text. Quoting prevents it from looking like a separate log line.
         let span = tracing::debug_span!(
             "stream",
             transport = reader.transport,

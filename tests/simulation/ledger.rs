@@ -227,7 +227,7 @@ impl Ledger {
         }
     }
 
-    /// Returns the school whose log is read. With the fault `OtherSchool`, it is sometimes the wrong one.
+    /// Returns the school whose log is read. With the fault `OtherSchool`, it is always the first.
     fn read_of(&self, school: SchoolId) -> SchoolId {
         let [first, second] = schools();
         match self.fault {

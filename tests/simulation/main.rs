@@ -84,7 +84,7 @@ const SUBJECTS: [&str; 4] = ["a", "b", "c", "d"];
 const ROUNDS_TO_SETTLE: usize = 400;
 /// How often the server's tasks get a turn in each of these rounds.
 const YIELDS: usize = 8;
-/// Number of commands with an idempotency key that can be repeated.
+/// Maximum number of commands with an idempotency key that are kept, to be repeated.
 const REPEATABLE: usize = 8;
 
 /// An injected fault.
@@ -391,7 +391,7 @@ impl World {
     fn pass_on(&mut self, batch: Vec<Arc<Event>>) {
         match self.rng.u8(0..10) {
             _ if !self.is_one_of_several => self.hint(batch),
-            // Committed by another node: its hint never arrives, or later.
+            // Committed by another node: its hint never arrives, or arrives late.
             0 => {}
             1..=2 => self.hints.push(batch),
             _ => self.hint(batch),

@@ -39,7 +39,7 @@ pub(crate) const LIMITS: tidings::kind::Limits = tidings::kind::Limits {
     device_lease_secs: 40,
 };
 
-/// A server with a database of its own. It stops when it is dropped.
+/// A server with a separate database. It stops when it is dropped.
 pub(crate) struct Server {
     pub(crate) url: String,
     pub(crate) tidings: Arc<Tidings>,

@@ -1,12 +1,12 @@
-//! What happened: an immutable entry of a school's log.
+//! Events: the immutable entries of a school's log.
 //!
-//! An event is made once, when its transaction is written, and shared by `Arc` from there to every
-//! socket. The bytes of each encoding live in it (invariant 8): the first subscriber that needs an
-//! encoding pays for it and all others share the bytes. How events are encoded is [`crate::wire`]'s
-//! business, not this module's.
+//! An event is created once, when its transaction is written, and is shared by `Arc` from there to every socket. It
+//! caches its bytes in each encoding (invariant 8): the first subscriber that needs an encoding creates it, and all
+//! others share the bytes. How events are encoded is decided in [`crate::wire`], not here.
 //!
-//! What a kind tells is a typed [`Payload`]. An event that was decided in this process carries it, so nobody reads it out
-//! of the JSON again. An event from the log has its JSON alone; that is read at most once, and only if somebody asks.
+//! A kind's data in an event is a typed [`Payload`]. An event that was decided in this process contains its payload, so
+//! nothing parses the JSON again. An event that was read from the log contains only JSON, which is parsed at most once,
+//! and only on demand.
 
 use std::any::Any;
 use std::fmt;
@@ -19,15 +19,15 @@ use serde::de::DeserializeOwned;
 
 use crate::id::{Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 
-/// Bytes that an event takes in addition to its fields and its subject's id: the rest of its row.
+/// The bytes that an event counts for in addition to its fields and its subject's id: the rest of its row.
 pub const EVENT_BASE_BYTES: usize = 128;
 
-/// A time as it stands in messages: RFC 3339, UTC, milliseconds, `Z`.
+/// Formats a time as in messages: RFC 3339, UTC, milliseconds, `Z`.
 pub fn timestamp(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// How an event may be treated when a reader is too slow.
+/// How an event is treated when a reader is too slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// A state change: never dropped while it is retained.
@@ -36,19 +36,19 @@ pub enum Class {
     Tick,
 }
 
-/// A message's `type`, and how its events behave.
+/// A message's `type`, and how its events are delivered.
 #[derive(Debug, PartialEq, Eq)]
 pub struct EventType {
-    /// As it stands in messages, for example `job_progress`.
+    /// The name in messages, for example `job_progress`.
     pub name: &'static str,
-    /// Whether it says all that earlier ticks of its subject said, so that they may fold into it.
+    /// Whether an event contains everything that earlier ticks of its subject said, so that it supersedes them.
     pub supersedes: bool,
-    /// Whether everyone hears it who listens to any subject of its kind, not only to its own.
+    /// Whether every subscriber to any subject of the kind receives it, not only those of its own subject.
     pub wide: bool,
 }
 
 impl EventType {
-    /// The ordinary type: heard by those who listen to its subject, and says all that is to be said of it.
+    /// Creates the usual type: delivered to the subscribers of its subject, and superseding earlier ticks.
     pub const fn new(name: &'static str) -> EventType {
         EventType {
             name,
@@ -57,7 +57,7 @@ impl EventType {
         }
     }
 
-    /// The same, but it does not supersede earlier ticks.
+    /// The same, except that it does not supersede earlier ticks.
     pub const fn beside_ticks(self) -> EventType {
         EventType {
             supersedes: false,
@@ -65,13 +65,13 @@ impl EventType {
         }
     }
 
-    /// The same, heard by all who listen to any subject of the kind.
+    /// The same, delivered to all subscribers to any subject of the kind.
     pub const fn wide(self) -> EventType {
         EventType { wide: true, ..self }
     }
 }
 
-/// What a kind says happened, before the store gives it its place in the log.
+/// An event as the kind's rules produce it, before the store assigns its place in the log.
 #[derive(Debug, Clone)]
 pub struct Draft {
     /// The message's `type`.
@@ -80,14 +80,14 @@ pub struct Draft {
     pub class: Class,
     /// The subject's status after the event, lower case; subscribers filter by it.
     pub status: &'static str,
-    /// A second thing to filter by: a job's type.
+    /// A second filter criterion: a job's type.
     pub category: Option<Arc<str>>,
     /// The kind's own fields.
     pub fields: Fields,
 }
 
 impl Draft {
-    /// What a payload tells, without a category.
+    /// Creates a draft with this payload and without a category.
     pub fn new<P: Payload>(class: Class, status: &'static str, payload: P) -> Draft {
         Draft {
             event_type: P::TYPE,
@@ -98,7 +98,7 @@ impl Draft {
         }
     }
 
-    /// What it tells, if it is of this payload's type.
+    /// Returns the payload, if it is of this type.
     pub fn payload<P: Payload>(&self) -> Option<&P> {
         match *self.event_type == *P::TYPE {
             true => self.fields.payload(),
@@ -107,28 +107,28 @@ impl Draft {
     }
 }
 
-/// What events of one type tell: written as their fields when they happen, and read back from the fields of an event that
-/// comes from the log.
+/// The data of events of one type: serialized into the event's fields when it happens, and parsed from the fields of an
+/// event that was read from the log.
 pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// The type of the events. No other payload has it.
+    /// The type of the events. No other payload has the same type.
     const TYPE: &'static EventType;
 }
 
-/// The kind's own fields of an event: one compact JSON object with at least one field, and the payload that it tells.
-/// A clone shares both.
+/// The kind's own fields of an event: one compact JSON object with at least one field, and the payload it represents.
+/// Clones share both.
 #[derive(Clone)]
 pub struct Fields(Arc<Told>);
 
 struct Told {
     json: String,
-    /// Nothing if the JSON tells something else.
+    /// `None` if the JSON does not represent the expected payload.
     payload: OnceLock<Option<AnyPayload>>,
 }
 
 type AnyPayload = Box<dyn Any + Send + Sync>;
 
 impl Fields {
-    /// Writes a payload, and keeps it.
+    /// Serializes a payload and keeps it.
     pub fn of<P: Payload>(payload: P) -> Fields {
         let json = serde_json::to_string(&payload).expect("a payload is JSON");
         let payload: AnyPayload = Box::new(payload);
@@ -138,12 +138,13 @@ impl Fields {
         }))
     }
 
-    /// The JSON object.
+    /// Returns the JSON object.
     pub fn as_str(&self) -> &str {
         &self.0.json
     }
 
-    /// The payload: the one that was written, or else read on the first call. `P` is the payload of the event's type.
+    /// Returns the payload: the one that was serialized, or else parsed on the first call. `P` is the payload of the
+    /// event's type.
     pub fn payload<P: Payload>(&self) -> Option<&P> {
         let read = || {
             let payload = serde_json::from_str::<P>(&self.0.json).ok()?;
@@ -154,7 +155,7 @@ impl Fields {
 }
 
 impl From<String> for Fields {
-    /// Fields as they were stored.
+    /// Creates fields from stored JSON.
     fn from(json: String) -> Fields {
         Fields(Arc::new(Told {
             json,
@@ -189,16 +190,17 @@ impl fmt::Debug for Fields {
     }
 }
 
-/// An entry of a school's log, or, with `snapshot`, a subject's present state in the same form.
+/// An entry of a school's log, or, with `snapshot`, a subject's current state in the same form.
 #[derive(Debug)]
 pub struct Event {
-    /// The database's life that `seq` belongs to.
+    /// The epoch of the database that `seq` belongs to.
     pub epoch: Epoch,
-    /// Whose log it is.
+    /// The school in whose log it is.
     pub school: SchoolId,
-    /// Its place: 1, 2, 3, … without holes, in commit order.
+    /// Its number in the log: 1, 2, 3, … without gaps, in commit order.
     pub seq: u64,
-    /// What tells it from another event of this number. Of a snapshot: the tag of the subject's last event, if it is known.
+    /// Distinguishes it from another event with the same number. In a snapshot: the tag of the subject's last event, if
+    /// known.
     pub tag: Option<Tag>,
     /// The kind of its subject.
     pub kind: Kind,
@@ -206,7 +208,7 @@ pub struct Event {
     pub subject: SubjectId,
     /// When it happened, to the millisecond.
     pub at: DateTime<Utc>,
-    /// True for a state told on connecting rather than a change told live.
+    /// True for a state that is sent on connecting, false for a change.
     pub snapshot: bool,
     /// What happened.
     pub draft: Draft,
@@ -214,7 +216,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// An event of this number.
+    /// Creates an event with this number.
     pub fn new(
         (epoch, seq): (Epoch, u64),
         school: SchoolId,
@@ -237,7 +239,7 @@ impl Event {
         }
     }
 
-    /// A present state, told at the place of the subject's last event.
+    /// Creates a snapshot of the current state, at the place of the subject's last event.
     pub fn snapshot(
         (epoch, Place { seq, tag }): (Epoch, Place),
         school: SchoolId,
@@ -260,7 +262,7 @@ impl Event {
         }
     }
 
-    /// Its place in the log.
+    /// Returns its place in the log.
     pub fn place(&self) -> Place {
         Place {
             seq: self.seq,
@@ -268,7 +270,7 @@ impl Event {
         }
     }
 
-    /// Where a reader stands who has seen this event.
+    /// Returns the cursor of a reader that has received this event.
     pub fn cursor(&self) -> Cursor {
         Cursor {
             epoch: self.epoch,
@@ -276,23 +278,23 @@ impl Event {
         }
     }
 
-    /// How many bytes it counts for, in the log and on its way.
+    /// Returns how many bytes it counts for, in the log and in flight.
     pub fn bytes(&self) -> usize {
         self.draft.fields.len() + self.subject.as_str().len() + EVENT_BASE_BYTES
     }
 
-    /// Whether a newer event of the same subject that says all may replace it.
+    /// Returns whether a newer superseding event of the same subject can replace it.
     pub fn is_tick(&self) -> bool {
         self.draft.class == Class::Tick
     }
 
-    /// The bytes of one encoding, made by `encode` at most once however many ask, and kept.
+    /// Returns the bytes in one encoding, which `encode` creates at most once.
     pub fn frame(&self, encoding: u16, encode: impl Fn() -> Vec<u8>) -> &Arc<[u8]> {
         self.frames.get(encoding, encode)
     }
 }
 
-/// What is stored of an event decides its tag, so that it is the same whenever the event is read.
+/// Computes an event's tag from its stored fields only, so that it is the same whenever the event is read.
 fn tag(seq: u64, kind: Kind, subject: &SubjectId, at: DateTime<Utc>, draft: &Draft) -> Tag {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&seq.to_le_bytes());
@@ -310,8 +312,8 @@ fn tag(seq: u64, kind: Kind, subject: &SubjectId, at: DateTime<Utc>, draft: &Dra
     Tag::new(crc.finalize())
 }
 
-/// A list, growing at its end only, of an event's encodings. Few encodings are in use at a time, so
-/// a walk is cheaper than a table with room for all of them, and needs no lock.
+/// An append-only list of an event's encodings. Few encodings are in use at a time, so a scan is cheaper than a table
+/// with room for all of them, and needs no lock.
 #[derive(Debug, Default)]
 struct Frames(OnceLock<Box<Frame>>);
 
@@ -341,7 +343,7 @@ impl Frames {
     }
 }
 
-/// Whether events that follow one another in a school have numbers that do, too (invariant 2).
+/// Returns whether consecutive events of a school have consecutive numbers (invariant 2).
 pub(crate) fn is_dense(events: &[Arc<Event>]) -> bool {
     let follows =
         |two: &[Arc<Event>]| two[0].school != two[1].school || two[0].seq + 1 == two[1].seq;
@@ -364,7 +366,7 @@ mod tests {
         static READ: Cell<usize> = const { Cell::new(0) };
     }
 
-    /// Counts how often it is read out of JSON.
+    /// Counts how often it is parsed from JSON.
     #[derive(Serialize)]
     struct Plain {
         step: u32,

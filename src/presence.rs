@@ -1,16 +1,17 @@
-//! Who is there: leases of devices, in memory.
+//! Presence: leases of devices, in memory.
 //!
-//! A beat is a high-rate call. It renews a lease here and reaches the store only when it changes something
-//! (a device comes or goes); when a device was last heard of is written down in batches. What a change means
-//! is the business of the rules in [`crate::kind::device`]; here are only counting and the clock.
+//! Heartbeats are frequent. A heartbeat renews a lease here, and reaches the store only when it changes something (a
+//! device comes or goes); the times of the last heartbeats are saved in batches. The rules in [`crate::kind::device`]
+//! decide what a change means; this module only counts heartbeats and watches the clock.
 //!
-//! Leases are measured in [uptime](crate::uptime), and a restart does not renew them: each goes on with what was left of
-//! it. A server that was killed may have heard of a device without writing it down. That is made good once, when the
-//! device is doubted: from then on, until it is back, each of its beats is written down at the next round.
+//! Leases are measured in [uptime](crate::uptime), and a restart does not renew them: each continues with its remaining
+//! time. A server that was killed may have received heartbeats that it did not save. This is compensated once, when the
+//! device is marked as unknown: from then on, until the device is back, each of its heartbeats is saved in the next
+//! round.
 //!
-//! What was decided comes back with the committed events ([`Presence::observe`]), also from a device's own
-//! word and from other handles on the store, so the memory follows the log. It holds one entry for each
-//! device that is not gone, and for a gone one that has begun to beat again.
+//! Committed events come back through [`Presence::observe`], including those from a device's own reports and from other
+//! handles to the store, so the memory follows the log. It contains one entry for each device that is not offline, and
+//! for each offline device that has started to send heartbeats again.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -46,16 +47,17 @@ pub struct Presence {
 #[derive(Default)]
 struct Leases {
     held: HashMap<Address, Lease>,
-    /// When to look at which lease, at its deadline or before. Only the entry at a lease's `look_at` counts.
+    /// When to check which lease, at its deadline or before. Only the entry at a lease's `look_at` counts.
     due: BinaryHeap<Reverse<(Uptime, Address)>>,
-    /// Whose last beat is not written down yet.
+    /// Devices whose last heartbeat is not saved yet.
     unwritten: Vec<Address>,
-    /// Those of them that are not known to be there, so that it is to be written down soon.
+    /// Those of them whose status is unknown: their heartbeats are saved sooner.
     urgent: Vec<Address>,
     doubts: Doubts,
 }
 
-/// How far everyone who was online has been doubted. It is done once after a start, also if the task starts again.
+/// The progress of marking the devices that were online as unknown. This is done once per start, even if the task
+/// restarts.
 #[derive(Default, Clone, PartialEq)]
 enum Doubts {
     #[default]
@@ -69,35 +71,35 @@ struct Lease {
     lease_secs: u32,
     deadline: Uptime,
     look_at: Uptime,
-    /// Whether there is an entry for that; there is none while the end of the lease is being told.
+    /// Whether `due` has an entry for `look_at`; it has none while the end of the lease is being published.
     is_looked_at: bool,
-    /// Beats in a row, each within the lease of the one before.
+    /// Consecutive heartbeats, each within the lease of the previous one.
     beats: u32,
-    /// Its last beat.
+    /// The last heartbeat.
     heard: Option<Heard>,
     unwritten: bool,
-    /// The last event of it.
+    /// The `seq` of the device's last event.
     seq: u64,
 }
 
-/// The answer to a beat.
+/// The answer to a heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Beat {
     /// The device's status after it.
     pub status: Status,
-    /// When it was heard.
+    /// When the heartbeat was received.
     pub seen_at: DateTime<Utc>,
-    /// When the device is offline, if no other beat comes.
+    /// When the device goes offline if no further heartbeat arrives.
     pub expires_at: DateTime<Utc>,
 }
 
-/// A beat, as it is answered and as it is written down.
+/// A heartbeat, as it is answered and as it is saved.
 struct Renewed {
     told: Beat,
     heard: Heard,
 }
 
-/// What a device's event says in addition to the status.
+/// The relevant fields of a device's event, in addition to the status.
 struct Told {
     lease_secs: u32,
     last_seen: Option<DateTime<Utc>>,
@@ -120,7 +122,7 @@ impl Told {
 }
 
 impl Presence {
-    /// Leases of the devices of this store.
+    /// Creates the leases of this store's devices.
     pub fn new(store: Arc<dyn Store>, publisher: Publisher) -> Presence {
         Presence {
             clock: store.uptime(),
@@ -130,13 +132,13 @@ impl Presence {
         }
     }
 
-    /// How many leases are held.
+    /// Returns how many leases are held.
     pub fn leases(&self) -> usize {
         self.lock().held.len()
     }
 
-    /// Takes in beats of several devices, and answers each after the commit of what it changed, if it changed anything; those
-    /// who arrive do so in one commit.
+    /// Processes the heartbeats of several devices, and answers each after the commit of its change, if any. All devices
+    /// that come online share one commit.
     pub async fn beats(
         &self,
         school: SchoolId,
@@ -176,7 +178,7 @@ impl Presence {
         Ok(beats)
     }
 
-    /// Renews a lease, taking it up first if need be. Nothing if there is no such device.
+    /// Renews a lease, loading the device first if necessary. Returns `None` if there is no such device.
     async fn renew(
         &self,
         school: SchoolId,
@@ -200,12 +202,12 @@ impl Presence {
         Ok(leases.beat(&address, now))
     }
 
-    /// Completes a report of somebody else with when the device was last heard of, which the store may not know yet.
+    /// Adds to another client's report when the device was last heard from, which the store may not know yet.
     pub fn complete(&self, school: SchoolId, envelope: &mut Envelope) {
         let kind::Command::Device(Command::Report(report)) = &mut envelope.command else {
             return;
         };
-        // That it is online, and no more, is heard now.
+        // A report that only says "online" counts as a heartbeat received now.
         if report.status != Status::Online || report.last_seen.is_some() {
             let address = (school, envelope.subject.clone());
             let leases = self.lock();
@@ -214,7 +216,7 @@ impl Presence {
         }
     }
 
-    /// Takes note of committed events.
+    /// Updates the leases from committed events.
     pub fn observe(&self, events: &[Arc<Event>]) {
         for event in events.iter().filter(|event| event.kind == device::KIND) {
             let status = Status::parse(event.draft.status);
@@ -226,7 +228,8 @@ impl Presence {
         }
     }
 
-    /// Doubts who is there, then watches the leases and writes down who was heard of, until it is dropped.
+    /// Marks devices that were online as unknown, then watches the leases and saves the last heartbeats, until the future
+    /// is dropped.
     pub async fn watch(self: Arc<Self>) {
         let mut rounds = interval(PRESENCE_PERIOD);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -234,11 +237,11 @@ impl Presence {
         let mut failures = Failures::default();
         loop {
             rounds.tick().await;
-            // No lease ends before everyone has been doubted: that would be a mass "offline".
+            // No lease ends before all devices have been marked: otherwise all would be reported offline at once.
             let is_doubted = self.lock().doubts == Doubts::All;
             let mut done = match is_doubted {
                 false => self.doubt().await,
-                // What was said while the process did not run is heard first.
+                // Heartbeats that arrived while the process was stopped are processed first.
                 true if self.clock.is_catching_up() => Ok(()),
                 true => self.expire().await,
             };
@@ -263,25 +266,25 @@ impl Presence {
         }
     }
 
-    /// Writes down when devices were last heard of.
+    /// Saves when devices were last heard from.
     pub async fn flush(&self) -> Result<(), StoreError> {
         let seen = self.lock().take_unwritten();
         self.write_down(seen).await
     }
 
-    /// The same for devices that are not known to be there.
+    /// The same for devices whose status is unknown.
     async fn flush_urgent(&self) -> Result<(), StoreError> {
         let seen = self.lock().take_urgent();
         self.write_down(seen).await
     }
 
     async fn write_down(&self, seen: Vec<(Address, Command)>) -> Result<(), StoreError> {
-        // They are written down with the next otherwise.
+        // On failure, they are saved with the next batch.
         self.carry_out_or(seen, Leases::put_back).await
     }
 
-    /// A new server does not know who is there: what was online is unknown for what is left of its lease. After a failure
-    /// the same is tried again.
+    /// Marks devices as unknown: a new server does not know which of them are still there, so a device that was online is
+    /// unknown for the rest of its lease. After a failure, the next call continues here.
     async fn doubt(&self) -> Result<(), StoreError> {
         let unwritten = match self.clock.was_cut_off() {
             true => PRESENCE_FLUSH_PERIOD,
@@ -320,11 +323,11 @@ impl Presence {
         }
     }
 
-    /// Ends the leases that are over.
+    /// Ends the leases that have expired.
     async fn expire(&self) -> Result<(), StoreError> {
         let now = self.clock.now();
         let over = self.lock().take_over(now);
-        // They are still over at the next round otherwise.
+        // On failure, they are still expired in the next round.
         self.carry_out_or(over, move |leases, over| {
             over.into_iter()
                 .for_each(|(address, _)| leases.look(address, now));
@@ -332,7 +335,7 @@ impl Presence {
         .await
     }
 
-    /// Carries commands out, or does something else about them: if that fails, panics, or is dropped.
+    /// Carries commands out. If that fails, panics or is dropped, calls `otherwise` with the commands.
     async fn carry_out_or(
         &self,
         commands: Vec<(Address, Command)>,
@@ -374,7 +377,7 @@ impl Presence {
     }
 }
 
-/// Commands that are not carried out yet, and what is done about them if they are not.
+/// Commands that are not carried out yet, and what to do with them if they never are.
 struct Undone<'a, F: FnOnce(&mut Leases, Vec<(Address, Command)>)> {
     presence: &'a Presence,
     commands: Vec<(Address, Command)>,
@@ -399,7 +402,7 @@ fn lease(secs: u32) -> Duration {
 }
 
 impl Leases {
-    /// Holds a lease that counts from `leased` for a device as it is stored, unless there is one.
+    /// Adds a lease that starts at `leased` for a stored device, unless it already has one.
     fn hold(&mut self, address: Address, device: &Device, leased: Uptime) {
         let (status, lease_secs) = device.standing();
         self.insert(address, (status, lease_secs), leased, device.told_status.0);
@@ -428,7 +431,7 @@ impl Leases {
         );
     }
 
-    /// Renews a lease, if it is held. The second part says whether the device has now arrived.
+    /// Renews a lease, if one is held. The second value is whether the device has now come online.
     fn beat(&mut self, address: &Address, now: Uptime) -> Option<(Renewed, bool)> {
         let held = self.held.get_mut(address)?;
         let heard = Heard {
@@ -436,7 +439,7 @@ impl Leases {
             uptime: now,
         };
         if held.deadline <= now {
-            // It was silent for a whole lease: what it said before does not count.
+            // It was silent for a whole lease: earlier heartbeats do not count.
             held.beats = 0;
         }
         held.beats = held.beats.saturating_add(1);
@@ -470,7 +473,7 @@ impl Leases {
         let before = (held.status, held.lease_secs);
         if seq > held.seq {
             if before != standing && status == Status::Offline {
-                // Beats before it went do not count for its return.
+                // Heartbeats from before it went offline do not count for its return.
                 held.beats = 0;
             }
             if before.0 != status && status == Status::Unknown && held.unwritten {
@@ -482,8 +485,8 @@ impl Leases {
             }
             held.seq = seq;
         }
-        // Its own word, heard elsewhere, renews the lease as a beat does. One that lies ahead was heard before the wall clock
-        // was set back, and says nothing.
+        // A device's own report, received elsewhere, renews the lease like a heartbeat. A time in the future comes from
+        // before the wall clock was set back, and is ignored.
         let whole = lease(held.lease_secs);
         let most = whole + Duration::from_secs(CLOCK_SKEW_SECS.unsigned_abs());
         let left = told.last_seen.map(|seen_at| seen_at + whole - Utc::now());
@@ -492,13 +495,13 @@ impl Leases {
             held.deadline = held.deadline.max(now + left.min(whole));
         }
         let deadline = held.deadline;
-        // A later one is found when the lease is looked at.
+        // A later deadline is noticed when the lease is checked.
         if deadline < held.look_at || !held.is_looked_at {
             self.look(address, deadline);
         }
     }
 
-    /// Looks at a lease then, and not at the time that was set before.
+    /// Schedules the lease's check for `at`, instead of the previous time.
     fn look(&mut self, address: Address, at: Uptime) {
         if let Some(lease) = self.held.get_mut(&address) {
             lease.look_at = at;
@@ -507,7 +510,7 @@ impl Leases {
         }
     }
 
-    /// Leases that are over, with what to do about them. A gone device's is simply forgotten.
+    /// Takes the expired leases, with the commands for them. The lease of an offline device is simply dropped.
     fn take_over(&mut self, now: Uptime) -> Vec<(Address, Command)> {
         let mut over = Vec::new();
         while self.due.peek().is_some_and(|Reverse((due, _))| *due <= now) {
@@ -529,7 +532,7 @@ impl Leases {
                 lease.beats = 0;
                 over.push((address, Command::Expire(lease.heard)));
             } else if lease.unwritten {
-                // Forgotten once it is written down.
+                // Dropped once the last heartbeat is saved.
                 self.look(address, now + PRESENCE_FLUSH_PERIOD);
             } else {
                 self.held.remove(&address);
@@ -558,7 +561,7 @@ impl Leases {
         }
     }
 
-    /// What is to be written down of these, unless it has been.
+    /// Returns the unsaved heartbeats of these devices, and marks them as saved.
     fn last_words(&mut self, addresses: Vec<Address>) -> Vec<(Address, Command)> {
         let mut seen = Vec::with_capacity(addresses.len());
         for address in addresses {

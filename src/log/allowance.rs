@@ -1,4 +1,4 @@
-//! What a request that writes may still come to.
+//! Limits how many bytes a request that writes can produce.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,20 +11,20 @@ use crate::id::SchoolId;
 use crate::reserve::Reserved;
 use crate::throttle::Debts;
 
-/// How many bytes the events may have that the commands of one request lead to, or are answered with. It is shared by
-/// the request and what the store has of it, and lives as long as either: so does the memory that is reserved for both.
+/// A byte limit for the events that the commands of one request produce or are answered with. The request and its part in
+/// the store share it, and it lives until both have released it; so does the memory reserved for them.
 #[derive(Default)]
 pub struct Allowance {
-    /// `None` if there is no limit.
+    /// The limit; `None` if there is none.
     most: Option<u64>,
     used: AtomicU64,
-    /// Where what is used is charged to a school.
+    /// Charges the used bytes to the school.
     debts: Option<Arc<Debts>>,
     reserved: Option<Reserved>,
 }
 
 impl Allowance {
-    /// At most so many bytes, in this memory.
+    /// Creates an allowance of at most `most` bytes, backed by `reserved`.
     pub(crate) fn new(most: u64, debts: Arc<Debts>, reserved: Reserved) -> Allowance {
         Allowance {
             most: Some(most),
@@ -34,7 +34,7 @@ impl Allowance {
         }
     }
 
-    /// Any number of bytes, of which the school's account is told.
+    /// Creates an allowance without a limit that charges the used bytes to the school's account.
     pub(crate) fn charged(debts: Arc<Debts>) -> Allowance {
         Allowance {
             debts: Some(debts),
@@ -42,7 +42,7 @@ impl Allowance {
         }
     }
 
-    /// Returns what is left of it.
+    /// Returns how many bytes are left.
     pub fn room(&self) -> Room {
         match self.most {
             Some(most) => Room {
@@ -53,8 +53,8 @@ impl Allowance {
         }
     }
 
-    /// Notes what a command comes to. Once there was no room for one, there is none for a smaller one, either: the commands
-    /// after one that was refused are to be sent again together with it.
+    /// Records what a command used. After one command has been rejected for lack of room, smaller ones are rejected as
+    /// well, because the client must send the rejected command and all that follow it again.
     pub(super) fn take(&self, school: SchoolId, decision: &Decision) {
         if let (Err(CommandError::TooMuch { .. }), Some(most)) = (&decision.receipt, self.most) {
             self.used.store(most, Ordering::Relaxed);
@@ -69,12 +69,12 @@ impl Allowance {
         }
     }
 
-    /// How many bytes are used.
+    /// Returns how many bytes are used.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Lets go of reserved memory beyond so many bytes.
+    /// Releases the reserved memory that exceeds `bytes`.
     pub fn keep(&self, bytes: u64) {
         if let Some(reserved) = &self.reserved {
             reserved.keep(bytes);
@@ -82,7 +82,7 @@ impl Allowance {
     }
 }
 
-/// How many bytes a request may still come to.
+/// How many bytes a request can still produce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
     left: u64,
@@ -90,13 +90,13 @@ pub struct Room {
 }
 
 impl Room {
-    /// Any number.
+    /// No limit.
     pub const UNLIMITED: Room = Room {
         left: u64::MAX,
         most: u64::MAX,
     };
 
-    /// Fails if there is no room for so many bytes.
+    /// Fails if fewer than `bytes` are left.
     pub(super) fn check(self, bytes: usize) -> Result<(), CommandError> {
         match bytes as u64 <= self.left {
             true => Ok(()),

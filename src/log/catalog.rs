@@ -1,4 +1,4 @@
-//! The port *catalog*: the present states of subjects, read, listed and counted.
+//! The port *catalog*: reads, lists and counts the current states of subjects.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use crate::kind::device::Device;
 use crate::kind::{Command, Part, State};
 use crate::uptime::Uptime;
 
-/// A subject with its place in the log.
+/// A subject with its position in the log.
 #[derive(Debug, Clone)]
 pub struct StoredSubject {
     /// Its state.
     pub state: State,
-    /// The event that created it; lists are sorted by it.
+    /// The `seq` of the event that created it; lists are sorted by it.
     pub created_seq: u64,
     /// Its state as an event.
     pub event: Arc<Event>,
@@ -28,46 +28,46 @@ pub struct StoredSubject {
 pub struct ListQuery {
     /// Only these statuses; all if empty.
     pub statuses: Vec<&'static str>,
-    /// Only these categories (a job's type); all if empty. A kind without categories has no such subject.
+    /// Only these categories (a job's type); all if empty. In a kind without categories, no subject matches.
     pub categories: Vec<String>,
-    /// Only those with this text in their id, message, error or the values of their metadata; case does not count, and
-    /// nothing has a text with U+0000.
+    /// Only subjects that contain this text in their id, message, error or metadata values, ignoring case. A text that
+    /// contains U+0000 matches nothing.
     pub text: Option<String>,
-    /// Whether it counts that a job has stalled.
+    /// How to treat jobs that have stalled.
     pub stalled: Stalled,
-    /// Which come first.
+    /// The sort order.
     pub order: Order,
-    /// Only subjects created beyond this `seq` in that order: the key of the next page.
+    /// Only subjects after this `created_seq` in the sort order: the key of the next page.
     pub beyond: Option<u64>,
-    /// At most so many.
+    /// The maximum number of subjects.
     pub limit: usize,
 }
 
-/// Whether it counts for a list that a job has stalled.
+/// How a list treats jobs that have stalled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Stalled {
-    /// No.
+    /// Ignores whether a job has stalled.
     #[default]
     Ignored,
-    /// Of the statuses asked for, only what has stalled.
+    /// Lists only stalled subjects among the requested statuses.
     Only,
-    /// `stalled` is a status of its own: what has stalled is listed under that alone.
+    /// Treats `stalled` as a separate status: stalled subjects are listed only under it.
     Apart {
-        /// Whether it is one of the statuses asked for.
+        /// Whether `stalled` is among the requested statuses.
         wanted: bool,
     },
 }
 
-/// Which events of a subject.
+/// Which events of a subject to return.
 #[derive(Debug, Clone, Copy)]
 pub enum Which {
-    /// Those of one type.
+    /// The events of one type.
     Type(&'static EventType),
-    /// Those that are never left out.
+    /// The events that are never dropped.
     Milestones,
 }
 
-/// By when subjects were created.
+/// The sort order of subjects, by creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
     /// The newest first.
@@ -77,53 +77,53 @@ pub enum Order {
     Oldest,
 }
 
-/// How many subjects ended in one way within an hour.
+/// How many subjects ended with one status within one hour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ending {
-    /// When the hour began.
+    /// The start of the hour.
     pub from: DateTime<Utc>,
-    /// How they ended.
+    /// The status with which they ended.
     pub status: &'static str,
-    /// How many did.
+    /// The number of subjects.
     pub count: u64,
 }
 
 /// A page of a list.
 #[derive(Debug)]
 pub struct ListPage {
-    /// In the order that was asked for.
+    /// The subjects, in the requested order.
     pub subjects: Vec<StoredSubject>,
-    /// The key of the next page, if there is one: also where to go on with a search that has not come to its end.
+    /// The key of the next page, if there is one. An incomplete search continues from it as well.
     pub next: Option<u64>,
-    /// How far was looked for those that fit. None if an index has them, so that nothing else was looked at.
+    /// How far the search for matching subjects went. `None` if an index served the list without a search.
     pub searched: Option<Searched>,
-    /// Where the school's log ended when the page was read: a stream from here goes on where the list ends.
+    /// The end of the school's log when the page was read: a stream from here continues where the list ends.
     pub head: Place,
 }
 
-/// How far a list was searched for what fits.
+/// How far a list was searched for matching subjects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Searched {
-    /// How many subjects were looked at.
+    /// How many subjects were checked.
     pub rows: u64,
-    /// When the last of them was created, if those beyond it were not looked at.
+    /// When the last checked subject was created, if the search stopped before the end.
     pub until: Option<DateTime<Utc>>,
-    /// Whether it went on until the page was full or nothing was left: no bound on reads was reached.
+    /// Whether the search continued until the page was full or nothing was left, without reaching a read limit.
     pub is_complete: bool,
 }
 
 /// Which parts of the subjects of a kind to list, newest first.
 #[derive(Debug, Clone, Default)]
 pub struct PartQuery {
-    /// Only those of this subject.
+    /// Only parts of this subject.
     pub subject: Option<SubjectId>,
-    /// Only the one that its publisher calls so.
+    /// Only the part with this publisher-assigned id.
     pub own_id: Option<String>,
-    /// Only those that are, or are not, open: a violation is open until somebody acknowledges it.
+    /// Only open parts, or only parts that are not open: a violation is open until it is acknowledged.
     pub open: Option<bool>,
-    /// Only parts made before this `seq`: the key of the next page.
+    /// Only parts created before this `seq`: the key of the next page.
     pub before: Option<u64>,
-    /// At most so many.
+    /// The maximum number of parts.
     pub limit: usize,
 }
 
@@ -134,25 +134,25 @@ pub struct PartPage {
     pub parts: Vec<Part>,
     /// The key of the next page, if there is one.
     pub next: Option<u64>,
-    /// Where the school's log ended when the page was read.
+    /// The end of the school's log when the page was read.
     pub head: Place,
 }
 
-/// A subject whose silence is worth a look.
+/// A subject that has been silent for too long and must be checked.
 #[derive(Debug, Clone)]
 pub struct Overdue {
-    /// Whose.
+    /// Its school.
     pub school: SchoolId,
-    /// Which.
+    /// Its id.
     pub subject: SubjectId,
-    /// What to ask of it.
+    /// The command that checks it.
     pub command: Command,
 }
 
-/// The present states of subjects.
+/// Reads the current states of subjects.
 #[async_trait]
 pub trait Catalog: Send + Sync + 'static {
-    /// One subject.
+    /// Returns a subject, if it exists.
     async fn subject(
         &self,
         school: SchoolId,
@@ -160,7 +160,7 @@ pub trait Catalog: Send + Sync + 'static {
         id: SubjectId,
     ) -> Result<Option<StoredSubject>, StoreError>;
 
-    /// Whether the school has this subject.
+    /// Returns whether the school has this subject.
     async fn exists(
         &self,
         school: SchoolId,
@@ -168,8 +168,8 @@ pub trait Catalog: Send + Sync + 'static {
         subject: SubjectId,
     ) -> Result<bool, StoreError>;
 
-    /// A page of subjects. A list that no index serves is searched a window of rows at a time, up to the bounds on reads; it
-    /// ends when its caller drops it.
+    /// Returns a page of subjects. A list that no index serves is searched one window of rows at a time, up to the read
+    /// limits. The search stops when the caller drops the future.
     async fn subjects(
         &self,
         school: SchoolId,
@@ -177,7 +177,7 @@ pub trait Catalog: Send + Sync + 'static {
         query: ListQuery,
     ) -> Result<ListPage, StoreError>;
 
-    /// The last events of a subject, oldest first, at most `limit`.
+    /// Returns the last events of a subject, oldest first, at most `limit`.
     async fn last_events(
         &self,
         school: SchoolId,
@@ -187,17 +187,18 @@ pub trait Catalog: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Arc<Event>>, StoreError>;
 
-    /// How many subjects of a kind a school has, by status.
+    /// Returns how many subjects of a kind a school has, by status.
     async fn counts(
         &self,
         school: SchoolId,
         kind: Kind,
     ) -> Result<Vec<(&'static str, u64)>, StoreError>;
 
-    /// How many subjects of a kind have stalled. A kind whose subjects do not stall has none.
+    /// Returns how many subjects of a kind have stalled; 0 for kinds whose subjects do not stall.
     async fn stalled(&self, school: SchoolId, kind: Kind) -> Result<u64, StoreError>;
 
-    /// How many subjects of a kind ended in this way since `since`. A kind whose subjects do not end has none.
+    /// Returns how many subjects of a kind have ended with this status since `since`; 0 for kinds whose subjects do not
+    /// end.
     async fn ended_since(
         &self,
         school: SchoolId,
@@ -206,7 +207,7 @@ pub trait Catalog: Send + Sync + 'static {
         since: DateTime<Utc>,
     ) -> Result<u64, StoreError>;
 
-    /// The subjects of a kind that ended in this way, the last first; at most `limit`.
+    /// Returns the subjects of a kind that ended with this status, most recently ended first, at most `limit`.
     async fn ended(
         &self,
         school: SchoolId,
@@ -215,7 +216,7 @@ pub trait Catalog: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<StoredSubject>, StoreError>;
 
-    /// How the subjects of a kind ended since `since`, counted by the hour. A kind whose subjects do not end has none.
+    /// Counts how the subjects of a kind have ended since `since`, by hour; empty for kinds whose subjects do not end.
     async fn endings(
         &self,
         school: SchoolId,
@@ -223,14 +224,14 @@ pub trait Catalog: Send + Sync + 'static {
         since: DateTime<Utc>,
     ) -> Result<Vec<Ending>, StoreError>;
 
-    /// Schools that have a log, by number, after this one; at most `limit`.
+    /// Returns the schools that have a log, in ascending order after `after`, at most `limit`.
     async fn schools(
         &self,
         after: Option<SchoolId>,
         limit: usize,
     ) -> Result<Vec<SchoolId>, StoreError>;
 
-    /// A page of the parts of the subjects of a kind. A kind whose subjects have no parts has an empty one.
+    /// Returns a page of the parts of a kind's subjects; empty for kinds whose subjects have no parts.
     async fn parts(
         &self,
         school: SchoolId,
@@ -238,22 +239,22 @@ pub trait Catalog: Send + Sync + 'static {
         query: PartQuery,
     ) -> Result<PartPage, StoreError>;
 
-    /// How many parts of the subjects of a kind are open.
+    /// Returns how many parts of a kind's subjects are open.
     async fn open_parts(&self, school: SchoolId, kind: Kind) -> Result<u64, StoreError>;
 
-    /// Subjects to look at, the longest overdue first, at most `limit`.
+    /// Returns the subjects to check, longest overdue first, at most `limit`.
     async fn overdue(&self, now: Uptime, limit: usize) -> Result<Vec<Overdue>, StoreError>;
 
-    /// Devices that are not known to be gone, by school and id, after this one; at most `limit`.
+    /// Returns the devices that are not known to be offline, by school and id after `after`, at most `limit`.
     async fn devices_not_offline(
         &self,
         after: Option<(SchoolId, SubjectId)>,
         limit: usize,
     ) -> Result<Vec<(SchoolId, SubjectId, Device)>, StoreError>;
 
-    /// How many windows of rows were read since it was opened, by reads that look through them for those that fit.
+    /// Returns how many windows of rows searches have read since the store was opened.
     fn windows(&self) -> u64;
 
-    /// How many reads of requests wait for their turn.
+    /// Returns how many reads of requests are waiting for their turn.
     fn waiting_reads(&self) -> usize;
 }

@@ -1,4 +1,4 @@
-//! What is asked of a log, and what becomes of it.
+//! Commands to a log, and their outcomes.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use crate::kind::{Command, RuleError, job};
 /// A command with its address.
 #[derive(Debug, Clone)]
 pub struct Envelope {
-    /// Whom it is for.
+    /// The subject that the command addresses.
     pub subject: SubjectId,
-    /// What is asked.
+    /// The command.
     pub command: Command,
-    /// The `sub` of the token that it came with, if it came with one.
+    /// The `sub` of the token that the command came with, if any.
     pub sub: Option<Arc<str>>,
     /// Makes a retry safe.
     pub idempotency: Option<Idempotency>,
 }
 
 impl Envelope {
-    /// A command of nobody's, without a key.
+    /// Creates an envelope without a token's `sub` and without an idempotency key.
     pub fn new(subject: SubjectId, command: Command) -> Envelope {
         Envelope {
             subject,
@@ -33,35 +33,35 @@ impl Envelope {
 }
 
 impl From<job::Create> for Envelope {
-    /// The job gets an id if it brings none.
+    /// Generates an id for the job if the command has none.
     fn from(create: job::Create) -> Envelope {
         let subject = create.job_id.clone().unwrap_or_else(SubjectId::generate);
         Envelope::new(subject, Command::Job(job::Command::Create(create)))
     }
 }
 
-/// An `Idempotency-Key` and what it was used for.
+/// An `Idempotency-Key` and a digest of the request that used it.
 #[derive(Debug, Clone)]
 pub struct Idempotency {
     /// The key, unique within a school.
     pub key: String,
-    /// A digest of the request: the same key with another request is a mistake.
+    /// A digest of the request: reusing the key for a different request is an error.
     pub fingerprint: String,
 }
 
-/// What became of a command.
+/// The outcome of a command that succeeded.
 #[derive(Debug, Clone)]
 pub enum Receipt {
     /// It was committed as this event.
     Committed(Arc<Event>),
-    /// It changed nothing; this is the present state.
+    /// It changed nothing; this is the current state.
     Unchanged(Arc<Event>),
-    /// It had been carried out before, under the same key, as this event.
+    /// It was carried out earlier under the same key, as this event.
     Repeated(Arc<Event>),
 }
 
 impl Receipt {
-    /// The event to answer with.
+    /// Returns the event to answer with.
     pub fn event(&self) -> &Arc<Event> {
         match self {
             Receipt::Committed(event) | Receipt::Unchanged(event) | Receipt::Repeated(event) => {
@@ -71,29 +71,29 @@ impl Receipt {
     }
 }
 
-/// A command that had no effect, by its own fault.
+/// Why a command failed. It had no effect.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum CommandError {
-    /// The kind's rules refuse it.
+    /// The kind's rules reject it.
     #[error(transparent)]
     Rule(#[from] RuleError),
-    /// The key was used for another request.
+    /// The key was used for a different request.
     #[error("this Idempotency-Key was used for another request")]
     KeyReused,
-    /// The request was carried out before, and neither its answer nor its subject is kept any more.
+    /// The request was carried out before, but neither its answer nor its subject is still stored.
     #[error(
         "the request with this Idempotency-Key was carried out before, and is not carried out again; its answer and its subject are not kept any more"
     )]
     AnswerGone,
-    /// The request has come to as much as it may.
+    /// The request has used up its byte limit.
     #[error(
         "the lines before this one have led to as many bytes of events as a batch may, {most}; nothing of this line was carried out: send it again in another batch"
     )]
     TooMuch {
-        /// How many bytes a request may come to.
+        /// The limit in bytes.
         most: u64,
     },
-    /// The store failed after commands before it were committed.
+    /// The store failed after it had committed earlier commands of the request.
     #[error(transparent)]
     Store(StoreError),
 }

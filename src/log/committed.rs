@@ -1,4 +1,4 @@
-//! What is committed, on its way to those who follow the log, and how long commits take.
+//! Carries committed events to the consumers of the log, and measures how long commits take.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -15,24 +15,24 @@ use crate::config::DURATION_BUCKETS_SECS;
 use crate::event::Event;
 use crate::id::SchoolId;
 
-/// Where committed events go, in commit order.
+/// The sender of committed events, in commit order.
 #[derive(Clone)]
 pub struct Committed {
     batches: mpsc::Sender<Vec<Arc<Event>>>,
     way: Arc<Way>,
 }
 
-/// The other end of [`Committed`].
+/// The receiver of [`Committed`].
 pub struct Batches {
     batches: mpsc::Receiver<Vec<Arc<Event>>>,
     way: Arc<Way>,
-    /// Whether a batch was taken and is not done.
+    /// Whether the last batch that was received is still being processed.
     has_taken: bool,
 }
 
-/// What is on its way.
+/// What has been sent and is still being processed.
 struct Way {
-    /// Schools of which something is.
+    /// Schools with events in flight.
     schools: Mutex<HashMap<SchoolId, UnderWay>>,
     sent: AtomicU64,
     done: watch::Sender<u64>,
@@ -41,13 +41,13 @@ struct Way {
 struct UnderWay {
     /// The newest `seq` that was committed.
     committed: u64,
-    /// The newest that was told.
+    /// The newest that was dispatched.
     told: u64,
     changed: Arc<Notify>,
 }
 
 impl Committed {
-    /// A way for at most `capacity` batches at a time, and its end.
+    /// Creates a channel for at most `capacity` batches.
     pub fn channel(capacity: usize) -> (Committed, Batches) {
         let (sender, receiver) = mpsc::channel(capacity);
         let way = Arc::new(Way {
@@ -67,10 +67,10 @@ impl Committed {
         (committed, batches)
     }
 
-    /// Hands a batch over. To be called after its commit and before anyone is answered, so that a client that
-    /// was answered finds it under way. Fails when nobody listens any more.
+    /// Sends a batch. Must be called after its commit and before its commands are answered, so that a client with an
+    /// answer finds the batch in flight. Fails if the receiver is gone.
     pub async fn send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
-        // Noted only when it is sure to go: a caller may give up while it waits for a place.
+        // Recorded only once there is room: a caller can be cancelled while it waits for room.
         let place = self
             .batches
             .reserve()
@@ -81,7 +81,7 @@ impl Committed {
         Ok(())
     }
 
-    /// The same without an await; only where there is no room, the thread waits, which must not be one of Tokio's.
+    /// The same without `await`. If the channel is full, it blocks the thread, which must not be a Tokio worker thread.
     pub fn blocking_send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
         self.way.note(&events);
         match self.batches.try_send(events) {
@@ -94,14 +94,14 @@ impl Committed {
         }
     }
 
-    /// How many batches are under way.
+    /// Returns how many batches are in flight.
     pub fn waiting(&self) -> u64 {
-        // The other end first: what is done meanwhile must not look like less than nothing.
+        // Read `done` first: if a batch completes in between, `done` must not exceed `sent`.
         let done = *self.way.done.borrow();
         self.way.sent.load(Ordering::SeqCst).saturating_sub(done)
     }
 
-    /// Sends nothing to the other end, and waits until it has passed there.
+    /// Sends an empty batch, and waits until the receiver has processed it.
     pub async fn round_trip(&self) -> Result<(), StoreError> {
         let mut done = self.way.done.subscribe();
         self.send(Vec::new()).await?;
@@ -112,7 +112,7 @@ impl Committed {
         Ok(())
     }
 
-    /// Ready when everything was told that was committed in this school until now.
+    /// Returns a future that resolves when everything committed in this school before the call has been dispatched.
     pub fn settled(&self, school: SchoolId) -> impl Future<Output = ()> + Send + 'static {
         let way = Arc::clone(&self.way);
         let target = way.schools().get(&school).map_or(0, |own| own.committed);
@@ -129,8 +129,8 @@ impl Committed {
 }
 
 impl Batches {
-    /// The next batch, once there is one. None when nobody can send any more. The one before is done then, whatever became
-    /// of it: those who wait for it must not wait for good.
+    /// Waits for the next batch. Returns `None` when all senders are gone. Marks the previous batch as done, whatever its
+    /// outcome: those waiting for it must not wait forever.
     pub async fn recv(&mut self) -> Option<Vec<Arc<Event>>> {
         self.done();
         let batch = self.batches.recv().await;
@@ -138,7 +138,7 @@ impl Batches {
         batch
     }
 
-    /// The next batch, if there is one.
+    /// Returns the next batch, if one is ready.
     pub fn try_recv(&mut self) -> Option<Vec<Arc<Event>>> {
         self.done();
         let batch = self.batches.try_recv().ok();
@@ -146,12 +146,12 @@ impl Batches {
         batch
     }
 
-    /// Takes no more than what was sent before.
+    /// Rejects further batches; those already sent can still be received.
     pub fn close(&mut self) {
         self.batches.close();
     }
 
-    /// Notes that these events were told.
+    /// Records that these events were dispatched.
     pub fn told(&mut self, events: &[Arc<Event>]) {
         let mut schools = self.way.schools();
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
@@ -167,7 +167,7 @@ impl Batches {
         }
     }
 
-    /// Notes that the batch that was taken last has been taken care of.
+    /// Records that the last batch that was received has been processed.
     pub fn done(&mut self) {
         if std::mem::take(&mut self.has_taken) {
             self.way.done.send_modify(|done| *done += 1);
@@ -176,7 +176,7 @@ impl Batches {
 }
 
 impl Drop for Batches {
-    /// Nobody waits for what will never be told.
+    /// Wakes all waiters: the remaining events will never be dispatched.
     fn drop(&mut self) {
         for (_, own) in self.way.schools().drain() {
             own.changed.notify_waiters();
@@ -206,7 +206,7 @@ impl Way {
     }
 }
 
-/// What a store has written since it was opened: counted by its writer, read for the server's figures.
+/// Counts what a store has written since it was opened. The writer updates it; the server's metrics read it.
 #[derive(Debug)]
 pub struct Meter {
     events: AtomicU64,
@@ -228,21 +228,21 @@ impl Default for Meter {
     }
 }
 
-/// What a [`Meter`] said.
+/// The values of a [`Meter`].
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
     /// Events committed.
     pub events: u64,
     /// Commits of at least one event.
     pub commits: u64,
-    /// Microseconds from taking a group up to its commit, of all commits together.
+    /// The total time from taking a group up to its commit, over all commits, in microseconds.
     pub commit_micros: u64,
-    /// The longest of them since the last reading.
+    /// The longest of these times since the last call of [`Meter::read`].
     pub slowest_micros: u64,
 }
 
 impl Meter {
-    /// Notes a commit.
+    /// Records a commit.
     pub fn committed(&self, events: usize, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.events.fetch_add(events as u64, Ordering::Relaxed);
@@ -252,12 +252,12 @@ impl Meter {
         self.commit_duration.observe(took.as_secs_f64());
     }
 
-    /// From taking a group up to its commit, in seconds.
+    /// Returns the time from taking a group up to its commit, in seconds.
     pub fn commit_duration(&self) -> &Histogram {
         &self.commit_duration
     }
 
-    /// What it says now. The slowest commit is told once.
+    /// Returns the current values, and resets the slowest commit.
     pub fn read(&self) -> Reading {
         Reading {
             slowest_micros: self.slowest_micros.swap(0, Ordering::Relaxed),
@@ -265,7 +265,7 @@ impl Meter {
         }
     }
 
-    /// What it says now, for as many as ask.
+    /// Returns the current values without resetting anything.
     pub fn peek(&self) -> Reading {
         Reading {
             events: self.events.load(Ordering::Relaxed),

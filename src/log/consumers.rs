@@ -1,4 +1,4 @@
-//! What a store remembers of notifiers: a cursor in each school's log, subjects set aside, counts, and dead letters.
+//! What a store keeps for notifiers: a cursor in each school's log, subjects set aside, counters, and dead letters.
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -7,99 +7,99 @@ use super::StoreError;
 use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
 
-/// Where a notifier begins.
+/// Where a notifier starts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Begun {
-    /// The schools in which it has something to do: it is behind, or subjects are set aside.
+    /// The schools in which it has work: it is behind, or subjects are set aside.
     pub behind: Vec<SchoolId>,
-    /// When its receiver asked to be tried again.
+    /// The time before which its receiver asked not to be retried.
     pub not_before: Option<DateTime<Utc>>,
 }
 
-/// What came of a turn, in addition to the cursor.
+/// The result of one delivery step, in addition to the cursor.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
-    /// An event was delivered, and when.
+    /// When an event was delivered, if one was.
     pub delivered: Option<DateTime<Utc>>,
-    /// An attempt failed: when, and why.
+    /// When and why an attempt failed, if one did.
     pub failed: Option<(DateTime<Utc>, String)>,
-    /// The event at the cursor that will be tried again.
+    /// The event at the cursor that will be retried.
     pub tried: Option<Tried>,
-    /// An event is given up.
+    /// The event that was given up, if any.
     pub dead: Option<DeadLetter>,
-    /// What became of a subject that is set aside.
+    /// A change to a subject that is set aside.
     pub set_aside: Option<Change>,
-    /// The receiver asked to be tried again at this time.
+    /// The time before which the receiver asked not to be retried.
     pub not_before: Option<DateTime<Utc>>,
 }
 
-/// What became of a subject that is set aside.
+/// A change to a subject that is set aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// It is set aside, or still is.
+    /// The subject is set aside, or remains so.
     Put(SetAside),
-    /// It is no longer: what is said of it after the cursor is delivered in its turn.
+    /// The subject is no longer set aside: its events after the cursor are delivered in the usual order.
     Lift(Kind, SubjectId),
 }
 
-/// A subject whose events wait because the receiver refuses the first of them. Those up to the cursor are delivered from
-/// here, in order; the cursor goes on without them.
+/// A subject whose events wait because the receiver rejects the first of them. Its events up to the cursor are delivered
+/// from here, in order; the cursor advances without them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetAside {
     /// The subject's kind.
     pub kind: Kind,
     /// Its id within the kind.
     pub subject: SubjectId,
-    /// Everything of the subject before this place is delivered, given up, or not wanted.
+    /// Every event of the subject before this `seq` is delivered, given up, or not wanted.
     pub seq: u64,
-    /// The type of the event at this place; empty if it was not tried yet.
+    /// The type of the event at this `seq`; empty if delivery has not been attempted yet.
     pub event_type: String,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: u32,
     /// Why the last attempt failed.
     pub cause: String,
-    /// When it is tried again.
+    /// When it is retried.
     pub due: DateTime<Utc>,
 }
 
-/// An event whose delivery has failed, but not for good.
+/// An event whose delivery has failed and will be retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tried {
-    /// Its place in the log.
+    /// Its `seq`.
     pub seq: u64,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: u32,
 }
 
-/// Where a notifier stands in a school's log.
+/// A notifier's position in a school's log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Place {
-    /// Everything up to here is delivered, given up, not wanted, or of a subject that is set aside.
+    /// Every event up to this `seq` is delivered, given up, not wanted, or of a subject that is set aside.
     pub seq: u64,
-    /// The event that is being tried again.
+    /// The event that is being retried.
     pub tried: Option<Tried>,
     /// Subjects that are set aside, by kind and id.
     pub set_aside: Vec<SetAside>,
 }
 
 impl Place {
-    /// Whether the event waits behind another one of its subject.
+    /// Returns whether the event must wait for an earlier event of its subject.
     pub fn is_set_aside(&self, event: &Event) -> bool {
         self.set_aside.iter().any(|own| own.is_of(event))
     }
 }
 
 impl SetAside {
-    /// Whether the event is of this subject.
+    /// Returns whether the event belongs to this subject.
     pub fn is_of(&self, event: &Event) -> bool {
         self.kind == event.kind && self.subject == event.subject
     }
 }
 
-/// An event that was not delivered and will not be.
+/// An event that was given up: it was not delivered and will not be.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeadLetter {
-    /// Its place in the log.
+    /// Its `seq`.
     pub seq: u64,
     /// The message's `type`.
     pub event_type: String,
@@ -107,7 +107,7 @@ pub struct DeadLetter {
     pub kind: String,
     /// Its subject.
     pub subject: String,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: u32,
     /// Why the last attempt failed.
     pub cause: String,
@@ -115,12 +115,12 @@ pub struct DeadLetter {
     pub at: DateTime<Utc>,
 }
 
-/// How a notifier stands in a school.
+/// The status of a notifier in a school.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Standing {
     /// The notifier's name.
     pub name: String,
-    /// Everything up to here is delivered, given up, not wanted, or of a subject that is set aside.
+    /// Every event up to this `seq` is delivered, given up, not wanted, or of a subject that is set aside.
     pub seq: u64,
     /// Subjects that are set aside.
     pub set_aside: u64,
@@ -136,12 +136,12 @@ pub struct Standing {
     pub last_failure: Option<(DateTime<Utc>, String)>,
 }
 
-/// How a notifier stands with all schools together.
+/// The status of a notifier over all schools.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Total {
     /// The notifier's name.
     pub name: String,
-    /// Events that lie beyond its cursors.
+    /// The number of events after its cursors.
     pub lag: u64,
     /// Subjects that are set aside.
     pub set_aside: u64,
@@ -162,16 +162,16 @@ pub struct DeadLetterPage {
     pub next: Option<u64>,
 }
 
-/// Named readers of the logs, each with a place in every school's.
+/// Named readers of the logs, each with a position in every school's log.
 #[async_trait]
 pub trait Consumers: Send + Sync + 'static {
-    /// Makes a notifier known: a new one begins where the logs end now.
+    /// Registers a notifier. A new one starts at the current end of the logs.
     async fn notifier_begins(&self, name: &str) -> Result<Begun, StoreError>;
 
-    /// Where a notifier stands in a school's log.
+    /// Returns a notifier's position in a school's log.
     async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError>;
 
-    /// Moves a notifier's cursor, which never goes back, counts what came of it, and sets a subject aside or lifts it,
+    /// Advances a notifier's cursor, which never moves back, records the progress, and sets a subject aside or lifts it,
     /// in one commit.
     async fn notifier_moves(
         &self,
@@ -181,13 +181,13 @@ pub trait Consumers: Send + Sync + 'static {
         progress: Progress,
     ) -> Result<(), StoreError>;
 
-    /// How notifiers stand in a school, and where its log ends.
+    /// Returns the status of the notifiers in a school, and the end of its log.
     async fn notifiers(&self, school: SchoolId) -> Result<(Vec<Standing>, u64), StoreError>;
 
-    /// How every notifier that ever began stands with all schools together, by name.
+    /// Returns the status over all schools of every notifier that was ever registered, by name.
     async fn notifier_totals(&self) -> Result<Vec<Total>, StoreError>;
 
-    /// Dead letters of a notifier in a school, newest first, before this place.
+    /// Returns the dead letters of a notifier in a school before this `seq`, newest first.
     async fn dead_letters(
         &self,
         name: &str,

@@ -1,12 +1,12 @@
-//! What commands lead to: (facts, commands, now) → (states, events, keys). The only copy of that decision, whatever
-//! keeps the log, and pure: no I/O but through [`Facts`], no clock.
+//! Decides commands: (facts, commands, now) → (states, events, keys). Every store uses this code. It is pure: it has no
+//! clock, and its only I/O is through [`Facts`].
 //!
-//! Commands of a group are decided one after the other. Each finds the state as the commands before it leave it: in
-//! [`Decisions`], or else in the facts. A command that is refused leaves nothing behind, so a store writes what the
-//! decisions hold when the group is complete, in one transaction, and nothing if that fails.
+//! The commands of a group are decided one after another. Each sees the state that the previous commands left: from
+//! [`Decisions`], or else from the facts. A rejected command leaves no trace. So when the group is complete, a store
+//! writes the decisions in one transaction; if that fails, it writes nothing.
 //!
-//! Upholds invariant 2 (a school's events are numbered without holes, in the order of decisions) and invariant 10, by
-//! [`kind::apply`].
+//! Upholds invariant 2 (a school's events are numbered without gaps, in the order of decisions) and, through
+//! [`kind::apply`], invariant 10.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,39 +18,39 @@ use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::kind::job::Past;
 use crate::kind::{self, Context, Limits, Outcome, Part, RuleError, State};
 
-/// What decisions depend on besides facts and time.
+/// The fixed inputs of a decision, in addition to facts and time.
 #[derive(Debug, Clone)]
 pub struct Rules {
     /// The epoch of the events.
     pub epoch: Epoch,
     /// Bounds on what producers may send.
     pub limits: Limits,
-    /// How many subjects of a kind a school may have, and the setting that says so, if there is one.
+    /// How many subjects of a kind a school can have, and the setting that limits them, if there is one.
     pub most: Vec<(Kind, u64, Option<&'static str>)>,
 }
 
-/// What a group of commands leads to.
+/// The result of a group of commands.
 #[derive(Debug, Default)]
 pub struct Decisions {
-    /// Of all schools; each school's in the order of `seq`.
+    /// The events of all schools, in ascending `seq` per school.
     pub events: Vec<Arc<Event>>,
     /// States that have changed.
     pub states: HashMap<Address, Stored>,
-    /// Where the logs of the events' schools end.
+    /// The ends of the logs of the events' schools.
     pub tails: HashMap<SchoolId, Tail>,
     /// Idempotency keys that were used for the first time.
     pub keys: HashMap<(SchoolId, String), NewKey>,
-    /// Category of subjects that ended well, and what they teach of it.
+    /// The category of each subject that completed successfully, and its contribution to the category's history.
     pub past: Vec<(SchoolId, Arc<str>, Past)>,
-    /// Parts of subjects that were made or changed, by their numbers.
+    /// Parts of subjects that were created or changed, by number.
     pub parts: HashMap<(Address, u64), Part>,
     /// How many subjects were created.
     pub created: HashMap<(SchoolId, Kind), u64>,
     /// Whether there is a milestone among the events.
     pub has_milestone: bool,
-    /// Who holds alone what was given or taken.
+    /// The new holder, if any, of each exclusive resource that was acquired or released.
     holders: HashMap<(SchoolId, Kind, String), Option<SubjectId>>,
-    /// Publishers' own ids of parts that were made.
+    /// The publisher-assigned ids of the parts that were created.
     part_ids: HashSet<(SchoolId, Kind, Arc<str>)>,
 }
 
@@ -59,18 +59,18 @@ pub struct Decisions {
 pub struct NewKey {
     /// A digest of the request.
     pub fingerprint: String,
-    /// What it was answered: an event of the group, or a snapshot if nothing happened.
+    /// The answer to the request: an event of the group, or a snapshot if nothing changed.
     pub event: Arc<Event>,
 }
 
-/// What one command leads to.
+/// The result of one command.
 #[derive(Debug)]
 pub struct Decision {
     /// What to answer once the group is committed.
     pub receipt: Result<Receipt, CommandError>,
-    /// Bytes of its events.
+    /// The size of its events in bytes.
     pub written: usize,
-    /// Bytes of its events, or of the answer if that has more: what the request is charged.
+    /// The size of its events or of the answer, whichever is larger: this is charged to the request.
     pub charged: usize,
 }
 
@@ -84,14 +84,15 @@ impl Decision {
     }
 }
 
-/// An earlier use of a key, as far as it is remembered.
+/// An earlier use of a key, as far as it is still stored.
 struct Earlier {
     fingerprint: String,
-    /// What it was answered; what its subject has become if that is not kept; nothing if that is gone, too.
+    /// The answer to that request; the subject's current state if the answer is no longer stored; `None` if the subject
+    /// is gone as well.
     answer: Option<Arc<Event>>,
 }
 
-/// What the rules of a kind make of a command, numbered.
+/// The outcome of a kind's rules, with `seq`s assigned.
 struct Numbered {
     events: Vec<Arc<Event>>,
     stored: Stored,
@@ -100,7 +101,8 @@ struct Numbered {
 }
 
 impl Rules {
-    /// Decides a command of a school, whose request may still come to so many bytes, and adds what it leads to.
+    /// Decides one command of a school, whose request can still produce at most `room` bytes, and adds the result to
+    /// `decisions`.
     pub fn decide<F: Facts>(
         &self,
         facts: &mut F,
@@ -172,7 +174,7 @@ impl Rules {
         })
     }
 
-    /// Asks the rules of the subject's kind.
+    /// Applies the rules of the subject's kind.
     #[expect(
         clippy::too_many_arguments,
         reason = "each is one thing that the rules may depend on"
@@ -224,7 +226,7 @@ impl Rules {
         Ok(kind::apply(subject, state, command, &context))
     }
 
-    /// Gives the events of an outcome their places in the log.
+    /// Assigns the events of an outcome their places in the log.
     fn number(
         &self,
         address: &Address,
@@ -267,7 +269,7 @@ impl Rules {
         }
     }
 
-    /// Counts a subject that is created, or says that there are too many.
+    /// Counts a new subject, or fails if the limit is reached.
     fn count_one_more<F: Facts>(
         &self,
         facts: &mut F,
@@ -367,7 +369,7 @@ impl Decisions {
         numbered.receipt
     }
 
-    /// The state as the commands before leave it.
+    /// Returns the state as the previous commands left it.
     fn state<'a, F: Facts>(
         &'a self,
         facts: &'a mut F,
@@ -379,7 +381,7 @@ impl Decisions {
         }
     }
 
-    /// Where the log ends as the commands before leave it.
+    /// Returns the end of the log as the previous commands left it.
     fn tail<F: Facts>(&self, facts: &mut F, school: SchoolId) -> Result<Tail, F::Error> {
         match self.tails.get(&school) {
             Some(tail) => Ok(*tail),
@@ -387,7 +389,7 @@ impl Decisions {
         }
     }
 
-    /// Who holds what only one may hold, as the commands before leave it.
+    /// Returns the holder of an exclusive resource as the previous commands left it.
     fn holder<F: Facts>(
         &self,
         facts: &mut F,
@@ -401,7 +403,7 @@ impl Decisions {
         }
     }
 
-    /// A part of a subject as the commands before leave it.
+    /// Returns a part of a subject as the previous commands left it.
     fn part<F: Facts>(
         &self,
         facts: &mut F,

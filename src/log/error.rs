@@ -1,9 +1,9 @@
-//! Why a store cannot do its work.
+//! Errors of a store.
 
-/// A store that cannot do its work. The request had no effect.
+/// A store cannot do its work. The request had no effect.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum StoreError {
-    /// The database refuses; the text is for the log.
+    /// The database returned an error; the text is for the log.
     #[error("database: {0}")]
     Database(String),
     /// A commit failed. The store has logged why.
@@ -12,24 +12,24 @@ pub enum StoreError {
     /// The store is shutting down.
     #[error("the store has stopped")]
     Stopped,
-    /// Somebody has removed or replaced the database while it is open. The store has logged it.
+    /// The database was removed or replaced while it was open. The store has logged this.
     #[error("the database's file was removed or replaced while the server runs")]
     Displaced,
-    /// Others read: this read was not begun.
+    /// The read was not started, because too many other reads are waiting or running.
     #[error("{0}")]
     Busy(Waiting),
 }
 
-/// Why a read of a request is refused.
+/// Why a request's read is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Waiting {
-    /// As many requests of its school wait as may.
+    /// The limit on waiting requests of its school is reached.
     #[error("as many reads of this school wait for their turn as may")]
     OfSchool,
-    /// As many requests wait as may.
+    /// The limit on waiting requests is reached.
     #[error("as many reads wait for their turn as may")]
     InAll,
-    /// It has waited for as long as it may.
+    /// It has waited for the maximum time.
     #[error("the database was busy with other reads for too long")]
     TooLong,
 }

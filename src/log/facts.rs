@@ -1,4 +1,4 @@
-//! What a decision may ask about the present.
+//! What a decision can query about the current state.
 
 use std::sync::Arc;
 
@@ -13,39 +13,39 @@ use crate::uptime::Uptime;
 /// A subject's address.
 pub type Address = (SchoolId, Kind, SubjectId);
 
-/// When a group of commands is decided.
+/// The time at which a group of commands is decided.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
-    /// The present, to the millisecond.
+    /// The current time, to the millisecond.
     pub at: DateTime<Utc>,
-    /// The present, as silence is measured.
+    /// The current uptime, by which silence is measured.
     pub uptime: Uptime,
 }
 
 /// The end of a school's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tail {
-    /// The newest event's place; 0 if there is none.
+    /// The newest event's place; its `seq` is 0 if there is none.
     pub head: Place,
-    /// Bytes of all events that are kept.
+    /// The size of all events that are kept, in bytes.
     pub bytes: u64,
 }
 
-/// A state with its place in the log.
+/// A state with its position in the log.
 #[derive(Debug, Clone)]
 pub struct Stored {
     /// The state.
     pub state: State,
-    /// The event that created it.
+    /// The `seq` of the event that created it.
     pub created_seq: u64,
     /// Its last event.
     pub last: Place,
-    /// When that happened.
+    /// When the last event happened.
     pub last_at: DateTime<Utc>,
 }
 
 impl Stored {
-    /// Returns the state as an event at the place of its last one, as it may be told at `now`.
+    /// Returns the state as an event at the place of its last event, as clients see it at `now`.
     pub fn snapshot(
         &self,
         epoch: Epoch,
@@ -63,36 +63,36 @@ impl Stored {
 pub struct KeyUse {
     /// A digest of the request that used it.
     pub fingerprint: String,
-    /// What it was answered.
+    /// The answer to that request.
     pub answer: Answered,
 }
 
-/// What a request with an idempotency key was answered.
+/// The answer to a request with an idempotency key.
 #[derive(Debug, Clone)]
 pub enum Answered {
     /// This event.
     Event(Arc<Event>),
-    /// It is not known any more. The present state of this subject is what comes closest.
+    /// The answer is no longer stored. The current state of this subject is the closest substitute.
     Subject(Kind, SubjectId),
 }
 
-/// What is committed, as far as a decision depends on it. A store answers from its caches and tables.
+/// The committed data that decisions depend on. A store answers from its caches and tables.
 ///
-/// Nothing here knows of the group that is being decided: [`Decisions`](super::decide::Decisions) lies over it.
+/// The group that is being decided is not visible here: [`Decisions`](super::decide::Decisions) overlays it.
 pub trait Facts {
-    /// Why an answer cannot be had.
+    /// Why a query failed.
     type Error;
 
-    /// Where a school's log ends.
+    /// Returns the end of a school's log.
     fn tail(&mut self, school: SchoolId) -> Result<Tail, Self::Error>;
 
-    /// A subject's state.
+    /// Returns a subject's state.
     fn state(&mut self, address: &Address) -> Result<Option<&Stored>, Self::Error>;
 
-    /// How many subjects of a kind a school has.
+    /// Returns how many subjects of a kind a school has.
     fn count(&mut self, school: SchoolId, kind: Kind) -> Result<u64, Self::Error>;
 
-    /// Which subject of a kind holds what only one of them may hold.
+    /// Returns which subject of a kind holds this exclusive resource.
     fn holder(
         &mut self,
         school: SchoolId,
@@ -100,7 +100,7 @@ pub trait Facts {
         what: &str,
     ) -> Result<Option<SubjectId>, Self::Error>;
 
-    /// What the newest subjects of a category teach that ended well.
+    /// Returns the history of the newest successfully completed subjects of a category.
     fn history(
         &mut self,
         school: SchoolId,
@@ -108,13 +108,13 @@ pub trait Facts {
         category: &Arc<str>,
     ) -> Result<Option<History>, Self::Error>;
 
-    /// An earlier use of an idempotency key.
+    /// Returns an earlier use of an idempotency key.
     fn key(&mut self, school: SchoolId, key: &str) -> Result<Option<KeyUse>, Self::Error>;
 
-    /// A part of a subject, by its number.
+    /// Returns a part of a subject by its number.
     fn part(&mut self, address: &Address, number: u64) -> Result<Option<Part>, Self::Error>;
 
-    /// Whether a part of a subject of the kind has this own id of a publisher in the school.
+    /// Returns whether any part of the kind's subjects in the school has this publisher-assigned id.
     fn has_part(&mut self, school: SchoolId, kind: Kind, own_id: &str)
     -> Result<bool, Self::Error>;
 }

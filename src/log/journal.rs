@@ -1,4 +1,4 @@
-//! The port *journal*: a school's events, appended and read in their order.
+//! The port *journal*: appends a school's events and reads them in order.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::wall_clock;
 /// Part of a log or of a snapshot.
 #[derive(Debug)]
 pub struct Page {
-    /// In the order of `seq`.
+    /// The events, in the order of `seq`.
     pub events: Vec<Arc<Event>>,
-    /// Everything in scope up to this place has been told by this page and the ones before it.
+    /// Everything in scope up to this place is contained in this page and the previous ones.
     pub through: Place,
-    /// The place of the school's newest event when the page was read, or of the last one that a snapshot is to tell.
+    /// The place of the school's newest event when the page was read, or the place at which a snapshot ends.
     pub head: Place,
-    /// Events up to this `seq` are gone.
+    /// Events up to this `seq` have been removed.
     pub floor: u64,
 }
 
@@ -31,26 +31,26 @@ pub struct Page {
 pub struct Bounds {
     /// The newest event's place; 0 if there is none.
     pub head: Place,
-    /// Events up to this one are gone.
+    /// Events up to this place have been removed.
     pub floor: Place,
 }
 
-/// Part of a school's log: every event from one `seq` to another.
+/// Part of a school's log: every event of a range of `seq`s.
 #[derive(Debug)]
 pub struct Stretch {
-    /// Without holes.
+    /// The events, without gaps.
     pub events: Vec<Arc<Event>>,
-    /// It holds every event up to this `seq` that is kept.
+    /// Every event up to this `seq` that is kept is contained.
     pub through: u64,
-    /// The newest `seq` of the school when it was read.
+    /// The school's newest `seq` when the stretch was read.
     pub head: u64,
-    /// Events up to this `seq` are gone.
+    /// Events up to this `seq` have been removed.
     pub floor: u64,
-    /// The last events of subjects that have ticks in it and are told beyond it.
+    /// The last events of subjects that have ticks in this stretch and further events after it.
     pub last: HashMap<(Kind, SubjectId), LastEvent>,
 }
 
-/// A subject's last event that supersedes its ticks.
+/// A subject's last event, which supersedes its ticks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastEvent {
     /// Its place in the log.
@@ -61,21 +61,22 @@ pub struct LastEvent {
     pub category: Option<String>,
 }
 
-/// The reading side of the logs, as far as those who listen need it.
+/// The reading side of the logs, as far as subscribers need it.
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
-    /// The database's life.
+    /// Returns the epoch of the database.
     fn epoch(&self) -> Epoch;
 
-    /// Whether no number was given twice in this epoch, so that a cursor without a tag names one event.
+    /// Returns whether every `seq` was assigned only once in this epoch, so that a cursor without a tag identifies one
+    /// event.
     fn numbers_are_unique(&self) -> bool {
         true
     }
 
-    /// Where a school's log begins and ends now.
+    /// Returns the current bounds of a school's log.
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError>;
 
-    /// Everything after `after` up to `upto`, or as much of it as is read at a time.
+    /// Returns every event after `after` up to `upto`, or as many as one read returns.
     async fn read_stretch(
         &self,
         school: SchoolId,
@@ -83,11 +84,11 @@ pub trait Log: Send + Sync + 'static {
         upto: u64,
     ) -> Result<Stretch, StoreError>;
 
-    /// Events in scope after `after`. With `fold`, ticks that a later event in scope supersedes are left out.
+    /// Returns the events in scope after `after`. With `fold`, leaves out ticks that a later event in scope supersedes.
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError>;
 
-    /// Present states in scope whose last event lies after `after` and not after `upto` (the head, if absent), in the order
-    /// of their last events: the `seq` of any of them is a place from which a replay loses nothing.
+    /// Returns the current states in scope whose last event is after `after` and not after `upto` (the head, if absent),
+    /// in the order of their last events: a replay from the `seq` of any of them loses nothing.
     async fn snapshot(
         &self,
         scope: Arc<Scope>,
@@ -96,14 +97,14 @@ pub trait Log: Send + Sync + 'static {
     ) -> Result<Page, StoreError>;
 }
 
-/// The logs of schools. What an implementation promises is on the [module's page](super); the suite in
-/// `tests/it/store_contract` asks it.
+/// The logs of schools. The [module's page](super) states what an implementation guarantees; the suite in
+/// `tests/it/store_contract` tests it.
 #[async_trait]
 pub trait Journal: Log {
-    /// Where a school's log ends, for a request, which has its turn like any other.
+    /// Returns the end of a school's log, for a request. The read waits for its turn like any other.
     async fn head(&self, school: SchoolId) -> Result<Place, StoreError>;
 
-    /// Carries out commands in order and answers each, after the commit. Fails only if none has had an effect.
+    /// Carries out commands in order and answers each after the commit. Fails only if none had an effect.
     async fn append(
         &self,
         school: SchoolId,
@@ -112,7 +113,7 @@ pub trait Journal: Log {
         self.append_within(school, commands, Arc::default()).await
     }
 
-    /// The same for as long as there is something left of an allowance: what comes after is [`CommandError::TooMuch`].
+    /// The same within an allowance: commands after it is used up fail with [`CommandError::TooMuch`].
     async fn append_within(
         &self,
         school: SchoolId,
@@ -120,31 +121,32 @@ pub trait Journal: Log {
         allowance: Arc<Allowance>,
     ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError>;
 
-    /// Removes one batch of what is past retention. True if there may be more.
+    /// Removes one batch of data past its retention. Returns whether there may be more.
     async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError>;
 
-    /// What it has written since it was opened.
+    /// Returns the counters of what the store has written since it was opened.
     fn meter(&self) -> &Meter;
 
-    /// How large the database is, in bytes.
+    /// Returns the size of the database in bytes.
     async fn size(&self) -> Result<u64, StoreError>;
 
-    /// The clock of silence, which goes on where it was at the end of the store's life before; see [`crate::uptime`].
+    /// Returns the clock for silence, which continues from its value at the end of the previous run; see
+    /// [`crate::uptime`].
     fn uptime(&self) -> UptimeClock;
 
-    /// Saves the uptime, as every commit does, so that a killed server goes on from here. Nobody needs to find it after a
-    /// power loss.
+    /// Saves the uptime, as every commit does, so that a server that was killed continues from this value. It need not
+    /// survive a power loss.
     async fn save_uptime(&self) -> Result<(), StoreError>;
 
-    /// What was saved of the wall clock; see [`crate::wall_clock`].
+    /// Returns the saved state of the wall clock; see [`crate::wall_clock`].
     async fn wall_clock(&self) -> Result<Option<wall_clock::Record>, StoreError>;
 
-    /// Saves it. Nobody needs to find it after a power loss.
+    /// Saves the state of the wall clock. It need not survive a power loss.
     async fn save_wall_clock(&self, record: wall_clock::Record) -> Result<(), StoreError>;
 
-    /// Asks the writer and a reader for a sign of life. No other read delays it.
+    /// Checks that the writer and a reader respond. No other read delays this.
     async fn ping(&self) -> Result<(), StoreError>;
 
-    /// Finishes what was asked and lets go of the database. Writes fail from now on.
+    /// Completes all pending work and closes the database. Writes fail from now on.
     async fn close(&self) -> Result<(), StoreError>;
 }

@@ -1,8 +1,8 @@
-//! The port *leases*: what only one node may do at a time.
+//! The port *leases*: tasks that only one node at a time can do.
 //!
-//! A lease is held under a *fence*, a number that only rises. The next holder of a lease gets a higher one, and what is
-//! written under a fence is refused once there is a higher one: a node that was suspended and wakes up after its lease
-//! has passed to another cannot undo what that one did.
+//! A lease is held under a *fence*, a number that only increases. The next holder of a lease gets a higher one, and a
+//! write under a lower fence is rejected: a node that was suspended and resumes after its lease has passed to another
+//! node cannot undo that node's work.
 //!
 //! ```text
 //! node A   acquire ─▶ fence 7 ────── suspended ──────────────────▶ write under 7 ─▶ refused
@@ -16,7 +16,7 @@ use async_trait::async_trait;
 
 use super::StoreError;
 
-/// The number under which a lease is held. A later holder's is higher.
+/// The number under which a lease is held. Each later holder gets a higher one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fence(pub u64);
 
@@ -26,15 +26,15 @@ impl fmt::Display for Fence {
     }
 }
 
-/// Tasks that only one node carries out at a time.
+/// Leases for tasks that only one node at a time carries out.
 #[async_trait]
 pub trait Leases: Send + Sync + 'static {
-    /// Takes the lease of this name for `term`, unless it is held already.
+    /// Acquires the lease with this name for `term`. Returns `None` if it is held.
     async fn acquire(&self, name: &str, term: Duration) -> Result<Option<Fence>, StoreError>;
 
-    /// Holds a lease for `term` from now. False if it has passed to another, or has ended.
+    /// Extends a lease to `term` from now. Returns false if another node holds it, or if it has expired.
     async fn renew(&self, name: &str, fence: Fence, term: Duration) -> Result<bool, StoreError>;
 
-    /// Gives a lease back, if it is still held under this fence.
+    /// Releases a lease if it is still held under this fence.
     async fn release(&self, name: &str, fence: Fence) -> Result<(), StoreError>;
 }

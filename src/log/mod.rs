@@ -1,7 +1,7 @@
-//! The log and the states behind it: the rules of writing them, and the ports through which everything else reads.
+//! The log and the current states: the rules for writing them, and the ports through which everything else reads them.
 //!
-//! A store keeps, per school, an ordered log of events and the present state of every subject. It does not know
-//! subscribers. It implements four ports, each with a part of the contract suite in `tests/it/store_contract`:
+//! A store keeps, per school, an ordered log of events and the current state of every subject. It knows nothing of
+//! subscribers. It implements four ports; the contract suite in `tests/it/store_contract` has a part for each:
 //!
 //! ```text
 //!              commands                                      reads
@@ -15,24 +15,24 @@
 //!   writer::Backend    Facts + commit: what a database implements
 //! ```
 //!
-//! What a store promises:
+//! What a store guarantees:
 //!
-//! - **One transaction.** A command is decided against the subject's state and committed together with its
-//!   event; [`Journal::append`] answers after the commit (invariant 1). A command that breaks a rule fails
-//!   alone and leaves its neighbours be. If the commit fails, it had no effect.
-//! - **Turns.** Commands of one call are carried out in order, in one commit or in several, with those of other schools
-//!   in between. If one of these commits fails, nothing of the commands from there on has happened.
-//! - **Order.** A school's events are numbered 1, 2, 3, … without holes, in commit order (invariant 2).
-//!   Committed events reach the `committed` channel in that order, after the commit.
-//! - **Reading.** [`Log::replay`] returns what lies after a cursor, [`Log::snapshot`] the present states in
-//!   the order of their last events; each page says how far it reaches. A snapshot up to `head` followed by
-//!   the events after `head` is the whole story. Because a snapshot is told in the order of the log, the
-//!   cursor of any of its entries is a place from which a replay loses nothing.
-//! - **Fair reads.** Reading much does not keep others from reading: each school has its turn after one read, or one window
-//!   of a longer one, of each other school. A request that cannot have a turn is refused ([`StoreError::Busy`]).
-//! - **Forgetting.** [`Journal::sweep`] removes what is past retention in small steps and moves `floor` with it.
+//! - **One transaction.** A command is decided against the subject's state and committed together with its event;
+//!   [`Journal::append`] answers after the commit (invariant 1). A command that breaks a rule fails alone; the other
+//!   commands of its group are unaffected. If the commit fails, the command had no effect.
+//! - **Turns.** The commands of one call are carried out in order, in one commit or several, possibly with commits of
+//!   other schools in between. If one of these commits fails, its commands and all later ones of the call have no effect.
+//! - **Order.** A school's events are numbered 1, 2, 3, … without gaps, in commit order (invariant 2). After the commit
+//!   they are sent to the `committed` channel in that order.
+//! - **Reading.** [`Log::replay`] returns the events after a cursor, [`Log::snapshot`] the current states in the order of
+//!   their last events; each page states how far it reaches. A snapshot up to `head` and the events after `head` are
+//!   together complete. Because a snapshot follows the order of the log, a replay from the cursor of any of its entries
+//!   loses nothing.
+//! - **Fair reads.** Large reads do not block others: each school gets its turn after at most one read, or one window of
+//!   a longer read, of each other school. A request that cannot get a turn is rejected ([`StoreError::Busy`]).
+//! - **Retention.** [`Journal::sweep`] removes data past its retention in small steps, and advances `floor` accordingly.
 //!
-//! Deliberately absent: SQL, threads of a store, HTTP, and who is subscribed.
+//! Deliberately absent: SQL, a store's threads, HTTP, and subscriptions.
 
 mod allowance;
 pub mod catalog;

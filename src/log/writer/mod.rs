@@ -1,15 +1,16 @@
-//! The one writer of a store: turns between schools and group commit, the same for every database.
+//! The single writer of a store: turns between schools and group commit, the same for every database.
 //!
-//! It takes what waits, school by school in `turns`, decides the commands one after the other, has the backend write
-//! what the whole group leads to in one transaction, hands the events to the dispatcher and only then answers those of
-//! whom all is carried out. Deciding comes before the transaction, so that a refused command has written nothing and the
-//! backend knows whether the group holds a milestone, which must reach the disk before it is acknowledged.
+//! It takes the waiting commands, school by school as `turns` determines, and decides them one after another. The backend
+//! writes the results of the whole group in one transaction. The writer then sends the events to the dispatcher, and only
+//! then answers the requests that are completely carried out. Decisions precede the transaction, so that a rejected
+//! command writes nothing, and so that the backend knows whether the group contains a milestone, which must reach the
+//! disk before it is acknowledged.
 //!
 //! ```text
 //! Handle ─queue─▶ Turns ─▶ Rules::decide ─▶ Backend::commit ─▶ Committed ─▶ answers
 //! ```
 //!
-//! Upholds invariants 1 and 2. Nobody else may write to the tables while it runs.
+//! Upholds invariants 1 and 2. Nothing else is allowed to write to the tables while it runs.
 
 mod turns;
 
@@ -30,42 +31,42 @@ use crate::kind::State;
 
 /// A database behind a writer.
 pub trait Backend: Facts<Error = StoreError> + Send + 'static {
-    /// The present: the time of what is decided now.
+    /// Returns the current time, which becomes the time of the decisions.
     fn now(&self) -> Moment;
 
-    /// Returns how many bytes the write of a state counts for in a group, in addition to those of its events.
+    /// Returns how many bytes the write of a state adds to its group, in addition to those of its events.
     fn weight(&self, _: Kind, _: &State) -> usize {
         0
     }
 
-    /// Writes what a group leads to in one transaction, and has the facts follow. If it fails, nothing is written and no
-    /// fact has changed. It may take anything out of the decisions but the events. Returns when all was written and only the
-    /// commit was left, which may wait for the disk; nothing if there was nothing to write.
+    /// Writes the results of a group in one transaction and updates the facts. On failure, nothing is written and no fact
+    /// changes. It can move anything out of the decisions except the events. Returns the time at which everything was
+    /// written and only the commit remained, which can wait for the disk; `None` if there was nothing to write.
     fn commit(
         &mut self,
         decisions: &mut Decisions,
         now: Moment,
     ) -> Result<Option<Instant>, StoreError>;
 
-    /// Lets go of the database in good order.
+    /// Closes the database cleanly.
     fn close(&mut self);
 }
 
-/// Whom to tell when something is done.
+/// The channel for the result of a piece of work.
 pub type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
-/// What became of the commands of a request, in their order.
+/// The outcomes of a request's commands, in order.
 pub type Receipts = Vec<Result<Receipt, CommandError>>;
 
-/// What can be asked of the writer.
+/// Work for the writer.
 enum Work<B> {
     Append(Submission),
-    /// Anything else that is done between two groups.
+    /// Any other work, done between two groups.
     Call(Box<dyn FnOnce(&mut B) + Send>),
     Close(Answer<()>),
 }
 
-/// Commands of one request.
+/// The commands of one request.
 pub(super) struct Submission {
     school: SchoolId,
     commands: Vec<Envelope>,
@@ -73,26 +74,26 @@ pub(super) struct Submission {
     answer: Answer<Receipts>,
 }
 
-/// Where work for a writer is handed in. The writer ends when all of its handles are gone.
+/// Submits work to a writer. The writer stops when all of its handles are dropped.
 pub struct Handle<B> {
     work: mpsc::Sender<Work<B>>,
 }
 
-/// See the module's page.
+/// See the [module-level documentation](self).
 pub struct Writer<B> {
     backend: B,
     rules: Rules,
     committed: Committed,
     meter: Arc<Meter>,
-    /// Whose commands come next.
+    /// Determines whose commands come next.
     turns: Turns,
-    /// Commits that failed in a row.
+    /// Consecutive commits that failed.
     failures: Failures,
     queue: mpsc::Receiver<Work<B>>,
 }
 
 impl<B: Backend> Handle<B> {
-    /// Carries out commands in order and answers each, after the commit. Fails only if none has had an effect.
+    /// Carries out commands in order and answers each after the commit. Fails only if none had an effect.
     pub async fn append(
         &self,
         school: SchoolId,
@@ -110,21 +111,21 @@ impl<B: Backend> Handle<B> {
         .await
     }
 
-    /// Has the writer do something else with its backend.
+    /// Runs a function on the writer's backend.
     pub async fn call<T: Send + 'static>(
         &self,
         call: impl FnOnce(&mut B) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.ask(|answer| {
             Work::Call(Box::new(move |backend| {
-                // The caller may have gone.
+                // The caller may be gone.
                 let _ = answer.send(call(backend));
             }))
         })
         .await
     }
 
-    /// Has the writer finish what it was asked, and end.
+    /// Completes all pending work and stops the writer.
     pub async fn close(&self) -> Result<(), StoreError> {
         self.ask(Work::Close).await
     }
@@ -140,8 +141,8 @@ impl<B: Backend> Handle<B> {
 }
 
 impl<B: Backend> Writer<B> {
-    /// A writer, which is to be [run](Writer::run), and its handle. What it commits goes to `committed` and is counted in
-    /// `meter`.
+    /// Creates a writer, which the caller must [run](Writer::run), and its handle. The writer sends what it commits to
+    /// `committed` and counts it in `meter`.
     pub fn new(
         backend: B,
         rules: Rules,
@@ -161,8 +162,8 @@ impl<B: Backend> Writer<B> {
         (writer, Handle { work })
     }
 
-    /// Works on a thread of its own until it is told to close, or until every handle is gone. What was asked before is
-    /// done. Returns whom to answer once the backend is dropped, if somebody waits.
+    /// Runs the writer on the current thread until it is closed or every handle is dropped. Completes the work submitted
+    /// before that. Returns the channel on which to answer once the backend is dropped, if a caller is waiting.
     pub fn run(mut self) -> Option<Answer<()>> {
         let mut closed = None;
         loop {
@@ -181,8 +182,8 @@ impl<B: Backend> Writer<B> {
         closed
     }
 
-    /// Does what waits now, and waits for nothing: for those who have no thread for it, such as a simulation. False if nothing
-    /// waits.
+    /// Does the pending work without waiting for more, for callers without a dedicated thread, such as a simulation.
+    /// Returns false if there is no pending work.
     pub fn step(&mut self) -> bool {
         let next = self.queue.try_recv().ok();
         let waits = next.is_some() || !self.turns.is_empty();
@@ -190,11 +191,11 @@ impl<B: Backend> Writer<B> {
         waits
     }
 
-    /// Takes up this and all that waits behind it, so that the turns are between all schools, and commits a group. Returns
-    /// whom to answer when it is to close.
+    /// Accepts `next` and all work queued behind it, so that all schools take part in the turns, and commits a group.
+    /// Returns the channel to answer if the writer must close.
     fn work_on(&mut self, mut next: Option<Work<B>>) -> Option<Answer<()>> {
         let mut closed = None;
-        // But not what comes meanwhile without end.
+        // Bounded, because new work can arrive without end.
         for _ in 0..WRITER_QUEUE {
             let Some(work) = next else {
                 break;
@@ -211,8 +212,8 @@ impl<B: Backend> Writer<B> {
         closed
     }
 
-    /// Lets commands wait for their turn and does anything else at once: order matters to nobody between these.
-    /// Returns whom to answer when it is to close.
+    /// Queues commands for their turn and does any other work immediately: the order between these does not matter.
+    /// Returns the channel to answer if the writer must close.
     fn take_up(&mut self, work: Work<B>) -> Option<Answer<()>> {
         match work {
             Work::Append(submission) => self.turns.add(submission),
@@ -222,7 +223,7 @@ impl<B: Backend> Writer<B> {
         None
     }
 
-    /// Carries out a group, of each school a slice, and answers those of whom all is done.
+    /// Carries out a group with a slice of each school, and answers the requests that are completely carried out.
     fn commit(&mut self) {
         let began = Instant::now();
         let now = self.backend.now();
@@ -238,16 +239,17 @@ impl<B: Backend> Writer<B> {
             self.meter
                 .committed(decisions.events.len(), began.elapsed());
             debug_assert!(is_dense(&decisions.events), "a commit has no hole");
-            // Fails only when the dispatcher has ended, and then nobody listens.
+            // Fails only if the dispatcher has stopped, and then nothing receives events.
             let _ = self.committed.blocking_send(decisions.events);
         }
         self.turns.settle(round, &written);
     }
 
-    /// Tells the log whether commits fail. Returns to those who wait the error that says that it was told.
+    /// Logs when commits begin to fail or succeed again. Returns the error for the waiting requests, which refers to the
+    /// log.
     fn note(&mut self, written: Result<bool, StoreError>) -> Result<(), StoreError> {
         match written {
-            // What writes nothing works on a full disk, too.
+            // A group that writes nothing succeeds even on a full disk, so it proves nothing.
             Ok(false) => Ok(()),
             Ok(true) => {
                 if let Some(failed) = self.failures.worked() {
@@ -255,7 +257,7 @@ impl<B: Backend> Writer<B> {
                 }
                 Ok(())
             }
-            // Told when it was noticed.
+            // Already logged when it was detected.
             Err(StoreError::Displaced) => Err(StoreError::Displaced),
             Err(error) => {
                 if let Some(failed) = self.failures.failed(Instant::now()) {

@@ -1,14 +1,15 @@
-//! Turns: whose commands the next commit carries out.
+//! Turns: which commands the next commit carries out.
 //!
-//! What is submitted waits by school. A commit takes a bounded slice from one school after the other, so a large batch
-//! is carried out over several commits, and another school's report waits for the commit under way and its own.
+//! Submissions wait per school. A commit takes a bounded slice from one school after another. So a large batch is spread
+//! over several commits, and a report of another school waits only for the commit in progress and its own.
 //!
-//! 1. A *fresh* school, which has nothing left from an earlier turn, comes first. A commit with fresh schools serves one of
-//!    the *backlogged* in addition, so that none of them waits for ever; one without serves as many as it has room for.
-//! 2. What a commit carries out takes about [`COMMIT_WORK`], and never more than [`GROUP_MAX_BYTES`] and
-//!    [`GROUP_MAX_COMMANDS`]: the room halves after a commit that took longer, and doubles after a full one that was quick.
-//! 3. While several schools wait, each has one of [`TURNS_PER_GROUP`] equal shares of that room.
-//! 4. Within a school the order is that of submission.
+//! 1. A *fresh* school, which has no commands left from an earlier turn, comes first. A commit with fresh schools also
+//!    serves one of the *backlogged* schools, so that none of them waits forever; a commit without fresh schools serves
+//!    as many backlogged ones as it has room for.
+//! 2. A commit's work takes about [`COMMIT_WORK`], and never exceeds [`GROUP_MAX_BYTES`] or [`GROUP_MAX_COMMANDS`]: the
+//!    room is halved after a commit that took longer, and doubled after a full commit that was fast.
+//! 3. While several schools wait, each gets one of [`TURNS_PER_GROUP`] equal shares of the room.
+//! 4. Within a school, commands keep the order of submission.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -22,59 +23,59 @@ use crate::config::{
 use crate::id::SchoolId;
 use crate::log::{Allowance, CommandError, Envelope, Receipt, StoreError};
 
-/// Those who wait, in the order of their turns.
+/// The waiting schools, in the order of their turns.
 #[derive(Default)]
 pub(super) struct Turns {
     schools: HashMap<SchoolId, Queue>,
-    /// Schools that had nothing left.
+    /// Schools without commands left from an earlier turn.
     fresh: VecDeque<SchoolId>,
-    /// Schools for which a turn was not enough.
+    /// Schools for which one turn was not enough.
     backlogged: VecDeque<SchoolId>,
-    /// How often the room of a commit is halved.
+    /// How often the room of a commit has been halved.
     halvings: u32,
 }
 
 /// The turns of one commit.
 pub(super) struct Round {
-    /// What it holds so far.
+    /// What it contains so far.
     pub(super) taken: Size,
-    /// Most that the commit carries out. The last command may go beyond it.
+    /// The limit for the whole commit. Its last command can exceed it.
     room: Size,
-    /// Most of it that is of one school.
+    /// The limit for one school.
     slice: Size,
     served: Vec<(SchoolId, Queue)>,
     serves_fresh: bool,
     serves_backlogged: bool,
 }
 
-/// What waits in one school.
+/// The waiting commands of one school.
 #[derive(Default)]
 pub(super) struct Queue {
     waiting: VecDeque<Pending>,
-    /// Decided to the last command in the commit under way.
+    /// Submissions whose last command is decided in the commit in progress.
     decided: Vec<Pending>,
 }
 
-/// A submission, as far as it is carried out.
+/// A submission and its progress.
 pub(super) struct Pending {
     commands: vec::IntoIter<Envelope>,
     total: usize,
     allowance: Arc<Allowance>,
-    /// Of the commands that are decided.
+    /// The outcomes of the decided commands.
     receipts: Receipts,
     /// How many of them are committed.
     committed: usize,
     answer: Answer<Receipts>,
 }
 
-/// So many commands, and bytes of the events that they lead to.
+/// A number of commands, and the size of their events in bytes.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Size {
     pub(super) commands: usize,
     pub(super) bytes: usize,
 }
 
-/// Most that any commit carries out.
+/// The limit for any commit.
 const GROUP: Size = Size {
     commands: GROUP_MAX_COMMANDS,
     bytes: GROUP_MAX_BYTES,
@@ -85,7 +86,7 @@ impl Size {
         self.commands >= most.commands || self.bytes >= most.bytes
     }
 
-    /// One of so many equal parts.
+    /// Returns one of `of` equal parts.
     fn part(self, of: usize) -> Size {
         Size {
             commands: self.commands / of,
@@ -93,7 +94,7 @@ impl Size {
         }
     }
 
-    /// What came since it was `before`.
+    /// Returns the increase since `before`.
     fn since(self, before: Size) -> Size {
         Size {
             commands: self.commands - before.commands,
@@ -123,7 +124,7 @@ impl Turns {
         });
     }
 
-    /// Begins the turns of one commit.
+    /// Starts the round of one commit.
     pub(super) fn begin(&self) -> Round {
         let room = GROUP.part(1 << self.halvings);
         Round {
@@ -139,7 +140,7 @@ impl Turns {
         }
     }
 
-    /// The next school of a commit. Each has one turn in a commit.
+    /// Returns the next school of a commit. Each school has one turn per commit.
     pub(super) fn next(&mut self, round: &mut Round) -> Option<(SchoolId, Queue)> {
         let has_room = !round.taken.reaches(round.room);
         let fresh = has_room.then(|| self.fresh.pop_front()).flatten();
@@ -148,8 +149,8 @@ impl Turns {
                 round.serves_fresh = true;
                 school
             }
-            // At least one, or those that always come anew would keep it waiting; and with those no more than one, or they
-            // would wait for all.
+            // At least one backlogged school, because fresh ones could otherwise keep it waiting forever; and, in a
+            // commit with fresh schools, only one, because these would otherwise wait for all backlogged ones.
             None if !round.serves_backlogged || (has_room && !round.serves_fresh) => {
                 let school = self.backlogged.pop_front()?;
                 round.serves_backlogged = true;
@@ -161,8 +162,8 @@ impl Turns {
         Some((school, queue.expect("a school that has a turn waits")))
     }
 
-    /// Takes note of how long a commit worked that carried out so much, without what it waited for the disk: a slow disk is
-    /// no reason for smaller commits.
+    /// Adjusts the room to the time that a commit worked, excluding its wait for the disk: smaller commits do not help on
+    /// a slow disk.
     pub(super) fn worked(&mut self, round: &Round, work: Duration) {
         if work > COMMIT_WORK {
             self.halvings = (self.halvings + 1).min(GROUP_HALVINGS_MAX);
@@ -171,7 +172,7 @@ impl Turns {
         }
     }
 
-    /// Answers those of whom all is committed, or nothing more will be; the others wait for their next turns.
+    /// Answers the submissions that are completely committed or have failed; the others wait for their next turns.
     pub(super) fn settle(&mut self, round: Round, written: &Result<(), StoreError>) {
         for (school, mut queue) in round.served {
             queue.settle(written);
@@ -184,19 +185,19 @@ impl Turns {
 }
 
 impl Round {
-    /// Notes that a school has had its turn.
+    /// Records that a school has had its turn.
     pub(super) fn served(&mut self, school: SchoolId, queue: Queue) {
         self.served.push((school, queue));
     }
 
-    /// Whether a turn that began at `before` is over.
+    /// Returns whether a turn that started at `before` is over.
     pub(super) fn is_over(&self, before: Size) -> bool {
         self.taken.since(before).reaches(self.slice)
     }
 }
 
 impl Queue {
-    /// The next command, and how much it may still come to.
+    /// Returns the next command and the allowance of its request.
     pub(super) fn next(&mut self) -> Option<(Envelope, Arc<Allowance>)> {
         loop {
             let pending = self.waiting.front_mut()?;
@@ -207,7 +208,7 @@ impl Queue {
         }
     }
 
-    /// Notes what became of the command that was taken last.
+    /// Records the outcome of the command that was taken last.
     pub(super) fn decided(&mut self, receipt: Result<Receipt, CommandError>) {
         let pending = self.waiting.front_mut();
         let pending = pending.expect("the submission of a command stays until the next is taken");
@@ -236,7 +237,7 @@ impl Queue {
 }
 
 impl Pending {
-    /// Whether the commit under way holds commands of it.
+    /// Returns whether the commit in progress contains commands of this submission.
     fn is_under_way(&self) -> bool {
         self.taken() > self.committed
     }
@@ -245,7 +246,7 @@ impl Pending {
         self.total - self.commands.len()
     }
 
-    /// Answers. What was committed before a commit failed has happened; the rest has not.
+    /// Sends the answer. Commands committed before a commit failed have taken effect; the rest have not.
     fn settle(mut self, written: &Result<(), StoreError>) {
         let answer = match written {
             Err(error) if self.committed == 0 => Err(error.clone()),
@@ -257,7 +258,7 @@ impl Pending {
             }
             Ok(()) => Ok(self.receipts),
         };
-        // A publisher that has gone does not need to know.
+        // The publisher may be gone.
         let _ = self.answer.send(answer);
     }
 }
@@ -269,7 +270,7 @@ mod tests {
     use crate::kind::Command;
     use crate::kind::job;
 
-    /// Turns in which commits carry out commands of one size each, and tell of which schools.
+    /// A test bench whose commits carry out commands of equal size, and which reports their schools.
     #[derive(Default)]
     struct Bench {
         turns: Turns,
@@ -299,7 +300,7 @@ mod tests {
             });
         }
 
-        /// One commit that works for so long: how many commands of each school it carries out, in order.
+        /// Runs one commit that works for `work`. Returns how many commands of each school it carries out, in order.
         fn commit(&mut self, work: Duration) -> Vec<(i64, usize)> {
             let mut round = self.turns.begin();
             let mut carried_out = Vec::new();
@@ -318,7 +319,7 @@ mod tests {
             carried_out
         }
 
-        /// How much a commit has room for.
+        /// Returns the room of a commit, in commands.
         fn room(&self) -> usize {
             self.turns.begin().room.commands
         }
@@ -347,7 +348,7 @@ mod tests {
         for school in 1..=8 {
             bench.add(school, 1_000);
         }
-        // Until none of them is fresh.
+        // Until no school is fresh.
         while !bench.turns.fresh.is_empty() {
             bench.commit(QUICK);
         }
@@ -377,7 +378,7 @@ mod tests {
         let expected = (0..=GROUP_HALVINGS_MAX).map(|halvings| GROUP_MAX_COMMANDS >> halvings);
         assert!(sizes.iter().copied().take(least).eq(expected), "{sizes:?}");
         assert_eq!(sizes[least..], [sizes[least - 1]; 2]);
-        // What takes about as long as it should changes nothing.
+        // A commit that takes about as long as intended changes nothing.
         let room = bench.room();
         bench.commit(COMMIT_WORK * 3 / 4);
         assert_eq!(bench.room(), room);

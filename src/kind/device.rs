@@ -5,12 +5,12 @@
 //!    └───────lease over──────▶ offline
 //! ```
 //!
-//! A device beats about every ten seconds and is offline when a whole lease passes without a beat, or at once when it is
-//! reported so (a last will, a health checker). `last_seen` is the time of its own last report. Beats are counted in
-//! memory ([`crate::presence`]) and come here only when they change something; the rules decide what that change is. A
-//! lease is measured in [uptime](crate::uptime), and a restart does not renew it: a new server does not know who is
-//! there, so what was online is `unknown` for what is left of its lease. A device that comes and goes is marked
-//! `flapping`, not hidden.
+//! A device sends a heartbeat about every ten seconds. It is offline when a whole lease passes without one, or
+//! immediately when it is reported offline (by a last will, or a health checker). `last_seen` is the time of the device's
+//! own last report. Heartbeats are counted in memory ([`crate::presence`]) and become commands only when they change
+//! something; the rules decide what that change is. A lease is measured in [uptime](crate::uptime), and a restart does
+//! not renew it: a new server does not know which devices are still there, so a device that was online is `unknown` for
+//! the rest of its lease. A device that alternates between online and offline is marked `flapping`, not hidden.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,13 +31,13 @@ use crate::uptime::Uptime;
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("devices");
-/// A device has no parts.
+/// Devices have no parts.
 pub type Part = super::NoPart;
-/// A device is there, gone, or not known to be either.
+/// A device is online, offline, or unknown.
 pub static DEVICE_STATUS_UPDATE: EventType = EventType::new("device_status_update");
-/// What is known of a device has changed, other than its status.
+/// A device's information has changed, other than its status.
 pub static DEVICE_INFO_UPDATE: EventType = EventType::new("device_info_update").beside_ticks();
-/// What is fixed of devices.
+/// The description of this kind.
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
     noun: "Device",
@@ -55,29 +55,29 @@ pub static DESCRIPTION: Description = Description {
 pub const NAME_MAX_BYTES: usize = 256;
 /// The longest lease, in seconds.
 pub const LEASE_MAX_SECS: u32 = 86_400;
-/// How far, in seconds, the clock of the reporter may be ahead.
+/// How far, in seconds, the reporter's clock can be ahead.
 pub const CLOCK_SKEW_SECS: i64 = 5;
-/// Beats in a row after which a device is online.
+/// The number of consecutive heartbeats after which a device is online.
 pub const GOOD_BEATS: u32 = 2;
-/// So many changes between online and offline within [`FLAP_WINDOW_SECS`] are flapping.
+/// This many changes between online and offline within [`FLAP_WINDOW_SECS`] count as flapping.
 pub const FLAP_CHANGES: usize = 4;
 /// See [`FLAP_CHANGES`], in seconds of uptime.
 pub const FLAP_WINDOW_SECS: u64 = 300;
 
-/// Whether a device is there.
+/// A device's status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Not known, for at most one lease.
+    /// It is not known whether the device is there; this lasts for at most one lease.
     Unknown,
-    /// There.
+    /// The device is there.
     Online,
-    /// Gone.
+    /// The device is gone.
     Offline,
 }
 
 impl Status {
-    /// As it stands in messages and in the database.
+    /// Returns the name in messages and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Unknown => "unknown",
@@ -86,7 +86,7 @@ impl Status {
         }
     }
 
-    /// Reads what [`Status::as_str`] returns.
+    /// Parses the text that [`Status::as_str`] returns.
     pub fn parse(text: &str) -> Option<Status> {
         [Status::Unknown, Status::Online, Status::Offline]
             .into_iter()
@@ -94,63 +94,63 @@ impl Status {
     }
 }
 
-/// What can be asked of a device. Those with a body are HTTP calls; the others are the server's own.
+/// A command to a device. Commands with a body are HTTP requests; the server issues the others itself.
 #[derive(Debug, Clone)]
 pub enum Command {
-    /// Make it known, or describe it anew.
+    /// Creates the device or updates its description.
     Register(Register),
-    /// It is said to be there, to be gone, or to be neither for sure.
+    /// Reports that the device is online, offline or unknown.
     Report(Report),
-    /// It says what it is.
+    /// Updates the device's information.
     Info(Info),
-    /// It was heard of often enough to be there.
+    /// Enough heartbeats have arrived: the device is online.
     Arrive(Heard),
-    /// Its lease is over. With when it was last heard of, if that is newer than what is stored.
+    /// The lease has expired. Contains the last heartbeat, if it is newer than the stored one.
     Expire(Option<Heard>),
-    /// It was heard of; nothing else changes.
+    /// A heartbeat arrived; nothing else changes.
     Seen(Heard),
-    /// The server has just started and does not know whether it is there.
+    /// The server has just started and does not know whether the device is there.
     Doubt {
-        /// How long before the server ended the device may have been heard of without that being written down: this is
-        /// added to its lease, once.
+        /// The period before the end of the previous run from which heartbeats may not have been saved. It is added to
+        /// the device's lease, once.
         unwritten: Duration,
     },
-    /// Look whether it still flaps (the watchdog's own command).
+    /// Checks whether the device is still flapping (issued by the watchdog).
     Check,
 }
 
-/// When a device was last heard of.
+/// When a device was last heard from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heard {
-    /// For people.
+    /// The time for display.
     pub at: DateTime<Utc>,
-    /// For its lease.
+    /// The time for its lease.
     pub uptime: Uptime,
 }
 
-/// Body of `PUT /api/devices/<id>`. An absent field stays as it is.
+/// Body of `PUT /api/devices/<id>`. Absent fields are left unchanged.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Register {
-    /// What people call it.
+    /// The display name.
     pub name: Option<String>,
-    /// Merged into what is known of it; `null` removes a key.
+    /// Merged into the device's information; `null` removes a key.
     pub info: Option<Map<String, Value>>,
-    /// Silent seconds after which it is offline.
+    /// The seconds of silence after which it is offline.
     pub lease_secs: Option<u32>,
 }
 
-/// Body of `status`: from the device itself, or from somebody who looks after it.
+/// Body of `status`: from the device itself, or from a program that monitors it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
     /// `online`, `offline` or `unknown`.
     pub status: Status,
-    /// When the device was last heard of, if the reporter knows it: of a device that is online, now if absent;
-    /// of another, what is known stays.
+    /// When the device was last heard from, if the reporter knows. If absent: now for a device that is online, unchanged
+    /// for any other.
     #[serde(default, deserialize_with = "crate::kind::optional_time")]
     pub last_seen: Option<DateTime<Utc>>,
-    /// Silent seconds after which it is offline. Makes the device known if it is not yet.
+    /// The seconds of silence after which it is offline. Creates the device if it does not exist.
     #[serde(default)]
     pub lease_secs: Option<u32>,
 }
@@ -159,36 +159,36 @@ pub struct Report {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Info {
-    /// Merged into what is known of it; `null` removes a key.
+    /// Merged into the device's information; `null` removes a key.
     pub info: Map<String, Value>,
 }
 
-/// A device's whole state.
+/// The complete state of a device.
 #[derive(Debug, Clone)]
 pub struct Device {
-    /// What people call it.
+    /// The display name.
     pub name: Option<Arc<str>>,
-    /// Whether it is there.
+    /// Whether it is online.
     pub status: Status,
-    /// When it was last heard of; stays when it goes.
+    /// When it was last heard from; kept when it goes offline.
     pub last_seen: Option<DateTime<Utc>>,
-    /// Silence in seconds before it is offline.
+    /// The seconds of silence after which it is offline.
     pub lease_secs: u32,
-    /// From when the lease counts: when the device was last heard of, or when its status or lease was last changed.
+    /// The start of the lease: when the device was last heard from, or when its status or lease last changed.
     pub lease_uptime: Uptime,
-    /// Whether it comes and goes.
+    /// Whether it alternates between online and offline.
     pub flapping: bool,
-    /// When it last came or went, at most [`FLAP_CHANGES`] times.
+    /// The times of the last changes between online and offline, at most [`FLAP_CHANGES`].
     pub changes: VecDeque<Uptime>,
-    /// What it says of itself: a JSON object, compact.
+    /// The device's information about itself: a compact JSON object.
     pub info: Arc<RawValue>,
-    /// The event that told its status, and when.
+    /// The `seq` of the event that published its status, and its time.
     pub told_status: (u64, DateTime<Utc>),
-    /// The event that told its info, and when, once one did.
+    /// The `seq` of the event that published its information, and its time, if there was one.
     pub told_info: Option<(u64, DateTime<Utc>)>,
-    /// When it became known.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// When to look next whether it still flaps.
+    /// When to check next whether it is still flapping.
     pub check_uptime: Option<Uptime>,
 }
 
@@ -221,7 +221,7 @@ impl Subject for Device {
     }
 }
 
-/// The rules: what becomes of a device by a command, and what is told of it. Pure.
+/// Applies a command to a device. Returns the new state and the events. Pure.
 pub fn apply(
     id: &SubjectId,
     device: Option<&Device>,
@@ -244,17 +244,17 @@ pub fn apply(
                 next.merge(info, context)?;
             }
         }
-        // Anybody may tell what a device is: it need not have been heard of.
+        // Any client can send this information: it is not a sign of life of the device.
         Command::Info(info) => next.merge(&info.info, context)?,
         Command::Report(report) => {
             next.lease(report.lease_secs)?;
-            // That a device is gone is nothing that it reports itself, and its last word stays its last.
+            // A device does not report its own absence, so `last_seen` remains unchanged.
             let seen_at = match (report.last_seen, report.status) {
                 (Some(seen_at), _) => Some(past(seen_at, context)?),
                 (None, Status::Online) => Some(context.now),
                 (None, Status::Offline | Status::Unknown) => None,
             };
-            // It was heard elsewhere, whether this server was up or not.
+            // It was heard elsewhere, whether or not this server was running.
             let heard = |at: DateTime<Utc>| Heard {
                 at,
                 uptime: context
@@ -270,7 +270,7 @@ pub fn apply(
         }
         Command::Expire(heard) => {
             heard.iter().for_each(|heard| next.hear(heard));
-            // It may have said something else meanwhile, which renews the lease as a beat does.
+            // Another report may have renewed the lease in the meantime, like a heartbeat.
             if next.lease_is_over(context.uptime) {
                 next.turn(Status::Offline, context.uptime);
             }
@@ -336,13 +336,13 @@ impl Device {
         Ok(())
     }
 
-    /// What says whether the device is there, and for how long.
+    /// Returns the status and lease, which determine how long the device counts as online.
     pub fn standing(&self) -> Standing {
         (self.status, self.lease_secs)
     }
 
-    /// From when its lease counts once it is doubted after a start, if it may have been heard of for so long without that
-    /// being written down.
+    /// Returns the start of the lease of a device that is marked as unknown after a start. Heartbeats from the last
+    /// `unwritten` period of the previous run may not have been saved, so that period is added.
     pub fn doubted_from(&self, unwritten: Duration, now: Uptime) -> Uptime {
         (self.lease_uptime + unwritten).min(now)
     }
@@ -362,13 +362,13 @@ impl Device {
         Ok(())
     }
 
-    /// Comes or goes.
+    /// Changes the status.
     fn turn(&mut self, status: Status, now: Uptime) {
         if self.status == status {
             return;
         }
         let was = std::mem::replace(&mut self.status, status);
-        // That somebody did not know is nothing that the device did.
+        // A change from or to unknown is not an action of the device.
         if was != Status::Unknown && status != Status::Unknown {
             self.changes.push_back(now);
             self.judge_flapping(now);
@@ -390,14 +390,14 @@ impl Device {
 /// A device's status and lease in seconds.
 pub type Standing = (Status, u32);
 
-/// Whether a change of status or lease begins a new lease. That somebody does not know whether a device is there is no
-/// sign of life: the lease goes on.
+/// Returns whether a change of status or lease starts a new lease. Marking a device as unknown is not a sign of life: the
+/// lease continues.
 pub fn is_leased_anew(before: Standing, after: Standing) -> bool {
     let is_doubt = (before.0, after.0) == (Status::Online, Status::Unknown);
     before.1 != after.1 || (before.0 != after.0 && !is_doubt)
 }
 
-/// A time that is over. Clocks differ a little: one that is just ahead means now.
+/// Returns a time in the past. Clocks differ slightly: a time that is just ahead counts as now.
 fn past(at: DateTime<Utc>, context: &Context<'_>) -> Result<DateTime<Utc>, RuleError> {
     if at > context.now + TimeDelta::seconds(CLOCK_SKEW_SECS) {
         return Err(RuleError::Invalid {
@@ -408,10 +408,10 @@ fn past(at: DateTime<Utc>, context: &Context<'_>) -> Result<DateTime<Utc>, RuleE
     Ok(at.trunc_subsecs(3).min(context.now))
 }
 
-/// What a `device_status_update` tells.
+/// The payload of a `device_status_update`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StatusUpdate {
-    /// Which device.
+    /// The device.
     pub device_id: SubjectId,
     /// See [`Device::status`].
     pub status: Status,
@@ -431,7 +431,7 @@ impl Payload for StatusUpdate {
     const TYPE: &'static EventType = &DEVICE_STATUS_UPDATE;
 }
 
-/// What a device's status looks like as an event.
+/// Returns a device's status as an event.
 pub fn status_draft(id: &SubjectId, device: &Device) -> Draft {
     let update = StatusUpdate {
         device_id: id.clone(),
@@ -444,10 +444,10 @@ pub fn status_draft(id: &SubjectId, device: &Device) -> Draft {
     Draft::new(Class::Milestone, device.status.as_str(), update)
 }
 
-/// What a `device_info_update` tells.
+/// The payload of a `device_info_update`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InfoUpdate {
-    /// Which device.
+    /// The device.
     pub device_id: SubjectId,
     /// See [`Device::info`].
     pub info: Arc<RawValue>,
@@ -461,7 +461,7 @@ impl Payload for InfoUpdate {
     const TYPE: &'static EventType = &DEVICE_INFO_UPDATE;
 }
 
-/// What a device says of itself, as an event.
+/// Returns a device's information as an event.
 pub fn info_draft(id: &SubjectId, device: &Device) -> Draft {
     let update = InfoUpdate {
         device_id: id.clone(),

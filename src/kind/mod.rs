@@ -1,9 +1,9 @@
 //! The kinds of subject, as pure rules: (state, command, now) → (state, events). No I/O, no clock.
 //!
-//! A kind is its own module here with a line in the list of `kinds!`, and a table in the store with a line in its list;
-//! everything else (log, hub, transports, API, the monitor's tables) handles [`Command`]s, [`State`]s, [`Part`]s and events
-//! of any kind alike, by the kind's [`Description`]. `tests/it/toy_kind.rs` adds a kind and counts. Keeps invariant 10: a
-//! terminal state is final, progress never falls within an attempt.
+//! A kind is a module here with a line in the list of `kinds!`, and a table in the store with a line in its list.
+//! Everything else (log, hub, transports, API, the monitor's tables) handles the [`Command`]s, [`State`]s, [`Part`]s and
+//! events of all kinds uniformly, by the kind's [`Description`]. `tests/it/toy_kind.rs` adds a kind and counts the
+//! changes. Upholds invariant 10: a terminal state is final, progress never falls within an attempt.
 
 pub mod characteristic;
 pub mod device;
@@ -29,100 +29,101 @@ use crate::uptime::Uptime;
 /// The longest `code` of an error, in bytes.
 pub const CODE_MAX_BYTES: usize = 64;
 
-/// The `code` of an error that came without one.
+/// The default `code` of an error.
 pub const PLAIN_ERROR_CODE: &str = "error";
 
-/// What is fixed of a kind.
+/// The fixed properties of a kind.
 #[derive(Debug)]
 pub struct Description {
     /// Its name in URLs and channels.
     pub kind: Kind,
-    /// One of them, capitalised, for people.
+    /// The singular noun, capitalised, for display.
     pub noun: &'static str,
-    /// All of them, as the title of their page.
+    /// The plural, as the title of their page.
     pub title: &'static str,
-    /// The field of its messages that names the subject.
+    /// The field of its messages that contains the subject's id.
     pub id_field: &'static str,
-    /// Other fields of its messages that hold ids.
+    /// Other fields of its messages that contain ids.
     pub other_ids: &'static [&'static str],
     /// Every type that its events can have.
     pub event_types: &'static [&'static EventType],
     /// Every status that its events can carry.
     pub statuses: &'static [&'static str],
-    /// The verb that makes one known: `create` (by `POST`) or `put`.
+    /// The verb that creates a subject: `create` (by `POST`) or `put`.
     pub made_by: &'static str,
-    /// What can be done to one that exists: `POST /api/<collection>/<id>/<verb>`.
+    /// The verbs for an existing subject: `POST /api/<collection>/<id>/<verb>`.
     pub verbs: &'static [&'static str],
-    /// The columns of the monitor's table of them, which [`Subject::cells`] fills. None if the monitor has a page made for
-    /// the kind.
+    /// The columns of the monitor's table of these subjects, which [`Subject::cells`] fills. Empty if the monitor has a
+    /// dedicated page for the kind.
     pub columns: &'static [&'static str],
 }
 
-/// What a kind's state says of itself.
+/// The state of a subject of any kind.
 pub trait Subject {
-    /// The state as an event, as it may be told at `now`: of several that tell it, the one that tells what it is.
+    /// Returns the state as an event, as it can be published at `now`. If the kind has several types of event, this is
+    /// the one that describes the subject.
     fn describe(&self, id: &SubjectId, now: DateTime<Utc>) -> Draft;
 
-    /// What belongs to the subject in addition to the fields of that event: a JSON object.
+    /// Returns the subject's data that is not in that event: a JSON object.
     fn details(&self, id: &SubjectId) -> Value;
 
-    /// What people call the subject, as its publisher wrote it. Nothing if it has only its id.
+    /// Returns the subject's title, as its publisher wrote it; `None` if it has only its id.
     fn title(&self) -> Option<String> {
         None
     }
 
-    /// What the monitor's table has in each of [`Description::columns`]: the first value is the one that counts, the others
-    /// are remarks.
+    /// Returns the cells for each of [`Description::columns`]: the first value is the main one, the others are remarks.
     fn cells(&self) -> Vec<Vec<Cell>> {
         Vec::new()
     }
 
-    /// Category, and what a subject that ended well teaches of it.
+    /// Returns the category, and the contribution of a subject that completed successfully to the category's history.
     fn past(&self) -> Option<(Arc<str>, Past)> {
         None
     }
 
-    /// What the subject holds alone of all of its kind in the school.
+    /// Returns the resource that the subject holds exclusively among all subjects of its kind in the school.
     fn holds(&self) -> Option<&str> {
         None
     }
 
-    /// How many bytes its texts have: those that its publisher chooses the length of.
+    /// Returns the size in bytes of its texts whose length the publisher chooses.
     fn text_bytes(&self) -> usize;
 
-    /// Whether it has ended, and is hardly asked anything any more.
+    /// Returns whether it has ended, and is hardly ever accessed any more.
     fn is_over(&self) -> bool {
         false
     }
 }
 
-/// What a kind's commands say of themselves, `S` being its state.
+/// A command of any kind; `S` is the kind's state.
 pub trait CommandOf<S>: Sized {
-    /// Reads the command of a verb: `create` and `put` make a subject known, the others are the rest of its
-    /// [`Description::verbs`]. Nothing if the kind has no such verb.
+    /// Reads the command of a verb: `create` and `put` create a subject, the others are the rest of its
+    /// [`Description::verbs`]. Returns `None` if the kind has no such verb.
     fn read<B: Body>(verb: &str, body: B) -> Option<Result<Self, B::Error>>;
 
-    /// The id that the command itself gives to the subject which it creates.
+    /// Returns the id that the command contains for the subject that it creates.
     fn names(&self) -> Option<&SubjectId> {
         None
     }
 
-    /// The category whose history the rules want to know, if any.
+    /// Returns the category whose history the rules need, if any.
     fn wants_history(&self, _: Option<&S>) -> Option<Arc<str>> {
         None
     }
 
-    /// What the subject would hold alone, so that the rules want to know who holds it now.
+    /// Returns the resource that the subject would hold exclusively; the rules need its current holder.
     fn wants_holder(&self) -> Option<&str> {
         None
     }
 
-    /// The number of the subject's part that the rules want to know.
+    /// Returns the number of the subject's part that the rules need.
     fn wants_part(&self) -> Option<u64> {
         None
     }
 
-    /// The publisher's own ids of the parts that it would make: the rules want to know whether one is taken.
+    /// Returns the publisher-assigned ids of the parts that it would create; the rules need to know whether one is in
+    /// use.
     fn names_parts(&self) -> Vec<&str> {
         Vec::new()
     }
@@ -131,29 +132,29 @@ pub trait CommandOf<S>: Sized {
 /// A value in a table of subjects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Cell {
-    /// A name or another short text, as somebody has written it.
+    /// A name or another short text, as a client wrote it.
     Name(String),
-    /// A longer text, as somebody has written it.
+    /// A longer text, as a client wrote it.
     Text(String),
-    /// A few words of the kind's own, on one line.
+    /// A short text of the kind itself, on one line.
     Words(String),
     /// One of [`Description::statuses`].
     Status(&'static str),
-    /// Percent done.
+    /// Percent complete.
     Percent(u8),
-    /// A measurement, and of what.
+    /// A measurement, with a label.
     Measure(&'static str, f64),
-    /// When something happened, if it has.
+    /// The time of something, if it has happened.
     Time(Option<DateTime<Utc>>),
 }
 
-/// What belongs to a subject and has a row of its own, as a violation belongs to a characteristic. A subject's parts are
-/// numbered 1, 2, 3, …, and are written in the same transaction as their subject.
+/// An entity that belongs to a subject and has its own row, as a violation belongs to a characteristic. A subject's parts
+/// are numbered 1, 2, 3, …, and are written in the same transaction as the subject.
 pub trait PartOf {
-    /// Its number within the subject.
+    /// Returns its number within the subject.
     fn number(&self) -> u64;
 
-    /// The publisher's own id of it, unique in the school among the parts of the kind.
+    /// Returns the publisher-assigned id, unique in the school among the parts of the kind.
     fn own_id(&self) -> Option<&Arc<str>>;
 }
 
@@ -171,37 +172,37 @@ impl PartOf for NoPart {
     }
 }
 
-/// Something that a command's fields can be read from.
+/// A source from which a command's fields can be read.
 pub trait Body {
-    /// Why they cannot.
+    /// The error if they cannot be read.
     type Error;
 
-    /// Reads them.
+    /// Reads the fields.
     fn read<T: DeserializeOwned>(self) -> Result<T, Self::Error>;
 }
 
-/// Makes what handles any kind alike, out of one line for each.
+/// Generates the code that handles all kinds uniformly, from one line for each kind.
 macro_rules! kinds {
     ($($(#[$doc:meta])* $variant:ident($module:ident::$state:ident) as $name:ident;)*) => {
-        /// Every kind there is.
+        /// All kinds.
         pub const KINDS: &[Kind] = &[$($module::KIND),*];
 
-        /// What is fixed of each kind.
+        /// The description of each kind.
         pub static DESCRIPTIONS: &[&Description] = &[$(&$module::DESCRIPTION),*];
 
-        /// What a producer asks of a subject.
+        /// A producer's command to a subject.
         #[derive(Debug, Clone)]
         pub enum Command { $($(#[$doc])* $variant($module::Command)),* }
 
-        /// What a subject is.
+        /// A subject's state.
         #[derive(Debug, Clone)]
         pub enum State { $($(#[$doc])* $variant(Box<$module::$state>)),* }
 
-        /// What belongs to a subject and has a row of its own; see [`PartOf`].
+        /// An entity that belongs to a subject and has its own row; see [`PartOf`].
         #[derive(Debug, Clone)]
         pub enum Part { $($(#[$doc])* $variant($module::Part)),* }
 
-        /// The rules of the kind that the command is for.
+        /// Applies the rules of the kind that the command is for.
         pub fn apply(
             id: &SubjectId,
             state: Option<&State>,
@@ -227,7 +228,7 @@ macro_rules! kinds {
                 None
             }
 
-            /// The kind of subject that it is for.
+            /// Returns the kind of subject that the command is for.
             pub fn kind(&self) -> Kind {
                 match self { $(Command::$variant(_) => $module::KIND),* }
             }
@@ -262,7 +263,7 @@ macro_rules! kinds {
 
         impl Part {
             $(
-                /// The part, if it is of a subject of this kind.
+                /// Returns the part, if it belongs to a subject of this kind.
                 pub fn $name(&self) -> Option<&$module::Part> {
                     match self {
                         Part::$variant(own) => Some(own),
@@ -271,7 +272,7 @@ macro_rules! kinds {
                 }
             )*
 
-            /// The part as its kind has it.
+            /// Returns the part of its kind.
             fn own(&self) -> &dyn PartOf {
                 match self { $(Part::$variant(own) => own),* }
             }
@@ -279,7 +280,7 @@ macro_rules! kinds {
 
         impl State {
             $(
-                /// The state, if it is of this kind.
+                /// Returns the state, if it is of this kind.
                 pub fn $name(&self) -> Option<&$module::$state> {
                     match self {
                         State::$variant(own) => Some(own),
@@ -288,7 +289,7 @@ macro_rules! kinds {
                 }
             )*
 
-            /// The state as its kind has it.
+            /// Returns the state of its kind.
             fn subject(&self) -> &dyn Subject {
                 match self { $(State::$variant(own) => &**own),* }
             }
@@ -305,13 +306,13 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// Of a job.
+    /// For jobs.
     Job(job::Job) as job;
-    /// Of an enrollment session.
+    /// For enrollment sessions.
     Enrollment(enrollment::Session) as enrollment;
-    /// Of a device.
+    /// For devices.
     Device(device::Device) as device;
-    /// Of a characteristic.
+    /// For characteristics.
     Characteristic(characteristic::Characteristic) as characteristic;
 }
 
@@ -369,26 +370,26 @@ impl State {
     }
 }
 
-/// The one copy of an event's type that was read from the store.
+/// Returns the static event type with this name, which was read from the store.
 pub fn known_type(name: &str) -> Option<&'static EventType> {
     let mut types = DESCRIPTIONS.iter().flat_map(|own| own.event_types);
     types.find(|own| own.name == name).copied()
 }
 
-/// The one copy of a status that was read from the store or from a request.
+/// Returns the static text of a status that was read from the store or from a request.
 pub fn known_status(text: &str) -> Option<&'static str> {
     let mut statuses = DESCRIPTIONS.iter().flat_map(|own| own.statuses);
     statuses.find(|own| **own == text).copied()
 }
 
-/// Whether a field of this name holds an id, in the messages of any kind.
+/// Returns whether a field of this name contains an id in the messages of any kind.
 pub fn is_id_field(name: &str) -> bool {
     DESCRIPTIONS
         .iter()
         .any(|own| own.id_field == name || own.other_ids.contains(&name))
 }
 
-/// The kind of this collection.
+/// Returns the kind with this collection name.
 pub fn known_kind(collection: &str) -> Option<Kind> {
     KINDS
         .iter()
@@ -396,18 +397,18 @@ pub fn known_kind(collection: &str) -> Option<Kind> {
         .find(|kind| kind.collection() == collection)
 }
 
-/// What is fixed of this kind.
+/// Returns the description of this kind.
 pub fn description(kind: Kind) -> &'static Description {
     let found = DESCRIPTIONS.iter().find(|own| own.kind == kind);
     found.expect("every kind is described")
 }
 
-/// Reads a channel's text.
+/// Parses a channel's text.
 pub fn channel(text: &str) -> Result<Channel, NameError> {
     Channel::parse(text, KINDS)
 }
 
-/// That there is no such subject.
+/// Returns the error for a subject that does not exist.
 pub fn not_found(kind: Kind, id: impl Into<String>) -> RuleError {
     RuleError::NotFound {
         noun: description(kind).noun,
@@ -415,52 +416,52 @@ pub fn not_found(kind: Kind, id: impl Into<String>) -> RuleError {
     }
 }
 
-/// What the rules may know besides state and command.
+/// What the rules can use in addition to state and command.
 #[derive(Debug, Clone)]
 pub struct Context<'a> {
-    /// The present, to the millisecond.
+    /// The current time, to the millisecond.
     pub now: DateTime<Utc>,
-    /// Bounds on what producers may send.
+    /// Limits on what producers can send.
     pub limits: &'a Limits,
-    /// What recent subjects of the same category teach, if any finished.
+    /// The history of recent subjects of the same category, if any completed.
     pub history: Option<History>,
-    /// The present, as silence is measured.
+    /// The current uptime, by which silence is measured.
     pub uptime: Uptime,
-    /// The `sub` of the token that the command came with, if it came with one.
+    /// The `sub` of the token that the command came with, if any.
     pub sub: Option<&'a str>,
-    /// The number that the first event of the outcome will have.
+    /// The `seq` that the first event of the outcome will have.
     pub next_seq: u64,
-    /// Who holds what the command wants to hold.
+    /// The current holder of the resource that the command wants to hold.
     pub holder: Option<&'a SubjectId>,
     /// The part of the subject that the command is about.
     pub part: Option<&'a Part>,
-    /// An id that the command would give to a part, and that another part has.
+    /// An id that the command would assign to a part and that another part already has.
     pub taken_part: Option<&'a str>,
 }
 
-/// Bounds that the rules enforce. Bytes are UTF-8 bytes.
+/// Limits that the rules enforce. Bytes are UTF-8 bytes.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// The longest `message`, in bytes.
     pub message_bytes: usize,
     /// The largest `metadata` after merging, as compact JSON, in bytes.
     pub metadata_bytes: usize,
-    /// After how many silent seconds a running job is flagged `stalled`, unless it says otherwise; 0 is never.
+    /// The default number of seconds of silence after which a running job is `stalled`; 0 means never.
     pub stall_after_secs: u32,
-    /// After how many silent seconds a running job is failed, unless it says otherwise; 0 is never.
+    /// The default number of seconds of silence after which a running job fails; 0 means never.
     pub timeout_secs: u32,
-    /// After how many silent seconds an enrollment session ends, unless it says otherwise.
+    /// The default number of seconds of silence after which an enrollment session ends.
     pub enrollment_lease_secs: u32,
-    /// After how many silent seconds a device is offline, unless it says otherwise.
+    /// The default number of seconds of silence after which a device is offline.
     pub device_lease_secs: u32,
 }
 
-/// How large a value may be.
+/// The maximum size of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bound {
     /// In UTF-8 bytes.
     pub bytes: usize,
-    /// The setting that says so, if there is one.
+    /// The setting that determines it, if there is one.
     pub setting: Option<&'static str>,
 }
 
@@ -489,16 +490,16 @@ impl Limits {
     }
 }
 
-/// What a command leads to. No drafts: nothing happened that anybody needs to hear.
+/// The result of a command. Without drafts, nothing happened that must be published.
 #[derive(Debug)]
 pub struct Outcome<S> {
-    /// The state afterwards.
+    /// The new state.
     pub state: S,
-    /// What happened, in order.
+    /// The events, in order.
     pub drafts: Vec<Draft>,
-    /// Which of them answers the command, by its index.
+    /// The index of the draft that answers the command.
     pub answer: usize,
-    /// Parts that were made or changed, as they are now.
+    /// Parts that were created or changed, in their new state.
     pub parts: Vec<Part>,
 }
 
@@ -522,7 +523,7 @@ impl<S> Outcome<S> {
     }
 }
 
-/// A command that the rules refuse. It has no effect. The texts are safe to show to a client.
+/// A command that the rules reject. It has no effect. The texts are safe to show to a client.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum RuleError {
     /// There is no such subject in this school.
@@ -530,64 +531,64 @@ pub enum RuleError {
     NotFound {
         /// The kind's noun, capitalised.
         noun: &'static str,
-        /// What was asked for.
+        /// The id in the request.
         id: String,
     },
-    /// The id is taken.
+    /// The id is already in use.
     #[error("{noun} {id} already exists")]
     AlreadyExists {
         /// The kind's noun, capitalised.
         noun: &'static str,
-        /// What was asked for.
+        /// The id in the request.
         id: String,
     },
-    /// The subject is finished: nothing changes it any more.
+    /// The subject has ended and can no longer change.
     #[error("it is already {status}, and that is final")]
     Finished {
         /// The terminal status.
         status: &'static str,
     },
-    /// The state machine has no such step.
+    /// The state machine has no such transition.
     #[error("cannot {action} while it is {status}")]
     IllegalTransition {
-        /// What was asked.
+        /// The requested action.
         action: &'static str,
-        /// The present status.
+        /// The current status.
         status: &'static str,
     },
-    /// What it would hold alone is held by another.
+    /// Another subject holds the resource that it needs exclusively.
     #[error("{what} is held by {holder}")]
     Held {
-        /// What, for example `device door-3`.
+        /// The resource, for example `device door-3`.
         what: String,
-        /// By what.
+        /// The holder.
         holder: &'static str,
     },
-    /// It is about an attempt that is not the present one.
+    /// It names an attempt other than the current one.
     #[error("`attempt` is {told}, and the present attempt is {current}")]
     StaleAttempt {
-        /// The present attempt.
+        /// The current attempt.
         current: u32,
-        /// The attempt that the report is about.
+        /// The attempt that the report names.
         told: u32,
     },
-    /// It does not say which attempt it is about, and comes from a worker of an earlier one.
+    /// It does not name its attempt, and comes from a worker of an earlier one.
     #[error(
         "`attempt` is missing: this worker has reported on an earlier attempt only, and the present one is {current}; \
          one that works on the present attempt calls `start` or sends `attempt`: {current}"
     )]
     StaleWorker {
-        /// The present attempt.
+        /// The current attempt.
         current: u32,
     },
-    /// The school has as many of them as it may.
+    /// The school has reached its limit of subjects of this kind.
     #[error("the school has {most} {collection}, and may have no more")]
     TooMany {
-        /// Of which kind.
+        /// The kind's collection.
         collection: &'static str,
-        /// How many it may have.
+        /// The limit.
         most: u64,
-        /// The setting that says so, if there is one.
+        /// The setting that determines it, if there is one.
         setting: Option<&'static str>,
     },
     /// A field's value is too large.
@@ -595,15 +596,15 @@ pub enum RuleError {
     TooLarge {
         /// The field.
         field: &'static str,
-        /// How large it may be.
+        /// The maximum size.
         most: Bound,
     },
-    /// A field's value is out of its range.
+    /// A field's value is invalid.
     #[error("`{field}` {expected}")]
     Invalid {
         /// The field.
         field: &'static str,
-        /// What it should be.
+        /// What the field accepts.
         expected: String,
     },
 }

@@ -1,4 +1,4 @@
-//! What the fields of commands and messages are made of: texts and objects within their bounds, ids, times, percentages.
+//! The building blocks of commands and messages: texts and objects within their limits, ids, times, percentages.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::{Bound, CODE_MAX_BYTES, RuleError};
 use crate::event::timestamp;
 use crate::id::SubjectId;
 
-/// A code for programs: short and not empty.
+/// Returns a machine-readable code: short and not empty.
 pub(super) fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
     let code = bounded(field, text, Bound::constant(CODE_MAX_BYTES))?;
     if code.is_empty() {
@@ -24,7 +24,7 @@ pub(super) fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleErro
     Ok(code)
 }
 
-/// An id or another short text, which some clients send as a whole number.
+/// An id or another short text, which some clients send as an integer.
 #[derive(serde::Deserialize)]
 #[serde(untagged, expecting = "expected a text or a whole number")]
 enum TextOrNumber {
@@ -41,7 +41,7 @@ impl From<TextOrNumber> for String {
     }
 }
 
-/// A short name for programs: 1 to `most` characters out of A-Z a-z 0-9 . _ : ~ -
+/// Returns whether the text is a short identifier: 1 to `most` characters out of A-Z a-z 0-9 . _ : ~ -
 pub(super) fn is_plain_name(text: &str, most: usize) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
     (1..=most).contains(&text.len()) && text.bytes().all(is_plain)
@@ -62,7 +62,7 @@ pub(super) fn optional_id_or_number<'de, D: Deserializer<'de>>(
     id.map_err(serde::de::Error::custom)
 }
 
-/// A time: RFC 3339, or ISO 8601 without a zone, which is read as UTC.
+/// Reads a time: RFC 3339, or ISO 8601 without a zone, which is read as UTC.
 fn read_time(text: &str) -> Result<DateTime<Utc>, String> {
     let without_zone = || {
         let formats = ["%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f"];
@@ -76,7 +76,7 @@ fn read_time(text: &str) -> Result<DateTime<Utc>, String> {
         .ok()
         .or_else(without_zone)
         .ok_or("a time is written as in 2026-01-31T09:30:00Z")?;
-    // What clients cannot read is not told to them. A leap second is written as the 60th.
+    // Times that clients cannot parse are rejected. A leap second would be written as second 60.
     if !(1970..10_000).contains(&at.year()) || at.nanosecond() >= 1_000_000_000 {
         return Err("a time lies between 1970 and 9999, and its seconds are from 0 to 59".into());
     }
@@ -91,7 +91,7 @@ pub(super) fn optional_time<'de, D: Deserializer<'de>>(
     at.map_err(serde::de::Error::custom)
 }
 
-/// Times in messages have one form.
+/// Serializes a time in the one form that all messages use.
 pub(super) fn as_timestamp<S: Serializer>(
     at: &DateTime<Utc>,
     serializer: S,
@@ -106,7 +106,7 @@ pub(super) fn as_optional_timestamp<S: Serializer>(
     at.map(timestamp).serialize(serializer)
 }
 
-/// Reads a JSON object; a list of its values would do for serde.
+/// Reads a JSON object. (Serde would also accept a list of its values.)
 pub(super) fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
@@ -115,15 +115,15 @@ pub(super) fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwne
     read.transpose().map_err(serde::de::Error::custom)
 }
 
-/// A number from 0 to 100; what a division makes of the ends of the range is meant to be them.
+/// Returns a number from 0 to 100. A number outside by a rounding error counts as the end of the range.
 pub(super) fn percent(told: f64) -> Option<f64> {
     const NOISE: f64 = 1e-9;
-    // The sum makes 0 of `-0.0`, which would print as such.
+    // The addition turns `-0.0` into `0.0`, so that the sign is not printed.
     let clamped = told.clamp(0.0, 100.0) + 0.0;
     ((told - clamped).abs() <= NOISE).then_some(clamped)
 }
 
-/// Text that fits its bound.
+/// Returns a text that is within its limit.
 pub(super) fn bounded(field: &'static str, text: &str, most: Bound) -> Result<Arc<str>, RuleError> {
     match text.len() <= most.bytes {
         true => Ok(text.into()),
@@ -131,7 +131,7 @@ pub(super) fn bounded(field: &'static str, text: &str, most: Bound) -> Result<Ar
     }
 }
 
-/// A JSON object after a merge (RFC 7396, first level: `null` removes a key), within its bound.
+/// Returns a JSON object after a merge (RFC 7396, first level: `null` removes a key), within its limit.
 pub(super) fn merged(
     field: &'static str,
     old: Option<&RawValue>,

@@ -1,4 +1,4 @@
-//! What can be asked of a characteristic. The fields are the bodies of the HTTP calls and of a batch's lines.
+//! Commands to a characteristic. Their fields are the bodies of the HTTP requests and of a batch's lines.
 
 use std::sync::Arc;
 
@@ -9,52 +9,52 @@ use super::dispersion::{Chart, Dispersion};
 use super::{Characteristic, Method, Severity};
 use crate::kind::{Body, CommandOf};
 
-/// What can be asked of a characteristic. The fields are the bodies of the HTTP calls; unknown ones are refused.
+/// A command to a characteristic. The fields are the bodies of the HTTP requests; unknown fields are rejected.
 #[derive(Debug, Clone)]
 pub enum Command {
-    /// Make it known, or describe it anew.
+    /// Creates the characteristic or updates its description.
     Register(Register),
-    /// Set limits, or begin a baseline.
+    /// Sets limits or starts a baseline.
     Limits(SetLimits),
-    /// A measurement.
+    /// Adds a measurement.
     Sample(NewSample),
-    /// A violation that was found elsewhere.
+    /// Reports a violation that was detected elsewhere.
     Violation(NewViolation),
-    /// Acknowledge a violation.
+    /// Acknowledges a violation.
     Acknowledge(Acknowledge),
-    /// Take the acknowledgement of a violation back.
+    /// Withdraws the acknowledgement of a violation.
     Unacknowledge(Acknowledge),
 }
 
-/// Of a violation, by its number within the characteristic.
+/// Identifies a violation, with the user and the reason.
 #[derive(Debug, Clone)]
 pub struct Acknowledge {
     /// Its number within the characteristic.
     pub number: u64,
-    /// Who.
+    /// The user who acts.
     pub user: Arc<str>,
-    /// Why it is well, or what is done about it; or why that does not hold.
+    /// Why the violation is acceptable, or what is done about it; for a withdrawal, why that no longer applies.
     pub reason: String,
 }
 
-/// Body of `PUT /api/characteristics/<id>`. An absent field stays as it is.
+/// Body of `PUT /api/characteristics/<id>`. Absent fields are left unchanged.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Register {
-    /// What people call it.
+    /// The display name.
     pub name: Option<String>,
-    /// Of its measurements.
+    /// The unit of the measurements.
     pub unit: Option<String>,
-    /// Values in a sample, 1 to 25; it cannot change once there are samples.
+    /// Values per sample, 1 to 25; it cannot change once there are samples.
     pub subgroup_size: Option<u32>,
-    /// The rules that are switched on: numbers, or `{rule_id, severity}`.
+    /// The enabled rules: numbers, or `{rule_id, severity}`.
     pub rules: Option<Vec<RuleSetting>>,
     /// Limits, as in `PUT …/limits`.
     #[serde(deserialize_with = "crate::kind::from_optional_object")]
     pub limits: Option<SetLimits>,
 }
 
-/// A rule to switch on.
+/// A rule to enable.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(
     untagged,
@@ -62,13 +62,13 @@ pub struct Register {
     expecting = "expected a rule's number, or an object with `rule_id` and `severity`"
 )]
 pub enum RuleSetting {
-    /// With its usual severity.
+    /// With its default severity.
     Number(u8),
-    /// With a severity of one's own.
+    /// With the given severity.
     WithSeverity {
         /// Its number.
         rule_id: u8,
-        /// How bad.
+        /// The severity.
         severity: Severity,
     },
 }
@@ -79,18 +79,18 @@ pub enum RuleSetting {
 pub struct SetLimits {
     /// The process mean.
     pub center_line: Option<f64>,
-    /// Upper control limit; nothing if there is only a lower one.
+    /// Upper control limit; absent if there is only a lower one.
     pub ucl: Option<f64>,
-    /// Lower control limit; nothing if there is only an upper one.
+    /// Lower control limit; absent if there is only an upper one.
     pub lcl: Option<f64>,
-    /// Without lines `moving_range` (samples of one value), `xbar_r` or `xbar_s` (of several); with them how they were
-    /// found.
+    /// Without lines: `moving_range` (samples of one value), or `xbar_r` or `xbar_s` (samples of several). With lines:
+    /// how they were computed.
     pub method: Option<Method>,
-    /// Of how many samples from now on lines are computed.
+    /// The number of samples, from now on, from which the lines are computed.
     pub samples: Option<u32>,
-    /// From how many samples the given lines were found.
+    /// The number of samples from which the given lines were computed.
     pub sample_count: Option<u32>,
-    /// With lines: the chart of the variation, and its lines.
+    /// With lines: the dispersion chart and its lines.
     #[serde(deserialize_with = "crate::kind::from_optional_object")]
     pub dispersion: Option<Dispersion>,
 }
@@ -102,27 +102,28 @@ pub struct NewSample {
     /// The sample's id; `<characteristic id>.<number>` if absent.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
     pub sample_id: Option<String>,
-    /// The measurement, where a sample is one. Null is a gap: nothing was measured.
+    /// The measurement, for samples of one value. Null is a gap: nothing was measured.
     #[serde(default, deserialize_with = "null_or_not")]
     pub value: Option<Option<f64>>,
-    /// The measurements of a subgroup. Null, or nothing but nulls, is a gap.
+    /// The measurements of a subgroup. Null, or only nulls, is a gap.
     #[serde(default, deserialize_with = "null_or_not")]
     pub values: Option<Option<Vec<Option<f64>>>>,
-    /// When it was taken; now if absent.
+    /// When the sample was taken; now if absent.
     #[serde(default, deserialize_with = "crate::kind::optional_time")]
     pub timestamp: Option<DateTime<Utc>>,
-    /// The publisher's verdict: the zone, in its own words. With any part of a verdict the sample is not judged here.
+    /// The publisher's verdict: the zone, as free text. A sample with any part of a verdict is not evaluated by the
+    /// server.
     #[serde(default)]
     pub zone: Option<String>,
-    /// The publisher's verdict: whether the process is in control; if absent, whether there are no `violations`.
+    /// The publisher's verdict: whether the process is in control; if absent, true if there are no `violations`.
     #[serde(default)]
     pub in_control: Option<bool>,
-    /// The publisher's verdict: what the sample opens.
+    /// The publisher's verdict: the violations that the sample opens.
     #[serde(default)]
     pub violations: Option<Vec<NewViolation>>,
 }
 
-/// Tells a field that is null from one that is absent.
+/// Distinguishes a field that is null from an absent one.
 fn null_or_not<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Option<Option<T>>, D::Error> {
@@ -130,7 +131,7 @@ fn null_or_not<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 }
 
 impl NewSample {
-    /// Whether the publisher has judged it.
+    /// Returns whether the sample contains a verdict of its publisher.
     pub(super) fn is_judged(&self) -> bool {
         self.zone.is_some() || self.in_control.is_some() || self.violations.is_some()
     }
@@ -143,21 +144,21 @@ pub struct NewViolation {
     /// The violation's id; `<characteristic id>.<number>` if absent.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
     pub violation_id: Option<String>,
-    /// Nelson's number, 101, or one's own.
+    /// The number of a Nelson rule, 101, or the publisher's own number.
     pub rule_id: u32,
-    /// For people; the rules 1 to 8 and 101 have one of their own.
+    /// The rule's display name; rules 1 to 8 and 101 have a default.
     #[serde(default)]
     pub rule_name: Option<String>,
-    /// The dispersion chart, if it was found on one.
+    /// The dispersion chart, if the violation was detected on one.
     #[serde(default)]
     pub chart: Option<Chart>,
-    /// How bad.
+    /// The severity.
     #[serde(default)]
     pub severity: Option<Severity>,
-    /// The sample that shows it; the last one if absent, or the one that it comes with.
+    /// The sample that shows the violation; if absent, the sample that contains this report, or else the last one.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
     pub sample_id: Option<String>,
-    /// When it was found; now if absent.
+    /// When it was detected; now if absent.
     #[serde(default, deserialize_with = "crate::kind::optional_time")]
     pub timestamp: Option<DateTime<Utc>>,
 }

@@ -1,6 +1,6 @@
-//! The chart of the variation: moving ranges of single values (MR), or ranges (R) or standard deviations (S) within
-//! subgroups. It has a center line and limits of its own, and each sample is a point on it in addition to that on the
-//! chart of the values or means. Only one rule is customary on it: a point beyond its limits
+//! The dispersion chart: moving ranges of single values (MR), or ranges (R) or standard deviations (S) within subgroups.
+//! It has its own center line and limits, and each sample is a point on it as well as on the chart of the values or
+//! means. Only one rule is usually applied to it: a point beyond its limits
 //! ([`Rule::Dispersion`](super::nelson::Rule::Dispersion)).
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -10,7 +10,7 @@ use super::limits::{self, ControlLimits, Zone};
 use super::setting::are_in_order;
 use crate::kind::RuleError;
 
-/// A dispersion chart, by what its points are.
+/// The type of a dispersion chart, by the meaning of its points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chart {
     /// Distances between successive single values.
@@ -24,7 +24,7 @@ pub enum Chart {
 impl Chart {
     const ALL: [Chart; 3] = [Chart::MovingRanges, Chart::Ranges, Chart::Deviations];
 
-    /// As it stands in messages and in the database.
+    /// Returns the name in messages and in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             Chart::MovingRanges => "mr",
@@ -33,7 +33,7 @@ impl Chart {
         }
     }
 
-    /// What its points are, for people.
+    /// Returns what its points are, for display.
     pub const fn points(self) -> &'static str {
         match self {
             Chart::MovingRanges => "Moving ranges",
@@ -42,13 +42,12 @@ impl Chart {
         }
     }
 
-    /// Reads what [`Chart::as_str`] returns.
+    /// Parses the text that [`Chart::as_str`] returns.
     pub fn parse(text: &str) -> Option<Chart> {
         Chart::ALL.into_iter().find(|own| own.as_str() == text)
     }
 
-    /// The point of a sample on it, `previous` being the value that was measured just before. Nothing
-    /// if there is none.
+    /// Returns the sample's point on this chart, if it has one. `previous` is the value measured immediately before.
     pub(super) fn point(self, values: &[f64], previous: Option<f64>) -> Option<f64> {
         match (self, values) {
             (Chart::MovingRanges, [value]) => Some(limits::range(&[previous?, *value])),
@@ -73,8 +72,7 @@ impl<'de> Deserialize<'de> for Chart {
     }
 }
 
-/// A dispersion chart: what its points are, and its lines. The form is that of messages, of the API and of the
-/// database.
+/// A dispersion chart: its type and its lines. Messages, the API and the database share this form.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dispersion {
@@ -100,7 +98,7 @@ impl Dispersion {
         }
     }
 
-    /// Its lines.
+    /// Returns its lines.
     pub fn limits(&self) -> ControlLimits {
         ControlLimits {
             center_line: self.center_line,
@@ -109,7 +107,7 @@ impl Dispersion {
         }
     }
 
-    /// The point of a sample on it, judged; `previous` is the value that was measured just before.
+    /// Returns the sample's point on this chart with its zone. `previous` is the value measured immediately before.
     pub(super) fn judge(&self, values: &[f64], previous: Option<f64>) -> Option<Point> {
         let value = self.chart.point(values, previous)?;
         Some(Point {
@@ -119,7 +117,7 @@ impl Dispersion {
         })
     }
 
-    /// Whether a publisher may give this for samples of so many values.
+    /// Fails if a publisher cannot set this chart for samples of `size` values.
     pub(super) fn check(&self, size: u32) -> Result<(), RuleError> {
         let fits = match self.chart {
             Chart::MovingRanges => size == 1,
@@ -137,14 +135,14 @@ impl Dispersion {
     }
 }
 
-/// A point on a dispersion chart, judged.
+/// A point on a dispersion chart, with its zone.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Point {
-    /// On which chart.
+    /// The type of chart.
     pub chart: Chart,
-    /// Its moving range, range or standard deviation.
+    /// The sample's moving range, range or standard deviation.
     pub value: f64,
-    /// Where it lies between the chart's lines.
+    /// The zone between the chart's lines in which it lies.
     #[serde(serialize_with = "by_name", deserialize_with = "from_name")]
     pub zone: Zone,
 }

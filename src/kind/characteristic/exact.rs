@@ -1,12 +1,12 @@
 //! Exact arithmetic on measurements.
 //!
-//! A measurement is a decimal: 0.1 is a tenth, although no double is. So a number is taken as its shortest decimal
-//! notation says it, which is how JSON writes it, is calculated with as a fraction, and is rounded once, at the end,
-//! to the nearest double. What has a short decimal form on paper then has it here, too: the mean of 0.72, 0.60, 0.85,
-//! 0.58 and 0.60 is 0.67. Nothing overflows on the way, and nothing small is lost beside something large.
+//! A measurement is a decimal: 0.1 is a tenth, although no double is exactly a tenth. So a number is read as its shortest
+//! decimal notation (the one that JSON uses), is computed with as a fraction, and is rounded once, at the end, to the
+//! nearest double. A result that is a short decimal on paper is therefore the same here: the mean of 0.72, 0.60, 0.85,
+//! 0.58 and 0.60 is 0.67. Nothing overflows in between, and small numbers are not lost when they are added to large ones.
 //!
-//! Only a root is not exact, unless its argument is a square; it has [`ROOT_BITS`] bits, more than twice those of a
-//! double.
+//! Only roots are inexact, unless the argument is a square; they have [`ROOT_BITS`] bits, more than twice the precision
+//! of a double.
 
 use num_bigint::BigInt;
 pub(super) use num_rational::BigRational;
@@ -15,14 +15,14 @@ use num_traits::{ToPrimitive, Zero};
 /// Significant bits of a root.
 const ROOT_BITS: u64 = 128;
 
-/// Finite numbers as whole multiples of one power of ten.
+/// Finite numbers as integer multiples of one power of ten.
 pub(super) struct Decimals {
     multiples: Vec<BigInt>,
     exponent: i32,
 }
 
 impl Decimals {
-    /// The numbers, each as its shortest decimal notation says. They are finite.
+    /// Reads finite numbers, each as its shortest decimal notation.
     pub(super) fn new(numbers: &[f64]) -> Decimals {
         let decimals: Vec<(i64, i32)> = numbers.iter().map(|x| digits(*x)).collect();
         let exponents = decimals.iter().map(|(_, exponent)| *exponent);
@@ -34,25 +34,25 @@ impl Decimals {
         }
     }
 
-    /// Their sum.
+    /// Returns their sum.
     pub(super) fn total(&self) -> BigRational {
         scaled(self.multiples.iter().sum(), self.exponent)
     }
 
-    /// The mean of one number or more.
+    /// Returns the mean of at least one number.
     pub(super) fn mean(&self) -> BigRational {
         let (numerator, denominator) = self.total().into_raw();
         BigRational::new_raw(numerator, denominator * self.multiples.len())
     }
 
-    /// The distance from the lowest to the highest of them; 0 of none.
+    /// Returns the difference between the largest and the smallest; 0 if there are none.
     pub(super) fn range(&self) -> BigRational {
         let ends = self.multiples.iter().max().zip(self.multiples.iter().min());
         let range = ends.map_or(BigInt::zero(), |(highest, lowest)| highest - lowest);
         scaled(range, self.exponent)
     }
 
-    /// The sample variance of two numbers or more.
+    /// Returns the sample variance of at least two numbers.
     pub(super) fn variance(&self) -> BigRational {
         let count = BigInt::from(self.multiples.len());
         let total: BigInt = self.multiples.iter().sum();
@@ -62,24 +62,24 @@ impl Decimals {
     }
 }
 
-/// A finite number, as its shortest decimal notation says.
+/// Reads a finite number as its shortest decimal notation.
 pub(super) fn decimal(x: f64) -> BigRational {
     let (digits, exponent) = digits(x);
     scaled(digits.into(), exponent)
 }
 
-/// The mean of fractions; nothing of none.
+/// Returns the mean of fractions; `None` if there are none.
 pub(super) fn mean(fractions: &[BigRational]) -> Option<BigRational> {
     let sum: BigRational = fractions.iter().sum();
     (!fractions.is_empty()).then(|| sum / BigInt::from(fractions.len()))
 }
 
-/// The double that is nearest to a fraction.
+/// Returns the double nearest to a fraction.
 pub(super) fn rounded(fraction: &BigRational) -> f64 {
     fraction.to_f64().expect("a fraction has a nearest double")
 }
 
-/// The square root of a fraction that is not negative.
+/// Returns the square root of a non-negative fraction.
 pub(super) fn root(fraction: &BigRational) -> BigRational {
     let denominator = fraction.denom();
     // √(a / b) = √(a b) / b.
@@ -92,7 +92,7 @@ pub(super) fn root(fraction: &BigRational) -> BigRational {
     BigRational::new((square << (2 * shift)).sqrt(), denominator << shift)
 }
 
-/// Digits and a power of ten: a finite number in its shortest decimal notation, which has at most 17 digits.
+/// Returns digits and a power of ten: a finite number's shortest decimal notation, which has at most 17 digits.
 fn digits(x: f64) -> (i64, i32) {
     let text = format!("{x:e}");
     let parsed = text.split_once('e').and_then(|(mantissa, exponent)| {
@@ -107,7 +107,7 @@ fn digits(x: f64) -> (i64, i32) {
 fn scaled(multiple: BigInt, exponent: i32) -> BigRational {
     match exponent >= 0 {
         true => BigRational::from(multiple * power_of_ten(exponent)),
-        // Not reduced, which costs more than it saves.
+        // Not reduced: that would cost more than it saves.
         false => BigRational::new_raw(multiple, power_of_ten(-exponent)),
     }
 }
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(root(&fraction(8, 18)), fraction(2, 3));
         assert_eq!(root(&fraction(0, 1)), fraction(0, 1));
         for whole in [2, 3, 5, 1_000_003] {
-            // The processor's root of a whole number is rounded correctly.
+            // The processor rounds the root of an integer correctly.
             assert_eq!(rounded(&root(&fraction(whole, 1))), (whole as f64).sqrt());
         }
         let expected = "1.414213562373095048801688724e-150".parse();

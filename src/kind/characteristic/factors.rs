@@ -1,13 +1,13 @@
-//! The factors of control charts: what the range and the standard deviation of a small sample have to do with sigma.
+//! The factors of control charts: how the range and the standard deviation of a small sample relate to sigma.
 //!
-//! Source of all: D. C. Montgomery, "Introduction to Statistical Quality Control", Appendix VI, "Factors for
-//! Constructing Variables Control Charts"; the same table is in ASTM MNL 7, "Manual on Presentation of Data and Control
-//! Chart Analysis", and in the SPC manual of the AIAG. The factors are taken as they are printed, so that limits are
-//! as on paper. Editions differ by one in the last digit of D3 and D4.
+//! Source: D. C. Montgomery, "Introduction to Statistical Quality Control", Appendix VI, "Factors for Constructing
+//! Variables Control Charts"; ASTM MNL 7, "Manual on Presentation of Data and Control Chart Analysis", and the SPC manual
+//! of the AIAG contain the same table. The factors are used as printed, so that limits match manual calculations.
+//! Editions differ by one in the last digit of D3 and D4.
 
 use std::ops::RangeInclusive;
 
-/// The sizes of subgroups that the factors are tabulated for.
+/// The sizes of subgroups for which the factors are tabulated.
 pub(super) const SIZES: RangeInclusive<usize> = 2..=25;
 
 /// Factors for subgroups of one size.
@@ -17,13 +17,13 @@ pub(super) struct Factors {
     pub(super) d2: f64,
     /// Their mean standard deviation.
     pub(super) c4: f64,
-    /// D3 and D4: the limits of ranges as parts of their mean.
+    /// D3 and D4: the limits of ranges, as multiples of their mean.
     pub(super) range: (f64, f64),
-    /// B3 and B4: the limits of standard deviations as parts of their mean.
+    /// B3 and B4: the limits of standard deviations, as multiples of their mean.
     pub(super) deviation: (f64, f64),
 }
 
-/// d2, c4, D3, D4, B3 and B4, by the size of the subgroup from 2 on.
+/// d2, c4, D3, D4, B3 and B4, by the size of the subgroup, starting at 2.
 const TABLE: [[f64; 6]; 24] = [
     [1.128, 0.7979, 0.0, 3.267, 0.0, 3.267],
     [1.693, 0.8862, 0.0, 2.574, 0.0, 2.568],
@@ -51,7 +51,7 @@ const TABLE: [[f64; 6]; 24] = [
     [3.931, 0.9896, 0.459, 1.541, 0.565, 1.435],
 ];
 
-/// The factors for subgroups of this size; nothing for one outside [`SIZES`].
+/// Returns the factors for subgroups of this size; `None` for sizes outside [`SIZES`].
 pub(super) fn factors(size: usize) -> Option<Factors> {
     let row = TABLE.get(size.checked_sub(*SIZES.start())?)?;
     let [
@@ -79,9 +79,9 @@ mod tests {
         assert!(distance <= tolerance, "{what}: {tabulated} is {derived}");
     }
 
-    /// Mean and standard deviation of the range of `size` standard normal values (d2 and d3), integrated by the
-    /// midpoint rule: E[W] = ∫ 1 - F^n - (1 - F)^n, E[W²] = 2 ∫∫ 1 - F(y)^n - (1 - F(x))^n + (F(y) - F(x))^n over
-    /// x < y. F, the distribution function, is summed up along the way.
+    /// Mean and standard deviation of the range of `size` standard normal values (d2 and d3), integrated by the midpoint
+    /// rule: E[W] = ∫ 1 - F^n - (1 - F)^n, E[W²] = 2 ∫∫ 1 - F(y)^n - (1 - F(x))^n + (F(y) - F(x))^n over x < y. F, the
+    /// distribution function, is accumulated in the same loop.
     fn integrated_range(size: usize) -> (f64, f64) {
         const STEP: f64 = 0.01;
         let power = i32::try_from(size).unwrap();
@@ -101,7 +101,7 @@ mod tests {
             mean += neither(*high, *high) * STEP;
             let before = distribution[..index].iter();
             let column: f64 = before.map(|low| neither(*low, *high)).sum();
-            // Half of the cell on the diagonal is where x < y.
+            // In half of the cell on the diagonal, x < y.
             square += 2.0 * (column + neither(*high, *high) / 2.0) * STEP * STEP;
         }
         (mean, (square - mean * mean).sqrt())
@@ -113,7 +113,7 @@ mod tests {
             let own = factors(size).unwrap();
             let (d2, d3) = integrated_range(size);
             assert_near(own.d2, d2, 0.6e-3, "d2");
-            // The printed D3 and D4 come from rounded factors.
+            // The printed D3 and D4 were computed from rounded factors.
             assert_near(own.range.0, (1.0 - 3.0 * d3 / d2).max(0.0), 1e-3, "D3");
             assert_near(own.range.1, 1.0 + 3.0 * d3 / d2, 1e-3, "D4");
         }

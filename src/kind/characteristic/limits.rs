@@ -1,16 +1,16 @@
-//! A control chart's limits, its zones, and how both are computed from in-control data.
+//! The limits and zones of a control chart, and how both are computed from in-control data.
 //!
 //! A Shewhart chart has a center line and two control limits three sigma away from it. Sigma is estimated from the
 //! short-term variation only (moving ranges, or ranges or standard deviations within subgroups): the overall standard
-//! deviation would include the very shifts that the chart shall show. The same data give the limits of the chart that
-//! watches this variation itself: MR, R or S (see [`dispersion`](super::dispersion)).
+//! deviation would include the very shifts that the chart is meant to show. The limits of the dispersion chart (MR, R or
+//! S; see [`dispersion`](super::dispersion)), which monitors this variation, are computed from the same data.
 //!
-//! The zones C, B and A are the bands of one, two and three sigma. A point is compared with the lines between them
-//! ([`Lines`]), which are exact and rounded once, so that a point that is on a line on paper is on it here, and with a
-//! tolerance of [`TOLERANCE`] sigma, so that a publisher's own rounding does not push it off. A point on a line
-//! belongs to the inner zone; one on the center line is on neither side of it.
+//! The zones C, B and A are the bands of one, two and three sigma. Points are compared with the lines between them
+//! ([`Lines`]). These are computed exactly and rounded once, so that a point that is on a line on paper is on it here as
+//! well. The comparison has a tolerance of [`TOLERANCE`] sigma, so that rounding by the publisher does not move a point
+//! off a line. A point on a line belongs to the inner zone; a point on the center line is on neither side of it.
 //!
-//! The tests that look at several points are in [`nelson`](super::nelson). Not here: attribute charts (p, np, c, u).
+//! The tests that examine several points are in [`nelson`](super::nelson). Not supported: attribute charts (p, np, c, u).
 
 use std::cmp::Ordering;
 
@@ -20,20 +20,20 @@ use super::Collected;
 use super::exact::{self, BigRational, Decimals, decimal, rounded};
 use super::factors::{self, Factors, factors};
 
-/// The largest subgroup that there are factors for.
+/// The largest subgroup for which there are factors.
 pub const SUBGROUP_MAX: usize = *factors::SIZES.end();
 
-/// How far from a line a point still counts as on it, in sigma; and how far apart two points still count as equal.
+/// The maximum distance, in sigma, at which a point counts as on a line, or two points count as equal.
 pub const TOLERANCE: f64 = 1e-9;
 
-/// How much the rounding of a publisher changes a number, at most, as a part of it.
+/// The maximum relative error from rounding by a publisher.
 const ROUNDING: f64 = 1e-14;
 
 /// Center line and control limits, in the unit of the points on the chart.
 ///
-/// `lcl <= center_line <= ucl`. The limits need not be symmetric: a sigma above the center line is a
-/// third of the way to `ucl`, a sigma below it a third of the way to `lcl`. Where there is no limit on
-/// one side, it is infinitely far away, and so are that side's zones B and A.
+/// `lcl <= center_line <= ucl`. The limits need not be symmetric: above the center line, one sigma is a third of the
+/// distance to `ucl`; below it, a third of the distance to `lcl`. A missing limit is infinitely far away, and so are the
+/// zones B and A of its side.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ControlLimits {
     /// The process mean.
@@ -45,18 +45,18 @@ pub struct ControlLimits {
 }
 
 impl ControlLimits {
-    /// The upper control limit, if there is one.
+    /// Returns the upper control limit, if there is one.
     pub fn upper(&self) -> Option<f64> {
         Some(self.ucl).filter(|line| line.is_finite())
     }
 
-    /// The lower control limit, if there is one.
+    /// Returns the lower control limit, if there is one.
     pub fn lower(&self) -> Option<f64> {
         Some(self.lcl).filter(|line| line.is_finite())
     }
 
-    /// Whether there is nothing between the limits, or between the center line and the only limit: nothing could be judged
-    /// by them. What rounding makes of nothing counts as nothing.
+    /// Returns whether the limits coincide, or the center line coincides with the only limit, so that no point could be
+    /// evaluated. A width within rounding errors counts as none.
     pub fn are_without_width(&self) -> bool {
         let (upper, lower) = (
             self.upper().unwrap_or(self.center_line),
@@ -65,7 +65,7 @@ impl ControlLimits {
         upper - lower <= ROUNDING * upper.abs().max(lower.abs())
     }
 
-    /// The lines that points are compared with.
+    /// Returns the lines with which points are compared.
     pub fn lines(&self) -> Lines {
         let sigmas = [self.ucl - self.center_line, self.center_line - self.lcl];
         let sigmas = sigmas.map(|width| width / 3.0).into_iter();
@@ -80,7 +80,7 @@ impl ControlLimits {
         }
     }
 
-    /// The limits so far on either side of a center line, rounded.
+    /// Returns the limits at distance `reach` on either side of a center line, rounded.
     fn symmetric(center_line: &BigRational, reach: &BigRational) -> ControlLimits {
         ControlLimits {
             center_line: rounded(center_line),
@@ -89,7 +89,7 @@ impl ControlLimits {
         }
     }
 
-    /// The limits that are these parts of a center line.
+    /// Returns the limits that are these multiples of a center line.
     fn proportional(center_line: &BigRational, (lower, upper): (f64, f64)) -> ControlLimits {
         ControlLimits {
             center_line: rounded(center_line),
@@ -99,7 +99,7 @@ impl ControlLimits {
     }
 }
 
-/// The lines at one and two sigma, each the double that is nearest to where it is on paper.
+/// Returns the lines at one and two sigma, each as the nearest double.
 fn between(center_line: f64, limit: f64) -> [f64; 2] {
     if limit.is_infinite() {
         return [limit; 2];
@@ -110,10 +110,10 @@ fn between(center_line: f64, limit: f64) -> [f64; 2] {
     ]
 }
 
-/// A chart's lines, and how points are compared with them and with one another.
+/// A chart's lines, and how points are compared with them and with each other.
 ///
-/// A point is on a line if it is the double nearest to it, or within [`TOLERANCE`] sigma; sigma is that of the narrower
-/// side. On a chart without width there is no tolerance, and every point off the center line is beyond a limit.
+/// A point is on a line if it is the nearest double, or within [`TOLERANCE`] sigma; sigma is that of the narrower side. A
+/// chart without width has no tolerance, and every point off the center line is beyond a limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Lines {
     limits: ControlLimits,
@@ -125,7 +125,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// How a finite point lies to a line or to another point: equal within the tolerance.
+    /// Compares a finite point with a line or with another point: equal within the tolerance.
     pub fn compare(&self, x: f64, other: f64) -> Ordering {
         let distance = x - other;
         if distance > self.tolerance {
@@ -137,13 +137,13 @@ impl Lines {
         }
     }
 
-    /// On which side of the center line a finite point is; `Equal` is neither.
+    /// Returns on which side of the center line a finite point is; `Equal` means on neither.
     pub fn side(&self, x: f64) -> Ordering {
         self.compare(x, self.limits.center_line)
     }
 
-    /// The zone that a finite point lies in. A point on a boundary belongs to the inner zone, so that only a point past
-    /// a control limit is beyond it; one on the center line is in the upper zone C.
+    /// Returns the zone of a finite point. A point on a boundary belongs to the inner zone, so that only a point past a
+    /// control limit is beyond it; a point on the center line is in the upper zone C.
     pub fn zone(&self, x: f64) -> Zone {
         let is_above = |line| self.compare(x, line) == Ordering::Greater;
         let is_below = |line| self.compare(x, line) == Ordering::Less;
@@ -166,14 +166,15 @@ impl Lines {
         }
     }
 
-    /// Whether both sides have a limit, and there is something between: how much variation is to be expected.
+    /// Returns whether the chart determines how much variation to expect: both sides have a limit, and they do not
+    /// coincide.
     pub fn expect_variation(&self) -> bool {
         let is_two_sided = self.limits.upper().is_some() && self.limits.lower().is_some();
         is_two_sided && self.limits.lcl < self.limits.ucl
     }
 }
 
-/// Where a point lies on its chart, from the top to the bottom.
+/// Where a point lies on its chart, from top to bottom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Zone {
     /// Above the upper control limit.
@@ -195,7 +196,7 @@ pub enum Zone {
 }
 
 impl Zone {
-    /// All zones, from the top to the bottom.
+    /// All zones, from top to bottom.
     pub const ALL: [Zone; 8] = [
         Zone::BeyondUcl,
         Zone::ZoneAUpper,
@@ -207,12 +208,12 @@ impl Zone {
         Zone::BeyondLcl,
     ];
 
-    /// Whether it is past a control limit.
+    /// Returns whether it is past a control limit.
     pub const fn is_beyond(self) -> bool {
         matches!(self, Zone::BeyondUcl | Zone::BeyondLcl)
     }
 
-    /// The zone's name on the wire and in the database.
+    /// Returns the zone's name in messages and in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
             Zone::BeyondUcl => "beyond_ucl",
@@ -226,23 +227,23 @@ impl Zone {
         }
     }
 
-    /// The zone of this name, as [`as_str`](Zone::as_str) gives it.
+    /// Returns the zone that [`as_str`](Zone::as_str) names.
     pub fn parse(name: &str) -> Option<Zone> {
         Zone::ALL.into_iter().find(|zone| zone.as_str() == name)
     }
 }
 
-/// The limits that a baseline gives.
+/// The limits computed from a baseline.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Charts {
-    /// Of the values or means.
+    /// The limits of the values or means.
     pub location: ControlLimits,
-    /// Of their moving ranges, ranges or standard deviations.
+    /// The limits of their moving ranges, ranges or standard deviations.
     pub dispersion: ControlLimits,
 }
 
-/// Limits of an individuals chart and its moving ranges (I-MR): sigma is the mean moving range of two successive values
-/// over d2(2). There is no moving range across a gap; nothing if there is none at all.
+/// Returns the limits of an individuals chart and its moving ranges (I-MR): sigma is the mean moving range of two
+/// successive values, divided by d2(2). A gap interrupts the moving ranges. Returns `None` if there is no moving range.
 pub fn moving_range(collected: &[Collected]) -> Option<Charts> {
     let values: Vec<Option<BigRational>> = collected.iter().map(|own| own.mean(1)).collect();
     let ranges = values.windows(2).filter_map(|pair| match pair {
@@ -261,20 +262,21 @@ pub fn moving_range(collected: &[Collected]) -> Option<Charts> {
     })
 }
 
-/// Limits of the means and the ranges of subgroups of `size` values (X-bar/R). Nothing without a subgroup, nor for a
-/// size that there are no factors for.
+/// Returns the limits of the means and ranges of subgroups of `size` values (X-bar/R). Returns `None` if there are no
+/// subgroups, or no factors for this size.
 pub fn xbar_r(collected: &[Collected], size: usize) -> Option<Charts> {
     subgroups(collected, size, |own| (own.d2, own.range))
 }
 
-/// Limits of the means and the standard deviations of subgroups of `size` values (X-bar/S): the limits of the means
-/// are A3 = 3 / (c4 √n) mean standard deviations away. Nothing without a subgroup, nor for a size that there are no
-/// factors for.
+/// Returns the limits of the means and standard deviations of subgroups of `size` values (X-bar/S): the distance of the
+/// limits of the means is A3 = 3 / (c4 √n) times the mean standard deviation. Returns `None` if there are no subgroups,
+/// or no factors for this size.
 pub fn xbar_s(collected: &[Collected], size: usize) -> Option<Charts> {
     subgroups(collected, size, |own| (own.c4, own.deviation))
 }
 
-/// Limits of subgroups, by the factor from their mean dispersion to sigma and those of the dispersion's own limits.
+/// Returns the limits for subgroups, from the factor between mean dispersion and sigma, and the factors of the
+/// dispersion's limits.
 fn subgroups(
     collected: &[Collected],
     size: usize,
@@ -284,7 +286,7 @@ fn subgroups(
     let means: Vec<BigRational> = collected.iter().filter_map(|own| own.mean(size)).collect();
     let spreads = collected.iter().filter_map(Collected::spread);
     let mean_spread = exact::mean(&spreads.map(decimal).collect::<Vec<_>>())?;
-    // The mean of n values varies by the square root of n less than one value does.
+    // The standard deviation of the mean of n values is that of one value, divided by the square root of n.
     let single = three(&mean_spread) / decimal(to_sigma);
     let reach = exact::root(&(&single * &single / BigRational::from_integer(size.into())));
     Some(Charts {
@@ -297,22 +299,23 @@ fn three(fraction: &BigRational) -> BigRational {
     fraction * BigRational::from_integer(3.into())
 }
 
-/// The sum of finite values, as the nearest double.
+/// Returns the sum of finite values, as the nearest double.
 pub fn total(values: &[f64]) -> f64 {
     rounded(&Decimals::new(values).total())
 }
 
-/// The arithmetic mean of finite values, of one at least, as the nearest double: that of decimals is as on paper.
+/// Returns the arithmetic mean of at least one finite value, as the nearest double: decimals give the same mean as on
+/// paper.
 pub fn mean(values: &[f64]) -> f64 {
     rounded(&Decimals::new(values).mean())
 }
 
-/// The distance from the lowest to the highest of finite values.
+/// Returns the difference between the largest and the smallest of finite values.
 pub fn range(values: &[f64]) -> f64 {
     rounded(&Decimals::new(values).range())
 }
 
-/// The standard deviation of a sample of two finite values or more.
+/// Returns the sample standard deviation of at least two finite values.
 pub fn deviation(values: &[f64]) -> f64 {
     rounded(&exact::root(&Decimals::new(values).variance()))
 }
@@ -387,7 +390,7 @@ mod tests {
         values.iter().map(single).collect()
     }
 
-    /// These subgroups, with their ranges or standard deviations.
+    /// Returns these subgroups with their ranges or standard deviations.
     fn summaries(subgroups: &[[f64; 5]], spread: fn(&[f64]) -> f64) -> Vec<Collected> {
         let summary = |values: &[f64; 5]| Collected::Measured {
             sum: total(values),
@@ -413,7 +416,7 @@ mod tests {
         assert_near(limits.center_line, 50.81, 1e-9);
         assert_near(limits.ucl, 55.8041, 5e-5);
         assert_near(limits.lcl, 45.8159, 5e-5);
-        // The handbook finds this process in control: no point is outside.
+        // The handbook considers this process in control: no point is outside.
         for x in FLOWRATE {
             let zone = limits.lines().zone(x);
             assert!(!matches!(zone, Zone::BeyondUcl | Zone::BeyondLcl), "{x}");
@@ -433,7 +436,7 @@ mod tests {
         let charts = xbar_s(&summaries(&PISTON_RINGS[..25], deviation), 5).unwrap();
         let limits = charts.location;
         assert_near(limits.center_line, 74.001176, 1e-9);
-        // X-bar-bar ± A3 S-bar, S-bar being what the R package qcc gives.
+        // X-bar-bar ± A3 S-bar, with S-bar from the R package qcc.
         assert_near(limits.ucl, 74.001176 + 1.427 * 0.009240037, 1e-5);
         assert_near(limits.lcl, 74.001176 - 1.427 * 0.009240037, 1e-5);
         let deviations = charts.dispersion;
@@ -517,7 +520,7 @@ mod tests {
         }
     }
 
-    /// A sigma that is tiny compared with the mean, huge, or close to zero.
+    /// Tests a sigma that is tiny compared with the mean, one that is huge, and one close to zero.
     #[test]
     fn points_on_lines_of_any_magnitude_are_on_them_and_their_neighbours_are_not() {
         for (center_line, sigma) in [
@@ -611,7 +614,7 @@ mod tests {
         }
     }
 
-    /// The largest that a characteristic takes; see `VALUE_MAX`.
+    /// Uses the largest values that a characteristic accepts; see `VALUE_MAX`.
     #[test]
     fn limits_of_the_largest_values_are_finite() {
         let ends = [1e300, -1e300];
@@ -639,7 +642,7 @@ mod tests {
         assert_eq!(range(&[0.3, 0.1, 0.2]), 0.2);
         assert_eq!(deviation(&[0.1, 0.2, 0.3]), 0.1);
         assert_eq!(total(&[0.1, 0.2]), 0.3);
-        // Thirds: their sums have an end, so the mean of the means has one.
+        // The means are thirds. Their sums are finite decimals, so the mean of the means is one as well.
         let thirds = [[0.1, 0.1, 0.2], [0.2, 0.2, 0.1]].map(|values| Collected::Measured {
             sum: total(&values),
             spread: range(&values),

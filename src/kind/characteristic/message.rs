@@ -1,4 +1,4 @@
-//! What is told of a characteristic: payloads of events, in their envelope.
+//! The messages of a characteristic: payloads of events, in their envelope.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::id::SubjectId;
 /// The fields of a characteristic's message: an envelope.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Enveloped<P> {
-    /// What is told.
+    /// The payload.
     pub payload: P,
 }
 
@@ -37,7 +37,7 @@ impl Payload for Enveloped<InForce> {
     const TYPE: &'static EventType = &CONTROL_LIMITS;
 }
 
-/// Returns what a draft or event tells, without the envelope: a [`Sample`], [`Opened`], [`Ack`] or [`InForce`].
+/// Returns the payload of a draft or event, without the envelope: a [`Sample`], [`Opened`], [`Ack`] or [`InForce`].
 pub fn told<P: 'static>(draft: &Draft) -> Option<&P>
 where
     Enveloped<P>: Payload,
@@ -46,48 +46,49 @@ where
     Some(&enveloped.payload)
 }
 
-/// What a `sample` tells.
+/// The payload of a `sample`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sample {
     /// Its id.
     pub sample_id: Arc<str>,
-    /// Of which characteristic.
+    /// The characteristic.
     pub characteristic_id: SubjectId,
     /// When it was taken.
     #[serde(serialize_with = "crate::kind::as_timestamp")]
     pub timestamp: DateTime<Utc>,
-    /// The same as `mean`. Nothing of a gap, as `mean` and `zone`.
+    /// The same as `mean`. In a gap, `value`, `mean` and `zone` are absent.
     pub value: Option<f64>,
-    /// Its value, or the mean of its values.
+    /// The value, or the mean of the values.
     pub mean: Option<f64>,
-    /// The range of its values, if it has several.
+    /// The range of the values, if there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub range: Option<f64>,
     /// Its point on the dispersion chart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dispersion: Option<Point>,
-    /// Where it lies between the lines.
+    /// The zone between the lines in which it lies.
     pub zone: Option<Arc<str>>,
     /// Whether it breaks no rule.
     pub in_control: bool,
-    /// `server` or `publisher`; nothing as long as there is nothing to judge it by.
+    /// `server` or `publisher`; absent if there are no limits to evaluate it by.
     pub judged_by: Option<Cow<'static, str>>,
-    /// The rules that it breaks, by number: also those of a run whose violation stands.
+    /// The numbers of the rules that it breaks, including those whose violation an earlier sample of the same run has
+    /// opened.
     #[serde(default)]
     pub rules: Vec<u32>,
-    /// By which limits it was judged.
+    /// The version of the limits by which it was evaluated.
     pub limits_version: Option<u32>,
-    /// Those that this sample opened.
+    /// The violations that this sample opened.
     #[serde(default)]
     pub violations: Vec<Opened>,
 }
 
-/// What a `violation` tells.
+/// The payload of a `violation`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Opened {
     /// Its id.
     pub violation_id: Arc<str>,
-    /// Of which characteristic.
+    /// The characteristic.
     pub characteristic_id: SubjectId,
     /// See [`Violation::sample_id`].
     pub sample_id: Option<Arc<str>>,
@@ -100,7 +101,7 @@ pub struct Opened {
     pub rule_name: Arc<str>,
     /// See [`Violation::severity`].
     pub severity: Severity,
-    /// When it was found.
+    /// When it was detected.
     #[serde(serialize_with = "crate::kind::as_timestamp")]
     pub timestamp: DateTime<Utc>,
 }
@@ -120,32 +121,32 @@ impl From<&Violation> for Opened {
     }
 }
 
-/// What an `ack_update` tells.
+/// The payload of an `ack_update`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ack {
-    /// Of which violation.
+    /// The violation.
     pub violation_id: Arc<str>,
-    /// Of which characteristic.
+    /// The characteristic.
     pub characteristic_id: SubjectId,
-    /// Whether it is acknowledged now.
+    /// Whether the violation is acknowledged now.
     pub acknowledged: bool,
-    /// Who acknowledged it, if it is.
+    /// The user who acknowledged it, if it is acknowledged.
     pub ack_user: Option<Arc<str>>,
-    /// Why.
+    /// The reason for the acknowledgement.
     pub ack_reason: Option<Arc<str>>,
-    /// Who acted.
+    /// The user who acted.
     pub user: Arc<str>,
-    /// Why.
+    /// The reason for this action.
     pub reason: Arc<str>,
-    /// When.
+    /// When the user acted.
     #[serde(serialize_with = "crate::kind::as_timestamp")]
     pub timestamp: DateTime<Utc>,
 }
 
-/// What `control_limits` tell: the limits in force.
+/// The payload of `control_limits`: the limits in force.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InForce {
-    /// Of which characteristic.
+    /// The characteristic.
     pub characteristic_id: SubjectId,
     /// The center line, if there are limits.
     pub center_line: Option<f64>,
@@ -153,12 +154,12 @@ pub struct InForce {
     pub ucl: Option<f64>,
     /// Lower control limit.
     pub lcl: Option<f64>,
-    /// The chart of the variation.
+    /// The dispersion chart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dispersion: Option<Dispersion>,
-    /// Where they come from.
+    /// How the limits were determined.
     pub method: Option<Method>,
-    /// From how many samples.
+    /// The number of samples they are based on.
     #[serde(default)]
     pub sample_count: u32,
     /// See [`Limits::version`](super::Limits::version).
@@ -167,12 +168,12 @@ pub struct InForce {
     pub baseline: Option<Collecting>,
 }
 
-/// What is told of a baseline.
+/// A baseline in a message.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Collecting {
-    /// How limits will be computed.
+    /// The method that will compute the limits.
     pub method: Method,
-    /// From how many samples.
+    /// The number of samples that it collects.
     pub samples: u32,
 }
 
@@ -183,7 +184,7 @@ where
     Draft::new(class, status, Enveloped { payload })
 }
 
-/// The limits in force as an event.
+/// Returns the limits in force as an event.
 pub fn limits_draft(id: &SubjectId, characteristic: &Characteristic) -> Draft {
     let limits = characteristic.limits.as_ref();
     let chart = limits.map(|limits| limits.chart);
@@ -205,7 +206,7 @@ pub fn limits_draft(id: &SubjectId, characteristic: &Characteristic) -> Draft {
     draft(Class::Milestone, characteristic.status(), payload)
 }
 
-/// The last sample as an event, if there was one.
+/// Returns the last sample as an event, if there is one.
 pub fn sample_draft(characteristic: &Characteristic) -> Option<Draft> {
     let last = characteristic.last_sample.as_ref()?;
     Some(Draft {
@@ -218,24 +219,24 @@ pub fn sample_draft(characteristic: &Characteristic) -> Option<Draft> {
 }
 
 impl LastSample {
-    /// What was told of it.
+    /// Returns the payload of its message.
     pub fn told(&self) -> Option<&Sample> {
         let enveloped = self.fields.payload::<Enveloped<Sample>>()?;
         Some(&enveloped.payload)
     }
 }
 
-/// A violation as an event.
+/// Returns a violation as an event.
 pub fn violation_draft(violation: &Violation) -> Draft {
     draft(Class::Milestone, OUT_OF_CONTROL, Opened::from(violation))
 }
 
-/// How bad the violation is that a message tells of, if it does.
+/// Returns the severity of the violation that a message reports, if it reports one.
 pub fn severity(draft: &Draft) -> Option<Severity> {
     told::<Opened>(draft).map(|opened| opened.severity)
 }
 
-/// That a violation is acknowledged as `act` says, or that `act` has taken that back.
+/// Returns the event for an acknowledgement by `act`, or for its withdrawal by `act`.
 pub(super) fn ack_draft(
     violation: &Violation,
     act: &Acknowledgement,

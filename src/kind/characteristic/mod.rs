@@ -1,11 +1,11 @@
-//! A characteristic: something that is measured again and again, under statistical process control.
+//! A characteristic: something that is measured repeatedly, under statistical process control.
 //!
-//! Each sample is judged by the control limits in force, which are given or computed from a *baseline* of the
-//! first samples, and by those of the rules ([`nelson`]) that are switched on: the eight of Nelson, and one of the chart that
-//! watches the variation ([`dispersion`]). A rule that is
-//! broken opens a violation, once for each run of samples that break it; somebody acknowledges it, with a
-//! reason, and may take that back. The rules look only at samples that the same limits have judged. A sample that comes
-//! with its publisher's own verdict is not judged here: the verdict is passed on. One without a value is a gap.
+//! Each sample is evaluated by the control limits in force, which are given or computed from a *baseline* of the first
+//! samples, and by the enabled rules ([`nelson`]): Nelson's eight rules, and one of the dispersion chart
+//! ([`dispersion`]). A broken rule opens one violation for each run of samples that break it; a user acknowledges it with
+//! a reason, and can withdraw that. The rules consider only samples that were evaluated by the same limits. A sample that
+//! contains its publisher's own verdict is not evaluated here: the verdict is passed on. A sample without a value is a
+//! gap.
 
 mod command;
 pub mod dispersion;
@@ -44,17 +44,17 @@ use crate::id::{Kind, SUBJECT_ID_MAX_BYTES, SubjectId};
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("characteristics");
-/// The violations of a characteristic are its parts.
+/// The parts of a characteristic are its violations.
 pub type Part = Violation;
-/// A measurement, judged.
+/// A measurement with its evaluation.
 pub static SAMPLE: EventType = EventType::new("sample");
-/// A rule is broken.
+/// A rule was broken.
 pub static VIOLATION: EventType = EventType::new("violation").beside_ticks();
-/// A violation is acknowledged. It is the concern of everyone who watches the process.
+/// A violation was acknowledged. Everyone who watches the process receives it.
 pub static ACK_UPDATE: EventType = EventType::new("ack_update").beside_ticks().wide();
-/// Other limits are in force, or a baseline is begun.
+/// The limits in force changed, or a baseline was started.
 pub static CONTROL_LIMITS: EventType = EventType::new("control_limits").beside_ticks();
-/// What is fixed of characteristics.
+/// The description of this kind.
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
     noun: "Characteristic",
@@ -67,37 +67,37 @@ pub static DESCRIPTION: Description = Description {
     verbs: &["samples", "violations", "limits"],
     columns: &[],
 };
-/// The last sample breaks no rule, or there is nothing to judge it by.
+/// The last sample breaks no rule, or there is nothing to evaluate it by.
 pub const IN_CONTROL: &str = "in_control";
 /// The last sample breaks a rule.
 pub const OUT_OF_CONTROL: &str = "out_of_control";
-/// The longest id of a sample or a violation, in bytes: as it is made of that of its characteristic and a number.
+/// The longest id of a sample or a violation, in bytes. By default it consists of the characteristic's id and a number.
 pub const PART_ID_MAX_BYTES: usize = SUBJECT_ID_MAX_BYTES + 21;
 /// The longest `name`, `unit` or `rule_name`, in bytes.
 pub const NAME_MAX_BYTES: usize = 256;
-/// The most violations that a sample may come with.
+/// The maximum number of violations in a sample.
 pub const SAMPLE_VIOLATIONS_MAX: usize = 32;
-/// The most samples that a baseline may take.
+/// The maximum number of samples in a baseline.
 pub const BASELINE_MAX: u32 = 100;
-/// Samples that a baseline takes when nobody says.
+/// The default number of samples in a baseline.
 pub const BASELINE_DEFAULT: u32 = 20;
-/// The largest measurement, up or down: limits that are computed from the largest still fit.
+/// The largest absolute value of a measurement: limits computed from such values do not overflow.
 pub const VALUE_MAX: f64 = 1e300;
 
-/// How bad a violation is.
+/// The severity of a violation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// To be known.
+    /// For information.
     Info,
-    /// To be looked at.
+    /// Needs attention.
     Warning,
-    /// To be acted on.
+    /// Needs action.
     Critical,
 }
 
 impl Severity {
-    /// As it stands in messages and in the database.
+    /// Returns the name in messages and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Severity::Info => "info",
@@ -106,14 +106,14 @@ impl Severity {
         }
     }
 
-    /// Reads what [`Severity::as_str`] gives.
+    /// Parses the text that [`Severity::as_str`] returns.
     pub fn parse(text: &str) -> Option<Severity> {
         [Severity::Info, Severity::Warning, Severity::Critical]
             .into_iter()
             .find(|own| own.as_str() == text)
     }
 
-    /// A point beyond the limits is critical; the other patterns are warnings.
+    /// Returns a rule's default severity: critical for a point beyond the limits, a warning for the other patterns.
     fn usual(rule: Rule) -> Severity {
         match rule {
             Rule::BeyondLimits | Rule::Dispersion => Severity::Critical,
@@ -123,7 +123,7 @@ impl Severity {
 }
 
 impl<'de> Deserialize<'de> for Severity {
-    /// In any case.
+    /// Accepts any case.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Severity, D::Error> {
         let text = String::deserialize(deserializer)?.to_ascii_lowercase();
         Severity::parse(&text).ok_or_else(|| {
@@ -132,23 +132,23 @@ impl<'de> Deserialize<'de> for Severity {
     }
 }
 
-/// Where limits come from.
+/// How limits were determined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Method {
-    /// From the publisher, who does not say how.
+    /// Given by the publisher, without a method.
     Given,
-    /// From the mean moving range of single values.
+    /// Computed from the mean moving range of single values.
     MovingRange,
-    /// From the mean range of subgroups.
+    /// Computed from the mean range of subgroups.
     XbarR,
-    /// From the mean standard deviation of subgroups.
+    /// Computed from the mean standard deviation of subgroups.
     XbarS,
     /// Given, with the publisher's own name for the method.
     Named(Arc<str>),
 }
 
 impl Method {
-    /// As it stands in messages and in the database.
+    /// Returns the name in messages and in the database.
     pub fn as_str(&self) -> &str {
         match self {
             Method::Given => "given",
@@ -159,12 +159,12 @@ impl Method {
         }
     }
 
-    /// Whether it computes limits from a baseline.
+    /// Returns whether it computes limits from a baseline.
     fn is_computed(&self) -> bool {
         matches!(self, Method::MovingRange | Method::XbarR | Method::XbarS)
     }
 
-    /// Reads what [`Method::as_str`] returns.
+    /// Parses the text that [`Method::as_str`] returns.
     pub fn parse(text: &str) -> Method {
         let known = [
             Method::Given,
@@ -194,52 +194,52 @@ impl<'de> Deserialize<'de> for Method {
 pub struct Limits {
     /// The lines.
     pub chart: ControlLimits,
-    /// The chart of the variation, if there is one.
+    /// The dispersion chart, if there is one.
     pub dispersion: Option<Dispersion>,
-    /// Where they come from.
+    /// How they were determined.
     pub method: Method,
-    /// From how many samples.
+    /// The number of samples they are based on.
     pub sample_count: u32,
-    /// 1, 2, 3, …: samples say by which limits they were judged.
+    /// 1, 2, 3, …: each sample contains the version by which it was evaluated.
     pub version: u32,
 }
 
 /// Samples that are being collected to compute limits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Baseline {
-    /// How.
+    /// The method that will compute the limits.
     pub method: Method,
-    /// From how many.
+    /// The number of samples to collect.
     pub samples: u32,
-    /// Those that are there, in their order.
+    /// The samples collected so far, in order.
     pub collected: Vec<Collected>,
 }
 
-/// What a baseline keeps of a sample: numbers from which its limits come out as on paper.
+/// What a baseline keeps of a sample: numbers from which the limits can be computed exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Collected {
-    /// A sample. A mean may have no end as a decimal (1/3); the sum that it is made of has one.
+    /// A sample. Its mean can be a recurring decimal (1/3); the sum from which it is computed is finite.
     Measured {
         /// The sum of its values: exact, unless it has more digits than a double.
         sum: f64,
-        /// Their range or standard deviation, whichever the method needs; 0 for a single value.
+        /// Their range or standard deviation, depending on the method; 0 for a single value.
         spread: f64,
     },
-    /// Mean and range of a sample: how the first edition kept it.
+    /// Mean and range of a sample: the format of the first release.
     Summary(f64, f64),
     /// Nothing was measured.
     Gap,
 }
 
 impl Baseline {
-    /// How many samples are there, without gaps.
+    /// Returns how many samples have been collected, without gaps.
     pub fn measured(&self) -> usize {
         let is_gap = |own: &&Collected| **own == Collected::Gap;
         self.collected.len() - self.collected.iter().filter(is_gap).count()
     }
 
-    /// Drops the oldest sample, and a gap that is then the first.
+    /// Drops the oldest sample, and the gap after it, if there is one.
     fn forget_first(&mut self) {
         let count = match self.collected.get(1) {
             Some(Collected::Gap) => 2,
@@ -250,7 +250,7 @@ impl Baseline {
 }
 
 impl Collected {
-    /// The mean of a sample of so many values.
+    /// Returns the mean of a sample of `size` values.
     fn mean(&self, size: usize) -> Option<BigRational> {
         match self {
             Collected::Measured { sum, .. } => Some(exact::decimal(*sum) / BigInt::from(size)),
@@ -259,7 +259,7 @@ impl Collected {
         }
     }
 
-    /// The range or standard deviation of a sample.
+    /// Returns the range or standard deviation of a sample.
     fn spread(&self) -> Option<f64> {
         match *self {
             Collected::Measured { spread, .. } | Collected::Summary(_, spread) => Some(spread),
@@ -268,49 +268,49 @@ impl Collected {
     }
 }
 
-/// A characteristic's whole state.
+/// The complete state of a characteristic.
 #[derive(Debug, Clone)]
 pub struct Characteristic {
-    /// What people call it.
+    /// The display name.
     pub name: Option<Arc<str>>,
-    /// Of its measurements.
+    /// The unit of its measurements.
     pub unit: Option<Arc<str>>,
-    /// Values in a sample.
+    /// Values per sample.
     pub subgroup_size: u32,
-    /// The rules that are switched on.
+    /// The enabled rules.
     pub rules: Vec<(Rule, Severity)>,
     /// The limits in force.
     pub limits: Option<Limits>,
-    /// The last version of limits that there was.
+    /// The highest version of limits so far.
     pub limits_version: u32,
     /// The baseline that is being collected.
     pub baseline: Option<Baseline>,
-    /// The last points that the limits in force have judged, oldest first, at most [`nelson::WINDOW`].
+    /// The last points evaluated by the limits in force, oldest first, at most [`nelson::WINDOW`].
     pub recent: Vec<f64>,
     /// The rules that the last sample breaks, each with the number of its violation.
     pub runs: Vec<(Rule, u64)>,
-    /// Whether the last sample was in control, if its publisher has judged it.
+    /// Whether the last sample was in control, if its publisher evaluated it.
     pub publisher_in_control: Option<bool>,
-    /// How many samples there were.
+    /// The number of samples so far.
     pub sample_count: u64,
-    /// How many violations there were: the number of the last one.
+    /// The number of violations so far, which is the number of the last one.
     pub violation_count: u64,
     /// The last sample.
     pub last_sample: Option<LastSample>,
-    /// The event that told the limits, and when.
+    /// The `seq` of the event that published the limits, and its time.
     pub told_limits: (u64, DateTime<Utc>),
-    /// When it became known.
+    /// When the characteristic was created.
     pub created_at: DateTime<Utc>,
 }
 
-/// The last sample, as it was told.
+/// The last sample, as it was published.
 #[derive(Debug, Clone)]
 pub struct LastSample {
     /// Its id.
     pub sample_id: Arc<str>,
-    /// Its event.
+    /// The `seq` of its event.
     pub seq: u64,
-    /// When it was told.
+    /// When it was published.
     pub at: DateTime<Utc>,
     /// The characteristic's status after it.
     pub status: &'static str,
@@ -321,52 +321,52 @@ pub struct LastSample {
 /// A broken rule.
 #[derive(Debug, Clone)]
 pub struct Violation {
-    /// Of which characteristic.
+    /// The characteristic.
     pub characteristic_id: SubjectId,
     /// 1, 2, 3, … within the characteristic.
     pub number: u64,
-    /// The publisher's own id of it, which is then its id.
+    /// The id that the publisher assigned to it, if any; it replaces the default id.
     pub own_id: Option<Arc<str>>,
     /// The sample that shows it, if it is known.
     pub sample_id: Option<Arc<str>>,
-    /// The dispersion chart, if it was found on one.
+    /// The dispersion chart, if it was detected on one.
     pub chart: Option<Chart>,
-    /// Nelson's number, or somebody's own.
+    /// The number of a Nelson rule, 101, or the publisher's own number.
     pub rule_id: u32,
-    /// For people.
+    /// The rule's display name.
     pub rule_name: Arc<str>,
-    /// How bad.
+    /// The severity.
     pub severity: Severity,
-    /// When it was found.
+    /// When it was detected.
     pub at: DateTime<Utc>,
-    /// The event that told it.
+    /// The `seq` of its event.
     pub seq: u64,
-    /// Who acknowledged it.
+    /// The acknowledgement, if there is one.
     pub acknowledgement: Option<Acknowledgement>,
 }
 
 /// Who acknowledged a violation, why and when.
 #[derive(Debug, Clone)]
 pub struct Acknowledgement {
-    /// Who.
+    /// The user.
     pub user: Arc<str>,
-    /// Why it is well, or what is done about it.
+    /// Why the violation is acceptable, or what is done about it.
     pub reason: Arc<str>,
-    /// When.
+    /// When the user acknowledged it.
     pub at: DateTime<Utc>,
 }
 
-/// The id of a violation whose publisher gave it none: `<characteristic id>.<number>`. No publisher's own id has this form.
+/// The default id of a violation: `<characteristic id>.<number>`. Ids assigned by publishers cannot have this form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ViolationId {
-    /// Of which characteristic.
+    /// The characteristic.
     pub characteristic_id: SubjectId,
-    /// Which of its violations.
+    /// The number of the violation.
     pub number: u64,
 }
 
 impl ViolationId {
-    /// Reads an id. Nothing if it can be none.
+    /// Parses an id. Returns `None` if it cannot be one.
     pub fn parse(text: &str) -> Option<ViolationId> {
         let (characteristic_id, digits) = text.rsplit_once('.')?;
         let number = digits.parse().ok()?;
@@ -374,7 +374,7 @@ impl ViolationId {
             characteristic_id: characteristic_id.parse().ok()?,
             number,
         };
-        // One spelling for each: no leading zeros or signs.
+        // Each id has only one spelling: no leading zeros or signs.
         (id.to_string() == text).then_some(id)
     }
 }
@@ -386,7 +386,7 @@ impl std::fmt::Display for ViolationId {
 }
 
 impl Violation {
-    /// Its id.
+    /// Returns its id.
     pub fn id(&self) -> Cow<'_, str> {
         match &self.own_id {
             Some(own) => Cow::Borrowed(own),
@@ -394,7 +394,7 @@ impl Violation {
         }
     }
 
-    /// The same, to be kept.
+    /// Returns its id as a shared string.
     fn shared_id(&self) -> Arc<str> {
         match &self.own_id {
             Some(own) => Arc::clone(own),
@@ -414,7 +414,7 @@ impl PartOf for Violation {
 }
 
 impl Characteristic {
-    /// Whether the last sample breaks a rule.
+    /// Returns whether the last sample breaks a rule.
     pub fn status(&self) -> &'static str {
         match self.publisher_in_control.unwrap_or(self.runs.is_empty()) {
             true => IN_CONTROL,

@@ -1,43 +1,41 @@
-//! The eight Nelson rules: whether the newest point completes or continues a pattern that chance
-//! alone would hardly draw. A ninth is the first of them on the chart of the variation.
+//! The eight Nelson rules: whether the newest point completes or continues a pattern that is unlikely to occur by chance.
+//! A ninth rule applies the first of them to the dispersion chart.
 //!
-//! Source: L. S. Nelson, "The Shewhart Control Chart – Tests for Special Causes", Journal of
-//! Quality Technology 16 (1984), pp. 237-239. With each rule a process in control gives a false
-//! signal at fewer than five points in a thousand.
+//! Source: L. S. Nelson, "The Shewhart Control Chart – Tests for Special Causes", Journal of Quality Technology 16
+//! (1984), pp. 237-239. For a process in control, each rule gives a false signal at fewer than five points in a thousand.
 //!
-//! A rule is asked about the newest point only. Asked again at each new point, it answers yes from
-//! the point that completes the pattern to the last one that continues it. Points lie in zones as
-//! [`Lines::zone`] says, so the sigma above the center line may differ from the one below.
-//! Not here: where limits come from (see [`limits`](super::limits)), and what happens when a rule
-//! is broken.
+//! A rule is only evaluated for the newest point. Evaluated at each new point, it is broken from the point that completes
+//! the pattern to the last one that continues it. [`Lines::zone`] determines the zones of points, so the sigma above the
+//! center line can differ from the one below. Not here: how limits are determined (see [`limits`](super::limits)), and
+//! what happens when a rule is broken.
 
 use std::cmp::Ordering;
 
 use super::limits::{Lines, Zone};
 
-/// The most points that any rule looks back, the newest one included.
+/// The maximum number of points that any rule considers, including the newest one.
 pub const WINDOW: usize = 15;
 
-/// A test for special causes, numbered as Nelson numbers it.
+/// A test for special causes, with Nelson's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
     /// A point beyond a control limit.
     BeyondLimits = 1,
-    /// Points in a row on one side of the center line.
+    /// Consecutive points on one side of the center line.
     OneSided = 2,
-    /// Points in a row that all rise, or all fall.
+    /// Consecutive points that all rise, or all fall.
     Trend = 3,
-    /// Points in a row that rise and fall in turn.
+    /// Consecutive points that alternately rise and fall.
     Alternation = 4,
-    /// Two of three points in a row beyond two sigma, on one side.
+    /// Two of three consecutive points beyond two sigma, on the same side.
     TwoOfThree = 5,
-    /// Four of five points in a row beyond one sigma, on one side.
+    /// Four of five consecutive points beyond one sigma, on the same side.
     FourOfFive = 6,
-    /// Points in a row within one sigma.
+    /// Consecutive points within one sigma.
     Stratification = 7,
-    /// Points in a row beyond one sigma, on either side.
+    /// Consecutive points beyond one sigma, on either side.
     Mixture = 8,
-    /// Not one of Nelson's: rule 1, on the chart of the variation.
+    /// Not one of Nelson's: rule 1, on the dispersion chart.
     Dispersion = 101,
 }
 
@@ -55,17 +53,17 @@ impl Rule {
         Rule::Dispersion,
     ];
 
-    /// Nelson's number, 1 to 8; 101 is his rule 1 on the dispersion chart.
+    /// Returns Nelson's number, 1 to 8; 101 is his rule 1 on the dispersion chart.
     pub const fn number(self) -> u8 {
         self as u8
     }
 
-    /// The rule of this number.
+    /// Returns the rule with this number.
     pub fn from_number(number: u8) -> Option<Rule> {
         Rule::ALL.into_iter().find(|rule| rule.number() == number)
     }
 
-    /// A short name for people.
+    /// Returns a short display name.
     pub const fn name(self) -> &'static str {
         match self {
             Rule::BeyondLimits => "Beyond 3 sigma",
@@ -80,7 +78,7 @@ impl Rule {
         }
     }
 
-    /// The pattern in a sentence.
+    /// Returns a sentence that describes the pattern.
     pub const fn description(self) -> &'static str {
         match self {
             Rule::BeyondLimits => "One point is more than 3 sigma from the center line.",
@@ -108,7 +106,7 @@ impl Rule {
         }
     }
 
-    /// How many points the rule looks at, the newest one included.
+    /// Returns how many points the rule considers, including the newest one.
     pub const fn span(self) -> usize {
         match self {
             Rule::BeyondLimits | Rule::Dispersion => 1,
@@ -122,8 +120,8 @@ impl Rule {
         }
     }
 
-    /// With how many points the rule can be broken. Two beyond 2 sigma are two of three, whatever the third is, and
-    /// four beyond 1 sigma four of five; the other rules need their whole span.
+    /// Returns the minimum number of points that can break the rule. Two points beyond 2 sigma are two of three, whatever
+    /// the third is, and four beyond 1 sigma are four of five; the other rules need their whole span.
     pub const fn needs(self) -> usize {
         match self {
             Rule::TwoOfThree => 2,
@@ -133,14 +131,14 @@ impl Rule {
     }
 }
 
-/// Whether the newest of `points` breaks `rule`. The points are finite, oldest first; at most the
-/// last [`WINDOW`] are looked at, and with fewer than [`Rule::needs`] nothing is broken.
+/// Returns whether the newest of `points` breaks `rule`. The points are finite, oldest first. At most the last [`WINDOW`]
+/// are considered; with fewer points than [`Rule::needs`], no rule is broken.
 ///
-/// Points and lines are those of the chart of values or means, but for [`Rule::Dispersion`] those of the dispersion
-/// chart.
+/// Points and lines belong to the chart of values or means, except for [`Rule::Dispersion`], where they belong to the
+/// dispersion chart.
 ///
-/// A point on the center line is on neither side of it and ends a run; of two points that are equal neither is
-/// higher. What is on a line, and what is equal, is said by [`Lines`].
+/// A point on the center line is on neither side of it and ends a run; of two equal points, neither is higher. [`Lines`]
+/// defines which points are on a line, and which are equal.
 pub fn is_broken(rule: Rule, points: &[f64], lines: &Lines) -> bool {
     if points.len() < rule.needs() {
         return false;
@@ -164,10 +162,10 @@ pub fn is_broken(rule: Rule, points: &[f64], lines: &Lines) -> bool {
         Rule::Alternation => seen.windows(3).all(|three| is_turn(three, lines)),
         Rule::TwoOfThree => newest_and(1, is_above_two_sigma) || newest_and(1, is_below_two_sigma),
         Rule::FourOfFive => newest_and(3, is_above_one_sigma) || newest_and(3, is_below_one_sigma),
-        // A chart without width expects no variation, so none of it is missing; and where there is no limit, nobody
-        // knows how much is to be expected.
+        // On a chart without width no variation is expected, so none can be missing; and without a limit on one side the
+        // expected variation is unknown.
         Rule::Stratification => lines.expect_variation() && all(is_within_one_sigma),
-        // On one side only it would be a shift, which Nelson leaves to the rules 2 and 6.
+        // On one side only, this would be a shift, which Nelson leaves to rules 2 and 6.
         Rule::Mixture => {
             all(|zone| !is_within_one_sigma(zone))
                 && any_on(Ordering::Greater)
@@ -176,7 +174,7 @@ pub fn is_broken(rule: Rule, points: &[f64], lines: &Lines) -> bool {
     }
 }
 
-/// Whether the middle one of three points is a strict peak or a strict trough.
+/// Returns whether the middle one of three points is a strict peak or a strict trough.
 fn is_turn(three: &[f64], lines: &Lines) -> bool {
     let first = lines.compare(three[1], three[0]);
     first != Ordering::Equal && lines.compare(three[1], three[2]) == first
@@ -207,7 +205,7 @@ mod tests {
     use super::super::limits::ControlLimits;
     use super::*;
 
-    /// Past a line that a point at 1, 2 or 3 is on: the tolerance is 1e-9 sigma.
+    /// The distance of a point from the line at 1, 2 or 3 that is just beyond the tolerance of 1e-9 sigma.
     const A_LITTLE: f64 = 1e-8;
 
     /// A point's value is its distance from the center line in sigma.
@@ -241,11 +239,11 @@ mod tests {
         assert!((rule.needs()..=rule.span()).contains(&points.len()));
         assert_broken(rule, points, true);
         assert_broken(rule, &points[1..], false);
-        // Nor does anything before the pattern take it away.
+        // Earlier points do not change that.
         assert_broken(rule, &[&[0.0; 20], points].concat(), true);
     }
 
-    /// The points with one of them exchanged.
+    /// Returns the points with one of them replaced.
     fn with(points: &[f64], index: usize, x: f64) -> Vec<f64> {
         let mut changed = points.to_vec();
         changed[index] = x;
@@ -288,7 +286,7 @@ mod tests {
             let level = with(&run, index, run[index - 1]);
             assert_broken(Rule::Alternation, &level, false);
         }
-        // Alternation is between neighbours, not about the center line.
+        // Alternation is between neighbours, not around the center line.
         let drifting: Vec<f64> = run
             .iter()
             .zip(0..)
@@ -324,7 +322,7 @@ mod tests {
     fn rule_7_needs_fifteen_within_one_sigma() {
         let mut run = [0.5; 15];
         assert_just_enough(Rule::Stratification, &run);
-        // The boundary and the center line are within, on either side.
+        // Points on the boundary or on the center line are within, on either side.
         (run[3], run[7], run[14]) = (1.0, 0.0, -1.0);
         assert_just_enough(Rule::Stratification, &run);
         for index in 0..run.len() {
@@ -343,7 +341,7 @@ mod tests {
         assert_broken(Rule::Mixture, &with(&run, 3, 1.1), false);
     }
 
-    /// 0.1 + 0.2 is a publisher's 0.3.
+    /// A publisher that means 0.3 can send 0.1 + 0.2.
     #[test]
     fn what_a_publisher_rounds_is_on_the_line_and_equal_to_its_neighbour() {
         let lines = ControlLimits {

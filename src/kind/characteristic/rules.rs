@@ -1,4 +1,4 @@
-//! What becomes of a characteristic by a command, and what is told of it. Pure.
+//! How a command changes a characteristic, and which events it produces. Pure.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::event::Draft;
 use crate::id::SubjectId;
 use crate::kind::{Bound, Context, Outcome, Part, RuleError, bounded, not_found};
 
-/// The rules: what becomes of a characteristic by a command, and what is told of it.
+/// Applies a command to a characteristic. Returns the new state and the events.
 pub fn apply(
     id: &SubjectId,
     characteristic: Option<&Characteristic>,
@@ -30,7 +30,7 @@ pub fn apply(
     let mut next = match (characteristic, command) {
         (Some(characteristic), _) => characteristic.clone(),
         (None, Command::Register(_)) => new(context),
-        // What is not there has no violations.
+        // A characteristic that does not exist has no violations.
         (None, Command::Acknowledge(own) | Command::Unacknowledge(own)) => {
             return Err(no_violation(id, own.number));
         }
@@ -62,7 +62,7 @@ pub fn apply(
     })
 }
 
-/// What a command leads to in addition to the new state.
+/// The results of a command, in addition to the new state.
 pub(super) struct Change<'a> {
     pub(super) id: &'a SubjectId,
     pub(super) context: &'a Context<'a>,
@@ -71,7 +71,7 @@ pub(super) struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// The number that the next event will have.
+    /// Returns the `seq` that the next event will have.
     pub(super) fn next_seq(&self) -> u64 {
         self.context.next_seq + self.drafts.len() as u64
     }
@@ -81,7 +81,7 @@ impl Change<'_> {
         self.drafts.push(limits_draft(self.id, next));
     }
 
-    /// Opens a violation that was found elsewhere.
+    /// Opens a violation that was detected elsewhere.
     fn report(
         &mut self,
         next: &mut Characteristic,
@@ -95,7 +95,7 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// The violation that a publisher reports, of this sample if the report names none.
+    /// Returns the violation that a publisher reports, for this sample if the report names none.
     pub(super) fn found_elsewhere(
         &self,
         next: &mut Characteristic,
@@ -162,7 +162,7 @@ impl Change<'_> {
         short_id("violation_id", text)
     }
 
-    /// Acknowledges a violation, or takes that back.
+    /// Acknowledges a violation, or withdraws its acknowledgement.
     fn acknowledge(
         &mut self,
         next: &Characteristic,
@@ -253,7 +253,7 @@ fn describe(next: &mut Characteristic, register: &Register) -> Result<(), RuleEr
             ));
         }
         if size != next.subgroup_size {
-            // What was to be collected does not fit any more, nor does the chart of the variation.
+            // The baseline and the dispersion chart no longer fit.
             next.baseline = None;
             if let Some(limits) = &mut next.limits {
                 limits.dispersion = None;
@@ -274,7 +274,7 @@ fn describe(next: &mut Characteristic, register: &Register) -> Result<(), RuleEr
     Ok(())
 }
 
-/// The rules by number, each once.
+/// Returns the enabled rules by number, each once.
 fn switched_on(settings: &[RuleSetting]) -> Result<Vec<(Rule, Severity)>, RuleError> {
     let mut rules = Vec::new();
     for setting in settings {
@@ -297,7 +297,7 @@ fn switched_on(settings: &[RuleSetting]) -> Result<Vec<(Rule, Severity)>, RuleEr
     Ok(rules)
 }
 
-/// The publisher's own id of a sample or a violation.
+/// Returns an id that the publisher assigned to a sample or a violation.
 pub(super) fn short_id(field: &'static str, text: &str) -> Result<Arc<str>, RuleError> {
     let fits = (1..=PART_ID_MAX_BYTES).contains(&text.len());
     match fits && !text.chars().any(char::is_control) {

@@ -1,7 +1,7 @@
-//! What becomes of a characteristic by a sample: it is judged, told, and learnt from. Pure.
+//! How a sample changes a characteristic: it is evaluated, published, and added to the baseline. Pure.
 //!
-//! A sample without a value is a gap: nothing was measured. It is told, and not judged. What goes on from sample to
-//! sample ends at it: the points that the rules look at, their runs, and moving ranges.
+//! A sample without a value is a gap: nothing was measured. It is published, but not evaluated. A gap ends everything
+//! that spans samples: the points that the rules consider, their runs, and moving ranges.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -19,18 +19,18 @@ use super::{
 use crate::event::Class;
 use crate::kind::{Bound, RuleError, bounded};
 
-/// What was measured: the values of a sample, as many as a subgroup has.
+/// A measurement: the values of a sample, one for each member of a subgroup.
 struct Measured {
     values: Vec<f64>,
     mean: f64,
     range: f64,
 }
 
-/// What a sample means. Of a gap, and as long as there are no limits, nothing.
+/// The evaluation of a sample; empty for a gap, and while there are no limits.
 #[derive(Default)]
 struct Verdict {
     zone: Option<Arc<str>>,
-    /// The point on the dispersion chart.
+    /// Its point on the dispersion chart.
     dispersion: Option<Point>,
     /// `server` or `publisher`.
     judged_by: Option<&'static str>,
@@ -42,7 +42,7 @@ struct Verdict {
 }
 
 impl Change<'_> {
-    /// Judges a sample by the limits in force, tells it, and adds it to the baseline.
+    /// Evaluates a sample by the limits in force, publishes it, and adds it to the baseline.
     pub(super) fn take(
         &mut self,
         next: &mut Characteristic,
@@ -68,7 +68,7 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Tells a sample, and the violations that it opens.
+    /// Publishes a sample and the violations that it opens.
     fn tell_sample(
         &mut self,
         next: &mut Characteristic,
@@ -94,7 +94,7 @@ impl Change<'_> {
             limits_version: verdict.limits_version,
             violations: verdict.opened.iter().map(Into::into).collect(),
         };
-        // One that opens a violation is what the violation points to: it must not fold away.
+        // Violations refer to the sample that opens them, so that sample must not be conflated.
         let class = if verdict.opened.is_empty() {
             Class::Tick
         } else {
@@ -115,7 +115,7 @@ impl Change<'_> {
         self.violations.extend(verdict.opened);
     }
 
-    /// What the limits in force say of a sample. Which rules it breaks is kept.
+    /// Evaluates a sample by the limits in force, and records which rules it breaks.
     fn judge(
         &self,
         next: &mut Characteristic,
@@ -143,7 +143,7 @@ impl Change<'_> {
             if !is_broken {
                 continue;
             }
-            // While the run lasts, its one violation stands.
+            // A run opens only one violation.
             let standing = before.iter().find(|(running, _)| running == rule);
             let number = standing.map_or(next.violation_count + 1, |(_, number)| *number);
             next.runs.push((*rule, number));
@@ -162,7 +162,7 @@ impl Change<'_> {
                     rule_name: rule.name().into(),
                     severity: *severity,
                     at: self.context.now,
-                    // After the sample's own event.
+                    // After the sample's event.
                     seq: self.next_seq() + 1 + opened.len() as u64,
                     acknowledgement: None,
                 });
@@ -182,7 +182,7 @@ impl Change<'_> {
         }
     }
 
-    /// Takes over what the publisher says of a sample. The server's own rules begin anew after it.
+    /// Adopts the publisher's verdict on a sample. The server's own rules start again after it.
     fn relay(
         &self,
         next: &mut Characteristic,
@@ -202,7 +202,7 @@ impl Change<'_> {
         next.publisher_in_control = Some(sample.in_control.unwrap_or(reports.is_empty()));
         let mut opened: Vec<Violation> = Vec::with_capacity(reports.len());
         for report in reports {
-            // After the sample's own event, and one another.
+            // After the sample's event, and the previous violations.
             let seq = self.next_seq() + 1 + opened.len() as u64;
             let violation = self.found_elsewhere(next, report, Some(sample_id), seq)?;
             let is_named = |own: &Violation| own.own_id.is_some() && own.own_id == violation.own_id;
@@ -221,14 +221,14 @@ impl Change<'_> {
         })
     }
 
-    /// Adds a sample to the baseline, and computes limits once that is whole.
+    /// Adds a sample to the baseline, and computes limits once it is complete.
     fn learn(&mut self, next: &mut Characteristic, measured: Option<&Measured>) {
         let Some(baseline) = &mut next.baseline else {
             return;
         };
         let collected = &mut baseline.collected;
         let Some(measured) = measured else {
-            // A second gap in a row changes nothing, and before the first value there is nothing to interrupt.
+            // A second consecutive gap changes nothing, and before the first value there is nothing to interrupt.
             if !matches!(collected.last(), None | Some(Collected::Gap)) {
                 collected.push(Collected::Gap);
             }
@@ -254,7 +254,8 @@ impl Change<'_> {
             }
         };
         let Some(charts) = charts.filter(|own| !own.location.are_without_width()) else {
-            // Samples that do not vary give limits without width: learning goes on with the next one.
+            // Samples without variation would result in limits without width: the baseline continues with the next
+            // sample.
             baseline.forget_first();
             return;
         };
@@ -265,7 +266,7 @@ impl Change<'_> {
     }
 }
 
-/// What is measured after a gap has no neighbours before it.
+/// Resets the evaluation: measurements after a gap have no predecessors.
 fn pass_over(next: &mut Characteristic, sample: &NewSample) -> Result<Verdict, RuleError> {
     let verdict = [
         ("zone", sample.zone.is_some()),
@@ -282,7 +283,7 @@ fn pass_over(next: &mut Characteristic, sample: &NewSample) -> Result<Verdict, R
     Ok(Verdict::default())
 }
 
-/// What a sample says was measured; nothing if it is a gap.
+/// Returns the measurement of a sample; `None` if it is a gap.
 fn measured(sample: &NewSample, size: u32) -> Result<Option<Measured>, RuleError> {
     let values: &[Option<f64>] = match (&sample.value, &sample.values) {
         (Some(value @ Some(_)), None | Some(None)) => std::slice::from_ref(value),

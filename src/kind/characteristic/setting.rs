@@ -1,4 +1,4 @@
-//! Limits as they are set: given, or to be computed from a baseline. Pure.
+//! Setting limits: given, or to be computed from a baseline. Pure.
 
 use super::dispersion::Dispersion;
 use super::limits::ControlLimits;
@@ -8,8 +8,8 @@ use super::{
 };
 use crate::kind::{Bound, RuleError, bounded};
 
-/// Whether what is asked has been carried out: a publisher that describes a characteristic at each start does not mean
-/// to throw away what was learnt since.
+/// Returns whether the request has already been carried out: a publisher that registers its characteristic at each start
+/// does not intend to discard the limits computed since.
 pub(super) fn is_so_already(now: &Characteristic, asked: &SetLimits) -> bool {
     if let Some(given) = asked.lines() {
         let is_so = |limits: &Limits| {
@@ -31,7 +31,7 @@ pub(super) fn is_so_already(now: &Characteristic, asked: &SetLimits) -> bool {
     }
 }
 
-/// Sets the limits that are given, or begins a baseline; until that is whole the old limits stay in force.
+/// Sets the given limits, or starts a baseline; until it is complete, the old limits stay in force.
 pub(super) fn set_limits(next: &mut Characteristic, set: &SetLimits) -> Result<(), RuleError> {
     let has_lines = (set.center_line, set.ucl, set.lcl) != (None, None, None);
     match (set.lines(), &set.method) {
@@ -97,7 +97,7 @@ fn learn(next: &mut Characteristic, set: &SetLimits, method: &Method) -> Result<
 }
 
 impl SetLimits {
-    /// The lines, if enough of them are given.
+    /// Returns the lines, if enough of them are given.
     fn lines(&self) -> Option<ControlLimits> {
         let center_line = self
             .center_line
@@ -110,7 +110,7 @@ impl SetLimits {
     }
 }
 
-/// Whether the lines of a chart are in their order, within the bounds of measurements, and not all the same.
+/// Returns whether the lines of a chart are in order, within the range of measurements, and not all equal.
 pub(super) fn are_in_order(chart: &ControlLimits) -> bool {
     let given = [Some(chart.center_line), chart.upper(), chart.lower()];
     let fit = given.iter().flatten().all(|line| line.abs() <= VALUE_MAX);
@@ -118,7 +118,7 @@ pub(super) fn are_in_order(chart: &ControlLimits) -> bool {
     in_order && fit && !chart.are_without_width()
 }
 
-/// Puts limits in force. What the old ones have judged says nothing about the new ones.
+/// Puts limits in force. Evaluations by the old limits do not count for the new ones.
 pub(super) fn enforce(
     next: &mut Characteristic,
     chart: ControlLimits,

@@ -1,4 +1,4 @@
-//! What can be asked of an enrollment session. The fields are the bodies of the HTTP calls and of a batch's lines.
+//! Commands to an enrollment session. Their fields are the bodies of the HTTP requests and of a batch's lines.
 
 use serde::Deserialize;
 
@@ -6,20 +6,20 @@ use super::Session;
 use crate::id::SubjectId;
 use crate::kind::{Body, CommandOf};
 
-/// What can be asked of a session. The fields are the bodies of the HTTP calls; unknown ones are refused.
+/// A command to a session. The fields are the bodies of the HTTP requests; unknown fields are rejected.
 #[derive(Debug, Clone)]
 pub enum Command {
-    /// Begin one on a device.
+    /// Starts a session on a device.
     Start(Start),
-    /// Tell how far it is.
+    /// Reports progress.
     Progress(Report),
-    /// End it well.
+    /// Ends the session successfully.
     Complete(Complete),
-    /// End it badly.
+    /// Ends the session with an error.
     Error(Failure),
-    /// Give it up.
+    /// Cancels the session.
     Cancel(Cancel),
-    /// Look whether it has been silent too long (the watchdog's own command).
+    /// Checks whether the session has been silent for too long (issued by the watchdog).
     Check,
 }
 
@@ -27,39 +27,40 @@ pub enum Command {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Start {
-    /// The session's id; made up (UUIDv7) if absent.
+    /// The session's id; generated (UUIDv7) if absent.
     #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
     pub session_id: Option<SubjectId>,
-    /// The device that takes the scans, if the session is to have one to itself.
+    /// The device that takes the scans, if the session needs exclusive use of one.
     #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
     pub device_id: Option<SubjectId>,
-    /// Who is enrolled.
+    /// The student who is enrolled.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
     pub student_id: Option<String>,
-    /// How many scans it takes; progress then counts them.
+    /// The number of scans required; progress then counts them.
     #[serde(default)]
     pub total_attempts: Option<u32>,
-    /// A word for people.
+    /// A human-readable message.
     #[serde(default)]
     pub message: Option<String>,
-    /// Silent seconds after which the session ends with `timeout`.
+    /// The seconds of silence after which the session ends with `timeout`.
     #[serde(default)]
     pub lease_secs: Option<u32>,
 }
 
-/// Body of `progress`. An absent field stays as it is; any report renews the lease.
+/// Body of `progress`. Absent fields are left unchanged; every report renews the lease.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Report {
     /// `ready`, `placing`, `capturing` or `processing`.
     pub status: Option<String>,
-    /// Percent done, 0 to 100, where the session does not count scans.
+    /// Percent complete, 0 to 100, if the session does not count scans.
     pub progress: Option<f64>,
-    /// A word for people.
+    /// A human-readable message.
     pub message: Option<String>,
-    /// Which scan this is, from 1. A status that lies before the present one counts the next scan by itself.
+    /// The number of this scan, starting at 1. A status that precedes the current one starts the next scan even if this
+    /// field is absent.
     pub attempt: Option<u32>,
-    /// How many scans it takes.
+    /// The number of scans required.
     pub total_attempts: Option<u32>,
 }
 
@@ -67,9 +68,9 @@ pub struct Report {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Complete {
-    /// How good the template is, on the device's own scale.
+    /// The quality of the template, on the device's own scale.
     pub quality_score: Option<f64>,
-    /// A word for people.
+    /// A human-readable message.
     pub message: Option<String>,
 }
 
@@ -77,9 +78,9 @@ pub struct Complete {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Failure {
-    /// For programs: one of [`ERROR_CODES`](super::ERROR_CODES) or the device's own; `error` if there is none.
+    /// A machine-readable code: one of [`ERROR_CODES`](super::ERROR_CODES) or the device's own; `error` if absent.
     pub code: Option<String>,
-    /// For people.
+    /// A human-readable message.
     #[serde(alias = "message")]
     pub error: Option<String>,
 }
@@ -88,7 +89,7 @@ pub struct Failure {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cancel {
-    /// A word for people, why.
+    /// A human-readable reason.
     pub message: Option<String>,
 }
 
@@ -124,7 +125,7 @@ impl CommandOf<Session> for Command {
         }
     }
 
-    /// The device that a session would have to itself.
+    /// Returns the device that a session would use exclusively.
     fn wants_holder(&self) -> Option<&str> {
         match self {
             Command::Start(start) => start.device_id.as_ref().map(SubjectId::as_str),

@@ -1,14 +1,14 @@
-//! An enrollment session: a person gives a finger to a device, scan by scan.
+//! An enrollment session: a person presents a finger to a device, scan by scan.
 //!
 //! ```text
 //! ready ──▶ placing ──▶ capturing ──▶ processing ──▶ complete
 //!   └──────────┴─────────────┴────────────┴────────▶ error, cancelled
 //! ```
 //!
-//! Steps may be skipped forwards; a step back begins the next scan, a higher `attempt`. Progress is 0, 33 or 66 by status, or,
-//! when the session has `total_attempts`, 33 for each scan that is done; it never falls. A device has one
-//! session at a time. A session whose device says nothing for its lease ends with `timeout`; like a job's,
-//! that silence is measured in [uptime](crate::uptime) and judged lazily ([`Session::check_uptime`]).
+//! Steps can be skipped forwards; a step back starts the next scan, with a higher `attempt`. Progress is 0, 33 or 66 by
+//! status. If the session has `total_attempts`, progress instead counts 33 for each completed scan. It never falls. A
+//! device has one session at a time. A session whose device is silent for a whole lease ends with `timeout`. As with
+//! jobs, the silence is measured in [uptime](crate::uptime) and checked lazily ([`Session::check_uptime`]).
 
 mod command;
 mod rules;
@@ -29,7 +29,7 @@ use crate::uptime::Uptime;
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("enrollments");
-/// A session has no parts.
+/// Sessions have no parts.
 pub type Part = super::NoPart;
 /// A step of a session.
 pub static ENROLLMENT_PROGRESS: EventType = EventType::new("enrollment_progress");
@@ -37,9 +37,9 @@ pub static ENROLLMENT_PROGRESS: EventType = EventType::new("enrollment_progress"
 pub static ENROLLMENT_COMPLETE: EventType = EventType::new("enrollment_complete");
 /// The end of a session that failed.
 pub static ENROLLMENT_ERROR: EventType = EventType::new("enrollment_error");
-/// The end of a session that was given up.
+/// The end of a session that was cancelled.
 pub static ENROLLMENT_CANCELLED: EventType = EventType::new("enrollment_cancelled");
-/// What is fixed of enrollment sessions.
+/// The description of this kind.
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
     noun: "Enrollment session",
@@ -71,10 +71,10 @@ pub static DESCRIPTION: Description = Description {
 pub const STUDENT_ID_MAX_BYTES: usize = 128;
 /// The longest lease, in seconds.
 pub const LEASE_MAX_SECS: u32 = 86_400;
-/// The most scans that a session may need.
+/// The maximum number of scans in a session.
 pub const ATTEMPTS_MAX: u32 = 100;
 
-/// Why a session failed, with what people are told unless the device says it better.
+/// Why a session failed, with the message that users get unless the device sends its own.
 pub const ERROR_CODES: [(&str, &str); 5] = [
     ("duplicate_finger", "This finger is enrolled already"),
     ("timeout", "The device did not answer in time"),
@@ -83,27 +83,27 @@ pub const ERROR_CODES: [(&str, &str); 5] = [
     ("verification_failed", "The verification failed"),
 ];
 
-/// Where a session stands.
+/// A session's status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
-    /// The device waits for the person.
+    /// The device is waiting for the person.
     Ready,
-    /// The finger is to be placed.
+    /// The person must place the finger.
     Placing,
     /// The finger is being scanned.
     Capturing,
-    /// A scan is being worked on.
+    /// A scan is being processed.
     Processing,
-    /// Enrolled.
+    /// The finger is enrolled.
     Complete,
-    /// Failed, with a `code`.
+    /// The session failed, with a `code`.
     Error,
-    /// Given up on request.
+    /// The session was cancelled on request.
     Cancelled,
 }
 
 impl Status {
-    /// Every status, in the order of a session's life.
+    /// Every status, in the order of a session's lifecycle.
     pub const ALL: [Status; 7] = [
         Status::Ready,
         Status::Placing,
@@ -114,7 +114,7 @@ impl Status {
         Status::Cancelled,
     ];
 
-    /// As it stands in messages and in the database.
+    /// Returns the name in messages and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Ready => "ready",
@@ -127,12 +127,12 @@ impl Status {
         }
     }
 
-    /// Whether the session is over.
+    /// Returns whether the session is over.
     pub fn is_terminal(self) -> bool {
         matches!(self, Status::Complete | Status::Error | Status::Cancelled)
     }
 
-    /// Percent done when nobody says otherwise.
+    /// Returns the default progress in percent.
     fn progress(self) -> u8 {
         match self {
             Status::Ready => 0,
@@ -167,38 +167,38 @@ impl FromStr for Status {
     }
 }
 
-/// A session's whole state.
+/// The complete state of a session.
 #[derive(Debug, Clone)]
 pub struct Session {
-    /// The device that takes the scans, if the session has one to itself.
+    /// The device that takes the scans, if the session uses one exclusively.
     pub device_id: Option<SubjectId>,
-    /// Who is enrolled.
+    /// The student who is enrolled.
     pub student_id: Option<Arc<str>>,
-    /// Where it stands.
+    /// The status.
     pub status: Status,
-    /// Percent done.
+    /// Percent complete.
     pub progress: u8,
-    /// The newest word for people; of a failed session, what went wrong.
+    /// The newest human-readable message; for a failed session, the error.
     pub message: Arc<str>,
-    /// Which scan this is.
+    /// The number of the current scan.
     pub attempt: Option<u32>,
-    /// How many scans it takes.
+    /// The number of scans required.
     pub total_attempts: Option<u32>,
-    /// How good the template is.
+    /// The quality of the template.
     pub quality_score: Option<f64>,
-    /// Why it failed.
+    /// The code of the error, if the session failed.
     pub error_code: Option<Arc<str>>,
-    /// When it began.
+    /// When the session started.
     pub created_at: DateTime<Utc>,
-    /// When the device was last heard of.
+    /// When the device was last heard from.
     pub heard_at: DateTime<Utc>,
-    /// The same, as silence is measured.
+    /// The same in uptime, by which silence is measured.
     pub heard_uptime: Uptime,
-    /// When it ended.
+    /// When the session ended.
     pub finished_at: Option<DateTime<Utc>>,
-    /// Silence in seconds before it ends.
+    /// The seconds of silence after which it ends.
     pub lease_secs: u32,
-    /// When to look for silence next; may be earlier than needed, never later.
+    /// When to check for silence next; can be earlier than necessary, never later.
     pub check_uptime: Option<Uptime>,
 }
 
@@ -211,7 +211,7 @@ impl Subject for Session {
         self.student_id.as_deref().map_or(0, str::len) + self.message.len()
     }
 
-    /// Whom it is for: the session has no name of its own.
+    /// Returns the student whom the session enrolls, because a session has no name.
     fn title(&self) -> Option<String> {
         let student = self.student_id.as_deref();
         student.map(|student| format!("student {student}"))
@@ -257,7 +257,7 @@ impl Subject for Session {
         self.status.is_terminal()
     }
 
-    /// The device, as long as the session has it to itself.
+    /// Returns the device while the session uses it exclusively.
     fn holds(&self) -> Option<&str> {
         let device = self
             .device_id
@@ -267,7 +267,7 @@ impl Subject for Session {
     }
 }
 
-/// A session's own fields in a message.
+/// The session's fields in a message.
 #[derive(Serialize)]
 struct Fields<'a> {
     session_id: &'a str,
@@ -288,7 +288,7 @@ struct Fields<'a> {
     total_attempts: Option<u32>,
 }
 
-/// What a session's state looks like as an event of `class`.
+/// Returns a session's state as an event of `class`.
 pub fn draft(id: &SubjectId, session: &Session, class: Class) -> Draft {
     let failed = session.status == Status::Error;
     let event_type = match session.status {

@@ -1,4 +1,4 @@
-//! What becomes of an enrollment session by a command, and what is told of it. Pure.
+//! How a command changes an enrollment session, and which events it produces. Pure.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::kind::{
 };
 use crate::number::whole;
 
-/// The rules: what becomes of a session by a command, and what is told of it. Pure.
+/// Applies a command to a session. Returns the new state and the events. Pure.
 pub fn apply(
     id: &SubjectId,
     session: Option<&Session>,
@@ -45,7 +45,7 @@ fn started(start: &Start, context: &Context<'_>) -> Result<Session, RuleError> {
         .as_ref()
         .filter(|_| context.holder.is_some())
     {
-        // Which one is not for everybody who may name the device.
+        // The error does not name the other session: not every client that can name the device is allowed to know it.
         return Err(RuleError::Held {
             what: format!("device {device}"),
             holder: "another session",
@@ -86,7 +86,7 @@ fn started(start: &Start, context: &Context<'_>) -> Result<Session, RuleError> {
     Ok(session)
 }
 
-/// The session afterwards, and the class of what happened.
+/// Returns the new state of the session, and the class of the event.
 fn changed(
     session: &Session,
     command: &Command,
@@ -138,7 +138,7 @@ fn changed(
     Ok((next, Some(class)))
 }
 
-/// What silence has done to a session.
+/// Applies the effects of silence to a session.
 fn checked(session: &Session, context: &Context<'_>) -> (Session, Option<Class>) {
     let mut next = session.clone();
     next.check_uptime = None;
@@ -201,7 +201,7 @@ impl Session {
                     field: "progress",
                     expected: "is a number from 0 to 100".into(),
                 })?;
-                // The rest is for the end.
+                // The rest is reserved for completion.
                 let told = u8::try_from(whole(told)).unwrap_or(u8::MAX);
                 told.min(Status::Processing.progress())
             }
@@ -222,7 +222,7 @@ impl Session {
         self.say(report.message.as_deref(), context)
     }
 
-    /// Takes in which scan this is, of how many.
+    /// Sets the number of this scan and the number of scans required.
     fn count(&mut self, attempt: Option<u32>, total: Option<u32>) -> Result<(), RuleError> {
         self.attempt = attempt.or(self.attempt);
         self.total_attempts = total.or(self.total_attempts);

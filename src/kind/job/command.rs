@@ -1,4 +1,4 @@
-//! What can be asked of a job. The fields are the bodies of the HTTP calls and of a batch's lines.
+//! Commands to a job. Their fields are the bodies of the HTTP requests and of a batch's lines.
 
 use std::sync::Arc;
 
@@ -9,26 +9,26 @@ use super::{Job, JobError, JobType, Status};
 use crate::id::SubjectId;
 use crate::kind::{Body, CommandOf, PLAIN_ERROR_CODE};
 
-/// What can be asked of a job. The fields are the bodies of the HTTP calls; unknown ones are refused.
+/// A command to a job. The fields are the bodies of the HTTP requests; unknown fields are rejected.
 #[derive(Debug, Clone)]
 pub enum Command {
-    /// Make it known.
+    /// Creates the job.
     Create(Create),
-    /// Hand it to a queue.
+    /// Hands the job to a queue.
     Queue(Note),
-    /// Begin to work.
+    /// Starts the job.
     Start(Start),
-    /// Tell how far it is.
+    /// Reports progress.
     Progress(Progress),
-    /// End it well.
+    /// Ends the job successfully.
     Complete(Complete),
-    /// End it badly.
+    /// Ends the job with an error.
     Fail(Fail),
-    /// Ask a running one to stop; end a waiting one.
+    /// Asks the worker of a running job to stop; ends a waiting job.
     Cancel(Cancel),
-    /// Try a failed or cancelled one again.
+    /// Retries a failed or cancelled job.
     Retry(Note),
-    /// Look whether it has been silent too long (the watchdog's own command).
+    /// Checks whether the job has been silent for too long (issued by the watchdog).
     Check,
 }
 
@@ -36,7 +36,7 @@ pub enum Command {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Create {
-    /// The job's id; made up (UUIDv7) if absent.
+    /// The job's id; generated (UUIDv7) if absent.
     #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
     pub job_id: Option<SubjectId>,
     /// The job's type.
@@ -44,22 +44,22 @@ pub struct Create {
     /// `pending` (the default), `queued` or `in_progress`.
     #[serde(default)]
     pub status: Option<Status>,
-    /// A word for people.
+    /// A human-readable message.
     #[serde(default)]
     pub message: Option<String>,
-    /// Anything the producer wants to carry along.
+    /// Arbitrary data of the producer.
     #[serde(default)]
     pub metadata: Option<Map<String, Value>>,
-    /// Silent seconds before `stalled`; 0 is never.
+    /// The seconds of silence after which the job is `stalled`; 0 means never.
     #[serde(default)]
     pub stall_after_secs: Option<u32>,
-    /// Silent seconds before it is failed with code `timeout`; 0 is never.
+    /// The seconds of silence after which the job fails with code `timeout`; 0 means never.
     #[serde(default)]
     pub timeout_secs: Option<u32>,
 }
 
 impl Create {
-    /// With nothing but its type.
+    /// Returns a command with only the job's type.
     pub(super) fn of_type(job_type: JobType) -> Create {
         Create {
             job_id: None,
@@ -77,7 +77,7 @@ impl Create {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Note {
-    /// A word for people.
+    /// A human-readable message.
     pub message: Option<String>,
     /// Merged into the job's metadata (RFC 7396, first level: `null` removes a key).
     pub metadata: Option<Map<String, Value>>,
@@ -87,32 +87,32 @@ pub struct Note {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Start {
-    /// The attempt that is reported on; refused if it is not the present one.
+    /// The attempt that the report is about; rejected if it is not the current one.
     pub attempt: Option<u32>,
-    /// Which worker reports, in its own words; the token's `sub` stands for it if absent.
+    /// The name by which the worker identifies itself; the token's `sub` if absent.
     pub worker: Option<String>,
-    /// Makes the job known if it is not yet.
+    /// Creates the job if it does not exist.
     pub job_type: Option<JobType>,
-    /// A word for people.
+    /// A human-readable message.
     pub message: Option<String>,
     /// Merged into the job's metadata.
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// Body of `progress`. An absent field stays as it is.
+/// Body of `progress`. Absent fields are left unchanged.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Progress {
-    /// The attempt that is reported on; refused if it is not the present one.
+    /// The attempt that the report is about; rejected if it is not the current one.
     pub attempt: Option<u32>,
-    /// Which worker reports, in its own words; the token's `sub` stands for it if absent.
+    /// The name by which the worker identifies itself; the token's `sub` if absent.
     pub worker: Option<String>,
-    /// Makes the job known, and starts it, if it is not yet.
+    /// Creates the job if it does not exist, and starts it.
     pub job_type: Option<JobType>,
-    /// Percent done, 0 to 100; `null` for "cannot be told", as long as none was told.
+    /// Percent complete, 0 to 100; `null` means unknown, as long as no progress has been reported.
     #[serde(deserialize_with = "present")]
     pub progress: Option<Option<f64>>,
-    /// A word for people.
+    /// A human-readable message.
     pub message: Option<String>,
     /// Merged into the job's metadata.
     pub metadata: Option<Map<String, Value>>,
@@ -122,13 +122,13 @@ pub struct Progress {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Complete {
-    /// The attempt that is reported on; refused if it is not the present one.
+    /// The attempt that the report is about; rejected if it is not the current one.
     pub attempt: Option<u32>,
-    /// Which worker reports, in its own words; the token's `sub` stands for it if absent.
+    /// The name by which the worker identifies itself; the token's `sub` if absent.
     pub worker: Option<String>,
-    /// What the work came to: any JSON.
+    /// The result of the work: any JSON.
     pub result: Option<Value>,
-    /// A word for people.
+    /// A human-readable message.
     pub message: Option<String>,
     /// Merged into the job's metadata.
     pub metadata: Option<Map<String, Value>>,
@@ -138,16 +138,16 @@ pub struct Complete {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fail {
-    /// The attempt that is reported on; refused if it is not the present one.
+    /// The attempt that the report is about; rejected if it is not the current one.
     #[serde(default)]
     pub attempt: Option<u32>,
-    /// Which worker reports, in its own words; the token's `sub` stands for it if absent.
+    /// The name by which the worker identifies itself; the token's `sub` if absent.
     #[serde(default)]
     pub worker: Option<String>,
-    /// What went wrong: `{code, message}`, or only the message.
+    /// The error: `{code, message}`, or only the message.
     #[serde(deserialize_with = "error_or_message")]
     pub error: JobError,
-    /// A word for people; the error's message if absent.
+    /// A human-readable message; the error's message if absent.
     #[serde(default)]
     pub message: Option<String>,
     /// Merged into the job's metadata.
@@ -159,22 +159,22 @@ pub struct Fail {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cancel {
-    /// The attempt that is reported on; refused if it is not the present one.
+    /// The attempt that the report is about; rejected if it is not the current one.
     pub attempt: Option<u32>,
-    /// Which worker reports, in its own words; the token's `sub` stands for it if absent.
+    /// The name by which the worker identifies itself; the token's `sub` if absent.
     pub worker: Option<String>,
-    /// A word for people, why.
+    /// A human-readable reason.
     pub message: Option<String>,
-    /// End a running job now: the worker's own confirmation, or an administrator's last resort.
+    /// Ends a running job immediately: the worker's confirmation, or an administrator's last resort.
     pub force: bool,
 }
 
-/// Tells `null` from absent.
+/// Distinguishes `null` from an absent field.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<f64>>, D::Error> {
     Option::<f64>::deserialize(deserializer).map(Some)
 }
 
-/// An error that says nothing but what went wrong gets a code that says no more.
+/// Reads an error. One that consists only of a message gets the default code.
 fn error_or_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobError, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::String(message) => Ok(JobError {
@@ -189,7 +189,7 @@ fn error_or_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobErr
 }
 
 impl Command {
-    /// The type that a report names, so that it may make the job known.
+    /// Returns the type that a report names, which allows it to create the job.
     pub(super) fn job_type(&self) -> Option<&JobType> {
         match self {
             Command::Start(start) => start.job_type.as_ref(),
@@ -198,7 +198,7 @@ impl Command {
         }
     }
 
-    /// The attempt that a report is about, if it says so.
+    /// Returns the attempt that a report names, if any.
     pub(super) fn attempt(&self) -> Option<u32> {
         match self {
             Command::Start(start) => start.attempt,
@@ -210,7 +210,7 @@ impl Command {
         }
     }
 
-    /// Which worker it is that reports, if it says so.
+    /// Returns the worker that a report names, if any.
     pub(super) fn worker(&self) -> Option<&str> {
         match self {
             Command::Start(start) => start.worker.as_deref(),
@@ -222,7 +222,7 @@ impl Command {
         }
     }
 
-    /// Whether the one who sends it is a worker of the job. Others, too, may cancel it.
+    /// Returns whether this command makes its sender a worker of the job. Cancel does not: other clients can cancel as well.
     pub(super) fn is_of_worker(&self) -> bool {
         matches!(
             self,
@@ -230,7 +230,8 @@ impl Command {
         )
     }
 
-    /// Whether it is to be refused from a worker of an earlier attempt. Starting the job is how to join the present one.
+    /// Returns whether it is rejected from a worker of an earlier attempt. A worker joins the current attempt with
+    /// `start`.
     pub(super) fn is_fenced(&self) -> bool {
         match self {
             Command::Progress(_) | Command::Complete(_) | Command::Fail(_) => true,
@@ -239,7 +240,7 @@ impl Command {
         }
     }
 
-    /// The verb, as in the URL.
+    /// Returns the verb, as in the URL.
     pub fn action(&self) -> &'static str {
         match self {
             Command::Create(_) => "create",
@@ -277,7 +278,7 @@ impl CommandOf<Job> for Command {
         }
     }
 
-    /// The type of a job that is about to run.
+    /// Returns the type of a job that is about to run.
     fn wants_history(&self, job: Option<&Job>) -> Option<Arc<str>> {
         match (self, job) {
             (Command::Create(create), None) if create.status == Some(Status::InProgress) => {

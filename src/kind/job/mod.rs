@@ -1,20 +1,21 @@
-//! A job: a long piece of work that a worker reports on.
+//! A job: a long-running task on which a worker reports.
 //!
 //! ```text
 //! pending ──▶ queued ──▶ in_progress ──▶ completed
 //!    └───────────┴────────────┴────────▶ failed, cancelled ──retry──▶ queued (attempt + 1)
 //! ```
 //!
-//! Steps may be skipped forwards: a worker without a queue starts a pending job, a progress report starts a job that is
-//! not running yet, and one that is completed without having been started is told as `in_progress` first. `start` and
-//! `progress` also make a job known if they name its `job_type`, so that one call is enough to report. Cancelling a running job only *asks*: the worker learns of it
-//! in the answer to its next report and ends the job with `force`. A terminal status is final for its
-//! attempt; `retry` opens a new attempt of a failed or cancelled job, and only that. A report on another attempt than the
-//! present one has no effect, also one that does not say so, where it can be told ([`Reporters`]).
+//! Steps can be skipped forwards: a worker without a queue starts a pending job, a progress report starts a job that is
+//! not running yet, and a job that completes without having been started is first published as `in_progress`. `start` and
+//! `progress` also create the job if they name its `job_type`, so that one call is enough to report. Cancelling a running
+//! job is only a *request*: the worker sees it in the answer to its next report and ends the job with `force`. A terminal
+//! status is final for its attempt; `retry`, and nothing else, starts a new attempt of a failed or cancelled job. A
+//! report on an attempt other than the current one has no effect. This includes reports that do not name their attempt,
+//! if the server can infer it ([`Reporters`]).
 //!
-//! Silence is measured in [uptime](crate::uptime) and judged lazily: [`Job::check_uptime`] is the next moment at which it
-//! is worth looking: for silence, and for an estimate that has lapsed. A report moves it only when half of the time until
-//! then is over, so that a busy job is never looked at, and its index entry rarely changes.
+//! Silence is measured in [uptime](crate::uptime) and checked lazily: [`Job::check_uptime`] is the next time at which a
+//! check is useful, for silence or for an estimate that has expired. A report moves it only after half of the time until
+//! then has elapsed, so that a busy job is never checked, and its index entry rarely changes.
 
 mod command;
 mod estimate;
@@ -40,11 +41,11 @@ use crate::uptime::Uptime;
 
 /// The kind's name in URLs and channels.
 pub const KIND: Kind = Kind::new("jobs");
-/// A job has no parts.
+/// Jobs have no parts.
 pub type Part = super::NoPart;
 /// The type of every event of a job.
 pub static JOB_PROGRESS: EventType = EventType::new("job_progress");
-/// What is fixed of jobs.
+/// The description of this kind.
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
     noun: "Job",
@@ -69,25 +70,25 @@ pub static DESCRIPTION: Description = Description {
 /// The longest `job_type`, in bytes.
 pub const TYPE_MAX_BYTES: usize = 64;
 
-/// Where a job stands.
+/// A job's status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Status {
-    /// Known, not yet handed to a queue.
+    /// Created, not yet handed to a queue.
     Pending,
     /// Waiting for a worker.
     Queued,
-    /// A worker is at it.
+    /// A worker is working on it.
     InProgress,
-    /// Done, with a `result`.
+    /// Completed, with a `result`.
     Completed,
-    /// Ended by an `error`.
+    /// Failed, with an `error`.
     Failed,
-    /// Ended on request, with an `error` of code `cancelled`.
+    /// Cancelled on request, with an `error` of code `cancelled`.
     Cancelled,
 }
 
 impl Status {
-    /// Every status, in the order of a job's life.
+    /// Every status, in the order of a job's lifecycle.
     pub const ALL: [Status; 6] = [
         Status::Pending,
         Status::Queued,
@@ -97,7 +98,7 @@ impl Status {
         Status::Cancelled,
     ];
 
-    /// As it stands in messages and in the database.
+    /// Returns the name in messages and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Status::Pending => "pending",
@@ -109,12 +110,12 @@ impl Status {
         }
     }
 
-    /// Whether the attempt is over.
+    /// Returns whether the attempt is over.
     pub fn is_terminal(self) -> bool {
         matches!(self, Status::Completed | Status::Failed | Status::Cancelled)
     }
 
-    /// What `message` says when nobody said anything.
+    /// Returns the default `message`.
     fn default_message(self) -> &'static str {
         match self {
             Status::Pending => "Pending",
@@ -130,7 +131,7 @@ impl Status {
 impl FromStr for Status {
     type Err = RuleError;
 
-    /// Lower case, or all upper case as some existing clients send it.
+    /// Parses lower case, or all upper case as some existing clients send it.
     fn from_str(text: &str) -> Result<Status, RuleError> {
         let found = Status::ALL
             .into_iter()
@@ -164,12 +165,12 @@ impl<'de> Deserialize<'de> for Status {
 pub struct JobType(Arc<str>);
 
 impl JobType {
-    /// The text.
+    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The shared text.
+    /// Returns the shared text.
     pub fn shared(&self) -> Arc<str> {
         Arc::clone(&self.0)
     }
@@ -203,10 +204,10 @@ impl TryFrom<String> for JobType {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobError {
-    /// For programs: `timeout`, `cancelled`, or the worker's own; `error` if it gave none.
+    /// A machine-readable code: `timeout`, `cancelled`, or the worker's own; `error` by default.
     #[serde(default = "plain_code")]
     pub code: Arc<str>,
-    /// For people.
+    /// A human-readable message.
     pub message: Arc<str>,
 }
 
@@ -217,30 +218,30 @@ fn plain_code() -> Arc<str> {
 /// How a finished job ended.
 #[derive(Debug, Clone)]
 pub enum End {
-    /// Completed, with what the worker handed over (JSON, `null` if nothing).
+    /// Completed, with the worker's result (JSON, `null` if absent).
     Result(Arc<RawValue>),
     /// Failed or cancelled.
     Error(JobError),
 }
 
-/// A job's whole state.
+/// The complete state of a job.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// Its type, for example `document`.
     pub job_type: JobType,
-    /// Where it stands.
+    /// The status.
     pub status: Status,
-    /// Percent done, or nothing if it cannot be told.
+    /// Percent complete, or `None` if unknown.
     pub progress: Option<f64>,
-    /// The newest word for people.
+    /// The newest human-readable message.
     pub message: Arc<str>,
-    /// The producer's own JSON object, compact.
+    /// The producer's JSON object, compact.
     pub metadata: Arc<RawValue>,
-    /// 1, and one more with every retry.
+    /// 1, incremented with every retry.
     pub attempt: u32,
-    /// Who has reported.
+    /// The workers that have reported.
     pub reporters: Arc<Reporters>,
-    /// When it will be done, if that can be told.
+    /// When it is expected to be done, if an estimate is possible.
     pub eta: Option<Eta>,
     /// Whether a running job has been silent for too long.
     pub stalled: bool,
@@ -248,25 +249,25 @@ pub struct Job {
     pub cancel_requested: bool,
     /// How it ended; set exactly when `status` is terminal.
     pub end: Option<End>,
-    /// When it became known.
+    /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// When the worker, or anyone who acted, was last heard of.
+    /// When the worker, or any other client that acted on it, was last heard from.
     pub heard_at: DateTime<Utc>,
-    /// The same, as silence is measured.
+    /// The same in uptime, by which silence is measured.
     pub heard_uptime: Uptime,
     /// When this attempt started to run.
     pub started_at: Option<DateTime<Utc>>,
     /// When it ended.
     pub finished_at: Option<DateTime<Utc>>,
-    /// Silence in seconds before it is `stalled`; 0 is never.
+    /// The seconds of silence after which it is `stalled`; 0 means never.
     pub stall_after_secs: u32,
-    /// Silence in seconds before it is failed; 0 is never.
+    /// The seconds of silence after which it fails; 0 means never.
     pub timeout_secs: u32,
-    /// When to look for silence next, and whether the estimate holds; may be earlier than needed, never later.
+    /// When to check next for silence, and whether the estimate still holds; can be earlier than necessary, never later.
     pub check_uptime: Option<Uptime>,
-    /// What the end is estimated from, while it runs.
+    /// The basis of the estimated end, while it runs.
     pub estimator: Option<Box<Estimator>>,
-    /// What one that is completed teaches of its type.
+    /// The contribution of a completed job to the history of its type.
     pub past: Option<Past>,
 }
 
@@ -285,7 +286,7 @@ impl Subject for Job {
         self.message.len() + self.metadata.get().len() + end
     }
 
-    /// `metadata.title`, if that is a text of which something is seen.
+    /// Returns `metadata.title`, if it is a text with visible characters.
     fn title(&self) -> Option<String> {
         #[derive(Deserialize)]
         struct Titled {
@@ -316,10 +317,10 @@ impl Subject for Job {
     }
 }
 
-/// What a `job_progress` tells: the job as it is then.
+/// The payload of a `job_progress`: the state of the job at that time.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    /// Which job.
+    /// The job.
     pub job_id: SubjectId,
     /// See [`Job::job_type`].
     pub job_type: JobType,
@@ -350,7 +351,7 @@ pub struct Report {
     /// See [`Job::cancel_requested`].
     #[serde(default)]
     pub cancel_requested: bool,
-    /// What the worker handed over, once the job is completed.
+    /// The worker's result, once the job is completed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<Arc<RawValue>>,
     /// Why the job failed or was cancelled, once it has.
@@ -362,7 +363,7 @@ impl Payload for Report {
     const TYPE: &'static EventType = &JOB_PROGRESS;
 }
 
-/// What a job's state looks like as an event of `class`.
+/// Returns a job's state as an event of `class`.
 pub fn draft(id: &SubjectId, job: &Job, class: Class) -> Draft {
     told(id, job, job.eta, class)
 }

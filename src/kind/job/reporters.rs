@@ -1,13 +1,13 @@
-//! Who reports on a job, attempt by attempt: so that a worker of an earlier attempt, which does not know that it was given
-//! up, cannot change a later one.
+//! Tracks which workers report on a job, per attempt, so that a worker of an earlier attempt that has not noticed that it
+//! was replaced cannot change a later attempt.
 //!
-//! A report that names its `attempt` needs none of this. Of one that does not, the server can tell at times that it comes
-//! from an earlier attempt: its reporter was heard of then, and has not joined the present attempt since. A reporter
-//! joins by `start`, which a worker that takes the job again calls and one that was given up does not, or by a report
-//! that names the present attempt. One that was never heard of is taken for a worker of the present attempt.
+//! This is not needed for reports that name their `attempt`. For the others, the server can sometimes infer that a report
+//! comes from an earlier attempt: its reporter took part in that one and has not joined the current attempt since. A
+//! reporter joins by `start`, which a worker calls when it takes the job again, and which a replaced worker does not
+//! call, or by a report that names the current attempt. An unknown reporter counts as a worker of the current attempt.
 //!
-//! A worker that says which it is, is known by its token, too: it may say so in one report and not in the next.
-//! Workers that share a token and do not say which `worker` they are cannot be told apart.
+//! A worker that names itself is also known by its token: it may name itself in one report and not in the next. Workers
+//! that share a token and do not send `worker` cannot be distinguished.
 
 use std::sync::Arc;
 
@@ -18,24 +18,25 @@ use crate::kind::{Bound, RuleError, bounded};
 /// The longest `worker`, in bytes.
 pub const WORKER_MAX_BYTES: usize = 128;
 
-/// The longest `sub` by which a reporter is known, in bytes: what OpenID Connect allows. A longer one is nobody's.
+/// The longest `sub` that identifies a reporter, in bytes: the limit of OpenID Connect. A longer one identifies no
+/// reporter.
 pub const SUB_MAX_BYTES: usize = 255;
 
-/// Names of reporters of the present attempt that are remembered, and of all earlier ones together: those that joined last.
+/// The number of names that are kept for the current attempt, and for all earlier ones together: the most recent ones.
 pub const REPORTERS_MAX: usize = 16;
 
-/// A name of the one who reports.
+/// A name of a reporter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Reporter {
-    /// What the report itself says.
+    /// The `worker` that the report names.
     Worker(Arc<str>),
-    /// The `sub` of the token that it came with.
+    /// The `sub` of the token with which the report came.
     Sub(Arc<str>),
 }
 
 impl Reporter {
-    /// Who reports, as far as that can be told: all names, the most precise one at the end.
+    /// Returns the names of the reporter, as far as they are known, the most precise one last.
     pub(super) fn of(worker: Option<&str>, sub: Option<&str>) -> Result<Vec<Reporter>, RuleError> {
         let known = sub.filter(|sub| (1..=SUB_MAX_BYTES).contains(&sub.len()));
         let mut names: Vec<_> = known
@@ -56,22 +57,22 @@ impl Reporter {
     }
 }
 
-/// Who has reported on a job. Nobody is both of the present attempt and of an earlier one.
+/// The workers that have reported on a job. None is listed both for the current attempt and for earlier ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reporters {
-    /// In the present attempt, the last to report at the end.
+    /// Reporters of the current attempt, the latest one last.
     present: Vec<Reporter>,
-    /// In earlier attempts only, the last to join at the end.
+    /// Reporters of earlier attempts only, the last to join at the end.
     earlier: Vec<Reporter>,
 }
 
 impl Reporters {
-    /// Whether nobody has.
+    /// Returns whether there are no reporters.
     pub fn is_empty(&self) -> bool {
         self.present.is_empty() && self.earlier.is_empty()
     }
 
-    /// The `worker` that reported last in the present attempt, of those that say which they are.
+    /// Returns the named `worker` that reported last in the current attempt.
     pub fn worker(&self) -> Option<&str> {
         let mut newest_first = self.present.iter().rev();
         newest_first.find_map(|reporter| match reporter {
@@ -80,12 +81,12 @@ impl Reporters {
         })
     }
 
-    /// Whether it is known of an earlier attempt, and has not joined the present one.
+    /// Returns whether the reporter is known from an earlier attempt and has not joined the current one.
     pub(super) fn is_stale(&self, reporter: &Reporter) -> bool {
         self.earlier.contains(reporter)
     }
 
-    /// The bearer of these names reports on the present attempt.
+    /// Adds a reporter with these names to the current attempt.
     pub(super) fn join(&mut self, names: &[Reporter]) {
         self.earlier.retain(|own| !names.contains(own));
         self.present.retain(|own| !names.contains(own));
@@ -93,13 +94,13 @@ impl Reporters {
         keep_last(&mut self.present);
     }
 
-    /// A new attempt begins, of which nobody has reported yet.
+    /// Starts a new attempt, which has no reporters yet.
     pub(super) fn begin_attempt(&mut self) {
         self.earlier.append(&mut self.present);
         keep_last(&mut self.earlier);
     }
 
-    /// Whether a report under these names would change nothing here.
+    /// Returns whether these names are already the latest, so that a report under them changes nothing.
     pub(super) fn are_last(&self, names: &[Reporter]) -> bool {
         self.present.ends_with(names)
     }

@@ -1,4 +1,4 @@
-//! What becomes of a job by a command, and what is told of it. Pure: nothing here knows a clock or a store.
+//! How a command changes a job, and which events it produces. Pure: there is no clock and no store here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::id::SubjectId;
 use crate::kind::{Context, Outcome, RuleError, bounded, code, merged, not_found, percent};
 use crate::uptime::Uptime;
 
-/// The rules: what becomes of a job by a command, and what is told of it. Pure.
+/// Applies a command to a job. Returns the new state and the events. Pure.
 pub fn apply(
     id: &SubjectId,
     job: Option<&Job>,
@@ -77,7 +77,7 @@ pub fn apply(
     })
 }
 
-/// Refuses a report on an attempt that is not the present one, whatever became of the job.
+/// Rejects a report on an attempt other than the current one, whatever the job's status.
 fn fence(job: &Job, command: &Command, reporter: Option<&Reporter>) -> Result<(), RuleError> {
     let current = job.attempt;
     match (command.attempt(), reporter) {
@@ -134,7 +134,7 @@ fn created(create: &Create, context: &Context<'_>) -> Result<Job, RuleError> {
     Ok(job)
 }
 
-/// The job afterwards, and the class of what happened, if anything did.
+/// Returns the new state of the job, and the class of the event, if there is one.
 fn changed(
     job: &Job,
     command: &Command,
@@ -227,7 +227,7 @@ fn changed(
                     return Ok((job.clone(), None));
                 }
                 next.cancel_requested = true;
-                // The one who asks is not the worker: silence goes on being counted.
+                // The client that cancels is not the worker, so the silence of the worker continues.
                 (next.heard_at, next.heard_uptime) = (job.heard_at, job.heard_uptime);
                 next.estimator.clone_from(&job.estimator);
             } else {
@@ -268,7 +268,7 @@ fn changed(
     Ok((next, Some(class)))
 }
 
-/// What silence has done to a job.
+/// Applies the effects of silence to a job.
 fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
     let mut next = job.clone();
     next.check_uptime = None;
@@ -297,7 +297,7 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
         next.estimate(context);
         Some(Class::Milestone)
     } else {
-        // The silence may belie what was foretold.
+        // The silence may have outdated the estimate.
         next.estimate(context);
         let outdated = match (&job.eta, &next.eta) {
             (Some(told), Some(later)) => told.is_outdated_by(later, context.now),
@@ -313,8 +313,8 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
 }
 
 impl Job {
-    /// Whether the present attempt's worker has said how far it is. Until then `progress` is 0, which says nothing. Of an attempt
-    /// that ended at 0 it is not known any more, and counts as no.
+    /// Returns whether the worker of the current attempt has reported progress. Before that, `progress` is 0 and means
+    /// nothing. For an attempt that ended at 0 this is no longer known, and the result is false.
     pub fn has_told_progress(&self) -> bool {
         let is_begun = |progress| progress > 0.0;
         let observed = self.estimator.as_ref();
@@ -385,7 +385,7 @@ impl Job {
 
     fn advance(&mut self, report: &Progress, context: &Context<'_>) -> Result<(), RuleError> {
         match report.progress {
-            // That it cannot be told takes nothing back of what was.
+            // `null` does not revoke progress that was reported.
             Some(None) if self.progress.is_none_or(|progress| progress == 0.0) => {
                 self.progress = None;
             }
@@ -395,7 +395,7 @@ impl Job {
                     field: "progress",
                     expected: "is a number from 0 to 100, or null".into(),
                 })?;
-                // A lower number is a sign of life all the same: the higher one stays, and what else is told counts.
+                // A lower number is still a sign of life: the higher one is kept, and the rest of the report counts.
                 let reached = self.progress.map_or(asked, |current| current.max(asked));
                 self.progress = Some(reached);
                 self.estimator
@@ -407,14 +407,14 @@ impl Job {
         self.merge(report.metadata.as_ref(), context)
     }
 
-    /// Foretells the end; of a job that is not running, or silent for too long, there is nothing to tell.
+    /// Estimates the end. There is no estimate for a job that is not running or has stalled.
     fn estimate(&mut self, context: &Context<'_>) {
         let runs = self.status == Status::InProgress && !self.stalled;
         let estimator = self.estimator.as_ref().filter(|_| runs);
         self.eta = estimator.and_then(|own| own.estimate(context.now, self.away(context)));
     }
 
-    /// How much of the silence is downtime, or a step of the wall clock: the estimate is by that clock.
+    /// Returns how much of the silence is downtime or a step of the wall clock, on which the estimate is based.
     fn away(&self, context: &Context<'_>) -> Duration {
         let silence = context.now - self.heard_at;
         let heard = context.uptime.since(self.heard_uptime);
@@ -434,15 +434,16 @@ impl Job {
         let Some(due) = dues.into_iter().flatten().min() else {
             return;
         };
-        // A busy job's time is moved when half of it is over: it is not looked at, and its index entry rarely changes.
+        // The time of a busy job is moved after half of it has elapsed: the job is never checked, and its index entry
+        // rarely changes.
         let half = due.since(context.uptime) / 2;
         let is_good = |planned: &Uptime| *planned <= due && planned.since(context.uptime) >= half;
         self.check_uptime = planned.filter(is_good).or(Some(due));
     }
 
-    /// When the estimate is to be looked at again if nothing is heard: it must not lie in the past.
+    /// Returns after how long to check the estimate if no report arrives: a published end must not be in the past.
     fn revise_in(&self, context: &Context<'_>) -> Option<Duration> {
-        /// An end that is foretold for sooner than that is let pass for so long.
+        /// An estimated end that is closer than this is only checked after this time.
         const GRACE: Duration = Duration::from_secs(2);
         let left = self.eta?.at - context.now;
         let lapse = left.to_std().unwrap_or_default().max(GRACE);

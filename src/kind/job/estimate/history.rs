@@ -1,36 +1,36 @@
-//! What earlier jobs of the same type teach: how long they took, how alike they are, and at which share of their time
-//! each tenth was reached.
+//! The history of a job type: how long earlier jobs took, how similar they were, and after which share of their time they
+//! reached each tenth of their progress.
 
 use serde::{Deserialize, Serialize};
 
 /// Tenths of progress strictly between 0 and 100 %.
 const TENTHS: usize = 9;
 
-/// The shares of a job's time, 0 to 1, after which 10 %, 20 %, … 90 % were reached.
+/// The shares of a job's duration, 0 to 1, after which it reached 10 %, 20 %, … 90 %.
 pub type Course = [f64; TENTHS];
 
-/// How an earlier job went.
+/// The duration and course of an earlier job.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Past {
-    /// How long it ran, in seconds.
+    /// Its duration in seconds.
     pub secs: f64,
-    /// Nothing if it reported no progress.
+    /// Its course; `None` if it reported no progress.
     pub course: Option<Course>,
 }
 
-/// The earlier jobs of a type, in a few figures.
+/// A summary of the earlier jobs of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct History {
     /// The median duration, in seconds.
     pub(super) secs: f64,
-    /// Standard deviation of the logarithm of the duration: of one more job, as far as so few tell.
+    /// The standard deviation of the logarithm of the next job's duration, as far as the earlier ones show it.
     pub(super) spread: f64,
-    /// The median course, from 0 at 0 % to 1 at 100 %. Strictly rising.
+    /// The median course, from 0 at 0 % to 1 at 100 %, strictly increasing.
     course: [f64; TENTHS + 2],
 }
 
 impl History {
-    /// Nothing if there are no earlier jobs.
+    /// Returns `None` if there are no earlier jobs.
     pub fn of(past: &[Past]) -> Option<History> {
         let logs: Vec<f64> = past
             .iter()
@@ -45,7 +45,7 @@ impl History {
         })
     }
 
-    /// The percentage of its time that a job like the earlier ones has taken when it reports `progress`.
+    /// Returns the percentage of its duration that a job like the earlier ones has used when it reports `progress`.
     pub(super) fn share_of_time(&self, progress: f64) -> f64 {
         let tenths = progress / 10.0;
         let below = (0..TENTHS)
@@ -56,26 +56,28 @@ impl History {
     }
 }
 
-/// A single job says little of the next one; several that took as long as one another say much.
+/// Returns the spread of the durations. A single job is hardly evidence for the next one; several jobs of equal duration
+/// are.
 fn spread(logs: &[f64], middle: f64) -> f64 {
-    /// The spread that is assumed where one job is all that is known: a factor of 1.65.
+    /// The spread that is assumed when only one job is known: a factor of 1.65.
     const UNKNOWN: f64 = 0.5;
-    /// From as many jobs on, one that is out of line is left out of account.
+    /// The number of jobs from which an outlier is ignored.
     const ROBUST_FROM: usize = 5;
     let count = logs.len() as f64;
     let squares: f64 = logs.iter().map(|log| (log - middle).powi(2)).sum();
     let mut variance = squares / (count - 1.0).max(1.0);
     if logs.len() >= ROBUST_FROM {
         let deviation = median(logs.iter().map(|log| (log - middle).abs()).collect());
-        // 1.48 times the median deviation is a normal distribution's standard deviation; half as much again is caution.
+        // 1.48 times the median absolute deviation is the standard deviation of a normal distribution; the factor 1.5 is
+        // a safety margin.
         variance = variance.min((1.5 * 1.48 * deviation.unwrap_or(0.0)).powi(2));
     }
     (variance * (1.0 + 1.0 / count) + UNKNOWN.powi(2) / count.powi(3)).sqrt()
 }
 
-/// The median course, drawn towards an even one where few jobs have told theirs.
+/// Returns the median course, pulled towards a uniform one if few jobs have a course.
 fn course(past: &[Past]) -> [f64; TENTHS + 2] {
-    /// How much of the even course stays in any case, so that no tenth takes no time.
+    /// The minimum weight of the uniform course, so that no tenth takes zero time.
     const EVEN: f64 = 0.05;
     let told: Vec<Course> = past.iter().filter_map(|job| job.course).collect();
     let trust = (1.0 - EVEN) * told.len() as f64 / (told.len() as f64 + 1.0);
@@ -101,7 +103,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 pub(super) struct Tenths(Vec<f64>);
 
 impl Tenths {
-    /// Takes in that progress rose evenly from one point to the next; each is seconds since the start, and percent.
+    /// Records progress that rose linearly from one point to the next. A point is seconds since the start, and percent.
     pub(super) fn reach(&mut self, from: (f64, f64), to: (f64, f64)) {
         while self.0.len() < TENTHS {
             let goal = (self.0.len() + 1) as f64 * 10.0;
@@ -113,7 +115,7 @@ impl Tenths {
         }
     }
 
-    /// As shares of the whole time, from the last point on to 100 % at the end.
+    /// Returns the tenths as shares of the total time; from the last point, progress rises linearly to 100 % at the end.
     pub(super) fn course(&self, last: (f64, f64), secs: f64) -> Course {
         let mut all = self.clone();
         all.reach(last, (secs, 100.0));
@@ -142,7 +144,7 @@ mod tests {
         assert!(of(&[100.0]).spread >= 0.5);
         assert!(of(&[100.0, 101.0, 99.0, 100.0, 100.5]).spread < 0.1);
         assert!(of(&[20.0, 100.0, 500.0]).spread > 1.0);
-        // One of seven that was stopped early changes nothing.
+        // One job in seven that was stopped early changes nothing.
         let odd = of(&[100.0, 101.0, 99.0, 100.0, 100.5, 99.5, 3.0]);
         assert!(odd.spread < 0.1, "{odd:?}");
         assert_eq!(History::of(&[]), None);

@@ -1,15 +1,18 @@
-//! When a running job will be done: an estimate, and a range that holds the end in four of five cases.
+//! Estimates when a running job will be done, with a range that contains the end in four of five cases.
 //!
-//! Two sources are weighed against each other. The attempt's own pace ([`pace`]) is worth more the longer and the more evenly it
-//! runs. Earlier jobs of the same type ([`history`]) are worth more the more alike they were, and nothing once this job is clearly not like them.
-//! Their course, too, counts: if such jobs spend most of their time on the last tenth, so will this one.
+//! Two sources are weighted against each other. The attempt's own pace ([`pace`]) has more weight the longer and the more
+//! evenly the attempt has been running. Earlier jobs of the same type ([`history`]) have more weight the more similar
+//! they were, and none once this job clearly differs from them. Their course is used as well: if such jobs spend most of
+//! their time on the last tenth, so will this one.
 //!
-//! - Seconds and percent are counted from the attempt's *first* value: an attempt that goes on from 60 % has not done 60 % in no time.
-//! - Reports that bring no progress, such as messages and repeated values, change nothing but the clock.
-//! - Until the next step is due, the end stays where it is. From then on it moves away, by as much as such a silence usually takes.
-//! - A single long pause is not work. A second one of its kind is: then pauses belong to the job.
+//! - Seconds and percent are counted from the attempt's *first* value: an attempt that continues from 60 % did not do 60
+//!   % in no time.
+//! - Reports without progress, such as messages and repeated values, change nothing; only time passes.
+//! - Until the next step is due, the estimated end does not move. After that it moves away, by as much as such a silence
+//!   usually lasts.
+//! - A single long pause does not count as work. When a second similar one occurs, pauses count as part of the job.
 //!
-//! The weights are measured, not derived: `cargo bench --bench eta` tells how this does against other rules.
+//! The weights are measured, not derived: `cargo bench --bench eta` compares this estimator with other methods.
 
 mod history;
 mod pace;
@@ -24,63 +27,69 @@ pub use self::history::{Course, History, Past};
 use self::pace::{Pace, Step};
 use crate::number::whole;
 
-/// A step that takes so many times the longest so far, and the expected, is a pause.
+/// A step is a pause if it takes more than this many times as long as the longest step so far and as the expected
+/// duration.
 const PAUSE_FACTOR: f64 = 5.4;
-/// The least progress, in percent, that is a step: less is added to what follows. What is stored has seven digits.
+/// The smallest progress, in percent, that counts as a step; smaller ones are added to the next step. Stored values have
+/// seven digits.
 const STEP_MIN: f64 = 1e-4;
-/// From so many steps on, pauses can be told from work.
+/// The number of steps from which pauses can be distinguished from work.
 const PAUSE_STEPS: u32 = 3;
-/// So many steps with a pause in a row are no pauses: the pace has changed.
+/// This many consecutive steps with a pause are not pauses: the pace has changed.
 const PAUSES_IN_A_ROW: u32 = 3;
-/// A pause of at least this share of the one before is of its kind.
+/// Two pauses are of the same kind if the second is at least this fraction of the first.
 const PAUSE_LIKENESS: f64 = 0.25;
-/// The odds that a pause recurs, at the time when both are as likely from where it is.
+/// The odds that a pause recurs, if its position in the job favours neither case.
 const RECURRENCE_ODDS: f64 = 0.5;
-/// How often a pause that recurs may do so in a job, at the most.
+/// The maximum number of times that a recurring pause is assumed to occur in a job.
 const RECURRENCES_MAX: f64 = 50.0;
-/// A step that is overdue takes so many times as long again as it is overdue by now, at least: of even steps, and what very
-/// uneven ones add.
+/// The minimum remaining time of an overdue step, as a multiple of the time by which it is overdue: the factor for even
+/// steps, and the addition for very uneven ones.
 const OVERDUE_MIN: (f64, f64) = (0.53, 0.02);
-/// And at the most.
+/// The maximum of that multiple.
 const OVERDUE_MAX: f64 = 20.0;
-/// The most that an overdue step takes: so many times the work that is left.
+/// The maximum remaining time of an overdue step, as a multiple of the remaining work.
 const OVERDUE_WORK: f64 = 0.68;
-/// The least that is left of a step, in its usual duration, for a standard deviation of one.
+/// The minimum remaining time of a step, as a multiple of its usual duration, for a standard deviation of 1.
 const UNEVEN_STEP: f64 = 1.0;
-/// How far an overdue step counts for the pace: of very uneven steps, and the scatter at which it is half of that.
+/// How strongly an overdue step affects the pace: the factor for very uneven steps, and the scatter at which half of it
+/// applies.
 const OVERDUE_PACE: (f64, f64) = (0.35, 0.2);
-/// How much further it counts after the first step, when a silence says as much as what came before.
+/// The addition to that factor after the first step, when the silence is as informative as everything before it.
 const OVERDUE_FRESH: f64 = 0.55;
-/// Steps are held to be as uneven as that (a scatter of 1) until so many are known.
+/// The weight, in steps, of the initial assumption that steps are very uneven (a scatter of 1).
 const UNEVEN_FOR_STEPS: f64 = 13.0;
-/// The largest variance of the logarithm of what is left.
+/// The maximum variance of the logarithm of the remaining time.
 const VARIANCE_MAX: f64 = 0.96;
-/// How likely a job is to be like its predecessors, before anything is known of it.
+/// The prior probability that a job is like the earlier ones.
 const LIKE_OTHERS: f64 = 0.8;
-/// The density of jobs that are not, by the logarithm of their duration.
+/// The density of jobs that are unlike the earlier ones, over the logarithm of their duration.
 const UNLIKE_DENSITY: f64 = 0.25;
-/// Standard deviations on either side that hold 80 % of a normal distribution.
+/// 80 % of a normal distribution are within this many standard deviations of the mean.
 const RANGE: f64 = 1.2816;
-/// The least standard deviation of the logarithm of what is left.
+/// The minimum standard deviation of the logarithm of the remaining time.
 const DEVIATION_MIN: f64 = 0.01;
-/// The largest.
+/// The maximum.
 const DEVIATION_MAX: f64 = 1.5;
-/// An end that is told lies ahead, also of a job that has reported 100 % and is not completed yet.
+/// The minimum remaining time: a published end is in the future, even if the job has reported 100 % but is not completed
+/// yet.
 const LEFT_MIN_SECS: f64 = 0.001;
-/// Nothing beyond that is an estimate.
+/// The maximum remaining time: beyond it, there is no estimate.
 const HORIZON_SECS: f64 = 10.0 * 365.0 * 86_400.0;
-/// A weight below which a source is not named.
+/// The weight below which a source is not named.
 const NAMED_FROM: f64 = 0.05;
-/// Nobody needs to look again sooner than that: of very uneven steps, and what even ones add, so that a busy job is left alone.
+/// The minimum time until the next check: for very uneven steps, and the addition for even ones, which spares busy jobs
+/// the check.
 const LOOK_MIN_SECS: (f64, f64) = (1.0, 5.0);
-/// An overdue step is looked at when it takes so many times as long as it should: of very uneven steps, and what even ones add.
+/// The multiple of its expected duration at which an overdue step is checked: for very uneven steps, and the addition for
+/// even ones.
 const LOOK_STEPS: (f64, f64) = (1.0, 1.0);
-/// From then on, at each time when the silence has grown by this share.
+/// From then on, a check is due each time the silence has grown by this fraction.
 const LOOK_GROWTH: f64 = 0.3;
-/// The least change, as a factor, that is worth telling when nothing has been heard.
+/// The minimum change, as a factor, for which a new estimate is published without a report from the worker.
 const WORTH_TELLING: f64 = 1.1;
 
-/// Where an estimate of the end comes from.
+/// The basis of an estimate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EtaSource {
@@ -96,7 +105,7 @@ impl EtaSource {
     /// Every source.
     pub const ALL: [EtaSource; 3] = [EtaSource::Rate, EtaSource::History, EtaSource::Both];
 
-    /// As it stands in messages and in the database.
+    /// Returns the name in messages and in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             EtaSource::Rate => "rate",
@@ -106,21 +115,21 @@ impl EtaSource {
     }
 }
 
-/// The estimated end. All three lie in the future when they are told, the range around the estimate.
+/// The estimated end and a range around it. All three times are in the future when they are published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Eta {
-    /// When the job will be done.
+    /// When the job is expected to be done.
     pub at: DateTime<Utc>,
-    /// With this and [`Eta::high_at`]: the range that holds the end in four of five cases.
+    /// The start of the range that contains the end in four of five cases.
     pub low_at: DateTime<Utc>,
-    /// See [`Eta::low_at`].
+    /// The end of that range.
     pub high_at: DateTime<Utc>,
-    /// What the estimate rests on.
+    /// The basis of the estimate.
     pub source: EtaSource,
 }
 
 impl Eta {
-    /// As it may still be told at `now`. Nothing once it has passed: a later one is told before long.
+    /// Returns the estimate as it can still be published at `now`; `None` once it has passed. A later one follows soon.
     pub fn as_of(self, now: DateTime<Utc>) -> Option<Eta> {
         (self.at > now).then(|| Eta {
             low_at: self.low_at.max(now),
@@ -128,7 +137,7 @@ impl Eta {
         })
     }
 
-    /// Whether `later`, made at `now` without anything new from the worker, is worth telling.
+    /// Returns whether to publish `later`, an estimate made at `now` without a new report from the worker.
     pub fn is_outdated_by(&self, later: &Eta, now: DateTime<Utc>) -> bool {
         let left = |eta: &Eta| seconds(eta.at - now);
         left(self) <= 0.0
@@ -136,7 +145,7 @@ impl Eta {
     }
 }
 
-/// Seconds that are left, and what is known of that figure.
+/// The remaining seconds, with their precision and basis.
 #[derive(Debug, Clone, Copy)]
 struct Left {
     secs: f64,
@@ -145,28 +154,28 @@ struct Left {
     source: EtaSource,
 }
 
-/// What is known of an attempt's way to its end. It is stored with the job.
+/// Everything from which the end of an attempt is estimated. It is stored with the job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Estimator {
     /// When the attempt started.
     #[serde(with = "chrono::serde::ts_milliseconds")]
     since: DateTime<Utc>,
     history: Option<History>,
-    /// The first value: when, in seconds since the start, and percent.
+    /// The first value: its time in seconds since the start, and its percentage.
     first: Option<(f64, f64)>,
-    /// When the newest value was reached that was higher than those before, in seconds since the start.
+    /// When the highest value so far was reached, in seconds since the start.
     at: f64,
     /// That value, in percent.
     progress: f64,
-    /// The longest step without a pause, in seconds.
+    /// The duration of the longest step without a pause, in seconds.
     longest: f64,
-    /// The shortest and the longest of the pauses that recur, in seconds.
+    /// The shortest and the longest of the recurring pauses, in seconds.
     recurring: Option<(f64, f64)>,
-    /// Steps with a pause since the last without.
+    /// The number of steps with a pause since the last one without.
     pauses_in_a_row: u32,
     /// A pause that does not count as work, in seconds.
     pause: f64,
-    /// How many seconds since the newest value nobody was there to hear anything.
+    /// How many of the seconds since the highest value are downtime of the server.
     #[serde(default)]
     away: f64,
     tenths: Tenths,
@@ -174,7 +183,7 @@ pub struct Estimator {
 }
 
 impl Estimator {
-    /// For an attempt that starts now.
+    /// Creates an estimator for an attempt that starts now.
     pub fn starting(now: DateTime<Utc>, history: Option<History>) -> Estimator {
         Estimator {
             since: now,
@@ -192,17 +201,17 @@ impl Estimator {
         }
     }
 
-    /// Whether any value has been observed.
+    /// Returns whether any value has been observed.
     pub fn has_observed(&self) -> bool {
         self.first.is_some()
     }
 
-    /// Takes in that something was heard again, after nobody had been there to hear anything for so long.
+    /// Records a sign of life after `away`, a period in which the server was down.
     pub fn hear(&mut self, away: Duration) {
         self.away += away.as_secs_f64();
     }
 
-    /// Takes in that `progress` percent are reached. Several reports within a millisecond count as one.
+    /// Records that `progress` percent are reached. Several reports within a millisecond count as one.
     pub fn observe(&mut self, progress: f64, now: DateTime<Utc>) {
         let at = self.elapsed(now);
         let Some(first) = self.first else {
@@ -213,7 +222,7 @@ impl Estimator {
         };
         let secs = at - self.at;
         if secs < 0.0 {
-            // The clock was set back: what the step took is not known.
+            // The clock was set back: the duration of the step is unknown.
             self.at = at;
             self.first = Some((first.0.min(at), first.1));
         }
@@ -227,13 +236,13 @@ impl Estimator {
         (self.at, self.progress, self.away) = (at, progress, 0.0);
     }
 
-    /// What of a step counts as work.
+    /// Returns the part of a step that counts as work.
     fn without_pause(&mut self, secs: f64, percent: f64) -> Step {
         let expected = self
             .pace
             .outlook()
             .map_or(secs, |outlook| outlook.pace * percent);
-        // While nobody was there to hear it, the worker may have gone on or stood still: whichever fits better.
+        // While the server was down, the worker may have continued or stopped: use the assumption that fits better.
         let heard = (secs - self.away).max(0.0);
         let misfit = |secs: f64| (secs / expected).ln().abs();
         let secs = if misfit(heard) < misfit(secs) {
@@ -251,7 +260,7 @@ impl Estimator {
         }
         if self.pause > 0.0 && secs > PAUSE_LIKENESS * self.pause {
             let pause = std::mem::take(&mut self.pause);
-            // Two in a row are no pauses: the pace has changed.
+            // Two consecutive ones are not pauses: the pace has changed.
             let recurs = self.pauses_in_a_row == 0;
             self.pace.count_in(pause, recurs);
             self.pauses_in_a_row = 1;
@@ -267,7 +276,7 @@ impl Estimator {
         Step::plain(expected)
     }
 
-    /// The same once pauses are known to recur: they are work, and told from the steps between them.
+    /// The same once pauses are known to recur: they count as work, and are distinguished from the steps between them.
     fn with_recurring_pauses(&mut self, secs: f64, percent: f64) -> Step {
         let (shortest, longest) = self.recurring.unwrap_or_default();
         if secs <= (PAUSE_LIKENESS * shortest).max(PAUSE_FACTOR * self.longest) {
@@ -286,7 +295,7 @@ impl Estimator {
         self.pause_in(secs, percent)
     }
 
-    /// A step in which there was a pause.
+    /// Returns a step that contains a pause.
     fn pause_in(&self, secs: f64, percent: f64) -> Step {
         let pause = secs - self.pace.without_pauses(percent).min(secs);
         Step { secs, pause }
@@ -296,7 +305,7 @@ impl Estimator {
         self.pace.steps >= PAUSE_STEPS && secs > PAUSE_FACTOR * self.longest.max(expected)
     }
 
-    /// The end, as far as it can be told. `away` is how much of the silence nobody was there to hear anything.
+    /// Returns the estimated end, if there is one. `away` is the part of the silence in which the server was down.
     pub fn estimate(&self, now: DateTime<Utc>, away: Duration) -> Option<Eta> {
         let elapsed = self.elapsed(now);
         let left = match (self.by_pace(elapsed, away), self.by_history(elapsed)) {
@@ -320,8 +329,8 @@ impl Estimator {
         })
     }
 
-    /// After how long to look at the estimate again if nothing is heard: when a step is clearly overdue, and then ever
-    /// more rarely.
+    /// Returns after how long to check the estimate again if no report arrives: when a step is clearly overdue, and then
+    /// at growing intervals.
     pub fn look_in(&self, now: DateTime<Utc>, away: Duration) -> Option<Duration> {
         let step = self.pace.outlook()?.pace * self.pace.step();
         let silence = self.silence(self.elapsed(now), away);
@@ -333,11 +342,11 @@ impl Estimator {
         Some(Duration::from_secs_f64(secs.min(HORIZON_SECS)))
     }
 
-    /// How the attempt went that is done now, for the jobs of its type that follow. Nothing if it went on from where
-    /// another left off.
+    /// Returns the duration and course of the attempt, which is done now, for later jobs of its type. Returns `None` if
+    /// the attempt continued from where another one stopped.
     pub fn past(&self, now: DateTime<Utc>) -> Option<Past> {
         let secs = self.elapsed(now);
-        // One that was told to be done without ever having been told to run took nobody knows how long.
+        // If a job completes without having been reported as running, its duration is unknown.
         let known = secs > 0.0 && !self.is_resumed(secs);
         known.then(|| Past {
             secs,
@@ -348,7 +357,8 @@ impl Estimator {
         })
     }
 
-    /// Whether the first value was reached far sooner than the rest allows, the whole taking so many seconds.
+    /// Returns whether the first value was reached far sooner than the pace of the rest allows, if the whole attempt took
+    /// `secs`.
     fn is_resumed(&self, secs: f64) -> bool {
         /// How many times faster than the rest.
         const FASTER: f64 = 3.0;
@@ -356,7 +366,7 @@ impl Estimator {
             .is_some_and(|(at, progress)| at * FASTER * (100.0 - progress) < (secs - at) * progress)
     }
 
-    /// By the attempt's own pace, once there is one.
+    /// Estimates the remaining time from the attempt's own pace, once there is one.
     fn by_pace(&self, elapsed: f64, away: Duration) -> Option<Left> {
         let outlook = self.pace.outlook()?;
         let rest = 100.0 - self.share_of_time(self.progress);
@@ -365,7 +375,8 @@ impl Estimator {
         let silence = self.silence(elapsed, away);
         let plain = (rest - step) * outlook.pace;
         let lull = self.lull(silence, due, plain);
-        // Silence beyond what is usual tells of the steps to come, too: if it is a pause, as far as such pauses recur.
+        // An unusually long silence also affects the remaining steps; if it is a pause, by the likelihood that such
+        // pauses recur.
         let usual = self.recurring.map_or(0.0, |(_, longest)| longest);
         let overdue = (silence - due.max(usual) * (1.0 - self.freshness())).max(0.0);
         let longer = |secs: f64| ((self.pace.worked + secs) / self.pace.worked).ln();
@@ -388,25 +399,25 @@ impl Estimator {
         })
     }
 
-    /// How much an overdue step says of those to come, from 0 for even steps.
+    /// Returns how strongly an overdue step affects the remaining ones, from 0 for even steps.
     fn unevenness(&self) -> f64 {
         let scatter = self.scatter();
         let most = OVERDUE_PACE.0 + OVERDUE_FRESH * self.freshness();
         most * scatter / (scatter + OVERDUE_PACE.1)
     }
 
-    /// How uneven steps are, as far as so few tell.
+    /// Returns how uneven the steps are, as far as so few steps show it.
     fn scatter(&self) -> f64 {
         let steps = f64::from(self.pace.steps);
         (self.pace.scatter * steps + UNEVEN_FOR_STEPS) / (steps + UNEVEN_FOR_STEPS)
     }
 
-    /// From 1 after the first step to 0 after several.
+    /// Returns 1 after the first step, falling to 0 after several.
     fn freshness(&self) -> f64 {
         (1.0 - f64::from(self.pace.steps)).exp()
     }
 
-    /// What is left of the step under way, after so many seconds of silence.
+    /// Returns the remaining time of the current step after `silence` seconds.
     fn lull(&self, silence: f64, due: f64, work: f64) -> f64 {
         let deviation = self.pace.scatter.sqrt().min(1.0);
         let uneven = UNEVEN_STEP * deviation * due;
@@ -415,7 +426,7 @@ impl Estimator {
             return (-overdue).max(uneven);
         }
         let least = uneven + (OVERDUE_MIN.0 + OVERDUE_MIN.1 * deviation) * overdue;
-        // There were longer ones, so that this one may be like them.
+        // There were longer steps, so this one may be like them.
         let longest = self.recurring.map_or(self.longest, |(_, longest)| longest);
         let most = if silence < longest {
             uneven
@@ -425,9 +436,10 @@ impl Estimator {
         least.max(most.min(OVERDUE_MAX * overdue))
     }
 
-    /// How likely it is that pauses of so many seconds come again. The earlier in a job the first one came, and the less has been done
-    /// since, the likelier: pauses that recur up to [`RECURRENCES_MAX`] times, every number as likely by its
-    /// logarithm, against a single one anywhere. And the likelier, the more they outweigh the work.
+    /// Returns how likely it is that pauses of `secs` recur. It is likelier the earlier in the job the first one came,
+    /// and the less has been done since: the alternatives are a pause that recurs up to [`RECURRENCES_MAX`] times
+    /// (uniformly distributed over the logarithm of that number), and a single pause anywhere. It is also likelier the
+    /// more the pauses outweigh the work.
     fn recurrence(&self, secs: f64) -> f64 {
         let base = self
             .first
@@ -439,7 +451,7 @@ impl Estimator {
         odds / (1.0 + odds)
     }
 
-    /// By the jobs before, until it has taken longer than they did.
+    /// Estimates the remaining time from earlier jobs, until this one has taken longer than they did.
     fn by_history(&self, elapsed: f64) -> Option<Left> {
         let history = self.history?;
         let mut whole = history.secs;
@@ -447,7 +459,7 @@ impl Estimator {
         if let Some((at, progress)) = self.first {
             let share = self.share_of_time(progress) / 100.0;
             if at * 3.0 < share * whole {
-                // It went on from there.
+                // The attempt continued from there.
                 whole *= 1.0 - share;
                 since = at;
             }
@@ -460,7 +472,8 @@ impl Estimator {
         })
     }
 
-    /// Both, each by how far it can be relied on, and history only as far as this job may be like those.
+    /// Combines both estimates, each weighted by its precision, and history also by how similar this job is to the
+    /// earlier ones.
     fn weighed(own: Left, usual: Left) -> Left {
         let both = own.error.hypot(usual.error);
         let apart = (own.secs - usual.secs) / both;
@@ -482,13 +495,13 @@ impl Estimator {
         }
     }
 
-    /// Progress on the scale of time, if jobs like this are known to progress unevenly.
+    /// Converts progress to a share of time, if the history of the job type is known.
     fn share_of_time(&self, progress: f64) -> f64 {
         self.history
             .map_or(progress, |history| history.share_of_time(progress))
     }
 
-    /// Seconds since the last step.
+    /// Returns the seconds since the last step, without downtime.
     fn silence(&self, elapsed: f64, away: Duration) -> f64 {
         (elapsed - self.at - self.away - away.as_secs_f64()).max(0.0)
     }

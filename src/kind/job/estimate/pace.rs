@@ -1,57 +1,57 @@
-//! How fast progress is made, and how far that can be relied on.
+//! How fast an attempt progresses, and how reliable that figure is.
 //!
-//! There are three opinions: the average of the attempt, the average of its last steps, and the latter with the trend of the attempt's
-//! latter half going on, so that a trend that has turned is none. Where
-//! the pace is steady but uneven, the first is right; where it changes for good, the second; where it changes steadily, the
-//! third. Which is the case cannot be known beforehand, so opinions are written down now and then, compared with
-//! what came, and weighted by how well they did. How far even the best was off says how wide the range must be.
+//! Three predictors have an *opinion* on the pace: the average of the attempt, the average of its last steps, and the
+//! latter with the trend of the attempt's second half continued, so that a trend that has reversed does not count. If the
+//! pace is steady but uneven, the first is right; if it has changed permanently, the second; if it changes steadily, the
+//! third. Which case applies cannot be known in advance, so opinions are recorded from time to time, compared with what
+//! happened later, and weighted by their accuracy. The error of even the best one determines how wide the range must be.
 
 use serde::{Deserialize, Serialize};
 
 /// The average, the last steps, the trend.
 const OPINIONS: usize = 3;
-/// How many earlier opinions are kept to be compared, spaced ever more widely into the past.
+/// The maximum number of earlier opinions kept for comparison. The older they are, the wider they are spaced.
 const CHECKPOINTS_MAX: usize = 10;
 
-/// What one step weighs less than the next among the last steps.
+/// The weight of a step among the last steps, relative to the step after it.
 const KEEP_PER_STEP: f64 = 0.57;
-/// How many steps that is like.
+/// The equivalent number of equally weighted steps.
 const RECENT_STEPS: f64 = 1.0 / (1.0 - KEEP_PER_STEP);
-/// What each opinion weighs as long as none has done better.
+/// The weight of each opinion as long as none was more accurate than the others.
 const PRIOR: [f64; OPINIONS] = [1.0, 1.5, 0.01];
-/// How much less the other opinions than the average weigh where steps are uneven, for a scatter of one: an exponent.
+/// How much less the opinions other than the average weigh if steps are uneven, for a scatter of 1: an exponent.
 const UNEVEN: f64 = 4.0;
-/// How sharply a worse record lowers the weight.
+/// How strongly a worse record lowers the weight.
 const SHARPNESS: f64 = 0.85;
-/// How much less a stretch of the past counts that is longer or shorter than what lies ahead: an exponent.
+/// How much less a past interval counts if it is longer or shorter than the remaining one: an exponent.
 const LIKENESS: f64 = 0.42;
-/// How much of the trend is expected to go on.
+/// How much of the trend is expected to continue.
 const TREND: f64 = 5.0;
-/// The most that the trend changes the pace by: the logarithm of a factor. That the rest takes ever less time is believed less
-/// readily than that it takes more: what is put off is at the end.
+/// The limits of the trend's effect on the pace, as the logarithm of a factor. An acceleration is trusted less than a
+/// slowdown: postponed work comes at the end.
 const TREND_MAX: (f64, f64) = (-0.09, 0.18);
-/// Variance of a logarithm that is let pass in any comparison.
+/// The variance of a logarithm that any comparison tolerates.
 const TOLERANCE: f64 = 0.01;
-/// How much an error that all opinions share excuses each.
+/// How much an error shared by all opinions excuses each of them.
 const EXCUSE: f64 = 0.018;
-/// How much records count whose checkpoints are not kept any more.
+/// The weight of records whose checkpoints are no longer kept.
 const CARRIED: f64 = 0.042;
-/// How much the variance grows with the disagreement of opinions.
+/// How much the variance grows with the disagreement between opinions.
 const DISAGREEMENT: f64 = 80.0;
-/// How much of the disagreement is put down to the unevenness of so few steps.
+/// How much of the disagreement is attributed to the unevenness of so few steps.
 const CHANCE: f64 = 0.34;
 /// How much the variance grows with past errors.
 const PAST_ERRORS: f64 = 0.7;
-/// Past errors of an attempt that has none yet.
+/// The assumed past error of an attempt that has none yet.
 const UNKNOWN_ERRORS: f64 = 0.1;
-/// How much the variance is for a single step; it falls with the square of their number.
+/// The variance for a single step; it falls with the square of the number of steps.
 const FIRST_STEP: f64 = 0.25;
-/// From so many steps on there is something that a step can be compared with.
+/// The number of steps from which a step can be compared with earlier ones.
 const SCATTER_FROM: u32 = 3;
-/// The steps over which the scatter of steps is averaged.
+/// The number of steps over which the scatter is averaged.
 const SCATTER_STEPS: f64 = 30.0;
 
-/// A sum of seconds and one of percent.
+/// A sum of seconds and a sum of percent.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Memory(f64, f64);
 
@@ -61,13 +61,13 @@ impl Memory {
         self.1 = self.1 * keep + percent;
     }
 
-    /// Logarithm of seconds for a percent.
+    /// Returns the logarithm of the seconds per percent.
     fn pace(self) -> f64 {
         (self.0 / self.1).ln()
     }
 }
 
-/// Opinions as they were. Short names, for there are several with each job.
+/// Recorded opinions. The serialized names are short, because each job stores several.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Checkpoint {
     /// Seconds of work.
@@ -76,40 +76,40 @@ struct Checkpoint {
     /// Percent.
     #[serde(rename = "p")]
     progress: f64,
-    /// Logarithm of seconds for a percent, on average and of the last steps.
+    /// The logarithm of the seconds per percent, on average and for the last steps.
     #[serde(rename = "a")]
     average: f64,
     #[serde(rename = "r")]
     recent: f64,
-    /// By how much that logarithm grows with each percent.
+    /// By how much that logarithm grows per percent.
     #[serde(rename = "t")]
     trend: f64,
 }
 
 impl Checkpoint {
-    /// Each opinion on the next so many percent.
+    /// Returns each opinion on the next `percent`.
     fn opinions(&self, percent: f64) -> [f64; OPINIONS] {
         let drift = (self.trend * percent / 2.0).clamp(TREND_MAX.0, TREND_MAX.1);
         [self.average, self.recent, self.recent + drift]
     }
 }
 
-/// How the opinions of a checkpoint did.
+/// The accuracy of a checkpoint's opinions.
 struct Record {
-    /// How much it counts.
+    /// The weight of the record.
     weight: f64,
-    /// How much worse than the best each was, in usual errors.
+    /// How much worse than the best opinion each one was, relative to the usual error.
     regrets: [f64; OPINIONS],
-    /// The best one's squared error.
+    /// The squared error of the best opinion.
     least: f64,
 }
 
-/// How long a step took.
+/// The duration of a step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step {
     /// In seconds.
     pub(super) secs: f64,
-    /// How much of it was a pause, of those that recur.
+    /// How much of it was a recurring pause.
     pub(super) pause: f64,
 }
 
@@ -119,12 +119,12 @@ impl Step {
     }
 }
 
-/// What is expected of the rest.
+/// The prediction for the rest of the attempt.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Outlook {
-    /// Seconds for a percent.
+    /// Seconds per percent.
     pub(super) pace: f64,
-    /// Of its logarithm.
+    /// The variance of the logarithm of the pace.
     pub(super) variance: f64,
 }
 
@@ -133,27 +133,27 @@ pub(super) struct Outlook {
 pub(super) struct Pace {
     /// Steps so far.
     pub(super) steps: u32,
-    /// Seconds of work so far, without pauses that do not count.
+    /// Seconds of work so far, without the pauses that do not count.
     pub(super) worked: f64,
     /// Percent reached.
     progress: f64,
     all: Memory,
     /// The last steps, without their pauses.
     recent: Memory,
-    /// Seconds of pauses that recur, which are a part of the work.
+    /// Seconds of recurring pauses, which count as work.
     paused: f64,
     checkpoints: Vec<Checkpoint>,
-    /// Sum of the records whose checkpoints are not kept any more.
+    /// The sum of the records whose checkpoints are no longer kept.
     carried: [f64; OPINIONS],
-    /// Mean square of the logarithm of a step's duration against what was expected.
+    /// The mean square of the logarithm of the ratio between a step's actual and expected duration.
     pub(super) scatter: f64,
-    /// What is expected of the rest, as the last step left it. Not stored.
+    /// The prediction after the last step. Not stored.
     #[serde(skip)]
     outlook: Option<Outlook>,
 }
 
 impl Pace {
-    /// Takes in a step that led up to `progress`.
+    /// Records a step that led up to `progress`.
     pub(super) fn learn(&mut self, step: Step, percent: f64, progress: f64) {
         let Step { secs, pause } = step;
         if let Some(outlook) = self.outlook().filter(|_| self.steps >= SCATTER_FROM) {
@@ -171,7 +171,7 @@ impl Pace {
         self.outlook = self.weigh();
     }
 
-    /// Takes in that time counts as work which was held to be a pause; and whether such pauses recur.
+    /// Counts time as work that was considered a pause, and records whether such pauses recur.
     pub(super) fn count_in(&mut self, secs: f64, recurs: bool) {
         self.worked += secs;
         self.all.0 += secs;
@@ -181,17 +181,17 @@ impl Pace {
         self.outlook = None;
     }
 
-    /// Takes in that what were held to be pauses is the pace.
+    /// Treats earlier pauses as part of the pace.
     pub(super) fn forget_pauses(&mut self) {
         self.paused = 0.0;
     }
 
-    /// What so many percent take without a pause, in seconds.
+    /// Returns how many seconds `percent` take without a pause.
     pub(super) fn without_pauses(&self, percent: f64) -> f64 {
         self.recent.0 / self.recent.1 * percent
     }
 
-    /// A usual step, in percent.
+    /// Returns the usual size of a step, in percent.
     pub(super) fn step(&self) -> f64 {
         let weights = (1.0 - KEEP_PER_STEP.powf(self.steps.into())) * RECENT_STEPS;
         self.recent.1 / weights
@@ -199,7 +199,7 @@ impl Pace {
 
     fn write_down(&mut self) {
         let average = self.all.pace();
-        // There were few pauses among the last steps, or many: on average there are as many as in all.
+        // The last steps may contain fewer or more pauses than usual, so use the average over all steps.
         let recent = (self.without_pauses(1.0) + self.paused / self.all.1).ln();
         self.checkpoints.push(Checkpoint {
             worked: self.worked,
@@ -211,7 +211,8 @@ impl Pace {
         if self.checkpoints.len() <= CHECKPOINTS_MAX {
             return;
         }
-        // The one goes whose neighbours are closest, seen from here.
+        // Removes the checkpoint whose neighbours are closest together, relative to their distance from the current
+        // progress.
         let past = |index: usize| self.progress - self.checkpoints[index].progress;
         let closeness = |index: &usize| past(index - 1) / past(index + 1).max(f64::MIN_POSITIVE);
         let candidates = 1..self.checkpoints.len() - 2;
@@ -224,7 +225,8 @@ impl Pace {
         }
     }
 
-    /// How the pace of the last steps differs from that of the attempt's latter half, for each percent in between.
+    /// Returns the difference between the pace of the last steps and that of the attempt's second half, per percent
+    /// between them.
     fn trend(&self, recent: f64) -> f64 {
         let half_way = self.progress - self.all.1 / 2.0;
         let distance = |own: &&Checkpoint| (own.progress - half_way).abs();
@@ -238,11 +240,11 @@ impl Pace {
         if secs <= 0.0 || percent <= 0.0 {
             return 0.0;
         }
-        // The middle of that half lies half of the way back.
+        // The middle of that half is half of the way back.
         (recent - (secs / percent).ln()) / (percent / 2.0).max(1.0)
     }
 
-    /// How the opinions of a checkpoint did since.
+    /// Returns the accuracy of a checkpoint's opinions since then.
     fn record(&self, checkpoint: &Checkpoint) -> Option<Record> {
         let secs = self.worked - checkpoint.worked;
         let percent = self.progress - checkpoint.progress;
@@ -261,17 +263,17 @@ impl Pace {
         })
     }
 
-    /// Percent that are left.
+    /// Returns the remaining percent.
     fn rest(&self) -> f64 {
         (100.0 - self.progress).max(0.0)
     }
 
-    /// What is expected of the rest; nothing before the first step.
+    /// Returns the prediction for the rest; `None` before the first step.
     pub(super) fn outlook(&self) -> Option<Outlook> {
         self.outlook.or_else(|| self.weigh())
     }
 
-    /// Weighs the opinions.
+    /// Weights the opinions.
     fn weigh(&self) -> Option<Outlook> {
         let now = self.checkpoints.last()?;
         let (mut regrets, mut weight, mut errors) = ([0.0; OPINIONS], 0.0, 0.0);
@@ -282,7 +284,7 @@ impl Pace {
             errors += record.weight * record.least;
             weight += record.weight;
         }
-        // Records overlap, so that four times as many say twice as much.
+        // Records overlap, so four times as many carry only twice the evidence.
         let scale = if weight > 0.0 { weight.sqrt() } else { 1.0 };
         let regrets: [f64; OPINIONS] =
             std::array::from_fn(|own| regrets[own] / scale + CARRIED * self.carried[own]);

@@ -1,7 +1,7 @@
 //! The database behind the writer: its only writing connection, with caches of what it has written.
 //!
-//! The caches learn of a group after its commit: if it fails, it had no effect. Nobody else may write to the tables while
-//! it runs.
+//! The caches are updated after the commit of a group, because a group whose commit fails has no effect. Nothing else is
+//! allowed to write to the tables while the writer runs.
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -35,12 +35,12 @@ use crate::log::decide::Decisions;
 use crate::log::facts::{Address, Answered, Facts, KeyUse, Moment, Stored, Tail};
 use crate::log::writer;
 
-/// See the module's page.
+/// See the [module-level documentation](self).
 pub(super) struct Backend {
     conn: SqliteConnection,
     life: Life,
     synchronous: Synchronous,
-    /// Whether the connection now waits for the disk at each commit.
+    /// Whether the connection currently waits for the disk at each commit.
     waits_for_disk: bool,
     tails: LruCache<SchoolId, Tail>,
     /// How many subjects a school has.
@@ -49,13 +49,13 @@ pub(super) struct Backend {
     past: LruCache<(SchoolId, Arc<str>), VecDeque<Past>>,
     /// The last school that the retention sweep has visited in this round.
     swept_school: i64,
-    /// Whether the database was where it was opened when that was looked at last.
+    /// Whether the database was in its original place at the last check.
     is_in_place: bool,
-    /// After `conn`: see [`DatabaseLock`].
+    /// Declared after `conn`, so that it is dropped later: see [`DatabaseLock`].
     lock: Arc<DatabaseLock>,
 }
 
-/// A row of `schools`; its floor is moved by the sweep alone.
+/// A row of `schools`; only the sweep changes its floor.
 pub(super) struct SchoolRow {
     school_id: i64,
     floor: i64,
@@ -65,7 +65,7 @@ pub(super) struct SchoolRow {
 }
 
 upsert! {
-    /// Moves a school's head, or begins its log.
+    /// Moves a school's head, or creates its log.
     UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt, head_tag: Nullable<BigInt>, bytes: BigInt)
 }
 
@@ -95,7 +95,7 @@ impl Backend {
         }
     }
 
-    /// Does a small write of its own, which nobody needs to find after a power loss.
+    /// Runs a small separate write, which need not survive a power loss.
     pub(super) fn write_aside<T>(
         &mut self,
         write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
@@ -106,7 +106,7 @@ impl Backend {
         write(&mut self.conn).map_err(database_error)
     }
 
-    /// Writes the group in one transaction, then tells the caches. Returns when only the commit was left.
+    /// Writes the group in one transaction, then updates the caches. Returns the time at which only the commit was left.
     fn write(&mut self, group: &mut Decisions, now: Moment) -> QueryResult<Option<Instant>> {
         if group.states.is_empty() {
             return Ok(None);
@@ -146,7 +146,7 @@ impl Backend {
                         idempotency_keys::fingerprint.eq(&used.fingerprint),
                         idempotency_keys::kind.eq(used.event.kind.collection()),
                         idempotency_keys::subject_id.eq(used.event.subject.as_str()),
-                        // What changed nothing has no event of its own.
+                        // A command that changed nothing has no event.
                         idempotency_keys::seq.eq(match used.event.snapshot {
                             true => 0,
                             false => signed(used.event.seq),
@@ -162,7 +162,7 @@ impl Backend {
             QueryResult::Ok(Instant::now())
         })?;
         for (address, stored) in group.states.drain() {
-            // What has ended, with its result, is hardly asked for again.
+            // Finished subjects, with their results, are hardly ever read again.
             if stored.state.is_over() {
                 self.states.pop(&address);
             } else {
@@ -186,8 +186,8 @@ impl Backend {
         Ok(Some(written))
     }
 
-    /// Whether the next commits wait for the disk. In WAL mode a commit that does not is still safe from a
-    /// killed process, and a later one that does carries it along.
+    /// Sets whether the next commits wait for the disk. In WAL mode a commit that does not wait still survives a killed
+    /// process, and a later commit that waits makes it durable as well.
     fn wait_for_disk(&mut self, wait: bool) -> QueryResult<()> {
         if wait != self.waits_for_disk {
             let mode = if wait { "FULL" } else { "NORMAL" };
@@ -198,7 +198,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Removes one batch of what is past retention. True if there may be more.
+    /// Removes one batch of data past its retention. Returns whether there may be more.
     pub(super) fn sweep(
         &mut self,
         retention: &Retention,
@@ -218,10 +218,10 @@ impl Backend {
         Ok(swept.more)
     }
 
-    /// It waits for no disk, whatever the settings say, and for nobody's lock: there is little to lose, and publishers
-    /// would wait behind it.
+    /// Saves the uptime without waiting for the disk, whatever the settings are, or for another connection's lock: there
+    /// is little to lose, and publishers would have to wait.
     pub(super) fn save_uptime(&mut self) -> Result<(), StoreError> {
-        // Looked at here, too, so that it is noticed while nobody publishes. The change alone is told.
+        // Also checked here, so that it is noticed while no events are published. Only changes are logged.
         let _ = self.check_place();
         let mut save = || {
             self.wait_for_disk(false)?;
@@ -234,13 +234,13 @@ impl Backend {
         save().map_err(database_error)
     }
 
-    /// Whether it can write.
+    /// Checks that the backend can write.
     pub(super) fn ping(&mut self) -> Result<(), StoreError> {
         self.check_place()?;
         self.conn.batch_execute("SELECT 1").map_err(database_error)
     }
 
-    /// Fails while the files are not where they were opened: what would be written to them is lost. Told once.
+    /// Fails while the files are not where they were opened: data written to them would be lost. Logged once.
     fn check_place(&mut self) -> Result<(), StoreError> {
         let is_in_place = self.lock.is_in_place();
         if is_in_place != self.is_in_place {
@@ -266,7 +266,7 @@ impl Backend {
         };
         let answer = match answers::find_answer(&mut self.conn, &row, self.life.epoch)? {
             Some(event) => Answered::Event(Arc::new(event)),
-            // It was dropped, or is from before answers were kept.
+            // The answer was dropped, or the row was written before answers were stored.
             None => {
                 let kind = kind::known_kind(&row.kind).ok_or_else(|| unreadable("a kind"))?;
                 let subject = row.subject_id.parse();
@@ -302,7 +302,7 @@ impl writer::Backend for Backend {
         self.write(decisions, now).map_err(database_error)
     }
 
-    /// A mark that stays makes the next start check the database.
+    /// If the mark that the database is open remains, the next start checks the database.
     fn close(&mut self) {
         match life::end(&mut self.conn, &self.life) {
             Ok(generation) => self.lock.remember(self.life.epoch, generation),
@@ -350,7 +350,7 @@ impl Facts for Backend {
         if let Some(count) = self.counts.get(&key) {
             return Ok(*count);
         }
-        // Once a school: from then on it is counted with.
+        // Counted once per school; after that the cache is kept up to date.
         let counts = read::counts(&mut self.conn, school, kind).map_err(database_error)?;
         let all = counts.iter().map(|(_, count)| count).sum();
         self.counts.put(key, all);

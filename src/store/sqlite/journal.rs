@@ -14,7 +14,7 @@ use crate::scope::Scope;
 use crate::uptime::UptimeClock;
 use crate::wall_clock;
 
-/// The key of `meta` under which is what is known of the wall clock, in JSON.
+/// The key in `meta` of the saved state of the wall clock, in JSON.
 const WALL_CLOCK: &str = "wall_clock";
 
 #[async_trait]

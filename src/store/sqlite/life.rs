@@ -1,8 +1,9 @@
-//! What a database says of itself: its schema, its epoch, how often it was opened, and whether it is open.
+//! What a database records about itself: its schema, its epoch, how often it was opened, and whether it is open.
 //!
-//! Each opening and each orderly end raises the *generation*. The lock file knows the last one ([`super::lock`]), so that an
-//! older copy in the database's place is recognised. It is opened: readers of what it lacks are known by the tags of their
-//! cursors. What is refused would lose more than the operator knows of: another database, and one whose journal is gone.
+//! Each opening and each clean shutdown increments the *generation*. The lock file contains the last one
+//! ([`super::lock`]), so an older copy in the database's place is recognised. Such a copy is opened: the tags in cursors
+//! identify the readers that have seen events that it lacks. A database is rejected only if the operator might lose more
+//! than they know: if it is a different database, or one without its journal.
 
 use diesel::migration::{Migration, MigrationSource};
 use diesel::prelude::*;
@@ -18,18 +19,18 @@ use crate::id::Epoch;
 use crate::uptime::{Gaps, Uptime, UptimeClock};
 use crate::wall_clock;
 
-/// Keys of `meta`: the epoch, whether the end of a log was ever lost in it, the generation, the boot of the machine in which
-/// the database is open, and the uptime in milliseconds.
+/// Keys of `meta`: the epoch; whether the end of a log was ever lost in this epoch; the generation; the boot id of the
+/// machine on which the database is open; and the uptime in milliseconds.
 const EPOCH: &str = "epoch";
 const HISTORY_CUT: &str = "history_cut";
 const GENERATION: &str = "generation";
 const OPEN_IN: &str = "open_in";
 const UPTIME: &str = "uptime";
 
-/// What a database says before anything is written to it.
+/// What a database records about itself, read before anything is written to it.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    /// The migrations that it has been through.
+    /// The migrations that were applied.
     versions: Vec<String>,
     epoch: Option<Epoch>,
     generation: u64,
@@ -37,7 +38,7 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// Reads them. None of a database of another program.
+    /// Reads these facts. Returns `None` for a database of another program.
     pub(super) fn read(conn: &mut SqliteConnection) -> QueryResult<Option<Facts>> {
         #[derive(QueryableByName)]
         struct Row {
@@ -72,7 +73,7 @@ impl Facts {
         }))
     }
 
-    /// Fails if a newer program has made the schema.
+    /// Fails if a newer program has changed the schema.
     pub(super) fn check_schema(&self, lock: &DatabaseLock) -> Result<(), OpenError> {
         let known: Vec<Box<dyn Migration<Sqlite>>> = MIGRATIONS
             .migrations()
@@ -91,12 +92,12 @@ impl Facts {
         }
     }
 
-    /// Fails if this is recognised as another database than the one that was left here, or as one that lacks its journal.
+    /// Fails if this is recognisably not the database that was left here, or if its journal is missing.
     pub(super) fn check_life(&self, lock: &DatabaseLock) -> Result<(), OpenError> {
         let path = lock.path().to_path_buf();
-        // Without an epoch a new one begins, whatever it is.
+        // A database without an epoch gets a new one, whatever database it is.
         if let (Some(epoch), Some(last)) = (self.epoch, lock.found()) {
-            // The lock file learns of a generation after the database: it may be one behind.
+            // The lock file is written after the database, so its generation can be one behind.
             let is_next = self.generation == last.generation + 1;
             if epoch != last.epoch && !is_next {
                 return Err(OpenError::Another(path));
@@ -113,12 +114,12 @@ impl Facts {
         Ok(())
     }
 
-    /// Whether a server has opened it before.
+    /// Returns whether a server has opened it before.
     pub(super) fn has_life(&self) -> bool {
         self.epoch.is_some()
     }
 
-    /// Tells the lock which database this is.
+    /// Records in the lock which database this is.
     pub(super) fn adopt(&self, lock: &DatabaseLock) {
         if let Some(epoch) = self.epoch {
             lock.remember(epoch, self.generation);
@@ -126,17 +127,17 @@ impl Facts {
     }
 }
 
-/// A life of a database: the time in which it is open.
+/// One opening of a database, until it is closed.
 #[derive(Debug, Clone)]
 pub(super) struct Life {
     pub(super) epoch: Epoch,
-    /// Whether numbers may have been given twice in this epoch.
+    /// Whether a `seq` may have been assigned twice in this epoch.
     pub(super) is_cut: bool,
     pub(super) generation: u64,
     pub(super) uptime: UptimeClock,
 }
 
-/// A value of `meta`.
+/// Returns a value of `meta`.
 pub(super) fn fact(conn: &mut SqliteConnection, key: &str) -> QueryResult<Option<String>> {
     let value = meta::table.find(key).select(meta::value);
     value.first(conn).optional()
@@ -159,7 +160,7 @@ pub(super) fn set(conn: &mut SqliteConnection, key: &str, value: String) -> Quer
     Ok(())
 }
 
-/// The generation that follows, for the database and for the lock file.
+/// Returns and saves the next generation, which is higher than those of the database and of the lock file.
 fn next_generation(conn: &mut SqliteConnection, lock: &DatabaseLock) -> QueryResult<u64> {
     let own: u64 = number(conn, GENERATION, "a generation")?.unwrap_or_default();
     let last = lock.found().map_or(0, |last| last.generation);
@@ -168,8 +169,9 @@ fn next_generation(conn: &mut SqliteConnection, lock: &DatabaseLock) -> QueryRes
     Ok(next)
 }
 
-/// Begins a life. Where a power loss may have taken acknowledged ticks, or the database is a copy and not what was left here,
-/// numbers are given again: from then on a cursor that is a number alone does not say which event it names.
+/// Starts a [`Life`]: records that the database is open. If a power loss may have lost acknowledged ticks, or if the
+/// database is a copy, `seq`s can be assigned a second time: from then on a cursor without a tag does not identify an
+/// event.
 pub(super) fn begin(
     conn: &mut SqliteConnection,
     synchronous: Synchronous,
@@ -216,8 +218,8 @@ pub(super) fn begin(
     })
 }
 
-/// Whether this is a copy that was put here, as far as that shows: it is older than what was here last, or was made by
-/// `VACUUM INTO` while the database was open.
+/// Returns whether this is recognisably a copy: it is older than the last database here, or it was created by `VACUUM
+/// INTO` while the database was open.
 fn is_copy(conn: &mut SqliteConnection, was_open: bool, lock: &DatabaseLock) -> QueryResult<bool> {
     let own: u64 = number(conn, GENERATION, "a generation")?.unwrap_or_default();
     let is_older = lock.found().is_some_and(|last| own < last.generation);
@@ -229,7 +231,7 @@ pub(super) fn set_uptime(conn: &mut SqliteConnection, now: Uptime) -> QueryResul
     set(conn, UPTIME, now.millis().to_string())
 }
 
-/// Ends a life in good order, and returns the generation after it.
+/// Records a clean shutdown. Returns the generation after it.
 pub(super) fn end(conn: &mut SqliteConnection, life: &Life) -> QueryResult<u64> {
     let after = life.generation + 1;
     conn.immediate_transaction(|conn| {
@@ -240,7 +242,7 @@ pub(super) fn end(conn: &mut SqliteConnection, life: &Life) -> QueryResult<u64> 
     })
 }
 
-/// Gives the database another epoch, and returns the one before.
+/// Assigns a new epoch to the database. Returns the previous and the new one.
 pub(super) fn renew(
     conn: &mut SqliteConnection,
     lock: &DatabaseLock,
@@ -250,7 +252,8 @@ pub(super) fn renew(
         let epoch = Epoch::generate();
         set(conn, EPOCH, epoch.to_string())?;
         diesel::delete(meta::table.find(HISTORY_CUT)).execute(conn)?;
-        // The mark stays: what was heard and not written down is lost. But it is not a power loss any more.
+        // The mark that the database is open remains, because unsaved heartbeats are lost. But it no longer indicates a
+        // power loss.
         if fact(conn, OPEN_IN)?.is_some() {
             set(conn, OPEN_IN, wall_clock::boot())?;
         }

@@ -1,16 +1,16 @@
-//! Who may open a database: one process at a time, whatever path leads to it.
+//! Locks a database for one process at a time, whatever path leads to it.
 //!
 //! Two locks are held as long as a connection is open. One is on `<database>.lock`, next to the database's resolved path.
-//! The other, on Linux, is on the database's own inode: a process that comes through a hard link, or after
-//! the lock file was removed, finds it taken. Both are `flock`, which does not affect the POSIX locks of SQLite. (On other
-//! systems the two kinds exclude one another, so there the second one is left out.)
+//! The other, on Linux, is on the database's own inode: a process that comes through a hard link, or after the lock file
+//! was removed, finds it locked. Both are `flock` locks, which do not affect SQLite's POSIX locks. (On other systems the
+//! two types of locks exclude each other, so the second lock is omitted.)
 //!
-//! POSIX locks have a trap: a process loses all that it has on a file when it closes *any* descriptor of that file. So the
-//! descriptor that is opened here stays open until every connection is closed: each owner of a connection holds the lock,
-//! and drops it last. Nothing else in this program opens the file.
+//! POSIX locks have a pitfall: a process loses all its locks on a file when it closes *any* descriptor of that file. So
+//! the descriptor that is opened here stays open until every connection is closed: each owner of a connection holds the
+//! [`DatabaseLock`], and drops it last. Nothing else in this program opens the file.
 //!
-//! The lock file also holds a [`Record`] of the database that was opened here last. By it an older copy, another database, or
-//! one that is gone, is recognised at the next start.
+//! The lock file also contains a [`Record`] of the database that was last opened here. With it, the next start recognises
+//! an older copy, a different database, or a missing one.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,24 +21,25 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use super::opening::OpenError;
 use crate::id::Epoch;
 
-/// Where an SQLite file says that it is not in WAL mode, and what it says there.
+/// The offset of the byte in an SQLite file that contains the journal mode, and its value outside WAL mode.
 const JOURNAL_MODE_BYTE: u64 = 18;
 const ROLLBACK_JOURNAL: u8 = 1;
 
-/// Largest lock file that is read.
+/// The maximum number of bytes that are read from the lock file.
 const RECORD_MAX_BYTES: usize = 512;
 
-/// What is known of the database that was opened here last.
+/// Identifies the database that was last opened here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) epoch: Epoch,
     /// How often it had been opened and closed.
     pub(super) generation: u64,
-    /// The file as it was after its last connection was closed. None while one is open, and after a kill.
+    /// The file as it was after its last connection was closed. `None` while one is open, and after the process was
+    /// killed.
     pub(super) closed: Option<Footprint>,
 }
 
-/// A file's size and the time of its last change, in seconds and nanoseconds: another one means that somebody wrote to it.
+/// A file's size and modification time, in seconds and nanoseconds. If they differ, the file has been written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Footprint {
     size: u64,
@@ -83,7 +84,7 @@ impl Record {
     }
 }
 
-/// Which file it is, whatever its name.
+/// Identifies a file, whatever its name.
 type FileId = (u64, u64);
 
 fn file_id(path: &Path) -> Option<FileId> {
@@ -91,7 +92,7 @@ fn file_id(path: &Path) -> Option<FileId> {
     Some((file.dev(), file.ino()))
 }
 
-/// The path with something appended to its last part.
+/// Returns the path with a suffix appended to its last component.
 pub(super) fn next_to(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -109,12 +110,12 @@ pub(super) struct DatabaseLock {
     id: Option<FileId>,
     journal_id: OnceLock<FileId>,
     found: Option<Record>,
-    /// Which database this is, from the moment at which something may be written to it.
+    /// Which database this is, set before anything can be written to it.
     own: Mutex<Option<(Epoch, u64)>>,
 }
 
 impl DatabaseLock {
-    /// Takes the locks, and makes the database's file if there is none and never was one. `path` is resolved.
+    /// Takes the locks, and creates the database's file if there has never been one. `path` is resolved.
     pub(super) fn take(path: &Path) -> Result<DatabaseLock, OpenError> {
         let in_use = || OpenError::InUse(path.into());
         let lock_path = next_to(path, ".lock");
@@ -129,7 +130,7 @@ impl DatabaseLock {
         let journal = next_to(path, "-wal");
         let had_journal = has_bytes(&journal);
         if !has_bytes(path) {
-            // SQLite would begin a new database, and throw the journal of the old one away.
+            // SQLite would create a new database and delete the journal of the old one.
             if had_journal {
                 let problem = "it is missing or empty, but its journal (-wal) is there";
                 return Err(OpenError::database(path, problem));
@@ -158,38 +159,39 @@ impl DatabaseLock {
         })
     }
 
-    /// The database, to be read without SQLite. Never to be cloned: closing the clone would end SQLite's locks.
+    /// Returns the database's file, for reads without SQLite. It must not be cloned: closing the clone would release
+    /// SQLite's locks.
     pub(super) fn database(&self) -> &File {
         &self.database
     }
 
-    /// What was known when the locks were taken of the database that was opened here last.
+    /// Returns the record, as it was when the locks were taken, of the database that was last opened here.
     pub(super) fn found(&self) -> Option<Record> {
         self.found
     }
 
-    /// Whether the file is as it was when this program closed it.
+    /// Returns whether the file is as it was when this program closed it.
     pub(super) fn is_as_left(&self) -> bool {
         let left = self.found.and_then(|record| record.closed);
         left.is_some() && left == self.footprint()
     }
 
-    /// Whether there was a journal when the locks were taken. SQLite makes an empty one when it reads a database, and none of
-    /// an open database stays empty.
+    /// Returns whether there was a journal when the locks were taken. An empty one does not count: SQLite creates it when
+    /// it reads a database, and the journal of an open database does not stay empty.
     pub(super) fn had_journal(&self) -> bool {
         self.had_journal
     }
 
-    /// Whether all of the database was in its one file when the locks were taken, as `VACUUM INTO` makes it: it was not in WAL
-    /// mode, in which a server keeps it.
+    /// Returns whether the database was complete in one file when the locks were taken, as `VACUUM INTO` creates it. This
+    /// is the case if it was not in WAL mode, which a server always uses.
     pub(super) fn was_single_file(&self) -> bool {
         self.was_single_file
     }
 
-    /// Notes that the database is open, and in which of its lives.
+    /// Records that the database is open, with its epoch and generation.
     pub(super) fn opened(&self, epoch: Epoch, generation: u64) -> io::Result<()> {
         if let Some(id) = file_id(&self.journal) {
-            // It stays the same file until the last connection is closed.
+            // The journal remains the same file until the last connection is closed.
             let _ = self.journal_id.set(id);
         }
         self.remember(epoch, generation);
@@ -200,19 +202,19 @@ impl DatabaseLock {
         })
     }
 
-    /// Notes what stands in the database now; the file learns of it when the locks are let go.
+    /// Records the database's current epoch and generation; they are written to the file when the locks are released.
     pub(super) fn remember(&self, epoch: Epoch, generation: u64) {
         *self.own.lock().unwrap_or_else(PoisonError::into_inner) = Some((epoch, generation));
     }
 
-    /// Whether database and journal are still where they were opened. What is written to files that are not is lost.
+    /// Returns whether database and journal are still where they were opened. Otherwise data written to them is lost.
     pub(super) fn is_in_place(&self) -> bool {
         let journal = self.journal_id.get();
         file_id(&self.path) == self.id
             && journal.is_none_or(|id| file_id(&self.journal) == Some(*id))
     }
 
-    /// The database's path.
+    /// Returns the database's path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -225,7 +227,7 @@ impl DatabaseLock {
         })
     }
 
-    /// In place: a new file would not be the one that is locked.
+    /// Writes in place: a new file would not be the locked one.
     fn write(&self, record: &Record) -> io::Result<()> {
         let text = record.text();
         self.file.write_all_at(text.as_bytes(), 0)?;
@@ -235,7 +237,8 @@ impl DatabaseLock {
 }
 
 impl Drop for DatabaseLock {
-    /// All connections are closed. A database that was refused is not noted: its file is not as this program would leave it.
+    /// Updates the record; all connections are closed by now. It is not updated for a rejected database, because this
+    /// program has not written that file.
     fn drop(&mut self) {
         let own = *self.own.get_mut().unwrap_or_else(PoisonError::into_inner);
         let Some((epoch, generation)) = own else {
@@ -264,16 +267,16 @@ fn is_single_file(database: &File) -> bool {
     read.is_ok() && mode == [ROLLBACK_JOURNAL]
 }
 
-/// SQLite gives the journal and its index the mode of the database.
+/// Opens or creates the database's file. SQLite gives the journal and its index the same mode.
 fn open_database(path: &Path) -> io::Result<File> {
     match options().create(true).truncate(false).open(path) {
-        // SQLite says what is wrong with it.
+        // SQLite reports what is wrong with it.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(path),
         opened => opened,
     }
 }
 
-/// What does not make sense, as after a power loss, says nothing.
+/// Reads the record. Invalid content, for example after a power loss, counts as none.
 fn read(file: &File) -> io::Result<Option<Record>> {
     let mut bytes = [0; RECORD_MAX_BYTES];
     let count = file.read_at(&mut bytes, 0)?;

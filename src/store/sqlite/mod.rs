@@ -1,8 +1,8 @@
 //! The embedded store: SQLite in WAL mode through Diesel.
 //!
-//! One [writer](crate::log::writer) thread owns the only writing connection (`backend.rs`); reads go through an r2d2 pool on
-//! blocking threads (`readers.rs`), in turns (`turns.rs`). Locks keep a second process out (`lock.rs`),
-//! because the writer caches what it has written. What is opened is looked at first (`opening.rs`).
+//! One [writer](crate::log::writer) thread owns the only writing connection (`backend.rs`). Reads use an r2d2 pool on
+//! blocking threads (`readers.rs`) and take turns (`turns.rs`). Locks keep a second process out (`lock.rs`), because the
+//! writer caches what it has written. A database is checked before it is opened (`opening.rs`).
 
 mod answers;
 mod backend;
@@ -60,7 +60,7 @@ use crate::log::{Committed, Meter, StoreError};
 use crate::scope::Scope;
 use crate::uptime::UptimeClock;
 
-/// The table of each kind. A kind has a module above and a line here.
+/// The table of each kind. A new kind adds a module above and a line here.
 const TABLES: &[(Kind, &dyn Table)] = &[
     (kind::job::KIND, &jobs::JobsTable),
     (kind::enrollment::KIND, &enrollments::EnrollmentsTable),
@@ -71,7 +71,7 @@ const TABLES: &[(Kind, &dyn Table)] = &[
     ),
 ];
 
-/// How long a connection waits for another one's lock, in milliseconds.
+/// How long a connection waits for another connection's lock, in milliseconds.
 const BUSY_TIMEOUT_MS: u32 = 5_000;
 
 /// The embedded store.
@@ -87,8 +87,8 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens or makes the database and starts its writer, which hands what it commits to `committed`. The
-    /// notifiers of these names are made known before anything is written.
+    /// Opens or creates the database and starts its writer, which sends what it commits to `committed`. The notifiers
+    /// with these names are registered before anything is written.
     pub fn open(
         settings: &Settings,
         path: &Path,
@@ -121,17 +121,17 @@ impl SqliteStore {
         let leases = HeldLeases::new(life.generation);
         let backend = Backend::new(conn, lock, life, settings);
         let (writer, handle) = Writer::new(backend, rules, committed, Arc::clone(&meter));
-        // The thread ends with the last handle of the store, or by `close`, and holds the lock until then.
+        // The thread ends when the store is closed or its last handle is dropped, and holds the lock until then.
         std::thread::Builder::new()
             .name("tidings-writer".into())
             .spawn(move || {
                 let closed = writer.run();
-                // Nobody waits if the store was dropped without being closed.
+                // No caller waits if the store was dropped without being closed.
                 let _ = closed.map(|closed| closed.send(Ok(())));
             })
             .map_err(|source| OpenError::file(path, source))?;
 
-        // Settings are checked to be below a century, so these do not overflow.
+        // The settings are limited to less than a century, so these do not overflow.
         let seconds = |secs: u64| TimeDelta::seconds(signed(secs));
         Ok(SqliteStore {
             epoch,
@@ -152,7 +152,7 @@ impl SqliteStore {
         })
     }
 
-    /// Has the writer do a small write of its own.
+    /// Runs a small separate write on the writer.
     async fn aside<T: Send + 'static>(
         &self,
         write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
@@ -161,7 +161,7 @@ impl SqliteStore {
         self.writer.call(write).await
     }
 
-    /// A short read for a request about a school.
+    /// Runs a short read for a request about a school.
     async fn read<T: Send + 'static>(
         &self,
         school: SchoolId,
@@ -171,7 +171,7 @@ impl SqliteStore {
         self.readers.read(asker, Length::Short, read).await
     }
 
-    /// A short read that is shared by the streams of a school.
+    /// Runs a short read that the streams of a school share.
     async fn read_for_streams<T: Send + 'static>(
         &self,
         school: SchoolId,
@@ -181,7 +181,7 @@ impl SqliteStore {
         self.readers.read(asker, Length::Short, read).await
     }
 
-    /// A short read of the server's own.
+    /// Runs a short read for the server itself.
     async fn look<T: Send + 'static>(
         &self,
         read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
@@ -189,7 +189,7 @@ impl SqliteStore {
         self.readers.read(Asker::Server, Length::Short, read).await
     }
 
-    /// A page for a stream. One that is filtered may look at many rows for each that it tells.
+    /// Reads a page for a stream. With a filter, it may scan many rows for each event that it returns.
     async fn page<T: Send + 'static>(
         &self,
         scope: &Scope,

@@ -1,4 +1,4 @@
-//! Opens a database, or refuses to: nothing is written to one that is damaged, or not the one that was left here.
+//! Opens a database, or rejects it: nothing is written to one that is damaged, or that is not the one that was left here.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,78 +21,79 @@ pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 /// A database that cannot be opened. The server does not start, and never makes a new one in its place.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// A file or folder.
+    /// A file or folder cannot be accessed.
     #[error("{path}: {source}")]
     File {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// Its folder is missing, and is not `data_dir`, which is made: a mistyped path would begin an empty database.
+    /// The database's folder is missing. Only `data_dir` is created automatically: otherwise a mistyped path would create
+    /// an empty database.
     #[error("{path}: there is no folder {folder}; make it, or correct the setting `database_url`")]
     NoFolder {
-        /// Of the database.
+        /// The path of the database.
         path: PathBuf,
-        /// Which is missing.
+        /// The missing folder.
         folder: PathBuf,
     },
-    /// Something that is not a file is in its place.
+    /// There is a folder in its place.
     #[error("{0} is a folder; the setting `database_url` must be the path of a file")]
     IsFolder(PathBuf),
-    /// A link leads nowhere, as to a disk that is not mounted.
+    /// A symbolic link has no target, for example because a disk is not mounted.
     #[error(
         "{0} is a symbolic link to a file that does not exist; mount or restore that file, or remove the link"
     )]
     Dangling(PathBuf),
-    /// Somebody else has it.
+    /// Another process has it open.
     #[error("{0} is in use by another process")]
     InUse(PathBuf),
-    /// It is missing or empty, and something else says that there was one.
+    /// It is missing or empty, but something else shows that there was one.
     #[error(
         "{path} is missing or empty, but {trace} shows that a server has used a database here; put it back or restore a backup, and for a fresh start \
          remove {trace}"
     )]
     Gone {
-        /// Of the database.
+        /// The path of the database.
         path: PathBuf,
-        /// What shows it.
+        /// The file that shows it.
         trace: PathBuf,
     },
     /// There is no database.
     #[error("{0} is missing or empty")]
     Missing(PathBuf),
-    /// It is marked as open, and its journal is gone.
+    /// It is marked as open, and its journal is missing.
     #[error(
         "{0} was not closed in good order, and its journal (-wal) is missing: what was acknowledged last may be lost, or this is a copy of an open \
          database that `VACUUM INTO` did not make. Put the journal back if you have it; otherwise `tidings new-epoch` makes all readers begin anew"
     )]
     NoJournal(PathBuf),
-    /// It is not the database that was open here last, nor a copy of it.
+    /// It is neither the database that was last opened here, nor a copy of it.
     #[error(
         "{0} is another database than the one that was open here last, or a copy from before a `tidings new-epoch`. Put the right one back, or run \
          `tidings new-epoch`, which accepts this one and makes all readers begin anew"
     )]
     Another(PathBuf),
-    /// A newer program has changed its tables.
+    /// A newer program has changed its schema.
     #[error(
         "{path} has schema version {found}, and this program knows versions up to {known}: start the newer program, or restore a backup of before \
          the upgrade"
     )]
     Newer {
-        /// Of the database.
+        /// The path of the database.
         path: PathBuf,
         /// Its newest migration.
         found: String,
-        /// And ours.
+        /// The newest migration of this program.
         known: String,
     },
-    /// The database itself.
+    /// SQLite reports an error, or the database is unusable.
     #[error("{path}: {message}")]
     Database {
-        /// Which.
+        /// The path of the database.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         message: String,
     },
 }
@@ -113,7 +114,7 @@ impl OpenError {
     }
 }
 
-/// Fails where a database cannot be, before anything is written.
+/// Fails if there cannot be a database at this path, before anything is written.
 pub fn check_place(settings: &Settings, path: &Path) -> Result<(), OpenError> {
     if path.is_dir() {
         return Err(OpenError::IsFolder(path.into()));
@@ -132,8 +133,8 @@ pub fn check_place(settings: &Settings, path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// Fails if a secret that a server has made is there, and its database with its lock file is not. To be called before a
-/// secret is made.
+/// Fails if there is a secret that a server has created, but neither its database nor its lock file. Must be called
+/// before a secret is created.
 pub fn check_trace(path: &Path, secret: &Path) -> Result<(), OpenError> {
     let is_beside = secret.parent() == path.parent();
     let was_used = is_beside && secret.exists() && !path.exists();
@@ -146,7 +147,7 @@ pub fn check_trace(path: &Path, secret: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// An open database: the writing connection, and what keeps others away. Drop `conn` before `lock`.
+/// An open database: the writing connection, and the lock that keeps other processes out. Drop `conn` before `lock`.
 pub(super) struct Opened {
     pub(super) conn: SqliteConnection,
     pub(super) life: Life,
@@ -154,7 +155,7 @@ pub(super) struct Opened {
     pub(super) lock: Arc<DatabaseLock>,
 }
 
-/// Opens or makes the database.
+/// Opens or creates the database.
 pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError> {
     let (lock, url) = take(settings, path)?;
     if let Some(facts) = look(&lock, &url, settings.check_database, Facts::check_life)? {
@@ -186,8 +187,8 @@ pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError
     })
 }
 
-/// Gives a database that no server has open another epoch, and returns the old and the new one. Every cursor is answered with
-/// a `reset` from then on.
+/// Assigns a new epoch to a database that no server has open. Returns the previous and the new epoch. From then on, every
+/// earlier cursor is answered with a `reset`.
 pub fn new_epoch(settings: &Settings, path: &Path) -> Result<(Option<Epoch>, Epoch), OpenError> {
     if !std::fs::metadata(path).is_ok_and(|file| file.len() > 0) {
         return Err(OpenError::Missing(path.into()));
@@ -205,7 +206,7 @@ pub fn new_epoch(settings: &Settings, path: &Path) -> Result<(Option<Epoch>, Epo
         .map_err(|error| failed(&error))
 }
 
-/// Takes the locks of the database that the path leads to, and returns its resolved path as SQLite takes it.
+/// Takes the locks of the database at this path, and returns its resolved path as SQLite expects it.
 fn take(settings: &Settings, path: &Path) -> Result<(DatabaseLock, String), OpenError> {
     check_place(settings, path)?;
     let folder = match path.parent() {
@@ -226,7 +227,8 @@ fn take(settings: &Settings, path: &Path) -> Result<(DatabaseLock, String), Open
     Ok((DatabaseLock::take(&path)?, url.to_owned()))
 }
 
-/// Looks at a database without a change to it; one that is not as it was left is checked page by page. None if it is new.
+/// Inspects a database without changing it. If it is not as this program left it, all its pages are checked. Returns
+/// `None` if the database is new.
 fn look(
     lock: &DatabaseLock,
     url: &str,
@@ -244,7 +246,7 @@ fn look(
         return Ok(None);
     }
     warn_of_others(file);
-    // That of WAL mode, and the database is not in that mode.
+    // The journal belongs to a database in WAL mode, and this database is not in that mode.
     if lock.was_single_file() && lock.had_journal() {
         return Err(failed(
             &"the journal (-wal) beside it is of another database; remove the journal if this is a backup that you have put here",
@@ -269,7 +271,7 @@ fn look(
     Ok(Some(facts))
 }
 
-/// Files that exist keep their modes: somebody may have chosen them.
+/// Warns if other users can access the database. Existing files keep their modes, because these may be intentional.
 fn warn_of_others(file: &std::fs::File) {
     use std::os::unix::fs::PermissionsExt;
     let mode = file.metadata().map_or(0, |file| file.permissions().mode());

@@ -1,5 +1,5 @@
-//! Reading the log and the states behind it, a page at a time. Every query here is served by an index in the
-//! order that it is told in; `EXPLAIN QUERY PLAN` must show no sort and no scan.
+//! Reads the log and the current states, one page at a time. An index serves every query here in the order of its
+//! results; `EXPLAIN QUERY PLAN` must show neither a sort nor a scan.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ use crate::kind::{description, known_status};
 use crate::log::{Bounds, Ending, Page, StoredSubject, Stretch, Which};
 use crate::scope::{Scope, without_superseded};
 
-/// Where a school's log begins and ends; both 0 before its first event.
+/// Returns the bounds of a school's log; both are 0 before its first event.
 pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<Bounds> {
     type Row = (i64, Option<i64>, i64, Option<i64>);
     let row: Option<Row> = schools::table
@@ -42,13 +42,13 @@ pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResu
         floor: place(floor, floor_tag),
     };
     if bounds.head.tag.is_none() && head > floor {
-        // From before tags were kept.
+        // The row was written before tags were stored.
         bounds.head.tag = tag_at(conn, school, head)?;
     }
     Ok(bounds)
 }
 
-/// The tag of an event that is in the log.
+/// Returns the tag of an event that is in the log.
 pub(super) fn tag_at(
     conn: &mut SqliteConnection,
     school: SchoolId,
@@ -59,14 +59,14 @@ pub(super) fn tag_at(
         .select(EventRow::as_select())
         .first::<EventRow<'_>>(conn)
         .optional()?;
-    // The epoch is no part of it.
+    // The tag does not depend on the epoch.
     let event = row
         .map(|row| row.into_event(Cursor::FOREIGN.epoch))
         .transpose()?;
     Ok(event.and_then(|event| event.tag))
 }
 
-/// Everything after `after` up to `upto`, as much of it as is read at a time.
+/// Returns every event after `after` up to `upto`, or as many as one read returns.
 pub(super) fn stretch(
     conn: &mut SqliteConnection,
     epoch: Epoch,
@@ -110,7 +110,7 @@ pub(super) fn stretch(
     })
 }
 
-/// Events in scope after `after`; with `fold` without ticks that a later event in scope supersedes.
+/// Returns the events in scope after `after`. With `fold`, leaves out ticks that a later event in scope supersedes.
 pub(super) fn replay(
     conn: &mut SqliteConnection,
     epoch: Epoch,
@@ -124,13 +124,13 @@ pub(super) fn replay(
     for source in sources(scope) {
         let part = part(conn, epoch, scope.school, &source, (after, through.seq))?;
         if let Some(last) = part.last().filter(|_| !part.is_whole) {
-            // This source may go on: the page ends where the first of such sources ends.
+            // This source may have more: the page ends where the first such source ends.
             through = through.min(last.place());
         }
         told.extend(part.events.into_iter().filter(|event| scope.hears(event)));
-        // Now, or there would be a page of each source in memory.
+        // Done here, because otherwise memory would hold one page per source.
         through = cut(&mut told, through);
-        // A wide event of a subject that is listened to comes from two sources.
+        // A wide event of a subject in scope comes from two sources.
         told.dedup_by_key(|event| event.seq);
     }
     if fold {
@@ -147,16 +147,16 @@ pub(super) fn replay(
     })
 }
 
-/// A part of a school's log that an index gives in order.
+/// A part of a school's log that an index returns in order.
 enum Source<'a> {
     Everything,
     Subject(Kind, &'a str),
-    /// What everyone hears who listens to any subject of the kind.
+    /// The wide events of the kind, which all subscribers to any of its subjects receive.
     Wide(Kind),
 }
 
-/// Where the events of a scope are found: a scope that names nothing but single subjects reads each by the
-/// index on subjects, however much the rest of the school has to say.
+/// Returns where the events of a scope are found. A scope that contains only single subjects reads each of them by the
+/// index on subjects, however many events the rest of the school has.
 fn sources(scope: &Scope) -> Vec<Source<'_>> {
     let mut sources: Vec<_> = scope.wide().map(Source::Wide).into_iter().collect();
     for channel in scope.channels() {
@@ -174,7 +174,7 @@ fn sources(scope: &Scope) -> Vec<Source<'_>> {
     sources
 }
 
-/// Puts events in order and leaves those of one page, up to `through` at most. Returns how far the page goes.
+/// Sorts events and keeps those of one page, up to `through` at most. Returns how far the page reaches.
 pub(super) fn cut<E: Borrow<Event>>(events: &mut Vec<E>, through: Place) -> Place {
     let seq = |event: &E| -> u64 { event.borrow().seq };
     events.retain(|event| seq(event) <= through.seq);
@@ -199,7 +199,7 @@ pub(super) fn cut<E: Borrow<Event>>(events: &mut Vec<E>, through: Place) -> Plac
 /// The first events of a source.
 struct Part {
     events: Vec<Arc<Event>>,
-    /// Whether there are no more.
+    /// Whether these are all events of the source.
     is_whole: bool,
 }
 
@@ -254,7 +254,7 @@ fn part(
     Ok(part)
 }
 
-/// Leaves out ticks whose subject has a later event in scope beyond this page.
+/// Leaves out ticks whose subject has a later event in scope after this page.
 fn leave_out_superseded_later(
     conn: &mut SqliteConnection,
     scope: &Scope,
@@ -284,7 +284,7 @@ fn leave_out_superseded_later(
     Ok(())
 }
 
-/// Present states in scope, in the order of their last events.
+/// Returns the current states in scope, in the order of their last events.
 pub(super) fn snapshot(
     conn: &mut SqliteConnection,
     epoch: Epoch,
@@ -313,7 +313,7 @@ pub(super) fn snapshot(
             rows: READ_WINDOW_ROWS,
         };
         let part = table.snapshot(conn, epoch, &selection)?;
-        // This kind may go on: the page ends where the first of such kinds ends.
+        // This kind may have more: the page ends where the first such kind ends.
         through = through.min(part.through);
         told.extend(part.events);
     }
@@ -335,7 +335,7 @@ pub(super) fn snapshot(
     })
 }
 
-/// The last events of a subject, oldest first. Those of a type are looked for among its newest.
+/// Returns the last events of a subject, oldest first. Those of a given type are searched only among its newest events.
 pub(super) fn last_events(
     conn: &mut SqliteConnection,
     epoch: Epoch,
@@ -378,7 +378,8 @@ pub(super) fn last_events(
         .collect()
 }
 
-/// How many subjects of a kind there are, by status; statuses that none has are left out. Triggers keep count.
+/// Returns how many subjects of a kind there are, by status, without statuses that no subject has. Triggers maintain the
+/// counts.
 pub(super) fn counts(
     conn: &mut SqliteConnection,
     school: SchoolId,
@@ -397,7 +398,7 @@ pub(super) fn counts(
     counts.into_iter().map(known).collect()
 }
 
-/// How many subjects of a kind have stalled.
+/// Returns how many subjects of a kind have stalled.
 pub(super) fn stalled(
     conn: &mut SqliteConnection,
     school: SchoolId,
@@ -406,7 +407,7 @@ pub(super) fn stalled(
     count_of(conn, school, &format!("stalled {}", kind.collection()))
 }
 
-/// A count that is not by status.
+/// Returns a count that is not kept by status.
 pub(super) fn count_of(
     conn: &mut SqliteConnection,
     school: SchoolId,
@@ -420,7 +421,7 @@ pub(super) fn count_of(
     Ok(unsigned(count.unwrap_or_default()))
 }
 
-/// How many subjects ended in one way since a moment.
+/// Returns how many subjects have ended with one status since a given time.
 pub(super) fn ended_since(
     conn: &mut SqliteConnection,
     school: SchoolId,
@@ -433,7 +434,7 @@ pub(super) fn ended_since(
     ))
 }
 
-/// Subjects that ended in one way, the last first.
+/// Returns the subjects that ended with one status, most recently ended first.
 pub(super) fn ended(
     conn: &mut SqliteConnection,
     epoch: Epoch,
@@ -449,7 +450,7 @@ pub(super) fn ended(
     Ok(subjects.collect())
 }
 
-/// How the subjects of a kind ended, by the hour.
+/// Counts how the subjects of a kind have ended, by hour.
 pub(super) fn endings(
     conn: &mut SqliteConnection,
     school: SchoolId,
@@ -467,7 +468,7 @@ pub(super) fn endings(
     endings.into_iter().map(ending).collect()
 }
 
-/// Schools that have a log, by number.
+/// Returns the schools that have a log, in ascending order.
 pub(super) fn schools(
     conn: &mut SqliteConnection,
     after: Option<SchoolId>,
@@ -483,7 +484,7 @@ pub(super) fn schools(
     ids.into_iter().map(school).collect()
 }
 
-/// How large the database is, in bytes, without what has not been moved from its journal yet.
+/// Returns the size of the database in bytes, without the data that is still in its journal.
 pub(super) fn size(conn: &mut SqliteConnection) -> QueryResult<u64> {
     #[derive(QueryableByName)]
     struct Size {
@@ -517,7 +518,7 @@ mod tests {
         detail: String,
     }
 
-    /// How SQLite carries out every query that `read` makes.
+    /// Returns SQLite's plans for every query that `read` makes.
     fn plans(read: impl FnOnce(&mut SqliteConnection)) -> Vec<String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("plans.db");
@@ -558,7 +559,7 @@ mod tests {
         Scope::new(1.try_into().unwrap(), channels)
     }
 
-    /// All that a list may read: by an index, and what is looked through.
+    /// Runs every query that a list can make: by an index, and by a search.
     fn listed(conn: &mut SqliteConnection, school: SchoolId, kind: Kind, query: &ListQuery) {
         let table = table(kind);
         let mut beyond = query.clone();
@@ -665,7 +666,7 @@ mod tests {
                 .iter()
                 .filter(|plan| plan.contains("job_texts"))
                 .collect();
-            // The bounds of the range.
+            // Both bounds of the range.
             let has_both = of_index
                 .iter()
                 .all(|plan| plan.contains('<') && plan.contains('>'));
@@ -766,9 +767,9 @@ mod tests {
         assert!(all.len() > 30, "{all:#?}");
         for plan in &all {
             assert!(!plan.contains("TEMP B-TREE"), "{plan}");
-            // Once, at the start, all devices are looked at.
+            // All devices are checked once, at the start.
             let at_start = plan.contains("devices USING INDEX sqlite_autoindex_devices_1");
-            // Hours and ways to end are made up, a few of each.
+            // The hours and terminal statuses are constant rows, a few of each.
             let made_up = plan
                 .replace("SCAN CONSTANT ROW", "")
                 .replace("SCAN stretches", "")

@@ -1,8 +1,9 @@
-//! Connections for reading: whose turn it is, for how long, and one that waits for nobody.
+//! Connections for reading: who reads next, for how long, and a separate connection that never waits for other reads.
 //!
-//! Every read is one transaction on a blocking thread, for which [`Turns`] gives a turn. A walk is as many of them as it
-//! takes, each a window of rows; between two windows others have their turns, its bounds are looked at, and it ends if its
-//! caller has gone: a future that is dropped asks for no further turn. So what runs on after its caller is one window.
+//! Every read is one transaction on a blocking thread, for which [`Turns`] grants a turn. A *walk* is a scan that
+//! consists of several such reads, each of one window of rows. Between two windows other reads get their turns, and the
+//! limits of the walk are checked. If the caller drops the future, it requests no further turn. So at most one window
+//! continues after the caller is gone.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,46 +25,46 @@ use crate::log::{StoreError, Waiting};
 
 type Connection = PooledConnection<ConnectionManager<SqliteConnection>>;
 
-/// See the module's page.
+/// See the [module-level documentation](self).
 pub(super) struct Readers {
     turns: Arc<Turns>,
-    /// The connections, and what resolves when the last of them is closed. None once they are to be closed.
+    /// The connections, and a receiver that resolves when the last of them is closed. `None` once they must be closed.
     open: Mutex<Option<(Arc<Open>, oneshot::Receiver<Infallible>)>>,
     timeout: Duration,
     rows_max: u64,
 }
 
-/// The open connections. The fields are dropped in this order.
+/// The open connections. The fields are dropped in the order of declaration.
 struct Open {
     pool: Pool<ConnectionManager<SqliteConnection>>,
-    /// A connection that is in no pool, so that no read of anybody's delays the answer whether the database can be read.
+    /// A connection outside the pool, so that no other read delays the check whether the database can be read.
     own: Arc<AsyncMutex<Connection>>,
-    /// After the connections: see [`super::lock`].
+    /// Declared after the connections, so that it is dropped later: see [`super::lock`].
     _lock: Arc<DatabaseLock>,
     _closed: oneshot::Sender<Infallible>,
 }
 
-/// A read that looks through rows, as many at a time as it is told.
+/// A read that scans rows, up to a given number at a time.
 pub(super) trait Walk: Send + 'static {
-    /// Looks at the next rows, at most so many.
+    /// Scans the next rows, at most `rows`.
     fn look(&mut self, conn: &mut SqliteConnection, rows: usize) -> QueryResult<Looked>;
 }
 
-/// What came of a look.
+/// The result of one step of a scan.
 pub(super) struct Looked {
-    /// How many rows were looked at.
+    /// How many rows were scanned.
     pub(super) rows: u64,
-    /// Whether nothing is left to be looked at, or wanted.
+    /// Whether no rows are left, or no more are needed.
     pub(super) is_done: bool,
 }
 
 /// A walk that has ended.
 pub(super) struct Walked<W> {
-    /// What it has found.
+    /// The walk, with its results.
     pub(super) walk: W,
-    /// How many rows were looked at.
+    /// How many rows were scanned.
     pub(super) rows: u64,
-    /// Whether it went to its end, and not to a bound.
+    /// Whether it reached its end rather than a limit.
     pub(super) is_complete: bool,
 }
 
@@ -76,9 +77,9 @@ impl Readers {
     ) -> Result<Readers, String> {
         let connections = settings.reader_connections;
         let pool = Pool::builder()
-            // One is kept apart.
+            // One more, for the separate connection.
             .max_size(connections + 1)
-            // All of them now, and for good: later there may be no more files to be had.
+            // All connections are opened now and kept open, because file descriptors may run out later.
             .max_lifetime(None)
             .idle_timeout(None)
             .connection_customizer(Box::new(ReadOnly))
@@ -99,7 +100,7 @@ impl Readers {
             open: Mutex::new(Some((Arc::new(open), closed))),
             turns: Arc::new(Turns::new(Bounds {
                 connections,
-                // A walk keeps a core busy: others need some, too.
+                // A walk keeps a core busy, so some cores are left for other work.
                 walking: (cores / 2).min(connections - 1).max(1),
                 waiting: settings.max_waiting_reads,
                 waiting_of_school: settings.max_waiting_reads_per_school,
@@ -109,12 +110,12 @@ impl Readers {
         })
     }
 
-    /// Whose turn it is.
+    /// Returns the turns of the readers.
     pub(super) fn turns(&self) -> &Turns {
         &self.turns
     }
 
-    /// Reads in one transaction, so that all it sees is of one moment.
+    /// Reads in one transaction, which sees one consistent state.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         asker: Asker,
@@ -125,7 +126,7 @@ impl Readers {
         self.run(turn, read).await
     }
 
-    /// Walks for a request, window by window, to the end or to a bound: `read_rows_max` or `read_timeout_ms`.
+    /// Runs a walk for a request, window by window, to its end or to a limit: `read_rows_max` or `read_timeout_ms`.
     pub(super) async fn walk<W: Walk>(
         &self,
         school: SchoolId,
@@ -143,7 +144,7 @@ impl Readers {
                 }
             };
             let turn = match turn {
-                // What was found until now is an answer.
+                // The results so far are an answer.
                 Err(StoreError::Busy(Waiting::TooLong)) if has_begun => {
                     return Ok(Walked {
                         walk,
@@ -178,7 +179,7 @@ impl Readers {
         }
     }
 
-    /// Whether the database can be read, whatever else is being read.
+    /// Checks that the database can be read. Other reads do not delay this.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
         let open = self.connections()?;
         let mut own = Arc::clone(&open.own).lock_owned().await;
@@ -190,13 +191,13 @@ impl Readers {
         task.await.map_err(|_| StoreError::Stopped)?
     }
 
-    /// Closes the connections once the reads that are under way have ended, or later if those take long. The last connection
-    /// to be closed takes the journal into the database.
+    /// Closes the connections once the reads in progress have finished; if those take long, after this function has
+    /// returned. When the last connection is closed, SQLite merges the journal into the database.
     pub(super) async fn close(&self) {
         let Some((open, closed)) = self.opened().take() else {
             return;
         };
-        // Not here: closing writes.
+        // On a blocking thread, because closing writes to the disk.
         tokio::task::spawn_blocking(move || drop(open));
         if timeout(CLOSE_WAIT, closed).await.is_err() {
             tracing::warn!("reads go on although the database is being closed");
@@ -213,7 +214,7 @@ impl Readers {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a turn: a request for so long, others as long as it takes.
+    /// Waits for a turn: at most `patience` for a request, without limit for others.
     async fn turn(
         &self,
         asker: Asker,
@@ -237,7 +238,7 @@ impl Readers {
     ) -> Result<T, StoreError> {
         let open = self.connections()?;
         let task = tokio::task::spawn_blocking(move || {
-            // Over after the connection is back: dropped last.
+            // Dropped last: the turn ends after the connection has been returned.
             let _turn = turn;
             let open = open;
             let mut conn = open
@@ -250,7 +251,7 @@ impl Readers {
     }
 }
 
-/// How many rows are a window: as many as take about [`READ_WINDOW`].
+/// Determines the rows per window, so that a window takes about [`READ_WINDOW`].
 struct Pace {
     rows: usize,
 }
@@ -273,7 +274,7 @@ impl Pace {
     }
 }
 
-/// Readers cannot write, and wait for nothing but a checkpoint.
+/// Makes connections read-only. They never wait for locks, except for a checkpoint.
 #[derive(Debug)]
 struct ReadOnly;
 

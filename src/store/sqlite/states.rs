@@ -1,5 +1,5 @@
-//! The states that the writer keeps, so that it need not read before each write: those used last, at most so many and of
-//! at most so many bytes.
+//! Caches the most recently used states, so that the writer need not read before each write. Their number and total size
+//! are limited.
 
 use std::num::NonZeroUsize;
 
@@ -38,7 +38,7 @@ impl States {
         self.states.get(address)
     }
 
-    /// Keeps a state, and lets go of others if it must. It stays at least until the next one is put.
+    /// Adds a state, and evicts others if necessary. The new state stays at least until the next call.
     pub(super) fn put(&mut self, address: Address, stored: Stored) {
         self.bytes += bytes(&stored);
         let replaced = self.states.push(address, stored);

@@ -1,4 +1,4 @@
-//! Forgetting: what is past retention leaves in small steps, between commits.
+//! Retention: removes old data in small steps, between commits.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use diesel::dsl::sql;
@@ -17,7 +17,7 @@ use crate::event::EVENT_BASE_BYTES;
 use crate::id::SchoolId;
 use crate::log::facts::Address;
 
-/// What the sweep removes.
+/// The retention limits.
 #[derive(Debug, Clone)]
 pub(super) struct Retention {
     pub(super) age: TimeDelta,
@@ -25,22 +25,22 @@ pub(super) struct Retention {
     pub(super) bytes: u64,
     pub(super) finished: TimeDelta,
     pub(super) keys: TimeDelta,
-    /// Bytes of the answers that keys have, of a school.
+    /// The maximum size in bytes of a school's stored answers to requests with idempotency keys.
     pub(super) answer_bytes: u64,
 }
 
-/// What one step removed.
+/// The result of one step.
 #[derive(Default)]
 pub(super) struct Swept {
-    /// Subjects.
+    /// The subjects that were removed.
     pub(super) gone: Vec<Address>,
-    /// Schools whose logs begin later now.
+    /// Schools whose logs were shortened.
     pub(super) shortened: Vec<SchoolId>,
     /// Whether there may be more to remove.
     pub(super) more: bool,
 }
 
-/// A school's log.
+/// The bounds and sizes of a school's log.
 #[derive(Queryable)]
 struct Kept {
     school: i64,
@@ -50,11 +50,11 @@ struct Kept {
     answer_bytes: i64,
 }
 
-/// An event: its place, when it happened, and its bytes as [`crate::event::Event::bytes`] counts them.
+/// An event: its `seq`, when it happened, and its size as [`crate::event::Event::bytes`] counts it.
 type Row = (i64, i64, i64);
 
-/// Removes one batch of what is past retention: events first, then finished subjects, then keys. `swept_school` is where
-/// the next batch begins.
+/// Removes one batch of data past its retention: events first, then finished subjects, then keys. `swept_school` is where
+/// the next batch starts.
 pub(super) fn sweep(
     conn: &mut SqliteConnection,
     swept_school: &mut i64,
@@ -88,7 +88,7 @@ pub(super) fn sweep(
     })
 }
 
-/// Removes the oldest events of some schools, and the oldest answers, as far as one step goes.
+/// Removes the oldest events and answers of some schools, up to the limit of one step.
 fn sweep_logs(
     conn: &mut SqliteConnection,
     swept_school: &mut i64,
@@ -123,14 +123,14 @@ fn sweep_logs(
             shorten(conn, &log, school, *last, bytes)?;
             swept.shortened.push(school);
         }
-        // The answers among what has left the log were added.
+        // Answers that have just left the log are stored separately now, which adds to their size.
         let most = signed(retention.answer_bytes);
         let may_be_over = log.answer_bytes > most || !past.is_empty();
         let is_over = may_be_over && answers::drop_oldest(conn, log.school, most)?;
         budget.0 -= past.len();
         budget.1 -= bytes;
         if is_over || budget.0 == 0 || budget.1 <= 0 {
-            // It may have more: the next step begins with it again.
+            // The log may have more to remove: the next step starts with it again.
             *swept_school = log.school - 1;
             swept.more = true;
             break;
@@ -139,7 +139,7 @@ fn sweep_logs(
     Ok(())
 }
 
-/// Removes the events of a log up to `last`, which have so many bytes.
+/// Removes the events of a log up to `last`; `bytes` is their total size.
 fn shorten(
     conn: &mut SqliteConnection,
     log: &Kept,
@@ -161,8 +161,8 @@ fn shorten(
     Ok(())
 }
 
-/// The oldest events of a log that are not to be kept; at most so many, and the one with which their bytes reach the
-/// budget is the last.
+/// Returns the oldest events of a log that are past their retention, at most `most`. The event with which their size
+/// reaches `most_bytes` is the last one.
 fn past_retention(
     conn: &mut SqliteConnection,
     log: &Kept,
@@ -184,7 +184,7 @@ fn past_retention(
     let is_past = |(seq, at, _): &Row, gone: i64| {
         *at < oldest || *seq <= log.head - kept.0 || log.bytes - gone > kept.1
     };
-    // Of most logs there is nothing to remove.
+    // Most logs have nothing to remove.
     let first = rows(1).first(conn).optional()?;
     if !first.is_some_and(|first| is_past(&first, 0)) {
         return Ok(Vec::new());

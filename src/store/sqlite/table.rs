@@ -1,5 +1,5 @@
-//! What the store needs of a kind's table. A new kind implements [`Table`] in a module of its own and adds a line to
-//! [`TABLES`]; what tables have in common is made by the two macros at the end, from the names of table and columns.
+//! What the store requires of a kind's table. A new kind implements [`Table`] in its own module and adds a line to
+//! [`TABLES`]; the two macros at the end generate what tables have in common from the names of the table and its columns.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,13 +23,13 @@ use crate::log::{LastEvent, ListQuery, Overdue, StoredSubject};
 use crate::scope::Filter;
 use crate::uptime::Uptime;
 
-/// The table of this kind.
+/// Returns the table of this kind.
 pub(super) fn table(kind: Kind) -> &'static dyn Table {
     let found = TABLES.iter().find(|(own, _)| *own == kind);
     found.expect("every kind has a table").1
 }
 
-/// A place as columns have it.
+/// Converts columns to a place.
 pub(super) fn place(seq: i64, tag: Option<i64>) -> Place {
     Place {
         seq: unsigned(seq),
@@ -37,12 +37,12 @@ pub(super) fn place(seq: i64, tag: Option<i64>) -> Place {
     }
 }
 
-/// The column of a place's tag.
+/// Returns the column value of a place's tag.
 pub(super) fn tag_bits(place: Place) -> Option<i64> {
     place.tag.map(|tag| tag.get().into())
 }
 
-/// A subject as requests find it.
+/// Converts a stored state to the subject that requests return.
 pub(super) fn into_subject(epoch: Epoch, address: Address, stored: Stored) -> StoredSubject {
     StoredSubject {
         event: Arc::new(stored.snapshot(epoch, address, Utc::now())),
@@ -51,7 +51,7 @@ pub(super) fn into_subject(epoch: Epoch, address: Address, stored: Stored) -> St
     }
 }
 
-/// Which present states a snapshot tells.
+/// Which current states a snapshot contains.
 pub(super) struct Selection<'a> {
     pub(super) school: SchoolId,
     /// Only these subjects, or all of the kind.
@@ -62,12 +62,13 @@ pub(super) struct Selection<'a> {
     pub(super) after: u64,
     pub(super) upto: u64,
     pub(super) limit: usize,
-    /// So many rows of an index are looked through at most.
+    /// The maximum number of rows of an index to scan.
     pub(super) rows: usize,
 }
 
 impl Selection<'_> {
-    /// The first of these, in the order of the log, of those that are selected. They are all that there are up to `through`.
+    /// Returns the first selected ones of these events, in the order of the log. `events` must be complete up to
+    /// `through`.
     pub(super) fn first_of(&self, mut events: Vec<Event>, through: u64) -> Told {
         events.retain(|event| {
             event.seq > self.after
@@ -87,7 +88,7 @@ impl Selection<'_> {
     }
 }
 
-/// A kind's table.
+/// The table of a kind.
 pub(super) trait Table: Sync {
     fn load(
         &self,
@@ -96,7 +97,7 @@ pub(super) trait Table: Sync {
         subject: &SubjectId,
     ) -> QueryResult<Option<Stored>>;
 
-    /// Writes a state, whether the subject has a row already or not.
+    /// Writes a state, whether or not the subject already has a row.
     fn write(
         &self,
         conn: &mut SqliteConnection,
@@ -105,8 +106,8 @@ pub(super) trait Table: Sync {
         stored: &Stored,
     ) -> QueryResult<()>;
 
-    /// The first `limit` events that tell the present states, in the order of the log. Each has the place of
-    /// the event that it repeats.
+    /// Returns the first `limit` events that represent the current states, in the order of the log. Each has the place of
+    /// the subject's original event.
     fn snapshot(
         &self,
         conn: &mut SqliteConnection,
@@ -114,10 +115,10 @@ pub(super) trait Table: Sync {
         selection: &Selection<'_>,
     ) -> QueryResult<Told>;
 
-    /// What a list is read from.
+    /// Returns the sources from which a list is read.
     fn sources<'a>(&self, query: &'a ListQuery) -> Vec<Source<'a>>;
 
-    /// The next `rows` rows of sources of a list, or few more.
+    /// Returns the next `rows` rows from the sources of a list, or slightly more.
     fn window<'a>(
         &self,
         conn: &mut SqliteConnection,
@@ -127,8 +128,8 @@ pub(super) trait Table: Sync {
         rows: usize,
     ) -> QueryResult<Window<'a>>;
 
-    /// Those listed, in the query's order, of a list that its sources have by their indexes: one more than its limit, or so many
-    /// that their bytes are beyond those of a page, if there are so many.
+    /// Returns the subjects of a list that indexes serve completely, in the query's order: one more than its limit, or as
+    /// many as exceed the byte limit of a page, if there are that many.
     fn list(
         &self,
         conn: &mut SqliteConnection,
@@ -136,7 +137,7 @@ pub(super) trait Table: Sync {
         query: &ListQuery,
     ) -> QueryResult<Vec<(SubjectId, Stored)>>;
 
-    /// The same of any list, of the rows of a window that have `wanted` among their texts.
+    /// The same for any list, from the rows of a window that contain `wanted` in their texts.
     fn search(
         &self,
         conn: &mut SqliteConnection,
@@ -146,12 +147,12 @@ pub(super) trait Table: Sync {
         wanted: Option<&str>,
     ) -> QueryResult<Vec<(SubjectId, Stored)>>;
 
-    /// The table of the parts of its subjects, if they have any.
+    /// Returns the table of its subjects' parts, if they have any.
     fn parts(&self) -> Option<&'static dyn Parts> {
         None
     }
 
-    /// How many ended in one way since a moment.
+    /// Returns how many subjects have ended with one status since a given time.
     fn ended_since(
         &self,
         _: &mut SqliteConnection,
@@ -162,7 +163,7 @@ pub(super) trait Table: Sync {
         Ok(0)
     }
 
-    /// For a kind that has ticks.
+    /// Returns the last events of subjects, for a kind that has ticks.
     fn last_events(
         &self,
         _: &mut SqliteConnection,
@@ -172,7 +173,7 @@ pub(super) trait Table: Sync {
         Ok(HashMap::new())
     }
 
-    /// What the newest subjects of a category teach that ended well, newest first.
+    /// Returns the history of the newest successfully completed subjects of a category, newest first.
     fn past(
         &self,
         _: &mut SqliteConnection,
@@ -183,7 +184,7 @@ pub(super) trait Table: Sync {
         Ok(Vec::new())
     }
 
-    /// Those that ended in one way, the last first.
+    /// Returns the subjects that ended with one status, most recently ended first.
     fn ended(
         &self,
         _: &mut SqliteConnection,
@@ -194,7 +195,7 @@ pub(super) trait Table: Sync {
         Ok(Vec::new())
     }
 
-    /// How many ended in each way since a moment, by the hour: its number since 1970, the status, the count.
+    /// Counts how subjects have ended since a given time, by hour: the hour's number since 1970, the status, the count.
     fn endings(
         &self,
         _: &mut SqliteConnection,
@@ -204,7 +205,7 @@ pub(super) trait Table: Sync {
         Ok(Vec::new())
     }
 
-    /// Who holds what only one may hold.
+    /// Returns the holder of an exclusive resource.
     fn holder(
         &self,
         _: &mut SqliteConnection,
@@ -214,7 +215,7 @@ pub(super) trait Table: Sync {
         Ok(None)
     }
 
-    /// Subjects that wait to be looked at, the longest overdue first.
+    /// Returns the subjects that are due for a check, longest overdue first.
     fn overdue(
         &self,
         _: &mut SqliteConnection,
@@ -235,25 +236,25 @@ pub(super) trait Table: Sync {
     }
 }
 
-/// Milliseconds of an hour.
+/// Milliseconds per hour.
 pub(super) const HOUR_MILLIS: i64 = 3_600_000;
 
-/// A time as it is stored.
+/// Converts a time to its stored form.
 pub(super) fn millis(at: DateTime<Utc>) -> i64 {
     at.timestamp_millis()
 }
 
-/// A stored time.
+/// Converts a stored time.
 pub(super) fn from_millis(millis: i64) -> QueryResult<DateTime<Utc>> {
     DateTime::from_timestamp_millis(millis).ok_or_else(|| unreadable("a time"))
 }
 
-/// A moment of uptime as it is stored.
+/// Converts an uptime to its stored form.
 pub(super) fn uptime_millis(at: Uptime) -> i64 {
     at.millis().try_into().unwrap_or(i64::MAX)
 }
 
-/// A stored moment of uptime.
+/// Converts a stored uptime.
 pub(super) fn uptime(millis: i64) -> QueryResult<Uptime> {
     let millis = millis.try_into();
     millis
@@ -261,29 +262,29 @@ pub(super) fn uptime(millis: i64) -> QueryResult<Uptime> {
         .map_err(|_| unreadable("an uptime"))
 }
 
-/// A stored value that this program did not write.
+/// Returns the error for a stored value that this program cannot have written.
 pub(super) fn unreadable(what: &str) -> diesel::result::Error {
     diesel::result::Error::DeserializationError(
         format!("the database holds {what} that cannot be read").into(),
     )
 }
 
-/// Stored JSON, as it is.
+/// Converts stored JSON without parsing it.
 pub(super) fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
     RawValue::from_string(json.into_owned())
         .map(Arc::from)
         .map_err(|_| unreadable("JSON"))
 }
 
-/// The present states that a table tells.
+/// The current states that a table contributes to a snapshot.
 pub(super) struct Told {
     /// In the order of the log.
     pub(super) events: Vec<Event>,
-    /// Everything that is selected up to here is among them.
+    /// Every selected state up to this `seq` is included.
     pub(super) through: u64,
 }
 
-/// Makes the methods of [`Table`] that every table has: `load`, `write`, `sources`, `window`, `list` and `search`.
+/// Generates the methods of [`Table`] that every table has: `load`, `write`, `sources`, `window`, `list` and `search`.
 macro_rules! any_table {
     (
         $table:ident by $id:ident as $row:ident, written by $upsert:ident from $of_state:ident,
@@ -336,7 +337,7 @@ macro_rules! any_table {
         ) -> QueryResult<$crate::store::sqlite::lists::Window<'a>> {
             let newest_first = query.order == crate::log::Order::Newest;
             let last_of_each = signed((rows / sources.len().max(1)).max(1)) - 1;
-            // The nearest of the places where each source's rows end.
+            // The first of the places at which the sources' rows end.
             let mut end: Option<(i64, i64)> = None;
             for source in &sources {
                 let select = $crate::store::sqlite::table::rows_of!(
@@ -412,7 +413,7 @@ macro_rules! any_table {
             for (source, seqs) in &window.parts {
                 let before = found.len();
                 let mut bytes = 0;
-                // Row by row: whatever index is taken, none is read that is not in the window.
+                // Each row individually: whichever index SQLite chooses, it reads no row outside the window.
                 for part in seqs.chunks($crate::config::SEARCH_PART_ROWS) {
                     let mut select = $table::table
                         .filter($table::school_id.eq(school.get()))
@@ -451,7 +452,7 @@ macro_rules! any_table {
     };
 }
 
-/// Sorts subjects as a list has them, and leaves one more than its limit.
+/// Sorts subjects in the order of a list, and keeps one more than its limit.
 macro_rules! in_order {
     ($found:ident, $query:ident) => {
         $found.sort_unstable_by_key(|(_, stored)| match $query.order {
@@ -462,7 +463,7 @@ macro_rules! in_order {
     };
 }
 
-/// What an index has of a source, in the order of a list.
+/// Reads the index entries of a source, in the order of a list.
 macro_rules! rows_of {
     (
         $table:ident, $school:ident, $query:ident, $source:ident,
@@ -498,8 +499,8 @@ macro_rules! rows_of {
     }};
 }
 
-/// Makes the methods of [`Table`] for subjects that end and are told by one event: `snapshot`, `last_events`, `ended` and
-/// `sweep`, and `overdue` of those that are checked by a command.
+/// Generates the methods of [`Table`] for subjects that end and are represented by one event: `snapshot`, `last_events`,
+/// `ended` and `sweep`, and `overdue` for those that a command checks.
 macro_rules! table_of_what_ends {
     (
         $table:ident by $id:ident as $row:ident, kind $kind:expr, category [$($category:ident)?],
@@ -516,7 +517,7 @@ macro_rules! table_of_what_ends {
                 told.push(stored.snapshot(epoch, (selection.school, $kind, id), Utc::now()));
             };
             if let Some(subjects) = &selection.subjects {
-                // Their places first: of many large ones, those of this page alone are read.
+                // The places first: if many subjects are large, only those of this page are read.
                 let mut places: Vec<(i64, &SubjectId)> = Vec::new();
                 for subject in subjects {
                     let row = $table::table.find((selection.school.get(), subject.as_str()));
@@ -540,7 +541,7 @@ macro_rules! table_of_what_ends {
                 }
                 return Ok(selection.first_of(told, through));
             }
-            // Of what goes on, and of each way to end: each by an index in the order of the log.
+            // Active subjects and each terminal status are read separately, each by an index in the order of the log.
             let wanted = |status: &&str| {
                 let statuses = &selection.filter.statuses;
                 statuses.is_empty() || statuses.contains(*status)
@@ -592,7 +593,7 @@ macro_rules! table_of_what_ends {
                     let place = stored.last.seq;
                     tell(id, stored);
                     if bytes > $crate::config::READ_PAGE_BYTES {
-                        // It may go on: the page ends here at the latest.
+                        // This source may have more: the page ends here at the latest.
                         through = through.min(place);
                         break;
                     }
@@ -679,7 +680,7 @@ macro_rules! table_of_what_ends {
     };
 }
 
-/// Subjects whose `check_uptime` has come.
+/// Returns the subjects whose `check_uptime` has been reached.
 macro_rules! overdue_rows {
     ($conn:ident, $table:ident by $id:ident, $now:ident, $limit:ident, $check:expr) => {{
         let rows: Vec<(i64, String)> = $table::table
@@ -699,7 +700,7 @@ macro_rules! overdue_rows {
     }};
 }
 
-/// One condition or another.
+/// Combines conditions with OR.
 macro_rules! either {
     ($only:expr) => { $only };
     ($first:expr, $($rest:expr),+) => { $first$(.or($rest))+ };

@@ -7,14 +7,15 @@
 //!                                                 many short reads
 //! ```
 //!
-//! A *short* read is served by an index and returns a page; it comes first. A *walk* looks through rows for those that fit, a window at a
-//! time, and asks for a turn for each window. Within either line, askers are served in turn, whatever number of reads each has waiting:
-//! nobody waits for more than one read or window of each other asker. An asker is a school's requests, its streams, or the server itself.
+//! A *short* read is served by an index and returns a page; it comes first. A *walk* scans rows for those that match, one
+//! window at a time, and requests a turn for each window. Within each of the two lines, the turns go round between the
+//! askers, however many reads each of them has waiting. So no asker waits for more than one read or window of each other
+//! asker. An asker is a school's requests, its streams, or the server itself.
 //!
-//! What waits is bounded (invariant 6): a request beyond a bound is refused; streams have a bound of their own, and the
-//! server's own tasks ask one by one. A read whose future is dropped gives up its place at once.
+//! The number of waiting reads is bounded (invariant 6): a request beyond a limit is rejected; streams have a separate
+//! limit, and the server's own tasks read one at a time. A read whose future is dropped gives up its place immediately.
 //!
-//! Deliberately absent: time. How long a window takes is the business of [`super::readers`].
+//! Deliberately absent: time. [`super::readers`] determines how long a window takes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,10 +27,10 @@ use crate::config::SHORT_READS_PER_WALK;
 use crate::id::SchoolId;
 use crate::log::{StoreError, Waiting};
 
-/// For whom something is read.
+/// On whose behalf a read is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Asker {
-    /// The server itself: its clock, notifiers, figures.
+    /// The server itself: its clock, notifiers and metrics.
     Server,
     /// Requests about a school.
     Requests(SchoolId),
@@ -37,29 +38,29 @@ pub(super) enum Asker {
     Streams(SchoolId),
 }
 
-/// Which line a read stands in.
+/// The line in which a read waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Length {
     /// Served by an index.
     Short,
-    /// A window of a walk.
+    /// One window of a walk.
     Window,
 }
 
-/// How many there may be.
+/// The limits of the readers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// Connections.
+    /// The number of connections.
     pub(super) connections: usize,
-    /// Connections that walk at a time.
+    /// The maximum number of connections that run walks at the same time.
     pub(super) walking: usize,
-    /// Requests that wait.
+    /// The maximum number of waiting requests.
     pub(super) waiting: usize,
-    /// Requests that wait for a school's reads.
+    /// The maximum number of waiting requests about one school.
     pub(super) waiting_of_school: usize,
 }
 
-/// See the module's page.
+/// See the [module-level documentation](self).
 pub(super) struct Turns {
     bounds: Bounds,
     state: Mutex<State>,
@@ -71,24 +72,25 @@ struct State {
     walking: usize,
     short: Line,
     windows: Line,
-    /// Short reads in a row that were served while a walk waited.
+    /// Consecutive short reads that were served while a walk was waiting.
     short_in_a_row: usize,
-    /// Requests that wait, by school.
+    /// Waiting requests by school.
     waiting: HashMap<SchoolId, usize>,
     waiting_in_all: usize,
     next_place: u64,
 }
 
-/// Those who wait for the same.
+/// The reads that wait in one line.
 #[derive(Default)]
 struct Line {
-    /// Each asker that has a queue, once.
+    /// Each asker that has a queue, once, in the order of their turns.
     order: VecDeque<Asker>,
-    /// By place, oldest first. A queue may be empty: it is removed when its asker's turn comes.
+    /// Each asker's waiting reads by place, oldest first. A queue can be empty: it is removed when its asker's turn
+    /// comes.
     queues: HashMap<Asker, BTreeMap<u64, oneshot::Sender<Turn>>>,
 }
 
-/// A connection may be used until this is dropped.
+/// Permission to use a connection until this is dropped.
 pub(super) struct Turn {
     turns: Arc<Turns>,
     length: Length,
@@ -105,7 +107,7 @@ impl Drop for Turn {
     }
 }
 
-/// A place in a line, given up when it is dropped.
+/// A place in a line, which is given up when this is dropped.
 struct Place {
     turns: Arc<Turns>,
     asker: Asker,
@@ -117,7 +119,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.turns.state();
         let queue = state.line(self.length).queues.get_mut(&self.asker);
-        // It is gone if the turn came.
+        // The entry is gone if the turn was granted.
         if queue.is_some_and(|queue| queue.remove(&self.number).is_some()) {
             state.has_left(self.asker);
         }
@@ -142,7 +144,7 @@ impl Turns {
         }
     }
 
-    /// Waits for a turn. A request is refused if as many wait as may, unless it goes on with what it has begun.
+    /// Waits for a turn. A request is rejected if a limit on waiting requests is reached, unless it continues a walk.
     pub(super) async fn take(
         self: &Arc<Self>,
         asker: Asker,
@@ -173,12 +175,12 @@ impl Turns {
         turn
     }
 
-    /// How many windows were begun.
+    /// Returns how many windows have been started.
     pub(super) fn windows(&self) -> u64 {
         self.windows.load(Ordering::Relaxed)
     }
 
-    /// How many requests wait.
+    /// Returns how many requests are waiting.
     pub(super) fn waiting(&self) -> usize {
         self.state().waiting_in_all
     }
@@ -187,7 +189,7 @@ impl Turns {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives free connections to those whose turn it is.
+    /// Grants free connections to the next reads.
     fn serve(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         let mut granted = Vec::new();
         while let Some((length, grant)) = state.next(&self.bounds) {
@@ -202,7 +204,7 @@ impl Turns {
                 turns: Arc::clone(self),
                 length,
             };
-            // The one who asked may have gone just now: then the turn is dropped here, and the next one has it.
+            // The caller may just have gone: then the turn is dropped here, and the next read gets it.
             let _ = grant.send(turn);
         }
     }
@@ -249,7 +251,7 @@ impl State {
         }
     }
 
-    /// Whose turn it is, if a connection is free for him.
+    /// Returns the next read, if a connection is free for it.
     fn next(&mut self, bounds: &Bounds) -> Option<(Length, oneshot::Sender<Turn>)> {
         if self.free == 0 {
             return None;
@@ -334,7 +336,7 @@ mod tests {
         Asker::Requests(number.try_into().unwrap())
     }
 
-    /// Asks, and looks once whether the turn has come.
+    /// Requests a turn, and polls once.
     fn ask(turns: &Arc<Turns>, asker: Asker, length: Length) -> (Asked, Option<Turn>) {
         let turns = Arc::clone(turns);
         let mut asked: Asked = Box::pin(async move { turns.take(asker, length, false).await });

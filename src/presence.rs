@@ -202,7 +202,7 @@ impl Presence {
         Ok(leases.beat(&address, now))
     }
 
-    /// Adds to another client's report when the device was last heard from, which the store may not know yet.
+    /// Adds the time at which the device was last heard from to another client's report. The store may not know it yet.
     pub fn complete(&self, school: SchoolId, envelope: &mut Envelope) {
         let kind::Command::Device(Command::Report(report)) = &mut envelope.command else {
             return;

@@ -168,7 +168,7 @@ pub struct Info {
 pub struct Device {
     /// The display name.
     pub name: Option<Arc<str>>,
-    /// Whether it is online.
+    /// Its status.
     pub status: Status,
     /// When it was last heard from; kept when it goes offline.
     pub last_seen: Option<DateTime<Utc>>,
@@ -254,7 +254,7 @@ pub fn apply(
                 (None, Status::Online) => Some(context.now),
                 (None, Status::Offline | Status::Unknown) => None,
             };
-            // It was heard elsewhere, whether or not this server was running.
+            // Another program heard from the device, whether or not this server was running.
             let heard = |at: DateTime<Utc>| Heard {
                 at,
                 uptime: context

@@ -11,8 +11,8 @@ use crate::id::SchoolId;
 use crate::reserve::Reserved;
 use crate::throttle::Debts;
 
-/// A byte limit for the events that the commands of one request produce or are answered with. The request and its part in
-/// the store share it, and it lives until both have released it; so does the memory reserved for them.
+/// A byte limit for the events that the commands of one request produce or are answered with. The request and its
+/// commands in the store share it, and it lives until both have released it; so does the memory reserved for them.
 #[derive(Default)]
 pub struct Allowance {
     /// The limit; `None` if there is none.

@@ -138,7 +138,7 @@ pub struct PartPage {
     pub head: Place,
 }
 
-/// A subject that has been silent for too long and must be checked.
+/// A subject that is due for a check, for example because it has been silent.
 #[derive(Debug, Clone)]
 pub struct Overdue {
     /// Its school.

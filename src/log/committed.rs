@@ -67,8 +67,8 @@ impl Committed {
         (committed, batches)
     }
 
-    /// Sends a batch. Must be called after its commit and before its commands are answered, so that a client with an
-    /// answer finds the batch in flight. Fails if the receiver is gone.
+    /// Sends a batch. Must be called after its commit and before its commands are answered, so that the batch is in
+    /// flight when a client has its answer. Fails if the receiver is gone.
     pub async fn send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
         // Recorded only once there is room: a caller can be cancelled while it waits for room.
         let place = self

@@ -23,7 +23,7 @@ use crate::kind::{self, Context, Limits, Outcome, Part, RuleError, State};
 pub struct Rules {
     /// The epoch of the events.
     pub epoch: Epoch,
-    /// Bounds on what producers may send.
+    /// Limits on what producers can send.
     pub limits: Limits,
     /// How many subjects of a kind a school can have, and the setting that limits them, if there is one.
     pub most: Vec<(Kind, u64, Option<&'static str>)>,

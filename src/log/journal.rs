@@ -26,7 +26,7 @@ pub struct Page {
     pub floor: u64,
 }
 
-/// Where a school's log begins and ends.
+/// The bounds of a school's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bounds {
     /// The newest event's place; 0 if there is none.
@@ -40,7 +40,7 @@ pub struct Bounds {
 pub struct Stretch {
     /// The events, without gaps.
     pub events: Vec<Arc<Event>>,
-    /// Every event up to this `seq` that is kept is contained.
+    /// The stretch contains every event up to this `seq` that has not been removed.
     pub through: u64,
     /// The school's newest `seq` when the stretch was read.
     pub head: u64,

@@ -50,7 +50,7 @@ pub type Part = Violation;
 pub static SAMPLE: EventType = EventType::new("sample");
 /// A rule was broken.
 pub static VIOLATION: EventType = EventType::new("violation").beside_ticks();
-/// A violation was acknowledged. Everyone who watches the process receives it.
+/// A violation was acknowledged. Subscribers to any characteristic receive it.
 pub static ACK_UPDATE: EventType = EventType::new("ack_update").beside_ticks().wide();
 /// The limits in force changed, or a baseline was started.
 pub static CONTROL_LIMITS: EventType = EventType::new("control_limits").beside_ticks();

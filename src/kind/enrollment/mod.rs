@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Steps can be skipped forwards; a step back starts the next scan, with a higher `attempt`. Progress is 0, 33 or 66 by
-//! status. If the session has `total_attempts`, progress instead counts 33 for each completed scan. It never falls. A
-//! device has one session at a time. A session whose device is silent for a whole lease ends with `timeout`. As with
+//! status. If the session has `total_attempts`, progress instead counts 33 for each completed scan. Progress never falls.
+//! A device has one session at a time. A session whose device is silent for a whole lease ends with `timeout`. As with
 //! jobs, the silence is measured in [uptime](crate::uptime) and checked lazily ([`Session::check_uptime`]).
 
 mod command;

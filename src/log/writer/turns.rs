@@ -6,8 +6,9 @@
 //! 1. A *fresh* school, which has no commands left from an earlier turn, comes first. A commit with fresh schools also
 //!    serves one of the *backlogged* schools, so that none of them waits forever; a commit without fresh schools serves
 //!    as many backlogged ones as it has room for.
-//! 2. A commit's work takes about [`COMMIT_WORK`], and never exceeds [`GROUP_MAX_BYTES`] or [`GROUP_MAX_COMMANDS`]: the
-//!    room is halved after a commit that took longer, and doubled after a full commit that was fast.
+//! 2. A commit's work should take about [`COMMIT_WORK`], and its room is never larger than [`GROUP_MAX_BYTES`] and
+//!    [`GROUP_MAX_COMMANDS`]: the room is halved after a commit that took longer, and doubled after a full commit that
+//!    was fast.
 //! 3. While several schools wait, each gets one of [`TURNS_PER_GROUP`] equal shares of the room.
 //! 4. Within a school, commands keep the order of submission.
 

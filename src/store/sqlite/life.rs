@@ -2,8 +2,8 @@
 //!
 //! Each opening and each clean shutdown increments the *generation*. The lock file contains the last one
 //! ([`super::lock`]), so an older copy in the database's place is recognised. Such a copy is opened: the tags in cursors
-//! identify the readers that have seen events that it lacks. A database is rejected only if the operator might lose more
-//! than they know: if it is a different database, or one without its journal.
+//! identify the readers that have seen events that it lacks. A database is rejected only where opening it could lose data
+//! without the operator noticing: a different database, or one without its journal.
 
 use diesel::migration::{Migration, MigrationSource};
 use diesel::prelude::*;

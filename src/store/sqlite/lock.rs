@@ -32,7 +32,7 @@ const RECORD_MAX_BYTES: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) epoch: Epoch,
-    /// How often it had been opened and closed.
+    /// Its generation: how often it had been opened and closed.
     pub(super) generation: u64,
     /// The file as it was after its last connection was closed. `None` while one is open, and after the process was
     /// killed.

@@ -18,7 +18,7 @@ use crate::id::Epoch;
 
 pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
 
-/// A database that cannot be opened. The server does not start, and never makes a new one in its place.
+/// A database that cannot be opened. The server does not start, and never creates a new one in its place.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A file or folder cannot be accessed.

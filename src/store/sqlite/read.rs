@@ -1,5 +1,5 @@
-//! Reads the log and the current states, one page at a time. An index serves every query here in the order of its
-//! results; `EXPLAIN QUERY PLAN` must show neither a sort nor a scan.
+//! Reads the log and the current states, one page at a time. Every query here is served by an index that returns the rows
+//! in the required order; `EXPLAIN QUERY PLAN` must show neither a sort nor a scan.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -155,8 +155,8 @@ enum Source<'a> {
     Wide(Kind),
 }
 
-/// Returns where the events of a scope are found. A scope that contains only single subjects reads each of them by the
-/// index on subjects, however many events the rest of the school has.
+/// Returns the sources that contain the events of a scope. A scope that contains only single subjects reads each of them
+/// by the index on subjects, however many events the rest of the school has.
 fn sources(scope: &Scope) -> Vec<Source<'_>> {
     let mut sources: Vec<_> = scope.wide().map(Source::Wide).into_iter().collect();
     for channel in scope.channels() {

@@ -192,7 +192,7 @@ impl Readers {
     }
 
     /// Closes the connections once the reads in progress have finished; if those take long, after this function has
-    /// returned. When the last connection is closed, SQLite merges the journal into the database.
+    /// returned. When the last connection is closed, SQLite checkpoints the journal into the database.
     pub(super) async fn close(&self) {
         let Some((open, closed)) = self.opened().take() else {
             return;

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! A *short* read is served by an index and returns a page; it comes first. A *walk* scans rows for those that match, one
-//! window at a time, and requests a turn for each window. Within each of the two lines, the turns go round between the
-//! askers, however many reads each of them has waiting. So no asker waits for more than one read or window of each other
-//! asker. An asker is a school's requests, its streams, or the server itself.
+//! window at a time, and requests a turn for each window. Within each of the two lines, askers are served round-robin,
+//! however many reads each of them has waiting. So no asker waits for more than one read or window of each other asker.
+//! An asker is a school's requests, its streams, or the server itself.
 //!
 //! The number of waiting reads is bounded (invariant 6): a request beyond a limit is rejected; streams have a separate
 //! limit, and the server's own tasks read one at a time. A read whose future is dropped gives up its place immediately.

@@ -5,8 +5,8 @@
 //! they were, and none once this job clearly differs from them. Their course is used as well: if such jobs spend most of
 //! their time on the last tenth, so will this one.
 //!
-//! - Seconds and percent are counted from the attempt's *first* value: an attempt that continues from 60 % did not do 60
-//!   % in no time.
+//! - Seconds and percent are counted from the attempt's *first* value: an attempt that continues from 60 % did not do
+//!   those 60 % instantly.
 //! - Reports without progress, such as messages and repeated values, change nothing; only time passes.
 //! - Until the next step is due, the estimated end does not move. After that it moves away, by as much as such a silence
 //!   usually lasts.
@@ -65,7 +65,7 @@ const VARIANCE_MAX: f64 = 0.96;
 const LIKE_OTHERS: f64 = 0.8;
 /// The density of jobs that are unlike the earlier ones, over the logarithm of their duration.
 const UNLIKE_DENSITY: f64 = 0.25;
-/// 80 % of a normal distribution are within this many standard deviations of the mean.
+/// 80 % of a normal distribution is within this many standard deviations of the mean.
 const RANGE: f64 = 1.2816;
 /// The minimum standard deviation of the logarithm of the remaining time.
 const DEVIATION_MIN: f64 = 0.01;
@@ -436,9 +436,9 @@ impl Estimator {
         least.max(most.min(OVERDUE_MAX * overdue))
     }
 
-    /// Returns how likely it is that pauses of `secs` recur. It is likelier the earlier in the job the first one came,
+    /// Returns how likely pauses of `secs` are to recur. This is more likely the earlier in the job the first one came,
     /// and the less has been done since: the alternatives are a pause that recurs up to [`RECURRENCES_MAX`] times
-    /// (uniformly distributed over the logarithm of that number), and a single pause anywhere. It is also likelier the
+    /// (uniformly distributed over the logarithm of that number), and a single pause anywhere. It is also more likely the
     /// more the pauses outweigh the work.
     fn recurrence(&self, secs: f64) -> f64 {
         let base = self

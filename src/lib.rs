@@ -63,7 +63,7 @@
 //!  9  app/                             permissions and rate limits of publishing and subscribing
 //!  8  subscribe/ dispatch.rs           a connection's stream; committed events for every consumer of the log
 //!     presence.rs notify/ watchdog.rs  leases of devices; webhooks, e-mail, MQTT; timers
-//!     vitals.rs refusals.rs            metrics; logging of rejected requests
+//!     metrics.rs refusals.rs            metrics; logging of rejected requests
 //!  7  feed/ publish.rs                 follows the logs, replays; commands in, receipts out
 //!  6  store/                           databases
 //!  5  log/ hub/                        ports of a store, decisions │ in-memory fan-out
@@ -117,6 +117,7 @@ pub mod hub;
 pub mod id;
 pub mod kind;
 pub mod log;
+pub mod metrics;
 pub mod notify;
 mod number;
 pub mod presence;
@@ -132,7 +133,6 @@ mod sync;
 pub mod tasks;
 pub mod throttle;
 pub mod uptime;
-pub mod vitals;
 pub mod wall_clock;
 pub mod watchdog;
 pub mod wire;

@@ -26,8 +26,8 @@ use crate::event::{Draft, Event};
 use crate::failures::Failures;
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::device::{
-    self, CLOCK_SKEW_SECS, Command, Device, GOOD_BEATS, Heard, InfoUpdate, Standing, Status,
-    StatusUpdate, is_leased_anew,
+    self, CLOCK_SKEW_SECS, Command, Device, HEARTBEATS_TO_ONLINE, Heard, InfoUpdate, Standing,
+    Status, StatusUpdate, is_leased_anew,
 };
 use crate::kind::{self, State};
 use crate::log::{CommandError, Envelope, Store, StoreError};
@@ -84,7 +84,7 @@ struct Lease {
 
 /// The answer to a heartbeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Beat {
+pub struct HeartbeatAnswer {
     /// The device's status after it.
     pub status: Status,
     /// When the heartbeat was received.
@@ -95,7 +95,7 @@ pub struct Beat {
 
 /// A heartbeat, as it is answered and as it is saved.
 struct Renewed {
-    told: Beat,
+    told: HeartbeatAnswer,
     heard: Heard,
 }
 
@@ -143,7 +143,7 @@ impl Presence {
         &self,
         school: SchoolId,
         devices: &[SubjectId],
-    ) -> Result<Vec<Result<Beat, CommandError>>, StoreError> {
+    ) -> Result<Vec<Result<HeartbeatAnswer, CommandError>>, StoreError> {
         let mut beats = Vec::with_capacity(devices.len());
         let mut arriving = Vec::new();
         for device in devices {
@@ -405,7 +405,12 @@ impl Leases {
     /// Adds a lease that starts at `leased` for a stored device, unless it already has one.
     fn hold(&mut self, address: Address, device: &Device, leased: Uptime) {
         let (status, lease_secs) = device.standing();
-        self.insert(address, (status, lease_secs), leased, device.told_status.0);
+        self.insert(
+            address,
+            (status, lease_secs),
+            leased,
+            device.reported_status.0,
+        );
     }
 
     fn insert(&mut self, address: Address, standing: Standing, leased: Uptime, seq: u64) {
@@ -453,12 +458,12 @@ impl Leases {
             };
             queue.push(address.clone());
         }
-        let told = Beat {
+        let told = HeartbeatAnswer {
             status: held.status,
             seen_at: heard.at,
             expires_at: heard.at + lease(held.lease_secs),
         };
-        let arrives = held.status != Status::Online && held.beats >= GOOD_BEATS;
+        let arrives = held.status != Status::Online && held.beats >= HEARTBEATS_TO_ONLINE;
         Some((Renewed { told, heard }, arrives))
     }
 

@@ -23,7 +23,7 @@ impl Filter {
 
     /// Whether the filter selects an event. A filter without categories selects every wide event, regardless of its
     /// subject's status, because wide events concern every listener of their kind.
-    pub fn lets_through(&self, event: &Event) -> bool {
+    pub fn matches(&self, event: &Event) -> bool {
         let draft = &event.draft;
         let is_wide = draft.event_type.wide && self.categories.is_empty();
         is_wide || self.passes(draft.status, draft.category.as_deref())
@@ -74,7 +74,7 @@ impl Scope {
 
     /// Returns the scope with snapshots that contain only active subjects. The live events of subjects that end later
     /// are still included.
-    pub fn of_what_goes_on(self) -> Scope {
+    pub fn with_active_only(self) -> Scope {
         Scope {
             active_only: true,
             ..self
@@ -133,20 +133,20 @@ impl Scope {
     }
 
     /// Whether the scope includes the event.
-    pub fn hears(&self, event: &Event) -> bool {
+    pub fn matches(&self, event: &Event) -> bool {
         let hears_wide = || {
             event.draft.event_type.wide
                 && self.wide == Some(event.kind)
                 && self.school == event.school
-                && self.filter.lets_through(event)
+                && self.filter.matches(event)
         };
-        self.hears_on_a_channel(event) || hears_wide()
+        self.matches_a_channel(event) || hears_wide()
     }
 
     /// Whether one of the channels includes the event.
-    pub fn hears_on_a_channel(&self, event: &Event) -> bool {
+    pub fn matches_a_channel(&self, event: &Event) -> bool {
         self.school == event.school
-            && self.filter.lets_through(event)
+            && self.filter.matches(event)
             && self.channels.iter().any(|channel| match channel {
                 Channel::School(school) => *school == self.school,
                 Channel::Collection(kind) => *kind == event.kind,

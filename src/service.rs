@@ -15,6 +15,7 @@ use crate::dispatch::{self, Dispatcher};
 use crate::feed::Feed;
 use crate::hub::Hub;
 use crate::log::{Committed, Log, Store, StoreError};
+use crate::metrics::Metrics;
 use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
@@ -22,8 +23,7 @@ use crate::refusals::Refusals;
 use crate::store::sqlite::{self, OpenError, SqliteStore};
 use crate::subscribe::Subscriber;
 use crate::tasks::{Task, Tasks};
-use crate::throttle::{Debts, Pace, Throttle};
-use crate::vitals::Vitals;
+use crate::throttle::{Debts, RateLimit, Throttle};
 use crate::watchdog;
 
 /// Why the server cannot start.
@@ -86,7 +86,7 @@ pub struct Tidings {
     subscriptions: Arc<SubscribeService>,
     presence: Arc<Presence>,
     notifiers: Arc<Notifiers>,
-    vitals: Arc<Vitals>,
+    metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
     committed: Committed,
     stopping: Arc<Stopping>,
@@ -132,7 +132,7 @@ impl Tidings {
             Arc::clone(&store) as Arc<dyn Log>,
             committed.clone(),
         ));
-        let debts = Arc::new(Debts::new(Pace::of_producing(&settings)));
+        let debts = Arc::new(Debts::new(RateLimit::for_event_bytes(&settings)));
         let publisher = Publisher::new(Arc::clone(&store), Arc::clone(&debts));
         let presence = Arc::new(Presence::new(Arc::clone(&store), publisher.clone()));
         let notifiers = Arc::new(Notifiers::new(&store, &feed, all));
@@ -152,11 +152,11 @@ impl Tidings {
         dispatching.supervise(Task::new(dispatch::NAME).ends_itself(), move || {
             Arc::clone(&dispatcher).run()
         });
-        let vitals = Arc::<Vitals>::default();
+        let metrics = Arc::<Metrics>::default();
         let refusals = Arc::<Refusals>::default();
         let stopping = Arc::new(Stopping::new(settings.reconnect_spread_ms));
         let subscriber = Subscriber::new(feed, Arc::clone(&hub), &settings);
-        let rates = Throttle::new(Pace::of_publishing(&settings));
+        let rates = Throttle::new(RateLimit::for_publishing(&settings));
         let settings = Arc::new(settings);
         let publications = PublishService::new(
             Arc::clone(&store),
@@ -171,7 +171,7 @@ impl Tidings {
             Arc::clone(&keys),
             subscriber,
             Arc::clone(&stopping),
-            (Arc::clone(&vitals), Arc::clone(&refusals)),
+            (Arc::clone(&metrics), Arc::clone(&refusals)),
             Arc::clone(&settings),
         );
         let tidings = Tidings {
@@ -180,7 +180,7 @@ impl Tidings {
             subscriptions: Arc::new(subscriptions),
             presence,
             notifiers,
-            vitals,
+            metrics,
             refusals,
             settings,
             store,
@@ -216,10 +216,10 @@ impl Tidings {
         });
         let (store, hub) = (Arc::clone(&self.store), Arc::clone(&self.hub));
         let committed = self.committed.clone();
-        let vitals = Arc::clone(&self.vitals);
+        let metrics = Arc::clone(&self.metrics);
         self.supervise("metrics", move || {
             let (store, hub) = (Arc::clone(&store), Arc::clone(&hub));
-            Arc::clone(&vitals).watch(store, hub, committed.clone())
+            Arc::clone(&metrics).watch(store, hub, committed.clone())
         });
         let refusals = Arc::clone(&self.refusals);
         self.supervise("refusals", move || Arc::clone(&refusals).watch());
@@ -273,8 +273,8 @@ impl Tidings {
     }
 
     /// Returns the server's metrics.
-    pub fn vitals(&self) -> &Vitals {
-        &self.vitals
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Returns the log of rejected requests.

@@ -14,7 +14,7 @@ use crate::id::SchoolId;
 
 /// A rate limit: a rate and a burst size.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Pace {
+pub struct RateLimit {
     per_second: f64,
     burst: f64,
 }
@@ -32,7 +32,7 @@ type Who = (SchoolId, Arc<str>);
 /// A bucket for each school, which is charged afterwards.
 pub struct Debts {
     /// `None` means no limit.
-    pace: Option<Pace>,
+    pace: Option<RateLimit>,
     /// Buckets of the most recent schools. A school that is evicted owes nothing.
     buckets: Mutex<LruCache<SchoolId, Bucket>>,
 }
@@ -40,35 +40,35 @@ pub struct Debts {
 /// A bucket for each user.
 pub struct Throttle {
     /// `None` means no limit.
-    pace: Option<Pace>,
+    pace: Option<RateLimit>,
     /// Buckets of the most recent users. A user who is evicted has a full bucket again.
     buckets: Mutex<LruCache<Who, Bucket>>,
 }
 
-impl Pace {
+impl RateLimit {
     /// Creates a limit of this rate and burst size. Returns `None` if the rate is 0, which means no limit.
-    pub fn new(per_second: u32, burst: u32) -> Option<Pace> {
-        (per_second > 0).then(|| Pace {
+    pub fn new(per_second: u32, burst: u32) -> Option<RateLimit> {
+        (per_second > 0).then(|| RateLimit {
             per_second: per_second.into(),
             burst: burst.max(per_second).into(),
         })
     }
 
     /// Returns the rate limit for publishing, for each user of a school.
-    pub fn of_publishing(settings: &Settings) -> Option<Pace> {
+    pub fn for_publishing(settings: &Settings) -> Option<RateLimit> {
         let batch = u32::try_from(settings.batch_limit_commands).unwrap_or(u32::MAX);
-        Pace::new(settings.publishes_per_sec, batch)
+        RateLimit::new(settings.publishes_per_sec, batch)
     }
 
     /// Returns the rate limit for the bytes of events that a school produces.
-    pub fn of_producing(settings: &Settings) -> Option<Pace> {
-        Pace::new(settings.event_bytes_per_sec, settings.event_bytes_per_sec)
+    pub fn for_event_bytes(settings: &Settings) -> Option<RateLimit> {
+        RateLimit::new(settings.event_bytes_per_sec, settings.event_bytes_per_sec)
     }
 
     /// Returns the rate limit for a client's messages.
-    pub fn of_client_messages(settings: &Settings) -> Option<Pace> {
+    pub fn for_client_messages(settings: &Settings) -> Option<RateLimit> {
         let pace = settings.client_messages_per_sec;
-        Pace::new(pace, pace.saturating_mul(2))
+        RateLimit::new(pace, pace.saturating_mul(2))
     }
 
     /// Returns a full bucket.
@@ -82,7 +82,7 @@ impl Pace {
 
 impl Bucket {
     /// Takes `count` tokens, or returns how long it takes until they are available.
-    pub fn take(&mut self, pace: Pace, count: u32, now: Instant) -> Result<(), Duration> {
+    pub fn take(&mut self, pace: RateLimit, count: u32, now: Instant) -> Result<(), Duration> {
         self.refill(pace, now);
         let missing = f64::from(count) - self.level;
         if missing > 0.0 {
@@ -94,8 +94,8 @@ impl Bucket {
 
     /// Takes `count` tokens for something that may have arrived at any time since the bucket was last updated. All
     /// tokens since then count, even those beyond the bucket's size.
-    pub fn take_late(&mut self, pace: Pace, count: u32, now: Instant) -> Result<(), Duration> {
-        let whole = Pace {
+    pub fn take_late(&mut self, pace: RateLimit, count: u32, now: Instant) -> Result<(), Duration> {
+        let whole = RateLimit {
             burst: f64::INFINITY,
             ..pace
         };
@@ -103,23 +103,23 @@ impl Bucket {
     }
 
     /// Updates the bucket and caps it at its size.
-    pub fn look(&mut self, pace: Pace, now: Instant) {
+    pub fn look(&mut self, pace: RateLimit, now: Instant) {
         self.refill(pace, now);
     }
 
     /// Takes `count` tokens, even if they are not available.
-    fn charge(&mut self, pace: Pace, count: f64, now: Instant) {
+    fn charge(&mut self, pace: RateLimit, count: f64, now: Instant) {
         self.refill(pace, now);
         self.level -= count;
     }
 
     /// Returns how long it takes until the bucket is no longer empty. Returns `None` if it is not empty.
-    fn debt(&mut self, pace: Pace, now: Instant) -> Option<Duration> {
+    fn debt(&mut self, pace: RateLimit, now: Instant) -> Option<Duration> {
         self.refill(pace, now);
         (self.level <= 0.0).then(|| Duration::from_secs_f64(-self.level / pace.per_second))
     }
 
-    fn refill(&mut self, pace: Pace, now: Instant) {
+    fn refill(&mut self, pace: RateLimit, now: Instant) {
         let since = now.saturating_duration_since(self.at);
         self.level = (self.level + since.as_secs_f64() * pace.per_second).min(pace.burst);
         self.at = now;
@@ -128,7 +128,7 @@ impl Bucket {
 
 impl Debts {
     /// Creates a bucket for each school with this rate limit.
-    pub fn new(pace: Option<Pace>) -> Debts {
+    pub fn new(pace: Option<RateLimit>) -> Debts {
         let room = NonZeroUsize::new(THROTTLED_MAX).expect("there is room");
         Debts {
             pace,
@@ -153,7 +153,7 @@ impl Debts {
         &self,
         school: SchoolId,
         now: Instant,
-        act: impl FnOnce(&mut Bucket, Pace) -> T,
+        act: impl FnOnce(&mut Bucket, RateLimit) -> T,
     ) -> Option<T> {
         let pace = self.pace?;
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,7 +164,7 @@ impl Debts {
 
 impl Throttle {
     /// Creates a bucket for each user with this rate limit.
-    pub fn new(pace: Option<Pace>) -> Throttle {
+    pub fn new(pace: Option<RateLimit>) -> Throttle {
         let room = NonZeroUsize::new(THROTTLED_MAX).expect("there is room");
         Throttle {
             pace,
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn a_bucket_holds_a_burst_and_is_refilled() {
         let start = Instant::now();
-        let pace = Pace::new(10, 20).unwrap();
+        let pace = RateLimit::new(10, 20).unwrap();
         let mut bucket = pace.bucket(start);
         assert_eq!(bucket.take(pace, 20, start), Ok(()));
         assert_eq!(bucket.take(pace, 5, start), Err(Duration::from_millis(500)));
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn what_came_late_is_judged_as_if_it_had_come_in_time() {
         let start = Instant::now();
-        let pace = Pace::new(10, 20).unwrap();
+        let pace = RateLimit::new(10, 20).unwrap();
         let mut bucket = pace.bucket(start);
         let later = start + Duration::from_secs(3);
         assert_eq!(bucket.take_late(pace, 50, later), Ok(()));
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn everybody_has_a_bucket_of_his_own_and_no_pace_is_no_limit() {
         let now = Instant::now();
-        let throttle = Throttle::new(Pace::new(1, 1));
+        let throttle = Throttle::new(RateLimit::new(1, 1));
         let school = |number: i64| number.try_into().unwrap();
         assert!(throttle.take(school(1), "ada", 1, now).is_ok());
         assert!(throttle.take(school(1), "ada", 1, now).is_err());
@@ -262,14 +262,14 @@ mod tests {
         assert!(throttle.take_all(&both, "ada", now).is_err());
         let of_third = throttle.take(school(3), "ada", 1, now);
         assert!(of_third.is_ok(), "all or nothing");
-        assert_eq!(Pace::new(0, 7), None);
+        assert_eq!(RateLimit::new(0, 7), None);
         let open = Throttle::new(None);
         assert!((0..1_000).all(|_| open.take(school(1), "ada", u32::MAX, now).is_ok()));
     }
     #[test]
     fn a_school_that_took_too_much_waits_until_it_has_paid_and_others_do_not() {
         let start = Instant::now();
-        let debts = Debts::new(Pace::new(10, 20));
+        let debts = Debts::new(RateLimit::new(10, 20));
         let school = |number: i64| number.try_into().unwrap();
         assert_eq!(debts.of(school(1), start), None);
         debts.charge(school(1), 50, start);

@@ -16,7 +16,7 @@ use crate::id::{Channel, Kind, SchoolId, SubjectId};
 use crate::kind::characteristic::ViolationId;
 use crate::kind::device;
 use crate::log::{Allowance, CommandError, Envelope, Idempotency, Receipt};
-use crate::presence::Beat;
+use crate::presence::HeartbeatAnswer;
 use crate::reserve::Reserved;
 
 /// One item of a batch.
@@ -34,7 +34,7 @@ pub enum Answer {
     /// The event that the command produced.
     Event(Receipt),
     /// What the device learns from its heartbeat.
-    Device(SubjectId, Beat),
+    Device(SubjectId, HeartbeatAnswer),
 }
 
 type Outcome = Result<Answer, Refused>;
@@ -117,9 +117,9 @@ impl PublishService {
 }
 
 impl Batch<'_> {
-    fn reach(&self, school: SchoolId, kind: Kind, subject: &SubjectId) -> Result<(), Refused> {
+    fn authorize(&self, school: SchoolId, kind: Kind, subject: &SubjectId) -> Result<(), Refused> {
         let channel = Channel::Subject(kind, subject.clone());
-        Ok(self.access.reach(school, &channel)?)
+        Ok(self.access.authorize(school, &channel)?)
     }
 
     /// Adds the item with this number, after carrying out the items that must take effect before it. Fails only if the
@@ -131,7 +131,7 @@ impl Batch<'_> {
         item: BatchItem,
     ) -> Result<(), Refused> {
         match item {
-            BatchItem::Heartbeat(device) => match self.reach(school, device::KIND, &device) {
+            BatchItem::Heartbeat(device) => match self.authorize(school, device::KIND, &device) {
                 Ok(()) => {
                     let waiting = self.waiting.entry(school).or_default();
                     waiting.beating.insert(device.clone());
@@ -173,7 +173,7 @@ impl Batch<'_> {
     }
 
     fn command(&mut self, number: usize, school: SchoolId, mut envelope: Envelope) {
-        if let Err(error) = self.reach(school, envelope.command.kind(), &envelope.subject) {
+        if let Err(error) = self.authorize(school, envelope.command.kind(), &envelope.subject) {
             self.outcomes.insert(number, Err(error));
             return;
         }
@@ -275,7 +275,7 @@ impl Waiting {
 
         let (numbers, devices): (Vec<_>, Vec<_>) = self.beats.into_iter().unzip();
         let beats = service.presence().beats(school, &devices).await;
-        let device = |(device, beat): (SubjectId, Result<Beat, CommandError>)| {
+        let device = |(device, beat): (SubjectId, Result<HeartbeatAnswer, CommandError>)| {
             Ok(Answer::Device(device, beat?))
         };
         let beats = beats.map(|beats| devices.into_iter().zip(beats).map(device).collect());

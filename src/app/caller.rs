@@ -62,12 +62,12 @@ impl Caller {
     }
 
     /// Checks that the credential reaches a channel of the school.
-    pub fn reach(&self, channel: &Channel) -> Result<(), AuthError> {
-        self.access.reach(self.school, channel)
+    pub fn authorize(&self, channel: &Channel) -> Result<(), AuthError> {
+        self.access.authorize(self.school, channel)
     }
 
     /// Checks that the credential reaches a subject of the school.
-    pub fn reach_subject(&self, kind: Kind, subject: &SubjectId) -> Result<(), AuthError> {
-        self.reach(&Channel::Subject(kind, subject.clone()))
+    pub fn authorize_subject(&self, kind: Kind, subject: &SubjectId) -> Result<(), AuthError> {
+        self.authorize(&Channel::Subject(kind, subject.clone()))
     }
 }

@@ -17,7 +17,7 @@ use crate::hub::HubFull;
 use crate::id::{SchoolId, SubjectId};
 use crate::kind::{RuleError, device};
 use crate::log::{Allowance, CommandError, Envelope, Receipt, Store, StoreError};
-use crate::presence::{Beat, Presence};
+use crate::presence::{HeartbeatAnswer, Presence};
 use crate::publish::{PublishDurations, Publisher};
 use crate::reserve::{Holder, Reserve, ReserveFull, Reserved};
 use crate::throttle::{Debts, Throttle};
@@ -143,9 +143,13 @@ impl PublishService {
     }
 
     /// Records a device's heartbeat. If the heartbeat changed anything, returns after that change is committed.
-    pub async fn beat(&self, caller: &Caller, device: &SubjectId) -> Result<Beat, Refused> {
+    pub async fn beat(
+        &self,
+        caller: &Caller,
+        device: &SubjectId,
+    ) -> Result<HeartbeatAnswer, Refused> {
         self.permit(caller.access(), &[(caller.school(), 1)])?;
-        caller.reach_subject(device::KIND, device)?;
+        caller.authorize_subject(device::KIND, device)?;
         let devices = std::slice::from_ref(device);
         let mut beats = self.presence.beats(caller.school(), devices).await?;
         Ok(beats.pop().expect("each heartbeat is answered")?)
@@ -238,7 +242,7 @@ impl Admission<'_> {
     /// Publishes the command if the caller's token reaches its subject. Returns after the commit.
     pub async fn publish(self, mut envelope: Envelope) -> Result<Receipt, Refused> {
         let (caller, school) = (self.caller, self.caller.school());
-        caller.reach_subject(envelope.command.kind(), &envelope.subject)?;
+        caller.authorize_subject(envelope.command.kind(), &envelope.subject)?;
         envelope.sub = Some(Arc::clone(caller.name()));
         let receipts = self
             .service

@@ -14,10 +14,10 @@ use crate::config::{READER_MAX_CHARS, Settings};
 use crate::hub::Reader;
 use crate::id::{Channel, Cursor, SchoolId};
 use crate::log::{Store, StoreError};
+use crate::metrics::Metrics;
 use crate::refusals::{Refusals, RequestSource};
 use crate::scope::Scope;
 use crate::subscribe::{Request, Subscriber, Subscription};
-use crate::vitals::Vitals;
 
 /// Opens subscriptions on behalf of callers.
 pub struct SubscribeService {
@@ -25,7 +25,7 @@ pub struct SubscribeService {
     keys: Arc<Keys>,
     subscriber: Subscriber,
     stopping: Arc<Stopping>,
-    vitals: Arc<Vitals>,
+    metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
     settings: Arc<Settings>,
 }
@@ -49,7 +49,7 @@ impl SubscribeService {
         keys: Arc<Keys>,
         subscriber: Subscriber,
         stopping: Arc<Stopping>,
-        (vitals, refusals): (Arc<Vitals>, Arc<Refusals>),
+        (metrics, refusals): (Arc<Metrics>, Arc<Refusals>),
         settings: Arc<Settings>,
     ) -> SubscribeService {
         SubscribeService {
@@ -57,7 +57,7 @@ impl SubscribeService {
             keys,
             subscriber,
             stopping,
-            vitals,
+            metrics,
             refusals,
             settings,
         }
@@ -82,7 +82,7 @@ impl SubscribeService {
     ) -> Result<Subscription, Refused> {
         let access = caller.access();
         for channel in scope.channels() {
-            caller.reach(channel)?;
+            caller.authorize(channel)?;
         }
         let Listen {
             mut reader,
@@ -139,7 +139,7 @@ impl SubscribeService {
         let fresh = self.keys.verify(token)?;
         fresh.school(Some(scope.school))?;
         for channel in scope.channels() {
-            fresh.reach(scope.school, channel)?;
+            fresh.authorize(scope.school, channel)?;
         }
         Ok(fresh)
     }
@@ -151,7 +151,7 @@ impl SubscribeService {
         code: &'static str,
         limit: Option<&'static str>,
     ) {
-        self.vitals.refused(code, limit);
+        self.metrics.refused(code, limit);
         if let Some(source) = source {
             self.refusals.request(source, code);
         }
@@ -159,7 +159,7 @@ impl SubscribeService {
 
     /// Counts and logs a credential that is not valid or not sufficient, with the reason.
     pub fn note_denial(&self, source: Option<&RequestSource>, code: &'static str, reason: &str) {
-        self.vitals.refused(code, None);
+        self.metrics.refused(code, None);
         if let Some(source) = source {
             self.refusals.credential(source, code, reason);
         }

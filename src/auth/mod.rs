@@ -209,7 +209,7 @@ impl Access {
     }
 
     /// Checks that the credential reaches a channel of `school`.
-    pub fn reach(&self, school: SchoolId, channel: &Channel) -> Result<(), AuthError> {
+    pub fn authorize(&self, school: SchoolId, channel: &Channel) -> Result<(), AuthError> {
         if matches!(channel, Channel::School(other) if *other != school) {
             return Err(AuthError::NotFound);
         }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::serve::{AtSignal, Signals, server, unserved};
 use super::{Exit, Failure};
-use crate::config::OPENING_IS_LONG;
+use crate::config::OPENING_NOTICE_AFTER;
 use crate::http::{OldHandshakes, opening};
 
 /// Returns the server, ready to be launched. None if it was stopped before.
@@ -27,7 +27,7 @@ pub(super) async fn opened(
             "the database could not be opened: its thread panicked",
         )
     };
-    if let Ok(opened) = timeout(OPENING_IS_LONG, &mut opening).await {
+    if let Ok(opened) = timeout(OPENING_NOTICE_AFTER, &mut opening).await {
         return opened.map_err(fallen)?.map(Some);
     }
     tracing::info!("opening the database takes a while; `/readyz` reports 503 until it is open");

@@ -15,7 +15,7 @@ use tracing_subscriber::prelude::*;
 
 use super::opening::opened;
 use super::{Exit, Failure, http_version, terminal};
-use crate::config::{self, ConfigError, FAREWELL_MAX, Settings};
+use crate::config::{self, CLOSE_MESSAGES_MAX, ConfigError, Settings};
 use crate::http::{self, OldHandshakes, shutdown};
 use crate::service::Tidings;
 
@@ -236,7 +236,7 @@ fn handle_signals(mut signals: Signals, rocket: &Rocket<Orbit>, at_signal: Optio
 /// Closes every stream while the server still accepts and answers requests. Then shuts the server down.
 pub(super) async fn stop(tidings: Arc<Tidings>, shutdown: rocket::Shutdown) {
     tidings.stop();
-    shutdown::streams_closed(&tidings, Instant::now() + FAREWELL_MAX).await;
+    shutdown::streams_closed(&tidings, Instant::now() + CLOSE_MESSAGES_MAX).await;
     shutdown.notify();
 }
 

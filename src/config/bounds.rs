@@ -169,12 +169,12 @@ pub const INDEXED_TEXT_MAX_BYTES: usize = 4 * 1024;
 /// have a trigram in common.
 pub const INDEXED_TEXT_WEIGHT: usize = 8;
 /// Consecutive short reads after which a waiting window gets its turn.
-pub const SHORT_READS_PER_WALK: usize = 16;
+pub const SHORT_READS_PER_WINDOW: usize = 16;
 /// Newest events of a subject that are scanned for events of one type.
 pub const SUBJECT_EVENTS_SEARCHED: usize = 5_000;
 /// Interval between two heartbeats on a stream that is catching up and has nothing to deliver. A failed write shows
 /// that the client has disconnected.
-pub const CATCH_UP_SIGN: Duration = Duration::from_secs(1);
+pub const CATCH_UP_HEARTBEAT: Duration = Duration::from_secs(1);
 /// Maximum number of events deleted in one transaction of the retention sweep.
 pub const SWEEP_BATCH: usize = 500;
 /// Maximum size of the events deleted in one transaction of the retention sweep, in bytes. The last event may exceed
@@ -215,7 +215,7 @@ pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
 pub const HELD_TICKS_MAX: usize = 1_024;
 /// Bytes that are still read from a WebSocket client after a protocol error, so that the client can read the close
 /// reason.
-pub const DEAF_MAX_BYTES: usize = 1024 * 1024;
+pub const AFTER_ERROR_MAX_BYTES: usize = 1024 * 1024;
 /// Maximum number of HTTP/1.0 handshakes that are kept until they are routed.
 pub const OLD_HANDSHAKES: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not 0");
 /// How long `/readyz` waits for the database and the dispatcher.
@@ -231,7 +231,7 @@ pub const TASK_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Maximum time that the server's tasks get to end. It includes the time for notifiers to disconnect.
 pub const TASKS_STOP_MAX: Duration = Duration::from_secs(6);
 /// Interval between two checks whether the clients that wait for a search are still connected.
-pub const CALLER_LOOK_PERIOD: Duration = Duration::from_millis(250);
+pub const CALLER_CHECK_PERIOD: Duration = Duration::from_millis(250);
 /// Maximum time of a closing handshake.
 pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// Bytes of messages after which a poll is answered, even if more messages wait.
@@ -243,7 +243,7 @@ pub const WAITING_MESSAGES: usize = 64;
 pub const SOCKET_READ_BYTES: usize = 4 * 1024;
 /// How long a server that shuts down continues to accept connections while its streams close. Streams that remain
 /// afterwards have Rocket's `grace` period.
-pub const FAREWELL_MAX: Duration = Duration::from_secs(2);
+pub const CLOSE_MESSAGES_MAX: Duration = Duration::from_secs(2);
 /// Maximum time that a server that shuts down waits for its connections before it closes the database.
 pub const CLOSE_STREAMS_MAX: Duration = Duration::from_secs(10);
 /// Interval between two checks whether the connections of a server that shuts down are closed.
@@ -256,9 +256,9 @@ pub const ANSWER_FRAMES: usize = 16;
 /// that accepts some bytes is never closed for this reason.
 pub const WRITE_STALL: Duration = Duration::from_secs(120);
 /// Minimum interval between two checks for connections with dead peers.
-pub const DEAD_PEER_LOOK_MIN: Duration = Duration::from_millis(250);
+pub const DEAD_PEER_CHECK_MIN: Duration = Duration::from_millis(250);
 /// Maximum interval between two checks for connections with dead peers.
-pub const DEAD_PEER_LOOK_MAX: Duration = Duration::from_secs(5);
+pub const DEAD_PEER_CHECK_MAX: Duration = Duration::from_secs(5);
 /// Unanswered retransmissions of the same bytes after which a peer counts as dead.
 pub const DEAD_PEER_RETRANSMISSIONS: u8 = 3;
 /// Unanswered probes, of an idle connection or of a closed window, after which a peer counts as dead.
@@ -305,7 +305,7 @@ pub const READ_AHEAD_BYTES: usize = 1024 * 1024;
 /// Maximum number of bytes of the database that are read ahead of its check. More may not stay in memory.
 pub const READ_AHEAD_MAX_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// If opening the database takes longer, the server listens meanwhile and reports that it is opening the database.
-pub const OPENING_IS_LONG: Duration = Duration::from_secs(1);
+pub const OPENING_NOTICE_AFTER: Duration = Duration::from_secs(1);
 /// Maximum number of publishers and schools whose rate is tracked.
 pub const THROTTLED_MAX: usize = 10_000;
 /// Schools on a page of the monitor's school list.
@@ -321,7 +321,7 @@ pub const MONITOR_CHANNELS: usize = 4;
 /// Seconds for which a school's events are counted, one figure for each second.
 pub const RATE_SECS: usize = 60;
 /// Seconds for which the server keeps its own metrics.
-pub const VITALS_SECS: usize = 300;
+pub const METRICS_SECS: usize = 300;
 /// Maximum length of a reader's name that is kept with a connection, in characters.
 pub const READER_MAX_CHARS: usize = 256;
 /// Samples on a control chart.

@@ -121,7 +121,7 @@ impl Feed {
             // Its events are too large to be cached.
             return self.log.replay(scope, after, conflate).await.map(Some);
         };
-        let in_scope = segment.after(after).filter(|event| scope.hears(event));
+        let in_scope = segment.after(after).filter(|event| scope.matches(event));
         let mut events = in_scope.map(Arc::clone).collect();
         if conflate {
             events = without_superseded(events);

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use super::dead_peers;
 use super::problem::{Kind, Problem};
-use crate::config::CALLER_LOOK_PERIOD;
+use crate::config::CALLER_CHECK_PERIOD;
 use crate::service::Tidings;
 use crate::tasks::{Task, Tasks};
 
@@ -119,7 +119,7 @@ impl Callers {
     /// Periodically checks which connections are gone. Ends when none is watched.
     async fn watch_connections(self, port: u16) {
         loop {
-            tokio::time::sleep(CALLER_LOOK_PERIOD).await;
+            tokio::time::sleep(CALLER_CHECK_PERIOD).await;
             // Take the list before asking the kernel: a connection that is made in between is not in the kernel's answer.
             let watched: Vec<_> = {
                 let mut watched = self.watched();

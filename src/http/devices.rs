@@ -11,7 +11,7 @@ use super::problem::Problem;
 use crate::app::Caller;
 use crate::id::SubjectId;
 use crate::kind::device::KIND;
-use crate::presence::Beat;
+use crate::presence::HeartbeatAnswer;
 use crate::service::Tidings;
 use crate::wire::timestamp;
 
@@ -36,7 +36,7 @@ async fn heartbeat(
 }
 
 /// Returns the answer to a heartbeat.
-pub(super) fn answer(device: &SubjectId, beat: &Beat) -> Value {
+pub(super) fn answer(device: &SubjectId, beat: &HeartbeatAnswer) -> Value {
     json!({
         "device_id": device,
         "status": beat.status.as_str(),

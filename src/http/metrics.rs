@@ -178,7 +178,7 @@ impl Metrics {
 
     /// What was refused, and what went wrong.
     fn of_trouble(&mut self, tidings: &Tidings) {
-        let refusals = tidings.vitals().refusals();
+        let refusals = tidings.metrics().refusals();
         let refusals = refusals.into_iter().map(|((code, limit), count)| {
             let limit = limit.unwrap_or_default().to_owned();
             let labels = vec![("code", code.to_owned()), ("limit", limit)];
@@ -221,7 +221,7 @@ async fn metrics(
     if let Ok(Ok(totals)) = timeout(READY_WAIT, store.notifier_totals()).await {
         metrics.of_notifiers(&totals);
     }
-    let uptime = (Utc::now() - tidings.vitals().since()).to_std();
+    let uptime = (Utc::now() - tidings.metrics().since()).to_std();
     let uptime = ConstGauge::new(uptime.unwrap_or_default().as_secs_f64());
     metrics.add("uptime_seconds", "Time since the start", uptime);
     metrics.of_trouble(tidings);

@@ -15,7 +15,7 @@ use crate::auth::Role;
 use crate::id::{Channel, SchoolId};
 use crate::log::StoreError;
 use crate::log::consumers::{DeadLetter, SetAside, Standing};
-use crate::notify::Shown;
+use crate::notify::NotifierStatus;
 use crate::service::Tidings;
 use crate::wire::timestamp;
 
@@ -26,7 +26,7 @@ pub(super) fn routes() -> Vec<Route> {
 /// Notifiers receive everything in a school, so only callers with all permissions there may see them.
 fn require(caller: &Caller) -> Result<SchoolId, Problem> {
     caller.require(Role::Admin)?;
-    caller.reach(&Channel::School(caller.school()))?;
+    caller.authorize(&Channel::School(caller.school()))?;
     Ok(caller.school())
 }
 
@@ -49,17 +49,17 @@ pub(super) async fn of_school(
     school: SchoolId,
 ) -> Result<Vec<Value>, StoreError> {
     let (standings, head) = tidings.store().notifiers(school).await?;
-    let resource = |shown: Shown| {
+    let resource = |shown: NotifierStatus| {
         let standing = standings
             .iter()
             .find(|standing| standing.name == shown.name);
         resource(&shown, standing, head)
     };
-    let shown = tidings.notifiers().shown(school);
+    let shown = tidings.notifiers().statuses(school);
     Ok(shown.into_iter().map(resource).collect())
 }
 
-fn resource(shown: &Shown, standing: Option<&Standing>, head: u64) -> Value {
+fn resource(shown: &NotifierStatus, standing: Option<&Standing>, head: u64) -> Value {
     let seq = standing.map_or(0, |standing| standing.seq);
     let failure = standing.and_then(|standing| standing.last_failure.as_ref());
     let delivered_at = standing.and_then(|standing| standing.delivered_at);
@@ -88,7 +88,7 @@ fn resource(shown: &Shown, standing: Option<&Standing>, head: u64) -> Value {
 }
 
 fn require_known(tidings: &Tidings, school: SchoolId, name: &str) -> Result<(), Problem> {
-    let known = tidings.notifiers().shown(school);
+    let known = tidings.notifiers().statuses(school);
     match known.iter().any(|shown| shown.name == name) {
         true => Ok(()),
         false => Err(Problem::new(

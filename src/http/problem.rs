@@ -173,7 +173,7 @@ impl Problem {
 
     /// Counts and logs the problem. Called once for each problem, where it is sent to the client.
     pub(crate) fn note(&self, tidings: &Tidings, source: &RequestSource) {
-        tidings.vitals().refused(self.code, self.limit);
+        tidings.metrics().refused(self.code, self.limit);
         if let Some(cause) = &self.cause {
             tidings.refusals().failure(source, cause);
         }

@@ -130,7 +130,7 @@ async fn read(
     let Collection(kind) = collection;
     let (caller, UpperStatus(upper)) = (caller?, upper?);
     let subject = subject(kind, id)?;
-    caller.reach_subject(kind, &subject)?;
+    caller.authorize_subject(kind, &subject)?;
     let stored = tidings
         .store()
         .subject(caller.school(), kind, subject)
@@ -151,7 +151,7 @@ async fn list(
 ) -> Result<Json, Problem> {
     let Collection(kind) = collection;
     let (caller, Asked(asked), UpperStatus(upper)) = (caller?, asked?, upper?);
-    caller.reach(&Channel::Collection(kind))?;
+    caller.authorize(&Channel::Collection(kind))?;
     let read = async {
         Ok(tidings
             .store()

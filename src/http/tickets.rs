@@ -53,7 +53,7 @@ async fn ticket(
     let mut channels = Vec::with_capacity(asked.channels.len());
     for text in &asked.channels {
         let channel = kind::channel(text).map_err(|error| invalid(error.to_string()))?;
-        caller.reach(&channel)?;
+        caller.authorize(&channel)?;
         channels.push(channel);
     }
     let made = (tidings.store().epoch(), Utc::now());

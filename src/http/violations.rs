@@ -139,7 +139,7 @@ async fn list(
         Some(id) => Channel::Subject(KIND, id.clone()),
         None => Channel::Collection(KIND),
     };
-    caller.reach(&channel)?;
+    caller.authorize(&channel)?;
     let page = tidings.store().parts(caller.school(), KIND, asked).await?;
     let violations = page.parts.iter().filter_map(Part::characteristic);
     let cursor = Cursor {

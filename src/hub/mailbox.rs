@@ -75,7 +75,7 @@ impl Mailbox {
 
     /// Adds an event. Returns the reader's waker if the reader waits and must be woken.
     pub(super) fn offer(&self, event: &Arc<Event>) -> Option<Waker> {
-        if !self.filter.lets_through(event) {
+        if !self.filter.matches(event) {
             return None;
         }
         let mut slots = self.slots();

@@ -58,7 +58,7 @@ pub const LEASE_MAX_SECS: u32 = 86_400;
 /// How far, in seconds, the reporter's clock can be ahead.
 pub const CLOCK_SKEW_SECS: i64 = 5;
 /// The number of consecutive heartbeats after which a device is online.
-pub const GOOD_BEATS: u32 = 2;
+pub const HEARTBEATS_TO_ONLINE: u32 = 2;
 /// This many changes between online and offline within [`FLAP_WINDOW_SECS`] count as flapping.
 pub const FLAP_CHANGES: usize = 4;
 /// See [`FLAP_CHANGES`], in seconds of uptime.
@@ -183,7 +183,7 @@ pub struct Device {
     /// The device's information about itself: a compact JSON object.
     pub info: Arc<RawValue>,
     /// The `seq` of the event that published its status, and its time.
-    pub told_status: (u64, DateTime<Utc>),
+    pub reported_status: (u64, DateTime<Utc>),
     /// The `seq` of the event that published its information, and its time, if there was one.
     pub told_info: Option<(u64, DateTime<Utc>)>,
     /// When it was created.
@@ -292,7 +292,7 @@ pub fn apply(
     let is_new = device.is_none();
     let marks = |own: &Device| (own.status, own.flapping);
     if device.map(marks) != Some(marks(&next)) {
-        next.told_status = (seq, context.now);
+        next.reported_status = (seq, context.now);
         seq += 1;
         drafts.push(status_draft(id, &next));
     }
@@ -318,7 +318,7 @@ impl Device {
             flapping: false,
             changes: VecDeque::new(),
             info: merged("info", None, Map::new(), context.limits.metadata())?,
-            told_status: (context.next_seq, context.now),
+            reported_status: (context.next_seq, context.now),
             told_info: None,
             created_at: context.now,
             check_uptime: None,

@@ -207,7 +207,7 @@ async fn stop(notifier: &dyn Notifier) {
 
 /// The status of a notifier, as the API shows it.
 #[derive(Debug, Clone)]
-pub struct Shown {
+pub struct NotifierStatus {
     /// The notifier's name.
     pub name: String,
     /// The medium that it delivers through.
@@ -255,8 +255,8 @@ impl Notifiers {
     }
 
     /// Returns the status of each notifier that may deliver events of a school, with what it retries there.
-    pub fn shown(&self, school: SchoolId) -> Vec<Shown> {
-        let shown = |runner: &Arc<Runner>| Shown {
+    pub fn statuses(&self, school: SchoolId) -> Vec<NotifierStatus> {
+        let shown = |runner: &Arc<Runner>| NotifierStatus {
             name: runner.notifier().name().to_owned(),
             medium: runner.notifier().medium(),
             retry: runner.retry(school),

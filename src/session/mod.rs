@@ -356,7 +356,7 @@ impl Session {
         }
         let refused = channels
             .iter()
-            .find_map(|channel| Some((channel, self.access.reach(school, channel).err()?)));
+            .find_map(|channel| Some((channel, self.access.authorize(school, channel).err()?)));
         if let Some((channel, error)) = refused {
             return match error {
                 AuthError::NotFound => self.not_found(std::slice::from_ref(channel), out),
@@ -406,7 +406,7 @@ impl Session {
             .subscribe(pending.channels, from, pending.asked, wide);
         if !self.dialect.acknowledges && !again.is_empty() {
             // Without an acknowledgement, the current state is the answer.
-            self.subscription.tell_again(again);
+            self.subscription.resend_state(again);
         }
     }
 
@@ -444,9 +444,9 @@ impl Session {
                 let expires_at = fresh.expires_at;
                 self.subscription.renew(expires_at);
                 if !self.dialect.receives_acknowledgements(&fresh, school) {
-                    self.subscription.leave_wide();
+                    self.subscription.unsubscribe_wide();
                 } else if self.from.is_none() {
-                    self.subscription.hear_wide(characteristic::KIND);
+                    self.subscription.subscribe_wide(characteristic::KIND);
                 }
                 self.access = fresh;
                 out.send(Outgoing::Control(&Control::Authenticated { expires_at }));

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Delivery, Reading, Subscription};
-use crate::config::CATCH_UP_SIGN;
+use crate::config::CATCH_UP_HEARTBEAT;
 use crate::event::Event;
 use crate::feed::Feed;
 use crate::id::{Channel, Cursor, Kind, Place};
@@ -68,8 +68,8 @@ pub(super) struct Added {
 impl Added {
     /// Whether the other channels deliver the event.
     fn covers(&self, event: &Event) -> bool {
-        self.others.hears_on_a_channel(event)
-            || (event.seq > self.wide_from && self.others.hears(event))
+        self.others.matches_a_channel(event)
+            || (event.seq > self.wide_from && self.others.matches(event))
     }
 }
 
@@ -250,7 +250,7 @@ impl Subscription {
         {
             let in_scope = events
                 .into_iter()
-                .filter(|event| scope.hears(event))
+                .filter(|event| scope.matches(event))
                 .collect();
             let wanted = if self.conflator.conflates() {
                 without_superseded(in_scope)
@@ -449,7 +449,7 @@ impl Subscription {
         let page = ready!(reading.as_mut().poll(cx));
         self.reading = None;
         // Unless something is written, a disconnected client goes unnoticed.
-        let heartbeat = Instant::now() + CATCH_UP_SIGN;
+        let heartbeat = Instant::now() + CATCH_UP_HEARTBEAT;
         let has_no_events =
             |page: &Option<Page>| page.as_ref().is_some_and(|page| page.events.is_empty());
         if page.as_ref().is_ok_and(has_no_events) && heartbeat < self.next_heartbeat {

@@ -374,7 +374,7 @@ impl Subscription {
     }
 
     /// Delivers the wide events of a kind from now on.
-    pub fn hear_wide(&mut self, kind: Kind) {
+    pub fn subscribe_wide(&mut self, kind: Kind) {
         // Steps in progress would move the position past such events.
         if self.scope.wide().is_none() && self.plan.is_empty() {
             self.attachment.listen_to_wide(kind);
@@ -384,7 +384,7 @@ impl Subscription {
     }
 
     /// Stops delivering wide events, except for those on its channels.
-    pub fn leave_wide(&mut self) {
+    pub fn unsubscribe_wide(&mut self) {
         if self.scope.wide().is_some() {
             self.attachment.unlisten_wide();
             self.scope = Arc::new(Scope::clone(&self.scope).without_wide());
@@ -397,14 +397,14 @@ impl Subscription {
     fn drop_out_of_scope(&mut self) {
         self.narrowed = true;
         let scope = Arc::clone(&self.scope);
-        self.conflator.retain(|event| scope.hears(event));
+        self.conflator.retain(|event| scope.matches(event));
         self.outbox.retain(
-            |entry| !matches!(&entry.delivery, Delivery::Event(event) if !scope.hears(event)),
+            |entry| !matches!(&entry.delivery, Delivery::Event(event) if !scope.matches(event)),
         );
     }
 
     /// Delivers again the current states of channels that are already in scope.
-    pub fn tell_again(&mut self, channels: Vec<Channel>) {
+    pub fn resend_state(&mut self, channels: Vec<Channel>) {
         self.release_held(true);
         let again = Arc::new(self.scope.with_channels(channels));
         let nothing = Added {
@@ -488,7 +488,7 @@ impl Subscription {
                         continue;
                     }
                     self.position = event.place();
-                    if self.narrowed && !self.scope.hears(&event) {
+                    if self.narrowed && !self.scope.matches(&event) {
                         continue;
                     }
                     let Subscription {

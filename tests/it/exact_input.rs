@@ -72,7 +72,7 @@ async fn a_number_that_would_be_rounded_is_refused_by_its_place_on_every_way_in(
             let detail = sent["answer"]["detail"].as_str().unwrap();
             assert!(
                 detail.starts_with(&format!("`{place}` is {number}:"))
-                    && detail.ends_with("as text"),
+                    && detail.ends_with("as strings"),
                 "{detail}"
             );
         }
@@ -85,7 +85,7 @@ async fn a_number_that_would_be_rounded_is_refused_by_its_place_on_every_way_in(
         ];
         for line in server.batch(&worker(1), lines.join("\n")).await {
             assert_eq!(line["status"], 422, "{line}");
-            assert!(line.to_string().contains("as text"), "{line}");
+            assert!(line.to_string().contains("as strings"), "{line}");
         }
     }
     assert_eq!(server.get("/api/jobs/a", &viewer(1)).await, before);

@@ -30,7 +30,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("presence", 8),
     ("refusals", 8),
     ("subscribe", 8),
-    ("vitals", 8),
+    ("metrics", 8),
     ("watchdog", 8),
     ("app", 9),
     ("service", 10),

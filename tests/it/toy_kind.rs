@@ -255,7 +255,7 @@ async fn a_new_kind_publishes_streams_lists_and_shows_on_the_monitor() {
     assert_eq!(ids("?q=grace", &viewer).await, ["b"]);
     assert!(ids("", &worker(2)).await.is_empty());
 
-    // Shown.
+    // NotifierStatus.
     let page = request("GET", "/monitor/schools/1/parcels", &viewer)
         .header("Cookie", format!("tidings_token={viewer}"))
         .send();

@@ -139,7 +139,7 @@ impl Ledger {
             let end = log.events.len().min(upto as usize);
             let between = log.events.get(after as usize..end).unwrap_or_default();
             let counts = |event: &&Arc<Event>| {
-                event.subject == *subject && (all || !event.is_tick()) && scope.hears(event)
+                event.subject == *subject && (all || !event.is_tick()) && scope.matches(event)
             };
             between.iter().find(counts).map(|event| event.seq)
         })
@@ -148,7 +148,7 @@ impl Ledger {
     /// Returns the `seq` of a subject's last event that is in scope.
     pub(super) fn last_heard(&self, scope: &Scope, subject: &SubjectId) -> Option<u64> {
         self.with(scope.school, |log| {
-            let heard = |event: &&Arc<Event>| event.subject == *subject && scope.hears(event);
+            let heard = |event: &&Arc<Event>| event.subject == *subject && scope.matches(event);
             log.events.iter().rev().find(heard).map(|event| event.seq)
         })
     }
@@ -331,11 +331,11 @@ impl Log for Ledger {
                 event.is_tick()
                     && later
                         .into_iter()
-                        .any(|later| later.subject == event.subject && scope.hears(later))
+                        .any(|later| later.subject == event.subject && scope.matches(later))
             };
             let told = page
                 .into_iter()
-                .filter(|event| scope.hears(event) && !(fold && superseded(event)));
+                .filter(|event| scope.matches(event) && !(fold && superseded(event)));
             Page {
                 events: told.cloned().collect(),
                 through: log.place(through),
@@ -366,7 +366,7 @@ impl Log for Ledger {
             }
             let mut states: Vec<&Arc<Event>> = last
                 .into_values()
-                .filter(|event| event.seq > after && event.seq <= upto && scope.hears(event))
+                .filter(|event| event.seq > after && event.seq <= upto && scope.matches(event))
                 .collect();
             states.sort_unstable_by_key(|event| event.seq);
             let is_whole = states.len() <= STATES_A_PAGE;

@@ -457,7 +457,7 @@ impl Reader {
         let mut last: HashMap<SubjectId, u64> = HashMap::new();
         for seq in 1..=ledger.head(self.school()) {
             let event = ledger.event(self.school(), seq).expect("committed");
-            if self.scope.hears(&event) {
+            if self.scope.matches(&event) {
                 last.insert(event.subject.clone(), seq);
             }
         }
@@ -501,7 +501,7 @@ impl Shadow {
         if original.subject != event.subject || !is_it {
             return Err(format!("{seq} is another event than was committed"));
         }
-        if !scope.hears(event) {
+        if !scope.matches(event) {
             return Err(format!("{seq} was not asked for"));
         }
         if !self.is_multiplexed {
@@ -575,7 +575,7 @@ impl Shadow {
         for seq in self.complete.max(since) + 1..=upto {
             let event = ledger.event(scope.school, seq);
             let event = event.ok_or("a cursor beyond the log")?;
-            if scope.hears(&event) && (self.tells_all || !event.is_tick()) {
+            if scope.matches(&event) && (self.tells_all || !event.is_tick()) {
                 return Err(format!("{seq} was left out"));
             }
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::scanner::PLACES;
-use super::school::{Pace, Simulator};
+use super::school::{RateLimit, Simulator};
 use crate::cli::Failure;
 use crate::cli::client::Client;
 use crate::kind::enrollment::ERROR_CODES;
@@ -44,14 +44,14 @@ struct Session {
 /// An enrollment desk.
 pub(super) struct Desk {
     number: u32,
-    pace: Pace,
+    pace: RateLimit,
     chance: fastrand::Rng,
     deck: Vec<Fate>,
     session: Option<Session>,
 }
 
 impl Desk {
-    pub(super) fn new(number: u32, pace: Pace) -> Desk {
+    pub(super) fn new(number: u32, pace: RateLimit) -> Desk {
         Desk {
             number,
             pace,
@@ -213,7 +213,7 @@ mod tests {
 
     fn desk() -> Desk {
         let beat = Duration::from_millis(10);
-        Desk::new(1, Pace { beat })
+        Desk::new(1, RateLimit { beat })
     }
 
     #[test]

@@ -18,7 +18,7 @@ use clap::Args;
 use rocket::fairing::AdHoc;
 use tokio::sync::oneshot;
 
-use self::school::{Pace, School};
+use self::school::{RateLimit, School};
 use self::stop::Stop;
 use self::worker::Worker;
 use super::client::Client;
@@ -158,7 +158,7 @@ fn perform(
         server,
         Some(mint(Role::Worker, "demo-worker", WORKER_TTL)?.into()),
     );
-    let pace = Pace {
+    let pace = RateLimit {
         beat: Duration::from_millis(arguments.beat_ms.into()),
     };
     let worker = Worker {

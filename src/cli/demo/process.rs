@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::school::{Pace, Simulator};
+use super::school::{RateLimit, Simulator};
 use crate::cli::Failure;
 use crate::cli::client::Client;
 
@@ -73,7 +73,7 @@ pub(super) static PLANS: [Plan; 2] = [
 /// A simulated process.
 pub(super) struct Process {
     plan: &'static Plan,
-    pace: Pace,
+    pace: RateLimit,
     chance: fastrand::Rng,
     state: State,
     /// The distance of the process from its target, in sigma.
@@ -95,7 +95,7 @@ enum State {
 }
 
 impl Process {
-    pub(super) fn new(plan: &'static Plan, pace: Pace) -> Process {
+    pub(super) fn new(plan: &'static Plan, pace: RateLimit) -> Process {
         Process {
             plan,
             pace,
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn samples_scatter_as_planned_around_where_the_process_is() {
         let beat = Duration::from_millis(10);
-        let mut process = Process::new(&PLANS[0], Pace { beat });
+        let mut process = Process::new(&PLANS[0], RateLimit { beat });
         process.chance = fastrand::Rng::with_seed(7);
         for offset in [0.0, -2.0] {
             process.offset = offset;

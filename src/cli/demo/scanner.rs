@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::school::{Pace, Simulator};
+use super::school::{RateLimit, Simulator};
 use crate::cli::Failure;
 use crate::cli::client::Client;
 
@@ -51,7 +51,7 @@ impl Place {
 /// A simulated scanner.
 pub(super) struct Scanner {
     place: &'static Place,
-    pace: Pace,
+    pace: RateLimit,
     chance: fastrand::Rng,
     state: State,
     battery_percent: u8,
@@ -71,7 +71,7 @@ enum State {
 
 impl Scanner {
     /// Creates a scanner that first drops out after about this many heartbeats.
-    pub(super) fn new(place: &'static Place, heartbeats: u32, pace: Pace) -> Scanner {
+    pub(super) fn new(place: &'static Place, heartbeats: u32, pace: RateLimit) -> Scanner {
         let mut chance = fastrand::Rng::new();
         Scanner {
             place,

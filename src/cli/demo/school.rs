@@ -19,12 +19,12 @@ const AGAIN_MAX_BEATS: u32 = 64;
 
 /// The speed of the school.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
+pub(super) struct RateLimit {
     /// The school's unit of time.
     pub(super) beat: Duration,
 }
 
-impl Pace {
+impl RateLimit {
     /// Returns the duration of this many beats.
     pub(super) fn beats(self, count: u32) -> Duration {
         self.beat * count
@@ -56,7 +56,7 @@ pub(super) struct School {
 
 impl School {
     /// Starts the parts of the school. They run until the demo ends.
-    pub(super) fn open(client: &Client, pace: Pace, stop: &Stop) -> Result<School, Failure> {
+    pub(super) fn open(client: &Client, pace: RateLimit, stop: &Stop) -> Result<School, Failure> {
         let mut simulators: Vec<Box<dyn Simulator>> = Vec::new();
         for (place, steps) in scanner::PLACES.iter().zip((4..).step_by(4)) {
             simulators.push(Box::new(Scanner::new(place, steps, pace)));
@@ -89,7 +89,7 @@ impl School {
     }
 }
 
-fn live(mut simulator: Box<dyn Simulator>, client: &Client, pace: Pace, stop: &Stop) {
+fn live(mut simulator: Box<dyn Simulator>, client: &Client, pace: RateLimit, stop: &Stop) {
     let mut rest = Duration::ZERO;
     let mut again_beats = 1;
     let mut reported = String::new();
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_lease_is_whole_seconds_that_hold_its_beats() {
-        let pace = |millis| Pace {
+        let pace = |millis| RateLimit {
             beat: Duration::from_millis(millis),
         };
         assert_eq!(pace(1_000).lease_secs(6, 1), 6);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::documents::{Document, Reading};
-use super::school::Pace;
+use super::school::RateLimit;
 use super::stop::Stop;
 use crate::cli::client::Client;
 use crate::cli::terminal::{plain, print_line};
@@ -37,7 +37,7 @@ pub(super) struct Worker<'a> {
     pub(super) part_bytes: usize,
     /// The pause between two parts.
     pub(super) pause: Duration,
-    pub(super) pace: Pace,
+    pub(super) pace: RateLimit,
     pub(super) stop: &'a Stop,
 }
 

@@ -107,7 +107,7 @@ mod platform {
 
     use super::{descriptors, sock_diag};
     use crate::config::{
-        DEAD_PEER_LOOK_MAX, DEAD_PEER_LOOK_MIN, DEAD_PEER_PROBES, DEAD_PEER_RETRANSMISSIONS,
+        DEAD_PEER_CHECK_MAX, DEAD_PEER_CHECK_MIN, DEAD_PEER_PROBES, DEAD_PEER_RETRANSMISSIONS,
         WRITE_STALL,
     };
     use crate::service::Tidings;
@@ -162,7 +162,7 @@ mod platform {
 
     /// Checks for dead peers until the application ends.
     async fn look(tidings: Weak<Tidings>, port: u16, timeout: Duration) {
-        let pause = (timeout / LOOKS).clamp(DEAD_PEER_LOOK_MIN, DEAD_PEER_LOOK_MAX);
+        let pause = (timeout / LOOKS).clamp(DEAD_PEER_CHECK_MIN, DEAD_PEER_CHECK_MAX);
         // A connection that just misses one check must be found by the next one, in time.
         let least = timeout.saturating_sub(pause);
         let (mut may_close, mut may_ask) = (true, true);

@@ -59,7 +59,7 @@ async fn characteristic_page(
     let limits = own.and_then(|own| own.limits.as_ref());
     let dispersion = limits.and_then(|limits| limits.dispersion);
     let now = Utc::now();
-    let mut shown = Shown::default();
+    let mut shown = NotifierStatus::default();
     for event in &samples {
         shown.add(event, dispersion.as_ref(), now);
     }
@@ -88,7 +88,7 @@ async fn characteristic_page(
 
 /// The samples as the page shows them.
 #[derive(Default)]
-struct Shown {
+struct NotifierStatus {
     points: Vec<Point>,
     /// The points of the dispersion chart, if there is one.
     spreads: Vec<Point>,
@@ -97,7 +97,7 @@ struct Shown {
     broken: BTreeSet<Rule>,
 }
 
-impl Shown {
+impl NotifierStatus {
     fn add(&mut self, event: &Event, dispersion: Option<&Dispersion>, now: DateTime<Utc>) {
         let Some(sample) = characteristic::told::<Sample>(&event.draft) else {
             return;

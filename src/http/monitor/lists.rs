@@ -39,7 +39,7 @@ async fn open_violations(
 ) -> Result<Html, Rejection> {
     let guest = visitor.enter(school, tidings).await?;
     let all = Channel::Collection(characteristic::KIND);
-    let reaches = guest.caller.reach(&all);
+    let reaches = guest.caller.authorize(&all);
     reaches.map_err(Problem::from)?;
     let query = PartQuery {
         open: Some(true),
@@ -74,7 +74,7 @@ async fn list(
     let guest = visitor.enter(school, tidings).await?;
     let (Collection(kind), FormQuery(mut query)) = (collection, asked?);
     query.limit = PAGE_DEFAULT;
-    let reaches = guest.caller.reach(&Channel::Collection(kind));
+    let reaches = guest.caller.authorize(&Channel::Collection(kind));
     reaches.map_err(Problem::from)?;
     let read = tidings
         .store()

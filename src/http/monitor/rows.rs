@@ -53,7 +53,7 @@ fn job_row(id: &SubjectId, job: &Job, now: DateTime<Utc>) -> Value {
 
 /// Returns the progress of a job, if its worker has reported any.
 fn reported_progress(job: &Job) -> Option<f64> {
-    job.progress.filter(|_| job.has_told_progress())
+    job.progress.filter(|_| job.has_reported_progress())
 }
 
 /// Returns the text in place of a missing percentage.
@@ -104,7 +104,7 @@ fn device_row(id: &SubjectId, device: &Device, now: DateTime<Utc>) -> Value {
         "status": device.status.as_str(),
         "flapping": device.flapping,
         "seen": optional_time(device.last_seen, now),
-        "since": time(device.told_status.1, now),
+        "since": time(device.reported_status.1, now),
         "lease_secs": device.lease_secs,
     })
 }

@@ -187,7 +187,7 @@ pub(super) async fn violations(
         Some(id) => Channel::Subject(characteristic::KIND, id.clone()),
         None => Channel::Collection(characteristic::KIND),
     };
-    if guest.caller.reach(&channel).is_err() {
+    if guest.caller.authorize(&channel).is_err() {
         return Ok((Vec::new(), None));
     }
     let now = Utc::now();
@@ -296,7 +296,7 @@ pub(super) async fn found(
     let missing = || Problem::from(crate::kind::not_found(kind, id));
     let subject: SubjectId = id.parse().map_err(|_| missing())?;
     let at = Channel::Subject(kind, subject.clone());
-    let reaches = guest.caller.reach(&at);
+    let reaches = guest.caller.authorize(&at);
     reaches.map_err(Problem::from)?;
     guest.at = Some(at);
     let stored = tidings

@@ -14,7 +14,7 @@ use super::page::{Html, Pages};
 use super::school;
 use super::visitor::{Rejection, Visitor};
 use crate::auth::{AuthError, Role};
-use crate::config::{MONITOR_CHANNELS, MONITOR_CONNECTIONS, VITALS_SECS};
+use crate::config::{METRICS_SECS, MONITOR_CHANNELS, MONITOR_CONNECTIONS};
 use crate::http::body::Base;
 use crate::http::notifiers;
 use crate::http::problem::Problem;
@@ -22,8 +22,8 @@ use crate::hub::Connection;
 use crate::id::{Channel, SchoolId};
 use crate::log::StoreError;
 use crate::log::consumers::Total;
+use crate::metrics::Second;
 use crate::service::Tidings;
-use crate::vitals::Second;
 
 /// How many seconds a rate is averaged over, in addition to the current second.
 const MEAN_SECS: usize = 10;
@@ -47,7 +47,7 @@ async fn of_school(
     let access = guest.caller.access();
     let may = access.require(Role::Admin);
     may.and_then(|()| {
-        access.reach(
+        access.authorize(
             guest.caller.school(),
             &Channel::School(guest.caller.school()),
         )
@@ -144,11 +144,11 @@ fn part((index, seconds): (usize, &[Second])) -> Value {
 
 async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
     let settings = tidings.settings();
-    let vitals = tidings.vitals();
-    let seconds = vitals.seconds();
+    let metrics = tidings.metrics();
+    let seconds = metrics.seconds();
     let chart = |name: &str, title: &str, of: fn(&Second) -> f64| {
         let values: Vec<f64> = seconds.iter().map(of).collect();
-        spark(name, title, &values, VITALS_SECS)
+        spark(name, title, &values, METRICS_SECS)
     };
     let lately = &seconds[seconds.len().saturating_sub(MEAN_SECS)..];
     let events: u64 = lately.iter().map(|second| second.events).sum();
@@ -178,7 +178,7 @@ async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
         "retention": span_secs(settings.retention_secs),
         "retention_events": count(settings.retention_events),
         "job_retention": span_secs(settings.job_retention_secs),
-        "since": time(vitals.since(), Utc::now()),
+        "since": time(metrics.since(), Utc::now()),
         "mean_secs": MEAN_SECS,
     }))
 }

@@ -28,7 +28,10 @@ impl Totals {
     ) -> Result<Totals, StoreError> {
         let mut totals = Vec::new();
         for kind in KINDS.iter().copied() {
-            if access.reach(school, &Channel::Collection(kind)).is_err() {
+            if access
+                .authorize(school, &Channel::Collection(kind))
+                .is_err()
+            {
                 continue;
             }
             let mut own = tidings.store().counts(school, kind).await?;

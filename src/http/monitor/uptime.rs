@@ -41,7 +41,7 @@ impl Uptime {
         if stretches.is_empty() {
             // The last event is past retention: the status has not changed since.
             stretches.push(Stretch {
-                from: device.told_status.1,
+                from: device.reported_status.1,
                 status: device.status.as_str().to_owned(),
             });
         }

@@ -55,13 +55,13 @@ pub(super) struct Guest {
 impl Guest {
     /// Whether the visitor may see every subject of a kind.
     pub(super) fn may_see(&self, kind: Kind) -> bool {
-        self.caller.reach(&Channel::Collection(kind)).is_ok()
+        self.caller.authorize(&Channel::Collection(kind)).is_ok()
     }
 
     /// Whether the visitor may see everything in the school.
     pub(super) fn may_see_all(&self) -> bool {
         let everything = Channel::School(self.caller.school());
-        self.caller.reach(&everything).is_ok()
+        self.caller.authorize(&everything).is_ok()
     }
 
     /// Returns the school and what the visitor may see of it, for templates.
@@ -78,8 +78,12 @@ impl Guest {
 /// Returns a school for the navigation of its pages.
 fn place(access: &Access, school: SchoolId, base: &str) -> Value {
     let kinds = crate::kind::KINDS.iter().copied();
-    let seen = kinds.filter(|kind| access.reach(school, &Channel::Collection(*kind)).is_ok());
-    let sees_all = access.reach(school, &Channel::School(school)).is_ok();
+    let seen = kinds.filter(|kind| {
+        access
+            .authorize(school, &Channel::Collection(*kind))
+            .is_ok()
+    });
+    let sees_all = access.authorize(school, &Channel::School(school)).is_ok();
     let tab = |kind: Kind| {
         json!({
             "collection": kind.collection(),

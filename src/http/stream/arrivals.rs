@@ -7,18 +7,18 @@
 
 use tokio::time::Instant;
 
-use crate::throttle::{Bucket, Pace};
+use crate::throttle::{Bucket, RateLimit};
 
 /// Counts the messages of one client.
 pub(super) struct Arrivals {
     /// None if there is no limit.
-    pace: Option<(Pace, Bucket)>,
+    pace: Option<(RateLimit, Bucket)>,
     /// Whether there may be messages that have arrived but have not been read.
     is_behind: bool,
 }
 
 impl Arrivals {
-    pub(super) fn new(pace: Option<Pace>) -> Arrivals {
+    pub(super) fn new(pace: Option<RateLimit>) -> Arrivals {
         Arrivals {
             pace: pace.map(|pace| (pace, pace.bucket(Instant::now()))),
             is_behind: false,

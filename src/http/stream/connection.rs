@@ -19,7 +19,7 @@ use super::socket::{End, Incoming, Socket};
 use crate::app::SubscribeService;
 use crate::config::{CLOSE_WAIT, WAITING_MESSAGES, WRITE_STALL};
 use crate::session::{Dialect, Outbox, Outgoing, Session};
-use crate::throttle::Pace;
+use crate::throttle::RateLimit;
 use crate::wire::{self, Close, Control, Encoding, Framing};
 
 enum Phase {
@@ -85,7 +85,7 @@ impl Connection {
             session: None,
             waiting: VecDeque::new(),
             phase: Phase::Open,
-            arrivals: Arrivals::new(Pace::of_client_messages(service.settings())),
+            arrivals: Arrivals::new(RateLimit::for_client_messages(service.settings())),
             is_rate_limited: false,
             timer: Box::pin(sleep(Duration::ZERO)),
             service,

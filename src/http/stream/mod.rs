@@ -122,7 +122,7 @@ async fn events(
     let (caller, channels) = channels(&texts, &params, access, tidings)?;
     // Check permissions first, so that a rejection does not reveal whether a subject exists.
     for channel in &channels {
-        caller.reach(channel)?;
+        caller.authorize(channel)?;
     }
     require_subjects(tidings, caller.school(), &channels).await?;
     let scope = Scope::new(caller.school(), channels);
@@ -329,17 +329,17 @@ async fn with_channel(
         let scope = match &target {
             Target::Active(kind) => {
                 let channel = Channel::Collection(*kind);
-                Scope::new(school, [channel]).of_what_goes_on()
+                Scope::new(school, [channel]).with_active_only()
             }
             Target::Subject(kind, id) => {
                 let not_found = |_| Problem::from(kind::not_found(*kind, *id));
                 let channel = Channel::Subject(*kind, id.parse().map_err(not_found)?);
-                caller.reach(&channel)?;
+                caller.authorize(&channel)?;
                 require_subjects(tidings, school, std::slice::from_ref(&channel)).await?;
                 let scope = Scope::new(school, [channel]);
                 // A client with a cursor asks for every event after it, including a terminal one.
                 match dialect.omits_ended && params.from.is_none() {
-                    true => scope.of_what_goes_on(),
+                    true => scope.with_active_only(),
                     false => scope,
                 }
             }

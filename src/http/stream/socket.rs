@@ -20,7 +20,7 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext}
 use tungstenite::{Bytes, Message};
 
 use super::text::TextWatch;
-use crate::config::{ANSWER_FRAMES, DEAF_MAX_BYTES, SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
+use crate::config::{AFTER_ERROR_MAX_BYTES, ANSWER_FRAMES, SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
 use crate::wire::Close;
 
 /// Something that the peer sent.
@@ -263,7 +263,7 @@ impl Socket {
         self.last_heard = Instant::now();
         if self.ignores_input {
             self.ignored += buffer.filled().len();
-            return Poll::Ready(match self.ignored > DEAF_MAX_BYTES {
+            return Poll::Ready(match self.ignored > AFTER_ERROR_MAX_BYTES {
                 true => Err(End::Gone),
                 false => Ok(Vec::new()),
             });

@@ -315,7 +315,7 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
 impl Job {
     /// Returns whether the worker of the current attempt has reported progress. Before that, `progress` is 0 and means
     /// nothing. For an attempt that ended at 0 this is no longer known, and the result is false.
-    pub fn has_told_progress(&self) -> bool {
+    pub fn has_reported_progress(&self) -> bool {
         let is_begun = |progress| progress > 0.0;
         let observed = self.estimator.as_ref();
         self.progress.is_some_and(is_begun) || observed.is_some_and(|own| own.has_observed())

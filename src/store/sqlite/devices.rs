@@ -83,8 +83,8 @@ impl<'a> DeviceRow<'a> {
                 .expect("numbers are JSON")
                 .into(),
             info: device.info.get().into(),
-            status_seq: signed(device.told_status.0),
-            status_at: millis(device.told_status.1),
+            status_seq: signed(device.reported_status.0),
+            status_at: millis(device.reported_status.1),
             info_seq: device.told_info.map(|(seq, _)| signed(seq)),
             info_at: device.told_info.map(|(_, at)| millis(at)),
             created_at: millis(device.created_at),
@@ -116,7 +116,7 @@ impl<'a> DeviceRow<'a> {
                 .map(uptime)
                 .collect::<QueryResult<VecDeque<_>>>()?,
             info: raw(self.info)?,
-            told_status: (unsigned(self.status_seq), from_millis(self.status_at)?),
+            reported_status: (unsigned(self.status_seq), from_millis(self.status_at)?),
             told_info: self
                 .info_seq
                 .zip(info_at)
@@ -153,7 +153,7 @@ impl Table for DevicesTable {
     ) -> QueryResult<Told> {
         let mut told = Vec::new();
         let tell_status = |id: &SubjectId, device: &Device| {
-            let (draft, place) = (device::status_draft(id, device), device.told_status);
+            let (draft, place) = (device::status_draft(id, device), device.reported_status);
             told_event(epoch, selection.school, id, draft, place)
         };
         let tell_info = |id: &SubjectId, device: &Device| {

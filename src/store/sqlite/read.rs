@@ -127,7 +127,7 @@ pub(super) fn replay(
             // This source may have more: the page ends where the first such source ends.
             through = through.min(last.place());
         }
-        told.extend(part.events.into_iter().filter(|event| scope.hears(event)));
+        told.extend(part.events.into_iter().filter(|event| scope.matches(event)));
         // Done here, because otherwise memory would hold one page per source.
         through = cut(&mut told, through);
         // A wide event of a subject in scope comes from two sources.
@@ -691,7 +691,7 @@ mod tests {
             };
             for scope in [
                 scope(&["schools/1"]),
-                scope(&["jobs"]).of_what_goes_on(),
+                scope(&["jobs"]).with_active_only(),
                 scope(&["schools/1"]).filtered(filter),
                 scope(&["jobs"]).filtered(Filter {
                     categories: ["a".to_owned()].into(),

@@ -133,7 +133,7 @@ impl Readers {
         mut walk: W,
     ) -> Result<Walked<W>, StoreError> {
         let until = Instant::now() + self.timeout;
-        let (mut pace, mut rows, mut has_begun) = (Pace::default(), 0, false);
+        let (mut pace, mut rows, mut has_begun) = (RateLimit::default(), 0, false);
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let turn = match left.is_zero() && has_begun {
@@ -252,19 +252,19 @@ impl Readers {
 }
 
 /// Determines the rows per window, so that a window takes about [`READ_WINDOW`].
-struct Pace {
+struct RateLimit {
     rows: usize,
 }
 
-impl Default for Pace {
-    fn default() -> Pace {
-        Pace {
+impl Default for RateLimit {
+    fn default() -> RateLimit {
+        RateLimit {
             rows: READ_WINDOW_ROWS / 4,
         }
     }
 }
 
-impl Pace {
+impl RateLimit {
     fn adapt(&mut self, took: Duration) {
         if took > READ_WINDOW {
             self.rows = (self.rows / 2).max(READ_WINDOW_ROWS_MIN);
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_window_is_made_smaller_when_its_rows_are_large_and_larger_when_they_are_small() {
-        let mut pace = Pace::default();
+        let mut pace = RateLimit::default();
         for _ in 0..10 {
             pace.adapt(Duration::ZERO);
         }

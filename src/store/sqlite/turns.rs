@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::config::SHORT_READS_PER_WALK;
+use crate::config::SHORT_READS_PER_WINDOW;
 use crate::id::SchoolId;
 use crate::log::{StoreError, Waiting};
 
@@ -257,7 +257,7 @@ impl State {
             return None;
         }
         let may_walk = self.walking < bounds.walking;
-        let walk_is_due = may_walk && self.short_in_a_row >= SHORT_READS_PER_WALK;
+        let walk_is_due = may_walk && self.short_in_a_row >= SHORT_READS_PER_WINDOW;
         let lengths = match walk_is_due {
             true => [Length::Window, Length::Short],
             false => [Length::Short, Length::Window],
@@ -411,7 +411,7 @@ mod tests {
             held = look(&mut short.pop_front().expect("one waits"));
             before += 1;
         }
-        assert_eq!(before, SHORT_READS_PER_WALK);
+        assert_eq!(before, SHORT_READS_PER_WINDOW);
     }
 
     #[test]

@@ -104,7 +104,7 @@ pub(super) struct Tenths(Vec<f64>);
 
 impl Tenths {
     /// Records progress that rose linearly from one point to the next. A point is seconds since the start, and percent.
-    pub(super) fn reach(&mut self, from: (f64, f64), to: (f64, f64)) {
+    pub(super) fn authorize(&mut self, from: (f64, f64), to: (f64, f64)) {
         while self.0.len() < TENTHS {
             let goal = (self.0.len() + 1) as f64 * 10.0;
             if to.1 < goal {
@@ -118,7 +118,7 @@ impl Tenths {
     /// Returns the tenths as shares of the total time; from the last point, progress rises linearly to 100 % at the end.
     pub(super) fn course(&self, last: (f64, f64), secs: f64) -> Course {
         let mut all = self.clone();
-        all.reach(last, (secs, 100.0));
+        all.authorize(last, (secs, 100.0));
         std::array::from_fn(|tenth| all.0[tenth] / secs)
     }
 }
@@ -153,8 +153,8 @@ mod tests {
     #[test]
     fn a_course_that_is_slow_at_the_end_is_learnt() {
         let mut tenths = Tenths::default();
-        tenths.reach((0.0, 0.0), (10.0, 50.0));
-        tenths.reach((10.0, 50.0), (100.0, 95.0));
+        tenths.authorize((0.0, 0.0), (10.0, 50.0));
+        tenths.authorize((10.0, 50.0), (100.0, 95.0));
         let course = tenths.course((100.0, 95.0), 110.0);
         assert!((course[4] - 10.0 / 110.0).abs() < 1e-9, "{course:?}");
         let past = [Past {

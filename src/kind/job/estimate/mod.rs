@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use self::history::Tenths;
 pub use self::history::{Course, History, Past};
-use self::pace::{Pace, Step};
+use self::pace::{RateLimit, Step};
 use crate::number::whole;
 
 /// A step is a pause if it takes more than this many times as long as the longest step so far and as the expected
@@ -179,7 +179,7 @@ pub struct Estimator {
     #[serde(default)]
     away: f64,
     tenths: Tenths,
-    pace: Pace,
+    pace: RateLimit,
 }
 
 impl Estimator {
@@ -197,7 +197,7 @@ impl Estimator {
             pause: 0.0,
             away: 0.0,
             tenths: Tenths::default(),
-            pace: Pace::default(),
+            pace: RateLimit::default(),
         }
     }
 
@@ -215,7 +215,7 @@ impl Estimator {
     pub fn observe(&mut self, progress: f64, now: DateTime<Utc>) {
         let at = self.elapsed(now);
         let Some(first) = self.first else {
-            self.tenths.reach((0.0, 0.0), (at, progress));
+            self.tenths.authorize((0.0, 0.0), (at, progress));
             self.first = Some((at, progress));
             (self.at, self.progress, self.away) = (at, progress, 0.0);
             return;
@@ -230,7 +230,8 @@ impl Estimator {
         if secs <= 0.0 || percent < STEP_MIN {
             return;
         }
-        self.tenths.reach((self.at, self.progress), (at, progress));
+        self.tenths
+            .authorize((self.at, self.progress), (at, progress));
         let step = self.without_pause(secs, percent);
         self.pace.learn(step, percent, self.share_of_time(progress));
         (self.at, self.progress, self.away) = (at, progress, 0.0);

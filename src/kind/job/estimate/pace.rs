@@ -130,7 +130,7 @@ pub(super) struct Outlook {
 
 /// The pace of an attempt.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Pace {
+pub(super) struct RateLimit {
     /// Steps so far.
     pub(super) steps: u32,
     /// Seconds of work so far, without the pauses that do not count.
@@ -152,7 +152,7 @@ pub(super) struct Pace {
     outlook: Option<Outlook>,
 }
 
-impl Pace {
+impl RateLimit {
     /// Records a step that led up to `progress`.
     pub(super) fn learn(&mut self, step: Step, percent: f64, progress: f64) {
         let Step { secs, pause } = step;

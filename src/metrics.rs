@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::config::VITALS_SECS;
+use crate::config::METRICS_SECS;
 use crate::hub::Hub;
 use crate::log::{Committed, Reading, Store};
 
@@ -36,29 +36,29 @@ pub struct Second {
 pub type Refusals = BTreeMap<(&'static str, Option<&'static str>), u64>;
 
 /// The server's own metrics. See the module documentation.
-pub struct Vitals {
+pub struct Metrics {
     since: DateTime<Utc>,
     seconds: Mutex<VecDeque<Second>>,
     refusals: Mutex<Refusals>,
 }
 
-impl Default for Vitals {
-    fn default() -> Vitals {
-        Vitals {
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics {
             since: Utc::now(),
-            seconds: Mutex::new(VecDeque::with_capacity(VITALS_SECS)),
+            seconds: Mutex::new(VecDeque::with_capacity(METRICS_SECS)),
             refusals: Mutex::default(),
         }
     }
 }
 
-impl Vitals {
+impl Metrics {
     /// Returns when the server was started.
     pub fn since(&self) -> DateTime<Utc> {
         self.since
     }
 
-    /// Returns the metrics of the last seconds, oldest first; at most [`VITALS_SECS`].
+    /// Returns the metrics of the last seconds, oldest first; at most [`METRICS_SECS`].
     pub fn seconds(&self) -> Vec<Second> {
         self.kept().iter().copied().collect()
     }
@@ -100,7 +100,7 @@ impl Vitals {
             second.waiting = committed.waiting();
             before = now;
             let mut seconds = self.kept();
-            if seconds.len() == VITALS_SECS {
+            if seconds.len() == METRICS_SECS {
                 seconds.pop_front();
             }
             seconds.push_back(second);

@@ -188,6 +188,18 @@ fn acks(told: &[Value]) -> Vec<u64> {
     acks.map(|own| own["seq"].as_u64().unwrap()).collect()
 }
 
+/// Each milestone that has a commit of its own waits for the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledgements_in_a_batch_share_their_commits() {
+    let server = server().await;
+    let mut acknowledging = Acknowledging::of(&server).await;
+    let commits = || server.tidings.store().meter().peek().commits;
+    let before = commits();
+    assert_eq!(acknowledging.happen(50).await.len(), 50);
+    let count = commits() - before;
+    assert!(count < 20, "{count} commits");
+}
+
 /// An event that every connection hears live still belongs in a replay that goes back further.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_beside_other_channels_has_the_acknowledgements_from_before_the_connection() {

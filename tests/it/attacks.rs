@@ -17,7 +17,7 @@ async fn raw(server: &Server, request: &[u8]) -> Vec<u8> {
     let mut answer = Vec::new();
     let mut part = [0; 4_096];
     loop {
-        let read = tokio::time::timeout(std::time::Duration::from_secs(2), stream.read(&mut part));
+        let read = tokio::time::timeout(PATIENCE, stream.read(&mut part));
         match read.await {
             Ok(Ok(count)) if count > 0 => answer.extend_from_slice(&part[..count]),
             _ => return answer,

@@ -164,8 +164,18 @@ fn built() -> PathBuf {
     let target = temporary.parent().unwrap();
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| env!("CARGO").to_owned());
     // A test target, so that dependencies have the features of tests and are not built a second time.
-    let build = Command::new(cargo)
-        .args(["build", "--offline", "--bin", PROGRAM, "--test"])
+    // The other tests that run meanwhile have real timeouts.
+    let build = Command::new("nice")
+        .args([
+            "-n",
+            "19",
+            &cargo,
+            "build",
+            "--offline",
+            "--bin",
+            PROGRAM,
+            "--test",
+        ])
         .arg("interleavings")
         .current_dir(&tree)
         .env("CARGO_TARGET_DIR", target)

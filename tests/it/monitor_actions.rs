@@ -199,7 +199,7 @@ async fn a_cookie_that_expires_while_a_page_is_open_leads_to_sign_in_which_says_
     server.running_job("j").await;
     for path in [SCHOOL.to_owned(), format!("{SCHOOL}/jobs/j")] {
         let mut short = claims(Some(1), Role::Worker);
-        short.exp = chrono::Utc::now().timestamp() as f64 + 12.0;
+        short.exp = chrono::Utc::now().timestamp() as f64 + 20.0;
         let mut page = Page::open().await;
         arrive(&mut page, &server, &path, &sign(&short)).await;
         page.until("location.pathname === '/monitor/sign-in' && document.body.innerText.includes('Your token expired')")

@@ -32,7 +32,7 @@ const LINES: [(&str, &str, &str); 4] = [
     (
         "src/kind/mod.rs",
         "    Characteristic(characteristic::Characteristic) as characteristic;\n",
-        "    Parcel(parcel::Parcel) as parcel;\n",
+        "    /// For parcels.\n    Parcel(parcel::Parcel) as parcel;\n",
     ),
     (
         "src/store/sqlite/mod.rs",
@@ -141,7 +141,7 @@ fn a_new_kind_is_a_module_a_table_and_a_line_for_each() {
             "src/store/sqlite/parcels.rs"
         ]
     );
-    let expected = [("src/kind/mod.rs", 2), ("src/store/sqlite/mod.rs", 2)];
+    let expected = [("src/kind/mod.rs", 3), ("src/store/sqlite/mod.rs", 2)];
     assert_eq!(
         changed,
         expected.map(|(name, lines)| (name.to_owned(), lines))

@@ -8,6 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::numbers::{signed, unsigned};
 use super::schema::schools;
 use super::table::{
     Selection, Table, any_table, from_millis, millis, place, table_of_what_ends, tag_bits,

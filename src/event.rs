@@ -14,8 +14,8 @@ use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::id::{Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 
@@ -167,6 +167,19 @@ impl From<String> for Fields {
 impl From<&str> for Fields {
     fn from(json: &str) -> Fields {
         json.to_owned().into()
+    }
+}
+
+impl Serialize for Fields {
+    /// Serializes the JSON as a text, exactly as it is.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
+        String::deserialize(deserializer).map(Fields::from)
     }
 }
 

@@ -336,3 +336,18 @@ pub const UPTIME_EVENTS: usize = 50;
 pub const UPTIME_HOURS: i64 = 24;
 /// Hours for which the monitor shows how jobs ended.
 pub const ENDINGS_HOURS: i64 = 24;
+/// Number of writers of a node on Postgres, each with a connection of its own. A school always has the same one.
+pub const POSTGRES_WRITERS: usize = 4;
+/// How long an answer of Postgres is waited for before the connection counts as broken.
+pub const POSTGRES_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection to Postgres may take to be established.
+pub const POSTGRES_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two attempts to find out whether a commit took effect whose connection broke.
+pub const POSTGRES_RETRY: Duration = Duration::from_millis(200);
+/// How long this is attempted. Then the request is answered that its outcome is not known.
+pub const POSTGRES_UNKNOWN_WAIT: Duration = Duration::from_secs(20);
+/// How often in a row another node may write to a school between a decision and its commit, before the school is locked for
+/// the decision.
+pub const MISSES_MAX: u32 = 2;
+/// Number of connections of a node to Postgres for small writes beside the log.
+pub const POSTGRES_ASIDE_CONNECTIONS: usize = 2;

@@ -109,6 +109,7 @@ problems! {
 
 /// What the client learns about a failure inside the server.
 const NOT_DONE: &str = "the server could not do this, and nothing has changed";
+const OUTCOME_UNKNOWN: &str = "the connection to the database broke, so it is not known whether this took effect; send it again with the same Idempotency-Key, which carries it out at most once";
 
 /// How many seconds a client should wait before it tries again.
 const RETRY_AFTER_SECS: u32 = 2;
@@ -260,6 +261,9 @@ impl From<CommandError> for Problem {
                 Problem::new(Kind::BatchTooLarge, error.to_string()).of_limit("batch_event_bytes")
             }
             // The store has already logged the failure, once for all commands of the commit.
+            CommandError::Store(StoreError::Unknown) => {
+                Problem::new(Kind::Unavailable, OUTCOME_UNKNOWN)
+            }
             CommandError::Store(_) => Problem::new(Kind::Unavailable, NOT_DONE),
         }
     }
@@ -272,7 +276,8 @@ impl From<StoreError> for Problem {
             StoreError::Displaced => Problem::new(Kind::Unavailable, error.to_string()),
             // Already logged, once for all requests of the commit.
             StoreError::NotCommitted => Problem::new(Kind::Unavailable, NOT_DONE),
-            StoreError::Database(_) | StoreError::Stopped => {
+            StoreError::Unknown => Problem::new(Kind::Unavailable, OUTCOME_UNKNOWN),
+            StoreError::Database(_) | StoreError::Unavailable(_) | StoreError::Stopped => {
                 Problem::internal(Kind::Unavailable, &error)
             }
         }

@@ -22,8 +22,8 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Body, Bound, CommandOf, Context, Description, Outcome, RuleError, Subject, bounded, merged,
-    not_found,
+    At, Body, Bound, CommandOf, Context, Description, Outcome, RuleError, Subject, Texts, bounded,
+    merged, not_found,
 };
 use crate::event::{Class, Draft, EventType, Payload, timestamp};
 use crate::id::{Kind, SubjectId};
@@ -164,7 +164,7 @@ pub struct Info {
 }
 
 /// The complete state of a device.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Device {
     /// The display name.
     pub name: Option<Arc<str>>,
@@ -193,6 +193,10 @@ pub struct Device {
 }
 
 impl CommandOf<Device> for Command {
+    fn check() -> Option<Command> {
+        Some(Command::Check)
+    }
+
     fn read<B: Body>(verb: &str, body: B) -> Option<Result<Command, B::Error>> {
         Some(match verb {
             "put" => body.read().map(Command::Register),
@@ -218,6 +222,43 @@ impl Subject for Device {
 
     fn details(&self, _: &SubjectId) -> Value {
         json!({ "info": self.info, "created_at": timestamp(self.created_at) })
+    }
+
+    fn status(&self) -> &'static str {
+        self.status.as_str()
+    }
+
+    fn created_at(&self) -> DateTime<Utc> {
+        self.created_at
+    }
+
+    fn check_uptime(&self) -> Option<Uptime> {
+        self.check_uptime
+    }
+
+    fn places(&self, _: u64) -> [Option<u64>; 2] {
+        [
+            Some(self.reported_status.0),
+            self.told_info.map(|told| told.0),
+        ]
+    }
+
+    fn current(&self, id: &SubjectId, _: At, _: DateTime<Utc>) -> Vec<(At, Draft)> {
+        let mut current = vec![(self.reported_status, status_draft(id, self))];
+        current.extend(self.told_info.map(|at| (at, info_draft(id, self))));
+        current
+    }
+
+    /// Devices have no ticks.
+    fn superseding(&self, _: u64) -> Option<(u64, &'static str)> {
+        None
+    }
+
+    fn texts(&self) -> Texts<'_> {
+        Texts {
+            own: self.name.as_deref().into_iter().collect(),
+            values: Some(&self.info),
+        }
     }
 }
 

@@ -15,7 +15,9 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use self::job::{History, Past};
 use self::values::{
@@ -58,6 +60,18 @@ pub struct Description {
     pub columns: &'static [&'static str],
 }
 
+/// The `seq` and the time of an event.
+pub type At = (u64, DateTime<Utc>);
+
+/// The texts of a subject in which a search looks.
+#[derive(Debug, Default)]
+pub struct Texts<'a> {
+    /// Texts that are searched as they are.
+    pub own: Vec<&'a str>,
+    /// JSON whose texts and numbers are searched.
+    pub values: Option<&'a RawValue>,
+}
+
 /// The state of a subject of any kind.
 pub trait Subject {
     /// Returns the state as an event, as it can be published at `now`. If the kind has several types of event, this is
@@ -86,6 +100,52 @@ pub trait Subject {
     fn holds(&self) -> Option<&str> {
         None
     }
+
+    /// Returns its status, one of [`Description::statuses`].
+    fn status(&self) -> &'static str;
+
+    /// Returns its category (a job's type), if the kind has categories.
+    fn category(&self) -> Option<&str> {
+        None
+    }
+
+    /// Returns whether it has stalled; false for kinds whose subjects do not stall.
+    fn is_stalled(&self) -> bool {
+        false
+    }
+
+    /// Returns when it was created.
+    fn created_at(&self) -> DateTime<Utc>;
+
+    /// Returns when it ended, if it has.
+    fn finished_at(&self) -> Option<DateTime<Utc>> {
+        None
+    }
+
+    /// Returns when it is due for its check, [`CommandOf::check`].
+    fn check_uptime(&self) -> Option<Uptime> {
+        None
+    }
+
+    /// Returns the `seq`s of the events of [`Subject::current`], which a store indexes. `last` is the last event's.
+    fn places(&self, last: u64) -> [Option<u64>; 2] {
+        [Some(last), None]
+    }
+
+    /// Returns the events that represent the state, each with the `seq` and the time of the event that it repeats. There
+    /// are as many as [`Subject::places`].
+    fn current(&self, id: &SubjectId, last: At, now: DateTime<Utc>) -> Vec<(At, Draft)> {
+        vec![(last, self.describe(id, now))]
+    }
+
+    /// Returns the `seq` of the newest event that supersedes the subject's ticks, and the status that it carries; `None`
+    /// if the subject has no ticks.
+    fn superseding(&self, last: u64) -> Option<(u64, &'static str)> {
+        Some((last, self.status()))
+    }
+
+    /// Returns the texts in which a search looks, in addition to the id.
+    fn texts(&self) -> Texts<'_>;
 
     /// Returns the size in bytes of its texts whose length the publisher chooses.
     fn text_bytes(&self) -> usize;
@@ -127,6 +187,11 @@ pub trait CommandOf<S>: Sized {
     fn names_parts(&self) -> Vec<&str> {
         Vec::new()
     }
+
+    /// Returns the command that checks a subject when it is due, if the kind has one.
+    fn check() -> Option<Self> {
+        None
+    }
 }
 
 /// A value in a table of subjects.
@@ -156,10 +221,19 @@ pub trait PartOf {
 
     /// Returns the publisher-assigned id, unique in the school among the parts of the kind.
     fn own_id(&self) -> Option<&Arc<str>>;
+
+    /// Returns the `seq` of the event that opened it.
+    fn seq(&self) -> u64;
+
+    /// Returns when it was closed; `None` while it is open.
+    fn closed_at(&self) -> Option<DateTime<Utc>>;
+
+    /// Returns the event that represents it in a snapshot while it is open.
+    fn current(&self) -> (At, Draft);
 }
 
 /// The parts of a kind whose subjects have none.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum NoPart {}
 
 impl PartOf for NoPart {
@@ -168,6 +242,18 @@ impl PartOf for NoPart {
     }
 
     fn own_id(&self) -> Option<&Arc<str>> {
+        match *self {}
+    }
+
+    fn seq(&self) -> u64 {
+        match *self {}
+    }
+
+    fn closed_at(&self) -> Option<DateTime<Utc>> {
+        match *self {}
+    }
+
+    fn current(&self) -> (At, Draft) {
         match *self {}
     }
 }
@@ -228,6 +314,14 @@ macro_rules! kinds {
                 None
             }
 
+            /// Returns the command that checks a subject of this kind when it is due; see [`CommandOf::check`].
+            pub fn check(kind: Kind) -> Option<Command> {
+                $(if kind == $module::KIND {
+                    return $module::Command::check().map(Command::$variant);
+                })*
+                None
+            }
+
             /// Returns the kind of subject that the command is for.
             pub fn kind(&self) -> Kind {
                 match self { $(Command::$variant(_) => $module::KIND),* }
@@ -276,6 +370,19 @@ macro_rules! kinds {
             fn own(&self) -> &dyn PartOf {
                 match self { $(Part::$variant(own) => own),* }
             }
+
+            /// Returns the part as JSON, from which [`Part::from_json`] reads it.
+            pub fn to_json(&self) -> String {
+                match self { $(Part::$variant(own) => to_json(own)),* }
+            }
+
+            /// Reads a part of a subject of this kind.
+            pub fn from_json(kind: Kind, json: &str) -> Result<Part, serde_json::Error> {
+                $(if kind == $module::KIND {
+                    return serde_json::from_str(json).map(Part::$variant);
+                })*
+                unreachable!("every kind is one of these")
+            }
         }
 
         impl State {
@@ -290,8 +397,21 @@ macro_rules! kinds {
             )*
 
             /// Returns the state of its kind.
-            fn subject(&self) -> &dyn Subject {
+            pub fn subject(&self) -> &dyn Subject {
                 match self { $(State::$variant(own) => &**own),* }
+            }
+
+            /// Returns the state as JSON, from which [`State::from_json`] reads it.
+            pub fn to_json(&self) -> String {
+                match self { $(State::$variant(own) => to_json(own)),* }
+            }
+
+            /// Reads the state of a subject of this kind.
+            pub fn from_json(kind: Kind, json: &str) -> Result<State, serde_json::Error> {
+                $(if kind == $module::KIND {
+                    return serde_json::from_str(json).map(State::$variant);
+                })*
+                unreachable!("every kind is one of these")
             }
         }
 
@@ -326,6 +446,36 @@ impl Part {
     pub fn own_id(&self) -> Option<&Arc<str>> {
         self.own().own_id()
     }
+}
+
+impl Part {
+    /// See [`PartOf::seq`].
+    pub fn seq(&self) -> u64 {
+        self.own().seq()
+    }
+
+    /// See [`PartOf::closed_at`].
+    pub fn closed_at(&self) -> Option<DateTime<Utc>> {
+        self.own().closed_at()
+    }
+
+    /// See [`PartOf::current`].
+    pub fn current(&self) -> (At, Draft) {
+        self.own().current()
+    }
+}
+
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("a state is JSON")
+}
+
+/// One of [`Description::statuses`]. An alias, because `serde` would borrow a plain reference from what it reads.
+pub type StatusText = &'static str;
+
+/// Reads a status of any kind as the static text.
+fn status_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+    let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+    known_status(&text).ok_or_else(|| serde::de::Error::custom("no subject has this status"))
 }
 
 impl State {

@@ -1,7 +1,7 @@
 //! Limits how many bytes a request that writes can produce.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
@@ -18,6 +18,8 @@ pub struct Allowance {
     /// The limit; `None` if there is none.
     most: Option<u64>,
     used: AtomicU64,
+    /// Whether a command was rejected for lack of room.
+    is_used_up: AtomicBool,
     /// Charges the used bytes to the school.
     debts: Option<Arc<Debts>>,
     reserved: Option<Reserved>,
@@ -45,6 +47,7 @@ impl Allowance {
     /// Returns how many bytes are left.
     pub fn room(&self) -> Room {
         match self.most {
+            Some(most) if self.is_used_up.load(Ordering::Relaxed) => Room { left: 0, most },
             Some(most) => Room {
                 left: most.saturating_sub(self.used()),
                 most,
@@ -55,16 +58,25 @@ impl Allowance {
 
     /// Records what a command used. After one command has been rejected for lack of room, smaller ones are rejected as
     /// well, because the client must send the rejected command and all that follow it again.
-    pub(super) fn take(&self, school: SchoolId, decision: &Decision) {
-        if let (Err(CommandError::TooMuch { .. }), Some(most)) = (&decision.receipt, self.most) {
-            self.used.store(most, Ordering::Relaxed);
+    pub(super) fn take(&self, decision: &Decision) {
+        if let Err(CommandError::TooMuch { .. }) = decision.receipt {
+            self.is_used_up.store(true, Ordering::Relaxed);
         }
-        if decision.charged == 0 {
-            return;
+        self.used
+            .fetch_add(decision.charged as u64, Ordering::Relaxed);
+    }
+
+    /// Takes back what commands used that are decided again, and whether one of them was rejected for lack of room.
+    pub(super) fn give_back(&self, bytes: u64, was_used_up: bool) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        if was_used_up {
+            self.is_used_up.store(false, Ordering::Relaxed);
         }
-        let bytes = decision.charged as u64;
-        self.used.fetch_add(bytes, Ordering::Relaxed);
-        if let Some(debts) = &self.debts {
+    }
+
+    /// Charges the school for bytes that the commands used.
+    pub(super) fn charge(&self, school: SchoolId, bytes: u64) {
+        if let Some(debts) = self.debts.as_ref().filter(|_| bytes > 0) {
             debts.charge(school, bytes, Instant::now());
         }
     }

@@ -9,6 +9,14 @@ pub enum StoreError {
     /// A commit failed. The store has logged why.
     #[error("the database did not take a commit")]
     NotCommitted,
+    /// The database cannot be reached, or does not answer.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The connection to the database broke during a commit, and it could not be found out whether the commit took effect.
+    #[error(
+        "the connection to the database broke during the commit, so it is not known whether the request took effect"
+    )]
+    Unknown,
     /// The store is shutting down.
     #[error("the store has stopped")]
     Stopped,

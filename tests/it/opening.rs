@@ -160,7 +160,7 @@ async fn a_database_of_a_newer_program_or_of_another_one_is_left_as_it_is() {
         .unwrap();
     let before = std::fs::read(&path).unwrap();
     let said = refusal(folder.path());
-    let newest = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations"));
+    let newest = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/sqlite"));
     let names = newest.unwrap().map(|entry| entry.unwrap().file_name());
     let newest = names.max().unwrap().into_string().unwrap();
     let newest = newest.split('_').next().unwrap();

@@ -8,7 +8,8 @@ use crate::silence::connect;
 use crate::support::*;
 
 /// Undoes the migration that made the index of texts.
-const WITHOUT_INDEX: &str = include_str!("../../migrations/00000000000016_job_texts/down.sql");
+const WITHOUT_INDEX: &str =
+    include_str!("../../migrations/sqlite/00000000000016_job_texts/down.sql");
 
 /// The address of a list with this search; every byte that is not plain is escaped.
 fn search(collection: &str, text: &str) -> String {

@@ -373,7 +373,7 @@ async fn a_wall_clock_that_was_set_back_does_not_keep_the_silent_alive() {
     .await;
 }
 
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 
 /// A database as it was before the end was estimated with a range and silence measured in uptime, with something in it that was silent for long.
 #[tokio::test(flavor = "multi_thread")]

@@ -17,11 +17,11 @@ const ADDED: [(&str, &str); 4] = [
     ("src/kind/parcel.rs", "parcel.rs"),
     ("src/store/sqlite/parcels.rs", "parcels.rs"),
     (
-        "migrations/99999999999999_parcels/up.sql",
+        "migrations/sqlite/99999999999999_parcels/up.sql",
         "migration/up.sql",
     ),
     (
-        "migrations/99999999999999_parcels/down.sql",
+        "migrations/sqlite/99999999999999_parcels/down.sql",
         "migration/down.sql",
     ),
 ];
@@ -135,8 +135,8 @@ fn a_new_kind_is_a_module_a_table_and_a_line_for_each() {
     assert_eq!(
         added,
         [
-            "migrations/99999999999999_parcels/down.sql",
-            "migrations/99999999999999_parcels/up.sql",
+            "migrations/sqlite/99999999999999_parcels/down.sql",
+            "migrations/sqlite/99999999999999_parcels/up.sql",
             "src/kind/parcel.rs",
             "src/store/sqlite/parcels.rs"
         ]

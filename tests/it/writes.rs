@@ -377,7 +377,7 @@ async fn a_log_is_kept_within_its_bytes_and_a_cursor_of_what_is_gone_is_answered
     assert_eq!(said, is);
 }
 
-const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bytes_of_a_log_from_an_earlier_version_are_counted_at_the_upgrade() {

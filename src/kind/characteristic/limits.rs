@@ -15,6 +15,7 @@
 use std::cmp::Ordering;
 
 use num_traits::Signed;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Collected;
 use super::exact::{self, BigRational, Decimals, decimal, rounded};
@@ -34,14 +35,26 @@ const ROUNDING: f64 = 1e-14;
 /// `lcl <= center_line <= ucl`. The limits need not be symmetric: above the center line, one sigma is a third of the
 /// distance to `ucl`; below it, a third of the distance to `lcl`. A missing limit is infinitely far away, and so are the
 /// zones B and A of its side.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ControlLimits {
     /// The process mean.
     pub center_line: f64,
     /// Upper control limit, three sigma above the center line.
+    #[serde(deserialize_with = "or_above")]
     pub ucl: f64,
     /// Lower control limit, three sigma below the center line.
+    #[serde(deserialize_with = "or_below")]
     pub lcl: f64,
+}
+
+/// Reads an upper limit. JSON has no infinity, so a missing limit is `null`.
+fn or_above<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Option::<f64>::deserialize(deserializer).map(|line| line.unwrap_or(f64::INFINITY))
+}
+
+/// Reads a lower limit, as [`or_above`] reads an upper one.
+fn or_below<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Option::<f64>::deserialize(deserializer).map(|line| line.unwrap_or(f64::NEG_INFINITY))
 }
 
 impl ControlLimits {

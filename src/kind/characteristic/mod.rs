@@ -38,7 +38,7 @@ pub use self::message::{
 };
 use self::nelson::Rule;
 pub use self::rules::apply;
-use super::{Description, PartOf, RuleError, Subject};
+use super::{At, Description, PartOf, RuleError, StatusText, Subject, Texts};
 use crate::event::{Draft, EventType, Fields, timestamp};
 use crate::id::{Kind, SUBJECT_ID_MAX_BYTES, SubjectId};
 
@@ -190,7 +190,7 @@ impl<'de> Deserialize<'de> for Method {
 }
 
 /// Limits in force.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// The lines.
     pub chart: ControlLimits,
@@ -269,7 +269,7 @@ impl Collected {
 }
 
 /// The complete state of a characteristic.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Characteristic {
     /// The display name.
     pub name: Option<Arc<str>>,
@@ -304,7 +304,7 @@ pub struct Characteristic {
 }
 
 /// The last sample, as it was published.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LastSample {
     /// Its id.
     pub sample_id: Arc<str>,
@@ -313,13 +313,14 @@ pub struct LastSample {
     /// When it was published.
     pub at: DateTime<Utc>,
     /// The characteristic's status after it.
-    pub status: &'static str,
+    #[serde(deserialize_with = "crate::kind::status_text")]
+    pub status: StatusText,
     /// The fields of its message.
     pub fields: Fields,
 }
 
 /// A broken rule.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Violation {
     /// The characteristic.
     pub characteristic_id: SubjectId,
@@ -346,7 +347,7 @@ pub struct Violation {
 }
 
 /// Who acknowledged a violation, why and when.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Acknowledgement {
     /// The user.
     pub user: Arc<str>,
@@ -411,6 +412,18 @@ impl PartOf for Violation {
     fn own_id(&self) -> Option<&Arc<str>> {
         self.own_id.as_ref()
     }
+
+    fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    fn closed_at(&self) -> Option<DateTime<Utc>> {
+        self.acknowledgement.as_ref().map(|own| own.at)
+    }
+
+    fn current(&self) -> (At, Draft) {
+        ((self.seq, self.at), violation_draft(self))
+    }
 }
 
 impl Characteristic {
@@ -435,6 +448,40 @@ impl Subject for Characteristic {
 
     fn title(&self) -> Option<String> {
         self.name.as_deref().map(Into::into)
+    }
+
+    fn status(&self) -> &'static str {
+        Characteristic::status(self)
+    }
+
+    fn created_at(&self) -> DateTime<Utc> {
+        self.created_at
+    }
+
+    fn places(&self, _: u64) -> [Option<u64>; 2] {
+        let sample = self.last_sample.as_ref();
+        [Some(self.told_limits.0), sample.map(|last| last.seq)]
+    }
+
+    fn current(&self, id: &SubjectId, _: At, _: DateTime<Utc>) -> Vec<(At, Draft)> {
+        let mut current = vec![(self.told_limits, limits_draft(id, self))];
+        let sample = self.last_sample.as_ref().zip(sample_draft(self));
+        current.extend(sample.map(|(last, draft)| ((last.seq, last.at), draft)));
+        current
+    }
+
+    /// A sample is superseded only by a later sample.
+    fn superseding(&self, _: u64) -> Option<(u64, &'static str)> {
+        self.last_sample
+            .as_ref()
+            .map(|last| (last.seq, last.status))
+    }
+
+    fn texts(&self) -> Texts<'_> {
+        Texts {
+            own: self.name.as_deref().into_iter().collect(),
+            values: None,
+        }
     }
 
     fn details(&self, id: &SubjectId) -> Value {

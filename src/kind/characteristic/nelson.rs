@@ -11,6 +11,8 @@
 
 use std::cmp::Ordering;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use super::limits::{Lines, Zone};
 
 /// The maximum number of points that any rule considers, including the newest one.
@@ -37,6 +39,19 @@ pub enum Rule {
     Mixture = 8,
     /// Not one of Nelson's: rule 1, on the dispersion chart.
     Dispersion = 101,
+}
+
+impl Serialize for Rule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(self.number())
+    }
+}
+
+impl<'de> Deserialize<'de> for Rule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Rule, D::Error> {
+        let number = u8::deserialize(deserializer)?;
+        Rule::from_number(number).ok_or_else(|| serde::de::Error::custom("no rule has this number"))
+    }
 }
 
 impl Rule {

@@ -17,12 +17,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 pub use self::command::{Cancel, Command, Complete, Failure, Report, Start};
 pub use self::rules::apply;
-use super::{Cell, Description, RuleError, Subject};
+use super::{Cell, Description, RuleError, Subject, Texts};
 use crate::event::{Class, Draft, EventType, timestamp};
 use crate::id::{Kind, SubjectId};
 use crate::uptime::Uptime;
@@ -155,6 +155,19 @@ impl Status {
     }
 }
 
+impl Serialize for Status {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Status {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Status, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl FromStr for Status {
     type Err = RuleError;
 
@@ -168,7 +181,7 @@ impl FromStr for Status {
 }
 
 /// The complete state of a session.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Session {
     /// The device that takes the scans, if the session uses one exclusively.
     pub device_id: Option<SubjectId>,
@@ -255,6 +268,32 @@ impl Subject for Session {
 
     fn is_over(&self) -> bool {
         self.status.is_terminal()
+    }
+
+    fn status(&self) -> &'static str {
+        self.status.as_str()
+    }
+
+    fn finished_at(&self) -> Option<DateTime<Utc>> {
+        self.finished_at
+    }
+
+    fn created_at(&self) -> DateTime<Utc> {
+        self.created_at
+    }
+
+    fn check_uptime(&self) -> Option<Uptime> {
+        self.check_uptime
+    }
+
+    fn texts(&self) -> Texts<'_> {
+        let own = [&self.student_id, &self.error_code];
+        let own = own.into_iter().flatten().map(|text| &**text);
+        let device = self.device_id.as_ref().map(SubjectId::as_str);
+        Texts {
+            own: own.chain(device).chain([&*self.message]).collect(),
+            values: None,
+        }
     }
 
     /// Returns the device while the session uses it exclusively.

@@ -257,6 +257,10 @@ impl Command {
 }
 
 impl CommandOf<Job> for Command {
+    fn check() -> Option<Command> {
+        Some(Command::Check)
+    }
+
     fn read<B: Body>(verb: &str, body: B) -> Option<Result<Command, B::Error>> {
         Some(match verb {
             "create" => body.read().map(Command::Create),

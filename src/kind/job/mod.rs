@@ -34,7 +34,7 @@ pub use self::command::{Cancel, Command, Complete, Create, Fail, Note, Progress,
 pub use self::estimate::{Course, Estimator, Eta, EtaSource, History, Past};
 pub use self::reporters::{REPORTERS_MAX, Reporters, SUB_MAX_BYTES, WORKER_MAX_BYTES};
 pub use self::rules::apply;
-use super::{Description, PLAIN_ERROR_CODE, RuleError, Subject, is_plain_name};
+use super::{Description, PLAIN_ERROR_CODE, RuleError, Subject, Texts, is_plain_name};
 use crate::event::{Class, Draft, EventType, Payload, timestamp};
 use crate::id::{Kind, SubjectId, is_visible};
 use crate::uptime::Uptime;
@@ -216,7 +216,7 @@ fn plain_code() -> Arc<str> {
 }
 
 /// How a finished job ended.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum End {
     /// Completed, with the worker's result (JSON, `null` if absent).
     Result(Arc<RawValue>),
@@ -225,7 +225,7 @@ pub enum End {
 }
 
 /// The complete state of a job.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
     /// Its type, for example `document`.
     pub job_type: JobType,
@@ -314,6 +314,42 @@ impl Subject for Job {
 
     fn past(&self) -> Option<(Arc<str>, Past)> {
         self.past.map(|past| (self.job_type.shared(), past))
+    }
+
+    fn status(&self) -> &'static str {
+        self.status.as_str()
+    }
+
+    fn category(&self) -> Option<&str> {
+        Some(self.job_type.as_str())
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
+    fn finished_at(&self) -> Option<DateTime<Utc>> {
+        self.finished_at
+    }
+
+    fn created_at(&self) -> DateTime<Utc> {
+        self.created_at
+    }
+
+    fn check_uptime(&self) -> Option<Uptime> {
+        self.check_uptime
+    }
+
+    fn texts(&self) -> Texts<'_> {
+        let error = match &self.end {
+            Some(End::Error(error)) => Some([&*error.code, &*error.message]),
+            Some(End::Result(_)) | None => None,
+        };
+        let own = std::iter::once(&*self.message).chain(error.into_iter().flatten());
+        Texts {
+            own: own.collect(),
+            values: Some(&self.metadata),
+        }
     }
 }
 

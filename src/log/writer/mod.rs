@@ -34,6 +34,15 @@ pub trait Backend: Facts<Error = StoreError> + Send + 'static {
     /// Returns the current time, which becomes the time of the decisions.
     fn now(&self) -> Moment;
 
+    /// Loads what the decisions on these commands are likely to query, so that they need not wait for it one by one. What
+    /// it loads is only a shortcut: anything else is still loaded by the queries themselves.
+    fn prepare(
+        &mut self,
+        _: &mut dyn Iterator<Item = (SchoolId, &Envelope)>,
+    ) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Returns how many bytes the write of a state adds to its group, in addition to those of its events.
     fn weight(&self, _: Kind, _: &State) -> usize {
         0
@@ -42,11 +51,19 @@ pub trait Backend: Facts<Error = StoreError> + Send + 'static {
     /// Writes the results of a group in one transaction and updates the facts. On failure, nothing is written and no fact
     /// changes. It can move anything out of the decisions except the events. Returns the time at which everything was
     /// written and only the commit remained, which can wait for the disk; `None` if there was nothing to write.
+    ///
+    /// A school into whose log another node has written since the facts were loaded is left out: its events are removed
+    /// from the decisions, it is returned by the next call of [`Backend::missed`], and its commands are decided again.
     fn commit(
         &mut self,
         decisions: &mut Decisions,
         now: Moment,
     ) -> Result<Option<Instant>, StoreError>;
+
+    /// Takes the schools that the last commit left out. Empty for a store with one writer.
+    fn missed(&mut self) -> Vec<SchoolId> {
+        Vec::new()
+    }
 
     /// Closes the database cleanly.
     fn close(&mut self);
@@ -229,7 +246,8 @@ impl<B: Backend> Writer<B> {
         let now = self.backend.now();
         let mut decisions = Decisions::default();
         let mut round = self.turns.begin();
-        let decided = self.decide_round(&mut round, &mut decisions, now);
+        let prepared = self.backend.prepare(&mut self.turns.upcoming(&round));
+        let decided = prepared.and_then(|()| self.decide_round(&mut round, &mut decisions, now));
         let written = decided.and_then(|()| self.backend.commit(&mut decisions, now));
         if let Ok(Some(at)) = written {
             self.turns.worked(&round, at - began);
@@ -242,7 +260,8 @@ impl<B: Backend> Writer<B> {
             // Fails only if the dispatcher has stopped, and then nothing receives events.
             let _ = self.committed.blocking_send(decisions.events);
         }
-        self.turns.settle(round, &written);
+        let missed = self.backend.missed();
+        self.turns.settle(round, &written, &missed);
     }
 
     /// Logs when commits begin to fail or succeed again. Returns the error for the waiting requests, which refers to the
@@ -258,7 +277,7 @@ impl<B: Backend> Writer<B> {
                 Ok(())
             }
             // Already logged when it was detected.
-            Err(StoreError::Displaced) => Err(StoreError::Displaced),
+            Err(error @ (StoreError::Displaced | StoreError::Unknown)) => Err(error),
             Err(error) => {
                 if let Some(failed) = self.failures.failed(Instant::now()) {
                     tracing::error!(%error, failed, "a commit failed and had no effect");
@@ -292,22 +311,24 @@ impl<B: Backend> Writer<B> {
     ) -> Result<(), StoreError> {
         let before = round.taken;
         while !round.is_over(before)
-            && let Some((envelope, allowance)) = queue.next()
+            && let Some(next) = queue.next()
         {
+            let (envelope, allowance) = (next.envelope(), &next.allowance);
             let room = allowance.room();
             let decision =
                 self.rules
-                    .decide(&mut self.backend, decisions, school, &envelope, room, now)?;
-            allowance.take(school, &decision);
+                    .decide(&mut self.backend, decisions, school, envelope, room, now)?;
+            allowance.take(&decision);
             round.taken.commands += 1;
             round.taken.bytes += decision.written;
             if decision.written > 0 {
                 let kind = envelope.command.kind();
-                let changed = decisions.states.get(&(school, kind, envelope.subject));
+                let address = (school, kind, envelope.subject.clone());
+                let changed = decisions.states.get(&address);
                 let weight = changed.map(|stored| self.backend.weight(kind, &stored.state));
                 round.taken.bytes += weight.unwrap_or(0);
             }
-            queue.decided(decision.receipt);
+            queue.decided(decision.receipt, decision.charged as u64);
         }
         Ok(())
     }

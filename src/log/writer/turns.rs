@@ -15,7 +15,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use std::vec;
 
 use super::{Answer, Receipts, Submission};
 use crate::config::{
@@ -59,14 +58,28 @@ pub(super) struct Queue {
 
 /// A submission and its progress.
 pub(super) struct Pending {
-    commands: vec::IntoIter<Envelope>,
-    total: usize,
+    commands: Arc<[Envelope]>,
     allowance: Arc<Allowance>,
     /// The outcomes of the decided commands.
     receipts: Receipts,
     /// How many of them are committed.
     committed: usize,
+    /// How many bytes the other decisions are charged for.
+    charged: u64,
     answer: Answer<Receipts>,
+}
+
+/// A command that is to be decided.
+pub(super) struct Next {
+    commands: Arc<[Envelope]>,
+    index: usize,
+    pub(super) allowance: Arc<Allowance>,
+}
+
+impl Next {
+    pub(super) fn envelope(&self) -> &Envelope {
+        &self.commands[self.index]
+    }
 }
 
 /// A number of commands, and the size of their events in bytes.
@@ -116,13 +129,29 @@ impl Turns {
             Queue::default()
         });
         queue.waiting.push_back(Pending {
-            total: submission.commands.len(),
             receipts: Vec::new(),
-            commands: submission.commands.into_iter(),
+            commands: submission.commands.into(),
             allowance: submission.allowance,
             committed: 0,
+            charged: 0,
             answer: submission.answer,
         });
+    }
+
+    /// Returns the commands that a round is likely to carry out.
+    pub(super) fn upcoming<'a>(
+        &'a self,
+        round: &Round,
+    ) -> impl Iterator<Item = (SchoolId, &'a Envelope)> {
+        let (room, slice) = (round.room.commands, round.slice.commands);
+        let schools = self.fresh.iter().chain(&self.backlogged);
+        let commands = schools.flat_map(move |school| {
+            let waiting = self.schools.get(school).into_iter();
+            let pending = waiting.flat_map(|queue| &queue.waiting);
+            let commands = pending.flat_map(|own| &own.commands[own.receipts.len()..]);
+            commands.take(slice).map(|envelope| (*school, envelope))
+        });
+        commands.take(room)
     }
 
     /// Starts the round of one commit.
@@ -173,10 +202,22 @@ impl Turns {
         }
     }
 
-    /// Answers the submissions that are completely committed or have failed; the others wait for their next turns.
-    pub(super) fn settle(&mut self, round: Round, written: &Result<(), StoreError>) {
+    /// Answers the submissions that are completely committed or have failed; the others wait for their next turns. The
+    /// schools that the commit `missed` keep theirs.
+    pub(super) fn settle(
+        &mut self,
+        round: Round,
+        written: &Result<(), StoreError>,
+        missed: &[SchoolId],
+    ) {
         for (school, mut queue) in round.served {
-            queue.settle(written);
+            if written.is_ok() && missed.contains(&school) {
+                queue.rewind();
+                self.fresh.push_front(school);
+                self.schools.insert(school, queue);
+                continue;
+            }
+            queue.settle(school, written);
             if !queue.waiting.is_empty() {
                 self.backlogged.push_back(school);
                 self.schools.insert(school, queue);
@@ -198,38 +239,62 @@ impl Round {
 }
 
 impl Queue {
-    /// Returns the next command and the allowance of its request.
-    pub(super) fn next(&mut self) -> Option<(Envelope, Arc<Allowance>)> {
+    /// Returns the next command.
+    pub(super) fn next(&mut self) -> Option<Next> {
         loop {
             let pending = self.waiting.front_mut()?;
-            if let Some(envelope) = pending.commands.next() {
-                return Some((envelope, Arc::clone(&pending.allowance)));
+            if !pending.is_decided() {
+                return Some(Next {
+                    commands: Arc::clone(&pending.commands),
+                    index: pending.receipts.len(),
+                    allowance: Arc::clone(&pending.allowance),
+                });
             }
             self.decided.extend(self.waiting.pop_front());
         }
     }
 
-    /// Records the outcome of the command that was taken last.
-    pub(super) fn decided(&mut self, receipt: Result<Receipt, CommandError>) {
+    /// Records the outcome of the next command, and how many bytes it is charged for.
+    pub(super) fn decided(&mut self, receipt: Result<Receipt, CommandError>, charged: u64) {
         let pending = self.waiting.front_mut();
-        let pending = pending.expect("the submission of a command stays until the next is taken");
+        let pending = pending.expect("the submission of a command stays until it is decided");
         pending.receipts.push(receipt);
-        if pending.commands.len() == 0 {
+        pending.charged += charged;
+        if pending.is_decided() {
             self.decided.extend(self.waiting.pop_front());
         }
     }
 
-    fn settle(&mut self, written: &Result<(), StoreError>) {
-        for pending in self.decided.drain(..) {
+    /// Forgets the decisions of the commit in progress: their commands are decided again.
+    fn rewind(&mut self) {
+        for pending in self.decided.drain(..).rev() {
+            self.waiting.push_front(pending);
+        }
+        for pending in &mut self.waiting {
+            let undone = pending.receipts.split_off(pending.committed);
+            let is_too_much = |own: &_| matches!(own, Err(CommandError::TooMuch { .. }));
+            let was_used_up = undone.iter().any(is_too_much);
+            let charged = std::mem::take(&mut pending.charged);
+            pending.allowance.give_back(charged, was_used_up);
+        }
+    }
+
+    fn settle(&mut self, school: SchoolId, written: &Result<(), StoreError>) {
+        for mut pending in self.decided.drain(..) {
+            pending.commit(school);
             pending.settle(written);
         }
         let Some(pending) = self.waiting.front_mut() else {
             return;
         };
         match written {
-            Ok(()) => pending.committed = pending.receipts.len(),
+            Ok(()) => {
+                pending.commit(school);
+                pending.committed = pending.receipts.len();
+            }
             Err(_) if pending.is_under_way() => {
-                let pending = self.waiting.pop_front().expect("it is there");
+                let mut pending = self.waiting.pop_front().expect("it is there");
+                pending.commit(school);
                 pending.settle(written);
             }
             Err(_) => {}
@@ -240,21 +305,28 @@ impl Queue {
 impl Pending {
     /// Returns whether the commit in progress contains commands of this submission.
     fn is_under_way(&self) -> bool {
-        self.taken() > self.committed
+        self.receipts.len() > self.committed
     }
 
-    fn taken(&self) -> usize {
-        self.total - self.commands.len()
+    fn is_decided(&self) -> bool {
+        self.receipts.len() == self.commands.len()
+    }
+
+    /// Charges for the decisions since the last commit.
+    fn commit(&mut self, school: SchoolId) {
+        self.allowance
+            .charge(school, std::mem::take(&mut self.charged));
     }
 
     /// Sends the answer. Commands committed before a commit failed have taken effect; the rest have not.
     fn settle(mut self, written: &Result<(), StoreError>) {
+        let total = self.commands.len();
         let answer = match written {
             Err(error) if self.committed == 0 => Err(error.clone()),
             Err(error) => {
                 self.receipts.truncate(self.committed);
                 let failed = || Err(CommandError::Store(error.clone()));
-                self.receipts.resize_with(self.total, failed);
+                self.receipts.resize_with(total, failed);
                 Ok(self.receipts)
             }
             Ok(()) => Ok(self.receipts),
@@ -310,13 +382,13 @@ mod tests {
                 while !round.is_over(before) && queue.next().is_some() {
                     round.taken.commands += 1;
                     round.taken.bytes += self.event_bytes;
-                    queue.decided(Err(CommandError::KeyReused));
+                    queue.decided(Err(CommandError::KeyReused), 0);
                 }
                 carried_out.push((school.get(), round.taken.since(before).commands));
                 round.served(school, queue);
             }
             self.turns.worked(&round, work);
-            self.turns.settle(round, &Ok(()));
+            self.turns.settle(round, &Ok(()), &[]);
             carried_out
         }
 

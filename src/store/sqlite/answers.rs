@@ -15,13 +15,13 @@ use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
 use super::events::EventRow;
-use super::numbers::{signed, unsigned};
 use super::schema::{events, idempotency_answers, idempotency_keys, schools};
 use super::table::{from_millis, millis, place, tag_bits, unreadable};
 use crate::config::{SWEEP_BATCH, SWEEP_BATCH_BYTES};
 use crate::event::{Class, Draft, Event};
 use crate::id::{Epoch, SchoolId};
 use crate::kind::{known_kind, known_status, known_type};
+use crate::store::numbers::{signed, unsigned};
 
 /// A row of `idempotency_answers`.
 #[derive(Queryable, Selectable, Insertable)]

@@ -18,10 +18,8 @@ use lru::LruCache;
 use super::events::EventRow;
 use super::life::{self, Life, set_uptime};
 use super::lock::DatabaseLock;
-use super::numbers::{signed, unsigned};
 use super::parts::parts;
 use super::schema::{events, idempotency_keys, schools};
-use super::states::States;
 use super::sweep::{Retention, sweep};
 use super::table::{millis, place, table, tag_bits, unreadable};
 use super::upsert::upsert;
@@ -34,6 +32,8 @@ use crate::log::StoreError;
 use crate::log::decide::Decisions;
 use crate::log::facts::{Address, Answered, Facts, KeyUse, Moment, Stored, Tail};
 use crate::log::writer;
+use crate::store::numbers::{signed, unsigned};
+use crate::store::states::States;
 
 /// See the [module-level documentation](self).
 pub(super) struct Backend {

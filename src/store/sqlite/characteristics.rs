@@ -9,7 +9,6 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::numbers::{signed, unsigned};
 use super::parts::Parts;
 use super::schema::characteristics;
 use super::table::{Selection, Table, Told, any_table, from_millis, millis, unreadable};
@@ -26,6 +25,7 @@ use crate::kind::characteristic::{
 use crate::kind::known_status;
 use crate::log::LastEvent;
 use crate::log::facts::Stored;
+use crate::store::numbers::{signed, unsigned};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = characteristics)]

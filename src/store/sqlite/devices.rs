@@ -8,7 +8,6 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
-use super::numbers::{signed, unsigned};
 use super::schema::devices;
 use super::table::{
     Selection, Table, Told, any_table, from_millis, millis, overdue_rows, raw, unreadable, uptime,
@@ -22,6 +21,7 @@ use crate::kind::device::{Device, Status};
 use crate::kind::{Command, device};
 use crate::log::Overdue;
 use crate::log::facts::Stored;
+use crate::store::numbers::{signed, unsigned};
 use crate::uptime::Uptime;
 
 #[derive(Queryable, Selectable)]

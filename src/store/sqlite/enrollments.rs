@@ -8,7 +8,6 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
-use super::numbers::{signed, unsigned};
 use super::schema::{enrollment_sessions, schools};
 use super::table::{
     Selection, Table, any_table, from_millis, millis, table_of_what_ends, unreadable, uptime,
@@ -22,6 +21,7 @@ use crate::kind::{Command, enrollment};
 use crate::log::LastEvent;
 use crate::log::Overdue;
 use crate::log::facts::{Address, Stored};
+use crate::store::numbers::{signed, unsigned};
 use crate::uptime::Uptime;
 
 #[derive(Queryable, Selectable)]

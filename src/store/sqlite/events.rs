@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use diesel::prelude::*;
 
-use super::numbers::{signed, unsigned};
 use super::table::{from_millis, millis, unreadable};
 use crate::event::{Class, Draft, Event};
 use crate::id::Epoch;
 use crate::kind::{known_kind, known_status, known_type};
+use crate::store::numbers::{signed, unsigned};
 
 /// A row of `events`.
 #[derive(Queryable, Selectable, Insertable)]

@@ -26,7 +26,6 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::jobs::{ENDS, JobsTable};
 use super::lists::{Source, Window};
-use super::numbers::{signed, unsigned};
 use super::schema::{jobs, school_numbers};
 use super::search;
 use super::table::{Table, from_millis};
@@ -34,6 +33,7 @@ use crate::config::{INDEX_SPAN, INDEX_TERMS_MAX, INDEXED_TEXT_MAX_BYTES, INDEXED
 use crate::id::{Kind, SchoolId};
 use crate::kind::{State, job};
 use crate::log::{ListQuery, Order};
+use crate::store::numbers::{signed, unsigned};
 
 /// Stands around a job's type and the number of its status, and three times in place of texts that are too long. In texts it
 /// leads to jobs that are looked at in vain.
@@ -74,13 +74,12 @@ pub(super) fn register(conn: &mut SqliteConnection) -> QueryResult<()> {
 fn text_of(job_type: &str, status: &str, texts: &[String], metadata: &str) -> String {
     let mut text = format!("{}{}", marked(job_type), marked(status_number(status)));
     let bytes = metadata.len() + texts.iter().map(String::len).sum::<usize>();
-    let folded = (bytes <= INDEXED_TEXT_MAX_BYTES)
-        .then(|| search::folded_texts(texts, metadata))
-        .flatten();
-    match folded {
-        Some(folded) => text.push_str(&folded),
-        None => text.push_str(&too_long()),
-    }
+    let mut folded = search::folded_texts(texts.iter().map(String::as_str));
+    let is_indexed = bytes <= INDEXED_TEXT_MAX_BYTES && search::folded_json(metadata, &mut folded);
+    text.push_str(&match is_indexed {
+        true => folded,
+        false => too_long(),
+    });
     text
 }
 

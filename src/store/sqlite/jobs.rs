@@ -13,7 +13,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::ser::{CompactFormatter, Formatter};
 
-use super::numbers::{signed, unsigned};
 use super::schema::{job_endings, jobs, schools};
 use super::table::{
     HOUR_MILLIS, Selection, Table, any_table, from_millis, millis, raw, table_of_what_ends,
@@ -27,6 +26,7 @@ use crate::kind::{Command, job};
 use crate::log::LastEvent;
 use crate::log::Overdue;
 use crate::log::facts::{Address, Stored};
+use crate::store::numbers::{signed, unsigned};
 use crate::uptime::Uptime;
 
 #[derive(Queryable, Selectable)]

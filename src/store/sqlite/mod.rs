@@ -21,36 +21,31 @@ mod life;
 mod lists;
 mod lock;
 mod notifiers;
-mod numbers;
 mod opening;
 mod parts;
 mod read;
 mod readers;
 mod schema;
 mod search;
-mod states;
 mod sweep;
 mod table;
-mod turns;
 mod upsert;
 mod violations;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use chrono::{TimeDelta, Utc};
+use chrono::Utc;
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
 use self::backend::Backend;
 use self::leases::HeldLeases;
-use self::numbers::signed;
 pub use self::opening::{OpenError, check_place, check_trace, new_epoch};
 use self::opening::{Opened, open};
 use self::readers::Readers;
 use self::sweep::Retention;
 use self::table::Table;
-use self::turns::{Asker, Length};
 use crate::config::Settings;
 use crate::id::{Epoch, Kind, SchoolId};
 use crate::kind;
@@ -58,6 +53,7 @@ use crate::log::decide::Rules;
 use crate::log::writer::{Handle, Writer};
 use crate::log::{Committed, Meter, StoreError};
 use crate::scope::Scope;
+use crate::store::turns::{Asker, Length};
 use crate::uptime::UptimeClock;
 
 /// The table of each kind. A new kind adds a module above and a line here.
@@ -131,8 +127,6 @@ impl SqliteStore {
             })
             .map_err(|source| OpenError::file(path, source))?;
 
-        // The settings are limited to less than a century, so these do not overflow.
-        let seconds = |secs: u64| TimeDelta::seconds(signed(secs));
         Ok(SqliteStore {
             epoch,
             is_cut,
@@ -141,14 +135,7 @@ impl SqliteStore {
             writer: handle,
             readers,
             leases,
-            retention: Retention {
-                age: seconds(settings.retention_secs),
-                events: settings.retention_events,
-                bytes: settings.retention_bytes,
-                finished: seconds(settings.job_retention_secs),
-                keys: seconds(settings.idempotency_ttl_secs),
-                answer_bytes: settings.idempotency_answer_bytes,
-            },
+            retention: Retention::of(settings),
         })
     }
 

@@ -4,7 +4,6 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
-use super::numbers::{signed, unsigned};
 use super::read::bounds;
 use super::schema::{dead_letters, notifier_cursors, notifier_set_aside, notifiers, schools};
 use super::table::{from_millis, millis, unreadable};
@@ -14,6 +13,7 @@ use crate::kind::known_kind;
 use crate::log::consumers::{
     Begun, Change, DeadLetter, DeadLetterPage, Place, Progress, SetAside, Standing, Total, Tried,
 };
+use crate::store::numbers::{signed, unsigned};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = notifier_cursors)]

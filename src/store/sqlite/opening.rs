@@ -16,7 +16,7 @@ use super::search;
 use crate::config::{CHECKPOINT_PAGES, Settings, make_private_folder};
 use crate::id::Epoch;
 
-pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!();
+pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 
 /// A database that cannot be opened. The server does not start, and never creates a new one in its place.
 #[derive(Debug, thiserror::Error)]

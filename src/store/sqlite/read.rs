@@ -1,7 +1,6 @@
 //! Reads the log and the current states, one page at a time. Every query here is served by an index that returns the rows
 //! in the required order; `EXPLAIN QUERY PLAN` must show neither a sort nor a scan.
 
-use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -13,15 +12,17 @@ use diesel::sqlite::SqliteConnection;
 
 use super::TABLES;
 use super::events::EventRow;
-use super::numbers::{signed, unsigned};
 use super::schema::{counts, events, schools};
-use super::table::{HOUR_MILLIS, Selection, from_millis, into_subject, place, table, unreadable};
+use super::table::{
+    HOUR_MILLIS, Selection, cut, from_millis, into_subject, place, table, unreadable,
+};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS_SEARCHED};
 use crate::event::Event;
 use crate::id::{Channel, Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 use crate::kind::{description, known_status};
 use crate::log::{Bounds, Ending, Page, StoredSubject, Stretch, Which};
 use crate::scope::{Scope, without_superseded};
+use crate::store::numbers::{signed, unsigned};
 
 /// Returns the bounds of a school's log; both are 0 before its first event.
 pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<Bounds> {
@@ -172,28 +173,6 @@ fn sources(scope: &Scope) -> Vec<Source<'_>> {
         }
     }
     sources
-}
-
-/// Sorts events and keeps those of one page, up to `through` at most. Returns how far the page reaches.
-pub(super) fn cut<E: Borrow<Event>>(events: &mut Vec<E>, through: Place) -> Place {
-    let seq = |event: &E| -> u64 { event.borrow().seq };
-    events.retain(|event| seq(event) <= through.seq);
-    events.sort_unstable_by_key(seq);
-    let mut bytes = 0;
-    let of_page = events.iter().take(READ_PAGE).take_while(|event| {
-        let event: &Event = (*event).borrow();
-        let fits = bytes <= READ_PAGE_BYTES;
-        bytes += event.draft.fields.len();
-        fits
-    });
-    let of_page = of_page.count();
-    if of_page == events.len() {
-        return through;
-    }
-    events.truncate(of_page);
-    events
-        .last()
-        .map_or(through, |event| event.borrow().place())
 }
 
 /// The first events of a source.

@@ -17,11 +17,11 @@ use tokio::sync::{Mutex as AsyncMutex, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::lock::DatabaseLock;
-use super::turns::{Asker, Bounds, Length, Turn, Turns};
 use super::{BUSY_TIMEOUT_MS, database_error, search};
 use crate::config::{CLOSE_WAIT, READ_WINDOW, READ_WINDOW_ROWS, READ_WINDOW_ROWS_MIN, Settings};
 use crate::id::SchoolId;
 use crate::log::{StoreError, Waiting};
+use crate::store::turns::{Asker, Bounds, Length, Turn, Turns};
 
 type Connection = PooledConnection<ConnectionManager<SqliteConnection>>;
 

@@ -1,4 +1,4 @@
-//! The tables of `migrations/`, for Diesel.
+//! The tables of `migrations/sqlite/`, for Diesel.
 
 diesel::table! {
     meta (key) {

@@ -1,6 +1,6 @@
 //! Retention: removes old data in small steps, between commits.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
@@ -8,7 +8,6 @@ use diesel::sqlite::SqliteConnection;
 
 use super::TABLES;
 use super::answers;
-use super::numbers::signed;
 use super::read::tag_at;
 use super::schema::{events, idempotency_keys, schools};
 use super::table::{millis, unreadable};
@@ -16,18 +15,8 @@ use crate::config;
 use crate::event::EVENT_BASE_BYTES;
 use crate::id::SchoolId;
 use crate::log::facts::Address;
-
-/// The retention limits.
-#[derive(Debug, Clone)]
-pub(super) struct Retention {
-    pub(super) age: TimeDelta,
-    pub(super) events: u64,
-    pub(super) bytes: u64,
-    pub(super) finished: TimeDelta,
-    pub(super) keys: TimeDelta,
-    /// The maximum size in bytes of a school's stored answers to requests with idempotency keys.
-    pub(super) answer_bytes: u64,
-}
+use crate::store::numbers::signed;
+pub(super) use crate::store::retention::Retention;
 
 /// The result of one step.
 #[derive(Default)]

@@ -1,54 +1,32 @@
 //! What the store requires of a kind's table. A new kind implements [`Table`] in its own module and adds a line to
 //! [`TABLES`]; the two macros at the end generate what tables have in common from the names of the table and its columns.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
-use serde_json::value::RawValue;
 
 use super::TABLES;
 use super::lists::{Source, Window};
-use super::numbers::unsigned;
 use super::parts::Parts;
-use super::read::cut;
 use crate::event::Event;
-use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId, Tag};
+use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::kind::job::Past;
 use crate::log::facts::{Address, Stored};
-use crate::log::{LastEvent, ListQuery, Overdue, StoredSubject};
+use crate::log::{LastEvent, ListQuery, Overdue};
 use crate::scope::Filter;
 use crate::uptime::Uptime;
+
+pub(super) use crate::store::columns::{
+    HOUR_MILLIS, cut, from_millis, into_subject, millis, place, raw, tag_bits, unreadable, uptime,
+    uptime_millis,
+};
 
 /// Returns the table of this kind.
 pub(super) fn table(kind: Kind) -> &'static dyn Table {
     let found = TABLES.iter().find(|(own, _)| *own == kind);
     found.expect("every kind has a table").1
-}
-
-/// Converts columns to a place.
-pub(super) fn place(seq: i64, tag: Option<i64>) -> Place {
-    Place {
-        seq: unsigned(seq),
-        tag: tag.and_then(|bits| u32::try_from(bits).ok()).map(Tag::new),
-    }
-}
-
-/// Returns the column value of a place's tag.
-pub(super) fn tag_bits(place: Place) -> Option<i64> {
-    place.tag.map(|tag| tag.get().into())
-}
-
-/// Converts a stored state to the subject that requests return.
-pub(super) fn into_subject(epoch: Epoch, address: Address, stored: Stored) -> StoredSubject {
-    StoredSubject {
-        event: Arc::new(stored.snapshot(epoch, address, Utc::now())),
-        created_seq: stored.created_seq,
-        state: stored.state,
-    }
 }
 
 /// Which current states a snapshot contains.
@@ -234,46 +212,6 @@ pub(super) trait Table: Sync {
     ) -> QueryResult<Vec<Address>> {
         Ok(Vec::new())
     }
-}
-
-/// Milliseconds per hour.
-pub(super) const HOUR_MILLIS: i64 = 3_600_000;
-
-/// Converts a time to its stored form.
-pub(super) fn millis(at: DateTime<Utc>) -> i64 {
-    at.timestamp_millis()
-}
-
-/// Converts a stored time.
-pub(super) fn from_millis(millis: i64) -> QueryResult<DateTime<Utc>> {
-    DateTime::from_timestamp_millis(millis).ok_or_else(|| unreadable("a time"))
-}
-
-/// Converts an uptime to its stored form.
-pub(super) fn uptime_millis(at: Uptime) -> i64 {
-    at.millis().try_into().unwrap_or(i64::MAX)
-}
-
-/// Converts a stored uptime.
-pub(super) fn uptime(millis: i64) -> QueryResult<Uptime> {
-    let millis = millis.try_into();
-    millis
-        .map(Uptime::from_millis)
-        .map_err(|_| unreadable("an uptime"))
-}
-
-/// Returns the error for a stored value that this program cannot have written.
-pub(super) fn unreadable(what: &str) -> diesel::result::Error {
-    diesel::result::Error::DeserializationError(
-        format!("the database holds {what} that cannot be read").into(),
-    )
-}
-
-/// Converts stored JSON without parsing it.
-pub(super) fn raw(json: Cow<'_, str>) -> QueryResult<Arc<RawValue>> {
-    RawValue::from_string(json.into_owned())
-        .map(Arc::from)
-        .map_err(|_| unreadable("JSON"))
 }
 
 /// The current states that a table contributes to a snapshot.

@@ -7,7 +7,6 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
-use super::numbers::{signed, unsigned};
 use super::parts::Parts;
 use super::read::{bounds, count_of};
 use super::schema::{schools, violations};
@@ -18,6 +17,7 @@ use crate::kind::Part;
 use crate::kind::characteristic::dispersion::Chart;
 use crate::kind::characteristic::{Acknowledgement, Severity, Violation};
 use crate::log::{PartPage, PartQuery};
+use crate::store::numbers::{signed, unsigned};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = violations)]

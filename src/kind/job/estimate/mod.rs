@@ -116,7 +116,7 @@ impl EtaSource {
 }
 
 /// The estimated end and a range around it. All three times are in the future when they are published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Eta {
     /// When the job is expected to be done.
     pub at: DateTime<Utc>,

@@ -15,7 +15,7 @@
 //! The number of waiting reads is bounded (invariant 6): a request beyond a limit is rejected; streams have a separate
 //! limit, and the server's own tasks read one at a time. A read whose future is dropped gives up its place immediately.
 //!
-//! Deliberately absent: time. [`super::readers`] determines how long a window takes.
+//! Deliberately absent: time. The store's readers determines how long a window takes.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +29,7 @@ use crate::log::{StoreError, Waiting};
 
 /// On whose behalf a read is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Asker {
+pub(in crate::store) enum Asker {
     /// The server itself: its clock, notifiers and metrics.
     Server,
     /// Requests about a school.
@@ -40,7 +40,7 @@ pub(super) enum Asker {
 
 /// The line in which a read waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Length {
+pub(in crate::store) enum Length {
     /// Served by an index.
     Short,
     /// One window of a walk.
@@ -49,19 +49,19 @@ pub(super) enum Length {
 
 /// The limits of the readers.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(in crate::store) struct Bounds {
     /// The number of connections.
-    pub(super) connections: usize,
+    pub(in crate::store) connections: usize,
     /// The maximum number of connections that run walks at the same time.
-    pub(super) walking: usize,
+    pub(in crate::store) walking: usize,
     /// The maximum number of waiting requests.
-    pub(super) waiting: usize,
+    pub(in crate::store) waiting: usize,
     /// The maximum number of waiting requests about one school.
-    pub(super) waiting_of_school: usize,
+    pub(in crate::store) waiting_of_school: usize,
 }
 
 /// See the [module-level documentation](self).
-pub(super) struct Turns {
+pub(in crate::store) struct Turns {
     bounds: Bounds,
     state: Mutex<State>,
     windows: AtomicU64,
@@ -91,7 +91,7 @@ struct Line {
 }
 
 /// Permission to use a connection until this is dropped.
-pub(super) struct Turn {
+pub(in crate::store) struct Turn {
     turns: Arc<Turns>,
     length: Length,
 }
@@ -127,7 +127,7 @@ impl Drop for Place {
 }
 
 impl Turns {
-    pub(super) fn new(bounds: Bounds) -> Turns {
+    pub(in crate::store) fn new(bounds: Bounds) -> Turns {
         Turns {
             bounds,
             state: Mutex::new(State {
@@ -145,7 +145,7 @@ impl Turns {
     }
 
     /// Waits for a turn. A request is rejected if a limit on waiting requests is reached, unless it continues a walk.
-    pub(super) async fn take(
+    pub(in crate::store) async fn take(
         self: &Arc<Self>,
         asker: Asker,
         length: Length,
@@ -176,12 +176,12 @@ impl Turns {
     }
 
     /// Returns how many windows have been started.
-    pub(super) fn windows(&self) -> u64 {
+    pub(in crate::store) fn windows(&self) -> u64 {
         self.windows.load(Ordering::Relaxed)
     }
 
     /// Returns how many requests are waiting.
-    pub(super) fn waiting(&self) -> usize {
+    pub(in crate::store) fn waiting(&self) -> usize {
         self.state().waiting_in_all
     }
 

@@ -8,10 +8,22 @@ use lru::LruCache;
 use crate::config::{STATE_BASE_BYTES, STATE_CACHE, STATE_CACHE_BYTES};
 use crate::log::facts::{Address, Stored};
 
-pub(super) struct States {
-    states: LruCache<Address, Stored>,
+pub(in crate::store) struct States<T = Stored> {
+    states: LruCache<Address, T>,
     bytes: usize,
     most_bytes: usize,
+}
+
+/// What is cached of a subject.
+pub(in crate::store) trait Weighed {
+    /// Returns how many bytes it counts for.
+    fn bytes(&self) -> usize;
+}
+
+impl Weighed for Stored {
+    fn bytes(&self) -> usize {
+        STATE_BASE_BYTES + self.state.text_bytes()
+    }
 }
 
 impl Default for States {
@@ -20,8 +32,9 @@ impl Default for States {
     }
 }
 
-impl States {
-    fn new(most_bytes: usize) -> States {
+impl<T: Weighed> States<T> {
+    /// Creates a cache of at most `most_bytes`.
+    pub(in crate::store) fn new(most_bytes: usize) -> States<T> {
         let room = NonZeroUsize::new(STATE_CACHE).expect("a cache has room");
         States {
             states: LruCache::new(room),
@@ -30,33 +43,29 @@ impl States {
         }
     }
 
-    pub(super) fn contains(&self, address: &Address) -> bool {
+    pub(in crate::store) fn contains(&self, address: &Address) -> bool {
         self.states.contains(address)
     }
 
-    pub(super) fn get(&mut self, address: &Address) -> Option<&Stored> {
+    pub(in crate::store) fn get(&mut self, address: &Address) -> Option<&T> {
         self.states.get(address)
     }
 
     /// Adds a state, and evicts others if necessary. The new state stays at least until the next call.
-    pub(super) fn put(&mut self, address: Address, stored: Stored) {
-        self.bytes += bytes(&stored);
+    pub(in crate::store) fn put(&mut self, address: Address, stored: T) {
+        self.bytes += stored.bytes();
         let replaced = self.states.push(address, stored);
-        self.bytes -= replaced.map_or(0, |(_, stored)| bytes(&stored));
+        self.bytes -= replaced.map_or(0, |(_, stored)| stored.bytes());
         while self.bytes > self.most_bytes && self.states.len() > 1 {
             let oldest = self.states.pop_lru();
-            self.bytes -= oldest.map_or(0, |(_, stored)| bytes(&stored));
+            self.bytes -= oldest.map_or(0, |(_, stored)| stored.bytes());
         }
     }
 
-    pub(super) fn pop(&mut self, address: &Address) {
+    pub(in crate::store) fn pop(&mut self, address: &Address) {
         let popped = self.states.pop(address);
-        self.bytes -= popped.map_or(0, |stored| bytes(&stored));
+        self.bytes -= popped.map_or(0, |stored| stored.bytes());
     }
-}
-
-fn bytes(stored: &Stored) -> usize {
-    STATE_BASE_BYTES + stored.state.text_bytes()
 }
 
 #[cfg(test)]

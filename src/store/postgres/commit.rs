@@ -1,0 +1,296 @@
+//! The write of a group: one statement, and so one round trip and one transaction.
+//!
+//! ```text
+//! lock the rows of the schools, in the order of their ids
+//!   ─▶ move the head of each whose stamp is the one that was decided against     (compare and append)
+//!        ─▶ for those only: events, states, parts, keys, counts
+//! ```
+//!
+//! A *stamp* is a random number that each write of a school's log or states replaces. If it is still the one that was
+//! loaded before the decisions, no other node has written in between, and what was decided holds; this is also how the
+//! cached states of a node are known to be current. A school with another stamp is left out of the statement and decided
+//! again. The schools of a group do not affect one another.
+
+use std::collections::HashMap;
+
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+
+use crate::config::INDEXED_TEXT_MAX_BYTES;
+use crate::event::Event;
+use crate::id::SchoolId;
+use crate::kind::State;
+use crate::log::decide::Decisions;
+use crate::log::facts::{Moment, Stored};
+use crate::store::columns::{millis, tag_bits, uptime_millis};
+use crate::store::numbers::signed;
+use crate::store::texts::{folded_json, folded_texts};
+
+/// The statement. What is inserted is read from arrays, one for each column.
+const COMMIT: &str = include_str!("commit.sql");
+
+/// What a school's row must be for a write, and what it becomes.
+pub(super) struct Move {
+    pub(super) school: SchoolId,
+    /// The stamp that was decided against; `None` if the school had no row.
+    pub(super) expected: Option<i64>,
+    pub(super) stamp: i64,
+    head: i64,
+    head_tag: Option<i64>,
+    bytes: i64,
+    answer_bytes: i64,
+}
+
+#[derive(QueryableByName)]
+struct Moved {
+    #[diesel(sql_type = BigInt)]
+    school_id: i64,
+}
+
+/// Columns of one table.
+macro_rules! columns {
+    ($(#[$doc:meta])* $name:ident { $($column:ident: $of:ty),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Default)]
+        struct $name<'a> { $($column: Vec<$of>),* }
+    };
+}
+
+columns! {
+    /// Of `events`.
+    Events { school: i64, seq: i64, kind: &'a str, subject: &'a str, name: &'a str, milestone: bool, wide: bool,
+        status: &'a str, category: Option<&'a str>, at: i64, fields: &'a str }
+}
+columns! {
+    /// Of `subjects`.
+    Subjects { school: i64, kind: &'a str, subject: &'a str, status: &'a str, category: Option<&'a str>,
+        holds: Option<&'a str>, stalled: bool, created_at: i64, finished_at: Option<i64>, check_uptime: Option<i64>,
+        created_seq: i64, last_seq: i64, last_tag: Option<i64>, last_at: i64, told_seq: i64, also_told_seq: Option<i64>,
+        past: Option<String>, texts: Option<String>, state: String }
+}
+columns! {
+    /// Of `parts`.
+    Parts { school: i64, kind: &'a str, subject: &'a str, number: i64, own_id: Option<&'a str>, seq: i64,
+        closed_at: Option<i64>, part: String }
+}
+columns! {
+    /// Of `idempotency_keys`.
+    Keys { school: i64, key: &'a str, fingerprint: &'a str, kind: &'a str, subject: &'a str, seq: i64,
+        answer: Option<String> }
+}
+
+impl<'a> Events<'a> {
+    fn push(&mut self, event: &'a Event) {
+        self.school.push(event.school.get());
+        self.seq.push(signed(event.seq));
+        self.kind.push(event.kind.collection());
+        self.subject.push(event.subject.as_str());
+        self.name.push(event.draft.event_type.name);
+        self.milestone.push(!event.is_tick());
+        self.wide.push(event.draft.event_type.wide);
+        self.status.push(event.draft.status);
+        self.category.push(event.draft.category.as_deref());
+        self.at.push(millis(event.at));
+        self.fields.push(&event.draft.fields);
+    }
+}
+
+impl<'a> Subjects<'a> {
+    fn push(&mut self, (school, kind, id): (SchoolId, &'a str, &'a str), stored: &'a Stored) {
+        let own = stored.state.subject();
+        let [told, also_told] = own.places(stored.last.seq);
+        self.school.push(school.get());
+        self.kind.push(kind);
+        self.subject.push(id);
+        self.status.push(own.status());
+        self.category.push(own.category());
+        self.holds.push(own.holds());
+        self.stalled.push(own.is_stalled());
+        self.created_at.push(millis(own.created_at()));
+        self.finished_at.push(own.finished_at().map(millis));
+        self.check_uptime
+            .push(own.check_uptime().map(uptime_millis));
+        self.created_seq.push(signed(stored.created_seq));
+        self.last_seq.push(signed(stored.last.seq));
+        self.last_tag.push(tag_bits(stored.last));
+        self.last_at.push(millis(stored.last_at));
+        self.told_seq.push(signed(told.unwrap_or(stored.last.seq)));
+        self.also_told_seq.push(also_told.map(signed));
+        let past = own.past().map(|(_, past)| serde_json::to_string(&past));
+        self.past.push(past.map(|past| past.expect("it is JSON")));
+        self.texts.push(searched_texts(id, &stored.state));
+        self.state.push(stored.state.to_json());
+    }
+}
+
+/// Returns what a search compares of a subject that has ended; `None` of one that goes on, whose texts change often, and of
+/// one with very long texts. A search reads the state of those.
+fn searched_texts(id: &str, state: &State) -> Option<String> {
+    let is_kept = state.is_over() && state.text_bytes() <= INDEXED_TEXT_MAX_BYTES;
+    is_kept.then(|| all_texts(id, state))
+}
+
+/// Returns the texts of a subject as a search compares them.
+pub(super) fn all_texts(id: &str, state: &State) -> String {
+    let texts = state.subject().texts();
+    let own = std::iter::once(id).chain(texts.own);
+    let mut all = folded_texts(own);
+    if let Some(values) = texts.values {
+        folded_json(values.get(), &mut all);
+    }
+    // No column holds U+0000, and no search looks for it.
+    all.retain(|character| character != '\0');
+    all
+}
+
+/// Writes a group. Returns the schools that were written; the others have another stamp.
+pub(super) async fn commit(
+    conn: &mut AsyncPgConnection,
+    group: &Decisions,
+    moves: &[Move],
+    waits_for_disk: bool,
+    now: Moment,
+) -> QueryResult<Vec<SchoolId>> {
+    let (mut events, mut subjects, mut parts, mut keys) = (
+        Events::default(),
+        Subjects::default(),
+        Parts::default(),
+        Keys::default(),
+    );
+    for event in &group.events {
+        events.push(event);
+    }
+    for ((school, kind, id), stored) in &group.states {
+        subjects.push((*school, kind.collection(), id.as_str()), stored);
+    }
+    for (((school, kind, subject), number), part) in &group.parts {
+        parts.school.push(school.get());
+        parts.kind.push(kind.collection());
+        parts.subject.push(subject.as_str());
+        parts.number.push(signed(*number));
+        parts.own_id.push(part.own_id().map(|own| &**own));
+        parts.seq.push(signed(part.seq()));
+        parts.closed_at.push(part.closed_at().map(millis));
+        parts.part.push(part.to_json());
+    }
+    for ((school, key), used) in &group.keys {
+        let event = &used.event;
+        keys.school.push(school.get());
+        keys.key.push(key);
+        keys.fingerprint.push(&used.fingerprint);
+        keys.kind.push(event.kind.collection());
+        keys.subject.push(event.subject.as_str());
+        // A command that changed nothing has no event.
+        keys.seq.push(match event.snapshot {
+            true => 0,
+            false => signed(event.seq),
+        });
+        keys.answer
+            .push(event.snapshot.then(|| super::answers::to_json(event)));
+    }
+    macro_rules! of_moves {
+        ($own:ident => $value:expr) => {
+            moves.iter().map(|$own| $value).collect::<Vec<_>>()
+        };
+    }
+    let mode = if waits_for_disk { "on" } else { "off" };
+    let moved: Vec<Moved> = diesel::sql_query(COMMIT)
+        .bind::<Array<BigInt>, _>(of_moves!(own => own.school.get()))
+        .bind::<Array<Nullable<BigInt>>, _>(of_moves!(own => own.expected))
+        .bind::<Array<BigInt>, _>(of_moves!(own => own.stamp))
+        .bind::<Array<BigInt>, _>(of_moves!(own => own.head))
+        .bind::<Array<Nullable<BigInt>>, _>(of_moves!(own => own.head_tag))
+        .bind::<Array<BigInt>, _>(of_moves!(own => own.bytes))
+        .bind::<Array<BigInt>, _>(of_moves!(own => own.answer_bytes))
+        .bind::<Array<BigInt>, _>(events.school)
+        .bind::<Array<BigInt>, _>(events.seq)
+        .bind::<Array<Text>, _>(events.kind)
+        .bind::<Array<Text>, _>(events.subject)
+        .bind::<Array<Text>, _>(events.name)
+        .bind::<Array<Bool>, _>(events.milestone)
+        .bind::<Array<Bool>, _>(events.wide)
+        .bind::<Array<Text>, _>(events.status)
+        .bind::<Array<Nullable<Text>>, _>(events.category)
+        .bind::<Array<BigInt>, _>(events.at)
+        .bind::<Array<Text>, _>(events.fields)
+        .bind::<Array<BigInt>, _>(subjects.school)
+        .bind::<Array<Text>, _>(subjects.kind)
+        .bind::<Array<Text>, _>(subjects.subject)
+        .bind::<Array<Text>, _>(subjects.status)
+        .bind::<Array<Nullable<Text>>, _>(subjects.category)
+        .bind::<Array<Nullable<Text>>, _>(subjects.holds)
+        .bind::<Array<Bool>, _>(subjects.stalled)
+        .bind::<Array<BigInt>, _>(subjects.created_at)
+        .bind::<Array<Nullable<BigInt>>, _>(subjects.finished_at)
+        .bind::<Array<Nullable<BigInt>>, _>(subjects.check_uptime)
+        .bind::<Array<BigInt>, _>(subjects.created_seq)
+        .bind::<Array<BigInt>, _>(subjects.last_seq)
+        .bind::<Array<Nullable<BigInt>>, _>(subjects.last_tag)
+        .bind::<Array<BigInt>, _>(subjects.last_at)
+        .bind::<Array<BigInt>, _>(subjects.told_seq)
+        .bind::<Array<Nullable<BigInt>>, _>(subjects.also_told_seq)
+        .bind::<Array<Nullable<Text>>, _>(subjects.past)
+        .bind::<Array<Nullable<Text>>, _>(subjects.texts)
+        .bind::<Array<Text>, _>(subjects.state)
+        .bind::<Array<BigInt>, _>(parts.school)
+        .bind::<Array<Text>, _>(parts.kind)
+        .bind::<Array<Text>, _>(parts.subject)
+        .bind::<Array<BigInt>, _>(parts.number)
+        .bind::<Array<Nullable<Text>>, _>(parts.own_id)
+        .bind::<Array<BigInt>, _>(parts.seq)
+        .bind::<Array<Nullable<BigInt>>, _>(parts.closed_at)
+        .bind::<Array<Text>, _>(parts.part)
+        .bind::<Array<BigInt>, _>(keys.school)
+        .bind::<Array<Text>, _>(keys.key)
+        .bind::<Array<Text>, _>(keys.fingerprint)
+        .bind::<Array<Text>, _>(keys.kind)
+        .bind::<Array<Text>, _>(keys.subject)
+        .bind::<Array<BigInt>, _>(keys.seq)
+        .bind::<Array<Nullable<Text>>, _>(keys.answer)
+        .bind::<BigInt, _>(millis(now.at))
+        .bind::<Text, _>(mode)
+        .load(conn)
+        .await?;
+    moved
+        .into_iter()
+        .map(|own| super::rows::school(own.school_id))
+        .collect()
+}
+
+/// Returns the moves of the schools of a group. `expected` and `head` come from the facts of a school.
+pub(super) fn moves(
+    group: &Decisions,
+    mut known: impl FnMut(SchoolId) -> (Option<i64>, crate::id::Place),
+    mut stamp: impl FnMut() -> i64,
+) -> Vec<Move> {
+    let mut moves: HashMap<SchoolId, Move> = HashMap::new();
+    let of_states = group.states.keys().map(|(school, ..)| *school);
+    let of_keys = group.keys.keys().map(|(school, _)| *school);
+    for school in of_states.chain(of_keys) {
+        moves.entry(school).or_insert_with(|| {
+            let (expected, head) = known(school);
+            let head = group.tails.get(&school).map_or(head, |tail| tail.head);
+            Move {
+                school,
+                expected,
+                stamp: stamp(),
+                head: signed(head.seq),
+                head_tag: tag_bits(head),
+                bytes: 0,
+                answer_bytes: 0,
+            }
+        });
+    }
+    for event in &group.events {
+        if let Some(own) = moves.get_mut(&event.school) {
+            own.bytes += signed(event.bytes());
+        }
+    }
+    for ((school, key), used) in &group.keys {
+        if let Some(own) = moves.get_mut(school).filter(|_| used.event.snapshot) {
+            own.answer_bytes += super::answers::bytes(key, &used.event);
+        }
+    }
+    moves.into_values().collect()
+}

@@ -1,0 +1,102 @@
+WITH
+input AS MATERIALIZED (
+    SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+        AS input (school_id, expected, stamp, head, head_tag, bytes, answer_bytes)
+),
+locked AS (
+    SELECT school_id, stamp FROM schools WHERE school_id = ANY ($1) ORDER BY school_id FOR UPDATE
+),
+made AS (
+    INSERT INTO schools (school_id, stamp, head, head_tag, bytes, answer_bytes)
+    SELECT school_id, stamp, head, head_tag, bytes, answer_bytes FROM input WHERE expected IS NULL ORDER BY school_id
+    ON CONFLICT DO NOTHING
+    RETURNING school_id
+),
+moved AS (
+    UPDATE schools SET stamp = input.stamp, head = input.head, head_tag = input.head_tag,
+        bytes = schools.bytes + input.bytes, answer_bytes = schools.answer_bytes + input.answer_bytes
+    FROM input JOIN locked USING (school_id)
+    WHERE schools.school_id = input.school_id AND locked.stamp = input.expected
+    RETURNING schools.school_id
+),
+written AS MATERIALIZED (
+    SELECT school_id FROM made UNION ALL SELECT school_id FROM moved
+),
+new_events AS (
+    INSERT INTO events (school_id, seq, kind, subject_id, name, milestone, wide, status, category, at, fields)
+    SELECT e.* FROM unnest($8::bigint[], $9::bigint[], $10::text[], $11::text[], $12::text[], $13::boolean[], $14::boolean[],
+        $15::text[], $16::text[], $17::bigint[], $18::text[])
+        AS e (school_id, seq, kind, subject_id, name, milestone, wide, status, category, at, fields)
+    WHERE e.school_id IN (SELECT school_id FROM written)
+),
+states AS MATERIALIZED (
+    SELECT s.* FROM unnest($19::bigint[], $20::text[], $21::text[], $22::text[], $23::text[], $24::text[], $25::boolean[],
+        $26::bigint[], $27::bigint[], $28::bigint[], $29::bigint[], $30::bigint[], $31::bigint[], $32::bigint[],
+        $33::bigint[], $34::bigint[], $35::text[], $36::text[], $37::text[])
+        AS s (school_id, kind, subject_id, status, category, holds, stalled, created_at, finished_at, check_uptime,
+            created_seq, last_seq, last_tag, last_at, told_seq, also_told_seq, past, texts, state)
+    WHERE s.school_id IN (SELECT school_id FROM written)
+),
+-- As it was: a statement sees the tables as they were when it began.
+old_states AS MATERIALIZED (
+    SELECT o.school_id, o.kind, o.status, o.stalled, o.finished_at
+    FROM states JOIN subjects AS o USING (school_id, kind, subject_id)
+),
+new_states AS (
+    INSERT INTO subjects (school_id, kind, subject_id, status, category, holds, stalled, created_at, finished_at,
+        check_uptime, created_seq, last_seq, last_tag, last_at, told_seq, also_told_seq, past, texts, state)
+    SELECT * FROM states
+    ON CONFLICT (school_id, kind, subject_id) DO UPDATE SET
+        status = excluded.status, category = excluded.category, holds = excluded.holds, stalled = excluded.stalled,
+        created_at = excluded.created_at, finished_at = excluded.finished_at, check_uptime = excluded.check_uptime,
+        created_seq = excluded.created_seq, last_seq = excluded.last_seq, last_tag = excluded.last_tag,
+        last_at = excluded.last_at, told_seq = excluded.told_seq, also_told_seq = excluded.also_told_seq,
+        past = excluded.past, texts = excluded.texts, state = excluded.state
+),
+own_parts AS MATERIALIZED (
+    SELECT p.* FROM unnest($38::bigint[], $39::text[], $40::text[], $41::bigint[], $42::text[], $43::bigint[], $44::bigint[],
+        $45::text[])
+        AS p (school_id, kind, subject_id, number, own_id, seq, closed_at, part)
+    WHERE p.school_id IN (SELECT school_id FROM written)
+),
+old_parts AS MATERIALIZED (
+    SELECT o.school_id, o.kind, o.closed_at FROM own_parts JOIN parts AS o USING (school_id, kind, subject_id, number)
+),
+new_parts AS (
+    INSERT INTO parts (school_id, kind, subject_id, number, own_id, seq, closed_at, part)
+    SELECT * FROM own_parts
+    ON CONFLICT (school_id, kind, subject_id, number) DO UPDATE SET
+        own_id = excluded.own_id, seq = excluded.seq, closed_at = excluded.closed_at, part = excluded.part
+),
+new_keys AS (
+    INSERT INTO idempotency_keys (school_id, key, fingerprint, kind, subject_id, seq, answer, created_at)
+    SELECT k.*, $53 FROM unnest($46::bigint[], $47::text[], $48::text[], $49::text[], $50::text[], $51::bigint[], $52::text[])
+        AS k (school_id, key, fingerprint, kind, subject_id, seq, answer)
+    WHERE k.school_id IN (SELECT school_id FROM written)
+    ON CONFLICT (school_id, key) DO UPDATE SET
+        fingerprint = excluded.fingerprint, kind = excluded.kind, subject_id = excluded.subject_id, seq = excluded.seq,
+        answer = excluded.answer, created_at = excluded.created_at
+),
+changed AS (
+    SELECT school_id, kind AS what, status, 1 AS by FROM states
+    UNION ALL SELECT school_id, kind, status, -1 FROM old_states
+    UNION ALL SELECT school_id, 'stalled ' || kind, '', 1 FROM states WHERE stalled
+    UNION ALL SELECT school_id, 'stalled ' || kind, '', -1 FROM old_states WHERE stalled
+    UNION ALL SELECT school_id, 'open ' || kind, '', 1 FROM own_parts WHERE closed_at IS NULL
+    UNION ALL SELECT school_id, 'open ' || kind, '', -1 FROM old_parts WHERE closed_at IS NULL
+),
+new_counts AS (
+    INSERT INTO counts (school_id, what, status, count)
+    SELECT school_id, what, status, sum(by) FROM changed GROUP BY school_id, what, status HAVING sum(by) <> 0
+    ON CONFLICT (school_id, what, status) DO UPDATE SET count = counts.count + excluded.count
+),
+ended AS (
+    SELECT school_id, kind, finished_at / 3600000 AS hour, status, 1 AS by FROM states WHERE finished_at IS NOT NULL
+    UNION ALL SELECT school_id, kind, finished_at / 3600000, status, -1 FROM old_states WHERE finished_at IS NOT NULL
+),
+new_endings AS (
+    INSERT INTO endings (school_id, kind, hour, status, count)
+    SELECT school_id, kind, hour, status, sum(by) FROM ended GROUP BY school_id, kind, hour, status HAVING sum(by) <> 0
+    ON CONFLICT (school_id, kind, hour, status) DO UPDATE SET count = endings.count + excluded.count
+)
+SELECT school_id, set_config('synchronous_commit', $54, true) FROM written

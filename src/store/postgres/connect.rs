@@ -1,0 +1,319 @@
+//! Connections to Postgres: TLS as `sslmode` demands, and bounds on how long a connection that has died is waited for.
+//!
+//! `sslmode` means what it means to libpq: `disable`; `prefer` (the default) and `require` encrypt without checking who
+//! answers; `verify-ca` and `verify-full` check the certificate and the host's name against the certificates of the system,
+//! or of the file `sslrootcert`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel::QueryResult;
+use diesel::connection::CacheSize;
+use diesel_async::{AsyncConnection, AsyncPgConnection};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::timeout;
+use tokio_postgres::config::SslMode;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::database_error;
+use crate::config::{POSTGRES_CONNECT_TIMEOUT, POSTGRES_TIMEOUT};
+use crate::log::StoreError;
+
+/// Where a database is, and how to connect to it.
+#[derive(Clone)]
+pub struct Address {
+    config: tokio_postgres::Config,
+    tls: MakeRustlsConnect,
+    /// Whether statements are prepared once per connection. A pooler in transaction mode may not allow it.
+    prepares: bool,
+}
+
+/// Why an address cannot be used.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AddressError {
+    /// The URL cannot be parsed. The text does not repeat it, because it may contain a password.
+    #[error("is not a Postgres URL: {0}; write `postgres://user:password@host:5432/database`")]
+    Url(String),
+    /// The file of certificates cannot be used.
+    #[error("names `sslrootcert={path}`, which cannot be used: {reason}")]
+    Roots {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The certificates of the system cannot be used.
+    #[error(
+        "demands a verified certificate, but this system has none to verify it with; name a file by `sslrootcert`"
+    )]
+    NoRoots,
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Address").finish_non_exhaustive()
+    }
+}
+
+/// What `sslmode` demands.
+enum Mode {
+    Unverified(SslMode),
+    Verified(Option<PathBuf>),
+}
+
+impl Address {
+    /// Parses a URL. With `prepares`, statements are prepared once per connection.
+    pub fn parse(url: &SecretString, prepares: bool) -> Result<Address, AddressError> {
+        let (url, mode) = split_mode(url.expose_secret())?;
+        let unreadable = |error: tokio_postgres::Error| AddressError::Url(cause(&error));
+        let mut config = tokio_postgres::Config::from_str(&url).map_err(unreadable)?;
+        config
+            .connect_timeout(POSTGRES_CONNECT_TIMEOUT)
+            .tcp_user_timeout(POSTGRES_TIMEOUT)
+            .keepalives_idle(POSTGRES_TIMEOUT / 2)
+            .keepalives_interval(Duration::from_secs(2))
+            .keepalives_retries(3);
+        if config.get_application_name().is_none() {
+            config.application_name("tidings");
+        }
+        let verifier: Arc<dyn ServerCertVerifier> = match mode {
+            Mode::Unverified(mode) => {
+                config.ssl_mode(mode);
+                Arc::new(Unverified(provider()))
+            }
+            Mode::Verified(roots) => {
+                config.ssl_mode(SslMode::Require);
+                verifier(roots)?
+            }
+        };
+        let tls = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("ring supports the default versions")
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        Ok(Address {
+            config,
+            tls: MakeRustlsConnect::new(tls),
+            prepares,
+        })
+    }
+
+    /// Returns the name of the database.
+    pub fn database(&self) -> &str {
+        let user = self.config.get_user().unwrap_or_default();
+        self.config.get_dbname().unwrap_or(user)
+    }
+
+    /// Opens a connection, for as long as the current runtime runs.
+    pub(crate) async fn connect(&self) -> Result<AsyncPgConnection, StoreError> {
+        let connecting = async {
+            let (client, connection) =
+                self.config
+                    .connect(self.tls.clone())
+                    .await
+                    .map_err(|error| {
+                        StoreError::Unavailable(format!(
+                            "Postgres cannot be reached: {}",
+                            cause(&error)
+                        ))
+                    })?;
+            let conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await;
+            conn.map_err(|error| StoreError::Unavailable(error.to_string()))
+        };
+        let connected = timeout(POSTGRES_TIMEOUT, connecting).await;
+        let late = || StoreError::Unavailable("Postgres does not answer".into());
+        let mut conn = connected.map_err(|_| late())??;
+        if !self.prepares {
+            conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+        }
+        Ok(conn)
+    }
+
+    /// Opens a client of its own for notifications, and the future that drives it.
+    pub(crate) async fn client(
+        &self,
+    ) -> Result<
+        (
+            tokio_postgres::Client,
+            tokio_postgres::Connection<
+                tokio_postgres::Socket,
+                <MakeRustlsConnect as tokio_postgres::tls::MakeTlsConnect<
+                    tokio_postgres::Socket,
+                >>::Stream,
+            >,
+        ),
+        tokio_postgres::Error,
+    > {
+        self.config.connect(self.tls.clone()).await
+    }
+}
+
+/// Awaits a query, but not for longer than a database that works may take.
+pub(super) async fn bounded<T>(
+    query: impl Future<Output = QueryResult<T>>,
+) -> Result<T, StoreError> {
+    match timeout(POSTGRES_TIMEOUT, query).await {
+        Ok(done) => done.map_err(database_error),
+        Err(_) => Err(StoreError::Unavailable("Postgres does not answer".into())),
+    }
+}
+
+/// Returns the innermost cause of an error, which says most.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+/// Takes `sslmode` and `sslrootcert` out of a URL, of which `tokio_postgres` does not know all values.
+fn split_mode(url: &str) -> Result<(String, Mode), AddressError> {
+    let (place, query) = url.split_once('?').unwrap_or((url, ""));
+    let (mut mode, mut roots, mut others) = (None, None, Vec::new());
+    for parameter in query.split('&').filter(|own| !own.is_empty()) {
+        match parameter.split_once('=') {
+            Some(("sslmode", value)) => mode = Some(value),
+            Some(("sslrootcert", value)) => {
+                let path = percent_encoding::percent_decode_str(value).decode_utf8_lossy();
+                roots = Some(PathBuf::from(&*path));
+            }
+            _ => others.push(parameter),
+        }
+    }
+    let mode = match mode {
+        Some("disable") => Mode::Unverified(SslMode::Disable),
+        None | Some("allow" | "prefer") => Mode::Unverified(SslMode::Prefer),
+        Some("require") if roots.is_none() => Mode::Unverified(SslMode::Require),
+        Some("require" | "verify-ca" | "verify-full") => Mode::Verified(roots),
+        Some(other) => {
+            let known = "disable, allow, prefer, require, verify-ca or verify-full";
+            let reason = format!("`sslmode` is `{other}`, but must be {known}");
+            return Err(AddressError::Url(reason));
+        }
+    };
+    let rest = match others.is_empty() {
+        true => place.to_owned(),
+        false => format!("{place}?{}", others.join("&")),
+    };
+    Ok((rest, mode))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn verifier(file: Option<PathBuf>) -> Result<Arc<dyn ServerCertVerifier>, AddressError> {
+    let mut roots = RootCertStore::empty();
+    match file {
+        Some(path) => {
+            let failed = |reason: String| AddressError::Roots {
+                path: path.clone(),
+                reason,
+            };
+            let certificates =
+                CertificateDer::pem_file_iter(&path).map_err(|error| failed(error.to_string()))?;
+            for certificate in certificates {
+                let certificate = certificate.map_err(|error| failed(error.to_string()))?;
+                roots
+                    .add(certificate)
+                    .map_err(|error| failed(error.to_string()))?;
+            }
+            if roots.is_empty() {
+                return Err(failed("it contains no certificate".into()));
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    let verifier =
+        rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
+    match verifier.build() {
+        Ok(verifier) => Ok(verifier),
+        Err(_) => Err(AddressError::NoRoots),
+    }
+}
+
+/// Accepts any certificate, as libpq does unless `sslmode` is `verify-ca` or `verify-full`.
+#[derive(Debug)]
+struct Unverified(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> Result<Address, AddressError> {
+        Address::parse(&url.into(), true)
+    }
+
+    #[test]
+    fn a_url_names_a_database_and_how_to_encrypt() {
+        let address = parse("postgres://u:p@h:5433/d?sslmode=disable").unwrap();
+        assert_eq!(address.database(), "d");
+        assert_eq!(address.config.get_ssl_mode(), SslMode::Disable);
+        let address = parse("postgresql://u@h?application_name=x").unwrap();
+        assert_eq!(address.database(), "u");
+        assert_eq!(address.config.get_ssl_mode(), SslMode::Prefer);
+        assert_eq!(address.config.get_application_name(), Some("x"));
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_used_is_refused_without_its_password() {
+        for url in [
+            "postgres://u:secret@h:port/d",
+            "postgres://u:secret@h/d?sslmode=maybe",
+            "postgres://u:secret@h/d?colour=red",
+            "postgres://u:secret@h/d?sslmode=verify-full&sslrootcert=/nowhere.pem",
+        ] {
+            let error = parse(url).unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The port [`Journal`], with its reading side [`Log`].
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+
+use super::backend::Backend;
+use super::readers::Read;
+use super::{Fact, PostgresStore, read};
+use crate::id::{Epoch, Place, SchoolId};
+use crate::log::writer::Receipts;
+use crate::log::{Allowance, Bounds, Envelope, Journal, Log, Meter, Page, StoreError, Stretch};
+use crate::scope::Scope;
+use crate::store::columns::uptime_millis;
+use crate::store::numbers::unsigned;
+use crate::store::turns::{Asker, Length};
+use crate::uptime::UptimeClock;
+use crate::wall_clock;
+
+/// The key in `meta` of the saved state of the wall clock, in JSON.
+const WALL_CLOCK: &str = "wall_clock";
+
+#[derive(QueryableByName)]
+struct Size {
+    #[diesel(sql_type = BigInt)]
+    bytes: i64,
+}
+
+impl PostgresStore {
+    async fn read_for_streams(&self, school: SchoolId) -> Result<Read, StoreError> {
+        self.readers
+            .begin(Asker::Streams(school), Length::Short)
+            .await
+    }
+
+    /// Begins to read a page for a stream. With a filter, it may scan many rows for each event that it returns.
+    async fn page(&self, scope: &Scope) -> Result<Read, StoreError> {
+        let length = match scope.filter.is_empty() {
+            true => Length::Short,
+            false => Length::Window,
+        };
+        self.readers
+            .begin(Asker::Streams(scope.school), length)
+            .await
+    }
+
+    /// Sets a value of `meta`.
+    async fn set(&self, key: &str, value: &str) -> Result<(), StoreError> {
+        let mut write = self.write().await?;
+        let set = diesel::sql_query(
+            "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        )
+        .bind::<Text, _>(key)
+        .bind::<Text, _>(value)
+        .execute(&mut *write)
+        .await;
+        write.end(set).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl Log for PostgresStore {
+    fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// A standby that was promoted may have assigned numbers again.
+    fn numbers_are_unique(&self) -> bool {
+        false
+    }
+
+    async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
+        let mut own = self.read_for_streams(school).await?;
+        let bounds = read::bounds(&mut own, school).await;
+        own.end(bounds).await
+    }
+
+    async fn read_stretch(
+        &self,
+        school: SchoolId,
+        after: u64,
+        upto: u64,
+    ) -> Result<Stretch, StoreError> {
+        let mut own = self.read_for_streams(school).await?;
+        let stretch = read::stretch(&mut own, self.epoch, school, after, upto).await;
+        own.end(stretch).await
+    }
+
+    async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
+        let mut own = self.page(&scope).await?;
+        let page = read::replay(&mut own, self.epoch, &scope, after, fold).await;
+        own.end(page).await
+    }
+
+    async fn snapshot(
+        &self,
+        scope: Arc<Scope>,
+        after: u64,
+        upto: Option<Place>,
+    ) -> Result<Page, StoreError> {
+        let mut own = self.page(&scope).await?;
+        let page = read::snapshot(&mut own, self.epoch, &scope, after, upto).await;
+        own.end(page).await
+    }
+}
+
+#[async_trait]
+impl Journal for PostgresStore {
+    async fn head(&self, school: SchoolId) -> Result<Place, StoreError> {
+        let mut own = self.request(school).await?;
+        let bounds = read::bounds(&mut own, school).await;
+        Ok(own.end(bounds).await?.head)
+    }
+
+    async fn append_within(
+        &self,
+        school: SchoolId,
+        commands: Vec<Envelope>,
+        allowance: Arc<Allowance>,
+    ) -> Result<Receipts, StoreError> {
+        self.writer(school)
+            .append(school, commands, allowance)
+            .await
+    }
+
+    async fn sweep(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
+        self.sweep_next(now).await
+    }
+
+    fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    async fn size(&self) -> Result<u64, StoreError> {
+        let mut own = self.look().await?;
+        let size = diesel::sql_query("SELECT pg_database_size(current_database()) AS bytes")
+            .get_result::<Size>(&mut *own)
+            .await;
+        Ok(unsigned(own.end(size).await?.bytes))
+    }
+
+    fn uptime(&self) -> UptimeClock {
+        self.uptime.clone()
+    }
+
+    /// The uptime of all nodes together is that of the one that has the highest.
+    async fn save_uptime(&self) -> Result<(), StoreError> {
+        let mut write = self.write().await?;
+        let saved = diesel::sql_query(
+            "UPDATE meta SET value = GREATEST(value::bigint, $1)::text WHERE key = 'uptime'",
+        )
+        .bind::<BigInt, _>(uptime_millis(self.uptime.now()))
+        .execute(&mut *write)
+        .await;
+        write.end(saved).await.map(drop)
+    }
+
+    async fn wall_clock(&self) -> Result<Option<wall_clock::Record>, StoreError> {
+        let mut own = self.look().await?;
+        let found = diesel::sql_query("SELECT value FROM meta WHERE key = $1")
+            .bind::<Text, _>(WALL_CLOCK)
+            .load::<Fact>(&mut *own)
+            .await;
+        let found = own.end(found).await?.into_iter().next();
+        let record = found
+            .map(|fact| serde_json::from_str(&fact.value))
+            .transpose();
+        record.map_err(|error| StoreError::Database(format!("`{WALL_CLOCK}` in `meta`: {error}")))
+    }
+
+    async fn save_wall_clock(&self, record: wall_clock::Record) -> Result<(), StoreError> {
+        let text = serde_json::to_string(&record).expect("it is JSON");
+        self.set(WALL_CLOCK, &text).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        let mut own = self.readers.begin_at_once().await?;
+        let read = own.batch_execute("SELECT 1").await;
+        own.end(read).await?;
+        for writer in &self.writers {
+            writer.call(Backend::ping).await?;
+        }
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        let mut closed = Ok(());
+        for writer in &self.writers {
+            closed = closed.and(writer.close().await);
+        }
+        if closed.is_ok() {
+            self.save_uptime().await?;
+        }
+        self.readers.close();
+        self.writes.close();
+        closed
+    }
+}

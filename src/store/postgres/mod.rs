@@ -1,0 +1,253 @@
+//! The store on Postgres, which several nodes share: plain SQL through Diesel, without an extension, on Postgres 15 to 18.
+//!
+//! ```text
+//! school ─▶ one of POSTGRES_WRITERS writers of this node ─▶ compare and append (`commit.rs`) ─┐
+//! readers (`readers.rs`) ◀── one consistent state per read ──────────────────────────────────┤ Postgres
+//! leases, notifiers, nodes (`writes.rs`) ◀── small transactions ─────────────────────────────┘
+//! ```
+//!
+//! Each node has its own caches and writers, and nothing else of its own. That no two nodes decide against one another is
+//! the commit's matter: see `commit.rs` and `backend.rs`. Subjects of all kinds share one table of states in JSON with
+//! the columns by which they are looked for, so that a new kind needs nothing here.
+
+mod answers;
+mod backend;
+mod catalog;
+mod commit;
+mod connect;
+mod consumers;
+mod journal;
+mod leases;
+mod lists;
+mod migrations;
+mod read;
+mod readers;
+mod rows;
+mod schema;
+mod sweep;
+mod writes;
+
+use std::sync::{Arc, mpsc};
+
+use diesel::prelude::*;
+use diesel::result::DatabaseErrorKind;
+use diesel::result::Error::DatabaseError;
+use diesel::sql_types::Text;
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Mutex;
+
+use self::backend::Backend;
+pub use self::connect::{Address, AddressError};
+use self::migrations::{Migrated, migrate};
+use self::readers::Readers;
+use self::writes::{Write, Writes};
+use crate::config::{self, POSTGRES_WRITERS, Settings};
+use crate::id::{Epoch, SchoolId};
+use crate::log::decide::Rules;
+use crate::log::writer::{Handle, Writer};
+use crate::log::{Committed, Meter, StoreError};
+use crate::store::retention::Retention;
+use crate::uptime::{Gaps, Uptime, UptimeClock};
+
+/// Why the store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The database cannot be reached or used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The tables belong to a newer program.
+    #[error(
+        "`{database}` has tables that this program cannot use: migration {needed} of a newer program; start that program instead"
+    )]
+    Newer {
+        /// The database.
+        database: String,
+        /// The migration that a program must know.
+        needed: String,
+    },
+    /// A thread cannot be started.
+    #[error("a thread of the store cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// The store on Postgres.
+pub struct PostgresStore {
+    epoch: Epoch,
+    uptime: UptimeClock,
+    meter: Arc<Meter>,
+    /// Each school always has the same one.
+    writers: Vec<Handle<Backend>>,
+    readers: Readers,
+    writes: Writes,
+    retention: Retention,
+    /// The last school that the retention sweep has finished in this round.
+    swept: Mutex<i64>,
+}
+
+/// What an opened database says of itself.
+struct Found {
+    epoch: Epoch,
+    uptime: UptimeClock,
+}
+
+/// A row of `meta`.
+#[derive(QueryableByName)]
+struct Fact {
+    #[diesel(sql_type = Text)]
+    value: String,
+}
+
+impl PostgresStore {
+    /// Opens the database, brings its tables up to date, and starts the writers, which send what they commit to `committed`.
+    /// The notifiers with these names are registered before anything is written.
+    pub fn open(
+        settings: &Settings,
+        address: Address,
+        committed: Committed,
+        notifiers: &[&str],
+    ) -> Result<PostgresStore, OpenError> {
+        let (place, names) = (
+            address.clone(),
+            notifiers.iter().map(|own| (*own).to_owned()),
+        );
+        let names: Vec<String> = names.collect();
+        // On a thread of its own, because this may be called on a thread of a runtime, which must not block on another.
+        let opening = std::thread::spawn(move || -> Result<Found, OpenError> {
+            let runtime = own_runtime()?;
+            runtime.block_on(prepare(&place, &names))
+        });
+        let found = opening.join().map_err(|_| StoreError::Stopped)??;
+        let meter = Arc::<Meter>::default();
+        let mut writers = Vec::with_capacity(POSTGRES_WRITERS);
+        for number in 1..=POSTGRES_WRITERS {
+            let rules = Rules {
+                epoch: found.epoch,
+                limits: settings.limits(),
+                most: settings.most_subjects(),
+            };
+            let (address, uptime) = (address.clone(), found.uptime.clone());
+            let (epoch, synchronous) = (found.epoch, settings.synchronous);
+            let (committed, meter) = (committed.clone(), Arc::clone(&meter));
+            let (started, starts) = mpsc::channel();
+            std::thread::Builder::new()
+                .name(format!("tidings-writer-{number}"))
+                .spawn(move || {
+                    let runtime = match own_runtime() {
+                        Ok(runtime) => runtime,
+                        Err(error) => {
+                            let _ = started.send(Err(error));
+                            return;
+                        }
+                    };
+                    let backend = Backend::new(runtime, address, epoch, uptime, synchronous);
+                    let (writer, handle) = Writer::new(backend, rules, committed, meter);
+                    let _ = started.send(Ok(handle));
+                    let closed = writer.run();
+                    // No caller waits if the store was dropped without being closed.
+                    let _ = closed.map(|closed| closed.send(Ok(())));
+                })?;
+            let handle = starts.recv().map_err(|_| StoreError::Stopped)??;
+            writers.push(handle);
+        }
+        Ok(PostgresStore {
+            epoch: found.epoch,
+            uptime: found.uptime,
+            meter,
+            writers,
+            readers: Readers::new(settings, address.clone()),
+            writes: Writes::new(address),
+            retention: Retention::of(settings),
+            swept: Mutex::new(0),
+        })
+    }
+
+    /// Returns the writer of a school.
+    fn writer(&self, school: SchoolId) -> &Handle<Backend> {
+        let index = school.get().unsigned_abs() % self.writers.len() as u64;
+        &self.writers[usize::try_from(index).unwrap_or_default()]
+    }
+
+    /// Begins a small transaction beside the log.
+    async fn write(&self) -> Result<Write, StoreError> {
+        self.writes.begin().await
+    }
+}
+
+fn own_runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// Brings the tables up to date, registers the notifiers and reads what the database says of itself.
+async fn prepare(address: &Address, notifiers: &[String]) -> Result<Found, OpenError> {
+    let mut conn = address.connect().await?;
+    if let Migrated::Newer(needed) = migrate(&mut conn).await.map_err(database_error)? {
+        let database = address.database().to_owned();
+        return Err(OpenError::Newer { database, needed });
+    }
+    conn.batch_execute("BEGIN").await.map_err(database_error)?;
+    let own = Epoch::generate().to_string();
+    let fixed = fact_or(&mut conn, "epoch", &own)
+        .await
+        .map_err(database_error)?;
+    let uptime = fact_or(&mut conn, "uptime", "0")
+        .await
+        .map_err(database_error)?;
+    for name in notifiers {
+        consumers::begins(&mut conn, name)
+            .await
+            .map_err(database_error)?;
+    }
+    conn.batch_execute("COMMIT").await.map_err(database_error)?;
+    let unreadable =
+        |what: &str| StoreError::Database(format!("`{what}` in `meta` cannot be read"));
+    let saved = uptime.parse().map_err(|_| unreadable("uptime"))?;
+    let gaps = Gaps {
+        longest_tick: config::UPTIME_GAP,
+        catch_up: config::CATCH_UP_MAX,
+    };
+    Ok(Found {
+        epoch: fixed.parse().map_err(|_| unreadable("epoch"))?,
+        uptime: UptimeClock::resume(Uptime::from_millis(saved), false, gaps),
+    })
+}
+
+/// Returns a value of `meta`, which is set to `otherwise` if there is none.
+async fn fact_or(conn: &mut AsyncPgConnection, key: &str, otherwise: &str) -> QueryResult<String> {
+    diesel::sql_query("INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+        .bind::<Text, _>(key)
+        .bind::<Text, _>(otherwise)
+        .execute(conn)
+        .await?;
+    let fact: Fact = diesel::sql_query("SELECT value FROM meta WHERE key = $1")
+        .bind::<Text, _>(key)
+        .get_result(conn)
+        .await?;
+    Ok(fact.value)
+}
+
+/// Distinguishes a database that cannot be used at the moment from one that refuses a statement.
+fn database_error(error: diesel::result::Error) -> StoreError {
+    let is_gone = match &error {
+        DatabaseError(
+            DatabaseErrorKind::UnableToSendCommand
+            | DatabaseErrorKind::ClosedConnection
+            | DatabaseErrorKind::ReadOnlyTransaction,
+            _,
+        ) => true,
+        DatabaseError(DatabaseErrorKind::Unknown, told) => {
+            let ends = [
+                "terminating connection",
+                "shutting down",
+                "starting up",
+                "recovery mode",
+            ];
+            ends.iter().any(|end| told.message().contains(end))
+        }
+        _ => false,
+    };
+    match is_gone {
+        true => StoreError::Unavailable(error.to_string()),
+        false => StoreError::Database(error.to_string()),
+    }
+}

@@ -1,0 +1,336 @@
+//! Retention: removes old data in small steps, school by school. Each step of a school is one transaction that locks its
+//! row and gives it a new stamp, so that no node decides on what is gone.
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Nullable, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+
+use super::backend::stamp;
+use super::rows::EventRow;
+use super::schema::{events, idempotency_keys, schools};
+use super::{PostgresStore, answers, read, rows};
+use crate::config;
+use crate::event::EVENT_BASE_BYTES;
+use crate::id::Cursor;
+use crate::log::StoreError;
+use crate::store::columns::millis;
+use crate::store::numbers::signed;
+use crate::store::retention::Retention;
+
+/// The bounds and sizes of a school's log.
+#[derive(Queryable)]
+struct Kept {
+    head: i64,
+    floor: i64,
+    bytes: i64,
+    answer_bytes: i64,
+}
+
+/// An event: its `seq`, when it happened, and its size.
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = BigInt)]
+    seq: i64,
+    #[diesel(sql_type = BigInt)]
+    at: i64,
+    #[diesel(sql_type = BigInt)]
+    bytes: i64,
+}
+
+#[derive(QueryableByName)]
+struct Gone {
+    #[diesel(sql_type = Text)]
+    what: String,
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+}
+
+/// Deletes at most `$3` rows that `picked` returns, and keeps the counts.
+const SUBJECTS: &str = "
+WITH picked AS (
+    SELECT kind, subject_id FROM subjects
+    WHERE school_id = $1 AND finished_at < $2 AND last_seq <= $4 ORDER BY finished_at LIMIT $3
+),
+gone AS (
+    DELETE FROM subjects AS s USING picked AS p
+    WHERE s.school_id = $1 AND s.kind = p.kind AND s.subject_id = p.subject_id
+    RETURNING s.kind, s.status, s.stalled, s.finished_at / 3600000 AS hour
+),
+fewer AS (
+    SELECT kind AS what, status FROM gone UNION ALL SELECT 'stalled ' || kind, '' FROM gone WHERE stalled
+),
+counted AS (
+    UPDATE counts AS c SET count = c.count - f.by
+    FROM (SELECT what, status, count(*) AS by FROM fewer GROUP BY what, status) AS f
+    WHERE c.school_id = $1 AND c.what = f.what AND c.status = f.status
+),
+ended AS (
+    UPDATE endings AS e SET count = e.count - f.by
+    FROM (SELECT kind, hour, status, count(*) AS by FROM gone GROUP BY kind, hour, status) AS f
+    WHERE e.school_id = $1 AND e.kind = f.kind AND e.hour = f.hour AND e.status = f.status
+)
+SELECT 'subjects' AS what, count(*) AS count FROM gone";
+
+/// Deletes at most `$3` parts that are closed. An open part still needs attention.
+const PARTS: &str = "
+WITH gone AS (
+    DELETE FROM parts WHERE school_id = $1 AND (kind, subject_id, number) IN (
+        SELECT kind, subject_id, number FROM parts
+        WHERE school_id = $1 AND closed_at < $2 AND seq <= $4 ORDER BY closed_at LIMIT $3
+    ) RETURNING 1
+)
+SELECT 'parts' AS what, count(*) AS count FROM gone";
+
+/// Forgets at most `$3` keys.
+const KEYS: &str = "
+WITH gone AS (
+    DELETE FROM idempotency_keys WHERE school_id = $1 AND key IN (
+        SELECT key FROM idempotency_keys WHERE school_id = $1 AND created_at < $2 ORDER BY created_at LIMIT $3
+    ) RETURNING key, answer
+),
+freed AS (
+    UPDATE schools SET answer_bytes = answer_bytes - (
+        SELECT COALESCE(sum(octet_length(answer) + octet_length(key) + $4), 0) FROM gone WHERE answer IS NOT NULL
+    ) WHERE school_id = $1
+)
+SELECT 'keys' AS what, count(*) AS count FROM gone";
+
+impl PostgresStore {
+    /// Sweeps the next school. Returns whether there may be more to remove in this round.
+    pub(super) async fn sweep_next(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
+        let swept = *self.swept.lock().await;
+        let mut look = self.look().await?;
+        let next = schools::table
+            .filter(schools::school_id.gt(swept))
+            .order(schools::school_id)
+            .limit(signed(config::SWEEP_SCHOOLS))
+            .select(schools::school_id)
+            .load::<i64>(&mut *look)
+            .await;
+        let next = look.end(next).await?;
+        let is_last = next.len() < config::SWEEP_SCHOOLS;
+        for school in next {
+            let mut write = self.write().await?;
+            let more = self.sweep_school(&mut write, school, now).await;
+            if write.end(more).await? {
+                return Ok(true);
+            }
+            *self.swept.lock().await = school;
+        }
+        if is_last {
+            *self.swept.lock().await = 0;
+        }
+        Ok(!is_last)
+    }
+
+    /// Removes one batch of a school. Returns whether there may be more.
+    async fn sweep_school(
+        &self,
+        conn: &mut AsyncPgConnection,
+        school: i64,
+        now: DateTime<Utc>,
+    ) -> QueryResult<bool> {
+        let kept: Kept = schools::table
+            .find(school)
+            .select((
+                schools::head,
+                schools::floor,
+                schools::bytes,
+                schools::answer_bytes,
+            ))
+            .for_update()
+            .first(conn)
+            .await?;
+        let limit = signed(config::SWEEP_BATCH);
+        let retention = &self.retention;
+        let past = past_retention(conn, school, &kept, retention, now).await?;
+        let mut more = past.len() >= config::SWEEP_BATCH;
+        let mut floor = kept.floor;
+        let mut has_changed = false;
+        if let Some(last) = past.last() {
+            let bytes: i64 = past.iter().map(|row| row.bytes).sum();
+            more |= bytes >= config::SWEEP_BATCH_BYTES;
+            self.shorten(conn, school, (kept.floor, last.seq), bytes)
+                .await?;
+            floor = last.seq;
+            has_changed = true;
+        }
+        let most = signed(retention.answer_bytes);
+        if kept.answer_bytes > most || has_changed {
+            more |= drop_answers(conn, school, most).await?;
+        }
+        let finished = millis(now - retention.finished);
+        for (query, before, last) in [
+            (SUBJECTS, finished, floor),
+            (PARTS, finished, floor),
+            (
+                KEYS,
+                millis(now - retention.keys),
+                answers::ANSWER_BASE_BYTES,
+            ),
+        ] {
+            let gone: Vec<Gone> = diesel::sql_query(query)
+                .bind::<BigInt, _>(school)
+                .bind::<BigInt, _>(before)
+                .bind::<BigInt, _>(limit)
+                .bind::<BigInt, _>(last)
+                .load(conn)
+                .await?;
+            for own in gone.iter().filter(|own| own.count > 0) {
+                tracing::debug!(
+                    school.id = school,
+                    what = own.what,
+                    count = own.count,
+                    "swept"
+                );
+                has_changed = true;
+                more |= own.count >= limit;
+            }
+        }
+        if has_changed {
+            diesel::update(schools::table.find(school))
+                .set(schools::stamp.eq(stamp()))
+                .execute(conn)
+                .await?;
+        }
+        Ok(more)
+    }
+
+    /// Removes the events of a log after `floor` and up to `last`; `bytes` is their total size. The answers among them are
+    /// kept beside their keys.
+    async fn shorten(
+        &self,
+        conn: &mut AsyncPgConnection,
+        school: i64,
+        (floor, last): (i64, i64),
+        bytes: i64,
+    ) -> QueryResult<()> {
+        let id = rows::school(school)?;
+        let tags = read::tags(conn, id, &[last]).await?;
+        let tag = tags.values().next().map(|tag| i64::from(tag.get()));
+        let of_event = events::school_id
+            .eq(idempotency_keys::school_id)
+            .and(events::seq.eq(idempotency_keys::seq));
+        let leaving: Vec<(String, EventRow)> = idempotency_keys::table
+            .inner_join(events::table.on(of_event))
+            .filter(idempotency_keys::school_id.eq(school))
+            .filter(idempotency_keys::seq.gt(floor))
+            .filter(idempotency_keys::seq.le(last))
+            .select((idempotency_keys::key, EventRow::as_select()))
+            .load(conn)
+            .await?;
+        let mut answer_bytes = 0;
+        for (key, row) in leaving {
+            let event = row.into_event(Cursor::FOREIGN.epoch)?;
+            answer_bytes += answers::bytes(&key, &event);
+            diesel::update(idempotency_keys::table.find((school, &key)))
+                .set(idempotency_keys::answer.eq(answers::to_json(&event)))
+                .execute(conn)
+                .await?;
+        }
+        let own = events::table.filter(events::school_id.eq(school));
+        diesel::delete(own.filter(events::seq.le(last)))
+            .execute(conn)
+            .await?;
+        diesel::sql_query(
+            "UPDATE schools SET floor = $2, floor_tag = $3, bytes = bytes - $4, answer_bytes = answer_bytes + $5 \
+             WHERE school_id = $1",
+        )
+        .bind::<BigInt, _>(school)
+        .bind::<BigInt, _>(last)
+        .bind::<Nullable<BigInt>, _>(tag)
+        .bind::<BigInt, _>(bytes)
+        .bind::<BigInt, _>(answer_bytes)
+        .execute(conn)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Returns the oldest events of a log that are past their retention, at most one batch.
+async fn past_retention(
+    conn: &mut AsyncPgConnection,
+    school: i64,
+    kept: &Kept,
+    retention: &Retention,
+    now: DateTime<Utc>,
+) -> QueryResult<Vec<Row>> {
+    let oldest = millis(now - retention.age);
+    let (most_events, most_bytes) = (signed(retention.events), signed(retention.bytes));
+    let is_past = |row: &Row, gone: i64| {
+        let is_old = row.at < oldest || row.seq <= kept.head - most_events;
+        is_old || kept.bytes - gone > most_bytes
+    };
+    let query = "SELECT seq, at, (octet_length(fields) + octet_length(subject_id) + $4)::bigint AS bytes FROM events \
+         WHERE school_id = $1 AND seq > $2 ORDER BY seq LIMIT $3";
+    let mut past: Vec<Row> = Vec::new();
+    // Most logs have nothing to remove.
+    for limit in [1, config::SWEEP_BATCH] {
+        past = diesel::sql_query(query)
+            .bind::<BigInt, _>(school)
+            .bind::<BigInt, _>(kept.floor)
+            .bind::<BigInt, _>(signed(limit))
+            .bind::<BigInt, _>(signed(EVENT_BASE_BYTES))
+            .load(conn)
+            .await?;
+        if !past.iter().next().is_some_and(|first| is_past(first, 0)) {
+            return Ok(Vec::new());
+        }
+    }
+    let mut gone = 0;
+    let count = past.iter().take_while(|row| {
+        let goes = gone < config::SWEEP_BATCH_BYTES && is_past(row, gone);
+        gone += row.bytes;
+        goes
+    });
+    let count = count.count();
+    past.truncate(count);
+    Ok(past)
+}
+
+/// Drops the oldest answers of a school that has more than `most` bytes of them. Their keys stay. Returns whether there is
+/// more to drop.
+async fn drop_answers(conn: &mut AsyncPgConnection, school: i64, most: i64) -> QueryResult<bool> {
+    let kept: i64 = schools::table
+        .find(school)
+        .select(schools::answer_bytes)
+        .first(conn)
+        .await?;
+    if kept <= most {
+        return Ok(false);
+    }
+    let query = "SELECT (row_number() OVER (ORDER BY created_at, key))::bigint AS seq, created_at AS at, \
+         (octet_length(answer) + octet_length(key) + $2)::bigint AS bytes FROM idempotency_keys \
+         WHERE school_id = $1 AND answer IS NOT NULL ORDER BY created_at, key LIMIT $3";
+    let oldest: Vec<Row> = diesel::sql_query(query)
+        .bind::<BigInt, _>(school)
+        .bind::<BigInt, _>(answers::ANSWER_BASE_BYTES)
+        .bind::<BigInt, _>(signed(config::SWEEP_BATCH))
+        .load(conn)
+        .await?;
+    let (mut dropped, mut count) = (0, 0);
+    for row in &oldest {
+        if kept - dropped <= most || dropped >= config::SWEEP_BATCH_BYTES {
+            break;
+        }
+        dropped += row.bytes;
+        count = row.seq;
+    }
+    diesel::sql_query(
+        "UPDATE idempotency_keys SET answer = NULL WHERE school_id = $1 AND key IN \
+         (SELECT key FROM idempotency_keys WHERE school_id = $1 AND answer IS NOT NULL ORDER BY created_at, key LIMIT $2)",
+    )
+    .bind::<BigInt, _>(school)
+    .bind::<BigInt, _>(count)
+    .execute(conn)
+    .await?;
+    diesel::sql_query("UPDATE schools SET answer_bytes = answer_bytes - $2 WHERE school_id = $1")
+        .bind::<BigInt, _>(school)
+        .bind::<BigInt, _>(dropped)
+        .execute(conn)
+        .await?;
+    Ok(dropped > 0 && kept - dropped > most)
+}
+
+diesel::allow_tables_to_appear_in_same_query!(events, idempotency_keys);

@@ -8,6 +8,9 @@ pub(crate) mod memory;
 #[cfg(target_os = "linux")]
 pub(crate) mod network;
 pub(crate) mod page;
+pub(crate) mod part;
+pub(crate) mod pgbouncer;
+pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
 

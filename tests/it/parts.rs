@@ -23,7 +23,7 @@ async fn each_test_has_its_own_database_and_none_is_left_behind() {
     let Some(cluster) = postgres::cluster() else {
         return;
     };
-    let (one, other) = (cluster.database().await, cluster.database().await);
+    let (one, other) = (cluster.database(), cluster.database());
     let client = connect(&one.url).await;
     client
         .batch_execute("CREATE TABLE t (n bigint)")
@@ -46,7 +46,7 @@ async fn each_test_has_its_own_database_and_none_is_left_behind() {
 
 #[tokio::test]
 async fn what_the_tests_commit_is_sorted_and_dated_unlike_sqlites() {
-    let Some(database) = postgres::database().await else {
+    let Some(database) = postgres::database() else {
         return;
     };
     let client = connect(&database.url).await;
@@ -54,12 +54,12 @@ async fn what_the_tests_commit_is_sorted_and_dated_unlike_sqlites() {
         let row = client.query_one(&format!("SHOW {setting}"), &[]).await;
         assert_eq!(row.unwrap().get::<_, String>(0), expected);
     }
+    // Some builds of PostgreSQL have no ICU, and sort by code points as SQLite does.
+    let icu = "SELECT count(*) FROM pg_database WHERE datname = current_database() AND datlocprovider = 'i'";
     let sorted = "SELECT count(*) FROM (VALUES ('a'), ('B')) t (c) WHERE c < 'Az'";
-    assert_eq!(
-        number(&client, sorted).await,
-        1,
-        "`a` is before `Az`, and `B` after it"
-    );
+    if number(&client, icu).await == 1 {
+        assert_eq!(number(&client, sorted).await, 1, "only `a` is before `Az`");
+    }
 }
 
 #[tokio::test]
@@ -70,7 +70,7 @@ async fn a_pooler_in_transaction_mode_hands_a_connection_to_another_client_in_be
     let Some(pooler) = PgBouncer::before(cluster).await else {
         return;
     };
-    let database = cluster.database().await;
+    let database = cluster.database();
     let url = pooler.url(&database);
     let clients = [connect(&url).await, connect(&url).await];
     let mut served = Vec::new();
@@ -96,7 +96,7 @@ async fn a_test_process_that_waits_to_be_killed() {
     if std::env::var_os("TEST_WAITS").is_none() {
         return;
     }
-    let database = postgres::database().await.unwrap();
+    let database = postgres::database().unwrap();
     println!("{}", database.url);
     std::future::pending::<()>().await;
 }

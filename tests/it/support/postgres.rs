@@ -11,7 +11,6 @@ use std::sync::{OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
 use tokio_postgres::{Client, NoTls};
 
 use super::part::{self, Part, Program};
@@ -56,7 +55,7 @@ pub(crate) struct Database {
 }
 
 enum Order {
-    Create(String, oneshot::Sender<()>),
+    Create(String, mpsc::Sender<()>),
     Drop(String),
 }
 
@@ -74,8 +73,8 @@ pub(crate) fn cluster() -> Option<&'static Cluster> {
 }
 
 /// Creates a database on the server of this process's tests. If PostgreSQL is not installed, reports that the test is skipped.
-pub(crate) async fn database() -> Option<Database> {
-    Some(cluster()?.database().await)
+pub(crate) fn database() -> Option<Database> {
+    Some(cluster()?.database())
 }
 
 /// Returns the folder of PostgreSQL's programs.
@@ -146,15 +145,15 @@ impl Cluster {
     }
 
     /// Creates a database.
-    pub(crate) async fn database(&self) -> Database {
+    pub(crate) fn database(&self) -> Database {
         static CREATED: AtomicU64 = AtomicU64::new(0);
         let number = CREATED.fetch_add(1, Ordering::Relaxed);
         // Several test processes may use one server.
         let name = format!("t_{}_{number}", std::process::id());
-        let (created, is_created) = oneshot::channel();
+        let (created, is_created) = mpsc::channel();
         let clerk = self.clerk.clone();
         clerk.send(Order::Create(name.clone(), created)).unwrap();
-        is_created.await.expect("the database is created");
+        is_created.recv().expect("the database is created");
         Database {
             url: format!("{}/{name}", self.url),
             name,

@@ -65,6 +65,7 @@ mod monitor_visitor;
 mod notify;
 mod opening;
 mod origins;
+mod parts;
 mod pressure;
 mod proxies;
 mod quickstart;

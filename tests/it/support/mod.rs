@@ -8,8 +8,12 @@ pub(crate) mod memory;
 #[cfg(target_os = "linux")]
 pub(crate) mod network;
 pub(crate) mod page;
+pub(crate) mod part;
+pub(crate) mod pgbouncer;
+pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod store;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,7 +124,12 @@ pub(crate) fn figment(folder: &TempDir, settings: &Value) -> Figment {
         .merge(("shutdown", rocket::figment::util::map! { "ctrlc" => Setting::from(false), "grace" => Setting::from(2), "mercy" => Setting::from(1) }))
         .merge(("tidings.data_dir", folder.path()))
         .merge(("tidings.jwt_secret", SECRET));
-    settings.into_iter().fold(base, |figment, (key, value)| {
+    let url = store::database_url(folder.path()).map(Setting::from);
+    let settings = url
+        .map(|url| ("database_url".into(), url))
+        .into_iter()
+        .chain(settings);
+    settings.fold(base, |figment, (key, value)| {
         figment.merge((format!("tidings.{key}"), value))
     })
 }
@@ -302,12 +311,15 @@ pub(crate) fn skip(wanted: &str) -> bool {
         std::env::var_os("TIDINGS_REQUIRE_ALL").is_none(),
         "{wanted} is required and not installed"
     );
-    // Bypasses the test harness, which captures the output of tests that pass.
-    use std::io::Write;
-    let line = format!(
-        "SKIPPED, at least in part: {wanted} is not installed
-"
-    );
-    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    say(&format!(
+        "SKIPPED, at least in part: {wanted} is not installed"
+    ));
     false
+}
+
+/// Prints a line. Bypasses the test harness, which captures the output of tests that pass.
+fn say(line: &str) {
+    use std::io::Write;
+    let line = format!("{line}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::SECRET;
+use super::{SECRET, store};
 
 /// Returns the path of the binary under test.
 pub(crate) fn binary() -> PathBuf {
@@ -27,7 +27,8 @@ pub(crate) fn command(folder: &Path) -> Command {
     command
         .env("ROCKET_PORT", "0")
         .env("TIDINGS_DATA_DIR", folder.join("data"))
-        .env("TIDINGS_JWT_SECRET", SECRET);
+        .env("TIDINGS_JWT_SECRET", SECRET)
+        .envs(store::database_url(folder).map(|url| ("TIDINGS_DATABASE_URL", url)));
     command
 }
 

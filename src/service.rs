@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::app::{PublishService, Stopping, SubscribeService};
 use crate::auth::{KeyError, Keys};
-use crate::config::{ConfigError, DISPATCH_QUEUE, READY_WAIT, Settings, TASKS_STOP_MAX};
+use crate::config::{ConfigError, DISPATCH_QUEUE, Database, READY_WAIT, Settings, TASKS_STOP_MAX};
 use crate::dispatch::{self, Dispatcher};
 use crate::feed::Feed;
 use crate::hub::Hub;
@@ -20,6 +20,8 @@ use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
 use crate::refusals::Refusals;
+#[cfg(feature = "postgres")]
+use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::{self, OpenError, SqliteStore};
 use crate::subscribe::Subscriber;
 use crate::tasks::{Task, Tasks};
@@ -41,6 +43,10 @@ pub enum StartError {
     /// The database cannot be opened.
     #[error("database {0}")]
     Open(#[from] OpenError),
+    /// The Postgres database cannot be opened.
+    #[cfg(feature = "postgres")]
+    #[error("database: {0}")]
+    Postgres(#[from] postgres::OpenError),
 }
 
 impl StartError {
@@ -50,6 +56,8 @@ impl StartError {
             StartError::Key(error) => error.setting(),
             StartError::Open(OpenError::InUse(_)) => None,
             StartError::Open(_) => Some(Settings::of_database(figment)),
+            #[cfg(feature = "postgres")]
+            StartError::Postgres(_) => Some("database_url"),
             StartError::Config(_) | StartError::Notifier(_) => None,
         };
         match setting {
@@ -113,21 +121,18 @@ impl Tidings {
         all.extend(notifiers);
         notify::check_names(&all)?;
         let names: Vec<&str> = all.iter().map(|notifier| notifier.name()).collect();
-        let path = settings.database_path()?;
-        // Check this before a secret is generated.
-        sqlite::check_place(&settings, &path)?;
-        if settings.jwt_secret.is_none() {
-            sqlite::check_trace(&path, &Keys::kept_secret(&settings))?;
+        let database = settings.database()?;
+        if let Database::File(path) = &database {
+            // Check this before a secret is generated.
+            sqlite::check_place(&settings, path)?;
+            if settings.jwt_secret.is_none() {
+                sqlite::check_trace(path, &Keys::kept_secret(&settings))?;
+            }
         }
         let keys = Arc::new(Keys::from_settings(&settings)?);
         let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
         let (committed, batches) = Committed::channel(DISPATCH_QUEUE);
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(
-            &settings,
-            &path,
-            committed.clone(),
-            &names,
-        )?);
+        let store = open_store(&settings, database, committed.clone(), &names)?;
         let feed = Arc::new(Feed::new(
             Arc::clone(&store) as Arc<dyn Log>,
             committed.clone(),
@@ -362,6 +367,37 @@ impl Tidings {
             tracing::warn!(tasks, "some tasks did not end in time");
         }
         closed
+    }
+}
+
+/// Opens the store that the settings name.
+fn open_store(
+    settings: &Settings,
+    database: Database,
+    committed: Committed,
+    notifiers: &[&str],
+) -> Result<Arc<dyn Store>, StartError> {
+    match database {
+        Database::File(path) => {
+            let store = SqliteStore::open(settings, &path, committed, notifiers)?;
+            Ok(Arc::new(store))
+        }
+        #[cfg(feature = "postgres")]
+        Database::Postgres(url) => {
+            let address = postgres::Address::parse(&url, settings.prepared_statements)
+                .map_err(|error| ConfigError::Invalid {
+                    key: "database_url",
+                    problem: error.to_string(),
+                })?;
+            let store = PostgresStore::open(settings, address, committed, notifiers)?;
+            Ok(Arc::new(store))
+        }
+        #[cfg(not(feature = "postgres"))]
+        Database::Postgres(_) => Err(ConfigError::Invalid {
+            key: "database_url",
+            problem: "names a Postgres database, but this program was built without the feature `postgres`".into(),
+        }
+        .into()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Exit, Failure, terminal};
-use crate::config::Settings;
+use crate::config::{Database, Settings};
 use crate::store::sqlite::{self, OpenError};
 
 /// Reset the cursors of all clients, after restoring a backup.
@@ -34,7 +34,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         // The database is in the directory that is named here.
         settings.database_url = None;
     }
-    let path = settings.database_path()?;
+    let Database::File(path) = settings.database()? else {
+        let problem = "the cursors of a Postgres database name events, so that it needs no new epoch: after a failover or a restored backup, exactly the readers that have seen what was lost receive a reset";
+        return Err(Failure::new(Exit::Failed, problem));
+    };
     let shown = terminal::plain(&path.display().to_string());
     if !arguments.yes && !is_confirmed(&shown)? {
         return Err(Failure::new(Exit::Failed, "nothing was changed"));

@@ -49,6 +49,7 @@ const NOT_SETTINGS: &[&str] = &["url", "token", "require_all", "log", "seed"];
 const TEXTS: &[&str] = &[
     "data_dir",
     "database_url",
+    "direct_url",
     "jwt_secret",
     "jwt_public_key_file",
     "jwt_jwks_file",
@@ -96,14 +97,30 @@ pub struct StreamLimits {
     pub address: usize,
 }
 
+/// Where the database is.
+#[derive(Debug, Clone)]
+pub enum Database {
+    /// A SQLite file.
+    File(PathBuf),
+    /// A Postgres database, by its URL.
+    Postgres(Secret),
+}
+
 /// The settings, with their defaults in [`Settings::default`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Folder of the database and the generated secret, unless other settings override it.
     pub data_dir: PathBuf,
-    /// `sqlite:<path>`, or the path alone. Defaults to `<data_dir>/tidings.db`.
-    pub database_url: Option<String>,
+    /// `sqlite:<path>`, or the path alone; or `postgres://user:password@host:5432/database`. Defaults to
+    /// `<data_dir>/tidings.db`.
+    pub database_url: Option<Secret>,
+    /// The URL of the same Postgres database without the pooler that `database_url` names, for the connection on which
+    /// notifications arrive. Defaults to `database_url`.
+    pub direct_url: Option<Secret>,
+    /// Whether statements are prepared once per connection to Postgres. Poolers in transaction mode that do not support
+    /// this need `false`.
+    pub prepared_statements: bool,
     /// Which commits must be on the disk before they are acknowledged.
     pub synchronous: Synchronous,
     /// Whether the database is checked at startup, so that a damaged one is not served.
@@ -271,6 +288,8 @@ impl Default for Settings {
         Settings {
             data_dir: "data".into(),
             database_url: None,
+            direct_url: None,
+            prepared_statements: true,
             synchronous: Synchronous::Milestone,
             check_database: true,
             reader_connections: 4,
@@ -379,11 +398,12 @@ impl Settings {
         }
     }
 
-    /// Returns the path of the SQLite file.
-    pub fn database_path(&self) -> Result<PathBuf, ConfigError> {
-        let Some(url) = &self.database_url else {
-            return Ok(self.data_dir.join("tidings.db"));
+    /// Returns where the database is.
+    pub fn database(&self) -> Result<Database, ConfigError> {
+        let Some(own) = &self.database_url else {
+            return Ok(Database::File(self.data_dir.join("tidings.db")));
         };
+        let url = own.reveal();
         let invalid = |problem: &str| {
             Err(ConfigError::Invalid {
                 key: "database_url",
@@ -393,20 +413,22 @@ impl Settings {
         let path = match url.split_once(':') {
             // `sqlite:///a/b` is `/a/b`; `sqlite://a/b` and `sqlite:a/b` are both relative.
             Some(("sqlite", path)) => path.strip_prefix("//").unwrap_or(path),
+            Some(("postgres" | "postgresql", _)) => return Ok(Database::Postgres(own.clone())),
             Some((scheme, _)) if is_scheme(scheme) => {
                 return invalid(
-                    "does not name a SQLite database; write `sqlite:<path>`, or the path alone",
+                    "names neither a SQLite nor a Postgres database; write `sqlite:<path>`, the path alone, or `postgres://user:password@host:5432/database`",
                 );
             }
             _ => url,
         };
+        let path: &str = path;
         match path {
             "" => invalid("has no path; write `sqlite:<path>`, or the path alone"),
             // SQLite does not treat these as paths of files.
             _ if path == ":memory:" || path.starts_with("file:") => {
                 invalid("is not the path of a file; write `sqlite:<path>`, or the path alone")
             }
-            path => Ok(path.into()),
+            path => Ok(Database::File(path.into())),
         }
     }
 
@@ -548,7 +570,7 @@ impl Settings {
             let problem = "is not a valid cookie name; write letters, digits, `-`, `_` and `.`";
             return invalid("cookie_name", problem);
         }
-        self.database_path()?;
+        self.database()?;
         notifiers::check(&self.notifiers)?;
         let values = serde_json::to_value(self).expect("settings are plain data");
         for (key, ..) in ranges::RANGES {

@@ -124,7 +124,7 @@ mod tests {
         states.put(address.clone(), stored);
         states.pop(&address);
         states.pop(&first);
-        let left = states.states.iter().map(|(_, stored)| bytes(stored));
+        let left = states.states.iter().map(|(_, stored)| stored.bytes());
         assert_eq!(states.bytes, left.sum::<usize>());
         states.most_bytes = 5_000;
         let (address, stored) = job("huge", 10_000);

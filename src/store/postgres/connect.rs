@@ -18,13 +18,12 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::database_error;
-use crate::config::{POSTGRES_CONNECT_TIMEOUT, POSTGRES_TIMEOUT};
+use crate::config::{POSTGRES_CONNECT_TIMEOUT, POSTGRES_TIMEOUT, Secret};
 use crate::log::StoreError;
 
 /// Where a database is, and how to connect to it.
@@ -71,8 +70,8 @@ enum Mode {
 
 impl Address {
     /// Parses a URL. With `prepares`, statements are prepared once per connection.
-    pub fn parse(url: &SecretString, prepares: bool) -> Result<Address, AddressError> {
-        let (url, mode) = split_mode(url.expose_secret())?;
+    pub fn parse(url: &Secret, prepares: bool) -> Result<Address, AddressError> {
+        let (url, mode) = split_mode(url.reveal())?;
         let unreadable = |error: tokio_postgres::Error| AddressError::Url(cause(&error));
         let mut config = tokio_postgres::Config::from_str(&url).map_err(unreadable)?;
         config

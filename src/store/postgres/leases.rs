@@ -37,7 +37,10 @@ impl Leases for PostgresStore {
         .load::<Granted>(&mut *write)
         .await;
         let granted = write.end(granted).await?;
-        Ok(granted.into_iter().next().map(|own| Fence(unsigned(own.fence))))
+        Ok(granted
+            .into_iter()
+            .next()
+            .map(|own| Fence(unsigned(own.fence))))
     }
 
     async fn renew(&self, name: &str, fence: Fence, term: Duration) -> Result<bool, StoreError> {

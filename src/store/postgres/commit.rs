@@ -25,7 +25,7 @@ use crate::log::decide::Decisions;
 use crate::log::facts::{Moment, Stored};
 use crate::store::columns::{millis, tag_bits, uptime_millis};
 use crate::store::numbers::signed;
-use crate::store::texts::{folded_json, folded_texts};
+use crate::store::texts::{contains, folded_json, folded_texts, value_contains};
 
 /// The statement. What is inserted is read from arrays, one for each column.
 const COMMIT: &str = include_str!("commit.sql");
@@ -131,15 +131,24 @@ fn searched_texts(id: &str, state: &State) -> Option<String> {
     is_kept.then(|| all_texts(id, state))
 }
 
+/// Whether one of a subject's texts contains the text that is searched for.
+pub(super) fn mentions(id: &str, state: &State, wanted: &str) -> bool {
+    let texts = state.subject().texts();
+    let mut own = std::iter::once(id).chain(texts.own);
+    let values = texts.values.map(|values| values.get());
+    own.any(|text| contains(text, wanted))
+        || values.is_some_and(|values| value_contains(values, wanted))
+}
+
 /// Returns the texts of a subject as a search compares them.
-pub(super) fn all_texts(id: &str, state: &State) -> String {
+fn all_texts(id: &str, state: &State) -> String {
     let texts = state.subject().texts();
     let own = std::iter::once(id).chain(texts.own);
     let mut all = folded_texts(own);
     if let Some(values) = texts.values {
         folded_json(values.get(), &mut all);
     }
-    // No column holds U+0000, and no search looks for it.
+    // No column holds U+0000. Each match is checked with the texts themselves.
     all.retain(|character| character != '\0');
     all
 }

@@ -1,8 +1,8 @@
 //! Lists of subjects. A list is a range of an index in the list's order. If no index serves it, or a text is searched for,
 //! it is read one window of rows at a time, up to the read limits.
 //!
-//! Of subjects that have ended, the texts that a search compares are kept beside the state. Of the others, the state is
-//! read.
+//! Of subjects that have ended, the texts that a search compares are kept beside the state, so that most states need not be
+//! read. Of the others, the state is read.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use diesel::sql_types::{Bool, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
 use super::PostgresStore;
-use super::commit::all_texts;
+use super::commit::mentions;
 use super::read::bounds;
 use super::rows::SubjectRow;
 use super::schema::subjects;
@@ -172,19 +172,16 @@ impl Listing {
             select = select.filter(kept);
         }
         let left = self.query.limit - self.found.len();
-        let found: Vec<(Option<String>, SubjectRow)> = select
+        let found: Vec<SubjectRow> = select
             .limit(signed(rows))
-            .select((subjects::texts, SubjectRow::as_select()))
+            .select(SubjectRow::as_select())
             .load(conn)
             .await?;
         let mut matching = Vec::new();
-        for (texts, row) in found {
+        for row in found {
             let (id, stored) = row.into_stored()?;
-            let is_found = match (&self.wanted, texts) {
-                (Some(wanted), None) => all_texts(id.as_str(), &stored.state).contains(wanted),
-                _ => true,
-            };
-            if is_found {
+            let wanted = self.wanted.as_deref();
+            if wanted.is_none_or(|wanted| mentions(id.as_str(), &stored.state, wanted)) {
                 matching.push((id, stored));
             }
             if matching.len() > left {

@@ -272,7 +272,7 @@ impl From<StoreError> for Problem {
             StoreError::Displaced => Problem::new(Kind::Unavailable, error.to_string()),
             // Already logged, once for all requests of the commit.
             StoreError::NotCommitted => Problem::new(Kind::Unavailable, NOT_DONE),
-            StoreError::Database(_) | StoreError::Stopped => {
+            StoreError::Database(_) | StoreError::Stopped | StoreError::Fenced => {
                 Problem::internal(Kind::Unavailable, &error)
             }
         }

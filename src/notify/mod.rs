@@ -14,6 +14,8 @@
 //! delays depends on its cause ([`DeliveryError`]): an event that the receiver refuses is set aside, and only its
 //! subject waits (see `set_aside.rs`). A receiver that is down is retried after a pause that doubles, and the school
 //! waits. After the last attempt, or a permanent refusal, the event becomes a dead letter.
+//!
+//! Of several nodes, one delivers for each notifier: see `runner.rs`.
 
 #[cfg(feature = "email")]
 pub mod email;
@@ -43,6 +45,7 @@ use crate::config::notifiers::{NotifierSettings, RetryPolicy, Rule, is_name};
 use crate::event::Event;
 use crate::feed::Feed;
 use crate::id::SchoolId;
+use crate::lease;
 use crate::log::Store;
 use crate::tasks::{Task, Tasks};
 
@@ -223,8 +226,20 @@ impl Notifiers {
         feed: &Arc<Feed>,
         notifiers: Vec<Arc<dyn Notifier>>,
     ) -> Notifiers {
-        let runner =
-            |notifier| Arc::new(Runner::new(Arc::clone(store), Arc::clone(feed), notifier));
+        Notifiers::with_terms(store, feed, notifiers, lease::Terms::default())
+    }
+
+    /// The same with other terms for the notifiers' leases.
+    pub fn with_terms(
+        store: &Arc<dyn Store>,
+        feed: &Arc<Feed>,
+        notifiers: Vec<Arc<dyn Notifier>>,
+        terms: lease::Terms,
+    ) -> Notifiers {
+        let runner = |notifier| {
+            let (store, feed) = (Arc::clone(store), Arc::clone(feed));
+            Arc::new(Runner::new(store, feed, notifier, terms))
+        };
         Notifiers {
             runners: notifiers.into_iter().map(runner).collect(),
         }
@@ -241,6 +256,7 @@ impl Notifiers {
                 async move {
                     if token.run_until_cancelled(runner.run()).await.is_none() {
                         stop(runner.notifier()).await;
+                        runner.release().await;
                     }
                 }
             });
@@ -254,7 +270,8 @@ impl Notifiers {
             .for_each(|runner| runner.observe(events));
     }
 
-    /// Returns the status of each notifier that may deliver events of a school, with what it retries there.
+    /// Returns the status of each notifier that may deliver events of a school, with what it retries there. Only the node
+    /// that delivers knows of retries.
     pub fn statuses(&self, school: SchoolId) -> Vec<NotifierStatus> {
         let shown = |runner: &Arc<Runner>| NotifierStatus {
             name: runner.notifier().name().to_owned(),

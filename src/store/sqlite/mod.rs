@@ -43,7 +43,6 @@ use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
 use self::backend::Backend;
-use self::leases::HeldLeases;
 use self::numbers::signed;
 pub use self::opening::{OpenError, check_place, check_trace, new_epoch};
 use self::opening::{Opened, open};
@@ -82,7 +81,6 @@ pub struct SqliteStore {
     meter: Arc<Meter>,
     writer: Handle<Backend>,
     readers: Readers,
-    leases: HeldLeases,
     retention: Retention,
 }
 
@@ -118,7 +116,6 @@ impl SqliteStore {
         };
         let uptime = life.uptime.clone();
         let (epoch, is_cut) = (life.epoch, life.is_cut);
-        let leases = HeldLeases::new(life.generation);
         let backend = Backend::new(conn, lock, life, settings);
         let (writer, handle) = Writer::new(backend, rules, committed, Arc::clone(&meter));
         // The thread ends when the store is closed or its last handle is dropped, and holds the lock until then.
@@ -140,7 +137,6 @@ impl SqliteStore {
             meter,
             writer: handle,
             readers,
-            leases,
             retention: Retention {
                 age: seconds(settings.retention_secs),
                 events: settings.retention_events,

@@ -35,12 +35,10 @@ pub mod webhook;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::time::timeout;
 
 use self::notification::{DeliveryError, Medium, Notification};
 use self::runner::Runner;
 pub use self::schedule::Retry;
-use crate::config::NOTIFIER_STOP_MAX;
 use crate::config::notifiers::{NotifierSettings, RetryPolicy, Rule, is_name};
 use crate::event::Event;
 use crate::feed::Feed;
@@ -69,10 +67,11 @@ pub trait Notifier: Send + Sync + 'static {
     /// Makes one attempt, which must end by itself.
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError>;
 
-    /// Called once, inside Tokio, before the first attempt. It must not block.
+    /// Called inside Tokio when this node begins to deliver, before the first attempt. It must not block.
     fn start(&self) {}
 
-    /// Called once when the server shuts down, after the last attempt. It must end within [`NOTIFIER_STOP_MAX`].
+    /// Called after the last attempt, when the server shuts down or another node delivers from now on: then it can be started
+    /// again later. It must end within [`NOTIFIER_STOP_MAX`](crate::config::NOTIFIER_STOP_MAX).
     async fn stop(&self) {}
 
     /// Returns how often and when a failed delivery is retried.
@@ -201,13 +200,6 @@ pub struct Notifiers {
     runners: Vec<Arc<Runner>>,
 }
 
-async fn stop(notifier: &dyn Notifier) {
-    if timeout(NOTIFIER_STOP_MAX, notifier.stop()).await.is_err() {
-        let name = notifier.name();
-        tracing::warn!(notifier.name = name, "a notifier did not stop in time");
-    }
-}
-
 /// The status of a notifier, as the API shows it.
 #[derive(Debug, Clone)]
 pub struct NotifierStatus {
@@ -255,8 +247,7 @@ impl Notifiers {
                 let (runner, token) = (Arc::clone(&runner), token.clone());
                 async move {
                     if token.run_until_cancelled(runner.run()).await.is_none() {
-                        stop(runner.notifier()).await;
-                        runner.release().await;
+                        runner.stop().await;
                     }
                 }
             });

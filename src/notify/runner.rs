@@ -23,7 +23,7 @@ use super::Notifier;
 use super::notification::{DeliveryError, Notification, bounded_title, one_line};
 use super::schedule::{Retry, Schedule, pause};
 use crate::config::{
-    DELIVERY_MAX, NOTIFY_INBOX, NOTIFY_INBOX_BYTES, NOTIFY_LOOK, NOTIFY_ROUND,
+    DELIVERY_MAX, NOTIFIER_STOP_MAX, NOTIFY_INBOX, NOTIFY_INBOX_BYTES, NOTIFY_LOOK, NOTIFY_ROUND,
     NOTIFY_SET_ASIDE_MAX, NOTIFY_TURN_EVENTS, NOTIFY_UNCERTAIN_ATTEMPTS, RETRY_AFTER_MAX,
 };
 use crate::event::{Event, timestamp};
@@ -152,15 +152,8 @@ impl Runner {
     /// again which schools have work.
     pub(super) async fn run(&self) {
         let mut waiting = self.waiting.lock().await;
-        // An application's own notifier may panic here. Its deliveries are attempted nevertheless.
-        let is_first = !self.is_started.swap(true, Ordering::Relaxed);
-        if is_first && catch_unwind(AssertUnwindSafe(|| self.notifier.start())).is_err() {
-            tracing::error!(
-                notifier.name = self.notifier.name(),
-                "a notifier panicked when it was started"
-            );
-        }
         while self.lease.acquire().await.is_ok() {
+            self.start();
             // Set this before the cursors are read: an event that is committed in between is then observed.
             self.is_serving.store(true, Ordering::SeqCst);
             let ended = self.lease.during(self.serve(&mut waiting)).await;
@@ -173,11 +166,36 @@ impl Runner {
                     .fetch_sub(bytes(&events), Ordering::Relaxed);
             }
             *self.schedule() = Schedule::default();
+            self.disconnect().await;
         }
     }
 
-    /// Releases the lease, so that another node can deliver.
-    pub(super) async fn release(&self) {
+    /// Starts the notifier, unless it is started. An application's own notifier may panic here. Its deliveries are attempted
+    /// nevertheless.
+    fn start(&self) {
+        let is_first = !self.is_started.swap(true, Ordering::Relaxed);
+        if is_first && catch_unwind(AssertUnwindSafe(|| self.notifier.start())).is_err() {
+            tracing::error!(
+                notifier.name = self.notifier.name(),
+                "a notifier panicked when it was started"
+            );
+        }
+    }
+
+    async fn disconnect(&self) {
+        self.is_started.store(false, Ordering::Relaxed);
+        if timeout(NOTIFIER_STOP_MAX, self.notifier.stop())
+            .await
+            .is_err()
+        {
+            let name = self.notifier.name();
+            tracing::warn!(notifier.name = name, "a notifier did not stop in time");
+        }
+    }
+
+    /// Stops the notifier for good, and lets another node deliver.
+    pub(super) async fn stop(&self) {
+        self.disconnect().await;
         self.lease.release().await;
     }
 

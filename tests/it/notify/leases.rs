@@ -31,6 +31,8 @@ type Heard = Arc<Mutex<Vec<(usize, String)>>>;
 struct Told {
     node: usize,
     heard: Heard,
+    /// Whether it was started and not stopped since, as a connection to a broker is.
+    is_started: AtomicBool,
     /// Whether the next attempt suspends the node before it is over.
     suspends: AtomicBool,
     resumes: Mutex<mpsc::Receiver<()>>,
@@ -51,6 +53,7 @@ impl Notifier for Told {
     }
 
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
+        assert!(self.is_started.load(Ordering::SeqCst));
         let heard = (self.node, notification.subject.clone());
         self.heard.lock().unwrap().push(heard);
         if self.suspends.swap(false, Ordering::SeqCst) {
@@ -59,6 +62,14 @@ impl Notifier for Told {
         }
         Ok(())
     }
+
+    fn start(&self) {
+        assert!(!self.is_started.swap(true, Ordering::SeqCst));
+    }
+
+    async fn stop(&self) {
+        self.is_started.store(false, Ordering::SeqCst);
+    }
 }
 
 /// A node with a thread of its own.
@@ -66,7 +77,6 @@ struct Node {
     told: Arc<Told>,
     notifiers: Arc<Notifiers>,
     tasks: Tasks,
-    runtime: Handle,
     resume: mpsc::Sender<()>,
     _ends: tokio::sync::oneshot::Sender<()>,
 }
@@ -107,6 +117,7 @@ impl Cluster {
             let told = Arc::new(Told {
                 node: number,
                 heard: Arc::clone(&heard),
+                is_started: AtomicBool::new(false),
                 suspends: AtomicBool::new(false),
                 resumes: Mutex::new(resumes),
             });
@@ -121,7 +132,6 @@ impl Cluster {
                 told,
                 notifiers: Arc::new(notifiers),
                 tasks,
-                runtime,
                 resume,
                 _ends: ends,
             }
@@ -206,8 +216,9 @@ async fn one_node_delivers_and_another_takes_over_from_one_that_is_suspended() {
     cluster.publish("f").await;
     assert_eq!(cluster.delivered("f").await, other);
     cluster.is_at(6).await;
-    // By now it has done whatever it was about to do.
-    node.runtime.spawn(async {}).await.unwrap();
+    // It has noticed, and is connected no longer.
+    let is_started = || node.told.is_started.load(Ordering::SeqCst);
+    until("it stops", async || !is_started()).await;
     assert_eq!(cluster.heard_by(first), ["a", "b", "c"]);
     assert_eq!(
         cluster.heard_by(other),

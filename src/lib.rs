@@ -65,6 +65,7 @@
 //!     presence.rs notify/ watchdog.rs  leases of devices; webhooks, e-mail, MQTT; timers
 //!     metrics.rs refusals.rs            metrics; logging of rejected requests
 //!  7  feed/ publish.rs                 follows the logs, replays; commands in, receipts out
+//!     lease.rs                         work that only one node at a time does
 //!  6  store/                           databases
 //!  5  log/ hub/                        ports of a store, decisions │ in-memory fan-out
 //!  4  auth/ wire/                      authorization; the only encoder
@@ -116,6 +117,7 @@ pub mod http;
 pub mod hub;
 pub mod id;
 pub mod kind;
+pub mod lease;
 pub mod log;
 pub mod metrics;
 pub mod notify;

@@ -14,6 +14,7 @@ use crate::config::{ConfigError, DISPATCH_QUEUE, Database, READY_WAIT, Settings,
 use crate::dispatch::{self, Dispatcher};
 use crate::feed::Feed;
 use crate::hub::Hub;
+use crate::lease::{self, Lease};
 use crate::log::{Committed, Log, Store, StoreError};
 use crate::metrics::Metrics;
 use crate::notify::{self, Notifier, NotifierError, Notifiers};
@@ -94,6 +95,8 @@ pub struct Tidings {
     subscriptions: Arc<SubscribeService>,
     presence: Arc<Presence>,
     notifiers: Arc<Notifiers>,
+    /// Held while this node deletes what is past retention.
+    sweep: Arc<Lease>,
     metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
     committed: Committed,
@@ -179,12 +182,15 @@ impl Tidings {
             (Arc::clone(&metrics), Arc::clone(&refusals)),
             Arc::clone(&settings),
         );
+        let terms = lease::Terms::default();
+        let sweep = Lease::new(Arc::clone(&store), watchdog::SWEEP_LEASE, terms);
         let tidings = Tidings {
             keys,
             publications: Arc::new(publications),
             subscriptions: Arc::new(subscriptions),
             presence,
             notifiers,
+            sweep: Arc::new(sweep),
             metrics,
             refusals,
             settings,
@@ -214,10 +220,14 @@ impl Tidings {
         self.supervise("watchdog", move || {
             watchdog::watch_silence(Arc::clone(&store))
         });
-        let (store, hub) = (Arc::clone(&self.store), Arc::clone(&self.hub));
+        let hub = Arc::clone(&self.hub);
+        self.supervise("idle schools", move || {
+            watchdog::forget_idle(Arc::clone(&hub))
+        });
+        let (store, lease) = (Arc::clone(&self.store), Arc::clone(&self.sweep));
         let settle = Duration::from_secs(self.settings.clock_settle_secs);
         self.supervise("retention", move || {
-            watchdog::sweep(Arc::clone(&store), Arc::clone(&hub), settle)
+            watchdog::sweep(Arc::clone(&store), Arc::clone(&lease), settle)
         });
         let (store, hub) = (Arc::clone(&self.store), Arc::clone(&self.hub));
         let committed = self.committed.clone();
@@ -360,6 +370,7 @@ impl Tidings {
         if let Err(error) = self.presence.flush().await {
             tracing::warn!(%error, "the times of the devices' last heartbeats could not be stored");
         }
+        self.sweep.release().await;
         let closed = self.store.close().await;
         ended &= self.dispatching.end(TASKS_STOP_MAX).await;
         if !ended {

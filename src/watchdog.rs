@@ -1,6 +1,15 @@
 //! Periodic work: the tasks here end silent subjects or flag them, count and save the uptime, delete old events, and
 //! remove idle schools from memory. The kinds decide what happens to silent subjects (by a command like any other);
 //! this module only provides the clock.
+//!
+//! On several nodes:
+//!
+//! - Every node looks for silent subjects. That is harmless: a check is decided against the subject's state when it is
+//!   committed, so the second of two checks changes nothing, and neither does one from a node that was suspended. A lease
+//!   would only add the time until another node takes over.
+//! - One node deletes old events, the holder of the lease [`SWEEP_LEASE`]. It would be harmless twice, too, because what is
+//!   past retention only grows. But the nodes would wait for one another's locks, and the state of the wall clock belongs to
+//!   the machine that judges ages by it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,9 +24,13 @@ use crate::config::{
 use crate::failures::Failures;
 use crate::hub::Hub;
 use crate::id::SchoolId;
+use crate::lease::Lease;
 use crate::log::{Envelope, Store, StoreError};
 use crate::uptime::UptimeClock;
 use crate::wall_clock::{self, Change, Moment, WallClock};
+
+/// The name of the lease under which one node deletes what is past retention.
+pub const SWEEP_LEASE: &str = "sweep";
 
 /// No stored data is too old at this time.
 const NOTHING_IS_OLD: DateTime<Utc> = DateTime::UNIX_EPOCH;
@@ -104,16 +117,34 @@ pub async fn keep_uptime(store: Arc<dyn Store>) {
     }
 }
 
-/// Deletes what is past retention until it is dropped. Data is deleted because of its age only while the wall clock is
-/// reliable: after the clock is set, it must be stable for `settle` first.
-pub async fn sweep(store: Arc<dyn Store>, hub: Arc<Hub>, settle: Duration) {
+/// Removes idle schools from memory until it is dropped.
+pub async fn forget_idle(hub: Arc<Hub>) {
+    let mut rounds = interval(SWEEP_PERIOD);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        hub.forget_idle(WINDOW_IDLE);
+    }
+}
+
+/// Deletes what is past retention whenever this node holds the lease, until it is dropped. Data is deleted because of its
+/// age only while the wall clock is reliable: after the clock is set, it must be stable for `settle` first.
+pub async fn sweep(store: Arc<dyn Store>, lease: Arc<Lease>, settle: Duration) {
+    while lease.acquire().await.is_ok() {
+        if lease.during(sweep_rounds(&*store, settle)).await.is_some() {
+            return;
+        }
+    }
+}
+
+/// Returns when the store has stopped.
+async fn sweep_rounds(store: &dyn Store, settle: Duration) {
     let mut rounds = interval(SWEEP_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut clock = None;
     loop {
         rounds.tick().await;
-        hub.forget_idle(WINDOW_IDLE);
-        match sweep_once(&*store, &mut clock, settle).await {
+        match sweep_once(store, &mut clock, settle).await {
             Ok(()) => {}
             Err(StoreError::Stopped) => return,
             Err(error) => tracing::error!(%error, "the retention sweep failed"),

@@ -203,6 +203,12 @@ pub const PRESENCE_FLUSH_PERIOD: Duration = Duration::from_secs(10);
 pub const PRESENCE_PERIOD: Duration = Duration::from_millis(250);
 /// Devices saved or read at a time. Other work gets a turn in between.
 pub const PRESENCE_BATCH: usize = 500;
+/// How long a lease lasts that its holder does not renew. Then another node takes over.
+pub const LEASE_TERM: Duration = Duration::from_secs(10);
+/// Interval between two renewals of a lease. Two of them can fail.
+pub const LEASE_RENEWAL: Duration = Duration::from_secs(3);
+/// Interval between two attempts to acquire a lease that another node holds.
+pub const LEASE_RETRY: Duration = Duration::from_secs(2);
 /// Interval between two retention sweeps.
 pub const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 /// Overdue jobs checked in one round of the watchdog.
@@ -291,6 +297,8 @@ pub const NOTIFIER_STOP_MAX: Duration = Duration::from_secs(3);
 pub const NOTIFY_PAUSE_MAX: Duration = Duration::from_secs(300);
 /// Interval at which a notifier's offset moves forward in schools that have no matching events.
 pub const NOTIFY_ROUND: Duration = Duration::from_secs(30);
+/// Interval at which a notifier looks for events that other nodes have committed.
+pub const NOTIFY_LOOK: Duration = Duration::from_secs(1);
 /// Dead letters that a notifier keeps for each school. The oldest are deleted first.
 pub const DEAD_LETTERS_MAX: usize = 1_000;
 /// Maximum length of a saved delivery error, in characters.

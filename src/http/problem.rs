@@ -277,7 +277,10 @@ impl From<StoreError> for Problem {
             // Already logged, once for all requests of the commit.
             StoreError::NotCommitted => Problem::new(Kind::Unavailable, NOT_DONE),
             StoreError::Unknown => Problem::new(Kind::Unavailable, OUTCOME_UNKNOWN),
-            StoreError::Database(_) | StoreError::Unavailable(_) | StoreError::Stopped => {
+            StoreError::Database(_)
+            | StoreError::Unavailable(_)
+            | StoreError::Stopped
+            | StoreError::Fenced => {
                 Problem::internal(Kind::Unavailable, &error)
             }
         }

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 use super::StoreError;
+use super::leases::Fence;
 use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
 
@@ -162,20 +163,28 @@ pub struct DeadLetterPage {
     pub next: Option<u64>,
 }
 
+/// Returns the name of the lease under which a notifier delivers.
+pub fn lease_of(notifier: &str) -> String {
+    format!("notifier/{notifier}")
+}
+
 /// Named readers of the logs, each with a position in every school's log.
 #[async_trait]
 pub trait Consumers: Send + Sync + 'static {
-    /// Registers a notifier. A new one starts at the current end of the logs.
+    /// Registers a notifier. A new one starts at the current end of the logs. For a known one this is a read: nodes call it
+    /// every [`NOTIFY_LOOK`](crate::config::NOTIFY_LOOK) to find what other nodes have committed.
     async fn notifier_begins(&self, name: &str) -> Result<Begun, StoreError>;
 
     /// Returns a notifier's position in a school's log.
     async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError>;
 
     /// Advances a notifier's cursor, which never moves back, records the progress, and sets a subject aside or lifts it,
-    /// in one commit.
+    /// in one commit. Fails with [`StoreError::Fenced`] and writes nothing if the fence is not the last one that was
+    /// returned for the notifier's lease ([`lease_of`]).
     async fn notifier_moves(
         &self,
         name: &str,
+        fence: Fence,
         school: SchoolId,
         seq: u64,
         progress: Progress,

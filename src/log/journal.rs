@@ -73,6 +73,12 @@ pub trait Log: Send + Sync + 'static {
         true
     }
 
+    /// Returns whether other nodes can write to the logs, too. Their events are not sent to this node's `committed`
+    /// channel.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Returns the current bounds of a school's log.
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError>;
 

@@ -27,9 +27,14 @@ impl fmt::Display for Fence {
 }
 
 /// Leases for tasks that only one node at a time carries out.
+///
+/// The end of a lease is measured by the store's clock, not by those of the nodes. A fence is valid until the store has
+/// returned a higher one for the same name, also after the lease has expired or was released: until then, nobody else has
+/// begun. A write under a fence ([`Consumers::notifier_moves`](super::Consumers::notifier_moves)) checks in the same
+/// transaction that it is still valid, and locks out an `acquire` until it is committed.
 #[async_trait]
 pub trait Leases: Send + Sync + 'static {
-    /// Acquires the lease with this name for `term`. Returns `None` if it is held.
+    /// Acquires the lease with this name for `term`, whoever held it before. Returns `None` if it is held.
     async fn acquire(&self, name: &str, term: Duration) -> Result<Option<Fence>, StoreError>;
 
     /// Extends a lease to `term` from now. Returns false if another node holds it, or if it has expired.

@@ -14,6 +14,8 @@
 //! delays depends on its cause ([`DeliveryError`]): an event that the receiver refuses is set aside, and only its
 //! subject waits (see `set_aside.rs`). A receiver that is down is retried after a pause that doubles, and the school
 //! waits. After the last attempt, or a permanent refusal, the event becomes a dead letter.
+//!
+//! Of several nodes, one delivers for each notifier: see `runner.rs`.
 
 #[cfg(feature = "email")]
 pub mod email;
@@ -33,16 +35,15 @@ pub mod webhook;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::time::timeout;
 
 use self::notification::{DeliveryError, Medium, Notification};
 use self::runner::Runner;
 pub use self::schedule::Retry;
-use crate::config::NOTIFIER_STOP_MAX;
 use crate::config::notifiers::{NotifierSettings, RetryPolicy, Rule, is_name};
 use crate::event::Event;
 use crate::feed::Feed;
 use crate::id::SchoolId;
+use crate::lease;
 use crate::log::Store;
 use crate::tasks::{Task, Tasks};
 
@@ -66,10 +67,11 @@ pub trait Notifier: Send + Sync + 'static {
     /// Makes one attempt, which must end by itself.
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError>;
 
-    /// Called once, inside Tokio, before the first attempt. It must not block.
+    /// Called inside Tokio when this node begins to deliver, before the first attempt. It must not block.
     fn start(&self) {}
 
-    /// Called once when the server shuts down, after the last attempt. It must end within [`NOTIFIER_STOP_MAX`].
+    /// Called after the last attempt, when the server shuts down or another node delivers from now on: then it can be started
+    /// again later. It must end within [`NOTIFIER_STOP_MAX`](crate::config::NOTIFIER_STOP_MAX).
     async fn stop(&self) {}
 
     /// Returns how often and when a failed delivery is retried.
@@ -198,13 +200,6 @@ pub struct Notifiers {
     runners: Vec<Arc<Runner>>,
 }
 
-async fn stop(notifier: &dyn Notifier) {
-    if timeout(NOTIFIER_STOP_MAX, notifier.stop()).await.is_err() {
-        let name = notifier.name();
-        tracing::warn!(notifier.name = name, "a notifier did not stop in time");
-    }
-}
-
 /// The status of a notifier, as the API shows it.
 #[derive(Debug, Clone)]
 pub struct NotifierStatus {
@@ -223,8 +218,20 @@ impl Notifiers {
         feed: &Arc<Feed>,
         notifiers: Vec<Arc<dyn Notifier>>,
     ) -> Notifiers {
-        let runner =
-            |notifier| Arc::new(Runner::new(Arc::clone(store), Arc::clone(feed), notifier));
+        Notifiers::with_terms(store, feed, notifiers, lease::Terms::default())
+    }
+
+    /// The same with other terms for the notifiers' leases.
+    pub fn with_terms(
+        store: &Arc<dyn Store>,
+        feed: &Arc<Feed>,
+        notifiers: Vec<Arc<dyn Notifier>>,
+        terms: lease::Terms,
+    ) -> Notifiers {
+        let runner = |notifier| {
+            let (store, feed) = (Arc::clone(store), Arc::clone(feed));
+            Arc::new(Runner::new(store, feed, notifier, terms))
+        };
         Notifiers {
             runners: notifiers.into_iter().map(runner).collect(),
         }
@@ -240,7 +247,7 @@ impl Notifiers {
                 let (runner, token) = (Arc::clone(&runner), token.clone());
                 async move {
                     if token.run_until_cancelled(runner.run()).await.is_none() {
-                        stop(runner.notifier()).await;
+                        runner.stop().await;
                     }
                 }
             });
@@ -254,7 +261,8 @@ impl Notifiers {
             .for_each(|runner| runner.observe(events));
     }
 
-    /// Returns the status of each notifier that may deliver events of a school, with what it retries there.
+    /// Returns the status of each notifier that may deliver events of a school, with what it retries there. Only the node
+    /// that delivers knows of retries.
     pub fn statuses(&self, school: SchoolId) -> Vec<NotifierStatus> {
         let shown = |runner: &Arc<Runner>| NotifierStatus {
             name: runner.notifier().name().to_owned(),

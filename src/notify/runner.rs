@@ -4,6 +4,10 @@
 //! was delivered, became a dead letter, is not selected, or belongs to a subject that is set aside. The commit that moves
 //! the cursor also sets the subject aside, so nothing is lost, whenever the process is killed. The in-memory [`Schedule`]
 //! only decides when to try.
+//!
+//! Of several nodes, one delivers: the holder of the notifier's [lease]. Each write carries its fence. A node that takes over
+//! reads where the previous one was. So a node that was suspended during an attempt can deliver that one event a second
+//! time, and can move no cursor.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,14 +23,15 @@ use super::Notifier;
 use super::notification::{DeliveryError, Notification, bounded_title, one_line};
 use super::schedule::{Retry, Schedule, pause};
 use crate::config::{
-    DELIVERY_MAX, NOTIFY_INBOX, NOTIFY_INBOX_BYTES, NOTIFY_ROUND, NOTIFY_SET_ASIDE_MAX,
-    NOTIFY_TURN_EVENTS, NOTIFY_UNCERTAIN_ATTEMPTS, RETRY_AFTER_MAX,
+    DELIVERY_MAX, NOTIFIER_STOP_MAX, NOTIFY_INBOX, NOTIFY_INBOX_BYTES, NOTIFY_LOOK, NOTIFY_ROUND,
+    NOTIFY_SET_ASIDE_MAX, NOTIFY_TURN_EVENTS, NOTIFY_UNCERTAIN_ATTEMPTS, RETRY_AFTER_MAX,
 };
 use crate::event::{Event, timestamp};
 use crate::feed::Feed;
 use crate::id::{self, Channel, SchoolId};
 use crate::kind::characteristic;
-use crate::log::consumers::{Change, DeadLetter, Place, Progress, SetAside, Tried};
+use crate::lease::{self, Lease};
+use crate::log::consumers::{Change, DeadLetter, Place, Progress, SetAside, Tried, lease_of};
 use crate::log::{Store, StoreError};
 use crate::scope::Scope;
 use crate::wire;
@@ -39,6 +44,7 @@ pub(super) struct Runner {
     pub(super) notifier: Arc<dyn Notifier>,
     pub(super) store: Arc<dyn Store>,
     feed: Arc<Feed>,
+    lease: Lease,
     schedule: Mutex<Schedule>,
     /// Committed events for which `wants` is still to be called. The dispatcher never calls it, because an
     /// application's own notifier may be slow or panic.
@@ -48,6 +54,8 @@ pub(super) struct Runner {
     /// Locked by the task while it runs.
     waiting: tokio::sync::Mutex<mpsc::Receiver<Vec<Arc<Event>>>>,
     is_started: AtomicBool,
+    /// Whether this node delivers. Otherwise, events are not observed.
+    is_serving: AtomicBool,
 }
 
 /// A failed attempt.
@@ -74,9 +82,12 @@ impl Runner {
         store: Arc<dyn Store>,
         feed: Arc<Feed>,
         notifier: Arc<dyn Notifier>,
+        terms: lease::Terms,
     ) -> Runner {
         let (inbox, waiting) = mpsc::channel(NOTIFY_INBOX);
+        let name = lease_of(notifier.name());
         Runner {
+            lease: Lease::new(Arc::clone(&store), name, terms),
             notifier,
             store,
             feed,
@@ -85,6 +96,7 @@ impl Runner {
             inbox_bytes: AtomicUsize::new(0),
             waiting: tokio::sync::Mutex::new(waiting),
             is_started: AtomicBool::new(false),
+            is_serving: AtomicBool::new(false),
         }
     }
 
@@ -94,6 +106,9 @@ impl Runner {
 
     /// Receives committed events. Never waits, and runs no code of the notifier.
     pub(super) fn observe(&self, events: &[Arc<Event>]) {
+        if !self.is_serving.load(Ordering::SeqCst) {
+            return;
+        }
         let bytes = bytes(events);
         let waiting = self.inbox_bytes.fetch_add(bytes, Ordering::Relaxed);
         let fits = waiting + bytes <= NOTIFY_INBOX_BYTES;
@@ -133,10 +148,31 @@ impl Runner {
         }
     }
 
-    /// Delivers until it is dropped. After a panic it can run again; it then determines again which schools have work.
+    /// Delivers whenever this node holds the lease, until it is dropped. After a panic it can run again; it then determines
+    /// again which schools have work.
     pub(super) async fn run(&self) {
         let mut waiting = self.waiting.lock().await;
-        // An application's own notifier may panic here. Its deliveries are attempted nevertheless.
+        while self.lease.acquire().await.is_ok() {
+            self.start();
+            // Set this before the cursors are read: an event that is committed in between is then observed.
+            self.is_serving.store(true, Ordering::SeqCst);
+            let ended = self.lease.during(self.serve(&mut waiting)).await;
+            if ended == Some(StoreError::Stopped) {
+                return;
+            }
+            self.is_serving.store(false, Ordering::SeqCst);
+            while let Ok(events) = waiting.try_recv() {
+                self.inbox_bytes
+                    .fetch_sub(bytes(&events), Ordering::Relaxed);
+            }
+            *self.schedule() = Schedule::default();
+            self.disconnect().await;
+        }
+    }
+
+    /// Starts the notifier, unless it is started. An application's own notifier may panic here. Its deliveries are attempted
+    /// nevertheless.
+    fn start(&self) {
         let is_first = !self.is_started.swap(true, Ordering::Relaxed);
         if is_first && catch_unwind(AssertUnwindSafe(|| self.notifier.start())).is_err() {
             tracing::error!(
@@ -144,11 +180,40 @@ impl Runner {
                 "a notifier panicked when it was started"
             );
         }
-        if self.begin().await.is_err() {
-            return;
+    }
+
+    async fn disconnect(&self) {
+        self.is_started.store(false, Ordering::Relaxed);
+        if timeout(NOTIFIER_STOP_MAX, self.notifier.stop())
+            .await
+            .is_err()
+        {
+            let name = self.notifier.name();
+            tracing::warn!(notifier.name = name, "a notifier did not stop in time");
         }
+    }
+
+    /// Stops the notifier for good, and lets another node deliver.
+    pub(super) async fn stop(&self) {
+        self.disconnect().await;
+        self.lease.release().await;
+    }
+
+    /// Delivers until the store stops or another node holds the lease. Returns which.
+    async fn serve(&self, waiting: &mut mpsc::Receiver<Vec<Arc<Event>>>) -> StoreError {
+        if let Err(error) = self.begin().await {
+            return error;
+        }
+        let is_shared = self.store.is_shared();
+        let mut look = Instant::now() + NOTIFY_LOOK;
         let mut round = Instant::now() + NOTIFY_ROUND;
         loop {
+            if is_shared && look <= Instant::now() {
+                if let Err(error) = self.begin().await {
+                    return error;
+                }
+                look = Instant::now() + NOTIFY_LOOK;
+            }
             while let Ok(events) = waiting.try_recv() {
                 self.sort(&events);
             }
@@ -158,20 +223,21 @@ impl Runner {
             }
             let next = self.schedule().pop(Instant::now());
             let Some(school) = next else {
-                let due = self.schedule().due();
+                let due = self.schedule().due().unwrap_or(round).min(round);
+                let due = if is_shared { due.min(look) } else { due };
                 tokio::select! {
                     events = waiting.recv() => match events {
                         Some(events) => self.sort(&events),
-                        None => return,
+                        None => return StoreError::Stopped,
                     },
-                    () = sleep_until(due.unwrap_or(round).min(round)) => {}
+                    () = sleep_until(due) => {}
                 }
                 continue;
             };
             match self.turn(school).await {
                 Ok(false) => {}
                 Ok(true) => self.schedule().push(school),
-                Err(StoreError::Stopped) => return,
+                Err(error @ (StoreError::Stopped | StoreError::Fenced)) => return error,
                 Err(error) => {
                     tracing::error!(%error, notifier.name = self.notifier.name(), "a notifier could not read the log; retrying");
                     self.schedule().push(school);
@@ -328,7 +394,10 @@ impl Runner {
         progress: Progress,
     ) -> Result<(), StoreError> {
         let name = self.notifier.name();
-        self.store.notifier_moves(name, school, seq, progress).await
+        let fence = self.lease.fence().ok_or(StoreError::Fenced)?;
+        self.store
+            .notifier_moves(name, fence, school, seq, progress)
+            .await
     }
 
     /// Returns the consequence of a failed attempt, which depends on what the receiver recently accepted.
@@ -411,9 +480,7 @@ impl Runner {
             }),
             ..Progress::default()
         };
-        self.store
-            .notifier_moves(self.notifier.name(), school, floor, progress)
-            .await
+        self.record(school, floor, progress).await
     }
 
     async fn notification(&self, event: &Event) -> Result<Notification, StoreError> {

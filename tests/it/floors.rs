@@ -24,6 +24,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("hub", 5),
     ("store", 6),
     ("feed", 7),
+    ("lease", 7),
     ("publish", 7),
     ("dispatch", 8),
     ("notify", 8),

@@ -75,6 +75,7 @@ mod restores;
 mod rfc6455;
 mod search;
 mod settings;
+mod several_nodes;
 mod several_schools;
 mod shutdown;
 mod silence;

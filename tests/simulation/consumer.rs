@@ -181,11 +181,16 @@ impl Consumers for Ledger {
 
     async fn notifier_moves(
         &self,
-        _: &str,
+        name: &str,
+        fence: Fence,
         school: SchoolId,
         seq: u64,
         progress: Progress,
     ) -> Result<(), StoreError> {
+        assert_eq!(name, "receiver");
+        if !self.disk.is_last(fence) {
+            return Err(StoreError::Fenced);
+        }
         let seq = match self.fault {
             Some(Fault::PlaceTooFar) if progress.tried.is_none() => seq + 1,
             _ => seq,
@@ -231,16 +236,17 @@ impl Consumers for Ledger {
 
 #[async_trait]
 impl Leases for Ledger {
+    /// Grants the only lease to each process that asks: the previous one is gone.
     async fn acquire(&self, _: &str, _: Duration) -> Result<Option<Fence>, StoreError> {
-        unreachable!("nothing is leased")
+        Ok(Some(self.disk.next_fence()))
     }
 
-    async fn renew(&self, _: &str, _: Fence, _: Duration) -> Result<bool, StoreError> {
-        unreachable!("nothing is leased")
+    async fn renew(&self, _: &str, fence: Fence, _: Duration) -> Result<bool, StoreError> {
+        Ok(self.disk.is_last(fence))
     }
 
     async fn release(&self, _: &str, _: Fence) -> Result<(), StoreError> {
-        unreachable!("nothing is leased")
+        Ok(())
     }
 }
 

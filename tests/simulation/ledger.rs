@@ -23,6 +23,7 @@ pub(super) struct Ledger {
     inner: Mutex<Inner>,
     pub(super) disk: Disk,
     pub(super) fault: Option<Fault>,
+    is_shared: bool,
 }
 
 #[derive(Default)]
@@ -76,12 +77,13 @@ impl OneLog {
 }
 
 impl Ledger {
-    pub(super) fn new(fault: Option<Fault>) -> Ledger {
+    pub(super) fn new(fault: Option<Fault>, is_shared: bool) -> Ledger {
         Ledger {
             epoch: "00000001".parse().unwrap(),
             inner: Mutex::default(),
             disk: Disk::default(),
             fault,
+            is_shared,
         }
     }
 
@@ -241,6 +243,10 @@ impl Ledger {
 impl Log for Ledger {
     fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    fn is_shared(&self) -> bool {
+        self.is_shared
     }
 
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {

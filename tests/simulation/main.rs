@@ -177,8 +177,12 @@ fn start(rng: &mut Rng, ledger: &Arc<Ledger>, receiver: &Arc<Receiver>) -> Serve
     notifiers.start(&tasks);
     let offered = Arc::clone(&hub);
     let following = Box::pin(async move {
+        let is_shared = log.is_shared();
         let tell = |events: &[Arc<Event>]| {
-            notifiers.observe(events);
+            // Of several nodes, the one that delivers may receive no hints of the school at all.
+            if !is_shared {
+                notifiers.observe(events);
+            }
             match fault {
                 Some(Fault::FoldedMilestone) => {
                     let ticks: Vec<Arc<Event>> = events.iter().map(as_tick).collect();
@@ -203,7 +207,7 @@ impl World {
     fn new(seed: u64, fault: Option<Fault>) -> World {
         let mut rng = Rng::with_seed(seed);
         let is_one_of_several = rng.bool();
-        let ledger = Arc::new(Ledger::new(fault));
+        let ledger = Arc::new(Ledger::new(fault, is_one_of_several));
         let receiver = Arc::new(Receiver::new(Arc::clone(&ledger), seed));
         let server = start(&mut rng, &ledger, &receiver);
         let mut world = World {

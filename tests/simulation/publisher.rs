@@ -13,6 +13,7 @@ use tidings::kind::Part;
 use tidings::kind::job::History;
 use tidings::log::decide::{Decisions, Rules};
 use tidings::log::facts::{Address, Facts, KeyUse, Moment, Stored, Tail};
+use tidings::log::leases::Fence;
 use tidings::log::writer::{Backend, Handle, Receipts, Writer};
 use tidings::log::{Allowance, Batches, Committed, Envelope, Log, Meter, StoreError};
 use tidings::uptime::Uptime;
@@ -41,6 +42,8 @@ struct State {
     kept: Vec<Kept>,
     /// The notifier's current places.
     places: Places,
+    /// The last fence under which the notifier's lease was granted.
+    fence: u64,
     fails_next: bool,
     commits: u64,
 }
@@ -61,6 +64,18 @@ impl Disk {
     /// Reads or changes the notifier's places.
     pub(super) fn places<T>(&self, act: impl FnOnce(&mut Places) -> T) -> T {
         act(&mut self.lock().places)
+    }
+
+    /// Grants the notifier's lease, under the next fence.
+    pub(super) fn next_fence(&self) -> Fence {
+        let mut state = self.lock();
+        state.fence += 1;
+        Fence(state.fence)
+    }
+
+    /// Whether the notifier's lease was not granted again since.
+    pub(super) fn is_last(&self, fence: Fence) -> bool {
+        self.lock().fence == fence.0
     }
 
     /// Sets whether the next commit fails.

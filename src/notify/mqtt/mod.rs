@@ -15,7 +15,7 @@
 
 mod courier;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -53,7 +53,7 @@ pub struct Mqtt {
     topic: Vec<TopicPart>,
     route: Route,
     /// Started inside Tokio, by [`Medium::start`] or by the first delivery.
-    connection_task: OnceLock<ConnectionTask>,
+    connection_task: Mutex<Option<Arc<ConnectionTask>>>,
 }
 
 impl Mqtt {
@@ -69,13 +69,19 @@ impl Mqtt {
         Ok(Mqtt {
             topic,
             route,
-            connection_task: OnceLock::new(),
+            connection_task: Mutex::default(),
         })
     }
 
-    fn connection_task(&self) -> &ConnectionTask {
-        self.connection_task
-            .get_or_init(|| ConnectionTask::start(self.route.clone()))
+    fn connection_task(&self) -> Arc<ConnectionTask> {
+        let mut own = self.running();
+        let start = || Arc::new(ConnectionTask::start(self.route.clone()));
+        Arc::clone(own.get_or_insert_with(start))
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<Arc<ConnectionTask>>> {
+        let own = self.connection_task.lock();
+        own.unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -93,17 +99,22 @@ impl Medium for Mqtt {
             message: message(notification)?,
             done,
         };
-        let deliveries = &self.connection_task().deliveries;
+        let connection_task = self.connection_task();
+        let deliveries = &connection_task.deliveries;
         deliveries.send(delivery).await.map_err(|_| stopped())?;
         outcome.await.map_err(|_| stopped())?
     }
 
     fn start(&self) {
+        // One that was stopped accepts nothing more.
+        let is_over = |own: &mut Arc<ConnectionTask>| own.deliveries.is_closed();
+        self.running().take_if(is_over);
         self.connection_task();
     }
 
     async fn stop(&self) {
-        if let Some(connection_task) = self.connection_task.get() {
+        let connection_task = self.running().clone();
+        if let Some(connection_task) = connection_task {
             connection_task.stop().await;
         }
     }

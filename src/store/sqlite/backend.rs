@@ -16,6 +16,7 @@ use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 
 use super::events::EventRow;
+use super::leases::HeldLeases;
 use super::life::{self, Life, set_uptime};
 use super::lock::DatabaseLock;
 use super::parts::parts;
@@ -39,6 +40,7 @@ use crate::store::states::States;
 pub(super) struct Backend {
     conn: SqliteConnection,
     life: Life,
+    pub(super) leases: HeldLeases,
     synchronous: Synchronous,
     /// Whether the connection currently waits for the disk at each commit.
     waits_for_disk: bool,
@@ -82,6 +84,7 @@ impl Backend {
     ) -> Backend {
         Backend {
             conn,
+            leases: HeldLeases::new(life.generation),
             life,
             synchronous: settings.synchronous,
             waits_for_disk: true,

@@ -5,7 +5,10 @@ use async_trait::async_trait;
 use super::{SqliteStore, notifiers};
 use crate::id::SchoolId;
 use crate::log::StoreError;
-use crate::log::consumers::{Begun, Consumers, DeadLetterPage, Place, Progress, Standing, Total};
+use crate::log::consumers::{
+    Begun, Consumers, DeadLetterPage, Place, Progress, Standing, Total, lease_of,
+};
+use crate::log::leases::Fence;
 
 #[async_trait]
 impl Consumers for SqliteStore {
@@ -23,12 +26,17 @@ impl Consumers for SqliteStore {
     async fn notifier_moves(
         &self,
         name: &str,
+        fence: Fence,
         school: SchoolId,
         seq: u64,
         progress: Progress,
     ) -> Result<(), StoreError> {
         let name = name.to_owned();
-        self.aside(move |conn| notifiers::moves(conn, &name, school, seq, &progress))
+        self.writer
+            .call(move |backend| {
+                backend.leases.check(&lease_of(&name), fence)?;
+                backend.write_aside(|conn| notifiers::moves(conn, &name, school, seq, &progress))
+            })
             .await
     }
 

@@ -40,7 +40,6 @@ use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
 use self::backend::Backend;
-use self::leases::HeldLeases;
 pub use self::opening::{OpenError, check_place, check_trace, new_epoch};
 use self::opening::{Opened, open};
 use self::readers::Readers;
@@ -78,7 +77,6 @@ pub struct SqliteStore {
     meter: Arc<Meter>,
     writer: Handle<Backend>,
     readers: Readers,
-    leases: HeldLeases,
     retention: Retention,
 }
 
@@ -114,7 +112,6 @@ impl SqliteStore {
         };
         let uptime = life.uptime.clone();
         let (epoch, is_cut) = (life.epoch, life.is_cut);
-        let leases = HeldLeases::new(life.generation);
         let backend = Backend::new(conn, lock, life, settings);
         let (writer, handle) = Writer::new(backend, rules, committed, Arc::clone(&meter));
         // The thread ends when the store is closed or its last handle is dropped, and holds the lock until then.
@@ -134,7 +131,6 @@ impl SqliteStore {
             meter,
             writer: handle,
             readers,
-            leases,
             retention: Retention::of(settings),
         })
     }

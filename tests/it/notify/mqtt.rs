@@ -336,6 +336,12 @@ async fn a_client_that_leaves_in_order_says_so_itself() {
         .await;
     let outcome = mqtt.deliver(&notification("00c0ffee-12-ops-broker")).await;
     assert_eq!(unavailable(outcome), "the MQTT connection task has stopped");
+    // As when the lease comes back from another node.
+    mqtt.start();
+    assert_eq!(
+        status(&mut subscriber).await,
+        "1 0 tidings/ops-broker/status online"
+    );
 }
 
 #[tokio::test]

@@ -118,6 +118,7 @@ macro_rules! stores {
             run!(a_page_is_bounded_in_bytes_and_nothing_is_left_out);
             run!(a_page_for_many_subjects_is_no_larger_than_one_for_all);
             run!(a_lease_is_held_by_one_and_its_fence_only_rises);
+            run!(a_notifier_moves_only_under_the_last_fence_of_its_lease);
             $(run!($also);)*
         }
     )*};

@@ -3,7 +3,10 @@
 use chrono::{SubsecRound, Utc};
 use tidings::kind::{Part, characteristic, device, enrollment};
 use tidings::log::PartQuery;
-use tidings::log::consumers::{Begun, Change, DeadLetter, Progress, SetAside, Total, Tried};
+use tidings::log::consumers::{
+    Begun, Change, DeadLetter, Progress, SetAside, Total, Tried, lease_of,
+};
+use tidings::log::leases::Fence;
 
 use super::*;
 
@@ -325,8 +328,82 @@ pub(super) async fn every_kind_is_there_after_reopening(open: Open) {
     );
 }
 
+/// Acquires the lease of a notifier, for so short a time that the next call has it, too.
+async fn leads(bench: &Bench, notifier: &str) -> Fence {
+    let lease = lease_of(notifier);
+    let fence = bench.store.acquire(&lease, Duration::ZERO).await.unwrap();
+    fence.expect("no other has it")
+}
+
+/// A node that was suspended has lost its lease and does not know it.
+pub(super) async fn a_notifier_moves_only_under_the_last_fence_of_its_lease(open: Open) {
+    let bench = bench(open, Settings::default());
+    bench.store.notifier_begins("ops").await.unwrap();
+    bench.done(vec![create("a"), create("b")]).await;
+    let now = Utc::now().trunc_subsecs(3);
+    let everything = || Progress {
+        delivered: Some(now),
+        failed: Some((now, "answered 500".into())),
+        tried: Some(Tried {
+            seq: 1,
+            attempts: 1,
+        }),
+        dead: Some(DeadLetter {
+            seq: 1,
+            event_type: "job_progress".into(),
+            kind: "jobs".into(),
+            subject: "a".into(),
+            attempts: 1,
+            cause: "answered 500".into(),
+            at: now,
+        }),
+        set_aside: Some(Change::Put(SetAside {
+            kind: KIND,
+            subject: "a".parse().unwrap(),
+            seq: 1,
+            event_type: "job_progress".into(),
+            attempts: 1,
+            cause: "answered 500".into(),
+            due: now,
+        })),
+        not_before: Some(now),
+    };
+    let moves = async |fence, seq, progress| {
+        let moved = bench
+            .store
+            .notifier_moves("ops", fence, school(1), seq, progress);
+        moved.await
+    };
+    let never = Fence(u64::MAX >> 1);
+    assert_eq!(moves(never, 1, everything()).await, Err(StoreError::Fenced));
+    let first = leads(&bench, "ops").await;
+    // It has expired, but nobody else has begun.
+    moves(first, 1, Progress::default()).await.unwrap();
+    let place = bench.store.notifier_place("ops", school(1)).await.unwrap();
+    let second = leads(&bench, "ops").await;
+    let other = leads(&bench, "other").await;
+    for stale in [first, other, never] {
+        let moved = moves(stale, 2, everything()).await;
+        assert_eq!(moved, Err(StoreError::Fenced), "{stale}");
+    }
+    let after = bench.store.notifier_place("ops", school(1)).await.unwrap();
+    assert_eq!(after, place, "nothing was written");
+    let (standings, _) = bench.store.notifiers(school(1)).await.unwrap();
+    let own = &standings[0];
+    assert_eq!((own.delivered, own.failed, own.dead), (0, 0, 0));
+    let letters = bench.store.dead_letters("ops", school(1), None, 1).await;
+    assert!(letters.unwrap().letters.is_empty());
+    let begun = bench.store.notifier_begins("ops").await.unwrap();
+    assert_eq!(begun.not_before, None);
+    bench.store.release(&lease_of("ops"), second).await.unwrap();
+    moves(second, 2, Progress::default()).await.unwrap();
+    let place = bench.store.notifier_place("ops", school(1)).await.unwrap();
+    assert_eq!(place.seq, 2);
+}
+
 pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     let bench = bench(open, Settings::default());
+    let fence = leads(&bench, "ops").await;
     let now = Utc::now().trunc_subsecs(3);
     bench.done(vec![create("a"), create("b")]).await;
     assert!(
@@ -377,15 +454,16 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     };
     bench
         .store
-        .notifier_moves("ops", school(1), 3, delivered)
+        .notifier_moves("ops", fence, school(1), 3, delivered)
         .await
         .unwrap();
     bench
         .store
-        .notifier_moves("ops", school(1), 1, given_up(1))
+        .notifier_moves("ops", fence, school(1), 1, given_up(1))
         .await
         .unwrap();
     let bench = bench.reopened(open).await;
+    let fence = leads(&bench, "ops").await;
     let (standings, head) = bench.store.notifiers(school(1)).await.unwrap();
     assert_eq!((standings.len(), head), (1, 3));
     let own = &standings[0];
@@ -396,7 +474,7 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     bench.append(2, other).await;
     bench
         .store
-        .notifier_moves("ops", school(2), 1, Progress::default())
+        .notifier_moves("ops", fence, school(2), 1, Progress::default())
         .await
         .unwrap();
     let totals = bench.store.notifier_totals().await.unwrap();
@@ -418,7 +496,7 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     for seq in 2..=1_010 {
         bench
             .store
-            .notifier_moves("ops", school(1), seq, given_up(seq))
+            .notifier_moves("ops", fence, school(1), seq, given_up(seq))
             .await
             .unwrap();
     }
@@ -440,7 +518,7 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     };
     let moved = bench
         .store
-        .notifier_moves("ops", school(1), 1_010, given_up_late);
+        .notifier_moves("ops", fence, school(1), 1_010, given_up_late);
     moved.await.unwrap();
     let page = bench.store.dead_letters("ops", school(1), None, 5_000);
     let letters = page.await.unwrap().letters;
@@ -450,6 +528,7 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
 
 pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: Open) {
     let bench = bench(open, Settings::default());
+    let fence = leads(&bench, "ops").await;
     let now = Utc::now().trunc_subsecs(3);
     bench.store.notifier_begins("ops").await.unwrap();
     bench.store.notifier_begins("other").await.unwrap();
@@ -466,7 +545,9 @@ pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: 
         due: now,
     };
     let moves = async |school, seq, progress| {
-        let moved = bench.store.notifier_moves("ops", school, seq, progress);
+        let moved = bench
+            .store
+            .notifier_moves("ops", fence, school, seq, progress);
         moved.await.unwrap();
     };
     let changes = |change| Progress {
@@ -508,8 +589,11 @@ pub(super) async fn what_a_notifier_sets_aside_is_kept_until_it_is_lifted(open: 
     assert_eq!(standings[0].set_aside, 2);
     let totals = bench.store.notifier_totals().await.unwrap();
     assert_eq!((totals[0].set_aside, totals[0].lag), (2, 0));
+    let fence = leads(&bench, "ops").await;
     let lifted = changes(Change::Lift(KIND, "a".parse().unwrap()));
-    let moved = bench.store.notifier_moves("ops", school(1), 3, lifted);
+    let moved = bench
+        .store
+        .notifier_moves("ops", fence, school(1), 3, lifted);
     moved.await.unwrap();
     let place = bench.store.notifier_place("ops", school(1)).await.unwrap();
     assert_eq!(place.set_aside, [own("b", 2, 1)]);

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::app::{PublishService, Stopping, SubscribeService};
 use crate::auth::{KeyError, Keys};
+use crate::bus::{Bus, NodeId, local::LocalBus};
 use crate::config::{ConfigError, DISPATCH_QUEUE, READY_WAIT, Settings, TASKS_STOP_MAX};
 use crate::dispatch::{self, Dispatcher};
 use crate::feed::Feed;
@@ -20,6 +21,7 @@ use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
 use crate::refusals::Refusals;
+use crate::relay::Relay;
 use crate::store::sqlite::{self, OpenError, SqliteStore};
 use crate::subscribe::Subscriber;
 use crate::tasks::{Task, Tasks};
@@ -82,6 +84,8 @@ pub struct Tidings {
     keys: Arc<Keys>,
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
+    /// What connects this node with others. `None` if there are no others.
+    relay: Option<Arc<Relay>>,
     publications: Arc<PublishService>,
     subscriptions: Arc<SubscribeService>,
     presence: Arc<Presence>,
@@ -120,7 +124,6 @@ impl Tidings {
             sqlite::check_trace(&path, &Keys::kept_secret(&settings))?;
         }
         let keys = Arc::new(Keys::from_settings(&settings)?);
-        let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
         let (committed, batches) = Committed::channel(DISPATCH_QUEUE);
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(
             &settings,
@@ -128,6 +131,12 @@ impl Tidings {
             committed.clone(),
             &names,
         )?);
+        let bus = bus(&settings, &*store)?;
+        let hub = Hub::new(settings.window_events, settings.mailbox_capacity);
+        let hub = Arc::new(match store.is_shared() {
+            true => hub.of_shared_logs(),
+            false => hub,
+        });
         let feed = Arc::new(Feed::new(
             Arc::clone(&store) as Arc<dyn Log>,
             committed.clone(),
@@ -151,6 +160,10 @@ impl Tidings {
         ));
         dispatching.supervise(Task::new(dispatch::NAME).ends_itself(), move || {
             Arc::clone(&dispatcher).run()
+        });
+        let relay = store.is_shared().then(|| {
+            let log = Arc::clone(&store) as Arc<dyn Log>;
+            Relay::new(bus, NodeId::generate(), log, Arc::clone(&hub), &committed)
         });
         let metrics = Arc::<Metrics>::default();
         let refusals = Arc::<Refusals>::default();
@@ -185,6 +198,7 @@ impl Tidings {
             settings,
             store,
             hub,
+            relay,
             committed,
             stopping,
             address: OnceLock::new(),
@@ -197,6 +211,10 @@ impl Tidings {
 
     /// Starts the background tasks.
     fn start_tasks(&self) {
+        if let Some(relay) = &self.relay {
+            // Like the dispatcher, until the store has stopped.
+            relay.start(&self.dispatching);
+        }
         let presence = Arc::clone(&self.presence);
         self.supervise("presence", move || Arc::clone(&presence).watch());
         let clock = self.store.uptime();
@@ -292,6 +310,11 @@ impl Tidings {
         &*self.store
     }
 
+    /// Returns what connects this node with others that share the database, if there can be any.
+    pub fn relay(&self) -> Option<&Arc<Relay>> {
+        self.relay.as_ref()
+    }
+
     /// Returns the number of open streams.
     pub fn streams(&self) -> usize {
         self.hub.attached()
@@ -362,6 +385,33 @@ impl Tidings {
             tracing::warn!(tasks, "some tasks did not end in time");
         }
         closed
+    }
+}
+
+/// Creates the bus that the settings ask for.
+fn bus(settings: &Settings, store: &dyn Store) -> Result<Arc<dyn Bus>, ConfigError> {
+    let Some(url) = settings.bus()? else {
+        return Ok(Arc::new(LocalBus));
+    };
+    let invalid = |problem: &str| ConfigError::Invalid {
+        key: "bus_url",
+        problem: problem.into(),
+    };
+    if !store.is_shared() {
+        return Err(invalid(
+            "needs a database that several nodes can share; remove it, or set `database_url` to a Postgres database",
+        ));
+    }
+    #[cfg(feature = "redis")]
+    let bus = crate::bus::redis::RedisBus::new(url, store.epoch());
+    #[cfg(feature = "redis")]
+    return Ok(Arc::new(bus));
+    #[cfg(not(feature = "redis"))]
+    {
+        let _ = url;
+        Err(invalid(
+            "is not built in: it needs Tidings' Cargo feature `redis`",
+        ))
     }
 }
 

@@ -5,6 +5,7 @@
 //! nobody needs to change are constants in `bounds.rs`.
 
 mod bounds;
+pub mod bus;
 mod error;
 mod folder;
 mod login;
@@ -28,6 +29,7 @@ use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::bounds::*;
+use self::bus::BusUrl;
 pub use self::error::ConfigError;
 pub(crate) use self::error::{nearest, place};
 pub use self::folder::make_private_folder;
@@ -49,6 +51,7 @@ const NOT_SETTINGS: &[&str] = &["url", "token", "require_all", "log", "seed"];
 const TEXTS: &[&str] = &[
     "data_dir",
     "database_url",
+    "bus_url",
     "jwt_secret",
     "jwt_public_key_file",
     "jwt_jwks_file",
@@ -104,6 +107,9 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// `sqlite:<path>`, or the path alone. Defaults to `<data_dir>/tidings.db`.
     pub database_url: Option<String>,
+    /// The server that carries messages between the nodes that share a database: `redis://…`. Its forms are described in
+    /// [`bus`].
+    pub bus_url: Option<Secret>,
     /// Which commits must be on the disk before they are acknowledged.
     pub synchronous: Synchronous,
     /// Whether the database is checked at startup, so that a damaged one is not served.
@@ -271,6 +277,7 @@ impl Default for Settings {
         Settings {
             data_dir: "data".into(),
             database_url: None,
+            bus_url: None,
             synchronous: Synchronous::Milestone,
             check_database: true,
             reader_connections: 4,
@@ -408,6 +415,18 @@ impl Settings {
             }
             path => Ok(path.into()),
         }
+    }
+
+    /// Returns the server that carries messages between nodes, if one is set.
+    pub fn bus(&self) -> Result<Option<BusUrl>, ConfigError> {
+        let Some(url) = &self.bus_url else {
+            return Ok(None);
+        };
+        let url = BusUrl::parse(url.reveal()).map_err(|problem| ConfigError::Invalid {
+            key: "bus_url",
+            problem,
+        })?;
+        Ok(Some(url))
     }
 
     /// Returns the bounds that the rules of the kinds enforce.
@@ -549,6 +568,7 @@ impl Settings {
             return invalid("cookie_name", problem);
         }
         self.database_path()?;
+        self.bus()?;
         notifiers::check(&self.notifiers)?;
         let values = serde_json::to_value(self).expect("settings are plain data");
         for (key, ..) in ranges::RANGES {

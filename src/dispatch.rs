@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use crate::config::WAKE_AT_ONCE;
 use crate::event::Event;
 use crate::feed;
-use crate::hub::{Hub, WakeList};
+use crate::hub::Hub;
 use crate::log::{Batches, Log};
 use crate::tasks::Tasks;
 use crate::wire::Close;
@@ -83,21 +83,14 @@ impl Dispatcher {
         let offer = || self.hub.offer(part).wake_some(WAKE_AT_ONCE);
         match self.tasks.guard(&self.name, offer) {
             Some(None) => {}
-            Some(Some(wake_list)) => self.tasks.spawn("wake readers", wake_in_batches(wake_list)),
+            Some(Some(wake_list)) => self
+                .tasks
+                .spawn("wake readers", feed::wake_in_batches(wake_list)),
             None => {
                 let close = || self.hub.close_all(|| Close::InternalError);
                 self.tasks.guard(&self.name, close);
             }
         }
-    }
-}
-
-/// Wakes readers a few at a time, so that readers of other channels need not wait for all of them.
-async fn wake_in_batches(wake_list: WakeList) {
-    let mut left = Some(wake_list);
-    while let Some(wake_list) = left {
-        tokio::task::yield_now().await;
-        left = wake_list.wake_some(WAKE_AT_ONCE);
     }
 }
 

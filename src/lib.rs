@@ -64,9 +64,10 @@
 //!  8  subscribe/ dispatch.rs           a connection's stream; committed events for every consumer of the log
 //!     presence.rs notify/ watchdog.rs  leases of devices; webhooks, e-mail, MQTT; timers
 //!     metrics.rs refusals.rs            metrics; logging of rejected requests
+//!     relay.rs                         tells the other nodes of commits, and this node of theirs
 //!  7  feed/ publish.rs                 follows the logs, replays; commands in, receipts out
 //!     lease.rs                         work that only one node at a time does
-//!  6  store/                           databases
+//!  6  store/ bus/                      databases; messages between nodes
 //!  5  log/ hub/                        ports of a store, decisions │ in-memory fan-out
 //!  4  auth/ wire/                      authorization; the only encoder
 //!     throttle.rs reserve.rs           rate limits; memory for writes
@@ -88,6 +89,7 @@
 //! | --- | --- |
 //! | `cli` | the `tidings` command and the module `cli` |
 //! | `monitor` | the pages below `/monitor` |
+//! | `redis` | Redis or Valkey as the bus between nodes |
 //! | `webhook`, `email`, `mqtt` | the media of notifiers in the settings; an application's own notifiers need none |
 
 #![cfg_attr(
@@ -102,6 +104,7 @@
 
 pub mod app;
 pub mod auth;
+pub mod bus;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod config;
@@ -125,6 +128,7 @@ mod number;
 pub mod presence;
 pub mod publish;
 pub mod refusals;
+pub mod relay;
 pub mod reserve;
 pub mod scope;
 pub mod service;

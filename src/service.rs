@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::app::{PublishService, Stopping, SubscribeService};
 use crate::auth::{KeyError, Keys};
+use crate::bus::{Bus, NodeId, local::LocalBus};
 use crate::config::{ConfigError, DISPATCH_QUEUE, Database, READY_WAIT, Settings, TASKS_STOP_MAX};
 use crate::dispatch::{self, Dispatcher};
 use crate::feed::Feed;
@@ -21,6 +22,7 @@ use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::Presence;
 use crate::publish::Publisher;
 use crate::refusals::Refusals;
+use crate::relay::Relay;
 #[cfg(feature = "postgres")]
 use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::{self, OpenError, SqliteStore};
@@ -91,6 +93,8 @@ pub struct Tidings {
     keys: Arc<Keys>,
     store: Arc<dyn Store>,
     hub: Arc<Hub>,
+    /// What connects this node with others. `None` if there are no others.
+    relay: Option<Arc<Relay>>,
     publications: Arc<PublishService>,
     subscriptions: Arc<SubscribeService>,
     presence: Arc<Presence>,
@@ -133,9 +137,14 @@ impl Tidings {
             }
         }
         let keys = Arc::new(Keys::from_settings(&settings)?);
-        let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
         let (committed, batches) = Committed::channel(DISPATCH_QUEUE);
         let store = open_store(&settings, database, committed.clone(), &names)?;
+        let bus = bus(&settings, &*store)?;
+        let hub = Hub::new(settings.window_events, settings.mailbox_capacity);
+        let hub = Arc::new(match store.is_shared() {
+            true => hub.of_shared_logs(),
+            false => hub,
+        });
         let feed = Arc::new(Feed::new(
             Arc::clone(&store) as Arc<dyn Log>,
             committed.clone(),
@@ -159,6 +168,10 @@ impl Tidings {
         ));
         dispatching.supervise(Task::new(dispatch::NAME).ends_itself(), move || {
             Arc::clone(&dispatcher).run()
+        });
+        let relay = store.is_shared().then(|| {
+            let log = Arc::clone(&store) as Arc<dyn Log>;
+            Relay::new(bus, NodeId::generate(), log, Arc::clone(&hub), &committed)
         });
         let metrics = Arc::<Metrics>::default();
         let refusals = Arc::<Refusals>::default();
@@ -196,6 +209,7 @@ impl Tidings {
             settings,
             store,
             hub,
+            relay,
             committed,
             stopping,
             address: OnceLock::new(),
@@ -208,6 +222,10 @@ impl Tidings {
 
     /// Starts the background tasks.
     fn start_tasks(&self) {
+        if let Some(relay) = &self.relay {
+            // Like the dispatcher, until the store has stopped.
+            relay.start(&self.dispatching);
+        }
         let presence = Arc::clone(&self.presence);
         self.supervise("presence", move || Arc::clone(&presence).watch());
         let clock = self.store.uptime();
@@ -305,6 +323,11 @@ impl Tidings {
     /// Returns the store.
     pub fn store(&self) -> &dyn Store {
         &*self.store
+    }
+
+    /// Returns what connects this node with others that share the database, if there can be any.
+    pub fn relay(&self) -> Option<&Arc<Relay>> {
+        self.relay.as_ref()
     }
 
     /// Returns the number of open streams.
@@ -409,6 +432,33 @@ fn open_store(
             problem: "names a Postgres database, but this program was built without the feature `postgres`".into(),
         }
         .into()),
+    }
+}
+
+/// Creates the bus that the settings ask for.
+fn bus(settings: &Settings, store: &dyn Store) -> Result<Arc<dyn Bus>, ConfigError> {
+    let Some(url) = settings.bus()? else {
+        return Ok(Arc::new(LocalBus));
+    };
+    let invalid = |problem: &str| ConfigError::Invalid {
+        key: "bus_url",
+        problem: problem.into(),
+    };
+    if !store.is_shared() {
+        return Err(invalid(
+            "needs a database that several nodes can share; remove it, or set `database_url` to a Postgres database",
+        ));
+    }
+    #[cfg(feature = "redis")]
+    let bus = crate::bus::redis::RedisBus::new(url, store.epoch());
+    #[cfg(feature = "redis")]
+    return Ok(Arc::new(bus));
+    #[cfg(not(feature = "redis"))]
+    {
+        let _ = url;
+        Err(invalid(
+            "is not built in: it needs Tidings' Cargo feature `redis`",
+        ))
     }
 }
 

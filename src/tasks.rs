@@ -383,13 +383,11 @@ mod tests {
         fails_at_first(&later, Task::new("later"), 0);
         until(|| !tasks.running().contains(&"panics once".into())).await;
         assert!(!tasks.end(WITHIN).await);
-        assert_eq!(
-            tasks.running(),
-            [Arc::<str>::from("later"), Arc::from("stays")]
-        );
+        let name = Arc::<str>::from;
+        assert_eq!(tasks.running(), [name("later"), name("stays")]);
         finish.notify_one();
         assert!(tasks.end(WITHIN).await);
-        assert_eq!(tasks.running(), [Arc::<str>::from("later")]);
+        assert_eq!(tasks.running(), [name("later")]);
         assert!(later.end(WITHIN).await);
         assert!(tasks.running().is_empty());
         let panics: BTreeMap<_, _> = tasks.panics().into_iter().collect();

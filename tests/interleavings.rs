@@ -185,6 +185,7 @@ fn what_a_lagging_reader_misses_it_is_told_to_read() {
             }
             // It reads the log.
             Mail::Lagging => position = position.max(*log.lock().expect("whole")),
+            Mail::HistoryChanged => panic!("nothing is lost"),
             Mail::Close(_) => panic!("nobody closes"),
         }
     }

@@ -127,6 +127,48 @@ pub const SEGMENTS_MAX: usize = 4_096;
 pub const HOLE_WAIT: Duration = Duration::from_millis(50);
 /// Pause before missing events are read again after a failed read.
 pub const HOLE_PAUSE: Duration = Duration::from_secs(1);
+/// Consecutive reads that find no missing event, after which events that the log does not have are dropped.
+pub const HOLE_READS_MAX: u32 = 3;
+/// Hints of other nodes' commits that can wait for the dispatcher. Beyond this number, the log is looked at instead.
+pub const HINT_QUEUE: usize = 1_024;
+/// Maximum size of the events in the hints that wait, in bytes.
+pub const HINT_QUEUE_BYTES: usize = 16 * 1024 * 1024;
+/// Schools whose logs to look at that are remembered one by one. Beyond this number, every log is looked at.
+pub const HINT_LOOKS_MAX: usize = 1_024;
+/// Interval between two comparisons of the logs' heads with what was offered to the streams. A lost message between
+/// nodes delays an event by at most this.
+pub const HEADS_PERIOD: Duration = Duration::from_millis(1_500);
+/// Minimum time between two comparisons, however often one is asked for.
+pub const HEADS_PAUSE: Duration = Duration::from_millis(50);
+/// Schools in one query of heads.
+pub const HEADS_BATCH: usize = 1_000;
+/// Maximum size of a message between nodes, in bytes. Events that do not fit are read from the log.
+pub const BUS_MESSAGE_MAX_BYTES: usize = 64 * 1024;
+/// Maximum size of the committed events that wait to be published to other nodes, in bytes. Beyond it, only their
+/// numbers wait.
+pub const BUS_OUTBOX_BYTES: usize = 8 * 1024 * 1024;
+/// Schools of which something can wait to be published to other nodes. Of further ones, other nodes read the log.
+pub const BUS_OUTBOX_SCHOOLS: usize = 10_000;
+/// Size of the events that are published together, in bytes.
+pub const BUS_PUBLISH_BYTES: usize = 512 * 1024;
+/// Messages of other nodes that can wait. Beyond this number, the log is looked at instead.
+pub const BUS_INBOX: usize = 1_024;
+/// Maximum size of the messages of other nodes that wait, in bytes.
+pub const BUS_INBOX_BYTES: usize = 16 * 1024 * 1024;
+/// How long a connection to the bus, or an answer of it, may take.
+pub const BUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Interval between two checks whether a silent bus still answers.
+pub const BUS_PING_PERIOD: Duration = Duration::from_secs(5);
+/// Pause before the bus is connected again. Each further failure in a row doubles it.
+pub const BUS_PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Maximum pause before the bus is connected again.
+pub const BUS_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Groups of schools whose channels are on one node of a Redis Cluster. All nodes must use the same number.
+pub const BUS_PARTITIONS: u64 = 64;
+/// Channels in one request to subscribe.
+pub const BUS_CHANNELS_AT_ONCE: usize = 256;
+/// Log lines about messages that cannot be read: the first, and then one for each so many.
+pub const BUS_UNREADABLE_PER_LINE: u64 = 1_000;
 /// Events of a school that wait in memory for missing earlier ones. Further events are read from the log later.
 pub const HOLE_MAX_EVENTS: usize = 1_024;
 /// Events offered to readers before other tasks get a turn.

@@ -5,6 +5,7 @@
 //! nobody needs to change are constants in `bounds.rs`.
 
 mod bounds;
+pub mod bus;
 mod error;
 mod folder;
 mod login;
@@ -28,6 +29,7 @@ use serde::de::{IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::bounds::*;
+use self::bus::BusUrl;
 pub use self::error::ConfigError;
 pub(crate) use self::error::{nearest, place};
 pub use self::folder::make_private_folder;
@@ -50,6 +52,7 @@ const TEXTS: &[&str] = &[
     "data_dir",
     "database_url",
     "direct_url",
+    "bus_url",
     "jwt_secret",
     "jwt_public_key_file",
     "jwt_jwks_file",
@@ -121,6 +124,9 @@ pub struct Settings {
     /// Whether statements are prepared once per connection to Postgres. Poolers in transaction mode that do not support
     /// this need `false`.
     pub prepared_statements: bool,
+    /// The server that carries messages between the nodes that share a database: `redis://…`. Its forms are described in
+    /// [`bus`].
+    pub bus_url: Option<Secret>,
     /// Which commits must be on the disk before they are acknowledged.
     pub synchronous: Synchronous,
     /// Whether the database is checked at startup, so that a damaged one is not served.
@@ -290,6 +296,7 @@ impl Default for Settings {
             database_url: None,
             direct_url: None,
             prepared_statements: true,
+            bus_url: None,
             synchronous: Synchronous::Milestone,
             check_database: true,
             reader_connections: 4,
@@ -432,6 +439,18 @@ impl Settings {
         }
     }
 
+    /// Returns the server that carries messages between nodes, if one is set.
+    pub fn bus(&self) -> Result<Option<BusUrl>, ConfigError> {
+        let Some(url) = &self.bus_url else {
+            return Ok(None);
+        };
+        let url = BusUrl::parse(url.reveal()).map_err(|problem| ConfigError::Invalid {
+            key: "bus_url",
+            problem,
+        })?;
+        Ok(Some(url))
+    }
+
     /// Returns the bounds that the rules of the kinds enforce.
     pub fn limits(&self) -> kind::Limits {
         kind::Limits {
@@ -571,6 +590,7 @@ impl Settings {
             return invalid("cookie_name", problem);
         }
         self.database()?;
+        self.bus()?;
         notifiers::check(&self.notifiers)?;
         let values = serde_json::to_value(self).expect("settings are plain data");
         for (key, ..) in ranges::RANGES {

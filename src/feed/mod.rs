@@ -1,9 +1,10 @@
 //! The node's reader of the logs: it follows new commits and serves replays.
 //!
 //! ```text
-//! Committed ─hints─▶ tail ─dense─▶ hub ─▶ mailboxes          (live)
-//!                     │ missing events are awaited briefly, then read
-//! log ────────────────┴─▶ segments ─▶ replays                (read once, encoded once, shared)
+//! Committed ─────────▶ tail ─dense─▶ hub ─▶ mailboxes          (live)
+//! other nodes ─hints─▶  │ missing events are awaited briefly, then read
+//! log ─────────────────┴─▶ segments ─▶ replays                (read once, encoded once, shared)
+//!  └─heads─▶ what is behind becomes a hint
 //! ```
 //!
 //! The log is authoritative, and hints are only notifications. Hints may be late, out of order, or missing. Still, each
@@ -14,6 +15,7 @@
 //!
 //! Deliberately absent: who is allowed to listen, and what has been delivered to a connection.
 
+mod heads;
 mod segments;
 mod tail;
 
@@ -23,8 +25,9 @@ use std::time::Instant;
 
 use prometheus_client::metrics::histogram::Histogram;
 
+pub use self::heads::watch_heads;
 use self::segments::{Heads, Segments};
-pub use self::tail::follow;
+pub use self::tail::{follow, wake_in_batches};
 use crate::config::{DURATION_BUCKETS_SECS, SEGMENT_EVENTS};
 use crate::id::{Channel, Cursor, Epoch, Place, SchoolId};
 use crate::log::{Bounds, Committed, Log, Page, StoreError};

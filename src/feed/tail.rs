@@ -9,13 +9,15 @@ use std::time::Duration;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::{DISPATCH_SLICE, HOLE_MAX_EVENTS, HOLE_PAUSE, HOLE_WAIT};
+use crate::config::{
+    DISPATCH_SLICE, HOLE_MAX_EVENTS, HOLE_PAUSE, HOLE_READS_MAX, HOLE_WAIT, WAKE_AT_ONCE,
+};
 use crate::event::{Event, is_dense};
-use crate::hub::Hub;
-use crate::id::SchoolId;
-use crate::log::{Batches, Log, StoreError, Stretch};
+use crate::hub::{Hub, Position, WakeList};
+use crate::id::{Place, SchoolId};
+use crate::log::{Batches, Hint, Log, StoreError, Stretch, Told};
 
-/// Known events of a school that follow missing ones.
+/// A school of which events are missing.
 struct Hole {
     /// The events that wait for the missing ones.
     beyond: BTreeMap<u64, Arc<Event>>,
@@ -23,18 +25,46 @@ struct Hole {
     newest: u64,
     /// When to read the missing events; `None` during the read.
     due: Option<Instant>,
+    /// Consecutive reads that found nothing new.
+    vain: u32,
+}
+
+impl Hole {
+    fn due_at(due: Instant) -> Hole {
+        Hole {
+            beyond: BTreeMap::new(),
+            newest: 0,
+            due: Some(due),
+            vain: 0,
+        }
+    }
+}
+
+/// A read of missing events.
+struct Read {
+    school: SchoolId,
+    /// The last event that had been delivered when the read began.
+    known: Place,
+    stretch: Result<Stretch, StoreError>,
 }
 
 struct Tail<'a> {
     hub: &'a Hub,
     log: Arc<dyn Log>,
     holes: HashMap<SchoolId, Hole>,
-    reads: JoinSet<(SchoolId, Result<Stretch, StoreError>)>,
+    reads: JoinSet<Read>,
+    /// The readers of schools whose log may have lost events.
+    wake_lists: Vec<WakeList>,
+    /// Schools whose log has lost events.
+    lost: Vec<SchoolId>,
 }
 
 /// Passes committed events to `deliver`, each school's in the order of its log, until there are no more committers, or
 /// until everything that was committed before `end` has been delivered. `deliver` offers them to the hub, whose head
 /// determines which event comes next.
+///
+/// Hints of what others have committed take the same way. They matter only for schools in the hub's memory: a school
+/// without listeners costs nothing.
 pub async fn follow(
     batches: &mut Batches,
     hub: &Hub,
@@ -50,6 +80,8 @@ pub async fn follow(
         log,
         holes: HashMap::new(),
         reads: JoinSet::new(),
+        wake_lists: Vec::new(),
+        lost: Vec::new(),
     };
     loop {
         let due = tail.holes.values().filter_map(|hole| hole.due).min();
@@ -63,33 +95,58 @@ pub async fn follow(
                 batches.close();
             }
             Some(read) = tail.reads.join_next(), if has_reads => {
-                let Ok((school, read)) = read else {
+                batches.has_read();
+                let Ok(read) = read else {
                     tail.read_again();
                     continue;
                 };
-                let dense = tail.fill(school, read);
+                let dense = tail.fill(read);
                 slice.deliver(&dense, &mut deliver).await;
                 batches.told(&dense);
-                slice.end().await;
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => tail.read_what_is_due(),
-            batch = batches.recv() => {
-                let Some(batch) = batch else {
-                    return;
-                };
-                for of_school in batch.chunk_by(|one, next| one.school == next.school) {
-                    let dense = tail.take(of_school);
+            told = batches.next() => match told {
+                None => return,
+                Some(Told::Committed(batch)) => {
+                    for of_school in batch.chunk_by(|one, next| one.school == next.school) {
+                        let dense = tail.take(of_school);
+                        slice.deliver(&dense, &mut deliver).await;
+                        batches.told(&dense);
+                        if !tail.has_hole(of_school[0].school) {
+                            // Events that were delivered before, or whose school is not in memory, count as delivered,
+                            // too.
+                            batches.told(of_school);
+                        }
+                    }
+                    batches.done();
+                }
+                Some(Told::Hint(hint)) => {
+                    if tail.is_late(&hint) {
+                        batches.was_late();
+                        continue;
+                    }
+                    let dense = tail.heed(&hint);
                     slice.deliver(&dense, &mut deliver).await;
                     batches.told(&dense);
-                    if !tail.has_hole(of_school[0].school) {
-                        // Events that were delivered before, or whose school is not in memory, count as delivered, too.
-                        batches.told(of_school);
-                    }
                 }
-                batches.done();
-                slice.end().await;
             }
         }
+        tail.lost
+            .drain(..)
+            .for_each(|school| batches.forget(school));
+        for wake_list in tail.wake_lists.drain(..) {
+            wake_in_batches(wake_list).await;
+        }
+        slice.end().await;
+    }
+}
+
+/// Wakes readers a few at a time, so that readers of other channels need not wait for all of them.
+pub async fn wake_in_batches(wake_list: WakeList) {
+    let mut left = Some(wake_list);
+    while let Some(wake_list) = left {
+        yield_now().await;
+        left = wake_list.wake_some(WAKE_AT_ONCE);
     }
 }
 
@@ -116,6 +173,48 @@ impl Slice {
 }
 
 impl Tail<'_> {
+    /// Whether a hint says nothing that the hub needs. Nobody here listens to a school that is not in memory.
+    fn is_late(&self, hint: &Hint) -> bool {
+        let school = match hint {
+            Hint::Events(events) => match events.first() {
+                Some(first) => first.school,
+                None => return true,
+            },
+            Hint::UpTo(school, _) | Hint::HistoryChanged(school) => *school,
+        };
+        let Some(position) = self.hub.position(school) else {
+            return true;
+        };
+        let is_known = |seq| position.next().is_some_and(|next| seq < next);
+        match hint {
+            Hint::Events(events) => {
+                let are_known = events.last().is_some_and(|last| is_known(last.seq));
+                are_known && !events.iter().any(|event| self.hub.contradicts(event))
+            }
+            Hint::UpTo(_, seq) => is_known(*seq) || !position.is_attended,
+            Hint::HistoryChanged(_) => false,
+        }
+    }
+
+    /// Accepts a hint, and returns the events that can be delivered now.
+    fn heed<'a>(&mut self, hint: &'a Hint) -> Cow<'a, [Arc<Event>]> {
+        match hint {
+            Hint::Events(events) => return self.take(events),
+            Hint::UpTo(school, seq) => {
+                let now = Instant::now();
+                let hole = self.holes.entry(*school);
+                let hole = hole.or_insert_with(|| Hole::due_at(now));
+                hole.newest = hole.newest.max(*seq);
+                // Nothing else is coming that would be worth waiting for, unless a read has just failed.
+                if hole.vain == 0 {
+                    hole.due = hole.due.map(|due| due.min(now));
+                }
+            }
+            Hint::HistoryChanged(school) => self.start_over(*school),
+        }
+        Cow::Borrowed(&[])
+    }
+
     /// Accepts events of a school, and returns those that can be delivered now.
     fn take<'a>(&mut self, events: &'a [Arc<Event>]) -> Cow<'a, [Arc<Event>]> {
         let (Some(first), Some(last)) = (events.first(), events.last()) else {
@@ -123,16 +222,21 @@ impl Tail<'_> {
         };
         let school = first.school;
         debug_assert!(is_dense(events), "a hint has no hole");
+        let next_of = |position: Option<Position>| position.and_then(|own| own.next());
         // A school that is not in memory has no listeners, so nothing can be missed.
-        let next = self.hub.next(school);
+        let mut next = next_of(self.hub.position(school));
+        let is_old = next.is_some_and(|next| first.seq < next);
+        if is_old && events.iter().any(|event| self.hub.contradicts(event)) {
+            self.start_over(school);
+            next = None;
+        }
         let is_missed = next.is_some_and(|next| first.seq > next);
         let hole = match self.holes.get_mut(&school) {
             Some(hole) => hole,
-            None if is_missed => self.holes.entry(school).or_insert(Hole {
-                beyond: BTreeMap::new(),
-                newest: 0,
-                due: Some(Instant::now() + HOLE_WAIT),
-            }),
+            None if is_missed => {
+                let new = Hole::due_at(Instant::now() + HOLE_WAIT);
+                self.holes.entry(school).or_insert(new)
+            }
             None => {
                 let is_known = |event: &Arc<Event>| next.is_some_and(|next| event.seq < next);
                 return Cow::Borrowed(&events[events.partition_point(is_known)..]);
@@ -149,6 +253,17 @@ impl Tail<'_> {
         Cow::Owned(self.dense(school))
     }
 
+    /// Forgets what was delivered of a school, because its log has lost some of it.
+    fn start_over(&mut self, school: SchoolId) {
+        tracing::warn!(
+            school.id = %school,
+            "the log has lost events that were delivered; its readers start over"
+        );
+        self.holes.remove(&school);
+        self.lost.push(school);
+        self.wake_lists.push(self.hub.start_over(school));
+    }
+
     /// Whether events of a school are missing.
     fn has_hole(&self, school: SchoolId) -> bool {
         self.holes.contains_key(&school)
@@ -160,8 +275,16 @@ impl Tail<'_> {
         let Some(hole) = self.holes.get_mut(&school) else {
             return deliverable;
         };
-        // `None` if the school has left memory meanwhile: then it has no listeners that could miss anything.
-        let mut next = self.hub.next(school).unwrap_or(hole.newest + 1);
+        let position = self.hub.position(school);
+        let next = position.and_then(|own| own.next());
+        // Without a head there is nobody yet who could miss an event before these.
+        let first = hole.beyond.keys().next().copied();
+        let mut next = match (next, first) {
+            (Some(next), _) => next,
+            (None, Some(first)) => first,
+            (None, None) if position.is_some() => return deliverable,
+            (None, None) => hole.newest + 1,
+        };
         while let Some(entry) = hole.beyond.first_entry().filter(|own| *own.key() <= next) {
             let event = entry.remove();
             if event.seq == next {
@@ -179,17 +302,46 @@ impl Tail<'_> {
     /// Starts the reads that are due.
     fn read_what_is_due(&mut self) {
         let now = Instant::now();
+        let is_due = |hole: &Hole| hole.due.is_some_and(|due| due <= now);
+        let (hub, lost) = (self.hub, &mut self.lost);
+        // A school may have left memory, or may have nobody left who would miss anything.
+        self.holes.retain(|school, _| {
+            let position = hub.position(*school);
+            let is_wanted = position.is_some_and(|own| own.head.is_some() || own.is_attended);
+            if !is_wanted {
+                lost.push(*school);
+            }
+            is_wanted
+        });
         for (school, hole) in &mut self.holes {
-            if hole.due.is_none_or(|due| due > now) {
+            if !is_due(hole) {
+                continue;
+            }
+            let Some(known) = hub.position(*school).and_then(|own| own.head) else {
+                // Its first reader is still reading the log. What it has read by then decides what is missing.
+                hole.due = Some(now + HOLE_WAIT);
+                continue;
+            };
+            if known.seq >= hole.newest {
+                // A reader's read has passed the missing events.
+                hole.newest = 0;
                 continue;
             }
             hole.due = None;
             let (school, log) = (*school, Arc::clone(&self.log));
-            let after = self.hub.next(school).map_or(0, |next| next - 1);
+            // The last event that was delivered is read again: it shows whether the log still has it.
+            let after = known.seq.saturating_sub(1);
             let upto = hole.beyond.keys().next().map_or(hole.newest, |seq| seq - 1);
-            self.reads
-                .spawn(async move { (school, log.read_stretch(school, after, upto).await) });
+            self.reads.spawn(async move {
+                let stretch = log.read_stretch(school, after, upto).await;
+                Read {
+                    school,
+                    known,
+                    stretch,
+                }
+            });
         }
+        self.holes.retain(|_, hole| hole.newest > 0);
     }
 
     /// Schedules all reads in progress again: one of them panicked, and it is not known for which school.
@@ -201,36 +353,88 @@ impl Tail<'_> {
     }
 
     /// Accepts the missing events, and returns those that can be delivered now.
-    fn fill(&mut self, school: SchoolId, read: Result<Stretch, StoreError>) -> Vec<Arc<Event>> {
+    fn fill(&mut self, read: Read) -> Vec<Arc<Event>> {
+        let Read {
+            school,
+            known,
+            stretch,
+        } = read;
         let Some(hole) = self.holes.get_mut(&school) else {
             return Vec::new();
         };
-        match read {
-            Ok(stretch) => {
-                // If the log does not have the events yet, it is read again only after a pause.
-                let pause = match stretch.events.is_empty() {
-                    true => HOLE_PAUSE,
-                    false => Duration::ZERO,
-                };
-                hole.due = Some(Instant::now() + pause);
-                let is_gone = self
-                    .hub
-                    .next(school)
-                    .is_some_and(|next| stretch.floor >= next);
-                let of_log = stretch.events.into_iter().map(|event| (event.seq, event));
-                hole.beyond.extend(of_log);
-                if is_gone {
-                    // The missing events are past retention. The hub makes the listeners that would miss them read the
-                    // log.
-                    let hole = self.holes.remove(&school);
-                    return hole.map_or(Vec::new(), |hole| hole.beyond.into_values().collect());
-                }
-            }
+        let stretch = match stretch {
+            Ok(stretch) => stretch,
             Err(error) => {
                 tracing::warn!(%error, school.id = %school, "missing events could not be read; retrying");
                 hole.due = Some(Instant::now() + HOLE_PAUSE);
+                hole.vain = hole.vain.max(1);
+                return Vec::new();
             }
+        };
+        if has_lost(&stretch, known) {
+            self.start_over(school);
+            return Vec::new();
+        }
+        if stretch.floor > known.seq {
+            return self.skip(school, stretch);
+        }
+        let Stretch { events, head, .. } = stretch;
+        let mut of_log = events
+            .into_iter()
+            .filter(|event| event.seq > known.seq)
+            .peekable();
+        // If the log does not have the events yet, it is read again only after a pause.
+        let is_vain = of_log.peek().is_none();
+        hole.beyond.extend(of_log.map(|event| (event.seq, event)));
+        hole.vain = match is_vain {
+            true => hole.vain + 1,
+            false => 0,
+        };
+        let pause = match is_vain {
+            true => HOLE_PAUSE,
+            false => Duration::ZERO,
+        };
+        hole.due = Some(Instant::now() + pause);
+        if hole.beyond.is_empty() || hole.vain >= HOLE_READS_MAX {
+            // The log is the truth: an event that it does not have was not committed.
+            hole.beyond.retain(|seq, _| *seq <= head);
+            hole.newest = hole.newest.min(head);
         }
         self.dense(school)
     }
+
+    /// The missing events are past retention. The hub makes the listeners that would miss them read the log.
+    fn skip(&mut self, school: SchoolId, stretch: Stretch) -> Vec<Arc<Event>> {
+        let mut deliverable: Vec<Arc<Event>> = Vec::new();
+        let Some(hole) = self.holes.get_mut(&school) else {
+            return deliverable;
+        };
+        let of_log = stretch.events.into_iter().map(|event| (event.seq, event));
+        hole.beyond.extend(of_log);
+        hole.due = Some(Instant::now());
+        let follows = |last: Option<&Arc<Event>>, seq| last.is_none_or(|last| last.seq + 1 == seq);
+        while let Some(entry) = hole.beyond.first_entry()
+            && follows(deliverable.last(), *entry.key())
+        {
+            deliverable.push(entry.remove());
+        }
+        let through = deliverable.last().map_or(stretch.floor, |last| last.seq);
+        if through >= hole.newest {
+            self.holes.remove(&school);
+        }
+        if deliverable.is_empty() {
+            // There is no event whose number would show the listeners that some are missing.
+            self.lost.push(school);
+            self.wake_lists.push(self.hub.start_over(school));
+        }
+        deliverable
+    }
+}
+
+/// Whether a stretch that was read from before this place shows that the log no longer has its event.
+fn has_lost(stretch: &Stretch, known: Place) -> bool {
+    let is_other = |event: &&Arc<Event>| {
+        event.seq == known.seq && known.tag.is_some() && event.place() != known
+    };
+    stretch.head < known.seq || stretch.events.first().as_ref().is_some_and(is_other)
 }

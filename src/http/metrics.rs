@@ -134,6 +134,75 @@ impl Metrics {
         );
     }
 
+    /// What this node tells other nodes, and hears of them.
+    fn of_relay(&mut self, tidings: &Tidings) {
+        let Some(relay) = tidings.relay() else {
+            return;
+        };
+        let (bus, hints) = relay.read();
+        let labels = vec![("bus", relay.bus().to_owned())];
+        let connected = ConstGauge::new(u64::from(bus.connected));
+        self.add(
+            "bus_connected",
+            "Whether the bus between the nodes works; without it, events of other nodes arrive later",
+            Labelled(vec![(labels, connected)]),
+        );
+        for (name, help, value) in [
+            (
+                "bus_disconnections",
+                "How often the connection to the bus was lost",
+                bus.disconnections,
+            ),
+            (
+                "bus_messages_sent",
+                "Messages to other nodes that were sent",
+                bus.sent,
+            ),
+            (
+                "bus_messages_unsent",
+                "Messages to other nodes that could not be sent",
+                bus.unsent,
+            ),
+            (
+                "bus_messages_received",
+                "Messages that arrived on the bus, including this node's own",
+                bus.received,
+            ),
+            (
+                "bus_messages_dropped",
+                "Messages that were dropped because they arrived faster than they could be taken in",
+                bus.dropped,
+            ),
+            (
+                "bus_messages_unreadable",
+                "Messages on the bus that no node of this database can have sent",
+                bus.unreadable,
+            ),
+            (
+                "hints_taken",
+                "Hints of other nodes' commits that were taken",
+                hints.taken,
+            ),
+            (
+                "hints_dropped",
+                "Hints of other nodes' commits that were dropped because too many waited",
+                hints.dropped,
+            ),
+            (
+                "hints_late",
+                "Hints of other nodes' commits that said nothing new, or that nobody here waited for",
+                hints.late,
+            ),
+            (
+                "hole_reads",
+                "Reads of events from the log because no message brought them",
+                hints.reads,
+            ),
+        ] {
+            self.counter(name, help, value);
+        }
+    }
+
     /// How the notifiers stand, all schools together.
     fn of_notifiers(&mut self, totals: &[Total]) {
         let labels = |own: &Total| vec![("notifier", own.name.clone())];
@@ -214,6 +283,7 @@ async fn metrics(
     let mut metrics = Metrics(Registry::with_prefix("tidings"));
     metrics.of_writing(tidings);
     metrics.of_reading(tidings);
+    metrics.of_relay(tidings);
     // If the database is in trouble, the other metrics matter even more.
     if let Ok(Ok(bytes)) = timeout(READY_WAIT, store.size()).await {
         metrics.gauge("database_bytes", "Size of the database", bytes);

@@ -280,9 +280,7 @@ impl From<StoreError> for Problem {
             StoreError::Database(_)
             | StoreError::Unavailable(_)
             | StoreError::Stopped
-            | StoreError::Fenced => {
-                Problem::internal(Kind::Unavailable, &error)
-            }
+            | StoreError::Fenced => Problem::internal(Kind::Unavailable, &error),
         }
     }
 }

@@ -31,6 +31,8 @@ struct Slots {
     /// The newest seq that was accepted, so that an event on several channels is kept only once.
     newest: u64,
     lagging: bool,
+    /// The log may have lost events that were offered.
+    doubted: bool,
     close: Option<Close>,
     reader: Option<Waker>,
     /// The reader has a timer, and polls again by itself before it can deliver another tick.
@@ -55,6 +57,8 @@ pub enum Mail {
     Events(VecDeque<Arc<Event>>),
     /// The mailbox overflowed: read the log from your own cursor. New events are kept again from now on.
     Lagging,
+    /// The same, except that the log may no longer have the event that the reader's cursor names.
+    HistoryChanged,
     /// The server wants to close the connection.
     Close(Close),
 }
@@ -109,6 +113,16 @@ impl Mailbox {
         slots.reader.take()
     }
 
+    /// The same for a log that may have lost events and assigned their numbers again.
+    pub(super) fn doubt(&self) -> Option<Waker> {
+        let mut slots = self.slots();
+        slots.doubted = true;
+        // Events with these numbers may be offered again.
+        slots.newest = 0;
+        drop(slots);
+        self.lag()
+    }
+
     /// Asks the reader to close the connection. Only the first call has an effect.
     pub fn close(&self, close: Close) {
         let mut slots = self.slots();
@@ -150,7 +164,11 @@ impl Mailbox {
         }
         if slots.lagging {
             slots.lagging = false;
-            return Poll::Ready(Mail::Lagging);
+            let is_doubted = std::mem::take(&mut slots.doubted);
+            return Poll::Ready(match is_doubted {
+                true => Mail::HistoryChanged,
+                false => Mail::Lagging,
+            });
         }
         if !slots.events.is_empty() {
             // The buffer is moved out with the events, so that an idle connection keeps none.

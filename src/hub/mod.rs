@@ -9,6 +9,7 @@
 
 mod history;
 pub mod mailbox;
+mod shared;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +22,8 @@ use indexmap::IndexMap;
 
 use self::history::Ring;
 use self::mailbox::{Depth, Mailbox};
+use self::shared::Moved;
+pub use self::shared::Position;
 use crate::config::{RATE_SECS, StreamLimits, WINDOW_MAX_BYTES};
 use crate::event::Event;
 use crate::id::{Channel, Kind, Place, SchoolId, SubjectId};
@@ -39,6 +42,10 @@ pub struct Hub {
     /// Number of connections from each address.
     addresses: Mutex<HashMap<IpAddr, usize>>,
     began: Instant,
+    /// Whether others write to the logs too.
+    is_shared: bool,
+    /// Schools that entered or left memory, or got their first listener. Only recorded for shared logs.
+    moved: Mutex<Moved>,
 }
 
 struct School {
@@ -55,7 +62,8 @@ struct SchoolState {
     /// The newest events, contiguous in `seq`, oldest first.
     window: VecDeque<Arc<Event>>,
     window_bytes: usize,
-    last_offer: Instant,
+    /// When an event was last offered or, with a shared log, when the last listener left.
+    last_use: Instant,
     /// How many events were offered in each of the last seconds.
     rate: Ring,
     /// How many connections there were in each of the last seconds.
@@ -161,6 +169,7 @@ impl WakeList {
 pub struct Attachment {
     hub: Arc<Hub>,
     school: Arc<School>,
+    id_of_school: SchoolId,
     mailbox: Arc<Mailbox>,
     id: u64,
 }
@@ -198,6 +207,8 @@ impl Hub {
             attached: AtomicUsize::new(0),
             addresses: Mutex::default(),
             began: Instant::now(),
+            is_shared: false,
+            moved: Mutex::default(),
         }
     }
 
@@ -205,7 +216,15 @@ impl Hub {
     pub fn offer(&self, events: &[Arc<Event>]) -> WakeList {
         let mut wake_list = WakeList::default();
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
-            let school = self.school(of_school[0].school);
+            let id = of_school[0].school;
+            let school = match self.is_shared {
+                // Without listeners it would become outdated unnoticed.
+                true => self.find(id),
+                false => Some(self.school(id)),
+            };
+            let Some(school) = school else {
+                continue;
+            };
             let second = self.second();
             let mut state = lock(&school);
             let more = of_school.len().try_into().unwrap_or(u32::MAX);
@@ -213,15 +232,16 @@ impl Hub {
             for event in of_school {
                 state.offer(event, self.window_events, &mut wake_list);
             }
+            if !self.is_shared {
+                state.last_use = Instant::now();
+            }
         }
         wake_list
     }
 
-    /// Returns the `seq` of a school's next event, if the hub knows the school's head.
-    pub fn next(&self, school: SchoolId) -> Option<u64> {
+    fn find(&self, school: SchoolId) -> Option<Arc<School>> {
         let schools = self.schools.read().unwrap_or_else(PoisonError::into_inner);
-        let head = lock(schools.get(&school)?).head;
-        head.map(|head| head.seq + 1)
+        schools.get(&school).map(Arc::clone)
     }
 
     /// Begins to listen to `scope`. Read the store only afterwards: an event that is committed between a read and a
@@ -235,6 +255,7 @@ impl Hub {
     ) -> Result<Attachment, HubFull> {
         let attachment = Attachment {
             school: self.school(scope.school),
+            id_of_school: scope.school,
             mailbox: Arc::new(Mailbox::new(
                 self.mailbox_capacity,
                 conflate,
@@ -292,6 +313,11 @@ impl Hub {
         };
         state.attached.insert(attachment.id, attached);
         state.record_streams(self.second());
+        let is_first = state.attached.len() == 1;
+        drop(state);
+        if is_first {
+            self.note_moved([attachment.id_of_school]);
+        }
         Ok(())
     }
 
@@ -421,26 +447,27 @@ impl Hub {
         self.began.elapsed().as_secs()
     }
 
-    /// Removes schools without listeners that have had no event for `idle`.
+    /// Removes schools without listeners that have had no event for `idle` or, with shared logs, no listener for `idle`.
     pub fn forget_idle(&self, idle: Duration) {
+        let mut gone = Vec::new();
         let mut schools = self.schools.write().unwrap_or_else(PoisonError::into_inner);
         // Attaching and offering need a clone, which is made under this lock. With one owner, neither is in progress.
-        schools.retain(|_, school| {
-            Arc::strong_count(school) > 1 || lock(school).last_offer.elapsed() < idle
+        schools.retain(|id, school| {
+            let is_used = Arc::strong_count(school) > 1 || lock(school).last_use.elapsed() < idle;
+            if !is_used {
+                gone.push(*id);
+            }
+            is_used
         });
         if schools.len() < schools.capacity() / 4 {
             schools.shrink_to_fit();
         }
+        drop(schools);
+        self.note_moved(gone);
     }
 
     fn school(&self, id: SchoolId) -> Arc<School> {
-        let found = self
-            .schools
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&id)
-            .map(Arc::clone);
-        found.unwrap_or_else(|| {
+        self.find(id).unwrap_or_else(|| {
             let mut schools = self.schools.write().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(schools.entry(id).or_insert_with(|| {
                 Arc::new(School {
@@ -449,7 +476,7 @@ impl Hub {
                         dense_from: 0,
                         window: VecDeque::new(),
                         window_bytes: 0,
-                        last_offer: Instant::now(),
+                        last_use: Instant::now(),
                         rate: Ring::of_counts(),
                         streams: Ring::of_levels(),
                         attached: IndexMap::new(),
@@ -506,7 +533,6 @@ impl SchoolState {
             self.window_bytes -= oldest.draft.fields.len();
         }
         self.head = Some(event.place());
-        self.last_offer = Instant::now();
     }
 
     /// Records that events before this `seq` may not have been offered.
@@ -730,6 +756,9 @@ impl Drop for Attachment {
         }
         decrement(&mut state.users, &own.reader.user);
         state.record_streams(self.hub.second());
+        if self.hub.is_shared {
+            state.last_use = Instant::now();
+        }
         drop(state);
         self.hub.release_limits(own.reader.address.map(network));
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::metrics::histogram::Histogram;
@@ -11,6 +11,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::StoreError;
+use super::hints::{Hint, Hinted, Hints};
 use crate::config::DURATION_BUCKETS_SECS;
 use crate::event::Event;
 use crate::id::SchoolId;
@@ -19,15 +20,31 @@ use crate::id::SchoolId;
 #[derive(Clone)]
 pub struct Committed {
     batches: mpsc::Sender<Vec<Arc<Event>>>,
+    hints: Hints,
     way: Arc<Way>,
 }
+
+/// Receives each batch right after its commit, on the thread that committed it. It must not wait.
+pub type Announcer = Box<dyn Fn(&[Arc<Event>]) + Send + Sync>;
 
 /// The receiver of [`Committed`].
 pub struct Batches {
     batches: mpsc::Receiver<Vec<Arc<Event>>>,
+    hints: Hinted,
+    /// Whether a hint goes before a batch next time, so that neither waits for all of the other.
+    hint_is_next: bool,
     way: Arc<Way>,
     /// Whether the last batch that was received is still being processed.
     has_taken: bool,
+}
+
+/// What [`Batches`] receives.
+#[derive(Debug)]
+pub enum Told {
+    /// Events that this node has committed.
+    Committed(Vec<Arc<Event>>),
+    /// Something that another node may have committed.
+    Hint(Hint),
 }
 
 /// What has been sent and is still being processed.
@@ -36,6 +53,7 @@ struct Way {
     schools: Mutex<HashMap<SchoolId, UnderWay>>,
     sent: AtomicU64,
     done: watch::Sender<u64>,
+    announcer: OnceLock<Announcer>,
 }
 
 struct UnderWay {
@@ -50,21 +68,36 @@ impl Committed {
     /// Creates a channel for at most `capacity` batches.
     pub fn channel(capacity: usize) -> (Committed, Batches) {
         let (sender, receiver) = mpsc::channel(capacity);
+        let (hints, hinted) = Hints::channel();
         let way = Arc::new(Way {
             schools: Mutex::default(),
             sent: AtomicU64::new(0),
             done: watch::channel(0).0,
+            announcer: OnceLock::new(),
         });
         let committed = Committed {
             batches: sender,
+            hints,
             way: Arc::clone(&way),
         };
         let batches = Batches {
             batches: receiver,
+            hints: hinted,
+            hint_is_next: false,
             way,
             has_taken: false,
         };
         (committed, batches)
+    }
+
+    /// Returns where hints about the commits of other nodes are taken.
+    pub fn hints(&self) -> &Hints {
+        &self.hints
+    }
+
+    /// Has every batch announced to other nodes from now on. Only the first call has an effect.
+    pub fn announce_to(&self, announcer: Announcer) {
+        let _ = self.way.announcer.set(announcer);
     }
 
     /// Sends a batch. Must be called after its commit and before its commands are answered, so that the batch is in
@@ -77,6 +110,7 @@ impl Committed {
             .await
             .map_err(|_| StoreError::Stopped)?;
         self.way.note(&events);
+        self.way.announce(&events);
         place.send(events);
         Ok(())
     }
@@ -84,6 +118,7 @@ impl Committed {
     /// The same without `await`. If the channel is full, it blocks the thread, which must not be a Tokio worker thread.
     pub fn blocking_send(&self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
         self.way.note(&events);
+        self.way.announce(&events);
         match self.batches.try_send(events) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(events)) => self
@@ -138,6 +173,45 @@ impl Batches {
         batch
     }
 
+    /// Waits for the next batch or hint. Returns `None` when no batch can follow. Marks the previous batch as done.
+    pub async fn next(&mut self) -> Option<Told> {
+        self.done();
+        self.hint_is_next = !self.hint_is_next;
+        let Batches { batches, hints, .. } = self;
+        // Biased, so that simulations are deterministic.
+        let told = match self.hint_is_next {
+            true => tokio::select! {
+                biased;
+                Some(hint) = hints.recv() => Some(Told::Hint(hint)),
+                batch = batches.recv() => batch.map(Told::Committed),
+            },
+            false => tokio::select! {
+                biased;
+                batch = batches.recv() => batch.map(Told::Committed),
+                Some(hint) = hints.recv() => Some(Told::Hint(hint)),
+            },
+        };
+        self.has_taken = matches!(told, Some(Told::Committed(_)));
+        told
+    }
+
+    /// Counts a hint that said nothing new.
+    pub fn was_late(&self) {
+        self.hints.was_late();
+    }
+
+    /// Counts a read of missing events.
+    pub fn has_read(&self) {
+        self.hints.has_read();
+    }
+
+    /// Records that a school's events will never be dispatched, because the log has lost them.
+    pub fn forget(&mut self, school: SchoolId) {
+        if let Some(own) = self.way.schools().remove(&school) {
+            own.changed.notify_waiters();
+        }
+    }
+
     /// Returns the next batch, if one is ready.
     pub fn try_recv(&mut self) -> Option<Vec<Arc<Event>>> {
         self.done();
@@ -187,6 +261,13 @@ impl Drop for Batches {
 impl Way {
     fn schools(&self) -> MutexGuard<'_, HashMap<SchoolId, UnderWay>> {
         self.schools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells other nodes of a commit.
+    fn announce(&self, events: &[Arc<Event>]) {
+        if let Some(announce) = self.announcer.get() {
+            announce(events);
+        }
     }
 
     fn note(&self, events: &[Arc<Event>]) {

@@ -73,10 +73,20 @@ pub trait Log: Send + Sync + 'static {
         true
     }
 
-    /// Returns whether other nodes can write to the logs, too. Their events are not sent to this node's `committed`
-    /// channel.
+    /// Returns whether others may write to the database while this node runs. What they commit arrives only as hints,
+    /// so the heads of the logs are compared.
     fn is_shared(&self) -> bool {
         false
+    }
+
+    /// Returns the places of the newest events of these schools that have events. A store reads them in
+    /// one query. The tags may be missing.
+    async fn heads(&self, schools: &[SchoolId]) -> Result<Vec<(SchoolId, Place)>, StoreError> {
+        let mut heads = Vec::with_capacity(schools.len());
+        for school in schools {
+            heads.push((*school, self.bounds(*school).await?.head));
+        }
+        Ok(heads)
     }
 
     /// Returns the current bounds of a school's log.

@@ -42,6 +42,7 @@ pub mod consumers;
 pub mod decide;
 mod error;
 pub mod facts;
+pub mod hints;
 pub mod journal;
 pub mod leases;
 pub mod writer;
@@ -52,9 +53,10 @@ pub use self::catalog::{
     StoredSubject, Which,
 };
 pub use self::command::{CommandError, Envelope, Idempotency, Receipt};
-pub use self::committed::{Batches, Committed, Meter, Reading};
+pub use self::committed::{Announcer, Batches, Committed, Meter, Reading, Told};
 pub use self::consumers::Consumers;
 pub use self::error::{StoreError, Waiting};
+pub use self::hints::{Hint, HintCounts, Hints, Look};
 pub use self::journal::{Bounds, Journal, LastEvent, Log, Page, Stretch};
 pub use self::leases::Leases;
 

@@ -500,7 +500,9 @@ impl Subscription {
                 }
                 self.set_timer();
             }
-            Mail::Lagging => {
+            Mail::Lagging | Mail::HistoryChanged => {
+                // The log has to confirm the position.
+                self.is_claimed |= matches!(mail, Mail::HistoryChanged);
                 // Held ticks precede the replay.
                 self.release_held(true);
                 self.plan.push_back(Step::CatchUp {

@@ -1,7 +1,7 @@
 //! The node's reader of the logs: replays share what is read and encoded, and nothing is passed on with a hole in it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,21 +14,33 @@ use tidings::feed::{self, Feed};
 use tidings::hub::{Hub, Reader};
 use tidings::id::{Cursor, Epoch, Place, SchoolId};
 use tidings::kind;
-use tidings::log::{Batches, Bounds, Committed, Envelope, Journal, Log, Page, StoreError, Stretch};
+use tidings::log::{
+    Batches, Bounds, Committed, Envelope, Hint, Journal, Log, Page, StoreError, Stretch,
+};
 use tidings::scope::Scope;
 use tidings::store::sqlite::SqliteStore;
 use tidings::subscribe::{Delivery, Request, Subscriber, Subscription};
 use tidings::wire::{Close, Control};
 
+use crate::support;
 use crate::support::commands::job;
 
 /// A real log that counts how often it is read.
 struct Counted {
     store: SqliteStore,
+    /// The database after a failover to a copy that lacks the newest commits.
+    copy: OnceLock<SqliteStore>,
     stretches: AtomicUsize,
     bounds: AtomicUsize,
+    heads: AtomicUsize,
     /// The next read of a stretch panics.
     panics: AtomicBool,
+}
+
+impl Counted {
+    fn now(&self) -> &SqliteStore {
+        self.copy.get().unwrap_or(&self.store)
+    }
 }
 
 #[async_trait]
@@ -37,9 +49,18 @@ impl Log for Counted {
         self.store.epoch()
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    async fn heads(&self, schools: &[SchoolId]) -> Result<Vec<(SchoolId, Place)>, StoreError> {
+        self.heads.fetch_add(1, Ordering::SeqCst);
+        self.now().heads(schools).await
+    }
+
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
         self.bounds.fetch_add(1, Ordering::SeqCst);
-        self.store.bounds(school).await
+        self.now().bounds(school).await
     }
 
     async fn read_stretch(
@@ -50,11 +71,11 @@ impl Log for Counted {
     ) -> Result<Stretch, StoreError> {
         self.stretches.fetch_add(1, Ordering::SeqCst);
         assert!(!self.panics.swap(false, Ordering::SeqCst), "as it is to");
-        self.store.read_stretch(school, after, upto).await
+        self.now().read_stretch(school, after, upto).await
     }
 
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
-        self.store.replay(scope, after, fold).await
+        self.now().replay(scope, after, fold).await
     }
 
     async fn snapshot(
@@ -63,7 +84,7 @@ impl Log for Counted {
         after: u64,
         upto: Option<Place>,
     ) -> Result<Page, StoreError> {
-        self.store.snapshot(scope, after, upto).await
+        self.now().snapshot(scope, after, upto).await
     }
 }
 
@@ -77,7 +98,7 @@ struct Node {
     own: Batches,
     /// What the feed is told.
     hints: Option<Batches>,
-    _place: TempDir,
+    place: TempDir,
 }
 
 fn school(number: i64) -> SchoolId {
@@ -91,11 +112,14 @@ fn node() -> Node {
     let store = SqliteStore::open(&settings, &place.path().join("test.db"), to_test, &[]).unwrap();
     let log = Arc::new(Counted {
         store,
+        copy: OnceLock::new(),
         stretches: AtomicUsize::new(0),
         bounds: AtomicUsize::new(0),
+        heads: AtomicUsize::new(0),
         panics: AtomicBool::new(false),
     });
-    let hub = Arc::new(Hub::new(settings.window_events, settings.mailbox_capacity));
+    let hub = Hub::new(settings.window_events, settings.mailbox_capacity);
+    let hub = Arc::new(hub.of_shared_logs());
     let (committed, hints) = Committed::channel(1_000);
     let feed = Feed::new(Arc::clone(&log) as Arc<dyn Log>, committed.clone());
     Node {
@@ -105,7 +129,7 @@ fn node() -> Node {
         committed,
         own,
         hints: Some(hints),
-        _place: place,
+        place,
     }
 }
 
@@ -136,6 +160,30 @@ impl Node {
             let tell = move |events: &[Arc<Event>]| offered.offer(events).wake();
             feed::follow(&mut hints, &hub, log, tell, std::future::pending()).await;
         })
+    }
+
+    /// Begins to compare heads.
+    fn compare_heads(&self) -> tokio::task::JoinHandle<()> {
+        let (hub, log) = (Arc::clone(&self.hub), Arc::clone(&self.log));
+        let hints = self.committed.hints().clone();
+        tokio::spawn(async move { feed::watch_heads(log, hub, hints).await })
+    }
+
+    /// Fails over to a copy of the database as it is now. What is committed from now on is lost.
+    fn fork(&self) -> impl FnOnce() -> Batches + use<> {
+        let copy = self.place.path().join("copy");
+        std::fs::create_dir(&copy).unwrap();
+        for name in ["test.db", "test.db-wal"] {
+            std::fs::copy(self.place.path().join(name), copy.join(name)).unwrap();
+        }
+        let log = Arc::clone(&self.log);
+        move || {
+            let (committed, batches) = Committed::channel(1_000);
+            let path = copy.join("test.db");
+            let store = SqliteStore::open(&Settings::default(), &path, committed, &[]).unwrap();
+            assert!(log.copy.set(store).is_ok(), "it fails over once");
+            batches
+        }
     }
 
     fn open(&self, number: i64, from: Option<u64>) -> Subscription {
@@ -319,4 +367,141 @@ async fn a_reader_that_is_catching_up_is_told_to_close_before_the_rest_of_the_lo
     assert_eq!(close, Close::Done);
     assert!(told <= page, "{told} were told, and not only what was read");
     assert!(subscription.next().await.is_none(), "nothing follows");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_an_event_alone_has_it_read_from_the_log() {
+    let mut node = node();
+    make(&mut node, 1, 1).await;
+    let following = node.follow();
+    let mut subscription = node.open(1, None);
+    until_ready(&mut subscription).await;
+    for message in ["one", "two", "three"] {
+        node.report(message).await;
+    }
+    let hints = node.committed.hints().clone();
+    hints.give(Hint::UpTo(school(1), 6));
+    for seq in 4..=6 {
+        assert_eq!(next_event(&mut subscription).await, seq);
+    }
+    // A number that is not in the log is no reason to wait for it.
+    hints.give(Hint::UpTo(school(1), 1_000_000));
+    node.report("four").await;
+    hints.give(Hint::UpTo(school(1), 7));
+    assert_eq!(next_event(&mut subscription).await, 7);
+    following.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hints_about_a_school_without_listeners_cost_no_read_and_no_memory() {
+    let mut node = node();
+    let own = make(&mut node, 1, 1).await;
+    let others = make(&mut node, 2, 1).await;
+    let following = node.follow();
+    let hints = node.committed.hints().clone();
+    hints.give(Hint::Events(others.clone()));
+    hints.give(Hint::UpTo(school(2), 1_000));
+    hints.give(Hint::HistoryChanged(school(2)));
+    // Nor is what this node commits kept for nobody.
+    node.committed.send(own).await.unwrap();
+    node.committed.round_trip().await.unwrap();
+    support::until("the hints are taken", async || hints.counts().late == 3).await;
+    assert_eq!(node.hub.schools(), 0);
+    assert_eq!(node.log.stretches.load(Ordering::SeqCst), 0);
+    following.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_without_any_hint_arrives_by_the_comparison_of_heads() {
+    let mut node = node();
+    make(&mut node, 1, 1).await;
+    let (following, comparing) = (node.follow(), node.compare_heads());
+    let mut subscription = node.open(1, None);
+    until_ready(&mut subscription).await;
+    for seq in 4..=6 {
+        node.report("lost").await;
+        assert_eq!(next_event(&mut subscription).await, seq);
+    }
+    // One query for all schools, and no read of what is up to date.
+    let stretches = node.log.stretches.load(Ordering::SeqCst);
+    assert!(stretches <= 4, "{stretches} reads for 3 events");
+    following.abort();
+    comparing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_reader_misses_nothing_that_is_committed_while_it_reads() {
+    let mut node = node();
+    make(&mut node, 1, 1).await;
+    let following = node.follow();
+    let mut subscription = node.open(1, Some(1));
+    // It listens, and has not read anything: the hub knows no head yet.
+    node.report("meanwhile").await;
+    node.committed.hints().give(Hint::UpTo(school(1), 4));
+    let told = until_ready(&mut subscription).await;
+    let seqs: Vec<u64> = told.iter().map(|event| event.seq).collect();
+    assert_eq!(seqs, [2, 3, 4]);
+    node.report("after").await;
+    node.committed.hints().give(Hint::UpTo(school(1), 5));
+    assert_eq!(next_event(&mut subscription).await, 5);
+    following.abort();
+}
+
+/// The subjects, numbers and resets that a subscription tells until it is ready again.
+async fn until_reset(subscription: &mut Subscription) -> Vec<Arc<Event>> {
+    loop {
+        if let Delivery::Control(Control::Reset(_)) = subscription.next().await.expect("it goes on")
+        {
+            return until_ready(subscription).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn live_readers_of_a_log_that_lost_events_are_reset() {
+    let mut node = node();
+    let first = make(&mut node, 1, 1).await;
+    let (following, comparing) = (node.follow(), node.compare_heads());
+    node.committed.send(first).await.unwrap();
+    let mut subscription = node.open(1, None);
+    until_ready(&mut subscription).await;
+    let fail_over = node.fork();
+    let lost = node.report("lost").await;
+    node.committed.send(lost).await.unwrap();
+    assert_eq!(next_event(&mut subscription).await, 4);
+    let _batches = fail_over();
+    let states = until_reset(&mut subscription).await;
+    assert_eq!(states.last().unwrap().seq, 3, "as the log has it");
+    following.abort();
+    comparing.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn live_readers_are_reset_when_a_number_is_assigned_again() {
+    for is_told_of_the_event in [true, false] {
+        let mut node = node();
+        let first = make(&mut node, 1, 1).await;
+        let following = node.follow();
+        node.committed.send(first).await.unwrap();
+        let mut subscription = node.open(1, None);
+        until_ready(&mut subscription).await;
+        let fail_over = node.fork();
+        let lost = node.report("lost").await;
+        node.committed.send(lost).await.unwrap();
+        assert_eq!(next_event(&mut subscription).await, 4);
+        let mut batches = fail_over();
+        let report = |text: &str| job("a", "progress", json!({ "message": text }));
+        let store = node.log.copy.get().unwrap();
+        let reports = vec![report("another"), report("and one more")];
+        store.append(school(1), reports).await.unwrap();
+        let events = batches.try_recv().unwrap();
+        let hints = node.committed.hints();
+        hints.give(match is_told_of_the_event {
+            true => Hint::Events(events),
+            false => Hint::UpTo(school(1), 5),
+        });
+        let states = until_reset(&mut subscription).await;
+        assert_eq!(states.last().unwrap().seq, 5, "as the log has it");
+        following.abort();
+    }
 }

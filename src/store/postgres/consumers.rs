@@ -13,8 +13,9 @@ use crate::id::SchoolId;
 use crate::log::StoreError;
 use crate::log::consumers::{
     Begun, Change, Consumers, DeadLetter, DeadLetterPage, Place, Progress, SetAside, Standing,
-    Total, Tried,
+    Total, Tried, lease_of,
 };
+use crate::log::leases::Fence;
 use crate::store::columns::{from_millis, millis};
 use crate::store::numbers::{signed, unsigned};
 
@@ -168,18 +169,21 @@ async fn place(conn: &mut AsyncPgConnection, name: &str, school: SchoolId) -> Qu
     })
 }
 
+/// Moves a cursor. Returns false, and writes nothing, if the fence is not the last one of the notifier's lease. The row of
+/// the lease is locked until the end of the transaction, so that it cannot pass to another node meanwhile.
 async fn moves(
     conn: &mut AsyncPgConnection,
-    name: &str,
+    (name, fence): (&str, Fence),
     school: SchoolId,
     seq: u64,
     progress: &Progress,
-) -> QueryResult<()> {
+) -> QueryResult<bool> {
     let tried = progress.tried;
     let (failed_at, cause) = progress.failed.clone().unzip();
-    diesel::sql_query(
-        "INSERT INTO notifier_cursors (school_id, name, seq, delivered, failed, dead, tried_seq, attempts, delivered_at, failed_at, cause) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+    let written = diesel::sql_query(
+        "WITH held AS (SELECT 1 FROM leases WHERE name = $12 AND fence = $13 FOR SHARE) \
+         INSERT INTO notifier_cursors (school_id, name, seq, delivered, failed, dead, tried_seq, attempts, delivered_at, failed_at, cause) \
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 FROM held \
          ON CONFLICT (school_id, name) DO UPDATE SET \
              seq = GREATEST(notifier_cursors.seq, excluded.seq), \
              delivered = notifier_cursors.delivered + excluded.delivered, \
@@ -201,8 +205,13 @@ async fn moves(
     .bind::<Nullable<BigInt>, _>(progress.delivered.map(millis))
     .bind::<Nullable<BigInt>, _>(failed_at.map(millis))
     .bind::<Nullable<Text>, _>(cause.as_deref().map(text))
+    .bind::<Text, _>(lease_of(name))
+    .bind::<BigInt, _>(signed(fence.0))
     .execute(conn)
     .await?;
+    if written == 0 {
+        return Ok(false);
+    }
     if let Some(letter) = &progress.dead {
         bury(conn, name, school, letter).await?;
     }
@@ -222,7 +231,7 @@ async fn moves(
             .execute(conn)
             .await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 async fn put(
@@ -395,13 +404,17 @@ impl Consumers for PostgresStore {
     async fn notifier_moves(
         &self,
         name: &str,
+        fence: Fence,
         school: SchoolId,
         seq: u64,
         progress: Progress,
     ) -> Result<(), StoreError> {
         let mut write = self.write().await?;
-        let moved = moves(&mut write, name, school, seq, &progress).await;
-        write.end(moved).await
+        let moved = moves(&mut write, (name, fence), school, seq, &progress).await;
+        match write.end(moved).await? {
+            true => Ok(()),
+            false => Err(StoreError::Fenced),
+        }
     }
 
     async fn notifiers(&self, school: SchoolId) -> Result<(Vec<Standing>, u64), StoreError> {

@@ -10,12 +10,13 @@ use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 
 use super::backend::Backend;
 use super::readers::Read;
-use super::{Fact, PostgresStore, read};
+use super::schema::schools;
+use super::{Fact, PostgresStore, read, rows};
 use crate::id::{Epoch, Place, SchoolId};
 use crate::log::writer::Receipts;
 use crate::log::{Allowance, Bounds, Envelope, Journal, Log, Meter, Page, StoreError, Stretch};
 use crate::scope::Scope;
-use crate::store::columns::uptime_millis;
+use crate::store::columns::{place, uptime_millis};
 use crate::store::numbers::unsigned;
 use crate::store::turns::{Asker, Length};
 use crate::uptime::UptimeClock;
@@ -71,6 +72,24 @@ impl Log for PostgresStore {
     /// A standby that was promoted may have assigned numbers again.
     fn numbers_are_unique(&self) -> bool {
         false
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    async fn heads(&self, ids: &[SchoolId]) -> Result<Vec<(SchoolId, Place)>, StoreError> {
+        let wanted: Vec<i64> = ids.iter().map(|id| id.get()).collect();
+        let mut own = self.look().await?;
+        let found = schools::table
+            .filter(schools::school_id.eq_any(wanted))
+            .filter(schools::head.gt(0))
+            .select((schools::school_id, schools::head, schools::head_tag))
+            .load::<(i64, i64, Option<i64>)>(&mut *own)
+            .await;
+        let head = |(id, head, tag)| Ok((rows::school(id)?, place(head, tag)));
+        let heads = found.and_then(|rows| rows.into_iter().map(head).collect());
+        own.end(heads).await
     }
 
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {

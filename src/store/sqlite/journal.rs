@@ -27,6 +27,11 @@ impl Log for SqliteStore {
         !self.is_cut
     }
 
+    async fn heads(&self, schools: &[SchoolId]) -> Result<Vec<(SchoolId, Place)>, StoreError> {
+        let schools = schools.to_vec();
+        self.look(move |conn| read::heads(conn, &schools)).await
+    }
+
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
         self.read_for_streams(school, move |conn| read::bounds(conn, school))
             .await

@@ -49,6 +49,23 @@ pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResu
     Ok(bounds)
 }
 
+/// Returns the places of the newest events of these schools.
+pub(super) fn heads(
+    conn: &mut SqliteConnection,
+    schools: &[SchoolId],
+) -> QueryResult<Vec<(SchoolId, Place)>> {
+    let ids = schools.iter().map(|school| school.get());
+    let rows: Vec<(i64, i64, Option<i64>)> = schools::table
+        .filter(schools::school_id.eq_any(ids))
+        .select((schools::school_id, schools::head, schools::head_tag))
+        .load(conn)?;
+    let head = |(school, head, tag): (i64, i64, Option<i64>)| {
+        let school = school.try_into().map_err(|_| unreadable("a school id"))?;
+        Ok((school, place(head, tag)))
+    };
+    rows.into_iter().map(head).collect()
+}
+
 /// Returns the tag of an event that is in the log.
 pub(super) fn tag_at(
     conn: &mut SqliteConnection,

@@ -1,5 +1,6 @@
 //! Test servers, tokens, and one client for all three transports.
 
+pub(crate) mod bus;
 pub(crate) mod clients;
 pub(crate) mod commands;
 pub(crate) mod devtools;
@@ -13,6 +14,7 @@ pub(crate) mod pgbouncer;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod redis;
 pub(crate) mod store;
 
 use std::sync::Arc;

@@ -1,0 +1,122 @@
+//! What was committed here and waits to be published.
+//!
+//! Commits of a school that wait merge into one message. If more waits than the bounds allow, events are replaced with
+//! their numbers, and numbers of too many schools are dropped: other nodes then find the events in the log.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::{Message, Outgoing, Party};
+use crate::config::{BUS_OUTBOX_BYTES, BUS_OUTBOX_SCHOOLS, BUS_PUBLISH_BYTES};
+use crate::event::Event;
+use crate::id::SchoolId;
+
+/// Collects what is to be published. See the module documentation.
+#[derive(Default)]
+pub struct Outbox {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Schools of which something waits, in the order in which it began to.
+    order: VecDeque<SchoolId>,
+    waiting: HashMap<SchoolId, Waiting>,
+    /// Bytes of the events that wait.
+    bytes: usize,
+    /// Schools of which something was dropped.
+    dropped: u64,
+}
+
+/// What waits of a school.
+#[derive(Default)]
+struct Waiting {
+    /// The newest `seq`.
+    seq: u64,
+    /// The newest events, without a gap up to `seq`. Empty if only the number is published.
+    events: Vec<Arc<Event>>,
+    bytes: usize,
+    is_number_only: bool,
+}
+
+impl Outbox {
+    /// Takes committed events. Never waits.
+    pub fn take(&self, events: &[Arc<Event>]) {
+        let mut state = self.state();
+        for of_school in events.chunk_by(|one, next| one.school == next.school) {
+            state.take(of_school);
+        }
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Waits until there is something to publish, and returns it, in messages of at most `max_bytes`. What is committed
+    /// until the next call waits together.
+    pub async fn next(&self, sender: Party, max_bytes: usize) -> Vec<Outgoing> {
+        loop {
+            let waiting = self.state().next();
+            if !waiting.is_empty() {
+                let encode = |(school, own): (SchoolId, Waiting)| {
+                    Message::encode(sender, school, own.seq, &own.events, max_bytes)
+                };
+                return waiting.into_iter().flat_map(encode).collect();
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// Returns how often something about a school was dropped, even its number.
+    pub fn dropped(&self) -> u64 {
+        self.state().dropped
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take(&mut self, events: &[Arc<Event>]) {
+        let (first, last) = (&events[0], &events[events.len() - 1]);
+        if !self.waiting.contains_key(&first.school) {
+            if self.waiting.len() == BUS_OUTBOX_SCHOOLS {
+                self.dropped += 1;
+                return;
+            }
+            self.order.push_back(first.school);
+        }
+        let own = self.waiting.entry(first.school).or_default();
+        let follows = own.events.is_empty() || own.seq + 1 == first.seq;
+        own.seq = own.seq.max(last.seq);
+        let more: usize = events.iter().map(|event| event.bytes()).sum();
+        if own.is_number_only || !follows || self.bytes + more > BUS_OUTBOX_BYTES {
+            self.bytes -= own.bytes;
+            (own.events, own.bytes) = (Vec::new(), 0);
+            own.is_number_only = true;
+            return;
+        }
+        own.events.extend(events.iter().map(Arc::clone));
+        own.bytes += more;
+        self.bytes += more;
+    }
+
+    /// Takes out what waits of the first schools, up to a bound.
+    fn next(&mut self) -> Vec<(SchoolId, Waiting)> {
+        let (mut next, mut bytes) = (Vec::new(), 0);
+        while bytes < BUS_PUBLISH_BYTES
+            && let Some(school) = self.order.pop_front()
+        {
+            let Some(own) = self.waiting.remove(&school) else {
+                continue;
+            };
+            self.bytes -= own.bytes;
+            // A number has a size, too.
+            bytes += own.bytes.max(crate::event::EVENT_BASE_BYTES);
+            next.push((school, own));
+        }
+        next
+    }
+}

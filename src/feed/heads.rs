@@ -1,0 +1,87 @@
+//! Compares the heads of the logs with what the hub was offered.
+//!
+//! Hints of other nodes' commits may be lost, all of them if the bus is down. So the heads of the schools in the hub's
+//! memory are compared every [`HEADS_PERIOD`], and at once if somebody may have missed a hint. One query covers many
+//! schools. What is behind becomes a hint like any other.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::config::{HEADS_BATCH, HEADS_PAUSE, HEADS_PERIOD, HOLE_WAIT};
+use crate::hub::Hub;
+use crate::id::{Place, SchoolId};
+use crate::log::{Hint, Hints, Log, Look, StoreError};
+
+/// Compares heads until it is dropped.
+pub async fn watch_heads(log: Arc<dyn Log>, hub: Arc<Hub>, hints: Hints) {
+    let mut due = Instant::now() + HEADS_PERIOD;
+    let mut is_failing = false;
+    loop {
+        let look = tokio::select! {
+            look = hints.asked() => look,
+            () = sleep_until(due) => Look { all: true, ..Look::default() },
+        };
+        if look.all {
+            due = Instant::now() + HEADS_PERIOD;
+        }
+        match compare(&*log, &hub, &hints, &look).await {
+            Ok(()) => is_failing = false,
+            Err(StoreError::Stopped) => return,
+            Err(error) if is_failing => tracing::debug!(%error, "heads could not be compared"),
+            Err(error) => {
+                tracing::warn!(%error, "the heads of the logs could not be compared; retrying");
+                is_failing = true;
+            }
+        }
+        sleep(HEADS_PAUSE).await;
+    }
+}
+
+/// Compares the heads of these schools, and gives a hint about each that is behind.
+async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result<(), StoreError> {
+    // Before the log is read: what the hub was offered until now must be in the log.
+    let mut positions = hub.positions();
+    positions.retain(|(school, _)| look.all || look.schools.contains(school));
+    let mut behind = Vec::new();
+    for part in positions.chunks(HEADS_BATCH) {
+        let schools: Vec<SchoolId> = part.iter().map(|(school, _)| *school).collect();
+        let heads: HashMap<_, _> = log.heads(&schools).await?.into_iter().collect();
+        for (school, position) in part {
+            let head = heads.get(school).copied().unwrap_or_default();
+            match position.head {
+                Some(known) if is_lost(known, head) => {
+                    hints.give(Hint::HistoryChanged(*school));
+                }
+                Some(known) if known.seq == head.seq => {}
+                _ if head.seq == 0 => {}
+                _ => behind.push((*school, head.seq)),
+            }
+        }
+    }
+    if !look.all || behind.is_empty() {
+        give(hints, behind);
+        return Ok(());
+    }
+    // Events of busy schools are on their way. The log is read only for those that do not arrive.
+    sleep(HOLE_WAIT).await;
+    behind.retain(|(school, head)| {
+        let next = hub.position(*school).and_then(|own| own.next());
+        next.is_none_or(|next| *head >= next)
+    });
+    give(hints, behind);
+    Ok(())
+}
+
+fn give(hints: &Hints, behind: Vec<(SchoolId, u64)>) {
+    for (school, head) in behind {
+        hints.give(Hint::UpTo(school, head));
+    }
+}
+
+/// Whether the log no longer has the event that was offered last.
+fn is_lost(known: Place, head: Place) -> bool {
+    let is_other = known.tag.is_some() && head.tag.is_some() && known.tag != head.tag;
+    head.seq < known.seq || head.seq == known.seq && is_other
+}

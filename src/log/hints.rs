@@ -1,0 +1,253 @@
+//! Hints about events that another node, or another handle to the same database, has committed.
+//!
+//! A hint is never the truth: it says where to look in the log, and may contain the events so that nobody has to look.
+//! It may be lost, late, doubled or out of order. Therefore the queue is bounded, and giving a hint never waits: if the
+//! queue is full, the hint is dropped, and a [`Look`] at the log replaces it.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, mpsc};
+
+use crate::config::{HINT_LOOKS_MAX, HINT_QUEUE, HINT_QUEUE_BYTES};
+use crate::event::{Event, is_dense};
+use crate::id::SchoolId;
+
+/// What may have happened in a school's log.
+#[derive(Debug, Clone)]
+pub enum Hint {
+    /// These events were committed. They are of one school, and without a gap.
+    Events(Vec<Arc<Event>>),
+    /// Events up to this `seq` were committed.
+    UpTo(SchoolId, u64),
+    /// The log may have lost its newest events, and may have assigned their numbers again.
+    HistoryChanged(SchoolId),
+}
+
+impl Hint {
+    /// Returns how many bytes the hint counts for in the queue.
+    fn bytes(&self) -> usize {
+        match self {
+            Hint::Events(events) => events.iter().map(|event| event.bytes()).sum(),
+            Hint::UpTo(..) | Hint::HistoryChanged(_) => 0,
+        }
+    }
+
+    /// Returns the school, unless the hint says nothing.
+    fn school(&self) -> Option<SchoolId> {
+        match self {
+            Hint::Events(events) => events.first().map(|first| first.school),
+            Hint::UpTo(school, _) | Hint::HistoryChanged(school) => Some(*school),
+        }
+    }
+}
+
+/// Which logs to compare with what the hub was offered.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Look {
+    /// Every log. `schools` is empty then.
+    pub all: bool,
+    /// The logs of these schools.
+    pub schools: HashSet<SchoolId>,
+}
+
+impl Look {
+    fn is_empty(&self) -> bool {
+        !self.all && self.schools.is_empty()
+    }
+}
+
+/// Takes hints. Clones share the queue.
+#[derive(Clone)]
+pub struct Hints {
+    queue: mpsc::Sender<Hint>,
+    state: Arc<State>,
+}
+
+/// The receiver of [`Hints`].
+pub(super) struct Hinted {
+    queue: mpsc::Receiver<Hint>,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Bytes of the events in the queue.
+    bytes: AtomicUsize,
+    look: Mutex<Look>,
+    asked: Notify,
+    counts: Counts,
+}
+
+/// Counts what became of hints.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Hints that were taken.
+    taken: AtomicU64,
+    /// Hints that were dropped because the queue was full.
+    dropped: AtomicU64,
+    /// Hints that said nothing new.
+    late: AtomicU64,
+    /// Reads of missing events from the log.
+    reads: AtomicU64,
+}
+
+/// The values of [`Counts`].
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct HintCounts {
+    /// Hints that were taken.
+    pub taken: u64,
+    /// Hints that were dropped because the queue was full. The log was compared instead.
+    pub dropped: u64,
+    /// Hints that said nothing new.
+    pub late: u64,
+    /// Reads of missing events from the log.
+    pub reads: u64,
+}
+
+impl Hints {
+    /// Creates a bounded queue.
+    pub(super) fn channel() -> (Hints, Hinted) {
+        let (sender, receiver) = mpsc::channel(HINT_QUEUE);
+        let state = Arc::<State>::default();
+        let hints = Hints {
+            queue: sender,
+            state: Arc::clone(&state),
+        };
+        let hinted = Hinted {
+            queue: receiver,
+            state,
+        };
+        (hints, hinted)
+    }
+
+    /// Takes a hint. Never waits: if there is no room, the school's log is looked at instead.
+    pub fn give(&self, hint: Hint) {
+        let Some(school) = hint.school() else {
+            return;
+        };
+        debug_assert!(
+            !matches!(&hint, Hint::Events(events) if !is_dense(events)),
+            "a hint has no hole"
+        );
+        let bytes = hint.bytes();
+        let waiting = self.state.bytes.fetch_add(bytes, Ordering::Relaxed);
+        // An event may be larger than the bound; it is taken if nothing else waits.
+        let fits = waiting == 0 || waiting + bytes <= HINT_QUEUE_BYTES;
+        if fits && self.queue.try_send(hint).is_ok() {
+            self.state.counts.taken.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.state.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.state.counts.dropped.fetch_add(1, Ordering::Relaxed);
+        self.look_at(school);
+    }
+
+    /// Asks for a look at a school's log, because hints about it may have been missed.
+    pub fn look_at(&self, school: SchoolId) {
+        let mut look = self.state.look();
+        if !look.all {
+            look.schools.insert(school);
+        }
+        if look.schools.len() > HINT_LOOKS_MAX {
+            look.all = true;
+            look.schools = HashSet::new();
+        }
+        drop(look);
+        self.state.asked.notify_one();
+    }
+
+    /// Asks for a look at every log that the hub follows.
+    pub fn look_at_all(&self) {
+        *self.state.look() = Look {
+            all: true,
+            schools: HashSet::new(),
+        };
+        self.state.asked.notify_one();
+    }
+
+    /// Waits until somebody asks for a look, and returns where to look.
+    pub async fn asked(&self) -> Look {
+        loop {
+            let look = std::mem::take(&mut *self.state.look());
+            if !look.is_empty() {
+                return look;
+            }
+            self.state.asked.notified().await;
+        }
+    }
+
+    /// Returns what became of hints since the start.
+    pub fn counts(&self) -> HintCounts {
+        let counts = &self.state.counts;
+        let value = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        HintCounts {
+            taken: value(&counts.taken),
+            dropped: value(&counts.dropped),
+            late: value(&counts.late),
+            reads: value(&counts.reads),
+        }
+    }
+}
+
+impl Hinted {
+    /// Waits for the next hint. Returns `None` when all senders are gone.
+    pub(super) async fn recv(&mut self) -> Option<Hint> {
+        let hint = self.queue.recv().await?;
+        self.state.bytes.fetch_sub(hint.bytes(), Ordering::Relaxed);
+        Some(hint)
+    }
+
+    /// Counts a hint that said nothing new.
+    pub(super) fn was_late(&self) {
+        self.state.counts.late.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a read of missing events.
+    pub(super) fn has_read(&self) {
+        self.state.counts.reads.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl State {
+    fn look(&self) -> MutexGuard<'_, Look> {
+        self.look.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn school(number: usize) -> SchoolId {
+        i64::try_from(number).unwrap().try_into().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_takes_no_hint_and_asks_for_a_look_at_the_log_instead() {
+        let (hints, mut hinted) = Hints::channel();
+        for number in 1..=HINT_QUEUE + 2 {
+            hints.give(Hint::UpTo(school(number), 1));
+        }
+        let look = hints.asked().await;
+        let expected = HashSet::from([school(HINT_QUEUE + 1), school(HINT_QUEUE + 2)]);
+        assert_eq!((look.all, look.schools), (false, expected));
+        let counts = hints.counts();
+        assert_eq!((counts.taken, counts.dropped), (HINT_QUEUE as u64, 2));
+        for number in 1..=HINT_QUEUE {
+            let hint = hinted.recv().await;
+            assert!(matches!(hint, Some(Hint::UpTo(own, 1)) if own == school(number)));
+        }
+    }
+
+    #[tokio::test]
+    async fn where_to_look_is_bounded_whatever_is_missed() {
+        let (hints, _hinted) = Hints::channel();
+        for number in 1..=2 * HINT_LOOKS_MAX {
+            hints.look_at(school(number));
+        }
+        let look = hints.asked().await;
+        assert!(look.all && look.schools.is_empty());
+    }
+}

@@ -1,6 +1,8 @@
 //! The command line.
 
 mod client;
+#[cfg(feature = "postgres")]
+mod copy;
 mod demo;
 mod http_version;
 mod new_epoch;
@@ -76,6 +78,9 @@ enum Command {
     Token(token::Arguments),
     /// Reset the cursors of all clients, after restoring a backup.
     NewEpoch(new_epoch::Arguments),
+    /// Copy a SQLite database into an empty Postgres database.
+    #[cfg(feature = "postgres")]
+    Copy(copy::Arguments),
     /// Watch a scope: live progress bars, or NDJSON.
     Watch(watch::Arguments),
 }
@@ -130,6 +135,8 @@ pub fn run() -> ExitCode {
         Command::Demo(arguments) => demo::run(arguments),
         Command::Token(arguments) => token::run(arguments),
         Command::NewEpoch(arguments) => new_epoch::run(arguments),
+        #[cfg(feature = "postgres")]
+        Command::Copy(arguments) => copy::run(arguments),
         Command::Watch(arguments) => watch::run(arguments),
     };
     match outcome {

@@ -401,3 +401,9 @@ pub const POSTGRES_UNKNOWN_WAIT: Duration = Duration::from_secs(20);
 pub const MISSES_MAX: u32 = 2;
 /// Number of connections of a node to Postgres for small writes beside the log.
 pub const POSTGRES_ASIDE_CONNECTIONS: usize = 2;
+/// Number of rows that `tidings copy` copies at a time.
+pub const COPY_PAGE: usize = 500;
+/// Number of subjects that it copies at a time. They can be large.
+pub const COPY_SUBJECTS: usize = 100;
+/// Interval at which it reports its progress, unless on a terminal.
+pub const COPY_REPORT_PERIOD: Duration = Duration::from_secs(5);

@@ -216,6 +216,9 @@ pub enum Cell {
 /// An entity that belongs to a subject and has its own row, as a violation belongs to a characteristic. A subject's parts
 /// are numbered 1, 2, 3, …, and are written in the same transaction as the subject.
 pub trait PartOf {
+    /// Returns its subject.
+    fn subject(&self) -> &SubjectId;
+
     /// Returns its number within the subject.
     fn number(&self) -> u64;
 
@@ -237,6 +240,10 @@ pub trait PartOf {
 pub enum NoPart {}
 
 impl PartOf for NoPart {
+    fn subject(&self) -> &SubjectId {
+        match *self {}
+    }
+
     fn number(&self) -> u64 {
         match *self {}
     }
@@ -437,6 +444,11 @@ kinds! {
 }
 
 impl Part {
+    /// See [`PartOf::subject`].
+    pub fn subject(&self) -> &SubjectId {
+        self.own().subject()
+    }
+
     /// See [`PartOf::number`].
     pub fn number(&self) -> u64 {
         self.own().number()

@@ -1,6 +1,8 @@
 //! Implementations of the [log's ports](crate::log).
 
 mod columns;
+#[cfg(feature = "postgres")]
+pub mod copy;
 mod numbers;
 #[cfg(feature = "postgres")]
 pub mod postgres;

@@ -405,6 +405,10 @@ impl Violation {
 }
 
 impl PartOf for Violation {
+    fn subject(&self) -> &SubjectId {
+        &self.characteristic_id
+    }
+
     fn number(&self) -> u64 {
         self.number
     }

@@ -42,6 +42,27 @@ pub(super) struct Move {
     answer_bytes: i64,
 }
 
+impl Move {
+    /// Returns the move for events or states that are imported. The import sets the head at its end.
+    pub(super) fn of_import(
+        school: SchoolId,
+        expected: Option<i64>,
+        stamp: i64,
+        group: &Decisions,
+    ) -> Move {
+        let bytes = group.events.iter().map(|event| event.bytes());
+        Move {
+            school,
+            expected,
+            stamp,
+            head: group.events.last().map_or(0, |event| signed(event.seq)),
+            head_tag: None,
+            bytes: signed(bytes.sum::<usize>()),
+            answer_bytes: 0,
+        }
+    }
+}
+
 #[derive(QueryableByName)]
 struct Moved {
     #[diesel(sql_type = BigInt)]

@@ -312,6 +312,58 @@ async fn bury(
     Ok(())
 }
 
+/// Registers a notifier of another store, without places.
+pub(super) async fn register(
+    conn: &mut AsyncPgConnection,
+    name: &str,
+    not_before: Option<DateTime<Utc>>,
+) -> QueryResult<()> {
+    diesel::insert_into(notifiers::table)
+        .values((
+            notifiers::name.eq(name),
+            notifiers::not_before.eq(not_before.map(millis)),
+        ))
+        .on_conflict_do_nothing()
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Writes a notifier's place of another store.
+pub(super) async fn import(
+    conn: &mut AsyncPgConnection,
+    school: SchoolId,
+    standing: &Standing,
+    place: &Place,
+    letters: &[DeadLetter],
+) -> QueryResult<()> {
+    use notifier_cursors as cursors;
+    let (failed_at, cause) = standing.last_failure.clone().unzip();
+    diesel::insert_into(cursors::table)
+        .values((
+            cursors::school_id.eq(school.get()),
+            cursors::name.eq(&standing.name),
+            cursors::seq.eq(signed(standing.seq)),
+            cursors::delivered.eq(signed(standing.delivered)),
+            cursors::failed.eq(signed(standing.failed)),
+            cursors::dead.eq(signed(standing.dead)),
+            cursors::tried_seq.eq(place.tried.map(|tried| signed(tried.seq))),
+            cursors::attempts.eq(place.tried.map_or(0, |tried| tried.attempts.into())),
+            cursors::delivered_at.eq(standing.delivered_at.map(millis)),
+            cursors::failed_at.eq(failed_at.map(millis)),
+            cursors::cause.eq(cause.as_deref().map(text)),
+        ))
+        .execute(conn)
+        .await?;
+    for own in &place.set_aside {
+        put(conn, &standing.name, school, own).await?;
+    }
+    for letter in letters {
+        bury(conn, &standing.name, school, letter).await?;
+    }
+    Ok(())
+}
+
 async fn standings(
     conn: &mut AsyncPgConnection,
     school: SchoolId,

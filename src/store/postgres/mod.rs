@@ -16,6 +16,7 @@ mod catalog;
 mod commit;
 mod connect;
 mod consumers;
+mod import;
 mod journal;
 mod leases;
 mod lists;
@@ -39,6 +40,7 @@ use tokio::sync::Mutex;
 
 use self::backend::Backend;
 pub use self::connect::{Address, AddressError};
+pub use self::import::{Import, ImportError};
 use self::migrations::{Migrated, migrate};
 use self::readers::Readers;
 use self::writes::{Write, Writes};
@@ -66,10 +68,18 @@ pub enum OpenError {
         /// The migration that a program must know.
         needed: String,
     },
+    /// `tidings copy` has not completed the database.
+    #[error(
+        "`{0}` is an incomplete copy of another database; run `tidings copy` again to complete it, or use another database"
+    )]
+    Incomplete(String),
     /// A thread cannot be started.
     #[error("a thread of the store cannot be started: {0}")]
     Thread(#[from] std::io::Error),
 }
+
+/// The key in `meta` of the epoch of the database that is being copied into this one.
+const COPIED_FROM: &str = "copied_from";
 
 /// The store on Postgres.
 pub struct PostgresStore {
@@ -186,6 +196,14 @@ async fn prepare(address: &Address, notifiers: &[String]) -> Result<Found, OpenE
         return Err(OpenError::Newer { database, needed });
     }
     conn.batch_execute("BEGIN").await.map_err(database_error)?;
+    let copied_from: Vec<Fact> = diesel::sql_query("SELECT value FROM meta WHERE key = $1")
+        .bind::<Text, _>(COPIED_FROM)
+        .load(&mut conn)
+        .await
+        .map_err(database_error)?;
+    if !copied_from.is_empty() {
+        return Err(OpenError::Incomplete(address.database().to_owned()));
+    }
     let own = Epoch::generate().to_string();
     let fixed = fact_or(&mut conn, "epoch", &own)
         .await

@@ -21,6 +21,8 @@ use crate::config::{SWEEP_BATCH, SWEEP_BATCH_BYTES};
 use crate::event::{Class, Draft, Event};
 use crate::id::{Epoch, SchoolId};
 use crate::kind::{known_kind, known_status, known_type};
+#[cfg(feature = "postgres")]
+use crate::store::copy::UsedKey;
 use crate::store::numbers::{signed, unsigned};
 
 /// A row of `idempotency_answers`.
@@ -69,6 +71,44 @@ pub(super) fn find_key(
         .select(KeyRow::as_select())
         .first(conn)
         .optional()
+}
+
+/// Returns uses of keys of a school after `after`, in the order of the keys, with the answers that are not in the log.
+#[cfg(feature = "postgres")]
+pub(super) fn list(
+    conn: &mut SqliteConnection,
+    epoch: Epoch,
+    school: SchoolId,
+    after: &str,
+    limit: usize,
+) -> QueryResult<Vec<UsedKey>> {
+    let rows: Vec<(KeyRow, i64)> = idempotency_keys::table
+        .filter(idempotency_keys::school_id.eq(school.get()))
+        .filter(idempotency_keys::key.gt(after))
+        .order(idempotency_keys::key)
+        .limit(signed(limit))
+        .select((KeyRow::as_select(), idempotency_keys::created_at))
+        .load(conn)?;
+    let mut used = Vec::with_capacity(rows.len());
+    for (row, created_at) in rows {
+        let kept: Option<AnswerRow> = idempotency_answers::table
+            .find((row.school_id, &row.key))
+            .select(AnswerRow::as_select())
+            .first(conn)
+            .optional()?;
+        let answer = kept.map(|kept| kept.into_event(&row, epoch)).transpose()?;
+        let subject = row.subject_id.parse();
+        used.push(UsedKey {
+            answer,
+            kind: known_kind(&row.kind).ok_or_else(|| unreadable("a kind"))?,
+            subject: subject.map_err(|_| unreadable("a subject id"))?,
+            seq: unsigned(row.seq),
+            used_at: from_millis(created_at)?,
+            key: row.key,
+            fingerprint: row.fingerprint,
+        });
+    }
+    Ok(used)
 }
 
 /// What it was answered. Nothing if the answer was dropped, or is from before answers were kept.

@@ -135,6 +135,19 @@ impl SqliteStore {
         })
     }
 
+    /// Returns uses of idempotency keys of a school after this key, in the order of the keys.
+    #[cfg(feature = "postgres")]
+    pub(in crate::store) async fn used_keys(
+        &self,
+        school: SchoolId,
+        after: String,
+        limit: usize,
+    ) -> Result<Vec<crate::store::copy::UsedKey>, StoreError> {
+        let epoch = self.epoch;
+        self.look(move |conn| answers::list(conn, epoch, school, &after, limit))
+            .await
+    }
+
     /// Runs a small separate write on the writer.
     async fn aside<T: Send + 'static>(
         &self,

@@ -30,7 +30,9 @@ use self::sources::*;
 struct Bench {
     store: Box<dyn Store>,
     committed: Batches,
-    place: TempDir,
+    place: Arc<TempDir>,
+    /// The places that this one is a copy of.
+    origins: Vec<Arc<TempDir>>,
     settings: Settings,
 }
 
@@ -53,19 +55,20 @@ fn open_postgres(place: &TempDir, settings: &Settings, committed: Committed) -> 
     Box::new(PostgresStore::open(settings, address, committed, &[]).unwrap())
 }
 
-fn bench_in(open: Open, place: TempDir, settings: Settings) -> Bench {
+fn bench_in(open: Open, place: Arc<TempDir>, settings: Settings) -> Bench {
     let (committed, receiver) = Committed::channel(1_000);
     let store = open(&place, &settings, committed);
     Bench {
         store,
         committed: receiver,
         place,
+        origins: Vec::new(),
         settings,
     }
 }
 
 fn bench(open: Open, settings: Settings) -> Bench {
-    bench_in(open, tempfile::tempdir().unwrap(), settings)
+    bench_in(open, Arc::new(tempfile::tempdir().unwrap()), settings)
 }
 
 macro_rules! stores {
@@ -237,7 +240,10 @@ impl Bench {
 
     fn reopened_without_closing(self, open: Open) -> Bench {
         drop(self.store);
-        bench_in(open, self.place, self.settings)
+        Bench {
+            origins: self.origins,
+            ..bench_in(open, self.place, self.settings)
+        }
     }
 
     /// What would be found if the process died now: a copy of the place, opened.
@@ -247,13 +253,19 @@ impl Bench {
             let file = file.unwrap();
             std::fs::copy(file.path(), place.path().join(file.file_name())).unwrap();
         }
-        bench_in(open, place, self.settings.clone())
+        let mut cut_off = bench_in(open, Arc::new(place), self.settings.clone());
+        cut_off.origins.clone_from(&self.origins);
+        cut_off.origins.push(Arc::clone(&self.place));
+        cut_off
     }
 
     async fn reopened(self, open: Open) -> Bench {
         self.store.close().await.unwrap();
         drop(self.store);
-        bench_in(open, self.place, self.settings)
+        Bench {
+            origins: self.origins,
+            ..bench_in(open, self.place, self.settings)
+        }
     }
 }
 

@@ -1,0 +1,277 @@
+//! Takes in everything of another store: see `tidings copy`. The epoch and the numbers of the events stay, so that clients go
+//! on with the cursors that they have.
+//!
+//! Each school is one transaction. While the import is not complete, `meta` says which database it comes from: no server
+//! opens the database, and an import that was interrupted continues after the schools that are complete.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Nullable, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+
+use super::backend::stamp;
+use super::commit::{Move, commit};
+use super::migrations::{Migrated, migrate};
+use super::schema::schools;
+use super::{Address, COPIED_FROM, Fact, OpenError, answers, consumers, database_error, fact_or};
+use crate::event::Event;
+use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::kind::Part;
+use crate::log::consumers::{DeadLetter, Place as NotifierPlace, Standing};
+use crate::log::decide::Decisions;
+use crate::log::facts::{Moment, Stored};
+use crate::log::{Bounds, StoreError};
+use crate::store::columns::{millis, tag_bits};
+use crate::store::copy::UsedKey;
+use crate::store::numbers::signed;
+use crate::uptime::Uptime;
+
+/// Why a database cannot take in another one.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// It cannot be reached or used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It contains something else.
+    #[error(
+        "`{0}` is not empty; name a database without schools, for example a new one (`createdb`)"
+    )]
+    NotEmpty(String),
+}
+
+impl From<StoreError> for ImportError {
+    fn from(error: StoreError) -> ImportError {
+        ImportError::Open(error.into())
+    }
+}
+
+/// A database that takes in another one.
+pub struct Import {
+    conn: AsyncPgConnection,
+    /// The school in progress, and the stamp of its row.
+    school: Option<(SchoolId, Option<i64>)>,
+}
+
+impl Import {
+    /// Begins or continues to take in the database with this epoch.
+    pub async fn begin(
+        address: &Address,
+        epoch: Epoch,
+        uptime: Uptime,
+    ) -> Result<Import, ImportError> {
+        let mut conn = address.connect().await?;
+        if let Migrated::Newer(needed) = migrate(&mut conn).await.map_err(database_error)? {
+            let database = address.database().to_owned();
+            return Err(OpenError::Newer { database, needed }.into());
+        }
+        let (epoch, uptime) = (epoch.to_string(), uptime.millis().to_string());
+        let begun = async {
+            conn.batch_execute("BEGIN; LOCK TABLE meta").await?;
+            let origin = diesel::sql_query("SELECT value FROM meta WHERE key = $1")
+                .bind::<Text, _>(COPIED_FROM)
+                .load::<Fact>(&mut conn)
+                .await?;
+            let is_same = origin.iter().any(|own| own.value == epoch);
+            let first: Option<i64> = schools::table
+                .select(schools::school_id)
+                .first(&mut conn)
+                .await
+                .optional()?;
+            let own = diesel::sql_query("SELECT value FROM meta WHERE key = 'epoch'")
+                .load::<Fact>(&mut conn)
+                .await?;
+            if !is_same && (first.is_some() || !own.is_empty()) {
+                conn.batch_execute("ROLLBACK").await?;
+                return QueryResult::Ok(false);
+            }
+            for (key, value) in [
+                (COPIED_FROM, &epoch),
+                ("epoch", &epoch),
+                ("uptime", &uptime),
+            ] {
+                fact_or(&mut conn, key, value).await?;
+            }
+            conn.batch_execute("COMMIT").await?;
+            Ok(true)
+        };
+        match begun.await.map_err(database_error)? {
+            true => Ok(Import { conn, school: None }),
+            false => Err(ImportError::NotEmpty(address.database().to_owned())),
+        }
+    }
+
+    /// Begins a school. Returns false if it is complete already.
+    pub async fn begin_school(&mut self, school: SchoolId) -> Result<bool, StoreError> {
+        let conn = &mut self.conn;
+        let begun = async {
+            conn.batch_execute("BEGIN").await?;
+            let row: Option<i64> = schools::table
+                .find(school.get())
+                .select(schools::stamp)
+                .first(conn)
+                .await
+                .optional()?;
+            if row.is_some() {
+                conn.batch_execute("ROLLBACK").await?;
+            }
+            QueryResult::Ok(row.is_none())
+        };
+        let begins = begun.await.map_err(database_error)?;
+        self.school = begins.then_some((school, None));
+        Ok(begins)
+    }
+
+    /// Adds events, the oldest first.
+    pub async fn events(&mut self, events: Vec<Arc<Event>>) -> Result<(), StoreError> {
+        let mut group = Decisions::default();
+        group.events = events;
+        self.write(&group).await
+    }
+
+    /// Adds states of subjects.
+    pub async fn subjects(
+        &mut self,
+        kind: Kind,
+        states: Vec<(SubjectId, Stored)>,
+    ) -> Result<(), StoreError> {
+        let school = self.current().0;
+        let mut group = Decisions::default();
+        let states = states.into_iter();
+        group.states = states
+            .map(|(id, stored)| ((school, kind, id), stored))
+            .collect();
+        self.write(&group).await
+    }
+
+    /// Adds parts of subjects.
+    pub async fn parts(&mut self, kind: Kind, parts: Vec<Part>) -> Result<(), StoreError> {
+        let school = self.current().0;
+        let address = |part: &Part| ((school, kind, part.subject().clone()), part.number());
+        let parts = parts.into_iter().map(|part| (address(&part), part));
+        let mut group = Decisions::default();
+        group.parts = parts.collect();
+        self.write(&group).await
+    }
+
+    /// Adds uses of idempotency keys.
+    pub async fn keys(&mut self, keys: &[UsedKey]) -> Result<(), StoreError> {
+        let (school, _) = self.current();
+        let answers = keys
+            .iter()
+            .map(|own| own.answer.as_ref().map(answers::to_json));
+        let answers: Vec<Option<String>> = answers.collect();
+        let bytes = keys
+            .iter()
+            .filter_map(|own| Some(answers::bytes(&own.key, own.answer.as_ref()?)));
+        let bytes: i64 = bytes.sum();
+        macro_rules! column {
+            ($own:ident => $value:expr) => {
+                keys.iter().map(|$own| $value).collect::<Vec<_>>()
+            };
+        }
+        let written = diesel::sql_query(
+            "INSERT INTO idempotency_keys (school_id, key, fingerprint, kind, subject_id, seq, created_at, answer) \
+             SELECT $1, k.* FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::text[]) AS k",
+        )
+        .bind::<BigInt, _>(school.get())
+        .bind::<Array<Text>, _>(column!(own => own.key.as_str()))
+        .bind::<Array<Text>, _>(column!(own => own.fingerprint.as_str()))
+        .bind::<Array<Text>, _>(column!(own => own.kind.collection()))
+        .bind::<Array<Text>, _>(column!(own => own.subject.as_str()))
+        .bind::<Array<BigInt>, _>(column!(own => signed(own.seq)))
+        .bind::<Array<BigInt>, _>(column!(own => millis(own.used_at)))
+        .bind::<Array<Nullable<Text>>, _>(answers)
+        .execute(&mut self.conn)
+        .await;
+        written.map_err(database_error)?;
+        let counted = diesel::update(schools::table.find(school.get()))
+            .set(schools::answer_bytes.eq(schools::answer_bytes + bytes))
+            .execute(&mut self.conn)
+            .await;
+        counted.map(drop).map_err(database_error)
+    }
+
+    /// Adds the place of a notifier, with what it has set aside and given up.
+    pub async fn notifier(
+        &mut self,
+        standing: &Standing,
+        place: &NotifierPlace,
+        letters: &[DeadLetter],
+    ) -> Result<(), StoreError> {
+        let (school, _) = self.current();
+        let written = consumers::import(&mut self.conn, school, standing, place, letters).await;
+        written.map_err(database_error)
+    }
+
+    /// Ends a school with the bounds of its log.
+    pub async fn end_school(&mut self, bounds: Bounds) -> Result<(), StoreError> {
+        let (school, _) = self.current();
+        let ended = async {
+            diesel::update(schools::table.find(school.get()))
+                .set((
+                    schools::head.eq(signed(bounds.head.seq)),
+                    schools::head_tag.eq(tag_bits(bounds.head)),
+                    schools::floor.eq(signed(bounds.floor.seq)),
+                    schools::floor_tag.eq(tag_bits(bounds.floor)),
+                ))
+                .execute(&mut self.conn)
+                .await?;
+            self.conn.batch_execute("COMMIT").await
+        };
+        ended.await.map_err(database_error)?;
+        self.school = None;
+        Ok(())
+    }
+
+    /// Completes the import: servers can open the database now.
+    pub async fn end(
+        mut self,
+        not_before: &[(String, Option<DateTime<Utc>>)],
+    ) -> Result<(), StoreError> {
+        let ended = async {
+            self.conn.batch_execute("BEGIN").await?;
+            for (name, at) in not_before {
+                consumers::register(&mut self.conn, name, *at).await?;
+            }
+            diesel::sql_query("DELETE FROM meta WHERE key = $1")
+                .bind::<Text, _>(COPIED_FROM)
+                .execute(&mut self.conn)
+                .await?;
+            // What was copied is planned for from the beginning.
+            self.conn.batch_execute("COMMIT; ANALYZE").await
+        };
+        ended.await.map_err(database_error)
+    }
+
+    fn current(&self) -> (SchoolId, Option<i64>) {
+        self.school.expect("a school has begun")
+    }
+
+    async fn write(&mut self, group: &Decisions) -> Result<(), StoreError> {
+        let (school, expected) = self.current();
+        let own = Move::of_import(school, expected, stamp(), group);
+        let now = Moment {
+            at: DateTime::UNIX_EPOCH,
+            uptime: Uptime::default(),
+        };
+        let written = commit(
+            &mut self.conn,
+            group,
+            std::slice::from_ref(&own),
+            false,
+            now,
+        )
+        .await;
+        match written.map_err(database_error)?.is_empty() {
+            false => {
+                self.school = Some((school, Some(own.stamp)));
+                Ok(())
+            }
+            true => Err(StoreError::Database(
+                "another program has written to the database during the copy".into(),
+            )),
+        }
+    }
+}

@@ -23,6 +23,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("log", 5),
     ("hub", 5),
     ("store", 6),
+    ("cluster", 7),
     ("feed", 7),
     ("lease", 7),
     ("publish", 7),

@@ -10,15 +10,17 @@ use tokio::time::Instant;
 
 use crate::app::{PublishService, Stopping, SubscribeService};
 use crate::auth::{KeyError, Keys};
+use crate::cluster::{Cluster, Differs, Identity, Vitals};
 use crate::config::{ConfigError, DISPATCH_QUEUE, READY_WAIT, Settings, TASKS_STOP_MAX};
 use crate::dispatch::{self, Dispatcher};
 use crate::feed::Feed;
 use crate::hub::Hub;
 use crate::lease::{self, Lease};
+use crate::log::nodes::Fingerprint;
 use crate::log::{Committed, Log, Store, StoreError};
 use crate::metrics::Metrics;
 use crate::notify::{self, Notifier, NotifierError, Notifiers};
-use crate::presence::Presence;
+use crate::presence::{Presence, Together};
 use crate::publish::Publisher;
 use crate::refusals::Refusals;
 use crate::store::sqlite::{self, OpenError, SqliteStore};
@@ -42,6 +44,9 @@ pub enum StartError {
     /// The database cannot be opened.
     #[error("database {0}")]
     Open(#[from] OpenError),
+    /// A running node over the same database has another secret.
+    #[error(transparent)]
+    Differs(#[from] Differs),
 }
 
 impl StartError {
@@ -51,6 +56,7 @@ impl StartError {
             StartError::Key(error) => error.setting(),
             StartError::Open(OpenError::InUse(_)) => None,
             StartError::Open(_) => Some(Settings::of_database(figment)),
+            StartError::Differs(differs) => Some(differs.setting),
             StartError::Config(_) | StartError::Notifier(_) => None,
         };
         match setting {
@@ -77,6 +83,9 @@ pub enum NotReady {
     Failing(Arc<str>),
 }
 
+/// The state of the connection to other nodes where there are none.
+const NO_BUS: &str = "none";
+
 /// A running Tidings. Share it in an `Arc`. Its tasks end with it.
 pub struct Tidings {
     settings: Arc<Settings>,
@@ -89,12 +98,13 @@ pub struct Tidings {
     notifiers: Arc<Notifiers>,
     /// Held while this node deletes what is past retention.
     sweep: Arc<Lease>,
+    cluster: Arc<Cluster>,
     metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
     committed: Committed,
     stopping: Arc<Stopping>,
     /// The address on which the server listens, once it does.
-    address: OnceLock<SocketAddr>,
+    address: Arc<OnceLock<SocketAddr>>,
     tasks: Tasks,
     /// The tasks of the dispatcher, which continue until the store has stopped.
     dispatching: Tasks,
@@ -137,7 +147,30 @@ impl Tidings {
         ));
         let debts = Arc::new(Debts::new(RateLimit::for_event_bytes(&settings)));
         let publisher = Publisher::new(Arc::clone(&store), Arc::clone(&debts));
-        let presence = Arc::new(Presence::new(Arc::clone(&store), publisher.clone()));
+        let metrics = Arc::<Metrics>::default();
+        let address = Arc::<OnceLock<SocketAddr>>::default();
+        let cluster = {
+            let (hub, metrics) = (Arc::clone(&hub), Arc::clone(&metrics));
+            let (committed, address) = (committed.clone(), Arc::clone(&address));
+            let vitals = move || Vitals {
+                address: address.get().map(ToString::to_string),
+                streams: hub.attached() as u64,
+                events_per_sec: metrics.events_per_sec(),
+                lag: committed.waiting(),
+                bus: NO_BUS.to_owned(),
+            };
+            let secret = Fingerprint::of("jwt_secret", &keys.secret_digest());
+            let identity = Identity::new(secret, Fingerprint::of("bus_url", NO_BUS.as_bytes()));
+            Arc::new(Cluster::new(Arc::clone(&store), identity, Box::new(vitals)))
+        };
+        let presence = Arc::new(match store.is_shared() {
+            false => Presence::new(Arc::clone(&store), publisher.clone()),
+            true => {
+                let terms = lease::Terms::default();
+                let together = Together::new(&store, Arc::clone(&cluster), terms);
+                Presence::among(Arc::clone(&store), publisher.clone(), together)
+            }
+        });
         let notifiers = Arc::new(Notifiers::new(&store, &feed, all));
         let tasks = Tasks::default();
         let dispatching = tasks.group();
@@ -155,7 +188,6 @@ impl Tidings {
         dispatching.supervise(Task::new(dispatch::NAME).ends_itself(), move || {
             Arc::clone(&dispatcher).run()
         });
-        let metrics = Arc::<Metrics>::default();
         let refusals = Arc::<Refusals>::default();
         let stopping = Arc::new(Stopping::new(settings.reconnect_spread_ms));
         let subscriber = Subscriber::new(feed, Arc::clone(&hub), &settings);
@@ -186,6 +218,7 @@ impl Tidings {
             presence,
             notifiers,
             sweep: Arc::new(sweep),
+            cluster,
             metrics,
             refusals,
             settings,
@@ -193,7 +226,7 @@ impl Tidings {
             hub,
             committed,
             stopping,
-            address: OnceLock::new(),
+            address,
             tasks,
             dispatching,
         };
@@ -203,8 +236,12 @@ impl Tidings {
 
     /// Starts the background tasks.
     fn start_tasks(&self) {
+        let cluster = Arc::clone(&self.cluster);
+        self.supervise("nodes", move || Arc::clone(&cluster).watch());
         let presence = Arc::clone(&self.presence);
         self.supervise("presence", move || Arc::clone(&presence).watch());
+        let presence = Arc::clone(&self.presence);
+        self.supervise("presence of all", move || Arc::clone(&presence).keep_all());
         let clock = self.store.uptime();
         self.supervise("uptime", move || watchdog::count_uptime(clock.clone()));
         let store = Arc::clone(&self.store);
@@ -282,6 +319,11 @@ impl Tidings {
         &self.notifiers
     }
 
+    /// Returns the nodes over the same store.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     /// Returns the server's metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
@@ -357,6 +399,17 @@ impl Tidings {
         self.hub.close_all(|| self.stopping.closing());
     }
 
+    /// Makes this node known to the others over the same store. Fails if it cannot work together with one that is running.
+    pub async fn join(&self) -> Result<(), StartError> {
+        match self.cluster.join().await {
+            Ok(joined) => joined.map_err(Into::into),
+            Err(error) => {
+                tracing::warn!(%error, "this node could not read which other nodes there are; retrying");
+                Ok(())
+            }
+        }
+    }
+
     /// Completes pending writes, closes the database, and ends every task. Tasks that do not end in time are named in the log
     /// and by [`Tasks::running`].
     pub async fn close(&self) -> Result<(), StoreError> {
@@ -366,6 +419,8 @@ impl Tidings {
             tracing::warn!(%error, "the times of the devices' last heartbeats could not be stored");
         }
         self.sweep.release().await;
+        self.presence.release().await;
+        self.cluster.leave().await;
         let closed = self.store.close().await;
         ended &= self.dispatching.end(TASKS_STOP_MAX).await;
         if !ended {

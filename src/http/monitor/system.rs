@@ -14,7 +14,7 @@ use super::page::{Html, Pages};
 use super::school;
 use super::visitor::{Rejection, Visitor};
 use crate::auth::{AuthError, Role};
-use crate::config::{METRICS_SECS, MONITOR_CHANNELS, MONITOR_CONNECTIONS};
+use crate::config::{METRICS_MEAN_SECS, METRICS_SECS, MONITOR_CHANNELS, MONITOR_CONNECTIONS};
 use crate::http::body::Base;
 use crate::http::notifiers;
 use crate::http::problem::Problem;
@@ -24,9 +24,6 @@ use crate::log::StoreError;
 use crate::log::consumers::Total;
 use crate::metrics::Second;
 use crate::service::Tidings;
-
-/// How many seconds a rate is averaged over, in addition to the current second.
-const MEAN_SECS: usize = 10;
 
 /// How many seconds a row of the table next to the charts covers.
 const TABLE_PART_SECS: usize = 30;
@@ -150,7 +147,7 @@ async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
         let values: Vec<f64> = seconds.iter().map(of).collect();
         spark(name, title, &values, METRICS_SECS)
     };
-    let lately = &seconds[seconds.len().saturating_sub(MEAN_SECS)..];
+    let lately = &seconds[seconds.len().saturating_sub(METRICS_MEAN_SECS)..];
     let events: u64 = lately.iter().map(|second| second.events).sum();
     let commits: u64 = lately.iter().map(|second| second.commits).sum();
     let micros: u64 = lately
@@ -158,7 +155,7 @@ async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
         .map(|second| second.commit_micros * second.commits)
         .sum();
     let slowest = lately.iter().map(|second| second.slowest_micros).max();
-    let per_second = events as f64 / lately.len().max(1) as f64;
+    let per_second = metrics.events_per_sec();
     let group = events as f64 / commits.max(1) as f64;
     Ok(json!({
         "events": format!("{per_second:.1}"),
@@ -179,6 +176,6 @@ async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
         "retention_events": count(settings.retention_events),
         "job_retention": span_secs(settings.job_retention_secs),
         "since": time(metrics.since(), Utc::now()),
-        "mean_secs": MEAN_SECS,
+        "mean_secs": METRICS_MEAN_SECS,
     }))
 }

@@ -14,6 +14,7 @@ use super::page::{Html, Pages};
 use super::school;
 use super::visitor::{Rejection, Visitor};
 use crate::auth::{AuthError, Role};
+use crate::cluster::is_running;
 use crate::config::{METRICS_MEAN_SECS, METRICS_SECS, MONITOR_CHANNELS, MONITOR_CONNECTIONS};
 use crate::http::body::Base;
 use crate::http::notifiers;
@@ -22,6 +23,7 @@ use crate::hub::Connection;
 use crate::id::{Channel, SchoolId};
 use crate::log::StoreError;
 use crate::log::consumers::Total;
+use crate::log::nodes::Node;
 use crate::metrics::Second;
 use crate::service::Tidings;
 
@@ -77,6 +79,7 @@ async fn of_server(
     own["server"] = server(tidings).await?;
     let totals = tidings.store().notifier_totals().await?;
     own["notifier_totals"] = totals.iter().map(notifier).collect();
+    own["nodes"] = nodes(tidings);
     own["renew_secs"] = RENEW_SECS.into();
     own["rendered_at"] = crate::wire::timestamp(Utc::now()).into();
     Ok(pages.render("system.html", &visitor.view(&base, own)))
@@ -114,6 +117,29 @@ fn connection(own: &Connection, now: DateTime<Utc>) -> Value {
         "lagging": own.depth.lagging,
         "behind_ms": behind.map_or(0, |behind| behind.num_milliseconds().max(0)),
     })
+}
+
+fn nodes(tidings: &Tidings) -> Value {
+    let now = Utc::now();
+    let (id, all) = (tidings.cluster().id(), tidings.cluster().nodes());
+    let node = |node: &Node| {
+        let own = &node.report;
+        json!({
+            "name": own.name,
+            "id": own.id.as_str(),
+            "is_own": own.id == *id,
+            "address": own.address,
+            "version": own.version,
+            "since": time(node.since, now),
+            "streams": count(own.streams),
+            "events": format!("{:.1}", own.events_per_sec),
+            "lag": count(own.lag),
+            "bus": own.bus,
+            "is_running": is_running(node),
+            "seen_at": time(node.seen_at, now),
+        })
+    };
+    all.iter().map(node).collect()
 }
 
 fn notifier(own: &Total) -> Value {

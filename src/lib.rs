@@ -62,11 +62,11 @@
 //! 10  service.rs session/              the running server; conversations, without I/O
 //!  9  app/                             permissions and rate limits of publishing and subscribing
 //!  8  subscribe/ dispatch.rs           a connection's stream; committed events for every consumer of the log
-//!     presence.rs notify/ watchdog.rs  leases of devices; webhooks, e-mail, MQTT; timers
+//!     presence/ notify/ watchdog.rs    leases of devices; webhooks, e-mail, MQTT; timers
 //!     metrics.rs refusals.rs            metrics; logging of rejected requests
 //!     relay.rs                         tells the other nodes of commits, and this node of theirs
 //!  7  feed/ publish.rs                 follows the logs, replays; commands in, receipts out
-//!     lease.rs                         work that only one node at a time does
+//!     lease.rs cluster.rs              work that only one node at a time does; the nodes over one store
 //!  6  store/ bus/                      databases; messages between nodes
 //!  5  log/ hub/                        ports of a store, decisions │ in-memory fan-out
 //!  4  auth/ wire/                      authorization; the only encoder
@@ -107,6 +107,7 @@ pub mod auth;
 pub mod bus;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod dispatch;
 pub mod event;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::config::METRICS_SECS;
+use crate::config::{METRICS_MEAN_SECS, METRICS_SECS};
 use crate::hub::Hub;
 use crate::log::{Committed, Reading, Store};
 
@@ -61,6 +61,16 @@ impl Metrics {
     /// Returns the metrics of the last seconds, oldest first; at most [`METRICS_SECS`].
     pub fn seconds(&self) -> Vec<Second> {
         self.kept().iter().copied().collect()
+    }
+
+    /// Returns how many events were committed per second, on average over the last [`METRICS_MEAN_SECS`].
+    pub fn events_per_sec(&self) -> f64 {
+        let seconds = self.kept();
+        let lately = seconds.iter().rev().take(METRICS_MEAN_SECS);
+        let (count, events) = lately.fold((0_usize, 0), |(count, events), second| {
+            (count + 1, events + second.events)
+        });
+        events as f64 / count.max(1) as f64
     }
 
     /// Counts a rejected request, with the setting whose limit was reached.

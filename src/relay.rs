@@ -111,6 +111,15 @@ impl Relay {
         self.bus.name()
     }
 
+    /// Returns the name of the bus, and whether it works.
+    pub fn status(&self) -> String {
+        let state = match self.meter.read().connected {
+            true => "connected",
+            false => "not connected",
+        };
+        format!("{}, {state}", self.bus.name())
+    }
+
     /// Returns this node's id.
     pub fn node(&self) -> NodeId {
         self.party.node

@@ -11,15 +11,17 @@ use tokio::time::Instant;
 use crate::app::{PublishService, Stopping, SubscribeService};
 use crate::auth::{KeyError, Keys};
 use crate::bus::{Bus, NodeId, local::LocalBus};
+use crate::cluster::{Cluster, Differs, Identity, Vitals};
 use crate::config::{ConfigError, DISPATCH_QUEUE, Database, READY_WAIT, Settings, TASKS_STOP_MAX};
 use crate::dispatch::{self, Dispatcher};
 use crate::feed::Feed;
 use crate::hub::Hub;
 use crate::lease::{self, Lease};
+use crate::log::nodes::Fingerprint;
 use crate::log::{Committed, Log, Store, StoreError};
 use crate::metrics::Metrics;
 use crate::notify::{self, Notifier, NotifierError, Notifiers};
-use crate::presence::Presence;
+use crate::presence::{Presence, Together};
 use crate::publish::Publisher;
 use crate::refusals::Refusals;
 use crate::relay::Relay;
@@ -50,6 +52,9 @@ pub enum StartError {
     #[cfg(feature = "postgres")]
     #[error("database: {0}")]
     Postgres(#[from] postgres::OpenError),
+    /// A running node over the same database has another secret.
+    #[error(transparent)]
+    Differs(#[from] Differs),
 }
 
 impl StartError {
@@ -61,6 +66,7 @@ impl StartError {
             StartError::Open(_) => Some(Settings::of_database(figment)),
             #[cfg(feature = "postgres")]
             StartError::Postgres(_) => Some("database_url"),
+            StartError::Differs(differs) => Some(differs.setting),
             StartError::Config(_) | StartError::Notifier(_) => None,
         };
         match setting {
@@ -87,6 +93,9 @@ pub enum NotReady {
     Failing(Arc<str>),
 }
 
+/// The state of the connection to other nodes where there are none.
+const NO_BUS: &str = "none";
+
 /// A running Tidings. Share it in an `Arc`. Its tasks end with it.
 pub struct Tidings {
     settings: Arc<Settings>,
@@ -101,12 +110,13 @@ pub struct Tidings {
     notifiers: Arc<Notifiers>,
     /// Held while this node deletes what is past retention.
     sweep: Arc<Lease>,
+    cluster: Arc<Cluster>,
     metrics: Arc<Metrics>,
     refusals: Arc<Refusals>,
     committed: Committed,
     stopping: Arc<Stopping>,
     /// The address on which the server listens, once it does.
-    address: OnceLock<SocketAddr>,
+    address: Arc<OnceLock<SocketAddr>>,
     tasks: Tasks,
     /// The tasks of the dispatcher, which continue until the store has stopped.
     dispatching: Tasks,
@@ -151,7 +161,39 @@ impl Tidings {
         ));
         let debts = Arc::new(Debts::new(RateLimit::for_event_bytes(&settings)));
         let publisher = Publisher::new(Arc::clone(&store), Arc::clone(&debts));
-        let presence = Arc::new(Presence::new(Arc::clone(&store), publisher.clone()));
+        let metrics = Arc::<Metrics>::default();
+        let relay = store.is_shared().then(|| {
+            let log = Arc::clone(&store) as Arc<dyn Log>;
+            Relay::new(bus, NodeId::generate(), log, Arc::clone(&hub), &committed)
+        });
+        let address = Arc::<OnceLock<SocketAddr>>::default();
+        let cluster = {
+            let (hub, metrics) = (Arc::clone(&hub), Arc::clone(&metrics));
+            let (committed, address) = (committed.clone(), Arc::clone(&address));
+            let own = relay.as_ref().map(Arc::clone);
+            let vitals = move || Vitals {
+                address: address.get().map(ToString::to_string),
+                streams: hub.attached() as u64,
+                events_per_sec: metrics.events_per_sec(),
+                lag: committed.waiting(),
+                bus: own
+                    .as_ref()
+                    .map_or_else(|| NO_BUS.to_owned(), |relay| relay.status()),
+            };
+            let secret = Fingerprint::of("jwt_secret", &keys.secret_digest());
+            let bus = relay.as_ref().and_then(|relay| relay.fingerprint());
+            let bus = bus.unwrap_or_else(|| NO_BUS.to_owned());
+            let identity = Identity::new(secret, Fingerprint::of("bus_url", bus.as_bytes()));
+            Arc::new(Cluster::new(Arc::clone(&store), identity, Box::new(vitals)))
+        };
+        let presence = Arc::new(match store.is_shared() {
+            false => Presence::new(Arc::clone(&store), publisher.clone()),
+            true => {
+                let terms = lease::Terms::default();
+                let together = Together::new(&store, Arc::clone(&cluster), terms);
+                Presence::among(Arc::clone(&store), publisher.clone(), together)
+            }
+        });
         let notifiers = Arc::new(Notifiers::new(&store, &feed, all));
         let tasks = Tasks::default();
         let dispatching = tasks.group();
@@ -169,11 +211,6 @@ impl Tidings {
         dispatching.supervise(Task::new(dispatch::NAME).ends_itself(), move || {
             Arc::clone(&dispatcher).run()
         });
-        let relay = store.is_shared().then(|| {
-            let log = Arc::clone(&store) as Arc<dyn Log>;
-            Relay::new(bus, NodeId::generate(), log, Arc::clone(&hub), &committed)
-        });
-        let metrics = Arc::<Metrics>::default();
         let refusals = Arc::<Refusals>::default();
         let stopping = Arc::new(Stopping::new(settings.reconnect_spread_ms));
         let subscriber = Subscriber::new(feed, Arc::clone(&hub), &settings);
@@ -204,6 +241,7 @@ impl Tidings {
             presence,
             notifiers,
             sweep: Arc::new(sweep),
+            cluster,
             metrics,
             refusals,
             settings,
@@ -212,7 +250,7 @@ impl Tidings {
             relay,
             committed,
             stopping,
-            address: OnceLock::new(),
+            address,
             tasks,
             dispatching,
         };
@@ -226,8 +264,12 @@ impl Tidings {
             // Like the dispatcher, until the store has stopped.
             relay.start(&self.dispatching);
         }
+        let cluster = Arc::clone(&self.cluster);
+        self.supervise("nodes", move || Arc::clone(&cluster).watch());
         let presence = Arc::clone(&self.presence);
         self.supervise("presence", move || Arc::clone(&presence).watch());
+        let presence = Arc::clone(&self.presence);
+        self.supervise("presence of all", move || Arc::clone(&presence).keep_all());
         let clock = self.store.uptime();
         self.supervise("uptime", move || watchdog::count_uptime(clock.clone()));
         let store = Arc::clone(&self.store);
@@ -303,6 +345,11 @@ impl Tidings {
     /// Returns the notifiers.
     pub fn notifiers(&self) -> &Notifiers {
         &self.notifiers
+    }
+
+    /// Returns the nodes over the same store.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
     }
 
     /// Returns the server's metrics.
@@ -385,6 +432,17 @@ impl Tidings {
         self.hub.close_all(|| self.stopping.closing());
     }
 
+    /// Makes this node known to the others over the same store. Fails if it cannot work together with one that is running.
+    pub async fn join(&self) -> Result<(), StartError> {
+        match self.cluster.join().await {
+            Ok(joined) => joined.map_err(Into::into),
+            Err(error) => {
+                tracing::warn!(%error, "this node could not read which other nodes there are; retrying");
+                Ok(())
+            }
+        }
+    }
+
     /// Completes pending writes, closes the database, and ends every task. Tasks that do not end in time are named in the log
     /// and by [`Tasks::running`].
     pub async fn close(&self) -> Result<(), StoreError> {
@@ -394,6 +452,8 @@ impl Tidings {
             tracing::warn!(%error, "the times of the devices' last heartbeats could not be stored");
         }
         self.sweep.release().await;
+        self.presence.release().await;
+        self.cluster.leave().await;
         let closed = self.store.close().await;
         ended &= self.dispatching.end(TASKS_STOP_MAX).await;
         if !ended {

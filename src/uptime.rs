@@ -11,6 +11,9 @@
 //! stands still for a while longer, and no timeout is applied ([`UptimeClock::is_catching_up`]) until they have been
 //! processed.
 //!
+//! Several nodes over one store count one uptime: each moves its clock ahead to the highest ([`UptimeClock::advance_to`]),
+//! so that the time during which any of them listened counts.
+//!
 //! The store saves the uptime with every commit, and every [`UPTIME_PERIOD`](crate::config::UPTIME_PERIOD) without one.
 //! A server that is killed loses at most this much uptime.
 
@@ -92,6 +95,13 @@ impl UptimeClock {
         self.read().now()
     }
 
+    /// Moves the clock ahead to what another node counted, while this one did not run or did not exist. It never moves back.
+    /// No messages waited here meanwhile, so there is nothing to catch up with, and whether the clock is catching up does not
+    /// change.
+    pub fn advance_to(&self, uptime: Uptime) {
+        self.read().advance_to(uptime);
+    }
+
     /// Whether the process was not running, and messages from that time may not have been processed. No timeout is
     /// applied meanwhile.
     pub fn is_catching_up(&self) -> bool {
@@ -147,6 +157,10 @@ impl Ticks {
 
     fn now(&self) -> Uptime {
         self.saved + self.listened
+    }
+
+    fn advance_to(&mut self, uptime: Uptime) {
+        self.saved = self.saved + uptime.since(self.now());
     }
 
     fn is_catching_up(&self) -> bool {
@@ -213,6 +227,28 @@ mod tests {
         let first = clock.now();
         assert!(first >= Uptime::from_millis(5_000) && clock.now() >= first);
         assert!(clock.was_cut_off());
+    }
+
+    #[test]
+    fn the_clock_is_moved_ahead_and_never_back_and_goes_on_from_there() {
+        let start = Instant::now();
+        let mut ticks = Ticks::begin(Uptime::from_millis(1_000), GAPS, start);
+        let mut at = |millis, to| {
+            ticks.read(start + Duration::from_millis(millis));
+            ticks.advance_to(Uptime::from_millis(to));
+            (ticks.now().millis(), ticks.is_catching_up())
+        };
+        assert_eq!(at(100, 500), (1_100, false), "not back");
+        assert_eq!(at(100, 60_000), (60_000, false), "and nothing waits here");
+        assert_eq!(at(300, 60_100), (60_200, false));
+        // After a gap the clock stands still, wherever it is moved.
+        assert_eq!(at(6_300, 70_000), (70_000, true));
+        assert_eq!(at(6_700, 60_000), (70_000, true));
+        assert_eq!(at(7_100, 0), (70_000, true));
+        assert_eq!(at(7_500, 0), (70_000, true));
+        assert_eq!(at(7_900, 0), (70_000, true));
+        assert_eq!(at(8_300, 0), (70_000, false));
+        assert_eq!(at(8_400, 0), (70_100, false));
     }
 
     #[test]

@@ -209,9 +209,7 @@ impl PublishService {
         mut envelopes: Vec<Envelope>,
         allowance: Arc<Allowance>,
     ) -> Result<Vec<Result<Receipt, CommandError>>, StoreError> {
-        for envelope in &mut envelopes {
-            self.presence.complete(school, envelope);
-        }
+        self.presence.complete(school, &mut envelopes).await?;
         let commands = envelopes.len();
         let began = Instant::now();
         let receipts = self

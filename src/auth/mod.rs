@@ -268,6 +268,7 @@ pub struct Keys {
     ticket_grace: TimeDelta,
     issuer: Option<String>,
     audience: Option<String>,
+    secret_digest: [u8; 32],
 }
 
 /// The keys that verify tokens. There is one source, so it is always clear who issued a token.
@@ -316,6 +317,11 @@ impl Keys {
             }
             (None, None) => None,
         };
+        let secret_digest = Sha256::new()
+            .chain_update(b"tidings secret\0")
+            .chain_update(secret.reveal().as_bytes())
+            .finalize()
+            .into();
         // If public keys are configured, the secret signs only tickets.
         let sign = public
             .is_none()
@@ -341,6 +347,7 @@ impl Keys {
             ticket_grace: TimeDelta::seconds(settings.ticket_grace_secs.into()),
             issuer: settings.jwt_issuer.clone(),
             audience: settings.jwt_audience.clone(),
+            secret_digest,
         })
     }
 
@@ -382,6 +389,11 @@ impl Keys {
             expires_at: session_end,
             returns_until,
         })
+    }
+
+    /// Returns a digest of the secret, by which nodes compare theirs without revealing them.
+    pub fn secret_digest(&self) -> [u8; 32] {
+        self.secret_digest
     }
 
     /// Whether there is a file for [`Keys::watch`] to watch.

@@ -245,6 +245,11 @@ pub(super) async fn launch(rocket: Rocket<Build>) -> Result<(), Failure> {
     let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
     if let Some(tidings) = &tidings {
         raise_open_files(tidings.settings());
+        let joined = tidings.join().await;
+        if let Err(error) = joined {
+            http::close(tidings).await?;
+            return Err(error.found_in(rocket.figment()).into());
+        }
     }
     let figment = rocket.figment().clone();
     let served = rocket.launch().await;

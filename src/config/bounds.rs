@@ -243,6 +243,19 @@ pub const WATCHDOG_PERIOD: Duration = Duration::from_secs(1);
 pub const PRESENCE_FLUSH_PERIOD: Duration = Duration::from_secs(10);
 /// Interval between two checks for expired leases.
 pub const PRESENCE_PERIOD: Duration = Duration::from_millis(250);
+/// Interval at which a node shares the heartbeats of devices with other nodes.
+pub const PRESENCE_SHARE_PERIOD: Duration = Duration::from_secs(1);
+/// How long after the end of a lease a node waits for heartbeats that other nodes have heard: two more attempts to share
+/// them.
+pub const PRESENCE_GRACE: Duration = Duration::from_secs(3);
+/// Interval at which one node reads which devices are not offline, to look after those that no node hears any more.
+pub const PRESENCE_SCAN: Duration = Duration::from_secs(10);
+/// Interval at which a node reports to the others.
+pub const NODE_PERIOD: Duration = Duration::from_secs(2);
+/// A node that has not reported for this long is shown as gone.
+pub const NODE_GONE: Duration = Duration::from_secs(10);
+/// A node that has not reported for this long is forgotten.
+pub const NODE_FORGOTTEN: Duration = Duration::from_secs(3_600);
 /// Devices saved or read at a time. Other work gets a turn in between.
 pub const PRESENCE_BATCH: usize = 500;
 /// How long a lease lasts that its holder does not renew. Then another node takes over.
@@ -370,6 +383,8 @@ pub const MONITOR_CONNECTIONS: usize = 200;
 pub const MONITOR_CHANNELS: usize = 4;
 /// Seconds for which a school's events are counted, one figure for each second.
 pub const RATE_SECS: usize = 60;
+/// Seconds over which a rate of the server is averaged.
+pub const METRICS_MEAN_SECS: usize = 10;
 /// Seconds for which the server keeps its own metrics.
 pub const METRICS_SECS: usize = 300;
 /// Maximum length of a reader's name that is kept with a connection, in characters.

@@ -19,8 +19,10 @@ use tokio::time::timeout;
 use super::credential::AnySchool;
 use super::problem::Problem;
 use crate::auth::AuthError;
+use crate::cluster::is_running;
 use crate::config::READY_WAIT;
 use crate::log::consumers::Total;
+use crate::log::nodes::Node;
 use crate::service::Tidings;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -245,6 +247,59 @@ impl Metrics {
         );
     }
 
+    /// The nodes over the same store, as they report.
+    fn of_nodes(&mut self, nodes: &[Node]) {
+        let labels = |own: &Node| {
+            let report = &own.report;
+            vec![
+                ("node", report.id.to_string()),
+                ("name", report.name.clone()),
+            ]
+        };
+        let info = |own: &Node| {
+            let (version, bus) = (own.report.version.clone(), own.report.bus.clone());
+            let more = [("version", version), ("bus", bus)];
+            (
+                labels(own).into_iter().chain(more).collect(),
+                ConstGauge::new(1_u64),
+            )
+        };
+        let infos = Labelled(nodes.iter().map(info).collect());
+        self.add("node_info", "What a node runs", infos);
+        let mut gauge = |name: &str, help: &str, of: fn(&Node) -> f64| {
+            let all = nodes
+                .iter()
+                .map(|own| (labels(own), ConstGauge::new(of(own))));
+            self.0.register(name, help, Labelled(all.collect()));
+        };
+        gauge("node_up", "Whether a node reports", |own| {
+            f64::from(u8::from(is_running(own)))
+        });
+        gauge(
+            "node_silent_seconds",
+            "Time since a node's last report",
+            |own| own.silent.as_secs_f64(),
+        );
+        gauge(
+            "node_start_time_seconds",
+            "When a node first reported, in seconds since 1970",
+            |own| own.since.timestamp_millis() as f64 / 1e3,
+        );
+        gauge("node_streams", "Open streams of a node", |own| {
+            own.report.streams as f64
+        });
+        gauge(
+            "node_events_per_second",
+            "Events that a node commits per second, on average over the last seconds",
+            |own| own.report.events_per_sec,
+        );
+        gauge(
+            "node_lag_batches",
+            "Committed batches that a node knows of and has not handed to its streams yet",
+            |own| own.report.lag as f64,
+        );
+    }
+
     /// What was refused, and what went wrong.
     fn of_trouble(&mut self, tidings: &Tidings) {
         let refusals = tidings.metrics().refusals();
@@ -291,6 +346,7 @@ async fn metrics(
     if let Ok(Ok(totals)) = timeout(READY_WAIT, store.notifier_totals()).await {
         metrics.of_notifiers(&totals);
     }
+    metrics.of_nodes(&tidings.cluster().nodes());
     let uptime = (Utc::now() - tidings.metrics().since()).to_std();
     let uptime = ConstGauge::new(uptime.unwrap_or_default().as_secs_f64());
     metrics.add("uptime_seconds", "Time since the start", uptime);

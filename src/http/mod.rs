@@ -94,6 +94,20 @@ pub fn mount(rocket: Rocket<Build>, base: &'static str, tidings: Arc<Tidings>) -
     mount_at(rocket, base, has_home, tidings)
 }
 
+/// Makes this node known to the others before the server listens. Without this, they would reject one another's tickets.
+fn joining() -> impl Fairing {
+    AdHoc::try_on_ignite("Tidings: nodes", |rocket| async {
+        let tidings = rocket.state::<Arc<Tidings>>().map(Arc::clone);
+        match tidings.expect("it is managed").join().await {
+            Ok(()) => Ok(rocket),
+            Err(error) => {
+                tracing::error!(%error, "Tidings cannot start");
+                Err(rocket)
+            }
+        }
+    })
+}
+
 /// Mounts the routes of a running Tidings as a complete application.
 pub(crate) fn mount_alone(rocket: Rocket<Build>, tidings: Arc<Tidings>) -> Rocket<Build> {
     mount_at(rocket, "/", true, tidings)
@@ -120,5 +134,6 @@ fn mount_at(
         .attach(cors::fairing(base))
         .attach(stream::fairing())
         .attach(dead_peers::DeadPeers)
+        .attach(joining())
         .attach(shutdown::CloseStreams)
 }

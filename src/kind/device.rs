@@ -8,7 +8,8 @@
 //! A device sends a heartbeat about every ten seconds. It is offline when a whole lease passes without one, or
 //! immediately when it is reported offline (by a last will, or a health checker). `last_seen` is the time of the device's
 //! own last report. Heartbeats are counted in memory ([`crate::presence`]) and become commands only when they change
-//! something; the rules decide what that change is. A lease is measured in [uptime](crate::uptime), and a restart does
+//! something; the rules decide what that change is. Where several nodes hear a device, they share its last heartbeats
+//! ([`crate::log::beats`]). A lease is measured in [uptime](crate::uptime), and a restart does
 //! not renew it: a new server does not know which devices are still there, so a device that was online is `unknown` for
 //! the rest of its lease. A device that alternates between online and offline is marked `flapping`, not hidden.
 
@@ -104,7 +105,12 @@ pub enum Command {
     /// Updates the device's information.
     Info(Info),
     /// Enough heartbeats have arrived: the device is online.
-    Arrive(Heard),
+    Arrive {
+        /// The last one.
+        heard: Heard,
+        /// The one before it. If the device was reported offline since then, it does not count.
+        before: Option<Uptime>,
+    },
     /// The lease has expired. Contains the last heartbeat, if it is newer than the stored one.
     Expire(Option<Heard>),
     /// A heartbeat arrived; nothing else changes.
@@ -174,7 +180,8 @@ pub struct Device {
     pub last_seen: Option<DateTime<Utc>>,
     /// The seconds of silence after which it is offline.
     pub lease_secs: u32,
-    /// The start of the lease: when the device was last heard from, or when its status or lease last changed.
+    /// The start of the lease: when the device was last heard from, or when its status or lease last changed. Of a device that
+    /// is offline: since when.
     pub lease_uptime: Uptime,
     /// Whether it alternates between online and offline.
     pub flapping: bool,
@@ -305,8 +312,10 @@ pub fn apply(
             seen_at.map(heard).iter().for_each(|heard| next.hear(heard));
             next.turn(report.status, context.uptime);
         }
-        Command::Arrive(heard) => {
-            next.turn(Status::Online, context.uptime);
+        Command::Arrive { heard, before } => {
+            if next.counts(*before) {
+                next.turn(Status::Online, context.uptime);
+            }
             next.hear(heard);
         }
         Command::Expire(heard) => {
@@ -325,7 +334,11 @@ pub fn apply(
         }
         Command::Check => next.judge_flapping(context.uptime),
     }
-    if device.is_some_and(|before| is_leased_anew(before.standing(), next.standing())) {
+    let stays_offline =
+        |before: &Device| before.status == Status::Offline && next.status == Status::Offline;
+    if device.is_some_and(|before| {
+        is_leased_anew(before.standing(), next.standing()) && !stays_offline(before)
+    }) {
         next.lease_uptime = context.uptime;
     }
     let mut seq = context.next_seq;
@@ -394,7 +407,14 @@ impl Device {
 
     fn hear(&mut self, heard: &Heard) {
         self.last_seen = self.last_seen.max(Some(heard.at));
-        self.lease_uptime = self.lease_uptime.max(heard.uptime);
+        if self.status != Status::Offline {
+            self.lease_uptime = self.lease_uptime.max(heard.uptime);
+        }
+    }
+
+    /// Whether a heartbeat counts for the return of the device: not from before it went offline.
+    fn counts(&self, beat: Option<Uptime>) -> bool {
+        self.status != Status::Offline || beat.is_none_or(|beat| beat >= self.lease_uptime)
     }
 
     fn merge(&mut self, info: &Map<String, Value>, context: &Context<'_>) -> Result<(), RuleError> {
@@ -426,6 +446,21 @@ impl Device {
         let oldest = self.changes.front().filter(|_| self.flapping);
         self.check_uptime = oldest.map(|at| *at + window);
     }
+}
+
+/// Returns whether a device with this standing comes online by its last two heartbeats: they are within a lease, and it did
+/// not go offline since the first of them. `lease_uptime` is [`Device::lease_uptime`].
+pub fn arrives(
+    (status, lease_secs): Standing,
+    lease_uptime: Uptime,
+    last: Uptime,
+    before: Option<Uptime>,
+) -> bool {
+    let Some(before) = before.filter(|_| status != Status::Online) else {
+        return false;
+    };
+    let is_within = last.since(before) < Duration::from_secs(lease_secs.into());
+    is_within && (status != Status::Offline || before >= lease_uptime)
 }
 
 /// A device's status and lease in seconds.

@@ -1,12 +1,12 @@
 //! The log and the current states: the rules for writing them, and the ports through which everything else reads them.
 //!
 //! A store keeps, per school, an ordered log of events and the current state of every subject. It knows nothing of
-//! subscribers. It implements four ports; the contract suite in `tests/it/store_contract` has a part for each:
+//! subscribers. It implements six ports; the contract suite in `tests/it/store_contract` has a part for each:
 //!
 //! ```text
 //!              commands                                      reads
 //!                 │                                            │
-//!   Journal::append                        Log::*  Catalog::*  Consumers::*  Leases::*
+//!   Journal::append                        Log::*  Catalog::*  Consumers::*  Leases::*  Beats::*  Nodes::*
 //!                 ▼
 //!   writer::Writer     turns between schools, group commit          (the same for every store)
 //!                 ▼
@@ -35,6 +35,7 @@
 //! Deliberately absent: SQL, a store's threads, HTTP, and subscriptions.
 
 mod allowance;
+pub mod beats;
 pub mod catalog;
 mod command;
 mod committed;
@@ -45,9 +46,11 @@ pub mod facts;
 pub mod hints;
 pub mod journal;
 pub mod leases;
+pub mod nodes;
 pub mod writer;
 
 pub use self::allowance::{Allowance, Room};
+pub use self::beats::Beats;
 pub use self::catalog::{
     Catalog, Ending, ListPage, ListQuery, Order, Overdue, PartPage, PartQuery, Searched, Stalled,
     StoredSubject, Which,
@@ -59,8 +62,9 @@ pub use self::error::{StoreError, Waiting};
 pub use self::hints::{Hint, HintCounts, Hints, Look};
 pub use self::journal::{Bounds, Journal, LastEvent, Log, Page, Stretch};
 pub use self::leases::Leases;
+pub use self::nodes::Nodes;
 
-/// All four ports.
-pub trait Store: Journal + Catalog + Consumers + Leases {}
+/// All six ports.
+pub trait Store: Journal + Catalog + Consumers + Leases + Beats + Nodes {}
 
-impl<T: Journal + Catalog + Consumers + Leases> Store for T {}
+impl<T: Journal + Catalog + Consumers + Leases + Beats + Nodes> Store for T {}

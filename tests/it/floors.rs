@@ -24,6 +24,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("hub", 5),
     ("bus", 6),
     ("store", 6),
+    ("cluster", 7),
     ("feed", 7),
     ("lease", 7),
     ("publish", 7),

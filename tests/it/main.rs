@@ -34,6 +34,7 @@ mod decisions;
 mod demo;
 mod dependencies;
 mod devices;
+mod devices_on_nodes;
 mod disk;
 mod documentation;
 mod durability;

@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tidings::config::Settings;
+use tidings::cluster::{Cluster, Identity, Vitals};
+use tidings::config::{NODE_FORGOTTEN, Settings};
 use tidings::id::SchoolId;
 use tidings::kind::{self, job};
 use tidings::lease::{Lease, Terms};
+use tidings::log::nodes::{Fingerprint, NodeId, NodeReport};
 use tidings::log::{Committed, Envelope, Store};
 use tidings::scope::Scope;
 use tidings::store::sqlite::SqliteStore;
 use tidings::tasks::{Task, Tasks};
+use tidings::uptime::Uptime;
 use tidings::watchdog;
 
-use crate::support::until;
+use crate::support::{admin, server, until};
 
 const NODES: usize = 3;
 
@@ -155,4 +158,108 @@ async fn sweeps_at_once_delete_what_one_would_and_under_the_lease_one_sweeps() {
     .await;
     assert_eq!(holders(), 1);
     assert!(tasks.end(Duration::from_secs(30)).await);
+}
+
+fn cluster(shared: &Shared, secret: &str, bus: &str) -> Cluster {
+    let secret = Fingerprint::of("jwt_secret", secret.as_bytes());
+    let identity = Identity::new(secret, Fingerprint::of("bus_url", bus.as_bytes()));
+    let store = Arc::clone(&shared.store);
+    Cluster::new(store, identity, Box::new(Vitals::default))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_does_not_start_beside_one_that_has_another_secret() {
+    let shared = shared(&Settings::default());
+    let first = cluster(&shared, "secret", "bus");
+    first.join().await.unwrap().unwrap();
+    let same = cluster(&shared, "secret", "another bus");
+    same.join().await.unwrap().expect("it works, if slowly");
+    let other = cluster(&shared, "another secret", "bus");
+    let differs = other.join().await.unwrap().unwrap_err();
+    assert_eq!(differs.setting, "jwt_secret");
+    assert_eq!(differs.id, *first.id());
+    let text = differs.to_string();
+    let named = text.contains("`jwt_secret`") && text.contains(first.id().as_str());
+    assert!(named && !text.contains("another secret"), "{text}");
+    assert_eq!(first.nodes().len(), 1);
+    first.join().await.unwrap().unwrap();
+    assert_eq!(first.nodes().len(), 2, "the one that did not start is gone");
+    first.leave().await;
+    same.leave().await;
+    other.join().await.unwrap().unwrap();
+    assert_eq!(other.nodes().len(), 1);
+}
+
+fn elsewhere(id: &NodeId, uptime: Uptime) -> NodeReport {
+    NodeReport {
+        id: id.clone(),
+        name: "<b>else</b>".into(),
+        version: "9.8.7".into(),
+        address: Some("192.0.2.1:8000".into()),
+        streams: 4_321,
+        events_per_sec: 12.25,
+        lag: 17,
+        bus: "cut off".into(),
+        bus_fingerprint: Fingerprint::default(),
+        secret_fingerprint: Fingerprint::default(),
+        uptime,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_uptime() {
+    let server = server().await;
+    let store = server.tidings.store();
+    let id = NodeId::generate();
+    let ahead = store.uptime().now() + Duration::from_secs(3_600);
+    let report = elsewhere(&id, ahead);
+    store.node_beats(report, NODE_FORGOTTEN).await.unwrap();
+    let read = async |path: &str| {
+        let answer = server.request("GET", path, &admin()).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.text().await.unwrap()
+    };
+    let other = format!("node=\"{id}\",name=\"<b>else</b>\"");
+    let up = format!("tidings_node_up{{{other}}}");
+    until("this node has read of the other", async || {
+        read("/metrics").await.contains(&format!("{up} 1"))
+    })
+    .await;
+    assert!(store.uptime().now() >= ahead);
+    let metrics = read("/metrics").await;
+    let own = server.tidings.cluster().id();
+    for line in [
+        format!("tidings_node_info{{{other},version=\"9.8.7\",bus=\"cut off\"}} 1"),
+        format!("tidings_node_streams{{{other}}} 4321"),
+        format!("tidings_node_events_per_second{{{other}}} 12.25"),
+        format!("tidings_node_lag_batches{{{other}}} 17"),
+        format!("tidings_node_silent_seconds{{{other}}} "),
+        format!("tidings_node_up{{node=\"{own}\","),
+    ] {
+        assert!(metrics.contains(&line), "{line} is not in {metrics}");
+    }
+    let page = read("/monitor/system").await;
+    for text in [
+        id.as_str(),
+        "9.8.7",
+        "192.0.2.1:8000",
+        "4\u{202f}321",
+        "cut off",
+        "this node",
+        own.as_str(),
+    ] {
+        assert!(page.contains(text), "{text} is not in {page}");
+    }
+    assert!(page.contains("&lt;b&gt;else") && !page.contains("<b>else"));
+    // It has reported once, and no more.
+    until("it is gone", async || {
+        read("/metrics").await.contains(&format!("{up} 0"))
+    })
+    .await;
+    assert!(read("/monitor/system").await.contains("gone, last seen"));
+    store.node_leaves(&id).await.unwrap();
+    until("it is removed", async || {
+        !read("/metrics").await.contains(&up)
+    })
+    .await;
 }

@@ -94,7 +94,10 @@ fn any_device() -> impl Strategy<Value = device::Command> {
         Just(Command::Report(from(json!({"status": "online"})))),
         Just(Command::Report(from(json!({"status": "offline"})))),
         (0..3_u32).prop_map(|a| Command::Info(from(json!({"info": {"a": a}})))),
-        (0..5_000_i64).prop_map(|secs| Command::Arrive(heard(secs))),
+        (0..5_000_i64, prop::option::of(0..5_000_i64)).prop_map(|(secs, before)| Command::Arrive {
+            heard: heard(secs),
+            before: before.map(up),
+        }),
         (0..5_000_i64).prop_map(|secs| Command::Seen(heard(secs))),
         Just(Command::Expire(None)),
         Just(Command::Doubt {
@@ -210,7 +213,8 @@ proptest! {
         };
         let register = Command::Register(from(json!({"lease_secs": 30})));
         let new = device::apply(&id(), None, &register, &context(0, 1, None)).unwrap().state;
-        let mut device = apply(&new, &Command::Arrive(heard(heard_at)), heard_at, heard_at);
+        let arrive = Command::Arrive { heard: heard(heard_at), before: Some(up(heard_at)) };
+        let mut device = apply(&new, &arrive, heard_at, heard_at);
         let doubt = Command::Doubt { unwritten: Duration::from_secs(10) };
         let (mut now, mut due) = (heard_at, None);
         for (pause, wall) in pauses {

@@ -13,10 +13,12 @@ use tidings::config::notifiers::RetryPolicy;
 use tidings::event::Event;
 use tidings::id::{Cursor, Kind, Place, SchoolId, SubjectId};
 use tidings::kind::device::Device;
+use tidings::log::beats::{Beat, Beats, Shared};
 use tidings::log::consumers::{
     Begun, Change, Consumers, DeadLetterPage, Place as Standpoint, Progress, Standing, Total,
 };
 use tidings::log::leases::{Fence, Leases};
+use tidings::log::nodes::{Node, NodeId, NodeReport, Nodes};
 use tidings::log::writer::Receipts;
 use tidings::log::{
     Allowance, Catalog, Ending, Envelope, Journal, ListPage, ListQuery, Meter, Overdue, PartPage,
@@ -247,6 +249,35 @@ impl Leases for Ledger {
 
     async fn release(&self, _: &str, _: Fence) -> Result<(), StoreError> {
         Ok(())
+    }
+}
+
+#[async_trait]
+impl Beats for Ledger {
+    async fn save_beats(&self, _: Vec<Beat>) -> Result<Vec<Option<Shared>>, StoreError> {
+        unreachable!("there are no devices")
+    }
+
+    async fn beats_of(
+        &self,
+        _: Vec<(SchoolId, SubjectId)>,
+    ) -> Result<Vec<Option<Shared>>, StoreError> {
+        unreachable!("there are no devices")
+    }
+
+    async fn forget_beats(&self, _: Uptime) -> Result<(), StoreError> {
+        unreachable!("there are no devices")
+    }
+}
+
+#[async_trait]
+impl Nodes for Ledger {
+    async fn node_beats(&self, _: NodeReport, _: Duration) -> Result<Vec<Node>, StoreError> {
+        unreachable!("a runner knows no nodes")
+    }
+
+    async fn node_leaves(&self, _: &NodeId) -> Result<(), StoreError> {
+        unreachable!("a runner knows no nodes")
     }
 }
 

@@ -1,2 +1,2 @@
 DROP SEQUENCE fences;
-DROP TABLE leases, dead_letters, notifier_set_aside, notifier_cursors, notifiers, idempotency_keys, endings, counts, parts, subjects, events, schools, meta;
+DROP TABLE nodes, beats, leases, dead_letters, notifier_set_aside, notifier_cursors, notifiers, idempotency_keys, endings, counts, parts, subjects, events, schools, meta;

@@ -15,7 +15,9 @@ CREATE TABLE schools (
     floor BIGINT NOT NULL DEFAULT 0,
     floor_tag BIGINT,
     bytes BIGINT NOT NULL,
-    answer_bytes BIGINT NOT NULL DEFAULT 0
+    answer_bytes BIGINT NOT NULL DEFAULT 0,
+    -- The uptime of the last write.
+    uptime BIGINT NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 
 CREATE TABLE events (
@@ -182,3 +184,21 @@ CREATE TABLE leases (
     ends_at TIMESTAMPTZ NOT NULL
 ) WITH (fillfactor = 50);
 CREATE SEQUENCE fences;
+
+-- The last two heartbeats of each device that any node has heard. Times are uptimes.
+CREATE TABLE beats (
+    school_id BIGINT NOT NULL,
+    device_id TEXT COLLATE "C" NOT NULL,
+    last_uptime BIGINT NOT NULL,
+    last_at BIGINT NOT NULL,
+    before_uptime BIGINT,
+    PRIMARY KEY (school_id, device_id)
+) WITH (fillfactor = 50);
+
+-- The nodes that run over this database. The times are the database's own.
+CREATE TABLE nodes (
+    node_id TEXT PRIMARY KEY,
+    report TEXT NOT NULL,
+    since TIMESTAMPTZ NOT NULL,
+    seen_at TIMESTAMPTZ NOT NULL
+) WITH (fillfactor = 50);

@@ -14,7 +14,8 @@ use super::page::{Html, Pages};
 use super::school;
 use super::visitor::{Rejection, Visitor};
 use crate::auth::{AuthError, Role};
-use crate::config::{METRICS_SECS, MONITOR_CHANNELS, MONITOR_CONNECTIONS};
+use crate::cluster::is_running;
+use crate::config::{METRICS_MEAN_SECS, METRICS_SECS, MONITOR_CHANNELS, MONITOR_CONNECTIONS};
 use crate::http::body::Base;
 use crate::http::notifiers;
 use crate::http::problem::Problem;
@@ -22,11 +23,9 @@ use crate::hub::Connection;
 use crate::id::{Channel, SchoolId};
 use crate::log::StoreError;
 use crate::log::consumers::Total;
+use crate::log::nodes::Node;
 use crate::metrics::Second;
 use crate::service::Tidings;
-
-/// How many seconds a rate is averaged over, in addition to the current second.
-const MEAN_SECS: usize = 10;
 
 /// How many seconds a row of the table next to the charts covers.
 const TABLE_PART_SECS: usize = 30;
@@ -80,6 +79,7 @@ async fn of_server(
     own["server"] = server(tidings).await?;
     let totals = tidings.store().notifier_totals().await?;
     own["notifier_totals"] = totals.iter().map(notifier).collect();
+    own["nodes"] = nodes(tidings);
     own["renew_secs"] = RENEW_SECS.into();
     own["rendered_at"] = crate::wire::timestamp(Utc::now()).into();
     Ok(pages.render("system.html", &visitor.view(&base, own)))
@@ -119,6 +119,29 @@ fn connection(own: &Connection, now: DateTime<Utc>) -> Value {
     })
 }
 
+fn nodes(tidings: &Tidings) -> Value {
+    let now = Utc::now();
+    let (id, all) = (tidings.cluster().id(), tidings.cluster().nodes());
+    let node = |node: &Node| {
+        let own = &node.report;
+        json!({
+            "name": own.name,
+            "id": own.id.as_str(),
+            "is_own": own.id == *id,
+            "address": own.address,
+            "version": own.version,
+            "since": time(node.since, now),
+            "streams": count(own.streams),
+            "events": format!("{:.1}", own.events_per_sec),
+            "lag": count(own.lag),
+            "bus": own.bus,
+            "is_running": is_running(node),
+            "seen_at": time(node.seen_at, now),
+        })
+    };
+    all.iter().map(node).collect()
+}
+
 fn notifier(own: &Total) -> Value {
     json!({
         "name": own.name,
@@ -150,7 +173,7 @@ async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
         let values: Vec<f64> = seconds.iter().map(of).collect();
         spark(name, title, &values, METRICS_SECS)
     };
-    let lately = &seconds[seconds.len().saturating_sub(MEAN_SECS)..];
+    let lately = &seconds[seconds.len().saturating_sub(METRICS_MEAN_SECS)..];
     let events: u64 = lately.iter().map(|second| second.events).sum();
     let commits: u64 = lately.iter().map(|second| second.commits).sum();
     let micros: u64 = lately
@@ -158,7 +181,7 @@ async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
         .map(|second| second.commit_micros * second.commits)
         .sum();
     let slowest = lately.iter().map(|second| second.slowest_micros).max();
-    let per_second = events as f64 / lately.len().max(1) as f64;
+    let per_second = metrics.events_per_sec();
     let group = events as f64 / commits.max(1) as f64;
     Ok(json!({
         "events": format!("{per_second:.1}"),
@@ -179,6 +202,6 @@ async fn server(tidings: &Tidings) -> Result<Value, StoreError> {
         "retention_events": count(settings.retention_events),
         "job_retention": span_secs(settings.job_retention_secs),
         "since": time(metrics.since(), Utc::now()),
-        "mean_secs": MEAN_SECS,
+        "mean_secs": METRICS_MEAN_SECS,
     }))
 }

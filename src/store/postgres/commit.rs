@@ -280,6 +280,7 @@ pub(super) async fn commit(
         .bind::<Array<Nullable<Text>>, _>(keys.answer)
         .bind::<BigInt, _>(millis(now.at))
         .bind::<Text, _>(mode)
+        .bind::<BigInt, _>(uptime_millis(now.uptime))
         .load(conn)
         .await?;
     moved

@@ -7,14 +7,15 @@ locked AS (
     SELECT school_id, stamp FROM schools WHERE school_id = ANY ($1) ORDER BY school_id FOR UPDATE
 ),
 made AS (
-    INSERT INTO schools (school_id, stamp, head, head_tag, bytes, answer_bytes)
-    SELECT school_id, stamp, head, head_tag, bytes, answer_bytes FROM input WHERE expected IS NULL ORDER BY school_id
+    INSERT INTO schools (school_id, stamp, head, head_tag, bytes, answer_bytes, uptime)
+    SELECT school_id, stamp, head, head_tag, bytes, answer_bytes, $55 FROM input WHERE expected IS NULL ORDER BY school_id
     ON CONFLICT DO NOTHING
     RETURNING school_id
 ),
 moved AS (
     UPDATE schools SET stamp = input.stamp, head = input.head, head_tag = input.head_tag,
-        bytes = schools.bytes + input.bytes, answer_bytes = schools.answer_bytes + input.answer_bytes
+        bytes = schools.bytes + input.bytes, answer_bytes = schools.answer_bytes + input.answer_bytes,
+        uptime = GREATEST(schools.uptime, $55)
     FROM input JOIN locked USING (school_id)
     WHERE schools.school_id = input.school_id AND locked.stamp = input.expected
     RETURNING schools.school_id

@@ -21,6 +21,7 @@ mod journal;
 mod leases;
 mod lists;
 mod migrations;
+mod nodes;
 mod read;
 mod readers;
 mod rows;

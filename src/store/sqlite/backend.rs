@@ -15,10 +15,12 @@ use diesel::sql_types::{BigInt, Nullable};
 use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 
+use super::beats::KnownBeats;
 use super::events::EventRow;
 use super::leases::HeldLeases;
 use super::life::{self, Life, set_uptime};
 use super::lock::DatabaseLock;
+use super::nodes::KnownNodes;
 use super::parts::parts;
 use super::schema::{events, idempotency_keys, schools};
 use super::sweep::{Retention, sweep};
@@ -41,6 +43,8 @@ pub(super) struct Backend {
     conn: SqliteConnection,
     life: Life,
     pub(super) leases: HeldLeases,
+    pub(super) beats: KnownBeats,
+    pub(super) nodes: KnownNodes,
     synchronous: Synchronous,
     /// Whether the connection currently waits for the disk at each commit.
     waits_for_disk: bool,
@@ -85,6 +89,8 @@ impl Backend {
         Backend {
             conn,
             leases: HeldLeases::new(life.generation),
+            beats: KnownBeats::default(),
+            nodes: KnownNodes::default(),
             life,
             synchronous: settings.synchronous,
             waits_for_disk: true,

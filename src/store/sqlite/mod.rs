@@ -6,6 +6,7 @@
 
 mod answers;
 mod backend;
+mod beats;
 mod catalog;
 mod characteristics;
 mod check;
@@ -20,6 +21,7 @@ mod leases;
 mod life;
 mod lists;
 mod lock;
+mod nodes;
 mod notifiers;
 mod opening;
 mod parts;

@@ -2,6 +2,7 @@
 //! `stores!` and passes the same.
 
 mod lists;
+mod nodes;
 mod sources;
 
 use std::sync::Arc;
@@ -24,9 +25,10 @@ use tidings::store::sqlite::SqliteStore;
 use tidings::uptime::Uptime;
 
 use self::lists::*;
+use self::nodes::*;
 use self::sources::*;
 
-/// A store on a place that can be opened again.
+/// A store on a place that can be opened again after it was closed.
 struct Bench {
     store: Box<dyn Store>,
     committed: Batches,
@@ -71,8 +73,9 @@ fn bench(open: Open, settings: Settings) -> Bench {
     bench_in(open, Arc::new(tempfile::tempdir().unwrap()), settings)
 }
 
+/// Each store: how it is opened, and how it is opened a second time while it is open, if that is possible.
 macro_rules! stores {
-    ($($module:ident: $open:path, if $is_there:expr, also [$($also:ident)*];)*) => {$(
+    ($($module:ident: $open:path, if $is_there:expr, again $again:expr, also [$($also:ident)*];)*) => {$(
         mod $module {
             macro_rules! run {
                 ($name:ident) => {
@@ -80,6 +83,16 @@ macro_rules! stores {
                     async fn $name() {
                         if $is_there {
                             super::$name($open).await
+                        }
+                    }
+                };
+            }
+            macro_rules! race {
+                ($name:ident) => {
+                    #[tokio::test(flavor = "multi_thread")]
+                    async fn $name() {
+                        if $is_there {
+                            super::$name($open, $again).await
                         }
                     }
                 };
@@ -122,14 +135,21 @@ macro_rules! stores {
             run!(a_page_for_many_subjects_is_no_larger_than_one_for_all);
             run!(a_lease_is_held_by_one_and_its_fence_only_rises);
             run!(a_notifier_moves_only_under_the_last_fence_of_its_lease);
+            run!(heartbeats_of_several_nodes_are_merged_and_those_of_no_device_are_not_kept);
+            run!(nodes_know_each_other_until_they_leave_or_are_forgotten);
+            race!(a_device_is_held_once_whoever_asks);
+            race!(a_limit_of_subjects_is_kept_whoever_creates_them);
+            race!(a_key_is_carried_out_once_whoever_repeats_it);
+            race!(reports_of_one_job_at_two_handles_are_all_in_one_order);
             $(run!($also);)*
         }
     )*};
 }
 
 stores! {
-    sqlite: crate::store_contract::open_sqlite, if true, also [texts_of_jobs_that_end_fill_a_commit_sooner_than_others];
-    postgres: crate::store_contract::open_postgres, if crate::support::postgres::cluster().is_some(), also [];
+    sqlite: crate::store_contract::open_sqlite, if true, again None, also [texts_of_jobs_that_end_fill_a_commit_sooner_than_others];
+    postgres: crate::store_contract::open_postgres, if crate::support::postgres::cluster().is_some(),
+        again Some(crate::store_contract::open_postgres), also [];
 }
 
 fn school(number: i64) -> SchoolId {

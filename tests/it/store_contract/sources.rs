@@ -22,7 +22,7 @@ fn session(id: &str, command: enrollment::Command) -> Envelope {
     to(id, Command::Enrollment(command))
 }
 
-fn start(id: &str, device: &str) -> Envelope {
+pub(super) fn start(id: &str, device: &str) -> Envelope {
     let body = json!({"device_id": device});
     session(id, enrollment::Command::Start(read(body)))
 }
@@ -31,7 +31,7 @@ fn cancel(id: &str) -> Envelope {
     session(id, enrollment::Command::Cancel(read(json!({}))))
 }
 
-fn put_device(id: &str, body: serde_json::Value) -> Envelope {
+pub(super) fn put_device(id: &str, body: serde_json::Value) -> Envelope {
     to(id, Command::Device(device::Command::Register(read(body))))
 }
 

@@ -1,0 +1,422 @@
+//! The nodes over one store: each reports periodically, and knows what the others report.
+//!
+//! ```text
+//! vitals ─▶ report ─▶ log::nodes ─▶ all nodes ─▶ the System page, /metrics
+//!                                      ├─▶ their highest uptime: this node's clock is moved ahead to it
+//!                                      ├─▶ settings that differ: logged, or the node does not start
+//!                                      └─▶ whether a node ran before this one: Company
+//! ```
+//!
+//! On a single-node store there is one node, and everything here is trivial.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::config::{NODE_FORGOTTEN, NODE_GONE, NODE_PERIOD};
+use crate::failures::Failures;
+use crate::log::nodes::{Fingerprint, Node, NodeId, NodeReport};
+use crate::log::{Store, StoreError};
+
+/// What does not change about this node.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The process.
+    pub id: NodeId,
+    /// The name of its machine.
+    pub name: String,
+    /// The fingerprint of its secret.
+    pub secret_fingerprint: Fingerprint,
+    /// The fingerprint of the address of the bus.
+    pub bus_fingerprint: Fingerprint,
+}
+
+/// What changes about this node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Vitals {
+    /// The address on which it listens, once it does.
+    pub address: Option<String>,
+    /// Open streams.
+    pub streams: u64,
+    /// Events that it has committed per second, on average over the last seconds.
+    pub events_per_sec: f64,
+    /// Commits that it knows of and has not offered to its streams.
+    pub lag: u64,
+    /// The state of its connection to the other nodes.
+    pub bus: String,
+}
+
+/// Whether another node was running when this one started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Company {
+    /// It is not known yet whether a node that has reported lately is still running.
+    Unclear,
+    /// No: the cluster was down as a whole.
+    Alone,
+    /// Yes.
+    Others,
+}
+
+/// A running node has another value of a setting that all nodes must share.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "setting `{setting}` differs from that of the running node {name} ({id}); all nodes over one database need the same. If the other node is no longer running, start again in {} s",
+    NODE_GONE.as_secs()
+)]
+pub struct Differs {
+    /// The setting.
+    pub setting: &'static str,
+    /// The other node's name.
+    pub name: String,
+    /// The other node.
+    pub id: NodeId,
+}
+
+/// Reads the vitals of this node.
+pub type ReadVitals = Box<dyn Fn() -> Vitals + Send + Sync>;
+
+/// The nodes over one store. See the module documentation.
+pub struct Cluster {
+    store: Arc<dyn Store>,
+    identity: Identity,
+    vitals: ReadVitals,
+    known: Mutex<Known>,
+}
+
+struct Known {
+    nodes: Vec<Node>,
+    /// When this process read them.
+    read_at: Instant,
+    company: Company,
+    /// When the nodes that had begun before this one, and may still have been running, last reported as of this node's first
+    /// report. `None` before it.
+    elders: Option<HashMap<NodeId, DateTime<Utc>>>,
+    /// What was logged.
+    reported: HashSet<(NodeId, &'static str)>,
+}
+
+impl Identity {
+    /// Returns the identity of this process, with these fingerprints.
+    pub fn new(secret_fingerprint: Fingerprint, bus_fingerprint: Fingerprint) -> Identity {
+        Identity {
+            id: NodeId::generate(),
+            name: machine(),
+            secret_fingerprint,
+            bus_fingerprint,
+        }
+    }
+}
+
+/// Returns the name of this machine, as its kernel or its environment knows it.
+fn machine() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = kernel.or_else(|| std::env::var("HOSTNAME").ok());
+    let name = name.map(|name| name.trim().to_owned());
+    name.filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".to_owned())
+}
+
+impl Cluster {
+    /// Creates the view of this node, which has not reported yet.
+    pub fn new(store: Arc<dyn Store>, identity: Identity, vitals: ReadVitals) -> Cluster {
+        Cluster {
+            store,
+            identity,
+            vitals,
+            known: Mutex::new(Known {
+                nodes: Vec::new(),
+                read_at: Instant::now(),
+                company: Company::Unclear,
+                elders: None,
+                reported: HashSet::new(),
+            }),
+        }
+    }
+
+    /// Returns the id of this node.
+    pub fn id(&self) -> &NodeId {
+        &self.identity.id
+    }
+
+    /// Returns all nodes as of this node's last report, in the order in which they started.
+    pub fn nodes(&self) -> Vec<Node> {
+        let known = self.lock();
+        let passed = known.read_at.elapsed();
+        let mut nodes = known.nodes.clone();
+        nodes.iter_mut().for_each(|node| node.silent += passed);
+        nodes
+    }
+
+    /// Returns whether another node was running when this one started.
+    pub fn company(&self) -> Company {
+        self.lock().company
+    }
+
+    /// Reports for the first time. Fails if a running node has another secret: tickets and tokens of one node would be
+    /// rejected by the other.
+    pub async fn join(&self) -> Result<Result<(), Differs>, StoreError> {
+        let nodes = self.beat().await?;
+        let differing = differences(&nodes, &self.identity);
+        let differs = differing.into_iter().find(|own| own.setting == SECRET);
+        if differs.is_some() {
+            self.leave().await;
+        }
+        Ok(differs.map_or(Ok(()), Err))
+    }
+
+    /// Reports periodically until it is dropped.
+    pub async fn watch(self: Arc<Self>) {
+        let mut rounds = interval(NODE_PERIOD);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failures = Failures::default();
+        loop {
+            rounds.tick().await;
+            match self.beat().await {
+                Ok(nodes) => {
+                    failures.worked();
+                    self.report_differences(&nodes);
+                }
+                Err(StoreError::Stopped) => return,
+                Err(error) => {
+                    if let Some(failed) = failures.failed(Instant::now()) {
+                        tracing::error!(%error, failed, "this node could not report to the others");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the other nodes that this one ends in order.
+    pub async fn leave(&self) {
+        if let Err(error) = self.store.node_leaves(self.id()).await
+            && error != StoreError::Stopped
+        {
+            tracing::warn!(%error, "the other nodes could not be told that this one ends");
+        }
+    }
+
+    async fn beat(&self) -> Result<Vec<Node>, StoreError> {
+        let clock = self.store.uptime();
+        let vitals = (self.vitals)();
+        let report = NodeReport {
+            id: self.identity.id.clone(),
+            name: self.identity.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            address: vitals.address,
+            streams: vitals.streams,
+            events_per_sec: vitals.events_per_sec,
+            lag: vitals.lag,
+            bus: vitals.bus,
+            bus_fingerprint: self.identity.bus_fingerprint.clone(),
+            secret_fingerprint: self.identity.secret_fingerprint.clone(),
+            uptime: clock.now(),
+        };
+        let nodes = self.store.node_beats(report, NODE_FORGOTTEN).await?;
+        if let Some(highest) = nodes.iter().map(|node| node.report.uptime).max() {
+            clock.advance_to(highest);
+        }
+        let mut known = self.lock();
+        known.take_in(&nodes, self.id());
+        Ok(nodes)
+    }
+
+    fn report_differences(&self, nodes: &[Node]) {
+        for differs in differences(nodes, &self.identity) {
+            let what = (differs.id.clone(), differs.setting);
+            if self.lock().reported.insert(what) {
+                tracing::error!(
+                    setting = differs.setting, node.name = differs.name, node.id = %differs.id,
+                    "a setting that all nodes must share differs from that of another node"
+                );
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The settings that all nodes must share.
+const SECRET: &str = "jwt_secret";
+const BUS: &str = "bus_url";
+
+/// Returns whether a node is running, as far as its reports say.
+pub fn is_running(node: &Node) -> bool {
+    node.silent < NODE_GONE
+}
+
+/// Returns in what the running nodes differ from this one although they must not.
+fn differences(nodes: &[Node], own: &Identity) -> Vec<Differs> {
+    let others = nodes
+        .iter()
+        .filter(|node| node.report.id != own.id && is_running(node));
+    let mut differing = Vec::new();
+    for node in others {
+        let report = &node.report;
+        let secret = (report.secret_fingerprint != own.secret_fingerprint).then_some(SECRET);
+        let bus = (report.bus_fingerprint != own.bus_fingerprint).then_some(BUS);
+        let differs = |setting| Differs {
+            setting,
+            name: report.name.clone(),
+            id: report.id.clone(),
+        };
+        differing.extend([secret, bus].into_iter().flatten().map(differs));
+    }
+    differing
+}
+
+impl Known {
+    fn take_in(&mut self, nodes: &[Node], own: &NodeId) {
+        self.nodes = nodes.to_vec();
+        self.read_at = Instant::now();
+        self.reported
+            .retain(|(id, _)| nodes.iter().any(|node| node.report.id == *id));
+        if self.company != Company::Unclear {
+            return;
+        }
+        let before = |node: &&Node| node.report.id != *own;
+        let elders: Vec<&Node> = nodes.iter().take_while(before).collect();
+        let first = self.elders.get_or_insert_with(|| {
+            let seen_at = |node: &&Node| (node.report.id.clone(), node.seen_at);
+            let running = elders.iter().filter(|node| is_running(node));
+            running.map(seen_at).collect()
+        });
+        self.company = company(&elders, first);
+    }
+}
+
+/// Decides whether nodes that began before this one were running when it did, from when they had reported `first` and what
+/// they report now. The last report of a node that was killed is as recent as that of one that runs: it was running for
+/// certain if it reports again, or ends in order.
+fn company(elders: &[&Node], first: &HashMap<NodeId, DateTime<Utc>>) -> Company {
+    let now = |id: &NodeId| elders.iter().find(|node| node.report.id == *id);
+    let was_running =
+        |(id, then): (&NodeId, &DateTime<Utc>)| now(id).is_none_or(|node| node.seen_at > *then);
+    let may_be_running = |id: &NodeId| now(id).is_some_and(|node| is_running(node));
+    match () {
+        () if first.iter().any(was_running) => Company::Others,
+        () if first.keys().any(may_be_running) => Company::Unclear,
+        () => Company::Alone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::uptime::Uptime;
+
+    fn identity(id: &str, secret: &str, bus: &str) -> Identity {
+        Identity {
+            id: NodeId::stored(id),
+            name: format!("host-{id}"),
+            secret_fingerprint: Fingerprint::of(SECRET, secret.as_bytes()),
+            bus_fingerprint: Fingerprint::of(BUS, bus.as_bytes()),
+        }
+    }
+
+    /// A node that reported at this second, when it is another second.
+    fn node(own: &Identity, seen_at: u64, now: u64) -> Node {
+        let at = |secs: u64| DateTime::UNIX_EPOCH + TimeDelta::seconds(secs.cast_signed());
+        Node {
+            report: NodeReport {
+                id: own.id.clone(),
+                name: own.name.clone(),
+                version: "1".into(),
+                address: None,
+                streams: 0,
+                events_per_sec: 0.0,
+                lag: 0,
+                bus: String::new(),
+                bus_fingerprint: own.bus_fingerprint.clone(),
+                secret_fingerprint: own.secret_fingerprint.clone(),
+                uptime: Uptime::default(),
+            },
+            since: at(0),
+            seen_at: at(seen_at),
+            silent: Duration::from_secs(now - seen_at),
+        }
+    }
+
+    /// What `own` concludes from reading these nodes, one reading after the other.
+    fn companies(own: &Identity, readings: &[&[Node]]) -> Vec<Company> {
+        let mut known = Known {
+            nodes: Vec::new(),
+            read_at: Instant::now(),
+            company: Company::Unclear,
+            elders: None,
+            reported: HashSet::new(),
+        };
+        let conclude = |nodes: &&[Node]| {
+            known.take_in(nodes, &own.id);
+            known.company
+        };
+        readings.iter().map(conclude).collect()
+    }
+
+    #[test]
+    fn a_node_is_alone_only_if_no_node_that_began_before_it_still_reports() {
+        use Company::{Alone, Others, Unclear};
+        let gone = NODE_GONE.as_secs();
+        let (one, own, late) = (
+            identity("1", "s", "b"),
+            identity("2", "s", "b"),
+            identity("3", "s", "b"),
+        );
+        let alone = [node(&own, 5, 5), node(&late, 5, 5)];
+        assert_eq!(companies(&own, &[&alone]), [Alone], "one that came later");
+        let at = |one_seen_at, now| vec![node(&one, one_seen_at, now), node(&own, now, now)];
+        let long_gone = at(0, gone);
+        assert_eq!(companies(&own, &[&long_gone]), [Alone]);
+        // It may have been killed just now.
+        let runs = [at(4, 5), at(4, 7), at(8, 9), at(8, 8 + gone)];
+        let read: Vec<&[Node]> = runs.iter().map(Vec::as_slice).collect();
+        assert_eq!(companies(&own, &read), [Unclear, Unclear, Others, Others]);
+        let killed = [at(4, 5), at(4, 3 + gone), at(4, 4 + gone), at(30, 30)];
+        let read: Vec<&[Node]> = killed.iter().map(Vec::as_slice).collect();
+        assert_eq!(
+            companies(&own, &read),
+            [Unclear, Unclear, Alone, Alone],
+            "once and for all"
+        );
+        // It ends in order meanwhile, so it was there.
+        let left = vec![node(&own, 7, 7)];
+        let first = at(4, 5);
+        assert_eq!(companies(&own, &[&first, &left]), [Unclear, Others]);
+        let old = identity("0", "s", "b");
+        let first = [
+            node(&old, 0, gone),
+            node(&one, gone, gone),
+            node(&own, gone, gone),
+        ];
+        let killed = [node(&one, gone, 2 * gone), node(&own, 2 * gone, 2 * gone)];
+        assert_eq!(
+            companies(&own, &[&first, &killed]),
+            [Unclear, Alone],
+            "and another is forgotten"
+        );
+    }
+
+    #[test]
+    fn a_running_node_with_another_secret_or_bus_is_named_and_one_that_is_gone_is_not() {
+        let own = identity("1", "s", "b");
+        let same = node(&identity("2", "s", "b"), 5, 5);
+        let secret = node(&identity("3", "other", "b"), 5, 5);
+        let bus = node(&identity("4", "s", "other"), 5, 5);
+        let both_gone = node(&identity("5", "other", "other"), 0, NODE_GONE.as_secs());
+        let nodes = [node(&own, 5, 5), same, secret, bus, both_gone];
+        let found = differences(&nodes, &own);
+        let found: Vec<(&str, &str)> = found
+            .iter()
+            .map(|differs| (differs.id.as_str(), differs.setting))
+            .collect();
+        assert_eq!(found, [("3", SECRET), ("4", BUS)]);
+    }
+}

@@ -1,0 +1,146 @@
+//! The port *beats*: heartbeats of devices that several nodes hear.
+//!
+//! A device's heartbeats may reach any node, alternating. Each node merges what it has heard into the store, many devices at
+//! a time. What results is as if one node had heard all of them: the last two heartbeats of each device, which say when it
+//! was last heard from, and whether it beats regularly ([`device::arrives`](crate::kind::device::arrives)).
+//!
+//! ```text
+//! node A   9 ─────── 11 ─────── 13        merged: last 14, before it 13
+//! node B        10 ─────── 12 ─────── 14
+//! ```
+//!
+//! A merge can be repeated and come in any order. A single-node store is never asked.
+
+use async_trait::async_trait;
+
+use super::StoreError;
+use crate::id::{SchoolId, SubjectId};
+use crate::kind::device::{Device, Heard, Status};
+use crate::uptime::Uptime;
+
+/// The last two heartbeats of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeats {
+    /// The last one.
+    pub last: Heard,
+    /// The one before it. It is as late as the last one if both came within a millisecond.
+    pub before: Option<Uptime>,
+}
+
+impl Heartbeats {
+    /// Returns the last two of these and of those that another node heard. The last heartbeat of both counts once if it is
+    /// the same.
+    pub fn merged(self, other: Heartbeats) -> Heartbeats {
+        let (first, last) = match self.last.uptime <= other.last.uptime {
+            true => (self, other),
+            false => (other, self),
+        };
+        let is_another = first.last.uptime != last.last.uptime;
+        let first_last = is_another.then_some(first.last.uptime);
+        Heartbeats {
+            last: last.last,
+            before: last.before.max(first.before).max(first_last),
+        }
+    }
+}
+
+/// What a node has heard of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beat {
+    /// Its school.
+    pub school: SchoolId,
+    /// The device.
+    pub device: SubjectId,
+    /// Its last heartbeats at this node.
+    pub heard: Heartbeats,
+}
+
+/// What the store knows of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shared {
+    /// Its status.
+    pub status: Status,
+    /// The seconds of silence after which it is offline.
+    pub lease_secs: u32,
+    /// The start of the lease, as far as the device's state says.
+    pub lease_uptime: Uptime,
+    /// The `seq` of the device's last event.
+    pub seq: u64,
+    /// Its last heartbeats at any node, if it has sent any since they were last forgotten.
+    pub heard: Option<Heartbeats>,
+}
+
+impl Shared {
+    /// Returns what a device's state says, with these heartbeats.
+    pub fn new(device: &Device, heard: Option<Heartbeats>) -> Shared {
+        let told_info = device.told_info.map_or(0, |(seq, _)| seq);
+        Shared {
+            status: device.status,
+            lease_secs: device.lease_secs,
+            lease_uptime: device.lease_uptime,
+            seq: device.reported_status.0.max(told_info),
+            heard,
+        }
+    }
+}
+
+/// Heartbeats of devices, shared by all nodes.
+#[async_trait]
+pub trait Beats: Send + Sync + 'static {
+    /// Merges heartbeats of different devices. Returns what is then known of each device, in the same order; `None` for one
+    /// that does not exist, whose heartbeats are not kept. It need not survive a power loss.
+    async fn save_beats(&self, beats: Vec<Beat>) -> Result<Vec<Option<Shared>>, StoreError>;
+
+    /// Returns what is known of these devices, in the same order; `None` for one that does not exist.
+    async fn beats_of(
+        &self,
+        devices: Vec<(SchoolId, SubjectId)>,
+    ) -> Result<Vec<Option<Shared>>, StoreError>;
+
+    /// Forgets devices whose last heartbeat was before this moment. The first node of a cluster that was down as a whole does
+    /// this.
+    async fn forget_beats(&self, before: Uptime) -> Result<(), StoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+
+    fn heard(last: u64, before: Option<u64>) -> Heartbeats {
+        Heartbeats {
+            last: Heard {
+                at: DateTime::UNIX_EPOCH,
+                uptime: Uptime::from_millis(last),
+            },
+            before: before.map(Uptime::from_millis),
+        }
+    }
+
+    #[test]
+    fn merged_heartbeats_are_the_last_two_in_any_order_and_however_often() {
+        let one_node = [heard(10, None), heard(30, Some(10)), heard(50, Some(30))];
+        let other = [heard(20, None), heard(40, Some(20))];
+        let all: Vec<Heartbeats> = one_node.into_iter().chain(other).collect();
+        for first in 0..all.len() {
+            for step in 1..all.len() {
+                let mut order =
+                    (0..2 * all.len()).map(|turn| all[(first + turn * step) % all.len()]);
+                let start = order.next().unwrap();
+                let merged = order.fold(start, Heartbeats::merged);
+                assert_eq!(merged, heard(50, Some(40)), "{first} {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_heartbeat_counts_once_and_two_within_a_millisecond_count_twice() {
+        let one = heard(10, None);
+        assert_eq!(one.merged(one), one);
+        let two = heard(10, Some(10));
+        assert_eq!(one.merged(two), two);
+        assert_eq!(two.merged(one), two);
+        assert_eq!(two.merged(two), two);
+    }
+}

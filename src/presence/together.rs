@@ -1,0 +1,327 @@
+//! Presence where several nodes hear devices.
+//!
+//! ```text
+//! heartbeat ─▶ lease in memory ──every PRESENCE_SHARE_PERIOD──▶ merged with those of other nodes (log::beats)
+//!                  │                                                       │
+//!                  │ a device that is not online: at once                  ▼
+//!                  └──────────────────────────────────────▶ its last two heartbeats and its standing: does it arrive?
+//! end of a lease ─▶ PRESENCE_GRACE ─▶ heard elsewhere meanwhile? yes: go on │ no: Command::Expire
+//! ```
+//!
+//! 1. What is decided is decided from the heartbeats of all nodes, and from the device's state when it is committed. So every
+//!    node can decide at any time, twice or with an outdated memory, and it comes out as if one node had heard everything.
+//! 2. A lease is checked [`PRESENCE_GRACE`] after its end, when what other nodes heard before its end has been shared.
+//! 3. A node looks after the devices that it hears. The holder of the lease [`LEASE`] looks after all others: those that only a
+//!    node heard which is gone, and those that nobody has heard for long. It reads every [`PRESENCE_SCAN`] which devices are
+//!    not offline.
+//! 4. A node that starts marks devices as unknown only if the cluster was down as a whole, and no node has heard them since.
+//!
+//! A node does not hear the events of all schools. Its memory is corrected by each answer of the store.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::leases::{Doubts, Leases, answer, heard_now};
+use super::{Address, Beaten, Presence, not_found};
+use crate::cluster::{Cluster, Company};
+use crate::config::{PRESENCE_BATCH, PRESENCE_GRACE, PRESENCE_SCAN};
+use crate::failures::Failures;
+use crate::id::{SchoolId, SubjectId};
+use crate::kind::device::{Command, Device, Heard, arrives};
+use crate::lease::Lease;
+use crate::log::beats::{Beat, Heartbeats, Shared};
+use crate::log::{Store, StoreError};
+use crate::publish::Publisher;
+use crate::uptime::Uptime;
+
+/// The name of the lease under which one node looks after devices that no other node hears.
+pub(super) const LEASE: &str = "presence";
+
+/// What presence needs of the other nodes.
+pub struct Together {
+    cluster: Arc<Cluster>,
+    lease: Lease,
+    /// When this node began to hear devices.
+    since: Uptime,
+}
+
+impl Together {
+    /// Returns what presence needs of the nodes over this store.
+    pub fn new(
+        store: &Arc<dyn Store>,
+        cluster: Arc<Cluster>,
+        terms: crate::lease::Terms,
+    ) -> Together {
+        Together {
+            cluster,
+            lease: Lease::new(Arc::clone(store), LEASE, terms),
+            since: store.uptime().now(),
+        }
+    }
+}
+
+impl Presence {
+    /// Creates the leases of a store's devices, which other nodes hear, too.
+    pub fn among(store: Arc<dyn Store>, publisher: Publisher, together: Together) -> Presence {
+        Presence {
+            leases: Leases::shared(PRESENCE_GRACE).into(),
+            together: Some(together),
+            ..Presence::new(store, publisher)
+        }
+    }
+
+    /// Looks after the devices of all nodes whenever this node holds the lease, until it is dropped. Returns at once if there
+    /// are no other nodes.
+    pub async fn keep_all(self: Arc<Self>) {
+        let Some(together) = &self.together else {
+            return;
+        };
+        while together.lease.acquire().await.is_ok() {
+            self.lock().keep_all(true);
+            let ended = together.lease.during(self.scan()).await;
+            self.lock().keep_all(false);
+            if ended.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Lets another node look after all devices.
+    pub async fn release(&self) {
+        if let Some(together) = &self.together {
+            together.lease.release().await;
+        }
+    }
+
+    /// Reads periodically which devices are not offline. Returns when the store has stopped.
+    async fn scan(&self) {
+        let mut rounds = interval(PRESENCE_SCAN);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failures = Failures::default();
+        loop {
+            rounds.tick().await;
+            match self.scan_once().await {
+                Ok(()) => {
+                    failures.worked();
+                }
+                Err(StoreError::Stopped) => return,
+                Err(error) => {
+                    if let Some(failed) = failures.failed(Instant::now()) {
+                        tracing::error!(%error, failed, "the devices of all nodes could not be read");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn scan_once(&self) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let page = self
+                .store
+                .devices_not_offline(after, PRESENCE_BATCH)
+                .await?;
+            let Some((school, id, _)) = page.last() else {
+                return Ok(());
+            };
+            after = Some((*school, id.clone()));
+            let mut leases = self.lock();
+            for (school, id, device) in page {
+                leases.learn(&(school, id), &Shared::new(&device, None));
+            }
+        }
+    }
+
+    /// Renews leases. Heartbeats of devices that are not online, as far as this node knows, are shared at once, so that the
+    /// answer is right.
+    pub(super) async fn hear_together(
+        &self,
+        school: SchoolId,
+        devices: &[SubjectId],
+    ) -> Result<Vec<Beaten>, StoreError> {
+        let heard = heard_now(self.clock.now());
+        let mut beaten: Vec<Option<Beaten>> = Vec::with_capacity(devices.len());
+        let mut pressing: HashMap<&SubjectId, Heartbeats> = HashMap::new();
+        {
+            let mut leases = self.lock();
+            for device in devices {
+                let renewed = leases.beat(&(school, device.clone()), heard);
+                let online = renewed.as_ref().filter(|own| !own.is_away());
+                beaten.push(online.map(|own| (Ok(own.told), None)));
+                if online.is_none() {
+                    let earlier = pressing.get(device).map(|own| own.last.uptime);
+                    let before = renewed.map_or(earlier, |own| own.before);
+                    let last = heard;
+                    pressing.insert(device, Heartbeats { last, before });
+                }
+            }
+        }
+        let known = self.share_at_once(school, pressing, heard).await?;
+        let answered = devices.iter().zip(beaten).map(|(device, beaten)| {
+            beaten.unwrap_or_else(|| match known.get(device) {
+                None => (Err(not_found(device)), None),
+                Some(known) => {
+                    let standing = (known.status, known.lease_secs);
+                    (Ok(answer(standing, heard)), arrival(known))
+                }
+            })
+        });
+        Ok(answered.collect())
+    }
+
+    /// Shares heartbeats of devices of a school. Returns what is then known of those that exist.
+    async fn share_at_once<'a>(
+        &self,
+        school: SchoolId,
+        beats: HashMap<&'a SubjectId, Heartbeats>,
+        heard: Heard,
+    ) -> Result<HashMap<&'a SubjectId, Shared>, StoreError> {
+        if beats.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let (devices, beats): (Vec<&SubjectId>, Vec<Beat>) = beats
+            .into_iter()
+            .map(|(device, heard)| {
+                let beat = Beat {
+                    school,
+                    device: device.clone(),
+                    heard,
+                };
+                (device, beat)
+            })
+            .unzip();
+        let known = self.store.save_beats(beats).await?;
+        let mut leases = self.lock();
+        let known = devices.into_iter().zip(known);
+        Ok(known
+            .filter_map(|(device, known)| {
+                let known = known?;
+                let address = (school, device.clone());
+                let is_new = leases.heard(&address).is_none();
+                leases.learn(&address, &known);
+                if is_new {
+                    leases.beat(&address, heard);
+                }
+                Some((device, known))
+            })
+            .collect())
+    }
+
+    /// Shares the heartbeats of the last moments, and takes over what is known of their devices.
+    pub(super) async fn share(&self) -> Result<(), StoreError> {
+        let beats = self.lock().take_unshared();
+        let mut arriving = Vec::new();
+        let mut parts = beats.chunks(PRESENCE_BATCH);
+        let mut saved = Ok(());
+        for part in parts.by_ref() {
+            match self.store.save_beats(part.to_vec()).await {
+                Ok(known) => self.take_in(part, &known, &mut arriving),
+                Err(error) => {
+                    self.lock().put_back_unshared(part.iter().map(address));
+                    saved = Err(error);
+                    break;
+                }
+            }
+        }
+        for part in parts {
+            self.lock().put_back_unshared(part.iter().map(address));
+        }
+        self.carry_out(&arriving).await?;
+        saved
+    }
+
+    fn take_in(
+        &self,
+        beats: &[Beat],
+        known: &[Option<Shared>],
+        arriving: &mut Vec<(Address, Command)>,
+    ) {
+        let mut leases = self.lock();
+        for (beat, known) in beats.iter().zip(known) {
+            let address = address(beat);
+            match known {
+                None => leases.forget(&address),
+                Some(known) => {
+                    leases.learn(&address, known);
+                    arriving.extend(arrival(known).map(|arrive| (address, arrive)));
+                }
+            }
+        }
+    }
+
+    /// Ends leases that are over, unless another node has heard from the device.
+    pub(super) async fn expire_together(
+        &self,
+        over: &[(Address, Command)],
+        now: Uptime,
+    ) -> Result<(), StoreError> {
+        for part in over.chunks(PRESENCE_BATCH) {
+            let devices = part.iter().map(|(address, _)| address.clone());
+            let known = self.store.beats_of(devices.collect()).await?;
+            let ended = {
+                let mut leases = self.lock();
+                let judged = part.iter().zip(known);
+                let judged = judged.filter_map(|((address, _), known)| {
+                    let ended = leases.judge(address, known.as_ref(), now)?;
+                    Some((address.clone(), ended))
+                });
+                judged.collect::<Vec<_>>()
+            };
+            self.carry_out(&ended).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns those of these devices that any node has heard since this one started. Alone, it is not asked.
+    pub(super) async fn heard_of(
+        &self,
+        devices: &[(SchoolId, SubjectId, Device)],
+    ) -> Result<HashSet<Address>, StoreError> {
+        if self.together.is_none() {
+            return Ok(HashSet::new());
+        }
+        let addresses = devices.iter().map(|(school, id, _)| (*school, id.clone()));
+        let addresses: Vec<Address> = addresses.collect();
+        // Those from before were forgotten.
+        let known = self.store.beats_of(addresses.clone()).await?;
+        let is_heard =
+            |known: &Option<Shared>| known.as_ref().is_some_and(|own| own.heard.is_some());
+        let known = addresses.into_iter().zip(known);
+        let heard = known.filter_map(|(address, known)| is_heard(&known).then_some(address));
+        Ok(heard.collect())
+    }
+
+    /// Returns whether devices must be marked as unknown because no node was running. Until that is clear, no lease ends.
+    pub(super) async fn is_to_doubt(&self, together: &Together) -> Result<bool, StoreError> {
+        match together.cluster.company() {
+            Company::Unclear => Ok(false),
+            Company::Others => {
+                self.lock().doubts = Doubts::All;
+                Ok(false)
+            }
+            Company::Alone => {
+                if self.lock().doubts == Doubts::None {
+                    self.store.forget_beats(together.since).await?;
+                }
+                Ok(true)
+            }
+        }
+    }
+}
+
+fn address(beat: &Beat) -> Address {
+    (beat.school, beat.device.clone())
+}
+
+/// Returns the command that brings a device online, if its heartbeats do.
+fn arrival(known: &Shared) -> Option<Command> {
+    let Heartbeats { last, before } = known.heard?;
+    let standing = (known.status, known.lease_secs);
+    arrives(standing, known.lease_uptime, last.uptime, before).then_some(Command::Arrive {
+        heard: last,
+        before,
+    })
+}

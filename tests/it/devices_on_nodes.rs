@@ -1,0 +1,330 @@
+//! Devices whose heartbeats reach several nodes. What comes out is as if one node had heard all of them. The nodes here share
+//! one store within a process, and hear no events but their own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tidings::cluster::{Cluster, Company, Identity, Vitals};
+use tidings::config::Settings;
+use tidings::id::{SchoolId, SubjectId};
+use tidings::kind;
+use tidings::kind::device::{self, Status};
+use tidings::lease::Terms;
+use tidings::log::nodes::Fingerprint;
+use tidings::log::{CommandError, Committed, Envelope, Receipt, Store};
+use tidings::presence::{Presence, Together};
+use tidings::publish::Publisher;
+use tidings::scope::Scope;
+use tidings::store::sqlite::SqliteStore;
+use tidings::tasks::{Task, Tasks};
+use tidings::throttle::{Debts, RateLimit};
+use tidings::uptime::UptimeClock;
+use tidings::watchdog;
+
+use crate::support::until;
+
+const TERMS: Terms = Terms {
+    term: Duration::from_millis(1_500),
+    renewal: Duration::from_millis(300),
+    retry: Duration::from_millis(100),
+};
+
+struct Shared {
+    store: Arc<dyn Store>,
+    clock: Tasks,
+    _place: TempDir,
+}
+
+/// A node, as far as devices are concerned.
+struct Node {
+    presence: Arc<Presence>,
+    cluster: Arc<Cluster>,
+    uptime: UptimeClock,
+    tasks: Tasks,
+}
+
+fn school() -> SchoolId {
+    1.try_into().unwrap()
+}
+
+/// Waits until what happened before is in the past: uptime is in milliseconds.
+async fn later(uptime: &UptimeClock) {
+    let now = uptime.now();
+    while uptime.now() == now {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn id(text: &str) -> SubjectId {
+    text.parse().unwrap()
+}
+
+fn command<T: serde::de::DeserializeOwned>(
+    device: &str,
+    body: Value,
+    of: fn(T) -> device::Command,
+) -> Envelope {
+    let command = of(serde_json::from_value(body).unwrap());
+    Envelope::new(id(device), kind::Command::Device(command))
+}
+
+impl Shared {
+    fn open() -> Shared {
+        let place = tempfile::tempdir().unwrap();
+        let (committed, mut batches) = Committed::channel(100);
+        tokio::spawn(async move { while batches.recv().await.is_some() {} });
+        let path = place.path().join("test.db");
+        let store = SqliteStore::open(&Settings::default(), &path, committed, &[]);
+        let store: Arc<dyn Store> = Arc::new(store.unwrap());
+        let clock = Tasks::default();
+        let uptime = store.uptime();
+        clock.supervise(Task::new("uptime"), move || {
+            watchdog::count_uptime(uptime.clone())
+        });
+        Shared {
+            store,
+            clock,
+            _place: place,
+        }
+    }
+
+    async fn node(&self) -> Node {
+        let fingerprint = || Fingerprint::of("a", b"b");
+        let identity = Identity::new(fingerprint(), fingerprint());
+        let store = || Arc::clone(&self.store);
+        let cluster = Cluster::new(store(), identity, Box::new(Vitals::default));
+        let cluster = Arc::new(cluster);
+        cluster.join().await.unwrap().unwrap();
+        let debts = Debts::new(RateLimit::for_event_bytes(&Settings::default()));
+        let publisher = Publisher::new(store(), Arc::new(debts));
+        let together = Together::new(&self.store, Arc::clone(&cluster), TERMS);
+        let presence = Arc::new(Presence::among(store(), publisher, together));
+        let tasks = Tasks::default();
+        let own = Arc::clone(&presence);
+        tasks.supervise(Task::new("presence"), move || Arc::clone(&own).watch());
+        let own = Arc::clone(&presence);
+        tasks.supervise(Task::new("all"), move || Arc::clone(&own).keep_all());
+        let own = Arc::clone(&cluster);
+        tasks.supervise(Task::new("nodes"), move || Arc::clone(&own).watch());
+        Node {
+            presence,
+            cluster,
+            uptime: self.store.uptime(),
+            tasks,
+        }
+    }
+
+    async fn append(&self, envelope: Envelope) {
+        let answers = self.store.append(school(), vec![envelope]).await;
+        let answer: Result<Receipt, CommandError> = answers.unwrap().remove(0);
+        answer.unwrap();
+    }
+
+    async fn register(&self, device: &str, lease_secs: u32) {
+        let body = json!({ "lease_secs": lease_secs });
+        self.append(command(device, body, device::Command::Register))
+            .await;
+    }
+
+    /// A report that reaches a node of which nobody else hears.
+    async fn report(&self, device: &str, status: &str) {
+        later(&self.store.uptime()).await;
+        let body = json!({ "status": status });
+        self.append(command(device, body, device::Command::Report))
+            .await;
+    }
+
+    async fn device(&self, device: &str) -> device::Device {
+        let stored = self.store.subject(school(), device::KIND, id(device)).await;
+        let stored = stored.unwrap().unwrap();
+        stored.state.device().unwrap().clone()
+    }
+
+    async fn status(&self, device: &str) -> Status {
+        self.device(device).await.status
+    }
+
+    /// Returns the statuses that were published of a device.
+    async fn history(&self, device: &str) -> Vec<&'static str> {
+        let channel = kind::channel(&format!("devices/{device}")).unwrap();
+        let scope = Arc::new(Scope::new(school(), [channel]));
+        let page = self.store.replay(scope, 0, false).await.unwrap();
+        assert_eq!(page.through, page.head);
+        let events = page.events.iter();
+        events.map(|event| event.draft.status).collect()
+    }
+}
+
+impl Node {
+    async fn beat(&self, device: &str) -> Status {
+        later(&self.uptime).await;
+        let answers = self.presence.beats(school(), &[id(device)]).await;
+        answers.unwrap().remove(0).unwrap().status
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_that_alternate_between_nodes_count_as_if_one_had_heard_them() {
+    use Status::{Offline, Online, Unknown};
+    let shared = Shared::open();
+    let (one, other) = (shared.node().await, shared.node().await);
+    shared.register("door", 600).await;
+    assert_eq!(one.beat("door").await, Unknown);
+    assert_eq!(other.beat("door").await, Online, "the second in a row");
+    assert_eq!(one.beat("door").await, Online);
+    // A last will that reaches another node: neither of these hears of it.
+    for round in 0..2 {
+        shared.report("door", "offline").await;
+        one.presence.flush().await.unwrap();
+        other.presence.flush().await.unwrap();
+        one.beat("door").await;
+        one.presence.flush().await.unwrap();
+        assert_eq!(shared.status("door").await, Offline, "one heartbeat");
+        assert_eq!(other.beat("door").await, Online, "and another");
+        let flapping = shared.device("door").await.flapping;
+        assert_eq!(flapping, round == 1, "four changes");
+    }
+    let history = [
+        "unknown", "online", "offline", "online", "offline", "online",
+    ];
+    assert_eq!(shared.history("door").await, history);
+    let nobody = one.presence.beats(school(), &[id("nobody")]).await;
+    assert!(nobody.unwrap()[0].is_err());
+}
+
+/// A gateway's heartbeats: two of one device in one batch, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_devices_are_heard_and_shared_in_batches() {
+    const DEVICES: usize = 10_000;
+    let shared = Shared::open();
+    let (one, other) = (shared.node().await, shared.node().await);
+    let ids: Vec<SubjectId> = (0..DEVICES).map(|own| id(&format!("d{own}"))).collect();
+    for part in ids.chunks(500) {
+        let register = |own: &SubjectId| {
+            let body = json!({"lease_secs": 600});
+            command(own.as_str(), body, device::Command::Register)
+        };
+        let answers = shared
+            .store
+            .append(school(), part.iter().map(register).collect());
+        assert!(answers.await.unwrap().iter().all(Result::is_ok));
+    }
+    let beats = async |node: &Node| -> Vec<Status> {
+        let mut statuses = Vec::new();
+        for part in ids.chunks(500) {
+            let answers = node.presence.beats(school(), part).await.unwrap();
+            statuses.extend(answers.into_iter().map(|answer| answer.unwrap().status));
+        }
+        statuses
+    };
+    assert_eq!(beats(&one).await, [Status::Unknown; DEVICES]);
+    assert_eq!(beats(&other).await, [Status::Online; DEVICES]);
+    let head = shared.store.head(school()).await.unwrap();
+    for _ in 0..3 {
+        beats(&one).await;
+        beats(&other).await;
+        one.presence.flush().await.unwrap();
+        other.presence.flush().await.unwrap();
+    }
+    let after = shared.store.head(school()).await.unwrap();
+    assert_eq!(after, head, "no heartbeat is an event");
+    let known = shared
+        .store
+        .beats_of(vec![(school(), ids[0].clone())])
+        .await;
+    let heard = known.unwrap()[0].as_ref().unwrap().heard.unwrap();
+    let saved = shared.device("d0").await.last_seen.unwrap();
+    assert_eq!(saved, heard.last.at, "when it was last heard is saved");
+    shared.register("twice", 600).await;
+    let twice = [id("twice"), id("twice")];
+    let answers = one.presence.beats(school(), &twice).await.unwrap();
+    assert_eq!(answers[1].as_ref().unwrap().status, Status::Online);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_moves_to_another_node_stays_online_and_a_silent_one_goes_offline() {
+    let shared = Shared::open();
+    let (one, other) = (shared.node().await, shared.node().await);
+    for device in ["moves", "silent"] {
+        shared.register(device, 2).await;
+        one.beat(device).await;
+        assert_eq!(one.beat(device).await, Status::Online);
+    }
+    // From now on the first node hears nothing, and both of its leases end.
+    until("the silent one is offline", async || {
+        assert_eq!(other.beat("moves").await, Status::Online);
+        shared.status("silent").await == Status::Offline
+    })
+    .await;
+    assert_eq!(
+        shared.history("silent").await,
+        ["unknown", "online", "offline"]
+    );
+    assert_eq!(shared.history("moves").await, ["unknown", "online"]);
+    let silent = shared.device("silent").await;
+    let lease = silent.reported_status.1 - silent.last_seen.unwrap();
+    assert!(lease >= chrono::TimeDelta::seconds(2), "{lease}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_dies_makes_those_offline_that_nobody_else_hears_and_no_other() {
+    let shared = Shared::open();
+    // The first one looks after all devices, and is the one that dies.
+    let dies = shared.node().await;
+    until("the first node looks after all devices", async || {
+        let lease = shared.store.acquire("presence", Duration::ZERO).await;
+        lease.unwrap().is_none()
+    })
+    .await;
+    let stays = shared.node().await;
+    for device in ["heard", "lost"] {
+        shared.register(device, 2).await;
+        dies.beat(device).await;
+        assert_eq!(dies.beat(device).await, Status::Online);
+    }
+    dies.tasks.cancel();
+    until("the lost one is offline", async || {
+        assert_eq!(stays.beat("heard").await, Status::Online);
+        shared.status("lost").await == Status::Offline
+    })
+    .await;
+    assert_eq!(shared.history("heard").await, ["unknown", "online"]);
+    assert_eq!(
+        shared.history("lost").await,
+        ["unknown", "online", "offline"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_first_node_of_a_cluster_marks_devices_as_unknown() {
+    let shared = Shared::open();
+    shared.register("door", 600).await;
+    shared.report("door", "online").await;
+    let first = shared.node().await;
+    assert_eq!(first.cluster.company(), Company::Alone);
+    until("it is unknown", async || {
+        shared.status("door").await == Status::Unknown
+    })
+    .await;
+    first.beat("door").await;
+    assert_eq!(first.beat("door").await, Status::Online);
+    let second = shared.node().await;
+    assert_eq!(second.cluster.company(), Company::Unclear);
+    until("it is known that another one runs", async || {
+        second.cluster.company() == Company::Others
+    })
+    .await;
+    // It ends leases, so it has decided about doubts before.
+    shared.register("brief", 1).await;
+    second.beat("brief").await;
+    assert!(first.tasks.end(Duration::from_secs(30)).await);
+    until("leases end", async || {
+        shared.status("brief").await == Status::Offline
+    })
+    .await;
+    let history = ["unknown", "online", "unknown", "online"];
+    assert_eq!(shared.history("door").await, history);
+    assert!(shared.clock.end(Duration::from_secs(30)).await);
+}

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::app::{PublishService, Stopping, SubscribeService};
 use crate::auth::{KeyError, Keys};
-use crate::bus::{Bus, NodeId, local::LocalBus};
+use crate::bus::NodeId;
 use crate::cluster::{Cluster, Differs, Identity, Vitals};
 use crate::config::{ConfigError, DISPATCH_QUEUE, Database, READY_WAIT, Settings, TASKS_STOP_MAX};
 use crate::dispatch::{self, Dispatcher};
@@ -24,7 +24,7 @@ use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::{Presence, Together};
 use crate::publish::Publisher;
 use crate::refusals::Refusals;
-use crate::relay::Relay;
+use crate::relay::{self, Relay};
 #[cfg(feature = "postgres")]
 use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::{self, OpenError, SqliteStore};
@@ -67,6 +67,7 @@ impl StartError {
             #[cfg(feature = "postgres")]
             StartError::Postgres(_) => Some("database_url"),
             StartError::Differs(differs) => Some(differs.setting),
+            StartError::Config(ConfigError::Invalid { key, .. }) => Some(*key),
             StartError::Config(_) | StartError::Notifier(_) => None,
         };
         match setting {
@@ -148,8 +149,8 @@ impl Tidings {
         }
         let keys = Arc::new(Keys::from_settings(&settings)?);
         let (committed, batches) = Committed::channel(DISPATCH_QUEUE);
+        let choice = relay::check(&settings, &database)?;
         let store = open_store(&settings, database, committed.clone(), &names)?;
-        let bus = bus(&settings, &*store)?;
         let hub = Hub::new(settings.window_events, settings.mailbox_capacity);
         let hub = Arc::new(match store.is_shared() {
             true => hub.of_shared_logs(),
@@ -164,6 +165,7 @@ impl Tidings {
         let metrics = Arc::<Metrics>::default();
         let relay = store.is_shared().then(|| {
             let log = Arc::clone(&store) as Arc<dyn Log>;
+            let bus = choice.bus(log.epoch());
             Relay::new(bus, NodeId::generate(), log, Arc::clone(&hub), &committed)
         });
         let address = Arc::<OnceLock<SocketAddr>>::default();
@@ -492,33 +494,6 @@ fn open_store(
             problem: "names a Postgres database, but this program was built without the feature `postgres`".into(),
         }
         .into()),
-    }
-}
-
-/// Creates the bus that the settings ask for.
-fn bus(settings: &Settings, store: &dyn Store) -> Result<Arc<dyn Bus>, ConfigError> {
-    let Some(url) = settings.bus()? else {
-        return Ok(Arc::new(LocalBus));
-    };
-    let invalid = |problem: &str| ConfigError::Invalid {
-        key: "bus_url",
-        problem: problem.into(),
-    };
-    if !store.is_shared() {
-        return Err(invalid(
-            "needs a database that several nodes can share; remove it, or set `database_url` to a Postgres database",
-        ));
-    }
-    #[cfg(feature = "redis")]
-    let bus = crate::bus::redis::RedisBus::new(url, store.epoch());
-    #[cfg(feature = "redis")]
-    return Ok(Arc::new(bus));
-    #[cfg(not(feature = "redis"))]
-    {
-        let _ = url;
-        Err(invalid(
-            "is not built in: it needs Tidings' Cargo feature `redis`",
-        ))
     }
 }
 

@@ -23,6 +23,8 @@
 pub mod local;
 mod message;
 mod outbox;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
 

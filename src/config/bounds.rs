@@ -163,6 +163,10 @@ pub const BUS_PING_PERIOD: Duration = Duration::from_secs(5);
 pub const BUS_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Maximum pause before the bus is connected again.
 pub const BUS_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Maximum size of a notification of Postgres between nodes, in bytes. Postgres accepts less than 8,000.
+pub const BUS_NOTIFY_MAX_BYTES: usize = 7_900;
+/// Minimum time between two transactions of notifications.
+pub const BUS_NOTIFY_PAUSE: Duration = Duration::from_millis(4);
 /// Groups of schools whose channels are on one node of a Redis Cluster. All nodes must use the same number.
 pub const BUS_PARTITIONS: u64 = 64;
 /// Channels in one request to subscribe.

@@ -1,10 +1,11 @@
-//! What every bus between nodes guarantees: the same tests over a bus in memory and over a real Redis.
+//! What every bus between nodes guarantees: the same tests over a bus in memory, a real Redis and a real Postgres.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::DateTime;
+use tidings::bus::postgres::PostgresBus;
 use tidings::bus::redis::RedisBus;
 use tidings::bus::{Arrivals, Bus, BusMeter, Inbox, Message, NodeId, Outgoing, Party, Unreadable};
 use tidings::config::bus::BusUrl;
@@ -16,7 +17,8 @@ use tidings::log::{Batches, Committed, Hint, Hints};
 use tokio::task::JoinHandle;
 
 use crate::support::PATIENCE;
-use crate::support::bus::Exchange;
+use crate::support::bus::{Exchange, OverPostgres};
+use crate::support::postgres::{self, Database};
 use crate::support::redis::RedisServer;
 
 const EPOCH: &str = "0000000a";
@@ -27,8 +29,8 @@ const OTHER_EPOCH: &str = "0000000b";
 trait Medium: Send + Sync {
     fn join(&self, epoch: Epoch) -> Arc<dyn Bus>;
 
-    /// Puts bytes on the channel of a school.
-    fn inject(&self, epoch: Epoch, school: SchoolId, payload: &[u8]);
+    /// Puts bytes on the channel of a school. Returns false if the medium does not carry these bytes.
+    async fn inject(&self, epoch: Epoch, school: SchoolId, payload: &[u8]) -> bool;
 
     /// Ends the server.
     async fn stop(&mut self);
@@ -45,8 +47,9 @@ impl Medium for InMemory {
         Arc::new(self.0.join(epoch))
     }
 
-    fn inject(&self, epoch: Epoch, school: SchoolId, payload: &[u8]) {
+    async fn inject(&self, epoch: Epoch, school: SchoolId, payload: &[u8]) -> bool {
         self.0.inject(epoch, school, payload);
+        true
     }
 
     async fn stop(&mut self) {
@@ -65,10 +68,11 @@ impl Medium for RedisServer {
         Arc::new(RedisBus::new(url, epoch))
     }
 
-    fn inject(&self, epoch: Epoch, school: SchoolId, payload: &[u8]) {
+    async fn inject(&self, epoch: Epoch, school: SchoolId, payload: &[u8]) -> bool {
         let partition = school.get() % 64;
         let channel = format!("tidings:{{{epoch}-{partition}}}:school:{school}");
         self.ask(&[b"PUBLISH", channel.as_bytes(), payload]);
+        true
     }
 
     async fn stop(&mut self) {
@@ -77,6 +81,51 @@ impl Medium for RedisServer {
 
     async fn restart(&mut self) {
         RedisServer::restart(self);
+    }
+}
+
+#[async_trait]
+impl Medium for Database {
+    fn join(&self, epoch: Epoch) -> Arc<dyn Bus> {
+        Arc::new(PostgresBus::new(OverPostgres(self.url.clone()), epoch))
+    }
+
+    async fn inject(&self, epoch: Epoch, school: SchoolId, payload: &[u8]) -> bool {
+        let Ok(payload) = std::str::from_utf8(payload) else {
+            return false;
+        };
+        let client = client(&self.url).await;
+        let channel = format!("tidings_{epoch}_{school}");
+        let notify = "SELECT pg_notify($1, $2)";
+        client.execute(notify, &[&channel, &payload]).await.is_ok()
+    }
+
+    async fn stop(&mut self) {
+        lets_in(&self.url, false).await;
+    }
+
+    async fn restart(&mut self) {
+        lets_in(&self.url, true).await;
+    }
+}
+
+/// Connects to a database of the tests.
+async fn client(url: &str) -> tokio_postgres::Client {
+    let connecting = tokio_postgres::connect(url, tokio_postgres::NoTls);
+    let (client, connection) = connecting.await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// Lets a database accept connections, or end all that it has and accept none.
+async fn lets_in(url: &str, now: bool) {
+    let (server, name) = url.rsplit_once('/').unwrap();
+    let client = client(&format!("{server}/postgres")).await;
+    let allow = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS {now}");
+    client.batch_execute(&allow).await.unwrap();
+    if !now {
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+        client.execute(end, &[&name]).await.unwrap();
     }
 }
 
@@ -334,16 +383,20 @@ async fn what_no_node_has_sent_is_ignored(medium: &mut dyn Medium) {
         br#"{"v":1,"node":"1","epoch":"0000000a","school":0,"seq":1}"#,
     ];
     for payload in garbage {
-        medium.inject(epoch, school(1), payload);
+        if !medium.inject(epoch, school(1), payload).await {
+            continue;
+        }
         let arrived = patiently("it arrives", receiver.arrivals.recv()).await;
         let arrived = arrived.unwrap();
         let message = Message::decode(&arrived);
         let read = message.and_then(|message| message.hint(receiver.party));
         assert_eq!(read.err(), Some(Unreadable::Foreign));
     }
-    medium.inject(epoch, school(1), &vec![b'x'; BUS_INBOX_BYTES + 1]);
-    let look = patiently("it is dropped", receiver.hints.asked()).await;
-    assert!(look.all);
+    let huge = vec![b'x'; BUS_INBOX_BYTES + 1];
+    if medium.inject(epoch, school(1), &huge).await {
+        let look = patiently("it is dropped", receiver.hints.asked()).await;
+        assert!(look.all);
+    }
     sender.publish(&[event(1, 1, "after all")]).await;
     assert_eq!(receiver.next_seqs().await, (1, vec![1]));
 }
@@ -387,6 +440,7 @@ macro_rules! contracts {
     ($($test:ident)*) => {
         contract!(in_memory, Some(InMemory(Arc::default())); $($test)*);
         contract!(over_redis, RedisServer::start(); $($test)*);
+        contract!(over_postgres, postgres::database(); $($test)*);
     };
 }
 

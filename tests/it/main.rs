@@ -92,5 +92,6 @@ mod time_left;
 mod tls;
 mod toy_kind;
 mod troubleshooting;
+mod two_nodes;
 mod websocket;
 mod writes;

@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use serde_json::json;
 use tempfile::TempDir;
 use tidings::bus::local::LocalBus;
+use tidings::bus::postgres::PostgresBus;
 use tidings::bus::redis::RedisBus;
 use tidings::bus::{Bus, NodeId};
 use tidings::config::Settings;
@@ -28,8 +29,9 @@ use tidings::tasks::Tasks;
 use tidings::wire::Control;
 use tokio::task::JoinHandle;
 
-use crate::support::bus::Exchange;
+use crate::support::bus::{Exchange, OverPostgres};
 use crate::support::commands::job;
+use crate::support::postgres;
 use crate::support::redis::RedisServer;
 use crate::support::{PATIENCE, until};
 
@@ -442,4 +444,32 @@ async fn over_redis_every_reader_is_told_everything_while_redis_is_killed_and_re
         assert_eq!((bus.disconnections, bus.unreadable), (1, 0));
     }
     assert_eq!(one.relay.fingerprint(), other.relay.fingerprint());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_notifications_of_postgres_every_reader_is_told_everything() {
+    let Some(server) = postgres::database() else {
+        return;
+    };
+    let mut database = database();
+    let epoch = database.log.epoch();
+    let bus = || {
+        let server = OverPostgres(server.url.clone());
+        Arc::new(PostgresBus::new(server, epoch)) as Arc<dyn Bus>
+    };
+    let buses = [bus(), bus()];
+    let [(one, mut first), (other, mut second)] = two_nodes(&mut database, buses).await;
+    for node in [&one, &other] {
+        until("it is connected", async || node.relay.read().0.connected).await;
+    }
+    let mut head = 1;
+    for _ in 0..20 {
+        let before = head;
+        database.commit(&one, 1, 2).await;
+        head = database.commit(&other, 1, 1).await;
+        is_told(&mut first, before, head).await;
+        is_told(&mut second, before, head).await;
+    }
+    let (bus, hints) = one.relay.read();
+    assert!(bus.received > 0 && hints.taken > 0, "{bus:?} {hints:?}");
 }

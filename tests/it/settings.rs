@@ -248,6 +248,12 @@ fn a_value_that_cannot_be_used_is_told_in_a_sentence_with_its_key_and_place() {
         ),
         ("TIDINGS_DATABASE_URL", "/", ["`database_url`", "a folder"]),
         (
+            "TIDINGS_BUS_URL",
+            "redis://bus",
+            ["`bus_url`", "a database that several nodes can share"],
+        ),
+        ("TIDINGS_BUS_URL", "6379", ["`bus_url`", "is not a URL"]),
+        (
             "TIDINGS_DATA_DIR",
             "/proc/nowhere",
             ["`data_dir`", "/proc/nowhere"],

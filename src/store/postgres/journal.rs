@@ -11,7 +11,7 @@ use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use super::backend::Backend;
 use super::readers::Read;
 use super::schema::schools;
-use super::{Fact, PostgresStore, read, rows};
+use super::{ENDED, Fact, PostgresStore, read, rows, set_fact};
 use crate::id::{Epoch, Place, SchoolId};
 use crate::log::writer::Receipts;
 use crate::log::{Allowance, Bounds, Envelope, Journal, Log, Meter, Page, StoreError, Stretch};
@@ -49,17 +49,28 @@ impl PostgresStore {
             .await
     }
 
+    /// Saves the uptime, and whether this node ends in order. Another one that goes on saves that it has not.
+    async fn save(&self, ends: bool) -> Result<(), StoreError> {
+        let mut write = self.write().await?;
+        let saved = async {
+            let value = if ends { "true" } else { "false" };
+            set_fact(&mut write, ENDED, value).await?;
+            diesel::sql_query(
+                "UPDATE meta SET value = GREATEST(value::bigint, $1)::text WHERE key = 'uptime'",
+            )
+            .bind::<BigInt, _>(uptime_millis(self.uptime.now()))
+            .execute(&mut *write)
+            .await
+        };
+        let saved = saved.await;
+        write.end(saved).await.map(drop)
+    }
+
     /// Sets a value of `meta`.
     async fn set(&self, key: &str, value: &str) -> Result<(), StoreError> {
         let mut write = self.write().await?;
-        let set = diesel::sql_query(
-            "INSERT INTO meta (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-        )
-        .bind::<Text, _>(key)
-        .bind::<Text, _>(value)
-        .execute(&mut *write)
-        .await;
-        write.end(set).await.map(drop)
+        let set = set_fact(&mut write, key, value).await;
+        write.end(set).await
     }
 }
 
@@ -168,14 +179,7 @@ impl Journal for PostgresStore {
 
     /// The uptime of all nodes together is that of the one that has the highest.
     async fn save_uptime(&self) -> Result<(), StoreError> {
-        let mut write = self.write().await?;
-        let saved = diesel::sql_query(
-            "UPDATE meta SET value = GREATEST(value::bigint, $1)::text WHERE key = 'uptime'",
-        )
-        .bind::<BigInt, _>(uptime_millis(self.uptime.now()))
-        .execute(&mut *write)
-        .await;
-        write.end(saved).await.map(drop)
+        self.save(false).await
     }
 
     async fn wall_clock(&self) -> Result<Option<wall_clock::Record>, StoreError> {
@@ -212,7 +216,7 @@ impl Journal for PostgresStore {
             closed = closed.and(writer.close().await);
         }
         if closed.is_ok() {
-            self.save_uptime().await?;
+            self.save(true).await?;
         }
         self.readers.close();
         self.writes.close();

@@ -34,7 +34,7 @@ use std::sync::{Arc, mpsc};
 use diesel::prelude::*;
 use diesel::result::DatabaseErrorKind;
 use diesel::result::Error::DatabaseError;
-use diesel::sql_types::Text;
+use diesel::sql_types::{BigInt, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Mutex;
@@ -50,6 +50,7 @@ use crate::id::{Epoch, SchoolId};
 use crate::log::decide::Rules;
 use crate::log::writer::{Handle, Writer};
 use crate::log::{Committed, Meter, StoreError};
+use crate::store::columns;
 use crate::store::retention::Retention;
 use crate::uptime::{Gaps, Uptime, UptimeClock};
 
@@ -81,6 +82,8 @@ pub enum OpenError {
 
 /// The key in `meta` of the epoch of the database that is being copied into this one.
 const COPIED_FROM: &str = "copied_from";
+/// The key in `meta` of whether the last node that ran ended in order.
+const ENDED: &str = "ended";
 
 /// The store on Postgres.
 pub struct PostgresStore {
@@ -209,7 +212,11 @@ async fn prepare(address: &Address, notifiers: &[String]) -> Result<Found, OpenE
     let fixed = fact_or(&mut conn, "epoch", &own)
         .await
         .map_err(database_error)?;
-    let uptime = fact_or(&mut conn, "uptime", "0")
+    let saved = saved_uptime(&mut conn).await.map_err(database_error)?;
+    let ended = fact_or(&mut conn, ENDED, "true")
+        .await
+        .map_err(database_error)?;
+    set_fact(&mut conn, ENDED, "false")
         .await
         .map_err(database_error)?;
     for name in notifiers {
@@ -220,15 +227,44 @@ async fn prepare(address: &Address, notifiers: &[String]) -> Result<Found, OpenE
     conn.batch_execute("COMMIT").await.map_err(database_error)?;
     let unreadable =
         |what: &str| StoreError::Database(format!("`{what}` in `meta` cannot be read"));
-    let saved = uptime.parse().map_err(|_| unreadable("uptime"))?;
     let gaps = Gaps {
         longest_tick: config::UPTIME_GAP,
         catch_up: config::CATCH_UP_MAX,
     };
     Ok(Found {
         epoch: fixed.parse().map_err(|_| unreadable("epoch"))?,
-        uptime: UptimeClock::resume(Uptime::from_millis(saved), false, gaps),
+        uptime: UptimeClock::resume(saved, ended != "true", gaps),
     })
+}
+
+/// Returns the uptime at the last write of any node.
+async fn saved_uptime(conn: &mut AsyncPgConnection) -> QueryResult<Uptime> {
+    #[derive(QueryableByName)]
+    struct Saved {
+        #[diesel(sql_type = BigInt)]
+        uptime: i64,
+    }
+    fact_or(conn, "uptime", "0").await?;
+    let saved: Saved = diesel::sql_query(
+        "SELECT GREATEST((SELECT value::bigint FROM meta WHERE key = 'uptime'), \
+         (SELECT max(uptime) FROM schools)) AS uptime",
+    )
+    .get_result(conn)
+    .await?;
+    columns::uptime(saved.uptime)
+}
+
+/// Sets a value of `meta`.
+async fn set_fact(conn: &mut AsyncPgConnection, key: &str, value: &str) -> QueryResult<()> {
+    diesel::sql_query(
+        "INSERT INTO meta (key, value) VALUES ($1, $2) \
+         ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE meta.value <> excluded.value",
+    )
+    .bind::<Text, _>(key)
+    .bind::<Text, _>(value)
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Returns a value of `meta`, which is set to `otherwise` if there is none.

@@ -1,10 +1,11 @@
-//! A bus in memory that can lose, double, delay and reorder messages, and be down.
+//! A bus in memory that can lose, double, delay and reorder messages, and be down. Connections of a bus to Postgres.
 
 use std::collections::{HashMap, HashSet};
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
+use tidings::bus::postgres::{Connect, Messages, messages};
 use tidings::bus::{Bus, BusError, Inbox, Outgoing};
 use tidings::config::BUS_MESSAGE_MAX_BYTES;
 use tidings::id::{Epoch, SchoolId};
@@ -188,5 +189,17 @@ impl Bus for MemoryBus {
 
     fn fingerprint(&self) -> Option<String> {
         Some(format!("{:p}", Arc::as_ptr(&self.exchange)))
+    }
+}
+
+/// Connects to the tests' Postgres, without TLS.
+pub(crate) struct OverPostgres(pub(crate) String);
+
+#[async_trait]
+impl Connect for OverPostgres {
+    async fn connect(&self) -> Result<(tokio_postgres::Client, Messages), tokio_postgres::Error> {
+        let connecting = tokio_postgres::connect(&self.0, tokio_postgres::NoTls);
+        let (client, connection) = connecting.await?;
+        Ok((client, messages(connection)))
     }
 }

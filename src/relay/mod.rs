@@ -10,6 +10,8 @@
 //!    moment ago. Once a subscription is confirmed, the school's head is compared: what was committed before arrives, too.
 //! 2. The bus delays no commit, and the server is ready without it. Only the comparison of heads must work.
 
+mod choice;
+
 use std::collections::HashSet;
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
+pub use self::choice::{Choice, check};
 use crate::bus::Party;
 use crate::bus::{Arrivals, Bus, BusError, BusMeter, BusReading, Inbox, Message, NodeId, Outbox};
 use crate::config::{BUS_PAUSE_MIN, BUS_TIMEOUT, BUS_UNREADABLE_PER_LINE};

@@ -1,0 +1,164 @@
+//! Two real servers over one Postgres, with each bus: a client of one is told what happens on the other.
+
+use serde_json::{Value, json};
+
+use crate::support::postgres::{self, Database};
+use crate::support::redis::RedisServer;
+use crate::support::{Listener, Server, Transport, admin, server_with, until};
+
+const TRANSPORTS: [Transport; 3] = [
+    Transport::EventSource,
+    Transport::WebSocket,
+    Transport::Poll,
+];
+
+/// Starts two servers over one database. Without a URL, they use notifications of the database.
+async fn two_nodes(database: &Database, bus_url: Option<&str>) -> [Server; 2] {
+    let settings = json!({"database_url": database.url, "bus_url": bus_url});
+    let settings = match bus_url {
+        Some(_) => settings,
+        None => json!({"database_url": database.url}),
+    };
+    let nodes = [
+        server_with(settings.clone()).await,
+        server_with(settings).await,
+    ];
+    for node in &nodes {
+        until("the bus works", async || is_connected(node).await).await;
+    }
+    nodes
+}
+
+/// Returns a value of `/metrics`.
+async fn metric(server: &Server, name: &str) -> Option<f64> {
+    let answer = server.request("GET", "/metrics", &admin()).send().await;
+    let text = answer.unwrap().text().await.unwrap();
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+async fn is_connected(server: &Server) -> bool {
+    metric(server, "tidings_bus_connected{").await == Some(1.0)
+}
+
+async fn progress(server: &Server, job: &str, percent: u32) {
+    server
+        .report(
+            &format!("/api/jobs/{job}/progress"),
+            json!({"progress": percent}),
+        )
+        .await;
+}
+
+/// Returns the messages up to the one that tells this progress.
+async fn tells(listener: &mut Listener, percent: u32) -> Vec<Value> {
+    let percent = f64::from(percent);
+    listener
+        .take_until(|message| message["progress"] == percent)
+        .await
+}
+
+/// What is published on either node reaches every transport of both, in the order of the log.
+async fn everything_reaches_everybody(nodes: &[Server; 2]) {
+    nodes[0].running_job("a").await;
+    let mut listeners = Vec::new();
+    for node in nodes {
+        for transport in TRANSPORTS {
+            let mut listener = node.listen(transport, "/jobs?tick_ms=0").await;
+            listener.until_ready().await;
+            listeners.push(listener);
+        }
+    }
+    for percent in 1..=20 {
+        progress(&nodes[usize::from(percent % 3 == 0)], "a", percent).await;
+    }
+    nodes[1].report("/api/jobs/a/complete", json!({})).await;
+    let mut all: Vec<Vec<Value>> = Vec::new();
+    for listener in &mut listeners {
+        let ends = |message: &Value| message["status"] == "completed";
+        let told = listener.take_until(ends).await;
+        let events = told.iter().filter(|own| own["type"] == "job_progress");
+        all.push(events.map(|own| own["cursor"].clone()).collect());
+    }
+    assert!(all[0].len() >= 20, "{:?}", all[0]);
+    assert!(all.iter().all(|told| *told == all[0]), "one order for all");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_redis_what_one_server_commits_reaches_the_clients_of_another() {
+    let (Some(database), Some(redis)) = (postgres::database(), RedisServer::start()) else {
+        return;
+    };
+    let nodes = two_nodes(&database, Some(&redis.url())).await;
+    everything_reaches_everybody(&nodes).await;
+    for node in &nodes {
+        assert!(metric(node, "tidings_bus_messages_sent_total").await > Some(0.0));
+        assert!(metric(node, "tidings_hints_taken_total").await > Some(0.0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_notifications_what_one_server_commits_reaches_the_clients_of_another() {
+    let Some(database) = postgres::database() else {
+        return;
+    };
+    let nodes = two_nodes(&database, None).await;
+    everything_reaches_everybody(&nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_of_one_server_resumes_on_another() {
+    let (Some(database), Some(redis)) = (postgres::database(), RedisServer::start()) else {
+        return;
+    };
+    let nodes = two_nodes(&database, Some(&redis.url())).await;
+    nodes[0].running_job("a").await;
+    let mut first = nodes[0]
+        .listen(Transport::EventSource, "/jobs?tick_ms=0")
+        .await;
+    first.until_ready().await;
+    progress(&nodes[1], "a", 10).await;
+    let told = tells(&mut first, 10).await;
+    let cursor = told.last().unwrap()["cursor"].as_str().unwrap().to_owned();
+    drop(first);
+    progress(&nodes[0], "a", 20).await;
+    for transport in TRANSPORTS {
+        let mut second = nodes[1].resume(transport, "/jobs?tick_ms=0", &cursor).await;
+        let told = second.until_ready().await;
+        let resets = told.iter().filter(|own| own["type"] == "reset").count();
+        let events = told.iter().filter(|own| own["type"] == "job_progress");
+        let percents: Vec<&Value> = events.map(|own| &own["progress"]).collect();
+        assert_eq!((resets, percents), (0, vec![&json!(20.0)]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_bus_is_down_is_ready_and_tells_everything() {
+    let (Some(database), Some(mut redis)) = (postgres::database(), RedisServer::start()) else {
+        return;
+    };
+    let nodes = two_nodes(&database, Some(&redis.url())).await;
+    nodes[0].running_job("a").await;
+    let mut listener = nodes[1]
+        .listen(Transport::WebSocket, "/jobs?tick_ms=0")
+        .await;
+    listener.until_ready().await;
+    redis.kill();
+    for node in &nodes {
+        until("the loss is shown", async || !is_connected(node).await).await;
+        let ready = node.request("GET", "/readyz", "").send().await.unwrap();
+        assert_eq!(ready.status(), 200);
+    }
+    for percent in 1..=3 {
+        progress(&nodes[0], "a", percent).await;
+        tells(&mut listener, percent).await;
+    }
+    redis.restart();
+    for node in &nodes {
+        until("the bus works again", async || is_connected(node).await).await;
+    }
+    progress(&nodes[0], "a", 4).await;
+    tells(&mut listener, 4).await;
+    let reads = metric(&nodes[1], "tidings_hole_reads_total").await;
+    assert!(reads > Some(0.0), "the log was read instead: {reads:?}");
+}

@@ -47,7 +47,7 @@ Exit codes:
    1  an error, described on standard error; or, without a message, standard output was closed
    2  the command line is not valid
    3  denied: the token is missing, invalid or expired, or does not allow this
-   4  not found (new-epoch: no database)
+   4  not found (new-epoch, copy: no database)
    5  the server cannot be reached
   10  the watched job or enrollment failed
   11  the watched job or enrollment was cancelled";

@@ -27,6 +27,7 @@ mod charts;
 mod cli;
 mod clocks;
 mod conversation;
+mod copying;
 mod cursors;
 #[cfg(target_os = "linux")]
 mod dead_peers;

@@ -1,0 +1,311 @@
+//! `tidings copy`: an installation moves from SQLite to Postgres, and its clients notice nothing but a reconnection.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::support::process::{Process, command, run};
+use crate::support::store;
+use crate::support::*;
+
+/// Returns the command `tidings copy` with these arguments, its exit code, and what it said.
+fn copy(folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let told = run(command(folder)
+        .env_remove("TIDINGS_DATABASE_URL")
+        .arg("copy")
+        .args(arguments));
+    let text = [told.stdout, told.stderr].concat();
+    (
+        told.status.code(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+fn on_sqlite(folder: &Path) -> Process {
+    Process::start(
+        command(folder)
+            .env_remove("TIDINGS_DATABASE_URL")
+            .arg("serve"),
+    )
+}
+
+fn on_postgres(folder: &Path, url: &str) -> Process {
+    Process::start(
+        command(folder)
+            .env("TIDINGS_DATABASE_URL", url)
+            .arg("serve"),
+    )
+}
+
+async fn send(
+    server: &Process,
+    method: &str,
+    path: &str,
+    (token, key): (&str, &str),
+    body: &Value,
+) -> (u16, Value) {
+    let request = reqwest::Client::new()
+        .request(method.parse().unwrap(), format!("{}{path}", server.url))
+        .bearer_auth(token)
+        .header("Idempotency-Key", key)
+        .json(body);
+    answer(request).await
+}
+
+/// One request of each kind: method, path, body.
+fn requests() -> Vec<(&'static str, &'static str, Value)> {
+    vec![
+        (
+            "POST",
+            "/api/jobs",
+            json!({"job_id": "done", "job_type": "t", "metadata": {"title": "Straße"}}),
+        ),
+        ("POST", "/api/jobs/done/start", json!({})),
+        (
+            "POST",
+            "/api/jobs/done/complete",
+            json!({"result": {"pages": 3}}),
+        ),
+        (
+            "POST",
+            "/api/jobs",
+            json!({"job_id": "runs", "job_type": "t", "status": "in_progress"}),
+        ),
+        (
+            "POST",
+            "/api/jobs/runs/progress",
+            json!({"progress": 40, "message": "a\u{0}b"}),
+        ),
+        (
+            "POST",
+            "/api/enrollments",
+            json!({"session_id": "e", "device_id": "d", "student_id": "s"}),
+        ),
+        (
+            "PUT",
+            "/api/devices/d",
+            json!({"name": "Door", "info": {"floor": 2}}),
+        ),
+        ("POST", "/api/devices/d/status", json!({"status": "online"})),
+        (
+            "PUT",
+            "/api/characteristics/c",
+            json!({"name": "Width", "limits": {"center_line": 5, "ucl": 6, "lcl": 4}}),
+        ),
+        (
+            "POST",
+            "/api/characteristics/c/samples",
+            json!({"values": [9]}),
+        ),
+        (
+            "POST",
+            "/api/characteristics/c/samples",
+            json!({"values": [5]}),
+        ),
+    ]
+}
+
+async fn publish(server: &Process, school: i64) -> Vec<Value> {
+    let mut answers = Vec::new();
+    for (number, (method, path, body)) in requests().into_iter().enumerate() {
+        let key = format!("key {number}");
+        let (status, told) = send(server, method, path, (&worker(school), &key), &body).await;
+        assert!(status < 300, "{path}: {status} {told}");
+        answers.push(told);
+    }
+    answers
+}
+
+/// What a school looks like: lists, counts and history, without what depends on the time of the request.
+async fn seen(server: &Process, school: i64) -> Vec<Value> {
+    let mut seen = Vec::new();
+    for path in [
+        "/api/jobs",
+        "/api/jobs?q=strasse",
+        "/api/jobs/done",
+        "/api/enrollments",
+        "/api/devices",
+        "/api/characteristics",
+        "/api/violations",
+    ] {
+        let request = reqwest::Client::new()
+            .get(format!("{}{path}", server.url))
+            .bearer_auth(viewer(school));
+        let (status, told) = answer(request).await;
+        assert_eq!(status, 200, "{path}: {told}");
+        seen.push(told);
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_go_on_with_their_cursors_on_the_copy_and_no_key_is_carried_out_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(url) = store::postgres_of(folder.path()) else {
+        return;
+    };
+    let mut server = on_sqlite(folder.path());
+    let answers = publish(&server, 1).await;
+    publish(&server, 2).await;
+    let before = [seen(&server, 1).await, seen(&server, 2).await];
+    let (code, told) = copy(folder.path(), &["--to", &url]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("stop the server"), "{told}");
+    server.terminate();
+
+    let (code, told) = copy(folder.path(), &["--to", &url]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(
+        told.contains("Copied 2 schools,") && told.contains("and 10 subjects."),
+        "{told}"
+    );
+
+    let mut node = on_postgres(folder.path(), &url);
+    // Devices are unknown after a start: their status is a new event.
+    let is_of_devices = |own: &Value| own["devices"].is_array();
+    for (school, before) in (1..).zip(before) {
+        let after = seen(&node, school).await;
+        for (before, after) in before
+            .iter()
+            .zip(&after)
+            .filter(|(own, _)| !is_of_devices(own))
+        {
+            assert_eq!(without_times(before), without_times(after));
+        }
+    }
+    for (answer, later) in answers.iter().zip(&answers[1..]) {
+        let after = answer["seq"].as_u64().unwrap();
+        let messages = comes_back(&node, &answer["cursor"]).await;
+        assert!(
+            messages.iter().all(|own| own["type"] != "reset"),
+            "{messages:?}"
+        );
+        let seqs: Vec<u64> = messages
+            .iter()
+            .filter_map(|own| own["seq"].as_u64())
+            .collect();
+        assert!(seqs.starts_with(&[after + 1]), "{after}: {seqs:?}");
+        assert!(seqs.contains(&later["seq"].as_u64().unwrap()));
+        assert!(seqs.is_sorted_by(|one, next| one + 1 == *next), "{seqs:?}");
+    }
+    for (number, (method, path, body)) in requests().into_iter().enumerate() {
+        let key = format!("key {number}");
+        let (_, told) = send(&node, method, path, (&worker(1), &key), &body).await;
+        assert_eq!(
+            told["cursor"], answers[number]["cursor"],
+            "{path} is repeated"
+        );
+    }
+    let (_, told) = send(
+        &node,
+        "POST",
+        "/api/jobs",
+        (&worker(1), "new"),
+        &json!({"job_type": "t"}),
+    )
+    .await;
+    assert!(told["seq"].as_u64() > answers.last().unwrap()["seq"].as_u64());
+    node.terminate();
+
+    let (code, told) = copy(folder.path(), &["--to", &url]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("is not empty"), "{told}");
+}
+
+/// The messages for a reader of school 1 that comes back with a cursor.
+async fn comes_back(server: &Process, cursor: &Value) -> Vec<Value> {
+    let cursor = cursor.as_str().unwrap();
+    let address = format!("{}/events/schools/1?wait=0&cursor={cursor}", server.url);
+    let request = reqwest::Client::new().get(address).bearer_auth(viewer(1));
+    let (_, page) = answer(request.header("Accept", "application/json")).await;
+    page["messages"].as_array().unwrap().clone()
+}
+
+/// Removes the fields that depend on when they are asked for.
+fn without_times(value: &Value) -> Value {
+    let mut value = value.clone();
+    if let Some(object) = value.as_object_mut() {
+        object.remove("cursor");
+    }
+    value
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_interrupted_is_not_opened_and_can_be_completed() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(url) = store::postgres_of(folder.path()) else {
+        return;
+    };
+    let mut server = on_sqlite(folder.path());
+    publish(&server, 1).await;
+    publish(&server, 2).await;
+    server.terminate();
+    let (code, told) = copy(folder.path(), &["--to", &url]);
+    assert_eq!(code, Some(0), "{told}");
+    // As it would be if it had been interrupted within the second school.
+    let epoch = "INSERT INTO meta SELECT 'copied_from', value FROM meta WHERE key = 'epoch'";
+    let mut undone = epoch.to_owned();
+    for table in [
+        "events",
+        "subjects",
+        "parts",
+        "counts",
+        "endings",
+        "idempotency_keys",
+        "schools",
+    ] {
+        undone.push_str(&format!("; DELETE FROM {table} WHERE school_id = 2"));
+    }
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    client.batch_execute(&undone).await.unwrap();
+    drop(client);
+    connection.await.unwrap().unwrap();
+
+    let refused = run(command(folder.path())
+        .env("TIDINGS_DATABASE_URL", &url)
+        .arg("serve"));
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && told.contains("incomplete copy"),
+        "{told}"
+    );
+    let (code, told) = copy(folder.path(), &["--to", &url]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("(1 of them by an earlier run)"), "{told}");
+    let node = on_postgres(folder.path(), &url);
+    assert_eq!(seen(&node, 2).await[2]["job_id"], "done");
+}
+
+#[test]
+fn what_cannot_be_copied_is_a_usage_error() {
+    let folder = tempfile::tempdir().unwrap();
+    for (arguments, expected, said) in [
+        (
+            vec!["--to", "sqlite:x.db"],
+            2,
+            "--to must be a Postgres database",
+        ),
+        (
+            vec!["--to", "postgres://u:secret@h:port/d"],
+            2,
+            "--to is not a Postgres URL",
+        ),
+        (
+            vec!["--from", "postgres://h/d", "--to", "postgres://h/d"],
+            2,
+            "--from must be a SQLite database",
+        ),
+        (
+            vec!["--from", "nowhere.db", "--to", "postgres://h/d"],
+            4,
+            "there is no database at nowhere.db",
+        ),
+    ] {
+        let (code, told) = copy(folder.path(), &arguments);
+        assert_eq!(code, Some(expected), "{told}");
+        assert!(told.contains(said) && !told.contains("secret"), "{told}");
+    }
+}

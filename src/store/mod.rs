@@ -7,6 +7,7 @@ mod numbers;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod retention;
+pub mod shared;
 pub mod sqlite;
 mod states;
 mod texts;

@@ -25,43 +25,11 @@ use crate::log::decide::Decisions;
 use crate::log::facts::{Moment, Stored};
 use crate::store::columns::{millis, tag_bits, uptime_millis};
 use crate::store::numbers::signed;
+use crate::store::shared::Move;
 use crate::store::texts::{contains, folded_json, folded_texts, value_contains};
 
 /// The statement. What is inserted is read from arrays, one for each column.
 const COMMIT: &str = include_str!("commit.sql");
-
-/// What a school's row must be for a write, and what it becomes.
-pub(super) struct Move {
-    pub(super) school: SchoolId,
-    /// The stamp that was decided against; `None` if the school had no row.
-    pub(super) expected: Option<i64>,
-    pub(super) stamp: i64,
-    head: i64,
-    head_tag: Option<i64>,
-    bytes: i64,
-    answer_bytes: i64,
-}
-
-impl Move {
-    /// Returns the move for events or states that are imported. The import sets the head at its end.
-    pub(super) fn of_import(
-        school: SchoolId,
-        expected: Option<i64>,
-        stamp: i64,
-        group: &Decisions,
-    ) -> Move {
-        let bytes = group.events.iter().map(|event| event.bytes());
-        Move {
-            school,
-            expected,
-            stamp,
-            head: group.events.last().map_or(0, |event| signed(event.seq)),
-            head_tag: None,
-            bytes: signed(bytes.sum::<usize>()),
-            answer_bytes: 0,
-        }
-    }
-}
 
 #[derive(QueryableByName)]
 struct Moved {
@@ -224,15 +192,20 @@ pub(super) async fn commit(
             moves.iter().map(|$own| $value).collect::<Vec<_>>()
         };
     }
+    let growth = growth(group);
+    let grown = moves
+        .iter()
+        .map(|own| growth.get(&own.school).copied().unwrap_or_default());
+    let (bytes, answer_bytes): (Vec<i64>, Vec<i64>) = grown.unzip();
     let mode = if waits_for_disk { "on" } else { "off" };
     let moved: Vec<Moved> = diesel::sql_query(COMMIT)
         .bind::<Array<BigInt>, _>(of_moves!(own => own.school.get()))
         .bind::<Array<Nullable<BigInt>>, _>(of_moves!(own => own.expected))
         .bind::<Array<BigInt>, _>(of_moves!(own => own.stamp))
-        .bind::<Array<BigInt>, _>(of_moves!(own => own.head))
-        .bind::<Array<Nullable<BigInt>>, _>(of_moves!(own => own.head_tag))
-        .bind::<Array<BigInt>, _>(of_moves!(own => own.bytes))
-        .bind::<Array<BigInt>, _>(of_moves!(own => own.answer_bytes))
+        .bind::<Array<BigInt>, _>(of_moves!(own => signed(own.head.seq)))
+        .bind::<Array<Nullable<BigInt>>, _>(of_moves!(own => tag_bits(own.head)))
+        .bind::<Array<BigInt>, _>(bytes)
+        .bind::<Array<BigInt>, _>(answer_bytes)
         .bind::<Array<BigInt>, _>(events.school)
         .bind::<Array<BigInt>, _>(events.seq)
         .bind::<Array<Text>, _>(events.kind)
@@ -289,39 +262,16 @@ pub(super) async fn commit(
         .collect()
 }
 
-/// Returns the moves of the schools of a group. `expected` and `head` come from the facts of a school.
-pub(super) fn moves(
-    group: &Decisions,
-    mut known: impl FnMut(SchoolId) -> (Option<i64>, crate::id::Place),
-    mut stamp: impl FnMut() -> i64,
-) -> Vec<Move> {
-    let mut moves: HashMap<SchoolId, Move> = HashMap::new();
-    let of_states = group.states.keys().map(|(school, ..)| *school);
-    let of_keys = group.keys.keys().map(|(school, _)| *school);
-    for school in of_states.chain(of_keys) {
-        moves.entry(school).or_insert_with(|| {
-            let (expected, head) = known(school);
-            let head = group.tails.get(&school).map_or(head, |tail| tail.head);
-            Move {
-                school,
-                expected,
-                stamp: stamp(),
-                head: signed(head.seq),
-                head_tag: tag_bits(head),
-                bytes: 0,
-                answer_bytes: 0,
-            }
-        });
-    }
+/// Returns by how much the sizes of each school's log and of its stored answers grow.
+fn growth(group: &Decisions) -> HashMap<SchoolId, (i64, i64)> {
+    let mut growth: HashMap<SchoolId, (i64, i64)> = HashMap::new();
     for event in &group.events {
-        if let Some(own) = moves.get_mut(&event.school) {
-            own.bytes += signed(event.bytes());
-        }
+        growth.entry(event.school).or_default().0 += signed(event.bytes());
     }
     for ((school, key), used) in &group.keys {
-        if let Some(own) = moves.get_mut(school).filter(|_| used.event.snapshot) {
-            own.answer_bytes += super::answers::bytes(key, &used.event);
+        if used.event.snapshot {
+            growth.entry(*school).or_default().1 += super::answers::bytes(key, &used.event);
         }
     }
-    moves.into_values().collect()
+    growth
 }

@@ -11,13 +11,12 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 
-use super::backend::stamp;
-use super::commit::{Move, commit};
+use super::commit::commit;
 use super::migrations::{Migrated, migrate};
 use super::schema::schools;
 use super::{Address, COPIED_FROM, Fact, OpenError, answers, consumers, database_error, fact_or};
 use crate::event::Event;
-use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::kind::Part;
 use crate::log::consumers::{DeadLetter, Place as NotifierPlace, Standing};
 use crate::log::decide::Decisions;
@@ -26,6 +25,7 @@ use crate::log::{Bounds, StoreError};
 use crate::store::columns::{millis, tag_bits};
 use crate::store::copy::UsedKey;
 use crate::store::numbers::signed;
+use crate::store::shared::{Move, stamp};
 use crate::uptime::Uptime;
 
 /// Why a database cannot take in another one.
@@ -251,7 +251,14 @@ impl Import {
 
     async fn write(&mut self, group: &Decisions) -> Result<(), StoreError> {
         let (school, expected) = self.current();
-        let own = Move::of_import(school, expected, stamp(), group);
+        let newest = group.events.last().map_or(0, |event| event.seq);
+        let own = Move {
+            school,
+            expected,
+            stamp: stamp(),
+            // The end of the import sets its tag.
+            head: Place::untagged(newest),
+        };
         let now = Moment {
             at: DateTime::UNIX_EPOCH,
             uptime: Uptime::default(),

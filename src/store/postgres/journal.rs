@@ -8,7 +8,6 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 
-use super::backend::Backend;
 use super::readers::Read;
 use super::schema::schools;
 use super::{ENDED, Fact, PostgresStore, read, rows, set_fact};
@@ -205,7 +204,7 @@ impl Journal for PostgresStore {
         let read = own.batch_execute("SELECT 1").await;
         own.end(read).await?;
         for writer in &self.writers {
-            writer.call(Backend::ping).await?;
+            writer.call(|backend| backend.database().ping()).await?;
         }
         Ok(())
     }

@@ -39,19 +39,20 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Mutex;
 
-use self::backend::Backend;
+use self::backend::Database;
 pub use self::connect::{Address, AddressError};
 pub use self::import::{Import, ImportError};
 use self::migrations::{Migrated, migrate};
 use self::readers::Readers;
 use self::writes::{Write, Writes};
-use crate::config::{self, POSTGRES_WRITERS, Settings};
+use crate::config::{self, POSTGRES_WRITERS, STATE_CACHE_BYTES, Settings};
 use crate::id::{Epoch, SchoolId};
 use crate::log::decide::Rules;
 use crate::log::writer::{Handle, Writer};
 use crate::log::{Committed, Meter, StoreError};
 use crate::store::columns;
 use crate::store::retention::Retention;
+use crate::store::shared::Backend;
 use crate::uptime::{Gaps, Uptime, UptimeClock};
 
 /// Why the store cannot be opened.
@@ -91,7 +92,7 @@ pub struct PostgresStore {
     uptime: UptimeClock,
     meter: Arc<Meter>,
     /// Each school always has the same one.
-    writers: Vec<Handle<Backend>>,
+    writers: Vec<Handle<Backend<Database>>>,
     readers: Readers,
     writes: Writes,
     retention: Retention,
@@ -154,7 +155,8 @@ impl PostgresStore {
                             return;
                         }
                     };
-                    let backend = Backend::new(runtime, address, epoch, uptime, synchronous);
+                    let database = Database::new(runtime, address, epoch, uptime, synchronous);
+                    let backend = Backend::new(database, STATE_CACHE_BYTES / POSTGRES_WRITERS);
                     let (writer, handle) = Writer::new(backend, rules, committed, meter);
                     let _ = started.send(Ok(handle));
                     let closed = writer.run();
@@ -177,7 +179,7 @@ impl PostgresStore {
     }
 
     /// Returns the writer of a school.
-    fn writer(&self, school: SchoolId) -> &Handle<Backend> {
+    fn writer(&self, school: SchoolId) -> &Handle<Backend<Database>> {
         let index = school.get().unsigned_abs() % self.writers.len() as u64;
         &self.writers[usize::try_from(index).unwrap_or_default()]
     }

@@ -6,7 +6,6 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
-use super::backend::stamp;
 use super::rows::EventRow;
 use super::schema::{events, idempotency_keys, schools};
 use super::{PostgresStore, answers, read, rows};
@@ -17,6 +16,7 @@ use crate::log::StoreError;
 use crate::store::columns::millis;
 use crate::store::numbers::signed;
 use crate::store::retention::Retention;
+use crate::store::shared::stamp;
 
 /// The bounds and sizes of a school's log.
 #[derive(Queryable)]

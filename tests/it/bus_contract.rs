@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use crate::support::PATIENCE;
 use crate::support::bus::{Exchange, OverPostgres};
 use crate::support::postgres::{self, Database};
-use crate::support::redis::RedisServer;
+use crate::support::redis::{RedisServer, Watched};
 
 const EPOCH: &str = "0000000a";
 const OTHER_EPOCH: &str = "0000000b";
@@ -71,7 +71,7 @@ impl Medium for RedisServer {
     async fn inject(&self, epoch: Epoch, school: SchoolId, payload: &[u8]) -> bool {
         let partition = school.get() % 64;
         let channel = format!("tidings:{{{epoch}-{partition}}}:school:{school}");
-        self.ask(&[b"PUBLISH", channel.as_bytes(), payload]);
+        self.ask(&[self.publish().as_bytes(), channel.as_bytes(), payload]);
         true
     }
 
@@ -81,6 +81,27 @@ impl Medium for RedisServer {
 
     async fn restart(&mut self) {
         RedisServer::restart(self);
+    }
+}
+
+/// Found by its Sentinel.
+#[async_trait]
+impl Medium for Watched {
+    fn join(&self, epoch: Epoch) -> Arc<dyn Bus> {
+        Arc::new(RedisBus::new(BusUrl::parse(&self.url).unwrap(), epoch))
+    }
+
+    async fn inject(&self, epoch: Epoch, school: SchoolId, payload: &[u8]) -> bool {
+        self.server.inject(epoch, school, payload).await
+    }
+
+    async fn stop(&mut self) {
+        self.server.kill();
+    }
+
+    async fn restart(&mut self) {
+        self.server.restart();
+        assert!(self.is_watched());
     }
 }
 
@@ -440,6 +461,8 @@ macro_rules! contracts {
     ($($test:ident)*) => {
         contract!(in_memory, Some(InMemory(Arc::default())); $($test)*);
         contract!(over_redis, RedisServer::start(); $($test)*);
+        contract!(over_a_redis_cluster, RedisServer::cluster(); $($test)*);
+        contract!(over_redis_and_sentinel, Watched::start(); $($test)*);
         contract!(over_postgres, postgres::database(); $($test)*);
     };
 }
@@ -463,7 +486,8 @@ async fn a_redis_that_answers_no_more_is_given_up_and_connected_again() {
     };
     let (sender, mut receiver) = (node(&server).await, node(&server).await);
     receiver.subscribe(&[1]).await;
-    server.freeze(true);
+    let process = server.process();
+    server.freeze(process, true);
     let lost = sender.encode(&[event(1, 1, "lost")]);
     assert!(sender.bus.publish(&lost).await.is_err(), "it does not wait");
     patiently("both give it up", async {
@@ -472,7 +496,7 @@ async fn a_redis_that_answers_no_more_is_given_up_and_connected_again() {
         }
     })
     .await;
-    server.freeze(false);
+    server.freeze(process, false);
     for node in [&sender, &receiver] {
         let look = patiently("it works again", node.hints.asked()).await;
         assert!(look.all);

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Body, Bound, Cell, CommandOf, Context, Description, NoPart, Outcome, RuleError, Subject,
+    Body, Bound, Cell, CommandOf, Context, Description, NoPart, Outcome, RuleError, Subject, Texts,
     bounded, not_found,
 };
 use crate::event::{Class, Draft, EventType, Payload, timestamp};
@@ -66,7 +66,7 @@ pub struct Send {
 pub struct Deliver {}
 
 /// A parcel's whole state.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Parcel {
     /// Who gets it.
     pub recipient: Arc<str>,
@@ -126,6 +126,25 @@ impl Subject for Parcel {
 
     fn is_over(&self) -> bool {
         self.finished_at.is_some()
+    }
+
+    fn status(&self) -> &'static str {
+        Parcel::status(self)
+    }
+
+    fn created_at(&self) -> DateTime<Utc> {
+        self.created_at
+    }
+
+    fn finished_at(&self) -> Option<DateTime<Utc>> {
+        self.finished_at
+    }
+
+    fn texts(&self) -> Texts<'_> {
+        Texts {
+            own: vec![&self.recipient],
+            values: None,
+        }
     }
 }
 

@@ -108,7 +108,7 @@ fn requests() -> Vec<(&'static str, &'static str, Value)> {
 async fn publish(server: &Process, school: i64) -> Vec<Value> {
     let mut answers = Vec::new();
     for (number, (method, path, body)) in requests().into_iter().enumerate() {
-        let key = format!("key {number}");
+        let key = format!("key-{number}");
         let (status, told) = send(server, method, path, (&worker(school), &key), &body).await;
         assert!(status < 300, "{path}: {status} {told}");
         answers.push(told);
@@ -189,7 +189,7 @@ async fn clients_go_on_with_their_cursors_on_the_copy_and_no_key_is_carried_out_
         assert!(seqs.is_sorted_by(|one, next| one + 1 == *next), "{seqs:?}");
     }
     for (number, (method, path, body)) in requests().into_iter().enumerate() {
-        let key = format!("key {number}");
+        let key = format!("key-{number}");
         let (_, told) = send(&node, method, path, (&worker(1), &key), &body).await;
         assert_eq!(
             told["cursor"], answers[number]["cursor"],

@@ -61,9 +61,10 @@ async fn beat(
     .execute(conn)
     .await?;
     diesel::sql_query(
-        "DELETE FROM nodes WHERE seen_at < clock_timestamp() - $1 * interval '1 millisecond'",
+        "DELETE FROM nodes WHERE seen_at < clock_timestamp() - $1 * interval '1 millisecond' AND node_id <> $2",
     )
     .bind::<BigInt, _>(signed(forget_after.as_millis()))
+    .bind::<Text, _>(report.id.as_str())
     .execute(conn)
     .await?;
     let found: Vec<NodeRow> = diesel::sql_query(

@@ -30,8 +30,6 @@ pub struct Identity {
     pub name: String,
     /// The fingerprint of its secret.
     pub secret_fingerprint: Fingerprint,
-    /// The fingerprint of the address of the bus.
-    pub bus_fingerprint: Fingerprint,
 }
 
 /// What changes about this node.
@@ -47,6 +45,8 @@ pub struct Vitals {
     pub lag: u64,
     /// The state of its connection to the other nodes.
     pub bus: String,
+    /// The fingerprint of the bus, once it is known.
+    pub bus_fingerprint: Option<Fingerprint>,
 }
 
 /// Whether another node was running when this one started.
@@ -99,13 +99,12 @@ struct Known {
 }
 
 impl Identity {
-    /// Returns the identity of this process, with these fingerprints.
-    pub fn new(secret_fingerprint: Fingerprint, bus_fingerprint: Fingerprint) -> Identity {
+    /// Returns the identity of this process, with this id and secret.
+    pub fn new(id: NodeId, secret_fingerprint: Fingerprint) -> Identity {
         Identity {
-            id: NodeId::generate(),
+            id,
             name: machine(),
             secret_fingerprint,
-            bus_fingerprint,
         }
     }
 }
@@ -159,7 +158,7 @@ impl Cluster {
     /// rejected by the other.
     pub async fn join(&self) -> Result<Result<(), Differs>, StoreError> {
         let nodes = self.beat().await?;
-        let differing = differences(&nodes, &self.identity);
+        let differing = differences(&nodes, self.id());
         let differs = differing.into_iter().find(|own| own.setting == SECRET);
         if differs.is_some() {
             self.leave().await;
@@ -210,7 +209,7 @@ impl Cluster {
             events_per_sec: vitals.events_per_sec,
             lag: vitals.lag,
             bus: vitals.bus,
-            bus_fingerprint: self.identity.bus_fingerprint.clone(),
+            bus_fingerprint: vitals.bus_fingerprint,
             secret_fingerprint: self.identity.secret_fingerprint.clone(),
             uptime: clock.now(),
         };
@@ -224,7 +223,7 @@ impl Cluster {
     }
 
     fn report_differences(&self, nodes: &[Node]) {
-        for differs in differences(nodes, &self.identity) {
+        for differs in differences(nodes, self.id()) {
             let what = (differs.id.clone(), differs.setting);
             if self.lock().reported.insert(what) {
                 tracing::error!(
@@ -250,7 +249,11 @@ pub fn is_running(node: &Node) -> bool {
 }
 
 /// Returns in what the running nodes differ from this one although they must not.
-fn differences(nodes: &[Node], own: &Identity) -> Vec<Differs> {
+fn differences(nodes: &[Node], own: &NodeId) -> Vec<Differs> {
+    let Some(own) = nodes.iter().find(|node| node.report.id == *own) else {
+        return Vec::new();
+    };
+    let own = &own.report;
     let others = nodes
         .iter()
         .filter(|node| node.report.id != own.id && is_running(node));
@@ -258,7 +261,12 @@ fn differences(nodes: &[Node], own: &Identity) -> Vec<Differs> {
     for node in others {
         let report = &node.report;
         let secret = (report.secret_fingerprint != own.secret_fingerprint).then_some(SECRET);
-        let bus = (report.bus_fingerprint != own.bus_fingerprint).then_some(BUS);
+        // A bus whose server has not been reached yet is not known.
+        let buses = report
+            .bus_fingerprint
+            .as_ref()
+            .zip(own.bus_fingerprint.as_ref());
+        let bus = buses.and_then(|(theirs, own)| (theirs != own).then_some(BUS));
         let differs = |setting| Differs {
             setting,
             name: report.name.clone(),
@@ -313,32 +321,27 @@ mod tests {
     use super::*;
     use crate::uptime::Uptime;
 
-    fn identity(id: &str, secret: &str, bus: &str) -> Identity {
-        Identity {
+    fn report(id: &str, secret: &str, bus: Option<&str>) -> NodeReport {
+        NodeReport {
             id: NodeId::stored(id),
             name: format!("host-{id}"),
+            version: "1".into(),
+            address: None,
+            streams: 0,
+            events_per_sec: 0.0,
+            lag: 0,
+            bus: String::new(),
+            bus_fingerprint: bus.map(|bus| Fingerprint::of(BUS, bus.as_bytes())),
             secret_fingerprint: Fingerprint::of(SECRET, secret.as_bytes()),
-            bus_fingerprint: Fingerprint::of(BUS, bus.as_bytes()),
+            uptime: Uptime::default(),
         }
     }
 
     /// A node that reported at this second, when it is another second.
-    fn node(own: &Identity, seen_at: u64, now: u64) -> Node {
+    fn node(own: &NodeReport, seen_at: u64, now: u64) -> Node {
         let at = |secs: u64| DateTime::UNIX_EPOCH + TimeDelta::seconds(secs.cast_signed());
         Node {
-            report: NodeReport {
-                id: own.id.clone(),
-                name: own.name.clone(),
-                version: "1".into(),
-                address: None,
-                streams: 0,
-                events_per_sec: 0.0,
-                lag: 0,
-                bus: String::new(),
-                bus_fingerprint: own.bus_fingerprint.clone(),
-                secret_fingerprint: own.secret_fingerprint.clone(),
-                uptime: Uptime::default(),
-            },
+            report: own.clone(),
             since: at(0),
             seen_at: at(seen_at),
             silent: Duration::from_secs(now - seen_at),
@@ -346,7 +349,7 @@ mod tests {
     }
 
     /// What `own` concludes from reading these nodes, one reading after the other.
-    fn companies(own: &Identity, readings: &[&[Node]]) -> Vec<Company> {
+    fn companies(own: &NodeReport, readings: &[&[Node]]) -> Vec<Company> {
         let mut known = Known {
             nodes: Vec::new(),
             read_at: Instant::now(),
@@ -366,9 +369,9 @@ mod tests {
         use Company::{Alone, Others, Unclear};
         let gone = NODE_GONE.as_secs();
         let (one, own, late) = (
-            identity("1", "s", "b"),
-            identity("2", "s", "b"),
-            identity("3", "s", "b"),
+            report("1", "s", None),
+            report("2", "s", None),
+            report("3", "s", None),
         );
         let alone = [node(&own, 5, 5), node(&late, 5, 5)];
         assert_eq!(companies(&own, &[&alone]), [Alone], "one that came later");
@@ -390,7 +393,7 @@ mod tests {
         let left = vec![node(&own, 7, 7)];
         let first = at(4, 5);
         assert_eq!(companies(&own, &[&first, &left]), [Unclear, Others]);
-        let old = identity("0", "s", "b");
+        let old = report("0", "s", None);
         let first = [
             node(&old, 0, gone),
             node(&one, gone, gone),
@@ -406,13 +409,15 @@ mod tests {
 
     #[test]
     fn a_running_node_with_another_secret_or_bus_is_named_and_one_that_is_gone_is_not() {
-        let own = identity("1", "s", "b");
-        let same = node(&identity("2", "s", "b"), 5, 5);
-        let secret = node(&identity("3", "other", "b"), 5, 5);
-        let bus = node(&identity("4", "s", "other"), 5, 5);
-        let both_gone = node(&identity("5", "other", "other"), 0, NODE_GONE.as_secs());
-        let nodes = [node(&own, 5, 5), same, secret, bus, both_gone];
-        let found = differences(&nodes, &own);
+        let own = report("1", "s", Some("b"));
+        let same = node(&report("2", "s", Some("b")), 5, 5);
+        let secret = node(&report("3", "other", Some("b")), 5, 5);
+        let bus = node(&report("4", "s", Some("other")), 5, 5);
+        let unknown = node(&report("5", "s", None), 5, 5);
+        let gone = NODE_GONE.as_secs();
+        let both_gone = node(&report("6", "other", Some("other")), 0, gone);
+        let nodes = [node(&own, 5, 5), same, secret, bus, unknown, both_gone];
+        let found = differences(&nodes, &own.id);
         let found: Vec<(&str, &str)> = found
             .iter()
             .map(|differs| (differs.id.as_str(), differs.setting))

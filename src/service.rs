@@ -11,14 +11,14 @@ use tokio::time::Instant;
 use crate::app::{PublishService, Stopping, SubscribeService};
 use crate::auth::{KeyError, Keys};
 use crate::bus::NodeId;
-use crate::cluster::{Cluster, Differs, Identity, Vitals};
+use crate::cluster::{Cluster, Differs, Identity, ReadVitals, Vitals};
 use crate::config::{ConfigError, DISPATCH_QUEUE, Database, READY_WAIT, Settings, TASKS_STOP_MAX};
 use crate::dispatch::{self, Dispatcher};
 use crate::feed::Feed;
 use crate::hub::Hub;
 use crate::lease::{self, Lease};
 use crate::log::nodes::Fingerprint;
-use crate::log::{Committed, Log, Store, StoreError};
+use crate::log::{self, Committed, Log, Store, StoreError};
 use crate::metrics::Metrics;
 use crate::notify::{self, Notifier, NotifierError, Notifiers};
 use crate::presence::{Presence, Together};
@@ -163,30 +163,18 @@ impl Tidings {
         let debts = Arc::new(Debts::new(RateLimit::for_event_bytes(&settings)));
         let publisher = Publisher::new(Arc::clone(&store), Arc::clone(&debts));
         let metrics = Arc::<Metrics>::default();
+        let node = NodeId::generate();
         let relay = store.is_shared().then(|| {
             let log = Arc::clone(&store) as Arc<dyn Log>;
             let bus = choice.bus(log.epoch());
-            Relay::new(bus, NodeId::generate(), log, Arc::clone(&hub), &committed)
+            Relay::new(bus, node, log, Arc::clone(&hub), &committed)
         });
         let address = Arc::<OnceLock<SocketAddr>>::default();
         let cluster = {
-            let (hub, metrics) = (Arc::clone(&hub), Arc::clone(&metrics));
-            let (committed, address) = (committed.clone(), Arc::clone(&address));
-            let own = relay.as_ref().map(Arc::clone);
-            let vitals = move || Vitals {
-                address: address.get().map(ToString::to_string),
-                streams: hub.attached() as u64,
-                events_per_sec: metrics.events_per_sec(),
-                lag: committed.waiting(),
-                bus: own
-                    .as_ref()
-                    .map_or_else(|| NO_BUS.to_owned(), |relay| relay.status()),
-            };
             let secret = Fingerprint::of("jwt_secret", &keys.secret_digest());
-            let bus = relay.as_ref().and_then(|relay| relay.fingerprint());
-            let bus = bus.unwrap_or_else(|| NO_BUS.to_owned());
-            let identity = Identity::new(secret, Fingerprint::of("bus_url", bus.as_bytes()));
-            Arc::new(Cluster::new(Arc::clone(&store), identity, Box::new(vitals)))
+            let identity = Identity::new(log::nodes::NodeId::stored(node.to_string()), secret);
+            let vitals = vitals(&hub, &metrics, &committed, &address, relay.as_ref());
+            Arc::new(Cluster::new(Arc::clone(&store), identity, vitals))
         };
         let presence = Arc::new(match store.is_shared() {
             false => Presence::new(Arc::clone(&store), publisher.clone()),
@@ -464,6 +452,33 @@ impl Tidings {
         }
         closed
     }
+}
+
+/// Returns what reads the state of this node for the others.
+fn vitals(
+    hub: &Arc<Hub>,
+    metrics: &Arc<Metrics>,
+    committed: &Committed,
+    address: &Arc<OnceLock<SocketAddr>>,
+    relay: Option<&Arc<Relay>>,
+) -> ReadVitals {
+    let (hub, metrics) = (Arc::clone(hub), Arc::clone(metrics));
+    let (committed, address) = (committed.clone(), Arc::clone(address));
+    let relay = relay.map(Arc::clone);
+    Box::new(move || {
+        let bus = relay.as_ref().map(|relay| relay.status());
+        // Known once the bus has been reached.
+        let fingerprint = relay.as_ref().and_then(|relay| relay.fingerprint());
+        let of_bus = |text: String| Fingerprint::of("bus_url", text.as_bytes());
+        Vitals {
+            address: address.get().map(ToString::to_string),
+            streams: hub.attached() as u64,
+            events_per_sec: metrics.events_per_sec(),
+            lag: committed.waiting(),
+            bus: bus.unwrap_or_else(|| NO_BUS.to_owned()),
+            bus_fingerprint: fingerprint.map(of_bus),
+        }
+    })
 }
 
 /// Opens the store that the settings name.

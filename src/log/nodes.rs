@@ -97,8 +97,8 @@ pub struct NodeReport {
     pub lag: u64,
     /// The state of its connection to the other nodes, in a word or two.
     pub bus: String,
-    /// The fingerprint of the address of the bus.
-    pub bus_fingerprint: Fingerprint,
+    /// The fingerprint of the bus, once it is known.
+    pub bus_fingerprint: Option<Fingerprint>,
     /// The fingerprint of the secret that signs its tickets and tokens.
     pub secret_fingerprint: Fingerprint,
     /// Its uptime, by which silence is measured. The highest of all nodes is the cluster's.

@@ -283,7 +283,8 @@ impl Presence {
         {
             return Ok(());
         }
-        let unwritten = match self.clock.was_cut_off() {
+        // It is not known how the last of several nodes ended.
+        let unwritten = match self.clock.was_cut_off() || self.together.is_some() {
             true => PRESENCE_FLUSH_PERIOD,
             false => Duration::ZERO,
         };

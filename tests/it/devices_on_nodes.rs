@@ -12,7 +12,7 @@ use tidings::id::{SchoolId, SubjectId};
 use tidings::kind;
 use tidings::kind::device::{self, Status};
 use tidings::lease::Terms;
-use tidings::log::nodes::Fingerprint;
+use tidings::log::nodes::{Fingerprint, NodeId};
 use tidings::log::{CommandError, Committed, Envelope, Receipt, Store};
 use tidings::presence::{Presence, Together};
 use tidings::publish::Publisher;
@@ -91,8 +91,8 @@ impl Shared {
     }
 
     async fn node(&self) -> Node {
-        let fingerprint = || Fingerprint::of("a", b"b");
-        let identity = Identity::new(fingerprint(), fingerprint());
+        let secret = Fingerprint::of("jwt_secret", b"secret");
+        let identity = Identity::new(NodeId::generate(), secret);
         let store = || Arc::clone(&self.store);
         let cluster = Cluster::new(store(), identity, Box::new(Vitals::default));
         let cluster = Arc::new(cluster);

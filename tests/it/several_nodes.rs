@@ -160,11 +160,15 @@ async fn sweeps_at_once_delete_what_one_would_and_under_the_lease_one_sweeps() {
     assert!(tasks.end(Duration::from_secs(30)).await);
 }
 
-fn cluster(shared: &Shared, secret: &str, bus: &str) -> Cluster {
+fn cluster(shared: &Shared, secret: &str, bus: &'static str) -> Cluster {
     let secret = Fingerprint::of("jwt_secret", secret.as_bytes());
-    let identity = Identity::new(secret, Fingerprint::of("bus_url", bus.as_bytes()));
+    let identity = Identity::new(NodeId::generate(), secret);
     let store = Arc::clone(&shared.store);
-    Cluster::new(store, identity, Box::new(Vitals::default))
+    let vitals = move || Vitals {
+        bus_fingerprint: Some(Fingerprint::of("bus_url", bus.as_bytes())),
+        ..Vitals::default()
+    };
+    Cluster::new(store, identity, Box::new(vitals))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,7 +204,7 @@ fn elsewhere(id: &NodeId, uptime: Uptime) -> NodeReport {
         events_per_sec: 12.25,
         lag: 17,
         bus: "cut off".into(),
-        bus_fingerprint: Fingerprint::default(),
+        bus_fingerprint: None,
         secret_fingerprint: Fingerprint::default(),
         uptime,
     }

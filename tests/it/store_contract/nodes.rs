@@ -109,7 +109,7 @@ fn report(id: &NodeId, streams: u64) -> NodeReport {
         events_per_sec: 1.5,
         lag: 2,
         bus: "connected".into(),
-        bus_fingerprint: Fingerprint::of("bus_url", b"redis://x"),
+        bus_fingerprint: (streams > 1).then(|| Fingerprint::of("bus_url", b"redis://x")),
         secret_fingerprint: Fingerprint::of("jwt_secret", b"secret"),
         uptime: Uptime::from_millis(12_345),
     }

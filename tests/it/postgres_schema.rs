@@ -1,0 +1,129 @@
+//! The tables on Postgres: what other places rely on.
+
+use tidings::config::Settings;
+use tidings::log::Committed;
+use tidings::store::postgres::{Address, OpenError, PostgresStore};
+
+use crate::support::postgres;
+
+/// Opens the store on a database.
+fn open(url: &str) -> Result<PostgresStore, OpenError> {
+    let (committed, _) = Committed::channel(10);
+    let address = Address::parse(&url.into(), true).unwrap();
+    PostgresStore::open(&Settings::default(), address, committed, &[])
+}
+
+async fn connect(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// Tables of the installation as a whole, which have no school.
+const OF_ALL: [&str; 4] = ["leases", "meta", "nodes", "notifiers"];
+
+/// So that schools can be spread over several databases or a cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_school_leads_every_key() {
+    let Some(database) = postgres::database() else {
+        return;
+    };
+    drop(open(&database.url).unwrap());
+    let client = connect(&database.url).await;
+    let query = "SELECT t.relname, i.relname, a.attname, x.indisprimary OR x.indisunique
+         FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid JOIN pg_class AS t ON t.oid = x.indrelid
+         JOIN pg_namespace AS n ON n.oid = t.relnamespace AND n.nspname = 'public'
+         JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum = x.indkey[0]
+         WHERE t.relname NOT LIKE '\\_\\_%'";
+    let keys = client.query(query, &[]).await.unwrap();
+    assert!(keys.len() > 25, "{}", keys.len());
+    for key in keys {
+        let (table, index, first): (&str, &str, &str) = (key.get(0), key.get(1), key.get(2));
+        // The only one that is read over all schools: by one node at a time.
+        if !OF_ALL.contains(&table) && index != "subjects_due" {
+            assert_eq!(first, "school_id", "{index} of {table}");
+        }
+        assert!(
+            index != "subjects_due" || !key.get::<_, bool>(3),
+            "it is no key"
+        );
+    }
+    let query = "SELECT relname FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace AND n.nspname = 'public'
+         WHERE relkind = 'r' AND relname NOT LIKE '\\_\\_%'
+         AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = t.oid AND attname = 'school_id')";
+    let without: Vec<String> = client
+        .query(query, &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert!(
+        without.iter().all(|own| OF_ALL.contains(&own.as_str())),
+        "{without:?}"
+    );
+}
+
+/// Nodes of neighbouring versions run side by side.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_to_which_a_newer_program_has_added_something_are_used_and_others_are_refused() {
+    let Some(database) = postgres::database() else {
+        return;
+    };
+    drop(open(&database.url).unwrap());
+    let client = connect(&database.url).await;
+    client
+        .batch_execute(
+            "INSERT INTO __diesel_schema_migrations (version) VALUES ('99999999999999');
+             ALTER TABLE schools ADD COLUMN colour TEXT; ALTER TABLE events ADD COLUMN colour TEXT;
+             ALTER TABLE subjects ADD COLUMN colour TEXT NOT NULL DEFAULT 'red'; CREATE TABLE colours (school_id BIGINT);",
+        )
+        .await
+        .unwrap();
+    drop(open(&database.url).unwrap());
+    client
+        .batch_execute(
+            "INSERT INTO meta (key, value) VALUES ('needed_migration', '99999999999999')",
+        )
+        .await
+        .unwrap();
+    let error = open(&database.url).err().unwrap().to_string();
+    assert!(
+        error.contains("99999999999999") && error.contains("newer program"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_start_at_the_same_time_make_the_tables_once() {
+    let Some(database) = postgres::database() else {
+        return;
+    };
+    let opened: Vec<_> = (0..4)
+        .map(|_| {
+            let url = database.url.clone();
+            tokio::task::spawn_blocking(move || open(&url).map(drop))
+        })
+        .collect();
+    for opened in opened {
+        opened.await.unwrap().unwrap();
+    }
+    let client = connect(&database.url).await;
+    let epochs = client
+        .query("SELECT FROM meta WHERE key = 'epoch'", &[])
+        .await;
+    assert_eq!(epochs.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_cannot_be_reached_is_named_without_its_password() {
+    // Nothing listens on port 1.
+    let error = open("postgres://u:secret@127.0.0.1:1/d").err().unwrap();
+    let told = format!("{error} {error:?}");
+    assert!(
+        told.contains("cannot be reached") && !told.contains("secret"),
+        "{told}"
+    );
+}

@@ -19,7 +19,7 @@ use tidings::tasks::{Task, Tasks};
 use tidings::uptime::Uptime;
 use tidings::watchdog;
 
-use crate::support::{admin, server, until};
+use crate::support::{Server, Transport, admin, figment, server, server_with, until, viewer};
 
 const NODES: usize = 3;
 
@@ -266,4 +266,73 @@ async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_up
         !read("/metrics").await.contains(&up)
     })
     .await;
+}
+
+/// Real servers over one Postgres.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_over_one_database_know_each_other_and_hear_devices_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(url) = crate::support::store::postgres_of(folder.path()) else {
+        return;
+    };
+    let settings = json!({ "database_url": url });
+    let (one, other) = (
+        server_with(settings.clone()).await,
+        server_with(settings).await,
+    );
+    let beat = async |server: &Server, device: &str| {
+        let path = format!("/api/devices/{device}/heartbeat");
+        server.report(&path, json!({})).await["status"].clone()
+    };
+    one.put("/api/devices/moves", json!({"lease_secs": 2}))
+        .await;
+    one.put("/api/devices/silent", json!({"lease_secs": 2}))
+        .await;
+    for device in ["moves", "silent"] {
+        assert_eq!(beat(&one, device).await, "unknown");
+        assert_eq!(beat(&other, device).await, "online");
+    }
+    let mut listener = other
+        .listen(Transport::WebSocket, "/devices?status=offline")
+        .await;
+    listener.until_ready().await;
+    // Neither node hears the device twice within its lease.
+    let mut turn = 0;
+    until("the silent one is offline", async || {
+        turn += 1;
+        let server = [&one, &other][turn % 2];
+        assert_eq!(beat(server, "moves").await, "online");
+        other.get("/api/devices/silent", &viewer(1)).await.1["status"] == "offline"
+    })
+    .await;
+    assert_eq!(listener.next().await.unwrap()["device_id"], "silent");
+
+    let ids = [&one, &other].map(|server| server.tidings.cluster().id().clone());
+    for server in [&one, &other] {
+        until("it knows both", async || {
+            let nodes = server.tidings.cluster().nodes();
+            nodes.len() == 2 && nodes.iter().all(|node| node.report.address.is_some())
+        })
+        .await;
+        let page = server.request("GET", "/monitor/system", &admin());
+        let page = page.send().await.unwrap().text().await.unwrap();
+        assert!(ids.iter().all(|id| page.contains(id.as_str())), "{page}");
+    }
+    let strange =
+        json!({"database_url": url, "jwt_secret": "another secret, and long enough for HS256"});
+    let place = tempfile::tempdir().unwrap();
+    let rocket = tidings::server(figment(&place, &strange)).unwrap();
+    let tidings = Arc::clone(rocket.state::<Arc<tidings::Tidings>>().unwrap());
+    let refused = tidings.join().await.unwrap_err().to_string();
+    assert!(refused.contains("`jwt_secret` differs"), "{refused}");
+    let error = rocket.ignite().await.unwrap_err();
+    let refused = matches!(error.kind(), rocket::error::ErrorKind::FailedFairings(_));
+    assert!(refused, "{error}");
+    tidings::http::close(&tidings).await.unwrap();
+    one.stop().await;
+    until("the other is alone", async || {
+        other.tidings.cluster().nodes().len() == 1
+    })
+    .await;
+    other.stop().await;
 }

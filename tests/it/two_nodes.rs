@@ -2,9 +2,12 @@
 
 use serde_json::{Value, json};
 
+use crate::support::part::free_port;
 use crate::support::postgres::{self, Database};
+use crate::support::process::{Process, command};
 use crate::support::redis::RedisServer;
-use crate::support::{Listener, Server, Transport, admin, server_with, until};
+use crate::support::{Listener, SECRET, Server, Transport, admin, server_with, until};
+use crate::tls::make_certificate;
 
 const TRANSPORTS: [Transport; 3] = [
     Transport::EventSource,
@@ -161,4 +164,64 @@ async fn a_server_whose_bus_is_down_is_ready_and_tells_everything() {
     tells(&mut listener, 4).await;
     let reads = metric(&nodes[1], "tidings_hole_reads_total").await;
     assert!(reads > Some(0.0), "the log was read instead: {reads:?}");
+}
+
+/// The certificates of the system are those of `SSL_CERT_FILE`, if that is set.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bus_over_tls_is_used_if_the_system_trusts_its_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    if !make_certificate(folder.path()) {
+        return;
+    }
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (certificate, key) = (file("cert.pem"), file("key.pem"));
+    let port = free_port().to_string();
+    let options = [
+        ["--tls-port", &port],
+        ["--tls-cert-file", &certificate],
+        ["--tls-key-file", &key],
+        ["--tls-ca-cert-file", &certificate],
+        ["--tls-auth-clients", "no"],
+    ];
+    let (Some(database), Some(_redis)) = (
+        postgres::database(),
+        RedisServer::start_with(options.as_flattened()),
+    ) else {
+        return;
+    };
+    let http = reqwest::Client::new();
+    for is_trusted in [false, true] {
+        let mut serve = command(folder.path());
+        serve
+            .arg("serve")
+            .env("TIDINGS_JWT_SECRET", SECRET)
+            .env("TIDINGS_DATABASE_URL", &database.url)
+            .env("TIDINGS_BUS_URL", format!("rediss://127.0.0.1:{port}"))
+            .env_remove("SSL_CERT_FILE");
+        if is_trusted {
+            serve.env("SSL_CERT_FILE", &certificate);
+        }
+        let server = Process::start(&mut serve);
+        let metric = async |name: &str| {
+            let url = format!("{}/metrics", server.url);
+            let text = http.get(url).bearer_auth(admin()).send().await.unwrap();
+            let text = text.text().await.unwrap();
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+            line.ends_with(" 1")
+        };
+        if is_trusted {
+            until("it is connected", async || {
+                metric("tidings_bus_connected{").await
+            })
+            .await;
+        } else {
+            until("the server is ready", async || {
+                let ready = http.get(format!("{}/readyz", server.url)).send().await;
+                ready.is_ok_and(|ready| ready.status() == 200)
+            })
+            .await;
+            assert!(!metric("tidings_bus_connected{").await);
+        }
+        assert!(!metric("tidings_task_panics_total{task=\"bus connection\"}").await);
+    }
 }

@@ -99,11 +99,7 @@ impl RedisServer {
         let options = self.options.iter().map(String::as_str);
         let arguments = fixed.into_iter().chain(in_memory).chain(options);
         self.part = Some(run(arguments, folder));
-        if self
-            .options
-            .iter()
-            .any(|own| own == "--requirepass" || own == "--tls-port")
-        {
+        if self.options.iter().any(|own| own == "--requirepass") {
             return wait("it listens", || {
                 std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
             });

@@ -175,6 +175,12 @@ impl Turns {
         turn
     }
 
+    /// Returns the number of connections.
+    #[cfg(feature = "postgres")]
+    pub(in crate::store) fn connections(&self) -> usize {
+        self.bounds.connections
+    }
+
     /// Returns how many windows have been started.
     pub(in crate::store) fn windows(&self) -> u64 {
         self.windows.load(Ordering::Relaxed)

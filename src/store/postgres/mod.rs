@@ -166,7 +166,7 @@ impl PostgresStore {
             let handle = starts.recv().map_err(|_| StoreError::Stopped)??;
             writers.push(handle);
         }
-        Ok(PostgresStore {
+        let store = PostgresStore {
             epoch: found.epoch,
             uptime: found.uptime,
             meter,
@@ -175,7 +175,12 @@ impl PostgresStore {
             writes: Writes::new(address),
             retention: Retention::of(settings),
             swept: Mutex::new(0),
-        })
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(store.readers.open_in_advance());
+            runtime.spawn(store.writes.open_in_advance());
+        }
+        Ok(store)
     }
 
     /// Returns the writer of a school.

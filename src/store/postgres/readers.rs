@@ -122,6 +122,25 @@ impl Readers {
         self.open(Some(turn)).await
     }
 
+    /// Opens the connections in advance: later, file descriptors may have run out. Stops at the first failure, because a
+    /// read opens its connection itself if none is idle.
+    pub(super) fn open_in_advance(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (address, idle) = (self.address.clone(), Arc::clone(&self.idle));
+        // One more, for the check whether the database can be read.
+        let connections = self.turns.connections() + 1;
+        async move {
+            for _ in 0..connections {
+                let Ok(conn) = address.connect().await else {
+                    return;
+                };
+                match lock(&idle).as_mut() {
+                    Some(idle) if idle.len() < connections => idle.push(conn),
+                    _ => return,
+                }
+            }
+        }
+    }
+
     /// Begins a read that waits for no other.
     pub(super) async fn begin_at_once(&self) -> Result<Read, StoreError> {
         self.open(None).await

@@ -36,6 +36,21 @@ impl Writes {
         }
     }
 
+    /// Opens the connections in advance, like those for reading.
+    pub(super) fn open_in_advance(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (address, idle) = (self.address.clone(), Arc::clone(&self.idle));
+        async move {
+            for _ in 0..POSTGRES_ASIDE_CONNECTIONS {
+                let Ok(conn) = address.connect().await else {
+                    return;
+                };
+                idle.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(conn);
+            }
+        }
+    }
+
     /// Begins a transaction.
     pub(super) async fn begin(&self) -> Result<Write, StoreError> {
         const BEGIN: &str = "BEGIN; SET LOCAL synchronous_commit = off";

@@ -287,11 +287,19 @@ impl Leases {
             last.uptime.max(known.lease_uptime)
         });
         self.insert(address.clone(), standing, leased, known.seq);
+        let is_current = |held: &Lease| known.seq >= held.seq;
+        let is_current = self.held.get(address).is_some_and(is_current);
         self.follows(address, known.seq, standing, None);
         let Some(held) = self.held.get_mut(address) else {
             return;
         };
-        held.deadline = held.deadline.max(leased + lease(held.lease_secs));
+        let own = held.heard.map(|heard| heard.uptime);
+        let deadline = own.map_or(leased, |own| own.max(leased)) + lease(held.lease_secs);
+        // The lease may have become shorter. What was read before the last event that is known here can only extend it.
+        held.deadline = match is_current {
+            true => deadline,
+            false => held.deadline.max(deadline),
+        };
         if held.is_heard_elsewhere(known) {
             // The node that heard it last saves when that was.
             held.unwritten = false;

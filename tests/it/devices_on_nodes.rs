@@ -269,6 +269,21 @@ async fn a_device_that_moves_to_another_node_stays_online_and_a_silent_one_goes_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_another_node_shortens_ends_in_time() {
+    let shared = Shared::open();
+    let (one, other) = (shared.node().await, shared.node().await);
+    shared.register("door", 600).await;
+    one.beat("door").await;
+    assert_eq!(other.beat("door").await, Status::Online);
+    later(&one.uptime).await;
+    shared.register("door", 1).await;
+    until("it is offline after the new lease", async || {
+        shared.status("door").await == Status::Offline
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_dies_makes_those_offline_that_nobody_else_hears_and_no_other() {
     let shared = Shared::open();
     // The first one looks after all devices, and is the one that dies.

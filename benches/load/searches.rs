@@ -17,7 +17,8 @@ use crate::server::{Connection, Server};
 use crate::{histogram, quantiles};
 
 /// Reverts the migration that creates the text index.
-const WITHOUT_INDEX: &str = include_str!("../../migrations/00000000000016_job_texts/down.sql");
+const WITHOUT_INDEX: &str =
+    include_str!("../../migrations/sqlite/00000000000016_job_texts/down.sql");
 /// Duration of each measurement.
 const MEASURE_FOR: Duration = Duration::from_secs(20);
 /// Interval between two rounds of clients that disconnect.

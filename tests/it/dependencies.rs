@@ -12,6 +12,7 @@ const ALLOWED: &[&str] = &[
     "BSD-1-Clause",
     "BSD-2-Clause",
     "BSD-3-Clause",
+    "BSL-1.0",
     "CDLA-Permissive-2.0",
     "ISC",
     "MIT",

@@ -24,6 +24,7 @@ use crate::event::Event;
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::Part;
 use crate::kind::job::Past;
+use crate::log::Hints;
 use crate::log::StoreError;
 use crate::log::decide::Decisions;
 use crate::log::facts::{Address, Answered, KeyUse, Moment, Stored, Tail};
@@ -41,6 +42,9 @@ pub(super) struct Database {
     epoch: Epoch,
     uptime: UptimeClock,
     synchronous: Synchronous,
+    /// Asked for a look at the logs when a connection was lost: another server may answer now, without the last commits.
+    hints: Hints,
+    has_lost_connection: bool,
     /// Whether the commands in progress are decided in a transaction that has locked the rows of their schools.
     holds_locks: bool,
 }
@@ -60,6 +64,7 @@ impl Database {
         epoch: Epoch,
         uptime: UptimeClock,
         synchronous: Synchronous,
+        hints: Hints,
     ) -> Database {
         Database {
             runtime,
@@ -68,6 +73,8 @@ impl Database {
             epoch,
             uptime,
             synchronous,
+            hints,
+            has_lost_connection: false,
             holds_locks: false,
         }
     }
@@ -82,11 +89,16 @@ impl Database {
             runtime,
             address,
             conn,
+            hints,
+            has_lost_connection,
             ..
         } = self;
         let answer = runtime.block_on(async {
             if conn.is_none() {
                 *conn = Some(address.connect().await?);
+                if std::mem::take(has_lost_connection) {
+                    hints.look_at_all();
+                }
             }
             let open = conn.as_mut().expect("it was opened");
             bounded(query(open)).await
@@ -94,6 +106,7 @@ impl Database {
         if answer.is_err() {
             // It may be broken, or in a transaction that cannot go on.
             self.conn = None;
+            self.has_lost_connection = true;
             self.holds_locks = false;
         }
         answer

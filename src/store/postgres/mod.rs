@@ -144,6 +144,7 @@ impl PostgresStore {
             let (address, uptime) = (address.clone(), found.uptime.clone());
             let (epoch, synchronous) = (found.epoch, settings.synchronous);
             let (committed, meter) = (committed.clone(), Arc::clone(&meter));
+            let hints = committed.hints().clone();
             let (started, starts) = mpsc::channel();
             std::thread::Builder::new()
                 .name(format!("tidings-writer-{number}"))
@@ -155,7 +156,8 @@ impl PostgresStore {
                             return;
                         }
                     };
-                    let database = Database::new(runtime, address, epoch, uptime, synchronous);
+                    let database =
+                        Database::new(runtime, address, epoch, uptime, synchronous, hints);
                     let backend = Backend::new(database, STATE_CACHE_BYTES / POSTGRES_WRITERS);
                     let (writer, handle) = Writer::new(backend, rules, committed, meter);
                     let _ = started.send(Ok(handle));

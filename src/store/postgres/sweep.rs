@@ -274,7 +274,7 @@ async fn past_retention(
             .bind::<BigInt, _>(signed(EVENT_BASE_BYTES))
             .load(conn)
             .await?;
-        if !past.iter().next().is_some_and(|first| is_past(first, 0)) {
+        if !matches!(past.as_slice(), [first, ..] if is_past(first, 0)) {
             return Ok(Vec::new());
         }
     }

@@ -37,7 +37,7 @@ def fill(ballast, left):
 class Server:
     """A server process that is killed, stopped, frozen and cut off from its disk, always on the same port and folder."""
 
-    def __init__(self, binary, folder, faults):
+    def __init__(self, binary, folder, faults, settings=None):
         # The server runs in its own folder.
         self.binary, self.folder, self.port, self.process = Path(binary).resolve(), Path(folder), 0, None
         self.data, self.disk, self.clock = self.folder / "data", self.folder / "disk", self.folder / "clock"
@@ -72,6 +72,7 @@ class Server:
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4g", "tidings-chaos", str(self.data)], check=True)
             self.mounted = True
         self.environment["LD_PRELOAD"] = ":".join(self.preload)
+        self.environment |= settings or {}
 
     def _preload(self, name):
         library = self.folder / f"{name}.so"
@@ -125,15 +126,21 @@ class Server:
         await self.start()
 
     async def term(self, _):
+        await self.terminate()
+        await self.start()
+
+    async def terminate(self):
         code = await self.end(signal.SIGTERM)
         if code != 0:
             raise self._broken(f"SIGTERM ended it with exit code {code}")
-        await self.start()
 
     async def freeze(self, chance):
+        await self.freeze_for(chance.uniform(0.2, 4))
+
+    async def freeze_for(self, secs):
         self._check_that_it_runs()
         self.process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(chance.uniform(0.2, 4))
+        await asyncio.sleep(secs)
         self.process.send_signal(signal.SIGCONT)
 
     async def power(self, _):

@@ -1,0 +1,488 @@
+"""Chaos with several nodes: real nodes on a real PostgreSQL with a standby, rung by a real Redis, each behind a proxy that breaks the
+connections. Workers publish to any node with idempotent retries, readers move between nodes and transports with their cursors, devices
+send heartbeats to alternating nodes, and a receiver takes what a notifier delivers. Afterwards `truth.py` checks every guarantee against
+the logs of the databases.
+
+    python3 tests/chaos/cluster.py --binary target/release/tidings --seconds 600 --seed 7
+    python3 tests/chaos/cluster.py --binary target/debug/tidings --seconds 60 --faults promote,node-freeze --pooler
+
+Exit code 0: every guarantee held. 1: one was broken; the run prints it and keeps the folder with the logs and databases. 2: the run
+itself failed."""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import wire
+from clients import Reader, Worker, end, scopes
+from ledger import Broken, place
+from parts import PgBouncer, Postgres, Redis
+from proxy import Link
+from server import SECRET, Server
+from sources import Beater, Receiver, check_devices, check_notifier
+from truth import Reading, School, Truth, Walk
+
+# What happens to nodes, to the bus, and to the database. `promote` loses commits; the others lose nothing.
+FAULTS = (
+    "node-kill", "node-term", "node-freeze", "node-cut-postgres", "node-cut-redis",
+    "redis-kill", "redis-freeze", "redis-slow", "redis-cut",
+    "postgres-restart", "postgres-slow", "postgres-cut", "promote",
+)
+# After a promotion, this must pass before the next one, so that it is known which life a reader came to.
+PROMOTIONS_APART_SECS = 15
+READY_SECS = 60
+
+
+class Lost(Exception):
+    """A request was rejected because the database lost what it relied on."""
+
+
+class Publisher(Worker):
+    """A worker that begins anew when the database has lost its job."""
+
+    async def work(self):
+        number = 0
+        while not self.run.is_over:
+            number += 1
+            self.began = self.run.life
+            try:
+                await self.chance.choice([self.a_job, self.a_job, self.a_job_in_batches, self.others])(f"{self.name}-{number}")
+            except Lost:
+                self.run.begun_anew += 1
+
+    async def keep_steady(self):
+        while not self.run.is_over:
+            self.began = self.run.life
+            try:
+                # Some readers listen to this one.
+                await self.publish("PUT", "/api/characteristics/c1", {"name": "width"})
+                await super().keep_steady()
+            except Lost:
+                self.run.begun_anew += 1
+
+    def refused(self, what):
+        return Lost() if self.began != self.run.life else Broken(what)
+
+
+class Node:
+    """One node, with a link of its own to each part."""
+
+    def __init__(self, number):
+        self.number, self.server, self.lock = number, None, asyncio.Lock()
+        self.postgres, self.direct, self.redis = None, None, None
+        self.disturbed = []  # (from, to), on the wall clock
+
+    async def until_ready(self):
+        deadline = time.monotonic() + READY_SECS
+        while time.monotonic() < deadline:
+            try:
+                status, body = await wire.request(self.server.port, "GET", "/readyz", "")
+                if status == 200:
+                    return
+            except wire.Gone as gone:
+                body = gone
+            await asyncio.sleep(0.1)
+        raise Broken(f"node {self.number} is not ready within {READY_SECS} s of a fault: {body}")
+
+
+class Run:
+    """One run."""
+
+    def __init__(self, options, folder):
+        self.options, self.folder = options, Path(folder)
+        self.seed, self.seconds = options.seed, options.seconds
+        self.faults = [name for name in options.faults.split(",") if name]
+        self.chance, self.plant, self.has_plant = random.Random(options.seed), None, False
+        self.plant = self
+        self.nodes = [Node(number) for number in range(1, options.nodes + 1)]
+        self.schools = [School(number) for number in range(1, options.schools + 1)]
+        self.postgres_lock, self.redis_lock = asyncio.Lock(), asyncio.Lock()
+        self.life, self.given_up, self.promoted_at = 0, [], time.monotonic()
+        self.is_over, self.refused, self.closings, self.begun_anew = False, 0, 0, 0
+        self.happened, self.disturbances, self.disturbed_at = dict.fromkeys(self.faults, 0), 0, 0.0
+        self.tasks, self.readers, self.workers, self.beaters = [], [], [], []
+        self.parts, self.links = [], []
+
+    # What workers and readers ask.
+
+    def port(self, chance):
+        return chance.choice(self.nodes).server.port
+
+    def spoil(self, _, message):
+        return [message]
+
+    def is_disturbed(self, within):
+        return self.disturbances > 0 or time.monotonic() - self.disturbed_at < within + 5
+
+    # The parts.
+
+    async def link(self, upstream):
+        link = await Link(upstream).listen()
+        self.links.append(link)
+        return link
+
+    async def build(self):
+        self.primary = await Postgres(self.folder, "postgres-0").create()
+        self.parts.append(self.primary)
+        self.to_primary = await self.link(self.primary.port)
+        await self.add_standby()
+        behind = self.to_primary.port
+        if self.options.pooler:
+            pooler = await PgBouncer(self.folder, "pgbouncer", behind).start()
+            self.parts.append(pooler)
+            behind = pooler.port
+        if self.options.bus == "redis":
+            self.redis = await Redis(self.folder, "redis").start()
+            self.parts.append(self.redis)
+        self.receiver = await Receiver(self.seed).listen()
+        for node in self.nodes:
+            node.postgres, node.direct = await self.link(behind), await self.link(self.to_primary.port)
+            settings = {
+                "TIDINGS_DATABASE_URL": f"postgres://tidings@127.0.0.1:{node.postgres.port}/tidings",
+                "TIDINGS_SYNCHRONOUS": "full",
+                "TIDINGS_NOTIFIERS": json.dumps([self.receiver.notifier()]),
+            }
+            if self.options.pooler:
+                settings["TIDINGS_DIRECT_URL"] = f"postgres://tidings@127.0.0.1:{node.direct.port}/tidings"
+            if self.options.bus == "redis":
+                node.redis = await self.link(self.redis.port)
+                settings["TIDINGS_BUS_URL"] = f"redis://127.0.0.1:{node.redis.port}"
+            folder = self.folder / f"node-{node.number}"
+            folder.mkdir()
+            node.server = Server(self.options.binary, folder, [], settings)
+            await node.server.start()
+
+    async def add_standby(self):
+        """Starts a standby of the primary, and waits until it has everything."""
+        self.replication = await self.link(self.primary.port)
+        self.standby = Postgres(self.folder, f"postgres-{self.life + 1}")
+        self.parts.append(self.standby)
+        await self.standby.standby_of(self.replication.port)
+        written = await asyncio.to_thread(self.primary.query, "SELECT pg_current_wal_lsn()")
+        for _ in range(600):
+            if await asyncio.to_thread(self.standby.query, f"SELECT pg_last_wal_replay_lsn() >= '{written}'") == "t":
+                return
+            await asyncio.sleep(0.1)
+        raise RuntimeError("the standby does not follow")
+
+    # The faults.
+
+    async def disturb(self, chance):
+        while not self.is_over and self.faults:
+            await asyncio.sleep(chance.uniform(0.2, 3))
+            name = chance.choice(self.faults)
+            if name == "promote" and time.monotonic() - self.promoted_at < PROMOTIONS_APART_SECS:
+                continue
+            self.disturbances += 1
+            self.disturbed_at = time.monotonic()
+            try:
+                await self._fault(name, chance)
+            finally:
+                self.disturbances -= 1
+                self.disturbed_at = time.monotonic()
+            self.happened[name] += 1
+
+    async def _fault(self, name, chance):
+        where, _, what = name.partition("-")
+        began = time.time()
+        if where == "node":
+            node = chance.choice(self.nodes)
+            async with node.lock:
+                await getattr(self, f"node_{what.replace('-', '_')}")(node, chance)
+            node.disturbed.append((began, time.time()))
+            return
+        async with self.redis_lock if where == "redis" else self.postgres_lock:
+            await getattr(self, name.replace("-", "_"))(chance)
+        if where != "redis":
+            for node in self.nodes:
+                node.disturbed.append((began, time.time()))
+
+    async def _start(self, node):
+        # Without its database a node does not start. Whoever runs it tries again.
+        deadline = time.monotonic() + READY_SECS
+        while True:
+            try:
+                return await node.server.start()
+            except Broken:
+                if time.monotonic() > deadline or not self.is_disturbed(5):
+                    raise
+                await asyncio.sleep(0.2)
+
+    async def node_kill(self, node, chance):
+        await node.server.end()
+        await asyncio.sleep(chance.choice([0, chance.uniform(0, 3)]))
+        await self._start(node)
+
+    async def node_term(self, node, _):
+        await node.server.terminate()
+        await self._start(node)
+
+    async def node_freeze(self, node, chance):
+        await node.server.freeze_for(chance.choice([chance.uniform(0.2, 2), chance.uniform(2, 15)]))
+
+    async def _cut(self, links, chance):
+        how = chance.choice(["refuse", "hold", "hold up", "hold down", "reset"])
+        for link in links:
+            if how == "refuse":
+                link.refuse()
+            elif how == "reset":
+                link.cut()
+            else:
+                link.hold(up=how != "hold down", down=how != "hold up")
+        await asyncio.sleep(0 if how == "reset" else chance.uniform(0.2, 6))
+        for link in links:
+            if how != "refuse" and chance.random() < 0.5:
+                link.cut()
+            link.heal()
+
+    async def _slow(self, links, chance):
+        for link in links:
+            link.slow(chance.uniform(0.001, 0.15), chance.choice([None, 200_000]))
+        await asyncio.sleep(chance.uniform(0.5, 5))
+        for link in links:
+            link.heal()
+
+    async def node_cut_postgres(self, node, chance):
+        await self._cut([node.postgres, node.direct], chance)
+
+    async def node_cut_redis(self, node, chance):
+        await self._cut([node.redis], chance)
+
+    async def redis_kill(self, chance):
+        await self.redis.end()
+        await asyncio.sleep(chance.choice([0, chance.uniform(0, 4)]))
+        await self.redis.start()
+
+    async def redis_freeze(self, chance):
+        self.redis.freeze()
+        await asyncio.sleep(chance.uniform(0.2, 9))
+        self.redis.thaw()
+
+    async def redis_slow(self, chance):
+        await self._slow([node.redis for node in self.nodes], chance)
+
+    async def redis_cut(self, chance):
+        await self._cut([node.redis for node in self.nodes], chance)
+
+    async def postgres_restart(self, chance):
+        """Every process of the database ends at once, without a word."""
+        await self.primary.end()
+        await asyncio.sleep(chance.choice([0, chance.uniform(0, 2)]))
+        await self.primary.start()
+
+    async def postgres_slow(self, chance):
+        await self._slow([self.to_primary], chance)
+
+    async def postgres_cut(self, chance):
+        await self._cut([self.to_primary], chance)
+
+    async def promote(self, chance):
+        """The primary is lost, and a standby that lacks its last commits takes its place."""
+        self.replication.hold()
+        await asyncio.sleep(chance.choice([0, chance.uniform(0.1, 2)]))
+        await self.primary.end()
+        self.replication.refuse()
+        self.given_up.append(self.primary)
+        self.life += 1
+        await self.standby.promote()
+        self.primary = self.standby
+        self.to_primary.upstream = self.primary.port
+        self.to_primary.cut()
+        await self.add_standby()
+        await asyncio.gather(*(node.until_ready() for node in self.nodes if not node.lock.locked()))
+        self.promoted_at = time.monotonic()
+
+    # The run.
+
+    async def carry_out(self):
+        await self.build()
+        for school in self.schools:
+            name = f"w{school.number}"
+            self.workers += [Publisher(self, school, f"{name}.{number}") for number in range(self.options.workers)]
+            self.beaters += [Beater(self, school, f"d{school.number}.{number}") for number in range(self.options.devices)]
+            kinds = scopes(school.number)
+            for number in range(self.options.readers):
+                reader = Reader(self, school, kinds[number % len(kinds)], number, Reading)
+                reader.reading.life = lambda: self.life
+                self.readers.append(reader)
+        readers = [asyncio.create_task(reader.roam(lambda: self.is_over)) for reader in self.readers]
+        workers = [asyncio.create_task(worker.work()) for worker in [*self.workers, *self.beaters]]
+        workers += [asyncio.create_task(Publisher(self, school, f"steady{school.number}").keep_steady()) for school in self.schools]
+        disturbances = [asyncio.create_task(self.disturb(random.Random(f"{self.seed}-{number}"))) for number in range(self.options.at_once)]
+        self.tasks = [*readers, *workers, *disturbances]
+        done, _ = await asyncio.wait(self.tasks, timeout=self.seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        self.is_over = True
+        await asyncio.gather(*disturbances)
+        for link in self.links:
+            link.heal()
+        await asyncio.gather(*(node.until_ready() for node in self.nodes))
+        _, unanswered = await asyncio.wait([*workers, *readers], timeout=4 * wire.PATIENCE_SECS)
+        if unanswered:
+            raise Broken(f"{len(unanswered)} workers and readers still wait for an answer")
+        await asyncio.gather(*workers, *readers)
+        await self.check()
+
+    async def check(self):
+        await self.until_quiet()
+        logs = {school.number: [] for school in self.schools}
+        for number, postgres in enumerate(self.given_up):
+            await self.read_given_up(number, postgres, logs)
+        for school in self.schools:
+            logs[school.number].append(await whole_log(self.nodes[0].server.port, school))
+        truths = {school.number: Truth(school, logs[school.number]) for school in self.schools}
+        await self.all_reach(truths)
+        self.lost = sum(truth.check_answers() for truth in truths.values())
+        walks = [Walk(truths[reader.school.number], reader.reading).check() for reader in self.readers]
+        self.mid_stream_resets = sum(walk.mid_stream_resets for walk in walks)
+        self.false_offline_checked = sum(check_devices(self, truth) for truth in truths.values())
+        await check_notifier(self.receiver, truths)
+
+    async def until_quiet(self):
+        """Waits until nothing is written any more: the devices' leases have ended."""
+        deadline = time.monotonic() + 4 * wire.PATIENCE_SECS
+        while time.monotonic() < deadline:
+            online = 0
+            for school in self.schools:
+                token = wire.token(SECRET, school.number, "viewer")
+                _, body = await wire.request(self.nodes[0].server.port, "GET", "/api/devices?status=online&limit=100", token)
+                online += sum(device["device_id"].startswith("d") for device in json.loads(body)["devices"])
+            if not online:
+                return
+            await asyncio.sleep(0.5)
+        raise Broken(f"{online} devices that are silent for {4 * wire.PATIENCE_SECS:.0f} s are online")
+
+    async def read_given_up(self, number, postgres, logs):
+        """Reads the logs of a database that was given up, through a node of its own."""
+        await postgres.start()
+        folder = self.folder / f"given-up-{number}"
+        folder.mkdir()
+        server = Server(self.options.binary, folder, [], {"TIDINGS_DATABASE_URL": f"postgres://tidings@127.0.0.1:{postgres.port}/tidings"})
+        await server.start()
+        try:
+            for school in self.schools:
+                logs[school.number].append(await whole_log(server.port, school))
+        finally:
+            await server.close()
+            await postgres.end()
+
+    async def all_reach(self, truths):
+        def has_reached(reader):
+            reading = reader.reading
+            return reading.is_ready and reading.spot == truths[reader.school.number].head()
+
+        self.tasks = [asyncio.create_task(reader.roam(lambda reader=reader: has_reached(reader))) for reader in self.readers]
+        done, late = await asyncio.wait(self.tasks, timeout=4 * wire.PATIENCE_SECS, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        if late:
+            behind = [f"{reader.reading.name} at {reader.reading.spot}" for reader in self.readers if not has_reached(reader)]
+            heads = {number: truth.head() for number, truth in truths.items()}
+            raise Broken(f"these readers do not reach the heads {heads}: {behind}")
+
+    def figures(self):
+        return {
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "faults": self.happened,
+            "starts": [node.server.starts for node in self.nodes if node.server],
+            "acknowledged": sum(len(school.acknowledged) for school in self.schools),
+            "events_received": sum(reader.reading.events for reader in self.readers),
+            "connections": sum(reader.connections for reader in self.readers),
+            "resets": sum(reader.reading.resets for reader in self.readers),
+            "resets_of_open_streams": getattr(self, "mid_stream_resets", None),
+            "acknowledged_and_lost_by_promotions": getattr(self, "lost", None),
+            "beats": sum(len(beater.beats) for beater in self.beaters),
+            "ends_of_leases_judged": getattr(self, "false_offline_checked", None),
+            "delivered": len(self.receiver.delivered) if hasattr(self, "receiver") else 0,
+            "begun_anew": self.begun_anew,
+            "closings": self.closings,
+            "refused": self.refused,
+        }
+
+    async def close(self):
+        for node in self.nodes:
+            if node.server:
+                await node.server.close()
+        for link in self.links:
+            await link.close()
+        for part in reversed(self.parts):
+            await part.end()
+
+
+async def whole_log(port, school):
+    """Reads a school's log from its beginning, every tick. Returns its events."""
+    token = wire.token(SECRET, school.number, "viewer")
+    _, body = await wire.request(port, "GET", "/api/jobs?limit=1", token)
+    epoch = json.loads(body)["cursor"].partition("-")[0]
+    cursor, events = f"{epoch}-0", []
+    while True:
+        poll = await wire.Poll().open(port, f"/events/schools/{school.number}?tick_ms=0", token, cursor)
+        for message in poll.messages:
+            if message["type"] == "reset":
+                raise Broken(f"school {school.number}: the log cannot be read from its beginning: {message}")
+            if "seq" in message:
+                events.append(message)
+        following = poll.messages[-1]["cursor"]
+        if following == cursor:
+            return events
+        cursor = following
+
+
+async def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", required=True)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--faults", default=",".join(FAULTS), help=f"a list of {', '.join(FAULTS)}")
+    parser.add_argument("--at-once", type=int, default=2, help="faults at the same time")
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--bus", choices=("redis", "postgres"), default="redis", help="what rings between the nodes")
+    parser.add_argument("--pooler", action="store_true", help="PgBouncer in front of PostgreSQL")
+    parser.add_argument("--schools", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="workers per school")
+    parser.add_argument("--readers", type=int, default=8, help="readers per school")
+    parser.add_argument("--devices", type=int, default=4, help="devices per school")
+    options = parser.parse_args()
+    if options.seed is None:
+        options.seed = random.SystemRandom().randrange(1 << 32)
+    if options.bus != "redis":
+        options.faults = ",".join(name for name in options.faults.split(",") if "redis" not in name)
+    unknown = set(options.faults.split(",")) - {"", *FAULTS}
+    if unknown:
+        parser.error(f"--faults: unknown: {', '.join(sorted(unknown))}; expected: {', '.join(FAULTS)}")
+    folder = tempfile.mkdtemp(prefix="tidings-chaos-")
+    # The databases run as another user.
+    os.chmod(folder, 0o755)
+    run = Run(options, folder)
+    print(f"chaos: seed {options.seed}, in {folder}", flush=True)
+    try:
+        await run.carry_out()
+        print(json.dumps(run.figures()), flush=True)
+    except Broken as broken:
+        for reader in run.readers:
+            (Path(folder) / f"{reader.reading.name}.messages".replace("/", "_")).write_text("\n".join(reader.reading.lately))
+        print(json.dumps(run.figures()), flush=True)
+        print(f"BROKEN (seed {options.seed}): {broken}", flush=True)
+        return 1
+    except Exception:
+        # The run failed, not the server. Print this before anything else can fail.
+        traceback.print_exc()
+        return 2
+    finally:
+        await end(run.tasks)
+        await run.close()
+    shutil.rmtree(folder)
+    return 0
+
+
+sys.exit(asyncio.run(main()))

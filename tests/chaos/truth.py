@@ -1,0 +1,263 @@
+"""Checks what clients of several nodes saw against the true logs, which are read from the databases themselves after the run.
+
+A *life* of the database ends when a standby that lacks commits takes over. `logs[k]` is the whole log of a school at the end of life k:
+the database that was given up is started once more and read. The next life's log has a beginning in common with it, and then goes
+on differently. Each reader must have walked along these logs: forward, without a gap, and from one log to another only where they are
+the same, or after a `reset`."""
+
+import json
+from collections import deque
+
+from ledger import KINDS, Broken, Event, milestones_of, place
+
+
+class School:
+    """What clients heard of a school, and what it answered."""
+
+    def __init__(self, number):
+        self.number, self.epoch = number, None
+        self.events = {}  # (seq, tag) -> Event
+        self.acknowledged = []  # (life, seq, tag)
+
+    def saw(self, message, _life=None):
+        """Records an event that a client received. All must receive the same."""
+        spot = place(message["cursor"])
+        if spot[0] != message["seq"] or message["school_id"] != self.number or spot[1] is None:
+            raise Broken(f"school {self.number} received {message}")
+        event = Event(message)
+        if message.get("snapshot"):
+            known = self.events.get(spot)
+            # A state may omit an estimate that has passed, so it need not equal its event exactly.
+            if known and event.kind == "jobs" and known.report != event.report:
+                raise Broken(f"school {self.number}: the snapshot differs from the event at {spot}: {message}")
+            return spot, event
+        known = self.events.setdefault(spot, event)
+        if known.digest != event.digest:
+            raise Broken(f"school {self.number} has two events at {spot}: {message} and another")
+        return spot, known
+
+    def acknowledge(self, message, life):
+        spot, _ = self.saw(message)
+        self.acknowledged.append((life, *spot))
+
+
+class Truth:
+    """A school's logs, of all lives."""
+
+    def __init__(self, school, logs):
+        """`logs`: per life, the events of the whole log in their order, as messages."""
+        self.school, self.logs, self.lives, self.milestones, self.last = school, [], {}, [], []
+        for life, messages in enumerate(logs):
+            log = {}
+            for message in messages:
+                spot, event = school.saw(message)
+                log[spot[0]] = (spot[1], event)
+                self.lives.setdefault(spot, set()).add(life)
+            if list(log) != list(range(1, len(log) + 1)):
+                raise Broken(f"school {school.number}: the log of life {life} is not dense")
+            self.logs.append(log)
+            self.last.append({event.subject: seq for seq, (_, event) in log.items()})
+            self.milestones.append(milestones_of({seq: event for seq, (_, event) in log.items()}))
+        self.everywhere = set(range(len(logs)))
+        self.messages = logs[-1]
+
+    def lives_of(self, spot):
+        """Returns the lives whose logs have this event. Every log has the beginning."""
+        return self.everywhere if spot[1] is None else self.lives.get(spot, set())
+
+    def head(self, life=-1):
+        log = self.logs[life]
+        return (len(log), log[len(log)][0]) if log else (0, None)
+
+    def check_answers(self):
+        """Everything acknowledged must have been in the log of its life, and no work of a job may be there twice. Returns how many
+        acknowledged events were lost with the database that had them."""
+        number, present, lost, answered = self.school.number, len(self.logs) - 1, 0, set()
+        for life, seq, tag in self.school.acknowledged:
+            lives = self.lives_of((seq, tag))
+            if life not in lives:
+                raise Broken(f"school {number}: {seq}-{tag} was acknowledged in life {life} and is in the logs of lives {sorted(lives)}")
+            lost += present not in lives
+            if (seq, tag) in answered:
+                raise Broken(f"school {number}: {seq}-{tag} is the answer to two requests")
+            answered.add((seq, tag))
+        twice, latest = [], {}
+        for seq, (tag, event) in self.logs[present].items():
+            if event.kind == "jobs" and (seq, tag) not in answered and not event.is_new_estimate_after(latest.get(event.subject)):
+                twice.append(seq)
+            latest[event.subject] = event
+        if twice:
+            raise Broken(f"school {number}: {len(twice)} events that were the answer to no request: {twice[:10]}")
+        return lost
+
+
+class Reading:
+    """One reader's messages, over any number of connections and nodes. They are judged after the run."""
+
+    COMEBACKS = 6
+
+    def __init__(self, school, scope, every_tick, name):
+        self.school, self.scope, self.every_tick, self.name = school, scope, every_tick, name
+        self.records = []
+        self.cursors = []  # the latest ones; resuming from any of them is safe
+        self.spot, self.is_ready = None, False
+        self.events, self.resets = 0, 0
+        self.lately = deque(maxlen=1_000)  # written to a file if a guarantee is broken
+        self.life = lambda: 0
+
+    def connected(self, transport, cursor, life):
+        """Starts a connection, with a cursor that was received before or without one."""
+        self.lately.append(f"--- {transport} with {cursor} in life {life}")
+        self.records.append(("connected", place(cursor) if cursor else None, life))
+        if cursor is None:
+            self.spot, self.is_ready = None, False
+            return
+        # A client that resumes from an earlier place forgets what came after.
+        self.cursors = self.cursors[: len(self.cursors) - self.cursors[::-1].index(cursor)]
+        self.spot = place(cursor)
+
+    def take(self, message):
+        kind = message["type"]
+        self.lately.append(json.dumps(message)[:160])
+        if kind == "reset":
+            self.records.append(("reset", message["reason"], self.life()))
+            self.resets += 1
+            self.spot, self.is_ready, self.cursors = None, False, []
+            return
+        cursor = message.get("cursor")
+        if kind in KINDS:
+            spot, event = self.school.saw(message)
+            if message.get("snapshot"):
+                self.records.append(("state", spot, event))
+            else:
+                self.events += 1
+                self.records.append(("event", spot, event))
+                self.spot = spot
+        # The first message repeats the reader's own cursor.
+        elif cursor and kind not in ("connected", "subscribed"):
+            self.is_ready = self.is_ready or kind in ("ready", "polled")
+            self.spot = place(cursor)
+            self.records.append((kind, self.spot, None))
+        if cursor:
+            self.cursors = [*self.cursors, cursor][-self.COMEBACKS :]
+
+
+class Walk:
+    """Follows what a reader received along the logs."""
+
+    def __init__(self, truth, reading):
+        self.truth, self.reading, self.scope = truth, reading, reading.scope
+        self.spot, self.claim, self.life, self.states = None, None, 0, {}
+        self.omitted = {}  # subject -> the ticks that a later event must supersede, as places
+        self.mid_stream_resets = 0
+
+    def check(self):
+        for number, (kind, *what) in enumerate(self.reading.records):
+            self.number = number
+            getattr(self, f"_{kind}", self._moved)(*what)
+        self._check_omitted()
+        return self
+
+    def _broken(self, what):
+        return Broken(f"{self.reading.name}, record {self.number}: {what}")
+
+    def _connected(self, spot, life):
+        self.life, self.claim = life, spot
+        if spot is None:
+            self._starts_afresh()
+            return
+        if self.spot is None or spot[0] < self.spot[0]:
+            self.omitted = {subject: kept for subject, ticks in self.omitted.items() if (kept := [tick for tick in ticks if tick[0] <= spot[0]])}
+        self.spot = spot
+
+    def _starts_afresh(self):
+        self.spot, self.states, self.omitted = None, {}, {}
+
+    def _reset(self, reason, life):
+        place = self.claim or self.spot
+        window = set(range(self.life, life + 1))
+        if reason not in ("history_changed", "unknown_epoch") or place is None:
+            raise self._broken(f"a reset without a reason: {reason}")
+        # On a stream that was open when the history changed, the node may have been further than what it has sent.
+        is_open = self.claim is None and len(window) > 1
+        if not is_open and window <= self.truth.lives_of(place):
+            raise self._broken(f"reset from {place} in lives {sorted(window)}, whose logs have its event")
+        self.mid_stream_resets += self.claim is None
+        self.claim = None
+        self._starts_afresh()
+
+    def _state(self, spot, event):
+        self.claim = None
+        self.states[event.subject] = spot
+
+    def _event(self, spot, event):
+        if self.spot is None:
+            # Events that occur while the snapshot is read are sent before `ready`.
+            lives = self.truth.lives_of(spot)
+            if not lives:
+                raise self._broken(f"{spot} was never in a log")
+            before = spot[0] - 1
+            tag = self.truth.logs[min(lives)][before][0] if before else None
+            self.spot = (before, tag)
+        if spot[0] <= self.spot[0]:
+            raise self._broken(f"{spot} after {self.spot}")
+        if not self.scope.hears(event):
+            raise self._broken(f"{spot} is not in scope")
+        self._goes_to(spot, spot[0] - 1)
+        self.omitted.pop(event.subject, None)
+        self.states[event.subject] = spot
+
+    def _moved(self, spot, _):
+        """`ready`, `heartbeat`, `polled` and others that carry a cursor."""
+        if self.spot is None:
+            self._check_states(spot)
+            self.spot, self.claim = spot, None
+            return
+        if spot[0] < self.spot[0]:
+            raise self._broken(f"the cursor {spot} after {self.spot}")
+        self._goes_to(spot, spot[0])
+
+    def _goes_to(self, spot, through):
+        """Checks that everything up to `through` that is in scope was sent, or is a tick that may be left out."""
+        lives = self.truth.lives_of(spot) & self.truth.lives_of(self.spot)
+        if not lives:
+            if not self.truth.lives_of(spot):
+                raise self._broken(f"{spot} was never in a log")
+            raise self._broken(f"{spot} follows {self.spot}, which is in no log with it")
+        life = min(lives)
+        log, milestones = self.truth.logs[life], self.truth.milestones[life]
+        for seq in range(self.spot[0] + 1, through + 1):
+            tag, event = log[seq]
+            if not self.scope.hears(event):
+                continue
+            if seq in milestones or self.reading.every_tick:
+                what = "a milestone" if seq in milestones else "every tick"
+                raise self._broken(f"{seq} ({what}) is missing between {self.spot} and {spot} of life {life}")
+            self.omitted.setdefault(event.subject, []).append((seq, tag))
+        self.spot, self.claim = spot, None
+
+    def _check_states(self, spot):
+        """Checks that before `ready` each job's current state was sent, by the snapshot or by later events."""
+        if not self.scope.is_all_jobs:
+            return
+        lives = self.truth.lives_of(spot)
+        if not lives:
+            raise self._broken(f"{spot} was never in a log")
+        latest = {}
+        for seq, (tag, event) in self.truth.logs[min(lives)].items():
+            if seq > spot[0]:
+                break
+            if event.kind == "jobs":
+                latest[event.subject] = (seq, tag)
+        for subject, newest in latest.items():
+            if self.states.get(subject, (0, None))[0] < newest[0]:
+                raise self._broken(f"`ready` at {spot} came before the state of {subject} at {newest}")
+
+    def _check_omitted(self):
+        """A tick may be omitted if a later event supersedes it, even if that event was lost afterwards."""
+        for subject, ticks in self.omitted.items():
+            for seq, tag in ticks:
+                lives = self.truth.lives_of((seq, tag))
+                later = [life for life in lives if self.truth.last[life][subject] > seq]
+                if not later or (len(self.truth.logs) - 1 in later):
+                    raise self._broken(f"{seq} of {subject} was left out, and no later event of it was sent")

@@ -280,3 +280,29 @@ pub(super) async fn reports_of_one_job_at_two_handles_are_all_in_one_order(
     let all = 2 * RACES as u64 + 2;
     assert_eq!(pair.seqs().await, (1..=all).collect::<Vec<_>>());
 }
+
+/// A rejection writes nothing, so that no comparison at the commit finds that it was decided by an outdated state.
+pub(super) async fn what_is_rejected_is_judged_by_what_the_other_handle_has_written(
+    open: Open,
+    again: Option<Open>,
+) {
+    let pair = Pair::open(open, again, Settings::default());
+    let second = pair.other.as_deref().unwrap_or(&*pair.bench.store);
+    let handles = [&*pair.bench.store, second];
+    pair.bench.done(vec![create("a")]).await;
+    for round in 0..6 {
+        let (one, other) = (handles[round % 2], handles[(round + 1) % 2]);
+        // Both know the job while it runs.
+        for handle in [one, other] {
+            let receipts = handle.append(school(1), vec![tick("a")]).await.unwrap();
+            receipts[0].as_ref().unwrap();
+        }
+        let fail = envelope("a", "fail", json!({"error": "x"}));
+        let retry = envelope("a", "retry", json!({}));
+        let start = envelope("a", "start", json!({}));
+        for (handle, command) in [(other, fail), (one, retry), (other, start)] {
+            let receipts = handle.append(school(1), vec![command]).await.unwrap();
+            receipts[0].as_ref().unwrap();
+        }
+    }
+}

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import wire
 from clients import Reader, Worker, end, scopes
-from ledger import Broken, place
+from ledger import Broken
 from parts import PgBouncer, Postgres, Redis
 from proxy import Link
 from server import SECRET, Server
@@ -100,12 +100,11 @@ class Run:
         self.options, self.folder = options, Path(folder)
         self.seed, self.seconds = options.seed, options.seconds
         self.faults = [name for name in options.faults.split(",") if name]
-        self.chance, self.plant, self.has_plant = random.Random(options.seed), None, False
-        self.plant = self
+        self.plant, self.has_plant = self, False
         self.nodes = [Node(number) for number in range(1, options.nodes + 1)]
         self.schools = [School(number) for number in range(1, options.schools + 1)]
         self.postgres_lock, self.redis_lock = asyncio.Lock(), asyncio.Lock()
-        self.life, self.given_up, self.promoted_at = 0, [], time.monotonic()
+        self.life, self.given_up, self.is_promoting, self.promoted_at = 0, [], False, time.monotonic()
         self.is_over, self.refused, self.closings, self.begun_anew = False, 0, 0, 0
         self.happened, self.disturbances, self.disturbed_at = dict.fromkeys(self.faults, 0), 0, 0.0
         self.tasks, self.readers, self.workers, self.beaters = [], [], [], []
@@ -179,7 +178,7 @@ class Run:
         while not self.is_over and self.faults:
             await asyncio.sleep(chance.uniform(0.2, 3))
             name = chance.choice(self.faults)
-            if name == "promote" and time.monotonic() - self.promoted_at < PROMOTIONS_APART_SECS:
+            if name == "promote" and (self.is_promoting or time.monotonic() - self.promoted_at < PROMOTIONS_APART_SECS):
                 continue
             self.disturbances += 1
             self.disturbed_at = time.monotonic()
@@ -286,6 +285,7 @@ class Run:
 
     async def promote(self, chance):
         """The primary is lost, and a standby that lacks its last commits takes its place."""
+        self.is_promoting = True
         self.replication.hold()
         await asyncio.sleep(chance.choice([0, chance.uniform(0.1, 2)]))
         await self.primary.end()
@@ -298,7 +298,7 @@ class Run:
         self.to_primary.cut()
         await self.add_standby()
         await asyncio.gather(*(node.until_ready() for node in self.nodes if not node.lock.locked()))
-        self.promoted_at = time.monotonic()
+        self.is_promoting, self.promoted_at = False, time.monotonic()
 
     # The run.
 

@@ -137,7 +137,7 @@ class Reading:
         elif cursor and kind not in ("connected", "subscribed"):
             self.is_ready = self.is_ready or kind in ("ready", "polled")
             self.spot = place(cursor)
-            self.records.append((kind, self.spot, None))
+            self.records.append(("moved", self.spot, kind))
         if cursor:
             self.cursors = [*self.cursors, cursor][-self.COMEBACKS :]
 
@@ -154,7 +154,7 @@ class Walk:
     def check(self):
         for number, (kind, *what) in enumerate(self.reading.records):
             self.number = number
-            getattr(self, f"_{kind}", self._moved)(*what)
+            getattr(self, f"_{kind}")(*what)
         self._check_omitted()
         return self
 
@@ -207,9 +207,12 @@ class Walk:
         self.omitted.pop(event.subject, None)
         self.states[event.subject] = spot
 
-    def _moved(self, spot, _):
+    def _moved(self, spot, kind):
         """`ready`, `heartbeat`, `polled` and others that carry a cursor."""
         if self.spot is None:
+            if kind not in ("ready", "polled"):
+                # A heartbeat while the snapshot is read.
+                return
             self._check_states(spot)
             self.spot, self.claim = spot, None
             return

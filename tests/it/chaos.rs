@@ -204,3 +204,148 @@ assert "3 (every tick) is missing in (1, 4] of life 1" in across(new[1])
 "#,
     );
 }
+
+/// What every story of several nodes knows: the log of a life, and the next one's, which lacks its third event.
+const CLUSTER: &str = r#"
+from types import SimpleNamespace
+from truth import Reading, School, Truth, Walk
+
+LOST = [event(1, "01"), event(2, "02"), event(3, "03"), event(4, "04")]
+KEPT = [event(1, "01"), event(2, "02"), event(3, "13", "b"), event(4, "14", "b")]
+
+def judged(*connections, logs=(LOST, KEPT), every_tick=True):
+    """Each connection: the cursor, the life in which it began, and the messages; a number is the life from then on."""
+    school = School(1)
+    reading = Reading(school, ALL, every_tick, "reader")
+    now = [0]
+    reading.life = lambda: now[0]
+    for cursor, life, *messages in connections:
+        now[0] = life
+        reading.connected("sse", cursor, life)
+        for message in messages:
+            if isinstance(message, int):
+                now[0] = message
+            else:
+                reading.take(message)
+    return broken(lambda: Walk(Truth(school, logs), reading).check())
+
+reset = {"type": "reset", "reason": "history_changed"}
+state = [event(1, "01") | {"snapshot": True}]
+"#;
+
+fn tell_of_several_nodes(story: &str) {
+    tell(&format!("{CLUSTER}{story}"));
+}
+
+#[test]
+fn the_model_of_several_nodes_finds_what_a_reader_missed_received_twice_or_out_of_order() {
+    tell_of_several_nodes(
+        r#"
+one = (LOST,)
+whole = (None, 0, *state, ready(1, "01"), *LOST[1:])
+assert not judged(whole, logs=one)
+assert "2 (every tick) is missing" in judged((None, 0, *state, ready(1, "01"), *LOST[2:]), logs=one)
+assert not judged((None, 0, *state, ready(1, "01"), *LOST[2:]), logs=one, every_tick=False)
+assert "after (2, '02')" in judged((None, 0, *state, ready(1, "01"), LOST[1], LOST[1]), logs=one)
+assert "after (3, '03')" in judged((None, 0, *state, ready(1, "01"), LOST[1], LOST[2], LOST[1]), logs=one)
+assert "4 (every tick) is missing" in judged(whole[:-1] + (ready(4, "04"),), logs=one)
+assert "left out" in judged(whole[:-1] + (ready(4, "04"),), logs=one, every_tick=False)
+assert "before the state of" in judged((None, 0, ready(1, "01")), logs=one)
+assert not judged(whole, ("e-1-01", 0, *LOST[1:]), logs=one)
+assert "3 (every tick) is missing" in judged(whole, ("e-2-02", 0, LOST[3]), logs=one)
+milestone = [event(1, "01"), event(2, "02", status="queued"), event(3, "03")]
+told = (None, 0, *state, ready(1, "01"), milestone[2])
+assert "2 (a milestone) is missing" in judged(told, logs=(milestone,), every_tick=False)
+"#,
+    );
+}
+
+#[test]
+fn the_model_of_several_nodes_allows_a_reset_if_and_only_if_the_readers_event_was_lost() {
+    tell_of_several_nodes(
+        r#"
+begun = (None, 0, *state, ready(1, "01"), *LOST[1:])
+again = [event(2, "02") | {"snapshot": True}, event(4, "14", "b") | {"snapshot": True}, ready(4, "14")]
+assert not judged(begun, ("e-4-04", 1, reset, *again))
+assert "reset from (2, '02')" in judged(begun, ("e-2-02", 1, reset, *again))
+assert not judged(begun, ("e-2-02", 1, *KEPT[2:]))
+assert "which is in no log with it" in judged(begun, ("e-3-03", 1, KEPT[3]))
+# On a stream that is open when the history changes.
+assert not judged(begun + (1, reset, *again))
+assert "which is in no log with it" in judged(begun[:-1] + (1, KEPT[3]))
+assert "reset from" in judged(begun + (reset, *again))
+assert "a reset without a reason" in judged(begun, ("e-4-04", 1, reset | {"reason": "expired"}, *again))
+assert "was never in a log" in judged(begun + (event(5, "05"),))
+"#,
+    );
+}
+
+#[test]
+fn the_model_of_several_nodes_finds_an_acknowledged_event_that_its_life_does_not_have() {
+    tell_of_several_nodes(
+        r#"
+def answered(*answers, logs=(LOST, KEPT)):
+    school = School(1)
+    for life, message in answers:
+        school.acknowledge(message, life)
+    found = []
+    said = broken(lambda: found.append(Truth(school, logs).check_answers()))
+    return said or found[0]
+
+every = [(0, LOST[0]), (0, LOST[1]), (1, KEPT[2]), (1, KEPT[3])]
+assert answered(*every) == 0
+assert answered(*every, (0, LOST[2])) == 1
+assert "3-03 was acknowledged in life 1" in answered(*every, (1, LOST[2]))
+assert "in the logs of lives []" in answered(*every, (0, event(9, "09")))
+assert "the answer to two requests" in answered(*every, every[0])
+assert "the answer to no request: [2]" in answered(every[0], *every[2:])
+assert "is not dense" in answered(*every, logs=(LOST, KEPT[:1] + KEPT[2:]))
+"#,
+    );
+}
+
+#[test]
+fn the_model_of_several_nodes_finds_a_device_that_was_heard_and_a_delivery_that_is_wrong() {
+    tell_of_several_nodes(
+        r#"
+import asyncio
+import sources
+from sources import LEASE_SECS, Receiver, check_devices, check_notifier
+from datetime import datetime, timezone
+
+def device(seq, tag, status, at):
+    timestamp = datetime.fromtimestamp(at, timezone.utc).isoformat()
+    return event(seq, tag) | {"type": "device_status_update", "device_id": "d", "status": status, "timestamp": timestamp}
+
+def devices(beats, disturbed=(), *, ends=True):
+    school = School(1)
+    at = 1_000_000
+    log = [device(1, "01", "online", at)] + [device(2, "02", "offline", at + 20)] * ends
+    node = SimpleNamespace(number=1, disturbed=[(at + since, at + to) for since, to in disturbed])
+    beater = SimpleNamespace(name="d", school=school, beats=[(at + sent, at + sent, 1) for sent in beats])
+    return broken(check_devices, SimpleNamespace(beaters=[beater], nodes=[node]), Truth(school, [log]))
+
+assert not devices([0, 5, 10])
+assert "node 1 had heard it" in devices([0, 5, 10, 16])
+assert not devices([0, 5, 10, 16], [(15, 17)])
+assert "never told to be offline" in devices([0], ends=False)
+
+sources.DELIVERY_SECS = 0
+def delivered(*messages, logs):
+    school = School(1)
+    truth = Truth(school, logs)
+    receiver = Receiver(1)
+    receiver.delivered = list(messages)
+    return broken(lambda: asyncio.run(check_notifier(receiver, {1: truth})))
+
+log = [event(1, "01", status="failed"), event(2, "02"), event(3, "03", status="completed")]
+first, last = ("i", log[0]), ("k", log[2])
+assert not delivered(first, first, last, first, logs=[log])
+assert "1 events were not delivered" in delivered(first, logs=[log])
+assert "was delivered after" in delivered(last, first, logs=[log])
+assert "stands for two events" in delivered(first, ("i", log[2]), logs=[log])
+assert "under two ids" in delivered(first, last, ("l", log[2]), logs=[log])
+assert "not due" in delivered(first, last, ("j", log[1]), logs=[log])
+"#,
+    );
+}

@@ -505,3 +505,29 @@ async fn live_readers_are_reset_when_a_number_is_assigned_again() {
         following.abort();
     }
 }
+
+/// Nobody listens when the database fails over, so that only the next replay can notice it.
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_that_share_what_was_read_tell_nothing_that_the_log_has_lost() {
+    let mut node = node();
+    make(&mut node, 1, 1).await;
+    let fail_over = node.fork();
+    node.report("lost").await;
+    node.report("lost, too").await;
+    let told = until_ready(&mut node.open(1, Some(1))).await;
+    assert_eq!(told.len(), 4, "what is lost later was read, and is shared");
+    node.hub.forget_idle(Duration::ZERO);
+    let mut batches = fail_over();
+    let store = node.log.copy.get().unwrap();
+    let mut kept: Vec<Arc<Event>> = told[..2].to_vec();
+    for texts in [&["another"][..], &["and one more", "and the last"]] {
+        let report = |text: &&str| job("a", "progress", json!({ "message": text }));
+        let reports = texts.iter().map(report).collect();
+        store.append(school(1), reports).await.unwrap();
+        kept.extend(batches.try_recv().unwrap());
+        let told = until_ready(&mut node.open(1, Some(1))).await;
+        let places =
+            |events: &[Arc<Event>]| events.iter().map(|event| event.place()).collect::<Vec<_>>();
+        assert_eq!(places(&told), places(&kept));
+    }
+}

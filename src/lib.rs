@@ -33,7 +33,7 @@
 //! 2 to 5 and 9: its seeds combine publishers, readers, a notifier, crashes, power losses and retention in thousands of ways.
 //!
 //! 1. Commit precedes fan-out; the producer's answer comes after the commit.
-//! 2. `seq` is dense per school and its order is commit order.
+//! 2. `seq` is dense per school and its order is commit order, on every node.
 //! 3. A subscriber sees strictly increasing `seq`s, each at most once, or a `reset`. What is missing from its stream is only
 //!    superseded ticks and events outside its scope. What is missing from the events offered to the hub is first read from
 //!    the log.
@@ -43,12 +43,13 @@
 //!    bounded amount and slows nobody else.
 //! 7. The school comes from the credential, never from the payload alone. A stream does not outlive its
 //!    credential.
-//! 8. JSON is serialised once per event and encoding, whatever the number of subscribers, live or replaying.
+//! 8. JSON is serialised once per event and encoding on each node, whatever the number of subscribers, live or replaying.
 //! 9. Empty channels, windows and schools leave memory.
 //! 10. A subject's terminal state is final; progress never decreases within an attempt; a kind's rules are pure
 //!     functions of state, command and time.
 //! 11. A cursor names an event. A cursor whose event is in a part of the history that was lost is answered with a `reset`;
 //!     all others are honoured.
+//! 12. What only one node may do is done under a fence, which is checked in the write itself.
 //!
 //! # Floors
 //!

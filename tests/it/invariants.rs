@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tidings::log::StoreError;
+use tidings::log::consumers::{Progress, lease_of};
 use tidings::scope::Scope;
 use tidings::wire::{Encoding, Framing};
 
@@ -425,4 +427,30 @@ async fn invariant_11_a_cursor_names_an_event() {
             .await;
         assert_eq!(messages[1]["reason"], "history_changed");
     }
+}
+
+/// 12. A node whose lease has passed to another one writes nothing, whatever it still believes.
+#[tokio::test(flavor = "multi_thread")]
+async fn invariant_12_what_one_node_does_is_fenced_in_the_write_itself() {
+    let server = server().await;
+    server.running_job("a").await;
+    let store = server.tidings.store();
+    store.notifier_begins("ops").await.unwrap();
+    let lease = lease_of("ops");
+    let was_suspended = store.acquire(&lease, Duration::ZERO).await.unwrap();
+    let term = Duration::from_secs(60);
+    let holder = store.acquire(&lease, term).await.unwrap();
+    let (was_suspended, holder) = (was_suspended.unwrap(), holder.unwrap());
+    assert!(was_suspended < holder);
+    let school = 1.try_into().unwrap();
+    let moves = async |fence, seq| {
+        let moved = store.notifier_moves("ops", fence, school, seq, Progress::default());
+        moved.await
+    };
+    let before = store.notifier_place("ops", school).await.unwrap();
+    assert_eq!(moves(was_suspended, 9).await, Err(StoreError::Fenced));
+    let after = store.notifier_place("ops", school).await.unwrap();
+    assert_eq!(before, after);
+    moves(holder, 9).await.unwrap();
+    assert_eq!(store.notifier_place("ops", school).await.unwrap().seq, 9);
 }

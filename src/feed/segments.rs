@@ -84,6 +84,8 @@ pub(super) struct Segments {
     /// Number of events in a segment.
     size: u64,
     cache: Mutex<Cache>,
+    /// Of logs that others write to: the newest event of each when its segments were used last.
+    heads: Mutex<LruCache<SchoolId, Place>>,
 }
 
 struct Cache {
@@ -102,7 +104,50 @@ impl Segments {
                 slots: LruCache::new(most),
                 bytes: 0,
             }),
+            heads: Mutex::new(LruCache::new(most)),
         }
+    }
+
+    /// Forgets the segments of a school if its log has lost events since they were used last. A database that several nodes
+    /// share can fail over to a standby that has not received everything while this node runs on.
+    pub(super) async fn follow(&self, school: SchoolId, bounds: Bounds) -> Result<(), StoreError> {
+        if !self.log.is_shared() {
+            return Ok(());
+        }
+        let known = self.heads().peek(&school).copied();
+        let has_lost = match known {
+            Some(known) if known == bounds.head => return Ok(()),
+            Some(known) => !self.has(school, known, bounds).await?,
+            // Others may have been forgotten because too many schools are in use.
+            None => true,
+        };
+        if has_lost {
+            self.cache().forget(school);
+        }
+        self.heads().put(school, bounds.head);
+        Ok(())
+    }
+
+    /// Whether a log still has its former newest event.
+    async fn has(
+        &self,
+        school: SchoolId,
+        known: Place,
+        bounds: Bounds,
+    ) -> Result<bool, StoreError> {
+        if known.seq == 0 || known.seq >= bounds.head.seq || known.seq <= bounds.floor.seq {
+            return Ok(known.seq == 0 || known == bounds.head);
+        }
+        let stretch = self
+            .log
+            .read_stretch(school, known.seq - 1, known.seq)
+            .await?;
+        let is_same = |event: &Arc<Event>| known.tag.is_none() || event.place() == known;
+        Ok(stretch.events.first().is_some_and(is_same))
+    }
+
+    fn heads(&self) -> MutexGuard<'_, LruCache<SchoolId, Place>> {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the segment that holds the event after `after`, at least up to the known head. Returns `None` if it is
@@ -194,6 +239,15 @@ impl Segments {
 }
 
 impl Cache {
+    fn forget(&mut self, school: SchoolId) {
+        let keys = self.slots.iter().map(|(key, _)| *key);
+        let keys: Vec<_> = keys.filter(|key| key.0 == school).collect();
+        for key in keys {
+            let gone = self.slots.pop(&key);
+            self.bytes -= gone.map_or(0, |(_, bytes)| bytes);
+        }
+    }
+
     /// Records the size of a segment, and evicts others if the cache is too large.
     fn count(&mut self, key: (SchoolId, u64), slot: &Arc<Slot>, bytes: usize) {
         // The segment may have been evicted during the read.

@@ -396,9 +396,13 @@ impl Tail<'_> {
         };
         hole.due = Some(Instant::now() + pause);
         if hole.beyond.is_empty() || hole.vain >= HOLE_READS_MAX {
-            // The log is the truth: an event that it does not have was not committed.
+            // The log is the truth: an event that it does not have was not committed, or was lost.
             hole.beyond.retain(|seq, _| *seq <= head);
-            hole.newest = hole.newest.min(head);
+            if hole.newest > head {
+                hole.newest = head;
+                // Nobody may wait for those that this node has committed.
+                self.lost.push(school);
+            }
         }
         self.dense(school)
     }

@@ -294,6 +294,10 @@ impl Tail<'_> {
         }
         if next > hole.newest {
             self.holes.remove(&school);
+            if deliverable.is_empty() {
+                // What waited was delivered in another way, or is lost.
+                self.lost.push(school);
+            }
         }
         debug_assert!(is_dense(&deliverable), "what is delivered has no hole");
         deliverable
@@ -325,6 +329,8 @@ impl Tail<'_> {
             if known.seq >= hole.newest {
                 // A reader's read has passed the missing events.
                 hole.newest = 0;
+                // Those that this node has committed will not be delivered from here.
+                lost.push(*school);
                 continue;
             }
             hole.due = None;

@@ -105,7 +105,7 @@ impl Feed {
             return self.log.replay(scope, after.seq, conflate).await.map(Some);
         }
         let bounds = self.heads.bounds(scope.school).await?;
-        self.segments.verify(scope.school, bounds.head).await?;
+        self.segments.follow(scope.school, bounds).await?;
         if !self.is_known(scope.school, after, bounds).await? {
             return Ok(None);
         }

@@ -7,10 +7,6 @@
 //!
 //! The first replay that needs a segment reads it. Other replays that need it meanwhile wait for that read. The least
 //! recently used segments are evicted: at most [`SEGMENTS_MAX_BYTES`] are kept.
-//!
-//! A log that several nodes share can lose its newest events, if the database fails over to a copy that lacks them. So
-//! before a school's segments are used again, its log is asked whether it still has the newest place that they hold. If
-//! not, all of them are forgotten.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -88,8 +84,8 @@ pub(super) struct Segments {
     /// Number of events in a segment.
     size: u64,
     cache: Mutex<Cache>,
-    /// The newest place of each school that its log is known to have had, with all segments before it.
-    newest: Mutex<LruCache<SchoolId, Place>>,
+    /// Of logs that others write to: the newest event of each when its segments were used last.
+    heads: Mutex<LruCache<SchoolId, Place>>,
 }
 
 struct Cache {
@@ -108,63 +104,50 @@ impl Segments {
                 slots: LruCache::new(most),
                 bytes: 0,
             }),
-            newest: Mutex::new(LruCache::new(most)),
+            heads: Mutex::new(LruCache::new(most)),
         }
     }
 
-    /// Forgets the segments of a school whose log has lost events that they hold. `head` is its present head.
-    pub(super) async fn verify(&self, school: SchoolId, head: Place) -> Result<(), StoreError> {
+    /// Forgets the segments of a school if its log has lost events since they were used last. A database that several nodes
+    /// share can fail over to a standby that has not received everything while this node runs on.
+    pub(super) async fn follow(&self, school: SchoolId, bounds: Bounds) -> Result<(), StoreError> {
         if !self.log.is_shared() {
             return Ok(());
         }
-        let newest = self.newest().get(&school).copied();
-        if newest == Some(head) {
-            return Ok(());
-        }
-        let is_kept = match newest {
-            Some(newest) => self.log_has(school, newest).await?,
-            None => false,
+        let known = self.heads().peek(&school).copied();
+        let has_lost = match known {
+            Some(known) if known == bounds.head => return Ok(()),
+            Some(known) => !self.has(school, known, bounds).await?,
+            // Others may have been forgotten because too many schools are in use.
+            None => true,
         };
-        if !is_kept {
-            self.forget(school);
-            self.newest().put(school, head);
-        } else {
-            self.reached(school, head);
+        if has_lost {
+            self.cache().forget(school);
         }
+        self.heads().put(school, bounds.head);
         Ok(())
     }
 
-    /// Whether the log has this event, or has deleted it because of its age.
-    async fn log_has(&self, school: SchoolId, place: Place) -> Result<bool, StoreError> {
-        if place.tag.is_none() {
-            return Ok(true);
+    /// Whether a log still has its former newest event.
+    async fn has(
+        &self,
+        school: SchoolId,
+        known: Place,
+        bounds: Bounds,
+    ) -> Result<bool, StoreError> {
+        if known.seq == 0 || known.seq >= bounds.head.seq || known.seq <= bounds.floor.seq {
+            return Ok(known.seq == 0 || known == bounds.head);
         }
-        let before = place.seq.saturating_sub(1);
-        let stretch = self.log.read_stretch(school, before, place.seq).await?;
-        let event = stretch.events.first();
-        Ok(stretch.floor >= place.seq || event.is_some_and(|event| event.place() == place))
+        let stretch = self
+            .log
+            .read_stretch(school, known.seq - 1, known.seq)
+            .await?;
+        let is_same = |event: &Arc<Event>| known.tag.is_none() || event.place() == known;
+        Ok(stretch.events.first().is_some_and(is_same))
     }
 
-    fn reached(&self, school: SchoolId, place: Place) {
-        let mut newest = self.newest();
-        let known = newest.peek(&school).map_or(0, |own| own.seq);
-        if place.tag.is_some() && place.seq > known {
-            newest.put(school, place);
-        }
-    }
-
-    fn forget(&self, school: SchoolId) {
-        let mut cache = self.cache();
-        let of_school = cache.slots.iter().map(|(key, _)| *key);
-        let of_school: Vec<_> = of_school.filter(|(own, _)| *own == school).collect();
-        for key in of_school {
-            let freed = cache.slots.pop(&key);
-            cache.bytes -= freed.map_or(0, |(_, bytes)| bytes);
-        }
-    }
-
-    fn newest(&self) -> MutexGuard<'_, LruCache<SchoolId, Place>> {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    fn heads(&self) -> MutexGuard<'_, LruCache<SchoolId, Place>> {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the segment that holds the event after `after`, at least up to the known head. Returns `None` if it is
@@ -195,9 +178,6 @@ impl Segments {
         };
         drop(state);
         self.cache().count((school, number), &slot, bytes);
-        if let Some(segment) = &read {
-            self.reached(school, segment.through());
-        }
         Ok(read)
     }
 
@@ -218,23 +198,8 @@ impl Segments {
             (segment.floor, segment.through) = (known.floor, known.through);
             segment.bytes = known.bytes;
         }
-        // Read again with what follows, to show that this belongs to the same history.
-        let mut last = segment.events.last().map(|event| event.place());
-        last = last.filter(|_| self.log.is_shared());
         loop {
-            let last = last.take();
-            let after = last.map_or(segment.through, |last| last.seq - 1);
-            let mut stretch = self.log.read_stretch(school, after, end).await?;
-            if let Some(last) = last.filter(|last| stretch.floor < last.seq) {
-                if stretch.events.first().map(|event| event.place()) != Some(last) {
-                    segment = Segment {
-                        through: begin,
-                        ..Segment::default()
-                    };
-                    continue;
-                }
-                stretch.events.remove(0);
-            }
+            let stretch = self.log.read_stretch(school, segment.through, end).await?;
             if stretch.floor > segment.through {
                 // Its earlier events lie before a hole.
                 segment.events.clear();
@@ -274,6 +239,15 @@ impl Segments {
 }
 
 impl Cache {
+    fn forget(&mut self, school: SchoolId) {
+        let keys = self.slots.iter().map(|(key, _)| *key);
+        let keys: Vec<_> = keys.filter(|key| key.0 == school).collect();
+        for key in keys {
+            let gone = self.slots.pop(&key);
+            self.bytes -= gone.map_or(0, |(_, bytes)| bytes);
+        }
+    }
+
     /// Records the size of a segment, and evicts others if the cache is too large.
     fn count(&mut self, key: (SchoolId, u64), slot: &Arc<Slot>, bytes: usize) {
         // The segment may have been evicted during the read.

@@ -294,6 +294,10 @@ impl Tail<'_> {
         }
         if next > hole.newest {
             self.holes.remove(&school);
+            if deliverable.is_empty() {
+                // What waited was delivered in another way, or is lost.
+                self.lost.push(school);
+            }
         }
         debug_assert!(is_dense(&deliverable), "what is delivered has no hole");
         deliverable
@@ -325,6 +329,8 @@ impl Tail<'_> {
             if known.seq >= hole.newest {
                 // A reader's read has passed the missing events.
                 hole.newest = 0;
+                // Those that this node has committed will not be delivered from here.
+                lost.push(*school);
                 continue;
             }
             hole.due = None;
@@ -396,9 +402,13 @@ impl Tail<'_> {
         };
         hole.due = Some(Instant::now() + pause);
         if hole.beyond.is_empty() || hole.vain >= HOLE_READS_MAX {
-            // The log is the truth: an event that it does not have was not committed.
+            // The log is the truth: an event that it does not have was not committed, or was lost.
             hole.beyond.retain(|seq, _| *seq <= head);
-            hole.newest = hole.newest.min(head);
+            if hole.newest > head {
+                hole.newest = head;
+                // Nobody may wait for those that this node has committed.
+                self.lost.push(school);
+            }
         }
         self.dense(school)
     }

@@ -108,7 +108,10 @@ impl Hub {
             usize::try_from(index).ok()
         });
         let known = index.and_then(|index| state.window.get(index));
-        known.is_some_and(|known| known.place() != event.place())
+        let known = known.map(|known| known.place());
+        // The window is empty if the head is what a reader has read.
+        let known = known.or_else(|| state.head.filter(|head| head.seq == event.seq));
+        known.is_some_and(|known| known.tag.is_some() && known != event.place())
     }
 
     /// Forgets what was offered of a school, because the log may have lost some of it. All listeners check their places

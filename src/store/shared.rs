@@ -260,6 +260,39 @@ impl<D: Database> Backend<D> {
         Ok(())
     }
 
+    /// Loads what is not known, and locks the rows if one of the schools was missed too often.
+    fn load(
+        &mut self,
+        schools: &[SchoolId],
+        mut addresses: Vec<Address>,
+        keys: &[(SchoolId, &str)],
+    ) -> Result<(), StoreError> {
+        let is_contended = |school: &SchoolId| {
+            self.misses
+                .get(school)
+                .is_some_and(|own| *own >= MISSES_MAX)
+        };
+        if schools.iter().any(is_contended) {
+            self.forget(schools.iter().copied());
+            self.database.lock()?;
+        }
+        let unknown = schools.iter().copied();
+        let unknown: Vec<SchoolId> = unknown.filter(|own| !self.known.contains(own)).collect();
+        if !unknown.is_empty() {
+            self.load_schools(&unknown)?;
+        }
+        addresses.retain(|address| !self.is_cached(address));
+        addresses.sort_unstable();
+        addresses.dedup();
+        if !addresses.is_empty() {
+            self.load_states(&addresses)?;
+        }
+        if !keys.is_empty() {
+            self.load_unused_keys(keys)?;
+        }
+        Ok(())
+    }
+
     /// Forgets what is known of schools: another node has written.
     fn forget(&mut self, schools: impl IntoIterator<Item = SchoolId>) {
         for school in schools {
@@ -385,8 +418,8 @@ impl<D: Database> writer::Backend for Backend<D> {
         &mut self,
         upcoming: &mut dyn Iterator<Item = (SchoolId, &Envelope)>,
     ) -> Result<(), StoreError> {
-        // The decisions before may have failed.
-        self.database.unlock()?;
+        // The decisions before may have failed. If this does, the connection is gone, and its locks are too.
+        let _ = self.database.unlock();
         self.unused_keys.clear();
         self.judged.clear();
         let (mut schools, mut addresses, mut keys) = (Vec::new(), Vec::new(), Vec::new());
@@ -398,31 +431,9 @@ impl<D: Database> writer::Backend for Backend<D> {
             let key = envelope.idempotency.as_ref();
             keys.extend(key.map(|own| (school, own.key.as_str())));
         }
-        let is_contended = |school: &SchoolId| {
-            self.misses
-                .get(school)
-                .is_some_and(|own| *own >= MISSES_MAX)
-        };
-        if schools.iter().any(is_contended) {
-            self.forget(schools.iter().copied());
-            self.database.lock()?;
-        }
-        let unknown: Vec<SchoolId> = schools
-            .into_iter()
-            .filter(|school| !self.known.contains(school))
-            .collect();
-        if !unknown.is_empty() {
-            self.load_schools(&unknown)?;
-        }
-        addresses.retain(|address| !self.is_cached(address));
-        addresses.sort_unstable();
-        addresses.dedup();
-        if !addresses.is_empty() {
-            self.load_states(&addresses)?;
-        }
-        if !keys.is_empty() {
-            self.load_unused_keys(&keys)?;
-        }
+        // The connection may have broken since it was used last. Then another one answers.
+        let loaded = self.load(&schools, addresses.clone(), &keys);
+        loaded.or_else(|_| self.load(&schools, addresses, &keys))?;
         // What is prepared may not be carried out in this round.
         self.judged.clear();
         Ok(())

@@ -247,7 +247,15 @@ impl<B: Backend> Writer<B> {
         let mut decisions = Decisions::default();
         let mut round = self.turns.begin();
         let prepared = self.backend.prepare(&mut self.turns.upcoming(&round));
-        let decided = prepared.and_then(|()| self.decide_round(&mut round, &mut decisions, now));
+        let decided = match prepared {
+            Ok(()) => self.decide_round(&mut round, &mut decisions, now),
+            Err(error) => {
+                while let Some((school, queue)) = self.turns.next(&mut round) {
+                    round.undecided(school, queue);
+                }
+                Err(error)
+            }
+        };
         let written = decided.and_then(|()| self.backend.commit(&mut decisions, now));
         if let Ok(Some(at)) = written {
             self.turns.worked(&round, at - began);
@@ -294,9 +302,11 @@ impl<B: Backend> Writer<B> {
         now: Moment,
     ) -> Result<(), StoreError> {
         while let Some((school, mut queue)) = self.turns.next(round) {
-            let decided = self.decide_turn(round, decisions, school, &mut queue, now);
+            if let Err(error) = self.decide_turn(round, decisions, school, &mut queue, now) {
+                round.undecided(school, queue);
+                return Err(error);
+            }
             round.served(school, queue);
-            decided?;
         }
         Ok(())
     }

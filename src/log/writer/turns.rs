@@ -44,6 +44,8 @@ pub(super) struct Round {
     /// The limit for one school.
     slice: Size,
     served: Vec<(SchoolId, Queue)>,
+    /// Schools whose commands could not be decided.
+    undecided: Vec<SchoolId>,
     serves_fresh: bool,
     serves_backlogged: bool,
 }
@@ -165,6 +167,7 @@ impl Turns {
             },
             room,
             served: Vec::new(),
+            undecided: Vec::new(),
             serves_fresh: false,
             serves_backlogged: false,
         }
@@ -218,6 +221,9 @@ impl Turns {
                 continue;
             }
             queue.settle(school, written);
+            if round.undecided.contains(&school) {
+                queue.fail(written);
+            }
             if !queue.waiting.is_empty() {
                 self.backlogged.push_back(school);
                 self.schools.insert(school, queue);
@@ -227,6 +233,12 @@ impl Turns {
 }
 
 impl Round {
+    /// Records that a school has had its turn, and that its commands could not be decided.
+    pub(super) fn undecided(&mut self, school: SchoolId, queue: Queue) {
+        self.undecided.push(school);
+        self.served(school, queue);
+    }
+
     /// Records that a school has had its turn.
     pub(super) fn served(&mut self, school: SchoolId, queue: Queue) {
         self.served.push((school, queue));
@@ -276,6 +288,14 @@ impl Queue {
             let was_used_up = undone.iter().any(is_too_much);
             let charged = std::mem::take(&mut pending.charged);
             pending.allowance.give_back(charged, was_used_up);
+        }
+    }
+
+    /// Answers everything that waits with the failure: what the database cannot be asked cannot be decided, and nobody waits
+    /// for an answer without end.
+    fn fail(&mut self, written: &Result<(), StoreError>) {
+        for pending in self.waiting.drain(..) {
+            pending.settle(written);
         }
     }
 

@@ -21,7 +21,7 @@ use super::schema::{counts, events, idempotency_keys, parts, schools, subjects};
 use super::{answers, database_error};
 use crate::config::{self, POSTGRES_RETRY, POSTGRES_UNKNOWN_WAIT, Synchronous};
 use crate::event::Event;
-use crate::id::{Epoch, Kind, SchoolId, SubjectId};
+use crate::id::{Epoch, Kind, Place as EventPlace, SchoolId, SubjectId};
 use crate::kind::Part;
 use crate::kind::job::Past;
 use crate::log::Hints;
@@ -123,12 +123,8 @@ impl Database {
         moves: &[Move],
     ) -> Result<Vec<SchoolId>, StoreError> {
         self.conn = None;
-        let mut firsts: HashMap<SchoolId, &Event> = HashMap::new();
-        for event in &group.events {
-            firsts.entry(event.school).or_insert(event);
-        }
-        let (first_schools, first_seqs): (Vec<i64>, Vec<i64>) = firsts
-            .values()
+        let places = group.events.iter();
+        let (event_schools, event_seqs): (Vec<i64>, Vec<i64>) = places
             .map(|event| (event.school.get(), signed(event.seq)))
             .unzip();
         let epoch = self.epoch;
@@ -144,13 +140,14 @@ impl Database {
                 .for_update()
                 .load::<(i64, i64)>(conn)
                 .await?;
-            // Another node may have replaced the stamp since. Then the first event of the commit tells.
+            // Another node may have replaced the stamp since. Then the events of the commit tell: all of them, because another
+            // node may have carried out some of the same commands in the same millisecond.
             let in_log: Vec<EventRow> = diesel::sql_query(
                 "SELECT e.school_id, e.seq, e.kind, e.subject_id, e.name, e.milestone, e.status, e.category, e.at, e.fields \
                  FROM unnest($1::bigint[], $2::bigint[]) AS w (school_id, seq) JOIN events AS e USING (school_id, seq)",
             )
-            .bind::<Array<BigInt>, _>(&first_schools)
-            .bind::<Array<BigInt>, _>(&first_seqs)
+            .bind::<Array<BigInt>, _>(&event_schools)
+            .bind::<Array<BigInt>, _>(&event_seqs)
             .load(conn)
             .await?;
             let in_log = in_log.into_iter().map(|row| row.into_event(epoch));
@@ -178,18 +175,17 @@ impl Database {
             conn.batch_execute("COMMIT").await?;
             Ok((rows, in_log))
         })?;
-        let is_in_log = |event: &Event| {
-            let first = firsts.get(&event.school);
-            first.is_some_and(|first| first.place() == event.place())
-        };
-        let in_log: HashSet<SchoolId> = in_log
+        let in_log: HashSet<(SchoolId, EventPlace)> = in_log
             .iter()
-            .filter(|event| is_in_log(event))
-            .map(|event| event.school)
+            .map(|event| (event.school, event.place()))
             .collect();
-        let is_own = |own: &&Move| {
-            rows.contains(&(own.school.get(), own.stamp)) || in_log.contains(&own.school)
+        let is_in_log = |school: SchoolId| {
+            let mut own = group.events.iter().filter(|event| event.school == school);
+            let has_events = own.clone().next().is_some();
+            has_events && own.all(|event| in_log.contains(&(school, event.place())))
         };
+        let is_own =
+            |own: &&Move| rows.contains(&(own.school.get(), own.stamp)) || is_in_log(own.school);
         Ok(moves.iter().filter(is_own).map(|own| own.school).collect())
     }
 

@@ -580,8 +580,12 @@ impl Cluster {
             if lacks.is_none() {
                 break;
             }
-            if round == ROUNDS_TO_SETTLE / 2 {
-                (0..self.readers.len()).for_each(|own| self.leave(own));
+            if round % 60 == 59 {
+                for own in 0..self.readers.len() {
+                    if !self.readers[own].0.is_ready() {
+                        self.leave(own);
+                    }
+                }
             }
             lacks = self.round()?;
         }

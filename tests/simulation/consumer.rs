@@ -50,6 +50,20 @@ struct Told {
     /// The `seq` of the last event of each subject that the current process delivered.
     last: HashMap<(SchoolId, String), u64>,
     broken: Option<String>,
+    /// The fence under which it was told last.
+    fence: u64,
+    /// The places in each log at which a failover has replaced events. A turn that began before it may move the notifier's
+    /// place past them.
+    replaced: HashMap<SchoolId, Vec<(u64, u64)>>,
+}
+
+impl Told {
+    fn is_excused(&self, school: SchoolId, seq: u64) -> bool {
+        let replaced = self.replaced.get(&school).into_iter().flatten();
+        replaced
+            .into_iter()
+            .any(|(from, to)| (from + 1..=*to).contains(&seq))
+    }
 }
 
 impl Receiver {
@@ -61,6 +75,8 @@ impl Receiver {
                 delivered: HashSet::new(),
                 last: HashMap::new(),
                 broken: None,
+                fence: 0,
+                replaced: HashMap::new(),
             }),
         }
     }
@@ -68,6 +84,15 @@ impl Receiver {
     /// Records that another process delivers from now on. It may begin with events that were delivered before.
     pub(super) fn is_told_by_another(&self) {
         self.told.lock().unwrap().last.clear();
+    }
+
+    /// Records that a failover has removed what was after the current heads, up to the heads before.
+    pub(super) fn note_failover(&self, before: &HashMap<SchoolId, u64>) {
+        let mut told = self.told.lock().unwrap();
+        for (school, head) in before {
+            let lost = (self.ledger.head(*school), *head);
+            told.replaced.entry(*school).or_default().push(lost);
+        }
     }
 
     /// Fails if any delivery has violated the guarantees.
@@ -82,7 +107,9 @@ impl Receiver {
             let floor = self.ledger.floor(school);
             let missing = |seq: &u64| {
                 let event = self.ledger.event(school, *seq).expect("below the head");
-                self.wants(&event) && !told.delivered.contains(&(school, event.place()))
+                self.wants(&event)
+                    && !told.delivered.contains(&(school, event.place()))
+                    && !told.is_excused(school, *seq)
             };
             let seq = (floor + 1..=self.ledger.head(school)).find(missing)?;
             Some(format!("{seq} of school {school} was never delivered"))
@@ -94,20 +121,35 @@ impl Receiver {
         let message: Value = serde_json::from_slice(&notification.json).unwrap();
         let cursor: Cursor = message["cursor"].as_str().unwrap().parse().unwrap();
         let (place, seq) = (cursor.place, cursor.place.seq);
+        let fence = self.ledger.disk.last_fence();
+        if std::mem::replace(&mut told.fence, fence) != fence {
+            told.last.clear();
+        }
+        if self.ledger.has_lost(school, place) {
+            // It was read before the failover.
+            return Ok(());
+        }
         let event = self.ledger.event(school, seq);
         if event.is_none_or(|event| event.place() != place) {
             return Err(format!("{cursor} is delivered and not in the log"));
         }
         let subject = (school, notification.subject.clone());
         let last = told.last.insert(subject, seq);
-        if last.is_some_and(|last| last >= seq) {
+        // After a failover, it continues from an earlier place.
+        let mut replaced = told.replaced.get(&school).into_iter().flatten();
+        let is_again =
+            replaced.any(|(from, _)| seq <= *from) && told.delivered.contains(&(school, place));
+        if last.is_some_and(|last| last >= seq) && !is_again {
             return Err(format!("{cursor} is delivered after {last:?}"));
         }
         told.delivered.insert((school, place));
         for earlier in self.ledger.floor(school) + 1..seq {
             let event = self.ledger.event(school, earlier).expect("before it");
             let is_due = self.wants(&event) && event.subject.as_str() == notification.subject;
-            if is_due && !told.delivered.contains(&(school, event.place())) {
+            if is_due
+                && !told.is_excused(school, earlier)
+                && !told.delivered.contains(&(school, event.place()))
+            {
                 return Err(format!("{cursor} is delivered before {earlier}"));
             }
         }
@@ -190,6 +232,10 @@ impl Consumers for Ledger {
         progress: Progress,
     ) -> Result<(), StoreError> {
         assert_eq!(name, "receiver");
+        if self.is_of_cluster {
+            // The write is on its way; the holder may be stopped meanwhile.
+            self.wait_for_the_disk().await?;
+        }
         if !self.disk.is_last(fence) {
             return Err(StoreError::Fenced);
         }
@@ -238,16 +284,18 @@ impl Consumers for Ledger {
 
 #[async_trait]
 impl Leases for Ledger {
-    /// Grants the only lease to each process that asks: the previous one is gone.
-    async fn acquire(&self, _: &str, _: Duration) -> Result<Option<Fence>, StoreError> {
-        Ok(Some(self.disk.next_fence()))
+    async fn acquire(&self, _: &str, term: Duration) -> Result<Option<Fence>, StoreError> {
+        Ok(self.disk.grant(term))
     }
 
-    async fn renew(&self, _: &str, fence: Fence, _: Duration) -> Result<bool, StoreError> {
-        Ok(self.disk.is_last(fence))
+    async fn renew(&self, _: &str, fence: Fence, term: Duration) -> Result<bool, StoreError> {
+        Ok(self.disk.extend(fence, term))
     }
 
-    async fn release(&self, _: &str, _: Fence) -> Result<(), StoreError> {
+    async fn release(&self, _: &str, fence: Fence) -> Result<(), StoreError> {
+        if self.disk.is_last(fence) {
+            self.disk.end_lease();
+        }
         Ok(())
     }
 }

@@ -38,6 +38,13 @@ impl Knowledge {
         self.known.clear();
     }
 
+    /// Records that the log has lost everything after this `seq`.
+    pub(super) fn cut(&mut self, head: u64) {
+        for known in self.known.values_mut() {
+            *known = head.min(*known);
+        }
+    }
+
     /// Forgets the subjects that the client no longer listens to.
     pub(super) fn retain(&mut self, hears: impl Fn(&SubjectId) -> bool) {
         self.known.retain(|subject, _| hears(subject));

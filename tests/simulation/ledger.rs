@@ -1,6 +1,7 @@
 //! In-memory logs. Each read waits until the simulation lets it continue.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::future::pending;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -24,6 +25,8 @@ pub(super) struct Ledger {
     pub(super) disk: Disk,
     pub(super) fault: Option<Fault>,
     is_shared: bool,
+    /// Whether it is the database of several simulated nodes.
+    pub(super) is_of_cluster: bool,
 }
 
 #[derive(Default)]
@@ -44,6 +47,10 @@ struct OneLog {
     stale_head: Option<u64>,
     /// The bounds that a faulty log reports in place of the current ones.
     stale_bounds: Option<Bounds>,
+    /// The places of the events that a failover has lost.
+    lost: HashSet<Place>,
+    /// The numbered commands that were carried out.
+    carried_out: HashSet<String>,
 }
 
 /// Returns the job type of a subject, to filter by. Each of the two types has half of the subjects.
@@ -52,6 +59,15 @@ pub(super) fn category(subject: &str) -> &'static str {
         "a" | "b" => "scan",
         _ => "print",
     }
+}
+
+/// Returns the number of the command that led to an event, if it had one.
+fn number(event: &Event) -> Option<String> {
+    if !event.is_tick() {
+        return None;
+    }
+    let fields: serde_json::Value = serde_json::from_str(&event.draft.fields).ok()?;
+    Some(fields.get("message")?.as_str()?.to_owned())
 }
 
 /// Returns the schools of the simulation.
@@ -84,6 +100,15 @@ impl Ledger {
             disk: Disk::default(),
             fault,
             is_shared,
+            is_of_cluster: false,
+        }
+    }
+
+    /// Creates the database of several nodes.
+    pub(super) fn of_cluster(fault: Option<Fault>) -> Ledger {
+        Ledger {
+            is_of_cluster: true,
+            ..Ledger::new(fault, true)
         }
     }
 
@@ -111,6 +136,13 @@ impl Ledger {
     /// Whether the log has the event that a cursor names.
     pub(super) fn knows(&self, school: SchoolId, cursor: Cursor) -> bool {
         self.with(school, |log| log.place(cursor.place.seq) == cursor.place)
+    }
+
+    /// Whether the log had the event of this place, and lost it.
+    pub(super) fn has_lost(&self, school: SchoolId, place: Place) -> bool {
+        self.with(school, |log| {
+            log.lost.contains(&place) && log.place(place.seq) != place
+        })
     }
 
     /// Returns the event with this `seq`.
@@ -162,6 +194,11 @@ impl Ledger {
             if event.seq != next {
                 return Err(format!("{} was given where {next} comes next", event.seq));
             }
+            if let Some(number) = number(event)
+                && !self.with(event.school, |log| log.carried_out.insert(number.clone()))
+            {
+                return Err(format!("command {number} was carried out twice"));
+            }
             self.with(event.school, |log| log.events.push(Arc::clone(event)));
         }
         Ok(())
@@ -185,7 +222,12 @@ impl Ledger {
         for school in schools() {
             let head = heads.get(&school).copied().unwrap_or(0);
             self.with(school, |log| {
-                lost.extend(log.events.split_off(log.events.len().min(head as usize)));
+                let cut = log.events.split_off(log.events.len().min(head as usize));
+                log.lost.extend(cut.iter().map(|event| event.place()));
+                for number in cut.iter().filter_map(|event| number(event)) {
+                    log.carried_out.remove(&number);
+                }
+                lost.extend(cut);
                 // The floor is never after the head.
                 log.floor = log.floor.min(log.head());
             });
@@ -215,7 +257,7 @@ impl Ledger {
         self.with(school, |log| log.stale_head = Some(log.head()));
     }
 
-    async fn wait_for_the_disk(&self) -> Result<(), StoreError> {
+    pub(super) async fn wait_for_the_disk(&self) -> Result<(), StoreError> {
         let (turn, waiting) = oneshot::channel();
         self.inner.lock().unwrap().waiting.push(turn);
         waiting.await.map_err(|_| StoreError::Stopped)
@@ -249,6 +291,17 @@ impl Log for Ledger {
         self.is_shared
     }
 
+    async fn heads(&self, schools: &[SchoolId]) -> Result<Vec<(SchoolId, Place)>, StoreError> {
+        if self.fault == Some(Fault::UncomparedHeads) {
+            pending().await
+        }
+        self.wait_for_the_disk().await?;
+        let head = |school: &SchoolId| (*school, self.with(*school, |log| log.place(log.head())));
+        let heads = schools.iter().map(head).collect();
+        self.wait_for_the_disk().await?;
+        Ok(heads)
+    }
+
     async fn bounds(&self, school: SchoolId) -> Result<Bounds, StoreError> {
         self.wait_for_the_disk().await?;
         let bounds = self.with(school, |log| {
@@ -274,7 +327,10 @@ impl Log for Ledger {
     ) -> Result<Stretch, StoreError> {
         self.wait_for_the_disk().await?;
         let stretch = self.with(self.read_of(school), |log| {
-            let head = log.head();
+            let head = match self.fault {
+                Some(Fault::HoleIsEnd) => log.head().min(after + 1),
+                _ => log.head(),
+            };
             let from = match self.fault {
                 Some(Fault::OffByOne) => after + 1,
                 _ => after,

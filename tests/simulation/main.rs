@@ -22,6 +22,7 @@
     reason = "a test that meets the unexpected should say so and end"
 )]
 
+mod cluster;
 mod consumer;
 mod cursors;
 mod ledger;
@@ -120,6 +121,20 @@ enum Fault {
     UnsyncedMilestone,
     /// A notifier's place moves beyond the events that were delivered.
     PlaceTooFar,
+    /// Of several nodes: the heads of the logs are not compared.
+    UncomparedHeads,
+    /// The end of a log is read where a hole begins.
+    HoleIsEnd,
+    /// A node keeps states that another node has changed.
+    StaleCache,
+    /// A commit does not compare stamps.
+    UncomparedStamps,
+    /// A commit of unknown outcome is taken for one that failed.
+    UnknownIsFailed,
+    /// Events are announced on the bus that are not committed.
+    EarlyAnnouncement,
+    /// A node does not recognise its own messages on the bus. This must be harmless.
+    OwnHints,
 }
 
 /// The server between two crashes.
@@ -230,59 +245,13 @@ impl World {
     }
 
     fn some_reader(&mut self) -> Reader {
-        let school = self.rng.choice(schools()).unwrap();
-        let channels = match self.rng.u8(0..4) {
-            0 => vec![self.some_channel()],
-            1 => vec![self.some_channel(), self.some_channel()],
-            2 => vec![Channel::School(school)],
-            _ => vec![kind::channel("jobs").unwrap()],
-        };
-        let mut filter = Filter::default();
-        if self.rng.u8(0..4) == 0 {
-            let subject = self.rng.choice(SUBJECTS).unwrap();
-            filter
-                .categories
-                .insert(ledger::category(subject).to_owned());
-        }
-        let tick = Duration::from_millis(self.rng.choice([0, 100]).unwrap());
         let is_multiplexed = self.rng.u8(0..4) == 0;
-        Reader::new(school, channels, filter, tick, is_multiplexed, self.fault)
+        some_reader(&mut self.rng, is_multiplexed, self.fault)
     }
 
-    fn some_channel(&mut self) -> Channel {
-        let subject = self.rng.choice(SUBJECTS).unwrap();
-        kind::channel(&format!("jobs/{subject}")).unwrap()
-    }
-
-    /// Returns the next command for one of a school's jobs: mostly a tick, if the job's state allows one.
     fn command(&mut self, school: SchoolId) -> Envelope {
-        let subject = self.rng.choice(SUBJECTS).unwrap();
         self.commands += 1;
-        let (verb, body) = match self.ledger.status(school, subject) {
-            None => {
-                let job_type = ledger::category(subject);
-                let body = json!({"job_type": job_type, "status": "in_progress"});
-                ("create", body)
-            }
-            Some("in_progress") => match self.rng.u8(0..8) {
-                0 => (
-                    "fail",
-                    json!({"error": {"code": "jam", "message": "paper"}}),
-                ),
-                1 => ("cancel", json!({})),
-                _ => ("progress", json!({"message": self.commands.to_string()})),
-            },
-            Some("failed" | "cancelled") => ("retry", json!({})),
-            Some(_) => ("start", json!({})),
-        };
-        let mut envelope = job(subject, verb, body);
-        if self.rng.u8(0..8) == 0 {
-            envelope.idempotency = Some(Idempotency {
-                key: self.commands.to_string(),
-                fingerprint: "f".into(),
-            });
-        }
-        envelope
+        command(&mut self.rng, &self.ledger, school, self.commands)
     }
 
     /// Publishes a request of one school, or one of each at the same time. Sometimes it repeats an earlier request or
@@ -472,6 +441,7 @@ impl World {
             tokio::task::yield_now().await;
         }
         self.receiver.is_told_by_another();
+        self.ledger.disk.end_lease();
         if !with_power {
             self.lose_power()?;
         }
@@ -541,7 +511,7 @@ impl World {
                     while self.dispatch() {}
                     self.readers[own].take(usize::MAX, &self.ledger)?;
                 }
-                let channel = self.some_channel();
+                let channel = some_channel(&mut self.rng);
                 self.readers[own].change(channel, &mut self.rng);
                 for _ in 0..2 * usize::from(in_the_midst) {
                     self.publish()?;
@@ -630,6 +600,61 @@ impl World {
             left => Err(format!("connections and schools are left: {left:?}")),
         }
     }
+}
+
+fn some_reader(rng: &mut Rng, is_multiplexed: bool, fault: Option<Fault>) -> Reader {
+    let school = rng.choice(schools()).unwrap();
+    let channels = match rng.u8(0..4) {
+        0 => vec![some_channel(rng)],
+        1 => vec![some_channel(rng), some_channel(rng)],
+        2 => vec![Channel::School(school)],
+        _ => vec![kind::channel("jobs").unwrap()],
+    };
+    let mut filter = Filter::default();
+    if rng.u8(0..4) == 0 {
+        let subject = rng.choice(SUBJECTS).unwrap();
+        filter
+            .categories
+            .insert(ledger::category(subject).to_owned());
+    }
+    let tick = Duration::from_millis(rng.choice([0, 100]).unwrap());
+    Reader::new(school, channels, filter, tick, is_multiplexed, fault)
+}
+
+fn some_channel(rng: &mut Rng) -> Channel {
+    let subject = rng.choice(SUBJECTS).unwrap();
+    kind::channel(&format!("jobs/{subject}")).unwrap()
+}
+
+/// Returns the next command for one of a school's jobs: mostly a tick, if the job's state allows one. Its event contains
+/// the number if it is a tick.
+fn command(rng: &mut Rng, ledger: &Ledger, school: SchoolId, number: u64) -> Envelope {
+    let subject = rng.choice(SUBJECTS).unwrap();
+    let (verb, body) = match ledger.status(school, subject) {
+        None => {
+            let job_type = ledger::category(subject);
+            let body = json!({"job_type": job_type, "status": "in_progress"});
+            ("create", body)
+        }
+        Some("in_progress") => match rng.u8(0..8) {
+            0 => (
+                "fail",
+                json!({"error": {"code": "jam", "message": "paper"}}),
+            ),
+            1 => ("cancel", json!({})),
+            _ => ("progress", json!({"message": number.to_string()})),
+        },
+        Some("failed" | "cancelled") => ("retry", json!({})),
+        Some(_) => ("start", json!({})),
+    };
+    let mut envelope = job(subject, verb, body);
+    if rng.u8(0..8) == 0 {
+        envelope.idempotency = Some(Idempotency {
+            key: number.to_string(),
+            fingerprint: "f".into(),
+        });
+    }
+    envelope
 }
 
 fn as_tick(event: &Arc<Event>) -> Arc<Event> {

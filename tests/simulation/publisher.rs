@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta};
 use futures_util::FutureExt;
@@ -27,7 +27,7 @@ use crate::support::memory::Memory;
 /// Maximum number of committed batches that wait for dispatch.
 const BATCHES: usize = 64;
 /// Time between two commits, by the database's clock.
-const COMMIT_MILLIS: i64 = 7;
+pub(super) const COMMIT_MILLIS: i64 = 7;
 /// With the fault `LostCommit`, one commit out of this many is acknowledged but not made.
 const LOST_COMMIT: u64 = 10;
 
@@ -42,10 +42,20 @@ struct State {
     kept: Vec<Kept>,
     /// The notifier's current places.
     places: Places,
-    /// The last fence under which the notifier's lease was granted.
+    lease: Lease,
+    /// The last fence that was given out.
     fence: u64,
+    /// The database's clock.
+    clock: Duration,
     fails_next: bool,
     commits: u64,
+}
+
+/// The notifier's lease.
+#[derive(Default, Clone, Copy)]
+struct Lease {
+    fence: u64,
+    ends: Duration,
 }
 
 /// The database after a commit.
@@ -66,16 +76,48 @@ impl Disk {
         act(&mut self.lock().places)
     }
 
-    /// Grants the notifier's lease, under the next fence.
-    pub(super) fn next_fence(&self) -> Fence {
+    /// Lets the database's clock go on.
+    pub(super) fn advance(&self, by: Duration) {
+        self.lock().clock += by;
+    }
+
+    /// Grants the notifier's lease, under the next fence, unless it is held.
+    pub(super) fn grant(&self, term: Duration) -> Option<Fence> {
         let mut state = self.lock();
+        if state.lease.ends > state.clock {
+            return None;
+        }
         state.fence += 1;
-        Fence(state.fence)
+        state.lease = Lease {
+            fence: state.fence,
+            ends: state.clock + term,
+        };
+        Some(Fence(state.fence))
+    }
+
+    /// Extends the notifier's lease. Returns whether it was held.
+    pub(super) fn extend(&self, fence: Fence, term: Duration) -> bool {
+        let mut state = self.lock();
+        let is_held = state.lease.fence == fence.0 && state.lease.ends > state.clock;
+        if is_held {
+            state.lease.ends = state.clock + term;
+        }
+        is_held
+    }
+
+    /// Ends the notifier's lease. Its fence stays valid until the next one.
+    pub(super) fn end_lease(&self) {
+        self.lock().lease.ends = Duration::ZERO;
     }
 
     /// Whether the notifier's lease was not granted again since.
     pub(super) fn is_last(&self, fence: Fence) -> bool {
-        self.lock().fence == fence.0
+        self.lock().lease.fence == fence.0
+    }
+
+    /// Returns the fence of the notifier's lease.
+    pub(super) fn last_fence(&self) -> u64 {
+        self.lock().lease.fence
     }
 
     /// Sets whether the next commit fails.

@@ -105,6 +105,8 @@ struct Shadow {
     is_ready: bool,
     /// Whether the cursor belongs to a history that was lost, so that a `reset` must come first.
     must_reset: bool,
+    /// Whether its session may have taken lost events for it that it was not sent yet.
+    may_reset: bool,
 }
 
 impl Reader {
@@ -140,6 +142,7 @@ impl Reader {
                 complete: 0,
                 is_ready: false,
                 must_reset: false,
+                may_reset: false,
             },
             is_stalled: false,
             fault,
@@ -150,6 +153,11 @@ impl Reader {
 
     pub(super) fn is_connected(&self) -> bool {
         self.session.is_some()
+    }
+
+    /// Whether it was told `ready`.
+    pub(super) fn is_ready(&self) -> bool {
+        self.shadow.is_ready
     }
 
     pub(super) fn is_multiplexed(&self) -> bool {
@@ -167,6 +175,64 @@ impl Reader {
         for event in lost.iter().filter(|event| event.school == school) {
             self.excused.insert(event.subject.clone(), head);
         }
+    }
+
+    /// Records that a failover has removed events while it may be connected.
+    pub(super) fn note_failover(&mut self, lost: &[Arc<Event>], ledger: &Ledger) {
+        self.note_loss(lost, ledger);
+        let head = ledger.head(self.school());
+        if self
+            .cursor
+            .is_some_and(|own| self.is_of_lost_history(own, ledger))
+        {
+            self.shadow.must_reset = true;
+        } else {
+            self.shadow.complete = self.shadow.complete.min(head);
+            self.shadow.told.retain(|_, seq| *seq <= head);
+        }
+        self.knowledge.cut(head);
+        for place in &mut self.places {
+            place.knowledge.cut(head);
+            place.told.retain(|_, seq| *seq <= head);
+        }
+        // Current states leave out a subject whose newest event is younger. If that is lost, the subject is missing.
+        let all = self.shadow.tells_all;
+        let is_whole = |cursor: Cursor, knowledge: &Knowledge, scope: &Scope| {
+            ledger.has_lost(scope.school, cursor.place)
+                || knowledge.allows(cursor, all, scope, ledger).is_ok()
+        };
+        self.places
+            .retain(|own| is_whole(own.cursor, &own.knowledge, &own.scope));
+        let at = self.cursor.map_or(0, |cursor| cursor.place.seq);
+        let is_hit = lost.iter().any(|event| self.scope.matches(event));
+        self.shadow.may_reset |= is_hit && self.session.is_some();
+        let cursor = match self.cursor {
+            Some(cursor) if self.shadow.is_ready => cursor,
+            _ => ledger.end(self.school()),
+        };
+        if is_hit && at <= head && !is_whole(cursor, &self.knowledge, &self.scope) {
+            self.leave();
+            self.cursor = None;
+        }
+    }
+
+    fn is_of_lost_history(&self, cursor: Cursor, ledger: &Ledger) -> bool {
+        ledger.has_lost(self.school(), cursor.place)
+    }
+
+    /// Records a cursor of a history that was lost, of which its node has not learned yet.
+    fn is_astray(&mut self, cursor: Cursor) {
+        self.shadow.must_reset = true;
+        self.shadow.last = self.shadow.last.max(cursor.place.seq);
+        if self.places.len() == PLACES {
+            self.places.remove(PLACES / 2);
+        }
+        self.places.push(Place {
+            cursor,
+            scope: self.scope.clone(),
+            knowledge: Knowledge::default(),
+            told: HashMap::new(),
+        });
     }
 
     /// Whether it was woken.
@@ -216,6 +282,7 @@ impl Reader {
             .unwrap();
         let shadow = &mut self.shadow;
         shadow.is_ready = false;
+        shadow.may_reset = false;
         match self.cursor {
             None => {
                 self.knowledge.forget();
@@ -295,6 +362,12 @@ impl Reader {
                 _ if has_ended || session.is_over => {
                     return Err("something was told after the token had ended".into());
                 }
+                Delivery::Event(event) if self.is_of_lost_history(event.cursor(), ledger) => {
+                    if event.seq <= self.shadow.last {
+                        return Err(format!("{} was told after {}", event.seq, self.shadow.last));
+                    }
+                    self.is_astray(event.cursor());
+                }
                 Delivery::Event(event) => {
                     self.shadow.hear(&event, &self.scope, ledger)?;
                     let all = self.shadow.tells_all;
@@ -315,6 +388,16 @@ impl Reader {
     ) -> Result<(), String> {
         if let Control::Subscribed { .. } = control {
             self.now_hears(ledger);
+        }
+        if let Control::Ready(cursor)
+        | Control::Heartbeat {
+            cursor: Some(cursor),
+            ..
+        } = control
+            && self.is_of_lost_history(*cursor, ledger)
+        {
+            self.is_astray(*cursor);
+            return Ok(());
         }
         let from = self.asked.as_ref().and_then(|(_, from)| from.as_ref());
         let school = self.scope.school;
@@ -451,8 +534,12 @@ impl Reader {
         if self.scope.channels().is_empty() {
             return Ok(());
         }
+        if self.shadow.must_reset {
+            return Err("it was never told that its history was lost".into());
+        }
         if !self.shadow.is_ready {
-            return Err("it was never told that it is up to date".into());
+            let scope = self.scope.channels();
+            return Err(format!("{scope:?} was never told that it is up to date"));
         }
         let mut last: HashMap<SubjectId, u64> = HashMap::new();
         for seq in 1..=ledger.head(self.school()) {
@@ -530,7 +617,11 @@ impl Shadow {
             Control::Reset(reason) => {
                 let head = ledger.head(scope.school);
                 let too_far = head - at.min(head) > super::REPLAY_MAX;
-                if !(self.must_reset || at < ledger.floor(scope.school) || too_far) {
+                if !(self.must_reset
+                    || self.may_reset
+                    || at < ledger.floor(scope.school)
+                    || too_far)
+                {
                     return Err(format!("a reset at {at} without need: {reason:?}"));
                 }
                 self.begin_anew();

@@ -1,0 +1,452 @@
+//! The database that the nodes share: it compares stamps as Postgres does, may fail before a write, lose the answer to it,
+//! or carry it out later.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use chrono::{DateTime, TimeDelta};
+use fastrand::Rng;
+use tidings::event::Event;
+use tidings::id::{Kind, SchoolId, SubjectId};
+use tidings::kind::Part;
+use tidings::kind::job::Past;
+use tidings::log::decide::Decisions;
+use tidings::log::facts::{Address, Answered, Facts, KeyUse, Moment, Stored, Tail};
+use tidings::log::writer::Writer;
+use tidings::log::{Log, StoreError};
+use tidings::store::shared::{self, Backend, Move, SchoolRow};
+use tidings::uptime::Uptime;
+
+use super::super::Fault;
+use super::super::consumer::Places;
+use super::super::ledger::Ledger;
+use super::super::publisher::COMMIT_MILLIS;
+use super::bus::Exchange;
+use crate::support::memory::Memory;
+
+/// How many of the last states of the database a failover may go back to.
+const KEPT: usize = 6;
+
+/// A node's writer.
+pub(super) type NodeWriter = Arc<Mutex<Writer<Backend<Client>>>>;
+
+/// What all nodes share in addition to the ledger.
+pub(super) struct Shared {
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) exchange: Arc<Exchange>,
+    state: Mutex<State>,
+}
+
+struct State {
+    rng: Rng,
+    now: Rows,
+    /// The last states, newest last, each with the heads of the logs and the places of the notifier.
+    kept: VecDeque<(Rows, HashMap<SchoolId, u64>, Places)>,
+    /// Writes that were sent, and may be carried out later.
+    in_flight: Vec<Group>,
+    stamps: i64,
+    commits: i64,
+    /// The rows are locked by a node whose writer is at work.
+    is_locked: bool,
+    is_away: bool,
+    is_reliable: bool,
+    /// Writers with work, which may run while another one waits for an answer.
+    rivals: Vec<NodeWriter>,
+    broken: Option<String>,
+}
+
+#[derive(Default, Clone)]
+struct Rows {
+    memory: Memory,
+    stamps: HashMap<SchoolId, i64>,
+}
+
+/// A write of a group.
+#[derive(Clone)]
+struct Group {
+    moves: Vec<Move>,
+    events: Vec<Arc<Event>>,
+    states: Vec<(Address, Stored)>,
+    tails: HashMap<SchoolId, Tail>,
+    keys: Vec<((SchoolId, String), KeyUse)>,
+    past: Vec<(SchoolId, Arc<str>, Past)>,
+    parts: Vec<((Address, u64), Part)>,
+}
+
+impl Group {
+    fn of(decisions: &Decisions, moves: &[Move]) -> Group {
+        let keys = decisions.keys.iter().map(|(key, new)| {
+            let used = KeyUse {
+                fingerprint: new.fingerprint.clone(),
+                answer: Answered::Event(Arc::clone(&new.event)),
+            };
+            (key.clone(), used)
+        });
+        let mut moves = moves.to_vec();
+        moves.sort_unstable_by_key(|own| own.school);
+        let (states, parts) = (decisions.states.iter(), decisions.parts.iter());
+        Group {
+            moves,
+            events: decisions.events.clone(),
+            states: states
+                .map(|(own, stored)| (own.clone(), stored.clone()))
+                .collect(),
+            tails: decisions.tails.clone(),
+            keys: keys.collect(),
+            past: decisions.past.clone(),
+            parts: parts
+                .map(|(own, part)| (own.clone(), part.clone()))
+                .collect(),
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn new(ledger: Arc<Ledger>, exchange: Arc<Exchange>, seed: u64) -> Arc<Shared> {
+        let state = State {
+            rng: Rng::with_seed(seed),
+            now: Rows::default(),
+            kept: VecDeque::new(),
+            in_flight: Vec::new(),
+            stamps: 0,
+            commits: 0,
+            is_locked: false,
+            is_away: false,
+            is_reliable: false,
+            rivals: Vec::new(),
+            broken: None,
+        };
+        Arc::new(Shared {
+            ledger,
+            exchange,
+            state: Mutex::new(state),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Fails if the database was asked to do what it never should be.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.state().broken.clone().map_or(Ok(()), Err)
+    }
+
+    /// Sets which writers may run while another one waits for an answer.
+    pub(super) fn rivals(&self, writers: Vec<NodeWriter>) {
+        self.state().rivals = writers;
+    }
+
+    pub(super) fn is_away(&self, now: bool) {
+        self.state().is_away = now;
+    }
+
+    pub(super) fn works(&self) -> bool {
+        !self.state().is_away
+    }
+
+    /// Nothing fails from now on, and what is in flight is lost.
+    pub(super) fn becomes_reliable(&self) {
+        let mut state = self.state();
+        (state.is_away, state.is_reliable) = (false, true);
+        state.in_flight.clear();
+    }
+
+    /// Whether writes are in flight.
+    pub(super) fn has_in_flight(&self) -> bool {
+        !self.state().in_flight.is_empty()
+    }
+
+    /// Carries out a write that is in flight, or loses it.
+    pub(super) fn late_write(&self) {
+        let mut state = self.state();
+        let Some(group) = state.in_flight.pop() else {
+            return;
+        };
+        if state.rng.bool() {
+            self.carry_out(&mut state, group);
+        }
+    }
+
+    /// Returns to an earlier state, as a failover to a standby does that has not received everything. Returns the heads of
+    /// the logs in that state.
+    pub(super) fn fail_over(&self) -> Option<HashMap<SchoolId, u64>> {
+        let mut state = self.state();
+        let count = state.kept.len();
+        if count == 0 {
+            return None;
+        }
+        let left = state.rng.usize(0..count);
+        state.kept.truncate(left + 1);
+        let (rows, heads, places) = state.kept.back().cloned().unwrap();
+        state.now = rows;
+        state.in_flight.clear();
+        drop(state);
+        self.ledger.disk.places(|own| *own = places);
+        Some(heads)
+    }
+
+    /// Lets the writer of another node go first, now and then.
+    fn give_way(&self) {
+        let mut state = self.state();
+        if state.is_locked || state.rivals.is_empty() || state.rng.u8(0..4) != 0 {
+            return;
+        }
+        let count = state.rivals.len();
+        let index = state.rng.usize(0..count);
+        let rival = Arc::clone(&state.rivals[index]);
+        drop(state);
+        // Not if it is waiting itself.
+        if let Ok(mut rival) = rival.try_lock() {
+            rival.step();
+        }
+    }
+
+    /// Writes the schools that have the expected stamps, and returns them.
+    fn carry_out(&self, state: &mut State, group: Group) -> Vec<SchoolId> {
+        let is_expected = |own: &&Move| {
+            let stamp = state.now.stamps.get(&own.school).copied();
+            stamp == own.expected || self.ledger.fault == Some(Fault::UncomparedStamps)
+        };
+        let written: Vec<Move> = group.moves.iter().filter(is_expected).copied().collect();
+        let is_written = |school: SchoolId| written.iter().any(|own| own.school == school);
+        let events = group
+            .events
+            .into_iter()
+            .filter(|own| is_written(own.school));
+        let events: Vec<Arc<Event>> = events.collect();
+        if let Err(problem) = self.ledger.append(&events) {
+            state.broken.get_or_insert(problem);
+        }
+        let memory = &mut state.now.memory;
+        memory
+            .states
+            .extend(group.states.into_iter().filter(|own| is_written(own.0.0)));
+        memory
+            .tails
+            .extend(group.tails.into_iter().filter(|own| is_written(own.0)));
+        memory
+            .keys
+            .extend(group.keys.into_iter().filter(|own| is_written(own.0.0)));
+        memory
+            .parts
+            .extend(group.parts.into_iter().filter(|own| is_written(own.0.0.0)));
+        for (school, category, past) in group.past {
+            if is_written(school) {
+                memory
+                    .past
+                    .entry((school, category))
+                    .or_default()
+                    .push(past);
+            }
+        }
+        for own in &written {
+            state.now.stamps.insert(own.school, own.stamp);
+        }
+        state.commits += 1;
+        if !written.is_empty() {
+            let places = self.ledger.disk.places(|own| own.clone());
+            let kept = (state.now.clone(), self.ledger.heads(), places);
+            state.kept.push_back(kept);
+            if state.kept.len() > KEPT {
+                state.kept.pop_front();
+            }
+        }
+        written.iter().map(|own| own.school).collect()
+    }
+}
+
+/// The connection of a node's writer.
+pub(super) struct Client {
+    pub(super) shared: Arc<Shared>,
+    pub(super) holds_locks: bool,
+    /// With the fault `StaleCache`: the first state of each subject that was read.
+    pub(super) stale: HashMap<Address, Option<Stored>>,
+}
+
+impl Client {
+    /// Asks the database. Another node may be first.
+    fn ask(&self) -> Result<MutexGuard<'_, State>, StoreError> {
+        self.shared.give_way();
+        let state = self.shared.state();
+        match state.is_away {
+            true => Err(StoreError::Unavailable("it is away".into())),
+            false => Ok(state),
+        }
+    }
+}
+
+impl shared::Database for Client {
+    fn now(&self) -> Moment {
+        let commits = self.shared.state().commits;
+        Moment {
+            at: DateTime::UNIX_EPOCH + TimeDelta::milliseconds(commits * COMMIT_MILLIS),
+            uptime: Uptime::from_millis(0),
+        }
+    }
+
+    fn connect(&mut self) -> Result<(), StoreError> {
+        self.ask().map(drop)
+    }
+
+    fn lock(&mut self) -> Result<(), StoreError> {
+        self.ask()?.is_locked = true;
+        self.holds_locks = true;
+        Ok(())
+    }
+
+    fn unlock(&mut self) -> Result<(), StoreError> {
+        if std::mem::take(&mut self.holds_locks) {
+            self.shared.state().is_locked = false;
+        }
+        Ok(())
+    }
+
+    fn schools(&mut self, ids: &[SchoolId]) -> Result<HashMap<SchoolId, SchoolRow>, StoreError> {
+        let state = self.ask()?;
+        let row = |id: &SchoolId| {
+            let stamp = *state.now.stamps.get(id)?;
+            let tail = state.now.memory.tails.get(id).copied().unwrap_or_default();
+            Some((*id, SchoolRow { stamp, tail }))
+        };
+        Ok(ids.iter().filter_map(row).collect())
+    }
+
+    fn states(&mut self, addresses: &[Address]) -> Result<HashMap<Address, Stored>, StoreError> {
+        let state = self.ask()?;
+        let of = |address: &Address| state.now.memory.states.get(address).cloned();
+        let mut found: Vec<(Address, Option<Stored>)> =
+            addresses.iter().map(|own| (own.clone(), of(own))).collect();
+        drop(state);
+        if self.shared.ledger.fault == Some(Fault::StaleCache) {
+            for (address, stored) in &mut found {
+                let first = self.stale.entry(address.clone());
+                *stored = first.or_insert_with(|| stored.clone()).clone();
+            }
+        }
+        let found = found.into_iter();
+        Ok(found
+            .filter_map(|(own, stored)| Some((own, stored?)))
+            .collect())
+    }
+
+    fn used_keys(
+        &mut self,
+        keys: &[(SchoolId, &str)],
+    ) -> Result<HashSet<(SchoolId, String)>, StoreError> {
+        let state = self.ask()?;
+        let owned = keys
+            .iter()
+            .map(|(school, key)| (*school, (*key).to_owned()));
+        Ok(owned
+            .filter(|own| state.now.memory.keys.contains_key(own))
+            .collect())
+    }
+
+    fn count(&mut self, school: SchoolId, kind: Kind) -> Result<u64, StoreError> {
+        self.ask()?.now.memory.count(school, kind)
+    }
+
+    fn holder(
+        &mut self,
+        school: SchoolId,
+        kind: Kind,
+        what: &str,
+    ) -> Result<Option<SubjectId>, StoreError> {
+        self.ask()?.now.memory.holder(school, kind, what)
+    }
+
+    fn past(
+        &mut self,
+        school: SchoolId,
+        _: Kind,
+        category: &str,
+    ) -> Result<VecDeque<Past>, StoreError> {
+        let state = self.ask()?;
+        let past = state.now.memory.past.get(&(school, category.into()));
+        Ok(past.into_iter().flatten().rev().cloned().collect())
+    }
+
+    fn key(&mut self, school: SchoolId, key: &str) -> Result<Option<KeyUse>, StoreError> {
+        self.ask()?.now.memory.key(school, key)
+    }
+
+    fn part(&mut self, address: &Address, number: u64) -> Result<Option<Part>, StoreError> {
+        self.ask()?.now.memory.part(address, number)
+    }
+
+    fn has_part(&mut self, school: SchoolId, kind: Kind, own_id: &str) -> Result<bool, StoreError> {
+        self.ask()?.now.memory.has_part(school, kind, own_id)
+    }
+
+    fn write(
+        &mut self,
+        group: &Decisions,
+        moves: &[Move],
+        _: Moment,
+    ) -> Result<Vec<SchoolId>, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let asked = self.ask().map(drop);
+        let _ = shared::Database::unlock(self);
+        asked?;
+        let mut state = shared.state();
+        let broken = || Err(StoreError::Unavailable("the connection broke".into()));
+        let group = Group::of(group, moves);
+        let chance = match state.is_reliable {
+            true => u8::MAX,
+            false => state.rng.u8(0..24),
+        };
+        if chance < 3 && shared.ledger.fault == Some(Fault::EarlyAnnouncement) {
+            let epoch = shared.ledger.epoch();
+            shared.exchange.announce_early(epoch, &group.events);
+        }
+        match chance {
+            0 => Err(StoreError::Database("the disk is full".into())),
+            1 => {
+                // The server may still be at it.
+                state.in_flight.push(group);
+                broken()
+            }
+            2 => broken(),
+            3..=4 => {
+                shared.carry_out(&mut state, group);
+                broken()
+            }
+            _ => Ok(shared.carry_out(&mut state, group)),
+        }
+    }
+
+    /// Looks at the stamps and, where they are not those of the write, at the log, as the Postgres store does.
+    fn settle(&mut self, group: &Decisions, moves: &[Move]) -> Result<Vec<SchoolId>, StoreError> {
+        self.shared.give_way();
+        let mut state = self.shared.state();
+        if state.is_away || (!state.is_reliable && state.rng.u8(0..8) == 0) {
+            return Err(StoreError::Unknown);
+        }
+        if self.shared.ledger.fault == Some(Fault::UnknownIsFailed) {
+            return Ok(Vec::new());
+        }
+        let mut written = Vec::new();
+        for own in moves {
+            let mut events = group
+                .events
+                .iter()
+                .filter(|event| event.school == own.school);
+            let is_there = |event: &Arc<Event>| {
+                let there = self.shared.ledger.event(event.school, event.seq);
+                there.is_some_and(|there| there.place() == event.place())
+            };
+            let is_in_log = events.clone().next().is_some() && events.all(is_there);
+            if is_in_log || state.now.stamps.get(&own.school) == Some(&own.stamp) {
+                written.push(own.school);
+            } else {
+                state.stamps += 1;
+                let other = state.stamps;
+                state.now.stamps.insert(own.school, other);
+            }
+        }
+        Ok(written)
+    }
+
+    fn close(&mut self) {}
+}

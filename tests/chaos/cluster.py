@@ -150,6 +150,8 @@ class Run:
                 "TIDINGS_NOTIFIERS": json.dumps([self.receiver.notifier()]),
             }
             if self.options.pooler:
+                # Debian's PgBouncer has no prepared statements.
+                settings["TIDINGS_PREPARED_STATEMENTS"] = "false"
                 settings["TIDINGS_DIRECT_URL"] = f"postgres://tidings@127.0.0.1:{node.direct.port}/tidings"
             if self.options.bus == "redis":
                 node.redis = await self.link(self.redis.port)

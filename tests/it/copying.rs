@@ -173,7 +173,7 @@ async fn clients_go_on_with_their_cursors_on_the_copy_and_no_key_is_carried_out_
             assert_eq!(without_times(before), without_times(after));
         }
     }
-    for (answer, later) in answers.iter().zip(&answers[1..]) {
+    for answer in &answers[..answers.len() - 1] {
         let after = answer["seq"].as_u64().unwrap();
         let messages = comes_back(&node, &answer["cursor"]).await;
         assert!(
@@ -184,9 +184,14 @@ async fn clients_go_on_with_their_cursors_on_the_copy_and_no_key_is_carried_out_
             .iter()
             .filter_map(|own| own["seq"].as_u64())
             .collect();
-        assert!(seqs.starts_with(&[after + 1]), "{after}: {seqs:?}");
-        assert!(seqs.contains(&later["seq"].as_u64().unwrap()));
-        assert!(seqs.is_sorted_by(|one, next| one + 1 == *next), "{seqs:?}");
+        // A later event may have superseded the only tick, the progress.
+        let is_tick = |seq: u64| requests()[4].1.ends_with("/progress") && answers[4]["seq"] == seq;
+        let missed = (after + 1..=seqs[seqs.len() - 1]).filter(|seq| !seqs.contains(seq));
+        assert!(missed.clone().all(is_tick), "{after}: {seqs:?}");
+        assert!(
+            seqs[0] > after && seqs.is_sorted_by(|one, next| one < next),
+            "{seqs:?}"
+        );
     }
     for (number, (method, path, body)) in requests().into_iter().enumerate() {
         let key = format!("key-{number}");

@@ -28,7 +28,7 @@ const OTHER_FILES: u64 = 128;
 /// Selects the lines to log, as `RUST_LOG` does.
 const LOG_VARIABLE: &str = "TIDINGS_LOG";
 
-/// Libraries that, at some level, log whole requests including credentials.
+/// Libraries that, at some level, log whole requests, including credentials, or rows, including payloads.
 const SILENCED: &[&str] = &[
     "rocket",
     "_",
@@ -40,6 +40,10 @@ const SILENCED: &[&str] = &[
     "lettre",
     "rumqttc",
     "rustls",
+    "diesel",
+    "diesel_async",
+    "tokio_postgres",
+    "redis",
 ];
 
 pub(super) fn run() -> Result<(), Failure> {

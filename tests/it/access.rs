@@ -844,7 +844,24 @@ fn each_stream_stands_in_the_log_at_debug_from_its_opening_to_its_end() {
 #[test]
 fn credentials_in_a_log() {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = process::command(folder.path());
+    log_of_everything(process::command(folder.path()));
+}
+
+/// The client of a database logs what it writes, at some level.
+#[test]
+fn credentials_and_payloads_in_a_log_over_postgres() {
+    let folder = tempfile::tempdir().unwrap();
+    if let Some(url) = store::postgres_of(folder.path()) {
+        let mut command = process::command(folder.path());
+        // The tests' server asks for no password.
+        let url = url.replace("tidings@", "tidings:SECRET-PASSWORD@");
+        command.env("TIDINGS_DATABASE_URL", url);
+        log_of_everything(command);
+    }
+}
+
+/// Runs a server that logs everything, and checks that no secret stands in its log.
+fn log_of_everything(mut command: std::process::Command) {
     let mut server = process::Process::start(
         command
             .arg("serve")
@@ -903,7 +920,13 @@ fn credentials_in_a_log() {
     std::io::Read::read_to_string(&mut server.stderr(), &mut log).unwrap();
     std::io::Read::read_to_string(&mut server.stdout, &mut log).unwrap();
     // The head of every HS256 token; what follows differs.
-    for secret in ["eyJ", "BAD-TOKEN", "SECRET-PAYLOAD", SECRET] {
+    for secret in [
+        "eyJ",
+        "BAD-TOKEN",
+        "SECRET-PAYLOAD",
+        "SECRET-PASSWORD",
+        SECRET,
+    ] {
         assert!(!log.contains(secret), "{secret} stands in the log:\n{log}");
     }
 }

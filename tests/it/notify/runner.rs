@@ -661,6 +661,9 @@ fn the_environment_holds_notifiers_as_json_and_a_mistake_in_it_shows_no_secret()
 /// A restored backup gives numbers again. What nobody could recognise as a restore must not make receivers drop events.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_event_in_the_place_of_a_delivered_one_has_another_id() {
+    if !store::is_a_file("it restores a copy of the file") {
+        return;
+    }
     if !needs_python("standardwebhooks") {
         return;
     }

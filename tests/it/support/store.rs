@@ -1,11 +1,12 @@
 //! The store that test servers use: SQLite, or Postgres if `TEST_STORE=postgres`. `.ci/stores` runs the tests that must hold over
-//! every store with both.
+//! every store with both. With `TEST_POOLER=1`, stores reach Postgres through PgBouncer.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, Mutex};
+use std::sync::{LazyLock, Mutex, OnceLock};
 
-use super::postgres::{self, Database};
+use super::pgbouncer::PgBouncer;
+use super::postgres::{self, Cluster, Database};
 
 /// The databases of the servers' folders. A database is dropped after its folder has been removed.
 static DATABASES: LazyLock<Mutex<HashMap<PathBuf, Database>>> = LazyLock::new(Mutex::default);
@@ -33,7 +34,28 @@ pub(crate) fn postgres_of(folder: &Path) -> Option<String> {
     let database = databases
         .entry(folder.to_owned())
         .or_insert_with(|| cluster.database());
-    Some(database.url.clone())
+    Some(match is_pooled() {
+        true => pooler(cluster).url(database),
+        false => database.url.clone(),
+    })
+}
+
+/// Whether Postgres is reached through a pooler, which has no prepared statements.
+pub(crate) fn is_pooled() -> bool {
+    std::env::var_os("TEST_POOLER").is_some()
+}
+
+fn pooler(cluster: &'static Cluster) -> &'static PgBouncer {
+    static POOLER: OnceLock<PgBouncer> = OnceLock::new();
+    POOLER.get_or_init(|| {
+        // On a thread of its own, because the test's thread belongs to a runtime.
+        let started = std::thread::spawn(|| {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(PgBouncer::before(cluster))
+        });
+        let started = started.join().unwrap();
+        started.expect("TEST_POOLER needs PgBouncer")
+    })
 }
 
 /// Whether the server's database is a file. If not, reports that a test is skipped, and why it needs the file.

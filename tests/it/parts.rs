@@ -89,9 +89,8 @@ async fn a_pooler_in_transaction_mode_hands_a_connection_to_another_client_in_be
     assert_eq!(served[0], served[1]);
 }
 
-/// Started by the next test, in a process of its own.
+/// Started by the next test, in a process of its own. Does nothing otherwise.
 #[tokio::test]
-#[ignore = "a part of another test"]
 async fn a_test_process_that_waits_to_be_killed() {
     if std::env::var_os("TEST_WAITS").is_none() {
         return;
@@ -108,11 +107,7 @@ async fn the_tests_parts_end_with_the_test_process_even_if_it_is_killed() {
         return;
     }
     let mut tests = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "a_test_process_that_waits_to_be_killed",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["a_test_process_that_waits_to_be_killed", "--nocapture"])
         .env("TEST_WAITS", "1")
         .env_remove("POSTGRES_URL")
         .stdout(Stdio::piped())

@@ -8,7 +8,6 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
-use super::numbers::{signed, unsigned};
 use super::schema::schools;
 use super::table::{
     Selection, Table, any_table, from_millis, millis, place, table_of_what_ends, tag_bits,
@@ -19,6 +18,7 @@ use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::parcel::{DELIVERED, KIND, Parcel};
 use crate::log::LastEvent;
 use crate::log::facts::{Address, Stored};
+use crate::store::numbers::{signed, unsigned};
 
 diesel::table! {
     parcels (school_id, parcel_id) {

@@ -187,7 +187,7 @@ class PgBouncer(Part):
         (self.folder / "pgbouncer.ini").write_text(
             f"[databases]\n* = host=127.0.0.1 port={upstream} user={USER}\n"
             f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\nauth_type = any\n"
-            "pool_mode = transaction\nmax_client_conn = 1000\ndefault_pool_size = 20\nserver_login_retry = 1\nserver_connect_timeout = 3\n"
+            "pool_mode = transaction\nserver_reset_query_always = 1\nmax_client_conn = 1000\ndefault_pool_size = 20\nserver_login_retry = 1\nserver_connect_timeout = 3\n"
         )
 
     def command(self):

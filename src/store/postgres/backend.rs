@@ -79,9 +79,26 @@ impl Database {
         }
     }
 
+    /// Runs a query on the connection, in a transaction if a pooler demands it: then what is prepared and what is executed
+    /// reach the same connection behind the pooler.
+    fn ask<T>(
+        &mut self,
+        query: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
+    ) -> Result<T, StoreError> {
+        if self.holds_locks || self.address.prepares() {
+            return self.ask_plainly(query);
+        }
+        self.ask_plainly(async |conn| {
+            conn.batch_execute("BEGIN").await?;
+            let answer = query(conn).await?;
+            conn.batch_execute("COMMIT").await?;
+            Ok(answer)
+        })
+    }
+
     /// Runs a query on the connection, which is opened again if necessary. If it fails because the connection is broken,
     /// the connection is dropped.
-    fn ask<T>(
+    fn ask_plainly<T>(
         &mut self,
         query: impl AsyncFnOnce(&mut AsyncPgConnection) -> QueryResult<T>,
     ) -> Result<T, StoreError> {
@@ -114,7 +131,7 @@ impl Database {
 
     /// Checks that the backend can write.
     pub(super) fn ping(&mut self) -> Result<(), StoreError> {
-        self.ask(async |conn| conn.batch_execute("SELECT 1").await)
+        self.ask_plainly(async |conn| conn.batch_execute("SELECT 1").await)
     }
 
     fn look_at_stamps(
@@ -131,7 +148,7 @@ impl Database {
         let ids: Vec<i64> = moves.iter().map(|own| own.school.get()).collect();
         let stamps: Vec<i64> = moves.iter().map(|own| own.stamp).collect();
         let others: Vec<i64> = moves.iter().map(|_| stamp()).collect();
-        let (rows, in_log) = self.ask(async |conn| {
+        let (rows, in_log) = self.ask_plainly(async |conn| {
             conn.batch_execute("BEGIN").await?;
             let rows = schools::table
                 .filter(schools::school_id.eq_any(&ids))
@@ -237,14 +254,14 @@ impl shared::Database for Database {
             "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}",
             config::POSTGRES_TIMEOUT.as_millis()
         );
-        self.ask(async |conn| conn.batch_execute(&wait).await)?;
+        self.ask_plainly(async |conn| conn.batch_execute(&wait).await)?;
         self.holds_locks = true;
         Ok(())
     }
 
     fn unlock(&mut self) -> Result<(), StoreError> {
         match std::mem::take(&mut self.holds_locks) {
-            true => self.ask(async |conn| conn.batch_execute("ROLLBACK").await),
+            true => self.ask_plainly(async |conn| conn.batch_execute("ROLLBACK").await),
             false => Ok(()),
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use diesel::QueryResult;
 use diesel::connection::CacheSize;
-use diesel_async::{AsyncConnection, AsyncPgConnection};
+use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
@@ -112,29 +112,43 @@ impl Address {
         self.config.get_dbname().unwrap_or(user)
     }
 
+    /// Whether statements are prepared once per connection.
+    pub(super) fn prepares(&self) -> bool {
+        self.prepares
+    }
+
     /// Opens a connection, for as long as the current runtime runs.
     pub(crate) async fn connect(&self) -> Result<AsyncPgConnection, StoreError> {
         let connecting = async {
-            let (client, connection) =
-                self.config
-                    .connect(self.tls.clone())
-                    .await
-                    .map_err(|error| {
-                        StoreError::Unavailable(format!(
-                            "Postgres cannot be reached: {}",
-                            cause(&error)
-                        ))
-                    })?;
-            let conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await;
-            conn.map_err(|error| StoreError::Unavailable(error.to_string()))
+            let unreachable = |error: tokio_postgres::Error| {
+                let cause = cause(&error);
+                StoreError::Unavailable(format!("Postgres cannot be reached: {cause}"))
+            };
+            let connected = self.config.connect(self.tls.clone()).await;
+            let (client, mut connection) = connected.map_err(unreachable)?;
+            let failed = |error: &dyn fmt::Display| StoreError::Unavailable(error.to_string());
+            if self.prepares {
+                let conn = AsyncPgConnection::try_from_client_and_connection(client, connection);
+                return conn.await.map_err(|error| failed(&error));
+            }
+            // Diesel prepares the first statements. A pooler must not pass them to several connections.
+            tokio::select! {
+                begun = client.batch_execute("BEGIN") => begun.map_err(unreachable)?,
+                ended = &mut connection => {
+                    ended.map_err(unreachable)?;
+                    return Err(failed(&"Postgres has closed the connection"));
+                }
+            }
+            let conn = AsyncPgConnection::try_from_client_and_connection(client, connection);
+            let mut conn = conn.await.map_err(|error| failed(&error))?;
+            conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+            let committed = conn.batch_execute("COMMIT").await;
+            committed.map_err(|error| failed(&error))?;
+            Ok(conn)
         };
         let connected = timeout(POSTGRES_TIMEOUT, connecting).await;
         let late = || StoreError::Unavailable("Postgres does not answer".into());
-        let mut conn = connected.map_err(|_| late())??;
-        if !self.prepares {
-            conn.set_prepared_statement_cache_size(CacheSize::Disabled);
-        }
-        Ok(conn)
+        connected.map_err(|_| late())?
     }
 
     /// Opens a client of its own for notifications, and the future that drives it.

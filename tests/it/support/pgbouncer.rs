@@ -31,7 +31,7 @@ impl PgBouncer {
             let configuration = format!(
                 "[databases]\n* = host={host} port={server_port} user=tidings\n\
                  [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
-                 pool_mode = transaction\nmax_client_conn = 1000\ndefault_pool_size = 8\n"
+                 pool_mode = transaction\nserver_reset_query_always = 1\nmax_client_conn = 1000\ndefault_pool_size = 8\n"
             );
             std::fs::write(folder.join("pgbouncer.ini"), configuration).unwrap();
             let mut part = Program {

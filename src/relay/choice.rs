@@ -26,7 +26,7 @@ pub enum Choice {
     Redis(BusUrl),
     /// Notifications of the database itself.
     #[cfg(feature = "postgres")]
-    Postgres(Address),
+    Postgres(Box<Address>),
 }
 
 /// Returns the bus that the settings ask for, or what is wrong with them.
@@ -46,7 +46,7 @@ pub fn check(settings: &Settings, database: &Database) -> Result<Choice, ConfigE
                 None => ("database_url", shared),
             };
             let address = Address::parse(url, settings.prepared_statements);
-            address.map(Choice::Postgres).map_err(|error| ConfigError::Invalid {
+            address.map(Box::new).map(Choice::Postgres).map_err(|error| ConfigError::Invalid {
                 key,
                 problem: error.to_string(),
             })
@@ -80,7 +80,7 @@ impl Choice {
             #[cfg(feature = "redis")]
             Choice::Redis(url) => Arc::new(RedisBus::new(url, epoch)),
             #[cfg(feature = "postgres")]
-            Choice::Postgres(address) => Arc::new(PostgresBus::new(Direct(address), epoch)),
+            Choice::Postgres(address) => Arc::new(PostgresBus::new(Direct(*address), epoch)),
         }
     }
 }

@@ -663,6 +663,11 @@ fn whatever_happens_to_several_nodes_every_reader_is_told_in_order_once_and_with
 }
 
 #[test]
+fn a_command_with_a_key_is_not_taken_for_an_equal_one_of_another_node() {
+    run(487, None).unwrap();
+}
+
+#[test]
 #[ignore = "slow: more histories"]
 fn whatever_happens_to_several_nodes_in_more_histories_every_promise_is_kept() {
     if super::chosen_seed().is_none() {

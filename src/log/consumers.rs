@@ -20,6 +20,9 @@ pub struct Begun {
 /// The result of one delivery step, in addition to the cursor.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
+    /// Where the cursor must be, so that a step that began before a failover moves nothing: the failover may have moved the
+    /// cursor back and lost which subjects were set aside. `None` if it may be anywhere.
+    pub from: Option<u64>,
     /// When an event was delivered, if one was.
     pub delivered: Option<DateTime<Utc>>,
     /// When and why an attempt failed, if one did.
@@ -180,7 +183,7 @@ pub trait Consumers: Send + Sync + 'static {
 
     /// Advances a notifier's cursor, which never moves back, records the progress, and sets a subject aside or lifts it,
     /// in one commit. Fails with [`StoreError::Fenced`] and writes nothing if the fence is not the last one that was
-    /// returned for the notifier's lease ([`lease_of`]).
+    /// returned for the notifier's lease ([`lease_of`]), or if the cursor is not at [`Progress::from`].
     async fn notifier_moves(
         &self,
         name: &str,

@@ -23,8 +23,11 @@ pub enum StoreError {
     /// The database was removed or replaced while it was open. The store has logged this.
     #[error("the database's file was removed or replaced while the server runs")]
     Displaced,
-    /// Another node holds the lease under which this was to be written. Nothing was written.
-    #[error("another node holds the lease now")]
+    /// Another node holds the lease under which this was to be written, or a failover has taken back what it builds on.
+    /// Nothing was written.
+    #[error(
+        "another node holds the lease now, or a failover has taken back what was written under it"
+    )]
     Fenced,
     /// The read was not started, because too many other reads are waiting or running.
     #[error("{0}")]

@@ -312,7 +312,7 @@ impl Runner {
         let page = self.feed.replay(scope, after, false).await?;
         let page = page.expect("a place without a tag names no event that could be missing");
         if place.seq < page.floor {
-            self.skip(school, place.seq, page.floor).await?;
+            self.skip(school, place, page.floor).await?;
             return Ok(true);
         }
         let mut count = 0;
@@ -331,13 +331,13 @@ impl Runner {
                     delivered: Some(Utc::now().trunc_subsecs(3)),
                     ..Progress::default()
                 };
-                self.record(school, event.seq, delivered).await?;
+                self.record(school, place, event.seq, delivered).await?;
                 continue;
             };
             return self.fails_at_cursor(event, place, failure).await;
         }
         if page.through.seq > place.seq {
-            self.record(school, page.through.seq, Progress::default())
+            self.record(school, place, page.through.seq, Progress::default())
                 .await?;
         }
         Ok(page.through < page.head)
@@ -355,7 +355,7 @@ impl Runner {
         let verdict = self.verdict(school, &failure);
         let mut progress = failure.progress(verdict, event);
         if verdict == Verdict::GiveUp {
-            self.record(school, event.seq, progress).await?;
+            self.record(school, place, event.seq, progress).await?;
             return Ok(true);
         }
         let is_certain = matches!(failure.error, DeliveryError::Refused { .. });
@@ -364,7 +364,7 @@ impl Runner {
         if verdict == Verdict::Retry && is_enough && has_room {
             let own = failure.set_aside(event, first);
             progress.set_aside = Some(Change::Put(own.clone()));
-            self.record(school, event.seq, progress).await?;
+            self.record(school, place, event.seq, progress).await?;
             place.set_aside.push(own);
             if !is_certain {
                 self.schedule().suspects(school);
@@ -376,7 +376,7 @@ impl Runner {
             attempts: failure.attempts,
         });
         // The cursor stays before the event.
-        self.record(school, event.seq - 1, progress).await?;
+        self.record(school, place, event.seq - 1, progress).await?;
         let mut schedule = self.schedule();
         let due = match verdict {
             Verdict::Down => schedule.is_down(school, first, asked),
@@ -387,17 +387,25 @@ impl Runner {
         Ok(false)
     }
 
+    /// Moves the cursor, which must be where the turn knows it to be.
     pub(super) async fn record(
         &self,
         school: SchoolId,
+        place: &mut Place,
         seq: u64,
         progress: Progress,
     ) -> Result<(), StoreError> {
         let name = self.notifier.name();
         let fence = self.lease.fence().ok_or(StoreError::Fenced)?;
+        let progress = Progress {
+            from: Some(place.seq),
+            ..progress
+        };
         self.store
             .notifier_moves(name, fence, school, seq, progress)
-            .await
+            .await?;
+        place.seq = place.seq.max(seq);
+        Ok(())
     }
 
     /// Returns the consequence of a failed attempt, which depends on what the receiver recently accepted.
@@ -461,11 +469,16 @@ impl Runner {
     }
 
     /// Events that retention deletes before they are delivered become a dead letter, too.
-    async fn skip(&self, school: SchoolId, after: u64, floor: u64) -> Result<(), StoreError> {
+    async fn skip(
+        &self,
+        school: SchoolId,
+        place: &mut Place,
+        floor: u64,
+    ) -> Result<(), StoreError> {
         let now = Utc::now().trunc_subsecs(3);
         let cause = format!(
             "events {} to {floor} are past retention; it is unknown whether the notifier wanted any of them",
-            after + 1
+            place.seq + 1
         );
         tracing::warn!(notifier.name = self.notifier.name(), school.id = %school, cause, "retention deleted events before a notifier delivered them");
         let progress = Progress {
@@ -480,7 +493,7 @@ impl Runner {
             }),
             ..Progress::default()
         };
-        self.record(school, floor, progress).await
+        self.record(school, place, floor, progress).await
     }
 
     async fn notification(&self, event: &Event) -> Result<Notification, StoreError> {

@@ -160,7 +160,7 @@ impl Runner {
             ..progress
         };
         let change = progress.set_aside.clone();
-        self.record(school, place.seq, progress).await?;
+        self.record(school, place, place.seq, progress).await?;
         let (kind, subject) = match &change {
             Some(Change::Put(own)) => (own.kind, &own.subject),
             Some(Change::Lift(kind, subject)) => (*kind, subject),

@@ -13,7 +13,8 @@
 //! 3. A command that writes nothing, such as a rejected one or a repetition, is answered only if its school still has the
 //!    stamp, too: another node may have written what it was judged without.
 //! 4. If the connection breaks during a commit, it may have happened or not. The database finds out, and makes sure that
-//!    what has not happened cannot happen later.
+//!    what has not happened cannot happen later. If the stamp was replaced since, the events of the commit tell, together
+//!    with its idempotency keys; see [`Traces`].
 //!
 //! Deliberately absent: SQL. A [`Database`] loads and writes; the simulation has one, too.
 
@@ -53,6 +54,29 @@ pub struct Move {
     pub stamp: i64,
     /// The place of the newest event after the write.
     pub head: Place,
+}
+
+/// What the database contains of a group whose write has failed.
+#[derive(Debug, Default)]
+pub struct Traces {
+    /// Its events that are in the log.
+    pub events: HashSet<(SchoolId, Place)>,
+    /// Its idempotency keys that are in use, with their fingerprints.
+    pub keys: HashMap<(SchoolId, String), String>,
+}
+
+impl Traces {
+    /// Whether the group was written to this school, whose stamp was replaced since. All events and keys must be there:
+    /// another node may have carried out an equal command in the same millisecond. Its event has the same place, but it
+    /// does not have the same key.
+    pub fn show(&self, group: &Decisions, school: SchoolId) -> bool {
+        let mut events = group.events.iter().filter(|event| event.school == school);
+        let has_events = events.clone().next().is_some();
+        let mut keys = group.keys.iter().filter(|(key, _)| key.0 == school);
+        has_events
+            && events.all(|event| self.events.contains(&(school, event.place())))
+            && keys.all(|(key, new)| self.keys.get(key) == Some(&new.fingerprint))
+    }
 }
 
 /// A connection to a database that several nodes write to. It is opened again whenever that is necessary.

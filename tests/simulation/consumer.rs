@@ -245,6 +245,9 @@ impl Consumers for Ledger {
         };
         self.disk.places(|places| {
             let place = places.entry(school).or_default();
+            if progress.from.is_some_and(|from| from != place.seq) {
+                return Err(StoreError::Fenced);
+            }
             place.seq = place.seq.max(seq);
             place.tried = progress.tried;
             let changed = progress.set_aside;
@@ -259,8 +262,8 @@ impl Consumers for Ledger {
             if let Some(Change::Put(own)) = changed {
                 place.set_aside.push(own);
             }
-        });
-        Ok(())
+            Ok(())
+        })
     }
 
     async fn notifiers(&self, _: SchoolId) -> Result<(Vec<Standing>, u64), StoreError> {

@@ -417,10 +417,12 @@ impl Log for Ledger {
     ) -> Result<Page, StoreError> {
         self.wait_for_the_disk().await?;
         let page = self.with(scope.school, |log| {
-            let upto = match upto {
-                Some(upto) => upto.seq,
-                None => self.head_to_read(log),
-            };
+            // The later pages reach up to the same place as the first, even if the log has lost it since.
+            let end = upto.unwrap_or_else(|| {
+                let head = self.head_to_read(log);
+                log.place(head)
+            });
+            let upto = end.seq;
             // The current states. They may have changed since the first page was read.
             let mut last: BTreeMap<&str, &Arc<Event>> = BTreeMap::new();
             for event in &log.events {
@@ -434,8 +436,8 @@ impl Log for Ledger {
             let is_whole = states.len() <= STATES_A_PAGE;
             states.truncate(STATES_A_PAGE);
             let through = match is_whole {
-                true => upto,
-                false => states[STATES_A_PAGE - 1].seq,
+                true => end,
+                false => log.place(states[STATES_A_PAGE - 1].seq),
             };
             let told = |state: &&Arc<Event>| {
                 Arc::new(Event::snapshot(
@@ -449,8 +451,8 @@ impl Log for Ledger {
             };
             Page {
                 events: states.iter().map(told).collect(),
-                through: log.place(through),
-                head: log.place(upto),
+                through,
+                head: end,
                 floor: log.floor,
             }
         });

@@ -20,8 +20,7 @@ use super::rows::{self, EventRow, SubjectRow};
 use super::schema::{counts, events, idempotency_keys, parts, schools, subjects};
 use super::{answers, database_error};
 use crate::config::{self, POSTGRES_RETRY, POSTGRES_UNKNOWN_WAIT, Synchronous};
-use crate::event::Event;
-use crate::id::{Epoch, Kind, Place as EventPlace, SchoolId, SubjectId};
+use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::Part;
 use crate::kind::job::Past;
 use crate::log::Hints;
@@ -30,7 +29,7 @@ use crate::log::decide::Decisions;
 use crate::log::facts::{Address, Answered, KeyUse, Moment, Stored, Tail};
 use crate::store::columns::{place, unreadable};
 use crate::store::numbers::{signed, unsigned};
-use crate::store::shared::{self, Move, SchoolRow, stamp};
+use crate::store::shared::{self, Move, SchoolRow, Traces, stamp};
 use crate::uptime::UptimeClock;
 
 /// See the [module-level documentation](self).
@@ -55,6 +54,16 @@ struct KeyRow {
     school_id: i64,
     #[diesel(sql_type = Text)]
     key: String,
+}
+
+#[derive(QueryableByName)]
+struct UsedKeyRow {
+    #[diesel(sql_type = BigInt)]
+    school_id: i64,
+    #[diesel(sql_type = Text)]
+    key: String,
+    #[diesel(sql_type = Text)]
+    fingerprint: String,
 }
 
 impl Database {
@@ -140,15 +149,11 @@ impl Database {
         moves: &[Move],
     ) -> Result<Vec<SchoolId>, StoreError> {
         self.conn = None;
-        let places = group.events.iter();
-        let (event_schools, event_seqs): (Vec<i64>, Vec<i64>) = places
-            .map(|event| (event.school.get(), signed(event.seq)))
-            .unzip();
         let epoch = self.epoch;
         let ids: Vec<i64> = moves.iter().map(|own| own.school.get()).collect();
         let stamps: Vec<i64> = moves.iter().map(|own| own.stamp).collect();
         let others: Vec<i64> = moves.iter().map(|_| stamp()).collect();
-        let (rows, in_log) = self.ask_plainly(async |conn| {
+        let (rows, traces) = self.ask_plainly(async |conn| {
             conn.batch_execute("BEGIN").await?;
             let rows = schools::table
                 .filter(schools::school_id.eq_any(&ids))
@@ -157,18 +162,8 @@ impl Database {
                 .for_update()
                 .load::<(i64, i64)>(conn)
                 .await?;
-            // Another node may have replaced the stamp since. Then the events of the commit tell: all of them, because another
-            // node may have carried out some of the same commands in the same millisecond.
-            let in_log: Vec<EventRow> = diesel::sql_query(
-                "SELECT e.school_id, e.seq, e.kind, e.subject_id, e.name, e.milestone, e.status, e.category, e.at, e.fields \
-                 FROM unnest($1::bigint[], $2::bigint[]) AS w (school_id, seq) JOIN events AS e USING (school_id, seq)",
-            )
-            .bind::<Array<BigInt>, _>(&event_schools)
-            .bind::<Array<BigInt>, _>(&event_seqs)
-            .load(conn)
-            .await?;
-            let in_log = in_log.into_iter().map(|row| row.into_event(epoch));
-            let in_log = in_log.collect::<QueryResult<Vec<Event>>>()?;
+            // Another node may have replaced the stamp since.
+            let traces = traces(conn, group, epoch).await?;
             // A school without a row may still get one by the commit. This one is in its way, and empty.
             diesel::sql_query(
                 "INSERT INTO schools (school_id, stamp, head, bytes) \
@@ -190,19 +185,11 @@ impl Database {
             .execute(conn)
             .await?;
             conn.batch_execute("COMMIT").await?;
-            Ok((rows, in_log))
+            Ok((rows, traces))
         })?;
-        let in_log: HashSet<(SchoolId, EventPlace)> = in_log
-            .iter()
-            .map(|event| (event.school, event.place()))
-            .collect();
-        let is_in_log = |school: SchoolId| {
-            let mut own = group.events.iter().filter(|event| event.school == school);
-            let has_events = own.clone().next().is_some();
-            has_events && own.all(|event| in_log.contains(&(school, event.place())))
+        let is_own = |own: &&Move| {
+            rows.contains(&(own.school.get(), own.stamp)) || traces.show(group, own.school)
         };
-        let is_own =
-            |own: &&Move| rows.contains(&(own.school.get(), own.stamp)) || is_in_log(own.school);
         Ok(moves.iter().filter(is_own).map(|own| own.school).collect())
     }
 
@@ -232,6 +219,47 @@ impl Database {
             Err(error) => Err(database_error(error)),
         }
     }
+}
+
+/// Returns what the database contains of a group.
+async fn traces(
+    conn: &mut AsyncPgConnection,
+    group: &Decisions,
+    epoch: Epoch,
+) -> QueryResult<Traces> {
+    let places = group.events.iter();
+    let (schools, seqs): (Vec<i64>, Vec<i64>) = places
+        .map(|event| (event.school.get(), signed(event.seq)))
+        .unzip();
+    let events: Vec<EventRow> = diesel::sql_query(
+        "SELECT e.school_id, e.seq, e.kind, e.subject_id, e.name, e.milestone, e.status, e.category, e.at, e.fields \
+         FROM unnest($1::bigint[], $2::bigint[]) AS w (school_id, seq) JOIN events AS e USING (school_id, seq)",
+    )
+    .bind::<Array<BigInt>, _>(schools)
+    .bind::<Array<BigInt>, _>(seqs)
+    .load(conn)
+    .await?;
+    let keys = group.keys.keys();
+    let (schools, names): (Vec<i64>, Vec<&str>) = keys
+        .map(|(school, key)| (school.get(), key.as_str()))
+        .unzip();
+    let keys: Vec<UsedKeyRow> = diesel::sql_query(
+        "SELECT k.school_id, k.key, k.fingerprint FROM unnest($1::bigint[], $2::text[]) AS w (school_id, key) \
+         JOIN idempotency_keys AS k USING (school_id, key)",
+    )
+    .bind::<Array<BigInt>, _>(schools)
+    .bind::<Array<Text>, _>(names)
+    .load(conn)
+    .await?;
+    let place = |row: EventRow| {
+        let event = row.into_event(epoch)?;
+        Ok((event.school, event.place()))
+    };
+    let used = |row: UsedKeyRow| Ok(((rows::school(row.school_id)?, row.key), row.fingerprint));
+    Ok(Traces {
+        events: events.into_iter().map(place).collect::<QueryResult<_>>()?,
+        keys: keys.into_iter().map(used).collect::<QueryResult<_>>()?,
+    })
 }
 
 impl shared::Database for Database {

@@ -169,8 +169,9 @@ async fn place(conn: &mut AsyncPgConnection, name: &str, school: SchoolId) -> Qu
     })
 }
 
-/// Moves a cursor. Returns false, and writes nothing, if the fence is not the last one of the notifier's lease. The row of
-/// the lease is locked until the end of the transaction, so that it cannot pass to another node meanwhile.
+/// Moves a cursor. Returns false, and writes nothing, if the fence is not the last one of the notifier's lease, or if the
+/// cursor is not where it must be. The row of the lease is locked until the end of the transaction, so that it cannot pass
+/// to another node meanwhile.
 async fn moves(
     conn: &mut AsyncPgConnection,
     (name, fence): (&str, Fence),
@@ -184,6 +185,7 @@ async fn moves(
         "WITH held AS (SELECT 1 FROM leases WHERE name = $12 AND fence = $13 FOR SHARE) \
          INSERT INTO notifier_cursors (school_id, name, seq, delivered, failed, dead, tried_seq, attempts, delivered_at, failed_at, cause) \
          SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 FROM held \
+         WHERE COALESCE((SELECT seq FROM notifier_cursors WHERE school_id = $1 AND name = $2), 0) = $14 OR $14 IS NULL \
          ON CONFLICT (school_id, name) DO UPDATE SET \
              seq = GREATEST(notifier_cursors.seq, excluded.seq), \
              delivered = notifier_cursors.delivered + excluded.delivered, \
@@ -207,6 +209,7 @@ async fn moves(
     .bind::<Nullable<Text>, _>(cause.as_deref().map(text))
     .bind::<Text, _>(lease_of(name))
     .bind::<BigInt, _>(signed(fence.0))
+    .bind::<Nullable<BigInt>, _>(progress.from.map(signed))
     .execute(conn)
     .await?;
     if written == 0 {

@@ -35,7 +35,12 @@ impl Consumers for SqliteStore {
         self.writer
             .call(move |backend| {
                 backend.leases.check(&lease_of(&name), fence)?;
-                backend.write_aside(|conn| notifiers::moves(conn, &name, school, seq, &progress))
+                let moved = backend
+                    .write_aside(|conn| notifiers::moves(conn, &name, school, seq, &progress))?;
+                match moved {
+                    true => Ok(()),
+                    false => Err(StoreError::Fenced),
+                }
             })
             .await
     }

@@ -170,15 +170,24 @@ pub(super) fn place(
     })
 }
 
+/// Moves a cursor. Returns false, and writes nothing, if it is not where it must be.
 pub(super) fn moves(
     conn: &mut SqliteConnection,
     name: &str,
     school: SchoolId,
     seq: u64,
     progress: &Progress,
-) -> QueryResult<()> {
+) -> QueryResult<bool> {
     use notifier_cursors as cursors;
     conn.immediate_transaction(|conn| {
+        let own = cursors::table.find((name, school.get()));
+        let at: Option<i64> = own.select(cursors::seq).first(conn).optional()?;
+        if progress
+            .from
+            .is_some_and(|from| from != at.map_or(0, unsigned))
+        {
+            return Ok(false);
+        }
         diesel::insert_or_ignore_into(cursors::table)
             .values((
                 cursors::name.eq(name),
@@ -190,7 +199,6 @@ pub(super) fn moves(
                 cursors::attempts.eq(0),
             ))
             .execute(conn)?;
-        let own = cursors::table.find((name, school.get()));
         diesel::update(own.filter(cursors::seq.lt(signed(seq))))
             .set(cursors::seq.eq(signed(seq)))
             .execute(conn)?;
@@ -233,7 +241,7 @@ pub(super) fn moves(
                 .set(notifiers::not_before.eq(millis(at)))
                 .execute(conn)?;
         }
-        Ok(())
+        Ok(true)
     })
 }
 

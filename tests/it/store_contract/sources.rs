@@ -462,6 +462,17 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
         .notifier_moves("ops", fence, school(1), 1, given_up(1))
         .await
         .unwrap();
+    for (of, from) in [(1, 2), (2, 1)] {
+        let overtaken = Progress {
+            from: Some(from),
+            ..given_up(3)
+        };
+        let moved = bench
+            .store
+            .notifier_moves("ops", fence, school(of), 3, overtaken);
+        let moved = moved.await;
+        assert_eq!(moved, Err(StoreError::Fenced), "the cursor is not there");
+    }
     let bench = bench.reopened(open).await;
     let fence = leads(&bench, "ops").await;
     let (standings, head) = bench.store.notifiers(school(1)).await.unwrap();

@@ -6,20 +6,20 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use chrono::{DateTime, TimeDelta};
 use fastrand::Rng;
-use tidings::event::Event;
+use tidings::event::{Class, Draft, Event};
 use tidings::id::{Kind, SchoolId, SubjectId};
 use tidings::kind::Part;
-use tidings::kind::job::Past;
-use tidings::log::decide::Decisions;
+use tidings::kind::job::{JOB_PROGRESS, KIND, Past};
+use tidings::log::decide::{Decisions, NewKey};
 use tidings::log::facts::{Address, Answered, Facts, KeyUse, Moment, Stored, Tail};
 use tidings::log::writer::Writer;
 use tidings::log::{Log, StoreError};
-use tidings::store::shared::{self, Backend, Move, SchoolRow};
+use tidings::store::shared::{self, Backend, Move, SchoolRow, Traces};
 use tidings::uptime::Uptime;
 
 use super::super::Fault;
 use super::super::consumer::Places;
-use super::super::ledger::Ledger;
+use super::super::ledger::{Ledger, schools};
 use super::super::publisher::COMMIT_MILLIS;
 use super::bus::Exchange;
 use crate::support::memory::Memory;
@@ -416,7 +416,7 @@ impl shared::Database for Client {
         }
     }
 
-    /// Looks at the stamps and, where they are not those of the write, at the log, as the Postgres store does.
+    /// Looks at the stamps and, where they are not those of the write, at the log and the keys, as the Postgres store does.
     fn settle(&mut self, group: &Decisions, moves: &[Move]) -> Result<Vec<SchoolId>, StoreError> {
         self.shared.give_way();
         let mut state = self.shared.state();
@@ -426,18 +426,23 @@ impl shared::Database for Client {
         if self.shared.ledger.fault == Some(Fault::UnknownIsFailed) {
             return Ok(Vec::new());
         }
+        let places = group.events.iter().filter_map(|event| {
+            let there = self.shared.ledger.event(event.school, event.seq)?;
+            Some((event.school, there.place()))
+        });
+        let keys = group.keys.keys().filter_map(|key| {
+            let used = state.now.memory.keys.get(key)?;
+            Some((key.clone(), used.fingerprint.clone()))
+        });
+        let traces = Traces {
+            events: places.collect(),
+            keys: keys.collect(),
+        };
         let mut written = Vec::new();
         for own in moves {
-            let mut events = group
-                .events
-                .iter()
-                .filter(|event| event.school == own.school);
-            let is_there = |event: &Arc<Event>| {
-                let there = self.shared.ledger.event(event.school, event.seq);
-                there.is_some_and(|there| there.place() == event.place())
-            };
-            let is_in_log = events.clone().next().is_some() && events.all(is_there);
-            if is_in_log || state.now.stamps.get(&own.school) == Some(&own.stamp) {
+            if traces.show(group, own.school)
+                || state.now.stamps.get(&own.school) == Some(&own.stamp)
+            {
                 written.push(own.school);
             } else {
                 state.stamps += 1;
@@ -449,4 +454,36 @@ impl shared::Database for Client {
     }
 
     fn close(&mut self) {}
+}
+
+#[test]
+fn an_equal_event_of_another_node_is_no_trace_of_a_write_with_a_key() {
+    let school = schools()[0];
+    let draft = Draft {
+        event_type: &JOB_PROGRESS,
+        class: Class::Milestone,
+        status: "in_progress",
+        category: None,
+        fields: "{}".into(),
+    };
+    let place = ("00000001".parse().unwrap(), 1);
+    let at = DateTime::UNIX_EPOCH;
+    let own = Event::new(place, school, KIND, "a".parse().unwrap(), at, draft);
+    let own = Arc::new(own);
+    let key = (school, "k".to_owned());
+    let used = NewKey {
+        fingerprint: "f".into(),
+        event: Arc::clone(&own),
+    };
+    let mut group = Decisions::default();
+    group.events.push(Arc::clone(&own));
+    group.keys.insert(key.clone(), used);
+    let mut traces = Traces::default();
+    assert!(!traces.show(&group, school), "nothing was written");
+    traces.events.insert((school, own.place()));
+    assert!(!traces.show(&group, school), "the key was not written");
+    traces.keys.insert(key.clone(), "other".into());
+    assert!(!traces.show(&group, school), "it is of another request");
+    traces.keys.insert(key, "f".into());
+    assert!(traces.show(&group, school));
 }

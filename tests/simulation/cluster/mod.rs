@@ -663,6 +663,18 @@ fn whatever_happens_to_several_nodes_every_reader_is_told_in_order_once_and_with
 }
 
 #[test]
+fn a_command_with_a_key_is_not_taken_for_an_equal_one_of_another_node() {
+    run(487, None).unwrap();
+}
+
+#[test]
+fn a_turn_that_a_failover_overtakes_does_not_move_the_notifier_past_events() {
+    for seed in [474, 495, 662] {
+        run(seed, None).unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));
+    }
+}
+
+#[test]
 #[ignore = "slow: more histories"]
 fn whatever_happens_to_several_nodes_in_more_histories_every_promise_is_kept() {
     if super::chosen_seed().is_none() {

@@ -342,6 +342,7 @@ pub(super) async fn a_notifier_moves_only_under_the_last_fence_of_its_lease(open
     bench.done(vec![create("a"), create("b")]).await;
     let now = Utc::now().trunc_subsecs(3);
     let everything = || Progress {
+        from: None,
         delivered: Some(now),
         failed: Some((now, "answered 500".into())),
         tried: Some(Tried {

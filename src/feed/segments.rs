@@ -171,6 +171,13 @@ impl Segments {
             State::Unread => None,
         };
         let read = self.read(school, (begin, end), known.as_deref()).await?;
+        let newest = read.as_ref().and_then(|segment| segment.events.last());
+        if let Some(newest) = newest
+            && let Some(known) = self.heads().peek_mut(&school)
+        {
+            // It was committed after the bounds were read, and may be lost as well.
+            *known = (*known).max(newest.place());
+        }
         let bytes = read.as_ref().map_or(0, |segment| segment.bytes);
         *state = match &read {
             Some(segment) => State::Read(Arc::clone(segment)),

@@ -58,7 +58,7 @@ const SEEDS_QUICK: u64 = 60;
 /// Number of seeds in a full run.
 const SEEDS: u64 = 130;
 /// Number of seeds within which an injected fault must be detected.
-const SEEDS_FOR_A_FAULT: u64 = 130;
+const SEEDS_FOR_A_FAULT: u64 = 600;
 const STEPS: usize = 400;
 const READERS: usize = 5;
 /// Number of rounds after which nothing can be pending any more.

@@ -418,7 +418,7 @@ pub const POSTGRES_UNKNOWN_WAIT: Duration = Duration::from_secs(20);
 /// How often in a row another node may write to a school between a decision and its commit, before the school is locked for
 /// the decision.
 pub const MISSES_MAX: u32 = 2;
-/// Number of connections of a node to Postgres for small writes beside the log.
+/// Number of connections of a node to Postgres for small writes outside the log.
 pub const POSTGRES_ASIDE_CONNECTIONS: usize = 2;
 /// Number of rows that `tidings copy` copies at a time.
 pub const COPY_PAGE: usize = 500;

@@ -34,7 +34,7 @@ impl fmt::Display for Fence {
 /// transaction that it is still valid, and locks out an `acquire` until it is committed.
 #[async_trait]
 pub trait Leases: Send + Sync + 'static {
-    /// Acquires the lease with this name for `term`, whoever held it before. Returns `None` if it is held.
+    /// Acquires the lease with this name for `term`, regardless of who held it before. Returns `None` if it is held.
     async fn acquire(&self, name: &str, term: Duration) -> Result<Option<Fence>, StoreError>;
 
     /// Extends a lease to `term` from now. Returns false if another node holds it, or if it has expired.

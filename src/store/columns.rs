@@ -8,9 +8,9 @@ use diesel::QueryResult;
 use serde_json::value::RawValue;
 
 use super::numbers::unsigned;
-use crate::config::{READ_PAGE, READ_PAGE_BYTES};
+use crate::config::{LIST_PAGE_BYTES, READ_PAGE, READ_PAGE_BYTES};
 use crate::event::Event;
-use crate::id::{Epoch, Place, Tag};
+use crate::id::{Epoch, Place, SubjectId, Tag};
 use crate::log::StoredSubject;
 use crate::log::facts::{Address, Stored};
 use crate::uptime::Uptime;
@@ -101,4 +101,23 @@ pub(in crate::store) fn cut<E: Borrow<Event>>(events: &mut Vec<E>, through: Plac
     events
         .last()
         .map_or(through, |event| event.borrow().place())
+}
+
+/// Returns the number since 1970 of the first hour that begins at a moment or after it.
+pub(in crate::store) fn first_whole_hour(since: DateTime<Utc>) -> i64 {
+    let since = millis(since);
+    since.div_euclid(HOUR_MILLIS) + i64::from(since.rem_euclid(HOUR_MILLIS) > 0)
+}
+
+/// Returns how many of the found subjects are on a page of a list, and whether more follow: it ends at its limit, or with
+/// the subject by which it has more than [`LIST_PAGE_BYTES`].
+pub(in crate::store) fn page_of(found: &[(SubjectId, Stored)], limit: usize) -> (usize, bool) {
+    let mut bytes = 0;
+    for (count, (_, stored)) in found.iter().enumerate() {
+        if count == limit || bytes > LIST_PAGE_BYTES {
+            return (count, true);
+        }
+        bytes += stored.state.text_bytes();
+    }
+    (found.len(), bytes > LIST_PAGE_BYTES)
 }

@@ -4,10 +4,12 @@ mod columns;
 #[cfg(feature = "postgres")]
 pub mod copy;
 mod numbers;
+mod pace;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod retention;
 pub mod shared;
+mod sources;
 pub mod sqlite;
 mod states;
 mod texts;

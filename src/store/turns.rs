@@ -15,13 +15,15 @@
 //! The number of waiting reads is bounded (invariant 6): a request beyond a limit is rejected; streams have a separate
 //! limit, and the server's own tasks read one at a time. A read whose future is dropped gives up its place immediately.
 //!
-//! Deliberately absent: time. The store's readers determines how long a window takes.
+//! Deliberately absent: how long a window takes, which a store's readers determine.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::config::SHORT_READS_PER_WINDOW;
 use crate::id::SchoolId;
@@ -144,8 +146,25 @@ impl Turns {
         }
     }
 
+    /// Waits for a turn: at most `patience` for a request, without limit for others. See [`Turns::take`].
+    pub(in crate::store) async fn wait(
+        self: &Arc<Self>,
+        asker: Asker,
+        length: Length,
+        patience: Duration,
+        has_begun: bool,
+    ) -> Result<Turn, StoreError> {
+        let turn = self.take(asker, length, has_begun);
+        match asker {
+            Asker::Requests(_) => timeout(patience, turn)
+                .await
+                .unwrap_or(Err(StoreError::Busy(Waiting::TooLong))),
+            Asker::Streams(_) | Asker::Server => turn.await,
+        }
+    }
+
     /// Waits for a turn. A request is rejected if a limit on waiting requests is reached, unless it continues a walk.
-    pub(in crate::store) async fn take(
+    async fn take(
         self: &Arc<Self>,
         asker: Asker,
         length: Length,

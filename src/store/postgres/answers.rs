@@ -1,5 +1,5 @@
 //! What requests with an idempotency key were answered, for as long as the key is remembered: an event of the log, or, if
-//! there was none or it has left the log, the event as JSON beside the key.
+//! there was none or it has left the log, the event as JSON in the row of the key.
 
 use std::sync::Arc;
 

@@ -20,7 +20,7 @@ use crate::log::{
     Which,
 };
 use crate::store::columns::{
-    HOUR_MILLIS, from_millis, into_subject, millis, unreadable, uptime_millis,
+    HOUR_MILLIS, first_whole_hour, from_millis, into_subject, millis, unreadable, uptime_millis,
 };
 use crate::store::numbers::{signed, unsigned};
 use crate::store::turns::{Asker, Length};
@@ -54,12 +54,6 @@ async fn count_of(conn: &mut AsyncPgConnection, school: SchoolId, what: &str) ->
         .await
         .optional()?;
     Ok(unsigned(count.unwrap_or_default()))
-}
-
-/// Returns the number since 1970 of the first hour that begins at a moment or after it.
-fn first_whole_hour(since: DateTime<Utc>) -> i64 {
-    let since = millis(since);
-    since.div_euclid(HOUR_MILLIS) + i64::from(since.rem_euclid(HOUR_MILLIS) > 0)
 }
 
 /// Counts how subjects of a kind ended since a moment and before an hour, by status.

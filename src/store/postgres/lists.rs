@@ -1,7 +1,7 @@
 //! Lists of subjects. A list is a range of an index in the list's order. If no index serves it, or a text is searched for,
 //! it is read one window of rows at a time, up to the read limits.
 //!
-//! Of subjects that have ended, the texts that a search compares are kept beside the state, so that most states need not be
+//! Of subjects that have ended, the texts that a search compares are stored in addition to the state, so that most states need not be
 //! read. Of the others, the state is read.
 
 use std::time::Instant;
@@ -17,12 +17,11 @@ use super::commit::mentions;
 use super::read::bounds;
 use super::rows::SubjectRow;
 use super::schema::subjects;
-use crate::config::LIST_PAGE_BYTES;
 use crate::id::{Kind, Place, SchoolId, SubjectId};
 use crate::kind::job;
 use crate::log::facts::Stored;
 use crate::log::{ListPage, ListQuery, Order, Searched, Stalled, StoreError};
-use crate::store::columns::{from_millis, into_subject};
+use crate::store::columns::{from_millis, into_subject, page_of};
 use crate::store::numbers::{signed, unsigned};
 use crate::store::texts::wanted;
 use crate::store::turns::{Asker, Length};
@@ -199,16 +198,9 @@ impl Listing {
         })
     }
 
-    /// Returns how many of the found subjects are on the page, and whether more follow.
+    /// See [`page_of`].
     fn page(&self) -> (usize, bool) {
-        let mut bytes = 0;
-        for (count, (_, stored)) in self.found.iter().enumerate() {
-            if count == self.query.limit || bytes > LIST_PAGE_BYTES {
-                return (count, true);
-            }
-            bytes += stored.state.text_bytes();
-        }
-        (self.found.len(), bytes > LIST_PAGE_BYTES)
+        page_of(&self.found, self.query.limit)
     }
 
     fn into_page(mut self, store: &PostgresStore, searched: Option<Searched>) -> ListPage {

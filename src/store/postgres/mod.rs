@@ -191,7 +191,7 @@ impl PostgresStore {
         &self.writers[usize::try_from(index).unwrap_or_default()]
     }
 
-    /// Begins a small transaction beside the log.
+    /// Begins a small transaction outside the log.
     async fn write(&self) -> Result<Write, StoreError> {
         self.writes.begin().await
     }

@@ -1,4 +1,4 @@
-//! The ports [`Nodes`] and [`Beats`]: what nodes tell one another beside the log.
+//! The ports [`Nodes`] and [`Beats`]: what nodes tell one another in addition to the log.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -12,13 +12,14 @@ use super::rows::{self, EventRow, SubjectRow};
 use super::schema::{events, parts, schools, subjects};
 use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS_SEARCHED};
 use crate::event::Event;
-use crate::id::{Channel, Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
+use crate::id::{Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 use crate::kind::{self, Part, description};
 use crate::log::facts::Stored;
 use crate::log::{Bounds, LastEvent, Page, Stretch, Which};
 use crate::scope::{Scope, without_superseded};
 use crate::store::columns::{cut, place, unreadable};
 use crate::store::numbers::{signed, unsigned};
+use crate::store::sources::{Source, sources};
 
 type Conn = AsyncPgConnection;
 
@@ -188,37 +189,11 @@ pub(super) async fn replay(
     })
 }
 
-/// A part of a school's log that an index returns in order.
-enum Source<'a> {
-    Everything,
-    Subject(Kind, &'a str),
-    /// The wide events of the kind, which all subscribers to any of its subjects receive.
-    Wide(Kind),
-}
-
 /// The first events of a source.
 struct Told {
     events: Vec<Arc<Event>>,
     /// Whether these are all events of the source.
     is_whole: bool,
-}
-
-/// Returns the sources that contain the events of a scope.
-fn sources(scope: &Scope) -> Vec<Source<'_>> {
-    let mut sources: Vec<_> = scope.wide().map(Source::Wide).into_iter().collect();
-    for channel in scope.channels() {
-        let &Channel::Subject(kind, ref id) = channel else {
-            return vec![Source::Everything];
-        };
-        sources.push(Source::Subject(kind, id.as_str()));
-        let has_wide = description(kind).event_types.iter().any(|own| own.wide);
-        let is_there =
-            |source: &Source<'_>| matches!(source, Source::Wide(other) if *other == kind);
-        if has_wide && !sources.iter().any(is_there) {
-            sources.push(Source::Wide(kind));
-        }
-    }
-    sources
 }
 
 impl Source<'_> {

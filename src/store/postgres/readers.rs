@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use diesel::QueryResult;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::connect::{Address, bounded};
 use super::database_error;
-use crate::config::{READ_WINDOW, READ_WINDOW_ROWS, READ_WINDOW_ROWS_MIN, Settings};
+use crate::config::Settings;
 use crate::id::SchoolId;
 use crate::log::{StoreError, Waiting};
+use crate::store::pace::Pace;
 use crate::store::turns::{Asker, Bounds, Length, Turn, Turns};
 
 /// Connections that are open and not in use; `None` once the store is closed.
@@ -71,7 +72,7 @@ pub(super) struct Search {
     rows_max: u64,
     /// How many rows were read.
     pub(super) rows: u64,
-    window: usize,
+    pace: Pace,
     has_begun: bool,
 }
 
@@ -79,18 +80,14 @@ impl Search {
     /// Returns how many rows the next window has at most.
     pub(super) fn window(&self) -> usize {
         let left = usize::try_from(self.rows_max - self.rows).unwrap_or(usize::MAX);
-        self.window.min(left).max(1)
+        self.pace.rows.min(left).max(1)
     }
 
     /// Records a window. Returns whether the limit of rows is reached.
     pub(super) fn has_read(&mut self, rows: usize, took: Duration) -> bool {
         self.rows += rows as u64;
         self.has_begun = true;
-        if took > READ_WINDOW {
-            self.window = (self.window / 2).max(READ_WINDOW_ROWS_MIN);
-        } else if took < READ_WINDOW / 2 {
-            self.window = (self.window * 2).min(READ_WINDOW_ROWS);
-        }
+        self.pace.adapt(took);
         self.rows >= self.rows_max
     }
 }
@@ -118,7 +115,7 @@ impl Readers {
 
     /// Begins a read.
     pub(super) async fn begin(&self, asker: Asker, length: Length) -> Result<Read, StoreError> {
-        let turn = self.turn(asker, length, self.timeout, false).await?;
+        let turn = self.turns.wait(asker, length, self.timeout, false).await?;
         self.open(Some(turn)).await
     }
 
@@ -152,7 +149,7 @@ impl Readers {
             until: Instant::now() + self.timeout,
             rows_max: self.rows_max,
             rows: 0,
-            window: READ_WINDOW_ROWS / 4,
+            pace: Pace::default(),
             has_begun: false,
         }
     }
@@ -169,7 +166,8 @@ impl Readers {
         }
         let asker = Asker::Requests(school);
         let turn = self
-            .turn(asker, Length::Window, left, search.has_begun)
+            .turns
+            .wait(asker, Length::Window, left, search.has_begun)
             .await;
         match turn {
             Err(StoreError::Busy(Waiting::TooLong)) if search.has_begun => Ok(None),
@@ -180,22 +178,6 @@ impl Readers {
     /// Closes the connections. Reads in progress go on.
     pub(super) fn close(&self) {
         lock(&self.idle).take();
-    }
-
-    async fn turn(
-        &self,
-        asker: Asker,
-        length: Length,
-        patience: Duration,
-        has_begun: bool,
-    ) -> Result<Turn, StoreError> {
-        let turn = self.turns.take(asker, length, has_begun);
-        match asker {
-            Asker::Requests(_) => timeout(patience, turn)
-                .await
-                .unwrap_or(Err(StoreError::Busy(Waiting::TooLong))),
-            Asker::Streams(_) | Asker::Server => turn.await,
-        }
     }
 
     async fn open(&self, turn: Option<Turn>) -> Result<Read, StoreError> {

@@ -1,4 +1,4 @@
-//! Small writes beside the log: leases, notifiers, the nodes themselves. They take turns on a few connections of their
+//! Small writes outside the log: leases, notifiers, the nodes themselves. They take turns on a few connections of their
 //! own, and need not survive the loss of the database's machine.
 
 use std::ops::{Deref, DerefMut};

@@ -26,6 +26,7 @@ use crate::kind::{Command, job};
 use crate::log::LastEvent;
 use crate::log::Overdue;
 use crate::log::facts::{Address, Stored};
+use crate::store::columns::first_whole_hour;
 use crate::store::numbers::{signed, unsigned};
 use crate::uptime::Uptime;
 
@@ -327,12 +328,6 @@ impl Table for JobsTable {
         endings.retain(|(_, _, count)| *count > 0);
         Ok(endings)
     }
-}
-
-/// The number since 1970 of the first hour that begins at a moment or after it.
-fn first_whole_hour(since: DateTime<Utc>) -> i64 {
-    let since = millis(since);
-    since.div_euclid(HOUR_MILLIS) + i64::from(since.rem_euclid(HOUR_MILLIS) > 0)
 }
 
 /// How many ended in one way since a moment and before an hour: the part of an hour that is not counted for itself.

@@ -15,11 +15,11 @@ use super::read::bounds;
 use super::readers::{Looked, Walk};
 use super::search;
 use super::table::{into_subject, table};
-use crate::config::LIST_PAGE_BYTES;
 use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::kind::job;
 use crate::log::facts::Stored;
 use crate::log::{ListPage, ListQuery, Searched, Stalled};
+use crate::store::columns::page_of;
 
 /// A list as it is read: at once by an index, or window by window.
 pub(super) struct ListWalk {
@@ -72,17 +72,9 @@ impl ListWalk {
         Ok(())
     }
 
-    /// How many of those found are on the page, and whether more follow: it ends at its limit, or with the one by which it has
-    /// more than [`LIST_PAGE_BYTES`].
+    /// See [`page_of`].
     fn page(&self) -> (usize, bool) {
-        let mut bytes = 0;
-        for (count, (_, stored)) in self.found.iter().enumerate() {
-            if count == self.limit || bytes > LIST_PAGE_BYTES {
-                return (count, true);
-            }
-            bytes += stored.state.text_bytes();
-        }
-        (self.found.len(), bytes > LIST_PAGE_BYTES)
+        page_of(&self.found, self.limit)
     }
 
     /// When the last that was looked at was created.

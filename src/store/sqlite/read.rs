@@ -18,11 +18,12 @@ use super::table::{
 };
 use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS_SEARCHED};
 use crate::event::Event;
-use crate::id::{Channel, Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
-use crate::kind::{description, known_status};
+use crate::id::{Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
+use crate::kind::known_status;
 use crate::log::{Bounds, Ending, Page, StoredSubject, Stretch, Which};
 use crate::scope::{Scope, without_superseded};
 use crate::store::numbers::{signed, unsigned};
+use crate::store::sources::{Source, sources};
 
 /// Returns the bounds of a school's log; both are 0 before its first event.
 pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResult<Bounds> {
@@ -163,33 +164,6 @@ pub(super) fn replay(
         head,
         floor: floor.seq,
     })
-}
-
-/// A part of a school's log that an index returns in order.
-enum Source<'a> {
-    Everything,
-    Subject(Kind, &'a str),
-    /// The wide events of the kind, which all subscribers to any of its subjects receive.
-    Wide(Kind),
-}
-
-/// Returns the sources that contain the events of a scope. A scope that contains only single subjects reads each of them
-/// by the index on subjects, however many events the rest of the school has.
-fn sources(scope: &Scope) -> Vec<Source<'_>> {
-    let mut sources: Vec<_> = scope.wide().map(Source::Wide).into_iter().collect();
-    for channel in scope.channels() {
-        let &Channel::Subject(kind, ref id) = channel else {
-            return vec![Source::Everything];
-        };
-        sources.push(Source::Subject(kind, id.as_str()));
-        let has_wide = description(kind).event_types.iter().any(|own| own.wide);
-        let is_there =
-            |source: &Source<'_>| matches!(source, Source::Wide(other) if *other == kind);
-        if has_wide && !sources.iter().any(is_there) {
-            sources.push(Source::Wide(kind));
-        }
-    }
-    sources
 }
 
 /// The first events of a source.

@@ -18,9 +18,10 @@ use tokio::time::{Instant, timeout};
 
 use super::lock::DatabaseLock;
 use super::{BUSY_TIMEOUT_MS, database_error, search};
-use crate::config::{CLOSE_WAIT, READ_WINDOW, READ_WINDOW_ROWS, READ_WINDOW_ROWS_MIN, Settings};
+use crate::config::{CLOSE_WAIT, Settings};
 use crate::id::SchoolId;
 use crate::log::{StoreError, Waiting};
+use crate::store::pace::Pace;
 use crate::store::turns::{Asker, Bounds, Length, Turn, Turns};
 
 type Connection = PooledConnection<ConnectionManager<SqliteConnection>>;
@@ -122,7 +123,7 @@ impl Readers {
         length: Length,
         read: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let turn = self.turn(asker, length, self.timeout, false).await?;
+        let turn = self.turns.wait(asker, length, self.timeout, false).await?;
         self.run(turn, read).await
     }
 
@@ -133,14 +134,16 @@ impl Readers {
         mut walk: W,
     ) -> Result<Walked<W>, StoreError> {
         let until = Instant::now() + self.timeout;
-        let (mut pace, mut rows, mut has_begun) = (RateLimit::default(), 0, false);
+        let (mut pace, mut rows, mut has_begun) = (Pace::default(), 0, false);
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let turn = match left.is_zero() && has_begun {
                 true => Err(StoreError::Busy(Waiting::TooLong)),
                 false => {
                     let asker = Asker::Requests(school);
-                    self.turn(asker, Length::Window, left, has_begun).await
+                    self.turns
+                        .wait(asker, Length::Window, left, has_begun)
+                        .await
                 }
             };
             let turn = match turn {
@@ -214,23 +217,6 @@ impl Readers {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a turn: at most `patience` for a request, without limit for others.
-    async fn turn(
-        &self,
-        asker: Asker,
-        length: Length,
-        patience: Duration,
-        has_begun: bool,
-    ) -> Result<Turn, StoreError> {
-        let turn = self.turns.take(asker, length, has_begun);
-        match asker {
-            Asker::Requests(_) => timeout(patience, turn)
-                .await
-                .unwrap_or(Err(StoreError::Busy(Waiting::TooLong))),
-            Asker::Streams(_) | Asker::Server => turn.await,
-        }
-    }
-
     async fn run<T: Send + 'static>(
         &self,
         turn: Turn,
@@ -251,29 +237,6 @@ impl Readers {
     }
 }
 
-/// Determines the rows per window, so that a window takes about [`READ_WINDOW`].
-struct RateLimit {
-    rows: usize,
-}
-
-impl Default for RateLimit {
-    fn default() -> RateLimit {
-        RateLimit {
-            rows: READ_WINDOW_ROWS / 4,
-        }
-    }
-}
-
-impl RateLimit {
-    fn adapt(&mut self, took: Duration) {
-        if took > READ_WINDOW {
-            self.rows = (self.rows / 2).max(READ_WINDOW_ROWS_MIN);
-        } else if took < READ_WINDOW / 2 {
-            self.rows = (self.rows * 2).min(READ_WINDOW_ROWS);
-        }
-    }
-}
-
 /// Makes connections read-only. They never wait for locks, except for a checkpoint.
 #[derive(Debug)]
 struct ReadOnly;
@@ -288,25 +251,5 @@ impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for ReadOnly {
         ))
         .and_then(|()| search::register(conn))
         .map_err(diesel::r2d2::Error::QueryError)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_window_is_made_smaller_when_its_rows_are_large_and_larger_when_they_are_small() {
-        let mut pace = RateLimit::default();
-        for _ in 0..10 {
-            pace.adapt(Duration::ZERO);
-        }
-        assert_eq!(pace.rows, READ_WINDOW_ROWS);
-        pace.adapt(READ_WINDOW * 3 / 4);
-        assert_eq!(pace.rows, READ_WINDOW_ROWS, "about right");
-        for _ in 0..20 {
-            pace.adapt(READ_WINDOW * 2);
-        }
-        assert_eq!(pace.rows, READ_WINDOW_ROWS_MIN);
     }
 }

@@ -69,6 +69,7 @@ mod notify;
 mod opening;
 mod origins;
 mod parts;
+mod postgres_frozen;
 mod postgres_schema;
 mod pressure;
 mod proxies;

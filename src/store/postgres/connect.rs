@@ -23,6 +23,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::database_error;
+use super::pool::Connection;
 use crate::config::{POSTGRES_CONNECT_TIMEOUT, POSTGRES_TIMEOUT, Secret};
 use crate::log::StoreError;
 
@@ -119,36 +120,37 @@ impl Address {
 
     /// Opens a connection, for as long as the current runtime runs.
     pub(crate) async fn connect(&self) -> Result<AsyncPgConnection, StoreError> {
+        Ok(self.connect_driven().await?.conn)
+    }
+
+    /// The same, with the task that drives the connection.
+    pub(super) async fn connect_driven(&self) -> Result<Connection, StoreError> {
         let connecting = async {
             let unreachable = |error: tokio_postgres::Error| {
                 let cause = cause(&error);
                 StoreError::Unavailable(format!("Postgres cannot be reached: {cause}"))
             };
             let connected = self.config.connect(self.tls.clone()).await;
-            let (client, mut connection) = connected.map_err(unreachable)?;
-            let failed = |error: &dyn fmt::Display| StoreError::Unavailable(error.to_string());
-            if self.prepares {
-                let conn = AsyncPgConnection::try_from_client_and_connection(client, connection);
-                return conn.await.map_err(|error| failed(&error));
-            }
+            let (client, connection) = connected.map_err(unreachable)?;
+            // It ends with the client. Why it has ended early is what the client's requests fail with.
+            let driver = tokio::spawn(connection).abort_handle();
             // Diesel prepares the first statements. A pooler must not pass them to several connections.
-            tokio::select! {
-                begun = client.batch_execute("BEGIN") => begun.map_err(unreachable)?,
-                ended = &mut connection => {
-                    ended.map_err(unreachable)?;
-                    return Err(failed(&"Postgres has closed the connection"));
-                }
+            let is_one_transaction = !self.prepares;
+            if is_one_transaction {
+                client.batch_execute("BEGIN").await.map_err(unreachable)?;
             }
-            let conn = AsyncPgConnection::try_from_client_and_connection(client, connection);
-            let mut conn = conn.await.map_err(|error| failed(&error))?;
-            conn.set_prepared_statement_cache_size(CacheSize::Disabled);
-            let committed = conn.batch_execute("COMMIT").await;
-            committed.map_err(|error| failed(&error))?;
-            Ok(conn)
+            let failed = |error: &dyn fmt::Display| StoreError::Unavailable(error.to_string());
+            let conn = AsyncPgConnection::try_from(client).await;
+            let mut conn = conn.map_err(|error| failed(&error))?;
+            if is_one_transaction {
+                conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+                let committed = conn.batch_execute("COMMIT").await;
+                committed.map_err(|error| failed(&error))?;
+            }
+            Ok(Connection { conn, driver })
         };
-        let connected = timeout(POSTGRES_TIMEOUT, connecting).await;
-        let late = || StoreError::Unavailable("Postgres does not answer".into());
-        connected.map_err(|_| late())?
+        // Rare and large: it must not make each transaction large.
+        in_time(Box::pin(connecting)).await
     }
 
     /// Opens a client of its own for notifications, and the future that drives it.
@@ -174,10 +176,15 @@ impl Address {
 pub(super) async fn bounded<T>(
     query: impl Future<Output = QueryResult<T>>,
 ) -> Result<T, StoreError> {
-    match timeout(POSTGRES_TIMEOUT, query).await {
-        Ok(done) => done.map_err(database_error),
-        Err(_) => Err(StoreError::Unavailable("Postgres does not answer".into())),
-    }
+    in_time(async { query.await.map_err(database_error) }).await
+}
+
+/// Awaits one or several steps, but together not for longer than a database that works may take for one.
+pub(super) async fn in_time<T>(
+    steps: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let late = || StoreError::Unavailable("Postgres does not answer".into());
+    timeout(POSTGRES_TIMEOUT, steps).await.map_err(|_| late())?
 }
 
 /// Returns the innermost cause of an error, which says most.

@@ -22,6 +22,7 @@ mod leases;
 mod lists;
 mod migrations;
 mod nodes;
+mod pool;
 mod read;
 mod readers;
 mod rows;

@@ -1,70 +1,29 @@
 //! Connections for reading. A read takes its [turn](crate::store::turns), like a read of the embedded store, and sees one
 //! consistent state: a read-only transaction in `REPEATABLE READ`.
 
-use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use diesel::QueryResult;
-use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use tokio::time::Instant;
 
-use super::connect::{Address, bounded};
-use super::database_error;
+use super::connect::Address;
+use super::pool::{Pool, Transaction};
 use crate::config::Settings;
 use crate::id::SchoolId;
 use crate::log::{StoreError, Waiting};
 use crate::store::pace::Pace;
 use crate::store::turns::{Asker, Bounds, Length, Turn, Turns};
 
-/// Connections that are open and not in use; `None` once the store is closed.
-type Idle = Mutex<Option<Vec<AsyncPgConnection>>>;
-
 /// See the [module-level documentation](self).
 pub(super) struct Readers {
-    address: Address,
-    idle: Arc<Idle>,
+    pool: Pool,
     turns: Arc<Turns>,
     timeout: Duration,
     rows_max: u64,
 }
 
-/// A read in progress. If it is dropped before its end, its connection is closed.
-pub(super) struct Read {
-    conn: AsyncPgConnection,
-    idle: Arc<Idle>,
-    _turn: Option<Turn>,
-}
-
-impl Deref for Read {
-    type Target = AsyncPgConnection;
-
-    fn deref(&self) -> &AsyncPgConnection {
-        &self.conn
-    }
-}
-
-impl DerefMut for Read {
-    fn deref_mut(&mut self) -> &mut AsyncPgConnection {
-        &mut self.conn
-    }
-}
-
-impl Read {
-    /// Ends the read with its result. The connection can be used again if there was no error.
-    pub(super) async fn end<T>(mut self, read: QueryResult<T>) -> Result<T, StoreError> {
-        let read = read.map_err(database_error)?;
-        bounded(self.conn.batch_execute("COMMIT")).await?;
-        if let Some(idle) = lock(&self.idle).as_mut() {
-            idle.push(self.conn);
-        }
-        Ok(read)
-    }
-}
-
-fn lock(idle: &Idle) -> MutexGuard<'_, Option<Vec<AsyncPgConnection>>> {
-    idle.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// A read in progress.
+pub(super) type Read = Transaction<Option<Turn>>;
 
 /// The pace and the limits of a search that reads one window of rows after another.
 pub(super) struct Search {
@@ -96,8 +55,7 @@ impl Readers {
     pub(super) fn new(settings: &Settings, address: Address) -> Readers {
         let connections = settings.reader_connections as usize;
         Readers {
-            address,
-            idle: Arc::new(Mutex::new(Some(Vec::new()))),
+            pool: Pool::new(address, "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"),
             turns: Arc::new(Turns::new(Bounds {
                 connections,
                 walking: (connections / 2).max(1),
@@ -116,31 +74,18 @@ impl Readers {
     /// Begins a read.
     pub(super) async fn begin(&self, asker: Asker, length: Length) -> Result<Read, StoreError> {
         let turn = self.turns.wait(asker, length, self.timeout, false).await?;
-        self.open(Some(turn)).await
+        self.pool.begin(Some(turn)).await
     }
 
-    /// Opens the connections in advance: later, file descriptors may have run out. Stops at the first failure, because a
-    /// read opens its connection itself if none is idle.
+    /// See [`Pool::open_in_advance`].
     pub(super) fn open_in_advance(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (address, idle) = (self.address.clone(), Arc::clone(&self.idle));
         // One more, for the check whether the database can be read.
-        let connections = self.turns.connections() + 1;
-        async move {
-            for _ in 0..connections {
-                let Ok(conn) = address.connect().await else {
-                    return;
-                };
-                match lock(&idle).as_mut() {
-                    Some(idle) if idle.len() < connections => idle.push(conn),
-                    _ => return,
-                }
-            }
-        }
+        self.pool.open_in_advance(self.turns.connections() + 1)
     }
 
     /// Begins a read that waits for no other.
     pub(super) async fn begin_at_once(&self) -> Result<Read, StoreError> {
-        self.open(None).await
+        self.pool.begin(None).await
     }
 
     /// Begins a search for a request.
@@ -171,38 +116,12 @@ impl Readers {
             .await;
         match turn {
             Err(StoreError::Busy(Waiting::TooLong)) if search.has_begun => Ok(None),
-            turn => self.open(Some(turn?)).await.map(Some),
+            turn => self.pool.begin(Some(turn?)).await.map(Some),
         }
     }
 
     /// Closes the connections. Reads in progress go on.
     pub(super) fn close(&self) {
-        lock(&self.idle).take();
-    }
-
-    async fn open(&self, turn: Option<Turn>) -> Result<Read, StoreError> {
-        const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
-        // An idle connection may have broken since its last use.
-        while let Some(mut conn) = self.take_idle()? {
-            if bounded(conn.batch_execute(BEGIN)).await.is_ok() {
-                return Ok(self.read(conn, turn));
-            }
-        }
-        let mut conn = self.address.connect().await?;
-        bounded(conn.batch_execute(BEGIN)).await?;
-        Ok(self.read(conn, turn))
-    }
-
-    fn take_idle(&self) -> Result<Option<AsyncPgConnection>, StoreError> {
-        let mut idle = lock(&self.idle);
-        Ok(idle.as_mut().ok_or(StoreError::Stopped)?.pop())
-    }
-
-    fn read(&self, conn: AsyncPgConnection, turn: Option<Turn>) -> Read {
-        Read {
-            conn,
-            idle: Arc::clone(&self.idle),
-            _turn: turn,
-        }
+        self.pool.close();
     }
 }

@@ -1,0 +1,143 @@
+//! Connections that are kept open, each for one transaction at a time, and a bound on how long a transaction takes: a
+//! database that has stopped answering keeps its connections open, and would otherwise be waited for without end.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use diesel::QueryResult;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::connect::{Address, bounded, in_time};
+use super::database_error;
+use crate::config::POSTGRES_TIMEOUT;
+use crate::log::StoreError;
+
+/// See the [module-level documentation](self).
+pub(super) struct Pool {
+    address: Address,
+    /// The statement that begins a transaction.
+    begin: &'static str,
+    idle: Arc<Idle>,
+}
+
+/// Connections that are open and not in use; `None` once the store is closed.
+type Idle = Mutex<Option<Vec<Connection>>>;
+
+/// A connection, and the task that drives it. Without that task, what waits for an answer fails.
+pub(super) struct Connection {
+    pub(super) conn: AsyncPgConnection,
+    pub(super) driver: AbortHandle,
+}
+
+/// A transaction in progress. If it is dropped before its end, its connection is closed, and it has no effect.
+pub(super) struct Transaction<P> {
+    connection: Connection,
+    idle: Arc<Idle>,
+    /// Ends the connection after [`POSTGRES_TIMEOUT`].
+    _deadline: AbortOnDropHandle<()>,
+    /// The permission to use a connection.
+    _permit: P,
+}
+
+impl Pool {
+    pub(super) fn new(address: Address, begin: &'static str) -> Pool {
+        Pool {
+            address,
+            begin,
+            idle: Arc::new(Mutex::new(Some(Vec::new()))),
+        }
+    }
+
+    /// Opens this many connections in advance: later, file descriptors may have run out. Stops at the first failure,
+    /// because a transaction opens its connection itself if none is idle.
+    pub(super) fn open_in_advance(
+        &self,
+        connections: usize,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (address, idle) = (self.address.clone(), Arc::clone(&self.idle));
+        async move {
+            for _ in 0..connections {
+                let Ok(connection) = address.connect_driven().await else {
+                    return;
+                };
+                match lock(&idle).as_mut() {
+                    Some(idle) if idle.len() < connections => idle.push(connection),
+                    _ => return,
+                }
+            }
+        }
+    }
+
+    /// Begins a transaction, which holds `permit` until its end.
+    pub(super) async fn begin<P>(&self, permit: P) -> Result<Transaction<P>, StoreError> {
+        let connection = in_time(async {
+            // An idle connection may have broken since its last use.
+            while let Some(mut connection) = self.take_idle()? {
+                if connection.conn.batch_execute(self.begin).await.is_ok() {
+                    return Ok(connection);
+                }
+            }
+            let mut connection = self.address.connect_driven().await?;
+            let begun = connection.conn.batch_execute(self.begin).await;
+            begun.map_err(database_error).map(|()| connection)
+        });
+        Ok(self.transaction(connection.await?, permit))
+    }
+
+    /// Closes the connections. Transactions in progress go on, and no other begins.
+    pub(super) fn close(&self) {
+        lock(&self.idle).take();
+    }
+
+    fn take_idle(&self) -> Result<Option<Connection>, StoreError> {
+        let mut idle = lock(&self.idle);
+        Ok(idle.as_mut().ok_or(StoreError::Stopped)?.pop())
+    }
+
+    fn transaction<P>(&self, connection: Connection, permit: P) -> Transaction<P> {
+        let driver = connection.driver.clone();
+        let deadline = tokio::spawn(async move {
+            sleep(POSTGRES_TIMEOUT).await;
+            driver.abort();
+        });
+        Transaction {
+            connection,
+            idle: Arc::clone(&self.idle),
+            _deadline: AbortOnDropHandle::new(deadline),
+            _permit: permit,
+        }
+    }
+}
+
+impl<P> Transaction<P> {
+    /// Commits the transaction if its queries succeeded. Then its connection can be used again.
+    pub(super) async fn end<T>(mut self, done: QueryResult<T>) -> Result<T, StoreError> {
+        let done = done.map_err(database_error)?;
+        bounded(self.connection.conn.batch_execute("COMMIT")).await?;
+        if let Some(idle) = lock(&self.idle).as_mut() {
+            idle.push(self.connection);
+        }
+        Ok(done)
+    }
+}
+
+impl<P> Deref for Transaction<P> {
+    type Target = AsyncPgConnection;
+
+    fn deref(&self) -> &AsyncPgConnection {
+        &self.connection.conn
+    }
+}
+
+impl<P> DerefMut for Transaction<P> {
+    fn deref_mut(&mut self) -> &mut AsyncPgConnection {
+        &mut self.connection.conn
+    }
+}
+
+fn lock(idle: &Idle) -> MutexGuard<'_, Option<Vec<Connection>>> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
+}

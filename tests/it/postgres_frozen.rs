@@ -1,0 +1,123 @@
+//! A Postgres that keeps its connections open, and answers nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidings::config::{POSTGRES_TIMEOUT, Settings};
+use tidings::log::leases::Leases;
+use tidings::log::{Catalog, Committed, Log, StoreError};
+use tidings::store::postgres::{Address, PostgresStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::support::postgres;
+
+/// Passes on what arrives, unless it is frozen.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut frozen: watch::Receiver<bool>) {
+    let mut buffer = [0; 16_384];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if frozen.wait_for(|frozen| !frozen).await.is_err()
+            || to.write_all(&buffer[..read]).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// A relay before the database at this URL. Returns the URL through it.
+async fn relay(url: &str, frozen: watch::Receiver<bool>) -> String {
+    let (start, rest) = url.split_once('@').unwrap();
+    let (host, database) = rest.split_once('/').unwrap();
+    let host: Arc<str> = host.into();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(&*host).await.unwrap();
+            let ((from, to), (back, there)) = (client.into_split(), server.into_split());
+            tokio::spawn(pass(from, there, frozen.clone()));
+            tokio::spawn(pass(back, to, frozen.clone()));
+        }
+    });
+    format!("{start}@127.0.0.1:{port}/{database}")
+}
+
+/// A store on this database, which freezes when it is told to.
+async fn open(url: &str) -> (Arc<PostgresStore>, watch::Sender<bool>) {
+    let (freezes, frozen) = watch::channel(false);
+    let url = relay(url, frozen).await;
+    // Nothing is committed.
+    let (committed, _) = Committed::channel(10);
+    let address = Address::parse(&url.into(), true).unwrap();
+    let opened = tokio::task::spawn_blocking(move || {
+        PostgresStore::open(&Settings::default(), address, committed, &[])
+    });
+    (Arc::new(opened.await.unwrap().unwrap()), freezes)
+}
+
+async fn connect(url: &str) -> tokio_postgres::Client {
+    let connecting = tokio_postgres::connect(url, tokio_postgres::NoTls);
+    let (client, connection) = connecting.await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: it waits for the time-out of a database"]
+async fn reads_and_small_writes_of_a_frozen_database_end_in_time_and_work_again_afterwards() {
+    let Some(database) = postgres::database() else {
+        return;
+    };
+    let (store, freezes) = open(&database.url).await;
+    let school = 1.try_into().unwrap();
+    store.bounds(school).await.unwrap();
+    freezes.send(true).unwrap();
+    let is_unavailable = |error: StoreError| matches!(error, StoreError::Unavailable(_));
+    let all = async {
+        let reads = async { store.bounds(school).await.map(drop) };
+        let lists = async { store.schools(None, 10).await.map(drop) };
+        let writes = async { store.acquire("x", Duration::from_secs(1)).await.map(drop) };
+        tokio::join!(reads, lists, writes)
+    };
+    // However many connections are idle.
+    let most = POSTGRES_TIMEOUT * 3;
+    let (read, list, write) = tokio::time::timeout(most, all).await.expect("in time");
+    for failed in [read, list, write] {
+        assert!(failed.is_err_and(is_unavailable));
+    }
+    freezes.send(false).unwrap();
+    store.bounds(school).await.unwrap();
+    store.schools(None, 10).await.unwrap();
+    let lease = store.acquire("x", Duration::from_secs(1)).await;
+    assert!(lease.unwrap().is_some());
+}
+
+/// The database freezes between the beginning of a transaction and its query.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: it waits for the time-out of a database"]
+async fn a_query_that_is_under_way_when_the_database_freezes_ends_in_time() {
+    let Some(database) = postgres::database() else {
+        return;
+    };
+    let (store, freezes) = open(&database.url).await;
+    // What waits for this lock has begun. A transaction sees the activity as it was when it looked first, so another one looks.
+    let (holder, observer) = (connect(&database.url).await, connect(&database.url).await);
+    holder
+        .batch_execute("BEGIN; LOCK TABLE schools IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let reading = Arc::clone(&store);
+    let read = tokio::spawn(async move { reading.bounds(1.try_into().unwrap()).await });
+    crate::support::until("the read waits", async || {
+        let waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        !observer.query(waits, &[]).await.unwrap().is_empty()
+    })
+    .await;
+    freezes.send(true).unwrap();
+    holder.batch_execute("COMMIT").await.unwrap();
+    let read = tokio::time::timeout(POSTGRES_TIMEOUT * 3, read).await;
+    let error = read.expect("in time").unwrap().unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+}

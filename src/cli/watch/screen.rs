@@ -75,7 +75,10 @@ impl Screen {
     /// Leaves the bars on the screen.
     pub(super) fn finish(&self) {
         if let Some(bars) = &self.bars {
-            bars.slots.iter().for_each(ProgressBar::abandon);
+            bars.slots
+                .iter()
+                .chain(&bars.others)
+                .for_each(ProgressBar::abandon);
         }
     }
 }
@@ -129,8 +132,10 @@ impl Layout {
 struct Bars {
     bars: MultiProgress,
     layout: Layout,
-    /// The rows on the screen.
+    /// The rows of jobs on the screen.
     slots: Vec<ProgressBar>,
+    /// The last row, if not all jobs have one.
+    others: Option<ProgressBar>,
     /// Running jobs come before waiting ones, each in order of arrival.
     running: IndexMap<String, Job>,
     waiting: IndexMap<String, Job>,
@@ -142,6 +147,7 @@ impl Bars {
             bars: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
             layout: Layout::of_terminal(),
             slots: Vec::new(),
+            others: None,
             running: IndexMap::new(),
             waiting: IndexMap::new(),
         }
@@ -185,64 +191,89 @@ impl Bars {
         line
     }
 
-    /// Fills the rows with the first jobs. The last row has the number of further jobs.
+    /// Fills the rows with the first jobs. If there are more, the last row has their number.
     fn draw(&mut self) {
         let layout = Layout::of_terminal();
-        let is_new = layout != self.layout;
-        self.layout = layout;
+        if layout != self.layout {
+            self.layout = layout;
+            self.slots
+                .iter()
+                .for_each(|slot| slot.set_style(layout.style()));
+        }
         let jobs = self.running.len() + self.waiting.len();
         let has_more = jobs > layout.rows;
         let shown = if has_more { layout.rows - 1 } else { jobs };
-        let wanted = shown + usize::from(has_more);
-        while self.slots.len() > wanted {
-            let slot = self.slots.pop().expect("there are more rows than needed");
-            slot.finish_and_clear();
-            self.bars.remove(&slot);
-        }
-        while self.slots.len() < wanted {
-            let slot = self
-                .bars
-                .add(ProgressBar::new(100).with_style(layout.style()));
-            if self.slots.is_empty() {
+        self.slots
+            .drain(shown.min(self.slots.len())..)
+            .for_each(|slot| remove(&self.bars, &slot));
+        let all = self.running.values().chain(self.waiting.values());
+        for (index, job) in all.take(shown).enumerate() {
+            let name = pad_str(&job.name, layout.name(), Alignment::Left, Some("…"));
+            let text = truncate_str(&job.text, layout.text(), "…");
+            let position = whole_unsigned(job.progress);
+            if let Some(slot) = self.slots.get(index) {
+                update(slot, &name, &text, position);
+                continue;
+            }
+            // The ticker draws a row as soon as it is inserted, so it is inserted complete.
+            let slot = ProgressBar::with_draw_target(Some(100), ProgressDrawTarget::hidden())
+                .with_style(layout.style())
+                .with_prefix(name.into_owned())
+                .with_message(text.into_owned())
+                .with_position(position);
+            let slot = self.bars.insert(index, slot);
+            slot.tick();
+            if index == 0 {
                 slot.enable_steady_tick(REDRAW);
             }
             self.slots.push(slot);
         }
-        let all = self.running.values().chain(self.waiting.values());
-        for (slot, job) in self.slots.iter().zip(all.take(shown)) {
-            if is_new {
-                slot.set_style(layout.style());
-            }
-            let name = pad_str(&job.name, layout.name(), Alignment::Left, Some("…"));
-            if slot.prefix() != name {
-                slot.set_style(layout.style());
-                slot.set_prefix(name.into_owned());
-            }
-            let text = truncate_str(&job.text, layout.text(), "…");
-            if slot.message() != text {
-                slot.set_message(text.into_owned());
-            }
-            let position = whole_unsigned(job.progress);
-            if slot.position() != position {
-                slot.set_position(position);
-            }
-        }
-        if has_more {
-            let running = self.running.len().saturating_sub(shown);
-            let more = jobs - shown;
-            let slot = self
-                .slots
-                .last()
-                .expect("the last row is only for further jobs");
-            let style = ProgressStyle::with_template("{msg}");
-            slot.set_style(style.expect("the template is well-formed"));
-            slot.set_prefix("");
-            let waiting = more - running;
-            let text = format!("and {more} more ({running} running, {waiting} waiting)");
-            let most = layout.columns.saturating_sub(1);
-            slot.set_message(truncate_str(&text, most, "…").into_owned());
-        }
+        self.count_others(has_more.then_some(jobs - shown), shown);
     }
+
+    /// Shows the number of the jobs that have no row, below the others.
+    fn count_others(&mut self, more: Option<usize>, shown: usize) {
+        let Some(more) = more else {
+            if let Some(slot) = self.others.take() {
+                remove(&self.bars, &slot);
+            }
+            return;
+        };
+        let running = self.running.len().saturating_sub(shown);
+        let waiting = more - running;
+        let text = format!("and {more} more ({running} running, {waiting} waiting)");
+        let most = self.layout.columns.saturating_sub(1);
+        let text = truncate_str(&text, most, "…").into_owned();
+        if let Some(slot) = &self.others {
+            update(slot, "", &text, 0);
+            return;
+        }
+        let style = ProgressStyle::with_template("{msg}").expect("the template is well-formed");
+        let slot = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
+            .with_style(style)
+            .with_message(text);
+        let slot = self.bars.add(slot);
+        slot.tick();
+        self.others = Some(slot);
+    }
+}
+
+/// Sets what has changed: each change is drawn.
+fn update(slot: &ProgressBar, prefix: &str, message: &str, position: u64) {
+    if slot.prefix() != prefix {
+        slot.set_prefix(prefix.to_owned());
+    }
+    if slot.message() != message {
+        slot.set_message(message.to_owned());
+    }
+    if slot.position() != position {
+        slot.set_position(position);
+    }
+}
+
+fn remove(bars: &MultiProgress, slot: &ProgressBar) {
+    slot.finish_and_clear();
+    bars.remove(slot);
 }
 
 /// Wraps text at `columns`. A row ends between words, or within a word that is wider than a row.
@@ -314,10 +345,10 @@ mod tests {
         let message =
             json!({"status": "in_progress", "progress": 40, "metadata": {"title": "At work"}});
         bars.show("x", &message);
-        assert_eq!(bars.slots.len(), rows);
+        assert_eq!(bars.slots.len(), rows - 1);
         assert_eq!(bars.slots[0].prefix().trim(), "At work");
         assert_eq!(bars.slots[0].position(), 40);
-        let last = bars.slots[rows - 1].message();
+        let last = bars.others.as_ref().unwrap().message();
         assert_eq!(last, "and 13 more (0 running, 13 waiting)");
         let told = bars.show(
             "x",

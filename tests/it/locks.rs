@@ -118,6 +118,9 @@ async fn a_store_lets_go_of_its_database_when_it_is_closed_and_not_before() {
     };
     let first = open().unwrap();
     assert!(matches!(open(), Err(OpenError::InUse(_))));
+    // As a child process that has not yet started its program.
+    #[cfg(target_os = "linux")]
+    let shared = shared_with_a_child(place.path());
     first.close().await.unwrap();
     assert!(
         !path.with_extension("db-wal").exists(),
@@ -128,4 +131,21 @@ async fn a_store_lets_go_of_its_database_when_it_is_closed_and_not_before() {
     drop(first);
     assert!(matches!(open(), Err(OpenError::InUse(_))));
     second.ping().await.unwrap();
+    #[cfg(target_os = "linux")]
+    assert!(shared.len() >= 3, "database, lock file and journal");
+}
+
+/// Returns another descriptor of each open file in `folder`, with the same locks.
+#[cfg(target_os = "linux")]
+fn shared_with_a_child(folder: &Path) -> Vec<std::os::fd::OwnedFd> {
+    use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let open = std::fs::read_dir("/proc/self/fd").unwrap();
+    open.filter_map(|entry| {
+        let entry = entry.unwrap();
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let is_inside = std::fs::read_link(entry.path()).is_ok_and(|path| path.starts_with(folder));
+        is_inside.then(|| pidfd_getfd(&own, number, PidfdGetfdFlags::empty()).unwrap())
+    })
+    .collect()
 }

@@ -219,6 +219,23 @@ impl DatabaseLock {
         &self.path
     }
 
+    /// Records that the database is closed, and how it was left. A rejected database is not recorded, because this program
+    /// has not written that file.
+    fn closed(&mut self) {
+        let own = *self.own.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let Some((epoch, generation)) = own else {
+            return;
+        };
+        let record = Record {
+            epoch,
+            generation,
+            closed: self.footprint(),
+        };
+        if let Err(error) = self.write(&record) {
+            tracing::warn!(%error, "the lock file could not be written; the next start checks the database");
+        }
+    }
+
     fn footprint(&self) -> Option<Footprint> {
         let file = self.database.metadata().ok()?;
         Some(Footprint {
@@ -237,21 +254,13 @@ impl DatabaseLock {
 }
 
 impl Drop for DatabaseLock {
-    /// Updates the record; all connections are closed by now. It is not updated for a rejected database, because this
-    /// program has not written that file.
+    /// Updates the record and releases the locks; all connections are closed by now. Closing the files is not enough: until
+    /// it starts its program, a child process of the application shares them, and the locks with them.
     fn drop(&mut self) {
-        let own = *self.own.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let Some((epoch, generation)) = own else {
-            return;
-        };
-        let record = Record {
-            epoch,
-            generation,
-            closed: self.footprint(),
-        };
-        if let Err(error) = self.write(&record) {
-            tracing::warn!(%error, "the lock file could not be written; the next start checks the database");
-        }
+        self.closed();
+        #[cfg(target_os = "linux")]
+        let _ = self.database.unlock();
+        let _ = self.file.unlock();
     }
 }
 

@@ -6,6 +6,7 @@
 //! not answer a ping in time, a new one is made, subscribes again, and then says that messages may have been missed.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -50,6 +51,8 @@ struct Live {
     link: Link,
     /// Notified when the connection has ended or must be replaced.
     ended: Arc<Notify>,
+    /// The number of channels whose subscription this node has ended, and the server has not yet confirmed.
+    unsubscribing: Arc<AtomicUsize>,
 }
 
 #[derive(Clone)]
@@ -97,7 +100,9 @@ impl RedisBus {
     /// Changes subscriptions over the connection in use. If that fails, the connection is replaced: it is not known what
     /// is subscribed to.
     async fn change(&self, commands: (&str, &str), schools: &[SchoolId]) -> Result<(), BusError> {
-        let Live { mut link, ended } = self.live()?;
+        let Live {
+            mut link, ended, ..
+        } = self.live()?;
         let schools = schools.iter().copied();
         let changed = self.request(&mut link, commands, schools).await;
         if changed.is_err() {
@@ -137,8 +142,12 @@ impl RedisBus {
     }
 
     async fn connect(&self, inbox: &Inbox) -> Result<Live, BusError> {
-        let ended = Arc::new(Notify::new());
-        let (inbox, told) = (inbox.clone(), Arc::clone(&ended));
+        let (ended, unsubscribing) = (Arc::new(Notify::new()), Arc::<AtomicUsize>::default());
+        let (inbox, lost, expected) = (
+            inbox.clone(),
+            Arc::clone(&ended),
+            Arc::clone(&unsubscribing),
+        );
         let receive = move |push: PushInfo| -> Result<(), SendError> {
             match push.kind {
                 PushKind::Message | PushKind::SMessage => {
@@ -147,7 +156,17 @@ impl RedisBus {
                         inbox.received(payload);
                     }
                 }
-                PushKind::Disconnection => told.notify_one(),
+                PushKind::Disconnection => lost.notify_one(),
+                // A cluster ends the subscription itself when the channel moves to another node.
+                PushKind::SUnsubscribe => {
+                    let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+                    if expected
+                        .fetch_update(set, get, |count| count.checked_sub(1))
+                        .is_err()
+                    {
+                        lost.notify_one();
+                    }
+                }
                 _ => {}
             }
             Ok(())
@@ -173,7 +192,11 @@ impl RedisBus {
                 Link::Cluster(client.get_async_connection().await?)
             }
         };
-        Ok(Live { link, ended })
+        Ok(Live {
+            link,
+            ended,
+            unsubscribing,
+        })
     }
 
     /// Subscribes to everything that is wanted, over a new connection.
@@ -261,6 +284,8 @@ impl Bus for RedisBus {
         schools.iter().for_each(|school| {
             wanted.remove(school);
         });
+        let count = &self.live()?.unsubscribing;
+        count.fetch_add(schools.len(), Ordering::Relaxed);
         self.change(UNSUBSCRIBE, schools).await
     }
 
@@ -307,7 +332,7 @@ impl Drop for Down<'_> {
 }
 
 /// Returns why the connection ended.
-async fn hold(Live { link, ended }: &mut Live) -> &'static str {
+async fn hold(Live { link, ended, .. }: &mut Live) -> &'static str {
     let ping = redis::cmd("PING");
     loop {
         tokio::select! {

@@ -21,12 +21,12 @@ use crate::support::bus::{Exchange, OverPostgres};
 use crate::support::postgres::{self, Database};
 use crate::support::redis::{RedisServer, Watched};
 
-const EPOCH: &str = "0000000a";
+pub(crate) const EPOCH: &str = "0000000a";
 const OTHER_EPOCH: &str = "0000000b";
 
 /// A medium whose nodes share one server.
 #[async_trait]
-trait Medium: Send + Sync {
+pub(crate) trait Medium: Send + Sync {
     fn join(&self, epoch: Epoch) -> Arc<dyn Bus>;
 
     /// Puts bytes on the channel of a school. Returns false if the medium does not carry these bytes.
@@ -151,12 +151,12 @@ async fn lets_in(url: &str, now: bool) {
 }
 
 /// A node's bus, and what arrives there.
-struct Node {
+pub(crate) struct Node {
     bus: Arc<dyn Bus>,
     party: Party,
     arrivals: Arrivals,
-    hints: Hints,
-    meter: Arc<BusMeter>,
+    pub(crate) hints: Hints,
+    pub(crate) meter: Arc<BusMeter>,
     running: JoinHandle<()>,
     _batches: Batches,
 }
@@ -171,7 +171,7 @@ fn school(number: i64) -> SchoolId {
     number.try_into().unwrap()
 }
 
-fn event(number: i64, seq: u64, text: &str) -> Arc<Event> {
+pub(crate) fn event(number: i64, seq: u64, text: &str) -> Arc<Event> {
     let draft = Draft {
         event_type: &job::JOB_PROGRESS,
         class: Class::Tick,
@@ -191,7 +191,7 @@ fn event(number: i64, seq: u64, text: &str) -> Arc<Event> {
     ))
 }
 
-async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
     let done = tokio::time::timeout(PATIENCE, future).await;
     done.unwrap_or_else(|_| panic!("never came true: {what}"))
 }
@@ -223,12 +223,12 @@ async fn node_of(medium: &dyn Medium, epoch: &str) -> Node {
     node
 }
 
-async fn node(medium: &dyn Medium) -> Node {
+pub(crate) async fn node(medium: &dyn Medium) -> Node {
     node_of(medium, EPOCH).await
 }
 
 impl Node {
-    async fn subscribe(&self, schools: &[i64]) {
+    pub(crate) async fn subscribe(&self, schools: &[i64]) {
         let schools: Vec<SchoolId> = schools.iter().map(|number| school(*number)).collect();
         self.bus.subscribe(&schools).await.unwrap();
     }
@@ -239,8 +239,24 @@ impl Node {
         Message::encode(self.party, last.school, last.seq, events, max)
     }
 
-    async fn publish(&self, events: &[Arc<Event>]) {
+    pub(crate) async fn publish(&self, events: &[Arc<Event>]) {
         self.bus.publish(&self.encode(events)).await.unwrap();
+    }
+
+    /// Publishes, or not if the bus is not connected.
+    pub(crate) async fn try_publish(&self, events: &[Arc<Event>]) {
+        let _ = self.bus.publish(&self.encode(events)).await;
+    }
+
+    pub(crate) async fn unsubscribe(&self, schools: &[i64]) {
+        let schools: Vec<SchoolId> = schools.iter().map(|number| school(*number)).collect();
+        self.bus.unsubscribe(&schools).await.unwrap();
+    }
+
+    /// Returns what arrives soon, if anything does.
+    pub(crate) async fn next_within_moments(&mut self) -> Option<(i64, Vec<u64>)> {
+        let moments = std::time::Duration::from_millis(100);
+        tokio::time::timeout(moments, self.next_seqs()).await.ok()
     }
 
     /// Returns the next hint of another node. Ignores its own messages and what cannot be read.
@@ -257,7 +273,7 @@ impl Node {
         patiently("a hint arrives", next).await
     }
 
-    async fn next_seqs(&mut self) -> (i64, Vec<u64>) {
+    pub(crate) async fn next_seqs(&mut self) -> (i64, Vec<u64>) {
         match self.next().await {
             Hint::Events(events) => {
                 let seqs = events.iter().map(|event| event.seq).collect();

@@ -21,6 +21,7 @@ mod bad_input;
 mod behind_proxy;
 mod browsers;
 mod bus_contract;
+mod bus_failover;
 mod chaos;
 mod characteristics;
 mod charts;

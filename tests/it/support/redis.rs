@@ -1,4 +1,5 @@
-//! A real Redis server on a free port: by itself, as a cluster of one, or watched by a Sentinel.
+//! A real Redis server on a free port: by itself, as a cluster, or watched by a Sentinel. `REDIS_SERVER` names another
+//! program that speaks its protocol, such as Valkey's.
 
 use std::time::{Duration, Instant};
 
@@ -19,12 +20,17 @@ pub(crate) struct RedisServer {
 enum Form {
     Single,
     Cluster,
+    /// One of several in a cluster.
+    Member,
 }
 
 /// A server, and the Sentinel that knows where it is.
 pub(crate) struct Watched {
     pub(crate) server: RedisServer,
+    /// Takes the server's place when it fails.
+    pub(crate) replica: Option<RedisServer>,
     sentinel: Part,
+    sentinel_port: u16,
     /// How to find the server for a bus.
     pub(crate) url: String,
 }
@@ -49,13 +55,13 @@ impl RedisServer {
     }
 
     fn start_as(form: Form, options: &[&str]) -> Option<RedisServer> {
-        if !needs("redis-server") {
+        if !needs(&program()) {
             return None;
         }
         let port = part::free_port();
         let scheme = match form {
             Form::Single => "redis",
-            Form::Cluster => "redis-cluster",
+            Form::Cluster | Form::Member => "redis-cluster",
         };
         let mut server = RedisServer {
             part: None,
@@ -80,7 +86,7 @@ impl RedisServer {
     pub(crate) fn publish(&self) -> &'static str {
         match self.form {
             Form::Single => "PUBLISH",
-            Form::Cluster => "SPUBLISH",
+            Form::Cluster | Form::Member => "SPUBLISH",
         }
     }
 
@@ -94,7 +100,8 @@ impl RedisServer {
         self.kill();
         let port = self.port.to_string();
         let folder = part::folder("redis");
-        let fixed = ["redis-server", "--port", &port, "--bind", "127.0.0.1"];
+        let program = program();
+        let fixed = [&*program, "--port", &port, "--bind", "127.0.0.1"];
         let in_memory = ["--save", "", "--appendonly", "no"];
         let options = self.options.iter().map(String::as_str);
         let arguments = fixed.into_iter().chain(in_memory).chain(options);
@@ -108,11 +115,26 @@ impl RedisServer {
         if self.form == Form::Cluster {
             self.ask(&[b"CLUSTER", b"ADDSLOTSRANGE", b"0", b"16383"]);
             wait("it serves every slot", || {
-                let info = self.ask(&[b"CLUSTER", b"INFO"]);
-                let info: String = redis::from_redis_value(info).unwrap();
-                info.contains("cluster_state:ok")
+                self.says("CLUSTER INFO", "cluster_state:ok")
             });
         }
+    }
+
+    /// Returns whether the text that answers a command has this part.
+    pub(crate) fn says(&self, command: &str, part: &str) -> bool {
+        self.text(command).is_some_and(|text| text.contains(part))
+    }
+
+    /// Returns the text that answers a command.
+    fn text(&self, command: &str) -> Option<String> {
+        let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
+        let answer = self.try_ask(&words).ok()?;
+        redis::from_redis_value(answer).ok()
+    }
+
+    /// Returns its name within its cluster.
+    pub(crate) fn id(&self) -> String {
+        self.text("CLUSTER MYID").unwrap()
     }
 
     /// Stops the server's process without ending it, or lets it go on.
@@ -145,31 +167,155 @@ impl RedisServer {
 impl Watched {
     /// Starts a server and its Sentinel.
     pub(crate) fn start() -> Option<Watched> {
+        Watched::start_as(false)
+    }
+
+    /// Starts a server, its replica, and a Sentinel that promotes the replica if the server fails.
+    pub(crate) fn with_replica() -> Option<Watched> {
+        Watched::start_as(true)
+    }
+
+    fn start_as(has_replica: bool) -> Option<Watched> {
         let server = RedisServer::start()?;
         let (port, folder) = (part::free_port(), part::folder("sentinel"));
         let file = folder.join("sentinel.conf");
         let watched = server.port();
-        let settings =
+        let mut settings =
             format!("port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {watched} 1\n");
+        let replica = has_replica.then(|| {
+            settings += "sentinel down-after-milliseconds main 500\n";
+            let source = format!("127.0.0.1 {watched}");
+            let replica = RedisServer::start_with(&["--replicaof", &source]).unwrap();
+            wait("it has a copy", || {
+                replica.says("INFO replication", "master_link_status:up")
+            });
+            replica
+        });
         std::fs::write(&file, settings).unwrap();
-        let arguments = ["redis-server", file.to_str().unwrap(), "--sentinel"];
-        let sentinel = run(arguments.into_iter(), folder);
+        let program = program();
+        let arguments = [&*program, file.to_str().unwrap(), "--sentinel"];
+        let watched = Watched {
+            server,
+            replica,
+            sentinel: run(arguments.into_iter(), folder),
+            sentinel_port: port,
+            url: format!("redis+sentinel://127.0.0.1:{port}/main"),
+        };
         wait("the Sentinel knows the server", || {
-            let name: &[u8] = b"main";
-            let known = ask(port, &[b"SENTINEL", b"get-master-addr-by-name", name]);
+            let known = watched.ask_sentinel(b"get-master-addr-by-name");
             matches!(known, Ok(redis::Value::Array(_)))
         });
-        Some(Watched {
-            server,
-            sentinel,
-            url: format!("redis+sentinel://127.0.0.1:{port}/main"),
-        })
+        if has_replica {
+            wait("the Sentinel knows the replica", || {
+                let known = watched.ask_sentinel(b"replicas");
+                matches!(known, Ok(redis::Value::Array(replicas)) if !replicas.is_empty())
+            });
+        }
+        Some(watched)
+    }
+
+    fn ask_sentinel(&self, question: &[u8]) -> redis::RedisResult<redis::Value> {
+        ask(self.sentinel_port, &[b"SENTINEL", question, b"main"])
     }
 
     /// Whether the Sentinel still runs.
     pub(crate) fn is_watched(&mut self) -> bool {
         self.sentinel.runs()
     }
+}
+
+/// Three servers that share the slots of a cluster, and a replica of each.
+pub(crate) struct Cluster {
+    pub(crate) masters: Vec<RedisServer>,
+    pub(crate) replicas: Vec<RedisServer>,
+}
+
+/// The slots of each master.
+const RANGES: [(&[u8], &[u8]); 3] = [(b"0", b"5460"), (b"5461", b"10922"), (b"10923", b"16383")];
+
+impl Cluster {
+    pub(crate) fn start() -> Option<Cluster> {
+        let member = || {
+            let port = part::free_port();
+            let text = port.to_string();
+            let options = [
+                "--cluster-enabled",
+                "yes",
+                "--cluster-port",
+                &text,
+                "--cluster-node-timeout",
+                "1000",
+            ];
+            Some((RedisServer::start_as(Form::Member, &options)?, port))
+        };
+        let members: Vec<_> = (0..6).map(|_| member()).collect::<Option<_>>()?;
+        for (number, (server, _)) in members.iter().enumerate() {
+            let epoch = (number + 1).to_string();
+            server.ask(&[b"CLUSTER", b"SET-CONFIG-EPOCH", epoch.as_bytes()]);
+        }
+        for ((server, _), (first, last)) in members.iter().zip(RANGES) {
+            server.ask(&[b"CLUSTER", b"ADDSLOTSRANGE", first, last]);
+        }
+        let (first, _) = &members[0];
+        for (server, bus) in &members[1..] {
+            let (port, bus) = (server.port().to_string(), bus.to_string());
+            let (port, bus) = (port.as_bytes(), bus.as_bytes());
+            first.ask(&[b"CLUSTER", b"MEET", b"127.0.0.1", port, bus]);
+        }
+        let knows_all = |server: &RedisServer| {
+            let info = server.text("CLUSTER INFO").unwrap_or_default();
+            ["cluster_known_nodes:6", "cluster_slots_ok:16384"]
+                .iter()
+                .all(|part| info.contains(part))
+        };
+        wait("all know one another", || {
+            members.iter().all(|(server, _)| knows_all(server))
+        });
+        let mut masters: Vec<_> = members.into_iter().map(|(server, _)| server).collect();
+        let replicas = masters.split_off(3);
+        for (master, replica) in masters.iter().zip(&replicas) {
+            replica.ask(&[b"CLUSTER", b"REPLICATE", master.id().as_bytes()]);
+        }
+        wait("each master has a copy", || {
+            let is_copy =
+                |replica: &RedisServer| replica.says("INFO replication", "master_link_status:up");
+            replicas.iter().all(is_copy)
+        });
+        // A replica takes its master's place only if the other masters know that it is one.
+        wait("all know the replicas", || {
+            masters.iter().all(|master| {
+                let nodes = master.text("CLUSTER NODES").unwrap_or_default();
+                nodes.matches(" slave ").count() + nodes.matches(",slave ").count() == 3
+            })
+        });
+        Some(Cluster { masters, replicas })
+    }
+
+    /// Returns the number of the master whose slots a channel belongs to, and the slot.
+    pub(crate) fn home(&self, channel: &str) -> (usize, u16) {
+        let slot = self.masters[0].ask(&[b"CLUSTER", b"KEYSLOT", channel.as_bytes()]);
+        let slot: u16 = redis::from_redis_value(slot).unwrap();
+        let last = |(_, last): &(&[u8], &[u8])| -> u16 {
+            std::str::from_utf8(last).unwrap().parse().unwrap()
+        };
+        let home = RANGES.iter().position(|range| slot <= last(range));
+        (home.unwrap(), slot)
+    }
+
+    /// Moves a slot without keys from one master to another.
+    pub(crate) fn move_slot(&self, slot: u16, from: usize, to: usize) {
+        let slot = slot.to_string();
+        let id = self.masters[to].id();
+        let move_to = ["CLUSTER", "SETSLOT", &slot, "NODE", &id].map(str::as_bytes);
+        for number in [to, from, 3 - to - from] {
+            self.masters[number].ask(&move_to);
+        }
+    }
+}
+
+/// Returns the program that is started.
+fn program() -> String {
+    std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".into())
 }
 
 fn run<'a>(arguments: impl Iterator<Item = &'a str>, folder: std::path::PathBuf) -> Part {

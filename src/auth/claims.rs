@@ -239,7 +239,7 @@ impl ClaimRules {
         Ok((role, Origin::Own))
     }
 
-    /// Returns the schools that the token reaches. docs/tokens.md has these rules as a table.
+    /// Returns the schools that the token reaches. docs/http-api.md has these rules as a table.
     fn schools(&self, claims: &Value, role: Role, origin: Origin) -> Result<Schools, TokenError> {
         let listed = listed(claims)?;
         let named = self.school.of(claims);

@@ -98,7 +98,7 @@ problems! {
     UnsupportedEncoding = 415, "unsupported-encoding", "The body's encoding is not supported";
     InvalidBody = 422, "invalid-body", "The body is JSON, but not valid for this request";
     UnsupportedVersion = 426, "unsupported-version", "The WebSocket version is not supported";
-    KeyReused = 422, "idempotency-key-reused", "The idempotency key was used for another request";
+    KeyReused = 422, "idempotency-key-reused", "The idempotency key was used for a different request";
     TooManyStreams = 429, "too-many-streams", "The limit on open streams is reached";
     TooManyReads = 429, "too-many-reads", "Too many reads of the school are waiting";
     TooFast = 429, "too-fast", "The rate limit is exceeded";

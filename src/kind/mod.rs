@@ -705,7 +705,7 @@ pub enum RuleError {
         id: String,
     },
     /// The subject has ended and can no longer change.
-    #[error("it is already {status}, and that is final")]
+    #[error("it is already {status}, which is final")]
     Finished {
         /// The terminal status.
         status: &'static str,
@@ -727,12 +727,12 @@ pub enum RuleError {
         holder: &'static str,
     },
     /// It names an attempt other than the current one.
-    #[error("`attempt` is {told}, and the present attempt is {current}")]
+    #[error("`attempt` is {given}, but the current attempt is {current}")]
     StaleAttempt {
         /// The current attempt.
         current: u32,
         /// The attempt that the report names.
-        told: u32,
+        given: u32,
     },
     /// It does not name its attempt, and comes from a worker of an earlier one.
     #[error(
@@ -744,7 +744,7 @@ pub enum RuleError {
         current: u32,
     },
     /// The school has reached its limit of subjects of this kind.
-    #[error("the school has {most} {collection}, and may have no more")]
+    #[error("the school has reached its maximum of {most} {collection}")]
     TooMany {
         /// The kind's collection.
         collection: &'static str,

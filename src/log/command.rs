@@ -78,16 +78,16 @@ pub enum CommandError {
     #[error(transparent)]
     Rule(#[from] RuleError),
     /// The key was used for a different request.
-    #[error("this Idempotency-Key was used for another request")]
+    #[error("this Idempotency-Key was used for a different request")]
     KeyReused,
     /// The request was carried out before, but neither its answer nor its subject is still stored.
     #[error(
-        "the request with this Idempotency-Key was carried out before, and is not carried out again; its answer and its subject are not kept any more"
+        "the request with this Idempotency-Key was carried out before and is not repeated; its answer and its subject are no longer stored"
     )]
     AnswerGone,
     /// The request has used up its byte limit.
     #[error(
-        "the lines before this one have led to as many bytes of events as a batch may, {most}; nothing of this line was carried out: send it again in another batch"
+        "the lines before this one have produced {most} bytes of events, the maximum for a batch; this line had no effect: send it again in another batch"
     )]
     TooMuch {
         /// The limit in bytes.

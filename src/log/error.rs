@@ -7,7 +7,7 @@ pub enum StoreError {
     #[error("database: {0}")]
     Database(String),
     /// A commit failed. The store has logged why.
-    #[error("the database did not take a commit")]
+    #[error("the database rejected a commit")]
     NotCommitted,
     /// The database cannot be reached, or does not answer.
     #[error("{0}")]
@@ -38,10 +38,10 @@ pub enum StoreError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Waiting {
     /// The limit on waiting requests of its school is reached.
-    #[error("as many reads of this school wait for their turn as may")]
+    #[error("too many reads of this school are waiting")]
     OfSchool,
     /// The limit on waiting requests is reached.
-    #[error("as many reads wait for their turn as may")]
+    #[error("too many reads are waiting")]
     InAll,
     /// It has waited for the maximum time.
     #[error("the database was busy with other reads for too long")]

@@ -522,7 +522,7 @@ proptest! {
             let outcome = apply(&id(), Some(&job), &command, &context);
             let last = joined.get(&(by_token, who)).copied();
             let expected = match attempt {
-                Some(told) if told != job.attempt => Some(RuleError::StaleAttempt { current: job.attempt, told }),
+                Some(given) if given != job.attempt => Some(RuleError::StaleAttempt { current: job.attempt, given }),
                 None if is_fenced && last.is_some_and(|last| last < job.attempt) => {
                     Some(RuleError::StaleWorker { current: job.attempt })
                 }

@@ -116,7 +116,7 @@ asyncio.run(main())
     assert_eq!(printed, "1\n");
     assert_eq!(
         logged,
-        "POST /api/enrollments/s3/error was not delivered: 409 it is already error, and that is final\n"
+        "POST /api/enrollments/s3/error was not delivered: 409 it is already error, which is final\n"
     );
     let fields = ["session_id", "status", "progress", "message"];
     // Each session is made known first.

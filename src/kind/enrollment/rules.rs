@@ -171,7 +171,7 @@ impl Session {
             return Err(RuleError::Invalid {
                 field: "status",
                 expected:
-                    "is one of ready, placing, capturing, processing; an end has its own call"
+                    "must be ready, placing, capturing or processing; completion and failure have their own endpoints"
                         .into(),
             });
         }

@@ -81,7 +81,7 @@ pub fn apply(
 fn fence(job: &Job, command: &Command, reporter: Option<&Reporter>) -> Result<(), RuleError> {
     let current = job.attempt;
     match (command.attempt(), reporter) {
-        (Some(told), _) if told != current => Err(RuleError::StaleAttempt { current, told }),
+        (Some(given), _) if given != current => Err(RuleError::StaleAttempt { current, given }),
         (None, Some(own)) if command.is_fenced() && job.reporters.is_stale(own) => {
             Err(RuleError::StaleWorker { current })
         }

@@ -186,14 +186,14 @@ pub(super) fn begin(
         let known: Option<Epoch> = number(conn, EPOCH, "an epoch")?;
         if cut_off {
             tracing::warn!(
-                "the machine stopped while the database was open: the last ticks may be lost, and readers that have seen them begin anew"
+                "the machine stopped while the database was open: the last ticks may be lost, and readers that have seen them start over"
             );
         }
         let is_copy = is_copy(conn, was_open, lock)?;
         if is_copy {
             tracing::warn!(
                 path = %lock.path().display(),
-                "this is a copy of the database: what was written after it was made is lost, and readers that have seen that begin anew"
+                "this is a copy of the database: what was written after it was made is lost, and readers that have seen it start over"
             );
         }
         if cut_off || is_copy {

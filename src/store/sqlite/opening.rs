@@ -66,13 +66,13 @@ pub enum OpenError {
     /// It is marked as open, and its journal is missing.
     #[error(
         "{0} was not closed in good order, and its journal (-wal) is missing: what was acknowledged last may be lost, or this is a copy of an open \
-         database that `VACUUM INTO` did not make. Put the journal back if you have it; otherwise `tidings new-epoch` makes all readers begin anew"
+         database that `VACUUM INTO` did not make. Put the journal back if you have it; otherwise `tidings new-epoch` makes all readers start over"
     )]
     NoJournal(PathBuf),
     /// It is neither the database that was last opened here, nor a copy of it.
     #[error(
         "{0} is another database than the one that was open here last, or a copy from before a `tidings new-epoch`. Put the right one back, or run \
-         `tidings new-epoch`, which accepts this one and makes all readers begin anew"
+         `tidings new-epoch`, which accepts this one and makes all readers start over"
     )]
     Another(PathBuf),
     /// A newer program has changed its schema.

@@ -92,6 +92,21 @@
 //! | `monitor` | the pages below `/monitor` |
 //! | `redis` | Redis or Valkey as the bus between nodes |
 //! | `webhook`, `email`, `mqtt` | the media of notifiers in the settings; an application's own notifiers need none |
+//!
+//! # Public API
+//!
+//! | module | for applications |
+//! | --- | --- |
+//! | [`http`] | mounts the routes; shuts down in order |
+//! | [`app`] | publishes and subscribes on behalf of a caller, with the permissions and rate limits of the HTTP API |
+//! | [`auth`] | verifies and issues tokens |
+//! | [`kind`], [`event`], [`scope`], [`id`] | commands and states of each kind; events; what a subscription covers; names |
+//! | [`log`] | what a store does, for authors of stores; the envelope of a command |
+//! | [`notify`] | notifiers of the application's own |
+//! | [`config`] | settings, and every bound |
+//!
+//! Semantic versioning covers these modules, [`Tidings`] and [`server`]. All other modules are visible because the project's own tests
+//! and command use them. They are missing in this documentation, and can change in any version.
 
 #![cfg_attr(
     test,
@@ -105,45 +120,75 @@
 
 pub mod app;
 pub mod auth;
-pub mod bus;
-#[cfg(feature = "cli")]
-pub mod cli;
-pub mod cluster;
 pub mod config;
-pub mod dispatch;
 pub mod event;
-mod failures;
-pub mod feed;
 #[cfg_attr(
     not(all(feature = "cli", feature = "monitor")),
     allow(dead_code, reason = "some of it only the command or the pages use")
 )]
 pub mod http;
-pub mod hub;
 pub mod id;
 pub mod kind;
-pub mod lease;
 pub mod log;
-pub mod metrics;
 pub mod notify;
-mod number;
-pub mod presence;
-pub mod publish;
-pub mod refusals;
-pub mod relay;
-pub mod reserve;
 pub mod scope;
+
+// Not part of the public API: see the crate documentation.
+#[doc(hidden)]
+pub mod bus;
+#[doc(hidden)]
+#[cfg(feature = "cli")]
+#[allow(
+    rustdoc::invalid_html_tags,
+    reason = "the command's help consists of these comments"
+)]
+pub mod cli;
+#[doc(hidden)]
+pub mod cluster;
+#[doc(hidden)]
+pub mod dispatch;
+#[doc(hidden)]
+pub mod feed;
+#[doc(hidden)]
+pub mod hub;
+#[doc(hidden)]
+pub mod lease;
+#[doc(hidden)]
+pub mod metrics;
+#[doc(hidden)]
+pub mod presence;
+#[doc(hidden)]
+pub mod publish;
+#[doc(hidden)]
+pub mod refusals;
+#[doc(hidden)]
+pub mod relay;
+#[doc(hidden)]
+pub mod reserve;
+#[doc(hidden)]
 pub mod service;
+#[doc(hidden)]
 pub mod session;
+#[doc(hidden)]
 pub mod store;
+#[doc(hidden)]
 pub mod subscribe;
-mod sync;
+#[doc(hidden)]
 pub mod tasks;
+#[doc(hidden)]
 pub mod throttle;
+#[doc(hidden)]
 pub mod uptime;
+#[doc(hidden)]
 pub mod wall_clock;
+#[doc(hidden)]
 pub mod watchdog;
+#[doc(hidden)]
 pub mod wire;
+
+mod failures;
+mod number;
+mod sync;
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
 //! The documentation says what the code does: names, defaults, messages.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use figment::providers::Serialized;
@@ -180,4 +181,28 @@ fn every_page_is_in_the_readme_and_every_link_leads_to_a_heading_that_exists() {
         }
     }
     assert!(links > 80, "{links}");
+}
+
+/// Modules that are visible only for the project's own tests are hidden, and the crate documentation lists all others.
+#[test]
+fn every_public_module_is_in_the_table_of_the_public_api() {
+    let source = std::fs::read_to_string("src/lib.rs").unwrap();
+    let (_, table) = source.split_once("//! # Public API").unwrap();
+    let (table, code) = table.split_once("#![").unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("//! | [`"));
+    let listed: BTreeSet<&str> = rows
+        .flat_map(|row| row.split('|').nth(1).unwrap().split(", "))
+        .map(|name| name.trim().trim_matches(['[', ']', '`']))
+        .collect();
+    let mut hidden = false;
+    let mut public = BTreeSet::new();
+    for line in code.lines() {
+        match line.strip_prefix("pub mod ") {
+            Some(name) if !std::mem::take(&mut hidden) => {
+                public.insert(name.trim_end_matches(';'));
+            }
+            _ => hidden |= line == "#[doc(hidden)]",
+        }
+    }
+    assert_eq!(public, listed);
 }

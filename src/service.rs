@@ -52,6 +52,9 @@ pub enum StartError {
     #[cfg(feature = "postgres")]
     #[error("database: {0}")]
     Postgres(#[from] postgres::OpenError),
+    /// The Postgres database cannot be reached at the moment. A later attempt may succeed.
+    #[error("{0}")]
+    Unreachable(String),
     /// A running node over the same database has another secret.
     #[error(transparent)]
     Differs(#[from] Differs),
@@ -60,6 +63,12 @@ pub enum StartError {
 impl StartError {
     /// Adds where the setting at fault is set.
     pub(crate) fn found_in(self, figment: &Figment) -> StartError {
+        #[cfg(feature = "postgres")]
+        if let StartError::Postgres(postgres::OpenError::Store(StoreError::Unavailable(_))) = &self
+        {
+            let told = ConfigError::led_to(&self, "database_url", figment);
+            return StartError::Unreachable(told.to_string());
+        }
         let setting = match &self {
             StartError::Key(error) => error.setting(),
             StartError::Open(OpenError::InUse(_)) => None,
@@ -68,7 +77,7 @@ impl StartError {
             StartError::Postgres(_) => Some("database_url"),
             StartError::Differs(differs) => Some(differs.setting),
             StartError::Config(ConfigError::Invalid { key, .. }) => Some(*key),
-            StartError::Config(_) | StartError::Notifier(_) => None,
+            StartError::Config(_) | StartError::Notifier(_) | StartError::Unreachable(_) => None,
         };
         match setting {
             Some(key) => ConfigError::led_to(&self, key, figment).into(),

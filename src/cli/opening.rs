@@ -11,7 +11,8 @@ use tokio::time::timeout;
 use super::serve::{AtSignal, Signals, server, unserved};
 use super::{Exit, Failure};
 use crate::config::OPENING_NOTICE_AFTER;
-use crate::http::{OldHandshakes, opening};
+use crate::http::OldHandshakes;
+use crate::http::opening::{self, Stage};
 
 /// Returns the server, ready to be launched. None if it was stopped before.
 pub(super) async fn opened(
@@ -20,7 +21,8 @@ pub(super) async fn opened(
     at_signal: Option<AtSignal>,
 ) -> Result<Option<Rocket<Build>>, Failure> {
     let mut signals = Signals::listen(&figment, at_signal.is_some())?;
-    let mut opening = open(figment.clone(), old, at_signal)?;
+    let stage = Stage::default();
+    let mut opening = open(figment.clone(), old, at_signal, stage.clone())?;
     let fallen = |_| {
         Failure::new(
             Exit::Failed,
@@ -33,7 +35,7 @@ pub(super) async fn opened(
     tracing::info!("opening the database takes a while; `/readyz` reports 503 until it is open");
     let has_port = |port: figment::value::Value| port.to_u128() != Some(0);
     let interim = match figment.find_value("port").is_ok_and(has_port) {
-        true => Some(opening::rocket(&figment).ignite().await),
+        true => Some(opening::rocket(&figment, stage).ignite().await),
         // The port is not known yet.
         false => None,
     };
@@ -67,6 +69,7 @@ fn open(
     figment: Figment,
     old: OldHandshakes,
     at_signal: Option<AtSignal>,
+    stage: Stage,
 ) -> Result<oneshot::Receiver<Result<Rocket<Build>, Failure>>, Failure> {
     let (opened, opening) = oneshot::channel();
     let runtime = Handle::current();
@@ -75,7 +78,7 @@ fn open(
         .spawn(move || {
             let _runtime = runtime.enter();
             // Nothing waits for it if the server was stopped.
-            let _ = opened.send(server(figment, old, at_signal));
+            let _ = opened.send(server(figment, old, at_signal, &stage));
         })?;
     Ok(opening)
 }

@@ -15,9 +15,13 @@ use tracing_subscriber::prelude::*;
 
 use super::opening::opened;
 use super::{Exit, Failure, http_version, terminal};
-use crate::config::{self, CLOSE_MESSAGES_MAX, ConfigError, Settings};
+use crate::config::{
+    self, CLOSE_MESSAGES_MAX, ConfigError, START_PAUSE_MAX, START_PAUSE_MIN, Settings,
+};
+use crate::failures::Failures;
+use crate::http::opening::Stage;
 use crate::http::{self, OldHandshakes, shutdown};
-use crate::service::Tidings;
+use crate::service::{StartError, Tidings};
 
 /// Added to a signal's number in the exit code of a process that the signal ends.
 const SIGNALLED: i32 = 128;
@@ -100,10 +104,11 @@ pub(super) fn server(
     figment: Figment,
     old: OldHandshakes,
     at_signal: Option<AtSignal>,
+    stage: &Stage,
 ) -> Result<Rocket<Build>, Failure> {
     let signals = Signals::listen(&figment, at_signal.is_some())?;
     let figment = take_signals(figment)?;
-    let rocket = crate::server(figment)?.manage(old);
+    let rocket = started(&figment, stage)?.manage(old);
     Ok(
         rocket.attach(AdHoc::on_liftoff("Tidings: announce", move |rocket| {
             Box::pin(async move {
@@ -118,6 +123,34 @@ pub(super) fn server(
             })
         })),
     )
+}
+
+/// Starts Tidings. While its database cannot be reached, tries again: nodes and their database may be started in any order,
+/// and a database that is away is no reason for a node to be replaced.
+fn started(figment: &Figment, stage: &Stage) -> Result<Rocket<Build>, StartError> {
+    let (mut pause, mut failures) = (START_PAUSE_MIN, Failures::default());
+    loop {
+        let unreachable = match crate::server(figment.clone()) {
+            Err(StartError::Unreachable(cause)) => cause,
+            other => {
+                if let Some(failed) = failures.worked() {
+                    tracing::info!(failed, "the database can be reached");
+                }
+                stage.database_is_unreachable(false);
+                return other;
+            }
+        };
+        stage.database_is_unreachable(true);
+        if let Some(failed) = failures.failed(std::time::Instant::now()) {
+            tracing::warn!(
+                cause = unreachable,
+                failed,
+                "the server cannot start yet, and tries again"
+            );
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(START_PAUSE_MAX);
+    }
 }
 
 /// Returns the URL of the server at this address.

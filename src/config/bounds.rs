@@ -373,6 +373,10 @@ pub const READ_AHEAD_BYTES: usize = 1024 * 1024;
 pub const READ_AHEAD_MAX_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// If opening the database takes longer, the server listens meanwhile and reports that it is opening the database.
 pub const OPENING_NOTICE_AFTER: Duration = Duration::from_secs(1);
+/// Pause after the first attempt to start a server whose database could not be reached. Each further pause is twice as long.
+pub const START_PAUSE_MIN: Duration = Duration::from_millis(250);
+/// Maximum pause between two such attempts.
+pub const START_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Maximum number of publishers and schools whose rate is tracked.
 pub const THROTTLED_MAX: usize = 10_000;
 /// Schools on a page of the monitor's school list.

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use diesel::connection::{Connection, SimpleConnection};
 use diesel::sqlite::SqliteConnection;
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::disk::{database, log, post, refusal, some_jobs};
 use crate::notify::receivers::free_port;
@@ -104,6 +106,91 @@ async fn a_signal_ends_a_server_whose_database_is_still_being_opened() {
     assert_eq!(child.0.wait().unwrap().code(), Some(0));
     let took = asked.elapsed();
     assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+/// Starts a server over this database.
+fn over_postgres(serve: &mut std::process::Command, url: &str) -> Guarded {
+    serve
+        .arg("serve")
+        .env("TIDINGS_DATABASE_URL", url)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped());
+    Guarded(serve.spawn().unwrap())
+}
+
+/// Passes connections on to Postgres, until it is dropped.
+fn passing(port: u16, database: &str) -> AbortOnDropHandle<()> {
+    let postgres: u16 = database.rsplit([':', '/']).nth(1).unwrap().parse().unwrap();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(("127.0.0.1", postgres)).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_starts_before_its_database_waits_for_it_and_says_so() {
+    let Some(database) = crate::support::postgres::database() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (port, place) = (free_port(), free_port());
+    let (_, name) = database.url.rsplit_once('/').unwrap();
+    let mut serve = command(folder.path());
+    serve.env("ROCKET_PORT", port.to_string());
+    let away = format!("postgres://tidings:hush@127.0.0.1:{place}/{name}");
+    let mut child = over_postgres(&mut serve, &away);
+    let url = format!("http://127.0.0.1:{port}");
+    until("it says what it waits for", async || {
+        let ready = get(&format!("{url}/readyz")).await;
+        ready.is_some_and(|(status, retry_after, problem)| {
+            let detail = problem["detail"].as_str().unwrap_or_default();
+            status == 503 && retry_after.is_some() && detail.starts_with("waiting: ")
+        })
+    })
+    .await;
+    assert_eq!(get(&format!("{url}/healthz")).await.unwrap().0, 200);
+    let _passing = passing(place, &database.url);
+    until("it is ready", async || {
+        let ready = get(&format!("{url}/readyz")).await;
+        ready.is_some_and(|(status, ..)| status == 200)
+    })
+    .await;
+    child.0.kill().unwrap();
+    let mut log = String::new();
+    let mut stderr = child.0.stderr.take().unwrap();
+    stderr.read_to_string(&mut log).unwrap();
+    for told in [
+        "the server cannot start yet",
+        "Connection refused",
+        "the database can be reached",
+    ] {
+        assert!(log.contains(told), "{told}: {log}");
+    }
+    assert!(!log.contains("hush"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_its_database_refuses_does_not_start() {
+    let Some(database) = crate::support::postgres::database() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let absent = format!("{}_absent", database.url);
+    let mut child = over_postgres(&mut command(folder.path()), &absent);
+    let mut log = String::new();
+    let mut stderr = child.0.stderr.take().unwrap();
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(!child.0.wait().unwrap().success());
+    for told in ["`database_url`", "refuses the connection", "does not exist"] {
+        assert!(log.contains(told), "{told}: {log}");
+    }
 }
 
 /// Damages a page, such that neither size nor time of the file tell.

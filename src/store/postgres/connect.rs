@@ -128,7 +128,14 @@ impl Address {
         let connecting = async {
             let unreachable = |error: tokio_postgres::Error| {
                 let cause = cause(&error);
-                StoreError::Unavailable(format!("Postgres cannot be reached: {cause}"))
+                match is_refusal(&error) {
+                    true => {
+                        StoreError::Database(format!("Postgres refuses the connection: {cause}"))
+                    }
+                    false => {
+                        StoreError::Unavailable(format!("Postgres cannot be reached: {cause}"))
+                    }
+                }
             };
             let connected = self.config.connect(self.tls.clone()).await;
             let (client, connection) = connected.map_err(unreachable)?;
@@ -185,6 +192,14 @@ pub(super) async fn in_time<T>(
 ) -> Result<T, StoreError> {
     let late = || StoreError::Unavailable("Postgres does not answer".into());
     timeout(POSTGRES_TIMEOUT, steps).await.map_err(|_| late())?
+}
+
+/// Whether Postgres refuses a connection for a reason that does not pass by itself, such as a wrong password or an unknown
+/// database. Others do: it starts or shuts down, or it has no more connections.
+fn is_refusal(error: &tokio_postgres::Error) -> bool {
+    const PASSING: [&str; 3] = ["08", "53", "57"];
+    let code = error.code().map(tokio_postgres::error::SqlState::code);
+    code.is_some_and(|code| !PASSING.iter().any(|class| code.starts_with(class)))
 }
 
 /// Returns the innermost cause of an error, which says most.

@@ -415,6 +415,8 @@ pub const POSTGRES_WRITERS: usize = 4;
 pub const POSTGRES_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection to Postgres may take to be established.
 pub const POSTGRES_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long Postgres uses one plan of a writer's statements.
+pub const POSTGRES_PLAN_AGE: Duration = Duration::from_secs(1);
 /// Pause between two attempts to find out whether a commit took effect whose connection broke.
 pub const POSTGRES_RETRY: Duration = Duration::from_millis(200);
 /// How long this is attempted. Then the request is answered that its outcome is not known.

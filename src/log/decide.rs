@@ -11,6 +11,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
+
 use super::facts::{Address, Answered, Facts, Moment, Stored, Tail};
 use super::{CommandError, Envelope, Idempotency, Receipt, Room};
 use crate::event::{Class, Event};
@@ -36,6 +38,8 @@ pub struct Decisions {
     pub events: Vec<Arc<Event>>,
     /// States that have changed.
     pub states: HashMap<Address, Stored>,
+    /// What a store counted of those that existed before.
+    pub before: HashMap<Address, Counted>,
     /// The ends of the logs of the events' schools.
     pub tails: HashMap<SchoolId, Tail>,
     /// Idempotency keys that were used for the first time.
@@ -52,6 +56,28 @@ pub struct Decisions {
     holders: HashMap<(SchoolId, Kind, String), Option<SubjectId>>,
     /// The publisher-assigned ids of the parts that were created.
     part_ids: HashSet<(SchoolId, Kind, Arc<str>)>,
+}
+
+/// What a store counts of a subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    /// Its status.
+    pub status: &'static str,
+    /// Whether it has stalled.
+    pub is_stalled: bool,
+    /// When it ended, if it has.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+impl Counted {
+    fn of(stored: &Stored) -> Counted {
+        let own = stored.state.subject();
+        Counted {
+            status: own.status(),
+            is_stalled: own.is_stalled(),
+            finished_at: own.finished_at(),
+        }
+    }
 }
 
 /// The first use of an idempotency key.
@@ -364,6 +390,11 @@ impl Decisions {
                 event: Arc::clone(numbered.receipt.event()),
             };
             self.keys.insert((school, key.clone()), new);
+        }
+        if let Some(previous) = previous
+            && !self.states.contains_key(&address)
+        {
+            self.before.insert(address.clone(), Counted::of(previous));
         }
         self.states.insert(address, numbered.stored);
         numbered.receipt

@@ -1,9 +1,16 @@
 //! The tables on Postgres: what other places rely on.
 
-use tidings::config::Settings;
-use tidings::log::Committed;
-use tidings::store::postgres::{Address, OpenError, PostgresStore};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde_json::json;
+use tidings::config::Settings;
+use tidings::log::{Committed, Journal};
+use tidings::store::postgres::{Address, OpenError, PostgresStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::commands::job;
 use crate::support::postgres;
 
 /// Opens the store on a database.
@@ -115,6 +122,56 @@ async fn nodes_that_start_at_the_same_time_make_the_tables_once() {
         .query("SELECT FROM meta WHERE key = 'epoch'", &[])
         .await;
     assert_eq!(epochs.unwrap().len(), 1);
+}
+
+/// Passes connections on to Postgres, and counts how often the clients send this text.
+async fn counting(database: &str, text: &'static [u8]) -> (String, Arc<AtomicUsize>) {
+    let (before, name) = database.rsplit_once('/').unwrap();
+    let postgres = before.rsplit_once('@').unwrap().1.to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap();
+    let count = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(&postgres).await.unwrap();
+            let ((mut asks, mut reads), (mut told, mut asked)) =
+                (client.into_split(), server.into_split());
+            tokio::spawn(async move { tokio::io::copy(&mut told, &mut reads).await });
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                let (mut part, mut tail) = (vec![0; 64 * 1024], Vec::new());
+                while let Ok(read @ 1..) = asks.read(&mut part).await {
+                    tail.extend_from_slice(&part[..read]);
+                    let found = tail.windows(text.len()).filter(|own| *own == text);
+                    counted.fetch_add(found.count(), Ordering::SeqCst);
+                    // What may be its beginning.
+                    tail.drain(..tail.len().saturating_sub(text.len() - 1));
+                    if asked.write_all(&part[..read]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (format!("postgres://tidings@{own}/{name}"), count)
+}
+
+/// Otherwise each commit would be two round trips, and Postgres would plan it anew, which takes longer than the commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_statement_of_a_commit_is_sent_once_and_not_with_every_commit() {
+    let Some(database) = postgres::database() else {
+        return;
+    };
+    let (url, sent) = counting(&database.url, b"new_states AS (").await;
+    let store = open(&url).unwrap();
+    for number in 0..50 {
+        let id = format!("j{number}");
+        let create = job(&id, "create", json!({"job_type": "scan"}));
+        let told = store.append(1.try_into().unwrap(), vec![create]).await;
+        told.unwrap().pop().unwrap().unwrap();
+    }
+    assert_eq!(sent.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

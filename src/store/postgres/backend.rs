@@ -16,10 +16,11 @@ use tokio::runtime::Runtime;
 
 use super::commit::commit;
 use super::connect::{Address as Place, bounded};
+use super::prepared::prepared;
 use super::rows::{self, EventRow, SubjectRow};
 use super::schema::{counts, events, idempotency_keys, parts, schools, subjects};
 use super::{answers, database_error};
-use crate::config::{self, POSTGRES_RETRY, POSTGRES_UNKNOWN_WAIT, Synchronous};
+use crate::config::{self, POSTGRES_PLAN_AGE, POSTGRES_RETRY, POSTGRES_UNKNOWN_WAIT, Synchronous};
 use crate::id::{Epoch, Kind, SchoolId, SubjectId};
 use crate::kind::Part;
 use crate::kind::job::Past;
@@ -46,6 +47,8 @@ pub(super) struct Database {
     has_lost_connection: bool,
     /// Whether the commands in progress are decided in a transaction that has locked the rows of their schools.
     holds_locks: bool,
+    /// When Postgres last forgot how it executes the connection's statements.
+    planned_at: Instant,
 }
 
 #[derive(QueryableByName)]
@@ -85,6 +88,7 @@ impl Database {
             hints,
             has_lost_connection: false,
             holds_locks: false,
+            planned_at: Instant::now(),
         }
     }
 
@@ -336,14 +340,11 @@ impl shared::Database for Database {
         let query = "SELECT s.school_id, s.kind, s.subject_id, s.created_seq, s.last_seq, s.last_tag, s.last_at, s.state \
              FROM unnest($1::bigint[], $2::text[], $3::text[]) AS w (school_id, kind, subject_id) \
              JOIN subjects AS s USING (school_id, kind, subject_id)";
-        let rows: Vec<SubjectRow> = self.ask(async |conn| {
-            diesel::sql_query(query)
-                .bind::<Array<BigInt>, _>(schools)
-                .bind::<Array<Text>, _>(kinds)
-                .bind::<Array<Text>, _>(ids)
-                .load(conn)
-                .await
-        })?;
+        let query = diesel::sql_query(query)
+            .bind::<Array<BigInt>, _>(schools)
+            .bind::<Array<Text>, _>(kinds)
+            .bind::<Array<Text>, _>(ids);
+        let rows: Vec<SubjectRow> = self.ask(async |conn| prepared(query).load(conn).await)?;
         let read = |row: SubjectRow| {
             let (school, kind) = (rows::school(row.school_id)?, rows::kind(&row.kind)?);
             let (id, stored) = row.into_stored()?;
@@ -363,13 +364,10 @@ impl shared::Database for Database {
             .unzip();
         let query = "SELECT k.school_id, k.key FROM unnest($1::bigint[], $2::text[]) AS w (school_id, key) \
              JOIN idempotency_keys AS k USING (school_id, key)";
-        let used: Vec<KeyRow> = self.ask(async |conn| {
-            diesel::sql_query(query)
-                .bind::<Array<BigInt>, _>(schools)
-                .bind::<Array<Text>, _>(names)
-                .load(conn)
-                .await
-        })?;
+        let query = diesel::sql_query(query)
+            .bind::<Array<BigInt>, _>(schools)
+            .bind::<Array<Text>, _>(names);
+        let used: Vec<KeyRow> = self.ask(async |conn| prepared(query).load(conn).await)?;
         let read = |row: KeyRow| Ok((rows::school(row.school_id)?, row.key));
         let used: QueryResult<HashSet<_>> = used.into_iter().map(read).collect();
         used.map_err(database_error)
@@ -504,7 +502,15 @@ impl shared::Database for Database {
             Synchronous::Milestone => group.has_milestone,
         };
         let ends = self.holds_locks;
+        let is_to_plan = self.planned_at.elapsed() > POSTGRES_PLAN_AGE;
+        if is_to_plan {
+            self.planned_at = Instant::now();
+        }
         let written = self.ask(async |conn| {
+            // What is best for small tables is slow once they have grown, and Postgres does not notice by itself for minutes.
+            if is_to_plan {
+                conn.batch_execute("DISCARD PLANS").await?;
+            }
             let written = commit(conn, group, moves, waits_for_disk, now).await?;
             if ends {
                 conn.batch_execute("COMMIT").await?;

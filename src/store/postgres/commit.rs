@@ -17,11 +17,12 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
+use super::prepared::prepared;
 use crate::config::INDEXED_TEXT_MAX_BYTES;
 use crate::event::Event;
 use crate::id::SchoolId;
 use crate::kind::State;
-use crate::log::decide::Decisions;
+use crate::log::decide::{Counted, Decisions};
 use crate::log::facts::{Moment, Stored};
 use crate::store::columns::{millis, tag_bits, uptime_millis};
 use crate::store::numbers::signed;
@@ -56,7 +57,8 @@ columns! {
     Subjects { school: i64, kind: &'a str, subject: &'a str, status: &'a str, category: Option<&'a str>,
         holds: Option<&'a str>, stalled: bool, created_at: i64, finished_at: Option<i64>, check_uptime: Option<i64>,
         created_seq: i64, last_seq: i64, last_tag: Option<i64>, last_at: i64, told_seq: i64, also_told_seq: Option<i64>,
-        past: Option<String>, texts: Option<String>, state: String }
+        past: Option<String>, texts: Option<String>, state: String, old_status: Option<&'a str>, old_stalled: bool,
+        old_finished_at: Option<i64> }
 }
 columns! {
     /// Of `parts`.
@@ -86,7 +88,12 @@ impl<'a> Events<'a> {
 }
 
 impl<'a> Subjects<'a> {
-    fn push(&mut self, (school, kind, id): (SchoolId, &'a str, &'a str), stored: &'a Stored) {
+    fn push(
+        &mut self,
+        (school, kind, id): (SchoolId, &'a str, &'a str),
+        stored: &'a Stored,
+        before: Option<&Counted>,
+    ) {
         let own = stored.state.subject();
         let [told, also_told] = own.places(stored.last.seq);
         self.school.push(school.get());
@@ -110,6 +117,11 @@ impl<'a> Subjects<'a> {
         self.past.push(past.map(|past| past.expect("it is JSON")));
         self.texts.push(searched_texts(id, &stored.state));
         self.state.push(stored.state.to_json());
+        self.old_status.push(before.map(|own| own.status));
+        self.old_stalled
+            .push(before.is_some_and(|own| own.is_stalled));
+        let finished_at = before.and_then(|own| own.finished_at);
+        self.old_finished_at.push(finished_at.map(millis));
     }
 }
 
@@ -159,8 +171,10 @@ pub(super) async fn commit(
     for event in &group.events {
         events.push(event);
     }
-    for ((school, kind, id), stored) in &group.states {
-        subjects.push((*school, kind.collection(), id.as_str()), stored);
+    for (address, stored) in &group.states {
+        let (school, kind, id) = address;
+        let before = group.before.get(address);
+        subjects.push((*school, kind.collection(), id.as_str()), stored, before);
     }
     for (((school, kind, subject), number), part) in &group.parts {
         parts.school.push(school.get());
@@ -198,7 +212,7 @@ pub(super) async fn commit(
         .map(|own| growth.get(&own.school).copied().unwrap_or_default());
     let (bytes, answer_bytes): (Vec<i64>, Vec<i64>) = grown.unzip();
     let mode = if waits_for_disk { "on" } else { "off" };
-    let moved: Vec<Moved> = diesel::sql_query(COMMIT)
+    let query = diesel::sql_query(COMMIT)
         .bind::<Array<BigInt>, _>(of_moves!(own => own.school.get()))
         .bind::<Array<Nullable<BigInt>>, _>(of_moves!(own => own.expected))
         .bind::<Array<BigInt>, _>(of_moves!(own => own.stamp))
@@ -236,6 +250,9 @@ pub(super) async fn commit(
         .bind::<Array<Nullable<Text>>, _>(subjects.past)
         .bind::<Array<Nullable<Text>>, _>(subjects.texts)
         .bind::<Array<Text>, _>(subjects.state)
+        .bind::<Array<Nullable<Text>>, _>(subjects.old_status)
+        .bind::<Array<Bool>, _>(subjects.old_stalled)
+        .bind::<Array<Nullable<BigInt>>, _>(subjects.old_finished_at)
         .bind::<Array<BigInt>, _>(parts.school)
         .bind::<Array<Text>, _>(parts.kind)
         .bind::<Array<Text>, _>(parts.subject)
@@ -253,9 +270,8 @@ pub(super) async fn commit(
         .bind::<Array<Nullable<Text>>, _>(keys.answer)
         .bind::<BigInt, _>(millis(now.at))
         .bind::<Text, _>(mode)
-        .bind::<BigInt, _>(uptime_millis(now.uptime))
-        .load(conn)
-        .await?;
+        .bind::<BigInt, _>(uptime_millis(now.uptime));
+    let moved: Vec<Moved> = prepared(query).load(conn).await?;
     moved
         .into_iter()
         .map(|own| super::rows::school(own.school_id))

@@ -8,14 +8,14 @@ locked AS (
 ),
 made AS (
     INSERT INTO schools (school_id, stamp, head, head_tag, bytes, answer_bytes, uptime)
-    SELECT school_id, stamp, head, head_tag, bytes, answer_bytes, $55 FROM input WHERE expected IS NULL ORDER BY school_id
+    SELECT school_id, stamp, head, head_tag, bytes, answer_bytes, $58 FROM input WHERE expected IS NULL ORDER BY school_id
     ON CONFLICT DO NOTHING
     RETURNING school_id
 ),
 moved AS (
     UPDATE schools SET stamp = input.stamp, head = input.head, head_tag = input.head_tag,
         bytes = schools.bytes + input.bytes, answer_bytes = schools.answer_bytes + input.answer_bytes,
-        uptime = GREATEST(schools.uptime, $55)
+        uptime = GREATEST(schools.uptime, $58)
     FROM input JOIN locked USING (school_id)
     WHERE schools.school_id = input.school_id AND locked.stamp = input.expected
     RETURNING schools.school_id
@@ -33,20 +33,23 @@ new_events AS (
 states AS MATERIALIZED (
     SELECT s.* FROM unnest($19::bigint[], $20::text[], $21::text[], $22::text[], $23::text[], $24::text[], $25::boolean[],
         $26::bigint[], $27::bigint[], $28::bigint[], $29::bigint[], $30::bigint[], $31::bigint[], $32::bigint[],
-        $33::bigint[], $34::bigint[], $35::text[], $36::text[], $37::text[])
+        $33::bigint[], $34::bigint[], $35::text[], $36::text[], $37::text[], $38::text[], $39::boolean[], $40::bigint[])
         AS s (school_id, kind, subject_id, status, category, holds, stalled, created_at, finished_at, check_uptime,
-            created_seq, last_seq, last_tag, last_at, told_seq, also_told_seq, past, texts, state)
+            created_seq, last_seq, last_tag, last_at, told_seq, also_told_seq, past, texts, state,
+            old_status, old_stalled, old_finished_at)
     WHERE s.school_id IN (SELECT school_id FROM written)
 ),
--- As it was: a statement sees the tables as they were when it began.
-old_states AS MATERIALIZED (
-    SELECT o.school_id, o.kind, o.status, o.stalled, o.finished_at
-    FROM states JOIN subjects AS o USING (school_id, kind, subject_id)
+-- Given by the node, which has judged by them, and not looked up: the stamp says that they are still the same.
+old_states AS (
+    SELECT school_id, kind, old_status AS status, old_stalled AS stalled, old_finished_at AS finished_at
+    FROM states WHERE old_status IS NOT NULL
 ),
 new_states AS (
     INSERT INTO subjects (school_id, kind, subject_id, status, category, holds, stalled, created_at, finished_at,
         check_uptime, created_seq, last_seq, last_tag, last_at, told_seq, also_told_seq, past, texts, state)
-    SELECT * FROM states
+    SELECT school_id, kind, subject_id, status, category, holds, stalled, created_at, finished_at,
+        check_uptime, created_seq, last_seq, last_tag, last_at, told_seq, also_told_seq, past, texts, state
+    FROM states
     ON CONFLICT (school_id, kind, subject_id) DO UPDATE SET
         status = excluded.status, category = excluded.category, holds = excluded.holds, stalled = excluded.stalled,
         created_at = excluded.created_at, finished_at = excluded.finished_at, check_uptime = excluded.check_uptime,
@@ -55,8 +58,8 @@ new_states AS (
         past = excluded.past, texts = excluded.texts, state = excluded.state
 ),
 own_parts AS MATERIALIZED (
-    SELECT p.* FROM unnest($38::bigint[], $39::text[], $40::text[], $41::bigint[], $42::text[], $43::bigint[], $44::bigint[],
-        $45::text[])
+    SELECT p.* FROM unnest($41::bigint[], $42::text[], $43::text[], $44::bigint[], $45::text[], $46::bigint[], $47::bigint[],
+        $48::text[])
         AS p (school_id, kind, subject_id, number, own_id, seq, closed_at, part)
     WHERE p.school_id IN (SELECT school_id FROM written)
 ),
@@ -71,7 +74,7 @@ new_parts AS (
 ),
 new_keys AS (
     INSERT INTO idempotency_keys (school_id, key, fingerprint, kind, subject_id, seq, answer, created_at)
-    SELECT k.*, $53 FROM unnest($46::bigint[], $47::text[], $48::text[], $49::text[], $50::text[], $51::bigint[], $52::text[])
+    SELECT k.*, $56 FROM unnest($49::bigint[], $50::text[], $51::text[], $52::text[], $53::text[], $54::bigint[], $55::text[])
         AS k (school_id, key, fingerprint, kind, subject_id, seq, answer)
     WHERE k.school_id IN (SELECT school_id FROM written)
     ON CONFLICT (school_id, key) DO UPDATE SET
@@ -100,4 +103,4 @@ new_endings AS (
     SELECT school_id, kind, hour, status, sum(by) FROM ended GROUP BY school_id, kind, hour, status HAVING sum(by) <> 0
     ON CONFLICT (school_id, kind, hour, status) DO UPDATE SET count = endings.count + excluded.count
 )
-SELECT school_id, set_config('synchronous_commit', $54, true) FROM written
+SELECT school_id, set_config('synchronous_commit', $57, true) FROM written

@@ -23,6 +23,7 @@ mod lists;
 mod migrations;
 mod nodes;
 mod pool;
+mod prepared;
 mod read;
 mod readers;
 mod rows;

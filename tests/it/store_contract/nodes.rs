@@ -281,6 +281,26 @@ pub(super) async fn reports_of_one_job_at_two_handles_are_all_in_one_order(
     assert_eq!(pair.seqs().await, (1..=all).collect::<Vec<_>>());
 }
 
+/// The counts are kept by differences from the states that a node knows, which another one may have changed.
+pub(super) async fn each_subject_is_counted_once_whoever_changes_it(open: Open, again: Option<Open>) {
+    let pair = Pair::open(open, again, Settings::default());
+    for number in 0..RACES {
+        let id = format!("j{number}");
+        pair.bench.done(vec![create(&id), tick(&id)]).await;
+        let complete = envelope(&id, "complete", json!({}));
+        let fail = envelope(&id, "fail", json!({"error": "x"}));
+        let [one, other] = pair.race(complete, fail).await;
+        assert!(one.is_ok() != other.is_ok(), "it ends once");
+    }
+    let counts = pair.bench.store.counts(school(1), KIND).await.unwrap();
+    let of = |statuses: &[&str]| -> u64 {
+        let own = counts.iter().filter(|(own, _)| statuses.contains(own));
+        own.map(|(_, count)| count).sum()
+    };
+    assert_eq!(of(&["completed", "failed"]), RACES as u64, "{counts:?}");
+    assert_eq!(of(&["pending", "in_progress"]), 0, "{counts:?}");
+}
+
 /// A rejection writes nothing, so that no comparison at the commit finds that it was decided by an outdated state.
 pub(super) async fn what_is_rejected_is_judged_by_what_the_other_handle_has_written(
     open: Open,

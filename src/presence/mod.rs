@@ -15,6 +15,7 @@
 //!
 //! Where several nodes hear devices, they share what they have heard: see `together.rs`.
 
+mod combined;
 mod leases;
 mod together;
 

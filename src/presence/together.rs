@@ -24,6 +24,7 @@ use std::time::Instant;
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::combined::Combined;
 use super::leases::{Doubts, Leases, answer, heard_now};
 use super::{Address, Beaten, Presence, not_found};
 use crate::cluster::{Cluster, Company};
@@ -46,6 +47,8 @@ pub struct Together {
     lease: Lease,
     /// When this node began to hear devices.
     since: Uptime,
+    /// Heartbeats that are shared at once.
+    combined: Combined,
 }
 
 impl Together {
@@ -59,6 +62,7 @@ impl Together {
             cluster,
             lease: Lease::new(Arc::clone(store), LEASE, terms),
             since: store.uptime().now(),
+            combined: Combined::default(),
         }
     }
 }
@@ -193,7 +197,11 @@ impl Presence {
                 (device, beat)
             })
             .unzip();
-        let known = self.store.save_beats(beats).await?;
+        let save = |beats| self.store.save_beats(beats);
+        let known = match &self.together {
+            Some(together) => together.combined.save(beats, save).await?,
+            None => save(beats).await?,
+        };
         let mut leases = self.lock();
         let known = devices.into_iter().zip(known);
         Ok(known

@@ -174,9 +174,12 @@ pub fn lease_of(notifier: &str) -> String {
 /// Named readers of the logs, each with a position in every school's log.
 #[async_trait]
 pub trait Consumers: Send + Sync + 'static {
-    /// Registers a notifier. A new one starts at the current end of the logs. For a known one this is a read: nodes call it
-    /// every [`NOTIFY_LOOK`](crate::config::NOTIFY_LOOK) to find what other nodes have committed.
+    /// Registers a notifier. A new one starts at the current end of the logs. For a known one this is a read.
     async fn notifier_begins(&self, name: &str) -> Result<Begun, StoreError>;
+
+    /// Returns where a registered notifier has work. Its holder asks every [`NOTIFY_LOOK`](crate::config::NOTIFY_LOOK) for
+    /// what other nodes have committed, so it must not write.
+    async fn notifier_looks(&self, name: &str) -> Result<Begun, StoreError>;
 
     /// Returns a notifier's position in a school's log.
     async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError>;

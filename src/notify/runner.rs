@@ -31,7 +31,9 @@ use crate::feed::Feed;
 use crate::id::{self, Channel, SchoolId};
 use crate::kind::characteristic;
 use crate::lease::{self, Lease};
-use crate::log::consumers::{Change, DeadLetter, Place, Progress, SetAside, Tried, lease_of};
+use crate::log::consumers::{
+    Begun, Change, DeadLetter, Place, Progress, SetAside, Tried, lease_of,
+};
 use crate::log::{Store, StoreError};
 use crate::scope::Scope;
 use crate::wire;
@@ -201,7 +203,10 @@ impl Runner {
 
     /// Delivers until the store stops or another node holds the lease. Returns which.
     async fn serve(&self, waiting: &mut mpsc::Receiver<Vec<Arc<Event>>>) -> StoreError {
-        if let Err(error) = self.begin().await {
+        let name = self.notifier.name();
+        let begins = || self.store.notifier_begins(name);
+        let looks = || self.store.notifier_looks(name);
+        if let Err(error) = self.find_work(begins).await {
             return error;
         }
         let is_shared = self.store.is_shared();
@@ -209,7 +214,7 @@ impl Runner {
         let mut round = Instant::now() + NOTIFY_ROUND;
         loop {
             if is_shared && look <= Instant::now() {
-                if let Err(error) = self.begin().await {
+                if let Err(error) = self.find_work(looks).await {
                     return error;
                 }
                 look = Instant::now() + NOTIFY_LOOK;
@@ -248,9 +253,12 @@ impl Runner {
     }
 
     /// Determines which schools have work. Fails only if the store has stopped.
-    async fn begin(&self) -> Result<(), StoreError> {
+    async fn find_work<F: Future<Output = Result<Begun, StoreError>>>(
+        &self,
+        read: impl Fn() -> F,
+    ) -> Result<(), StoreError> {
         loop {
-            match self.store.notifier_begins(self.notifier.name()).await {
+            match read().await {
                 Ok(begun) => {
                     let mut schedule = self.schedule();
                     if let Some(at) = begun.not_before {

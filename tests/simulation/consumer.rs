@@ -217,6 +217,10 @@ impl Consumers for Ledger {
         })
     }
 
+    async fn notifier_looks(&self, name: &str) -> Result<Begun, StoreError> {
+        self.notifier_begins(name).await
+    }
+
     async fn notifier_place(&self, _: &str, school: SchoolId) -> Result<Standpoint, StoreError> {
         Ok(self
             .disk

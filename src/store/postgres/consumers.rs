@@ -6,6 +6,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
+use super::prepared::prepared;
 use super::schema::{dead_letters, notifier_cursors, notifier_set_aside, notifiers};
 use super::{PostgresStore, read, rows};
 use crate::config::DEAD_LETTERS_MAX;
@@ -117,14 +118,18 @@ pub(super) async fn begins(conn: &mut AsyncPgConnection, name: &str) -> QueryRes
         .execute(conn)
         .await?;
     }
-    let behind: Vec<School> = diesel::sql_query(
+    work(conn, name).await
+}
+
+/// Returns where a registered notifier has work.
+async fn work(conn: &mut AsyncPgConnection, name: &str) -> QueryResult<Begun> {
+    let query = diesel::sql_query(
         "SELECT s.school_id FROM schools AS s LEFT JOIN notifier_cursors AS c ON c.school_id = s.school_id AND c.name = $1 \
          WHERE s.head > COALESCE(c.seq, 0) \
          UNION SELECT school_id FROM notifier_set_aside WHERE name = $1",
     )
-    .bind::<Text, _>(name)
-    .load(conn)
-    .await?;
+    .bind::<Text, _>(name);
+    let behind: Vec<School> = prepared(query).load(conn).await?;
     let not_before: Option<i64> = notifiers::table
         .find(name)
         .select(notifiers::not_before)
@@ -448,6 +453,12 @@ impl Consumers for PostgresStore {
         let mut write = self.write().await?;
         let begun = begins(&mut write, name).await;
         write.end(begun).await
+    }
+
+    async fn notifier_looks(&self, name: &str) -> Result<Begun, StoreError> {
+        let mut read = self.look().await?;
+        let found = work(&mut read, name).await;
+        read.end(found).await
     }
 
     async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError> {

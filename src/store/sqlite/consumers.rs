@@ -17,6 +17,10 @@ impl Consumers for SqliteStore {
         self.aside(move |conn| notifiers::begins(conn, &name)).await
     }
 
+    async fn notifier_looks(&self, name: &str) -> Result<Begun, StoreError> {
+        self.notifier_begins(name).await
+    }
+
     async fn notifier_place(&self, name: &str, school: SchoolId) -> Result<Place, StoreError> {
         let name = name.to_owned();
         self.look(move |conn| notifiers::place(conn, &name, school))

@@ -422,7 +422,10 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
     );
     bench.done(vec![create("c")]).await;
     bench.append(2, vec![create("a")]).await;
-    let mut behind = bench.store.notifier_begins("ops").await.unwrap().behind;
+    let begun = bench.store.notifier_begins("ops").await.unwrap();
+    let looked = bench.store.notifier_looks("ops").await.unwrap();
+    assert!(begun == looked, "{begun:?} {looked:?}");
+    let mut behind = looked.behind;
     behind.sort();
     assert_eq!(behind, [school(1), school(2)]);
     assert_eq!(

@@ -41,7 +41,7 @@ pub struct Vitals {
     pub streams: u64,
     /// Events that it has committed per second, on average over the last seconds.
     pub events_per_sec: f64,
-    /// Commits that it knows of and has not offered to its streams.
+    /// How far its streams are behind the logs that they follow, in events.
     pub lag: u64,
     /// The state of its connection to the other nodes.
     pub bus: String,

@@ -476,6 +476,8 @@ fn vitals(
     let relay = relay.map(Arc::clone);
     Box::new(move || {
         let bus = relay.as_ref().map(|relay| relay.status());
+        // Of events that this node has committed itself, it knows without a look at the logs.
+        let behind = relay.as_ref().map_or(0, |relay| relay.read().1.behind);
         // Known once the bus has been reached.
         let fingerprint = relay.as_ref().and_then(|relay| relay.fingerprint());
         let of_bus = |text: String| Fingerprint::of("bus_url", text.as_bytes());
@@ -483,7 +485,7 @@ fn vitals(
             address: address.get().map(ToString::to_string),
             streams: hub.attached() as u64,
             events_per_sec: metrics.events_per_sec(),
-            lag: committed.waiting(),
+            lag: committed.behind().max(behind),
             bus: bus.unwrap_or_else(|| NO_BUS.to_owned()),
             bus_fingerprint: fingerprint.map(of_bus),
         }

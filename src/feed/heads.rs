@@ -45,11 +45,13 @@ async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result
     let mut positions = hub.positions();
     positions.retain(|(school, _)| look.all || look.schools.contains(school));
     let mut behind = Vec::new();
+    let mut events_behind = 0;
     for part in positions.chunks(HEADS_BATCH) {
         let schools: Vec<SchoolId> = part.iter().map(|(school, _)| *school).collect();
         let heads: HashMap<_, _> = log.heads(&schools).await?.into_iter().collect();
         for (school, position) in part {
             let head = heads.get(school).copied().unwrap_or_default();
+            events_behind += events_between(hub, *school, head);
             match position.head {
                 Some(known) if is_lost(known, head) => {
                     hints.give(Hint::HistoryChanged(*school));
@@ -59,6 +61,9 @@ async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result
                 _ => behind.push((*school, head.seq)),
             }
         }
+    }
+    if look.all {
+        hints.is_behind(events_behind);
     }
     if !look.all || behind.is_empty() {
         give(hints, behind);
@@ -72,6 +77,12 @@ async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result
     });
     give(hints, behind);
     Ok(())
+}
+
+/// Returns how many events up to `head` the hub has still not been offered.
+fn events_between(hub: &Hub, school: SchoolId, head: Place) -> u64 {
+    let offered = hub.position(school).and_then(|own| own.head);
+    offered.map_or(0, |offered| head.seq.saturating_sub(offered.seq))
 }
 
 fn give(hints: &Hints, behind: Vec<(SchoolId, u64)>) {

@@ -294,8 +294,8 @@ impl Metrics {
             |own| own.report.events_per_sec,
         );
         gauge(
-            "node_lag_batches",
-            "Committed batches that a node knows of and has not handed to its streams yet",
+            "node_lag_events",
+            "Events of the logs which a node's streams follow that it had not handed to them when it last looked",
             |own| own.report.lag as f64,
         );
     }

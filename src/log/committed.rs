@@ -59,7 +59,7 @@ struct Way {
 struct UnderWay {
     /// The newest `seq` that was committed.
     committed: u64,
-    /// The newest that was dispatched.
+    /// The newest that was dispatched; at first, the one before the oldest in flight.
     told: u64,
     changed: Arc<Notify>,
 }
@@ -134,6 +134,13 @@ impl Committed {
         // Read `done` first: if a batch completes in between, `done` must not exceed `sent`.
         let done = *self.way.done.borrow();
         self.way.sent.load(Ordering::SeqCst).saturating_sub(done)
+    }
+
+    /// Returns how many of the events that were sent have not been dispatched.
+    pub fn behind(&self) -> u64 {
+        let schools = self.way.schools();
+        let behind = |own: &UnderWay| own.committed.saturating_sub(own.told);
+        schools.values().map(behind).sum()
     }
 
     /// Sends an empty batch, and waits until the receiver has processed it.
@@ -279,7 +286,7 @@ impl Way {
                 .entry(of_school[0].school)
                 .or_insert_with(|| UnderWay {
                     committed: 0,
-                    told: 0,
+                    told: of_school[0].seq - 1,
                     changed: Arc::default(),
                 });
             own.committed = own.committed.max(newest);

@@ -91,6 +91,8 @@ pub struct Counts {
     late: AtomicU64,
     /// Reads of missing events from the log.
     reads: AtomicU64,
+    /// Events that the logs had and the hub had not when they were last compared.
+    behind: AtomicU64,
 }
 
 /// The values of [`Counts`].
@@ -104,6 +106,8 @@ pub struct HintCounts {
     pub late: u64,
     /// Reads of missing events from the log.
     pub reads: u64,
+    /// How far the hub was behind the logs when they were last compared, in events.
+    pub behind: u64,
 }
 
 impl Hints {
@@ -178,6 +182,12 @@ impl Hints {
         }
     }
 
+    /// Records how far the hub is behind the logs, in events.
+    pub fn is_behind(&self, events: u64) {
+        let counts = &self.state.counts;
+        counts.behind.store(events, Ordering::Relaxed);
+    }
+
     /// Returns what became of hints since the start.
     pub fn counts(&self) -> HintCounts {
         let counts = &self.state.counts;
@@ -187,6 +197,7 @@ impl Hints {
             dropped: value(&counts.dropped),
             late: value(&counts.late),
             reads: value(&counts.reads),
+            behind: value(&counts.behind),
         }
     }
 }

@@ -93,7 +93,7 @@ pub struct NodeReport {
     pub streams: u64,
     /// Events that it has committed per second, on average over the last seconds.
     pub events_per_sec: f64,
-    /// How far its streams are behind the log: the number of commits, of which it knows, that it has not offered to them.
+    /// How far its streams are behind the logs that they follow, in events, when it last looked.
     pub lag: u64,
     /// The state of its connection to the other nodes, in a word or two.
     pub bus: String,

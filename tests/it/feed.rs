@@ -430,6 +430,31 @@ async fn an_event_without_any_hint_arrives_by_the_comparison_of_heads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_lag_is_the_number_of_events_that_the_streams_lack() {
+    let mut node = node();
+    let events = make(&mut node, 1, 5).await;
+    let mut subscription = node.open(1, Some(1));
+    until_ready(&mut subscription).await;
+    let last = events.last().unwrap().seq;
+    // Other nodes commit. Of a school to which nobody listens, nothing is lacking.
+    for _ in 0..3 {
+        node.report("lost").await;
+    }
+    make(&mut node, 2, 5).await;
+    let looking = node.compare_heads();
+    let hints = node.committed.hints().clone();
+    hints.look_at_all();
+    support::until("the lag is known", async || hints.counts().behind == 3).await;
+    let following = node.follow();
+    for seq in 1..=3 {
+        assert_eq!(next_event(&mut subscription).await, last + seq);
+    }
+    hints.look_at_all();
+    support::until("there is none", async || hints.counts().behind == 0).await;
+    (following.abort(), looking.abort());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_first_reader_misses_nothing_that_is_committed_while_it_reads() {
     let mut node = node();
     make(&mut node, 1, 1).await;

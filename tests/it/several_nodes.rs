@@ -236,7 +236,7 @@ async fn the_system_page_and_the_metrics_show_every_node_and_all_agree_on_the_up
         format!("tidings_node_info{{{other},version=\"9.8.7\",bus=\"cut off\"}} 1"),
         format!("tidings_node_streams{{{other}}} 4321"),
         format!("tidings_node_events_per_second{{{other}}} 12.25"),
-        format!("tidings_node_lag_batches{{{other}}} 17"),
+        format!("tidings_node_lag_events{{{other}}} 17"),
         format!("tidings_node_silent_seconds{{{other}}} "),
         format!("tidings_node_up{{node=\"{own}\","),
     ] {

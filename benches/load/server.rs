@@ -15,7 +15,7 @@ pub(crate) struct Server {
     process: Process,
     folder: TempDir,
     pub(crate) worker: String,
-    settings: &'static [(&'static str, &'static str)],
+    settings: Vec<(&'static str, String)>,
 }
 
 /// Figures of the server's process.
@@ -46,12 +46,18 @@ fn tidings(folder: &Path, port: &str) -> Command {
     command
 }
 
-fn token(folder: &Path, school: u32) -> String {
-    let school = school.to_string();
+fn worker(folder: &Path, school: u32) -> String {
+    token(
+        folder,
+        &["--school", &school.to_string(), "--role", "worker"],
+    )
+}
+
+/// Creates a token, which every server accepts.
+fn token(folder: &Path, of: &[&str]) -> String {
     let token = tidings(folder, "0")
-        .args([
-            "token", "--school", &school, "--role", "worker", "--ttl", "1d",
-        ])
+        .args(["token", "--ttl", "1d"])
+        .args(of)
         .output()
         .expect("a token");
     let token = String::from_utf8(token.stdout).expect("ASCII");
@@ -59,8 +65,8 @@ fn token(folder: &Path, school: u32) -> String {
 }
 
 /// Starts the server, and waits until it listens.
-fn serve(folder: &Path, port: &str, settings: &[(&str, &str)]) -> Process {
-    Process::start(tidings(folder, port).envs(settings.iter().copied()))
+fn serve(folder: &Path, port: &str, settings: &[(&str, String)]) -> Process {
+    Process::start(tidings(folder, port).envs(settings.iter().cloned()))
 }
 
 /// Returns the nanoseconds since 1970.
@@ -74,19 +80,20 @@ pub(crate) fn nanos() -> u64 {
 impl Server {
     /// Starts a server without a limit on the bytes of events of a school.
     pub(crate) async fn start() -> Server {
-        Server::start_with(&[("TIDINGS_EVENT_BYTES_PER_SEC", "0")])
+        Server::start_with(vec![("TIDINGS_EVENT_BYTES_PER_SEC", "0".to_owned())])
     }
 
     /// Starts a server with the default limits.
     pub(crate) async fn start_as_it_is() -> Server {
-        Server::start_with(&[])
+        Server::start_with(Vec::new())
     }
 
-    fn start_with(settings: &'static [(&'static str, &'static str)]) -> Server {
+    /// Starts a server with these settings.
+    pub(crate) fn start_with(settings: Vec<(&'static str, String)>) -> Server {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let worker = token(folder.path(), 1);
+        let worker = worker(folder.path(), 1);
         Server {
-            process: serve(folder.path(), "0", settings),
+            process: serve(folder.path(), "0", &settings),
             folder,
             worker,
             settings,
@@ -95,7 +102,17 @@ impl Server {
 
     /// Returns a worker's token for a school.
     pub(crate) fn token(&self, school: u32) -> String {
-        token(self.folder.path(), school)
+        worker(self.folder.path(), school)
+    }
+
+    /// Returns an administrator's token for all schools.
+    pub(crate) fn admin(&self) -> String {
+        token(self.folder.path(), &["--role", "admin"])
+    }
+
+    /// Kills the server.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
     }
 
     /// Kills the server and restarts it at the same address.
@@ -112,7 +129,7 @@ impl Server {
     }
 
     fn again(&mut self) {
-        self.process = serve(self.folder.path(), self.process.port(), self.settings);
+        self.process = serve(self.folder.path(), self.process.port(), &self.settings);
     }
 
     /// Creates running jobs `j0`, `j1`, ….

@@ -78,7 +78,7 @@ pub(crate) fn database() -> Option<Database> {
 }
 
 /// Returns the folder of PostgreSQL's programs.
-fn programs() -> Option<PathBuf> {
+pub(crate) fn programs() -> Option<PathBuf> {
     if let Some(bin) = std::env::var_os("POSTGRES_BIN") {
         return Some(bin.into());
     }

@@ -20,6 +20,7 @@ mod pressure;
 #[allow(dead_code, reason = "the benchmark `stranger` uses more of it")]
 mod process;
 mod searches;
+#[allow(dead_code, reason = "the benchmark `cluster` uses more of it")]
 mod server;
 mod subscribers;
 

@@ -502,7 +502,7 @@ impl shared::Database for Database {
             Synchronous::Milestone => group.has_milestone,
         };
         let ends = self.holds_locks;
-        let is_to_plan = self.planned_at.elapsed() > POSTGRES_PLAN_AGE;
+        let is_to_plan = self.address.prepares() && self.planned_at.elapsed() > POSTGRES_PLAN_AGE;
         if is_to_plan {
             self.planned_at = Instant::now();
         }

@@ -50,13 +50,13 @@ async fn measure(servers: &Servers, nodes: &Nodes) -> [Histogram<u64>; 2] {
         publisher.post("/api/jobs/j0/progress", &body).await;
     };
     // Until connections and caches are warm.
-    steadily(PER_SEC, Duration::from_secs(1), &mut publish).await;
+    let warm = steadily(PER_SEC, Duration::from_secs(1), &mut publish).await;
+    own.wait_for(warm * READERS as u64).await;
+    other.wait_for(warm * READERS as u64).await;
     own.forget_times();
     other.forget_times();
-    let before = other.received();
-    steadily(PER_SEC, LATENCY_FOR, &mut publish).await;
-    let events = u64::from(PER_SEC) * LATENCY_FOR.as_secs();
+    let events = warm + steadily(PER_SEC, LATENCY_FOR, &mut publish).await;
     own.wait_for(events * READERS as u64).await;
-    other.wait_for(before + events * READERS as u64).await;
+    other.wait_for(events * READERS as u64).await;
     [own.times(), other.times()]
 }

@@ -29,7 +29,7 @@ mod server;
 mod subscribers;
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
@@ -88,11 +88,14 @@ fn quantile(times: &Histogram<u64>, quantile: f64) -> f64 {
     times.value_at_quantile(quantile) as f64 / 1e6
 }
 
-/// Calls a function at a steady rate. A round that is late does not delay the ones after it.
-async fn steadily(per_sec: u32, last: Duration, mut round: impl AsyncFnMut(u64)) {
+/// Calls a function at a steady rate, or as often as it can be called if it takes longer. Returns how often it was called.
+async fn steadily(per_sec: u32, last: Duration, mut round: impl AsyncFnMut(u64)) -> u64 {
     let mut rounds = tokio::time::interval(Duration::from_secs(1) / per_sec);
-    for number in 0..u64::from(per_sec) * last.as_secs() {
+    let (start, mut number) = (Instant::now(), 0);
+    while start.elapsed() < last {
         rounds.tick().await;
         round(number).await;
+        number += 1;
     }
+    number
 }

@@ -14,7 +14,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// Publishers of single reports, each with a connection and a job.
 const SINGLE_PUBLISHERS: usize = 64;
 /// Publishers of batches, each of which goes round its schools.
-const BATCH_PUBLISHERS: usize = 4;
+const BATCH_PUBLISHERS: usize = 6;
 const BATCH_LINES: usize = 1_000;
 /// Jobs of each publisher of batches in a school.
 const BATCH_JOBS: usize = 100;

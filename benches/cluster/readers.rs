@@ -15,9 +15,9 @@ const READERS_PER_SCHOOL: usize = 4;
 const READ: [usize; 3] = [1, 8, SCHOOLS];
 const RECEIVED: &str = "tidings_bus_messages_received_total";
 
-/// Percentages of a core: the node with the reports, the one with the readers, the third, and Postgres. Then the messages of
-/// the bus that arrive per second at the second and the third.
-type Sample = [f64; 6];
+/// Percentages of a core: the node with the reports, the one with the readers, the third, and Postgres. Then the reports per
+/// second, and the messages of the bus that arrive per second at the second and the third.
+type Sample = [f64; 7];
 
 pub(crate) async fn readers(servers: &Servers, rounds: usize) {
     let mut samples: [Vec<Sample>; 4] = Default::default();
@@ -45,13 +45,21 @@ pub(crate) async fn readers(servers: &Servers, rounds: usize) {
         let what = match row {
             0 => "idle".to_owned(),
             _ => format!(
-                "{PER_SEC} reports/s in {SCHOOLS} schools, {READERS_PER_SCHOOL} readers in each of {}",
+                "reports in {SCHOOLS} schools, {READERS_PER_SCHOOL} readers in each of {}",
                 READ[row - 1]
             ),
         };
-        let [publishing, reading, third, database, to_reading, to_third] = medians(samples);
+        let [
+            publishing,
+            reading,
+            third,
+            database,
+            rate,
+            to_reading,
+            to_third,
+        ] = medians(samples);
         println!(
-            "readers   {what:<55} % of a core: node with reports {publishing:.1}, with readers {reading:.1}, neither {third:.1}, Postgres {database:.1}; messages/s to the readers' node {to_reading:.0}, to the third {to_third:.0}"
+            "readers   {what:<55} % of a core: node with reports {publishing:.1}, with readers {reading:.1}, neither {third:.1}, Postgres {database:.1}; {rate:.0} reports/s, messages/s to the readers' node {to_reading:.0}, to the third {to_third:.0}"
         );
     }
 }
@@ -70,20 +78,32 @@ async fn measure(servers: &Servers, nodes: &Nodes, admin: &str, per_sec: u32) ->
         publishers.push(Connection::open(&nodes[0].address, token).await);
     }
     let (messages, begun, before) = (received().await, Instant::now(), cpu());
-    match per_sec {
-        0 => tokio::time::sleep(READ_FOR).await,
+    let reports = match per_sec {
+        0 => {
+            tokio::time::sleep(READ_FOR).await;
+            0
+        }
         _ => {
             steadily(per_sec, READ_FOR, async |number| {
                 let publisher = &mut publishers[number as usize % SCHOOLS];
                 let body = format!(r#"{{"message":"{}"}}"#, nanos());
                 publisher.post("/api/jobs/j0/progress", &body).await;
             })
-            .await;
+            .await
         }
-    }
+    };
     let (secs, after) = (begun.elapsed().as_secs_f64(), cpu());
     let later = received().await;
     let busy = |node: usize| (after[node] - before[node]) / secs * 100.0;
     let per_sec = |node: usize| (later[node] - messages[node]) / secs;
-    [busy(0), busy(1), busy(2), busy(3), per_sec(0), per_sec(1)]
+    let rate = reports as f64 / secs;
+    [
+        busy(0),
+        busy(1),
+        busy(2),
+        busy(3),
+        rate,
+        per_sec(0),
+        per_sec(1),
+    ]
 }

@@ -1,0 +1,290 @@
+/**
+ * Keeps one connection to a scope, over whichever transport the network permits, and hands on its messages as they come.
+ *
+ * 1. SSE first, else WebSocket, else long poll. A transport is *blocked* if it brings no first message in time, or falls silent, while
+ *    an ordinary request to the same URL is answered: then a proxy holds it back. A server that is down blocks nothing.
+ * 2. A blocked transport is remembered for half an hour, across reloads, and forgotten when the network changes.
+ * 3. Each connection gets a fresh token, and starts at the cursor that the reader has then.
+ * 4. A connection that is silent for two heartbeats is dead.
+ *
+ * Absent: what messages mean, beyond those that concern the connection itself.
+ */
+import { rejection, sleep, TidingsError } from "./error.js";
+import type { Message } from "./messages.js";
+import { parser } from "./sse.js";
+
+export type Transport = "sse" | "websocket" | "poll";
+
+/** Returns a secret, a fresh one if the last one has expired. If it fails, it is called again later. */
+export type Secret = () => string | null | undefined | Promise<string | null | undefined>;
+
+export interface LinkOptions {
+  /** URL of the server, below which `events/` is; the page's own server if absent. */
+  server?: string | URL | undefined;
+  /** Returns a token. Called for each connection. */
+  token?: Secret | undefined;
+  /** Returns a ticket for the scope, in place of a token. Called for each connection. */
+  ticket?: Secret | undefined;
+  /** Further parameters of the stream, such as `job_type`, `status` or `tick_ms`: docs/streams.md. */
+  query?: Record<string, string | number | readonly (string | number)[] | undefined> | undefined;
+  /** The transports to use, in order of preference. */
+  transports?: readonly Transport[] | undefined;
+  /** Used in place of the global `fetch`. */
+  fetch?: typeof fetch | undefined;
+  /** Used in place of the global `WebSocket`, which Node has since version 22. */
+  WebSocket?: (new (url: string, protocols: string[]) => WebSocket) | undefined;
+}
+
+export interface Reader {
+  /** Returns where the next connection starts. */
+  cursor(): string;
+  /** Takes a message. */
+  take(message: Message): void;
+  /** Learns that the connection is up, or is down and why. */
+  tell(transport?: Transport, error?: Error): void;
+  /** Set by the link: ends the current connection and starts the next one at once. */
+  restart?: () => void;
+}
+
+/** Within this time, a connection must bring its first message. */
+const FIRST_MESSAGE_MS = 4000;
+/** How long a blocked transport is not tried again. */
+const BLOCKED_MS = 1_800_000;
+const PAUSE_MS = 1000;
+const PAUSE_MAX_MS = 30_000;
+/** How long a poll waits for a message; and how long it may take. */
+const POLL_SECS = 20;
+const POLL_MAX_MS = 30_000;
+/** The least time from one poll to the next. */
+const POLL_GAP_MS = 100;
+/** How many tokens in a row may be rejected. Each may have expired on its way. */
+const REJECTIONS_MAX = 3;
+/** A connection that the server closes sooner than this, twice in a row, is not replaced at once. */
+const SHORT_MS = 1000;
+/** What a retry does not change. */
+const FINAL = [400, 403, 404, 422];
+/** Closes after which a fresh token may help: expired, or about to expire when the server is back. */
+const RENEWED = [4401, 1001];
+
+/** Returns the server's URL, with a slash at the end. */
+export function baseUrl(server: string | URL = "/"): URL {
+  const url = new URL(server, globalThis.location?.href);
+  if (!url.pathname.endsWith("/")) url.pathname += "/";
+  return url;
+}
+
+/** Returns the URL of a scope's stream. */
+export function scopeUrl(scope: string | readonly string[], { server, query = {} }: LinkOptions): URL {
+  const url = new URL(`events${typeof scope === "string" ? `/${scope}` : ""}`, baseUrl(server));
+  const add = (name: string, values: unknown) => {
+    for (const value of [values].flat()) if (value != null) url.searchParams.append(name, String(value));
+  };
+  if (typeof scope !== "string") add("channel", scope);
+  for (const name in query) add(name, query[name]);
+  return url;
+}
+
+/** Calls `take` with each message of the scope until the signal is aborted or the server is done. Throws if it gives up. */
+export async function link(scope: URL, options: LinkOptions, reader: Reader, signal: AbortSignal): Promise<void> {
+  const Socket = options.WebSocket ?? globalThis.WebSocket;
+  const order = (options.transports ?? (["sse", "websocket", "poll"] as const)).filter((one) => Socket || one !== "websocket");
+  const shelf = `tidings:blocked:${scope.origin}`;
+  let blocked: { [transport in Transport]?: number } = recall(shelf);
+  let pause = PAUSE_MS;
+  let rejections = 0;
+  let hasty = false;
+  let napping = new AbortController();
+  const online = () => {
+    // Another network may permit what the last one did not.
+    forget(shelf);
+    blocked = {};
+    pause = PAUSE_MS;
+    napping.abort();
+  };
+  const free = () => order.find((one) => !((blocked[one] ?? 0) > Date.now()));
+  globalThis.addEventListener?.("online", online, { signal });
+  signal.addEventListener("abort", () => napping.abort());
+
+  while (!signal.aborted) {
+    const transport = free() ?? (order[0] as Transport);
+    const started = Date.now();
+    const stop = new AbortController();
+    const abort = () => stop.abort();
+    let [asked, heard, silent, again] = [false, false, false, false];
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    let limit = transport === "poll" ? POLL_MAX_MS : FIRST_MESSAGE_MS;
+    let closing: Message | undefined;
+    let said = "";
+    let failure: unknown;
+    const alive = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => {
+        silent = true;
+        abort();
+      }, limit);
+    };
+    const take = (message: Message) => {
+      if (stop.signal.aborted) return;
+      // What cannot be read may have been an event. To go on behind it would be a silent gap.
+      if (typeof message?.type !== "string") throw new Error("a message cannot be read");
+      heard = true;
+      const { type } = message;
+      if (type === "connected") limit = Math.max(Number(message.heartbeat_secs) * 2000 || 0, SHORT_MS);
+      if (type === "error") said = String(message.message);
+      if (type === "closing") {
+        closing = message;
+        abort();
+      }
+      if (type === "ready" || message.seq) {
+        pause = PAUSE_MS;
+        rejections = 0;
+      }
+      alive();
+      reader.take(message);
+      if (type === "ready") reader.tell(transport);
+    };
+    reader.restart = () => {
+      again = true;
+      abort();
+      napping.abort();
+    };
+    signal.addEventListener("abort", abort);
+    const url = new URL(scope);
+    const headers: Record<string, string> = {};
+    const ask = (method: string, accept: string, until: AbortSignal) =>
+      (options.fetch ?? fetch)(url, { method, headers: { ...headers, Accept: accept }, signal: until, cache: "no-store" });
+    /** Reads a response to its end. */
+    const read = async (accept: string, text: (piece: string) => void) => {
+      const response = await ask("GET", accept, stop.signal);
+      if (!response.ok) throw await rejection(response);
+      if (!response.headers.get("Content-Type")?.startsWith(accept)) throw new Error(`the response is not ${accept}`);
+      const decoder = new TextDecoder();
+      const body = (response.body as ReadableStream<Uint8Array>).getReader();
+      for (;;) {
+        const { done, value } = await body.read();
+        if (done) return;
+        alive();
+        text(decoder.decode(value, { stream: true }));
+      }
+    };
+    try {
+      const token = await options.token?.();
+      const ticket = await options.ticket?.();
+      if (signal.aborted) break;
+      if (token) headers.Authorization = `Bearer ${token}`;
+      if (ticket) url.searchParams.set("ticket", ticket);
+      const cursor = reader.cursor();
+      // Not `cursor`: a foreign cursor is then answered with a reset, not rejected.
+      if (cursor) url.searchParams.set("lastEventId", cursor);
+      asked = true;
+      alive();
+      if (transport === "websocket") {
+        const address = new URL(url);
+        address.protocol = url.protocol.replace("http", "ws");
+        address.searchParams.set("heartbeat", "message");
+        await new Promise<void>((done, failed) => {
+          const socket = new (Socket as typeof WebSocket)(address.href, token ? [`bearer.${token}`] : []);
+          stop.signal.addEventListener("abort", () => {
+            socket.close();
+            done();
+          });
+          socket.onmessage = ({ data }) => {
+            try {
+              take(JSON.parse(data));
+            } catch (error) {
+              failed(error);
+              abort(); // at once: the next message may be here already
+            }
+          };
+          socket.onerror = socket.onclose = () => done();
+        });
+      } else if (transport === "sse") {
+        await read(
+          "text/event-stream",
+          parser((data) => take(JSON.parse(data))),
+        );
+      } else {
+        url.searchParams.set("wait", String(POLL_SECS));
+        let answer = "";
+        await read("application/json", (piece) => {
+          answer += piece;
+        });
+        for (const message of JSON.parse(answer).messages) take(message);
+      }
+      if (transport !== "poll" || !heard) failure = new Error("the connection has ended");
+    } catch (error) {
+      failure = error;
+    }
+    clearTimeout(timer);
+    abort();
+    signal.removeEventListener("abort", abort);
+    if (signal.aborted) return;
+    if (again) continue;
+    if (silent) failure = new Error("the connection is silent");
+
+    let wait = 0;
+    let retreat = true;
+    if (closing) {
+      const { code, reason, reconnect, retry_ms } = closing as { code?: number; reason?: string; reconnect?: boolean; retry_ms?: number };
+      if (!reconnect && !RENEWED.includes(code as number)) {
+        if (code === 1000) return;
+        throw new TidingsError(said || reason || "the server has closed the stream", undefined, code);
+      }
+      failure = new Error(reason);
+      wait = retry_ms ?? 0;
+      const short = Date.now() - started < SHORT_MS;
+      retreat = short && hasty;
+      hasty = short;
+    } else if (failure) {
+      if (asked && (!heard || silent) && !(failure instanceof TidingsError)) {
+        // Is it the transport or the server? An ordinary request to the same URL tells.
+        const answer = await ask("HEAD", "*/*", AbortSignal.timeout(FIRST_MESSAGE_MS)).catch(() => undefined);
+        if (answer?.ok) {
+          blocked[transport] = Date.now() + BLOCKED_MS;
+          retreat = !free();
+          if (retreat) blocked = {};
+          remember(shelf, blocked);
+        } else if (answer) failure = await rejection(answer);
+      }
+      if (failure instanceof TidingsError) {
+        const { status = 0, retryMs } = failure;
+        if (FINAL.includes(status) || (status === 401 && ++rejections === REJECTIONS_MAX)) throw failure;
+        wait = retryMs;
+        retreat = status !== 401 || rejections > 1;
+      }
+    } else {
+      wait = Math.max(0, POLL_GAP_MS - (Date.now() - started));
+      retreat = false;
+    }
+    if (failure) reader.tell(undefined, failure as Error);
+    if (retreat) {
+      // Add jitter, so that clients do not all reconnect at the same moment.
+      wait = Math.max(wait, pause * (0.5 + Math.random()));
+      pause = Math.min(pause * 2, PAUSE_MAX_MS);
+    }
+    napping = new AbortController();
+    if (wait && !signal.aborted) await sleep(wait, napping.signal);
+  }
+}
+
+// Storage may be absent, full or forbidden. Then nothing is remembered.
+
+function recall(shelf: string) {
+  try {
+    return JSON.parse(localStorage.getItem(shelf) ?? "{}");
+  } catch {
+    return {};
+  }
+}
+
+function remember(shelf: string, value: unknown) {
+  try {
+    localStorage.setItem(shelf, JSON.stringify(value));
+  } catch {}
+}
+
+function forget(shelf: string) {
+  try {
+    localStorage.removeItem(shelf);
+  } catch {}
+}

@@ -1,8 +1,9 @@
 /**
  * Keeps one connection to a scope, over whichever transport the network permits, and hands on its messages as they come.
  *
- * 1. SSE first, else WebSocket, else long poll. A transport is *blocked* if it brings no first message in time, or falls silent, while
- *    an ordinary request to the same URL is answered: then a proxy holds it back. A server that is down blocks nothing.
+ * 1. SSE first, else WebSocket, else long poll. A transport is *blocked* if it brings no first message in time, falls silent, or
+ *    breaks twice before its first message, while an ordinary request to the same URL is answered: then a proxy holds it back. A server that is
+ *    down blocks nothing.
  * 2. A blocked transport is remembered for half an hour, across reloads, and forgotten when the network changes.
  * 3. Each connection gets a fresh token, and starts at the cursor that the reader has then.
  * 4. A connection that is silent for two heartbeats is dead.
@@ -50,6 +51,8 @@ export interface Reader {
 const FIRST_MESSAGE_MS = 4000;
 /** How long a blocked transport is not tried again. */
 const BLOCKED_MS = 1_800_000;
+/** So many connections in a row must break before their first message. One that is silent is enough. */
+const STRIKES = 2;
 const PAUSE_MS = 1000;
 const PAUSE_MAX_MS = 30_000;
 /** How long a poll waits for a message; and how long it may take. */
@@ -92,6 +95,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
   let blocked: { [transport in Transport]?: number } = recall(shelf);
   let pause = PAUSE_MS;
   let rejections = 0;
+  let strikes = 0;
   let hasty = false;
   let napping = new AbortController();
   const online = () => {
@@ -101,12 +105,11 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
     pause = PAUSE_MS;
     napping.abort();
   };
-  const free = () => order.find((one) => !((blocked[one] ?? 0) > Date.now()));
   globalThis.addEventListener?.("online", online, { signal });
   signal.addEventListener("abort", () => napping.abort());
 
   while (!signal.aborted) {
-    const transport = free() ?? (order[0] as Transport);
+    const transport = order.find((one) => !((blocked[one] ?? 0) > Date.now())) ?? (order.at(-1) as Transport);
     const started = Date.now();
     const stop = new AbortController();
     const abort = () => stop.abort();
@@ -128,6 +131,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
       // What cannot be read may have been an event. To go on behind it would be a silent gap.
       if (typeof message?.type !== "string") throw new Error("a message cannot be read");
       heard = true;
+      strikes = 0;
       const { type } = message;
       if (type === "connected") limit = Math.max(Number(message.heartbeat_secs) * 2000 || 0, SHORT_MS);
       if (type === "error") said = String(message.message);
@@ -237,13 +241,20 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
       hasty = short;
     } else if (failure) {
       if (asked && (!heard || silent) && !(failure instanceof TidingsError)) {
-        // Is it the transport or the server? An ordinary request to the same URL tells.
-        const answer = await ask("HEAD", "*/*", AbortSignal.timeout(FIRST_MESSAGE_MS)).catch(() => undefined);
+        reader.tell(undefined, failure as Error);
+        // Is it the transport or the server? An ordinary request to the same URL tells; another one has the reason for a rejection.
+        const test = (method: string) => ask(method, "application/json", AbortSignal.timeout(FIRST_MESSAGE_MS)).catch(() => undefined);
+        let answer = await test("HEAD");
+        if (answer && !answer.ok) answer = await test("GET");
         if (answer?.ok) {
-          blocked[transport] = Date.now() + BLOCKED_MS;
-          retreat = !free();
-          if (retreat) blocked = {};
-          remember(shelf, blocked);
+          // One cut may be chance. The last resort is never blocked.
+          strikes += silent ? STRIKES : 1;
+          if (strikes >= STRIKES && transport !== order.at(-1)) {
+            blocked[transport] = Date.now() + BLOCKED_MS;
+            remember(shelf, blocked);
+            strikes = 0;
+            retreat = false;
+          }
         } else if (answer) failure = await rejection(answer);
       }
       if (failure instanceof TidingsError) {

@@ -97,6 +97,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
   let rejections = 0;
   let strikes = 0;
   let hasty = false;
+  let polling = false;
   let napping = new AbortController();
   const online = () => {
     // Another network may permit what the last one did not.
@@ -115,7 +116,9 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
     const abort = () => stop.abort();
     let [asked, heard, silent, again] = [false, false, false, false];
     let timer: ReturnType<typeof setTimeout> | undefined;
-    let limit = transport === "poll" ? POLL_MAX_MS : FIRST_MESSAGE_MS;
+    // The first poll waits for nothing, and shows that the connection works.
+    const patient = transport === "poll" && polling;
+    let limit = patient ? POLL_MAX_MS : FIRST_MESSAGE_MS;
     let closing: Message | undefined;
     let said = "";
     let failure: unknown;
@@ -171,6 +174,38 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
         text(decoder.decode(value, { stream: true }));
       }
     };
+    const listen = () =>
+      read(
+        "text/event-stream",
+        parser((data) => take(JSON.parse(data))),
+      );
+    const poll = async () => {
+      url.searchParams.set("wait", String(patient ? POLL_SECS : 0));
+      let answer = "";
+      await read("application/json", (piece) => {
+        answer += piece;
+      });
+      for (const message of JSON.parse(answer).messages) take(message);
+    };
+    const converse = (token: string | null | undefined) =>
+      new Promise<void>((done, failed) => {
+        const address = new URL(url);
+        address.protocol = url.protocol.replace("http", "ws");
+        address.searchParams.set("heartbeat", "message");
+        const socket = new (Socket as typeof WebSocket)(address.href, token ? [`bearer.${token}`] : []);
+        stop.signal.addEventListener("abort", () => socket.close());
+        socket.onmessage = ({ data }) => {
+          try {
+            take(JSON.parse(data));
+          } catch (error) {
+            failed(error);
+            abort(); // at once: the next message may be here already
+          }
+        };
+        socket.onerror = socket.onclose = () => done();
+      });
+    // Not every `fetch` ends a read that is under way when it is aborted.
+    const gone = new Promise<void>((done) => stop.signal.addEventListener("abort", () => done()));
     try {
       const token = await options.token?.();
       const ticket = await options.ticket?.();
@@ -182,39 +217,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
       if (cursor) url.searchParams.set("lastEventId", cursor);
       asked = true;
       alive();
-      if (transport === "websocket") {
-        const address = new URL(url);
-        address.protocol = url.protocol.replace("http", "ws");
-        address.searchParams.set("heartbeat", "message");
-        await new Promise<void>((done, failed) => {
-          const socket = new (Socket as typeof WebSocket)(address.href, token ? [`bearer.${token}`] : []);
-          stop.signal.addEventListener("abort", () => {
-            socket.close();
-            done();
-          });
-          socket.onmessage = ({ data }) => {
-            try {
-              take(JSON.parse(data));
-            } catch (error) {
-              failed(error);
-              abort(); // at once: the next message may be here already
-            }
-          };
-          socket.onerror = socket.onclose = () => done();
-        });
-      } else if (transport === "sse") {
-        await read(
-          "text/event-stream",
-          parser((data) => take(JSON.parse(data))),
-        );
-      } else {
-        url.searchParams.set("wait", String(POLL_SECS));
-        let answer = "";
-        await read("application/json", (piece) => {
-          answer += piece;
-        });
-        for (const message of JSON.parse(answer).messages) take(message);
-      }
+      await Promise.race([gone, transport === "websocket" ? converse(token) : transport === "sse" ? listen() : poll()]);
       if (transport !== "poll" || !heard) failure = new Error("the connection has ended");
     } catch (error) {
       failure = error;
@@ -225,6 +228,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
     if (signal.aborted) return;
     if (again) continue;
     if (silent) failure = new Error("the connection is silent");
+    polling = !failure && !closing;
 
     let wait = 0;
     let retreat = true;
@@ -243,10 +247,15 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
       if (asked && (!heard || silent) && !(failure instanceof TidingsError)) {
         reader.tell(undefined, failure as Error);
         // Is it the transport or the server? An ordinary request to the same URL tells; another one has the reason for a rejection.
-        const test = (method: string) => ask(method, "application/json", AbortSignal.timeout(FIRST_MESSAGE_MS)).catch(() => undefined);
-        let answer = await test("HEAD");
-        if (answer && !answer.ok) answer = await test("GET");
-        if (answer?.ok) {
+        const over = new AbortController();
+        const test = async (method: string): Promise<true | TidingsError> => {
+          const answer = await ask(method, "application/json", over.signal);
+          return answer.ok || (method === "HEAD" ? test("GET") : rejection(answer));
+        };
+        const answer = await Promise.race([test("HEAD").catch(() => undefined), sleep(FIRST_MESSAGE_MS, over.signal)]);
+        over.abort();
+        // The token may have expired while nothing came.
+        if (answer === true || (silent && answer?.status === 401)) {
           // One cut may be chance. The last resort is never blocked.
           strikes += silent ? STRIKES : 1;
           if (strikes >= STRIKES && transport !== order.at(-1)) {
@@ -255,7 +264,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
             strikes = 0;
             retreat = false;
           }
-        } else if (answer) failure = await rejection(answer);
+        } else if (answer) failure = answer;
       }
       if (failure instanceof TidingsError) {
         const { status = 0, retryMs } = failure;

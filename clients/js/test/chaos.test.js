@@ -80,9 +80,8 @@ async function chaos(context, seed, transports) {
     for (let number = 0; number < EVENTS; number++) {
       await publish(number);
       if (number % 30 === 29) {
-        const n = number < 180 ? Math.floor(number / 30) : pick(upsets.length);
-        if (process.env.DEBUG) console.log(seed, performance.now() | 0, number, n, [...between.modes].join(), watching.getSnapshot().status, watching.getSnapshot().transport, watching.getSnapshot().error?.message);
-        await upsets[n]();
+        // Each once, and then by chance.
+        await upsets[number < 180 ? Math.floor(number / 30) : pick(upsets.length)]();
         // Now and then, the client is back before the next upset.
         if (pick(2)) await until(() => watching.getSnapshot().status === "live");
       }

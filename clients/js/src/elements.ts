@@ -4,6 +4,7 @@
  * They are styled through their parts (docs/clients.md). To assistive technology a job is a `progressbar`, whose value changes silently.
  * Only that a job stalls or ends is announced, once for each attempt.
  */
+import { rejection } from "./error.js";
 import { Hub } from "./hub.js";
 import type { Secret } from "./link.js";
 import type { JobProgress, TidingsEvent } from "./messages.js";
@@ -146,7 +147,7 @@ abstract class TidingsElement extends Base {
       ? async () => {
           const body = JSON.stringify({ channels });
           const answer = await fetch(tickets, { method: "POST", body, headers: { "Content-Type": "application/json" } });
-          if (!answer.ok) throw new Error(`${tickets}: HTTP ${answer.status}`);
+          if (!answer.ok) throw await rejection(answer);
           return (await answer.json()).ticket as string;
         }
       : fixed && (() => fixed);

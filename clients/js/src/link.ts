@@ -64,6 +64,8 @@ const POLL_GAP_MS = 100;
 const REJECTIONS_MAX = 3;
 /** A connection that the server closes sooner than this, twice in a row, is not replaced at once. */
 const SHORT_MS = 1000;
+/** A timer that is so late says nothing about the connection. */
+const LATE_MS = 500;
 /** What a retry does not change. */
 const FINAL = [400, 403, 404, 422];
 /** Closes after which a fresh token may help: expired, or about to expire when the server is back. */
@@ -122,12 +124,15 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
     let closing: Message | undefined;
     let said = "";
     let failure: unknown;
-    const alive = () => {
+    const alive = (ms = limit) => {
       clearTimeout(timer);
+      const due = Date.now() + ms;
       timer = setTimeout(() => {
+        // Late: the process or the machine was asleep. What waits in the socket is heard first.
+        if (Date.now() > due + LATE_MS) return alive(LATE_MS);
         silent = true;
         abort();
-      }, limit);
+      }, ms);
     };
     const take = (message: Message) => {
       if (stop.signal.aborted) return;

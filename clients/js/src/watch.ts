@@ -1,7 +1,7 @@
 /**
  * Watches a scope: the whole story, once, in order, over any transport, across cuts, reloads and tabs.
  */
-import { TidingsError } from "./error.js";
+import type { TidingsError } from "./error.js";
 import { type LinkOptions, link, type Reader, scopeUrl, type Transport } from "./link.js";
 import type { Message, Reset, Tiding, TidingsEvent } from "./messages.js";
 import { type Chapter, Story } from "./story.js";

@@ -35,16 +35,15 @@ export async function scripted(connections) {
       return;
     }
     const write = streamer(response);
-    for (const message of step.send) write(message);
     end(step, write, () => response.socket.destroy(), () => response.end(), response);
   });
   const streamer = (response) => {
     response.writeHead(200, { "Content-Type": "text/event-stream" });
     response.flushHeaders();
-    return (message) => {
+    return (message, written) => {
       const name = message.type === "heartbeat" ? "event: heartbeat\n" : "";
       const id = message.cursor && message.type !== "connected" ? `id: ${message.cursor}\n` : "";
-      response.write(`${name}${id}data: ${message.raw ?? JSON.stringify(message)}\n\n`);
+      response.write(`${name}${id}data: ${message.raw ?? JSON.stringify(message)}\n\n`, written);
     };
   };
   const poller = (response) => (message) => {
@@ -54,10 +53,9 @@ export async function scripted(connections) {
   };
   const sockets = new WebSocketServer({ server, handleProtocols: (protocols) => [...protocols][0] });
   sockets.on("connection", (socket, request) => {
-    const write = (message) => socket.send(message.raw ?? JSON.stringify(message));
+    const write = (message, written) => socket.send(message.raw ?? JSON.stringify(message), written);
     const step = arrive(request);
     if (!step) return hold(write);
-    for (const message of step.send) write(message);
     end(step, write, () => request.socket.destroy(), () => socket.close(step.close_code), socket);
   });
   server.on("connection", (socket) => {
@@ -85,6 +83,14 @@ export async function scripted(connections) {
   };
   const hold = (write) => held.push(write);
   const end = (step, write, cut, close, connection) => {
+    // What was written must be on its way before the cut.
+    const written = () => {
+      if (step.end !== "cut" && step.end !== "close") return;
+      if (step.end === "cut") cut();
+      else close();
+      ended();
+    };
+    for (const message of step.send) write(message, message === step.send.at(-1) ? written : undefined);
     quietSince = performance.now();
     const last = step === connections.at(-1);
     if (step.end === "open") {
@@ -95,10 +101,6 @@ export async function scripted(connections) {
       connection.on("close", () => clearInterval(timer));
       if (last) hold(write);
     } else if (step.end === "silence") connection.on("close", ended);
-    else {
-      // What was written must arrive before the cut.
-      setImmediate(() => setTimeout(() => (step.end === "cut" ? cut() : close(), ended()), 20));
-    }
   };
 
   server.listen(0, "127.0.0.1");

@@ -7,8 +7,8 @@ import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
 const folder = new URL("..", import.meta.url).pathname;
-const WATCH_MAX_BYTES = 5 * 1024;
-const ELEMENTS_MAX_BYTES = 10 * 1024;
+const WATCH_MAX_BYTES = 5_000;
+const ELEMENTS_MAX_BYTES = 10_000;
 
 async function bundled(contents) {
   const { outputFiles } = await build({

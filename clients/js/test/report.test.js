@@ -1,0 +1,135 @@
+// Reports never block or break the work, and arrive once.
+import assert from "node:assert/strict";
+import { after, before, describe, test } from "node:test";
+import { report } from "../dist/index.js";
+import { proxy, tidings, token, until } from "./support.js";
+
+describe("report", { concurrency: true }, () => {
+  let server;
+  before(async () => {
+    server = await tidings();
+  });
+  after(() => server.remove());
+
+  const begin = (type, options = {}) => report(type, { server: server.url, token: () => token("worker"), ...options });
+  const get = (id) => server.call("GET", `/api/jobs/${id}`);
+
+  test("a job is reported from its start to its end, with its attempt", async () => {
+    const job = begin("import", { title: "Import", metadata: { rows: 2 }, worker: "w1" });
+    job.progress(50, "Half", { file: "a.csv" });
+    assert.equal(await job.complete({ rows: 2 }), true);
+    const stored = await get(job.id);
+    assert.deepEqual(
+      [stored.status, stored.attempt, stored.result, stored.metadata, stored.worker],
+      ["completed", 1, { rows: 2 }, { rows: 2, title: "Import", file: "a.csv" }, "w1"],
+    );
+    job.progress(60);
+    assert.equal(await job.complete(), false, "a job ends once");
+  });
+
+  test("a burst of progress is folded, and its metadata is kept", async () => {
+    const job = begin("burst");
+    for (let index = 0; index <= 1000; index++) job.progress(index / 10, `Row ${index}`, { [`k${index % 3}`]: index });
+    await job.complete();
+    const events = await server.log(`jobs/${job.id}`);
+    assert.ok(events.length < 10, `${events.length} events`);
+    assert.deepEqual((await get(job.id)).metadata, { k0: 999, k1: 1000, k2: 998 });
+  });
+
+  test("a tracked iteration reports how far it is", async () => {
+    const job = begin("track");
+    const seen = [];
+    for await (const row of job.track(["a", "b", "c", "d"])) seen.push(row);
+    await job.flush();
+    assert.deepEqual(seen, ["a", "b", "c", "d"]);
+    const { progress, message } = await get(job.id);
+    assert.deepEqual([progress, message], [100, "4 of 4"]);
+    await job.complete();
+  });
+
+  test("a report whose answer is lost is repeated and counts once", async () => {
+    const between = await proxy(() => server.port);
+    let lost = 0;
+    // The request arrives; its answer does not.
+    const lossy = async (address, init) => {
+      const answer = await fetch(address, init);
+      if (lost++ % 2 === 0) throw new TypeError("fetch failed");
+      return answer;
+    };
+    const job = begin("lossy", { server: between.url, fetch: lossy });
+    job.progress(10);
+    await job.flush();
+    job.progress(20);
+    assert.equal(await job.complete("done"), true);
+    const events = await server.log(`jobs/${job.id}`);
+    assert.deepEqual(
+      events.map(({ status, progress }) => [status, progress]),
+      [["in_progress", 0], ["in_progress", 10], ["in_progress", 20], ["completed", 100]],
+    );
+    assert.ok(lost >= 8);
+    await between.stop();
+  });
+
+  test("a server that is away delays reports, and loses none", async () => {
+    const own = await tidings();
+    const job = report("away", { server: own.url, token: () => token("worker") });
+    await job.flush();
+    await own.stop("SIGKILL");
+    for (let index = 1; index <= 50; index++) job.progress(index);
+    const ended = job.complete("at last");
+    await own.start();
+    assert.equal(await ended, true);
+    const stored = await own.call("GET", `/api/jobs/${job.id}`);
+    assert.deepEqual([stored.status, stored.result], ["completed", "at last"]);
+    await own.remove();
+  });
+
+  test("a server that does not come back breaks nothing", async () => {
+    const problems = [];
+    const job = report("nowhere", {
+      server: "http://127.0.0.1:9",
+      giveUpMs: 300,
+      onError: (error) => {
+        problems.push(error);
+        throw new Error("not even this");
+      },
+    });
+    job.progress(1);
+    assert.equal(await job.fail(new Error("x")), false);
+    await job.flush();
+    assert.equal(problems.length, 3);
+  });
+
+  test("a request to cancel aborts the signal, and the worker confirms", async () => {
+    const job = begin("cancel");
+    await job.flush();
+    await server.post(`jobs/${job.id}/cancel`);
+    job.progress(5);
+    await until(() => job.signal.aborted);
+    assert.equal(job.signal.reason.code, "cancel_requested");
+    assert.equal(await job.cancel("Stopped"), true);
+    assert.equal((await get(job.id)).status, "cancelled");
+  });
+
+  test("a worker that was given up changes nothing, and learns of it", async () => {
+    const job = begin("fenced");
+    await job.flush();
+    await server.post(`jobs/${job.id}/fail`, { error: "given up" });
+    await server.post(`jobs/${job.id}/retry`);
+    await server.post(`jobs/${job.id}/start`, { worker: "another" });
+    const problems = [];
+    job.progress(99);
+    await until(() => job.signal.aborted);
+    assert.equal(job.signal.reason.code, "stale-attempt");
+    assert.equal(await job.complete(), false);
+    const { status, attempt, progress } = await get(job.id);
+    assert.deepEqual([status, attempt, progress], ["in_progress", 2, 0], problems);
+  });
+
+  test("a token that has expired is replaced", async () => {
+    const tokens = [token("worker", -3600), token("worker")];
+    const job = begin("token", { token: () => (tokens.length > 1 ? tokens.shift() : tokens[0]) });
+    assert.equal(await job.complete(), true);
+    assert.equal((await get(job.id)).status, "completed");
+  });
+});

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import puppeteer from "puppeteer-core";
 import { examples } from "../examples/server.js";
-import { tidings, token, until } from "./support.js";
+import { proxy, tidings, token, until } from "./support.js";
 
 const chromium = process.env.CHROMIUM ?? execFileSync("sh", ["-c", "command -v chromium"], { encoding: "utf8" }).trim();
 
@@ -21,7 +21,6 @@ describe("browser", () => {
   const streams = []; // requests of streams that reached the site
 
   before(async () => {
-    server = await tidings({ TIDINGS_HEARTBEAT_SECS: "1" });
     site = examples({ tidings: () => server.url, token: () => token("viewer", 3600) });
     site.prependListener("request", ({ url, headers }) => {
       if (url.startsWith("/events")) streams.push(`${headers.accept} ${url}`);
@@ -29,6 +28,7 @@ describe("browser", () => {
     site.listen(0, "127.0.0.1");
     await once(site, "listening");
     url = `http://127.0.0.1:${site.address().port}`;
+    server = await tidings({ TIDINGS_HEARTBEAT_SECS: "1", TIDINGS_ALLOWED_ORIGINS: JSON.stringify([url]) });
     profile = mkdtempSync(join(tmpdir(), "tidings-chromium-"));
     const flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"];
     const quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"];
@@ -156,6 +156,46 @@ describe("browser", () => {
     await page.close();
   });
 
+  for (const transport of ["sse", "websocket", "poll"])
+    test(`${transport}: a page of another origin is cut off, goes on, and misses nothing`, async () => {
+      const id = `cut-${transport}`;
+      await server.post("jobs", { job_id: id, job_type: "cut" });
+      const between = await proxy(() => server.port);
+      const page = await watcher(`jobs/${id}`, { server: between.url, transports: [transport], query: { tick_ms: 0 } });
+      await ready(page);
+      const events = [];
+      for (let index = 0; index < 9; index++) {
+        events.push((await server.post(`jobs/${id}/progress`, { message: `${index}` })).seq);
+        if (index % 3 === 2) between.cut();
+      }
+      await until(async () => (await seqs(page)).length >= events.length);
+      assert.deepEqual(await seqs(page), events);
+      assert.equal((await heard(page)).filter(({ type }) => type === "ready").length, 1);
+      await page.close();
+      await between.stop();
+    });
+
+  test("a worker of a page watches, too", async () => {
+    await server.post("jobs", { job_id: "worker", job_type: "worker" });
+    const page = await open("/blank.html");
+    const types = await page.evaluate(async () => {
+      const source = `
+        import { watch } from "${location.origin}/client/index.js";
+        const token = () => fetch("${location.origin}/token").then((answer) => answer.text());
+        const types = [];
+        for await (const { type } of watch("jobs/worker", { server: "${location.origin}", token })) {
+          types.push(type);
+          if (type === "ready") postMessage(types);
+        }`;
+      const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })), { type: "module" });
+      return new Promise((done) => {
+        worker.onmessage = ({ data }) => done(data);
+      });
+    });
+    assert.deepEqual(types, ["job_progress", "ready"]);
+    await page.close();
+  });
+
   test("what a network does not permit is remembered over a reload", async () => {
     // The site passes no Upgrade on, and holds back SSE for this page.
     const hold = (request, response) => {
@@ -248,6 +288,7 @@ describe("browser", () => {
     assert.equal(await part(page, "#list", "more"), "and 1 more");
     await server.post("jobs/l2/complete");
     await until(async () => (await rows())[0] === "l3");
+    if (process.env.SCREENSHOT) await page.screenshot({ path: process.env.SCREENSHOT });
     assert.deepEqual(await rows(), ["l3", "l2", "l1"]);
     await page.close();
   });

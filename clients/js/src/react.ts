@@ -1,5 +1,7 @@
 /** A React hook for the present state of a scope. */
-import { useEffect, useMemo, useRef, useSyncExternalStore } from "react";
+import { type DetailedHTMLProps, type HTMLAttributes, useEffect, useMemo, useRef, useSyncExternalStore } from "react";
+import type { TidingsJobs, TidingsProgress } from "./elements.js";
+import type { Secret } from "./link.js";
 import { type Snapshot, type Watch, type WatchOptions, watch } from "./watch.js";
 
 export type { Snapshot, WatchOptions } from "./watch.js";
@@ -52,4 +54,15 @@ export function useTidings(scope: string | readonly string[] | null, options: Wa
     };
   }, [name]);
   return useSyncExternalStore(store.subscribe, store.getSnapshot, () => NOTHING);
+}
+
+type Own<T> = DetailedHTMLProps<HTMLAttributes<T>, T> & { server?: string; ticket?: string; tickets?: string; token?: Secret };
+
+declare module "react" {
+  namespace JSX {
+    interface IntrinsicElements {
+      "tidings-progress": Own<TidingsProgress> & { job?: string; label?: string };
+      "tidings-jobs": Own<TidingsJobs> & { "job-type"?: string; status?: string; limit?: number };
+    }
+  }
 }

@@ -34,7 +34,7 @@ interface Note {
   m?: Message;
   p?: number;
   /** The connection is up, by this transport, or down (null). */
-  up?: Transport | null | undefined;
+  up?: Transport | null;
   why?: string | undefined;
 }
 
@@ -58,7 +58,7 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
   let checks = 0;
   let before = 0; // the `seq` of the event before the next one of the connection
   let straggler: Place | undefined;
-  let up: Transport | null | undefined;
+  let up: Transport | undefined;
   let leave = () => {};
 
   const reader: Reader = {
@@ -74,8 +74,8 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
       tab.take(message);
     },
     tell(transport, error) {
-      up = transport ?? null;
-      post({ up, why: error?.message });
+      up = transport;
+      post({ up: up ?? null, why: error?.message });
       tab.tell(transport, error);
     },
   };
@@ -90,7 +90,7 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
         straggler = hi;
         reader.restart?.();
       }
-      if (up !== undefined) post({ up });
+      post({ up: up ?? null });
     } else if (data.lead) ask();
     else if (data.all) {
       if (!story.cursor) tab.meet(data.all);

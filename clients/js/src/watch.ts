@@ -70,7 +70,7 @@ export function watch(scope: string | readonly string[], options: WatchOptions =
   const stop = new AbortController();
   const queues = new Set<(tiding?: Tiding) => void>();
   const listeners = new Set<() => void>();
-  let status: Snapshot["status"] = "connecting";
+  let final: "ended" | "failed" | undefined;
   let transport: Transport | undefined;
   let error: Error | undefined;
   let snapshot: Snapshot | undefined;
@@ -98,7 +98,6 @@ export function watch(scope: string | readonly string[], options: WatchOptions =
   const tell = (by?: Transport, why?: Error) => {
     transport = by;
     error = why;
-    status = by ? "live" : story.ready ? "offline" : "connecting";
     changed();
   };
 
@@ -149,7 +148,7 @@ export function watch(scope: string | readonly string[], options: WatchOptions =
   const over = (why?: Error) => {
     end();
     signal?.removeEventListener("abort", end);
-    status = why ? "failed" : "ended";
+    final = why ? "failed" : "ended";
     error = why;
     transport = undefined;
     changed();
@@ -168,6 +167,7 @@ export function watch(scope: string | readonly string[], options: WatchOptions =
     },
     getSnapshot() {
       const { ready, cursor, state } = story;
+      const status = final ?? (!ready ? "connecting" : transport ? "live" : "offline");
       snapshot ??= { status, ready, subjects: new Map(state), cursor, transport, error };
       return snapshot;
     },
@@ -189,8 +189,8 @@ export function watch(scope: string | readonly string[], options: WatchOptions =
           waiting = [];
           yield* batch;
           if (waiting.length) continue;
-          if (status === "ended") return;
-          if (status === "failed") throw error as TidingsError;
+          if (final === "ended") return;
+          if (final) throw error as TidingsError;
           await new Promise<void>((next) => {
             wake = next;
           });

@@ -20,8 +20,11 @@ pub async fn watch_heads(log: Arc<dyn Log>, hub: Arc<Hub>, hints: Hints) {
     let mut is_failing = false;
     loop {
         let look = tokio::select! {
-            look = hints.asked() => look,
+            // Biased, so that a school that is looked at again and again delays no comparison of all, and so that
+            // simulations are deterministic.
+            biased;
             () = sleep_until(due) => Look { all: true, ..Look::default() },
+            look = hints.asked() => look,
         };
         if look.all {
             due = Instant::now() + HEADS_PERIOD;

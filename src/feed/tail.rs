@@ -1,7 +1,7 @@
 //! Follows the logs: committed events reach listeners in order and without a hole, even if hints do not.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +51,7 @@ struct Read {
 struct Tail<'a> {
     hub: &'a Hub,
     log: Arc<dyn Log>,
-    holes: HashMap<SchoolId, Hole>,
+    holes: BTreeMap<SchoolId, Hole>,
     reads: JoinSet<Read>,
     /// The readers of schools whose log may have lost events.
     wake_lists: Vec<WakeList>,
@@ -78,7 +78,7 @@ pub async fn follow(
     let mut tail = Tail {
         hub,
         log,
-        holes: HashMap::new(),
+        holes: BTreeMap::new(),
         reads: JoinSet::new(),
         wake_lists: Vec::new(),
         lost: Vec::new(),

@@ -3,7 +3,7 @@
 //! The hub of such logs holds only schools that somebody here listens to, and until a while after the last listener has
 //! left. Only of those is it told what others commit, so only their windows are up to date.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::task::{Context, Poll, Waker};
 
 use super::{Attached, Hub, WakeList, lock};
@@ -31,7 +31,7 @@ impl Position {
 /// Schools that entered or left memory, or got their first listener, since the last look.
 #[derive(Default)]
 pub(super) struct Moved {
-    schools: HashSet<SchoolId>,
+    schools: BTreeSet<SchoolId>,
     watcher: Option<Waker>,
 }
 
@@ -46,7 +46,7 @@ impl Hub {
 
     /// Waits for schools to enter or leave memory or to get their first listener, and returns them. Only one task can
     /// wait. What holds for a school now is what [`Hub::position`] says.
-    pub fn poll_moved(&self, cx: &mut Context<'_>) -> Poll<HashSet<SchoolId>> {
+    pub fn poll_moved(&self, cx: &mut Context<'_>) -> Poll<BTreeSet<SchoolId>> {
         let mut moved = self.moved();
         if !moved.schools.is_empty() {
             return Poll::Ready(std::mem::take(&mut moved.schools));
@@ -87,12 +87,14 @@ impl Hub {
         })
     }
 
-    /// Returns how far the events of each school in memory were offered.
+    /// Returns how far the events of each school in memory were offered, in the order of the schools, so that simulations
+    /// are deterministic.
     pub fn positions(&self) -> Vec<(SchoolId, Position)> {
-        let schools: Vec<SchoolId> = {
+        let mut schools: Vec<SchoolId> = {
             let schools = self.schools.read().unwrap_or_else(PoisonError::into_inner);
             schools.keys().copied().collect()
         };
+        schools.sort_unstable();
         let position = |school| Some((school, self.position(school)?));
         schools.into_iter().filter_map(position).collect()
     }

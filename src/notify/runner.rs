@@ -231,6 +231,8 @@ impl Runner {
                 let due = self.schedule().due().unwrap_or(round).min(round);
                 let due = if is_shared { due.min(look) } else { due };
                 tokio::select! {
+                    // Biased, so that simulations are deterministic.
+                    biased;
                     events = waiting.recv() => match events {
                         Some(events) => self.sort(&events),
                         None => return StoreError::Stopped,

@@ -4,7 +4,7 @@
 //! due. Nothing is sent before the time that the receiver asked for (`Retry-After`). The schedule holds only ids and
 //! times: the events wait in the log.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,9 +19,9 @@ pub(super) struct Schedule {
     queue: VecDeque<SchoolId>,
     queued: HashSet<SchoolId>,
     /// Schools with new events that are not selected. They are read at the next round.
-    moved: HashSet<SchoolId>,
+    moved: BTreeSet<SchoolId>,
     /// Schools with a failed delivery.
-    troubles: HashMap<SchoolId, Trouble>,
+    troubles: BTreeMap<SchoolId, Trouble>,
     /// The receiver asked to receive nothing until then.
     not_before: Option<Instant>,
 }

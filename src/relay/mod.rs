@@ -12,7 +12,7 @@
 
 mod choice;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::future::poll_fn;
 use std::sync::Arc;
 
@@ -186,7 +186,9 @@ impl Relay {
     /// Subscribes to the schools that enter the hub's memory, and unsubscribes from those that leave it.
     async fn subscribe(self: Arc<Self>) {
         // A predecessor that panicked may have missed some.
-        let mut moved: HashSet<SchoolId> = self.subscribed.lock().await.clone();
+        let subscribed = self.subscribed.lock().await;
+        let mut moved: BTreeSet<SchoolId> = subscribed.iter().copied().collect();
+        drop(subscribed);
         let positions = self.hub.positions().into_iter();
         moved.extend(positions.map(|(school, _)| school));
         loop {

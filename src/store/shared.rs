@@ -18,7 +18,7 @@
 //!
 //! Deliberately absent: SQL. A [`Database`] loads and writes; the simulation has one, too.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
@@ -83,6 +83,11 @@ impl Traces {
 pub trait Database: Send + 'static {
     /// Returns the current time.
     fn now(&self) -> Moment;
+
+    /// Returns a stamp that no other write has.
+    fn stamp(&mut self) -> i64 {
+        stamp()
+    }
 
     /// Makes sure that there is a connection.
     fn connect(&mut self) -> Result<(), StoreError>;
@@ -188,7 +193,7 @@ pub struct Backend<D> {
     unused_keys: HashSet<(SchoolId, String)>,
     generations: u64,
     /// Schools that the commands in progress were judged by.
-    judged: HashSet<SchoolId>,
+    judged: BTreeSet<SchoolId>,
     /// Schools that the last commit missed.
     missed: Vec<SchoolId>,
     /// How often in a row a school was missed.
@@ -217,7 +222,7 @@ impl<D: Database> Backend<D> {
             past: cache(config::SCHOOL_CACHE),
             unused_keys: HashSet::new(),
             generations: 0,
-            judged: HashSet::new(),
+            judged: BTreeSet::new(),
             missed: Vec::new(),
             misses: HashMap::new(),
         }
@@ -417,7 +422,7 @@ impl<D: Database> Backend<D> {
     fn moves(&mut self, group: &Decisions) -> Result<Vec<Move>, StoreError> {
         let of_states = group.states.keys().map(|(school, ..)| *school);
         let of_keys = group.keys.keys().map(|(school, _)| *school);
-        let schools: HashSet<SchoolId> = of_states.chain(of_keys).collect();
+        let schools: BTreeSet<SchoolId> = of_states.chain(of_keys).collect();
         let mut moves = Vec::with_capacity(schools.len());
         for school in schools {
             let known = self.known(school)?;
@@ -425,7 +430,7 @@ impl<D: Database> Backend<D> {
             moves.push(Move {
                 school,
                 expected: known.stamp,
-                stamp: stamp(),
+                stamp: self.database.stamp(),
                 head: tail.map_or(known.tail.head, |tail| tail.head),
             });
         }
@@ -470,7 +475,7 @@ impl<D: Database> writer::Backend for Backend<D> {
     ) -> Result<Option<Instant>, StoreError> {
         let moves = self.moves(decisions)?;
         let is_moved = |school: &SchoolId| moves.iter().any(|own| own.school == *school);
-        let mut unwritten: Vec<SchoolId> = self.judged.drain().collect();
+        let mut unwritten: Vec<SchoolId> = std::mem::take(&mut self.judged).into_iter().collect();
         unwritten.retain(|school| !is_moved(school));
         self.compare(&unwritten)?;
         if moves.is_empty() {

@@ -121,6 +121,8 @@ impl Receiver {
         let message: Value = serde_json::from_slice(&notification.json).unwrap();
         let cursor: Cursor = message["cursor"].as_str().unwrap().parse().unwrap();
         let (place, seq) = (cursor.place, cursor.place.seq);
+        let trace = &self.ledger.trace;
+        trace.note(format_args!("{cursor} of {school} is delivered"));
         let fence = self.ledger.disk.last_fence();
         if std::mem::replace(&mut told.fence, fence) != fence {
             told.last.clear();

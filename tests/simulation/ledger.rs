@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::Fault;
 use super::publisher::Disk;
+use super::trace::Trace;
 
 /// A page holds so few events and states that most reads need several pages.
 const EVENTS_A_PAGE: usize = 5;
@@ -27,6 +28,8 @@ pub(super) struct Ledger {
     is_shared: bool,
     /// Whether it is the database of several simulated nodes.
     pub(super) is_of_cluster: bool,
+    /// What happened, if that is recorded.
+    pub(super) trace: Trace,
 }
 
 #[derive(Default)]
@@ -101,6 +104,7 @@ impl Ledger {
             fault,
             is_shared,
             is_of_cluster: false,
+            trace: Trace::default(),
         }
     }
 

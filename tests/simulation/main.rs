@@ -6,7 +6,7 @@
 //! The process crashes between any two steps, the power fails, and retention deletes events meanwhile.
 //!
 //! The message of a failure contains the seed; `TIDINGS_SEED=<seed> cargo test --test simulation whatever` runs it
-//! alone. To verify the model itself, faults are injected at the boundaries of what is simulated, and each must be
+//! alone, and `TIDINGS_SEED=<first>..<end>` runs any number of seeds. To verify the model itself, faults are injected at the boundaries of what is simulated, and each must be
 //! detected.
 //!
 //! This is a separate test binary, so that `.ci/mutants` builds it quickly.
@@ -28,6 +28,7 @@ mod cursors;
 mod ledger;
 mod publisher;
 mod reader;
+mod trace;
 #[path = "../it/support"]
 #[allow(dead_code, reason = "the integration tests use more of it")]
 mod support {
@@ -686,29 +687,48 @@ fn run(seed: u64, fault: Option<Fault>) -> Result<usize, String> {
 /// Runs these seeds, each of which must succeed.
 fn run_all(seeds: Range<u64>) {
     let count = usize::try_from(seeds.end - seeds.start).unwrap();
-    let told = seeds
-        .map(|seed| run(seed, None).unwrap_or_else(|fault| panic!("TIDINGS_SEED={seed}: {fault}")));
-    let deliveries: usize = told.sum();
+    let deliveries = all_succeed(seeds, |seed| run(seed, None));
     assert!(deliveries > count * 25, "much was told: {deliveries}");
 }
 
-fn chosen_seed() -> Option<u64> {
-    let seed = std::env::var("TIDINGS_SEED").ok()?;
-    Some(seed.parse().unwrap())
+/// Runs these seeds, and returns the sum of their results. Stops at the first that fails, unless the seeds were chosen.
+fn all_succeed(seeds: Range<u64>, run: impl Fn(u64) -> Result<usize, String>) -> usize {
+    let (mut sum, mut failures) = (0, Vec::new());
+    for seed in seeds {
+        match run(seed) {
+            Ok(told) => sum += told,
+            Err(fault) => failures.push(format!("TIDINGS_SEED={seed}: {fault}")),
+        }
+        if !failures.is_empty() && chosen_seeds().is_none() {
+            break;
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    sum
+}
+
+/// Returns the seeds that are to be run: `TIDINGS_SEED=7` or `TIDINGS_SEED=0..2000`.
+fn chosen_seeds() -> Option<Range<u64>> {
+    let chosen = std::env::var("TIDINGS_SEED").ok()?;
+    let (first, end) = match chosen.split_once("..") {
+        Some((first, end)) => (first.parse().unwrap(), end.parse().unwrap()),
+        None => {
+            let seed: u64 = chosen.parse().unwrap();
+            (seed, seed + 1)
+        }
+    };
+    Some(first..end)
 }
 
 #[test]
 fn whatever_happens_every_reader_is_told_in_order_once_and_without_a_gap() {
-    match chosen_seed() {
-        Some(seed) => run_all(seed..seed + 1),
-        None => run_all(0..SEEDS_QUICK),
-    }
+    run_all(chosen_seeds().unwrap_or(0..SEEDS_QUICK));
 }
 
 #[test]
 #[ignore = "slow: thousands of histories"]
 fn whatever_happens_in_thousands_of_histories_every_promise_is_kept() {
-    if chosen_seed().is_none() {
+    if chosen_seeds().is_none() {
         run_all(SEEDS_QUICK..SEEDS);
     }
 }

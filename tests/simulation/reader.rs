@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{TimeDelta, Utc};
 use fastrand::Rng;
 use futures_util::Stream;
 use serde_json::Map;
@@ -43,13 +43,6 @@ impl Wake for Alarm {
         if !(self.is_faulty && wakes % LOST_WAKE_UP == LOST_WAKE_UP - 1) {
             self.rings.store(true, Ordering::Relaxed);
         }
-    }
-}
-
-/// Prints what happens if a single seed is run.
-fn trace(what: std::fmt::Arguments<'_>) {
-    if std::env::var_os("TIDINGS_SEED").is_some() {
-        println!("{what}");
     }
 }
 
@@ -259,7 +252,7 @@ impl Reader {
             self.shadow.last = cursor.place.seq;
         }
         let ttl = (rng.u8(0..4) == 0).then(|| Duration::from_millis(rng.u64(1..2_000)));
-        let subscription = subscriber
+        let mut subscription = subscriber
             .open(Request {
                 scope: self.scope.clone(),
                 reader: Who {
@@ -273,13 +266,14 @@ impl Reader {
                     _ => cursor,
                 }),
                 tick: self.tick,
-                expires_at: ttl
-                    .filter(|_| self.fault != Some(Fault::EndlessToken))
-                    .map(|ttl| Utc::now() + ttl),
+                expires_at: None,
                 returns_until: None,
                 greet: None,
             })
             .unwrap();
+        if let Some(ttl) = ttl.filter(|_| self.fault != Some(Fault::EndlessToken)) {
+            expires_in(&mut subscription, ttl);
+        }
         let shadow = &mut self.shadow;
         shadow.is_ready = false;
         shadow.may_reset = false;
@@ -297,7 +291,7 @@ impl Reader {
                 shadow.complete = cursor.place.seq;
             }
         }
-        trace(format_args!(
+        ledger.trace.note(format_args!(
             "{:?} connects from {:?}",
             self.scope.channels(),
             self.cursor
@@ -349,10 +343,9 @@ impl Reader {
             self.deliveries += 1;
             let before = self.cursor;
             self.cursor = session.subscription.resume_cursor();
-            trace(format_args!(
-                "{:?} is told {delivery:?}",
-                self.scope.channels()
-            ));
+            ledger
+                .trace
+                .told(format_args!("{:?}", self.scope.channels()), &delivery);
             let has_ended = session.ends.is_some_and(|ends| ends <= Instant::now());
             match delivery {
                 Delivery::Control(Control::Closing {
@@ -561,6 +554,19 @@ impl Reader {
             }
         }
         Ok(())
+    }
+}
+
+/// Sets when the credential expires. The time is given by the wall clock, which goes on meanwhile, so it is set again
+/// unless that took less than the margin. So it is the same in each run: tests let whole milliseconds pass.
+fn expires_in(subscription: &mut Subscription, ttl: Duration) {
+    const MARGIN: TimeDelta = TimeDelta::microseconds(500);
+    loop {
+        let asked = Utc::now();
+        subscription.renew(Some(asked + ttl - MARGIN));
+        if Utc::now() - asked < MARGIN {
+            break;
+        }
     }
 }
 

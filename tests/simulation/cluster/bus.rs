@@ -1,6 +1,6 @@
 //! A bus in memory that loses, delays, doubles and reorders messages, and is down now and then.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -21,7 +21,7 @@ pub(super) struct Exchange(Mutex<State>);
 struct State {
     rng: Rng,
     fault: Option<Fault>,
-    nodes: HashMap<usize, Member>,
+    nodes: BTreeMap<usize, Member>,
     /// Messages on their way, each with its receiver.
     on_the_way: Vec<(usize, Vec<u8>)>,
     is_down: bool,
@@ -30,7 +30,7 @@ struct State {
 
 #[derive(Default)]
 struct Member {
-    schools: HashSet<SchoolId>,
+    schools: BTreeSet<SchoolId>,
     inbox: Option<Inbox>,
 }
 
@@ -39,7 +39,7 @@ impl Exchange {
         Arc::new(Exchange(Mutex::new(State {
             rng: Rng::with_seed(seed),
             fault,
-            nodes: HashMap::new(),
+            nodes: BTreeMap::new(),
             on_the_way: Vec::new(),
             is_down: false,
             is_reliable: false,
@@ -137,8 +137,7 @@ impl Exchange {
 
 impl State {
     fn send(&mut self, messages: &[Outgoing]) {
-        let mut nodes: Vec<usize> = self.nodes.keys().copied().collect();
-        nodes.sort_unstable();
+        let nodes: Vec<usize> = self.nodes.keys().copied().collect();
         for message in messages {
             for node in &nodes {
                 if !self.nodes[node].schools.contains(&message.school) {

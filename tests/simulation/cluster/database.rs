@@ -44,7 +44,6 @@ struct State {
     kept: VecDeque<(Rows, HashMap<SchoolId, u64>, Places)>,
     /// Writes that were sent, and may be carried out later.
     in_flight: Vec<Group>,
-    stamps: i64,
     commits: i64,
     /// The rows are locked by a node whose writer is at work.
     is_locked: bool,
@@ -108,7 +107,6 @@ impl Shared {
             now: Rows::default(),
             kept: VecDeque::new(),
             in_flight: Vec::new(),
-            stamps: 0,
             commits: 0,
             is_locked: false,
             is_away: false,
@@ -285,6 +283,10 @@ impl shared::Database for Client {
         }
     }
 
+    fn stamp(&mut self) -> i64 {
+        self.shared.state().rng.i64(..)
+    }
+
     fn connect(&mut self) -> Result<(), StoreError> {
         self.ask().map(drop)
     }
@@ -445,8 +447,7 @@ impl shared::Database for Client {
             {
                 written.push(own.school);
             } else {
-                state.stamps += 1;
-                let other = state.stamps;
+                let other = state.rng.i64(..);
                 state.now.stamps.insert(own.school, other);
             }
         }

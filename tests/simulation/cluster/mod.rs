@@ -17,41 +17,24 @@
 //! for a commit of its own that is lost may not be told `ready` before the node's next commit; it reconnects here.
 
 mod bus;
+mod commands;
 mod database;
+mod node;
 
-use std::collections::HashMap;
-use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use futures_util::FutureExt;
-use tidings::config::Settings;
-use tidings::event::Event;
-use tidings::feed::{self, Feed};
-use tidings::hub::Hub;
-use tidings::id::{Place, SchoolId};
-use tidings::log::decide::Rules;
-use tidings::log::writer::{Handle, Receipts, Writer};
-use tidings::log::{
-    Allowance, CommandError, Committed, Envelope, Log, Meter, Receipt, Store, StoreError,
-};
-use tidings::notify::{Notifier, Notifiers};
-use tidings::relay::Relay;
-use tidings::store::shared::Backend;
-use tidings::subscribe::Subscriber;
-use tidings::tasks::Tasks;
-use tokio::runtime::{Builder, Runtime};
-use tokio::task::{unconstrained, yield_now};
 
 use self::bus::Exchange;
-use self::database::{Client, NodeWriter, Shared};
+use self::commands::Sent;
+use self::database::Shared;
+use self::node::Node;
 use super::consumer::Receiver;
 use super::ledger::{Ledger, schools};
 use super::reader::Reader;
-use super::{Fault, PANICKED, REPLAY_MAX, SEGMENT, command, some_reader};
+use super::{Fault, PANICKED, all_succeed, chosen_seeds, some_reader};
 
 /// Number of seeds in a quick run.
 const SEEDS_QUICK: u64 = 60;
@@ -59,6 +42,8 @@ const SEEDS_QUICK: u64 = 60;
 const SEEDS: u64 = 130;
 /// Number of seeds within which an injected fault must be detected.
 const SEEDS_FOR_A_FAULT: u64 = 600;
+/// Number of seeds that are run twice.
+const SEEDS_TWICE: u64 = 20;
 const STEPS: usize = 400;
 const READERS: usize = 5;
 /// Number of rounds after which nothing can be pending any more.
@@ -71,34 +56,6 @@ const ROUNDS_TO_COMPARE: usize = 40;
 const YIELDS: usize = 8;
 /// Time goes on in steps in which a lease is renewed.
 const TICK: Duration = Duration::from_millis(120);
-const STATE_CACHE_BYTES: usize = 1_000_000;
-
-type Answer = Pin<Box<dyn Future<Output = Result<Receipts, StoreError>>>>;
-
-/// A running node.
-struct Node {
-    // Before the runtime, which drops the tasks.
-    subscriber: Subscriber,
-    handle: Arc<Handle<Backend<Client>>>,
-    writer: NodeWriter,
-    hub: Arc<Hub>,
-    _relay: Arc<Relay>,
-    _tasks: Tasks,
-    is_frozen: bool,
-    /// The time that has passed while it was frozen.
-    owed: Duration,
-    runtime: Runtime,
-}
-
-/// A command that somebody sent.
-struct Sent {
-    school: SchoolId,
-    envelope: Envelope,
-    /// Its event, if it was answered.
-    answered: Option<Place>,
-    /// Whether it was sent before, so that its subject's state may have changed since it was made.
-    is_repeated: bool,
-}
 
 struct Cluster {
     rng: Rng,
@@ -114,33 +71,6 @@ struct Cluster {
     keyed: Vec<Sent>,
     commands: u64,
     starts: u64,
-}
-
-impl Node {
-    /// Gives the node's tasks some turns.
-    fn drive(&self, turns: usize) {
-        if !self.is_frozen {
-            self.runtime.block_on(async {
-                for _ in 0..turns {
-                    yield_now().await;
-                }
-            });
-        }
-    }
-
-    fn advance(&mut self, by: Duration) {
-        match self.is_frozen {
-            true => self.owed += by,
-            false => self.runtime.block_on(tokio::time::advance(by)),
-        }
-    }
-
-    /// Lets the node go on. For it, the time jumps.
-    fn thaw(&mut self) {
-        self.is_frozen = false;
-        let owed = std::mem::take(&mut self.owed);
-        self.runtime.block_on(tokio::time::advance(owed));
-    }
 }
 
 impl Cluster {
@@ -172,68 +102,21 @@ impl Cluster {
 
     fn start(&mut self, number: usize) {
         self.starts += 1;
-        let settings = Settings {
-            window_events: self.rng.usize(1..=12),
-            mailbox_capacity: self.rng.usize(2..=8),
-            replay_max_events: REPLAY_MAX,
-            heartbeat_secs: 1,
-            ..Settings::default()
-        };
-        let runtime = Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        let _entered = runtime.enter();
-        let hub = Hub::new(settings.window_events, settings.mailbox_capacity);
-        let hub = Arc::new(hub.of_shared_logs());
-        let (committed, mut batches) = Committed::channel(1_024);
-        let log = Arc::clone(&self.ledger) as Arc<dyn Log>;
-        let feed = Feed::with_segments(Arc::clone(&log), committed.clone(), SEGMENT);
-        let feed = Arc::new(feed);
-        let subscriber = Subscriber::new(Arc::clone(&feed), Arc::clone(&hub), &settings);
-        let tasks = Tasks::default();
-        let store = Arc::clone(&self.ledger) as Arc<dyn Store>;
-        let receiver = Arc::clone(&self.receiver) as Arc<dyn Notifier>;
-        Notifiers::new(&store, &feed, vec![receiver]).start(&tasks);
-        let (bus, id) = (self.exchange.join(number), format!("{:x}", self.starts));
-        let (log_of_relay, hub_of_relay) = (Arc::clone(&log), Arc::clone(&hub));
-        let id = id.parse().unwrap();
-        let relay = Relay::new(bus, id, log_of_relay, hub_of_relay, &committed);
-        relay.start(&tasks);
-        let offered = Arc::clone(&hub);
-        runtime.spawn(async move {
-            let tell = |events: &[Arc<Event>]| offered.offer(events).wake();
-            feed::follow(&mut batches, &offered, log, tell, pending()).await;
-        });
-        let client = Client {
-            shared: Arc::clone(&self.shared),
-            holds_locks: false,
-            stale: HashMap::new(),
-        };
-        let rules = Rules {
-            epoch: self.ledger.epoch(),
-            limits: settings.limits(),
-            most: settings.most_subjects(),
-        };
-        let backend = Backend::new(client, STATE_CACHE_BYTES);
-        let (writer, handle) = Writer::new(backend, rules, committed, Arc::<Meter>::default());
-        drop(_entered);
-        self.nodes[number] = Some(Node {
-            subscriber,
-            handle: Arc::new(handle),
-            writer: Arc::new(Mutex::new(writer)),
-            hub,
-            _relay: relay,
-            _tasks: tasks,
-            is_frozen: false,
-            owed: Duration::ZERO,
-            runtime,
-        });
+        self.note(format_args!("node {number} starts"));
+        let (shared, exchange) = (&self.shared, &self.exchange);
+        let own = (number, self.starts);
+        let node = Node::start(&mut self.rng, shared, exchange, &self.receiver, own);
+        self.nodes[number] = Some(node);
+    }
+
+    /// Records what happens.
+    fn note(&self, what: std::fmt::Arguments<'_>) {
+        self.ledger.trace.note(what);
     }
 
     /// Ends a node between two steps.
     fn crash(&mut self, number: usize) {
+        self.note(format_args!("node {number} crashes"));
         for (reader, _) in self.readers.iter_mut().filter(|own| own.1 == number) {
             reader.leave();
         }
@@ -252,150 +135,6 @@ impl Cluster {
 
     fn running_nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().flatten().filter(|own| !own.is_frozen)
-    }
-
-    /// Sends commands to some nodes at the same time. Their writers work in any order, and may wait for one another's
-    /// answers from the database.
-    fn publish(&mut self) -> Result<(), String> {
-        let running = self.running();
-        if running.is_empty() {
-            return Ok(());
-        }
-        let requests = self.rng.usize(1..=3);
-        let mut pending: Vec<(Vec<Sent>, Answer)> = Vec::new();
-        let mut commands = 0;
-        for _ in 0..requests {
-            let number = self.rng.choice(&running).copied().unwrap();
-            let sent = self.some_request();
-            commands += sent.len();
-            let school = sent[0].school;
-            let envelopes = sent.iter().map(|own| own.envelope.clone()).collect();
-            pending.push((sent, self.send(number, school, envelopes)));
-        }
-        let is_alone = commands == 1 && !self.shared.has_in_flight();
-        let mut writers: Vec<NodeWriter> = self
-            .running_nodes()
-            .map(|own| Arc::clone(&own.writer))
-            .collect();
-        self.shared.rivals(writers.clone());
-        self.rng.shuffle(&mut writers);
-        while writers.iter().any(|own| own.lock().unwrap().step()) {}
-        self.shared.rivals(Vec::new());
-        self.shared.check()?;
-        for (sent, answer) in pending {
-            let answer = answer.now_or_never().expect("all is done");
-            // The node may have ended before the answer was sent.
-            let answer = match self.rng.u8(0..12) {
-                0 => Err(StoreError::Unknown),
-                _ => answer,
-            };
-            self.is_answered(sent, answer, is_alone)?;
-        }
-        Ok(())
-    }
-
-    fn some_request(&mut self) -> Vec<Sent> {
-        if !self.keyed.is_empty() && self.rng.u8(0..4) == 0 {
-            let index = self.rng.usize(0..self.keyed.len());
-            return vec![self.keyed.swap_remove(index)];
-        }
-        let school = self.rng.choice(schools()).unwrap();
-        let count = self.rng.usize(1..=3);
-        let sent = (0..count).map(|_| {
-            self.commands += 1;
-            Sent {
-                school,
-                envelope: command(&mut self.rng, &self.ledger, school, self.commands),
-                answered: None,
-                is_repeated: false,
-            }
-        });
-        sent.collect()
-    }
-
-    fn send(&mut self, number: usize, school: SchoolId, commands: Vec<Envelope>) -> Answer {
-        let handle = Arc::clone(&self.nodes[number].as_ref().unwrap().handle);
-        let answer = async move {
-            let allowance = Arc::<Allowance>::default();
-            handle.append(school, commands, allowance).await
-        };
-        let mut answer: Answer = Box::pin(unconstrained(answer));
-        let is_early = answer.as_mut().now_or_never().is_some();
-        assert!(!is_early, "nobody has carried it out");
-        answer
-    }
-
-    /// Checks an answer. With `is_alone`, nothing else can have changed the state that the command was made for.
-    fn is_answered(
-        &mut self,
-        sent: Vec<Sent>,
-        answer: Result<Receipts, StoreError>,
-        is_alone: bool,
-    ) -> Result<(), String> {
-        let count = sent.len();
-        let receipts = match answer {
-            Ok(receipts) => receipts,
-            Err(error) => (0..count)
-                .map(|_| Err(CommandError::Store(error.clone())))
-                .collect(),
-        };
-        for (mut sent, receipt) in sent.into_iter().zip(receipts) {
-            match (&receipt, sent.answered) {
-                (Ok(Receipt::Committed(event)), None) => {
-                    self.is_in_log(&sent, event)?;
-                    sent.answered = Some(event.place());
-                }
-                (Ok(Receipt::Committed(event)), Some(place)) => {
-                    // A failover may have lost the first one.
-                    if !self.ledger.has_lost(sent.school, place) {
-                        return Err(format!("{} was carried out before", event.seq));
-                    }
-                    self.is_in_log(&sent, event)?;
-                    sent.answered = Some(event.place());
-                }
-                (Ok(Receipt::Repeated(event)), answered) => {
-                    let is_same = answered.is_none_or(|place| place == event.place());
-                    let is_lost =
-                        answered.is_some_and(|own| self.ledger.has_lost(sent.school, own));
-                    if !(is_same || is_lost) {
-                        return Err(format!("a repetition is answered with {}", event.seq));
-                    }
-                    sent.answered = Some(event.place());
-                }
-                (Err(CommandError::Rule(error)), answered) => {
-                    let is_lost =
-                        answered.is_some_and(|own| self.ledger.has_lost(sent.school, own));
-                    if answered.is_some() && !is_lost {
-                        return Err(format!("a repetition is answered with {error}"));
-                    }
-                    if is_alone && answered.is_none() && !sent.is_repeated {
-                        let subject = &sent.envelope.subject;
-                        return Err(format!("a command for {subject} is rejected: {error}"));
-                    }
-                    continue;
-                }
-                (Ok(Receipt::Unchanged(_)), _) => continue,
-                (Err(CommandError::Store(_)), _) => {}
-                (other, _) => return Err(format!("a command is answered with {other:?}")),
-            }
-            sent.is_repeated = true;
-            if sent.envelope.idempotency.is_some() {
-                self.keyed.push(sent);
-            }
-        }
-        let most = 8;
-        while self.keyed.len() > most {
-            self.keyed.remove(0);
-        }
-        Ok(())
-    }
-
-    fn is_in_log(&self, sent: &Sent, event: &Event) -> Result<(), String> {
-        let there = self.ledger.event(sent.school, event.seq);
-        match there.is_some_and(|there| there.place() == event.place()) {
-            true => Ok(()),
-            false => Err(format!("{} is acknowledged and not in the log", event.seq)),
-        }
     }
 
     /// Lets some of the reads that wait for the database continue. Returns whether there were any.
@@ -468,6 +207,8 @@ impl Cluster {
         };
         let before = self.ledger.heads();
         let lost = self.ledger.cut(&heads);
+        let places: Vec<_> = lost.iter().map(|own| (own.school, own.place())).collect();
+        self.note(format_args!("a failover loses {places:?}"));
         self.receiver.note_failover(&before);
         self.receiver.is_told_by_another();
         for (reader, _) in &mut self.readers {
@@ -618,9 +359,11 @@ impl Cluster {
     }
 
     fn run(mut self) -> Result<usize, String> {
-        for _ in 0..STEPS {
+        for step in 0..STEPS {
+            self.note(format_args!("step {step}"));
             self.step()?;
         }
+        self.note(format_args!("everything settles"));
         self.settle()?;
         let deliveries = self.readers.iter().map(|(reader, _)| reader.deliveries);
         let deliveries = deliveries.sum();
@@ -644,21 +387,41 @@ fn run(seed: u64, fault: Option<Fault>) -> Result<usize, String> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(PANICKED.into()))
 }
 
+/// Runs a seed, and returns what happened.
+fn trace_of(seed: u64) -> String {
+    let cluster = Cluster::new(seed, None);
+    let ledger = Arc::clone(&cluster.ledger);
+    ledger.trace.keep();
+    let outcome = cluster.run();
+    ledger.trace.note(format_args!("{outcome:?}"));
+    ledger.trace.take()
+}
+
 /// Runs these seeds, each of which must succeed.
 fn run_all(seeds: std::ops::Range<u64>, fault: Option<Fault>) {
     let count = usize::try_from(seeds.end - seeds.start).unwrap();
-    let told = seeds.map(|seed| {
-        run(seed, fault).unwrap_or_else(|problem| panic!("TIDINGS_SEED={seed}: {problem}"))
-    });
-    let deliveries: usize = told.sum();
+    let deliveries = all_succeed(seeds, |seed| run(seed, fault));
     assert!(deliveries > count * 25, "much was told: {deliveries}");
 }
 
 #[test]
 fn whatever_happens_to_several_nodes_every_reader_is_told_in_order_once_and_without_a_gap() {
-    match super::chosen_seed() {
-        Some(seed) => run_all(seed..seed + 1, None),
-        None => run_all(0..SEEDS_QUICK, None),
+    run_all(chosen_seeds().unwrap_or(0..SEEDS_QUICK), None);
+}
+
+#[test]
+fn a_seed_is_one_history() {
+    for seed in 0..SEEDS_TWICE {
+        let (one, other) = (trace_of(seed), trace_of(seed));
+        let differs = one
+            .lines()
+            .zip(other.lines())
+            .find(|(one, other)| one != other);
+        assert!(one == other, "seed {seed}: {differs:?}");
+        assert!(
+            one.lines().count() > STEPS,
+            "seed {seed}: much was recorded"
+        );
     }
 }
 
@@ -677,7 +440,7 @@ fn a_turn_that_a_failover_overtakes_does_not_move_the_notifier_past_events() {
 #[test]
 #[ignore = "slow: more histories"]
 fn whatever_happens_to_several_nodes_in_more_histories_every_promise_is_kept() {
-    if super::chosen_seed().is_none() {
+    if chosen_seeds().is_none() {
         run_all(SEEDS_QUICK..SEEDS, None);
     }
 }

@@ -215,6 +215,9 @@ pub struct Event {
     /// Distinguishes it from another event with the same number. In a snapshot: the tag of the subject's last event, if
     /// known.
     pub tag: Option<Tag>,
+    /// The tag of the event before it in the log. Known only of an event that has just been committed: it is not stored. It
+    /// shows a node that the log has another event there than was delivered.
+    pub before: Option<Tag>,
     /// The kind of its subject.
     pub kind: Kind,
     /// Its subject.
@@ -266,6 +269,7 @@ impl Event {
             school,
             seq,
             tag,
+            before: None,
             kind,
             subject,
             at,
@@ -273,6 +277,11 @@ impl Event {
             draft,
             frames: Frames::default(),
         }
+    }
+
+    /// Returns the same event, which follows the event with this tag.
+    pub fn following(self, before: Option<Tag>) -> Event {
+        Event { before, ..self }
     }
 
     /// Returns its place in the log.

@@ -3,12 +3,13 @@
 //! A message is one JSON object:
 //!
 //! ```json
-//! {"v": 1, "node": "00c0ffee00c0ffee", "epoch": "2f1c9a77", "school": 7, "seq": 42, "events": [
+//! {"v": 1, "node": "00c0ffee00c0ffee", "epoch": "2f1c9a77", "school": 7, "seq": 42, "before": 305419896, "events": [
 //!     {"k": "jobs", "i": "scan-1", "t": "job_progress", "m": false, "s": "in_progress", "c": "scan",
 //!      "at": 1767225600000, "f": {"progress": 40}}]}
 //! ```
 //!
-//! `seq` is the number of the last event; the others precede it without a gap. Nodes of neighbouring versions understand
+//! `seq` is the number of the last event; the others precede it without a gap. `before` is the tag of the event before them,
+//! if it is known: it shows a node that the log has another event there than was delivered. Nodes of neighbouring versions understand
 //! one another: unknown fields are ignored, and of a message with another version, or with an event of an unknown kind,
 //! type or status, only the number counts. Without `events`, the message has only the number.
 
@@ -21,7 +22,7 @@ use serde_json::value::RawValue;
 
 use super::{NodeId, Outgoing, Party};
 use crate::event::{Class, Draft, Event};
-use crate::id::SchoolId;
+use crate::id::{SchoolId, Tag};
 use crate::kind::{known_kind, known_status, known_type};
 use crate::log::Hint;
 
@@ -36,6 +37,8 @@ pub struct Message<'a> {
     epoch: Cow<'a, str>,
     school: SchoolId,
     seq: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    before: Option<u32>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     events: Option<&'a RawValue>,
 }
@@ -82,7 +85,7 @@ impl<'a> Message<'a> {
         max_bytes: usize,
     ) -> Vec<Outgoing> {
         let (node, epoch) = (sender.node.to_string(), sender.epoch.to_string());
-        let message = |seq: u64, events: Option<&[String]>| {
+        let message = |seq: u64, before: Option<Tag>, events: Option<&[String]>| {
             let events = events.map(|events| format!("[{}]", events.join(",")));
             let events = events.map(|json| RawValue::from_string(json).expect("it is JSON"));
             let message = Message {
@@ -91,6 +94,7 @@ impl<'a> Message<'a> {
                 epoch: (&*epoch).into(),
                 school,
                 seq,
+                before: before.map(Tag::get),
                 events: events.as_deref(),
             };
             Outgoing {
@@ -98,32 +102,37 @@ impl<'a> Message<'a> {
                 payload: serde_json::to_vec(&message).expect("a message is JSON"),
             }
         };
-        let overhead = message(u64::MAX, Some(&[])).payload.len();
+        let overhead = message(u64::MAX, Some(Tag::new(u32::MAX)), Some(&[]))
+            .payload
+            .len();
         let room = max_bytes.saturating_sub(overhead);
         let mut messages = Vec::new();
         let (mut part, mut bytes) = (Vec::new(), 0);
-        let mut last = None;
+        let (mut last, mut before) = (None, None);
         for event in events {
             let json = encode(event);
             let size = json.len() + 1;
             if bytes + size > room
                 && let Some(last) = last.take()
             {
-                messages.push(message(last, Some(&part)));
+                messages.push(message(last, before, Some(&part)));
                 (part, bytes) = (Vec::new(), 0);
             }
             if size > room {
-                messages.push(message(event.seq, None));
+                messages.push(message(event.seq, None, None));
                 continue;
+            }
+            if part.is_empty() {
+                before = event.before;
             }
             part.push(json);
             bytes += size;
             last = Some(event.seq);
         }
-        messages.extend(last.map(|last| message(last, Some(&part))));
+        messages.extend(last.map(|last| message(last, before, Some(&part))));
         let told = events.last().map_or(0, |last| last.seq);
         if seq > told {
-            messages.push(message(seq, None));
+            messages.push(message(seq, None, None));
         }
         messages
     }
@@ -155,6 +164,7 @@ impl<'a> Message<'a> {
         let encoded: Vec<Encoded<'_>> = serde_json::from_str(events.get()).ok()?;
         let before = self.seq.checked_sub(encoded.len() as u64)?;
         let numbered = (before + 1..=self.seq).zip(encoded);
+        let mut tag = self.before.map(Tag::new);
         let read = |(seq, own): (u64, Encoded<'_>)| {
             let draft = Draft {
                 event_type: known_type(&own.name)?,
@@ -169,6 +179,8 @@ impl<'a> Message<'a> {
             let (kind, subject) = (known_kind(&own.kind)?, own.subject.parse().ok()?);
             let at = DateTime::from_timestamp_millis(own.at)?;
             let event = Event::new((receiver.epoch, seq), self.school, kind, subject, at, draft);
+            let event = event.following(tag);
+            tag = event.tag;
             Some(Arc::new(event))
         };
         numbered.map(read).collect()

@@ -175,6 +175,8 @@ pub const BUS_CHANNELS_AT_ONCE: usize = 256;
 pub const BUS_UNREADABLE_PER_LINE: u64 = 1_000;
 /// Events of a school that wait in memory for missing earlier ones. Further events are read from the log later.
 pub const HOLE_MAX_EVENTS: usize = 1_024;
+/// Places of a school, beyond what was offered, up to which readers of a shared log have read.
+pub const READ_AHEAD_MAX: usize = 1_024;
 /// Events offered to readers before other tasks get a turn.
 pub const DISPATCH_SLICE: usize = 64;
 /// Readers of one event that are woken before other tasks get a turn.

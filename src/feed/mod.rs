@@ -69,6 +69,11 @@ impl Feed {
         self.log.epoch()
     }
 
+    /// Whether others write to the logs, too. Such a log can lose its newest events while this process runs on.
+    pub fn is_shared(&self) -> bool {
+        self.log.is_shared()
+    }
+
     /// Returns the place that a cursor names. Returns `None` if the cursor has another epoch, or may name one of
     /// several events.
     pub fn place(&self, Cursor { epoch, place }: Cursor) -> Option<Place> {
@@ -118,6 +123,7 @@ impl Feed {
                 events: Vec::new(),
                 through: bounds.head,
                 head: bounds.head,
+                newest: bounds.head,
                 floor: bounds.floor.seq,
             }));
         }
@@ -131,10 +137,12 @@ impl Feed {
             events = without_superseded(events);
             events.retain(|event| !segment.supersedes(event, &scope.filter));
         }
+        let head = bounds.head.max(segment.through());
         Ok(Some(Page {
             events,
             through: segment.through(),
-            head: bounds.head.max(segment.through()),
+            head,
+            newest: head,
             floor: bounds.floor.seq.max(segment.floor()),
         }))
     }
@@ -171,14 +179,25 @@ impl Feed {
         Ok(event.is_none_or(|event| event.place() == place))
     }
 
-    /// Returns current states in scope; see [`Log::snapshot`].
+    /// Returns current states in scope; see [`Log::snapshot`]. `newest` was the place of the newest event when the previous
+    /// page was read. Returns `None` if a shared log has lost that event since: the pages are of different histories.
     pub async fn snapshot(
         &self,
         scope: Arc<Scope>,
         after: u64,
         upto: Option<Place>,
-    ) -> Result<Page, StoreError> {
-        self.log.snapshot(scope, after, upto).await
+        newest: Option<Place>,
+    ) -> Result<Option<Page>, StoreError> {
+        let school = scope.school;
+        let page = self.log.snapshot(scope, after, upto).await?;
+        if let Some(newest) = newest.or(upto).filter(|_| self.is_shared()) {
+            let bounds = self.heads.bounds(school).await?;
+            self.segments.follow(school, bounds).await?;
+            if !self.is_known(school, newest, bounds).await? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(page))
     }
 }
 

@@ -206,7 +206,21 @@ impl Segments {
             segment.bytes = known.bytes;
         }
         loop {
-            let stretch = self.log.read_stretch(school, segment.through, end).await?;
+            // Of a shared log, the last event is read again: the log may have lost it since, with what was read before.
+            let last = segment.events.last().filter(|_| self.log.is_shared());
+            let last = last.map(|last| last.place());
+            let after = last.map_or(segment.through, |last| last.seq - 1);
+            let mut stretch = self.log.read_stretch(school, after, end).await?;
+            if let Some(last) = last {
+                if stretch.lacks(last) {
+                    segment = Segment {
+                        through: begin,
+                        ..Segment::default()
+                    };
+                    continue;
+                }
+                stretch.events.retain(|event| event.seq > last.seq);
+            }
             if stretch.floor > segment.through {
                 // Its earlier events lie before a hole.
                 segment.events.clear();

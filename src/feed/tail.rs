@@ -189,7 +189,7 @@ impl Tail<'_> {
         match hint {
             Hint::Events(events) => {
                 let are_known = events.last().is_some_and(|last| is_known(last.seq));
-                are_known && !events.iter().any(|event| self.hub.contradicts(event))
+                are_known && !self.hub.contradicts(events)
             }
             Hint::UpTo(_, seq) => is_known(*seq) || !position.is_attended,
             Hint::HistoryChanged(_) => false,
@@ -224,11 +224,11 @@ impl Tail<'_> {
         debug_assert!(is_dense(events), "a hint has no hole");
         let next_of = |position: Option<Position>| position.and_then(|own| own.next());
         // A school that is not in memory has no listeners, so nothing can be missed.
-        let mut next = next_of(self.hub.position(school));
-        let is_old = next.is_some_and(|next| first.seq < next);
-        if is_old && events.iter().any(|event| self.hub.contradicts(event)) {
+        let next = next_of(self.hub.position(school));
+        if self.log.is_shared() && self.hub.contradicts(events) {
+            // Either they or what was delivered is lost. The log tells which.
             self.start_over(school);
-            next = None;
+            return Cow::Borrowed(&[]);
         }
         let is_missed = next.is_some_and(|next| first.seq > next);
         let hole = match self.holes.get_mut(&school) {
@@ -300,6 +300,10 @@ impl Tail<'_> {
             }
         }
         debug_assert!(is_dense(&deliverable), "what is delivered has no hole");
+        if self.hub.contradicts(&deliverable) {
+            self.start_over(school);
+            return Vec::new();
+        }
         deliverable
     }
 
@@ -377,7 +381,7 @@ impl Tail<'_> {
                 return Vec::new();
             }
         };
-        if has_lost(&stretch, known) {
+        if stretch.lacks(known) {
             self.start_over(school);
             return Vec::new();
         }
@@ -439,12 +443,4 @@ impl Tail<'_> {
         }
         deliverable
     }
-}
-
-/// Whether a stretch that was read from before this place shows that the log no longer has its event.
-fn has_lost(stretch: &Stretch, known: Place) -> bool {
-    let is_other = |event: &&Arc<Event>| {
-        event.seq == known.seq && known.tag.is_some() && event.place() != known
-    };
-    stretch.head < known.seq || stretch.events.first().as_ref().is_some_and(is_other)
 }

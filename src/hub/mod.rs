@@ -26,7 +26,7 @@ use self::shared::Moved;
 pub use self::shared::Position;
 use crate::config::{RATE_SECS, StreamLimits, WINDOW_MAX_BYTES};
 use crate::event::Event;
-use crate::id::{Channel, Kind, Place, SchoolId, SubjectId};
+use crate::id::{Channel, Kind, Place, SchoolId, SubjectId, Tag};
 use crate::scope::Scope;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -59,6 +59,8 @@ struct SchoolState {
     head: Option<Place>,
     /// Every event from this `seq` up to the head was offered.
     dense_from: u64,
+    /// Of shared logs: places beyond the head up to which listeners have read. What is offered there must be these events.
+    read_ahead: BTreeMap<u64, Tag>,
     /// The newest events, contiguous in `seq`, oldest first.
     window: VecDeque<Arc<Event>>,
     window_bytes: usize,
@@ -474,6 +476,7 @@ impl Hub {
                     state: Mutex::new(SchoolState {
                         head: None,
                         dense_from: 0,
+                        read_ahead: BTreeMap::new(),
                         window: VecDeque::new(),
                         window_bytes: 0,
                         last_use: Instant::now(),
@@ -533,6 +536,11 @@ impl SchoolState {
             self.window_bytes -= oldest.draft.fields.len();
         }
         self.head = Some(event.place());
+        while let Some(first) = self.read_ahead.first_entry()
+            && *first.key() <= event.seq
+        {
+            first.remove();
+        }
     }
 
     /// Records that events before this `seq` may not have been offered.
@@ -695,7 +703,12 @@ impl Attachment {
     /// Continues with the offered events after everything up to `place` has been read from the log. Returns false if
     /// there is more to read, because a later event was offered before this connection was attached, or was never
     /// offered.
+    ///
+    /// If a shared log has lost what was read or what was offered, all listeners check their places against the log.
     pub fn joins(&self, place: Place) -> bool {
+        if self.hub.is_shared {
+            return self.joins_shared(place);
+        }
         let mut state = lock(&self.school);
         match state.head {
             None => {
@@ -732,6 +745,7 @@ impl Attachment {
                 .and_then(|last| state.window.get(last));
             let known = before.map(|event| event.place());
             let known = known.or_else(|| Some(head).filter(|head| head.seq == after.seq));
+            let known = known.or_else(|| state.place_before_window());
             if known.is_none_or(|known| known != after) {
                 return None;
             }

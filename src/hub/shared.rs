@@ -4,9 +4,11 @@
 //! left. Only of those is it told what others commit, so only their windows are up to date.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use super::{Attached, Hub, WakeList, lock};
+use super::{Attached, Attachment, Hub, SchoolState, WakeList, lock};
+use crate::config::READ_AHEAD_MAX;
 use crate::event::Event;
 use crate::id::{Place, SchoolId};
 use crate::sync::{MutexGuard, PoisonError};
@@ -99,21 +101,27 @@ impl Hub {
         schools.into_iter().filter_map(position).collect()
     }
 
-    /// Whether another event with this event's number was offered, so that the log must have lost that one.
-    pub fn contradicts(&self, event: &Event) -> bool {
-        let Some(school) = self.find(event.school) else {
+    /// Whether these events of a school contradict what was offered, what listeners have read, or one another: the log has
+    /// lost some of it, or the events are of a history that was lost.
+    pub fn contradicts(&self, events: &[Arc<Event>]) -> bool {
+        let Some(school) = events.first().and_then(|first| self.find(first.school)) else {
             return false;
         };
         let state = lock(&school);
-        let index = state.window.front().and_then(|oldest| {
-            let index = event.seq.checked_sub(oldest.seq)?;
-            usize::try_from(index).ok()
-        });
-        let known = index.and_then(|index| state.window.get(index));
-        let known = known.map(|known| known.place());
-        // The window is empty if the head is what a reader has read.
-        let known = known.or_else(|| state.head.filter(|head| head.seq == event.seq));
-        known.is_some_and(|known| known.tag.is_some() && known != event.place())
+        let is_other = |known: Option<Place>, place: Place| {
+            known.is_some_and(|known| known.tag.is_some() && known != place)
+        };
+        let mut previous: Option<Place> = None;
+        events.iter().any(|event| {
+            let before = Place {
+                seq: event.seq - 1,
+                tag: event.before,
+            };
+            let follows_another = event.before.is_some()
+                && (is_other(previous, before) || is_other(state.place(before.seq), before));
+            previous = Some(event.place());
+            follows_another || is_other(state.place(event.seq), event.place())
+        })
     }
 
     /// Forgets what was offered of a school, because the log may have lost some of it. All listeners check their places
@@ -121,14 +129,80 @@ impl Hub {
     pub fn start_over(&self, school: SchoolId) -> WakeList {
         let mut wake_list = WakeList::default();
         if let Some(school) = self.find(school) {
-            let mut state = lock(&school);
-            state.begin_at(0);
-            state.head = None;
-            let doubt = |own: &Attached| own.mailbox.doubt();
-            wake_list
-                .0
-                .extend(state.attached.values().filter_map(doubt));
+            lock(&school).start_over(&mut wake_list);
         }
         wake_list
+    }
+}
+
+impl SchoolState {
+    fn start_over(&mut self, wake_list: &mut WakeList) {
+        self.begin_at(0);
+        self.head = None;
+        self.read_ahead.clear();
+        let doubt = |own: &Attached| own.mailbox.doubt();
+        wake_list.0.extend(self.attached.values().filter_map(doubt));
+    }
+
+    /// Returns the place with this `seq`, if it is known which event is there.
+    fn place(&self, seq: u64) -> Option<Place> {
+        let index = self.window.front().and_then(|oldest| {
+            let index = seq.checked_sub(oldest.seq)?;
+            usize::try_from(index).ok()
+        });
+        let known = index.and_then(|index| self.window.get(index));
+        let known = known.map(|known| known.place());
+        // The window is empty if the head is what a reader has read.
+        let known = known.or_else(|| self.head.filter(|head| head.seq == seq));
+        let known = known.or_else(|| self.place_before_window().filter(|own| own.seq == seq));
+        known.or_else(|| {
+            let tag = Some(*self.read_ahead.get(&seq)?);
+            Some(Place { seq, tag })
+        })
+    }
+
+    /// Returns the place of the event before the window, if it is known.
+    pub(super) fn place_before_window(&self) -> Option<Place> {
+        let oldest = self.window.front()?;
+        let seq = oldest.seq - 1;
+        oldest.before.map(|tag| Place {
+            seq,
+            tag: Some(tag),
+        })
+    }
+}
+
+impl Attachment {
+    /// See [`Attachment::joins`].
+    pub(super) fn joins_shared(&self, place: Place) -> bool {
+        let mut state = lock(&self.school);
+        let Some(head) = state.head else {
+            // From now on, the hub notices missing events.
+            state.head = Some(place);
+            state.begin_at(place.seq + 1);
+            return true;
+        };
+        let known = state.place(place.seq);
+        let is_lost =
+            known.is_some_and(|known| known.tag.is_some() && place.tag.is_some() && known != place);
+        if is_lost {
+            let mut wake_list = WakeList::default();
+            state.start_over(&mut wake_list);
+            drop(state);
+            wake_list.wake();
+            return true;
+        }
+        match place.tag {
+            Some(tag) if place.seq > head.seq => {
+                let has_room = state.read_ahead.len() < READ_AHEAD_MAX;
+                if has_room {
+                    state.read_ahead.insert(place.seq, tag);
+                }
+                has_room
+            }
+            // It is not known whether the events that were offered follow this one.
+            Some(_) if known.is_none() => false,
+            _ => place.seq >= head.seq || state.dense_from <= place.seq + 1,
+        }
     }
 }

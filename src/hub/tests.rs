@@ -169,3 +169,65 @@ fn a_hole_is_not_passed_on_but_makes_everyone_read_the_log() {
     assert!(!attachment.joins(Place::untagged(1)), "nor was it offered");
     assert!(attachment.joins(Place::untagged(2)));
 }
+
+/// Returns an event that follows another one.
+fn following(before: &Event, subject: &str) -> Arc<Event> {
+    let event = Arc::into_inner(event(before.seq + 1, subject, true)).unwrap();
+    Arc::new(event.following(before.tag))
+}
+
+#[test]
+fn listeners_of_a_shared_log_check_their_places_if_one_has_read_another_event_than_was_offered() {
+    let hub = Arc::new(Hub::new(4, 8).of_shared_logs());
+    let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &most(10));
+    let (one, other) = (attach().unwrap(), attach().unwrap());
+    let (first, lost) = (event(1, "a", true), event(2, "a", true));
+    assert!(one.joins(first.place()));
+    hub.offer(&[following(&first, "a")]).wake();
+    assert!(
+        other.joins(first.place()),
+        "it goes on with what is offered"
+    );
+    assert!(!other.mailbox().depth().lagging);
+    // The same number, and another event.
+    let replacement = event(2, "b", true);
+    assert!(other.joins(replacement.place()));
+    for attachment in [&one, &other] {
+        assert!(attachment.mailbox().depth().lagging, "it reads the log");
+    }
+    assert_eq!(one.head(), None, "nothing is taken for known");
+    assert!(one.joins(lost.place()));
+}
+
+#[test]
+fn what_is_offered_to_a_shared_log_must_be_what_a_listener_has_read_ahead() {
+    let hub = Arc::new(Hub::new(4, 8).of_shared_logs());
+    let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &most(10));
+    let (one, ahead) = (attach().unwrap(), attach().unwrap());
+    let first = event(1, "a", true);
+    assert!(one.joins(first.place()));
+    let read = following(&first, "a");
+    assert!(ahead.joins(read.place()));
+    assert!(!hub.contradicts(std::slice::from_ref(&read)));
+    let another = following(&first, "b");
+    assert!(hub.contradicts(std::slice::from_ref(&another)));
+    let later = following(&another, "a");
+    assert!(hub.contradicts(&[later]), "it follows another event");
+    hub.offer(&[read]).wake();
+    assert!(hub.contradicts(&[another]), "nor may it be offered later");
+}
+
+#[test]
+fn a_listener_of_a_shared_log_reads_again_what_the_window_no_longer_shows() {
+    let hub = Arc::new(Hub::new(2, 8).of_shared_logs());
+    let attach = || hub.attach(&scope(&[subject("a")]), reader(), true, &most(10));
+    let (one, late) = (attach().unwrap(), attach().unwrap());
+    let mut events = vec![event(1, "a", true)];
+    assert!(one.joins(events[0].place()));
+    for seq in 1..5 {
+        events.push(following(&events[seq - 1], "a"));
+    }
+    hub.offer(&events[1..]).wake();
+    assert!(!late.joins(events[1].place()), "it may be another one now");
+    assert!(late.joins(events[2].place()), "the window follows it");
+}

@@ -264,9 +264,12 @@ impl Rules {
         let (school, kind, subject) = address;
         let mut events = Vec::with_capacity(outcome.drafts.len());
         let next = tail.head.seq + 1;
+        let mut before = tail.head.tag;
         for (seq, draft) in (next..).zip(outcome.drafts) {
             let place = (self.epoch, seq);
             let event = Event::new(place, *school, *kind, subject.clone(), now, draft);
+            let event = event.following(before);
+            before = event.tag;
             events.push(Arc::new(event));
         }
         let known = previous.map(|stored| (stored.created_seq, stored.last, stored.last_at));

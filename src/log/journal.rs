@@ -22,6 +22,8 @@ pub struct Page {
     pub through: Place,
     /// The place of the school's newest event when the page was read, or the place at which a snapshot ends.
     pub head: Place,
+    /// The place of the school's newest event when the page was read.
+    pub newest: Place,
     /// Events up to this `seq` have been removed.
     pub floor: u64,
 }
@@ -48,6 +50,16 @@ pub struct Stretch {
     pub floor: u64,
     /// The last events of subjects that have ticks in this stretch and further events after it.
     pub last: HashMap<(Kind, SubjectId), LastEvent>,
+}
+
+impl Stretch {
+    /// Whether the stretch, which was read from before this place, shows that the log no longer has its event.
+    pub fn lacks(&self, known: Place) -> bool {
+        let is_other = |event: &Arc<Event>| {
+            event.seq == known.seq && known.tag.is_some() && event.place() != known
+        };
+        self.head < known.seq || self.events.first().is_some_and(is_other)
+    }
 }
 
 /// A subject's last event, which supersedes its ticks.

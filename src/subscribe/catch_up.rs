@@ -36,7 +36,12 @@ pub(super) enum Step {
         added: Option<Added>,
         after: u64,
         upto: Option<Place>,
+        /// The newest event when the previous page was read.
+        newest: Option<Place>,
     },
+    /// Make sure that a shared log still has this event, which has been delivered if it is in scope. A state that is newer
+    /// than its snapshot is left out, because its event follows. If that is lost, the state would be missing.
+    Confirm(Place),
     /// Deliver the events of added channels after `after`, up to the position.
     Replay {
         scope: Arc<Scope>,
@@ -99,6 +104,7 @@ impl Step {
             added: Some(added),
             after: 0,
             upto: None,
+            newest: None,
         }
     }
 }
@@ -127,6 +133,7 @@ impl Subscription {
             added: None,
             after: 0,
             upto: None,
+            newest: None,
         }
     }
 
@@ -161,7 +168,9 @@ impl Subscription {
             let (scope, sets_position) = match step {
                 Step::Snapshot { scope, added, .. } => (scope, added.is_none()),
                 Step::Replay { scope, .. } => (scope, false),
-                Step::CatchUp { .. } | Step::Add(_) | Step::Ready => return true,
+                Step::CatchUp { .. } | Step::Confirm(_) | Step::Add(_) | Step::Ready => {
+                    return true;
+                }
             };
             let narrowed = Arc::make_mut(scope);
             narrow(narrowed);
@@ -224,7 +233,10 @@ impl Subscription {
                 added,
                 after,
                 upto,
-            } => self.poll_snapshot(cx, scope, added, after, upto),
+                newest,
+            } => self.poll_snapshot(cx, (scope, added), after, upto, newest),
+            Step::Confirm(_) if self.scope.is_empty() => Poll::Ready(()),
+            Step::Confirm(newest) => self.poll_confirm(cx, newest),
         }
     }
 
@@ -241,12 +253,18 @@ impl Subscription {
 
     fn poll_catch_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let scope = Arc::clone(&self.scope);
-        let after = match self.is_claimed {
+        // A shared log may have lost what was read a moment ago.
+        let after = match self.is_claimed || self.subscriber.feed.is_shared() {
             true => self.position,
             false => Place::untagged(self.position.seq),
         };
+        let least = match self.plan.front() {
+            Some(Step::Confirm(newest)) => newest.seq,
+            _ => 0,
+        };
         if self.reading.is_none()
             && let Some((events, head)) = self.attachment.window(after)
+            && head.seq >= least
         {
             let in_scope = events
                 .into_iter()
@@ -272,6 +290,16 @@ impl Subscription {
         self.is_claimed = false;
         let page = match page {
             Some(Ok(page)) => page,
+            Some(Err(ResetReason::HistoryChanged)) if self.position != self.safe => {
+                // The log may still have what the client was sent.
+                self.position = self.safe;
+                self.is_claimed = true;
+                self.plan.push_front(Step::CatchUp {
+                    from: None,
+                    settled: true,
+                });
+                return Poll::Ready(());
+            }
             Some(Err(reason)) => {
                 self.reset(reason);
                 return Poll::Ready(());
@@ -339,7 +367,10 @@ impl Subscription {
             self.plan.push_front(Step::Replay {
                 scope,
                 added,
-                after: Place::untagged(page.through.seq),
+                after: match self.subscriber.feed.is_shared() {
+                    true => page.through,
+                    false => Place::untagged(page.through.seq),
+                },
             });
         }
         Poll::Ready(())
@@ -348,27 +379,41 @@ impl Subscription {
     fn poll_snapshot(
         &mut self,
         cx: &mut Context<'_>,
-        scope: Arc<Scope>,
-        added: Option<Added>,
+        (scope, added): (Arc<Scope>, Option<Added>),
         after: u64,
         upto: Option<Place>,
+        newest: Option<Place>,
     ) -> Poll<()> {
         let upto = upto.or_else(|| added.as_ref().map(|_| self.position));
         let Poll::Ready(page) = self.poll_page(cx, |feed| {
             let scope = Arc::clone(&scope);
-            Box::pin(async move { feed.snapshot(scope, after, upto).await.map(Some) })
+            Box::pin(async move { feed.snapshot(scope, after, upto, newest).await })
         }) else {
             self.plan.push_front(Step::Snapshot {
                 scope,
                 added,
                 after,
                 upto,
+                newest,
             });
             return Poll::Pending;
         };
-        let Some(Some(page)) = page else {
-            return Poll::Ready(());
+        let page = match page {
+            Some(Some(page)) => page,
+            Some(None) => {
+                self.reset(ResetReason::HistoryChanged);
+                return Poll::Ready(());
+            }
+            None => return Poll::Ready(()),
         };
+        let is_last = page.through.seq >= page.head.seq;
+        if is_last && page.newest.seq > page.head.seq && self.subscriber.feed.is_shared() {
+            self.plan.push_front(Step::Confirm(page.newest));
+            self.plan.push_front(Step::CatchUp {
+                from: None,
+                settled: true,
+            });
+        }
         match &added {
             Some(added) => {
                 let wanted = page.events.into_iter().filter(|event| !added.covers(event));
@@ -377,7 +422,7 @@ impl Subscription {
             None => {
                 self.position = page.head;
                 self.wide_from = page.head.seq;
-                if page.through.seq >= page.head.seq && !self.attachment.joins(page.head) {
+                if is_last && !self.attachment.joins(page.head) {
                     self.plan.push_front(Step::CatchUp {
                         from: None,
                         settled: true,
@@ -388,13 +433,32 @@ impl Subscription {
                     .for_each(|event| self.deliver(event));
             }
         }
-        if page.through.seq < page.head.seq {
+        if !is_last {
             self.plan.push_front(Step::Snapshot {
                 scope,
                 added,
                 after: page.through.seq,
                 upto: Some(page.head),
+                newest: Some(page.newest),
             });
+        }
+        Poll::Ready(())
+    }
+
+    /// Starts over if the log no longer has the event, or does not have what was read after it. What retention has deleted
+    /// since is not known to be lost.
+    fn poll_confirm(&mut self, cx: &mut Context<'_>, newest: Place) -> Poll<()> {
+        let scope = Arc::clone(&self.scope);
+        let Poll::Ready(page) = self.poll_replay_page(cx, &scope, newest) else {
+            self.plan.push_front(Step::Confirm(newest));
+            return Poll::Pending;
+        };
+        let is_lost = matches!(
+            page,
+            Some(Err(ResetReason::HistoryChanged | ResetReason::UnknownEpoch))
+        );
+        if is_lost || page.is_some() && self.position.seq < newest.seq {
+            self.reset(ResetReason::HistoryChanged);
         }
         Poll::Ready(())
     }

@@ -500,11 +500,19 @@ impl Subscription {
                 }
                 self.set_timer();
             }
-            Mail::Lagging | Mail::HistoryChanged => {
-                // The log has to confirm the position.
-                self.is_claimed |= matches!(mail, Mail::HistoryChanged);
+            Mail::Lagging => {
                 // Held ticks precede the replay.
                 self.release_held(true);
+                self.plan.push_back(Step::CatchUp {
+                    from: None,
+                    settled: true,
+                });
+            }
+            Mail::HistoryChanged => {
+                // What the client was not sent may be lost. The log has to confirm what it was sent.
+                self.conflator.retain(|_| false);
+                self.position = self.safe;
+                self.is_claimed = true;
                 self.plan.push_back(Step::CatchUp {
                     from: None,
                     settled: true,

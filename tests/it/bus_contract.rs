@@ -287,7 +287,10 @@ impl Node {
 async fn what_is_published_arrives_as_it_was(medium: &mut dyn Medium) {
     let (sender, mut receiver) = (node(medium).await, node(medium).await);
     receiver.subscribe(&[1]).await;
-    let sent = [event(1, 7, "one"), event(1, 8, "two")];
+    let (before, one, two) = (event(1, 6, "x"), event(1, 7, "one"), event(1, 8, "two"));
+    let one = Arc::new(Arc::into_inner(one).unwrap().following(before.tag));
+    let two = Arc::new(Arc::into_inner(two).unwrap().following(one.tag));
+    let sent = [one, two];
     sender.publish(&sent).await;
     let Hint::Events(events) = receiver.next().await else {
         panic!("the events are part of the message");
@@ -295,6 +298,7 @@ async fn what_is_published_arrives_as_it_was(medium: &mut dyn Medium) {
     for (event, sent) in events.iter().zip(&sent) {
         assert_eq!(event.place(), sent.place(), "with the same tag");
         assert_eq!(event.cursor(), sent.cursor());
+        assert_eq!(event.before, sent.before, "what it follows");
         assert_eq!((event.at, &event.subject), (sent.at, &sent.subject));
         assert_eq!(event.draft.fields, sent.draft.fields, "byte for byte");
         assert_eq!(event.draft.category, sent.draft.category);
@@ -568,7 +572,9 @@ fn a_message_of_a_neighbouring_version_is_understood_or_counts_as_a_number() {
         node: NodeId::generate(),
         epoch,
     };
-    let sent = [event(1, 4, "one"), event(1, 5, "two")];
+    let one = Arc::into_inner(event(1, 4, "one")).unwrap();
+    let before = event(1, 3, "x").tag;
+    let sent = [Arc::new(one.following(before)), event(1, 5, "two")];
     let message = Message::encode(sender, school(1), 5, &sent, usize::MAX).remove(0);
     let text = String::from_utf8(message.payload).unwrap();
     let hint = |text: &str| {
@@ -576,6 +582,11 @@ fn a_message_of_a_neighbouring_version_is_understood_or_counts_as_a_number() {
         message.hint(receiver).unwrap().unwrap()
     };
     assert!(matches!(hint(&text), Hint::Events(events) if events[0].seq == 4));
+    // The previous version does not say what the first event follows.
+    let start = text.find(r#""before":"#).unwrap();
+    let end = start + text[start..].find(',').unwrap() + 1;
+    let without = format!("{}{}", &text[..start], &text[end..]);
+    assert!(matches!(hint(&without), Hint::Events(events) if events[0].before.is_none()));
     let with_more = text.replace(r#""i":"#, r#""new":{"x":1},"i":"#);
     assert!(matches!(hint(&with_more), Hint::Events(events) if events.len() == 2));
     for (old, new) in [

@@ -1,10 +1,11 @@
 //! The node's reader of the logs: replays share what is read and encoded, and nothing is passed on with a hole in it.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use serde_json::json;
 use tempfile::TempDir;
@@ -35,6 +36,10 @@ struct Counted {
     heads: AtomicUsize,
     /// The next read of a stretch panics.
     panics: AtomicBool,
+    /// Maximum number of events in a stretch.
+    most: AtomicU64,
+    /// What happens after the next read of a stretch.
+    afterwards: Mutex<Option<BoxFuture<'static, ()>>>,
 }
 
 impl Counted {
@@ -71,7 +76,13 @@ impl Log for Counted {
     ) -> Result<Stretch, StoreError> {
         self.stretches.fetch_add(1, Ordering::SeqCst);
         assert!(!self.panics.swap(false, Ordering::SeqCst), "as it is to");
-        self.now().read_stretch(school, after, upto).await
+        let upto = upto.min(after.saturating_add(self.most.load(Ordering::SeqCst)));
+        let stretch = self.now().read_stretch(school, after, upto).await;
+        let afterwards = self.afterwards.lock().unwrap().take();
+        if let Some(afterwards) = afterwards {
+            afterwards.await;
+        }
+        stretch
     }
 
     async fn replay(&self, scope: Arc<Scope>, after: u64, fold: bool) -> Result<Page, StoreError> {
@@ -117,6 +128,8 @@ fn node() -> Node {
         bounds: AtomicUsize::new(0),
         heads: AtomicUsize::new(0),
         panics: AtomicBool::new(false),
+        most: AtomicU64::new(u64::MAX),
+        afterwards: Mutex::default(),
     });
     let hub = Hub::new(settings.window_events, settings.mailbox_capacity);
     let hub = Arc::new(hub.of_shared_logs());
@@ -187,6 +200,11 @@ impl Node {
     }
 
     fn open(&self, number: i64, from: Option<u64>) -> Subscription {
+        self.open_with(number, from, Duration::ZERO)
+    }
+
+    /// The same with a minimum time between two ticks.
+    fn open_with(&self, number: i64, from: Option<u64>, tick: Duration) -> Subscription {
         let request = Request {
             scope: Scope::new(school(number), [kind::channel("jobs").unwrap()]),
             reader: Reader {
@@ -196,7 +214,7 @@ impl Node {
                 peer: None,
             },
             from: from.map(|seq| Cursor::untagged(self.log.epoch(), seq)),
-            tick: Duration::ZERO,
+            tick,
             expires_at: None,
             returns_until: None,
             greet: None,
@@ -531,6 +549,75 @@ async fn live_readers_are_reset_when_a_number_is_assigned_again() {
     }
 }
 
+/// The log has replaced the event that was delivered last, and nobody here is told of the one that replaced it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_event_alone_shows_that_the_one_before_it_was_lost() {
+    let mut node = node();
+    let first = make(&mut node, 1, 1).await;
+    let following = node.follow();
+    node.committed.send(first).await.unwrap();
+    let mut subscription = node.open(1, None);
+    until_ready(&mut subscription).await;
+    let fail_over = node.fork();
+    let lost = node.report("lost").await;
+    node.committed.send(lost).await.unwrap();
+    assert_eq!(next_event(&mut subscription).await, 4);
+    let mut batches = fail_over();
+    let store = node.log.copy.get().unwrap();
+    for text in ["another", "and one more"] {
+        let report = job("a", "progress", json!({ "message": text }));
+        store.append(school(1), vec![report]).await.unwrap();
+    }
+    batches.try_recv().expect("its hint is lost");
+    let last = batches.try_recv().unwrap();
+    assert_eq!((last.len(), last[0].seq), (1, 5));
+    node.committed.hints().give(Hint::Events(last));
+    let states = until_reset(&mut subscription).await;
+    assert_eq!(states.last().unwrap().seq, 5, "as the log has it");
+    following.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_is_not_reset_for_a_lost_event_that_it_was_never_sent() {
+    let mut node = node();
+    let first = make(&mut node, 1, 1).await;
+    let following = node.follow();
+    node.committed.send(first).await.unwrap();
+    let mut subscription = node.open_with(1, None, Duration::from_secs(3_600));
+    until_ready(&mut subscription).await;
+    let told = node.report("told").await;
+    node.committed.send(told).await.unwrap();
+    assert_eq!(next_event(&mut subscription).await, 4);
+    let fail_over = node.fork();
+    let held = node.report("held back").await;
+    node.committed.send(held).await.unwrap();
+    node.committed.round_trip().await.unwrap();
+    assert!(subscription.next().now_or_never().is_none(), "too early");
+    let mut batches = fail_over();
+    node.committed.hints().give(Hint::HistoryChanged(school(1)));
+    let store = node.log.copy.get().unwrap();
+    let failed = job(
+        "a",
+        "fail",
+        json!({"error": {"code": "jam", "message": "paper"}}),
+    );
+    store.append(school(1), vec![failed]).await.unwrap();
+    let replacement = batches.try_recv().unwrap();
+    node.committed
+        .hints()
+        .give(Hint::Events(replacement.clone()));
+    let told = loop {
+        match subscription.next().await.expect("it goes on") {
+            Delivery::Event(event) => break event,
+            Delivery::Control(control) => {
+                assert!(!matches!(control, Control::Reset(_)), "{control:?}");
+            }
+        }
+    };
+    assert_eq!(told.place(), replacement[0].place());
+    following.abort();
+}
+
 /// Nobody listens when the database fails over, so that only the next replay can notice it.
 #[tokio::test(flavor = "multi_thread")]
 async fn replays_that_share_what_was_read_tell_nothing_that_the_log_has_lost() {
@@ -555,4 +642,31 @@ async fn replays_that_share_what_was_read_tell_nothing_that_the_log_has_lost() {
             |events: &[Arc<Event>]| events.iter().map(|event| event.place()).collect::<Vec<_>>();
         assert_eq!(places(&told), places(&kept));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_are_read_while_the_log_fails_over_are_of_one_history() {
+    let mut node = node();
+    make(&mut node, 1, 1).await;
+    let fail_over = node.fork();
+    for text in ["lost", "lost, too", "and this"] {
+        node.report(text).await;
+    }
+    // Two events that will be lost are in the first part.
+    node.log.most.store(5, Ordering::SeqCst);
+    let log = Arc::clone(&node.log);
+    let fails_over = async move {
+        fail_over();
+        let report = |tick: u64| job("a", "progress", json!({"message": tick.to_string()}));
+        let reports = (4..=7).map(report).collect();
+        let store = log.copy.get().unwrap();
+        store.append(school(1), reports).await.unwrap();
+    };
+    *node.log.afterwards.lock().unwrap() = Some(fails_over.boxed());
+    let told = until_ready(&mut node.open(1, Some(1))).await;
+    let kept = node.log.now().read_stretch(school(1), 1, 7).await.unwrap();
+    assert_eq!(kept.events.len(), 6);
+    let places =
+        |events: &[Arc<Event>]| events.iter().map(|event| event.place()).collect::<Vec<_>>();
+    assert_eq!(places(&told), places(&kept.events));
 }

@@ -348,6 +348,7 @@ impl Log for Endless {
             events: Vec::new(),
             through: Place::untagged(after + 1),
             head: Place::untagged(1_000_000),
+            newest: Place::untagged(1_000_000),
             floor: 0,
         })
     }

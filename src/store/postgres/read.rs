@@ -185,6 +185,7 @@ pub(super) async fn replay(
         events: told,
         through,
         head,
+        newest: head,
         floor: floor.seq,
     })
 }
@@ -322,6 +323,7 @@ pub(super) async fn snapshot(
         events: told.into_iter().map(Arc::new).collect(),
         through,
         head: upto,
+        newest: head,
         floor: floor.seq,
     })
 }

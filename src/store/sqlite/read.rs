@@ -162,6 +162,7 @@ pub(super) fn replay(
         events: told,
         through,
         head,
+        newest: head,
         floor: floor.seq,
     })
 }
@@ -301,6 +302,7 @@ pub(super) fn snapshot(
         events: told.into_iter().map(Arc::new).collect(),
         through,
         head: upto,
+        newest: head,
         floor: floor.seq,
     })
 }

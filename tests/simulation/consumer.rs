@@ -97,6 +97,7 @@ impl Receiver {
 
     /// Fails if any delivery has violated the guarantees.
     pub(super) fn check(&self) -> Result<(), String> {
+        self.ledger.disk.broken().map_or(Ok(()), Err)?;
         self.told.lock().unwrap().broken.clone().map_or(Ok(()), Err)
     }
 
@@ -238,38 +239,12 @@ impl Consumers for Ledger {
         progress: Progress,
     ) -> Result<(), StoreError> {
         assert_eq!(name, "receiver");
-        if self.is_of_cluster {
-            // The write is on its way; the holder may be stopped meanwhile.
-            self.wait_for_the_disk().await?;
+        if !self.is_of_cluster {
+            return self.moves(fence, school, seq, progress);
         }
-        if !self.disk.is_last(fence) {
-            return Err(StoreError::Fenced);
-        }
-        let seq = match self.fault {
-            Some(Fault::PlaceTooFar) if progress.tried.is_none() => seq + 1,
-            _ => seq,
-        };
-        self.disk.places(|places| {
-            let place = places.entry(school).or_default();
-            if progress.from.is_some_and(|from| from != place.seq) {
-                return Err(StoreError::Fenced);
-            }
-            place.seq = place.seq.max(seq);
-            place.tried = progress.tried;
-            let changed = progress.set_aside;
-            let of = match &changed {
-                Some(Change::Put(own)) => Some((own.kind, own.subject.clone())),
-                Some(Change::Lift(kind, subject)) => Some((*kind, subject.clone())),
-                None => None,
-            };
-            place
-                .set_aside
-                .retain(|own| Some((own.kind, own.subject.clone())) != of);
-            if let Some(Change::Put(own)) = changed {
-                place.set_aside.push(own);
-            }
-            Ok(())
-        })
+        // It is on its way. Meanwhile, the holder may be stopped or gone, and another one may hold the lease.
+        self.write(move |ledger| ledger.moves(fence, school, seq, progress))
+            .await
     }
 
     async fn notifiers(&self, _: SchoolId) -> Result<(Vec<Standing>, u64), StoreError> {
@@ -288,6 +263,51 @@ impl Consumers for Ledger {
         _: usize,
     ) -> Result<DeadLetterPage, StoreError> {
         unreachable!("nobody looks at notifiers")
+    }
+}
+
+impl Ledger {
+    /// Moves the notifier's place, if this is the last fence.
+    fn moves(
+        &self,
+        fence: Fence,
+        school: SchoolId,
+        seq: u64,
+        progress: Progress,
+    ) -> Result<(), StoreError> {
+        let is_last = self.disk.is_last(fence);
+        if !is_last && self.fault != Some(Fault::UncheckedFence) {
+            return Err(StoreError::Fenced);
+        }
+        let seq = match self.fault {
+            Some(Fault::PlaceTooFar) if progress.tried.is_none() => seq + 1,
+            _ => seq,
+        };
+        self.disk.places(|places| {
+            let place = places.entry(school).or_default();
+            if progress.from.is_some_and(|from| from != place.seq) {
+                return Err(StoreError::Fenced);
+            }
+            if !is_last {
+                let moved = format!("the holder {fence} moved the place of {school} to {seq}");
+                self.disk.breaks(moved);
+            }
+            place.seq = place.seq.max(seq);
+            place.tried = progress.tried;
+            let changed = progress.set_aside;
+            let of = match &changed {
+                Some(Change::Put(own)) => Some((own.kind, own.subject.clone())),
+                Some(Change::Lift(kind, subject)) => Some((*kind, subject.clone())),
+                None => None,
+            };
+            place
+                .set_aside
+                .retain(|own| Some((own.kind, own.subject.clone())) != of);
+            if let Some(Change::Put(own)) = changed {
+                place.set_aside.push(own);
+            }
+            Ok(())
+        })
     }
 }
 

@@ -35,8 +35,18 @@ pub(super) struct Ledger {
 #[derive(Default)]
 struct Inner {
     logs: BTreeMap<SchoolId, OneLog>,
-    /// Reads that wait for the disk.
-    waiting: Vec<oneshot::Sender<()>>,
+    /// Reads and writes that wait for the disk.
+    waiting: Vec<Waiting>,
+    /// Writes that are late: they are on their way, and the simulation determines when they arrive.
+    late: Vec<Write>,
+}
+
+/// A write that is on its way to the database.
+pub(super) type Write = Box<dyn FnOnce(&Ledger) + Send>;
+
+enum Waiting {
+    Read(oneshot::Sender<()>),
+    Write(Write),
 }
 
 /// The log of one school.
@@ -239,19 +249,55 @@ impl Ledger {
         lost
     }
 
-    /// Returns the number of waiting reads.
+    /// Returns the number of waiting reads and writes.
     pub(super) fn waiting(&self) -> usize {
         self.inner.lock().unwrap().waiting.len()
     }
 
-    /// Lets one waiting read continue.
+    /// Lets one waiting read continue, or carries out one waiting write.
     pub(super) fn turn(&self, index: usize) {
         let turn = self.inner.lock().unwrap().waiting.swap_remove(index);
-        // Fails if the reader has left.
-        let _ = turn.send(());
+        match turn {
+            // Fails if the reader has left.
+            Waiting::Read(turn) => drop(turn.send(())),
+            Waiting::Write(write) => write(self),
+        }
     }
 
-    /// Drops all waiting reads, as a crash does.
+    /// Delays the writes that are on their way.
+    pub(super) fn delay_writes(&self) {
+        let mut inner = self.inner.lock().unwrap();
+        let Inner { waiting, late, .. } = &mut *inner;
+        for own in std::mem::take(waiting) {
+            match own {
+                Waiting::Write(write) => late.push(write),
+                read @ Waiting::Read(_) => waiting.push(read),
+            }
+        }
+    }
+
+    /// Carries out the writes that were delayed.
+    pub(super) fn late_writes_arrive(&self) {
+        let late = std::mem::take(&mut self.inner.lock().unwrap().late);
+        late.into_iter().for_each(|write| write(self));
+    }
+
+    /// Sends a write. It is carried out even if its sender is gone by then.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&Ledger) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let write = Box::new(move |ledger: &Ledger| drop(answer.send(write(ledger))));
+        self.inner
+            .lock()
+            .unwrap()
+            .waiting
+            .push(Waiting::Write(write));
+        answered.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    /// Drops all that waits, as a crash does.
     pub(super) fn forget_readers(&self) {
         self.inner.lock().unwrap().waiting.clear();
     }
@@ -263,7 +309,7 @@ impl Ledger {
 
     pub(super) async fn wait_for_the_disk(&self) -> Result<(), StoreError> {
         let (turn, waiting) = oneshot::channel();
-        self.inner.lock().unwrap().waiting.push(turn);
+        self.inner.lock().unwrap().waiting.push(Waiting::Read(turn));
         waiting.await.map_err(|_| StoreError::Stopped)
     }
 
@@ -406,6 +452,7 @@ impl Log for Ledger {
                 events: told.cloned().collect(),
                 through: log.place(through),
                 head: log.place(head),
+                newest: log.place(head),
                 floor: log.floor,
             }
         });
@@ -457,6 +504,7 @@ impl Log for Ledger {
                 events: states.iter().map(told).collect(),
                 through,
                 head: end,
+                newest: log.place(log.head()),
                 floor: log.floor,
             }
         });

@@ -132,6 +132,10 @@ enum Fault {
     UncomparedStamps,
     /// A commit of unknown outcome is taken for one that failed.
     UnknownIsFailed,
+    /// A write of unknown outcome that is settled as not carried out can still be carried out.
+    UnsettledWrite,
+    /// The fence of a notifier's write is not checked.
+    UncheckedFence,
     /// Events are announced on the bus that are not committed.
     EarlyAnnouncement,
     /// A node does not recognise its own messages on the bus. This must be harmless.

@@ -33,7 +33,11 @@ const LOST_COMMIT: u64 = 10;
 
 /// What the database contains in addition to the logs.
 #[derive(Default)]
-pub(super) struct Disk(Mutex<State>);
+pub(super) struct Disk {
+    state: Mutex<State>,
+    /// What a former holder of the notifier's lease has done.
+    broken: Mutex<Option<String>>,
+}
 
 #[derive(Default)]
 struct State {
@@ -68,7 +72,7 @@ struct Kept {
 
 impl Disk {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.state.lock().unwrap()
     }
 
     /// Reads or changes the notifier's places.
@@ -118,6 +122,16 @@ impl Disk {
     /// Returns the fence of the notifier's lease.
     pub(super) fn last_fence(&self) -> u64 {
         self.lock().lease.fence
+    }
+
+    /// Records that a holder of the notifier's lease had lost it when it moved the notifier's place.
+    pub(super) fn breaks(&self, what: String) {
+        self.broken.lock().unwrap().get_or_insert(what);
+    }
+
+    /// Returns what was recorded first.
+    pub(super) fn broken(&self) -> Option<String> {
+        self.broken.lock().unwrap().clone()
     }
 
     /// Sets whether the next commit fails.

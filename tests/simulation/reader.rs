@@ -98,7 +98,7 @@ struct Shadow {
     is_ready: bool,
     /// Whether the cursor belongs to a history that was lost, so that a `reset` must come first.
     must_reset: bool,
-    /// Whether its session may have taken lost events for it that it was not sent yet.
+    /// Whether events were lost since it began to catch up. Until it is told `ready` or `reset`, its cursors may not be safe.
     may_reset: bool,
 }
 
@@ -188,7 +188,9 @@ impl Reader {
             place.knowledge.cut(head);
             place.told.retain(|_, seq| *seq <= head);
         }
-        // Current states leave out a subject whose newest event is younger. If that is lost, the subject is missing.
+        // Current states leave out a subject whose newest event is younger, because that event follows. If it is lost, the
+        // subject is missing. The session notices that anything was lost, and starts over. But the cursor of one of these states names an event
+        // that the log still has, so nobody can notice if the client leaves before that and resumes from it.
         let all = self.shadow.tells_all;
         let is_whole = |cursor: Cursor, knowledge: &Knowledge, scope: &Scope| {
             ledger.has_lost(scope.school, cursor.place)
@@ -196,15 +198,13 @@ impl Reader {
         };
         self.places
             .retain(|own| is_whole(own.cursor, &own.knowledge, &own.scope));
-        let at = self.cursor.map_or(0, |cursor| cursor.place.seq);
-        let is_hit = lost.iter().any(|event| self.scope.matches(event));
-        self.shadow.may_reset |= is_hit && self.session.is_some();
-        let cursor = match self.cursor {
-            Some(cursor) if self.shadow.is_ready => cursor,
-            _ => ledger.end(self.school()),
-        };
-        if is_hit && at <= head && !is_whole(cursor, &self.knowledge, &self.scope) {
-            self.leave();
+        let is_hit = lost.iter().any(|event| event.school == self.school());
+        if self.session.is_some() {
+            self.shadow.may_reset |= is_hit && !self.shadow.is_ready;
+        } else if self
+            .cursor
+            .is_some_and(|cursor| !is_whole(cursor, &self.knowledge, &self.scope))
+        {
             self.cursor = None;
         }
     }
@@ -313,6 +313,9 @@ impl Reader {
     pub(super) fn leave(&mut self) {
         self.session = None;
         self.is_stalled = false;
+        if std::mem::take(&mut self.shadow.may_reset) && !self.shadow.must_reset {
+            self.cursor = None;
+        }
     }
 
     /// Takes up to `most` deliveries, while there are any. Returns whether there were any.
@@ -445,6 +448,9 @@ impl Reader {
 
     /// Checks that a cursor is safe for all subscribed channels or, if there are none, for those that the client wants.
     fn is_sent(&mut self, cursor: Cursor, ledger: &Ledger) -> Result<(), String> {
+        if self.shadow.may_reset {
+            return Ok(());
+        }
         let scope = match self.scope.channels().is_empty() {
             true => &self.wanted,
             false => &self.scope,
@@ -635,6 +641,7 @@ impl Shadow {
             }
             Control::Ready(cursor) => {
                 self.is_ready = true;
+                self.may_reset = false;
                 self.promised(*cursor, scope, ledger)
             }
             Control::Heartbeat {

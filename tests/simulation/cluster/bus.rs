@@ -88,11 +88,6 @@ impl Exchange {
         }
     }
 
-    /// Loses all messages on their way.
-    pub(super) fn forget(&self) {
-        self.state().on_the_way.clear();
-    }
-
     pub(super) fn works(&self) -> bool {
         !self.state().is_down
     }

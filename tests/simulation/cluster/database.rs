@@ -184,9 +184,14 @@ impl Shared {
         Some(heads)
     }
 
-    /// Lets the writer of another node go first, now and then.
+    /// Lets a write that is in flight or the writer of another node go first, now and then.
     fn give_way(&self) {
         let mut state = self.state();
+        if !state.is_locked && !state.in_flight.is_empty() && state.rng.u8(0..4) == 0 {
+            drop(state);
+            self.late_write();
+            state = self.state();
+        }
         if state.is_locked || state.rivals.is_empty() || state.rng.u8(0..4) != 0 {
             return;
         }
@@ -446,7 +451,7 @@ impl shared::Database for Client {
                 || state.now.stamps.get(&own.school) == Some(&own.stamp)
             {
                 written.push(own.school);
-            } else {
+            } else if self.shared.ledger.fault != Some(Fault::UnsettledWrite) {
                 let other = state.rng.i64(..);
                 state.now.stamps.insert(own.school, other);
             }

@@ -1,0 +1,29 @@
+"""Where the server is and how this process identifies itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Union
+
+URL_DEFAULT = "http://127.0.0.1:8000"
+WORKER_MAX_BYTES = 128
+
+# A token, or a function that returns a valid one, which is called for each connection.
+Token = Union[str, Callable[[], Union[str, Awaitable[str]]]]
+
+
+def server_url(url: str | None) -> str:
+    """Returns `url`, or that of `TIDINGS_URL`, without a trailing slash."""
+    return (url or os.environ.get("TIDINGS_URL") or URL_DEFAULT).rstrip("/")
+
+
+def default_token(token: Token | None) -> Token:
+    return token if token is not None else os.environ.get("TIDINGS_TOKEN", "")
+
+
+def worker_name() -> str:
+    """Returns the name by which the server tells this process from other workers that share a token."""
+    host = "".join(letter for letter in socket.gethostname() if letter.isprintable())
+    return f"{host[:64]}:{os.getpid()}"

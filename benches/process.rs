@@ -2,16 +2,24 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// Clock ticks per second (`getconf CLK_TCK`), the same on every Linux.
 const TICKS_PER_SEC: f64 = 100.0;
 
 /// The server's program, with its data in `folder`. `BENCH_SERVER` overrides the program, for comparisons.
 pub(crate) fn tidings(folder: &Path, port: &str) -> Command {
-    let program = std::env::var("BENCH_SERVER");
-    let mut command = Command::new(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_tidings")));
+    tidings_of(None, folder, port)
+}
+
+/// The same, of another build.
+pub(crate) fn tidings_of(program: Option<&str>, folder: &Path, port: &str) -> Command {
+    let chosen = std::env::var("BENCH_SERVER");
+    let program = program.or(chosen.as_deref().ok());
+    let mut command = Command::new(program.unwrap_or(env!("CARGO_BIN_EXE_tidings")));
     command
         .current_dir(folder)
         .env("ROCKET_PORT", port)
@@ -28,8 +36,12 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `tidings serve`, and waits until it listens.
     pub(crate) fn start(command: &mut Command) -> Process {
+        Process::run(command.arg("serve"))
+    }
+
+    /// Starts any server, and waits until it prints its address.
+    pub(crate) fn run(command: &mut Command) -> Process {
         let mut child = command
-            .arg("serve")
             .stdout(Stdio::piped())
             .spawn()
             .expect("the server starts");
@@ -38,6 +50,18 @@ impl Process {
             .read_line(&mut line)
             .expect("a line");
         let address = line.trim().rsplit("//").next().expect("an address");
+        Process {
+            child,
+            address: address.to_owned(),
+        }
+    }
+
+    /// Starts any server, and waits until it listens at this address.
+    pub(crate) fn listening(command: &mut Command, address: &str) -> Process {
+        let child = command.spawn().expect("the server starts");
+        while TcpStream::connect(address).is_err() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         Process {
             child,
             address: address.to_owned(),

@@ -1,7 +1,7 @@
 //! A load program: it measures what the server delivers and accepts, what that costs, and how long it takes.
 //!
-//! `cargo bench --bench load` runs everything. `cargo bench --bench load -- publish` runs only what is named: `floor`,
-//! `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `fold`, `idle`, `crowd`, `slow`, `burst`,
+//! `cargo bench --bench load` runs everything. `cargo bench --bench load -- publish` runs only what is named: `one-channel`,
+//! `large-channel`, `many-channels`, `closed-loop`, `saturation`, `conflation` and `memory` compare servers (see [`ratios`]); `publish`, `batch`, `devices`, `fanout`, `channels`, `latency`, `fold`, `idle`, `crowd`, `slow`, `burst`,
 //! `reconnect`, `refusals`, `pages`, `browser`, `greedy`, `searches`. The server is a separate process, so that its CPU
 //! time and memory are measured separately from the load's. Both share the machine, so compare ratios rather than
 //! absolute figures.
@@ -15,10 +15,14 @@
 
 mod greedy;
 mod pages;
+mod peers;
 mod pressure;
 #[path = "../process.rs"]
 #[allow(dead_code, reason = "the benchmark `stranger` uses more of it")]
 mod process;
+mod ratios;
+mod raw;
+mod rocket_alone;
 mod searches;
 #[allow(dead_code, reason = "the benchmark `cluster` uses more of it")]
 mod server;
@@ -51,6 +55,15 @@ async fn main() {
     if wanted.first().is_some_and(|first| first == pressure::CROWD) {
         return pressure::be_a_crowd(&wanted).await;
     }
+    if wanted.first().is_some_and(|first| first == raw::RAW) {
+        return raw::be_raw();
+    }
+    if wanted
+        .first()
+        .is_some_and(|first| first == rocket_alone::ROCKET)
+    {
+        return rocket_alone::be_rocket().await;
+    }
     if wanted.first().is_some_and(|first| first == greedy::GREEDY) {
         return greedy::be_greedy(&wanted).await;
     }
@@ -60,8 +73,16 @@ async fn main() {
         std::thread::available_parallelism().map_or(0, usize::from),
         profile()
     );
-    if runs("floor") {
-        floor(1_000).await;
+    for scenario in &ratios::SCENARIOS {
+        if runs(scenario.name) {
+            ratios::compare(scenario).await;
+        }
+    }
+    if runs("conflation") {
+        ratios::fold().await;
+    }
+    if runs("memory") {
+        ratios::idle().await;
     }
     if runs("publish") {
         for publishers in [1, 16, 64] {
@@ -139,59 +160,6 @@ fn profile() -> &'static str {
     } else {
         "optimisation"
     }
-}
-
-/// What the machine itself needs: one thread writes an event's bytes to each of many bare sockets, and as many tasks
-/// read them. A server that delivers each event with one write per connection cannot be cheaper.
-async fn floor(readers: usize) {
-    const ROUNDS: usize = 300;
-    const EVENT: [u8; 400] = [b'x'; 400];
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a port");
-    let address = listener.local_addr().expect("bound");
-    let mut sockets = Vec::new();
-    for _ in 0..readers {
-        let mut reader = tokio::net::TcpStream::connect(address)
-            .await
-            .expect("listening");
-        tokio::spawn(async move {
-            let mut part = [0; 4096];
-            while tokio::io::AsyncReadExt::read(&mut reader, &mut part)
-                .await
-                .is_ok_and(|count| count > 0)
-            {}
-        });
-        let socket = listener
-            .accept()
-            .await
-            .expect("connected")
-            .0
-            .into_std()
-            .expect("registered");
-        socket.set_nonblocking(false).expect("a socket");
-        sockets.push(socket);
-    }
-    let writer = std::thread::spawn(move || {
-        let mut busy = Duration::ZERO;
-        for _ in 0..ROUNDS {
-            let start = Instant::now();
-            for mut socket in &sockets {
-                std::io::Write::write_all(&mut socket, &EVENT).expect("read");
-            }
-            busy += start.elapsed();
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        busy
-    });
-    let busy = tokio::task::spawn_blocking(|| writer.join().expect("the writer ends well"))
-        .await
-        .expect("joined");
-    let each = busy.as_secs_f64() / (ROUNDS * readers) as f64 * 1e6;
-    println!(
-        "floor     one thread, {readers} bare sockets, one write each: {each:.2} us a write, {:.1} ms an event",
-        each * readers as f64 / 1e3
-    );
 }
 
 /// Acknowledged events per second with `publishers` connections and `lines` commands per request.

@@ -28,7 +28,11 @@ impl Deref for Server {
 }
 
 fn tidings(folder: &Path, port: &str) -> Command {
-    let mut command = process::tidings(folder, port);
+    tidings_of(None, folder, port)
+}
+
+fn tidings_of(program: Option<&str>, folder: &Path, port: &str) -> Command {
+    let mut command = process::tidings_of(program, folder, port);
     command
         // The token is created before the server has started.
         .env(
@@ -88,12 +92,24 @@ impl Server {
         Server::start_with(Vec::new())
     }
 
+    /// Starts another build of the server, or this one.
+    pub(crate) async fn start_program(program: Option<&str>) -> Server {
+        let settings = vec![("TIDINGS_EVENT_BYTES_PER_SEC", "0".to_owned())];
+        Server::start_with_program(program, settings)
+    }
+
     /// Starts a server with these settings.
     pub(crate) fn start_with(settings: Vec<(&'static str, String)>) -> Server {
+        Server::start_with_program(None, settings)
+    }
+
+    fn start_with_program(program: Option<&str>, settings: Vec<(&'static str, String)>) -> Server {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let worker = worker(folder.path(), 1);
         Server {
-            process: serve(folder.path(), "0", &settings),
+            process: Process::start(
+                tidings_of(program, folder.path(), "0").envs(settings.iter().cloned()),
+            ),
             folder,
             worker,
             settings,

@@ -162,7 +162,7 @@ impl Subscribers {
         while find(&head, target.live).is_none() {
             stream.read_buf(&mut head).await.expect("a stream");
         }
-        Capture(stream)
+        Capture(stream, transport)
     }
 
     /// Waits until `count` readers are live.
@@ -225,16 +225,22 @@ impl Drop for Subscribers {
 }
 
 /// A reader that keeps what it receives.
-pub(crate) struct Capture(TcpStream);
+pub(crate) struct Capture(TcpStream, Transport);
 
 impl Capture {
-    /// Returns the bytes of the next event, which arrive together.
-    pub(crate) async fn event(&mut self) -> Vec<u8> {
+    /// Returns the bytes of the next event. Returns `None` if it arrives in several chunks.
+    pub(crate) async fn event(&mut self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        while find(&bytes, MARK).is_none() {
+        let end: &[u8] = match self.1 {
+            Transport::EventSource => b"}\n\n\r\n",
+            Transport::WebSocket | Transport::Poll => b"}",
+        };
+        while !bytes.ends_with(end) {
             self.0.read_buf(&mut bytes).await.expect("an event");
         }
-        bytes
+        let json = find(&bytes, b"{")?;
+        let is_split = find(&bytes[json..bytes.len() - 2], b"\r\n").is_some();
+        (!is_split && find(&bytes, MARK).is_some()).then_some(bytes)
     }
 }
 

@@ -118,6 +118,7 @@
     )
 )]
 
+mod alarm;
 pub mod app;
 pub mod auth;
 pub mod config;

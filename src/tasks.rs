@@ -129,6 +129,14 @@ impl Accounts {
 
 struct Running(Arc<Accounts>, Arc<str>);
 
+impl Running {
+    /// Logs and counts a panic that ended the task.
+    fn panicked(&self) {
+        self.0.change(&self.1, |own| own.panics += 1);
+        tracing::error!(task = &*self.1, "a task panicked");
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.change(&self.1, |own| own.running -= 1);
@@ -196,13 +204,27 @@ impl Tasks {
         name: impl Into<Arc<str>>,
         task: impl Future<Output = ()> + Send + 'static,
     ) {
-        let (accounts, token) = (Arc::clone(&self.accounts), self.token.clone());
-        let running = accounts.running(name.into());
+        let token = self.token.clone();
+        let running = self.accounts.running(name.into());
         self.tracker.spawn(async move {
             let ended = token.run_until_cancelled(caught(task)).await;
             if let Some(Err(Panicked)) = ended {
-                accounts.change(&running.1, |own| own.panics += 1);
-                tracing::error!(task = &*running.1, "a task panicked");
+                running.panicked();
+            }
+        });
+    }
+
+    /// The same for a task that is woken often. It observes [`Tasks::token`] itself, and returns when the group ends: to look
+    /// at the token whenever the task is woken takes two locks that all tasks share.
+    pub fn spawn_observer(
+        &self,
+        name: impl Into<Arc<str>>,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let running = self.accounts.running(name.into());
+        self.tracker.spawn(async move {
+            if let Err(Panicked) = caught(task).await {
+                running.panicked();
             }
         });
     }

@@ -4,12 +4,12 @@
 //! room, it drops all of its events and marks itself as *lagging*. Its connection then replays from its own cursor the
 //! next time it reads. So milestones are never lost (invariant 4): what is not in the mailbox is in the log.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use chrono::{DateTime, Utc};
 
+use super::queue::Queue;
 use crate::event::Event;
 use crate::scope::{Filter, without_superseded};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,7 +27,7 @@ pub struct Mailbox {
 #[derive(Default)]
 struct Slots {
     /// In order of `seq`.
-    events: VecDeque<Arc<Event>>,
+    events: Queue<Arc<Event>>,
     /// The newest seq that was accepted, so that an event on several channels is kept only once.
     newest: u64,
     lagging: bool,
@@ -54,7 +54,7 @@ pub struct Depth {
 #[derive(Debug)]
 pub enum Mail {
     /// Events, in order.
-    Events(VecDeque<Arc<Event>>),
+    Events(Queue<Arc<Event>>),
     /// The mailbox overflowed: read the log from your own cursor. New events are kept again from now on.
     Lagging,
     /// The same, except that the log may no longer have the event that the reader's cursor names.
@@ -93,11 +93,12 @@ impl Mailbox {
         }
         if slots.events.len() > self.capacity {
             if self.conflate {
-                slots.events = without_superseded(std::mem::take(&mut slots.events).into()).into();
+                let events = std::mem::take(&mut slots.events).into_iter().collect();
+                slots.events = without_superseded(events).into_iter().collect();
             }
             // It must be at most half full. Otherwise each of the next few events would conflate again.
             if slots.events.len() > self.capacity / 2 {
-                slots.events = VecDeque::new();
+                slots.events.clear();
                 slots.lagging = true;
             }
         }
@@ -108,7 +109,7 @@ impl Mailbox {
     /// woken.
     pub(super) fn lag(&self) -> Option<Waker> {
         let mut slots = self.slots();
-        slots.events = VecDeque::new();
+        slots.events.clear();
         slots.lagging = true;
         slots.reader.take()
     }
@@ -171,7 +172,6 @@ impl Mailbox {
             });
         }
         if !slots.events.is_empty() {
-            // The buffer is moved out with the events, so that an idle connection keeps none.
             return Poll::Ready(Mail::Events(std::mem::take(&mut slots.events)));
         }
         slots.patient = patient;

@@ -9,6 +9,7 @@
 
 mod history;
 pub mod mailbox;
+pub mod queue;
 mod shared;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};

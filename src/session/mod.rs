@@ -14,13 +14,11 @@
 mod dialect;
 mod gathering;
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use chrono::Utc;
-use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
@@ -91,7 +89,7 @@ pub struct Session {
     from: Option<Cursor>,
     pending: Option<Box<PendingSubscribe>>,
     /// A `subscribe` or `unsubscribe` that waits until the previous one is acknowledged.
-    parked: Option<ClientMessage>,
+    parked: Option<Box<ClientMessage>>,
     last_message: Instant,
     gathering: Gathering,
     /// How the conversation ended. Nothing is sent after that.
@@ -169,7 +167,7 @@ impl Session {
         let Some(message) = self.parked.take() else {
             return false;
         };
-        self.carry_out(message, out);
+        self.carry_out(*message, out);
         true
     }
 
@@ -177,14 +175,15 @@ impl Session {
     pub fn poll_deliveries(&mut self, cx: &mut Context<'_>, out: &mut impl Outbox) -> bool {
         let mut any = false;
         // Check even if there is no room: a client whose credential has expired must not receive what is still unsent.
-        self.subscription.end_if_expired();
+        let now = Instant::now();
+        self.subscription.end_if_expired_by(now);
         while self.ended.is_none() && out.has_room() {
             if let Some(event) = self.gathering.next_announced() {
                 out.send(Outgoing::Event(&event));
                 any = true;
                 continue;
             }
-            let Poll::Ready(delivery) = Pin::new(&mut self.subscription).poll_next(cx) else {
+            let Poll::Ready(delivery) = self.subscription.poll_delivery(cx, now) else {
                 break;
             };
             any = true;
@@ -304,7 +303,7 @@ impl Session {
             ClientMessage::Subscribe { .. } | ClientMessage::Unsubscribe { .. }
                 if self.is_busy() =>
             {
-                self.parked = Some(message);
+                self.parked = Some(Box::new(message));
             }
             ClientMessage::BarePing => match self.dialect.bare_ping {
                 BarePing::Pong => {

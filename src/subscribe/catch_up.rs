@@ -244,7 +244,7 @@ impl Subscription {
     fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let settling = self.settling.get_or_insert_with(|| {
             let school = self.scope.school;
-            Box::pin(self.subscriber.feed.settled(school))
+            Box::pin(self.shared.feed.settled(school))
         });
         ready!(settling.as_mut().poll(cx));
         self.settling = None;
@@ -469,7 +469,7 @@ impl Subscription {
             Some(ResetReason::UnknownEpoch)
         } else if after.seq < page.floor {
             Some(ResetReason::Expired)
-        } else if page.head.seq - after.seq > self.subscriber.replay_max_events {
+        } else if page.head.seq - after.seq > self.shared.replay_max_events {
             Some(ResetReason::TooFarBehind)
         } else {
             None
@@ -503,7 +503,7 @@ impl Subscription {
         cx: &mut Context<'_>,
         read: impl FnOnce(Arc<Feed>) -> Reading,
     ) -> Poll<Option<Option<Page>>> {
-        let feed = &self.subscriber.feed;
+        let feed = &self.shared.feed;
         // In a task of its own: a subscription is polled only while its socket has room. A read that is not polled would
         // keep its turn and the feed's locks for as long as the client reads nothing. Dropping the handle ends the task.
         let reading = self.reading.get_or_insert_with(|| {

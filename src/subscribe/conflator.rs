@@ -18,7 +18,13 @@ use crate::id::{Kind, SubjectId};
 /// Number of subjects to remember before the first cleanup.
 const SENT_MIN: usize = 64;
 
+/// See the module documentation. An idle stream keeps no state.
 pub(super) struct Conflator {
+    interval: Duration,
+    state: Option<Box<State>>,
+}
+
+struct State {
     interval: Duration,
     /// When the last tick of each subject was sent, as long as that matters.
     sent: HashMap<(Kind, SubjectId), Instant>,
@@ -33,9 +39,7 @@ impl Conflator {
     pub(super) fn new(interval: Duration) -> Conflator {
         Conflator {
             interval,
-            sent: HashMap::new(),
-            held: VecDeque::new(),
-            tidy_at: SENT_MIN,
+            state: None,
         }
     }
 
@@ -44,12 +48,12 @@ impl Conflator {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.next_due().is_none()
     }
 
     /// Returns when the next held tick is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.held.front().map(|(_, due)| *due)
+        self.state.as_ref()?.next_due()
     }
 
     /// Accepts an event that had `arrived` by `now`. Passes events that can be sent to `out`.
@@ -63,6 +67,69 @@ impl Conflator {
         if !self.conflates() {
             return out(event);
         }
+        let interval = self.interval;
+        let state = self.state.get_or_insert_with(|| State::new(interval));
+        state.push(event, arrived, now, out);
+    }
+
+    /// Sends, at `now`, what was due by `then`.
+    pub(super) fn release(
+        &mut self,
+        then: Instant,
+        now: Instant,
+        out: &mut impl FnMut(Arc<Event>),
+    ) {
+        if let Some(state) = &mut self.state {
+            state.release(then, now, out);
+        }
+    }
+
+    /// Forgets when ticks were sent, where that no longer matters.
+    pub(super) fn tidy(&mut self, now: Instant) {
+        if let Some(state) = &mut self.state {
+            state.tidy(now);
+            if state.sent.is_empty() && state.held.is_empty() {
+                self.state = None;
+            }
+        }
+    }
+
+    /// Sends all held ticks.
+    pub(super) fn flush(&mut self, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
+        if let Some(state) = &mut self.state {
+            state.flush(now, out);
+        }
+    }
+
+    /// Drops held ticks that are no longer wanted.
+    pub(super) fn retain(&mut self, wanted: impl Fn(&Event) -> bool) {
+        if let Some(state) = &mut self.state {
+            state.held.retain(|(event, _)| wanted(event));
+        }
+    }
+}
+
+impl State {
+    fn new(interval: Duration) -> Box<State> {
+        Box::new(State {
+            interval,
+            sent: HashMap::new(),
+            held: VecDeque::new(),
+            tidy_at: SENT_MIN,
+        })
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.held.front().map(|(_, due)| *due)
+    }
+
+    fn push(
+        &mut self,
+        event: Arc<Event>,
+        arrived: Instant,
+        now: Instant,
+        out: &mut impl FnMut(Arc<Event>),
+    ) {
         let same = |held: &Event| held.kind == event.kind && held.subject == event.subject;
         if !event.is_tick() {
             let supersedes = event.draft.event_type.supersedes;
@@ -94,13 +161,7 @@ impl Conflator {
         self.release(arrived, now, out);
     }
 
-    /// Sends, at `now`, what was due by `then`.
-    pub(super) fn release(
-        &mut self,
-        then: Instant,
-        now: Instant,
-        out: &mut impl FnMut(Arc<Event>),
-    ) {
+    fn release(&mut self, then: Instant, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
         while self.next_due().is_some_and(|due| due <= then) {
             let Some((event, _)) = self.held.pop_front() else {
                 return;
@@ -109,24 +170,17 @@ impl Conflator {
         }
     }
 
-    /// Forgets when ticks were sent, where that no longer matters.
-    pub(super) fn tidy(&mut self, now: Instant) {
+    fn tidy(&mut self, now: Instant) {
         let interval = self.interval;
         self.sent.retain(|_, last| *last + interval > now);
         self.sent.shrink_to_fit();
         self.tidy_at = (self.sent.len() * 2).max(SENT_MIN);
     }
 
-    /// Sends all held ticks.
-    pub(super) fn flush(&mut self, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
+    fn flush(&mut self, now: Instant, out: &mut impl FnMut(Arc<Event>)) {
         while let Some((event, _)) = self.held.pop_front() {
             self.send(event, now, out);
         }
-    }
-
-    /// Drops held ticks that are no longer wanted.
-    pub(super) fn retain(&mut self, wanted: impl Fn(&Event) -> bool) {
-        self.held.retain(|(event, _)| wanted(event));
     }
 
     fn send(&mut self, event: Arc<Event>, now: Instant, out: &mut impl FnMut(Arc<Event>)) {

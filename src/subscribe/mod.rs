@@ -17,7 +17,6 @@ mod conflator;
 mod life;
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -27,15 +26,17 @@ use chrono::{DateTime, Utc};
 use futures_core::Stream;
 use futures_core::future::BoxFuture;
 use serde_json::{Map, Value};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use self::catch_up::{Added, Addition, Step};
 use self::conflator::Conflator;
 use self::life::StreamLog;
+use crate::alarm::Alarm;
 use crate::config::{Settings, StreamLimits};
 use crate::event::Event;
 use crate::feed::Feed;
 use crate::hub::mailbox::Mail;
+use crate::hub::queue::Queue;
 use crate::hub::{Attachment, Hub, HubFull, Reader};
 use crate::id::{Channel, Cursor, Kind, Place};
 use crate::log::{Page, StoreError};
@@ -72,7 +73,10 @@ pub enum Delivery {
 
 /// Opens subscriptions.
 #[derive(Clone)]
-pub struct Subscriber {
+pub struct Subscriber(Arc<Parts>);
+
+/// What all subscriptions share.
+struct Parts {
     feed: Arc<Feed>,
     hub: Arc<Hub>,
     heartbeat: Duration,
@@ -82,21 +86,27 @@ pub struct Subscriber {
 
 /// A delivery in the outbox.
 struct Entry {
-    delivery: Delivery,
+    item: Item,
     /// The reader's place after this delivery. `None` for events of added channels, and for most control messages.
     moves_to: Option<Place>,
+}
+
+/// A [`Delivery`], small enough to be a part of every idle connection.
+enum Item {
+    Event(Arc<Event>),
+    Control(Box<Control>),
 }
 
 type Reading = BoxFuture<'static, Result<Option<Page>, StoreError>>;
 
 /// A stream of deliveries. See the module documentation.
 pub struct Subscription {
-    subscriber: Subscriber,
+    shared: Arc<Parts>,
     attachment: Attachment,
     scope: Arc<Scope>,
     conflator: Conflator,
     /// The next deliveries, in order.
-    outbox: VecDeque<Entry>,
+    outbox: Queue<Entry>,
     plan: VecDeque<Step>,
     reading: Option<Reading>,
     settling: Option<BoxFuture<'static, ()>>,
@@ -115,7 +125,7 @@ pub struct Subscription {
     next_heartbeat: Instant,
     expires: Option<Instant>,
     returns_until: Option<DateTime<Utc>>,
-    timer: Pin<Box<Sleep>>,
+    timer: Alarm,
     /// Nothing follows the contents of the outbox, and the remaining steps are ignored.
     ended: bool,
     log: StreamLog,
@@ -124,18 +134,18 @@ pub struct Subscription {
 impl Subscriber {
     /// Creates a subscriber that reads from this feed and listens to this hub.
     pub fn new(feed: Arc<Feed>, hub: Arc<Hub>, settings: &Settings) -> Subscriber {
-        Subscriber {
+        Subscriber(Arc::new(Parts {
             feed,
             hub,
             heartbeat: settings.heartbeat(),
             replay_max_events: settings.replay_max_events,
             limits: settings.stream_limits(),
-        }
+        }))
     }
 
     /// Returns the feed that the subscriptions read from.
     pub fn feed(&self) -> &Feed {
-        &self.feed
+        &self.0.feed
     }
 
     /// Opens a subscription.
@@ -149,18 +159,21 @@ impl Subscriber {
             returns_until,
             greet,
         } = request;
-        let conflator = Conflator::new(tick);
+        let (shared, conflator) = (&self.0, Conflator::new(tick));
         // Attach before reading the store: an event committed in between would be missed.
-        let attachment =
-            self.hub
-                .attach(&scope, reader.clone(), conflator.conflates(), &self.limits)?;
+        let attachment = shared.hub.attach(
+            &scope,
+            reader.clone(),
+            conflator.conflates(),
+            &shared.limits,
+        )?;
         let log = StreamLog::open(&scope, &reader);
         let scope = Arc::new(scope);
         let now = Instant::now();
         let mut subscription = Subscription {
             attachment,
             conflator,
-            outbox: VecDeque::new(),
+            outbox: Queue::default(),
             plan: VecDeque::new(),
             reading: None,
             settling: None,
@@ -170,13 +183,13 @@ impl Subscriber {
             backfill: None,
             wide_from: 0,
             narrowed: false,
-            next_heartbeat: now + self.heartbeat,
+            next_heartbeat: now + shared.heartbeat,
             expires: None,
             returns_until,
-            timer: Box::pin(sleep_until(now + self.heartbeat)),
+            timer: Alarm::at(now + shared.heartbeat),
             ended: false,
             log,
-            subscriber: self.clone(),
+            shared: Arc::clone(shared),
             scope,
         };
         subscription.renew(expires_at);
@@ -191,7 +204,7 @@ impl Subscriber {
                     .map(Channel::to_string)
                     .collect(),
                 cursor: subscription.cursor(subscription.safe),
-                heartbeat_secs: self.heartbeat.as_secs(),
+                heartbeat_secs: shared.heartbeat.as_secs(),
                 expires_at,
                 also,
             });
@@ -242,11 +255,12 @@ impl Subscription {
 
     /// Ends the stream if its credential has expired. Pending deliveries are dropped.
     pub fn end_if_expired(&mut self) {
-        if !self.ended
-            && self
-                .expires
-                .is_some_and(|expires| expires <= Instant::now())
-        {
+        self.end_if_expired_by(Instant::now());
+    }
+
+    /// The same, at this time.
+    pub(crate) fn end_if_expired_by(&mut self, now: Instant) {
+        if !self.ended && self.expires.is_some_and(|expires| expires <= now) {
             self.outbox.clear();
             self.close(Close::TokenExpired);
         }
@@ -398,9 +412,8 @@ impl Subscription {
         self.narrowed = true;
         let scope = Arc::clone(&self.scope);
         self.conflator.retain(|event| scope.matches(event));
-        self.outbox.retain(
-            |entry| !matches!(&entry.delivery, Delivery::Event(event) if !scope.matches(event)),
-        );
+        self.outbox
+            .retain(|entry| !matches!(&entry.item, Item::Event(event) if !scope.matches(event)));
     }
 
     /// Delivers again the current states of channels that are already in scope.
@@ -419,11 +432,12 @@ impl Subscription {
     /// client that sends requests faster than it reads answers could make the server keep any number of them, and
     /// answers could arrive out of order.
     pub fn is_busy(&self) -> bool {
-        let owes = |entry: &Entry| {
-            matches!(
-                entry.delivery,
-                Delivery::Control(Control::Subscribed { .. } | Control::Unsubscribed { .. })
-            )
+        let owes = |entry: &Entry| match &entry.item {
+            Item::Control(control) => matches!(
+                **control,
+                Control::Subscribed { .. } | Control::Unsubscribed { .. }
+            ),
+            Item::Event(_) => false,
         };
         let waits = |step: &Step| matches!(step, Step::Add(_));
         self.plan.iter().any(waits) || self.outbox.iter().any(owes)
@@ -446,17 +460,21 @@ impl Subscription {
     }
 
     fn push(&mut self, delivery: Delivery, moves_to: Option<Place>) {
-        self.outbox.push_back(Entry { delivery, moves_to });
+        let item = match delivery {
+            Delivery::Event(event) => Item::Event(event),
+            Delivery::Control(control) => Item::Control(Box::new(control)),
+        };
+        self.outbox.push_back(Entry { item, moves_to });
     }
 
     /// Returns the place that a cursor names, if it belongs to this database.
     fn known(&self, cursor: Option<Cursor>) -> Option<Place> {
-        cursor.and_then(|cursor| self.subscriber.feed.place(cursor))
+        cursor.and_then(|cursor| self.shared.feed.place(cursor))
     }
 
     fn cursor(&self, place: Place) -> Cursor {
         Cursor {
-            epoch: self.subscriber.feed.epoch(),
+            epoch: self.shared.feed.epoch(),
             place,
         }
     }
@@ -473,15 +491,14 @@ impl Subscription {
             && let Poll::Ready(mail) = self.attachment.mailbox().poll(cx, true)
         {
             let before = due - Duration::from_nanos(1);
-            self.receive(mail, before);
+            self.receive(mail, before, Instant::now());
         }
     }
 
-    /// Processes live mail that had arrived by `then`, or by now if that is earlier.
-    fn receive(&mut self, mail: Mail, then: Instant) {
+    /// Processes live mail that had arrived by `then`, or by `now` if that is earlier.
+    fn receive(&mut self, mail: Mail, then: Instant, now: Instant) {
         match mail {
             Mail::Events(events) => {
-                let now = Instant::now();
                 let arrived = then.min(now);
                 for event in events {
                     if event.seq <= self.position.seq {
@@ -547,18 +564,18 @@ impl Subscription {
         .into_iter()
         .flatten()
         .min();
-        if let Some(due) = due.filter(|due| *due != self.timer.deadline()) {
-            self.timer.as_mut().reset(due);
+        if let Some(due) = due {
+            self.timer.set(due);
         }
     }
 
     fn on_timer(&mut self) {
-        self.end_if_expired();
+        let now = Instant::now();
+        self.end_if_expired_by(now);
         if self.ended {
             // Nothing follows the close message.
             return;
         }
-        let now = Instant::now();
         self.release_held(false);
         if self.next_heartbeat <= now {
             self.conflator.tidy(now);
@@ -568,7 +585,7 @@ impl Subscription {
                 cursor,
                 at: Utc::now(),
             });
-            self.next_heartbeat = now + self.subscriber.heartbeat;
+            self.next_heartbeat = now + self.shared.heartbeat;
         }
         self.set_timer();
     }
@@ -586,27 +603,51 @@ impl Subscription {
 
     /// Updates the state for a delivery that leaves the outbox.
     fn delivered(&mut self, entry: Entry) -> Delivery {
-        let Entry {
-            mut delivery,
-            moves_to,
-        } = entry;
+        let Entry { item, moves_to } = entry;
         self.safe = moves_to.unwrap_or(self.safe);
-        if let Delivery::Event(_) = &delivery {
-            self.log.count_event();
-        }
-        if let Delivery::Control(control) = &mut delivery {
-            if let Control::Ready(_) = control {
-                // Additions are processed one at a time, so every acknowledged one is complete.
-                self.backfill = None;
+        match item {
+            Item::Event(event) => {
+                self.log.count_event();
+                Delivery::Event(event)
             }
-            // The reader's place is known only now.
-            control.stamp(self.resume_cursor());
+            Item::Control(mut control) => {
+                if let Control::Ready(_) = *control {
+                    // Additions are processed one at a time, so every acknowledged one is complete.
+                    self.backfill = None;
+                }
+                // The reader's place is known only now.
+                control.stamp(self.resume_cursor());
+                Delivery::Control(*control)
+            }
         }
-        if self.outbox.is_empty() {
-            // An idle connection keeps no buffer.
-            self.outbox = VecDeque::new();
+    }
+
+    /// Returns the next delivery, or none at the end. `now` is the current time.
+    pub fn poll_delivery(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Option<Delivery>> {
+        loop {
+            if let Some(entry) = self.outbox.pop_front() {
+                return Poll::Ready(Some(self.delivered(entry)));
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            if self.timer.poll(cx, now) {
+                self.take_quiet_mail(cx);
+                self.on_timer();
+            } else if !self.plan.is_empty() {
+                let step = self.poll_plan(cx);
+                if self.plan.is_empty() {
+                    // A live connection keeps no buffer.
+                    self.plan = VecDeque::new();
+                }
+                ready!(step);
+            } else {
+                // A tick is delivered after the held ones, so new ticks need no attention before those are due.
+                let patient = !self.conflator.is_empty();
+                let mail = ready!(self.attachment.mailbox().poll(cx, patient));
+                self.receive(mail, now, now);
+            }
         }
-        delivery
     }
 }
 
@@ -614,7 +655,7 @@ impl Entry {
     fn live(event: Arc<Event>) -> Entry {
         Entry {
             moves_to: Some(event.place()),
-            delivery: Delivery::Event(event),
+            item: Item::Event(event),
         }
     }
 }
@@ -623,25 +664,6 @@ impl Stream for Subscription {
     type Item = Delivery;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Delivery>> {
-        let this = &mut *self;
-        loop {
-            if let Some(entry) = this.outbox.pop_front() {
-                return Poll::Ready(Some(this.delivered(entry)));
-            }
-            if this.ended {
-                return Poll::Ready(None);
-            }
-            if this.timer.as_mut().poll(cx).is_ready() {
-                this.take_quiet_mail(cx);
-                this.on_timer();
-            } else if !this.plan.is_empty() {
-                ready!(this.poll_plan(cx));
-            } else {
-                // A tick is delivered after the held ones, so new ticks need no attention before those are due.
-                let patient = !this.conflator.is_empty();
-                let mail = ready!(this.attachment.mailbox().poll(cx, patient));
-                this.receive(mail, Instant::now());
-            }
-        }
+        self.poll_delivery(cx, Instant::now())
     }
 }

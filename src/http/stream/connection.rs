@@ -1,21 +1,24 @@
 //! The lifetime of a WebSocket connection: sending frames, receiving messages, keep-alive and closing. The [`Session`]
 //! decides what is sent.
 //!
-//! One hand-written future drives all of this, so that an idle connection is a single small task. It reads only while there
-//! is room for answers: a client that sends requests without reading the answers is slowed down instead of being buffered.
+//! One hand-written future drives all of this, so that an idle connection is a single small task. Mail that wakes it costs
+//! little more than the write: the socket and the end of the server have a waker of their own, and are looked at only when
+//! that was woken. The connection reads only while there is room for answers: a client that sends requests without reading the answers is slowed down instead of being buffered.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::arrivals::Arrivals;
+use super::attention::Attention;
 use super::opening::Opening;
 use super::socket::{End, Incoming, Socket};
+use crate::alarm::Alarm;
 use crate::app::SubscribeService;
 use crate::config::{CLOSE_WAIT, WAITING_MESSAGES, WRITE_STALL};
 use crate::session::{Dialect, Outbox, Outgoing, Session};
@@ -69,7 +72,11 @@ pub(super) struct Connection {
     arrivals: Arrivals,
     /// The client has exceeded the rate limit. It receives the error after its earlier messages are answered.
     is_rate_limited: bool,
-    timer: Pin<Box<Sleep>>,
+    timer: Alarm,
+    /// The waker of the socket and of `end`.
+    attention: Attention,
+    /// The end of the server.
+    end: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Connection {
@@ -79,6 +86,7 @@ impl Connection {
         dialect: Dialect,
         encoding: Encoding,
         opening: Opening,
+        end: CancellationToken,
     ) -> Connection {
         let mut connection = Connection {
             frames: Frames { socket, encoding },
@@ -87,7 +95,9 @@ impl Connection {
             phase: Phase::Open,
             arrivals: Arrivals::new(RateLimit::for_client_messages(service.settings())),
             is_rate_limited: false,
-            timer: Box::pin(sleep(Duration::ZERO)),
+            timer: Alarm::at(Instant::now()),
+            attention: Attention::new(),
+            end: Box::pin(end.cancelled_owned()),
             service,
         };
         match opening {
@@ -130,7 +140,7 @@ impl Connection {
         self.waiting.clear();
         self.is_rate_limited = false;
         self.phase = Phase::Closing(Instant::now() + CLOSE_WAIT);
-        self.timer.as_mut().reset(Instant::now() + CLOSE_WAIT);
+        self.timer.set(Instant::now() + CLOSE_WAIT);
     }
 
     /// Closes the connection, and ends the session if there is one.
@@ -148,19 +158,18 @@ impl Connection {
         }
     }
 
-    /// Queues deliveries while there is room. Returns whether there were any.
+    /// Queues deliveries while there is room. Returns whether they have ended the session.
     fn take_deliveries(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(session) = &mut self.session else {
             return false;
         };
-        let any = session.poll_deliveries(cx, &mut self.frames);
+        session.poll_deliveries(cx, &mut self.frames);
         self.follow();
-        any
+        self.session.is_none()
     }
 
     /// Answers messages while there is room. Returns whether there were any.
     fn take_messages(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        self.arrivals.may_wait();
         if let Some(session) = &mut self.session {
             match session.poll_answer(cx, &mut self.frames) {
                 Poll::Ready(false) => {}
@@ -188,11 +197,15 @@ impl Connection {
                 return Ok(true);
             }
         }
+        if !self.frames.socket.is_readable() {
+            return Ok(false);
+        }
         // Keep reading behind a message that waits, so that pings are answered and pongs are noticed at once.
         if !self.frames.socket.has_room_for_answers() || !self.has_room_to_wait() {
             return Ok(false);
         }
-        match self.frames.socket.poll_read(cx) {
+        let mut socket_cx = Context::from_waker(self.attention.waker());
+        match self.frames.socket.poll_read(&mut socket_cx) {
             Poll::Ready(Ok(incoming)) => {
                 if let Phase::Open = self.phase {
                     self.enqueue(incoming);
@@ -237,16 +250,27 @@ impl Connection {
             && self.waiting.iter().map(bytes).sum::<usize>() < most
     }
 
+    /// Looks at what has a waker of its own, if that was woken. Returns false if the server ends.
+    fn poll_attention(&mut self, cx: &Context<'_>) -> bool {
+        if !self.attention.take(cx) {
+            return true;
+        }
+        self.frames.socket.woken();
+        self.arrivals.may_wait();
+        let mut cx = Context::from_waker(self.attention.waker());
+        self.end.as_mut().poll(&mut cx).is_pending()
+    }
+
     /// Checks the timers. Returns false if the connection must be dropped.
-    fn poll_timers(&mut self, cx: &mut Context<'_>) -> bool {
-        while self.timer.as_mut().poll(cx).is_ready() {
+    fn poll_timers(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        while self.timer.poll(cx, now) {
             let heartbeat = self.service.settings().heartbeat();
             let now = Instant::now();
             if let Phase::Closing(until) = self.phase {
                 if until <= now {
                     return false;
                 }
-                self.timer.as_mut().reset(until);
+                self.timer.set(until);
                 continue;
             }
             let socket = &self.frames.socket;
@@ -271,7 +295,7 @@ impl Connection {
             {
                 next = next.min(due);
             }
-            self.timer.as_mut().reset(next);
+            self.timer.set(next);
         }
         true
     }
@@ -292,11 +316,17 @@ impl Future for Connection {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
+        if !this.poll_attention(cx) {
+            return Poll::Ready(());
+        }
+        let now = Instant::now();
+        this.frames.socket.look(now);
         loop {
             if let Phase::Ending = this.phase {
-                return this.frames.socket.poll_shutdown(cx);
+                let mut socket_cx = Context::from_waker(this.attention.waker());
+                return this.frames.socket.poll_shutdown(&mut socket_cx);
             }
-            if !this.poll_timers(cx) {
+            if !this.poll_timers(cx, now) {
                 return Poll::Ready(());
             }
             let mut any = this.take_deliveries(cx);
@@ -316,7 +346,8 @@ impl Future for Connection {
                 },
             }
             let was_full = !this.frames.socket.has_room();
-            match this.frames.socket.poll_write(cx) {
+            let mut socket_cx = Context::from_waker(this.attention.waker());
+            match this.frames.socket.poll_write(&mut socket_cx) {
                 // There was no room before, so the session may have more to send.
                 Poll::Ready(Ok(())) => any |= was_full,
                 Poll::Ready(Err(_)) => {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rocket::data::{IoHandler, IoStream};
 use rocket::{get, routes};
 use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
@@ -50,6 +50,8 @@ async fn echo(mut socket: Socket) {
 }
 
 fn converse(socket: &mut Socket, cx: &mut Context<'_>) -> Poll<End> {
+    socket.look(Instant::now());
+    socket.woken();
     loop {
         let mut heard = false;
         if socket.has_room_for_answers()

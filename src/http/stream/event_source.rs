@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures_core::Stream;
 use rocket::Request;
 use rocket::http::ContentType;
 use rocket::response::{self, Responder, Response};
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::Instant;
 
 use super::params::Params;
 use crate::subscribe::{Delivery, Subscription};
@@ -48,19 +48,20 @@ impl Outgoing {
 pub(super) trait Parts {
     fn outgoing(&mut self) -> &mut Outgoing;
 
-    /// Returns the next part, or none at the end.
-    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>>;
+    /// Returns the next part, or none at the end. `now` is the current time.
+    fn poll_part(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Option<Arc<[u8]>>>;
 }
 
 /// Copies the parts that are ready, as many as fit.
 pub(super) fn poll_fill(
     parts: &mut impl Parts,
     cx: &mut Context<'_>,
+    now: Instant,
     buffer: &mut ReadBuf<'_>,
 ) -> Poll<io::Result<()>> {
     let before = buffer.filled().len();
     while parts.outgoing().copy_to(buffer) {
-        match parts.poll_part(cx) {
+        match parts.poll_part(cx, now) {
             Poll::Ready(Some(part)) => parts.outgoing().set(part),
             Poll::Ready(None) => break,
             Poll::Pending if buffer.filled().len() == before => return Poll::Pending,
@@ -109,11 +110,11 @@ impl EventSourceBody {
         }
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Option<Arc<[u8]>>> {
         if let Some(frame) = self.prelude.take() {
             return Poll::Ready(Some(frame));
         }
-        let delivery = Pin::new(&mut self.subscription).poll_next(cx);
+        let delivery = self.subscription.poll_delivery(cx, now);
         delivery.map(|delivery| {
             delivery.map(|delivery| match delivery {
                 Delivery::Event(event) => Arc::clone(wire::event(&event, self.encoding)),
@@ -128,8 +129,8 @@ impl Parts for EventSourceBody {
         &mut self.outgoing
     }
 
-    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
-        self.poll_frame(cx)
+    fn poll_part(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Option<Arc<[u8]>>> {
+        self.poll_frame(cx, now)
     }
 }
 
@@ -139,8 +140,9 @@ impl AsyncRead for EventSourceBody {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.subscription.end_if_expired();
-        poll_fill(&mut *self, cx, buffer)
+        let now = Instant::now();
+        self.subscription.end_if_expired_by(now);
+        poll_fill(&mut *self, cx, now, buffer)
     }
 }
 

@@ -306,8 +306,9 @@ impl IoHandler for Handler {
         let socket = Socket::new(io, tidings.settings().client_message_limit_bytes);
         // The task ends when the peer closes or is silent, when the credential expires, or when the server stops.
         let service = Arc::clone(tidings.subscriptions());
-        let connection = Connection::new(socket, service, dialect, encoding, opening);
-        tidings.tasks().spawn("websocket", connection);
+        let end = tidings.tasks().token().clone();
+        let connection = Connection::new(socket, service, dialect, encoding, opening, end);
+        tidings.tasks().spawn_observer("websocket", connection);
         Ok(())
     }
 }

@@ -4,6 +4,7 @@
 //! subscription and passes it to the transport that the request chooses.
 
 mod arrivals;
+mod attention;
 mod connection;
 #[cfg(test)]
 mod echo;

@@ -10,12 +10,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures_core::Stream;
 use rocket::Request;
 use rocket::http::ContentType;
 use rocket::response::{self, Responder};
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::event_source::{Outgoing, Parts, poll_fill, streamed};
 use super::params::Params;
@@ -65,11 +64,11 @@ impl PollBody {
         }
     }
 
-    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
+    fn poll_message(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Option<Arc<[u8]>>> {
         if self.may_end && self.bytes >= POLL_FULL_BYTES {
             return self.end();
         }
-        match Pin::new(&mut self.subscription).poll_next(cx) {
+        match self.subscription.poll_delivery(cx, now) {
             Poll::Ready(Some(Delivery::Control(Control::Heartbeat { .. }))) => {
                 // White space between messages keeps the connection alive and has no meaning.
                 Poll::Ready(Some((*b"\n").into()))
@@ -129,13 +128,13 @@ impl Parts for PollBody {
         &mut self.outgoing
     }
 
-    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Arc<[u8]>>> {
+    fn poll_part(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Option<Arc<[u8]>>> {
         match self.stage {
             Stage::Head => {
                 self.stage = Stage::Messages;
                 Poll::Ready(Some((*br#"{"messages":["#).into()))
             }
-            Stage::Messages => self.poll_message(cx),
+            Stage::Messages => self.poll_message(cx, now),
             Stage::Ended => Poll::Ready(None),
         }
     }
@@ -147,8 +146,9 @@ impl AsyncRead for PollBody {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.subscription.end_if_expired();
-        poll_fill(&mut *self, cx, buffer)
+        let now = Instant::now();
+        self.subscription.end_if_expired_by(now);
+        poll_fill(&mut *self, cx, now, buffer)
     }
 }
 

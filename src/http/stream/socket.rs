@@ -1,11 +1,15 @@
 //! The frames and messages of a WebSocket, over the upgraded stream.
 //!
 //! tungstenite does the reading (masking, fragments, control frames, the closing handshake). It does no I/O here: it takes
-//! bytes from the socket, and returns messages and bytes to be sent. Data frames do not pass through it. They are built once
-//! per event and shared by all sockets, and all queued frames are written with one vectored write.
+//! bytes from the socket, and returns messages and bytes to be sent. It exists only while a message arrives or is encoded, and
+//! from the beginning of the closing handshake on. Data frames do not pass through it. They are built once per event and
+//! shared by all sockets, and all queued frames are written with one vectored write.
+//!
+//! The socket is read and written only when it may be ready. Whoever polls it therefore passes the context of a waker of its
+//! own, and calls [`Socket::woken`] when that was woken.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -21,6 +25,7 @@ use tungstenite::{Bytes, Message};
 
 use super::text::TextWatch;
 use crate::config::{AFTER_ERROR_MAX_BYTES, ANSWER_FRAMES, SOCKET_READ_BYTES, WRITE_MAX_FRAMES};
+use crate::hub::queue::Queue;
 use crate::wire::Close;
 
 /// Something that the peer sent.
@@ -44,13 +49,20 @@ pub(super) enum End {
 /// The WebSocket.
 pub(super) struct Socket {
     io: IoStream,
-    codec: WebSocketContext,
-    text: TextWatch,
+    /// The maximum size of a message.
+    message_limit: usize,
+    protocol: Option<Box<Protocol>>,
     /// Frames to be written, in order. The first is written up to `written`.
-    out: VecDeque<Arc<[u8]>>,
+    out: Queue<Arc<[u8]>>,
     written: usize,
+    /// The current time, as of the last [`Socket::look`].
+    now: Instant,
     last_progress: Instant,
     last_heard: Instant,
+    /// Whether there may be something to read.
+    is_readable: bool,
+    /// Whether the socket may accept bytes.
+    is_writable: bool,
     peer_closed: bool,
     /// The socket's buffer was full. When the socket accepts bytes again, the peer has read some.
     blocked: bool,
@@ -62,6 +74,26 @@ pub(super) struct Socket {
     broken: Option<Close>,
     /// Whether our close frame is queued or written.
     closed: bool,
+}
+
+/// The state of the protocol.
+struct Protocol {
+    codec: WebSocketContext,
+    text: TextWatch,
+}
+
+impl Protocol {
+    fn new(message_limit: usize) -> Box<Protocol> {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(256)
+            .write_buffer_size(0)
+            .max_message_size(Some(message_limit))
+            .max_frame_size(Some(message_limit));
+        Box::new(Protocol {
+            codec: WebSocketContext::new(Role::Server, Some(config)),
+            text: TextWatch::default(),
+        })
+    }
 }
 
 /// The codec's input and output: a slice of received bytes, and a buffer for bytes to be sent.
@@ -93,20 +125,18 @@ impl Write for Pipe<'_> {
 
 impl Socket {
     pub(super) fn new(io: IoStream, message_limit: usize) -> Socket {
-        let config = WebSocketConfig::default()
-            .read_buffer_size(256)
-            .write_buffer_size(0)
-            .max_message_size(Some(message_limit))
-            .max_frame_size(Some(message_limit));
         let now = Instant::now();
         Socket {
             io,
-            codec: WebSocketContext::new(Role::Server, Some(config)),
-            text: TextWatch::default(),
-            out: VecDeque::new(),
+            message_limit,
+            protocol: None,
+            out: Queue::default(),
             written: 0,
+            now,
             last_progress: now,
             last_heard: now,
+            is_readable: true,
+            is_writable: true,
             peer_closed: false,
             blocked: false,
             ignores_input: false,
@@ -114,6 +144,21 @@ impl Socket {
             broken: None,
             closed: false,
         }
+    }
+
+    /// Sets the current time.
+    pub(super) fn look(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    /// The waker of the socket was woken.
+    pub(super) fn woken(&mut self) {
+        (self.is_readable, self.is_writable) = (true, true);
+    }
+
+    /// Whether reading may return something.
+    pub(super) fn is_readable(&self) -> bool {
+        self.is_readable
     }
 
     /// Whether another event can be queued.
@@ -134,7 +179,7 @@ impl Socket {
     /// Queues an encoded frame.
     pub(super) fn send(&mut self, frame: Arc<[u8]>) {
         if self.out.is_empty() {
-            self.last_progress = Instant::now();
+            self.last_progress = self.now;
         }
         self.out.push_back(frame);
     }
@@ -145,6 +190,7 @@ impl Socket {
         let _ = self.encode(&[], |codec, pipe| {
             codec.write(pipe, Message::Ping(payload.into_bytes().into()))
         });
+        self.free_protocol();
     }
 
     /// Queues the close frame. After that, input is read only until the peer's close frame arrives.
@@ -160,7 +206,7 @@ impl Socket {
 
     /// Returns how long ago something was received from the peer.
     pub(super) fn silent_for(&self) -> Duration {
-        self.last_heard.elapsed()
+        self.now.saturating_duration_since(self.last_heard)
     }
 
     /// Returns how long the peer has taken no bytes although some are queued.
@@ -168,7 +214,7 @@ impl Socket {
         if self.out.is_empty() {
             Duration::ZERO
         } else {
-            self.last_progress.elapsed()
+            self.now.saturating_duration_since(self.last_progress)
         }
     }
 
@@ -183,7 +229,9 @@ impl Socket {
             output: Vec::new(),
             ended: false,
         };
-        let result = run(&mut self.codec, &mut pipe);
+        let limit = self.message_limit;
+        let protocol = self.protocol.get_or_insert_with(|| Protocol::new(limit));
+        let result = run(&mut protocol.codec, &mut pipe);
         if !pipe.output.is_empty() {
             let output = pipe.output.into();
             self.send(output);
@@ -191,9 +239,20 @@ impl Socket {
         result
     }
 
+    /// Frees the state of the protocol if it says nothing.
+    fn free_protocol(&mut self) {
+        let own = self.protocol.as_ref();
+        if !self.closed && own.is_some_and(|own| own.text.is_between_messages()) {
+            self.protocol = None;
+        }
+    }
+
     /// Writes queued frames. Returns ready when all of them are written.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         while let Some(first) = self.out.front() {
+            if !self.is_writable {
+                return Poll::Pending;
+            }
             let result = if self.out.len() == 1 {
                 Pin::new(&mut self.io).poll_write(cx, &first[self.written..])
             } else {
@@ -206,7 +265,7 @@ impl Socket {
                 Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..count])
             };
             let Poll::Ready(result) = result else {
-                self.blocked = true;
+                (self.blocked, self.is_writable) = (true, false);
                 return Poll::Pending;
             };
             match result {
@@ -227,7 +286,7 @@ impl Socket {
     }
 
     fn advance(&mut self, mut count: usize) {
-        self.last_progress = Instant::now();
+        self.last_progress = self.now;
         if std::mem::take(&mut self.blocked) {
             self.last_heard = self.last_progress;
         }
@@ -241,8 +300,6 @@ impl Socket {
             self.written = 0;
             self.out.pop_front();
         }
-        // Free the queue of an idle connection.
-        self.out = VecDeque::new();
     }
 
     /// Reads once. Returns the messages that are complete, if any.
@@ -250,17 +307,18 @@ impl Socket {
         if let Some(broken) = self.broken.take() {
             return Poll::Ready(Err(End::Broken(broken)));
         }
-        if self.peer_closed {
+        if self.peer_closed || !self.is_readable {
+            self.is_readable = false;
             return Poll::Pending;
         }
-        let mut bytes = [0; SOCKET_READ_BYTES];
-        let mut buffer = ReadBuf::new(&mut bytes);
-        if ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer)).is_err()
-            || buffer.filled().is_empty()
-        {
+        let mut bytes = [const { MaybeUninit::uninit() }; SOCKET_READ_BYTES];
+        let mut buffer = ReadBuf::uninit(&mut bytes);
+        let read = Pin::new(&mut self.io).poll_read(cx, &mut buffer);
+        self.is_readable = read.is_ready();
+        if ready!(read).is_err() || buffer.filled().is_empty() {
             return Poll::Ready(Err(End::Gone));
         }
-        self.last_heard = Instant::now();
+        self.last_heard = self.now;
         if self.ignores_input {
             self.ignored += buffer.filled().len();
             return Poll::Ready(match self.ignored > AFTER_ERROR_MAX_BYTES {
@@ -283,7 +341,9 @@ impl Socket {
         });
         let broken = match end {
             ProtocolError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if self.text.read(buffer.filled()) {
+                let own = self.protocol.as_mut();
+                if own.is_none_or(|own| own.text.read(buffer.filled())) {
+                    self.free_protocol();
                     return Poll::Ready(Ok(incoming));
                 }
                 Close::InvalidText

@@ -19,6 +19,8 @@ pub(super) struct TextWatch {
     is_text: bool,
     /// Whether the current frame is part of that message, and not a control frame.
     is_data: bool,
+    /// Whether the current message goes on in another frame.
+    is_fragmented: bool,
     /// The part of a character that has arrived.
     rest: Vec<u8>,
 }
@@ -44,6 +46,11 @@ impl TextWatch {
         true
     }
 
+    /// Whether no message and no frame has arrived in part.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.header.is_empty() && self.seen == self.length && !self.is_fragmented
+    }
+
     fn begin_frame(&mut self) {
         let Ok(Some((header, length))) = FrameHeader::parse(&mut Cursor::new(&self.header)) else {
             return;
@@ -52,6 +59,9 @@ impl TextWatch {
         self.mask = header.mask.unwrap_or_default();
         (self.seen, self.length) = (0, length);
         self.is_data = matches!(header.opcode, OpCode::Data(_));
+        if self.is_data {
+            self.is_fragmented = !header.is_final;
+        }
         if let OpCode::Data(data @ (Data::Text | Data::Binary)) = header.opcode {
             self.is_text = data == Data::Text;
             self.rest = Vec::new();

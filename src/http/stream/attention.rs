@@ -1,0 +1,96 @@
+//! Tells a task why it was woken.
+//!
+//! A connection's task is woken by mail far more often than by its socket, and looking at the socket takes locks that all
+//! connections share. So the socket, and whatever else is rare, gets a waker of its own, which records that it was woken.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Wake, Waker};
+
+/// The waker for what is rare. See the module documentation.
+pub(super) struct Attention {
+    state: Arc<State>,
+    waker: Waker,
+}
+
+struct State {
+    is_woken: AtomicBool,
+    task: Mutex<Waker>,
+}
+
+impl Wake for State {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Before the task is woken: otherwise it could look too early, and sleep on.
+        self.is_woken.store(true, Ordering::Release);
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        task.wake_by_ref();
+    }
+}
+
+impl Attention {
+    /// Creates a waker that counts as woken.
+    pub(super) fn new() -> Attention {
+        let state = Arc::new(State {
+            is_woken: AtomicBool::new(true),
+            task: Mutex::new(Waker::noop().clone()),
+        });
+        Attention {
+            waker: Waker::from(Arc::clone(&state)),
+            state,
+        }
+    }
+
+    /// Returns the waker. It wakes the task that last called [`Attention::take`].
+    pub(super) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// Whether it was woken since the last call.
+    pub(super) fn take(&self, cx: &Context<'_>) -> bool {
+        // Before looking: a waker that is woken in between then wakes this task again.
+        let mut task = self
+            .state
+            .task
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        task.clone_from(cx.waker());
+        drop(task);
+        self.state.is_woken.swap(false, Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn what_was_woken_is_seen_once_by_the_task_that_looked_last() {
+        let attention = Attention::new();
+        let tasks = [Arc::new(Count::default()), Arc::new(Count::default())];
+        let [first, second] = tasks.clone().map(Waker::from);
+        assert!(
+            attention.take(&Context::from_waker(&first)),
+            "at the beginning"
+        );
+        assert!(!attention.take(&Context::from_waker(&second)));
+        attention.waker().wake_by_ref();
+        assert_eq!(tasks.map(|task| task.0.load(Ordering::SeqCst)), [0, 1]);
+        assert!(attention.take(&Context::from_waker(&second)));
+        assert!(!attention.take(&Context::from_waker(&second)));
+    }
+}

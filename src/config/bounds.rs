@@ -179,6 +179,9 @@ pub const HOLE_MAX_EVENTS: usize = 1_024;
 pub const READ_AHEAD_MAX: usize = 1_024;
 /// Events offered to readers before other tasks get a turn.
 pub const DISPATCH_SLICE: usize = 64;
+/// Maximum size of a chunk of a streamed response, in bytes. Each chunk is one write, so that a reader that lags receives
+/// many events at once. Each stream has a buffer of this size, of which an idle one uses a few pages.
+pub const CHUNK_BYTES: usize = 16 * 1024;
 /// Readers of one event that are woken before other tasks get a turn.
 pub const WAKE_AT_ONCE: usize = 64;
 /// Subject states that the writer caches, so that most writes need no read.

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
 use super::params::Params;
+use crate::config::CHUNK_BYTES;
 use crate::subscribe::{Delivery, Subscription};
 use crate::wire::{self, Encoding};
 
@@ -84,6 +85,7 @@ pub(super) fn streamed(
         .raw_header("Incremental", "?1")
         .raw_header("Vary", "Accept")
         .streamed_body(body)
+        .max_chunk_size(CHUNK_BYTES)
         .ok()
 }
 

@@ -310,6 +310,12 @@ impl Event {
         self.draft.class == Class::Tick
     }
 
+    /// Returns whether it contains everything that an earlier tick of its subject said.
+    pub fn supersedes(&self, tick: &Event) -> bool {
+        let is_same = self.kind == tick.kind && self.subject == tick.subject;
+        is_same && self.draft.event_type.supersedes
+    }
+
     /// Returns the bytes in one encoding, which `encode` creates at most once.
     pub fn frame(&self, encoding: u16, encode: impl Fn() -> Vec<u8>) -> &Arc<[u8]> {
         self.frames.get(encoding, encode)

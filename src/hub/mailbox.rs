@@ -87,9 +87,19 @@ impl Mailbox {
             return None;
         }
         slots.newest = event.seq;
-        slots.events.push_back(Arc::clone(event));
-        if slots.patient && event.is_tick() && slots.events.len() < self.capacity / 4 {
-            return None;
+        if slots.patient && event.is_tick() {
+            // The reader would hold back the first of them, and then replace it by the second.
+            let last = slots.events.back_mut();
+            if let Some(last) = last.filter(|last| last.is_tick() && event.supersedes(last)) {
+                *last = Arc::clone(event);
+                return None;
+            }
+            slots.events.push_back(Arc::clone(event));
+            if slots.events.len() < self.capacity / 4 {
+                return None;
+            }
+        } else {
+            slots.events.push_back(Arc::clone(event));
         }
         if slots.events.len() > self.capacity {
             if self.conflate {
@@ -274,7 +284,11 @@ pub(crate) mod tests {
         assert!(mailbox.offer(&event(1, "a", false)).is_none());
         assert!(mailbox.offer(&event(2, "a", true)).is_some());
         wait(true);
-        let woken = |seq| mailbox.offer(&event(seq, "a", false)).is_some();
+        let woken = |seq: u64| {
+            mailbox
+                .offer(&event(seq, &seq.to_string(), false))
+                .is_some()
+        };
         assert_eq!(
             [3, 4, 5, 6, 7].map(woken),
             [false, false, false, true, false]
@@ -284,6 +298,23 @@ pub(crate) mod tests {
         wait(true);
         mailbox.close(Close::Done);
         assert!(mailbox.slots().reader.is_none());
+    }
+
+    #[test]
+    fn of_successive_ticks_of_a_subject_a_patient_reader_finds_the_newest() {
+        let mailbox = Mailbox::new(16, true, Filter::default());
+        let noop = &mut Context::from_waker(Waker::noop());
+        assert!(mailbox.poll(noop, true).is_pending());
+        for (seq, subject) in [(1, "a"), (2, "a"), (3, "b"), (4, "a"), (5, "a"), (6, "a")] {
+            assert!(mailbox.offer(&event(seq, subject, false)).is_none());
+        }
+        assert_eq!(seqs(&mailbox), [2, 3, 6]);
+        assert!(mailbox.poll(noop, true).is_pending());
+        mailbox.offer(&event(7, "a", false));
+        mailbox.offer(&event(8, "a", true));
+        mailbox.offer(&event(9, "a", false));
+        mailbox.offer(&event(10, "a", false));
+        assert_eq!(seqs(&mailbox), [7, 8, 10]);
     }
 
     #[test]

@@ -73,7 +73,7 @@
 //!  4  auth/ wire/                      authorization; the only encoder
 //!     throttle.rs reserve.rs           rate limits; memory for writes
 //!     tasks.rs failures.rs             supervised tasks; logging of failures
-//!     wall_clock.rs                    whether ages can be judged
+//!     wall_clock.rs alarm.rs           whether ages can be judged; timers
 //!  3  config/                          settings and every bound
 //!  2  kind/ scope.rs                   domain rules; the scope of a subscription
 //!  1  event.rs                         events

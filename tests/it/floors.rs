@@ -13,6 +13,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("kind", 2),
     ("scope", 2),
     ("config", 3),
+    ("alarm", 4),
     ("auth", 4),
     ("failures", 4),
     ("reserve", 4),

@@ -11,7 +11,6 @@ use tokio::task::JoinSet;
 
 use crate::peers::{self, Kind, Peer};
 use crate::process::Process;
-use crate::quantiles;
 use crate::server::{Connection, nanos};
 use crate::subscribers::{MARK, Subscribers, Transport, find};
 

@@ -4,7 +4,7 @@
 //! the channel, one `write` each. No server that delivers each event with one write per connection can be cheaper.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 

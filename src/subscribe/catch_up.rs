@@ -254,7 +254,7 @@ impl Subscription {
     fn poll_catch_up(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let scope = Arc::clone(&self.scope);
         // A shared log may have lost what was read a moment ago.
-        let after = match self.is_claimed || self.subscriber.feed.is_shared() {
+        let after = match self.is_claimed || self.shared.feed.is_shared() {
             true => self.position,
             false => Place::untagged(self.position.seq),
         };
@@ -367,7 +367,7 @@ impl Subscription {
             self.plan.push_front(Step::Replay {
                 scope,
                 added,
-                after: match self.subscriber.feed.is_shared() {
+                after: match self.shared.feed.is_shared() {
                     true => page.through,
                     false => Place::untagged(page.through.seq),
                 },
@@ -407,7 +407,7 @@ impl Subscription {
             None => return Poll::Ready(()),
         };
         let is_last = page.through.seq >= page.head.seq;
-        if is_last && page.newest.seq > page.head.seq && self.subscriber.feed.is_shared() {
+        if is_last && page.newest.seq > page.head.seq && self.shared.feed.is_shared() {
             self.plan.push_front(Step::Confirm(page.newest));
             self.plan.push_front(Step::CatchUp {
                 from: None,

@@ -6,8 +6,10 @@
 //! credential in a request.
 //!
 //! Tokens are verified with one source of keys: the secret, one public key, or a file of public keys. `token.rs` verifies
-//! signatures, `claims.rs` interprets claims, `jwks.rs` maintains the file of keys.
+//! signatures, `claims.rs` interprets claims, `jwks.rs` maintains the file of keys, `cache.rs` remembers the tokens of callers
+//! that come again.
 
+mod cache;
 mod claims;
 mod jwks;
 mod token;
@@ -22,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::time::{MissedTickBehavior, interval};
 
+use self::cache::VerifiedTokens;
 use self::claims::ClaimRules;
 pub use self::claims::Claims;
 use self::jwks::JwksFile;
@@ -261,6 +264,7 @@ pub struct Ticket {
 pub struct Keys {
     source: Source,
     rules: ClaimRules,
+    verified: VerifiedTokens,
     sign: Option<EncodingKey>,
     ticket_verify: KeySet,
     ticket_sign: EncodingKey,
@@ -340,6 +344,7 @@ impl Keys {
         Ok(Keys {
             source: public.unwrap_or_else(by_secret),
             rules: ClaimRules::new(settings),
+            verified: VerifiedTokens::default(),
             sign,
             ticket_verify: only(Algorithm::HS256, DecodingKey::from_secret(ticket_key)),
             ticket_sign: EncodingKey::from_secret(ticket_key),
@@ -357,7 +362,9 @@ impl Keys {
             Source::Fixed(keys) => Arc::clone(keys),
             Source::File(file) => file.keys(),
         };
-        self.rules.read(&verified(token, &keys)?, Utc::now())
+        let now = Utc::now();
+        let verify = || self.rules.read(&verified(token, &keys)?, now);
+        self.verified.access(token, &keys, now, verify)
     }
 
     /// Returns what a ticket allows: to watch the channels that it was issued for.

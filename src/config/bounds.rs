@@ -65,6 +65,10 @@ pub const PAGE_MAX: usize = 500;
 pub const HEADERS_MAX_BYTES: usize = 64 * 1024;
 /// Maximum length of a token or ticket, in bytes. Login systems that write groups into their tokens stay below 8 KiB.
 pub const TOKEN_MAX_BYTES: usize = 16 * 1024;
+/// Verified tokens that are remembered, so that a caller's next request does not verify the signature again.
+pub const VERIFIED_TOKENS: usize = 4_096;
+/// Maximum length of a token that is remembered, in bytes. What it allows takes some times as much.
+pub const VERIFIED_TOKEN_MAX_BYTES: usize = 2_048;
 /// Maximum length of `Origin`, in bytes: a scheme, the longest host name and a port.
 pub const ORIGIN_MAX_BYTES: usize = 512;
 /// Maximum length of a handshake key that is kept until the request is routed, in bytes. A valid key has 24 bytes.

@@ -321,7 +321,7 @@ impl<B: Backend> Writer<B> {
     ) -> Result<(), StoreError> {
         let before = round.taken;
         while !round.is_over(before)
-            && let Some(next) = queue.next()
+            && let Some(next) = queue.next(round.is_half_over(before))
         {
             let (envelope, allowance) = (next.envelope(), &next.allowance);
             let room = allowance.room();

@@ -10,7 +10,9 @@
 //!    [`GROUP_MAX_COMMANDS`]: the room is halved after a commit that took longer, and doubled after a full commit that
 //!    was fast.
 //! 3. While several schools wait, each gets one of [`TURNS_PER_GROUP`] equal shares of the room.
-//! 4. Within a school, commands keep the order of submission.
+//! 4. Within a school, the same holds between submissions: a *fresh* one, no command of which is committed, comes before those
+//!    that have *begun*, up to half of the school's turn, so a report does not wait for a large batch of its own school; and
+//!    those that have begun get the other half. Both keep the order of submission, as do the commands of a submission.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -53,7 +55,12 @@ pub(super) struct Round {
 /// The waiting commands of one school.
 #[derive(Default)]
 pub(super) struct Queue {
-    waiting: VecDeque<Pending>,
+    /// Submissions that have had no turn.
+    fresh: VecDeque<Pending>,
+    /// Submissions for which one turn was not enough.
+    begun: VecDeque<Pending>,
+    /// Whether the current command is of a submission that has begun.
+    serves_begun: bool,
     /// Submissions whose last command is decided in the commit in progress.
     decided: Vec<Pending>,
 }
@@ -130,7 +137,7 @@ impl Turns {
             self.fresh.push_back(school);
             Queue::default()
         });
-        queue.waiting.push_back(Pending {
+        queue.fresh.push_back(Pending {
             receipts: Vec::new(),
             commands: submission.commands.into(),
             allowance: submission.allowance,
@@ -149,9 +156,8 @@ impl Turns {
         let schools = self.fresh.iter().chain(&self.backlogged);
         let commands = schools.flat_map(move |school| {
             let waiting = self.schools.get(school).into_iter();
-            let pending = waiting.flat_map(|queue| &queue.waiting);
-            let commands = pending.flat_map(|own| &own.commands[own.receipts.len()..]);
-            commands.take(slice).map(|envelope| (*school, envelope))
+            let commands = waiting.flat_map(move |queue| queue.upcoming(slice));
+            commands.map(|envelope| (*school, envelope))
         });
         commands.take(room)
     }
@@ -224,7 +230,7 @@ impl Turns {
             if round.undecided.contains(&school) {
                 queue.fail(written);
             }
-            if !queue.waiting.is_empty() {
+            if !queue.is_empty() {
                 self.backlogged.push_back(school);
                 self.schools.insert(school, queue);
             }
@@ -248,13 +254,43 @@ impl Round {
     pub(super) fn is_over(&self, before: Size) -> bool {
         self.taken.since(before).reaches(self.slice)
     }
+
+    /// Returns whether half of such a turn is over.
+    pub(super) fn is_half_over(&self, before: Size) -> bool {
+        self.taken.since(before).reaches(self.slice.part(2))
+    }
 }
 
 impl Queue {
-    /// Returns the next command.
-    pub(super) fn next(&mut self) -> Option<Next> {
+    fn is_empty(&self) -> bool {
+        self.fresh.is_empty() && self.begun.is_empty()
+    }
+
+    /// Returns the commands that a turn of `slice` commands is likely to carry out.
+    fn upcoming(&self, slice: usize) -> impl Iterator<Item = &Envelope> {
+        let of_fresh = match self.begun.is_empty() {
+            true => slice,
+            false => slice / 2,
+        };
+        let fresh = self.fresh.iter().flat_map(Pending::undecided);
+        let begun = self.begun.iter().flat_map(Pending::undecided);
+        fresh.take(of_fresh).chain(begun).take(slice)
+    }
+
+    /// Returns the submissions whose turn it is.
+    fn served(&mut self) -> &mut VecDeque<Pending> {
+        match self.serves_begun {
+            true => &mut self.begun,
+            false => &mut self.fresh,
+        }
+    }
+
+    /// Returns the next command of a turn, half of which may be over.
+    pub(super) fn next(&mut self, is_half_over: bool) -> Option<Next> {
         loop {
-            let pending = self.waiting.front_mut()?;
+            let begun_is_due = is_half_over || self.fresh.is_empty();
+            self.serves_begun = begun_is_due && !self.begun.is_empty();
+            let pending = self.served().front_mut()?;
             if !pending.is_decided() {
                 return Some(Next {
                     commands: Arc::clone(&pending.commands),
@@ -262,27 +298,32 @@ impl Queue {
                     allowance: Arc::clone(&pending.allowance),
                 });
             }
-            self.decided.extend(self.waiting.pop_front());
+            let decided = self.served().pop_front();
+            self.decided.extend(decided);
         }
     }
 
     /// Records the outcome of the next command, and how many bytes it is charged for.
     pub(super) fn decided(&mut self, receipt: Result<Receipt, CommandError>, charged: u64) {
-        let pending = self.waiting.front_mut();
+        let pending = self.served().front_mut();
         let pending = pending.expect("the submission of a command stays until it is decided");
         pending.receipts.push(receipt);
         pending.charged += charged;
         if pending.is_decided() {
-            self.decided.extend(self.waiting.pop_front());
+            let decided = self.served().pop_front();
+            self.decided.extend(decided);
         }
     }
 
     /// Forgets the decisions of the commit in progress: their commands are decided again.
     fn rewind(&mut self) {
         for pending in self.decided.drain(..).rev() {
-            self.waiting.push_front(pending);
+            match pending.committed {
+                0 => self.fresh.push_front(pending),
+                _ => self.begun.push_front(pending),
+            }
         }
-        for pending in &mut self.waiting {
+        for pending in self.fresh.iter_mut().chain(&mut self.begun) {
             let undone = pending.receipts.split_off(pending.committed);
             let is_too_much = |own: &_| matches!(own, Err(CommandError::TooMuch { .. }));
             let was_used_up = undone.iter().any(is_too_much);
@@ -294,7 +335,7 @@ impl Queue {
     /// Answers everything that waits with the failure: what the database cannot be asked cannot be decided, and nobody waits
     /// for an answer without end.
     fn fail(&mut self, written: &Result<(), StoreError>) {
-        for pending in self.waiting.drain(..) {
+        for pending in self.fresh.drain(..).chain(self.begun.drain(..)) {
             pending.settle(written);
         }
     }
@@ -304,20 +345,20 @@ impl Queue {
             pending.commit(school);
             pending.settle(written);
         }
-        let Some(pending) = self.waiting.front_mut() else {
-            return;
-        };
-        match written {
-            Ok(()) => {
-                pending.commit(school);
-                pending.committed = pending.receipts.len();
-            }
-            Err(_) if pending.is_under_way() => {
-                let mut pending = self.waiting.pop_front().expect("it is there");
-                pending.commit(school);
-                pending.settle(written);
-            }
-            Err(_) => {}
+        // Only the first one of each can be under way.
+        let mut begun = None;
+        if self.begun.front().is_some_and(Pending::is_under_way) {
+            begun = self.begun.pop_front();
+        }
+        let mut fresh = None;
+        if self.fresh.front().is_some_and(Pending::is_under_way) {
+            fresh = self.fresh.pop_front();
+        }
+        if let Some(pending) = begun.and_then(|own| own.go_on(school, written)) {
+            self.begun.push_front(pending);
+        }
+        if let Some(pending) = fresh.and_then(|own| own.go_on(school, written)) {
+            self.begun.push_back(pending);
         }
     }
 }
@@ -330,6 +371,21 @@ impl Pending {
 
     fn is_decided(&self) -> bool {
         self.receipts.len() == self.commands.len()
+    }
+
+    fn undecided(&self) -> &[Envelope] {
+        &self.commands[self.receipts.len()..]
+    }
+
+    /// Records that the commands decided so far are committed, or answers with the failure.
+    fn go_on(mut self, school: SchoolId, written: &Result<(), StoreError>) -> Option<Pending> {
+        self.commit(school);
+        if written.is_err() {
+            self.settle(written);
+            return None;
+        }
+        self.committed = self.receipts.len();
+        Some(self)
     }
 
     /// Charges for the decisions since the last commit.
@@ -358,6 +414,8 @@ impl Pending {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot::Receiver;
+
     use super::*;
     use crate::event::EVENT_BASE_BYTES;
     use crate::kind::Command;
@@ -378,19 +436,20 @@ mod tests {
             }
         }
 
-        fn add(&mut self, school: i64, commands: usize) {
+        fn add(&mut self, school: i64, commands: usize) -> Receiver<Result<Receipts, StoreError>> {
             let report = || {
                 let body = serde_json::from_str("{}").unwrap();
                 let command = Command::Job(job::Command::Progress(body));
                 Envelope::new("j".parse().unwrap(), command)
             };
-            let (answer, _) = tokio::sync::oneshot::channel();
+            let (answer, answered) = tokio::sync::oneshot::channel();
             self.turns.add(Submission {
                 school: school.try_into().unwrap(),
                 commands: (0..commands).map(|_| report()).collect(),
                 allowance: Arc::default(),
                 answer,
             });
+            answered
         }
 
         /// Runs one commit that works for `work`. Returns how many commands of each school it carries out, in order.
@@ -399,7 +458,7 @@ mod tests {
             let mut carried_out = Vec::new();
             while let Some((school, mut queue)) = self.turns.next(&mut round) {
                 let before = round.taken;
-                while !round.is_over(before) && queue.next().is_some() {
+                while !round.is_over(before) && queue.next(round.is_half_over(before)).is_some() {
                     round.taken.commands += 1;
                     round.taken.bytes += self.event_bytes;
                     queue.decided(Err(CommandError::KeyReused), 0);
@@ -458,6 +517,42 @@ mod tests {
         served.sort_unstable();
         assert_eq!(served, (1..=8).collect::<Vec<_>>(), "none is left out");
         assert!(bench.commit(QUICK).len() >= TURNS_PER_GROUP, "without one");
+    }
+
+    #[test]
+    fn a_report_does_not_wait_for_large_batches_of_its_own_school() {
+        let mut bench = Bench::of(EVENT_BASE_BYTES);
+        let mut batches: Vec<_> = (0..8).map(|_| bench.add(1, 8_000)).collect();
+        let mut commits = 0;
+        while let Some(batch) = batches.first_mut() {
+            let mut report = bench.add(1, 1);
+            bench.commit(QUICK);
+            commits += 1;
+            // At first, it is behind batches that are fresh, too.
+            let is_answered = report.try_recv().is_ok();
+            assert!(is_answered || commits <= 8, "commit {commits}");
+            if batch.try_recv().is_ok() {
+                batches.remove(0);
+            }
+        }
+        let least = 8 * 8_000 / GROUP_MAX_COMMANDS;
+        assert!(commits <= least + least / 10, "{commits} commits");
+    }
+
+    #[test]
+    fn a_batch_goes_on_while_reports_of_its_own_school_keep_coming() {
+        let mut bench = Bench::of(EVENT_BASE_BYTES);
+        let mut batch = bench.add(1, 8_000);
+        bench.commit(QUICK);
+        let mut commits = 1;
+        while batch.try_recv().is_err() {
+            for _ in 0..GROUP_MAX_COMMANDS {
+                bench.add(1, 1);
+            }
+            assert_eq!(bench.commit(QUICK), [(1, GROUP_MAX_COMMANDS)]);
+            commits += 1;
+        }
+        assert!(commits <= 2 * 8_000 / GROUP_MAX_COMMANDS + 1, "{commits}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use diesel::sql_types::BigInt;
 use diesel::sqlite::SqliteConnection;
 
 use super::events::EventRow;
+use super::limit::Limit;
 use super::schema::{events, idempotency_answers, idempotency_keys, schools};
 use super::table::{from_millis, millis, place, tag_bits, unreadable};
 use crate::config::{SWEEP_BATCH, SWEEP_BATCH_BYTES};
@@ -69,7 +70,7 @@ pub(super) fn find_key(
     idempotency_keys::table
         .find((school.get(), key))
         .select(KeyRow::as_select())
-        .first(conn)
+        .get_result(conn)
         .optional()
 }
 
@@ -86,15 +87,15 @@ pub(super) fn list(
         .filter(idempotency_keys::school_id.eq(school.get()))
         .filter(idempotency_keys::key.gt(after))
         .order(idempotency_keys::key)
-        .limit(signed(limit))
         .select((KeyRow::as_select(), idempotency_keys::created_at))
+        .at_most(signed(limit))
         .load(conn)?;
     let mut used = Vec::with_capacity(rows.len());
     for (row, created_at) in rows {
         let kept: Option<AnswerRow> = idempotency_answers::table
             .find((row.school_id, &row.key))
             .select(AnswerRow::as_select())
-            .first(conn)
+            .get_result(conn)
             .optional()?;
         let answer = kept.map(|kept| kept.into_event(&row, epoch)).transpose()?;
         let subject = row.subject_id.parse();
@@ -121,7 +122,7 @@ pub(super) fn find_answer(
         .find((used.school_id, used.seq))
         .filter(events::subject_id.eq(&used.subject_id))
         .select(EventRow::as_select())
-        .first(conn)
+        .get_result(conn)
         .optional()?;
     if let Some(row) = in_log {
         return row.into_event(epoch).map(Some);
@@ -129,7 +130,7 @@ pub(super) fn find_answer(
     let kept = idempotency_answers::table
         .find((used.school_id, &used.key))
         .select(AnswerRow::as_select())
-        .first(conn)
+        .get_result(conn)
         .optional()?;
     kept.map(|row| row.into_event(used, epoch)).transpose()
 }
@@ -216,15 +217,15 @@ pub(super) fn drop_oldest(
     let kept: i64 = schools::table
         .find(school)
         .select(schools::answer_bytes)
-        .first(conn)?;
+        .get_result(conn)?;
     if kept <= most {
         return Ok(false);
     }
     let oldest: Vec<(String, i64)> = idempotency_answers::table
         .filter(idempotency_answers::school_id.eq(school))
         .order(idempotency_answers::created_at)
-        .limit(signed(SWEEP_BATCH))
         .select((idempotency_answers::key, sql::<BigInt>(BYTES)))
+        .at_most(signed(SWEEP_BATCH))
         .load(conn)?;
     let mut dropped = 0;
     for (key, bytes) in &oldest {

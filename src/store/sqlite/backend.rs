@@ -330,7 +330,7 @@ impl Facts for Backend {
         let row: Option<(i64, Option<i64>, i64)> = schools::table
             .find(school.get())
             .select((schools::head, schools::head_tag, schools::bytes))
-            .first(&mut self.conn)
+            .get_result(&mut self.conn)
             .optional()
             .map_err(database_error)?;
         let (head, head_tag, bytes) = row.unwrap_or_default();

@@ -9,6 +9,7 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::limit::Limit;
 use super::parts::Parts;
 use super::schema::characteristics;
 use super::table::{Selection, Table, Told, any_table, from_millis, millis, unreadable};
@@ -317,9 +318,9 @@ impl Table for CharacteristicsTable {
         if !selection.filter.statuses.is_empty() {
             let last = signed(selection.rows) - 1;
             let end = by_limits().select(characteristics::limits_seq.nullable());
-            let end = end.limit(1).offset(last).first::<Option<i64>>(conn);
+            let end = end.row_after(last).get_result::<Option<i64>>(conn);
             let other = by_sample().select(characteristics::sample_seq);
-            let other = other.limit(1).offset(last).first::<Option<i64>>(conn);
+            let other = other.row_after(last).get_result::<Option<i64>>(conn);
             let ends = [end.optional()?.flatten(), other.optional()?.flatten()];
             for end in ends.into_iter().flatten() {
                 through = through.min(unsigned(end));
@@ -333,8 +334,8 @@ impl Table for CharacteristicsTable {
                 .filter(characteristics::sample_status.eq_any(wanted));
         }
         let by_limits = limits
-            .limit(signed(selection.limit))
             .select(CharacteristicRow::as_select())
+            .at_most(signed(selection.limit))
             .load::<CharacteristicRow<'_>>(conn)?;
         for row in by_limits {
             let (id, stored) = row.into_stored()?;
@@ -343,8 +344,8 @@ impl Table for CharacteristicsTable {
             }
         }
         let by_sample = samples
-            .limit(signed(selection.limit))
             .select(CharacteristicRow::as_select())
+            .at_most(signed(selection.limit))
             .load::<CharacteristicRow<'_>>(conn)?;
         for row in by_sample {
             let (id, stored) = row.into_stored()?;

@@ -8,6 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::limit::Limit;
 use super::schema::devices;
 use super::table::{
     Selection, Table, Told, any_table, from_millis, millis, overdue_rows, raw, unreadable, uptime,
@@ -194,9 +195,9 @@ impl Table for DevicesTable {
         if !selection.filter.statuses.is_empty() {
             let last = signed(selection.rows) - 1;
             let end = by_status().select(devices::status_seq.nullable());
-            let end = end.limit(1).offset(last).first::<Option<i64>>(conn);
+            let end = end.row_after(last).get_result::<Option<i64>>(conn);
             let other = by_info().select(devices::info_seq);
-            let other = other.limit(1).offset(last).first::<Option<i64>>(conn);
+            let other = other.row_after(last).get_result::<Option<i64>>(conn);
             let ends = [end.optional()?.flatten(), other.optional()?.flatten()];
             for end in ends.into_iter().flatten() {
                 through = through.min(unsigned(end));
@@ -210,16 +211,16 @@ impl Table for DevicesTable {
                 .filter(devices::status.eq_any(wanted));
         }
         let by_status = statuses
-            .limit(signed(selection.limit))
             .select(DeviceRow::as_select())
+            .at_most(signed(selection.limit))
             .load::<DeviceRow<'_>>(conn)?;
         for row in by_status {
             let (id, stored) = row.into_stored()?;
             told.extend(stored.state.device().map(|device| tell_status(&id, device)));
         }
         let by_info = infos
-            .limit(signed(selection.limit))
             .select(DeviceRow::as_select())
+            .at_most(signed(selection.limit))
             .load::<DeviceRow<'_>>(conn)?;
         for row in by_info {
             let (id, stored) = row.into_stored()?;
@@ -269,8 +270,8 @@ pub(super) fn not_offline(
                 .or(devices::school_id.eq(school).and(devices::device_id.gt(id))),
         )
         .order((devices::school_id, devices::device_id))
-        .limit(signed(limit))
         .select(DeviceRow::as_select())
+        .at_most(signed(limit))
         .load::<DeviceRow<'_>>(conn)?;
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {

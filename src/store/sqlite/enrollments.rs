@@ -8,6 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::limit::Limit;
 use super::schema::{enrollment_sessions, schools};
 use super::table::{
     Selection, Table, any_table, from_millis, millis, table_of_what_ends, unreadable, uptime,
@@ -161,7 +162,7 @@ impl Table for EnrollmentsTable {
             .filter(enrollment_sessions::device_id.eq(device))
             .filter(enrollment_sessions::finished_at.is_null())
             .select(enrollment_sessions::session_id)
-            .first(conn)
+            .get_result(conn)
             .optional()?;
         holder
             .map(|id| id.parse().map_err(|_| unreadable("a session id")))

@@ -25,6 +25,7 @@ use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::jobs::{ENDS, JobsTable};
+use super::limit::{BOUND, Limit};
 use super::lists::{Source, Window};
 use super::schema::{jobs, school_numbers};
 use super::search;
@@ -204,7 +205,6 @@ fn job_from(
     let mut select = jobs::table
         .filter(jobs::school_id.eq(school.get()))
         .select((jobs::created_seq, jobs::created_at))
-        .limit(1)
         .into_boxed::<Sqlite>();
     select = match order {
         Order::Newest => select.order(jobs::created_seq.desc()),
@@ -216,7 +216,7 @@ fn job_from(
             Order::Oldest => select.filter(jobs::created_seq.ge(from)),
         };
     }
-    select.first(conn).optional()
+    select.at_most(1).get_result(conn).optional()
 }
 
 /// What is looked at directly: jobs that go on, by their statuses, and what has stalled if that is apart.
@@ -264,7 +264,7 @@ fn candidates(
     let number = school_numbers::table
         .filter(school_numbers::school_id.eq(school.get()))
         .select(school_numbers::number);
-    let Some(number) = number.first::<i64>(conn).optional()? else {
+    let Some(number) = number.get_result::<i64>(conn).optional()? else {
         return Ok(Vec::new());
     };
     let base = number << SCHOOL_SHIFT;
@@ -273,7 +273,7 @@ fn candidates(
         Order::Oldest => "ASC",
     };
     let found: Vec<Candidate> = diesel::sql_query(format!(
-        "SELECT rowid - ? AS seq FROM job_texts WHERE job_texts MATCH ? AND rowid >= ? AND rowid <= ? ORDER BY rowid {direction} LIMIT ?"
+        "SELECT rowid - ? AS seq FROM job_texts WHERE job_texts MATCH ? AND rowid >= ? AND rowid <= ? ORDER BY rowid {direction} LIMIT {BOUND}"
     ))
     .bind::<BigInt, _>(base)
     .bind::<Text, _>(terms)

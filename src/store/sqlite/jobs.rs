@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::ser::{CompactFormatter, Formatter};
 
+use super::limit::Limit;
 use super::schema::{job_endings, jobs, schools};
 use super::table::{
     HOUR_MILLIS, Selection, Table, any_table, from_millis, millis, raw, table_of_what_ends,
@@ -280,10 +281,10 @@ impl Table for JobsTable {
         let rows: Vec<Option<String>> = jobs::table
             .filter(jobs::school_id.eq(school.get()))
             .filter(jobs::job_type.eq(category))
-            .filter(jobs::status.eq("completed"))
+            .filter(jobs::past.is_not_null())
             .order(jobs::finished_at.desc())
-            .limit(signed(limit))
             .select(jobs::past)
+            .at_most(signed(limit))
             .load(conn)?;
         let read = |text: Option<String>| json(text.map(Cow::Owned), "a duration").transpose();
         rows.into_iter().filter_map(read).collect()

@@ -140,7 +140,7 @@ pub(super) struct Life {
 /// Returns a value of `meta`.
 pub(super) fn fact(conn: &mut SqliteConnection, key: &str) -> QueryResult<Option<String>> {
     let value = meta::table.find(key).select(meta::value);
-    value.first(conn).optional()
+    value.get_result(conn).optional()
 }
 
 fn number<T: std::str::FromStr>(

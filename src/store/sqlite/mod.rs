@@ -21,12 +21,15 @@ mod leases;
 mod life;
 mod lists;
 mod lock;
+mod limit;
 mod nodes;
 mod notifiers;
 mod opening;
 mod parts;
 mod read;
 mod readers;
+#[cfg(test)]
+mod plans;
 mod schema;
 mod search;
 mod sweep;

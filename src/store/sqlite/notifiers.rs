@@ -4,6 +4,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::limit::Limit;
 use super::read::bounds;
 use super::schema::{dead_letters, notifier_cursors, notifier_set_aside, notifiers, schools};
 use super::table::{from_millis, millis, unreadable};
@@ -125,7 +126,7 @@ pub(super) fn begins(conn: &mut SqliteConnection, name: &str) -> QueryResult<Beg
         let not_before: Option<i64> = notifiers::table
             .find(name)
             .select(notifiers::not_before)
-            .first(conn)?;
+            .get_result(conn)?;
         let school = |id: i64| id.try_into().map_err(|_| unreadable("a school id"));
         let schools = behind.into_iter().chain(of_set_aside).map(school);
         Ok(Begun {
@@ -147,7 +148,7 @@ pub(super) fn place(
             notifier_cursors::tried_seq,
             notifier_cursors::attempts,
         ))
-        .first(conn)
+        .get_result(conn)
         .optional()?;
     let Some((seq, tried_seq, attempts)) = row else {
         return Ok(Place::default());
@@ -181,7 +182,7 @@ pub(super) fn moves(
     use notifier_cursors as cursors;
     conn.immediate_transaction(|conn| {
         let own = cursors::table.find((name, school.get()));
-        let at: Option<i64> = own.select(cursors::seq).first(conn).optional()?;
+        let at: Option<i64> = own.select(cursors::seq).get_result(conn).optional()?;
         if progress
             .from
             .is_some_and(|from| from != at.map_or(0, unsigned))
@@ -305,9 +306,8 @@ fn bury(
     // By when they were given up: what was set aside is, long after later events.
     let too_many: Vec<i64> = own
         .order((dead_letters::at.desc(), dead_letters::seq.desc()))
-        .offset(signed(DEAD_LETTERS_MAX))
-        .limit(i64::MAX)
         .select(dead_letters::seq)
+        .rows_after(signed(DEAD_LETTERS_MAX))
         .load(conn)?;
     diesel::delete(own.filter(dead_letters::seq.eq_any(too_many))).execute(conn)?;
     Ok(())
@@ -375,13 +375,12 @@ pub(super) fn letters(
         .filter(dead_letters::name.eq(name))
         .filter(dead_letters::school_id.eq(school.get()))
         .order(dead_letters::seq.desc())
-        .limit(signed(limit) + 1)
         .select(DeadLetterRow::as_select())
         .into_boxed();
     if let Some(before) = before {
         query = query.filter(dead_letters::seq.lt(signed(before)));
     }
-    let mut rows = query.load(conn)?;
+    let mut rows = query.at_most(signed(limit) + 1).load(conn)?;
     let more = rows.len() > limit;
     rows.truncate(limit);
     let letter = |row: DeadLetterRow| {

@@ -12,6 +12,7 @@ use diesel::sqlite::SqliteConnection;
 
 use super::TABLES;
 use super::events::EventRow;
+use super::limit::Limit;
 use super::schema::{counts, events, schools};
 use super::table::{
     HOUR_MILLIS, Selection, cut, from_millis, into_subject, place, table, unreadable,
@@ -36,7 +37,7 @@ pub(super) fn bounds(conn: &mut SqliteConnection, school: SchoolId) -> QueryResu
             schools::floor,
             schools::floor_tag,
         ))
-        .first(conn)
+        .get_result(conn)
         .optional()?;
     let (head, head_tag, floor, floor_tag) = row.unwrap_or_default();
     let mut bounds = Bounds {
@@ -76,7 +77,7 @@ pub(super) fn tag_at(
     let row = events::table
         .find((school.get(), seq))
         .select(EventRow::as_select())
-        .first::<EventRow<'_>>(conn)
+        .get_result::<EventRow<'_>>(conn)
         .optional()?;
     // The tag does not depend on the epoch.
     let event = row
@@ -192,7 +193,6 @@ fn part(
         .filter(events::seq.gt(signed(after)))
         .filter(events::seq.le(signed(through)))
         .order(events::seq)
-        .limit(signed(READ_PAGE))
         .select(EventRow::as_select())
         .into_boxed();
     match source {
@@ -213,6 +213,7 @@ fn part(
         is_whole: true,
     };
     let mut bytes = 0;
+    let query = query.at_most(signed(READ_PAGE));
     for row in query.load_iter::<EventRow<'_>, DefaultLoadingMode>(conn)? {
         let event = row?.into_event(epoch)?;
         bytes += event.draft.fields.len();
@@ -322,7 +323,6 @@ pub(super) fn last_events(
         .filter(events::kind.eq(kind.collection()))
         .filter(events::subject_id.eq(subject.as_str()))
         .order(events::seq.desc())
-        .limit(signed(limit))
         .select(EventRow::as_select())
         .into_boxed();
     let query = match which {
@@ -332,10 +332,9 @@ pub(super) fn last_events(
                 .filter(events::kind.eq(kind.collection()))
                 .filter(events::subject_id.eq(subject.as_str()))
                 .order(events::seq.desc())
-                .limit(1)
-                .offset(signed(SUBJECT_EVENTS_SEARCHED) - 1)
                 .select(events::seq)
-                .first::<i64>(conn)
+                .row_after(signed(SUBJECT_EVENTS_SEARCHED) - 1)
+                .get_result::<i64>(conn)
                 .optional()?;
             query
                 .filter(events::name.eq(event_type.name))
@@ -343,6 +342,7 @@ pub(super) fn last_events(
         }
         Which::Milestones => query.filter(events::milestone),
     };
+    let query = query.at_most(signed(limit));
     let rows = query.load::<EventRow<'_>>(conn)?;
     let newest_last = rows.into_iter().rev();
     newest_last
@@ -388,7 +388,7 @@ pub(super) fn count_of(
     let count: Option<i64> = counts::table
         .find((school.get(), what, ""))
         .select(counts::count)
-        .first(conn)
+        .get_result(conn)
         .optional()?;
     Ok(unsigned(count.unwrap_or_default()))
 }
@@ -449,8 +449,8 @@ pub(super) fn schools(
     let ids: Vec<i64> = schools::table
         .filter(schools::school_id.gt(after.map_or(0, SchoolId::get)))
         .order(schools::school_id)
-        .limit(signed(limit))
         .select(schools::school_id)
+        .at_most(signed(limit))
         .load(conn)?;
     let school = |id: i64| id.try_into().map_err(|_| unreadable("a school id"));
     ids.into_iter().map(school).collect()
@@ -467,322 +467,4 @@ pub(super) fn size(conn: &mut SqliteConnection) -> QueryResult<u64> {
         "SELECT page_count * page_size AS bytes FROM pragma_page_count(), pragma_page_size()";
     let size: Size = diesel::sql_query(pages).get_result(conn)?;
     Ok(unsigned(size.bytes))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Mutex;
-
-    use diesel::connection::InstrumentationEvent;
-    use diesel::sql_types::Text;
-    use diesel_migrations::MigrationHarness;
-
-    use super::super::job_texts;
-    use super::super::lists::Window;
-    use super::*;
-    use crate::kind;
-    use crate::log::{ListQuery, Order, PartQuery, Stalled};
-    use crate::scope::Filter;
-
-    #[derive(QueryableByName)]
-    struct Step {
-        #[diesel(sql_type = Text)]
-        detail: String,
-    }
-
-    /// Returns SQLite's plans for every query that `read` makes.
-    fn plans(read: impl FnOnce(&mut SqliteConnection)) -> Vec<String> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("plans.db");
-        let open = || SqliteConnection::establish(path.to_str().unwrap()).unwrap();
-        let mut conn = open();
-        super::super::search::register(&mut conn).unwrap();
-        conn.run_pending_migrations(super::super::opening::MIGRATIONS)
-            .unwrap();
-        let mut conn = open();
-        super::super::search::register(&mut conn).unwrap();
-        let made: Arc<Mutex<Vec<String>>> = Arc::default();
-        let heard = Arc::clone(&made);
-        conn.set_instrumentation(move |event: InstrumentationEvent<'_>| {
-            if let InstrumentationEvent::StartQuery { query, .. } = event {
-                heard.lock().unwrap().push(query.to_string());
-            }
-        });
-        read(&mut conn);
-        let made = std::mem::take(&mut *made.lock().unwrap());
-        let reads = ["SELECT", "WITH"];
-        let queries = made
-            .iter()
-            .filter(|query| reads.iter().any(|word| query.starts_with(word)));
-        queries
-            .map(|query| {
-                let sql = query.split(" -- binds").next().unwrap();
-                let steps: Vec<Step> = diesel::sql_query(format!("EXPLAIN QUERY PLAN {sql}"))
-                    .load(&mut conn)
-                    .unwrap();
-                let steps: Vec<String> = steps.into_iter().map(|step| step.detail).collect();
-                steps.join("; ")
-            })
-            .collect()
-    }
-
-    fn scope(channels: &[&str]) -> Scope {
-        let channels = channels.iter().map(|text| kind::channel(text).unwrap());
-        Scope::new(1.try_into().unwrap(), channels)
-    }
-
-    /// Runs every query that a list can make: by an index, and by a search.
-    fn listed(conn: &mut SqliteConnection, school: SchoolId, kind: Kind, query: &ListQuery) {
-        let table = table(kind);
-        let mut beyond = query.clone();
-        for place in [None, Some(7)] {
-            beyond.beyond = place;
-            table.list(conn, school, &beyond).unwrap();
-            let sources = table.sources(&beyond);
-            let mut window = table.window(conn, school, &beyond, sources, 100).unwrap();
-            for (_, seqs) in &mut window.parts {
-                *seqs = vec![6, 5];
-            }
-            let wanted = query.text.as_deref();
-            table
-                .search(conn, school, &beyond, &window, wanted)
-                .unwrap();
-        }
-    }
-
-    #[test]
-    fn a_window_is_a_range_of_one_index_and_a_search_reads_nothing_else() {
-        let school = 1.try_into().unwrap();
-        let one = |query: ListQuery, index: &str| {
-            let jobs = table(kind::job::KIND);
-            let sources = jobs.sources(&query);
-            let windows = plans(|conn| {
-                let window = jobs.window(conn, school, &query, sources.clone(), 100);
-                drop(window.unwrap());
-            });
-            assert!(!windows.is_empty());
-            for plan in windows {
-                assert!(plan.contains(index), "{index}: {plan}");
-            }
-            let window = Window {
-                end: None,
-                parts: vec![(sources[0].clone(), vec![6, 5])],
-            };
-            let searches = plans(|conn| {
-                let found = jobs.search(conn, school, &query, &window, Some("x"));
-                found.unwrap();
-            });
-            assert_eq!(searches.len(), 1);
-            assert!(searches[0].contains("created_seq=?"), "{searches:?}");
-        };
-        let query = ListQuery {
-            limit: 10,
-            beyond: Some(7),
-            ..ListQuery::default()
-        };
-        one(
-            query.clone(),
-            "jobs_by_creation (school_id=? AND created_seq",
-        );
-        let failed = ListQuery {
-            statuses: vec!["failed"],
-            ..query.clone()
-        };
-        let by_status = "jobs_by_status (school_id=? AND status=? AND created_seq";
-        one(failed.clone(), by_status);
-        let typed = ListQuery {
-            categories: vec!["a".into()],
-            ..failed
-        };
-        let by_type = "jobs_by_type (school_id=? AND job_type=? AND created_seq";
-        one(typed.clone(), by_type);
-        let stalled = ListQuery {
-            stalled: Stalled::Only,
-            ..typed
-        };
-        one(stalled, "jobs_stalled (school_id=? AND created_seq");
-    }
-
-    #[test]
-    fn a_window_of_the_index_of_texts_is_a_range_of_its_rows_and_of_each_status_that_goes_on() {
-        let school = 1.try_into().unwrap();
-        for order in [Order::Newest, Order::Oldest] {
-            let query = ListQuery {
-                limit: 10,
-                beyond: Some(7),
-                order,
-                ..ListQuery::default()
-            };
-            let terms = job_texts::terms(&query, "report").unwrap();
-            let made = plans(|conn| {
-                diesel::sql_query(
-                    "INSERT INTO jobs (school_id, job_id, job_type, status, message, metadata, attempt, stalled, cancel_requested,
-                         created_at, heard_at, finished_at, stall_after_secs, timeout_secs, created_seq, last_seq, last_at)
-                     SELECT 1, value, 't', 'failed', 'Report', '{}', 1, FALSE, FALSE, 1, 1, 1, 1, 1, value, value, 1 FROM json_each('[5,6,7,8]')",
-                )
-                .execute(conn)
-                .unwrap();
-                let window = job_texts::window(conn, school, &query, &terms, 10).unwrap();
-                let found: Vec<i64> = window
-                    .parts
-                    .iter()
-                    .flat_map(|(_, seqs)| seqs.clone())
-                    .collect();
-                match order {
-                    Order::Newest => assert_eq!(found, [6, 5]),
-                    Order::Oldest => assert_eq!(found, [8]),
-                }
-            });
-            let of = |what: &str| made.iter().filter(|plan| plan.contains(what)).count();
-            let of_index: Vec<&String> = made
-                .iter()
-                .filter(|plan| plan.contains("job_texts"))
-                .collect();
-            // Both bounds of the range.
-            let has_both = of_index
-                .iter()
-                .all(|plan| plan.contains('<') && plan.contains('>'));
-            assert!(of_index.len() == 1 && has_both, "{of_index:#?}");
-            assert_eq!(
-                of("jobs_by_status (school_id=? AND status=? AND created_seq"),
-                6,
-                "{made:#?}"
-            );
-            assert_eq!(of("TEMP B-TREE"), 0, "{made:#?}");
-        }
-    }
-
-    #[test]
-    fn every_read_goes_by_an_index_in_the_order_that_it_is_told_in() {
-        let epoch = Epoch::generate();
-        let school = 1.try_into().unwrap();
-        let all = plans(|conn| {
-            let filter = Filter {
-                statuses: ["failed".to_owned(), "online".to_owned()].into(),
-                ..Filter::default()
-            };
-            for scope in [
-                scope(&["schools/1"]),
-                scope(&["jobs"]).with_active_only(),
-                scope(&["schools/1"]).filtered(filter),
-                scope(&["jobs"]).filtered(Filter {
-                    categories: ["a".to_owned()].into(),
-                    ..Filter::default()
-                }),
-                scope(&["jobs/a", "enrollments/a", "devices/a", "characteristics/a"]),
-            ] {
-                replay(conn, epoch, &scope, 0, true).unwrap();
-                snapshot(conn, epoch, &scope, 0, None).unwrap();
-            }
-            let query = ListQuery {
-                limit: 10,
-                ..ListQuery::default()
-            };
-            for kind in kind::KINDS {
-                listed(conn, school, *kind, &query);
-                for other in [
-                    ListQuery {
-                        text: Some("x".into()),
-                        ..query.clone()
-                    },
-                    ListQuery {
-                        statuses: vec!["in_progress", "failed"],
-                        categories: vec!["a".into(), "b".into()],
-                        stalled: Stalled::Apart { wanted: true },
-                        ..query.clone()
-                    },
-                    ListQuery {
-                        order: Order::Oldest,
-                        ..query.clone()
-                    },
-                    ListQuery {
-                        stalled: Stalled::Only,
-                        ..query.clone()
-                    },
-                    ListQuery {
-                        statuses: vec!["in_progress", "failed"],
-                        stalled: Stalled::Apart { wanted: true },
-                        ..query.clone()
-                    },
-                ] {
-                    listed(conn, school, *kind, &other);
-                }
-                ended(conn, epoch, school, *kind, "failed", 10).unwrap();
-                ended_since(conn, school, *kind, "failed", chrono::Utc::now()).unwrap();
-                stalled(conn, school, *kind).unwrap();
-                table(*kind).overdue(conn, Default::default(), 10).unwrap();
-                table(*kind).sweep(conn, chrono::Utc::now(), 10).unwrap();
-                table(*kind).holder(conn, school, "door").unwrap();
-                counts(conn, school, *kind).unwrap();
-                endings(conn, school, *kind, chrono::Utc::now()).unwrap();
-                for which in [
-                    Which::Milestones,
-                    Which::Type(kind::description(*kind).event_types[0]),
-                ] {
-                    let subject = "a".parse().unwrap();
-                    last_events(conn, epoch, school, *kind, &subject, which, 10).unwrap();
-                }
-            }
-            let violations = table(kind::characteristic::KIND).parts().unwrap();
-            for open in [None, Some(true), Some(false)] {
-                let query = PartQuery {
-                    open,
-                    limit: 10,
-                    ..PartQuery::default()
-                };
-                violations.list(conn, school, &query).unwrap();
-            }
-            violations.open(conn, school).unwrap();
-            super::super::devices::not_offline(conn, None, 10).unwrap();
-            violations.sweep(conn, chrono::Utc::now(), 10).unwrap();
-        });
-        assert!(all.len() > 30, "{all:#?}");
-        for plan in &all {
-            assert!(!plan.contains("TEMP B-TREE"), "{plan}");
-            // All devices are checked once, at the start.
-            let at_start = plan.contains("devices USING INDEX sqlite_autoindex_devices_1");
-            // The hours and terminal statuses are constant rows, a few of each.
-            let made_up = plan
-                .replace("SCAN CONSTANT ROW", "")
-                .replace("SCAN stretches", "")
-                .replace("SCAN ends VIRTUAL TABLE", "");
-            assert!(!made_up.contains("SCAN") || at_start, "{plan}");
-        }
-    }
-
-    #[test]
-    fn a_replay_of_one_subject_reads_nothing_else_of_the_log() {
-        let epoch = Epoch::generate();
-        for (channel, indexes) in [
-            ("jobs/a", vec!["events_by_subject"]),
-            ("devices/a", vec!["events_by_subject"]),
-            (
-                "characteristics/a",
-                vec!["events_by_subject", "events_wide"],
-            ),
-        ] {
-            let plans = plans(|conn| {
-                replay(conn, epoch, &scope(&[channel]), 0, false).unwrap();
-            });
-            let of_log: Vec<&String> = plans
-                .iter()
-                .filter(|plan| plan.contains("events"))
-                .collect();
-            assert_eq!(of_log.len(), indexes.len(), "{plans:#?}");
-            for (plan, index) in of_log.iter().zip(indexes) {
-                assert!(
-                    plan.contains(&format!("USING INDEX {index} ")),
-                    "{channel}: {plan}"
-                );
-            }
-        }
-        let plans = plans(|conn| {
-            snapshot(conn, epoch, &scope(&["characteristics/a"]), 0, None).unwrap();
-        });
-        let open = plans.iter().find(|plan| plan.contains("violations"));
-        assert!(
-            open.unwrap().contains("violations_open_of_characteristic"),
-            "{open:?}"
-        );
-    }
 }

@@ -8,6 +8,7 @@ use diesel::sqlite::SqliteConnection;
 
 use super::TABLES;
 use super::answers;
+use super::limit::Limit;
 use super::read::tag_at;
 use super::schema::{events, idempotency_keys, schools};
 use super::table::{millis, unreadable};
@@ -66,8 +67,8 @@ pub(super) fn sweep(
         let old_keys = idempotency_keys::created_at.lt(millis(now - retention.keys));
         let keys: Vec<(i64, String)> = idempotency_keys::table
             .filter(old_keys)
-            .limit(signed(limit))
             .select((idempotency_keys::school_id, idempotency_keys::key))
+            .at_most(signed(limit))
             .load(conn)?;
         for key in &keys {
             answers::forget(conn, key)?;
@@ -88,7 +89,6 @@ fn sweep_logs(
     let visited: Vec<Kept> = schools::table
         .filter(schools::school_id.gt(*swept_school))
         .order(schools::school_id)
-        .limit(signed(config::SWEEP_SCHOOLS))
         .select((
             schools::school_id,
             schools::head,
@@ -96,6 +96,7 @@ fn sweep_logs(
             schools::bytes,
             schools::answer_bytes,
         ))
+        .at_most(signed(config::SWEEP_SCHOOLS))
         .load(conn)?;
     swept.more = visited.len() == config::SWEEP_SCHOOLS;
     *swept_school = match visited.last() {
@@ -167,14 +168,14 @@ fn past_retention(
             .filter(events::school_id.eq(log.school))
             .filter(events::seq.gt(log.floor))
             .order(events::seq)
-            .limit(signed(limit))
             .select((events::seq, events::at, sql::<BigInt>(&bytes)))
+            .at_most(signed(limit))
     };
     let is_past = |(seq, at, _): &Row, gone: i64| {
         *at < oldest || *seq <= log.head - kept.0 || log.bytes - gone > kept.1
     };
     // Most logs have nothing to remove.
-    let first = rows(1).first(conn).optional()?;
+    let first = rows(1).get_result(conn).optional()?;
     if !first.is_some_and(|first| is_past(&first, 0)) {
         return Ok(Vec::new());
     }

@@ -250,7 +250,7 @@ macro_rules! any_table {
             let row: Option<$row<'_>> = $table::table
                 .find((school.get(), subject.as_str()))
                 .select($row::as_select())
-                .first(conn)
+                .get_result(conn)
                 .optional()?;
             row.map(|row| Ok(row.into_stored()?.1)).transpose()
         }
@@ -283,9 +283,8 @@ macro_rules! any_table {
                 );
                 let own = select
                     .select(($table::created_seq, $table::created_at))
-                    .limit(1)
-                    .offset(last_of_each)
-                    .first::<(i64, i64)>(conn)
+                    .row_after(last_of_each)
+                    .get_result::<(i64, i64)>(conn)
                     .optional()?;
                 end = match newest_first {
                     true => end.max(own),
@@ -324,7 +323,7 @@ macro_rules! any_table {
                 let select = $crate::store::sqlite::table::rows_of!(
                     $table, school, query, source, category [$($category)?], stalls [$($stalled)?]
                 );
-                let select = select.select($row::as_select()).limit(signed(query.limit) + 1);
+                let select = select.select($row::as_select()).at_most(signed(query.limit) + 1);
                 let mut bytes = 0;
                 for row in select.load_iter::<$row<'_>, diesel::connection::DefaultLoadingMode>(conn)? {
                     let (id, stored) = row?.into_stored()?;
@@ -459,7 +458,7 @@ macro_rules! table_of_what_ends {
                 let mut places: Vec<(i64, &SubjectId)> = Vec::new();
                 for subject in subjects {
                     let row = $table::table.find((selection.school.get(), subject.as_str()));
-                    let place = row.select($table::last_seq).first(conn).optional()?;
+                    let place = row.select($table::last_seq).get_result(conn).optional()?;
                     places.extend(place.map(|place| (place, *subject)));
                 }
                 places.retain(|(place, _)| *place > signed(selection.after));
@@ -510,8 +509,8 @@ macro_rules! table_of_what_ends {
                 };
                 let mut query = by_index();
                 if !selection.filter.is_empty() {
-                    let end = by_index().select($table::last_seq).limit(1);
-                    let end = end.offset(signed(selection.rows) - 1).first::<i64>(conn);
+                    let end = by_index().select($table::last_seq);
+                    let end = end.row_after(signed(selection.rows) - 1).get_result::<i64>(conn);
                     if let Some(end) = end.optional()? {
                         through = through.min(unsigned(end));
                         query = query.filter($table::last_seq.le(end));
@@ -523,7 +522,7 @@ macro_rules! table_of_what_ends {
                 $(if !selection.filter.categories.is_empty() {
                     query = query.filter($table::$category.eq_any(&selection.filter.categories));
                 })?
-                let query = query.limit(signed(selection.limit)).select($row::as_select());
+                let query = query.select($row::as_select()).at_most(signed(selection.limit));
                 let mut bytes = 0;
                 for row in query.load_iter::<$row<'_>, diesel::connection::DefaultLoadingMode>(conn)? {
                     let (id, stored) = row?.into_stored()?;
@@ -575,8 +574,8 @@ macro_rules! table_of_what_ends {
                 .filter($table::finished_at.is_not_null())
                 .filter($table::status.eq(status))
                 .order($table::last_seq.desc())
-                .limit(signed(limit))
                 .select($row::as_select())
+                .at_most(signed(limit))
                 .load(conn)?;
             rows.into_iter().map($row::into_stored).collect()
         }
@@ -600,8 +599,8 @@ macro_rules! table_of_what_ends {
                 .inner_join(schools::table.on(schools::school_id.eq($table::school_id)))
                 .filter($table::finished_at.lt(millis(before)))
                 .filter($table::last_seq.le(schools::floor))
-                .limit(signed(limit))
                 .select(($table::school_id, $table::$id))
+                .at_most(signed(limit))
                 .load(conn)?;
             let mut addresses = Vec::with_capacity(gone.len());
             for (school, id) in gone {
@@ -624,8 +623,8 @@ macro_rules! overdue_rows {
         let rows: Vec<(i64, String)> = $table::table
             .filter($table::check_uptime.le(uptime_millis($now)))
             .order($table::check_uptime)
-            .limit(signed($limit))
             .select(($table::school_id, $table::$id))
+            .at_most(signed($limit))
             .load($conn)?;
         let overdue = |(school, id): (i64, String)| {
             Ok(Overdue {

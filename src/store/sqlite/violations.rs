@@ -7,6 +7,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
+use super::limit::Limit;
 use super::parts::Parts;
 use super::read::{bounds, count_of};
 use super::schema::{schools, violations};
@@ -126,7 +127,7 @@ impl Parts for ViolationsTable {
         let row: Option<ViolationRow<'_>> = violations::table
             .find((school.get(), characteristic.as_str(), number))
             .select(ViolationRow::as_select())
-            .first(conn)
+            .get_result(conn)
             .optional()?;
         row.map(ViolationRow::into_part).transpose()
     }
@@ -141,7 +142,7 @@ impl Parts for ViolationsTable {
             .filter(violations::school_id.eq(school.get()))
             .filter(violations::own_id.eq(own_id))
             .select(violations::number)
-            .first(conn)
+            .get_result(conn)
             .optional()?;
         Ok(number.is_some())
     }
@@ -164,7 +165,6 @@ impl Parts for ViolationsTable {
         let mut select = violations::table
             .filter(violations::school_id.eq(school.get()))
             .order(violations::seq.desc())
-            .limit(signed(query.limit) + 1)
             .select(ViolationRow::as_select())
             .into_boxed();
         if let Some(characteristic) = &query.subject {
@@ -181,6 +181,7 @@ impl Parts for ViolationsTable {
         if let Some(before) = query.before {
             select = select.filter(violations::seq.lt(signed(before)));
         }
+        let select = select.at_most(signed(query.limit) + 1);
         let mut rows = select.load::<ViolationRow<'_>>(conn)?;
         let more = rows.len() > query.limit;
         rows.truncate(query.limit);
@@ -209,12 +210,12 @@ impl Parts for ViolationsTable {
             .inner_join(schools::table.on(schools::school_id.eq(violations::school_id)))
             .filter(violations::ack_at.lt(millis(before)))
             .filter(violations::seq.le(schools::floor))
-            .limit(signed(limit))
             .select((
                 violations::school_id,
                 violations::characteristic_id,
                 violations::number,
             ))
+            .at_most(signed(limit))
             .load(conn)?;
         for (school, characteristic, number) in &gone {
             diesel::delete(violations::table.find((school, characteristic, number)))
@@ -238,12 +239,12 @@ pub(super) fn open(
         .filter(violations::seq.gt(signed(after)))
         .filter(violations::seq.le(signed(upto)))
         .order(violations::seq)
-        .limit(signed(limit))
         .select(ViolationRow::as_select())
         .into_boxed();
     if let Some(characteristic) = characteristic {
         query = query.filter(violations::characteristic_id.eq(characteristic.as_str()));
     }
+    let query = query.at_most(signed(limit));
     let rows = query.load::<ViolationRow<'_>>(conn)?;
     rows.into_iter().map(ViolationRow::into_violation).collect()
 }

@@ -1,0 +1,420 @@
+//! Tests of how SQLite carries out what this module asks of it: by which indexes, and compiled how often.
+
+use std::sync::{Arc, Mutex};
+
+use diesel::connection::InstrumentationEvent;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
+use diesel::sqlite::SqliteConnection;
+use diesel_migrations::MigrationHarness;
+
+use super::lists::Window;
+use super::read::{
+    counts, ended, ended_since, endings, last_events, replay, schools, snapshot, stalled,
+};
+use super::table::table;
+use super::{SqliteStore, job_texts};
+use crate::config::Settings;
+use crate::id::{Epoch, Kind, SchoolId};
+use crate::kind::{self, Command, characteristic, job};
+use crate::log::{
+    Committed, Envelope, Idempotency, Journal, ListQuery, Order, PartQuery, Stalled, Which,
+};
+use crate::scope::{Filter, Scope};
+
+#[derive(QueryableByName)]
+struct Step {
+    #[diesel(sql_type = Text)]
+    detail: String,
+}
+
+/// Opens a new database as the store does.
+fn opened(folder: &std::path::Path) -> SqliteConnection {
+    let path = folder.join("plans.db");
+    let open = || {
+        let mut conn = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+        super::search::register(&mut conn).unwrap();
+        conn
+    };
+    open()
+        .run_pending_migrations(super::opening::MIGRATIONS)
+        .unwrap();
+    open()
+}
+
+/// Returns SQLite's plans for every query that `read` makes.
+fn plans(read: impl FnOnce(&mut SqliteConnection)) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut conn = opened(folder.path());
+    let made: Arc<Mutex<Vec<String>>> = Arc::default();
+    let heard = Arc::clone(&made);
+    conn.set_instrumentation(move |event: InstrumentationEvent<'_>| {
+        if let InstrumentationEvent::StartQuery { query, .. } = event {
+            heard.lock().unwrap().push(query.to_string());
+        }
+    });
+    read(&mut conn);
+    let made = std::mem::take(&mut *made.lock().unwrap());
+    let reads = ["SELECT", "WITH"];
+    let queries = made
+        .iter()
+        .filter(|query| reads.iter().any(|word| query.starts_with(word)));
+    queries
+        .map(|query| {
+            let sql = query.split(" -- binds").next().unwrap();
+            let steps: Vec<Step> = diesel::sql_query(format!("EXPLAIN QUERY PLAN {sql}"))
+                .load(&mut conn)
+                .unwrap();
+            let steps: Vec<String> = steps.into_iter().map(|step| step.detail).collect();
+            steps.join("; ")
+        })
+        .collect()
+}
+
+fn scope(channels: &[&str]) -> Scope {
+    let channels = channels.iter().map(|text| kind::channel(text).unwrap());
+    Scope::new(1.try_into().unwrap(), channels)
+}
+
+/// Runs every query that a list can make: by an index, and by a search.
+fn listed(conn: &mut SqliteConnection, school: SchoolId, kind: Kind, query: &ListQuery) {
+    let table = table(kind);
+    let mut beyond = query.clone();
+    for place in [None, Some(7)] {
+        beyond.beyond = place;
+        table.list(conn, school, &beyond).unwrap();
+        let sources = table.sources(&beyond);
+        let mut window = table.window(conn, school, &beyond, sources, 100).unwrap();
+        for (_, seqs) in &mut window.parts {
+            *seqs = vec![6, 5];
+        }
+        let wanted = query.text.as_deref();
+        table
+            .search(conn, school, &beyond, &window, wanted)
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_window_is_a_range_of_one_index_and_a_search_reads_nothing_else() {
+    let school = 1.try_into().unwrap();
+    let one = |query: ListQuery, index: &str| {
+        let jobs = table(kind::job::KIND);
+        let sources = jobs.sources(&query);
+        let windows = plans(|conn| {
+            let window = jobs.window(conn, school, &query, sources.clone(), 100);
+            drop(window.unwrap());
+        });
+        assert!(!windows.is_empty());
+        for plan in windows {
+            assert!(plan.contains(index), "{index}: {plan}");
+        }
+        let window = Window {
+            end: None,
+            parts: vec![(sources[0].clone(), vec![6, 5])],
+        };
+        let searches = plans(|conn| {
+            let found = jobs.search(conn, school, &query, &window, Some("x"));
+            found.unwrap();
+        });
+        assert_eq!(searches.len(), 1);
+        assert!(searches[0].contains("created_seq=?"), "{searches:?}");
+    };
+    let query = ListQuery {
+        limit: 10,
+        beyond: Some(7),
+        ..ListQuery::default()
+    };
+    one(
+        query.clone(),
+        "jobs_by_creation (school_id=? AND created_seq",
+    );
+    let failed = ListQuery {
+        statuses: vec!["failed"],
+        ..query.clone()
+    };
+    let by_status = "jobs_by_status (school_id=? AND status=? AND created_seq";
+    one(failed.clone(), by_status);
+    let typed = ListQuery {
+        categories: vec!["a".into()],
+        ..failed
+    };
+    let by_type = "jobs_by_type (school_id=? AND job_type=? AND created_seq";
+    one(typed.clone(), by_type);
+    let stalled = ListQuery {
+        stalled: Stalled::Only,
+        ..typed
+    };
+    one(stalled, "jobs_stalled (school_id=? AND created_seq");
+}
+
+#[test]
+fn a_window_of_the_index_of_texts_is_a_range_of_its_rows_and_of_each_status_that_goes_on() {
+    let school = 1.try_into().unwrap();
+    for order in [Order::Newest, Order::Oldest] {
+        let query = ListQuery {
+            limit: 10,
+            beyond: Some(7),
+            order,
+            ..ListQuery::default()
+        };
+        let terms = job_texts::terms(&query, "report").unwrap();
+        let made = plans(|conn| {
+            diesel::sql_query(
+                "INSERT INTO jobs (school_id, job_id, job_type, status, message, metadata, attempt, stalled, cancel_requested,
+                     created_at, heard_at, finished_at, stall_after_secs, timeout_secs, created_seq, last_seq, last_at)
+                 SELECT 1, value, 't', 'failed', 'Report', '{}', 1, FALSE, FALSE, 1, 1, 1, 1, 1, value, value, 1 FROM json_each('[5,6,7,8]')",
+            )
+            .execute(conn)
+            .unwrap();
+            let window = job_texts::window(conn, school, &query, &terms, 10).unwrap();
+            let found: Vec<i64> = window
+                .parts
+                .iter()
+                .flat_map(|(_, seqs)| seqs.clone())
+                .collect();
+            match order {
+                Order::Newest => assert_eq!(found, [6, 5]),
+                Order::Oldest => assert_eq!(found, [8]),
+            }
+        });
+        let of = |what: &str| made.iter().filter(|plan| plan.contains(what)).count();
+        let of_index: Vec<&String> = made
+            .iter()
+            .filter(|plan| plan.contains("job_texts"))
+            .collect();
+        // Both bounds of the range.
+        let has_both = of_index
+            .iter()
+            .all(|plan| plan.contains('<') && plan.contains('>'));
+        assert!(of_index.len() == 1 && has_both, "{of_index:#?}");
+        assert_eq!(
+            of("jobs_by_status (school_id=? AND status=? AND created_seq"),
+            6,
+            "{made:#?}"
+        );
+        assert_eq!(of("TEMP B-TREE"), 0, "{made:#?}");
+    }
+}
+
+/// Makes every read that the store makes.
+fn every_read(conn: &mut SqliteConnection) {
+    let epoch = Epoch::generate();
+    let school = 1.try_into().unwrap();
+    let filter = Filter {
+        statuses: ["failed".to_owned(), "online".to_owned()].into(),
+        ..Filter::default()
+    };
+    for scope in [
+        scope(&["schools/1"]),
+        scope(&["jobs"]).with_active_only(),
+        scope(&["schools/1"]).filtered(filter),
+        scope(&["jobs"]).filtered(Filter {
+            categories: ["a".to_owned()].into(),
+            ..Filter::default()
+        }),
+        scope(&["jobs/a", "enrollments/a", "devices/a", "characteristics/a"]),
+    ] {
+        replay(conn, epoch, &scope, 0, true).unwrap();
+        snapshot(conn, epoch, &scope, 0, None).unwrap();
+    }
+    let query = ListQuery {
+        limit: 10,
+        ..ListQuery::default()
+    };
+    for kind in kind::KINDS {
+        listed(conn, school, *kind, &query);
+        for other in [
+            ListQuery {
+                text: Some("x".into()),
+                ..query.clone()
+            },
+            ListQuery {
+                statuses: vec!["in_progress", "failed"],
+                categories: vec!["a".into(), "b".into()],
+                stalled: Stalled::Apart { wanted: true },
+                ..query.clone()
+            },
+            ListQuery {
+                order: Order::Oldest,
+                ..query.clone()
+            },
+            ListQuery {
+                stalled: Stalled::Only,
+                ..query.clone()
+            },
+            ListQuery {
+                statuses: vec!["in_progress", "failed"],
+                stalled: Stalled::Apart { wanted: true },
+                ..query.clone()
+            },
+        ] {
+            listed(conn, school, *kind, &other);
+        }
+        ended(conn, epoch, school, *kind, "failed", 10).unwrap();
+        ended_since(conn, school, *kind, "failed", chrono::Utc::now()).unwrap();
+        stalled(conn, school, *kind).unwrap();
+        table(*kind).overdue(conn, Default::default(), 10).unwrap();
+        table(*kind).sweep(conn, chrono::Utc::now(), 10).unwrap();
+        table(*kind).holder(conn, school, "door").unwrap();
+        counts(conn, school, *kind).unwrap();
+        endings(conn, school, *kind, chrono::Utc::now()).unwrap();
+        for which in [
+            Which::Milestones,
+            Which::Type(kind::description(*kind).event_types[0]),
+        ] {
+            let subject = "a".parse().unwrap();
+            last_events(conn, epoch, school, *kind, &subject, which, 10).unwrap();
+        }
+    }
+    let violations = table(kind::characteristic::KIND).parts().unwrap();
+    for open in [None, Some(true), Some(false)] {
+        let query = PartQuery {
+            open,
+            limit: 10,
+            ..PartQuery::default()
+        };
+        violations.list(conn, school, &query).unwrap();
+    }
+    violations.open(conn, school).unwrap();
+    super::devices::not_offline(conn, None, 10).unwrap();
+    violations.sweep(conn, chrono::Utc::now(), 10).unwrap();
+    schools(conn, None, 10).unwrap();
+}
+
+#[test]
+fn every_read_goes_by_an_index_in_the_order_that_it_is_told_in() {
+    let all = plans(every_read);
+    assert!(all.len() > 30, "{all:#?}");
+    for plan in &all {
+        assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+        // All devices are checked once, at the start.
+        let at_start = plan.contains("devices USING INDEX sqlite_autoindex_devices_1");
+        // The hours and terminal statuses are constant rows, a few of each.
+        let made_up = plan
+            .replace("SCAN CONSTANT ROW", "")
+            .replace("SCAN stretches", "")
+            .replace("SCAN ends VIRTUAL TABLE", "");
+        assert!(!made_up.contains("SCAN") || at_start, "{plan}");
+    }
+}
+
+#[test]
+fn a_replay_of_one_subject_reads_nothing_else_of_the_log() {
+    let epoch = Epoch::generate();
+    for (channel, indexes) in [
+        ("jobs/a", vec!["events_by_subject"]),
+        ("devices/a", vec!["events_by_subject"]),
+        (
+            "characteristics/a",
+            vec!["events_by_subject", "events_wide"],
+        ),
+    ] {
+        let plans = plans(|conn| {
+            replay(conn, epoch, &scope(&[channel]), 0, false).unwrap();
+        });
+        let of_log: Vec<&String> = plans
+            .iter()
+            .filter(|plan| plan.contains("events"))
+            .collect();
+        assert_eq!(of_log.len(), indexes.len(), "{plans:#?}");
+        for (plan, index) in of_log.iter().zip(indexes) {
+            assert!(
+                plan.contains(&format!("USING INDEX {index} ")),
+                "{channel}: {plan}"
+            );
+        }
+    }
+    let plans = plans(|conn| {
+        snapshot(conn, epoch, &scope(&["characteristics/a"]), 0, None).unwrap();
+    });
+    let open = plans.iter().find(|plan| plan.contains("violations"));
+    assert!(
+        open.unwrap().contains("violations_open_of_characteristic"),
+        "{open:?}"
+    );
+}
+
+/// A statement that a connection keeps.
+#[derive(QueryableByName, Debug)]
+struct Kept {
+    #[diesel(sql_type = Text)]
+    sql: String,
+    /// How often it was compiled again because a value was bound to it.
+    #[diesel(sql_type = BigInt)]
+    reprep: i64,
+    #[diesel(sql_type = BigInt)]
+    run: i64,
+}
+
+/// Returns the statements that were carried out more than once.
+fn repeated(conn: &mut SqliteConnection) -> QueryResult<Vec<Kept>> {
+    // Needs a flag of SQLite: see `LIBSQLITE3_FLAGS` in `.cargo/config.toml`.
+    diesel::sql_query(
+        "SELECT sql, reprep, run FROM sqlite_stmt
+         WHERE run > 1 AND sql NOT LIKE '%__diesel_schema_migrations%'",
+    )
+    .load(conn)
+}
+
+fn assert_compiled_once(kept: &[Kept], least: usize) {
+    assert!(kept.len() >= least, "{kept:#?}");
+    let again: Vec<_> = kept.iter().filter(|own| own.reprep > 0).collect();
+    assert!(again.is_empty(), "{again:#?}");
+}
+
+#[test]
+fn a_read_that_is_repeated_is_not_compiled_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut conn = opened(folder.path());
+    for _ in 0..3 {
+        every_read(&mut conn);
+    }
+    assert_compiled_once(&repeated(&mut conn).unwrap(), 40);
+}
+
+#[tokio::test]
+async fn what_the_writer_repeats_is_not_compiled_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (committed, _batches) = Committed::channel(100);
+    let path = folder.path().join("test.db");
+    let store = SqliteStore::open(&Settings::default(), &path, committed, &[]).unwrap();
+    let school = 1.try_into().unwrap();
+    for number in 0..4 {
+        let job = |command| (format!("job-{number}"), Command::Job(command));
+        let chart = |command| (format!("c-{number}"), Command::Characteristic(command));
+        for (id, command) in [
+            job(job::Command::Create(
+                serde_json::from_str(r#"{"job_type": "t"}"#).unwrap(),
+            )),
+            job(job::Command::Start(serde_json::from_str("{}").unwrap())),
+            job(job::Command::Progress(
+                serde_json::from_str(r#"{"progress": 1}"#).unwrap(),
+            )),
+            job(job::Command::Progress(
+                serde_json::from_str(r#"{"progress": 2}"#).unwrap(),
+            )),
+            job(job::Command::Complete(serde_json::from_str("{}").unwrap())),
+            chart(characteristic::Command::Register(
+                serde_json::from_str("{}").unwrap(),
+            )),
+            chart(characteristic::Command::Sample(
+                serde_json::from_str(r#"{"value": 1}"#).unwrap(),
+            )),
+        ] {
+            let key = Idempotency {
+                key: format!("{id} {command:?}"),
+                fingerprint: "f".into(),
+            };
+            let envelope = Envelope {
+                idempotency: Some(key),
+                ..Envelope::new(id.parse().unwrap(), command)
+            };
+            let receipts = store.append(school, vec![envelope]).await.unwrap();
+            assert!(receipts[0].is_ok(), "{receipts:?}");
+        }
+    }
+    let kept = store.aside(repeated).await.unwrap();
+    assert_compiled_once(&kept, 10);
+    store.close().await.unwrap();
+}

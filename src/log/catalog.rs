@@ -149,6 +149,44 @@ pub struct Overdue {
     pub command: Command,
 }
 
+/// What to count of a kind.
+#[derive(Debug, Clone, Copy)]
+pub struct TallyQuery {
+    /// The kind.
+    pub kind: Kind,
+    /// Whether to count what has stalled.
+    pub stalled: bool,
+    /// Whether to count what has ended with this status since then.
+    pub ended: Option<(&'static str, DateTime<Utc>)>,
+    /// Whether to count open parts.
+    pub open_parts: bool,
+}
+
+impl TallyQuery {
+    /// Returns a query for the numbers by status alone.
+    pub fn of(kind: Kind) -> TallyQuery {
+        TallyQuery {
+            kind,
+            stalled: false,
+            ended: None,
+            open_parts: false,
+        }
+    }
+}
+
+/// What a school has of a kind, in numbers. What was not asked for is 0.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// How many subjects there are, by status.
+    pub by_status: Vec<(&'static str, u64)>,
+    /// How many have stalled.
+    pub stalled: u64,
+    /// How many have ended.
+    pub ended: u64,
+    /// How many parts are open.
+    pub open_parts: u64,
+}
+
 /// Reads the current states of subjects.
 #[async_trait]
 pub trait Catalog: Send + Sync + 'static {
@@ -206,6 +244,37 @@ pub trait Catalog: Send + Sync + 'static {
         status: &'static str,
         since: DateTime<Utc>,
     ) -> Result<u64, StoreError>;
+
+    /// Returns for each of these schools what it has, query by query. A store may read it all at once.
+    async fn tallies(
+        &self,
+        schools: Vec<SchoolId>,
+        queries: Vec<TallyQuery>,
+    ) -> Result<Vec<Vec<Tally>>, StoreError> {
+        let mut all = Vec::with_capacity(schools.len());
+        for school in schools {
+            let mut own = Vec::with_capacity(queries.len());
+            for query in &queries {
+                let kind = query.kind;
+                let mut tally = Tally {
+                    by_status: self.counts(school, kind).await?,
+                    ..Tally::default()
+                };
+                if query.stalled {
+                    tally.stalled = self.stalled(school, kind).await?;
+                }
+                if let Some((status, since)) = query.ended {
+                    tally.ended = self.ended_since(school, kind, status, since).await?;
+                }
+                if query.open_parts {
+                    tally.open_parts = self.open_parts(school, kind).await?;
+                }
+                own.push(tally);
+            }
+            all.push(own);
+        }
+        Ok(all)
+    }
 
     /// Returns the subjects of a kind that ended with this status, most recently ended first, at most `limit`.
     async fn ended(

@@ -53,7 +53,7 @@ pub use self::allowance::{Allowance, Room};
 pub use self::beats::Beats;
 pub use self::catalog::{
     Catalog, Ending, ListPage, ListQuery, Order, Overdue, PartPage, PartQuery, Searched, Stalled,
-    StoredSubject, Which,
+    StoredSubject, Tally, TallyQuery, Which,
 };
 pub use self::command::{CommandError, Envelope, Idempotency, Receipt};
 pub use self::committed::{Announcer, Batches, Committed, Meter, Reading, Told};

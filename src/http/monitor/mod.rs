@@ -110,11 +110,12 @@ async fn index(
     };
     let last = schools.last().filter(|_| schools.len() == MONITOR_SCHOOLS);
     let next = last.map(|last| format!("{}/monitor?after={last}", base.0));
-    for school in schools {
+    let totals = totals::Totals::of_schools(tidings, &access, schools.clone()).await?;
+    for (school, totals) in schools.into_iter().zip(totals) {
         rows.push(json!({
             "id": school,
             "href": address(school),
-            "totals": totals::Totals::read(tidings, &access, school).await?.view(),
+            "totals": totals.view(),
         }));
     }
     let own = json!({

@@ -8,13 +8,50 @@ use crate::auth::Access;
 use crate::config::ENDINGS_HOURS;
 use crate::id::{Channel, Kind, SchoolId};
 use crate::kind::{KINDS, characteristic, device, job};
-use crate::log::StoreError;
+use crate::log::{StoreError, Tally, TallyQuery};
 use crate::service::Tidings;
 
 /// The statuses of an enrollment session in progress.
 pub(super) const ENROLLING: [&str; 4] = ["ready", "placing", "capturing", "processing"];
 /// The statuses of a job that no worker has started.
 pub(super) const WAITING: [&str; 2] = ["pending", "queued"];
+
+/// Returns what to count of a kind.
+fn wanted(kind: Kind) -> TallyQuery {
+    let day = Utc::now() - TimeDelta::hours(ENDINGS_HOURS);
+    TallyQuery {
+        stalled: kind == job::KIND,
+        ended: (kind == job::KIND).then_some(("failed", day)),
+        open_parts: kind == characteristic::KIND,
+        ..TallyQuery::of(kind)
+    }
+}
+
+/// Returns the counts of a kind, by status and by derived categories.
+fn counts(kind: Kind, tally: Tally) -> Vec<(&'static str, u64)> {
+    let mut counts = tally.by_status;
+    let sum = |statuses: &[&str]| {
+        let fitting = counts.iter().filter(|(own, _)| statuses.contains(own));
+        fitting.map(|(_, count)| count).sum::<u64>()
+    };
+    let mut more = vec![
+        ("all", counts.iter().map(|(_, count)| count).sum()),
+        ("active", sum(&ENROLLING)),
+        ("waiting", sum(&WAITING)),
+    ];
+    if kind == job::KIND {
+        let stalled = tally.stalled;
+        // A stalled job is also in progress. The pages count it only once, as stalled.
+        more.push(("running", sum(&["in_progress"]).saturating_sub(stalled)));
+        more.push(("stalled", stalled));
+        more.push(("failed_lately", tally.ended));
+    }
+    if kind == characteristic::KIND {
+        more.push(("open_violations", tally.open_parts));
+    }
+    counts.extend(more);
+    counts
+}
 
 /// The counts of the kinds that a visitor may see, by status and by derived categories.
 pub(super) struct Totals(Vec<(Kind, Vec<(&'static str, u64)>)>);
@@ -26,42 +63,34 @@ impl Totals {
         access: &Access,
         school: SchoolId,
     ) -> Result<Totals, StoreError> {
-        let mut totals = Vec::new();
-        for kind in KINDS.iter().copied() {
-            if access
-                .authorize(school, &Channel::Collection(kind))
-                .is_err()
-            {
-                continue;
-            }
-            let mut own = tidings.store().counts(school, kind).await?;
-            let sum = |statuses: &[&str]| {
-                let fitting = own.iter().filter(|(status, _)| statuses.contains(status));
-                fitting.map(|(_, count)| count).sum::<u64>()
-            };
-            let all = own.iter().map(|(_, count)| count).sum();
-            let mut more = vec![
-                ("all", all),
-                ("active", sum(&ENROLLING)),
-                ("waiting", sum(&WAITING)),
-            ];
-            if kind == job::KIND {
-                let stalled = tidings.store().stalled(school, kind).await?;
-                let day = Utc::now() - TimeDelta::hours(ENDINGS_HOURS);
-                let failed = tidings.store().ended_since(school, kind, "failed", day);
-                // A stalled job is also in progress. The pages count it only once, as stalled.
-                more.push(("running", sum(&["in_progress"]).saturating_sub(stalled)));
-                more.push(("stalled", stalled));
-                more.push(("failed_lately", failed.await?));
-            }
-            if kind == characteristic::KIND {
-                let open = tidings.store().open_parts(school, kind).await?;
-                more.push(("open_violations", open));
-            }
-            own.extend(more);
-            totals.push((kind, own));
-        }
-        Ok(Totals(totals))
+        let totals = Totals::of_schools(tidings, access, vec![school]).await?;
+        Ok(totals.into_iter().next().unwrap_or(Totals(Vec::new())))
+    }
+
+    /// Counts what the visitor may see in each of these schools.
+    pub(super) async fn of_schools(
+        tidings: &Tidings,
+        access: &Access,
+        schools: Vec<SchoolId>,
+    ) -> Result<Vec<Totals>, StoreError> {
+        // A token that is limited to channels may name some of one school only, so what it reaches varies.
+        let mut kinds: Vec<Kind> = KINDS.to_vec();
+        let reaches = |school: &SchoolId, kind: Kind| {
+            let authorized = access.authorize(*school, &Channel::Collection(kind));
+            authorized.is_ok()
+        };
+        kinds.retain(|kind| schools.iter().any(|school| reaches(school, *kind)));
+        let queries = kinds.iter().copied().map(wanted).collect();
+        let tallies = tidings.store().tallies(schools.clone(), queries).await?;
+        let totals = schools.iter().zip(tallies).map(|(school, tallies)| {
+            let own = kinds.iter().copied().zip(tallies);
+            let own = own.filter(|(kind, _)| reaches(school, *kind));
+            Totals(
+                own.map(|(kind, tally)| (kind, counts(kind, tally)))
+                    .collect(),
+            )
+        });
+        Ok(totals.collect())
     }
 
     /// Returns one of the counts. Returns 0 if the visitor may not see the kind.

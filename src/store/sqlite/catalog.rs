@@ -13,7 +13,7 @@ use crate::id::{Kind, SchoolId, SubjectId};
 use crate::kind::device::Device;
 use crate::log::{
     Catalog, Ending, ListPage, ListQuery, Overdue, PartPage, PartQuery, Searched, StoreError,
-    StoredSubject, Which,
+    StoredSubject, Tally, TallyQuery, Which,
 };
 use crate::uptime::Uptime;
 
@@ -106,6 +106,24 @@ impl Catalog for SqliteStore {
     ) -> Result<u64, StoreError> {
         self.read(school, move |conn| {
             read::ended_since(conn, school, kind, status, since)
+        })
+        .await
+    }
+
+    async fn tallies(
+        &self,
+        schools: Vec<SchoolId>,
+        queries: Vec<TallyQuery>,
+    ) -> Result<Vec<Vec<Tally>>, StoreError> {
+        let Some(first) = schools.first() else {
+            return Ok(Vec::new());
+        };
+        self.read(*first, move |conn| {
+            let of_school = |school: &SchoolId| {
+                let own = queries.iter();
+                own.map(|query| read::tally(conn, *school, query)).collect()
+            };
+            schools.iter().map(of_school).collect()
         })
         .await
     }

@@ -21,7 +21,7 @@ use crate::config::{READ_PAGE, READ_PAGE_BYTES, READ_WINDOW_ROWS, SUBJECT_EVENTS
 use crate::event::Event;
 use crate::id::{Cursor, Epoch, Kind, Place, SchoolId, SubjectId, Tag};
 use crate::kind::known_status;
-use crate::log::{Bounds, Ending, Page, StoredSubject, Stretch, Which};
+use crate::log::{Bounds, Ending, Page, StoredSubject, Stretch, Tally, TallyQuery, Which};
 use crate::scope::{Scope, without_superseded};
 use crate::store::numbers::{signed, unsigned};
 use crate::store::sources::{Source, sources};
@@ -404,6 +404,29 @@ pub(super) fn ended_since(
     Ok(unsigned(
         table(kind).ended_since(conn, school, status, since)?,
     ))
+}
+
+/// Returns what a school has of a kind, in numbers.
+pub(super) fn tally(
+    conn: &mut SqliteConnection,
+    school: SchoolId,
+    query: &TallyQuery,
+) -> QueryResult<Tally> {
+    let kind = query.kind;
+    let mut tally = Tally {
+        by_status: counts(conn, school, kind)?,
+        ..Tally::default()
+    };
+    if query.stalled {
+        tally.stalled = stalled(conn, school, kind)?;
+    }
+    if let Some((status, since)) = query.ended {
+        tally.ended = ended_since(conn, school, kind, status, since)?;
+    }
+    if let Some(parts) = table(kind).parts().filter(|_| query.open_parts) {
+        tally.open_parts = parts.open(conn, school)?;
+    }
+    Ok(tally)
 }
 
 /// Returns the subjects that ended with one status, most recently ended first.

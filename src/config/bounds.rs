@@ -99,9 +99,21 @@ pub const GROUP_HALVINGS_MAX: u32 = 2;
 pub const TURNS_PER_GROUP: usize = 4;
 /// Minimum interval between two log lines about consecutive failed commits.
 pub const FAILURES_LOG_PERIOD: Duration = Duration::from_secs(10);
-/// Pages of the write-ahead log after which a commit also runs a checkpoint. Other schools wait meanwhile, so it is small:
-/// with 1,000 pages, large batches of one school delayed the reports of others twice as long, and wrote 1 to 6 % more data.
-pub const CHECKPOINT_PAGES: u32 = 200;
+/// Pages of SQLite's write-ahead log that are still to be copied into the database when a checkpoint begins, on its own
+/// thread. A page has 4 KiB.
+pub const CHECKPOINT_PAGES: i64 = 1_000;
+/// Maximum number of pages that the writer itself copies between two commits, so that the log can begin anew. Also the number of
+/// pages written after which the log is looked at again.
+pub const CHECKPOINT_REST_PAGES: usize = 250;
+/// Pages in the log from which on the writer copies such a rest. The index of the log is cheapest to search up to about
+/// this size.
+pub const WAL_RESTART_PAGES: i64 = 4_000;
+/// Pages in the log at which the writer waits for the checkpoint: 64 MiB.
+pub const WAL_MAX_PAGES: i64 = 16_000;
+/// Bytes to which the file of the log is cut when the log begins anew: those of [`WAL_RESTART_PAGES`], and some more.
+pub const WAL_KEPT_BYTES: u32 = 20 * 1024 * 1024;
+/// Pages that a commit writes in addition to one for each event, about.
+pub const COMMIT_BASE_PAGES: usize = 8;
 /// How long a request that writes waits for memory.
 pub const RESERVE_WAIT: Duration = Duration::from_secs(5);
 /// Memory that a command takes in addition to its own bytes and those of its event.

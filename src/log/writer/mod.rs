@@ -65,6 +65,9 @@ pub trait Backend: Facts<Error = StoreError> + Send + 'static {
         Vec::new()
     }
 
+    /// Does what a commit leaves to be done, once its requests are answered.
+    fn answered(&mut self) {}
+
     /// Closes the database cleanly.
     fn close(&mut self);
 }
@@ -270,6 +273,7 @@ impl<B: Backend> Writer<B> {
         }
         let missed = self.backend.missed();
         self.turns.settle(round, &written, &missed);
+        self.backend.answered();
     }
 
     /// Logs when commits begin to fail or succeed again. Returns the error for the waiting requests, which refers to the

@@ -16,6 +16,7 @@ use diesel::sqlite::SqliteConnection;
 use lru::LruCache;
 
 use super::beats::KnownBeats;
+use super::checkpoints::Checkpoints;
 use super::events::EventRow;
 use super::leases::HeldLeases;
 use super::life::{self, Life, set_uptime};
@@ -24,7 +25,7 @@ use super::nodes::KnownNodes;
 use super::parts::parts;
 use super::schema::{events, idempotency_keys, schools};
 use super::sweep::{Retention, sweep};
-use super::table::{millis, place, table, tag_bits, unreadable};
+use super::table::{millis, place, table, tag_bits, unreadable, uptime_millis};
 use super::upsert::upsert;
 use super::{BUSY_TIMEOUT_MS, answers, database_error, job_texts, read};
 use crate::config::{self, Settings, Synchronous};
@@ -40,6 +41,8 @@ use crate::store::states::States;
 
 /// See the [module-level documentation](self).
 pub(super) struct Backend {
+    /// Declared before `conn`: the last connection that is closed copies the rest of the journal.
+    checkpoints: Checkpoints,
     conn: SqliteConnection,
     life: Life,
     pub(super) leases: HeldLeases,
@@ -57,6 +60,8 @@ pub(super) struct Backend {
     swept_school: i64,
     /// Whether the database was in its original place at the last check.
     is_in_place: bool,
+    /// How many events the last commit wrote, until the checkpoints are informed.
+    uncounted: Option<usize>,
     /// Declared after `conn`, so that it is dropped later: see [`DatabaseLock`].
     lock: Arc<DatabaseLock>,
 }
@@ -68,11 +73,12 @@ pub(super) struct SchoolRow {
     head: i64,
     head_tag: Option<i64>,
     bytes: i64,
+    uptime: i64,
 }
 
 upsert! {
     /// Moves a school's head, or creates its log.
-    UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt, head_tag: Nullable<BigInt>, bytes: BigInt)
+    UpsertHead<'a>(SchoolRow) into "schools" by (school_id: BigInt) once (floor: BigInt) set (head: BigInt, head_tag: Nullable<BigInt>, bytes: BigInt, uptime: BigInt)
 }
 
 fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
@@ -82,11 +88,13 @@ fn cache<K: std::hash::Hash + Eq, V>(capacity: usize) -> LruCache<K, V> {
 impl Backend {
     pub(super) fn new(
         conn: SqliteConnection,
+        checkpoints: Checkpoints,
         lock: Arc<DatabaseLock>,
         life: Life,
         settings: &Settings,
     ) -> Backend {
         Backend {
+            checkpoints,
             conn,
             leases: HeldLeases::new(life.generation),
             beats: KnownBeats::default(),
@@ -100,6 +108,7 @@ impl Backend {
             past: cache(config::SCHOOL_CACHE),
             swept_school: 0,
             is_in_place: true,
+            uncounted: None,
             lock,
         }
     }
@@ -144,6 +153,7 @@ impl Backend {
                     head: signed(tail.head.seq),
                     head_tag: tag_bits(tail.head),
                     bytes: signed(tail.bytes),
+                    uptime: uptime_millis(now.uptime),
                 };
                 UpsertHead(&row).execute(conn)?;
             }
@@ -167,9 +177,9 @@ impl Backend {
                     answers::keep(conn, key, &used.event, millis(now.at))?;
                 }
             }
-            set_uptime(conn, now.uptime)?;
             QueryResult::Ok(Instant::now())
         })?;
+        self.uncounted = Some(group.events.len());
         for (address, stored) in group.states.drain() {
             // Finished subjects, with their results, are hardly ever read again.
             if stored.state.is_over() {
@@ -309,6 +319,12 @@ impl writer::Backend for Backend {
     ) -> Result<Option<Instant>, StoreError> {
         self.check_place()?;
         self.write(decisions, now).map_err(database_error)
+    }
+
+    fn answered(&mut self) {
+        if let Some(events) = self.uncounted.take() {
+            self.checkpoints.committed(&mut self.conn, events);
+        }
     }
 
     /// If the mark that the database is open remains, the next start checks the database.

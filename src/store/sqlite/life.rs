@@ -5,6 +5,7 @@
 //! identify the readers that have seen events that it lacks. A database is rejected only where opening it could lose data
 //! without the operator noticing: a different database, or one without its journal.
 
+use diesel::dsl::max;
 use diesel::migration::{Migration, MigrationSource};
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -12,10 +13,11 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::lock::DatabaseLock;
 use super::opening::{MIGRATIONS, OpenError};
-use super::schema::meta;
+use super::schema::{meta, schools};
 use super::table;
 use crate::config::{self, Synchronous};
 use crate::id::Epoch;
+use crate::store::numbers::unsigned;
 use crate::uptime::{Gaps, Uptime, UptimeClock};
 use crate::wall_clock;
 
@@ -204,7 +206,7 @@ pub(super) fn begin(
         set(conn, OPEN_IN, boot)?;
         let is_cut = fact(conn, HISTORY_CUT)?.is_some();
         let generation = next_generation(conn, lock)?;
-        let saved = number(conn, UPTIME, "an uptime")?.unwrap_or_default();
+        let saved = saved_uptime(conn)?;
         let gaps = Gaps {
             longest_tick: config::UPTIME_GAP,
             catch_up: config::CATCH_UP_MAX,
@@ -226,7 +228,17 @@ fn is_copy(conn: &mut SqliteConnection, was_open: bool, lock: &DatabaseLock) -> 
     Ok(is_older || (was_open && lock.was_single_file()))
 }
 
-/// Saves the uptime.
+/// Returns the newest uptime that is saved, in milliseconds.
+fn saved_uptime(conn: &mut SqliteConnection) -> QueryResult<u64> {
+    let aside: u64 = number(conn, UPTIME, "an uptime")?.unwrap_or_default();
+    // There are few schools, and this is read once.
+    let by_commits: Option<i64> = schools::table
+        .select(max(schools::uptime))
+        .get_result(conn)?;
+    Ok(aside.max(unsigned(by_commits.unwrap_or_default())))
+}
+
+/// Saves the uptime without a commit. A commit saves it in its schools' rows.
 pub(super) fn set_uptime(conn: &mut SqliteConnection, now: Uptime) -> QueryResult<()> {
     set(conn, UPTIME, now.millis().to_string())
 }

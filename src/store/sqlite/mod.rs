@@ -1,6 +1,7 @@
 //! The embedded store: SQLite in WAL mode through Diesel.
 //!
-//! One [writer](crate::log::writer) thread owns the only writing connection (`backend.rs`). Reads use an r2d2 pool on
+//! One [writer](crate::log::writer) thread owns the only writing connection (`backend.rs`), and another thread runs the
+//! checkpoints (`checkpoints.rs`). Reads use an r2d2 pool on
 //! blocking threads (`readers.rs`) and take turns (`turns.rs`). Locks keep a second process out (`lock.rs`), because the
 //! writer caches what it has written. A database is checked before it is opened (`opening.rs`).
 
@@ -10,6 +11,7 @@ mod beats;
 mod catalog;
 mod characteristics;
 mod check;
+mod checkpoints;
 mod consumers;
 mod devices;
 mod enrollments;
@@ -19,17 +21,17 @@ mod jobs;
 mod journal;
 mod leases;
 mod life;
+mod limit;
 mod lists;
 mod lock;
-mod limit;
 mod nodes;
 mod notifiers;
 mod opening;
 mod parts;
-mod read;
-mod readers;
 #[cfg(test)]
 mod plans;
+mod read;
+mod readers;
 mod schema;
 mod search;
 mod sweep;
@@ -45,6 +47,7 @@ use diesel::prelude::*;
 use diesel::sqlite::SqliteConnection;
 
 use self::backend::Backend;
+use self::checkpoints::Checkpoints;
 pub use self::opening::{OpenError, check_place, check_trace, new_epoch};
 use self::opening::{Opened, open};
 use self::readers::Readers;
@@ -108,6 +111,7 @@ impl SqliteStore {
         }
         let readers =
             Readers::open(settings, &url, Arc::clone(&lock)).map_err(|error| failed(&error))?;
+        let checkpoints = Checkpoints::start(&url).map_err(|error| failed(&error))?;
 
         let meter = Arc::<Meter>::default();
         let rules = Rules {
@@ -117,7 +121,7 @@ impl SqliteStore {
         };
         let uptime = life.uptime.clone();
         let (epoch, is_cut) = (life.epoch, life.is_cut);
-        let backend = Backend::new(conn, lock, life, settings);
+        let backend = Backend::new(conn, checkpoints, lock, life, settings);
         let (writer, handle) = Writer::new(backend, rules, committed, Arc::clone(&meter));
         // The thread ends when the store is closed or its last handle is dropped, and holds the lock until then.
         std::thread::Builder::new()

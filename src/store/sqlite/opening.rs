@@ -13,7 +13,7 @@ use super::check::check;
 use super::life::{self, Facts, Life};
 use super::lock::{DatabaseLock, next_to};
 use super::search;
-use crate::config::{CHECKPOINT_PAGES, Settings, make_private_folder};
+use crate::config::{Settings, WAL_KEPT_BYTES, make_private_folder};
 use crate::id::Epoch;
 
 pub(super) const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
@@ -167,7 +167,8 @@ pub(super) fn open(settings: &Settings, path: &Path) -> Result<Opened, OpenError
         "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS};
          PRAGMA journal_mode = WAL;
          PRAGMA synchronous = FULL;
-         PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};
+         PRAGMA wal_autocheckpoint = 0;
+         PRAGMA journal_size_limit = {WAL_KEPT_BYTES};
          PRAGMA cache_size = -65536;
          PRAGMA temp_store = MEMORY;"
     ))

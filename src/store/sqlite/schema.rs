@@ -16,6 +16,7 @@ diesel::table! {
         head_tag -> Nullable<BigInt>,
         floor_tag -> Nullable<BigInt>,
         answer_bytes -> BigInt,
+        uptime -> BigInt,
     }
 }
 

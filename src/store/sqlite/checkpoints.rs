@@ -1,0 +1,238 @@
+//! Checkpoints: they copy the write-ahead log into the database and wait for the disk, so they run on a thread of their own,
+//! never within a commit.
+//!
+//! SQLite begins the log anew only once all of it is copied, and under load the thread is never quite done: the writer goes on
+//! meanwhile. So when the log is long and hardly anything of it is left to copy, the writer copies the rest between two
+//! commits, after it has answered the first one. If the thread does not keep up, the writer waits for it, so the log is bounded: by
+//! [`WAL_MAX_PAGES`] and one commit, as long as no reader needs its end.
+//!
+//! ```text
+//! pages in the log   0 ──── CHECKPOINT_PAGES ──── WAL_RESTART_PAGES ──────────── WAL_MAX_PAGES
+//!                           the thread copies     the writer copies a short rest  the writer waits
+//! ```
+//!
+//! A checkpoint that fails, for example on a full disk, is tried again after later commits, as SQLite itself would do.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel::sqlite::SqliteConnection;
+
+use super::BUSY_TIMEOUT_MS;
+use crate::config::{
+    CHECKPOINT_PAGES, CHECKPOINT_REST_PAGES, COMMIT_BASE_PAGES, WAL_MAX_PAGES, WAL_RESTART_PAGES,
+};
+use crate::failures::Failures;
+
+/// The writer's side; see the [module-level documentation](self). The thread ends when this is dropped.
+pub(super) struct Checkpoints {
+    /// `None` while it is being dropped.
+    wake: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+    /// Held during a checkpoint, because SQLite does not wait for one that is in progress.
+    turn: Arc<Mutex<()>>,
+    /// About how many pages were written since the log was last looked at.
+    unseen: usize,
+    failures: Failures,
+}
+
+/// The state of the log, in pages.
+#[derive(QueryableByName, Debug, Clone, Copy)]
+struct Log {
+    #[diesel(sql_type = BigInt)]
+    log: i64,
+    #[diesel(sql_type = BigInt)]
+    checkpointed: i64,
+}
+
+impl Log {
+    /// Reads the state without doing anything.
+    fn look(conn: &mut SqliteConnection) -> QueryResult<Log> {
+        diesel::sql_query("PRAGMA wal_checkpoint = NOOP").get_result(conn)
+    }
+
+    /// Copies as much as is possible without waiting for readers or the writer.
+    fn copy(conn: &mut SqliteConnection) -> QueryResult<Log> {
+        diesel::sql_query("PRAGMA wal_checkpoint = PASSIVE").get_result(conn)
+    }
+
+    fn rest(self) -> i64 {
+        self.log - self.checkpointed
+    }
+}
+
+impl Checkpoints {
+    /// Starts the thread, with a connection of its own to the database at `url`.
+    pub(super) fn start(url: &str) -> Result<Checkpoints, Box<dyn std::error::Error>> {
+        let mut conn = SqliteConnection::establish(url)?;
+        conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))?;
+        let (wake, woken) = sync_channel(1);
+        let turn = Arc::<Mutex<()>>::default();
+        let own = Arc::clone(&turn);
+        let thread = std::thread::Builder::new()
+            .name("tidings-checkpoints".into())
+            .spawn(move || run(&mut conn, &woken, &own))?;
+        Ok(Checkpoints {
+            wake: Some(wake),
+            thread: Some(thread),
+            turn,
+            unseen: 0,
+            failures: Failures::default(),
+        })
+    }
+
+    /// Does what the log needs after a commit with so many events. `conn` is the writer's.
+    pub(super) fn committed(&mut self, conn: &mut SqliteConnection, events: usize) {
+        self.unseen += COMMIT_BASE_PAGES + events;
+        if self.unseen < CHECKPOINT_REST_PAGES {
+            return;
+        }
+        self.unseen = 0;
+        let seen = Log::look(conn).and_then(|log| {
+            if log.rest() == 0 {
+                return Ok(());
+            }
+            if log.log >= WAL_MAX_PAGES
+                || (log.log >= WAL_RESTART_PAGES && log.rest() <= CHECKPOINT_REST_PAGES as i64)
+            {
+                let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+                Log::copy(conn)?;
+            } else if log.rest() >= CHECKPOINT_PAGES {
+                // Full if the thread has still to begin.
+                let _ = self.wake.as_ref().map(|wake| wake.try_send(()));
+            }
+            Ok(())
+        });
+        note(&mut self.failures, seen);
+    }
+}
+
+impl Drop for Checkpoints {
+    fn drop(&mut self) {
+        self.wake = None;
+        if let Some(thread) = self.thread.take() {
+            // It has only panicked if SQLite's own answer could not be read.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Runs a checkpoint whenever the writer asks for one, until the writer is gone.
+fn run(conn: &mut SqliteConnection, woken: &Receiver<()>, turn: &Mutex<()>) {
+    let mut failures = Failures::default();
+    while woken.recv().is_ok() {
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let copied = Log::copy(conn).map(|_| ());
+        note(&mut failures, copied);
+    }
+}
+
+/// Logs when checkpoints begin to fail or work again.
+fn note(failures: &mut Failures, done: QueryResult<()>) {
+    match done {
+        Ok(()) => {
+            if let Some(failed) = failures.worked() {
+                tracing::info!(failed, "checkpoints work again");
+            }
+        }
+        Err(error) => {
+            if let Some(failed) = failures.failed(Instant::now()) {
+                tracing::warn!(%error, failed, "a checkpoint failed and is tried again later");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+
+    const PAGE_BYTES: u64 = 4_096;
+
+    /// A connection like the writer's, and a table in whose rows a page is written at a time.
+    fn writer(folder: &Path) -> (SqliteConnection, String) {
+        let url = folder.join("test.db").to_str().unwrap().to_owned();
+        let mut conn = SqliteConnection::establish(&url).unwrap();
+        conn.batch_execute(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0;
+             CREATE TABLE pages (number INTEGER PRIMARY KEY, filler BLOB);",
+        )
+        .unwrap();
+        (conn, url)
+    }
+
+    fn write(conn: &mut SqliteConnection, pages: i64) {
+        let sql = format!(
+            "INSERT INTO pages (filler) SELECT randomblob(3500) FROM json_each('[{}0]')",
+            "0,".repeat(usize::try_from(pages).unwrap() - 1)
+        );
+        conn.batch_execute(&sql).unwrap();
+    }
+
+    fn wal_pages(folder: &Path) -> i64 {
+        let bytes = std::fs::metadata(folder.join("test.db-wal")).unwrap().len();
+        i64::try_from(bytes / PAGE_BYTES).unwrap()
+    }
+
+    #[test]
+    fn the_thread_copies_the_log_and_no_commit_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut conn, url) = writer(folder.path());
+        write(&mut conn, 2 * CHECKPOINT_PAGES);
+        let log = Log::look(&mut conn).unwrap();
+        assert!(log.rest() >= 2 * CHECKPOINT_PAGES, "{log:?}");
+        let mut checkpoints = Checkpoints::start(&url).unwrap();
+        checkpoints.committed(&mut conn, CHECKPOINT_REST_PAGES);
+        let begun = Instant::now();
+        while Log::look(&mut conn).unwrap().rest() > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(60));
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_log_begins_anew_while_the_writer_goes_on_and_stays_within_its_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut conn, url) = writer(folder.path());
+        let mut checkpoints = Checkpoints::start(&url).unwrap();
+        const AT_ONCE: i64 = 100;
+        for _ in 0..3 * WAL_MAX_PAGES / AT_ONCE {
+            write(&mut conn, AT_ONCE);
+            checkpoints.committed(&mut conn, AT_ONCE as usize);
+        }
+        // The log is looked at only now and then.
+        let most = WAL_MAX_PAGES + 2 * (AT_ONCE + CHECKPOINT_REST_PAGES as i64);
+        assert!(wal_pages(folder.path()) < most);
+        let all: i64 = 3 * WAL_MAX_PAGES;
+        drop(checkpoints);
+        drop(conn);
+        assert!(!folder.path().join("test.db-wal").exists(), "closed");
+        let bytes = std::fs::metadata(folder.path().join("test.db")).unwrap();
+        assert!(bytes.len() > all as u64 * 3_500);
+    }
+
+    #[test]
+    fn a_log_at_its_bound_makes_the_writer_wait_for_the_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut conn, url) = writer(folder.path());
+        let mut checkpoints = Checkpoints::start(&url).unwrap();
+        for _ in 0..=WAL_MAX_PAGES / 1_000 {
+            write(&mut conn, 1_000);
+        }
+        assert!(Log::look(&mut conn).unwrap().rest() >= WAL_MAX_PAGES);
+        checkpoints.committed(&mut conn, CHECKPOINT_REST_PAGES);
+        assert_eq!(Log::look(&mut conn).unwrap().rest(), 0);
+        // And it begins anew.
+        write(&mut conn, 1);
+        let log = Log::look(&mut conn).unwrap();
+        assert!(log.log < CHECKPOINT_PAGES, "{log:?}");
+    }
+}

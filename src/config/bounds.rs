@@ -104,7 +104,7 @@ pub const FAILURES_LOG_PERIOD: Duration = Duration::from_secs(10);
 pub const CHECKPOINT_PAGES: i64 = 1_000;
 /// Maximum number of pages that the writer itself copies between two commits, so that the log can begin anew. Also the number of
 /// pages written after which the log is looked at again.
-pub const CHECKPOINT_REST_PAGES: usize = 250;
+pub const CHECKPOINT_REST_PAGES: i64 = 250;
 /// Pages in the log from which on the writer copies such a rest. The index of the log is cheapest to search up to about
 /// this size.
 pub const WAL_RESTART_PAGES: i64 = 4_000;
@@ -113,7 +113,7 @@ pub const WAL_MAX_PAGES: i64 = 16_000;
 /// Bytes to which the file of the log is cut when the log begins anew: those of [`WAL_RESTART_PAGES`], and some more.
 pub const WAL_KEPT_BYTES: u32 = 20 * 1024 * 1024;
 /// Pages that a commit writes in addition to one for each event, about.
-pub const COMMIT_BASE_PAGES: usize = 8;
+pub const COMMIT_BASE_PAGES: i64 = 8;
 /// How long a request that writes waits for memory.
 pub const RESERVE_WAIT: Duration = Duration::from_secs(5);
 /// Memory that a command takes in addition to its own bytes and those of its event.

@@ -51,6 +51,11 @@ impl<T: Weighed> States<T> {
         self.states.get(address)
     }
 
+    /// Returns a state without counting that as a use.
+    pub(in crate::store) fn peek(&self, address: &Address) -> Option<&T> {
+        self.states.peek(address)
+    }
+
     /// Adds a state, and evicts others if necessary. The new state stays at least until the next call.
     pub(in crate::store) fn put(&mut self, address: Address, stored: T) {
         self.bytes += stored.bytes();

@@ -135,8 +135,10 @@ impl Backend {
             Synchronous::Milestone => group.has_milestone,
         })?;
         let written = self.conn.immediate_transaction(|conn| {
-            for ((school, kind, subject), stored) in &group.states {
-                table(*kind).write(conn, *school, subject, stored)?;
+            for (address, stored) in &group.states {
+                let (school, kind, subject) = address;
+                let before = self.states.peek(address);
+                table(*kind).write(conn, *school, subject, stored, before)?;
             }
             for (((school, kind, _), _), part) in &group.parts {
                 parts(*kind)?.write(conn, *school, part)?;

@@ -28,6 +28,7 @@ use crate::config::{
     CHECKPOINT_PAGES, CHECKPOINT_REST_PAGES, COMMIT_BASE_PAGES, WAL_MAX_PAGES, WAL_RESTART_PAGES,
 };
 use crate::failures::Failures;
+use crate::store::numbers::signed;
 
 /// The writer's side; see the [module-level documentation](self). The thread ends when this is dropped.
 pub(super) struct Checkpoints {
@@ -37,7 +38,7 @@ pub(super) struct Checkpoints {
     /// Held during a checkpoint, because SQLite does not wait for one that is in progress.
     turn: Arc<Mutex<()>>,
     /// About how many pages were written since the log was last looked at.
-    unseen: usize,
+    unseen: i64,
     failures: Failures,
 }
 
@@ -88,7 +89,7 @@ impl Checkpoints {
 
     /// Does what the log needs after a commit with so many events. `conn` is the writer's.
     pub(super) fn committed(&mut self, conn: &mut SqliteConnection, events: usize) {
-        self.unseen += COMMIT_BASE_PAGES + events;
+        self.unseen += COMMIT_BASE_PAGES + signed(events);
         if self.unseen < CHECKPOINT_REST_PAGES {
             return;
         }
@@ -98,7 +99,7 @@ impl Checkpoints {
                 return Ok(());
             }
             if log.log >= WAL_MAX_PAGES
-                || (log.log >= WAL_RESTART_PAGES && log.rest() <= CHECKPOINT_REST_PAGES as i64)
+                || (log.log >= WAL_RESTART_PAGES && log.rest() <= CHECKPOINT_REST_PAGES)
             {
                 let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
                 Log::copy(conn)?;
@@ -156,6 +157,8 @@ mod tests {
     use super::*;
 
     const PAGE_BYTES: u64 = 4_096;
+    /// Events after which the log is looked at.
+    const REST: usize = 250;
 
     /// A connection like the writer's, and a table in whose rows a page is written at a time.
     fn writer(folder: &Path) -> (SqliteConnection, String) {
@@ -190,7 +193,7 @@ mod tests {
         let log = Log::look(&mut conn).unwrap();
         assert!(log.rest() >= 2 * CHECKPOINT_PAGES, "{log:?}");
         let mut checkpoints = Checkpoints::start(&url).unwrap();
-        checkpoints.committed(&mut conn, CHECKPOINT_REST_PAGES);
+        checkpoints.committed(&mut conn, REST);
         let begun = Instant::now();
         while Log::look(&mut conn).unwrap().rest() > 0 {
             assert!(begun.elapsed() < Duration::from_secs(60));
@@ -206,17 +209,17 @@ mod tests {
         const AT_ONCE: i64 = 100;
         for _ in 0..3 * WAL_MAX_PAGES / AT_ONCE {
             write(&mut conn, AT_ONCE);
-            checkpoints.committed(&mut conn, AT_ONCE as usize);
+            checkpoints.committed(&mut conn, 100);
         }
         // The log is looked at only now and then.
-        let most = WAL_MAX_PAGES + 2 * (AT_ONCE + CHECKPOINT_REST_PAGES as i64);
+        let most = WAL_MAX_PAGES + 2 * (AT_ONCE + CHECKPOINT_REST_PAGES);
         assert!(wal_pages(folder.path()) < most);
-        let all: i64 = 3 * WAL_MAX_PAGES;
+        let all: u64 = (3 * WAL_MAX_PAGES).try_into().unwrap();
         drop(checkpoints);
         drop(conn);
         assert!(!folder.path().join("test.db-wal").exists(), "closed");
         let bytes = std::fs::metadata(folder.path().join("test.db")).unwrap();
-        assert!(bytes.len() > all as u64 * 3_500);
+        assert!(bytes.len() > all * 3_500);
     }
 
     #[test]
@@ -228,7 +231,7 @@ mod tests {
             write(&mut conn, 1_000);
         }
         assert!(Log::look(&mut conn).unwrap().rest() >= WAL_MAX_PAGES);
-        checkpoints.committed(&mut conn, CHECKPOINT_REST_PAGES);
+        checkpoints.committed(&mut conn, REST);
         assert_eq!(Log::look(&mut conn).unwrap().rest(), 0);
         // And it begins anew.
         write(&mut conn, 1);

@@ -20,7 +20,7 @@ use super::table::{
     unreadable, uptime, uptime_millis,
 };
 use super::table::{place, tag_bits};
-use super::upsert::upsert;
+use super::upsert::{update, upsert};
 use crate::id::{Epoch, SchoolId, SubjectId};
 use crate::kind::job::{End, Eta, EtaSource, Job, JobError, Past};
 use crate::kind::{Command, job};
@@ -82,6 +82,59 @@ upsert! {
         heard_at: BigInt, heard_uptime: BigInt, started_at: Nullable<BigInt>, finished_at: Nullable<BigInt>,
         check_uptime: Nullable<BigInt>, estimator: Nullable<Text>, past: Nullable<Text>, last_seq: BigInt, last_tag: Nullable<BigInt>, last_at: BigInt
     )
+}
+
+update! {
+    /// Writes what a tick changes. SQLite writes each index anew that has a column in the list, changed or not, and carries out the
+    /// triggers of each; this list has none but `last_seq` and `message`.
+    UpdateTick<'a>(JobRow<'a>) of "jobs"
+    by (school_id: BigInt, job_id: Text)
+    set (
+        progress: Nullable<Double>, message: Text, reporters: Nullable<Text>,
+        eta_at: Nullable<BigInt>, eta_low_at: Nullable<BigInt>, eta_high_at: Nullable<BigInt>, eta_source: Nullable<Text>,
+        heard_at: BigInt, heard_uptime: BigInt, estimator: Nullable<Text>, last_seq: BigInt, last_tag: Nullable<BigInt>, last_at: BigInt
+    )
+}
+
+/// Returns whether the states of a job differ in nothing but what [`UpdateTick`] writes.
+fn is_tick(before: &Job, after: &Job) -> bool {
+    let Job {
+        job_type,
+        status,
+        progress: _,
+        message: _,
+        metadata,
+        attempt,
+        reporters: _,
+        eta: _,
+        stalled,
+        cancel_requested,
+        end,
+        created_at,
+        heard_at: _,
+        heard_uptime: _,
+        started_at,
+        finished_at,
+        stall_after_secs,
+        timeout_secs,
+        check_uptime,
+        estimator: _,
+        past,
+    } = after;
+    let ends = end.is_some() || past.is_some() || before.end.is_some() || before.past.is_some();
+    !ends
+        && before.job_type == *job_type
+        && before.status == *status
+        && (Arc::ptr_eq(&before.metadata, metadata) || before.metadata.get() == metadata.get())
+        && before.attempt == *attempt
+        && before.stalled == *stalled
+        && before.cancel_requested == *cancel_requested
+        && before.created_at == *created_at
+        && before.started_at == *started_at
+        && before.finished_at == *finished_at
+        && before.stall_after_secs == *stall_after_secs
+        && before.timeout_secs == *timeout_secs
+        && before.check_uptime == *check_uptime
 }
 
 impl<'a> JobRow<'a> {
@@ -264,7 +317,7 @@ pub(super) struct JobsTable;
 pub(super) const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
 
 impl Table for JobsTable {
-    any_table!(jobs by job_id as JobRow, written by UpsertJob from job,
+    any_table!(jobs by job_id as JobRow, written by UpsertJob from job, ticks written by UpdateTick if is_tick,
         searched in [job_id, message, error_code, error_message] and values of [metadata], category [job_type], stalls [stalled]);
     table_of_what_ends!(
         jobs by job_id as JobRow, kind job::KIND, category [job_type],

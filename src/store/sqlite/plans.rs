@@ -418,3 +418,67 @@ async fn what_the_writer_repeats_is_not_compiled_again() {
     assert_compiled_once(&kept, 10);
     store.close().await.unwrap();
 }
+
+#[test]
+fn no_query_of_the_store_binds_a_limit_as_it_is() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/sqlite");
+    let mut files = 0;
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        files += 1;
+        for word in [".limit(", ".first(conn", ".first::<", "LIMIT ?"] {
+            let is_absent = path.ends_with("plans.rs") || !text.contains(word);
+            assert!(is_absent, "{word} in {}", path.display());
+        }
+    }
+    assert!(files > 20, "{files}");
+}
+
+#[tokio::test]
+async fn a_tick_writes_no_index_but_those_of_its_places_in_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let (committed, _batches) = Committed::channel(100);
+    let path = folder.path().join("test.db");
+    let store = SqliteStore::open(&Settings::default(), &path, committed, &[]).unwrap();
+    let school = 1.try_into().unwrap();
+    let send = async |command| {
+        let envelope = Envelope::new("j".parse().unwrap(), Command::Job(command));
+        let receipts = store.append(school, vec![envelope]).await.unwrap();
+        assert!(receipts[0].is_ok(), "{receipts:?}");
+    };
+    send(job::Command::Create(
+        serde_json::from_str(r#"{"job_type": "t"}"#).unwrap(),
+    ))
+    .await;
+    const TICKS: i64 = 10;
+    // The first of them starts the job.
+    for progress in 0..=TICKS {
+        let body = serde_json::json!({ "progress": progress, "message": "m" });
+        send(job::Command::Progress(
+            serde_json::from_value(body).unwrap(),
+        ))
+        .await;
+    }
+    let kept = store.aside(repeated).await.unwrap();
+    let ticks = kept
+        .iter()
+        .find(|own| own.sql.starts_with("UPDATE jobs SET progress"));
+    // Some ticks also move the time of the next check, which has an index.
+    assert!(ticks.is_some_and(|own| own.run > TICKS / 2), "{kept:#?}");
+    let read = store.read(school, |conn| {
+        let plan = "EXPLAIN UPDATE jobs SET progress = 1, heard_at = 1, last_seq = 2 WHERE school_id = 1 AND job_id = 'j'";
+        let opened: Vec<Opened> = diesel::sql_query(plan).load(conn)?;
+        Ok(opened.iter().filter(|step| step.opcode == "IdxInsert").count())
+    });
+    // `jobs_active` and `jobs_ended`; a row is in one of them. `message` has a trigger, for jobs that have ended.
+    assert_eq!(read.await.unwrap(), 2);
+    store.close().await.unwrap();
+}
+
+/// A step of a compiled statement.
+#[derive(QueryableByName)]
+struct Opened {
+    #[diesel(sql_type = Text)]
+    opcode: String,
+}

@@ -75,13 +75,14 @@ pub(super) trait Table: Sync {
         subject: &SubjectId,
     ) -> QueryResult<Option<Stored>>;
 
-    /// Writes a state, whether or not the subject already has a row.
+    /// Writes a state, whether or not the subject already has a row. `before` is what its row holds, if that is known.
     fn write(
         &self,
         conn: &mut SqliteConnection,
         school: SchoolId,
         subject: &SubjectId,
         stored: &Stored,
+        before: Option<&Stored>,
     ) -> QueryResult<()>;
 
     /// Returns the first `limit` events that represent the current states, in the order of the log. Each has the place of
@@ -226,6 +227,7 @@ pub(super) struct Told {
 macro_rules! any_table {
     (
         $table:ident by $id:ident as $row:ident, written by $upsert:ident from $of_state:ident,
+        $(ticks written by $tick:ident if $is_tick:path,)?
         searched in [$($text:ident),+] and values of [$($json:ident),*], category [$($category:ident)?], stalls [$($stalled:ident)?]
     ) => {
         fn write(
@@ -234,10 +236,17 @@ macro_rules! any_table {
             school: SchoolId,
             subject: &SubjectId,
             stored: &Stored,
+            _before: Option<&Stored>,
         ) -> QueryResult<()> {
             let own = stored.state.$of_state();
             let own = own.ok_or_else(|| unreadable("a subject of another kind"))?;
             let row = $row::new(school, subject, own, stored);
+            $(
+                let before = _before.and_then(|before| before.state.$of_state());
+                if before.is_some_and(|before| $is_tick(before, own)) && $tick(&row).execute(conn)? == 1 {
+                    return Ok(());
+                }
+            )?
             $upsert(&row).execute(conn).map(|_| ())
         }
 

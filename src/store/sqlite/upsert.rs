@@ -1,4 +1,4 @@
-//! `INSERT … ON CONFLICT … DO UPDATE` as a prepared statement that is kept.
+//! `INSERT … ON CONFLICT … DO UPDATE`, and `UPDATE` of the columns that change most, as prepared statements that are kept.
 //!
 //! Diesel prepares its own updates and upserts anew each time, because their columns may vary; on the
 //! writer's path that would cost more than the write. Here the columns are fixed, so the statement is
@@ -50,4 +50,43 @@ macro_rules! upsert {
     };
 }
 
-pub(super) use upsert;
+/// Makes `$name(&row)` an update of some columns of a row that is found by its key.
+macro_rules! update {
+    (
+        $(#[$meta:meta])*
+        $name:ident<$life:lifetime>($row:ty) of $table:literal
+        by ($first:ident: $first_type:ty, $key:ident: $key_type:ty)
+        set ($head:ident: $head_type:ty $(, $column:ident: $column_type:ty)*)
+    ) => {
+        $(#[$meta])*
+        pub(super) struct $name<$life>(pub(super) &$life $row);
+
+        impl diesel::query_builder::QueryFragment<diesel::sqlite::Sqlite> for $name<'_> {
+            fn walk_ast<'b>(
+                &'b self,
+                mut out: diesel::query_builder::AstPass<'_, 'b, diesel::sqlite::Sqlite>,
+            ) -> diesel::QueryResult<()> {
+                let row = self.0;
+                out.push_sql(concat!("UPDATE ", $table, " SET ", stringify!($head), " = "));
+                out.push_bind_param::<$head_type, _>(&row.$head)?;
+                $(
+                    out.push_sql(concat!(", ", stringify!($column), " = "));
+                    out.push_bind_param::<$column_type, _>(&row.$column)?;
+                )*
+                out.push_sql(concat!(" WHERE ", stringify!($first), " = "));
+                out.push_bind_param::<$first_type, _>(&row.$first)?;
+                out.push_sql(concat!(" AND ", stringify!($key), " = "));
+                out.push_bind_param::<$key_type, _>(&row.$key)
+            }
+        }
+
+        impl diesel::query_builder::QueryId for $name<'_> {
+            type QueryId = $name<'static>;
+            const HAS_STATIC_QUERY_ID: bool = true;
+        }
+
+        impl diesel::query_dsl::RunQueryDsl<diesel::sqlite::SqliteConnection> for $name<'_> {}
+    };
+}
+
+pub(super) use {update, upsert};

@@ -172,9 +172,11 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
       if (!response.headers.get("Content-Type")?.startsWith(accept)) throw new Error(`the response is not ${accept}`);
       const decoder = new TextDecoder();
       const body = (response.body as ReadableStream<Uint8Array>).getReader();
+      // Not every `fetch` ends what is under way when it is aborted.
+      stop.signal.addEventListener("abort", () => body.cancel().catch(() => {}));
       for (;;) {
         const { done, value } = await body.read();
-        if (done) return;
+        if (done || stop.signal.aborted) return;
         alive();
         text(decoder.decode(value, { stream: true }));
       }
@@ -209,7 +211,6 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
         };
         socket.onerror = socket.onclose = () => done();
       });
-    // Not every `fetch` ends a read that is under way when it is aborted.
     const gone = new Promise<void>((done) => stop.signal.addEventListener("abort", () => done()));
     try {
       const token = await options.token?.();

@@ -270,7 +270,11 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
             strikes = 0;
             retreat = false;
           }
-        } else if (answer) failure = answer;
+        } else if (answer) {
+          failure = answer;
+          // So late, it says only that the token has expired meanwhile.
+          if (answer.status === 401 && Date.now() - started > SHORT_MS) rejections = 0;
+        }
       }
       if (failure instanceof TidingsError) {
         const { status = 0, retryMs } = failure;

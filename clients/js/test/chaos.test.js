@@ -7,7 +7,7 @@ import { watch } from "../dist/index.js";
 import { proxy, tidings, token, until } from "./support.js";
 
 const EVENTS = 240;
-const TOKEN_SECS = 3;
+const TOKEN_SECS = 5;
 
 /** Reproducible chance. */
 function chance(seed) {
@@ -83,7 +83,13 @@ async function chaos(context, seed, transports) {
         // Each once, and then by chance.
         await upsets[number < 180 ? Math.floor(number / 30) : pick(upsets.length)]();
         // Now and then, the client is back before the next upset.
-        if (pick(2)) await until(() => watching.getSnapshot().status === "live");
+        if (pick(2)) {
+          await until(() => {
+            const { status, error } = watching.getSnapshot();
+            if (status === "failed") throw error;
+            return status === "live";
+          }, "live again");
+        }
       }
     }
     const log = await server.log("jobs");

@@ -12,7 +12,7 @@ mod hub;
 
 /// What the hub knows of the rest.
 mod config {
-    pub(crate) use tidings::config::{RATE_SECS, StreamLimits, WINDOW_MAX_BYTES};
+    pub(crate) use tidings::config::{RATE_SECS, READ_AHEAD_MAX, StreamLimits, WINDOW_MAX_BYTES};
 }
 mod event {
     pub(crate) use tidings::event::{Class, Draft, Event};
@@ -21,7 +21,7 @@ mod kind {
     pub(crate) use tidings::kind::{channel, job};
 }
 mod id {
-    pub(crate) use tidings::id::{Channel, Kind, Place, SchoolId, SubjectId};
+    pub(crate) use tidings::id::{Channel, Kind, Place, SchoolId, SubjectId, Tag};
 }
 mod scope {
     pub(crate) use tidings::scope::{Filter, Scope, without_superseded};

@@ -23,8 +23,8 @@ use super::Fault;
 use super::cursors::{Knowledge, Place};
 use super::ledger::Ledger;
 
-/// With the fault `LostWakeUp`, one wake-up out of this many gets lost.
-const LOST_WAKE_UP: u64 = 5;
+/// With the fault `LostWakeUp`, one wake-up out of this many gets lost. A short session is woken only a few times.
+const LOST_WAKE_UP: u64 = 2;
 /// Number of cursors that a reader remembers.
 const PLACES: usize = 64;
 
@@ -98,7 +98,7 @@ struct Shadow {
     is_ready: bool,
     /// Whether the cursor belongs to a history that was lost, so that a `reset` must come first.
     must_reset: bool,
-    /// Whether events were lost since it began to catch up. Until it is told `ready` or `reset`, its cursors may not be safe.
+    /// Whether events were lost while it was catching up.
     may_reset: bool,
 }
 
@@ -189,8 +189,9 @@ impl Reader {
             place.told.retain(|_, seq| *seq <= head);
         }
         // Current states leave out a subject whose newest event is younger, because that event follows. If it is lost, the
-        // subject is missing. The session notices that anything was lost, and starts over. But the cursor of one of these states names an event
-        // that the log still has, so nobody can notice if the client leaves before that and resumes from it.
+        // subject is missing. The session notices that something was lost, and starts over. But the cursor of one of these
+        // states names an event that the log still has, so nobody can notice if the client leaves before that and resumes
+        // from it.
         let all = self.shadow.tells_all;
         let is_whole = |cursor: Cursor, knowledge: &Knowledge, scope: &Scope| {
             ledger.has_lost(scope.school, cursor.place)
@@ -200,7 +201,8 @@ impl Reader {
             .retain(|own| is_whole(own.cursor, &own.knowledge, &own.scope));
         let is_hit = lost.iter().any(|event| event.school == self.school());
         if self.session.is_some() {
-            self.shadow.may_reset |= is_hit && !self.shadow.is_ready;
+            // If something waits for it, that may be a `reset`, and what follows has been read.
+            self.shadow.may_reset |= is_hit && (!self.shadow.is_ready || self.rings());
         } else if self
             .cursor
             .is_some_and(|cursor| !is_whole(cursor, &self.knowledge, &self.scope))
@@ -313,7 +315,7 @@ impl Reader {
     pub(super) fn leave(&mut self) {
         self.session = None;
         self.is_stalled = false;
-        if std::mem::take(&mut self.shadow.may_reset) && !self.shadow.must_reset {
+        if self.shadow.is_partial() && !self.shadow.must_reset {
             self.cursor = None;
         }
     }
@@ -448,7 +450,7 @@ impl Reader {
 
     /// Checks that a cursor is safe for all subscribed channels or, if there are none, for those that the client wants.
     fn is_sent(&mut self, cursor: Cursor, ledger: &Ledger) -> Result<(), String> {
-        if self.shadow.may_reset {
+        if self.shadow.is_partial() {
             return Ok(());
         }
         let scope = match self.scope.channels().is_empty() {
@@ -577,6 +579,11 @@ fn expires_in(subscription: &mut Subscription, ttl: Duration) {
 }
 
 impl Shadow {
+    /// Whether events were lost that current states may have left out. Until it is told `ready`, its cursors are not safe.
+    fn is_partial(&self) -> bool {
+        self.may_reset && !self.is_ready
+    }
+
     fn begin_anew(&mut self) {
         self.last = 0;
         self.told.clear();

@@ -282,6 +282,7 @@ macro_rules! any_table {
             sources: Vec<$crate::store::sqlite::lists::Source<'a>>,
             rows: usize,
         ) -> QueryResult<$crate::store::sqlite::lists::Window<'a>> {
+            use $crate::store::sqlite::limit::Limit as _;
             let newest_first = query.order == crate::log::Order::Newest;
             let last_of_each = signed((rows / sources.len().max(1)).max(1)) - 1;
             // The first of the places at which the sources' rows end.
@@ -327,6 +328,7 @@ macro_rules! any_table {
             school: SchoolId,
             query: &crate::log::ListQuery,
         ) -> QueryResult<Vec<(SubjectId, Stored)>> {
+            use $crate::store::sqlite::limit::Limit as _;
             let mut found = Vec::new();
             for source in self.sources(query) {
                 let select = $crate::store::sqlite::table::rows_of!(

@@ -460,6 +460,7 @@ macro_rules! table_of_what_ends {
             epoch: Epoch,
             selection: &Selection<'_>,
         ) -> QueryResult<$crate::store::sqlite::table::Told> {
+            use $crate::store::sqlite::limit::Limit as _;
             let mut told = Vec::new();
             let mut tell = |id: SubjectId, stored: Stored| {
                 told.push(stored.snapshot(epoch, (selection.school, $kind, id), Utc::now()));
@@ -580,6 +581,7 @@ macro_rules! table_of_what_ends {
             status: &str,
             limit: usize,
         ) -> QueryResult<Vec<(SubjectId, Stored)>> {
+            use $crate::store::sqlite::limit::Limit as _;
             let rows: Vec<$row<'_>> = $table::table
                 .filter($table::school_id.eq(school.get()))
                 .filter($table::finished_at.is_not_null())
@@ -606,6 +608,7 @@ macro_rules! table_of_what_ends {
             before: DateTime<Utc>,
             limit: usize,
         ) -> QueryResult<Vec<Address>> {
+            use $crate::store::sqlite::limit::Limit as _;
             let gone: Vec<(i64, String)> = $table::table
                 .inner_join(schools::table.on(schools::school_id.eq($table::school_id)))
                 .filter($table::finished_at.lt(millis(before)))

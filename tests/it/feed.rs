@@ -469,7 +469,8 @@ async fn the_lag_is_the_number_of_events_that_the_streams_lack() {
     }
     hints.look_at_all();
     support::until("there is none", async || hints.counts().behind == 0).await;
-    (following.abort(), looking.abort());
+    following.abort();
+    looking.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,8 @@
 //! from the beginning of the closing handshake on. Data frames do not pass through it. They are built once per event and
 //! shared by all sockets, and all queued frames are written with one vectored write.
 //!
-//! The socket is read and written only when it may be ready. Whoever polls it therefore passes the context of a waker of its
-//! own, and calls [`Socket::woken`] when that was woken.
+//! The socket is read and written only when it may be ready. Its caller therefore polls it with a waker that serves nothing
+//! else, and calls [`Socket::woken`] when that waker was woken.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;

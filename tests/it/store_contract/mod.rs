@@ -141,7 +141,7 @@ macro_rules! stores {
             race!(a_limit_of_subjects_is_kept_whoever_creates_them);
             race!(a_key_is_carried_out_once_whoever_repeats_it);
             race!(reports_of_one_job_at_two_handles_are_all_in_one_order);
-            race!(each_subject_is_counted_once_whoever_changes_it);
+            race!(each_subject_is_counted_once_if_two_nodes_change_it);
             race!(what_is_rejected_is_judged_by_what_the_other_handle_has_written);
             $(run!($also);)*
         }

@@ -282,7 +282,7 @@ pub(super) async fn reports_of_one_job_at_two_handles_are_all_in_one_order(
 }
 
 /// The counts are kept by differences from the states that a node knows, which another one may have changed.
-pub(super) async fn each_subject_is_counted_once_whoever_changes_it(
+pub(super) async fn each_subject_is_counted_once_if_two_nodes_change_it(
     open: Open,
     again: Option<Open>,
 ) {

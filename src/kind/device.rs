@@ -115,8 +115,10 @@ pub enum Command {
     Expire(Option<Heard>),
     /// A heartbeat arrived; nothing else changes.
     Seen(Heard),
-    /// The server has just started and does not know whether the device is there.
+    /// The server has just started and does not know whether the device is there, unless it was heard from or reported since.
     Doubt {
+        /// When the server started.
+        since: Uptime,
         /// The period before the end of the previous run from which heartbeats may not have been saved. It is added to
         /// the device's lease, once.
         unwritten: Duration,
@@ -326,8 +328,8 @@ pub fn apply(
             }
         }
         Command::Seen(heard) => next.hear(heard),
-        Command::Doubt { unwritten } => {
-            if next.status == Status::Online {
+        Command::Doubt { since, unwritten } => {
+            if next.is_doubtful(*since) {
                 next.status = Status::Unknown;
                 next.lease_uptime = next.doubted_from(*unwritten, context.uptime);
             }
@@ -393,6 +395,11 @@ impl Device {
     /// Returns the status and lease, which determine how long the device counts as online.
     pub fn standing(&self) -> Standing {
         (self.status, self.lease_secs)
+    }
+
+    /// Whether it is not known if the device is still online, after a start at this moment.
+    pub fn is_doubtful(&self, since: Uptime) -> bool {
+        self.status == Status::Online && self.lease_uptime <= since
     }
 
     /// Returns the start of the lease of a device that is marked as unknown after a start. Heartbeats from the last

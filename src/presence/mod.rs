@@ -38,7 +38,7 @@ use crate::kind::device::{self, Command, Status};
 use crate::kind::{self, State};
 use crate::log::{CommandError, Envelope, Store, StoreError};
 use crate::publish::Publisher;
-use crate::uptime::UptimeClock;
+use crate::uptime::{Uptime, UptimeClock};
 
 type Address = (SchoolId, SubjectId);
 
@@ -47,6 +47,8 @@ pub struct Presence {
     store: Arc<dyn Store>,
     publisher: Publisher,
     clock: UptimeClock,
+    /// When this node began to hear devices.
+    since: Uptime,
     leases: Mutex<Leases>,
     /// Set if other nodes hear devices, too.
     together: Option<Together>,
@@ -69,8 +71,10 @@ type Beaten = (Result<HeartbeatAnswer, CommandError>, Option<Command>);
 impl Presence {
     /// Creates the leases of this store's devices, which only this node hears.
     pub fn new(store: Arc<dyn Store>, publisher: Publisher) -> Presence {
+        let clock = store.uptime();
         Presence {
-            clock: store.uptime(),
+            since: clock.now(),
+            clock,
             store,
             publisher,
             leases: Mutex::default(),
@@ -308,14 +312,15 @@ impl Presence {
             let mut doubts = Vec::new();
             for (school, id, device) in page {
                 let address = (school, id);
-                let is_online = device.status == Status::Online && !heard.contains(&address);
-                let leased = match is_online {
+                let is_doubtful = device.is_doubtful(self.since) && !heard.contains(&address);
+                let leased = match is_doubtful {
                     true => device.doubted_from(unwritten, self.clock.now()),
                     false => device.lease_uptime,
                 };
                 self.lock().hold(address.clone(), &device, leased);
-                if is_online {
-                    doubts.push((address, Command::Doubt { unwritten }));
+                if is_doubtful {
+                    let since = self.since;
+                    doubts.push((address, Command::Doubt { since, unwritten }));
                 }
             }
             self.carry_out(&doubts).await?;

@@ -14,7 +14,7 @@
 //! 3. A node looks after the devices that it hears. The holder of the lease [`LEASE`] looks after all others: those that only a
 //!    node heard which is gone, and those that nobody has heard for long. It reads every [`PRESENCE_SCAN`] which devices are
 //!    not offline.
-//! 4. A node that starts marks devices as unknown only if the cluster was down as a whole, and no node has heard them since.
+//! 4. A node that starts marks devices as unknown only if the cluster was down as a whole, and no node has heard from or of them since.
 //!
 //! A node does not hear the events of all schools. Its memory is corrected by each answer of the store.
 
@@ -45,8 +45,6 @@ pub(super) const LEASE: &str = "presence";
 pub struct Together {
     cluster: Arc<Cluster>,
     lease: Lease,
-    /// When this node began to hear devices.
-    since: Uptime,
     /// Heartbeats that are shared at once.
     combined: Combined,
 }
@@ -61,7 +59,6 @@ impl Together {
         Together {
             cluster,
             lease: Lease::new(Arc::clone(store), LEASE, terms),
-            since: store.uptime().now(),
             combined: Combined::default(),
         }
     }
@@ -312,7 +309,7 @@ impl Presence {
             }
             Company::Alone => {
                 if self.lock().doubts == Doubts::None {
-                    self.store.forget_beats(together.since).await?;
+                    self.store.forget_beats(self.since).await?;
                 }
                 Ok(true)
             }

@@ -91,6 +91,13 @@ impl Shared {
     }
 
     async fn node(&self) -> Node {
+        let node = self.joined().await;
+        node.start();
+        node
+    }
+
+    /// A node that has not begun to watch devices.
+    async fn joined(&self) -> Node {
         let secret = Fingerprint::of("jwt_secret", b"secret");
         let identity = Identity::new(NodeId::generate(), secret);
         let store = || Arc::clone(&self.store);
@@ -101,18 +108,11 @@ impl Shared {
         let publisher = Publisher::new(store(), Arc::new(debts));
         let together = Together::new(&self.store, Arc::clone(&cluster), TERMS);
         let presence = Arc::new(Presence::among(store(), publisher, together));
-        let tasks = Tasks::default();
-        let own = Arc::clone(&presence);
-        tasks.supervise(Task::new("presence"), move || Arc::clone(&own).watch());
-        let own = Arc::clone(&presence);
-        tasks.supervise(Task::new("all"), move || Arc::clone(&own).keep_all());
-        let own = Arc::clone(&cluster);
-        tasks.supervise(Task::new("nodes"), move || Arc::clone(&own).watch());
         Node {
             presence,
             cluster,
             uptime: self.store.uptime(),
-            tasks,
+            tasks: Tasks::default(),
         }
     }
 
@@ -158,6 +158,18 @@ impl Shared {
 }
 
 impl Node {
+    fn start(&self) {
+        let own = Arc::clone(&self.presence);
+        let watch = move || Arc::clone(&own).watch();
+        self.tasks.supervise(Task::new("presence"), watch);
+        let own = Arc::clone(&self.presence);
+        let keep_all = move || Arc::clone(&own).keep_all();
+        self.tasks.supervise(Task::new("all"), keep_all);
+        let own = Arc::clone(&self.cluster);
+        let watch = move || Arc::clone(&own).watch();
+        self.tasks.supervise(Task::new("nodes"), watch);
+    }
+
     async fn beat(&self, device: &str) -> Status {
         later(&self.uptime).await;
         let answers = self.presence.beats(school(), &[id(device)]).await;
@@ -341,5 +353,30 @@ async fn only_the_first_node_of_a_cluster_marks_devices_as_unknown() {
     .await;
     let history = ["unknown", "online", "unknown", "online"];
     assert_eq!(shared.history("door").await, history);
+    assert!(shared.clock.end(Duration::from_secs(30)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_reported_after_the_start_is_not_marked_as_unknown() {
+    let shared = Shared::open();
+    for device in ["before", "since"] {
+        shared.register(device, 600).await;
+        shared.report(device, "online").await;
+    }
+    let node = shared.joined().await;
+    shared.report("since", "offline").await;
+    shared.report("since", "online").await;
+    shared.register("brief", 1).await;
+    node.beat("brief").await;
+    node.start();
+    until(
+        "leases end, so that all devices have been decided about",
+        async || shared.status("brief").await == Status::Offline,
+    )
+    .await;
+    assert_eq!(shared.status("before").await, Status::Unknown);
+    let history = ["unknown", "online", "offline", "online"];
+    assert_eq!(shared.history("since").await, history);
+    assert!(node.tasks.end(Duration::from_secs(30)).await);
     assert!(shared.clock.end(Duration::from_secs(30)).await);
 }

@@ -100,8 +100,9 @@ fn any_device() -> impl Strategy<Value = device::Command> {
         }),
         (0..5_000_i64).prop_map(|secs| Command::Seen(heard(secs))),
         Just(Command::Expire(None)),
-        Just(Command::Doubt {
-            unwritten: Duration::from_secs(10)
+        (0..5_000_i64).prop_map(|secs| Command::Doubt {
+            since: up(secs),
+            unwritten: Duration::from_secs(10),
         }),
         Just(Command::Check),
     ]
@@ -215,10 +216,10 @@ proptest! {
         let new = device::apply(&id(), None, &register, &context(0, 1, None)).unwrap().state;
         let arrive = Command::Arrive { heard: heard(heard_at), before: Some(up(heard_at)) };
         let mut device = apply(&new, &arrive, heard_at, heard_at);
-        let doubt = Command::Doubt { unwritten: Duration::from_secs(10) };
         let (mut now, mut due) = (heard_at, None);
         for (pause, wall) in pauses {
             now += pause;
+            let doubt = Command::Doubt { since: up(now), unwritten: Duration::from_secs(10) };
             device = apply(&device, &doubt, now, wall);
             let due = *due.get_or_insert(now.min(heard_at + 10) + 30);
             device = apply(&device, &Command::Expire(None), now, wall);

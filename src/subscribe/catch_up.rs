@@ -321,13 +321,19 @@ impl Subscription {
 
     /// Starts over with a snapshot of everything in scope. A `reset` makes clients discard what they know.
     fn reset(&mut self, reason: ResetReason) {
-        let reset = Delivery::Control(Control::Reset(reason));
-        self.push(reset, Some(Place::default()));
+        self.forget_snapshot(reason);
         if !matches!(self.plan.front(), Some(Step::Ready)) {
             self.plan.push_front(Step::Ready);
         }
         let snapshot = self.snapshot();
         self.plan.push_front(snapshot);
+    }
+
+    /// Says `reset`. What an earlier snapshot left out no longer matters.
+    fn forget_snapshot(&mut self, reason: ResetReason) {
+        let reset = Delivery::Control(Control::Reset(reason));
+        self.push(reset, Some(Place::default()));
+        self.plan.retain(|step| !matches!(step, Step::Confirm(_)));
     }
 
     fn poll_replay(
@@ -348,8 +354,7 @@ impl Subscription {
         let page = match page {
             Some(Ok(page)) => page,
             Some(Err(reason)) => {
-                let reset = Delivery::Control(Control::Reset(reason));
-                self.push(reset, Some(Place::default()));
+                self.forget_snapshot(reason);
                 let snapshot = self.snapshot();
                 self.plan.push_front(snapshot);
                 return Poll::Ready(());

@@ -435,6 +435,11 @@ fn a_command_with_a_key_is_not_taken_for_an_equal_one_of_another_node() {
 }
 
 #[test]
+fn a_reset_forgets_what_an_earlier_snapshot_left_out() {
+    run(1121, None).unwrap();
+}
+
+#[test]
 fn a_turn_that_a_failover_overtakes_does_not_move_the_notifier_past_events() {
     for seed in [474, 495, 662] {
         run(seed, None).unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));

@@ -326,7 +326,9 @@ impl Tail<'_> {
                 continue;
             }
             let Some(known) = hub.position(*school).and_then(|own| own.head) else {
-                // Its first reader is still reading the log. What it has read by then decides what is missing.
+                // Its first reader is still reading the log. What it has read by then decides what is missing. It must not wait
+                // for the commits of this node, which it reads from the log, or which the log has lost.
+                lost.push(*school);
                 hole.due = Some(now + HOLE_WAIT);
                 continue;
             };

@@ -71,6 +71,7 @@
 //!  6  store/ bus/                      databases; messages between nodes
 //!  5  log/ hub/                        ports of a store, decisions │ in-memory fan-out
 //!  4  auth/ wire/                      authorization; the only encoder
+//!     client/                          the asynchronous client, which uses nothing of the server
 //!     throttle.rs reserve.rs           rate limits; memory for writes
 //!     tasks.rs failures.rs             supervised tasks; logging of failures
 //!     wall_clock.rs alarm.rs           whether ages can be judged; timers
@@ -89,7 +90,9 @@
 //! | feature | adds |
 //! | --- | --- |
 //! | `cli` | the `tidings` command and the module `cli` |
+//! | `client` | the module [`client`]: reports on jobs, and watches scopes, on any server |
 //! | `monitor` | the pages below `/monitor` |
+//! | `postgres` | Postgres as the database, so that several nodes can share it |
 //! | `redis` | Redis or Valkey as the bus between nodes |
 //! | `webhook`, `email`, `mqtt` | the media of notifiers in the settings; an application's own notifiers need none |
 //!
@@ -104,6 +107,7 @@
 //! | [`log`] | what a store does, for authors of stores; the envelope of a command |
 //! | [`notify`] | notifiers of the application's own |
 //! | [`config`] | settings, and every bound |
+//! | [`client`] | an asynchronous client of any server |
 //!
 //! Semantic versioning covers these modules, [`Tidings`] and [`server`]. All other modules are visible because the project's own tests
 //! and command use them. They are missing in this documentation, and can change in any version.
@@ -121,6 +125,8 @@
 mod alarm;
 pub mod app;
 pub mod auth;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod config;
 pub mod event;
 #[cfg_attr(

@@ -42,6 +42,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("session", 10),
     ("http", 11),
     ("lib", 12),
+    ("client", 4),
     ("cli", 13),
     ("main", 14),
 ];

@@ -80,6 +80,7 @@ mod reconnecting;
 mod relay;
 mod restores;
 mod rfc6455;
+mod rust_client;
 mod search;
 mod settings;
 mod several_nodes;

@@ -1,0 +1,313 @@
+//! An asynchronous client: reports on jobs, and watches scopes.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use tidings::client::{Client, Credential, Reporter};
+//!
+//! let client = Client::new("https://tidings.example", Credential::token("eyJ…"))?;
+//!
+//! // A worker. No report waits for the server, and none fails because of it.
+//! let reporter = Reporter::start(client.clone());
+//! let job = reporter.job("import").title("Students").start();
+//! for row in 1..=200 {
+//!     job.progress(f64::from(row) / 2.0, format!("{row}/200"));
+//! }
+//! job.complete(serde_json::json!({"rows": 200}));
+//! reporter.flush(std::time::Duration::from_secs(5)).await;
+//!
+//! // A reader. It stays connected, and misses nothing.
+//! let mut messages = client.watch("jobs").start();
+//! while let Some(message) = messages.next().await {
+//!     let message = message?;
+//!     println!("{} {}", message.message_type(), message.get("job_id"));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The client follows the same rules as those for JavaScript and Python, and passes the same test vectors
+//! (`clients/vectors`). It reads over SSE, or over long poll where the network does not let SSE pass; it has no WebSocket.
+
+mod backoff;
+mod http;
+mod message;
+mod outbox;
+mod reporter;
+mod sse;
+mod story;
+#[cfg(test)]
+mod vectors;
+mod watch;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
+use hyper::{Method, Uri};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use self::http::{Answer, Http, Request};
+use self::message::MESSAGE_MAX_BYTES;
+pub use self::message::Message;
+pub use self::reporter::{Job, JobBuilder, Reporter};
+use self::story::Refusal;
+pub use self::watch::{Watch, WatchBuilder};
+
+/// How long an answer may take. Does not apply to streams.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The most that is read of a problem.
+const PROBLEM_MAX_BYTES: usize = 64 * 1024;
+/// The longest `Retry-After` that is obeyed.
+const RETRY_AFTER_MAX_SECS: u64 = 3_600;
+
+/// How messages arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// Server-Sent Events.
+    EventStream,
+    /// Long poll, for networks that hold back or cut streams.
+    LongPoll,
+}
+
+/// Why a request or a stream failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The URL cannot be that of a server.
+    #[error(
+        "`{0}` is not the URL of a server; it must begin with http:// or https:// and have no query"
+    )]
+    Url(String),
+    /// No answer arrived.
+    #[error("the server cannot be reached: {0}")]
+    Unreachable(String),
+    /// The server rejected the request.
+    #[error("{detail} (HTTP {status})")]
+    Rejected {
+        /// The HTTP status.
+        status: u16,
+        /// The problem's `code`, such as `not-found`, if the answer is a problem.
+        code: Option<String>,
+        /// The problem's `detail`.
+        detail: String,
+    },
+    /// The server ended the stream and said that a new connection is useless.
+    #[error("the server closed the stream with code {code}: {reason}")]
+    Closed {
+        /// The close code.
+        code: u64,
+        /// The reason that the server gave.
+        reason: String,
+    },
+    /// The answer is not from Tidings.
+    #[error("the answer cannot be read: {0}")]
+    Unreadable(String),
+    /// The application's own function returned no token.
+    #[error("there is no token: {0}")]
+    NoToken(String),
+}
+
+type TokenFuture = Pin<Box<dyn Future<Output = Result<String, ClientError>> + Send>>;
+
+/// How a client identifies itself.
+#[derive(Clone)]
+pub struct Credential(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    None,
+    Token(SecretString),
+    Renewed(Arc<dyn Fn() -> TokenFuture + Send + Sync>),
+}
+
+impl Credential {
+    /// No token, for a server that needs none to be reached, such as for its health.
+    pub fn none() -> Credential {
+        Credential(Kind::None)
+    }
+
+    /// This token.
+    pub fn token(token: impl Into<String>) -> Credential {
+        Credential(Kind::Token(token.into().into()))
+    }
+
+    /// A token from this function, which is called for each connection and each request. So a stream outlives its first
+    /// token.
+    pub fn renewed<F, T, E>(renew: F) -> Credential
+    where
+        F: Fn() -> T + Send + Sync + 'static,
+        T: Future<Output = Result<String, E>> + Send + 'static,
+        E: fmt::Display,
+    {
+        Credential(Kind::Renewed(Arc::new(move || {
+            let token = renew();
+            Box::pin(async move {
+                token
+                    .await
+                    .map_err(|error| ClientError::NoToken(error.to_string()))
+            })
+        })))
+    }
+
+    fn renews(&self) -> bool {
+        matches!(self.0, Kind::Renewed(_))
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credential")
+    }
+}
+
+/// A server, and a credential for it. Clones share their connections.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: Http,
+    base: String,
+    credential: Credential,
+}
+
+impl Client {
+    /// Creates a client for a server, such as `https://tidings.example`. It trusts the certificate authorities of the operating
+    /// system, or those in `SSL_CERT_FILE`.
+    pub fn new(url: &str, credential: Credential) -> Result<Client, ClientError> {
+        let invalid = || ClientError::Url(url.to_owned());
+        let parsed: Uri = url.parse().map_err(|_| invalid())?;
+        let is_server = matches!(parsed.scheme_str(), Some("http" | "https"))
+            && parsed.host().is_some_and(|host| !host.is_empty())
+            && parsed.query().is_none()
+            && !url.contains(['#', '@']);
+        if !is_server {
+            return Err(invalid());
+        }
+        let http = Http::new(parsed.scheme_str() == Some("https"))?;
+        Ok(Client {
+            http,
+            base: url.trim_end_matches('/').to_owned(),
+            credential,
+        })
+    }
+
+    /// Returns what to watch: `jobs`, `jobs/42`, `devices`, `schools/1`, `jobs?status=failed`, or several channels as
+    /// `?channel=jobs/42&channel=devices`.
+    pub fn watch(&self, scope: &str) -> WatchBuilder {
+        WatchBuilder::new(self.clone(), scope)
+    }
+
+    /// Gets JSON from a path such as `/api/jobs/42`.
+    pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
+        self.answer(self.request(Method::GET, path)).await
+    }
+
+    /// Posts JSON, and returns the answer, which comes after the commit.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.answer(self.json(Method::POST, path, body)).await
+    }
+
+    /// Puts JSON.
+    pub async fn put(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.answer(self.json(Method::PUT, path, body)).await
+    }
+
+    /// Posts commands as a batch, and returns a result for each, in the same order.
+    pub async fn batch(&self, commands: &[Value]) -> Result<Vec<Value>, ClientError> {
+        let lines = commands.iter().map(|command| format!("{command}\n"));
+        self.batch_of(lines.collect()).await
+    }
+
+    async fn batch_of(&self, lines: String) -> Result<Vec<Value>, ClientError> {
+        let request = self
+            .request(Method::POST, "/api/batch")
+            .header(CONTENT_TYPE, "application/x-ndjson")
+            .body(lines);
+        let body = self.body(request).await?;
+        let unreadable = |problem: String| ClientError::Unreadable(problem);
+        let results = body.split(|byte| *byte == b'\n');
+        let parsed: Result<Vec<Value>, _> = results
+            .filter(|line| !line.is_empty())
+            .map(serde_json::from_slice)
+            .collect();
+        let results = parsed.map_err(|error| unreadable(error.to_string()))?;
+        match results.iter().all(|result| result["line"].is_u64()) {
+            true => Ok(results),
+            false => Err(unreadable("it is not that of a batch".into())),
+        }
+    }
+
+    fn request(&self, method: Method, path_and_query: &str) -> Request {
+        Request::new(method, format!("{}{path_and_query}", self.base))
+    }
+
+    fn json(&self, method: Method, path: &str, body: &Value) -> Request {
+        self.request(method, path)
+            .header(CONTENT_TYPE, "application/json")
+            .body(body.to_string())
+    }
+
+    async fn send(&self, request: Request) -> Result<Answer, ClientError> {
+        let request = match &self.credential.0 {
+            Kind::None => request,
+            Kind::Token(token) => request.bearer(token.expose_secret()),
+            Kind::Renewed(renew) => request.bearer(&renew().await?),
+        };
+        self.http.send(request).await
+    }
+
+    async fn answer(&self, request: Request) -> Result<Value, ClientError> {
+        let body = self.body(request).await?;
+        match body.is_empty() {
+            true => Ok(Value::Null),
+            false => serde_json::from_slice(&body)
+                .map_err(|error| ClientError::Unreadable(error.to_string())),
+        }
+    }
+
+    async fn body(&self, request: Request) -> Result<Vec<u8>, ClientError> {
+        let answered = async {
+            let answer = self.send(request).await?;
+            if answer.status >= 300 {
+                return Err(refusal(answer, ANSWER_TIMEOUT).await.into_error());
+            }
+            answer.bytes(MESSAGE_MAX_BYTES).await
+        };
+        let answered = timeout(ANSWER_TIMEOUT, answered).await;
+        answered.unwrap_or_else(|_| {
+            let secs = ANSWER_TIMEOUT.as_secs();
+            let problem = format!("no answer arrived within {secs} s");
+            Err(ClientError::Unreachable(problem))
+        })
+    }
+}
+
+/// Reads why a request was rejected, for at most `longest`.
+async fn refusal(mut answer: Answer, longest: Duration) -> Refusal {
+    // A date, which Tidings does not send, counts as none.
+    let retry_after: u64 = answer
+        .header(RETRY_AFTER)
+        .and_then(|secs| secs.parse().ok())
+        .unwrap_or_default();
+    let mut body = Vec::new();
+    let read = async {
+        while let Ok(Some(chunk)) = answer.chunk().await
+            && body.len() < PROBLEM_MAX_BYTES
+        {
+            body.extend_from_slice(&chunk);
+        }
+    };
+    // What is cut off is no problem in JSON.
+    let _ = timeout(longest, read).await;
+    let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let text = |field: &str| problem[field].as_str().map(str::to_owned);
+    Refusal {
+        status: answer.status,
+        code: text("code"),
+        detail: text("detail").unwrap_or_else(|| "the request was rejected".into()),
+        retry_after: Duration::from_secs(retry_after.min(RETRY_AFTER_MAX_SECS)),
+    }
+}

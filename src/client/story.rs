@@ -1,0 +1,293 @@
+//! What a reader knows between its connections, without I/O: cursor, repetitions, waits and the choice of the transport.
+//!
+//! The driver in `watch` opens the next connection over [`Story::transport`] with [`Story::cursor`], passes each message to
+//! [`Story::receive`], and tells how the connection ended, which returns how long to wait. `clients/vectors` fixes the rules:
+//!
+//! 1. Each event is delivered once, in the order of the log.
+//! 2. The cursor is that of the last event, `ready` or `heartbeat`, so that a new connection continues behind it.
+//! 3. What cannot be read ends the connection, and the next one starts in front of it. Nothing is skipped.
+
+use std::time::{Duration, Instant};
+
+use super::backoff::{Backoff, jittered};
+use super::{ClientError, Message, Transport};
+
+/// The interval of heartbeats until the server has announced it.
+const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(15);
+/// The most that a server may announce.
+const HEARTBEAT_MAX_SECS: f64 = 3_600.0;
+/// How long the first message may take. A proxy that buffers the stream holds it back.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// How long a poll waits for an event.
+pub(super) const POLL_WAIT: Duration = Duration::from_secs(25);
+/// Statuses after which going on is useless.
+const PERMANENT: [u16; 4] = [400, 403, 404, 422];
+/// Statuses with which a server or proxy says that it does not serve this transport.
+const NO_SUCH_TRANSPORT: [u16; 3] = [406, 426, 501];
+/// Rejected tokens in a row after which the reader gives up.
+const UNAUTHORIZED_MAX: u32 = 3;
+/// Accepted connections in a row without a message, after which the next transport is tried.
+const EARLY_ENDS_MAX: u32 = 2;
+/// How long a reader stays with another transport than the preferred one before a new connection tries that again.
+const FALLBACK: Duration = Duration::from_secs(600);
+/// Close codes: nothing more to send, the server shuts down, and the token has expired.
+const CLOSED_DONE: u64 = 1000;
+const CLOSED_GOING_AWAY: u64 = 1001;
+const CLOSED_TOKEN_EXPIRED: u64 = 4401;
+
+/// A rejection of a request.
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    pub(super) code: Option<String>,
+    pub(super) detail: String,
+    pub(super) retry_after: Duration,
+}
+
+impl Refusal {
+    pub(super) fn into_error(self) -> ClientError {
+        ClientError::Rejected {
+            status: self.status,
+            code: self.code,
+            detail: self.detail,
+        }
+    }
+}
+
+/// What follows the end of a connection.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Connect again after this pause.
+    Connect(Duration),
+    /// The server has nothing more to send.
+    Done,
+    /// Going on is useless.
+    GiveUp(ClientError),
+}
+
+pub(super) struct Story {
+    cursor: Option<String>,
+    heartbeat: Duration,
+    /// Whether the current connection has brought a message.
+    is_connected: bool,
+    closing: Option<Message>,
+    preferred: Vec<Transport>,
+    /// Index into `preferred`.
+    current: usize,
+    fell_back_at: Option<Instant>,
+    /// How many transports in a row do not pass through the network.
+    unusable: usize,
+    early_ends: u32,
+    token_renews: bool,
+    unauthorized: u32,
+    backoff: Backoff,
+    last_seq: u64,
+    /// Whether `ready` was delivered since the start or the last `reset`.
+    is_ready: bool,
+    /// Whether the current connection has brought `ready`.
+    was_ready: bool,
+}
+
+impl Story {
+    /// Starts a reader. `transports` is not empty. `token_renews` says whether another connection would bring another token.
+    pub(super) fn new(
+        transports: Vec<Transport>,
+        cursor: Option<String>,
+        token_renews: bool,
+    ) -> Story {
+        Story {
+            cursor: cursor.filter(|cursor| !cursor.is_empty()),
+            heartbeat: HEARTBEAT_DEFAULT,
+            is_connected: false,
+            closing: None,
+            preferred: transports,
+            current: 0,
+            fell_back_at: None,
+            unusable: 0,
+            early_ends: 0,
+            token_renews,
+            unauthorized: 0,
+            backoff: Backoff::default(),
+            last_seq: 0,
+            is_ready: false,
+            was_ready: false,
+        }
+    }
+
+    pub(super) fn cursor(&self) -> Option<&str> {
+        self.cursor.as_deref()
+    }
+
+    pub(super) fn transport(&self) -> Transport {
+        self.preferred[self.current]
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.is_connected
+    }
+
+    /// Whether the server has said that it closes this connection.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.is_some()
+    }
+
+    /// Returns how long a poll is to wait. The first answer has the present state, also if that is empty: it must not wait for
+    /// an event.
+    pub(super) fn poll_wait(&self) -> Duration {
+        match self.is_ready {
+            true => POLL_WAIT,
+            false => Duration::ZERO,
+        }
+    }
+
+    /// Returns how long a connection may be silent before it counts as dead.
+    pub(super) fn silence(&self) -> Duration {
+        match self.transport() {
+            // A proxy that buffers may hold back the white space that is the heartbeat of a poll.
+            Transport::LongPoll => (self.heartbeat * 2).max(POLL_WAIT + FIRST_MESSAGE),
+            Transport::EventStream if self.is_connected => self.heartbeat * 2,
+            Transport::EventStream => FIRST_MESSAGE,
+        }
+    }
+
+    /// Begins a connection.
+    pub(super) fn connecting(&mut self, now: Instant) {
+        self.is_connected = false;
+        self.closing = None;
+        self.was_ready = false;
+        if self.fell_back_at.is_some_and(|at| now - at >= FALLBACK) {
+            self.current = 0;
+            self.fell_back_at = None;
+        }
+    }
+
+    /// Takes a message. Returns it if the application gets it.
+    pub(super) fn receive(&mut self, message: Message) -> Option<Message> {
+        self.is_connected = true;
+        (self.unusable, self.unauthorized, self.early_ends) = (0, 0, 0);
+        if let Some(seq) = message.seq() {
+            if seq <= self.last_seq {
+                return None;
+            }
+            self.last_seq = seq;
+            self.advance(&message);
+            return Some(message);
+        }
+        match message.message_type() {
+            "connected" => {
+                let secs = message.get("heartbeat_secs").as_f64();
+                let secs = secs.filter(|secs| *secs > 0.0);
+                self.heartbeat = secs.map_or(HEARTBEAT_DEFAULT, |secs| {
+                    Duration::from_secs_f64(secs.min(HEARTBEAT_MAX_SECS))
+                });
+                None
+            }
+            "heartbeat" => {
+                self.advance(&message);
+                None
+            }
+            "ready" => {
+                self.advance(&message);
+                self.backoff.reset();
+                self.was_ready = true;
+                let was_ready = std::mem::replace(&mut self.is_ready, true);
+                (!was_ready).then_some(message)
+            }
+            "reset" => {
+                // The history after a reset is another one, and its numbers may be lower.
+                (self.cursor, self.last_seq, self.is_ready) = (None, 0, false);
+                Some(message)
+            }
+            "closing" => {
+                self.closing = Some(message);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn advance(&mut self, message: &Message) {
+        if let Some(cursor) = message.cursor() {
+            self.cursor = Some(cursor.to_owned());
+        }
+    }
+
+    /// The connection ended.
+    pub(super) fn cut(&mut self) -> Next {
+        let Some(closing) = self.closing.take() else {
+            return Next::Connect(self.backoff.pause(Duration::ZERO));
+        };
+        let code = closing.get("code").as_u64().unwrap_or_default();
+        let returns = closing.get("reconnect") == true;
+        let retry = closing.get("retry_ms").as_u64();
+        let retry = Duration::from_millis(retry.unwrap_or_default());
+        if code == CLOSED_DONE && !returns {
+            return Next::Done;
+        }
+        let is_renewed =
+            self.token_renews && matches!(code, CLOSED_GOING_AWAY | CLOSED_TOKEN_EXPIRED);
+        if !returns && !is_renewed {
+            let reason = closing.get("reason").as_str().unwrap_or_default();
+            return Next::GiveUp(ClientError::Closed {
+                code,
+                reason: reason.to_owned(),
+            });
+        }
+        // A token that expires at once would cause a busy loop.
+        Next::Connect(if code == CLOSED_TOKEN_EXPIRED && self.was_ready {
+            retry
+        } else if retry.is_zero() {
+            self.backoff.pause(Duration::ZERO)
+        } else {
+            // The server spreads `retry_ms` over its clients. Jitter keeps others apart.
+            jittered(retry, 1.2)
+        })
+    }
+
+    /// The request was rejected.
+    pub(super) fn rejected(&mut self, refusal: Refusal) -> Next {
+        if NO_SUCH_TRANSPORT.contains(&refusal.status) {
+            return self.unusable(Some(refusal.into_error()));
+        }
+        self.unauthorized = match refusal.status {
+            401 => self.unauthorized + 1,
+            _ => 0,
+        };
+        let tries = if self.token_renews {
+            UNAUTHORIZED_MAX
+        } else {
+            1
+        };
+        if PERMANENT.contains(&refusal.status) || self.unauthorized >= tries {
+            return Next::GiveUp(refusal.into_error());
+        }
+        Next::Connect(match self.unauthorized {
+            1 => Duration::ZERO,
+            _ => self.backoff.pause(refusal.retry_after),
+        })
+    }
+
+    /// An accepted connection ended without a message: a restart, or a proxy that cuts streams.
+    pub(super) fn ended_early(&mut self) -> Next {
+        self.early_ends += 1;
+        match self.early_ends >= EARLY_ENDS_MAX {
+            true => self.unusable(None),
+            false => Next::Connect(self.backoff.pause(Duration::ZERO)),
+        }
+    }
+
+    /// This transport does not pass through the network. `why` is the reason if the server said one.
+    pub(super) fn unusable(&mut self, why: Option<ClientError>) -> Next {
+        self.early_ends = 0;
+        self.fell_back_at = Some(Instant::now());
+        self.unusable += 1;
+        self.current = (self.current + 1) % self.preferred.len();
+        if self.unusable < self.preferred.len() {
+            return Next::Connect(Duration::ZERO);
+        }
+        self.unusable = 0;
+        match why {
+            Some(why) => Next::GiveUp(why),
+            None => Next::Connect(self.backoff.pause(Duration::ZERO)),
+        }
+    }
+}

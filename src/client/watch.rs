@@ -1,0 +1,400 @@
+//! Reads a scope over SSE or long poll, and stays connected. `story` has the rules; this module does the I/O.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use futures_core::Stream;
+use hyper::Method;
+use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout, timeout_at};
+
+use super::http::{Answer, Request};
+use super::message::MESSAGE_MAX_BYTES;
+use super::sse::SseParser;
+use super::story::{Next, Story};
+use super::{Client, ClientError, Message, Transport, refusal};
+
+/// How long an accepted connection may take to be established and answered.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How many messages are read before the application asks for them.
+const READ_AHEAD: usize = 16;
+
+/// What to watch, and from where. Created by [`Client::watch`].
+pub struct WatchBuilder {
+    client: Client,
+    scope: String,
+    query: Vec<(String, String)>,
+    cursor: Option<String>,
+    transports: Vec<Transport>,
+    pace: Pace,
+}
+
+/// How fast time passes for waits. Tests shorten them.
+#[derive(Clone, Default)]
+pub(super) struct Pace {
+    #[cfg(test)]
+    pub(super) pauses: Option<mpsc::UnboundedSender<Duration>>,
+}
+
+#[cfg(test)]
+const TEST_SCALE: u32 = 20;
+
+impl Pace {
+    /// Returns how long to wait in reality.
+    fn real(&self, wait: Duration) -> Duration {
+        #[cfg(test)]
+        if self.pauses.is_some() {
+            return wait / TEST_SCALE;
+        }
+        wait
+    }
+
+    async fn pause(&self, pause: Duration) {
+        #[cfg(test)]
+        if let Some(pauses) = &self.pauses {
+            let _ = pauses.send(pause);
+        }
+        sleep(self.real(pause)).await;
+    }
+}
+
+impl WatchBuilder {
+    pub(super) fn new(client: Client, scope: &str) -> WatchBuilder {
+        let scope = scope.trim_start_matches('/');
+        let (path, query) = scope.split_once('?').unwrap_or((scope, ""));
+        let decoded = |text: &str| {
+            let spaced = text.replace('+', " ");
+            percent_decode_str(&spaced).decode_utf8_lossy().into_owned()
+        };
+        let pairs = query.split('&').filter(|pair| !pair.is_empty());
+        let query = pairs.map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decoded(name), decoded(value))
+        });
+        WatchBuilder {
+            client,
+            scope: path.to_owned(),
+            query: query.collect(),
+            cursor: None,
+            transports: vec![Transport::EventStream, Transport::LongPoll],
+            pace: Pace::default(),
+        }
+    }
+
+    /// Continues after this place instead of starting with the present state. An empty cursor counts as none.
+    #[must_use]
+    pub fn cursor(mut self, cursor: impl Into<String>) -> WatchBuilder {
+        self.cursor = Some(cursor.into());
+        self
+    }
+
+    /// Adds a filter or an option to the URL, such as `job_type`, `status` or `tick_ms`. It can be repeated.
+    #[must_use]
+    pub fn param(mut self, name: impl Into<String>, value: impl ToString) -> WatchBuilder {
+        self.query.push((name.into(), value.to_string()));
+        self
+    }
+
+    /// Tries these transports, in this order. An empty list counts as the default: SSE, then long poll.
+    #[must_use]
+    pub fn transports(mut self, transports: &[Transport]) -> WatchBuilder {
+        if !transports.is_empty() {
+            self.transports = transports.to_vec();
+        }
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn pace(mut self, pace: Pace) -> WatchBuilder {
+        self.pace = pace;
+        self
+    }
+
+    /// Starts to read, in a task of the current Tokio runtime that ends when the [`Watch`] is dropped.
+    pub fn start(self) -> Watch {
+        let (sender, items) = mpsc::channel(READ_AHEAD);
+        let story = Story::new(
+            self.transports,
+            self.cursor.clone(),
+            self.client.credential.renews(),
+        );
+        let cursor = story.cursor().map(str::to_owned);
+        let path = match self.scope.is_empty() {
+            true => "/events".to_owned(),
+            false => format!("/events/{}", self.scope),
+        };
+        let driver = Driver {
+            client: self.client,
+            path,
+            query: self.query,
+            pace: self.pace,
+            story,
+            items: sender,
+        };
+        Watch {
+            items,
+            cursor,
+            task: tokio::spawn(driver.run()),
+        }
+    }
+}
+
+/// The messages of a scope: the present state as snapshots, `ready`, then each event, once and in order.
+///
+/// A `reset` says that what is known must be discarded, because a complete snapshot and another `ready` follow. The stream
+/// ends when the server has nothing more to send, and after an error, which says that going on is useless.
+pub struct Watch {
+    items: mpsc::Receiver<Item>,
+    cursor: Option<String>,
+    task: JoinHandle<()>,
+}
+
+enum Item {
+    Message(Message, Option<String>),
+    /// The cursor has moved without a message for the application.
+    Cursor(String),
+    Failed(ClientError),
+}
+
+impl Watch {
+    /// Returns the next message, or `None` at the end. It can be cancelled: no message is lost.
+    pub async fn next(&mut self) -> Option<Result<Message, ClientError>> {
+        std::future::poll_fn(|cx| self.poll_item(cx)).await
+    }
+
+    /// Returns the place after the last message that was returned. Store it to continue there.
+    pub fn cursor(&self) -> Option<&str> {
+        self.cursor.as_deref()
+    }
+
+    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, ClientError>>> {
+        loop {
+            return Poll::Ready(match ready!(self.items.poll_recv(cx)) {
+                Some(Item::Message(message, cursor)) => {
+                    self.cursor = cursor;
+                    Some(Ok(message))
+                }
+                Some(Item::Cursor(cursor)) => {
+                    self.cursor = Some(cursor);
+                    continue;
+                }
+                Some(Item::Failed(error)) => Some(Err(error)),
+                None => None,
+            });
+        }
+    }
+}
+
+impl Stream for Watch {
+    type Item = Result<Message, ClientError>;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Message, ClientError>>> {
+        self.poll_item(cx)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// How a connection ended, unless it just ended.
+enum Trouble {
+    /// The application no longer reads.
+    Left,
+    Refused(super::story::Refusal),
+    /// The answer is not what this transport returns: something between client and server does not support it.
+    NotThisTransport,
+    Silent,
+    /// The connection broke, or carried something that is not a message.
+    Broken(ClientError),
+}
+
+impl From<ClientError> for Trouble {
+    fn from(error: ClientError) -> Trouble {
+        Trouble::Broken(error)
+    }
+}
+
+struct Driver {
+    client: Client,
+    path: String,
+    query: Vec<(String, String)>,
+    pace: Pace,
+    story: Story,
+    items: mpsc::Sender<Item>,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        loop {
+            self.story.connecting(Instant::now());
+            let mut is_accepted = false;
+            let ended = self.connection(&mut is_accepted).await;
+            let is_known = self.story.is_connected() || !is_accepted;
+            let next = match ended {
+                Ok(()) if self.polls_on() => continue,
+                Ok(()) if is_known => self.story.cut(),
+                Ok(()) => self.story.ended_early(),
+                Err(Trouble::Left) => return,
+                Err(Trouble::Refused(refusal)) => {
+                    tracing::debug!(path = %self.path, status = refusal.status, "the stream was refused");
+                    self.story.rejected(refusal)
+                }
+                Err(Trouble::NotThisTransport) => self.story.unusable(None),
+                Err(Trouble::Silent) if is_known => self.story.cut(),
+                Err(Trouble::Silent) => self.story.unusable(None),
+                Err(Trouble::Broken(error)) => {
+                    tracing::debug!(path = %self.path, %error, "the stream was cut");
+                    match is_known {
+                        true => self.story.cut(),
+                        false => self.story.ended_early(),
+                    }
+                }
+            };
+            match next {
+                Next::Connect(pause) => self.pace.pause(pause).await,
+                Next::Done => return,
+                Next::GiveUp(error) => {
+                    // Fails if nobody reads any more.
+                    let _ = self.items.send(Item::Failed(error)).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether the answer to a poll is complete, so that the next poll follows at once.
+    fn polls_on(&self) -> bool {
+        let is_poll = self.story.transport() == Transport::LongPoll;
+        is_poll && self.story.is_connected() && !self.story.is_closing()
+    }
+
+    async fn connection(&mut self, is_accepted: &mut bool) -> Result<(), Trouble> {
+        match self.story.transport() {
+            Transport::EventStream => self.event_stream(is_accepted).await,
+            Transport::LongPoll => self.long_poll(is_accepted).await,
+        }
+    }
+
+    async fn event_stream(&mut self, is_accepted: &mut bool) -> Result<(), Trouble> {
+        let request = self
+            .request(None)
+            .header(ACCEPT, "text/event-stream")
+            .header(CACHE_CONTROL, "no-cache");
+        let mut response = self.open(request, "text/event-stream").await?;
+        *is_accepted = true;
+        let mut parser = SseParser::default();
+        let mut has_begun = false;
+        let mut alive_at = tokio::time::Instant::now();
+        loop {
+            let silence = self.pace.real(self.story.silence());
+            let chunk = timeout_at(alive_at + silence, response.chunk());
+            let chunk = chunk.await.map_err(|_| Trouble::Silent)?;
+            let Some(chunk) = chunk? else {
+                return Ok(());
+            };
+            let events = parser.feed(&chunk)?;
+            // Padding and halves of long events are signs of life, too, once the stream has begun.
+            has_begun |= !events.is_empty();
+            if has_begun {
+                alive_at = tokio::time::Instant::now();
+            }
+            for event in events {
+                self.take(Message::parse(&event.data)?).await?;
+                if self.story.is_closing() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn long_poll(&mut self, is_accepted: &mut bool) -> Result<(), Trouble> {
+        let wait = self.story.poll_wait().as_secs();
+        let request = self.request(Some(wait)).header(ACCEPT, "application/json");
+        let mut response = self.open(request, "application/json").await?;
+        *is_accepted = true;
+        let mut body = Vec::new();
+        loop {
+            let silence = self.pace.real(self.story.silence());
+            let chunk = timeout(silence, response.chunk()).await;
+            let chunk = chunk.map_err(|_| Trouble::Silent)?;
+            let Some(chunk) = chunk? else {
+                break;
+            };
+            body.extend_from_slice(&chunk);
+            if body.len() > MESSAGE_MAX_BYTES {
+                return Err(ClientError::Unreadable("an answer is too large".into()).into());
+            }
+        }
+        let unreadable =
+            || ClientError::Unreadable("the answer to a poll has no `messages`".into());
+        let answer: Value = serde_json::from_slice(&body).map_err(|_| unreadable())?;
+        let Value::Object(mut answer) = answer else {
+            return Err(unreadable().into());
+        };
+        let Some(Value::Array(messages)) = answer.remove("messages") else {
+            return Err(unreadable().into());
+        };
+        for message in messages {
+            self.take(Message::from_value(message)?).await?;
+            if self.story.is_closing() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns a request for the scope. A poll says how many seconds it waits.
+    fn request(&self, wait: Option<u64>) -> Request {
+        let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let wait = wait.map(|secs| ("wait".to_owned(), secs.to_string()));
+        let pairs = self.query.iter().chain(&wait);
+        let pairs = pairs.map(|(name, value)| format!("{}={}", encoded(name), encoded(value)));
+        let query: Vec<String> = pairs.collect();
+        let mark = if query.is_empty() { "" } else { "?" };
+        let path = format!("{}{mark}{}", self.path, query.join("&"));
+        self.client.request(Method::GET, &path)
+    }
+
+    /// Sends the request, and checks that its answer is of this type.
+    async fn open(&mut self, mut request: Request, media_type: &str) -> Result<Answer, Trouble> {
+        if let Some(cursor) = self.story.cursor() {
+            request = request.header(HeaderName::from_static("last-event-id"), cursor);
+        }
+        let longest = self.pace.real(self.story.silence() + CONNECT);
+        let response = timeout(longest, self.client.send(request)).await;
+        let response = response.map_err(|_| Trouble::Silent)??;
+        if response.status >= 300 {
+            return Err(Trouble::Refused(refusal(response, longest).await));
+        }
+        let content_type = response.header(CONTENT_TYPE);
+        match response.status == 200 && content_type.is_some_and(|own| own.starts_with(media_type))
+        {
+            true => Ok(response),
+            false => Err(Trouble::NotThisTransport),
+        }
+    }
+
+    /// Takes a message, and passes on what the application gets.
+    async fn take(&mut self, message: Message) -> Result<(), Trouble> {
+        let before = self.story.cursor().map(str::to_owned);
+        let delivered = self.story.receive(message);
+        let cursor = self.story.cursor().map(str::to_owned);
+        let item = match (delivered, cursor) {
+            (Some(message), cursor) => Item::Message(message, cursor),
+            (None, Some(cursor)) if before.as_ref() != Some(&cursor) => Item::Cursor(cursor),
+            (None, _) => return Ok(()),
+        };
+        self.items.send(item).await.map_err(|_| Trouble::Left)
+    }
+}

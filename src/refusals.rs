@@ -20,9 +20,14 @@ pub struct RequestSource {
 }
 
 impl RequestSource {
-    /// The path of a request, without its query, and the address that it comes from.
+    /// The path of a request, without its query and the key of a ping, and the address that it comes from.
     pub fn new(path: &str, address: Option<IpAddr>) -> RequestSource {
-        let parts: Vec<&str> = path.split('/').map(without_token).collect();
+        let mut before = "";
+        let without_secret = |part| match std::mem::replace(&mut before, part) {
+            "ping" => "...",
+            _ => without_token(part),
+        };
+        let parts: Vec<&str> = path.split('/').map(without_secret).collect();
         let shown = |own: char| if own.is_ascii_graphic() { own } else { '?' };
         let route: String = parts.join("/").chars().take(ROUTE_MAX_CHARS).collect();
         RequestSource {
@@ -173,6 +178,8 @@ mod tests {
         assert_eq!(&*route("/events/jobs/a.b.c"), "/events/jobs/a.b.c");
         let token = format!("{0}.{0}.{0}", "eyJhbGciOiJIUzI1NiJ9");
         assert_eq!(&*route(&format!("/events/{token}")), "/events/...");
+        assert_eq!(&*route("/ping/7-abc/start"), "/ping/.../start");
+        assert_eq!(&*route("/live/ping/7-abc"), "/live/ping/...");
         assert_eq!(&*route("/a\nINFO b\u{9b}"), "/a?INFO?b?");
         assert_eq!(route(&"/long".repeat(1_000)).len(), ROUTE_MAX_CHARS);
     }

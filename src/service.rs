@@ -8,7 +8,7 @@ use std::time::Duration;
 use figment::Figment;
 use tokio::time::Instant;
 
-use crate::app::{PublishService, Stopping, SubscribeService};
+use crate::app::{PingService, PublishService, Stopping, SubscribeService};
 use crate::auth::{KeyError, Keys};
 use crate::bus::NodeId;
 use crate::cluster::{Cluster, Differs, Identity, ReadVitals, Vitals};
@@ -116,6 +116,7 @@ pub struct Tidings {
     relay: Option<Arc<Relay>>,
     publications: Arc<PublishService>,
     subscriptions: Arc<SubscribeService>,
+    pings: PingService,
     presence: Arc<Presence>,
     notifiers: Arc<Notifiers>,
     /// Held while this node deletes what is past retention.
@@ -231,11 +232,18 @@ impl Tidings {
             (Arc::clone(&metrics), Arc::clone(&refusals)),
             Arc::clone(&settings),
         );
+        let publications = Arc::new(publications);
+        let pings = PingService::new(
+            Arc::clone(&store),
+            Arc::clone(&publications),
+            Arc::clone(&settings),
+        );
         let terms = lease::Terms::default();
         let sweep = Lease::new(Arc::clone(&store), watchdog::SWEEP_LEASE, terms);
         let tidings = Tidings {
             keys,
-            publications: Arc::new(publications),
+            publications,
+            pings,
             subscriptions: Arc::new(subscriptions),
             presence,
             notifiers,
@@ -334,6 +342,11 @@ impl Tidings {
     /// Returns the service that subscribes on behalf of callers.
     pub fn subscriptions(&self) -> &Arc<SubscribeService> {
         &self.subscriptions
+    }
+
+    /// Returns the service that takes pings, and manages their keys.
+    pub fn pings(&self) -> &PingService {
+        &self.pings
     }
 
     /// Returns the presence of devices, which takes their heartbeats.

@@ -2,6 +2,7 @@
 //! holds takes nothing and returns how long to wait. If the amount is known only afterwards, the bucket goes into debt,
 //! and the next caller waits until the debt is paid.
 
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::time::Instant;
 
-use crate::config::{Settings, THROTTLED_MAX};
+use crate::config::{PING_ADDRESS_BURST, PING_BURST, PINGS_PER_ADDRESS, Settings, THROTTLED_MAX};
 use crate::id::SchoolId;
 
 /// A rate limit: a rate and a burst size.
@@ -58,6 +59,16 @@ impl RateLimit {
     pub fn for_publishing(settings: &Settings) -> Option<RateLimit> {
         let batch = u32::try_from(settings.batch_limit_commands).unwrap_or(u32::MAX);
         RateLimit::new(settings.publishes_per_sec, batch)
+    }
+
+    /// Returns the rate limit for pings, for each key.
+    pub fn for_pings(settings: &Settings) -> Option<RateLimit> {
+        RateLimit::new(settings.pings_per_sec, PING_BURST)
+    }
+
+    /// Returns the rate limit for pings, for each address in a school.
+    pub fn for_pings_of_address() -> Option<RateLimit> {
+        RateLimit::new(PINGS_PER_ADDRESS, PING_ADDRESS_BURST)
     }
 
     /// Returns the rate limit for the bytes of events that a school produces.
@@ -206,6 +217,17 @@ impl Throttle {
             buckets.put(who, bucket);
         }
         Ok(())
+    }
+}
+
+/// Returns what counts as one address. The owner of an IPv6 address usually has a whole /64 network.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = u128::from(address) >> 64 << 64;
+            IpAddr::V6(network.into())
+        }
+        address => address,
     }
 }
 

@@ -26,6 +26,9 @@ mod id {
 mod scope {
     pub(crate) use tidings::scope::{Filter, Scope, without_superseded};
 }
+mod throttle {
+    pub(crate) use tidings::throttle::network;
+}
 mod wire {
     pub(crate) use tidings::wire::Close;
 }

@@ -10,6 +10,7 @@
 
 mod batch;
 mod caller;
+mod pings;
 mod publish;
 mod stopping;
 mod subscribe;
@@ -17,6 +18,10 @@ mod violations;
 
 pub use self::batch::{Answer, Batch, BatchItem};
 pub use self::caller::Caller;
+pub use self::pings::{
+    EXIT_CODE, Ending, NoReport, Ping, PingCaller, PingRefused, PingService, Plan, Report,
+    SUPERSEDED_CODE,
+};
 pub use self::publish::{Admission, PublishService, Refused, TooFast};
 pub use self::stopping::Stopping;
 pub use self::subscribe::{Listen, SubscribeService};

@@ -64,6 +64,18 @@ pub enum TooFast {
         /// How long to wait before trying again.
         wait: Duration,
     },
+    /// The limit of a ping key, or of the address of a client that pings.
+    #[error("too many pings {whose}: at most {most} per second are accepted")]
+    Pings {
+        /// Whose limit it is: `with this key`, `from this address`.
+        whose: &'static str,
+        /// The setting that determines it, if there is one.
+        setting: Option<&'static str>,
+        /// The limit.
+        most: u32,
+        /// How long to wait before trying again.
+        wait: Duration,
+    },
     /// The limit of a school.
     #[error("the school produces too many events: at most {most} bytes of events per second are accepted; try again in {} s", .wait.as_secs() + 1)]
     Bytes {
@@ -238,15 +250,26 @@ impl PublishService {
 
 impl Admission<'_> {
     /// Publishes the command if the caller's token reaches its subject. Returns after the commit.
-    pub async fn publish(self, mut envelope: Envelope) -> Result<Receipt, Refused> {
-        let (caller, school) = (self.caller, self.caller.school());
-        caller.authorize_subject(envelope.command.kind(), &envelope.subject)?;
-        envelope.sub = Some(Arc::clone(caller.name()));
-        let receipts = self
-            .service
-            .append(school, vec![envelope], self.allowance)
-            .await?;
+    pub async fn publish(self, envelope: Envelope) -> Result<Receipt, Refused> {
+        let receipts = self.publish_all(vec![envelope]).await?;
         let receipt = receipts.into_iter().next();
         Ok(receipt.expect("a store answers every command")?)
+    }
+
+    /// Publishes commands in order, independently of one another, if the caller's token reaches all of their subjects.
+    pub(super) async fn publish_all(
+        &self,
+        mut envelopes: Vec<Envelope>,
+    ) -> Result<Vec<Result<Receipt, CommandError>>, Refused> {
+        for envelope in &mut envelopes {
+            self.caller
+                .authorize_subject(envelope.command.kind(), &envelope.subject)?;
+            envelope.sub = Some(Arc::clone(self.caller.name()));
+        }
+        let allowance = Arc::clone(&self.allowance);
+        Ok(self
+            .service
+            .append(self.caller.school(), envelopes, allowance)
+            .await?)
     }
 }

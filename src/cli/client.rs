@@ -4,14 +4,18 @@ use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use serde_json::Value;
-use ureq::http::Response;
+use ureq::http::uri::Authority;
+use ureq::http::{Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::typestate::WithBody;
 use ureq::{Body, RequestBuilder};
 
 use super::{Exit, Failure};
 use crate::config::Secret;
+use crate::config::origin::parse_port;
 
+/// The default server.
+pub(super) const DEFAULT_URL: &str = "http://127.0.0.1:8000";
 /// How long to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait for an answer. Does not apply to streams.
@@ -219,4 +223,31 @@ impl Iterator for Events {
             }
         }
     }
+}
+
+/// Parses the URL of a server, to which paths are appended. An empty variable counts as unset.
+pub(super) fn url(text: &str) -> Result<String, String> {
+    let text = if text.is_empty() { DEFAULT_URL } else { text };
+    let parsed = text.parse::<Uri>().ok();
+    let is_server = parsed.is_some_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.authority().is_some_and(is_address)
+            && uri.query().is_none()
+            && !text.contains('#')
+            && !text.contains('@')
+    });
+    match is_server {
+        true => Ok(text.to_owned()),
+        false => Err(
+            "must be the URL of a server, such as https://tidings.example or http://127.0.0.1:8000, with a port from 1 to 65535".into(),
+        ),
+    }
+}
+
+/// Whether there is a host, and a valid port if there is one.
+fn is_address(authority: &Authority) -> bool {
+    let port = authority.as_str().strip_prefix(authority.host());
+    let is_port =
+        |port: &str| port.is_empty() || port.strip_prefix(':').and_then(parse_port).is_some();
+    !authority.host().is_empty() && port.is_some_and(is_port)
 }

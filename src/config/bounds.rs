@@ -453,3 +453,19 @@ pub const COPY_PAGE: usize = 500;
 pub const COPY_SUBJECTS: usize = 100;
 /// Interval at which it reports its progress, unless on a terminal.
 pub const COPY_REPORT_PERIOD: Duration = Duration::from_secs(5);
+/// Burst of pings with one key, at least.
+pub const PING_BURST: u32 = 60;
+/// Rate limit for pings from one address about one school, per second. It bounds how many guesses are looked up.
+pub const PINGS_PER_ADDRESS: u32 = 100;
+/// Burst of pings from one address about one school. Many machines start their jobs at the full hour, and can share an
+/// address.
+pub const PING_ADDRESS_BURST: u32 = 2_000;
+/// The largest number of keys for pings that a school can be allowed: they are listed on one page.
+pub const PING_KEYS_MAX: u64 = 10_000;
+/// The longest `rid` of a ping, in bytes.
+pub const PING_RID_MAX_BYTES: usize = 48;
+/// Within this time, the same ping without `rid` counts as a repetition: the longest time between the first and the last
+/// attempt of `curl -m 10 --retry 3` is 37 seconds.
+pub const PING_REPEAT: Duration = Duration::from_secs(45);
+/// How often a ping is decided anew because another ping of the same run came first.
+pub const PING_TRIES: usize = 4;

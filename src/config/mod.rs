@@ -276,6 +276,10 @@ pub struct Settings {
     /// Rate limit for commands and heartbeats, per second, with tokens of one `sub` in a school. A burst can always
     /// hold a whole batch. 0 means no limit.
     pub publishes_per_sec: u32,
+    /// Rate limit for pings with one key, per second, with bursts of [`PING_BURST`]. 0 means no limit.
+    pub pings_per_sec: u32,
+    /// Maximum number of keys for pings of a school.
+    pub ping_keys_per_school: u64,
     /// Maximum number of jobs that are kept for a school.
     pub jobs_per_school: u64,
     /// Maximum number of enrollment sessions that are kept for a school.
@@ -362,6 +366,8 @@ impl Default for Settings {
             client_messages_per_sec: 100,
             channels_per_connection: 100,
             publishes_per_sec: 20_000,
+            pings_per_sec: 10,
+            ping_keys_per_school: 1_000,
             jobs_per_school: 10_000_000,
             enrollments_per_school: 10_000_000,
             devices_per_school: 100_000,

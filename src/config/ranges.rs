@@ -1,7 +1,7 @@
 //! The ranges of settings that are whole numbers. Each range is described in the same words in every error.
 
 use super::bounds::{
-    BATCH_BYTES_MAX, BLOCKING_MAX, MAILBOX_CAPACITY_MAX, READ_TIMEOUT_MAX_MS,
+    BATCH_BYTES_MAX, BLOCKING_MAX, MAILBOX_CAPACITY_MAX, PING_KEYS_MAX, READ_TIMEOUT_MAX_MS,
     READER_CONNECTIONS_MAX, TICK_MAX_MS, TOKEN_MAX_SECS, WINDOW_EVENTS_MAX, WORKERS_MAX,
 };
 use crate::kind;
@@ -62,6 +62,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("metadata_limit_bytes", 2, u64::MAX),
     ("client_message_limit_bytes", 1, u64::MAX),
     ("channels_per_connection", 1, u64::MAX),
+    ("ping_keys_per_school", 0, PING_KEYS_MAX),
     ("jobs_per_school", 1, u64::MAX),
     ("enrollments_per_school", 1, u64::MAX),
     ("devices_per_school", 1, u64::MAX),

@@ -45,16 +45,7 @@ impl Unread<'_> {
         (limit, setting): (u64, &'static str),
     ) -> Result<Vec<u8>, Problem> {
         // Read one byte more than allowed, to distinguish a body at the limit from one above it.
-        let read = self.data.open(ByteUnit::from(limit.saturating_add(1)));
-        let arrived = timeout(self.patience, read.into_bytes()).await;
-        let bytes = arrived.map_err(|_| {
-            let secs = self.patience.as_secs();
-            let detail = format!("the body did not arrive within {secs} s");
-            Problem::new(Kind::BadRequest, detail).of_limit("body_timeout_secs")
-        })?;
-        let bytes = bytes
-            .map_err(|error| Problem::new(Kind::BadRequest, error.to_string()))?
-            .into_inner();
+        let bytes = self.read_beginning(limit.saturating_add(1)).await?;
         if bytes.len() as u64 > limit {
             return Err(Problem::new(
                 Kind::BodyTooLarge,
@@ -63,6 +54,19 @@ impl Unread<'_> {
             .of_limit(setting));
         }
         Ok(bytes)
+    }
+
+    /// Reads at most `limit` bytes, and ignores the rest.
+    pub(super) async fn read_beginning(self, limit: u64) -> Result<Vec<u8>, Problem> {
+        let read = self.data.open(ByteUnit::from(limit));
+        let arrived = timeout(self.patience, read.into_bytes()).await;
+        let bytes = arrived.map_err(|_| {
+            let secs = self.patience.as_secs();
+            let detail = format!("the body did not arrive within {secs} s");
+            Problem::new(Kind::BadRequest, detail).of_limit("body_timeout_secs")
+        })?;
+        let bytes = bytes.map_err(|error| Problem::new(Kind::BadRequest, error.to_string()))?;
+        Ok(bytes.into_inner())
     }
 }
 

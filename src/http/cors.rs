@@ -11,7 +11,7 @@ use super::credential::tidings;
 use super::forwarded::{self, Page};
 
 /// The methods of our routes.
-const METHODS: &str = "GET, HEAD, POST, PUT, OPTIONS";
+const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
 /// The headers that our clients and common libraries send. Others are allowed if a page requests them.
 const REQUEST_HEADERS: &str = "Accept, Authorization, Cache-Control, Content-Type, Idempotency-Key, Last-Event-ID, Pragma, \
      X-Requested-With";

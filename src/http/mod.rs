@@ -21,6 +21,7 @@ mod metrics;
 mod monitor;
 mod notifiers;
 pub(crate) mod opening;
+mod pings;
 pub mod problem;
 pub(crate) mod shutdown;
 mod stream;
@@ -47,6 +48,7 @@ pub fn routes() -> Vec<Route> {
         devices::routes(),
         violations::routes(),
         notifiers::routes(),
+        pings::routes(),
         subjects::routes(),
         batch::routes(),
         tickets::routes(),

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::credential::source;
 use super::methods;
-use crate::app::{Refused, TooFast};
+use crate::app::{PingRefused, Refused, TooFast};
 use crate::auth::{AuthError, KeyError};
 use crate::hub::HubFull;
 use crate::id::NameError;
@@ -309,16 +309,30 @@ impl From<Refused> for Problem {
     }
 }
 
+impl From<PingRefused> for Problem {
+    fn from(error: PingRefused) -> Problem {
+        match error {
+            PingRefused::Refused(error) => error.into(),
+            PingRefused::UnknownKey | PingRefused::NoReport(_) => {
+                Problem::new(Kind::NotFound, error.to_string())
+            }
+            PingRefused::Rid => Problem::new(Kind::InvalidQuery, error.to_string()),
+        }
+    }
+}
+
 impl From<TooFast> for Problem {
     fn from(error: TooFast) -> Problem {
         let (setting, wait) = match error {
-            TooFast::Commands { wait, .. } => ("publishes_per_sec", wait),
-            TooFast::Bytes { wait, .. } => ("event_bytes_per_sec", wait),
+            TooFast::Commands { wait, .. } => (Some("publishes_per_sec"), wait),
+            TooFast::Pings { wait, setting, .. } => (setting, wait),
+            TooFast::Bytes { wait, .. } => (Some("event_bytes_per_sec"), wait),
         };
         Problem {
+            limit: setting,
             // `Retry-After` has whole seconds.
             retry_after_secs: Some(u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX)),
-            ..Problem::new(Kind::TooFast, error.to_string()).of_limit(setting)
+            ..Problem::new(Kind::TooFast, error.to_string())
         }
     }
 }

@@ -246,14 +246,14 @@ pub(super) fn only_known(request: &Request<'_>, own: &[&str]) -> Result<(), Prob
             const SHOWN_CHARS: usize = 64;
             let name: String = name.chars().take(SHOWN_CHARS).collect();
             let known = [own, &COMMON].concat().join(", ");
-            let detail = format!("`{name}` is not a parameter of this list; it accepts {known}");
+            let detail = format!("`{name}` is not a parameter of this URL; it accepts {known}");
             return Err(Problem::new(Kind::InvalidQuery, detail));
         }
         if REPEATABLE.contains(&name) {
             continue;
         }
         if seen.contains(&name) {
-            let detail = format!("`{name}` is given more than once; this list accepts it once");
+            let detail = format!("`{name}` is given more than once; it is accepted once");
             return Err(Problem::new(Kind::InvalidQuery, detail));
         }
         seen.push(name);

@@ -31,6 +31,7 @@ use crate::id::{Channel, Kind, Place, SchoolId, SubjectId, Tag};
 use crate::scope::Scope;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use crate::throttle::network;
 use crate::wire::Close;
 
 /// The fan-out of one node.
@@ -604,17 +605,6 @@ impl SchoolState {
         if self.kinds.get(&kind).is_some_and(is_unused) {
             self.kinds.remove(&kind);
         }
-    }
-}
-
-/// Returns what counts as one address. The owner of an IPv6 address usually has a whole /64 network.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let network = u128::from(address) >> 64 << 64;
-            IpAddr::V6(network.into())
-        }
-        address => address,
     }
 }
 

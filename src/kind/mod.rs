@@ -20,9 +20,10 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use self::job::{History, Past};
+pub(crate) use self::values::is_plain_name;
 use self::values::{
-    as_optional_timestamp, as_timestamp, bounded, code, from_optional_object, is_plain_name,
-    merged, optional_id_or_number, optional_time, percent, text_or_number,
+    as_optional_timestamp, as_timestamp, bounded, code, from_optional_object, merged,
+    optional_id_or_number, optional_time, percent, text_or_number,
 };
 use crate::event::{Draft, EventType};
 use crate::id::{Channel, Kind, NameError, SubjectId};

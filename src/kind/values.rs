@@ -42,7 +42,7 @@ impl From<TextOrNumber> for String {
 }
 
 /// Returns whether the text is a short identifier: 1 to `most` characters out of A-Z a-z 0-9 . _ : ~ -
-pub(super) fn is_plain_name(text: &str, most: usize) -> bool {
+pub(crate) fn is_plain_name(text: &str, most: usize) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._:~-".contains(&byte);
     (1..=most).contains(&text.len()) && text.bytes().all(is_plain)
 }

@@ -1,12 +1,12 @@
 //! The log and the current states: the rules for writing them, and the ports through which everything else reads them.
 //!
 //! A store keeps, per school, an ordered log of events and the current state of every subject. It knows nothing of
-//! subscribers. It implements six ports; the contract suite in `tests/it/store_contract` has a part for each:
+//! subscribers. It implements seven ports; the contract suite in `tests/it/store_contract` has a part for each:
 //!
 //! ```text
 //!              commands                                      reads
 //!                 │                                            │
-//!   Journal::append                        Log::*  Catalog::*  Consumers::*  Leases::*  Beats::*  Nodes::*
+//!   Journal::append             Log::*  Catalog::*  Consumers::*  Leases::*  Beats::*  Nodes::*  PingKeys::*
 //!                 ▼
 //!   writer::Writer     turns between schools, group commit          (the same for every store)
 //!                 ▼
@@ -47,6 +47,7 @@ pub mod hints;
 pub mod journal;
 pub mod leases;
 pub mod nodes;
+pub mod pings;
 pub mod writer;
 
 pub use self::allowance::{Allowance, Room};
@@ -63,8 +64,9 @@ pub use self::hints::{Hint, HintCounts, Hints, Look};
 pub use self::journal::{Bounds, Journal, LastEvent, Log, Page, Stretch};
 pub use self::leases::Leases;
 pub use self::nodes::Nodes;
+pub use self::pings::PingKeys;
 
-/// All six ports.
-pub trait Store: Journal + Catalog + Consumers + Leases + Beats + Nodes {}
+/// All seven ports.
+pub trait Store: Journal + Catalog + Consumers + Leases + Beats + Nodes + PingKeys {}
 
-impl<T: Journal + Catalog + Consumers + Leases + Beats + Nodes> Store for T {}
+impl<T: Journal + Catalog + Consumers + Leases + Beats + Nodes + PingKeys> Store for T {}

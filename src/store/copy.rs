@@ -11,7 +11,8 @@ use crate::id::{Kind, SchoolId, SubjectId};
 use crate::kind;
 use crate::log::facts::Stored;
 use crate::log::{
-    Catalog, Consumers, Journal, ListQuery, Log, Order, PartQuery, StoreError, StoredSubject,
+    Catalog, Consumers, Journal, ListQuery, Log, Order, PartQuery, PingKeys, StoreError,
+    StoredSubject,
 };
 
 /// A use of an idempotency key in another store.
@@ -65,6 +66,10 @@ pub async fn copy(
             break;
         }
     }
+    // A school can have keys before it has a log.
+    schools.extend(from.schools_with_ping_keys().await?);
+    schools.sort_unstable();
+    schools.dedup();
     progress.of_schools = schools.len() as u64;
     let names = from
         .notifier_totals()
@@ -128,6 +133,8 @@ impl<R: FnMut(&Progress)> Step<'_, R> {
             self.parts(*kind).await?;
         }
         self.keys().await?;
+        let ping_keys = self.from.ping_keys(self.school).await?;
+        self.import.ping_keys(&ping_keys).await?;
         self.notifiers().await?;
         self.import.end_school(bounds).await
     }

@@ -5,6 +5,7 @@ mod columns;
 pub mod copy;
 mod numbers;
 mod pace;
+mod ping_keys;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod retention;

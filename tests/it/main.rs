@@ -70,6 +70,7 @@ mod notify;
 mod opening;
 mod origins;
 mod parts;
+mod pings;
 mod postgres_frozen;
 mod postgres_schema;
 mod pressure;

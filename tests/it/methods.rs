@@ -44,6 +44,8 @@ const ADDRESSES: &[(&str, &str)] = &[
     ("/api/characteristics/c/samples", "POST"),
     ("/api/characteristics/c/violations", "POST"),
     ("/api/characteristics/c/limits", "POST, PUT"),
+    ("/api/pings", "GET, HEAD, POST"),
+    ("/api/pings/k", "DELETE"),
     ("/api/violations", "GET, HEAD"),
     ("/api/violations/c.1/ack", "POST"),
     ("/api/violations/c.1/unack", "POST"),
@@ -208,9 +210,13 @@ fn every_route_is_in_the_table() {
         .filter(|route| route.method != rocket::http::Method::Options && !is_known(route))
         .map(|route| format!("{} {}", route.method, route.uri.path()))
         .collect();
-    // Its name has a digest in it.
-    let assets = "GET /monitor/assets/<file>".to_owned();
-    assert_eq!(unknown, BTreeSet::from([assets]));
+    // The name of one has a digest in it, the other has a key.
+    let others = [
+        "GET /monitor/assets/<file>",
+        "GET /ping/<key>/<rest..>",
+        "POST /ping/<key>/<rest..>",
+    ];
+    assert_eq!(unknown, others.map(str::to_owned).into());
     for kind in tidings::kind::DESCRIPTIONS {
         for verb in kind.verbs {
             let collection = kind.kind.collection();

@@ -39,3 +39,27 @@ fn the_curl_pair_of_the_readme_works() {
     watching.kill().unwrap();
     watching.wait().unwrap();
 }
+
+/// A run from its start to its exit code, with a key that the command line asks the server for.
+#[test]
+fn the_ping_of_the_readme_reports_a_run() {
+    if !needs("curl") || !needs("bash") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let server = Process::start(command(folder.path()).arg("serve"));
+    let readme = blocks("README.md", "sh");
+    let ping = readme.iter().find(|block| block.contains("--ping"));
+    let mut script = shell(folder.path(), ping.unwrap(), &server.url);
+    let run = script.env("TIDINGS_URL", &server.url).output().unwrap();
+    assert!(run.status.success(), "{run:?}");
+    let list = r#"curl -sS -H "Authorization: Bearer $(tidings token --school 1 --role viewer)" "http://127.0.0.1:8000/api/jobs""#;
+    let jobs = shell(folder.path(), list, &server.url).output().unwrap();
+    let jobs: serde_json::Value = serde_json::from_slice(&jobs.stdout).unwrap();
+    let jobs = jobs["jobs"].as_array().unwrap();
+    assert_eq!(jobs.len(), 1);
+    assert_eq!(
+        (&jobs[0]["job_type"], &jobs[0]["status"]),
+        (&"usage".into(), &"completed".into())
+    );
+}

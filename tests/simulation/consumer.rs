@@ -19,6 +19,7 @@ use tidings::log::consumers::{
 };
 use tidings::log::leases::{Fence, Leases};
 use tidings::log::nodes::{Node, NodeId, NodeReport, Nodes};
+use tidings::log::pings::{KeyDigest, PingKey, PingKeyId, PingKeys};
 use tidings::log::writer::Receipts;
 use tidings::log::{
     Allowance, Catalog, Ending, Envelope, Journal, ListPage, ListQuery, Meter, Overdue, PartPage,
@@ -355,6 +356,29 @@ impl Nodes for Ledger {
 
     async fn node_leaves(&self, _: &NodeId) -> Result<(), StoreError> {
         unreachable!("a runner knows no nodes")
+    }
+}
+
+#[async_trait]
+impl PingKeys for Ledger {
+    async fn add_ping_key(&self, _: SchoolId, _: PingKey, _: u64) -> Result<bool, StoreError> {
+        unreachable!("there are no pings")
+    }
+
+    async fn ping_keys(&self, _: SchoolId) -> Result<Vec<PingKey>, StoreError> {
+        unreachable!("there are no pings")
+    }
+
+    async fn ping_key(&self, _: SchoolId, _: KeyDigest) -> Result<Option<PingKey>, StoreError> {
+        unreachable!("there are no pings")
+    }
+
+    async fn remove_ping_key(&self, _: SchoolId, _: PingKeyId) -> Result<bool, StoreError> {
+        unreachable!("there are no pings")
+    }
+
+    async fn begin_ping_run(&self, _: SchoolId, _: PingKeyId, _: u64) -> Result<bool, StoreError> {
+        unreachable!("there are no pings")
     }
 }
 

@@ -10,14 +10,11 @@ use std::time::Duration;
 use clap::Args;
 use rocket::http::RawStr;
 use serde_json::Value;
-use ureq::http::Uri;
-use ureq::http::uri::Authority;
 
 use self::screen::Screen;
-use super::client::{Client, Received};
+use super::client::{Client, DEFAULT_URL, Received, url};
 use super::{Exit, Failure};
 use crate::config::Secret;
-use crate::config::origin::parse_port;
 use crate::id::{Channel, NameError, SchoolId, SubjectId};
 use crate::kind::{self, enrollment, job};
 
@@ -28,8 +25,6 @@ const SILENT_HEARTBEATS: u32 = 3;
 /// The first delay before reconnecting.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// The default server.
-const DEFAULT_URL: &str = "http://127.0.0.1:8000";
 /// How many messages are read ahead of the terminal.
 const READ_AHEAD: usize = 256;
 
@@ -200,33 +195,6 @@ fn cursor(text: &str) -> Result<String, String> {
         true => Ok(text.to_owned()),
         false => Err("must be the `cursor` of a message or a list, without spaces".into()),
     }
-}
-
-/// Parses the URL of a server, to which paths are appended. An empty variable counts as unset.
-fn url(text: &str) -> Result<String, String> {
-    let text = if text.is_empty() { DEFAULT_URL } else { text };
-    let parsed = text.parse::<Uri>().ok();
-    let is_server = parsed.is_some_and(|uri| {
-        matches!(uri.scheme_str(), Some("http" | "https"))
-            && uri.authority().is_some_and(is_address)
-            && uri.query().is_none()
-            && !text.contains('#')
-            && !text.contains('@')
-    });
-    match is_server {
-        true => Ok(text.to_owned()),
-        false => Err(
-            "must be the URL of a server, such as https://tidings.example or http://127.0.0.1:8000, with a port from 1 to 65535".into(),
-        ),
-    }
-}
-
-/// Whether there is a host, and a valid port if there is one.
-fn is_address(authority: &Authority) -> bool {
-    let port = authority.as_str().strip_prefix(authority.host());
-    let is_port =
-        |port: &str| port.is_empty() || port.strip_prefix(':').and_then(parse_port).is_some();
-    !authority.host().is_empty() && port.is_some_and(is_port)
 }
 
 fn scope(text: &str) -> Result<String, String> {

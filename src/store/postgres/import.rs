@@ -14,13 +14,16 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use super::commit::commit;
 use super::migrations::{Migrated, migrate};
 use super::schema::schools;
-use super::{Address, COPIED_FROM, Fact, OpenError, answers, consumers, database_error, fact_or};
+use super::{
+    Address, COPIED_FROM, Fact, OpenError, answers, consumers, database_error, fact_or, ping_keys,
+};
 use crate::event::Event;
 use crate::id::{Epoch, Kind, Place, SchoolId, SubjectId};
 use crate::kind::Part;
 use crate::log::consumers::{DeadLetter, Place as NotifierPlace, Standing};
 use crate::log::decide::Decisions;
 use crate::log::facts::{Moment, Stored};
+use crate::log::pings::PingKey;
 use crate::log::{Bounds, StoreError};
 use crate::store::columns::{millis, tag_bits};
 use crate::store::copy::UsedKey;
@@ -191,6 +194,17 @@ impl Import {
             .execute(&mut self.conn)
             .await;
         counted.map(drop).map_err(database_error)
+    }
+
+    /// Adds keys for pings.
+    pub async fn ping_keys(&mut self, keys: &[PingKey]) -> Result<(), StoreError> {
+        let (school, _) = self.current();
+        for key in keys {
+            ping_keys::insert(&mut self.conn, school, key, u64::MAX)
+                .await
+                .map_err(database_error)?;
+        }
+        Ok(())
     }
 
     /// Adds the place of a notifier, with what it has set aside and given up.

@@ -8,10 +8,16 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 
 /// The migrations, by version. Each only adds to the previous ones, so that nodes of neighbouring versions can share a
 /// database.
-const MIGRATIONS: &[(&str, &str)] = &[(
-    "00000000000001",
-    include_str!("../../../migrations/postgres/00000000000001_log/up.sql"),
-)];
+const MIGRATIONS: &[(&str, &str)] = &[
+    (
+        "00000000000001",
+        include_str!("../../../migrations/postgres/00000000000001_log/up.sql"),
+    ),
+    (
+        "00000000000002",
+        include_str!("../../../migrations/postgres/00000000000002_pings/up.sql"),
+    ),
+];
 
 /// The key of the lock under which one node at a time migrates: the bytes of `tidings`.
 const LOCK: i64 = 0x0074_6964_696e_6773;

@@ -22,6 +22,7 @@ mod leases;
 mod lists;
 mod migrations;
 mod nodes;
+mod ping_keys;
 mod pool;
 mod prepared;
 mod read;

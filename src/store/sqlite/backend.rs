@@ -124,6 +124,16 @@ impl Backend {
         write(&mut self.conn).map_err(database_error)
     }
 
+    /// Runs a small separate write, which survives a power loss as a milestone does.
+    pub(super) fn write_durably<T>(
+        &mut self,
+        write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
+    ) -> Result<T, StoreError> {
+        self.wait_for_disk(self.synchronous != Synchronous::Normal)
+            .map_err(database_error)?;
+        write(&mut self.conn).map_err(database_error)
+    }
+
     /// Writes the group in one transaction, then updates the caches. Returns the time at which only the commit was left.
     fn write(&mut self, group: &mut Decisions, now: Moment) -> QueryResult<Option<Instant>> {
         if group.states.is_empty() {

@@ -28,6 +28,7 @@ mod nodes;
 mod notifiers;
 mod opening;
 mod parts;
+mod ping_keys;
 #[cfg(test)]
 mod plans;
 mod read;
@@ -163,6 +164,15 @@ impl SqliteStore {
         write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let write = move |backend: &mut Backend| backend.write_aside(write);
+        self.writer.call(write).await
+    }
+
+    /// The same for a write that a power loss must not undo.
+    async fn aside_durably<T: Send + 'static>(
+        &self,
+        write: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let write = move |backend: &mut Backend| backend.write_durably(write);
         self.writer.call(write).await
     }
 

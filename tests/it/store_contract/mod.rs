@@ -3,6 +3,7 @@
 
 mod lists;
 mod nodes;
+mod ping_keys;
 mod sources;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use tidings::uptime::Uptime;
 
 use self::lists::*;
 use self::nodes::*;
+use self::ping_keys::*;
 use self::sources::*;
 
 /// A store on a place that can be opened again after it was closed.
@@ -137,6 +139,8 @@ macro_rules! stores {
             run!(a_notifier_moves_only_under_the_last_fence_of_its_lease);
             run!(heartbeats_of_several_nodes_are_merged_and_those_of_no_device_are_not_kept);
             run!(nodes_know_each_other_until_they_leave_or_are_forgotten);
+            run!(a_ping_key_is_found_in_its_school_until_it_is_removed);
+            race!(a_run_of_a_ping_key_is_begun_once_whoever_pings);
             race!(a_device_is_held_once_whoever_asks);
             race!(a_limit_of_subjects_is_kept_whoever_creates_them);
             race!(a_key_is_carried_out_once_whoever_repeats_it);

@@ -157,16 +157,16 @@ pub(super) async fn nodes_know_each_other_until_they_leave_or_are_forgotten(open
 }
 
 /// How often the tests below race.
-const RACES: usize = 50;
+pub(super) const RACES: usize = 50;
 
 /// Two handles to one database, as two nodes have them. A store that only one process can open is raced with itself.
-struct Pair {
-    bench: Bench,
-    other: Option<Box<dyn Store>>,
+pub(super) struct Pair {
+    pub(super) bench: Bench,
+    pub(super) other: Option<Box<dyn Store>>,
 }
 
 impl Pair {
-    fn open(open: Open, again: Option<Open>, settings: Settings) -> Pair {
+    pub(super) fn open(open: Open, again: Option<Open>, settings: Settings) -> Pair {
         let bench = bench(open, settings);
         let other = again.map(|again| {
             let (committed, mut batches) = Committed::channel(1_000);

@@ -1,0 +1,284 @@
+//! The use case *ping*: one line of a script reports on a job, with a key in its URL instead of a token.
+//!
+//! ```text
+//! key ─▶ rate limit of the address ─▶ look-up in the key's school ─▶ rate limit of the key ─▶ admit, as any command
+//!      ─▶ the run (`rid`, or the key's last one) ─▶ plan (pure) ─▶ publish
+//! ```
+//!
+//! Each run is a job. Its id consists of the type, the key's id and the run's own name, so that two keys never meet on a job, and
+//! a repeated ping finds the job that the first one made.
+
+mod plan;
+mod report;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use chrono::{SubsecRound, Utc};
+use tokio::time::Instant;
+
+pub use self::plan::{EXIT_CODE, Ping, Plan, SUPERSEDED_CODE};
+pub use self::report::{Ending, NoReport, Report};
+use super::caller::Caller;
+use super::publish::{Admission, PublishService, Refused, TooFast};
+use crate::auth::{Access, Role, Schools};
+use crate::config::{PING_RID_MAX_BYTES, PING_TRIES, PINGS_PER_ADDRESS, Secret, Settings};
+use crate::id::{Channel, SchoolId, SubjectId};
+use crate::kind::job::{self, JobType};
+use crate::kind::{self, Command, RuleError};
+use crate::log::pings::{KeyDigest, Numbers, PingKey, PingKeyId, school_of};
+use crate::log::{CommandError, Envelope, Receipt, Store, StoreError};
+use crate::throttle::{RateLimit, Throttle, network};
+
+/// Why a ping had no effect.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PingRefused {
+    /// There is no such key, or not any more.
+    #[error("there is no such ping: the key is unknown, or it was revoked")]
+    UnknownKey,
+    /// The URL does not end with a report.
+    #[error(transparent)]
+    NoReport(#[from] NoReport),
+    /// The id of a run cannot be used.
+    #[error("`rid` has 1 to {PING_RID_MAX_BYTES} characters out of A-Z a-z 0-9 . _ : ~ -")]
+    Rid,
+    /// It was refused like any other command.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+}
+
+impl From<StoreError> for PingRefused {
+    fn from(error: StoreError) -> PingRefused {
+        PingRefused::Refused(error.into())
+    }
+}
+
+/// Takes pings, and manages their keys.
+pub struct PingService {
+    store: Arc<dyn Store>,
+    publications: Arc<PublishService>,
+    of_address: Throttle,
+    of_key: Throttle,
+    settings: Arc<Settings>,
+}
+
+/// A key that has been found, of a caller within the rate limits.
+pub struct PingCaller {
+    key: PingKey,
+    caller: Caller,
+}
+
+impl PingService {
+    /// Creates a service that reports through `publications`.
+    pub fn new(
+        store: Arc<dyn Store>,
+        publications: Arc<PublishService>,
+        settings: Arc<Settings>,
+    ) -> PingService {
+        PingService {
+            store,
+            publications,
+            of_address: Throttle::new(RateLimit::for_pings_of_address()),
+            of_key: Throttle::new(RateLimit::for_pings(&settings)),
+            settings,
+        }
+    }
+
+    /// Finds a key, for a client at this address. The time that this takes does not depend on how much of the key is right.
+    pub async fn caller(
+        &self,
+        key: &str,
+        address: Option<IpAddr>,
+    ) -> Result<PingCaller, PingRefused> {
+        let school = school_of(key).ok_or(PingRefused::UnknownKey)?;
+        let now = Instant::now();
+        let address = address.map_or_else(String::new, |address| network(address).to_string());
+        let taken = self.of_address.take(school, &address, 1, now);
+        taken.map_err(|wait| too_fast("from this address", None, PINGS_PER_ADDRESS, wait))?;
+        let key = self.store.ping_key(school, KeyDigest::of(key)).await?;
+        let key = key.ok_or(PingRefused::UnknownKey)?;
+        let most = self.settings.pings_per_sec;
+        let taken = self.of_key.take(school, key.id.as_str(), 1, now);
+        taken.map_err(|wait| too_fast("with this key", Some("pings_per_sec"), most, wait))?;
+        let access = Access {
+            subject: format!("ping:{}", key.id),
+            schools: Schools::One(school),
+            role: Role::Worker,
+            channels: None,
+            expires_at: None,
+            returns_until: None,
+        };
+        let caller = Caller::new(access, None).map_err(Refused::from)?;
+        Ok(PingCaller { key, caller })
+    }
+
+    /// Admits a ping before its body is read.
+    pub async fn admit<'a>(
+        &'a self,
+        caller: &'a PingCaller,
+        body_bytes: u64,
+    ) -> Result<Admission<'a>, Refused> {
+        self.publications.admit(&caller.caller, body_bytes).await
+    }
+
+    /// Carries out a ping. Returns after the commit.
+    pub async fn ping(
+        &self,
+        caller: &PingCaller,
+        admission: Admission<'_>,
+        ping: &Ping,
+    ) -> Result<Receipt, PingRefused> {
+        let school = caller.caller.school();
+        let mut key = caller.key.clone();
+        for attempt in 1.. {
+            let (run, id) = key.run_of(ping)?;
+            let stored = self.store.subject(school, job::KIND, id.clone()).await?;
+            let job = stored.as_ref().and_then(|own| own.state.job());
+            // A run that was begun and has no job: the ping that began it is about to create it, or never came so far.
+            let is_begun = ping.rid.is_some() || run > 0;
+            let now = Utc::now().trunc_subsecs(3);
+            let mut envelopes = Vec::new();
+            let at = |id: &SubjectId, command| Envelope::new(id.clone(), Command::Job(command));
+            match ping.plan(&id, &key.job_type, job, now) {
+                Plan::Same(commands) if is_begun => {
+                    envelopes.extend(commands.into_iter().map(|command| at(&id, command)));
+                }
+                Plan::Repeated => {
+                    let event = stored.map(|own| own.event).ok_or(StoreError::Stopped)?;
+                    return Ok(Receipt::Unchanged(event));
+                }
+                plan => {
+                    if !self
+                        .store
+                        .begin_ping_run(school, key.id.clone(), run)
+                        .await?
+                    {
+                        // Another ping began it.
+                        let found = self.store.ping_key(school, key.digest.clone()).await?;
+                        key = found.ok_or(PingRefused::UnknownKey)?;
+                        if attempt < PING_TRIES {
+                            continue;
+                        }
+                        return Err(Refused::from(StoreError::NotCommitted).into());
+                    }
+                    key.run = run + 1;
+                    let next = key.run_of(ping)?.1;
+                    if let Plan::Next {
+                        before: Some(end), ..
+                    } = plan
+                    {
+                        envelopes.push(at(&id, end));
+                    }
+                    // Planned once more, for the id of the next run.
+                    if let Plan::Same(commands) = ping.plan(&next, &key.job_type, None, now) {
+                        envelopes.extend(commands.into_iter().map(|command| at(&next, command)));
+                    }
+                }
+            }
+            let receipts = admission.publish_all(envelopes).await?;
+            let last = receipts.into_iter().next_back();
+            match last.expect("there was a command, and a store answers every one") {
+                Ok(receipt) => return Ok(receipt),
+                // Another ping of the run came first: what is to do depends on it.
+                Err(CommandError::Rule(error)) if attempt < PING_TRIES && is_of_state(&error) => {}
+                Err(error) => return Err(Refused::from(error).into()),
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    /// Creates a key for jobs of a type. Returns it as it is stored, and the key itself.
+    pub async fn create_key(
+        &self,
+        caller: &Caller,
+        job_type: JobType,
+        numbers: Numbers,
+    ) -> Result<(PingKey, Secret), Refused> {
+        let school = authorize(caller)?;
+        let (key, secret) = PingKey::generate(
+            school,
+            job_type,
+            numbers,
+            caller.name(),
+            Utc::now().trunc_subsecs(3),
+        );
+        let most = self.settings.ping_keys_per_school;
+        match self.store.add_ping_key(school, key.clone(), most).await? {
+            true => Ok((key, secret)),
+            false => Err(RuleError::TooMany {
+                collection: "ping keys",
+                most,
+                setting: Some("ping_keys_per_school"),
+            }
+            .into()),
+        }
+    }
+
+    /// Returns the keys of the caller's school, the newest first.
+    pub async fn keys(&self, caller: &Caller) -> Result<Vec<PingKey>, Refused> {
+        let school = authorize(caller)?;
+        Ok(self.store.ping_keys(school).await?)
+    }
+
+    /// Revokes a key. Returns whether the caller's school had it.
+    pub async fn revoke_key(&self, caller: &Caller, id: PingKeyId) -> Result<bool, Refused> {
+        let school = authorize(caller)?;
+        Ok(self.store.remove_ping_key(school, id).await?)
+    }
+}
+
+/// A key reports on all jobs of a type, for as long as it exists. So only an admin of all jobs of the school can create one.
+fn authorize(caller: &Caller) -> Result<SchoolId, Refused> {
+    caller.require(Role::Admin)?;
+    caller.authorize(&Channel::Collection(job::KIND))?;
+    Ok(caller.school())
+}
+
+fn too_fast(
+    whose: &'static str,
+    setting: Option<&'static str>,
+    most: u32,
+    wait: std::time::Duration,
+) -> Refused {
+    TooFast::Pings {
+        whose,
+        setting,
+        most,
+        wait,
+    }
+    .into()
+}
+
+/// Whether a rule refuses a command because of what another one has done meanwhile.
+fn is_of_state(error: &RuleError) -> bool {
+    matches!(
+        error,
+        RuleError::AlreadyExists { .. }
+            | RuleError::Finished { .. }
+            | RuleError::IllegalTransition { .. }
+    )
+}
+
+impl PingCaller {
+    /// Reads what the segments of a path after the key report.
+    pub fn report(&self, segments: &[&str]) -> Result<Report, PingRefused> {
+        Ok(Report::read(segments, self.key.numbers)?)
+    }
+}
+
+impl PingKey {
+    /// Returns the number of the run that a ping is about, and the id of its job. The number is that of the key's last run
+    /// if the ping names its run.
+    fn run_of(&self, ping: &Ping) -> Result<(u64, SubjectId), PingRefused> {
+        let (job_type, key) = (self.job_type.as_str(), &self.id);
+        let id = match &ping.rid {
+            // No number of a run has a tilde before it, so a `rid` that is a number is another run.
+            Some(rid) if kind::is_plain_name(rid, PING_RID_MAX_BYTES) => {
+                format!("{job_type}:{key}~{rid}")
+            }
+            Some(_) => return Err(PingRefused::Rid),
+            None => format!("{job_type}:{key}:{}", self.run),
+        };
+        Ok((self.run, id.parse().map_err(|_| PingRefused::Rid)?))
+    }
+}

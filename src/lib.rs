@@ -68,6 +68,7 @@
 //!     relay.rs                         tells the other nodes of commits, and this node of theirs
 //!  7  feed/ publish.rs                 follows the logs, replays; commands in, receipts out
 //!     lease.rs cluster.rs              work that only one node at a time does; the nodes over one store
+//!     schedules.rs                     what should have run and did not
 //!  6  store/ bus/                      databases; messages between nodes
 //!  5  log/ hub/                        ports of a store, decisions │ in-memory fan-out
 //!  4  auth/ wire/                      authorization; the only encoder
@@ -172,6 +173,8 @@ pub mod refusals;
 pub mod relay;
 #[doc(hidden)]
 pub mod reserve;
+#[doc(hidden)]
+pub mod schedules;
 #[doc(hidden)]
 pub mod service;
 #[doc(hidden)]

@@ -25,6 +25,7 @@ use crate::presence::{Presence, Together};
 use crate::publish::Publisher;
 use crate::refusals::Refusals;
 use crate::relay::{self, Relay};
+use crate::schedules::Schedules;
 #[cfg(feature = "postgres")]
 use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::{self, OpenError, SqliteStore};
@@ -119,6 +120,7 @@ pub struct Tidings {
     pings: PingService,
     presence: Arc<Presence>,
     notifiers: Arc<Notifiers>,
+    schedules: Arc<Schedules>,
     /// Held while this node deletes what is past retention.
     sweep: Arc<Lease>,
     cluster: Arc<Cluster>,
@@ -197,7 +199,12 @@ impl Tidings {
         let notifiers = Arc::new(Notifiers::new(&store, &feed, all));
         let tasks = Tasks::default();
         let dispatching = tasks.group();
-        let follow = (Arc::clone(&presence), Arc::clone(&notifiers));
+        let schedules = Arc::new(Schedules::new(Arc::clone(&store)));
+        let follow = (
+            Arc::clone(&presence),
+            Arc::clone(&notifiers),
+            Arc::clone(&schedules),
+        );
         let dispatcher = Arc::new(Dispatcher::new(
             batches,
             Arc::clone(&store) as Arc<dyn Log>,
@@ -205,6 +212,7 @@ impl Tidings {
             vec![
                 Box::new(move |events| follow.0.observe(events)),
                 Box::new(move |events| follow.1.observe(events)),
+                Box::new(move |events| follow.2.observe(events)),
             ],
             dispatching.clone(),
         ));
@@ -247,6 +255,7 @@ impl Tidings {
             subscriptions: Arc::new(subscriptions),
             presence,
             notifiers,
+            schedules,
             sweep: Arc::new(sweep),
             cluster,
             metrics,
@@ -283,10 +292,12 @@ impl Tidings {
         self.supervise("uptime keeper", move || {
             watchdog::keep_uptime(Arc::clone(&store))
         });
-        let store = Arc::clone(&self.store);
+        let (store, schedules) = (Arc::clone(&self.store), Arc::clone(&self.schedules));
         self.supervise("watchdog", move || {
-            watchdog::watch_silence(Arc::clone(&store))
+            watchdog::watch_silence(Arc::clone(&store), Arc::clone(&schedules))
         });
+        let schedules = Arc::clone(&self.schedules);
+        self.supervise("schedules", move || Arc::clone(&schedules).watch());
         let hub = Arc::clone(&self.hub);
         self.supervise("idle schools", move || {
             watchdog::forget_idle(Arc::clone(&hub))

@@ -24,8 +24,10 @@ use crate::config::{
 use crate::failures::Failures;
 use crate::hub::Hub;
 use crate::id::SchoolId;
+use crate::kind::Command;
 use crate::lease::Lease;
 use crate::log::{Envelope, Store, StoreError};
+use crate::schedules::Schedules;
 use crate::uptime::UptimeClock;
 use crate::wall_clock::{self, Change, Moment, WallClock};
 
@@ -46,7 +48,7 @@ pub async fn count_uptime(clock: UptimeClock) {
 }
 
 /// Checks for silent subjects until it is dropped.
-pub async fn watch_silence(store: Arc<dyn Store>) {
+pub async fn watch_silence(store: Arc<dyn Store>, schedules: Arc<Schedules>) {
     let mut rounds = interval(WATCHDOG_PERIOD);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failures = Failures::default();
@@ -55,7 +57,7 @@ pub async fn watch_silence(store: Arc<dyn Store>) {
         if store.uptime().is_catching_up() {
             continue;
         }
-        match check_overdue(&*store).await {
+        match check_overdue(&*store, &schedules).await {
             Ok(()) => {
                 failures.worked();
             }
@@ -70,16 +72,22 @@ pub async fn watch_silence(store: Arc<dyn Store>) {
     }
 }
 
-async fn check_overdue(store: &dyn Store) -> Result<(), StoreError> {
+async fn check_overdue(store: &dyn Store, schedules: &Schedules) -> Result<(), StoreError> {
     loop {
         let now = store.uptime().now();
         let overdue = store.overdue(now, WATCHDOG_BATCH).await?;
         let full = overdue.len() >= WATCHDOG_BATCH;
         let mut by_school: HashMap<SchoolId, Vec<Envelope>> = HashMap::new();
         for item in overdue {
-            let envelope = Envelope::new(item.subject, item.command);
-            by_school.entry(item.school).or_default().push(envelope);
+            let envelope = match item.command {
+                // Decided by what has run.
+                Command::Schedule(_) => schedules.check(item.school, item.subject, None).await?,
+                command => Some(Envelope::new(item.subject, command)),
+            };
+            let own = by_school.entry(item.school).or_default();
+            own.extend(envelope);
         }
+        let full = full && by_school.values().any(|own| !own.is_empty());
         for (school, envelopes) in by_school {
             for refused in store
                 .append(school, envelopes)

@@ -301,6 +301,9 @@ function milestone(event) {
   if (type === "enrollment_complete") return `Enrollment ${event.session_id} complete`;
   if (type === "enrollment_error") return `Enrollment ${event.session_id} failed: ${event.error}`;
   if (type === "device_status_update") return `Device ${event.device_id} ${event.status}`;
+  if (type === "schedule_update" && ["missed", "late"].includes(event.status)) {
+    return `Schedule ${event.schedule_id}: ${event.message}`;
+  }
   if (type === "violation") return `Violation of ${payload.characteristic_id}: ${payload.rule_name}`;
   return null;
 }

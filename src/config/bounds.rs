@@ -469,3 +469,12 @@ pub const PING_RID_MAX_BYTES: usize = 48;
 pub const PING_REPEAT: Duration = Duration::from_secs(45);
 /// How often a ping is decided anew because another ping of the same run came first.
 pub const PING_TRIES: usize = 4;
+/// Interval between two looks at what has run, for schedules.
+pub const SCHEDULE_PERIOD: Duration = Duration::from_secs(1);
+/// Schedules of which is known between two looks that their jobs have started or ended. Others are found at their next check.
+pub const SCHEDULE_HINTS_MAX: usize = 10_000;
+/// Newest jobs of a type among which the run is that started last. Others were created earlier, and wait for a worker or
+/// started before.
+pub const SCHEDULE_RUNS: usize = 20;
+/// If the wall clock gets this many seconds ahead of the uptime between two looks, the server was suspended.
+pub const SCHEDULE_DRIFT_SECS: i64 = 5;

@@ -41,7 +41,7 @@ use self::origin::AllowedOrigins;
 use self::proxy::{Network, PathPrefix};
 pub use self::secret::Secret;
 use crate::id::{Kind, SchoolId};
-use crate::kind::{self, characteristic, device, enrollment, job};
+use crate::kind::{self, characteristic, device, enrollment, job, schedule};
 
 /// Environment variables that begin with `TIDINGS_` but are not settings of the server. The command line and the test
 /// suite use them.
@@ -288,6 +288,8 @@ pub struct Settings {
     pub devices_per_school: u64,
     /// Maximum number of characteristics of a school.
     pub characteristics_per_school: u64,
+    /// Maximum number of schedules of a school.
+    pub schedules_per_school: u64,
 
     /// Notifiers that deliver events by webhook, e-mail or MQTT.
     pub notifiers: Vec<NotifierSettings>,
@@ -372,6 +374,7 @@ impl Default for Settings {
             enrollments_per_school: 10_000_000,
             devices_per_school: 100_000,
             characteristics_per_school: 10_000,
+            schedules_per_school: 1_000,
             notifiers: Vec::new(),
         }
     }
@@ -489,6 +492,11 @@ impl Settings {
                 characteristic::KIND,
                 self.characteristics_per_school,
                 "characteristics_per_school",
+            ),
+            (
+                schedule::KIND,
+                self.schedules_per_school,
+                "schedules_per_school",
             ),
         ];
         let most = |kind: &Kind| {

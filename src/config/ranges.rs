@@ -67,6 +67,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("enrollments_per_school", 1, u64::MAX),
     ("devices_per_school", 1, u64::MAX),
     ("characteristics_per_school", 1, u64::MAX),
+    ("schedules_per_school", 1, u64::MAX),
 ];
 
 /// Describes the values that a setting accepts. Returns `None` if it has no range here.

@@ -44,6 +44,7 @@ fn kind_at(route: &Route, address: &[&str]) -> Option<Kind> {
     let takes = match (route.method, parts().count() - place) {
         (Method::Post, 1) => own.made_by == "create",
         (Method::Put, _) => own.made_by == "put",
+        (Method::Delete, _) => own.verbs.contains(&"remove"),
         (Method::Post, _) => {
             let verb = address.get(place + 2).map(|verb| decoded(verb));
             verb.is_some_and(|verb| own.verbs.contains(&&*verb))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rocket::form::ValueField;
 use rocket::http::Status;
 use rocket::request::{FromRequest, Outcome, Request};
-use rocket::{Route, State, get, post, put, routes};
+use rocket::{Route, State, delete, get, post, put, routes};
 use serde_json::json;
 
 use super::body::{Base, IdempotencyKey, Json, Unread, UpperStatus};
@@ -24,7 +24,7 @@ use crate::service::Tidings;
 use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![create, register, list, read, act]
+    routes![create, register, list, read, remove, act]
 }
 
 #[post("/api/<_>", data = "<body>", rank = 10)]
@@ -74,6 +74,29 @@ async fn register(
         Ok(Envelope::new(subject?, command))
     };
     let receipt = publish(&caller?, key?, body?, tidings, read).await?;
+    Ok(answer(&receipt, upper))
+}
+
+/// Removes a subject of a kind that has this verb.
+#[delete("/api/<_>/<id>", rank = 10)]
+async fn remove(
+    collection: Collection,
+    id: &str,
+    caller: Result<Caller, Problem>,
+    key: Result<IdempotencyKey, Problem>,
+    upper: Result<UpperStatus, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
+    let Collection(kind) = collection;
+    let (caller, UpperStatus(upper)) = (caller?, upper?);
+    let admission = tidings.publications().admit(&caller, 0).await?;
+    let command = Command::read(kind, "remove", Sent(b""));
+    let command = command.expect("a collection supports DELETE if its subjects can be removed")?;
+    let envelope = Envelope {
+        idempotency: key?.with(b""),
+        ..Envelope::new(subject(kind, id)?, command)
+    };
+    let receipt = admission.publish(envelope).await?;
     Ok(answer(&receipt, upper))
 }
 

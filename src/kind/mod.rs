@@ -9,6 +9,7 @@ pub mod characteristic;
 pub mod device;
 pub mod enrollment;
 pub mod job;
+pub mod schedule;
 mod values;
 
 use std::sync::Arc;
@@ -442,6 +443,8 @@ kinds! {
     Device(device::Device) as device;
     /// For characteristics.
     Characteristic(characteristic::Characteristic) as characteristic;
+    /// For schedules.
+    Schedule(schedule::Schedule) as schedule;
 }
 
 impl Part {

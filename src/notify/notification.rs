@@ -20,7 +20,7 @@ pub struct Notification {
     pub id: String,
     /// The event's school.
     pub school_id: i64,
-    /// The kind's collection: `jobs`, `enrollments`, `devices`, `characteristics`.
+    /// The kind's collection: `jobs`, `enrollments`, `devices`, `characteristics`, `schedules`.
     pub kind: &'static str,
     /// The id of the subject, within its kind.
     pub subject: String,

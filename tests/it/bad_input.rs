@@ -585,6 +585,7 @@ async fn a_misspelt_filter_is_named_and_the_name_is_cut_short() {
         "devices",
         "enrollments",
         "characteristics",
+        "schedules",
         "violations",
         "notifiers",
     ];

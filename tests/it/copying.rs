@@ -102,6 +102,11 @@ fn requests() -> Vec<(&'static str, &'static str, Value)> {
             "/api/characteristics/c/samples",
             json!({"values": [5]}),
         ),
+        (
+            "PUT",
+            "/api/schedules/nightly",
+            json!({"cron": "0 3 * * *", "time_zone": "Europe/Berlin"}),
+        ),
     ]
 }
 
@@ -126,6 +131,7 @@ async fn seen(server: &Process, school: i64) -> Vec<Value> {
         "/api/enrollments",
         "/api/devices",
         "/api/characteristics",
+        "/api/schedules",
         "/api/violations",
     ] {
         let request = reqwest::Client::new()
@@ -161,7 +167,7 @@ async fn clients_go_on_with_their_cursors_on_the_copy_and_no_key_is_carried_out_
     let (code, told) = copy(folder.path(), &["--to", &url]);
     assert_eq!(code, Some(0), "{told}");
     assert!(
-        told.contains("Copied 3 schools,") && told.contains("and 10 subjects."),
+        told.contains("Copied 3 schools,") && told.contains("and 12 subjects."),
         "{told}"
     );
 

@@ -29,6 +29,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("feed", 7),
     ("lease", 7),
     ("publish", 7),
+    ("schedules", 7),
     ("dispatch", 8),
     ("notify", 8),
     ("presence", 8),

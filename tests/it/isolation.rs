@@ -19,6 +19,8 @@ async fn things(server: &Server) {
     let session = json!({"session_id": "theirs", "device_id": "theirs", "student_id": "s"});
     server.report("/api/enrollments", session).await;
     server.put("/api/characteristics/theirs", json!({})).await;
+    let rule = json!({"period_secs": 600});
+    server.put("/api/schedules/theirs", rule).await;
     let violation = json!({"rule_id": 99, "rule_name": "Smells odd"});
     server
         .report("/api/characteristics/theirs/violations", violation)

@@ -302,6 +302,83 @@ async fn characteristic_tables(server: &Server) -> Vec<(&'static str, String)> {
     ]
 }
 
+async fn schedule_tables(server: &Server) -> Vec<(&'static str, String)> {
+    let rule = json!({"cron": "0 0 1 1 *", "grace_secs": 60, "max_run_secs": 1});
+    let put = async |id: &str, body: &Value| {
+        let path = format!("/api/schedules/{id}");
+        answer(server.request("PUT", &path, &worker(1)).json(body))
+            .await
+            .1
+    };
+    let told = put("t-0", &rule).await;
+    let mut rows = Vec::new();
+    // How a run is missed takes a minute at least: tests/it/schedules.rs moves the clock.
+    for status in ["on_time", "late", "removed"] {
+        let mut row = vec![code(status)];
+        for command in ["put", "remove", "complete"] {
+            let id = format!("{status}-{command}");
+            let job = format!("job-{id}");
+            put(&id, &rule).await;
+            let reached = async |wanted: &str| {
+                until("the schedule is there", async || {
+                    let path = format!("/api/schedules/{id}");
+                    server.get(&path, &worker(1)).await.1["status"] == wanted
+                })
+                .await;
+            };
+            let seen = async |wanted: &str| {
+                until("the run is seen", async || {
+                    let path = format!("/api/schedules/{id}");
+                    let own = server.get(&path, &worker(1)).await.1;
+                    own["last_run"]["status"] == wanted || own["status"] == "removed"
+                })
+                .await;
+            };
+            let start = json!({"job_id": job, "job_type": id, "status": "in_progress"});
+            if status == "late" {
+                server.report("/api/jobs", start.clone()).await;
+                reached("late").await;
+            }
+            if status == "removed" {
+                let path = format!("/api/schedules/{id}/remove");
+                server.report(&path, json!({})).await;
+            }
+            match command {
+                "put" => {
+                    let other = json!({"period_secs": 86_400, "max_run_secs": 60});
+                    put(&id, &other).await;
+                }
+                "remove" => {
+                    let path = format!("/api/schedules/{id}");
+                    answer(server.request("DELETE", &path, &worker(1))).await;
+                }
+                _ => {
+                    if status != "late" {
+                        server.report("/api/jobs", start).await;
+                    }
+                    let path = format!("/api/jobs/{job}/complete");
+                    server.report(&path, json!({})).await;
+                    seen("completed").await;
+                }
+            }
+            let path = format!("/api/schedules/{id}");
+            let own = server.get(&path, &worker(1)).await.1;
+            row.push(own["status"].as_str().unwrap().to_owned());
+        }
+        rows.push(row);
+    }
+    let head = [
+        "in",
+        "`PUT` of another rule",
+        "`DELETE`",
+        "the last run ends",
+    ];
+    vec![
+        ("schedule transitions", table(&head, &rows)),
+        ("schedule messages", fields(&[told], false)),
+    ]
+}
+
 async fn upload_tables(server: &Server) -> Vec<(&'static str, String)> {
     let path = "/ws/upload-progress";
     server.running_job("upload").await;
@@ -320,6 +397,7 @@ async fn the_generated_tables_are_what_the_server_does() {
     tables.extend(enrollment_tables(&server).await);
     tables.extend(device_tables(&server).await);
     tables.extend(characteristic_tables(&server).await);
+    tables.extend(schedule_tables(&server).await);
     tables.extend(upload_tables(&server).await);
     let text = std::fs::read_to_string(PATH).unwrap();
     let mut fresh = text.clone();

@@ -145,6 +145,7 @@ async fn a_client_that_sends_too_much_is_told_and_closed() {
 async fn a_school_has_so_many_subjects_and_no_more_also_after_a_restart() {
     let settings = json!({
         "jobs_per_school": 3, "devices_per_school": 1, "enrollments_per_school": 1, "characteristics_per_school": 1,
+        "schedules_per_school": 1,
     });
     let first = server_with(settings.clone()).await;
     let lines: String = (0..5)
@@ -160,6 +161,7 @@ async fn a_school_has_so_many_subjects_and_no_more_also_after_a_restart() {
     for (path, body) in [
         ("/api/devices", json!({})),
         ("/api/characteristics", json!({})),
+        ("/api/schedules", json!({"period_secs": 60})),
     ] {
         for (id, status) in [("a", 200), ("b", 409), ("a", 200)] {
             let request = first.request("PUT", &format!("{path}/{id}"), &worker(1));

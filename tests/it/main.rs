@@ -82,6 +82,7 @@ mod relay;
 mod restores;
 mod rfc6455;
 mod rust_client;
+mod schedules;
 mod search;
 mod settings;
 mod several_nodes;

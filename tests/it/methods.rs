@@ -44,6 +44,9 @@ const ADDRESSES: &[(&str, &str)] = &[
     ("/api/characteristics/c/samples", "POST"),
     ("/api/characteristics/c/violations", "POST"),
     ("/api/characteristics/c/limits", "POST, PUT"),
+    ("/api/schedules", "GET, HEAD"),
+    ("/api/schedules/t", "DELETE, GET, HEAD, PUT"),
+    ("/api/schedules/t/remove", "POST"),
     ("/api/pings", "GET, HEAD, POST"),
     ("/api/pings/k", "DELETE"),
     ("/api/violations", "GET, HEAD"),
@@ -138,6 +141,9 @@ async fn every_address_is_exact(server: &Server, base: &str) {
     post("/api/enrollments", json!({"session_id": "s"})).await;
     put("/api/devices/d").await;
     put("/api/characteristics/c").await;
+    let rule = server.request("PUT", &format!("{base}/api/schedules/t"), &worker(1));
+    let rule = rule.json(&json!({"period_secs": 60})).send();
+    assert_eq!(rule.await.unwrap().status(), 200);
     let violation = json!({"rule_id": 1, "rule_name": "Odd"});
     post("/api/characteristics/c/violations", violation).await;
     for method in METHODS {

@@ -221,6 +221,7 @@ async fn every_page_is_accessible() {
             format!("{school}/characteristics"),
             worker(1),
         ),
+        ("schedules", format!("{school}/schedules"), worker(1)),
         (
             "characteristic",
             format!("{school}/characteristics/bath"),

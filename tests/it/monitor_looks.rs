@@ -101,6 +101,7 @@ async fn addresses(server: &Server) -> Vec<String> {
         "/enrollments",
         "/devices",
         "/characteristics",
+        "/schedules",
         "/violations",
         "/system",
     ]
@@ -306,6 +307,7 @@ async fn a_time_says_how_long_ago_and_when_without_a_pointer_and_on_paper_when()
         "/jobs",
         "/devices",
         "/characteristics",
+        "/schedules",
         "/violations",
         "/enrollments",
     ] {

@@ -13,6 +13,7 @@ use tidings::kind::{self, job};
 use tidings::lease::{Lease, Terms};
 use tidings::log::nodes::{Fingerprint, NodeId, NodeReport};
 use tidings::log::{Committed, Envelope, Store};
+use tidings::schedules::Schedules;
 use tidings::scope::Scope;
 use tidings::store::sqlite::SqliteStore;
 use tidings::tasks::{Task, Tasks};
@@ -87,8 +88,9 @@ async fn watchdogs_of_several_nodes_end_each_silent_job_once() {
     let tasks = Tasks::default();
     for _ in 0..NODES {
         let store = Arc::clone(&shared.store);
+        let schedules = Arc::new(Schedules::new(Arc::clone(&store)));
         tasks.supervise(Task::new("watchdog"), move || {
-            watchdog::watch_silence(Arc::clone(&store))
+            watchdog::watch_silence(Arc::clone(&store), Arc::clone(&schedules))
         });
     }
     let clock = shared.store.uptime();

@@ -11,7 +11,7 @@ use super::endings;
 use super::form::{count, time};
 use super::page::{Html, Pages};
 use super::rows::{rows, violation_row};
-use super::totals::{ENROLLING, Totals};
+use super::totals::{ENROLLING, OVERDUE, Totals};
 use super::visitor::{Guest, Rejection, Visitor};
 use crate::app::Caller;
 use crate::config::{ENDINGS_HOURS, OVERVIEW_ROWS, RATE_SECS};
@@ -19,7 +19,7 @@ use crate::http::body::Base;
 use crate::http::problem::Problem;
 use crate::hub::History;
 use crate::id::{Channel, Cursor, Kind, SubjectId};
-use crate::kind::{characteristic, device, enrollment, job};
+use crate::kind::{characteristic, device, enrollment, job, schedule};
 use crate::log::{Envelope, ListQuery, PartQuery, Stalled, StoreError, StoredSubject};
 use crate::service::Tidings;
 
@@ -246,6 +246,7 @@ async fn overview(
     let list = async |kind, statuses| listed(tidings, &guest, kind, statuses, OVERVIEW_ROWS).await;
     let running = list(job::KIND, &["in_progress"]).await?;
     let sessions = list(enrollment::KIND, &ENROLLING).await?;
+    let overdue = list(schedule::KIND, &OVERDUE).await?;
     let open = PartQuery {
         open: Some(true),
         limit: OVERVIEW_ROWS,
@@ -263,6 +264,7 @@ async fn overview(
         "running": part(job::KIND, "running", running),
         "waiting": totals.of(job::KIND, "waiting"),
         "failed": part(job::KIND, "failed_lately", failed),
+        "overdue": part(schedule::KIND, "overdue", overdue),
         "sessions": part(enrollment::KIND, "active", sessions),
         "devices": part(device::KIND, "all", devices(tidings, &guest).await?),
         "may_write": !open.is_empty(),

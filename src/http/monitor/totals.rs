@@ -7,7 +7,7 @@ use super::form::count;
 use crate::auth::Access;
 use crate::config::ENDINGS_HOURS;
 use crate::id::{Channel, Kind, SchoolId};
-use crate::kind::{KINDS, characteristic, device, job};
+use crate::kind::{KINDS, characteristic, device, job, schedule};
 use crate::log::{StoreError, Tally, TallyQuery};
 use crate::service::Tidings;
 
@@ -15,6 +15,9 @@ use crate::service::Tidings;
 pub(super) const ENROLLING: [&str; 4] = ["ready", "placing", "capturing", "processing"];
 /// The statuses of a job that no worker has started.
 pub(super) const WAITING: [&str; 2] = ["pending", "queued"];
+
+/// The statuses of a schedule whose run has not started or ended in time.
+pub(super) const OVERDUE: [&str; 2] = ["missed", "late"];
 
 /// Returns what to count of a kind.
 fn wanted(kind: Kind) -> TallyQuery {
@@ -45,6 +48,9 @@ fn counts(kind: Kind, tally: Tally) -> Vec<(&'static str, u64)> {
         more.push(("running", sum(&["in_progress"]).saturating_sub(stalled)));
         more.push(("stalled", stalled));
         more.push(("failed_lately", tally.ended));
+    }
+    if kind == schedule::KIND {
+        more.push(("overdue", sum(&OVERDUE)));
     }
     if kind == characteristic::KIND {
         more.push(("open_violations", tally.open_parts));
@@ -108,6 +114,8 @@ impl Totals {
             (job::KIND, "failed_lately"),
             (characteristic::KIND, "open_violations"),
             (device::KIND, "offline"),
+            (schedule::KIND, "missed"),
+            (schedule::KIND, "late"),
         ]
         .iter()
         .map(|(kind, name)| self.of(*kind, name))

@@ -33,6 +33,7 @@ mod ping_keys;
 mod plans;
 mod read;
 mod readers;
+mod schedules;
 mod schema;
 mod search;
 mod sweep;
@@ -73,6 +74,7 @@ const TABLES: &[(Kind, &dyn Table)] = &[
         kind::characteristic::KIND,
         &characteristics::CharacteristicsTable,
     ),
+    (kind::schedule::KIND, &schedules::SchedulesTable),
 ];
 
 /// How long a connection waits for another connection's lock, in milliseconds.

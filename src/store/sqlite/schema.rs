@@ -188,6 +188,24 @@ diesel::table! {
 }
 
 diesel::table! {
+    schedules (school_id, schedule_id) {
+        school_id -> BigInt,
+        schedule_id -> Text,
+        status -> Text,
+        cron -> Nullable<Text>,
+        time_zone -> Nullable<Text>,
+        state -> Text,
+        created_at -> BigInt,
+        finished_at -> Nullable<BigInt>,
+        check_uptime -> Nullable<BigInt>,
+        created_seq -> BigInt,
+        last_seq -> BigInt,
+        last_tag -> Nullable<BigInt>,
+        last_at -> BigInt,
+    }
+}
+
+diesel::table! {
     notifiers (name) {
         name -> Text,
         not_before -> Nullable<BigInt>,

@@ -4,14 +4,15 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use rocket::http::Method;
 use serde_json::{Map, Number, Value};
 
-pub const COLLECTIONS: [&str; 5] = [
+pub const COLLECTIONS: [&str; 6] = [
     "jobs",
     "enrollments",
     "devices",
     "characteristics",
+    "schedules",
     "violations",
 ];
-const VERBS: [&str; 18] = [
+const VERBS: [&str; 19] = [
     "create",
     "put",
     "queue",
@@ -30,11 +31,17 @@ const VERBS: [&str; 18] = [
     "limits",
     "ack",
     "unack",
+    "remove",
 ];
 const IDS: [&str; 5] = ["a", "b", "door", "c.1", "7"];
 /// Names of fields in a body.
-const FIELDS: [&str; 46] = [
+const FIELDS: [&str; 51] = [
     "op",
+    "schedule_id",
+    "cron",
+    "time_zone",
+    "period_secs",
+    "grace_secs",
     "job_id",
     "session_id",
     "device_id",

@@ -101,6 +101,37 @@ async fn what_a_rule_names_is_delivered_signed_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_late_is_delivered_like_any_milestone() {
+    if !needs_python("standardwebhooks") {
+        return;
+    }
+    let (mut receiver, port) = Receiver::python("webhook.py", &[SECRET, "200"]).await;
+    let rules = json!([{"kinds": ["schedules"], "statuses": ["missed", "late"]}]);
+    let server = server_with(json!({"notifiers": [webhook("ops", port, rules)]})).await;
+    let job = server.running_job("slow").await;
+    let path = format!("/api/schedules/{}", job["job_type"].as_str().unwrap());
+    let rule = json!({"period_secs": 86_400, "max_run_secs": 1});
+    server.put(&path, rule).await;
+    let seen = receiver.json().await;
+    assert_eq!(seen["body"]["type"], "schedules.schedule_update");
+    let told = &seen["body"]["data"];
+    assert_eq!(
+        (&told["status"], &told["last_run"]["job_id"]),
+        (&json!("late"), &json!("slow"))
+    );
+    server.report("/api/jobs/slow/complete", json!({})).await;
+    until("it is over", async || {
+        server.get(&path, &viewer(1)).await.1["status"] == "on_time"
+    })
+    .await;
+    until("everything is looked at", async || {
+        state(&server, 1, "ops").await["lag"] == 0
+    })
+    .await;
+    assert_eq!(receiver.stop().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_happened_while_the_receiver_and_the_server_were_down_is_delivered_in_order() {
     if !needs_python("standardwebhooks") {
         return;

@@ -1,7 +1,7 @@
 //! What a store promises of the kinds other than jobs, and of notifiers.
 
 use chrono::{SubsecRound, Utc};
-use tidings::kind::{Part, characteristic, device, enrollment};
+use tidings::kind::{Part, characteristic, device, enrollment, schedule};
 use tidings::log::PartQuery;
 use tidings::log::consumers::{
     Begun, Change, DeadLetter, Progress, SetAside, Total, Tried, lease_of,
@@ -33,6 +33,10 @@ fn cancel(id: &str) -> Envelope {
 
 pub(super) fn put_device(id: &str, body: serde_json::Value) -> Envelope {
     to(id, Command::Device(device::Command::Register(read(body))))
+}
+
+fn put_schedule(id: &str, body: serde_json::Value) -> Envelope {
+    to(id, Command::Schedule(schedule::Command::Put(read(body))))
 }
 
 fn read_characteristic(body: serde_json::Value) -> Command {
@@ -274,6 +278,8 @@ pub(super) async fn every_kind_is_there_after_reopening(open: Open) {
             }}))),
             to("charted", read_sample(json!({"value": 0.1}))),
             to("charted", read_sample(json!({"value": 0.5}))),
+            put_schedule("nightly", json!({"cron": "0 3 * * *", "time_zone": "Europe/Berlin"})),
+            put_schedule("hourly", json!({"period_secs": 3600, "grace_secs": 1, "max_run_secs": 9})),
         ])
         .await;
     let told = async |bench: &Bench| {
@@ -284,6 +290,8 @@ pub(super) async fn every_kind_is_there_after_reopening(open: Open) {
             (characteristic::KIND, "c"),
             (characteristic::KIND, "learning"),
             (characteristic::KIND, "charted"),
+            (schedule::KIND, "nightly"),
+            (schedule::KIND, "hourly"),
         ] {
             let found = bench
                 .store

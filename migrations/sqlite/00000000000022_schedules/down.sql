@@ -1,0 +1,2 @@
+DROP TABLE schedules;
+DELETE FROM counts WHERE what = 'schedules';

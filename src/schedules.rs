@@ -1,0 +1,291 @@
+//! Lets schedules see what has run. The kind's rules decide what that means ([`crate::kind::schedule`]); this module looks for the
+//! newest run and at the clock, and issues the checks.
+//!
+//! ```text
+//! job starts or ends ─▶ observe ─┐ hints, folded by schedule
+//! start of the server ───────────┼─▶ look for the newest run ─▶ Check ─▶ append
+//! a clock that was set, a sleep ─┤   (after the deadline)
+//! the planned time (watchdog) ───┘
+//! ```
+//!
+//! 1. A hint may be lost, with a node or because there are too many. The next planned check finds the same.
+//! 2. Several nodes check the same schedule. A check is decided against the state, so the second one changes nothing.
+//! 3. After the wall clock was set, every schedule is checked once without being judged by what the clock has passed over.
+//!    Until that is done, no other check judges either.
+//! 4. After a start or a suspension, every schedule is checked at once: what was due meanwhile is missed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::config::{
+    SCHEDULE_DRIFT_SECS, SCHEDULE_HINTS_MAX, SCHEDULE_PERIOD, SCHEDULE_RUNS, WATCHDOG_BATCH,
+};
+use crate::event::{Class, Event};
+use crate::failures::Failures;
+use crate::id::{SchoolId, SubjectId};
+use crate::kind::schedule::{Command as ScheduleCommand, KIND, Observed, Run};
+use crate::kind::{Command, job};
+use crate::log::{Envelope, ListQuery, Order, Store, StoreError};
+use crate::wall_clock::{self, Change, Moment, WallClock};
+
+/// Statuses of schedules that are watched.
+const WATCHED: [&str; 3] = ["on_time", "late", "missed"];
+
+/// A schedule: its school, and the type of its jobs.
+type Address = (SchoolId, Arc<str>);
+
+/// Issues the checks of schedules. See the module documentation.
+pub struct Schedules {
+    store: Arc<dyn Store>,
+    /// Schedules that have changed, or whose jobs have started or ended, with the last of these jobs.
+    hints: Mutex<HashMap<Address, Option<SubjectId>>>,
+    /// `None` until the state of the clock at the end of the last run was read.
+    clock: Mutex<Option<Clock>>,
+}
+
+struct Clock {
+    wall: WallClock,
+    /// By how much the wall clock is ahead of the uptime.
+    ahead: TimeDelta,
+    /// Whether it was set, and some schedules have not been checked since.
+    was_set: bool,
+    /// How often every schedule had to be checked: at the start, after the clock was set, and after the server was suspended.
+    gaps: u64,
+    /// How many of these gaps are behind.
+    passed: u64,
+}
+
+impl Clock {
+    fn look(&mut self, now: Moment) {
+        let changed = self.wall.look(now);
+        let ahead = ahead(now);
+        let has_slept = (ahead - self.ahead) > TimeDelta::seconds(SCHEDULE_DRIFT_SECS);
+        self.ahead = ahead;
+        let was_set = matches!(changed, Some(Change::Set(_) | Change::Back(_)));
+        self.was_set |= was_set;
+        self.gaps += u64::from(was_set || has_slept);
+    }
+}
+
+fn ahead(now: Moment) -> TimeDelta {
+    let uptime = i64::try_from(now.uptime.millis()).unwrap_or(i64::MAX);
+    now.wall
+        .signed_duration_since(DateTime::<Utc>::UNIX_EPOCH)
+        .checked_sub(&TimeDelta::milliseconds(uptime))
+        .unwrap_or_default()
+}
+
+impl Schedules {
+    /// Creates the checks of the schedules in this store.
+    pub fn new(store: Arc<dyn Store>) -> Schedules {
+        Schedules {
+            store,
+            hints: Mutex::default(),
+            clock: Mutex::new(None),
+        }
+    }
+
+    /// Notes which schedules committed events may concern. Never waits.
+    pub fn observe(&self, events: &[Arc<Event>]) {
+        let milestones = events
+            .iter()
+            .filter(|event| event.draft.class == Class::Milestone);
+        for event in milestones {
+            let (job_type, job) = match &event.draft.category {
+                Some(job_type) if event.kind == job::KIND => {
+                    (Arc::clone(job_type), Some(event.subject.clone()))
+                }
+                // A new schedule may find a run that goes on.
+                _ if event.kind == KIND => (event.subject.as_str().into(), None),
+                _ => continue,
+            };
+            let address = (event.school, job_type);
+            let mut hints = lock(&self.hints);
+            if hints.len() < SCHEDULE_HINTS_MAX || hints.contains_key(&address) {
+                let hint = hints.entry(address).or_default();
+                *hint = job.or(hint.take());
+            }
+        }
+    }
+
+    /// Follows hints and the clock until it is dropped.
+    pub async fn watch(self: Arc<Self>) {
+        let mut rounds = interval(SCHEDULE_PERIOD);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failures = Failures::default();
+        loop {
+            rounds.tick().await;
+            // What waits in the sockets is heard first.
+            if self.store.uptime().is_catching_up() {
+                continue;
+            }
+            match self.round().await {
+                Ok(()) => {
+                    failures.worked();
+                }
+                Err(StoreError::Stopped) => return,
+                Err(StoreError::Displaced | StoreError::NotCommitted) => {}
+                Err(error) => {
+                    if let Some(failed) = failures.failed(Instant::now()) {
+                        tracing::error!(%error, failed, "the schedules could not be checked");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn round(&self) -> Result<(), StoreError> {
+        self.resume_clock().await?;
+        if let Some(gaps) = self
+            .look_at_clock(|clock| (clock.gaps > clock.passed).then_some(clock.gaps))
+            .flatten()
+        {
+            self.check_all().await?;
+            self.look_at_clock(|clock| {
+                clock.passed = gaps;
+                // Unless it was set again meanwhile.
+                clock.was_set &= clock.gaps != gaps;
+            });
+        }
+        let hints = std::mem::take(&mut *lock(&self.hints));
+        for ((school, job_type), job) in hints {
+            let Ok(schedule) = job_type.parse() else {
+                continue;
+            };
+            if let Some(envelope) = self.check(school, schedule, job).await? {
+                self.append(school, vec![envelope]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what was known of the clock when the server last ran, so that a step meanwhile is noticed.
+    async fn resume_clock(&self) -> Result<(), StoreError> {
+        if lock(&self.clock).is_some() {
+            return Ok(());
+        }
+        let saved = self.store.wall_clock().await?;
+        let now = Moment::now(self.store.uptime().now());
+        // A downtime is believed, however long it was: that is when runs are missed.
+        let wall = WallClock::resume(saved, wall_clock::boot(), now, Duration::MAX);
+        *lock(&self.clock) = Some(Clock {
+            wall,
+            ahead: ahead(now),
+            was_set: false,
+            gaps: 1,
+            passed: 0,
+        });
+        Ok(())
+    }
+
+    /// Looks at the clock, and then uses what is known of it. Returns `None` if nothing is known yet.
+    fn look_at_clock<T>(&self, then: impl FnOnce(&mut Clock) -> T) -> Option<T> {
+        let now = Moment::now(self.store.uptime().now());
+        lock(&self.clock).as_mut().map(|clock| {
+            clock.look(now);
+            then(clock)
+        })
+    }
+
+    /// Checks every schedule.
+    async fn check_all(&self) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let schools = self.store.schools(after, WATCHDOG_BATCH).await?;
+            for school in &schools {
+                self.check_school(*school).await?;
+            }
+            after = schools.last().copied();
+            if schools.len() < WATCHDOG_BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn check_school(&self, school: SchoolId) -> Result<(), StoreError> {
+        let mut query = ListQuery {
+            statuses: WATCHED.to_vec(),
+            order: Order::Oldest,
+            limit: WATCHDOG_BATCH,
+            ..ListQuery::default()
+        };
+        loop {
+            let page = self.store.subjects(school, KIND, query.clone()).await?;
+            for stored in page.subjects {
+                let schedule = stored.event.subject.clone();
+                if let Some(envelope) = self.check(school, schedule, None).await? {
+                    self.append(school, vec![envelope]).await?;
+                }
+            }
+            query.beyond = page.next;
+            if page.next.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns the check of a schedule, with the run that started last. `None` if the schedule does not exist or is not
+    /// watched any more, or before the first look at the clock. `hint` is a job that may be that run.
+    pub async fn check(
+        &self,
+        school: SchoolId,
+        schedule: SubjectId,
+        hint: Option<SubjectId>,
+    ) -> Result<Option<Envelope>, StoreError> {
+        let stored = self.store.subject(school, KIND, schedule.clone()).await?;
+        let Some(own) = stored.as_ref().and_then(|own| own.state.schedule()) else {
+            return Ok(None);
+        };
+        if own.finished_at.is_some() {
+            return Ok(None);
+        }
+        let newest = ListQuery {
+            categories: vec![schedule.as_str().to_owned()],
+            limit: SCHEDULE_RUNS,
+            ..ListQuery::default()
+        };
+        let mut jobs = self
+            .store
+            .subjects(school, job::KIND, newest)
+            .await?
+            .subjects;
+        let known = own.last_run.as_ref().map(|run| run.job_id.clone());
+        for id in known.into_iter().chain(hint) {
+            if !jobs.iter().any(|job| job.event.subject == id) {
+                jobs.extend(self.store.subject(school, job::KIND, id).await?);
+            }
+        }
+        let runs = jobs.iter().filter_map(|stored| {
+            let job = stored.state.job()?;
+            let is_own = job.job_type.as_str() == schedule.as_str();
+            Run::of(&stored.event.subject, job).filter(|_| is_own)
+        });
+        let run = runs.max_by_key(|run| run.started_at);
+        // After the reads: a step of the clock since then makes the check harmless.
+        let Some(is_clock_steady) = self.look_at_clock(|clock| !clock.was_set) else {
+            return Ok(None);
+        };
+        let observed = Observed {
+            run,
+            is_clock_steady,
+        };
+        let command = Command::Schedule(ScheduleCommand::Check(Some(observed)));
+        Ok(Some(Envelope::new(schedule, command)))
+    }
+
+    async fn append(&self, school: SchoolId, envelopes: Vec<Envelope>) -> Result<(), StoreError> {
+        let receipts = self.store.append(school, envelopes).await?;
+        for refused in receipts.into_iter().filter_map(Result::err) {
+            tracing::warn!(school.id = %school, reason = %refused, "the check of a schedule was rejected");
+        }
+        Ok(())
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -103,16 +103,44 @@ impl PublishService {
         {
             return Err((*error).into());
         }
+        Ok((self.batch(access, (body_bytes, items), reserved), refused))
+    }
+
+    /// Admits a single item that will be carried out together with others: checks the role, the rate limit of the user and
+    /// the byte limit of the school.
+    pub fn admit_item(&self, access: &Access, school: SchoolId) -> Result<(), Refused> {
+        self.permit(access, &[(school, 1)])?;
+        Ok(self.permit_bytes(school)?)
+    }
+
+    /// Begins a batch of items that were admitted one by one, as soon as there is memory for them. `own` is the school of all
+    /// items, if there is only one; `body_bytes` is the size of all items together.
+    pub async fn begin_admitted<'a>(
+        self: &'a Arc<Self>,
+        access: &'a Access,
+        own: Option<SchoolId>,
+        (body_bytes, items): (u64, u64),
+    ) -> Result<Batch<'a>, Refused> {
+        let memory = self.settings().batch_memory(body_bytes, items);
+        let reserved = self.reserve(own, memory).await?;
+        Ok(self.batch(access, (body_bytes, items), reserved))
+    }
+
+    fn batch<'a>(
+        self: &'a Arc<Self>,
+        access: &'a Access,
+        (body_bytes, items): (u64, u64),
+        reserved: Reserved,
+    ) -> Batch<'a> {
         let most = self.settings().batch_events(body_bytes, items);
-        let batch = Batch {
+        Batch {
             service: self,
             access,
             name: access.subject.as_str().into(),
             allowance: self.publisher().allowance(most, reserved),
             outcomes: BTreeMap::new(),
             waiting: BTreeMap::new(),
-        };
-        Ok((batch, refused))
+        }
     }
 }
 

@@ -128,6 +128,17 @@ pub const BATCH_LINE_MIN_BYTES: u64 = 32;
 pub const BATCH_SLICE_BYTES: usize = 64 * 1024;
 /// Maximum number of schools in one batch whose commands are executed concurrently.
 pub const BATCH_SCHOOLS_AT_ONCE: usize = 32;
+/// Commands of one connection that can be unanswered at a time: waiting, being committed, or with an answer that the client
+/// has not read. Beyond this number, nothing more is read.
+pub const PIPELINE_COMMANDS: usize = 256;
+/// Commands of one connection that are submitted together. Others of their school may wait meanwhile.
+pub const PIPELINE_ROUND: usize = 128;
+/// Maximum size of a connection's commands that wait to be submitted, in bytes. The last one may exceed it.
+pub const PIPELINE_BYTES: usize = 64 * 1024;
+/// How long a connection that ends waits for the commands that are being committed, in order to answer them.
+pub const PIPELINE_END_WAIT: Duration = Duration::from_secs(5);
+/// Maximum length of the `id` of a `publish`, in bytes.
+pub const PUBLISH_ID_MAX_BYTES: usize = 128;
 /// Committed batches that can wait for the dispatcher. Beyond this number, the writer waits.
 pub const DISPATCH_QUEUE: usize = 64;
 /// Events in a segment, which is a part of a log that replays share.
@@ -299,6 +310,8 @@ pub const WINDOW_IDLE: Duration = Duration::from_secs(60);
 pub const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Maximum number of ticks that a stream holds back. One more releases all of them.
 pub const HELD_TICKS_MAX: usize = 1_024;
+/// Listeners of a channel from which on those that hold back ticks do so together.
+pub const FOLD_READERS_MIN: usize = 4;
 /// Bytes that are still read from a WebSocket client after a protocol error, so that the client can read the close
 /// reason.
 pub const AFTER_ERROR_MAX_BYTES: usize = 1024 * 1024;

@@ -1,6 +1,7 @@
 //! `POST /api/batch`: NDJSON with one command per line. The answer has one result per line, in the same order. This is the
 //! high-rate way to publish: one request, few transactions. Commands are independent: a rejected one does not stop the
-//! others. A line without a school belongs to the school of the request.
+//! others. A line without a school belongs to the school of the request. With `?stream=1`, each line is answered while the
+//! request goes on.
 //!
 //! Memory is reserved before the body is read, according to its length, and is released after the answer has been sent. It
 //! covers the body, the commands, their events, and the answer.
@@ -9,43 +10,46 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 
-use rocket::{Route, State, post, routes};
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use rocket::response::{self, Responder};
+use rocket::{Request, Route, State, post, routes};
 
-use super::body::{self, IdempotencyKey, Lines, Unread, UpperStatus};
-use super::commands;
+use super::body::{IdempotencyKey, Lines, Unread, UpperStatus};
 use super::credential::{AnySchool, NamedSchool};
-use super::devices;
+use super::lines::{Line, LineReader, write_result};
 use super::problem::{Kind, Problem};
-use super::violations;
-use crate::app::{Answer, BatchItem, ViolationAction};
-use crate::auth::{Access, Role};
-use crate::config::{BATCH_SLICE_BYTES, COMMAND_BASE_BYTES};
+use super::stream::{BatchStream, Streaming};
+use crate::app::{Answer, Caller};
+use crate::auth::Role;
+use crate::config::{BATCH_SLICE_BYTES, COMMAND_BASE_BYTES, Settings};
 use crate::id::SchoolId;
-use crate::kind::{self, Body, Command, device};
-use crate::log::{Envelope, Idempotency};
 use crate::refusals::RequestSource;
 use crate::service::Tidings;
-use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {
     routes![batch]
 }
 
 #[post("/api/batch", data = "<body>")]
-async fn batch(
+async fn batch<'r>(
     caller: Result<AnySchool, Problem>,
     school: Result<NamedSchool, Problem>,
     source: RequestSource,
     key: Result<IdempotencyKey, Problem>,
     upper: Result<UpperStatus, Problem>,
-    body: Result<Unread<'_>, Problem>,
+    streaming: Result<Streaming, Problem>,
+    body: Result<Unread<'r>, Problem>,
     tidings: &State<Arc<Tidings>>,
-) -> Result<Lines, Problem> {
+) -> Result<Results<'r>, Problem> {
     let (AnySchool(access), NamedSchool(named)) = (caller?, school?);
-    let (key, UpperStatus(upper), body) = (key?, upper?, body?);
+    let (key, UpperStatus(upper), Streaming(client)) = (key?, upper?, streaming?);
+    let body = body?;
     access.require(Role::Worker)?;
+    if let Some(client) = client {
+        let caller = Caller::new(access, named)?;
+        let how = (source, upper);
+        let stream = BatchStream::open(tidings, caller, client, how, key, body)?;
+        return Ok(Results::Streamed(stream));
+    }
     if named.is_some() {
         access.school(named)?;
     }
@@ -58,11 +62,8 @@ async fn batch(
     let reader = LineReader {
         access: &access,
         named,
-        limit: settings.body_limit_bytes,
     };
-    let lines = reader
-        .read_all(&bytes, &key, settings.batch_limit_commands)
-        .await?;
+    let lines = read_all(&reader, &bytes, &key, settings).await?;
     let size = (bytes.len() as u64, lines.len() as u64);
     drop(bytes);
     let (mut batch, late) = service.begin_batch(&access, &counts(&lines), size, reserved)?;
@@ -86,7 +87,22 @@ async fn batch(
     };
     let outcomes = (0..count).map(outcome).collect();
     let bytes = written(outcomes, allowance.used(), upper, tidings, &source).await;
-    Ok(Lines { bytes, allowance })
+    Ok(Results::Together(Lines { bytes, allowance }))
+}
+
+/// The results of the lines.
+enum Results<'r> {
+    Together(Lines),
+    Streamed(Box<BatchStream<'r>>),
+}
+
+impl<'r> Responder<'r, 'r> for Results<'r> {
+    fn respond_to(self, request: &'r Request<'_>) -> response::Result<'r> {
+        match self {
+            Results::Together(lines) => lines.respond_to(request),
+            Results::Streamed(stream) => stream.respond_to(request),
+        }
+    }
 }
 
 /// Counts the lines of each school. A line that cannot be read counts if its school is known.
@@ -114,27 +130,8 @@ async fn written(
     let mut slice = Slice::default();
     for (index, outcome) in outcomes.into_iter().enumerate() {
         let (number, before) = (index + 1, answer.len());
-        match outcome {
-            Ok(own) => {
-                let (name, json) = match own {
-                    Answer::Event(receipt) => ("event", wire::event_json(receipt.event(), upper)),
-                    Answer::Device(device, beat) => {
-                        let json = devices::answer(&device, &beat).to_string();
-                        ("device", json.into_bytes())
-                    }
-                };
-                write!(answer, r#"{{"line":{number},"status":200,"{name}":"#)
-                    .expect("writing to memory succeeds");
-                answer.extend(json);
-            }
-            Err(problem) => {
-                problem.note(tidings, source);
-                let status = problem.status();
-                write!(answer, r#"{{"line":{number},"status":{status},"problem":"#)
-                    .expect("writing to memory succeeds");
-                serde_json::to_writer(&mut answer, &problem).expect("a problem is JSON");
-            }
-        }
+        write!(answer, r#"{{"line":{number},"#).expect("writing to memory succeeds");
+        write_result(&mut answer, outcome, upper, tidings, source);
         answer.extend_from_slice(b"}\n");
         slice.done(answer.len() - before).await;
     }
@@ -156,179 +153,29 @@ impl Slice {
     }
 }
 
-/// The rest of a line, without `op`, the subject's id and `idempotency_key`.
-struct Rest(Map<String, Value>);
-
-impl Body for Rest {
-    type Error = Problem;
-
-    fn read<T: DeserializeOwned>(self) -> Result<T, Problem> {
-        T::deserialize(Value::Object(self.0))
-            .map_err(|error| Problem::new(Kind::InvalidBody, error.to_string()))
-    }
-}
-
-/// A line, or the problem with it.
-struct Line {
-    /// The school that the line counts for, if it is known.
-    school: Option<SchoolId>,
-    asked: Result<(SchoolId, BatchItem), Problem>,
-}
-
-/// Reads lines.
-struct LineReader<'a> {
-    access: &'a Access,
-    /// The school of the lines that name none.
-    named: Option<SchoolId>,
-    /// The maximum length of a line in bytes.
-    limit: u64,
-}
-
-impl LineReader<'_> {
-    /// Reads the lines of a body, up to the limit on their number.
-    async fn read_all(
-        &self,
-        bytes: &[u8],
-        key: &IdempotencyKey,
-        most: usize,
-    ) -> Result<Vec<Line>, Problem> {
-        let lines = || {
-            bytes
-                .split(|byte| *byte == b'\n')
-                .map(<[u8]>::trim_ascii)
-                .filter(|line| !line.is_empty())
-        };
-        if lines().nth(most).is_some() {
-            let detail =
-                format!("the batch has more than {most} lines; at most {most} are accepted");
-            return Err(Problem::new(Kind::BodyTooLarge, detail).of_limit("batch_limit_commands"));
-        }
-        let (mut asked, mut slice) = (Vec::new(), Slice::default());
-        for (index, line) in lines().enumerate() {
-            asked.push(self.read(line, key.of_command(index + 1, line)));
-            slice.done(line.len()).await;
-        }
-        Ok(asked)
-    }
-
-    fn read(&self, line: &[u8], key: Option<Idempotency>) -> Line {
-        let mut school = self.access.school(self.named).ok();
-        let asked = self.asked(line, key, &mut school);
-        Line { school, asked }
-    }
-
-    /// Reads `{"op": "<collection>.<verb>", "<id field>": …, "school_id": …, "idempotency_key": …}` with the verb's own
-    /// fields.
-    fn asked(
-        &self,
-        line: &[u8],
-        key: Option<Idempotency>,
-        school: &mut Option<SchoolId>,
-    ) -> Result<(SchoolId, BatchItem), Problem> {
-        let limit = self.limit;
-        if line.len() as u64 > limit {
-            let detail =
-                format!("the line has more than {limit} bytes; at most {limit} are accepted");
-            return Err(Problem::new(Kind::BodyTooLarge, detail).of_limit("body_limit_bytes"));
-        }
-        let mut object: Map<String, Value> = body::parse(line)?;
-        let own = match object.remove("school_id") {
-            None | Some(Value::Null) => None,
-            Some(Value::Number(number)) => {
-                Some(number.as_i64().and_then(|own| own.try_into().ok()))
-            }
-            Some(Value::String(digits)) => Some(digits.parse().ok()),
-            Some(_) => Some(None),
-        };
-        let named = match own {
-            None => self.named,
-            Some(Some(own)) => Some(own),
-            Some(None) => {
-                let detail =
-                    "`school_id` must be a whole number of 1 or more, or a string of its digits";
-                return Err(Problem::new(Kind::InvalidBody, detail));
-            }
-        };
-        *school = None;
-        let reached = self.access.school(named)?;
-        *school = Some(reached);
-        Ok((reached, asked(object, line, key)?))
-    }
-}
-
-/// Reads the item in a line.
-fn asked(
-    mut object: Map<String, Value>,
-    line: &[u8],
-    key: Option<Idempotency>,
-) -> Result<BatchItem, Problem> {
-    let invalid = |detail: &str| Problem::new(Kind::InvalidBody, detail.to_owned());
-    let Some(Value::String(op)) = object.remove("op") else {
-        return Err(invalid(
-            "`op` is missing; it must be a string such as \"jobs.progress\"",
-        ));
+/// Reads the lines of a body, up to the limit on their number.
+async fn read_all(
+    reader: &LineReader<'_>,
+    bytes: &[u8],
+    key: &IdempotencyKey,
+    settings: &Settings,
+) -> Result<Vec<Line>, Problem> {
+    let most = settings.batch_limit_commands;
+    let lines = || {
+        bytes
+            .split(|byte| *byte == b'\n')
+            .map(<[u8]>::trim_ascii)
+            .filter(|line| !line.is_empty())
     };
-    let own_key = match object.remove("idempotency_key") {
-        None => key,
-        Some(Value::String(own)) if body::is_sound_key(&own) => Some(Idempotency {
-            key: own,
-            fingerprint: body::fingerprint("batch", line),
-        }),
-        Some(_) => {
-            return Err(invalid(
-                "`idempotency_key` must be a string of 1 to 128 visible ASCII characters",
-            ));
-        }
-    };
-    let action = op.strip_prefix("violations.");
-    if let Some(action) = action.and_then(ViolationAction::from_verb) {
-        let id = id_of(&mut object, "violation_id")?;
-        let command = violations::command(&id, action, Rest(object))?;
-        return Ok(BatchItem::Violation(command, own_key));
+    if lines().nth(most).is_some() {
+        let detail = format!("the batch has more than {most} lines; at most {most} are accepted");
+        return Err(Problem::new(Kind::BodyTooLarge, detail).of_limit("batch_limit_commands"));
     }
-    let (collection, verb) = op.split_once('.').unwrap_or((&op, ""));
-    let Some(kind) = kind::known_kind(collection) else {
-        let collections: Vec<_> = kind::KINDS.iter().map(|kind| kind.collection()).collect();
-        return Err(invalid(&format!(
-            "`op` must be <collection>.<verb>, with one of these collections: {}",
-            collections.join(", ")
-        )));
-    };
-    let id_field = kind::description(kind).id_field;
-    let no_such_op = || {
-        let own = kind::description(kind);
-        let (made_by, verbs) = (own.made_by, own.verbs.join(", "));
-        invalid(&format!(
-            "`op` of {collection} must be {made_by} or one of {verbs}"
-        ))
-    };
-    if verb == "create" {
-        let created = commands::create(kind, Rest(object)).ok_or_else(no_such_op)??;
-        return Ok(BatchItem::Command(Envelope {
-            idempotency: own_key,
-            ..created
-        }));
+    let (mut asked, mut slice) = (Vec::new(), Slice::default());
+    for (index, line) in lines().enumerate() {
+        let key = key.of_command(index + 1, line);
+        asked.push(reader.read(line, settings.body_limit(), key));
+        slice.done(line.len()).await;
     }
-    let id = id_of(&mut object, id_field)?;
-    let subject = commands::subject(kind, &id)?;
-    if (kind, verb) == (device::KIND, "heartbeat") {
-        return Ok(BatchItem::Heartbeat(subject));
-    }
-    let command = Command::read(kind, verb, Rest(object));
-    Ok(BatchItem::Command(Envelope {
-        idempotency: own_key,
-        ..Envelope::new(subject, command.ok_or_else(no_such_op)??)
-    }))
-}
-
-/// Takes an id out of a line. Some clients send it as a number.
-fn id_of(object: &mut Map<String, Value>, field: &str) -> Result<String, Problem> {
-    match object.remove(field) {
-        Some(Value::String(id)) => Ok(id),
-        Some(Value::Number(id)) => Ok(id.to_string()),
-        _ => Err(Problem::new(
-            Kind::InvalidBody,
-            format!("`{field}` is missing"),
-        )),
-    }
+    Ok(asked)
 }

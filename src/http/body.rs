@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rocket::data::{self, ByteUnit, Data, FromData};
+use rocket::data::{self, ByteUnit, Data, DataStream, FromData};
 use rocket::http::{ContentType, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::{self, Responder, Response};
@@ -33,7 +33,12 @@ pub(super) struct Unread<'r> {
     patience: Duration,
 }
 
-impl Unread<'_> {
+impl<'r> Unread<'r> {
+    /// Returns the body as it arrives, however long it is.
+    pub(super) fn stream(self) -> DataStream<'r> {
+        self.data.open(ByteUnit::max_value())
+    }
+
     /// Returns the maximum number of bytes to be read.
     pub(super) fn expected(&self, limit: u64) -> u64 {
         self.length.map_or(limit, |length| length.min(limit))

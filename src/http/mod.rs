@@ -15,6 +15,7 @@ mod devices;
 mod forwarded;
 pub(crate) mod framework;
 mod health;
+mod lines;
 mod methods;
 mod metrics;
 #[cfg(feature = "monitor")]
@@ -22,6 +23,7 @@ mod monitor;
 mod notifiers;
 pub(crate) mod opening;
 mod pings;
+mod pipeline;
 pub mod problem;
 pub(crate) mod shutdown;
 mod stream;

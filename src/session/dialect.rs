@@ -45,6 +45,8 @@ pub struct Dialect {
     pub omits_ended: bool,
     /// Whether every connection receives acknowledgements of violations, whatever it subscribes to.
     receives_acknowledgements: bool,
+    /// Whether `publish` is accepted.
+    pub publishes: bool,
     /// Whether `initial_state` precedes a snapshot.
     pub announces_snapshot: bool,
     /// The form of events if the request does not choose one.
@@ -66,6 +68,7 @@ impl Dialect {
         numeric_ids: None,
         omits_ended: false,
         receives_acknowledgements: false,
+        publishes: false,
         announces_snapshot: false,
         form: Form::Standard,
         conflates: true,
@@ -75,11 +78,13 @@ impl Dialect {
         bare_ping: BarePing::Error,
         refusal: Close::RefusedUnauthorized,
         receives_acknowledgements: true,
+        publishes: true,
         conflates: false,
         ..Dialect::EVENTS
     };
     /// `/ws/samples`
     pub const SAMPLES: Dialect = Dialect {
+        publishes: false,
         sends_ready: false,
         form: Form::Flat,
         numeric_ids: Some(true),

@@ -13,6 +13,7 @@
 
 mod dialect;
 mod gathering;
+mod publishing;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -25,8 +26,10 @@ use tokio::time::Instant;
 
 pub use self::dialect::{BarePing, Dialect};
 use self::gathering::Gathering;
+pub use self::publishing::Publishing;
 use crate::app::SubscribeService;
-use crate::auth::{Access, AuthError};
+use crate::auth::{Access, AuthError, Role};
+use crate::config::PIPELINE_END_WAIT;
 use crate::event::Event;
 use crate::id::{Channel, Cursor};
 use crate::kind::{self, characteristic};
@@ -79,6 +82,12 @@ struct PendingSubscribe {
     asked: Map<String, Value>,
 }
 
+/// A client's message, and its size in bytes.
+struct Message {
+    content: ClientMessage,
+    bytes: usize,
+}
+
 /// See the [module documentation](self).
 pub struct Session {
     service: Arc<SubscribeService>,
@@ -88,8 +97,13 @@ pub struct Session {
     subscription: Subscription,
     from: Option<Cursor>,
     pending: Option<Box<PendingSubscribe>>,
-    /// A `subscribe` or `unsubscribe` that waits until the previous one is acknowledged.
-    parked: Option<Box<ClientMessage>>,
+    /// A `subscribe` or `unsubscribe` that waits until the previous one is acknowledged, or a `publish` that waits until there
+    /// is room.
+    parked: Option<Box<Message>>,
+    /// None if nothing can be published on this connection.
+    publishing: Option<Box<dyn Publishing>>,
+    /// The last message, until the commands that are being carried out are answered, but no longer than until this time.
+    farewell: Option<Box<(Control, Instant)>>,
     last_message: Instant,
     gathering: Gathering,
     /// How the conversation ended. Nothing is sent after that.
@@ -115,9 +129,24 @@ impl Session {
             from,
             pending: None,
             parked: None,
+            publishing: None,
+            farewell: None,
             last_message: Instant::now(),
             ended: None,
         }
+    }
+
+    /// Carries out the client's commands with `publishing`.
+    pub fn with_publishing(self, publishing: Box<dyn Publishing>) -> Session {
+        Session {
+            publishing: Some(publishing),
+            ..self
+        }
+    }
+
+    /// Whether the client is allowed to publish on this connection.
+    pub fn can_publish(&self) -> bool {
+        self.publishing.is_some() && self.access.require(Role::Worker).is_ok()
     }
 
     /// Returns how the conversation ended, if it has.
@@ -125,9 +154,9 @@ impl Session {
         self.ended
     }
 
-    /// Whether an earlier `subscribe` or `unsubscribe` is still to be acknowledged. The next one waits meanwhile.
+    /// Whether messages may be waiting because earlier ones are still to be answered.
     pub fn is_busy(&self) -> bool {
-        self.subscription.is_busy()
+        self.subscription.is_busy() || self.is_parked()
     }
 
     /// Whether a message waits for the answer to an earlier one. The transport must not pass another message meanwhile.
@@ -135,12 +164,25 @@ impl Session {
         self.parked.is_some()
     }
 
-    /// Takes a client's message. Must not be called while an earlier message waits.
-    pub fn receive(&mut self, text: &str, out: &mut impl Outbox) {
+    /// Takes a client's message. Must not be called while an earlier message waits. Returns whether it costs no more than a
+    /// command that the client is allowed to publish: it is one, or nothing is answered any more.
+    pub fn receive(&mut self, text: &str, out: &mut impl Outbox) -> bool {
         self.last_message = Instant::now();
+        if self.farewell.is_some() {
+            return true;
+        }
         match ClientMessage::parse(text) {
-            Ok(message) => self.carry_out(message, out),
-            Err(error) => self.refuse(error.code(), None, error.to_string(), out),
+            Ok(content) => {
+                let is_command =
+                    matches!(content, ClientMessage::Publish { .. }) && self.can_publish();
+                let bytes = text.len();
+                self.carry_out(Message { content, bytes }, out);
+                is_command
+            }
+            Err(error) => {
+                self.refuse(error.code(), None, error.to_string(), out);
+                false
+            }
         }
     }
 
@@ -161,14 +203,31 @@ impl Session {
 
     /// Carries out the waiting message, unless it must still wait. Returns whether it did.
     pub fn resume(&mut self, out: &mut impl Outbox) -> bool {
-        if self.is_busy() {
-            return false;
+        match self.parked.take() {
+            Some(message) if self.must_wait(&message) => {
+                self.parked = Some(message);
+                false
+            }
+            Some(message) => {
+                self.carry_out(*message, out);
+                true
+            }
+            None => false,
         }
-        let Some(message) = self.parked.take() else {
-            return false;
-        };
-        self.carry_out(*message, out);
-        true
+    }
+
+    /// Whether a message must wait for the answers to earlier ones.
+    fn must_wait(&self, message: &Message) -> bool {
+        match message.content {
+            ClientMessage::Subscribe { .. } | ClientMessage::Unsubscribe { .. } => {
+                self.subscription.is_busy()
+            }
+            ClientMessage::Publish { .. } => {
+                let publishing = self.publishing.as_ref();
+                publishing.is_some_and(|own| !own.has_room())
+            }
+            _ => false,
+        }
     }
 
     /// Sends deliveries while there is room. Returns whether there were any.
@@ -177,7 +236,7 @@ impl Session {
         // Check even if there is no room: a client whose credential has expired must not receive what is still unsent.
         let now = Instant::now();
         self.subscription.end_if_expired_by(now);
-        while self.ended.is_none() && out.has_room() {
+        while self.ended.is_none() && self.farewell.is_none() && out.has_room() {
             if let Some(event) = self.gathering.next_announced() {
                 out.send(Outgoing::Event(&event));
                 any = true;
@@ -197,8 +256,36 @@ impl Session {
         any
     }
 
-    /// Sends a `heartbeat` if the client has been silent for too long. Returns when to call this again.
+    /// Sends the answers to commands while there is room, and then the last message, if it waits for them. Returns whether
+    /// there were any.
+    pub fn poll_published(&mut self, cx: &mut Context<'_>, out: &mut impl Outbox) -> bool {
+        let mut any = false;
+        while self.ended.is_none() && out.has_room() {
+            let answer = match &mut self.publishing {
+                Some(publishing) => publishing.poll_answer(cx, &self.access),
+                None => Poll::Ready(None),
+            };
+            match answer {
+                Poll::Ready(Some(json)) => out.send(Outgoing::Json(&json)),
+                Poll::Ready(None) => return self.say_farewell(out) || any,
+                Poll::Pending => return any,
+            }
+            any = true;
+        }
+        any
+    }
+
+    /// Sends a `heartbeat` if the client has been silent for too long, and the last message if its time has come. Returns when
+    /// to call this again.
     pub fn poll_timers(&mut self, now: Instant, out: &mut impl Outbox) -> Option<Instant> {
+        if let Some(farewell) = &self.farewell {
+            let until = farewell.1;
+            if now < until {
+                return Some(until);
+            }
+            self.say_farewell(out);
+            return None;
+        }
         if !self.dialect.idle_heartbeat {
             return None;
         }
@@ -225,6 +312,7 @@ impl Session {
             code,
             message: message.into(),
             channels: Vec::new(),
+            id: None,
         };
         out.send(Outgoing::Control(&error));
     }
@@ -252,11 +340,23 @@ impl Session {
 
     /// Rejects a message because a credential is not valid or not sufficient.
     fn deny(&mut self, code: &'static str, reason: &str, out: &mut impl Outbox) {
+        self.deny_message(None, code, reason, out);
+    }
+
+    /// The same, for a message with an id.
+    fn deny_message(
+        &mut self,
+        id: Option<Value>,
+        code: &'static str,
+        reason: &str,
+        out: &mut impl Outbox,
+    ) {
         self.service.note_denial(Some(&self.source), code, reason);
         let error = Control::Error {
             code,
             message: reason.to_owned(),
             channels: Vec::new(),
+            id,
         };
         out.send(Outgoing::Control(&error));
     }
@@ -292,19 +392,41 @@ impl Session {
             Control::Reset(_) => self.gathering = Gathering::new(self.dialect.announces_snapshot),
             _ => {}
         }
-        out.send(Outgoing::Control(&control));
-        if let Control::Closing { close, .. } = control {
-            self.end(close);
+        match (control, &mut self.publishing) {
+            // What is being committed is answered first. The other commands have no effect.
+            (control @ Control::Closing { .. }, Some(publishing)) => {
+                publishing.stop();
+                self.parked = None;
+                let until = Instant::now() + PIPELINE_END_WAIT;
+                self.farewell = Some(Box::new((control, until)));
+            }
+            (control, _) => self.send_control(&control, out),
         }
     }
 
-    fn carry_out(&mut self, message: ClientMessage, out: &mut impl Outbox) {
-        match message {
-            ClientMessage::Subscribe { .. } | ClientMessage::Unsubscribe { .. }
-                if self.is_busy() =>
-            {
-                self.parked = Some(Box::new(message));
-            }
+    fn send_control(&mut self, control: &Control, out: &mut impl Outbox) {
+        out.send(Outgoing::Control(control));
+        if let Control::Closing { close, .. } = control {
+            self.end(*close);
+        }
+    }
+
+    /// Sends the last message, if there is one. Returns whether there was.
+    fn say_farewell(&mut self, out: &mut impl Outbox) -> bool {
+        let Some((control, _)) = self.farewell.take().map(|own| *own) else {
+            return false;
+        };
+        self.send_control(&control, out);
+        true
+    }
+
+    fn carry_out(&mut self, message: Message, out: &mut impl Outbox) {
+        if self.must_wait(&message) {
+            self.parked = Some(Box::new(message));
+            return;
+        }
+        let Message { content, bytes } = message;
+        match content {
             ClientMessage::BarePing => match self.dialect.bare_ping {
                 BarePing::Pong => {
                     let pong = Control::Pong { timestamp: None };
@@ -329,6 +451,25 @@ impl Session {
                 self.subscription.unsubscribe(&channels, asked);
             }
             ClientMessage::Auth { token } => self.renew(&token, out),
+            ClientMessage::Publish { id, command } => self.publish(id, command, bytes, out),
+        }
+    }
+
+    /// Passes a command on, if the endpoint and the credential allow it.
+    fn publish(
+        &mut self,
+        id: Option<Value>,
+        command: Map<String, Value>,
+        bytes: usize,
+        out: &mut impl Outbox,
+    ) {
+        let Some(publishing) = &mut self.publishing else {
+            let error = ClientMessageError::UnknownType;
+            return self.refuse(error.code(), None, error.to_string(), out);
+        };
+        match self.access.require(Role::Worker) {
+            Ok(()) => publishing.publish(&self.access, id, command, bytes),
+            Err(error) => self.deny_message(id, "forbidden", &error.to_string(), out),
         }
     }
 
@@ -429,6 +570,7 @@ impl Session {
             code: CODE,
             message,
             channels,
+            id: None,
         };
         out.send(Outgoing::Control(&error));
     }

@@ -1,9 +1,10 @@
-//! The messages of WebSocket clients: `{"type" or "action": "ping" | "subscribe" | "unsubscribe" | "auth", …}`.
+//! The messages of WebSocket clients: `{"type" or "action": "ping" | "subscribe" | "unsubscribe" | "auth" | "publish", …}`.
 
 use serde_json::{Map, Value};
 
 pub use super::json::InexactNumber;
 use super::json::{self, JsonError};
+use crate::config::PUBLISH_ID_MAX_BYTES;
 use crate::id::{Channel, Cursor, Kind, NameError};
 use crate::kind::{self, characteristic, job};
 
@@ -38,6 +39,13 @@ pub enum ClientMessage {
         /// The token.
         token: String,
     },
+    /// Carry out a command.
+    Publish {
+        /// Repeated in the answer: a string or a number.
+        id: Option<Value>,
+        /// The fields of the command, as in a line of a batch.
+        command: Map<String, Value>,
+    },
 }
 
 /// A message that is not valid. The client receives the text.
@@ -47,7 +55,9 @@ pub enum ClientMessageError {
     #[error("Invalid JSON format")]
     Malformed,
     /// The message is JSON, but its type is unknown.
-    #[error("Unknown message type; `type` must be ping, subscribe, unsubscribe or auth")]
+    #[error(
+        "Unknown message type; `type` must be ping, subscribe, unsubscribe, auth or, on /ws, publish"
+    )]
     UnknownType,
     /// A field is missing or has the wrong type.
     #[error("{0}")]
@@ -82,6 +92,9 @@ const TARGETS: [(&str, Option<Kind>); 4] = [
     ("characteristic_id", Some(characteristic::KIND)),
     ("characteristic_ids", Some(characteristic::KIND)),
 ];
+
+const INVALID_PUBLISH_ID: ClientMessageError =
+    ClientMessageError::InvalidField("`id` must be a number, or a string of at most 128 bytes");
 
 impl ClientMessage {
     /// Parses a text message.
@@ -128,6 +141,26 @@ impl ClientMessage {
                 Some(Value::String(token)) => Ok(ClientMessage::Auth { token }),
                 _ => Err(ClientMessageError::InvalidField("`token` must be a string")),
             },
+            Some("publish") => {
+                let named_by = if object.contains_key("type") {
+                    "type"
+                } else {
+                    "action"
+                };
+                object.shift_remove(named_by);
+                let id = match object.shift_remove("id") {
+                    None | Some(Value::Null) => None,
+                    Some(Value::String(id)) if id.len() > PUBLISH_ID_MAX_BYTES => {
+                        return Err(INVALID_PUBLISH_ID);
+                    }
+                    Some(id @ (Value::String(_) | Value::Number(_))) => Some(id),
+                    Some(_) => return Err(INVALID_PUBLISH_ID),
+                };
+                Ok(ClientMessage::Publish {
+                    id,
+                    command: object,
+                })
+            }
             _ => Err(ClientMessageError::UnknownType),
         }
     }
@@ -207,6 +240,7 @@ mod tests {
                 r#"{"type":"ping","timestamp":18446744073709551616}"#,
                 "invalid_field",
             ),
+            (r#"{"type":"publish","id":[1]}"#, "invalid_field"),
             (r#"{"type":"subscribe"}"#, "invalid_field"),
             (r#"{"type":"subscribe","job_id":[1]}"#, "invalid_field"),
             (r#"{"type":"subscribe","channels":null}"#, "invalid_field"),
@@ -223,6 +257,23 @@ mod tests {
             let error = ClientMessage::parse(text).unwrap_err();
             assert_eq!(error.code(), code, "{text}");
         }
+    }
+
+    #[test]
+    fn a_command_is_told_from_the_message_that_carries_it() {
+        for text in [
+            r#"{"type":"publish","id":7,"op":"jobs.start","job_id":"a","action":"x"}"#,
+            r#"{"op":"jobs.start","id":7,"job_id":"a","action":"x","type":"publish"}"#,
+        ] {
+            let Ok(ClientMessage::Publish { id, command }) = ClientMessage::parse(text) else {
+                panic!("{text}");
+            };
+            assert_eq!(id, Some(7.into()), "{text}");
+            let names: Vec<_> = command.keys().map(String::as_str).collect();
+            assert_eq!(names, ["op", "job_id", "action"], "{text}");
+        }
+        let text = format!(r#"{{"action":"publish","id":"{}"}}"#, "x".repeat(129));
+        assert!(ClientMessage::parse(&text).is_err());
     }
 
     #[test]

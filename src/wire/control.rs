@@ -152,6 +152,8 @@ pub enum Control {
         message: String,
         /// The channels at fault, if any.
         channels: Vec<String>,
+        /// The `id` of the message at fault, if it has one.
+        id: Option<Value>,
     },
     /// The answer to a ping.
     Pong {
@@ -215,6 +217,8 @@ enum ControlJson<'a> {
         code: &'static str,
         #[serde(skip_serializing_if = "<[String]>::is_empty")]
         channels: &'a [String],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: &'a Option<Value>,
     },
     Pong {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -297,11 +301,13 @@ impl Control {
                 code,
                 message,
                 channels,
+                id,
             } => ControlJson::Error {
                 error: message,
                 message,
                 code,
                 channels,
+                id,
             },
             Control::Pong { timestamp } => ControlJson::Pong { timestamp },
             Control::Authenticated { expires_at } => ControlJson::Authenticated {

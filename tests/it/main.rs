@@ -71,6 +71,7 @@ mod opening;
 mod origins;
 mod parts;
 mod pings;
+mod pipelines;
 mod postgres_frozen;
 mod postgres_schema;
 mod pressure;

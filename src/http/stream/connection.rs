@@ -101,9 +101,13 @@ impl Connection {
             service,
         };
         match opening {
-            Opening::Accepted(beginning) => {
+            Opening::Accepted(beginning, publishing) => {
                 let service = Arc::clone(&connection.service);
-                connection.session = Some(Session::new(service, dialect, *beginning));
+                let session = Session::new(service, dialect, *beginning);
+                connection.session = Some(match publishing {
+                    Some(publishing) => session.with_publishing(publishing),
+                    None => session,
+                });
             }
             Opening::Rejected { error, code, close } => connection.reject(error, code, close),
         }
@@ -118,6 +122,7 @@ impl Connection {
                 code,
                 message,
                 channels,
+                id: None,
             };
             self.frames.send(Outgoing::Control(&error));
         }
@@ -164,6 +169,7 @@ impl Connection {
             return false;
         };
         session.poll_deliveries(cx, &mut self.frames);
+        session.poll_published(cx, &mut self.frames);
         self.follow();
         self.session.is_none()
     }
@@ -182,7 +188,11 @@ impl Connection {
             if !session.is_parked()
                 && let Some(incoming) = self.waiting.pop_front()
             {
-                receive(session, incoming, &mut self.frames);
+                let may_count = may_publish(session, &incoming);
+                let is_free = receive(session, incoming, &mut self.frames);
+                if may_count && !is_free {
+                    self.is_rate_limited = self.is_rate_limited || !self.arrivals.count();
+                }
                 return Ok(true);
             }
             if session.resume(&mut self.frames) {
@@ -229,7 +239,11 @@ impl Connection {
         // Pings and pongs do not count as messages.
         let messages = incoming.into_iter();
         for own in messages.filter(|own| !matches!(own, Incoming::Control)) {
-            self.is_rate_limited = self.is_rate_limited || !self.arrivals.count();
+            // A command counts towards the rate limit of its user instead. Any other message that looks like one counts once
+            // it has been read.
+            let session = self.session.as_ref();
+            let counts = !session.is_some_and(|session| may_publish(session, &own));
+            self.is_rate_limited = self.is_rate_limited || counts && !self.arrivals.count();
             if self.is_rate_limited {
                 return;
             }
@@ -301,13 +315,23 @@ impl Connection {
     }
 }
 
-fn receive(session: &mut Session, incoming: Incoming, frames: &mut Frames) {
+/// Whether a message may be a command that the client is allowed to publish.
+fn may_publish(session: &Session, incoming: &Incoming) -> bool {
+    match incoming {
+        Incoming::Text(text) => session.can_publish() && text.contains("\"publish\""),
+        Incoming::Binary(_) | Incoming::Control => false,
+    }
+}
+
+/// Passes a message on. Returns what [`Session::receive`] returns.
+fn receive(session: &mut Session, incoming: Incoming, frames: &mut Frames) -> bool {
     match incoming {
         Incoming::Text(text) => session.receive(&text, frames),
         Incoming::Binary(_) => {
             session.refuse("not_text", None, "Messages must be text frames", frames);
+            false
         }
-        Incoming::Control => {}
+        Incoming::Control => false,
     }
 }
 

@@ -73,10 +73,10 @@ pub(super) fn poll_fill(
 }
 
 /// Returns a streamed response with the headers that keep proxies from buffering or changing it.
-pub(super) fn streamed(
+pub(super) fn streamed<'r>(
     content_type: ContentType,
-    body: impl AsyncRead + Send + 'static,
-) -> response::Result<'static> {
+    body: impl AsyncRead + Send + 'r,
+) -> response::Result<'r> {
     Response::build()
         .header(content_type)
         .raw_header("Cache-Control", "no-cache, no-transform")

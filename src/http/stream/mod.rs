@@ -5,6 +5,7 @@
 
 mod arrivals;
 mod attention;
+mod batch;
 mod connection;
 #[cfg(test)]
 mod echo;
@@ -13,6 +14,7 @@ mod handshake;
 mod opening;
 mod params;
 mod poll;
+mod publishing;
 mod socket;
 mod text;
 
@@ -25,6 +27,7 @@ use rocket::response::{self, Responder};
 use rocket::{Request, Route, State, get, routes};
 use serde_json::{Map, Value};
 
+pub(super) use self::batch::{BatchStream, Streaming};
 use self::event_source::EventSourceBody;
 pub use self::handshake::OldHandshakes;
 pub(super) use self::handshake::fairing;
@@ -33,6 +36,7 @@ use self::opening::Opening;
 pub(super) use self::params::resumed_from;
 use self::params::{Params, Transport};
 use self::poll::PollBody;
+use self::publishing::Commands;
 use super::credential::Listener;
 use super::problem::{Kind, Problem};
 use crate::app::{Caller, Listen};
@@ -43,7 +47,7 @@ use crate::kind::{self, characteristic, device, enrollment, job};
 use crate::refusals::RequestSource;
 use crate::scope::Scope;
 use crate::service::Tidings;
-use crate::session::{Beginning, Dialect};
+use crate::session::{Beginning, Dialect, Publishing};
 use crate::subscribe::Subscription;
 use crate::wire::{Close, Encoding, Framing, numeric_id};
 
@@ -143,7 +147,7 @@ async fn events(
     )?;
     Ok(match (params.transport, handshake) {
         (_, Some(handshake)) => {
-            let opening = accepted(source, &caller, subscription, None);
+            let opening = accepted(source, &caller, subscription, None, None);
             upgrade(handshake, tidings, Dialect::EVENTS, Ok(&params), opening)
         }
         (Transport::Poll, None) => Stream::Poll(Box::new(PollBody::new(subscription, &params))),
@@ -201,7 +205,15 @@ async fn without_channel(
         Ok::<_, Problem>((subscription, caller, params.from))
     };
     let opening = match accept.await {
-        Ok((subscription, caller, from)) => accepted(source, &caller, subscription, from),
+        Ok((subscription, caller, from)) => {
+            let publishing = dialect.publishes.then(|| {
+                let upper = params.as_ref().is_ok_and(|params| params.upper_status);
+                let (tidings, source) = (Arc::clone(tidings), source.clone());
+                let commands = Commands::new(tidings, source, caller.school(), upper);
+                Box::new(commands) as Box<dyn Publishing>
+            });
+            accepted(source, &caller, subscription, from, publishing)
+        }
         Err(problem) => rejected(problem, &dialect, tidings, &source),
     };
     Ok(upgrade(
@@ -357,7 +369,7 @@ async fn with_channel(
         Ok::<_, Problem>((subscription, caller))
     };
     let opening = match accept.await {
-        Ok((subscription, caller)) => accepted(source, &caller, subscription, None),
+        Ok((subscription, caller)) => accepted(source, &caller, subscription, None, None),
         Err(problem) => match target {
             Target::Subject(kind, id) if problem.is(Kind::NotFound) => {
                 const CODE: &str = "not_found";
@@ -387,13 +399,15 @@ fn accepted(
     caller: &Caller,
     subscription: Subscription,
     from: Option<Cursor>,
+    publishing: Option<Box<dyn Publishing>>,
 ) -> Opening {
-    Opening::Accepted(Box::new(Beginning {
+    let beginning = Beginning {
         source,
         access: caller.access().clone(),
         subscription,
         from,
-    }))
+    };
+    Opening::Accepted(Box::new(beginning), publishing)
 }
 
 /// A connection that is accepted only to send the reason for its rejection.

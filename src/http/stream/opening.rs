@@ -1,13 +1,13 @@
 //! How a WebSocket connection begins: with a subscription, or with the reason for its rejection.
 
 use crate::http::problem::Problem;
-use crate::session::{Beginning, Dialect};
+use crate::session::{Beginning, Dialect, Publishing};
 use crate::wire::Close;
 
 /// How a connection begins.
 pub(super) enum Opening {
-    /// The client is allowed, and a conversation begins.
-    Accepted(Box<Beginning>),
+    /// The client is allowed, and a conversation begins. Commands are published with the second part, if there is one.
+    Accepted(Box<Beginning>, Option<Box<dyn Publishing>>),
     /// The connection is accepted only to send the reason for the rejection: a failed handshake breaks some proxies, and
     /// browsers hide its status.
     Rejected {

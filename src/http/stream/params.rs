@@ -168,10 +168,7 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
     Ok(Params {
         transport: transport(request)?,
         address: client_address(request),
-        // Without the scope of an IPv6 address: the kernel does not report it either.
-        peer: request
-            .remote()
-            .map(|peer| SocketAddr::new(peer.ip(), peer.port())),
+        peer: peer(request),
         channels: request
             .query_fields()
             .filter(|field| field.name == "channel")
@@ -196,6 +193,13 @@ fn params(request: &Request<'_>) -> Result<Params, Problem> {
             number("wait", POLL_WAIT_MAX_SECS)?.unwrap_or(POLL_WAIT_DEFAULT_SECS),
         ),
     })
+}
+
+/// Returns the other end of the TCP connection.
+pub(super) fn peer(request: &Request<'_>) -> Option<SocketAddr> {
+    let peer = request.remote()?;
+    // Without the scope of an IPv6 address: the kernel does not report it either.
+    Some(SocketAddr::new(peer.ip(), peer.port()))
 }
 
 /// Returns the cursor to resume from. In order of precedence: the `Last-Event-ID` header, which an `EventSource` sends when

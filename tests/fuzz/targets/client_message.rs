@@ -24,7 +24,7 @@ impl<'a> Arbitrary<'a> for Message {
         let verb = match u.ratio(1, 10)? {
             true => text(u)?,
             false => u
-                .choose(&["ping", "subscribe", "unsubscribe", "auth"])?
+                .choose(&["ping", "subscribe", "unsubscribe", "auth", "publish"])?
                 .to_string(),
         };
         fields.insert(name, verb.into());

@@ -29,7 +29,7 @@ fn message(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
         return Ok(u.arbitrary::<&[u8]>()?.to_vec());
     }
     let mut fields = object(u, 2)?;
-    let verb = *u.choose(&["ping", "subscribe", "unsubscribe", "auth"])?;
+    let verb = *u.choose(&["ping", "subscribe", "unsubscribe", "auth", "publish"])?;
     fields.insert(u.choose(&["type", "action"])?.to_string(), verb.into());
     if u.ratio(2, 3)? {
         let channel = match u.ratio(1, 3)? {

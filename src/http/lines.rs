@@ -1,0 +1,234 @@
+//! Commands in lines of JSON: `{"op": "<collection>.<verb>", …}`, as in a batch, and their results.
+
+use std::io::Write;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::body;
+use super::commands;
+use super::devices;
+use super::problem::{Kind, Problem};
+use super::violations;
+use crate::app::{Answer, BatchItem, ViolationAction};
+use crate::auth::Access;
+use crate::id::SchoolId;
+use crate::kind::{self, Body, Command, device};
+use crate::log::{Envelope, Idempotency};
+use crate::refusals::RequestSource;
+use crate::service::Tidings;
+use crate::wire;
+
+/// The field of a line's own idempotency key.
+const KEY_FIELD: &str = "idempotency_key";
+
+/// A line, or the problem with it.
+pub(super) struct Line {
+    /// The school that the line counts for, if it is known.
+    pub(super) school: Option<SchoolId>,
+    pub(super) asked: Result<(SchoolId, BatchItem), Problem>,
+}
+
+/// Reads lines.
+pub(super) struct LineReader<'a> {
+    pub(super) access: &'a Access,
+    /// The school of the lines that name none.
+    pub(super) named: Option<SchoolId>,
+}
+
+impl LineReader<'_> {
+    /// Reads a line of at most `limit` bytes, which is the value of `setting`. `key` is its idempotency key if it has none of
+    /// its own.
+    pub(super) fn read(
+        &self,
+        line: &[u8],
+        (limit, setting): (u64, &'static str),
+        key: Option<Idempotency>,
+    ) -> Line {
+        let object = match line.len() as u64 > limit {
+            true => Err(too_long((limit, setting))),
+            false => body::parse(line),
+        };
+        match object {
+            Ok(object) => self.read_object(object, line, key),
+            Err(problem) => Line {
+                school: self.access.school(self.named).ok(),
+                asked: Err(problem),
+            },
+        }
+    }
+
+    /// Reads the fields of a line that is part of a message.
+    pub(super) fn read_message(&self, object: Map<String, Value>) -> Line {
+        let line = match object.contains_key(KEY_FIELD) {
+            true => serde_json::to_vec(&object).expect("fields are JSON"),
+            // Only the digest of a request with a key is needed.
+            false => Vec::new(),
+        };
+        self.read_object(object, &line, None)
+    }
+
+    /// Reads `{"op": "<collection>.<verb>", "<id field>": …, "school_id": …, "idempotency_key": …}` with the verb's own
+    /// fields.
+    fn read_object(
+        &self,
+        mut object: Map<String, Value>,
+        line: &[u8],
+        key: Option<Idempotency>,
+    ) -> Line {
+        let own = match object.remove("school_id") {
+            None | Some(Value::Null) => None,
+            Some(Value::Number(number)) => {
+                Some(number.as_i64().and_then(|own| own.try_into().ok()))
+            }
+            Some(Value::String(digits)) => Some(digits.parse().ok()),
+            Some(_) => Some(None),
+        };
+        let named = match own {
+            None => self.named,
+            Some(Some(own)) => Some(own),
+            Some(None) => {
+                let detail =
+                    "`school_id` must be a whole number of 1 or more, or a string of its digits";
+                return Line {
+                    school: self.access.school(self.named).ok(),
+                    asked: Err(Problem::new(Kind::InvalidBody, detail)),
+                };
+            }
+        };
+        match self.access.school(named) {
+            Ok(school) => Line {
+                school: Some(school),
+                asked: item(object, line, key).map(|item| (school, item)),
+            },
+            Err(error) => Line {
+                school: None,
+                asked: Err(error.into()),
+            },
+        }
+    }
+}
+
+/// Returns the problem with a line that has more than `limit` bytes, which is the value of `setting`.
+pub(super) fn too_long((limit, setting): (u64, &'static str)) -> Problem {
+    let detail = format!("the line has more than {limit} bytes; at most {limit} are accepted");
+    Problem::new(Kind::BodyTooLarge, detail).of_limit(setting)
+}
+
+/// The rest of a line, without `op`, the subject's id and `idempotency_key`.
+struct Rest(Map<String, Value>);
+
+impl Body for Rest {
+    type Error = Problem;
+
+    fn read<T: DeserializeOwned>(self) -> Result<T, Problem> {
+        T::deserialize(Value::Object(self.0))
+            .map_err(|error| Problem::new(Kind::InvalidBody, error.to_string()))
+    }
+}
+
+/// Reads the item in a line.
+fn item(
+    mut object: Map<String, Value>,
+    line: &[u8],
+    key: Option<Idempotency>,
+) -> Result<BatchItem, Problem> {
+    let invalid = |detail: &str| Problem::new(Kind::InvalidBody, detail.to_owned());
+    let Some(Value::String(op)) = object.remove("op") else {
+        return Err(invalid(
+            "`op` is missing; it must be a string such as \"jobs.progress\"",
+        ));
+    };
+    let own_key = match object.remove(KEY_FIELD) {
+        None => key,
+        Some(Value::String(own)) if body::is_sound_key(&own) => Some(Idempotency {
+            key: own,
+            fingerprint: body::fingerprint("batch", line),
+        }),
+        Some(_) => {
+            return Err(invalid(
+                "`idempotency_key` must be a string of 1 to 128 visible ASCII characters",
+            ));
+        }
+    };
+    let action = op.strip_prefix("violations.");
+    if let Some(action) = action.and_then(ViolationAction::from_verb) {
+        let id = id_of(&mut object, "violation_id")?;
+        let command = violations::command(&id, action, Rest(object))?;
+        return Ok(BatchItem::Violation(command, own_key));
+    }
+    let (collection, verb) = op.split_once('.').unwrap_or((&op, ""));
+    let Some(kind) = kind::known_kind(collection) else {
+        let collections: Vec<_> = kind::KINDS.iter().map(|kind| kind.collection()).collect();
+        return Err(invalid(&format!(
+            "`op` must be <collection>.<verb>, with one of these collections: {}",
+            collections.join(", ")
+        )));
+    };
+    let id_field = kind::description(kind).id_field;
+    let no_such_op = || {
+        let own = kind::description(kind);
+        let (made_by, verbs) = (own.made_by, own.verbs.join(", "));
+        invalid(&format!(
+            "`op` of {collection} must be {made_by} or one of {verbs}"
+        ))
+    };
+    if verb == "create" {
+        let created = commands::create(kind, Rest(object)).ok_or_else(no_such_op)??;
+        return Ok(BatchItem::Command(Envelope {
+            idempotency: own_key,
+            ..created
+        }));
+    }
+    let id = id_of(&mut object, id_field)?;
+    let subject = commands::subject(kind, &id)?;
+    if (kind, verb) == (device::KIND, "heartbeat") {
+        return Ok(BatchItem::Heartbeat(subject));
+    }
+    let command = Command::read(kind, verb, Rest(object));
+    Ok(BatchItem::Command(Envelope {
+        idempotency: own_key,
+        ..Envelope::new(subject, command.ok_or_else(no_such_op)??)
+    }))
+}
+
+/// Takes an id out of a line. Some clients send it as a number.
+fn id_of(object: &mut Map<String, Value>, field: &str) -> Result<String, Problem> {
+    match object.remove(field) {
+        Some(Value::String(id)) => Ok(id),
+        Some(Value::Number(id)) => Ok(id.to_string()),
+        _ => Err(Problem::new(
+            Kind::InvalidBody,
+            format!("`{field}` is missing"),
+        )),
+    }
+}
+
+/// Appends the members of a line's result: `"status"`, and `"event"`, `"device"` or `"problem"`. Counts and logs a problem.
+pub(super) fn write_result(
+    result: &mut Vec<u8>,
+    outcome: Result<Answer, Problem>,
+    upper: bool,
+    tidings: &Tidings,
+    source: &RequestSource,
+) {
+    match outcome {
+        Ok(own) => {
+            let (name, json) = match own {
+                Answer::Event(receipt) => ("event", wire::event_json(receipt.event(), upper)),
+                Answer::Device(device, beat) => {
+                    let json = devices::answer(&device, &beat).to_string();
+                    ("device", json.into_bytes())
+                }
+            };
+            write!(result, r#""status":200,"{name}":"#).expect("writing to memory succeeds");
+            result.extend(json);
+        }
+        Err(problem) => {
+            problem.note(tidings, source);
+            let status = problem.status();
+            write!(result, r#""status":{status},"problem":"#).expect("writing to memory succeeds");
+            serde_json::to_writer(result, &problem).expect("a problem is JSON");
+        }
+    }
+}

@@ -148,11 +148,6 @@ impl Reader {
         self.session.is_some()
     }
 
-    /// Whether it was told `ready`.
-    pub(super) fn is_ready(&self) -> bool {
-        self.shadow.is_ready
-    }
-
     pub(super) fn is_multiplexed(&self) -> bool {
         self.shadow.is_multiplexed
     }

@@ -118,6 +118,8 @@ fn the_guarantees_name_tests_that_exist() {
         ("reads", include_str!("reads.rs")),
         ("search", include_str!("search.rs")),
         ("set_aside", include_str!("notify/set_aside.rs")),
+        ("pings", include_str!("pings.rs")),
+        ("schedules", include_str!("schedules.rs")),
     ];
     let mut named = 0;
     for row in readme

@@ -83,6 +83,7 @@ mod relay;
 mod restores;
 mod rfc6455;
 mod rust_client;
+mod schedule_rules;
 mod schedules;
 mod search;
 mod settings;

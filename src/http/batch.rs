@@ -13,11 +13,11 @@ use std::sync::Arc;
 use rocket::response::{self, Responder};
 use rocket::{Request, Route, State, post, routes};
 
-use super::body::{IdempotencyKey, Lines, Unread, UpperStatus};
+use super::body::{IdempotencyKey, Lines, Unread};
 use super::credential::{AnySchool, NamedSchool};
 use super::lines::{Line, LineReader, write_result};
 use super::problem::{Kind, Problem};
-use super::stream::{BatchStream, Streaming};
+use super::stream::{BatchStream, ResultsForm};
 use crate::app::{Answer, Caller};
 use crate::auth::Role;
 use crate::config::{BATCH_SLICE_BYTES, COMMAND_BASE_BYTES, Settings};
@@ -35,16 +35,14 @@ async fn batch<'r>(
     school: Result<NamedSchool, Problem>,
     source: RequestSource,
     key: Result<IdempotencyKey, Problem>,
-    upper: Result<UpperStatus, Problem>,
-    streaming: Result<Streaming, Problem>,
+    form: Result<ResultsForm, Problem>,
     body: Result<Unread<'r>, Problem>,
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Results<'r>, Problem> {
     let (AnySchool(access), NamedSchool(named)) = (caller?, school?);
-    let (key, UpperStatus(upper), Streaming(client)) = (key?, upper?, streaming?);
-    let body = body?;
+    let (key, ResultsForm { upper, streaming }, body) = (key?, form?, body?);
     access.require(Role::Worker)?;
-    if let Some(client) = client {
+    if let Some(client) = streaming {
         let caller = Caller::new(access, named)?;
         let how = (source, upper);
         let stream = BatchStream::open(tidings, caller, client, how, key, body)?;

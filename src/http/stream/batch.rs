@@ -29,7 +29,7 @@ use super::event_source::{Outgoing, Parts, poll_fill, streamed};
 use crate::alarm::Alarm;
 use crate::app::{Caller, Listen};
 use crate::config::{CLOSE_WAIT, PIPELINE_END_WAIT, SOCKET_READ_BYTES};
-use crate::http::body::{IdempotencyKey, Unread};
+use crate::http::body::{IdempotencyKey, Unread, UpperStatus, upper_status};
 use crate::http::credential::query;
 use crate::http::forwarded::client_address;
 use crate::http::lines::{Line, LineReader, too_long};
@@ -53,24 +53,37 @@ pub(in crate::http) struct StreamingClient {
     peer: Option<SocketAddr>,
 }
 
-/// `?stream=`: whether results are sent while the request goes on.
-pub(in crate::http) struct Streaming(pub(in crate::http) Option<StreamingClient>);
+/// How the results of a batch are sent.
+pub(in crate::http) struct ResultsForm {
+    /// Whether to write `status` in upper case.
+    pub(in crate::http) upper: bool,
+    /// `?stream=1`: results are sent while the request goes on.
+    pub(in crate::http) streaming: Option<StreamingClient>,
+}
 
 #[rocket::async_trait]
-impl<'r> FromRequest<'r> for Streaming {
+impl<'r> FromRequest<'r> for ResultsForm {
     type Error = Problem;
 
-    async fn from_request(request: &'r Request<'_>) -> Outcome<Streaming, Problem> {
-        let streaming = match query(request, "stream") {
-            None | Some("0") => Ok(Streaming(None)),
-            Some("1") => Ok(Streaming(Some(StreamingClient {
-                address: client_address(request),
-                peer: super::params::peer(request),
-            }))),
-            Some(_) => Err(Problem::new(Kind::InvalidQuery, "`stream` must be 0 or 1")),
-        };
-        Problem::outcome(streaming)
+    async fn from_request(request: &'r Request<'_>) -> Outcome<ResultsForm, Problem> {
+        Problem::outcome(results_form(request))
     }
+}
+
+fn results_form(request: &Request<'_>) -> Result<ResultsForm, Problem> {
+    let UpperStatus(upper) = upper_status(request)?;
+    let streaming = match query(request, "stream") {
+        None | Some("0") => None,
+        Some("1") => Some(StreamingClient {
+            address: client_address(request),
+            peer: super::params::peer(request),
+        }),
+        Some(_) => {
+            let detail = "`stream` must be 0 or 1";
+            return Err(Problem::new(Kind::InvalidQuery, detail));
+        }
+    };
+    Ok(ResultsForm { upper, streaming })
 }
 
 /// The body of the response.

@@ -27,7 +27,7 @@ use rocket::response::{self, Responder};
 use rocket::{Request, Route, State, get, routes};
 use serde_json::{Map, Value};
 
-pub(super) use self::batch::{BatchStream, Streaming};
+pub(super) use self::batch::{BatchStream, ResultsForm};
 use self::event_source::EventSourceBody;
 pub use self::handshake::OldHandshakes;
 pub(super) use self::handshake::fairing;

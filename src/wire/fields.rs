@@ -13,9 +13,9 @@ use crate::kind::is_id_field;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
     Nothing,
-    /// `result`.
+    /// `result`, and the `details` of an error.
     Result,
-    /// `result`, `metadata` and `info`.
+    /// These, `metadata` and `info`.
     All,
 }
 
@@ -105,14 +105,25 @@ fn shorten(members: &mut Members<'_>, cut: Cut) {
     };
     let mut is_cut = false;
     for (name, value) in members.iter_mut() {
-        if let Some(empty) = empty(name).filter(|empty| *empty != value.get()) {
-            *value = raw(empty.to_owned());
+        let shorter = match name.as_str() {
+            "error" => without_details(value),
+            name => empty(name).map(str::to_owned),
+        };
+        if let Some(shorter) = shorter.filter(|shorter| shorter != value.get()) {
+            *value = raw(shorter);
             is_cut = true;
         }
     }
     if is_cut {
         members.insert("truncated".to_owned(), raw("true".to_owned()));
     }
+}
+
+/// Returns an error without its details, if it has any.
+fn without_details(error: &RawValue) -> Option<String> {
+    let mut members: Members<'_> = serde_json::from_str(error.get()).ok()?;
+    members.shift_remove("details")?;
+    Some(serialized(&members))
 }
 
 #[cfg(test)]

@@ -48,7 +48,8 @@ pub struct Encoding {
     pub upper_status: bool,
     /// Whether ids that are plain decimal integers are JSON numbers, for clients that expect them.
     pub numeric_ids: bool,
-    /// The maximum size of an event's JSON in bytes. A larger event loses its `result`, and if necessary `metadata` and `info`.
+    /// The maximum size of an event's JSON in bytes. A larger event loses its `result` or the
+    /// `details` of its error, and if necessary `metadata` and `info`.
     pub max_event_bytes: Option<usize>,
 }
 
@@ -383,6 +384,25 @@ mod tests {
             (&bare["metadata"], &bare["job_id"]),
             (&serde_json::json!({}), &"42".into())
         );
+    }
+
+    #[test]
+    fn an_event_beyond_the_limit_loses_the_details_of_its_error() {
+        let details = "d".repeat(1_000);
+        let fields = format!(
+            r#"{{"job_id":"42","error":{{"code":"exit","message":"code 3","details":"{details}"}}}}"#
+        );
+        let encoding = Encoding {
+            max_event_bytes: Some(500),
+            ..Encoding::new(Framing::Json)
+        };
+        let sample = sample(&fields);
+        let cut: Value = serde_json::from_slice(event(&sample, encoding)).unwrap();
+        assert_eq!(
+            cut["error"],
+            serde_json::json!({"code": "exit", "message": "code 3"})
+        );
+        assert_eq!(cut["truncated"], true);
     }
 
     #[test]

@@ -168,6 +168,7 @@ impl Ping {
         Some(JobError {
             code: code.into(),
             message: message.into(),
+            details: None,
         })
     }
 }
@@ -186,6 +187,7 @@ fn superseded() -> Command {
         error: JobError {
             code: SUPERSEDED_CODE.into(),
             message: "The next run began, and no end of this one was reported".into(),
+            details: None,
         },
         message: None,
         metadata: None,

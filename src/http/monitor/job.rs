@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use rocket::form::Form;
 use rocket::response::Redirect;
 use rocket::{FromForm, Route, State, get, post, routes};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::chart::{Report as Point, progress_chart};
@@ -44,6 +45,10 @@ async fn job_page(
         Some(End::Result(result)) => pretty(result.get()),
         _ => None,
     });
+    let details = job.and_then(|job| match &job.end {
+        Some(End::Error(error)) => error.details.as_deref(),
+        _ => None,
+    });
     let log = async |which, limit| {
         let subject = stored.event.subject.clone();
         let store = tidings.store();
@@ -76,11 +81,27 @@ async fn job_page(
         "job": rows(std::slice::from_ref(&stored)).pop(),
         "metadata": job.and_then(|job| pretty(job.metadata.get())),
         "result": result,
+        "details": details.map(shown),
         "milestones": milestones,
         "progress": progress(id, &reports, job.and_then(|job| job.finished_at), now),
     });
     let view = view(&visitor, &guest, &base, tidings, "jobs", own).await?;
     Ok(pages.render("job.html", &view))
+}
+
+/// Returns the details of an error for people: a command's output as it was, and the others as JSON.
+fn shown(details: &RawValue) -> Value {
+    let mut others: Value = serde_json::from_str(details.get()).unwrap_or_default();
+    let output = others.get_mut("output").map(Value::take);
+    let output = output.filter(Value::is_string);
+    let others = match (&output, &mut others) {
+        (Some(_), Value::Object(members)) => {
+            members.shift_remove("output");
+            (!members.is_empty()).then(|| pretty(&others.to_string()))
+        }
+        _ => Some(pretty(details.get())),
+    };
+    json!({"output": output, "others": others.flatten()})
 }
 
 /// Returns the reported progress as a table, and as a chart if there is a report. None if there are no events.

@@ -144,7 +144,7 @@ pub struct Fail {
     /// The name by which the worker identifies itself; the token's `sub` if absent.
     #[serde(default)]
     pub worker: Option<String>,
-    /// The error: `{code, message}`, or only the message.
+    /// The error: `{code, message, details}`, or only the message.
     #[serde(deserialize_with = "error_or_message")]
     pub error: JobError,
     /// A human-readable message; the error's message if absent.
@@ -180,10 +180,11 @@ fn error_or_message<'de, D: Deserializer<'de>>(deserializer: D) -> Result<JobErr
         Value::String(message) => Ok(JobError {
             code: PLAIN_ERROR_CODE.into(),
             message: message.into(),
+            details: None,
         }),
         error @ Value::Object(_) => JobError::deserialize(error).map_err(serde::de::Error::custom),
         _ => Err(serde::de::Error::custom(
-            "`error` is an object with `code` and `message`, or a text",
+            "`error` is an object with `code`, `message` and optional `details`, or a text",
         )),
     }
 }

@@ -201,7 +201,7 @@ impl TryFrom<String> for JobType {
 }
 
 /// Why a job failed or was cancelled.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobError {
     /// A machine-readable code: `timeout`, `cancelled`, or the worker's own; `error` by default.
@@ -209,7 +209,19 @@ pub struct JobError {
     pub code: Arc<str>,
     /// A human-readable message.
     pub message: Arc<str>,
+    /// What the worker says in addition: any JSON, for example the last output of a command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<Arc<RawValue>>,
 }
+
+impl PartialEq for JobError {
+    fn eq(&self, other: &JobError) -> bool {
+        let details = |own: &JobError| own.details.as_ref().map(|own| own.get().to_owned());
+        self.code == other.code && self.message == other.message && details(self) == details(other)
+    }
+}
+
+impl Eq for JobError {}
 
 fn plain_code() -> Arc<str> {
     PLAIN_ERROR_CODE.into()
@@ -280,7 +292,9 @@ impl Subject for Job {
     fn text_bytes(&self) -> usize {
         let end = match &self.end {
             Some(End::Result(result)) => result.get().len(),
-            Some(End::Error(error)) => error.message.len(),
+            Some(End::Error(error)) => {
+                error.message.len() + error.details.as_ref().map_or(0, |own| own.get().len())
+            }
             None => 0,
         };
         self.message.len() + self.metadata.get().len() + end

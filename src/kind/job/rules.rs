@@ -215,7 +215,11 @@ fn changed(
             let word = fail.message.as_deref().unwrap_or(&message).to_owned();
             next.finish(
                 Status::Failed,
-                End::Error(JobError { code, message }),
+                End::Error(JobError {
+                    code,
+                    message,
+                    details: fail.error.details.clone(),
+                }),
                 context.now,
             );
             next.say(Some(&word), context)?;
@@ -241,6 +245,7 @@ fn changed(
                     End::Error(JobError {
                         code: "cancelled".into(),
                         message,
+                        details: None,
                     }),
                     context.now,
                 );
@@ -286,6 +291,7 @@ fn checked(job: &Job, context: &Context<'_>) -> (Job, Option<Class>) {
             End::Error(JobError {
                 code: "timeout".into(),
                 message,
+                details: None,
             }),
             context.now,
         );

@@ -141,7 +141,11 @@ impl<'a> JobRow<'a> {
     fn new(school: SchoolId, id: &'a SubjectId, job: &'a Job, stored: &'a Stored) -> JobRow<'a> {
         let (result, error) = match &job.end {
             Some(End::Result(result)) => (Some(result.get().into()), None),
-            Some(End::Error(error)) => (None, Some(error)),
+            // The details of an error are where a result would be: a job has only one of them.
+            Some(End::Error(error)) => {
+                let details = error.details.as_ref().map(|details| details.get().into());
+                (details, Some(error))
+            }
             None => (None, None),
         };
         JobRow {
@@ -186,12 +190,13 @@ impl<'a> JobRow<'a> {
     fn into_stored(self) -> QueryResult<(SubjectId, Stored)> {
         let optional = |at: Option<i64>| at.map(from_millis).transpose();
         let end = match (self.result, self.error_code) {
-            (Some(result), _) => Some(End::Result(raw(result)?)),
-            (None, Some(code)) => {
+            (Some(result), None) => Some(End::Result(raw(result)?)),
+            (details, Some(code)) => {
                 let message = self.error_message.unwrap_or_default().as_ref().into();
                 Some(End::Error(JobError {
                     code: code.as_ref().into(),
                     message,
+                    details: details.map(raw).transpose()?,
                 }))
             }
             (None, None) => None,

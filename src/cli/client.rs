@@ -1,4 +1,4 @@
-//! The HTTP and SSE client of `demo` and `watch`. It is blocking and uses only the public API.
+//! The HTTP and SSE client of all commands that talk to a server. It is blocking and uses only the public API.
 
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
@@ -27,6 +27,7 @@ pub(super) struct Client {
     agent: ureq::Agent,
     base: String,
     token: Option<Secret>,
+    answer_timeout: Duration,
 }
 
 impl Client {
@@ -61,12 +62,27 @@ impl Client {
             agent: config.into(),
             base: base.trim_end_matches('/').to_owned(),
             token,
+            answer_timeout: ANSWER_TIMEOUT,
+        }
+    }
+
+    /// Waits for an answer at most this long.
+    pub(super) fn within(self, answer_timeout: Duration) -> Client {
+        Client {
+            answer_timeout,
+            ..self
         }
     }
 
     /// Posts JSON and returns the answer. A problem becomes a [`Failure`] with its detail.
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         self.answer(self.to_post(path).send_json(body))
+    }
+
+    /// Posts JSON that the server carries out only once, however often it is sent with this key.
+    pub(super) fn post_once(&self, path: &str, body: &Value, key: &str) -> Result<Value, Failure> {
+        let request = self.to_post(path).header("Idempotency-Key", key);
+        self.answer(request.send_json(body))
     }
 
     /// Posts a batch of commands. Ignores their individual results.
@@ -80,19 +96,19 @@ impl Client {
     }
 
     fn to_post(&self, path: &str) -> RequestBuilder<WithBody> {
-        in_time(self.with_token(self.agent.post(format!("{}{path}", self.base))))
+        self.in_time(self.with_token(self.agent.post(format!("{}{path}", self.base))))
     }
 
     /// Puts JSON.
     pub(super) fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         let request = self.agent.put(format!("{}{path}", self.base));
-        self.answer(in_time(self.with_token(request)).send_json(body))
+        self.answer(self.in_time(self.with_token(request)).send_json(body))
     }
 
     /// Gets JSON.
     pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
         let request = self.agent.get(format!("{}{path}", self.base));
-        self.answer(in_time(self.with_token(request)).call())
+        self.answer(self.in_time(self.with_token(request)).call())
     }
 
     /// Opens an event stream.
@@ -114,6 +130,13 @@ impl Client {
             lines: BufReader::new(response.into_body().into_reader()),
             id: None,
         })
+    }
+
+    fn in_time<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        request
+            .config()
+            .timeout_global(Some(self.answer_timeout))
+            .build()
     }
 
     fn with_token<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
@@ -165,13 +188,6 @@ impl Client {
             ..Failure::new(exit, message)
         })
     }
-}
-
-fn in_time<B>(request: RequestBuilder<B>) -> RequestBuilder<B> {
-    request
-        .config()
-        .timeout_global(Some(ANSWER_TIMEOUT))
-        .build()
 }
 
 /// A stream of messages and heartbeats.

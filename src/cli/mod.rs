@@ -3,10 +3,15 @@
 mod client;
 #[cfg(feature = "postgres")]
 mod copy;
+mod credential;
 mod demo;
 mod http_version;
 mod new_epoch;
 mod opening;
+#[cfg(unix)]
+mod report;
+#[cfg(unix)]
+mod run;
 mod serve;
 mod terminal;
 mod token;
@@ -43,7 +48,7 @@ enum Exit {
 
 const EXIT_CODES: &str = "\
 Exit codes:
-   0  done (watch: the job or enrollment completed)
+   0  done (watch: the job or enrollment completed; run: always the exit code of the command)
    1  an error, described on standard error; or, without a message, standard output was closed
    2  the command line is not valid
    3  denied: the token is missing, invalid or expired, or does not allow this
@@ -58,7 +63,8 @@ Examples:
   tidings demo ~/Documents
   tidings token --school 1 --role worker --ttl 12h
   TIDINGS_TOKEN=$(tidings token --school 1 --role viewer) tidings watch jobs
-  tidings watch jobs/42 --json";
+  tidings watch jobs/42 --json
+  tidings run --type backup -- restic backup --json /srv";
 
 /// Broadcasts live progress and status.
 #[derive(Debug, Parser)]
@@ -81,6 +87,12 @@ enum Command {
     /// Copy a SQLite database into an empty Postgres database.
     #[cfg(feature = "postgres")]
     Copy(copy::Arguments),
+    /// Run a command unchanged, and report it as a job.
+    #[cfg(unix)]
+    Run(run::Arguments),
+    /// Report progress from a script.
+    #[cfg(unix)]
+    Report(report::Arguments),
     /// Watch a scope: live progress bars, or NDJSON.
     Watch(watch::Arguments),
 }
@@ -137,6 +149,10 @@ pub fn run() -> ExitCode {
         Command::NewEpoch(arguments) => new_epoch::run(arguments),
         #[cfg(feature = "postgres")]
         Command::Copy(arguments) => copy::run(arguments),
+        #[cfg(unix)]
+        Command::Run(arguments) => return run::run(arguments),
+        #[cfg(unix)]
+        Command::Report(arguments) => report::run(arguments),
         Command::Watch(arguments) => watch::run(arguments),
     };
     match outcome {

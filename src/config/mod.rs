@@ -45,7 +45,17 @@ use crate::kind::{self, characteristic, device, enrollment, job, schedule};
 
 /// Environment variables that begin with `TIDINGS_` but are not settings of the server. The command line and the test
 /// suite use them.
-const NOT_SETTINGS: &[&str] = &["copy_to", "url", "token", "require_all", "log", "seed"];
+const NOT_SETTINGS: &[&str] = &[
+    "attempt",
+    "copy_to",
+    "job",
+    "job_type",
+    "log",
+    "require_all",
+    "seed",
+    "token",
+    "url",
+];
 
 /// Settings that are strings. Their environment variables are used verbatim, even if they look like a number: `0123`.
 const TEXTS: &[&str] = &[

@@ -82,6 +82,7 @@ mod reconnecting;
 mod relay;
 mod restores;
 mod rfc6455;
+mod run;
 mod rust_client;
 mod schedule_rules;
 mod schedules;

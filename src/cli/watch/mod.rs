@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use self::screen::Screen;
 use super::client::{Client, DEFAULT_URL, Received, url};
+use super::credential::{self, is_visible};
 use super::{Exit, Failure};
 use crate::config::Secret;
 use crate::id::{Channel, NameError, SchoolId, SubjectId};
@@ -74,16 +75,7 @@ enum Outcome {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
-    // An empty variable counts as unset.
-    let token = arguments.token.filter(|token| !token.reveal().is_empty());
-    // Not checked by clap, whose error would show the token.
-    if token
-        .as_ref()
-        .is_some_and(|token| !is_visible(token.reveal()))
-    {
-        let problem = "the token (--token, TIDINGS_TOKEN) has characters that no token contains, such as spaces or line breaks";
-        return Err(Failure::new(Exit::Usage, problem));
-    }
+    let token = credential::token(arguments.token)?;
     let client = Client::new(&arguments.url, token);
     let path = address(&arguments.scope);
     let single = Single::of(&arguments.scope);
@@ -183,11 +175,6 @@ fn end(outcome: Outcome) -> Result<(), Failure> {
         Outcome::Failed => Err(Failure::new(Exit::WatchedFailed, "")),
         Outcome::Cancelled => Err(Failure::new(Exit::WatchedCancelled, "")),
     }
-}
-
-/// Whether a text is valid in a header: visible ASCII.
-fn is_visible(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 fn cursor(text: &str) -> Result<String, String> {

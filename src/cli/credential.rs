@@ -1,0 +1,22 @@
+//! The token with which a command talks to a server: `TIDINGS_TOKEN`, or `--token`.
+
+use super::{Exit, Failure};
+use crate::config::Secret;
+
+/// Checks a token. An empty variable counts as unset. Not checked by clap, whose error would show the token.
+pub(super) fn token(token: Option<Secret>) -> Result<Option<Secret>, Failure> {
+    let token = token.filter(|token| !token.reveal().is_empty());
+    if token
+        .as_ref()
+        .is_some_and(|token| !is_visible(token.reveal()))
+    {
+        let problem = "the token (--token, TIDINGS_TOKEN) has characters that no token contains, such as spaces or line breaks";
+        return Err(Failure::new(Exit::Usage, problem));
+    }
+    Ok(token)
+}
+
+/// Whether a text is valid in a header: visible ASCII.
+pub(super) fn is_visible(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_graphic())
+}

@@ -1,0 +1,282 @@
+//! `tidings report`: reports from a script, one line each.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::client::{Client, DEFAULT_URL, url};
+use super::run::progress;
+use super::run::taskbar::{self, Wanted};
+use super::run::{host, shorten};
+use super::{Exit, Failure, credential, terminal};
+use crate::config::Secret;
+use crate::id::SubjectId;
+use crate::kind::job::JobType;
+
+/// How long progress may hold up the script. The next report supersedes it.
+const PROGRESS_WAIT: Duration = Duration::from_secs(2);
+/// How long the start and the end may hold it up.
+const MILESTONE_WAIT: Duration = Duration::from_secs(10);
+/// The first delay between two tries, which doubles each time.
+const RETRY: Duration = Duration::from_millis(250);
+/// The longest message, in bytes.
+const MESSAGE_MAX_BYTES: usize = 512;
+
+/// Report progress from a script.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  eval \"$(tidings report start --type import --title 'Customers')\"
+  tidings report 40/200 'Reading rows'
+  tidings report 55%
+  tidings report 'Writing the index'
+  tidings report ok                         (or: fail 'No space left', cancel)
+  trap 'tidings report exit $?' EXIT        (ok for 0, fail for any other code)
+
+A report that cannot be sent is a message on standard error and does not fail the script, unless --strict is given.
+
+Exit codes: 0 reported or not, 11 the job is to be cancelled, 2 the command line is not valid; with --strict also 3 denied, 4 not
+found, 5 the server cannot be reached, 1 another error.")]
+pub(super) struct Arguments {
+    /// start, a progress such as 40/200 or 55%, ok, fail, cancel, exit, or only a message.
+    what: String,
+    /// A message. For `exit`, the exit code.
+    message: Option<String>,
+    /// For `start`: the type of the job.
+    #[arg(long = "type", value_name = "TYPE", env = "TIDINGS_JOB_TYPE")]
+    job_type: Option<JobType>,
+    /// For `start`: the title of the job.
+    #[arg(long)]
+    title: Option<String>,
+    /// The id of the job; for `start`, a new one by default.
+    #[arg(long, env = "TIDINGS_JOB")]
+    id: Option<SubjectId>,
+    /// The attempt that `start` has begun.
+    #[arg(long, env = "TIDINGS_ATTEMPT")]
+    attempt: Option<u32>,
+    /// For `ok`: the result, as JSON.
+    #[arg(long, value_name = "JSON", value_parser = json_value)]
+    result: Option<Value>,
+    /// The URL of the server.
+    #[arg(long, visible_alias = "server", env = "TIDINGS_URL", default_value = DEFAULT_URL, value_parser = url)]
+    url: String,
+    /// A token. Prefer the environment variable: other users can see the command line.
+    #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
+    token: Option<Secret>,
+    /// Fail if the report cannot be sent.
+    #[arg(long)]
+    strict: bool,
+    /// Show the progress in the terminal's taskbar or tab (`OSC 9;4`).
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    taskbar: Wanted,
+}
+
+/// A report, as a verb of a job with its body.
+struct Report {
+    verb: &'static str,
+    body: Value,
+    wait: Duration,
+    /// What the terminal shows from then on.
+    taskbar: Option<String>,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    let strict = arguments.strict;
+    let is_start = arguments.what == "start";
+    let job = job(&arguments, is_start)?;
+    let report = report(&arguments)?;
+    if let Some(sequence) = report
+        .taskbar
+        .as_ref()
+        .filter(|_| io::stdout().is_terminal() && arguments.taskbar.is_shown())
+    {
+        let mut out = io::stdout();
+        // Fails if the terminal is gone.
+        let _ = write!(out, "{sequence}").and_then(|()| out.flush());
+    }
+    let token = credential::token(arguments.token.clone())?;
+    let client = Client::new(&arguments.url, token).within(report.wait);
+    let sent = job.send(&client, &report);
+    if is_start {
+        // Also if it could not be sent: the next report starts the job then.
+        let attempt = sent
+            .as_ref()
+            .ok()
+            .and_then(|answer| answer["attempt"].as_u64());
+        job.export(attempt)?;
+    }
+    match sent {
+        Ok(answer) if answer["cancel_requested"] == true && answer["status"] == "in_progress" => {
+            let problem = "the job is to be cancelled";
+            Err(Failure::new(Exit::WatchedCancelled, problem))
+        }
+        Ok(_) => Ok(()),
+        Err(failure) if strict => Err(failure),
+        Err(failure) => {
+            terminal::complain(&format!("tidings: not reported: {}", failure.message));
+            Ok(())
+        }
+    }
+}
+
+fn json_value(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))
+}
+
+/// The job that is reported on.
+struct Job {
+    id: SubjectId,
+    job_type: Option<JobType>,
+    attempt: Option<u32>,
+}
+
+fn job(arguments: &Arguments, is_start: bool) -> Result<Job, Failure> {
+    let usage = |problem: &str| Err(Failure::new(Exit::Usage, problem));
+    if is_start && arguments.job_type.is_none() {
+        return usage("`start` requires the type of the job: --type import");
+    }
+    let id = match &arguments.id {
+        Some(id) => id.clone(),
+        None if is_start => Uuid::now_v7().to_string().parse()?,
+        None => {
+            return usage(
+                "there is no job: begin with `eval \"$(tidings report start --type …)\"`, or name one with --id or TIDINGS_JOB",
+            );
+        }
+    };
+    Ok(Job {
+        id,
+        job_type: arguments.job_type.clone(),
+        attempt: arguments.attempt.filter(|_| !is_start),
+    })
+}
+
+/// Reads what is to be reported.
+fn report(arguments: &Arguments) -> Result<Report, Failure> {
+    let mut message = arguments.message.clone();
+    let mut what = arguments.what.as_str();
+    if what == "exit" {
+        let code = message
+            .take()
+            .and_then(|code| code.trim().parse::<u8>().ok());
+        what = match code {
+            Some(0) => "ok",
+            Some(code) => {
+                message = Some(format!("exited with code {code}"));
+                "fail"
+            }
+            None => {
+                let problem = "`exit` requires an exit code from 0 to 255: tidings report exit $?";
+                return Err(Failure::new(Exit::Usage, problem));
+            }
+        };
+    }
+    if let Some(message) = &mut message {
+        shorten(message, MESSAGE_MAX_BYTES);
+    }
+    let cleared = Some(taskbar::CLEAR.to_owned());
+    let milestone = |verb, body| Report {
+        verb,
+        body,
+        wait: MILESTONE_WAIT,
+        taskbar: cleared.clone(),
+    };
+    Ok(match what {
+        "start" => {
+            let mut body = json!({"metadata": {"host": host()}});
+            if let Some(title) = &arguments.title {
+                body["metadata"]["title"] = title.as_str().into();
+            }
+            milestone("start", with_message(body, message))
+        }
+        "ok" | "done" | "complete" => {
+            let body = json!({"result": arguments.result});
+            milestone("complete", with_message(body, message))
+        }
+        "fail" | "error" => {
+            let message = message.unwrap_or_else(|| "failed".into());
+            milestone(
+                "fail",
+                json!({"error": {"code": "exit", "message": message}}),
+            )
+        }
+        "cancel" => milestone("cancel", with_message(json!({"force": true}), message)),
+        other => {
+            let (percent, rest) = progress::report(other);
+            let rest = Some(rest.to_owned()).filter(|rest| !rest.is_empty());
+            let mut body = json!({});
+            if let Some(percent) = percent {
+                body["progress"] = percent.into();
+            }
+            Report {
+                verb: "progress",
+                body: with_message(body, message.or(rest)),
+                wait: PROGRESS_WAIT,
+                taskbar: percent.map(taskbar::at),
+            }
+        }
+    })
+}
+
+fn with_message(mut body: Value, message: Option<String>) -> Value {
+    if let Some(message) = message {
+        body["message"] = message.into();
+    }
+    body
+}
+
+impl Job {
+    /// Sends a report. Repeats it while the server is unreachable or busy, but not for longer than the script may wait.
+    fn send(&self, client: &Client, report: &Report) -> Result<Value, Failure> {
+        let until = Instant::now() + report.wait;
+        let key = Uuid::now_v7().simple().to_string();
+        let mut delay = RETRY;
+        loop {
+            match self.post(client, report, &key) {
+                Err(failure) if failure.is_passing() && Instant::now() + delay < until => {
+                    std::thread::sleep(delay);
+                    delay *= 2;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    fn post(&self, client: &Client, report: &Report, key: &str) -> Result<Value, Failure> {
+        let path = |verb| format!("/api/jobs/{}/{verb}", self.id.encoded());
+        let mut body = report.body.clone();
+        body["attempt"] = self.attempt.into();
+        if matches!(report.verb, "start" | "progress") {
+            body["job_type"] = self.job_type.as_ref().map(JobType::as_str).into();
+        }
+        let answer = client.post_once(&path(report.verb), &body, key);
+        match (&answer, &self.job_type) {
+            // The start could not be reported.
+            (Err(failure), Some(job_type)) if failure.exit == Exit::NotFound => {
+                let start = json!({"job_type": job_type.as_str()});
+                client.post_once(&path("start"), &start, &format!("{key}-start"))?;
+                client.post_once(&path(report.verb), &body, &format!("{key}-again"))
+            }
+            _ => answer,
+        }
+    }
+
+    /// Prints the job for the shell's `eval`.
+    fn export(&self, attempt: Option<u64>) -> Result<(), Failure> {
+        let mut line = format!("export TIDINGS_JOB={}", quoted(self.id.as_str()));
+        if let Some(job_type) = &self.job_type {
+            line += &format!(" TIDINGS_JOB_TYPE={}", quoted(job_type.as_str()));
+        }
+        if let Some(attempt) = attempt {
+            line += &format!(" TIDINGS_ATTEMPT={attempt}");
+        }
+        terminal::print_line(&line)
+    }
+}
+
+/// Returns a text as one word of a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}

@@ -1,0 +1,173 @@
+//! The requests by which a command's job is reported, each with its idempotency key.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::outcome::{Ending, Outcome};
+use super::reporter::Latest;
+use crate::cli::Failure;
+use crate::cli::client::Client;
+use crate::id::SubjectId;
+
+/// How much a report of the outcome contains. A server can have lower limits than this command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Level {
+    Full,
+    /// Without the output.
+    Short,
+    /// Only how the command ended.
+    Bare,
+}
+
+impl Level {
+    pub(super) fn shorter(self) -> Level {
+        match self {
+            Level::Full => Level::Short,
+            Level::Short | Level::Bare => Level::Bare,
+        }
+    }
+}
+
+/// The job of a command.
+pub(super) struct Delivery {
+    client: Client,
+    job_id: SubjectId,
+    job_type: String,
+    metadata: Value,
+    worker: String,
+    /// Distinguishes the keys of this run from those of others with the same job.
+    run: Uuid,
+    reports: u64,
+    attempt: Option<u64>,
+}
+
+impl Delivery {
+    pub(super) fn new(
+        client: Client,
+        job_id: SubjectId,
+        job_type: String,
+        metadata: Value,
+    ) -> Delivery {
+        Delivery {
+            client,
+            job_id,
+            job_type,
+            metadata,
+            worker: worker(),
+            run: Uuid::now_v7(),
+            reports: 0,
+            attempt: None,
+        }
+    }
+
+    /// Starts the job, and creates it if it does not exist. An attempt that has ended, or that is still open because its machine was
+    /// lost, is followed by a new one. Reports of the earlier attempt have no effect from then on.
+    pub(super) fn start(&mut self) -> Result<(), Failure> {
+        let start = json!({
+            "job_type": self.job_type, "worker": self.worker, "metadata": self.metadata, "message": "Started",
+        });
+        let started = match self.post("start", &start, "start") {
+            Err(failure) if failure.is_conflict() => self.begin_again(&start)?,
+            started => started?,
+        };
+        self.attempt = started["attempt"].as_u64();
+        Ok(())
+    }
+
+    fn begin_again(&self, start: &Value) -> Result<Value, Failure> {
+        let job = self
+            .client
+            .get(&format!("/api/jobs/{}", self.job_id.encoded()))?;
+        if job["status"] == "in_progress" {
+            let superseded = json!({"force": true, "message": "A newer run has taken its place"});
+            self.post("cancel", &superseded, "supersede")?;
+        }
+        if job["status"] != "queued" {
+            self.post("retry", &json!({}), "retry")?;
+        }
+        self.post("start", start, "restart")
+    }
+
+    /// Reports progress, or gives a sign of life. Returns whether the job is to be cancelled.
+    pub(super) fn progress(&mut self, latest: &Latest) -> Result<bool, Failure> {
+        let mut report = self.report();
+        report["progress"] = latest.percent.map(|(percent, _)| rounded(percent)).into();
+        if let Some(message) = &latest.message {
+            report["message"] = message.as_str().into();
+        }
+        if let Some((_, source)) = latest.percent {
+            report["metadata"] = json!({"progress_source": source.as_str()});
+        }
+        self.reports += 1;
+        let answer = self.post("progress", &report, &format!("progress-{}", self.reports))?;
+        Ok(answer["cancel_requested"] == true)
+    }
+
+    /// Reports how the command ended.
+    pub(super) fn end(&mut self, outcome: &Outcome, level: Level) -> Result<bool, Failure> {
+        let mut report = self.report();
+        let metadata = match level {
+            Level::Bare => None,
+            Level::Full | Level::Short => Some(outcome.metadata()),
+        };
+        let key = |verb: &str| format!("{verb}-{level:?}");
+        let verb = match &outcome.ending {
+            Ending::Cancelled(reason) => {
+                // Cancelling takes no metadata.
+                if let Some(metadata) = metadata {
+                    let mut used = self.report();
+                    used["metadata"] = metadata;
+                    self.post("progress", &used, &key("used"))?;
+                }
+                report["force"] = true.into();
+                report["message"] = reason.as_str().into();
+                "cancel"
+            }
+            Ending::Completed => {
+                report["result"] = json!({"exit_code": 0});
+                report["metadata"] = metadata.unwrap_or(json!({}));
+                "complete"
+            }
+            Ending::Failed { code, message } => {
+                report["error"] = json!({"code": code, "message": message});
+                if level == Level::Full {
+                    report["error"]["details"] = outcome.details();
+                }
+                report["metadata"] = metadata.unwrap_or(json!({}));
+                "fail"
+            }
+        };
+        self.post(verb, &report, &key(verb))?;
+        Ok(false)
+    }
+
+    fn report(&self) -> Value {
+        json!({"attempt": self.attempt, "worker": self.worker})
+    }
+
+    fn post(&self, verb: &str, body: &Value, key: &str) -> Result<Value, Failure> {
+        let path = format!("/api/jobs/{}/{verb}", self.job_id.encoded());
+        let key = format!("{}-{key}", self.run.simple());
+        self.client.post_once(&path, body, &key)
+    }
+}
+
+/// Returns a percentage with two digits after the point.
+fn rounded(percent: f64) -> f64 {
+    (percent * 100.0).round() / 100.0
+}
+
+/// Returns the name of this process: its host and number.
+pub(in crate::cli) fn worker() -> String {
+    format!("{}:{}", host(), std::process::id())
+}
+
+/// Returns the name of this machine.
+pub(in crate::cli) fn host() -> String {
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    // A name that is longer than the server accepts is not one.
+    name.chars().take(64).collect()
+}

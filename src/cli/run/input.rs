@@ -1,0 +1,80 @@
+//! What `/proc` says of a command and its children: how far its largest input file has been read, and how much memory they take. Only Linux has
+//! it; elsewhere nothing is found.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The least size of a file that takes time to read, in bytes.
+const SIZE_MIN_BYTES: u64 = 1024 * 1024;
+/// Maximum number of processes that are looked at.
+const PROCESSES_MAX: usize = 64;
+/// Maximum number of open files that are looked at, in each process.
+const FILES_MAX: usize = 256;
+/// The bits of `flags` that say how a file was opened: 0 is for reading only.
+const ACCESS_MODE: u32 = 0o3;
+
+/// Returns how much of its largest input a process has read, or one of its children, in percent.
+pub(super) fn percent_read(process: u32) -> Option<f64> {
+    let inputs = with_children(process).into_iter().flat_map(inputs);
+    let (size, position) = inputs.max_by_key(|(size, _)| *size)?;
+    Some(position.min(size) as f64 / size as f64 * 100.0)
+}
+
+/// Returns the most memory that a process or one of its children has taken so far, in bytes.
+pub(super) fn peak_memory(process: u32) -> Option<u64> {
+    let processes = with_children(process).into_iter();
+    processes.filter_map(own_peak_memory).max()
+}
+
+/// Returns the most memory that a process has taken so far, in bytes.
+pub(super) fn own_peak_memory(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+fn with_children(process: u32) -> Vec<u32> {
+    let mut processes = vec![process];
+    let mut at = 0;
+    while let Some(id) = processes.get(at).copied() {
+        at += 1;
+        processes.extend(children(id));
+        processes.truncate(PROCESSES_MAX);
+    }
+    processes
+}
+
+fn children(process: u32) -> Vec<u32> {
+    let path = format!("/proc/{process}/task/{process}/children");
+    let children = fs::read_to_string(path).unwrap_or_default();
+    let ids = children.split_whitespace();
+    ids.filter_map(|id| id.parse().ok()).collect()
+}
+
+/// Returns the sizes of the large files that a process reads, and its positions in them.
+fn inputs(process: u32) -> Vec<(u64, u64)> {
+    let folder = PathBuf::from(format!("/proc/{process}"));
+    let Ok(files) = fs::read_dir(folder.join("fd")) else {
+        return Vec::new();
+    };
+    let files = files.take(FILES_MAX).flatten();
+    files
+        .filter_map(|file| input(&folder, &file.path()))
+        .collect()
+}
+
+fn input(folder: &Path, file: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(file).ok()?;
+    if !metadata.is_file() || metadata.len() < SIZE_MIN_BYTES {
+        return None;
+    }
+    let info = fs::read_to_string(folder.join("fdinfo").join(file.file_name()?)).ok()?;
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name));
+    let flags = u32::from_str_radix(field("flags:")?.trim(), 8).ok()?;
+    let position: u64 = field("pos:")?.trim().parse().ok()?;
+    // A file that is only mapped into memory, such as a cache, has no position.
+    (flags & ACCESS_MODE == 0 && position > 0).then_some((metadata.len(), position))
+}

@@ -1,0 +1,242 @@
+//! `tidings run`: runs a command unchanged and reports it as a job.
+//!
+//! ```text
+//! command ─outputs─▶ relay ─────────▶ own outputs, byte for byte
+//!    ▲                 └▶ observer ─▶ board ─▶ reporter ─HTTP─▶ server
+//!    └──── signals, keyboard                       └── cancel_requested ─▶ SIGTERM, SIGKILL
+//! ```
+//!
+//! 1. The command's output, input, signals and exit code are those that it would have without `tidings run`.
+//! 2. Nothing between the command and its outputs waits for the server. Only the reporter's thread talks to it.
+//! 3. After the command has ended, this process waits for the server at most `--wait`.
+
+mod delivery;
+mod input;
+mod lines;
+mod observer;
+mod outcome;
+mod process;
+pub(super) mod progress;
+mod relay;
+mod reporter;
+mod running;
+mod script;
+mod signals;
+mod tail;
+pub(super) mod taskbar;
+mod tty;
+mod watcher;
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::spawn;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use rustix::process::Signal;
+use serde_json::json;
+
+use self::delivery::Delivery;
+pub(super) use self::delivery::host;
+use self::observer::Observer;
+pub(super) use self::observer::shorten;
+use self::outcome::Outcome;
+use self::process::Process;
+use self::progress::Progress;
+use self::reporter::{Board, Reporter};
+use self::running::Running;
+use self::script::Descriptor;
+use self::taskbar::Wanted;
+use super::client::{Client, DEFAULT_URL};
+use super::{Exit, client, credential, terminal};
+use crate::config::Secret;
+use crate::id::SubjectId;
+use crate::kind::job::JobType;
+
+/// The first file descriptor that is not standard input, output or errors.
+const DESCRIPTOR_MIN: i64 = 3;
+const DESCRIPTOR_MAX: i64 = 255;
+
+/// Run a command and report it as a job.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  tidings run -- restic backup --json /srv
+  tidings run --type backup --title 'Nightly backup' -- rsync -a --info=progress2 /srv/ backup:/srv
+  tidings run --fd 3 -- sh -c 'for n in $(seq 200); do work $n; echo $n/200 >&3; done'
+
+The command runs unchanged. The exit code is the command's own; 127 if it is not found, 126 if it cannot be executed.
+If the server cannot be reached or refuses, the command runs all the same, and a message says what was not reported.")]
+pub(super) struct Arguments {
+    /// The type of the job, by which jobs are compared and filtered [default: the name of the program].
+    #[arg(long = "type", value_name = "TYPE")]
+    job_type: Option<JobType>,
+    /// The title of the job [default: the name of the program].
+    #[arg(long)]
+    title: Option<String>,
+    /// The id of the job [default: a new one]. A job that has failed, or that was left running, gets a new attempt.
+    #[arg(long)]
+    id: Option<SubjectId>,
+    /// The URL of the server.
+    #[arg(long, visible_alias = "server", env = "TIDINGS_URL", default_value = DEFAULT_URL)]
+    url: String,
+    /// A token. Prefer the environment variable: other users can see the command line.
+    #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
+    token: Option<Secret>,
+    /// Read progress from this file descriptor of the command: lines such as `40/200 Reading rows` or `20%`.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(i32).range(DESCRIPTOR_MIN..=DESCRIPTOR_MAX))]
+    fd: Option<i32>,
+    /// Read progress from the last line of this file.
+    #[arg(long, value_name = "FILE")]
+    progress_file: Option<PathBuf>,
+    /// The seconds after which a command that was told to stop by the server is killed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    kill_after: u32,
+    /// The seconds to wait for the server after the command has ended.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    wait: u32,
+    /// Show the progress in the terminal's taskbar or tab (`OSC 9;4`).
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    taskbar: Wanted,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+/// Runs the command. Returns its exit code.
+pub(super) fn run(arguments: Arguments) -> ExitCode {
+    let since = Instant::now();
+    // First, while few numbers are taken.
+    let descriptor = match arguments.fd.map(Descriptor::open).transpose() {
+        Ok(descriptor) => descriptor,
+        Err(error) => {
+            terminal::complain(&format!("tidings: --fd: {error}"));
+            return ExitCode::from(Exit::Usage as u8);
+        }
+    };
+    let wait = Duration::from_secs(arguments.wait.into());
+    let board = Arc::new(Board::default());
+    let progress = Progress::of(&arguments.command);
+    let observer = Arc::new(Mutex::new(Observer::new(progress, Arc::clone(&board))));
+    match Running::start(&arguments, descriptor, &observer, &board) {
+        Ok(running) => {
+            let problem = report(&arguments, &board, Some(running.process.clone()));
+            let ended = running.wait(&board);
+            let status = ended.status;
+            let observer = observer.lock().unwrap_or_else(PoisonError::into_inner);
+            let outcome = Outcome::of(ended, since.elapsed(), observer.tail());
+            finish(&board, outcome, wait, problem);
+            leave_as(status)
+        }
+        Err(error) => {
+            let program = arguments.command[0].to_string_lossy().into_owned();
+            let message = format!("cannot run {program}: {error}");
+            terminal::complain(&format!("tidings: {message}"));
+            let problem = report(&arguments, &board, None);
+            finish(
+                &board,
+                Outcome::not_started(message, since.elapsed()),
+                wait,
+                problem,
+            );
+            ExitCode::from(outcome::code_of(&error))
+        }
+    }
+}
+
+/// Starts the reporter. Returns why it cannot be started.
+fn report(arguments: &Arguments, board: &Arc<Board>, process: Option<Process>) -> Option<String> {
+    let connect = || -> Result<(String, Option<Secret>), String> {
+        let url = client::url(&arguments.url)
+            .map_err(|problem| format!("the URL (--url, TIDINGS_URL) {problem}"))?;
+        let token =
+            credential::token(arguments.token.clone()).map_err(|failure| failure.message)?;
+        Ok((url, token))
+    };
+    let (url, token) = match connect() {
+        Ok(connection) => connection,
+        Err(problem) => return Some(problem),
+    };
+    let name = Path::new(&arguments.command[0])
+        .file_name()
+        .unwrap_or(&arguments.command[0])
+        .to_string_lossy()
+        .into_owned();
+    let job_type = arguments.job_type.as_ref().map(JobType::as_str);
+    let job_type = job_type.map_or_else(|| type_of(&name), str::to_owned);
+    let title = arguments.title.clone().unwrap_or_else(|| name.clone());
+    let metadata = json!({"title": title, "command": name, "host": delivery::host()});
+    let new_id = || {
+        uuid::Uuid::now_v7()
+            .to_string()
+            .parse()
+            .expect("a UUID is an id")
+    };
+    let job_id = arguments.id.clone().unwrap_or_else(new_id);
+    let kill_after = Duration::from_secs(arguments.kill_after.into());
+    let board = Arc::clone(board);
+    spawn(move || {
+        // Reading the certificates of the system takes a while.
+        let client = Client::new(&url, token);
+        let mut stopping = None;
+        let reporter = Reporter {
+            board: Arc::clone(&board),
+            delivery: Delivery::new(client, job_id, job_type, metadata),
+            on_cancel: || {
+                if let Some(process) = process.clone().filter(|_| stopping.is_none()) {
+                    board.cancel("Cancelled on request");
+                    stopping = Some(spawn(move || stop(&process, kill_after)));
+                }
+            },
+        };
+        reporter.run();
+    });
+    None
+}
+
+/// Tells the command to stop, and kills it if it does not.
+fn stop(process: &Process, kill_after: Duration) {
+    process.signal(Signal::TERM);
+    // A suspended command would not notice.
+    process.signal(Signal::CONT);
+    std::thread::sleep(kill_after);
+    process.signal(Signal::KILL);
+}
+
+/// Hands over the outcome, and says what could not be sent.
+fn finish(board: &Board, outcome: Outcome, wait: Duration, problem: Option<String>) {
+    let unsent = match problem {
+        Some(problem) => Some(format!("the command could not be reported: {problem}")),
+        None => board.finish(outcome, wait),
+    };
+    if let Some(unsent) = unsent {
+        terminal::complain(&format!("tidings: {unsent}"));
+    }
+}
+
+/// Returns the name of a program as a job's type.
+fn type_of(name: &str) -> String {
+    let is_of_type = |own: char| own.is_ascii_alphanumeric() || "._:~-".contains(own);
+    let plain: String = name
+        .chars()
+        .map(|own| if is_of_type(own) { own } else { '-' })
+        .collect();
+    match plain.parse::<JobType>() {
+        Ok(own) => own.as_str().to_owned(),
+        Err(_) => "command".to_owned(),
+    }
+}
+
+/// Ends this process as the command has ended: with its exit code, or by its signal.
+fn leave_as(status: ExitStatus) -> ExitCode {
+    if let Some(signal) = status.signal() {
+        // The command has left a core file, if there is to be one.
+        let _ = rlimit::setrlimit(rlimit::Resource::CORE, 0, 0);
+        // Returns only if the signal does not end a process.
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
+        return ExitCode::from(u8::try_from(outcome::SIGNALLED + signal).unwrap_or(u8::MAX));
+    }
+    ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(u8::MAX))
+}

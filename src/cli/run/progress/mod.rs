@@ -1,0 +1,198 @@
+//! What programs say about their progress. Pure: lines in, readings out. Each family of programs is a file, and `tests/data/progress`
+//! has recorded outputs of each with the right values.
+
+mod apt;
+mod bar;
+mod cargo;
+#[cfg(test)]
+mod corpus;
+mod curl;
+mod ffmpeg;
+mod git;
+mod number;
+mod pip;
+mod pv;
+mod rclone;
+mod restic;
+mod rsync;
+mod terraform;
+mod tqdm;
+mod wget;
+
+use std::ffi::OsString;
+
+pub(in crate::cli) use self::number::report;
+use super::lines::{Said, Taskbar};
+
+/// Where a reading comes from, the least reliable first. After a more reliable source has spoken, others are not heard any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Source {
+    /// How far the largest input file has been read.
+    Input,
+    /// A bar or a fraction of no known program.
+    Bar,
+    /// The format of a known program.
+    Program,
+    /// `OSC 9;4`.
+    Taskbar,
+    /// `--fd` or `--progress-file`: a script that reports on purpose.
+    Script,
+}
+
+impl Source {
+    /// Returns its name in a job's metadata.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Source::Input => "input",
+            Source::Bar => "bar",
+            Source::Program => "program",
+            Source::Taskbar => "taskbar",
+            Source::Script => "script",
+        }
+    }
+}
+
+/// A line of output.
+#[derive(Debug, Clone, Copy)]
+struct Line<'a> {
+    /// Without colours and surrounding spaces.
+    text: &'a str,
+    /// Whether it is one state of a line that is redrawn in place, as bars are.
+    is_redrawn: bool,
+}
+
+/// What a line says of a program's progress.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Reading {
+    /// From 0 to 100.
+    percent: Option<f64>,
+    /// A better text for people than the line itself.
+    message: Option<String>,
+}
+
+impl Reading {
+    fn at(percent: f64) -> Reading {
+        Reading {
+            percent: Some(percent),
+            message: None,
+        }
+    }
+}
+
+/// Programs that report their progress in the same way.
+trait Family {
+    /// Returns what the line says, if it is of this family.
+    fn read(&mut self, line: Line<'_>) -> Option<Reading>;
+}
+
+/// What is new after a part of the output.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct News {
+    pub(super) percent: Option<(f64, Source)>,
+    pub(super) message: Option<String>,
+}
+
+/// Follows the progress of a command.
+pub(super) struct Progress {
+    programs: Vec<Box<dyn Family + Send>>,
+    bar: bar::Bar,
+    best: Option<Source>,
+}
+
+impl Progress {
+    /// Creates a reader for the output of a command.
+    pub(super) fn of(command: &[OsString]) -> Progress {
+        let mut programs: Vec<Box<dyn Family + Send>> = vec![
+            Box::new(ffmpeg::Ffmpeg::default()),
+            Box::new(terraform::Terraform::default()),
+            Box::new(cargo::Cargo),
+            Box::new(restic::Restic),
+            Box::new(rclone::Rclone),
+            Box::new(pip::Pip),
+            Box::new(apt::Apt::default()),
+            Box::new(rsync::Rsync::of(command)),
+            Box::new(curl::Curl::default()),
+            Box::new(wget::Wget),
+            Box::new(tqdm::Tqdm),
+            Box::new(git::Git),
+        ];
+        if names(command, "pv") {
+            programs.push(Box::new(pv::Pv));
+        }
+        Progress {
+            programs,
+            bar: bar::Bar,
+            best: None,
+        }
+    }
+
+    /// Reads a part of the command's output.
+    pub(super) fn said(&mut self, said: &Said) -> News {
+        match said {
+            Said::Taskbar(Taskbar::At(percent)) => self.heard(
+                Source::Taskbar,
+                Reading::at(f64::from(*percent)),
+                String::new(),
+            ),
+            Said::Taskbar(Taskbar::Cleared | Taskbar::Indeterminate) => News::default(),
+            Said::Line { text, is_redrawn } => {
+                let line = Line {
+                    text: text.trim(),
+                    is_redrawn: *is_redrawn,
+                };
+                let (source, reading) = self.read(line);
+                self.heard(source, reading, line.text.to_owned())
+            }
+        }
+    }
+
+    /// Reads a line by which a script reports: `40/200 Reading rows`, `20%`, `20`, or only a message.
+    pub(super) fn told(&mut self, text: &str) -> News {
+        let (percent, message) = report(text);
+        let reading = Reading {
+            percent,
+            message: None,
+        };
+        self.heard(Source::Script, reading, message.to_owned())
+    }
+
+    /// Takes note of how far the command has read its input.
+    pub(super) fn has_read(&mut self, percent: f64) -> News {
+        self.heard(Source::Input, Reading::at(percent), String::new())
+    }
+
+    /// Whether the command has said nothing of its progress so far.
+    pub(super) fn is_silent(&self) -> bool {
+        self.best.is_none_or(|best| best == Source::Input)
+    }
+
+    fn read(&mut self, line: Line<'_>) -> (Source, Reading) {
+        let found = self.programs.iter_mut().find_map(|own| own.read(line));
+        match found {
+            Some(reading) => (Source::Program, reading),
+            None => (Source::Bar, self.bar.read(line).unwrap_or_default()),
+        }
+    }
+
+    fn heard(&mut self, source: Source, reading: Reading, text: String) -> News {
+        let is_heard = self.best.is_none_or(|best| source >= best);
+        let percent = reading.percent.filter(|_| is_heard);
+        if percent.is_some() {
+            self.best = Some(source);
+        }
+        let message = reading.message.unwrap_or(text);
+        News {
+            percent: percent.map(|percent| (percent, source)),
+            message: Some(message).filter(|message| !message.is_empty()),
+        }
+    }
+}
+
+/// Whether a command runs a program of this name, by itself or in a shell.
+fn names(command: &[OsString], program: &str) -> bool {
+    command.iter().any(|word| {
+        let word = word.to_string_lossy();
+        word.split(|own: char| own.is_whitespace() || "|;&()".contains(own))
+            .any(|own| own.rsplit('/').next() == Some(program))
+    })
+}

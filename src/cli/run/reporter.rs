@@ -1,0 +1,243 @@
+//! Reports to the server, on a thread of its own, so that nothing the server does can hold up the command.
+//!
+//! What is waiting is bounded: the start, the newest progress, and the outcome. Progress that has not been sent is folded into newer
+//! progress. Each report has an idempotency key, and is repeated with growing delays until the server takes it.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::delivery::{Delivery, Level};
+use super::outcome::Outcome;
+use super::progress::{News, Source};
+use crate::cli::Failure;
+
+/// The least time between two reports of progress.
+const PERIOD: Duration = Duration::from_millis(500);
+/// A sign of life is sent after this time without news. Also how soon a request to cancel is noticed.
+const BEAT: Duration = Duration::from_secs(5);
+/// The first delay after a failed request, which doubles each time.
+const RETRY: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// What is to be reported: written by those who follow the command, read by the reporter.
+#[derive(Default)]
+pub(super) struct Board {
+    state: Mutex<State>,
+    change: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    percent: Option<(f64, Source)>,
+    message: Option<String>,
+    has_news: bool,
+    outcome: Option<Arc<Outcome>>,
+    /// Why the command was told to stop, if the server has asked for it.
+    cancelled: Option<String>,
+    /// Whether the reporter has nothing more to send, or has given up.
+    is_over: bool,
+    /// Whether the start has reached the server.
+    is_started: bool,
+    /// The newest reason why something could not be sent.
+    problem: Option<String>,
+}
+
+/// The newest progress.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Latest {
+    pub(super) percent: Option<(f64, Source)>,
+    pub(super) message: Option<String>,
+}
+
+enum Next {
+    /// Send this progress. Without news, it is a sign of life.
+    Progress(Latest),
+    End(Arc<Outcome>),
+}
+
+impl Board {
+    /// Takes note of news.
+    pub(super) fn post(&self, news: News) {
+        let mut state = self.lock();
+        if news.percent.is_some() {
+            state.percent = news.percent;
+        }
+        if news.message.is_some() {
+            state.message = news.message;
+        }
+        state.has_news = true;
+        drop(state);
+        self.change.notify_all();
+    }
+
+    /// Returns the newest progress.
+    pub(super) fn latest(&self) -> Latest {
+        let state = self.lock();
+        Latest {
+            percent: state.percent,
+            message: state.message.clone(),
+        }
+    }
+
+    /// Takes note that the command is told to stop.
+    pub(super) fn cancel(&self, reason: &str) {
+        self.lock().cancelled = Some(reason.to_owned());
+    }
+
+    /// Returns why the command was told to stop.
+    pub(super) fn cancelled(&self) -> Option<String> {
+        self.lock().cancelled.clone()
+    }
+
+    /// Hands over the outcome, and waits at most this long until it is sent. Returns what could not be sent.
+    pub(super) fn finish(&self, outcome: Outcome, wait: Duration) -> Option<String> {
+        let mut state = self.lock();
+        state.outcome = Some(Arc::new(outcome));
+        self.change.notify_all();
+        let is_waiting = |state: &mut State| !state.is_over;
+        let waited = self.change.wait_timeout_while(state, wait, is_waiting);
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if state.is_over && state.problem.is_none() {
+            return None;
+        }
+        let what = match state.is_started {
+            true => "how the command ended",
+            false => "the command",
+        };
+        let problem = state.problem.as_deref();
+        let problem = problem.unwrap_or("the server does not answer");
+        Some(format!("{what} could not be reported: {problem}"))
+    }
+
+    fn has_problem(&self, failure: &Failure) {
+        self.lock().problem = Some(failure.message.clone());
+    }
+
+    /// Waits until something is to be sent.
+    fn next(&self, last: Instant) -> Next {
+        let mut state = self.lock();
+        loop {
+            if let Some(outcome) = &state.outcome {
+                return Next::End(Arc::clone(outcome));
+            }
+            let due = last + if state.has_news { PERIOD } else { BEAT };
+            let rest = due.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                let has_news = std::mem::take(&mut state.has_news);
+                return Next::Progress(Latest {
+                    percent: state.percent,
+                    message: state.message.clone().filter(|_| has_news),
+                });
+            }
+            let waited = self.change.wait_timeout(state, rest);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits for a delay. A new outcome ends it.
+    fn rest(&self, delay: Duration, is_ending: bool) {
+        let is_waiting = |state: &mut State| is_ending || state.outcome.is_none();
+        let state = self.lock();
+        drop(self.change.wait_timeout_while(state, delay, is_waiting));
+    }
+
+    fn is_ending(&self) -> bool {
+        self.lock().outcome.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sends what is on the board until the command's outcome is sent.
+pub(super) struct Reporter<C> {
+    pub(super) board: Arc<Board>,
+    pub(super) delivery: Delivery,
+    /// Called when the server asks to cancel the job.
+    pub(super) on_cancel: C,
+}
+
+impl<C: FnMut()> Reporter<C> {
+    /// Reports until the end.
+    pub(super) fn run(mut self) {
+        if self.start() {
+            self.follow();
+        }
+        self.board.lock().is_over = true;
+        self.board.change.notify_all();
+    }
+
+    /// Creates or starts the job. Returns false if the server refuses.
+    fn start(&mut self) -> bool {
+        let mut delay = RETRY;
+        loop {
+            let is_ending = self.board.is_ending();
+            match self.delivery.start() {
+                Ok(()) => {
+                    let mut state = self.board.lock();
+                    (state.is_started, state.problem) = (true, None);
+                    // The server begins at 0 %. How far the command is, is not known yet.
+                    state.has_news = true;
+                    return true;
+                }
+                Err(failure) => {
+                    self.board.has_problem(&failure);
+                    // A token or a server can be repaired while the command runs, but not once it has ended.
+                    if failure.is_conflict() || is_ending && !failure.is_passing() {
+                        return false;
+                    }
+                }
+            }
+            self.board.rest(delay, is_ending);
+            delay = (delay * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Sends progress, and finally the outcome. Ends early if somebody else has ended the job, or has begun a new attempt.
+    fn follow(&mut self) {
+        let mut delay = RETRY;
+        let mut last = Instant::now() - PERIOD;
+        let mut level = Level::Full;
+        loop {
+            let next = self.board.next(last);
+            let is_ending = matches!(next, Next::End(_));
+            let sent = match &next {
+                Next::Progress(latest) => self.delivery.progress(latest),
+                Next::End(outcome) => self.delivery.end(outcome, level),
+            };
+            last = Instant::now();
+            match sent {
+                Ok(_) if is_ending => {
+                    self.board.lock().problem = None;
+                    return;
+                }
+                Ok(is_cancelled) => {
+                    self.board.lock().problem = None;
+                    delay = RETRY;
+                    if is_cancelled {
+                        (self.on_cancel)();
+                    }
+                }
+                Err(failure) => {
+                    self.board.has_problem(&failure);
+                    if failure.is_conflict() {
+                        return;
+                    }
+                    match failure.http_status {
+                        // It was too long for this server.
+                        Some(413 | 422) if is_ending && level != Level::Bare => {
+                            level = level.shorter();
+                            continue;
+                        }
+                        _ if is_ending && !failure.is_passing() => return,
+                        _ => {}
+                    }
+                    self.board.lock().has_news |= !is_ending;
+                    self.board.rest(delay, is_ending);
+                    delay = (delay * 2).min(RETRY_MAX);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Watches what is not in the command's output: its progress file, how far it has read its input, and how much memory it takes.
+
+use std::io::PipeReader;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::input;
+use super::observer::Observer;
+use super::script::ProgressFile;
+
+/// How often a progress file is read.
+const PERIOD: Duration = Duration::from_millis(200);
+/// In one of so many of these, the command's files and memory are looked at.
+const PERIODS_PER_LOOK: u32 = 5;
+
+/// Watches a command until it has ended.
+pub(super) struct Watcher {
+    pub(super) file: Option<ProgressFile>,
+    pub(super) process: u32,
+    pub(super) observer: Arc<Mutex<Observer>>,
+    /// Closed by the other side when the command has ended.
+    pub(super) ended: Arc<PipeReader>,
+}
+
+impl Watcher {
+    /// Returns the most memory that the command was seen to take, in bytes.
+    pub(super) fn run(mut self) -> Option<u64> {
+        let period = Timespec::try_from(PERIOD).ok()?;
+        let mut memory_bytes = None;
+        for look in 0.. {
+            if look % PERIODS_PER_LOOK == 0 {
+                memory_bytes = memory_bytes.max(input::peak_memory(self.process));
+                self.look_at_input();
+            }
+            let mut ended = [PollFd::new(&*self.ended, PollFlags::IN)];
+            // Interrupted: as if nothing had come.
+            let has_ended = poll(&mut ended, Some(&period)).is_ok_and(|count| count > 0);
+            if let Some(line) = self.file.as_mut().and_then(ProgressFile::news) {
+                self.observe(|observer| observer.told(&line));
+            }
+            if has_ended {
+                break;
+            }
+        }
+        memory_bytes
+    }
+
+    fn look_at_input(&self) {
+        if self.observe(|observer| observer.is_silent())
+            && let Some(percent) = input::percent_read(self.process)
+        {
+            self.observe(|observer| observer.has_read(percent));
+        }
+    }
+
+    fn observe<T>(&self, observe: impl FnOnce(&mut Observer) -> T) -> T {
+        observe(&mut self.observer.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

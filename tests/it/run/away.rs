@@ -1,0 +1,228 @@
+//! The server is down, slow or refuses. The command never suffers.
+
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::*;
+
+/// The longest time that a command may take whose server does not answer: its own, and that of `--wait`.
+const WAIT: Duration = Duration::from_secs(15);
+
+/// Runs a script for a server at this address. Returns how it went, and how long it took.
+async fn run_for(url: &str, script: &str) -> (Output, Duration) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut run = command(folder.path());
+    run.args(["run", "--wait", "2", "--", "sh", "-c", script])
+        .env("TIDINGS_URL", url)
+        .env("TIDINGS_TOKEN", worker(1));
+    let since = Instant::now();
+    let output = end_of(run, b"input\n").await;
+    (output, since.elapsed())
+}
+
+fn is_unharmed(output: &Output) {
+    assert_eq!(output.status.code(), Some(9), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "input\n");
+    let said = text(&output.stderr);
+    assert!(said.starts_with("err\n"), "{said}");
+    assert!(said.contains("could not be reported"), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+const SCRIPT: &str = "cat; echo err >&2; exit 9";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_down_or_silent_costs_the_command_nothing() {
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    for address in [closed, silent.local_addr().unwrap()] {
+        let (output, time) = run_for(&format!("http://{address}"), SCRIPT).await;
+        is_unharmed(&output);
+        assert!(time < WAIT, "{time:?}");
+    }
+    for url in ["http://no-such-host.invalid", "not a url"] {
+        let (output, time) = run_for(url, SCRIPT).await;
+        is_unharmed(&output);
+        assert!(time < WAIT, "{time:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_refuses_costs_the_command_nothing_and_its_reason_is_told() {
+    for status in [401, 403, 404, 409, 413, 422, 429, 500, 503] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                std::thread::spawn(move || refuse(stream.unwrap(), status));
+            }
+        });
+        let (output, time) = run_for(&url, SCRIPT).await;
+        is_unharmed(&output);
+        let said = text(&output.stderr);
+        assert!(
+            said.contains(&format!("because {status} (HTTP {status})")),
+            "{said}"
+        );
+        assert!(time < WAIT, "{status}: {time:?}");
+    }
+}
+
+/// Answers one request with a problem.
+fn refuse(mut stream: TcpStream, status: u16) {
+    let mut reader = std::io::BufReader::new(stream.try_clone().unwrap());
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
+        let line = line.trim().to_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    // Closing a connection with unread bytes would reset it.
+    let mut request = vec![0; length];
+    reader.read_exact(&mut request).unwrap();
+    let body = json!({"detail": format!("because {status}"), "code": "refused"}).to_string();
+    let _ = write!(
+        stream,
+        "HTTP/1.1 {status} Refused\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_token_is_told_and_costs_the_command_nothing() {
+    let server = server().await;
+    for (token, reason) in [
+        ("", "(HTTP 401)"),
+        ("a b", "--token"),
+        (&viewer(1), "(HTTP 403)"),
+    ] {
+        let mut run = run_script(&server, &["--wait", "2"], "exit 9");
+        let output = end_of(
+            std::mem::replace(run.env("TIDINGS_TOKEN", token), Command::new("true")),
+            b"",
+        )
+        .await;
+        assert_eq!(output.status.code(), Some(9));
+        assert!(
+            text(&output.stderr).contains(reason),
+            "{}",
+            text(&output.stderr)
+        );
+    }
+    assert_eq!(jobs(&server).await.len(), 0);
+}
+
+/// A network between a command and its server, which can be cut.
+struct Network {
+    url: String,
+    is_cut: Arc<AtomicBool>,
+}
+
+impl Network {
+    fn to(server: &Server) -> Network {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let target = server.url.strip_prefix("http://").unwrap().to_owned();
+        let is_cut = Arc::new(AtomicBool::new(false));
+        let cut = Arc::clone(&is_cut);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (target, cut) = (target.clone(), Arc::clone(&cut));
+                std::thread::spawn(move || forward(&stream.unwrap(), &target, &cut));
+            }
+        });
+        Network { url, is_cut }
+    }
+}
+
+/// Passes on both directions. Whatever arrives while the network is cut ends the connection.
+fn forward(client: &TcpStream, target: &str, is_cut: &AtomicBool) {
+    let server = TcpStream::connect(target).unwrap();
+    let pass = |mut from: &TcpStream, mut to: &TcpStream| {
+        let mut part = [0; 64 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut part) {
+            if is_cut.load(Ordering::Relaxed) || to.write_all(&part[..count]).is_err() {
+                break;
+            }
+        }
+        let _ = from.shutdown(std::net::Shutdown::Both);
+        let _ = to.shutdown(std::net::Shutdown::Both);
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| pass(client, &server));
+        pass(&server, client);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_while_the_server_is_away_is_reported_when_it_is_back() {
+    let server = server().await;
+    let network = Network::to(&server);
+    let mut run = run_script(
+        &server,
+        &[],
+        "echo 10%; read a; echo 40%; read b; echo 60%; read c; exit 3",
+    );
+    let mut child = started(run.env("TIDINGS_URL", &network.url));
+    let mut input = child.stdin.take().unwrap();
+    job_when(&server, "the first report", |job| job["progress"] == 10.0).await;
+    network.is_cut.store(true, Ordering::Relaxed);
+    input.write_all(b"\n").unwrap();
+    // The command goes on meanwhile.
+    read_until(child.stdout.as_mut().unwrap(), "40%\n");
+    network.is_cut.store(false, Ordering::Relaxed);
+    job_when(&server, "the report of meanwhile", |job| {
+        job["progress"] == 40.0
+    })
+    .await;
+    network.is_cut.store(true, Ordering::Relaxed);
+    input.write_all(b"\n\n").unwrap();
+    read_until(child.stdout.as_mut().unwrap(), "60%\n");
+    network.is_cut.store(false, Ordering::Relaxed);
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+    let output = output.await.unwrap();
+    assert_eq!(
+        (output.status.code(), text(&output.stderr).as_str()),
+        (Some(3), "")
+    );
+    let job = only_job(&server).await;
+    assert_eq!(
+        (&job["status"], &job["progress"]),
+        (&json!("failed"), &json!(40.0))
+    );
+    assert_eq!(job["error"]["details"]["exit_code"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_lower_limits_gets_a_shorter_report() {
+    for settings in [
+        json!({"body_limit_bytes": 4_000}),
+        json!({"metadata_limit_bytes": 200}),
+    ] {
+        let server = server_with(settings).await;
+        let script = "seq 2000; exit 3";
+        let output = end_of(run_script(&server, &[], script), b"").await;
+        assert_eq!(
+            (output.status.code(), text(&output.stderr).as_str()),
+            (Some(3), "")
+        );
+        let job = only_job(&server).await;
+        assert_eq!(
+            (&job["status"], &job["error"]["message"]),
+            (&json!("failed"), &json!("exited with code 3"))
+        );
+    }
+}

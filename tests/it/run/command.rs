@@ -1,0 +1,205 @@
+//! The command is what it would be without `tidings run`: exit code, signals, input, outputs.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use serde_json::json;
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_exit_code_and_the_outputs_are_the_commands_own_and_the_job_ends_as_it_did() {
+    for code in [0, 1, 3, 255] {
+        let server = server().await;
+        let script = format!("echo out; echo err >&2; exit {code}");
+        let output = end_of(
+            run_script(
+                &server,
+                &["--type", "backup", "--title", "Nightly"],
+                &script,
+            ),
+            b"",
+        )
+        .await;
+        assert_eq!(output.status.code(), Some(code));
+        assert_eq!(text(&output.stdout), "out\n");
+        assert_eq!(text(&output.stderr), "err\n");
+        let job = only_job(&server).await;
+        assert_eq!(job["job_type"], "backup");
+        let metadata = &job["metadata"];
+        assert_eq!(
+            (&metadata["title"], &metadata["command"]),
+            (&json!("Nightly"), &json!("sh"))
+        );
+        assert!(metadata["wall_secs"].as_f64().unwrap() > 0.0);
+        assert!(metadata["cpu_user_secs"].is_number() && metadata["cpu_system_secs"].is_number());
+        assert!(metadata["peak_memory_bytes"].as_u64().unwrap() > 100_000);
+        if code == 0 {
+            assert_eq!(
+                (&job["status"], &job["result"]),
+                (&json!("completed"), &json!({"exit_code": 0}))
+            );
+        } else {
+            assert_eq!(job["status"], "failed");
+            assert_eq!(job["error"]["code"], "exit");
+            assert_eq!(job["error"]["message"], format!("exited with code {code}"));
+            let details = &job["error"]["details"];
+            assert_eq!(details["exit_code"], code);
+            let output = details["output"].as_str().unwrap();
+            assert!(output.contains("out") && output.contains("err"), "{output}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_ended_by_a_signal_ends_run_by_the_same_signal() {
+    for (name, signal) in [("KILL", 9), ("TERM", 15), ("SEGV", 11), ("HUP", 1)] {
+        let server = server().await;
+        let output = end_of(run_script(&server, &[], &format!("kill -s {name} $$")), b"").await;
+        assert_eq!(output.status.signal(), Some(signal), "{name}");
+        let job = only_job(&server).await;
+        assert_eq!(
+            (&job["status"], &job["error"]["code"]),
+            (&json!("failed"), &json!("signal"))
+        );
+        assert_eq!(job["error"]["details"]["signal"], format!("SIG{name}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_and_output_are_passed_on_byte_for_byte() {
+    static BYTES: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+        let mut random = fastrand::Rng::with_seed(1);
+        std::iter::repeat_with(|| random.u8(..))
+            .take(3_000_000)
+            .collect()
+    });
+    let server = server().await;
+    let output = end_of(tidings(&server, &["run", "--", "cat"]), &BYTES).await;
+    assert!(output.status.success());
+    assert!(output.stdout == *BYTES, "{} bytes", output.stdout.len());
+    assert_eq!(only_job(&server).await["status"], "completed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_of_megabytes_is_passed_on_and_reported_within_bounds() {
+    let server = server().await;
+    let script = "head -c 5000000 /dev/zero | tr '\\0' x; exit 4";
+    let output = end_of(run_script(&server, &[], script), b"").await;
+    assert_eq!(
+        (output.status.code(), output.stdout.len()),
+        (Some(4), 5_000_000)
+    );
+    let job = only_job(&server).await;
+    let tail = job["error"]["details"]["output"].as_str().unwrap();
+    assert!(
+        tail.len() <= 64 * 1024 && tail.starts_with("xxx"),
+        "{}",
+        tail.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_closes_its_outputs_goes_on() {
+    let server = server().await;
+    let output = end_of(
+        run_script(&server, &[], "exec >&- 2>&-; sleep 0.3; exit 5"),
+        b"",
+    )
+    .await;
+    assert_eq!(output.status.code(), Some(5));
+    assert_eq!(
+        only_job(&server).await["error"]["message"],
+        "exited with code 5"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_left_behind_holds_nothing_up_and_keeps_its_output() {
+    let server = server().await;
+    let script = "(read line <late; echo $line) & echo early";
+    let folder = server.folder.path().to_owned();
+    assert!(
+        Command::new("mkfifo")
+            .arg(folder.join("late"))
+            .status()
+            .unwrap()
+            .success()
+    );
+    let mut child = started(&mut run_script(&server, &[], script));
+    let mut output = child.stdout.take().unwrap();
+    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap());
+    assert!(ended.await.unwrap().success());
+    assert_eq!(only_job(&server).await["status"], "completed");
+    // Run has ended. What the process that was left behind writes still arrives.
+    std::fs::write(folder.join("late"), "late\n").unwrap();
+    let mut said = String::new();
+    output.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "early\nlate\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_gone_is_known_to_the_command() {
+    let server = server().await;
+    let mut command = run_script(&server, &[], "yes; exit 7");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    read_until(child.stdout.as_mut().unwrap(), "y\ny\n");
+    drop(child.stdout.take());
+    let status = tokio::task::spawn_blocking(move || child.wait().unwrap());
+    assert_eq!(status.await.unwrap().code(), Some(7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_cannot_be_started_is_told_as_by_a_shell() {
+    let server = server().await;
+    let file = server.folder.path().join("plain");
+    std::fs::write(&file, "no program").unwrap();
+    for (program, code) in [("no-such-program", 127), (file.to_str().unwrap(), 126)] {
+        let output = end_of(tidings(&server, &["run", "--", program]), b"").await;
+        assert_eq!(output.status.code(), Some(code));
+        assert!(
+            text(&output.stderr).contains("cannot run"),
+            "{}",
+            text(&output.stderr)
+        );
+        let job = &jobs(&server).await[0];
+        assert_eq!(
+            (&job["status"], &job["error"]["code"]),
+            (&json!("failed"), &json!("not_started"))
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_failed_or_was_left_running_gets_a_new_attempt() {
+    let server = server().await;
+    let options = ["--id", "nightly"];
+    end_of(run_script(&server, &options, "exit 1"), b"").await;
+    let mut first = started(&mut run_script(&server, &options, "echo first; read line"));
+    job_when(&server, "the second attempt runs", |job| {
+        job["attempt"] == 2 && job["status"] == "in_progress"
+    })
+    .await;
+    let output = end_of(run_script(&server, &options, "echo second"), b"").await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr), "");
+    let job = only_job(&server).await;
+    assert_eq!(
+        (&job["attempt"], &job["status"]),
+        (&json!(3), &json!("completed"))
+    );
+    // The one that was superseded runs to its end, and changes nothing.
+    first.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let output = first.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(
+        text(&output.stderr).contains("could not be reported"),
+        "{}",
+        text(&output.stderr)
+    );
+    assert_eq!(only_job(&server).await["attempt"], 3);
+}

@@ -1,0 +1,187 @@
+//! `tidings report`, in real shells.
+
+use serde_json::json;
+
+use super::*;
+
+/// Runs a script in which `tidings` is this program.
+async fn script(server: &Server, shell: &str, script: &str) -> Output {
+    let binary = crate::support::process::binary();
+    let own = tidings(server, &[]);
+    let mut command = Command::new(shell);
+    command
+        .args([
+            "-c",
+            &format!("tidings() {{ \"{}\" \"$@\"; }}\n{script}", binary.display()),
+        ])
+        .current_dir(server.folder.path());
+    for (name, value) in own.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    end_of(command, b"").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_reports_from_its_start_to_its_end() {
+    for shell in ["sh", "bash"] {
+        let server = server().await;
+        let output = script(
+            &server,
+            shell,
+            "set -e
+             eval \"$(tidings report start --type import --title \"It's mine\")\"
+             tidings report 40/200 'Reading rows'
+             tidings report 'Only a message'
+             tidings report 55%
+             tidings report ok 'All rows' --result '{\"rows\": 200}'",
+        )
+        .await;
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(
+            (text(&output.stdout), text(&output.stderr)),
+            (String::new(), String::new())
+        );
+        let job = only_job(&server).await;
+        assert_eq!(
+            (&job["status"], &job["result"]),
+            (&json!("completed"), &json!({"rows": 200}))
+        );
+        assert_eq!(
+            (&job["message"], &job["metadata"]["title"]),
+            (&json!("All rows"), &json!("It's mine"))
+        );
+        assert_eq!(job["attempt"], 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_is_a_fraction_a_percentage_or_a_message() {
+    let server = server().await;
+    server.running_job("j").await;
+    for (what, progress, message) in [
+        ("40/200", 20.0, "Reading"),
+        ("25%", 25.0, "Reading"),
+        ("Writing the index", 25.0, "Writing the index"),
+        ("50/100 Half", 50.0, "Half"),
+    ] {
+        server
+            .report("/api/jobs/j/progress", json!({"message": "Reading"}))
+            .await;
+        let output = end_of(
+            tidings(&server, &["report", "--id", "j", "--strict", what]),
+            b"",
+        )
+        .await;
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let job = only_job(&server).await;
+        assert_eq!(
+            (&job["progress"], &job["message"]),
+            (&json!(progress), &json!(message)),
+            "{what}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_that_fails_says_so_by_its_trap() {
+    let server = server().await;
+    let output = script(
+        &server,
+        "sh",
+        "eval \"$(tidings report start --type import)\"; trap 'tidings report exit $?' EXIT; exit 3",
+    )
+    .await;
+    assert_eq!(output.status.code(), Some(3));
+    let job = only_job(&server).await;
+    assert_eq!(
+        (&job["status"], &job["error"]["message"]),
+        (&json!("failed"), &json!("exited with code 3"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_whose_job_is_to_be_cancelled_stops_under_set_e() {
+    let server = server().await;
+    server.running_job("j").await;
+    server
+        .post("/api/jobs/j/cancel", &worker(1), json!({}))
+        .await;
+    let output = script(
+        &server,
+        "sh",
+        "set -e; tidings report --id j 10%; echo went on",
+    )
+    .await;
+    assert_eq!(
+        (output.status.code(), text(&output.stdout).as_str()),
+        (Some(11), "")
+    );
+    assert!(text(&output.stderr).contains("to be cancelled"));
+    let output = script(&server, "sh", "tidings report --id j cancel 'As asked'").await;
+    assert!(output.status.success());
+    let job = only_job(&server).await;
+    assert_eq!(
+        (&job["status"], &job["message"]),
+        (&json!("cancelled"), &json!("As asked"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_away_fails_no_script_unless_it_is_strict() {
+    let server = server().await;
+    let down = "http://127.0.0.1:9";
+    let output = script(
+        &server,
+        "sh",
+        &format!("set -e; export TIDINGS_URL={down}; tidings report --id j 10%; echo went on; tidings report --id j --strict 20%"),
+    )
+    .await;
+    assert_eq!(
+        (output.status.code(), text(&output.stdout).as_str()),
+        (Some(5), "went on\n")
+    );
+    assert!(
+        text(&output.stderr).contains("not reported"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_start_was_lost_is_started_by_a_later_report() {
+    let server = server().await;
+    let output = script(
+        &server,
+        "sh",
+        "eval \"$(TIDINGS_URL=http://127.0.0.1:9 tidings report start --type import)\"; tidings report ok",
+    )
+    .await;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let job = only_job(&server).await;
+    assert_eq!(
+        (&job["status"], &job["job_type"]),
+        (&json!("completed"), &json!("import"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_reported_is_explained() {
+    let server = server().await;
+    for (arguments, word) in [
+        (&["report", "10%"][..], "report start"),
+        (&["report", "start"], "--type"),
+        (&["report", "--id", "j", "exit", "x"], "exit code"),
+        (&["report", "--id", "j", "ok", "--result", "{"], "JSON"),
+    ] {
+        let output = end_of(tidings(&server, arguments), b"").await;
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(
+            text(&output.stderr).contains(word),
+            "{}",
+            text(&output.stderr)
+        );
+    }
+}

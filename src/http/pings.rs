@@ -206,10 +206,7 @@ async fn revoke(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Status, Problem> {
     let caller = caller?;
-    let is_revoked = match id.parse() {
-        Ok(id) => tidings.pings().revoke_key(&caller, id).await?,
-        Err(_) => false,
-    };
+    let is_revoked = tidings.pings().revoke_key(&caller, id).await?;
     match is_revoked {
         true => Ok(Status::NoContent),
         false => Err(Problem::new(

@@ -220,10 +220,13 @@ impl PingService {
         Ok(self.store.ping_keys(school).await?)
     }
 
-    /// Revokes a key. Returns whether the caller's school had it.
-    pub async fn revoke_key(&self, caller: &Caller, id: PingKeyId) -> Result<bool, Refused> {
+    /// Revokes a key. Returns whether the caller's school had it. An id that no key can have is one that does not exist.
+    pub async fn revoke_key(&self, caller: &Caller, id: &str) -> Result<bool, Refused> {
         let school = authorize(caller)?;
-        Ok(self.store.remove_ping_key(school, id).await?)
+        match id.parse::<PingKeyId>() {
+            Ok(id) => Ok(self.store.remove_ping_key(school, id).await?),
+            Err(_) => Ok(false),
+        }
     }
 }
 

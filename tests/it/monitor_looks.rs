@@ -91,6 +91,10 @@ async fn hostile_school(server: &Server) {
             }
         }
     }
+    let minutes: Vec<String> = (0..40).map(|minute| minute.to_string()).collect();
+    let rule = json!({"cron": format!("{} * * * *", minutes.join(",")), "time_zone": "America/Argentina/ComodRivadavia"});
+    let path = format!("/api/schedules/{}", "t".repeat(64));
+    server.put(&path, rule).await;
 }
 
 /// The addresses of the pages of everything that [`hostile_school`] makes.
@@ -132,7 +136,7 @@ async fn no_text_of_a_publisher_makes_a_page_wider_than_its_window() {
     let server = server().await;
     hostile_school(&server).await;
     let addresses = addresses(&server).await;
-    assert_eq!(addresses.len(), 7 + 9 + 3 + 3);
+    assert_eq!(addresses.len(), 8 + 9 + 3 + 3);
     let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("monitor-looks");
     let mut page = Page::open().await;
     for (place, window) in ["phone", "desk", "paper"].into_iter().enumerate() {

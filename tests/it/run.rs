@@ -53,12 +53,30 @@ async fn end_of(mut command: Command, input: &'static [u8]) -> Output {
 }
 
 fn started(command: &mut Command) -> Child {
-    command
+    with_default_signals(command)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap()
+}
+
+/// Returns this command with the signals of an interactive shell. A process in the background, as these tests may be, ignores
+/// some of them, and so would its children.
+fn with_default_signals(command: &Command) -> Command {
+    let mut outer = Command::new("env");
+    outer.arg("--default-signal=HUP,INT,QUIT,TSTP,TTIN,TTOU");
+    outer.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        outer.current_dir(folder);
+    }
+    outer
 }
 
 /// Returns the jobs of the school, newest first.

@@ -23,6 +23,7 @@ impl Terminal {
 
     /// Starts it with another standard input than the terminal.
     fn with(command: &Command, input: Option<Stdio>) -> Terminal {
+        let command = &with_default_signals(command);
         let (pty, theirs) = open().unwrap();
         pty.resize(Size::new(33, 77)).unwrap();
         let mut in_terminal = InTerminal::new(command.get_program()).args(command.get_args());

@@ -470,7 +470,6 @@ fn the_simulation_of_several_nodes_sees_planted_faults() {
         Fault::UncheckedFence,
         Fault::EarlyAnnouncement,
         Fault::NumbersAlone,
-        Fault::LostWakeUp,
     ] {
         // The model must see it: an assertion of the server's own is no proof of that.
         let seen = |seed: &u64| run(*seed, Some(fault)).is_err_and(|error| error != PANICKED);

@@ -16,7 +16,6 @@ const ALLOWED: &[&str] = &[
     "CDLA-Permissive-2.0",
     "ISC",
     "MIT",
-    "MIT-0",
     "Unicode-3.0",
     "Unlicense",
     "Zlib",

@@ -85,7 +85,7 @@ impl Observer {
         post(&self.board, self.progress.has_read(percent));
     }
 
-    /// Whether the command has said nothing of its progress so far.
+    /// Whether the command has not reported any progress yet.
     pub(super) fn is_silent(&self) -> bool {
         self.progress.is_silent()
     }

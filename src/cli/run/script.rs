@@ -27,7 +27,7 @@ pub(super) struct Descriptor {
 }
 
 impl Descriptor {
-    /// Opens it. Fails if the number is in use: then whoever started this process has given it a meaning.
+    /// Opens it. Fails if the number is in use, because the parent process has then given it a meaning.
     pub(super) fn open(number: i32) -> io::Result<Descriptor> {
         let elsewhere = |end: OwnedFd| match end.as_raw_fd() == number {
             true => fcntl_dupfd_cloexec(&end, number.max(OTHER_NUMBERS) + 1),

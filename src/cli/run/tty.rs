@@ -110,7 +110,7 @@ pub(super) struct Keyboard {
 }
 
 impl Keyboard {
-    /// Reads keys until the command ends. Reads none afterwards: they are for whoever has the terminal next.
+    /// Reads keys until the command ends. Reads none afterwards: they belong to the next program in the terminal.
     pub(super) fn run(self) {
         let mut buffer = [0; PART_BYTES];
         let stdin = io::stdin();

@@ -140,7 +140,7 @@ macro_rules! stores {
             run!(heartbeats_of_several_nodes_are_merged_and_those_of_no_device_are_not_kept);
             run!(nodes_know_each_other_until_they_leave_or_are_forgotten);
             run!(a_ping_key_is_found_in_its_school_until_it_is_removed);
-            race!(a_run_of_a_ping_key_is_begun_once_whoever_pings);
+            race!(concurrent_pings_of_a_key_begin_one_run);
             race!(a_device_is_held_once_whoever_asks);
             race!(a_limit_of_subjects_is_kept_whoever_creates_them);
             race!(a_key_is_carried_out_once_whoever_repeats_it);

@@ -61,10 +61,7 @@ pub(super) async fn a_ping_key_is_found_in_its_school_until_it_is_removed(open: 
     assert!(room.await.unwrap());
 }
 
-pub(super) async fn a_run_of_a_ping_key_is_begun_once_whoever_pings(
-    open: Open,
-    again: Option<Open>,
-) {
+pub(super) async fn concurrent_pings_of_a_key_begin_one_run(open: Open, again: Option<Open>) {
     let pair = Pair::open(open, again, Settings::default());
     let (key, digest) = new_key(1, "backup", Numbers::ExitCode);
     let store = &pair.bench.store;

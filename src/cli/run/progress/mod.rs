@@ -161,7 +161,7 @@ impl Progress {
         self.heard(Source::Input, Reading::at(percent), String::new())
     }
 
-    /// Whether the command has said nothing of its progress so far.
+    /// Whether the command has not reported any progress yet.
     pub(super) fn is_silent(&self) -> bool {
         self.best.is_none_or(|best| best == Source::Input)
     }

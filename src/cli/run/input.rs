@@ -1,7 +1,9 @@
 //! What `/proc` says of a command and its children: how far its largest input file has been read, and how much memory they take. Only Linux has
 //! it; elsewhere nothing is found.
 
+use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The least size of a file that takes time to read, in bytes.
@@ -13,11 +15,40 @@ const FILES_MAX: usize = 256;
 /// The bits of `flags` that say how a file was opened: 0 is for reading only.
 const ACCESS_MODE: u32 = 0o3;
 
-/// Returns how much of its largest input a process has read, or one of its children, in percent.
-pub(super) fn percent_read(process: u32) -> Option<f64> {
-    let inputs = with_children(process).into_iter().flat_map(inputs);
-    let (size, position) = inputs.max_by_key(|(size, _)| *size)?;
-    Some(position.min(size) as f64 / size as f64 * 100.0)
+/// The large files that a command reads.
+#[derive(Default)]
+pub(super) struct Inputs {
+    /// What was read at the last look.
+    known: HashSet<FileId>,
+}
+
+/// A device and an inode.
+type FileId = (u64, u64);
+
+struct Input {
+    id: FileId,
+    size: u64,
+    position: u64,
+}
+
+impl Inputs {
+    /// Returns how much of its largest input a process has read, or one of its children, in percent.
+    ///
+    /// A file counts if it was being read at the last look, too. Every program opens its libraries for a moment when it starts.
+    pub(super) fn look(&mut self, process: u32) -> Option<f64> {
+        let inputs: Vec<Input> = with_children(process)
+            .into_iter()
+            .flat_map(inputs)
+            .collect();
+        let known = inputs.iter().filter(|input| self.known.contains(&input.id));
+        let largest = known.max_by_key(|input| input.size);
+        let percent = largest.map(|input| {
+            let position = input.position.min(input.size);
+            position as f64 / input.size as f64 * 100.0
+        });
+        self.known = inputs.iter().map(|input| input.id).collect();
+        percent
+    }
 }
 
 /// Returns the most memory that a process or one of its children has taken so far, in bytes.
@@ -54,8 +85,8 @@ fn children(process: u32) -> Vec<u32> {
     ids.filter_map(|id| id.parse().ok()).collect()
 }
 
-/// Returns the sizes of the large files that a process reads, and its positions in them.
-fn inputs(process: u32) -> Vec<(u64, u64)> {
+/// Returns the large files that a process reads.
+fn inputs(process: u32) -> Vec<Input> {
     let folder = PathBuf::from(format!("/proc/{process}"));
     let Ok(files) = fs::read_dir(folder.join("fd")) else {
         return Vec::new();
@@ -66,7 +97,7 @@ fn inputs(process: u32) -> Vec<(u64, u64)> {
         .collect()
 }
 
-fn input(folder: &Path, file: &Path) -> Option<(u64, u64)> {
+fn input(folder: &Path, file: &Path) -> Option<Input> {
     let metadata = fs::metadata(file).ok()?;
     if !metadata.is_file() || metadata.len() < SIZE_MIN_BYTES {
         return None;
@@ -76,5 +107,38 @@ fn input(folder: &Path, file: &Path) -> Option<(u64, u64)> {
     let flags = u32::from_str_radix(field("flags:")?.trim(), 8).ok()?;
     let position: u64 = field("pos:")?.trim().parse().ok()?;
     // A file that is only mapped into memory, such as a cache, has no position.
-    (flags & ACCESS_MODE == 0 && position > 0).then_some((metadata.len(), position))
+    (flags & ACCESS_MODE == 0 && position > 0).then_some(Input {
+        id: (metadata.dev(), metadata.ino()),
+        size: metadata.len(),
+        position,
+    })
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::io::{Seek, SeekFrom};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_an_input_once_it_is_still_read_at_the_next_look() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(64 * SIZE_MIN_BYTES).unwrap();
+        let mut input = fs::File::open(file.path()).unwrap();
+        input.seek(SeekFrom::Start(16 * SIZE_MIN_BYTES)).unwrap();
+        let mut reader = Command::new("sleep")
+            .arg("600")
+            .stdin(input)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut inputs = Inputs::default();
+        let looks = [inputs.look(reader.id()), inputs.look(reader.id())];
+        reader.kill().unwrap();
+        reader.wait().unwrap();
+        assert_eq!(looks, [None, Some(25.0)]);
+        assert_eq!(inputs.look(reader.id()), None);
+    }
 }

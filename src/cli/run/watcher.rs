@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::input;
+use super::input::{self, Inputs};
 use super::observer::Observer;
 use super::script::ProgressFile;
 
@@ -29,10 +29,11 @@ impl Watcher {
     pub(super) fn run(mut self) -> Option<u64> {
         let period = Timespec::try_from(PERIOD).ok()?;
         let mut memory_bytes = None;
+        let mut inputs = Inputs::default();
         for look in 0.. {
             if look % PERIODS_PER_LOOK == 0 {
                 memory_bytes = memory_bytes.max(input::peak_memory(self.process));
-                self.look_at_input();
+                self.look_at(&mut inputs);
             }
             let mut ended = [PollFd::new(&*self.ended, PollFlags::IN)];
             // Interrupted: as if nothing had come.
@@ -47,9 +48,9 @@ impl Watcher {
         memory_bytes
     }
 
-    fn look_at_input(&self) {
+    fn look_at(&self, inputs: &mut Inputs) {
         if self.observe(|observer| observer.is_silent())
-            && let Some(percent) = input::percent_read(self.process)
+            && let Some(percent) = inputs.look(self.process)
         {
             self.observe(|observer| observer.has_read(percent));
         }

@@ -1,18 +1,19 @@
-//! A Postgres that keeps its connections open, and answers nothing.
+//! A Postgres that keeps its connections open and answers nothing, or that is gone.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidings::config::{POSTGRES_TIMEOUT, Settings};
 use tidings::log::leases::Leases;
-use tidings::log::{Catalog, Committed, Log, StoreError};
+use tidings::log::{Catalog, Committed, Journal, Log, StoreError};
 use tidings::store::postgres::{Address, PostgresStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::support::postgres;
+use crate::support::postgres::{self, Cluster};
+use crate::support::skip;
 
 /// Passes on what arrives, unless it is frozen.
 async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut frozen: watch::Receiver<bool>) {
@@ -62,6 +63,22 @@ async fn connect(url: &str) -> tokio_postgres::Client {
     let (client, connection) = connecting.await.unwrap();
     tokio::spawn(connection);
     client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_database_is_gone_closes_in_order() {
+    let Some(bin) = postgres::programs() else {
+        skip("PostgreSQL");
+        return;
+    };
+    let cluster = Cluster::start(&bin, &[]);
+    let database = cluster.database();
+    let (store, _freezes) = open(&database.url).await;
+    store.acquire("x", Duration::from_secs(1)).await.unwrap();
+    drop(cluster);
+    let failed = store.acquire("y", Duration::from_secs(1)).await;
+    assert!(failed.is_err_and(|error| matches!(error, StoreError::Unavailable(_))));
+    store.close().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

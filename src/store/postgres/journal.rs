@@ -214,8 +214,11 @@ impl Journal for PostgresStore {
         for writer in &self.writers {
             closed = closed.and(writer.close().await);
         }
-        if closed.is_ok() {
-            self.save(true).await?;
+        if closed.is_ok()
+            && let Err(error) = self.save(true).await
+        {
+            // Nothing is lost: the next start continues as after a kill.
+            tracing::warn!(%error, "that this node ends in order could not be stored");
         }
         self.readers.close();
         self.writes.close();

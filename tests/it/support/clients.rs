@@ -229,6 +229,16 @@ impl Client {
         message
     }
 
+    /// Returns the next message that is no heartbeat. Between two reports of a slow machine, there may be some.
+    pub(crate) async fn news(&mut self) -> Value {
+        loop {
+            let message = self.next().await;
+            if message["type"] != "heartbeat" {
+                return message;
+            }
+        }
+    }
+
     /// Returns this many messages.
     pub(crate) async fn take(&mut self, count: usize) -> Vec<Value> {
         let mut messages = Vec::new();

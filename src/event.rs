@@ -14,6 +14,7 @@ use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -36,8 +37,8 @@ pub enum Class {
     Tick,
 }
 
-/// A message's `type`, and how its events are delivered.
-#[derive(Debug, PartialEq, Eq)]
+/// A message's `type`, how its events are delivered, and what they contain.
+#[derive(Debug)]
 pub struct EventType {
     /// The name in messages, for example `job_progress`.
     pub name: &'static str,
@@ -45,15 +46,28 @@ pub struct EventType {
     pub supersedes: bool,
     /// Whether every subscriber to any subject of the kind receives it, not only those of its own subject.
     pub wide: bool,
+    /// Returns the schema of the events' own fields, which is that of the type that they are serialized from.
+    pub fields: fn(&mut SchemaGenerator) -> Schema,
 }
 
+impl PartialEq for EventType {
+    /// Types are the same if they have the same name.
+    fn eq(&self, other: &EventType) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for EventType {}
+
 impl EventType {
-    /// Creates the usual type: delivered to the subscribers of its subject, and superseding earlier ticks.
-    pub const fn new(name: &'static str) -> EventType {
+    /// Creates the usual type: delivered to the subscribers of its subject, and superseding earlier ticks. `F` is what the
+    /// events' fields are serialized from.
+    pub const fn new<F: JsonSchema>(name: &'static str) -> EventType {
         EventType {
             name,
             supersedes: true,
             wide: false,
+            fields: F::json_schema,
         }
     }
 
@@ -387,15 +401,15 @@ mod tests {
 
     use super::*;
 
-    static PLAIN: EventType = EventType::new("plain");
-    static OTHER: EventType = EventType::new("other");
+    static PLAIN: EventType = EventType::new::<Plain>("plain");
+    static OTHER: EventType = EventType::new::<Plain>("other");
 
     thread_local! {
         static READ: Cell<usize> = const { Cell::new(0) };
     }
 
     /// Counts how often it is parsed from JSON.
-    #[derive(Serialize)]
+    #[derive(JsonSchema, Serialize)]
     struct Plain {
         step: u32,
     }

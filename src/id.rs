@@ -12,6 +12,7 @@ use std::sync::Arc;
 use icu_properties::CodePointSetData;
 use icu_properties::props::{DefaultIgnorableCodePoint, WhiteSpace};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// The characters of an id that are percent-encoded: all except those that RFC 3986 does not reserve, and the colon,
@@ -112,6 +113,20 @@ impl fmt::Display for SchoolId {
     }
 }
 
+impl JsonSchema for SchoolId {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "SchoolId".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "format": "int64", "minimum": 1, "maximum": i64::MAX })
+    }
+}
+
 /// A kind of subject, named by its collection in URLs and channels (`jobs`).
 ///
 /// The module [`crate::kind`] defines which kinds exist. This module only holds the name.
@@ -148,6 +163,26 @@ impl SubjectId {
     /// Returns a new id. Ids sort by their creation time (UUIDv7).
     pub fn generate() -> SubjectId {
         SubjectId(uuid::Uuid::now_v7().to_string().into())
+    }
+}
+
+impl JsonSchema for SubjectId {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "SubjectId".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "minLength": 1,
+            "maxLength": SUBJECT_ID_MAX_BYTES,
+            "pattern": r"^[^\x00-\x1f\x7f-\x9f]+$",
+            "not": { "enum": [".", ".."] },
+        })
     }
 }
 

@@ -12,8 +12,10 @@ use std::sync::Arc;
 
 use rocket::response::{self, Responder};
 use rocket::{Request, Route, State, post, routes};
+use serde_json::json;
 
 use super::body::{IdempotencyKey, Lines, Unread};
+use super::contract::Document;
 use super::credential::{AnySchool, NamedSchool};
 use super::lines::{Line, LineReader, write_result};
 use super::problem::{Kind, Problem};
@@ -28,6 +30,24 @@ use crate::service::Tidings;
 pub(super) fn routes() -> Vec<Route> {
     routes![batch]
 }
+
+pub(super) fn describe(document: &mut Document) {
+    const TAG: &str = "Batches";
+    /// The media type of lines of JSON.
+    const NDJSON: &str = "application/x-ndjson";
+    document.tag(TAG, "Many commands in one request.");
+    document.route(routes![batch], &batch, |operation| {
+        operation
+            .named("batch", TAG, "Carry out the commands of a batch")
+            .about("The body has one command per line, and the answer one result per line, in the same order. With `?stream=1`, each line is answered while the request goes on. Requires the role `worker`.")
+            .body(NDJSON, json!({ "type": "string", "examples": [EXAMPLE] }))
+            .answers(200, "One result per line: an event, the answer to a heartbeat, or a problem.", NDJSON, json!({ "type": "string" }))
+            .fails(&[Kind::TooFast, Kind::Unavailable, Kind::SchoolRequired, Kind::NotFound, Kind::TooManyStreams]);
+    });
+}
+
+/// An example of a batch.
+const EXAMPLE: &str = "{\"op\": \"jobs.create\", \"job_id\": \"42\", \"job_type\": \"document\"}\n{\"op\": \"jobs.progress\", \"job_id\": \"42\", \"progress\": 40}\n";
 
 #[post("/api/batch", data = "<body>")]
 async fn batch<'r>(

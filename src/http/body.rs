@@ -11,6 +11,7 @@ use rocket::http::{ContentType, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::{self, Responder, Response};
 use rocket::tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Number, Value};
 use sha2::{Digest, Sha256};
@@ -301,6 +302,11 @@ pub(super) struct Json {
 }
 
 impl Json {
+    /// Encodes a value.
+    pub(super) fn of(value: &impl Serialize) -> Json {
+        Json::ok(serde_json::to_vec(value).expect("an answer is JSON"))
+    }
+
     pub(super) fn ok(bytes: Vec<u8>) -> Json {
         Json {
             status: Status::Ok,

@@ -1,5 +1,6 @@
 //! Decoding of commands, from the bodies of HTTP calls and the lines of a batch.
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use super::body;
@@ -14,7 +15,7 @@ pub(super) struct Sent<'a>(pub(super) &'a [u8]);
 impl Body for Sent<'_> {
     type Error = Problem;
 
-    fn read<T: DeserializeOwned>(self) -> Result<T, Problem> {
+    fn read<T: DeserializeOwned + JsonSchema>(self) -> Result<T, Problem> {
         body::parse(self.0)
     }
 }

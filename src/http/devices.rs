@@ -3,20 +3,33 @@
 use std::sync::Arc;
 
 use rocket::{Route, State, post, routes};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::body::{Json, Unread};
 use super::commands::subject;
-use super::problem::Problem;
+use super::contract::Document;
+use super::problem::{Kind, Problem};
 use crate::app::Caller;
 use crate::id::SubjectId;
-use crate::kind::device::KIND;
+use crate::kind::device::{self, KIND};
 use crate::presence::HeartbeatAnswer;
 use crate::service::Tidings;
 use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
     routes![heartbeat]
+}
+
+pub(super) fn describe(document: &mut Document) {
+    document.route(routes![heartbeat], &heartbeat, |operation| {
+        operation
+            .named("devices.heartbeat", device::DESCRIPTION.title, "Device: `heartbeat`")
+            .about("A sign of life, which renews the device's lease. The body is not read. Requires the role `worker`.")
+            .body("*/*", serde_json::json!({}))
+            .answers_json::<HeartbeatResult<'_>>("The device's status and lease.")
+            .fails(&[Kind::TooFast, Kind::Unavailable]);
+    });
 }
 
 /// The body is not read, but it must have a valid form.
@@ -31,16 +44,32 @@ async fn heartbeat(
     body?;
     let device = subject(KIND, id)?;
     let beat = tidings.publications().beat(&caller, &device).await?;
-    let answer = serde_json::to_vec(&answer(&device, &beat)).expect("a value is JSON");
-    Ok(Json::ok(answer))
+    Ok(Json::of(&HeartbeatResult::new(&device, &beat)))
 }
 
-/// Returns the answer to a heartbeat.
-pub(super) fn answer(device: &SubjectId, beat: &HeartbeatAnswer) -> Value {
-    json!({
-        "device_id": device,
-        "status": beat.status.as_str(),
-        "last_seen": timestamp(beat.seen_at),
-        "expires_at": timestamp(beat.expires_at),
-    })
+/// The answer to a heartbeat.
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Heartbeat")]
+pub(super) struct HeartbeatResult<'a> {
+    /// The device.
+    device_id: &'a SubjectId,
+    /// Its status.
+    status: device::Status,
+    /// When it was last heard from.
+    #[schemars(with = "chrono::DateTime<chrono::Utc>")]
+    last_seen: String,
+    /// When its lease is over.
+    #[schemars(with = "chrono::DateTime<chrono::Utc>")]
+    expires_at: String,
+}
+
+impl HeartbeatResult<'_> {
+    pub(super) fn new<'a>(device_id: &'a SubjectId, beat: &HeartbeatAnswer) -> HeartbeatResult<'a> {
+        HeartbeatResult {
+            device_id,
+            status: beat.status,
+            last_seen: timestamp(beat.seen_at),
+            expires_at: timestamp(beat.expires_at),
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -121,7 +122,7 @@ struct Rest(Map<String, Value>);
 impl Body for Rest {
     type Error = Problem;
 
-    fn read<T: DeserializeOwned>(self) -> Result<T, Problem> {
+    fn read<T: DeserializeOwned + JsonSchema>(self) -> Result<T, Problem> {
         T::deserialize(Value::Object(self.0))
             .map_err(|error| Problem::new(Kind::InvalidBody, error.to_string()))
     }
@@ -217,8 +218,9 @@ pub(super) fn write_result(
             let (name, json) = match own {
                 Answer::Event(receipt) => ("event", wire::event_json(receipt.event(), upper)),
                 Answer::Device(device, beat) => {
-                    let json = devices::answer(&device, &beat).to_string();
-                    ("device", json.into_bytes())
+                    let result = devices::HeartbeatResult::new(&device, &beat);
+                    let json = serde_json::to_vec(&result).expect("a result is JSON");
+                    ("device", json)
                 }
             };
             write!(result, r#""status":200,"{name}":"#).expect("writing to memory succeeds");

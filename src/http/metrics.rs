@@ -16,8 +16,10 @@ use rocket::http::ContentType;
 use rocket::{Route, State, get, routes};
 use tokio::time::timeout;
 
+use super::contract::Document;
 use super::credential::AnySchool;
 use super::problem::Problem;
+use super::subjects::READ_PROBLEMS;
 use crate::auth::AuthError;
 use crate::cluster::is_running;
 use crate::config::READY_WAIT;
@@ -27,6 +29,21 @@ use crate::service::Tidings;
 
 pub(super) fn routes() -> Vec<Route> {
     routes![metrics]
+}
+
+pub(super) fn describe(document: &mut Document) {
+    document.route(routes![metrics], &metrics, |operation| {
+        let schema = serde_json::json!({ "type": "string" });
+        operation
+            .named(
+                "metrics",
+                "Operations",
+                "Return metrics in the text format of Prometheus",
+            )
+            .about("Requires the role `admin`, for all schools.")
+            .answers(200, "The metrics.", "text/plain", schema)
+            .fails(READ_PROBLEMS);
+    });
 }
 
 /// One metric for each set of labels, in the order in which they are given.

@@ -8,6 +8,7 @@ mod batch;
 mod body;
 mod callers;
 mod commands;
+mod contract;
 mod cors;
 mod credential;
 mod dead_peers;
@@ -16,12 +17,14 @@ mod forwarded;
 pub(crate) mod framework;
 mod health;
 mod lines;
+mod listing;
 mod methods;
 mod metrics;
 #[cfg(feature = "monitor")]
 mod monitor;
 mod notifiers;
 pub(crate) mod opening;
+mod parameters;
 mod pings;
 mod pipeline;
 pub mod problem;
@@ -57,11 +60,39 @@ pub fn routes() -> Vec<Route> {
         stream::routes(),
         cors::routes(),
         metrics::routes(),
+        contract::routes(),
     ]
     .concat();
     #[cfg(feature = "monitor")]
     let routes = [routes, monitor::routes()].concat();
     routes
+}
+
+/// Describes all routes except those of CORS preflights, which match every URL.
+fn describe(document: &mut contract::Document) {
+    subjects::describe(document);
+    violations::describe(document);
+    devices::describe(document);
+    batch::describe(document);
+    stream::describe(document);
+    tickets::describe(document);
+    pings::describe(document);
+    notifiers::describe(document);
+    health::describe(document);
+    metrics::describe(document);
+    contract::describe(document);
+    #[cfg(feature = "monitor")]
+    document.pages("Monitor", "Pages for people.", &monitor::routes());
+}
+
+/// Returns the OpenAPI document of the routes, mounted at `base`: without a slash at its end, and empty for the root.
+pub fn openapi(base: &str) -> serde_json::Value {
+    contract::openapi_document(base)
+}
+
+/// Returns the AsyncAPI document of the messages of the streams, mounted at `base`.
+pub fn asyncapi(base: &str) -> serde_json::Value {
+    contract::asyncapi_document(base)
 }
 
 /// Returns the catchers that answer framework errors, such as an unknown route or an unreadable request, with problems.
@@ -133,6 +164,7 @@ fn mount_at(
     rocket
         .manage(tidings)
         .manage(callers::Callers::default())
+        .manage(contract::Documents::default())
         .mount(base, routes())
         .register(base, catchers())
         .attach(cors::fairing(base))

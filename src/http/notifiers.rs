@@ -4,15 +4,19 @@ use std::sync::Arc;
 
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Route, State, get, routes};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::time::Instant;
 
 use super::body::Json;
+use super::contract::{Document, Operation, Part};
+use super::listing::{only_known, page_of};
+use super::parameters::{COMMON, PAGES};
 use super::problem::{Kind, Problem};
-use super::subjects::{only_known, page_of};
+use super::subjects::READ_PROBLEMS;
 use crate::app::Caller;
 use crate::auth::Role;
-use crate::id::{Channel, SchoolId};
+use crate::id::{Channel, SchoolId, SubjectId};
 use crate::log::StoreError;
 use crate::log::consumers::{DeadLetter, SetAside, Standing};
 use crate::notify::NotifierStatus;
@@ -21,6 +25,43 @@ use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
     routes![list, set_aside, dead_letters]
+}
+
+pub(super) fn describe(document: &mut Document) {
+    const TAG: &str = "Notifiers";
+    document.tag(
+        TAG,
+        "The state of the notifiers, and what they could not deliver.",
+    );
+    document.route(routes![list], &list, |operation| {
+        operation
+            .named("notifiers.list", TAG, "List notifiers")
+            .about("Requires the role `admin`.")
+            .answers_json::<NotifierList>("All notifiers.")
+            .fails(READ_PROBLEMS);
+    });
+    document.route(routes![set_aside], &set_aside, |operation| {
+        operation
+            .named(
+                "notifiers.set_aside",
+                TAG,
+                "List the subjects that a notifier has set aside",
+            )
+            .about("Requires the role `admin`.")
+            .answers_json::<SetAsideList<'_>>("All of them.")
+            .fails(READ_PROBLEMS);
+    });
+    document.route(routes![dead_letters], &dead_letters, |operation| {
+        operation
+            .named(
+                "notifiers.dead_letters",
+                TAG,
+                "List the events that a notifier has given up",
+            )
+            .about("Requires the role `admin`.")
+            .answers_json::<DeadLetterPage>("A page, newest first.")
+            .fails(READ_PROBLEMS);
+    });
 }
 
 /// Notifiers receive everything in a school, so only callers with all permissions there may see them.
@@ -39,15 +80,67 @@ async fn list(
     let school = require(&caller?)?;
     let Whole = whole?;
     let notifiers = of_school(tidings, school).await?;
-    let answer = json!({ "school_id": school, "notifiers": notifiers });
-    Ok(Json::ok(answer.to_string().into_bytes()))
+    Ok(Json::of(&NotifierList {
+        school_id: school,
+        notifiers,
+    }))
+}
+
+/// All notifiers.
+#[derive(JsonSchema, Serialize)]
+struct NotifierList {
+    school_id: SchoolId,
+    notifiers: Vec<NotifierState>,
+}
+
+/// The state of a notifier for a school.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct NotifierState {
+    /// Its name in the settings.
+    pub(super) name: String,
+    /// `webhook`, `email`, `mqtt`, or that of an application's own notifier.
+    pub(super) medium: String,
+    /// The place in the log up to which it has delivered.
+    pub(super) seq: u64,
+    /// How many events the log has beyond that place.
+    pub(super) lag: u64,
+    /// How many subjects are set aside, to be retried later.
+    pub(super) set_aside: u64,
+    /// How many events it has delivered.
+    pub(super) delivered: u64,
+    /// How many attempts have failed.
+    pub(super) failed_attempts: u64,
+    /// How many events it has given up.
+    pub(super) dead_letters: u64,
+    /// When it last delivered.
+    #[schemars(with = "Option<chrono::DateTime<chrono::Utc>>")]
+    pub(super) delivered_at: Option<String>,
+    /// When an attempt last failed.
+    #[schemars(with = "Option<chrono::DateTime<chrono::Utc>>")]
+    pub(super) failed_at: Option<String>,
+    /// Why it failed.
+    pub(super) cause: Option<String>,
+    /// The event that is being retried.
+    pub(super) retry: Option<Retry>,
+}
+
+/// An event that is being retried.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Retry {
+    /// Its place in the log.
+    pub(super) seq: u64,
+    /// How many attempts have failed.
+    pub(super) attempts: u32,
+    /// When the next attempt is due.
+    #[schemars(with = "chrono::DateTime<chrono::Utc>")]
+    pub(super) due_at: String,
 }
 
 /// Returns the state of each notifier for a school.
 pub(super) async fn of_school(
     tidings: &Tidings,
     school: SchoolId,
-) -> Result<Vec<Value>, StoreError> {
+) -> Result<Vec<NotifierState>, StoreError> {
     let (standings, head) = tidings.store().notifiers(school).await?;
     let resource = |shown: NotifierStatus| {
         let standing = standings
@@ -59,32 +152,32 @@ pub(super) async fn of_school(
     Ok(shown.into_iter().map(resource).collect())
 }
 
-fn resource(shown: &NotifierStatus, standing: Option<&Standing>, head: u64) -> Value {
+fn resource(shown: &NotifierStatus, standing: Option<&Standing>, head: u64) -> NotifierState {
     let seq = standing.map_or(0, |standing| standing.seq);
     let failure = standing.and_then(|standing| standing.last_failure.as_ref());
     let delivered_at = standing.and_then(|standing| standing.delivered_at);
     let retry = shown.retry.map(|retry| {
         let wait = retry.due.saturating_duration_since(Instant::now());
-        json!({
-            "seq": retry.seq,
-            "attempts": retry.attempts,
-            "due_at": timestamp(chrono::Utc::now() + wait),
-        })
+        Retry {
+            seq: retry.seq,
+            attempts: retry.attempts,
+            due_at: timestamp(chrono::Utc::now() + wait),
+        }
     });
-    json!({
-        "name": shown.name,
-        "medium": shown.medium,
-        "seq": seq,
-        "lag": head.saturating_sub(seq),
-        "set_aside": standing.map_or(0, |standing| standing.set_aside),
-        "delivered": standing.map_or(0, |standing| standing.delivered),
-        "failed_attempts": standing.map_or(0, |standing| standing.failed),
-        "dead_letters": standing.map_or(0, |standing| standing.dead),
-        "delivered_at": delivered_at.map(timestamp),
-        "failed_at": failure.map(|(at, _)| timestamp(*at)),
-        "cause": failure.map(|(_, cause)| cause),
-        "retry": retry,
-    })
+    NotifierState {
+        name: shown.name.to_string(),
+        medium: shown.medium.to_string(),
+        seq,
+        lag: head.saturating_sub(seq),
+        set_aside: standing.map_or(0, |standing| standing.set_aside),
+        delivered: standing.map_or(0, |standing| standing.delivered),
+        failed_attempts: standing.map_or(0, |standing| standing.failed),
+        dead_letters: standing.map_or(0, |standing| standing.dead),
+        delivered_at: delivered_at.map(timestamp),
+        failed_at: failure.map(|(at, _)| timestamp(*at)),
+        cause: failure.map(|(_, cause)| cause.to_string()),
+        retry,
+    }
 }
 
 fn require_known(tidings: &Tidings, school: SchoolId, name: &str) -> Result<(), Problem> {
@@ -109,21 +202,50 @@ async fn set_aside(
     require_known(tidings, school, name)?;
     let mut place = tidings.store().notifier_place(name, school).await?;
     place.set_aside.sort_by_key(|own| own.due);
-    let subjects: Vec<Value> = place.set_aside.iter().map(subject).collect();
-    let answer = json!({ "set_aside": subjects });
-    Ok(Json::ok(answer.to_string().into_bytes()))
+    Ok(Json::of(&SetAsideList {
+        set_aside: place.set_aside.iter().map(SetAsideSubject::from).collect(),
+    }))
 }
 
-fn subject(own: &SetAside) -> Value {
-    json!({
-        "kind": own.kind.collection(),
-        "subject_id": own.subject,
-        "seq": own.seq,
-        "type": own.event_type,
-        "attempts": own.attempts,
-        "cause": own.cause,
-        "due_at": timestamp(own.due),
-    })
+/// The subjects that a notifier has set aside.
+#[derive(JsonSchema, Serialize)]
+struct SetAsideList<'a> {
+    set_aside: Vec<SetAsideSubject<'a>>,
+}
+
+/// A subject whose event could not be delivered yet.
+#[derive(JsonSchema, Serialize)]
+#[schemars(inline)]
+struct SetAsideSubject<'a> {
+    /// The collection of the subject.
+    kind: &'static str,
+    /// The subject.
+    subject_id: &'a SubjectId,
+    /// The place of the event in the log.
+    seq: u64,
+    /// The type of the event.
+    r#type: String,
+    /// How many attempts have failed.
+    attempts: u32,
+    /// Why the last attempt failed.
+    cause: String,
+    /// When the next attempt is due.
+    #[schemars(with = "chrono::DateTime<chrono::Utc>")]
+    due_at: String,
+}
+
+impl<'a> From<&'a SetAside> for SetAsideSubject<'a> {
+    fn from(own: &'a SetAside) -> SetAsideSubject<'a> {
+        SetAsideSubject {
+            kind: own.kind.collection(),
+            subject_id: &own.subject,
+            seq: own.seq,
+            r#type: own.event_type.to_string(),
+            attempts: own.attempts,
+            cause: own.cause.to_string(),
+            due_at: timestamp(own.due),
+        }
+    }
 }
 
 #[get("/api/notifiers/<name>/dead-letters")]
@@ -139,23 +261,53 @@ async fn dead_letters(
         .store()
         .dead_letters(name, school, before, limit)
         .await?;
-    let answer = json!({
-        "dead_letters": page.letters.iter().map(letter).collect::<Vec<_>>(),
-        "next": page.next.map(|next| next.to_string()),
-    });
-    Ok(Json::ok(answer.to_string().into_bytes()))
+    Ok(Json::of(&DeadLetterPage {
+        dead_letters: page.letters.iter().map(GivenUp::from).collect(),
+        next: page.next.map(|next| next.to_string()),
+    }))
 }
 
-fn letter(letter: &DeadLetter) -> Value {
-    json!({
-        "seq": letter.seq,
-        "type": letter.event_type,
-        "kind": letter.kind,
-        "subject_id": letter.subject,
-        "attempts": letter.attempts,
-        "cause": letter.cause,
-        "timestamp": timestamp(letter.at),
-    })
+/// A page of events that a notifier has given up.
+#[derive(JsonSchema, Serialize)]
+struct DeadLetterPage {
+    dead_letters: Vec<GivenUp>,
+    /// The `page` that follows; null if none does.
+    next: Option<String>,
+}
+
+/// An event that a notifier has given up.
+#[derive(JsonSchema, Serialize)]
+#[schemars(inline)]
+struct GivenUp {
+    /// Its place in the log.
+    seq: u64,
+    /// Its type.
+    r#type: String,
+    /// The collection of its subject.
+    kind: String,
+    /// Its subject.
+    subject_id: String,
+    /// How many attempts have failed.
+    attempts: u32,
+    /// Why the last attempt failed.
+    cause: String,
+    /// When it was given up.
+    #[schemars(with = "chrono::DateTime<chrono::Utc>")]
+    timestamp: String,
+}
+
+impl From<&DeadLetter> for GivenUp {
+    fn from(letter: &DeadLetter) -> GivenUp {
+        GivenUp {
+            seq: letter.seq,
+            r#type: letter.event_type.to_string(),
+            kind: letter.kind.to_string(),
+            subject_id: letter.subject.to_string(),
+            attempts: letter.attempts,
+            cause: letter.cause.to_string(),
+            timestamp: timestamp(letter.at),
+        }
+    }
 }
 
 /// Rejects parameters: this list has no pages or filters.
@@ -178,7 +330,19 @@ impl<'r> FromRequest<'r> for Page {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Page, Problem> {
-        let page = only_known(request, &["page", "limit"]).and_then(|()| page_of(request));
+        let page = only_known(request, PAGES).and_then(|()| page_of(request));
         Problem::outcome(page.map(|(before, limit)| Page(before, limit)))
+    }
+}
+
+impl Part for Whole {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.queries(COMMON).fails(&[Kind::InvalidQuery]);
+    }
+}
+
+impl Part for Page {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.queries(PAGES).fails(&[Kind::InvalidQuery]);
     }
 }

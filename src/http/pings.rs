@@ -9,16 +9,21 @@ use rocket::http::{Header, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::response::{self, Responder, Response};
 use rocket::{Route, State, delete, get, post, routes};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::body::{self, Base, Json, Unread, UpperStatus};
+use super::contract::{Document, JSON, Operation, Part};
 use super::credential::{bounded, query};
 use super::forwarded::client_address;
+use super::listing::only_known;
+use super::parameters::PING;
 use super::problem::{Kind, Problem};
-use super::subjects::{answer, only_known};
+use super::subjects::{READ_PROBLEMS, WRITE_PROBLEMS, answer};
 use crate::app::{Caller, Ping};
-use crate::kind::job::JobType;
+use crate::id::SchoolId;
+use crate::kind::job::{self, JobType};
 use crate::log::Receipt;
 use crate::log::pings::{Numbers, PingKey};
 use crate::service::Tidings;
@@ -26,6 +31,74 @@ use crate::wire::timestamp;
 
 pub(super) fn routes() -> Vec<Route> {
     routes![get_ping, post_ping, create, list, revoke]
+}
+
+pub(super) fn describe(document: &mut Document) {
+    const TAG: &str = "Pings";
+    document.tag(TAG, "Reports by one line of curl, and their keys.");
+    let rests = ["/{key}".to_owned(), "/{key}/{report}".to_owned()];
+    let ping = |method: &str, rest: &str, operation: &mut Operation<'_>| {
+        let form = if rest.contains("report") {
+            "report"
+        } else {
+            "end"
+        };
+        let event = operation.schemas.events([&&job::JOB_PROGRESS]);
+        operation
+            .named(format!("ping.{method}.{form}"), TAG, "Report on a run")
+            .about("The key is the credential. `report` is `start`, `ok`, `fail`, a percentage such as `40%`, or an exit code.")
+            .answers(200, "The job's event, with `Accept: application/json`.", JSON, event)
+            .answers_empty(204, "Carried out.")
+            .fails(WRITE_PROBLEMS);
+    };
+    document.rests(routes![get_ping], &get_ping, &rests, |rest, operation| {
+        ping("get", rest, operation);
+    });
+    document.rests(routes![post_ping], &post_ping, &rests, |rest, operation| {
+        ping("post", rest, operation);
+        operation.body("text/plain", json!({ "type": "string" }));
+    });
+    document.route(routes![create], &create, |operation| {
+        let (body, answer) = (
+            operation.schemas.body::<NewKey>(),
+            operation.schemas.answer::<CreatedKey<'_>>(),
+        );
+        operation
+            .named("pings.create", TAG, "Create a key for pings")
+            .about("Requires the role `admin`, for all jobs of the school.")
+            .body(JSON, body)
+            .answers(201, "The key, which is shown only this once.", JSON, answer)
+            .fails(WRITE_PROBLEMS);
+    });
+    document.route(routes![list], &list, |operation| {
+        operation
+            .named("pings.list", TAG, "List the keys for pings")
+            .about("Requires the role `admin`, for all jobs of the school.")
+            .answers_json::<KeyList<'_>>("All keys, the newest first.")
+            .fails(READ_PROBLEMS);
+    });
+    document.route(routes![revoke], &revoke, |operation| {
+        operation
+            .named("pings.revoke", TAG, "Revoke a key for pings")
+            .about("Requires the role `admin`, for all jobs of the school.")
+            .answers_empty(204, "The key is revoked.")
+            .fails(WRITE_PROBLEMS);
+    });
+}
+
+impl Part for Segments<'_, Path> {}
+
+impl Part for Asked {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.queries(PING);
+        operation.fails(&[Kind::InvalidQuery, Kind::HeadersTooLarge]);
+    }
+}
+
+impl Part for Whole {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.fails(&[Kind::InvalidQuery]);
+    }
 }
 
 /// What a ping says in addition to its path and its body.
@@ -40,7 +113,7 @@ impl<'r> FromRequest<'r> for Asked {
     type Error = Problem;
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Asked, Problem> {
-        let read = bounded(request).and_then(|()| only_known(request, &["rid"]));
+        let read = bounded(request).and_then(|()| only_known(request, PING));
         Problem::outcome(read.map(|()| {
             Asked {
                 rid: query(request, "rid").map(str::to_owned),
@@ -147,12 +220,55 @@ fn message(body: &[u8], most_bytes: usize) -> Option<String> {
 }
 
 /// Body of `POST /api/pings`.
-#[derive(Deserialize)]
+#[derive(JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(example = json!({ "job_type": "backup" }))]
 struct NewKey {
+    /// The type of the jobs that the key reports on.
     job_type: JobType,
+    /// What a plain number in the URL means: `exit` or `progress`.
     #[serde(default)]
+    #[schemars(extend("enum" = ["exit", "progress", null]))]
     numbers: Option<String>,
+}
+
+/// A key for pings, without the key itself.
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "PingKey")]
+struct KeyInfo<'a> {
+    /// Names the key.
+    key_id: &'a str,
+    /// The type of the jobs that it reports on.
+    job_type: &'a str,
+    /// What a plain number in the URL means: `exit` or `progress`.
+    numbers: &'static str,
+    /// When it was created.
+    #[schemars(with = "chrono::DateTime<chrono::Utc>")]
+    created_at: String,
+    /// Who created it.
+    created_by: &'a str,
+}
+
+/// A key for pings that was just created.
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "CreatedPingKey")]
+struct CreatedKey<'a> {
+    #[serde(flatten)]
+    info: KeyInfo<'a>,
+    /// The key. The server stores only its hash.
+    key: &'a str,
+    /// The URL of a ping.
+    url: String,
+}
+
+/// The keys of a school.
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "PingKeyList")]
+struct KeyList<'a> {
+    /// The school.
+    school_id: SchoolId,
+    /// All keys, the newest first.
+    pings: Vec<KeyInfo<'a>>,
 }
 
 #[post("/api/pings", data = "<body>")]
@@ -176,12 +292,14 @@ async fn create(
         .pings()
         .create_key(&caller, new.job_type, numbers)
         .await?;
-    let mut answer = resource(&key);
-    answer["key"] = secret.reveal().into();
-    answer["url"] = format!("{}/ping/{}", base.0, secret.reveal()).into();
+    let answer = CreatedKey {
+        info: resource(&key),
+        key: secret.reveal(),
+        url: format!("{}/ping/{}", base.0, secret.reveal()),
+    };
     Ok(Json {
         status: Status::Created,
-        bytes: answer.to_string().into_bytes(),
+        bytes: serde_json::to_vec(&answer).expect("an answer is JSON"),
         location: None,
     })
 }
@@ -194,9 +312,13 @@ async fn list(
 ) -> Result<Json, Problem> {
     let (caller, Whole) = (caller?, whole?);
     let keys = tidings.pings().keys(&caller).await?;
-    let keys: Vec<Value> = keys.iter().map(resource).collect();
-    let answer = json!({ "school_id": caller.school(), "pings": keys });
-    Ok(Json::ok(answer.to_string().into_bytes()))
+    let answer = KeyList {
+        school_id: caller.school(),
+        pings: keys.iter().map(resource).collect(),
+    };
+    Ok(Json::ok(
+        serde_json::to_vec(&answer).expect("an answer is JSON"),
+    ))
 }
 
 #[delete("/api/pings/<id>")]
@@ -216,14 +338,14 @@ async fn revoke(
     }
 }
 
-fn resource(key: &PingKey) -> Value {
-    json!({
-        "key_id": key.id.as_str(),
-        "job_type": key.job_type.as_str(),
-        "numbers": key.numbers.as_str(),
-        "created_at": timestamp(key.created_at),
-        "created_by": key.created_by,
-    })
+fn resource(key: &PingKey) -> KeyInfo<'_> {
+    KeyInfo {
+        key_id: key.id.as_str(),
+        job_type: key.job_type.as_str(),
+        numbers: key.numbers.as_str(),
+        created_at: timestamp(key.created_at).to_string(),
+        created_by: &key.created_by,
+    }
 }
 
 /// Rejects parameters: the list of keys has no pages or filters.

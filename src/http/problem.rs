@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rocket::http::{ContentType, Header, Status};
 use rocket::request::{Outcome, Request};
 use rocket::response::{self, Responder, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::credential::source;
@@ -25,13 +26,18 @@ use crate::reserve::ReserveFull;
 use crate::service::{NotReady, Tidings};
 
 /// An error as the client sees it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize)]
 pub struct Problem {
     /// `urn:tidings:problem:<name>`. `docs/http-api.md` lists the names.
     #[serde(rename = "type")]
+    #[schemars(extend("enum" = PROBLEMS.iter().map(|(_, uri, _)| *uri).collect::<Vec<_>>()))]
     uri: &'static str,
+    /// What is wrong, in general.
     title: &'static str,
+    /// The HTTP status.
+    #[schemars(range(min = 400, max = 599))]
     status: u16,
+    /// What is wrong with this request, and what would be accepted.
     detail: Cow<'static, str>,
     /// The last part of `type`.
     code: &'static str,
@@ -62,6 +68,9 @@ macro_rules! problems {
         pub(crate) enum Kind { $(#[doc = $title] $name),* }
 
         impl Kind {
+            /// Every kind, in the order of the table.
+            pub(crate) const ALL: &[Kind] = &[$(Kind::$name),*];
+
             fn parts(self) -> (u16, &'static str, &'static str) {
                 match self { $(Kind::$name => ($status, concat!("urn:tidings:problem:", $uri), $title)),* }
             }
@@ -135,12 +144,41 @@ impl Problem {
         }
     }
 
+    /// Returns an example of this kind.
+    pub(super) fn example(kind: Kind) -> Problem {
+        Problem::new(kind, "what exactly is wrong, and what would be accepted")
+    }
+
+    pub(super) fn title(&self) -> &'static str {
+        self.title
+    }
+
     /// Adds the setting whose limit was reached.
     pub(crate) fn of_limit(self, setting: &'static str) -> Problem {
         Problem {
             limit: Some(setting),
             ..self
         }
+    }
+
+    /// Returns the headers that tell programs what to do about it.
+    pub(super) fn headers(&self) -> Vec<(&'static str, Cow<'static, str>)> {
+        let mut headers: Vec<(&'static str, Cow<'static, str>)> = match self.status {
+            401 => vec![("WWW-Authenticate", "Bearer".into())],
+            // RFC 9110, 12.5.3: the encodings that would be accepted.
+            415 => vec![("Accept-Encoding", "identity".into())],
+            // RFC 9110, 15.5.22 and 7.8: the protocol to upgrade to. `Upgrade` applies to this connection only.
+            426 => vec![
+                ("Sec-WebSocket-Version", "13".into()),
+                ("Upgrade", "websocket".into()),
+                ("Connection", "Upgrade".into()),
+            ],
+            _ => Vec::new(),
+        };
+        if let Some(secs) = self.retry_after_secs {
+            headers.push(("Retry-After", secs.to_string().into()));
+        }
+        headers
     }
 
     pub(crate) fn retry_after_secs(&self) -> Option<u32> {
@@ -402,19 +440,8 @@ impl<'r> Responder<'r, 'static> for Problem {
             .header(ContentType::new("application", "problem+json"))
             .header(Header::new("Cache-Control", "no-store"))
             .sized_body(body.len(), Cursor::new(body));
-        match self.status {
-            401 => response.raw_header("WWW-Authenticate", "Bearer"),
-            // RFC 9110, 12.5.3: the encodings that would be accepted.
-            415 => response.raw_header("Accept-Encoding", "identity"),
-            // RFC 9110, 15.5.22 and 7.8: the protocol to upgrade to. `Upgrade` applies to this connection only.
-            426 => response
-                .raw_header("Sec-WebSocket-Version", "13")
-                .raw_header("Upgrade", "websocket")
-                .raw_header("Connection", "Upgrade"),
-            _ => &mut response,
-        };
-        if let Some(secs) = self.retry_after_secs {
-            response.raw_header("Retry-After", secs.to_string());
+        for (name, value) in self.headers() {
+            response.raw_header(name, value);
         }
         response.ok()
     }

@@ -2,29 +2,105 @@
 
 use std::sync::Arc;
 
-use rocket::form::ValueField;
 use rocket::http::Status;
-use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Route, State, delete, get, post, put, routes};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::json;
 
 use super::body::{Base, IdempotencyKey, Json, Unread, UpperStatus};
 use super::callers::Connection;
 use super::commands::{self, Sent, subject};
-use super::credential::query;
+use super::contract::{Document, JSON, Operation};
+use super::listing::{Asked, FirstHead};
 use super::methods::Collection;
 use super::problem::{Kind, Problem};
 use crate::app::Caller;
-use crate::config::{FILTER_VALUES_MAX, PAGE_DEFAULT, PAGE_MAX, QUERY_TEXT_MAX_BYTES};
-use crate::id::{Channel, Cursor, NameError, Place};
-use crate::kind::job::{JobType, Status as JobStatus};
-use crate::kind::{self, Command, RuleError};
-use crate::log::{Envelope, ListPage, ListQuery, Order, Receipt, Stalled, StoredSubject};
+use crate::id::{Channel, Cursor, NameError};
+use crate::kind::{Command, Description};
+use crate::log::{Envelope, ListPage, Receipt, StoredSubject};
 use crate::service::Tidings;
 use crate::wire;
 
 pub(super) fn routes() -> Vec<Route> {
     routes![create, register, list, read, remove, act]
+}
+
+/// The problems of every write, in addition to those of its parts.
+pub(super) const WRITE_PROBLEMS: &[Kind] = &[
+    Kind::NotFound,
+    Kind::AlreadyExists,
+    Kind::Finished,
+    Kind::Held,
+    Kind::StaleAttempt,
+    Kind::IllegalTransition,
+    Kind::TooManySubjects,
+    Kind::TooFast,
+    Kind::Unavailable,
+];
+
+/// The problems of every read, in addition to those of its parts.
+pub(super) const READ_PROBLEMS: &[Kind] = &[Kind::TooManyReads, Kind::Unavailable];
+
+pub(super) fn describe(document: &mut Document) {
+    let written = |own: &Description, operation: &mut Operation<'_>| {
+        let schema = operation.schemas.events(own.event_types);
+        operation.about("Requires the role `worker`.");
+        operation.fails(WRITE_PROBLEMS);
+        schema
+    };
+    document.kinds(routes![create], &create, |own, operation| {
+        let schema = written(own, operation);
+        operation
+            .answers(201, "Created: the event.", JSON, schema)
+            .with_header(201, "Location", "Its URL.", json!({ "type": "string" }));
+    });
+    document.kinds(routes![register], &register, |own, operation| {
+        let schema = written(own, operation);
+        operation.answers(
+            200,
+            "The event, or the state if nothing has changed.",
+            JSON,
+            schema,
+        );
+    });
+    document.kinds(routes![remove], &remove, |own, operation| {
+        let schema = written(own, operation);
+        operation
+            .named(
+                format!("{}.delete", own.kind.collection()),
+                own.title,
+                format!("{}: remove", own.noun),
+            )
+            .answers(200, "The event.", JSON, schema);
+    });
+    document.kinds(routes![act], &act, |own, operation| {
+        let schema = written(own, operation);
+        operation.answers(200, "The event.", JSON, schema);
+    });
+    document.kinds(routes![read], &read, |own, operation| {
+        let schema = operation.schemas.resource(own.kind);
+        operation
+            .named(
+                format!("{}.read", own.kind.collection()),
+                own.title,
+                format!("{}: read", own.noun),
+            )
+            .answers(200, "The present state.", JSON, schema)
+            .fails(READ_PROBLEMS);
+    });
+    document.kinds(routes![list], &list, |own, operation| {
+        let (items, end) = (operation.schemas.resource(own.kind), operation.schemas.answer::<PageEnd>());
+        let collection = own.kind.collection();
+        let page = json!({ "allOf": [
+            { "type": "object", "properties": { collection: { "type": "array", "items": items } }, "required": [collection] },
+            end,
+        ] });
+        operation
+            .named(format!("{collection}.list"), own.title, format!("{}: list", own.noun))
+            .answers(200, "A page, newest first unless `sort` says otherwise.", JSON, page)
+            .fails(READ_PROBLEMS);
+    });
 }
 
 #[post("/api/<_>", data = "<body>", rank = 10)]
@@ -193,211 +269,45 @@ async fn list(
         epoch: tidings.store().epoch(),
         place: first.or(page.head),
     };
-    let next = page.next.map_or("null".to_owned(), |next| {
-        format!("\"{next}-{}\"", cursor.place)
-    });
-    json.extend(format!(r#"],"next":{next},"#).into_bytes());
-    if let Some(searched) = page.searched {
-        let searched = json!({
-            "rows": searched.rows,
-            "until": searched.until.map(wire::timestamp),
-            "complete": searched.is_complete,
-        });
-        json.extend(format!(r#""searched":{searched},"#).into_bytes());
-    }
-    json.extend(format!(r#""cursor":"{cursor}"}}"#).into_bytes());
+    json.extend_from_slice(b"],");
+    let end = PageEnd {
+        next: page.next.map(|next| format!("{next}-{}", cursor.place)),
+        searched: page.searched.map(|searched| SearchedRows {
+            rows: searched.rows,
+            until: searched.until.map(wire::timestamp),
+            complete: searched.is_complete,
+        }),
+        cursor: cursor.to_string(),
+    };
+    let end = serde_json::to_vec(&end).expect("a page is JSON");
+    json.extend_from_slice(&end[1..]);
     Ok(Json::ok(json))
 }
 
-/// The parameters of a list: `status`, `job_type` (both repeatable), `q`, `stalled`, `sort`, `page`, `limit`.
-struct Asked(ListQuery);
-
-#[rocket::async_trait]
-impl<'r> FromRequest<'r> for Asked {
-    type Error = Problem;
-
-    async fn from_request(request: &'r Request<'_>) -> Outcome<Asked, Problem> {
-        let own = [
-            "status", "job_type", "q", "stalled", "sort", "page", "limit",
-        ];
-        let query = only_known(request, &own).and_then(|()| list_query(request, |_| true));
-        Problem::outcome(query.map(Asked))
-    }
+/// What follows the items of a page.
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Page")]
+pub(super) struct PageEnd {
+    /// The `page` that follows; null if none does.
+    pub(super) next: Option<String>,
+    /// How far the search has got, if rows had to be searched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) searched: Option<SearchedRows>,
+    /// The cursor of the first page, from which a stream can continue.
+    pub(super) cursor: String,
 }
 
-/// The same parameters from the monitor's form. There, `stalled` is one more value of `status`, and any of them may match.
-pub(super) struct FormQuery(pub(super) ListQuery);
-
-#[rocket::async_trait]
-impl<'r> FromRequest<'r> for FormQuery {
-    type Error = Problem;
-
-    async fn from_request(request: &'r Request<'_>) -> Outcome<FormQuery, Problem> {
-        Problem::outcome(ticked(request).map(FormQuery))
-    }
-}
-
-fn ticked(request: &Request<'_>) -> Result<ListQuery, Problem> {
-    let is_status =
-        |field: &ValueField<'_>| !(field.name == "status" && field.value == STALLED_STATUS);
-    let mut asked = list_query(request, is_status)?;
-    let wanted =
-        asked.stalled == Stalled::Only || !request.query_fields().all(|field| is_status(&field));
-    asked.stalled = match wanted || !asked.statuses.is_empty() {
-        true => Stalled::Apart { wanted },
-        false => Stalled::Ignored,
-    };
-    Ok(asked)
-}
-
-/// How the pages name stalled jobs among the statuses.
-pub(super) const STALLED_STATUS: &str = "stalled";
-
-/// Parameters that every call of the API accepts.
-const COMMON: [&str; 3] = ["school_id", "token", "status_case"];
-
-/// Parameters that may be given several times.
-const REPEATABLE: [&str; 2] = ["status", "job_type"];
-
-/// Rejects unknown parameters and repeated ones that would be ignored: a filter without effect must not return everything.
-pub(super) fn only_known(request: &Request<'_>, own: &[&str]) -> Result<(), Problem> {
-    let mut seen: Vec<&str> = Vec::new();
-    for field in request.query_fields() {
-        let name = field.name.source().as_str();
-        if !own.contains(&name) && !COMMON.contains(&name) {
-            /// Long enough to recognize a misspelt name.
-            const SHOWN_CHARS: usize = 64;
-            let name: String = name.chars().take(SHOWN_CHARS).collect();
-            let known = [own, &COMMON].concat().join(", ");
-            let detail = format!("`{name}` is not a parameter of this URL; it accepts {known}");
-            return Err(Problem::new(Kind::InvalidQuery, detail));
-        }
-        if REPEATABLE.contains(&name) {
-            continue;
-        }
-        if seen.contains(&name) {
-            let detail = format!("`{name}` is given more than once; it is accepted once");
-            return Err(Problem::new(Kind::InvalidQuery, detail));
-        }
-        seen.push(name);
-    }
-    Ok(())
-}
-
-/// Reads the query of a list.
-fn list_query(
-    request: &Request<'_>,
-    counts: impl Fn(&ValueField<'_>) -> bool,
-) -> Result<ListQuery, Problem> {
-    let (statuses, categories) = filters_in(request.query_fields().filter(counts))?;
-    let text = query(request, "q").filter(|text| !text.is_empty());
-    if text.is_some_and(|text| text.len() > QUERY_TEXT_MAX_BYTES) {
-        let detail = format!("`q` must have at most {QUERY_TEXT_MAX_BYTES} bytes");
-        return Err(Problem::new(Kind::InvalidQuery, detail));
-    }
-    let stalled = match query(request, "stalled").unwrap_or_default() {
-        "" | "false" => Stalled::Ignored,
-        "true" => Stalled::Only,
-        _ => {
-            let detail = "`stalled` must be `true` or `false`";
-            return Err(Problem::new(Kind::InvalidQuery, detail));
-        }
-    };
-    let order = match query(request, "sort").unwrap_or_default() {
-        "" | "newest" => Order::Newest,
-        "oldest" => Order::Oldest,
-        _ => {
-            let detail = "`sort` must be `newest` or `oldest`";
-            return Err(Problem::new(Kind::InvalidQuery, detail));
-        }
-    };
-    let (beyond, limit) = page_of(request)?;
-    Ok(ListQuery {
-        statuses,
-        categories,
-        text: text.map(str::to_owned),
-        stalled,
-        order,
-        beyond,
-        limit,
-    })
-}
-
-/// The end of the log when the first page of a list was read. Every later `page` repeats it, and all pages return the
-/// cursor of the first: with a later cursor, a stream would miss changes to the subjects of earlier pages.
-pub(super) struct FirstHead(Option<Place>);
-
-impl FirstHead {
-    /// Returns that place. On a first page, returns `head`, the current end of the log.
-    pub(super) fn or(self, head: Place) -> Place {
-        self.0.map_or(head, |first| first.min(head))
-    }
-}
-
-#[rocket::async_trait]
-impl<'r> FromRequest<'r> for FirstHead {
-    type Error = std::convert::Infallible;
-
-    async fn from_request(request: &'r Request<'_>) -> Outcome<FirstHead, Self::Error> {
-        let page = query(request, "page").and_then(|page| page.split_once('-'));
-        Outcome::Success(FirstHead(page.and_then(|(_, head)| head.parse().ok())))
-    }
-}
-
-/// Reads `page` and `limit`, which every list has.
-pub(super) fn page_of(request: &Request<'_>) -> Result<(Option<u64>, usize), Problem> {
-    let invalid = |detail: String| Problem::new(Kind::InvalidQuery, detail);
-    let limit = match query(request, "limit").map(str::parse) {
-        None => PAGE_DEFAULT,
-        Some(Ok(limit)) if (1..=PAGE_MAX).contains(&limit) => limit,
-        Some(_) => return Err(invalid(format!("`limit` must be from 1 to {PAGE_MAX}"))),
-    };
-    let Some(page) = query(request, "page") else {
-        return Ok((None, limit));
-    };
-    let (beyond, head) = page.split_once('-').unwrap_or((page, "0"));
-    match (beyond.parse::<u64>(), head.parse::<Place>()) {
-        (Ok(beyond), Ok(_)) if i64::try_from(beyond).is_ok() => Ok((Some(beyond), limit)),
-        _ => Err(invalid(
-            "`page` must be the `next` of an earlier answer".into(),
-        )),
-    }
-}
-
-/// Reads the repeatable filters `status` and `job_type`, within their bounds. A job's status may be in upper case.
-pub(super) fn filters(request: &Request<'_>) -> Result<Filters, Problem> {
-    filters_in(request.query_fields())
-}
-
-/// Statuses, and types of jobs.
-type Filters = (Vec<&'static str>, Vec<String>);
-
-fn filters_in<'r>(fields: impl Iterator<Item = ValueField<'r>>) -> Result<Filters, Problem> {
-    let (mut statuses, mut job_types) = (Vec::new(), Vec::new());
-    let invalid = |error: RuleError| Problem::new(Kind::InvalidQuery, error.to_string());
-    let no_status = || {
-        Problem::new(
-            Kind::InvalidQuery,
-            "`status` must be a status of these subjects",
-        )
-    };
-    for field in fields {
-        if field.name == "status" {
-            let of_job = || Some(field.value.parse::<JobStatus>().ok()?.as_str());
-            let status = kind::known_status(field.value).or_else(of_job);
-            statuses.push(status.ok_or_else(no_status)?);
-        } else if field.name == "job_type" && !field.value.is_empty() {
-            field.value.parse::<JobType>().map_err(invalid)?;
-            job_types.push(field.value.to_owned());
-        }
-    }
-    if statuses.len().max(job_types.len()) > FILTER_VALUES_MAX {
-        return Err(Problem::new(
-            Kind::InvalidQuery,
-            format!("`status` and `job_type` accept at most {FILTER_VALUES_MAX} values each"),
-        ));
-    }
-    Ok((statuses, job_types))
+/// How far a search has got.
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Searched")]
+pub(super) struct SearchedRows {
+    /// The number of rows that were scanned.
+    rows: u64,
+    /// If the search has reached a limit: the creation time of the last row that was scanned.
+    #[schemars(with = "Option<chrono::DateTime<chrono::Utc>>")]
+    until: Option<String>,
+    /// Whether all rows were scanned.
+    complete: bool,
 }
 
 /// Returns the answer to a write: its event.

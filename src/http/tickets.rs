@@ -5,9 +5,11 @@ use std::sync::Arc;
 use chrono::Utc;
 use rocket::http::Status;
 use rocket::{Route, State, post, routes};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::body::{self, Base, Json, Unread};
+use super::contract::{Document, JSON};
 use super::problem::{Kind, Problem};
 use crate::app::Caller;
 use crate::kind;
@@ -18,15 +20,47 @@ pub(super) fn routes() -> Vec<Route> {
     routes![ticket]
 }
 
-#[derive(Deserialize)]
+pub(super) fn describe(document: &mut Document) {
+    const TAG: &str = "Tickets";
+    document.tag(
+        TAG,
+        "Short-lived tickets for `EventSource`, which cannot send a header.",
+    );
+    document.route(routes![ticket], &ticket, |operation| {
+        let (body, answer) = (
+            operation.schemas.body::<Asked>(),
+            operation.schemas.answer::<Answer<'_>>(),
+        );
+        operation
+            .named(
+                "tickets.create",
+                TAG,
+                "Create a ticket for streams of these channels",
+            )
+            .body(JSON, body)
+            .answers(201, "The ticket.", JSON, answer)
+            .fails(&[Kind::Internal]);
+    });
+}
+
+/// The scope of a ticket.
+#[derive(JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(example = serde_json::json!({ "channels": ["jobs/42"] }))]
 struct Asked {
+    /// The channels that it opens.
+    #[schemars(with = "Vec<kind::ChannelText>", length(min = 1))]
     channels: Vec<String>,
 }
 
-#[derive(Serialize)]
+/// A ticket.
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Ticket")]
 struct Answer<'a> {
+    /// The ticket itself, for `?ticket=`.
     ticket: &'a str,
+    /// When it expires.
+    #[schemars(with = "chrono::DateTime<Utc>")]
     expires_at: String,
     /// The path to open, including the ticket.
     url: String,

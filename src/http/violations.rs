@@ -4,17 +4,21 @@ use std::sync::Arc;
 
 use rocket::request::{FromRequest, Outcome, Request};
 use rocket::{Route, State, get, post, put, routes};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::body::{self, IdempotencyKey, Json, Unread};
 use super::commands::{self, Sent};
+use super::contract::{self, Document, JSON, Operation};
 use super::credential::query;
+use super::listing::{FirstHead, only_known, page_of};
+use super::parameters::VIOLATIONS;
 use super::problem::{Kind, Problem};
-use super::subjects::{FirstHead, answer, only_known, page_of, publish};
+use super::subjects::{READ_PROBLEMS, WRITE_PROBLEMS, answer, publish};
 use crate::app::{Caller, ViolationAction, ViolationCommand};
 use crate::id::{Channel, Cursor, SubjectId};
-use crate::kind::characteristic::{self, KIND, Violation};
+use crate::kind::characteristic::dispersion::Chart;
+use crate::kind::characteristic::{self, KIND, Severity, Violation};
 use crate::kind::{self, Body, Part};
 use crate::log::{Envelope, PartQuery};
 use crate::service::Tidings;
@@ -24,10 +28,66 @@ pub(super) fn routes() -> Vec<Route> {
     routes![list, acknowledge, unacknowledge, limits]
 }
 
-/// The body of `ack` and `unack`.
-#[derive(Deserialize)]
+pub(super) fn describe(document: &mut Document) {
+    const TAG: &str = "Violations";
+    document.tag(
+        TAG,
+        "Broken rules of characteristics, and their acknowledgements.",
+    );
+    let act = |operation: &mut Operation<'_>, name: &str, summary: &str| {
+        let body = operation.schemas.body::<Acknowledge>();
+        let answer = operation.schemas.events([&&characteristic::ACK_UPDATE]);
+        operation
+            .named(name, TAG, summary)
+            .about("Requires the role `worker`.")
+            .body(JSON, body)
+            .answers(200, "The event.", JSON, answer)
+            .fails(WRITE_PROBLEMS);
+    };
+    document.route(routes![acknowledge], &acknowledge, |operation| {
+        act(operation, "violations.ack", "Acknowledge a violation");
+    });
+    document.route(routes![unacknowledge], &unacknowledge, |operation| {
+        act(
+            operation,
+            "violations.unack",
+            "Withdraw the acknowledgement of a violation",
+        );
+    });
+    document.route(routes![limits], &limits, |operation| {
+        let body = operation.schemas.body::<characteristic::SetLimits>();
+        let answer = operation.schemas.events([&&characteristic::CONTROL_LIMITS]);
+        operation
+            .named(
+                "characteristics.put_limits",
+                "Process control",
+                "Characteristic: set limits",
+            )
+            .about("Requires the role `worker`.")
+            .body(JSON, body)
+            .answers(
+                200,
+                "The event, or the state if nothing has changed.",
+                JSON,
+                answer,
+            )
+            .fails(WRITE_PROBLEMS);
+    });
+    document.route(routes![list], &list, |operation| {
+        operation
+            .named("violations.list", TAG, "List violations")
+            .answers_json::<ViolationPage<'_>>("A page, newest first.")
+            .fails(READ_PROBLEMS);
+    });
+}
+
+/// Who acts on a violation, and why.
+#[derive(JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(example = serde_json::json!({ "reason": "The tool was replaced" }))]
 struct Acknowledge {
+    /// Why the violation is acceptable, or what is done about it; for a withdrawal, why that no longer applies.
+    #[schemars(length(min = 1), regex(pattern = r"\S"))]
     reason: String,
     /// The user on whose behalf this is done. If absent, the token's `sub`.
     #[serde(default)]
@@ -146,30 +206,73 @@ async fn list(
         epoch: tidings.store().epoch(),
         place: first.or(page.head),
     };
-    let answer = json!({
-        "violations": violations.map(resource).collect::<Vec<_>>(),
-        "next": page.next.map(|next| format!("{next}-{}", cursor.place)),
-        "cursor": cursor.to_string(),
-    });
-    Ok(Json::ok(answer.to_string().into_bytes()))
+    let answer = ViolationPage {
+        violations: violations.map(ListedViolation::from).collect(),
+        next: page.next.map(|next| format!("{next}-{}", cursor.place)),
+        cursor: cursor.to_string(),
+    };
+    Ok(Json::of(&answer))
 }
 
-fn resource(violation: &Violation) -> Value {
-    let acknowledgement = violation.acknowledgement.as_ref();
-    json!({
-        "violation_id": violation.id(),
-        "characteristic_id": violation.characteristic_id,
-        "sample_id": violation.sample_id.as_deref(),
-        "chart": violation.chart,
-        "rule_id": violation.rule_id,
-        "rule_name": &*violation.rule_name,
-        "severity": violation.severity,
-        "timestamp": timestamp(violation.at),
-        "acknowledged": acknowledgement.is_some(),
-        "ack_user": acknowledgement.map(|ack| &*ack.user),
-        "ack_reason": acknowledgement.map(|ack| &*ack.reason),
-        "ack_at": acknowledgement.map(|ack| timestamp(ack.at)),
-    })
+/// A page of violations.
+#[derive(JsonSchema, Serialize)]
+struct ViolationPage<'a> {
+    violations: Vec<ListedViolation<'a>>,
+    /// The `page` that follows; null if none does.
+    next: Option<String>,
+    /// The cursor of the first page, from which a stream can continue.
+    cursor: String,
+}
+
+/// A broken rule, with its acknowledgement.
+#[derive(JsonSchema, Serialize)]
+struct ListedViolation<'a> {
+    /// Its id.
+    violation_id: String,
+    /// The characteristic.
+    characteristic_id: &'a SubjectId,
+    /// The sample that shows it, if it is known.
+    sample_id: Option<&'a str>,
+    /// The dispersion chart, if it was detected on one.
+    chart: Option<Chart>,
+    /// The number of a Nelson rule, 101, or the publisher's own number.
+    rule_id: u32,
+    /// The rule's display name.
+    rule_name: &'a str,
+    /// The severity.
+    severity: Severity,
+    /// When it was detected.
+    #[schemars(with = "chrono::DateTime<chrono::Utc>")]
+    timestamp: String,
+    /// Whether it is acknowledged.
+    acknowledged: bool,
+    /// The user who acknowledged it.
+    ack_user: Option<&'a str>,
+    /// The reason for the acknowledgement.
+    ack_reason: Option<&'a str>,
+    /// When it was acknowledged.
+    #[schemars(with = "Option<chrono::DateTime<chrono::Utc>>")]
+    ack_at: Option<String>,
+}
+
+impl<'a> From<&'a Violation> for ListedViolation<'a> {
+    fn from(violation: &'a Violation) -> ListedViolation<'a> {
+        let acknowledgement = violation.acknowledgement.as_ref();
+        ListedViolation {
+            violation_id: violation.id().to_string(),
+            characteristic_id: &violation.characteristic_id,
+            sample_id: violation.sample_id.as_deref(),
+            chart: violation.chart,
+            rule_id: violation.rule_id,
+            rule_name: &violation.rule_name,
+            severity: violation.severity,
+            timestamp: timestamp(violation.at),
+            acknowledged: acknowledgement.is_some(),
+            ack_user: acknowledgement.map(|ack| &*ack.user),
+            ack_reason: acknowledgement.map(|ack| &*ack.reason),
+            ack_at: acknowledgement.map(|ack| timestamp(ack.at)),
+        }
+    }
 }
 
 /// The parameters `characteristic_id`, `acknowledged`, `page` and `limit`.
@@ -184,9 +287,14 @@ impl<'r> FromRequest<'r> for Asked {
     }
 }
 
+impl contract::Part for Asked {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.queries(VIOLATIONS).fails(&[Kind::InvalidQuery]);
+    }
+}
+
 fn violation_query(request: &Request<'_>) -> Result<PartQuery, Problem> {
-    let own = ["characteristic_id", "acknowledged", "page", "limit"];
-    only_known(request, &own)?;
+    only_known(request, VIOLATIONS)?;
     let acknowledged = match query(request, "acknowledged") {
         None => None,
         Some("true") => Some(true),

@@ -18,15 +18,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{
     At, Body, Bound, CommandOf, Context, Description, Outcome, RuleError, Subject, Texts, bounded,
     merged, not_found,
 };
-use crate::event::{Class, Draft, EventType, Payload, timestamp};
+use crate::event::{Class, Draft, EventType, Payload};
 use crate::id::{Kind, SubjectId};
 use crate::uptime::Uptime;
 
@@ -35,9 +36,10 @@ pub const KIND: Kind = Kind::new("devices");
 /// Devices have no parts.
 pub type Part = super::NoPart;
 /// A device is online, offline, or unknown.
-pub static DEVICE_STATUS_UPDATE: EventType = EventType::new("device_status_update");
+pub static DEVICE_STATUS_UPDATE: EventType = EventType::new::<StatusUpdate>("device_status_update");
 /// A device's information has changed, other than its status.
-pub static DEVICE_INFO_UPDATE: EventType = EventType::new("device_info_update").beside_ticks();
+pub static DEVICE_INFO_UPDATE: EventType =
+    EventType::new::<InfoUpdate>("device_info_update").beside_ticks();
 /// The description of this kind.
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
@@ -50,6 +52,7 @@ pub static DESCRIPTION: Description = Description {
     // A heartbeat is not a command: it renews a lease in memory.
     made_by: "put",
     verbs: &["heartbeat", "status", "info"],
+    details: Details::json_schema,
     columns: &[],
 };
 /// The longest `name`, in bytes.
@@ -66,8 +69,9 @@ pub const FLAP_CHANGES: usize = 4;
 pub const FLAP_WINDOW_SECS: u64 = 300;
 
 /// A device's status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "DeviceStatus")]
 pub enum Status {
     /// It is not known whether the device is there; this lasts for at most one lease.
     Unknown,
@@ -137,35 +141,41 @@ pub struct Heard {
 }
 
 /// Body of `PUT /api/devices/<id>`. Absent fields are left unchanged.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "name": "Front door", "info": { "firmware": "1.4.2" } }))]
 pub struct Register {
     /// The display name.
     pub name: Option<String>,
     /// Merged into the device's information; `null` removes a key.
     pub info: Option<Map<String, Value>>,
     /// The seconds of silence after which it is offline.
+    #[schemars(range(min = 1, max = LEASE_MAX_SECS))]
     pub lease_secs: Option<u32>,
 }
 
 /// Body of `status`: from the device itself, or from a program that monitors it.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(example = serde_json::json!({ "status": "online" }))]
 pub struct Report {
     /// `online`, `offline` or `unknown`.
     pub status: Status,
     /// When the device was last heard from, if the reporter knows. If absent: now for a device that is online, unchanged
     /// for any other.
     #[serde(default, deserialize_with = "crate::kind::optional_time")]
+    #[schemars(with = "Option<crate::kind::Time>")]
     pub last_seen: Option<DateTime<Utc>>,
     /// The seconds of silence after which it is offline. Creates the device if it does not exist.
     #[serde(default)]
+    #[schemars(range(min = 1, max = LEASE_MAX_SECS))]
     pub lease_secs: Option<u32>,
 }
 
 /// Body of `info`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(example = serde_json::json!({ "info": { "firmware": "1.4.3" } }))]
 pub struct Info {
     /// Merged into the device's information; `null` removes a key.
     pub info: Map<String, Value>,
@@ -230,7 +240,11 @@ impl Subject for Device {
     }
 
     fn details(&self, _: &SubjectId) -> Value {
-        json!({ "info": self.info, "created_at": timestamp(self.created_at) })
+        let details = Details {
+            info: &self.info,
+            created_at: self.created_at,
+        };
+        serde_json::to_value(details).expect("details are JSON")
     }
 
     fn status(&self) -> &'static str {
@@ -491,22 +505,34 @@ fn past(at: DateTime<Utc>, context: &Context<'_>) -> Result<DateTime<Utc>, RuleE
     Ok(at.trunc_subsecs(3).min(context.now))
 }
 
-/// The payload of a `device_status_update`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A device's data that is not in the event of its status.
+#[derive(JsonSchema, Serialize)]
+struct Details<'a> {
+    /// Its information about itself.
+    #[schemars(with = "Map<String, Value>")]
+    info: &'a RawValue,
+    /// When it was created.
+    #[serde(serialize_with = "super::as_timestamp")]
+    created_at: DateTime<Utc>,
+}
+
+/// The status of a device.
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "DeviceStatusUpdate")]
 pub struct StatusUpdate {
     /// The device.
     pub device_id: SubjectId,
-    /// See [`Device::status`].
+    /// The status.
     pub status: Status,
-    /// See [`Device::last_seen`].
+    /// When it was last heard from; kept when it goes offline.
     #[serde(serialize_with = "super::as_optional_timestamp")]
     pub last_seen: Option<DateTime<Utc>>,
-    /// See [`Device::name`].
+    /// The display name.
     pub name: Option<Arc<str>>,
-    /// See [`Device::flapping`].
+    /// Whether it alternates between online and offline.
     #[serde(default)]
     pub flapping: bool,
-    /// See [`Device::lease_secs`].
+    /// The seconds of silence after which it is offline.
     pub lease_secs: u32,
 }
 
@@ -527,16 +553,18 @@ pub fn status_draft(id: &SubjectId, device: &Device) -> Draft {
     Draft::new(Class::Milestone, device.status.as_str(), update)
 }
 
-/// The payload of a `device_info_update`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A device's information about itself, other than its status.
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "DeviceInfoUpdate")]
 pub struct InfoUpdate {
     /// The device.
     pub device_id: SubjectId,
-    /// See [`Device::info`].
+    /// Its information about itself.
+    #[schemars(with = "Map<String, Value>")]
     pub info: Arc<RawValue>,
-    /// See [`Device::name`].
+    /// The display name.
     pub name: Option<Arc<str>>,
-    /// See [`Device::lease_secs`].
+    /// The seconds of silence after which it is offline.
     pub lease_secs: u32,
 }
 

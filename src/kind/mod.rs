@@ -15,17 +15,18 @@ mod values;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use self::job::{History, Past};
-pub(crate) use self::values::is_plain_name;
 use self::values::{
-    as_optional_timestamp, as_timestamp, bounded, code, from_optional_object, merged,
-    optional_id_or_number, optional_time, percent, text_or_number,
+    IdOrNumber, Time, as_optional_timestamp, as_timestamp, bounded, code, from_optional_object,
+    merged, one_of, optional_id_or_number, optional_time, percent, text_or_number, unnamed_schema,
 };
+pub(crate) use self::values::{TextOrNumber, is_plain_name};
 use crate::event::{Draft, EventType};
 use crate::id::{Channel, Kind, NameError, SubjectId};
 use crate::uptime::Uptime;
@@ -57,6 +58,8 @@ pub struct Description {
     pub made_by: &'static str,
     /// The verbs for an existing subject: `POST /api/<collection>/<id>/<verb>`.
     pub verbs: &'static [&'static str],
+    /// Returns the schema of [`Subject::details`], which is that of the type that they are serialized from.
+    pub details: fn(&mut SchemaGenerator) -> Schema,
     /// The columns of the monitor's table of these subjects, which [`Subject::cells`] fills. Empty if the monitor has a
     /// dedicated page for the kind.
     pub columns: &'static [&'static str],
@@ -267,13 +270,14 @@ impl PartOf for NoPart {
     }
 }
 
-/// A source from which a command's fields can be read.
+/// A source from which a command's fields can be read. The source that describes the HTTP API reads nothing: its error is
+/// the schema of the fields.
 pub trait Body {
     /// The error if they cannot be read.
     type Error;
 
-    /// Reads the fields.
-    fn read<T: DeserializeOwned>(self) -> Result<T, Self::Error>;
+    /// Reads the fields. Their schema is in the description of the HTTP API.
+    fn read<T: DeserializeOwned + JsonSchema>(self) -> Result<T, Self::Error>;
 }
 
 /// Generates the code that handles all kinds uniformly, from one line for each kind.
@@ -573,6 +577,21 @@ pub fn description(kind: Kind) -> &'static Description {
 pub fn channel(text: &str) -> Result<Channel, NameError> {
     Channel::parse(text, KINDS)
 }
+
+/// The schema of a channel's text.
+pub(crate) struct ChannelText;
+
+unnamed_schema!(ChannelText, {
+    let collections: Vec<_> = KINDS.iter().map(|kind| kind.collection()).collect();
+    let subjects = collections.join("|");
+    // The other characters of an id are percent-encoded.
+    let id = "(?:[A-Za-z0-9_~:-]|%[0-9A-F]{2})(?:[A-Za-z0-9._~:-]|%[0-9A-F]{2}){0,127}";
+    schemars::json_schema!({
+        "type": "string",
+        "pattern": format!("^(?:(?:{subjects})(?:/{id})?|schools/[1-9][0-9]{{0,17}})$"),
+        "examples": ["jobs/42"],
+    })
+});
 
 /// Returns the error for a subject that does not exist.
 pub fn not_found(kind: Kind, id: impl Into<String>) -> RuleError {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Datelike, NaiveDateTime, Timelike, Utc};
+use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
@@ -27,9 +28,63 @@ pub(super) fn code(field: &'static str, text: &str) -> Result<Arc<str>, RuleErro
 /// An id or another short text, which some clients send as an integer.
 #[derive(serde::Deserialize)]
 #[serde(untagged, expecting = "expected a text or a whole number")]
-enum TextOrNumber {
+pub(crate) enum TextOrNumber {
     Text(String),
     Number(i64),
+}
+
+/// Describes a type that has no name of its own in a document.
+macro_rules! unnamed_schema {
+    ($type:ty, $schema:expr) => {
+        impl schemars::JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                $schema
+            }
+        }
+    };
+}
+
+pub(crate) use unnamed_schema;
+
+unnamed_schema!(
+    TextOrNumber,
+    json_schema!({ "type": ["string", "integer"] })
+);
+
+/// The schema of an id that some clients send as an integer.
+pub(crate) struct IdOrNumber;
+
+unnamed_schema!(IdOrNumber, {
+    let mut schema =
+        <SubjectId as schemars::JsonSchema>::json_schema(&mut SchemaGenerator::default());
+    schema.insert("type".into(), serde_json::json!(["string", "integer"]));
+    schema
+});
+
+/// The schema of a time in a body.
+pub(crate) struct Time;
+
+unnamed_schema!(
+    Time,
+    json_schema!({
+        "type": "string",
+        "format": "date-time",
+        "description": "A time from 1970 to 9999: RFC 3339, or ISO 8601 without a zone, which is read as UTC.",
+    })
+);
+
+/// Returns the schema of a text that is one of these.
+pub(super) fn one_of<'a>(texts: impl IntoIterator<Item = &'a str>) -> Schema {
+    let texts: Vec<_> = texts.into_iter().collect();
+    json_schema!({ "type": "string", "enum": texts })
 }
 
 impl From<TextOrNumber> for String {

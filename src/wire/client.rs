@@ -1,12 +1,13 @@
 //! The messages of WebSocket clients: `{"type" or "action": "ping" | "subscribe" | "unsubscribe" | "auth" | "publish", …}`.
 
+use schemars::JsonSchema;
 use serde_json::{Map, Value};
 
 pub use super::json::InexactNumber;
 use super::json::{self, JsonError};
 use crate::config::PUBLISH_ID_MAX_BYTES;
 use crate::id::{Channel, Cursor, Kind, NameError};
-use crate::kind::{self, characteristic, job};
+use crate::kind::{self, TextOrNumber, characteristic, job};
 
 /// A client's message.
 #[derive(Debug, Clone)]
@@ -46,6 +47,68 @@ pub enum ClientMessage {
         /// The fields of the command, as in a line of a batch.
         command: Map<String, Value>,
     },
+}
+
+/// The messages as JSON, for documents. [`ClientMessage::parse`] reads them. `action` means the same as `type`.
+#[derive(JsonSchema)]
+#[schemars(tag = "type", rename_all = "snake_case")]
+#[expect(dead_code, reason = "it is only a schema")]
+pub(super) enum ClientJson {
+    /// Asks for a `pong`.
+    Ping {
+        /// Any JSON, which the `pong` repeats.
+        #[schemars(default)]
+        timestamp: Value,
+    },
+    /// Subscribes to channels. Answered with `subscribed`, a snapshot or replay, and `ready`.
+    Subscribe {
+        #[schemars(flatten)]
+        targets: Targets,
+        /// The cursor to resume from. If absent, the channels begin with a snapshot.
+        cursor: Option<String>,
+    },
+    /// Unsubscribes from channels. Answered with `unsubscribed`.
+    Unsubscribe {
+        #[schemars(flatten)]
+        targets: Targets,
+    },
+    /// Replaces the connection's token before it expires. Answered with `authenticated`.
+    Auth {
+        /// The token.
+        token: String,
+    },
+    /// Carries out a command, with the fields of a line of a batch. Answered with `published`.
+    Publish {
+        /// Repeated in the answer.
+        #[schemars(default)]
+        id: Option<TextOrNumber>,
+        /// The command: `<collection>.<verb>`.
+        op: String,
+        #[schemars(flatten)]
+        fields: Map<String, Value>,
+    },
+}
+
+/// The channels that a message names, by at least one of these. A list may be given as its only item.
+#[derive(JsonSchema)]
+#[expect(dead_code, reason = "it is only a schema")]
+pub(super) struct Targets {
+    /// Channels, as at the end of their URLs: `jobs`, `jobs/42`.
+    channels: Option<OneOrMany<String>>,
+    /// The channel of this job.
+    job_id: Option<TextOrNumber>,
+    /// The channel of this characteristic.
+    characteristic_id: Option<TextOrNumber>,
+    /// The channels of these characteristics.
+    characteristic_ids: Option<OneOrMany<TextOrNumber>>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged, inline)]
+#[expect(dead_code, reason = "it is only a schema")]
+enum OneOrMany<T> {
+    Many(Vec<T>),
+    One(T),
 }
 
 /// A message that is not valid. The client receives the text.

@@ -1,6 +1,7 @@
 //! Control messages: what a connection receives in addition to events.
 
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -8,7 +9,7 @@ use crate::event::timestamp;
 use crate::id::{Cursor, SchoolId};
 
 /// Why a cursor could not be honoured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResetReason {
     /// Events after the cursor are no longer retained.
@@ -181,61 +182,121 @@ pub enum Control {
     },
 }
 
-#[derive(Serialize)]
+/// The answer to a command, for documents. It is written where results of batches are.
+#[derive(JsonSchema)]
+#[schemars(tag = "type", rename_all = "snake_case")]
+#[expect(dead_code, reason = "it is only a schema")]
+pub(super) enum PublishedJson {
+    /// A command was carried out or rejected, as its `status` says.
+    Published {
+        /// The `id` of the `publish`, if it had one.
+        #[schemars(skip_serializing_if = "Option::is_none")]
+        id: Option<crate::kind::TextOrNumber>,
+        /// The status that an HTTP request would have had.
+        status: u16,
+        /// The event, if there is one.
+        #[schemars(skip_serializing_if = "Option::is_none")]
+        event: Option<Map<String, Value>>,
+        /// The answer to a heartbeat.
+        #[schemars(skip_serializing_if = "Option::is_none")]
+        device: Option<Map<String, Value>>,
+        /// Why the command was rejected.
+        #[schemars(skip_serializing_if = "Option::is_none")]
+        problem: Option<Map<String, Value>>,
+    },
+}
+
+#[derive(JsonSchema, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum ControlJson<'a> {
+pub(super) enum ControlJson<'a> {
+    /// The first message: the parameters of the stream.
     Connected {
+        /// A greeting, for people.
         message: &'static str,
+        /// The school.
         school_id: SchoolId,
+        /// The channels.
         channels: &'a [String],
+        /// A cursor to resume from without a gap if the stream breaks now.
         cursor: String,
+        /// The most seconds between two messages, including heartbeats.
         heartbeat_secs: u64,
+        /// When the credential expires; null if it does not.
+        #[schemars(with = "Option<DateTime<Utc>>")]
         expires_at: Option<String>,
         #[serde(flatten)]
         also: &'a Map<String, Value>,
     },
+    /// The snapshot or replay is complete. What follows is live.
     Ready {
+        /// The place up to which everything was sent.
         cursor: String,
     },
+    /// The cursor could not be honoured. A snapshot follows.
     Reset {
+        /// Why.
         reason: ResetReason,
     },
+    /// Shows that the connection is alive.
     Heartbeat {
+        /// Everything up to this cursor was delivered or is out of scope. Absent if no channel is subscribed.
         #[serde(skip_serializing_if = "Option::is_none")]
         cursor: Option<String>,
+        /// The current time.
+        #[schemars(with = "DateTime<Utc>")]
         timestamp: String,
     },
+    /// The server is about to close the stream.
     Closing {
+        /// The WebSocket close code.
         code: u16,
+        /// The reason, for people.
         reason: &'static str,
+        /// Whether the client should reconnect.
         reconnect: bool,
+        /// After how many milliseconds it should.
         retry_ms: u64,
     },
+    /// A client message was not valid or not allowed. The connection stays open.
     Error {
+        /// The explanation, for people.
         error: &'a str,
+        /// The same.
         message: &'a str,
+        /// The code, for programs.
         code: &'static str,
+        /// The channels at fault, if any.
         #[serde(skip_serializing_if = "<[String]>::is_empty")]
         channels: &'a [String],
+        /// The `id` of the `publish` that was rejected, if it had one.
         #[serde(skip_serializing_if = "Option::is_none")]
         id: &'a Option<Value>,
     },
+    /// The answer to a ping.
     Pong {
+        /// The `timestamp` of the ping, if it had one.
         #[serde(skip_serializing_if = "Option::is_none")]
         timestamp: &'a Option<Value>,
     },
+    /// A new token was accepted.
     Authenticated {
+        /// When the token expires; null if it does not.
+        #[schemars(with = "Option<DateTime<Utc>>")]
         expires_at: Option<String>,
     },
+    /// A `subscribe` was carried out. Repeats its `channels`, `job_id`, `characteristic_id` and `characteristic_ids`.
     Subscribed {
         #[serde(flatten)]
         asked: &'a Map<String, Value>,
+        /// Where the new channels begin. Absent if no channel is subscribed.
         #[serde(skip_serializing_if = "Option::is_none")]
         cursor: Option<String>,
     },
+    /// An `unsubscribe` was carried out. Repeats its `channels`, `job_id`, `characteristic_id` and `characteristic_ids`.
     Unsubscribed {
         #[serde(flatten)]
         asked: &'a Map<String, Value>,
+        /// Where the channels ended. Absent if none was subscribed.
         #[serde(skip_serializing_if = "Option::is_none")]
         cursor: Option<String>,
     },

@@ -6,14 +6,16 @@
 
 use std::borrow::Cow;
 
+use indexmap::IndexMap;
+use schemars::{JsonSchema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
 
-use super::timestamp;
+use super::{schema, timestamp};
 use crate::event::Event;
 use crate::id::SubjectId;
-use crate::kind::characteristic::dispersion::Chart;
+use crate::kind::characteristic::dispersion::{Chart, Dispersion};
 use crate::kind::characteristic::{Ack, InForce, Opened, Sample};
 use crate::kind::job::{Report, Status};
 use crate::kind::{characteristic, job};
@@ -55,53 +57,122 @@ fn message(name: &'static str, fields: impl Serialize) -> Option<Message> {
     Some((name, json))
 }
 
+/// Returns the schema of a message's own fields.
+type FieldsOf = fn(&mut SchemaGenerator) -> schemars::Schema;
+
+/// Returns the schemas of the messages of a form, other than the standard one.
+pub(super) fn schemas(form: Form, generator: &mut SchemaGenerator) -> Vec<Value> {
+    let fields: &[(&str, FieldsOf)] = match form {
+        Form::Standard => &[],
+        Form::Flat => &[
+            ("sample", FlatSample::json_schema),
+            ("violation", FlatOpened::json_schema),
+            ("ack_update", FlatAck::json_schema),
+            ("limits_update", FlatLimits::json_schema),
+        ],
+        Form::Upload => &[("progress_update", UploadFields::json_schema)],
+    };
+    let schema = |(name, fields): &(&str, FieldsOf)| {
+        let fields = fields(generator);
+        schema::message(name, &fields, generator)
+    };
+    fields.iter().map(schema).collect()
+}
+
 fn flat(event: &Event) -> Option<Message> {
     if let Some(sample) = characteristic::told::<Sample>(&event.draft) {
         return message("sample", FlatSample::from(sample));
     }
     if let Some(opened) = characteristic::told::<Opened>(&event.draft) {
         let violation = FlatViolation::from(opened);
-        return message("violation", json!({ "violation": violation }));
+        return message("violation", FlatOpened { violation });
     }
     if let Some(ack) = characteristic::told::<Ack>(&event.draft) {
-        let fields = json!({
-            "violation_id": ack.violation_id,
-            "characteristic_id": ack.characteristic_id,
-            "acknowledged": ack.acknowledged,
-            "ack_user": ack.ack_user,
-            "ack_reason": ack.ack_reason,
-        });
+        let fields = FlatAck {
+            violation_id: &ack.violation_id,
+            characteristic_id: &ack.characteristic_id,
+            acknowledged: ack.acknowledged,
+            ack_user: ack.ack_user.as_deref(),
+            ack_reason: ack.ack_reason.as_deref(),
+        };
         return message("ack_update", fields);
     }
     let limits = characteristic::told::<InForce>(&event.draft)?;
-    let mut fields = json!({
-        "characteristic_id": limits.characteristic_id,
-        "ucl": limits.ucl,
-        "lcl": limits.lcl,
-        "center_line": limits.center_line,
-    });
-    if let Some(chart) = limits.dispersion {
-        fields["dispersion"] = json!(chart);
-    }
+    let fields = FlatLimits {
+        characteristic_id: &limits.characteristic_id,
+        ucl: limits.ucl,
+        lcl: limits.lcl,
+        center_line: limits.center_line,
+        dispersion: limits.dispersion,
+    };
     message("limits_update", fields)
 }
 
 /// A sample in the flat form.
-#[derive(Serialize)]
-struct FlatSample<'a> {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct FlatSample<'a> {
+    /// The characteristic.
     characteristic_id: &'a SubjectId,
+    /// The sample itself.
     sample: FlatPoint<'a>,
+    /// The violations that this sample opened.
     violations: Vec<FlatViolation<'a>>,
 }
 
-#[derive(Serialize)]
-struct FlatPoint<'a> {
-    id: &'a str,
+/// A violation in the flat form.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct FlatOpened<'a> {
+    /// The violation itself.
+    violation: FlatViolation<'a>,
+}
+
+/// An acknowledgement, or its withdrawal, in the flat form.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct FlatAck<'a> {
+    /// The violation.
+    violation_id: &'a str,
+    /// The characteristic.
     characteristic_id: &'a SubjectId,
+    /// Whether the violation is acknowledged now.
+    acknowledged: bool,
+    /// The user who acknowledged it, if it is acknowledged.
+    ack_user: Option<&'a str>,
+    /// The reason for the acknowledgement.
+    ack_reason: Option<&'a str>,
+}
+
+/// The limits in force, in the flat form.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct FlatLimits<'a> {
+    /// The characteristic.
+    characteristic_id: &'a SubjectId,
+    /// Upper control limit.
+    ucl: Option<f64>,
+    /// Lower control limit.
+    lcl: Option<f64>,
+    /// The center line, if there are limits.
+    center_line: Option<f64>,
+    /// The dispersion chart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dispersion: Option<Dispersion>,
+}
+
+#[derive(JsonSchema, Serialize)]
+struct FlatPoint<'a> {
+    /// Its id.
+    id: &'a str,
+    /// The characteristic.
+    characteristic_id: &'a SubjectId,
+    /// When it was taken.
+    #[schemars(with = "chrono::DateTime<chrono::Utc>")]
     timestamp: String,
+    /// The value, or the mean of the values.
     mean: Option<f64>,
+    /// The zone between the lines in which it lies.
     zone: Option<&'a str>,
+    /// Whether it breaks no rule.
     in_control: bool,
+    /// Its point on the dispersion chart.
     #[serde(skip_serializing_if = "Option::is_none")]
     dispersion: Option<&'a characteristic::dispersion::Point>,
 }
@@ -125,16 +196,25 @@ impl<'a> From<&'a Sample> for FlatSample<'a> {
 }
 
 /// A violation in the flat form: its id is in `id`, and its severity is in upper case.
-#[derive(Serialize)]
+#[derive(JsonSchema, Serialize)]
 struct FlatViolation<'a> {
+    /// Its id.
     id: &'a str,
+    /// The characteristic.
     characteristic_id: &'a SubjectId,
+    /// The sample that shows it, if it is known.
     sample_id: Option<&'a str>,
+    /// The dispersion chart, if it was detected on one.
     #[serde(skip_serializing_if = "Option::is_none")]
     chart: Option<Chart>,
+    /// The number of a Nelson rule, 101, or the publisher's own number.
     rule_id: u32,
+    /// The rule's display name.
     rule_name: &'a str,
+    /// The severity, in upper case.
     severity: String,
+    /// When it was detected.
+    #[schemars(with = "chrono::DateTime<chrono::Utc>")]
     timestamp: String,
 }
 
@@ -154,18 +234,28 @@ impl<'a> From<&'a Opened> for FlatViolation<'a> {
 }
 
 /// A job as the progress of a file.
-#[derive(Serialize)]
-struct UploadFields<'a> {
+#[derive(JsonSchema, Serialize)]
+pub(super) struct UploadFields<'a> {
+    /// The job.
     processing_id: &'a SubjectId,
+    /// `metadata.file_id` of the job, or else the job's id.
     file_id: Value,
+    /// The job's type.
     job_type: &'a str,
+    /// The status.
+    #[schemars(extend("enum" = ["processing", "completed", "error"]))]
     status: &'static str,
+    /// Percent complete, as a whole number.
+    #[schemars(range(min = 0, max = 100))]
     progress: u64,
+    /// The newest human-readable message.
     message: &'a str,
     /// True only for a success: pages remove a complete upload from view, and would remove an error with it.
     #[serde(rename = "isComplete")]
     is_complete: bool,
+    /// Why the job failed or was cancelled, once it has.
     error: Option<&'a str>,
+    /// The worker's result, once the job is completed.
     result: Option<&'a RawValue>,
 }
 
@@ -211,7 +301,7 @@ fn whole(progress: Option<f64>) -> u64 {
 
 /// Encodes `initial_state` for uploads: the progress of each file in progress. None if there is none.
 pub fn initial_uploads<'a>(jobs: impl IntoIterator<Item = &'a Event>) -> Option<Vec<u8>> {
-    let mut data = Map::new();
+    let mut data = IndexMap::new();
     let mut at = None;
     for event in jobs {
         let job = event.draft.payload::<Report>();
@@ -220,10 +310,29 @@ pub fn initial_uploads<'a>(jobs: impl IntoIterator<Item = &'a Event>) -> Option<
                 Value::String(id) => id,
                 other => other.to_string(),
             };
-            data.insert(key, whole(job.progress).into());
+            data.insert(key, whole(job.progress));
             at = at.max(Some(event.at));
         }
     }
-    let message = json!({"type": "initial_state", "timestamp": timestamp(at?), "data": data});
-    Some(message.to_string().into_bytes())
+    let message = InitialState {
+        r#type: INITIAL_STATE,
+        timestamp: timestamp(at?),
+        data,
+    };
+    Some(serde_json::to_vec(&message).expect("a message is JSON"))
+}
+
+/// The `type` of [`InitialState`].
+pub(super) const INITIAL_STATE: &str = "initial_state";
+
+/// The progress of each upload that is active when a connection begins.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct InitialState {
+    /// The message's type.
+    r#type: &'static str,
+    /// When the last of these changed.
+    #[schemars(with = "chrono::DateTime<chrono::Utc>")]
+    timestamp: String,
+    /// Percent complete, by `file_id`.
+    data: IndexMap<String, u64>,
 }

@@ -10,6 +10,7 @@ mod control;
 mod fields;
 pub mod form;
 pub(crate) mod json;
+pub(crate) mod schema;
 
 use std::borrow::Cow;
 use std::io::Write;

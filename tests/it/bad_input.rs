@@ -599,6 +599,13 @@ async fn a_misspelt_filter_is_named_and_the_name_is_cut_short() {
         }
         let path = format!("/api/{list}?status_case=lower&school_id=1");
         assert_eq!(server.get(&path, &admin_of(1)).await.0, 200, "{list}");
+        let path = format!("/api/{list}?status_case=title");
+        let (status, problem) = server.get(&path, &admin_of(1)).await;
+        assert_eq!(
+            (status, &problem["code"]),
+            (400, &"invalid-query".into()),
+            "{list}"
+        );
     }
     let path = "/api/notifiers/any/dead-letters?before=7";
     let (status, problem) = server.get(path, &admin_of(1)).await;

@@ -430,7 +430,9 @@ struct Direct(serde_json::Value);
 impl Body for Direct {
     type Error = serde_json::Error;
 
-    fn read<T: serde::de::DeserializeOwned>(self) -> Result<T, serde_json::Error> {
+    fn read<T: serde::de::DeserializeOwned + schemars::JsonSchema>(
+        self,
+    ) -> Result<T, serde_json::Error> {
         serde_json::from_value(self.0)
     }
 }

@@ -265,6 +265,14 @@ async fn a_new_kind_publishes_streams_lists_and_shows_on_the_monitor() {
     assert_eq!(ids("?q=grace", &viewer).await, ["b"]);
     assert!(ids("", &worker(2)).await.is_empty());
 
+    // Described.
+    let (_, document) = answer(request("GET", "/openapi.json", &viewer)).await;
+    let deliver = &document["paths"]["/api/parcels/{parcel_id}/deliver"]["post"];
+    assert!(deliver["responses"]["409"].is_object(), "{deliver}");
+    let (_, document) = answer(request("GET", "/asyncapi.json", &viewer)).await;
+    let update = &document["components"]["messages"]["ParcelUpdate"]["payload"];
+    assert!(update["properties"]["recipient"].is_object(), "{update}");
+
     // NotifierStatus.
     let page = request("GET", "/monitor/schools/1/parcels", &viewer)
         .header("Cookie", format!("tidings_token={viewer}"))

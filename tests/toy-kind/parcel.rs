@@ -4,14 +4,15 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     Body, Bound, Cell, CommandOf, Context, Description, NoPart, Outcome, RuleError, Subject, Texts,
     bounded, not_found,
 };
-use crate::event::{Class, Draft, EventType, Payload, timestamp};
+use crate::event::{Class, Draft, EventType, Payload};
 use crate::id::{Kind, SubjectId};
 
 /// The kind's name in URLs and channels.
@@ -19,7 +20,7 @@ pub const KIND: Kind = Kind::new("parcels");
 /// A parcel has no parts.
 pub type Part = NoPart;
 /// A parcel was sent or delivered.
-pub static PARCEL_UPDATE: EventType = EventType::new("parcel_update");
+pub static PARCEL_UPDATE: EventType = EventType::new::<Update>("parcel_update");
 /// What is fixed of parcels.
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
@@ -31,6 +32,7 @@ pub static DESCRIPTION: Description = Description {
     statuses: &[SENT, DELIVERED],
     made_by: "create",
     verbs: &["deliver"],
+    details: Details::json_schema,
     columns: &["Recipient", "Status", "Sent"],
 };
 /// On its way.
@@ -50,18 +52,19 @@ pub enum Command {
 }
 
 /// Body of `POST /api/parcels`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Send {
     /// The parcel's id; made up (UUIDv7) if absent.
     #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
+    #[schemars(with = "Option<crate::kind::IdOrNumber>")]
     pub parcel_id: Option<SubjectId>,
     /// Who gets it.
     pub recipient: String,
 }
 
 /// Body of `deliver`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Deliver {}
 
@@ -121,7 +124,10 @@ impl Subject for Parcel {
     }
 
     fn details(&self, _: &SubjectId) -> Value {
-        json!({ "created_at": timestamp(self.created_at) })
+        let details = Details {
+            created_at: self.created_at,
+        };
+        serde_json::to_value(details).expect("details are JSON")
     }
 
     fn is_over(&self) -> bool {
@@ -148,8 +154,17 @@ impl Subject for Parcel {
     }
 }
 
-/// What a `parcel_update` tells.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What a parcel's events do not tell.
+#[derive(JsonSchema, Serialize)]
+struct Details {
+    /// When it was sent.
+    #[serde(serialize_with = "crate::kind::as_timestamp")]
+    created_at: DateTime<Utc>,
+}
+
+/// Where a parcel is.
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "ParcelUpdate")]
 pub struct Update {
     /// Which parcel.
     pub parcel_id: SubjectId,

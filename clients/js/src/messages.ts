@@ -40,10 +40,10 @@ export interface JobProgress extends EventBase {
 
 interface EnrollmentBase extends EventBase {
   session_id: string;
-  device_id?: string | null;
-  student_id?: string | null;
-  attempt?: number;
-  total_attempts?: number | null;
+  device_id: string | null;
+  student_id: string | null;
+  attempt: number | null;
+  total_attempts: number | null;
 }
 
 export type EnrollmentEvent =

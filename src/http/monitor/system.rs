@@ -53,9 +53,7 @@ async fn of_school(
     })
     .map_err(Problem::from)?;
     let mut own = listeners(tidings, Some(guest.caller.school()));
-    own["notifiers"] = notifiers::of_school(tidings, guest.caller.school())
-        .await?
-        .into();
+    own["notifiers"] = json!(notifiers::of_school(tidings, guest.caller.school()).await?);
     own["head"] = count(tidings.store().head(guest.caller.school()).await?.seq).into();
     own["renew_secs"] = RENEW_SECS.into();
     let view = school::view(&visitor, &guest, &base, tidings, "system", own).await?;

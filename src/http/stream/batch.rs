@@ -30,9 +30,11 @@ use crate::alarm::Alarm;
 use crate::app::{Caller, Listen};
 use crate::config::{CLOSE_WAIT, PIPELINE_END_WAIT, SOCKET_READ_BYTES};
 use crate::http::body::{IdempotencyKey, Unread, UpperStatus, upper_status};
+use crate::http::contract::{Operation, Part};
 use crate::http::credential::query;
 use crate::http::forwarded::client_address;
 use crate::http::lines::{Line, LineReader, too_long};
+use crate::http::parameters::{STATUS_CASE, STREAMED};
 use crate::http::pipeline::Pipeline;
 use crate::http::problem::{Kind, Problem};
 use crate::hub::Reader;
@@ -59,6 +61,13 @@ pub(in crate::http) struct ResultsForm {
     pub(in crate::http) upper: bool,
     /// `?stream=1`: results are sent while the request goes on.
     pub(in crate::http) streaming: Option<StreamingClient>,
+}
+
+impl Part for ResultsForm {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.queries([&STREAMED, &STATUS_CASE]);
+        operation.fails(&[Kind::InvalidQuery]);
+    }
 }
 
 #[rocket::async_trait]

@@ -21,6 +21,7 @@ use super::connection::Connection;
 use super::opening::Opening;
 use super::socket::Socket;
 use crate::config::{HANDSHAKE_KEY_MAX_BYTES, OLD_HANDSHAKES};
+use crate::http::contract::{Operation, Part};
 use crate::http::credential::{bounded, chosen_subprotocol};
 use crate::http::problem::{Kind, Problem};
 use crate::service::Tidings;
@@ -250,6 +251,20 @@ impl MaybeHandshake {
                  Server-Sent Events and long poll",
             )),
         }
+    }
+}
+
+impl Part for MaybeHandshake {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.answers_empty(
+            101,
+            "A WebSocket, whose messages `/asyncapi.json` describes.",
+        );
+        operation.fails(&[
+            Kind::BadHandshake,
+            Kind::UnsupportedVersion,
+            Kind::HeadersTooLarge,
+        ]);
     }
 }
 

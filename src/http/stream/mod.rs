@@ -7,6 +7,7 @@ mod arrivals;
 mod attention;
 mod batch;
 mod connection;
+mod describe;
 #[cfg(test)]
 mod echo;
 mod event_source;
@@ -28,6 +29,7 @@ use rocket::{Request, Route, State, get, routes};
 use serde_json::{Map, Value};
 
 pub(super) use self::batch::{BatchStream, ResultsForm};
+pub(super) use self::describe::describe;
 use self::event_source::EventSourceBody;
 pub use self::handshake::OldHandshakes;
 pub(super) use self::handshake::fairing;

@@ -12,10 +12,12 @@ use crate::config::{
     POLL_WAIT_MAX_SECS, TICK_MAX_MS,
 };
 use crate::http::body::{UpperStatus, upper_status};
+use crate::http::contract::{Operation, Part};
 use crate::http::credential::{bounded, named_school, query};
 use crate::http::forwarded::client_address;
+use crate::http::listing::filters;
+use crate::http::parameters::STREAM;
 use crate::http::problem::{Kind, Problem};
-use crate::http::subjects::filters;
 use crate::id::{Cursor, SchoolId};
 use crate::scope::Filter;
 use crate::session::Dialect;
@@ -114,6 +116,21 @@ impl<'r> FromRequest<'r> for Params {
 
     async fn from_request(request: &'r Request<'_>) -> Outcome<Params, Problem> {
         Problem::outcome(params(request))
+    }
+}
+
+impl Part for Params {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.queries(STREAM);
+        let schema = serde_json::json!({ "type": "string" });
+        let about = "The cursor to resume from. One that this server did not issue is answered with a `reset`.";
+        operation.parameter("header", "Last-Event-ID", false, about, schema);
+        operation.fails(&[
+            Kind::InvalidQuery,
+            Kind::InvalidCursor,
+            Kind::InvalidHeader,
+            Kind::HeadersTooLarge,
+        ]);
     }
 }
 

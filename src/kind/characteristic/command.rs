@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 
 use super::dispersion::{Chart, Dispersion};
-use super::{Characteristic, Method, Severity};
+use super::{Characteristic, Method, PART_ID_MAX_BYTES, Severity};
 use crate::kind::{Body, CommandOf};
 
 /// A command to a characteristic. The fields are the bodies of the HTTP requests; unknown fields are rejected.
@@ -38,14 +39,16 @@ pub struct Acknowledge {
 }
 
 /// Body of `PUT /api/characteristics/<id>`. Absent fields are left unchanged.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "name": "Diameter", "unit": "mm", "limits": { "center_line": 10.0, "ucl": 10.3, "lcl": 9.7 } }))]
 pub struct Register {
     /// The display name.
     pub name: Option<String>,
     /// The unit of the measurements.
     pub unit: Option<String>,
     /// Values per sample, 1 to 25; it cannot change once there are samples.
+    #[schemars(range(min = 1, max = 25))]
     pub subgroup_size: Option<u32>,
     /// The enabled rules: numbers, or `{rule_id, severity}`.
     pub rules: Option<Vec<RuleSetting>>,
@@ -55,7 +58,7 @@ pub struct Register {
 }
 
 /// A rule to enable.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, JsonSchema, Deserialize)]
 #[serde(
     untagged,
     deny_unknown_fields,
@@ -74,8 +77,9 @@ pub enum RuleSetting {
 }
 
 /// Body of `PUT /api/characteristics/<id>/limits`: the lines, or a method to compute them.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "center_line": 10.0, "ucl": 10.3, "lcl": 9.7 }))]
 pub struct SetLimits {
     /// The process mean.
     pub center_line: Option<f64>,
@@ -96,11 +100,13 @@ pub struct SetLimits {
 }
 
 /// Body of `samples`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(example = serde_json::json!({ "value": 10.1 }))]
 pub struct NewSample {
     /// The sample's id; `<characteristic id>.<number>` if absent.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
+    #[schemars(with = "Option<PartId>")]
     pub sample_id: Option<String>,
     /// The measurement, for samples of one value. Null is a gap: nothing was measured.
     #[serde(default, deserialize_with = "null_or_not")]
@@ -110,6 +116,7 @@ pub struct NewSample {
     pub values: Option<Option<Vec<Option<f64>>>>,
     /// When the sample was taken; now if absent.
     #[serde(default, deserialize_with = "crate::kind::optional_time")]
+    #[schemars(with = "Option<crate::kind::Time>")]
     pub timestamp: Option<DateTime<Utc>>,
     /// The publisher's verdict: the zone, as free text. A sample with any part of a verdict is not evaluated by the
     /// server.
@@ -122,6 +129,19 @@ pub struct NewSample {
     #[serde(default)]
     pub violations: Option<Vec<NewViolation>>,
 }
+
+/// The schema of the id of a sample or violation.
+struct PartId;
+
+crate::kind::unnamed_schema!(
+    PartId,
+    schemars::json_schema!({
+        "type": ["string", "integer"],
+        "minLength": 1,
+        "maxLength": PART_ID_MAX_BYTES,
+        "pattern": r"^[^\x00-\x1f\x7f-\x9f]+$",
+    })
+);
 
 /// Distinguishes a field that is null from an absent one.
 fn null_or_not<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
@@ -138,11 +158,13 @@ impl NewSample {
 }
 
 /// Body of `violations`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(example = serde_json::json!({ "rule_id": 1, "severity": "critical" }))]
 pub struct NewViolation {
     /// The violation's id; `<characteristic id>.<number>` if absent.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
+    #[schemars(with = "Option<PartId>")]
     pub violation_id: Option<String>,
     /// The number of a Nelson rule, 101, or the publisher's own number.
     pub rule_id: u32,
@@ -157,9 +179,11 @@ pub struct NewViolation {
     pub severity: Option<Severity>,
     /// The sample that shows the violation; if absent, the sample that contains this report, or else the last one.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
+    #[schemars(with = "Option<PartId>")]
     pub sample_id: Option<String>,
     /// When it was detected; now if absent.
     #[serde(default, deserialize_with = "crate::kind::optional_time")]
+    #[schemars(with = "Option<crate::kind::Time>")]
     pub timestamp: Option<DateTime<Utc>>,
 }
 

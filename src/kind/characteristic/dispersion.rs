@@ -3,6 +3,7 @@
 //! means. Only one rule is usually applied to it: a point beyond its limits
 //! ([`Rule::Dispersion`](super::nelson::Rule::Dispersion)).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::invalid;
@@ -58,6 +59,8 @@ impl Chart {
     }
 }
 
+crate::kind::unnamed_schema!(Chart, crate::kind::one_of(Chart::ALL.map(Chart::as_str)));
+
 impl Serialize for Chart {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
@@ -73,7 +76,7 @@ impl<'de> Deserialize<'de> for Chart {
 }
 
 /// A dispersion chart: its type and its lines. Messages, the API and the database share this form.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dispersion {
     /// `mr`, `r` or `s`.
@@ -136,7 +139,8 @@ impl Dispersion {
 }
 
 /// A point on a dispersion chart, with its zone.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "DispersionPoint")]
 pub struct Point {
     /// The type of chart.
     pub chart: Chart,

@@ -208,6 +208,8 @@ pub enum Zone {
     BeyondLcl,
 }
 
+crate::kind::unnamed_schema!(Zone, crate::kind::one_of(Zone::ALL.map(Zone::as_str)));
+
 impl Zone {
     /// All zones, from top to bottom.
     pub const ALL: [Zone; 8] = [

@@ -4,18 +4,19 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::dispersion::{Chart, Dispersion, Point};
 use super::{
-    ACK_UPDATE, Acknowledgement, CONTROL_LIMITS, Characteristic, LastSample, Method,
-    OUT_OF_CONTROL, SAMPLE, Severity, VIOLATION, Violation,
+    ACK_UPDATE, Acknowledgement, Baseline, CONTROL_LIMITS, Characteristic, LastSample, Method,
+    OUT_OF_CONTROL, Rule, SAMPLE, Severity, VIOLATION, Violation,
 };
 use crate::event::{Class, Draft, EventType, Payload};
 use crate::id::SubjectId;
 
 /// The fields of a characteristic's message: an envelope.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 pub struct Enveloped<P> {
     /// The payload.
     pub payload: P,
@@ -46,8 +47,9 @@ where
     Some(&enveloped.payload)
 }
 
-/// The payload of a `sample`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A measurement with its evaluation.
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "SamplePayload")]
 pub struct Sample {
     /// Its id.
     pub sample_id: Arc<str>,
@@ -83,23 +85,24 @@ pub struct Sample {
     pub violations: Vec<Opened>,
 }
 
-/// The payload of a `violation`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A broken rule.
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "ViolationPayload")]
 pub struct Opened {
     /// Its id.
     pub violation_id: Arc<str>,
     /// The characteristic.
     pub characteristic_id: SubjectId,
-    /// See [`Violation::sample_id`].
+    /// The sample that shows it, if it is known.
     pub sample_id: Option<Arc<str>>,
-    /// See [`Violation::chart`].
+    /// The dispersion chart, if it was detected on one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chart: Option<Chart>,
-    /// See [`Violation::rule_id`].
+    /// The number of a Nelson rule, 101, or the publisher's own number.
     pub rule_id: u32,
-    /// See [`Violation::rule_name`].
+    /// The rule's display name.
     pub rule_name: Arc<str>,
-    /// See [`Violation::severity`].
+    /// The severity.
     pub severity: Severity,
     /// When it was detected.
     #[serde(serialize_with = "crate::kind::as_timestamp")]
@@ -121,8 +124,9 @@ impl From<&Violation> for Opened {
     }
 }
 
-/// The payload of an `ack_update`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// An acknowledgement, or its withdrawal.
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "AckPayload")]
 pub struct Ack {
     /// The violation.
     pub violation_id: Arc<str>,
@@ -143,8 +147,9 @@ pub struct Ack {
     pub timestamp: DateTime<Utc>,
 }
 
-/// The payload of `control_limits`: the limits in force.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The limits in force.
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "LimitsPayload")]
 pub struct InForce {
     /// The characteristic.
     pub characteristic_id: SubjectId,
@@ -162,19 +167,82 @@ pub struct InForce {
     /// The number of samples they are based on.
     #[serde(default)]
     pub sample_count: u32,
-    /// See [`Limits::version`](super::Limits::version).
+    /// 1, 2, 3, …: each sample contains the version by which it was evaluated.
     pub limits_version: Option<u32>,
     /// The baseline that is being collected.
     pub baseline: Option<Collecting>,
 }
 
 /// A baseline in a message.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "Baseline")]
 pub struct Collecting {
     /// The method that will compute the limits.
     pub method: Method,
     /// The number of samples that it collects.
     pub samples: u32,
+}
+
+/// What is not in the event of its limits.
+#[derive(JsonSchema, Serialize)]
+pub(super) struct Details<'a> {
+    /// The characteristic.
+    characteristic_id: &'a SubjectId,
+    /// The display name.
+    name: Option<&'a str>,
+    /// The unit of its measurements.
+    unit: Option<&'a str>,
+    /// `in_control` or `out_of_control`.
+    status: &'static str,
+    /// Values per sample.
+    subgroup_size: u32,
+    /// The enabled rules.
+    rules: Vec<EnabledRule>,
+    /// The version of the limits in force.
+    limits_version: Option<u32>,
+    /// The number of samples that the baseline has collected, if there is one.
+    baseline_collected: Option<usize>,
+    /// The number of samples so far.
+    sample_count: u64,
+    /// The number of violations so far.
+    violation_count: u64,
+    /// When it was created.
+    #[serde(serialize_with = "crate::kind::as_timestamp")]
+    created_at: DateTime<Utc>,
+}
+
+#[derive(JsonSchema, Serialize)]
+#[schemars(inline)]
+struct EnabledRule {
+    /// Its number.
+    rule_id: u8,
+    /// The display name.
+    rule_name: &'static str,
+    /// The severity.
+    severity: Severity,
+}
+
+impl<'a> Details<'a> {
+    pub(super) fn of(id: &'a SubjectId, own: &'a Characteristic) -> Details<'a> {
+        let rule = |(rule, severity): &(Rule, Severity)| EnabledRule {
+            rule_id: rule.number(),
+            rule_name: rule.name(),
+            severity: *severity,
+        };
+        Details {
+            characteristic_id: id,
+            name: own.name.as_deref(),
+            unit: own.unit.as_deref(),
+            status: own.status(),
+            subgroup_size: own.subgroup_size,
+            rules: own.rules.iter().map(rule).collect(),
+            limits_version: own.limits.as_ref().map(|limits| limits.version),
+            baseline_collected: own.baseline.as_ref().map(Baseline::measured),
+            sample_count: own.sample_count,
+            violation_count: own.violation_count,
+            created_at: own.created_at,
+        }
+    }
 }
 
 pub(super) fn draft<P>(class: Class, status: &'static str, payload: P) -> Draft

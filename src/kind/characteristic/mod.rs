@@ -23,8 +23,9 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use num_bigint::BigInt;
+use schemars::{JsonSchema, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub use self::command::{
     Acknowledge, Command, NewSample, NewViolation, Register, RuleSetting, SetLimits,
@@ -32,6 +33,7 @@ pub use self::command::{
 use self::dispersion::{Chart, Dispersion};
 use self::exact::BigRational;
 use self::limits::ControlLimits;
+use self::message::Details;
 pub use self::message::{
     Ack, Collecting, Enveloped, InForce, Opened, Sample, limits_draft, sample_draft, severity,
     told, violation_draft,
@@ -39,7 +41,7 @@ pub use self::message::{
 use self::nelson::Rule;
 pub use self::rules::apply;
 use super::{At, Description, PartOf, RuleError, StatusText, Subject, Texts};
-use crate::event::{Draft, EventType, Fields, timestamp};
+use crate::event::{Draft, EventType, Fields};
 use crate::id::{Kind, SUBJECT_ID_MAX_BYTES, SubjectId};
 
 /// The kind's name in URLs and channels.
@@ -47,13 +49,16 @@ pub const KIND: Kind = Kind::new("characteristics");
 /// The parts of a characteristic are its violations.
 pub type Part = Violation;
 /// A measurement with its evaluation.
-pub static SAMPLE: EventType = EventType::new("sample");
+pub static SAMPLE: EventType = EventType::new::<Enveloped<Sample>>("sample");
 /// A rule was broken.
-pub static VIOLATION: EventType = EventType::new("violation").beside_ticks();
+pub static VIOLATION: EventType = EventType::new::<Enveloped<Opened>>("violation").beside_ticks();
 /// A violation was acknowledged. Subscribers to any characteristic receive it.
-pub static ACK_UPDATE: EventType = EventType::new("ack_update").beside_ticks().wide();
+pub static ACK_UPDATE: EventType = EventType::new::<Enveloped<Ack>>("ack_update")
+    .beside_ticks()
+    .wide();
 /// The limits in force changed, or a baseline was started.
-pub static CONTROL_LIMITS: EventType = EventType::new("control_limits").beside_ticks();
+pub static CONTROL_LIMITS: EventType =
+    EventType::new::<Enveloped<InForce>>("control_limits").beside_ticks();
 /// The description of this kind.
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
@@ -65,6 +70,7 @@ pub static DESCRIPTION: Description = Description {
     statuses: &[IN_CONTROL, OUT_OF_CONTROL],
     made_by: "put",
     verbs: &["samples", "violations", "limits"],
+    details: Details::json_schema,
     columns: &[],
 };
 /// The last sample breaks no rule, or there is nothing to evaluate it by.
@@ -85,8 +91,9 @@ pub const BASELINE_DEFAULT: u32 = 20;
 pub const VALUE_MAX: f64 = 1e300;
 
 /// The severity of a violation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum Severity {
     /// For information.
     Info,
@@ -176,6 +183,11 @@ impl Method {
         found.unwrap_or_else(|| Method::Named(text.into()))
     }
 }
+
+super::unnamed_schema!(
+    Method,
+    json_schema!({ "type": "string", "minLength": 1, "maxLength": NAME_MAX_BYTES })
+);
 
 impl Serialize for Method {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -489,20 +501,7 @@ impl Subject for Characteristic {
     }
 
     fn details(&self, id: &SubjectId) -> Value {
-        let rule = |(rule, severity): &(Rule, Severity)| json!({"rule_id": rule.number(), "rule_name": rule.name(), "severity": severity});
-        json!({
-            "characteristic_id": id,
-            "name": self.name,
-            "unit": self.unit,
-            "status": self.status(),
-            "subgroup_size": self.subgroup_size,
-            "rules": self.rules.iter().map(rule).collect::<Vec<_>>(),
-            "limits_version": self.limits.as_ref().map(|limits| limits.version),
-            "baseline_collected": self.baseline.as_ref().map(Baseline::measured),
-            "sample_count": self.sample_count,
-            "violation_count": self.violation_count,
-            "created_at": timestamp(self.created_at),
-        })
+        serde_json::to_value(Details::of(id, self)).expect("details are JSON")
     }
 }
 

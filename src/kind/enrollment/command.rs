@@ -1,10 +1,11 @@
 //! Commands to an enrollment session. Their fields are the bodies of the HTTP requests and of a batch's lines.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::Session;
+use super::{ATTEMPTS_MAX, LEASE_MAX_SECS, Session};
 use crate::id::SubjectId;
-use crate::kind::{Body, CommandOf};
+use crate::kind::{Body, CODE_MAX_BYTES, CommandOf};
 
 /// A command to a session. The fields are the bodies of the HTTP requests; unknown fields are rejected.
 #[derive(Debug, Clone)]
@@ -24,49 +25,61 @@ pub enum Command {
 }
 
 /// Body of `POST /api/enrollments`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(example = serde_json::json!({ "session_id": "42", "student_id": "4711", "total_attempts": 3 }))]
 pub struct Start {
     /// The session's id; generated (UUIDv7) if absent.
     #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
+    #[schemars(with = "Option<crate::kind::IdOrNumber>")]
     pub session_id: Option<SubjectId>,
     /// The device that takes the scans, if the session needs exclusive use of one.
     #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
+    #[schemars(with = "Option<crate::kind::IdOrNumber>")]
     pub device_id: Option<SubjectId>,
     /// The student who is enrolled.
     #[serde(default, deserialize_with = "crate::kind::text_or_number")]
+    #[schemars(with = "Option<crate::kind::TextOrNumber>")]
     pub student_id: Option<String>,
     /// The number of scans required; progress then counts them.
     #[serde(default)]
+    #[schemars(range(min = 1, max = ATTEMPTS_MAX))]
     pub total_attempts: Option<u32>,
     /// A human-readable message.
     #[serde(default)]
     pub message: Option<String>,
     /// The seconds of silence after which the session ends with `timeout`.
     #[serde(default)]
+    #[schemars(range(min = 1, max = LEASE_MAX_SECS))]
     pub lease_secs: Option<u32>,
 }
 
 /// Body of `progress`. Absent fields are left unchanged; every report renews the lease.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "status": "capturing" }))]
 pub struct Report {
     /// `ready`, `placing`, `capturing` or `processing`.
+    #[schemars(extend("enum" = serde_json::json!(["ready", "placing", "capturing", "processing", null])))]
     pub status: Option<String>,
     /// Percent complete, 0 to 100, if the session does not count scans.
+    #[schemars(range(min = 0, max = 100))]
     pub progress: Option<f64>,
     /// A human-readable message.
     pub message: Option<String>,
     /// The number of this scan, starting at 1. A status that precedes the current one starts the next scan even if this
     /// field is absent.
+    #[schemars(range(min = 1, max = ATTEMPTS_MAX))]
     pub attempt: Option<u32>,
     /// The number of scans required.
+    #[schemars(range(min = 1, max = ATTEMPTS_MAX))]
     pub total_attempts: Option<u32>,
 }
 
 /// Body of `complete`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "quality_score": 0.93 }))]
 pub struct Complete {
     /// The quality of the template, on the device's own scale.
     pub quality_score: Option<f64>,
@@ -75,10 +88,12 @@ pub struct Complete {
 }
 
 /// Body of `error`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "code": "timeout" }))]
 pub struct Failure {
-    /// A machine-readable code: one of [`ERROR_CODES`](super::ERROR_CODES) or the device's own; `error` if absent.
+    /// A machine-readable code, such as `timeout` or the device's own; `error` if absent.
+    #[schemars(length(min = 1, max = CODE_MAX_BYTES))]
     pub code: Option<String>,
     /// A human-readable message.
     #[serde(alias = "message")]
@@ -86,8 +101,9 @@ pub struct Failure {
 }
 
 /// Body of `cancel`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "message": "The student has left" }))]
 pub struct Cancel {
     /// A human-readable reason.
     pub message: Option<String>,

@@ -11,19 +11,23 @@
 //! jobs, the silence is measured in [uptime](crate::uptime) and checked lazily ([`Session::check_uptime`]).
 
 mod command;
+mod message;
 mod rules;
 
 use std::str::FromStr;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub use self::command::{Cancel, Command, Complete, Failure, Report, Start};
+pub use self::message::draft;
+use self::message::{Cancelled, Completed, Failed, Progressed};
 pub use self::rules::apply;
 use super::{Cell, Description, RuleError, Subject, Texts};
-use crate::event::{Class, Draft, EventType, timestamp};
+use crate::event::{Class, Draft, EventType};
 use crate::id::{Kind, SubjectId};
 use crate::uptime::Uptime;
 
@@ -32,13 +36,14 @@ pub const KIND: Kind = Kind::new("enrollments");
 /// Sessions have no parts.
 pub type Part = super::NoPart;
 /// A step of a session.
-pub static ENROLLMENT_PROGRESS: EventType = EventType::new("enrollment_progress");
+pub static ENROLLMENT_PROGRESS: EventType = EventType::new::<Progressed<'_>>("enrollment_progress");
 /// The end of a session that succeeded.
-pub static ENROLLMENT_COMPLETE: EventType = EventType::new("enrollment_complete");
+pub static ENROLLMENT_COMPLETE: EventType = EventType::new::<Completed<'_>>("enrollment_complete");
 /// The end of a session that failed.
-pub static ENROLLMENT_ERROR: EventType = EventType::new("enrollment_error");
+pub static ENROLLMENT_ERROR: EventType = EventType::new::<Failed<'_>>("enrollment_error");
 /// The end of a session that was cancelled.
-pub static ENROLLMENT_CANCELLED: EventType = EventType::new("enrollment_cancelled");
+pub static ENROLLMENT_CANCELLED: EventType =
+    EventType::new::<Cancelled<'_>>("enrollment_cancelled");
 /// The description of this kind.
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
@@ -63,6 +68,7 @@ pub static DESCRIPTION: Description = Description {
     ],
     made_by: "create",
     verbs: &["progress", "complete", "error", "cancel"],
+    details: Details::json_schema,
     columns: &[
         "Student", "Device", "Status", "Progress", "Scan", "Message", "Begun",
     ],
@@ -154,6 +160,8 @@ impl Status {
         }
     }
 }
+
+super::unnamed_schema!(Status, super::one_of(Status::ALL.map(Status::as_str)));
 
 impl Serialize for Status {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -258,12 +266,13 @@ impl Subject for Session {
     }
 
     fn details(&self, _: &SubjectId) -> Value {
-        json!({
-            "created_at": timestamp(self.created_at),
-            "heard_at": timestamp(self.heard_at),
-            "finished_at": self.finished_at.map(timestamp),
-            "lease_secs": self.lease_secs,
-        })
+        let details = Details {
+            created_at: self.created_at,
+            heard_at: self.heard_at,
+            finished_at: self.finished_at,
+            lease_secs: self.lease_secs,
+        };
+        serde_json::to_value(details).expect("details are JSON")
     }
 
     fn is_over(&self) -> bool {
@@ -306,57 +315,18 @@ impl Subject for Session {
     }
 }
 
-/// The session's fields in a message.
-#[derive(Serialize)]
-struct Fields<'a> {
-    session_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    progress: Option<u8>,
-    status: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    quality_score: Option<Option<f64>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    code: Option<&'a str>,
-    device_id: Option<&'a SubjectId>,
-    student_id: Option<&'a str>,
-    attempt: Option<u32>,
-    total_attempts: Option<u32>,
-}
-
-/// Returns a session's state as an event of `class`.
-pub fn draft(id: &SubjectId, session: &Session, class: Class) -> Draft {
-    let failed = session.status == Status::Error;
-    let event_type = match session.status {
-        Status::Complete => &ENROLLMENT_COMPLETE,
-        Status::Error => &ENROLLMENT_ERROR,
-        Status::Cancelled => &ENROLLMENT_CANCELLED,
-        _ => &ENROLLMENT_PROGRESS,
-    };
-    let gave_up = failed || session.status == Status::Cancelled;
-    let fields = Fields {
-        session_id: id.as_str(),
-        progress: (!gave_up).then_some(session.progress),
-        status: session.status.as_str(),
-        message: (!failed).then_some(&session.message),
-        quality_score: (session.status == Status::Complete).then_some(session.quality_score),
-        error: failed.then_some(&session.message),
-        code: session.error_code.as_deref(),
-        device_id: session.device_id.as_ref(),
-        student_id: session.student_id.as_deref(),
-        attempt: session.attempt,
-        total_attempts: session.total_attempts,
-    };
-    Draft {
-        event_type,
-        class,
-        status: session.status.as_str(),
-        category: None,
-        fields: serde_json::to_string(&fields)
-            .expect("a session is JSON")
-            .into(),
-    }
+/// A session's data that is not in its events.
+#[derive(JsonSchema, Serialize)]
+struct Details {
+    /// When it started.
+    #[serde(serialize_with = "crate::kind::as_timestamp")]
+    created_at: DateTime<Utc>,
+    /// When the device was last heard from.
+    #[serde(serialize_with = "crate::kind::as_timestamp")]
+    heard_at: DateTime<Utc>,
+    /// When it ended.
+    #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
+    finished_at: Option<DateTime<Utc>>,
+    /// The seconds of silence after which it ends.
+    lease_secs: u32,
 }

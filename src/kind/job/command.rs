@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-use super::{Job, JobError, JobType, Status};
+use super::{Job, JobError, JobType, Status, WORKER_MAX_BYTES};
 use crate::id::SubjectId;
 use crate::kind::{Body, CommandOf, PLAIN_ERROR_CODE};
 
@@ -33,16 +34,19 @@ pub enum Command {
 }
 
 /// Body of `POST /api/jobs`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(example = serde_json::json!({ "job_id": "42", "job_type": "document", "metadata": { "title": "Annual report" } }))]
 pub struct Create {
     /// The job's id; generated (UUIDv7) if absent.
     #[serde(default, deserialize_with = "crate::kind::optional_id_or_number")]
+    #[schemars(with = "Option<crate::kind::IdOrNumber>")]
     pub job_id: Option<SubjectId>,
     /// The job's type.
     pub job_type: JobType,
     /// `pending` (the default), `queued` or `in_progress`.
     #[serde(default)]
+    #[schemars(with = "Option<NewStatus>")]
     pub status: Option<Status>,
     /// A human-readable message.
     #[serde(default)]
@@ -57,6 +61,15 @@ pub struct Create {
     #[serde(default)]
     pub timeout_secs: Option<u32>,
 }
+
+/// The schema of the status of a new job.
+struct NewStatus;
+
+crate::kind::unnamed_schema!(NewStatus, {
+    let lower = [Status::Pending, Status::Queued, Status::InProgress].map(Status::as_str);
+    let upper = lower.map(str::to_ascii_uppercase);
+    crate::kind::one_of(lower.into_iter().chain(upper.iter().map(String::as_str)))
+});
 
 impl Create {
     /// Returns a command with only the job's type.
@@ -74,8 +87,9 @@ impl Create {
 }
 
 /// Body of `queue` and `retry`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "message": "Waiting for a worker" }))]
 pub struct Note {
     /// A human-readable message.
     pub message: Option<String>,
@@ -84,12 +98,14 @@ pub struct Note {
 }
 
 /// Body of `start`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "worker": "host-1:4711", "message": "Reading" }))]
 pub struct Start {
     /// The attempt that the report is about; rejected if it is not the current one.
     pub attempt: Option<u32>,
     /// The name by which the worker identifies itself; the token's `sub` if absent.
+    #[schemars(length(min = 1, max = WORKER_MAX_BYTES))]
     pub worker: Option<String>,
     /// Creates the job if it does not exist.
     pub job_type: Option<JobType>,
@@ -100,17 +116,20 @@ pub struct Start {
 }
 
 /// Body of `progress`. Absent fields are left unchanged.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "attempt": 1, "progress": 40, "message": "Page 4 of 10" }))]
 pub struct Progress {
     /// The attempt that the report is about; rejected if it is not the current one.
     pub attempt: Option<u32>,
     /// The name by which the worker identifies itself; the token's `sub` if absent.
+    #[schemars(length(min = 1, max = WORKER_MAX_BYTES))]
     pub worker: Option<String>,
     /// Creates the job if it does not exist, and starts it.
     pub job_type: Option<JobType>,
     /// Percent complete, 0 to 100; `null` means unknown, as long as no progress has been reported.
     #[serde(deserialize_with = "present")]
+    #[schemars(range(min = 0, max = 100))]
     pub progress: Option<Option<f64>>,
     /// A human-readable message.
     pub message: Option<String>,
@@ -119,12 +138,14 @@ pub struct Progress {
 }
 
 /// Body of `complete`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "attempt": 1, "result": { "pages": 10 } }))]
 pub struct Complete {
     /// The attempt that the report is about; rejected if it is not the current one.
     pub attempt: Option<u32>,
     /// The name by which the worker identifies itself; the token's `sub` if absent.
+    #[schemars(length(min = 1, max = WORKER_MAX_BYTES))]
     pub worker: Option<String>,
     /// The result of the work: any JSON.
     pub result: Option<Value>,
@@ -135,17 +156,20 @@ pub struct Complete {
 }
 
 /// Body of `fail`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[schemars(example = serde_json::json!({ "attempt": 1, "error": { "code": "no_paper", "message": "The printer has no paper" } }))]
 pub struct Fail {
     /// The attempt that the report is about; rejected if it is not the current one.
     #[serde(default)]
     pub attempt: Option<u32>,
     /// The name by which the worker identifies itself; the token's `sub` if absent.
     #[serde(default)]
+    #[schemars(length(min = 1, max = WORKER_MAX_BYTES))]
     pub worker: Option<String>,
     /// The error: `{code, message, details}`, or only the message.
     #[serde(deserialize_with = "error_or_message")]
+    #[schemars(with = "ErrorOrMessage")]
     pub error: JobError,
     /// A human-readable message; the error's message if absent.
     #[serde(default)]
@@ -156,12 +180,14 @@ pub struct Fail {
 }
 
 /// Body of `cancel`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "message": "No longer needed" }))]
 pub struct Cancel {
     /// The attempt that the report is about; rejected if it is not the current one.
     pub attempt: Option<u32>,
     /// The name by which the worker identifies itself; the token's `sub` if absent.
+    #[schemars(length(min = 1, max = WORKER_MAX_BYTES))]
     pub worker: Option<String>,
     /// A human-readable reason.
     pub message: Option<String>,
@@ -172,6 +198,20 @@ pub struct Cancel {
 /// Distinguishes `null` from an absent field.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<f64>>, D::Error> {
     Option::<f64>::deserialize(deserializer).map(Some)
+}
+
+/// The schema of an error in a body.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(
+    dead_code,
+    reason = "`error_or_message` reads it, with a clearer message if it cannot"
+)]
+enum ErrorOrMessage {
+    /// The message.
+    Message(String),
+    /// Code and message.
+    Error(JobError),
 }
 
 /// Reads an error. One that consists only of a message gets the default code.

@@ -26,16 +26,19 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use schemars::{JsonSchema, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 pub use self::command::{Cancel, Command, Complete, Create, Fail, Note, Progress, Start};
 pub use self::estimate::{Course, Estimator, Eta, EtaSource, History, Past};
 pub use self::reporters::{REPORTERS_MAX, Reporters, SUB_MAX_BYTES, WORKER_MAX_BYTES};
 pub use self::rules::apply;
-use super::{Description, PLAIN_ERROR_CODE, RuleError, Subject, Texts, is_plain_name};
-use crate::event::{Class, Draft, EventType, Payload, timestamp};
+use super::{
+    CODE_MAX_BYTES, Description, PLAIN_ERROR_CODE, RuleError, Subject, Texts, is_plain_name,
+};
+use crate::event::{Class, Draft, EventType, Payload};
 use crate::id::{Kind, SubjectId, is_visible};
 use crate::uptime::Uptime;
 
@@ -44,7 +47,7 @@ pub const KIND: Kind = Kind::new("jobs");
 /// Jobs have no parts.
 pub type Part = super::NoPart;
 /// The type of every event of a job.
-pub static JOB_PROGRESS: EventType = EventType::new("job_progress");
+pub static JOB_PROGRESS: EventType = EventType::new::<Report>("job_progress");
 /// The description of this kind.
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
@@ -65,6 +68,7 @@ pub static DESCRIPTION: Description = Description {
     verbs: &[
         "queue", "start", "progress", "complete", "fail", "cancel", "retry",
     ],
+    details: Details::json_schema,
     columns: &[],
 };
 /// The longest `job_type`, in bytes.
@@ -127,6 +131,12 @@ impl Status {
         }
     }
 }
+
+super::unnamed_schema!(Status, {
+    let lower = Status::ALL.map(|status| status.as_str().to_owned());
+    let upper = lower.clone().map(|name| name.to_ascii_uppercase());
+    super::one_of(lower.iter().chain(&upper).map(String::as_str))
+});
 
 impl FromStr for Status {
     type Err = RuleError;
@@ -200,17 +210,24 @@ impl TryFrom<String> for JobType {
     }
 }
 
+super::unnamed_schema!(JobType, {
+    let pattern = format!("^[A-Za-z0-9._:~-]{{1,{TYPE_MAX_BYTES}}}$");
+    json_schema!({ "type": "string", "pattern": pattern })
+});
+
 /// Why a job failed or was cancelled.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobError {
     /// A machine-readable code: `timeout`, `cancelled`, or the worker's own; `error` by default.
     #[serde(default = "plain_code")]
+    #[schemars(length(min = 1, max = CODE_MAX_BYTES))]
     pub code: Arc<str>,
     /// A human-readable message.
     pub message: Arc<str>,
     /// What the worker says in addition: any JSON, for example the last output of a command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
     pub details: Option<Arc<RawValue>>,
 }
 
@@ -313,13 +330,14 @@ impl Subject for Job {
     }
 
     fn details(&self, _: &SubjectId) -> Value {
-        json!({
-            "created_at": timestamp(self.created_at),
-            "heard_at": timestamp(self.heard_at),
-            "started_at": self.started_at.map(timestamp),
-            "finished_at": self.finished_at.map(timestamp),
-            "worker": self.reporters.worker(),
-        })
+        let details = Details {
+            created_at: self.created_at,
+            heard_at: self.heard_at,
+            started_at: self.started_at,
+            finished_at: self.finished_at,
+            worker: self.reporters.worker(),
+        };
+        serde_json::to_value(details).expect("details are JSON")
     }
 
     fn is_over(&self) -> bool {
@@ -367,38 +385,60 @@ impl Subject for Job {
     }
 }
 
-/// The payload of a `job_progress`: the state of the job at that time.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A job's data that is not in its events.
+#[derive(JsonSchema, Serialize)]
+struct Details<'a> {
+    /// When it was created.
+    #[serde(serialize_with = "crate::kind::as_timestamp")]
+    created_at: DateTime<Utc>,
+    /// When the worker, or any other client that acted on it, was last heard from.
+    #[serde(serialize_with = "crate::kind::as_timestamp")]
+    heard_at: DateTime<Utc>,
+    /// When this attempt started to run.
+    #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
+    started_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
+    finished_at: Option<DateTime<Utc>>,
+    /// The worker that reported last in this attempt, if its reports name it.
+    worker: Option<&'a str>,
+}
+
+/// The state of a job at that time.
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "JobProgress")]
 pub struct Report {
     /// The job.
     pub job_id: SubjectId,
-    /// See [`Job::job_type`].
+    /// Its type, for example `document`.
     pub job_type: JobType,
-    /// See [`Job::status`].
+    /// The status.
     pub status: Status,
-    /// See [`Job::progress`].
+    /// Percent complete, 0 to 100; null if unknown.
+    #[schemars(range(min = 0, max = 100))]
     pub progress: Option<f64>,
-    /// See [`Job::message`].
+    /// The newest human-readable message.
     pub message: Arc<str>,
-    /// See [`Job::metadata`].
+    /// The producer's own data.
+    #[schemars(with = "serde_json::Map<String, Value>")]
     pub metadata: Arc<RawValue>,
-    /// See [`Job::attempt`].
+    /// 1, incremented with every retry.
     pub attempt: u32,
-    /// See [`Eta::at`].
+    /// When the job is expected to be done; null if no estimate is possible.
     #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
     pub eta_at: Option<DateTime<Utc>>,
-    /// See [`Eta::low_at`].
+    /// The beginning of the 80 % interval around `eta_at`.
     #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
     pub eta_low_at: Option<DateTime<Utc>>,
-    /// See [`Eta::high_at`].
+    /// The end of the 80 % interval around `eta_at`.
     #[serde(serialize_with = "crate::kind::as_optional_timestamp")]
     pub eta_high_at: Option<DateTime<Utc>>,
-    /// See [`Eta::source`].
+    /// What the estimate is based on.
     pub eta_source: Option<EtaSource>,
-    /// See [`Job::stalled`].
+    /// Whether the running job has been silent for too long.
     #[serde(default)]
     pub stalled: bool,
-    /// See [`Job::cancel_requested`].
+    /// Whether the worker is asked to stop.
     #[serde(default)]
     pub cancel_requested: bool,
     /// The worker's result, once the job is completed.

@@ -24,8 +24,9 @@ mod timing;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub use self::rules::{CLOCK_BACK_SECS, MISSED_AGAIN_SECS, apply};
 use self::timing::Timing;
@@ -41,7 +42,7 @@ pub const KIND: Kind = Kind::new("schedules");
 /// Schedules have no parts.
 pub type Part = super::NoPart;
 /// The type of every event of a schedule.
-pub static SCHEDULE_UPDATE: EventType = EventType::new("schedule_update");
+pub static SCHEDULE_UPDATE: EventType = EventType::new::<Update>("schedule_update");
 /// The description of this kind.
 pub static DESCRIPTION: Description = Description {
     kind: KIND,
@@ -53,6 +54,7 @@ pub static DESCRIPTION: Description = Description {
     statuses: &["on_time", "late", "missed", "removed"],
     made_by: "put",
     verbs: &["remove"],
+    details: Details::json_schema,
     columns: &["Jobs", "Status", "Next run", "Last run", "Rule"],
 };
 /// The status of a schedule that has ended.
@@ -63,8 +65,9 @@ pub const GRACE_DEFAULT_SECS: u32 = 300;
 pub const GRACE_MAX_SECS: u32 = 30 * 86_400;
 
 /// A schedule's status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "ScheduleStatus")]
 pub enum Status {
     /// Nothing is overdue.
     OnTime,
@@ -109,7 +112,8 @@ pub struct Observed {
 }
 
 /// A run: a job that has started.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "ScheduleRun")]
 pub struct Run {
     /// The job.
     pub job_id: SubjectId,
@@ -136,28 +140,33 @@ impl Run {
 }
 
 /// Body of `PUT /api/schedules/<job_type>`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(example = serde_json::json!({ "cron": "0 3 * * *", "time_zone": "Europe/Berlin", "grace_secs": 900 }))]
 pub struct Put {
     /// A cron expression of five fields. Either this or `period_secs` is required.
     pub cron: Option<String>,
     /// The time zone of `cron`, by its IANA name; UTC if absent.
     pub time_zone: Option<String>,
     /// The seconds from the start of a run to that of the next one.
+    #[schemars(range(min = 60, max = 31_622_400))]
     pub period_secs: Option<u32>,
     /// The seconds after which a run that has not started is missed.
+    #[schemars(range(max = GRACE_MAX_SECS))]
     pub grace_secs: Option<u32>,
     /// The seconds after its start by which a run should have ended; as `grace_secs` if absent.
+    #[schemars(range(max = GRACE_MAX_SECS))]
     pub max_run_secs: Option<u32>,
 }
 
 /// Body of `remove`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Remove {}
 
 /// What a schedule is by: set by its publisher.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "ScheduleRule")]
 pub struct Rule {
     /// A cron expression of five fields, separated by single blanks.
     pub cron: Option<Arc<str>>,
@@ -165,9 +174,9 @@ pub struct Rule {
     pub time_zone: Option<Arc<str>>,
     /// The seconds from the start of a run to that of the next one, if there is no cron expression.
     pub period_secs: Option<u32>,
-    /// See [`Put::grace_secs`].
+    /// The seconds after which a run that has not started is missed.
     pub grace_secs: u32,
-    /// See [`Put::max_run_secs`].
+    /// The seconds after its start by which a run should have ended.
     pub max_run_secs: u32,
 }
 
@@ -249,7 +258,10 @@ impl Subject for Schedule {
     }
 
     fn details(&self, _: &SubjectId) -> Value {
-        json!({ "created_at": timestamp(self.created_at) })
+        let details = Details {
+            created_at: self.created_at,
+        };
+        serde_json::to_value(details).expect("details are JSON")
     }
 
     fn cells(&self) -> Vec<Vec<Cell>> {
@@ -302,27 +314,36 @@ impl Subject for Schedule {
     }
 }
 
-/// The payload of a `schedule_update`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A schedule's data that is not in its events.
+#[derive(JsonSchema, Serialize)]
+struct Details {
+    /// When it was created.
+    #[serde(serialize_with = "super::as_timestamp")]
+    created_at: DateTime<Utc>,
+}
+
+/// The state of a schedule.
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
+#[schemars(rename = "ScheduleUpdate")]
 pub struct Update {
     /// The schedule, by the type of its jobs.
     pub schedule_id: SubjectId,
-    /// See [`Schedule::status`].
+    /// The status.
     pub status: Status,
     /// What the status means, in words.
     pub message: Arc<str>,
-    /// See [`Schedule::due_at`]; null if it is removed.
+    /// When the next run is expected to start; null if it is removed.
     #[serde(serialize_with = "super::as_optional_timestamp")]
     pub due_at: Option<DateTime<Utc>>,
-    /// See [`Schedule::missed_since`].
+    /// When the first of the runs that were missed in a row was expected.
     #[serde(serialize_with = "super::as_optional_timestamp")]
     pub missed_since: Option<DateTime<Utc>>,
-    /// See [`Schedule::missed_at`].
+    /// When the last of them was expected.
     #[serde(serialize_with = "super::as_optional_timestamp")]
     pub missed_at: Option<DateTime<Utc>>,
-    /// See [`Schedule::last_run`].
+    /// The run that started last.
     pub last_run: Option<Run>,
-    /// See [`Schedule::rule`].
+    /// What is expected.
     #[serde(flatten)]
     pub rule: Rule,
 }

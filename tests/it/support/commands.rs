@@ -1,5 +1,6 @@
 //! Commands that need no HTTP request.
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tidings::kind::{Body, Command, job};
@@ -10,7 +11,7 @@ struct Fields(Value);
 impl Body for Fields {
     type Error = serde_json::Error;
 
-    fn read<T: DeserializeOwned>(self) -> Result<T, serde_json::Error> {
+    fn read<T: DeserializeOwned + JsonSchema>(self) -> Result<T, serde_json::Error> {
         serde_json::from_value(self.0)
     }
 }

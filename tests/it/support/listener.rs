@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::{self, Message, client::IntoClientRequest};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::PATIENCE;
+use super::contract::{Messages, check_message, knows_message};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transport {
@@ -34,6 +35,7 @@ type Bytes = Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>;
 /// An open subscription. It returns messages one by one, whatever the transport.
 pub(crate) struct Listener {
     inner: Inner,
+    base: String,
     /// The cursor to resume from.
     pub(crate) cursor: Option<String>,
 }
@@ -87,7 +89,11 @@ pub(crate) async fn receive(socket: &mut Socket) -> Result<Value, Option<u16>> {
             .await
             .expect("a message in time")
         {
-            Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),
+            Some(Ok(Message::Text(text))) => {
+                let message = serde_json::from_str(&text).unwrap();
+                check_message(&message);
+                return Ok(message);
+            }
             Some(Ok(Message::Close(frame))) => return Err(frame.map(|frame| frame.code.into())),
             Some(Ok(_)) => {}
             Some(Err(_)) | None => return Err(None),
@@ -203,15 +209,20 @@ impl Listener {
         };
         Listener {
             inner,
+            base: base.to_owned(),
             cursor: cursor.map(str::to_owned),
         }
     }
 
     /// Returns the next message, or none at the end of the stream.
     pub(crate) async fn next(&mut self) -> Option<Value> {
-        timeout(PATIENCE, self.next_message())
+        let message = timeout(PATIENCE, self.next_message())
             .await
-            .expect("a message in time")
+            .expect("a message in time");
+        if let Some(message) = &message {
+            check(&self.base, message).await;
+        }
+        message
     }
 
     async fn next_message(&mut self) -> Option<Value> {
@@ -322,6 +333,16 @@ impl Listener {
     pub(crate) async fn until_ready(&mut self) -> Vec<Value> {
         self.take_until(|message| message["type"] == "ready").await
     }
+}
+
+/// Checks a message against the description of this program, or that of the server if it knows more kinds.
+async fn check(base: &str, message: &Value) {
+    if knows_message(message) {
+        return check_message(message);
+    }
+    let document = reqwest::get(format!("{base}/asyncapi.json")).await;
+    let document: Value = document.unwrap().json().await.unwrap();
+    Messages::of(&document).check(message);
 }
 
 /// Returns the HTTP status with which a WebSocket handshake is rejected.

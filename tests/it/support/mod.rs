@@ -3,6 +3,7 @@
 pub(crate) mod bus;
 pub(crate) mod clients;
 pub(crate) mod commands;
+pub(crate) mod contract;
 pub(crate) mod devtools;
 pub(crate) mod listener;
 pub(crate) mod memory;
@@ -216,11 +217,18 @@ impl Drop for Server {
 
 /// Sends a request. Returns the status and the JSON of the response.
 pub(crate) async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
-    let response = request.send().await.unwrap();
+    let (client, request) = request.build_split();
+    let request = request.unwrap();
+    let (method, path) = (
+        request.method().to_string(),
+        request.url().path().to_owned(),
+    );
+    let response = client.execute(request).await.unwrap();
     let status = response.status().as_u16();
     let text = response.text().await.unwrap();
     let json =
         serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {status} {text:?}"));
+    contract::check_answer(&method, &path, status, &json);
     (status, json)
 }
 

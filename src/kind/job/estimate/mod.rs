@@ -20,6 +20,7 @@ mod pace;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::history::Tenths;
@@ -90,8 +91,9 @@ const LOOK_GROWTH: f64 = 0.3;
 const WORTH_TELLING: f64 = 1.1;
 
 /// The basis of an estimate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum EtaSource {
     /// This attempt's own progress.
     Rate,

@@ -1,0 +1,288 @@
+//! The OpenAPI document.
+
+use rocket::Route;
+use rocket::http::Method;
+use serde_json::{Map, Value, json};
+
+use super::operation::Operation;
+use super::parts::Handler;
+use super::schemas::{self, Schemas};
+use crate::id::{SchoolId, SubjectId};
+use crate::kind::{self, DESCRIPTIONS, Description};
+
+/// An OpenAPI document while it is made.
+pub(in crate::http) struct Document {
+    schemas: Schemas,
+    paths: Map<String, Value>,
+    tags: Vec<Value>,
+}
+
+/// Returns the document of all routes, mounted at `base`.
+pub(in crate::http) fn document(base: &str) -> Value {
+    let mut document = Document {
+        schemas: Schemas::new(),
+        paths: Map::new(),
+        tags: Vec::new(),
+    };
+    for own in DESCRIPTIONS {
+        let page = format!("{}, their states and their reports.", own.title);
+        document.tag(own.title, &page);
+    }
+    crate::http::describe(&mut document);
+    document.finish(base)
+}
+
+impl Document {
+    /// Adds a group of operations.
+    pub(in crate::http) fn tag(&mut self, name: &str, about: &str) {
+        self.tags
+            .push(json!({ "name": name, "description": about }));
+    }
+
+    /// Describes a route and its handler.
+    pub(in crate::http) fn route<Parts>(
+        &mut self,
+        routes: Vec<Route>,
+        handler: &impl Handler<Parts>,
+        describe: impl FnOnce(&mut Operation<'_>),
+    ) {
+        let route = &routes[0];
+        let path = path_of(route);
+        self.at(route.method, &path, handler, &[], describe);
+    }
+
+    /// Describes routes whose answers are pages for people.
+    #[cfg(feature = "monitor")]
+    pub(in crate::http) fn pages(&mut self, tag: &'static str, about: &str, routes: &[Route]) {
+        self.tag(tag, about);
+        for route in routes {
+            let name = route.name.as_deref().unwrap_or_default().to_owned();
+            let path = path_of(route).replace("{_}", "{collection}");
+            let form = route.method == Method::Post;
+            self.at(route.method, &path, &Page { form }, &[], |operation| {
+                let html = || json!({ "type": "string" });
+                for field in route.uri.query().into_iter().flat_map(|own| own.split('&')) {
+                    let name = field.trim_matches(['<', '>', '.']);
+                    operation.parameter("query", name, false, "", html());
+                }
+                operation
+                    .named(format!("monitor.{name}"), tag, format!("Page: {name}"))
+                    .answers("2XX", "The page, or a file for it.", "*/*", html())
+                    .answers("3XX", "Another page.", "*/*", html())
+                    .answers("4XX", "A page that says what is wrong.", "*/*", html())
+                    .answers(
+                        "5XX",
+                        "A page that says that the server failed.",
+                        "*/*",
+                        html(),
+                    );
+                if form {
+                    let fields = json!({ "type": "object" });
+                    operation.body("application/x-www-form-urlencoded", fields);
+                }
+            });
+        }
+    }
+
+    /// Describes a route for several URLs, in which `<x..>` is replaced by each of `rests`.
+    pub(in crate::http) fn rests<Parts>(
+        &mut self,
+        routes: Vec<Route>,
+        handler: &impl Handler<Parts>,
+        rests: &[String],
+        describe: impl Fn(&str, &mut Operation<'_>),
+    ) {
+        let route = &routes[0];
+        let path = path_of(route);
+        let (start, _) = path.rsplit_once("/{").expect("the path has a rest");
+        for rest in rests {
+            let path = format!("{start}{rest}");
+            self.at(route.method, &path, handler, &[], |own| describe(rest, own));
+        }
+    }
+
+    /// Describes a route once for each kind, and if its path has a verb, once for each of the kind's verbs.
+    pub(in crate::http) fn kinds<Parts>(
+        &mut self,
+        routes: Vec<Route>,
+        handler: &impl Handler<Parts>,
+        describe: impl Fn(&'static Description, &mut Operation<'_>),
+    ) {
+        let route = &routes[0];
+        let path = path_of(route);
+        for own in DESCRIPTIONS {
+            let path = path
+                .replace("{_}", own.kind.collection())
+                .replace("{id}", &format!("{{{}}}", own.id_field));
+            let verbs: &[&str] = match (route.method, path.contains("{verb}")) {
+                (Method::Post, true) => own.verbs,
+                (Method::Post, false) if own.made_by == "create" => &["create"],
+                (Method::Put, _) if own.made_by == "put" => &["put"],
+                (Method::Get, _) => &[""],
+                (Method::Delete, _) if own.verbs.contains(&"remove") => &["remove"],
+                _ => &[],
+            };
+            for verb in verbs {
+                let body = self.schemas.command(own.kind, verb);
+                if body.is_none() && route.method != Method::Get {
+                    // Another route takes this verb.
+                    continue;
+                }
+                // What is removed by `DELETE` is said by the URL alone.
+                let body = body.filter(|_| route.method != Method::Delete);
+                let path = path.replace("{verb}", verb);
+                self.at(route.method, &path, handler, own.statuses, |operation| {
+                    if let Some(schema) = body {
+                        let name = format!("{}.{verb}", own.kind.collection());
+                        let summary = format!("{}: `{verb}`", own.noun);
+                        operation.named(name, own.title, summary);
+                        if let Some(about) = schema["description"].as_str() {
+                            operation.about(about);
+                        }
+                        operation.body(super::JSON, schema);
+                    }
+                    describe(own, operation);
+                });
+            }
+        }
+    }
+
+    fn at<Parts>(
+        &mut self,
+        method: Method,
+        path: &str,
+        handler: &impl Handler<Parts>,
+        statuses: &[&'static str],
+        describe: impl FnOnce(&mut Operation<'_>),
+    ) {
+        let mut operation = Operation::new(&mut self.schemas);
+        let all: Vec<&str> = match statuses {
+            [] => kind::DESCRIPTIONS
+                .iter()
+                .flat_map(|own| own.statuses)
+                .copied()
+                .collect(),
+            own => own.to_vec(),
+        };
+        operation.of_statuses(all);
+        for name in path
+            .split('{')
+            .skip(1)
+            .filter_map(|rest| rest.split('}').next())
+        {
+            let schema = match name {
+                "school" | "school_id" => schema_of::<SchoolId>(),
+                _ => schema_of::<SubjectId>(),
+            };
+            operation.parameter("path", name, true, "", schema);
+        }
+        handler.describe(&mut operation);
+        describe(&mut operation);
+        let operation = operation.finish();
+        let method = method.as_str().to_ascii_lowercase();
+        let path = self.paths.entry(path).or_insert_with(|| json!({}));
+        assert!(path.get(&method).is_none(), "a route is described once");
+        path[method] = operation;
+    }
+
+    fn finish(self, base: &str) -> Value {
+        let server = if base.is_empty() { "/" } else { base };
+        let mut document = json!({
+            "openapi": "3.1.0",
+            "info": {
+                "title": "Tidings",
+                "version": env!("CARGO_PKG_VERSION"),
+                "summary": "Live progress and status",
+                "description": "Workers report over HTTP. Clients follow over Server-Sent Events, WebSocket or long poll; `/asyncapi.json` describes the messages.",
+                "license": { "name": env!("CARGO_PKG_LICENSE"), "identifier": env!("CARGO_PKG_LICENSE") },
+            },
+            "servers": [{ "url": server }],
+            "tags": self.tags,
+            "paths": self.paths,
+            "components": {
+                "securitySchemes": security_schemes(),
+                "examples": self.schemas.examples(),
+                "schemas": self.schemas.finish(),
+            },
+        });
+        schemas::tidy(&mut document);
+        document
+    }
+}
+
+/// A page's handler. Its parameters are of no concern to programs.
+#[cfg(feature = "monitor")]
+struct Page {
+    form: bool,
+}
+
+#[cfg(feature = "monitor")]
+impl Handler<()> for Page {
+    fn describe(&self, operation: &mut Operation<'_>) {
+        operation.secured(&["cookie"]);
+        if self.form {
+            operation.takes_body();
+        }
+    }
+}
+
+fn schema_of<T: schemars::JsonSchema>() -> Value {
+    T::json_schema(&mut schemars::SchemaGenerator::default()).to_value()
+}
+
+/// Returns the path of a route as the document writes it. Where the route names a collection, `<id>` has the name of the
+/// id in its messages.
+fn path_of(route: &Route) -> String {
+    let parts: Vec<&str> = route.uri.path().split('/').collect();
+    let mut path: Vec<String> = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let collection = index.checked_sub(1).map_or("", |before| parts[before]);
+        let id = match (*part, kind::known_kind(collection)) {
+            ("<id>", Some(kind)) => Some(kind::description(kind).id_field),
+            ("<id>", None) if collection == "violations" => Some("violation_id"),
+            _ => None,
+        };
+        path.push(match id {
+            Some(id) => format!("{{{id}}}"),
+            None => part.replace('<', "{").replace('>', "}"),
+        });
+    }
+    path.join("/")
+}
+
+fn security_schemes() -> Value {
+    let cookie = crate::config::Settings::default().cookie_name;
+    json!({
+        "bearer": {
+            "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
+            "description": "A token in the `Authorization` header.",
+        },
+        "token": {
+            "type": "apiKey", "in": "query", "name": "token",
+            "description": "A token, for clients that cannot send a header.",
+        },
+        "cookie": {
+            "type": "apiKey", "in": "cookie", "name": cookie,
+            "description": "A token in a cookie, whose name is a setting. Pages of other origins cannot write with it.",
+        },
+        "ticket": {
+            "type": "apiKey", "in": "query", "name": "ticket",
+            "description": "A ticket of `POST /api/tickets`, for streams only.",
+        },
+        "subprotocol": {
+            "type": "apiKey", "in": "header", "name": "Sec-WebSocket-Protocol",
+            "description": "`bearer.<token>`, for WebSockets.",
+        },
+    })
+}
+
+/// Returns the kinds' ids in a path, for the routes of streams.
+pub(in crate::http) fn scopes() -> Vec<String> {
+    let mut scopes = vec![String::new(), "/schools/{school_id}".to_owned()];
+    for kind in kind::KINDS {
+        let (collection, id) = (kind.collection(), kind::description(*kind).id_field);
+        scopes.push(format!("/{collection}"));
+        scopes.push(format!("/{collection}/{{{id}}}"));
+    }
+    scopes
+}

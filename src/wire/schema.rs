@@ -1,0 +1,225 @@
+//! The schemas of messages, from the types that are encoded.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::{Value, json};
+
+use super::client::ClientJson;
+use super::control::{ControlJson, PublishedJson};
+use super::form::{self, Form, InitialState};
+use crate::event::EventType;
+use crate::id::SchoolId;
+use crate::kind::{self, Description};
+
+/// What every event has in addition to its own fields. `wire::json` writes it.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "it is only a schema")]
+struct EventFields {
+    /// The message's type.
+    r#type: String,
+    /// Where a reader that has received this event resumes.
+    cursor: String,
+    /// The school in whose log it is.
+    school_id: SchoolId,
+    /// Its number in the log: 1, 2, 3, … without gaps, in commit order.
+    seq: u64,
+    /// When it happened: RFC 3339, UTC, milliseconds.
+    timestamp: chrono::DateTime<chrono::Utc>,
+    /// True for a state that is repeated, absent for a change.
+    #[schemars(skip_serializing_if = "std::ops::Not::not", extend("const" = true))]
+    snapshot: bool,
+    /// True if large fields were left out (`max_event_bytes`).
+    #[schemars(skip_serializing_if = "std::ops::Not::not", extend("const" = true))]
+    truncated: bool,
+}
+
+/// Returns the name of a message's schema: `JobProgress` for `job_progress`.
+pub(crate) fn title(name: &str) -> String {
+    let capitalised = |word: &str| {
+        let mut letters = word.chars();
+        let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+        first.into_iter().chain(letters).collect::<String>()
+    };
+    name.split('_').map(capitalised).collect()
+}
+
+/// Returns the schema of an event of this type, in the standard form.
+pub(crate) fn event(own: &EventType, generator: &mut SchemaGenerator) -> Value {
+    let fields = (own.fields)(generator);
+    message(own.name, &fields, generator)
+}
+
+/// Returns the schema of an event with this `type` and these fields.
+pub(super) fn message(name: &str, fields: &Schema, generator: &mut SchemaGenerator) -> Value {
+    let mut all = EventFields::json_schema(generator).to_value();
+    let own = fields.as_value();
+    let (properties, required) = (own["properties"].as_object(), own["required"].as_array());
+    let properties = properties.expect("the fields of an event are an object");
+    for (name, schema) in properties {
+        // The event's own fields are part of its envelope.
+        all["properties"][name] = schema.clone();
+    }
+    let names = all["required"]
+        .as_array_mut()
+        .expect("the envelope is required");
+    for name in required.into_iter().flatten() {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    all["properties"]["type"] = json!({ "const": name });
+    all["title"] = title(name).into();
+    all["description"] = own["description"].clone();
+    if let Some(members) = all.as_object_mut() {
+        members.remove("additionalProperties");
+        members.retain(|_, value| !value.is_null());
+    }
+    absent_for_null(&mut all);
+    all
+}
+
+/// Removes `null` from the values of members that may be absent: they are left out instead.
+pub(crate) fn absent_for_null(schema: &mut Value) {
+    match schema {
+        Value::Object(members) => {
+            let required = members.get("required").cloned().unwrap_or_default();
+            let is_required = |name: &str| {
+                let mut names = required.as_array().into_iter().flatten();
+                names.any(|own| *own == name)
+            };
+            let properties = members.get_mut("properties").and_then(Value::as_object_mut);
+            for (name, own) in properties.into_iter().flatten() {
+                if !is_required(name) {
+                    without_null(own);
+                }
+            }
+            members.values_mut().for_each(absent_for_null);
+        }
+        Value::Array(items) => items.iter_mut().for_each(absent_for_null),
+        _ => {}
+    }
+}
+
+fn without_null(schema: &mut Value) {
+    let types = schema.get_mut("type").and_then(Value::as_array_mut);
+    if let Some(types) = types {
+        types.retain(|own| own != "null");
+        if let [one] = &types[..] {
+            schema["type"] = one.clone();
+        }
+    }
+    let values = schema.get_mut("enum").and_then(Value::as_array_mut);
+    if let Some(values) = values {
+        values.retain(|own| !own.is_null());
+    }
+    let several = schema.get_mut("anyOf").and_then(Value::as_array_mut);
+    if let Some(several) = several {
+        several.retain(|own| own["type"] != "null");
+        if let [one] = &several[..] {
+            let (one, about) = (one.clone(), schema["description"].take());
+            *schema = one;
+            if about.is_string() {
+                schema["description"] = about;
+            }
+        }
+    }
+}
+
+/// A message, with its name and its schema.
+pub(crate) type Message = (String, Value);
+
+/// Returns the events of a kind, in all forms.
+pub(crate) fn of_kind(own: &Description, generator: &mut SchemaGenerator) -> Vec<Message> {
+    let mut all: Vec<Message> = Vec::new();
+    for event_type in own.event_types {
+        all.push((title(event_type.name), event(event_type, generator)));
+    }
+    if own.kind == kind::characteristic::KIND {
+        all.extend(of_form(Form::Flat, generator));
+    }
+    for (_, schema) in &mut all {
+        with_numeric_ids(schema, false);
+    }
+    all
+}
+
+/// Returns the events of a form other than the standard one.
+pub(crate) fn of_form(form: Form, generator: &mut SchemaGenerator) -> Vec<Message> {
+    let prefix = match form {
+        Form::Flat => "Flat",
+        Form::Standard | Form::Upload => "",
+    };
+    let named = |mut schema: Value| {
+        let name = schema["title"].as_str().unwrap_or_default();
+        let name = format!("{prefix}{name}");
+        schema["title"] = name.clone().into();
+        with_numeric_ids(&mut schema, false);
+        (name, schema)
+    };
+    form::schemas(form, generator)
+        .into_iter()
+        .map(named)
+        .collect()
+}
+
+/// Returns the control messages.
+pub(crate) fn controls(generator: &mut SchemaGenerator) -> Vec<Message> {
+    let mut all = variants(&ControlJson::json_schema(generator), "");
+    all.extend(variants(&PublishedJson::json_schema(generator), ""));
+    for (_, schema) in &mut all {
+        absent_for_null(schema);
+        with_numeric_ids(schema, false);
+    }
+    all
+}
+
+/// Returns `initial_state`, which precedes the snapshot of uploads.
+pub(crate) fn initial_state(generator: &mut SchemaGenerator) -> Message {
+    let mut schema = InitialState::json_schema(generator).to_value();
+    schema["properties"]["type"] = json!({ "const": form::INITIAL_STATE });
+    (title(form::INITIAL_STATE), schema)
+}
+
+/// Returns the messages of clients.
+pub(crate) fn of_clients(generator: &mut SchemaGenerator) -> Vec<Message> {
+    variants(&ClientJson::json_schema(generator), "Client")
+}
+
+/// Splits the schema of an enum into those of its variants.
+fn variants(schema: &Schema, prefix: &str) -> Vec<Message> {
+    let each = schema.as_value()["oneOf"].as_array();
+    let named = |schema: &Value| {
+        let name = schema["properties"]["type"]["const"].as_str();
+        let name = format!("{prefix}{}", title(name.unwrap_or_default()));
+        let mut schema = schema.clone();
+        schema["title"] = name.clone().into();
+        (name, schema)
+    };
+    each.into_iter().flatten().map(named).collect()
+}
+
+/// Accepts numbers where a stream may send ids as such, as `wire::fields` does. `is_named` is true if the object's own id
+/// is called `id`.
+fn with_numeric_ids(schema: &mut Value, is_named: bool) {
+    let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
+        return;
+    };
+    for (name, schema) in properties {
+        match name.as_str() {
+            "payload" => with_numeric_ids(schema, false),
+            "sample" | "violation" => with_numeric_ids(schema, true),
+            "violations" => with_numeric_ids(&mut schema["items"], true),
+            name if kind::is_id_field(name) || (is_named && name == "id") => {
+                let types = match &schema["type"] {
+                    Value::Array(types) => types.clone(),
+                    one => vec![one.clone()],
+                };
+                let number = json!("integer");
+                if !types.contains(&number) {
+                    schema["type"] = types.into_iter().chain([number]).collect();
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -39,7 +39,8 @@ def without_none(**fields):
 def call(method, path, body=None, school_id=None, expected=()):
     """Returns the server's answer, with status 0 if there was none. A status in `expected` is not logged."""
     url = os.environ.get("TIDINGS_URL", "http://127.0.0.1:8000") + path
-    if school_id is not None:
+    school_id = school_id or os.environ.get("TIDINGS_SCHOOL_ID")
+    if school_id:
         url += f"?school_id={school_id}"
     headers = {"Authorization": f"Bearer {os.environ.get('TIDINGS_TOKEN', '')}", "Content-Type": "application/json"}
     if method == "POST":

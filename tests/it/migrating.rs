@@ -41,6 +41,8 @@ async fn backend(url: &str, token: &str, folder: &Path, code: &str) -> Option<(S
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("TIDINGS_URL", url)
         .env("TIDINGS_TOKEN", token)
+        // Of the objects that know no school.
+        .env("TIDINGS_SCHOOL_ID", "1")
         .output()
         .await
         .unwrap();
@@ -209,7 +211,7 @@ call("POST", f"/api/jobs/{waiting}/cancel", {})
 print(tell.mark_started(waiting)["status"])
 print(tell.mark_completed(42, "x" * 20_000)["status"])
 "#;
-    let ran = backend(&server.url, &worker(1), server.folder.path(), code).await;
+    let ran = backend(&server.url, &reporter(), server.folder.path(), code).await;
     let Some((printed, logged)) = ran else { return };
     assert_eq!(logged, "");
     assert_eq!(printed, "1\n2\nin_progress job\ncancelled\ncompleted\n");
@@ -267,7 +269,7 @@ async def main():
     await tell.sample_processed(Event(characteristic_id=4, sample_id=502, mean=1.0, zone="zone_c_upper", in_control=True, timestamp=now))
 asyncio.run(main())
 "#;
-    let ran = backend(&server.url, &worker(1), server.folder.path(), code).await;
+    let ran = backend(&server.url, &reporter(), server.folder.path(), code).await;
     let Some((_, logged)) = ran else { return };
     assert_eq!(logged, "");
     let mut messages = Vec::new();
@@ -305,7 +307,7 @@ for progress in (0, 50, 100):
 progress_notifier.notify(ProgressEvent(file_id="Zeugnis 作业.pdf", progress=30))
 progress_notifier.notify(ProgressEvent("Zeugnis 作业.pdf", -1, "The disk is full"))
 "#;
-    let ran = backend(&server.url, &worker(1), server.folder.path(), code).await;
+    let ran = backend(&server.url, &reporter(), server.folder.path(), code).await;
     let Some((_, logged)) = ran else { return };
     assert_eq!(logged, "");
     let mut seen = Vec::new();

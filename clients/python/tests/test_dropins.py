@@ -111,8 +111,10 @@ def test_a_health_checker_reaches_its_pages(existing: Server, page: Page) -> Non
     ]
 
 
-def test_a_document_worker_reaches_its_pages(existing: Server, page: Page) -> None:
-    tidings.configure(existing.url, token(school_id=1))
+def test_a_document_worker_reaches_its_pages(existing: Server, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of the objects for jobs, none knows the school.
+    monkeypatch.setenv("TIDINGS_SCHOOL_ID", "1")
+    tidings.configure(existing.url, token(school_id=None, schools=[1, 7, 8]))
     existing.post("/api/jobs", {"job_id": "j", "job_type": "scan"})
     mine = page("/progress/ws/j")
     jobs = ProcessingJobLifecycle
@@ -148,6 +150,12 @@ def test_a_document_worker_reaches_its_pages(existing: Server, page: Page) -> No
     jobs.mark_completed(42, "x" * 20_000)
     assert tidings.flush(10)
     assert (existing.job("42") or {})["result"] == "x" * 20_000
+
+
+def test_a_school_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDINGS_SCHOOL_ID", "first")
+    with pytest.raises(ValueError, match="TIDINGS_SCHOOL_ID is 'first'"):
+        tidings.Reporter("http://127.0.0.1:1")
 
 
 def test_a_process_control_back_end_reaches_its_charts(existing: Server, page: Page) -> None:

@@ -23,6 +23,17 @@ def default_token(token: Token | None) -> Token:
     return token if token is not None else os.environ.get("TIDINGS_TOKEN", "")
 
 
+def default_school(school_id: int | None) -> int | None:
+    """Returns `school_id`, or that of `TIDINGS_SCHOOL_ID`."""
+    text = os.environ.get("TIDINGS_SCHOOL_ID", "")
+    if school_id is not None or not text:
+        return school_id
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"TIDINGS_SCHOOL_ID is {text!r}; it must be the number of a school") from None
+
+
 def worker_name() -> str:
     """Returns the name by which the server tells this process from other workers that share a token."""
     host = "".join(letter for letter in socket.gethostname() if letter.isprintable())

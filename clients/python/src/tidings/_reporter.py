@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from ._config import Token, default_token, server_url, worker_name
+from ._config import Token, default_school, default_token, server_url, worker_name
 from ._outbox import (
     BATCH_LINES,
     CAPACITY,
@@ -70,7 +70,7 @@ class Reporter:
         backoff: Callable[[], Backoff] = Backoff,
         client: Callable[[], httpx.Client] | None = None,
     ) -> None:
-        self.url, self.school_id = server_url(url), school_id
+        self.url, self.school_id = server_url(url), default_school(school_id)
         self._token = default_token(token)
         self._worker = worker
         self._capacity = (capacity, capacity_bytes)

@@ -1,6 +1,7 @@
 //! The HTTP and SSE client of all commands that talk to a server. It is blocking and uses only the public API.
 
 use std::io::{BufRead, BufReader};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -26,7 +27,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Client {
     agent: ureq::Agent,
     base: String,
-    token: Option<Secret>,
+    /// Returns the token of a request.
+    token: Arc<dyn Fn() -> Option<Secret> + Send + Sync>,
     answer_timeout: Duration,
 }
 
@@ -41,17 +43,24 @@ impl Client {
                 .map(|own| Certificate::from_der(own).to_owned());
             tls = tls.root_certs(RootCerts::from(trusted));
         }
-        Client::with(base, token, tls.build())
+        Client::with(base, Arc::new(move || token.clone()), tls.build())
     }
 
     /// Creates a client for the server in this process. Does not verify its certificate, which is for the public names of the
-    /// server.
-    pub(super) fn of_own_server(base: &str, token: Option<Secret>) -> Client {
+    /// server. Each request has a token of its own, so that none of them expires.
+    pub(super) fn of_own_server(
+        base: &str,
+        token: impl Fn() -> Option<Secret> + Send + Sync + 'static,
+    ) -> Client {
         let tls = TlsConfig::builder().disable_verification(true).build();
-        Client::with(base, token, tls)
+        Client::with(base, Arc::new(token), tls)
     }
 
-    fn with(base: &str, token: Option<Secret>, tls: TlsConfig) -> Client {
+    fn with(
+        base: &str,
+        token: Arc<dyn Fn() -> Option<Secret> + Send + Sync>,
+        tls: TlsConfig,
+    ) -> Client {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_TIMEOUT))
@@ -140,7 +149,7 @@ impl Client {
     }
 
     fn with_token<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
-        match &self.token {
+        match (self.token)() {
             Some(token) => request.header("Authorization", format!("Bearer {}", token.reveal())),
             None => request,
         }

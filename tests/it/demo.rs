@@ -483,6 +483,40 @@ fn a_demo_whose_documents_cannot_be_read_fails_before_it_listens() {
     assert!(!folder.path().join("data").exists(), "nothing was begun");
 }
 
+/// The example of RFC 8410.
+const PUBLIC_KEY: &str = "-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
+-----END PUBLIC KEY-----
+";
+
+#[test]
+fn a_demo_whose_server_cannot_issue_tokens_fails_before_it_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("public.pem");
+    std::fs::write(&key, PUBLIC_KEY).unwrap();
+    let output = run(command(folder.path())
+        .args(["demo", "--no-simulators"])
+        .env("TIDINGS_JWT_ALGORITHM", "EdDSA")
+        .env("TIDINGS_JWT_PUBLIC_KEY_FILE", key));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("cannot issue"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a whole demo"]
+async fn a_demo_works_with_tokens_as_short_as_the_settings_permit() {
+    let folder = tempfile::tempdir().unwrap();
+    write_documents(folder.path(), &["one.txt"]);
+    let output = run(command(folder.path())
+        .args(["demo", "--no-simulators", "--pause-ms", "0", "--exit"])
+        .env("TIDINGS_MAX_TOKEN_SECS", "60"));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(said.contains("completed"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: a whole demo"]
 async fn the_demos_link_signs_in_as_a_worker_and_leaves_no_token_in_the_address() {

@@ -25,14 +25,14 @@ use super::client::Client;
 use super::opening::opened;
 use super::terminal::{plain, print_line};
 use super::{Exit, Failure, serve, token};
-use crate::auth::Role;
+use crate::auth::{KeyError, Role};
 use crate::id::SchoolId;
 use crate::service::Tidings;
 
-/// The lifetime of the printed tokens.
+/// The lifetime of the printed tokens, unless `max_token_secs` is shorter.
 const PRINTED_TTL: Duration = Duration::from_secs(12 * 3_600);
-/// The lifetime of the token of the worker and the school. It never leaves the process, so it lasts for any run.
-const WORKER_TTL: Duration = Duration::from_secs(366 * 24 * 3_600);
+/// The lifetime of a token of the worker and the school. They get another one for each request.
+const WORKER_TTL: Duration = Duration::from_secs(60);
 
 /// Run the server, process real documents, and simulate a school.
 ///
@@ -116,6 +116,14 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             .state::<Arc<Tidings>>()
             .map(Arc::clone)
             .expect("the server manages its state");
+        // Before the server listens: it may not be able to issue tokens.
+        let links = match Links::issue(&tidings, arguments.school) {
+            Ok(links) => links,
+            Err(error) => {
+                crate::http::close(&tidings).await?;
+                return Err(error.into());
+            }
+        };
         let performance = tokio::spawn(async move {
             let Ok((server, shutdown)) = listens.await else {
                 return Ok(());
@@ -128,7 +136,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             });
             let served = Arc::clone(&tidings);
             let performed = tokio::task::spawn_blocking(move || {
-                perform(&arguments, &files, &tidings, &server, &stop)
+                perform(&arguments, &files, &links, &tidings, &server, &stop)
             })
             .await;
             serve::stop(served, shutdown).await;
@@ -142,22 +150,53 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     })
 }
 
+/// The tokens that the demo prints.
+struct Links {
+    /// May cancel and acknowledge on the pages.
+    visitor: String,
+    /// For scripts.
+    viewer: String,
+}
+
+impl Links {
+    fn issue(tidings: &Tidings, school: SchoolId) -> Result<Links, KeyError> {
+        let token = |role, name| issue(tidings, school, role, name, PRINTED_TTL);
+        Ok(Links {
+            visitor: token(Role::Worker, "demo-visitor")?,
+            viewer: token(Role::Viewer, "demo-viewer")?,
+        })
+    }
+}
+
+/// Issues a token that is valid this long, or as long as the settings permit.
+fn issue(
+    tidings: &Tidings,
+    school: SchoolId,
+    role: Role,
+    name: &str,
+    ttl: Duration,
+) -> Result<String, KeyError> {
+    let ttl = ttl.min(Duration::from_secs(tidings.settings().max_token_secs));
+    tidings
+        .keys()
+        .mint(token::claims(Some(school), role, name, ttl))
+}
+
 /// Runs the worker and the school until the demo ends. Errors from the server do not end it.
 fn perform(
     arguments: &Arguments,
     files: &[PathBuf],
-    tidings: &Tidings,
+    links: &Links,
+    tidings: &Arc<Tidings>,
     server: &str,
     stop: &Stop,
 ) -> Result<(), Failure> {
-    let mint = |role, name: &str, ttl| {
-        let claims = token::claims(Some(arguments.school), role, name, ttl);
-        tidings.keys().mint(claims)
-    };
-    let client = Client::of_own_server(
-        server,
-        Some(mint(Role::Worker, "demo-worker", WORKER_TTL)?.into()),
-    );
+    let (issuer, school) = (Arc::clone(tidings), arguments.school);
+    let client = Client::of_own_server(server, move || {
+        let token = issue(&issuer, school, Role::Worker, "demo-worker", WORKER_TTL);
+        // It could issue those that were printed, too.
+        token.ok().map(Into::into)
+    });
     let pace = RateLimit {
         beat: Duration::from_millis(arguments.beat_ms.into()),
     };
@@ -169,9 +208,12 @@ fn perform(
         pace,
         stop,
     };
-    let visitor = mint(Role::Worker, "demo-visitor", PRINTED_TTL)?;
-    let viewer = mint(Role::Viewer, "demo-viewer", PRINTED_TTL)?;
-    print_line(&invitation(arguments, server, &visitor, &viewer))?;
+    print_line(&invitation(
+        arguments,
+        server,
+        &links.visitor,
+        &links.viewer,
+    ))?;
     let folder = plain(&arguments.directory.to_string_lossy());
     print_line(&match files.len() {
         0 => format!("There are no documents in {folder}."),

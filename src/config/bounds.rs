@@ -420,7 +420,7 @@ pub const OVERVIEW_ROWS: usize = 10;
 /// Maximum length of a job's title in the monitor, in characters.
 pub const MONITOR_TITLE_CHARS: usize = 120;
 /// Connections that the monitor shows. The others are counted.
-pub const MONITOR_CONNECTIONS: usize = 200;
+pub const MONITOR_CONNECTIONS: usize = 50;
 /// Channels of a connection that the monitor lists.
 pub const MONITOR_CHANNELS: usize = 4;
 /// Seconds for which a school's events are counted, one figure for each second.
@@ -435,6 +435,8 @@ pub const READER_MAX_CHARS: usize = 256;
 pub const CHART_SAMPLES: usize = 100;
 /// Reports on a chart of a job's progress.
 pub const CHART_REPORTS: usize = 500;
+/// Violations on a page of a characteristic.
+pub const CHARACTERISTIC_VIOLATIONS: usize = 10;
 /// Newest milestones that a job's page shows.
 pub const CHART_MILESTONES: usize = 100;
 /// Changes of a device's status that its uptime strip takes into account.

@@ -243,6 +243,14 @@ async fn every_page_is_complete_without_javascript() {
     }
 }
 
+/// Returns the address of the next page of a list.
+fn next_page(text: &str) -> Option<String> {
+    let before = &text[..text.find("rel=\"next\"")?];
+    let start = before.rfind("href=\"").unwrap() + 6;
+    let href = before[start..].split('"').next().unwrap();
+    Some(href.replace("&amp;", "&").replace("&#x2F;", "/"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn filters_stand_in_the_address_and_pages_follow_one_another() {
     let server = server().await;
@@ -267,17 +275,7 @@ async fn filters_stand_in_the_address_and_pages_follow_one_another() {
     loop {
         let text = page(&server, &path, &token).await;
         seen += text.matches("<th scope=\"row\">").count();
-        let Some(at) = text.find("rel=\"next\"") else {
-            break;
-        };
-        let before = &text[..at];
-        let start = before.rfind("href=\"").unwrap() + 6;
-        let href = before[start..]
-            .split('"')
-            .next()
-            .unwrap()
-            .replace("&amp;", "&")
-            .replace("&#x2F;", "/");
+        let Some(href) = next_page(&text) else { break };
         assert!(href.contains("status=pending"), "{href}");
         path = format!("/monitor/schools/1/jobs{href}");
     }
@@ -285,6 +283,65 @@ async fn filters_stand_in_the_address_and_pages_follow_one_another() {
     let (status, text) = get(&server, "/monitor/schools/1/jobs?status=dancing", &token).await;
     assert_eq!(status, 400);
     assert!(text.contains("<h1>"), "a page, not JSON");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_cut_on_a_page_says_so_or_leads_on() {
+    let server = server().await;
+    let token = viewer(1);
+    let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
+    let put = |path: &str, body: serde_json::Value| {
+        answer(server.request("PUT", path, &worker(1)).json(&body))
+    };
+    put("/api/characteristics/bath", json!({"limits": limits})).await;
+    server.running_job("tried").await;
+    put("/api/devices/door", json!({})).await;
+    let mut lines = String::new();
+    for n in 0..25 {
+        let line = json!({"op": "characteristics.samples", "characteristic_id": "bath", "sample_id": n.to_string(), "value": 9.0});
+        lines += &format!("{line}\n");
+    }
+    for n in 0..50 {
+        lines += &format!(
+            "{}\n",
+            json!({"op": "jobs.fail", "job_id": "tried", "error": {"code": "c", "message": n.to_string()}})
+        );
+        lines += &format!("{}\n", json!({"op": "jobs.retry", "job_id": "tried"}));
+        lines += &format!("{}\n", json!({"op": "jobs.start", "job_id": "tried"}));
+        let status = if n % 2 == 0 { "online" } else { "offline" };
+        lines += &format!(
+            "{}\n",
+            json!({"op": "devices.status", "device_id": "door", "status": status})
+        );
+    }
+    server.batch(&worker(1), lines).await;
+
+    let (mut path, mut pages) = (
+        "/monitor/schools/1/characteristics/bath".to_owned(),
+        Vec::new(),
+    );
+    loop {
+        let text = page(&server, &path, &token).await;
+        pages.push(text.matches("<li class=\"violation").count());
+        let Some(href) = next_page(&text) else { break };
+        path = format!("/monitor/schools/1/characteristics/bath{href}");
+    }
+    let (_, all) = server
+        .get("/api/violations?characteristic_id=bath&limit=200", &token)
+        .await;
+    assert!(all["violations"].as_array().unwrap().len() >= 25, "{all}");
+    assert_eq!(
+        pages.iter().sum::<usize>(),
+        all["violations"].as_array().unwrap().len()
+    );
+    assert!(pages.iter().all(|count| *count <= 10), "{pages:?}");
+    let text = page(&server, "/monitor/schools/1/jobs/tried", &token).await;
+    assert!(text.contains("The last 100 milestones."), "{text}");
+    let text = page(&server, "/monitor/schools/1/devices/door", &token).await;
+    assert!(text.contains("The last 50 changes."), "{text}");
+    server.running_job("once").await;
+    let text = page(&server, "/monitor/schools/1/jobs/once", &token).await;
+    assert!(!text.contains("milestones."), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ use super::rows::rows;
 use super::school::{found, publish, view, violations};
 use super::visitor::{Rejection, Visitor};
 use crate::app::{ViolationAction, ViolationCommand};
-use crate::config::{CHART_SAMPLES, PAGE_DEFAULT};
+use crate::config::{CHARACTERISTIC_VIOLATIONS, CHART_SAMPLES};
 use crate::event::Event;
 use crate::http::body::Base;
 use crate::http::problem::Problem;
@@ -33,10 +33,11 @@ pub(super) fn routes() -> Vec<Route> {
     routes![characteristic_page, acknowledge]
 }
 
-#[get("/monitor/schools/<school>/characteristics/<id>")]
+#[get("/monitor/schools/<school>/characteristics/<id>?<page>")]
 async fn characteristic_page(
     school: &str,
     id: &str,
+    page: Option<u64>,
     visitor: Visitor,
     base: Base,
     pages: &State<Pages>,
@@ -59,7 +60,7 @@ async fn characteristic_page(
     let limits = own.and_then(|own| own.limits.as_ref());
     let dispersion = limits.and_then(|limits| limits.dispersion);
     let now = Utc::now();
-    let mut shown = NotifierStatus::default();
+    let mut shown = Shown::default();
     for event in &samples {
         shown.add(event, dispersion.as_ref(), now);
     }
@@ -69,10 +70,11 @@ async fn characteristic_page(
     let title = own.and_then(|own| own.name.as_deref()).unwrap_or(id);
     let query = PartQuery {
         subject: Some(subject),
-        limit: PAGE_DEFAULT,
+        before: page.map(|page| page.min(i64::MAX as u64)),
+        limit: CHARACTERISTIC_VIOLATIONS,
         ..PartQuery::default()
     };
-    let (violations, _) = violations(tidings, &guest, query).await?;
+    let (violations, next) = violations(tidings, &guest, query).await?;
     let own = json!({
         "own": rows(std::slice::from_ref(&stored)).pop(),
         "chart": (!samples.is_empty()).then(|| control_chart("control", title, &shown.points, chart.as_ref())),
@@ -81,6 +83,8 @@ async fn characteristic_page(
         "broken": shown.broken.iter().map(key).collect::<Vec<_>>(),
         "may_write": !violations.is_empty(),
         "violations": violations,
+        "next": next.map(|next| format!("?page={next}")),
+        "first": page.is_some().then_some("?"),
     });
     let view = view(&visitor, &guest, &base, tidings, "characteristics", own).await?;
     Ok(pages.render("characteristic.html", &view))
@@ -88,7 +92,7 @@ async fn characteristic_page(
 
 /// The samples as the page shows them.
 #[derive(Default)]
-struct NotifierStatus {
+struct Shown {
     points: Vec<Point>,
     /// The points of the dispersion chart, if there is one.
     spreads: Vec<Point>,
@@ -97,7 +101,7 @@ struct NotifierStatus {
     broken: BTreeSet<Rule>,
 }
 
-impl NotifierStatus {
+impl Shown {
     fn add(&mut self, event: &Event, dispersion: Option<&Dispersion>, now: DateTime<Utc>) {
         let Some(sample) = characteristic::told::<Sample>(&event.draft) else {
             return;

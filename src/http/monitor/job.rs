@@ -82,6 +82,7 @@ async fn job_page(
         "metadata": job.and_then(|job| pretty(job.metadata.get())),
         "result": result,
         "details": details.map(shown),
+        "are_milestones_all": milestones.len() < CHART_MILESTONES,
         "milestones": milestones,
         "progress": progress(id, &reports, job.and_then(|job| job.finished_at), now),
     });

@@ -99,6 +99,7 @@ impl Uptime {
             "text": text,
             "hours": UPTIME_HOURS,
             "chart": strip(&format!("uptime-{name}"), &title, &text, &self.stretches, window),
+            "are_changes_all": changes.len() < UPTIME_EVENTS,
             "changes": changes.collect::<Vec<_>>(),
         })
     }

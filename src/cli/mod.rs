@@ -44,18 +44,21 @@ enum Exit {
     WatchedFailed = 10,
     /// The watched job or enrollment was cancelled.
     WatchedCancelled = 11,
+    /// The watched subject ended in another way than `--until` names.
+    WatchedOtherwise = 12,
 }
 
 const EXIT_CODES: &str = "\
 Exit codes:
-   0  done (watch: the job or enrollment completed; run: always the exit code of the command)
+   0  done (watch: the job or enrollment completed, or --until was reached; run: always the exit code of the command)
    1  an error, described on standard error; or, without a message, standard output was closed
    2  the command line is not valid
    3  denied: the token is missing, invalid or expired, or does not allow this
    4  not found (new-epoch, copy: no database)
    5  the server cannot be reached
   10  the watched job or enrollment failed
-  11  the watched job or enrollment was cancelled";
+  11  the watched job or enrollment was cancelled
+  12  the watched subject ended otherwise and cannot reach --until";
 
 const EXAMPLES: &str = "\
 Examples:

@@ -48,12 +48,21 @@ use crate::kind::{self, characteristic, device, enrollment, job, schedule};
 const NOT_SETTINGS: &[&str] = &[
     "attempt",
     "copy_to",
+    "event",
     "job",
     "job_type",
     "log",
+    "message",
+    "progress",
     "require_all",
+    "scope",
     "seed",
+    "status",
+    "subject",
+    "timestamp",
+    "title",
     "token",
+    "type",
     "url",
 ];
 

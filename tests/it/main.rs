@@ -105,5 +105,6 @@ mod tls;
 mod toy_kind;
 mod troubleshooting;
 mod two_nodes;
+mod watching;
 mod websocket;
 mod writes;

@@ -4,15 +4,16 @@
 use std::io::{IsTerminal, stderr, stdout};
 use std::time::Duration;
 
-use console::{Alignment, Term, measure_text_width, pad_str, truncate_str};
+use console::{Alignment, Term, pad_str, truncate_str};
 use indexmap::IndexMap;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
+use super::goal::outcome;
 use super::lines::{self, percent};
-use super::outcome;
+use super::notice::Notices;
 use crate::cli::Failure;
-use crate::cli::terminal::{complain, json_line, plain, print_line};
+use crate::cli::terminal::{json_line, plain, print_line};
 use crate::number::whole_unsigned;
 
 /// The maximum number of bars, on a screen of any height.
@@ -40,11 +41,10 @@ impl Screen {
         }
     }
 
-    /// Prints the state of the connection, in full.
-    pub(super) fn say(&self, text: &str) {
-        match &self.bars {
-            Some(bars) => bars.print(&wrapped(&plain(text), bars.layout.columns).join("\n")),
-            None => complain(text),
+    /// Returns what prints sentences beside the events.
+    pub(super) fn notices(&self) -> Notices {
+        Notices {
+            bars: self.bars.as_ref().map(|own| own.bars.clone()),
         }
     }
 
@@ -55,7 +55,9 @@ impl Screen {
         let (Some(bars), Some(id)) = (&mut self.bars, message["job_id"].as_str()) else {
             return lines::line(message).map_or(Ok(()), |line| self.tell(&line));
         };
-        if let Some(line) = bars.show(id, message) {
+        // Ids are unique in a school only.
+        let id = format!("{} {id}", message["school_id"]);
+        if let Some(line) = bars.show(&id, message) {
             bars.say(&line);
         }
         Ok(())
@@ -276,29 +278,6 @@ fn remove(bars: &MultiProgress, slot: &ProgressBar) {
     bars.remove(slot);
 }
 
-/// Wraps text at `columns`. A row ends between words, or within a word that is wider than a row.
-fn wrapped(text: &str, columns: usize) -> Vec<String> {
-    let mut rows = Vec::new();
-    let mut row = String::new();
-    for word in text.split(' ') {
-        if !row.is_empty() {
-            match measure_text_width(&row) + 1 + measure_text_width(word) <= columns {
-                true => row.push(' '),
-                false => rows.push(std::mem::take(&mut row)),
-            }
-        }
-        for character in word.chars() {
-            let width = measure_text_width(character.encode_utf8(&mut [0; 4]));
-            if !row.is_empty() && measure_text_width(&row) + width > columns {
-                rows.push(std::mem::take(&mut row));
-            }
-            row.push(character);
-        }
-    }
-    rows.push(row);
-    rows
-}
-
 /// Returns the text after the bar of a job.
 fn text(message: &Value) -> String {
     let stalled = match message["stalled"] == true {
@@ -322,6 +301,7 @@ fn time_left(message: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use console::measure_text_width;
     use serde_json::json;
 
     use super::*;
@@ -356,20 +336,6 @@ mod tests {
         );
         assert!(told.unwrap().starts_with("completed"));
         assert_eq!(bars.slots[0].prefix().trim(), "Waiting 0");
-    }
-
-    #[test]
-    fn a_notice_keeps_all_its_words_whatever_the_width() {
-        let notice = "cannot reach https://a.very.long.name.example:8443/名簿名簿名簿名簿: refused; trying again in 16 s";
-        for columns in [1, 2, 20, 60, 200] {
-            let rows = wrapped(notice, columns);
-            let is_within = |row: &String| measure_text_width(row) <= columns.max(2);
-            assert!(rows.iter().all(is_within), "{rows:?}");
-            let without_blanks = |text: &str| text.replace(' ', "");
-            assert_eq!(without_blanks(&rows.concat()), without_blanks(notice));
-        }
-        let rows = wrapped(notice, 60);
-        assert_eq!(rows.last().unwrap(), "refused; trying again in 16 s");
     }
 
     #[test]

@@ -1,0 +1,134 @@
+//! Which messages are changes: a new status, or anything else that the server never conflates. Progress within one status is none.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use serde_json::Value;
+
+use super::goal::status;
+use super::scope::id;
+use crate::id::Kind;
+use crate::kind::DESCRIPTIONS;
+
+/// The number of subjects whose states are remembered, those that were heard of last. The next message of another one counts
+/// as a change.
+const SUBJECTS_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("not 0");
+/// Fields whose change is a milestone, whatever the kind.
+const FIELDS: [&str; 9] = [
+    "attempt",
+    "stalled",
+    "cancel_requested",
+    "flapping",
+    "cron",
+    "time_zone",
+    "period_secs",
+    "grace_secs",
+    "max_run_secs",
+];
+
+/// What is known of the subjects of a stream.
+pub(super) struct Changes {
+    states: LruCache<(Kind, String), String>,
+    /// Whether a snapshot or replay is complete. What a later snapshot says has happened meanwhile.
+    is_ready: bool,
+}
+
+impl Changes {
+    pub(super) fn new() -> Changes {
+        Changes {
+            states: LruCache::new(SUBJECTS_MAX),
+            is_ready: false,
+        }
+    }
+
+    /// Takes a message in. Returns whether it is a change since the last one about its subject.
+    pub(super) fn is_change(&mut self, message: &Value) -> bool {
+        self.is_ready |= message["type"] == "ready";
+        let Some((kind, id)) = subject(message) else {
+            return false;
+        };
+        let is_snapshot = message["snapshot"] == true;
+        let Some(status) = status(message) else {
+            // Such as a violation, or a device's information. A snapshot repeats it.
+            return !is_snapshot;
+        };
+        let state = FIELDS
+            .iter()
+            .fold(status, |state, field| format!("{state} {}", message[field]));
+        let has_violations = message["payload"]["violations"]
+            .as_array()
+            .is_some_and(|own| !own.is_empty());
+        let before = self.states.put((kind, id), state.clone());
+        let is_new = before.is_none_or(|before| before != state);
+        match is_snapshot {
+            true => is_new && self.is_ready,
+            false => is_new || has_violations,
+        }
+    }
+}
+
+/// Returns the kind and the id of the subject of an event. `None` for other messages.
+pub(super) fn subject(message: &Value) -> Option<(Kind, String)> {
+    let name = message["type"].as_str()?;
+    let has_type =
+        |own: &&&crate::kind::Description| own.event_types.iter().any(|own| own.name == name);
+    let kind = DESCRIPTIONS.iter().find(has_type)?.kind;
+    id(message, kind).map(|id| (kind, id))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn progress_within_a_status_is_no_change_and_what_a_snapshot_repeats_is_none() {
+        let mut changes = Changes::new();
+        let job = |id: &str, rest: Value| {
+            let mut message =
+                json!({"type": "job_progress", "job_id": id, "attempt": 1, "stalled": false});
+            message
+                .as_object_mut()
+                .unwrap()
+                .extend(rest.as_object().unwrap().clone());
+            message
+        };
+        let violation = |rest: Value| {
+            let mut message = json!({"type": "violation", "payload": {"characteristic_id": "c", "violation_id": "c.1"}});
+            message
+                .as_object_mut()
+                .unwrap()
+                .extend(rest.as_object().unwrap().clone());
+            message
+        };
+        let snapshot = |status: &str| json!({"status": status, "snapshot": true});
+        for (message, expected) in [
+            (json!({"type": "connected"}), false),
+            (job("a", snapshot("queued")), false),
+            (violation(json!({"snapshot": true})), false),
+            (json!({"type": "ready"}), false),
+            (
+                job("a", json!({"status": "in_progress", "progress": 0})),
+                true,
+            ),
+            (
+                job("a", json!({"status": "in_progress", "progress": 9})),
+                false,
+            ),
+            (
+                job("a", json!({"status": "in_progress", "stalled": true})),
+                true,
+            ),
+            (job("b", json!({"status": "pending"})), true),
+            (violation(json!({})), true),
+            (json!({"type": "reset"}), false),
+            (job("a", snapshot("completed")), true),
+            (job("b", snapshot("pending")), false),
+            (job("c", snapshot("failed")), true),
+            (violation(json!({"snapshot": true})), false),
+        ] {
+            assert_eq!(changes.is_change(&message), expected, "{message}");
+        }
+    }
+}

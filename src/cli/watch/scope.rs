@@ -1,0 +1,129 @@
+//! The scopes that are watched, as they are written on the command line.
+
+use std::borrow::Cow;
+
+use rocket::http::RawStr;
+use serde_json::Value;
+
+use crate::cli::credential::is_visible;
+use crate::id::{Channel, Kind, NameError, SchoolId, SubjectId};
+use crate::kind::{self, KINDS};
+
+/// A scope: the part of the URL after `/events/`.
+#[derive(Debug, Clone)]
+pub(super) struct Scope {
+    /// As it is written on the command line.
+    pub(super) text: String,
+    /// Its path and query below `/events`.
+    pub(super) address: String,
+    /// The subject that is watched, if it is only one.
+    pub(super) single: Option<Single>,
+    /// The kinds whose events it has.
+    pub(super) kinds: Vec<Kind>,
+}
+
+/// The only subject of a scope.
+#[derive(Debug, Clone)]
+pub(super) struct Single {
+    pub(super) kind: Kind,
+    id: SubjectId,
+    /// The school that the scope names.
+    school: Option<SchoolId>,
+}
+
+impl Scope {
+    /// Parses a scope. An id in it may or may not be percent-encoded.
+    pub(super) fn parse(text: &str) -> Result<Scope, String> {
+        let trimmed = text.trim_start_matches('/');
+        let (path, query) = trimmed.split_at(trimmed.find('?').unwrap_or(trimmed.len()));
+        if !is_visible(query) || query.contains('#') {
+            return Err("has a query with characters that must be percent-encoded".into());
+        }
+        let named = |error: NameError| error.to_string();
+        let mut channels = Vec::new();
+        if !path.is_empty() {
+            channels.push(kind::channel(path).map_err(named)?);
+        }
+        let own = channels.first().cloned();
+        let mut school = None;
+        for (name, value) in fields(query) {
+            match &*name {
+                "channel" => channels.push(kind::channel(&value).map_err(named)?),
+                "ids" if kind::known_kind(path).is_none() => {
+                    return Err(
+                        "has `ids`, which require a collection: characteristics?ids=1,2".into(),
+                    );
+                }
+                "ids" => value
+                    .split(',')
+                    .try_for_each(|id| id.parse::<SubjectId>().map(drop))
+                    .map_err(named)?,
+                "school_id" => school = Some(value.parse::<SchoolId>().map_err(named)?),
+                _ => {}
+            }
+        }
+        if channels.is_empty() {
+            return Err(
+                "is empty; it must be a scope such as jobs, jobs/42, devices or schools/1".into(),
+            );
+        }
+        Ok(Scope {
+            text: text.to_owned(),
+            address: match &own {
+                Some(channel) => format!("/{channel}{query}"),
+                None => query.to_owned(),
+            },
+            single: match own {
+                Some(Channel::Subject(kind, id)) => Some(Single { kind, id, school }),
+                _ => None,
+            },
+            kinds: kinds(&channels),
+        })
+    }
+}
+
+impl Single {
+    /// Whether a message is about the subject. An acknowledgement of another characteristic's violation is not.
+    pub(super) fn is_subject_of(&self, message: &Value) -> bool {
+        id(message, self.kind).as_deref() == Some(self.id.as_str())
+    }
+
+    /// Returns the path of its state.
+    pub(super) fn path(&self) -> String {
+        let path = format!("/api/{}/{}", self.kind.collection(), self.id.encoded());
+        match self.school {
+            Some(school) => format!("{path}?school_id={school}"),
+            None => path,
+        }
+    }
+}
+
+/// Returns the id of the subject of this kind in a message, as text.
+pub(super) fn id(message: &Value, kind: Kind) -> Option<String> {
+    let field = kind::description(kind).id_field;
+    match [&message[field], &message["payload"][field]] {
+        [Value::String(id), _] | [_, Value::String(id)] => Some(id.clone()),
+        [Value::Number(id), _] | [_, Value::Number(id)] => Some(id.to_string()),
+        _ => None,
+    }
+}
+
+fn kinds(channels: &[Channel]) -> Vec<Kind> {
+    let has = |kind: &Kind| {
+        channels.iter().any(|channel| match channel {
+            Channel::School(_) => true,
+            Channel::Collection(own) | Channel::Subject(own, _) => own == kind,
+        })
+    };
+    KINDS.iter().copied().filter(has).collect()
+}
+
+/// Returns the names and values of a query, as the server reads them.
+fn fields(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    let decoded = |text| RawStr::new(text).url_decode_lossy();
+    let fields = query.trim_start_matches('?').split('&');
+    fields.map(move |field| {
+        let (name, value) = field.split_once('=').unwrap_or((field, ""));
+        (decoded(name), decoded(value))
+    })
+}

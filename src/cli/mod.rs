@@ -13,6 +13,7 @@ mod report;
 #[cfg(unix)]
 mod run;
 mod serve;
+mod shell;
 mod terminal;
 mod token;
 mod watch;
@@ -21,7 +22,7 @@ use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::ConfigError;
 use crate::http::framework;
@@ -96,8 +97,12 @@ enum Command {
     /// Report progress from a script.
     #[cfg(unix)]
     Report(report::Arguments),
-    /// Watch a scope: live progress bars, or NDJSON.
+    /// Watch scopes: live progress bars, or NDJSON. Wait for a status, or run a command for each change.
     Watch(watch::Arguments),
+    /// Print a completion script for a shell.
+    Completions(shell::Completions),
+    /// Print the manual page, or write the pages of all commands.
+    Man(shell::Manual),
 }
 
 /// An error, with its exit code.
@@ -157,6 +162,8 @@ pub fn run() -> ExitCode {
         #[cfg(unix)]
         Command::Report(arguments) => report::run(arguments),
         Command::Watch(arguments) => watch::run(arguments),
+        Command::Completions(arguments) => shell::complete(&arguments, Arguments::command()),
+        Command::Man(arguments) => shell::describe(&arguments, Arguments::command()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -92,6 +92,7 @@ mod search;
 mod settings;
 mod several_nodes;
 mod several_schools;
+mod shells;
 mod shutdown;
 mod silence;
 mod source_rules;

@@ -283,3 +283,39 @@ async fn a_slow_command_runs_for_every_change_in_order_and_never_twice_at_once()
     let behind = "the command of --exec is 256 changes behind; reading waits for it\n";
     assert_eq!(said, behind);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_command_prints_stands_above_the_bars_of_a_terminal() {
+    if !needs("script") {
+        return;
+    }
+    let server = server().await;
+    server.running_job("j").await;
+    let own = watch(&server, &[]);
+    let line =
+        r#""$PROGRAM" watch jobs/j --exec 'printf "hook: $TIDINGS_STATUS \033[31m"; echo; exit 1'"#;
+    let mut terminal = Command::new("script");
+    terminal
+        .args(["-qefc", line, "/dev/null"])
+        .current_dir(server.folder.path())
+        .env("TERM", "xterm-256color")
+        .env("PROGRAM", own.get_program());
+    for (name, value) in own.get_envs() {
+        match value {
+            Some(value) => terminal.env(name, value),
+            None => terminal.env_remove(name),
+        };
+    }
+    let watched = tokio::task::spawn_blocking(move || run(&mut terminal));
+    until("it watches", async || server.tidings.streams() == 1).await;
+    server.report("/api/jobs/j/complete", json!({})).await;
+    let output = watched.await.unwrap();
+    let seen = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{seen}");
+    for words in [
+        "hook: completed \\u{1b}[31m",
+        "the command of --exec failed (exit status: 1): jobs/j",
+    ] {
+        assert!(seen.contains(words), "{words}: {seen}");
+    }
+}

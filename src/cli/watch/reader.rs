@@ -148,7 +148,13 @@ impl Reader {
             };
             self.cursor = at.or(self.cursor.take());
             let Some(message) = message else { continue };
-            let is_change = changes.is_change(&message);
+            // The acknowledgement of another characteristic's violation reaches this scope, too.
+            let is_own = self
+                .scope
+                .single
+                .as_ref()
+                .is_none_or(|single| single.is_subject_of(&message));
+            let is_change = changes.is_change(&message) && is_own;
             let end = self.goal.judge(&self.scope, &message, is_change);
             let control = Control::of(&message);
             // What ends the watch is always a change for the user.

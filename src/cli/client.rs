@@ -114,6 +114,12 @@ impl Client {
         self.answer(self.in_time(self.with_token(request)).send_json(body))
     }
 
+    /// Deletes, and returns the answer.
+    pub(super) fn delete(&self, path: &str) -> Result<Value, Failure> {
+        let request = self.agent.delete(format!("{}{path}", self.base));
+        self.answer(self.in_time(self.with_token(request)).call())
+    }
+
     /// Gets JSON.
     pub(super) fn get(&self, path: &str) -> Result<Value, Failure> {
         let request = self.agent.get(format!("{}{path}", self.base));

@@ -12,6 +12,7 @@ mod opening;
 mod report;
 #[cfg(unix)]
 mod run;
+mod schedules;
 mod serve;
 mod shell;
 mod terminal;
@@ -99,6 +100,8 @@ enum Command {
     Report(report::Arguments),
     /// Watch scopes: live progress bars, or NDJSON. Wait for a status, or run a command for each change.
     Watch(watch::Arguments),
+    /// Say when jobs should run, and see which have not.
+    Schedules(schedules::Arguments),
     /// Print a completion script for a shell.
     Completions(shell::Completions),
     /// Print the manual page, or write the pages of all commands.
@@ -162,6 +165,7 @@ pub fn run() -> ExitCode {
         #[cfg(unix)]
         Command::Report(arguments) => report::run(arguments),
         Command::Watch(arguments) => watch::run(arguments),
+        Command::Schedules(arguments) => schedules::run(arguments),
         Command::Completions(arguments) => shell::complete(&arguments, Arguments::command()),
         Command::Man(arguments) => shell::describe(&arguments, Arguments::command()),
     };

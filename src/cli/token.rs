@@ -170,7 +170,7 @@ fn role(text: &str) -> Result<Role, String> {
     Role::by_name(text).ok_or_else(|| "must be viewer, worker or admin".into())
 }
 
-fn job_type(text: &str) -> Result<JobType, String> {
+pub(super) fn job_type(text: &str) -> Result<JobType, String> {
     text.parse()
         .map_err(|error: crate::kind::RuleError| error.to_string())
 }
@@ -184,7 +184,7 @@ fn channel(text: &str) -> Result<Channel, String> {
 }
 
 /// Parses a number and a unit: `s`, `m`, `h` or `d`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let expected = || "must be a number and s, m, h or d, for example 30m".to_owned();
     let (number, unit) = text
         .split_at_checked(text.len().saturating_sub(1))

@@ -88,6 +88,7 @@ mod run;
 mod rust_client;
 mod schedule_rules;
 mod schedules;
+mod schedules_command;
 mod search;
 mod settings;
 mod several_nodes;

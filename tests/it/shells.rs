@@ -45,13 +45,14 @@ fn bash_completes_a_command_line_when_a_user_presses_tab() {
         .unwrap();
     // What runs is a function, which shows what was completed.
     let typed = "source script.bash\ntidings() { echo \"ran: $*\"; }\n\
-        tidings wat\t jobs --unt\tcompleted\ntidings completions z\t\nexit\n";
+        tidings wat\t jobs --unt\tcompleted\ntidings schedules rem\t x\ntidings completions z\t\nexit\n";
     let mut keys = terminal.stdin.take().unwrap();
     keys.write_all(typed.as_bytes()).unwrap();
     let said = succeeded(&terminal.wait_with_output().unwrap());
     drop(keys);
     for line in [
         "ran: watch jobs --until completed",
+        "ran: schedules remove x",
         "ran: completions zsh",
     ] {
         assert!(said.contains(line), "{line}: {said}");
@@ -82,6 +83,7 @@ fn zsh_and_fish_complete_a_command_line() {
         for (line, expected) in [
             ("tidings wat", "watch\t"),
             ("tidings watch jobs --unt", "--until\t"),
+            ("tidings schedules rem", "remove\t"),
         ] {
             let load = format!("source script.fish; complete -C '{line}'");
             let said = shell("fish", &["--no-config", "-c", &load]);

@@ -152,10 +152,10 @@ pub struct Put {
     #[schemars(range(min = 60, max = 31_622_400))]
     pub period_secs: Option<u32>,
     /// The seconds after which a run that has not started is missed.
-    #[schemars(range(max = GRACE_MAX_SECS))]
+    #[schemars(range(min = 1, max = GRACE_MAX_SECS))]
     pub grace_secs: Option<u32>,
     /// The seconds after its start by which a run should have ended; as `grace_secs` if absent.
-    #[schemars(range(max = GRACE_MAX_SECS))]
+    #[schemars(range(min = 1, max = GRACE_MAX_SECS))]
     pub max_run_secs: Option<u32>,
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::listener::{Socket, receive, send};
+use super::listener::{Socket, receive_any, send};
 use super::process::Browser;
 use super::{PATIENCE, until};
 
@@ -147,7 +147,7 @@ async fn ask(socket: &mut Socket, id: u64, method: &str, params: Value) -> Value
     let message = json!({"id": id, "method": method, "params": params});
     send(socket, &message.to_string()).await;
     loop {
-        let answer = receive(socket).await.unwrap();
+        let answer = receive_any(socket).await.unwrap();
         if answer["id"] == id {
             return answer;
         }

@@ -82,17 +82,22 @@ pub(crate) async fn socket(base: &str, path: &str, token: &str) -> Socket {
     tokio_tungstenite::connect_async(request).await.unwrap().0
 }
 
-/// Returns the next JSON message of a WebSocket, or the code of its close frame.
+/// Returns the next JSON message of a WebSocket of the server, or the code of its close frame.
 pub(crate) async fn receive(socket: &mut Socket) -> Result<Value, Option<u16>> {
+    let message = receive_any(socket).await?;
+    check_message(&message);
+    Ok(message)
+}
+
+/// Returns the next JSON message of a WebSocket of any program, or the code of its close frame.
+pub(crate) async fn receive_any(socket: &mut Socket) -> Result<Value, Option<u16>> {
     loop {
         match timeout(PATIENCE, socket.next())
             .await
             .expect("a message in time")
         {
             Some(Ok(Message::Text(text))) => {
-                let message = serde_json::from_str(&text).unwrap();
-                check_message(&message);
-                return Ok(message);
+                return Ok(serde_json::from_str(&text).unwrap());
             }
             Some(Ok(Message::Close(frame))) => return Err(frame.map(|frame| frame.code.into())),
             Some(Ok(_)) => {}

@@ -92,7 +92,7 @@
 //! | --- | --- |
 //! | `cli` | the `tidings` command and the module `cli` |
 //! | `client` | the module [`client`]: reports on jobs, and watches scopes, on any server |
-//! | `monitor` | the pages below `/monitor` |
+//! | `monitor` | the pages below `/monitor` and `/embed` |
 //! | `postgres` | Postgres as the database, so that several nodes can share it |
 //! | `redis` | Redis or Valkey as the bus between nodes |
 //! | `webhook`, `email`, `mqtt` | the media of notifiers in the settings; an application's own notifiers need none |

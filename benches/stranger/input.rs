@@ -16,6 +16,8 @@ pub(crate) const ROUTES: &[&str] = &[
     "POST /api/batch",
     "PUT /api/devices/1",
     "POST /api/tickets",
+    "GET /badge/jobs/1.svg",
+    "GET /embed/jobs",
     "OPTIONS /api/jobs",
     "GET /monitor/schools/1",
     "GET /monitor/sign-in",

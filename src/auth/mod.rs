@@ -7,11 +7,12 @@
 //!
 //! Tokens are verified with one source of keys: the secret, one public key, or a file of public keys. `token.rs` verifies
 //! signatures, `claims.rs` interprets claims, `jwks.rs` maintains the file of keys, `cache.rs` remembers the tokens of callers
-//! that come again.
+//! that come again. `links.rs` signs links, which show one scope to whoever has them.
 
 mod cache;
 mod claims;
 mod jwks;
+mod links;
 mod token;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use self::cache::VerifiedTokens;
 use self::claims::ClaimRules;
 pub use self::claims::Claims;
 use self::jwks::JwksFile;
+pub use self::links::{Link, View};
 pub use self::token::TokenError;
 use self::token::{KeySet, VerifyingKey, verified};
 pub use crate::config::Role;
@@ -57,6 +59,14 @@ pub enum AuthError {
     /// The ticket has expired.
     #[error("the ticket has expired: it can open streams for a short time only; request a new one")]
     ExpiredTicket,
+    /// The signature of a link does not match what the link asks for.
+    #[error(
+        "the link is not valid: its signature is not that of this URL, or the server's secret has changed"
+    )]
+    InvalidLink,
+    /// The link has expired.
+    #[error("the link has expired: ask for a new one where you got it from")]
+    ExpiredLink,
     /// The token is valid, but its role is not sufficient.
     #[error("the token does not allow this: its role is {has}, and {needed} is required", has = .has.name(), needed = .needed.name())]
     Role {
@@ -268,6 +278,8 @@ pub struct Keys {
     sign: Option<EncodingKey>,
     ticket_verify: KeySet,
     ticket_sign: EncodingKey,
+    link_verify: DecodingKey,
+    link_sign: EncodingKey,
     ticket_ttl: TimeDelta,
     ticket_grace: TimeDelta,
     issuer: Option<String>,
@@ -334,13 +346,13 @@ impl Keys {
             let key = DecodingKey::from_secret(secret.reveal().as_bytes());
             Source::Fixed(Arc::new(only(Algorithm::HS256, key)))
         };
-        let ticket_key: SecretSlice<u8> = Sha256::new()
-            .chain_update(b"tidings ticket\0")
-            .chain_update(secret.reveal().as_bytes())
-            .finalize()
-            .to_vec()
-            .into();
-        let ticket_key = ticket_key.expose_secret();
+        let derived = |purpose: &[u8]| -> SecretSlice<u8> {
+            let digest = Sha256::new().chain_update(purpose);
+            let digest = digest.chain_update(secret.reveal().as_bytes()).finalize();
+            digest.to_vec().into()
+        };
+        let (ticket_key, link_key) = (derived(b"tidings ticket\0"), derived(b"tidings link\0"));
+        let (ticket_key, link_key) = (ticket_key.expose_secret(), link_key.expose_secret());
         Ok(Keys {
             source: public.unwrap_or_else(by_secret),
             rules: ClaimRules::new(settings),
@@ -348,6 +360,8 @@ impl Keys {
             sign,
             ticket_verify: only(Algorithm::HS256, DecodingKey::from_secret(ticket_key)),
             ticket_sign: EncodingKey::from_secret(ticket_key),
+            link_verify: DecodingKey::from_secret(link_key),
+            link_sign: EncodingKey::from_secret(link_key),
             ticket_ttl: TimeDelta::seconds(settings.ticket_ttl_secs.into()),
             ticket_grace: TimeDelta::seconds(settings.ticket_grace_secs.into()),
             issuer: settings.jwt_issuer.clone(),

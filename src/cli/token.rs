@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::client::{Client, url};
 use super::{Exit, Failure, terminal};
-use crate::auth::{Claims, Keys, Role};
+use crate::auth::{Claims, Keys, Role, View};
 use crate::config::{ConfigError, SCHOOLS_PER_TOKEN_MAX, Secret, Settings};
 use crate::id::{Channel, SchoolId};
 use crate::kind;
@@ -18,6 +18,9 @@ use crate::log::pings::Numbers;
 
 /// How long the token is valid with which the command itself asks the server.
 const OWN_TOKEN_TTL: Duration = Duration::from_secs(60);
+
+/// How long a token is valid by default.
+const DEFAULT_TTL: Duration = Duration::from_secs(3_600);
 
 /// Create a token.
 #[derive(Debug, Args)]
@@ -28,6 +31,7 @@ const OWN_TOKEN_TTL: Duration = Duration::from_secs(60);
   tidings token --all-schools --role worker
   tidings token --role admin            (all schools)
   tidings token --school 1 --ping backup
+  tidings token --school 1 --badge jobs/42 --ttl 90d
   tidings token --school 1 --role worker --data-dir /var/lib/tidings
 
 The server's secret is required: run this in the server's directory, with its settings, or with --data-dir.")]
@@ -42,7 +46,7 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with_all = ["school", "schools"])]
     all_schools: bool,
     /// viewer, worker or admin.
-    #[arg(long, value_parser = role, required_unless_present = "ping")]
+    #[arg(long, value_parser = role, required_unless_present_any = ["ping", "badge", "embed"])]
     role: Option<Role>,
     /// Instead of a token, create a key with which a script reports on jobs of this type by `curl`. The server must be
     /// running. Prints the key, and a curl line.
@@ -51,18 +55,25 @@ pub(super) struct Arguments {
     /// What a plain number in the URL of a ping means: the exit code of a command, or percent complete.
     #[arg(long, value_name = "MEANING", requires = "ping", value_parser = numbers, default_value = "exit")]
     numbers: Numbers,
-    /// The URL of the server, for --ping; by default TIDINGS_URL, or http://127.0.0.1:8000.
-    #[arg(long, requires = "ping", value_parser = url)]
+    /// Instead of a token, create a signed link to an image of this channel's state: jobs, jobs/42, schools/1. The server
+    /// must be running. Prints its URL. The link never expires unless --ttl is given.
+    #[arg(long, value_name = "CHANNEL", value_parser = channel, conflicts_with_all = ["ping", "embed", "schools", "all_schools", "role", "channels"])]
+    badge: Option<Channel>,
+    /// The same for a live page that another page can show in a frame: jobs, jobs/42 or schools/1.
+    #[arg(long, value_name = "CHANNEL", value_parser = channel, conflicts_with_all = ["ping", "schools", "all_schools", "role", "channels"])]
+    embed: Option<Channel>,
+    /// The URL of the server, for --ping, --badge and --embed; by default TIDINGS_URL, or http://127.0.0.1:8000.
+    #[arg(long, conflicts_with = "role", value_parser = url)]
     url: Option<String>,
-    /// A token of role admin, for --ping. By default, it is issued with the server's secret.
-    #[arg(long, requires = "ping")]
+    /// A token of role admin, for --ping, --badge and --embed. By default, it is issued with the server's secret.
+    #[arg(long, conflicts_with = "role")]
     token: Option<Secret>,
     /// The user of the token, which appears in logs.
     #[arg(long, default_value = "cli")]
     sub: String,
-    /// How long the token is valid: 90s, 30m, 1h, 7d.
-    #[arg(long, default_value = "1h", value_parser = duration)]
-    ttl: Duration,
+    /// How long the token is valid: 90s, 30m, 1h (the default), 7d.
+    #[arg(long, value_parser = duration, conflicts_with = "ping")]
+    ttl: Option<Duration>,
     /// Limit the token to this channel (repeatable): jobs, jobs/42, schools/1.
     #[arg(long = "channel", value_parser = channel)]
     channels: Vec<Channel>,
@@ -74,6 +85,11 @@ pub(super) struct Arguments {
 pub(super) fn run(mut arguments: Arguments) -> Result<(), Failure> {
     if let Some(job_type) = arguments.ping.take() {
         return create_ping(&job_type, arguments);
+    }
+    let badge = arguments.badge.take().map(|channel| (channel, View::Badge));
+    let embed = arguments.embed.take().map(|channel| (channel, View::Embed));
+    if let Some((channel, view)) = badge.or(embed) {
+        return create_link(&channel, view, arguments);
     }
     // clap requires a role otherwise.
     let role = arguments.role.unwrap_or(Role::Viewer);
@@ -96,7 +112,12 @@ pub(super) fn run(mut arguments: Arguments) -> Result<(), Failure> {
     let claims = Claims {
         schools: (!arguments.schools.is_empty()).then_some(arguments.schools),
         channels: channels.map(|channels| channels.iter().map(Channel::to_string).collect()),
-        ..claims(arguments.school, role, &arguments.sub, arguments.ttl)
+        ..claims(
+            arguments.school,
+            role,
+            &arguments.sub,
+            arguments.ttl.unwrap_or(DEFAULT_TTL),
+        )
     };
     terminal::print_line(&keys.mint(claims)?)
 }
@@ -116,26 +137,7 @@ fn keys(data_dir: Option<PathBuf>) -> Result<Keys, Failure> {
 
 /// Asks the server for a key for pings, and prints it and how to use it.
 fn create_ping(job_type: &JobType, arguments: Arguments) -> Result<(), Failure> {
-    let server = match arguments.url {
-        Some(server) => server,
-        None => {
-            let set = std::env::var("TIDINGS_URL").unwrap_or_default();
-            url(&set)
-                .map_err(|problem| Failure::new(Exit::Usage, format!("TIDINGS_URL {problem}")))?
-        }
-    };
-    let server = server.trim_end_matches('/');
-    let token = match (arguments.token, arguments.school) {
-        (Some(token), _) => token,
-        (None, None) => {
-            let problem = "--school is required for --ping";
-            return Err(Failure::new(Exit::Usage, problem));
-        }
-        (None, Some(school)) => {
-            let claims = claims(Some(school), Role::Admin, &arguments.sub, OWN_TOKEN_TTL);
-            keys(arguments.data_dir)?.mint(claims)?.into()
-        }
-    };
+    let (server, client) = own_client(&arguments, "--ping")?;
     let path = match arguments.school {
         Some(school) => format!("/api/pings?school_id={school}"),
         None => "/api/pings".to_owned(),
@@ -144,10 +146,61 @@ fn create_ping(job_type: &JobType, arguments: Arguments) -> Result<(), Failure> 
         "job_type": job_type.as_str(),
         "numbers": arguments.numbers.as_str(),
     });
-    let created = Client::new(server, Some(token)).post(&path, &asked)?;
+    let created = client.post(&path, &asked)?;
     let key = created["key"].as_str().unwrap_or_default();
     terminal::print_line(key)?;
     terminal::print_line(&format!("curl -fsS -m 10 --retry 3 {server}/ping/{key}"))
+}
+
+/// Asks the server for a signed link, and prints its URL.
+fn create_link(channel: &Channel, view: View, arguments: Arguments) -> Result<(), Failure> {
+    let (server, client) = own_client(&arguments, &format!("--{}", view.as_str()))?;
+    let path = match arguments.school {
+        Some(school) => format!("/api/links?school_id={school}"),
+        None => "/api/links".to_owned(),
+    };
+    let mut asked = json!({ "channel": channel.to_string(), "view": view.as_str() });
+    if let Some(ttl) = arguments.ttl {
+        asked["expires_in_secs"] = ttl.as_secs().into();
+    }
+    let created = client.post(&path, &asked)?;
+    let url = created["url"].as_str().unwrap_or_default().to_owned();
+    // What the server returns may begin with the path under which a proxy serves it, and so may the server's own URL.
+    let host = server.find("://").map_or(0, |at| at + 3);
+    let path = server[host..]
+        .find('/')
+        .map_or(server.len(), |at| host + at);
+    let start = match url.starts_with(&format!("{}/", &server[path..])) {
+        true => &server[..path],
+        false => &server,
+    };
+    terminal::print_line(&format!("{start}{url}"))
+}
+
+/// Returns the server's URL, and a client with a token of role admin, for the option that needs them.
+fn own_client(arguments: &Arguments, option: &str) -> Result<(String, Client), Failure> {
+    let server = match &arguments.url {
+        Some(server) => server.clone(),
+        None => {
+            let set = std::env::var("TIDINGS_URL").unwrap_or_default();
+            url(&set)
+                .map_err(|problem| Failure::new(Exit::Usage, format!("TIDINGS_URL {problem}")))?
+        }
+    };
+    let server = server.trim_end_matches('/').to_owned();
+    let token = match (&arguments.token, arguments.school) {
+        (Some(token), _) => token.clone(),
+        (None, None) => {
+            let problem = format!("--school is required for {option}");
+            return Err(Failure::new(Exit::Usage, problem));
+        }
+        (None, Some(school)) => {
+            let claims = claims(Some(school), Role::Admin, &arguments.sub, OWN_TOKEN_TTL);
+            keys(arguments.data_dir.clone())?.mint(claims)?.into()
+        }
+    };
+    let client = Client::new(&server, Some(token));
+    Ok((server, client))
 }
 
 /// Returns claims that are valid from now on, for all channels.

@@ -493,3 +493,14 @@ pub const SCHEDULE_HINTS_MAX: usize = 10_000;
 pub const SCHEDULE_RUNS: usize = 20;
 /// If the wall clock gets this many seconds ahead of the uptime between two looks, the server was suspended.
 pub const SCHEDULE_DRIFT_SECS: i64 = 5;
+/// The longest signature of a link that is looked at, in bytes: that of SHA-256 in base64url has 43.
+pub const LINK_SIGNATURE_MAX_BYTES: usize = 64;
+/// The longest time until a link expires, in seconds: a century, as for a token of `tidings token`.
+pub const LINK_MAX_SECS: u64 = 3_155_760_000;
+/// How long a badge may be shown before it is read again, in seconds. Within it, a link costs one read, however often it is
+/// requested.
+pub const BADGE_AGE_SECS: u64 = 5;
+/// Badges that are kept for this long, of all schools.
+pub const BADGES_MAX: usize = 1_024;
+/// Characters of each half of a badge. The rest is left out.
+pub const BADGE_TEXT_CHARS: usize = 40;

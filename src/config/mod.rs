@@ -199,6 +199,8 @@ pub struct Settings {
     pub cookie_name: String,
     /// Web origins, in addition to the server's own, whose pages can read answers and use a cookie.
     pub allowed_origins: AllowedOrigins,
+    /// Web origins whose pages can show embedded pages in a frame.
+    pub frame_ancestors: AllowedOrigins,
     /// Addresses and networks of proxies whose `X-Forwarded-*` and `X-Real-IP` headers are trusted.
     #[serde(deserialize_with = "one_or_many")]
     pub trusted_proxies: Vec<Network>,
@@ -347,6 +349,7 @@ impl Default for Settings {
             ticket_grace_secs: 600,
             cookie_name: "tidings_token".into(),
             allowed_origins: AllowedOrigins::default(),
+            frame_ancestors: AllowedOrigins::default(),
             trusted_proxies: Network::loopback(),
             base_path: None,
             anonymous_school_id: None,

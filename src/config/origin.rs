@@ -136,7 +136,7 @@ fn default_port(scheme: &str) -> Option<u16> {
     }
 }
 
-/// An entry of `allowed_origins`.
+/// An entry of `allowed_origins` or `frame_ancestors`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 enum AllowedOrigin {
@@ -169,7 +169,7 @@ impl AllowedOrigin {
     }
 }
 
-/// Why an entry of `allowed_origins` matches no page, and what would be accepted.
+/// Why such an entry matches no page, and what would be accepted.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct OriginError(String);
@@ -294,7 +294,7 @@ fn without_user(entry: &str) -> String {
     }
 }
 
-/// The origins whose pages can read answers or use a cookie.
+/// The origins whose pages are trusted with something: to read answers and use a cookie, or to show pages in a frame.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AllowedOrigins(#[serde(deserialize_with = "super::one_or_many")] Vec<AllowedOrigin>);
@@ -308,6 +308,15 @@ impl AllowedOrigins {
     /// Whether an entry other than `*` names this origin. The pages of such an origin can use a cookie, too.
     pub fn names(&self, origin: &Origin) -> bool {
         self.0.iter().any(|allowed| allowed.names(origin))
+    }
+
+    /// Returns the origins as sources of a Content Security Policy.
+    pub fn in_policy(&self) -> String {
+        let sources: Vec<String> = self.0.iter().cloned().map(String::from).collect();
+        match sources.is_empty() {
+            true => "'none'".to_owned(),
+            false => sources.join(" "),
+        }
     }
 
     /// Whether every page can read answers that need no cookie.

@@ -3,6 +3,7 @@
 //! [`routes`] and [`catchers`] can be mounted at any base. [`fairing`] mounts them, starts Tidings from the application's
 //! own configuration, and closes its streams when the application stops. [`close`] then stops Tidings itself.
 
+mod badge;
 mod base_path;
 mod batch;
 mod body;
@@ -17,6 +18,7 @@ mod forwarded;
 pub(crate) mod framework;
 mod health;
 mod lines;
+mod links;
 mod listing;
 mod methods;
 mod metrics;
@@ -57,6 +59,8 @@ pub fn routes() -> Vec<Route> {
         subjects::routes(),
         batch::routes(),
         tickets::routes(),
+        links::routes(),
+        badge::routes(),
         stream::routes(),
         cors::routes(),
         metrics::routes(),
@@ -64,7 +68,7 @@ pub fn routes() -> Vec<Route> {
     ]
     .concat();
     #[cfg(feature = "monitor")]
-    let routes = [routes, monitor::routes()].concat();
+    let routes = [routes, monitor::routes(), monitor::embed::routes()].concat();
     routes
 }
 
@@ -76,13 +80,18 @@ fn describe(document: &mut contract::Document) {
     batch::describe(document);
     stream::describe(document);
     tickets::describe(document);
+    links::describe(document);
+    badge::describe(document);
     pings::describe(document);
     notifiers::describe(document);
     health::describe(document);
     metrics::describe(document);
     contract::describe(document);
     #[cfg(feature = "monitor")]
-    document.pages("Monitor", "Pages for people.", &monitor::routes());
+    {
+        monitor::embed::describe(document);
+        document.pages("Monitor", "Pages for people.", &monitor::routes());
+    }
 }
 
 /// Returns the OpenAPI document of the routes, mounted at `base`: without a slash at its end, and empty for the root.
@@ -164,6 +173,7 @@ fn mount_at(
     rocket
         .manage(tidings)
         .manage(callers::Callers::default())
+        .manage(badge::Badges::default())
         .manage(contract::Documents::default())
         .mount(base, routes())
         .register(base, catchers())

@@ -92,6 +92,9 @@ const IDS_PATTERN: &str = r"^[^,.\x00-\x1f\x7f-\x9f]{1,32}(,[^,.\x00-\x1f\x7f-\x
 /// A position in a list, and the place in the log at which its first page was read.
 const PAGE_PATTERN: &str = "^[0-9]{1,18}(-[0-9]{1,18}(-[0-9a-f]{8})?)?$";
 
+/// The last second of the year 9999.
+pub(super) const EXPIRES_MAX: u64 = 253_402_300_799;
+
 /// `school_id`, with a token for several schools.
 pub(super) const SCHOOL_ID: Parameter = parameter(
     "school_id",
@@ -275,6 +278,51 @@ pub(super) const PING: &[Parameter] = &[parameter(
     "The name of the run, which tells overlapping runs apart.",
     Values::Pattern("^[A-Za-z0-9._:~-]{1,48}$", "20261127-1"),
 )];
+
+/// What a signed link consists of, in addition to its path.
+pub(super) const LINK: &[Parameter] = &[
+    Parameter {
+        is_required: true,
+        ..parameter(
+            "school_id",
+            "The school of the link.",
+            Values::Of(SchoolId::json_schema),
+        )
+    },
+    parameter(
+        "expires",
+        "When the link expires, in seconds since 1970. Absent: never.",
+        Values::Whole(0, EXPIRES_MAX, None),
+    ),
+    Parameter {
+        is_required: true,
+        ..parameter(
+            "signature",
+            "The signature, which covers the path and the other two.",
+            Values::Pattern("^[A-Za-z0-9_-]{43}$", ""),
+        )
+    },
+];
+
+/// The parameters of an embedded list of jobs, in addition to those of its link.
+#[cfg(feature = "monitor")]
+pub(super) const EMBEDDED: &[Parameter] = &[
+    parameter(
+        "job_type",
+        "Only jobs of these types, separated by commas.",
+        Values::Text(NAMES_MAX_BYTES, "import,export"),
+    ),
+    parameter(
+        "status",
+        "Only jobs with these statuses, separated by commas.",
+        Values::Text(NAMES_MAX_BYTES, "in_progress,failed"),
+    ),
+    parameter(
+        "limit",
+        "The most jobs to show.",
+        Values::Text(NAMES_MAX_BYTES, "10"),
+    ),
+];
 
 /// `session_id`, of `/ws/enrollment`.
 pub(super) const SESSION_ID: Parameter = parameter(

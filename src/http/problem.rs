@@ -249,9 +249,12 @@ impl From<AuthError> for Problem {
             | AuthError::Expired { .. }
             | AuthError::InvalidTicket(_)
             | AuthError::ExpiredTicket => Kind::Unauthorized,
-            AuthError::Role { .. } | AuthError::Channel(_) | AuthError::NotUnrestricted => {
-                Kind::Forbidden
-            }
+            // Not 401: no token would help.
+            AuthError::InvalidLink
+            | AuthError::ExpiredLink
+            | AuthError::Role { .. }
+            | AuthError::Channel(_)
+            | AuthError::NotUnrestricted => Kind::Forbidden,
             AuthError::SchoolRequired => Kind::SchoolRequired,
             AuthError::NotFound => Kind::NotFound,
         };

@@ -47,7 +47,7 @@ pub(super) fn describe(document: &mut Document) {
 #[derive(JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[schemars(example = serde_json::json!({ "channels": ["jobs/42"] }))]
-struct Asked {
+pub(super) struct Asked {
     /// The channels that it opens.
     #[schemars(with = "Vec<kind::ChannelText>", length(min = 1))]
     channels: Vec<String>,
@@ -56,7 +56,7 @@ struct Asked {
 /// A ticket.
 #[derive(JsonSchema, Serialize)]
 #[schemars(rename = "Ticket")]
-struct Answer<'a> {
+pub(super) struct Answer<'a> {
     /// The ticket itself, for `?ticket=`.
     ticket: &'a str,
     /// When it expires.
@@ -74,8 +74,19 @@ async fn ticket(
     tidings: &State<Arc<Tidings>>,
 ) -> Result<Json, Problem> {
     let caller = caller?;
+    let body = body?.read(tidings.settings().body_limit()).await?;
+    issue(&caller, &body, &base, tidings)
+}
+
+/// Issues a ticket for what the body asks for, if the caller reaches all of it.
+pub(super) fn issue(
+    caller: &Caller,
+    body: &[u8],
+    base: &Base,
+    tidings: &Tidings,
+) -> Result<Json, Problem> {
     let settings = tidings.settings();
-    let asked: Asked = body::parse(&body?.read(settings.body_limit()).await?)?;
+    let asked: Asked = body::parse(body)?;
     let invalid = |detail: String| Problem::new(Kind::InvalidBody, detail);
     if asked.channels.is_empty() || asked.channels.len() > settings.channels_per_connection {
         return Err(invalid(format!(

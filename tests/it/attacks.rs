@@ -107,6 +107,7 @@ async fn headers_tokens_and_addresses_beyond_their_bounds_are_refused_before_the
         "POST /api/batch",
         "PUT /api/devices/1",
         "POST /api/tickets",
+        "GET /embed/jobs",
         "GET /monitor/schools/1",
     ];
     let headers = [

@@ -49,6 +49,11 @@ const ADDRESSES: &[(&str, &str)] = &[
     ("/api/schedules/t/remove", "POST"),
     ("/api/pings", "GET, HEAD, POST"),
     ("/api/pings/k", "DELETE"),
+    ("/openapi.json", "GET, HEAD"),
+    ("/asyncapi.json", "GET, HEAD"),
+    ("/api/links", "POST"),
+    ("/badge/jobs/a.svg", "GET, HEAD"),
+    ("/embed/jobs/a", "GET, HEAD, POST"),
     ("/api/violations", "GET, HEAD"),
     ("/api/violations/c.1/ack", "POST"),
     ("/api/violations/c.1/unack", "POST"),
@@ -216,8 +221,9 @@ fn every_route_is_in_the_table() {
         .filter(|route| route.method != rocket::http::Method::Options && !is_known(route))
         .map(|route| format!("{} {}", route.method, route.uri.path()))
         .collect();
-    // The name of one has a digest in it, the other has a key.
+    // The names of some have a digest in it, the others have a key.
     let others = [
+        "GET /embed/assets/<file>",
         "GET /monitor/assets/<file>",
         "GET /ping/<key>/<rest..>",
         "POST /ping/<key>/<rest..>",

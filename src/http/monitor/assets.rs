@@ -45,12 +45,23 @@ impl Assets {
         let script = include_bytes!("../../../templates/monitor.js");
         let sign_in = include_bytes!("../../../templates/signin.js");
         let icon = include_bytes!("../../../templates/icon.svg");
+        let embed = include_bytes!("../../../templates/embed.css");
+        // Built by `npm run embed` in `clients/js`, and checked in, so that the server needs no Node to be built.
+        let elements = include_bytes!("../../../templates/elements.js");
         Assets(vec![
             asset("monitor.css", ContentType::CSS, style),
             asset("monitor.js", ContentType::JavaScript, script),
             asset("signin.js", ContentType::JavaScript, sign_in),
             asset("icon.svg", ContentType::SVG, icon),
+            asset("embed.css", ContentType::CSS, embed),
+            asset("elements.js", ContentType::JavaScript, elements),
         ])
+    }
+
+    /// Returns a file by the name under which it is served.
+    pub(super) fn file(&self, file: &str) -> Option<Loaded<'_>> {
+        let mut all = self.0.iter();
+        all.find(|asset| asset.file == file).map(Loaded)
     }
 
     /// Returns the names that templates use with those under which the files are served.
@@ -81,6 +92,5 @@ impl<'r, 'a: 'r> Responder<'r, 'a> for Loaded<'a> {
 
 #[get("/monitor/assets/<file>")]
 pub(super) fn asset<'a>(file: &str, assets: &'a State<Assets>) -> Result<Loaded<'a>, Status> {
-    let found = assets.0.iter().find(|asset| asset.file == file);
-    Ok(Loaded(found.ok_or(Status::NotFound)?))
+    assets.file(file).ok_or(Status::NotFound)
 }

@@ -6,6 +6,7 @@ mod characteristic;
 mod chart;
 mod compression;
 mod device;
+pub(super) mod embed;
 mod endings;
 mod form;
 mod job;
@@ -66,6 +67,7 @@ pub(super) fn mount(rocket: Rocket<Build>, base: &str, has_home: bool) -> Rocket
     rocket
         .manage(pages)
         .manage(assets)
+        .attach(embed::fairing(base))
         .register(own, rocket::catchers![catch])
 }
 

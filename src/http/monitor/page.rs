@@ -11,10 +11,11 @@ use tera::Tera;
 
 use super::assets::Assets;
 use super::compression;
+use crate::config::origin::AllowedOrigins;
 
-/// Forbids resources from other hosts, inline scripts and styles, and embedding in a frame.
+/// Forbids resources from other hosts, and inline scripts and styles. The origins that may embed the page follow.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; script-src 'self'; \
-     connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+     connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors ";
 
 /// The templates, parsed once.
 pub(crate) struct Pages {
@@ -48,6 +49,7 @@ impl Pages {
             "characteristic.html",
             "violations.html",
             "system.html",
+            "embed.html",
         ];
         tera.add_raw_templates(templates)
             .expect("the embedded templates are valid: a test renders each of them");
@@ -68,6 +70,7 @@ impl Pages {
             Ok(text) => Html {
                 status: Status::Ok,
                 text,
+                ancestors: None,
             },
             Err(error) => {
                 tracing::error!(template, ?error, "a page could not be rendered");
@@ -75,6 +78,7 @@ impl Pages {
                     status: Status::InternalServerError,
                     text: "The page could not be rendered; the cause is in the server's log."
                         .into(),
+                    ancestors: None,
                 }
             }
         }
@@ -85,17 +89,31 @@ impl Pages {
 pub(super) struct Html {
     status: Status,
     text: String,
+    /// The origins whose pages may show it in a frame, as sources of a policy. None may if absent.
+    ancestors: Option<String>,
 }
 
 impl Html {
     pub(super) fn with_status(self, status: Status) -> Html {
         Html { status, ..self }
     }
+
+    /// Lets pages of these origins show it in a frame.
+    pub(super) fn framed_by(self, origins: &AllowedOrigins) -> Html {
+        Html {
+            ancestors: (!origins.is_empty()).then(|| origins.in_policy()),
+            ..self
+        }
+    }
 }
 
 impl<'r> Responder<'r, 'static> for Html {
     fn respond_to(self, request: &'r Request<'_>) -> response::Result<'static> {
-        let Html { status, text } = self;
+        let Html {
+            status,
+            text,
+            ancestors,
+        } = self;
         // Compression is safe: pages contain no secret whose content their length could reveal.
         let packed = match compression::accepts_gzip(request) {
             true => compression::gzip(text.as_bytes(), Compression::fast()),
@@ -110,14 +128,19 @@ impl<'r> Responder<'r, 'static> for Html {
             .sized_body(body.len(), std::io::Cursor::new(body));
         for (name, value) in [
             ("Cache-Control", "no-store"),
-            ("Content-Security-Policy", CONTENT_SECURITY_POLICY),
             ("Cross-Origin-Opener-Policy", "same-origin"),
             ("Referrer-Policy", "same-origin"),
             ("X-Content-Type-Options", "nosniff"),
-            ("X-Frame-Options", "DENY"),
         ] {
             response.header(Header::new(name, value));
         }
+        // `X-Frame-Options` can only name all pages or none.
+        if ancestors.is_none() {
+            response.header(Header::new("X-Frame-Options", "DENY"));
+        }
+        let ancestors = ancestors.unwrap_or_else(|| "'none'".to_owned());
+        let policy = format!("{CONTENT_SECURITY_POLICY}{ancestors}");
+        response.header(Header::new("Content-Security-Policy", policy));
         response.ok()
     }
 }

@@ -83,19 +83,27 @@ impl<'r> Responder<'r, 'static> for Stream {
     }
 }
 
-/// The text of a channel after `/events`. An encoded segment stays encoded.
-struct ChannelPath(String);
+/// The text of a channel at the end of a URL. An encoded segment stays encoded.
+pub(super) struct ChannelPath(pub(super) String);
 
 impl<'r> FromSegments<'r> for ChannelPath {
     type Error = std::convert::Infallible;
 
     fn from_segments(segments: Segments<'r, Path>) -> Result<Self, Self::Error> {
-        let encoded = |segment: &str| match segment.parse::<SubjectId>() {
+        let segments: Vec<&str> = segments.collect();
+        Ok(ChannelPath::of(&segments))
+    }
+}
+
+impl ChannelPath {
+    /// Returns the text of a channel from decoded segments.
+    pub(super) fn of(segments: &[&str]) -> ChannelPath {
+        let encoded = |segment: &&str| match segment.parse::<SubjectId>() {
             Ok(id) => id.encoded().to_string(),
-            Err(_) => segment.to_owned(),
+            Err(_) => (*segment).to_owned(),
         };
-        let segments: Vec<_> = segments.map(encoded).collect();
-        Ok(ChannelPath(segments.join("/")))
+        let segments: Vec<_> = segments.iter().map(encoded).collect();
+        ChannelPath(segments.join("/"))
     }
 }
 

@@ -1,0 +1,242 @@
+//! `POST /api/links`: signed links, which show one scope without a token. The guard [`Signed`] reads them.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use rocket::http::Status;
+use rocket::request::{FromRequest, Outcome, Request};
+use rocket::{Route, State, post, routes};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::body::{self, Base, Json, Unread};
+use super::contract::{Document, JSON, Operation, Part};
+use super::credential::{bounded, named_school, query};
+use super::parameters::{EXPIRES_MAX, LINK};
+use super::problem::{Kind, Problem};
+use crate::app::Caller;
+use crate::auth::{Access, AuthError, Link, Role, View};
+use crate::config::LINK_MAX_SECS;
+use crate::id::{Channel, SchoolId};
+use crate::kind;
+use crate::kind::job;
+use crate::service::Tidings;
+use crate::wire::timestamp;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![create]
+}
+
+pub(super) fn describe(document: &mut Document) {
+    const TAG: &str = "Links";
+    document.tag(
+        TAG,
+        "Signed links: badges and embedded pages of one scope, without a token.",
+    );
+    document.route(routes![create], &create, |operation| {
+        let (body, answer) = (
+            operation.schemas.body::<Asked>(),
+            operation.schemas.answer::<Answer<'_>>(),
+        );
+        operation
+            .named("links.create", TAG, "Create a signed link to a channel")
+            .about("A link of a token with the role `admin` can outlive the token. Any other link expires with the token at the latest.")
+            .body(JSON, body)
+            .answers(201, "The link.", JSON, answer)
+            .fails(&[Kind::Internal]);
+    });
+}
+
+/// What a link is to show.
+#[derive(JsonSchema, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[schemars(example = json!({ "channel": "jobs/42", "view": "badge" }))]
+struct Asked {
+    /// The channel that it shows.
+    #[schemars(with = "kind::ChannelText")]
+    channel: String,
+    /// `badge`: an image of the state and the percentage. `embed`: a live page for a frame, of a job, of all jobs or of a school's.
+    #[schemars(extend("enum" = ["badge", "embed"]))]
+    view: String,
+    /// After how many seconds it expires. Absent: never, or with the token.
+    #[schemars(range(min = 1, max = LINK_MAX_SECS))]
+    expires_in_secs: Option<u64>,
+}
+
+/// A signed link.
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "Link")]
+struct Answer<'a> {
+    /// The path to open, including the signature.
+    url: String,
+    /// The channel that it shows.
+    #[schemars(with = "kind::ChannelText")]
+    channel: String,
+    /// `badge` or `embed`.
+    view: &'a str,
+    /// When it expires; null: never.
+    #[schemars(with = "Option<DateTime<Utc>>")]
+    expires_at: Option<String>,
+}
+
+#[post("/api/links", data = "<body>")]
+async fn create(
+    base: Base,
+    caller: Result<Caller, Problem>,
+    body: Result<Unread<'_>, Problem>,
+    tidings: &State<Arc<Tidings>>,
+) -> Result<Json, Problem> {
+    let caller = caller?;
+    let asked: Asked = body::parse(&body?.read(tidings.settings().body_limit()).await?)?;
+    let invalid = |detail: String| Problem::new(Kind::InvalidBody, detail);
+    let channel = kind::channel(&asked.channel).map_err(|error| invalid(error.to_string()))?;
+    let view = View::parse(&asked.view)
+        .ok_or_else(|| invalid("`view` must be `badge` or `embed`".to_owned()))?;
+    caller.authorize(&channel)?;
+    if view == View::Embed && !is_embeddable(&channel) {
+        let detail = "`channel` must be `jobs`, `jobs/<job_id>` or `schools/<school_id>` for an embedded page: it shows jobs";
+        return Err(invalid(detail.to_owned()));
+    }
+    let link = Link {
+        school: caller.school(),
+        expires: expiry(&caller, asked.expires_in_secs)?,
+        channel,
+        view,
+    };
+    let signature = tidings.keys().sign_link(&link)?;
+    let answer = Answer {
+        url: url(&base, &link, &signature),
+        channel: link.channel.to_string(),
+        view: view.as_str(),
+        expires_at: link.expires_at().map(|at| timestamp(at).to_string()),
+    };
+    Ok(Json {
+        status: Status::Created,
+        bytes: serde_json::to_vec(&answer).expect("an answer is JSON"),
+        location: None,
+    })
+}
+
+/// Whether the elements of an embedded page can show a channel.
+pub(super) fn is_embeddable(channel: &Channel) -> bool {
+    match channel {
+        Channel::School(_) => true,
+        Channel::Collection(kind) | Channel::Subject(kind, _) => *kind == job::KIND,
+    }
+}
+
+/// Returns when a caller's link expires. Only an admin can give away more time than the token has left.
+fn expiry(caller: &Caller, asked_secs: Option<u64>) -> Result<Option<i64>, Problem> {
+    let asked = match asked_secs {
+        None => None,
+        Some(secs) => {
+            let fits = (1..=LINK_MAX_SECS).contains(&secs).then_some(secs);
+            let secs = fits.and_then(|secs| i64::try_from(secs).ok());
+            let secs = secs.ok_or_else(|| {
+                let detail = format!("`expires_in_secs` must be from 1 to {LINK_MAX_SECS}");
+                Problem::new(Kind::InvalidBody, detail)
+            })?;
+            Some(Utc::now().timestamp() + secs)
+        }
+    };
+    match (caller.require(Role::Admin), caller.access().expires_at) {
+        (Ok(()), _) => Ok(asked),
+        (Err(_), Some(end)) => {
+            let end = end.timestamp();
+            Ok(Some(asked.map_or(end, |at| at.min(end))))
+        }
+        // A visitor without a token: the link would outlive the setting that lets him in.
+        (Err(error), None) => Err(error.into()),
+    }
+}
+
+/// Returns the path of a link, with its signature.
+fn url(base: &Base, link: &Link, signature: &str) -> String {
+    let (view, channel, school) = (link.view.as_str(), &link.channel, link.school);
+    let extension = match link.view {
+        View::Badge => ".svg",
+        View::Embed => "",
+    };
+    let expires = link.expires.map(|at| format!("&expires={at}"));
+    let expires = expires.unwrap_or_default();
+    let base = &base.0;
+    format!("{base}/{view}/{channel}{extension}?school_id={school}{expires}&signature={signature}")
+}
+
+/// The query of a signed link. Other parameters are ignored: people add some to get past a cache.
+pub(super) struct Signed {
+    school: SchoolId,
+    expires: Option<i64>,
+    signature: String,
+}
+
+impl Signed {
+    /// Returns what the link to this view of a channel allows, and the channel.
+    pub(super) fn access(
+        &self,
+        tidings: &Tidings,
+        view: View,
+        channel: &str,
+    ) -> Result<(Access, Link), AuthError> {
+        let link = Link {
+            school: self.school,
+            expires: self.expires,
+            // No link was ever signed for it.
+            channel: kind::channel(channel).map_err(|_| AuthError::InvalidLink)?,
+            view,
+        };
+        let access = tidings.keys().verify_link(&link, &self.signature)?;
+        Ok((access, link))
+    }
+
+    /// Returns the query of a link that was valid.
+    pub(super) fn query(&self) -> String {
+        let expires = self.expires.map(|at| format!("&expires={at}"));
+        let (school, signature) = (self.school, &self.signature);
+        let expires = expires.unwrap_or_default();
+        format!("?school_id={school}{expires}&signature={signature}")
+    }
+}
+
+#[rocket::async_trait]
+impl<'r> FromRequest<'r> for Signed {
+    type Error = Problem;
+
+    async fn from_request(request: &'r Request<'_>) -> Outcome<Signed, Problem> {
+        Problem::outcome(signed(request))
+    }
+}
+
+fn signed(request: &Request<'_>) -> Result<Signed, Problem> {
+    bounded(request)?;
+    let incomplete = |name: &str| {
+        let detail = format!("`{name}` is missing: the link is not complete");
+        Problem::new(Kind::InvalidQuery, detail)
+    };
+    let expires = |text: &str| {
+        let at: u64 = text.parse().ok().filter(|at| *at <= EXPIRES_MAX)?;
+        // One text for each time: what is signed is the number.
+        let at = i64::try_from(at).ok();
+        at.filter(|at| at.to_string() == text)
+    };
+    Ok(Signed {
+        school: named_school(request)?.ok_or_else(|| incomplete("school_id"))?,
+        expires: match query(request, "expires") {
+            None => None,
+            Some(text) => Some(expires(text).ok_or_else(|| {
+                let detail = "`expires` must be a whole number of seconds since 1970";
+                Problem::new(Kind::InvalidQuery, detail)
+            })?),
+        },
+        signature: query(request, "signature")
+            .ok_or_else(|| incomplete("signature"))?
+            .to_owned(),
+    })
+}
+
+impl Part for Signed {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.queries(LINK);
+    }
+}

@@ -658,6 +658,14 @@ fn a_usage_error_is_found_before_anything_is_connected_to() {
         assert_eq!(output.status.code(), Some(2), "{scope}: {said}");
         assert!(said.starts_with("error: "), "{said}");
     }
+    for cursor in ["zzz", "1-2", "", "0123456789abcdef-x"] {
+        let mut watching = command(folder.path());
+        watching.args(["watch", "jobs", "--url", &nobody, "--cursor", cursor]);
+        let output = run(&mut watching);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{cursor}: {said}");
+        assert!(said.contains("<epoch>-<seq>-<tag>"), "{said}");
+    }
     for url in [
         "http://127.0.0.1:99999",
         "http://127.0.0.1:65536",

@@ -57,14 +57,27 @@ pub(super) fn job(message: &Value, name_columns: Option<usize>) -> String {
     if let Some(columns) = name_columns {
         name = truncate_str(&name, columns, "…").into_owned();
     }
-    let (status, percent) = (text("status"), percent(message));
-    format!("{status:<11} {percent:>4} {name}  {}", text("message"))
+    let (status, percent) = (text("status"), job_percent(message));
+    format!("{status:<11} {percent} {name}  {}", text("message"))
 }
 
 pub(super) fn percent(message: &Value) -> String {
     message["progress"]
         .as_f64()
         .map_or("?".to_owned(), |progress| format!("{progress:.0}%"))
+}
+
+/// Returns the progress of a job. None if it may never have been reported: a job is created with 0.
+fn reported(message: &Value) -> String {
+    match message["progress"].as_f64() {
+        Some(0.0) => "–".to_owned(),
+        _ => percent(message),
+    }
+}
+
+/// Returns the progress of a job in a column.
+pub(super) fn job_percent(message: &Value) -> String {
+    format!("{:>4}", reported(message))
 }
 
 /// Formats the columns of a line: what happened, the id of the subject, and the details.

@@ -24,9 +24,10 @@ use self::reader::{READ_AHEAD, Reader, Told};
 use self::scope::Scope;
 use self::screen::Screen;
 use super::client::{Client, DEFAULT_URL, url};
-use super::credential::{self, is_visible};
+use super::credential;
 use super::{Exit, Failure};
 use crate::config::Secret;
+use crate::id::{Cursor, NameError};
 
 /// The maximum number of scopes. Each has a connection of its own.
 const SCOPES_MAX: usize = 64;
@@ -149,9 +150,6 @@ fn show(
     End::of_all(&ends)
 }
 
-fn cursor(text: &str) -> Result<String, String> {
-    match is_visible(text) && !text.is_empty() {
-        true => Ok(text.to_owned()),
-        false => Err("must be the `cursor` of a message or a list, without spaces".into()),
-    }
+fn cursor(text: &str) -> Result<String, NameError> {
+    text.parse::<Cursor>().map(|_| text.to_owned())
 }

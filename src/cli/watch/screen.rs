@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 use super::goal::outcome;
-use super::lines::{self, percent};
+use super::lines::{self, job_percent};
 use super::notice::Notices;
 use crate::cli::Failure;
 use crate::cli::terminal::{json_line, plain, print_line};
@@ -130,6 +130,70 @@ impl Layout {
     }
 }
 
+/// In the order of the screen: what moves is always in view.
+#[derive(Clone, Copy)]
+enum Group {
+    Running,
+    Stalled,
+    Waiting,
+}
+
+const GROUPS: [(Group, &str); 3] = [
+    (Group::Running, "running"),
+    (Group::Stalled, "stalled"),
+    (Group::Waiting, "waiting"),
+];
+
+/// The open jobs, in each group in order of arrival.
+#[derive(Default)]
+struct Jobs {
+    groups: [IndexMap<String, Job>; GROUPS.len()],
+}
+
+impl Jobs {
+    fn len(&self) -> usize {
+        self.groups.iter().map(IndexMap::len).sum()
+    }
+
+    fn contains(&self, id: &str) -> bool {
+        self.groups.iter().any(|own| own.contains_key(id))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Job> {
+        self.groups.iter().flat_map(IndexMap::values)
+    }
+
+    fn remove(&mut self, id: &str) {
+        for own in &mut self.groups {
+            own.shift_remove(id);
+        }
+    }
+
+    /// Adds a job, or updates it in its place unless its group changes.
+    fn put(&mut self, group: Group, id: &str, job: Job) {
+        for (index, own) in self.groups.iter_mut().enumerate() {
+            if index != group as usize {
+                own.shift_remove(id);
+            }
+        }
+        self.groups[group as usize].insert(id.to_owned(), job);
+    }
+
+    /// Returns how many jobs of each group come after the first ones.
+    fn counts_beyond(&self, mut first: usize) -> String {
+        let mut counts = Vec::new();
+        for (group, name) in GROUPS {
+            let own = self.groups[group as usize].len();
+            let beyond = own.saturating_sub(first);
+            first = first.saturating_sub(own);
+            if beyond > 0 {
+                counts.push(format!("{beyond} {name}"));
+            }
+        }
+        counts.join(", ")
+    }
+}
+
 /// The bars. The rows are refilled with the most relevant jobs.
 struct Bars {
     bars: MultiProgress,
@@ -138,9 +202,7 @@ struct Bars {
     slots: Vec<ProgressBar>,
     /// The last row, if not all jobs have one.
     others: Option<ProgressBar>,
-    /// Running jobs come before waiting ones, each in order of arrival.
-    running: IndexMap<String, Job>,
-    waiting: IndexMap<String, Job>,
+    jobs: Jobs,
 }
 
 impl Bars {
@@ -150,8 +212,7 @@ impl Bars {
             layout: Layout::of_terminal(),
             slots: Vec::new(),
             others: None,
-            running: IndexMap::new(),
-            waiting: IndexMap::new(),
+            jobs: Jobs::default(),
         }
     }
 
@@ -167,13 +228,11 @@ impl Bars {
     /// Takes a job's message. Returns a line if the job has no bar.
     fn show(&mut self, id: &str, message: &Value) -> Option<String> {
         let is_over = outcome(message).is_some();
-        let known = self.running.contains_key(id) || self.waiting.contains_key(id);
-        let is_full = self.running.len() + self.waiting.len() >= JOBS_MAX;
+        let is_full = self.jobs.len() >= JOBS_MAX;
         let mut line = None;
-        if is_over || (!known && is_full) {
+        if is_over || (is_full && !self.jobs.contains(id)) {
             line = Some(lines::job(message, Some(self.layout.name())));
-            self.running.shift_remove(id);
-            self.waiting.shift_remove(id);
+            self.jobs.remove(id);
         } else {
             let job = Job {
                 name: lines::name(message),
@@ -181,13 +240,13 @@ impl Bars {
                 text: text(message),
             };
             let status = message["status"].as_str().unwrap_or_default();
-            if status.eq_ignore_ascii_case("in_progress") {
-                self.waiting.shift_remove(id);
-                self.running.insert(id.to_owned(), job);
-            } else {
-                self.running.shift_remove(id);
-                self.waiting.insert(id.to_owned(), job);
-            }
+            let is_running = status.eq_ignore_ascii_case("in_progress");
+            let group = match is_running {
+                true if message["stalled"] == true => Group::Stalled,
+                true => Group::Running,
+                false => Group::Waiting,
+            };
+            self.jobs.put(group, id, job);
         }
         self.draw();
         line
@@ -202,14 +261,13 @@ impl Bars {
                 .iter()
                 .for_each(|slot| slot.set_style(layout.style()));
         }
-        let jobs = self.running.len() + self.waiting.len();
+        let jobs = self.jobs.len();
         let has_more = jobs > layout.rows;
         let shown = if has_more { layout.rows - 1 } else { jobs };
         self.slots
             .drain(shown.min(self.slots.len())..)
             .for_each(|slot| remove(&self.bars, &slot));
-        let all = self.running.values().chain(self.waiting.values());
-        for (index, job) in all.take(shown).enumerate() {
+        for (index, job) in self.jobs.all().take(shown).enumerate() {
             let name = pad_str(&job.name, layout.name(), Alignment::Left, Some("…"));
             let text = truncate_str(&job.text, layout.text(), "…");
             let position = whole_unsigned(job.progress);
@@ -241,9 +299,7 @@ impl Bars {
             }
             return;
         };
-        let running = self.running.len().saturating_sub(shown);
-        let waiting = more - running;
-        let text = format!("and {more} more ({running} running, {waiting} waiting)");
+        let text = format!("and {more} more ({})", self.jobs.counts_beyond(shown));
         let most = self.layout.columns.saturating_sub(1);
         let text = truncate_str(&text, most, "…").into_owned();
         if let Some(slot) = &self.others {
@@ -286,7 +342,7 @@ fn text(message: &Value) -> String {
     };
     let said = plain(message["message"].as_str().unwrap_or_default());
     let left = time_left(message);
-    format!("{:>4} {stalled}{left}{said}", percent(message))
+    format!("{} {stalled}{left}{said}", job_percent(message))
 }
 
 fn time_left(message: &Value) -> String {
@@ -315,9 +371,13 @@ mod tests {
     }
 
     #[test]
-    fn running_jobs_stand_above_waiting_ones_and_those_that_do_not_fit_are_counted() {
+    fn running_jobs_stand_above_stalled_and_waiting_ones_and_those_that_do_not_fit_are_counted() {
         let mut bars = bars(Layout::of_terminal().rows);
         let rows = bars.layout.rows;
+        for number in 0..rows {
+            let message = json!({"status": "in_progress", "progress": 0.0, "stalled": true});
+            assert_eq!(bars.show(&format!("stalled {number}"), &message), None);
+        }
         for number in 0..rows + 11 {
             let message = json!({"job_id": number.to_string(), "status": "queued", "metadata": {"title": format!("Waiting {number}")}});
             assert_eq!(bars.show(&number.to_string(), &message), None);
@@ -329,13 +389,15 @@ mod tests {
         assert_eq!(bars.slots[0].prefix().trim(), "At work");
         assert_eq!(bars.slots[0].position(), 40);
         let last = bars.others.as_ref().unwrap().message();
-        assert_eq!(last, "and 13 more (0 running, 13 waiting)");
+        let expected = format!("and {} more (2 stalled, {} waiting)", rows + 13, rows + 11);
+        assert_eq!(last, expected);
+        assert_eq!(bars.slots[1].message().trim(), "– STALLED");
         let told = bars.show(
             "x",
             &json!({"status": "completed", "metadata": {"title": "At work"}}),
         );
         assert!(told.unwrap().starts_with("completed"));
-        assert_eq!(bars.slots[0].prefix().trim(), "Waiting 0");
+        assert!(bars.slots[0].message().contains("STALLED"));
     }
 
     #[test]

@@ -223,7 +223,7 @@ fn every_route_is_in_the_table() {
         .collect();
     // The names of some have a digest in it, the others have a key.
     let others = [
-        "GET /embed/assets/<file>",
+        "GET /embed-files/<file>",
         "GET /monitor/assets/<file>",
         "GET /ping/<key>/<rest..>",
         "POST /ping/<key>/<rest..>",

@@ -136,8 +136,7 @@ impl Part for Limits {
     }
 }
 
-// No channel has the path of a file, so the rank decides nothing but which route is asked first.
-#[get("/embed/<path..>", rank = 1)]
+#[get("/embed/<path..>")]
 fn page(
     path: ChannelPath,
     signed: Result<Signed, Problem>,
@@ -194,7 +193,7 @@ async fn ticket(
     tickets::issue(&caller, &body, &base, tidings)
 }
 
-#[get("/embed/assets/<file>")]
+#[get("/embed-files/<file>")]
 fn file<'a>(file: &str, assets: &'a State<Assets>) -> Result<Loaded<'a>, Problem> {
     assets.file(file).ok_or_else(|| AuthError::NotFound.into())
 }

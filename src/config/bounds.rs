@@ -504,3 +504,5 @@ pub const BADGE_AGE_SECS: u64 = 5;
 pub const BADGES_MAX: usize = 1_024;
 /// Characters of each half of a badge. The rest is left out.
 pub const BADGE_TEXT_CHARS: usize = 40;
+/// Subjects of which a notifier with `every` knows what it has delivered last. Of any other, the next tick is delivered.
+pub const NOTIFY_PACED_SUBJECTS_MAX: usize = 10_000;

@@ -36,7 +36,7 @@ pub struct NotifierSettings {
     /// Seconds before the second attempt. Each later pause is twice as long, up to five minutes.
     #[serde(default = "backoff_secs")]
     pub backoff_secs: u64,
-    /// Delivers by webhook. Exactly one of `webhook`, `email` and `mqtt` is set.
+    /// Delivers by webhook. Exactly one of `webhook`, `email`, `mqtt` and `ntfy` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<WebhookSettings>,
     /// Delivers by e-mail.
@@ -45,6 +45,9 @@ pub struct NotifierSettings {
     /// Delivers to an MQTT broker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mqtt: Option<MqttSettings>,
+    /// Delivers to a topic of ntfy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ntfy: Option<NtfySettings>,
 }
 
 fn attempts() -> u32 {
@@ -89,6 +92,61 @@ pub struct Rule {
     pub schools: Vec<SchoolId>,
     /// Whether ticks match, too.
     pub ticks: bool,
+    /// How often a subject's ticks are delivered, in addition to its milestones.
+    pub every: Every,
+}
+
+/// How often a subject's ticks are delivered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Every {
+    /// Never, or all of them if the rule has `ticks`.
+    #[default]
+    Milestone,
+    /// Whenever the progress passes a multiple of so many percent.
+    Percent(u8),
+    /// When the last notification of the subject is so many seconds old.
+    Seconds(u32),
+}
+
+impl TryFrom<String> for Every {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Every, String> {
+        let wrong = || {
+            format!(
+                "`every` is {text:?}; it must be `milestone`, a percentage such as `25 %`, or a time such as `30 s`, `10 min` or `1 h`"
+            )
+        };
+        let text = text.trim();
+        if text == "milestone" {
+            return Ok(Every::Milestone);
+        }
+        let unit = text.trim_start_matches(|own: char| own.is_ascii_digit());
+        let number = &text[..text.len() - unit.len()];
+        let number: u32 = number.parse().map_err(|_| wrong())?;
+        let every = match unit.trim() {
+            "%" => u8::try_from(number)
+                .ok()
+                .filter(|own| *own <= 100)
+                .map(Every::Percent),
+            "s" => Some(Every::Seconds(number)),
+            "min" => number.checked_mul(60).map(Every::Seconds),
+            "h" => number.checked_mul(3_600).map(Every::Seconds),
+            _ => None,
+        };
+        every.filter(|_| number > 0).ok_or_else(wrong)
+    }
+}
+
+impl From<Every> for String {
+    fn from(every: Every) -> String {
+        match every {
+            Every::Milestone => "milestone".to_owned(),
+            Every::Percent(step) => format!("{step} %"),
+            Every::Seconds(secs) => format!("{secs} s"),
+        }
+    }
 }
 
 impl Rule {
@@ -96,7 +154,7 @@ impl Rule {
     pub fn matches(&self, event: &Event) -> bool {
         let named =
             |list: &[String], name: &str| list.is_empty() || list.iter().any(|own| own == name);
-        (self.ticks || !event.is_tick())
+        (self.ticks || self.every != Every::Milestone || !event.is_tick())
             && (self.schools.is_empty() || self.schools.contains(&event.school))
             && named(&self.kinds, event.kind.collection())
             && named(&self.events, event.draft.event_type.name)
@@ -172,10 +230,11 @@ pub(super) fn check(notifiers: &[NotifierSettings]) -> Result<(), ConfigError> {
             own.webhook.is_some(),
             own.email.is_some(),
             own.mqtt.is_some(),
+            own.ntfy.is_some(),
         ];
         if media.into_iter().filter(|given| *given).count() != 1 {
             return invalid(format!(
-                "`{name}` must have exactly one of `webhook`, `email` and `mqtt`"
+                "`{name}` must have exactly one of `webhook`, `email`, `mqtt` and `ntfy`"
             ));
         }
         if !(1..=ATTEMPTS_MAX).contains(&own.attempts) {
@@ -206,6 +265,27 @@ pub struct WebhookSettings {
     /// Additional headers, e.g. `Authorization`.
     #[serde(default)]
     pub headers: BTreeMap<String, Secret>,
+}
+
+/// Settings of a topic of ntfy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NtfySettings {
+    /// The server: `https://ntfy.sh`, or one's own.
+    #[serde(default = "ntfy_url")]
+    pub url: Secret,
+    /// The topic. Whoever knows the name of an unprotected topic can read it.
+    pub topic: Secret,
+    /// An access token: `tk_…`.
+    #[serde(default)]
+    pub token: Option<Secret>,
+    /// Maximum time of an attempt, in seconds.
+    #[serde(default = "webhook_timeout_secs")]
+    pub timeout_secs: u64,
+}
+
+fn ntfy_url() -> Secret {
+    "https://ntfy.sh".into()
 }
 
 fn webhook_timeout_secs() -> u64 {

@@ -26,6 +26,11 @@ pub mod mqtt;
     allow(dead_code, reason = "some of it only certain media use")
 )]
 pub mod notification;
+#[cfg(feature = "webhook")]
+pub mod ntfy;
+mod pace;
+#[cfg(feature = "webhook")]
+mod post;
 mod runner;
 mod schedule;
 mod set_aside;
@@ -37,6 +42,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use self::notification::{DeliveryError, Medium, Notification};
+use self::pace::Pace;
 use self::runner::Runner;
 pub use self::schedule::Retry;
 use crate::config::notifiers::{NotifierSettings, RetryPolicy, Rule, is_name};
@@ -64,6 +70,15 @@ pub trait Notifier: Send + Sync + 'static {
         true
     }
 
+    /// Whether an event that it wants is to be delivered now, after what was delivered before. Called when it is the event's
+    /// turn. An event that is not due is passed over for good.
+    fn is_due(&self, _: &Event) -> bool {
+        true
+    }
+
+    /// Called after an event was delivered.
+    fn delivered(&self, _: &Event) {}
+
     /// Makes one attempt, which must end by itself.
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError>;
 
@@ -86,6 +101,7 @@ struct Configured {
     rules: Vec<Rule>,
     retry_policy: RetryPolicy,
     medium: Box<dyn Medium>,
+    pace: Pace,
 }
 
 /// Settings of a notifier that cannot be used. The text contains no secret.
@@ -110,6 +126,7 @@ pub fn configured(settings: &[NotifierSettings]) -> Result<Vec<Arc<dyn Notifier>
             rules: own.rules.clone(),
             retry_policy: own.retry_policy(),
             medium,
+            pace: Pace::default(),
         }))
     };
     settings.iter().map(one).collect()
@@ -134,23 +151,35 @@ pub fn check_names(notifiers: &[Arc<dyn Notifier>]) -> Result<(), NotifierError>
 }
 
 fn medium(settings: &NotifierSettings) -> Result<Box<dyn Medium>, String> {
-    match (&settings.webhook, &settings.email, &settings.mqtt) {
+    let NotifierSettings {
+        webhook,
+        email,
+        mqtt,
+        ntfy,
+        ..
+    } = settings;
+    match (webhook, email, mqtt, ntfy) {
         #[cfg(feature = "webhook")]
-        (Some(own), _, _) => Ok(Box::new(webhook::Webhook::new(own.clone())?)),
+        (Some(own), _, _, _) => Ok(Box::new(webhook::Webhook::new(own.clone())?)),
         #[cfg(feature = "email")]
-        (None, Some(own), _) => Ok(Box::new(email::Email::new(&settings.name, own.clone())?)),
+        (None, Some(own), _, _) => Ok(Box::new(email::Email::new(&settings.name, own.clone())?)),
         #[cfg(feature = "mqtt")]
-        (None, None, Some(own)) => Ok(Box::new(mqtt::Mqtt::new(&settings.name, own.clone())?)),
-        (None, None, None) => Err("must have exactly one of `webhook`, `email` and `mqtt`".into()),
+        (None, None, Some(own), _) => Ok(Box::new(mqtt::Mqtt::new(&settings.name, own.clone())?)),
+        #[cfg(feature = "webhook")]
+        (None, None, None, Some(own)) => Ok(Box::new(ntfy::Ntfy::new(own.clone())?)),
+        (None, None, None, None) => {
+            Err("must have exactly one of `webhook`, `email`, `mqtt` and `ntfy`".into())
+        }
         #[cfg(not(all(feature = "webhook", feature = "email", feature = "mqtt")))]
-        (webhook, email, _) => {
-            let medium = match (webhook, email) {
-                (Some(_), _) => "webhook",
-                (None, Some(_)) => "email",
-                (None, None) => "mqtt",
+        (webhook, email, mqtt, _) => {
+            let (medium, feature) = match (webhook, email, mqtt) {
+                (Some(_), _, _) => ("webhook", "webhook"),
+                (None, Some(_), _) => ("email", "email"),
+                (None, None, Some(_)) => ("mqtt", "mqtt"),
+                (None, None, None) => ("ntfy", "webhook"),
             };
             Err(format!(
-                "`{medium}` is not built in: it needs Tidings' Cargo feature `{medium}`"
+                "`{medium}` is not built in: it needs Tidings' Cargo feature `{feature}`"
             ))
         }
     }
@@ -176,6 +205,14 @@ impl Notifier for Configured {
     fn concerns(&self, school: SchoolId) -> bool {
         let of_school = |rule: &Rule| rule.schools.is_empty() || rule.schools.contains(&school);
         self.rules.is_empty() || self.rules.iter().any(of_school)
+    }
+
+    fn is_due(&self, event: &Event) -> bool {
+        self.pace.lets(&self.rules, event)
+    }
+
+    fn delivered(&self, event: &Event) {
+        self.pace.told(&self.rules, event);
     }
 
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {

@@ -136,6 +136,11 @@ impl Runner {
         catch_unwind(AssertUnwindSafe(|| self.notifier.wants(event))).unwrap_or(true)
     }
 
+    /// Whether the notifier delivers the event now. If `is_due` panics, the event counts as due.
+    pub(super) fn is_due(&self, event: &Event) -> bool {
+        catch_unwind(AssertUnwindSafe(|| self.notifier.is_due(event))).unwrap_or(true)
+    }
+
     fn sort(&self, events: &[Arc<Event>]) {
         self.inbox_bytes.fetch_sub(bytes(events), Ordering::Relaxed);
         for of_school in events.chunk_by(|one, next| one.school == next.school) {
@@ -327,7 +332,7 @@ impl Runner {
         }
         let mut count = 0;
         for event in &page.events {
-            if place.is_set_aside(event) || !self.wants(event) {
+            if place.is_set_aside(event) || !self.wants(event) || !self.is_due(event) {
                 continue;
             }
             if count == NOTIFY_TURN_EVENTS {
@@ -470,6 +475,8 @@ impl Runner {
         let outcome = self.deliver(self.notification(event).await?).await;
         if outcome.is_ok() {
             self.schedule().delivered(event.school);
+            // It was delivered, whatever an application's own notifier makes of the news.
+            catch_unwind(AssertUnwindSafe(|| self.notifier.delivered(event))).ok();
         }
         Ok(outcome.map_err(|error| Failure {
             error,

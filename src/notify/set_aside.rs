@@ -70,6 +70,11 @@ impl Runner {
                 0
             };
             let next = backlog.place_after(done + 1);
+            if event.seq != own.seq && !self.is_due(event) {
+                self.move_to(school, place, &own, next, Progress::default())
+                    .await?;
+                continue;
+            }
             let Err(failure) = self.attempt(event, attempts).await? else {
                 let delivered = Progress {
                     delivered: Some(Utc::now().trunc_subsecs(3)),

@@ -1,13 +1,8 @@
 //! Delivers notifications as HTTP POST requests, signed as <https://www.standardwebhooks.com> specifies.
 //!
-//! The status decides: 2xx means delivered, and other statuses are classified by their cause (see [`DeliveryError`] and
-//! the function `judge`). `Retry-After` is honoured. The answer's body is not read. Redirects are not followed, because
-//! the operator and not a receiver decides which hosts the server connects to (SSRF). `HTTP_PROXY`, `HTTPS_PROXY` and
-//! `NO_PROXY` are honoured, so that an egress proxy can be used.
+//! `post.rs` sends them and judges the answers.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -17,24 +12,15 @@ use secrecy::{ExposeSecret, SecretSlice};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sha2::Sha256;
-use tokio::sync::Semaphore;
-use ureq::http::header::RETRY_AFTER;
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
-use super::notification::{
-    DeliveryError, Medium, Notification, attempt_timeout, not_json, one_line,
-};
+use super::notification::{DeliveryError, Medium, Notification, attempt_timeout, not_json};
+use super::post::{Poster, TIMEOUT_MAX_SECS};
 use crate::config::Secret;
 use crate::config::notifiers::WebhookSettings;
 
 /// Key lengths that Standard Webhooks allows, in bytes.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
-
-/// Maximum of `timeout_secs`.
-const TIMEOUT_MAX_SECS: u64 = 60;
-
-/// Maximum size of an answer's head, in bytes.
-const ANSWER_HEAD_MAX_BYTES: usize = 16 * 1024;
 
 /// Headers that the client and the signature set.
 const OWN_HEADERS: &[&str] = &[
@@ -53,33 +39,18 @@ pub struct Webhook {
     url: Uri,
     headers: HeaderMap,
     key: SecretSlice<u8>,
-    timeout: Duration,
-    agent: ureq::Agent,
-    /// Permits one request at a time, and therefore one blocking thread.
-    turn: Arc<Semaphore>,
+    poster: Poster,
 }
 
 impl Webhook {
     /// Checks the settings without connecting. The error names the setting and contains no secret.
     pub fn new(settings: WebhookSettings) -> Result<Webhook, String> {
         let timeout = attempt_timeout(settings.timeout_secs, TIMEOUT_MAX_SECS)?;
-        let agent = ureq::Agent::config_builder()
-            .timeout_global(Some(timeout))
-            .max_redirects(0)
-            .http_status_as_error(false)
-            .max_response_header_size(ANSWER_HEAD_MAX_BYTES)
-            // If the receiver has closed an idle connection meanwhile, the next attempt would fail.
-            .max_idle_connections(0)
-            .user_agent(concat!("tidings/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .new_agent();
         Ok(Webhook {
             url: parse_url(settings.url.reveal())?,
             headers: parse_headers(&settings.headers)?,
             key: parse_secret(settings.secret.reveal())?,
-            timeout,
-            agent,
-            turn: Arc::new(Semaphore::new(1)),
+            poster: Poster::new(timeout),
         })
     }
 
@@ -104,22 +75,6 @@ impl Webhook {
         request.headers_mut().extend(self.headers.clone());
         Ok(request)
     }
-
-    fn unreachable(&self, error: &ureq::Error) -> DeliveryError {
-        let cause = match error {
-            ureq::Error::Timeout(_) => format!("no answer within {} s", self.timeout.as_secs()),
-            ureq::Error::HostNotFound => "the host was not found".into(),
-            ureq::Error::ConnectionFailed => "the connection failed".into(),
-            ureq::Error::Io(error) => format!("the connection failed: {error}"),
-            ureq::Error::Rustls(error) => format!("TLS failed: {error}"),
-            ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) => {
-                "the answer is not HTTP".into()
-            }
-            // The error's own text may contain the URL, which may contain a token.
-            _ => "the request failed".into(),
-        };
-        DeliveryError::unavailable(one_line(&cause))
-    }
 }
 
 #[async_trait]
@@ -129,67 +84,9 @@ impl Medium for Webhook {
     }
 
     async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
-        let turn = Arc::clone(&self.turn)
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed");
         let request = self.request(notification, Utc::now())?;
-        let agent = self.agent.clone();
-        let sent = tokio::task::spawn_blocking(move || {
-            // Held by the blocking thread, so that no second request starts after the caller has given up.
-            let _turn = turn;
-            let answer = agent.run(request)?;
-            let asked = retry_after(answer.headers(), Utc::now());
-            Ok((answer.status().as_u16(), asked))
-        });
-        match sent.await {
-            Ok(Ok((status, asked))) => judge(status, asked),
-            Ok(Err(error)) => Err(self.unreachable(&error)),
-            Err(_) => Err(DeliveryError::unavailable("the request was not finished")),
-        }
+        self.poster.send(request).await
     }
-}
-
-/// Distinguishes a receiver that refuses the event from one that accepts nothing. Some statuses are used for both: a
-/// wrong path, an expired password and an unknown subject are all answered with 401 to 404, and a receiver that fails
-/// on one event or on all is answered with 500. For these, the answers to other events decide.
-fn judge(status: u16, retry_after: Option<Duration>) -> Result<(), DeliveryError> {
-    let mut cause = format!("answered {status}");
-    if let Some(asked) = retry_after {
-        cause += &format!(", Retry-After: {} s", asked.as_secs());
-    }
-    Err(match status {
-        200..=299 => return Ok(()),
-        300..=399 => {
-            let cause = cause + "; redirects are not followed";
-            DeliveryError::Unavailable { cause, retry_after }
-        }
-        // RFC 9110, 15.5.14: with `Retry-After`, the content is too large only temporarily.
-        410 | 422 => DeliveryError::Permanent(cause),
-        413 if retry_after.is_none() => DeliveryError::Permanent(cause),
-        408 | 425 | 429 | 502..=504 => DeliveryError::Unavailable { cause, retry_after },
-        // A receiver that names a time to retry refers to more than one event.
-        401 | 403..=405 | 407 | 500..=599 if retry_after.is_some() => {
-            DeliveryError::Unavailable { cause, retry_after }
-        }
-        401 | 403..=405 | 407 | 500..=599 => DeliveryError::Failed(cause),
-        400..=499 => DeliveryError::Refused { cause, retry_after },
-        _ => DeliveryError::Unavailable { cause, retry_after },
-    })
-}
-
-/// Parses `Retry-After` (RFC 9110, 10.2.3): seconds, or a date. Invalid and past values are ignored.
-fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let wait = if is_number {
-        // A number that does not fit into 64 bits counts as the maximum.
-        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
-    } else {
-        let date = httpdate::parse_http_date(text).ok()?;
-        date.duration_since(now.into()).ok()?
-    };
-    (!wait.is_zero()).then_some(wait)
 }
 
 /// Returns the envelope that Standard Webhooks recommends.
@@ -224,7 +121,7 @@ fn parse_secret(secret: &str) -> Result<SecretSlice<u8>, String> {
         .ok_or_else(|| "setting `secret` must be `whsec_` and 24 to 64 bytes in base64".into())
 }
 
-fn parse_url(url: &str) -> Result<Uri, String> {
+pub(super) fn parse_url(url: &str) -> Result<Uri, String> {
     url.parse::<Uri>()
         .ok()
         .filter(|url| matches!(url.scheme_str(), Some("http" | "https")))
@@ -255,6 +152,11 @@ fn parse_headers(headers: &BTreeMap<String, Secret>) -> Result<HeaderMap, String
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use ureq::http::header::RETRY_AFTER;
+
+    use super::super::post::{judge, retry_after};
     use super::*;
     use crate::config::RETRY_AFTER_MAX;
 

@@ -3,6 +3,7 @@
 mod email;
 mod leases;
 mod mqtt;
+mod ntfy;
 pub(crate) mod receivers;
 mod retry_after;
 mod runner;

@@ -1,0 +1,83 @@
+//! How often a subject's ticks are delivered: `every` of a rule.
+//!
+//! What was delivered last of a subject decides. It is kept in memory, for the most recent subjects: after a restart, the next
+//! tick of a subject is delivered once more than it would have been. Times are those of the events, so that a notifier that
+//! catches up decides as it would have at the time.
+
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, PoisonError};
+
+use chrono::{DateTime, Utc};
+use lru::LruCache;
+use serde::Deserialize;
+
+use crate::config::NOTIFY_PACED_SUBJECTS_MAX;
+use crate::config::notifiers::{Every, Rule};
+use crate::event::Event;
+use crate::id::{Kind, SchoolId, SubjectId};
+
+/// What was delivered last of each subject.
+pub(super) struct Pace(Mutex<LruCache<(SchoolId, Kind, SubjectId), Told>>);
+
+#[derive(Clone, Copy)]
+struct Told {
+    at: DateTime<Utc>,
+    progress: Option<f64>,
+}
+
+impl Told {
+    fn of(event: &Event) -> Told {
+        #[derive(Deserialize)]
+        struct Fields {
+            progress: Option<f64>,
+        }
+        let fields = serde_json::from_str::<Fields>(&event.draft.fields);
+        Told {
+            at: event.at,
+            progress: fields.ok().and_then(|own| own.progress),
+        }
+    }
+}
+
+impl Default for Pace {
+    fn default() -> Pace {
+        let capacity = NonZeroUsize::new(NOTIFY_PACED_SUBJECTS_MAX).expect("there is room");
+        Pace(Mutex::new(LruCache::new(capacity)))
+    }
+}
+
+impl Pace {
+    /// Whether one of the rules, of which at least one selects the event, lets it be delivered now.
+    pub(super) fn lets(&self, rules: &[Rule], event: &Event) -> bool {
+        if !event.is_tick() || rules.is_empty() {
+            return true;
+        }
+        let name = (event.school, event.kind, event.subject.clone());
+        let last = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.get(&name).copied()
+        };
+        let Some(last) = last else {
+            return true;
+        };
+        let now = Told::of(event);
+        let mut rules = rules.iter().filter(|rule| rule.matches(event));
+        rules.any(|rule| match rule.every {
+            Every::Milestone => true,
+            Every::Percent(step) => {
+                let place = |told: Told| told.progress.map(|own| (own / f64::from(step)).floor());
+                place(now) != place(last)
+            }
+            Every::Seconds(secs) => (now.at - last.at).num_seconds() >= i64::from(secs),
+        })
+    }
+
+    /// Records what was delivered.
+    pub(super) fn told(&self, rules: &[Rule], event: &Event) {
+        if rules.iter().any(|rule| rule.every != Every::Milestone) {
+            let name = (event.school, event.kind, event.subject.clone());
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.put(name, Told::of(event));
+        }
+    }
+}

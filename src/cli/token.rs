@@ -59,7 +59,7 @@ pub(super) struct Arguments {
     /// must be running. Prints its URL. The link never expires unless --ttl is given.
     #[arg(long, value_name = "CHANNEL", value_parser = channel, conflicts_with_all = ["ping", "embed", "schools", "all_schools", "role", "channels"])]
     badge: Option<Channel>,
-    /// The same for a live page that another page can show in a frame: jobs, jobs/42 or schools/1.
+    /// The same for a live page that another page can show in a frame: jobs or jobs/42.
     #[arg(long, value_name = "CHANNEL", value_parser = channel, conflicts_with_all = ["ping", "schools", "all_schools", "role", "channels"])]
     embed: Option<Channel>,
     /// The URL of the server, for --ping, --badge and --embed; by default TIDINGS_URL, or http://127.0.0.1:8000.

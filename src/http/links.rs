@@ -56,7 +56,7 @@ struct Asked {
     /// The channel that it shows.
     #[schemars(with = "kind::ChannelText")]
     channel: String,
-    /// `badge`: an image of the state and the percentage. `embed`: a live page for a frame, of a job, of all jobs or of a school's.
+    /// `badge`: an image of the state and the percentage. `embed`: a live page for a frame, of a job or of all jobs.
     #[schemars(extend("enum" = ["badge", "embed"]))]
     view: String,
     /// After how many seconds it expires. Absent: never, or with the token.
@@ -94,8 +94,13 @@ async fn create(
     let view = View::parse(&asked.view)
         .ok_or_else(|| invalid("`view` must be `badge` or `embed`".to_owned()))?;
     caller.authorize(&channel)?;
+    if view == View::Embed && !cfg!(feature = "monitor") {
+        let detail = "`view` must be `badge`: this server was built without embedded pages";
+        return Err(invalid(detail.to_owned()));
+    }
     if view == View::Embed && !is_embeddable(&channel) {
-        let detail = "`channel` must be `jobs`, `jobs/<job_id>` or `schools/<school_id>` for an embedded page: it shows jobs";
+        let detail =
+            "`channel` must be `jobs` or `jobs/<job_id>` for an embedded page: it shows jobs";
         return Err(invalid(detail.to_owned()));
     }
     let link = Link {
@@ -105,6 +110,14 @@ async fn create(
         view,
     };
     let signature = tidings.keys().sign_link(&link)?;
+    tracing::info!(
+        school = %link.school,
+        channel = %link.channel,
+        view = view.as_str(),
+        expires = link.expires,
+        by = &**caller.name(),
+        "a signed link was created"
+    );
     let answer = Answer {
         url: url(&base, &link, &signature),
         channel: link.channel.to_string(),
@@ -118,10 +131,10 @@ async fn create(
     })
 }
 
-/// Whether the elements of an embedded page can show a channel.
-pub(super) fn is_embeddable(channel: &Channel) -> bool {
+/// Whether an embedded page shows all that a channel has: its tickets open the whole channel.
+fn is_embeddable(channel: &Channel) -> bool {
     match channel {
-        Channel::School(_) => true,
+        Channel::School(_) => false,
         Channel::Collection(kind) | Channel::Subject(kind, _) => *kind == job::KIND,
     }
 }

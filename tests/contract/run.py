@@ -26,7 +26,7 @@ PHASES = {
     "none": "examples,fuzzing",
     "viewer": "examples,fuzzing",
     "worker": "examples,coverage",
-    "admin": "examples,fuzzing,stateful",
+    "admin": "examples,fuzzing",
 }
 # Pages for people.
 PAGES = "^/monitor"

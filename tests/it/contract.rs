@@ -186,3 +186,25 @@ fn every_message_of_every_kind_is_described() {
         assert!(is_bare || about.is_some(), "{name} is not explained");
     }
 }
+
+/// Behind a proxy, the server is mounted elsewhere than without it.
+#[tokio::test]
+async fn each_request_learns_where_the_server_is_mounted_for_it() {
+    let server = server().await;
+    let documents = async |prefix: &str| {
+        let read = async |path: &str| {
+            let request = server.http.get(format!("{}{path}", server.url));
+            answer(request.header("X-Forwarded-Prefix", prefix)).await.1
+        };
+        (read("/openapi.json").await, read("/asyncapi.json").await)
+    };
+    for (prefix, expected) in [("/live", "/live"), ("", "/"), ("/a%20b", "/a%20b")] {
+        let (openapi, asyncapi) = documents(prefix).await;
+        assert_eq!(openapi["servers"][0]["url"], expected);
+        let text = asyncapi["servers"].to_string();
+        assert!(
+            text.contains(&format!(r#""pathname":"{expected}""#)),
+            "{text}"
+        );
+    }
+}

@@ -391,10 +391,13 @@ async fn only_the_origins_of_the_setting_can_show_a_page_in_a_frame() {
 #[tokio::test]
 async fn only_jobs_can_be_embedded_and_their_list_can_be_limited() {
     let server = server().await;
-    let asked = json!({"channel": "devices", "view": "embed"});
-    let (status, answer) = server.post("/api/links", &admin_of(1), asked).await;
-    assert_eq!(status, 422, "{answer}");
-    let asked = json!({"channel": "schools/1", "view": "embed"});
+    // A page's tickets open the whole channel, and it shows jobs only.
+    for channel in ["devices", "enrollments/s", "schools/1"] {
+        let asked = json!({"channel": channel, "view": "embed"});
+        let (status, answer) = server.post("/api/links", &admin_of(1), asked).await;
+        assert_eq!(status, 422, "{answer}");
+    }
+    let asked = json!({"channel": "jobs", "view": "embed"});
     let url = link(&server, &admin_of(1), asked).await;
     let limits = format!("{url}&job_type=%22%3E%3Cscript%3E&limit=3&status=failed");
     let (_, _, page) = fetch(&server, &limits, ("Accept", "*/*")).await;
@@ -410,7 +413,7 @@ async fn the_command_prints_a_link_and_no_signature_is_in_the_log() {
     let mut server = Process::start(serve.arg("serve").env("TIDINGS_LOG", "debug"));
     let mut log = server.stderr();
     let mut signatures = Vec::new();
-    for (view, channel) in [("badge", "jobs"), ("embed", "schools/1")] {
+    for (view, channel) in [("badge", "jobs"), ("embed", "jobs/a")] {
         let mut token = process::command(folder.path());
         let option = format!("--{view}");
         let args = ["token", "--school", "1", &option, channel, "--ttl", "90d"];

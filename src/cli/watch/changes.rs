@@ -11,7 +11,7 @@ use crate::id::Kind;
 use crate::kind::DESCRIPTIONS;
 
 /// The number of subjects whose states are remembered, those that were heard of last. The next message of another one counts
-/// as a change.
+/// as a change, unless it is of a snapshot.
 const SUBJECTS_MAX: NonZeroUsize = NonZeroUsize::new(10_000).expect("not 0");
 /// Fields whose change is a milestone, whatever the kind.
 const FIELDS: [&str; 9] = [
@@ -31,6 +31,8 @@ pub(super) struct Changes {
     states: LruCache<(Kind, String), String>,
     /// Whether a snapshot or replay is complete. What a later snapshot says has happened meanwhile.
     is_ready: bool,
+    /// Whether there were more subjects than are remembered. Then one of a snapshot that is not known need not be new.
+    has_forgotten: bool,
 }
 
 impl Changes {
@@ -38,7 +40,13 @@ impl Changes {
         Changes {
             states: LruCache::new(SUBJECTS_MAX),
             is_ready: false,
+            has_forgotten: false,
         }
+    }
+
+    /// Whether a snapshot or replay is complete.
+    pub(super) fn is_ready(&self) -> bool {
+        self.is_ready
     }
 
     /// Takes a message in. Returns whether it is a change since the last one about its subject.
@@ -58,11 +66,13 @@ impl Changes {
         let has_violations = message["payload"]["violations"]
             .as_array()
             .is_some_and(|own| !own.is_empty());
+        let has_room = self.states.len() < self.states.cap().get();
         let before = self.states.put((kind, id), state.clone());
-        let is_new = before.is_none_or(|before| before != state);
-        match is_snapshot {
-            true => is_new && self.is_ready,
-            false => is_new || has_violations,
+        self.has_forgotten |= before.is_none() && !has_room;
+        match (before, is_snapshot) {
+            (Some(before), true) => before != state && self.is_ready,
+            (None, true) => self.is_ready && !self.has_forgotten,
+            (before, false) => before.is_none_or(|before| before != state) || has_violations,
         }
     }
 }
@@ -81,6 +91,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_a_snapshot_repeats_of_more_subjects_than_are_remembered_is_no_change() {
+        let mut changes = Changes::new();
+        let job = |number: usize, is_snapshot: bool| json!({"type": "job_progress", "job_id": number.to_string(), "status": "failed", "snapshot": is_snapshot});
+        let count = SUBJECTS_MAX.get() + 10;
+        let snapshot =
+            |changes: &mut Changes| (0..count).any(|number| changes.is_change(&job(number, true)));
+        assert!(!snapshot(&mut changes));
+        changes.is_change(&json!({"type": "ready"}));
+        assert!(!snapshot(&mut changes), "after a reset");
+        assert!(changes.is_change(&job(count, false)));
+    }
 
     #[test]
     fn progress_within_a_status_is_no_change_and_what_a_snapshot_repeats_is_none() {

@@ -207,8 +207,12 @@ impl Runner {
             .stderr(output()?)
             .spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
-            // Fails if the command does not read it.
-            let _ = writeln!(stdin, "{}", facts.event);
+            let event = facts.event.clone();
+            // Not waited for: a process that the command leaves behind may have it open, and not read it.
+            std::thread::spawn(move || {
+                // Fails if nobody reads it.
+                let _ = writeln!(stdin, "{event}");
+            });
         }
         child.wait()
     }

@@ -80,6 +80,7 @@ impl Reader {
     }
 
     fn read(&mut self) -> Stop {
+        let asked = self.cursor.clone();
         let mut changes = Changes::new();
         let mut connected_once = false;
         let mut is_lost = false;
@@ -100,6 +101,10 @@ impl Reader {
                     delay = RETRY;
                     if let Err(stop) = self.follow(events, &mut changes, &mut delay) {
                         return stop;
+                    }
+                    if !changes.is_ready() {
+                        // Resumed amid a snapshot, the rest of it would look like news.
+                        self.cursor.clone_from(&asked);
                     }
                     format!("connection to {} lost", self.url)
                 }
@@ -167,7 +172,11 @@ impl Reader {
             }
             match control {
                 Control::Connected(heartbeat) => silence = heartbeat * SILENT_HEARTBEATS,
-                Control::Ready if resumed => self.look()?,
+                Control::Ready if resumed => match self.look() {
+                    // As a lost connection: nothing can be said of the subject yet.
+                    Err(Stop::Failed(failure)) if failure.is_passing() => return Ok(()),
+                    looked => looked?,
+                },
                 Control::Closing(Some(failure), _) => return Err(failure.into()),
                 Control::Closing(None, retry) => *delay = retry,
                 Control::Ready | Control::None => {}

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use rocket::http::RawStr;
 use serde_json::Value;
 
+use super::changes::subject;
 use crate::cli::credential::is_visible;
 use crate::id::{Channel, Kind, NameError, SchoolId, SubjectId};
 use crate::kind::{self, KINDS};
@@ -74,7 +75,9 @@ impl Scope {
                 None => query.to_owned(),
             },
             single: match own {
-                Some(Channel::Subject(kind, id)) => Some(Single { kind, id, school }),
+                Some(Channel::Subject(kind, id)) if channels.len() == 1 => {
+                    Some(Single { kind, id, school })
+                }
                 _ => None,
             },
             kinds: kinds(&channels),
@@ -85,7 +88,7 @@ impl Scope {
 impl Single {
     /// Whether a message is about the subject. An acknowledgement of another characteristic's violation is not.
     pub(super) fn is_subject_of(&self, message: &Value) -> bool {
-        id(message, self.kind).as_deref() == Some(self.id.as_str())
+        subject(message).is_some_and(|(kind, id)| kind == self.kind && id == self.id.as_str())
     }
 
     /// Returns the path of its state.
@@ -126,4 +129,22 @@ fn fields(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
         let (name, value) = field.split_once('=').unwrap_or((field, ""));
         (decoded(name), decoded(value))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_scope_of_one_channel_can_be_one_subject() {
+        let single = |text: &str| Scope::parse(text).unwrap().single;
+        assert!(single("jobs/42?channel=devices").is_none());
+        let device = single("devices/d7").unwrap();
+        let session = json!({"type": "enrollment_complete", "session_id": "s", "device_id": "d7"});
+        assert!(!device.is_subject_of(&session));
+        let status = json!({"type": "device_status", "device_id": "d7"});
+        assert!(device.is_subject_of(&status));
+    }
 }

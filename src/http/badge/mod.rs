@@ -113,13 +113,25 @@ impl Part for ImagePath {}
 /// The badges that were read a moment ago. Managed by the application.
 pub(super) struct Badges(Mutex<LruCache<(SchoolId, Channel), Arc<Kept>>>);
 
-/// A badge, which is read once. Those who ask meanwhile wait for it.
+/// A badge, which is read once. Those who ask meanwhile wait for it, and share its failure.
 struct Kept {
     since: Instant,
-    face: OnceCell<Face>,
+    face: OnceCell<Result<Face, Problem>>,
 }
 
 const AGE: Duration = Duration::from_secs(BADGE_AGE_SECS);
+/// How long after its beginning a read that failed is not repeated.
+const RETRY: Duration = Duration::from_secs(1);
+
+impl Kept {
+    fn is_fresh(&self, now: Instant) -> bool {
+        let age = match self.face.get() {
+            Some(Err(_)) => RETRY,
+            Some(Ok(_)) | None => AGE,
+        };
+        now.duration_since(self.since) < age
+    }
+}
 
 impl Default for Badges {
     fn default() -> Badges {
@@ -136,7 +148,7 @@ impl Badges {
         let kept = {
             let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let known = all.get(&name);
-            let fresh = known.filter(|own| now.duration_since(own.since) < AGE);
+            let fresh = known.filter(|own| own.is_fresh(now));
             match fresh.map(Arc::clone) {
                 Some(kept) => kept,
                 None => {
@@ -151,7 +163,7 @@ impl Badges {
         };
         let (school, channel) = &name;
         let read = || Face::read(tidings, *school, channel);
-        let face = kept.face.get_or_try_init(read).await?.clone();
+        let face = kept.face.get_or_init(read).await.clone()?;
         Ok((face, AGE.saturating_sub(kept.since.elapsed())))
     }
 }
@@ -165,7 +177,7 @@ async fn badge(
     tidings: &State<Arc<Tidings>>,
 ) -> Image {
     match shown(path, signed, badges, tidings).await {
-        Ok((face, age)) => Image::new(&face, Some(age)),
+        Ok((face, age)) => Image::new(&face, (face.status == Status::Ok).then_some(age)),
         Err((text, problem)) => {
             problem.note(tidings, &source);
             let status = Status::new(problem.status());

@@ -54,27 +54,38 @@ pub(super) fn describe(document: &mut Document) {
     });
 }
 
-/// The documents, which are made on the first request. Managed by the application.
+/// The documents, which are made on the first request. Where the server is mounted differs: a proxy may add to it.
+/// Managed by the application.
 #[derive(Default)]
 pub(super) struct Documents {
     openapi: OnceLock<String>,
     asyncapi: OnceLock<String>,
 }
 
-#[get("/openapi.json")]
-fn openapi(base: Base, documents: &State<Documents>) -> (ContentType, String) {
-    let make = || requests::document(&base.0).to_string();
+/// Stands in a document where the base of a request belongs.
+const BASE: &str = "/the base of the request";
+
+/// Returns a document, and makes it if no request has before.
+fn document(
+    made: &OnceLock<String>,
+    make: fn(&str) -> serde_json::Value,
+    base: &Base,
+) -> (ContentType, String) {
+    let text = made.get_or_init(|| make(BASE).to_string());
+    let json = |text: &str| serde_json::Value::from(text).to_string();
+    let base = if base.0.is_empty() { "/" } else { &*base.0 };
     (
         ContentType::JSON,
-        documents.openapi.get_or_init(make).clone(),
+        text.replacen(&json(BASE), &json(base), 1),
     )
+}
+
+#[get("/openapi.json")]
+fn openapi(base: Base, documents: &State<Documents>) -> (ContentType, String) {
+    document(&documents.openapi, requests::document, &base)
 }
 
 #[get("/asyncapi.json")]
 fn asyncapi(base: Base, documents: &State<Documents>) -> (ContentType, String) {
-    let make = || messages::document(&base.0).to_string();
-    (
-        ContentType::JSON,
-        documents.asyncapi.get_or_init(make).clone(),
-    )
+    document(&documents.asyncapi, messages::document, &base)
 }

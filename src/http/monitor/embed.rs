@@ -36,11 +36,10 @@ pub(in crate::http) fn describe(document: &mut Document) {
     const TAG: &str = "Embedded pages";
     const PAGE: &str = "text/html";
     document.tag(TAG, "Jobs in a frame of another page, by a signed link.");
-    let scopes = ["/jobs", "/jobs/{job_id}", "/schools/{school_id}"].map(str::to_owned);
+    let scopes = ["/jobs", "/jobs/{job_id}"].map(str::to_owned);
     let name = |rest: &str| match rest {
         "/jobs" => "jobs",
-        "/jobs/{job_id}" => "job",
-        _ => "school",
+        _ => "job",
     };
     let text = || json!({ "type": "string" });
     document.rests(routes![page], &page, &scopes, |rest, operation| {

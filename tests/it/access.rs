@@ -999,7 +999,7 @@ async fn an_expired_ticket_reconnects_for_a_while_with_a_cursor() {
 async fn a_closing_promises_a_reconnection_only_where_the_credential_allows_one() {
     for (grace, returns) in [(3_600, true), (0, false)] {
         let settings = json!({
-            "ticket_ttl_secs": 1, "ticket_grace_secs": grace, "reconnect_spread_ms": 0, "heartbeat_secs": 1,
+            "ticket_ttl_secs": 3, "ticket_grace_secs": grace, "reconnect_spread_ms": 0, "heartbeat_secs": 1,
         });
         let server = server_with(settings).await;
         let (_, ticket) = server

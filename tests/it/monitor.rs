@@ -298,7 +298,7 @@ async fn a_list_that_is_cut_on_a_page_says_so_or_leads_on() {
     put("/api/devices/door", json!({})).await;
     let mut lines = String::new();
     for n in 0..25 {
-        let line = json!({"op": "characteristics.samples", "characteristic_id": "bath", "sample_id": n.to_string(), "value": 9.0});
+        let line = json!({"op": "characteristics.violations", "characteristic_id": "bath", "violation_id": n.to_string(), "rule_id": 1});
         lines += &format!("{line}\n");
     }
     for n in 0..50 {
@@ -322,7 +322,7 @@ async fn a_list_that_is_cut_on_a_page_says_so_or_leads_on() {
     );
     loop {
         let text = page(&server, &path, &token).await;
-        pages.push(text.matches("<li class=\"violation").count());
+        pages.push(text.matches("<li data-key=\"violation-").count());
         let Some(href) = next_page(&text) else { break };
         path = format!("/monitor/schools/1/characteristics/bath{href}");
     }

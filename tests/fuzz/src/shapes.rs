@@ -34,19 +34,26 @@ const VERBS: [&str; 19] = [
     "remove",
 ];
 const IDS: [&str; 5] = ["a", "b", "door", "c.1", "7"];
-/// Names of fields in a body.
-const FIELDS: [&str; 51] = [
-    "op",
-    "schedule_id",
-    "cron",
-    "time_zone",
-    "period_secs",
-    "grace_secs",
+/// Names of fields that say whom a command is about.
+const ID_FIELDS: [&str; 6] = [
     "job_id",
     "session_id",
     "device_id",
     "characteristic_id",
     "violation_id",
+    "schedule_id",
+];
+/// Names of other fields in a body.
+const FIELDS: [&str; 49] = [
+    "op",
+    "cron",
+    "time_zone",
+    "period_secs",
+    "grace_secs",
+    "max_run_secs",
+    "channel",
+    "view",
+    "expires_in_secs",
     "school_id",
     "idempotency_key",
     "job_type",
@@ -89,7 +96,10 @@ const FIELDS: [&str; 51] = [
     "scope",
 ];
 /// Names of query parameters.
-const PARAMETERS: [&str; 36] = [
+const PARAMETERS: [&str; 39] = [
+    "expires",
+    "signature",
+    "rid",
     "channel",
     "ids",
     "cursor",
@@ -238,7 +248,13 @@ pub fn value(u: &mut Unstructured<'_>, depth: u8) -> Result<Value> {
 pub fn object(u: &mut Unstructured<'_>, depth: u8) -> Result<Map<String, Value>> {
     let count = u.int_in_range(0..=5)?;
     (0..count)
-        .map(|_| Ok((u.choose(&FIELDS)?.to_string(), value(u, depth)?)))
+        .map(|_| {
+            let name = match u.ratio(1, 8)? {
+                true => u.choose(&ID_FIELDS)?,
+                false => u.choose(&FIELDS)?,
+            };
+            Ok((name.to_string(), value(u, depth)?))
+        })
         .collect()
 }
 
@@ -247,10 +263,7 @@ pub fn command(u: &mut Unstructured<'_>) -> Result<String> {
     let mut line = object(u, 2)?;
     let op = format!("{}.{}", u.choose(&COLLECTIONS)?, u.choose(&VERBS)?);
     line.insert("op".to_owned(), op.into());
-    line.insert(
-        u.choose(&FIELDS[1..6])?.to_string(),
-        (*u.choose(&IDS)?).into(),
-    );
+    line.insert(u.choose(&ID_FIELDS)?.to_string(), (*u.choose(&IDS)?).into());
     Ok(Value::Object(line).to_string())
 }
 
@@ -276,7 +289,7 @@ pub fn query(u: &mut Unstructured<'_>) -> Result<String> {
 pub fn path(u: &mut Unstructured<'_>) -> Result<String> {
     let collection = u.choose(&COLLECTIONS)?;
     let id = urlencode(&text(u)?);
-    Ok(match u.int_in_range(0..=15)? {
+    Ok(match u.int_in_range(0..=18)? {
         0 => format!("/api/{collection}"),
         1 => format!("/api/{collection}/{id}"),
         2 | 3 => format!("/api/{collection}/{id}/{}", u.choose(&VERBS)?),
@@ -286,6 +299,9 @@ pub fn path(u: &mut Unstructured<'_>) -> Result<String> {
         7 => format!("/events/{collection}"),
         8 => "/events".to_owned(),
         9 => format!("/monitor/schools/1/{collection}/{id}"),
+        16 => format!("/badge/{collection}/{id}.svg"),
+        17 => format!("/embed/{collection}/{id}"),
+        18 => format!("/ping/{id}/{}", u.choose(&VERBS)?),
         10 => format!("/monitor/schools/1/{collection}"),
         11 => "/monitor".to_owned(),
         12 => u
@@ -294,6 +310,9 @@ pub fn path(u: &mut Unstructured<'_>) -> Result<String> {
                 "/readyz",
                 "/metrics",
                 "/api/notifiers",
+                "/api/links",
+                "/api/pings",
+                "/openapi.json",
                 "/ws",
                 "/ws/samples",
                 "/monitor/sign-in",

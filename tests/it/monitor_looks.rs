@@ -148,6 +148,8 @@ async fn no_text_of_a_publisher_makes_a_page_wider_than_its_window() {
         for (index, address) in addresses.iter().enumerate() {
             visit(&mut page, &server, address, &admin_of(1)).await;
             assert_eq!(fits(&mut page).await, true, "{address} on a {window}");
+            let broken = "[...document.querySelectorAll('.badge')].filter(own => own.getBoundingClientRect().height > 30).length";
+            assert_eq!(page.evaluate(broken).await, 0, "{address} on a {window}");
             if place == 0 {
                 let name = format!("hostile-{index}-{window}.png");
                 page.screenshot(&kept.join(name)).await;
@@ -394,6 +396,9 @@ async fn on_paper_there_are_dates_and_legends_and_nothing_to_press() {
         };
         let pressed = shown("form, button, summary, input, select, nav, #freshness");
         assert_eq!(page.evaluate(&pressed).await, 0, "{address}");
+        // A row of a list takes a few lines, whatever publishers write.
+        let tall = "[...document.querySelectorAll('tr, li')].filter(own => own.querySelector('.clamp') && own.getBoundingClientRect().height > 400).length";
+        assert_eq!(page.evaluate(tall).await, 0, "{address}");
         // A line of digits is a number: none is on two.
         let broken = "[...document.querySelectorAll('td.number')].filter(own => { \
              const range = document.createRange(); range.selectNodeContents(own); \

@@ -144,7 +144,7 @@ mod tests {
         let device = single("devices/d7").unwrap();
         let session = json!({"type": "enrollment_complete", "session_id": "s", "device_id": "d7"});
         assert!(!device.is_subject_of(&session));
-        let status = json!({"type": "device_status", "device_id": "d7"});
+        let status = json!({"type": "device_status_update", "device_id": "d7"});
         assert!(device.is_subject_of(&status));
     }
 }

@@ -335,6 +335,7 @@ class Run:
         await self.check()
 
     async def check(self):
+        await asyncio.gather(*(self.end_leftovers(school) for school in self.schools))
         await self.until_quiet()
         logs = {school.number: [] for school in self.schools}
         for number, postgres in enumerate(self.given_up):
@@ -348,6 +349,19 @@ class Run:
         self.mid_stream_resets = sum(walk.mid_stream_resets for walk in walks)
         self.false_offline_checked = sum(check_devices(self, truth) for truth in truths.values())
         await check_notifier(self.receiver, truths)
+
+    async def end_leftovers(self, school):
+        """Ends the jobs whose end a promotion has lost: the server goes on to report on a job that falls silent."""
+        port, token = self.nodes[0].server.port, wire.token(SECRET, school.number, "worker")
+        while True:
+            _, body = await wire.request(port, "GET", "/api/jobs?status=in_progress&limit=100", token)
+            jobs = json.loads(body)["jobs"]
+            if not jobs:
+                return
+            for job in jobs:
+                status, answer = await wire.request(port, "POST", f"/api/jobs/{job['job_id']}/cancel", token, b'{"force": true}')
+                if status != 200:
+                    raise Broken(f"{job['job_id']} cannot be cancelled: {status} {answer}")
 
     async def until_quiet(self):
         """Waits until nothing is written any more: the devices' leases have ended."""

@@ -312,7 +312,6 @@ pub fn path(u: &mut Unstructured<'_>) -> Result<String> {
                 "/api/notifiers",
                 "/api/links",
                 "/api/pings",
-                "/openapi.json",
                 "/ws",
                 "/ws/samples",
                 "/monitor/sign-in",

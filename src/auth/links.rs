@@ -1,4 +1,4 @@
-//! Signed links: URLs that show one scope of one school to whoever has them, without a token.
+//! Signed links: URLs that show one scope of one school to anyone who has them, without a token.
 //!
 //! A link is not stored. Its signature covers everything that it allows: the school, the channel, the [`View`] and the
 //! expiry. It is made with a key that is derived for links alone, so a link is never accepted as a token or a ticket, and a

@@ -7,7 +7,7 @@
 //!
 //! Tokens are verified with one source of keys: the secret, one public key, or a file of public keys. `token.rs` verifies
 //! signatures, `claims.rs` interprets claims, `jwks.rs` maintains the file of keys, `cache.rs` remembers the tokens of callers
-//! that come again. `links.rs` signs links, which show one scope to whoever has them.
+//! that come again. `links.rs` signs links, which show one scope to anyone who has them.
 
 mod cache;
 mod claims;

@@ -18,8 +18,8 @@ use super::{Exit, Failure};
   tidings completions bash > ~/.local/share/bash-completion/completions/tidings
   tidings completions zsh > \"${fpath[1]}/_tidings\"
   tidings completions fish > ~/.config/fish/completions/tidings.fish
-  tidings completions elvish >> ~/.config/elvish/rc.elv
-  tidings completions powershell >> $PROFILE")]
+  eval (tidings completions elvish | slurp)                            (in ~/.config/elvish/rc.elv)
+  tidings completions powershell | Out-String | Invoke-Expression      (in $PROFILE)")]
 pub(super) struct Completions {
     /// The shell.
     #[arg(value_enum)]

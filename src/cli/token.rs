@@ -56,7 +56,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "MEANING", requires = "ping", value_parser = numbers, default_value = "exit")]
     numbers: Numbers,
     /// Instead of a token, create a signed link to an image of this channel's state: jobs, jobs/42, schools/1. The server
-    /// must be running. Prints its URL. The link never expires unless --ttl is given.
+    /// must be running. Prints its URL. Without --ttl, the link never
+    /// expires; with a --token of another role than admin, it expires with that token at the latest.
     #[arg(long, value_name = "CHANNEL", value_parser = channel, conflicts_with_all = ["ping", "embed", "schools", "all_schools", "role", "channels"])]
     badge: Option<Channel>,
     /// The same for a live page that another page can show in a frame: jobs or jobs/42.
@@ -65,7 +66,8 @@ pub(super) struct Arguments {
     /// The URL of the server, for --ping, --badge and --embed; by default TIDINGS_URL, or http://127.0.0.1:8000.
     #[arg(long, conflicts_with = "role", value_parser = url)]
     url: Option<String>,
-    /// A token of role admin, for --ping, --badge and --embed. By default, it is issued with the server's secret.
+    /// A token for --ping (role admin), or for --badge and --embed (any token for the channel). By default, one of role admin
+    /// is issued with the server's secret.
     #[arg(long, conflicts_with = "role")]
     token: Option<Secret>,
     /// The user of the token, which appears in logs.

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::support::process::{Guarded, Process, command, run};
+use crate::support::process::{Guarded, Process, command, run, watch};
 use crate::support::*;
 
 fn text(bytes: &[u8]) -> String {
@@ -400,16 +400,6 @@ fn an_address_in_use_is_told() {
         "{}",
         text(&output.stderr)
     );
-}
-
-fn watch(server: &Server, arguments: &[&str]) -> Command {
-    let mut watch = command(server.folder.path());
-    watch
-        .arg("watch")
-        .args(arguments)
-        .env("TIDINGS_URL", &server.url)
-        .env("TIDINGS_TOKEN", viewer(1));
-    watch
 }
 
 #[tokio::test(flavor = "multi_thread")]

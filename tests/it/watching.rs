@@ -7,18 +7,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::process::{Guarded, command, run};
+use crate::support::process::{Guarded, run, watch};
 use crate::support::*;
-
-fn watch(server: &Server, arguments: &[&str]) -> Command {
-    let mut watch = command(server.folder.path());
-    watch
-        .arg("watch")
-        .args(arguments)
-        .env("TIDINGS_URL", &server.url)
-        .env("TIDINGS_TOKEN", viewer(1));
-    watch
-}
 
 /// Runs a command to its end, while the server goes on.
 async fn ended(mut command: Command) -> Output {

@@ -67,17 +67,12 @@ pub(super) fn percent(message: &Value) -> String {
         .map_or("?".to_owned(), |progress| format!("{progress:.0}%"))
 }
 
-/// Returns the progress of a job. None if it may never have been reported: a job is created with 0.
-fn reported(message: &Value) -> String {
-    match message["progress"].as_f64() {
-        Some(0.0) => "–".to_owned(),
-        _ => percent(message),
-    }
-}
-
-/// Returns the progress of a job in a column.
+/// Returns the progress of a job in a column. A job is created with 0, so 0 may never have been reported.
 pub(super) fn job_percent(message: &Value) -> String {
-    format!("{:>4}", reported(message))
+    match message["progress"].as_f64() {
+        Some(0.0) => "   –".to_owned(),
+        _ => format!("{:>4}", percent(message)),
+    }
 }
 
 /// Formats the columns of a line: what happened, the id of the subject, and the details.

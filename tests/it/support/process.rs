@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{SECRET, store};
+use super::{SECRET, Server, store, viewer};
 
 /// Returns the path of the binary under test.
 pub(crate) fn binary() -> PathBuf {
@@ -30,6 +30,17 @@ pub(crate) fn command(folder: &Path) -> Command {
         .env("TIDINGS_JWT_SECRET", SECRET)
         .envs(store::database_url(folder).map(|url| ("TIDINGS_DATABASE_URL", url)));
     command
+}
+
+/// Returns the command `tidings watch <arguments>` for a server, with a viewer's token.
+pub(crate) fn watch(server: &Server, arguments: &[&str]) -> Command {
+    let mut watch = command(server.folder.path());
+    watch
+        .arg("watch")
+        .args(arguments)
+        .env("TIDINGS_URL", &server.url)
+        .env("TIDINGS_TOKEN", viewer(1));
+    watch
 }
 
 /// Returns the command `tidings serve` in `folder`, in a shell that first executes `limits`.

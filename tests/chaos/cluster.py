@@ -362,6 +362,7 @@ class Run:
                 status, answer = await wire.request(port, "POST", f"/api/jobs/{job['job_id']}/cancel", token, b'{"force": true}')
                 if status != 200:
                     raise Broken(f"{job['job_id']} cannot be cancelled: {status} {answer}")
+                school.acknowledge(json.loads(answer), self.life)
 
     async def until_quiet(self):
         """Waits until nothing is written any more: the devices' leases have ended."""

@@ -25,9 +25,13 @@ const PAIRS = {
   Violation: "CharacteristicEvent",
   AckUpdate: "CharacteristicEvent",
   ControlLimits: "CharacteristicEvent",
+  ScheduleUpdate: "ScheduleUpdate",
   Ready: "Ready",
   Reset: "Reset",
 };
+
+/** Events in the shapes of other clients, which this one never asks for. */
+const OTHER_SHAPES = ["FlatSample", "FlatViolation", "FlatAckUpdate", "FlatLimitsUpdate", "ProgressUpdate"];
 
 /** The schema as the client sees it. */
 function asked(schema) {
@@ -42,6 +46,12 @@ function asked(schema) {
 }
 
 const { components } = JSON.parse(readFileSync(path, "utf8"));
+const events = Object.entries(components.messages).filter(([, { payload }]) => payload.required?.includes("seq"));
+const undeclared = events.map(([name]) => name).filter((name) => !(name in PAIRS) && !OTHER_SHAPES.includes(name));
+if (undeclared.length > 0) {
+  console.error(`the client declares no type for ${undeclared.join(", ")}`);
+  process.exitCode = 1;
+}
 let source = `import type * as Client from ${JSON.stringify(resolve("clients/js/src/messages.ts"))};\n`;
 for (const [name, client] of Object.entries(PAIRS)) {
   const payload = asked(components.messages[name].payload);

@@ -87,8 +87,33 @@ export interface CharacteristicEvent extends EventBase {
   payload: Record<string, unknown> & { characteristic_id: string };
 }
 
+/** Whether the jobs of a type run when they are expected. */
+export interface ScheduleUpdate extends EventBase {
+  type: "schedule_update";
+  /** The type of its jobs. */
+  schedule_id: string;
+  status: "on_time" | "late" | "missed" | "removed";
+  message: string;
+  due_at: string | null;
+  missed_since: string | null;
+  missed_at: string | null;
+  last_run: { job_id: string; status: JobStatus; started_at: string; finished_at: string | null } | null;
+  /** Either this, with its time zone, or `period_secs`. */
+  cron: string | null;
+  time_zone: string | null;
+  period_secs: number | null;
+  grace_secs: number;
+  max_run_secs: number;
+}
+
 /** An event: something that happened to a subject. */
-export type TidingsEvent = JobProgress | EnrollmentEvent | DeviceStatus | DeviceInfo | CharacteristicEvent;
+export type TidingsEvent =
+  | JobProgress
+  | EnrollmentEvent
+  | DeviceStatus
+  | DeviceInfo
+  | CharacteristicEvent
+  | ScheduleUpdate;
 
 /** The snapshot, or what was missed, is complete; live events follow. */
 export interface Ready {

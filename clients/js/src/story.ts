@@ -27,10 +27,17 @@ export function keyOf(event: Message): string | undefined {
   if (fields.job_id != null) return `jobs/${ID(fields.job_id)}`;
   if (fields.session_id != null) return `enrollments/${ID(fields.session_id)}`;
   if (fields.device_id != null) return `devices/${ID(fields.device_id)}${event.type === "device_info_update" ? "#info" : ""}`;
+  if (fields.schedule_id != null) return `schedules/${ID(fields.schedule_id)}`;
   if (fields.violation_id != null) return `violations/${ID(fields.violation_id)}`;
   if (fields.characteristic_id != null)
     return `characteristics/${ID(fields.characteristic_id)}#${event.type === "sample" ? "sample" : "limits"}`;
   return undefined;
+}
+
+/** Returns whether an event takes its subject out of the present state. */
+function isOver({ type, status, payload }: Message): boolean {
+  // biome-ignore lint/suspicious/noExplicitAny: fields of every kind
+  return (type === "schedule_update" && status === "removed") || (payload as any)?.acknowledged === true;
 }
 
 export class Story {
@@ -62,8 +69,7 @@ export class Story {
       if (key) {
         // The order of the state is that of the log.
         this.state.delete(key);
-        // biome-ignore lint/suspicious/noExplicitAny: fields of every kind
-        if (!(message.payload as any)?.acknowledged) this.state.set(key, message as unknown as TidingsEvent);
+        if (!isOver(message)) this.state.set(key, message as unknown as TidingsEvent);
       }
     } else return undefined;
     return message as unknown as Tiding;

@@ -18,6 +18,7 @@ _SUBJECTS = {
     "control_limits": ("characteristics", "characteristic_id", "#limits"),
     "violation": ("violations", "violation_id", ""),
     "ack_update": ("violations", "violation_id", ""),
+    "schedule_update": ("schedules", "schedule_id", ""),
 }
 # As `encodeURIComponent` of JavaScript, so that all clients have the same keys.
 _UNESCAPED = "!~*'()"
@@ -41,7 +42,8 @@ class State(dict[str, Message]):
         collection, field, part = _SUBJECTS[name]
         content = message.get("payload", message)
         key = f"{collection}/{quote(str(content.get(field)), safe=_UNESCAPED)}{part}"
-        if name == "ack_update" and content.get("acknowledged"):
+        is_removed = name == "schedule_update" and content.get("status") == "removed"
+        if is_removed or (name == "ack_update" and content.get("acknowledged")):
             self.pop(key, None)
         else:
             self[key] = message

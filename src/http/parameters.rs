@@ -133,7 +133,7 @@ const JOB_TYPE: Parameter = repeatable(
 
 const LIMIT: Parameter = parameter(
     "limit",
-    "The most items of a page.",
+    "The maximum number of items in a page.",
     Values::Whole(1, PAGE_MAX as u64, Some(PAGE_DEFAULT as u64)),
 );
 
@@ -194,12 +194,12 @@ pub(super) const STREAM: &[Parameter] = &[
     ),
     parameter(
         "lastEventId",
-        "What polyfills send in place of a `Last-Event-ID` header. The header takes precedence, then these, then `cursor`.",
+        "A cursor, as polyfills of `EventSource` send it in place of a `Last-Event-ID` header. The header takes precedence over it, and it over `last-event-id` and `cursor`.",
         Values::Text(NAME_MAX_BYTES, ""),
     ),
     parameter(
         "last-event-id",
-        "The same under another name.",
+        "The same as `lastEventId`, under another name.",
         Values::Text(NAME_MAX_BYTES, ""),
     ),
     STATUS,
@@ -208,7 +208,7 @@ pub(super) const STREAM: &[Parameter] = &[
     STATUS_CASE,
     parameter(
         "shape",
-        "The form of a characteristic's messages.",
+        "The shape of a characteristic's messages. The default is `enveloped`, except on `/ws/samples`.",
         Values::OneOf(&["enveloped", "flat"]),
     ),
     parameter(
@@ -223,12 +223,12 @@ pub(super) const STREAM: &[Parameter] = &[
     ),
     parameter(
         "heartbeat",
-        "`message`: a WebSocket gets a `heartbeat` message with each ping.",
+        "`message`: a WebSocket receives a `heartbeat` message in addition to each ping frame. No effect on the other transports.",
         Values::OneOf(&["ping", "message"]),
     ),
     parameter(
         "max_event_bytes",
-        "An event whose JSON is larger comes without its `result` (`null`) and, if it is still too large, without `metadata` and `info` (`{}`), and with `truncated`. `GET /api/…` returns the whole.",
+        "An event whose JSON is larger comes without its `result` (`null`) and the `details` of its `error`, and, if it is still too large, without `metadata` and `info` (`{}`), and with `truncated`. `GET /api/…` returns the whole.",
         Values::Whole(EVENT_LIMIT_MIN_BYTES as u64, u32::MAX as u64, None),
     ),
     parameter(
@@ -243,7 +243,7 @@ pub(super) const STREAM: &[Parameter] = &[
     ),
     parameter(
         "wait",
-        "How many seconds a long poll waits for a message.",
+        "How many seconds a long poll waits for a message. No effect on the other transports.",
         Values::Whole(0, POLL_WAIT_MAX_SECS, Some(POLL_WAIT_DEFAULT_SECS)),
     ),
 ];
@@ -319,7 +319,7 @@ pub(super) const EMBEDDED: &[Parameter] = &[
     ),
     parameter(
         "limit",
-        "The most jobs to show.",
+        "The maximum number of jobs to show.",
         Values::Text(NAMES_MAX_BYTES, "10"),
     ),
 ];

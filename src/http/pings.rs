@@ -219,7 +219,7 @@ fn message(body: &[u8], most_bytes: usize) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// Body of `POST /api/pings`.
+/// Creates a key for pings.
 #[derive(JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[schemars(example = json!({ "job_type": "backup" }))]

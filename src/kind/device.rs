@@ -140,7 +140,7 @@ pub struct Heard {
     pub uptime: Uptime,
 }
 
-/// Body of `PUT /api/devices/<id>`. Absent fields are left unchanged.
+/// Registers or changes a device. A field that is left out keeps its value.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "name": "Front door", "info": { "firmware": "1.4.2" } }))]
@@ -154,7 +154,7 @@ pub struct Register {
     pub lease_secs: Option<u32>,
 }
 
-/// Body of `status`: from the device itself, or from a program that monitors it.
+/// Reports whether the device is online: by the device itself, or by a program that monitors it.
 #[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[schemars(example = serde_json::json!({ "status": "online" }))]
@@ -172,7 +172,7 @@ pub struct Report {
     pub lease_secs: Option<u32>,
 }
 
-/// Body of `info`.
+/// Adds to the information about the device, such as its firmware.
 #[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[schemars(example = serde_json::json!({ "info": { "firmware": "1.4.3" } }))]

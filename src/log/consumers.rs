@@ -76,6 +76,9 @@ pub struct Tried {
 }
 
 /// A notifier's position in a school's log.
+///
+/// Unlike a client's cursor it has no tag. It is stored in the database of the log, after the events that it has passed, so a
+/// database that has lost an event, such as a standby that was promoted, has no position behind it either.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Place {
     /// Every event up to this `seq` is delivered, given up, not wanted, or of a subject that is set aside.

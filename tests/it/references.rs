@@ -146,7 +146,10 @@ fn operation(page: &mut String, method: &str, path: &str, own: &Value, document:
             };
             let name = own["name"].as_str().unwrap();
             let meaning = own["description"].as_str().unwrap_or_default();
-            let value = values(&own["schema"], document);
+            let mut value = values(&own["schema"], document);
+            if let Some(usual) = own["schema"].get("default") {
+                let _ = write!(value, ", default {usual}");
+            }
             let _ = writeln!(
                 page,
                 "| `{name}`{place} | {} | {} |",

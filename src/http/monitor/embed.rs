@@ -43,6 +43,9 @@ pub(in crate::http) fn describe(document: &mut Document) {
     };
     let text = || json!({ "type": "string" });
     document.rests(routes![page], &page, &scopes, |rest, operation| {
+        if rest == "/jobs" {
+            operation.queries(EMBEDDED);
+        }
         operation
             .named(format!("embed.{}", name(rest)), TAG, "Page for a frame")
             .about("The setting `frame_ancestors` names the origins whose pages can show it.")
@@ -130,9 +133,8 @@ impl<'r> FromRequest<'r> for Limits {
 }
 
 impl Part for Limits {
-    fn describe(operation: &mut Operation<'_>) {
-        operation.queries(EMBEDDED);
-    }
+    // Only the page of a list reads them: see `describe` above.
+    fn describe(_: &mut Operation<'_>) {}
 }
 
 #[get("/embed/<path..>")]

@@ -38,7 +38,7 @@ pub struct Acknowledge {
     pub reason: String,
 }
 
-/// Body of `PUT /api/characteristics/<id>`. Absent fields are left unchanged.
+/// Creates or changes a characteristic. A field that is left out keeps its value.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "name": "Diameter", "unit": "mm", "limits": { "center_line": 10.0, "ucl": 10.3, "lcl": 9.7 } }))]
@@ -76,7 +76,7 @@ pub enum RuleSetting {
     },
 }
 
-/// Body of `PUT /api/characteristics/<id>/limits`: the lines, or a method to compute them.
+/// Sets the control limits: the lines, or a method to compute them.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "center_line": 10.0, "ucl": 10.3, "lcl": 9.7 }))]
@@ -99,7 +99,7 @@ pub struct SetLimits {
     pub dispersion: Option<Dispersion>,
 }
 
-/// Body of `samples`.
+/// Adds a sample, which is evaluated against the control limits.
 #[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[schemars(example = serde_json::json!({ "value": 10.1 }))]
@@ -157,7 +157,7 @@ impl NewSample {
     }
 }
 
-/// Body of `violations`.
+/// Reports a violation that the publisher has found.
 #[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[schemars(example = serde_json::json!({ "rule_id": 1, "severity": "critical" }))]

@@ -24,7 +24,7 @@ pub enum Command {
     Check,
 }
 
-/// Body of `POST /api/enrollments`.
+/// Creates a session.
 #[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[schemars(example = serde_json::json!({ "session_id": "42", "student_id": "4711", "total_attempts": 3 }))]
@@ -54,7 +54,7 @@ pub struct Start {
     pub lease_secs: Option<u32>,
 }
 
-/// Body of `progress`. Absent fields are left unchanged; every report renews the lease.
+/// Reports what the scanner does. A field that is left out keeps its value; every report renews the lease.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "status": "capturing" }))]
@@ -76,7 +76,7 @@ pub struct Report {
     pub total_attempts: Option<u32>,
 }
 
-/// Body of `complete`.
+/// Ends the session: the finger is enrolled.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "quality_score": 0.93 }))]
@@ -87,7 +87,7 @@ pub struct Complete {
     pub message: Option<String>,
 }
 
-/// Body of `error`.
+/// Ends the session because of an error.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "code": "timeout" }))]
@@ -100,7 +100,7 @@ pub struct Failure {
     pub error: Option<String>,
 }
 
-/// Body of `cancel`.
+/// Ends the session before it is complete.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "message": "The student has left" }))]

@@ -33,7 +33,7 @@ pub enum Command {
     Check,
 }
 
-/// Body of `POST /api/jobs`.
+/// Creates a job.
 #[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[schemars(example = serde_json::json!({ "job_id": "42", "job_type": "document", "metadata": { "title": "Annual report" } }))]
@@ -86,7 +86,7 @@ impl Create {
     }
 }
 
-/// Body of `queue` and `retry`.
+/// Lets the job wait for a worker: for the first time (`queue`), or again after it has ended (`retry`).
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "message": "Waiting for a worker" }))]
@@ -97,7 +97,7 @@ pub struct Note {
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// Body of `start`.
+/// Begins an attempt. With a `job_type`, a job that does not exist yet is created.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "worker": "host-1:4711", "message": "Reading" }))]
@@ -115,7 +115,7 @@ pub struct Start {
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// Body of `progress`. Absent fields are left unchanged.
+/// Reports progress, a message or metadata, or only that the worker is alive. A field that is left out keeps its value.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "attempt": 1, "progress": 40, "message": "Page 4 of 10" }))]
@@ -137,7 +137,7 @@ pub struct Progress {
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// Body of `complete`.
+/// Ends the attempt: the work is done.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "attempt": 1, "result": { "pages": 10 } }))]
@@ -155,7 +155,7 @@ pub struct Complete {
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// Body of `fail`.
+/// Ends the attempt because of an error.
 #[derive(Debug, Clone, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[schemars(example = serde_json::json!({ "attempt": 1, "error": { "code": "no_paper", "message": "The printer has no paper" } }))]
@@ -179,7 +179,7 @@ pub struct Fail {
     pub metadata: Option<Map<String, Value>>,
 }
 
-/// Body of `cancel`.
+/// Cancels the job. If it is in progress, its worker is asked to stop, unless `force` ends it at once.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "message": "No longer needed" }))]

@@ -139,7 +139,7 @@ impl Run {
     }
 }
 
-/// Body of `PUT /api/schedules/<job_type>`.
+/// Creates or replaces the schedule of a job type.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(example = serde_json::json!({ "cron": "0 3 * * *", "time_zone": "Europe/Berlin", "grace_secs": 900 }))]
@@ -159,7 +159,7 @@ pub struct Put {
     pub max_run_secs: Option<u32>,
 }
 
-/// Body of `remove`.
+/// Removes the schedule.
 #[derive(Debug, Clone, Default, JsonSchema, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Remove {}

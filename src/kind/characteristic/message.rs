@@ -58,7 +58,7 @@ pub struct Sample {
     /// When it was taken.
     #[serde(serialize_with = "crate::kind::as_timestamp")]
     pub timestamp: DateTime<Utc>,
-    /// The same as `mean`. In a gap, `value`, `mean` and `zone` are absent.
+    /// The same as `mean`. In a gap, `value`, `mean` and `zone` are null.
     pub value: Option<f64>,
     /// The value, or the mean of the values.
     pub mean: Option<f64>,
@@ -72,7 +72,7 @@ pub struct Sample {
     pub zone: Option<Arc<str>>,
     /// Whether it breaks no rule.
     pub in_control: bool,
-    /// `server` or `publisher`; absent if there are no limits to evaluate it by.
+    /// `server` or `publisher`; null if there are no limits to evaluate it by.
     pub judged_by: Option<Cow<'static, str>>,
     /// The numbers of the rules that it breaks, including those whose violation an earlier sample of the same run has
     /// opened.

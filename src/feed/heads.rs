@@ -44,7 +44,7 @@ pub async fn watch_heads(log: Arc<dyn Log>, hub: Arc<Hub>, hints: Hints) {
 
 /// Compares the heads of these schools, and gives a hint about each that is behind.
 async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result<(), StoreError> {
-    // Before the log is read: what the hub was offered until now must be in the log.
+    // Before the log is read: what the hub was offered, and what listeners have read until now, must be in the log.
     let mut positions = hub.positions();
     positions.retain(|(school, _)| look.all || look.schools.contains(school));
     let mut behind = Vec::new();
@@ -55,10 +55,11 @@ async fn compare(log: &dyn Log, hub: &Hub, hints: &Hints, look: &Look) -> Result
         for (school, position) in part {
             let head = heads.get(school).copied().unwrap_or_default();
             events_behind += events_between(hub, *school, head);
+            if position.known().any(|known| is_lost(known, head)) {
+                hints.give(Hint::HistoryChanged(*school));
+                continue;
+            }
             match position.head {
-                Some(known) if is_lost(known, head) => {
-                    hints.give(Hint::HistoryChanged(*school));
-                }
                 Some(known) if known.seq == head.seq => {}
                 _ if head.seq == 0 => {}
                 _ => behind.push((*school, head.seq)),
@@ -94,7 +95,7 @@ fn give(hints: &Hints, behind: Vec<(SchoolId, u64)>) {
     }
 }
 
-/// Whether the log no longer has the event that was offered last.
+/// Whether the log no longer has an event.
 fn is_lost(known: Place, head: Place) -> bool {
     let is_other = known.tag.is_some() && head.tag.is_some() && known.tag != head.tag;
     head.seq < known.seq || head.seq == known.seq && is_other

@@ -19,6 +19,8 @@ pub struct Position {
     /// The place of the newest event that was offered, or up to which a listener has read. `None` if neither has
     /// happened yet.
     pub head: Option<Place>,
+    /// The newest place beyond the head up to which a listener has read.
+    pub read_ahead: Option<Place>,
     /// Whether somebody listens.
     pub is_attended: bool,
 }
@@ -27,6 +29,11 @@ impl Position {
     /// Returns the `seq` of the next event, if it is known.
     pub fn next(&self) -> Option<u64> {
         self.head.map(|head| head.seq + 1)
+    }
+
+    /// Returns the newest events that are known to have been in the log.
+    pub fn known(&self) -> impl Iterator<Item = Place> {
+        [self.head, self.read_ahead].into_iter().flatten()
     }
 }
 
@@ -83,8 +90,13 @@ impl Hub {
     pub fn position(&self, school: SchoolId) -> Option<Position> {
         let school = self.find(school)?;
         let state = lock(&school);
+        let furthest = state.read_ahead.last_key_value();
         Some(Position {
             head: state.head,
+            read_ahead: furthest.map(|(seq, tag)| Place {
+                seq: *seq,
+                tag: Some(*tag),
+            }),
             is_attended: !state.attached.is_empty(),
         })
     }

@@ -147,6 +147,13 @@ impl Feed {
         }))
     }
 
+    /// Whether the log still has this very event, as far as that is known.
+    pub async fn has(&self, school: SchoolId, place: Place) -> Result<bool, StoreError> {
+        let bounds = self.heads.bounds(school).await?;
+        self.segments.follow(school, bounds).await?;
+        self.is_known(school, place, bounds).await
+    }
+
     /// Whether the log has this very event, as far as that is known. Retention is checked separately.
     async fn is_known(
         &self,

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use super::StoreError;
 use super::leases::Fence;
 use crate::event::Event;
-use crate::id::{Kind, SchoolId, SubjectId};
+use crate::id::{self, Kind, SchoolId, SubjectId, Tag};
 
 /// Where a notifier starts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,6 +23,10 @@ pub struct Progress {
     /// Where the cursor must be, so that a step that began before a failover moves nothing: the failover may have moved the
     /// cursor back and lost which subjects were set aside. `None` if it may be anywhere.
     pub from: Option<u64>,
+    /// The event that the step has dealt with. The log must have it, or have removed it by retention: what a failover has put in
+    /// its place still has to be delivered. Without a tag, it is one that retention has removed. `None` if the step is not
+    /// about an event.
+    pub of: Option<id::Place>,
     /// When an event was delivered, if one was.
     pub delivered: Option<DateTime<Utc>>,
     /// When and why an attempt failed, if one did.
@@ -77,12 +81,15 @@ pub struct Tried {
 
 /// A notifier's position in a school's log.
 ///
-/// Unlike a client's cursor it has no tag. It is stored in the database of the log, after the events that it has passed, so a
-/// database that has lost an event, such as a standby that was promoted, has no position behind it either.
+/// It is stored in the database of the log, after the events that it has passed. So a database that has lost an event, such as
+/// a standby that was promoted, has no position behind it either. But a turn can begin before a failover and end after it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Place {
     /// Every event up to this `seq` is delivered, given up, not wanted, or of a subject that is set aside.
     pub seq: u64,
+    /// The tag of the event at this `seq`, if the log still has it: shows whether the log is still the one in which this is the
+    /// position.
+    pub tag: Option<Tag>,
     /// The event that is being retried.
     pub tried: Option<Tried>,
     /// Subjects that are set aside, by kind and id.
@@ -90,6 +97,14 @@ pub struct Place {
 }
 
 impl Place {
+    /// Returns the position as a place in the log.
+    pub fn in_log(&self) -> id::Place {
+        id::Place {
+            seq: self.seq,
+            tag: self.tag,
+        }
+    }
+
     /// Returns whether the event must wait for an earlier event of its subject.
     pub fn is_set_aside(&self, event: &Event) -> bool {
         self.set_aside.iter().any(|own| own.is_of(event))
@@ -189,7 +204,8 @@ pub trait Consumers: Send + Sync + 'static {
 
     /// Advances a notifier's cursor, which never moves back, records the progress, and sets a subject aside or lifts it,
     /// in one commit. Fails with [`StoreError::Fenced`] and writes nothing if the fence is not the last one that was
-    /// returned for the notifier's lease ([`lease_of`]), or if the cursor is not at [`Progress::from`].
+    /// returned for the notifier's lease ([`lease_of`]), if the cursor is not at [`Progress::from`], or if the log has lost
+    /// the event [`Progress::of`].
     async fn notifier_moves(
         &self,
         name: &str,

@@ -45,7 +45,7 @@ const TAG_BYTES: usize = 8;
 pub(super) struct Runner {
     pub(super) notifier: Arc<dyn Notifier>,
     pub(super) store: Arc<dyn Store>,
-    feed: Arc<Feed>,
+    pub(super) feed: Arc<Feed>,
     lease: Lease,
     schedule: Mutex<Schedule>,
     /// Committed events for which `wants` is still to be called. The dispatcher never calls it, because an
@@ -320,12 +320,10 @@ impl Runner {
     /// Reads a page of a school's log and delivers selected events, up to the limit of a turn.
     async fn advance(&self, school: SchoolId, place: &mut Place) -> Result<bool, StoreError> {
         let scope = Arc::new(Scope::new(school, [Channel::School(school)]));
-        let after = id::Place {
-            seq: place.seq,
-            tag: None,
+        let Some(page) = self.feed.replay(scope, place.in_log(), false).await? else {
+            // A failover has lost the event at the cursor, and has moved the cursor back.
+            return Ok(true);
         };
-        let page = self.feed.replay(scope, after, false).await?;
-        let page = page.expect("a place without a tag names no event that could be missing");
         if place.seq < page.floor {
             self.skip(school, place, page.floor).await?;
             return Ok(true);
@@ -343,6 +341,7 @@ impl Runner {
             let attempts = tried.map_or(0, |tried| tried.attempts);
             let Err(failure) = self.attempt(event, attempts).await? else {
                 let delivered = Progress {
+                    of: Some(event.place()),
                     delivered: Some(Utc::now().trunc_subsecs(3)),
                     ..Progress::default()
                 };
@@ -352,8 +351,11 @@ impl Runner {
             return self.fails_at_cursor(event, place, failure).await;
         }
         if page.through.seq > place.seq {
-            self.record(school, place, page.through.seq, Progress::default())
-                .await?;
+            let read = Progress {
+                of: Some(page.through),
+                ..Progress::default()
+            };
+            self.record(school, place, page.through.seq, read).await?;
         }
         Ok(page.through < page.head)
     }
@@ -416,10 +418,13 @@ impl Runner {
             from: Some(place.seq),
             ..progress
         };
+        let at = progress.of.filter(|of| of.seq == seq);
         self.store
             .notifier_moves(name, fence, school, seq, progress)
             .await?;
-        place.seq = place.seq.max(seq);
+        if seq > place.seq {
+            (place.seq, place.tag) = (seq, at.and_then(|at| at.tag));
+        }
         Ok(())
     }
 
@@ -499,6 +504,7 @@ impl Runner {
         );
         tracing::warn!(notifier.name = self.notifier.name(), school.id = %school, cause, "retention deleted events before a notifier delivered them");
         let progress = Progress {
+            of: Some(id::Place::untagged(floor)),
             dead: Some(DeadLetter {
                 seq: floor,
                 event_type: String::new(),
@@ -568,6 +574,7 @@ impl Failure {
     pub(super) fn progress(&self, verdict: Verdict, event: &Event) -> Progress {
         let cause = one_line(&self.error.to_string());
         Progress {
+            of: Some(event.place()),
             failed: Some((self.at, cause.clone())),
             dead: (verdict == Verdict::GiveUp).then(|| DeadLetter {
                 seq: event.seq,

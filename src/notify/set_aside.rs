@@ -77,6 +77,7 @@ impl Runner {
             }
             let Err(failure) = self.attempt(event, attempts).await? else {
                 let delivered = Progress {
+                    of: Some(event.place()),
                     delivered: Some(Utc::now().trunc_subsecs(3)),
                     ..Progress::default()
                 };
@@ -113,6 +114,10 @@ impl Runner {
         let scope = Arc::new(Scope::new(school, [channel]));
         let after = own.seq - 1;
         let mut page = self.store.replay(scope, after, false).await?;
+        if self.feed.is_shared() && !self.feed.has(school, place.in_log()).await? {
+            // A failover has moved the cursor back. Other events of the subject may have to be delivered first.
+            return Err(StoreError::Fenced);
+        }
         page.events.retain(|event| {
             let is_waiting = event.seq > page.floor && event.seq <= place.seq;
             is_waiting && own.is_of(event) && self.wants(event)

@@ -10,7 +10,7 @@ use super::prepared::prepared;
 use super::schema::{dead_letters, notifier_cursors, notifier_set_aside, notifiers};
 use super::{PostgresStore, read, rows};
 use crate::config::DEAD_LETTERS_MAX;
-use crate::id::SchoolId;
+use crate::id::{self, SchoolId};
 use crate::log::StoreError;
 use crate::log::consumers::{
     Begun, Change, Consumers, DeadLetter, DeadLetterPage, Place, Progress, SetAside, Standing,
@@ -164,8 +164,10 @@ async fn place(conn: &mut AsyncPgConnection, name: &str, school: SchoolId) -> Qu
         .load(conn)
         .await?;
     let set_aside = found.into_iter().map(SetAsideRow::into_set_aside);
+    let tags = read::tags(conn, school, &[seq]).await?;
     Ok(Place {
         seq: unsigned(seq),
+        tag: tags.get(&unsigned(seq)).copied(),
         tried: tried_seq.map(|seq| Tried {
             seq: unsigned(seq),
             attempts,
@@ -174,8 +176,8 @@ async fn place(conn: &mut AsyncPgConnection, name: &str, school: SchoolId) -> Qu
     })
 }
 
-/// Moves a cursor. Returns false, and writes nothing, if the fence is not the last one of the notifier's lease, or if the
-/// cursor is not where it must be. The row of the lease is locked until the end of the transaction, so that it cannot pass
+/// Moves a cursor. Returns false, and writes nothing, if the fence is not the last one of the notifier's lease, if the
+/// cursor is not where it must be, or if the log has lost the event that the step is about. The row of the lease is locked until the end of the transaction, so that it cannot pass
 /// to another node meanwhile.
 async fn moves(
     conn: &mut AsyncPgConnection,
@@ -184,6 +186,11 @@ async fn moves(
     seq: u64,
     progress: &Progress,
 ) -> QueryResult<bool> {
+    if let Some(of) = progress.of
+        && is_lost(conn, school, of).await?
+    {
+        return Ok(false);
+    }
     let tried = progress.tried;
     let (failed_at, cause) = progress.failed.clone().unzip();
     let written = diesel::sql_query(
@@ -240,6 +247,19 @@ async fn moves(
             .await?;
     }
     Ok(true)
+}
+
+/// Returns whether the log no longer has an event, other than by retention.
+async fn is_lost(
+    conn: &mut AsyncPgConnection,
+    school: SchoolId,
+    of: id::Place,
+) -> QueryResult<bool> {
+    let found = read::tags(conn, school, &[signed(of.seq)]).await?;
+    Ok(match found.get(&of.seq).copied() {
+        Some(tag) => Some(tag) != of.tag,
+        None => read::bounds(conn, school).await?.head.seq < of.seq,
+    })
 }
 
 async fn put(

@@ -5,11 +5,11 @@ use diesel::sql_types::{BigInt, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::limit::Limit;
-use super::read::bounds;
+use super::read;
 use super::schema::{dead_letters, notifier_cursors, notifier_set_aside, notifiers, schools};
 use super::table::{from_millis, millis, unreadable};
 use crate::config::DEAD_LETTERS_MAX;
-use crate::id::{Kind, SchoolId, SubjectId};
+use crate::id::{self, Kind, SchoolId, SubjectId};
 use crate::kind::known_kind;
 use crate::log::consumers::{
     Begun, Change, DeadLetter, DeadLetterPage, Place, Progress, SetAside, Standing, Total, Tried,
@@ -165,13 +165,24 @@ pub(super) fn place(
         .load(conn)?;
     let set_aside = rows.into_iter().map(SetAsideRow::into_set_aside);
     Ok(Place {
+        tag: read::tag_at(conn, school, seq)?,
         seq: unsigned(seq),
         tried,
         set_aside: set_aside.collect::<QueryResult<_>>()?,
     })
 }
 
-/// Moves a cursor. Returns false, and writes nothing, if it is not where it must be.
+/// Returns whether the log no longer has an event, other than by retention.
+fn is_lost(conn: &mut SqliteConnection, school: SchoolId, of: id::Place) -> QueryResult<bool> {
+    let found = read::tag_at(conn, school, signed(of.seq))?;
+    Ok(match found {
+        Some(tag) => Some(tag) != of.tag,
+        None => read::bounds(conn, school)?.head.seq < of.seq,
+    })
+}
+
+/// Moves a cursor. Returns false, and writes nothing, if it is not where it must be, or if the log has lost the event that the
+/// step is about.
 pub(super) fn moves(
     conn: &mut SqliteConnection,
     name: &str,
@@ -186,6 +197,11 @@ pub(super) fn moves(
         if progress
             .from
             .is_some_and(|from| from != at.map_or(0, unsigned))
+        {
+            return Ok(false);
+        }
+        if let Some(of) = progress.of
+            && is_lost(conn, school, of)?
         {
             return Ok(false);
         }
@@ -317,7 +333,7 @@ pub(super) fn standings(
     conn: &mut SqliteConnection,
     school: SchoolId,
 ) -> QueryResult<(Vec<Standing>, u64)> {
-    let head = bounds(conn, school)?.head.seq;
+    let head = read::bounds(conn, school)?.head.seq;
     let rows = notifier_cursors::table
         .filter(notifier_cursors::school_id.eq(school.get()))
         .order(notifier_cursors::name)

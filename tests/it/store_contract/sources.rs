@@ -1,6 +1,7 @@
 //! What a store promises of the kinds other than jobs, and of notifiers.
 
 use chrono::{SubsecRound, Utc};
+use tidings::id::{Cursor, Place};
 use tidings::kind::{Part, characteristic, device, enrollment, schedule};
 use tidings::log::PartQuery;
 use tidings::log::consumers::{
@@ -351,6 +352,7 @@ pub(super) async fn a_notifier_moves_only_under_the_last_fence_of_its_lease(open
     let now = Utc::now().trunc_subsecs(3);
     let everything = || Progress {
         from: None,
+        of: None,
         delivered: Some(now),
         failed: Some((now, "answered 500".into())),
         tried: Some(Tried {
@@ -484,6 +486,30 @@ pub(super) async fn a_notifiers_cursor_is_kept_and_never_goes_back(open: Open) {
             .notifier_moves("ops", fence, school(of), 3, overtaken);
         let moved = moved.await;
         assert_eq!(moved, Err(StoreError::Fenced), "the cursor is not there");
+    }
+    let newest = bench.store.head(school(1)).await.unwrap();
+    let other: Cursor = "00000001-3-00000001".parse().unwrap();
+    let replaced = Place {
+        tag: other.place.tag,
+        ..newest
+    };
+    let beyond = Place {
+        seq: newest.seq + 1,
+        ..newest
+    };
+    for (of, moved) in [
+        (replaced, Err(StoreError::Fenced)),
+        (beyond, Err(StoreError::Fenced)),
+        (newest, Ok(())),
+    ] {
+        let about = Progress {
+            of: Some(of),
+            ..Progress::default()
+        };
+        let result = bench
+            .store
+            .notifier_moves("ops", fence, school(1), 3, about);
+        assert_eq!(result.await, moved, "the log has {newest:?}");
     }
     let bench = bench.reopened(open).await;
     let fence = leads(&bench, "ops").await;

@@ -51,20 +51,10 @@ struct Told {
     /// The `seq` of the last event of each subject that the current process delivered.
     last: HashMap<(SchoolId, String), u64>,
     broken: Option<String>,
-    /// The fence under which it was told last.
-    fence: u64,
-    /// The places in each log at which a failover has replaced events. A turn that began before it may move the notifier's
-    /// place past them.
+    /// The fence under which it was told last, and how many steps had been refused.
+    fence: (u64, u64),
+    /// The places in each log at which a failover has replaced events: after the first, up to the second.
     replaced: HashMap<SchoolId, Vec<(u64, u64)>>,
-}
-
-impl Told {
-    fn is_excused(&self, school: SchoolId, seq: u64) -> bool {
-        let replaced = self.replaced.get(&school).into_iter().flatten();
-        replaced
-            .into_iter()
-            .any(|(from, to)| (from + 1..=*to).contains(&seq))
-    }
 }
 
 impl Receiver {
@@ -76,7 +66,7 @@ impl Receiver {
                 delivered: HashSet::new(),
                 last: HashMap::new(),
                 broken: None,
-                fence: 0,
+                fence: (0, 0),
                 replaced: HashMap::new(),
             }),
         }
@@ -109,9 +99,7 @@ impl Receiver {
             let floor = self.ledger.floor(school);
             let missing = |seq: &u64| {
                 let event = self.ledger.event(school, *seq).expect("below the head");
-                self.wants(&event)
-                    && !told.delivered.contains(&(school, event.place()))
-                    && !told.is_excused(school, *seq)
+                self.wants(&event) && !told.delivered.contains(&(school, event.place()))
             };
             let seq = (floor + 1..=self.ledger.head(school)).find(missing)?;
             Some(format!("{seq} of school {school} was never delivered"))
@@ -125,7 +113,8 @@ impl Receiver {
         let (place, seq) = (cursor.place, cursor.place.seq);
         let trace = &self.ledger.trace;
         trace.note(format_args!("{cursor} of {school} is delivered"));
-        let fence = self.ledger.disk.last_fence();
+        // After a refused step, the notifier continues from the place that is written.
+        let fence = (self.ledger.disk.last_fence(), self.ledger.disk.refused());
         if std::mem::replace(&mut told.fence, fence) != fence {
             told.last.clear();
         }
@@ -150,10 +139,7 @@ impl Receiver {
         for earlier in self.ledger.floor(school) + 1..seq {
             let event = self.ledger.event(school, earlier).expect("before it");
             let is_due = self.wants(&event) && event.subject.as_str() == notification.subject;
-            if is_due
-                && !told.is_excused(school, earlier)
-                && !told.delivered.contains(&(school, event.place()))
-            {
+            if is_due && !told.delivered.contains(&(school, event.place())) {
                 return Err(format!("{cursor} is delivered before {earlier}"));
             }
         }
@@ -226,9 +212,12 @@ impl Consumers for Ledger {
     }
 
     async fn notifier_place(&self, _: &str, school: SchoolId) -> Result<Standpoint, StoreError> {
-        Ok(self
+        let place = self
             .disk
-            .places(|places| places.entry(school).or_default().clone()))
+            .places(|places| places.entry(school).or_default().clone());
+        let there = self.event(school, place.seq);
+        let tag = there.and_then(|event| event.tag);
+        Ok(Standpoint { tag, ..place })
     }
 
     async fn notifier_moves(
@@ -284,9 +273,13 @@ impl Ledger {
             Some(Fault::PlaceTooFar) if progress.tried.is_none() => seq + 1,
             _ => seq,
         };
-        self.disk.places(|places| {
+        let is_lost = progress.of.is_some_and(|of| self.lacks(school, of));
+        let moved = self.disk.places(|places| {
             let place = places.entry(school).or_default();
             if progress.from.is_some_and(|from| from != place.seq) {
+                return Err(StoreError::Fenced);
+            }
+            if is_lost && self.fault != Some(Fault::LostStep) {
                 return Err(StoreError::Fenced);
             }
             if !is_last {
@@ -308,7 +301,11 @@ impl Ledger {
                 place.set_aside.push(own);
             }
             Ok(())
-        })
+        });
+        if moved.is_err() {
+            self.disk.refuses();
+        }
+        moved
     }
 }
 

@@ -159,6 +159,15 @@ impl Ledger {
         })
     }
 
+    /// Whether the log has lost an event, other than by retention. A place without a tag is that of a removed one.
+    pub(super) fn lacks(&self, school: SchoolId, place: Place) -> bool {
+        let is_swept = place.seq <= self.floor(school);
+        match self.event(school, place.seq).filter(|_| !is_swept) {
+            Some(event) => event.place() != place,
+            None => self.head(school) < place.seq,
+        }
+    }
+
     /// Returns the event with this `seq`.
     pub(super) fn event(&self, school: SchoolId, seq: u64) -> Option<Arc<Event>> {
         self.with(school, |log| log.event(seq).cloned())

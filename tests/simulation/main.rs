@@ -136,6 +136,8 @@ enum Fault {
     UnsettledWrite,
     /// The fence of a notifier's write is not checked.
     UncheckedFence,
+    /// A step of a notifier moves its place although a failover has replaced the event that the step was about.
+    LostStep,
     /// Events are announced on the bus that are not committed.
     EarlyAnnouncement,
     /// A node does not recognise its own messages on the bus. This must be harmless.

@@ -49,6 +49,8 @@ struct State {
     lease: Lease,
     /// The last fence that was given out.
     fence: u64,
+    /// How many steps of the notifier were refused.
+    refused: u64,
     /// The database's clock.
     clock: Duration,
     fails_next: bool,
@@ -117,6 +119,16 @@ impl Disk {
     /// Whether the notifier's lease was not granted again since.
     pub(super) fn is_last(&self, fence: Fence) -> bool {
         self.lock().lease.fence == fence.0
+    }
+
+    /// Records that a step of the notifier was refused, because a failover has taken back what it built on.
+    pub(super) fn refuses(&self) {
+        self.lock().refused += 1;
+    }
+
+    /// Returns how many steps of the notifier were refused.
+    pub(super) fn refused(&self) -> u64 {
+        self.lock().refused
     }
 
     /// Returns the fence of the notifier's lease.

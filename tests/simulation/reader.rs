@@ -71,6 +71,8 @@ pub(super) struct Reader {
     /// Subjects that lost ticks in a power loss, with the head of the log after it. A tick up to that head may be
     /// missing, because the lost tick superseded it.
     excused: HashMap<SubjectId, u64>,
+    /// Whether the session began from a cursor.
+    has_resumed: bool,
 }
 
 struct Session {
@@ -141,6 +143,7 @@ impl Reader {
             fault,
             deliveries: 0,
             excused: HashMap::new(),
+            has_resumed: false,
         }
     }
 
@@ -186,7 +189,7 @@ impl Reader {
         // Current states leave out a subject whose newest event is younger, because that event follows. If it is lost, the
         // subject is missing. The session notices that something was lost, and starts over. But the cursor of one of these
         // states names an event that the log still has, so nobody can notice if the client leaves before that and resumes
-        // from it.
+        // from it, or has resumed from it already. Such a client begins anew here.
         let all = self.shadow.tells_all;
         let is_whole = |cursor: Cursor, knowledge: &Knowledge, scope: &Scope| {
             ledger.has_lost(scope.school, cursor.place)
@@ -195,14 +198,14 @@ impl Reader {
         self.places
             .retain(|own| is_whole(own.cursor, &own.knowledge, &own.scope));
         let is_hit = lost.iter().any(|event| event.school == self.school());
-        if self.session.is_some() {
+        let cursor = self.cursor;
+        let is_partial = cursor.is_some_and(|own| !is_whole(own, &self.knowledge, &self.scope));
+        if is_partial && (self.session.is_none() || self.has_resumed) {
+            self.leave();
+            self.cursor = None;
+        } else if self.session.is_some() {
             // If something waits for it, that may be a `reset`, and what follows has been read.
             self.shadow.may_reset |= is_hit && (!self.shadow.is_ready || self.rings());
-        } else if self
-            .cursor
-            .is_some_and(|cursor| !is_whole(cursor, &self.knowledge, &self.scope))
-        {
-            self.cursor = None;
         }
     }
 
@@ -244,6 +247,7 @@ impl Reader {
             self.knowledge = place.knowledge.clone();
             self.shadow.told = place.told.clone();
         }
+        self.has_resumed = self.cursor.is_some();
         if let Some(cursor) = self.cursor.filter(|_| !self.is_multiplexed()) {
             self.knowledge.is_complete(cursor.place.seq);
             self.shadow.last = cursor.place.seq;

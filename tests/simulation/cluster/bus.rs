@@ -88,6 +88,11 @@ impl Exchange {
         }
     }
 
+    /// Loses the messages that are on their way.
+    pub(super) fn loses_all(&self) {
+        self.state().on_the_way.clear();
+    }
+
     pub(super) fn works(&self) -> bool {
         !self.state().is_down
     }

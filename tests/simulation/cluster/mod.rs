@@ -10,22 +10,22 @@
 //! lost must be sent a `reset` before anything that follows, and nobody else may be; no command is carried out twice; and
 //! no command is rejected because of what its node does not know yet.
 //!
-//! Two things that a failover can do are left out, because nobody can notice them. Current states leave out a subject
-//! whose newest event is younger, because that event follows. If it is lost, the session notices and starts over; but a
-//! client that leaves before, and resumes from the cursor of one of these states, names an event that the log still has.
-//! And the place of a notifier is a number without a tag: a turn that began before can move it past the events that have
-//! replaced the lost ones.
+//! One thing that a failover can do is left out, because nobody can notice it. Current states leave out a subject whose
+//! newest event is younger, because that event follows. If it is lost, the session notices and starts over; but a client
+//! that leaves before, and resumes from the cursor of one of these states, names an event that the log still has.
 
 mod bus;
 mod commands;
 mod database;
 mod node;
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
+use tidings::id::SchoolId;
 
 use self::bus::Exchange;
 use self::commands::Sent;
@@ -45,6 +45,10 @@ const SEEDS_FOR_A_FAULT: u64 = 600;
 /// Number of seeds that are run twice.
 const SEEDS_TWICE: u64 = 20;
 const STEPS: usize = 400;
+/// Number of seeds in which each failover is followed by many writes.
+const SEEDS_OUTGROWN: u64 = 30;
+/// The most rounds of writes after such a failover.
+const ROUNDS_TO_OUTGROW: usize = 60;
 const READERS: usize = 5;
 /// Number of rounds after which nothing can be pending any more.
 const ROUNDS_TO_SETTLE: usize = 600;
@@ -71,6 +75,8 @@ struct Cluster {
     keyed: Vec<Sent>,
     commands: u64,
     starts: u64,
+    /// Whether a node writes past what a failover has lost before another node hears of it.
+    outgrows: bool,
 }
 
 impl Cluster {
@@ -95,6 +101,7 @@ impl Cluster {
             keyed: Vec::new(),
             commands: 0,
             starts: 0,
+            outgrows: false,
         };
         (0..count).for_each(|number| cluster.start(number));
         cluster
@@ -221,9 +228,9 @@ impl Cluster {
         self.ledger.late_writes_arrive();
     }
 
-    fn fail_over(&mut self) {
+    fn fail_over(&mut self) -> Result<(), String> {
         let Some(heads) = self.shared.fail_over() else {
-            return;
+            return Ok(());
         };
         let before = self.ledger.heads();
         let lost = self.ledger.cut(&heads);
@@ -234,6 +241,37 @@ impl Cluster {
         for (reader, _) in &mut self.readers {
             reader.note_failover(&lost, &self.ledger);
         }
+        match self.outgrows {
+            true => self.outgrow(&before),
+            false => Ok(()),
+        }
+    }
+
+    /// Has one node write past the heads `before` a failover while the others stand still. Its messages get lost, so that the
+    /// others learn of it only by comparing heads, and see a head that is newer than what they know.
+    fn outgrow(&mut self, before: &HashMap<SchoolId, u64>) -> Result<(), String> {
+        let running = self.running();
+        let Some(writer) = self.rng.choice(&running).copied() else {
+            return Ok(());
+        };
+        let others = running.into_iter().filter(|own| *own != writer);
+        let others: Vec<usize> = others.collect();
+        for number in &others {
+            self.nodes[*number].as_mut().unwrap().is_frozen = true;
+        }
+        for _ in 0..ROUNDS_TO_OUTGROW {
+            let is_outgrown = |(school, head): (&SchoolId, &u64)| self.ledger.head(*school) > *head;
+            if before.iter().all(is_outgrown) {
+                break;
+            }
+            self.publish()?;
+            self.running_nodes().for_each(|own| own.drive(YIELDS));
+        }
+        self.exchange.loses_all();
+        for number in others {
+            self.nodes[number].as_mut().unwrap().thaw();
+        }
+        Ok(())
     }
 
     fn step(&mut self) -> Result<(), String> {
@@ -292,7 +330,7 @@ impl Cluster {
             96 => self.shared.is_away(self.shared.works()),
             97 => self.exchange.is_down(self.exchange.works()),
             98 => self.shared.late_write(),
-            99 if self.rng.u8(0..3) == 0 => self.fail_over(),
+            99 if self.rng.u8(0..3) == 0 => self.fail_over()?,
             100..=101 => self.freeze_for_long(number),
             _ => {
                 if let Some(node) = &self.nodes[number] {
@@ -320,7 +358,9 @@ impl Cluster {
             reader.is_stalled = false;
         }
         let mut lacks = self.round()?;
-        for _ in 0..ROUNDS_TO_SETTLE {
+        // The notifier has more to deliver in a log that was outgrown.
+        let rounds = ROUNDS_TO_SETTLE * if self.outgrows { 3 } else { 1 };
+        for _ in 0..rounds {
             if lacks.is_none() {
                 break;
             }
@@ -383,6 +423,19 @@ fn run(seed: u64, fault: Option<Fault>) -> Result<usize, String> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(PANICKED.into()))
 }
 
+/// Runs a seed in which each failover is followed by many writes of one node.
+fn run_outgrown(seed: u64, fault: Option<Fault>) -> Result<usize, String> {
+    let run = || {
+        let cluster = Cluster::new(seed, fault);
+        let outgrown = Cluster {
+            outgrows: true,
+            ..cluster
+        };
+        outgrown.run()
+    };
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(PANICKED.into()))
+}
+
 /// Runs a seed, and returns what happened.
 fn trace_of(seed: u64) -> String {
     let cluster = Cluster::new(seed, None);
@@ -403,6 +456,12 @@ fn run_all(seeds: std::ops::Range<u64>, fault: Option<Fault>) {
 #[test]
 fn whatever_happens_to_several_nodes_every_reader_is_told_in_order_once_and_without_a_gap() {
     run_all(chosen_seeds().unwrap_or(0..SEEDS_QUICK), None);
+}
+
+#[test]
+fn whatever_a_failover_loses_is_noticed_although_the_log_has_outgrown_it() {
+    let seeds = chosen_seeds().unwrap_or(0..SEEDS_OUTGROWN);
+    all_succeed(seeds, |seed| run_outgrown(seed, None));
 }
 
 #[test]
@@ -477,4 +536,9 @@ fn the_simulation_of_several_nodes_sees_planted_faults() {
         println!("{fault:?}: seed {found:?}");
         assert!(found.is_some(), "{fault:?} goes unseen");
     }
+    let fault = Some(Fault::LostStep);
+    let seen = |seed: &u64| run_outgrown(*seed, fault).is_err_and(|error| error != PANICKED);
+    let found = (0..SEEDS_FOR_A_FAULT).find(seen);
+    println!("LostStep: seed {found:?}");
+    assert!(found.is_some(), "LostStep goes unseen");
 }

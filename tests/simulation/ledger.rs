@@ -105,6 +105,18 @@ impl OneLog {
     }
 }
 
+/// Returns an event as a store reads it: without the tag of the one before it, which is not stored.
+fn as_stored(event: &Arc<Event>) -> Arc<Event> {
+    Arc::new(Event::new(
+        (event.epoch, event.seq),
+        event.school,
+        event.kind,
+        event.subject.clone(),
+        event.at,
+        event.draft.clone(),
+    ))
+}
+
 impl Ledger {
     pub(super) fn new(fault: Option<Fault>, is_shared: bool) -> Ledger {
         Ledger {
@@ -398,7 +410,7 @@ impl Log for Ledger {
                 event.seq > from.max(log.floor) && event.seq <= upto.min(head)
             };
             let events = log.events.iter().filter(within).take(EVENTS_A_PAGE);
-            let events: Vec<Arc<Event>> = events.cloned().collect();
+            let events: Vec<Arc<Event>> = events.map(as_stored).collect();
             let through = match events.len() {
                 EVENTS_A_PAGE => events[EVENTS_A_PAGE - 1].seq,
                 _ => upto.min(head),
@@ -458,7 +470,7 @@ impl Log for Ledger {
                 .into_iter()
                 .filter(|event| scope.matches(event) && !(fold && superseded(event)));
             Page {
-                events: told.cloned().collect(),
+                events: told.map(as_stored).collect(),
                 through: log.place(through),
                 head: log.place(head),
                 newest: log.place(head),

@@ -93,12 +93,8 @@ async fn run_copy(
     from.close().await?;
     let progress = copied?;
     shown.end();
-    let skipped = match progress.skipped {
-        0 => String::new(),
-        skipped => format!(" ({skipped} of them by an earlier run)"),
-    };
     terminal::print_line(&format!(
-        "Copied {} schools{skipped}, {} events and {} subjects. Start the server with this database and the same secret.",
+        "Copied {} schools, {} events and {} subjects. Start the server with this database and the same secret.",
         progress.schools, progress.events, progress.subjects
     ))
 }

@@ -45,8 +45,6 @@ pub struct Progress {
     pub events: u64,
     /// Subjects that were copied.
     pub subjects: u64,
-    /// Schools that an earlier, interrupted copy had completed.
-    pub skipped: u64,
 }
 
 /// Copies a database. The store must not be in use by a server. Calls `report` after each step.
@@ -78,19 +76,15 @@ pub async fn copy(
         .map(|own| own.name);
     let names: Vec<String> = names.collect();
     for school in schools {
-        match import.begin_school(school).await? {
-            true => {
-                let mut step = Step {
-                    from,
-                    school,
-                    import: &mut import,
-                    progress: &mut progress,
-                    report: &mut report,
-                };
-                step.copy().await?;
-            }
-            false => progress.skipped += 1,
-        }
+        import.begin_school(school).await?;
+        let mut step = Step {
+            from,
+            school,
+            import: &mut import,
+            progress: &mut progress,
+            report: &mut report,
+        };
+        step.copy().await?;
         progress.schools += 1;
         report(&progress);
     }

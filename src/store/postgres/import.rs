@@ -2,7 +2,7 @@
 //! on with the cursors that they have.
 //!
 //! Each school is one transaction. While the import is not complete, `meta` says which database it comes from: no server
-//! opens the database, and an import that was interrupted continues after the schools that are complete.
+//! opens the database. An import that was interrupted begins anew, because the other store may have changed since.
 
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ pub struct Import {
 }
 
 impl Import {
-    /// Begins or continues to take in the database with this epoch.
+    /// Begins to take in the database with this epoch. Discards what an interrupted import of it has left.
     pub async fn begin(
         address: &Address,
         epoch: Epoch,
@@ -89,6 +89,9 @@ impl Import {
                 conn.batch_execute("ROLLBACK").await?;
                 return QueryResult::Ok(false);
             }
+            if is_same {
+                discard(&mut conn).await?;
+            }
             for (key, value) in [
                 (COPIED_FROM, &epoch),
                 ("epoch", &epoch),
@@ -105,25 +108,12 @@ impl Import {
         }
     }
 
-    /// Begins a school. Returns false if it is complete already.
-    pub async fn begin_school(&mut self, school: SchoolId) -> Result<bool, StoreError> {
-        let conn = &mut self.conn;
-        let begun = async {
-            conn.batch_execute("BEGIN").await?;
-            let row: Option<i64> = schools::table
-                .find(school.get())
-                .select(schools::stamp)
-                .first(conn)
-                .await
-                .optional()?;
-            if row.is_some() {
-                conn.batch_execute("ROLLBACK").await?;
-            }
-            QueryResult::Ok(row.is_none())
-        };
-        let begins = begun.await.map_err(database_error)?;
-        self.school = begins.then_some((school, None));
-        Ok(begins)
+    /// Begins a school.
+    pub async fn begin_school(&mut self, school: SchoolId) -> Result<(), StoreError> {
+        let begun = self.conn.batch_execute("BEGIN").await;
+        begun.map_err(database_error)?;
+        self.school = Some((school, None));
+        Ok(())
     }
 
     /// Adds events, the oldest first.
@@ -295,4 +285,21 @@ impl Import {
             )),
         }
     }
+}
+
+/// Deletes everything that belongs to a school, and how long the other store had been in use.
+async fn discard(conn: &mut AsyncPgConnection) -> QueryResult<()> {
+    let tables = diesel::sql_query(
+        "SELECT quote_ident(table_name) AS value FROM information_schema.columns JOIN information_schema.tables \
+         USING (table_schema, table_name) \
+         WHERE table_schema = current_schema() AND column_name = 'school_id' AND table_type = 'BASE TABLE'",
+    )
+    .load::<Fact>(conn)
+    .await?;
+    let names: Vec<String> = tables.into_iter().map(|own| own.value).collect();
+    let names = names.join(", ");
+    conn.batch_execute(&format!(
+        "TRUNCATE {names}; DELETE FROM meta WHERE key = 'uptime'"
+    ))
+    .await
 }

@@ -144,7 +144,13 @@ impl Database {
 
     /// Checks that the backend can write.
     pub(super) fn ping(&mut self) -> Result<(), StoreError> {
-        self.ask_plainly(async |conn| conn.batch_execute("SELECT 1").await)
+        let had_connection = self.conn.is_some();
+        let mut ask = || self.ask_plainly(async |conn| conn.batch_execute("SELECT 1").await);
+        match ask() {
+            // The connection may have ended since it was used last.
+            Err(StoreError::Unavailable(_)) if had_connection => ask(),
+            asked => asked,
+        }
     }
 
     fn look_at_stamps(

@@ -1,4 +1,7 @@
 //! The port [`Leases`]: rows whose end is compared with the database's own time.
+//!
+//! A fence is that time in microseconds. A counter would not do: a crash of the database, or a failover, can lose that a number
+//! was given out, and the next holder would get the same one.
 
 use std::time::Duration;
 
@@ -28,8 +31,9 @@ impl Leases for PostgresStore {
         let mut write = self.write().await?;
         let granted = diesel::sql_query(
             "INSERT INTO leases (name, fence, ends_at) \
-             VALUES ($1, nextval('fences'), clock_timestamp() + $2 * interval '1 millisecond') \
-             ON CONFLICT (name) DO UPDATE SET fence = excluded.fence, ends_at = excluded.ends_at \
+             VALUES ($1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, \
+                     clock_timestamp() + $2 * interval '1 millisecond') \
+             ON CONFLICT (name) DO UPDATE SET fence = GREATEST(excluded.fence, leases.fence + 1), ends_at = excluded.ends_at \
              WHERE leases.ends_at <= clock_timestamp() RETURNING fence",
         )
         .bind::<Text, _>(name)

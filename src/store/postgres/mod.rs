@@ -299,11 +299,14 @@ fn database_error(error: diesel::result::Error) -> StoreError {
         DatabaseError(
             DatabaseErrorKind::UnableToSendCommand
             | DatabaseErrorKind::ClosedConnection
-            | DatabaseErrorKind::ReadOnlyTransaction,
+            | DatabaseErrorKind::ReadOnlyTransaction
+            // Another transaction went first.
+            | DatabaseErrorKind::SerializationFailure,
             _,
         ) => true,
         DatabaseError(DatabaseErrorKind::Unknown, told) => {
             let ends = [
+                "deadlock detected",
                 "terminating connection",
                 "shutting down",
                 "starting up",

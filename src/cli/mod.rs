@@ -46,7 +46,7 @@ enum Exit {
     WatchedFailed = 10,
     /// The watched job or enrollment was cancelled.
     WatchedCancelled = 11,
-    /// The watched subject ended in another way than `--until` names.
+    /// The watched subject ended without a status that `--until` names.
     WatchedOtherwise = 12,
 }
 
@@ -60,7 +60,7 @@ Exit codes:
    5  the server cannot be reached
   10  the watched job or enrollment failed
   11  the watched job or enrollment was cancelled
-  12  the watched subject ended otherwise and cannot reach --until";
+  12  the watched subject ended without a status of --until";
 
 const EXAMPLES: &str = "\
 Examples:

@@ -97,7 +97,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         let _ = write!(out, "{sequence}").and_then(|()| out.flush());
     }
     let token = credential::token(arguments.token.clone())?;
-    let client = Client::new(&arguments.url, token).within(report.wait);
+    let client = Client::new(&arguments.url, token)?.within(report.wait);
     let sent = job.send(&client, &report);
     if is_start {
         // Also if it could not be sent: the next report starts the job then.

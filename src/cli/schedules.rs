@@ -76,7 +76,7 @@ struct Rule {
     /// Instead of --cron, the time from the start of a run to that of the next one: 90s, 30m, 1h, 7d.
     #[arg(long, value_name = "PERIOD", value_parser = duration)]
     every: Option<Duration>,
-    /// How long after it was expected a run that has not started is missed [default: 5m].
+    /// How long after its expected time a run may start before it is missed [default: 5m].
     #[arg(long, value_name = "TIME", value_parser = duration)]
     grace: Option<Duration>,
     /// How long a run may last before it is late [default: as --grace].
@@ -93,7 +93,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         json,
     } = arguments;
     let server = Server {
-        client: Client::new(&url, credential::token(token)?),
+        client: Client::new(&url, credential::token(token)?)?,
         school,
     };
     match action {
@@ -109,7 +109,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Action::Remove { job_type } => {
             let schedule = server.remove(&job_type)?;
-            tell(&schedule, json, "is removed")
+            tell(&schedule, json, "was removed")
         }
     }
 }

@@ -193,7 +193,7 @@ fn own_client(arguments: &Arguments, option: &str) -> Result<(String, Client), F
     let token = match (&arguments.token, arguments.school) {
         (Some(token), _) => token.clone(),
         (None, None) => {
-            let problem = format!("--school is required for {option}");
+            let problem = format!("--school is required for {option} without --token");
             return Err(Failure::new(Exit::Usage, problem));
         }
         (None, Some(school)) => {
@@ -201,7 +201,7 @@ fn own_client(arguments: &Arguments, option: &str) -> Result<(String, Client), F
             keys(arguments.data_dir.clone())?.mint(claims)?.into()
         }
     };
-    let client = Client::new(&server, Some(token));
+    let client = Client::new(&server, Some(token))?;
     Ok((server, client))
 }
 

@@ -21,6 +21,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(super) struct Http(legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
+/// Which servers are trusted over TLS.
+pub(super) enum Trust {
+    /// Those that the certificate authorities of the operating system vouch for, or those in `SSL_CERT_FILE`.
+    Authorities,
+    /// Any: the server is this process.
+    #[cfg(feature = "cli")]
+    Anyone,
+}
+
 /// A request that is being built.
 pub(super) struct Request {
     uri: String,
@@ -38,18 +47,26 @@ pub(super) struct Answer {
 }
 
 impl Http {
-    /// Creates connections that trust the certificate authorities of the operating system, or those in `SSL_CERT_FILE`.
-    pub(super) fn new(has_tls: bool) -> Result<Http, ClientError> {
-        let mut roots = rustls::RootCertStore::empty();
-        if has_tls {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
+    pub(super) fn new(has_tls: bool, trust: &Trust) -> Result<Http, ClientError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(|error| ClientError::Unreachable(error.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .map_err(|error| ClientError::Unreachable(error.to_string()))?;
+        let tls = match trust {
+            Trust::Authorities => {
+                let mut roots = rustls::RootCertStore::empty();
+                if has_tls {
+                    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                }
+                tls.with_root_certificates(roots)
+            }
+            #[cfg(feature = "cli")]
+            Trust::Anyone => {
+                let verifier = Arc::new(super::unverified::Unverified(provider));
+                tls.dangerous().with_custom_certificate_verifier(verifier)
+            }
+        };
+        let tls = tls.with_no_client_auth();
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));

@@ -71,3 +71,10 @@ impl Message {
         serde_json::from_value(Value::Object(self.0))
     }
 }
+
+/// Returns the JSON object.
+impl From<Message> for Value {
+    fn from(message: Message) -> Value {
+        Value::Object(message.0)
+    }
+}

@@ -35,6 +35,8 @@ mod outbox;
 mod reporter;
 mod sse;
 mod story;
+#[cfg(feature = "cli")]
+mod unverified;
 #[cfg(test)]
 mod vectors;
 mod watch;
@@ -45,23 +47,24 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, HeaderName, LOCATION, RETRY_AFTER};
 use hyper::{Method, Uri};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use tokio::time::timeout;
 
-use self::http::{Answer, Http, Request};
+use self::http::{Answer, Http, Request, Trust};
 use self::message::MESSAGE_MAX_BYTES;
 pub use self::message::Message;
 pub use self::reporter::{Job, JobBuilder, Reporter};
 use self::story::Refusal;
-pub use self::watch::{Watch, WatchBuilder};
+pub use self::watch::{Event, Watch, WatchBuilder};
 
-/// How long an answer may take. Does not apply to streams.
+/// How long an answer may take by default. Does not apply to streams.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most that is read of a problem.
 const PROBLEM_MAX_BYTES: usize = 64 * 1024;
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// The longest `Retry-After` that is obeyed.
 const RETRY_AFTER_MAX_SECS: u64 = 3_600;
 
@@ -171,12 +174,26 @@ pub struct Client {
     http: Http,
     base: String,
     credential: Credential,
+    answer_timeout: Duration,
 }
 
 impl Client {
     /// Creates a client for a server, such as `https://tidings.example`. It trusts the certificate authorities of the operating
     /// system, or those in `SSL_CERT_FILE`.
     pub fn new(url: &str, credential: Credential) -> Result<Client, ClientError> {
+        Client::trusting(&Trust::Authorities, url, credential)
+    }
+
+    /// Creates a client for the server in this process, whatever names its certificate has.
+    #[cfg(feature = "cli")]
+    pub(crate) fn of_this_process(
+        url: &str,
+        credential: Credential,
+    ) -> Result<Client, ClientError> {
+        Client::trusting(&Trust::Anyone, url, credential)
+    }
+
+    fn trusting(trust: &Trust, url: &str, credential: Credential) -> Result<Client, ClientError> {
         let invalid = || ClientError::Url(url.to_owned());
         let parsed: Uri = url.parse().map_err(|_| invalid())?;
         let is_server = matches!(parsed.scheme_str(), Some("http" | "https"))
@@ -186,12 +203,22 @@ impl Client {
         if !is_server {
             return Err(invalid());
         }
-        let http = Http::new(parsed.scheme_str() == Some("https"))?;
+        let http = Http::new(parsed.scheme_str() == Some("https"), trust)?;
         Ok(Client {
             http,
             base: url.trim_end_matches('/').to_owned(),
             credential,
+            answer_timeout: ANSWER_TIMEOUT,
         })
+    }
+
+    /// Waits at most this long for an answer to a request, instead of 30 seconds. Does not apply to streams.
+    #[must_use]
+    pub fn answer_timeout(self, answer_timeout: Duration) -> Client {
+        Client {
+            answer_timeout,
+            ..self
+        }
     }
 
     /// Returns what to watch: `jobs`, `jobs/42`, `devices`, `schools/1`, `jobs?status=failed`, or several channels as
@@ -210,9 +237,26 @@ impl Client {
         self.answer(self.json(Method::POST, path, body)).await
     }
 
+    /// Posts JSON under an idempotency key (1 to 128 visible ASCII characters). However often it is sent with this key, it takes
+    /// effect once, and has the same answer.
+    pub async fn post_once(
+        &self,
+        path: &str,
+        body: &Value,
+        key: &str,
+    ) -> Result<Value, ClientError> {
+        let request = self.json(Method::POST, path, body);
+        self.answer(request.header(IDEMPOTENCY_KEY, key)).await
+    }
+
     /// Puts JSON.
     pub async fn put(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
         self.answer(self.json(Method::PUT, path, body)).await
+    }
+
+    /// Deletes what a path names, and returns the answer.
+    pub async fn delete(&self, path: &str) -> Result<Value, ClientError> {
+        self.answer(self.request(Method::DELETE, path)).await
     }
 
     /// Posts commands as a batch, and returns a result for each, in the same order.
@@ -272,14 +316,13 @@ impl Client {
         let answered = async {
             let answer = self.send(request).await?;
             if answer.status >= 300 {
-                return Err(refusal(answer, ANSWER_TIMEOUT).await.into_error());
+                return Err(refusal(answer, self.answer_timeout).await.into_error());
             }
             answer.bytes(MESSAGE_MAX_BYTES).await
         };
-        let answered = timeout(ANSWER_TIMEOUT, answered).await;
+        let answered = timeout(self.answer_timeout, answered).await;
         answered.unwrap_or_else(|_| {
-            let secs = ANSWER_TIMEOUT.as_secs();
-            let problem = format!("no answer arrived within {secs} s");
+            let problem = format!("no answer arrived within {:?}", self.answer_timeout);
             Err(ClientError::Unreachable(problem))
         })
     }
@@ -304,10 +347,15 @@ async fn refusal(mut answer: Answer, longest: Duration) -> Refusal {
     let _ = timeout(longest, read).await;
     let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
     let text = |field: &str| problem[field].as_str().map(str::to_owned);
+    let detail = match answer.header(LOCATION) {
+        // Not followed: a token is for one server.
+        Some(to) if answer.status < 400 => format!("the server redirects to {to}"),
+        _ => text("detail").unwrap_or_else(|| "the request was rejected".into()),
+    };
     Refusal {
         status: answer.status,
         code: text("code"),
-        detail: text("detail").unwrap_or_else(|| "the request was rejected".into()),
+        detail,
         retry_after: Duration::from_secs(retry_after.min(RETRY_AFTER_MAX_SECS)),
     }
 }

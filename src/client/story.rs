@@ -36,6 +36,7 @@ const CLOSED_GOING_AWAY: u64 = 1001;
 const CLOSED_TOKEN_EXPIRED: u64 = 4401;
 
 /// A rejection of a request.
+#[derive(Clone)]
 pub(super) struct Refusal {
     pub(super) status: u16,
     pub(super) code: Option<String>,
@@ -64,6 +65,14 @@ pub(super) enum Next {
     GiveUp(ClientError),
 }
 
+/// What the application gets of a message.
+pub(super) enum Received {
+    Message(Message),
+    /// It is about the connection.
+    Control(Message),
+    Nothing,
+}
+
 pub(super) struct Story {
     cursor: Option<String>,
     heartbeat: Duration,
@@ -81,6 +90,8 @@ pub(super) struct Story {
     unauthorized: u32,
     backoff: Backoff,
     last_seq: u64,
+    /// The first cursor, if a connection that ends before the first `ready` is to be followed by one that begins there again.
+    begin: Option<Option<String>>,
     /// Whether `ready` was delivered since the start or the last `reset`.
     is_ready: bool,
     /// Whether the current connection has brought `ready`.
@@ -108,9 +119,15 @@ impl Story {
             unauthorized: 0,
             backoff: Backoff::default(),
             last_seq: 0,
+            begin: None,
             is_ready: false,
             was_ready: false,
         }
+    }
+
+    /// Until the first `ready`, lets each connection begin where the first one does.
+    pub(super) fn repeat_snapshot(&mut self) {
+        self.begin = Some(self.cursor.clone());
     }
 
     pub(super) fn cursor(&self) -> Option<&str> {
@@ -154,23 +171,26 @@ impl Story {
         self.is_connected = false;
         self.closing = None;
         self.was_ready = false;
+        if let Some(begin) = &self.begin {
+            (self.cursor, self.last_seq) = (begin.clone(), 0);
+        }
         if self.fell_back_at.is_some_and(|at| now - at >= FALLBACK) {
             self.current = 0;
             self.fell_back_at = None;
         }
     }
 
-    /// Takes a message. Returns it if the application gets it.
-    pub(super) fn receive(&mut self, message: Message) -> Option<Message> {
+    /// Takes a message. Returns what the application gets of it.
+    pub(super) fn receive(&mut self, message: Message) -> Received {
         self.is_connected = true;
         (self.unusable, self.unauthorized, self.early_ends) = (0, 0, 0);
         if let Some(seq) = message.seq() {
             if seq <= self.last_seq {
-                return None;
+                return Received::Nothing;
             }
             self.last_seq = seq;
             self.advance(&message);
-            return Some(message);
+            return Received::Message(message);
         }
         match message.message_type() {
             "connected" => {
@@ -179,29 +199,32 @@ impl Story {
                 self.heartbeat = secs.map_or(HEARTBEAT_DEFAULT, |secs| {
                     Duration::from_secs_f64(secs.min(HEARTBEAT_MAX_SECS))
                 });
-                None
+                Received::Control(message)
             }
             "heartbeat" => {
                 self.advance(&message);
-                None
+                Received::Nothing
             }
             "ready" => {
                 self.advance(&message);
                 self.backoff.reset();
                 self.was_ready = true;
-                let was_ready = std::mem::replace(&mut self.is_ready, true);
-                (!was_ready).then_some(message)
+                self.begin = None;
+                match std::mem::replace(&mut self.is_ready, true) {
+                    true => Received::Control(message),
+                    false => Received::Message(message),
+                }
             }
             "reset" => {
                 // The history after a reset is another one, and its numbers may be lower.
                 (self.cursor, self.last_seq, self.is_ready) = (None, 0, false);
-                Some(message)
+                Received::Message(message)
             }
             "closing" => {
-                self.closing = Some(message);
-                None
+                self.closing = Some(message.clone());
+                Received::Control(message)
             }
-            _ => None,
+            _ => Received::Nothing,
         }
     }
 
@@ -288,6 +311,39 @@ impl Story {
         match why {
             Some(why) => Next::GiveUp(why),
             None => Next::Connect(self.backoff.pause(Duration::ZERO)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_snapshot_that_is_to_be_repeated_begins_again_until_it_was_complete() {
+        let job = |seq: u64| {
+            let message =
+                json!({"type": "job_progress", "seq": seq, "cursor": format!("e-{seq}-t")});
+            Message::from_value(message).unwrap()
+        };
+        for begin in [None, Some("e-1-t".to_owned())] {
+            let mut story = Story::new(vec![Transport::EventStream], begin.clone(), false);
+            story.repeat_snapshot();
+            for _ in 0..2 {
+                story.connecting(Instant::now());
+                assert_eq!(story.cursor(), begin.as_deref());
+                assert!(matches!(story.receive(job(2)), Received::Message(_)));
+                assert!(matches!(story.cut(), Next::Connect(_)));
+            }
+            story.connecting(Instant::now());
+            story.receive(job(2));
+            let ready = json!({"type": "ready", "cursor": "e-2-t"});
+            story.receive(Message::from_value(ready).unwrap());
+            story.connecting(Instant::now());
+            assert_eq!(story.cursor(), Some("e-2-t"));
+            assert!(matches!(story.receive(job(2)), Received::Nothing));
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout, timeout_at};
 use super::http::{Answer, Request};
 use super::message::MESSAGE_MAX_BYTES;
 use super::sse::SseParser;
-use super::story::{Next, Story};
+use super::story::{Next, Received, Story};
 use super::{Client, ClientError, Message, Transport, refusal};
 
 /// How long an accepted connection may take to be established and answered.
@@ -31,6 +31,7 @@ pub struct WatchBuilder {
     query: Vec<(String, String)>,
     cursor: Option<String>,
     transports: Vec<Transport>,
+    repeats_snapshot: bool,
     pace: Pace,
 }
 
@@ -82,6 +83,7 @@ impl WatchBuilder {
             query: query.collect(),
             cursor: None,
             transports: vec![Transport::EventStream, Transport::LongPoll],
+            repeats_snapshot: false,
             pace: Pace::default(),
         }
     }
@@ -109,6 +111,15 @@ impl WatchBuilder {
         self
     }
 
+    /// If the connection is lost before the first `ready`, starts again where this watch began. By default it continues after the
+    /// last message, and the rest of the present state arrives as events that are not marked as a snapshot. With this, all of
+    /// it is marked, and some of it arrives twice.
+    #[must_use]
+    pub fn repeat_snapshot(mut self) -> WatchBuilder {
+        self.repeats_snapshot = true;
+        self
+    }
+
     #[cfg(test)]
     pub(super) fn pace(mut self, pace: Pace) -> WatchBuilder {
         self.pace = pace;
@@ -118,11 +129,14 @@ impl WatchBuilder {
     /// Starts to read, in a task of the current Tokio runtime that ends when the [`Watch`] is dropped.
     pub fn start(self) -> Watch {
         let (sender, items) = mpsc::channel(READ_AHEAD);
-        let story = Story::new(
+        let mut story = Story::new(
             self.transports,
             self.cursor.clone(),
             self.client.credential.renews(),
         );
+        if self.repeats_snapshot {
+            story.repeat_snapshot();
+        }
         let cursor = story.cursor().map(str::to_owned);
         let path = match self.scope.is_empty() {
             true => "/events".to_owned(),
@@ -134,6 +148,7 @@ impl WatchBuilder {
             query: self.query,
             pace: self.pace,
             story,
+            is_up: false,
             items: sender,
         };
         Watch {
@@ -154,8 +169,30 @@ pub struct Watch {
     task: JoinHandle<()>,
 }
 
+/// What [`Watch::next_event`] returns: a message, or news of the connection.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A message, which [`Watch::next`] returns, too.
+    Message(Message),
+    /// A message about the connection: `connected`, `closing`, or the `ready` of a later connection.
+    Control(Message),
+    /// A connection is up: its first message follows.
+    Connected(Transport),
+    /// A connection was lost, or could not be made.
+    Lost {
+        /// Why. `None` if it ended or became silent without an error.
+        error: Option<ClientError>,
+        /// The pause before the next try. Zero if that follows at once, for example over another transport.
+        pause: Duration,
+    },
+}
+
 enum Item {
     Message(Message, Option<String>),
+    Control(Message, Option<String>),
+    /// Anything else that is news of the connection.
+    State(Event),
     /// The cursor has moved without a message for the application.
     Cursor(String),
     Failed(ClientError),
@@ -164,7 +201,13 @@ enum Item {
 impl Watch {
     /// Returns the next message, or `None` at the end. It can be cancelled: no message is lost.
     pub async fn next(&mut self) -> Option<Result<Message, ClientError>> {
-        std::future::poll_fn(|cx| self.poll_item(cx)).await
+        std::future::poll_fn(|cx| self.poll_message(cx)).await
+    }
+
+    /// Like [`Watch::next`], and returns the news of the connection in between: for programs that show whether they are connected,
+    /// or that do not wait for a server that was never reached.
+    pub async fn next_event(&mut self) -> Option<Result<Event, ClientError>> {
+        std::future::poll_fn(|cx| self.poll_event(cx)).await
     }
 
     /// Returns the place after the last message that was returned. Store it to continue there.
@@ -172,13 +215,29 @@ impl Watch {
         self.cursor.as_deref()
     }
 
-    fn poll_item(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, ClientError>>> {
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Message, ClientError>>> {
+        loop {
+            return Poll::Ready(match ready!(self.poll_event(cx)) {
+                Some(Ok(Event::Message(message))) => Some(Ok(message)),
+                Some(Ok(_)) => continue,
+                Some(Err(error)) => Some(Err(error)),
+                None => None,
+            });
+        }
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, ClientError>>> {
         loop {
             return Poll::Ready(match ready!(self.items.poll_recv(cx)) {
                 Some(Item::Message(message, cursor)) => {
                     self.cursor = cursor;
-                    Some(Ok(message))
+                    Some(Ok(Event::Message(message)))
                 }
+                Some(Item::Control(message, cursor)) => {
+                    self.cursor = cursor;
+                    Some(Ok(Event::Control(message)))
+                }
+                Some(Item::State(event)) => Some(Ok(event)),
                 Some(Item::Cursor(cursor)) => {
                     self.cursor = Some(cursor);
                     continue;
@@ -197,7 +256,7 @@ impl Stream for Watch {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Message, ClientError>>> {
-        self.poll_item(cx)
+        self.poll_message(cx)
     }
 }
 
@@ -231,6 +290,8 @@ struct Driver {
     query: Vec<(String, String)>,
     pace: Pace,
     story: Story,
+    /// Whether the last news of the connection was that it is up.
+    is_up: bool,
     items: mpsc::Sender<Item>,
 }
 
@@ -241,6 +302,7 @@ impl Driver {
             let mut is_accepted = false;
             let ended = self.connection(&mut is_accepted).await;
             let is_known = self.story.is_connected() || !is_accepted;
+            let mut problem = None;
             let next = match ended {
                 Ok(()) if self.polls_on() => continue,
                 Ok(()) if is_known => self.story.cut(),
@@ -248,13 +310,19 @@ impl Driver {
                 Err(Trouble::Left) => return,
                 Err(Trouble::Refused(refusal)) => {
                     tracing::debug!(path = %self.path, status = refusal.status, "the stream was refused");
+                    problem = Some(refusal.clone().into_error());
                     self.story.rejected(refusal)
                 }
-                Err(Trouble::NotThisTransport) => self.story.unusable(None),
+                Err(Trouble::NotThisTransport) => {
+                    let what = "it is neither an event stream nor JSON";
+                    problem = Some(ClientError::Unreadable(what.into()));
+                    self.story.unusable(None)
+                }
                 Err(Trouble::Silent) if is_known => self.story.cut(),
                 Err(Trouble::Silent) => self.story.unusable(None),
                 Err(Trouble::Broken(error)) => {
                     tracing::debug!(path = %self.path, %error, "the stream was cut");
+                    problem = Some(error);
                     match is_known {
                         true => self.story.cut(),
                         false => self.story.ended_early(),
@@ -262,7 +330,17 @@ impl Driver {
                 }
             };
             match next {
-                Next::Connect(pause) => self.pace.pause(pause).await,
+                Next::Connect(pause) => {
+                    self.is_up = false;
+                    let lost = Event::Lost {
+                        error: problem,
+                        pause,
+                    };
+                    if self.items.send(Item::State(lost)).await.is_err() {
+                        return;
+                    }
+                    self.pace.pause(pause).await;
+                }
                 Next::Done => return,
                 Next::GiveUp(error) => {
                     // Fails if nobody reads any more.
@@ -314,6 +392,8 @@ impl Driver {
                 if self.story.is_closing() {
                     return Ok(());
                 }
+                // The application may have been slow. That is not a silence of the server.
+                alive_at = tokio::time::Instant::now();
             }
         }
     }
@@ -385,15 +465,22 @@ impl Driver {
         }
     }
 
-    /// Takes a message, and passes on what the application gets.
+    /// Takes a message, and passes on what the application gets. Its first one says that the connection is up.
     async fn take(&mut self, message: Message) -> Result<(), Trouble> {
         let before = self.story.cursor().map(str::to_owned);
-        let delivered = self.story.receive(message);
+        let told = self.story.receive(message);
+        if !std::mem::replace(&mut self.is_up, true) {
+            let up = Item::State(Event::Connected(self.story.transport()));
+            self.items.send(up).await.map_err(|_| Trouble::Left)?;
+        }
         let cursor = self.story.cursor().map(str::to_owned);
-        let item = match (delivered, cursor) {
-            (Some(message), cursor) => Item::Message(message, cursor),
-            (None, Some(cursor)) if before.as_ref() != Some(&cursor) => Item::Cursor(cursor),
-            (None, _) => return Ok(()),
+        let item = match (told, cursor) {
+            (Received::Message(message), cursor) => Item::Message(message, cursor),
+            (Received::Control(message), cursor) => Item::Control(message, cursor),
+            (Received::Nothing, Some(cursor)) if before.as_ref() != Some(&cursor) => {
+                Item::Cursor(cursor)
+            }
+            (Received::Nothing, _) => return Ok(()),
         };
         self.items.send(item).await.map_err(|_| Trouble::Left)
     }

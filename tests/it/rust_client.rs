@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tidings::client::{Client, ClientError, Credential, Reporter, Transport};
+use tidings::client::{Client, ClientError, Credential, Event, Reporter, Transport, Watch};
 
 use crate::support::process::{Process, command};
 use crate::support::*;
@@ -146,5 +146,113 @@ async fn what_cannot_be_watched_ends_with_the_reason() {
     ] {
         let error = Client::new(url, Credential::none()).unwrap_err();
         assert!(error.to_string().contains(url), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_with_a_key_takes_effect_once_and_what_is_deleted_is_gone() {
+    let server = server().await;
+    let client = Client::new(&server.url, Credential::token(admin_of(1))).unwrap();
+    let created = async |key: &str| {
+        let body = json!({"job_type": "import"});
+        client.post_once("/api/jobs", &body, key).await.unwrap()["job_id"].clone()
+    };
+    let first = created("a").await;
+    assert_eq!(first, created("a").await);
+    assert_ne!(first, created("b").await);
+    let rule = json!({"period_secs": 3_600});
+    client.put("/api/schedules/import", &rule).await.unwrap();
+    let removed = client.delete("/api/schedules/import").await.unwrap();
+    assert_eq!(removed["status"], "removed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_takes_longer_than_the_client_allows_is_an_error() {
+    // Accepts connections, and says nothing.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let client = Client::new(&url, Credential::none()).unwrap();
+    let client = client.answer_timeout(Duration::from_millis(50));
+    let error = client.get("/api/jobs").await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable(_)), "{error}");
+    assert!(error.to_string().contains("within 50ms"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_is_an_error_that_says_where_to() {
+    let redirecting = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", redirecting.local_addr().unwrap());
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut socket, _) = redirecting.accept().await.unwrap();
+        let _ = socket.read(&mut [0; 1024]).await;
+        let answer =
+            "HTTP/1.1 301 Moved\r\nLocation: https://tidings.example/\r\nContent-Length: 0\r\n\r\n";
+        socket.write_all(answer.as_bytes()).await.unwrap();
+    });
+    let client = Client::new(&url, Credential::none()).unwrap();
+    let error = client.get("/api/jobs").await.unwrap_err().to_string();
+    assert!(error.contains("https://tidings.example/"), "{error}");
+}
+
+/// Returns the next news of the connection. Skips messages.
+async fn news(watch: &mut Watch) -> Event {
+    loop {
+        match watch.next_event().await.expect("it goes on").unwrap() {
+            Event::Message(_) | Event::Control(_) => {}
+            news => return news,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_says_when_it_is_connected_and_why_it_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = |port: &str| {
+        let mut serve = command(folder.path());
+        serve.arg("serve").env("ROCKET_PORT", port);
+        serve.env("TIDINGS_RECONNECT_SPREAD_MS", "0");
+        Process::start(&mut serve)
+    };
+    let mut server = start("0");
+    let port = server.url.rsplit(':').next().unwrap().to_owned();
+    let client = Client::new(&server.url, Credential::token(viewer(1))).unwrap();
+    let mut watch = client.watch("jobs").start();
+    let first = watch.next_event().await.unwrap().unwrap();
+    assert!(
+        matches!(first, Event::Connected(Transport::EventStream)),
+        "{first:?}"
+    );
+    let mut types = Vec::new();
+    while types.last().is_none_or(|last| last != "ready") {
+        let (Event::Message(message) | Event::Control(message)) =
+            watch.next_event().await.unwrap().unwrap()
+        else {
+            panic!("it stays connected");
+        };
+        types.push(message.message_type().to_owned());
+    }
+    assert_eq!(types, ["connected", "ready"]);
+    server.kill();
+    let lost = news(&mut watch).await;
+    assert!(matches!(lost, Event::Lost { .. }), "{lost:?}");
+    let Event::Lost {
+        error: Some(ClientError::Unreachable(_)),
+        pause,
+    } = news(&mut watch).await
+    else {
+        panic!("nobody listens");
+    };
+    assert!(!pause.is_zero());
+    server = start(&port);
+    while !matches!(news(&mut watch).await, Event::Connected(_)) {}
+    server.terminate();
+    // Its `closing` says why.
+    loop {
+        match watch.next_event().await.unwrap().unwrap() {
+            Event::Control(message) if message.message_type() == "closing" => break,
+            Event::Lost { .. } => panic!("nothing was said"),
+            _ => {}
+        }
     }
 }

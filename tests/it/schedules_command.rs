@@ -106,7 +106,7 @@ async fn a_schedule_is_set_listed_and_removed_from_the_command_line() {
     assert_eq!(table.len(), 3);
 
     let told = lines(schedules(&server, &["remove", "import"])).await;
-    assert_eq!(told, ["import is removed"]);
+    assert_eq!(told, ["import was removed"]);
     let left = lines(schedules(&server, &["list", "--json"])).await;
     let left: Vec<Value> = left
         .iter()

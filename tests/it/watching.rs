@@ -118,7 +118,7 @@ async fn watching_until_a_status_says_whether_it_was_reached() {
         let said = said(&output);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         match code {
-            2 => assert!(said.contains("Accepted: "), "{said}"),
+            2 => assert!(said.contains("; possible are "), "{said}"),
             4 => assert!(said.starts_with("tidings: jobs/nobody: "), "{said}"),
             _ => assert_eq!(said, ""),
         }
@@ -227,7 +227,7 @@ async fn the_command_runs_for_each_change_with_the_facts_and_nothing_of_them_is_
     let event: Value = serde_json::from_str(&events[1]).unwrap();
     assert_eq!(event, *messages.last().unwrap());
     assert_eq!(event["error"]["message"], nasty);
-    let line = "the command of --exec failed (exit status: 3): jobs/j\n";
+    let line = "the --exec command failed (exit status: 3): jobs/j\n";
     assert_eq!(said, line.repeat(2));
     assert!(!folder.join("pwned").exists());
 }
@@ -270,7 +270,7 @@ async fn a_slow_command_runs_for_every_change_in_order_and_never_twice_at_once()
     let mut expected: Vec<_> = (0..jobs).map(|number| format!("jobs/{number}")).collect();
     expected.push("jobs/0".into());
     assert_eq!(written(folder, "order"), expected);
-    let behind = "the command of --exec is 256 changes behind; reading waits for it\n";
+    let behind = "the --exec command is 256 changes behind; reading waits for it\n";
     assert_eq!(said, behind);
 }
 
@@ -304,7 +304,7 @@ async fn what_the_command_prints_stands_above_the_bars_of_a_terminal() {
     assert_eq!(output.status.code(), Some(0), "{seen}");
     for words in [
         "hook: completed \\u{1b}[31m",
-        "the command of --exec failed (exit status: 1): jobs/j",
+        "the --exec command failed (exit status: 1): jobs/j",
     ] {
         assert!(seen.contains(words), "{words}: {seen}");
     }

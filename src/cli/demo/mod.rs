@@ -193,10 +193,8 @@ fn perform(
 ) -> Result<(), Failure> {
     let (issuer, school) = (Arc::clone(tidings), arguments.school);
     let client = Client::of_own_server(server, move || {
-        let token = issue(&issuer, school, Role::Worker, "demo-worker", WORKER_TTL);
-        // It could issue those that were printed, too.
-        token.ok().map(Into::into)
-    });
+        issue(&issuer, school, Role::Worker, "demo-worker", WORKER_TTL)
+    })?;
     let pace = RateLimit {
         beat: Duration::from_millis(arguments.beat_ms.into()),
     };

@@ -179,7 +179,10 @@ fn report(arguments: &Arguments, board: &Arc<Board>, process: Option<Process>) -
     let board = Arc::clone(board);
     spawn(move || {
         // Reading the certificates of the system takes a while.
-        let client = Client::new(&url, token);
+        let client = match Client::new(&url, token) {
+            Ok(client) => client,
+            Err(failure) => return board.give_up(&failure),
+        };
         let mut stopping = None;
         let reporter = Reporter {
             board: Arc::clone(&board),

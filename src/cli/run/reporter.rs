@@ -109,6 +109,13 @@ impl Board {
         Some(format!("{what} could not be reported: {problem}"))
     }
 
+    /// Takes note that nothing can be sent.
+    pub(super) fn give_up(&self, failure: &Failure) {
+        self.has_problem(failure);
+        self.lock().is_over = true;
+        self.change.notify_all();
+    }
+
     fn has_problem(&self, failure: &Failure) {
         self.lock().problem = Some(failure.message.clone());
     }

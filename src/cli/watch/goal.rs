@@ -25,7 +25,7 @@ pub(super) enum End {
     Failed,
     /// The subject was cancelled.
     Cancelled,
-    /// The subject ended in another way and cannot reach the status any more.
+    /// The subject ended in another way, so that it cannot reach the status any more.
     Otherwise,
 }
 
@@ -53,27 +53,29 @@ impl Goal {
             let mut kinds = scope.kinds.iter();
             kinds.any(|kind| accepted(*kind).any(|own| own == *word))
         };
-        let usage = |problem: String, scopes: &[Scope]| {
+        let usage = |words: &[String], scopes: &[Scope]| {
             let mut kinds: Vec<_> = scopes.iter().flat_map(|scope| &scope.kinds).collect();
             kinds.sort_unstable();
             kinds.dedup();
-            let lines = kinds.into_iter().map(|kind| {
-                let words: Vec<_> = accepted(*kind).collect();
+            let nouns: Vec<_> = kinds.iter().map(|kind| kind.collection()).collect();
+            let words: Vec<_> = words.iter().map(|word| format!("`{word}`")).collect();
+            let possible = kinds.iter().map(|kind| {
+                let words: Vec<_> = accepted(**kind).collect();
                 format!("{}: {}", kind.collection(), words.join(", "))
             });
-            let accepted = lines.collect::<Vec<_>>().join("; ");
-            Failure::new(Exit::Usage, format!("{problem}. Accepted: {accepted}"))
+            let possible = possible.collect::<Vec<_>>().join("; ");
+            let (nouns, words) = (nouns.join(" and "), words.join(" or "));
+            let problem = format!("--until: {nouns} never reach {words}; possible are {possible}");
+            Failure::new(Exit::Usage, problem)
         };
         for word in &words {
             if !scopes.iter().any(|scope| can_reach(scope, word)) {
-                let problem = format!("--until {word} is nothing that can be reached");
-                return Err(usage(problem, scopes));
+                return Err(usage(std::slice::from_ref(word), scopes));
             }
         }
         for scope in scopes {
             if !words.is_empty() && !words.iter().any(|word| can_reach(scope, word)) {
-                let problem = format!("{} can never reach --until", scope.text);
-                return Err(usage(problem, std::slice::from_ref(scope)));
+                return Err(usage(&words, std::slice::from_ref(scope)));
             }
         }
         Ok(Goal(words))

@@ -143,7 +143,7 @@ impl Hook {
             Err(TrySendError::Full(facts)) => {
                 if !std::mem::replace(&mut self.was_behind, true) {
                     let notice = format!(
-                        "the command of --exec is {QUEUE_MAX} changes behind; reading waits for it"
+                        "the --exec command is {QUEUE_MAX} changes behind; reading waits for it"
                     );
                     self.notices.say(&notice);
                 }
@@ -180,8 +180,8 @@ impl Runner {
         for facts in waiting {
             let problem = match self.execute(&facts) {
                 Ok(status) if status.success() => continue,
-                Ok(status) => format!("the command of --exec failed ({status})"),
-                Err(error) => format!("the command of --exec could not be run: {error}"),
+                Ok(status) => format!("the --exec command failed ({status})"),
+                Err(error) => format!("the --exec command could not be run: {error}"),
             };
             self.notices.say(&format!("{problem}: {}", facts.subject));
         }

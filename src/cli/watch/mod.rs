@@ -1,8 +1,8 @@
 //! `tidings watch`: live progress bars in the terminal, one per job, and lines for everything else. Alternatively, NDJSON.
 //!
 //! ```text
-//! reader of each scope ─▶ bounded channel ─▶ screen
-//! (reconnects, judges)                   └─▶ hook: the command of `--exec`, one run after the other
+//! client::Watch ─▶ reader of each scope ─▶ bounded channel ─▶ screen
+//! (reconnects)     (judges)                               └─▶ hook: the command of `--exec`, one run after the other
 //! ```
 
 mod changes;
@@ -14,16 +14,16 @@ mod reader;
 mod scope;
 mod screen;
 
-use std::sync::mpsc::{Receiver, sync_channel};
-
 use clap::Args;
+use tokio::runtime::Builder;
+use tokio::sync::mpsc::{Receiver, channel};
 
 use self::goal::{End, Goal};
 use self::hook::Hook;
 use self::reader::{READ_AHEAD, Reader, Told};
 use self::scope::Scope;
 use self::screen::Screen;
-use super::client::{Client, DEFAULT_URL, url};
+use super::client::{self, DEFAULT_URL, url};
 use super::credential;
 use super::{Exit, Failure};
 use crate::config::Secret;
@@ -48,9 +48,9 @@ const SCOPES_MAX: usize = 64;
 --exec sets TIDINGS_SCOPE, TIDINGS_TYPE, TIDINGS_SUBJECT, TIDINGS_STATUS, TIDINGS_TITLE, TIDINGS_PROGRESS, TIDINGS_MESSAGE,
 TIDINGS_TIMESTAMP and TIDINGS_EVENT (JSON, which is also the standard input).
 
-Exit codes: 0 the watched job or enrollment completed, or what --until names was reached; 10 it failed, 11 it was cancelled, 12 it
-ended otherwise and cannot reach --until; of several scopes, the first of 10, 11, 12 that applies to any of them. 2 the command
-line is not valid, 3 denied, 4 not found, 5 the server cannot be reached, 1 another error, or standard output was closed.")]
+Exit codes: 0 the watched job or enrollment completed, or reached a status of --until; 10 it failed, 11 it was cancelled, 12 it
+ended without a status of --until; of several scopes, the first of 10, 11, 12 that applies to any of them. 2 the command line is
+not valid, 3 denied, 4 not found, 5 the server cannot be reached, 1 another error, or standard output was closed.")]
 pub(super) struct Arguments {
     /// The part of the URL after /events/: jobs, jobs/42, devices, schools/1, optionally with a query.
     #[arg(required = true, value_name = "SCOPE", value_parser = Scope::parse)]
@@ -61,11 +61,11 @@ pub(super) struct Arguments {
     /// A token. Prefer the environment variable: other users can see the command line.
     #[arg(long, env = "TIDINGS_TOKEN", hide_env_values = true)]
     token: Option<Secret>,
-    /// End when every scope has reached one of these: a status, `ended` for any that is final, `stalled`, `flapping`,
-    /// `cancel_requested`, or the type of a message such as `violation`.
+    /// Exit when every scope has reached one of these, separated by commas: a status, `ended` (any final status), `stalled`,
+    /// `flapping`, `cancel_requested`, or a message type such as `violation`.
     #[arg(long, value_name = "STATUS", value_delimiter = ',')]
     until: Vec<String>,
-    /// Have `sh` run this command for each change of a status and each other milestone, one after the other.
+    /// Run this command with `sh` after each change of a status and each other milestone, one run at a time.
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
     /// Resume from this cursor instead of a snapshot.
@@ -86,13 +86,17 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     let words = arguments.until.iter().map(|word| word.to_ascii_lowercase());
     let goal = Goal::new(words.collect(), &scopes)?;
     let token = credential::token(arguments.token)?;
-    let client = Client::new(&arguments.url, token);
+    let client = client::connect(&arguments.url, token)?;
     let mut screen = Screen::new(arguments.json);
     let mut hook = match arguments.exec {
         Some(command) => Some(Hook::start(command, screen.notices())?),
         None => None,
     };
-    let (told, messages) = sync_channel(READ_AHEAD);
+    // All readers together need less than one thread. This one waits for the terminal and for the command of `--exec`.
+    let mut runtime = Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).thread_name("tidings-watch");
+    let runtime = runtime.enable_io().enable_time().build()?;
+    let (told, mut messages) = channel(READ_AHEAD);
     for (index, scope) in scopes.iter().enumerate() {
         let reader = Reader {
             index,
@@ -103,12 +107,12 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             cursor: arguments.cursor.clone(),
             told: told.clone(),
         };
-        std::thread::Builder::new()
-            .name("tidings-watch".into())
-            .spawn(move || reader.run())?;
+        runtime.spawn(reader.run());
     }
     drop(told);
-    let ended = show(&scopes, &messages, &mut screen, hook.as_mut());
+    let ended = show(&scopes, &mut messages, &mut screen, hook.as_mut());
+    // Otherwise the end would wait for names that are being resolved.
+    runtime.shutdown_background();
     if let Some(hook) = hook {
         hook.finish();
     }
@@ -119,7 +123,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 /// Shows what the readers tell, until each scope has ended or one has failed.
 fn show(
     scopes: &[Scope],
-    messages: &Receiver<(usize, Told)>,
+    messages: &mut Receiver<(usize, Told)>,
     screen: &mut Screen,
     mut hook: Option<&mut Hook>,
 ) -> Result<(), Failure> {
@@ -129,7 +133,7 @@ fn show(
         _ => format!("{}: {text}", scopes[index].text),
     };
     let mut ends: Vec<End> = Vec::new();
-    for (index, told) in messages {
+    while let Some((index, told)) = messages.blocking_recv() {
         match told {
             Told::Message { message, is_change } => {
                 screen.show(&message)?;

@@ -90,7 +90,7 @@
 //!
 //! | feature | adds |
 //! | --- | --- |
-//! | `cli` | the `tidings` command and the module `cli` |
+//! | `cli` | the `tidings` command and the module `cli`; includes `client` |
 //! | `client` | the module [`client`]: reports on jobs, and watches scopes, on any server |
 //! | `monitor` | the pages below `/monitor` and `/embed` |
 //! | `postgres` | Postgres as the database, so that several nodes can share it |

@@ -4,9 +4,10 @@ use std::fs;
 use std::ops::Deref;
 use std::path::Path;
 
+use serde_json::Value;
 use tokio_postgres::{Client, NoTls};
 
-use crate::server::{Connection, Server};
+use crate::server::{Server, create_job};
 use crate::support::part;
 use crate::support::postgres::{self, Cluster, Database};
 use crate::support::redis::RedisServer;
@@ -158,14 +159,8 @@ impl Nodes {
 
     /// Creates running jobs `j0`, `j1`, … in a school.
     pub(crate) async fn create_jobs(&self, token: &str, count: usize) {
-        let line = |n| {
-            format!(
-                "{{\"op\":\"jobs.create\",\"job_id\":\"j{n}\",\"job_type\":\"load\",\"status\":\"in_progress\"}}\n"
-            )
-        };
-        let body: String = (0..count).map(line).collect();
-        let mut connection = Connection::open(&self.nodes[0].address, token).await;
-        connection.post("/api/batch", &body).await;
+        let commands: Vec<Value> = (0..count).map(create_job).collect();
+        self.nodes[0].publish(token, &commands).await;
     }
 }
 

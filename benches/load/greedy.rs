@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::pressure::compare;
@@ -39,22 +40,14 @@ pub(crate) async fn greedy(schools: u32) {
         .collect();
     let text = "x".repeat(METADATA);
     for token in tokens.iter().take(schools as usize) {
-        let body = format!(
-            r#"{{"job_id":"j","job_type":"load","status":"in_progress","metadata":{{"text":"{text}"}}}}"#
-        );
-        Connection::open(&server.address, token)
-            .await
-            .post("/api/jobs", &body)
-            .await;
+        let job = json!({"job_id": "j", "job_type": "load", "status": "in_progress", "metadata": {"text": text}});
+        let created = server.client(token).post("/api/jobs", &job).await;
+        created.expect("a job");
     }
     let other = server.token(OTHER);
-    Connection::open(&server.address, &other)
-        .await
-        .post(
-            "/api/jobs",
-            r#"{"job_id":"j","job_type":"load","status":"in_progress"}"#,
-        )
-        .await;
+    let job = json!({"job_id": "j", "job_type": "load", "status": "in_progress"});
+    let created = server.client(&other).post("/api/jobs", &job).await;
+    created.expect("a job");
     let before = server.memory();
     let calm = report(&server, &other).await;
     let clients = Clients::start(&server, &tokens);

@@ -21,34 +21,31 @@ const WATCH_FOR: Duration = Duration::from_secs(20);
 /// Pages of a school with `ended` finished jobs, `running` jobs, and devices.
 pub(crate) async fn pages(ended: usize, running: usize) {
     let server = Server::start().await;
-    let mut worker = Connection::open(&server.address, &server.worker).await;
+    let worker = server.client(&server.worker);
     for first in (0..ended).step_by(1_000) {
-        let line = |n: usize| {
-            let verb = if n.is_multiple_of(10) {
-                "fail"
-            } else {
-                "complete"
+        let commands = |n: usize| {
+            let id = format!("e{n}");
+            let end = match n.is_multiple_of(10) {
+                true => {
+                    json!({"op": "jobs.fail", "job_id": id, "error": {"code": "no", "message": "No"}})
+                }
+                false => json!({"op": "jobs.complete", "job_id": id}),
             };
-            let more = match verb {
-                "fail" => r#","error":{"code":"no","message":"No"}"#,
-                _ => "",
-            };
-            format!(
-                "{{\"op\":\"jobs.create\",\"job_id\":\"e{n}\",\"job_type\":\"load\",\"status\":\"in_progress\"}}\n\
-                 {{\"op\":\"jobs.{verb}\",\"job_id\":\"e{n}\"{more}}}\n"
-            )
+            let create = json!({"op": "jobs.create", "job_id": id, "job_type": "load", "status": "in_progress"});
+            [create, end]
         };
-        let lines: String = (first..first + 1_000).map(line).collect();
-        worker.post("/api/batch", &lines).await;
+        let commands: Vec<Value> = (first..first + 1_000).flat_map(commands).collect();
+        server.publish(&server.worker, &commands).await;
     }
     server.create_jobs(running).await;
     for report in 0..500 {
-        let body = format!(r#"{{"progress":{}}}"#, report as f64 / 5.0);
-        worker.post("/api/jobs/j0/progress", &body).await;
+        let body = json!({"progress": report as f64 / 5.0});
+        let answer = worker.post("/api/jobs/j0/progress", &body).await;
+        answer.expect("the server answers");
     }
-    let beat = |n| format!("{{\"op\":\"devices.put\",\"device_id\":\"d{n}\"}}\n");
-    let lines: String = (0..100).map(beat).collect();
-    worker.post("/api/batch", &lines).await;
+    let device = |n| json!({"op": "devices.put", "device_id": format!("d{n}")});
+    let devices: Vec<Value> = (0..100).map(device).collect();
+    server.publish(&server.worker, &devices).await;
     let http = reqwest::Client::new();
     let school = format!("http://{}/monitor/schools/1", server.address);
     for path in ["", "/jobs", "/jobs?status=failed", "/jobs/j0", "/devices"] {

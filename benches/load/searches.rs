@@ -12,8 +12,9 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel::sqlite::SqliteConnection;
 use hdrhistogram::Histogram;
+use serde_json::{Value, json};
 
-use crate::server::{Connection, Server};
+use crate::server::{Connection, Server, create_job};
 use crate::{histogram, quantiles};
 
 /// Reverts the migration that creates the text index.
@@ -41,19 +42,16 @@ const READS: [(&str, &str); 3] = [
 /// Fills a school with jobs, and measures the reads of another school: alone, with `searchers`, and with `leavers`.
 pub(crate) async fn searches(jobs: usize, searchers: usize, leavers: usize) {
     let mut server = Server::start().await;
-    let mut own = Connection::open(&server.address, &server.worker).await;
-    let template = r#"{"job_id":"template","job_type":"load","status":"in_progress","metadata":{"title":"Report","path":"/srv/documents/2026/report-0000000.pdf","pages":12}}"#;
-    own.post("/api/jobs", template).await;
-    own.post("/api/jobs/template/complete", "{}").await;
+    let metadata =
+        json!({"title": "Report", "path": "/srv/documents/2026/report-0000000.pdf", "pages": 12});
+    let template = [
+        json!({"op": "jobs.create", "job_id": "template", "job_type": "load", "status": "in_progress", "metadata": metadata}),
+        json!({"op": "jobs.complete", "job_id": "template"}),
+    ];
+    server.publish(&server.worker, &template).await;
     let other = server.token(2);
-    let mut others = Connection::open(&server.address, &other).await;
-    let line = |n| {
-        format!(
-            "{{\"op\":\"jobs.create\",\"job_id\":\"j{n}\",\"job_type\":\"load\",\"status\":\"in_progress\"}}\n"
-        )
-    };
-    let lines: String = (0..OTHERS_JOBS).map(line).collect();
-    others.post("/api/batch", &lines).await;
+    let others: Vec<Value> = (0..OTHERS_JOBS).map(create_job).collect();
+    server.publish(&other, &others).await;
     let begun = Instant::now();
     server.restart_after(|path| multiply(path, jobs));
     println!(

@@ -1,15 +1,20 @@
-//! The server as a separate process, and a minimal HTTP connection to it.
+//! The server as a separate process, a client of it for what is not measured, and a minimal HTTP connection for what is.
 
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
+use tidings::client::{Client, Credential};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::process::{self, Process};
+
+/// How long the server may take for what is not measured.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(crate) struct Server {
     process: Process,
@@ -155,29 +160,30 @@ impl Server {
 
     /// Creates running jobs with these numbers.
     pub(crate) async fn create_some_jobs(&self, numbers: Range<usize>) {
-        let line = |n| {
-            format!(
-                "{{\"op\":\"jobs.create\",\"job_id\":\"j{n}\",\"job_type\":\"load\",\"status\":\"in_progress\"}}\n"
-            )
-        };
-        let body: String = numbers.map(line).collect();
-        Connection::open(&self.address, &self.worker)
-            .await
-            .post("/api/batch", &body)
-            .await;
+        let commands: Vec<Value> = numbers.map(create_job).collect();
+        self.publish(&self.worker, &commands).await;
+    }
+
+    /// Returns a client, for what is not measured.
+    pub(crate) fn client(&self, token: &str) -> Client {
+        let url = format!("http://{}", self.address);
+        let client = Client::new(&url, Credential::token(token)).expect("the URL of a server");
+        client.answer_timeout(PATIENCE)
+    }
+
+    /// Publishes commands as a batch. Panics unless each succeeds.
+    pub(crate) async fn publish(&self, token: &str, commands: &[Value]) {
+        let results = self.client(token).batch(commands).await;
+        for result in results.expect("the server answers") {
+            let is_success = (200..300).contains(&result["status"].as_u64().unwrap_or(0));
+            assert!(is_success, "{result}");
+        }
     }
 
     /// Returns the cursor at the end of the school's log.
     pub(crate) async fn cursor(&self) -> String {
-        let page: serde_json::Value = reqwest::Client::new()
-            .get(format!("http://{}/api/jobs?limit=1", self.address))
-            .bearer_auth(&self.worker)
-            .send()
-            .await
-            .expect("an answer")
-            .json()
-            .await
-            .expect("JSON");
+        let page = self.client(&self.worker).get("/api/jobs?limit=1").await;
+        let page = page.expect("the server answers");
         page["cursor"].as_str().expect("a cursor").to_owned()
     }
 
@@ -189,7 +195,13 @@ impl Server {
     }
 }
 
-/// A keep-alive connection with only as much HTTP as the benchmarks need.
+/// Returns the command that creates the running job `j<number>`.
+pub(crate) fn create_job(number: usize) -> Value {
+    json!({"op": "jobs.create", "job_id": format!("j{number}"), "job_type": "load", "status": "in_progress"})
+}
+
+/// A keep-alive connection with only as much HTTP as the measurements need. Not the client: its own work would be measured, too,
+/// and each publisher is to have exactly one connection.
 pub(crate) struct Connection {
     stream: TcpStream,
     head: String,

@@ -1,4 +1,5 @@
-//! Many readers that count the events they receive, and measure their latency.
+//! Many readers that count the events they receive, and measure their latency. They read from raw sockets and not with the client,
+//! because they share the machine with the server, and there are tens of thousands of them.
 
 use std::cell::RefCell;
 use std::sync::Arc;

@@ -13,13 +13,14 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
 use super::ClientError;
+use super::proxy::Connector;
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections to any server. Clones share them.
 #[derive(Debug, Clone)]
-pub(super) struct Http(legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+pub(super) struct Http(legacy::Client<HttpsConnector<Connector>, Full<Bytes>>);
 
 /// Which servers are trusted over TLS.
 pub(super) enum Trust {
@@ -67,10 +68,15 @@ impl Http {
             }
         };
         let tls = tls.with_no_client_auth();
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_nodelay(true);
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        tcp.set_nodelay(true);
+        let connector = match trust {
+            Trust::Authorities => Connector::of_environment(tcp),
+            #[cfg(feature = "cli")]
+            Trust::Anyone => Connector::direct(tcp),
+        };
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()

@@ -32,6 +32,7 @@ mod backoff;
 mod http;
 mod message;
 mod outbox;
+mod proxy;
 mod reporter;
 mod sse;
 mod story;
@@ -179,7 +180,7 @@ pub struct Client {
 
 impl Client {
     /// Creates a client for a server, such as `https://tidings.example`. It trusts the certificate authorities of the operating
-    /// system, or those in `SSL_CERT_FILE`.
+    /// system, or those in `SSL_CERT_FILE`, and uses the proxy in `HTTP_PROXY` or `HTTPS_PROXY`, except for the hosts in `NO_PROXY`.
     pub fn new(url: &str, credential: Credential) -> Result<Client, ClientError> {
         Client::trusting(&Trust::Authorities, url, credential)
     }

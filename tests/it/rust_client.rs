@@ -256,3 +256,62 @@ async fn a_watch_says_when_it_is_connected_and_why_it_is_not() {
         }
     }
 }
+
+/// A proxy that connects to this address, whatever server it is asked for. Returns its address, and what it was asked for.
+async fn proxy(to: String) -> (String, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
+    use tokio::net::{TcpListener, TcpStream};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (asked, requests) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let (to, asked) = (to.clone(), asked.clone());
+            tokio::spawn(async move {
+                let mut socket = BufReader::new(socket);
+                let (mut head, mut line) = (String::new(), String::new());
+                while line != "\r\n" {
+                    line.clear();
+                    socket.read_line(&mut line).await.unwrap();
+                    head += &line;
+                }
+                let _ = asked.send(head);
+                let mut server = TcpStream::connect(to).await.unwrap();
+                let answer = b"HTTP/1.1 200 Connected\r\n\r\n";
+                socket.write_all(answer).await.unwrap();
+                let _ = copy_bidirectional(&mut socket, &mut server).await;
+            });
+        }
+    });
+    (address, requests)
+}
+
+/// The variables are those of a process, so the command stands for other applications.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_of_the_environment_is_used_and_left_out_where_it_is_to_be() {
+    let server = server().await;
+    let to = server.url.trim_start_matches("http://").to_owned();
+    let (address, mut requests) = proxy(to).await;
+    let folder = tempfile::tempdir().unwrap();
+    let list = |no_proxy: &str| {
+        let mut list = command(folder.path());
+        list.args(["schedules", "list"])
+            .env("TIDINGS_URL", "http://tidings.invalid")
+            .env("TIDINGS_TOKEN", viewer(1))
+            .env("HTTP_PROXY", format!("http://user:secret@{address}"))
+            .env("NO_PROXY", no_proxy);
+        tokio::task::spawn_blocking(move || list.output().unwrap())
+    };
+    let output = list("").await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let head = requests.recv().await.unwrap();
+    let first = "CONNECT tidings.invalid:80 HTTP/1.1\r\n";
+    assert!(head.starts_with(first), "{head}");
+    let authorization = "Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\n";
+    assert!(head.contains(authorization), "{head}");
+    assert!(!head.contains("Bearer"), "the token is for the server");
+    let output = list("tidings.invalid").await.unwrap();
+    assert_eq!(output.status.code(), Some(5), "there is no such host");
+    assert!(requests.try_recv().is_err());
+}

@@ -183,6 +183,8 @@ pub enum Event {
     Lost {
         /// Why. `None` if it ended or became silent without an error.
         error: Option<ClientError>,
+        /// Whether the server had accepted the request. If it never does, its URL is probably wrong.
+        was_accepted: bool,
         /// The pause before the next try. Zero if that follows at once, for example over another transport.
         pause: Duration,
     },
@@ -334,6 +336,7 @@ impl Driver {
                     self.is_up = false;
                     let lost = Event::Lost {
                         error: problem,
+                        was_accepted: is_accepted,
                         pause,
                     };
                     if self.items.send(Item::State(lost)).await.is_err() {

@@ -238,7 +238,9 @@ async fn a_watch_says_when_it_is_connected_and_why_it_is_not() {
     assert!(matches!(lost, Event::Lost { .. }), "{lost:?}");
     let Event::Lost {
         error: Some(ClientError::Unreachable(_)),
+        was_accepted: false,
         pause,
+        ..
     } = news(&mut watch).await
     else {
         panic!("nobody listens");

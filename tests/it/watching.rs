@@ -309,3 +309,49 @@ async fn what_the_command_prints_stands_above_the_bars_of_a_terminal() {
         assert!(seen.contains(words), "{words}: {seen}");
     }
 }
+
+/// A proxy that accepts event streams and cuts them at once. It lets everything else pass.
+async fn proxy_without_streams(to: String) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+    use tokio::net::{TcpListener, TcpStream};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let to = to.clone();
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(socket.read_u8().await.unwrap());
+                }
+                if String::from_utf8_lossy(&head).contains("text/event-stream") {
+                    let answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
+                    return socket.write_all(answer).await.unwrap();
+                }
+                let mut server = TcpStream::connect(to).await.unwrap();
+                server.write_all(&head).await.unwrap();
+                let _ = copy_bidirectional(&mut socket, &mut server).await;
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_streams_do_not_pass_the_watch_goes_on_by_long_poll() {
+    let server = server().await;
+    let job = json!({"job_id": "a", "job_type": "t", "status": "in_progress"});
+    server.post("/api/jobs", &worker(1), job).await;
+    server
+        .post("/api/jobs/a/complete", &worker(1), json!({}))
+        .await;
+    let url = proxy_without_streams(server.url.trim_start_matches("http://").to_owned()).await;
+    let mut watching = watch(&server, &["jobs/a"]);
+    watching.env("TIDINGS_URL", &url);
+    let output = ended(watching).await;
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let lost = format!("connection to {url} lost; trying again in ");
+    assert!(said.starts_with(&lost), "{said}");
+    assert!(said.ends_with(&format!("reconnected to {url}\n")), "{said}");
+}

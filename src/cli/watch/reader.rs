@@ -92,27 +92,32 @@ impl Reader {
     async fn read(&self) -> Result<(), Stop> {
         let mut watch = self.watch();
         let mut changes = Changes::new();
-        let (mut was_connected, mut is_lost) = (false, false);
+        let (mut was_reached, mut is_lost) = (false, false);
         while let Some(event) = watch.next_event().await {
             match event.map_err(|error| failure(&self.url, error))? {
                 Event::Message(message) | Event::Control(message) => {
                     self.take(Value::from(message), &mut changes).await?;
                 }
                 Event::Connected(_) => {
-                    was_connected = true;
+                    was_reached = true;
                     if std::mem::take(&mut is_lost) {
                         let notice = format!("reconnected to {}", self.url);
                         self.tell(Told::Notice(notice)).await?;
                     }
                 }
-                Event::Lost { error, pause } => {
+                Event::Lost {
+                    error,
+                    was_accepted,
+                    pause,
+                } => {
                     let failure = error.map(|error| failure(&self.url, error));
+                    was_reached |= was_accepted;
                     // Another transport may pass.
-                    if pause.is_zero() && (is_lost || !was_connected) {
+                    if pause.is_zero() && (is_lost || !was_reached) {
                         continue;
                     }
                     // If the server was never reached, the URL is probably wrong. Otherwise the server will return.
-                    if !was_connected {
+                    if !was_reached {
                         let failure = failure.unwrap_or_else(|| self.silent());
                         return Err(failure.into());
                     }

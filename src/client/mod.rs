@@ -29,6 +29,7 @@
 //! (`clients/vectors`). It reads over SSE, or over long poll where the network does not let SSE pass; it has no WebSocket.
 
 mod backoff;
+mod driver;
 mod http;
 mod message;
 mod outbox;

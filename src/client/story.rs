@@ -1,6 +1,6 @@
 //! What a reader knows between its connections, without I/O: cursor, repetitions, waits and the choice of the transport.
 //!
-//! The driver in `watch` opens the next connection over [`Story::transport`] with [`Story::cursor`], passes each message to
+//! The `driver` opens the next connection over [`Story::transport`] with [`Story::cursor`], passes each message to
 //! [`Story::receive`], and tells how the connection ended, which returns how long to wait. `clients/vectors` fixes the rules:
 //!
 //! 1. Each event is delivered once, in the order of the log.

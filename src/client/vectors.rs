@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::watch::Pace;
+use super::driver::Pace;
 use super::{Client, ClientError, Credential, Message, Transport, Watch};
 
 /// The interval of heartbeats of a stream that stays open.

@@ -1,26 +1,18 @@
-//! Reads a scope over SSE or long poll, and stays connected. `story` has the rules; this module does the I/O.
+//! Watches a scope: what to read and from where, and what arrives. `driver` connects and reads.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_core::Stream;
-use hyper::Method;
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName};
-use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use serde_json::Value;
+use percent_encoding::percent_decode_str;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout, timeout_at};
 
-use super::http::{Answer, Request};
-use super::message::MESSAGE_MAX_BYTES;
-use super::sse::SseParser;
-use super::story::{Next, Received, Story};
-use super::{Client, ClientError, Message, Transport, refusal};
+use super::driver::{Driver, Pace};
+use super::story::Story;
+use super::{Client, ClientError, Message, Transport};
 
-/// How long an accepted connection may take to be established and answered.
-const CONNECT: Duration = Duration::from_secs(10);
 /// How many messages are read before the application asks for them.
 const READ_AHEAD: usize = 16;
 
@@ -33,35 +25,6 @@ pub struct WatchBuilder {
     transports: Vec<Transport>,
     repeats_snapshot: bool,
     pace: Pace,
-}
-
-/// How fast time passes for waits. Tests shorten them.
-#[derive(Clone, Default)]
-pub(super) struct Pace {
-    #[cfg(test)]
-    pub(super) pauses: Option<mpsc::UnboundedSender<Duration>>,
-}
-
-#[cfg(test)]
-const TEST_SCALE: u32 = 20;
-
-impl Pace {
-    /// Returns how long to wait in reality.
-    fn real(&self, wait: Duration) -> Duration {
-        #[cfg(test)]
-        if self.pauses.is_some() {
-            return wait / TEST_SCALE;
-        }
-        wait
-    }
-
-    async fn pause(&self, pause: Duration) {
-        #[cfg(test)]
-        if let Some(pauses) = &self.pauses {
-            let _ = pauses.send(pause);
-        }
-        sleep(self.real(pause)).await;
-    }
 }
 
 impl WatchBuilder {
@@ -190,7 +153,7 @@ pub enum Event {
     },
 }
 
-enum Item {
+pub(super) enum Item {
     Message(Message, Option<String>),
     Control(Message, Option<String>),
     /// Anything else that is news of the connection.
@@ -265,226 +228,5 @@ impl Stream for Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// How a connection ended, unless it just ended.
-enum Trouble {
-    /// The application no longer reads.
-    Left,
-    Refused(super::story::Refusal),
-    /// The answer is not what this transport returns: something between client and server does not support it.
-    NotThisTransport,
-    Silent,
-    /// The connection broke, or carried something that is not a message.
-    Broken(ClientError),
-}
-
-impl From<ClientError> for Trouble {
-    fn from(error: ClientError) -> Trouble {
-        Trouble::Broken(error)
-    }
-}
-
-struct Driver {
-    client: Client,
-    path: String,
-    query: Vec<(String, String)>,
-    pace: Pace,
-    story: Story,
-    /// Whether the last news of the connection was that it is up.
-    is_up: bool,
-    items: mpsc::Sender<Item>,
-}
-
-impl Driver {
-    async fn run(mut self) {
-        loop {
-            self.story.connecting(Instant::now());
-            let mut is_accepted = false;
-            let ended = self.connection(&mut is_accepted).await;
-            let is_known = self.story.is_connected() || !is_accepted;
-            let mut problem = None;
-            let next = match ended {
-                Ok(()) if self.polls_on() => continue,
-                Ok(()) if is_known => self.story.cut(),
-                Ok(()) => self.story.ended_early(),
-                Err(Trouble::Left) => return,
-                Err(Trouble::Refused(refusal)) => {
-                    tracing::debug!(path = %self.path, status = refusal.status, "the stream was refused");
-                    problem = Some(refusal.clone().into_error());
-                    self.story.rejected(refusal)
-                }
-                Err(Trouble::NotThisTransport) => {
-                    let what = "it is neither an event stream nor JSON";
-                    problem = Some(ClientError::Unreadable(what.into()));
-                    self.story.unusable(None)
-                }
-                Err(Trouble::Silent) if is_known => self.story.cut(),
-                Err(Trouble::Silent) => self.story.unusable(None),
-                Err(Trouble::Broken(error)) => {
-                    tracing::debug!(path = %self.path, %error, "the stream was cut");
-                    problem = Some(error);
-                    match is_known {
-                        true => self.story.cut(),
-                        false => self.story.ended_early(),
-                    }
-                }
-            };
-            match next {
-                Next::Connect(pause) => {
-                    self.is_up = false;
-                    let lost = Event::Lost {
-                        error: problem,
-                        was_accepted: is_accepted,
-                        pause,
-                    };
-                    if self.items.send(Item::State(lost)).await.is_err() {
-                        return;
-                    }
-                    self.pace.pause(pause).await;
-                }
-                Next::Done => return,
-                Next::GiveUp(error) => {
-                    // Fails if nobody reads any more.
-                    let _ = self.items.send(Item::Failed(error)).await;
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Whether the answer to a poll is complete, so that the next poll follows at once.
-    fn polls_on(&self) -> bool {
-        let is_poll = self.story.transport() == Transport::LongPoll;
-        is_poll && self.story.is_connected() && !self.story.is_closing()
-    }
-
-    async fn connection(&mut self, is_accepted: &mut bool) -> Result<(), Trouble> {
-        match self.story.transport() {
-            Transport::EventStream => self.event_stream(is_accepted).await,
-            Transport::LongPoll => self.long_poll(is_accepted).await,
-        }
-    }
-
-    async fn event_stream(&mut self, is_accepted: &mut bool) -> Result<(), Trouble> {
-        let request = self
-            .request(None)
-            .header(ACCEPT, "text/event-stream")
-            .header(CACHE_CONTROL, "no-cache");
-        let mut response = self.open(request, "text/event-stream").await?;
-        *is_accepted = true;
-        let mut parser = SseParser::default();
-        let mut has_begun = false;
-        let mut alive_at = tokio::time::Instant::now();
-        loop {
-            let silence = self.pace.real(self.story.silence());
-            let chunk = timeout_at(alive_at + silence, response.chunk());
-            let chunk = chunk.await.map_err(|_| Trouble::Silent)?;
-            let Some(chunk) = chunk? else {
-                return Ok(());
-            };
-            let events = parser.feed(&chunk)?;
-            // Padding and halves of long events are signs of life, too, once the stream has begun.
-            has_begun |= !events.is_empty();
-            if has_begun {
-                alive_at = tokio::time::Instant::now();
-            }
-            for event in events {
-                self.take(Message::parse(&event.data)?).await?;
-                if self.story.is_closing() {
-                    return Ok(());
-                }
-                // The application may have been slow. That is not a silence of the server.
-                alive_at = tokio::time::Instant::now();
-            }
-        }
-    }
-
-    async fn long_poll(&mut self, is_accepted: &mut bool) -> Result<(), Trouble> {
-        let wait = self.story.poll_wait().as_secs();
-        let request = self.request(Some(wait)).header(ACCEPT, "application/json");
-        let mut response = self.open(request, "application/json").await?;
-        *is_accepted = true;
-        let mut body = Vec::new();
-        loop {
-            let silence = self.pace.real(self.story.silence());
-            let chunk = timeout(silence, response.chunk()).await;
-            let chunk = chunk.map_err(|_| Trouble::Silent)?;
-            let Some(chunk) = chunk? else {
-                break;
-            };
-            body.extend_from_slice(&chunk);
-            if body.len() > MESSAGE_MAX_BYTES {
-                return Err(ClientError::Unreadable("an answer is too large".into()).into());
-            }
-        }
-        let unreadable =
-            || ClientError::Unreadable("the answer to a poll has no `messages`".into());
-        let answer: Value = serde_json::from_slice(&body).map_err(|_| unreadable())?;
-        let Value::Object(mut answer) = answer else {
-            return Err(unreadable().into());
-        };
-        let Some(Value::Array(messages)) = answer.remove("messages") else {
-            return Err(unreadable().into());
-        };
-        for message in messages {
-            self.take(Message::from_value(message)?).await?;
-            if self.story.is_closing() {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns a request for the scope. A poll says how many seconds it waits.
-    fn request(&self, wait: Option<u64>) -> Request {
-        let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-        let wait = wait.map(|secs| ("wait".to_owned(), secs.to_string()));
-        let pairs = self.query.iter().chain(&wait);
-        let pairs = pairs.map(|(name, value)| format!("{}={}", encoded(name), encoded(value)));
-        let query: Vec<String> = pairs.collect();
-        let mark = if query.is_empty() { "" } else { "?" };
-        let path = format!("{}{mark}{}", self.path, query.join("&"));
-        self.client.request(Method::GET, &path)
-    }
-
-    /// Sends the request, and checks that its answer is of this type.
-    async fn open(&mut self, mut request: Request, media_type: &str) -> Result<Answer, Trouble> {
-        if let Some(cursor) = self.story.cursor() {
-            request = request.header(HeaderName::from_static("last-event-id"), cursor);
-        }
-        let longest = self.pace.real(self.story.silence() + CONNECT);
-        let response = timeout(longest, self.client.send(request)).await;
-        let response = response.map_err(|_| Trouble::Silent)??;
-        if response.status >= 300 {
-            return Err(Trouble::Refused(refusal(response, longest).await));
-        }
-        let content_type = response.header(CONTENT_TYPE);
-        match response.status == 200 && content_type.is_some_and(|own| own.starts_with(media_type))
-        {
-            true => Ok(response),
-            false => Err(Trouble::NotThisTransport),
-        }
-    }
-
-    /// Takes a message, and passes on what the application gets. Its first one says that the connection is up.
-    async fn take(&mut self, message: Message) -> Result<(), Trouble> {
-        let before = self.story.cursor().map(str::to_owned);
-        let told = self.story.receive(message);
-        if !std::mem::replace(&mut self.is_up, true) {
-            let up = Item::State(Event::Connected(self.story.transport()));
-            self.items.send(up).await.map_err(|_| Trouble::Left)?;
-        }
-        let cursor = self.story.cursor().map(str::to_owned);
-        let item = match (told, cursor) {
-            (Received::Message(message), cursor) => Item::Message(message, cursor),
-            (Received::Control(message), cursor) => Item::Control(message, cursor),
-            (Received::Nothing, Some(cursor)) if before.as_ref() != Some(&cursor) => {
-                Item::Cursor(cursor)
-            }
-            (Received::Nothing, _) => return Ok(()),
-        };
-        self.items.send(item).await.map_err(|_| Trouble::Left)
     }
 }

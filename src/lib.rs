@@ -95,7 +95,7 @@
 //! | `monitor` | the pages below `/monitor` and `/embed` |
 //! | `postgres` | Postgres as the database, so that several nodes can share it |
 //! | `redis` | Redis or Valkey as the bus between nodes |
-//! | `webhook`, `email`, `mqtt` | the media of notifiers in the settings (`webhook` includes ntfy); an application's own notifiers need none |
+//! | `webhook`, `email`, `mqtt` | the media of notifiers in the settings (`webhook` includes ntfy and Home Assistant); an application's own notifiers need none |
 //!
 //! # Public API
 //!

@@ -36,7 +36,7 @@ pub struct NotifierSettings {
     /// Seconds before the second attempt. Each later pause is twice as long, up to five minutes.
     #[serde(default = "backoff_secs")]
     pub backoff_secs: u64,
-    /// Delivers by webhook. Exactly one of `webhook`, `email`, `mqtt` and `ntfy` is set.
+    /// Delivers by webhook. Exactly one of `webhook`, `email`, `mqtt`, `ntfy` and `home_assistant` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<WebhookSettings>,
     /// Delivers by e-mail.
@@ -48,6 +48,9 @@ pub struct NotifierSettings {
     /// Delivers to a topic of ntfy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ntfy: Option<NtfySettings>,
+    /// Delivers to the companion app of Home Assistant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home_assistant: Option<HomeAssistantSettings>,
 }
 
 fn attempts() -> u32 {
@@ -231,10 +234,11 @@ pub(super) fn check(notifiers: &[NotifierSettings]) -> Result<(), ConfigError> {
             own.email.is_some(),
             own.mqtt.is_some(),
             own.ntfy.is_some(),
+            own.home_assistant.is_some(),
         ];
         if media.into_iter().filter(|given| *given).count() != 1 {
             return invalid(format!(
-                "`{name}` must have exactly one of `webhook`, `email`, `mqtt` and `ntfy`"
+                "`{name}` must have exactly one of `webhook`, `email`, `mqtt`, `ntfy` and `home_assistant`"
             ));
         }
         if !(1..=ATTEMPTS_MAX).contains(&own.attempts) {
@@ -280,6 +284,24 @@ pub struct NtfySettings {
     #[serde(default)]
     pub token: Option<Secret>,
     /// Maximum time of an attempt, in seconds.
+    #[serde(default = "webhook_timeout_secs")]
+    pub timeout_secs: u64,
+}
+
+/// Settings of a notify service of Home Assistant.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HomeAssistantSettings {
+    /// The address of Home Assistant: `https://home.example:8123`.
+    pub url: Secret,
+    /// The name of the service after `notify.`: `mobile_app_<device>`, or a group of them.
+    pub service: String,
+    /// A long-lived access token.
+    pub token: Secret,
+    /// The address of the monitor, which a tap on a notification opens: `https://tidings.example/monitor`.
+    #[serde(default)]
+    pub monitor_url: Option<String>,
+    /// Maximum time of a request, in seconds. The end of a job or session takes two.
     #[serde(default = "webhook_timeout_secs")]
     pub timeout_secs: u64,
 }

@@ -19,6 +19,8 @@
 
 #[cfg(feature = "email")]
 pub mod email;
+#[cfg(feature = "webhook")]
+pub mod home_assistant;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
 #[cfg_attr(
@@ -34,6 +36,8 @@ mod post;
 mod runner;
 mod schedule;
 mod set_aside;
+#[cfg(feature = "webhook")]
+mod summary;
 #[cfg(feature = "webhook")]
 pub mod webhook;
 
@@ -156,27 +160,34 @@ fn medium(settings: &NotifierSettings) -> Result<Box<dyn Medium>, String> {
         email,
         mqtt,
         ntfy,
+        home_assistant,
         ..
     } = settings;
-    match (webhook, email, mqtt, ntfy) {
+    match (webhook, email, mqtt, ntfy, home_assistant) {
         #[cfg(feature = "webhook")]
-        (Some(own), _, _, _) => Ok(Box::new(webhook::Webhook::new(own.clone())?)),
+        (Some(own), ..) => Ok(Box::new(webhook::Webhook::new(own.clone())?)),
         #[cfg(feature = "email")]
-        (None, Some(own), _, _) => Ok(Box::new(email::Email::new(&settings.name, own.clone())?)),
+        (None, Some(own), ..) => Ok(Box::new(email::Email::new(&settings.name, own.clone())?)),
         #[cfg(feature = "mqtt")]
-        (None, None, Some(own), _) => Ok(Box::new(mqtt::Mqtt::new(&settings.name, own.clone())?)),
+        (None, None, Some(own), ..) => Ok(Box::new(mqtt::Mqtt::new(&settings.name, own.clone())?)),
         #[cfg(feature = "webhook")]
-        (None, None, None, Some(own)) => Ok(Box::new(ntfy::Ntfy::new(own.clone())?)),
-        (None, None, None, None) => {
-            Err("must have exactly one of `webhook`, `email`, `mqtt` and `ntfy`".into())
+        (None, None, None, Some(own), _) => Ok(Box::new(ntfy::Ntfy::new(own.clone())?)),
+        #[cfg(feature = "webhook")]
+        (None, None, None, None, Some(own)) => {
+            Ok(Box::new(home_assistant::HomeAssistant::new(own.clone())?))
         }
+        (None, None, None, None, None) => Err(
+            "must have exactly one of `webhook`, `email`, `mqtt`, `ntfy` and `home_assistant`"
+                .into(),
+        ),
         #[cfg(not(all(feature = "webhook", feature = "email", feature = "mqtt")))]
-        (webhook, email, mqtt, _) => {
-            let (medium, feature) = match (webhook, email, mqtt) {
-                (Some(_), _, _) => ("webhook", "webhook"),
-                (None, Some(_), _) => ("email", "email"),
-                (None, None, Some(_)) => ("mqtt", "mqtt"),
-                (None, None, None) => ("ntfy", "webhook"),
+        (webhook, email, mqtt, ntfy, _) => {
+            let (medium, feature) = match (webhook, email, mqtt, ntfy) {
+                (Some(_), ..) => ("webhook", "webhook"),
+                (None, Some(_), ..) => ("email", "email"),
+                (None, None, Some(_), _) => ("mqtt", "mqtt"),
+                (None, None, None, Some(_)) => ("ntfy", "webhook"),
+                (None, None, None, None) => ("home_assistant", "webhook"),
             };
             Err(format!(
                 "`{medium}` is not built in: it needs Tidings' Cargo feature `{feature}`"

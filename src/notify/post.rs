@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use tokio::sync::Semaphore;
-use ureq::http::HeaderMap;
-use ureq::http::header::RETRY_AFTER;
+use ureq::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
+use ureq::http::{HeaderMap, HeaderValue, Request, Uri};
 
-use super::notification::{DeliveryError, one_line};
+use super::notification::{DeliveryError, not_json, one_line};
+use crate::config::Secret;
 
 /// Maximum of `timeout_secs`.
 pub(super) const TIMEOUT_MAX_SECS: u64 = 60;
@@ -88,6 +90,30 @@ impl Poster {
         };
         DeliveryError::unavailable(one_line(&cause))
     }
+}
+
+/// Returns the `Authorization` of a token, unless it has characters that no header can have.
+pub(super) fn bearer(token: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.reveal())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// Returns a `POST` of a JSON body.
+pub(super) fn json_request(
+    url: &Uri,
+    authorization: Option<&HeaderValue>,
+    body: &impl Serialize,
+) -> Result<Request<Vec<u8>>, DeliveryError> {
+    let body = serde_json::to_vec(body).map_err(|_| not_json())?;
+    let mut request = Request::post(url.clone())
+        .header(CONTENT_TYPE, "application/json")
+        .body(body)
+        .map_err(|_| DeliveryError::Permanent("the request cannot be written".into()))?;
+    if let Some(value) = authorization {
+        request.headers_mut().insert(AUTHORIZATION, value.clone());
+    }
+    Ok(request)
 }
 
 /// Distinguishes a receiver that refuses the event from one that accepts nothing. Some statuses are used for both: a

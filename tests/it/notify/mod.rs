@@ -1,6 +1,7 @@
 //! Notifiers: each medium against a real receiver, and the runner that keeps its promises through restarts.
 
 mod email;
+mod home_assistant;
 mod leases;
 mod mqtt;
 mod ntfy;

@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 use crate::support::*;
 
 /// What the receiver is sent: the `Authorization`, and the body.
-struct Sent(mpsc::UnboundedSender<(Option<String>, Value)>);
+pub(super) struct Sent(pub(super) mpsc::UnboundedSender<(Option<String>, Value)>);
 
-struct Authorization(Option<String>);
+pub(super) struct Authorization(pub(super) Option<String>);
 
 #[rocket::async_trait]
 impl<'r> rocket::request::FromRequest<'r> for Authorization {
@@ -42,11 +42,13 @@ fn publish(body: String, authorization: Authorization, sent: &State<Sent>) -> St
 }
 
 /// Starts a receiver.
-async fn receiver() -> (Server, mpsc::UnboundedReceiver<(Option<String>, Value)>) {
+pub(super) async fn receiver(
+    routes: Vec<rocket::Route>,
+) -> (Server, mpsc::UnboundedReceiver<(Option<String>, Value)>) {
     let (sent, received) = mpsc::unbounded_channel();
     let folder = std::sync::Arc::new(tempfile::tempdir().unwrap());
     let rocket = tidings::server(figment(&folder, &json!({}))).unwrap();
-    let rocket = rocket.manage(Sent(sent)).mount("/", routes![publish]);
+    let rocket = rocket.manage(Sent(sent)).mount("/", routes);
     (launch(rocket, folder).await, received)
 }
 
@@ -58,7 +60,8 @@ async fn notifying(receiver: &Server, rules: Value) -> Server {
     server_with(json!({ "notifiers": [own] })).await
 }
 
-async fn job(server: &Server, id: &str, progress: &[f64]) {
+/// Runs a job that fails.
+pub(super) async fn job(server: &Server, id: &str, progress: &[f64]) {
     let body = json!({"job_id": id, "job_type": "t", "status": "in_progress", "metadata": {"title": "Prüfung"}});
     server.report("/api/jobs", body).await;
     for percent in progress {
@@ -97,7 +100,7 @@ async fn messages(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subject_has_one_notification_that_is_updated_when_the_progress_passes_a_step() {
-    let (receiver, mut received) = receiver().await;
+    let (receiver, mut received) = receiver(routes![publish]).await;
     let server = notifying(&receiver, json!([{"every": "25 %"}])).await;
     job(
         &server,
@@ -130,7 +133,7 @@ async fn a_subject_has_one_notification_that_is_updated_when_the_progress_passes
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ticks_within_the_time_are_passed_over_and_milestones_are_not() {
-    let (receiver, mut received) = receiver().await;
+    let (receiver, mut received) = receiver(routes![publish]).await;
     let server = notifying(&receiver, json!([{"kinds": ["jobs"], "every": "10 min"}])).await;
     job(&server, "a", &[1.0, 50.0, 99.0]).await;
     let told = messages(&mut received, 1).await;

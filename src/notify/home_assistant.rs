@@ -1,0 +1,210 @@
+//! Delivers to the companion app of Home Assistant: one live notification for each subject, which updates itself.
+//!
+//! Calls the action `notify.<service>` through the REST API. All notifications of a subject that goes on have the same
+//! `tag`, by which the app replaces the one that is shown, and `live_update`, which makes it a live update of Android 16
+//! and a live activity of iOS 17.2. The fields are those of the app's documentation:
+//! <https://companion.home-assistant.io/docs/notifications/live-activities> and
+//! <https://companion.home-assistant.io/docs/notifications/notifications-basic>.
+//!
+//! iOS updates a live activity silently and keeps it for hours. So when a subject ends, its live notification is cleared,
+//! and its result is a notification with a tag of its own, with a sound. It must not have the same tag, because iOS may run
+//! the command to clear it later than it shows the result, and would then clear the result.
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+use serde_json::{Value, json};
+use ureq::http::{HeaderValue, Uri};
+
+use super::notification::{DeliveryError, Medium, Notification, attempt_timeout};
+use super::post::{Poster, TIMEOUT_MAX_SECS, bearer, json_request};
+use super::summary::{Mark, Summary, Urgency, subject_tag, title};
+use super::webhook::parse_url;
+use crate::config::notifiers::HomeAssistantSettings;
+
+/// The longest text, in bytes. The services that push to phones accept 4 KiB, with all other fields and their encoding.
+const MESSAGE_MAX_BYTES: usize = 1_000;
+
+/// The longest name of a service.
+const SERVICE_MAX_BYTES: usize = 128;
+
+/// The message that removes the notification of a tag.
+const CLEAR: &str = "clear_notification";
+
+/// A notify service of Home Assistant.
+pub struct HomeAssistant {
+    url: Uri,
+    authorization: HeaderValue,
+    /// The address of the monitor, without a slash at its end.
+    monitor_url: Option<String>,
+    poster: Poster,
+}
+
+impl HomeAssistant {
+    /// Checks the settings without connecting. The error names the setting and contains no secret.
+    pub fn new(settings: HomeAssistantSettings) -> Result<HomeAssistant, String> {
+        let timeout = attempt_timeout(settings.timeout_secs, TIMEOUT_MAX_SECS)?;
+        let of_service = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+        let service = &settings.service;
+        if !(1..=SERVICE_MAX_BYTES).contains(&service.len()) || !service.bytes().all(of_service) {
+            return Err(format!(
+                "setting `service` must be the name after `notify.`, such as `mobile_app_phone`: \
+                 1 to {SERVICE_MAX_BYTES} characters from a-z 0-9 _"
+            ));
+        }
+        let url = settings.url.reveal();
+        if url.contains(['?', '#']) {
+            return Err(
+                "setting `url` must be the address of Home Assistant, without a query".into(),
+            );
+        }
+        let url = format!(
+            "{}/api/services/notify/{service}",
+            url.trim_end_matches('/')
+        );
+        let monitor_url = settings.monitor_url.map(|own| {
+            let is_page = parse_url(&own).is_ok() && !own.contains(['?', '#']);
+            is_page
+                .then(|| own.trim_end_matches('/').to_owned())
+                .ok_or("setting `monitor_url` must have the form `https://<host>/monitor`")
+        });
+        Ok(HomeAssistant {
+            url: parse_url(&url)?,
+            authorization: bearer(&settings.token)
+                .ok_or("setting `token` must be a long-lived access token")?,
+            monitor_url: monitor_url.transpose()?,
+            poster: Poster::new(timeout),
+        })
+    }
+
+    async fn call(&self, action: &Action<'_>) -> Result<(), DeliveryError> {
+        let request = json_request(&self.url, Some(&self.authorization), action)?;
+        self.poster
+            .send(request)
+            .await
+            .map_err(|error| match error {
+                // Home Assistant answers 400 to an unknown service as well, for example while the integration of the phone
+                // is not loaded. So other events show whether the event is the cause.
+                DeliveryError::Refused {
+                    cause,
+                    retry_after: None,
+                } => DeliveryError::Failed(cause),
+                error => error,
+            })
+    }
+
+    /// Returns the page of the monitor that shows the subject, or else its school.
+    fn page(&self, own: &Notification) -> Option<String> {
+        let school = format!("{}/schools/{}", self.monitor_url.as_ref()?, own.school_id);
+        Some(match own.kind {
+            "jobs" | "devices" | "characteristics" => {
+                let subject = utf8_percent_encode(&own.subject, NON_ALPHANUMERIC);
+                format!("{school}/{}/{subject}", own.kind)
+            }
+            _ => school,
+        })
+    }
+}
+
+#[async_trait]
+impl Medium for HomeAssistant {
+    fn name(&self) -> &'static str {
+        "home_assistant"
+    }
+
+    async fn deliver(&self, notification: &Notification) -> Result<(), DeliveryError> {
+        let summary = Summary::of(notification, MESSAGE_MAX_BYTES)?;
+        let tag = subject_tag(notification);
+        let ends = matches!(notification.kind, "jobs" | "enrollments") && !summary.is_live;
+        if ends {
+            let data = json!({ "tag": tag });
+            self.call(&Action {
+                title: None,
+                message: CLEAR,
+                data,
+            })
+            .await?;
+        }
+        let tag = if ends { tag + "-end" } else { tag };
+        let page = self.page(notification);
+        self.call(&Action {
+            title: Some(title(notification)),
+            message: &summary.text,
+            data: data(&summary, &tag, page.as_deref(), Utc::now()),
+        })
+        .await
+    }
+}
+
+/// The parameters of the action.
+#[derive(Serialize)]
+struct Action<'a> {
+    /// A live update is shown as such only with a title.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    title: Option<&'a str>,
+    message: &'a str,
+    data: Value,
+}
+
+/// Returns what the app shows in addition to title and message.
+fn data(summary: &Summary, tag: &str, page: Option<&str>, now: DateTime<Utc>) -> Value {
+    let (icon, color) = match summary.mark {
+        Mark::Bad => ("mdi:alert-circle", "#C62828"),
+        Mark::Warning => ("mdi:alert", "#EF6C00"),
+        Mark::Running => ("mdi:progress-clock", "#1565C0"),
+        Mark::Good => ("mdi:check-circle", "#2E7D32"),
+        Mark::News => ("mdi:information", "#1565C0"),
+    };
+    let mut data = json!({
+        "tag": tag,
+        "notification_icon": icon,
+        "notification_icon_color": color,
+        "color": color,
+    });
+    let mut set = |name: &str, value: Value| data[name] = value;
+    if let Some(page) = page {
+        // The names of iOS and of Android.
+        set("url", page.into());
+        set("clickAction", page.into());
+    }
+    if summary.is_live {
+        set("live_update", true.into());
+        if let Some(progress) = summary.progress {
+            let percent = progress.floor().to_string();
+            // iOS accepts whole numbers only.
+            set("progress", percent.parse().unwrap_or(0_u8).into());
+            set("progress_max", 100.into());
+            set("critical_text", format!("{percent} %").into());
+        } else if summary.mark == Mark::Running {
+            set("progress", 0.into());
+            set("progress_indeterminate", true.into());
+        }
+        // A countdown that has ended would go on below zero.
+        if let Some(eta_at) = summary.eta_at.filter(|eta_at| *eta_at > now) {
+            set("chronometer", true.into());
+            set("when", eta_at.timestamp().into());
+        }
+    }
+    match summary.urgency {
+        Urgency::Quiet => {
+            set("alert_once", true.into());
+            set("channel", "Tidings progress".into());
+            set("importance", "low".into());
+            set(
+                "push",
+                json!({"interruption-level": "passive", "sound": "none"}),
+            );
+        }
+        Urgency::Normal => {}
+        Urgency::Urgent => {
+            set("channel", "Tidings alerts".into());
+            set("importance", "high".into());
+            // Android delivers at once, even to a phone that sleeps.
+            set("ttl", 0.into());
+            set("priority", "high".into());
+            set("push", json!({"interruption-level": "time-sensitive"}));
+        }
+    }
+    data
+}

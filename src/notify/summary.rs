@@ -1,0 +1,138 @@
+//! What a notification on a phone says of an event, of whichever kind it is: one line, and how urgent it is.
+//!
+//! [`ntfy`](super::ntfy) and [`home_assistant`](super::home_assistant) each show it in their own way.
+
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::notification::{DeliveryError, Notification, not_json};
+
+/// How much a person must notice it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// The subject goes on as expected: no sound.
+    Quiet,
+    /// News.
+    Normal,
+    /// Someone should look at it now.
+    Urgent,
+}
+
+/// What became of the subject.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mark {
+    /// It failed, or violates a critical rule.
+    Bad,
+    /// It is stalled or late.
+    Warning,
+    /// It is being worked on.
+    Running,
+    /// It succeeded.
+    Good,
+    /// Anything else.
+    News,
+}
+
+/// What is said of an event.
+pub(super) struct Summary {
+    pub(super) urgency: Urgency,
+    pub(super) mark: Mark,
+    /// The status, the percentage, and the error or message. It always begins with the status, so a publisher's text is
+    /// never read as a command of the receiver.
+    pub(super) text: String,
+    /// The percentage of a subject that is being worked on.
+    pub(super) progress: Option<f64>,
+    /// When it is expected to end.
+    pub(super) eta_at: Option<DateTime<Utc>>,
+    /// Whether the subject will end, and has not ended.
+    pub(super) is_live: bool,
+}
+
+/// The parts of a message that are used.
+#[derive(Deserialize)]
+struct Said {
+    progress: Option<f64>,
+    message: Option<String>,
+    error: Option<Failure>,
+    eta_at: Option<DateTime<Utc>>,
+    #[serde(default)]
+    stalled: bool,
+}
+
+/// An error of a job has a code; that of an enrollment session is a text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Failure {
+    Text(String),
+    Coded { message: String },
+}
+
+impl Summary {
+    /// Summarises an event in a text of at most `max_bytes`.
+    pub(super) fn of(own: &Notification, max_bytes: usize) -> Result<Summary, DeliveryError> {
+        let said: Said = serde_json::from_slice(&own.json).map_err(|_| not_json())?;
+        let is_bad = matches!(
+            own.status,
+            "failed" | "error" | "offline" | "missed" | "out_of_control"
+        ) || own.severity.as_deref() == Some("critical");
+        let goes_on = matches!(
+            own.status,
+            "in_progress" | "ready" | "placing" | "capturing" | "processing"
+        );
+        let (urgency, mark) = match own.status {
+            _ if is_bad => (Urgency::Urgent, Mark::Bad),
+            _ if said.stalled || own.status == "late" => (Urgency::Urgent, Mark::Warning),
+            _ if goes_on => (Urgency::Quiet, Mark::Running),
+            "completed" | "complete" | "online" | "on_time" | "in_control" => {
+                (Urgency::Normal, Mark::Good)
+            }
+            _ => (Urgency::Normal, Mark::News),
+        };
+        let mut text = match said.stalled {
+            true => "stalled".to_owned(),
+            false => own.status.replace('_', " "),
+        };
+        let progress = said.progress.filter(|_| goes_on);
+        if let Some(progress) = progress {
+            text.push_str(&format!(", {} %", progress.floor()));
+        }
+        let failure = said.error.map(|error| match error {
+            Failure::Text(message) | Failure::Coded { message } => message,
+        });
+        if let Some(more) = failure.or(said.message).filter(|more| !more.is_empty()) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        let mut end = text.len().min(max_bytes);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        Ok(Summary {
+            urgency,
+            mark,
+            text,
+            progress,
+            eta_at: said.eta_at.filter(|_| goes_on),
+            is_live: goes_on || matches!(own.status, "pending" | "queued"),
+        })
+    }
+}
+
+/// Returns the title of the subject, or else its id.
+pub(super) fn title(own: &Notification) -> &str {
+    own.title.as_deref().unwrap_or(&own.subject)
+}
+
+/// Returns what all notifications of a subject have in common, by which a phone replaces the one that is shown: 32
+/// hexadecimal digits. It is a digest, because receivers accept fewer characters than ids have, and those who can read it
+/// may not know the ids.
+pub(super) fn subject_tag(own: &Notification) -> String {
+    let subject = format!("{}\0{}\0{}", own.school_id, own.kind, own.subject);
+    let digest = Sha256::digest(subject.as_bytes());
+    digest[..16]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

@@ -1,0 +1,188 @@
+//! Home Assistant: one live notification for each subject, and its result.
+
+use rocket::http::Status;
+use rocket::{State, post, routes};
+use serde_json::{Value, json};
+use tidings::config::notifiers::HomeAssistantSettings;
+use tidings::notify::home_assistant::HomeAssistant;
+use tidings::notify::notification::{Medium, Notification};
+use tokio::sync::mpsc;
+
+use super::ntfy::{Authorization, Sent, job, receiver};
+use crate::support::*;
+
+/// As Home Assistant calls an action.
+#[post("/home/api/services/notify/mobile_app_phone", data = "<body>")]
+fn notify(body: String, authorization: Authorization, sent: &State<Sent>) -> Status {
+    let body: Value = serde_json::from_str(&body).unwrap();
+    let tag = body["data"]["tag"].as_str().unwrap();
+    let plain = |own: u8| own.is_ascii_alphanumeric() || own == b'-' || own == b'_';
+    // As iOS accepts it.
+    if !(1..=64).contains(&tag.len()) || !tag.bytes().all(plain) || !body["message"].is_string() {
+        return Status::BadRequest;
+    }
+    sent.0.send((authorization.0, body)).unwrap();
+    Status::Ok
+}
+
+async fn notifying(receiver: &Server, rules: Value) -> Server {
+    let home_assistant = json!({
+        "url": format!("{}/home/", receiver.url),
+        "service": "mobile_app_phone",
+        "token": "long-lived",
+        "monitor_url": "https://tidings.example/monitor/",
+    });
+    let own = json!({"name": "phone", "rules": rules, "home_assistant": home_assistant});
+    server_with(json!({ "notifiers": [own] })).await
+}
+
+/// Returns the bodies until one has this message.
+async fn bodies(
+    received: &mut mpsc::UnboundedReceiver<(Option<String>, Value)>,
+    last: &str,
+) -> Vec<Value> {
+    let mut all: Vec<Value> = Vec::new();
+    while all.last().is_none_or(|own| own["message"] != last) {
+        let next = tokio::time::timeout(PATIENCE, received.recv()).await;
+        let (authorization, body) = next.unwrap_or_else(|_| panic!("{last}: {all:#?}")).unwrap();
+        assert_eq!(authorization.as_deref(), Some("Bearer long-lived"));
+        all.push(body);
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_a_live_notification_that_is_replaced_by_its_result() {
+    let (receiver, mut received) = receiver(routes![notify]).await;
+    let server = notifying(&receiver, json!([{"every": "25 %"}])).await;
+    job(&server, "é", &[1.0, 30.5, 60.0]).await;
+    let told = bodies(&mut received, "failed: No space").await;
+    let (live, end) = told.split_at(told.len() - 2);
+    let tag = &live[0]["data"]["tag"];
+    for own in live {
+        let data = &own["data"];
+        assert_eq!((&data["tag"], &own["title"]), (tag, &json!("Prüfung")));
+        assert!(
+            data["live_update"] == true && data["alert_once"] == true,
+            "{own}"
+        );
+        assert_eq!(data["push"]["interruption-level"], "passive", "{own}");
+        let page = "https://tidings.example/monitor/schools/1/jobs/%C3%A9";
+        assert_eq!(
+            (&data["url"], &data["clickAction"]),
+            (&json!(page), &json!(page))
+        );
+    }
+    let last = live.last().unwrap();
+    assert_eq!(last["message"], "in progress, 60 %: Rows");
+    assert_eq!(
+        (&last["data"]["progress"], &last["data"]["progress_max"]),
+        (&json!(60), &json!(100))
+    );
+    assert_eq!(last["data"]["critical_text"], "60 %");
+    // The live notification is removed, and the result has a tag of its own.
+    assert_eq!(
+        end[0],
+        json!({"message": "clear_notification", "data": {"tag": tag}})
+    );
+    let data = &end[1]["data"];
+    assert!(
+        data["tag"] != *tag && data.get("live_update").is_none(),
+        "{data}"
+    );
+    assert_eq!(
+        (&data["priority"], &data["ttl"]),
+        (&json!("high"), &json!(0))
+    );
+    assert_eq!(data["push"]["interruption-level"], "time-sensitive");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_job_counts_down_to_its_estimated_end() {
+    let (receiver, mut received) = receiver(routes![notify]).await;
+    let settings = json!({"url": format!("{}/home", receiver.url), "service": "mobile_app_phone", "token": "long-lived"});
+    let medium = HomeAssistant::new(serde_json::from_value(settings).unwrap()).unwrap();
+    let now = chrono::Utc::now();
+    let notification = |more: Value| Notification {
+        id: "1".into(),
+        school_id: 1,
+        kind: "jobs",
+        subject: "a".into(),
+        title: None,
+        event_type: "job_progress",
+        status: "in_progress",
+        severity: None,
+        at: now,
+        json: more.to_string().into_bytes(),
+    };
+    let eta = now + chrono::TimeDelta::hours(1);
+    let over = now - chrono::TimeDelta::hours(1);
+    for told in [
+        json!({}),
+        json!({"progress": 10.5, "eta_at": eta}),
+        json!({"progress": 99, "eta_at": over, "message": "last"}),
+    ] {
+        medium.deliver(&notification(told)).await.unwrap();
+    }
+    let told = bodies(&mut received, "in progress, 99 %: last").await;
+    assert_eq!(told[0]["title"], "a", "a live update needs a title");
+    let [unknown, counting, over] = [0, 1, 2].map(|at| &told[at]["data"]);
+    assert_eq!(unknown["progress_indeterminate"], true);
+    assert_eq!(counting["progress"], 10);
+    assert_eq!(
+        (&counting["chronometer"], &counting["when"]),
+        (&json!(true), &json!(eta.timestamp()))
+    );
+    // A countdown would go on below zero.
+    for own in [unknown, over] {
+        assert!(own.get("chronometer").is_none(), "{own}");
+        assert!(own.get("when").is_none(), "{own}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_has_one_notification_that_is_not_live() {
+    let (receiver, mut received) = receiver(routes![notify]).await;
+    let server = notifying(&receiver, json!([{"kinds": ["devices"]}])).await;
+    server.put("/api/devices/d", json!({"name": "Door"})).await;
+    for status in ["online", "offline"] {
+        let body = json!({ "status": status });
+        server.report("/api/devices/d/status", body).await;
+    }
+    let told = bodies(&mut received, "offline").await;
+    let [.., online, offline] = &told[..] else {
+        panic!("{told:#?}");
+    };
+    let [online, offline] = [&online["data"], &offline["data"]];
+    assert_eq!(online["tag"], offline["tag"]);
+    assert!(
+        online.get("live_update").is_none() && online.get("priority").is_none(),
+        "{online}"
+    );
+    assert_eq!(offline["priority"], "high");
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused_by_name_and_without_their_secrets() {
+    let settings = |url: &str, service: &str, token: &str, page: &str| HomeAssistantSettings {
+        url: url.into(),
+        service: service.into(),
+        token: token.into(),
+        monitor_url: Some(page.into()),
+        timeout_secs: 10,
+    };
+    let [url, page] = ["https://home.example:8123", "https://t.example/monitor"];
+    assert!(HomeAssistant::new(settings(url, "mobile_app_phone", "x", page)).is_ok());
+    for (settings, named) in [
+        (settings("home.example", "s", "k", page), "url"),
+        (settings("https://home.example?hush", "s", "k", page), "url"),
+        (settings(url, "notify.s", "k", page), "service"),
+        (settings(url, "s/../hush", "k", page), "service"),
+        (settings(url, "s", "hu\nsh", page), "token"),
+        (settings(url, "s", "k", "t.example"), "monitor_url"),
+    ] {
+        let problem = HomeAssistant::new(settings).err().unwrap();
+        assert!(problem.contains(&format!("`{named}`")), "{problem}");
+        assert!(!problem.contains("hush"), "{problem}");
+    }
+}

@@ -5,7 +5,7 @@ use rocket::{State, post, routes};
 use serde_json::{Value, json};
 use tidings::config::notifiers::HomeAssistantSettings;
 use tidings::notify::home_assistant::HomeAssistant;
-use tidings::notify::notification::{Medium, Notification};
+use tidings::notify::notification::{DeliveryError, Medium, Notification};
 use tokio::sync::mpsc;
 
 use super::ntfy::{Authorization, Sent, job, receiver};
@@ -23,6 +23,12 @@ fn notify(body: String, authorization: Authorization, sent: &State<Sent>) -> Sta
     }
     sent.0.send((authorization.0, body)).unwrap();
     Status::Ok
+}
+
+/// As Home Assistant answers for a service that does not exist, or does not exist yet.
+#[post("/home/api/services/notify/nobody")]
+fn unknown() -> Status {
+    Status::BadRequest
 }
 
 async fn notifying(receiver: &Server, rules: Value) -> Server {
@@ -97,13 +103,14 @@ async fn a_job_is_a_live_notification_that_is_replaced_by_its_result() {
     assert_eq!(data["push"]["interruption-level"], "time-sensitive");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_running_job_counts_down_to_its_estimated_end() {
-    let (receiver, mut received) = receiver(routes![notify]).await;
-    let settings = json!({"url": format!("{}/home", receiver.url), "service": "mobile_app_phone", "token": "long-lived"});
-    let medium = HomeAssistant::new(serde_json::from_value(settings).unwrap()).unwrap();
-    let now = chrono::Utc::now();
-    let notification = |more: Value| Notification {
+fn medium(receiver: &Server, service: &str) -> HomeAssistant {
+    let url = format!("{}/home", receiver.url);
+    let settings = json!({"url": url, "service": service, "token": "long-lived"});
+    HomeAssistant::new(serde_json::from_value(settings).unwrap()).unwrap()
+}
+
+fn notification(more: &Value) -> Notification {
+    Notification {
         id: "1".into(),
         school_id: 1,
         kind: "jobs",
@@ -112,9 +119,24 @@ async fn a_running_job_counts_down_to_its_estimated_end() {
         event_type: "job_progress",
         status: "in_progress",
         severity: None,
-        at: now,
+        at: chrono::Utc::now(),
         json: more.to_string().into_bytes(),
-    };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_service_is_not_taken_for_a_refused_event() {
+    let (receiver, _received) = receiver(routes![unknown]).await;
+    let medium = medium(&receiver, "nobody");
+    let error = DeliveryError::Failed("answered 400".into());
+    assert_eq!(medium.deliver(&notification(&json!({}))).await, Err(error));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_job_counts_down_to_its_estimated_end() {
+    let (receiver, mut received) = receiver(routes![notify]).await;
+    let medium = medium(&receiver, "mobile_app_phone");
+    let now = chrono::Utc::now();
     let eta = now + chrono::TimeDelta::hours(1);
     let over = now - chrono::TimeDelta::hours(1);
     for told in [
@@ -122,7 +144,7 @@ async fn a_running_job_counts_down_to_its_estimated_end() {
         json!({"progress": 10.5, "eta_at": eta}),
         json!({"progress": 99, "eta_at": over, "message": "last"}),
     ] {
-        medium.deliver(&notification(told)).await.unwrap();
+        medium.deliver(&notification(&told)).await.unwrap();
     }
     let told = bodies(&mut received, "in progress, 99 %: last").await;
     assert_eq!(told[0]["title"], "a", "a live update needs a title");

@@ -221,10 +221,10 @@ impl Segments {
                 }
                 stretch.events.retain(|event| event.seq > last.seq);
             }
-            if stretch.floor > segment.through {
+            if stretch.floor.seq > segment.through {
                 // Its earlier events lie before a hole.
                 segment.events.clear();
-                segment.floor = stretch.floor;
+                segment.floor = stretch.floor.seq;
             }
             let bytes = stretch.events.iter().map(|event| event.bytes());
             segment.bytes += bytes.sum::<usize>();

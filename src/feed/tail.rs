@@ -387,7 +387,7 @@ impl Tail<'_> {
             self.start_over(school);
             return Vec::new();
         }
-        if stretch.floor > known.seq {
+        if stretch.floor.seq > known.seq {
             return self.skip(school, stretch);
         }
         let Stretch { events, head, .. } = stretch;
@@ -434,7 +434,9 @@ impl Tail<'_> {
         {
             deliverable.push(entry.remove());
         }
-        let through = deliverable.last().map_or(stretch.floor, |last| last.seq);
+        let through = deliverable
+            .last()
+            .map_or(stretch.floor.seq, |last| last.seq);
         if through >= hole.newest {
             self.holes.remove(&school);
         }

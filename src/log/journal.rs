@@ -46,8 +46,8 @@ pub struct Stretch {
     pub through: u64,
     /// The school's newest `seq` when the stretch was read.
     pub head: u64,
-    /// Events up to this `seq` have been removed.
-    pub floor: u64,
+    /// Events up to this place have been removed.
+    pub floor: Place,
     /// The last events of subjects that have ticks in this stretch and further events after it.
     pub last: HashMap<(Kind, SubjectId), LastEvent>,
 }
@@ -55,10 +55,12 @@ pub struct Stretch {
 impl Stretch {
     /// Whether the stretch, which was read from before this place, shows that the log no longer has its event.
     pub fn lacks(&self, known: Place) -> bool {
-        let is_other = |event: &Arc<Event>| {
-            event.seq == known.seq && known.tag.is_some() && event.place() != known
+        let is_other = |place: Place| {
+            let are_tagged = place.tag.is_some() && known.tag.is_some();
+            place.seq == known.seq && are_tagged && place != known
         };
-        self.head < known.seq || self.events.first().is_some_and(is_other)
+        let first = self.events.first().map(|event| event.place());
+        self.head < known.seq || is_other(self.floor) || first.is_some_and(is_other)
     }
 }
 

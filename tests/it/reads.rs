@@ -337,7 +337,7 @@ impl Log for Endless {
             events: Vec::new(),
             through: upto,
             head: 1_000_000,
-            floor: 0,
+            floor: Place::default(),
             last: HashMap::new(),
         })
     }

@@ -429,7 +429,7 @@ impl Log for Ledger {
                 events,
                 through,
                 head,
-                floor: log.floor,
+                floor: log.place(log.floor),
                 last,
             }
         });

@@ -20,8 +20,9 @@ moved AS (
     WHERE schools.school_id = input.school_id AND locked.stamp = input.expected
     RETURNING schools.school_id
 ),
+-- Rows that exist are locked before others are made, as by whoever locks first: two nodes cannot wait for each other.
 written AS MATERIALIZED (
-    SELECT school_id FROM made UNION ALL SELECT school_id FROM moved
+    SELECT school_id FROM moved UNION ALL SELECT school_id FROM made
 ),
 new_events AS (
     INSERT INTO events (school_id, seq, kind, subject_id, name, milestone, wide, status, category, at, fields)

@@ -76,7 +76,7 @@ pub(super) async fn stretch(
     upto: u64,
 ) -> QueryResult<Stretch> {
     let Bounds { head, floor } = bounds(conn, school).await?;
-    let (head, floor) = (head.seq, floor.seq);
+    let head = head.seq;
     let upto = upto.min(head);
     let source = Source::Everything;
     let part = source.part(conn, epoch, school, (after, upto)).await?;

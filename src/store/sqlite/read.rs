@@ -95,7 +95,7 @@ pub(super) fn stretch(
     upto: u64,
 ) -> QueryResult<Stretch> {
     let Bounds { head, floor } = bounds(conn, school)?;
-    let (head, floor) = (head.seq, floor.seq);
+    let head = head.seq;
     let upto = upto.min(head);
     let part = part(conn, epoch, school, &Source::Everything, (after, upto))?;
     let through = match part.last() {

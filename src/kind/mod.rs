@@ -24,9 +24,9 @@ use serde_json::value::RawValue;
 use self::job::{History, Past};
 use self::values::{
     IdOrNumber, Time, as_optional_timestamp, as_timestamp, bounded, code, from_optional_object,
-    merged, one_of, optional_id_or_number, optional_time, percent, text_or_number, unnamed_schema,
+    merged, one_of, optional_id_or_number, optional_time, text_or_number, unnamed_schema,
 };
-pub(crate) use self::values::{TextOrNumber, is_plain_name};
+pub(crate) use self::values::{TextOrNumber, is_plain_name, percent};
 use crate::event::{Draft, EventType};
 use crate::id::{Channel, Kind, NameError, SubjectId};
 use crate::uptime::Uptime;

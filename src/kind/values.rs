@@ -171,7 +171,7 @@ pub(super) fn from_optional_object<'de, D: Deserializer<'de>, T: DeserializeOwne
 }
 
 /// Returns a number from 0 to 100. A number outside by a rounding error counts as the end of the range.
-pub(super) fn percent(told: f64) -> Option<f64> {
+pub(crate) fn percent(told: f64) -> Option<f64> {
     const NOISE: f64 = 1e-9;
     // The addition turns `-0.0` into `0.0`, so that the sign is not printed.
     let clamped = told.clamp(0.0, 100.0) + 0.0;

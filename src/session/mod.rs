@@ -180,7 +180,11 @@ impl Session {
                 is_command
             }
             Err(error) => {
-                self.refuse(error.code(), None, error.to_string(), out);
+                let id = match error {
+                    ClientMessageError::InexactNumber(_) => ClientMessage::id_of(text),
+                    _ => None,
+                };
+                self.refuse_message(id, (error.code(), None), error.to_string(), out);
                 false
             }
         }
@@ -307,12 +311,23 @@ impl Session {
         message: impl Into<String>,
         out: &mut impl Outbox,
     ) {
+        self.refuse_message(None, (code, limit), message.into(), out);
+    }
+
+    /// Rejects a message, with its `id` if it has one.
+    fn refuse_message(
+        &self,
+        id: Option<Value>,
+        (code, limit): (&'static str, Option<&'static str>),
+        message: String,
+        out: &mut impl Outbox,
+    ) {
         self.note(code, limit);
         let error = Control::Error {
             code,
-            message: message.into(),
+            message,
             channels: Vec::new(),
-            id: None,
+            id,
         };
         out.send(Outgoing::Control(&error));
     }

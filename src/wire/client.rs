@@ -1,6 +1,7 @@
 //! The messages of WebSocket clients: `{"type" or "action": "ping" | "subscribe" | "unsubscribe" | "auth" | "publish", …}`.
 
 use schemars::JsonSchema;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 pub use super::json::InexactNumber;
@@ -160,8 +161,19 @@ const INVALID_PUBLISH_ID: ClientMessageError =
     ClientMessageError::InvalidField("`id` must be a number, or a string of at most 128 bytes");
 
 impl ClientMessage {
+    /// Returns the `id` of a message that cannot be read as a whole, because a number in it would be rounded.
+    pub fn id_of(text: &str) -> Option<Value> {
+        let Named { id } = json::read_part(without_mark(text))?;
+        match &id {
+            Some(Value::String(text)) if text.len() > PUBLISH_ID_MAX_BYTES => None,
+            Some(Value::String(_) | Value::Number(_)) => id,
+            _ => None,
+        }
+    }
+
     /// Parses a text message.
     pub fn parse(text: &str) -> Result<ClientMessage, ClientMessageError> {
+        let text = without_mark(text);
         if matches!(text.trim(), "ping" | "\"ping\"") {
             return Ok(ClientMessage::BarePing);
         }
@@ -227,6 +239,17 @@ impl ClientMessage {
             _ => Err(ClientMessageError::UnknownType),
         }
     }
+}
+
+/// The part of a message by which its answer is recognised.
+#[derive(Deserialize)]
+struct Named {
+    id: Option<Value>,
+}
+
+/// Returns a text without a byte order mark, which is ignored.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 fn targets(

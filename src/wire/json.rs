@@ -43,6 +43,11 @@ pub(crate) enum JsonError {
     Inexact(#[from] InexactNumber),
 }
 
+/// Parses some members of an object that a client sent, whatever the others contain.
+pub(super) fn read_part<T: DeserializeOwned>(text: &str) -> Option<T> {
+    serde_json::from_str(&without_lone_surrogates(text)).ok()
+}
+
 /// Parses a text that a client sent.
 pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
     let text = &*without_lone_surrogates(text);

@@ -196,6 +196,18 @@ async fn a_command_on_the_socket_that_is_rejected_has_the_problem_of_a_line_and_
         send(&mut ws, &publish(id, progress("a", 7))).await;
         assert_eq!(receive(&mut ws).await.unwrap()["code"], "invalid_field");
     }
+    // Numbers that would be rounded. The client learns which command is meant.
+    for number in ["18446744073709551616", "1e999"] {
+        let command = r#"{"type": "publish", "id": 8, "op": "jobs.progress", "job_id": "a", "metadata": {"rows": N}}"#;
+        send(&mut ws, &command.replace('N', number)).await;
+        let answer = receive(&mut ws).await.unwrap();
+        let (code, id) = (&answer["code"], &answer["id"]);
+        assert_eq!((code, id), (&json!("invalid_field"), &json!(8)), "{answer}");
+    }
+    // A byte order mark is ignored, as in a body.
+    let marked = format!("\u{feff}{}", publish("z", progress("a", 9)));
+    send(&mut ws, &marked).await;
+    assert_eq!(receive(&mut ws).await.unwrap()["event"]["progress"], 9.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

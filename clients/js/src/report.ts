@@ -68,6 +68,14 @@ export function report(type: string, options: ReportOptions = {}): Report {
   let ended = false;
   let lost = false;
 
+  /** Takes over the attempt of a job that somebody has started already, such as this worker before a restart. */
+  const joins = async (headers: Record<string, string>): Promise<boolean> => {
+    const answer = await (options.fetch ?? fetch)(url.slice(0, -1), { headers, signal: AbortSignal.timeout(REQUEST_MS) });
+    const job = answer.ok ? await answer.json().catch(() => ({})) : {};
+    if (job.status === "in_progress") attempt = job.attempt;
+    return attempt !== undefined;
+  };
+
   const post = async (command: Command): Promise<boolean> => {
     const deadline = Date.now() + (options.giveUpMs ?? GIVE_UP_MS);
     let pause = PAUSE_MS;
@@ -98,7 +106,8 @@ export function report(type: string, options: ReportOptions = {}): Report {
         wait = Math.max(wait, refused.retryMs);
         const { status = 0 } = refused;
         if (status === 401 ? ++rejections === REJECTIONS_MAX : status < 500 && status !== 429 && status !== 408) {
-          if (status === 409 && command.verb !== "start") {
+          if (status === 409) {
+            if (command.verb === "start" && (await joins(headers))) return true;
             // Finished by someone else, or retried: the job is no longer this worker's.
             lost = true;
             stop.abort(refused);

@@ -126,6 +126,26 @@ describe("report", { concurrency: true }, () => {
     assert.deepEqual([status, attempt, progress], ["in_progress", 2, 0], problems);
   });
 
+  test("a job that runs already is joined under its attempt, and one that has ended is left alone", async () => {
+    for (const id of ["joined", "over"]) {
+      await server.post("jobs", { job_id: id, job_type: "import", status: "in_progress" });
+    }
+    await server.post("jobs/over/complete");
+    const bodies = [];
+    const recorded = (url, init) => {
+      if (init.body) bodies.push(JSON.parse(init.body));
+      return fetch(url, init);
+    };
+    const joined = begin("import", { id: "joined", fetch: recorded });
+    joined.progress(5);
+    assert.equal(await joined.complete(), true);
+    assert.deepEqual(bodies.slice(1).map((body) => body.attempt), bodies.slice(1).map(() => 1));
+    const over = begin("import", { id: "over", fetch: recorded });
+    await until(() => over.signal.aborted);
+    assert.equal(await over.fail("late"), false);
+    assert.equal((await get("over")).status, "completed");
+  });
+
   test("a token that has expired is replaced", async () => {
     const tokens = [token("worker", -3600), token("worker")];
     const job = begin("token", { token: () => (tokens.length > 1 ? tokens.shift() : tokens[0]) });

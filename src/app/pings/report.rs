@@ -14,6 +14,7 @@
 //! noticed: progress that is taken for an exit code fails the run at its first report, while a failure that is taken for
 //! progress would be lost.
 
+use crate::kind;
 use crate::log::pings::Numbers;
 
 /// What a ping reports.
@@ -102,7 +103,7 @@ fn exit(code: &str) -> Result<Report, NoReport> {
 fn progress(percent: &str) -> Result<Report, NoReport> {
     let number = percent.parse().ok().filter(|_| is_number(percent));
     number
-        .filter(|percent| (0.0..=100.0).contains(percent))
+        .and_then(kind::percent)
         .map(Report::Progress)
         .ok_or(NoReport::Percent)
 }
@@ -114,10 +115,11 @@ fn share(done: &str, total: &str) -> Result<Report, NoReport> {
     let (Ok(done), Ok(total)) = (done.parse::<f64>(), total.parse::<f64>()) else {
         return Err(NoReport::Unknown);
     };
-    match total > 0.0 && done <= total {
-        true => Ok(Report::Progress(done * 100.0 / total)),
-        false => Err(NoReport::Percent),
-    }
+    let percent = (total > 0.0).then_some(done * 100.0 / total);
+    percent
+        .and_then(kind::percent)
+        .map(Report::Progress)
+        .ok_or(NoReport::Percent)
 }
 
 #[cfg(test)]
@@ -144,6 +146,8 @@ mod tests {
                 ("40%", Report::Progress(40.0)),
                 ("0%", Report::Progress(0.0)),
                 ("12.5%", Report::Progress(12.5)),
+                ("100.00000000000001%", Report::Progress(100.0)),
+                ("200.0000000001/200", Report::Progress(100.0)),
                 ("80/200", Report::Progress(40.0)),
                 ("200/200", Report::Progress(100.0)),
             ] {

@@ -17,7 +17,7 @@ use futures_util::stream::poll_fn;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
-use tokio_postgres::{AsyncMessage, Client, Connection, Error, Statement};
+use tokio_postgres::{AsyncMessage, Client, Connection, Error, SimpleQueryMessage, Statement};
 
 use super::{Bus, BusError, Inbox, Outgoing};
 use crate::config::{
@@ -55,6 +55,8 @@ pub struct PostgresBus {
     /// The schools to listen to. Locked during requests about them, so that the last wish is the last request.
     wanted: tokio::sync::Mutex<HashSet<SchoolId>>,
     live: Mutex<Option<Arc<Live>>>,
+    /// The epoch of the database to which the last connection led.
+    found: Mutex<Option<String>>,
 }
 
 /// The connection in use.
@@ -73,6 +75,7 @@ impl PostgresBus {
             epoch,
             wanted: tokio::sync::Mutex::default(),
             live: Mutex::default(),
+            found: Mutex::default(),
         }
     }
 
@@ -114,8 +117,28 @@ impl PostgresBus {
         changed
     }
 
+    /// Finds out whether a connection leads to the database of the log. Nodes that listen elsewhere hear nothing.
+    async fn identify(&self, client: &Client) -> Result<(), BusError> {
+        let has_table = "SELECT 1 WHERE to_regclass('meta') IS NOT NULL";
+        let found = match value(client, has_table).await? {
+            Some(_) => value(client, "SELECT value FROM meta WHERE key = 'epoch'").await?,
+            None => None,
+        };
+        let found = found.unwrap_or_else(|| "unknown".to_owned());
+        let is_own = found == self.epoch.to_string();
+        let mut known = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_own && known.as_ref() != Some(&found) {
+            tracing::error!(
+                "`direct_url` leads to another database than `database_url`: this node hears other nodes late"
+            );
+        }
+        *known = Some(found);
+        Ok(())
+    }
+
     /// Listens to everything that is wanted, over a new connection.
     async fn begin(&self, client: Client) -> Result<Arc<Live>, BusError> {
+        self.identify(&client).await?;
         answer(client.batch_execute("SET synchronous_commit = off")).await?;
         let notify = answer(client.prepare(NOTIFY)).await?;
         let wanted = self.wanted.lock().await;
@@ -230,7 +253,8 @@ impl Bus for PostgresBus {
     }
 
     fn fingerprint(&self) -> Option<String> {
-        Some(self.name().to_owned())
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.as_ref().map(|epoch| format!("postgres {epoch}"))
     }
 }
 
@@ -242,6 +266,15 @@ impl Drop for Down<'_> {
         self.0.set_live(None);
         self.1.is_connected(false);
     }
+}
+
+/// Returns the first value that a query finds.
+async fn value(client: &Client, query: &str) -> Result<Option<String>, BusError> {
+    let found = answer(client.simple_query(query)).await?;
+    Ok(found.iter().find_map(|row| match row {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    }))
 }
 
 /// Awaits an answer, but not for longer than a server that works may take.

@@ -1,5 +1,8 @@
 //! Two real servers over one Postgres, with each bus: a client of one is told what happens on the other.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
 use serde_json::{Value, json};
 
 use crate::support::part::free_port;
@@ -224,4 +227,26 @@ async fn a_bus_over_tls_is_used_if_the_system_trusts_its_certificate() {
         }
         assert!(!metric("tidings_task_panics_total{task=\"bus connection\"}").await);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_would_listen_in_another_database_says_so() {
+    let (database, other) = match (postgres::database(), postgres::database()) {
+        (Some(database), Some(other)) => (database, other),
+        _ => return,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(folder.path());
+    command
+        .env("TIDINGS_DATABASE_URL", &database.url)
+        .env("TIDINGS_DIRECT_URL", &other.url)
+        .arg("serve")
+        .stderr(Stdio::piped());
+    let mut node = Process::start(&mut command);
+    let log = BufReader::new(node.stderr());
+    let said = log
+        .lines()
+        .map(Result::unwrap)
+        .find(|line| line.contains("`direct_url` leads to another database"));
+    assert!(said.is_some(), "the node ended without it");
 }

@@ -30,6 +30,8 @@ export interface LinkOptions {
   query?: Record<string, string | number | readonly (string | number)[] | undefined> | undefined;
   /** The transports to use, in order of preference. */
   transports?: readonly Transport[] | undefined;
+  /** How long a transport that the network blocks is not tried again, in milliseconds. Half an hour if absent. */
+  blockedMs?: number | undefined;
   /** Used in place of the global `fetch`. */
   fetch?: typeof fetch | undefined;
   /** Used in place of the global `WebSocket`, which Node has since version 22. */
@@ -49,7 +51,6 @@ export interface Reader {
 
 /** Within this time, a connection must bring its first message. */
 const FIRST_MESSAGE_MS = 4000;
-/** How long a blocked transport is not tried again. */
 const BLOCKED_MS = 1_800_000;
 /** So many connections in a row must break before their first message. One that is silent is enough. */
 const STRIKES = 2;
@@ -66,6 +67,9 @@ const REJECTIONS_MAX = 3;
 const SHORT_MS = 1000;
 /** A timer that is so late says nothing about the connection. */
 const LATE_MS = 500;
+const ENDED = "the connection has ended";
+/** The code of a connection that ends without a reason, as RFC 6455 has it. */
+const NO_CODE = 1005;
 /** What a retry does not change. */
 const FINAL = [400, 403, 404, 422];
 /** Closes after which a fresh token may help: expired, or about to expire when the server is back. */
@@ -224,7 +228,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
       asked = true;
       alive();
       await Promise.race([gone, transport === "websocket" ? converse(token) : transport === "sse" ? listen() : poll()]);
-      if (transport !== "poll" || !heard) failure = new Error("the connection has ended");
+      if (transport !== "poll" || !heard) failure = heard ? new TidingsError(ENDED, undefined, NO_CODE) : new Error(ENDED);
     } catch (error) {
       failure = error;
     }
@@ -244,7 +248,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
         if (code === 1000) return;
         throw new TidingsError(said || reason || "the server has closed the stream", undefined, code);
       }
-      failure = new Error(reason);
+      failure = new TidingsError(reason ?? "", undefined, code);
       wait = retry_ms ?? 0;
       const short = Date.now() - started < SHORT_MS;
       retreat = short && hasty;
@@ -265,7 +269,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
           // One cut may be chance. The last resort is never blocked.
           strikes += silent ? STRIKES : 1;
           if (strikes >= STRIKES && transport !== order.at(-1)) {
-            blocked[transport] = Date.now() + BLOCKED_MS;
+            blocked[transport] = Date.now() + (options.blockedMs ?? BLOCKED_MS);
             remember(shelf, blocked);
             strikes = 0;
             retreat = false;

@@ -34,6 +34,12 @@ export function keyOf(event: Message): string | undefined {
   return undefined;
 }
 
+/** Returns the epoch and `seq` of a cursor: `<epoch>-<seq>-<tag>`. What cannot be read is 0: then more is asked for than is needed. */
+export function placeOf(cursor: string): { epoch: string; seq: number } {
+  const [epoch = "", seq] = cursor.split("-");
+  return { epoch, seq: Number(seq) || 0 };
+}
+
 /** Returns whether an event takes its subject out of the present state. */
 function isOver({ type, status, payload }: Message): boolean {
   // biome-ignore lint/suspicious/noExplicitAny: fields of every kind
@@ -41,6 +47,7 @@ function isOver({ type, status, payload }: Message): boolean {
 }
 
 export class Story {
+  readonly #keeps: boolean;
   /** Where to resume; empty: at the start. */
   cursor = "";
   /** The last event's place since the last `reset`. */
@@ -49,6 +56,11 @@ export class Story {
   ready = false;
   /** The present state: the latest event of each part of each subject. */
   readonly state = new Map<string, TidingsEvent>();
+
+  /** `keeps`: whether it keeps the present state. */
+  constructor(keeps = true) {
+    this.#keeps = keeps;
+  }
 
   /** Takes a message of a connection. Returns it if the application gets it. */
   take(message: Message): Tiding | undefined {
@@ -65,7 +77,7 @@ export class Story {
     } else if (typeof seq === "number" && seq > this.seq) {
       this.seq = seq;
       this.cursor = message.cursor || this.cursor;
-      const key = keyOf(message);
+      const key = this.#keeps && keyOf(message);
       if (key) {
         // The order of the state is that of the log.
         this.state.delete(key);

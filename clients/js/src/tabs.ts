@@ -5,11 +5,12 @@
  *    it closes, hangs or is put aside by the browser, another one takes over, from its own cursor.
  * 2. Each tab has a story of its own, which drops repetitions. A message says which event was before it; a tab that lacks that event asks
  *    the leader to resume from the tab's cursor. So no tab misses anything or gets anything twice.
- * 3. A tab that knows nothing yet gets the leader's present state.
+ * 3. A tab that knows nothing yet gets the leader's present state. One that begins at a cursor gets what it lacks, or learns that it lacks nothing.
  */
+import { TidingsError } from "./error.js";
 import type { Reader, Transport } from "./link.js";
 import type { Message } from "./messages.js";
-import type { Chapter, Story } from "./story.js";
+import { type Chapter, placeOf, type Story } from "./story.js";
 
 export interface Tab {
   story: Story;
@@ -35,7 +36,10 @@ interface Note {
   p?: number;
   /** The connection is up, by this transport, or down (null). */
   up?: Transport | null;
+  /** The state is complete for a tab that has everything up to this `seq`. */
+  r?: number | undefined;
   why?: string | undefined;
+  code?: string | number | undefined;
 }
 
 const CHECK_MS = 10_000;
@@ -75,7 +79,7 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
     },
     tell(transport, error) {
       up = transport;
-      post({ up: up ?? null, why: error?.message });
+      post({ up: up ?? null, why: error?.message, code: (error as TidingsError | undefined)?.code });
       tab.tell(transport, error);
     },
   };
@@ -86,11 +90,15 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
       const { hi } = data;
       if (!hi) return;
       if (!hi.cursor) post({ all: story.tell() });
-      else if (hi.seq < story.seq && !(hi.seq > (straggler?.seq ?? hi.seq))) {
+      else if (story.cursor && placeOf(hi.cursor).epoch !== placeOf(story.cursor).epoch) {
+        // One of the two was away while the log was replaced. Nobody knows which, so all begin anew.
+        reader.take({ type: "reset", reason: "unknown_epoch" });
+        reader.restart?.();
+      } else if (hi.seq < story.seq && !(hi.seq > (straggler?.seq ?? hi.seq))) {
         straggler = hi;
         reader.restart?.();
       }
-      post({ up: up ?? null });
+      post({ up: up ?? null, r: story.ready ? story.seq : undefined });
     } else if (data.lead) ask();
     else if (data.all) {
       if (!story.cursor) tab.meet(data.all);
@@ -101,7 +109,10 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
         asking = false;
         tab.take(data.m);
       } else if (!asking) ask();
-    } else if (data.up !== undefined) tab.tell(data.up ?? undefined, data.why ? new Error(data.why) : undefined);
+    } else if (data.up !== undefined) {
+      if (!story.ready && story.cursor && story.seq >= (data.r as number)) tab.take({ type: "ready", cursor: story.cursor });
+      tab.tell(data.up ?? undefined, data.why === undefined ? undefined : new TidingsError(data.why, undefined, data.code));
+    }
   };
 
   return new Promise<void>((done, failed) => {
@@ -125,8 +136,10 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
             if (turn.signal.aborted) return;
             leave();
             // Another tab has taken the lead, because this one did not answer.
-            if (error?.name === "AbortError") enter();
-            else end(error);
+            if (error?.name === "AbortError") {
+              enter();
+              ask(); // it may not have heard what came meanwhile
+            } else end(error);
           },
         );
     };

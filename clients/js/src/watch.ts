@@ -4,13 +4,13 @@
 import type { TidingsError } from "./error.js";
 import { type LinkOptions, link, type Reader, scopeUrl, type Transport } from "./link.js";
 import type { Message, Reset, Tiding, TidingsEvent } from "./messages.js";
-import { type Chapter, Story } from "./story.js";
+import { type Chapter, placeOf, Story } from "./story.js";
 import { together } from "./tabs.js";
 
 export interface WatchOptions extends LinkOptions {
   /** Is called with each event, `ready` and `reset`, in order. */
   onTiding?: ((tiding: Tiding) => void) | undefined;
-  /** Where to resume, for an application that keeps the cursor itself. The watch then shares and stores nothing. */
+  /** Where to resume, for an application that keeps the cursor itself. The watch then stores nothing, and shares only if it has an `identity`. */
   cursor?: string | undefined;
   /** Ends the watch. */
   signal?: AbortSignal | undefined;
@@ -23,6 +23,11 @@ export interface WatchOptions extends LinkOptions {
   share?: boolean | undefined;
   /** Whether a reloaded page continues where it was. True if absent. */
   persist?: boolean | undefined;
+  /**
+   * Whether the watch keeps the latest event of each subject. True if absent. False is for a page that is open for weeks and needs only to learn that
+   * something happens: `subjects` stays empty.
+   */
+  subjects?: boolean | undefined;
 }
 
 /** The present state of a watch. Never changes; a new one takes its place. */
@@ -36,7 +41,7 @@ export interface Snapshot {
   /** Where to resume. */
   readonly cursor: string;
   readonly transport: Transport | undefined;
-  /** Why the watch is offline or has failed. */
+  /** Why the watch is offline or has failed. If the connection was not cut but closed, it is a `TidingsError` with the `code` of the close. */
   readonly error: Error | undefined;
 }
 
@@ -65,8 +70,8 @@ const CHANGING_CLAIMS = ["exp", "iat", "nbf", "jti", "session_exp"];
  */
 export function watch(scope: string | readonly string[], options: WatchOptions = {}): Watch {
   const url = scopeUrl(scope, options);
-  const { onTiding, signal } = options;
-  const story = new Story();
+  const { onTiding, signal, cursor, subjects } = options;
+  const story = new Story(subjects);
   const stop = new AbortController();
   const queues = new Set<(tiding?: Tiding) => void>();
   const listeners = new Set<() => void>();
@@ -113,9 +118,10 @@ export function watch(scope: string | readonly string[], options: WatchOptions =
       });
     const secrets = { ...options, token: first("token"), ticket: first("ticket") };
     const play = (reader: Reader, until: AbortSignal) => link(url, secrets, reader, until);
-    if (options.cursor === undefined) {
+    story.cursor = cursor ?? "";
+    if (cursor === undefined || options.identity !== undefined) {
       const share = options.share !== false && globalThis.navigator?.locks && globalThis.BroadcastChannel && globalThis.location;
-      const persist = options.persist !== false && session();
+      const persist = cursor === undefined && options.persist !== false && session();
       let who = options.identity;
       if (who === undefined && (share || persist)) {
         try {
@@ -124,7 +130,8 @@ export function watch(scope: string | readonly string[], options: WatchOptions =
         } catch {}
       }
       if (who !== undefined) {
-        const name = `tidings:${url}:${who}`;
+        // Tabs that keep no state have none for the others.
+        const name = `tidings:${url}:${who}${subjects === false ? "#" : ""}`;
         if (persist) {
           const stored = persist.getItem(name);
           persist.removeItem(name);
@@ -137,9 +144,13 @@ export function watch(scope: string | readonly string[], options: WatchOptions =
           };
           globalThis.addEventListener("pagehide", save, { signal: stop.signal });
         }
-        if (share) return together(name, { story, take, meet, tell, play }, stop.signal);
+        if (share) {
+          // Else the leader would take this tab for one that lacks everything.
+          story.seq = placeOf(story.cursor).seq || story.seq;
+          return together(name, { story, take, meet, tell, play }, stop.signal);
+        }
       }
-    } else story.cursor = options.cursor;
+    }
     return play({ cursor: () => story.cursor, take, tell }, stop.signal);
   };
   const end = () => stop.abort();

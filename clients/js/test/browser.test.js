@@ -108,6 +108,59 @@ describe("browser", () => {
     for (const tab of tabs) await tab.close();
   });
 
+  test("tabs that start at a cursor and name the user share one connection, and each gets what is behind its cursor", async () => {
+    await server.post("jobs", { job_id: "at", job_type: "at" });
+    const old = (await server.post("jobs/at/start")).cursor;
+    const { cursor, seq } = await server.post("jobs/at/progress", { message: "before" });
+    const options = { identity: "me", subjects: false, query: { tick_ms: 0 } };
+    streams.length = 0;
+    const tabs = [];
+    for (let index = 0; index < 3; index++) {
+      tabs.push(await watcher("jobs/at", { ...options, cursor }));
+      await ready(tabs[index]);
+    }
+    assert.equal(streams.length, 1, streams.join("\n"));
+    const expected = [(await server.post("jobs/at/progress", { message: "after" })).seq];
+    for (const tab of tabs) await until(async () => (await seqs(tab)).length === 1);
+    // One that begins earlier gets what it lacks. The others get nothing twice.
+    const late = await watcher("jobs/at", { ...options, cursor: old });
+    await until(async () => (await seqs(late)).length === 2);
+    assert.deepEqual(await seqs(late), [seq, ...expected]);
+    await ready(late);
+    await tabs.shift().close();
+    expected.push((await server.post("jobs/at/progress", { message: "another leader" })).seq);
+    for (const tab of tabs) {
+      await until(async () => (await seqs(tab)).length === 2);
+      assert.deepEqual(await seqs(tab), expected);
+      const snapshot = await tab.evaluate(() => {
+        const { status, subjects } = globalThis.watching.getSnapshot();
+        return [status, subjects.size, sessionStorage.length];
+      });
+      assert.deepEqual(snapshot, ["live", 0, 0], "no state is kept or stored");
+    }
+    for (const tab of [...tabs, late]) await tab.close();
+  });
+
+  test("a tab whose cursor is of another life of the log is reset, with all others", async () => {
+    await server.post("jobs", { job_id: "life", job_type: "life" });
+    const { cursor } = await server.post("jobs/life/start");
+    const options = { identity: "me", query: { tick_ms: 0 } };
+    const first = await watcher("jobs/life", { ...options, cursor });
+    await ready(first);
+    const [, , tag] = cursor.split("-");
+    const second = await watcher("jobs/life", { ...options, cursor: `0000000000000000-999999-${tag}` });
+    for (const page of [first, second]) {
+      await until(async () => (await heard(page)).some(({ type }) => type === "reset"), "reset");
+      await until(async () => (await heard(page)).at(-1).type === "ready", "ready");
+    }
+    const { seq } = await server.post("jobs/life/progress", { message: "known to both" });
+    for (const page of [first, second]) {
+      await until(async () => (await seqs(page)).length === 1);
+      assert.deepEqual(await seqs(page), [seq]);
+      await page.close();
+    }
+  });
+
   test("a leader that hangs is replaced, and follows afterwards", async () => {
     await server.post("jobs", { job_id: "hung", job_type: "hung" });
     const first = await watcher("jobs/hung", { query: { tick_ms: 0 } });

@@ -60,6 +60,34 @@ describe("watch", { concurrency: true }, () => {
     watching.close();
   });
 
+  test("a watch that keeps no state delivers everything, and its subjects are empty", async () => {
+    await server.post("jobs", { job_id: "stateless", job_type: "stateless" });
+    const seen = [];
+    const watching = open("jobs/stateless", { subjects: false, onTiding: ({ type, status }) => seen.push(status ?? type) });
+    await until(() => watching.getSnapshot().ready);
+    await server.post("jobs/stateless/start");
+    await until(() => seen.length === 3);
+    assert.deepEqual(seen, ["pending", "ready", "in_progress"]);
+    assert.equal(watching.getSnapshot().subjects.size, 0);
+    watching.close();
+  });
+
+  test("a server that closes a stream and asks to reconnect tells so by a code", async () => {
+    const own = await tidings();
+    try {
+      const watching = open("jobs", { server: own.url });
+      const errors = [];
+      watching.subscribe(() => errors.push(watching.getSnapshot().error));
+      await until(() => watching.getSnapshot().status === "live");
+      await own.stop();
+      await until(() => errors.some((error) => error));
+      assert.equal(errors.find((error) => error).code, 1001);
+      watching.close();
+    } finally {
+      await own.remove();
+    }
+  });
+
   test("several channels are one scope", async () => {
     for (const id of ["a b", "ü/%"]) await server.post("jobs", { job_id: id, job_type: "several" });
     const scope = ["a b", "ü/%"].map((id) => `jobs/${encodeURIComponent(id)}`);

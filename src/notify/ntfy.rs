@@ -1,7 +1,7 @@
 //! Delivers to ntfy (<https://ntfy.sh>): one notification for each subject, which updates itself.
 //!
 //! All notifications of a subject have the same sequence id, by which ntfy 2.16 and newer replaces the one that is shown:
-//! see [`subject_tag`].
+//! see `subject_tag` in `summary`.
 
 use async_trait::async_trait;
 use serde::Serialize;

@@ -281,6 +281,9 @@ over_every_transport! {
         server.running_job("a").await;
         let mut listener = server.listen(transport, "/jobs").await;
         listener.until_ready().await;
+        if transport == Transport::Poll {
+            until("the first poll has ended", async || server.tidings.streams() == 0).await;
+        }
         let waiting = tokio::spawn(async move { listener.next().await });
         // The poll must be waiting before the server stops, or it is refused instead.
         until("the stream is open", async || server.tidings.streams() == 1).await;

@@ -87,7 +87,10 @@ impl Driver {
             let is_known = self.story.is_connected() || !is_accepted;
             let mut problem = None;
             let next = match ended {
-                Ok(()) if self.polls_on() => continue,
+                Ok(()) if self.polls_on() => {
+                    self.story.continues();
+                    continue;
+                }
                 Ok(()) if is_known => self.story.cut(),
                 Ok(()) => self.story.ended_early(),
                 Err(Trouble::Left) => return,

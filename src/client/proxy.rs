@@ -55,6 +55,13 @@ impl Service<Uri> for Connector {
             let connecting = self.tcp.call(server);
             return Box::pin(async { Ok(connecting.await?) });
         };
+        let scheme = proxy.uri().scheme_str().unwrap_or("http");
+        if scheme != "http" {
+            let problem = format!(
+                "the environment names a proxy with `{scheme}://`; only http:// proxies are supported"
+            );
+            return Box::pin(async move { Err(problem.into()) });
+        }
         let mut tunnel = Tunnel::new(proxy.uri().clone(), self.tcp.clone());
         if let Some(authorization) = proxy.basic_auth() {
             tunnel = tunnel.with_auth(authorization.clone());

@@ -92,6 +92,8 @@ pub(super) struct Story {
     last_seq: u64,
     /// The first cursor, if a connection that ends before the first `ready` is to be followed by one that begins there again.
     begin: Option<Option<String>>,
+    /// Whether the next request continues where the last one ended.
+    continues: bool,
     /// Whether `ready` was delivered since the start or the last `reset`.
     is_ready: bool,
     /// Whether the current connection has brought `ready`.
@@ -120,6 +122,7 @@ impl Story {
             backoff: Backoff::default(),
             last_seq: 0,
             begin: None,
+            continues: false,
             is_ready: false,
             was_ready: false,
         }
@@ -166,12 +169,18 @@ impl Story {
         }
     }
 
+    /// The next request is another poll: nothing was cut.
+    pub(super) fn continues(&mut self) {
+        self.continues = true;
+    }
+
     /// Begins a connection.
     pub(super) fn connecting(&mut self, now: Instant) {
         self.is_connected = false;
         self.closing = None;
         self.was_ready = false;
-        if let Some(begin) = &self.begin {
+        let continues = std::mem::take(&mut self.continues);
+        if let Some(begin) = self.begin.as_ref().filter(|_| !continues) {
             (self.cursor, self.last_seq) = (begin.clone(), 0);
         }
         if self.fell_back_at.is_some_and(|at| now - at >= FALLBACK) {
@@ -339,6 +348,11 @@ mod tests {
             }
             story.connecting(Instant::now());
             story.receive(job(2));
+            // A poll may be full before the snapshot is complete.
+            story.continues();
+            story.connecting(Instant::now());
+            assert_eq!(story.cursor(), Some("e-2-t"));
+            assert!(matches!(story.receive(job(2)), Received::Nothing));
             let ready = json!({"type": "ready", "cursor": "e-2-t"});
             story.receive(Message::from_value(ready).unwrap());
             story.connecting(Instant::now());

@@ -129,12 +129,27 @@ impl Medium for HomeAssistant {
         let tag = if ends { tag + "-end" } else { tag };
         let page = self.page(notification);
         self.call(&Action {
-            title: Some(title(notification)),
-            message: &summary.text,
+            title: Some(&literal(title(notification))),
+            message: &literal(&summary.text),
             data: data(&summary, &tag, page.as_deref(), Utc::now()),
         })
         .await
     }
+}
+
+/// Returns a text that Home Assistant, which renders titles and messages as templates, shows as it is: an invisible character
+/// (U+2060) separates what would begin an expression. A publisher must not be able to run one.
+fn literal(text: &str) -> String {
+    let mut literal = String::with_capacity(text.len());
+    let mut previous = None;
+    for character in text.chars() {
+        if previous == Some('{') && matches!(character, '{' | '%' | '#') {
+            literal.push('\u{2060}');
+        }
+        literal.push(character);
+        previous = Some(character);
+    }
+    literal
 }
 
 /// The parameters of the action.
@@ -207,4 +222,27 @@ fn data(summary: &Summary, tag: &str, page: Option<&str>, now: DateTime<Utc>) ->
         }
     }
     data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publishers_text_is_no_template() {
+        for text in [
+            "{{ 1 + 1 }}",
+            "{% for x in y %}",
+            "{# note #}",
+            "{{{%",
+            "100 {% done",
+        ] {
+            let shown = literal(text);
+            for begin in ["{{", "{%", "{#"] {
+                assert!(!shown.contains(begin), "{shown}");
+            }
+            assert_eq!(shown.replace('\u{2060}', ""), text);
+        }
+        assert_eq!(literal("{\"a\": {}} 50 %"), "{\"a\": {}} 50 %");
+    }
 }

@@ -13,7 +13,7 @@ use crate::store::sqlite::{OpenError, SqliteStore};
 /// Copy a SQLite database into an empty Postgres database. Clients go on with the cursors that they have.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Stop the server first. The copy can be interrupted and repeated: schools that are complete are not copied again. Afterwards,
+Stop the server first. If the copy is interrupted, repeat it: it begins anew. Afterwards,
 start the server with `database_url` set to the Postgres database, and with the same secret.")]
 pub(super) struct Arguments {
     /// The database to copy, `sqlite:<path>`; by default the one of the settings.

@@ -11,6 +11,7 @@ use rocket::http::{Method, RawStr, Status};
 use rocket::request::{FromRequest, Outcome, Request};
 
 use super::commands;
+use super::credential::tidings;
 use super::problem::{Kind as ProblemKind, Problem};
 use crate::id::Kind;
 use crate::kind;
@@ -89,20 +90,39 @@ fn fitting<'r>(request: &'r Request<'_>, address: &[&str]) -> impl Iterator<Item
     routes.filter(|route| route.method != Method::Options && fits(route, address))
 }
 
+/// Whether Rocket has rejected a request for its method alone.
+///
+/// Rocket rejects a method that it does not know, such as `PROPFIND`, with 400. What catchers see is a `GET` that no route has been
+/// tried for. A URL that cannot be read has the same status; catchers see it as `/`.
+pub(super) fn is_unknown_method(request: &Request<'_>, status: Status) -> bool {
+    status == Status::BadRequest && request.route().is_none() && request.uri().path() != "/"
+}
+
 /// Returns the methods that the URL supports, as `Allow` names them, if the request's method is not among them.
-pub(super) fn instead(request: &Request<'_>) -> Option<String> {
-    let address = segments(request);
+pub(super) fn instead(request: &Request<'_>, status: Status) -> Option<String> {
+    let is_unknown = is_unknown_method(request, status);
+    if status != Status::NotFound && !is_unknown {
+        return None;
+    }
+    let whole = segments(request);
+    // Such a request has not been through the fairings, of which one removes this.
+    let base_path = tidings(request).settings().base_path.clone();
+    let base_path = base_path.unwrap_or_default();
+    let prefix: Vec<&str> = base_path.as_str().split('/').skip(1).collect();
+    let rest = whole.strip_prefix(prefix.as_slice());
+    let rest = rest.filter(|_| is_unknown && fitting(request, &whole).next().is_none());
+    let address = rest.unwrap_or(&whole);
     let takes = |route: &&Route| {
-        !route.uri.path().contains(COLLECTION) || kind_at(route, &address).is_some()
+        !route.uri.path().contains(COLLECTION) || kind_at(route, address).is_some()
     };
     let mut methods = Vec::new();
-    for route in fitting(request, &address).filter(takes) {
+    for route in fitting(request, address).filter(takes) {
         methods.push(route.method);
         methods.extend((route.method == Method::Get).then_some(Method::Head));
     }
     methods.sort_unstable_by_key(|method| method.as_str());
     methods.dedup();
-    if methods.is_empty() || methods.contains(&request.method()) {
+    if methods.is_empty() || !is_unknown && methods.contains(&request.method()) {
         return None;
     }
     let names: Vec<_> = methods.iter().map(|method| method.as_str()).collect();

@@ -470,16 +470,16 @@ impl<'r> Responder<'r, 'static> for Caught {
 /// Answers requests that Rocket itself rejects.
 #[rocket::catch(default)]
 pub(super) fn catch(status: Status, request: &Request<'_>) -> Caught {
-    if status == Status::NotFound {
-        return match methods::instead(request) {
-            Some(names) => Caught {
-                problem: Problem::new(Kind::MethodNotAllowed, format!("this URL supports {names}")),
-                allow: Some(names),
-            },
-            None => Caught {
-                problem: methods::nothing_here(request),
-                allow: None,
-            },
+    if let Some(names) = methods::instead(request, status) {
+        return Caught {
+            problem: Problem::new(Kind::MethodNotAllowed, format!("this URL supports {names}")),
+            allow: Some(names),
+        };
+    }
+    if status == Status::NotFound || methods::is_unknown_method(request, status) {
+        return Caught {
+            problem: methods::nothing_here(request),
+            allow: None,
         };
     }
     let kind = match status.code {

@@ -9,7 +9,8 @@ use serde_json::json;
 use crate::embed::example;
 use crate::support::*;
 
-const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"];
+/// The last one is unknown to Rocket.
+const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "PROPFIND"];
 
 /// Addresses with the methods that they take.
 const ADDRESSES: &[(&str, &str)] = &[

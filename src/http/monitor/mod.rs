@@ -220,9 +220,12 @@ async fn catch(status: Status, request: &Request<'_>) -> RejectionPage {
     let path = request.uri().path().as_str();
     let mounted = path.split_once("/monitor").map_or("", |(base, _)| base);
     let prefix = base_path::prefix(request);
-    let is_missing = status == Status::NotFound;
-    let allow = is_missing.then(|| methods::instead(request)).flatten();
-    let status = allow.as_ref().map_or(status, |_| Status::MethodNotAllowed);
+    let allow = methods::instead(request, status);
+    let status = match &allow {
+        Some(_) => Status::MethodNotAllowed,
+        None if methods::is_unknown_method(request, status) => Status::NotFound,
+        None => status,
+    };
     let base = format!("{}{mounted}", prefix.as_str());
     RejectionPage::new(request, &base, status, allow).await
 }

@@ -199,6 +199,8 @@ pub mod wire;
 mod failures;
 mod number;
 mod sync;
+#[cfg(any(feature = "cli", feature = "postgres"))]
+mod unverified;
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! TLS without verification, for a server in this process: its certificate is for its public names.
+//! TLS without verification: for a server in this process, whose certificate is for its public names, and for databases, where
+//! the user may ask for it.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 
 /// Accepts any certificate.
 #[derive(Debug)]
-pub(super) struct Unverified(pub(super) Arc<CryptoProvider>);
+pub(crate) struct Unverified(pub(crate) Arc<CryptoProvider>);
 
 impl ServerCertVerifier for Unverified {
     fn verify_server_cert(

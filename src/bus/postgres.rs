@@ -138,7 +138,10 @@ impl PostgresBus {
 
     /// Listens to everything that is wanted, over a new connection.
     async fn begin(&self, client: Client) -> Result<Arc<Live>, BusError> {
-        self.identify(&client).await?;
+        // A role that may only listen works, too.
+        if let Err(error) = self.identify(&client).await {
+            tracing::debug!(%error, "it is unknown to which database the bus leads");
+        }
         answer(client.batch_execute("SET synchronous_commit = off")).await?;
         let notify = answer(client.prepare(NOTIFY)).await?;
         let wanted = self.wanted.lock().await;

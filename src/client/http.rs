@@ -63,7 +63,7 @@ impl Http {
             }
             #[cfg(feature = "cli")]
             Trust::Anyone => {
-                let verifier = Arc::new(super::unverified::Unverified(provider));
+                let verifier = Arc::new(crate::unverified::Unverified(provider));
                 tls.dangerous().with_custom_certificate_verifier(verifier)
             }
         };

@@ -37,8 +37,6 @@ mod proxy;
 mod reporter;
 mod sse;
 mod story;
-#[cfg(feature = "cli")]
-mod unverified;
 #[cfg(test)]
 mod vectors;
 mod watch;

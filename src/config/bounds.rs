@@ -392,6 +392,8 @@ pub const NOTIFY_PAUSE_MAX: Duration = Duration::from_secs(300);
 pub const NOTIFY_ROUND: Duration = Duration::from_secs(30);
 /// Interval at which a notifier looks for events that other nodes have committed.
 pub const NOTIFY_LOOK: Duration = Duration::from_secs(1);
+/// Delay after a refused step of a notifier.
+pub const NOTIFY_REFUSED_PAUSE: Duration = Duration::from_millis(500);
 /// Dead letters that a notifier keeps for each school. The oldest are deleted first.
 pub const DEAD_LETTERS_MAX: usize = 1_000;
 /// Maximum length of a saved delivery error, in characters.

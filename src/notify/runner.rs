@@ -23,8 +23,9 @@ use super::Notifier;
 use super::notification::{DeliveryError, Notification, bounded_title, one_line};
 use super::schedule::{Retry, Schedule, pause};
 use crate::config::{
-    DELIVERY_MAX, NOTIFIER_STOP_MAX, NOTIFY_INBOX, NOTIFY_INBOX_BYTES, NOTIFY_LOOK, NOTIFY_ROUND,
-    NOTIFY_SET_ASIDE_MAX, NOTIFY_TURN_EVENTS, NOTIFY_UNCERTAIN_ATTEMPTS, RETRY_AFTER_MAX,
+    DELIVERY_MAX, NOTIFIER_STOP_MAX, NOTIFY_INBOX, NOTIFY_INBOX_BYTES, NOTIFY_LOOK,
+    NOTIFY_REFUSED_PAUSE, NOTIFY_ROUND, NOTIFY_SET_ASIDE_MAX, NOTIFY_TURN_EVENTS,
+    NOTIFY_UNCERTAIN_ATTEMPTS, RETRY_AFTER_MAX,
 };
 use crate::event::{Event, timestamp};
 use crate::feed::Feed;
@@ -168,6 +169,13 @@ impl Runner {
                 return;
             }
             self.is_serving.store(false, Ordering::SeqCst);
+            if ended == Some(StoreError::Fenced) {
+                tracing::warn!(
+                    notifier.name = self.notifier.name(),
+                    "a step of a notifier was refused; it continues from what is stored"
+                );
+                sleep(NOTIFY_REFUSED_PAUSE).await;
+            }
             while let Ok(events) = waiting.try_recv() {
                 self.inbox_bytes
                     .fetch_sub(bytes(&events), Ordering::Relaxed);

@@ -8,6 +8,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("id", 0),
     ("number", 0),
     ("sync", 0),
+    ("unverified", 0),
     ("uptime", 0),
     ("event", 1),
     ("kind", 2),

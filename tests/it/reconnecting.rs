@@ -166,12 +166,7 @@ async fn a_page_listens_to_a_server_below_a_path() {
 /// Runs a loop that prints the messages of the jobs of school 1, while its server is stopped and killed.
 async fn stays_connected(script: impl Fn(&str, &str) -> Command) {
     let folder = tempfile::tempdir().unwrap();
-    let start = |port: &str| {
-        let mut serve = command(folder.path());
-        serve.arg("serve").env("ROCKET_PORT", port);
-        serve.env("TIDINGS_RECONNECT_SPREAD_MS", "0");
-        Process::start(&mut serve)
-    };
+    let start = |port: &str| Process::on_port(folder.path(), port);
     let mut server = start("0");
     let url = server.url.clone();
     let port = url.rsplit(':').next().unwrap().to_owned();

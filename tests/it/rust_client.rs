@@ -29,12 +29,7 @@ async fn story(client: Client, transport: Transport, jobs: usize) -> Vec<(u64, S
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_arrive_once_and_readers_miss_nothing_while_the_server_is_killed_and_restarted() {
     let folder = tempfile::tempdir().unwrap();
-    let start = |port: &str| {
-        let mut serve = command(folder.path());
-        serve.arg("serve").env("ROCKET_PORT", port);
-        serve.env("TIDINGS_RECONNECT_SPREAD_MS", "0");
-        Process::start(&mut serve)
-    };
+    let start = |port: &str| Process::on_port(folder.path(), port);
     let mut server = start("0");
     let url = server.url.clone();
     let port = url.rsplit(':').next().unwrap().to_owned();
@@ -208,12 +203,7 @@ async fn news(watch: &mut Watch) -> Event {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_says_when_it_is_connected_and_why_it_is_not() {
     let folder = tempfile::tempdir().unwrap();
-    let start = |port: &str| {
-        let mut serve = command(folder.path());
-        serve.arg("serve").env("ROCKET_PORT", port);
-        serve.env("TIDINGS_RECONNECT_SPREAD_MS", "0");
-        Process::start(&mut serve)
-    };
+    let start = |port: &str| Process::on_port(folder.path(), port);
     let mut server = start("0");
     let port = server.url.rsplit(':').next().unwrap().to_owned();
     let client = Client::new(&server.url, Credential::token(viewer(1))).unwrap();

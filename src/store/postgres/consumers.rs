@@ -164,10 +164,10 @@ async fn place(conn: &mut AsyncPgConnection, name: &str, school: SchoolId) -> Qu
         .load(conn)
         .await?;
     let set_aside = found.into_iter().map(SetAsideRow::into_set_aside);
-    let tags = read::tags(conn, school, &[seq]).await?;
+    let seq = unsigned(seq);
     Ok(Place {
-        seq: unsigned(seq),
-        tag: tags.get(&unsigned(seq)).copied(),
+        seq,
+        tag: read::tag_at(conn, school, seq).await?,
         tried: tried_seq.map(|seq| Tried {
             seq: unsigned(seq),
             attempts,
@@ -255,8 +255,7 @@ async fn is_lost(
     school: SchoolId,
     of: id::Place,
 ) -> QueryResult<bool> {
-    let found = read::tags(conn, school, &[signed(of.seq)]).await?;
-    Ok(match found.get(&of.seq).copied() {
+    Ok(match read::tag_at(conn, school, of.seq).await? {
         Some(tag) => Some(tag) != of.tag,
         None => read::bounds(conn, school).await?.head.seq < of.seq,
     })

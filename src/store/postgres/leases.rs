@@ -1,7 +1,8 @@
 //! The port [`Leases`]: rows whose end is compared with the database's own time.
 //!
 //! A fence is that time in microseconds. A counter would not do: a crash of the database, or a failover, can lose that a number
-//! was given out, and the next holder would get the same one.
+//! was given out, and the next holder would get the same one. While the clock is behind the last fence, a random step has the
+//! same effect.
 
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ impl Leases for PostgresStore {
             "INSERT INTO leases (name, fence, ends_at) \
              VALUES ($1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, \
                      clock_timestamp() + $2 * interval '1 millisecond') \
-             ON CONFLICT (name) DO UPDATE SET fence = GREATEST(excluded.fence, leases.fence + 1), ends_at = excluded.ends_at \
+             ON CONFLICT (name) DO UPDATE SET fence = GREATEST(excluded.fence, leases.fence + 1 + (random() * 1000000)::bigint), ends_at = excluded.ends_at \
              WHERE leases.ends_at <= clock_timestamp() RETURNING fence",
         )
         .bind::<Text, _>(name)

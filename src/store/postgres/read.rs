@@ -43,6 +43,19 @@ pub(super) async fn bounds(conn: &mut Conn, school: SchoolId) -> QueryResult<Bou
     })
 }
 
+/// Returns the tag of an event, if the log has the event. That of the newest is known without reading it.
+pub(super) async fn tag_at(
+    conn: &mut Conn,
+    school: SchoolId,
+    seq: u64,
+) -> QueryResult<Option<Tag>> {
+    let Bounds { head, floor } = bounds(conn, school).await?;
+    if seq == head.seq && seq > floor.seq {
+        return Ok(head.tag);
+    }
+    Ok(tags(conn, school, &[signed(seq)]).await?.remove(&seq))
+}
+
 /// Returns the tags of events that are in the log, by `seq`.
 pub(super) async fn tags(
     conn: &mut Conn,

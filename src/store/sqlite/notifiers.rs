@@ -9,8 +9,9 @@ use super::read;
 use super::schema::{dead_letters, notifier_cursors, notifier_set_aside, notifiers, schools};
 use super::table::{from_millis, millis, unreadable};
 use crate::config::DEAD_LETTERS_MAX;
-use crate::id::{self, Kind, SchoolId, SubjectId};
+use crate::id::{self, Kind, SchoolId, SubjectId, Tag};
 use crate::kind::known_kind;
+use crate::log::Bounds;
 use crate::log::consumers::{
     Begun, Change, DeadLetter, DeadLetterPage, Place, Progress, SetAside, Standing, Total, Tried,
 };
@@ -165,17 +166,25 @@ pub(super) fn place(
         .load(conn)?;
     let set_aside = rows.into_iter().map(SetAsideRow::into_set_aside);
     Ok(Place {
-        tag: read::tag_at(conn, school, seq)?,
+        tag: tag(conn, school, unsigned(seq))?,
         seq: unsigned(seq),
         tried,
         set_aside: set_aside.collect::<QueryResult<_>>()?,
     })
 }
 
+/// Returns the tag of an event, if the log has the event. That of the newest is known without reading it.
+fn tag(conn: &mut SqliteConnection, school: SchoolId, seq: u64) -> QueryResult<Option<Tag>> {
+    let Bounds { head, floor } = read::bounds(conn, school)?;
+    match seq == head.seq && seq > floor.seq {
+        true => Ok(head.tag),
+        false => read::tag_at(conn, school, signed(seq)),
+    }
+}
+
 /// Returns whether the log no longer has an event, other than by retention.
 fn is_lost(conn: &mut SqliteConnection, school: SchoolId, of: id::Place) -> QueryResult<bool> {
-    let found = read::tag_at(conn, school, signed(of.seq))?;
-    Ok(match found {
+    Ok(match tag(conn, school, of.seq)? {
         Some(tag) => Some(tag) != of.tag,
         None => read::bounds(conn, school)?.head.seq < of.seq,
     })

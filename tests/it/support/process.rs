@@ -181,6 +181,14 @@ impl Process {
         }
     }
 
+    /// Starts a server on this port, for clients that reconnect to it at once after a restart.
+    pub(crate) fn on_port(folder: &Path, port: &str) -> Process {
+        let mut serve = command(folder);
+        serve.arg("serve").env("ROCKET_PORT", port);
+        serve.env("TIDINGS_RECONNECT_SPREAD_MS", "0");
+        Process::start(&mut serve)
+    }
+
     pub(crate) fn stderr(&mut self) -> ChildStderr {
         self.child.0.stderr.take().unwrap()
     }

@@ -8,7 +8,7 @@ use rocket::{State, get, post, routes};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::support::process::{Browser, Guarded};
+use crate::support::process::{Browser, Guarded, Patient};
 use crate::support::*;
 
 /// What pages report back.
@@ -175,8 +175,8 @@ asyncio.run(main(sys.argv[1]))
             .spawn()
             .unwrap(),
     );
-    let mut lines =
-        std::io::BufRead::lines(std::io::BufReader::new(child.0.stdout.take().unwrap()));
+    let output = Patient(child.0.stdout.take().unwrap());
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(output));
     let mut next = || lines.next().unwrap().unwrap();
     assert_eq!(
         [next(), next(), next(), next()],

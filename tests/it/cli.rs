@@ -6,7 +6,9 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use crate::support::process::{Guarded, Process, command, run, watch};
+use crate::support::process::{
+    Guarded, Patient, Process, blocking, command, output_of, run, status_of, watch,
+};
 use crate::support::*;
 
 fn text(bytes: &[u8]) -> String {
@@ -95,7 +97,7 @@ fn run_as_it_is(command: &mut Command) -> Output {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    child.wait_with_output().unwrap()
+    output_of(child)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,8 +122,8 @@ async fn a_reader_that_has_gone_is_a_quiet_end() {
             .env("TIDINGS_TOKEN", viewer(1))
             .env("TIDINGS_LOG", "error")
             .stdout(unread());
-        let ended = tokio::task::spawn_blocking(move || run_as_it_is(&mut command));
-        let output = ended.await.unwrap();
+        let ended = blocking(move || run_as_it_is(&mut command));
+        let output = ended.await;
         assert_eq!(output.status.code(), Some(code), "{arguments:?}");
         assert_eq!(text(&output.stderr), "", "{arguments:?}");
     }
@@ -222,9 +224,7 @@ async fn nothing_that_a_terminal_would_obey_reaches_it() {
     demo.arg("demo")
         .arg(&documents)
         .args(["--exit", "--no-simulators"]);
-    let output = tokio::task::spawn_blocking(move || run(&mut demo))
-        .await
-        .unwrap();
+    let output = blocking(move || run(&mut demo)).await;
     let said = text(&output.stdout) + &text(&output.stderr);
     assert!(
         said.contains("completed") && said.contains("\\u{1b}[31m"),
@@ -244,9 +244,7 @@ async fn nothing_that_a_terminal_would_obey_reaches_it() {
         (&["jobs?status=%1B[31m"], "HTTP 400"),
     ] {
         let mut watching = watch(&server, arguments);
-        let output = tokio::task::spawn_blocking(move || run(&mut watching))
-            .await
-            .unwrap();
+        let output = blocking(move || run(&mut watching)).await;
         let said = text(&output.stdout) + &text(&output.stderr);
         assert!(said.contains(word), "{word}: {said}");
         assert!(!said.contains(is_obeyed), "{said:?}");
@@ -417,13 +415,13 @@ async fn watching_a_job_ends_with_its_outcome() {
     ] {
         server.running_job(id).await;
         let mut watching = watch(&server, &[&format!("jobs/{id}"), "--json"]);
-        let watched = tokio::task::spawn_blocking(move || run(&mut watching));
+        let watched = blocking(move || run(&mut watching));
         until("it watches", async || server.tidings.streams() == 1).await;
         server
             .report(&format!("/api/jobs/{id}/progress"), json!({"progress": 50}))
             .await;
         server.report(&format!("/api/jobs/{id}/{verb}"), body).await;
-        let output = watched.await.unwrap();
+        let output = watched.await;
         assert_eq!(
             output.status.code(),
             Some(code),
@@ -439,9 +437,7 @@ async fn watching_a_job_ends_with_its_outcome() {
         until("the stream is gone", async || server.tidings.streams() == 0).await;
         // Over already: the snapshot tells.
         let mut again = watch(&server, &[&format!("jobs/{id}")]);
-        let output = tokio::task::spawn_blocking(move || run(&mut again))
-            .await
-            .unwrap();
+        let output = blocking(move || run(&mut again)).await;
         assert_eq!(output.status.code(), Some(code));
         assert!(
             text(&output.stdout).contains(id),
@@ -480,12 +476,12 @@ async fn watching_an_enrollment_ends_with_its_outcome() {
             )
             .await;
         let mut watching = watch(&server, &[&format!("enrollments/{id}")]);
-        let watched = tokio::task::spawn_blocking(move || run(&mut watching));
+        let watched = blocking(move || run(&mut watching));
         until("it watches", async || server.tidings.streams() == 1).await;
         let ended = server
             .report(&format!("/api/enrollments/{id}/{verb}"), body)
             .await;
-        let output = watched.await.unwrap();
+        let output = watched.await;
         assert_eq!(output.status.code(), Some(code), "{id}");
         let last = text(&output.stdout).lines().last().unwrap().to_owned();
         assert!(last.contains(id) && last.contains(told), "{last}");
@@ -494,9 +490,7 @@ async fn watching_an_enrollment_ends_with_its_outcome() {
         let cursor = ended["cursor"].as_str().unwrap();
         let scope = format!("enrollments/{id}");
         let mut again = watch(&server, &[&scope, "--cursor", cursor]);
-        let output = tokio::task::spawn_blocking(move || run(&mut again))
-            .await
-            .unwrap();
+        let output = blocking(move || run(&mut again)).await;
         assert_eq!(output.status.code(), Some(code), "{id}");
     }
 }
@@ -563,12 +557,12 @@ async fn watching_a_school_tells_every_kind_in_lines() {
             "bath  26.5 to 29.5 around 28 (given), learning from the next 5 samples",
         ),
     ];
-    let out = child.0.stdout.take().unwrap();
-    let told = tokio::task::spawn_blocking(move || {
+    let out = Patient(child.0.stdout.take().unwrap());
+    let told = blocking(move || {
         let lines = std::io::BufReader::new(out).lines();
         lines.take(9).collect::<Result<Vec<String>, _>>().unwrap()
     });
-    for (line, (what, rest)) in told.await.unwrap().iter().zip(expected) {
+    for (line, (what, rest)) in told.await.iter().zip(expected) {
         assert!(line.starts_with(&format!("{what:<13}{rest}")), "{line}");
     }
 }
@@ -598,9 +592,7 @@ async fn watching_says_why_it_cannot() {
         if !name.is_empty() {
             watching.env(name, value);
         }
-        let output = tokio::task::spawn_blocking(move || run(&mut watching))
-            .await
-            .unwrap();
+        let output = blocking(move || run(&mut watching)).await;
         assert_eq!(
             output.status.code(),
             Some(code),
@@ -715,7 +707,7 @@ async fn a_notice_is_told_to_its_end_in_60_columns() {
             .spawn()
             .unwrap(),
     );
-    let mut out = child.0.stdout.take().unwrap();
+    let mut out = Patient(child.0.stdout.take().unwrap());
     let streams = async || {
         let list = reqwest::Client::new()
             .get(format!("{}/metrics", server.url))
@@ -726,7 +718,7 @@ async fn a_notice_is_told_to_its_end_in_60_columns() {
     };
     until("it watches", streams).await;
     server.kill();
-    let seen = tokio::task::spawn_blocking(move || {
+    let seen = blocking(move || {
         let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
         let mut told = 0;
         // That it is lost, and then that the server cannot be reached.
@@ -740,10 +732,7 @@ async fn a_notice_is_told_to_its_end_in_60_columns() {
         }
         text(&bytes)
     });
-    let seen = tokio::time::timeout(PATIENCE, seen)
-        .await
-        .expect("it is seen")
-        .unwrap();
+    let seen = seen.await;
     assert!(
         rows(&seen, 60)
             .iter()
@@ -781,9 +770,7 @@ async fn watched_jobs_are_named_by_title_or_path_or_id() {
         let path = format!("/api/jobs/{id}/complete");
         server.report(&path, json!({"message": "Bound"})).await;
         let mut watching = watch(&server, &[&format!("jobs/{id}")]);
-        let output = tokio::task::spawn_blocking(move || run(&mut watching))
-            .await
-            .unwrap();
+        let output = blocking(move || run(&mut watching)).await;
         let line = format!("completed   100% {name}  Bound\n");
         assert_eq!(text(&output.stdout), line);
     }
@@ -826,8 +813,8 @@ async fn bars_stay_in_view_in_24_rows_and_60_columns() {
             .spawn()
             .unwrap(),
     );
-    let mut out = child.0.stdout.take().unwrap();
-    let seen = tokio::task::spawn_blocking(move || {
+    let mut out = Patient(child.0.stdout.take().unwrap());
+    let seen = blocking(move || {
         let mut bytes = Vec::new();
         let mut part = [0; 4096];
         // 20 rows are for bars, of which the last counts the others.
@@ -838,10 +825,7 @@ async fn bars_stay_in_view_in_24_rows_and_60_columns() {
         }
         text(&bytes)
     });
-    let seen = tokio::time::timeout(PATIENCE, seen)
-        .await
-        .expect("it is seen")
-        .unwrap();
+    let seen = seen.await;
     let rows = rows(&seen, 60);
     let is_cut = |row: &String| row.contains("名簿") && row.contains('…');
     assert!(rows.iter().any(is_cut), "{seen}");
@@ -889,7 +873,7 @@ async fn watching_resumes_after_a_lost_connection() {
             .spawn()
             .unwrap(),
     );
-    let mut lines = std::io::BufReader::new(child.0.stdout.take().unwrap()).lines();
+    let mut lines = std::io::BufReader::new(Patient(child.0.stdout.take().unwrap())).lines();
     let mut next =
         move || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
     while next()["type"] != "ready" {}
@@ -901,7 +885,7 @@ async fn watching_resumes_after_a_lost_connection() {
     );
     report("/a/progress", json!({"progress": 10})).await;
     report("/a/complete", json!({})).await;
-    let (rest, said, code) = tokio::task::spawn_blocking(move || {
+    let (rest, said, code) = blocking(move || {
         let mut rest = Vec::new();
         loop {
             let message = next();
@@ -909,14 +893,13 @@ async fn watching_resumes_after_a_lost_connection() {
             rest.push(message);
             if last {
                 let mut said = String::new();
-                let mut errors = child.0.stderr.take().unwrap();
+                let mut errors = Patient(child.0.stderr.take().unwrap());
                 errors.read_to_string(&mut said).unwrap();
-                return (rest, said, child.0.wait().unwrap().code());
+                return (rest, said, status_of(&mut child.0).code());
             }
         }
     })
-    .await
-    .unwrap();
+    .await;
     assert_eq!(code, Some(0));
     let url = format!("http://127.0.0.1:{port}");
     let lost = format!("connection to {url} lost; trying again in");
@@ -956,14 +939,13 @@ async fn the_demo_works_through_real_documents() {
     demo.arg("demo")
         .arg(&documents)
         .args(["--pause-ms", "0", "--part-bytes", "4096", "--exit"]);
-    let (code, said) = tokio::task::spawn_blocking(move || {
+    let (code, said) = blocking(move || {
         let mut process = Process::start(&mut demo);
         let mut said = String::new();
         process.stdout.read_to_string(&mut said).unwrap();
         (process.wait(), said)
     })
-    .await
-    .unwrap();
+    .await;
     assert_eq!(code, Some(0), "{said}");
     assert!(
         said.contains("curl -N 'http://127.0.0.1:") && said.contains(" watch jobs"),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use crate::support::devtools::Page;
-use crate::support::process::{Process, command, run};
+use crate::support::process::{Process, blocking, command, run};
 use crate::support::*;
 
 /// A demo on this folder's database, without documents.
@@ -193,8 +193,8 @@ async fn a_demo_ends_promptly_whenever_it_is_told_to() {
         }
         // Less than the grace of Rocket, which it waits for if a connection is left.
         let began = Instant::now();
-        let ended = tokio::task::spawn_blocking(move || process.terminate());
-        assert_eq!(ended.await.unwrap(), Some(0));
+        let ended = blocking(move || process.terminate());
+        assert_eq!(ended.await, Some(0));
         let took = began.elapsed();
         assert!(
             took < std::time::Duration::from_secs(5),
@@ -411,8 +411,8 @@ async fn no_refusal_of_the_server_ends_the_demo() {
             "--pause-ms",
             "0",
         ]);
-        let output = tokio::task::spawn_blocking(move || run(&mut demo));
-        let output = output.await.unwrap();
+        let output = blocking(move || run(&mut demo));
+        let output = output.await;
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(0), "{said}");
         let lines = said.lines().filter(|line| line.contains(" is skipped: "));

@@ -10,7 +10,7 @@ use diesel::connection::{Connection, SimpleConnection};
 use serde_json::{Value, json};
 
 use crate::support::process::{
-    Guarded, Process, binary, command, limited, run, set_clock, with_clock,
+    Guarded, Patient, Process, binary, command, limited, run, set_clock, with_clock,
 };
 use crate::support::*;
 
@@ -84,11 +84,11 @@ pub(crate) fn refusal_of(command: &mut Command) -> String {
         .stderr(Stdio::piped());
     let mut refused = Guarded(command.spawn().unwrap());
     let mut line = String::new();
-    let stdout = refused.0.stdout.take().unwrap();
+    let stdout = Patient(refused.0.stdout.take().unwrap());
     BufReader::new(stdout).read_line(&mut line).unwrap();
     assert_eq!(line, "", "it has started");
     let mut said = String::new();
-    let mut stderr = refused.0.stderr.take().unwrap();
+    let mut stderr = Patient(refused.0.stderr.take().unwrap());
     stderr.read_to_string(&mut said).unwrap();
     assert_eq!(refused.0.wait().unwrap().code(), Some(1), "{said}");
     said

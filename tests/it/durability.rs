@@ -210,7 +210,7 @@ async fn sigterm_answers_what_is_under_way_and_leaves_within_the_grace_period() 
         Arc::clone(&answers),
     ));
     until("it publishes", async || answers.lock().unwrap().len() > 20).await;
-    let ended = tokio::task::spawn_blocking(move || {
+    let ended = process::blocking(move || {
         let begin = std::time::Instant::now();
         (server.terminate(), begin.elapsed())
     });
@@ -218,7 +218,7 @@ async fn sigterm_answers_what_is_under_way_and_leaves_within_the_grace_period() 
         .take_until(|message| message["type"] == "closing")
         .await;
     assert_eq!(heard.last().unwrap()["code"], 1001);
-    let (code, took) = ended.await.unwrap();
+    let (code, took) = ended.await;
     assert_eq!(code, Some(0));
     assert!(took < Duration::from_secs(9), "{took:?}");
     publisher.await.unwrap();
@@ -316,9 +316,7 @@ async fn every_stream_is_told_when_to_come_back_and_a_second_signal_waits_for_no
     assert!(delays.len() > 8, "each has its own: {delays:?}");
     assert!(delays.iter().all(|delay| *delay < 5_000), "{delays:?}");
     server.signal("TERM");
-    let code = tokio::task::spawn_blocking(move || server.wait())
-        .await
-        .unwrap();
+    let code = process::blocking(move || server.wait()).await;
     drop(stuck);
     assert_eq!(
         code,

@@ -35,6 +35,7 @@ async fn backend(url: &str, token: &str, folder: &Path, code: &str) -> Option<(S
     }
     let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python");
     let output = tokio::process::Command::new(python)
+        .kill_on_drop(true)
         .args(["-c", &format!("{PRELUDE}{code}")])
         .current_dir(folder)
         .env("PYTHONPATH", module)
@@ -43,8 +44,10 @@ async fn backend(url: &str, token: &str, folder: &Path, code: &str) -> Option<(S
         .env("TIDINGS_TOKEN", token)
         // Of the objects that know no school.
         .env("TIDINGS_SCHOOL_ID", "1")
-        .output()
+        .output();
+    let output = tokio::time::timeout(2 * PATIENCE, output)
         .await
+        .expect("it ends")
         .unwrap();
     let logged = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{logged}");

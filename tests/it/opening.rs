@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::disk::{database, log, post, refusal, some_jobs};
 use crate::notify::receivers::free_port;
-use crate::support::process::{Guarded, Process, command};
+use crate::support::process::{Guarded, Patient, Process, command};
 use crate::support::*;
 
 fn other(path: &Path) -> SqliteConnection {
@@ -84,7 +84,7 @@ async fn while_the_database_is_opened_the_server_lives_and_is_not_ready() {
     drop(idle);
     child.0.kill().unwrap();
     let mut said = String::new();
-    let mut stdout = child.0.stdout.take().unwrap();
+    let mut stdout = Patient(child.0.stdout.take().unwrap());
     stdout.read_to_string(&mut said).unwrap();
     assert_eq!(said, format!("Tidings listens on {url}\n"), "once");
 }
@@ -164,7 +164,7 @@ async fn a_node_that_starts_before_its_database_waits_for_it_and_says_so() {
     .await;
     child.0.kill().unwrap();
     let mut log = String::new();
-    let mut stderr = child.0.stderr.take().unwrap();
+    let mut stderr = Patient(child.0.stderr.take().unwrap());
     stderr.read_to_string(&mut log).unwrap();
     for told in [
         "the server cannot start yet",
@@ -185,7 +185,7 @@ async fn a_node_that_its_database_refuses_does_not_start() {
     let absent = format!("{}_absent", database.url);
     let mut child = over_postgres(&mut command(folder.path()), &absent);
     let mut log = String::new();
-    let mut stderr = child.0.stderr.take().unwrap();
+    let mut stderr = Patient(child.0.stderr.take().unwrap());
     stderr.read_to_string(&mut log).unwrap();
     assert!(!child.0.wait().unwrap().success());
     for told in ["`database_url`", "refuses the connection", "does not exist"] {
@@ -232,7 +232,7 @@ async fn a_database_is_checked_unless_it_is_as_the_server_left_it() {
         .spawn();
     let mut unchecked = Guarded(unchecked.unwrap());
     let mut line = String::new();
-    let stdout = unchecked.0.stdout.take().unwrap();
+    let stdout = Patient(unchecked.0.stdout.take().unwrap());
     std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).unwrap();
     assert!(line.starts_with("Tidings listens on"), "{line}");
 }

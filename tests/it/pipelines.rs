@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::listener::{receive, send, socket, socket_url, until_closed};
-use crate::support::process::Guarded;
+use crate::support::process::{Guarded, Patient, blocking};
 use crate::support::*;
 
 fn publish(id: impl Into<Value>, command: Value) -> String {
@@ -593,8 +593,8 @@ asyncio.run(main(sys.argv[1]))
             .unwrap(),
     );
     let output = child.0.stdout.take().unwrap();
-    let read = tokio::task::spawn_blocking(move || BufReader::new(output).lines().next());
-    let line = timeout(PATIENCE, read).await.unwrap().unwrap();
+    let read = blocking(move || BufReader::new(Patient(output)).lines().next());
+    let line = read.await;
     assert_eq!(line.unwrap().unwrap(), "True");
     let (_, job) = server.get("/api/jobs/a", &viewer(1)).await;
     assert_eq!(job["progress"], 99.0);

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::support::postgres::{self, Cluster};
+use crate::support::process::blocking;
 use crate::support::skip;
 
 /// Passes on what arrives, unless it is frozen.
@@ -52,10 +53,9 @@ async fn open(url: &str) -> (Arc<PostgresStore>, watch::Sender<bool>) {
     // Nothing is committed.
     let (committed, _) = Committed::channel(10);
     let address = Address::parse(&url.into(), true).unwrap();
-    let opened = tokio::task::spawn_blocking(move || {
-        PostgresStore::open(&Settings::default(), address, committed, &[])
-    });
-    (Arc::new(opened.await.unwrap().unwrap()), freezes)
+    let opened =
+        blocking(move || PostgresStore::open(&Settings::default(), address, committed, &[]));
+    (Arc::new(opened.await.unwrap()), freezes)
 }
 
 async fn connect(url: &str) -> tokio_postgres::Client {

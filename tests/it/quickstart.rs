@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use crate::support::needs;
 use crate::support::page::{blocks, shell};
-use crate::support::process::{Process, command};
+use crate::support::process::{Patient, Process, command, run};
 
 /// Publish in one terminal, watch in another: both are the README's.
 #[test]
@@ -26,10 +26,10 @@ fn the_curl_pair_of_the_readme_works() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines =
-        std::io::BufRead::lines(std::io::BufReader::new(watching.stdout.take().unwrap()));
+    let output = Patient(watching.stdout.take().unwrap());
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(output));
     assert!(lines.any(|line| line.unwrap().contains("\"type\":\"ready\"")));
-    let published = shell(publish).output().unwrap();
+    let published = run(&mut shell(publish));
     assert!(
         published.status.success(),
         "{}",
@@ -51,10 +51,10 @@ fn the_ping_of_the_readme_reports_a_run() {
     let readme = blocks("README.md", "sh");
     let ping = readme.iter().find(|block| block.contains("--ping"));
     let mut script = shell(folder.path(), ping.unwrap(), &server.url);
-    let run = script.env("TIDINGS_URL", &server.url).output().unwrap();
-    assert!(run.status.success(), "{run:?}");
+    let ran = run(script.env("TIDINGS_URL", &server.url));
+    assert!(ran.status.success(), "{ran:?}");
     let list = r#"curl -sS -H "Authorization: Bearer $(tidings token --school 1 --role viewer)" "http://127.0.0.1:8000/api/jobs""#;
-    let jobs = shell(folder.path(), list, &server.url).output().unwrap();
+    let jobs = run(&mut shell(folder.path(), list, &server.url));
     let jobs: serde_json::Value = serde_json::from_slice(&jobs.stdout).unwrap();
     let jobs = jobs["jobs"].as_array().unwrap();
     assert_eq!(jobs.len(), 1);

@@ -8,11 +8,12 @@ mod stopping;
 mod terminal;
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::support::process::command;
+use crate::support::process::{Patient, blocking, command, output_of, status_of};
 use crate::support::*;
 
 fn text(bytes: &[u8]) -> String {
@@ -39,17 +40,14 @@ fn run_script(server: &Server, options: &[&str], script: &str) -> Command {
 
 /// Runs a command to its end, with this input.
 async fn end_of(mut command: Command, input: &'static [u8]) -> Output {
-    let ended = tokio::task::spawn_blocking(move || {
+    let ended = blocking(move || {
         let mut child = started(&mut command);
         let mut target = child.stdin.take().unwrap();
         // At the same time as the output is read. Fails if the command does not read it.
         std::thread::spawn(move || drop(target.write_all(input)));
-        child.wait_with_output().unwrap()
+        output_of(child)
     });
-    tokio::time::timeout(PATIENCE * 2, ended)
-        .await
-        .expect("it ends")
-        .unwrap()
+    ended.await
 }
 
 fn started(command: &mut Command) -> Child {
@@ -106,7 +104,8 @@ async fn job_when(server: &Server, what: &str, is: impl Fn(&Value) -> bool) -> V
 }
 
 /// Reads from a process until this text has come.
-fn read_until(source: &mut impl Read, wanted: &str) -> String {
+fn read_until(source: &mut (impl Read + AsFd), wanted: &str) -> String {
+    let mut source = Patient(source);
     let mut read = Vec::new();
     let mut byte = [0];
     while !text(&read).contains(wanted) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tidings::client::{Client, ClientError, Credential, Event, Reporter, Transport, Watch};
 
-use crate::support::process::{Process, command};
+use crate::support::process::{Process, blocking, command, run};
 use crate::support::*;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -292,9 +292,9 @@ async fn the_proxy_of_the_environment_is_used_and_left_out_where_it_is_to_be() {
             .env("TIDINGS_TOKEN", viewer(1))
             .env("HTTP_PROXY", format!("http://user:secret@{address}"))
             .env("NO_PROXY", no_proxy);
-        tokio::task::spawn_blocking(move || list.output().unwrap())
+        blocking(move || run(&mut list))
     };
-    let output = list("").await.unwrap();
+    let output = list("").await;
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
     let head = requests.recv().await.unwrap();
@@ -303,7 +303,7 @@ async fn the_proxy_of_the_environment_is_used_and_left_out_where_it_is_to_be() {
     let authorization = "Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\n";
     assert!(head.contains(authorization), "{head}");
     assert!(!head.contains("Bearer"), "the token is for the server");
-    let output = list("tidings.invalid").await.unwrap();
+    let output = list("tidings.invalid").await;
     assert_eq!(output.status.code(), Some(5), "there is no such host");
     assert!(requests.try_recv().is_err());
 }

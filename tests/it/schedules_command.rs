@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use tidings::auth::Role;
 
-use crate::support::process::{command, run};
+use crate::support::process::{blocking, command, run};
 use crate::support::*;
 
 fn schedules(server: &Server, arguments: &[&str]) -> Command {
@@ -20,9 +20,7 @@ fn schedules(server: &Server, arguments: &[&str]) -> Command {
 }
 
 async fn ended(mut command: Command) -> Output {
-    tokio::task::spawn_blocking(move || run(&mut command))
-        .await
-        .unwrap()
+    blocking(move || run(&mut command)).await
 }
 
 fn text(bytes: &[u8]) -> String {

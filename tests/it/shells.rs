@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::support::process::{command, run};
+use crate::support::process::{command, output_of, run};
 use crate::support::*;
 
 fn text(bytes: &[u8]) -> String {
@@ -48,7 +48,7 @@ fn bash_completes_a_command_line_when_a_user_presses_tab() {
         tidings wat\t jobs --unt\tcompleted\ntidings schedules rem\t x\ntidings completions z\t\nexit\n";
     let mut keys = terminal.stdin.take().unwrap();
     keys.write_all(typed.as_bytes()).unwrap();
-    let said = succeeded(&terminal.wait_with_output().unwrap());
+    let said = succeeded(&output_of(terminal));
     drop(keys);
     for line in [
         "ran: watch jobs --until completed",

@@ -13,12 +13,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::embed::example;
 use crate::support::listener::{socket, until_closed};
-use crate::support::process::{Process, command};
+use crate::support::process::{Process, blocking, command};
 use crate::support::*;
 use crate::tls;
 
@@ -205,8 +205,8 @@ async fn end(folder: &Path, command: &mut Command, open: usize, arriving: usize,
         folder: folder.into(),
     };
     let crowd = Crowd::gather(&place, open, arriving, connected).await;
-    let ended = spawn_blocking(move || process.terminate());
-    let code = timeout(PATIENCE, ended).await.expect("it ends").unwrap();
+    let ended = blocking(move || process.terminate());
+    let code = ended.await;
     assert_eq!(code, Some(0));
     let answers = crowd.look(open).await;
     check_posts(folder, answers).await;
@@ -262,7 +262,7 @@ async fn every_stream_of_another_application_is_told_to_close_whoever_connects_i
         let application = example::application(figment(&folder, &json!({})));
         let (announce, announced) = tokio::sync::oneshot::channel();
         // On a runtime of its own: what is under way when that ends is cut, as at the end of a process.
-        let running = spawn_blocking(move || {
+        let running = blocking(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async {
                 let announce = std::sync::Mutex::new(Some(announce));
@@ -287,7 +287,7 @@ async fn every_stream_of_another_application_is_told_to_close_whoever_connects_i
         };
         let crowd = Crowd::gather(&place, 30, 50, connected).await;
         shutdown.notify();
-        let ended = timeout(PATIENCE, running).await.expect("it ends").unwrap();
+        let ended = running.await;
         let answers = crowd.look(30).await;
         let folder = tempfile::TempDir::keep(Arc::into_inner(folder).unwrap());
         std::fs::create_dir(folder.join("data")).unwrap();
@@ -320,8 +320,8 @@ async fn connections_that_nobody_uses_do_not_hold_up_the_end() {
         }
         let _silent = TcpStream::connect(&address).await.unwrap();
         let began = Instant::now();
-        let ended = spawn_blocking(move || process.terminate());
-        assert_eq!(ended.await.unwrap(), Some(0));
+        let ended = blocking(move || process.terminate());
+        assert_eq!(ended.await, Some(0));
         assert!(began.elapsed() < GRACE, "{:?}", began.elapsed());
     }
 }
@@ -336,13 +336,13 @@ async fn a_signal_that_is_not_to_stop_the_server_does_not_count_as_the_first_of_
     let mut socket = socket(&process.url, "/ws/device-status", &viewer(1)).await;
     process.signal("INT");
     process.signal("INT");
-    let ended = spawn_blocking(move || process.terminate());
+    let ended = blocking(move || process.terminate());
     let (said, code) = until_closed(&mut socket).await;
     assert_eq!(
         (&said.last().unwrap()["type"], code),
         (&json!("closing"), Some(1001))
     );
-    assert_eq!(ended.await.unwrap(), Some(0));
+    assert_eq!(ended.await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

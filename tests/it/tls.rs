@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::process::{Process, command, run};
+use crate::support::process::{Process, blocking, command, run};
 use crate::support::*;
 
 /// Makes `cert.pem` and `key.pem` for 127.0.0.1. False without openssl.
@@ -163,8 +163,8 @@ async fn watching_over_tls_trusts_whom_the_system_trusts() {
             .env("SSL_CERT_FILE", folder.join(trusted))
             .env("TIDINGS_URL", &server.url)
             .env("TIDINGS_TOKEN", viewer(1));
-        let output = tokio::task::spawn_blocking(move || run(&mut watch));
-        let output = output.await.unwrap();
+        let output = blocking(move || run(&mut watch));
+        let output = output.await;
         assert_eq!(output.status.code(), Some(code), "{trusted}: {output:?}");
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::support::page::{blocks, shell, text};
+use crate::support::process::{blocking, run};
 use crate::support::*;
 
 const PAGE: &str = "docs/troubleshooting.md";
@@ -129,7 +130,7 @@ async fn the_two_questions_of_the_page_are_answered_by_a_server_that_is_well() {
     let commands = &blocks(PAGE, "sh")[0];
     let mut shell = shell(server.folder.path(), commands, &server.url);
     shell.env("TOKEN", viewer(1));
-    let output = tokio::process::Command::from(shell).output().await.unwrap();
+    let output = blocking(move || run(&mut shell)).await;
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{said}");
     assert!(said.starts_with("ready"), "{said}");

@@ -7,14 +7,12 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::process::{Guarded, run, watch};
+use crate::support::process::{Guarded, Patient, blocking, run, status_of, watch};
 use crate::support::*;
 
 /// Runs a command to its end, while the server goes on.
 async fn ended(mut command: Command) -> Output {
-    tokio::task::spawn_blocking(move || run(&mut command))
-        .await
-        .unwrap()
+    blocking(move || run(&mut command)).await
 }
 
 fn said(output: &Output) -> String {
@@ -24,7 +22,7 @@ fn said(output: &Output) -> String {
 /// A command that goes on, with its standard output line by line.
 struct Watching {
     child: Guarded,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    lines: std::io::Lines<BufReader<Patient<std::process::ChildStdout>>>,
 }
 
 impl Watching {
@@ -39,7 +37,7 @@ impl Watching {
                 .spawn()
                 .unwrap(),
         );
-        let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        let mut lines = BufReader::new(Patient(child.0.stdout.take().unwrap())).lines();
         let mut ready = 0;
         while ready < scopes {
             let line = lines.next().expect("it goes on").unwrap();
@@ -51,7 +49,7 @@ impl Watching {
 
     /// Waits for the end. Returns the exit code, the messages and what it said.
     async fn end(mut self) -> (Option<i32>, Vec<Value>, String) {
-        let ended = tokio::task::spawn_blocking(move || {
+        let ended = blocking(move || {
             let messages = self
                 .lines
                 .map(|line| serde_json::from_str(&line.unwrap()).unwrap())
@@ -59,12 +57,9 @@ impl Watching {
             let mut said = String::new();
             let mut errors = self.child.0.stderr.take().unwrap();
             errors.read_to_string(&mut said).unwrap();
-            (self.child.0.wait().unwrap().code(), messages, said)
+            (status_of(&mut self.child.0).code(), messages, said)
         });
-        tokio::time::timeout(PATIENCE, ended)
-            .await
-            .expect("it ends")
-            .unwrap()
+        ended.await
     }
 }
 
@@ -296,10 +291,10 @@ async fn what_the_command_prints_stands_above_the_bars_of_a_terminal() {
             None => terminal.env_remove(name),
         };
     }
-    let watched = tokio::task::spawn_blocking(move || run(&mut terminal));
+    let watched = blocking(move || run(&mut terminal));
     until("it watches", async || server.tidings.streams() == 1).await;
     server.report("/api/jobs/j/complete", json!({})).await;
-    let output = watched.await.unwrap();
+    let output = watched.await;
     let seen = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{seen}");
     for words in [

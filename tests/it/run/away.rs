@@ -192,8 +192,8 @@ async fn what_happens_while_the_server_is_away_is_reported_when_it_is_back() {
     input.write_all(b"\n\n").unwrap();
     read_until(child.stdout.as_mut().unwrap(), "60%\n");
     network.is_cut.store(false, Ordering::Relaxed);
-    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
-    let output = output.await.unwrap();
+    let output = blocking(move || output_of(child));
+    let output = output.await;
     assert_eq!(
         (output.status.code(), text(&output.stderr).as_str()),
         (Some(3), "")

@@ -128,8 +128,8 @@ async fn a_process_that_is_left_behind_holds_nothing_up_and_keeps_its_output() {
     );
     let mut child = started(&mut run_script(&server, &[], script));
     let mut output = child.stdout.take().unwrap();
-    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap());
-    assert!(ended.await.unwrap().success());
+    let ended = blocking(move || status_of(&mut child));
+    assert!(ended.await.success());
     assert_eq!(only_job(&server).await["status"], "completed");
     // Run has ended. What the process that was left behind writes still arrives.
     std::fs::write(folder.join("late"), "late\n").unwrap();
@@ -149,8 +149,8 @@ async fn a_reader_that_has_gone_is_known_to_the_command() {
     let mut child = command.spawn().unwrap();
     read_until(child.stdout.as_mut().unwrap(), "y\ny\n");
     drop(child.stdout.take());
-    let status = tokio::task::spawn_blocking(move || child.wait().unwrap());
-    assert_eq!(status.await.unwrap().code(), Some(7));
+    let status = blocking(move || status_of(&mut child));
+    assert_eq!(status.await.code(), Some(7));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,7 +194,7 @@ async fn a_job_that_failed_or_was_left_running_gets_a_new_attempt() {
     );
     // The one that was superseded runs to its end, and changes nothing.
     first.stdin.take().unwrap().write_all(b"\n").unwrap();
-    let output = first.wait_with_output().unwrap();
+    let output = output_of(first);
     assert!(output.status.success());
     assert!(
         text(&output.stderr).contains("could not be reported"),

@@ -29,8 +29,8 @@ async fn a_request_to_cancel_reaches_the_command_as_sigterm_with_its_children() 
     let server = server().await;
     let child = started(&mut run_script(&server, &[], "sleep 600; echo after"));
     cancel(&server).await;
-    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
-    let output = output.await.unwrap();
+    let output = blocking(move || output_of(child));
+    let output = output.await;
     assert_eq!(
         (output.status.signal(), text(&output.stdout).as_str()),
         (Some(15), "")
@@ -50,9 +50,7 @@ async fn a_command_that_does_not_stop_is_killed() {
     let script = "trap '' TERM; while true; do sleep 0.1; done";
     let mut child = started(&mut run_script(&server, &["--kill-after", "1"], script));
     cancel(&server).await;
-    let status = tokio::task::spawn_blocking(move || child.wait().unwrap())
-        .await
-        .unwrap();
+    let status = blocking(move || status_of(&mut child)).await;
     assert_eq!(status.signal(), Some(9));
     assert_eq!(only_job(&server).await["status"], "cancelled");
 }
@@ -67,8 +65,8 @@ async fn a_signal_to_run_reaches_the_command_and_the_job_is_cancelled() {
         let mut child = started(&mut run_script(&server, &[], &script));
         read_until(child.stdout.as_mut().unwrap(), "ready\n");
         signal(&child, name);
-        let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
-        let output = output.await.unwrap();
+        let output = blocking(move || output_of(child));
+        let output = output.await;
         assert_eq!(
             (output.status.code(), text(&output.stdout).as_str()),
             (Some(code), "got it\n"),
@@ -86,13 +84,12 @@ async fn a_signal_to_run_reaches_the_command_and_the_job_is_cancelled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_signals_are_passed_on_and_end_nothing() {
     let server = server().await;
-    let script = "trap 'echo usr1' USR1; echo ready; while ! read line; do :; done";
+    let script = "trap 'echo usr1; told=1' USR1; echo ready; while [ -z \"$told\" ]; do sleep 0.05; done; echo after";
     let mut child = started(&mut run_script(&server, &[], script));
     read_until(child.stdout.as_mut().unwrap(), "ready\n");
     signal(&child, "USR1");
-    child.stdin.take().unwrap().write_all(b"\n").unwrap();
-    read_until(child.stdout.as_mut().unwrap(), "usr1\n");
-    assert!(child.wait().unwrap().success());
+    read_until(child.stdout.as_mut().unwrap(), "usr1\nafter\n");
+    assert!(status_of(&mut child).success());
     assert_eq!(only_job(&server).await["status"], "completed");
 }
 
@@ -116,9 +113,7 @@ async fn a_command_that_completes_although_it_was_to_stop_is_cancelled_and_says_
     let mut child = started(&mut run_script(&server, &[], script));
     read_until(child.stdout.as_mut().unwrap(), "ready\n");
     cancel(&server).await;
-    let status = tokio::task::spawn_blocking(move || child.wait().unwrap())
-        .await
-        .unwrap();
+    let status = blocking(move || status_of(&mut child)).await;
     assert_eq!(status.code(), Some(0));
     let job = only_job(&server).await;
     assert_eq!(

@@ -138,6 +138,7 @@ async fn ctrl_z_suspends_run_and_its_command_until_the_shell_continues_them() {
     {
         shell.env(name, value);
     }
+    shell.env("PS1", "prompt> ");
     let terminal = Terminal::start(&shell);
     let words: Vec<_> = std::iter::once(run.get_program())
         .chain(run.get_args())
@@ -152,7 +153,13 @@ async fn ctrl_z_suspends_run_and_its_command_until_the_shell_continues_them() {
     terminal.types("fg\n");
     terminal.shows("awake\r\n").await;
     terminal.types("keys\n");
-    terminal.shows("got keys\r\n").await;
+    // Until the shell has the terminal again, keys are the command's.
+    until("the shell is back", async || {
+        let shown = terminal.shown();
+        let after = shown.split_once("got keys\r\n");
+        after.is_some_and(|(_, shown)| shown.contains("prompt> "))
+    })
+    .await;
     terminal.types("exit\n");
     terminal.ended().await;
     assert_eq!(only_job(&server).await["status"], "completed");

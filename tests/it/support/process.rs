@@ -1,14 +1,17 @@
 //! The real binary in a separate process, for tests that kill it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
-use super::{SECRET, Server, store, viewer};
+use super::{PATIENCE, SECRET, Server, store, viewer};
 
 /// Returns the path of the binary under test.
 pub(crate) fn binary() -> PathBuf {
@@ -142,9 +145,81 @@ pub(crate) fn set_clock(clock: &Path, offset_secs: i64) {
     std::io::Write::write_all(&mut file, &offset_secs.to_ne_bytes()).unwrap();
 }
 
+/// How long a process may take to end or to say something.
+const PROCESS_PATIENCE: Duration = Duration::from_secs(180);
+
+/// Does work that blocks, such as waiting for a process, on a thread of its own. Fails after a while.
+///
+/// A blocking task of the runtime that never ends would keep a test that fails from ending.
+pub(crate) fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = T> + Send {
+    let (tell, told) = oneshot::channel();
+    // If it is not told, the test has failed.
+    std::thread::spawn(move || tell.send(work()).ok());
+    async {
+        let told = tokio::time::timeout(PROCESS_PATIENCE + PATIENCE, told).await;
+        told.expect("it ends").expect("it does not fail")
+    }
+}
+
 /// Runs a command until it ends.
 pub(crate) fn run(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap()
+    let command = command.stdin(Stdio::null());
+    output_of(
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    )
+}
+
+/// Waits until a process ends, and returns what it wrote.
+pub(crate) fn output_of(child: Child) -> Output {
+    let id = child.id();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tell.send(child.wait_with_output()).ok());
+    match told.recv_timeout(PROCESS_PATIENCE) {
+        Ok(output) => output.unwrap(),
+        Err(_) => {
+            send(id, "KILL");
+            panic!("process {id} did not end, or left its outputs open");
+        }
+    }
+}
+
+/// Waits until a process ends.
+pub(crate) fn status_of(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + PROCESS_PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "process {} runs on", child.id());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Sends a process the signal with this name.
+pub(crate) fn send(id: u32, name: &str) {
+    let mut kill = Command::new("kill");
+    let sent = kill.args(["-s", name, &id.to_string()]);
+    assert!(sent.status().unwrap().success());
+}
+
+/// An output of a process. Reading fails if nothing is written for [`PROCESS_PATIENCE`].
+pub(crate) struct Patient<R>(pub(crate) R);
+
+impl<R: Read + AsFd> Read for Patient<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut waited = [PollFd::new(&self.0, PollFlags::IN)];
+        let patience = Timespec::try_from(PROCESS_PATIENCE).unwrap();
+        if poll(&mut waited, Some(&patience))? == 0 {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        self.0.read(buffer)
+    }
 }
 
 /// A server process. It is killed when it is dropped.
@@ -152,7 +227,7 @@ pub(crate) struct Process {
     child: Guarded,
     pub(crate) url: String,
     /// Its standard output after the line with its address.
-    pub(crate) stdout: BufReader<std::process::ChildStdout>,
+    pub(crate) stdout: BufReader<Patient<ChildStdout>>,
 }
 
 impl Process {
@@ -166,12 +241,13 @@ impl Process {
                 .spawn()
                 .unwrap(),
         );
-        let mut stdout = BufReader::new(child.0.stdout.take().unwrap());
+        let mut stdout = BufReader::new(Patient(child.0.stdout.take().unwrap()));
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
         let Some(url) = line.trim().strip_prefix("Tidings listens on ") else {
             let mut rest = String::new();
-            std::io::Read::read_to_string(&mut child.0.stderr.take().unwrap(), &mut rest).ok();
+            let mut stderr = Patient(child.0.stderr.take().unwrap());
+            stderr.read_to_string(&mut rest).ok();
             panic!("the server did not start: {line} {rest}");
         };
         Process {
@@ -189,8 +265,8 @@ impl Process {
         Process::start(&mut serve)
     }
 
-    pub(crate) fn stderr(&mut self) -> ChildStderr {
-        self.child.0.stderr.take().unwrap()
+    pub(crate) fn stderr(&mut self) -> Patient<ChildStderr> {
+        Patient(self.child.0.stderr.take().unwrap())
     }
 
     /// Returns its process id.
@@ -200,9 +276,7 @@ impl Process {
 
     /// Sends the signal with this name.
     pub(crate) fn signal(&self, name: &str) {
-        let id = self.child.0.id().to_string();
-        let sent = Command::new("kill").args(["-s", name, &id]).status();
-        assert!(sent.unwrap().success());
+        send(self.child.0.id(), name);
     }
 
     /// Returns how many bytes of memory it uses.
@@ -237,7 +311,7 @@ impl Process {
 
     /// Waits until it ends. Returns the exit code.
     pub(crate) fn wait(&mut self) -> Option<i32> {
-        self.child.0.wait().unwrap().code()
+        status_of(&mut self.child.0).code()
     }
 }
 

@@ -29,6 +29,7 @@ use super::table::{millis, place, table, tag_bits, unreadable, uptime_millis};
 use super::upsert::upsert;
 use super::{BUSY_TIMEOUT_MS, answers, database_error, job_texts, read};
 use crate::config::{self, Settings, Synchronous};
+use crate::event::Event;
 use crate::id::{Kind, SchoolId, SubjectId};
 use crate::kind::job::{History, Past};
 use crate::kind::{self, Part, State};
@@ -60,8 +61,8 @@ pub(super) struct Backend {
     swept_school: i64,
     /// Whether the database was in its original place at the last check.
     is_in_place: bool,
-    /// How many events the last commit wrote, until the checkpoints are informed.
-    uncounted: Option<usize>,
+    /// About how many pages the last commit wrote for its events, until the checkpoints are informed.
+    uncounted: Option<i64>,
     /// Declared after `conn`, so that it is dropped later: see [`DatabaseLock`].
     lock: Arc<DatabaseLock>,
 }
@@ -191,7 +192,8 @@ impl Backend {
             }
             QueryResult::Ok(Instant::now())
         })?;
-        self.uncounted = Some(group.events.len());
+        let pages = |event: &Arc<Event>| 1 + signed(event.bytes()) / config::PAGE_BYTES;
+        self.uncounted = Some(group.events.iter().map(pages).sum());
         for (address, stored) in group.states.drain() {
             // Finished subjects, with their results, are hardly ever read again.
             if stored.state.is_over() {
@@ -334,8 +336,8 @@ impl writer::Backend for Backend {
     }
 
     fn answered(&mut self) {
-        if let Some(events) = self.uncounted.take() {
-            self.checkpoints.committed(&mut self.conn, events);
+        if let Some(pages) = self.uncounted.take() {
+            self.checkpoints.committed(&mut self.conn, pages);
         }
     }
 

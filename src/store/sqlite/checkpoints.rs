@@ -2,19 +2,21 @@
 //! never within a commit.
 //!
 //! SQLite begins the log anew only once all of it is copied, and under load the thread is never quite done: the writer goes on
-//! meanwhile. So when the log is long and hardly anything of it is left to copy, the writer copies the rest between two
-//! commits, after it has answered the first one. If the thread does not keep up, the writer waits for it, so the log is bounded: by
-//! [`WAL_MAX_PAGES`] and one commit, as long as no reader needs its end.
+//! meanwhile. So when the log is long, the thread copies again what came in the meantime, each time less. Then it
+//! calls the writer, which copies the short rest between two commits, after it has answered the first one. If the thread does not
+//! keep up, the writer waits for it, so the log is bounded: by [`WAL_MAX_PAGES`] and one commit, as long as no reader needs
+//! its end.
 //!
 //! ```text
-//! pages in the log   0 ──── CHECKPOINT_PAGES ──── WAL_RESTART_PAGES ──────────── WAL_MAX_PAGES
-//!                           the thread copies     the writer copies a short rest  the writer waits
+//! pages in the log   0 ──── CHECKPOINT_PAGES ──── WAL_RESTART_PAGES ─────────────── WAL_MAX_PAGES
+//!                           the thread copies     it calls the writer for the rest   the writer waits
 //! ```
 //!
 //! A checkpoint that fails, for example on a full disk, is tried again after later commits, as SQLite itself would do.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -25,21 +27,29 @@ use diesel::sqlite::SqliteConnection;
 
 use super::BUSY_TIMEOUT_MS;
 use crate::config::{
-    CHECKPOINT_PAGES, CHECKPOINT_REST_PAGES, COMMIT_BASE_PAGES, WAL_MAX_PAGES, WAL_RESTART_PAGES,
+    CHECKPOINT_PAGES, CHECKPOINT_PASSES, CHECKPOINT_REST_PAGES, COMMIT_BASE_PAGES, WAL_MAX_PAGES,
+    WAL_RESTART_PAGES,
 };
 use crate::failures::Failures;
-use crate::store::numbers::signed;
 
 /// The writer's side; see the [module-level documentation](self). The thread ends when this is dropped.
 pub(super) struct Checkpoints {
     /// `None` while it is being dropped.
     wake: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
-    /// Held during a checkpoint, because SQLite does not wait for one that is in progress.
-    turn: Arc<Mutex<()>>,
+    shared: Arc<Shared>,
     /// About how many pages were written since the log was last looked at.
     unseen: i64,
     failures: Failures,
+}
+
+/// What the writer and the thread have in common.
+#[derive(Default)]
+struct Shared {
+    /// Held during a checkpoint, because SQLite does not wait for one that is in progress.
+    turn: Mutex<()>,
+    /// Whether the log is long and the thread has left only a short rest of it to copy.
+    is_caught_up: AtomicBool,
 }
 
 /// The state of the log, in pages.
@@ -73,24 +83,25 @@ impl Checkpoints {
         let mut conn = SqliteConnection::establish(url)?;
         conn.batch_execute(&format!("PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}"))?;
         let (wake, woken) = sync_channel(1);
-        let turn = Arc::<Mutex<()>>::default();
-        let own = Arc::clone(&turn);
+        let shared = Arc::<Shared>::default();
+        let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("tidings-checkpoints".into())
             .spawn(move || run(&mut conn, &woken, &own))?;
         Ok(Checkpoints {
             wake: Some(wake),
             thread: Some(thread),
-            turn,
+            shared,
             unseen: 0,
             failures: Failures::default(),
         })
     }
 
-    /// Does what the log needs after a commit with so many events. `conn` is the writer's.
-    pub(super) fn committed(&mut self, conn: &mut SqliteConnection, events: usize) {
-        self.unseen += COMMIT_BASE_PAGES + signed(events);
-        if self.unseen < CHECKPOINT_REST_PAGES {
+    /// Does what the log needs after a commit that wrote about so many pages. `conn` is the writer's.
+    pub(super) fn committed(&mut self, conn: &mut SqliteConnection, pages: i64) {
+        self.unseen += COMMIT_BASE_PAGES + pages;
+        let is_called = self.shared.is_caught_up.swap(false, Ordering::Relaxed);
+        if self.unseen < CHECKPOINT_REST_PAGES && !is_called {
             return;
         }
         self.unseen = 0;
@@ -98,10 +109,8 @@ impl Checkpoints {
             if log.rest() == 0 {
                 return Ok(());
             }
-            if log.log >= WAL_MAX_PAGES
-                || (log.log >= WAL_RESTART_PAGES && log.rest() <= CHECKPOINT_REST_PAGES)
-            {
-                let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            if log.log >= WAL_MAX_PAGES || (is_called && log.rest() <= 2 * CHECKPOINT_REST_PAGES) {
+                let _turn = self.shared.turn();
                 Log::copy(conn)?;
             } else if log.rest() >= CHECKPOINT_PAGES {
                 // Full if the thread has still to begin.
@@ -123,13 +132,32 @@ impl Drop for Checkpoints {
     }
 }
 
+impl Shared {
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies the log, and again what the writer has added meanwhile if the log is long enough to begin anew.
+    fn catch_up(&self, conn: &mut SqliteConnection) -> QueryResult<()> {
+        let _turn = self.turn();
+        for _ in 0..CHECKPOINT_PASSES {
+            if Log::copy(conn)?.log < WAL_RESTART_PAGES {
+                break;
+            }
+            if Log::look(conn)?.rest() <= CHECKPOINT_REST_PAGES {
+                self.is_caught_up.store(true, Ordering::Relaxed);
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Runs a checkpoint whenever the writer asks for one, until the writer is gone.
-fn run(conn: &mut SqliteConnection, woken: &Receiver<()>, turn: &Mutex<()>) {
+fn run(conn: &mut SqliteConnection, woken: &Receiver<()>, shared: &Shared) {
     let mut failures = Failures::default();
     while woken.recv().is_ok() {
-        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let copied = Log::copy(conn).map(|_| ());
-        note(&mut failures, copied);
+        note(&mut failures, shared.catch_up(conn));
     }
 }
 
@@ -157,8 +185,8 @@ mod tests {
     use super::*;
 
     const PAGE_BYTES: u64 = 4_096;
-    /// Events after which the log is looked at.
-    const REST: usize = 250;
+    /// Pages after which the log is looked at.
+    const REST: i64 = CHECKPOINT_REST_PAGES;
 
     /// A connection like the writer's, and a table in whose rows a page is written at a time.
     fn writer(folder: &Path) -> (SqliteConnection, String) {
@@ -220,6 +248,30 @@ mod tests {
         assert!(!folder.path().join("test.db-wal").exists(), "closed");
         let bytes = std::fs::metadata(folder.path().join("test.db")).unwrap();
         assert!(bytes.len() > all * 3_500);
+    }
+
+    #[test]
+    fn a_long_log_begins_anew_once_the_thread_has_left_the_writer_a_short_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut conn, url) = writer(folder.path());
+        let mut checkpoints = Checkpoints::start(&url).unwrap();
+        for _ in 0..=WAL_RESTART_PAGES / 1_000 {
+            write(&mut conn, 1_000);
+        }
+        checkpoints.committed(&mut conn, REST);
+        let begun = Instant::now();
+        while !checkpoints.shared.is_caught_up.load(Ordering::Relaxed) {
+            assert!(begun.elapsed() < Duration::from_secs(60));
+            std::thread::yield_now();
+        }
+        // What the writer has added meanwhile, too little to look at the log.
+        write(&mut conn, REST);
+        checkpoints.committed(&mut conn, 0);
+        let log = Log::look(&mut conn).unwrap();
+        assert_eq!(log.rest(), 0, "{log:?}");
+        write(&mut conn, 1);
+        let log = Log::look(&mut conn).unwrap();
+        assert!(log.log < CHECKPOINT_PAGES, "{log:?}");
     }
 
     #[test]

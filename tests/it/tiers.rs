@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::support::page::text;
+use crate::support::process::run;
 
 /// What runs all tests.
 const FULL: &str = "cargo test -- --include-ignored";
@@ -50,6 +51,29 @@ fn a_test_is_left_out_of_the_fast_tier_for_being_slow_and_for_nothing_else() {
         }
     }
     assert!(slow > 0, "the slow ones were found");
+}
+
+/// Otherwise a Postgres that cannot be reached would count as the detection of every mutant.
+#[test]
+fn a_mutant_counts_as_detected_only_if_the_tests_pass_without_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let cargo = folder.path().join("cargo");
+    let failing = "#!/bin/sh\necho test store_contract::postgres::a_test ... FAILED\nexit 101\n";
+    std::fs::write(&cargo, failing).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&cargo, mode).unwrap();
+    let path = format!(
+        "{}:{}",
+        folder.path().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let mut mutants = std::process::Command::new("bash");
+    mutants.args([".ci/mutants", "a fence"]).env("PATH", path);
+    let output = run(mutants.current_dir(env!("CARGO_MANIFEST_DIR")));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("the tests fail without a mutant"), "{said}");
+    assert!(output.stdout.is_empty());
 }
 
 /// `.ci/mutants` is run by hand, so nobody would notice that the text of a mutant is gone from the source.

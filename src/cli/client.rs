@@ -134,8 +134,13 @@ pub(super) fn connect(base: &str, token: Option<Secret>) -> Result<client::Clien
 /// Converts an error of the client of the server at this URL.
 pub(super) fn failure(base: &str, error: ClientError) -> Failure {
     let unreachable = |why: &dyn std::fmt::Display| format!("cannot reach {base}: {why}");
-    let (status, detail) = match error {
-        ClientError::Rejected { status, detail, .. } => (status, detail),
+    let (status, detail, retry_after) = match error {
+        ClientError::Rejected {
+            status,
+            detail,
+            retry_after,
+            ..
+        } => (status, detail, retry_after),
         ClientError::Unreachable(cause) => {
             return Failure::new(Exit::Unreachable, unreachable(&cause));
         }
@@ -159,6 +164,7 @@ pub(super) fn failure(base: &str, error: ClientError) -> Failure {
     };
     Failure {
         http_status: Some(status),
+        retry_after,
         ..Failure::new(exit, message)
     }
 }

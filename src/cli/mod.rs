@@ -22,6 +22,7 @@ mod watch;
 use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -115,6 +116,8 @@ struct Failure {
     message: String,
     /// The status of the HTTP answer that caused it.
     http_status: Option<u16>,
+    /// How long the server asks to wait before the next request.
+    retry_after: Duration,
 }
 
 impl Failure {
@@ -123,6 +126,7 @@ impl Failure {
             exit,
             message: message.to_string(),
             http_status: None,
+            retry_after: Duration::ZERO,
         }
     }
 

@@ -98,6 +98,8 @@ pub enum ClientError {
         code: Option<String>,
         /// The problem's `detail`.
         detail: String,
+        /// How long the server asks to wait (`Retry-After`), or zero.
+        retry_after: Duration,
     },
     /// The server ended the stream and said that a new connection is useless.
     #[error("the server closed the stream with code {code}: {reason}")]

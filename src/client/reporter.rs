@@ -153,7 +153,10 @@ impl Shared {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "reports could not be sent; retrying");
-                    Some(Duration::ZERO)
+                    match error {
+                        ClientError::Rejected { retry_after, .. } => Some(retry_after),
+                        _ => Some(Duration::ZERO),
+                    }
                 }
             };
             self.rounds.send_modify(|rounds| *rounds += 1);

@@ -50,6 +50,7 @@ impl Refusal {
             status: self.status,
             code: self.code,
             detail: self.detail,
+            retry_after: self.retry_after,
         }
     }
 }

@@ -18,6 +18,8 @@ const BEAT: Duration = Duration::from_secs(5);
 /// The first delay after a failed request, which doubles each time.
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// The longest delay once the command has ended: `--wait` limits the time in which the server can return.
+const RETRY_AT_END_MAX: Duration = Duration::from_secs(2);
 
 /// What is to be reported: written by those who follow the command, read by the reporter.
 #[derive(Default)]
@@ -141,11 +143,16 @@ impl Board {
         }
     }
 
-    /// Waits for a delay. A new outcome ends it.
-    fn rest(&self, delay: Duration, is_ending: bool) {
+    /// Waits for a delay. A new outcome ends it. Returns the next delay.
+    fn rest(&self, delay: Duration, is_ending: bool) -> Duration {
         let is_waiting = |state: &mut State| is_ending || state.outcome.is_none();
         let state = self.lock();
         drop(self.change.wait_timeout_while(state, delay, is_waiting));
+        match (is_ending, self.is_ending()) {
+            (true, _) => (delay * 2).min(RETRY_AT_END_MAX),
+            (false, true) => RETRY,
+            (false, false) => (delay * 2).min(RETRY_MAX),
+        }
     }
 
     fn is_ending(&self) -> bool {
@@ -190,14 +197,14 @@ impl<C: FnMut()> Reporter<C> {
                 }
                 Err(failure) => {
                     self.board.has_problem(&failure);
+                    delay = delay.max(failure.retry_after);
                     // A token or a server can be repaired while the command runs, but not once it has ended.
                     if failure.is_conflict() || is_ending && !failure.is_passing() {
                         return false;
                     }
                 }
             }
-            self.board.rest(delay, is_ending);
-            delay = (delay * 2).min(RETRY_MAX);
+            delay = self.board.rest(delay, is_ending);
         }
     }
 
@@ -241,8 +248,8 @@ impl<C: FnMut()> Reporter<C> {
                         _ => {}
                     }
                     self.board.lock().has_news |= !is_ending;
-                    self.board.rest(delay, is_ending);
-                    delay = (delay * 2).min(RETRY_MAX);
+                    delay = delay.max(failure.retry_after);
+                    delay = self.board.rest(delay, is_ending);
                 }
             }
         }

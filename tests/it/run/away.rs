@@ -2,7 +2,7 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -61,7 +61,7 @@ async fn a_server_that_refuses_costs_the_command_nothing_and_its_reason_is_told(
         let url = format!("http://{}", listener.local_addr().unwrap());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                std::thread::spawn(move || refuse(stream.unwrap(), status));
+                std::thread::spawn(move || refuse(stream.unwrap(), status, ""));
             }
         });
         let (output, time) = run_for(&url, SCRIPT).await;
@@ -75,8 +75,31 @@ async fn a_server_that_refuses_costs_the_command_nothing_and_its_reason_is_told(
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_asks_to_wait_is_not_asked_again_before() {
+    for status in [429, 503] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (asked, times) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                asked.send(Instant::now()).unwrap();
+                refuse(stream.unwrap(), status, "Retry-After: 3\r\n");
+            }
+        });
+        // The end of the command is told at once. Everything else waits.
+        let ended = tokio::spawn(async move { run_for(&url, "read a; sleep 5; exit 9").await });
+        let (first, second) =
+            blocking(move || (times.recv().unwrap(), times.recv().unwrap())).await;
+        let pause = second - first;
+        assert!(pause >= Duration::from_secs(3), "{status}: {pause:?}");
+        let (output, _) = ended.await.unwrap();
+        assert_eq!(output.status.code(), Some(9));
+    }
+}
+
 /// Answers one request with a problem.
-fn refuse(mut stream: TcpStream, status: u16) {
+fn refuse(mut stream: TcpStream, status: u16, headers: &str) {
     let mut reader = std::io::BufReader::new(stream.try_clone().unwrap());
     let mut length = 0;
     loop {
@@ -96,7 +119,7 @@ fn refuse(mut stream: TcpStream, status: u16) {
     let body = json!({"detail": format!("because {status}"), "code": "refused"}).to_string();
     let _ = write!(
         stream,
-        "HTTP/1.1 {status} Refused\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status} Refused\r\nContent-Type: application/problem+json\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
 }
@@ -129,6 +152,8 @@ async fn a_wrong_token_is_told_and_costs_the_command_nothing() {
 struct Network {
     url: String,
     is_cut: Arc<AtomicBool>,
+    /// How many connections were cut off.
+    cuts: Arc<AtomicUsize>,
 }
 
 impl Network {
@@ -138,23 +163,30 @@ impl Network {
         let target = server.url.strip_prefix("http://").unwrap().to_owned();
         let is_cut = Arc::new(AtomicBool::new(false));
         let cut = Arc::clone(&is_cut);
+        let cuts = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&cuts);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (target, cut) = (target.clone(), Arc::clone(&cut));
-                std::thread::spawn(move || forward(&stream.unwrap(), &target, &cut));
+                let counted = Arc::clone(&counted);
+                std::thread::spawn(move || forward(&stream.unwrap(), &target, &cut, &counted));
             }
         });
-        Network { url, is_cut }
+        Network { url, is_cut, cuts }
     }
 }
 
 /// Passes on both directions. Whatever arrives while the network is cut ends the connection.
-fn forward(client: &TcpStream, target: &str, is_cut: &AtomicBool) {
+fn forward(client: &TcpStream, target: &str, is_cut: &AtomicBool, cuts: &AtomicUsize) {
     let server = TcpStream::connect(target).unwrap();
     let pass = |mut from: &TcpStream, mut to: &TcpStream| {
         let mut part = [0; 64 * 1024];
         while let Ok(count @ 1..) = from.read(&mut part) {
-            if is_cut.load(Ordering::Relaxed) || to.write_all(&part[..count]).is_err() {
+            if is_cut.load(Ordering::Relaxed) {
+                cuts.fetch_add(1, Ordering::Relaxed);
+                break;
+            }
+            if to.write_all(&part[..count]).is_err() {
                 break;
             }
         }
@@ -204,6 +236,30 @@ async fn what_happens_while_the_server_is_away_is_reported_when_it_is_back() {
         (&json!("failed"), &json!(40.0))
     );
     assert_eq!(job["error"]["details"]["exit_code"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_back_soon_after_the_command_has_ended_is_told_however_long_it_was_away() {
+    let server = server().await;
+    let network = Network::to(&server);
+    network.is_cut.store(true, Ordering::Relaxed);
+    // Meanwhile the delays between attempts have grown beyond `--wait`.
+    let script = "sleep 8; echo end; exit 3";
+    let mut run = run_script(&server, &["--wait", "7"], script);
+    let mut child = started(run.env("TIDINGS_URL", &network.url));
+    read_until(child.stdout.as_mut().unwrap(), "end\n");
+    let cuts = network.cuts.load(Ordering::Relaxed);
+    until("the end could not be told", async || {
+        network.cuts.load(Ordering::Relaxed) > cuts
+    })
+    .await;
+    network.is_cut.store(false, Ordering::Relaxed);
+    let output = blocking(move || output_of(child)).await;
+    assert_eq!(
+        (output.status.code(), text(&output.stderr).as_str()),
+        (Some(3), "")
+    );
+    assert_eq!(only_job(&server).await["status"], "failed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -104,7 +104,8 @@ impl Driver {
                     problem = Some(ClientError::Unreadable(what.into()));
                     self.story.unusable(None)
                 }
-                Err(Trouble::Silent) if is_known => self.story.cut(),
+                // A proxy may hold back even the head, so it does not matter whether that has arrived.
+                Err(Trouble::Silent) if self.story.is_connected() => self.story.cut(),
                 Err(Trouble::Silent) => self.story.unusable(None),
                 Err(Trouble::Broken(error)) => {
                     tracing::debug!(path = %self.path, %error, "the stream was cut");
@@ -242,7 +243,9 @@ impl Driver {
         let response = timeout(longest, self.client.send(request)).await;
         let response = response.map_err(|_| Trouble::Silent)??;
         if response.status >= 300 {
-            return Err(Trouble::Refused(refusal(response, longest).await));
+            return Err(Trouble::Refused(
+                refusal(response, longest, self.client.base()).await,
+            ));
         }
         let content_type = response.header(CONTENT_TYPE);
         match response.status == 200 && content_type.is_some_and(|own| own.starts_with(media_type))

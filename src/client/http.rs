@@ -43,6 +43,8 @@ pub(super) struct Request {
 /// The head of an answer, and its body as it arrives.
 pub(super) struct Answer {
     pub(super) status: u16,
+    /// What was asked for.
+    pub(super) uri: String,
     headers: HeaderMap,
     body: Incoming,
 }
@@ -105,6 +107,7 @@ impl Http {
             .map(Response::into_parts)?;
         Ok(Answer {
             status: head.status.as_u16(),
+            uri: request.uri,
             headers: head.headers,
             body,
         })

@@ -286,6 +286,11 @@ impl Client {
         }
     }
 
+    /// The URL of the server.
+    fn base(&self) -> &str {
+        &self.base
+    }
+
     fn request(&self, method: Method, path_and_query: &str) -> Request {
         Request::new(method, format!("{}{path_and_query}", self.base))
     }
@@ -318,7 +323,8 @@ impl Client {
         let answered = async {
             let answer = self.send(request).await?;
             if answer.status >= 300 {
-                return Err(refusal(answer, self.answer_timeout).await.into_error());
+                let refusal = refusal(answer, self.answer_timeout, self.base());
+                return Err(refusal.await.into_error());
             }
             answer.bytes(MESSAGE_MAX_BYTES).await
         };
@@ -330,8 +336,24 @@ impl Client {
     }
 }
 
-/// Reads why a request was rejected, for at most `longest`.
-async fn refusal(mut answer: Answer, longest: Duration) -> Refusal {
+/// Returns that a request is redirected, and which URL of a server to use instead, if it follows from that of the request.
+fn redirection(base: &str, uri: &str, to: &str) -> String {
+    let path = uri.strip_prefix(base).unwrap_or(uri);
+    let bare = path.split_once('?').map_or(path, |(path, _)| path);
+    let moved = to.strip_suffix(path).or_else(|| to.strip_suffix(bare));
+    let is_url = |to: &&str| to.starts_with("http://") || to.starts_with("https://");
+    match moved.filter(is_url).filter(|moved| *moved != base) {
+        Some(moved) => format!(
+            "the server redirects to {to}, which is not followed because the token is for one server: use {moved} as the URL"
+        ),
+        None => format!(
+            "the server redirects to {to}, which is not followed because the token is for one server: use the URL of Tidings itself"
+        ),
+    }
+}
+
+/// Reads why a request to the server at `base` was rejected, for at most `longest`.
+async fn refusal(mut answer: Answer, longest: Duration, base: &str) -> Refusal {
     // A date, which Tidings does not send, counts as none.
     let retry_after: u64 = answer
         .header(RETRY_AFTER)
@@ -350,8 +372,7 @@ async fn refusal(mut answer: Answer, longest: Duration) -> Refusal {
     let problem: Value = serde_json::from_slice(&body).unwrap_or_default();
     let text = |field: &str| problem[field].as_str().map(str::to_owned);
     let detail = match answer.header(LOCATION) {
-        // Not followed: a token is for one server.
-        Some(to) if answer.status < 400 => format!("the server redirects to {to}"),
+        Some(to) if answer.status < 400 => redirection(base, &answer.uri, to),
         _ => text("detail").unwrap_or_else(|| "the request was rejected".into()),
     };
     Refusal {
@@ -359,5 +380,33 @@ async fn refusal(mut answer: Answer, longest: Duration) -> Refusal {
         code: text("code"),
         detail,
         retry_after: Duration::from_secs(retry_after.min(RETRY_AFTER_MAX_SECS)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::redirection;
+
+    #[test]
+    fn a_redirect_names_the_url_to_use_if_that_can_be_told() {
+        let base = "http://tidings.example/base";
+        let uri = "http://tidings.example/base/events/jobs?status=failed";
+        for (to, advice) in [
+            (
+                "https://tidings.example/base/events/jobs?status=failed",
+                "use https://tidings.example/base as the URL",
+            ),
+            (
+                "https://new.example/events/jobs",
+                "use https://new.example as the URL",
+            ),
+            ("/login", "use the URL of Tidings itself"),
+            ("https://sso.example/login", "use the URL of Tidings itself"),
+            (uri, "use the URL of Tidings itself"),
+        ] {
+            let said = redirection(base, uri, to);
+            assert!(said.contains(&format!("redirects to {to}, ")), "{said}");
+            assert!(said.ends_with(advice), "{said}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! 2. The cursor is that of the last event, `ready` or `heartbeat`, so that a new connection continues behind it.
 //! 3. What cannot be read ends the connection, and the next one starts in front of it. Nothing is skipped.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::backoff::{Backoff, jittered};
@@ -30,6 +31,9 @@ const UNAUTHORIZED_MAX: u32 = 3;
 const EARLY_ENDS_MAX: u32 = 2;
 /// How long a reader stays with another transport than the preferred one before a new connection tries that again.
 const FALLBACK: Duration = Duration::from_secs(600);
+/// How many events of a snapshot are remembered, so that they are not delivered again when the snapshot is repeated. Those of a
+/// larger snapshot are.
+const REPEATED_MAX: usize = 10_000;
 /// Close codes: nothing more to send, the server shuts down, and the token has expired.
 const CLOSED_DONE: u64 = 1000;
 const CLOSED_GOING_AWAY: u64 = 1001;
@@ -91,8 +95,12 @@ pub(super) struct Story {
     unauthorized: u32,
     backoff: Backoff,
     last_seq: u64,
-    /// The first cursor, if a connection that ends before the first `ready` is to be followed by one that begins there again.
-    begin: Option<Option<String>>,
+    /// Whether a snapshot that was cut off is requested again from its start.
+    repeats_snapshot: bool,
+    /// Whether a snapshot is being read: since the start without a cursor, or since a `reset`, until `ready`.
+    in_snapshot: bool,
+    /// The number and the cursor of each event of the snapshot that was delivered, if it may be repeated.
+    delivered: HashSet<(u64, Option<String>)>,
     /// Whether the next request continues where the last one ended.
     continues: bool,
     /// Whether `ready` was delivered since the start or the last `reset`.
@@ -108,8 +116,10 @@ impl Story {
         cursor: Option<String>,
         token_renews: bool,
     ) -> Story {
+        let cursor = cursor.filter(|cursor| !cursor.is_empty());
         Story {
-            cursor: cursor.filter(|cursor| !cursor.is_empty()),
+            in_snapshot: cursor.is_none(),
+            cursor,
             heartbeat: HEARTBEAT_DEFAULT,
             is_connected: false,
             closing: None,
@@ -122,16 +132,17 @@ impl Story {
             unauthorized: 0,
             backoff: Backoff::default(),
             last_seq: 0,
-            begin: None,
+            repeats_snapshot: false,
+            delivered: HashSet::new(),
             continues: false,
             is_ready: false,
             was_ready: false,
         }
     }
 
-    /// Until the first `ready`, lets each connection begin where the first one does.
+    /// Requests a snapshot that was cut off again from its start. What is read from a cursor continues there all the same.
     pub(super) fn repeat_snapshot(&mut self) {
-        self.begin = Some(self.cursor.clone());
+        self.repeats_snapshot = true;
     }
 
     pub(super) fn cursor(&self) -> Option<&str> {
@@ -164,6 +175,8 @@ impl Story {
     pub(super) fn silence(&self) -> Duration {
         match self.transport() {
             // A proxy that buffers may hold back the white space that is the heartbeat of a poll.
+            // The first answer is not held back for an event.
+            Transport::LongPoll if !self.is_ready => FIRST_MESSAGE,
             Transport::LongPoll => (self.heartbeat * 2).max(POLL_WAIT + FIRST_MESSAGE),
             Transport::EventStream if self.is_connected => self.heartbeat * 2,
             Transport::EventStream => FIRST_MESSAGE,
@@ -181,8 +194,8 @@ impl Story {
         self.closing = None;
         self.was_ready = false;
         let continues = std::mem::take(&mut self.continues);
-        if let Some(begin) = self.begin.as_ref().filter(|_| !continues) {
-            (self.cursor, self.last_seq) = (begin.clone(), 0);
+        if self.repeats_snapshot && self.in_snapshot && !continues {
+            (self.cursor, self.last_seq) = (None, 0);
         }
         if self.fell_back_at.is_some_and(|at| now - at >= FALLBACK) {
             self.current = 0;
@@ -200,7 +213,10 @@ impl Story {
             }
             self.last_seq = seq;
             self.advance(&message);
-            return Received::Message(message);
+            return match self.was_delivered(seq, &message) {
+                true => Received::Nothing,
+                false => Received::Message(message),
+            };
         }
         match message.message_type() {
             "connected" => {
@@ -219,7 +235,8 @@ impl Story {
                 self.advance(&message);
                 self.backoff.reset();
                 self.was_ready = true;
-                self.begin = None;
+                self.in_snapshot = false;
+                self.delivered = HashSet::new();
                 match std::mem::replace(&mut self.is_ready, true) {
                     true => Received::Control(message),
                     false => Received::Message(message),
@@ -228,6 +245,8 @@ impl Story {
             "reset" => {
                 // The history after a reset is another one, and its numbers may be lower.
                 (self.cursor, self.last_seq, self.is_ready) = (None, 0, false);
+                self.in_snapshot = true;
+                self.delivered.clear();
                 Received::Message(message)
             }
             "closing" => {
@@ -236,6 +255,19 @@ impl Story {
             }
             _ => Received::Nothing,
         }
+    }
+
+    /// Takes note of an event of a snapshot. Returns whether an earlier connection has delivered it. The cursor tells it from an
+    /// event of another history with the same number.
+    fn was_delivered(&mut self, seq: u64, message: &Message) -> bool {
+        if !self.repeats_snapshot || !self.in_snapshot {
+            return false;
+        }
+        let event = (seq, message.cursor().map(str::to_owned));
+        if self.delivered.len() >= REPEATED_MAX {
+            return self.delivered.contains(&event);
+        }
+        !self.delivered.insert(event)
     }
 
     fn advance(&mut self, message: &Message) {
@@ -290,7 +322,8 @@ impl Story {
         } else {
             1
         };
-        if PERMANENT.contains(&refusal.status) || self.unauthorized >= tries {
+        let is_permanent = PERMANENT.contains(&refusal.status) || is_redirect(refusal.status);
+        if is_permanent || self.unauthorized >= tries {
             return Next::GiveUp(refusal.into_error());
         }
         Next::Connect(match self.unauthorized {
@@ -325,40 +358,78 @@ impl Story {
     }
 }
 
+/// Whether this status sends the client elsewhere. The client does not go there, because its token is for one server.
+fn is_redirect(status: u16) -> bool {
+    (300..400).contains(&status)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
 
+    fn message(message: serde_json::Value) -> Message {
+        Message::from_value(message).unwrap()
+    }
+
+    fn job(seq: u64) -> Message {
+        message(json!({"type": "job_progress", "seq": seq, "cursor": format!("e-{seq}-t")}))
+    }
+
+    fn story(begin: Option<&str>) -> Story {
+        let begin = begin.map(str::to_owned);
+        let mut story = Story::new(vec![Transport::EventStream], begin, false);
+        story.repeat_snapshot();
+        story
+    }
+
     #[test]
-    fn a_snapshot_that_is_to_be_repeated_begins_again_until_it_was_complete() {
-        let job = |seq: u64| {
-            let message =
-                json!({"type": "job_progress", "seq": seq, "cursor": format!("e-{seq}-t")});
-            Message::from_value(message).unwrap()
-        };
-        for begin in [None, Some("e-1-t".to_owned())] {
-            let mut story = Story::new(vec![Transport::EventStream], begin.clone(), false);
-            story.repeat_snapshot();
-            for _ in 0..2 {
-                story.connecting(Instant::now());
-                assert_eq!(story.cursor(), begin.as_deref());
-                assert!(matches!(story.receive(job(2)), Received::Message(_)));
-                assert!(matches!(story.cut(), Next::Connect(_)));
-            }
+    fn a_snapshot_that_is_to_be_repeated_begins_again_and_delivers_only_what_is_new() {
+        let mut story = story(None);
+        for (first, second) in [(2, 4), (2, 5)] {
             story.connecting(Instant::now());
-            story.receive(job(2));
-            // A poll may be full before the snapshot is complete.
-            story.continues();
-            story.connecting(Instant::now());
-            assert_eq!(story.cursor(), Some("e-2-t"));
-            assert!(matches!(story.receive(job(2)), Received::Nothing));
-            let ready = json!({"type": "ready", "cursor": "e-2-t"});
-            story.receive(Message::from_value(ready).unwrap());
-            story.connecting(Instant::now());
-            assert_eq!(story.cursor(), Some("e-2-t"));
-            assert!(matches!(story.receive(job(2)), Received::Nothing));
+            assert_eq!(story.cursor(), None);
+            let is_first = second == 4;
+            let told = story.receive(job(first));
+            assert_eq!(matches!(told, Received::Message(_)), is_first);
+            assert!(matches!(story.receive(job(second)), Received::Message(_)));
+            assert!(matches!(story.cut(), Next::Connect(_)));
         }
+        story.connecting(Instant::now());
+        story.receive(job(2));
+        // A poll may be full before the snapshot is complete.
+        story.continues();
+        story.connecting(Instant::now());
+        assert_eq!(story.cursor(), Some("e-2-t"));
+        assert!(matches!(story.receive(job(2)), Received::Nothing));
+        // Another history, with an event of the same number.
+        let other = json!({"type": "job_progress", "seq": 4, "cursor": "f-4-t"});
+        assert!(matches!(
+            story.receive(message(other)),
+            Received::Message(_)
+        ));
+        story.receive(message(json!({"type": "ready", "cursor": "e-5-t"})));
+        story.connecting(Instant::now());
+        assert_eq!(story.cursor(), Some("e-5-t"));
+        assert!(matches!(story.receive(job(4)), Received::Nothing));
+    }
+
+    #[test]
+    fn what_is_read_from_a_cursor_continues_after_what_was_delivered_even_before_ready() {
+        let mut story = story(Some("e-1-t"));
+        story.connecting(Instant::now());
+        assert_eq!(story.cursor(), Some("e-1-t"));
+        story.receive(job(2));
+        assert!(matches!(story.cut(), Next::Connect(_)));
+        story.connecting(Instant::now());
+        assert_eq!(story.cursor(), Some("e-2-t"));
+        assert!(matches!(story.receive(job(2)), Received::Nothing));
+        // What follows a reset is a snapshot, which is not requested from the cursor that caused the reset.
+        story.receive(message(json!({"type": "reset"})));
+        assert!(matches!(story.receive(job(2)), Received::Message(_)));
+        story.connecting(Instant::now());
+        assert_eq!(story.cursor(), None);
+        assert!(matches!(story.receive(job(2)), Received::Nothing));
     }
 }

@@ -74,9 +74,11 @@ impl WatchBuilder {
         self
     }
 
-    /// If the connection is lost before the first `ready`, starts again where this watch began. By default it continues after the
-    /// last message, and the rest of the present state arrives as events that are not marked as a snapshot. With this, all of
-    /// it is marked, and some of it arrives twice.
+    /// If the connection is lost within a snapshot, requests the snapshot again from its start. By default the watch continues after
+    /// the last message, and the rest of the present state arrives as events that are not marked as a snapshot. With this, all of
+    /// it is marked. What was delivered is not delivered again, except what is beyond the first 10,000 messages of a snapshot.
+    ///
+    /// A watch that starts at a cursor has no snapshot, except after a `reset`. It always continues after the last message.
     #[must_use]
     pub fn repeat_snapshot(mut self) -> WatchBuilder {
         self.repeats_snapshot = true;

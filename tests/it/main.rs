@@ -110,5 +110,6 @@ mod toy_kind;
 mod troubleshooting;
 mod two_nodes;
 mod watching;
+mod watching_proxies;
 mod websocket;
 mod writes;

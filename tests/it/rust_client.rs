@@ -191,6 +191,26 @@ async fn a_redirect_is_an_error_that_says_where_to() {
 }
 
 /// Returns the next news of the connection. Skips messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_ends_a_watch() {
+    let redirecting = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", redirecting.local_addr().unwrap());
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        while let Ok((mut socket, _)) = redirecting.accept().await {
+            let _ = socket.read(&mut [0; 1024]).await;
+            let answer = "HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n";
+            let _ = socket.write_all(answer.as_bytes()).await;
+        }
+    });
+    let client = Client::new(&url, Credential::none()).unwrap();
+    let mut messages = client.watch("jobs").start();
+    let error = messages.next().await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("redirects to /login"), "{error}");
+    assert!(error.contains("(HTTP 302)"), "{error}");
+    assert!(messages.next().await.is_none());
+}
+
 async fn news(watch: &mut Watch) -> Event {
     loop {
         match watch.next_event().await.expect("it goes on").unwrap() {

@@ -81,7 +81,7 @@ impl Reader {
     }
 
     fn watch(&self) -> Watch {
-        // Otherwise the rest of a snapshot would look like news.
+        // Otherwise the rest of a snapshot that was cut off would look like news.
         let watch = self.client.watch(&self.scope.address).repeat_snapshot();
         match &self.cursor {
             Some(cursor) => watch.cursor(cursor).start(),
@@ -135,7 +135,10 @@ impl Reader {
     }
 
     fn silent(&self) -> Failure {
-        let problem = format!("cannot reach {}: it does not answer", self.url);
+        let problem = format!(
+            "cannot reach {}: it does not answer, neither by an event stream nor by long poll",
+            self.url
+        );
         Failure::new(Exit::Unreachable, problem)
     }
 
@@ -191,6 +194,9 @@ impl Reader {
 }
 
 fn trying_again(problem: &str, pause: Duration) -> String {
+    if pause.is_zero() {
+        return format!("{problem}; trying again now");
+    }
     let secs = pause.as_secs_f64().round().max(1.0);
     format!("{problem}; trying again in {secs} s")
 }

@@ -1,13 +1,12 @@
 //! The server is down, slow or refuses. The command never suffers.
 
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::*;
+use crate::support::forwarder::Forwarder;
 
 /// The longest time that a command may take whose server does not answer: its own, and that of `--wait`.
 const WAIT: Duration = Duration::from_secs(15);
@@ -148,61 +147,10 @@ async fn a_wrong_token_is_told_and_costs_the_command_nothing() {
     assert_eq!(jobs(&server).await.len(), 0);
 }
 
-/// A network between a command and its server, which can be cut.
-struct Network {
-    url: String,
-    is_cut: Arc<AtomicBool>,
-    /// How many connections were cut off.
-    cuts: Arc<AtomicUsize>,
-}
-
-impl Network {
-    fn to(server: &Server) -> Network {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let target = server.url.strip_prefix("http://").unwrap().to_owned();
-        let is_cut = Arc::new(AtomicBool::new(false));
-        let cut = Arc::clone(&is_cut);
-        let cuts = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&cuts);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (target, cut) = (target.clone(), Arc::clone(&cut));
-                let counted = Arc::clone(&counted);
-                std::thread::spawn(move || forward(&stream.unwrap(), &target, &cut, &counted));
-            }
-        });
-        Network { url, is_cut, cuts }
-    }
-}
-
-/// Passes on both directions. Whatever arrives while the network is cut ends the connection.
-fn forward(client: &TcpStream, target: &str, is_cut: &AtomicBool, cuts: &AtomicUsize) {
-    let server = TcpStream::connect(target).unwrap();
-    let pass = |mut from: &TcpStream, mut to: &TcpStream| {
-        let mut part = [0; 64 * 1024];
-        while let Ok(count @ 1..) = from.read(&mut part) {
-            if is_cut.load(Ordering::Relaxed) {
-                cuts.fetch_add(1, Ordering::Relaxed);
-                break;
-            }
-            if to.write_all(&part[..count]).is_err() {
-                break;
-            }
-        }
-        let _ = from.shutdown(std::net::Shutdown::Both);
-        let _ = to.shutdown(std::net::Shutdown::Both);
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(|| pass(client, &server));
-        pass(&server, client);
-    });
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happens_while_the_server_is_away_is_reported_when_it_is_back() {
     let server = server().await;
-    let network = Network::to(&server);
+    let network = Forwarder::to(&server);
     let mut run = run_script(
         &server,
         &[],
@@ -211,19 +159,19 @@ async fn what_happens_while_the_server_is_away_is_reported_when_it_is_back() {
     let mut child = started(run.env("TIDINGS_URL", &network.url));
     let mut input = child.stdin.take().unwrap();
     job_when(&server, "the first report", |job| job["progress"] == 10.0).await;
-    network.is_cut.store(true, Ordering::Relaxed);
+    network.cut(true);
     input.write_all(b"\n").unwrap();
     // The command goes on meanwhile.
     read_until(child.stdout.as_mut().unwrap(), "40%\n");
-    network.is_cut.store(false, Ordering::Relaxed);
+    network.cut(false);
     job_when(&server, "the report of meanwhile", |job| {
         job["progress"] == 40.0
     })
     .await;
-    network.is_cut.store(true, Ordering::Relaxed);
+    network.cut(true);
     input.write_all(b"\n\n").unwrap();
     read_until(child.stdout.as_mut().unwrap(), "60%\n");
-    network.is_cut.store(false, Ordering::Relaxed);
+    network.cut(false);
     let output = blocking(move || output_of(child));
     let output = output.await;
     assert_eq!(
@@ -241,19 +189,16 @@ async fn what_happens_while_the_server_is_away_is_reported_when_it_is_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_back_soon_after_the_command_has_ended_is_told_however_long_it_was_away() {
     let server = server().await;
-    let network = Network::to(&server);
-    network.is_cut.store(true, Ordering::Relaxed);
+    let network = Forwarder::to(&server);
+    network.cut(true);
     // Meanwhile the delays between attempts have grown beyond `--wait`.
     let script = "sleep 8; echo end; exit 3";
     let mut run = run_script(&server, &["--wait", "7"], script);
     let mut child = started(run.env("TIDINGS_URL", &network.url));
     read_until(child.stdout.as_mut().unwrap(), "end\n");
-    let cuts = network.cuts.load(Ordering::Relaxed);
-    until("the end could not be told", async || {
-        network.cuts.load(Ordering::Relaxed) > cuts
-    })
-    .await;
-    network.is_cut.store(false, Ordering::Relaxed);
+    let cuts = network.cuts();
+    until("the end could not be told", async || network.cuts() > cuts).await;
+    network.cut(false);
     let output = blocking(move || output_of(child)).await;
     assert_eq!(
         (output.status.code(), text(&output.stderr).as_str()),

@@ -5,6 +5,7 @@ pub(crate) mod clients;
 pub(crate) mod commands;
 pub(crate) mod contract;
 pub(crate) mod devtools;
+pub(crate) mod forwarder;
 pub(crate) mod listener;
 pub(crate) mod memory;
 #[cfg(target_os = "linux")]

@@ -1,0 +1,72 @@
+//! A network between a client and its server, which can be cut.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::Server;
+
+/// Passes connections on to a server.
+pub(crate) struct Forwarder {
+    /// The URL to use in place of the server's.
+    pub(crate) url: String,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    is_cut: AtomicBool,
+    /// How many connections were cut off.
+    cuts: AtomicUsize,
+}
+
+impl Forwarder {
+    pub(crate) fn to(server: &Server) -> Forwarder {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let target = server.url.strip_prefix("http://").unwrap().to_owned();
+        let shared = Arc::<Shared>::default();
+        let own = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (target, shared) = (target.clone(), Arc::clone(&own));
+                std::thread::spawn(move || forward(&stream.unwrap(), &target, &shared));
+            }
+        });
+        Forwarder { url, shared }
+    }
+
+    /// While it is cut, whatever arrives ends its connection, and is lost.
+    pub(crate) fn cut(&self, is_cut: bool) {
+        self.shared.is_cut.store(is_cut, Ordering::Relaxed);
+    }
+
+    /// How many connections were cut off so far.
+    pub(crate) fn cuts(&self) -> usize {
+        self.shared.cuts.load(Ordering::Relaxed)
+    }
+}
+
+/// Passes on both directions.
+fn forward(client: &TcpStream, target: &str, shared: &Shared) {
+    let server = TcpStream::connect(target).unwrap();
+    let pass = |mut from: &TcpStream, mut to: &TcpStream| {
+        let mut part = [0; 64 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut part) {
+            if shared.is_cut.load(Ordering::Relaxed) {
+                shared.cuts.fetch_add(1, Ordering::Relaxed);
+                break;
+            }
+            if to.write_all(&part[..count]).is_err() {
+                break;
+            }
+        }
+        let _ = from.shutdown(Shutdown::Both);
+        let _ = to.shutdown(Shutdown::Both);
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| pass(client, &server));
+        pass(&server, client);
+    });
+}

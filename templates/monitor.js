@@ -1,11 +1,12 @@
-// Keeps a page of the monitor up to date. The server's own event stream reports changes. The script then fetches the page
+// Keeps a page of the monitor up to date. A watch of the JavaScript client reports changes. The script then fetches the page
 // again, so that only the server renders, and updates only what differs.
 //
-// One of the visible tabs opens the stream (Web Locks) and forwards its messages to the others (BroadcastChannel). While no
-// tab is visible there is no stream; it resumes from its cursor. Where Server-Sent Events do not work, the script uses
-// long polling. A page whose content no event reports (open streams, commit times) is refreshed every
-// few seconds.
-"use strict";
+// The visible tabs share one connection. A hidden tab closes its watch, and opens it again at its cursor. A page whose content
+// no event reports (open streams, commit times) is refreshed every few seconds.
+//
+// `npm run embed` in `clients/js` builds this file, with the client, into `monitor.bundle.js`, which pages load.
+import { placeOf } from "../clients/js/src/story.ts";
+import { watch } from "../clients/js/src/watch.ts";
 
 const page = document.body.dataset;
 const main = document.getElementById("main");
@@ -15,11 +16,9 @@ const REFRESH_MS = 1000; // minimum interval between two refreshes of the page
 const RETRY_MS = 2000; // after a failure
 const PAGE_MS = 8000; // time-out for fetching the page
 const REFRESH_MAX_MS = 10000; // maximum interval between two refreshes of a visible page
-const FIRST_MESSAGE_MS = 5000; // time-out for the first message of a stream; afterwards it is twice the heartbeat interval
 const BUFFERED_MS = 3000; // after this time, a stream that is behind the page counts as buffered by a proxy
-const SSE_TRIES = 2; // consecutive failures before long polling is used
 const SSE_RETRY_MS = 300000; // until SSE is tried again
-const POLL_SECS = 25;
+const TICK_MS = 1000; // minimum interval between two events about the progress of one subject
 const RELOAD_MS = 30000; // minimum interval between two reloads
 const ANNOUNCE_MS = 5000; // minimum interval between two announcements
 const ANNOUNCE_MAX = 3; // maximum number of events in one announcement; the others are counted
@@ -41,35 +40,10 @@ function start() {
   let paused = false;
   let due = null;
   let pending = false;
-  let blocked = 0; // consecutive streams that a proxy buffered or rejected
-  let leading = false; // whether this tab has the stream, or polls
-  let streaming = null; // aborts the stream, if this tab has it
-  const channel = "tidings:" + page.stream;
-  // Over plain HTTP from another host, browsers have no locks: there each tab opens its own stream.
-  const tabs = navigator.locks && new BroadcastChannel(channel);
+  let watching = null; // while the tab is visible
+  let pollUntil = 0; // a proxy buffers streams
+  const [scope, options] = page.stream ? address(page.stream) : [];
   const announce = announcer(document.getElementById("milestones"));
-
-  if (tabs) {
-    tabs.onmessage = ({ data }) => {
-      // A new tab asks for the current state.
-      if (data.asks) return leading && tabs.postMessage({ cursor, state });
-      apply(data);
-    };
-    tabs.postMessage({ asks: true });
-  }
-
-  function publish(message) {
-    apply(message);
-    tabs?.postMessage(message);
-  }
-
-  function apply({ cursor: at, state: now, changed, milestone }) {
-    if (at && (seq(at) > seq(cursor) || epoch(at) !== epoch(cursor))) cursor = at;
-    if (now) state = now;
-    if (changed) scheduleRefresh();
-    if (milestone && !paused) announce(milestone);
-    show();
-  }
 
   // Schedules a refresh soon, but not for every event.
   function scheduleRefresh() {
@@ -96,6 +70,8 @@ function start() {
         refreshedAt = at;
       }
       checkStream(fresh.body.dataset.cursor);
+      // The server is back: do not wait for the watch's next attempt.
+      if (refreshFailed && state !== "live") reopen();
       refreshFailed = false;
     } catch {
       refreshFailed = pending = true;
@@ -108,12 +84,17 @@ function start() {
   // The stream must soon deliver what the page already shows, if it covers the whole school. A proxy may forward
   // the beginning of a stream and buffer the rest.
   function checkStream(head) {
-    const own = streaming;
-    if (!own || !page.stream.includes("/events/schools/") || seq(head) <= seq(cursor)) return;
+    const own = watching;
+    const isBehind = () => own === watching && placeOf(head).seq > placeOf(cursor).seq;
+    if (!own || !page.stream.includes("/events/schools/") || !isBehind()) return;
     setTimeout(() => {
-      if (own !== streaming || seq(head) <= seq(cursor)) return;
-      blocked = SSE_TRIES - 1;
-      own.abort();
+      if (!isBehind()) return;
+      const { transport, error } = own.getSnapshot();
+      // Neither a stream that starts anew nor a lost connection is the fault of a proxy.
+      if (!cursor || error || transport === "poll") return;
+      pollUntil = Date.now() + SSE_RETRY_MS;
+      setTimeout(reopen, SSE_RETRY_MS);
+      reopen();
     }, BUFFERED_MS);
   }
 
@@ -131,122 +112,50 @@ function start() {
     status.dataset.state = now;
   }
 
-  // Runs the stream while this tab has the lock and is visible; then another tab can take over.
-  async function lead() {
-    let failures = 0; // in a row
-    leading = true;
-    let pollUntil = 0;
-    while (!document.hidden) {
-      const stop = new AbortController();
-      const hide = () => document.hidden && stop.abort();
-      document.addEventListener("visibilitychange", hide);
-      const begun = Date.now();
-      let rest = 0;
-      try {
-        if (begun < pollUntil) {
-          await poll(stop, POLL_SECS);
-        } else if (blocked >= SSE_TRIES) {
-          await poll(stop, 0);
-          pollUntil = Date.now() + SSE_RETRY_MS;
-          blocked = SSE_TRIES - 1;
-        } else {
-          streaming = stop;
-          rest = await stream(stop);
-          blocked = 0;
-          // Do not reconnect in a tight loop if a proxy closes the stream at once.
-          if (Date.now() - begun < RETRY_MS) rest ||= RETRY_MS;
-        }
-        failures = 0;
-      } catch (error) {
-        if (document.hidden) break;
-          // If the server cannot be reached, the transport is not to blame.
-        blocked = error instanceof TypeError ? 0 : blocked + 1;
-        failures += 1;
-        pollUntil = 0;
-        publish({ state: "lost" });
-        rest = failures > 1 && blocked !== SSE_TRIES ? RETRY_MS : 0;
-      } finally {
-        streaming = null;
-        document.removeEventListener("visibilitychange", hide);
-      }
-      if (rest) await new Promise((done) => setTimeout(done, rest));
-    }
-    leading = false;
-  }
-
-  async function request(accept, more, signal) {
-    const joint = page.stream.includes("?") ? "&" : "?";
-    const address = `${page.stream}${joint}tick_ms=1000&cursor=${encodeURIComponent(cursor)}${more}`;
-    const answer = await fetch(address, { headers: { Accept: accept }, signal, cache: "no-store" });
-    if ([401, 403, 404].includes(answer.status)) reload();
-    if (!answer.ok) throw new Error(answer.status);
-    return answer;
-  }
-
-  function receive(message) {
-    const silent = ["connected", "ready", "heartbeat", "closing"].includes(message.type);
-    // After `closing`, no events arrive until there is a new stream.
-    const state = message.type === "closing" ? "connecting" : "live";
-    publish({ cursor: message.cursor, state, changed: !silent, milestone: milestone(message) });
-  }
-
-  // Reads the stream until the server closes it, and returns the delay that the server requests. Fails if the stream is silent.
-  async function stream(stop) {
-    let timeout = FIRST_MESSAGE_MS;
-    let silence = setTimeout(() => stop.abort(), timeout);
-    let pause = 0;
-    try {
-      const answer = await request("text/event-stream", "", stop.signal);
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-      let rest = "";
-      for (;;) {
-        const { value, done } = await reader.read();
-        if (done) {
-          publish({ state: "connecting" });
-          return pause;
-        }
-        clearTimeout(silence);
-        silence = setTimeout(() => stop.abort(), timeout);
-        const blocks = (rest + value).split("\n\n");
-        rest = blocks.pop();
-        for (const block of blocks) {
-          const message = JSON.parse(block.match(/^data: (.*)$/m)[1]);
-          if (message.heartbeat_secs) timeout = message.heartbeat_secs * 2000;
-          if (message.type === "closing") {
-            if (!message.reconnect) reload();
-            pause = message.retry_ms;
-          }
-          receive(message);
-        }
-      }
-    } finally {
-      clearTimeout(silence);
-    }
-  }
-
-  async function poll(stop, wait) {
-    const silence = setTimeout(() => stop.abort(), wait * 1000 + FIRST_MESSAGE_MS);
-    try {
-      const answer = await request("application/json", `&wait=${wait}`, stop.signal);
-      const { messages, cursor: at } = await answer.json();
-      messages.forEach(receive);
-      publish({ cursor: at, state: "live" });
-      // With many events, every poll is answered at once.
-      if (messages.length) await new Promise((done) => setTimeout(done, REFRESH_MS));
-    } finally {
-      clearTimeout(silence);
-    }
-  }
-
-  function visible() {
-    if (!document.hidden) return Promise.resolve();
-    return new Promise((done) => {
-      document.addEventListener("visibilitychange", () => done(visible()), { once: true });
+  function open() {
+    // No WebSocket: `connect-src 'self'` does not cover it in every browser.
+    const transports = Date.now() < pollUntil ? ["poll"] : ["sse", "poll"];
+    const onTiding = (tiding) => {
+      if (own !== watching || tiding.type === "ready") return;
+      scheduleRefresh();
+      const text = milestone(tiding);
+      if (text && !paused) announce(text);
+    };
+    const own = watch(scope, { ...options, cursor, transports, blockedMs: SSE_RETRY_MS, subjects: false, onTiding });
+    watching = own;
+    own.subscribe(() => {
+      if (own !== watching) return;
+      const now = own.getSnapshot();
+      cursor = now.cursor;
+      // A number is the code with which the server closed the stream.
+      const isLost = now.error && typeof now.error.code !== "number";
+      state = now.status === "live" ? "live" : isLost ? "lost" : "connecting";
+      show();
     });
+    // What ends a watch for good: the server no longer gives access, or has closed the stream without asking to reconnect.
+    own.finished.catch((error) => error).then((error) => {
+      if (own !== watching) return;
+      watching = null;
+      state = "lost";
+      show();
+      setTimeout(() => watching || reopen(), RETRY_MS);
+      if (!error?.status || [401, 403, 404].includes(error.status)) reload();
+    }).catch(() => {}); // reloaded already, in vain
   }
 
-  // If the tab is hidden or paused, a change is fetched later.
-  document.addEventListener("visibilitychange", () => pending && scheduleRefresh());
+  // Opens the watch if the tab is visible, and closes the one that is open.
+  function reopen() {
+    const old = watching;
+    watching = null;
+    old?.close();
+    if (page.stream && !document.hidden) open();
+  }
+
+  // A hidden tab has no watch. If the tab is hidden or paused, a change is fetched later.
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden === Boolean(watching)) reopen();
+    if (pending) scheduleRefresh();
+  });
   addEventListener("offline", () => {
     refreshFailed = true;
     scheduleRefresh();
@@ -265,12 +174,18 @@ function start() {
     if (performance.now() - refreshedAt > (page.renewSecs ? page.renewSecs * 1000 : REFRESH_MAX_MS)) scheduleRefresh();
   }, 1000);
   show();
-  if (page.stream) (async () => {
-    for (;;) {
-      await visible();
-      await (navigator.locks ? navigator.locks.request(channel, lead) : lead());
-    }
-  })();
+  reopen();
+}
+
+// Splits the URL of a stream, `…/events/schools/7` or `…/events?channel=…&school_id=7`, into a scope and options of the client.
+function address(stream) {
+  const { pathname, searchParams } = new URL(stream, location.href);
+  const [, server, scope] = /^(.*\/)events\/?(.*)$/.exec(pathname);
+  const channels = searchParams.getAll("channel");
+  searchParams.delete("channel");
+  const query = { ...Object.fromEntries(searchParams), tick_ms: TICK_MS };
+  // All tabs have the cookie of one visitor.
+  return [scope || channels, { server, query, identity: "monitor" }];
 }
 
 // Reloads the page, but not in a loop: if the page is unchanged after a reload, another one is useless.
@@ -279,15 +194,6 @@ function reload() {
   if (Math.abs(Date.now() - last) < RELOAD_MS) throw new Error("the server no longer gives access to this page");
   sessionStorage.setItem("tidings:reload", Date.now());
   location.reload();
-}
-
-// The parts of a cursor: <epoch>-<seq>-<tag>.
-function seq(cursor) {
-  return Number(cursor?.split("-")[1]);
-}
-
-function epoch(cursor) {
-  return cursor?.split("-")[0];
 }
 
 // Returns the announcement for an event, or null. Ends and stalls are announced; other changes are only shown.

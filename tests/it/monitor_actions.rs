@@ -198,9 +198,9 @@ async fn a_cookie_that_expires_while_a_page_is_open_leads_to_sign_in_which_says_
     let server = server_with(json!({"jwt_leeway_secs": 0})).await;
     server.running_job("j").await;
     for path in [SCHOOL.to_owned(), format!("{SCHOOL}/jobs/j")] {
+        let mut page = Page::open().await;
         let mut short = claims(Some(1), Role::Worker);
         short.exp = chrono::Utc::now().timestamp() as f64 + 20.0;
-        let mut page = Page::open().await;
         arrive(&mut page, &server, &path, &sign(&short)).await;
         page.until("location.pathname === '/monitor/sign-in' && document.body.innerText.includes('Your token expired')")
             .await;

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::devtools::Page;
+use crate::support::forwarder::Forwarder;
 use crate::support::proxy::{Program, Proxy};
 use crate::support::*;
 
@@ -22,8 +23,8 @@ async fn a_job_is_seen_from_start_to_finish_and_the_page_is_never_reloaded() {
     if !needs("chromium") {
         return;
     }
-    let server = server().await;
     let mut page = Page::open().await;
+    let server = server().await;
     page.go(&format!("{}/monitor/schools/1", server.url), &worker(1))
         .await;
     live(&mut page).await;
@@ -61,6 +62,7 @@ async fn devices_enrollments_and_violations_are_live_and_a_form_is_left_alone() 
     if !needs("chromium") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server().await;
     let put = async |path: &str, body: Value| {
         let request = server.request("PUT", path, &worker(1)).json(&body);
@@ -72,7 +74,6 @@ async fn devices_enrollments_and_violations_are_live_and_a_form_is_left_alone() 
         .await;
     let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
     put("/api/characteristics/bath", json!({"limits": limits})).await;
-    let mut page = Page::open().await;
     page.go(&format!("{}/monitor/schools/1", server.url), &worker(1))
         .await;
     live(&mut page).await;
@@ -124,6 +125,7 @@ async fn a_page_that_outlives_the_server_recovers_without_a_reload_and_misses_no
         return;
     }
     use crate::support::process::{Process, command};
+    let mut page = Page::open().await;
     let folder = tempfile::tempdir().unwrap();
     let mut first = Process::start(command(folder.path()).arg("serve"));
     let url = first.url.clone();
@@ -144,7 +146,6 @@ async fn a_page_that_outlives_the_server_recovers_without_a_reload_and_misses_no
         json!({"job_id": "j", "job_type": "t", "status": "in_progress"}),
     )
     .await;
-    let mut page = Page::open().await;
     page.go(&format!("{url}/monitor/schools/1"), &worker(1))
         .await;
     live(&mut page).await;
@@ -163,14 +164,47 @@ async fn a_page_that_outlives_the_server_recovers_without_a_reload_and_misses_no
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: a real browser"]
-async fn two_tabs_of_a_browser_share_one_stream() {
+async fn a_page_whose_connection_is_cut_goes_on_where_it_was_and_misses_nothing() {
     if !needs("chromium") {
         return;
     }
     let server = server().await;
+    let network = Forwarder::to(&server);
+    let mut page = Page::open().await;
+    page.go(&format!("{}/monitor/schools/1", network.url), &viewer(1))
+        .await;
+    live(&mut page).await;
+    for id in ["first", "second"] {
+        server.running_job(id).await;
+        page.until(&format!("!!document.querySelector('[data-key=job-{id}]')"))
+            .await;
+        network.cut(true);
+        let error = json!({"error": {"code": "broken", "message": "It broke"}});
+        server.report(&format!("/api/jobs/{id}/fail"), error).await;
+        page.until("document.getElementById('freshness').dataset.state !== 'live'")
+            .await;
+        network.cut(false);
+        // Only the stream announces: it has delivered what happened while it was cut.
+        page.until(&format!(
+            "document.getElementById('milestones').textContent === 'Job {id} failed.'"
+        ))
+        .await;
+        page.until("document.getElementById('freshness').dataset.state === 'live'")
+            .await;
+    }
+    assert_eq!(page.evaluate(IS_MARKED).await, true, "no reload");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: a real browser"]
+async fn two_tabs_of_a_browser_share_one_stream() {
+    if !needs("chromium") {
+        return;
+    }
+    let mut page = Page::open().await;
+    let server = server().await;
     server.running_job("j").await;
     let url = format!("{}/monitor/schools/1", server.url);
-    let mut page = Page::open().await;
     page.go(&url, &worker(1)).await;
     live(&mut page).await;
     let open = format!("window.other = window.open({url:?}); true");
@@ -201,9 +235,9 @@ async fn every_page_is_accessible() {
     if !needs("chromium") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server().await;
     a_busy_school(&server).await;
-    let mut page = Page::open().await;
     let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("monitor");
     let school = "/monitor/schools/1";
     for (name, path, token) in [
@@ -322,9 +356,9 @@ async fn who_listens_is_seen_while_he_does_and_what_ended_is_announced() {
     if !needs("chromium") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server().await;
     server.running_job("report-7").await;
-    let mut page = Page::open().await;
     page.go(
         &format!("{}/monitor/schools/1/system", server.url),
         &admin_of(1),
@@ -352,8 +386,8 @@ async fn a_job_that_is_stuck_comes_first_and_is_seen_to_fail() {
     if !needs("chromium") {
         return;
     }
-    let server = server().await;
     let mut page = Page::open().await;
+    let server = server().await;
     let stuck = json!({"job_id": "stuck", "job_type": "t", "status": "in_progress", "stall_after_secs": 2, "timeout_secs": 8});
     server.report("/api/jobs", stuck).await;
     server.running_job("well").await;
@@ -379,12 +413,12 @@ async fn where_a_proxy_holds_streams_back_long_polls_keep_the_page_live() {
     if !needs("chromium") || !needs("nginx") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server().await;
     server.running_job("j").await;
     // Compression waits until there is enough to compress.
     let holds = "location / { proxy_ignore_headers X-Accel-Buffering; gzip on; gzip_types text/event-stream; gzip_min_length 0;";
     let proxy = Proxy::open(Program::Nginx, &server, &[("location / {", holds)]).await;
-    let mut page = Page::open().await;
     page.go(&format!("{}/monitor/schools/1", proxy.url), &viewer(1))
         .await;
     live(&mut page).await;
@@ -416,9 +450,9 @@ async fn a_page_that_nobody_sees_has_no_stream_and_goes_on_where_it_was() {
     if !needs("chromium") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server_with(json!({"heartbeat_secs": 1})).await;
     server.running_job("j").await;
-    let mut page = Page::open().await;
     page.go(&format!("{}/monitor/schools/1", server.url), &viewer(1))
         .await;
     live(&mut page).await;
@@ -451,8 +485,8 @@ async fn what_is_seen_grows_old_in_words_and_a_visitor_can_hold_it() {
     if !needs("chromium") {
         return;
     }
-    let server = server().await;
     let mut page = Page::open().await;
+    let server = server().await;
     server.running_job("j").await;
     page.go(
         &format!("{}/monitor/schools/1/jobs/j", server.url),
@@ -494,6 +528,7 @@ async fn what_goes_takes_no_focus_from_what_stays() {
     if !needs("chromium") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server().await;
     let limits = json!({"center_line": 0.0, "ucl": 3.0, "lcl": -3.0});
     for id in ["one", "two"] {
@@ -502,7 +537,6 @@ async fn what_goes_takes_no_focus_from_what_stays() {
         let path = format!("{path}/samples");
         server.report(&path, json!({"value": 9.0})).await;
     }
-    let mut page = Page::open().await;
     page.go(&format!("{}/monitor/schools/1", server.url), &worker(1))
         .await;
     live(&mut page).await;
@@ -525,9 +559,9 @@ async fn without_locks_each_tab_follows_for_itself() {
     if !needs("chromium") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server().await;
     server.running_job("j").await;
-    let mut page = Page::open().await;
     let none = "Object.defineProperty(Navigator.prototype, 'locks', {value: undefined});";
     page.call("Page.enable", json!({})).await;
     page.call(

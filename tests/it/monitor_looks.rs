@@ -133,12 +133,12 @@ async fn no_text_of_a_publisher_makes_a_page_wider_than_its_window() {
     if !needs("chromium") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server().await;
     hostile_school(&server).await;
     let addresses = addresses(&server).await;
     assert_eq!(addresses.len(), 8 + 9 + 3 + 3);
     let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("monitor-looks");
-    let mut page = Page::open().await;
     for (place, window) in ["phone", "desk", "paper"].into_iter().enumerate() {
         match window {
             "phone" => page.phone().await,
@@ -213,10 +213,10 @@ async fn a_crowd_is_counted_and_the_overview_shows_ten_of_each() {
     if !needs("chromium") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server().await;
     crowded_school(&server).await;
     let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("monitor-looks");
-    let mut page = Page::open().await;
     for (window, most) in [("phone", 14_000), ("desk", 5_000)] {
         match window {
             "phone" => page.phone().await,
@@ -305,9 +305,9 @@ async fn a_time_says_how_long_ago_and_when_without_a_pointer_and_on_paper_when()
     if !needs("chromium") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server().await;
     hostile_school(&server).await;
-    let mut page = Page::open().await;
     for path in [
         "",
         "/jobs",
@@ -342,10 +342,10 @@ async fn on_a_phone_charts_are_legible_and_tabs_progress_and_ids_are_in_view() {
     if !needs("chromium") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server().await;
     hostile_school(&server).await;
     let addresses = addresses(&server).await;
-    let mut page = Page::open().await;
     page.phone().await;
     let mut words = 0;
     for address in &addresses {
@@ -380,11 +380,11 @@ async fn on_paper_there_are_dates_and_legends_and_nothing_to_press() {
     if !needs("chromium") {
         return;
     }
+    let mut page = Page::open().await;
     let server = server().await;
     hostile_school(&server).await;
     let addresses = addresses(&server).await;
     let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("monitor-looks");
-    let mut page = Page::open().await;
     page.paper().await;
     let mut legends = 0;
     for (index, address) in addresses.iter().enumerate() {
@@ -430,8 +430,8 @@ async fn the_theme_button_says_what_it_does_and_does_it() {
     if !needs("chromium") {
         return;
     }
-    let server = server().await;
     let mut page = Page::open().await;
+    let server = server().await;
     for (dark, first, then) in [
         (false, "Switch to dark theme", "Switch to light theme"),
         (true, "Switch to light theme", "Switch to dark theme"),

@@ -42,11 +42,11 @@ impl Assets {
             }
         };
         let style = include_bytes!("../../../templates/monitor.css");
-        let script = include_bytes!("../../../templates/monitor.js");
         let sign_in = include_bytes!("../../../templates/signin.js");
         let icon = include_bytes!("../../../templates/icon.svg");
         let embed = include_bytes!("../../../templates/embed.css");
-        // Built by `npm run embed` in `clients/js`, and checked in, so that the server needs no Node to be built.
+        // Both are built by `npm run embed` in `clients/js`, and checked in, so that the server needs no Node to be built.
+        let script = include_bytes!("../../../templates/monitor.bundle.js");
         let elements = include_bytes!("../../../templates/elements.js");
         Assets(vec![
             asset("monitor.css", ContentType::CSS, style),

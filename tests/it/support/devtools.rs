@@ -18,7 +18,8 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// Opens an empty page.
+    /// Opens an empty page, once no other test has a browser. That may take longer than a device is online without a heartbeat,
+    /// or a short token is valid: a test opens its page first, then begins whatever ends by itself.
     pub(crate) async fn open() -> Page {
         let folder = tempfile::tempdir().unwrap();
         let browser = Browser::open(folder.path(), "about:blank").await;

@@ -11,6 +11,14 @@ use crate::support::*;
 const MARK: &str = "document.documentElement.dataset.mark = 'kept'; true";
 const IS_MARKED: &str = "document.documentElement.dataset.mark === 'kept'";
 
+/// Returns a script that hides the page, or shows it again.
+fn hide(hidden: bool) -> String {
+    format!(
+        "Object.defineProperty(document, 'hidden', {{value: {hidden}, configurable: true}}); \
+         document.dispatchEvent(new Event('visibilitychange')); true"
+    )
+}
+
 async fn live(page: &mut Page) {
     page.until("document.getElementById('freshness')?.dataset.state === 'live'")
         .await;
@@ -197,7 +205,7 @@ async fn a_page_whose_connection_is_cut_goes_on_where_it_was_and_misses_nothing(
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: a real browser"]
-async fn two_tabs_of_a_browser_share_one_stream() {
+async fn two_windows_of_a_browser_share_one_stream_and_the_other_goes_on_when_one_is_hidden() {
     if !needs("chromium") {
         return;
     }
@@ -207,18 +215,39 @@ async fn two_tabs_of_a_browser_share_one_stream() {
     let url = format!("{}/monitor/schools/1", server.url);
     page.go(&url, &worker(1)).await;
     live(&mut page).await;
-    let open = format!("window.other = window.open({url:?}); true");
+    // A second tab would hide the first one.
+    let open = format!("window.other = window.open({url:?}, '', 'popup'); true");
     let params = json!({"expression": open, "userGesture": true});
     page.call("Runtime.evaluate", params).await;
-    page.until("window.other?.document.getElementById('freshness') !== null")
+    page.until("window.other.document.getElementById('freshness')?.dataset.state === 'live'")
         .await;
-    server
-        .report("/api/jobs/j/progress", json!({"progress": 55}))
-        .await;
-    let bar =
-        "document.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow') === '55'";
-    page.until(&format!("window.other.{bar}")).await;
+    let hidden = "document.hidden || window.other.document.hidden";
+    assert_eq!(page.evaluate(hidden).await, false);
+    let shows = |percent: i32| {
+        format!(
+            "document.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow') === '{percent}'"
+        )
+    };
+    let progress = async |percent: i32| {
+        let body = json!({ "progress": percent });
+        server.report("/api/jobs/j/progress", body).await;
+    };
+    progress(55).await;
+    page.until(&shows(55)).await;
+    page.until(&format!("window.other.{}", shows(55))).await;
     assert_eq!(server.tidings.streams(), 1, "one for both");
+    page.evaluate(&hide(true)).await;
+    progress(66).await;
+    page.until(&format!("window.other.{}", shows(66))).await;
+    progress(77).await;
+    page.until(&format!("window.other.{}", shows(77))).await;
+    until("the first stream is gone", async || {
+        server.tidings.streams() == 1
+    })
+    .await;
+    page.evaluate(&hide(false)).await;
+    page.until(&shows(77)).await;
+    assert_eq!(page.evaluate(IS_MARKED).await, true, "no reload");
 }
 
 /// Every page, light, dark and as wide as a phone: axe-core has nothing to say, and what it looks like is kept below
@@ -456,12 +485,6 @@ async fn a_page_that_nobody_sees_has_no_stream_and_goes_on_where_it_was() {
     page.go(&format!("{}/monitor/schools/1", server.url), &viewer(1))
         .await;
     live(&mut page).await;
-    let hide = |hidden: bool| {
-        format!(
-            "Object.defineProperty(document, 'hidden', {{value: {hidden}, configurable: true}}); \
-             document.dispatchEvent(new Event('visibilitychange')); true"
-        )
-    };
     page.evaluate(&hide(true)).await;
     until("the stream is gone", async || server.tidings.streams() == 0).await;
     server

@@ -104,18 +104,20 @@ pub const PAGE_BYTES: i64 = 4_096;
 /// Pages of SQLite's write-ahead log that are still to be copied into the database when a checkpoint begins, on its own
 /// thread.
 pub const CHECKPOINT_PAGES: i64 = 1_000;
-/// How often that thread copies again what the writer has added meanwhile, until only a short rest is left.
+/// How often that thread copies again what the writer has added meanwhile, until no more than [`CHECKPOINT_LEFT_PAGES`] are left.
 pub const CHECKPOINT_PASSES: u32 = 8;
-/// Pages in such a rest. The writer copies one of up to twice as many between two commits, so that the log can begin anew.
-/// Also the number of pages written after which the log is looked at again.
+/// Pages that the thread leaves to the writer, which may have added some more when it copies them.
+pub const CHECKPOINT_LEFT_PAGES: i64 = 32;
+/// Maximum number of pages that the writer itself copies between two commits, so that the log can begin anew. Also the number of
+/// pages written after which the log is looked at again.
 pub const CHECKPOINT_REST_PAGES: i64 = 250;
-/// Pages in the log from which on it is to begin anew. That makes the commit before and the one after it wait for the disk.
-/// The longer the log, the longer a search in its index takes: one step for each 4,096 pages.
-pub const WAL_RESTART_PAGES: i64 = 8_000;
+/// Pages in the log from which on the writer copies such a rest. The index of the log is cheapest to search up to about
+/// this size.
+pub const WAL_RESTART_PAGES: i64 = 4_000;
 /// Pages in the log at which the writer waits for the checkpoint: 64 MiB.
 pub const WAL_MAX_PAGES: i64 = 16_000;
 /// Bytes to which the file of the log is cut when the log begins anew: those of [`WAL_RESTART_PAGES`], and some more.
-pub const WAL_KEPT_BYTES: u32 = 40 * 1024 * 1024;
+pub const WAL_KEPT_BYTES: u32 = 20 * 1024 * 1024;
 /// Pages that a commit writes in addition to one for each event, about.
 pub const COMMIT_BASE_PAGES: i64 = 8;
 /// How long a request that writes waits for memory.

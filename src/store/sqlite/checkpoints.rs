@@ -27,8 +27,8 @@ use diesel::sqlite::SqliteConnection;
 
 use super::BUSY_TIMEOUT_MS;
 use crate::config::{
-    CHECKPOINT_PAGES, CHECKPOINT_PASSES, CHECKPOINT_REST_PAGES, COMMIT_BASE_PAGES, WAL_MAX_PAGES,
-    WAL_RESTART_PAGES,
+    CHECKPOINT_LEFT_PAGES, CHECKPOINT_PAGES, CHECKPOINT_PASSES, CHECKPOINT_REST_PAGES,
+    COMMIT_BASE_PAGES, WAL_MAX_PAGES, WAL_RESTART_PAGES,
 };
 use crate::failures::Failures;
 
@@ -109,7 +109,7 @@ impl Checkpoints {
             if log.rest() == 0 {
                 return Ok(());
             }
-            if log.log >= WAL_MAX_PAGES || (is_called && log.rest() <= 2 * CHECKPOINT_REST_PAGES) {
+            if log.log >= WAL_MAX_PAGES || (is_called && log.rest() <= CHECKPOINT_REST_PAGES) {
                 let _turn = self.shared.turn();
                 Log::copy(conn)?;
             } else if log.rest() >= CHECKPOINT_PAGES {
@@ -144,7 +144,7 @@ impl Shared {
             if Log::copy(conn)?.log < WAL_RESTART_PAGES {
                 break;
             }
-            if Log::look(conn)?.rest() <= CHECKPOINT_REST_PAGES {
+            if Log::look(conn)?.rest() <= CHECKPOINT_LEFT_PAGES {
                 self.is_caught_up.store(true, Ordering::Relaxed);
                 break;
             }
@@ -265,7 +265,7 @@ mod tests {
             std::thread::yield_now();
         }
         // What the writer has added meanwhile, too little to look at the log.
-        write(&mut conn, REST);
+        write(&mut conn, REST / 2);
         checkpoints.committed(&mut conn, 0);
         let log = Log::look(&mut conn).unwrap();
         assert_eq!(log.rest(), 0, "{log:?}");

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::delivery::{Delivery, Level};
-use super::outcome::{Ending, Outcome};
+use super::outcome::Outcome;
 use super::progress::{News, Source};
 use crate::cli::Failure;
 
@@ -54,18 +54,7 @@ pub(super) struct Latest {
 enum Next {
     /// Send this progress. Without news, it is a sign of life.
     Progress(Latest),
-    /// The command has ended without success: send how far it came before the outcome.
-    LastProgress(Latest),
     End(Arc<Outcome>),
-}
-
-impl State {
-    fn latest(&self) -> Latest {
-        Latest {
-            percent: self.percent,
-            message: self.message.clone(),
-        }
-    }
 }
 
 impl Board {
@@ -85,7 +74,11 @@ impl Board {
 
     /// Returns the newest progress.
     pub(super) fn latest(&self) -> Latest {
-        self.lock().latest()
+        let state = self.lock();
+        Latest {
+            percent: state.percent,
+            message: state.message.clone(),
+        }
     }
 
     /// Takes note that the command is told to stop.
@@ -134,13 +127,7 @@ impl Board {
         let mut state = self.lock();
         loop {
             if let Some(outcome) = &state.outcome {
-                let outcome = Arc::clone(outcome);
-                let is_complete = matches!(outcome.ending, Ending::Completed);
-                let is_known = state.percent.is_some() || state.message.is_some();
-                return match std::mem::take(&mut state.has_news) && is_known && !is_complete {
-                    true => Next::LastProgress(state.latest()),
-                    false => Next::End(outcome),
-                };
+                return Next::End(Arc::clone(outcome));
             }
             let due = last + if state.has_news { PERIOD } else { BEAT };
             let rest = due.saturating_duration_since(Instant::now());
@@ -228,24 +215,21 @@ impl<C: FnMut()> Reporter<C> {
         let mut level = Level::Full;
         loop {
             let next = self.board.next(last);
-            let is_ending = !matches!(next, Next::Progress(_));
-            let is_end = matches!(next, Next::End(_));
+            let is_ending = matches!(next, Next::End(_));
             let sent = match &next {
-                Next::Progress(latest) | Next::LastProgress(latest) => {
-                    self.delivery.progress(latest)
-                }
+                Next::Progress(latest) => self.delivery.progress(latest),
                 Next::End(outcome) => self.delivery.end(outcome, level),
             };
             last = Instant::now();
             match sent {
-                Ok(_) if is_end => {
+                Ok(_) if is_ending => {
                     self.board.lock().problem = None;
                     return;
                 }
                 Ok(is_cancelled) => {
                     self.board.lock().problem = None;
                     delay = RETRY;
-                    if is_cancelled && !is_ending {
+                    if is_cancelled {
                         (self.on_cancel)();
                     }
                 }
@@ -256,16 +240,14 @@ impl<C: FnMut()> Reporter<C> {
                     }
                     match failure.http_status {
                         // It was too long for this server.
-                        Some(413 | 422) if is_end && level != Level::Bare => {
+                        Some(413 | 422) if is_ending && level != Level::Bare => {
                             level = level.shorter();
                             continue;
                         }
-                        _ if is_end && !failure.is_passing() => return,
-                        // The outcome may be accepted all the same.
-                        _ if is_ending && !failure.is_passing() => continue,
+                        _ if is_ending && !failure.is_passing() => return,
                         _ => {}
                     }
-                    self.board.lock().has_news |= !is_end;
+                    self.board.lock().has_news |= !is_ending;
                     delay = delay.max(failure.retry_after);
                     delay = self.board.rest(delay, is_ending);
                 }

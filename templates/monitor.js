@@ -91,9 +91,9 @@ function start() {
       if (!isBehind()) return;
       const { transport, error } = own.getSnapshot();
       // Neither a stream that starts anew nor a lost connection is the fault of a proxy.
-      if (!cursor || error || transport === "poll") return;
+      if (!cursor || error || transport !== "sse") return;
       pollUntil = Date.now() + SSE_RETRY_MS;
-      setTimeout(reopen, SSE_RETRY_MS);
+      setTimeout(reopen, SSE_RETRY_MS + RETRY_MS); // timers are not exact
       reopen();
     }, BUFFERED_MS);
   }

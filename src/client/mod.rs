@@ -341,7 +341,9 @@ fn redirection(base: &str, uri: &str, to: &str) -> String {
     let path = uri.strip_prefix(base).unwrap_or(uri);
     let bare = path.split_once('?').map_or(path, |(path, _)| path);
     let moved = to.strip_suffix(path).or_else(|| to.strip_suffix(bare));
-    let is_url = |to: &&str| to.starts_with("http://") || to.starts_with("https://");
+    let is_url = |to: &&str| {
+        (to.starts_with("http://") || to.starts_with("https://")) && !to.contains(['?', '#'])
+    };
     match moved.filter(is_url).filter(|moved| *moved != base) {
         Some(moved) => format!(
             "the server redirects to {to}, which is not followed because the token is for one server: use {moved} as the URL"
@@ -402,6 +404,10 @@ mod tests {
             ),
             ("/login", "use the URL of Tidings itself"),
             ("https://sso.example/login", "use the URL of Tidings itself"),
+            (
+                "https://sso.example/?rd=http://tidings.example/base/events/jobs",
+                "use the URL of Tidings itself",
+            ),
             (uri, "use the URL of Tidings itself"),
         ] {
             let said = redirection(base, uri, to);

@@ -20,6 +20,8 @@ use super::{Client, ClientError};
 
 /// Progress is sent at most this often.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// The longest `Retry-After` that is waited for. A reporter that is dropped meanwhile ends only then.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// The most reports in a batch.
 const BATCH_MAX: usize = 500;
 
@@ -154,7 +156,9 @@ impl Shared {
                 Err(error) => {
                     tracing::warn!(%error, "reports could not be sent; retrying");
                     match error {
-                        ClientError::Rejected { retry_after, .. } => Some(retry_after),
+                        ClientError::Rejected { retry_after, .. } => {
+                            Some(retry_after.min(RETRY_AFTER_MAX))
+                        }
                         _ => Some(Duration::ZERO),
                     }
                 }

@@ -322,7 +322,9 @@ impl Story {
         } else {
             1
         };
-        let is_permanent = PERMANENT.contains(&refusal.status) || is_redirect(refusal.status);
+        // Later, a redirect may be a page about maintenance.
+        let is_elsewhere = is_redirect(refusal.status) && !self.is_ready;
+        let is_permanent = PERMANENT.contains(&refusal.status) || is_elsewhere;
         if is_permanent || self.unauthorized >= tries {
             return Next::GiveUp(refusal.into_error());
         }

@@ -10,7 +10,7 @@ use diesel::connection::{Connection, SimpleConnection};
 use serde_json::{Value, json};
 
 use crate::support::process::{
-    Guarded, Patient, Process, binary, command, limited, run, set_clock, with_clock,
+    Guarded, Patient, Process, binary, command, limited, run, set_clock, status_of, with_clock,
 };
 use crate::support::*;
 
@@ -90,7 +90,7 @@ pub(crate) fn refusal_of(command: &mut Command) -> String {
     let mut said = String::new();
     let mut stderr = Patient(refused.0.stderr.take().unwrap());
     stderr.read_to_string(&mut said).unwrap();
-    assert_eq!(refused.0.wait().unwrap().code(), Some(1), "{said}");
+    assert_eq!(status_of(&mut refused.0).code(), Some(1), "{said}");
     said
 }
 

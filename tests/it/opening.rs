@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::disk::{database, log, post, refusal, some_jobs};
 use crate::notify::receivers::free_port;
-use crate::support::process::{Guarded, Patient, Process, command};
+use crate::support::process::{Guarded, Patient, Process, command, status_of};
 use crate::support::*;
 
 fn other(path: &Path) -> SqliteConnection {
@@ -103,7 +103,7 @@ async fn a_signal_ends_a_server_whose_database_is_still_being_opened() {
         .args(["-s", "TERM", &id])
         .status();
     assert!(sent.unwrap().success());
-    assert_eq!(child.0.wait().unwrap().code(), Some(0));
+    assert_eq!(status_of(&mut child.0).code(), Some(0));
     let took = asked.elapsed();
     assert!(took < Duration::from_secs(3), "{took:?}");
 }
@@ -187,7 +187,7 @@ async fn a_node_that_its_database_refuses_does_not_start() {
     let mut log = String::new();
     let mut stderr = Patient(child.0.stderr.take().unwrap());
     stderr.read_to_string(&mut log).unwrap();
-    assert!(!child.0.wait().unwrap().success());
+    assert!(!status_of(&mut child.0).success());
     for told in ["`database_url`", "refuses the connection", "does not exist"] {
         assert!(log.contains(told), "{told}: {log}");
     }

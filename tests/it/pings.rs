@@ -409,11 +409,11 @@ async fn the_printed_curl_line_reports_and_the_key_is_in_no_log_and_not_in_the_d
         format!("curl -fsS -m 10 --retry 3 {}/ping/{key}", server.url)
     );
     let script = format!("{curl}/start && (exit 3); {curl}/$?");
-    let run = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let run = process::run(Command::new("sh").args(["-c", &script]));
     assert!(run.status.success(), "{run:?}");
     assert!(run.stdout.is_empty(), "cron would mail it: {run:?}");
     let script = format!("{curl}/stop");
-    let run = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let run = process::run(Command::new("sh").args(["-c", &script]));
     assert_eq!(run.status.code(), Some(22), "curl says so: {run:?}");
     let list = reqwest::Client::new().get(format!("{}/api/jobs", server.url));
     let (_, list) = answer(list.bearer_auth(viewer(1))).await;

@@ -190,7 +190,6 @@ async fn a_redirect_is_an_error_that_says_where_to() {
     assert!(error.contains("https://tidings.example/"), "{error}");
 }
 
-/// Returns the next news of the connection. Skips messages.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redirect_ends_a_watch() {
     let redirecting = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -205,12 +204,14 @@ async fn a_redirect_ends_a_watch() {
     });
     let client = Client::new(&url, Credential::none()).unwrap();
     let mut messages = client.watch("jobs").start();
-    let error = messages.next().await.unwrap().unwrap_err().to_string();
+    let first = tokio::time::timeout(PATIENCE, messages.next()).await;
+    let error = first.unwrap().unwrap().unwrap_err().to_string();
     assert!(error.contains("redirects to /login"), "{error}");
     assert!(error.contains("(HTTP 302)"), "{error}");
     assert!(messages.next().await.is_none());
 }
 
+/// Returns the next news of the connection. Skips messages.
 async fn news(watch: &mut Watch) -> Event {
     loop {
         match watch.next_event().await.expect("it goes on").unwrap() {

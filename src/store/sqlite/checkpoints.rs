@@ -109,7 +109,11 @@ impl Checkpoints {
             if log.rest() == 0 {
                 return Ok(());
             }
-            if log.log >= WAL_MAX_PAGES || (is_called && log.rest() <= CHECKPOINT_REST_PAGES) {
+            // The log may have begun anew since the thread called.
+            let is_long = log.log >= WAL_RESTART_PAGES;
+            if log.log >= WAL_MAX_PAGES
+                || (is_called && is_long && log.rest() <= CHECKPOINT_REST_PAGES)
+            {
                 let _turn = self.shared.turn();
                 Log::copy(conn)?;
             } else if log.rest() >= CHECKPOINT_PAGES {

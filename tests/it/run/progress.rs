@@ -20,7 +20,7 @@ async fn progress_is_read_from_the_output_and_the_last_line_is_the_message() {
     .await;
     assert_eq!(job["progress"], 25.0);
     input.write_all(b"\n").unwrap();
-    assert!(child.wait().unwrap().success());
+    assert!(status_of(&mut child).success());
     assert_eq!(only_job(&server).await["progress"], 100.0);
 }
 
@@ -41,7 +41,7 @@ async fn a_script_reports_on_a_file_descriptor_or_in_a_file() {
         let job = job_when(&server, "progress", |job| job["progress"] == 20.0).await;
         assert_eq!(job["metadata"]["progress_source"], "script");
         child.stdin.take().unwrap().write_all(b"\n").unwrap();
-        assert!(child.wait().unwrap().success());
+        assert!(status_of(&mut child).success());
     }
 }
 
@@ -88,7 +88,7 @@ async fn a_silent_command_is_as_far_as_it_has_read_its_largest_input() {
     assert!((25.0..26.0).contains(&progress), "{progress}");
     assert_eq!(job["metadata"]["progress_source"], "input");
     std::fs::write(folder.join("go"), "\n").unwrap();
-    assert!(child.wait().unwrap().success());
+    assert!(status_of(&mut child).success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,6 +105,6 @@ async fn a_silent_command_gives_signs_of_life_and_its_progress_is_unknown() {
     let first = heard().await;
     until("a sign of life", async || heard().await != first).await;
     child.stdin.take().unwrap().write_all(b"\n").unwrap();
-    assert!(child.wait().unwrap().success());
+    assert!(status_of(&mut child).success());
     assert_eq!(only_job(&server).await["result"], json!({"exit_code": 0}));
 }

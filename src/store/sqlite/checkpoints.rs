@@ -254,25 +254,51 @@ mod tests {
         assert!(bytes.len() > all * 3_500);
     }
 
+    fn write_a_long_log(conn: &mut SqliteConnection) {
+        for _ in 0..=WAL_RESTART_PAGES / 1_000 {
+            write(conn, 1_000);
+        }
+    }
+
     #[test]
-    fn a_long_log_begins_anew_once_the_thread_has_left_the_writer_a_short_rest() {
+    fn the_thread_calls_the_writer_once_it_has_caught_up_with_a_long_log() {
         let folder = tempfile::tempdir().unwrap();
         let (mut conn, url) = writer(folder.path());
         let mut checkpoints = Checkpoints::start(&url).unwrap();
-        for _ in 0..=WAL_RESTART_PAGES / 1_000 {
-            write(&mut conn, 1_000);
-        }
+        write_a_long_log(&mut conn);
         checkpoints.committed(&mut conn, REST);
         let begun = Instant::now();
         while !checkpoints.shared.is_caught_up.load(Ordering::Relaxed) {
             assert!(begun.elapsed() < Duration::from_secs(60));
             std::thread::yield_now();
         }
-        // What the writer has added meanwhile, too little to look at the log.
+    }
+
+    #[test]
+    fn a_writer_that_is_called_copies_the_short_rest_of_a_long_log_which_begins_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut conn, url) = writer(folder.path());
+        let mut checkpoints = Checkpoints::start(&url).unwrap();
+        write_a_long_log(&mut conn);
+        // Behind what a reader sees, nothing is copied.
+        let mut reader = SqliteConnection::establish(&url).unwrap();
+        reader
+            .batch_execute("BEGIN; SELECT count(*) FROM pages;")
+            .unwrap();
         write(&mut conn, REST / 2);
-        checkpoints.committed(&mut conn, 0);
+        Log::copy(&mut conn).unwrap();
+        reader.batch_execute("COMMIT").unwrap();
         let log = Log::look(&mut conn).unwrap();
-        assert_eq!(log.rest(), 0, "{log:?}");
+        assert!((1..=REST).contains(&log.rest()), "{log:?}");
+        // Too little was written to look at the log without being called.
+        checkpoints.committed(&mut conn, 0);
+        assert!(Log::look(&mut conn).unwrap().rest() > 0);
+        checkpoints
+            .shared
+            .is_caught_up
+            .store(true, Ordering::Relaxed);
+        checkpoints.committed(&mut conn, 0);
+        assert_eq!(Log::look(&mut conn).unwrap().rest(), 0);
         write(&mut conn, 1);
         let log = Log::look(&mut conn).unwrap();
         assert!(log.log < CHECKPOINT_PAGES, "{log:?}");

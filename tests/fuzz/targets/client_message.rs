@@ -5,7 +5,7 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tidings::wire::client::ClientMessage;
-use tidings_fuzz::bounds::PARSER;
+use tidings_fuzz::bounds::check_parser;
 use tidings_fuzz::shapes::{object, text};
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl<'a> Arbitrary<'a> for Message {
 
 /// Parses a message, and checks the answer to an invalid one.
 fn parsed(text: &str) -> String {
-    let read = PARSER.check(text.len(), || ClientMessage::parse(text));
+    let read = check_parser(text.len(), || ClientMessage::parse(text));
     if let Err(error) = &read {
         assert!(!error.code().is_empty());
         // The answer must not grow with the message.

@@ -4,9 +4,9 @@
 use libfuzzer_sys::fuzz_target;
 use tidings::id::{Cursor, SchoolId, SubjectId};
 use tidings::kind;
-use tidings_fuzz::bounds::PARSER;
+use tidings_fuzz::bounds::check_parser;
 
-fuzz_target!(|text: &str| PARSER.check(text.len(), || {
+fuzz_target!(|text: &str| check_parser(text.len(), || {
     if let Ok(cursor) = text.parse::<Cursor>() {
         assert_eq!(cursor.to_string().parse::<Cursor>().ok(), Some(cursor));
     }

@@ -122,8 +122,7 @@ async fn a_reader_that_has_gone_is_a_quiet_end() {
             .env("TIDINGS_TOKEN", viewer(1))
             .env("TIDINGS_LOG", "error")
             .stdout(unread());
-        let ended = blocking(move || run_as_it_is(&mut command));
-        let output = ended.await;
+        let output = blocking(move || run_as_it_is(&mut command)).await;
         assert_eq!(output.status.code(), Some(code), "{arguments:?}");
         assert_eq!(text(&output.stderr), "", "{arguments:?}");
     }
@@ -731,8 +730,8 @@ async fn a_notice_is_told_to_its_end_in_60_columns() {
             told = words.join(" ").matches("trying again in").count();
         }
         text(&bytes)
-    });
-    let seen = seen.await;
+    })
+    .await;
     assert!(
         rows(&seen, 60)
             .iter()
@@ -824,8 +823,8 @@ async fn bars_stay_in_view_in_24_rows_and_60_columns() {
             bytes.extend_from_slice(&part[..length]);
         }
         text(&bytes)
-    });
-    let seen = seen.await;
+    })
+    .await;
     let rows = rows(&seen, 60);
     let is_cut = |row: &String| row.contains("名簿") && row.contains('…');
     assert!(rows.iter().any(is_cut), "{seen}");

@@ -411,8 +411,7 @@ async fn no_refusal_of_the_server_ends_the_demo() {
             "--pause-ms",
             "0",
         ]);
-        let output = blocking(move || run(&mut demo));
-        let output = output.await;
+        let output = blocking(move || run(&mut demo)).await;
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(0), "{said}");
         let lines = said.lines().filter(|line| line.contains(" is skipped: "));

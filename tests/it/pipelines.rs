@@ -593,8 +593,7 @@ asyncio.run(main(sys.argv[1]))
             .unwrap(),
     );
     let output = child.0.stdout.take().unwrap();
-    let read = blocking(move || BufReader::new(Patient(output)).lines().next());
-    let line = read.await;
+    let line = blocking(move || BufReader::new(Patient(output)).lines().next()).await;
     assert_eq!(line.unwrap().unwrap(), "True");
     let (_, job) = server.get("/api/jobs/a", &viewer(1)).await;
     assert_eq!(job["progress"], 99.0);

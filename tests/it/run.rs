@@ -40,14 +40,14 @@ fn run_script(server: &Server, options: &[&str], script: &str) -> Command {
 
 /// Runs a command to its end, with this input.
 async fn end_of(mut command: Command, input: &'static [u8]) -> Output {
-    let ended = blocking(move || {
+    blocking(move || {
         let mut child = started(&mut command);
         let mut target = child.stdin.take().unwrap();
         // At the same time as the output is read. Fails if the command does not read it.
         std::thread::spawn(move || drop(target.write_all(input)));
         output_of(child)
-    });
-    ended.await
+    })
+    .await
 }
 
 fn started(command: &mut Command) -> Child {

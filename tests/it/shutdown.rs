@@ -205,8 +205,7 @@ async fn end(folder: &Path, command: &mut Command, open: usize, arriving: usize,
         folder: folder.into(),
     };
     let crowd = Crowd::gather(&place, open, arriving, connected).await;
-    let ended = blocking(move || process.terminate());
-    let code = ended.await;
+    let code = blocking(move || process.terminate()).await;
     assert_eq!(code, Some(0));
     let answers = crowd.look(open).await;
     check_posts(folder, answers).await;

@@ -163,8 +163,7 @@ async fn watching_over_tls_trusts_whom_the_system_trusts() {
             .env("SSL_CERT_FILE", folder.join(trusted))
             .env("TIDINGS_URL", &server.url)
             .env("TIDINGS_TOKEN", viewer(1));
-        let output = blocking(move || run(&mut watch));
-        let output = output.await;
+        let output = blocking(move || run(&mut watch)).await;
         assert_eq!(output.status.code(), Some(code), "{trusted}: {output:?}");
     }
 }

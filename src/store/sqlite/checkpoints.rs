@@ -187,8 +187,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::PAGE_BYTES;
 
-    const PAGE_BYTES: u64 = 4_096;
     /// Pages after which the log is looked at.
     const REST: i64 = CHECKPOINT_REST_PAGES;
 
@@ -214,7 +214,7 @@ mod tests {
 
     fn wal_pages(folder: &Path) -> i64 {
         let bytes = std::fs::metadata(folder.join("test.db-wal")).unwrap().len();
-        i64::try_from(bytes / PAGE_BYTES).unwrap()
+        i64::try_from(bytes).unwrap() / PAGE_BYTES
     }
 
     #[test]

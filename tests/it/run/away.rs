@@ -172,8 +172,7 @@ async fn what_happens_while_the_server_is_away_is_reported_when_it_is_back() {
     input.write_all(b"\n\n").unwrap();
     read_until(child.stdout.as_mut().unwrap(), "60%\n");
     network.cut(false);
-    let output = blocking(move || output_of(child));
-    let output = output.await;
+    let output = blocking(move || output_of(child)).await;
     assert_eq!(
         (output.status.code(), text(&output.stderr).as_str()),
         (Some(3), "")

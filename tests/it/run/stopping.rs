@@ -29,8 +29,7 @@ async fn a_request_to_cancel_reaches_the_command_as_sigterm_with_its_children() 
     let server = server().await;
     let child = started(&mut run_script(&server, &[], "sleep 600; echo after"));
     cancel(&server).await;
-    let output = blocking(move || output_of(child));
-    let output = output.await;
+    let output = blocking(move || output_of(child)).await;
     assert_eq!(
         (output.status.signal(), text(&output.stdout).as_str()),
         (Some(15), "")
@@ -65,8 +64,7 @@ async fn a_signal_to_run_reaches_the_command_and_the_job_is_cancelled() {
         let mut child = started(&mut run_script(&server, &[], &script));
         read_until(child.stdout.as_mut().unwrap(), "ready\n");
         signal(&child, name);
-        let output = blocking(move || output_of(child));
-        let output = output.await;
+        let output = blocking(move || output_of(child)).await;
         assert_eq!(
             (output.status.code(), text(&output.stdout).as_str()),
             (Some(code), "got it\n"),

@@ -562,8 +562,8 @@ async fn a_departed_reader_is_noticed_and_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ticket_opens_its_own_scope_for_a_while_and_nothing_else() {
-    let server = server_with(json!({"ticket_ttl_secs": 2})).await;
+async fn a_ticket_opens_its_own_scope_and_nothing_else() {
+    let server = server().await;
     server.running_job("a").await;
     server.running_job("b").await;
     let (status, ticket) = server
@@ -602,13 +602,6 @@ async fn a_ticket_opens_its_own_scope_for_a_while_and_nothing_else() {
     ] {
         assert_eq!(open(path.clone()).await.status(), status, "{path}");
     }
-    until("the ticket is over", async || {
-        open(format!("/events/jobs/a?wait=0&ticket={text}"))
-            .await
-            .status()
-            == 401
-    })
-    .await;
     let (status, _) = server
         .post(
             "/api/tickets",
@@ -624,6 +617,25 @@ async fn a_ticket_opens_its_own_scope_for_a_while_and_nothing_else() {
         status, 403,
         "a ticket reaches no further than the token it is made with"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ticket_expires() {
+    let server = server_with(json!({"ticket_ttl_secs": 1})).await;
+    let made = json!({"channels": ["jobs"]});
+    let (_, ticket) = server.post("/api/tickets", &viewer(1), made).await;
+    let path = format!("{}&wait=0", ticket["url"].as_str().unwrap());
+    until("the ticket expires", async || {
+        let request = server.http.get(format!("{}{path}", server.url));
+        let (status, answer) = answer(request.header("Accept", "application/json")).await;
+        let detail = answer["detail"].as_str();
+        assert!(
+            status == 200 || detail.unwrap().contains("the ticket has expired"),
+            "{answer}"
+        );
+        status == 401
+    })
+    .await;
 }
 
 /// An answer that is full ends in the midst of what there is, and its cursor is that of its last message.

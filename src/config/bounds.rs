@@ -97,6 +97,10 @@ pub const COMMIT_WORK: Duration = Duration::from_millis(4);
 pub const GROUP_HALVINGS_MAX: u32 = 2;
 /// A commit's capacity is divided into this many equal shares. A school gets one share while other schools wait.
 pub const TURNS_PER_GROUP: usize = 4;
+/// How long several schools are considered to publish after a commit for another school than the one before.
+pub const SCHOOLS_SHARE_FOR: Duration = Duration::from_secs(1);
+/// How much later than now what a school has taken may be paid for before it counts as if it had a backlog.
+pub const HEAVY_AFTER: Duration = Duration::from_millis(20);
 /// Minimum interval between two log lines about consecutive failed commits.
 pub const FAILURES_LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Size of SQLite's pages, in bytes.

@@ -281,6 +281,9 @@ pub struct Settings {
     /// Rate limit and burst size of the events that a school produces, in bytes per second and bytes. Beyond it, the
     /// school's writes wait. 0 means no limit.
     pub event_bytes_per_sec: u32,
+    /// Rate limit, in bytes of events per second, at which the batches of all schools together are carried out while several
+    /// schools publish. 0 means no limit.
+    pub backlog_bytes_per_sec: u32,
     /// Memory for the bodies, commands, events and answers of concurrent writes, in bytes. A school can hold as much as
     /// remains free.
     pub write_memory_bytes: u64,
@@ -383,6 +386,7 @@ impl Default for Settings {
             batch_limit_commands: 10_000,
             batch_event_bytes: 16 * 1024 * 1024,
             event_bytes_per_sec: 16 * 1024 * 1024,
+            backlog_bytes_per_sec: 16 * 1024 * 1024,
             write_memory_bytes: 256 * 1024 * 1024,
             metadata_limit_bytes: 16 * 1024,
             message_limit_bytes: 4 * 1024,

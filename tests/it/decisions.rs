@@ -9,7 +9,7 @@ use tidings::id::SchoolId;
 use tidings::kind::RuleError;
 use tidings::log::decide::{Decisions, Rules};
 use tidings::log::facts::Moment;
-use tidings::log::writer::Writer;
+use tidings::log::writer::{Pace, Writer};
 use tidings::log::{
     Allowance, CommandError, Committed, Envelope, Idempotency, Meter, Receipt, Room, StoreError,
 };
@@ -174,7 +174,13 @@ async fn a_commit_that_fails_has_no_effect_and_the_next_one_begins_where_it_did(
     };
     let (committed, mut batches) = Committed::channel(8);
     let meter = Arc::<Meter>::default();
-    let (writer, handle) = Writer::new(memory, rules(10), committed, Arc::clone(&meter));
+    let (writer, handle) = Writer::new(
+        memory,
+        rules(10),
+        committed,
+        Arc::clone(&meter),
+        Arc::new(Pace::new(0)),
+    );
     let thread = std::thread::spawn(|| writer.run());
     let append = |envelopes| handle.append(school(1), envelopes, Arc::<Allowance>::default());
     let failed = append(vec![create("a"), job("a", "start", json!({}))]).await;

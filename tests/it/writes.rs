@@ -1,7 +1,7 @@
 //! What writes may take: turns between schools, and bytes. What one school asks makes the server neither slow nor big for
 //! another.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -189,6 +189,34 @@ async fn a_school_that_produces_too_much_waits_and_others_do_not() {
             == 200
     })
     .await;
+}
+
+/// The rest of a batch that takes more than one turn is carried out at the limit, whatever else the machine could do.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
+async fn while_several_schools_publish_batches_have_a_rate_and_reports_of_others_do_not_wait() {
+    let server = server_with(json!({"backlog_bytes_per_sec": 200_000})).await;
+    for school in [1, 2] {
+        job(&server, school, "a", 10_000).await;
+    }
+    let begun = Instant::now();
+    let mut batch = std::pin::pin!(server.batch(&worker(1), reports("a", 60)));
+    let mut others = 0;
+    let told = loop {
+        let report = json!({"progress": 1});
+        let token = worker(2);
+        tokio::select! {
+            told = &mut batch => break told,
+            (status, _) = server.post("/api/jobs/a/progress", &token, report) => {
+                assert_eq!(status, 200);
+                others += 1;
+            }
+        }
+    };
+    assert!(told.iter().all(|line| line["status"] == 200));
+    // 600 KB, of which the first two turns, of some 140 KB each, are free.
+    assert!(begun.elapsed() > Duration::from_millis(1_500));
+    assert!(others > 20, "{others}");
 }
 
 /// Requests that reserve memory for a body and do not send it.

@@ -14,7 +14,7 @@ use tidings::kind::job::History;
 use tidings::log::decide::{Decisions, Rules};
 use tidings::log::facts::{Address, Facts, KeyUse, Moment, Stored, Tail};
 use tidings::log::leases::Fence;
-use tidings::log::writer::{Backend, Handle, Receipts, Writer};
+use tidings::log::writer::{Backend, Handle, Pace, Receipts, Writer};
 use tidings::log::{Allowance, Batches, Committed, Envelope, Log, Meter, StoreError};
 use tidings::uptime::Uptime;
 use tokio::task::unconstrained;
@@ -298,7 +298,13 @@ impl Publisher {
             ledger: Arc::clone(ledger),
         };
         let (committed, batches) = Committed::channel(BATCHES);
-        let (writer, handle) = Writer::new(database, rules, committed, Arc::<Meter>::default());
+        let (writer, handle) = Writer::new(
+            database,
+            rules,
+            committed,
+            Arc::<Meter>::default(),
+            Arc::new(Pace::new(0)),
+        );
         Publisher {
             writer,
             handle,

@@ -12,14 +12,19 @@
 //!
 //! Upholds invariants 1 and 2. Nothing else is allowed to write to the tables while it runs.
 
+mod pace;
 mod turns;
 
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time;
 
-use self::turns::{Queue, Round, Turns};
+pub use self::pace::Pace;
+use self::turns::{Due, Queue, Round, Turns};
 use super::decide::{Decisions, Rules};
 use super::facts::{Facts, Moment};
 use super::{Allowance, CommandError, Committed, Envelope, Meter, Receipt, StoreError};
@@ -112,6 +117,15 @@ pub struct Writer<B> {
     queue: mpsc::Receiver<Work<B>>,
 }
 
+/// Wakes a thread that waits.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
 impl<B: Backend> Handle<B> {
     /// Carries out commands in order and answers each after the commit. Fails only if none had an effect.
     pub async fn append(
@@ -162,12 +176,13 @@ impl<B: Backend> Handle<B> {
 
 impl<B: Backend> Writer<B> {
     /// Creates a writer, which the caller must [run](Writer::run), and its handle. The writer sends what it commits to
-    /// `committed` and counts it in `meter`.
+    /// `committed` and counts it in `meter`. It carries out backlogs at a `pace`.
     pub fn new(
         backend: B,
         rules: Rules,
         committed: Committed,
         meter: Arc<Meter>,
+        pace: Arc<Pace>,
     ) -> (Writer<B>, Handle<B>) {
         let (work, queue) = mpsc::channel(WRITER_QUEUE);
         let writer = Writer {
@@ -175,7 +190,7 @@ impl<B: Backend> Writer<B> {
             rules,
             committed,
             meter,
-            turns: Turns::default(),
+            turns: Turns::new(pace),
             failures: Failures::default(),
             queue,
         };
@@ -187,16 +202,18 @@ impl<B: Backend> Writer<B> {
     pub fn run(mut self) -> Option<Answer<()>> {
         let mut closed = None;
         loop {
-            let next = match (&closed, self.turns.is_empty()) {
-                (Some(_), true) => break,
-                (Some(_), false) => None,
-                (None, false) => self.queue.try_recv().ok(),
-                (None, true) => match self.queue.blocking_recv() {
+            let is_closing = closed.is_some();
+            let next = match self.turns.due(time::Instant::now()) {
+                Due::Never if is_closing => break,
+                _ if is_closing => None,
+                Due::Now => self.queue.try_recv().ok(),
+                Due::At(at) => self.receive_until(at),
+                Due::Never => match self.queue.blocking_recv() {
                     Some(work) => Some(work),
                     None => return None,
                 },
             };
-            closed = closed.or(self.work_on(next));
+            closed = closed.or(self.work_on(next, is_closing));
         }
         self.backend.close();
         closed
@@ -207,13 +224,29 @@ impl<B: Backend> Writer<B> {
     pub fn step(&mut self) -> bool {
         let next = self.queue.try_recv().ok();
         let waits = next.is_some() || !self.turns.is_empty();
-        self.work_on(next);
+        self.work_on(next, false);
         waits
+    }
+
+    /// Waits for work on this thread until `deadline` at most. Returns at once if there will be no more work.
+    fn receive_until(&mut self, deadline: time::Instant) -> Option<Work<B>> {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            if let Poll::Ready(work) = self.queue.poll_recv(&mut context) {
+                return work;
+            }
+            let left = deadline.saturating_duration_since(time::Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            thread::park_timeout(left);
+        }
     }
 
     /// Accepts `next` and all work queued behind it, so that all schools take part in the turns, and commits a group.
     /// Returns the channel to answer if the writer must close.
-    fn work_on(&mut self, mut next: Option<Work<B>>) -> Option<Answer<()>> {
+    fn work_on(&mut self, mut next: Option<Work<B>>, is_closing: bool) -> Option<Answer<()>> {
         let mut closed = None;
         // Bounded, because new work can arrive without end.
         for _ in 0..WRITER_QUEUE {
@@ -226,8 +259,10 @@ impl<B: Backend> Writer<B> {
                 None => self.queue.try_recv().ok(),
             };
         }
-        if !self.turns.is_empty() {
-            self.commit();
+        let hurries = is_closing || closed.is_some() || self.queue.is_closed();
+        let now = time::Instant::now();
+        if self.turns.due(now) == Due::Now || (hurries && !self.turns.is_empty()) {
+            self.commit(now, hurries);
         }
         closed
     }
@@ -244,11 +279,11 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Carries out a group with a slice of each school, and answers the requests that are completely carried out.
-    fn commit(&mut self) {
+    fn commit(&mut self, at: time::Instant, hurries: bool) {
         let began = Instant::now();
         let now = self.backend.now();
         let mut decisions = Decisions::default();
-        let mut round = self.turns.begin();
+        let mut round = self.turns.begin(at, hurries);
         let prepared = self.backend.prepare(&mut self.turns.upcoming(&round));
         let decided = match prepared {
             Ok(()) => self.decide_round(&mut round, &mut decisions, now),
@@ -306,11 +341,12 @@ impl<B: Backend> Writer<B> {
         now: Moment,
     ) -> Result<(), StoreError> {
         while let Some((school, mut queue)) = self.turns.next(round) {
+            let before = round.taken;
             if let Err(error) = self.decide_turn(round, decisions, school, &mut queue, now) {
                 round.undecided(school, queue);
                 return Err(error);
             }
-            round.served(school, queue);
+            round.served(school, queue, before);
         }
         Ok(())
     }

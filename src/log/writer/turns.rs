@@ -3,14 +3,16 @@
 //! Submissions wait per school. A commit takes a bounded slice from one school after another. So a large batch is spread
 //! over several commits, and a report of another school waits only for the commit in progress and its own.
 //!
-//! 1. A *fresh* school, which has no commands left from an earlier turn, comes first. A commit with fresh schools also
+//! 1. A *fresh* school, which has no commands left from an earlier turn and has not taken more than its share, comes first. A commit with fresh schools also
 //!    serves one of the *backlogged* schools, so that none of them waits forever; a commit without fresh schools serves
 //!    as many backlogged ones as it has room for.
 //! 2. A commit's work should take about [`COMMIT_WORK`], and its room is never larger than [`GROUP_MAX_BYTES`] and
 //!    [`GROUP_MAX_COMMANDS`]: the room is halved after a commit that took longer, and doubled after a full commit that
 //!    was fast.
 //! 3. While several schools wait, each gets one of [`TURNS_PER_GROUP`] equal shares of the room.
-//! 4. Within a school, the same holds between submissions: a *fresh* one, no command of which is committed, comes before those
+//! 4. While several schools publish, the backlogged ones together have a limited rate, the [`Pace`]. A commit then serves at most
+//!    one of them, and none before that is due.
+//! 5. Within a school, the same holds between submissions: a *fresh* one, no command of which is committed, comes before those
 //!    that have *begun*, up to half of the school's turn, so a report does not wait for a large batch of its own school; and
 //!    those that have begun get the other half. Both keep the order of submission, as do the commands of a submission.
 
@@ -18,7 +20,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Answer, Receipts, Submission};
+use tokio::time::Instant;
+
+use super::{Answer, Pace, Receipts, Submission};
 use crate::config::{
     COMMIT_WORK, GROUP_HALVINGS_MAX, GROUP_MAX_BYTES, GROUP_MAX_COMMANDS, TURNS_PER_GROUP,
 };
@@ -26,7 +30,6 @@ use crate::id::SchoolId;
 use crate::log::{Allowance, CommandError, Envelope, Receipt, StoreError};
 
 /// The waiting schools, in the order of their turns.
-#[derive(Default)]
 pub(super) struct Turns {
     schools: HashMap<SchoolId, Queue>,
     /// Schools without commands left from an earlier turn.
@@ -35,6 +38,16 @@ pub(super) struct Turns {
     backlogged: VecDeque<SchoolId>,
     /// How often the room of a commit has been halved.
     halvings: u32,
+    pace: Arc<Pace>,
+}
+
+/// When the next commands can be carried out.
+#[derive(Debug, PartialEq)]
+pub(super) enum Due {
+    /// Nothing waits.
+    Never,
+    Now,
+    At(Instant),
 }
 
 /// The turns of one commit.
@@ -45,11 +58,15 @@ pub(super) struct Round {
     room: Size,
     /// The limit for one school.
     slice: Size,
-    served: Vec<(SchoolId, Queue)>,
+    /// Schools that have had their turn, and the bytes of it.
+    served: Vec<(SchoolId, Queue, usize)>,
     /// Schools whose commands could not be decided.
     undecided: Vec<SchoolId>,
     serves_fresh: bool,
-    serves_backlogged: bool,
+    /// The size when the first backlogged school had its turn, after the fresh ones.
+    before_backlogged: Option<Size>,
+    /// How many backlogged schools it can still serve.
+    backlogged_left: usize,
 }
 
 /// The waiting commands of one school.
@@ -127,14 +144,38 @@ impl Size {
 }
 
 impl Turns {
+    pub(super) fn new(pace: Arc<Pace>) -> Turns {
+        Turns {
+            schools: HashMap::new(),
+            fresh: VecDeque::new(),
+            backlogged: VecDeque::new(),
+            halvings: 0,
+            pace,
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.schools.is_empty()
+    }
+
+    /// Returns when the next commands can be carried out.
+    pub(super) fn due(&self, now: Instant) -> Due {
+        if self.schools.is_empty() {
+            return Due::Never;
+        }
+        match self.pace.due(now) {
+            Some(at) if self.fresh.is_empty() => Due::At(at),
+            _ => Due::Now,
+        }
     }
 
     pub(super) fn add(&mut self, submission: Submission) {
         let school = submission.school;
         let queue = self.schools.entry(school).or_insert_with(|| {
-            self.fresh.push_back(school);
+            match self.pace.is_heavy(school, Instant::now()) {
+                true => self.backlogged.push_back(school),
+                false => self.fresh.push_back(school),
+            }
             Queue::default()
         });
         queue.fresh.push_back(Pending {
@@ -153,7 +194,8 @@ impl Turns {
         round: &Round,
     ) -> impl Iterator<Item = (SchoolId, &'a Envelope)> {
         let (room, slice) = (round.room.commands, round.slice.commands);
-        let schools = self.fresh.iter().chain(&self.backlogged);
+        let backlogged = self.backlogged.iter().take(round.backlogged_left);
+        let schools = self.fresh.iter().chain(backlogged);
         let commands = schools.flat_map(move |school| {
             let waiting = self.schools.get(school).into_iter();
             let commands = waiting.flat_map(move |queue| queue.upcoming(slice));
@@ -162,9 +204,14 @@ impl Turns {
         commands.take(room)
     }
 
-    /// Starts the round of one commit.
-    pub(super) fn begin(&self) -> Round {
+    /// Starts the round of one commit. If it `hurries`, backlogs have no pace.
+    pub(super) fn begin(&self, now: Instant, hurries: bool) -> Round {
         let room = GROUP.part(1 << self.halvings);
+        let backlogged_left = match self.pace.due(now) {
+            _ if hurries || !self.pace.applies(now) => usize::MAX,
+            None => 1,
+            Some(_) => 0,
+        };
         Round {
             taken: Size::default(),
             slice: match self.schools.len() {
@@ -175,7 +222,8 @@ impl Turns {
             served: Vec::new(),
             undecided: Vec::new(),
             serves_fresh: false,
-            serves_backlogged: false,
+            before_backlogged: None,
+            backlogged_left,
         }
     }
 
@@ -190,9 +238,10 @@ impl Turns {
             }
             // At least one backlogged school, because fresh ones could otherwise keep it waiting forever; and, in a
             // commit with fresh schools, only one, because these would otherwise wait for all backlogged ones.
-            None if !round.serves_backlogged || (has_room && !round.serves_fresh) => {
+            None if round.can_serve_backlogged(has_room) => {
                 let school = self.backlogged.pop_front()?;
-                round.serves_backlogged = true;
+                round.before_backlogged.get_or_insert(round.taken);
+                round.backlogged_left -= 1;
                 school
             }
             None => return None,
@@ -219,7 +268,12 @@ impl Turns {
         written: &Result<(), StoreError>,
         missed: &[SchoolId],
     ) {
-        for (school, mut queue) in round.served {
+        let now = Instant::now();
+        if let Some(before) = round.before_backlogged {
+            self.pace.charge(round.taken.since(before).bytes, now);
+        }
+        for (school, mut queue, bytes) in round.served {
+            self.pace.served(school, bytes, now);
             if written.is_ok() && missed.contains(&school) {
                 queue.rewind();
                 self.fresh.push_front(school);
@@ -242,12 +296,18 @@ impl Round {
     /// Records that a school has had its turn, and that its commands could not be decided.
     pub(super) fn undecided(&mut self, school: SchoolId, queue: Queue) {
         self.undecided.push(school);
-        self.served(school, queue);
+        self.served.push((school, queue, 0));
     }
 
-    /// Records that a school has had its turn.
-    pub(super) fn served(&mut self, school: SchoolId, queue: Queue) {
-        self.served.push((school, queue));
+    /// Records that a school has had its turn, which started at `before`.
+    pub(super) fn served(&mut self, school: SchoolId, queue: Queue, before: Size) {
+        let bytes = self.taken.since(before).bytes;
+        self.served.push((school, queue, bytes));
+    }
+
+    fn can_serve_backlogged(&self, has_room: bool) -> bool {
+        let is_first = self.before_backlogged.is_none();
+        self.backlogged_left > 0 && (is_first || (has_room && !self.serves_fresh))
     }
 
     /// Returns whether a turn that started at `before` is over.
@@ -422,7 +482,6 @@ mod tests {
     use crate::kind::job;
 
     /// A test bench whose commits carry out commands of equal size, and which reports their schools.
-    #[derive(Default)]
     struct Bench {
         turns: Turns,
         event_bytes: usize,
@@ -430,9 +489,13 @@ mod tests {
 
     impl Bench {
         fn of(event_bytes: usize) -> Bench {
+            Bench::paced(event_bytes, 0)
+        }
+
+        fn paced(event_bytes: usize, bytes_per_sec: u32) -> Bench {
             Bench {
+                turns: Turns::new(Arc::new(Pace::new(bytes_per_sec))),
                 event_bytes,
-                ..Bench::default()
             }
         }
 
@@ -454,7 +517,7 @@ mod tests {
 
         /// Runs one commit that works for `work`. Returns how many commands of each school it carries out, in order.
         fn commit(&mut self, work: Duration) -> Vec<(i64, usize)> {
-            let mut round = self.turns.begin();
+            let mut round = self.turns.begin(Instant::now(), false);
             let mut carried_out = Vec::new();
             while let Some((school, mut queue)) = self.turns.next(&mut round) {
                 let before = round.taken;
@@ -464,7 +527,7 @@ mod tests {
                     queue.decided(Err(CommandError::KeyReused), 0);
                 }
                 carried_out.push((school.get(), round.taken.since(before).commands));
-                round.served(school, queue);
+                round.served(school, queue, before);
             }
             self.turns.worked(&round, work);
             self.turns.settle(round, &Ok(()), &[]);
@@ -473,7 +536,7 @@ mod tests {
 
         /// Returns the room of a commit, in commands.
         fn room(&self) -> usize {
-            self.turns.begin().room.commands
+            self.turns.begin(Instant::now(), false).room.commands
         }
     }
 
@@ -553,6 +616,30 @@ mod tests {
             commits += 1;
         }
         assert!(commits <= 2 * 8_000 / GROUP_MAX_COMMANDS + 1, "{commits}");
+    }
+
+    #[test]
+    fn backlogs_wait_for_their_pace_while_several_schools_publish_and_reports_do_not() {
+        let mut bench = Bench::paced(16_000, 1);
+        bench.add(1, 1_000);
+        bench.add(2, 1_000);
+        assert_eq!(bench.commit(QUICK).len(), 2, "both are fresh");
+        assert_eq!(bench.commit(QUICK).len(), 1, "one backlog is due");
+        let Due::At(_) = bench.turns.due(Instant::now()) else {
+            panic!("the other one has to wait");
+        };
+        for school in 10..20 {
+            bench.add(school, 1);
+            assert_eq!(bench.turns.due(Instant::now()), Due::Now);
+            assert_eq!(bench.commit(QUICK), [(school, 1)]);
+        }
+        // A school that has taken much is not fresh again by waiting for its answers.
+        bench.add(3, 8);
+        assert_eq!(bench.commit(QUICK), [(3, 8)]);
+        bench.add(3, 8);
+        assert_eq!(bench.commit(QUICK), []);
+        let mut hurried = bench.turns.begin(Instant::now(), true);
+        assert!(bench.turns.next(&mut hurried).is_some(), "at the end");
     }
 
     #[test]

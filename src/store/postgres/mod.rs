@@ -51,7 +51,7 @@ use self::writes::{Write, Writes};
 use crate::config::{self, POSTGRES_WRITERS, STATE_CACHE_BYTES, Settings};
 use crate::id::{Epoch, SchoolId};
 use crate::log::decide::Rules;
-use crate::log::writer::{Handle, Writer};
+use crate::log::writer::{Handle, Pace, Writer};
 use crate::log::{Committed, Meter, StoreError};
 use crate::store::columns;
 use crate::store::retention::Retention;
@@ -138,6 +138,7 @@ impl PostgresStore {
         let found = opening.join().map_err(|_| StoreError::Stopped)??;
         let meter = Arc::<Meter>::default();
         let mut writers = Vec::with_capacity(POSTGRES_WRITERS);
+        let pace = Arc::new(Pace::new(settings.backlog_bytes_per_sec));
         for number in 1..=POSTGRES_WRITERS {
             let rules = Rules {
                 epoch: found.epoch,
@@ -148,6 +149,7 @@ impl PostgresStore {
             let (epoch, synchronous) = (found.epoch, settings.synchronous);
             let (committed, meter) = (committed.clone(), Arc::clone(&meter));
             let hints = committed.hints().clone();
+            let pace = Arc::clone(&pace);
             let (started, starts) = mpsc::channel();
             std::thread::Builder::new()
                 .name(format!("tidings-writer-{number}"))
@@ -162,7 +164,7 @@ impl PostgresStore {
                     let database =
                         Database::new(runtime, address, epoch, uptime, synchronous, hints);
                     let backend = Backend::new(database, STATE_CACHE_BYTES / POSTGRES_WRITERS);
-                    let (writer, handle) = Writer::new(backend, rules, committed, meter);
+                    let (writer, handle) = Writer::new(backend, rules, committed, meter, pace);
                     let _ = started.send(Ok(handle));
                     let closed = writer.run();
                     // No caller waits if the store was dropped without being closed.

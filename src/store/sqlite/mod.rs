@@ -59,7 +59,7 @@ use crate::config::Settings;
 use crate::id::{Epoch, Kind, SchoolId};
 use crate::kind;
 use crate::log::decide::Rules;
-use crate::log::writer::{Handle, Writer};
+use crate::log::writer::{Handle, Pace, Writer};
 use crate::log::{Committed, Meter, StoreError};
 use crate::scope::Scope;
 use crate::store::turns::{Asker, Length};
@@ -125,7 +125,8 @@ impl SqliteStore {
         let uptime = life.uptime.clone();
         let (epoch, is_cut) = (life.epoch, life.is_cut);
         let backend = Backend::new(conn, checkpoints, lock, life, settings);
-        let (writer, handle) = Writer::new(backend, rules, committed, Arc::clone(&meter));
+        let pace = Arc::new(Pace::new(settings.backlog_bytes_per_sec));
+        let (writer, handle) = Writer::new(backend, rules, committed, Arc::clone(&meter), pace);
         // The thread ends when the store is closed or its last handle is dropped, and holds the lock until then.
         std::thread::Builder::new()
             .name("tidings-writer".into())

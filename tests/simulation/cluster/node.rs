@@ -11,7 +11,7 @@ use tidings::event::Event;
 use tidings::feed::{self, Feed};
 use tidings::hub::Hub;
 use tidings::log::decide::Rules;
-use tidings::log::writer::{Handle, Writer};
+use tidings::log::writer::{Handle, Pace, Writer};
 use tidings::log::{Committed, Log, Meter, Store};
 use tidings::notify::{Notifier, Notifiers};
 use tidings::relay::Relay;
@@ -98,7 +98,13 @@ impl Node {
             most: settings.most_subjects(),
         };
         let backend = Backend::new(client, STATE_CACHE_BYTES);
-        let (writer, handle) = Writer::new(backend, rules, committed, Arc::<Meter>::default());
+        let (writer, handle) = Writer::new(
+            backend,
+            rules,
+            committed,
+            Arc::<Meter>::default(),
+            Arc::new(Pace::new(0)),
+        );
         drop(_entered);
         Node {
             subscriber,

@@ -213,6 +213,17 @@ async fn prepare(address: &Address, notifiers: &[String]) -> Result<Found, OpenE
         let database = address.database().to_owned();
         return Err(OpenError::Newer { database, needed });
     }
+    let language: Fact = diesel::sql_query("SELECT current_setting('lc_messages') AS value")
+        .get_result(&mut conn)
+        .await
+        .map_err(database_error)?;
+    if !is_english(&language.value) {
+        tracing::warn!(
+            lc_messages = language.value,
+            "Postgres writes its messages in another language than English, so this node takes deadlocks and ended \
+             connections for refused commands and does not repeat them: set `lc_messages` to `C` for its role"
+        );
+    }
     conn.batch_execute("BEGIN").await.map_err(database_error)?;
     let copied_from: Vec<Fact> = diesel::sql_query("SELECT value FROM meta WHERE key = $1")
         .bind::<Text, _>(COPIED_FROM)
@@ -295,7 +306,14 @@ async fn fact_or(conn: &mut AsyncPgConnection, key: &str, otherwise: &str) -> Qu
     Ok(fact.value)
 }
 
-/// Distinguishes a database that cannot be used at the moment from one that refuses a statement.
+/// Whether the value of `lc_messages` means English.
+fn is_english(locale: &str) -> bool {
+    let language = locale.split(['_', '.', '@', '-']).next();
+    matches!(language, Some("" | "C" | "POSIX" | "en" | "English"))
+}
+
+/// Distinguishes a database that cannot be used at the moment from one that refuses a statement. Diesel has no error codes,
+/// so some errors are recognised by their English text; see [`is_english`].
 fn database_error(error: diesel::result::Error) -> StoreError {
     let is_gone = match &error {
         DatabaseError(
@@ -321,5 +339,29 @@ fn database_error(error: diesel::result::Error) -> StoreError {
     match is_gone {
         true => StoreError::Unavailable(error.to_string()),
         false => StoreError::Database(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_in_english_are_recognised_by_the_locale() {
+        for locale in [
+            "",
+            "C",
+            "C.UTF-8",
+            "POSIX",
+            "en",
+            "en_GB.UTF-8",
+            "en-US",
+            "English_United States.1252",
+        ] {
+            assert!(is_english(locale), "{locale}");
+        }
+        for locale in ["de_DE.UTF-8", "Czech_Czechia.1250", "eng", "fr@euro"] {
+            assert!(!is_english(locale), "{locale}");
+        }
     }
 }

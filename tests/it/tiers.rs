@@ -1,6 +1,7 @@
 //! Two tiers of tests: `cargo test` leaves out those that are slow, `.ci/run` runs all.
 
 use std::path::{Path, PathBuf};
+use std::process::Output;
 
 use crate::support::page::text;
 use crate::support::process::run;
@@ -25,7 +26,9 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn everything_runs_before_a_change_lands_and_the_readme_says_how() {
-    assert!(text(".ci/run").lines().any(|line| line == FULL));
+    assert!(text(".ci/run").lines().any(|line| line == "bash .ci/tests"));
+    let tests = text(".ci/tests").replace(" --no-fail-fast", "");
+    assert!(tests.contains(&format!("if {FULL} 2>&1")));
     for page in ["README.md", "docs/testing.md"] {
         assert!(text(page).contains(FULL), "{page}");
     }
@@ -53,23 +56,71 @@ fn a_test_is_left_out_of_the_fast_tier_for_being_slow_and_for_nothing_else() {
     assert!(slow > 0, "the slow ones were found");
 }
 
-/// Otherwise a Postgres that cannot be reached would count as the detection of every mutant.
-#[test]
-fn a_mutant_counts_as_detected_only_if_the_tests_pass_without_it() {
+/// Runs a script whose `cargo` is another script.
+fn with_cargo(cargo: &str, script: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
-    let cargo = folder.path().join("cargo");
-    let failing = "#!/bin/sh\necho test store_contract::postgres::a_test ... FAILED\nexit 101\n";
-    std::fs::write(&cargo, failing).unwrap();
+    let file = folder.path().join("cargo");
+    std::fs::write(&file, format!("#!/bin/bash\n{cargo}")).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&cargo, mode).unwrap();
+    std::fs::set_permissions(&file, mode).unwrap();
     let path = format!(
         "{}:{}",
         folder.path().display(),
         std::env::var("PATH").unwrap()
     );
-    let mut mutants = std::process::Command::new("bash");
-    mutants.args([".ci/mutants", "a fence"]).env("PATH", path);
-    let output = run(mutants.current_dir(env!("CARGO_MANIFEST_DIR")));
+    let mut bash = std::process::Command::new("bash");
+    bash.args(script).env("PATH", path);
+    run(bash.current_dir(env!("CARGO_MANIFEST_DIR")))
+}
+
+/// `$again` is empty in the first run. In the second one, it is the tests that run once more.
+#[test]
+fn a_few_tests_that_fail_run_once_more_and_everything_else_fails_the_run() {
+    let run = |cargo: &str| {
+        let again = r#"all="$*"; again="${all#*--exact}"; [ "$again" != "$all" ] || again="#;
+        let cargo = format!("{again}\n{cargo}");
+        let output = with_cargo(&cargo, &[".ci/tests"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.success(), said)
+    };
+    let fails = "echo 'test a::b ... FAILED'; exit 101";
+    let passes = "echo 'test result: ok. 1 passed; 0 failed'";
+    let (passed, said) = run(&format!("[ \"$again\" ] || {{ {fails}; }}; {passes}"));
+    assert!(passed, "{said}");
+    assert!(said.contains("run once more: a::b"), "{said}");
+    for (what, cargo) in [
+        ("it fails twice", fails.to_owned()),
+        (
+            "it no longer exists",
+            format!("[ \"$again\" ] || {{ {fails}; }}; echo 'test result: ok. 0 passed'"),
+        ),
+        (
+            "a binary crashed",
+            format!(
+                "[ \"$again\" ] || {{ echo \"process didn't exit successfully\"; {fails}; }}; {passes}"
+            ),
+        ),
+        (
+            "nothing was compiled",
+            "echo 'error: could not compile'; exit 101".to_owned(),
+        ),
+        (
+            "too many fail",
+            format!(
+                "[ \"$again\" ] || {{ for one in 1 2 3 4; do echo \"test a::$one ... FAILED\"; done; exit 101; }}; echo 'test result: ok. 4 passed'"
+            ),
+        ),
+    ] {
+        let (passed, said) = run(&cargo);
+        assert!(!passed, "{what}: {said}");
+    }
+}
+
+/// Otherwise a Postgres that cannot be reached would count as the detection of every mutant.
+#[test]
+fn a_mutant_counts_as_detected_only_if_the_tests_pass_without_it() {
+    let failing = "echo test store_contract::postgres::a_test ... FAILED\nexit 101\n";
+    let output = with_cargo(failing, &[".ci/mutants", "a fence"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("the tests fail without a mutant"), "{said}");

@@ -23,6 +23,9 @@ export async function rejection(response: Response): Promise<TidingsError> {
   return new TidingsError(problem?.detail ?? `HTTP ${response.status}`, response.status, problem?.code, after * 1000 || 0);
 }
 
+/** The longest time that a timer can wait. With a longer one it fires at once. */
+const TIMER_MAX_MS = 2 ** 31 - 1;
+
 /** Waits, at most until the signal is aborted. */
 export const sleep = (ms: number, signal: AbortSignal) =>
   new Promise<void>((done) => {
@@ -31,7 +34,7 @@ export const sleep = (ms: number, signal: AbortSignal) =>
       signal.removeEventListener("abort", wake);
       done();
     };
-    const timer = setTimeout(wake, ms);
+    const timer = setTimeout(wake, Math.min(ms, TIMER_MAX_MS));
     signal.addEventListener("abort", wake);
-    if (signal.aborted) wake();
+    if (signal.aborted || ms <= 0) wake();
   });

@@ -32,6 +32,11 @@ export interface LinkOptions {
   transports?: readonly Transport[] | undefined;
   /** How long a transport that the network blocks is not tried again, in milliseconds. Half an hour if absent. */
   blockedMs?: number | undefined;
+  /**
+   * The least time from the start of one long poll to the start of the next, in milliseconds. 100 if absent. What happens meanwhile comes with the next
+   * one: it is late by at most this time, and nothing is lost.
+   */
+  pollGapMs?: number | undefined;
   /** Used in place of the global `fetch`. */
   fetch?: typeof fetch | undefined;
   /** Used in place of the global `WebSocket`, which Node has since version 22. */
@@ -59,7 +64,6 @@ const PAUSE_MAX_MS = 30_000;
 /** How long a poll waits for a message; and how long it may take. */
 const POLL_SECS = 20;
 const POLL_MAX_MS = 30_000;
-/** The least time from one poll to the next. */
 const POLL_GAP_MS = 100;
 /** How many tokens in a row may be rejected. Each may have expired on its way. */
 const REJECTIONS_MAX = 3;
@@ -216,10 +220,10 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
         socket.onerror = socket.onclose = () => done();
       });
     const gone = new Promise<void>((done) => stop.signal.addEventListener("abort", () => done()));
-    try {
+    const connect = async () => {
       const token = await options.token?.();
       const ticket = await options.ticket?.();
-      if (signal.aborted) break;
+      if (stop.signal.aborted) return;
       if (token) headers.Authorization = `Bearer ${token}`;
       if (ticket) url.searchParams.set("ticket", ticket);
       const cursor = reader.cursor();
@@ -227,7 +231,10 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
       if (cursor) url.searchParams.set("lastEventId", cursor);
       asked = true;
       alive();
-      await Promise.race([gone, transport === "websocket" ? converse(token) : transport === "sse" ? listen() : poll()]);
+      await (transport === "websocket" ? converse(token) : transport === "sse" ? listen() : poll());
+    };
+    try {
+      await Promise.race([gone, connect()]);
       if (transport !== "poll" || !heard) failure = heard ? new TidingsError(ENDED, undefined, NO_CODE) : new Error(ENDED);
     } catch (error) {
       failure = error;
@@ -248,8 +255,8 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
         if (code === 1000) return;
         throw new TidingsError(said || reason || "the server has closed the stream", undefined, code);
       }
-      failure = new TidingsError(reason ?? "", undefined, code);
-      wait = retry_ms ?? 0;
+      wait = Number(retry_ms) || 0;
+      failure = new TidingsError(reason ?? "", undefined, code, wait);
       const short = Date.now() - started < SHORT_MS;
       retreat = short && hasty;
       hasty = short;
@@ -257,13 +264,15 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
       if (asked && (!heard || silent) && !(failure instanceof TidingsError)) {
         reader.tell(undefined, failure as Error);
         // Is it the transport or the server? An ordinary request to the same URL tells; another one has the reason for a rejection.
-        const over = new AbortController();
+        napping = new AbortController();
+        const over = napping;
         const test = async (method: string): Promise<true | TidingsError> => {
           const answer = await ask(method, "application/json", over.signal);
           return answer.ok || (method === "HEAD" ? test("GET") : rejection(answer));
         };
         const answer = await Promise.race([test("HEAD").catch(() => undefined), sleep(FIRST_MESSAGE_MS, over.signal)]);
         over.abort();
+        if (signal.aborted) return;
         // The token may have expired while nothing came.
         if (answer === true || (silent && answer?.status === 401)) {
           // One cut may be chance. The last resort is never blocked.
@@ -287,17 +296,20 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
         retreat = status !== 401 || rejections > 1;
       }
     } else {
-      wait = Math.max(0, POLL_GAP_MS - (Date.now() - started));
+      const gap = options.pollGapMs ?? POLL_GAP_MS;
+      // Not longer, even if the clock was set back.
+      wait = Math.min(gap, started + gap - Date.now());
       retreat = false;
     }
+    napping = new AbortController();
     if (failure) reader.tell(undefined, failure as Error);
+    // Nothing cuts the server's own wish short.
+    await sleep(wait, signal);
     if (retreat) {
       // Add jitter, so that clients do not all reconnect at the same moment.
-      wait = Math.max(wait, pause * (0.5 + Math.random()));
+      await sleep(pause * (0.5 + Math.random()) - wait, napping.signal);
       pause = Math.min(pause * 2, PAUSE_MAX_MS);
     }
-    napping = new AbortController();
-    if (wait && !signal.aborted) await sleep(wait, napping.signal);
   }
 }
 

@@ -40,6 +40,8 @@ interface Note {
   r?: number | undefined;
   why?: string | undefined;
   code?: string | number | undefined;
+  /** How long the server asks to wait. */
+  wait?: number | undefined;
 }
 
 const CHECK_MS = 10_000;
@@ -79,7 +81,8 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
     },
     tell(transport, error) {
       up = transport;
-      post({ up: up ?? null, why: error?.message, code: (error as TidingsError | undefined)?.code });
+      const { code, retryMs } = (error ?? {}) as Partial<TidingsError>;
+      post({ up: up ?? null, why: error?.message, code, wait: retryMs });
       tab.tell(transport, error);
     },
   };
@@ -111,7 +114,7 @@ export function together(name: string, tab: Tab, signal: AbortSignal): Promise<v
       } else if (!asking) ask();
     } else if (data.up !== undefined) {
       if (!story.ready && story.cursor && story.seq >= (data.r as number)) tab.take({ type: "ready", cursor: story.cursor });
-      tab.tell(data.up ?? undefined, data.why === undefined ? undefined : new TidingsError(data.why, undefined, data.code));
+      tab.tell(data.up ?? undefined, data.why === undefined ? undefined : new TidingsError(data.why, undefined, data.code, data.wait));
     }
   };
 

@@ -1,0 +1,172 @@
+// How long a watch waits, and for whom: the gap between long polls, what the server asks for, and nobody once it is closed.
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createServer } from "node:http";
+import { after, before, describe, test } from "node:test";
+import { watch } from "../dist/index.js";
+import { tidings, token, until } from "./support.js";
+
+// Node has no event `online`.
+const network = new EventTarget();
+globalThis.addEventListener = network.addEventListener.bind(network);
+
+/** A server that answers each request by `answer(request, response, index)`. */
+async function answering(answer) {
+  const own = { requests: [] };
+  const server = createServer((request, response) => {
+    own.requests.push({ at: performance.now(), method: request.method });
+    answer(request, response, own.requests.length - 1);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  own.url = `http://127.0.0.1:${server.address().port}`;
+  own.stop = () => {
+    server.closeAllConnections();
+    server.close();
+  };
+  return own;
+}
+
+const READY = { type: "ready", cursor: "e-1-x" };
+const CONNECTED = { type: "connected", heartbeat_secs: 15 };
+const begin = (response, ...messages) => {
+  response.writeHead(200, { "Content-Type": "text/event-stream" });
+  for (const message of [CONNECTED, READY, ...messages]) response.write(`data: ${JSON.stringify(message)}\n\n`);
+};
+const closing = (retry_ms) => ({ type: "closing", code: 1001, reason: "the server shuts down", reconnect: true, retry_ms });
+const sooner = (promise, ms) =>
+  Promise.race([promise, new Promise((_, failed) => setTimeout(() => failed(new Error(`not within ${ms} ms`)), ms).unref())]);
+
+describe("waits", { concurrency: true }, () => {
+  let real;
+  before(async () => {
+    real = await tidings();
+  });
+  after(() => real.remove());
+
+  test("two long polls begin at least `pollGapMs` apart, and what happens meanwhile comes with the next one, once and in order", async () => {
+    const GAP_MS = 700;
+    await real.post("jobs", { job_id: "gap", job_type: "gap" });
+    await real.post("jobs/gap/start");
+    const starts = [];
+    const heard = [];
+    const watching = watch("jobs/gap", {
+      server: real.url,
+      token: () => token(),
+      transports: ["poll"],
+      query: { tick_ms: 0 },
+      pollGapMs: GAP_MS,
+      fetch: (url, options) => {
+        starts.push(performance.now());
+        return fetch(url, options);
+      },
+      onTiding: ({ seq, snapshot }) => seq && !snapshot && heard.push({ seq, at: performance.now() }),
+    });
+    await until(() => watching.getSnapshot().ready);
+    const told = [];
+    while (starts.length < 6) {
+      const { seq } = await real.post("jobs/gap/progress", { message: String(told.length) });
+      told.push({ seq, at: performance.now() });
+    }
+    await until(() => heard.length === told.length);
+    assert.deepEqual(
+      heard.map(({ seq }) => seq),
+      told.map(({ seq }) => seq),
+    );
+    for (const [index, at] of starts.slice(1).entries()) assert.ok(at - starts[index] > GAP_MS - 20, `${at - starts[index]} ms`);
+    // A loaded machine is late.
+    for (const [index, { at }] of heard.entries()) assert.ok(at - told[index].at < GAP_MS + 500, `${at - told[index].at} ms`);
+    watching.close();
+    await watching.finished;
+  });
+
+  test("a wait that the server asks for is told, and neither a network that returns nor its length cuts it short", async () => {
+    const RETRY_MS = 1500;
+    const server = await answering((_, response, index) => {
+      if (index === 0) begin(response, closing(RETRY_MS));
+      else if (index === 1) response.writeHead(503, { "Retry-After": "9999999999" }).end();
+      else begin(response);
+    });
+    const watching = watch("jobs", { server: server.url });
+    const { promise: closed, resolve } = withResolvers();
+    watching.subscribe(() => watching.getSnapshot().error && resolve(performance.now()));
+    const at = await closed;
+    assert.equal(watching.getSnapshot().error.retryMs, RETRY_MS);
+    network.dispatchEvent(new Event("online"));
+    await until(() => server.requests.length === 2);
+    assert.ok(server.requests[1].at - at > RETRY_MS - 50, `${server.requests[1].at - at} ms`);
+    await until(() => watching.getSnapshot().error?.status === 503);
+    network.dispatchEvent(new Event("online"));
+    // Three times as long as the shortest wait would be.
+    await assert.rejects(sooner(until(() => server.requests.length > 2), 1500), /not within/);
+    watching.close();
+    await sooner(watching.finished, 500);
+    server.stop();
+  });
+
+  test("a watch that is closed ends at once while it asks whether the server or the transport is at fault", async () => {
+    // A stream breaks, and the ordinary request is not answered.
+    const server = await answering(({ method }, response) => method === "GET" && response.destroy());
+    const watching = watch("jobs", { server: server.url });
+    await until(() => server.requests.some(({ method }) => method === "HEAD"));
+    watching.close();
+    await sooner(watching.finished, 1000);
+    assert.equal(watching.getSnapshot().status, "ended");
+    server.stop();
+  });
+
+  test("a watch that is closed ends at once while the application looks for a token, and sends no request", async () => {
+    const server = await answering((_, response) => begin(response));
+    const { promise: asked, resolve: ask } = withResolvers();
+    const { promise: secret, resolve: answer } = withResolvers();
+    const watching = watch("jobs", {
+      server: server.url,
+      token: () => {
+        ask();
+        return secret;
+      },
+    });
+    await asked;
+    watching.close();
+    await sooner(watching.finished, 1000);
+    answer("late");
+    await secret;
+    await new Promise(setImmediate);
+    assert.deepEqual(server.requests, []);
+    server.stop();
+  });
+});
+
+// By itself, as all tests of this file have one clock.
+test("a clock that is set back does not hold up long polls", async (context) => {
+  const poll = (messages) => JSON.stringify({ messages, cursor: READY.cursor });
+  const server = await answering((_, response, index) => {
+    response.setHeader("Content-Type", "application/json");
+    if (index < 5) response.end(poll([CONNECTED, READY]));
+  });
+  const now = Date.now;
+  let back = 0;
+  context.mock.method(Date, "now", () => now() - back);
+  const watching = watch("jobs", {
+    server: server.url,
+    transports: ["poll"],
+    fetch: async (...request) => {
+      const answer = await fetch(...request);
+      back += 3_600_000;
+      return answer;
+    },
+  });
+  await until(() => server.requests.length > 5);
+  watching.close();
+  await watching.finished;
+  server.stop();
+});
+
+/** As `Promise.withResolvers`, which Node 20 lacks. */
+function withResolvers() {
+  const own = {};
+  own.promise = new Promise((resolve) => {
+    own.resolve = resolve;
+  });
+  return own;
+}

@@ -12,12 +12,14 @@ const page = document.body.dataset;
 const main = document.getElementById("main");
 const status = document.getElementById("freshness");
 const pause = document.getElementById("pause");
-const REFRESH_MS = 1000; // minimum interval between two refreshes of the page
+const REFRESH_MS = 1000; // minimum interval between two refreshes of the page, and between two long polls
 const RETRY_MS = 2000; // after a failure
 const PAGE_MS = 8000; // time-out for fetching the page
 const REFRESH_MAX_MS = 10000; // maximum interval between two refreshes of a visible page
 const BUFFERED_MS = 3000; // after this time, a stream that is behind the page counts as buffered by a proxy
 const SSE_RETRY_MS = 300000; // until SSE is tried again
+const POLL_UNTIL = "tidings:poll-until"; // in the storage of the tab
+const REFUSED = [400, 422]; // the next attempt would be the same bad request
 const TICK_MS = 1000; // minimum interval between two events about the progress of one subject
 const RELOAD_MS = 30000; // minimum interval between two reloads
 const ANNOUNCE_MS = 5000; // minimum interval between two announcements
@@ -41,7 +43,10 @@ function start() {
   let due = null;
   let pending = false;
   let watching = null; // while the tab is visible
-  let pollUntil = 0; // a proxy buffers streams
+  let pollUntil = recall(); // a proxy buffers streams
+  let notBefore = 0; // the server wants no connection earlier
+  let opening = null; // the timer until then
+  let refusal = ""; // why the server refused the watch for good
   const [scope, options] = page.stream ? address(page.stream) : [];
   const announce = announcer(document.getElementById("milestones"));
 
@@ -70,8 +75,8 @@ function start() {
         refreshedAt = at;
       }
       checkStream(fresh.body.dataset.cursor);
-      // The server is back: do not wait for the watch's next attempt.
-      if (refreshFailed && state !== "live") reopen();
+      // The server is back: do not wait for the watch's next attempt, unless the server has set its time.
+      if (refreshFailed && state !== "live" && performance.now() >= notBefore) reopen();
       refreshFailed = false;
     } catch {
       refreshFailed = pending = true;
@@ -93,9 +98,16 @@ function start() {
       // Neither a stream that starts anew nor a lost connection is the fault of a proxy.
       if (!cursor || error || transport !== "sse") return;
       pollUntil = Date.now() + SSE_RETRY_MS;
-      setTimeout(reopen, SSE_RETRY_MS + RETRY_MS); // timers are not exact
+      remember(pollUntil);
+      leavePolls();
       reopen();
     }, BUFFERED_MS);
+  }
+
+  // Tries SSE again when its time has come.
+  function leavePolls() {
+    const wait = pollUntil - Date.now();
+    if (wait > 0) setTimeout(reopen, wait + RETRY_MS); // timers are not exact
   }
 
   function show() {
@@ -106,6 +118,7 @@ function start() {
       live: "Live",
       connecting: `Connecting, ${age}`,
       lost: `Connection lost, ${age}`,
+      refused: `Not live (${refusal}), ${age}`,
       paused: `Paused, ${age}`,
     }[now];
     if (status.textContent !== text) status.textContent = text;
@@ -121,12 +134,18 @@ function start() {
       const text = milestone(tiding);
       if (text && !paused) announce(text);
     };
-    const own = watch(scope, { ...options, cursor, transports, blockedMs: SSE_RETRY_MS, subjects: false, onTiding });
+    const limits = { blockedMs: SSE_RETRY_MS, pollGapMs: REFRESH_MS };
+    const own = watch(scope, { ...options, ...limits, cursor, transports, subjects: false, onTiding });
+    let known = null;
     watching = own;
     own.subscribe(() => {
       if (own !== watching) return;
       const now = own.getSnapshot();
       cursor = now.cursor;
+      if (now.error !== known) {
+        known = now.error;
+        if (known?.retryMs) notBefore = performance.now() + known.retryMs;
+      }
       // A number is the code with which the server closed the stream.
       const isLost = now.error && typeof now.error.code !== "number";
       state = now.status === "live" ? "live" : isLost ? "lost" : "connecting";
@@ -136,10 +155,13 @@ function start() {
     own.finished.catch((error) => error).then((error) => {
       if (own !== watching) return;
       watching = null;
-      state = "lost";
+      const isRefused = REFUSED.includes(error?.status);
+      state = isRefused ? "refused" : "lost";
+      refusal = error?.message;
       show();
-      setTimeout(() => watching || reopen(), RETRY_MS);
-      if (!error?.status || [401, 403, 404].includes(error.status)) reload();
+      if (!isRefused) setTimeout(() => watching || reopen(), RETRY_MS);
+      // A page of another version of the server may ask for something else.
+      if (!error?.status || isRefused || [401, 403, 404].includes(error.status)) reload();
     }).catch(() => {}); // reloaded already, in vain
   }
 
@@ -148,7 +170,11 @@ function start() {
     const old = watching;
     watching = null;
     old?.close();
-    if (page.stream && !document.hidden) open();
+    clearTimeout(opening);
+    if (!page.stream || document.hidden) return;
+    const wait = notBefore - performance.now();
+    if (wait > 0) opening = setTimeout(reopen, wait);
+    else open();
   }
 
   // A hidden tab has no watch. If the tab is hidden or paused, a change is fetched later.
@@ -174,7 +200,24 @@ function start() {
     if (performance.now() - refreshedAt > (page.renewSecs ? page.renewSecs * 1000 : REFRESH_MAX_MS)) scheduleRefresh();
   }, 1000);
   show();
+  leavePolls();
   reopen();
+}
+
+// The storage of the tab may be forbidden or full. Then each page finds out for itself that a proxy buffers streams.
+function recall() {
+  try {
+    const until = Number(sessionStorage.getItem(POLL_UNTIL));
+    return until - Date.now() <= SSE_RETRY_MS ? until : 0; // else the clock was set back
+  } catch {
+    return 0;
+  }
+}
+
+function remember(until) {
+  try {
+    sessionStorage.setItem(POLL_UNTIL, until);
+  } catch {}
 }
 
 // Splits the URL of a stream, `…/events/schools/7` or `…/events?channel=…&school_id=7`, into a scope and options of the client.

@@ -124,7 +124,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
     const started = Date.now();
     const stop = new AbortController();
     const abort = () => stop.abort();
-    let [asked, heard, silent, again] = [false, false, false, false];
+    let [asked, heard, silent, again, slept] = [false, false, false, false, false];
     let timer: ReturnType<typeof setTimeout> | undefined;
     // The first poll waits for nothing, and shows that the connection works.
     const patient = transport === "poll" && polling;
@@ -132,12 +132,14 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
     let closing: Message | undefined;
     let said = "";
     let failure: unknown;
-    const alive = (ms = limit) => {
+    const alive = (late = false) => {
+      slept = late;
       clearTimeout(timer);
+      const ms = late ? LATE_MS : limit;
       const due = Date.now() + ms;
       timer = setTimeout(() => {
         // Late: the process or the machine was asleep. What waits in the socket is heard first.
-        if (Date.now() > due + LATE_MS) return alive(LATE_MS);
+        if (Date.now() > due + LATE_MS) return alive(true);
         silent = true;
         abort();
       }, ms);
@@ -149,7 +151,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
       heard = true;
       strikes = 0;
       const { type } = message;
-      if (type === "connected") limit = Math.max(Number(message.heartbeat_secs) * 2000 || 0, SHORT_MS);
+      if (type === "connected") limit = Number(message.heartbeat_secs) * 2000 || POLL_MAX_MS;
       if (type === "error") said = String(message.message);
       if (type === "closing") {
         closing = message;
@@ -275,8 +277,8 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
         if (signal.aborted) return;
         // The token may have expired while nothing came.
         if (answer === true || (silent && answer?.status === 401)) {
-          // One cut may be chance. The last resort is never blocked.
-          strikes += silent ? STRIKES : 1;
+          // One cut may be chance, and who was asleep has not heard whether it was silent. The last resort is never blocked.
+          strikes += silent && !slept ? STRIKES : 1;
           if (strikes >= STRIKES && transport !== order.at(-1)) {
             blocked[transport] = Date.now() + (options.blockedMs ?? BLOCKED_MS);
             remember(shelf, blocked);
@@ -317,7 +319,7 @@ export async function link(scope: URL, options: LinkOptions, reader: Reader, sig
 
 function recall(shelf: string) {
   try {
-    return JSON.parse(localStorage.getItem(shelf) ?? "{}");
+    return JSON.parse(localStorage.getItem(shelf) as string) ?? {};
   } catch {
     return {};
   }

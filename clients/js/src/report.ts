@@ -55,6 +55,8 @@ const REQUEST_MS = 15_000;
 /** The least time between two progress reports. */
 const PROGRESS_MS = 100;
 const REJECTIONS_MAX = 3;
+/** A browser sends up to 64 KiB for a page that is gone, and nothing at all beyond it. */
+const KEEPALIVE_MAX_BYTES = 60_000;
 
 /** Starts a job of this type, and returns what reports on it. */
 export function report(type: string, options: ReportOptions = {}): Report {
@@ -87,13 +89,14 @@ export function report(type: string, options: ReportOptions = {}): Report {
         const token = await options.token?.();
         const headers: Record<string, string> = { "Content-Type": "application/json", "Idempotency-Key": command.key };
         if (token) headers.Authorization = `Bearer ${token}`;
+        // The attempt belongs to the request that the key stands for.
+        const body = JSON.stringify(command.body);
         const answer = await (options.fetch ?? fetch)(url + command.verb, {
           method: "POST",
           headers,
-          // The attempt belongs to the request that the key stands for.
-          body: JSON.stringify(command.body),
+          body,
           signal: AbortSignal.timeout(REQUEST_MS),
-          keepalive: command.settle !== undefined && JSON.stringify(command.body).length < 60_000,
+          keepalive: command.settle !== undefined && new TextEncoder().encode(body).length < KEEPALIVE_MAX_BYTES,
         });
         if (answer.ok) {
           const event = await answer.json().catch(() => ({}));
@@ -137,7 +140,7 @@ export function report(type: string, options: ReportOptions = {}): Report {
         try {
           sent = await post(command);
         } catch {} // `onError` threw
-        if (sent && command.verb === "progress" && queue.length === 0) await sleep(PROGRESS_MS - (Date.now() - began), hurry.signal);
+        if (sent && command.verb === "progress" && queue.length === 0) await sleep(Math.min(PROGRESS_MS, began + PROGRESS_MS - Date.now()), hurry.signal);
       }
       command.settle?.(sent);
     }

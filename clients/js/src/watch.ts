@@ -135,7 +135,9 @@ export function watch(scope: string | readonly string[], options: WatchOptions =
         if (persist) {
           const stored = persist.getItem(name);
           persist.removeItem(name);
-          if (stored) meet(JSON.parse(stored));
+          try {
+            if (stored) meet(JSON.parse(stored));
+          } catch {} // not what this version stores
           const save = () => {
             const text = story.cursor ? JSON.stringify(story.tell()) : "";
             try {

@@ -263,6 +263,39 @@ describe("browser", () => {
     await page.close();
   });
 
+  test("a store of the page that holds something else is passed over", async () => {
+    await server.post("jobs", { job_id: "stored", job_type: "stored" });
+    const page = await watcher("jobs/stored");
+    await ready(page);
+    for (const wrong of ["null", "[]", "{", '"text"']) {
+      // After the page has stored its state, and before the next one reads it.
+      await page.reload();
+      await page.evaluate((wrong) => {
+        localStorage.setItem(`tidings:blocked:${location.origin}`, wrong);
+        const names = Object.keys(sessionStorage).filter((name) => name.includes("jobs/stored"));
+        for (const name of names) sessionStorage.setItem(name, wrong);
+        if (!names.length) throw new Error("nothing is stored");
+      }, wrong);
+      await start(page, "jobs/stored");
+      await ready(page);
+    }
+    await page.evaluate(() => localStorage.clear());
+    await page.close();
+  });
+
+  test("the end of a job arrives, however many bytes its characters take", async () => {
+    const page = await open("/blank.html");
+    const secret = token("worker");
+    const arrived = await page.evaluate(async (secret) => {
+      const { report } = await import("/client/index.js");
+      const job = report("long", { id: "long", token: () => secret, giveUpMs: 3000 });
+      return job.complete({ text: "ü".repeat(40_000) });
+    }, secret);
+    assert.equal(arrived, true);
+    assert.equal((await server.call("GET", "/api/jobs/long")).result.text.length, 40_000);
+    await page.close();
+  });
+
   test("what a network does not permit is remembered over a reload", async () => {
     // The site passes no Upgrade on, and holds back SSE for this page.
     const hold = (request, response) => {

@@ -1,9 +1,9 @@
-// How long a watch waits, and for whom: the gap between long polls, what the server asks for, and nobody once it is closed.
+// How long a watch or a report waits, and for whom: the gap between long polls, what the server asks for, no clock, and nobody once it is closed.
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { createServer } from "node:http";
 import { after, before, describe, test } from "node:test";
-import { watch } from "../dist/index.js";
+import { report, watch } from "../dist/index.js";
 import { tidings, token, until } from "./support.js";
 
 // Node has no event `online`.
@@ -160,6 +160,48 @@ test("a clock that is set back does not hold up long polls", async (context) => 
   watching.close();
   await watching.finished;
   server.stop();
+});
+
+// By itself as well.
+test("a connection that is dead after the machine was asleep is no reason to change the transport", async (context) => {
+  const server = await answering(({ method, headers }, response) => {
+    if (method === "HEAD") response.end();
+    else if (headers.accept === "text/event-stream") begin(response, { type: "connected", heartbeat_secs: 1 });
+  });
+  let asleep = 0;
+  const now = Date.now;
+  context.mock.method(Date, "now", () => now() + asleep);
+  const watching = watch("jobs", { server: server.url, transports: ["sse", "poll"] });
+  await until(() => watching.getSnapshot().status === "live");
+  asleep = 3_600_000;
+  await until(() => watching.getSnapshot().status === "offline");
+  await until(() => watching.getSnapshot().status === "live");
+  assert.equal(watching.getSnapshot().transport, "sse");
+  watching.close();
+  await watching.finished;
+  server.stop();
+});
+
+// By itself as well.
+test("a clock that is set back does not hold up a report", async (context) => {
+  const sent = [];
+  let back = 0;
+  const now = Date.now;
+  context.mock.method(Date, "now", () => now() - back);
+  const job = report("import", {
+    server: "http://server.example",
+    fetch: async (url) => {
+      back += 3_600_000;
+      sent.push(url.slice(url.lastIndexOf("/") + 1));
+      return Response.json({ attempt: 1 });
+    },
+  });
+  await until(() => sent.length === 1);
+  for (let index = 0; index < 3; index++) {
+    job.progress(index);
+    await until(() => sent.length === index + 2);
+  }
+  assert.deepEqual(sent, ["start", "progress", "progress", "progress"]);
 });
 
 /** As `Promise.withResolvers`, which Node 20 lacks. */

@@ -180,6 +180,62 @@ def test_a_server_that_is_down_is_not_a_reason_for_another_transport() -> None:
         assert pause <= wait <= pause * 1.5
 
 
+def test_two_polls_begin_at_least_the_gap_apart_and_nothing_is_lost(server: Server, school: int) -> None:
+    gap = 0.5
+    starts: list[float] = []
+
+    async def started(request: httpx.Request) -> None:
+        starts.append(time.monotonic())
+
+    def client() -> httpx.AsyncClient:
+        return httpx.AsyncClient(event_hooks={"request": [started]})
+
+    server.post("/api/jobs", {"job_id": "busy", "job_type": "x"}, school)
+    options: dict[str, Any] = {"url": server.url, "token": token("viewer", school), "params": {"tick_ms": 0}, "transports": ["poll"]}
+    _, messages = until_ready(Watch("jobs", client=client, poll_gap=gap, **options))
+    told: list[str] = []
+    heard: list[str] = []
+
+    def publish() -> None:
+        while "end" not in told:
+            told.append(str(len(told)) if len(starts) < 5 else "end")
+            server.post("/api/jobs/busy/progress", {"message": told[-1]}, school)
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    while "end" not in heard:
+        heard.append(next(messages)["message"])
+    messages.close()
+    publisher.join()
+    assert heard == told
+    assert len(heard) > 10
+    for earlier, later in itertools.pairwise(starts):
+        assert later - earlier > gap - 0.05
+
+
+def test_the_wait_starts_over_after_a_connection_that_brought_an_event() -> None:
+    """A large present state may take several connections, each of which ends before `ready`."""
+    first = {"type": "connected", "message": "Connected", "school_id": 1, "channels": ["jobs"], "cursor": "e-0", "heartbeat_secs": 15}
+    event = {"type": "job_progress", "job_id": "a", "snapshot": True}
+    connections = [{"send": [first, {**event, "seq": seq, "cursor": f"e-{seq}-x"}], "end": "cut"} for seq in range(1, 6)]
+
+    async def waits() -> list[float]:
+        async with ScriptedServer({"connections": connections}, "sse") as server:
+
+            async def read() -> None:
+                async for _ in Watch("jobs", url=server.url, token="t", transports=["sse"], sleep=server.sleep):
+                    pass
+
+            reading = asyncio.ensure_future(read())
+            await asyncio.wait_for(server.complete.wait(), 10)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            return [request.waited_secs for request in server.requests[1:]]
+
+    for wait in asyncio.run(waits()):
+        assert 1 <= wait <= 1.5
+
+
 def test_watch_runs_where_an_event_loop_runs_already(server: Server, school: int) -> None:
     async def page() -> str:
         messages = iter(tidings.watch("jobs", url=server.url, token=token("viewer", school)))

@@ -22,6 +22,8 @@ HEARTBEAT_DEFAULT_SECS = 15.0
 # A proxy that buffers the stream holds the first message back.
 FIRST_MESSAGE_SECS = 10.0
 POLL_WAIT_SECS = 25
+# The least time from the start of one poll to the start of the next: each event completes a poll.
+POLL_GAP_SECS = 0.1
 PAUSE_MIN_SECS, PAUSE_MAX_SECS = 1.0, 30.0
 PERMANENT = frozenset({400, 403, 404, 422})
 # Statuses with which a server or proxy says that it does not serve this transport.
@@ -159,12 +161,17 @@ class Stream:
         if seq <= self._last_seq:
             return None
         self._last_seq = seq
+        self._backoff.reset()
         self._move(message)
         return message
 
     def _move(self, message: Message) -> None:
         if isinstance(message.get("cursor"), str):
             self.cursor = message["cursor"]
+
+    def polled(self, now: float, gap: float) -> float:
+        """The answer to a poll is complete, at `now`. Returns the pause before the next one, which begins `gap` seconds after this one at the earliest."""
+        return max(0.0, self._now + gap - now)
 
     def cut(self) -> float:
         """The connection ended. Returns the pause before the next one, in seconds. Raises `Closed`."""

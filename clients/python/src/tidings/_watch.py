@@ -17,7 +17,7 @@ import httpx
 
 from ._config import Token, default_token, server_url
 from ._sse import SseParser
-from ._stream import POLL_WAIT_SECS, Backoff, Message, Stream, Transport, Unreadable, path_of
+from ._stream import POLL_GAP_SECS, POLL_WAIT_SECS, Backoff, Message, Stream, Transport, Unreadable, path_of
 
 log = logging.getLogger("tidings")
 CONNECT_SECS = 10.0
@@ -78,6 +78,7 @@ class Watch:
         school_id: int | None = None,
         cursor: str | None = None,
         transports: Sequence[Transport] | None = None,
+        poll_gap: float = POLL_GAP_SECS,
         params: Mapping[str, object] | None = None,
         client: Callable[[], httpx.AsyncClient] | None = None,
         backoff: Backoff | None = None,
@@ -92,7 +93,7 @@ class Watch:
             pairs.append(("school_id", str(school_id)))
         self._url, self._path, self._query = server_url(url), path, pairs
         self._token = default_token(token)
-        self._new_client, self._sleep = client or httpx.AsyncClient, sleep
+        self._new_client, self._sleep, self._poll_gap = client or httpx.AsyncClient, sleep, poll_gap
         chosen = default_transports() if transports is None else tuple(transports)
         unknown = set(chosen) - {"sse", "websocket", "poll"}
         if unknown:
@@ -144,6 +145,7 @@ class Watch:
                             if stream.closing is not None:
                                 break
                     if stream.transport == "poll" and stream.is_connected and stream.closing is None:
+                        await self._sleep(stream.polled(time.monotonic(), self._poll_gap))
                         continue
                     pause = stream.cut() if stream.is_connected or not accepted else stream.ended_early()
                 except _Refusal as refusal:
@@ -379,6 +381,7 @@ def watch(
     school_id: int | None = None,
     cursor: str | None = None,
     transports: Sequence[Transport] | None = None,
+    poll_gap: float = POLL_GAP_SECS,
     **params: object,
 ) -> Watch:
     """Returns the messages of a scope, for `for` or `async for`.
@@ -388,12 +391,13 @@ def watch(
       (and before a WebSocket's token expires), so that the stream outlives its first token.
     - `cursor`: continue after this place instead of starting with the present state.
     - `transports`: those to try, in this order. The default is SSE, WebSocket (if the package `websockets` is installed) and long poll.
+    - `poll_gap`: the least time from the start of one long poll to the start of the next, in seconds. What happens meanwhile comes with the next one.
     - `params`: filters and options of the URL, such as `job_type=["import", "export"]`, `status="failed"`, `tick_ms=0`.
 
     Messages are dictionaries: events (`message["seq"]` is set), `{"type": "ready"}` when the present state is complete, and `{"type": "reset"}` when
     what is known must be discarded, because a complete snapshot follows. Raises `Rejected` or `Closed` if going on is useless.
     """
-    return Watch(scope, url=url, token=token, school_id=school_id, cursor=cursor, transports=transports, params=params)
+    return Watch(scope, url=url, token=token, school_id=school_id, cursor=cursor, transports=transports, poll_gap=poll_gap, params=params)
 
 
 

@@ -149,7 +149,12 @@ export function watch(scope: string | readonly string[], options: WatchOptions =
         if (share) {
           // Else the leader would take this tab for one that lacks everything.
           story.seq = placeOf(story.cursor).seq || story.seq;
-          return together(name, { story, take, meet, tell, play }, stop.signal);
+          try {
+            return await together(name, { story, take, meet, tell, play }, stop.signal);
+          } catch (error) {
+            // A page whose origin is no other's, such as a sandboxed frame, may not share.
+            if ((error as Error).name !== "SecurityError") throw error;
+          }
         }
       }
     }

@@ -283,6 +283,40 @@ describe("browser", () => {
     await page.close();
   });
 
+  test("a page that may not share or store anything watches by itself", async () => {
+    await server.post("jobs", { job_id: "sandboxed", job_type: "sandboxed" });
+    const { ticket } = await server.post("tickets", { channels: ["jobs/sandboxed"] });
+    // As a frame with `sandbox="allow-scripts"`: its origin is no other's, not even its server's.
+    const sandbox = (request, response) => {
+      response.setHeader("Access-Control-Allow-Origin", "*");
+      if (request.url === "/blank.html") response.setHeader("Content-Security-Policy", "sandbox allow-scripts");
+    };
+    site.prependListener("request", sandbox);
+    const page = await open("/blank.html");
+    const refused = await page.evaluate(() =>
+      navigator.locks.request("any", () => "").catch(({ name }) => name),
+    );
+    assert.equal(refused, "SecurityError");
+    await page.evaluate(async (ticket) => {
+      const { watch } = await import("/client/index.js");
+      globalThis.heard = [];
+      const onTiding = ({ type }) => globalThis.heard.push({ type });
+      watch("jobs/sandboxed", { ticket: () => ticket, onTiding }).finished.catch(({ message }) =>
+        globalThis.heard.push({ type: "failed", message }),
+      );
+    }, ticket);
+    await until(async () => (await heard(page)).length === 2);
+    await server.post("jobs/sandboxed/start");
+    await until(async () => (await heard(page)).length === 3);
+    assert.deepEqual(
+      (await heard(page)).map(({ type }) => type),
+      ["job_progress", "ready", "job_progress"],
+    );
+    assert.deepEqual(page.problems, []);
+    site.off("request", sandbox);
+    await page.close();
+  });
+
   test("the end of a job arrives, however many bytes its characters take", async () => {
     const page = await open("/blank.html");
     const secret = token("worker");

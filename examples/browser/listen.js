@@ -80,7 +80,8 @@ async function request(method, url, signal, token, body) {
     status: answer.status,
     // A 401 may mean that the token has just expired; the loop requests a fresh one.
     isFinal: [400, 403, 404, 422].includes(answer.status),
-    retryMs: Number(answer.headers.get("Retry-After") ?? 0) * 1000,
+    // A date counts as none: the loop waits nevertheless.
+    retryMs: Number(answer.headers.get("Retry-After")) * 1000 || 0,
   });
 }
 

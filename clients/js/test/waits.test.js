@@ -1,6 +1,7 @@
 // How long a watch or a report waits, and for whom: the gap between long polls, what the server asks for, no clock, and nobody once it is closed.
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { after, before, describe, test } from "node:test";
 import { report, watch } from "../dist/index.js";
@@ -202,6 +203,23 @@ test("a clock that is set back does not hold up a report", async (context) => {
     await until(() => sent.length === index + 2);
   }
   assert.deepEqual(sent, ["start", "progress", "progress", "progress"]);
+});
+
+// By itself, as the example takes the global `fetch`.
+test("the example for pages waits for a second if `Retry-After` is a date", async (context) => {
+  const text = readFileSync(new URL("../../../examples/browser/listen.js", import.meta.url));
+  const { listen } = await import(`data:text/javascript;base64,${text.toString("base64")}`);
+  const asked = [];
+  context.mock.method(globalThis, "fetch", async () => {
+    asked.push(performance.now());
+    return new Response("{}", { status: 503, headers: { "Retry-After": new Date(Date.now() + 5000).toUTCString() } });
+  });
+  const stop = new AbortController();
+  const listening = listen({ server: "http://server.example", channels: ["jobs"], token: () => "any", onMessage() {}, signal: stop.signal });
+  await until(() => asked.length === 2);
+  stop.abort();
+  await listening;
+  assert.ok(asked[1] - asked[0] > 950, `${asked[1] - asked[0]} ms`);
 });
 
 /** As `Promise.withResolvers`, which Node 20 lacks. */

@@ -7,7 +7,7 @@ use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 
 use super::http::{Answer, Request};
 use super::message::MESSAGE_MAX_BYTES;
@@ -72,6 +72,8 @@ pub(super) struct Driver {
     pub(super) path: String,
     pub(super) query: Vec<(String, String)>,
     pub(super) pace: Pace,
+    /// The least time from the start of one poll to the start of the next.
+    pub(super) poll_gap: Duration,
     pub(super) story: Story,
     /// Whether the last news of the connection was that it is up.
     pub(super) is_up: bool,
@@ -82,6 +84,7 @@ impl Driver {
     pub(super) async fn run(mut self) {
         loop {
             self.story.connecting(Instant::now());
+            let began = tokio::time::Instant::now();
             let mut is_accepted = false;
             let ended = self.connection(&mut is_accepted).await;
             let is_known = self.story.is_connected() || !is_accepted;
@@ -89,6 +92,7 @@ impl Driver {
             let next = match ended {
                 Ok(()) if self.polls_on() => {
                     self.story.continues();
+                    sleep_until(began + self.pace.real(self.poll_gap)).await;
                     continue;
                 }
                 Ok(()) if is_known => self.story.cut(),
@@ -104,9 +108,7 @@ impl Driver {
                     problem = Some(ClientError::Unreadable(what.into()));
                     self.story.unusable(None)
                 }
-                // A proxy may hold back even the head, so it does not matter whether that has arrived.
-                Err(Trouble::Silent) if self.story.is_connected() => self.story.cut(),
-                Err(Trouble::Silent) => self.story.unusable(None),
+                Err(Trouble::Silent) => self.story.silent(),
                 Err(Trouble::Broken(error)) => {
                     tracing::debug!(path = %self.path, %error, "the stream was cut");
                     problem = Some(error);
@@ -139,7 +141,7 @@ impl Driver {
         }
     }
 
-    /// Whether the answer to a poll is complete, so that the next poll follows at once.
+    /// Whether the answer to a poll is complete, so that the next poll follows.
     fn polls_on(&self) -> bool {
         let is_poll = self.story.transport() == Transport::LongPoll;
         is_poll && self.story.is_connected() && !self.story.is_closing()

@@ -88,6 +88,8 @@ pub(super) struct Story {
     /// Index into `preferred`.
     current: usize,
     fell_back_at: Option<Instant>,
+    /// The transport that brought the last message.
+    worked: Option<Transport>,
     /// How many transports in a row do not pass through the network.
     unusable: usize,
     early_ends: u32,
@@ -126,6 +128,7 @@ impl Story {
             preferred: transports,
             current: 0,
             fell_back_at: None,
+            worked: None,
             unusable: 0,
             early_ends: 0,
             token_renews,
@@ -206,6 +209,7 @@ impl Story {
     /// Takes a message. Returns what the application gets of it.
     pub(super) fn receive(&mut self, message: Message) -> Received {
         self.is_connected = true;
+        self.worked = Some(self.transport());
         (self.unusable, self.unauthorized, self.early_ends) = (0, 0, 0);
         if let Some(seq) = message.seq() {
             if seq <= self.last_seq {
@@ -213,10 +217,12 @@ impl Story {
             }
             self.last_seq = seq;
             self.advance(&message);
-            return match self.was_delivered(seq, &message) {
-                true => Received::Nothing,
-                false => Received::Message(message),
-            };
+            // A snapshot that is cut again and again is progress only where it goes further.
+            if self.was_delivered(seq, &message) {
+                return Received::Nothing;
+            }
+            self.backoff.reset();
+            return Received::Message(message);
         }
         match message.message_type() {
             "connected" => {
@@ -334,6 +340,18 @@ impl Story {
         })
     }
 
+    /// The connection is silent. A proxy may hold back even the head, so it does not matter whether that has arrived. But where
+    /// the transport has just worked, the server may hang for a while.
+    pub(super) fn silent(&mut self) -> Next {
+        if self.is_connected {
+            return self.cut();
+        }
+        match self.worked == Some(self.transport()) {
+            true => self.ended_early(),
+            false => self.unusable(None),
+        }
+    }
+
     /// An accepted connection ended without a message: a restart, or a proxy that cuts streams.
     pub(super) fn ended_early(&mut self) -> Next {
         self.early_ends += 1;
@@ -415,6 +433,45 @@ mod tests {
         story.connecting(Instant::now());
         assert_eq!(story.cursor(), Some("e-5-t"));
         assert!(matches!(story.receive(job(4)), Received::Nothing));
+    }
+
+    #[test]
+    fn a_transport_that_has_worked_is_given_up_only_after_several_silent_connections() {
+        let both = vec![Transport::EventStream, Transport::LongPoll];
+        let mut new = Story::new(both.clone(), None, false);
+        new.connecting(Instant::now());
+        assert!(matches!(new.silent(), Next::Connect(Duration::ZERO)));
+        assert_eq!(new.transport(), Transport::LongPoll, "it never worked");
+        let mut story = Story::new(both, None, false);
+        story.connecting(Instant::now());
+        story.receive(job(2));
+        assert!(matches!(story.silent(), Next::Connect(_)), "a cut");
+        for _ in 1..EARLY_ENDS_MAX {
+            story.connecting(Instant::now());
+            assert!(matches!(story.silent(), Next::Connect(pause) if !pause.is_zero()));
+            assert_eq!(story.transport(), Transport::EventStream);
+        }
+        story.connecting(Instant::now());
+        assert!(matches!(story.silent(), Next::Connect(Duration::ZERO)));
+        assert_eq!(story.transport(), Transport::LongPoll);
+    }
+
+    #[test]
+    fn pauses_start_over_after_an_event_that_was_not_yet_delivered() {
+        let mut story = story(None);
+        let mut pauses = Vec::new();
+        for last in [2, 2, 2, 2, 3] {
+            story.connecting(Instant::now());
+            story.receive(job(2));
+            story.receive(job(last));
+            let Next::Connect(pause) = story.cut() else {
+                panic!("it goes on");
+            };
+            pauses.push(pause.as_secs());
+        }
+        // With jitter, up to half as much again.
+        assert!(pauses[0] < 2 && pauses[3] >= 8, "{pauses:?}");
+        assert!(pauses[4] < 2, "{pauses:?}");
     }
 
     #[test]

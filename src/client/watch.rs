@@ -15,6 +15,9 @@ use super::{Client, ClientError, Message, Transport};
 
 /// How many messages are read before the application asks for them.
 const READ_AHEAD: usize = 16;
+/// See [`WatchBuilder::poll_gap`].
+const POLL_GAP: Duration = Duration::from_millis(100);
+const POLL_GAP_MAX: Duration = Duration::from_secs(60);
 
 /// What to watch, and from where. Created by [`Client::watch`].
 pub struct WatchBuilder {
@@ -25,6 +28,7 @@ pub struct WatchBuilder {
     transports: Vec<Transport>,
     repeats_snapshot: bool,
     pace: Pace,
+    poll_gap: Duration,
 }
 
 impl WatchBuilder {
@@ -48,6 +52,7 @@ impl WatchBuilder {
             transports: vec![Transport::EventStream, Transport::LongPoll],
             repeats_snapshot: false,
             pace: Pace::default(),
+            poll_gap: POLL_GAP,
         }
     }
 
@@ -71,6 +76,14 @@ impl WatchBuilder {
         if !transports.is_empty() {
             self.transports = transports.to_vec();
         }
+        self
+    }
+
+    /// Sets the least time from the start of one long poll to the start of the next, 100 ms by default: each event completes a
+    /// poll. What happens meanwhile comes with the next one, up to this time late, and nothing is lost. At most a minute.
+    #[must_use]
+    pub fn poll_gap(mut self, gap: Duration) -> WatchBuilder {
+        self.poll_gap = gap.min(POLL_GAP_MAX);
         self
     }
 
@@ -112,6 +125,7 @@ impl WatchBuilder {
             path,
             query: self.query,
             pace: self.pace,
+            poll_gap: self.poll_gap,
             story,
             is_up: false,
             items: sender,

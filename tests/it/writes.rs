@@ -195,16 +195,16 @@ async fn a_school_that_produces_too_much_waits_and_others_do_not() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow: takes seconds"]
 async fn while_several_schools_publish_batches_have_a_rate_and_reports_of_others_do_not_wait() {
-    let server = server_with(json!({"backlog_bytes_per_sec": 200_000})).await;
-    for school in [1, 2] {
-        job(&server, school, "a", 10_000).await;
+    let server = server_with(json!({"backlog_bytes_per_sec": 1_000_000})).await;
+    for (school, metadata) in [(1, 10_000), (2, 100)] {
+        job(&server, school, "a", metadata).await;
     }
     let begun = Instant::now();
-    let mut batch = std::pin::pin!(server.batch(&worker(1), reports("a", 60)));
+    let (greedy, token) = (worker(1), worker(2));
+    let mut batch = std::pin::pin!(server.batch(&greedy, reports("a", 250)));
     let mut others = 0;
     let told = loop {
         let report = json!({"progress": 1});
-        let token = worker(2);
         tokio::select! {
             told = &mut batch => break told,
             (status, _) = server.post("/api/jobs/a/progress", &token, report) => {
@@ -214,7 +214,7 @@ async fn while_several_schools_publish_batches_have_a_rate_and_reports_of_others
         }
     };
     assert!(told.iter().all(|line| line["status"] == 200));
-    // 600 KB, of which the first two turns, of some 140 KB each, are free.
+    // 2.5 MB, of which the first turns, of some 140 KB each, are free.
     assert!(begun.elapsed() > Duration::from_millis(1_500));
     assert!(others > 20, "{others}");
 }

@@ -50,16 +50,15 @@ impl Pace {
         }
     }
 
-    /// Returns whether there is a limit and several schools publish.
-    pub(super) fn applies(&self, now: Instant) -> bool {
-        self.bytes_per_sec > 0 && self.state().is_shared(now)
+    /// Returns whether there is a limit and several schools publish: several wait, or had turns lately.
+    pub(super) fn applies(&self, now: Instant, several_wait: bool) -> bool {
+        self.bytes_per_sec > 0 && (several_wait || self.state().is_shared(now))
     }
 
     /// Returns when the next turn of a backlogged school is due. Returns `None` if there is nothing to wait for.
-    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
-        let state = self.state();
-        let is_shared = state.is_shared(now);
-        state.due.filter(|due| is_shared && now < *due)
+    pub(super) fn due(&self, now: Instant, several_wait: bool) -> Option<Instant> {
+        let due = self.state().due?;
+        (now < due && self.applies(now, several_wait)).then_some(due)
     }
 
     /// Returns whether a school has taken more than its share lately.
@@ -122,18 +121,20 @@ mod tests {
         let pace = Pace::new(1_000);
         pace.served(school(1), 2_000, start);
         pace.charge(2_000, start);
-        assert_eq!(pace.due(start), None, "a school alone");
+        assert_eq!(pace.due(start, false), None, "a school alone");
         pace.served(school(2), 0, start);
         let paid = start + Duration::from_secs(2);
         let soon = start + SCHOOLS_SHARE_FOR - Duration::from_millis(1);
-        assert_eq!(pace.due(soon), Some(paid));
-        assert_eq!(pace.due(start + SCHOOLS_SHARE_FOR), None, "alone again");
+        assert_eq!(pace.due(soon, false), Some(paid));
+        let later = start + SCHOOLS_SHARE_FOR;
+        assert_eq!(pace.due(later, false), None, "alone again");
+        assert_eq!(pace.due(later, true), Some(paid), "another one waits");
         pace.served(school(1), 500, soon);
         pace.charge(500, soon);
         let then = paid + Duration::from_millis(500);
-        assert_eq!(pace.due(soon), Some(then));
+        assert_eq!(pace.due(soon, false), Some(then));
         pace.served(school(2), 0, then);
-        assert_eq!(pace.due(then), None, "paid");
+        assert_eq!(pace.due(then, true), None, "paid");
     }
 
     #[test]
@@ -161,7 +162,7 @@ mod tests {
             pace.served(school(number), usize::MAX, now);
         }
         pace.charge(usize::MAX, now);
-        assert_eq!(pace.due(now), None);
-        assert!(!pace.applies(now) && !pace.is_heavy(school(1), now));
+        assert_eq!(pace.due(now, true), None);
+        assert!(!pace.applies(now, true) && !pace.is_heavy(school(1), now));
     }
 }

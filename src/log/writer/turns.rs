@@ -163,10 +163,14 @@ impl Turns {
         if self.schools.is_empty() {
             return Due::Never;
         }
-        match self.pace.due(now) {
+        match self.pace.due(now, self.several_wait()) {
             Some(at) if self.fresh.is_empty() => Due::At(at),
             _ => Due::Now,
         }
+    }
+
+    fn several_wait(&self) -> bool {
+        self.schools.len() > 1
     }
 
     pub(super) fn add(&mut self, submission: Submission) {
@@ -207,8 +211,8 @@ impl Turns {
     /// Starts the round of one commit. If it `hurries`, backlogs have no pace.
     pub(super) fn begin(&self, now: Instant, hurries: bool) -> Round {
         let room = GROUP.part(1 << self.halvings);
-        let backlogged_left = match self.pace.due(now) {
-            _ if hurries || !self.pace.applies(now) => usize::MAX,
+        let backlogged_left = match self.pace.due(now, self.several_wait()) {
+            _ if hurries || !self.pace.applies(now, self.several_wait()) => usize::MAX,
             None => 1,
             Some(_) => 0,
         };

@@ -99,8 +99,11 @@ pub const GROUP_HALVINGS_MAX: u32 = 2;
 pub const TURNS_PER_GROUP: usize = 4;
 /// How long several schools are considered to publish after a commit for another school than the one before.
 pub const SCHOOLS_SHARE_FOR: Duration = Duration::from_secs(1);
-/// How much later than now what a school has taken may be paid for before it counts as if it had a backlog.
-pub const HEAVY_AFTER: Duration = Duration::from_millis(20);
+/// How many bytes of events more than its share of the pace of batches a school may take before it counts as one with a batch.
+/// More than a turn.
+pub const HEAVY_BYTES: usize = GROUP_MAX_BYTES / 2;
+/// Least pace of batches, unless there is none: a full commit per second.
+pub const BACKLOG_BYTES_MIN: u32 = GROUP_MAX_BYTES as u32;
 /// Minimum interval between two log lines about consecutive failed commits.
 pub const FAILURES_LOG_PERIOD: Duration = Duration::from_secs(10);
 /// Size of SQLite's pages, in bytes.
@@ -368,6 +371,10 @@ pub const WRITE_STALL: Duration = Duration::from_secs(120);
 pub const DEAD_PEER_CHECK_MIN: Duration = Duration::from_millis(250);
 /// Maximum interval between two checks for connections with dead peers.
 pub const DEAD_PEER_CHECK_MAX: Duration = Duration::from_secs(5);
+/// Maximum time between two checks for connections whose first request does not arrive.
+pub const FIRST_REQUEST_CHECK_MAX: Duration = Duration::from_secs(15);
+/// Maximum number of clients whose requests are noted between two such checks. Beyond it, a check closes nothing.
+pub const FIRST_REQUESTS_MAX: usize = 1_000_000;
 /// Unanswered retransmissions of the same bytes after which a peer counts as dead.
 pub const DEAD_PEER_RETRANSMISSIONS: u8 = 3;
 /// Unanswered probes, of an idle connection or of a closed window, after which a peer counts as dead.

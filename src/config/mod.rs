@@ -214,6 +214,8 @@ pub struct Settings {
     /// How long a client's machine may acknowledge no data before its connection is closed, in seconds. Defaults to two
     /// heartbeats; 0 means never.
     pub dead_peer_timeout_secs: Option<u64>,
+    /// How long the first request of a connection may take to arrive, in seconds; 0 means for ever.
+    pub request_timeout_secs: u64,
     /// How long a client may be silent before the server sends a `heartbeat` message, in seconds, on endpoints that
     /// have this message.
     pub idle_heartbeat_secs: u64,
@@ -358,6 +360,7 @@ impl Default for Settings {
             anonymous_school_id: None,
             heartbeat_secs: 15,
             dead_peer_timeout_secs: None,
+            request_timeout_secs: 60,
             idle_heartbeat_secs: 30,
             tick_ms: 100,
             status_case: StatusCase::Lower,
@@ -386,7 +389,7 @@ impl Default for Settings {
             batch_limit_commands: 10_000,
             batch_event_bytes: 16 * 1024 * 1024,
             event_bytes_per_sec: 16 * 1024 * 1024,
-            backlog_bytes_per_sec: 16 * 1024 * 1024,
+            backlog_bytes_per_sec: 32 * 1024 * 1024,
             write_memory_bytes: 256 * 1024 * 1024,
             metadata_limit_bytes: 16 * 1024,
             message_limit_bytes: 4 * 1024,
@@ -558,6 +561,12 @@ impl Settings {
         (secs > 0).then(|| Duration::from_secs(secs))
     }
 
+    /// Returns how long the first request of a connection may take to arrive. `None` means for ever.
+    pub fn request_timeout(&self) -> Option<Duration> {
+        let secs = self.request_timeout_secs;
+        (secs > 0).then(|| Duration::from_secs(secs))
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let invalid = |key, problem: &str| {
             Err(ConfigError::Invalid {
@@ -571,6 +580,10 @@ impl Settings {
             .is_some_and(|secret| secret.reveal().len() < SECRET_MIN_BYTES)
         {
             return invalid("jwt_secret", "must have at least 32 bytes");
+        }
+        if (1..BACKLOG_BYTES_MIN).contains(&self.backlog_bytes_per_sec) {
+            let problem = format!("must be 0, for no limit, or at least {BACKLOG_BYTES_MIN}");
+            return invalid("backlog_bytes_per_sec", &problem);
         }
         for (key, place) in [
             ("jwt_subject_claim", &self.jwt_subject_claim),

@@ -30,6 +30,7 @@ pub(crate) const RANGES: &[Range] = &[
     ("ticket_grace_secs", 0, 86_400),
     ("heartbeat_secs", 1, 3_600),
     ("dead_peer_timeout_secs", 0, 7_200),
+    ("request_timeout_secs", 0, 3_600),
     ("idle_heartbeat_secs", 1, 86_400),
     ("tick_ms", 0, TICK_MAX_MS),
     ("mailbox_capacity", 1, MAILBOX_CAPACITY_MAX),

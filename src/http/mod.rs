@@ -14,6 +14,7 @@ mod cors;
 mod credential;
 mod dead_peers;
 mod devices;
+mod first_request;
 mod forwarded;
 pub(crate) mod framework;
 mod health;
@@ -180,6 +181,7 @@ fn mount_at(
         .attach(cors::fairing(base))
         .attach(stream::fairing())
         .attach(dead_peers::DeadPeers)
+        .attach(first_request::FirstRequests::default())
         .attach(joining())
         .attach(shutdown::CloseStreams)
 }

@@ -342,6 +342,72 @@ async fn request_smuggling_through_two_lengths() {
     is_well(&server, 0).await;
 }
 
+/// A client that sends its first request slowly, or not at all, gets a while. One that has been answered, or waits for its
+/// answer, is left alone.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow: takes seconds"]
+async fn connections_whose_first_request_does_not_arrive_are_closed() {
+    let server = server_with(json!({"request_timeout_secs": 2, "heartbeat_secs": 60})).await;
+    let address = server.url.trim_start_matches("http://").to_owned();
+    let connect = async |bytes: &str| {
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        stream.write_all(bytes.as_bytes()).await.unwrap();
+        stream
+    };
+    let token = viewer(1);
+    let head = |line: &str, more: &str| {
+        format!("{line} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n{more}")
+    };
+    let cursor = first_cursor(&server).await;
+    let polls = format!("GET /events/jobs?wait=8&cursor={cursor}");
+    // In the order of their lengths, so that what must end has ended before what goes on is looked at.
+    let mut kept = connect(&head("GET /healthz", "\r\n")).await;
+    let mut polling = connect(&head(&polls, "Accept: application/json\r\n\r\n")).await;
+    let mut streaming = connect(&head("GET /events/jobs", "\r\n")).await;
+    let idle = connect("").await;
+    let partial = connect("GET / HTTP/1.1\r\nHost: local").await;
+    let bodiless = connect(&head("POST /api/jobs", "Content-Length: 10\r\n\r\n{")).await;
+    let mut trickling = connect("GET / HTTP/1.1\r\n").await;
+    let trickles = async {
+        while trickling.write_all(b"a: b\r\n").await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, trickles).await.unwrap();
+    for mut stream in [idle, partial, bodiless] {
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer));
+        let _ = read.await.expect("it is closed");
+        assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
+    }
+    let mut poll = Vec::new();
+    let ends = async {
+        while !poll.ends_with(b"0\r\n\r\n") {
+            poll.push(polling.read_u8().await.unwrap());
+        }
+    };
+    tokio::time::timeout(PATIENCE, ends).await.unwrap();
+    assert_eq!(status(&poll), Some(200));
+    server
+        .report("/api/jobs", json!({"job_id": "seen", "job_type": "t"}))
+        .await;
+    let mut story = Vec::new();
+    let told = async {
+        while !story.windows(6).any(|part| part == b"\"seen\"") {
+            story.push(streaming.read_u8().await.unwrap());
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.unwrap();
+    // A connection that has been answered once can be used again.
+    kept.write_all(head("GET /healthz", "Connection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    let mut answers = String::new();
+    kept.read_to_string(&mut answers).await.unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 200").count(), 2, "{answers}");
+}
+
 /// Requests that are sound, to be spoiled.
 fn corpus() -> Vec<(String, Vec<u8>)> {
     let text = include_str!("corpus/requests.txt");

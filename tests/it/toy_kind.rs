@@ -148,7 +148,8 @@ fn a_new_kind_is_a_module_a_table_and_a_line_for_each() {
     );
 }
 
-/// Builds the program with the new kind. The tree has a place of its own that stays: each place has its own artifacts.
+/// Builds the program with the new kind. The tree has a version of its own: Cargo would take its artifacts for those of this
+/// tree, whose place in its workspace is the same, and would not notice later changes here.
 fn built() -> PathBuf {
     let temporary = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let tree = temporary.join("toy-kind");
@@ -159,13 +160,27 @@ fn built() -> PathBuf {
     let manifest = tree.join("Cargo.toml");
     let program = format!("[[bin]]\nname = \"{PROGRAM}\"");
     replace(&manifest, "[[bin]]\nname = \"tidings\"", &program);
+    let version = env!("CARGO_PKG_VERSION");
+    let package = |version: &str| format!("name = \"tidings\"\nversion = \"{version}\"");
+    let own = package(&format!("{version}-parcels"));
+    replace(&manifest, &package(version), &own);
     let default = format!("default-run = \"{PROGRAM}\"");
     replace(&manifest, "default-run = \"tidings\"", &default);
     let target = temporary.parent().unwrap();
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| env!("CARGO").to_owned());
     // A test target, so that dependencies have the features of tests and are not built a second time.
     // The other tests that run meanwhile have real timeouts.
-    let build = Command::new("nice")
+    let mut build = Command::new("nice");
+    // What Cargo has set for this test would make build scripts run again.
+    for (name, _) in std::env::vars() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"]
+            .iter()
+            .any(|own| name.starts_with(own))
+        {
+            build.env_remove(name);
+        }
+    }
+    let build = build
         .args([
             "-n",
             "19",

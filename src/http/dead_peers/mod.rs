@@ -62,6 +62,24 @@ impl Fairing for DeadPeers {
     }
 }
 
+/// A connection on which this process has not sent anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Unanswered {
+    pub(super) peer: SocketAddr,
+    /// The number of its socket, which is not used twice at a time.
+    pub(super) inode: u64,
+}
+
+/// Returns the accepted connections to a local port on which nothing was sent.
+pub(super) fn unanswered(port: u16) -> io::Result<Vec<Unanswered>> {
+    platform::unanswered(port)
+}
+
+/// Shuts down the sockets with these inodes.
+pub(super) fn shut_down(inodes: &HashSet<u64>) -> io::Result<()> {
+    platform::shut_down(inodes)
+}
+
 /// Returns the peers of the connections to a local port that neither end has closed.
 pub(super) fn open_to(port: u16) -> io::Result<HashSet<SocketAddr>> {
     platform::open_to(port)
@@ -89,6 +107,14 @@ mod platform {
     }
 
     pub(super) fn open_to(_: u16) -> io::Result<HashSet<SocketAddr>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn unanswered(_: u16) -> io::Result<Vec<super::Unanswered>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn shut_down(_: &HashSet<u64>) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -210,6 +236,19 @@ mod platform {
         }
     }
 
+    pub(super) use super::descriptors::shut_down;
+
+    pub(super) fn unanswered(port: u16) -> io::Result<Vec<super::Unanswered>> {
+        let connections = sock_diag::connections(port)?.into_iter();
+        // Without an inode, it waits to be accepted.
+        let unanswered = connections.filter(|own| own.has_sent == Some(false) && own.inode != 0);
+        let unanswered = unanswered.map(|own| super::Unanswered {
+            peer: own.peer,
+            inode: own.inode,
+        });
+        Ok(unanswered.collect())
+    }
+
     pub(super) fn open_to(port: u16) -> io::Result<HashSet<SocketAddr>> {
         let connections = sock_diag::connections(port)?.into_iter();
         let open = connections.filter(|own| !own.is_half_closed);
@@ -281,6 +320,7 @@ mod platform {
                 first_wait: secs(2),
                 retransmissions: DEAD_PEER_RETRANSMISSIONS,
                 probes: 0,
+                has_sent: Some(true),
             };
             assert!(is_asked(&dead));
             let alive = |change: fn(&mut sock_diag::Connection)| {
@@ -320,6 +360,11 @@ mod platform {
                 let own = found.iter().find(|own| own.peer == peer).unwrap();
                 assert_eq!(peer, doomed.local_addr().unwrap());
                 assert_eq!((own.retransmissions, own.probes), (0, 0));
+                assert_eq!(own.has_sent, Some(false));
+                io::Write::write_all(&mut &other, b"x").unwrap();
+                let found = super::unanswered(address.port()).unwrap();
+                let peers: Vec<SocketAddr> = found.iter().map(|own| own.peer).collect();
+                assert_eq!(peers, [peer]);
 
                 descriptors::shut_down(&[own.inode].into()).unwrap();
                 let read = |mut stream: &TcpStream| {
@@ -328,6 +373,7 @@ mod platform {
                 };
                 assert_eq!(read(&accepted), Ok(0));
                 assert_eq!(read(&other), Err(io::ErrorKind::WouldBlock));
+                assert_eq!(read(&kept), Ok(1));
                 assert_eq!(read(&kept), Err(io::ErrorKind::WouldBlock));
             }
         }

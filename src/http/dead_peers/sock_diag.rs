@@ -49,6 +49,8 @@ pub(super) struct Connection {
     pub(super) retransmissions: u8,
     /// The number of consecutive probes without an answer.
     pub(super) probes: u8,
+    /// Whether this end has sent data. `None` if the kernel is older than 4.6.
+    pub(super) has_sent: Option<bool>,
 }
 
 /// Returns the connections to a local port.
@@ -144,6 +146,8 @@ fn connection(message: &[u8], port: u16) -> Option<Connection> {
         first_wait: first_wait(u32_at(info, 8)?, *info.get(4)?),
         retransmissions: *info.get(2)?,
         probes: *info.get(3)?,
+        // tcp_info: tcpi_data_segs_out.
+        has_sent: u32_at(info, 156).map(|segments| segments > 0),
     })
 }
 

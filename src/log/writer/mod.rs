@@ -223,7 +223,8 @@ impl<B: Backend> Writer<B> {
     /// Returns false if there is no pending work.
     pub fn step(&mut self) -> bool {
         let next = self.queue.try_recv().ok();
-        let waits = next.is_some() || !self.turns.is_empty();
+        let is_due = self.turns.due(time::Instant::now()) == Due::Now;
+        let waits = next.is_some() || is_due;
         self.work_on(next, false);
         waits
     }
@@ -288,6 +289,7 @@ impl<B: Backend> Writer<B> {
         let decided = match prepared {
             Ok(()) => self.decide_round(&mut round, &mut decisions, now),
             Err(error) => {
+                round.hurry();
                 while let Some((school, queue)) = self.turns.next(&mut round) {
                     round.undecided(school, queue);
                 }
@@ -370,7 +372,8 @@ impl<B: Backend> Writer<B> {
                     .decide(&mut self.backend, decisions, school, envelope, room, now)?;
             allowance.take(&decision);
             round.taken.commands += 1;
-            round.taken.bytes += decision.written;
+            // The answer to a repeated command is read and sent, too.
+            round.taken.bytes += decision.charged;
             if decision.written > 0 {
                 let kind = envelope.command.kind();
                 let address = (school, kind, envelope.subject.clone());

@@ -1,12 +1,11 @@
-//! The pace of backlogs: how many bytes of events per second schools with large batches get together while several schools
-//! publish.
+//! The pace of batches: how many bytes of events per second schools with batches get together while several schools publish.
 //!
 //! Whatever the turns, batches that keep the processors and the disk busy make the reports of others wait for both. So after
-//! the turn of a backlogged school, the next one is due only when its bytes are paid for at this rate. A school that
-//! publishes alone is not slowed down.
+//! the turn of a school with a batch, the next one is due only when its bytes are paid for at this rate. A school that
+//! publishes alone is not slowed down, and what it takes then delays nobody later.
 //!
-//! A school that sends batches which fit into its turns never has a backlog. It is *heavy*, and treated as if it had one, while
-//! it has taken more than its share of the rate, and [`HEAVY_AFTER`] more.
+//! A school can also send batches that fit into its turns. It is *heavy*, and treated as if it had a larger one, while it has
+//! taken [`HEAVY_BYTES`] more than a share of the rate, for at most [`SCHOOLS_SHARE_FOR`] after its last turn.
 
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,7 +14,7 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::time::Instant;
 
-use crate::config::{HEAVY_AFTER, SCHOOL_CACHE, SCHOOLS_SHARE_FOR, TURNS_PER_GROUP};
+use crate::config::{HEAVY_BYTES, SCHOOL_CACHE, SCHOOLS_SHARE_FOR, TURNS_PER_GROUP};
 use crate::id::SchoolId;
 
 /// See the [module-level documentation](self). One for all writers of a store.
@@ -30,7 +29,7 @@ struct State {
     last: Option<SchoolId>,
     /// When commands of another school than the one before were last carried out.
     changed: Option<Instant>,
-    /// When the last turns of backlogged schools are paid for.
+    /// When the last turns of schools with a batch are paid for.
     due: Option<Instant>,
     /// When what each of the most recent schools has taken is paid for at its share of the rate.
     paid: LruCache<SchoolId, Instant>,
@@ -55,17 +54,21 @@ impl Pace {
         self.bytes_per_sec > 0 && (several_wait || self.state().is_shared(now))
     }
 
-    /// Returns when the next turn of a backlogged school is due. Returns `None` if there is nothing to wait for.
+    /// Returns when the next turn of a school with a batch is due. Returns `None` if there is nothing to wait for.
     pub(super) fn due(&self, now: Instant, several_wait: bool) -> Option<Instant> {
-        let due = self.state().due?;
-        (now < due && self.applies(now, several_wait)).then_some(due)
+        let state = self.state();
+        let mut due = state.due?;
+        if !several_wait {
+            due = due.min(state.changed? + SCHOOLS_SHARE_FOR);
+        }
+        (now < due).then_some(due)
     }
 
     /// Returns whether a school has taken more than its share lately.
     pub(super) fn is_heavy(&self, school: SchoolId, now: Instant) -> bool {
         let state = self.state();
         let paid = state.paid.peek(&school);
-        paid.is_some_and(|paid| *paid > now + HEAVY_AFTER)
+        paid.is_some_and(|paid| *paid > now + self.allowance())
     }
 
     /// Records that commands of a school, which produced this many bytes, were carried out.
@@ -77,16 +80,22 @@ impl Pace {
         state.last = Some(school);
         if let Some(costs) = self.costs(bytes) {
             let paid = state.paid.get_or_insert_mut(school, || now);
-            *paid = (*paid).max(now) + costs * TURNS_PER_GROUP as u32;
+            let latest = now + self.allowance() + SCHOOLS_SHARE_FOR;
+            *paid = ((*paid).max(now) + costs * TURNS_PER_GROUP as u32).min(latest);
         }
     }
 
-    /// Records the bytes of the turns of backlogged schools in a commit.
+    /// Records the bytes of the turns of schools with a batch in a commit.
     pub(super) fn charge(&self, bytes: usize, now: Instant) {
         if let Some(costs) = self.costs(bytes) {
             let mut state = self.state();
             state.due = Some(state.due.map_or(now, |due| due.max(now)) + costs);
         }
+    }
+
+    /// Returns how long [`HEAVY_BYTES`] take at a share of the rate.
+    fn allowance(&self) -> Duration {
+        self.costs(HEAVY_BYTES).unwrap_or_default() * TURNS_PER_GROUP as u32
     }
 
     /// Returns how long this many bytes take at the rate. Returns `None` if there is no limit.
@@ -116,42 +125,49 @@ mod tests {
     }
 
     #[test]
-    fn backlogs_have_a_rate_while_several_schools_publish_and_none_otherwise() {
+    fn batches_have_a_rate_while_several_schools_publish_and_none_otherwise() {
         let start = Instant::now();
         let pace = Pace::new(1_000);
         pace.served(school(1), 2_000, start);
+        assert!(!pace.applies(start, false), "a school alone");
         pace.charge(2_000, start);
-        assert_eq!(pace.due(start, false), None, "a school alone");
+        assert_eq!(pace.due(start, false), None);
         pace.served(school(2), 0, start);
         let paid = start + Duration::from_secs(2);
         let soon = start + SCHOOLS_SHARE_FOR - Duration::from_millis(1);
-        assert_eq!(pace.due(soon, false), Some(paid));
-        let later = start + SCHOOLS_SHARE_FOR;
-        assert_eq!(pace.due(later, false), None, "alone again");
-        assert_eq!(pace.due(later, true), Some(paid), "another one waits");
-        pace.served(school(1), 500, soon);
+        let alone = start + SCHOOLS_SHARE_FOR;
+        assert!(pace.applies(soon, false) && !pace.applies(alone, false));
+        assert_eq!(pace.due(soon, true), Some(paid), "another one waits");
+        assert_eq!(
+            pace.due(soon, false),
+            Some(alone),
+            "it may be alone by then"
+        );
+        assert_eq!(pace.due(alone, false), None);
         pace.charge(500, soon);
         let then = paid + Duration::from_millis(500);
-        assert_eq!(pace.due(soon, false), Some(then));
-        pace.served(school(2), 0, then);
+        assert_eq!(pace.due(soon, true), Some(then));
         assert_eq!(pace.due(then, true), None, "paid");
     }
 
     #[test]
-    fn a_school_that_takes_more_than_its_share_is_heavy_until_it_is_paid_for() {
+    fn a_school_that_takes_more_than_its_share_is_heavy_for_a_while() {
         let start = Instant::now();
-        let pace = Pace::new(1_000);
-        let share = 1_000 / TURNS_PER_GROUP;
-        for second in 0..10 {
-            let now = start + Duration::from_secs(second);
-            pace.served(school(1), 3 * share, now);
+        let rate = 10 * HEAVY_BYTES;
+        let pace = Pace::new(rate.try_into().unwrap());
+        let share = rate / TURNS_PER_GROUP;
+        let mut now = start;
+        for second in 0..100 {
+            now = start + Duration::from_secs(second);
+            pace.served(school(1), 2 * share, now);
             pace.served(school(2), share / 100, now);
             assert!(pace.is_heavy(school(1), now));
             assert!(!pace.is_heavy(school(2), now));
         }
-        assert!(pace.is_heavy(school(1), start + Duration::from_secs(29)));
-        assert!(!pace.is_heavy(school(1), start + Duration::from_secs(30)));
-        assert!(!pace.is_heavy(school(3), start));
+        let later = now + SCHOOLS_SHARE_FOR;
+        assert!(pace.is_heavy(school(1), later - Duration::from_millis(1)));
+        assert!(!pace.is_heavy(school(1), later), "however much it was");
+        assert!(!pace.is_heavy(school(3), now));
     }
 
     #[test]

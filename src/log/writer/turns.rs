@@ -3,14 +3,15 @@
 //! Submissions wait per school. A commit takes a bounded slice from one school after another. So a large batch is spread
 //! over several commits, and a report of another school waits only for the commit in progress and its own.
 //!
-//! 1. A *fresh* school, which has no commands left from an earlier turn and has not taken more than its share, comes first. A commit with fresh schools also
-//!    serves one of the *backlogged* schools, so that none of them waits forever; a commit without fresh schools serves
-//!    as many backlogged ones as it has room for.
+//! 1. A *fresh* school, which has no commands left from an earlier turn, comes first. Then come those that are *backlogged*, and
+//!    then those with a *batch*: a submission for which one turn was not enough. A school that takes more than its share
+//!    ([`Pace::is_heavy`]) counts as one with a batch. A commit with fresh schools also serves one of each of the others, so
+//!    that none of them waits forever; a commit without fresh schools serves as many as it has room for.
 //! 2. A commit's work should take about [`COMMIT_WORK`], and its room is never larger than [`GROUP_MAX_BYTES`] and
 //!    [`GROUP_MAX_COMMANDS`]: the room is halved after a commit that took longer, and doubled after a full commit that
 //!    was fast.
 //! 3. While several schools wait, each gets one of [`TURNS_PER_GROUP`] equal shares of the room.
-//! 4. While several schools publish, the backlogged ones together have a limited rate, the [`Pace`]. A commit then serves at most
+//! 4. While several schools publish, those with a batch together have a limited rate, the [`Pace`]. A commit then serves at most
 //!    one of them, and none before that is due.
 //! 5. Within a school, the same holds between submissions: a *fresh* one, no command of which is committed, comes before those
 //!    that have *begun*, up to half of the school's turn, so a report does not wait for a large batch of its own school; and
@@ -34,8 +35,10 @@ pub(super) struct Turns {
     schools: HashMap<SchoolId, Queue>,
     /// Schools without commands left from an earlier turn.
     fresh: VecDeque<SchoolId>,
-    /// Schools for which one turn was not enough.
+    /// Schools for which one turn was not enough, although none of their submissions is large.
     backlogged: VecDeque<SchoolId>,
+    /// Schools with a batch, or that take more than their share.
+    batching: VecDeque<SchoolId>,
     /// How often the room of a commit has been halved.
     halvings: u32,
     pace: Arc<Pace>,
@@ -63,10 +66,13 @@ pub(super) struct Round {
     /// Schools whose commands could not be decided.
     undecided: Vec<SchoolId>,
     serves_fresh: bool,
-    /// The size when the first backlogged school had its turn, after the fresh ones.
-    before_backlogged: Option<Size>,
-    /// How many backlogged schools it can still serve.
-    backlogged_left: usize,
+    serves_backlogged: bool,
+    /// The size when the first school with a batch had its turn, after the others.
+    before_batches: Option<Size>,
+    /// How many schools with a batch it can still serve.
+    batches_left: usize,
+    /// Whether batches have a pace.
+    is_paced: bool,
 }
 
 /// The waiting commands of one school.
@@ -149,6 +155,7 @@ impl Turns {
             schools: HashMap::new(),
             fresh: VecDeque::new(),
             backlogged: VecDeque::new(),
+            batching: VecDeque::new(),
             halvings: 0,
             pace,
         }
@@ -164,7 +171,7 @@ impl Turns {
             return Due::Never;
         }
         match self.pace.due(now, self.several_wait()) {
-            Some(at) if self.fresh.is_empty() => Due::At(at),
+            Some(at) if self.fresh.is_empty() && self.backlogged.is_empty() => Due::At(at),
             _ => Due::Now,
         }
     }
@@ -177,7 +184,7 @@ impl Turns {
         let school = submission.school;
         let queue = self.schools.entry(school).or_insert_with(|| {
             match self.pace.is_heavy(school, Instant::now()) {
-                true => self.backlogged.push_back(school),
+                true => self.batching.push_back(school),
                 false => self.fresh.push_back(school),
             }
             Queue::default()
@@ -198,8 +205,8 @@ impl Turns {
         round: &Round,
     ) -> impl Iterator<Item = (SchoolId, &'a Envelope)> {
         let (room, slice) = (round.room.commands, round.slice.commands);
-        let backlogged = self.backlogged.iter().take(round.backlogged_left);
-        let schools = self.fresh.iter().chain(backlogged);
+        let batching = self.batching.iter().take(round.batches_left);
+        let schools = self.fresh.iter().chain(&self.backlogged).chain(batching);
         let commands = schools.flat_map(move |school| {
             let waiting = self.schools.get(school).into_iter();
             let commands = waiting.flat_map(move |queue| queue.upcoming(slice));
@@ -208,11 +215,12 @@ impl Turns {
         commands.take(room)
     }
 
-    /// Starts the round of one commit. If it `hurries`, backlogs have no pace.
+    /// Starts the round of one commit. If it `hurries`, batches have no pace.
     pub(super) fn begin(&self, now: Instant, hurries: bool) -> Round {
         let room = GROUP.part(1 << self.halvings);
-        let backlogged_left = match self.pace.due(now, self.several_wait()) {
-            _ if hurries || !self.pace.applies(now, self.several_wait()) => usize::MAX,
+        let is_paced = !hurries && self.pace.applies(now, self.several_wait());
+        let batches_left = match self.pace.due(now, self.several_wait()) {
+            _ if !is_paced => usize::MAX,
             None => 1,
             Some(_) => 0,
         };
@@ -226,29 +234,34 @@ impl Turns {
             served: Vec::new(),
             undecided: Vec::new(),
             serves_fresh: false,
-            before_backlogged: None,
-            backlogged_left,
+            serves_backlogged: false,
+            before_batches: None,
+            batches_left,
+            is_paced,
         }
     }
 
     /// Returns the next school of a commit. Each school has one turn per commit.
     pub(super) fn next(&mut self, round: &mut Round) -> Option<(SchoolId, Queue)> {
         let has_room = !round.taken.reaches(round.room);
-        let fresh = has_room.then(|| self.fresh.pop_front()).flatten();
-        let school = match fresh {
-            Some(school) => {
-                round.serves_fresh = true;
-                school
-            }
-            // At least one backlogged school, because fresh ones could otherwise keep it waiting forever; and, in a
-            // commit with fresh schools, only one, because these would otherwise wait for all backlogged ones.
-            None if round.can_serve_backlogged(has_room) => {
-                let school = self.backlogged.pop_front()?;
-                round.before_backlogged.get_or_insert(round.taken);
-                round.backlogged_left -= 1;
-                school
-            }
-            None => return None,
+        // At least one of the backlogged schools and one with a batch, because fresh ones could otherwise keep them waiting
+        // forever; and, in a commit with fresh schools, only one, because these would otherwise wait for all of them.
+        let has_room_for_all = has_room && !round.serves_fresh;
+        let may_serve_backlogged = !round.serves_backlogged || has_room_for_all;
+        let may_serve_batch =
+            round.batches_left > 0 && (round.before_batches.is_none() || has_room_for_all);
+        let school = if let Some(school) = has_room.then(|| self.fresh.pop_front()).flatten() {
+            round.serves_fresh = true;
+            school
+        } else if may_serve_backlogged && let Some(school) = self.backlogged.pop_front() {
+            round.serves_backlogged = true;
+            school
+        } else if may_serve_batch && let Some(school) = self.batching.pop_front() {
+            round.before_batches.get_or_insert(round.taken);
+            round.batches_left -= 1;
+            school
+        } else {
+            return None;
         };
         let queue = self.schools.remove(&school);
         Some((school, queue.expect("a school that has a turn waits")))
@@ -273,7 +286,10 @@ impl Turns {
         missed: &[SchoolId],
     ) {
         let now = Instant::now();
-        if let Some(before) = round.before_backlogged {
+        // What was taken without a pace delays nobody later.
+        if round.is_paced
+            && let Some(before) = round.before_batches
+        {
             self.pace.charge(round.taken.since(before).bytes, now);
         }
         for (school, mut queue, bytes) in round.served {
@@ -289,7 +305,11 @@ impl Turns {
                 queue.fail(written);
             }
             if !queue.is_empty() {
-                self.backlogged.push_back(school);
+                // Reports that have gathered are no batch.
+                match !queue.begun.is_empty() || self.pace.is_heavy(school, now) {
+                    true => self.batching.push_back(school),
+                    false => self.backlogged.push_back(school),
+                }
                 self.schools.insert(school, queue);
             }
         }
@@ -309,9 +329,9 @@ impl Round {
         self.served.push((school, queue, bytes));
     }
 
-    fn can_serve_backlogged(&self, has_room: bool) -> bool {
-        let is_first = self.before_backlogged.is_none();
-        self.backlogged_left > 0 && (is_first || (has_room && !self.serves_fresh))
+    /// Lets batches have turns without a pace.
+    pub(super) fn hurry(&mut self) {
+        self.batches_left = usize::MAX;
     }
 
     /// Returns whether a turn that started at `before` is over.
@@ -481,6 +501,7 @@ mod tests {
     use tokio::sync::oneshot::Receiver;
 
     use super::*;
+    use crate::config::HEAVY_BYTES;
     use crate::event::EVENT_BASE_BYTES;
     use crate::kind::Command;
     use crate::kind::job;
@@ -638,12 +659,41 @@ mod tests {
             assert_eq!(bench.commit(QUICK), [(school, 1)]);
         }
         // A school that has taken much is not fresh again by waiting for its answers.
-        bench.add(3, 8);
-        assert_eq!(bench.commit(QUICK), [(3, 8)]);
-        bench.add(3, 8);
+        let turn = (GROUP_MAX_BYTES / TURNS_PER_GROUP).div_ceil(16_000);
+        for _ in 0..HEAVY_BYTES.div_ceil(16_000 * turn) {
+            bench.add(3, turn);
+            assert_eq!(bench.commit(QUICK), [(3, turn)]);
+        }
+        bench.add(3, 1);
         assert_eq!(bench.commit(QUICK), []);
+        // Reports that have gathered are no batch.
+        for _ in 0..2 * turn {
+            bench.add(4, 1);
+        }
+        assert_eq!(bench.commit(QUICK), [(4, turn)]);
+        assert_eq!(bench.turns.due(Instant::now()), Due::Now);
+        assert_eq!(bench.commit(QUICK), [(4, turn)]);
         let mut hurried = bench.turns.begin(Instant::now(), true);
         assert!(bench.turns.next(&mut hurried).is_some(), "at the end");
+    }
+
+    #[test]
+    fn what_a_school_took_alone_delays_nobody_later() {
+        let mut bench = Bench::paced(16_000, 1);
+        bench.add(1, 1_000);
+        for _ in 0..10 {
+            assert_eq!(bench.commit(QUICK).len(), 1);
+        }
+        bench.add(2, 1_000);
+        assert_eq!(bench.commit(QUICK).len(), 2, "a fresh one and a batch");
+        let mut served = 0;
+        while bench.turns.due(Instant::now()) == Due::Now {
+            served += bench.commit(QUICK).len();
+        }
+        assert_eq!(
+            served, 0,
+            "the batch of a commit that was shared is paid for"
+        );
     }
 
     #[test]

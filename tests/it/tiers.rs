@@ -106,9 +106,7 @@ fn a_few_tests_that_fail_run_once_more_and_everything_else_fails_the_run() {
         ),
         (
             "too many fail",
-            format!(
-                "[ \"$again\" ] || {{ for one in 1 2 3 4; do echo \"test a::$one ... FAILED\"; done; exit 101; }}; echo 'test result: ok. 4 passed'"
-            ),
+            r#"[ "$again" ] || { for one in 1 2 3 4; do echo "test a::$one ... FAILED"; done; exit 101; }; echo 'test result: ok. 4 passed'"#.to_owned(),
         ),
     ] {
         let (passed, said) = run(&cargo);

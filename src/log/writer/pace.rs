@@ -78,10 +78,10 @@ impl Pace {
             state.changed = Some(now);
         }
         state.last = Some(school);
-        if let Some(costs) = self.costs(bytes) {
+        if let Some(costs) = self.costs_of_share(bytes) {
             let paid = state.paid.get_or_insert_mut(school, || now);
             let latest = now + self.allowance() + SCHOOLS_SHARE_FOR;
-            *paid = ((*paid).max(now) + costs * TURNS_PER_GROUP as u32).min(latest);
+            *paid = ((*paid).max(now) + costs).min(latest);
         }
     }
 
@@ -95,7 +95,12 @@ impl Pace {
 
     /// Returns how long [`HEAVY_BYTES`] take at a share of the rate.
     fn allowance(&self) -> Duration {
-        self.costs(HEAVY_BYTES).unwrap_or_default() * TURNS_PER_GROUP as u32
+        self.costs_of_share(HEAVY_BYTES).unwrap_or_default()
+    }
+
+    /// Returns how long this many bytes take at a school's share of the rate.
+    fn costs_of_share(&self, bytes: usize) -> Option<Duration> {
+        self.costs(bytes.saturating_mul(TURNS_PER_GROUP))
     }
 
     /// Returns how long this many bytes take at the rate. Returns `None` if there is no limit.

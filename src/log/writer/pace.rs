@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use crate::config::{HEAVY_BYTES, SCHOOL_CACHE, SCHOOLS_SHARE_FOR, TURNS_PER_GROUP};
 use crate::id::SchoolId;
 
-/// See the [module-level documentation](self). One for all writers of a store.
+/// How many bytes of events per second schools with batches get together while several schools publish. One for all writers of
+/// a store.
 pub struct Pace {
     /// 0 means no limit.
     bytes_per_sec: u32,
